@@ -33,10 +33,14 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.plain_words
 
-# The site, into build/site. A dead link fails. Its tools have an environment of their own, as
-# nothing else needs them.
+# The site, into build/site, with a reference made of --help and a report of the shipped recordings.
+# A dead link fails. Its tools have an environment of their own, as nothing else needs them.
 SITE := build/site-venv
-docs: $(SITE)/.installed
+docs: install $(SITE)/.installed
+	mkdir -p build/pages
+	$(BIN)/python -m scripts.command_line > build/pages/command-line.md
+	$(MAKE_REPORT)
+	cp build/report.html build/pages/example-report.html
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
 
 $(SITE)/.installed: pyproject.toml
@@ -64,6 +68,8 @@ recordings: install
 # The pictures of README and docs, from the shipped recordings; the report's needs Chromium.
 SHIPPED := profiler/demo/recordings
 CHROMIUM ?= chromium
+MAKE_REPORT = $(BIN)/ttscope report $(SHIPPED) --min-accuracy 0.75 -o build/report.html && \
+	$(BIN)/python -m scripts.without_paths build/report.html
 pictures: install
 	$(BIN)/ttscope tui $(SHIPPED) --screen advice --min-accuracy 0.75 --size 120x48 \
 		--present $(SHIPPED)/demo-l-tp1-seqs64-maj@16-* --screenshot docs/advice.svg
@@ -71,8 +77,9 @@ pictures: install
 		--screenshot docs/run.svg
 	$(BIN)/ttscope tui $(SHIPPED) --size 120x40 --screenshot docs/recordings.svg
 	$(BIN)/python -m scripts.animation docs/app.svg
+	$(BIN)/python -m scripts.without_paths docs/*.svg
 	mkdir -p build
-	$(BIN)/ttscope report $(SHIPPED) --min-accuracy 0.75 -o build/report.html
+	$(MAKE_REPORT)
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1180,2000 \
 		--force-device-scale-factor=0.56 --screenshot=docs/report.png build/report.html 2>/dev/null
 	for theme in light dark; do \

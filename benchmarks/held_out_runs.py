@@ -26,7 +26,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,13 +146,20 @@ def _letters(draw: random.Random, count: int) -> str:
     return "".join(draw.choices(task.PREAMBLE_LETTERS, k=count))
 
 
-def run(folder: Path, chosen: Sequence[Configuration], repeats: int, seed: int) -> None:
+def run(
+    folder: Path,
+    chosen: Sequence[Configuration],
+    repeats: int,
+    seed: int,
+    lines_of: Callable[[Configuration, int], Iterator[dict[str, object]]] = workload,
+) -> None:
     """Run what is missing, round by round."""
     (folder / "workloads").mkdir(parents=True, exist_ok=True)
+    plan = []
     for one in chosen:
-        lines = "".join(json.dumps(line) + "\n" for line in workload(one, seed))
-        _write(folder / "workloads" / f"{one.name}.jsonl", lines)
-    plan = [one.to_json() | {"problems": PROBLEMS[one.concurrency, one.n]} for one in chosen]
+        lines = [json.dumps(line) + "\n" for line in lines_of(one, seed)]
+        _write(folder / "workloads" / f"{one.name}.jsonl", "".join(lines))
+        plan.append(one.to_json() | {"problems": len(lines)})
     _write(folder / "plan.json", json.dumps({"seed": seed, "configurations": plan}, indent=1))
     order = random.Random(seed)
     for repeat in range(repeats):

@@ -45,7 +45,7 @@ def main() -> None:
         )
         engine, port = free_port(), free_port()
         with ExitStack() as serving:
-            Parts(asked, folder, serving, engine, port).go()
+            Parts(asked, folder, serving, engine, port).run()
         recording = Recording.open(folder / "kept")
         open_ = recording.problems["end"].null_count()
         print(
@@ -100,9 +100,11 @@ class Parts:
             if not in_flight:
                 break
             await asyncio.sleep(0.1)
+        print(f"{told}: in flight {in_flight}, {self._mb():.0f} MB", flush=True)
+
+    def _mb(self) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        mb = int(status.partition("VmRSS:")[2].split()[0]) / 1024
-        print(f"{told}: in flight {in_flight}, {mb:.0f} MB", flush=True)
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     async def _bodies(self) -> str:
         draw, counts = random.Random(0), dict[int, int]()
@@ -149,9 +151,11 @@ class Parts:
         return f"{self.asked.kills} times the engine was killed, answered {counts}"
 
     async def _soak(self) -> str:
-        tasks, until = set[asyncio.Task[int]](), time.monotonic() + self.asked.soak
-        count = 0
-        while time.monotonic() < until:
+        tasks, begun = set[asyncio.Task[int]](), time.monotonic()
+        count, held = 0, list[str]()
+        while (gone := time.monotonic() - begun) < self.asked.soak:
+            if gone >= self.asked.soak * (len(held) + 1) / 6:
+                held.append(f"{self._mb():.0f}")
             if len(tasks) < 64:
                 task = asyncio.create_task(self._ask(stream=random.random() < 0.5))
                 tasks.add(task)
@@ -159,7 +163,7 @@ class Parts:
                 count += 1
             await asyncio.sleep(random.expovariate(RATE))
         await asyncio.gather(*tasks)
-        return f"{count:,} questions at up to {RATE:g}/s"
+        return f"{count:,} questions at up to {RATE:g}/s, MB on the way {', '.join(held)}"
 
 
 def malformed(draw: random.Random, good: bytes) -> bytes:

@@ -29,8 +29,9 @@ class Point:
     `in_flight` requests are kept running (`CLOSED`) or come all at once (`TOGETHER`), or `requests`
     come at `rate_per_s` (`OPEN`), after the same requests came at the rates of `before`, each with
     the seconds it took, to the same server. `tpot_s` and `ttft_s` are means, `latency_s` is from
-    the first arrival to the last token. `facts` is None, and `unknown` says why, where the model
-    has none.
+    the first arrival to the last token. Lengths of a closed loop are drawn between `drawn` times
+    the named ones. `facts` is None where the model has none, and `unknown` says why a point is not
+    priced.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Point:
     tpot_s: float | None = None
     ttft_s: float | None = None
     latency_s: float | None = None
+    drawn: tuple[float, float] = (0.8, 1.2)
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -78,6 +80,17 @@ _MODELOPT: Final = {
     ("meta-llama/Llama-3.1-70B", "fp4"): "NVFP4",
     ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): "FP8",
 }
+
+# InferenceX's client draws prompts and outputs between so many times the named lengths
+# (--random-range-ratio 0.8 of its bench_serving).
+_DRAWN: Final = (0.8, 1.0)
+# From when on its recipes read DP_ATTENTION: vLLM is started with as many data-parallel ranks as it
+# has GPUs. Before they read the sizes of tensor and expert parallelism alone.
+_RANKS_READ: Final = "2026-04-08"
+# From a prefix cache, whose hits are not told: 64 prompts of 2,000 tokens in flight on one H200
+# would take 1,963 TFLOP/s for their weights alone, of a peak of 1,979 in FP8.
+_CACHED: Final = ("nvidia/Llama-3.1-8B-Instruct-FP8",)
+_WAITED: Final = 3.0  # times its decoding that a request waited, from which a limit was not told
 
 # Dense models of labs: architecture, layers, hidden, heads, KV heads, MLP, vocabulary, tied.
 _DENSE: Final = {
@@ -160,14 +173,24 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
     version = row["backend_version"]
     if image := re.search(r"v?(\d+\.\d+\.\d+)", row["silicon_data_source"].rpartition("openai")[2]):
         version = version if version[:1].isdigit() else image[1]
+    date = re.search(r"measured=(\d{4}-\d\d-\d\d)", row["silicon_data_source"])
+    aic = "aic-auto-gap" in row["silicon_data_source"]
     ranks, tensor = int(row["attention_dp_size"] or 1), int(row["tp_size"] or 1)
+    if ranks > 1 and not aic:
+        # The columns multiply what ran: both sizes name the GPUs of one node. Rows of 4 x 4 have
+        # the times of the same runs with 4 x 1, and a node has no 16 GPUs.
+        ranks, tensor = (tensor, 1) if date and date[1] >= _RANKS_READ else (1, tensor)
+    tpot_s, ttft_s = (float(row[f"silicon_{each}_ms"]) / 1e3 for each in ("tpot", "ttft"))
+    if ttft_s > _WAITED * tpot_s * int(row["osl"]):
+        # Engines were started with max_num_seqs as many as requests, and here with fewer.
+        unknown = unknown or "most of its requests waited for a limit that is not told"
+    if aic and model in _CACHED:
+        unknown = unknown or "its prompts came from a prefix cache, whose hits are not told"
     other = []
     if int(row["moe_ep_size"] or 1) > 1:
         other = [("enable_expert_parallel", "true")]
-    date = re.search(r"measured=(\d{4}-\d\d)", row["silicon_data_source"])
     if not version and date and date[1] < "2025-12":
         version = "0.11"  # the newest release at the time of the measurement
-    aic = "aic-auto-gap" in row["silicon_data_source"]
     # InferenceX sets async-scheduling in what it starts, the others what vLLM does by default.
     overlapped = async_by_default(version) if aic else True
     return Point(
@@ -193,8 +216,9 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
         prompt_tokens=int(row["isl"]),
         output_tokens=int(row["osl"]),
         in_flight=int(told[1]) if told else int(row["batch_size"] or 0) * ranks or None,
-        tpot_s=float(row["silicon_tpot_ms"]) / 1e3,
-        ttft_s=float(row["silicon_ttft_ms"]) / 1e3,
+        tpot_s=tpot_s,
+        ttft_s=ttft_s,
+        drawn=(0.8, 1.2) if aic else _DRAWN,
     )
 
 

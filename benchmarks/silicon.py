@@ -7,8 +7,9 @@ were priced, why the others were not, and the error of TPOT by model, precision,
 and requests in flight. `--out FILE` writes one line a point. `--keep TEXT` prices the points alone
 whose lab, model, system or precision has it.
 
-A closed loop draws lengths within 20 % of the published ones (seeded): of equal lengths all would
-stay in lock-step, which no engine does, and TTFT depends on who arrives with whom.
+A closed loop draws lengths as its client did, where that is known, else within 20 % of the
+published ones (seeded): of equal lengths all would stay in lock-step, which no engine does, and
+TTFT depends on who arrives with whom.
 """
 
 import argparse
@@ -37,7 +38,6 @@ from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 
 ROUNDS: Final = 6  # of a closed loop; the first and the last are left out
-SPREAD: Final = 0.2  # of lengths, either way
 SEED: Final = 19
 APART: Final = 3.0  # times what a run took, after which the next one on the same server begins
 COLUMNS: Final = (
@@ -134,7 +134,7 @@ def workload_of(point: Point) -> Workload:
     count = flight_of(point)
     if point.load == CLOSED:
         count = max(ROUNDS * count, 24)
-        shape = 1 + draw.uniform(-SPREAD, SPREAD, (2, count))
+        shape = draw.uniform(*point.drawn, (2, count))
     else:
         shape = np.ones((2, count))
     prompts, outputs = (

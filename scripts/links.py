@@ -4,7 +4,8 @@
 
 Reads README.md, the other pages beside it, and docs. A link must lead to a file of the checkout,
 its anchor to a heading of that page. Of a page in docs it must stay in docs, as the site has
-nothing else. mkdocs.yml must name every page of docs once, and no other.
+nothing else. mkdocs.yml must name every page of docs once, and no other. `make docs` checks what
+only the site has (scripts/site_hook.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+ONLY_SITE = re.compile(r"<!-- site: .*?-->", re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(\s*([^()\s]+)\s*\)|\b(?:src|srcset|href)=\"([^\"]*)\"")
 HEADING = re.compile(r"^#{1,6} +(.+?)\s*#*$", re.MULTILINE)
@@ -39,7 +41,8 @@ def anchors(text: str) -> set[str]:
 def dead_links(page: Path, root: Path = ROOT) -> Iterator[str]:
     """Yield `FILE: LINK: what is wrong` for each link of a page that leads nowhere."""
     docs = root / "docs"
-    for found in LINK.finditer(CODE.sub("", FENCE.sub("", page.read_text()))):
+    text = ONLY_SITE.sub("", page.read_text())
+    for found in LINK.finditer(CODE.sub("", FENCE.sub("", text))):
         link = found[1] or found[2]
         if re.match(r"[a-z]+:", link):
             continue

@@ -10,6 +10,8 @@ from hypothesis import settings
 
 # As the engine sets it: numba refuses another number of threads once it has started some.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+# Before numpy is imported: threads of small products wait for each other longer than they work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # So that receivers, plugins and servers of the tests know each other, and the user's file is left.
 os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
@@ -42,17 +44,34 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with real engines, which take longest, and skip them where vLLM is missing.
+    """Begin with real engines, then with files that have slow tests, so that short ones end it.
 
-    In CI they fail instead.
+    Tests with real engines are skipped where vLLM is missing. In CI they fail instead.
     """
-    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
+    kinds = ("vllm", "slow")
+    files = {kind: {i.path for i in items if i.get_closest_marker(kind)} for kind in kinds}
+    items.sort(key=lambda item: [item.path not in files[kind] for kind in kinds])
     if importlib.util.find_spec("vllm") is not None or os.environ.get("CI") == "true":
         return
     skip = pytest.mark.skip(reason="vLLM is not installed (make install)")
     for item in items:
         if item.get_closest_marker("vllm") is not None:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def made_tables(tmp_path_factory) -> Path:
+    """The operator tables of a made-up GPU, whose laws are then learned once."""
+    from tests.advisor.step_time.prior.prior_files import write_prior
+
+    return write_prior(tmp_path_factory.mktemp("prior") / "systems")
+
+
+@pytest.fixture
+def prior(made_tables, monkeypatch) -> Path:
+    """The made-up tables in the place of those that are installed."""
+    monkeypatch.setattr("advisor.step_time.prior.tables.tables_folder", lambda: made_tables)
+    return made_tables
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ import yaml
 from tests.test_docs import DOCS
 from tui.verbs.demo import SHIPPED
 
+pytestmark = pytest.mark.slow
+
 GITHUB, GITLAB = (
     yaml.safe_load(block)
     for block in re.findall(r"```yaml\n(.*?)```", (DOCS / "gate.md").read_text(), re.DOTALL)

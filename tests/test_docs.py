@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.made.terminal import ROOT
-from scripts import glossary, links, plain_words
+from scripts import command_line, glossary, links, plain_words
 from scripts.transcripts import rewritten
 from tests.golden_outputs import KEPT
-from tui.cli import VERBS, loaded
+from traces import errors
+from tui.cli import EXIT_CODES, VERBS, loaded
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMANDS = {verb: loaded(verb) for verb in VERBS}
@@ -39,6 +40,27 @@ def test_the_examples_of_help_can_be_typed(verb):
         name, typed, *words = shlex.split(line)
         assert (name, typed) == ("ttscope", verb) and len(line) <= 78
         COMMANDS[verb].make_context(verb, words)
+
+
+def test_the_reference_has_every_verb_group_option_and_default():
+    parts = "\n".join(command_line.reference()).split("\n## ")
+    sections = dict(part.removeprefix("## ").split("\n", 1) for part in parts)
+    assert list(sections) == [*(f"ttscope {verb}" for verb in VERBS), "Exit codes"]
+    for verb, command in COMMANDS.items():
+        section = sections[f"ttscope {verb}"]
+        names = re.findall(r"^\| `(.*)` \| \S.* \|$", section, re.MULTILINE)
+        first = {name.split()[0].rstrip(",.") for name in names}
+        assert first == {parameter.opts[0] for parameter in command.params}
+        panels = {parameter.rich_help_panel for parameter in command.params} - {None}
+        assert panels <= set(re.findall(r"^\| (.*) \| \|$", section, re.MULTILINE))
+        assert all(line in section for line in VERBS[verb][3])
+    attach = sections["ttscope attach"]
+    assert "| `--period <str>` | Between polls of /metrics.  [default: 1s] |" in attach
+    codes = {
+        int(code) for code in re.findall(r"^\| (\d+) \|", sections["Exit codes"], re.MULTILINE)
+    }
+    kinds = [each for each in vars(errors).values() if isinstance(each, type)]
+    assert codes == {0, 3} | {each.exit_code for each in kinds} == set(EXIT_CODES)
 
 
 def test_docs_name_no_option_that_is_not_there():

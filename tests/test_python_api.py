@@ -32,6 +32,7 @@ def ran(tmp_path_factory):
         yield names
 
 
+@pytest.mark.slow
 def test_the_examples_say_what_the_verbs_say(ran):
     assert "accuracy" in repr(ran["summary"])
     assert ran["numbers"].filter(pl.col("metric") == "accuracy")["value"].item() == pytest.approx(

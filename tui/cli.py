@@ -1,8 +1,8 @@
 """The command line: which verb is meant, and what its errors become.
 
 A verb is a file of tui/verbs with a dataclass of its options. It is imported when it is called, so
-that `ttscope --help` answers at once. Every verb exits 0 on success, 1 on a failure and 2 on wrong
-usage, either told in one line on stderr.
+that `ttscope --help` answers at once. What ends with another code than 0 says why in one line on
+stderr (`EXIT_CODES`).
 """
 
 from __future__ import annotations
@@ -123,6 +123,15 @@ VERBS = {  # name: its function, what `ttscope --help` says of it, its group the
 }
 
 
+EXIT_CODES = {
+    0: "It is done.",
+    1: "It failed, or nothing fits the budget, or a limit cannot be judged.",
+    2: "An argument, a budget or a plan is wrong.",
+    3: "A limit is broken (show --fail-on, gate, attach --expect).",
+    130: "Ctrl-C ended it. What was recorded is kept.",
+}
+
+
 def examples(lines: Sequence[str]) -> str:
     """Return what a help ends with."""
     return "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *lines])
@@ -164,7 +173,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Which configuration should serve your reasoning model? Profile, replay and choose.",
-    epilog=examples(["ttscope demo --shipped", "ttscope VERB --help"]),
+    epilog="\n".join(
+        [
+            examples(["ttscope demo --shipped", "ttscope VERB --help"]),
+            "\nExit codes:",
+            *(f"{code:3} {meaning}" for code, meaning in EXIT_CODES.items()),
+        ]
+    ),
 )
 
 

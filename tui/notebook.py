@@ -98,6 +98,7 @@ class Replay:
         return _numbers(self._runs())
 
     def write(self, folder: str | Path) -> Recording:
+        """Keep the predicted run as a recording, and open that."""
         self.prediction.write(Path(folder))
         return Recording.open(folder)
 

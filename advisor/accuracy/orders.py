@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import compiled
+from advisor.compiled import compiled, inner
 from traces.schema.tts.stop_rules import DECIDE, begin, take
 
 Floats = npt.NDArray[np.float64]
@@ -71,3 +71,111 @@ def vote_in_orders(
         found[0, o] = right / leaders if leaders else 0.0
         found[1, o] = spent
     return found
+
+
+@inner
+def _voted(tally: Ints, answer: int, first: int, second: int, leader: int) -> tuple[int, int, int]:
+    """Count an answer. Return the most votes of any, the most of any other, and whose they are."""
+    if answer < 0:
+        return first, second, leader
+    tally[answer] += 1
+    votes = tally[answer]
+    if answer == leader:
+        return votes, second, leader
+    if votes > first:
+        return votes, first, answer
+    return first, max(second, votes), leader
+
+
+@inner
+def _by_end(order: Ints, sooner: Ints, same: Ints, line: Ints) -> None:
+    """Put the places of an order into `line`, by tokens and then by place."""
+    same[:] = 0
+    for place in range(len(order)):
+        begun = sooner[order[place]]
+        line[begun + same[begun]] = place
+        same[begun] += 1
+
+
+@inner
+def _keep_below(line: Ints, length: int, most: int) -> int:
+    """Keep the places below `most`, and return how many they are."""
+    kept = 0
+    for number in range(length):  # without a branch, which no processor could foresee
+        place = line[number]
+        line[kept] = place
+        kept += int(place < most)
+    return kept
+
+
+@inner
+def _share_right(tally: Ints, most: int, rights: Floats) -> float:
+    """Return the right share of the answers with the most votes."""
+    right, leaders = 0.0, 0
+    for answer in range(len(tally)):
+        if tally[answer] == most > 0:
+            right += rights[answer]
+            leaders += 1
+    return right / leaders if leaders else 0.0
+
+
+@compiled
+def tables_in_orders(
+    orders: Ints,
+    answers: Ints,
+    rights: Floats,
+    tokens: Floats,
+    sooner: Ints,
+    firsts: Ints,
+    counts: Ints,
+    asked: npt.NDArray[np.bool_],
+) -> tuple[Floats, Ints]:
+    """Return what votes give that go on to a count of samples, whatever the first of them say.
+
+    [firsts, counts, 2, orders]: right and tokens as `vote_in_orders` has them, for every first
+    and count that is `asked` [firsts, counts]. All of the first end, or where they are 0 none is
+    waited for. Then the others run at once until they cannot change the answer. And [firsts,
+    orders]: how many of the first agree.
+
+    `counts` fall. `sooner` says how many samples have fewer tokens than each.
+    """
+    most, kinds = orders.shape[1], len(rights)
+    found = np.zeros((len(firsts), len(counts), 2, len(orders)))
+    agree = np.zeros((len(firsts), len(orders)), np.int64)
+    tallies, tally = np.zeros((len(firsts), kinds), np.int64), np.zeros(kinds, np.int64)
+    others, leaders = np.zeros(len(firsts), np.int64), np.zeros(len(firsts), np.int64)
+    spents, line, same = np.zeros(len(firsts)), np.zeros(most, np.int64), np.zeros(most, np.int64)
+    for o in range(len(orders)):
+        order = orders[o]
+        for f in range(len(firsts)):
+            tallies[f] = 0
+            first, second, leader, spent = 0, 0, -1, 0.0
+            for place in range(firsts[f]):
+                spent += tokens[order[place]]
+                answer = answers[order[place]]
+                first, second, leader = _voted(tallies[f], answer, first, second, leader)
+            agree[f, o], others[f], leaders[f], spents[f] = first, second, leader, spent
+        _by_end(order, sooner, same, line)
+        length = most
+        for c in range(len(counts)):
+            length = _keep_below(line, length, counts[c])
+            for f in range(len(firsts)):
+                if not asked[f, c]:
+                    continue
+                tally[:] = tallies[f]
+                first, second, leader = agree[f, o], others[f], leaders[f]
+                left, spent, last = counts[c] - firsts[f], spents[f], 0.0
+                for number in range(length):
+                    if line[number] >= firsts[f]:
+                        sample = order[line[number]]
+                        last = tokens[sample]
+                        spent += last
+                        left -= 1
+                        first, second, leader = _voted(
+                            tally, answers[sample], first, second, leader
+                        )
+                        if left == 0 or first - second > left:
+                            break
+                found[f, c, 0, o] = _share_right(tally, first, rights)
+                found[f, c, 1, o] = spent + left * last
+    return found, agree

@@ -154,9 +154,10 @@ class Advisor:
         With `saved`, step-time laws are read from that file if they are of these recordings, and
         else learned and written to it. `gpus` are systems of the prior on which the recorded models
         are offered too, and `checks` recordings of any workload on such GPUs, which recalibrate
-        the prior. With `quick` the spread of step times is assumed, which is enough for `outline`.
-        `refined` learns it. Raises UsageError when recordings answer different workloads and for
-        what cannot be offered, RecordingError when they hold nothing to learn from.
+        the prior. With `quick` the spread of step times is assumed and no table by difficulty is
+        offered, which is enough for `outline`. `refined` learns them. Raises UsageError when
+        recordings answer different workloads and for what cannot be offered, RecordingError when
+        they hold nothing to learn from.
         """
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
         evidence, offers = gather(recordings, timed=not gpus), None
@@ -169,7 +170,9 @@ class Advisor:
             _check_used(offers, checks)
         if quick and known is None:
             known = StepTimeModel().fit(evidence.steps, held_out=False)
-        advisor = cls.of(evidence, seed=seed, draws=draws, model=known, offers=offers)
+        advisor = cls.of(
+            evidence, seed=seed, draws=draws, model=known, offers=offers, routed=not quick
+        )
         if saved is not None and known is None:
             save_laws(saved, advisor.model, recordings)
         return advisor
@@ -183,12 +186,13 @@ class Advisor:
         draws: int = 400,
         model: StepTimeModel | None = None,
         offers: Offers | None = None,
+        routed: bool = True,
     ) -> Advisor:
         """Learn from what was gathered, step times too unless a fitted `model` is given."""
         model = model or StepTimeModel().fit(evidence.steps)
         if offers is not None:
             model.laws_ |= offers.laws
-        space = explore(evidence, offers)
+        space = explore(evidence, offers, routed=routed)
         if not len(space):
             why = ", ".join(space.dropped) or "their engines have no recorded steps"
             raise RecordingError(f"{', '.join(evidence.recordings)}: no candidate to judge: {why}")
@@ -200,7 +204,8 @@ class Advisor:
         """Return what `fit` gives without `quick`. What was worked out of policies is kept."""
         model = StepTimeModel().fit(self.evidence.steps)
         model.laws_ |= {key: law for key, law in self.model.laws_.items() if law.prior is not None}
-        return Advisor(self.evidence, self.space, model, self.resampling, self.policy_work)
+        space = explore(self.evidence, self.space.offers)
+        return Advisor(self.evidence, space, model, self.resampling, self.policy_work)
 
     def outline(self, budget: Budget) -> Recommendation:
         """Return a first answer by the closed form: values without intervals, and no command.

@@ -24,7 +24,15 @@ from advisor.step_time.law import PriorCost
 from traces.schema.advice import Experiment, Measured, NearMiss, Stages
 from traces.schema.engine import EngineConfig, in_words
 from traces.schema.estimate import Estimate
-from traces.schema.formats import counted, digits, number, percent, with_interval, written
+from traces.schema.formats import (
+    counted,
+    digits,
+    number,
+    percent,
+    relative_change,
+    with_interval,
+    written,
+)
 from traces.schema.quantities import LIMITS, quantity, which_latency
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import Z95, of_others
@@ -112,20 +120,16 @@ def _routed(check: ReplayedCheck, pick: ReplayedCandidate) -> Iterable[str]:
     for each in [*related, *offered][:1]:
         table = each.policy.spec.describe("{route}", each.policy.n, dict(each.policy.rule))
         yield (
-            f"samples by difficulty ({table}): on the {each.problems} problems, each by a table "
-            f"learned without it, {with_interval(each.accuracy, sign=True)} accuracy and "
-            f"{_share(each.tokens)} tokens against {each.against.label()}"
+            f"samples by difficulty ({table}) were tried on {each.problems} problems, each by a "
+            f"table learned without it. Against {each.against.words()}, they give "
+            f"{with_interval(each.accuracy, sign=True)} accuracy and "
+            f"{relative_change(each.tokens)} tokens"
         )
     if own and not offered:
         yield (
-            f"no table of samples by difficulty is offered: none is told apart from the best "
+            f"no table of samples by difficulty is offered. None is told apart from the best "
             f"single policy on problems that it was not learned from ({own[0].problems} problems)"
         )
-
-
-def _share(change: Estimate) -> str:
-    ends = "" if change.low is None else f" [{change.low:+.0%}, {change.high:+.0%}]"
-    return f"{change.value:+.0%}{ends}"
 
 
 def load_words(measured: Measured) -> str:
@@ -162,10 +166,10 @@ def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> 
         yield "the pick is compute-optimal too: it also needs the fewest FLOPs"
         return
     more = flops[system] / flops[compute]
-    than = f"the pick takes {digits(more)} times its FLOPs"
+    than = f"The pick takes {digits(more)} times its FLOPs"
     if not np.isfinite(more):
-        than = "the pick's FLOPs are not known, for no recording has the facts of its draft model"
-    head = f"the compute-optimal one is {name_of(metrics.candidate(compute))}: {than}"
+        than = "The pick's FLOPs are not known, for no recording has the facts of its draft model"
+    head = f"the compute-optimal one is {name_of(metrics.candidate(compute))}. {than}"
     metric = "latency_s" if check.goal.metric == "accuracy" else check.goal.metric
     difference = check.difference(metric, compute, system)
     if difference is None:
@@ -206,9 +210,9 @@ def _why_worse(theirs: ReplayedCandidate, ours: ReplayedCandidate, metric: str) 
     if max(steps, times) < CLEARLY:
         return ""
     if times > steps:
-        return f": its steps take {number(theirs.step_s, 's')} against {number(ours.step_s, 's')}"
+        return f". Its steps take {number(theirs.step_s, 's')} against {number(ours.step_s, 's')}"
     takes = "lasts" if latency else "takes"
-    more = f": a problem {takes} {digits(count[0])} steps against {digits(count[1])}"
+    more = f". A problem {takes} {digits(count[0])} steps against {digits(count[1])}"
     if theirs.requests_per_step * CLEARLY > ours.requests_per_step:
         return more
     return (
@@ -249,9 +253,7 @@ def _without_accuracy(check: ReplayedCheck, system: int) -> Iterable[str]:
     line = f"no accuracy is required (--min-accuracy): the pick's is {value}"
     best = max((row for row in check.order if check.fits[row]), key=accuracy.__getitem__)
     if accuracy[best] > accuracy[system]:
-        line += (
-            f", and {name_of(check.metrics.candidate(best))} reaches {number(accuracy[best], '1')}"
-        )
+        line += f". {name_of(check.metrics.candidate(best))} reaches {number(accuracy[best], '1')}"
         line += " within the limits" if budget.limits() else ""
     yield line
 
@@ -311,16 +313,16 @@ def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
 
 def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     low, high = (float(np.exp(z * sigma - sigma**2 / 2)) for z in (-Z95, Z95))
-    spread = f"the 90 % interval is {low:.2f} to {high:.2f} times the prediction"
+    spread = f"The 90 % interval is {low:.2f} to {high:.2f} times the prediction"
     head = f"the pick's step times are not measured: they come from the prior ({prior.label})"
     names, told = ", ".join(prior.recordings), f"{prior.told[0].upper()}{prior.told[1:]}"
     if prior.kernels:
-        yield f"{head}, its kernels recalibrated by {names}. {told}, and {spread}"
+        yield f"{head}, its kernels recalibrated by {names}. {told}. {spread}"
     elif prior.recordings:
         other = "" if prior.checked else ", of another size or model"
-        yield f"{head}, recalibrated by {names}{other}, and {spread}"
+        yield f"{head}, recalibrated by {names}{other}. {spread}"
     else:
-        yield f"{head}. {told}, and {spread}"
+        yield f"{head}. {told}. {spread}"
     if prior.drafts is not None:
         yield prior.drafts
     if beyond:
@@ -438,7 +440,7 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
             seed=None if workload is None else workload.seed,
             verifier=None if workload is None else workload.verifier,
         )
-        on = f"on {engine.gpu}"
+        on = f"On {engine.gpu}"
         if not evidence.posed:
             on += f", with two of the problems in {PROBLEMS_FILE}"
         yield (

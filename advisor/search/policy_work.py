@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -183,14 +183,14 @@ class PolicyWork:
             exact = self.correctness(pool, policy)
             return exact, exact
 
-        def by_rule() -> Mapping[Policy, tuple[Floats, Floats]]:
-            rules = [p for p in pool.policies if not decides_as_vote(p.stop, p.n)]
+        known: dict[Policy, tuple[Floats, Floats]] = self._once(("rules", pool.key), dict)
+        if policy not in known:  # a table may come later than the others
+            new = [p for p in pool.policies if p not in known and not decides_as_vote(p.stop, p.n)]
             samples = [problem.samples for problem in self._problems(pool)]
             names = self.space.problem_ids
             tables = {p: [own[name] for name in names] for p, own in pool.tables.items()}
-            return expected_right(samples, rules, [self.seed, 4], tables)
-
-        return self._once(("rules", pool.key), by_rule)[policy]
+            known |= expected_right(samples, new, [self.seed, 4], tables)
+        return known[policy]
 
     # -- work ----------------------------------------------------------------------------------
 

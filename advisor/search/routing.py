@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from advisor.accuracy.subsets import RandomOrders, by_launch, routed, samples_of
+from advisor.accuracy.subsets import RandomOrders, by_launch, samples_of
 from advisor.evidence.keys import Decoder
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import RecordedProblem
@@ -91,17 +91,17 @@ class Option:
         return self.right - price * self.tokens
 
     def learn(self, total: Floats) -> Ints:
-        """Return the best choice of each level by its summed gain [levels, choices].
+        """Return the best choice of each level by its summed gain [.., levels, choices].
 
-        A level that was not seen goes with the one below it, where answers agree less.
+        A level that was not seen goes with the one below it, where answers agree less, or else with
+        the lowest that was.
         """
-        chosen = np.argmax(total, axis=1)
-        seen = np.flatnonzero(np.abs(total).sum(axis=1) > 0)
-        for level in range(len(chosen)):
-            if len(seen) and level not in seen:
-                below = seen[seen < level]
-                chosen[level] = chosen[below[-1] if len(below) else seen[0]]
-        return np.asarray(chosen)
+        seen = np.abs(total).sum(axis=-1) > 0
+        known = np.where(seen, np.arange(total.shape[-2]), -1)
+        below = np.maximum.accumulate(known, axis=-1)
+        lowest = np.argmax(seen, axis=-1)[..., None]
+        as_level = np.where(below >= 0, below, lowest)
+        return np.asarray(np.take_along_axis(np.argmax(total, axis=-1), as_level, axis=-1))
 
     def of(self, values: Floats, chosen: Ints) -> Floats:
         """Return the sum over levels of the values [problems, levels, choices] that are chosen."""
@@ -243,12 +243,15 @@ def try_tables(
 def _singles(
     pool: Pool, problems: Sequence[RecordedProblem], orders: Sequence[RandomOrders]
 ) -> list[Single]:
+    fewest = min(each.n for each in orders)
+    whole = [each.n for each in pool.policies if each.all_samples_end and each.n <= fewest]
     curves = [
-        majority_curve([s.answer for s in p.samples], [s.correct for s in p.samples])
+        majority_curve(
+            [s.answer for s in p.samples], [s.correct for s in p.samples], max(whole, default=0)
+        )
         for p in problems
     ]
     mean_tokens = np.array([each.tokens.mean() for each in orders])
-    fewest = min(each.n for each in orders)
     found = []
     for policy in pool.policies:
         stop = policy.stop
@@ -270,46 +273,54 @@ def _options(
     fewest = min(each.n for each in orders)
     if fewest < FEWEST_SAMPLES:
         return []
-    found = [_by_agreement(pool, first, orders, fewest) for first in FIRST if 2 * first <= fewest]
+    firsts = [first for first in FIRST if 2 * first <= fewest]
+    able = [tuple(first << t for t in range(MOST_DOUBLED + 1)) for first in firsts]
     sizes = Counter(group for group in groups if group is not None)
     classes = [c for c, n in sizes.most_common(MOST_CLASSES) if n >= FEWEST_OF_CLASS]
     if len(classes) > 1 or (classes and sizes[classes[0]] <= len(groups) - FEWEST_OF_CLASS):
-        found.append(_by_class(pool, sorted(classes), orders, groups, fewest))
+        firsts.append(0)
+        able.append(tuple(1 << times for times in range(fewest.bit_length())))
+    if not firsts:
+        return []
+    able = [tuple(count for count in own if count <= fewest) for own in able]
+    counts = sorted({count for own in able for count in own}, reverse=True)
+    asked = np.array([[count in own for count in counts] for own in able]).reshape(len(able), -1)
+    tried = [each.tables(firsts, counts, asked) for each in orders]
+    found = []
+    for place, (first, own) in enumerate(zip(firsts, able, strict=True)):
+        columns = [counts.index(count) for count in own]
+        ended = [each[place, columns] for each, _ in tried]  # of each problem [choices, 2, orders]
+        if first:
+            found.append(_by_agreement(pool, first, own, ended, [a[place] for _, a in tried]))
+        else:
+            found.append(_by_class(pool, sorted(classes), own, ended, groups))
     return found
 
 
-def _by_agreement(pool: Pool, first: int, orders: Sequence[RandomOrders], fewest: int) -> Option:
-    counts = tuple(first << times for times in range(MOST_DOUBLED + 1) if first << times <= fewest)
-    shape = (len(orders), first + 1, len(counts))
+def _by_agreement(
+    pool: Pool, first: int, counts: tuple[int, ...], ended: Sequence[Floats], agree: Sequence[Ints]
+) -> Option:
+    shape = (len(ended), first + 1, len(counts))
     right, tokens = np.zeros(shape), np.zeros(shape)
-    for place, each in enumerate(orders):
-        chosen = each.orders[:, :first]
-        agree = each.marks[chosen].sum(axis=1).max(axis=1).astype(int)
-        at_level = (agree[:, None] == np.arange(first + 1)) / len(agree)  # [orders, levels]
-        for choice, count in enumerate(counts):
-            ended = each.ended(count, count, routed((count,) * (first + 1)))
-            if choice == 0:
-                ended[1] = each.tokens[chosen].sum(axis=1)
-            right[place, :, choice], tokens[place, :, choice] = ended @ at_level
+    for place, (each, votes) in enumerate(zip(ended, agree, strict=True)):
+        at_level = (votes[:, None] == np.arange(first + 1)) / len(votes)  # [orders, levels]
+        right[place], tokens[place] = (each @ at_level).transpose(1, 2, 0)
     return Option(pool, first, (), counts, right, tokens)
 
 
 def _by_class(
     pool: Pool,
     classes: Sequence[str],
-    orders: Sequence[RandomOrders],
+    counts: tuple[int, ...],
+    ended: Sequence[Floats],
     groups: Sequence[str | None],
-    fewest: int,
 ) -> Option:
-    counts = tuple(1 << times for times in range(fewest.bit_length()) if 1 << times <= fewest)
     levels = [*classes, OTHERS]
-    shape = (len(orders), len(levels), len(counts))
+    shape = (len(ended), len(levels), len(counts))
     right, tokens = np.zeros(shape), np.zeros(shape)
-    for place, (each, group) in enumerate(zip(orders, groups, strict=True)):
+    for place, (each, group) in enumerate(zip(ended, groups, strict=True)):
         level = levels.index(group) if group is not None and group in classes else len(classes)
-        for choice, count in enumerate(counts):
-            ended = each.ended(count, count, routed((count,))).mean(axis=1)
-            right[place, level, choice], tokens[place, level, choice] = ended
+        right[place, level], tokens[place, level] = each.mean(axis=2).T
     return Option(pool, 0, tuple(levels), counts, right, tokens)
 
 
@@ -355,16 +366,17 @@ def _judge(options: Sequence[Option], singles: Sequence[Single], price: float, f
     for f in range(FOLDS):
         inside = fold == f
         others = [g for g in range(FOLDS) if g != f]
-        best = _best_option(options, gains, sums, fold, others)
+        best = _best_option(options, sums, others)
         option = options[best]
         chosen = option.learn(sums[best][others].sum(axis=0))
         held_out[0, inside] = option.of(option.right[inside], chosen)
         held_out[1, inside] = option.of(option.tokens[inside], chosen)
+        learned = option.tables(chosen)
         for place in np.flatnonzero(inside):
-            tables[place] = option.tables(chosen)
+            tables[place] = learned
     difference = (held_out[0] - single[0]) - price * (held_out[1] - single[1])
     error = float(difference.std(ddof=1) / np.sqrt(problems))
-    best = _best_option(options, gains, sums, fold, list(range(FOLDS)))
+    best = _best_option(options, sums, range(FOLDS))
     option = options[best]
     return Tried(
         price=price,
@@ -378,17 +390,14 @@ def _judge(options: Sequence[Option], singles: Sequence[Single], price: float, f
     )
 
 
-def _best_option(
-    options: Sequence[Option],
-    gains: Sequence[Floats],
-    sums: Sequence[Floats],
-    fold: Ints,
-    folds: Sequence[int],
-) -> int:
-    """Return the option whose tables gain most on folds that they were not learned from."""
+def _best_option(options: Sequence[Option], sums: Sequence[Floats], folds: Sequence[int]) -> int:
+    """Return the option whose tables gain most on folds that they were not learned from.
+
+    `sums` have the gains of each option's folds [folds, levels, choices].
+    """
     totals = []
-    for option, gain, by_fold in zip(options, gains, sums, strict=True):
-        whole = by_fold[list(folds)].sum(axis=0)
-        held = [option.of(gain[fold == g], option.learn(whole - by_fold[g])).sum() for g in folds]
-        totals.append(float(np.sum(held)))
+    for option, by_fold in zip(options, sums, strict=True):
+        own = by_fold[list(folds)]
+        chosen = option.learn(own.sum(axis=0) - own)
+        totals.append(float(np.take_along_axis(own, chosen[..., None], axis=-1).sum()))
     return int(np.argmax(totals))

@@ -86,6 +86,7 @@ class Space:
 
     `kind` is the place in `kinds`; `max_num_seqs` and `max_num_batched_tokens` are 0 where they are
     not known; `replicas` is how many engines serve. `watts` are those of recorded engines, by law.
+    `offers` are those of the prior that were asked for.
     """
 
     kinds: tuple[Kind, ...]
@@ -98,6 +99,7 @@ class Space:
     made: RunsMade
     routings: tuple[Routing, ...] = ()
     watts: Mapping[EngineConfig, float] = field(default_factory=dict)
+    offers: Offers | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -180,8 +182,11 @@ class Space:
         return [int(row) for row in rows[same_limits]]
 
 
-def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
-    """Return every candidate that the evidence can judge, and those that a prior offers."""
+def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = True) -> Space:
+    """Return every candidate that the evidence can judge, and those that a prior offers.
+
+    Without `routed` no tables by difficulty are learned.
+    """
     pools = find_pools(evidence)
     fullest = max((len(pool.problem_ids) for pool in pools), default=0)
     dropped: Counter[str] = Counter()
@@ -192,7 +197,7 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
         else:
             kept.append(pool)
     names, kept = _common(evidence, kept)
-    kept, routings = with_routings(kept, names)
+    kept, routings = with_routings(kept, names) if routed else (kept, ())
     engines: dict[EngineConfig, tuple[str | None, Sequence[tuple[int, int]]]] = {
         engine: (None, choices) for engine, choices in _engines(evidence).items()
     }
@@ -239,6 +244,7 @@ def explore(evidence: Evidence, offers: Offers | None = None) -> Space:
         made=evidence.made,
         routings=routings,
         watts=evidence.watts,
+        offers=offers,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,7 @@ from advisor.step_time.prior.defaults import (
     memory_of,
     with_blocks,
 )
-from advisor.step_time.prior.drafting import kept_a_step
+from advisor.step_time.prior.drafting import drafter_in, kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
 from advisor.step_time.prior.relatives import read_gpu
@@ -200,11 +201,13 @@ def _placed(
     memory: Memory | None = None
     if prior is not None:
         device, facts = device_of(prior.tables), prior.facts
-        memory = memory_on(prior.tables, prior.shared(engine), prior.facts)
+        memory = memory_on(prior.tables, prior.shared(engine), prior.facts, prior.models)
     elif operators is not None:
         device = Device.named(operators.gpu)
         facts = question.model_facts or evidence.models.get(engine.model)
-        memory = None if facts is None else memory_of(device, engine, facts)
+        with suppress(UsageError):  # a model that drafts and is not known
+            drafter = None if facts is None else drafter_in(engine, facts, evidence.models)
+            memory = None if facts is None else memory_of(device, engine, facts, drafter=drafter)
     if device is None:
         return question, []
     notes = [] if not question.assumed else [assumed_note(device, engine, question.assumed)]

@@ -84,6 +84,7 @@ class Deployment:
         self._period_s, self._reconnect, self._facts = period_s, reconnect, facts
         self._lock = threading.Lock()
         self._writer: RecordingWriter | None = None
+        self._keys_kept = False  # by a recording, whose rows have them
         self._scrapers: list[Scraper] = []
         self.replicas: list[Replica] = []
         self.engines: dict[str, EngineConfig] = {}
@@ -204,7 +205,7 @@ class Deployment:
             if model is not None and self._facts is None:
                 replica.facts = dataclasses.replace(model, name=replica.config.model)
                 self.models[replica.facts.name] = replica.facts
-            if self._writer is None:
+            if not self._keys_kept:
                 for own in set(replica.keys.values()):
                     self.engines.pop(own, None)
                 self._register(replica, sorted(set(replica.keys) - {""}))
@@ -212,9 +213,8 @@ class Deployment:
             with self._lock:
                 for own in set(replica.keys.values()):
                     self.engines[own] = dataclasses.replace(self.engines[own], **names)
-            known = self._writer.manifest.engines
-            models = {**self._writer.manifest.models, **self.models}
-            self._writer.update(engines={**known, **self.engines}, models=models)
+            if self._writer is not None:
+                self._writer.update(**self._manifest(self._writer))
             return key
         return key
 
@@ -259,10 +259,12 @@ class Deployment:
     @contextmanager
     def watched(self, writer: RecordingWriter) -> Iterator[None]:
         """Poll the servers into a recording while the block runs."""
-        self._writer = writer
-        writer.update(
-            engines={**writer.manifest.engines, **self.engines},
-            models={**writer.manifest.models, **self.models},
+        self._writer, self._keys_kept = writer, True
+        writer.update(**self._manifest(writer))
+        # The last rows, which the writer takes behind the block, may tell of engines too.
+        writer.at_close(
+            engines=lambda: self._manifest(writer)["engines"],
+            models=lambda: self._manifest(writer)["models"],
         )
         for replica in self.replicas:
             writer.add_source("scrapes", replica.scraper.drain)
@@ -278,6 +280,15 @@ class Deployment:
                     count = replica.scraper.reader.left_out
                     writer.event("drop", f"{replica.access.where}: {count} lines of /metrics")
             self._writer = None
+
+    def _manifest(self, writer: RecordingWriter) -> dict[str, Any]:
+        """Return the engines and models of a recording with those of the servers."""
+        kept = writer.manifest
+        with self._lock:
+            return {
+                "engines": {**kept.engines, **self.engines},
+                "models": {**kept.models, **self.models},
+            }
 
     def numbers(self, seconds: float) -> dict[str, Numbers | None]:
         """Return each engine's numbers over about the last so many seconds, by key."""

@@ -44,6 +44,7 @@ def environment(**more):
     return known | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])} | more
 
 
+@pytest.mark.slow
 def test_a_sweep_imports_nothing_from_there(folder):
     (folder / "plan.yaml").write_text(PLAN)
     code = "import sys; sys.path[:] = [p for p in sys.path if p]; from tui.cli import main; main()"

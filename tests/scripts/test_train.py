@@ -18,6 +18,7 @@ def run(right: float) -> list[tuple[str, int, float]]:
     return seen
 
 
+@pytest.mark.slow
 def test_terms_are_added_only_while_results_are_right() -> None:
     seen = run(0.9)
     stages = [stage for stage, _, _ in seen]

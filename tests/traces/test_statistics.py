@@ -153,15 +153,18 @@ def share_held(halves, estimate):
     return float(np.mean(held))
 
 
+@pytest.mark.slow
 def test_the_interval_for_new_problems_holds_the_other_half(halves):
     assert 0.85 <= share_held(halves, lambda v: new_problems(v, "1", 100)) <= 0.95
 
 
+@pytest.mark.slow
 def test_that_of_the_mean_alone_holds_it_too_seldom(halves):
     """By theory 75.5 %: 2 Phi(1.645 / sqrt 2) - 1."""
     assert 0.66 <= share_held(halves, proportion) <= 0.83
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_mean_holds_the_truth():
     rng = np.random.default_rng(6)
     held = 0

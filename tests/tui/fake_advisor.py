@@ -98,6 +98,9 @@ class FakeAdvisor:
             ),
         )
 
+    def accounts(self, answer, api_price):
+        return None, None
+
     def write_plan(self, path, answer):
         if answer.system_optimal is None:
             raise TtscopeError("--plan: nothing fits, so there is nothing to measure for it")

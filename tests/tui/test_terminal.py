@@ -145,13 +145,6 @@ def test_a_server_is_watched_and_asked(tmp_path, url):
     assert "vLLM 0.32.0" in looked.text
 
 
-@pytest.mark.vllm
-def test_this_machine_is_looked_at():
-    seen = ttscope("doctor")
-    check(seen)
-    assert "vLLM in process" in seen.text
-
-
 def one_line(seen, begin):
     """Return the line that the command ends with, which the terminal may have wrapped."""
     words = " ".join(line.strip() for line in seen.lines[-3:])

@@ -304,15 +304,16 @@ class Polls:
         if not rows.height:
             return
         series = ["name", "labels", "le"]
-        for each in rows.select(series).unique(maintain_order=True).iter_rows():
-            self._places.setdefault(each, len(self._places))
-        known = pl.DataFrame(list(self._places), schema=rows.select(series).schema, orient="row")
-        known = known.with_row_index("place")
-        places = rows.join(known, on=series, how="left", nulls_equal=True, maintain_order="left")
+        asked = rows.select(series)
+        places = self._places_of(asked)
+        if places.null_count():
+            for each in asked.filter(places.is_null()).unique(maintain_order=True).iter_rows():
+                self._places.setdefault(each, len(self._places))
+            places = self._places_of(asked)
         new = len(self._places) - self._last.size
         self._last = np.append(self._last, np.full(new, np.nan))
         self._increase = np.append(self._increase, np.zeros(new))
-        place, value = places["place"].to_numpy(), rows["value"].to_numpy()
+        place, value = places.to_numpy(), rows["value"].to_numpy()
         time, gone = rows["time"].to_numpy(), rows["value"].is_null().to_numpy()
         poll = poll - poll[0]
         starts = np.searchsorted(poll, np.arange(poll[-1] + 1))
@@ -325,6 +326,15 @@ class Polls:
                 time[starts[first : first + step]],
                 *(poll[part] - first, place[part], value[part], gone[part]),
             )
+
+    def _places_of(self, asked: pl.DataFrame) -> pl.Series:
+        """Return the place of each row's series, null where it is new."""
+        known = pl.DataFrame(list(self._places), schema=asked.schema, orient="row")
+        known = known.with_row_index("place")
+        joined = asked.join(
+            known, on=asked.columns, how="left", nulls_equal=True, maintain_order="left"
+        )
+        return joined["place"]
 
     def _add_table(
         self,

@@ -127,8 +127,11 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
     used = (*USED, *TRAFFIC) if lengths else USED
     columns = ("engine", "time", "name", "labels", "le", "value")
     for rows in batches(recording, "scrapes", columns, pl.col("name").is_in(used)):
-        for (key,), own in rows.drop_nulls("engine").group_by("engine", maintain_order=True):
-            polls.setdefault(str(key), Polls(lengths=lengths)).add(own)
+        told = rows.drop_nulls("engine")
+        engines = told["engine"].unique(maintain_order=True).to_list()
+        for key in engines:
+            own = told if len(engines) == 1 else told.filter(pl.col("engine") == key)
+            polls.setdefault(key, Polls(lengths=lengths)).add(own)
     return {key: each.window() for key, each in polls.items()}
 
 

@@ -8,6 +8,7 @@ from traces.schema.estimate import Estimate
 
 ABSENT = "-"
 OUTSIDE = "*"  # after a number that lies outside what was measured
+TIMES = 4.0  # from this change on, how many times as much is easier to read than per cent
 _TIMES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
 _THOUSANDS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _SHORT = {
@@ -164,8 +165,10 @@ def chance(share: float | None) -> str:
 
 
 def percent_change(share: float | None) -> str:
-    """Return by what share a number is above another: `+1.2 %`."""
-    return ABSENT if share is None else f"{_signed(share)} %"
+    """Return by what share a number is above another: `+1.2 %`, or `13.6 times` as much."""
+    if share is None or not math.isfinite(share):
+        return ABSENT
+    return f"{digits(1 + share)} times" if share >= TIMES else f"{_signed(share)} %"
 
 
 def _signed(share: float) -> str:
@@ -173,13 +176,18 @@ def _signed(share: float) -> str:
 
 
 def relative_change(share: Estimate | None) -> str:
-    """Return by what share a number is above another, with its interval: `+1.2 % [-0.4, +2.8]`."""
+    """Return by what share a number is above another, with its interval.
+
+    `+1.2 % [-0.4, +2.8]`, or `13.6 times [9.81, 18.2]` as much.
+    """
     if share is None:
         return ABSENT
     text = percent_change(share.value)
     if share.low is None or share.high is None:
         return text
-    return f"{text} [{_signed(share.low)}, {_signed(share.high)}]"
+    ends = (share.low, share.high)
+    told = [digits(1 + end) if share.value >= TIMES else _signed(end) for end in ends]
+    return f"{text} [{', '.join(told)}]"
 
 
 def compact(value: float | None) -> str:

@@ -90,8 +90,10 @@ def pass_curve(n: int, right: int) -> Floats:
     return found
 
 
-def majority_curve(answers: Sequence[Hashable], correct: Sequence[bool | None]) -> Floats:
-    """Return the chance that a vote of k of the samples is right, for k = 1 .. n.
+def majority_curve(
+    answers: Sequence[Hashable], correct: Sequence[bool | None], most: int | None = None
+) -> Floats:
+    """Return the chance that a vote of k of the samples is right, for k = 1 .. n, or up to `most`.
 
     An answer that was judged both ways counts by its share of right ones. Raises ValueError when
     the two differ in length.
@@ -99,33 +101,39 @@ def majority_curve(answers: Sequence[Hashable], correct: Sequence[bool | None]) 
     votes = Counter(answers)
     right = Counter([a for a, flag in zip(answers, correct, strict=True) if flag])
     unparsed = votes.pop(None, 0)
-    curve = np.zeros(len(answers))
+    total = len(answers) if most is None else min(most, len(answers))
+    curve = np.zeros(total)
     sizes = sorted(votes.values())
     for answer, own in votes.items():
         if right[answer]:
             others = sizes.copy()
             others.remove(own)
-            curve += right[answer] / own * win_probability(own, tuple(others), unparsed)
+            curve += right[answer] / own * win_probability(own, tuple(others), unparsed, total)
     return curve
 
 
 @lru_cache(maxsize=4096)
-def win_probability(own: int, others: tuple[int, ...], unparsed: int) -> Floats:
+def win_probability(
+    own: int, others: tuple[int, ...], unparsed: int, most: int | None = None
+) -> Floats:
     """Return the share of wins of an answer in votes over k of all samples, for k = 1 .. all.
+
+    Or up to `most`, which takes less where there are many samples.
 
     The answer has `own` of the samples, the other answers have `others`, and `unparsed` have no
     vote. A tie among t answers counts 1 / t. With v votes for the answer the other answers' votes
     are counted by a multivariate hypergeometric recursion, together with how many of them also
     have v.
     """
-    total = own + sum(others) + unparsed
+    samples = own + sum(others) + unparsed
+    total = samples if most is None else most
     wins = np.zeros(total + 1)
     own_ways = _binomials(own)
-    for votes in range(1, own + 1):
+    for votes in range(1, min(own, total) + 1):
         ways = _ways_not_above(votes, others, unparsed, total)
         shared = ways @ (1.0 / np.arange(1, ways.shape[1] + 1))
         wins[votes:] += own_ways[votes] * shared[: total + 1 - votes]
-    found = np.minimum(wins[1:] / _binomials(total)[1:], 1.0)
+    found = np.minimum(wins[1:] / _binomials(samples)[1 : total + 1], 1.0)
     found.setflags(write=False)
     return np.asarray(found)
 
@@ -142,23 +150,23 @@ def _binomials(n: int) -> Floats:
 def _ways_not_above(votes: int, others: tuple[int, ...], unparsed: int, total: int) -> Floats:
     """Return [samples, ties]: ways to draw so many samples with no other answer above `votes`.
 
-    `ties` is how many of the other answers have exactly `votes`.
+    At most `total` samples are drawn. `ties` is how many of the other answers have exactly `votes`.
     """
     able = sum(size >= votes for size in others)
     ways = np.zeros((total + 1, able + 1))
-    free = _binomials(unparsed)
-    ways[: unparsed + 1, 0] = free
-    reach = unparsed
+    reach = min(unparsed, total)
+    ways[: reach + 1, 0] = _binomials(unparsed)[: reach + 1]
     for size in others:
         choose = _binomials(size)
         grown = np.zeros_like(ways)
         for drawn in range(min(size, votes) + 1):
-            span = slice(drawn, drawn + reach + 1)
+            rows = min(reach, total - drawn) + 1
+            span = slice(drawn, drawn + rows)
             if drawn < votes:
-                grown[span] += choose[drawn] * ways[: reach + 1]
+                grown[span] += choose[drawn] * ways[:rows]
             else:
-                grown[span, 1:] += choose[drawn] * ways[: reach + 1, :-1]
-        reach += min(size, votes)
+                grown[span, 1:] += choose[drawn] * ways[:rows, :-1]
+        reach = min(reach + min(size, votes), total)
         ways = grown
     return ways
 

@@ -154,8 +154,8 @@ def _against(answer: Recommendation) -> Html:
     head, size, tail = against(answer)
     name = telling_regret(answer)
     regret = None if name is None else answer.regret[name]
-    if not size or regret is None:
-        return join([head])
+    if not size or regret is None or size.endswith(" times"):  # no number of the regret
+        return join([head, size, tail])
     return join([head, figure(abs(regret.value), regret.unit, REGRET, text=size), tail])
 
 

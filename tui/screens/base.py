@@ -9,12 +9,43 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
+from textual.events import Resize
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Input, Static
+from textual.widgets._footer import FooterKey
 
 from tui.screens.library_app import LibraryApp
 from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
+
+
+class KeyFooter(Footer):
+    """The keys of a screen. Where there is no room for all, the last go, and help and quit stay."""
+
+    STAY = ("help", "quit")
+
+    def __init__(self) -> None:
+        super().__init__(compact=True, show_command_palette=False)
+        self._columns = 0
+
+    def compose(self) -> ComposeResult:
+        keys = [each for each in super().compose() if isinstance(each, FooterKey)]
+        self._columns = self.app.size.width
+        room = self._columns + 1 - sum(_columns(key) for key in keys if key.action in self.STAY)
+        for key in keys:
+            if key.action not in self.STAY:
+                room -= _columns(key)
+            if key.action in self.STAY or room >= 0:
+                yield key
+
+    def on_resize(self, event: Resize) -> None:
+        if event.size.width != self._columns:
+            self.call_after_refresh(self.recompose)
+
+
+def _columns(key: FooterKey) -> int:
+    """Return the columns of `key description`, and of the space to the next."""
+    return len(key.key_display) + len(key.description) + 2
 
 
 class ModeScreen(Screen[None]):
@@ -33,7 +64,7 @@ class ModeScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield NavBar(self.MODE)
         yield from self.compose_body()
-        yield Footer(compact=True, show_command_palette=False)
+        yield KeyFooter()
 
     def compose_body(self) -> ComposeResult:
         raise NotImplementedError

@@ -23,6 +23,8 @@ from tui.screens.entries import Entry, fit_frames, listed, load, recording_paths
 from tui.screens.index import Indexes, files_of
 
 if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts
+    from advisor.advice.accounts.efforts import EffortMap
     from advisor.advice.advisor import Advisor
 
 MOST_AHEAD = 24  # recordings that are learned from before anybody asks for advice
@@ -45,6 +47,11 @@ class Advises(Protocol):
 
         `progress` hears how many of how many candidates are replayed.
         """
+
+    def accounts(
+        self, answer: Recommendation, api_price: float | None
+    ) -> tuple[Accounts | None, EffortMap | None]:
+        """Return what the picks of the last recommendation cost, and which effort to use."""
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`."""
@@ -72,7 +79,7 @@ class FittedAdvisor:
         from traces.recording.reader import distinct
         from tui.text.commands import here
 
-        self._whole = fitted is not None
+        self._whole, self._recordings = fitted is not None, recordings
         if fitted is None:
             unique, _ = distinct(recordings)
             fitted = Advisor.fit(measured(unique), seed=0, gpus=systems, quick=True)
@@ -93,6 +100,21 @@ class FittedAdvisor:
         is_candidate = present is not None and bool(self._advisor.space.rows_of(*present))
         today = present if is_candidate else None
         return self._advisor.recommend(budget, **self._here, present=today, progress=progress)
+
+    def accounts(
+        self, answer: Recommendation, api_price: float | None
+    ) -> tuple[Accounts | None, EffortMap | None]:
+        """Return what the picks of the last recommendation cost, and which effort to use.
+
+        Raises UsageError where the price of an API has none of devices beside it.
+        """
+        from advisor.advice.accounts.costs import Tariff, accounts_of
+        from advisor.advice.accounts.efforts import efforts_of
+
+        known = accounts_of(self._advisor, answer, Tariff(api_price=api_price))
+        if not self._advisor.space.judged:
+            return known, None
+        return known, efforts_of(self._advisor, self._recordings, answer)
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`; raises TtscopeError."""
@@ -279,7 +301,8 @@ class LibraryApp(App[None]):
         if self._advisor is None or self._advisor[0] != key:
             unique = {str(each.path): each for each in recordings}
             if self._fitted is not None and self._learned_from(key):
-                self._advisor = (key, FittedAdvisor((), fitted=self._fitted))
+                advisor = FittedAdvisor(list(unique.values()), fitted=self._fitted)
+                self._advisor = (key, advisor)
             else:
                 self._advisor = (key, self._factory(list(unique.values())))
         return self._advisor[1]

@@ -12,6 +12,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
     OUTSIDE,
+    TIMES,
     chance,
     counted,
     number,
@@ -41,6 +42,7 @@ from tui.text.words import (
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts, Costs
+    from advisor.advice.accounts.efforts import Effort, EffortMap
 
 COMPARED = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j", "tokens")
 OPTIONAL = ("cost_usd", "energy_j")  # not shown when neither pick has it
@@ -182,7 +184,7 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     head = f"Counting arithmetic (FLOPs) alone, one would choose {instead} instead"
     flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
     if flops is not None and least is not None and least.value > 0:
-        head += f": it needs {percent(least.value / flops.value)} of the arithmetic"
+        head += f". It needs {percent(least.value / flops.value)} of the arithmetic"
     name = telling_regret(answer)
     regret = None if name is None else answer.regret[name]
     if regret is None or name is None:
@@ -191,12 +193,16 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     if regret.holds(0.0):
         return f"{head}. In {noun} the two cannot be told apart.", "", ""
     ours = pick.estimates.get(name)
-    share = f" ({percent_change(regret.value / ours.value)})" if ours and ours.value else ""
-    size = f"{number(abs(regret.value), regret.unit)}{share}"
+    share = regret.value / ours.value if ours and ours.value else None
+    size, more = number(abs(regret.value), regret.unit), "more"
     if regret.unit == "1":  # a difference of shares, in points
         size = number(abs(regret.value), "1", sign=True).removeprefix("+")
+    elif share is not None and share >= TIMES:
+        size, more = percent_change(share), "the"
+    elif share is not None:
+        size += f" ({percent_change(share)})"
     if regret.value > 0:
-        return f"{head}, but has ", size, f" more {noun}."
+        return f"{head}, but has ", size, f" {more} {noun}."
     enough = other.probability_within_budget >= answer.budget.confidence
     kept = "" if enough else ", yet it does not meet the budget surely enough"
     return f"{head}, and has ", size, f" less {noun}{kept}."
@@ -257,7 +263,7 @@ def estimate_lines(
     for name in names:
         cells = [with_interval(pick.estimates.get(name)) for pick in picks]
         rows.append([quantity(name).noun, *cells])
-    more = ["difference", *(_change(answer, name) for name in names)]
+    more = ["difference", *("" if agree else _change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
     whole = align(wide if any(more[1:]) else rows)
     if max(map(len, whole)) > width:
@@ -380,6 +386,51 @@ def cost_words(accounts: Accounts) -> list[str]:
     return said
 
 
+MAPPED = ("accuracy", "latency_p95_s", "energy_j", "cost_usd")  # of each effort
+USED = "<"  # marks the effort to use
+
+
+def effort_lines(efforts: EffortMap, width: int) -> list[str]:
+    """Return which effort to use on the pick's engine, for all problems and by class of them.
+
+    Nothing where one effort alone was recorded, and no class of problems.
+    """
+    lines: list[str] = []
+    every = efforts.efforts
+    if len(every) > 1:
+        heads = [f"{effort_name(each)}{f' {USED}' * each.use}" for each in every]
+        rows = [["effort, 90 % intervals", *heads]]
+        for name in MAPPED:
+            found = [each.estimates.get(name) for each in every]
+            if any(each is not None for each in found):
+                rows.append([quantity(name).noun, *map(with_interval, found)])
+        if any(each.cut_share is not None for each in every):
+            rows.append(["samples cut off", *(with_interval(each.cut_share) for each in every)])
+        sure = [chance(each.probability_within_budget) for each in every]
+        lines = _beside([*rows, ["sure of the limits", *sure]], width)
+    groups = {name: each.efforts for name, each in efforts.classes.items()}
+    if len(every) < 2 and not groups:
+        return []
+    for name, own in [("all problems", every), *groups.items()]:
+        best = next((each for each in own if each.use), None)
+        told = "none fits the budget"
+        if best is not None:
+            told = f"{effort_name(best)}, {best.policy.words()}" * (len(every) > 1)
+            told = told or best.policy.words()
+            told += f", {chance(best.probability_within_budget)} sure of the limits"
+        mark = f"{USED} for" if len(every) > 1 else "for"
+        lines += _wrap(f"{mark} {name}: {told}", width)
+    return lines
+
+
+def effort_name(effort: Effort) -> str:
+    """Return a reasoning effort or a thinking budget in a word or two."""
+    if effort.thinking_token_budget is not None:
+        named = f"{effort.thinking_token_budget:,} tokens of thought"
+        return named if effort.reasoning_effort is None else f"{effort.reasoning_effort}, {named}"
+    return effort.reasoning_effort or "effort not set"
+
+
 def _change(answer: Recommendation, name: str) -> str:
     """Return by how much the compute-optimal pick has more than ours, nothing where not known."""
     regret, pick = answer.regret.get(name), answer.system_optimal
@@ -483,15 +534,15 @@ def nearest_line(answer: Recommendation) -> str:
 
 def present_lines(present: Present, width: int, *, required: bool = True) -> Iterable[str]:
     """Yield what today's configuration has more than the pick, or that it is the best already."""
-    name = f"Your present configuration, {_name(present.pick)},"
+    name = f"Your present configuration is {_name(present.pick)}."
     sure = f"{chance(present.pick.probability_within_budget)} sure of the limits"
     if present.best:
-        yield from _wrap(f"{name} is already best, {sure}.", width)
+        yield from _wrap(f"{name} It is already best, {sure}.", width)
         return
     if not present.difference:  # there is no pick
-        yield from _wrap(f"{name} is {sure}." if required else f"{name} was compared.", width)
+        yield from _wrap(f"{name} It is {sure}." if required else name, width)
         return
-    yield from _wrap(f"{name} is {sure}. Compared with the recommendation:", width)
+    yield from _wrap(f"{name} It is {sure}. Compared with the recommendation:", width)
     yield from _differences(present.difference, width)
 
 
@@ -512,11 +563,11 @@ def _turnings(turnings: Iterable[Turning], budget: Budget) -> list[str]:
             if each.pick is not None:
                 other = f"the next best is {each.pick}"
             lines.append(
-                f"with {name} {where} the pick is less than {percent(budget.confidence)} sure, "
-                f"and {other}"
+                f"with {name} {where} the pick is less than {percent(budget.confidence)} sure. "
+                f"{capital(other)}"
             )
         else:
-            lines.append(f"with {name} {where}, or sooner, {each.pick} is better")
+            lines.append(f"with {name} {where}, or sooner, another is better: {each.pick}")
     return lines
 
 

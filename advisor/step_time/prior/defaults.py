@@ -148,7 +148,8 @@ class Memory:
     """What of a GPU's memory an engine of a model takes, in bytes on each GPU.
 
     `share` is vLLM's of the memory, `reserved` what weights and KV cache do not get, `token` what a
-    token takes of a block, which has `least_block` tokens or more.
+    token takes of a block, which has `least_block` tokens or more. `drafter` is what a drafting
+    model's weights are of `weights`.
     """
 
     device: Device
@@ -158,6 +159,7 @@ class Memory:
     reserved: float
     token: float
     least_block: int = 1
+    drafter: float = 0.0
 
     @property
     def cache(self) -> float:
@@ -166,9 +168,10 @@ class Memory:
 
     def sum(self) -> str:
         """Return the sum in words, in GB on each GPU."""
+        drafter = f" (the drafter's {_gb(self.drafter)})" if self.drafter else ""
         return (
-            f"{self.share:g} x {_gb(self.total)} of memory less weights of {_gb(self.weights)} and "
-            f"{_gb(self.reserved)} for activations and graphs"
+            f"{self.share:g} x {_gb(self.total)} of memory less weights of {_gb(self.weights)}"
+            f"{drafter} and {_gb(self.reserved)} for activations and graphs"
         )
 
 
@@ -177,14 +180,45 @@ def _gb(count: float) -> str:
 
 
 def memory_of(
-    device: Device, engine: EngineConfig, facts: ModelFacts, *, reserved: float = RESERVED
+    device: Device,
+    engine: EngineConfig,
+    facts: ModelFacts,
+    *,
+    reserved: float = RESERVED,
+    drafter: ModelFacts | None = None,
 ) -> Memory | None:
     """Return what an engine takes of a GPU; None where memory or model is not known.
 
     Experts are shared by all ranks of tensor and data parallelism, other weights by those of tensor
     parallelism. KV heads that are fewer than the GPUs are kept by several of them, and so is what
-    has no heads.
+    has no heads. A `drafter` is split as the model is, and keeps its own keys and values of every
+    token.
     """
+    stages, drafting = engine.pipeline_parallel_size, 0.0
+    weights, kept = _weights(engine, facts), _kept(engine, facts)
+    if device.memory_bytes is None or weights is None or kept is None:
+        return None
+    token, block = kept[0] / stages, kept[1]
+    if drafter is not None:  # it runs on the last stage alone
+        alone = replace(engine, quantization=None, pipeline_parallel_size=1)
+        drafts, own = _weights(alone, drafter), _kept(alone, drafter)
+        if drafts is None or own is None:
+            return None
+        drafting, token = drafts, token + own[0]
+    return Memory(
+        device=device,
+        total=device.memory_bytes,
+        share=engine.gpu_memory_utilization or UTILISATION,
+        weights=weights + drafting,
+        reserved=reserved,
+        token=token,
+        least_block=block,
+        drafter=drafting,
+    )
+
+
+def _weights(engine: EngineConfig, facts: ModelFacts) -> float | None:
+    """Return the bytes of a model's weights on each GPU."""
     size, stages = engine.tensor_parallel_size, engine.pipeline_parallel_size
     weights: float | None = facts.weight_bytes
     if facts.quantization is None and engine.quantization is None:
@@ -192,27 +226,19 @@ def memory_of(
     elif facts.quantization is None and weights is not None and facts.layers is not None:
         outside = sum(each.size_bytes or 0.0 for each in facts.others)
         weights = outside + (weights - outside) / 2  # of layers alone, brought to FP8
-    kept = _kept(engine, facts)
-    if device.memory_bytes is None or weights is None or kept is None:
+    if weights is None:
         return None
     experts = facts.routed_weight_bytes() if facts.weight_bytes == weights else 0.0
-    token, block = kept
-    return Memory(
-        device=device,
-        total=device.memory_bytes,
-        share=engine.gpu_memory_utilization or UTILISATION,
-        weights=(weights - experts) / (size * stages)
-        + experts / (size * engine.data_parallel_size * stages),
-        reserved=reserved,
-        token=token / stages,
-        least_block=block,
+    return (weights - experts) / (size * stages) + experts / (
+        size * engine.data_parallel_size * stages
     )
 
 
 def _kept(engine: EngineConfig, facts: ModelFacts) -> tuple[float, int] | None:
     """Return the bytes of a token in a block on each GPU, and the tokens that a block has at least.
 
-    Layers of several kinds take blocks of their own, in groups of as many layers (`limits.py`), and
+    Layers of one kind share blocks, each with what it keeps (vLLM's `UniformTypeKVCacheSpecs`).
+    Those of several kinds take blocks of their own, in groups of as many layers (`limits.py`), and
     all blocks are as large: so that a state fits in one, vLLM makes blocks of more tokens.
     """
     size, cache = engine.tensor_parallel_size, engine.kv_cache_dtype
@@ -225,12 +251,13 @@ def _kept(engine: EngineConfig, facts: ModelFacts) -> tuple[float, int] | None:
         heads = max(facts.num_key_value_heads / size, 1.0)
         return 2 * facts.num_hidden_layers * heads * facts.head_dim * value, 1
     layers: Counter[tuple[str, int | None]] = Counter()
-    tokens, states = [0.0], [0.0]
+    tokens, states, summed = [0.0], [0.0], 0.0
     for group in facts.layers:
         if (attention := group.attention) is not None and attention.kept:
             share = 1.0 if attention.latent is not None else min(size, attention.kv_heads)
             entry = attention.values / share * value + attention.index_bytes(value)
             tokens.append(entry / attention.tokens_per_entry)
+            summed += group.count * tokens[-1]
             window = attention.window if attention.kind == "sliding_attention" else None
             layers["attention", window] += group.count
         if group.state is not None:
@@ -241,6 +268,8 @@ def _kept(engine: EngineConfig, facts: ModelFacts) -> tuple[float, int] | None:
     widest = max(tokens)
     if not widest:
         return None
+    if len(layers) == 1:
+        return summed, 1
     least, most = min(layers.values()), max(layers.values())
     together = most if most < ALIKE * least else least
     block = -(-max(states) / widest // BLOCK) * BLOCK if max(states) else 1

@@ -55,7 +55,7 @@ def drafting_of(
         return Drafting(
             launch_s=0.0, each_s=0.0, what="the lookup of drafts, on the host, is left out"
         )
-    drafter, what = _drafter(facts, speculative, models)
+    drafter, what = drafter_of(facts, speculative, models)
     prior = prior_of(tables, drafter, replace(engine, speculative=None, quantization=None))
     k = speculative.num_speculative_tokens
     steps = int(np.log2(min(engine.max_num_seqs or MOST, MOST))) + 1
@@ -68,10 +68,28 @@ def drafting_of(
     return Drafting(launch_s=max(float(launch), 0.0), each_s=each, what=f"drafting: {what}")
 
 
-def _drafter(
+def drafter_in(
+    engine: EngineConfig, facts: ModelFacts, models: Mapping[str, ModelFacts]
+) -> ModelFacts | None:
+    """Return the facts of the model that drafts for an engine's; None where none does.
+
+    Raises UsageError where it is not known.
+    """
+    speculative = engine.speculative
+    if speculative is None or speculative.method in LOOKUPS:
+        return None
+    return drafter_of(facts, speculative, models)[0]
+
+
+def drafter_of(
     facts: ModelFacts, speculative: Speculative, models: Mapping[str, ModelFacts]
 ) -> tuple[ModelFacts, str]:
-    """Return the facts of what drafts, and what they are."""
+    """Return the facts of what drafts, other than by lookup, and what they are.
+
+    Weights of an MTP layer or an EAGLE head are those of its layer, as vLLM has it share embedding
+    and logits with the model (`_maybe_share_embeddings` in v1/spec_decode/llm_base_proposer.py).
+    Raises UsageError where the model that drafts is not known.
+    """
     method, name = speculative.method, speculative.model
     if name is not None and name in models:
         return models[name], f"{name}, by its own layers"
@@ -85,7 +103,7 @@ def _drafter(
         )  # fmt: skip
         layer = replace(last, places=(0,), matrices=(*last.matrices, joined))
         what = "an MTP layer like the model's last, and its logits"
-        return replace(facts, num_hidden_layers=1, layers=(layer,), others=head), what
+        return _one_layer(facts, f"MTP layer of {facts.name}", layer, head), what
     if method not in ("eagle", "eagle3"):
         raise UsageError(
             f"--gpu: what the draft model {name or 'of ' + method} weighs is not known. Give a "
@@ -115,11 +133,25 @@ def _eagle_head(facts: ModelFacts, head: tuple[Matrix, ...]) -> ModelFacts:
             for name, n, m in sizes
         ),
     )  # fmt: skip
-    return replace(
-        facts, name=f"EAGLE head of {facts.name}", num_hidden_layers=1, num_experts=None,
-        attention=("full_attention",), quantization=None, kv_cache_dtype=None, layers=(layer,),
-        others=head,
+    alike = replace(
+        facts, num_experts=None, attention=("full_attention",), quantization=None,
+        kv_cache_dtype=None,
     )  # fmt: skip
+    return _one_layer(alike, f"EAGLE head of {facts.name}", layer, head)
+
+
+def _one_layer(facts: ModelFacts, name: str, layer: Layers, head: tuple[Matrix, ...]) -> ModelFacts:
+    """Return the facts of a drafter that is a layer, and computes the logits of `head`."""
+    sizes = [each.size_bytes for each in layer.matrices]
+    return replace(
+        facts,
+        name=name,
+        num_hidden_layers=1,
+        layers=(layer,),
+        others=head,
+        total_parameters=sum(each.parameters for each in layer.matrices),
+        weight_bytes=None if None in sizes else round(sum(size or 0.0 for size in sizes)),
+    )
 
 
 def kept_a_step(runs: Iterable[Run]) -> float | None:

@@ -23,7 +23,7 @@ from advisor.step_time.cost import StepCost
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
-from advisor.step_time.prior.drafting import Drafting, kept_a_step
+from advisor.step_time.prior.drafting import Drafting, drafter_in, kept_a_step
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
     cost_of,
@@ -97,7 +97,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                     offered += 1
                     continue
                 try:
-                    engine = _placed(engine, facts, tables)
+                    engine = _placed(engine, facts, tables, evidence.models)
                     law = _law(evidence, engine, choices, PriorTimes(
                         tables=tables, facts=facts, found=found, models=evidence.models
                     ))  # fmt: skip
@@ -150,13 +150,32 @@ def device_of(tables: PriorTables) -> Device:
     return Device(name=tables.device, memory_bytes=tables.memory_bytes)
 
 
-def memory_on(tables: PriorTables, engine: EngineConfig, facts: ModelFacts) -> Memory | None:
-    """Return what an engine takes of the memory of a system's GPU; None where it is not known."""
-    reserved = tables.reserved_bytes(engine.tensor_parallel_size)
-    return memory_of(device_of(tables), engine, facts, reserved=reserved)
+def memory_on(
+    tables: PriorTables,
+    engine: EngineConfig,
+    facts: ModelFacts,
+    models: Mapping[str, ModelFacts] | None = None,
+) -> Memory | None:
+    """Return what an engine takes of the memory of a system's GPU; None where it is not known.
+
+    `models` are those that may draft, by name. Raises UsageError where the one that does is not
+    known.
+    """
+    return memory_of(
+        device_of(tables),
+        engine,
+        facts,
+        reserved=tables.reserved_bytes(engine.tensor_parallel_size),
+        drafter=drafter_in(engine, facts, models or {}),
+    )
 
 
-def _placed(engine: EngineConfig, facts: ModelFacts, tables: PriorTables) -> EngineConfig:
+def _placed(
+    engine: EngineConfig,
+    facts: ModelFacts,
+    tables: PriorTables,
+    models: Mapping[str, ModelFacts],
+) -> EngineConfig:
     """Return the engine with the KV blocks that its GPU has room for, where its memory is known.
 
     Raises UsageError where it does not fit.
@@ -165,7 +184,7 @@ def _placed(engine: EngineConfig, facts: ModelFacts, tables: PriorTables) -> Eng
         raise UsageError(
             f"{facts.name} was recorded in {engine.dtype}, and the tables are bfloat16's"
         )
-    memory = memory_on(tables, engine, facts)
+    memory = memory_on(tables, engine, facts, models)
     return engine if memory is None else with_blocks(memory, engine, facts)
 
 

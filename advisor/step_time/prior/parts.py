@@ -38,6 +38,10 @@ Moved = Callable[[str, float, float], None]  # name, calls, values for each toke
 BYTES: Final = 2  # of a value in bfloat16
 VOCABULARY_PADDING: Final = 64  # vLLM's VocabParallelEmbedding
 BESIDE: Final = 256  # tokens up to which shared experts run beside the others, on a second stream
+NORM_BYTES: Final = 2 * 4  # of a token: the variance of its queries and of its keys, in float32
+# Of these the norm is over all heads, so that the GPUs sum its variance (vLLM's
+# MiniMaxText01RMSNormTP).
+NORM_OVER_HEADS: Final = ("MiniMaxM2",)
 QK_NORM: Final = ("Qwen3", "MiniMaxM2", "Gemma3", "Gemma4", "Glm4Moe", "Step3p")
 # Architectures of recordings that do not have a model's layers: all of them are alike.
 ARCHITECTURES: Final = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -239,6 +243,8 @@ def parts_of(
         reduces += count * mixes
         if group.attention is not None and not whole:
             _beside_heads(group.attention, facts, split, count, moved)
+            if split.tensor > 1 and (facts.architecture or "").startswith(NORM_OVER_HEADS):
+                dense.append(_norm_reduce(tables, split.tensor, count))
         for name, n, k, form in _kernels(facts, group, split, online):
             absorbed = whole and name == "self_attn.kv_b_proj"
             if ".shared_experts." not in name and not absorbed:
@@ -288,6 +294,15 @@ def _mixer(
         tables, modules, attention.heads // split.tensor, split.tensor, facts.hidden_size, products,
         "bfloat16" if forms <= {"bfloat16"} else "fp8_block", kv_fp8=kv_fp8, rule=rule,
     )  # fmt: skip
+
+
+def _norm_reduce(tables: PriorTables, size: int, count: int) -> Part:
+    """Return the all-reduces of a norm over all heads, one in each layer, as in a CUDA graph."""
+    measured = tables.all_reduces(size)
+    rows = measured.get(True, measured.get(False)) / [NORM_BYTES, 1.0]
+    return Part(
+        name="qk_norm_all_reduce", family="communication", calls=count, times=Times(rows=rows)
+    )
 
 
 def _beside_heads(

@@ -56,6 +56,7 @@ def make_rows(problems=40, n=N, seed=0):
     return rows
 
 
+@pytest.mark.slow
 def test_a_timeout_is_named_and_few_are_left_out(tmp_path):
     def cut(number):
         rows = make_rows(problems=40)
@@ -149,6 +150,7 @@ def test_other_roles_have_no_vote(rows, found, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_all_right_and_all_wrong(rows, tmp_path):
     for right in (True, False):
         same = [row | {"answer": "7", "correct": right} for row in rows["samples"]]
@@ -190,6 +192,7 @@ def test_problems_without_all_their_samples_are_left_out_and_told(rows, tmp_path
     assert "problems without 8 judged samples, left out: 1 of 40" in found.notes
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_numbers_are_told(rows, tmp_path):
     some = [r | {"logprob_mean": float("nan")} for r in rows["samples"][:5]]
     found = judge(tmp_path / "some", rows | {"samples": [*some, *rows["samples"][5:]]})
@@ -200,6 +203,7 @@ def test_scores_that_are_not_numbers_are_told(rows, tmp_path):
     assert not {"best_of_n", "weighted"} & {o.method for o in found.outcomes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [-5000.0, 750.0])
 def test_weights_of_any_size_decide_as_they_compare(rows, tmp_path, shift):
     """Weights that vanish or overflow as numbers still compare."""
@@ -274,6 +278,7 @@ def forced(rows, budgets, samples):
     ]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_exact_and_between_them_is_said_to_be(rows, tmp_path):
     answers = forced(rows, (16, 64), 4)
     table = by_key(judge(tmp_path / "r", rows | {"answers": answers}))
@@ -308,6 +313,7 @@ def test_samples_cut_by_max_tokens_are_told(rows, tmp_path):
     assert any("samples cut by max_tokens: 3" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_samples_that_were_given_their_length_are_not_cut(rows, tmp_path):
     given = [r | {"censored": False, "finish_reason": "length"} for r in rows["samples"]]
     found = judge(tmp_path / "r", rows | {"samples": given})
@@ -320,6 +326,7 @@ def test_samples_that_were_given_their_length_are_not_cut(rows, tmp_path):
 # -- choosing ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_cheapest_is_stated_on_problems_that_did_not_choose_it(tmp_path):
     found = judge(tmp_path / "r", make_rows(problems=200))
     best = cheapest_as_good(found)

@@ -12,7 +12,7 @@ from advisor.advice.advisor import Advisor
 from advisor.evidence.runs import limited, limits_that_cut, read_runs
 from advisor.search.budget import parse_budget
 from tests.tui.conftest import run  # noqa: F401
-from tests.tui.verbs.test_outcomes_alone import outcomes, prior, three  # noqa: F401
+from tests.tui.verbs.test_outcomes_alone import imported, outcomes, three  # noqa: F401
 from traces.errors import UsageError
 from traces.foreign.evaluations.importer import import_outcomes
 from traces.foreign.evaluations.reader import Given
@@ -53,6 +53,7 @@ def by_name(found):
     }
 
 
+@pytest.mark.slow
 def test_all_policies_are_those_of_a_run_with_that_limit(both):
     whole, real = (summarise(each)[0] for each in both)
     ours, theirs = by_name(evaluate(whole, max_tokens=LIMIT)), by_name(evaluate(real))
@@ -114,6 +115,7 @@ def test_limits_that_are_tried_cut_some_and_not_most():
     assert limits_that_cut([30, 60, 90]) == [] and limits_that_cut([]) == []
 
 
+@pytest.mark.slow
 def test_replay_and_advice_have_the_limit(run, three, tmp_path):  # noqa: F811
     names = ("replay", "runs/small", "--gpu", "test_gpu", "--concurrency", "1", "--json")
     code, out, err = run(*names, "--set", f"policy.max_tokens={LIMIT}")

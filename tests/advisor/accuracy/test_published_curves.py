@@ -6,6 +6,8 @@ import pytest
 
 from advisor.accuracy.models.vote_curve import VoteCurve
 
+pytestmark = pytest.mark.slow
+
 SETS = {"MATH500": 500, "AIME24": 30}
 
 

@@ -127,6 +127,7 @@ def test_nothing_that_parsed_is_never_right():
     assert right_in_orders(samples, asked, 0) == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_advice_takes_the_expectation_whatever_the_load_and_the_seed(advisor):
     """A rule that decides as the vote has the vote's accuracy, and no luck of its draws."""
     drawn, space = advisor.policy_work, advisor.space

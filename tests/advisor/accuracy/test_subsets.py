@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.accuracy.subsets import RandomOrders, best_of_curve, order_count
+from advisor.accuracy.subsets import RandomOrders, best_of_curve, order_count, routed
 from tests.advisor.sampled import samples
 from traces.schema.tts.stop_rules import SAFE, WINDOWS, Stop, lead_is_safe
 from traces.summary.votes import majority_curve
@@ -154,6 +154,29 @@ def test_one_by_one_is_the_mean_over_all_orders():
     assert found.right == pytest.approx(exact[0], abs=0.03)
     assert found.tokens == pytest.approx(10 * exact[1], abs=0.8)
     assert found.tokens < 60
+
+
+def test_tables_of_all_counts_are_the_votes_of_each():
+    """To the last bit, with equal lengths and answers that did not parse among the samples."""
+    rng = np.random.default_rng(3)
+    for number in range(6):
+        answers = [[None, "a", "b", "c"][i] for i in rng.integers(4, size=16 + number)]
+        problem = samples(answers, tokens=rng.integers(1, 6, len(answers)).astype(float))
+        orders = RandomOrders(problem, rng, 12)
+        firsts, counts = (3, 4, 0), (16, 12, 8, 6, 4, 3)
+        able = ((12, 6, 3), (16, 8, 4), counts)
+        asked = np.array([[count in own for count in counts] for own in able])
+        votes, agree = orders.tables(firsts, counts, asked)
+        for f, first in enumerate(firsts):
+            chosen = orders.orders[:, :first]
+            most = orders.marks[chosen].sum(axis=1).max(axis=1)
+            assert agree[f].tolist() == most.tolist()
+            for c, count in enumerate(counts):
+                if asked[f, c]:
+                    one = orders.ended(count, count, routed((count,) * (first + 1)))
+                    if count == first:
+                        one[1] = orders.tokens[chosen].sum(axis=1)
+                    assert votes[f, c].tolist() == one.tolist()
 
 
 def test_a_problem_without_answers_is_wrong():

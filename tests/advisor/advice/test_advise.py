@@ -96,6 +96,7 @@ def test_the_pick_meets_its_budget(advisor, latency, accuracy, optimise, confide
     assert pick.estimates["latency_s"].value <= latency or confidence < 0.6
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     latency=LATENCIES,
@@ -249,6 +250,7 @@ def test_a_rate_beyond_every_engine_fits_none(advisor):
     assert answer.infeasible["cannot keep up with the rate"] > 0
 
 
+@pytest.mark.slow
 def test_latency_grows_with_the_rate(advisor):
     slow, quick = (advisor.metrics(rate) for rate in (2.0, 8.0))
     row = row_of(slow, engine_of("large"), VOTE16)

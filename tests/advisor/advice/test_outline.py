@@ -25,6 +25,7 @@ def quick(recordings):
     return Advisor.fit(recordings, draws=40, quick=True)
 
 
+@pytest.mark.slow
 def test_what_follows_is_the_answer_of_a_whole_fit(recordings, quick):
     assert quick.model.errors_ == {}  # nothing was left out yet
     whole = Advisor.fit(recordings, draws=40)

@@ -63,6 +63,7 @@ def promise(recordings):
     return answer.system_optimal, expectations(answer, advisor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [4, 8])
 def test_latencies_are_promised_through_a_server_where_one_was_recorded(
     advised, tmp_path, concurrency

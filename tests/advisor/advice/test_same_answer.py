@@ -23,6 +23,7 @@ def seasoned(fresh_advisor):
     return advisor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS[1::2])
 def test_other_budgets_before_change_nothing(fresh_advisor, seasoned, budget):
     assert seasoned.recommend(budget).to_json() == fresh_advisor().recommend(budget).to_json()

@@ -19,6 +19,8 @@ from tui.screens.advice.rows import candidates
 from tui.text.advice import advice_json, advice_lines
 from tui.verbs.record import record as record_verb
 
+pytestmark = pytest.mark.slow
+
 RULE = Policy(
     method="agreement", n=8, temperature=0.8, rule=(("agree", 5.0), ("in_flight", 8.0))
 )  # fmt: skip

@@ -207,6 +207,7 @@ STOPS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(
     seed=st.integers(0, 10_000),
@@ -273,6 +274,7 @@ def arrivals_of(problems: int, concurrency: int | None, bursts: int):
     return None if concurrency else np.sort(np.arange(problems) % bursts / 64)
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(**LOCKSTEP)
 def test_samples_that_end_together_equal_the_naive_twin(

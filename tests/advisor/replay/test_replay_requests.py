@@ -103,6 +103,7 @@ def test_prompts_that_begin_alike_are_shared(tmp_path, tables):
     assert first[0] < first[1]
 
 
+@pytest.mark.slow
 def test_the_mooncake_trace_shares_what_its_ids_say(tmp_path):
     path, tables = DATA / "workloads" / "mooncake_conversation_3000.jsonl", DATA / "ops"
     if not path.exists() or not tables.exists():

@@ -85,6 +85,7 @@ def test_what_is_wrong_is_said_in_one_line(given_, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=12), st.sampled_from(["max_latency", "max_cost", "min_accuracy", "rate"]))
 def test_any_text_is_parsed_or_refused(text, option):
     try:

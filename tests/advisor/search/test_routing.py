@@ -90,6 +90,22 @@ def test_of_many_problems_some_are_learned_from_and_the_others_are_judged_by_the
         assert sum(table == final for table in tables.values()) >= COUNT - 45
 
 
+def test_what_is_learned_is_what_every_order_level_and_count_by_itself_gives():
+    """Numbers of the program that replayed each of them by itself."""
+    problems = problems_of("mixed", COUNT, np.random.default_rng([1, 5, 1]))
+    one, two = try_tables(pools_of(problems), list(problems), [None] * COUNT, 0)
+    for each in (one, two):
+        assert each.option.tables(each.chosen) == {OTHERS: (4, 4, 8, 8, 4)}
+    prices, sure = (one.price, two.price), (one.sure, two.sure)
+    assert prices == pytest.approx((3.585936591340275e-05, 1.7949266085601896e-05), rel=1e-12)
+    assert sure == pytest.approx((-1.0361218277463038, 3.073720260349091), rel=1e-12)
+    held_out = np.concatenate([one.held_out.mean(axis=1), two.held_out.mean(axis=1)])
+    was = [0.4841362847222222, 1059.41328125, 0.5030707465277777, 1180.6654947916666]
+    assert held_out.tolist() == pytest.approx(was, rel=1e-12)
+    assert [each.against.label() for each in (one, two)] == ["maj@4", "esc 4/8"]
+    assert len({repr(tables) for tables in one.tables}) == 2
+
+
 def test_few_problems_or_samples_offer_nothing():
     problems, found = tried("mixed", count=routing.FEWEST - 1)
     assert found == []

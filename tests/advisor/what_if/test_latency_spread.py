@@ -16,6 +16,8 @@ from tests.traces.recording.test_window_cost import stalled
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -15,6 +15,7 @@ def opened(pattern):
     return [Recording.open(path) for path in sorted(SHIPPED.glob(pattern))]
 
 
+@pytest.mark.slow
 def test_each_run_is_foretold_from_the_others_alone():
     told = []
     recordings = opened("demo-s-*")

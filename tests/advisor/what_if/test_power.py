@@ -13,6 +13,8 @@ from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 IDLE, BUSY, BATCH = 60.0, 90.0, 3.0
 
 

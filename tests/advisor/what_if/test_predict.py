@@ -26,6 +26,8 @@ from traces.schema.tts.policy import Policy
 from traces.summary.metrics import estimate_of
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 
 def asked(recording, others=(), **changes):
     run = summarise(recording)[0]

@@ -11,6 +11,8 @@ import pytest
 from benchmarks.servers.metrics_server import metrics_server
 from tests.profiler.command import ttscope
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):

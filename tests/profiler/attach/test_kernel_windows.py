@@ -251,6 +251,7 @@ def verb(server, tmp_path, *more, answer=None):
     return done
 
 
+@pytest.mark.slow
 def test_it_asks_before_the_first_window(server, tmp_path):
     for answer in (None, "\n", "n\n"):
         done = verb(server, tmp_path, answer=answer)
@@ -263,11 +264,13 @@ def test_it_asks_before_the_first_window(server, tmp_path):
     assert len(server.profiler.starts) == 1  # the rehearsal; the first window comes later
 
 
+@pytest.mark.slow
 def test_yes_is_enough_without_a_terminal(server, tmp_path):
     assert verb(server, tmp_path, "--yes").returncode == 0
     assert len(server.profiler.starts) == 1
 
 
+@pytest.mark.slow
 def test_another_fault_is_one_line(server, tmp_path):
     server.profiler.front_end = True
     done = verb(server, tmp_path, "--yes")

@@ -126,7 +126,7 @@ def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):
     seen = step()
     for _ in range(10_000):
         made.record(*seen)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert made.on
     assert made.dropped > 1000
     assert len(made._ring) <= 100

@@ -105,7 +105,7 @@ def test_timeouts_answer_by_the_votes_there_are(name, tmp_path):
     elif late.height:
         assert late["correct"].to_list() == [True] * 3
     seconds = (problems["decided_at"] - problems["arrival"]).max() / 1e9
-    assert seconds < 3
+    assert seconds < 15
 
 
 @pytest.mark.parametrize("name", ["thinking budget", "forced thinking budget"])

@@ -223,7 +223,7 @@ def test_a_dead_collector_costs_nothing(how, monkeypatch, caplog):
         time.sleep(0.3)  # some tries
         ended = time.monotonic()
         out.close(hurry=True)
-        assert time.monotonic() - ended < 3
+        assert time.monotonic() - ended < 20
     assert took < 200e-6  # a bisection and additions, on a busy machine
     assert len(out._series) == 1
     assert sum(len(each.message) > 0 for each in caplog.records) < 5

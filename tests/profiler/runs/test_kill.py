@@ -14,6 +14,8 @@ from benchmarks.made.killed import ROOT, check, kill_once
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "write"])

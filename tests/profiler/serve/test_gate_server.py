@@ -8,6 +8,8 @@ import pytest
 from benchmarks.servers.fake_engine import FakeEngine, running
 from tui import cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):

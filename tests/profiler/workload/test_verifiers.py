@@ -243,6 +243,7 @@ def test_a_hostile_formula_is_wrong_and_counted():
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_in_c_code_is_replaced(monkeypatch):
     stuck = math_check.MathVerifier(limit_s=0.2)
     stuck.canonical("1")

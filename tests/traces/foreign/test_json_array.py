@@ -37,6 +37,7 @@ def stream_of(tmp_path, raw, size=5, **pieces):
     return stream
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     before=st.dictionaries(KEYS, VALUES, max_size=3),

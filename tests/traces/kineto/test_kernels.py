@@ -123,6 +123,7 @@ def test_a_name_of_any_length_is_answered():
     assert family_of("x" * 1_000_000) == "other"
 
 
+@pytest.mark.slow
 def test_every_name_in_the_traces_of_others(shared):
     for path in sorted((shared / "data" / "kineto").glob("*.json.gz")):
         kernels = read_trace(path).kernels

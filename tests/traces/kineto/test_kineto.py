@@ -221,6 +221,7 @@ FILES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_totals_equal_an_independent_sum(shared, name):
     path = shared / "data" / "kineto" / f"{name}.json.gz"

@@ -72,6 +72,7 @@ def test_last_row_of_a_span_stands(tmp_path):
     assert problems["end"].to_list() == [9, None]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(count=st.integers(0, 40), fan_in=st.integers(2, 4))
 def test_merging_keeps_every_row_once(tmp_path_factory, count, fan_in):
@@ -470,6 +471,7 @@ def test_a_column_that_cannot_be_of_its_type_is_damage(tmp_path):
         Recording.open(folder).frame("steps")
 
 
+@pytest.mark.slow
 def test_a_small_file_of_many_rows_is_refused(tmp_path):
     folder = make(tmp_path / "r")
     part = folder / "steps-000000.parquet"

@@ -83,6 +83,13 @@ def test_a_change_is_in_per_cent():
     assert [percent_change(each) for each in shares] == ["+1.2 %", "-50.0 %", "0 %", "-"]
     interval = Estimate(value=-0.04, low=-0.1, high=0.0, unit="1")
     assert relative_change(interval) == "-4.0 % [-10.0, 0]"
+    assert [percent_change(each) for each in (3.99, 4.0, 12.566)] == [
+        "+399.0 %",
+        "5.00 times",
+        "13.6 times",
+    ]
+    large = Estimate(value=12.6, low=2.1, high=20.3, unit="share")
+    assert relative_change(large) == "13.6 times [3.10, 21.3]"
 
 
 def test_small_things():

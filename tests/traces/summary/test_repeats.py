@@ -68,6 +68,7 @@ def covered(monkeypatch, *, spread, repeats, trials, draws=0.1, times=1.0):
     return {tag: count / trials for tag, count in held.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spread", "repeats", "times"),
     [(RUN_TO_RUN, 0, 1.0), (0.2, 5, 1.0), (0.1, 4, 1.5)],

@@ -46,6 +46,7 @@ def test_a_vote_is_the_mean_over_all_subsets(answers):
     curve = majority_curve(answers, judged(answers))
     for k in range(1, len(answers) + 1):
         assert curve[k - 1] == pytest.approx(by_hand(answers, k), abs=1e-12)
+        assert majority_curve(answers, judged(answers), k) == pytest.approx(curve[:k], abs=1e-15)
 
 
 @settings(max_examples=100)

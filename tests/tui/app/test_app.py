@@ -14,6 +14,8 @@ from tui.screens.recordings.screen import RecordingsScreen
 from tui.screens.run.screen import RunScreen
 from tui.widgets.scatter import Scatter
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(80, 24), (120, 40)]
 
 

@@ -6,10 +6,12 @@ from textual.widgets._footer import FooterKey
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
-from tests.tui.pilot import settle, text_of
+from tests.tui.pilot import screen_text, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.library import failure, paths_of
 from tui.widgets.prompt import Paths, Words
+
+pytestmark = pytest.mark.slow
 
 FIELDS = (  # the screen's key, the field's, its id, what cannot be used, and what is said of it
     ("1", "o", "ask", "nowhere/at/all", "no such file"),
@@ -56,6 +58,20 @@ async def test_a_field(folder, screen, key, name, text, told):
         assert app.screen.focused is not field
         assert "said" not in app.screen.query_one("#message").classes or not text_of(app)
         assert footer(app) == before
+
+
+async def test_help_and_quit_stay_where_there_is_no_room_for_all_keys(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(120, 24)) as pilot:
+        await settle(pilot)
+        whole = screen_text(app).splitlines()[-1]
+        for columns in (40, 60, 80, 120):
+            await pilot.resize_terminal(columns, 24)
+            await settle(pilot)
+            keys = screen_text(app).splitlines()[-1]
+            begun = keys.removesuffix("? help q quit")
+            assert begun != keys and whole.startswith(begun) and len(keys) <= columns
+        assert keys == whole
 
 
 async def test_a_replay_that_fails_can_be_mended(folder):

@@ -13,6 +13,8 @@ from tui.screens.advice.what_if import what_if
 from tui.screens.entries import fit_frames, load
 from tui.screens.run.screen import RunScreen
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -17,6 +17,8 @@ from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
 from tui.verbs.demo import BUDGET, SHIPPED
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = [
     {"max_latency": "120ms", "min_accuracy": "0.9"},
     {"min_accuracy": "0.9", "max_latency": "20ms"},
@@ -121,11 +123,19 @@ async def test_nothing_is_recommended_where_nothing_is_required(run, tmp_path):
 
 
 async def test_after_the_demo_the_app_shows_what_was_printed(run):
-    ((app, detail),) = await in_app([{"min_accuracy": f"{BUDGET.min_accuracy}"}])
+    """And what it costs, and which effort to use, with the price of an API beside it."""
+    given = {"min_accuracy": f"{BUDGET.min_accuracy}", "price": "2.5", "api_price": "2"}
+    ((app, detail),) = await in_app([given])
     code, out, _ = run("demo", "--shipped", "--once", "--json")
     assert code == 0
     assert told(json.loads(out)) == app
     assert detail.startswith("Run ")
+    code, out, _ = run("advise", SHIPPED, *options(given), "--explain")
+    assert code == 0
+    printed = out[out.index("costs, 90 % intervals") : out.index("The API: $2")].splitlines()
+    assert any(line.startswith("renting costs less from") for line in printed)
+    assert [line for line in printed if line not in detail] == []
+    assert "effort, 90 % intervals" in detail and "< for all problems: " in detail
 
 
 def test_a_pick_without_a_required_accuracy_says_which_it_has(run):

@@ -15,6 +15,8 @@ from tui.screens.live.screen import LiveScreen
 from tui.widgets.panel import PanelView
 from tui.widgets.prompt import Prompt
 
+pytestmark = pytest.mark.slow
+
 PANELS = ("#lanes", "#step", "#title", "#bars", "#other", "#text", "#vote", "#message")
 
 

@@ -74,6 +74,7 @@ def test_two_servers_are_told_apart(run, folder):
     assert out.count("server    http://h:0") == out.count("server    http://h:1") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(80, 24), (160, 40)])
 @pytest.mark.parametrize("name", DEPTHS)
 async def test_every_page_of_the_run_screen(folder, name, size):
@@ -102,6 +103,7 @@ async def test_every_page_of_the_run_screen(folder, name, size):
         await settle(pilot)
 
 
+@pytest.mark.slow
 async def test_other_screens_with_nothing_else(folder):
     app = TtscopeApp([folder])
     async with app.run_test(size=(80, 24)) as pilot:

@@ -237,6 +237,7 @@ def test_wrong_use_is_one_line(run, arguments, code, message):
     assert message in line
 
 
+@pytest.mark.slow
 def test_without_the_extra_one_line_names_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "textual_serve.server", None)
     monkeypatch.delitem(sys.modules, "tui.app.web")

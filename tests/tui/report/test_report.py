@@ -25,6 +25,8 @@ from tui.report.page import page
 from tui.verbs.demo import SHIPPED
 from tui.verbs.open_all import open_all
 
+pytestmark = pytest.mark.slow
+
 BUDGET = {"min_accuracy": "0.75", "price": 2.5}
 HOSTILE = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
 

@@ -6,21 +6,20 @@ import json
 import pytest
 from textual.widgets import DataTable, Input
 
-from advisor.step_time.prior import tables as prior_tables
-from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
-from tests.advisor.synthetic import VOTE16, engine_of, record
+from tests.advisor.step_time.prior.prior_files import DEVICE, TINY
+from tests.advisor.synthetic import FACTS, SKILL, VOTE16, engine_of, record
 from tests.tui.pilot import last, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.advice.rows import candidates, pick_title
 from tui.screens.advice.screen import Advised, WhatIf
 
+pytestmark = pytest.mark.slow
+
 GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "cpu=0.05")
 
 
 @pytest.fixture
-def recording(tmp_path, monkeypatch):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+def recording(tmp_path, prior):
     made = record(tmp_path / "runs" / "one", engine_of(), VOTE16, problems=12, concurrency=1)
     facts = dataclasses.replace(TINY, name="small", hidden_size=4096, intermediate_size=16384)
     dataclasses.replace(made.manifest, models={"small": facts}).write(made.path)
@@ -138,3 +137,24 @@ async def test_a_system_that_is_not_there_is_told_in_place(recording):
         await advised(app, pilot)
         told = text_of(app)
         assert "--gpu h100: no operator tables" in told
+
+
+def test_drafts_are_offered_by_a_published_acceptance(run, tmp_path, recording, monkeypatch):
+    engine = engine_of(model="moonshotai/Kimi-K2.5")
+    facts = dataclasses.replace(TINY, name=engine.model, hidden_size=4096, intermediate_size=16384)
+    monkeypatch.setitem(FACTS, engine.model, facts)
+    monkeypatch.setitem(SKILL, engine.model, 0.6)
+    made = record(tmp_path / "runs" / "kimi", engine, VOTE16, problems=12, concurrency=1)
+    dataclasses.replace(made.manifest, models={engine.model: facts}).write(made.path)
+    code, out, err = run("advise", made.path, *GIVEN, "--optimise", "latency", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    picks = [found["system_optimal"], *found["pareto"]]
+    drafted = [pick for pick in picks if pick["engine"]["speculative"] is not None]
+    assert drafted
+    assert {pick["engine"]["speculative"]["method"] for pick in drafted} == {"eagle3"}
+    assert all(pick["prior"] == "test_gpu" for pick in drafted)
+    assert all(pick["estimates"]["latency_s"]["extrapolated"] for pick in drafted)
+    code, out, err = run("advise", made.path, *GIVEN, "--optimise", "latency", "--explain")
+    assert code == 0, err
+    assert "by a published acceptance, as none ran" in " ".join(out.split())

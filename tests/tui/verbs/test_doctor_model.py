@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from advisor.step_time.prior import tables as prior_tables
-from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
+from tests.advisor.step_time.prior.prior_files import DEVICE
 
 DENSE = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -26,10 +25,8 @@ WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_
 
 
 @pytest.fixture
-def asked(run, tmp_path, monkeypatch):
+def asked(run, tmp_path, prior):
     """What doctor says of a config, as JSON."""
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
 
     def call(config, *more):
         (tmp_path / "m_config.json").write_text(json.dumps(config))
@@ -56,7 +53,7 @@ def test_what_is_known_and_what_can_be_predicted(asked):
 
 
 @pytest.mark.parametrize(
-    ("config", "replay", "prior"),
+    ("config", "replay", "tables"),
     [
         (DENSE | FP8, None, None),
         (DENSE | WINDOWS, None, None),
@@ -70,9 +67,9 @@ def test_what_is_known_and_what_can_be_predicted(asked):
          "has weights quantised as hqq, in a form that is not known", "quantised as hqq"),
     ],
 )  # fmt: skip
-def test_what_is_refused_says_what_is_missing(asked, config, replay, prior):
+def test_what_is_refused_says_what_is_missing(asked, config, replay, tables):
     found = asked(config, "--gpu", "test_gpu")
-    for name, missing in (("replay", replay), ("prior", prior)):
+    for name, missing in (("replay", replay), ("prior", tables)):
         assert found[name]["ok"] == (missing is None), found[name]
         assert (missing or "") in found[name]["why"]
         assert "\n" not in found[name]["why"]

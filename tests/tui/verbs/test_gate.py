@@ -61,6 +61,7 @@ def gate(run, *arguments):
     return run("gate", *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "code"), [("base", 0), ("again", 0), ("slow", 3), ("few", 0), ("other", 1)]
 )
@@ -91,6 +92,7 @@ def test_a_run_against_what_was_promised(run, runs, tmp_path):
             assert out.startswith("not judged: busy")
 
 
+@pytest.mark.slow
 def test_fewer_samples_break_the_promise_of_accuracy(run, tmp_path):
     vote, alone = (
         Recording.open(next(SHIPPED.glob(f"demo-s-tp1-seqs64-{name}")))

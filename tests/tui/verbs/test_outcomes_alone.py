@@ -3,17 +3,17 @@
 import dataclasses
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
 
 from advisor.advice.advisor import Advisor
 from advisor.search.budget import parse_budget
-from advisor.step_time.prior import tables as prior_tables
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from tests.advisor.step_time.operators.operator_tables import write_tables
-from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s, write_prior
+from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s
 from tests.advisor.step_time.prior.test_recalibration import measured
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
@@ -58,16 +58,19 @@ def outcomes(path, skill, tokens, *, problems=30, samples=8, seed=0, **more):
     return np.array(made).reshape(problems, samples)
 
 
-@pytest.fixture
-def prior(tmp_path, monkeypatch):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory):
+    """Where the files of `three` are kept once they were imported, and the tokens of samples."""
+    return tmp_path_factory.mktemp("three") / "imported", {}
 
 
 @pytest.fixture
-def three(run, tmp_path, prior):
+def three(run, tmp_path, prior, imported):
     """Three imported models; their recordings and the tokens of their samples."""
-    tokens = {}
+    kept, tokens = imported
+    if kept.exists():
+        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+        return tokens
     for seed, (name, (layers, hidden, skill, length)) in enumerate(MODELS.items()):
         tokens[name] = outcomes(tmp_path / f"{name}.jsonl", skill, length, seed=seed)
         (tmp_path / f"{name}.json").write_text(json.dumps(config(layers, hidden)))
@@ -78,6 +81,7 @@ def three(run, tmp_path, prior):
         )  # fmt: skip
         assert (code, err) == (0, "")
         assert f"given at the import: model org/{name}, temperature 0.6" in " ".join(out.split())
+    shutil.copytree(tmp_path, kept)
     return tokens
 
 
@@ -96,6 +100,7 @@ def test_what_was_given_is_in_the_recording(run, three, tmp_path):
     assert "engine.model org/small -> org/large" in out and "same engine" not in out
 
 
+@pytest.mark.slow
 def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     asked = ("replay", "runs/small", "--gpu", "test_gpu", "--concurrency", "1", "--json")
     code, out, err = run(*asked)
@@ -133,6 +138,7 @@ def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     assert "tells no load to replay. Give --concurrency" in err
 
 
+@pytest.mark.slow
 def test_advice_needs_no_recorded_step(run, three):
     asked = ("advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "cost")
     code, out, err = run(*asked, "--api-price", "2", "--explain")
@@ -162,6 +168,7 @@ def test_advice_needs_no_recorded_step(run, three):
     assert pick["estimates"]["latency_s"]["extrapolated"] and low < value["latency_s"] < high
 
 
+@pytest.mark.slow
 def test_a_gateway_reads_which_effort_to_use(run, three, tmp_path):
     goal = ("--min-accuracy", "0.4", "--optimise", "cost")
     lines = (tmp_path / "small.jsonl").read_text().splitlines()
@@ -190,6 +197,7 @@ def test_a_gateway_reads_which_effort_to_use(run, three, tmp_path):
     assert (code, out, err.count("\n")) == (1, "", 1) and "nothing fits the budget" in err
 
 
+@pytest.mark.slow
 def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_path):
     asked = ("advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "latency")
     code, out, err = run(*asked, "--json")
@@ -258,6 +266,7 @@ def test_accuracy_is_that_of_the_votes_whatever_the_times(three, tmp_path):
         assert float(np.mean(accuracy)) == pytest.approx(whole, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_report_has_the_same_pick(run, three, tmp_path):
     page = tmp_path / "page.html"
     code, _, err = run("report", "runs", *GPU, "--min-accuracy", "0.4", "-o", page)
@@ -373,6 +382,7 @@ def test_a_column_may_have_the_prompts_lengths_and_the_file_its_own(run, tmp_pat
     assert only["problems"] == 2
 
 
+@pytest.mark.slow
 def test_the_app_advises_and_asks_what_if(three, tmp_path):
     paths = [tmp_path / "runs" / name for name in MODELS]
     entries = [entry for path in paths for entry in load(path)]

@@ -11,10 +11,13 @@ import pytest
 from benchmarks.made.terminal import TTSCOPE
 from tests.tui.verbs.test_outcomes_alone import outcomes
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("aiconfigurator_core") is None,
-    reason="aiconfigurator-core is not installed (ttscope[prior])",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("aiconfigurator_core") is None,
+        reason="aiconfigurator-core is not installed (ttscope[prior])",
+    ),
+]
 MODELS = {  # of the folder of configs: how often right, tokens of a sample
     "Qwen--Qwen3-8B": (0.70, 9000),
     "meta-llama--Meta-Llama-3.1-8B": (0.55, 4000),

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from tests.tui.verbs.test_outcomes_alone import GPU, config, prior  # noqa: F401
+from tests.tui.verbs.test_outcomes_alone import GPU, config
 from traces.recording.reader import Recording
+
+pytestmark = pytest.mark.slow
 
 CSV = "n,accuracy,tokens\n1,0.5,1500\n2,0.5,3000\n4,0.6,6000\n8,0.7,12000\n"
 
@@ -56,7 +58,7 @@ def test_what_a_curve_cannot_tell_is_refused(run, tmp_path):
     assert code == 2 and "something of 1 to 32" in err
 
 
-def test_advice_from_two_curves(run, tmp_path, prior):  # noqa: F811
+def test_advice_from_two_curves(run, tmp_path, prior):
     head = "n,accuracy,tokens\n"
     imported(run, tmp_path, "small", f"{head}1,0.5,1500\n2,0.5,3000\n", 4)
     imported(run, tmp_path, "large", f"{head}1,0.7,1500\n2,0.7,3000\n", 16)

@@ -9,6 +9,8 @@ from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.tables import tables_folder
 from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
 
+pytestmark = pytest.mark.slow
+
 RECORDINGS = Path(__file__).parents[3] / "profiler" / "demo" / "recordings"
 VOTES = RECORDINGS / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
 CONFIG = {
@@ -23,9 +25,7 @@ CONFIG = {
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+def model(tmp_path, prior):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
     return tmp_path / "model"

@@ -40,6 +40,7 @@ def test_the_screen_is_the_first_and_a_wrong_one_is_refused(run, monkeypatch):
     assert "--screen advise: wants one of recordings, run, live, advice" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("screen", ["recordings", "run", "live", "advice"])
 async def test_the_app_opens_on_a_screen(tmp_path, screen):
     app = TtscopeApp([tmp_path], screen=screen)

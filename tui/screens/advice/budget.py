@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
@@ -24,7 +25,7 @@ from tui.text.words import budget_words, goal_words
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A field: its name in `parse_budget`, label, example, and what holds while it is empty."""
+    """A field: the name of its option, label, example, and what holds while it is empty."""
 
     name: str
     label: str
@@ -40,6 +41,7 @@ FIELDS = (
     Field(name="gpus", label="GPUs at most", example="4"),
     Field(name="rate", label="arrival rate", example="2/s or 30/min", empty="as recorded"),
     Field(name="price", label="price", example="2.5 dollars a device-hour, or H100=2.5"),
+    Field(name="api_price", label="API price", example="2 dollars per million output tokens"),
     Field(
         name="confidence",
         label="sure at least",
@@ -87,6 +89,7 @@ def budget_of(
     `price` is that of a device-hour where no field says one. Raises UsageError.
     """
     given: dict[str, object] = {name: text.strip() for name, text in texts.items() if text.strip()}
+    given.pop("api_price", None)  # which no limit depends on
     if "gpus" in given:
         try:
             given["gpus"] = int(str(given["gpus"]))
@@ -101,6 +104,22 @@ def budget_of(
     if objective != Budget.optimise:  # what the field begins with is nothing that was asked for
         given["optimise"] = objective
     return parse_budget(given)
+
+
+def api_price_of(text: str) -> float | None:
+    """Return the price of an API of what its field holds, None of an empty one. Raises UsageError.
+
+    It is in USD per million output tokens.
+    """
+    if not text.strip():
+        return None
+    try:
+        price = float(text.strip().removeprefix("$"))
+    except ValueError:
+        price = math.nan
+    if not 0 < price < math.inf:
+        raise UsageError(f"--api-price {text.strip()}: wants USD above 0, such as 2")
+    return price
 
 
 class BudgetField(Input):
@@ -178,6 +197,10 @@ class BudgetForm(Vertical):
         )
         self.query_one("#summary", Static).update(summary_of(budget))
         return budget
+
+    def api_price(self) -> float | None:
+        """Return the price of an API that the picks are compared with. Raises UsageError."""
+        return api_price_of(self.field("api_price").value)
 
     def field(self, name: str) -> Input:
         return self.query_one(f"#field_{name}", Input)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from textual.content import Content
 
@@ -17,6 +17,8 @@ from tui.text.advice import (
     as_run_lines,
     beside_lines,
     closing_lines,
+    cost_lines,
+    effort_lines,
     estimate_lines,
     in_words,
     near_miss_lines,
@@ -25,6 +27,10 @@ from tui.text.advice import (
     verdict,
 )
 from tui.text.commands import command_lines
+
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts
+    from advisor.advice.accounts.efforts import EffortMap
 
 Kind = Literal["head", "text", "table", "command", "lists"]
 NO_LIMIT = (
@@ -65,18 +71,27 @@ def first_estimate(answer: Recommendation) -> str:
 
 
 def answer_sections(
-    answer: Recommendation, row: Candidate | None, *, width: int
+    answer: Recommendation,
+    row: Candidate | None,
+    *,
+    width: int,
+    accounts: Accounts | None = None,
+    efforts: EffortMap | None = None,
 ) -> tuple[list[Section], list[Section]]:
     """Return what to run or what the row is, and apart from it why, what changes it and what next.
 
-    The second part is there for the pick alone, or where nothing fits or is required.
+    The second part is there for the pick alone, or where nothing fits or is required. It begins
+    with what the picks cost, and with which effort to use, as far as they are known.
     """
     main: list[Section] = []
     if is_outline(answer):
         main.append(_text("text", first_estimate(answer), width))
     pick = answer.system_optimal
     if row is not None and PICK in row.roles and pick is not None:
-        return [*main, *_picked(answer, row, width)], _closing(answer, width)
+        costs = [] if accounts is None else cost_lines(answer, accounts, width)[1:]
+        mapped = [] if efforts is None else effort_lines(efforts, width)
+        tables = [Section(kind="table", lines=each) for each in (costs, mapped) if each]
+        return [*main, *_picked(answer, row, width)], [*tables, *_closing(answer, width)]
     rest: list[Section] = []
     if not answer.budget.required:
         main.append(_text("head", NO_LIMIT, width))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -28,11 +28,16 @@ from tui.screens.advice.rows import candidates, gone_lines, paste_text, present_
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.base import ConfirmScreen, ModeScreen
 from tui.screens.library import failure
+from tui.screens.library_app import Advises
+
+if TYPE_CHECKING:
+    from advisor.advice.accounts.costs import Accounts
+    from advisor.advice.accounts.efforts import EffortMap
 
 # What the workers of the Advice screen tell it.
 
 
-Question = tuple[object, ...]  # the budget, the recordings by key, and what runs today
+Question = tuple[object, ...]  # budget and price of an API, recordings by key, what runs today
 
 
 @dataclass
@@ -43,6 +48,16 @@ class Advised(Message):
     advice: Recommendation | None
     error: str | None
     recordings: int
+
+
+@dataclass
+class Accounted(Message):
+    """What the picks of a recommendation cost and which effort to use, or why that is not known."""
+
+    question: Question
+    accounts: Accounts | None = None
+    efforts: EffortMap | None = None
+    error: str | None = None
 
 
 @dataclass
@@ -89,7 +104,7 @@ KEYS: list[BindingType] = [
     Binding(
         "c",
         "copy",
-        "copy command",
+        "copy",
         id="advice.copy",
         tooltip="Copy the command and the policy of the row.",
     ),
@@ -124,7 +139,7 @@ KEYS: list[BindingType] = [
     Binding(
         "m",
         "measure",
-        "measure next",
+        "measure",
         id="advice.measure",
         tooltip="Write what to measure next as a plan for ttscope sweep.",
     ),
@@ -156,6 +171,7 @@ class AdviceScreen(ModeScreen):
         self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._passing = False  # whether the message goes when something else is shown
         self._what_if: list[str] = []
+        self._accounted: Accounted | None = None  # of `_advice`
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="above"):
@@ -260,7 +276,7 @@ class AdviceScreen(ModeScreen):
             return
         if event.typing:
             try:
-                self._form.read()
+                self._form.read(), self._form.api_price()
             except TtscopeError:
                 return
             if self._advice is None:
@@ -277,7 +293,7 @@ class AdviceScreen(ModeScreen):
 
     def _ask(self) -> None:
         try:
-            budget = self._form.read()
+            budget, api_price = self._form.read(), self._form.api_price()
         except TtscopeError as error:
             self._asked = None
             self._stop()
@@ -287,7 +303,7 @@ class AdviceScreen(ModeScreen):
         entries = self.ttscope.advisable()
         present = self.ttscope.present_entry()
         today = None if present is None else present.key
-        question = (budget, tuple(entry.key for entry in entries), today)
+        question = ((budget, api_price), tuple(entry.key for entry in entries), today)
         if question == self._asked and not gone:
             return
         if self._rests_on != question[1:]:
@@ -299,13 +315,13 @@ class AdviceScreen(ModeScreen):
             return
         self._say("\n".join(self._gone_lines()))
         self._show_progress(f"Learning from {len(entries)} recordings ...")
-        self._work_out(budget, question)
+        self._work_out(budget, api_price, question)
 
     def _clear(self) -> None:
         """Take away what is said of other recordings."""
         self._stop()
         self.workers.cancel_group(self, "what_if")
-        self._advice, self._what_if = None, []
+        self._advice, self._what_if, self._accounted = None, [], None
         self.remove_class("answered", "whole", "rows")
         self._front.clear()
         for name in ("#detail", "#more"):
@@ -317,7 +333,7 @@ class AdviceScreen(ModeScreen):
         self._show_progress(None)
 
     @work(thread=True, exclusive=True, group="advice")
-    def _work_out(self, budget: Budget, question: Question) -> None:
+    def _work_out(self, budget: Budget, api_price: float | None, question: Question) -> None:
         worker = get_current_worker()
         recordings = [
             entry.recording for entry in self.ttscope.advisable() if entry.recording is not None
@@ -337,14 +353,32 @@ class AdviceScreen(ModeScreen):
                         raise Cancelled
                     self.post_message(Progress(question, done, total))
 
+                if worker.is_cancelled:
+                    return
+                answer = advisor.recommend(budget, self.ttscope.runs_today(), heard)
+                tell(answer, None)
                 if not worker.is_cancelled:
-                    tell(advisor.recommend(budget, self.ttscope.runs_today(), heard), None)
+                    self._account(advisor, answer, api_price, question)
         except Cancelled:
             pass
         except TtscopeError as problem:
             tell(None, str(problem))
         except Exception as problem:  # shown in place, the app goes on
             tell(None, f"the advisor failed ({failure(problem)})")
+
+    def _account(
+        self,
+        advisor: Advises,
+        answer: Recommendation,
+        api_price: float | None,
+        question: Question,
+    ) -> None:
+        """Work out what goes with an answer that is shown already."""
+        try:
+            accounted = Accounted(question, *advisor.accounts(answer, api_price))
+        except TtscopeError as problem:
+            accounted = Accounted(question, error=str(problem))
+        self.post_message(accounted)
 
     def _tell(
         self,
@@ -391,7 +425,7 @@ class AdviceScreen(ModeScreen):
         else:
             self._show_progress(None)
         self.workers.cancel_group(self, "what_if")
-        self._what_if = []
+        self._what_if, self._accounted = [], None
         self.add_class("answered")
         rows = candidates(event.advice)
         present = self.ttscope.present_entry()
@@ -404,6 +438,15 @@ class AdviceScreen(ModeScreen):
         self._show_answer()
         if first and self.focused is None:
             self.call_after_refresh(self._go_home)
+
+    @on(Accounted)
+    def _with_accounts(self, event: Accounted) -> None:
+        if event.question != self._asked:
+            return
+        self._accounted = event
+        if event.error is not None:
+            self._say(event.error, bad=True)
+        self._show_answer()
 
     def _gone_lines(self) -> list[str]:
         return gone_lines(self._gone, self.app.size.width - 2)
@@ -433,7 +476,14 @@ class AdviceScreen(ModeScreen):
         wide = self.has_class("wide")
         inner = max(self.app.size.width - 5, 40)  # borders, room, scroll bar
         width = min(inner // 2 - 3 if wide else inner, READABLE)
-        main, rest = answer_sections(self._advice, self._front.selected, width=width)
+        told = self._accounted
+        main, rest = answer_sections(
+            self._advice,
+            self._front.selected,
+            width=width,
+            accounts=None if told is None else told.accounts,
+            efforts=None if told is None else told.efforts,
+        )
         if self._what_if:
             main = [Section(kind="table", lines=self._what_if), *main]
         if not wide:

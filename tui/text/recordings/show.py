@@ -519,7 +519,7 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
         ):
             lines += wrap(mark.rstrip("."), text, width=width, indent=8)
     verdict = [] if of_curve else best_lines(best, width=width)
-    lines += ["", *_others_lines(judged, width), *verdict]
+    lines += ["", *_others_lines(judged, width), *verdict, *_by_difficulty(judged, width)]
     for note in judged.notes:
         lines += wrap("!", note, width=width, indent=2)
     return lines
@@ -537,6 +537,19 @@ def _others_lines(judged: Counterfactuals, width: int) -> list[str]:
     ]
     text = f"{judged.problems:,} other problems like these, 90 %: {', '.join(told)}"
     return wrap("", text, width=width, indent=2) if told else []
+
+
+def _by_difficulty(judged: Counterfactuals, width: int) -> list[str]:
+    """Say who learns the method that has no row, where the recording is enough for that."""
+    from advisor.search.routing import FEWEST, FEWEST_SAMPLES
+
+    if not judged.columns or judged.problems < FEWEST or judged.n < FEWEST_SAMPLES:
+        return []
+    text = (
+        "routed (samples by difficulty) has no row. ttscope advise learns its table, and offers "
+        "it where problems that it was not learned from show a gain"
+    )
+    return wrap("", text, width=width, indent=2)
 
 
 def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:

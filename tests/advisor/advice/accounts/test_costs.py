@@ -39,6 +39,7 @@ def test_costs_are_those_of_the_estimates(advisor):
                                                   compute_optimal=None)) == []  # fmt: skip
 
 
+@pytest.mark.slow
 def test_idle_time_is_what_the_rate_leaves(advisor):
     """A problem takes as much of the devices at twice the rate, or less where steps are shared."""
     busy = []

@@ -18,6 +18,8 @@ from traces.schema.advice import Budget
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 VOTE4 = dataclasses.replace(VOTE16, n=4)
 
 

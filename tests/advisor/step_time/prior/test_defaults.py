@@ -49,6 +49,7 @@ def test_limits_are_those_of_vllm_by_memory_and_caller(name, gib, server, offlin
     assert device.limits("in_process") == offline
 
 
+@pytest.mark.slow
 def test_limits_are_those_of_the_installed_vllm(monkeypatch):
     arguments = pytest.importorskip("vllm.engine.arg_utils")
     from vllm.usage.usage_lib import UsageContext

@@ -5,12 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from advisor.step_time.prior.drafting import CONTEXT, drafting_of, pays, step_seconds
+from advisor.step_time.prior.defaults import Device, memory_of
+from advisor.step_time.prior.drafting import (
+    CONTEXT,
+    drafter_in,
+    drafting_of,
+    pays,
+    step_seconds,
+)
+from advisor.step_time.prior.offers import memory_on
 from advisor.step_time.prior.prior import prior_of
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.drafts.published import KNOWN, published
-from tests.advisor.step_time.prior.kinds_files import layer, model, write_kinds
+from tests.advisor.step_time.prior.kinds_files import HEADS, layer, model, write_kinds
 from tests.advisor.step_time.prior.prior_files import TINY, decode_s, write_prior
 from tests.advisor.step_time.step_costs import step_seconds as priced_step
 from traces.errors import UsageError
@@ -77,6 +85,50 @@ def test_a_step_with_drafts_has_the_drafters_time(tables):
         for speculative in (True, False)
     )
     assert with_drafts - without == pytest.approx(drafting.launch_s + 4 * drafting.each_s)
+
+
+def taken(facts, engine, models=None):
+    """Return weights and bytes of a token on a GPU, with what drafts and without it."""
+    device = Device(name="g", memory_bytes=64e9)
+    drafter = drafter_in(engine, facts, models or {})
+    found = [memory_of(device, engine, facts, drafter=each) for each in (drafter, None)]
+    return [(each.weights, each.token, each.drafter) for each in found]
+
+
+def test_a_draft_model_takes_weights_and_cache_beside_the_model():
+    small = dataclasses.replace(TINY, name="small", num_hidden_layers=1, total_parameters=3_000_000)
+    engine = dataclasses.replace(asked("draft_model", 2, "small"), tensor_parallel_size=2)
+    told, alone = taken(TINY, engine, {"small": small})
+    assert told[0] - alone[0] == pytest.approx(2 * 3_000_000 / 2)
+    assert told[2] == pytest.approx(2 * 3_000_000 / 2)
+    assert told[1] - alone[1] == pytest.approx(2 * 2 * 64 * 2)  # of the two heads of a GPU
+    staged, one = taken(TINY, dataclasses.replace(engine, pipeline_parallel_size=2),
+                        {"small": small})  # fmt: skip
+    assert staged[0] - one[0] == pytest.approx(told[0] - alone[0])  # a stage has all of it
+    assert staged[1] - one[1] == pytest.approx(told[1] - alone[1])
+
+
+def test_an_mtp_layer_takes_as_much_as_the_last_and_shares_embedding_and_logits():
+    mixture = model(layer(4))
+    told, alone = taken(mixture, asked("mtp", 1))
+    joined = 2 * 512 * 512 * 2
+    assert told[0] - alone[0] == pytest.approx(mixture.weight_bytes / 4 + joined)
+    assert told[1] == pytest.approx(alone[1] * 5 / 4)
+    eagle, alone = taken(mixture, asked("eagle3", 1))
+    assert 0 < eagle[2] < mixture.weight_bytes
+    assert eagle[1] - alone[1] == 2 * 8 * 128 * 2  # a layer of eight KV heads of 128
+    assert taken(mixture, asked("ngram"))[0] == taken(mixture, asked("ngram"))[1]
+
+
+def test_layers_of_one_kind_take_what_each_keeps():
+    wide = layer(2, attention=dataclasses.replace(HEADS, kv_heads=8))
+    both = taken(model(layer(2), wide), EngineConfig(model="m"))[0]
+    assert both[1] == 2 * (2 * 4 * 64 * 2) + 2 * (2 * 8 * 64 * 2)
+
+
+def test_memory_of_a_drafter_that_is_not_known_is_refused(tables):
+    with pytest.raises(UsageError, match="what the draft model other weighs is not known"):
+        memory_on(tables, asked("draft_model", 2, "other"), TINY)
 
 
 def test_drafts_pay_until_verifying_costs_more_than_it_gives(tables):

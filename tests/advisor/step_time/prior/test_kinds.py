@@ -141,6 +141,17 @@ def test_a_state_costs_the_same_whatever_the_context(tables):
     assert half.parts.mixers[0][1].decode(AT, AT) == pytest.approx(delta_s(8, 4))
 
 
+def test_gpus_sum_the_variance_of_a_norm_over_all_heads(tables):
+    facts = model(layer())
+    over = dataclasses.replace(facts, architecture="MiniMaxM2ForCausalLM")
+    of_heads = dataclasses.replace(facts, architecture="Qwen3MoeForCausalLM")
+    for size, calls in ((1, 0), (2, 4)):
+        more = priced(tables, over, tensor_parallel_size=size)._token_seconds(AT, 8)
+        less = priced(tables, of_heads, tensor_parallel_size=size)._token_seconds(AT, 8)
+        small = np.interp(8.0, *(tables.all_reduces(2)[True] / [8, 1]).T)
+        assert more - less == pytest.approx(calls * small)
+
+
 @pytest.mark.parametrize("window", [128, 100])
 def test_a_window_ends_what_a_layer_reads(tables, window):
     kind = dataclasses.replace(HEADS, kind="sliding_attention", window=window)

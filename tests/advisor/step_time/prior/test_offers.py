@@ -31,11 +31,6 @@ NARROW = dataclasses.replace(TINY, name="small")
 PRICES = (("Test 1", 2.0), ("CPU", 0.1))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_prior(tmp_path_factory.mktemp("systems"))
-
-
 def alone(patch, folder):
     """The small tables, and kernels alone: beside their microseconds the host would decide all."""
     patch.setattr(prior_tables, "tables_folder", lambda: folder)
@@ -44,8 +39,8 @@ def alone(patch, folder):
 
 
 @pytest.fixture(autouse=True)
-def tables(folder, monkeypatch):
-    alone(monkeypatch, folder)
+def tables(made_tables, monkeypatch):
+    alone(monkeypatch, made_tables)
 
 
 def of_model(folder, facts, *, engine=None, policy=VOTE16, **changes):
@@ -63,9 +58,9 @@ def wide(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def advisor(wide, folder, tmp_path_factory):
+def advisor(wide, made_tables):
     with pytest.MonkeyPatch.context() as patch:
-        alone(patch, folder)
+        alone(patch, made_tables)
         return Advisor.fit([wide], gpus=["test_gpu"])
 
 
@@ -146,6 +141,7 @@ def test_recorded_and_prior_are_never_one_law(advisor):
     assert advisor.model.law(engine).sigma >= spread_of("test_gpu", WIDE, engine).sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_times_are_those_that_a_replay_on_the_gpu_gives(advisor, wide, size):
     rows = [
@@ -168,7 +164,7 @@ def test_times_are_those_that_a_replay_on_the_gpu_gives(advisor, wide, size):
     assert closed_form.latency_s[row] == pytest.approx(told.value, rel=0.15)
 
 
-def test_memory_rules_out_what_does_not_fit(wide, folder, tmp_path, monkeypatch):
+def test_memory_rules_out_what_does_not_fit(wide, tmp_path, monkeypatch):
     write_prior(tmp_path)
     file = tmp_path / "test_gpu.yaml"
     plain = yaml.safe_load(file.read_text())

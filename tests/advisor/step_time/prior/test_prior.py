@@ -32,8 +32,8 @@ LIMITS = {"max_num_batched_tokens": 256, "max_num_seqs": 16}
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-    return read_prior("test_gpu", write_prior(tmp_path_factory.mktemp("systems")))
+def tables(made_tables):
+    return read_prior("test_gpu", made_tables)
 
 
 def priced(tables, size=1, facts=TINY, **engine):

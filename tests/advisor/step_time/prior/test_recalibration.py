@@ -21,17 +21,13 @@ from traces.recording.reader import Recording
 from traces.recording.tables import KERNELS
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 ENGINE = {"enforce_eager": True}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_prior(tmp_path_factory.mktemp("systems"))
-
-
 @pytest.fixture(autouse=True)
-def tables(folder, monkeypatch):
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+def tables(prior):
     return read_prior("test_gpu")
 
 

@@ -21,6 +21,8 @@ from traces.schema.engine import Speculative
 from traces.speculation.ngram import PromptLookup, draft_counts
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 DRAFT = Speculative(method="draft_model", model="small", num_speculative_tokens=3)
 
 

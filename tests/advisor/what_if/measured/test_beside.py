@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from advisor.step_time.prior import tables as prior_tables
 from advisor.what_if.measured.beside import PARTS
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from benchmarks.made.foreign_files import aiperf, vllm_bench
-from tests.advisor.step_time.prior.prior_files import TINY, write_prior
+from tests.advisor.step_time.prior.prior_files import TINY
 from traces.foreign.requests.importer import import_requests
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
@@ -19,9 +18,7 @@ SENT = [(0.05 * i, 64, 20 + i, 0.01 + 0.001 * i, 0.2 + 0.01 * i) for i in range(
 
 
 @pytest.mark.parametrize("write", [vllm_bench, aiperf])
-def test_every_time_of_a_client_stands_beside_the_predicted(tmp_path, monkeypatch, write):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+def test_every_time_of_a_client_stands_beside_the_predicted(tmp_path, prior, write):
     write(tmp_path / "client", SENT)
     import_requests(tmp_path / "client", tmp_path / "import")
     base = Recording.open(tmp_path / "import")
@@ -49,9 +46,7 @@ def test_every_time_of_a_client_stands_beside_the_predicted(tmp_path, monkeypatc
         assert itl[0].measured_s is itl[0].relative is None
 
 
-def test_itl_of_a_replay_is_over_tokens(tmp_path, monkeypatch):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+def test_itl_of_a_replay_is_over_tokens(tmp_path, prior):
     vllm_bench(tmp_path / "client", SENT)
     import_requests(tmp_path / "client", tmp_path / "import")
     base = Recording.open(tmp_path / "import")
@@ -68,11 +63,7 @@ def test_itl_of_a_replay_is_over_tokens(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("longer", [0, 30])
-def test_ttft_of_requests_of_one_length_in_a_closed_loop_is_not_determined(
-    tmp_path, monkeypatch, longer
-):
-    folder = write_prior(tmp_path / "systems")
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+def test_ttft_of_requests_of_one_length_in_a_closed_loop_is_not_determined(tmp_path, prior, longer):
     alike = [(0.05 * i, 512, 60 + longer * (i % 5), 0.01, 0.2) for i in range(60)]
     vllm_bench(tmp_path / "client", alike)
     import_requests(tmp_path / "client", tmp_path / "import")

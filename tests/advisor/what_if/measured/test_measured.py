@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.measured import factors
@@ -13,18 +12,14 @@ from advisor.what_if.measured.points import imported_point, said_points
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from benchmarks.made.foreign_files import aiperf, guidellm, vllm_bench
-from tests.advisor.step_time.prior.prior_files import TINY, write_prior
+from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.foreign.requests.importer import import_requests
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
-
-@pytest.fixture(autouse=True)
-def tables(tmp_path_factory, monkeypatch):
-    folder = write_prior(tmp_path_factory.mktemp("systems"))
-    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+pytestmark = pytest.mark.usefixtures("prior")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +131,7 @@ def test_what_cannot_be_is_one_line(recorded, points, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [vllm_bench, aiperf, guidellm])
 def test_an_import_that_is_named_corrects_the_prior(recorded, tmp_path, write):
     """Requests as the prior has them, 1.3 times as slow, come back from the file of a client."""

@@ -81,6 +81,7 @@ def test_a_body_too_large_is_refused_before_and_after_inflation(listening):
     assert export(as_protobuf(request(span(1))), timeout=20) == b""
 
 
+@pytest.mark.slow
 def test_malformed_bodies_leave_it_serving_in_flat_memory(listening):
     receiver, export, _ = listening
     good, draw = as_protobuf(request(*[span(n) for n in range(1, 21)])), random.Random(1)

@@ -25,17 +25,32 @@ def batch(*rows, instance="i", **more):
     return Batch(v=1, instance=instance, engine=0, columns=[], rows=raw_steps(*rows), **more)
 
 
-def watched(folder, receiver, *starts, during, **options):
-    """Watch servers that began at `starts` for 0.6 s; `during` gets their URLs."""
+def watched(folder, receiver, *starts, during, goes_on=False, **options):
+    """Watch servers that began at `starts` for 0.6 s; `during` gets their URLs.
+
+    The watch ends behind `during`, and waits little for plugins that say nothing more, so that the
+    recording takes what came when it is closed. Where `during` goes on behind the end, plugins are
+    waited for as always.
+    """
+
+    def send(urls):
+        during(urls)
+        threading.Timer(0.3, stop.set).start()
+
     with ExitStack() as stack:
+        if not goes_on:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr("profiler.attach.receiver.incoming.HELLO_S", 0.2)
         servers = [stack.enter_context(metrics_server()) for _ in starts]
         for server, start in zip(servers, starts, strict=True):
             server.started = start
         deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.1)
         deployment.connect()
         incoming, stop = Incoming(receiver, deployment, **options), threading.Event()
-        threading.Timer(0.3, during, [[each.url for each in servers]]).start()
-        threading.Timer(0.6, stop.set).start()
+        urls = [each.url for each in servers]
+        threading.Timer(0.3, during if goes_on else send, [urls]).start()
+        if goes_on:
+            threading.Timer(0.6, stop.set).start()
         path = watch(deployment, folder, stop=stop, probes=[incoming.watched])
     recording = Recording.open(path)
     engines = recording.manifest.engines
@@ -108,7 +123,7 @@ def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path)
         time.sleep(0.8)  # the watch has ended
         receiver.put_batch(batch(step | {"end": end + 1}))
 
-    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send, goes_on=True)
     assert recording.steps.height == 2
 
 
@@ -123,7 +138,7 @@ def test_a_batch_that_was_on_its_way_when_the_watch_ended_is_not_the_last(receiv
         time.sleep(0.5)
         receiver.put_batch(batch(step | {"end": end + 2}, now=time.time_ns()))
 
-    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send, goes_on=True)
     assert recording.steps.height == 3
 
 
@@ -278,6 +293,7 @@ def test_engines_named_by_plugins_and_spans_are_limited(receiver, tmp_path, monk
     assert recording.samples.height == 5
 
 
+@pytest.mark.slow
 def test_problems_of_too_many_spans_are_written_before_they_settle():
     from traces.live import span_groups
 

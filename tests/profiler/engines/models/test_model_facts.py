@@ -161,6 +161,7 @@ def configs(folder):
     return [file for file in files if "hf_quant" not in file.name]
 
 
+@pytest.mark.slow
 def test_every_model_that_people_serve_gives_facts(shared):
     files = configs(shared)
     assert len(files) == 86
@@ -360,6 +361,7 @@ CONFIGS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONFIGS)
 def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
@@ -512,6 +514,23 @@ def test_files_tell_what_a_config_does_not(tmp_path):
     assert facts.total_parameters == 128 + 64 + 320 + 80 + 40 + 128
     assert facts.active_parameters == 64 + 80 + 80 + 128
     assert facts.weight_bytes == 2 * facts.total_parameters
+
+
+def test_experts_of_layers_that_a_hybrid_has_not_are_none(tmp_path):
+    config = {
+        "architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", "hidden_size": 64,
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "intermediate_size": 128, "vocab_size": 64, "mamba_num_heads": 8, "mamba_head_dim": 16,
+        "ssm_state_size": 16, "n_groups": 1, "conv_kernel": 4, "n_routed_experts": 8,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 7688, "dtype": "bfloat16",
+    }  # fmt: skip  # the experts are the defaults that transformers writes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_weights(tmp_path, {"backbone.embeddings.weight": ("BF16", [64, 64], 2),
+                             "lm_head.weight": ("BF16", [64, 64], 2)})  # fmt: skip
+    facts = facts_from_folder(tmp_path, name="hybrid")
+    assert facts.num_experts is facts.experts_per_token is None
+    assert facts.active_parameters is not None
 
 
 def test_weights_that_are_quantised_on_loading_are_not_two_bytes():

@@ -50,6 +50,7 @@ def test_the_chances_are_those_of_the_tables(q, freedom, chance):
     assert chance_of(q, freedom) == pytest.approx(chance, rel=0.06)
 
 
+@pytest.mark.slow
 def test_alike_samples_are_taken_for_others_as_rarely_as_said():
     rng, sets = np.random.default_rng(1), 600
     alarms = [len(list(unlike(frame(*drawn(rng)), 8))) for _ in range(sets)]

@@ -192,6 +192,7 @@ def test_a_judge_reads_the_completions(case, tmp_path):
     assert any("judged by the verifier contrary" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_fuzz(tmp_path):
     """By hand 20,000 mutations: TTSCOPE_FUZZ=20000 pytest -k fuzz and this file"""
     rng = random.Random(11)

@@ -240,6 +240,7 @@ def test_a_folder_that_holds_a_recording_is_kept(case, tmp_path):
         read(path, tmp_path / "r")
 
 
+@pytest.mark.slow
 def test_fuzz(tmp_path):
     """By hand: TTSCOPE_FUZZ=20000 pytest tests/traces/foreign/requests/test_requests.py -k fuzz"""
     rng = random.Random(5)

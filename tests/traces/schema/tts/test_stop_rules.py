@@ -30,6 +30,7 @@ def test_the_posterior_is_the_binomial_tail_to_the_last_bit():
             assert lead_is_safe(first, second) == float(exactly(first, second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(40, 30), (700, 690), (3000, 2900), (2900, 3000)])
 def test_thousands_of_votes_do_not_overflow(first, second):
     assert lead_is_safe(first, second) == pytest.approx(float(exactly(first, second)), rel=1e-9)

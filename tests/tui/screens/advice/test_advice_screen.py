@@ -8,11 +8,16 @@ import shutil
 import pytest
 from textual.widgets import DataTable, Input
 
+from advisor.advice.accounts.costs import Accounts, Costs, Tariff
+from advisor.advice.accounts.efforts import ClassEfforts, Effort, EffortMap
 from tests.traces.synthetic import simulate, write_recording
-from tests.tui.fake_advisor import FakeAdvisor
-from tests.tui.pilot import last, settle, text_of
+from tests.tui.fake_advisor import LARGE, FakeAdvisor, estimate
+from tests.tui.pilot import last, screen_text, settle, text_of
+from traces.errors import UsageError
 from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -223,3 +228,59 @@ async def test_a_word_about_the_plan_gives_way_to_what_is_wrong_with_the_budget(
         await opened.pilot.press("down")
         await settle(opened.pilot)
         assert "latency at most soon" in text_of(opened.app)
+
+
+class Costly(FakeAdvisor):
+    """Knows what the picks cost, and two efforts."""
+
+    def accounts(self, answer, api_price):
+        if api_price is not None and answer.budget.price_usd_per_device_hour is None:
+            raise UsageError("--api-price is compared with what devices cost. Give --price")
+        even = None if api_price is None else estimate(3.0 / api_price, "problems/s")
+        costs = Costs(usd_per_million_tokens=estimate(1.25, "USD"), break_even_per_s=even)
+        efforts = [
+            Effort(
+                reasoning_effort=name,
+                thinking_token_budget=None,
+                policy=LARGE.policy,
+                estimates=LARGE.estimates,
+                cut_share=estimate(0.02, "1"),
+                probability_within_budget=sure,
+                use=sure > 0.9,
+            )
+            for name, sure in (("low", 0.5), ("high", 0.97))
+        ]
+        classes = {"easy": ClassEfforts(problems=20, efforts=tuple(efforts[:1]))}
+        mapped = EffortMap(
+            model="large", budget=answer.budget, command=None, problems=40,
+            efforts=tuple(efforts), classes=classes, left_out=20,
+        )  # fmt: skip
+        tariff = Tariff(api_price=api_price)
+        return Accounts(tariff=tariff, system_optimal=costs, compute_optimal=None), mapped
+
+
+async def test_costs_and_efforts_stand_below_the_command_whole_at_80_columns(folder):
+    async with Opened(folder, advisor=Costly) as opened:
+        app, pilot = opened.app, opened.pilot
+        lines = text_of(app, "#detail").splitlines()
+        (cost,) = (line for line in lines if line.startswith("$ per million output tokens"))
+        assert cost.endswith("$1.25 [1.12, 1.38]")
+        told = " ".join(" ".join(lines).split())
+        assert "< for all problems: high, 4 samples, majority vote, temperature 0.8, 97 %" in told
+        assert "< for easy: none fits the budget" in lines
+        assert "renting costs less from" not in text_of(app, "#detail")
+        await pilot.press("e")
+        await settle(pilot)
+        await pilot.press("end")
+        await pilot.pause()
+        assert app.screen.query_one("#answer").max_scroll_x == 0
+        assert "Next" in screen_text(app)
+        await pilot.press("e")
+        await settle(pilot)
+        await opened.give("api_price", "x")
+        assert "API price x: wants USD above 0, such as 2" in text_of(app)
+        await opened.give("api_price", "2")
+        assert "Give price" in text_of(app) and "Run large" in text_of(app, "#detail")
+        await opened.give("price", "2.5")
+        assert "renting costs less from" in text_of(app, "#detail")
+        assert text_of(app) == ""

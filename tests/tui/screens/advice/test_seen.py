@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from textual.widgets import Input
 
 from tests.tui.pilot import screen_text, settle
 from tests.tui.screens.advice.test_advice_screen import Opened, folder  # noqa: F401
 from traces.schema.advice import Stages
 from tui.screens.advice.screen import Advised, Progress
+
+pytestmark = pytest.mark.slow
 
 SEEN = Path(__file__).parent / "seen"
 SMALL_SIZE, USUAL = (80, 24), (120, 40)

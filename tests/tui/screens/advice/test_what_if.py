@@ -18,6 +18,8 @@ from traces.summary.metrics import estimate_of
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.entries import load
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def entry(tmp_path_factory):

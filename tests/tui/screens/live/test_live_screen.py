@@ -20,6 +20,8 @@ from tui.screens.live.screen import LiveScreen
 from tui.screens.live.views import History, problem_lines, sees_line, unread_lines
 from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server():

@@ -18,6 +18,8 @@ from tui.screens.live.watch import Snapshot
 from tui.text.recordings.live import live_line, silence_told
 from tui.widgets.panel import PanelView
 
+pytestmark = pytest.mark.slow
+
 S = 10**9
 
 

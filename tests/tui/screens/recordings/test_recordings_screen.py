@@ -16,6 +16,8 @@ from tui.screens.base import ConfirmScreen
 from tui.screens.entries import to_list
 from tui.screens.recordings.screen import Failed, ImportDone
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from tui.app.app import TtscopeApp
 from tui.screens.library import delete_recording
 from tui.screens.run.screen import RunScreen
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
 RECORDED = next(SHIPPED.glob("demo-s-*maj@16*"))
 

@@ -11,6 +11,8 @@ from traces.recording.reader import Recording
 from traces.summary.run import summarise
 from tui.text.recordings.show import label, policy_table
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),
     *("rule", "basis", "error", "tokens_estimated", "fresh_run", "max_tokens", "other_problems"),

@@ -93,6 +93,7 @@ def test_the_fast_path_of_plain_decoding_gives_what_the_loop_gives(contexts):
     assert fast[0] == fast[1] == fast[4] == fast[6] == fast[8] == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.lists(

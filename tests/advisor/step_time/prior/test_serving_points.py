@@ -1,0 +1,41 @@
+"""How rows of published serving points are read (benchmarks/serving_points.py)."""
+
+import pytest
+
+from benchmarks.serving_points import _silicon_point
+
+CONFIG = """{"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64,
+"num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 64}"""
+
+
+def point(folder, **told):
+    """Return a row of InferenceX, read without any model's config."""
+    source = f"silicon_concurrency=64; measured={told.pop('date', '2026-04-22')}T00:00:00.000Z"
+    row = {
+        "id": "row", "silicon_data_source": source, "backend_version": "0.19.0",
+        "model_path": "MiniMaxAI/MiniMax-M2.5", "system": "b200_sxm", "precision": "fp8",
+        "mode": "agg", "isl": "1024", "osl": "1024", "batch_size": "64", "tp_size": "4",
+        "attention_dp_size": "4", "moe_ep_size": "16", "silicon_ttft_ms": "150",
+        "silicon_tpot_ms": "16",
+    }  # fmt: skip
+    return _silicon_point(row | told, folder)
+
+
+@pytest.mark.parametrize(("date", "tensor", "ranks"), [("2026-04-22", 1, 4), ("2026-04-03", 4, 1)])
+def test_sizes_that_multiply_name_the_same_gpus(tmp_path, date, tensor, ranks):
+    engine = point(tmp_path, date=date).engine
+    assert (engine.tensor_parallel_size, engine.data_parallel_size) == (tensor, ranks)
+    assert engine.expert_parallel
+    alone = point(tmp_path, date=date, attention_dp_size="1", moe_ep_size="1").engine
+    assert (alone.tensor_parallel_size, alone.data_parallel_size) == (4, 1)
+
+
+def test_a_row_whose_requests_waited_for_what_is_not_told_is_not_priced(tmp_path):
+    (tmp_path / "openai--gpt-oss-120b_config.json").write_text(CONFIG)
+    waits, runs = (
+        point(tmp_path, model_path="openai/gpt-oss-120b", silicon_ttft_ms=ttft)
+        for ttft in ("68000", "16000")
+    )
+    assert "waited for a limit that is not told" in waits.unknown
+    assert runs.unknown is None
+    assert runs.drawn == (0.8, 1.0)

@@ -1,0 +1,64 @@
+"""Verbs at a terminal with real engines: the demo as a new user runs it, and this machine."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.made.terminal import ROOT, in_terminal, ttscope
+from tests.tui.test_terminal import check
+from traces.recording.reader import Recording, find_recordings
+from tui.verbs.demo import DEMO
+
+INSTALLED = ROOT / ".venv" / ".installed"  # by make
+FEW = 24  # of the 96 problems that the demo has
+OF_PLAN = """
+import sys
+from pathlib import Path
+from tui.cli import main
+from tui.verbs import demo
+demo.DEMO = Path(sys.argv.pop(1))
+main()
+"""
+
+
+@pytest.fixture
+def short_folder():
+    with tempfile.TemporaryDirectory() as folder:  # a line of 80 columns holds its path
+        yield Path(folder)
+
+
+@pytest.mark.vllm
+def test_the_demo_measures_advises_and_opens_the_app(short_folder):
+    """Its own plan with fewer problems: all engines and policies."""
+    plan = yaml.safe_load((DEMO / "plan.yaml").read_text())
+    (short_folder / "plan.yaml").write_text(yaml.safe_dump(plan | {"problems": FEW}))
+    folder = short_folder / "runs"
+    command = [sys.executable, "-c", OF_PLAN, short_folder, "demo", "-o", folder]
+    # The app opens on the answer, `q` leaves it.
+    seen = in_terminal(*command, cwd=ROOT, keys=[("A system-optimal", "q")], timeout_s=2400)
+    assert seen.code == 0 and "Traceback" not in seen.text, seen.text
+    assert b"12/12" in seen.raw and b"%d/%d" % (FEW, FEW) in seen.raw
+    assert "Run demo/" in seen.text and f"recordings in {folder}" in seen.text
+    assert not [line for line in seen.wrapped if str(Path(folder)) not in line]
+    assert any("accuracy of at least 0.75, lowest mean latency" in line for line in seen.app)
+    assert any("12 recordings" in line for line in seen.app)
+    recordings = [Recording.open(path) for path in find_recordings(folder)]
+    assert len(recordings) == 12 and all(each.complete for each in recordings)
+
+
+@pytest.mark.skipif(not INSTALLED.exists(), reason="make has installed nothing here")
+def test_make_demo_is_the_verb():
+    make = ["make", "--dry-run", "demo", "DEMO_ARGS=-o runs"]
+    said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == ".venv/bin/ttscope demo -o runs"
+
+
+@pytest.mark.vllm
+def test_this_machine_is_looked_at():
+    seen = ttscope("doctor")
+    check(seen)
+    assert "vLLM in process" in seen.text
