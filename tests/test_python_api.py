@@ -13,6 +13,8 @@ from tests.test_docs import DOCS
 from tests.test_layers import loaded_by
 from traces.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = {"problem_id": "p", "sample_index": 0, "answer": "1", "correct": True, "output_tokens": 3}
 
 
@@ -32,7 +34,6 @@ def ran(tmp_path_factory):
         yield names
 
 
-@pytest.mark.slow
 def test_the_examples_say_what_the_verbs_say(ran):
     assert "accuracy" in repr(ran["summary"])
     assert ran["numbers"].filter(pl.col("metric") == "accuracy")["value"].item() == pytest.approx(

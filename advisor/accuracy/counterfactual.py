@@ -367,7 +367,10 @@ def _finishing(
         )
         return
     if unknown or max(p.finish_s.max() for p in problems) <= 0:
-        notes.append("finish times are not recorded, so rules that stop early are not judged")
+        notes.append(
+            "finish times are not recorded, so rules that stop early while all samples run are "
+            "not judged"
+        )
         return
     has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)
     for n in (k for k in counts if k >= FEWEST):

@@ -511,7 +511,7 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
     above = check.limits[miss.limit].above
     value = written(_enough(needed, above=above), miss.nearest.unit)
     which = which_latency(miss.limit, check.budget.latency_percentile)
-    yield f"{option} would have to be {value}{which} for {name} to {end}"
+    yield f"{option} would have to be {value}{which} to {end}, by {name}"
 
 
 def _enough(value: float, *, above: bool) -> float:

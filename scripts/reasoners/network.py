@@ -143,9 +143,6 @@ class Reasoner(nn.Module):  # type: ignore[misc]  # torch is untyped here
         size = (rows, self.shape.kv_heads, length, HEAD_DIM)
         return [(torch.zeros(size), torch.zeros(size)) for _ in range(self.shape.layers)]
 
-    def parameter_count(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
 
 def save_model(model: Reasoner, folder: Path) -> None:
     """Write weights (bfloat16), configuration and tokenizer as a Hugging Face folder."""

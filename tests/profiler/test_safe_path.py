@@ -63,6 +63,7 @@ def test_a_sweep_imports_nothing_from_there(folder):
     assert executed(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

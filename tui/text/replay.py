@@ -121,16 +121,21 @@ def _compared(prediction: Prediction) -> Iterator[str]:
 def _waits(prediction: Prediction) -> Iterator[str]:
     rows = [["who waited", "latency", "queued", "prefill", "decoded", "most behind (slot-s)"]]
     for each in prediction.waits:
-        behind = ", ".join(f"{name[:12]} {number(sec, 's')}" for name, sec in each.behind[:1])
+        behind = ", ".join(f"{_short(name)} {number(sec, 's')}" for name, sec in each.behind[:1])
         rows.append(
             [
-                each.problem_id[:12],
+                _short(each.problem_id),
                 *(number(v, "s") for v in (each.latency_s, each.queued_s, each.prefill_s)),
                 number(each.decode_s, "s"),
                 behind or ABSENT,
             ]
         )
     yield from align(rows, right=(1, 2, 3, 4))
+
+
+def _short(problem_id: str) -> str:
+    """Return a name in 12 columns; the ends of long ones tell them apart."""
+    return problem_id if len(problem_id) <= 12 else f"…{problem_id[-11:]}"
 
 
 def _changes(recorded: Run, question: Question, predicted: Run) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
@@ -136,7 +138,12 @@ def replay(asked: Replay, answer: Answer) -> None:
             base, recorded, question, others, sending, output=answer.output, as_json=answer.as_json
         )
         return
-    prediction = predict(base, recorded, question, others)
+    with contextlib.ExitStack() as stack:
+        if sys.stderr.isatty():  # the first one compiles, which takes a while
+            from tui.verbs.progress import progress_bar
+
+            stack.enter_context(progress_bar()).add_task("replaying", total=None)
+        prediction = predict(base, recorded, question, others)
     if answer.output is not None:
         prediction.write(answer.output)
     if answer.as_json:

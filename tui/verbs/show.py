@@ -14,6 +14,7 @@ from traces.recording.reader import Recording
 from tui.options import OPTIONS, Json, takes
 from tui.terminal import say_all, say_json
 from tui.text.commands import next_lines
+from tui.text.layout import wrap
 
 if TYPE_CHECKING:
     from advisor.accuracy.counterfactual import Counterfactuals
@@ -80,6 +81,8 @@ def after_show(paths: Sequence[Path]) -> list[str]:
         return next_lines("tui", *paths)
     if any(each.n > 1 and each.all_samples_end for each in policies):
         return next_lines("show", paths[0], "--policies")
+    if not recording.rows("steps"):
+        return next_lines("tui", *paths)
     return next_lines("replay", paths[0], "--set", "engine.max_num_seqs=32")
 
 
@@ -183,7 +186,20 @@ def print_policies(
         say_all((*show_policies_head(run), "", *policies_lines(run, each)))
     most = max((run.policy.n for run in runs if run.policy is not None), default=1)
     if most > 1 and len(runs) == 1:
-        say_all(next_lines("replay", path, "--set", f"policy.n={most // 2}"))
+        say_all(_after_policies(recording, most))
+
+
+def _after_policies(recording: Recording, n: int) -> list[str]:
+    """Return what to run next: a replay where steps were recorded, else what would give times."""
+    if recording.rows("steps"):
+        return next_lines("replay", recording.path, "--set", f"policy.n={n // 2}")
+    if recording.manifest.models:
+        limit = ("--gpu", "h100_sxm", "--min-accuracy", "0.8")
+        return next_lines("advise", recording.path, *limit)
+    if "imported" in recording.manifest.provenance:
+        text = "for times, import again with --model, --model-config and --prompt-tokens"
+        return ["", *wrap("next", text, width=80, indent=10)]
+    return next_lines("tui", recording.path)
 
 
 def _check_price(price: float | None) -> None:

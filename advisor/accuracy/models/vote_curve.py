@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,6 @@ Floats = npt.NDArray[np.float64]
 
 LAWS_TRIED = 1500
 PROBLEMS = 300  # drawn from each law
-_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 
 
 class VoteCurve:

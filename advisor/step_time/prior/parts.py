@@ -299,7 +299,7 @@ def _mixer(
 def _norm_reduce(tables: PriorTables, size: int, count: int) -> Part:
     """Return the all-reduces of a norm over all heads, one in each layer, as in a CUDA graph."""
     measured = tables.all_reduces(size)
-    rows = measured.get(True, measured.get(False)) / [NORM_BYTES, 1.0]
+    rows = measured[True in measured] / [NORM_BYTES, 1.0]
     return Part(
         name="qk_norm_all_reduce", family="communication", calls=count, times=Times(rows=rows)
     )

@@ -45,7 +45,7 @@ def held():
     for seed in range(3):
         for name in ("beta", "bimodal", "popular mistake", "easy"):
             rng = np.random.default_rng([seed, 3])
-            laws = family(name, 200, rng)
+            laws = family(name, 100, rng)
             answers, correct = judged(laws, 64, rng)
             model = AnswerModel(draws=100, seed=seed).fit(
                 [count_answers(a, c) for a, c in zip(answers, correct, strict=True)]

@@ -65,6 +65,7 @@ def test_all_policies_are_those_of_a_run_with_that_limit(both):
         )
 
 
+@pytest.mark.slow
 def test_a_limit_that_cuts_some_is_told_without_being_asked(both):
     found = evaluate(summarise(both[0])[0])
     rows = {(each.n, each.max_tokens): each for each in found.outcomes if each.max_tokens}

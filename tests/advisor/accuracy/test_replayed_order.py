@@ -66,6 +66,7 @@ def test_the_order_is_that_of_a_run_of_so_few(recording, run):
     assert np.mean(np.argmin(recorded, axis=1) == first) < 0.9
 
 
+@pytest.mark.slow
 def test_fewer_samples_are_judged_by_replay_and_all_as_recorded(recording, run):
     order = replayed_order(recording, run)
     basis = {

@@ -132,6 +132,7 @@ def test_what_would_change_the_answer_is_said(fresh):
             assert name_of_pick(within) == name_of_pick(answer)
 
 
+@pytest.mark.slow
 def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
     """The closed form tells of rates only where its pick is the one that is printed."""
     budget = parse_budget({"min_accuracy": "0.5", "rate": "2/s"})

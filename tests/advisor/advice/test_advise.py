@@ -74,6 +74,7 @@ def test_an_engine_setting_never_run_is_predicted(tmp_path, advisor):
     assert estimate.low < recorded.mean() < estimate.high
 
 
+@pytest.mark.slow
 @QUICK
 @given(latency=LATENCIES, accuracy=ACCURACIES, optimise=OBJECTIVES, confidence=st.floats(0.5, 0.99))
 def test_the_pick_meets_its_budget(advisor, latency, accuracy, optimise, confidence):

@@ -4,6 +4,8 @@ import pytest
 
 from traces.schema.advice import Budget
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = [
     Budget(min_accuracy=0.6),
     Budget(min_accuracy=0.7, optimise="cost"),
@@ -23,7 +25,6 @@ def seasoned(fresh_advisor):
     return advisor
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS[1::2])
 def test_other_budgets_before_change_nothing(fresh_advisor, seasoned, budget):
     assert seasoned.recommend(budget).to_json() == fresh_advisor().recommend(budget).to_json()

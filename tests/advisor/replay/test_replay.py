@@ -290,6 +290,7 @@ def test_samples_that_end_together_equal_the_naive_twin(
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(how=REPLICAS, **LOCKSTEP)
 def test_engines_in_lockstep_decide_every_problem(
@@ -336,6 +337,7 @@ def test_a_draw_is_not_sent_once_its_problem_is_decided():
     assert got.generated_tokens.tolist() == [5, 5, 0, 0]
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     seed=st.integers(0, 10_000),
@@ -364,6 +366,7 @@ def test_a_prompt_that_others_begin_with_is_found():
     assert found.cached_tokens.tolist() == [0, 32, 32, 0]
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     seed=st.integers(0, 10_000),

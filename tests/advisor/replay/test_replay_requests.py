@@ -61,7 +61,10 @@ def test_imported_requests_are_replayed_at_their_arrivals(case, tmp_path, tables
     assert found.predicted.accuracy is None
     text = list(replay_lines(found, question))
     assert all(len(line) <= 80 for line in text)
-    assert "recorded  m, else -" in text or "recorded  imported, else -" in text
+    assert (
+        "recorded  m, settings not known" in text
+        or "recorded  imported, settings not known" in text
+    )
     assert not any("change:" in line for line in text)
     document = replay_json(found)
     json.dumps(document, allow_nan=False)

@@ -77,6 +77,7 @@ def test_windows_that_a_recording_does_not_tell_are_inferred(tmp_path):
     assert (np.asarray(guessed.decode_window_tokens) <= told.decode_kv_tokens).all()
 
 
+@pytest.mark.slow
 def test_the_recorders_own_work_is_told_from_the_steps(tmp_path):
     host = (8e-4, 3e-4, 1e-4)  # a problem begins, a sample begins, a sample ends
     recordings = [

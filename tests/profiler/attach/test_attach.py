@@ -356,6 +356,7 @@ def test_a_signal_ends_the_verb_well(server, tmp_path, number):
     assert "tok/s" in err or "no answer yet" in err
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_soon_whatever_connections_are_open(server, tmp_path):
     port = free_port()
     command = run(server.url, "--listen", str(port), "-o", str(tmp_path / "r"), "--json")

@@ -289,6 +289,7 @@ def check(path):
     return "damage told" if tables.skipped or tables.notes else "read"
 
 
+@pytest.mark.slow
 def test_fuzz(tmp_path):
     rng = random.Random(7)
     bases = [

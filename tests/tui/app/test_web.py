@@ -196,6 +196,7 @@ async def until(ws, text):
     return seen
 
 
+@pytest.mark.slow
 def test_it_ends_while_a_page_is_open(folder):
     with served("--listen", "127.0.0.1:0", folder) as (url, _, process):
         host, port = url.removeprefix("http://").split(":")

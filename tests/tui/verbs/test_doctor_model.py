@@ -113,6 +113,7 @@ def test_bad_requests_are_one_line(run, arguments, message):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_no_engine_is_imported(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DENSE))
     code = (

@@ -76,6 +76,7 @@ def test_a_run_against_its_baseline(run, runs, name, code):
         assert "policy.n 16 -> 2" in out
 
 
+@pytest.mark.slow
 def test_a_run_against_what_was_promised(run, runs, tmp_path):
     (base,) = summarise(runs["base"])
     write_document(tmp_path / "expect.json", promised(base))

@@ -114,7 +114,7 @@ def test_outcomes_are_imported_and_shown(run, tmp_path):
     code, out, err = run("show", "r")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    assert "temperature -" in out and "engine    imported, else -" in out
+    assert "temperature -" in out and "engine    imported, settings not known" in out
     code, out, _ = run("show", "r", "--json")
     assert code == 0 and json.loads(out)["runs"][0]["latency_s"]["mean"] is None
     code, out, _ = run("import", path, "-o", "s", "--json", "--record-text")
@@ -179,7 +179,7 @@ def test_requests_are_imported_shown_and_exported(run, tmp_path):
     code, out, err = run("show", "r")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    assert "engine    imported, else -" in out and "problems  2 decided of 2" in out
+    assert "engine    imported, settings not known" in out and "problems  2 decided of 2" in out
     code, out, _ = run("export", "r", "-o", "out.jsonl", "--format", "mooncake")
     assert (code, out.splitlines()[0][:24]) == (0, "wrote 2 requests, whose ")
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2

@@ -287,6 +287,7 @@ def test_a_model_without_facts_is_no_candidate_and_is_named(run, three):
     assert "Import it with --model-config FILE" in err
 
 
+@pytest.mark.slow
 def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     lines = (tmp_path / "small.jsonl").read_text().splitlines()
     (tmp_path / "fewer.jsonl").write_text("\n".join(lines[:-3]) + "\n")
@@ -444,6 +445,7 @@ def test_numbers_of_samples_are_those_asked_for(run, tmp_path, options, reason):
     assert {each["n"] for each in found["policies"] if each["method"] == "majority"} == {3, 5}
 
 
+@pytest.mark.slow
 def test_other_problems_have_an_interval_of_their_own(run, tmp_path):
     outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=40, samples=4)
     run("import", "a.jsonl", "-o", "a")
@@ -454,3 +456,16 @@ def test_other_problems_have_an_interval_of_their_own(run, tmp_path):
     assert "on 40 others" in run("show", "a")[1]
     text = run("show", "a", "--policies")[1]
     assert "40 other problems like these, 90 %: maj@1 [" in text
+
+
+def test_policies_of_outcomes_end_with_what_gives_times(run, tmp_path):
+    outcomes(tmp_path / "a.jsonl", 0.6, 1500)
+    (tmp_path / "a.json").write_text(json.dumps(config(4, 512)))
+    model = ("--model", "org/a", "--model-config", "a.json", "--prompt-tokens", PROMPT)
+    ends = {"bare": "import again with --model, --model-config", "known": "advise known --gpu "}
+    for (name, end), options in zip(ends.items(), ((), model), strict=True):
+        assert run("import", "a.jsonl", *options, "-o", name)[0] == 0
+        code, out, _ = run("show", name, "--policies")
+        said = " ".join(out.split())
+        assert code == 0 and end in said.rpartition(" next ")[2] and "replay" not in said
+        assert "rules that stop early while all samples run are not judged" in said

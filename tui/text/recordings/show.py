@@ -110,7 +110,7 @@ def engine_text(engine: EngineConfig) -> str:
 
 def imported_text(run: Run) -> str:
     """Return what an import tells of the engine: the model's name at most."""
-    return f"{run.engine.model}, else -"
+    return f"{run.engine.model}, settings not known"
 
 
 def policy_text(policy: Policy | None) -> str:

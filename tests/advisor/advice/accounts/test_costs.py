@@ -10,6 +10,8 @@ from advisor.search.budget import parse_budget
 from traces.errors import UsageError
 from tui.text.advice import cost_lines
 
+pytestmark = pytest.mark.slow
+
 GIVEN = {"min_accuracy": "0.6", "optimise": "cost", "price": 3.6}  # 0.001 USD a device-second
 
 
@@ -39,7 +41,6 @@ def test_costs_are_those_of_the_estimates(advisor):
                                                   compute_optimal=None)) == []  # fmt: skip
 
 
-@pytest.mark.slow
 def test_idle_time_is_what_the_rate_leaves(advisor):
     """A problem takes as much of the devices at twice the rate, or less where steps are shared."""
     busy = []

@@ -23,6 +23,8 @@ from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 # Of products that tensor parallelism is worth its all-reduces for.
 WIDE = dataclasses.replace(
     TINY, name="small", hidden_size=4096, intermediate_size=16384, total_parameters=1_000_000_000
@@ -141,7 +143,6 @@ def test_recorded_and_prior_are_never_one_law(advisor):
     assert advisor.model.law(engine).sigma >= spread_of("test_gpu", WIDE, engine).sigma
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_times_are_those_that_a_replay_on_the_gpu_gives(advisor, wide, size):
     rows = [

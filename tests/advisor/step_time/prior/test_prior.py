@@ -240,6 +240,7 @@ installed = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @installed
 def test_the_installed_tables_price_a_model_on_every_system():
     facts = dataclasses.replace(

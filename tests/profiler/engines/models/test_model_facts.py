@@ -385,6 +385,7 @@ def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
     assert facts_from_folder(tmp_path, name="x") is not None
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(VALUES | st.binary(max_size=30))
 def test_any_document_gives_facts_or_one_line_with_the_file(tmp_path, document):

@@ -110,7 +110,7 @@ def test_it_can_be_shown(case, tmp_path):
         unknown += ["latency mean", "TTFT p50", "TPOT p95", "throughput"]
     for name in unknown:
         assert any(line.split() == [*name.split(), "-"] for line in text), name
-    assert any(line.endswith(", else -") for line in text)
+    assert any(line.endswith(", settings not known") for line in text)
     assert not any("in flight" in line or "never ended" in line for line in text)
     json.dumps(show_json([run]), allow_nan=False)
 
