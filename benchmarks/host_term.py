@@ -9,8 +9,9 @@ labs. `--write` keeps what all points say in advisor/step_time/host/host_term.js
 
 Not learned from, but predicted: points whose requests waited for KV blocks (how many blocks they
 had is not told), engines that schedule asynchronously (the host hides behind their kernels),
-quantised models and mixtures (whose kernels are known less well than the host's part is long), and
-tensor parallelism over PCIe before vLLM 0.12 (no table has those all-reduces).
+quantised models and mixtures (whose kernels are known less well than the host's part is long),
+tensor parallelism over PCIe before vLLM 0.12 (no table has those all-reduces), and arrivals at a
+server that has seen none of the prompts (whose lengths are a guess, and matter only there).
 A closed loop teaches by the whole time of a request over its tokens, as how it splits into TTFT and
 TPOT depends on who arrives with whom.
 """
@@ -24,8 +25,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from serving_points import CLOSED, OPEN, TOGETHER, Point
-from silicon import SEED, chosen, errors, flight_of, options, priced_engine, replayed
+from serving_points import OPEN, TOGETHER, Point
+from silicon import SEED, chosen, errors, kept_of, options, priced_engine, replayed
 
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
@@ -90,9 +91,7 @@ def _with(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: bool) -
 
 
 def _tpot(point: Point, work: Workload, done: Replayed) -> float:
-    count = len(work.output_tokens)
-    edge = flight_of(point) if point.load == CLOSED else 0
-    kept = slice(edge, max(count - edge, edge + 1))
+    kept = kept_of(point, work)
     spent = (done.end_s - done.first_token_s)[kept]
     return float(np.mean(spent / np.maximum(work.output_tokens[kept] - 1, 1)))
 
@@ -104,8 +103,7 @@ def _a_token(point: Point, work: Workload, done: Replayed) -> float:
     tpot = _tpot(point, work, done)
     if point.load == OPEN:
         return tpot
-    edge = flight_of(point)
-    ttft = float(np.mean(done.ttft_s[edge : max(len(done.ttft_s) - edge, edge + 1)]))
+    ttft = float(np.mean(done.ttft_s[kept_of(point, work)]))
     return (ttft + tpot * (point.output_tokens - 1)) / point.output_tokens
 
 
@@ -137,8 +135,11 @@ def row_of(point: Point) -> Row | None:
     exposure = np.zeros(len(TERMS))
     if moved:
         exposure = (np.array(moved) - usual) / (SMALL * USUAL)
-    done = ran[0][1]
-    waited = float(np.mean(done.scheduled_s - done.queued_s)) > WAITED or done.preemptions > 0
+    work, done = ran[0]
+    kept = kept_of(point, work)
+    queued = (done.scheduled_s - done.queued_s)[kept]
+    waited = float(np.mean(queued)) > WAITED or bool(done.preempted[kept].any())
+    guessed = point.load == OPEN and not point.before
     old_wires = point.system in PCIE and engine.tensor_parallel_size > 1 and point.version < (0, 12)
     return Row(
         point=point,
@@ -149,7 +150,7 @@ def row_of(point: Point) -> Row | None:
         kernels=usual - float(exposure @ USUAL),
         exposure=exposure,
         waited=waited,
-        teaches=not (waited or hidden or old_wires) and kind_of(point.facts) == PLAIN,
+        teaches=not (waited or hidden or old_wires or guessed) and kind_of(point.facts) == PLAIN,
     )
 
 
@@ -331,10 +332,10 @@ def main() -> None:
     for what, key in (
         (
             "GPU and TP",
-            lambda r: f"{r.point.lab} {r.point.system} tp{r.engine.tensor_parallel_size}",
+            lambda r: f"{by_kind(r)} {r.point.system} tp{r.engine.tensor_parallel_size}",
         ),
         ("model", lambda r: f"{r.point.lab} {r.point.model} {r.point.precision}"),
-        ("load", lambda r: f"{r.point.lab} {r.point.in_flight or r.point.rate_per_s:>6}"),
+        ("load", lambda r: f"{by_kind(r)} {r.point.in_flight or r.point.rate_per_s:>6}"),
     ):
         table(f"model left out, by {what}", rows, asked, key)
     gains(rows, asked)

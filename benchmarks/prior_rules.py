@@ -1,16 +1,21 @@
 """How far off the prior's rules are where a table has what they stand for.
 
 Needs ttscope[prior]. Products in FP8 and NVFP4 from those in bfloat16, experts of a shape from the
-nearest other one, and experts of a GPU from another's: the log of predicted over measured time.
+nearest other one, experts of a GPU from another's, and H100 and H200 as relatives of each other,
+which differ by their memory alone: the log of predicted over measured time.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from advisor.step_time.prior.operations import experts, products
+from advisor.step_time.prior.operations.attention import DECODE
 from advisor.step_time.prior.operations.times import PRECISIONS, carried
+from advisor.step_time.prior.relatives import RELATIVES, Relative, read_gpu
 from advisor.step_time.prior.tables import PriorTables, read_prior
 
 Floats = npt.NDArray[np.float64]
@@ -39,8 +44,33 @@ def newest(tables: PriorTables) -> str:
     return tables.versions_of(experts.FAMILY, experts.TABLE)[0]
 
 
+def as_relative(here: str, there: str) -> Iterator[tuple[str, Floats]]:
+    """Yield the log of predicted over measured times of a GPU whose tables are another's."""
+    own = read_prior(here)
+    RELATIVES["asked"] = Relative(
+        of=there, wires=there, device=here, bandwidth=float(own.gpu["mem_bw"]),
+        bf16_flops=own.peak("bfloat16"), memory_bytes=own.memory_bytes,
+    )  # fmt: skip
+    carried_over = read_gpu("asked")
+    decode = ("num_heads", "num_key_value_heads", "head_dim", "batch_size", "step", "window_size")
+    for family, name, shape, form in (
+        ("gemm", None, ("m", "n", "k"), {"gemm_dtype": "bfloat16"}),
+        ("attention", DECODE, decode, {"attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16"}),
+    ):
+        told, real = (
+            tables.read(family, name).filter(**form).group_by(shape).agg(pl.col("seconds").mean())
+            for tables in (carried_over, own)
+        )
+        both = told.join(real, on=shape, suffix="_real")
+        logs = np.log(both["seconds"].to_numpy() / both["seconds_real"].to_numpy())
+        yield f"{family} of {here} from {there}", logs
+
+
 def main() -> None:
     errors = defaultdict(list)
+    for here, there in (("h200_sxm", "h100_sxm"), ("h100_sxm", "h200_sxm")):
+        for rule, logs in as_relative(here, there):
+            errors[rule].append(logs)
     for name in GPUS:
         tables = read_prior(name)
         for form in ("fp8", "nvfp4"):

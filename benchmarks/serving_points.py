@@ -27,9 +27,11 @@ class Point:
     """A measured serving point. Times are seconds; None where it was not measured.
 
     `in_flight` requests are kept running (`CLOSED`) or come all at once (`TOGETHER`), or `requests`
-    come at `rate_per_s` (`OPEN`). `tpot_s` and `ttft_s` are means, `latency_s` is from the first
-    arrival to the last token. Lengths of a closed loop are drawn between `drawn` times the named
-    ones. `facts` is None where the model has none, and `unknown` says why a point is not priced.
+    come at `rate_per_s` (`OPEN`), after the same requests came at the rates of `before`, each with
+    the seconds it took, to the same server. `tpot_s` and `ttft_s` are means, `latency_s` is from
+    the first arrival to the last token. Lengths of a closed loop are drawn between `drawn` times
+    the named ones. `facts` is None where the model has none, and `unknown` says why a point is not
+    priced.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Point:
     in_flight: int | None = None
     rate_per_s: float | None = None
     requests: int | None = None
+    before: tuple[tuple[float, float], ...] = ()
     tpot_s: float | None = None
     ttft_s: float | None = None
     latency_s: float | None = None
@@ -259,35 +262,49 @@ def argonne(folder: Path) -> list[Point]:
 
 
 def iog(folder: Path) -> list[Point]:
-    """Return IOG's runs of `vllm bench serve`: 200 requests that come at a rate."""
+    """Return IOG's runs of `vllm bench serve`: 200 requests that come at a rate.
+
+    A server answered the same 200 requests at 32, 16, 8, 4 and 1 a second, one run within minutes
+    of the other, with vLLM's prefix caching: after the first run no token took longer than a step
+    without prompts does, where the cache held them all.
+    """
     found = []
-    for path in sorted((folder / "iog").glob("*.json")):
-        runs = [json.loads(line) for line in path.read_text().replace("}{", "}\n{").splitlines()]
-        for number, run in enumerate(runs, 1):
-            model, count = run["model_id"], run["completed"]
-            facts = _dense(model)
-            gpu = run["gpu_name"]
-            engine = _lab_engine(model, int(run["gpu_count"]), "0.8.5")
-            found.append(
-                Point(
-                    name=f"{path.stem} {number}",
-                    lab="iog",
-                    model=model.rpartition("/")[2],
-                    facts=facts,
-                    unknown=None if facts else f"no sizes of {model}",
-                    system="h100_pcie" if "H100" in gpu else "rtx_4090",
-                    engine=replace(engine, mode="server"),
-                    precision="fp8" if "FP8" in model else "fp16",
-                    load=OPEN,
-                    prompt_tokens=round(run["total_input_tokens"] / count),
-                    output_tokens=round(run["total_output_tokens"] / count),
-                    rate_per_s=run["request_rate"],
-                    requests=count,
-                    tpot_s=run["mean_tpot_ms"] / 1e3,
-                    ttft_s=run["mean_ttft_ms"] / 1e3,
-                    latency_s=run["duration"],
-                )
+    series: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    runs = [
+        (f"{path.stem} {number}", json.loads(line))
+        for path in sorted((folder / "iog").glob("*.json"))
+        for number, line in enumerate(path.read_text().replace("}{", "}\n{").splitlines(), 1)
+    ]
+    for name, run in sorted(runs, key=lambda each: str(each[1]["date"])):
+        model, count, rate, gpu = (
+            run[key] for key in ("model_id", "completed", "request_rate", "gpu_name")
+        )
+        facts, key = _dense(model), (model, gpu, run["gpu_count"])
+        before = series.get(key, [])
+        before = before if before and before[-1][0] > rate else []  # else the server is a new one
+        series[key] = [*before, (rate, run["duration"])]
+        engine = _lab_engine(model, int(run["gpu_count"]), "0.8.5")
+        found.append(
+            Point(
+                name=name,
+                lab="iog",
+                model=model.rpartition("/")[2],
+                facts=facts,
+                unknown=None if facts else f"no sizes of {model}",
+                system="h100_pcie" if "H100" in gpu else "rtx_4090",
+                engine=replace(engine, mode="server", enable_prefix_caching=True),
+                precision="fp8" if "FP8" in model else "fp16",
+                load=OPEN,
+                prompt_tokens=round(run["total_input_tokens"] / count),
+                output_tokens=round(run["total_output_tokens"] / count),
+                rate_per_s=rate,
+                requests=count,
+                before=tuple(before),
+                tpot_s=run["mean_tpot_ms"] / 1e3,
+                ttft_s=run["mean_ttft_ms"] / 1e3,
+                latency_s=run["duration"],
             )
+        )
     return found
 
 

@@ -29,7 +29,7 @@ from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost
-from advisor.step_time.prior.defaults import as_on, with_blocks
+from advisor.step_time.prior.defaults import BLOCK, as_on, with_blocks
 from advisor.step_time.prior.offers import device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.step_time.prior.relatives import read_gpu
@@ -39,6 +39,7 @@ from traces.schema.engine import EngineConfig, ModelFacts
 
 ROUNDS: Final = 6  # of a closed loop; the first and the last are left out
 SEED: Final = 19
+APART: Final = 3.0  # times what a run took, after which the next one on the same server begins
 COLUMNS: Final = (
     "name",
     "lab",
@@ -110,13 +111,26 @@ def workload_of(point: Point) -> Workload:
     draw = np.random.default_rng(SEED)
     if point.load == OPEN:
         assert point.requests and point.rate_per_s
-        gaps = draw.exponential(1 / point.rate_per_s, point.requests)
+        gaps = draw.exponential(1.0, point.requests)
+        come = np.cumsum(gaps) - gaps[0]
         sizes = draw.exponential(1.0, (2, point.requests))  # ShareGPT's spread is about its mean
         prompts, outputs = (
             np.maximum(np.rint(mean * size / size.mean()), 2).astype(np.int64)
             for mean, size in zip((point.prompt_tokens, point.output_tokens), sizes, strict=True)
         )
-        return Workload.from_requests(prompts, outputs, arrivals=np.cumsum(gaps) - gaps[0])
+        rates = [*(rate for rate, _ in point.before), point.rate_per_s]
+        starts = np.cumsum([0.0, *(APART * took for _, took in point.before)])
+        names = np.cumsum(-(-prompts // BLOCK)).tolist()
+        blocks = [
+            range(last - -(-n // BLOCK), last) for n, last in zip(prompts, names, strict=True)
+        ]
+        return Workload.from_requests(
+            np.tile(prompts, len(rates)),
+            np.tile(outputs, len(rates)),
+            arrivals=np.concatenate([s + come / r for s, r in zip(starts, rates, strict=True)]),
+            prefix_blocks=blocks * len(rates),
+            prefix_block_tokens=BLOCK,
+        )
     count = flight_of(point)
     if point.load == CLOSED:
         count = max(ROUNDS * count, 24)
@@ -135,6 +149,18 @@ def flight_of(point: Point) -> int:
     """Return the requests in flight on one data-parallel rank."""
     assert point.in_flight
     return max(-(-point.in_flight // point.engine.data_parallel_size), 1)
+
+
+def kept_of(point: Point, work: Workload) -> slice:
+    """Return the requests that a point's times are of: not those that fill and empty a loop.
+
+    Nor those of runs before it on the same server.
+    """
+    count = len(work.output_tokens)
+    if point.load == CLOSED:
+        edge = flight_of(point)
+        return slice(edge, max(count - edge, edge + 1))
+    return slice(count - (point.requests or count), count)
 
 
 def replayed(point: Point, engine: EngineConfig, cost: StepCost) -> tuple[Workload, Replayed]:
@@ -159,9 +185,7 @@ def priced(
         work, done = replayed(point, engine, cost)
     except (UsageError, TablesError, ValueError) as error:
         return Priced(point=point, why=str(error).removeprefix("--gpu: "))
-    count = len(work.output_tokens)
-    edge = flight_of(point) if point.load == CLOSED else 0
-    kept = slice(edge, max(count - edge, edge + 1))
+    kept = kept_of(point, work)
     spent = (done.end_s - done.first_token_s)[kept]
     tpot = spent / np.maximum(work.output_tokens[kept] - 1, 1)
     return Priced(

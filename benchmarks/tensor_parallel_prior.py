@@ -47,7 +47,7 @@ def latency_s(prior: Prior, output: int, *, batch: int = 1, version: str | None 
     )
     law, hidden = np.array(ZERO), None
     if version is not None:
-        size = prior.tensor_parallel_size
+        size = prior.split.tensor
         part = host_part(EngineConfig(model="", tensor_parallel_size=size, vllm_version=version))
         law, hidden = (law, part.seconds) if part.hidden else (part.seconds, None)
     work = Workload.from_requests(np.full(batch, 150), np.full(batch, output))

@@ -315,13 +315,14 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     low, high = (float(np.exp(z * sigma - sigma**2 / 2)) for z in (-Z95, Z95))
     spread = f"The 90 % interval is {low:.2f} to {high:.2f} times the prediction"
     head = f"the pick's step times are not measured: they come from the prior ({prior.label})"
-    names = ", ".join(prior.recordings)
-    yield (
-        f"{head}, recalibrated by {names}{'' if prior.checked else ', of another size or model'}. "
-        f"{spread}"
-        if prior.recordings
-        else f"{head}. {prior.told[0].upper()}{prior.told[1:]}. {spread}"
-    )
+    names, told = ", ".join(prior.recordings), f"{prior.told[0].upper()}{prior.told[1:]}"
+    if prior.kernels:
+        yield f"{head}, its kernels recalibrated by {names}. {told}. {spread}"
+    elif prior.recordings:
+        other = "" if prior.checked else ", of another size or model"
+        yield f"{head}, recalibrated by {names}{other}. {spread}"
+    else:
+        yield f"{head}. {told}. {spread}"
     if prior.drafts is not None:
         yield prior.drafts
     if beyond:

@@ -35,7 +35,7 @@ from traces.live.numbers import FINISHED
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
-from traces.recording.tables import COMPOSITION, WINDOWED
+from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.published import PublishedCurve
 from traces.summary.energy import mean_power_w
@@ -49,7 +49,7 @@ TOO_LITTLE = (
 PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import has no prompts
 MOST_SEEN = 0.9  # share of the ended requests that spans must tell to stand for all
 USED = (  # of steps
-    *("engine", "step", "end", "interval_ns", "wall_ns", "profiled"),
+    *("engine", "step", "end", "interval_ns", "wall_ns", "profiled", "source"),
     *COMPOSITION,
     *WINDOWED,
     *NEEDED,
@@ -377,7 +377,8 @@ def _steps(
     if refused is not None:
         raise RecordingError(f"{recording.name}: {refused}")
     read = recording.frame("steps", USED)
-    steps = read.filter(pl.col("engine") == key)
+    whole = pl.col("source").fill_null("measured") != FORWARD  # of the forward alone: no steps
+    steps = read.filter(pl.col("engine") == key, whole)
     if server:
         steps = with_prompt_context(steps.sort("step"), engine.max_num_batched_tokens)
         steps = with_context_of_several(steps)

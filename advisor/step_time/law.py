@@ -23,10 +23,10 @@ Floats = npt.NDArray[np.float64]
 class PriorCost:
     """Step times of a GPU that was not measured: the cost of an engine there, by its limits.
 
-    `system` names the tables, `label` with their version; `recordings` recalibrated them, and
-    `checked` says that one of these was of this model and tensor-parallel size; `told` says where
-    the spread is from. `drafts` says up to which batch the engine's drafts pay there, None without
-    any.
+    `system` names the tables, `label` with their version; `recordings` recalibrated them, of their
+    `kernels` alone if that is so, and `checked` says that one of these was of this model and
+    tensor-parallel size; `told` says where the spread is from. `drafts` says up to which batch the
+    engine's drafts pay there, None without any.
     """
 
     system: str
@@ -36,6 +36,7 @@ class PriorCost:
     checked: bool
     cost: Callable[[EngineConfig], StepCost]
     drafts: str | None = None
+    kernels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,12 @@ from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
 from advisor.what_if.measured.beside import Compared, beside
 from advisor.what_if.measured.factors import fit_points
-from advisor.what_if.measured.points import MeasuredPoint, imported_point, said_points
+from advisor.what_if.measured.points import (
+    MeasuredPoint,
+    imported_point,
+    of_forwards,
+    said_points,
+)
 from advisor.what_if.power import power_law
 from advisor.what_if.question import Question
 from advisor.what_if.replayed import Replays
@@ -228,11 +233,26 @@ def _measured(
     `--with` says to be of this engine. Raises UsageError for times that cannot be.
     """
     names = [question.engine.model] if prior is None else [question.engine.model, prior.facts.name]
+    whole = prior is not None and prior.ran is not None
+    told = [
+        _untaught(
+            each.name,
+            "its cases are of the forward alone. "
+            + (
+                "Recordings of whole steps say more" if whole else "With --gpu they correct kernels"
+            ),
+        )
+        for each in given
+        if (prior is None or whole) and of_forwards(each)
+    ]
     read = {each.name: imported_point(each, names) for each in given}
     if prior is None:
         why = "it has no steps. With --gpu its requests correct the prior"
-        return None, [_untaught(name, why) for name, point in read.items() if point is not None]
-    untaught = [_untaught(name, why) for name, why in read.items() if isinstance(why, str)]
+        return None, [
+            *told,
+            *(_untaught(name, why) for name, point in read.items() if point is not None),
+        ]
+    untaught = told + [_untaught(name, why) for name, why in read.items() if isinstance(why, str)]
     points = [point for point in read.values() if isinstance(point, MeasuredPoint)]
     points += said_points(question.measured, base)
     if not points:
@@ -445,13 +465,15 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
             f"--gpu: no recording holds facts of the model {question.engine.model}. Give its "
             "config.json with --model-config"
         )
-    found = recalibrate(tables, [base, *others])
+    models = {n: f for each in (base, *others) for n, f in each.manifest.models.items()}
     return PriorTimes(
         tables=tables,
         facts=facts,
-        found=found,
+        found=recalibrate(
+            tables, [base, *others], models=models | {facts.name: facts}, asked=facts
+        ),
         ranks=question.engine.data_parallel_size,
-        models={n: f for each in (base, *others) for n, f in each.manifest.models.items()},
+        models=models,
     )
 
 

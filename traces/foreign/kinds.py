@@ -1,4 +1,4 @@
-"""Which kind of file somebody gives: samples, requests, forward passes or profiler traces."""
+"""Which kind of file somebody gives: samples, requests, steps or profiler traces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.source import head_of
 
-FileKind = Literal["samples", "requests", "traces", "passes"]
+FileKind = Literal["samples", "requests", "traces", "passes", "forwards"]
 
 
 def files_in(paths: Sequence[Path]) -> list[Path]:
@@ -33,9 +33,10 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     """
     from traces.foreign.evaluations import importer as outcome_import
     from traces.foreign.evaluations.plain import not_lines
-    from traces.foreign.forward_passes import holds_passes
     from traces.foreign.power import readings
     from traces.foreign.requests import importer as request_import
+    from traces.foreign.steps.bench_forward import holds_forwards
+    from traces.foreign.steps.forward_passes import holds_passes
 
     if readings.format_of(paths[0]) is not None:
         raise UsageError(
@@ -44,6 +45,10 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
         )
     if holds_passes(paths[0]):
         return "passes"
+    if holds_forwards(paths[0]):
+        if len(paths) > 1:
+            raise UsageError("give one file of vllm bench forward at a time")
+        return "forwards"
     if outcome_import.format_of(paths[0]) is not None:
         return "samples"
     if request_import.format_of(paths[0]) is None:

@@ -140,8 +140,10 @@ STEPS: Columns = {
     "flops": FLOAT,
     "read_bytes": FLOAT,
     "profiled": BOOL,
-    "source": TEXT,  # measured | inferred | replayed
+    "source": TEXT,  # measured | inferred | replayed | forward
 }
+
+FORWARD = "forward"  # a source of steps whose time is that of the model's forward alone
 
 # What a step computes: the columns that its time is a function of.
 COMPOSITION = (

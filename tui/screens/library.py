@@ -109,9 +109,10 @@ def import_into(text: str, folder: Path) -> ImportMade:
     """
     from traces.foreign.evaluations.importer import import_outcomes
     from traces.foreign.evaluations.reader import Choices
-    from traces.foreign.forward_passes import import_passes
     from traces.foreign.profiler_traces import import_traces, remarks
     from traces.foreign.requests.importer import import_requests
+    from traces.foreign.steps.bench_forward import import_forwards
+    from traces.foreign.steps.forward_passes import import_passes
 
     paths = files_in(paths_of(text))
     if not paths:
@@ -134,6 +135,10 @@ def import_into(text: str, folder: Path) -> ImportMade:
         passes = import_passes(paths, target)
         summary = f"{passes.format}: {counted(passes.steps, 'step')}"
         return ImportMade(folder=target, told=summary, notes=tuple(passes.notes[1:]))
+    if kind == "forwards":
+        cases = import_forwards(paths[0], target)
+        summary = f"{cases.format}: {counted(cases.cases, 'case')}"
+        return ImportMade(folder=target, told=summary, notes=tuple(cases.notes[1:]))
     if kind == "traces":
         traces = import_traces(paths, target)
         return ImportMade(

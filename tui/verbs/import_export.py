@@ -1,7 +1,7 @@
 """The verbs for foreign formats: import and export.
 
-What a file is, its first bytes say: samples of an evaluation, requests, forward passes, else a
-profiler trace.
+What a file is, its first bytes say: samples of an evaluation, requests, forward passes, results of
+`vllm bench forward`, else a profiler trace.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.curve import ImportedCurve, import_curve
 from traces.foreign.evaluations.importer import Imported, import_outcomes
 from traces.foreign.evaluations.reader import Choices, Given, Judge
-from traces.foreign.forward_passes import ImportedPasses, import_passes
 from traces.foreign.kinds import files_in, kind_of
 from traces.foreign.power.importer import ImportedPower, import_power
 from traces.foreign.profiler_traces import import_traces, remarks
 from traces.foreign.requests.importer import ImportedRequests, import_requests
 from traces.foreign.requests.reader import RequestChoices
+from traces.foreign.steps.bench_forward import ImportedForwards, import_forwards
+from traces.foreign.steps.forward_passes import ImportedPasses, import_passes
 from traces.foreign.values import BLOCK_TOKENS
 from traces.kineto.read import TraceTables
 from traces.recording.manifest import NAME as MANIFEST
@@ -61,8 +62,8 @@ class Import:
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Profiler traces, one per rank, samples of evaluations, requests, or files of "
-            "forward passes. With --power a recording."
+            help="Profiler traces, one per rank, samples of evaluations, requests, files of "
+            "forward passes, or of vllm bench forward. With --power a recording."
         ),
     ]
     output: Annotated[Path, typer.Option("-o", "--output", help="The recording's folder.")]
@@ -85,6 +86,10 @@ class Import:
     model_config: Annotated[
         Path | None,
         typer.Option(help="Samples, passes: the model's config.json, for its times."),
+    ] = None
+    shapes: Annotated[
+        Path | None,
+        typer.Option(help="vllm bench forward: its --shapes, if of advise --plan."),
     ] = None
     temperature: Annotated[float | None, typer.Option(help="Samples: that they were drawn at.")] = (
         None
@@ -188,8 +193,12 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
                 limit_bytes=limit,
                 on_file=on_file,
             )
-        if kind == "traces":
-            return files, import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
+        if kind in ("traces", "forwards"):
+            return files, (
+                _cases_of(asked, files[0], limit)
+                if kind == "forwards"
+                else import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
+            )
         if kind == "requests":
             wanted = RequestChoices(
                 run=asked.run, block_tokens=asked.block_tokens or BLOCK_TOKENS, limit_bytes=limit
@@ -218,6 +227,18 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
         )
 
 
+def _cases_of(asked: Import, path: Path, limit_bytes: int) -> ImportedForwards:
+    given, _ = _given(asked)
+    return import_forwards(
+        path,
+        asked.output,
+        shapes=asked.shapes,
+        model=given.model,
+        facts=given.facts,
+        limit_bytes=limit_bytes,
+    )
+
+
 def _check_alone(asked: Import) -> None:
     """Raise UsageError for options that go with another one alone."""
     for option, value in (("--power-gpus", asked.power_gpus), ("--power-zone", asked.power_zone)):
@@ -231,11 +252,13 @@ def _check_alone(asked: Import) -> None:
 def _check_kind(asked: Import, kind: str, first: Path) -> None:
     """Raise UsageError for options that a kind of file has no use for."""
     for name in _OF_SAMPLES:
-        taken = kind == "samples" or (kind == "passes" and name in _OF_PASSES)
+        taken = kind == "samples" or (kind in ("passes", "forwards") and name in _OF_PASSES)
         if getattr(asked, name) is not None and not taken:
             option = f"--{name.replace('_', '-')}"
             kinds = "samples or forward passes" if name in _OF_PASSES else "samples"
             raise UsageError(f"{option} is for {kinds}, and {first} holds none")
+    if asked.shapes is not None and kind != "forwards":
+        raise UsageError(f"--shapes is for vllm bench forward, and {first} holds none of its cases")
     for option, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
         if count is not None and kind != "requests":
             raise UsageError(f"{option} is for requests, and {first} holds none")
@@ -433,6 +456,20 @@ def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Sh
     return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
 
 
+def _forwards(imported: ImportedForwards, files: Sequence[Path], output: Path) -> Shown:
+    cases, gpus = counted(imported.cases, "case"), counted(imported.ranks, "GPU")
+    lines = [f"{imported.format}: {cases} on {gpus}"]
+    document = {
+        "recording": str(output),
+        "format": imported.format,
+        "file": files[0].name,
+        "cases": imported.cases,
+        "ranks": imported.ranks,
+        "notes": list(imported.notes[1:]),
+    }
+    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+
+
 def _power(imported: ImportedPower, files: Sequence[Path], output: Path) -> Shown:
     rows = [(name, f"{count:,}") for name, count in imported.gpus.items()]
     rows += [("energy", number(imported.joules, "J")), ("mean power", number(imported.mean_w, "W"))]
@@ -518,6 +555,7 @@ _IMPORTED: dict[type, Callable[[Any, Sequence[Path], Path], Shown]] = {
     Imported: _outcomes,
     ImportedCurve: _curve_shown,
     ImportedRequests: _requests,
+    ImportedForwards: _forwards,
     ImportedPasses: _passes,
     ImportedPower: _power,
     list: _traces,

@@ -26,6 +26,7 @@ from traces.summary.comparison import RUN_TO_RUN
 
 if TYPE_CHECKING:
     from advisor.evidence.gather import Evidence
+    from traces.recording.reader import Recording
 
 
 Bools = npt.NDArray[np.bool_]
@@ -182,12 +183,21 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
+def write_plan(
+    path: Path,
+    answer: Recommendation,
+    evidence: Evidence,
+    recordings: Sequence[Recording] = (),
+) -> list[str]:
     """Write what to measure next, or the pick where nothing else is worth it.
 
-    Raises TtscopeError where nothing fits, UsageError where the file cannot be written.
+    Beside it, for each model and size on a GPU that was not recorded, shapes of steps for `vllm
+    bench forward`, those of the `recordings` where they have any. Return the commands that measure
+    these. Raises TtscopeError where nothing fits, UsageError where a file cannot be written.
     """
     import yaml
+
+    from advisor.advice.measure_next import forward_shapes as forward
 
     chosen = answer.experiments
     if not chosen and answer.system_optimal is not None:
@@ -196,15 +206,25 @@ def write_plan(path: Path, answer: Recommendation, evidence: Evidence) -> None:
         why = "nothing fits" if answer.budget.required else "no limit is set"
         raise TtscopeError(f"--plan: {why}, so there is nothing to measure for it")
     document = sweep_plan(chosen, evidence)
-    elsewhere = [
-        f"# on {engine.gpu}: {engine.model} {engine.label()}, {run.policy.label()}\n"
-        for run in chosen
-        if (engine := run.engine).gpu not in evidence.gpus
+    there = [run for run in chosen if run.engine.gpu not in evidence.gpus]
+    engines = {forward.shapes_path(path, run.engine): run.engine for run in reversed(there)}
+    told = [
+        f"on {engine.gpu}: {engine.model} {engine.label()}, {run.policy.label()}"
+        for run in there
+        if (engine := run.engine)
     ]
+    commands = []
     try:
-        path.write_text("".join(elsewhere) + yaml.safe_dump(document, sort_keys=False))
+        for shapes, engine in engines.items():
+            cases = forward.forward_shapes(engine, evidence, recordings)
+            if cases["cases"]:
+                forward.write_shapes(shapes, cases)
+                commands += forward.commands(engine, shapes)
+        head = "".join(f"# {line}\n" for line in [*told, *commands])
+        path.write_text(head + yaml.safe_dump(document, sort_keys=False))
     except OSError as error:
         raise UsageError(f"--plan {path}: cannot be written ({error.strerror})") from None
+    return commands
 
 
 def experiment_of(pick: Pick, reason: str) -> Experiment:

@@ -100,7 +100,7 @@ def spread_of(
     Points of the same generation and kind of model say it. Where there are none, those of that kind
     in another generation, but no less than those of 16-bit models in its own. Where no point had
     the kind, OTHER_KIND times those of 16-bit models. GPUs and numbers of ranks that none of these
-    had are unseen.
+    had are unseen: another GPU is as far off as those that 16-bit models of any generation had.
     """
     data = kept() if table is None else table
     seen, found = data["seen"], data["spread"]
@@ -114,7 +114,12 @@ def spread_of(
     def spread(name: str) -> tuple[float, list[str]]:
         unseen = [] if system in seen[name]["systems"] else ["the GPU"]
         unseen += [] if ranks_of(engine) <= seen[name]["ranks"] else ["the number of GPUs"]
-        return float(found[stratum(name, GPU if unseen else SEEN)]["sigma"]), unseen
+        if not unseen:
+            return float(found[stratum(name, SEEN)]["sigma"]), unseen
+        # The GPUs of one generation may be of one chip: another one is no nearer than elsewhere.
+        plain_ones = [each for each in seen if each.endswith(f", {PLAIN}")]
+        like = {name, *plain_ones} if system not in seen[name]["systems"] else {name}
+        return max(float(found[stratum(each, GPU)]["sigma"]) for each in like), unseen
 
     sigma, unseen = spread(used)
     if used != own:

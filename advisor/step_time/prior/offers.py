@@ -80,7 +80,9 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     refused: list[Refused] = []
     for system in dict.fromkeys(systems):
         tables = read_gpu(system)
-        found = recalibrate(tables, recordings)
+        found = recalibrate(
+            tables, recordings, models=evidence.models, unnamed=len(set(systems)) == 1
+        )
         measured = {_shape(table.engine) for table in evidence.steps}
         offered, why = 0, "no recording tells of a model"
         for base, choices in _bases(evidence, tables):
@@ -211,7 +213,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     high = Features(*[np.inf] * len(FEATURES))._replace(
         requests=measured.batch, tokens=measured.tokens
     )
-    found = times.found
+    found = times.ran
     checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
     sigma = _sigma(times, most, of(most), evidence)
     return StepLaw(
@@ -226,8 +228,9 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
         prior=PriorCost(
             system=times.tables.system,
             label=times.tables.label,
-            recordings=() if found is None else found.recordings,
+            recordings=() if times.found is None else times.found.recordings,
             checked=checked,
+            kernels=times.found is not None and found is None,
             told=published_spread(times.tables.system, times.facts, engine).note(),
             cost=of,
             drafts=_paying(evidence, engine, times),
@@ -261,9 +264,9 @@ def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Ev
     Where the host hides behind kernels it holds what it may be, in the usual step.
     """
     sigma, ends = times.sigma(engine), ends_of(cost)
-    if ends is None or times.found is not None:
+    if ends is None or times.ran is not None:
         return sigma
-    steps = _steps(engine, evidence)
+    steps = steps_to_come(engine, evidence)
     fast, slow = (predicted_steps(each, steps) for each in ends)
     return float(np.hypot(sigma, np.median(np.log(slow / fast)) / 2 / Z95))
 
@@ -275,13 +278,13 @@ def _linear(
 
     Each step's relative error counts alike.
     """
-    steps = _steps(engine, evidence)
+    steps = steps_to_come(engine, evidence)
     seconds = predicted_steps(cost(engine), steps)
     composition = feature_matrix(steps, speculative=False)
     return non_negative_least_squares(composition / seconds[:, None], np.ones(len(seconds)))
 
 
-def _steps(engine: EngineConfig, evidence: Evidence) -> pl.DataFrame:
+def steps_to_come(engine: EngineConfig, evidence: Evidence) -> pl.DataFrame:
     """Return steps as will be made: of all batches up to `max_num_seqs`.
 
     At contexts up to the longest recorded, and with prompts of the usual length.

@@ -4,6 +4,8 @@ A recording says how much longer its kernels took than the prior has them, by fa
 were profiled, and how much longer its steps took than the kernels of the prior so scaled: what the
 tables lack (the host's work, gaps between kernels) is in that last factor. The factors go with the
 GPU, so a recording of one model and tensor-parallel size speaks for others.
+
+Cases of `vllm bench forward` say it of the kernels alone, by family, where no steps were recorded.
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ from advisor.step_time.cost import (
 )
 from advisor.step_time.host.law import host_note, host_part
 from advisor.step_time.host.spread import spread_of as published_spread
-from advisor.step_time.law import StepTimes
+from advisor.step_time.law import StepTimes, non_negative_least_squares
 from advisor.step_time.operators.tables import default_capture_sizes
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
-from traces.recording.tables import COMPOSITION
+from traces.recording.tables import COMPOSITION, FORWARD
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.statistics import Z95, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
@@ -52,6 +55,9 @@ ROUTING_NOTE: Final = (
     "experts are visited unevenly, as by a power law of 1.01. Balanced, or by one of 1.2, a step "
     "of usual size takes up to {:.0f} % longer or less"
 )
+CASE_NOISE: Final = 0.03  # of a case's time, beside its kernels'
+FAMILY_SPREAD: Final = 0.15  # of a family's factor (sd), before cases are seen
+UNLIKE: Final = 2.5  # times what tables give, beyond which a case is of another model or GPU
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
     "gemm": "gemm",
@@ -69,7 +75,8 @@ class Recalibration:
     all that is left, and `host` that of the host's part where it is known apart. `sigma` is the
     spread (sd) of the log of a run's time about the prediction; `checked` are the models (nameless)
     and tensor-parallel sizes that ran: a factor learned at one size is off at another
-    (docs/prior.md), so an interval is claimed for these alone. `recordings` taught it.
+    (docs/prior.md), so an interval is claimed for these alone. `recordings` taught it. Of `cases`
+    it is what the kernels alone took: the host's part, and so the interval, is the prior's.
     """
 
     families: Mapping[str, float]
@@ -78,6 +85,7 @@ class Recalibration:
     checked: frozenset[tuple[ModelFacts, int]]
     recordings: tuple[str, ...]
     host: float | None = None
+    cases: int = 0
 
     @property
     def host_factor(self) -> float:
@@ -104,6 +112,11 @@ class PriorTimes:
     ranks: int = 1
     told: tuple[str, ...] = ()
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
+
+    @property
+    def ran(self) -> Recalibration | None:
+        """What whole steps or requests said of the prior; None where at most its kernels ran."""
+        return None if self.found is None or self.found.cases else self.found
 
     def drafting(self, engine: EngineConfig) -> Drafting | None:
         """Return what drafting takes in a step, None without speculation.
@@ -155,14 +168,14 @@ class PriorTimes:
             return not measured.beyond(most) and peaks["tokens"] <= prior.most_tokens
 
         sigma = self.sigma(engine)
-        runs = None if self.found is None else len(self.found.recordings)
+        runs = None if self.ran is None else len(self.ran.recordings)
         cost = cost_of(prior, engine, self.drafting(engine))
         return StepTimes(
             cost=cost,
             sigma=(sigma, 2 * sigma),
             runs=runs,
             within=within,
-            ends=None if self.found is not None else ends_of(cost),
+            ends=None if self.ran is not None else ends_of(cost),
         )
 
     def sigma(self, engine: EngineConfig) -> float:
@@ -172,13 +185,13 @@ class PriorTimes:
         published runs that were left out, with how far other sizes were off where one ran, and of
         the rules that stand for what no table has.
         """
-        if self.found is not None and self.found.has(self.facts, engine.tensor_parallel_size):
-            return self.found.sigma  # its runs hold what rules add
+        if self.ran is not None and self.ran.has(self.facts, engine.tensor_parallel_size):
+            return self.ran.sigma  # its runs hold what rules add
         ruled = self.prior(engine).spread
-        if self.found is None:
+        if self.ran is None:
             published = published_spread(self.tables.system, self.facts, engine).sigma
             return float(np.hypot(published, ruled))
-        return float(np.hypot(self.found.sigma, np.hypot(OTHER_SIZE, ruled)))
+        return float(np.hypot(self.ran.sigma, np.hypot(OTHER_SIZE, ruled)))
 
     def other_versions(self, engine: EngineConfig, requests: int, step_s: float) -> str | None:
         """Say what the all-reduces of other versions of vLLM would give, where it matters.
@@ -231,28 +244,39 @@ class PriorTimes:
         drafting = self.drafting(engine)
         if drafting is not None:
             told.insert(2, drafting.what)
-        if self.found is None:
+        ran = self.ran
+        if ran is None:
             return [
                 *told,
+                *([] if self.found is None else [self._cases_note(self.found)]),
                 host_note(engine),
                 published_spread(self.tables.system, self.facts, engine).note(),
             ]
         if self.told:
             return [*told, *self.told]
-        scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.found.families.items())
+        scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in ran.families.items())
         scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
-        names = ", ".join(self.found.recordings)
+        names = ", ".join(ran.recordings)
         told = [
             *told[:-1],
-            f"recalibrated by {names}: {scales}steps x{self.found.step:.2f}, which stands for what "
+            f"recalibrated by {names}: {scales}steps x{ran.step:.2f}, which stands for what "
             f"no table has ({', '.join(PRIOR_MISSING)}), and the rest is prior",
         ]
-        if not self.found.has(self.facts, tensor_parallel_size):
+        if not ran.has(self.facts, tensor_parallel_size):
             told.append(
                 f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
                 f"{tensor_parallel_size}: the interval holds how far other sizes were off"
             )
         return told
+
+    def _cases_note(self, found: Recalibration) -> str:
+        """Say what cases of the forward alone said of the kernels."""
+        scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in found.families.items())
+        return (
+            f"kernels recalibrated by {found.cases:,} cases of vllm bench forward "
+            f"({', '.join(found.recordings)}): {scales}. They fit within {found.sigma:.0%}. "
+            "Logits, sampling and the host are not in them, so the interval stays that of the prior"
+        )
 
 
 def _shape(facts: ModelFacts, tensor_parallel_size: int) -> tuple[ModelFacts, int]:
@@ -264,14 +288,30 @@ def _shape(facts: ModelFacts, tensor_parallel_size: int) -> tuple[ModelFacts, in
     return shape, tensor_parallel_size
 
 
-def recalibrate(tables: PriorTables, recordings: Sequence[Recording]) -> Recalibration | None:
+def recalibrate(
+    tables: PriorTables,
+    recordings: Sequence[Recording],
+    *,
+    models: Mapping[str, ModelFacts] | None = None,
+    asked: ModelFacts | None = None,
+    unnamed: bool = True,
+) -> Recalibration | None:
     """Compare the prior with recordings of that GPU; None where there are none.
 
-    Recordings of models or engines that cannot be priced do not count.
+    Recordings of models or engines that cannot be priced do not count. Cases of `vllm bench
+    forward` whose files name no GPU are of this one where `unnamed` may be, and of the model that
+    is `asked` about where they name none; `models` are others' facts by name. Raises UsageError for
+    cases of a model that is not known, or of another.
     """
     ran = [each for recording in recordings for each in _ran(tables, recording.afresh())]
     if not ran:
-        return None
+        known = models or {}
+        cases = [
+            each
+            for recording in recordings
+            for each in _cases(tables, recording.afresh(), known, asked, unnamed=unnamed)
+        ]
+        return _by_cases(cases) if cases else None
     families = _families(ran)
     logs, raw = _logs(ran, families), _logs(ran, {})
     return Recalibration(
@@ -282,6 +322,97 @@ def recalibrate(tables: PriorTables, recordings: Sequence[Recording]) -> Recalib
             _shape(each.prior.facts, each.engine.tensor_parallel_size) for each in ran
         ),
         recordings=tuple(dict.fromkeys(each.recording for each in ran)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cases:
+    """Cases of the forward alone on an engine that the prior can price."""
+
+    recording: str
+    engine: EngineConfig
+    prior: Prior
+    steps: pl.DataFrame
+
+    def seconds(self, families: Mapping[str, float]) -> Floats:
+        """Return the prior's seconds of them, its families scaled: no logits, padding or host."""
+        most = self.steps.select(
+            pl.sum_horizontal("prefill_tokens", "decode_tokens").max().alias("tokens"),
+            pl.sum_horizontal("prefill_requests", "decode_requests").max().alias("requests"),
+        )
+        tokens, requests = most.row(0)
+        step_tables = self.prior.scaled(families).step_tables(
+            max_num_batched_tokens=tokens,
+            max_num_seqs=requests,
+            capture_sizes=range(1, tokens + requests + 1),  # one graph for each case
+        )
+        return predicted_steps(table_cost(step_tables._replace(sequences=np.zeros(0))), self.steps)
+
+
+def _cases(
+    tables: PriorTables,
+    recording: Recording,
+    models: Mapping[str, ModelFacts],
+    asked: ModelFacts | None,
+    *,
+    unnamed: bool,
+) -> list[_Cases]:
+    found = []
+    for key, engine in recording.manifest.engines.items():
+        steps = recording.steps.filter(pl.col("engine") == key, pl.col("source") == FORWARD)
+        here = engine.gpu == tables.device or (engine.gpu is None and unnamed)
+        if steps.is_empty() or not here:
+            continue
+        facts = recording.manifest.models.get(engine.model) or models.get(engine.model)
+        if facts is None and engine.model == UNKNOWN_MODEL:
+            facts = asked
+        if facts is None:
+            raise UsageError(
+                f"{recording.name}: what {engine.model} is made of is not known, so its cases say "
+                "nothing. Import them again with --model-config FILE"
+            )
+        prior = prior_of(tables, facts, engine)
+        steps = steps.with_columns(seconds=pl.col("wall_ns") / 1e9)
+        cases = _Cases(recording=recording.name, engine=engine, prior=prior, steps=steps)
+        ratio = float(np.median(steps["seconds"].to_numpy() / cases.seconds({})))
+        if not 1 / UNLIKE <= ratio <= UNLIKE:
+            raise UsageError(
+                f"{recording.name}: its cases take {ratio:.2g} times what the tables of "
+                f"{tables.system} give {facts.name} at tensor_parallel_size "
+                f"{engine.tensor_parallel_size}. Check the model, the size and the GPU"
+            )
+        found.append(cases)
+    return found
+
+
+def _by_cases(found: Sequence[_Cases]) -> Recalibration:
+    """Return the factor of each family by which the cases come out, each case alike.
+
+    Ridge regression towards 1, non-negative.
+    """
+    measured = np.concatenate([each.steps["seconds"].to_numpy() for each in found])
+    usual = np.concatenate([each.seconds({}) for each in found])
+    spent = np.column_stack([
+        np.concatenate([each.seconds({name: 2.0}) for each in found]) - usual for name in FAMILIES
+    ])  # fmt: skip
+    names = [name for at, name in enumerate(FAMILIES) if spent[:, at].any()]
+    spent = spent[:, spent.any(axis=0)]
+    rows = np.vstack([spent / measured[:, None] / CASE_NOISE, np.eye(len(names)) / FAMILY_SPREAD])
+    target = np.append(
+        np.full(len(measured), 1 / CASE_NOISE), np.full(len(names), 1 / FAMILY_SPREAD)
+    )
+    scales = non_negative_least_squares(rows, target)
+    off = np.log(spent @ scales / measured)
+    return Recalibration(
+        families={name: float(each) for name, each in zip(names, scales, strict=True)},
+        step=1.0,
+        host=1.0,
+        sigma=float(np.sqrt(np.mean(np.square(off)))),
+        checked=frozenset(
+            _shape(each.prior.facts, each.engine.tensor_parallel_size) for each in found
+        ),
+        recordings=tuple(dict.fromkeys(each.recording for each in found)),
+        cases=len(measured),
     )
 
 
@@ -347,7 +478,8 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
             continue
         steps = (
             recording.steps.filter(
-                pl.col("engine") == key, pl.col("source").fill_null("measured") != "replayed"
+                pl.col("engine") == key,
+                ~pl.col("source").fill_null("measured").is_in(["replayed", FORWARD]),
             )
             .with_columns(
                 seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9,

@@ -1,10 +1,12 @@
 """GPUs without tables that are relatives of one with tables: the same chip, slower or smaller.
 
-Each time is that of the relative times the ratio of both GPUs' rooflines: of a product the longer
-of its bytes by the bandwidth and its FLOPs by the peak, of decode attention the bandwidth, of a
-prompt's attention the peak. The start of a kernel stays. All-reduces are those of a GPU with the
-same wires. Bandwidth, peak and memory are from the file of the system where the tables' authors
-have one, else from the maker's data sheet (docs/prior.md).
+What a time's bytes take at the bandwidth changes with the bandwidth, and what it takes beyond that
+with the peak, but for the start of a kernel: so of decode attention, and of products that move for
+longer than they compute. Of the others, and of a prompt's attention, all but the start changes with
+the peak. `prior_rules.py` of the benchmarks checks it on H100 and H200, which differ by their
+memory alone. All-reduces are those of a GPU with the same wires. Bandwidth, peak and memory are
+from the file of the system where the tables' authors have one, else from the maker's data sheet
+(docs/prior.md).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from advisor.step_time.prior.tables import (
     read_prior,
 )
 
-_BYTES: Final = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "nvfp4": 0.5625}
+_BYTES: Final = {"bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5625}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +73,10 @@ class RelativeTables(PriorTables):
             return replace(self.wires, versions=versions).read(family, name)
         table = super().read(family, name)
         if family == "gemm":
-            ratio = self._products()
-        elif name is not None and name.startswith("context"):
-            ratio = pl.lit(self.flop_ratio)
-        else:
-            ratio = pl.lit(self.byte_ratio)
-        above = (pl.col("seconds") - self.kernel_s).clip(lower_bound=0.0)
-        return table.with_columns(seconds=pl.col("seconds") - above + above * ratio)
+            return table.with_columns(seconds=self._products())
+        if name is not None and name.startswith("context"):
+            return table.with_columns(seconds=self._computed(self.flop_ratio))
+        return table.with_columns(seconds=self._moved(_cache_bytes(table) * self.byte_s))
 
     def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
         """Return None: tables of other families are those of `others`, by bandwidth and peak."""
@@ -92,14 +91,43 @@ class RelativeTables(PriorTables):
         """NCCL's collectives of the GPU with the same wires."""
         return self.wires.nccl
 
+    def _moved(self, memory: pl.Expr, longer: pl.Expr | float | None = None) -> pl.Expr:
+        """Return times whose `memory` seconds are `longer` times as long here."""
+        own = self.byte_ratio if longer is None else longer
+        seconds = pl.col("seconds")
+        moving = pl.min_horizontal(memory, seconds)
+        rest = (seconds - moving - self.kernel_s).clip(lower_bound=0.0)
+        return seconds + moving * (own - 1) + rest * (self.flop_ratio - 1)
+
+    def _computed(self, longer: pl.Expr | float) -> pl.Expr:
+        """Return times of which all but the start of a kernel is `longer` times as long here."""
+        above = (pl.col("seconds") - self.kernel_s).clip(lower_bound=0.0)
+        return pl.col("seconds") - above + above * longer
+
     def _products(self) -> pl.Expr:
-        """Return by how much a product's roofline is longer than the relative's."""
+        """Return the times of products, by what is longer of a product's roofline here."""
         m, n, k = (pl.col(each).cast(pl.Float64) for each in ("m", "n", "k"))
         width = pl.col("gemm_dtype").replace_strict(_BYTES, default=2.0)
         moved = (n * k + m * k + m * n) * width * self.byte_s
         worked = 2 * m * n * k * self.flop_s * (width / 2).clip(lower_bound=0.5)
         own = pl.max_horizontal(moved * self.byte_ratio, worked * self.flop_ratio)
-        return own / pl.max_horizontal(moved, worked)
+        longer = own / pl.max_horizontal(moved, worked)
+        return (
+            pl.when(moved >= worked)
+            .then(self._moved(moved, longer))
+            .otherwise(self._computed(longer))
+        )
+
+
+def _cache_bytes(table: pl.DataFrame) -> pl.Expr:
+    """Return the bytes of keys and values that decode attention reads."""
+    context = pl.col("step").cast(pl.Float64)
+    if "window_size" in table.columns:
+        window = pl.col("window_size")
+        context = pl.when(window > 0).then(pl.min_horizontal(context, window)).otherwise(context)
+    width = pl.col("kv_cache_dtype").replace_strict(_BYTES, default=2.0)
+    values = pl.col("num_key_value_heads") * pl.col("head_dim")
+    return 2 * context * pl.col("batch_size") * values * width
 
 
 def read_gpu(system: str, folder: Path | None = None) -> PriorTables:

@@ -15,6 +15,7 @@ from advisor.replay.workload import Workload
 from traces.errors import UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
+from traces.recording.tables import FORWARD
 
 ITL: Final = "itl"  # mean over tokens; TPOT is the mean over requests of their own means
 TPOT: Final = "tpot"
@@ -144,6 +145,11 @@ def imported_point(recording: Recording, models: Sequence[str]) -> MeasuredPoint
         workload=workload,
         concurrency=load,
     )
+
+
+def of_forwards(recording: Recording) -> bool:
+    """Whether a recording has the model's forward alone (`vllm bench forward`)."""
+    return recording.steps.height > 0 and bool((recording.steps["source"] == FORWARD).all())
 
 
 def _plain(name: str) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from tests.traces.forward_pass.passes import enveloped, passed
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.forward_passes import import_passes
 from traces.foreign.kinds import files_in, kind_of
+from traces.foreign.steps.forward_passes import import_passes
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 from traces.summary.series import Timeline

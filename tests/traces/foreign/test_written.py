@@ -7,8 +7,8 @@ import pytest
 from traces.errors import RecordingError, UsageError
 from traces.foreign import written
 from traces.foreign.evaluations.importer import import_outcomes
-from traces.foreign.forward_passes import import_passes
 from traces.foreign.requests.importer import import_requests
+from traces.foreign.steps.forward_passes import import_passes
 from traces.recording.reader import Recording
 
 DATA = Path(__file__).parents[2] / "data" / "foreign"

@@ -120,8 +120,8 @@ def recorded_model(recorded):
         (("itl=40s@4",), "times the 0."),
         (("itl=1us@4",), "Check the time, the model and the GPU"),
         (
-            ("itl=2.2ms@2:64+200", "itl=1.3ms@64:64+200"),
-            "itl=2.2ms@2:64+200 and itl=1.3ms@64:64+200 contradict one another",
+            ("itl=4ms@2:64+200", "itl=1.8ms@64:64+200"),
+            "itl=4ms@2:64+200 and itl=1.8ms@64:64+200 contradict one another",
         ),
     ],
 )

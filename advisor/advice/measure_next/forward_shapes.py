@@ -1,0 +1,150 @@
+"""Shapes of steps for `vllm bench forward`, of an engine on a GPU that nobody measured.
+
+vLLM 0.33 times the model's forward of exact batches with dummy weights, so that neither weights nor
+prompts are needed on that GPU. The batches are those of the recorded steps that the engine's limits
+allow, or where none were recorded those that it will meet. Each file says beside its cases, which
+vLLM reads, what they are to run on, which `ttscope import --shapes` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from advisor.evidence.gather import Evidence
+from advisor.step_time.prior.offers import steps_to_come
+from traces.foreign.steps.bench_forward import SHAPES_KEY
+from traces.recording.reader import Recording
+from traces.recording.tables import COMPOSITION, FORWARD
+from traces.schema.engine import EngineConfig
+
+MOST_CASES: Final = 24  # a few seconds each
+
+
+def shapes_path(plan: Path, engine: EngineConfig) -> Path:
+    """Return the file of shapes beside a plan."""
+    model = engine.model.strip("/").rpartition("/")[2].lower()
+    return plan.with_name(f"{plan.stem}-{model}-tp{engine.tensor_parallel_size}.forward.json")
+
+
+def forward_shapes(
+    engine: EngineConfig, evidence: Evidence, recordings: Sequence[Recording]
+) -> dict[str, Any]:
+    """Return the document of an engine's shapes."""
+    ran = [_recorded(each, engine) for each in recordings]
+    steps = pl.concat([each for each in ran if each.height] or [steps_to_come(engine, evidence)])
+    return {
+        SHAPES_KEY: {
+            "model": engine.model,
+            "gpu": engine.gpu,
+            "tensor_parallel_size": engine.tensor_parallel_size,
+        },
+        "cases": [_case(row) for row in _chosen(steps, engine).iter_rows(named=True)],
+    }
+
+
+def write_shapes(path: Path, document: dict[str, Any]) -> None:
+    """Write a file of shapes. Raises OSError."""
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def commands(engine: EngineConfig, shapes: Path) -> list[str]:
+    """Return how to measure an engine's shapes, and how to read the result."""
+    size, result = engine.tensor_parallel_size, shapes.with_suffix("").with_suffix(".result.json")
+    start = "vllm"
+    if size > 1:
+        start = f"torchrun --nproc-per-node={size} -m vllm.entrypoints.cli.main"
+    options: dict[str, Any] = {
+        "model": engine.model,
+        "tensor-parallel-size": size if size > 1 else None,
+        "quantization": engine.quantization,
+        "max-model-len": engine.max_model_len,
+        "shapes": shapes,
+        "kv-len-jitter": 0,
+        "output-json": result,
+    }
+    given = [f"--{k} {shlex.quote(str(v))}" for k, v in options.items() if v is not None]
+    files = f"{shlex.quote(str(result))} --shapes {shlex.quote(str(shapes))}"
+    return [
+        f"{start} bench forward {' '.join(given)}",
+        f"ttscope import {files} -o runs/{shapes.with_suffix('').stem}",
+    ]
+
+
+def _recorded(recording: Recording, engine: EngineConfig) -> pl.DataFrame:
+    """Return the composition of a recording's steps of the engine's model, drafts left out."""
+    keys = [k for k, e in recording.manifest.engines.items() if e.model == engine.model]
+    columns = ("engine", "profiled", "source", *COMPOSITION)
+    whole = ~pl.col("source").fill_null("measured").is_in(["replayed", FORWARD])
+    return (
+        recording.frame("steps", columns)
+        .filter(pl.col("engine").is_in(keys), whole, ~pl.col("profiled").fill_null(False))
+        .select(COMPOSITION)
+        .drop_nulls()
+    )
+
+
+def _chosen(steps: pl.DataFrame, engine: EngineConfig) -> pl.DataFrame:
+    """Return steps that stand for all: the middle one of each of the most frequent kinds.
+
+    Of a kind are those with about as many requests that decode, contexts and new tokens (powers of
+    two).
+    """
+    decodes, new = pl.col("decode_requests"), pl.col("prefill_tokens")
+    size = decodes + new
+    fits = pl.lit(True)
+    if engine.max_num_seqs is not None:
+        fits = fits & (decodes + pl.col("prefill_requests") <= engine.max_num_seqs)
+    if engine.max_num_batched_tokens is not None:
+        fits = fits & (size <= engine.max_num_batched_tokens)
+    plain = pl.col("decode_tokens") == decodes
+
+    def power(count: pl.Expr) -> pl.Expr:
+        return pl.when(count > 0).then(count.cast(pl.Float64).log(2).round()).otherwise(-1)
+
+    read = pl.col("decode_kv_tokens") + pl.col("prefill_kv_tokens")
+    kinds = (
+        steps.filter(fits, plain, size > 0)
+        .with_columns(read=read)
+        .sort("read", maintain_order=True)
+        .group_by(
+            power(decodes).alias("requests"),
+            power(new).alias("new"),
+            power(pl.col("decode_kv_tokens") // pl.max_horizontal(decodes, 1)).alias("context"),
+            maintain_order=True,
+        )
+        .agg(pl.len().alias("steps"), *(pl.col(c).get(pl.len() // 2) for c in COMPOSITION))
+    )
+    often = kinds.sort("steps", descending=True, maintain_order=True).head(MOST_CASES)
+    return often.sort("decode_requests", "prefill_tokens", "decode_kv_tokens").select(COMPOSITION)
+
+
+def _case(row: dict[str, int]) -> dict[str, Any]:
+    """Return a step as a case: its sums shared equally among its requests."""
+    prompts, decodes = row["prefill_requests"], row["decode_requests"]
+    requests, parts = [], []
+    if prompts:
+        read, new = row["prefill_kv_tokens"] // prompts, row["prefill_tokens"]
+        requests += [
+            {"query_len": query, "kv_len": max(read, query), "count": count}
+            for query, count in _shared(new, prompts)
+        ]
+        parts.append(f"prefill{prompts}x{new // prompts}of{read}")
+    if decodes:
+        requests += [
+            {"query_len": 1, "kv_len": max(context, 2), "count": count}
+            for context, count in _shared(row["decode_kv_tokens"], decodes)
+        ]
+        parts.append(f"decode{decodes}at{row['decode_kv_tokens'] // decodes}")
+    return {"name": "-".join(parts), "requests": requests}
+
+
+def _shared(total: int, among: int) -> list[tuple[int, int]]:
+    """Return whole shares of a total that differ by one at most, each with how many have it."""
+    share, more = divmod(total, among)
+    return [(each, n) for each, n in ((share, among - more), (share + 1, more)) if n]
