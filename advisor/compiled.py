@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import importlib
 import os
 import shutil
 import stat
@@ -29,7 +28,6 @@ from numba.core import config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.extending import register_jitable
-from numba.np import linalg
 
 from traces.schema import window
 from traces.schema.tts import stop_rules
@@ -101,26 +99,6 @@ config.reload_config()
 CACHE: Final = cache_folder()
 if CACHE is not None:
     config.CACHE_DIR = str(CACHE)
-
-
-def _load_without_blas() -> None:
-    """Load numba's functions of arrays without scipy's BLAS, which np.correlate alone asks for.
-
-    scipy.linalg is a tenth of what a replay imports, and no compiled function here needs it.
-    """
-
-    def absent() -> None:
-        raise ImportError
-
-    found = linalg.ensure_blas
-    linalg.ensure_blas = absent
-    try:
-        importlib.import_module("numba.np.arraymath")
-    finally:
-        linalg.ensure_blas = found
-
-
-_load_without_blas()
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
