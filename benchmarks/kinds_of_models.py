@@ -184,8 +184,10 @@ def report(folder: Path) -> None:
         }
         for name, size in sizes.items():
             floor = f" ({100 * noise[name]:.1f})" if name in noise else ""
-            dense.setdefault(name, size)
-            line += f"  {name} {100 * size:.1f}{floor} x{size / dense[name]:.2f}"
+            if kind == "dense":
+                dense[name] = size
+            over = f" x{size / dense[name]:.2f}" if name in dense else ""
+            line += f"  {name} {100 * size:.1f}{floor}{over}"
         print(line, flush=True)
 
 

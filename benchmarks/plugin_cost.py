@@ -120,8 +120,8 @@ def main() -> None:
         times = Path(root) / "times"
         path = with_probe(Path(root) / "site", TOGGLED.format(path=times, block=BLOCK))
         variables = {"PYTHONPATH": path, "TTSCOPE_PLUGIN": f"http://127.0.0.1:{receiver.port}"}
-        collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
         if asked.otlp:
+            collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
             threading.Thread(target=collector.serve_forever, daemon=True).start()
             variables |= {
                 "TTSCOPE_PLUGIN": "otlp",

@@ -20,7 +20,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-ONLY_SITE = re.compile(r"<!-- site: .*?-->", re.DOTALL)
+ONLY_SITE = re.compile(r"<!-- site: .*?-->", re.DOTALL)  # as of site_hook.py
 CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(\s*([^()\s]+)\s*\)|\b(?:src|srcset|href)=\"([^\"]*)\"")
 HEADING = re.compile(r"^#{1,6} +(.+?)\s*#*$", re.MULTILINE)

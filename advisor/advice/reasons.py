@@ -507,11 +507,11 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
     if not isfinite(needed):
         if not missed:
             return
-        needed, end = check.needed(miss.limit, row), "be sure of it"
+        needed, end = check.needed(miss.limit, row), "be sure to fit"
     above = check.limits[miss.limit].above
     value = written(_enough(needed, above=above), miss.nearest.unit)
     which = which_latency(miss.limit, check.budget.latency_percentile)
-    yield f"{option} would have to be {value}{which} to {end}, by {name}"
+    yield f"{option} would have to be {value}{which} for {name} to {end}"
 
 
 def _enough(value: float, *, above: bool) -> float:

@@ -35,7 +35,7 @@ from advisor.step_time.prior.defaults import (
     memory_of,
     with_blocks,
 )
-from advisor.step_time.prior.drafting import drafter_in, kept_a_step
+from advisor.step_time.prior.drafting import drafter_in, drafts_with_a_model, kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
 from advisor.step_time.prior.relatives import read_gpu
@@ -205,9 +205,11 @@ def _placed(
     elif operators is not None:
         device = Device.named(operators.gpu)
         facts = question.model_facts or evidence.models.get(engine.model)
-        with suppress(UsageError):  # a model that drafts and is not known
+        memory = None if facts is None else memory_of(device, engine, facts)
+        with suppress(UsageError):  # of a drafter that is not known the model's stays
             drafter = None if facts is None else drafter_in(engine, facts, evidence.models)
-            memory = None if facts is None else memory_of(device, engine, facts, drafter=drafter)
+            if facts is not None and drafter is not None:
+                memory = memory_of(device, engine, facts, drafter=drafter) or memory
     if device is None:
         return question, []
     notes = [] if not question.assumed else [assumed_note(device, engine, question.assumed)]
@@ -215,6 +217,8 @@ def _placed(
     if memory is not None and facts is not None:
         engine = with_blocks(memory, engine, facts)
         notes += [] if given else [blocks_note(memory, engine)]
+        if not given and not memory.drafter and drafts_with_a_model(engine):
+            notes.append("what drafts is not known, so those blocks are without its weights")
     elif not given:
         lacks = "the GPU's memory" if device.memory_bytes is None else "what the model weighs"
         notes.append(

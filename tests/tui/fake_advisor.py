@@ -99,7 +99,7 @@ class FakeAdvisor:
         )
 
     def accounts(self, answer, api_price):
-        return None, None
+        return None, None, None
 
     def write_plan(self, path, answer):
         if answer.system_optimal is None:

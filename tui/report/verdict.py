@@ -26,6 +26,7 @@ from tui.report.material import Material
 from tui.report.words import REGRET, SURE, configuration
 from tui.text.advice import (
     COSTS,
+    MAPPED,
     OPTIONAL,
     SET_ONE,
     against,
@@ -223,7 +224,7 @@ def _costs(answer: Recommendation, accounts: Accounts) -> Html | None:
 
 def _efforts(found: EffortMap) -> Html:
     """Return the efforts on the pick's engine, for all problems and for each class of them."""
-    shown = [quantity(name) for name in ("accuracy", "latency_p95_s", "energy_j", "cost_usd")]
+    shown = [quantity(name) for name in MAPPED]
     classes = [("all problems", "efforts", found.efforts)] + [
         (name, f"efforts.classes.{name}.efforts", each.efforts)
         for name, each in found.classes.items()

@@ -50,8 +50,11 @@ class Advises(Protocol):
 
     def accounts(
         self, answer: Recommendation, api_price: float | None
-    ) -> tuple[Accounts | None, EffortMap | None]:
-        """Return what the picks of the last recommendation cost, and which effort to use."""
+    ) -> tuple[Accounts | None, EffortMap | None, str | None]:
+        """Return what the picks of the last recommendation cost, and which effort to use.
+
+        The last is why costs are not known.
+        """
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`."""
@@ -103,18 +106,21 @@ class FittedAdvisor:
 
     def accounts(
         self, answer: Recommendation, api_price: float | None
-    ) -> tuple[Accounts | None, EffortMap | None]:
+    ) -> tuple[Accounts | None, EffortMap | None, str | None]:
         """Return what the picks of the last recommendation cost, and which effort to use.
 
-        Raises UsageError where the price of an API has none of devices beside it.
+        The last is why costs are not known: an API has a price, and devices have none.
         """
         from advisor.advice.accounts.costs import Tariff, accounts_of
         from advisor.advice.accounts.efforts import efforts_of
 
-        known = accounts_of(self._advisor, answer, Tariff(api_price=api_price))
-        if not self._advisor.space.judged:
-            return known, None
-        return known, efforts_of(self._advisor, self._recordings, answer)
+        efforts = None
+        if self._advisor.space.judged:
+            efforts = efforts_of(self._advisor, self._recordings, answer)
+        try:
+            return accounts_of(self._advisor, answer, Tariff(api_price=api_price)), efforts, None
+        except UsageError as problem:
+            return None, efforts, str(problem)
 
     def write_plan(self, path: Path, answer: Recommendation) -> None:
         """Write what to measure next for `ttscope sweep`; raises TtscopeError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from traces.schema import engine
 from traces.schema.advice import ESTIMATES, Budget, Pick, Present, Recommendation, Turning
@@ -386,7 +386,7 @@ def cost_words(accounts: Accounts) -> list[str]:
     return said
 
 
-MAPPED = ("accuracy", "latency_p95_s", "energy_j", "cost_usd")  # of each effort
+MAPPED: Final = ("accuracy", "latency_p95_s", "energy_j", "cost_usd")  # of each effort
 USED = "<"  # marks the effort to use
 
 

@@ -111,21 +111,21 @@ def spread_of(
     plain = plain if plain in seen else f"{SYNCHRONOUS}, {PLAIN}"
     used = own if own in seen else alike[0] if alike else plain
 
-    def spread(name: str) -> tuple[float, list[str]]:
+    def spread(name: str) -> tuple[float, list[str], int]:
         unseen = [] if system in seen[name]["systems"] else ["the GPU"]
         unseen += [] if ranks_of(engine) <= seen[name]["ranks"] else ["the number of GPUs"]
-        if not unseen:
-            return float(found[stratum(name, SEEN)]["sigma"]), unseen
-        # The GPUs of one generation may be of one chip: another one is no nearer than elsewhere.
-        plain_ones = [each for each in seen if each.endswith(f", {PLAIN}")]
-        like = {name, *plain_ones} if system not in seen[name]["systems"] else {name}
-        return max(float(found[stratum(each, GPU)]["sigma"]) for each in like), unseen
+        names = [stratum(name, GPU if unseen else SEEN)]
+        if system not in seen[name]["systems"]:
+            # GPUs of one generation may be of one chip: another one is no nearer than elsewhere.
+            names += [stratum(each, GPU) for each in seen if each.endswith(f", {PLAIN}")]
+        widest = max((found[each] for each in names), key=lambda each: float(each["sigma"]))
+        return float(widest["sigma"]), unseen, int(widest["points"])
 
-    sigma, unseen = spread(used)
+    sigma, unseen, points = spread(used)
     if used != own:
-        sigma = max(sigma, spread(plain)[0])
+        other, _, more = spread(plain)
+        sigma, points = max((sigma, points), (other, more))
     if kind != PLAIN and not alike:
         sigma *= OTHER_KIND
         unseen.append("mixtures of experts" if kind == EXPERTS else f"{kind} weights")
-    points = int(found[stratum(used, SEEN)]["points"])
     return Spread(sigma=sigma, unseen=tuple(unseen), points=points)

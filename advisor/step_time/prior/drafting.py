@@ -75,10 +75,14 @@ def drafter_in(
 
     Raises UsageError where it is not known.
     """
-    speculative = engine.speculative
-    if speculative is None or speculative.method in LOOKUPS:
+    if engine.speculative is None or not drafts_with_a_model(engine):
         return None
-    return drafter_of(facts, speculative, models)[0]
+    return drafter_of(facts, engine.speculative, models)[0]
+
+
+def drafts_with_a_model(engine: EngineConfig) -> bool:
+    """Whether drafts are another model's or layer's, and not looked up."""
+    return engine.speculative is not None and engine.speculative.method not in LOOKUPS
 
 
 def drafter_of(

@@ -30,7 +30,7 @@ def test_what_a_limit_would_have_to_be_is_looser_and_enough(fresh, given):
     answer = fresh.recommend(budget)
     assert answer.system_optimal is None
     said = re.findall(
-        r"(--[a-z-]+) would have to be ([\d.]+)[^;]*? to (fit|be sure of it)",
+        r"(--[a-z-]+) would have to be ([\d.]+)[^;]*? to (fit|be sure to fit)",
         "\n".join(answer.reasons),
     )
     assert said

@@ -13,7 +13,6 @@ from advisor.advice.accounts.efforts import ClassEfforts, Effort, EffortMap
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import LARGE, FakeAdvisor, estimate
 from tests.tui.pilot import last, screen_text, settle, text_of
-from traces.errors import UsageError
 from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
 
@@ -234,8 +233,6 @@ class Costly(FakeAdvisor):
     """Knows what the picks cost, and two efforts."""
 
     def accounts(self, answer, api_price):
-        if api_price is not None and answer.budget.price_usd_per_device_hour is None:
-            raise UsageError("--api-price is compared with what devices cost. Give --price")
         even = None if api_price is None else estimate(3.0 / api_price, "problems/s")
         costs = Costs(usd_per_million_tokens=estimate(1.25, "USD"), break_even_per_s=even)
         efforts = [
@@ -255,8 +252,10 @@ class Costly(FakeAdvisor):
             model="large", budget=answer.budget, command=None, problems=40,
             efforts=tuple(efforts), classes=classes, left_out=20,
         )  # fmt: skip
+        if api_price is not None and answer.budget.price_usd_per_device_hour is None:
+            return None, mapped, "--api-price is compared with what devices cost. Give --price"
         tariff = Tariff(api_price=api_price)
-        return Accounts(tariff=tariff, system_optimal=costs, compute_optimal=None), mapped
+        return Accounts(tariff=tariff, system_optimal=costs, compute_optimal=None), mapped, None
 
 
 async def test_costs_and_efforts_stand_below_the_command_whole_at_80_columns(folder):
@@ -281,6 +280,7 @@ async def test_costs_and_efforts_stand_below_the_command_whole_at_80_columns(fol
         assert "API price x: wants USD above 0, such as 2" in text_of(app)
         await opened.give("api_price", "2")
         assert "Give price" in text_of(app) and "Run large" in text_of(app, "#detail")
+        assert "< for all problems: high" in text_of(app, "#detail")
         await opened.give("price", "2.5")
         assert "renting costs less from" in text_of(app, "#detail")
         assert text_of(app) == ""
