@@ -40,7 +40,7 @@ from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, FORWARD
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
-from traces.schema.formats import counted
+from traces.schema.formats import counted, percent
 from traces.statistics import Z95, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
@@ -105,8 +105,8 @@ class Recalibration:
         scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.families.items())
         return (
             f"kernels recalibrated by {counted(self.cases, 'case')} of vllm bench forward "
-            f"({', '.join(self.recordings)}): {scales}. They are {self.sigma:.0%} off on average "
-            "(root mean square)"
+            f"({', '.join(self.recordings)}): {scales}. With these factors they are "
+            f"{percent(self.sigma)} off on average (root mean square)"
         )
 
 
