@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from advisor.advice.advisor import _check_used
-from advisor.advice.measure_next.forward_shapes import commands, shapes_paths
+from advisor.advice.measure_next.forward_shapes import commands, forward_shapes, shapes_paths
 from advisor.evidence.features import FEATURES
+from advisor.evidence.gather import gather
 from advisor.step_time.host.law import HostPart
 from advisor.step_time.prior import recalibration
 from advisor.step_time.prior import tables as prior_tables
@@ -23,7 +24,7 @@ from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.foreign.steps.bench_forward import import_forwards
 from traces.recording.reader import Recording
-from traces.schema.engine import EXPERTS, EngineConfig
+from traces.schema.engine import EXPERTS, EngineConfig, Speculative
 
 WIDE = dataclasses.replace(TINY, name="small", hidden_size=4096, intermediate_size=16384)
 GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "cpu=0.05")
@@ -236,6 +237,16 @@ def test_engines_whose_kernels_differ_have_shapes_of_their_own(tmp_path):
     assert "--quantization fp8 " in told and told.endswith("--enable-expert-parallel")
     _, read = commands(moe, tmp_path / "a b-m.forward.json")
     assert read.endswith(" -o 'runs/a b-m'")
+
+
+def test_shapes_of_an_engine_that_drafts_are_of_steps_without_drafts(tmp_path):
+    made = record(tmp_path / "run", engine_of(), VOTE16, problems=3)
+    (ran,) = made.manifest.engines.values()
+    drafts = Speculative(method="ngram", num_speculative_tokens=3)
+    engine = dataclasses.replace(ran, speculative=drafts, gpu=DEVICE)
+    shapes = forward_shapes(engine, gather([made]), [])
+    counts = [sum(r["kv_len"] > r["query_len"] for r in expanded(c)) for c in shapes["cases"]]
+    assert {1, engine.max_num_seqs} <= set(counts)
 
 
 def test_cases_larger_than_the_tables_are_left_out_and_counted(tables, tmp_path):
