@@ -62,14 +62,28 @@ KEPT = 8  # loads whose candidates are kept
 
 
 def _check_used(offers: Offers, checks: Sequence[Recording]) -> None:
+    """Raise UsageError for what is of no GPU that was asked for; `untaught` is said elsewhere."""
+    from advisor.what_if.measured.points import gpus_of, of_forwards
+
     priors = [law.prior for law in offers.laws.values() if law.prior is not None]
     used = {name for prior in priors for name in prior.recordings}
     for each in checks:
-        if each.name not in used:
+        if each.name in used or each.name in offers.untaught:
+            continue
+        if of_forwards(each) and not gpus_of(each):
             raise UsageError(
-                f"--with {each.path}: holds no steps of a GPU of --gpu, in a model that its tables "
-                "can price. Give a recording made there"
+                f"--with {each.path}: its cases name no GPU, and --gpu names several. Import them "
+                "again with --shapes, or ask for one --gpu"
             )
+        if of_forwards(each):
+            raise UsageError(
+                f"--with {each.path}: its cases are of {', '.join(gpus_of(each))}, which no --gpu "
+                "is"
+            )
+        raise UsageError(
+            f"--with {each.path}: holds no steps of a GPU of --gpu, in a model that its tables "
+            "can price. Give a recording made there"
+        )
 
 
 class UnderLoad:
@@ -168,6 +182,8 @@ class Advisor:
             evidence = with_published(evidence)
             offers = offer(evidence, [*recordings, *checks], gpus)
             _check_used(offers, checks)
+            told = (f"{name} {what}" for name, what in offers.untaught.items())
+            evidence = replace(evidence, lost=(*evidence.lost, *told))
         if quick and known is None:
             known = StepTimeModel().fit(evidence.steps, held_out=False)
         advisor = cls.of(

@@ -37,7 +37,7 @@ from advisor.step_time.prior.defaults import (
 )
 from advisor.step_time.prior.drafting import drafter_in, drafts_with_a_model, kept_a_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
-from advisor.step_time.prior.recalibration import PriorTimes, recalibrate
+from advisor.step_time.prior.recalibration import UNTAUGHT, PriorTimes, recalibrate
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_spread
@@ -45,6 +45,7 @@ from advisor.what_if.measured.beside import Compared, beside
 from advisor.what_if.measured.factors import fit_points
 from advisor.what_if.measured.points import (
     MeasuredPoint,
+    gpus_of,
     imported_point,
     of_forwards,
     said_points,
@@ -237,18 +238,7 @@ def _measured(
     `--with` says to be of this engine. Raises UsageError for times that cannot be.
     """
     names = [question.engine.model] if prior is None else [question.engine.model, prior.facts.name]
-    whole = prior is not None and prior.ran is not None
-    told = [
-        _untaught(
-            each.name,
-            "its cases are of the forward alone. "
-            + (
-                "Recordings of whole steps say more" if whole else "With --gpu they correct kernels"
-            ),
-        )
-        for each in given
-        if (prior is None or whole) and of_forwards(each)
-    ]
+    told = _cases_untaught(prior, [each for each in given if of_forwards(each)])
     read = {each.name: imported_point(each, names) for each in given}
     if prior is None:
         why = "it has no steps. With --gpu its requests correct the prior"
@@ -262,11 +252,30 @@ def _measured(
     if not points:
         return prior, untaught
     fitted = fit_points(prior, question.engine, points)
-    return replace(prior, found=fitted.found, told=tuple(fitted.notes())), untaught
+    notes = fitted.notes()
+    if prior.found is not None and prior.found.cases:
+        notes.insert(0, prior.found.cases_note())
+    return replace(prior, found=fitted.found, told=tuple(notes)), untaught
+
+
+def _cases_untaught(prior: PriorTimes | None, cases: Sequence[Recording]) -> list[str]:
+    """Say which recordings of the forward alone teach nothing, and why."""
+    if prior is None:
+        why = "its cases are of the forward alone. With --gpu they correct kernels"
+        return [_untaught(each.name, why) for each in cases]
+    found = prior.found
+    told = {} if found is None else found.untaught
+    used = () if found is None else found.recordings
+    other = [
+        _untaught(each.name, f"its cases are of {', '.join(gpus_of(each))}")
+        for each in cases
+        if each.name not in {*told, *used}
+    ]
+    return [*(f"{name} {what}" for name, what in told.items()), *other]
 
 
 def _untaught(name: str, why: str) -> str:
-    return f"{name} teaches no step times: {why}"
+    return f"{name} {UNTAUGHT} {why}"
 
 
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:

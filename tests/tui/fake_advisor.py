@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from advisor.advice.measure_next.forward_shapes import Forwards
 from tests.traces.synthetic import engine_config
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Budget, NearMiss, Pick, Present, Recommendation, Turning
@@ -105,3 +106,5 @@ class FakeAdvisor:
         if answer.system_optimal is None:
             raise TtscopeError("--plan: nothing fits, so there is nothing to measure for it")
         path.write_text("runs: []\n")
+        shapes = path.with_name(f"{path.stem}-m-tp2.forward.json")
+        return Forwards(files=(shapes,), commands=("vllm bench forward --model m",))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
     from advisor.advice.accounts.efforts import EffortMap
     from advisor.advice.advisor import Advisor
+    from advisor.advice.measure_next.forward_shapes import Forwards
 
 MOST_AHEAD = 24  # recordings that are learned from before anybody asks for advice
 LISTED_TOGETHER = 200  # rows that are shown at a time before they are read
@@ -56,8 +57,8 @@ class Advises(Protocol):
         The last is why costs are not known.
         """
 
-    def write_plan(self, path: Path, answer: Recommendation) -> None:
-        """Write what to measure next for `ttscope sweep`."""
+    def write_plan(self, path: Path, answer: Recommendation) -> Forwards:
+        """Write what to measure next for `ttscope sweep`, and shapes beside it."""
 
 
 Progress = Callable[[int, int], None]
@@ -122,11 +123,14 @@ class FittedAdvisor:
         except UsageError as problem:
             return None, efforts, str(problem)
 
-    def write_plan(self, path: Path, answer: Recommendation) -> None:
-        """Write what to measure next for `ttscope sweep`; raises TtscopeError."""
+    def write_plan(self, path: Path, answer: Recommendation) -> Forwards:
+        """Write what to measure next for `ttscope sweep`; raises TtscopeError.
+
+        Return the files of shapes beside it, of the steps that were recorded.
+        """
         from advisor.advice.measure_next.experiments import write_plan
 
-        write_plan(path, answer, self._advisor.evidence)
+        return write_plan(path, answer, self._advisor.evidence, self._recordings)
 
 
 class LibraryApp(App[None]):
@@ -323,14 +327,14 @@ class LibraryApp(App[None]):
         names = (Path(f"measure-next{number}.yaml") for number in ("", *range(2, 1000)))
         return next(each for each in names if not each.exists())
 
-    def write_plan(self, answer: Recommendation, path: Path) -> None:
-        """Write what to measure next.
+    def write_plan(self, answer: Recommendation, path: Path) -> Forwards:
+        """Write what to measure next; return the files of shapes beside it.
 
         Raises TtscopeError where nothing fits, or the file cannot be written.
         """
         if self._advisor is None:
             raise UsageError("nothing has been advised yet")
-        self._advisor[1].write_plan(path, answer)
+        return self._advisor[1].write_plan(path, answer)
 
     def open_run(self, entry: Entry) -> None:
         """Show a run: on screen 3 one of watched servers, unless a server is watched there."""

@@ -175,7 +175,7 @@ def print_advice(
 
         answer = advisor.recommend(budget, **here(), present=present, progress=heard)
         accounts = None if tariff is None else accounts_of(advisor, answer, tariff)
-    forwards = [] if plan is None else write_plan(plan, answer, advisor.evidence, recordings)
+    forwards = None if plan is None else write_plan(plan, answer, advisor.evidence, recordings)
     promised: Expectations | None = None
     if output is not None and answer.system_optimal is not None:
         from advisor.advice.promise import write_config
@@ -194,8 +194,9 @@ def print_advice(
         if plan is not None:
             lines += ["", f"plan in {plan}, measured by:"]
             lines.append(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
-            if forwards:
-                lines += ["", "or on that GPU without weights, read by --with:", *forwards]
+            if forwards is not None and forwards.commands:
+                head = "Or time its kernels there, without weights. Give the result to --with:"
+                lines += ["", head, *forwards.commands]
         if promised is not None:
             folder = shlex.quote(str(output))
             lines += ["", f"serve.sh, policy.json and expect.json in {output}, run by:"]

@@ -81,11 +81,16 @@ class Import:
         False
     )
     model: Annotated[
-        str | None, typer.Option(help="Samples, passes: the model's name, where the files lack it.")
+        str | None,
+        typer.Option(
+            help="Samples, passes, vllm bench forward: the model's name, if files lack it."
+        ),
     ] = None
     model_config: Annotated[
         Path | None,
-        typer.Option(help="Samples, passes: the model's config.json, for its times."),
+        typer.Option(
+            help="Samples, passes, vllm bench forward: the model's config.json, for its times."
+        ),
     ] = None
     shapes: Annotated[
         Path | None,
@@ -193,12 +198,8 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
                 limit_bytes=limit,
                 on_file=on_file,
             )
-        if kind in ("traces", "forwards"):
-            return files, (
-                _cases_of(asked, files[0], limit)
-                if kind == "forwards"
-                else import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
-            )
+        if kind == "traces":
+            return files, import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
         if kind == "requests":
             wanted = RequestChoices(
                 run=asked.run, block_tokens=asked.block_tokens or BLOCK_TOKENS, limit_bytes=limit
@@ -208,23 +209,33 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
                 bar.update(task, description=f"{count:,} requests")
 
             return files, import_requests(files[0], asked.output, choices=wanted, on_rows=on_rows)
-        judge = None if asked.verifier is None else _judge(asked.verifier)
-        given, column = _given(asked)
-        choices = Choices(
-            score=asked.score,
-            judge=judge,
-            verifier=asked.verifier,
-            prompt_column=column,
-            limit_bytes=limit,
-        )
-        return files, import_outcomes(
-            files,
-            asked.output,
-            choices=choices,
-            given=given,
-            record_text=asked.record_text,
-            on_file=on_file,
-        )
+        if kind == "forwards":
+            imported: Any = _cases_of(asked, files[0], limit)
+        else:
+            imported = _samples_of(asked, files, limit, on_file)
+    return files, imported
+
+
+def _samples_of(
+    asked: Import, files: list[Path], limit_bytes: int, on_file: Callable[[Path], None]
+) -> Imported:
+    judge = None if asked.verifier is None else _judge(asked.verifier)
+    given, column = _given(asked)
+    choices = Choices(
+        score=asked.score,
+        judge=judge,
+        verifier=asked.verifier,
+        prompt_column=column,
+        limit_bytes=limit_bytes,
+    )
+    return import_outcomes(
+        files,
+        asked.output,
+        choices=choices,
+        given=given,
+        record_text=asked.record_text,
+        on_file=on_file,
+    )
 
 
 def _cases_of(asked: Import, path: Path, limit_bytes: int) -> ImportedForwards:
@@ -255,7 +266,9 @@ def _check_kind(asked: Import, kind: str, first: Path) -> None:
         taken = kind == "samples" or (kind in ("passes", "forwards") and name in _OF_PASSES)
         if getattr(asked, name) is not None and not taken:
             option = f"--{name.replace('_', '-')}"
-            kinds = "samples or forward passes" if name in _OF_PASSES else "samples"
+            kinds = "samples"
+            if name in _OF_PASSES:
+                kinds = "samples, forward passes or results of vllm bench forward"
             raise UsageError(f"{option} is for {kinds}, and {first} holds none")
     if asked.shapes is not None and kind != "forwards":
         raise UsageError(f"--shapes is for vllm bench forward, and {first} holds none of its cases")

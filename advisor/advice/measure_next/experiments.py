@@ -25,6 +25,7 @@ from traces.schema.advice import Experiment, Pick, Recommendation
 from traces.summary.comparison import RUN_TO_RUN
 
 if TYPE_CHECKING:
+    from advisor.advice.measure_next.forward_shapes import Forwards
     from advisor.evidence.gather import Evidence
     from traces.recording.reader import Recording
 
@@ -188,16 +189,17 @@ def write_plan(
     answer: Recommendation,
     evidence: Evidence,
     recordings: Sequence[Recording] = (),
-) -> list[str]:
+) -> Forwards:
     """Write what to measure next, or the pick where nothing else is worth it.
 
     Beside it, for each model and size on a GPU that was not recorded, shapes of steps for `vllm
-    bench forward`, those of the `recordings` where they have any. Return the commands that measure
-    these. Raises TtscopeError where nothing fits, UsageError where a file cannot be written.
+    bench forward`, those of the `recordings` where they have any. Return these files and the
+    commands that measure them. Raises TtscopeError where nothing fits, UsageError where a file
+    cannot be written.
     """
     import yaml
 
-    from advisor.advice.measure_next import forward_shapes as forward
+    from advisor.advice.measure_next.forward_shapes import write_forwards
 
     chosen = answer.experiments
     if not chosen and answer.system_optimal is not None:
@@ -207,24 +209,17 @@ def write_plan(
         raise TtscopeError(f"--plan: {why}, so there is nothing to measure for it")
     document = sweep_plan(chosen, evidence)
     there = [run for run in chosen if run.engine.gpu not in evidence.gpus]
-    engines = {forward.shapes_path(path, run.engine): run.engine for run in reversed(there)}
     told = [
-        f"on {engine.gpu}: {engine.model} {engine.label()}, {run.policy.label()}"
+        f"on {run.engine.gpu}: {run.engine.model} {run.engine.label()}, {run.policy.label()}"
         for run in there
-        if (engine := run.engine)
     ]
-    commands = []
     try:
-        for shapes, engine in engines.items():
-            cases = forward.forward_shapes(engine, evidence, recordings)
-            if cases["cases"]:
-                forward.write_shapes(shapes, cases)
-                commands += forward.commands(engine, shapes)
-        head = "".join(f"# {line}\n" for line in [*told, *commands])
+        forwards = write_forwards(path, [run.engine for run in there], evidence, recordings)
+        head = "".join(f"# {line}\n" for line in [*told, *forwards.commands])
         path.write_text(head + yaml.safe_dump(document, sort_keys=False))
     except OSError as error:
         raise UsageError(f"--plan {path}: cannot be written ({error.strerror})") from None
-    return commands
+    return forwards
 
 
 def experiment_of(pick: Pick, reason: str) -> Experiment:

@@ -9,8 +9,10 @@ vLLM reads, what they are to run on, which `ttscope import --shapes` reads.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,60 +22,137 @@ from advisor.evidence.gather import Evidence
 from advisor.step_time.prior.offers import steps_to_come
 from traces.foreign.steps.bench_forward import SHAPES_KEY
 from traces.recording.reader import Recording
-from traces.recording.tables import COMPOSITION, FORWARD
-from traces.schema.engine import EngineConfig
+from traces.recording.tables import COMPOSITION, FORWARD, TABLES
+from traces.schema.engine import EngineConfig, model_words
 
 MOST_CASES: Final = 24  # a few seconds each
 
 
-def shapes_path(plan: Path, engine: EngineConfig) -> Path:
-    """Return the file of shapes beside a plan."""
-    model = engine.model.strip("/").rpartition("/")[2].lower()
-    return plan.with_name(f"{plan.stem}-{model}-tp{engine.tensor_parallel_size}.forward.json")
+@dataclass(frozen=True, kw_only=True)
+class Forwards:
+    """Files of shapes, and the commands that measure them and read the results."""
+
+    files: tuple[Path, ...] = ()
+    commands: tuple[str, ...] = ()
+
+
+def write_forwards(
+    plan: Path,
+    engines: Sequence[EngineConfig],
+    evidence: Evidence,
+    recordings: Sequence[Recording],
+) -> Forwards:
+    """Write shapes beside a plan, a file for each that differs in its kernels. Raises OSError."""
+    files, told = [], []
+    for path, engine in shapes_paths(plan, engines).items():
+        document = forward_shapes(engine, evidence, recordings)
+        if not document["cases"]:
+            told.append(
+                f"# no step within the limits of {engine.model} {engine.label()}: no shapes"
+            )
+            continue
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        files.append(path)
+        told += commands(engine, path)
+    return Forwards(files=tuple(files), commands=tuple(told))
+
+
+def shapes_paths(plan: Path, engines: Sequence[EngineConfig]) -> dict[Path, EngineConfig]:
+    """Return the files of shapes beside a plan, each with the first engine of its kernels.
+
+    A name has the model's last part, the size, and how weights and cache are quantised. Where that
+    is not enough, it has the model's whole name and the GPU.
+    """
+    first: dict[tuple[Any, ...], EngineConfig] = {}
+    for engine in engines:
+        first.setdefault(tuple(_runs_on(engine).values()), engine)
+    short = [
+        _name(engine, model_words(engine.model).rpartition("/")[2]) for engine in first.values()
+    ]
+    found: dict[Path, EngineConfig] = {}
+    for name, engine in zip(short, first.values(), strict=True):
+        whole = _name(engine, engine.model, engine.gpu or "")
+        chosen = name if short.count(name) == 1 else whole
+        path, number = plan.with_name(f"{plan.stem}-{chosen}.forward.json"), 2
+        while path in found:  # names that differ in odd characters alone
+            path = plan.with_name(f"{plan.stem}-{chosen}-{number}.forward.json")
+            number += 1
+        found[path] = engine
+    return found
+
+
+def _name(engine: EngineConfig, *start: str) -> str:
+    told = _runs_on(engine)
+    words = [
+        *start,
+        f"tp{engine.tensor_parallel_size}",
+        told["quantization"] or "",
+        f"kv {told['kv_cache_dtype']}" if told["kv_cache_dtype"] else "",
+        "ep" if told["enable_expert_parallel"] else "",
+    ]
+    plain = (re.sub(r"[^a-z0-9._]+", "-", word.lower()).strip("-.") for word in words)
+    return "-".join(word for word in plain if word)
+
+
+def _runs_on(engine: EngineConfig) -> dict[str, Any]:
+    """Return what the times of an engine's kernels depend on, as its file of shapes says it."""
+    cache = (engine.kv_cache_dtype or "").removeprefix("torch.")
+    return {
+        "model": engine.model,
+        "gpu": engine.gpu,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "quantization": engine.quantization,
+        "kv_cache_dtype": cache if cache.startswith("fp8") else None,
+        "enable_expert_parallel": engine.expert_parallel,
+    }
 
 
 def forward_shapes(
     engine: EngineConfig, evidence: Evidence, recordings: Sequence[Recording]
 ) -> dict[str, Any]:
     """Return the document of an engine's shapes."""
-    ran = [_recorded(each, engine) for each in recordings]
-    steps = pl.concat([each for each in ran if each.height] or [steps_to_come(engine, evidence)])
+    chosen = _chosen(_all_recorded(recordings, engine), engine)
+    if chosen.is_empty():  # none ran, or none without drafts and within the limits
+        chosen = _chosen(steps_to_come(replace(engine, speculative=None), evidence), engine)
     return {
-        SHAPES_KEY: {
-            "model": engine.model,
-            "gpu": engine.gpu,
-            "tensor_parallel_size": engine.tensor_parallel_size,
-        },
-        "cases": [_case(row) for row in _chosen(steps, engine).iter_rows(named=True)],
+        SHAPES_KEY: {name: value for name, value in _runs_on(engine).items() if value},
+        "cases": [_case(row) for row in chosen.iter_rows(named=True)],
     }
-
-
-def write_shapes(path: Path, document: dict[str, Any]) -> None:
-    """Write a file of shapes. Raises OSError."""
-    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def commands(engine: EngineConfig, shapes: Path) -> list[str]:
     """Return how to measure an engine's shapes, and how to read the result."""
-    size, result = engine.tensor_parallel_size, shapes.with_suffix("").with_suffix(".result.json")
+    size, result = engine.tensor_parallel_size, _beside(shapes, ".result.json")
+    told = _runs_on(engine)
     start = "vllm"
     if size > 1:
         start = f"torchrun --nproc-per-node={size} -m vllm.entrypoints.cli.main"
     options: dict[str, Any] = {
         "model": engine.model,
         "tensor-parallel-size": size if size > 1 else None,
-        "quantization": engine.quantization,
+        "quantization": told["quantization"],
+        "kv-cache-dtype": told["kv_cache_dtype"],
         "max-model-len": engine.max_model_len,
         "shapes": shapes,
         "kv-len-jitter": 0,
         "output-json": result,
     }
     given = [f"--{k} {shlex.quote(str(v))}" for k, v in options.items() if v is not None]
+    given += ["--enable-expert-parallel"] if engine.expert_parallel else []
     files = f"{shlex.quote(str(result))} --shapes {shlex.quote(str(shapes))}"
     return [
         f"{start} bench forward {' '.join(given)}",
-        f"ttscope import {files} -o runs/{shapes.with_suffix('').stem}",
+        f"ttscope import {files} -o {shlex.quote('runs/' + _beside(shapes, '').name)}",
     ]
+
+
+def _beside(shapes: Path, ending: str) -> Path:
+    return shapes.with_name(shapes.name.removesuffix(".forward.json") + ending)
+
+
+def _all_recorded(recordings: Sequence[Recording], engine: EngineConfig) -> pl.DataFrame:
+    plain = pl.DataFrame(schema={name: TABLES["steps"][name] for name in COMPOSITION})
+    return pl.concat([plain, *(_recorded(each, engine) for each in recordings)])
 
 
 def _recorded(recording: Recording, engine: EngineConfig) -> pl.DataFrame:

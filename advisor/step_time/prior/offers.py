@@ -8,7 +8,7 @@ step takes is the prior's, as wide as the prior was wrong in the runs of docs/va
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final
 
@@ -59,12 +59,13 @@ class Refused:
 class Offers:
     """Engines without limits by the system of their tables and their limits, and their laws.
 
-    `laws` are by `law_key`.
+    `laws` are by `law_key`. `untaught` says which recordings of cases taught nothing, and why.
     """
 
     engines: Mapping[EngineConfig, tuple[str, Choices]]
     laws: Mapping[EngineConfig, StepLaw]
     refused: Sequence[Refused]
+    untaught: Mapping[str, str] = field(default_factory=dict)
 
 
 def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence[str]) -> Offers:
@@ -78,11 +79,13 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     engines: dict[EngineConfig, tuple[str, Choices]] = {}
     laws: dict[EngineConfig, StepLaw] = {}
     refused: list[Refused] = []
+    untaught: dict[str, str] = {}
     for system in dict.fromkeys(systems):
         tables = read_gpu(system)
         found = recalibrate(
             tables, recordings, models=evidence.models, unnamed=len(set(systems)) == 1
         )
+        untaught |= {} if found is None else found.untaught
         measured = {_shape(table.engine) for table in evidence.steps}
         offered, why = 0, "no recording tells of a model"
         for base, choices in _bases(evidence, tables):
@@ -110,7 +113,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                 offered += 1
         if not offered:
             raise UsageError(f"--gpu {system}: nothing can be offered there: {why}")
-    return Offers(engines=engines, laws=laws, refused=tuple(refused))
+    return Offers(engines=engines, laws=laws, refused=tuple(refused), untaught=untaught)
 
 
 def _shape(engine: EngineConfig) -> tuple[object, ...]:

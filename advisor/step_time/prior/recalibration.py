@@ -40,6 +40,7 @@ from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, FORWARD
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
+from traces.schema.formats import counted, percent
 from traces.statistics import Z95, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
@@ -58,6 +59,7 @@ ROUTING_NOTE: Final = (
 CASE_NOISE: Final = 0.03  # of a case's time, beside its kernels'
 FAMILY_SPREAD: Final = 0.15  # of a family's factor (sd), before cases are seen
 UNLIKE: Final = 2.5  # times what tables give, beyond which a case is of another model or GPU
+UNTAUGHT: Final = "teaches no step times:"
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
     "gemm": "gemm",
@@ -76,7 +78,8 @@ class Recalibration:
     spread (sd) of the log of a run's time about the prediction; `checked` are the models (nameless)
     and tensor-parallel sizes that ran: a factor learned at one size is off at another
     (docs/prior.md), so an interval is claimed for these alone. `recordings` taught it. Of `cases`
-    it is what the kernels alone took: the host's part, and so the interval, is the prior's.
+    it is what the kernels alone took: the host's part, and so the interval, is the prior's, and
+    nothing is `checked`. `untaught` says, by recording, which cases taught nothing and why.
     """
 
     families: Mapping[str, float]
@@ -86,6 +89,7 @@ class Recalibration:
     recordings: tuple[str, ...]
     host: float | None = None
     cases: int = 0
+    untaught: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def host_factor(self) -> float:
@@ -95,6 +99,15 @@ class Recalibration:
     def has(self, facts: ModelFacts, tensor_parallel_size: int) -> bool:
         """Whether this model ran at this tensor-parallel size."""
         return _shape(facts, tensor_parallel_size) in self.checked
+
+    def cases_note(self) -> str:
+        """Say what cases of the forward alone said of the kernels."""
+        scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.families.items())
+        return (
+            f"kernels recalibrated by {counted(self.cases, 'case')} of vllm bench forward "
+            f"({', '.join(self.recordings)}): {scales}. With these factors they are "
+            f"{percent(self.sigma)} off on average (root mean square)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +129,7 @@ class PriorTimes:
     @property
     def ran(self) -> Recalibration | None:
         """What whole steps or requests said of the prior; None where at most its kernels ran."""
-        return None if self.found is None or self.found.cases else self.found
+        return None if self.found is None or not self.found.checked else self.found
 
     def drafting(self, engine: EngineConfig) -> Drafting | None:
         """Return what drafting takes in a step, None without speculation.
@@ -246,9 +259,15 @@ class PriorTimes:
             told.insert(2, drafting.what)
         ran = self.ran
         if ran is None:
+            by_cases = []
+            if self.found is not None and self.found.cases:
+                by_cases = [
+                    f"{self.found.cases_note()}. Logits, sampling and the host are not in them, "
+                    "so the interval stays that of the prior"
+                ]
             return [
                 *told,
-                *([] if self.found is None else [self._cases_note(self.found)]),
+                *by_cases,
                 host_note(engine),
                 published_spread(self.tables.system, self.facts, engine).note(),
             ]
@@ -268,15 +287,6 @@ class PriorTimes:
                 f"{tensor_parallel_size}: the interval holds how far other sizes were off"
             )
         return told
-
-    def _cases_note(self, found: Recalibration) -> str:
-        """Say what cases of the forward alone said of the kernels."""
-        scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in found.families.items())
-        return (
-            f"kernels recalibrated by {found.cases:,} cases of vllm bench forward "
-            f"({', '.join(found.recordings)}): {scales}. They fit within {found.sigma:.0%}. "
-            "Logits, sampling and the host are not in them, so the interval stays that of the prior"
-        )
 
 
 def _shape(facts: ModelFacts, tensor_parallel_size: int) -> tuple[ModelFacts, int]:
@@ -304,14 +314,14 @@ def recalibrate(
     cases of a model that is not known, or of another.
     """
     ran = [each for recording in recordings for each in _ran(tables, recording.afresh())]
+    here = [
+        each
+        for recording in recordings
+        if "imported" in recording.manifest.provenance
+        for each in _cases_here(tables, recording.afresh(), models or {}, asked, unnamed=unnamed)
+    ]
     if not ran:
-        known = models or {}
-        cases = [
-            each
-            for recording in recordings
-            for each in _cases(tables, recording.afresh(), known, asked, unnamed=unnamed)
-        ]
-        return _by_cases(cases) if cases else None
+        return _by_cases(tables, here) if here else None
     families = _families(ran)
     logs, raw = _logs(ran, families), _logs(ran, {})
     return Recalibration(
@@ -322,7 +332,22 @@ def recalibrate(
             _shape(each.prior.facts, each.engine.tensor_parallel_size) for each in ran
         ),
         recordings=tuple(dict.fromkeys(each.recording for each in ran)),
+        untaught={
+            each.recording: f"{UNTAUGHT} its cases are of the forward alone. Recordings of whole "
+            "steps say more"
+            for each in here
+        },
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Here:
+    """Cases of the forward alone that ran on the GPU, and what is known of their model."""
+
+    recording: str
+    engine: EngineConfig
+    facts: ModelFacts | None
+    steps: pl.DataFrame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,47 +374,81 @@ class _Cases:
         return predicted_steps(table_cost(step_tables._replace(sequences=np.zeros(0))), self.steps)
 
 
-def _cases(
+def _cases_here(
     tables: PriorTables,
     recording: Recording,
     models: Mapping[str, ModelFacts],
     asked: ModelFacts | None,
     *,
     unnamed: bool,
-) -> list[_Cases]:
+) -> list[_Here]:
     found = []
     for key, engine in recording.manifest.engines.items():
+        if engine.gpu != tables.device and not (engine.gpu is None and unnamed):
+            continue
         steps = recording.steps.filter(pl.col("engine") == key, pl.col("source") == FORWARD)
-        here = engine.gpu == tables.device or (engine.gpu is None and unnamed)
-        if steps.is_empty() or not here:
+        if steps.is_empty():
             continue
         facts = recording.manifest.models.get(engine.model) or models.get(engine.model)
         if facts is None and engine.model == UNKNOWN_MODEL:
             facts = asked
-        if facts is None:
-            raise UsageError(
-                f"{recording.name}: what {engine.model} is made of is not known, so its cases say "
-                "nothing. Import them again with --model-config FILE"
-            )
-        prior = prior_of(tables, facts, engine)
-        steps = steps.with_columns(seconds=pl.col("wall_ns") / 1e9)
-        cases = _Cases(recording=recording.name, engine=engine, prior=prior, steps=steps)
-        ratio = float(np.median(steps["seconds"].to_numpy() / cases.seconds({})))
-        if not 1 / UNLIKE <= ratio <= UNLIKE:
-            raise UsageError(
-                f"{recording.name}: its cases take {ratio:.2g} times what the tables of "
-                f"{tables.system} give {facts.name} at tensor_parallel_size "
-                f"{engine.tensor_parallel_size}. Check the model, the size and the GPU"
-            )
-        found.append(cases)
+        found.append(_Here(recording=recording.name, engine=engine, facts=facts, steps=steps))
     return found
 
 
-def _by_cases(found: Sequence[_Cases]) -> Recalibration:
+def _priced(tables: PriorTables, here: _Here) -> _Cases | str:
+    """Return cases that the tables price, or why they price none.
+
+    Raises UsageError for cases of a model that is not known, or of another.
+    """
+    engine, facts = here.engine, here.facts
+    if facts is None:
+        raise UsageError(
+            f"{here.recording}: what {engine.model} is made of is not known, so its cases say "
+            "nothing. Import them again with --model-config FILE"
+        )
+    try:
+        prior = prior_of(tables, facts, engine)
+    except (UsageError, TablesError) as error:
+        return str(error).removeprefix("--gpu: ")
+    tokens = pl.col("prefill_tokens") + pl.col("decode_tokens")
+    steps = here.steps.with_columns(seconds=pl.col("wall_ns") / 1e9).filter(
+        tokens <= min(prior.domain.tokens, prior.most_tokens),
+        pl.col("prefill_requests") + pl.col("decode_requests") <= prior.domain.batch,
+        pl.col("max_context_tokens") <= prior.domain.context,
+    )
+    if steps.is_empty():
+        return "its cases are larger than what the tables hold"
+    cases = _Cases(recording=here.recording, engine=engine, prior=prior, steps=steps)
+    ratio = float(np.median(steps["seconds"].to_numpy() / cases.seconds({})))
+    if not 1 / UNLIKE <= ratio <= UNLIKE:
+        raise UsageError(
+            f"{here.recording}: its cases take {ratio:.2g} times what the tables of "
+            f"{tables.system} give {facts.name} at tensor_parallel_size "
+            f"{engine.tensor_parallel_size}. Check the model, the size and the GPU"
+        )
+    return cases
+
+
+def _by_cases(tables: PriorTables, here: Sequence[_Here]) -> Recalibration:
     """Return the factor of each family by which the cases come out, each case alike.
 
-    Ridge regression towards 1, non-negative.
+    Ridge regression towards 1, non-negative. Raises UsageError as `_priced`.
     """
+    found, untaught = list[_Cases](), dict[str, str]()
+    for each in here:
+        cases = _priced(tables, each)
+        if isinstance(cases, str):
+            untaught[each.recording] = f"{UNTAUGHT} {cases}"
+            continue
+        found.append(cases)
+        if (lost := len(each.steps) - len(cases.steps)) > 0:
+            told = counted(lost, "case")
+            untaught[each.recording] = f"is used without {told}, larger than what the tables hold"
+    if not found:
+        return Recalibration(
+            families={}, step=1.0, sigma=0.0, checked=frozenset(), recordings=(), untaught=untaught
+        )
     measured = np.concatenate([each.steps["seconds"].to_numpy() for each in found])
     usual = np.concatenate([each.seconds({}) for each in found])
     spent = np.column_stack([
@@ -408,11 +467,10 @@ def _by_cases(found: Sequence[_Cases]) -> Recalibration:
         step=1.0,
         host=1.0,
         sigma=float(np.sqrt(np.mean(np.square(off)))),
-        checked=frozenset(
-            _shape(each.prior.facts, each.engine.tensor_parallel_size) for each in found
-        ),
+        checked=frozenset(),  # no whole step ran
         recordings=tuple(dict.fromkeys(each.recording for each in found)),
         cases=len(measured),
+        untaught=untaught,
     )
 
 

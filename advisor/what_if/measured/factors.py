@@ -104,16 +104,16 @@ def fit_points(times: PriorTimes, engine: EngineConfig, points: Sequence[Measure
         ])  # fmt: skip
     raw = float(np.mean(np.log(before / measured)))
     shape = times.shape(engine)
-    base = times.found
+    base, ran = times.found, times.ran
     sigma = spread_of(left, raw, mean=0.0)
     found = Recalibration(
         families={} if base is None else base.families,
         step=(1.0 if base is None else base.step) * float(np.exp(logs[0])),
         host=(1.0 if base is None else base.host_factor) * float(np.exp(logs[1])),
-        sigma=sigma if base is None else max(sigma, base.sigma),
+        sigma=sigma if ran is None else max(sigma, ran.sigma),
         checked=frozenset({shape}) | (frozenset() if base is None else base.checked),
         recordings=(
-            *(() if base is None else base.recordings),
+            *(() if ran is None else ran.recordings),
             *(point.name for point in points),
         ),
     )

@@ -152,6 +152,12 @@ def of_forwards(recording: Recording) -> bool:
     return recording.steps.height > 0 and bool((recording.steps["source"] == FORWARD).all())
 
 
+def gpus_of(recording: Recording) -> list[str]:
+    """Return the GPUs that a recording names."""
+    gpus = (engine.gpu for engine in recording.manifest.engines.values())
+    return sorted({gpu for gpu in gpus if gpu is not None})
+
+
 def _plain(name: str) -> str:
     """Return a model's name without its publisher: `Qwen/Qwen3-8B`, `Qwen--Qwen3-8B`."""
     return re.split(r"/|--", name.rstrip("/"))[-1].lower()

@@ -221,6 +221,7 @@ async def test_what_to_measure_next_becomes_a_plan(folder, tmp_path, monkeypatch
             await settle(pilot)
             assert f"ttscope sweep {name} -o runs" in text_of(app, "#message")
             assert (tmp_path / name).exists()
+            assert f"{name.removesuffix('.yaml')}-m-tp2.forward.json" in text_of(app, "#message")
         await pilot.press("b", "tab", *"1ms", "enter")
         await settle(pilot)
         await pilot.press("m", "y")

@@ -8,17 +8,23 @@ import numpy as np
 import polars as pl
 import pytest
 
+from advisor.advice.advisor import _check_used
+from advisor.advice.measure_next.forward_shapes import commands, forward_shapes, shapes_paths
 from advisor.evidence.features import FEATURES
+from advisor.evidence.gather import gather
 from advisor.step_time.host.law import HostPart
 from advisor.step_time.prior import recalibration
 from advisor.step_time.prior import tables as prior_tables
+from advisor.step_time.prior.offers import Offers
 from advisor.step_time.prior.prior import prior_of
-from advisor.step_time.prior.recalibration import _Cases
+from advisor.step_time.prior.recalibration import PriorTimes, _Cases, recalibrate
 from advisor.step_time.prior.tables import read_prior
 from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
 from tests.advisor.synthetic import VOTE16, engine_of, record
+from traces.errors import UsageError
+from traces.foreign.steps.bench_forward import import_forwards
 from traces.recording.reader import Recording
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import EXPERTS, EngineConfig, Speculative
 
 WIDE = dataclasses.replace(TINY, name="small", hidden_size=4096, intermediate_size=16384)
 GIVEN = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5", "--price", "cpu=0.05")
@@ -88,11 +94,10 @@ def steps_of(shapes):
     return pl.DataFrame(rows).with_columns(none)
 
 
-def kernels_s(shapes, scales):
+def kernels_s(shapes, scales, **changes):
     """The seconds of the cases by the prior's kernels, some of their families longer."""
-    engine = EngineConfig(
-        model="small", tensor_parallel_size=shapes["ttscope"]["tensor_parallel_size"]
-    )
+    size = shapes["ttscope"]["tensor_parallel_size"]
+    engine = EngineConfig(model="small", tensor_parallel_size=size, **changes)
     prior = prior_of(read_prior("test_gpu"), WIDE, engine)
     cases = _Cases(recording="", engine=engine, prior=prior, steps=steps_of(shapes))
     return cases.seconds(scales)
@@ -171,6 +176,160 @@ def test_steps_are_not_learned_from_cases_without_logits_and_host(run, recording
     assert "times what the tables of test_gpu give small at tensor_parallel_size 1" in err
 
 
+def shapes_of(*requests, **told):
+    cases = [
+        {"name": f"case{at}", "requests": [{"query_len": 1, "kv_len": 64} | each]}
+        for at, each in enumerate(requests)
+    ]
+    head = {"model": "small", "gpu": DEVICE, "tensor_parallel_size": 2}
+    return {"ttscope": head | told, "cases": cases}
+
+
+BATCHES = [{"count": count, "kv_len": 64 * count} for count in (1, 4, 16, 32)]
+
+
+def imported(folder, shapes, seconds, change=lambda found: None, facts=WIDE, **given):
+    """The recording of results that take `seconds`, as `change` leaves them; and its notes."""
+    found = results(shapes, 2, seconds)
+    change(found)
+    for name, each in (("shapes.json", shapes), ("result.json", found)):
+        (folder / name).write_text(json.dumps(each))
+    given = {"shapes": folder / "shapes.json", "facts": facts} | given
+    made = import_forwards(folder / "result.json", folder / "cases", **given)
+    return Recording.open(folder / "cases"), made.notes
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    folder = write_prior(tmp_path / "systems")
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+    return read_prior("test_gpu")
+
+
+def test_kernels_of_fp8_are_compared_with_those_of_fp8(tables, tmp_path):
+    shapes = shapes_of(*BATCHES, quantization="fp8", enable_expert_parallel=True)
+    took = kernels_s(shapes, {"gemm": 1.3}, quantization="fp8")
+    cases, _ = imported(tmp_path, shapes, took)
+    (engine,) = cases.manifest.engines.values()
+    assert (engine.quantization, engine.expert_parallel, engine.gpu) == ("fp8", True, DEVICE)
+    assert kernels_s(shapes, {}).sum() > 1.1 * kernels_s(shapes, {}, quantization="fp8").sum()
+    assert recalibrate(tables, [cases]).families["gemm"] == pytest.approx(1.3, abs=0.04)
+
+
+def test_engines_whose_kernels_differ_have_shapes_of_their_own(tmp_path):
+    one = EngineConfig(model="a/M", gpu="G 1", tensor_parallel_size=2, max_num_seqs=8)
+    moe = dataclasses.replace(one, other=((EXPERTS, "true"),), quantization="fp8")
+    engines = [
+        one,
+        dataclasses.replace(one, max_num_seqs=16),
+        dataclasses.replace(one, gpu="G 2"),
+        dataclasses.replace(one, model="b/M"),
+        moe,
+        dataclasses.replace(one, kv_cache_dtype="fp8"),
+    ]
+    paths = shapes_paths(tmp_path / "next.yaml", engines)
+    assert [path.name.removesuffix(".forward.json") for path in paths] == [
+        "next-a-m-g-1-tp2", "next-a-m-g-2-tp2", "next-b-m-g-1-tp2", "next-m-tp2-fp8-ep",
+        "next-m-tp2-kv-fp8",
+    ]  # fmt: skip
+    assert [*paths.values()] == [engines[0], *engines[2:]]
+    told, _ = commands(moe, tmp_path / "a b-m.forward.json")
+    assert "--quantization fp8 " in told and told.endswith("--enable-expert-parallel")
+    _, read = commands(moe, tmp_path / "a b-m.forward.json")
+    assert read.endswith(" -o 'runs/a b-m'")
+
+
+def test_shapes_of_an_engine_that_drafts_are_of_steps_without_drafts(tmp_path):
+    made = record(tmp_path / "run", engine_of(), VOTE16, problems=3)
+    (ran,) = made.manifest.engines.values()
+    drafts = Speculative(method="ngram", num_speculative_tokens=3)
+    engine = dataclasses.replace(ran, speculative=drafts, gpu=DEVICE)
+    shapes = forward_shapes(engine, gather([made]), [])
+    counts = [sum(r["kv_len"] > r["query_len"] for r in expanded(c)) for c in shapes["cases"]]
+    assert {1, engine.max_num_seqs} <= set(counts)
+
+
+def test_cases_larger_than_the_tables_are_left_out_and_counted(tables, tmp_path):
+    shapes = shapes_of(*BATCHES)
+    took = [*kernels_s(shapes, {}), 9.0]
+    large = {"query_len": 1 << 24, "kv_len": 1 << 24}
+    cases, _ = imported(tmp_path, shapes_of(*BATCHES, large), took)
+    found = recalibrate(tables, [cases])
+    assert found.cases == len(BATCHES)
+    assert found.untaught == {"cases": "is used without 1 case, larger than what the tables hold"}
+    assert found.families["gemm"] == pytest.approx(1.0, abs=0.02)
+
+
+def test_cases_that_cannot_be_priced_end_no_advice(tables, tmp_path):
+    cases, _ = imported(tmp_path, shapes_of(*BATCHES, quantization="gguf"), [1e-3] * 4)
+    found = recalibrate(tables, [cases])
+    assert "engine.quantization=gguf" in found.untaught["cases"]
+    assert PriorTimes(tables=tables, facts=WIDE, found=found).ran is None
+    _check_used(Offers(engines={}, laws={}, refused=(), untaught=found.untaught), [cases])
+
+
+@pytest.mark.parametrize(("gpu", "why"), [(None, "name no GPU"), ("Other", "are of Other")])
+def test_cases_of_no_gpu_that_is_asked_for_say_why(tables, tmp_path, gpu, why):
+    cases, _ = imported(tmp_path, shapes_of(*BATCHES, gpu=gpu), [1e-3] * 4)
+    assert recalibrate(tables, [cases], unnamed=False) is None
+    with pytest.raises(UsageError) as error:
+        _check_used(Offers(engines={}, laws={}, refused=()), [cases])
+    assert why in str(error.value)
+
+
+def test_cases_beside_whole_steps_are_said_not_to_be_used(tables, tmp_path):
+    shapes = shapes_of(*BATCHES)
+    cases, _ = imported(tmp_path, shapes, kernels_s(shapes, {}))
+    there = engine_of(gpu=DEVICE, model="small", tensor_parallel_size=2)
+    made = record(tmp_path / "whole", there, VOTE16, problems=3)
+    dataclasses.replace(made.manifest, models={"small": WIDE}).write(made.path)
+    found = recalibrate(tables, [Recording.open(made.path), cases])
+    assert found.recordings == ("whole",)
+    assert found.untaught["cases"].endswith("Recordings of whole steps say more")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            lambda case: [each.update(routing="balanced") for each in case["ranks"]],
+            "left out: 1 case whose experts were visited evenly (--routing balanced). Real "
+            "prompts visit them unevenly",
+        ),
+        (
+            lambda case: case["requests"][0].update(query_len=65),
+            "left out: 1 case with contexts shorter than their new tokens",
+        ),
+        (
+            lambda case: case["ranks"][0].update(timing_scope="target_and_drafter"),
+            "left out: 1 case with the drafter in their time (run with --exclude-drafter)",
+        ),
+    ],
+)
+def test_what_tells_nothing_of_the_kernels_is_left_out_and_counted(tmp_path, change, why):
+    shapes = shapes_of(*BATCHES)
+    cases, notes = imported(tmp_path, shapes, [1e-3] * 4, lambda found: change(found[0]))
+    assert len(cases.steps) == 3
+    assert notes[1:] == (why,)
+
+
+def test_the_file_of_shapes_names_the_model_whose_config_is_given(run, tmp_path):
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000}
+    config |= {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shapes = shapes_of(*BATCHES)
+    (tmp_path / "shapes.json").write_text(json.dumps(shapes))
+    (tmp_path / "result.json").write_text(json.dumps(results(shapes, 2, [1e-3] * 4)))
+    given = ("import", tmp_path / "result.json", "--shapes", tmp_path / "shapes.json")
+    given += ("--model-config", tmp_path / "config.json")
+    code, _, err = run(*given, "-o", tmp_path / "rec")
+    assert code == 0, err
+    assert Recording.open(tmp_path / "rec").manifest.models["small"].num_hidden_layers == 4
+    code, _, err = run(*given, "--model", "other", "-o", tmp_path / "none")
+    assert code == 2 and "--model other: " in err and "is for small" in err
+
+
 @pytest.mark.parametrize(
     ("change", "code", "why"),
     [
@@ -178,7 +337,13 @@ def test_steps_are_not_learned_from_cases_without_logits_and_host(run, recording
         (lambda r: r[0].update(requests=[]), 1, "no results of vllm bench forward"),
         (lambda r: r[0]["ranks"].pop(), 1, "cases of different numbers of GPUs"),
         (lambda r: r[0].update(case="other"), 2, "has no case other"),
-        (lambda r: r.clear(), 1, "no case of vllm bench forward can be used"),
+        (lambda r: r[0].update(median_us=1e-4), 1, "no results of vllm bench forward"),
+        (
+            lambda r: [each["ranks"][0].update(timing_scope="target_and_drafter") for each in r],
+            1,
+            "no case of vllm bench forward can be used (2 cases with the drafter in their time "
+            "(run with --exclude-drafter))",
+        ),
     ],
 )
 def test_bad_results_are_one_line(run, tmp_path, change, code, why):
@@ -191,12 +356,11 @@ def test_bad_results_are_one_line(run, tmp_path, change, code, why):
     }
     found = results(shapes, 2, [1e-3, 2e-3])
     change(found)
-    text = json.dumps(found) if found else '[{"case": 0, "median_us": 1}]'.replace("0", '"x"')
     (tmp_path / "shapes.json").write_text(json.dumps(shapes))
-    (tmp_path / "result.json").write_text(text)
+    (tmp_path / "result.json").write_text(json.dumps(found))
     given = ("import", tmp_path / "result.json", "--shapes", tmp_path / "shapes.json")
     found_code, _, err = run(*given, "-o", tmp_path / "rec")
     assert found_code == code, err
-    assert why in err or (not found and "no results of vllm bench forward" in err)
+    assert why in err
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "rec").exists() or not list((tmp_path / "rec").iterdir())

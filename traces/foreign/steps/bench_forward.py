@@ -22,24 +22,26 @@ from traces.foreign.source import ENTRY_BYTES, decode, head_of, open_pieces
 from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL
 from traces.foreign.written import written_into
 from traces.recording.tables import FORWARD, TABLES
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
+from traces.schema.formats import counted
 
 FORMAT = "vllm bench forward"
 MOST_CASES = 10_000
 SHAPES_KEY = "ttscope"  # of a file of shapes: what the cases are to run on; vLLM reads "cases"
+BALANCED = "balanced"  # a routing of experts that no prompt has
 SPREAD = 0.5  # percent between samples, above which vLLM itself calls a time unstable
 _MARKS = (b'"median_us"', b'"requests"', b'"query_len"')
 
 T = TypeVar("T")
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
-_Tokens = Annotated[int, Meta(ge=1, le=1 << 24)]
+_MOST_TOKENS = 1 << 24
+_Tokens = Annotated[int, Meta(ge=1, le=_MOST_TOKENS)]
 
 
 class _Request(Struct):
     query_len: _Tokens
     kv_len: _Tokens
     num_draft_tokens: Annotated[int, Meta(ge=0, le=1 << 12)] = 0
-    chunked: bool = False
 
     @property
     def decodes(self) -> bool:
@@ -53,7 +55,6 @@ class _Latency(Struct):
 
 
 class _Rank(Struct):
-    num_tokens: int | None = None
     routing: str | None = None
     timing_scope: str | None = None
     latency_us: _Latency = msgspec.field(default_factory=_Latency)
@@ -62,7 +63,7 @@ class _Rank(Struct):
 class _Case(Struct):
     case: _Name
     requests: Annotated[list[_Request], Meta(min_length=1, max_length=1 << 16)]
-    median_us: Annotated[float, Meta(gt=0, le=1e9)]
+    median_us: Annotated[float, Meta(ge=0.001, le=1e9)]  # a time is kept in nanoseconds
     ranks: Annotated[list[_Rank], Meta(min_length=1, max_length=4096)]
 
 
@@ -72,6 +73,9 @@ class _Planned(Struct):
     model: _Name
     gpu: _Name | None = None
     tensor_parallel_size: Annotated[int, Meta(ge=1, le=1024)] = 1
+    quantization: _Name | None = None
+    kv_cache_dtype: _Name | None = None
+    enable_expert_parallel: bool = False
 
 
 class _Named(Struct):
@@ -110,13 +114,15 @@ def import_forwards(
 ) -> ImportedForwards:
     """Read a file of results into the recording `folder`; return what was taken.
 
-    `shapes` is the file that ttscope wrote for the run, `model` the name of what ran, else that of
-    `facts`. Raises OutcomesError where it cannot be read, UsageError where shapes are not of these
-    cases or the folder holds a recording, RecordingError where it cannot be written.
+    `shapes` is the file that ttscope wrote for the run, `model` the name of what ran, without both
+    that of `facts`, which say what it is made of. Raises OutcomesError where it cannot be read,
+    UsageError where shapes are not of these cases or the folder holds a recording, RecordingError
+    where it cannot be written.
     """
     kept, left_out = _sound(path, _read(path, list[_Case], limit_bytes, "results"))
-    name = model or (None if facts is None else facts.name)
-    engine = _engine(path, kept, shapes, name, limit_bytes)
+    engine = _engine(path, kept, shapes, model, limit_bytes)
+    if engine.model == UNKNOWN_MODEL and facts is not None:
+        engine = replace(engine, model=facts.name)
     notes = _notes(path, kept, left_out, planned=shapes is not None)
     with written_into(folder) as tables:
         rows = [_row(case, at) | {"engine": engine.key()} for at, case in enumerate(kept)]
@@ -148,23 +154,36 @@ def _sound(path: Path, cases: list[_Case]) -> tuple[list[_Case], Counter[str]]:
 
     Raises OutcomesError where none does.
     """
-    kept, left_out = [], Counter[str]()
+    kept, left_out = list[_Case](), Counter[str]()
     for case in cases:
         first = case.ranks[0]
         if any(r.kv_len < r.query_len for r in case.requests):
-            left_out["contexts shorter than their new tokens"] += 1
+            left_out["with contexts shorter than their new tokens"] += 1
+        elif sum(r.query_len for r in case.requests) > _MOST_TOKENS:
+            left_out[f"of more than {_MOST_TOKENS:,} new tokens"] += 1
         elif first.timing_scope == "target_and_drafter":
             left_out["with the drafter in their time (run with --exclude-drafter)"] += 1
         elif first.latency_us.timer.startswith("pipeline"):
             left_out["of a pipeline"] += 1
+        elif any(rank.routing == BALANCED for rank in case.ranks):
+            left_out[
+                f"whose experts were visited evenly (--routing {BALANCED}). Real prompts visit "
+                "them unevenly"
+            ] += 1
+        elif len(kept) == MOST_CASES:
+            left_out[f"beyond the first {MOST_CASES:,}"] += 1
         else:
             kept.append(case)
     if not kept:
-        why = ", ".join(f"{count} {what}" for what, count in left_out.items()) or "it has none"
+        why = ", ".join(_left_out(left_out)) or "it has none"
         raise OutcomesError(f"{path}: no case of {FORMAT} can be used ({why})")
     if len({len(case.ranks) for case in kept}) > 1:
         raise OutcomesError(f"{path}: cases of different numbers of GPUs. Import each by itself")
-    return kept[:MOST_CASES], left_out
+    return kept, left_out
+
+
+def _left_out(reasons: Counter[str]) -> list[str]:
+    return [f"{counted(count, 'case')} {why}" for why, count in reasons.items()]
 
 
 def _engine(
@@ -191,11 +210,15 @@ def _engine(
             )
         if name is not None and name != planned.model:
             raise UsageError(f"--model {name}: {shapes} is for {planned.model}")
-        name = planned.model
+    if planned is None:
+        return EngineConfig(model=name or UNKNOWN_MODEL, tensor_parallel_size=ranks, mode="server")
     return EngineConfig(
-        model=name or UNKNOWN_MODEL,
+        model=planned.model,
         tensor_parallel_size=ranks,
-        gpu=None if planned is None else planned.gpu,
+        gpu=planned.gpu,
+        quantization=planned.quantization,
+        kv_cache_dtype=planned.kv_cache_dtype,
+        other=((EXPERTS, "true"),) if planned.enable_expert_parallel else (),
         mode="server",
     )
 
@@ -239,8 +262,7 @@ def _notes(
     spreads = [case.ranks[0].latency_us.sample_spread_pct for case in cases]
     unsteady = sum(each is not None and each > SPREAD for each in spreads)
     if unsteady:
-        notes.append(f"{unsteady} cases vary by more than {SPREAD} % between samples")
-    if any(case.ranks[0].routing == "balanced" for case in cases):
-        notes.append("experts were visited evenly (--routing), which real prompts do not")
-    notes += [f"left out: {count} cases {why}" for why, count in left_out.items()]
+        told = counted(unsteady, "case")
+        notes.append(f"{told} varied by more than {SPREAD} % between samples")
+    notes += [f"left out: {each}" for each in _left_out(left_out)]
     return tuple(notes)

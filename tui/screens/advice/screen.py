@@ -519,11 +519,19 @@ class AdviceScreen(ModeScreen):
         if self._advice is None:
             return
         try:
-            self.ttscope.write_plan(self._advice, path)
+            forwards = self.ttscope.write_plan(self._advice, path)
         except TtscopeError as error:
             self._say(str(error), bad=True, passing=True)
             return
-        self._say(f"plan in {path}, measured by ttscope sweep {path} -o runs", passing=True)
+        told = [f"plan in {path}, measured by ttscope sweep {path} -o runs"]
+        if forwards.files:
+            names = ", ".join(map(str, forwards.files))
+            told.append(
+                f"or its kernels there, without weights: shapes in {names}, commands in {path}"
+            )
+        if self.has_class("wide"):
+            told += forwards.commands
+        self._say("\n".join(told), passing=True)
 
     def action_axis(self) -> None:
         """Draw accuracy against the next thing that is known."""

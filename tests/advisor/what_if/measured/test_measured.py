@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from advisor.step_time.prior.recalibration import PriorTimes
+from advisor.step_time.prior.recalibration import PriorTimes, Recalibration
 from advisor.step_time.prior.tables import read_prior
+from advisor.what_if import predict as predicting
 from advisor.what_if.measured import factors
 from advisor.what_if.measured.points import imported_point, said_points
 from advisor.what_if.predict import predict
@@ -181,3 +182,26 @@ def test_an_import_says_why_it_teaches_nothing(recorded, tmp_path):
         "import teaches no step times: it has no steps. With --gpu its requests correct the prior"
         in plain.notes
     )
+
+
+def test_what_was_measured_beside_cases_says_both_and_checks_its_own_size_alone(recorded):
+    times = prior_times(recorded)
+    cases = Recalibration(
+        families={"gemm": 1.2}, step=1.0, host=1.0, sigma=0.02, checked=frozenset(),
+        recordings=("cases",), cases=3,
+    )  # fmt: skip
+    times = dataclasses.replace(times, found=cases)
+    (engine,) = asked(recorded, concurrency=1).manifest.engines.values()
+    (was,) = times_of(recorded, engine, ["itl=1ms@4:64+200"])
+    point = f"itl={was * 1.5e3:.4f}ms@4:64+200"
+    question = Question(engine=engine, policy=VOTE16, gpu="test_gpu", measured=(point,))
+    fitted, told = predicting._measured(times, question, recorded, ())
+    assert told == []
+    assert fitted.told[0] == (
+        "kernels recalibrated by 3 cases of vllm bench forward (cases): gemm x1.20. With these "
+        "factors they are 2 % off on average (root mean square)"
+    )
+    assert fitted.told[1].startswith(f"recalibrated by {point}")
+    assert fitted.found.checked == {times.shape(engine)}
+    assert fitted.found.families == {"gemm": 1.2}
+    assert fitted.found.recordings == question.measured
