@@ -13,9 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from advisor.evidence.live.histograms import FEWEST_INTERVALS
 from benchmarks.servers.clients import verb as started
 from benchmarks.servers.vllm_server import end, free_port, launch, wait_for, with_probe
 from profiler.plugin.shared_token import shared_token
+from traces.live.numbers import RUNNING
+from traces.live.watched import windows_of
+from traces.recording.reader import Recording
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -54,22 +58,34 @@ def ask(client, url, number):
     assert len(answer.json()["choices"]) == SAMPLES
 
 
-def few_at_a_time(url):
+def few_at_a_time(url, folder):
     """Send more than the limit takes, and so little that the server still answers polls.
 
-    It goes on for so long that a busy machine polls often enough too.
+    It goes on until requests ran at four times as many polls as a law needs.
     """
-    numbers, least = itertools.count(), time.monotonic() + 25
+    numbers, enough = itertools.count(), threading.Event()
 
     def one_after_the_other(client):
-        while (number := next(numbers)) < REQUESTS or time.monotonic() < least:
+        while (number := next(numbers)) < REQUESTS or not enough.is_set():
             ask(client, url, number)
 
     with httpx.Client(timeout=200) as client, ThreadPoolExecutor(3) as pool:
-        list(pool.map(one_after_the_other, [client] * 3))
+        sending = [pool.submit(one_after_the_other, client) for _ in range(3)]
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and polls_under_load(folder) < 4 * FEWEST_INTERVALS:
+            time.sleep(1)
+        enough.set()
+        for each in sending:
+            each.result()
 
 
-def load(url):
+def polls_under_load(folder):
+    """Return at how many polls so far requests ran."""
+    (window,) = windows_of(Recording.open(folder)).values() or [None]
+    return 0 if window is None else int((window.gauge(RUNNING) > 0).sum())
+
+
+def load(url, _folder):
     """Send requests at fixed times, and wait."""
     begun, threads = time.monotonic(), []
     with httpx.Client(timeout=200) as client:
@@ -89,7 +105,7 @@ def watched(server, folder, send, *options):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(1)
-    send(server.url)
+    send(server.url, folder)
     time.sleep(1.5)
     watch.send_signal(signal.SIGINT)
     out, err = watch.communicate(timeout=300)

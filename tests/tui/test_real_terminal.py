@@ -52,7 +52,7 @@ def test_the_demo_measures_advises_and_opens_the_app(short_folder):
 
 @pytest.mark.skipif(not INSTALLED.exists(), reason="make has installed nothing here")
 def test_make_demo_is_the_verb():
-    make = ["make", "--dry-run", "demo", "DEMO_ARGS=-o runs"]
+    make = ["make", "--no-print-directory", "--dry-run", "demo", "DEMO_ARGS=-o runs"]
     said = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1] == ".venv/bin/ttscope demo -o runs"
 
