@@ -503,15 +503,15 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
         if missed:
             yield f"{option}: {name} comes nearest, with {with_interval(miss.nearest)}"
         return
-    needed, end = check.needed(miss.limit, row, alone=False), "fit"
+    needed, end = check.needed(miss.limit, row, alone=False), "fits"
     if not isfinite(needed):
         if not missed:
             return
-        needed, end = check.needed(miss.limit, row), "be sure to fit"
+        needed, end = check.needed(miss.limit, row), "surely meets it"
     above = check.limits[miss.limit].above
     value = written(_enough(needed, above=above), miss.nearest.unit)
     which = which_latency(miss.limit, check.budget.latency_percentile)
-    yield f"{option} would have to be {value}{which} for {name} to {end}"
+    yield f"{option} would have to be {value}{which}. Then {name} {end}"
 
 
 def _enough(value: float, *, above: bool) -> float:

@@ -30,7 +30,7 @@ def test_what_a_limit_would_have_to_be_is_looser_and_enough(fresh, given):
     answer = fresh.recommend(budget)
     assert answer.system_optimal is None
     said = re.findall(
-        r"(--[a-z-]+) would have to be ([\d.]+)[^;]*? to (fit|be sure to fit)",
+        r"(--[a-z-]+) would have to be (\d+(?:\.\d+)?).*\. Then .* (surely meets it|fits)",
         "\n".join(answer.reasons),
     )
     assert said
@@ -39,7 +39,7 @@ def test_what_a_limit_would_have_to_be_is_looser_and_enough(fresh, given):
         wanted, value = getattr(budget, name), float(told)
         assert value < wanted if name == "min_accuracy" else value > wanted
         loose = dataclasses.replace(budget, **{name: value})
-        if end == "fit":
+        if end == "fits":
             assert fresh.recommend(loose).system_optimal is not None
         alone = {each: None for each in budget.limits() if each not in (name, "latency_percentile")}
         assert fresh.recommend(dataclasses.replace(loose, **alone)).system_optimal is not None
