@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from traces.schema.engine import EngineConfig, ModelFacts
 
 LIMIT_BYTES = 16 << 30
 LARGEST = 2**53
+
+
+def models_named(facts: ModelFacts | None, engine: EngineConfig) -> dict[str, ModelFacts]:
+    """Return the facts of the engine's model by its name, none where they are not given."""
+    return {} if facts is None else {engine.model: replace(facts, name=engine.model)}
 
 
 @dataclass(kw_only=True)

@@ -100,12 +100,16 @@ class Recalibration:
         """Whether this model ran at this tensor-parallel size."""
         return _shape(facts, tensor_parallel_size) in self.checked
 
+    @property
+    def scales(self) -> str:
+        """The factors of the families in words."""
+        return ", ".join(f"{name} x{scale:.2f}" for name, scale in self.families.items())
+
     def cases_note(self) -> str:
         """Say what cases of the forward alone said of the kernels."""
-        scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in self.families.items())
         return (
             f"kernels recalibrated by {counted(self.cases, 'case')} of vllm bench forward "
-            f"({', '.join(self.recordings)}): {scales}. With these factors they are "
+            f"({', '.join(self.recordings)}): {self.scales}. With these factors they are "
             f"{percent(self.sigma)} off on average (root mean square)"
         )
 
@@ -273,8 +277,7 @@ class PriorTimes:
             ]
         if self.told:
             return [*told, *self.told]
-        scales = ", ".join(f"{name} x{scale:.2f}" for name, scale in ran.families.items())
-        scales = f"{scales}, " if scales else "no kernels were profiled: one scale, "
+        scales = f"{ran.scales}, " if ran.scales else "no kernels were profiled: one scale, "
         names = ", ".join(ran.recordings)
         told = [
             *told[:-1],

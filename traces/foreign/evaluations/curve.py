@@ -22,7 +22,7 @@ import msgspec
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.evaluations.reader import Given
 from traces.foreign.source import own_name, text_lines
-from traces.foreign.values import UNKNOWN_MODEL, finite, whole_number
+from traces.foreign.values import UNKNOWN_MODEL, finite, models_named, whole_number
 from traces.foreign.written import written_into
 from traces.recording.manifest import WorkloadFacts, check_free
 from traces.schema.engine import EngineConfig
@@ -250,6 +250,6 @@ def _write(
             [(engine.key(), note) for note in notes],
             engines={engine.key(): engine},
             policies={policy.key(): policy},
-            models=given.models(engine),
+            models=models_named(given.facts, engine),
             workload=WorkloadFacts(name=name, hash=digest, problems=curve.problems),
         )

@@ -22,7 +22,7 @@ from traces.foreign.evaluations.alike import unlike
 from traces.foreign.evaluations.reader import Choices, FileFacts, Given, OutcomeFormat
 from traces.foreign.evaluations.table import Counted, OutcomeTable, Suspect
 from traces.foreign.source import head_of, own_name
-from traces.foreign.values import UNKNOWN_MODEL, Skipped
+from traces.foreign.values import UNKNOWN_MODEL, Skipped, models_named
 from traces.foreign.written import written_into
 from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
@@ -308,7 +308,7 @@ def _write(
             [(engine.key(), note) for note in notes],
             engines={engine.key(): engine},
             policies={policy.key(): policy},
-            models=given.models(engine),
+            models=models_named(given.facts, engine),
             workload=WorkloadFacts(
                 name=_one(files, "task") or own_name(files[0].path),
                 hash=counted.identity,

@@ -7,14 +7,14 @@ tests of tests/traces/foreign.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from traces.foreign.values import LIMIT_BYTES, Skipped
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import ModelFacts
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -90,12 +90,6 @@ class Given:
 
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if v not in (None, ()) and k != "facts"}
-
-    def models(self, engine: EngineConfig) -> dict[str, ModelFacts]:
-        """Return the facts of the engine's model by its name, none where they are not given."""
-        if self.facts is None:
-            return {}
-        return {engine.model: replace(self.facts, name=engine.model)}
 
 
 class OutcomeReader(Protocol):

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.source import ENTRY_BYTES, decode, head_of, open_pieces
-from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL
+from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, models_named
 from traces.foreign.written import written_into
 from traces.recording.tables import FORWARD, TABLES
 from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
@@ -131,7 +131,7 @@ def import_forwards(
             {"format": FORMAT, "files": [{"name": path.name}]},
             ((engine.key(), note) for note in notes),
             engines={engine.key(): engine},
-            models={} if facts is None else {engine.model: replace(facts, name=engine.model)},
+            models=models_named(facts, engine),
         )
     return ImportedForwards(cases=len(kept), ranks=len(kept[0].ranks), notes=notes)
 
