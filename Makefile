@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml scripts/install.sh
 demo: install
 	$(BIN)/ttscope demo $(DEMO_ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Before each commit: without an engine, and without what is heavy by nature (CONTRIBUTING.md).
 check: install lint

@@ -1,6 +1,5 @@
 """What all tests share: the rule for tests that need vLLM, and where foreign data lies."""
 
-import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -23,28 +22,8 @@ settings.load_profile("tests")
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Have one process run all real engines, and files of other tests stay together.
-
-    An engine takes both cores of a small machine: two at a time are slower than one after the
-    other.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    @functools.cache
-    def group(file):
-        return "vllm" if "mark.vllm" in (config.rootpath / file).read_text() else file
-
-    class OneEngine(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            return group(nodeid.partition("::")[0])
-
-    return OneEngine(config, log)
-
-
 def pytest_collection_modifyitems(items):
-    """Begin with real engines, then with files that have slow tests, so that short ones end it.
+    """Begin with real engines, slow ones first, then other slow files: short ones end it.
 
     Tests with real engines are skipped where vLLM is missing. In CI they fail instead.
     """

@@ -22,7 +22,7 @@ from traces.deployment.documents import read_expectations, read_policy
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TTSCOPE = Path(sys.executable).parent / "ttscope"
 QUESTIONS, IN_FLIGHT = 64, 4
