@@ -102,7 +102,9 @@ class Replays:
             Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
             for loads in self.loads
         ]
-        self.limits = limits_of(self.engine, self.facts.get(self.engine.model), self.workloads[0])
+        self.limits = limits_of(
+            self.engine, self.facts.get(self.engine.model), self.workloads[0], self.facts
+        )
         self.first = self.workloads[0].first
         longest = max(workload.longest for workload in self.workloads)
         if question.gpu is not None and prior is not None:
@@ -492,16 +494,19 @@ class Replays:
         return _statistics(alone, count, self.engine)
 
     def _undetermined(self, found: dict[str, Estimate | None]) -> dict[str, Estimate | None]:
-        """Return TTFT with an interval that holds it in lock-step and spread evenly."""
-        other = self.evenly
-        if other is None:
-            return found
+        """Return TTFT with an interval that holds it in lock-step and spread evenly.
+
+        And at both ends of what others measured of what was predicted, where only these tell.
+        """
+        other, (least, most) = self.evenly, self.times.ttft
         wide = dict(found)
         for part, each in found.items():
-            value = other[f"ttft_s.{part}"]
-            if each is not None and np.isfinite(value):
-                ends = [v for v in (each.low, each.value, each.high, value) if v is not None]
-                wide[part] = replace(each, low=min(ends), high=max(ends))
+            if each is None or each.low is None or each.high is None:
+                continue
+            value = each.value if other is None else other[f"ttft_s.{part}"]
+            again = [each.value, value] if np.isfinite(value) else [each.value]
+            low, high = least * min(again), most * max(again)
+            wide[part] = replace(each, low=min(each.low, low), high=max(each.high, high))
         return wide
 
     @property

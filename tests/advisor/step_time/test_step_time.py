@@ -52,7 +52,7 @@ def test_experts_and_windows_are_learned_and_count(tmp_path):
     ]
     evidence = gather(recordings)
     assert "sliding windows" in evidence.lost[0]
-    assert "No run of a model of this kind has checked the replay" in evidence.lost[0]
+    assert "Runs of small models with such layers" in evidence.lost[0]
     truth = law_of(engine)
     tables = evidence.steps
     law = StepTimeModel().fit(tables[:-1]).law(engine)
