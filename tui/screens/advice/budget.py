@@ -149,6 +149,7 @@ class BudgetForm(Vertical):
         self._limits = limits
         self._before = ""  # what the field held that has the focus
         self._price: float | None = None
+        self._narrow = self._is_open = False
         self.border_title = "Budget"
 
     def compose(self) -> ComposeResult:
@@ -205,9 +206,19 @@ class BudgetForm(Vertical):
     def field(self, name: str) -> Input:
         return self.query_one(f"#field_{name}", Input)
 
+    def fit(self, narrow: bool) -> None:
+        """Show the fields, or where there is little room a line instead while none is entered."""
+        self._narrow = narrow
+        self._open(self._is_open)
+
+    def _open(self, is_open: bool) -> None:
+        self._is_open = is_open
+        self.query_one("#fields").display = is_open or not self._narrow
+        self.query_one("#summary").display = self._narrow and not is_open
+
     def enter(self) -> None:
         """Go to the first field."""
-        self.add_class("open")
+        self._open(True)
         self.field(FIELDS[0].name).focus()
 
     def _hint(self, field: Field) -> None:
@@ -220,7 +231,7 @@ class BudgetForm(Vertical):
             focused.value = self._before
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
-        self.add_class("open")
+        self._open(True)
         for field in FIELDS:
             if event.widget.id == f"field_{field.name}":
                 self._before = self.field(field.name).value
@@ -237,7 +248,7 @@ class BudgetForm(Vertical):
     def _close(self) -> None:
         focused = self.screen.focused
         if focused is None or focused not in self.query("*"):
-            self.remove_class("open")
+            self._open(False)
 
     @on(Input.Changed, ".budget")
     def _typed(self, event: Input.Changed) -> None:
