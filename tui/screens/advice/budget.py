@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
@@ -113,13 +112,12 @@ def api_price_of(text: str) -> float | None:
     """
     if not text.strip():
         return None
+    from advisor.advice.accounts.costs import Tariff
+
     try:
-        price = float(text.strip().removeprefix("$"))
+        return Tariff(api_price=float(text.strip().removeprefix("$"))).api_price
     except ValueError:
-        price = math.nan
-    if not 0 < price < math.inf:
-        raise UsageError(f"--api-price {text.strip()}: wants USD above 0, such as 2")
-    return price
+        raise UsageError(f"--api-price {text.strip()}: wants a number, such as 2") from None
 
 
 class BudgetField(Input):
