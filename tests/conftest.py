@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,23 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # So that receivers, plugins and servers of the tests know each other, and the user's file is left.
 os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
 
+# No test cuts the power: what is written stays in memory until the disk has time.
+os.fsync = lambda file: None
+
 # A machine may be busy: how long an example takes is no fault.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not import a file all of whose tests carry a mark that `-m` leaves out."""
+    left_out = re.findall(r"not (\w+)", config.option.markexpr)
+    if not left_out or collection_path.suffix != ".py":
+        return None
+    marks = re.search(r"^pytestmark = (\[.*?^\]|.*?$)", collection_path.read_text(), re.M | re.S)
+    return True if marks and re.search(rf"mark\.({'|'.join(left_out)})\b", marks[1]) else None
 
 
 def pytest_collection_modifyitems(items):
