@@ -1,6 +1,7 @@
 """What all tests share: the rule for tests that need vLLM, and where foreign data lies."""
 
 import functools
+import gc
 import importlib.util
 import os
 import re
@@ -24,21 +25,24 @@ os.fsync = lambda file: None
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
+ADVICE = "tests/advisor/advice/"
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Have one process run all real engines, and files of other tests stay together.
+    """Have one process run all real engines, one all of advice, and files stay together.
 
     An engine takes both cores of a small machine: two at a time are slower than one after the
-    other.
+    other. What advice is tested on is learned once in a process.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     @functools.cache
     def group(file):
-        return "vllm" if "mark.vllm" in (config.rootpath / file).read_text() else file
+        if "mark.vllm" in (config.rootpath / file).read_text():
+            return "vllm"
+        return ADVICE if file.startswith(ADVICE) else file
 
     class OneEngine(LoadScopeScheduling):
         def _split_scope(self, nodeid):
@@ -54,6 +58,15 @@ def pytest_ignore_collect(collection_path, config):
         return None
     marks = re.search(r"^pytestmark = (\[.*?^\]|.*?$)", collection_path.read_text(), re.M | re.S)
     return True if marks and re.search(rf"mark\.({'|'.join(left_out)})\b", marks[1]) else None
+
+
+gc.disable()  # while tests are collected, which leaves hardly any garbage
+
+
+def pytest_collection_finish():
+    """Search for garbage from now on, and never again among what all tests keep."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -47,6 +47,7 @@ def badness(recommendation) -> float:
     return sign * pick.estimates[name].value
 
 
+@pytest.mark.slow
 def test_recorded_latency_is_predicted(recordings, advisor):
     """Runs were slowed by up to 3 % each; the law is their mean."""
     metrics = advisor.metrics(None)
@@ -128,6 +129,7 @@ def estimates_in(recommendation) -> list[Estimate]:
     return [estimate for estimate in found if estimate is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "budget",
     [
@@ -261,6 +263,7 @@ def test_latency_grows_with_the_rate(advisor):
     assert answer.system_optimal.estimates["device_s"].value == pytest.approx(0.5, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_budget_only_filters(fresh):
     fresh.recommend(Budget(max_latency_s=0.2, latency_percentile=95, min_accuracy=0.6))
     spent = []

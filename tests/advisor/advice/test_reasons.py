@@ -23,6 +23,7 @@ def same(one, other):
     return (one.engine, one.policy) == (other.engine, other.policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_twin_of_the_pick_is_not_called_another(fresh, budget):
     answer = fresh.recommend(budget)

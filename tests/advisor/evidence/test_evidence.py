@@ -221,6 +221,7 @@ def test_an_engine_too_small_for_a_sequence_is_dropped(tmp_path):
     assert list(space.dropped) == ["the KV cache is too small for one sequence"]
 
 
+@pytest.mark.slow
 def test_answers_of_different_runs_are_never_pooled(tmp_path):
     """Class numbers mean nothing in another run, so each run votes by itself."""
     from advisor.advice.advisor import Advisor

@@ -90,6 +90,7 @@ def test_classes_are_judged_by_their_own_problems(made):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_problems_as_a_class_are_the_whole(made):
     """A class of all problems has the numbers of all."""
     groups = dict.fromkeys(made[1], "all")
