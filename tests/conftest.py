@@ -25,7 +25,7 @@ os.fsync = lambda file: None
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
-ADVICE = "tests/advisor/advice/"
+LEARNED = re.compile(r"def test_\w+\([^)]*\b(?:advisor|fresh|fresh_advisor|recordings)\b")
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
@@ -34,15 +34,16 @@ def pytest_xdist_make_scheduler(config, log):
     """Have one process run all real engines, one all of advice, and files stay together.
 
     An engine takes both cores of a small machine: two at a time are slower than one after the
-    other. What advice is tested on is learned once in a process.
+    other. What an advisor knows is learned once in a process.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     @functools.cache
     def group(file):
-        if "mark.vllm" in (config.rootpath / file).read_text():
+        text = (config.rootpath / file).read_text()
+        if "mark.vllm" in text:
             return "vllm"
-        return ADVICE if file.startswith(ADVICE) else file
+        return "advisor" if file.startswith("tests/advisor/") and LEARNED.search(text) else file
 
     class OneEngine(LoadScopeScheduling):
         def _split_scope(self, nodeid):

@@ -241,6 +241,7 @@ def test_one_sample_says_so(rows, tmp_path):
     assert {o.n for o in found.outcomes} == {1}
 
 
+@pytest.mark.slow
 def test_more_than_four_times_the_samples_is_refused(rows, tmp_path):
     with pytest.raises(UsageError, match="k = 64: r has 8 samples per problem.* 1 to 32"):
         judge(tmp_path / "r", rows, counts=[4, 64])
@@ -251,6 +252,7 @@ def test_more_than_four_times_the_samples_is_refused(rows, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_no_times_no_rules_that_stop(rows, tmp_path):
     """Imported outcomes have neither times nor ends."""
     times = ("arrival", "first_token", "end")

@@ -62,6 +62,7 @@ def test_recorded_latency_is_predicted(recordings, advisor):
         assert metrics.values("latency_p95_s")[row] == pytest.approx(p95, rel=0.12)
 
 
+@pytest.mark.slow
 def test_an_engine_setting_never_run_is_predicted(tmp_path, advisor):
     """A replay at max_num_seqs 8 meets a fresh run of it, of fresh samples."""
     engine = engine_of("large", max_num_seqs=8)
@@ -150,6 +151,7 @@ def test_estimates_are_intervals(advisor, budget):
             assert estimate.low <= estimate.value <= estimate.high
 
 
+@pytest.mark.slow
 def test_the_wanted_accuracy_decides_the_model(advisor):
     fast = advisor.recommend(Budget())
     assert fast.system_optimal.engine.model == "small"

@@ -40,6 +40,7 @@ def row_of(metrics, pick):
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_compute_optimal_one_is_said_to_be_worse_only_where_it_surely_is(fresh, budget):
     answer = fresh.recommend(budget)

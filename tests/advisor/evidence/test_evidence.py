@@ -180,6 +180,7 @@ def test_problems_of_one_name_are_told_apart(tmp_path):
     assert pair(one, hash="b") == "12 problems of demo, hash a and 12 problems of demo, hash b"
 
 
+@pytest.mark.slow
 def test_the_space_holds_only_what_was_recorded(recordings):
     space = explore(gather(recordings))
     found = [space.candidate(row) for row in range(len(space))]

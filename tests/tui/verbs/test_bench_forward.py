@@ -112,6 +112,7 @@ def planned(run, recording, folder):
     return out, file, json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_shapes_of_the_recorded_steps(run, recording, tmp_path):
     out, file, shapes = planned(run, recording, tmp_path)
     told = " ".join(out.split())

@@ -248,6 +248,7 @@ def run_there(recording, size, folder, factor):
     manifest.write(folder)
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_votes_whatever_the_times(three, tmp_path):
     recordings = [Recording.open(tmp_path / "runs" / name) for name in MODELS]
     advisor = Advisor.fit(recordings, gpus=["test_gpu"])

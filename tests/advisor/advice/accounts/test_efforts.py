@@ -39,6 +39,7 @@ def used(efforts):
     return [each for each in efforts if each.use]
 
 
+@pytest.mark.slow
 def test_it_uses_the_effort_of_the_pick(made):
     for accuracy in ("0.5", "0.85"):
         answer, found = mapped(made, min_accuracy=accuracy)

@@ -50,6 +50,7 @@ def said(found):
     return note
 
 
+@pytest.mark.slow
 def test_a_line_of_what_was_measured_moves_the_prior(recorded):
     prior = asked(recorded, concurrency=1)
     (engine,) = prior.manifest.engines.values()
