@@ -20,7 +20,7 @@ demo: install
 
 # pytest rewrites every assertion, which takes as long as a hundred tests: its code is kept.
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST := $(BIN)/python -m pytest --dist loadscope --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 # Before each commit: without an engine, and without what is heavy by nature (CONTRIBUTING.md).
 # Three processes on two cores, as many tests wait for a server or a clock.

@@ -31,25 +31,21 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Have one process run all real engines, one all of advice, and files stay together.
-
-    An engine takes both cores of a small machine: two at a time are slower than one after the
-    other. What an advisor knows is learned once in a process.
-    """
+    """Have the tests of a file stay together, and all that share what an advisor has learned."""
     from xdist.scheduler import LoadScopeScheduling
 
     @functools.cache
     def group(file):
-        text = (config.rootpath / file).read_text()
-        if "mark.vllm" in text:
-            return "vllm"
-        return "advisor" if file.startswith("tests/advisor/") and LEARNED.search(text) else file
+        shares = file.startswith("tests/advisor/") and LEARNED.search(
+            (config.rootpath / file).read_text()
+        )
+        return "advisor" if shares else file
 
-    class OneEngine(LoadScopeScheduling):
+    class OneAdvisor(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return group(nodeid.partition("::")[0])
 
-    return OneEngine(config, log)
+    return OneAdvisor(config, log)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -71,7 +67,7 @@ def pytest_collection_finish():
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with real engines, then with files that have slow tests, so that short ones end it.
+    """Begin with real engines, slow ones first, then other slow files: short ones end it.
 
     Tests with real engines are skipped where vLLM is missing. In CI they fail instead.
     """

@@ -24,6 +24,7 @@ from advisor.evidence.live.front_end import (
     with_context_of_several,
     with_prompt_context,
 )
+from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
@@ -172,6 +173,7 @@ def gather(
         if only_watched(recording):
             windows = windows_of(recording, lengths=True)
             found, more = _with_drawn(recording, windows, found)
+            found = with_front_end(recording, found, windows)
             told += more
             steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)

@@ -68,9 +68,16 @@ PROBLEM_COLUMNS = {
 
 Append = Callable[[str, Mapping[str, Any]], None]
 
+
+def _columns(table: str, prefix: str, renamed: Mapping[str, str]) -> dict[str, str]:
+    """Return the column of each attribute that has one."""
+    own = {f"{prefix}{column}": column for column in TABLES[table]}
+    return own | {name: column for name, column in renamed.items() if column in TABLES[table]}
+
+
 _TABLES = {
-    SPAN_PROBLEM: ("problems", "tts.problem.", PROBLEM_COLUMNS),
-    SPAN_SAMPLE: ("samples", "tts.sample.", SAMPLE_COLUMNS),
+    SPAN_PROBLEM: ("problems", _columns("problems", "tts.problem.", PROBLEM_COLUMNS)),
+    SPAN_SAMPLE: ("samples", _columns("samples", "tts.sample.", SAMPLE_COLUMNS)),
 }
 
 
@@ -101,15 +108,14 @@ class RecordingSpanProcessor(SpanProcessor):
         self._append(table, row | private | {"end": span.end_time})
 
     def _row(self, span: ReadableSpan) -> tuple[str, dict[str, Any]]:
-        table, prefix, renamed = _TABLES[span.name]
-        columns = TABLES[table]
+        table, columns = _TABLES[span.name]
         row: dict[str, Any] = {"arrival": span.start_time}
-        for name, value in (span.attributes or {}).items():
-            column = renamed.get(name, name.removeprefix(prefix))
-            if column in columns:
+        for name, value in dict(span.attributes or {}).items():
+            column = columns.get(name)
+            if column is not None:
                 row[column] = list(value) if isinstance(value, tuple) else value
         if span.context is not None:
             row["span_id"] = format_span_id(span.context.span_id)
-            if "trace_id" in columns:
+            if "trace_id" in TABLES[table]:
                 row["trace_id"] = format_trace_id(span.context.trace_id)
         return table, row

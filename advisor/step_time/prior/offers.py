@@ -102,7 +102,12 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                 try:
                     engine = _placed(engine, facts, tables, evidence.models)
                     law = _law(evidence, engine, choices, PriorTimes(
-                        tables=tables, facts=facts, found=found, models=evidence.models
+                        tables=tables, facts=facts, found=found, models=evidence.models,
+                        truncates=any(
+                            run.policy.truncates
+                            for run in evidence.runs
+                            if run.engine.model == base.model
+                        ),
                     ))  # fmt: skip
                 except (UsageError, TablesError) as error:
                     why = str(error).removeprefix("--gpu: ")

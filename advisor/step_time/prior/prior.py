@@ -19,6 +19,7 @@ from advisor.step_time.operators.communication import all_reduces
 from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
 from advisor.step_time.prior.operations.collectives import handed_on
+from advisor.step_time.prior.operations.moving import truncating
 from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of
 from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
@@ -53,6 +54,9 @@ PRIOR_RULES: Final = (
     "a chunk after earlier tokens: the whole prompt less the earlier part, no less than reading it",
     "a chunk beside decoding requests: the sum of both less one start",
 )
+CUT_RULE: Final = (
+    "top-p and top-k: what vLLM's developers measured of such sampling, by vocabulary and bandwidth"
+)
 PRIOR_MISSING: Final = (
     "unequal contexts in a batch",
     "the gathering of logits",
@@ -65,7 +69,8 @@ class Prior:
 
     `all_reduces` [rows, (bytes, seconds)] by whether they run in a CUDA graph; empty for one GPU.
     `scales` by family are what recordings of that GPU said the times are to be multiplied by, and
-    `host` the part of a step beyond its kernels (host/law.py).
+    `host` the part of a step beyond its kernels (host/law.py). `truncates` says whether the sampler
+    cuts tails (top-p, top-k), as that of `version` does.
     """
 
     tables: PriorTables
@@ -75,6 +80,8 @@ class Prior:
     all_reduces: Mapping[bool, Floats]
     scales: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
     host: float = 1.0
+    truncates: bool = False
+    version: tuple[int, int] | None = None
 
     def scaled(self, scales: Mapping[str, float]) -> Prior:
         """Return the prior with its times of some families multiplied further."""
@@ -124,7 +131,7 @@ class Prior:
         mixed_batch = np.append(0.0, decode_batch)
         return StepTables(
             tokens=tokens,
-            sequences=self._summed(self.parts.logits, sequences),
+            sequences=self.logit_seconds(sequences),
             decode_batch=decode_batch,
             decode_kv=decode_kv,
             decode=decode,
@@ -143,8 +150,12 @@ class Prior:
         return self._token_seconds(tokens, int(tokens.max()))
 
     def logit_seconds(self, rows: Floats) -> Floats:
-        """Return the seconds of so many rows of logits."""
-        return self._summed(self.parts.logits, rows)
+        """Return the seconds of so many rows of logits, and of what is drawn of them."""
+        found = self._summed(self.parts.logits, rows)
+        if not self.truncates:
+            return found
+        cut = truncating(self.tables, rows, self.facts.vocab_size, self.version)
+        return found + self.scales["other"] * cut
 
     def decoding(self, batches: Floats, contexts: Floats) -> Floats:
         """Return the seconds [batches, contexts] of attention and states where requests decode."""
@@ -199,7 +210,8 @@ class Prior:
     def rules(self) -> list[str]:
         """What of this model is by rule, with its share of a usual step."""
         ordered = sorted(self.shares.items(), key=lambda item: -item[1][0])
-        return [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
+        found = [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
+        return [*found, CUT_RULE] if self.truncates else found
 
     def _token_seconds(self, tokens: Floats, captured: int) -> Floats:
         """Return the seconds of what works on a step's tokens, without attention."""
@@ -305,7 +317,13 @@ def _add(found: dict[str, list[float]], rule: str | None, spread: float, spent: 
 
 @lru_cache(maxsize=64)
 def _priced(
-    tables: PriorTables, facts: ModelFacts, split: Split, kv_fp8: bool, online: str | None
+    tables: PriorTables,
+    facts: ModelFacts,
+    split: Split,
+    kv_fp8: bool,
+    online: str | None,
+    truncates: bool,
+    version: tuple[int, int] | None,
 ) -> Prior:
     return Prior(
         tables=tables,
@@ -313,12 +331,17 @@ def _priced(
         split=split,
         parts=parts_of(tables, facts, split, kv_fp8=kv_fp8, online=online),
         all_reduces=tables.all_reduces(split.tensor) if split.tensor > 1 else {},
+        truncates=truncates,
+        version=version,
     )
 
 
-def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Prior:
+def prior_of(
+    tables: PriorTables, facts: ModelFacts, engine: EngineConfig, *, truncates: bool = False
+) -> Prior:
     """Return the prior of a model on a system, split as the engine is.
 
+    `truncates` says whether samples are drawn with top-p or top-k.
     Raises UsageError for what cannot be priced, with the reason, and TablesError, naming the table,
     for what is in none.
     """
@@ -328,8 +351,8 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     if kv in (None, "auto"):
         kv = facts.kv_cache_dtype
     online = "fp8" if facts.quantization is None and engine.quantization in ONLINE else None
-    tables = tables.of_version(engine.vllm_version)
-    return _priced(tables, facts, Split.of(engine), (kv or "").startswith("fp8"), online)
+    fp8 = (kv or "").startswith("fp8")
+    return _priced(tables, facts, Split.of(engine), fp8, online, truncates, engine.version)
 
 
 def check(facts: ModelFacts, engine: EngineConfig) -> None:

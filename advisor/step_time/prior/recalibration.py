@@ -29,6 +29,7 @@ from advisor.step_time.cost import (
     work_at,
 )
 from advisor.step_time.host.law import host_note, host_part
+from advisor.step_time.host.spread import first_tokens_of
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes, non_negative_least_squares
 from advisor.step_time.operators.tables import default_capture_sizes
@@ -120,7 +121,8 @@ class PriorTimes:
 
     An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
     share its experts, and are taken to have as many tokens at a time. `told` says how it was
-    corrected, where not by recordings of steps.
+    corrected, where not by recordings of steps. `truncates` says whether samples are drawn with
+    top-p or top-k.
     """
 
     tables: PriorTables
@@ -129,6 +131,7 @@ class PriorTimes:
     ranks: int = 1
     told: tuple[str, ...] = ()
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
+    truncates: bool = True
 
     @property
     def ran(self) -> Recalibration | None:
@@ -168,7 +171,7 @@ class PriorTimes:
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        prior = prior_of(self.tables, self.facts, self.shared(engine))
+        prior = prior_of(self.tables, self.facts, self.shared(engine), truncates=self.truncates)
         return prior if self.found is None else _recalibrated(prior, self.found)
 
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
@@ -187,12 +190,14 @@ class PriorTimes:
         sigma = self.sigma(engine)
         runs = None if self.ran is None else len(self.ran.recordings)
         cost = cost_of(prior, engine, self.drafting(engine))
+        first = first_tokens_of(self.facts, engine)
         return StepTimes(
             cost=cost,
             sigma=(sigma, 2 * sigma),
             runs=runs,
             within=within,
             ends=None if self.ran is not None else ends_of(cost),
+            ttft=(1.0, 1.0) if self.ran is not None else (first.low, first.high),
         )
 
     def sigma(self, engine: EngineConfig) -> float:
@@ -274,6 +279,7 @@ class PriorTimes:
                 *by_cases,
                 host_note(engine),
                 published_spread(self.tables.system, self.facts, engine).note(),
+                first_tokens_of(self.facts, engine).note(),
             ]
         if self.told:
             return [*told, *self.told]
@@ -527,6 +533,8 @@ class _Ran:
 
 def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
     found = []
+    policies = recording.manifest.policies.values()
+    truncates = not policies or any(each.truncates for each in policies)
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
         if facts is None or engine.gpu != tables.device:
@@ -534,7 +542,7 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
         if engine.speculative is not None and engine.speculative.method not in LOOKUPS:
             continue  # its steps have a drafter's time
         try:
-            prior = prior_of(tables, facts, engine)
+            prior = prior_of(tables, facts, engine, truncates=truncates)
         except (UsageError, TablesError):
             continue
         steps = (

@@ -76,7 +76,7 @@ def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):
         assert told.low < truth < told.high
     notes = " ".join(found.notes)
     assert "mixed has sliding windows, experts" in notes
-    assert "No run of a model of this kind has checked the replay" in notes
+    assert "Runs of small models with such layers on a CPU have checked the replay" in notes
     assert "the KV cache has blocks of several kinds" in notes
     assert "inferred" not in notes
     assert found.predicted.flops_per_problem is None  # windows are in no count of FLOPs

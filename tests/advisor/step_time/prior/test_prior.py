@@ -85,6 +85,28 @@ def test_a_decode_step_is_the_sum_of_its_operators(tables, size):
     assert decode_step(priced(tables, size), batch, context) == pytest.approx(whole, rel=1e-6)
 
 
+def test_drawing_with_top_p_sorts_every_row_until_vllm_searches(tables):
+    """PyTorch sorts fewer than 128 rows at once, and more of them each by a block of its own."""
+
+    def cut(version, rows):
+        engine = EngineConfig(model="tiny", vllm_version=version)
+        plain, drawn = (prior_of(tables, TINY, engine, truncates=each) for each in (False, True))
+        at = np.array([0.0, *rows])
+        return (drawn.logit_seconds(at) - plain.logit_seconds(at)).tolist()
+
+    none, *old = cut("0.12.0", (64, 127, 128, 512, 1024))
+    assert none == 0.0
+    share = TINY.vocab_size / 131_072 * 3.35e12 / BANDWIDTH
+    assert old[0] == pytest.approx(1.12e-3 * share)
+    assert old[1] == pytest.approx(2 * old[0], rel=0.02) and old[2] > 1.4 * old[1]
+    assert old[4] == pytest.approx(2 * old[3])
+    for version in ("0.17.0", None):
+        _, *new = cut(version, (64, 128))
+        assert new[0] < old[0] / 4 and new[1] < old[2] / 4
+    told = prior_of(tables, TINY, EngineConfig(model="tiny"), truncates=True).rules
+    assert told[-1].startswith("top-p and top-k")
+
+
 def test_all_reduces_run_in_a_graph_up_to_the_largest_captured_size(tables):
     prior = priced(tables, 2)
     eager, graph = (decode_step(prior, 4, 255, sizes) for sizes in ((), (1, 4)))

@@ -120,7 +120,7 @@ def recorded_model(recorded):
         (("itl=2ms@4:10+1",), "outputs of one token have no time between tokens"),
         (("itl=2ms@4:0+9",), "tokens are from 1 to"),
         (("itl=2ms@4", "itl=3ms@4"), "itl=2ms@4 and --measured itl=3ms@4: two times of one load"),
-        (("itl=40s@4",), "times the 0."),
+        (("itl=40s@4",), "itl 40.0 s is "),
         (("itl=1us@4",), "Check the time, the model and the GPU"),
         (
             ("itl=4ms@2:64+200", "itl=1.8ms@64:64+200"),
