@@ -37,7 +37,7 @@ GROWS = 0.6  # of a step's time that follows its tokens
 FIXED = 0.8  # of a step's time that does not
 FEWEST_STEPS = 200
 FEWEST_PAIRED = 20  # steps of one batch size, with and without a draft
-TAKEN = "max_num_seqs, which no one told, is taken as"  # how a note of it begins
+TAKEN = "max_num_seqs, which the server does not say, is taken as"  # how a note of it begins
 EXPLAINED = 0.5  # of the variance of step times, for a fit to count
 
 
