@@ -510,7 +510,6 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
         ),
         ranks=question.engine.data_parallel_size,
         models=models,
-        truncates=question.policy.truncates,
     )
 
 
