@@ -1,11 +1,13 @@
 """What `ttscope serve` adds to a request: pairs of one to an engine and one through it.
 
-    python -m benchmarks.serve_overhead [--rate 50] [--seconds 20] [--n 1 4 8]
+    python -m benchmarks.serve_overhead [--rate 50] [--seconds 20] [--n 1 4 8] [--closed 1500]
 
 An engine without a model answers each request in the same time. Questions arrive at random. Of each
 pair one goes to the engine itself (one request) and one through the endpoint (n of them), which has
 a core of its own. What is added is the difference of the quantiles, its interval by the
-bootstrap over pairs. CPU ms is the processor time of the endpoint for a question.
+bootstrap over pairs. CPU ms is the processor time of the endpoint for a question. `--closed` asks
+so many questions one after another instead, each answered at once. The least CPU ms of ten parts is
+what the endpoint's own work takes, whatever else wants the cores.
 """
 
 from __future__ import annotations
@@ -39,7 +41,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--closed", type=int, help="questions, one after another")
     asked = parser.parse_args()
+    if asked.closed:
+        for n in asked.n:
+            print(f"n = {n}: {min(measure(asked, n)[0]):.2f} ms of CPU a question")
+        return
     print(f"{'n':>3} {'pairs':>6} {'added p50':>22} {'added p99':>22} {'CPU ms':>7}")
     for n in asked.n:
         direct, served, cpu = measure(asked, n)
@@ -62,7 +69,8 @@ def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = free_port(), free_port()
         engine = [sys.executable, "-m", "benchmarks.servers.fake_engine", "--spread", "0"]
-        engine += ["--port", str(ports[0]), "--tokens", str(asked.tokens), "--token-s", "0.01"]
+        engine += ["--port", str(ports[0]), "--tokens", str(asked.tokens)]
+        engine += ["--token-s", "0" if asked.closed else "0.01"]
         start(stack, engine, cores[-1:])
         policy = {"method": "greedy" if n == 1 else "majority", "n": n, "temperature": 0.8}
         (folder / "policy.json").write_text(
@@ -77,6 +85,9 @@ def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, 
         asyncio.run(ready(f"{through}/health"))
         os.sched_setaffinity(0, cores[-1:])
         try:
+            if asked.closed:
+                parts = asyncio.run(one_by_one(through, process.pid, asked.closed))
+                return parts, parts, 0.0
             before = cpu_s(process.pid)
             times = asyncio.run(load(url, through, asked.rate, asked.seconds))
             cpu_ms = (cpu_s(process.pid) - before) * 1e3 / (len(times[0]) + WARM)
@@ -97,6 +108,29 @@ def start(stack: ExitStack, command: list[str], cores: list[int] | None) -> subp
 def cpu_s(pid: int) -> float:
     parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def exact_cpu_ms(pid: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(each.read_text().split()[0]) for each in tasks) / 1e6
+
+
+async def one_by_one(url: str, pid: int, questions: int) -> np.ndarray:
+    """Return the CPU of the process, ms a question, in ten parts of so many questions."""
+    async with aiohttp.ClientSession() as session:
+
+        async def ask(count: int) -> None:
+            for _ in range(count):
+                async with session.post(f"{url}/v1/chat/completions", json=BODY) as answer:
+                    await answer.read()
+
+        await ask(WARM * 10)
+        parts = []
+        for _ in range(10):
+            before = exact_cpu_ms(pid)
+            await ask(questions // 10)
+            parts.append((exact_cpu_ms(pid) - before) / (questions // 10))
+    return np.array(parts)
 
 
 async def ready(url: str) -> None:
