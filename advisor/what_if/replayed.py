@@ -37,7 +37,7 @@ from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.stop_rules import ROUTED, Stop
-from traces.statistics import Z95, column_means
+from traces.statistics import LEVEL, Z95, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
@@ -48,6 +48,7 @@ Floats = npt.NDArray[np.float64]
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
 ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
+SHIFTS: Final = 200  # of the recorded problems against those replayed
 T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
 
 
@@ -58,7 +59,8 @@ class Replays:
     of them. A question of operator tables needs no model of recorded steps. `law` stands where no
     run has taught the engine's own; `extrapolated` says that the question lies outside what was
     recorded; without `power` no energy is foretold. `beyond` is what intervals of problem latency
-    are wider by (`latency_spread`).
+    are wider by (`latency_spread`), `scatter` how far the recorded problems lay off, in their order
+    (`latency_scatter`).
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class Replays:
         extrapolated: bool = False,
         power: PowerLaw | None = None,
         beyond: Mapping[str, float] | None = None,
+        scatter: Floats | None = None,
     ) -> None:
         self.base, self.sources, self.question, self.power = base, sources, question, power
         self.beyond = beyond or BEYOND
+        self.scatter = np.zeros(0) if scatter is None else scatter
         source = sources[0]
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
@@ -227,6 +231,8 @@ class Replays:
     def _run(
         self, workload: Workload, factor: float, *, log: bool = False, in_flight: int | None = None
     ) -> Replayed:
+        if workload.front_end_s is not None:  # it runs on the same machine as the steps
+            workload = replace(workload, front_end_s=factor * workload.front_end_s)
         try:
             return replay(
                 workload,
@@ -334,12 +340,41 @@ class Replays:
             flops_per_problem=self._flops(found.flops_per_problem),
             cost_per_token_device_s=per_token,
             policies=self._fewer(found.policies),
-            throughput_tokens_per_s=estimate("throughput", "tokens/s"),
+            throughput_tokens_per_s=self._ends_scattered(estimate("throughput", "tokens/s")),
             energy_j=found.energy_j if drawn is None else self._energy(drawn),
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
             else device.scaled(price / 3600, "USD"),
+        )
+
+    def _ends_scattered(self, found: Estimate | None) -> Estimate | None:
+        """Return the throughput of arrivals at given times, whose run ends with its last problem.
+
+        Latencies are moved as far off as those recorded were. The recorded problems are taken in
+        their order, from each of them on, since what disturbs one disturbs its neighbours.
+        """
+        off = self.scatter
+        if found is None or found.low is None or found.high is None:
+            return found
+        if self.concurrency is not None or not off.size:
+            return found
+        ratios = []
+        for run in self.runs:
+            came, took = run.arrival_s, run.latency_s
+            begun, smooth = came.min(), (came + took).max()
+            least = (came + took * np.exp(off.min())).max()
+            last = np.flatnonzero(came + took * np.exp(off.max()) >= least)  # that may be
+            for first in np.linspace(0, off.size, SHIFTS, endpoint=False).astype(int):
+                moved = took[last] * np.exp(off[(last + first) % off.size])
+                ratios.append((smooth - begun) / ((came[last] + moved).max() - begun))
+        slow, fast = np.quantile(ratios, (1 - LEVEL) / 2), np.quantile(ratios, (1 + LEVEL) / 2)
+        below = found.value * max(1.0 - float(slow), 0.0)
+        above = found.value * max(float(fast) - 1.0, 0.0)
+        return replace(
+            found,
+            low=max(found.value - float(np.hypot(found.value - found.low, below)), 0.0),
+            high=found.value + float(np.hypot(found.high - found.value, above)),
         )
 
     def _fresh_draw(self, values: Floats, fresh: Floats) -> float:
@@ -540,7 +575,7 @@ def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:
 
 def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str, float]:
     found: dict[str, float] = {}
-    ttft = run.first_token_s - run.queued_s
+    ttft = run.first_token_s - run.queued_s + run.front_end_s
     more = (run.generated_tokens > 1) & ~run.cancelled
     tpot = (run.end_s - run.first_token_s)[more] / (run.generated_tokens[more] - 1)
     for name, values in (("latency_s", run.latency_s), ("ttft_s", ttft), ("tpot_s", tpot)):

@@ -54,6 +54,9 @@ def url():
         (("export", RUN, "-o", "trace.json.gz"), 0, "to trace.json.gz"),
         (("report", RUN, OTHER, *BUDGET, "-o", "page.html"), 0, "wrote page.html"),
         (("tui", RUN, "--screenshot", "a.svg", "--size", "80x24"), 0, ""),
+        (("gate", RUN, OTHER, "--fail-on", "accuracy<-.5"), 0, "accuracy"),
+        (("gate", RUN, OTHER, "--fail-on", "latency>+5%"), 3, "latency"),
+        (("serve", "policy.json", "--upstream", "http://127.0.0.1:9"), 2, "policy.json"),
         (("nonsense",), 2, "ttscope: No such command"),
         (("--help",), 0, "record"),
     ],
@@ -108,6 +111,25 @@ def test_the_app(tmp_path, plain):
         tuple(part.split(b"m")[0].split(b";")[:3]) for part in seen.raw.split(grey)[1:] if part
     }
     assert colours and plain == all(len(set(each)) == 1 for each in colours)
+
+
+def test_every_screen_and_prompt_of_the_app(tmp_path):
+    """Each field and question stands on the screen before it is left; a word is typed into some."""
+    esc = "\x1b"
+    walked = [
+        ("maj@16", "/"), ("filter", f"maj{esc}"), ("1/1", "o"), ("open ", esc),
+        ("enter: open", "i"), ("import ", esc), ("enter: open", "$"), ("price of a device", esc),
+        ("enter: open", "x"), ("Delete the recording", "n"), ("enter: open", "?"), ("Help", esc),
+        ("enter: open", "\r"), ("KV cache", "g"), ("go to", f"s5{esc}"), ("KV cache", "v"),
+        ("replay with", esc), ("KV cache", "?"), ("Help", esc), ("KV cache", "3"),
+        ("No server is being watched", "u"), ("URL ", esc), ("No server is being watched", "4"),
+        ("Run demo/s", "b"), ("takes it back", esc), ("Run demo/s", "w"), ("what if", esc),
+        ("Run demo/s", "m"), ("as a plan for", "n"), ("Run demo/s", "q"),
+    ]  # fmt: skip
+    seen = ttscope("tui", RUN, "--min-accuracy", "0.3", keys=walked, rows=24, cwd=tmp_path)
+    check(seen, paths=[RUN.parent])
+    assert any("Run demo/s" in line for line in seen.app)
+    assert not [*tmp_path.iterdir()]  # nothing was agreed to
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -60,6 +60,8 @@ def number(value: float | None, unit: str, *, sign: bool = False) -> str:
         return f"{_points(value)} points"
     factor, name = scale(value, unit)
     text = _plain(value / factor, unit)
+    if unit == "devices" and text in ("1", "-1"):
+        name = "device"
     if sign and value > 0:
         text = f"+{text}"
     return f"{text} {name}".rstrip()

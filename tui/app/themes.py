@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textual.css.model import RuleSet
 from textual.css.stylesheet import Stylesheet
 from textual.theme import Theme
 
@@ -38,7 +39,7 @@ LIGHT = Theme(
 
 
 class ThemedStylesheet(Stylesheet):
-    """Parses what it has parsed before only for another theme.
+    """Parses what it has parsed before only for another theme, and once for each.
 
     Textual's does so twice for each screen that is shown first: 0.1 s in which no key is answered.
     """
@@ -47,6 +48,7 @@ class ThemedStylesheet(Stylesheet):
         super().__init__()
         self._theme: dict[str, str] | None = None
         self._parsed: dict[str, str] | None = None
+        self._by_theme: dict[tuple[object, ...], list[RuleSet]] = {}
 
     def set_variables(self, variables: dict[str, str]) -> None:
         if variables != self._theme:
@@ -58,5 +60,11 @@ class ThemedStylesheet(Stylesheet):
         if self._parsed == self._theme:
             self.parse()
             return
-        super().reparse()
+        theme = tuple((self._theme or {}).items()), tuple(self.source.items())
+        if theme in self._by_theme:
+            self._rules, self._rules_map = self._by_theme[theme], None
+            self._require_parse = False
+        else:
+            super().reparse()
+            self._by_theme[theme] = self._rules
         self._parsed = self._theme

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
@@ -9,43 +10,78 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.events import Resize
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Footer, Input, Static
-from textual.widgets._footer import FooterKey
+from textual.widget import Widget
+from textual.widgets import Input, Static
 
 from tui.screens.library_app import LibraryApp
 from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
 
 
-class KeyFooter(Footer):
-    """The keys of a screen. Where there is no room for all, the last go, and help and quit stay."""
+class KeyFooter(Static):
+    """The keys of a screen in one line, and a click presses one.
 
+    Where there is no room for all, the last go, and help and quit stay. Textual's has a widget for
+    each key and makes all of them anew whenever the focus moves.
+    """
+
+    DEFAULT_CSS = """
+    KeyFooter { dock: bottom; height: 1; }
+    KeyFooter { color: $footer-foreground; background: $footer-background; }
+    """
     STAY = ("help", "quit")
+    ALLOW_SELECT = False
 
     def __init__(self) -> None:
-        super().__init__(compact=True, show_command_palette=False)
-        self._columns = 0
+        super().__init__(markup=False)
+        self.shown: dict[str, str] = {}  # what each key does
 
-    def compose(self) -> ComposeResult:
-        keys = [each for each in super().compose() if isinstance(each, FooterKey)]
-        self._columns = self.app.size.width
-        room = self._columns + 1 - sum(_columns(key) for key in keys if key.action in self.STAY)
-        for key in keys:
-            if key.action not in self.STAY:
-                room -= _columns(key)
-            if key.action in self.STAY or room >= 0:
-                yield key
+    def on_mount(self) -> None:
+        self.screen.bindings_updated_signal.subscribe(self, self._bindings_changed)
 
-    def on_resize(self, event: Resize) -> None:
-        if event.size.width != self._columns:
-            self.call_after_refresh(self.recompose)
+    def _bindings_changed(self, screen: Screen[object]) -> None:
+        if screen is self.screen and self.app.app_focus:
+            self.call_after_refresh(self._show_keys)
+
+    def on_resize(self) -> None:
+        self._show_keys()
+
+    def _show_keys(self) -> None:
+        first: dict[str, Binding] = {}  # of each action
+        for active in self.screen.active_bindings.values():
+            if active.binding.show:
+                first.setdefault(active.binding.action, active.binding)
+        keys = [(self.app.get_key_display(each), each) for each in first.values()]
+        columns = [len(key) + len(each.description) + 2 for key, each in keys]
+        stay = [each.action in self.STAY for _, each in keys]
+        room = self.size.width + 1 - sum(map(operator.mul, columns, stay))
+        drawn = []
+        for (key, each), wide, stays in zip(keys, columns, stay, strict=True):
+            room -= 0 if stays else wide
+            if stays or room >= 0:
+                drawn.append((key, each))
+        shown = {key: each.description for key, each in drawn}
+        if shown == self.shown:
+            return
+        self.shown = shown
+        parts = [
+            Content.assemble((key, "bold $footer-key-foreground"), f" {each.description}").stylize(
+                f"@click=app.simulate_key('{each.key}')"
+            )
+            for key, each in drawn
+        ]
+        self.update(Content(" ").join(parts), layout=False)
 
 
-def _columns(key: FooterKey) -> int:
-    """Return the columns of `key description`, and of the space to the next."""
-    return len(key.key_display) + len(key.description) + 2
+def set_class_alone(widget: Widget, on: bool, name: str) -> None:
+    """Set a class whose rules change nothing but the widget.
+
+    Textual would find the styles of everything below it again.
+    """
+    if widget.has_class(name) != on:
+        widget.set_class(on, name, update=False)
+        widget.app.stylesheet.apply(widget)
 
 
 class ModeScreen(Screen[None]):

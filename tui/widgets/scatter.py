@@ -50,6 +50,11 @@ class Scatter(PlotWidget):  # type: ignore[misc]
         """Say whether x values are logarithms (base 10) of what is written at the ticks."""
         self.set_x_formatter(_LogLabels() if log else _Labels())
 
+    def fit(self) -> None:
+        """Draw once more, on canvases of the sizes that the layout has given them."""
+        self._needs_canvas_resize = True  # as `refresh(layout=True)` does, without a layout
+        self._rerender()
+
     @property
     def columns(self) -> int:
         """How many columns the x axis has: what the left margin and the frame leave."""

@@ -91,13 +91,13 @@ def host_note(engine: EngineConfig) -> str:
     part = Features(*host_part(engine).seconds.tolist())
     what = (
         f"beyond its kernels a step takes {1e3 * part.step:.2f} ms, {1e6 * part.requests:.0f} us a "
-        f"request and {1e3 * part.prefill_step:.1f} ms with prompts, as published runs of vLLM did "
-        "that schedules "
+        f"request and {1e3 * part.prefill_step:.1f} ms with prompts, as in published runs of a "
+        "vLLM that schedules step by step"
     )
     if generation_of(engine) != ASYNCHRONOUS:
-        return f"{what}step by step"
+        return what
     return (
-        f"{what}step by step. This engine schedules while kernels run, so a step takes the longer "
+        f"{what}. This engine schedules while kernels run, so a step takes the longer "
         "of the two. How long the host takes there no run shows: the interval reaches from "
         "kernels alone to twice that"
     )

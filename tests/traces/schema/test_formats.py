@@ -35,6 +35,7 @@ from traces.schema.formats import (
         (2.66e-5, "USD", "$2.66e-05"),
         (26.1, "problems/s", "26.1 problems/s"),
         (2.0, "devices", "2 devices"),
+        (1.0, "devices", "1 device"),
         (22_100.0, "J", "22.1 kJ"),
         (0.25, "J/token", "250 mJ"),
         (0.0, "s", "0 s"),

@@ -2,12 +2,12 @@
 
 import pytest
 from textual.widgets import DataTable, Input
-from textual.widgets._footer import FooterKey
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
 from tests.tui.pilot import screen_text, settle, text_of
 from tui.app.app import TtscopeApp
+from tui.screens.base import KeyFooter
 from tui.screens.library import failure, paths_of
 from tui.widgets.prompt import Paths, Words
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def footer(app):
-    return {key.key_display: key.description for key in app.screen.query(FooterKey)}
+    return app.screen.query_one(KeyFooter).shown
 
 
 @pytest.mark.parametrize(("screen", "key", "name", "text", "told"), FIELDS)

@@ -127,7 +127,7 @@ async def test_advice_that_fails_leaves_no_picks_of_others(folder):
         await pilot.press("4")
         await settle(pilot)
         assert app.screen.query_one(DataTable).row_count
-        assert app.screen.has_class("answered")
+        assert app.screen.query_one("#middle").display
         await pilot.press("1")
         app.toggle_mark(voted.key)
         app.toggle_mark(spans.key)
@@ -135,7 +135,7 @@ async def test_advice_that_fails_leaves_no_picks_of_others(folder):
         await settle(pilot)
         assert "spans" in text_of(app, "#message")
         assert not app.screen.query_one(DataTable).row_count
-        assert not app.screen.has_class("answered")
+        assert not app.screen.query_one("#middle").display
         assert text_of(app, "#detail") == ""
         assert app.screen.query_one("NavBar").status == ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
@@ -113,13 +112,12 @@ def api_price_of(text: str) -> float | None:
     """
     if not text.strip():
         return None
+    from advisor.advice.accounts.costs import Tariff
+
     try:
-        price = float(text.strip().removeprefix("$"))
+        return Tariff(api_price=float(text.strip().removeprefix("$"))).api_price
     except ValueError:
-        price = math.nan
-    if not 0 < price < math.inf:
-        raise UsageError(f"--api-price {text.strip()}: wants USD above 0, such as 2")
-    return price
+        raise UsageError(f"--api-price {text.strip()}: wants a number, such as 2") from None
 
 
 class BudgetField(Input):
@@ -149,6 +147,7 @@ class BudgetForm(Vertical):
         self._limits = limits
         self._before = ""  # what the field held that has the focus
         self._price: float | None = None
+        self._narrow = self._is_open = False
         self.border_title = "Budget"
 
     def compose(self) -> ComposeResult:
@@ -205,9 +204,19 @@ class BudgetForm(Vertical):
     def field(self, name: str) -> Input:
         return self.query_one(f"#field_{name}", Input)
 
+    def fit(self, narrow: bool) -> None:
+        """Show the fields, or where there is little room a line instead while none is entered."""
+        self._narrow = narrow
+        self._open(self._is_open)
+
+    def _open(self, is_open: bool) -> None:
+        self._is_open = is_open
+        self.query_one("#fields").display = is_open or not self._narrow
+        self.query_one("#summary").display = self._narrow and not is_open
+
     def enter(self) -> None:
         """Go to the first field."""
-        self.add_class("open")
+        self._open(True)
         self.field(FIELDS[0].name).focus()
 
     def _hint(self, field: Field) -> None:
@@ -220,7 +229,7 @@ class BudgetForm(Vertical):
             focused.value = self._before
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
-        self.add_class("open")
+        self._open(True)
         for field in FIELDS:
             if event.widget.id == f"field_{field.name}":
                 self._before = self.field(field.name).value
@@ -237,7 +246,7 @@ class BudgetForm(Vertical):
     def _close(self) -> None:
         focused = self.screen.focused
         if focused is None or focused not in self.query("*"):
-            self.remove_class("open")
+            self._open(False)
 
     @on(Input.Changed, ".budget")
     def _typed(self, event: Input.Changed) -> None:

@@ -49,6 +49,9 @@ class FrontPanel(Vertical):
         self._answer: Recommendation | None = None
         self._axis: Quantity | None = None
         self._goal: Quantity | None = None  # what was drawn first, until another axis is chosen
+        self._filled: tuple[object, ...] = ()  # what the table shows
+        self._plotted: tuple[object, ...] = ()  # what the plot shows
+        self._legend = Content("")
         self.border_title = "Front"
 
     def compose(self) -> ComposeResult:
@@ -80,16 +83,18 @@ class FrontPanel(Vertical):
         return self.rows[row] if 0 <= row < len(self.rows) else None
 
     def clear(self) -> None:
-        self.rows, self._answer = [], None
+        self.rows, self._answer, self._filled, self._plotted = [], None, (), ()
+        self.query_one("#middle").display = False
         self.table.clear(columns=True)
         self.plot.clear()
-        self.query_one("#legend", Static).update("")
+        self._show_legend(Content(""))
         self.border_title, self.border_subtitle = "Front", ""
 
     def show(self, answer: Recommendation, rows: Sequence[Candidate]) -> None:
         """Show an answer; a cursor that was moved stays on its configuration if it is there."""
         at = self.selected if self.table.cursor_row > 0 else None
-        self._answer, self.rows = answer, [*rows]
+        self._answer, self.rows, self._filled, self._plotted = answer, [*rows], (), ()
+        self.query_one("#middle").display = True
         known = axes(answer.budget, rows)
         goal = known[0] if known else None
         if goal != self._goal or self._axis not in known:
@@ -108,6 +113,11 @@ class FrontPanel(Vertical):
             self.draw()
 
     @on(Resize)
+    def _fit(self) -> None:
+        if self._answer is not None:
+            self._fill(self.table.cursor_row)
+            self._say_legend()
+
     def _recolour(self) -> None:
         if self._answer is not None:
             self._fill(self.table.cursor_row)
@@ -117,6 +127,10 @@ class FrontPanel(Vertical):
         assert self._answer is not None
         table, width = self.table, self.size.width
         room = max(int(width * TABLE_SHARE), min(width - LEAST_PLOT, 50)) - EDGE
+        filled = (room, self.app.theme)
+        if filled == self._filled:  # it was hidden meanwhile
+            return
+        self._filled = filled
         heads, cells = table_of(self.rows, self._answer.budget, room)
         with self.prevent(DataTable.RowHighlighted):
             table.clear(columns=True)
@@ -145,21 +159,25 @@ class FrontPanel(Vertical):
 
     @on(Scatter.Resized)
     def draw(self) -> None:
-        """Draw once more; the plot sizes its canvas from the layout before the next one."""
-        tall = self.plot.size.height >= TALL
-        self.plot.margin_top, self.plot.margin_bottom = (1, 3) if tall else (0, 1)
-        self.call_after_refresh(self._redraw)
+        """Draw once more, after the layout that other margins need."""
+        margins = (1, 3) if self.plot.size.height >= TALL else (0, 1)
+        if margins == (self.plot.margin_top, self.plot.margin_bottom):
+            self._redraw()
+        else:
+            self.plot.margin_top, self.plot.margin_bottom = margins
+            self.call_after_refresh(self._redraw)
 
     def _redraw(self) -> None:
         self._plot()
         self._say_legend()
-        self.plot.refresh(layout=True)
 
     def _plot(self) -> None:
-        axis = self._axis
-        if self._answer is None or axis is None:
+        axis, plot = self._axis, self.plot
+        plotted = (axis, self.table.cursor_row, plot.size, plot.margin_bottom, self.app.theme)
+        if self._answer is None or axis is None or plotted == self._plotted or not plot.size:
             return
-        plot, budget = self.plot, self._answer.budget
+        self._plotted, budget = plotted, self._answer.budget
+        plot.fit()
         self.border_title = f"Front: accuracy against {axis_title(axis)}"
         plot.clear()
         plot.set_xlabel(axis_title(axis))
@@ -233,4 +251,9 @@ class FrontPanel(Vertical):
             elif len(legend):
                 legend, free = legend + "  ", free - 2
             legend, free = legend + entry, free - entry.cell_length
-        self.query_one("#legend", Static).update(legend)
+        self._show_legend(legend)
+
+    def _show_legend(self, legend: Content) -> None:
+        if legend != self._legend:
+            self._legend = legend
+            self.query_one("#legend", Static).update(legend)

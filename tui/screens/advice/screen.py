@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.events import Resize
+from textual.content import Content
+from textual.events import DescendantBlur, DescendantFocus, Resize
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import DataTable, Input, Label, ProgressBar, Static
@@ -24,9 +25,9 @@ from traces.schema.formats import counted
 from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
 from tui.screens.advice.pick import EMPTY, Section, answer_sections, is_outline, styled
-from tui.screens.advice.rows import candidates, gone_lines, paste_text, present_candidate
+from tui.screens.advice.rows import Candidate, candidates, gone_lines, paste_text, present_candidate
 from tui.screens.advice.what_if import examples, what_if
-from tui.screens.base import ConfirmScreen, ModeScreen
+from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import Advises
 
@@ -170,6 +171,10 @@ class AdviceScreen(ModeScreen):
         )
         self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._passing = False  # whether the message goes when something else is shown
+        self._whole: Literal["all", "answer", "front"] = "all"  # who has the whole screen
+        self._room = (False, False)  # whether one panel is shown beside the budget, and two columns
+        self._answers: dict[object, tuple[Content, Content]] = {}  # answers by their rows
+        self._line_counts = (0, 0)  # of what is shown of them
         self._what_if: list[str] = []
         self._accounted: Accounted | None = None  # of `_advice`
 
@@ -213,17 +218,38 @@ class AdviceScreen(ModeScreen):
     def _fit(self) -> None:
         size = self.app.size
         narrow = size.width < NARROW or size.height < LOW
+        self._room = (narrow, size.width >= TWO_COLUMNS and not narrow)
         self.set_class(narrow, "narrow")
-        self.set_class(size.width >= TWO_COLUMNS and not narrow, "wide")
+        self._show_panels()
         self.call_after_refresh(self._show_answer)
+
+    def _show_panels(self) -> None:
+        """Show the panels that there is room for, without a look at the styles of all in them."""
+        (narrow, wide), given = self._room, self._whole
+        above = self.query_one("#above")
+        above.display = given != "answer"
+        above.styles.height = "1fr" if given == "front" else None
+        self._front.display = given == "front" or not narrow
+        self._form.display = given != "front"
+        self._answer_panel.display = given != "front"
+        self.query_one("#more").display = wide
+        self._form.fit(narrow)
+
+    @on(DescendantFocus)
+    @on(DescendantBlur)
+    def _frame(self) -> None:
+        """Draw the frame of the panel that has the focus in another colour."""
+        for panel in (self._form, self._front, self._answer_panel):
+            set_class_alone(panel, panel.has_focus_within, "entered")
 
     @property
     def _home(self) -> Widget:
         """What has the focus while no field has it."""
-        shows_rows = not self.has_class("whole") and not (
-            self.has_class("narrow") and not self.has_class("rows")
-        )
-        return self._front.table if shows_rows else self._answer_panel
+        return self._front.table if self._shows_rows else self._answer_panel
+
+    @property
+    def _shows_rows(self) -> bool:
+        return self._whole == "front" or (self._whole == "all" and not self._room[0])
 
     def _go_home(self) -> None:
         self.set_focus(self._home if self._advice is not None else None)
@@ -231,33 +257,33 @@ class AdviceScreen(ModeScreen):
     def action_explain(self) -> None:
         """Give the answer the whole screen, where it scrolls; or all panels again."""
         if self._advice is not None:
-            narrow_rows = self.has_class("narrow") and self.has_class("rows")
-            self.set_class(not self.has_class("whole") and not narrow_rows, "whole")
-            self.remove_class("rows")
-            self._after_layout()
+            from_rows = self._whole == "front" and self._room[0]  # back to the answer beside it
+            self._give("all" if self._whole == "answer" or from_rows else "answer")
 
     def action_front(self) -> None:
         """Give the front and its rows the whole screen, or all panels again."""
         if self._advice is not None:
-            self.toggle_class("rows")
-            self.remove_class("whole")
-            self._after_layout()
+            self._give("all" if self._whole == "front" else "front")
 
-    def _after_layout(self) -> None:
+    def _give(self, given: Literal["all", "answer", "front"]) -> None:
+        """Give a panel the whole screen, or show all."""
+        if given != self._whole:
+            self._whole = given
+            self._show_panels()
         self._go_home()
         self.call_after_refresh(self._show_answer)
 
     @on(DataTable.RowSelected, "#picks")
     def _row_chosen(self) -> None:
-        self.remove_class("rows")
+        self._whole = "all"
         self.action_explain()
 
     def action_leave(self) -> None:
         """Take back what was typed, and show all panels."""
         self._form.take_back()
-        self.remove_class("asking", "whole", "rows")
+        self._ask_change(False)
         self._changed_what_is_shown()
-        self._after_layout()
+        self._give("all")
 
     # -- what is asked -------------------------------------------------------------------------
 
@@ -321,11 +347,13 @@ class AdviceScreen(ModeScreen):
         """Take away what is said of other recordings."""
         self._stop()
         self.workers.cancel_group(self, "what_if")
-        self._advice, self._what_if, self._accounted = None, [], None
-        self.remove_class("answered", "whole", "rows")
+        self._advice, self._what_if, self._accounted, self._answers = None, [], None, {}
+        self._whole = "all"
+        self._show_panels()
         self._front.clear()
         for name in ("#detail", "#more"):
             self.query_one(name, Static).update("")
+        self._line_counts = (0, 0)
         self.set_status("")
 
     def _stop(self) -> None:
@@ -357,6 +385,7 @@ class AdviceScreen(ModeScreen):
                     return
                 answer = advisor.recommend(budget, self.ttscope.runs_today(), heard)
                 tell(answer, None)
+            with self.ttscope.advising:  # anew: a question that came meanwhile does not wait
                 if not worker.is_cancelled:
                     self._account(advisor, answer, api_price, question)
         except Cancelled:
@@ -400,7 +429,7 @@ class AdviceScreen(ModeScreen):
 
     def _show_progress(self, doing: str | None, done: int = 0, total: int | None = None) -> None:
         """Say what goes on, with a bar where it is known how much of it is done."""
-        self.set_class(doing is not None, "working")
+        self.query_one("#progress").display = doing is not None
         bar = self.query_one("#bar", ProgressBar)
         bar.display = total is not None
         count = "" if total is None else f" {done} of {total} "
@@ -425,8 +454,7 @@ class AdviceScreen(ModeScreen):
         else:
             self._show_progress(None)
         self.workers.cancel_group(self, "what_if")
-        self._what_if, self._accounted = [], None
-        self.add_class("answered")
+        self._what_if, self._accounted, self._answers = [], None, {}
         rows = candidates(event.advice)
         present = self.ttscope.present_entry()
         if present is not None and present.run is not None:
@@ -443,7 +471,7 @@ class AdviceScreen(ModeScreen):
     def _with_accounts(self, event: Accounted) -> None:
         if event.question != self._asked:
             return
-        self._accounted = event
+        self._accounted, self._answers = event, {}
         if event.error is not None:
             self._say(event.error, bad=True)
         self._show_answer()
@@ -473,23 +501,37 @@ class AdviceScreen(ModeScreen):
     def _show_answer(self) -> None:
         if self._advice is None:
             return
-        wide = self.has_class("wide")
+        if not self._answer_panel.display:
+            return
+        wide = self._room[1]
         inner = max(self.app.size.width - 5, 40)  # borders, room, scroll bar
         width = min(inner // 2 - 3 if wide else inner, READABLE)
+        row = self._front.selected
+        key = (None if row is None else (row.key, row.symbol), width, wide)
+        if key not in self._answers:
+            self._answers[key] = self._answer_of(row, width, wide)
+        drawn = self._answers[key]
+        if self._what_if:
+            told = [Section(kind="table", lines=self._what_if)]
+            drawn = (Content("\n\n").join([styled(told), drawn[0]]), drawn[1])
+        lines = (drawn[0].plain.count("\n"), drawn[1].plain.count("\n"))
+        same = lines == self._line_counts  # every line fits, so that the layout stays
+        self._line_counts = lines
+        for name, content in zip(("#detail", "#more"), drawn, strict=True):
+            self.query_one(name, Static).update(content, layout=not same)
+
+    def _answer_of(self, row: Candidate | None, width: int, wide: bool) -> tuple[Content, Content]:
+        """Return what is said of a row, and why, where that stands beside it."""
+        assert self._advice is not None
         told = self._accounted
         main, rest = answer_sections(
             self._advice,
-            self._front.selected,
+            row,
             width=width,
             accounts=None if told is None else told.accounts,
             efforts=None if told is None else told.efforts,
         )
-        if self._what_if:
-            main = [Section(kind="table", lines=self._what_if), *main]
-        if not wide:
-            main, rest = [*main, *rest], []
-        self.query_one("#detail", Static).update(styled(main))
-        self.query_one("#more", Static).update(styled(rest))
+        return (styled(main), styled(rest)) if wide else (styled([*main, *rest]), Content(""))
 
     # -- what is done with the answer ----------------------------------------------------------
 
@@ -529,7 +571,7 @@ class AdviceScreen(ModeScreen):
             told.append(
                 f"or its kernels there, without weights: shapes in {names}, commands in {path}"
             )
-        if self.has_class("wide"):
+        if self._room[1]:
             told += forwards.commands
         self._say("\n".join(told), passing=True)
 
@@ -544,8 +586,11 @@ class AdviceScreen(ModeScreen):
             return
         hint = f"for example {examples(selected.pick)}. Enter replays both, esc leaves"
         self.query_one("#change_hint", Static).update(hint)
-        self.add_class("asking")
+        self._ask_change(True)
         self.query_one("#change").focus()
+
+    def _ask_change(self, asking: bool) -> None:
+        self.query_one("#asking").display = asking
 
     @on(Input.Submitted, "#change")
     def _change_given(self, event: Input.Submitted) -> None:
@@ -575,6 +620,6 @@ class AdviceScreen(ModeScreen):
             return
         self._what_if = event.lines
         self._say("\n".join(self._gone_lines()))
-        self.remove_class("asking", "rows")
-        self._after_layout()
+        self._ask_change(False)
+        self._give("all" if self._whole == "front" else self._whole)
         self._answer_panel.scroll_home(animate=False)

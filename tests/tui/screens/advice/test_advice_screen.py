@@ -277,7 +277,7 @@ async def test_costs_and_efforts_stand_below_the_command_whole_at_80_columns(fol
         await pilot.press("e")
         await settle(pilot)
         await opened.give("api_price", "x")
-        assert "API price x: wants USD above 0, such as 2" in text_of(app)
+        assert "API price x: wants a number, such as 2" in text_of(app)
         await opened.give("api_price", "2")
         assert "Give price" in text_of(app) and "Run large" in text_of(app, "#detail")
         assert "< for all problems: high" in text_of(app, "#detail")

@@ -1,0 +1,175 @@
+"""What each key of the app costs on the shipped recordings: ``python -m benchmarks.tui_keys``.
+
+A key counts from its press until nothing is left to draw. The time is the processor time of the
+thread that draws, and what a terminal would be sent is made too. Printed are the medians of so many
+presses and the slowest, by screen and size. A watched server that is made stands on screen 3.
+Before them stand the first paint and the answers of the advice screen, from the start of the app.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tui.verbs.terminal import prepare
+
+prepare()  # as `ttscope tui` does, before numpy is imported
+
+import profiler.demo
+from benchmarks import live_day
+from tui.app.app import TtscopeApp
+from tui.screens.advice.screen import AdviceScreen, Advised
+
+SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
+SIZES = ("80x24", "120x40")
+TYPED = ("m", "a", "x", "backspace")
+MOVES = ("down", "up", "j", "k", "end", "home", "G", "g", "pagedown", "pageup")
+SCREENS: dict[str, Sequence[tuple[str, Sequence[str]]]] = {  # what is open, and its keys in order
+    "recordings": (
+        ("", (*MOVES, "space", "space", "up", "up", "down", "u", "r", "r", *["s"] * 9)),
+        ("", ("slash",)),
+        ("filter", (*TYPED, "escape")),
+        ("", ("o",)),
+        ("open", (*TYPED, "escape")),
+        ("", ("i",)),
+        ("import", (*TYPED, "escape")),
+        ("", ("dollar_sign",)),
+        ("price", ("2", "escape")),
+        ("", ("x",)),
+        ("delete", ("n",)),
+        ("", ("question_mark",)),
+        ("help", ("down", "escape")),
+        ("", ("t", "t", "enter", "1", "4", "1")),
+    ),
+    "run": (
+        ("", ("right", "left", "shift+right", "shift+left", "end", "home", "full_stop", "comma")),
+        ("", ("plus", "minus", "z", "0", "w", "left_square_bracket", "right_square_bracket")),
+        ("", ("down", "up", "pagedown", "pageup", "r", "r", "r", "r", "k", "k", "k", "k")),
+        ("", ("greater_than_sign", "less_than_sign", "space", "space", "escape", "g")),
+        ("go to", (*TYPED, "escape")),
+        ("", ("v",)),
+        ("replay", (*TYPED, "escape")),
+        ("", ("question_mark",)),
+        ("help", ("down", "escape")),
+        ("", ("t", "t")),
+    ),
+    "live": (
+        ("", ("d", "d", "down", "up", "pagedown", "pageup", "u")),
+        ("URL", (*TYPED, "escape")),
+        ("", ("question_mark",)),
+        ("help", ("down", "escape")),
+        ("", ("t", "t")),
+    ),
+    "advice": (
+        ("", (*MOVES, "x", "x", "x", "x", "x", "c", "f")),
+        ("front", (*MOVES, "x", "x", "x", "x", "x", "f")),
+        ("", ("e",)),
+        ("answer", ("down", "up", "end", "home", "e")),
+        ("", ("b",)),
+        ("budget", ("5", "s", "backspace", "backspace", "tab", "shift+tab", "escape")),
+        ("", ("w",)),
+        ("what if", (*TYPED, "escape")),
+        ("", ("m",)),
+        ("measure", ("n",)),
+        ("", ("question_mark",)),
+        ("help", ("down", "escape")),
+        ("", ("t", "t")),
+    ),
+}
+
+
+def draw_all(app: TtscopeApp) -> TtscopeApp:
+    """Have the app make what it would send to a terminal, though it has none."""
+    display = app._display
+
+    def drawn(screen: Any, renderable: Any) -> None:
+        if not app._batch_count and hasattr(renderable, "render_segments"):
+            renderable.render_segments(app.console)
+        display(screen, renderable)
+
+    app._display = drawn  # type: ignore[method-assign]
+    return app
+
+
+async def settle(pilot: Any) -> None:
+    """Wait until no worker runs, and what they have posted is drawn."""
+    await pilot.pause()
+    while any(not worker.is_finished for worker in pilot.app.workers):
+        await pilot.app.workers.wait_for_complete()
+        await pilot.pause()
+
+
+async def answer(paths: list[Path], size: tuple[int, int]) -> None:
+    """Print when the first estimate and the answer are there, with screen 4 opened at once."""
+    began, heard = (time.perf_counter(), time.process_time()), []
+
+    def hear(message: Any) -> None:
+        if isinstance(message, Advised):
+            heard.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+
+    app = draw_all(TtscopeApp(paths, limits={"min_accuracy": "0.75"}, screen="advice"))
+    async with app.run_test(size=size, message_hook=hear) as pilot:
+        paint = (time.perf_counter() - began[0], time.process_time() - began[1])
+        while not isinstance(app.screen, AdviceScreen) or len(heard) < 2:
+            await asyncio.sleep(0.01)
+        await settle(pilot)
+    told = ", ".join(f"{wall:.2f} s ({cpu:.2f} s)" for wall, cpu in (paint, *heard))
+    print(f"first paint, estimate and answer, wall (processor): {told}")
+
+
+async def drive(paths: list[Path], size: tuple[int, int], times: int, screens: list[str]) -> None:
+    """Print what the keys of screens cost at a size."""
+    app = draw_all(TtscopeApp(paths, limits={"min_accuracy": "0.75"}))
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        for screen in screens:
+            if screen == "live":
+                app.open_run(next(entry for entry in app.entries if entry.is_watched))
+            else:
+                await app.switch_mode(screen)
+            await settle(pilot)
+            spent: dict[str, list[float]] = defaultdict(list)
+            for _ in range(times):
+                for opened, keys in SCREENS[screen]:
+                    for key in keys:
+                        begun = time.thread_time()
+                        await pilot.press(key)
+                        await pilot.pause()
+                        took = (time.thread_time() - begun) * 1e3
+                        spent[f"{opened} {key}".strip()].append(took)
+                        await settle(pilot)
+            assert app.current_mode == screen, f"{screen}: its keys lead to {app.current_mode}"
+            print(f"{screen}:")
+            for key, each in sorted(spent.items(), key=lambda pair: -statistics.median(pair[1])):
+                print(f"  {statistics.median(each):4.0f}  {max(each):4.0f}  {key}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--screen", choices=[*SCREENS])
+    given = parser.parse_args()
+    screens = [*SCREENS] if given.screen is None else [given.screen]
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        folder = Path(name) / "live-made"
+        live_day.make(folder, 300)
+        live_day.close(folder, 300)
+        gc.freeze()  # as `ttscope tui` does
+        for told in SIZES if given.size is None else [given.size]:
+            columns, _, rows = told.partition("x")
+            size = (int(columns), int(rows))
+            print(f"{told}, milliseconds of the thread that draws, median and slowest")
+            asyncio.run(drive([SHIPPED, folder], size, given.times, screens))
+        asyncio.run(answer([SHIPPED], size))
+
+
+if __name__ == "__main__":
+    main()
