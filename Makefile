@@ -18,14 +18,17 @@ $(VENV)/.installed: pyproject.toml scripts/install.sh
 demo: install
 	$(BIN)/ttscope demo $(DEMO_ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# pytest rewrites every assertion, which takes as long as a hundred tests: its code is kept.
+export PYTHONDONTWRITEBYTECODE :=
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 # Before each commit: without an engine, and without what is heavy by nature (CONTRIBUTING.md).
+# Three processes on two cores, as many tests wait for a server or a clock.
 check: install lint
-	$(PYTEST) -m "not vllm and not slow"
+	$(PYTEST) -n 3 -m "not vllm and not slow"
 
 test: install lint
-	$(PYTEST)
+	$(PYTEST) -n 2
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

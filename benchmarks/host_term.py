@@ -21,7 +21,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ from advisor.step_time.host.law import (
     in_features,
     ranks_of,
 )
+from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_kind
 from advisor.step_time.host.spread import GPU, PLAIN, SEEN, LeftOutSpread, kind_of, stratum
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
@@ -48,11 +49,25 @@ from traces.statistics import Z95
 
 Floats = npt.NDArray[np.float64]
 
+# What steps with prompts may take: so many times their kernels, and seconds more.
+PROMPTS: Final = tuple(
+    PromptPart(factor, seconds)
+    for factor in (1.0, 1.1, 1.2, 1.3)
+    for seconds in (0.0, 5e-3, 1e-2, 1.5e-2)
+)
 USUAL: Final = np.array([8e-4, 4e-4, 4e-5, 2e-3])  # seconds [TERMS] that exposures are taken at
 SMALL: Final = 0.2  # of these: how far a term is moved
 FEWEST: Final = 3  # models of a lab on a GPU that a spread is kept of
-WAITED: Final = 0.5  # seconds in the queue, on average, from which a point waited for blocks
+WAITED: Final = 0.5  # seconds in the queue, on average, from which a point waited,
+FULL: Final = 0.9  # and share of the KV cache from which it waited for blocks
 PCIE: Final = tuple(name for name, each in RELATIVES.items() if each.wires != each.of)
+
+
+class Off(NamedTuple):
+    """Predicted over measured: TPOT (the whole batch's time where there is none), and TTFT."""
+
+    tpot: float
+    ttft: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,25 +84,44 @@ class Row:
     waited: bool
     teaches: bool
 
-    def ratio(self, seconds: Floats, *, added: bool = False) -> float:
-        """Return predicted over measured, TPOT or the whole batch's time, of a host's part [TERMS].
+    @property
+    def has_prompts(self) -> bool:
+        """Whether `prompts` are learned from it, and predicted with them."""
+        facts = self.point.facts
+        return facts is not None and prompt_kind(facts, self.point.engine)
 
-        It is hidden where the engine schedules asynchronously, if it is not to be `added`.
+    def off(self, seconds: Floats, prompts: PromptPart = AS_KERNELS, *, added: bool = False) -> Off:
+        """Return predicted over measured with a host's part [TERMS] and what prompts take.
+
+        The host's part is hidden where the engine schedules asynchronously, if it is not to be
+        `added`. There prompts count, of quantised models and mixtures.
         """
         hidden = self.generation == ASYNCHRONOUS and not added
-        cost = _with(self.cost, self.engine, seconds, hidden)
+        cost = self.cost
+        if prompts != AS_KERNELS and self.has_prompts:
+            cost = _cost(self.point, prompts)[1]
+        cost = _with(cost, self.engine, seconds, hidden)
         work, done = replayed(self.point, self.engine, cost)
         if self.point.load == TOGETHER:
             assert self.point.latency_s
-            return done.makespan_s / self.point.latency_s
-        assert self.point.tpot_s
-        return _tpot(self.point, work, done) / self.point.tpot_s
+            return Off(done.makespan_s / self.point.latency_s, np.nan)
+        assert self.point.tpot_s and self.point.ttft_s
+        ttft = float(np.mean(done.ttft_s[kept_of(self.point, work)]))
+        return Off(_tpot(self.point, work, done) / self.point.tpot_s, ttft / self.point.ttft_s)
+
+
+def _cost(point: Point, prompts: PromptPart) -> tuple[EngineConfig, StepCost]:
+    assert point.facts is not None
+    return priced_engine(point.system, point.facts, point.engine, prompts=prompts)
 
 
 def _with(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: bool) -> StepCost:
     law = in_features(seconds, engine)
-    nothing = np.zeros(len(law))
-    return cost._replace(linear=nothing if hidden else law, hidden=law if hidden else np.zeros(0))
+    if generation_of(engine) != ASYNCHRONOUS:
+        return cost._replace(linear=law)
+    if not hidden:
+        return cost._replace(linear=cost.linear + law, hidden=np.zeros(0))
+    return cost._replace(hidden=law)
 
 
 def _tpot(point: Point, work: Workload, done: Replayed) -> float:
@@ -123,7 +157,7 @@ def row_of(point: Point) -> Row | None:
         return None
     generation = generation_of(point.engine)
     try:
-        engine, cost = priced_engine(point.system, point.facts, point.engine)
+        engine, cost = _cost(point, AS_KERNELS)
         hidden = generation == ASYNCHRONOUS
         laws = [USUAL]
         if not hidden:  # what is hidden teaches nothing
@@ -137,8 +171,10 @@ def row_of(point: Point) -> Row | None:
         exposure = (np.array(moved) - usual) / (SMALL * USUAL)
     work, done = ran[0]
     kept = kept_of(point, work)
-    queued = (done.scheduled_s - done.queued_s)[kept]
-    waited = float(np.mean(queued)) > WAITED or bool(done.preempted[kept].any())
+    queued = float(np.mean((done.scheduled_s - done.queued_s)[kept]))
+    blocks, size = engine.num_gpu_blocks, engine.block_size
+    full = bool(blocks and size and done.peak["kv_tokens"] > FULL * blocks * size)
+    waited = (full and queued > WAITED) or bool(done.preempted[kept].any())
     guessed = point.load == OPEN and not point.before
     old_wires = point.system in PCIE and engine.tensor_parallel_size > 1 and point.version < (0, 12)
     return Row(
@@ -170,6 +206,27 @@ def seconds_of(model: HostTerm, row: Row) -> Floats:
     return model.seconds(SYNCHRONOUS if row.generation == ASYNCHRONOUS else row.generation)
 
 
+def taught_prompts(
+    rows: Sequence[Row], seconds: Floats
+) -> tuple[PromptPart, dict[str, PromptPart]]:
+    """Return what steps with prompts take beyond their kernels, of all points and without a model.
+
+    Of PROMPTS the one whose TPOTs are nearest to the measured by the mean absolute error of the
+    log, of every third point that did not wait for blocks.
+    """
+    kept_ = [row for row in rows if row.has_prompts and not row.waited][::3]
+    off = np.array(
+        [[np.abs(np.log(row.off(seconds, each).tpot)) for each in PROMPTS] for row in kept_]
+    )  # [points, PROMPTS]
+    names = np.array([family(row.point) for row in kept_])
+
+    def best(own: npt.NDArray[np.bool_]) -> PromptPart:
+        return PROMPTS[int(np.argmin(off[own].mean(axis=0)))]
+
+    without = {str(name): best(names != name) for name in sorted(set(names.tolist()))}
+    return best(np.ones(len(kept_), dtype=bool)), without
+
+
 def family(point: Point) -> str:
     """Return a model's name for leaving it out, with all of the same shape."""
     facts = point.facts
@@ -184,12 +241,25 @@ LEFT_OUT: Final[dict[str, Callable[[Row], str]]] = {
 }
 
 
-def left_out(rows: Sequence[Row], key: Callable[[Row], str], whole: Sequence[float]) -> list[float]:
+def left_out(
+    rows: Sequence[Row],
+    key: Callable[[Row], str],
+    whole: Sequence[Off],
+    prompts: PromptPart,
+    without: Mapping[str, PromptPart],
+) -> list[Off]:
     """Return predicted over measured of each point, from those of other models, GPUs or labs.
 
-    `whole` is that from all that teach, which stays where none of a group does.
+    `whole` is that from all that teach, which stays where none of a group does. `prompts` are those
+    `without` the model in any case.
     """
-    found = list(whole)
+    model = fitted(rows)
+    found = [
+        row.off(seconds_of(model, row), without.get(family(row.point), prompts))
+        if row.has_prompts
+        else each
+        for row, each in zip(rows, whole, strict=True)
+    ]
     for name in sorted({key(row) for row in rows}):
         others = [row for row in rows if key(row) != name]
         taught = any(row.teaches for row in rows if key(row) == name)
@@ -198,7 +268,8 @@ def left_out(rows: Sequence[Row], key: Callable[[Row], str], whole: Sequence[flo
         model = fitted(others)
         for place, row in enumerate(rows):
             if key(row) == name:
-                found[place] = row.ratio(seconds_of(model, row))
+                own = without.get(family(row.point), prompts)
+                found[place] = row.off(seconds_of(model, row), own)
     return found
 
 
@@ -252,14 +323,14 @@ def seen(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
 
 
 def intervals(
-    rows: Sequence[Row], found: Mapping[str, Sequence[float]]
+    rows: Sequence[Row], found: Mapping[str, Sequence[Off]]
 ) -> dict[str, dict[str, float]]:
     """Return the spread by what was left out, and print what it covers of clusters left out."""
     errors_, clusters, strata = [], [], []
     for unseen in (SEEN, GPU):
-        for row, ratio in zip(rows, found[f"{unseen} left out"], strict=True):
+        for row, off in zip(rows, found[f"{unseen} left out"], strict=True):
             if not row.waited and row.point.facts is not None:
-                errors_.append(np.log(ratio))
+                errors_.append(np.log(off.tpot))
                 clusters.append(f"{row.point.lab} {family(row.point)} {row.point.system}")
                 strata.append(stratum(f"{row.generation}, {kind_of(row.point.facts)}", unseen))
     sizes, groups, names = np.array(errors_), np.array(clusters), np.array(strata)
@@ -300,10 +371,65 @@ def intervals(
     }
 
 
+def of_ttft(rows: Sequence[Row], found: Sequence[Off]) -> dict[str, dict[str, float]]:
+    """Return between which ratios to the predicted TTFT 90 % of those measured lie, by kind.
+
+    Points that waited for blocks are left out. Each model of a lab and GPU weighs the same. Printed
+    is what that holds of models, labs and GPUs that were left out.
+    """
+    kept = [
+        (f"{row.generation}, {kind_of(row.point.facts)}",
+         f"{row.point.lab} {family(row.point)} {row.point.system}", -np.log(off.ttft))
+        for row, off in zip(rows, found, strict=True)
+        if row.point.facts is not None and not row.waited and np.isfinite(off.ttft)
+        and (row.point.load != OPEN or row.point.before)
+    ]  # fmt: skip
+    names, groups, logs = (np.array(each) for each in zip(*kept, strict=True))
+    told = {}
+    print("\nTTFT, measured over predicted: 5 %, median, 95 %, points, clusters; held of left out")
+    for name in sorted(set(names.tolist())):
+        own = names == name
+        sizes, clusters = logs[own], groups[own]
+        held = []
+        for each in sorted(set(clusters.tolist())):
+            rest = clusters != each
+            if rest.any():
+                low, _, high = weighted(sizes[rest], clusters[rest])
+                held.append(np.mean((sizes[~rest] >= low) & (sizes[~rest] <= high)))
+        low, middle, high = weighted(sizes, clusters)
+        count = len(set(clusters.tolist()))
+        print(
+            f"  {name:<32}{np.exp(low):>6.2f}{np.exp(middle):>6.2f}{np.exp(high):>6.2f}"
+            f"{len(sizes):>6}{count:>4}   {100 * np.mean(held or [np.nan]):.0f} %"
+        )
+        if count >= FEWEST:
+            told[name] = {
+                "low": float(f"{np.exp(low):.3g}"),
+                "high": float(f"{np.exp(high):.3g}"),
+                "points": len(sizes),
+                "clusters": count,
+            }
+    return told
+
+
+def weighted(values: Floats, clusters: npt.NDArray[np.str_]) -> list[float]:
+    """Return the 5 %, 50 % and 95 % quantiles of values whose clusters weigh the same."""
+    weight = np.array([1 / np.sum(clusters == each) for each in clusters])
+    order = np.argsort(values)
+    share = np.cumsum(weight[order]) / weight.sum()
+    places = np.minimum(np.searchsorted(share, [0.05, 0.5, 0.95]), len(values) - 1)
+    return [float(each) for each in values[order][places]]
+
+
 def by_kind(row: Row) -> str:
     """Return what the summaries are by: lab, generation of engines and kind of model."""
     assert row.point.facts is not None
     return f"{row.point.lab} {row.generation} {kind_of(row.point.facts)}"
+
+
+def by_model(row: Row) -> str:
+    """Return a point's lab, model and precision."""
+    return f"{row.point.lab} {row.point.model} {row.point.precision}"
 
 
 def main() -> None:
@@ -317,29 +443,50 @@ def main() -> None:
     for name, law in as_table(model).items():
         print(f"  {name:<14}" + "  ".join(f"{t} {1e6 * s:.1f} us" for t, s in law.items()))
     zero = np.zeros(len(TERMS))
-    whole = [row.ratio(seconds_of(model, row)) for row in rows]
+    prompts, without = taught_prompts(rows, model.seconds(SYNCHRONOUS))
+    print(f"  prompts {prompts}, and without a model {without}")
+    whole = [row.off(seconds_of(model, row), prompts) for row in rows]
     found = {
-        "kernels alone": [row.ratio(zero) for row in rows],
+        "kernels alone": [row.off(zero) for row in rows],
+        "the host's part without that of prompts": [
+            row.off(seconds_of(model, row)) for row in rows
+        ],
         "the host's part added for all": [
-            row.ratio(seconds_of(model, row), added=True) for row in rows
+            row.off(seconds_of(model, row), prompts, added=True) for row in rows
         ],
     }
-    found |= {f"{name} left out": left_out(rows, key, whole) for name, key in LEFT_OUT.items()}
+    found |= {
+        f"{name} left out": left_out(rows, key, whole, prompts, without)
+        for name, key in LEFT_OUT.items()
+    }
     found["all points"] = whole
-    for title, ratios in found.items():
-        table(title, rows, ratios, by_kind)
-    asked = found["model left out"]
+    for title, offs in found.items():
+        table(title, rows, [off.tpot for off in offs], by_kind)
+    asked = [off.tpot for off in found["model left out"]]
+    firsts = [
+        (row, off.ttft)
+        for row, off in zip(rows, found["model left out"], strict=True)
+        if np.isfinite(off.ttft)
+    ]
+    for what, by in (("kind", by_kind), ("model", by_model)):
+        table(
+            f"TTFT, model left out, by {what}",
+            [row for row, _ in firsts],
+            [ratio for _, ratio in firsts],
+            by,
+        )
     for what, key in (
         (
             "GPU and TP",
             lambda r: f"{by_kind(r)} {r.point.system} tp{r.engine.tensor_parallel_size}",
         ),
-        ("model", lambda r: f"{r.point.lab} {r.point.model} {r.point.precision}"),
+        ("model", by_model),
         ("load", lambda r: f"{by_kind(r)} {r.point.in_flight or r.point.rate_per_s:>6}"),
     ):
         table(f"model left out, by {what}", rows, asked, key)
     gains(rows, asked)
     spread = intervals(rows, found)
+    ttft = of_ttft(rows, found["model left out"])
     if given.write:
         KEPT.write_text(json.dumps(
             {
@@ -357,8 +504,10 @@ def main() -> None:
                     "iog": "IOG-Foundation/llm-inference-benchmarks, Apache-2.0",
                 },
                 "seconds": as_table(model),
+                "prompts": {ASYNCHRONOUS: prompts._asdict()},
                 "seen": seen(rows),
                 "spread": spread,
+                "ttft": ttft,
             },
             indent=1,
         ) + "\n")  # fmt: skip

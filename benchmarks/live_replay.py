@@ -6,6 +6,8 @@ Then the server is started with that setting and gets the same requests at the s
 lengths, `ignore_eos`), once with the old setting too. It prints what was predicted beside what was
 measured, the errors, and how many of the measured values lie in the predicted 90 % intervals. "As
 before" is how far off the watched server's own numbers are: of the same setting it is the noise.
+"Replayed" is the watched run replayed as it was, against its own numbers: the replay's own part.
+`--keep FOLDER` leaves the recordings there, and predicts again from those that it finds.
 """
 
 import argparse
@@ -51,7 +53,12 @@ def requests(seconds: float, rate: float, seed: int) -> list[tuple[float, str, i
 
 
 def watched(folder: Path, flags: tuple[str, ...], load: list[tuple[float, str, int, int]]) -> Path:
-    """Serve with these flags, send the load, and return what attach recorded."""
+    """Serve with these flags, send the load, and return what attach recorded.
+
+    What was recorded there before is returned as it is.
+    """
+    if (folder / "live" / "recording.json").exists():
+        return folder / "live"
     port = free_port()
     here = f"http://127.0.0.1:{port}"
     variables = {
@@ -98,6 +105,22 @@ def watched(folder: Path, flags: tuple[str, ...], load: list[tuple[float, str, i
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rate", type=float, default=4.0)
+    parser.add_argument("--first", type=int, default=0, help="the seed of the first repeat")
+    parser.add_argument("--keep", type=Path)
+    asked = parser.parse_args()
+    if asked.keep is None:
+        with tempfile.TemporaryDirectory() as name:
+            compare(asked, Path(name))
+    else:
+        compare(asked, asked.keep)
+
+
+def compare(asked: argparse.Namespace, kept: Path) -> None:
+    """Measure, predict and print, with recordings in the folder `kept`."""
     # Servers are forked from a process that imports this module, and vLLM does not start beside
     # numba.
     from advisor.what_if.predict import predict
@@ -106,38 +129,37 @@ def main() -> None:
     from traces.summary.metrics import estimate_of
     from traces.summary.run import summarise
 
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--rate", type=float, default=4.0)
-    asked = parser.parse_args()
     errors: dict[tuple[str, str], list[float]] = {}
     before: dict[tuple[str, str], list[float]] = {}
-    held: dict[str, list[bool]] = {}
-    for repeat in range(asked.repeats):
-        load = requests(asked.seconds, asked.rate, repeat)
-        with tempfile.TemporaryDirectory() as name:
-            base = Recording.open(watched(Path(name) / "base", BASE, load))
-            (run,) = summarise(base)
-            for change, flags in CHANGES.items():
-                engine, policy, _ = changed(run, [change])
-                found = predict(base, run, Question(engine=engine, policy=policy))
-                path = watched(Path(name) / change, flags, load)
-                (real,) = summarise(Recording.open(path))
-                for tag in TAGS:
-                    told, took = estimate_of(found.predicted, tag), estimate_of(real, tag)
-                    was = estimate_of(run, tag)
-                    inside = told.low <= took.value <= told.high
-                    errors.setdefault((change, tag), []).append(told.value / took.value - 1)
-                    before.setdefault((change, tag), []).append(was.value / took.value - 1)
-                    held.setdefault(change, []).append(inside)
-                    print(
-                        f"{repeat} {change:34} {tag:24} base {was.value:9.4g} predicted "
-                        f"{told.value:9.4g} [{told.low:.4g}, {told.high:.4g}] measured "
-                        f"{took.value:9.4g} error {told.value / took.value - 1:+7.1%} "
-                        f"{'in' if inside else 'OUT'}",
-                        flush=True,
-                    )
+    held: dict[tuple[str, str], list[bool]] = {}
+    replayed: dict[str, list[float]] = {}
+    for repeat in range(asked.first, asked.first + asked.repeats):
+        load, folder = requests(asked.seconds, asked.rate, repeat), kept / str(repeat)
+        base_path = watched(folder / "base", BASE, load)
+        paths = {change: watched(folder / change, flags, load) for change, flags in CHANGES.items()}
+        base = Recording.open(base_path)
+        (run,) = summarise(base)
+        for change, path in paths.items():
+            engine, policy, _ = changed(run, [change])
+            found = predict(base, run, Question(engine=engine, policy=policy))
+            (real,) = summarise(Recording.open(path))
+            for tag in TAGS:
+                told, took = estimate_of(found.predicted, tag), estimate_of(real, tag)
+                was = estimate_of(run, tag)
+                inside = told.low <= took.value <= told.high
+                errors.setdefault((change, tag), []).append(told.value / took.value - 1)
+                before.setdefault((change, tag), []).append(was.value / took.value - 1)
+                held.setdefault((change, tag), []).append(inside)
+                if change == next(iter(CHANGES)):
+                    again = estimate_of(found.replayed, tag)
+                    replayed.setdefault(tag, []).append(again.value / was.value - 1)
+                print(
+                    f"{repeat} {change:34} {tag:24} base {was.value:9.4g} predicted "
+                    f"{told.value:9.4g} [{told.low:.4g}, {told.high:.4g}] measured "
+                    f"{took.value:9.4g} error {told.value / took.value - 1:+7.1%} "
+                    f"{'in' if inside else 'OUT'}",
+                    flush=True,
+                )
     print(f"load {os.getloadavg()[0]:.1f}")
     for (change, tag), values in errors.items():
         size, alike = np.mean(np.abs(values)), np.mean(np.abs(before[change, tag]))
@@ -145,8 +167,12 @@ def main() -> None:
             f"{change:34} {tag:24} mean {np.mean(values):+7.1%} median {np.median(values):+7.1%} "
             f"size {size:6.1%}, as before {alike:6.1%}"
         )
-    for change, values in held.items():
-        print(f"{change:34} inside 90 % intervals: {sum(values)} of {len(values)}")
+    for tag, values in replayed.items():
+        print(f"{'replayed':34} {tag:24} {', '.join(f'{each:+.1%}' for each in values)}")
+    for place, names in enumerate((CHANGES, TAGS)):
+        for name in names:
+            inside = [each for key, values in held.items() if key[place] == name for each in values]
+            print(f"{name:34} inside 90 % intervals: {sum(inside)} of {len(inside)}")
 
 
 if __name__ == "__main__":

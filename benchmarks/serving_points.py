@@ -28,7 +28,8 @@ class Point:
 
     `in_flight` requests are kept running (`CLOSED`) or come all at once (`TOGETHER`), or `requests`
     come at `rate_per_s` (`OPEN`), after the same requests came at the rates of `before`, each with
-    the seconds it took, to the same server. `tpot_s` and `ttft_s` are means, `latency_s` is from
+    the seconds it took, to the same server. A closed loop begins with all its requests at once and
+    has `ROUNDS` times as many in all. `tpot_s` and `ttft_s` are means of all, `latency_s` is from
     the first arrival to the last token. Lengths of a closed loop are drawn between `drawn` times
     the named ones. `facts` is None where the model has none, and `unknown` says why a point is not
     priced.
@@ -52,7 +53,7 @@ class Point:
     tpot_s: float | None = None
     ttft_s: float | None = None
     latency_s: float | None = None
-    drawn: tuple[float, float] = (0.8, 1.2)
+    drawn: tuple[float, float] = (1.0, 1.0)
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -81,8 +82,13 @@ _MODELOPT: Final = {
     ("nvidia/Llama-3.1-8B-Instruct-FP8", "fp8"): "FP8",
 }
 
-# InferenceX's client draws prompts and outputs between so many times the named lengths
-# (--random-range-ratio 0.8 of its bench_serving).
+# Of the requests in flight, how many both labs' clients send in all: `--request-count`
+# 10 x concurrency of aiconfigurator's (eval/benchmarks/genai_perf_runner.py), `--num-prompts`
+# 10 x CONC of InferenceX's recipes. The first of them come at once, and means are of all.
+ROUNDS: Final = 10
+# The lengths that they draw, between so many times the named ones: a deviation of 0 of the one, a
+# --random-range-ratio of 0.8 of the other.
+_EQUAL: Final = (1.0, 1.0)
 _DRAWN: Final = (0.8, 1.0)
 # From when on its recipes read DP_ATTENTION: vLLM is started with as many data-parallel ranks as it
 # has GPUs. Before they read the sizes of tensor and expert parallelism alone.
@@ -170,6 +176,10 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
     if row["mode"] != "agg":
         unknown = "prefill and decode on servers of their own"
     told = re.search(r"silicon_concurrency=(\d+)", row["silicon_data_source"])
+    if told is None:
+        # In flight there is the batch that a configuration was planned with. 48 requests of 4,500
+        # tokens on two H100 would read more in a step than fits in the time that it took.
+        unknown = unknown or "how many requests were in flight is not told"
     version = row["backend_version"]
     if image := re.search(r"v?(\d+\.\d+\.\d+)", row["silicon_data_source"].rpartition("openai")[2]):
         version = version if version[:1].isdigit() else image[1]
@@ -180,6 +190,10 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
         # The columns multiply what ran: both sizes name the GPUs of one node. Rows of 4 x 4 have
         # the times of the same runs with 4 x 1, and a node has no 16 GPUs.
         ranks, tensor = (tensor, 1) if date and date[1] >= _RANKS_READ else (1, tensor)
+    elif aic:
+        # Its data-parallel ranks are not written, but its experts are on all GPUs.
+        experts = int(row["moe_tp_size"] or 1) * int(row["moe_ep_size"] or 1)
+        ranks = max(experts // tensor, ranks)
     tpot_s, ttft_s = (float(row[f"silicon_{each}_ms"]) / 1e3 for each in ("tpot", "ttft"))
     if ttft_s > _WAITED * tpot_s * int(row["osl"]):
         # Engines were started with max_num_seqs as many as requests, and here with fewer.
@@ -215,10 +229,10 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
         load=CLOSED,
         prompt_tokens=int(row["isl"]),
         output_tokens=int(row["osl"]),
-        in_flight=int(told[1]) if told else int(row["batch_size"] or 0) * ranks or None,
+        in_flight=int(told[1]) if told else None,
         tpot_s=tpot_s,
         ttft_s=ttft_s,
-        drawn=(0.8, 1.2) if aic else _DRAWN,
+        drawn=_EQUAL if aic else _DRAWN,
     )
 
 

@@ -7,9 +7,8 @@ were priced, why the others were not, and the error of TPOT by model, precision,
 and requests in flight. `--out FILE` writes one line a point. `--keep TEXT` prices the points alone
 whose lab, model, system or precision has it.
 
-A closed loop draws lengths as its client did, where that is known, else within 20 % of the
-published ones (seeded): of equal lengths all would stay in lock-step, which no engine does, and
-TTFT depends on who arrives with whom.
+A closed loop is sent as its client did: all in flight at once, ten times as many in all, lengths
+drawn as the client drew them (seeded), and means over all requests.
 """
 
 import argparse
@@ -22,22 +21,22 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from serving_points import CLOSED, OPEN, Point, read_points
+from serving_points import CLOSED, OPEN, ROUNDS, Point, read_points
 
 from advisor.replay.limits import limits_of
 from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost
+from advisor.step_time.host.prompts import PromptPart
 from advisor.step_time.prior.defaults import BLOCK, as_on, with_blocks
 from advisor.step_time.prior.offers import device_of, memory_on
-from advisor.step_time.prior.recalibration import PriorTimes
+from advisor.step_time.prior.recalibration import PriorTimes, cost_of
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 
-ROUNDS: Final = 6  # of a closed loop; the first and the last are left out
 SEED: Final = 19
 APART: Final = 3.0  # times what a run took, after which the next one on the same server begins
 COLUMNS: Final = (
@@ -91,9 +90,15 @@ def tables_of(system: str) -> PriorTables:
 
 @cache
 def priced_engine(
-    system: str, facts: ModelFacts, engine: EngineConfig
+    system: str,
+    facts: ModelFacts,
+    engine: EngineConfig,
+    *,
+    prompts: PromptPart | None = None,
 ) -> tuple[EngineConfig, StepCost]:
     """Return an engine as vLLM starts it on a GPU, and what its steps cost.
+
+    `prompts` stands for what was learned of steps with prompts.
 
     Raises UsageError and TablesError for what cannot be priced, with the reason.
     """
@@ -103,7 +108,10 @@ def priced_engine(
     memory = memory_on(tables, there, facts)
     if memory is not None:
         there = with_blocks(memory, there, facts)
-    return there, PriorTimes(tables=tables, facts=facts, found=None).times(there, 0).cost
+    times = PriorTimes(tables=tables, facts=facts, found=None)
+    if prompts is not None:
+        return there, cost_of(replace(times.prior(there), prompts=prompts), there)
+    return there, times.times(there, 0).cost
 
 
 def workload_of(point: Point) -> Workload:
@@ -133,7 +141,7 @@ def workload_of(point: Point) -> Workload:
         )
     count = flight_of(point)
     if point.load == CLOSED:
-        count = max(ROUNDS * count, 24)
+        count *= ROUNDS
         shape = draw.uniform(*point.drawn, (2, count))
     else:
         shape = np.ones((2, count))
@@ -152,14 +160,8 @@ def flight_of(point: Point) -> int:
 
 
 def kept_of(point: Point, work: Workload) -> slice:
-    """Return the requests that a point's times are of: not those that fill and empty a loop.
-
-    Nor those of runs before it on the same server.
-    """
+    """Return the requests that a point's times are of: not those of runs before it."""
     count = len(work.output_tokens)
-    if point.load == CLOSED:
-        edge = flight_of(point)
-        return slice(edge, max(count - edge, edge + 1))
     return slice(count - (point.requests or count), count)
 
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "demo": ("make", "demo"),
     "test": ("make", "test"),
 }
-KEYS = {"demo": [("A system-optimal", "q")]}
+KEYS = {"demo": [("A system-", "q")]}
 
 
 def rewritten(page: str, command: str, took_s: float, lines: list[str]) -> str:

@@ -1,8 +1,10 @@
 """What all tests share: the rule for tests that need vLLM, and where foreign data lies."""
 
 import functools
+import gc
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,35 +18,56 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # So that receivers, plugins and servers of the tests know each other, and the user's file is left.
 os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
 
+# No test cuts the power: what is written stays in memory until the disk has time.
+os.fsync = lambda file: None
+
 # A machine may be busy: how long an example takes is no fault.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
+LEARNED = re.compile(r"def test_\w+\([^)]*\b(?:advisor|fresh|fresh_advisor|recordings)\b")
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Have one process run all real engines, and files of other tests stay together.
-
-    An engine takes both cores of a small machine: two at a time are slower than one after the
-    other.
-    """
+    """Have the tests of a file stay together, and all that share what an advisor has learned."""
     from xdist.scheduler import LoadScopeScheduling
 
     @functools.cache
     def group(file):
-        return "vllm" if "mark.vllm" in (config.rootpath / file).read_text() else file
+        shares = file.startswith("tests/advisor/") and LEARNED.search(
+            (config.rootpath / file).read_text()
+        )
+        return "advisor" if shares else file
 
-    class OneEngine(LoadScopeScheduling):
+    class OneAdvisor(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return group(nodeid.partition("::")[0])
 
-    return OneEngine(config, log)
+    return OneAdvisor(config, log)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not import a file all of whose tests carry a mark that `-m` leaves out."""
+    left_out = re.findall(r"not (\w+)", config.option.markexpr)
+    if not left_out or collection_path.suffix != ".py":
+        return None
+    marks = re.search(r"^pytestmark = (\[.*?^\]|.*?$)", collection_path.read_text(), re.M | re.S)
+    return True if marks and re.search(rf"mark\.({'|'.join(left_out)})\b", marks[1]) else None
+
+
+gc.disable()  # while tests are collected, which leaves hardly any garbage
+
+
+def pytest_collection_finish():
+    """Search for garbage from now on, and never again among what all tests keep."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with real engines, then with files that have slow tests, so that short ones end it.
+    """Begin with real engines, slow ones first, then other slow files: short ones end it.
 
     Tests with real engines are skipped where vLLM is missing. In CI they fail instead.
     """

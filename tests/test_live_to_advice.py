@@ -21,7 +21,7 @@ from traces.live.numbers import RUNNING
 from traces.live.watched import windows_of
 from traces.recording.reader import Recording
 
-pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 REQUESTS, SAMPLES, TOKENS = 30, 3, 200
 APART_S = 0.02  # faster than any machine answers, so that requests wait for the limit

@@ -58,7 +58,8 @@ class ProblemRun:
     which is what it shares with other problems; `prompt_blocks` name its blocks where an import
     tells them. `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
     there.
-    `indices` are the samples' own.
+    `indices` are the samples' own. `front_end_s` is what a server's front end took of it
+    (live/front_end_time.py).
     """
 
     problem_id: str
@@ -70,6 +71,7 @@ class ProblemRun:
     indices: tuple[int, ...]
     prompt_blocks: tuple[int, ...] = ()
     group: str | None = None
+    front_end_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ class RecordedProblem:
 
     `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
     `route` is its own table of samples, packed (traces/schema/tts/routes.py), 0 without one.
+    `front_end_s` is what a server's front end takes of it, beside its engine.
     """
 
     prompt_tokens: int
@@ -85,6 +88,7 @@ class RecordedProblem:
     samples: Sequence[Sample]
     prompt_blocks: Sequence[int] = ()
     route: float = 0.0
+    front_end_s: float = 0.0
 
     @classmethod
     def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> RecordedProblem:
@@ -94,6 +98,7 @@ class RecordedProblem:
             cached_tokens=problem.cached_tokens,
             samples=samples,
             prompt_blocks=problem.prompt_blocks,
+            front_end_s=problem.front_end_s,
         )
 
 

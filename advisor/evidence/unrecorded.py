@@ -113,19 +113,32 @@ def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
     )
 
 
+# Kinds whose replay real runs of small models checked (benchmarks/kinds_of_models.py), beside
+# experts.
+_CHECKED: Final = frozenset({"full_attention", "sliding_attention", "latent_attention"})
+
+
 def unchecked(facts: ModelFacts, engine: EngineConfig) -> str | None:
-    """Return a note on a model whose kind of layers no real run has checked, None for others."""
-    parts = [] if facts.reads_all(engine.max_model_len) else [_parts(facts)]
+    """Return a note on a model whose layers are not those of a dense one, None for others.
+
+    It says what of them real runs have checked.
+    """
+    whole = facts.reads_all(engine.max_model_len)
+    parts = [] if whole else [_parts(facts)]
+    untried = not whole and not set(facts.attention or ()) <= _CHECKED
     if facts.num_experts and facts.experts_per_token:
         ranks = ", those of a rank as visited by its own tokens alone"
         alone = ranks if engine.data_parallel_size > 1 else ""
+        untried = untried or bool(alone)
         parts.append(f"experts (each token's choice is taken as even{alone})")
     if not parts:
         return None
     windows = {end for end in facts.reads_by_end() if end is not None}
     if len(windows) > 1:
+        untried = True
         parts.append(f"several windows (that of {facts.window:,} tokens is followed)")
-    return (
-        f"{facts.name} has {', '.join(parts)}. No run of a model of this kind has checked the "
-        "replay"
-    )
+    if untried:
+        tried = "No run of a model of this kind has checked the replay"
+    else:
+        tried = "Runs of small models with such layers on a CPU have checked the replay"
+    return f"{facts.name} has {', '.join(parts)}. {tried}"

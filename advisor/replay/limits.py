@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -49,18 +50,23 @@ class Limits:
 
 
 def limits_of(
-    engine: EngineConfig, facts: ModelFacts | None = None, workload: Workload | None = None
+    engine: EngineConfig,
+    facts: ModelFacts | None = None,
+    workload: Workload | None = None,
+    models: Mapping[str, ModelFacts] | None = None,
 ) -> Limits:
     """Return what the replay needs of an engine.
 
     With the facts of its model and what it serves, blocks are those that a request takes in the
-    middle of its output (`blocks_a_request`), but no fewer than the longest one needs.
+    middle of its output (`blocks_a_request`), but no fewer than the longest one needs. `models` are
+    those that may draft, by name: one that is not among them is left out.
     """
     blocks, several = engine.num_gpu_blocks, False
     size = engine.block_size or DEFAULT_BLOCK
     if blocks is not None and facts is not None and workload is not None:
         context = float(np.mean(workload.prompt_tokens + workload.output_tokens / 2))
-        share = blocks_a_request(facts, size, context) / math.ceil(context / size)
+        drafter = _drafter(engine, facts, models or {})
+        share = blocks_a_request(facts, size, context, drafter) / math.ceil(context / size)
         several = share != 1.0
         if several:
             blocks = 1 + max(int((blocks - 1) / share), math.ceil(workload.longest / size))
@@ -76,17 +82,34 @@ def limits_of(
     )
 
 
-def blocks_a_request(facts: ModelFacts, size: int, context: float) -> float:
+def _drafter(
+    engine: EngineConfig, facts: ModelFacts, models: Mapping[str, ModelFacts]
+) -> ModelFacts | None:
+    """Return the facts of what drafts for an engine's model, None where nothing does or tells."""
+    if engine.speculative is None:
+        return None
+    from advisor.step_time.prior.drafting import drafter_in  # a replay without drafts needs none
+
+    with suppress(UsageError):
+        return drafter_in(engine, facts, models)
+    return None
+
+
+def blocks_a_request(
+    facts: ModelFacts, size: int, context: float, drafter: ModelFacts | None = None
+) -> float:
     """Return the blocks of so many tokens that a request of a context holds, of all kinds.
 
     As vLLM's hybrid KV cache manager gives them out (`_get_kv_cache_groups_uniform_page_size` in
-    v1/core/kv_cache_utils.py): layers of a kind form groups of one size, and each group takes
-    blocks of its own. A window holds what lies in it and a block more, a state takes one.
+    v1/core/kv_cache_utils.py): layers of a kind, those of a `drafter` among them, form groups of
+    one size, and each group takes blocks of its own. A window holds what lies in it and a block
+    more, a state takes one.
     """
     whole = math.ceil(context / size)
     held: dict[tuple[str, int | None], int] = {}  # blocks of a kind's groups
     layers: Counter[tuple[str, int | None]] = Counter()
-    for group in facts.layers or ():
+    of_drafter = () if drafter is None or not facts.layers else drafter.layers or ()
+    for group in (*(facts.layers or ()), *of_drafter):
         attention = group.attention
         if attention is not None and attention.kept:
             window = attention.window if attention.kind == "sliding_attention" else None

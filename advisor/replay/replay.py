@@ -38,6 +38,8 @@ from traces.errors import UsageError
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import Stop
 
+Floats = npt.NDArray[np.float64]
+
 ROUTINGS: Final = {"round-robin": ROUND_ROBIN, "least-outstanding": LEAST_OUTSTANDING}
 MOST_SLOTS: Final = 1 << 30
 
@@ -67,7 +69,9 @@ def replay(
     """Replay a workload on engines whose steps take what `cost` says.
 
     With `concurrency`, so many problems are in flight and the next arrives when one is decided;
-    without, they come at their arrivals. Raises ValueError when a sample cannot fit in the cache.
+    without, they come at their arrivals. What a front end takes is in the times of a problem, and
+    delays it on its way to the engine; in a closed loop it delays nobody. Raises ValueError when a
+    sample cannot fit in the cache.
     """
     stop, replicas = stop or Stop(), replicas or Replicas()
     if concurrency is not None and concurrency < 1:
@@ -106,7 +110,12 @@ def replay(
         run(world, rules, cost, blocks, concurrency or 0, noted)
     if np.isnan(world.problems["decided"]).any():
         raise ValueError("a problem was never decided: a fault of the replay, please report it")
-    return _replayed(world, makespan, noted if log else None)
+    front = np.zeros(len(world.problems))
+    if workload.front_end_s is not None:
+        front = workload.front_end_s
+    if workload.arrivals is not None:
+        front = world.problems["arrival"] - workload.arrivals
+    return _replayed(world, makespan, noted if log else None, front)
 
 
 def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks: int) -> World:
@@ -159,24 +168,35 @@ def _problems(workload: Workload) -> npt.NDArray[np.void]:
     if workload.route is not None:
         problems["route"] = workload.route
     if workload.arrivals is not None:
-        problems["arrival"] = workload.arrivals
+        problems["arrival"] = _at_engine(workload.arrivals, workload.front_end_s)
     return problems
 
 
-def _replayed(world: World, makespan: float, log: npt.NDArray[np.void] | None) -> Replayed:
+def _at_engine(arrivals: Floats, front_end_s: Floats | None) -> Floats:
+    """Return when problems come to the engine, ascending.
+
+    Those that would overtake others take their places: there are as many at every time.
+    """
+    return arrivals if front_end_s is None else np.sort(arrivals + front_end_s)
+
+
+def _replayed(
+    world: World, makespan: float, log: npt.NDArray[np.void] | None, front_end_s: Floats
+) -> Replayed:
     samples, problems = world.samples, world.problems
-    arrival = problems["arrival"][samples["problem"]]
+    arrival = problems["arrival"] - front_end_s
     return Replayed(
-        latency_s=problems["decided"] - problems["arrival"],
+        latency_s=problems["decided"] - arrival,
         busy_share_s=problems["busy"],
-        ttft_s=samples["first"] - arrival,
+        ttft_s=samples["first"] - arrival[samples["problem"]],
+        front_end_s=front_end_s[samples["problem"]],
         makespan_s=makespan,
         busy_s=float(world.engines["busy"].sum()),
         steps=int(world.engines["all_steps"].sum()),
         preemptions=int(world.engines["preemptions"].sum()),
         totals=world.totals,
         peak={name: float(world.engines[f"peak_{name}"].max()) for name in PEAKS},
-        arrival_s=problems["arrival"],
+        arrival_s=arrival,
         right=problems["right"],
         decided_by=problems["decided_by"],
         engine=samples["engine"],

@@ -18,7 +18,8 @@ class Replayed:
     Per problem: `latency_s` from arrival to decision; `busy_share_s` of the engines' busy time,
     each step shared by tokens; `right`, the share of right answers among those that led when it
     was decided, by the sample with index `decided_by`. Per sample, in the order of the problems:
-    `ttft_s` from the problem's arrival, and when it was queued, first scheduled, gave its first
+    `ttft_s` from the problem's arrival, `front_end_s`, what a server's front end took of it before
+    the engine had it, and when it was queued, first scheduled, gave its first
     token and ended, with NaN for what did not happen. `totals` [FEATURES] over all steps; `peak`
     the most requests, tokens and context of a step. `log` [leaps] has records of LEAP, if kept.
     """
@@ -26,6 +27,7 @@ class Replayed:
     latency_s: Floats
     busy_share_s: Floats
     ttft_s: Floats
+    front_end_s: Floats
     makespan_s: float
     busy_s: float
     steps: int

@@ -28,7 +28,8 @@ class Workload:
     `first_answer` [problems + 1], its arrival in seconds, and the segments that its prompt begins
     with, `path`[first_segment[p] : first_segment[p + 1]], each from token `segment_start` to
     `segment_end`; prompts that share a segment are equal up to its end. `route` are the problems'
-    own tables of samples, packed, 0 without one (None: none has one).
+    own tables of samples, packed, 0 without one (None: none has one). `front_end_s` is what a
+    server's front end takes of a problem's requests, beside its engine (None: nothing).
     """
 
     first: Ints
@@ -46,6 +47,7 @@ class Workload:
     segment_start: Ints
     segment_end: Ints
     route: Floats | None = None
+    front_end_s: Floats | None = None
 
     @classmethod
     def from_loads(
@@ -92,6 +94,7 @@ class Workload:
             segment_start=starts,
             segment_end=ends,
             route=np.array([load.route for load in loads]),
+            front_end_s=np.array([load.front_end_s for load in loads]),
         )
 
     @classmethod

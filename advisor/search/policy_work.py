@@ -303,7 +303,13 @@ class PolicyWork:
             cost = linear_cost(np.array(ZERO._replace(step=1.0)), reads)
             stop = stop_of(kind.policy)
             return [
-                replay(workload, cost, limits, concurrency=1, stop=stop)
+                replay(
+                    dataclasses.replace(workload, front_end_s=None),  # steps alone are counted
+                    cost,
+                    limits,
+                    concurrency=1,
+                    stop=stop,
+                )
                 for workload in self.workloads(kind.pool, kind.policy)
             ]
 

@@ -4,7 +4,8 @@ Nothing is proposed whose step time or samples were never recorded: models, tens
 and speculative settings are those of the recordings, but for engines of a prior that was asked for
 (advisor/step_time/prior/offers.py). `max_num_seqs` and `max_num_batched_tokens`
 take powers of two up to the largest recorded, n those up to the samples recorded, and an engine
-may stand several times.
+may stand several times. A server that was only watched and ran as many requests as it may is
+offered more of them, whose steps are larger than any that was measured.
 
 Candidates are rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
 """
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from advisor.evidence.features import FEATURES
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import (
     blocks_of,
@@ -48,6 +50,7 @@ UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
 FEWEST_BATCHED: Final = 256  # tokens a step that are proposed
 REPLICAS: Final = (1, 2, 4, 8)
+MORE: Final = (2, 4)  # times the max_num_seqs that bound a server that was watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +272,8 @@ def _rows(kind: int, choices: Sequence[tuple[int, int]], engine: EngineConfig) -
 def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
     """Return recorded engines without limits, and their (max_num_seqs, max_num_batched_tokens).
 
-    Both take the recorded values and the powers of two up to the largest recorded of their law.
+    Both take the recorded values and the powers of two up to the largest recorded of their law,
+    max_num_seqs also `MORE` where it bound a server that was only watched.
     """
     recorded = list(
         dict.fromkeys([t.engine for t in evidence.steps] + [r.engine for r in evidence.runs])
@@ -278,6 +282,7 @@ def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
     by_law: dict[EngineConfig, list[EngineConfig]] = {}
     for engine in recorded:
         by_law.setdefault(law_key(engine), []).append(engine)
+    bound = _bound(evidence)
     engines: dict[EngineConfig, list[tuple[int, int]]] = {}
     for engine in recorded:
         if law_key(engine) not in taught:
@@ -286,11 +291,26 @@ def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
         seqs, batched = [0], [0]  # not known
         if engine.max_num_seqs is not None:
             seqs = powers([other.max_num_seqs for other in same_law], 1)
+            if engine.max_num_seqs == seqs[-1] and engine in bound:
+                seqs += [times * engine.max_num_seqs for times in MORE]
         if engine.max_num_batched_tokens is not None:
             batched = powers([other.max_num_batched_tokens for other in same_law], FEWEST_BATCHED)
         choices = engines.setdefault(without_limits(engine), [])
         choices += [(s, b) for s in seqs for b in batched if (s, b) not in choices]
     return engines
+
+
+def _bound(evidence: Evidence) -> set[EngineConfig]:
+    """Return the servers that were only watched and ran as many requests as max_num_seqs lets."""
+    sent = {run.engine for run in evidence.runs if run.policy == AS_SENT}
+    most = FEATURES.index("requests")
+    return {
+        table.engine
+        for table in evidence.steps
+        if table.engine in sent
+        and table.engine.max_num_seqs is not None
+        and table.low_high[1, most] >= table.engine.max_num_seqs
+    }
 
 
 def _fitting(

@@ -26,6 +26,7 @@ from traces.schema.engine import EngineConfig
 from traces.statistics import LEVEL, Z95, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
+FEWEST_DOUBLED = 50  # steps on either side, of which larger batches are foretold from smaller ones
 ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is taken
 
 
@@ -206,7 +207,8 @@ class StepTimeModel:
         which counts for `PRIOR_REPEATS` of them; few widen the spread as Student's t does. With
         errors from `ENOUGH_CONFIGURATIONS` and more it is their own 90 % quantile that is met, with
         the correction of conformal prediction for so many configurations. Without any it is
-        `RUN_TO_RUN` and the spread within the run.
+        `RUN_TO_RUN` and the spread within the run, and outside of the recorded domain also how far
+        off the run's larger batches are, foretold from those up to half of the largest.
         """
         found = [
             (name, other)
@@ -233,7 +235,27 @@ class StepTimeModel:
             if len(part)
         ]
         # A disturbance that lasts for a block may last for a run (traces/summary/comparison.py).
-        return float(np.hypot(RUN_TO_RUN, np.std(blocks))), 0
+        sigma = float(np.hypot(RUN_TO_RUN, np.std(blocks)))
+        return (float(np.hypot(sigma, self._doubled(own))) if outside else sigma), 0
+
+    def _doubled(self, own: Sequence[StepTable]) -> float:
+        """Return how far off the steps above half of the largest batch are: |log|.
+
+        They are foretold from the others. 0 where either are fewer than `FEWEST_DOUBLED`.
+        """
+        composition = np.concatenate([table.composition for table in own])
+        seconds = np.concatenate([table.seconds for table in own])
+        requests = composition[:, FEATURES.index("requests")]
+        large = requests > requests.max() / 2
+        if min(large.sum(), (~large).sum()) < FEWEST_DOUBLED:
+            return 0.0
+        few, many = (
+            dataclasses.replace(own[0], composition=composition[which], seconds=seconds[which])
+            for which in (~large, large)
+        )
+        law = self._fit_own([few], None)
+        foretold = float(many.composition.sum(axis=0) @ law)
+        return abs(float(np.log(self._total(many, law) / foretold)))
 
 
 def _starts_differ(tables: Sequence[StepTable]) -> bool:

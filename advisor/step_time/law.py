@@ -97,8 +97,9 @@ class StepTimes:
     `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
     operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
     recordings left out from which these spreads are measured, 0 where they are assumed. `ends`
-    are the costs that fast and slow steps are made of, where they are others than `cost`. `notes`
-    are what else there is to say of them.
+    are the costs that fast and slow steps are made of, where they are others than `cost`. `ttft` is
+    between which ratios to the predicted TTFT those measured of others lie. `notes` are what else
+    there is to say of them.
     """
 
     cost: StepCost
@@ -108,6 +109,7 @@ class StepTimes:
     notes: tuple[str, ...] = ()
     repeats: tuple[int, int] | None = None
     ends: tuple[StepCost, StepCost] | None = None
+    ttft: tuple[float, float] = (1.0, 1.0)
 
     def at(self, factor: float) -> StepCost:
         """Return the cost of steps that take `factor` times as long."""

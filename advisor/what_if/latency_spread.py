@@ -2,7 +2,8 @@
 
 The spread of a law (`StepLaw.sigma`) is that of a run's total time. The median problem has met
 fewer steps than the run has, and a quantile of few problems moves with each of them, so that these
-lie further off, each run in its own way.
+lie further off, each run in its own way. Each problem lies off in its own way too, and where
+problems arrive at given times, the last of them decide how long the run took.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from advisor.evidence.features import reads_of
 from advisor.evidence.gather import StepTable
@@ -74,8 +76,45 @@ def replay_recorded(run: Run, seconds: np.ndarray, facts: ModelFacts | None) -> 
     )
 
 
+def latency_scatter(
+    run: Run, tables: Sequence[StepTable], model: StepTimeModel | None
+) -> npt.NDArray[np.float64]:
+    """Return log(recorded / replayed) latency of a run's problems, in order.
+
+    Empty where the run cannot be replayed as it was, and for a closed loop, where it ends when it
+    may.
+    """
+    own = [t for t in tables if (t.recording, t.engine) == (run.recording, run.engine)]
+    law = None if model is None else model.laws_.get(law_key(run.engine))
+    recorded = np.array([each.latency_s for each in run.problems.values()])
+    found = None
+    if (
+        run.concurrency is None
+        and law is not None
+        and own
+        and recorded.size
+        and np.isfinite(recorded).all()
+    ):
+        found = _replayed(run, own, law)
+    if found is None or (recorded <= 0).any():
+        return np.zeros(0)
+    return np.asarray(np.log(recorded / found.latency_s))
+
+
 def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | None:
-    """Return log(recorded / replayed) of mean, p50 and p95, less that of the total time.
+    """Return log(recorded / replayed) of mean, p50 and p95, less that of the total time."""
+    found = _replayed(run, own, law)
+    if found is None:
+        return None
+    recorded = _statistics(np.array([each.latency_s for each in run.problems.values()]))
+    took = sum(float(table.seconds.sum()) for table in own)
+    should = sum(float(law.predict(table.composition).sum()) for table in own)
+    with np.errstate(divide="ignore", invalid="ignore"):  # an end before its start
+        return np.asarray(np.log(recorded / _statistics(found.latency_s)) - np.log(took / should))
+
+
+def _replayed(run: Run, own: Sequence[StepTable], law: StepLaw) -> Replayed | None:
+    """Return a run as the law has it.
 
     None for what cannot be replayed as it was: ranks, drafts that are not told, and samples that
     the cache has no room for.
@@ -84,15 +123,10 @@ def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | No
     told = all(each.advance is not None for problem in problems for each in problem.samples)
     if run.engine.data_parallel_size > 1 or (run.engine.speculative is not None and not told):
         return None
-    recorded = _statistics(np.array([each.latency_s for each in problems]))
     try:
-        found = replay_recorded(run, law.seconds, own[0].facts)
+        return replay_recorded(run, law.seconds, own[0].facts)
     except ValueError:
         return None
-    took = sum(float(table.seconds.sum()) for table in own)
-    should = sum(float(law.predict(table.composition).sum()) for table in own)
-    with np.errstate(divide="ignore", invalid="ignore"):  # an end before its start
-        return np.asarray(np.log(recorded / _statistics(found.latency_s)) - np.log(took / should))
 
 
 def _statistics(latency_s: np.ndarray) -> np.ndarray:

@@ -11,9 +11,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
@@ -40,7 +42,7 @@ from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import UNTAUGHT, PriorTimes, recalibrate
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
-from advisor.what_if.latency_spread import latency_spread
+from advisor.what_if.latency_spread import latency_scatter, latency_spread
 from advisor.what_if.measured.beside import Compared, beside
 from advisor.what_if.measured.factors import fit_points
 from advisor.what_if.measured.points import (
@@ -58,13 +60,14 @@ from traces.live.numbers import numbers_in
 from traces.live.watched import windows_of
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import ModelFacts
 from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
 
+FAR_OFF: Final = 1.5  # times the recorded latency, from which a replay does not tell of changes
 _TTFT: Final = (
     "TTFT was recorded from when a sample was handed to the engine in this process. The replay "
     "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
@@ -139,23 +142,23 @@ def predict(
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
     same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
-    beyond = latency_spread(evidence.runs, evidence.steps, model)
-    power = power_law([base, *others], same.engine)
-    before = (
-        None
-        if model is None
-        else Replays(base, evidence, model, own, drawn or (own,), same, power=power, beyond=beyond)
+    replays = partial(
+        Replays,
+        base,
+        evidence,
+        model,
+        own,
+        beyond=latency_spread(evidence.runs, evidence.steps, model),
+        scatter=latency_scatter(own, evidence.steps, model),
     )
+    power = power_law([base, *others], same.engine)
+    before = None if model is None else replays(drawn or (own,), same, power=power)
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
         if question.engine != same.engine:
             power = power_law([base, *others], question.engine)
-        after = Replays(
-            base,
-            evidence,
-            model,
-            own,
+        after = replays(
             sources,
             question,
             prior,
@@ -163,16 +166,16 @@ def predict(
             law=law,
             extrapolated=longer,
             power=None if on_tables else power,
-            beyond=beyond,
         )
     unreplayed = "no step was recorded, so that the run cannot be replayed as it was"
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
     notes += [unreplayed] if before is None else []
-    notes += _measured_notes(evidence, own, base, question, on_tables=on_tables)
+    notes += _measured_notes(evidence, own, question, on_tables=on_tables)
     made = None if redrafted is None else redrafted.note
     notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
+    notes += _far_off(recorded, replayed)
     notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
     return Prediction(
         recorded=recorded,
@@ -303,8 +306,11 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
         if after.times.repeats is not None:
             left_out = after.times.repeats[int(after.outside)]
             spread = f"assumed: {RUN_TO_RUN * 100:g} %, and how much the steps of the run vary"
+            inside, outside = after.times.sigma or (0.0, 0.0)
             if left_out:
                 spread = f"measured by predicting {left_out} recordings from the others"
+            elif after.outside and outside > inside:
+                spread += ". Outside, how far its larger batches lie off smaller ones is added"
             notes.append(f"the run-to-run spread in the intervals is {spread}")
     return [*notes, *after.times.notes]
 
@@ -359,6 +365,19 @@ def _outside(
     return notes
 
 
+def _far_off(recorded: Summary, replayed: Summary | None) -> list[str]:
+    """Say that the replay does not give what was recorded, where that is so."""
+    was = recorded.latency_s["mean"]
+    found = None if replayed is None else replayed.latency_s["mean"]
+    if was is None or found is None or 1 / FAR_OFF < found.value / was.value < FAR_OFF:
+        return []
+    return [
+        f"the run as it was has a mean latency of {number(found.value, 's')} in the replay, and "
+        f"{number(was.value, 's')} as recorded. Do not rely on a change from a replay that is so "
+        "far off"
+    ]
+
+
 def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
     """Say why the accuracy of the same samples differs: it is no error of the replay."""
     was, found = recorded.accuracy, None if replayed is None else replayed.accuracy
@@ -372,33 +391,36 @@ def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
     ]
 
 
-def _front_end(base: Recording, engine: EngineConfig) -> str:
-    """Return what a server's front end takes of a request, where its spans tell it."""
-    samples = base.samples.filter(pl.col("engine") == base.engine_key(engine))
-    took = samples.select(pl.col("queued") - pl.col("arrival")).to_series().drop_nulls() / 1e9
-    if took.is_empty():
-        return "what its front end takes (HTTP, tokenising)"
-    p50, p95 = (number(took.quantile(q, "linear"), "s") for q in (0.5, 0.95))
+def _front_end(own: Run) -> str:
+    """Say what a server's front end takes of a request, where that is known."""
+    took = np.array([problem.front_end_s for problem in own.problems.values()])
+    if not took.any():
+        return (
+            "a server's latency has what its front end takes (HTTP, tokenising). The replay has "
+            "the engine's part alone"
+        )
+    what = "what the server's front end takes (HTTP, tokenising) is in TTFT and latency"
+    if own.drawn:
+        return f"{what}: {number(float(took.mean()), 's')} on average, as /metrics says"
+    p50, p95 = (number(float(each), "s") for each in np.quantile(took, (0.5, 0.95)))
     return (
-        f"what its front end takes (HTTP, tokenising): {p50} of a request's time to first token at "
-        f"the median and {p95} at p95, as the spans of {counted(took.len(), 'request')} say"
+        f"{what}: {p50} at the median and {p95} at p95, as the spans of "
+        f"{counted(len(took), 'problem')} say. It is taken as recorded, whatever the load"
     )
 
 
 def _measured_notes(
-    evidence: Evidence, own: Run, base: Recording, question: Question, *, on_tables: bool
+    evidence: Evidence, own: Run, question: Question, *, on_tables: bool
 ) -> list[str]:
     """Say what the recorded times of an engine are, and what is not measured of a server."""
     requantised = _requantised(question, own) if on_tables else []
     if own.engine.mode == "in_process":
         return [_TTFT, *requantised]
     if on_tables:
-        return requantised
+        known = any(problem.front_end_s for problem in own.problems.values())
+        return [*([_front_end(own)] if known else []), *requantised]
     tables = [table for table in evidence.steps if table.engine == own.engine]
-    notes = [
-        f"a server's latency has {_front_end(base, own.engine)}. The replay has the engine's part "
-        "alone"
-    ]
+    notes = [_front_end(own)]
     if any(table.coarse for table in tables):
         notes.append(
             "steps are means between two polls of /metrics, so that the law is coarse. The plugin "
@@ -409,7 +431,8 @@ def _measured_notes(
     if own.drawn:
         notes.append(
             "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
-            "arrivals from its counters. Spans tell them (docs/attach.md)"
+            "arrivals from its counters, where a request of several samples counts as several. "
+            "Spans tell them (docs/attach.md)"
         )
     if any(table.facts is None for table in tables):
         notes.append(

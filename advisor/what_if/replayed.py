@@ -37,7 +37,7 @@ from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.stop_rules import ROUTED, Stop
-from traces.statistics import Z95, column_means
+from traces.statistics import LEVEL, Z95, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
@@ -48,6 +48,7 @@ Floats = npt.NDArray[np.float64]
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
 ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
+SHIFTS: Final = 200  # of the recorded problems against those replayed
 T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
 
 
@@ -58,7 +59,8 @@ class Replays:
     of them. A question of operator tables needs no model of recorded steps. `law` stands where no
     run has taught the engine's own; `extrapolated` says that the question lies outside what was
     recorded; without `power` no energy is foretold. `beyond` is what intervals of problem latency
-    are wider by (`latency_spread`).
+    are wider by (`latency_spread`), `scatter` how far the recorded problems lay off, in their order
+    (`latency_scatter`).
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class Replays:
         extrapolated: bool = False,
         power: PowerLaw | None = None,
         beyond: Mapping[str, float] | None = None,
+        scatter: Floats | None = None,
     ) -> None:
         self.base, self.sources, self.question, self.power = base, sources, question, power
         self.beyond = beyond or BEYOND
+        self.scatter = np.zeros(0) if scatter is None else scatter
         source = sources[0]
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
@@ -98,7 +102,9 @@ class Replays:
             Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
             for loads in self.loads
         ]
-        self.limits = limits_of(self.engine, self.facts.get(self.engine.model), self.workloads[0])
+        self.limits = limits_of(
+            self.engine, self.facts.get(self.engine.model), self.workloads[0], self.facts
+        )
         self.first = self.workloads[0].first
         longest = max(workload.longest for workload in self.workloads)
         if question.gpu is not None and prior is not None:
@@ -225,6 +231,8 @@ class Replays:
     def _run(
         self, workload: Workload, factor: float, *, log: bool = False, in_flight: int | None = None
     ) -> Replayed:
+        if workload.front_end_s is not None:  # it runs on the same machine as the steps
+            workload = replace(workload, front_end_s=factor * workload.front_end_s)
         try:
             return replay(
                 workload,
@@ -332,12 +340,41 @@ class Replays:
             flops_per_problem=self._flops(found.flops_per_problem),
             cost_per_token_device_s=per_token,
             policies=self._fewer(found.policies),
-            throughput_tokens_per_s=estimate("throughput", "tokens/s"),
+            throughput_tokens_per_s=self._ends_scattered(estimate("throughput", "tokens/s")),
             energy_j=found.energy_j if drawn is None else self._energy(drawn),
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
             else device.scaled(price / 3600, "USD"),
+        )
+
+    def _ends_scattered(self, found: Estimate | None) -> Estimate | None:
+        """Return the throughput of arrivals at given times, whose run ends with its last problem.
+
+        Latencies are moved as far off as those recorded were. The recorded problems are taken in
+        their order, from each of them on, since what disturbs one disturbs its neighbours.
+        """
+        off = self.scatter
+        if found is None or found.low is None or found.high is None:
+            return found
+        if self.concurrency is not None or not off.size:
+            return found
+        ratios = []
+        for run in self.runs:
+            came, took = run.arrival_s, run.latency_s
+            begun, smooth = came.min(), (came + took).max()
+            least = (came + took * np.exp(off.min())).max()
+            last = np.flatnonzero(came + took * np.exp(off.max()) >= least)  # that may be
+            for first in np.linspace(0, off.size, SHIFTS, endpoint=False).astype(int):
+                moved = took[last] * np.exp(off[(last + first) % off.size])
+                ratios.append((smooth - begun) / ((came[last] + moved).max() - begun))
+        slow, fast = np.quantile(ratios, (1 - LEVEL) / 2), np.quantile(ratios, (1 + LEVEL) / 2)
+        below = found.value * max(1.0 - float(slow), 0.0)
+        above = found.value * max(float(fast) - 1.0, 0.0)
+        return replace(
+            found,
+            low=max(found.value - float(np.hypot(found.value - found.low, below)), 0.0),
+            high=found.value + float(np.hypot(found.high - found.value, above)),
         )
 
     def _fresh_draw(self, values: Floats, fresh: Floats) -> float:
@@ -457,16 +494,19 @@ class Replays:
         return _statistics(alone, count, self.engine)
 
     def _undetermined(self, found: dict[str, Estimate | None]) -> dict[str, Estimate | None]:
-        """Return TTFT with an interval that holds it in lock-step and spread evenly."""
-        other = self.evenly
-        if other is None:
-            return found
+        """Return TTFT with an interval that holds it in lock-step and spread evenly.
+
+        And at both ends of what others measured of what was predicted, where only these tell.
+        """
+        other, (least, most) = self.evenly, self.times.ttft
         wide = dict(found)
         for part, each in found.items():
-            value = other[f"ttft_s.{part}"]
-            if each is not None and np.isfinite(value):
-                ends = [v for v in (each.low, each.value, each.high, value) if v is not None]
-                wide[part] = replace(each, low=min(ends), high=max(ends))
+            if each is None or each.low is None or each.high is None:
+                continue
+            value = each.value if other is None else other[f"ttft_s.{part}"]
+            again = [each.value, value] if np.isfinite(value) else [each.value]
+            low, high = least * min(again), most * max(again)
+            wide[part] = replace(each, low=min(each.low, low), high=max(each.high, high))
         return wide
 
     @property
@@ -535,7 +575,7 @@ def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:
 
 def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str, float]:
     found: dict[str, float] = {}
-    ttft = run.first_token_s - run.queued_s
+    ttft = run.first_token_s - run.queued_s + run.front_end_s
     more = (run.generated_tokens > 1) & ~run.cancelled
     tpot = (run.end_s - run.first_token_s)[more] / (run.generated_tokens[more] - 1)
     for name, values in (("latency_s", run.latency_s), ("ttft_s", ttft), ("tpot_s", tpot)):

@@ -37,6 +37,7 @@ class FakeEngine:
     fault: object = None
     asked: list = field(default_factory=list)  # bodies
     headers: list = field(default_factory=list)
+    connections: set = field(default_factory=set)  # ports that completions were asked from
     aborted: int = 0
     finished: int = 0
 
@@ -60,6 +61,7 @@ class FakeEngine:
         number = len(self.asked)
         self.asked.append(body)
         self.headers.append(dict(request.headers))
+        self.connections.add(request.transport.get_extra_info("peername")[1])
         if isinstance(self.fault, int):
             return web.json_response({"error": {"message": "told"}}, status=self.fault)
         chat = "chat" in request.path

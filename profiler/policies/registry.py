@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 from profiler.policies.beam import BeamSearch
@@ -36,12 +37,17 @@ def start(policy: Policy, group: str | None = None) -> PolicyRun:
 
     Raises UsageError for impossible parameters.
     """
+    return _starter(policy, group)()
+
+
+@lru_cache(maxsize=1024)  # an endpoint starts one policy for every question
+def _starter(policy: Policy, group: str | None) -> Callable[[], PolicyRun]:
     whole = complete(policy)
     if whole.spec.of_others:
         raise UsageError(f"policy: {whole.method} is what others sent. Choose another method")
     rule = dict(whole.rule)
     stop = whole.stop_for(group)
     if stop is None:
-        return _CONTINUED[whole.method](whole.n, rule)
+        return partial(_CONTINUED[whole.method], whole.n, rule)
     choose = _CHOICES[whole.method](rule) if whole.method in _CHOICES else most_votes
-    return ParallelVote(whole.n, stop, choose)
+    return partial(ParallelVote, whole.n, stop, choose)

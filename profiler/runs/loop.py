@@ -58,9 +58,9 @@ class Run:
     engine: Engine
     telemetry: Telemetry
     recorder: RecordingSpanProcessor
-    what_if: NgramWhatIf
     needs: Needs
     keep_text: bool
+    what_if: NgramWhatIf | None = None
     timeout_s: float | None = None
     scoring: ScoringThreads | None = None
     checkpoints: Checkpoints | None = None
@@ -371,7 +371,8 @@ class Run:
     def _close_sample(self, sent: Sent, *, cancelled_by: str | None = None) -> None:
         correct = self.spans.end_sample(sent, cancelled_by=cancelled_by)
         assert sent.result is not None
-        self.what_if.add(sent.flight.problem.problem_id, sent.draw.index, sent.result)
+        if self.what_if is not None:
+            self.what_if.add(sent.flight.problem.problem_id, sent.draw.index, sent.result)
         if cancelled_by is None and self.checkpoints is not None:
             self.checkpoints.keep(sent, correct=correct)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.context import Context
@@ -17,21 +18,24 @@ from traces.recording import spans as names
 from traces.recording.spans import RecordingSpanProcessor
 from traces.schema.tts.policy import Policy
 
-_MEASURED = (
-    "cached_tokens",
-    "queued",
-    "scheduled",
-    "first_token",
-    "think_end",
-    "first_step",
-    "last_step",
-    "preemptions",
-    "finish_reason",
-    "logprob_mean",
-    "confidence_min_window",
-    "drafted_per_step",
-    "accepted_per_step",
-)
+_MEASURED = {
+    f"tts.sample.{column}": column
+    for column in (
+        "cached_tokens",
+        "queued",
+        "scheduled",
+        "first_token",
+        "think_end",
+        "first_step",
+        "last_step",
+        "preemptions",
+        "finish_reason",
+        "logprob_mean",
+        "confidence_min_window",
+        "drafted_per_step",
+        "accepted_per_step",
+    )
+}
 
 
 class RunSpans:
@@ -52,7 +56,7 @@ class RunSpans:
         self._workload = workload
         self._engine_key, self._policy_key = engine.config.key(), policy.key()
         self._keys = {names.ENGINE_KEY: self._engine_key, names.POLICY_KEY: self._policy_key}
-        self._request: dict[str, Any] = {
+        self._request: dict[str, Any] = self._keys | {
             names.GEN_AI_OPERATION: "chat" if workload.chat else "text_completion",
             names.GEN_AI_PROVIDER: engine.provider,
             names.GEN_AI_MODEL: engine.config.model,
@@ -115,19 +119,18 @@ class RunSpans:
         """Open the span of a request; a scorer's is not of the run's engine."""
         scorer = draw.role == "scorer"
         attributes: dict[str, Any] = {
-            **({names.POLICY_KEY: self._policy_key} if scorer else self._keys | self._request),
+            **({names.POLICY_KEY: self._policy_key} if scorer else self._request),
             names.GEN_AI_RESPONSE_ID: request_id,
             "tts.problem.id": flight.problem.problem_id,
             "tts.sample.sample_index": draw.index,
             "tts.sample.role": draw.role,
         }
-        for name, value in (
-            ("parent_sample", draw.parent),
-            ("round", draw.round),
-            ("depth", draw.depth),
-        ):
-            if value is not None:
-                attributes[f"tts.sample.{name}"] = value
+        if draw.parent is not None:
+            attributes["tts.sample.parent_sample"] = draw.parent
+        if draw.round is not None:
+            attributes["tts.sample.round"] = draw.round
+        if draw.depth is not None:
+            attributes["tts.sample.depth"] = draw.depth
         return self._tracer.start_span(
             names.SPAN_SAMPLE,
             context=set_span_in_context(flight.span),
@@ -143,20 +146,19 @@ class RunSpans:
         answer = sent.chain.answer if whole and sent.chain is not None else None
         correct = self._workload.is_correct(flight.problem, answer) if whole else None
         flight.count(result, cancelled=cancelled_by is not None)
-        _set(span, names.GEN_AI_INPUT_TOKENS, result.prompt_tokens)
-        _set(span, names.GEN_AI_OUTPUT_TOKENS, result.output_tokens)
-        _set(span, names.ERROR_TYPE, result.error)
         think, output = _think_tokens(sent, result), result.output_tokens
-        for column, value in (
-            ("think_tokens", think),
-            ("answer_tokens", None if think is None or output is None else output - think),
-            ("censored", _censored(sent, result)),
-            ("cancelled_by", cancelled_by),
-            ("correct", correct),
-            ("score", sent.score),
-            *((column, getattr(result, column)) for column in _MEASURED),
-        ):
-            _set(span, f"tts.sample.{column}", value)
+        own = {
+            names.GEN_AI_INPUT_TOKENS: result.prompt_tokens,
+            names.GEN_AI_OUTPUT_TOKENS: output,
+            names.ERROR_TYPE: result.error,
+            "tts.sample.think_tokens": think,
+            "tts.sample.answer_tokens": None if think is None or output is None else output - think,
+            "tts.sample.censored": _censored(sent, result),
+            "tts.sample.cancelled_by": cancelled_by,
+            "tts.sample.correct": correct,
+            "tts.sample.score": sent.score,
+        }
+        _set(span, own | {name: getattr(result, column) for name, column in _MEASURED.items()})
         if result.error is not None:
             span.set_status(Status(StatusCode.ERROR))
         private: dict[str, Any] = {"answer": flight.shown(answer, keep_text=self._keep_text)}
@@ -168,7 +170,7 @@ class RunSpans:
 
     def abandon_problem(self, flight: Flight, why: str) -> None:
         """Write the row of a problem that nobody waits for any more, and that has no decision."""
-        _set(flight.span, names.ERROR_TYPE, why)
+        _set(flight.span, {names.ERROR_TYPE: why})
         flight.span.end(now_ns())
 
     def end_problem(self, flight: Flight, *, timed_out: bool) -> None:
@@ -176,22 +178,25 @@ class RunSpans:
         assert decision is not None
         now = now_ns()
         answered = decision.answer is not None or timed_out or not flight.failures
-        for column, value in (
-            ("decided_at", now),
-            ("decided_by_sample", decision.by_sample),
-            ("timed_out", timed_out or None),
-            ("correct", self._workload.is_correct(problem, decision.answer) if answered else None),
-            ("prompt_tokens", flight.prompt_tokens),
-            ("cached_prompt_tokens", flight.cached_tokens),
-        ):
-            _set(span, f"tts.problem.{column}", value)
+        right = self._workload.is_correct(problem, decision.answer) if answered else None
+        failed = f"{flight.failures} samples failed" if flight.failures else None
+        _set(
+            span,
+            {
+                "tts.problem.decided_at": now,
+                "tts.problem.decided_by_sample": decision.by_sample,
+                "tts.problem.timed_out": timed_out or None,
+                "tts.problem.correct": right,
+                "tts.problem.prompt_tokens": flight.prompt_tokens,
+                "tts.problem.cached_prompt_tokens": flight.cached_tokens,
+                names.ERROR_TYPE: failed,
+            },
+        )
         self._recorder.attach(
             span,
             answer=flight.shown(decision.answer, keep_text=self._keep_text),
             expected=problem.expected if self._keep_text else None,
         )
-        if flight.failures:
-            _set(span, names.ERROR_TYPE, f"{flight.failures} samples failed")
         span.end(now)
 
     @staticmethod
@@ -203,10 +208,15 @@ class RunSpans:
         error: str | None = None,
         cancelled_by: str | None = None,
     ) -> None:
-        _set(span, names.GEN_AI_INPUT_TOKENS, prompt_tokens)
-        _set(span, names.GEN_AI_OUTPUT_TOKENS, output_tokens)
-        _set(span, names.ERROR_TYPE, error)
-        _set(span, "tts.sample.cancelled_by", cancelled_by)
+        _set(
+            span,
+            {
+                names.GEN_AI_INPUT_TOKENS: prompt_tokens,
+                names.GEN_AI_OUTPUT_TOKENS: output_tokens,
+                names.ERROR_TYPE: error,
+                "tts.sample.cancelled_by": cancelled_by,
+            },
+        )
         span.end(now_ns())
 
 
@@ -223,7 +233,6 @@ def _censored(sent: Sent, result: SampleResult) -> bool | None:
     return result.finish_reason == "length" and sent.fixed_tokens is None
 
 
-def _set(span: Span, name: str, value: Any) -> None:
-    """Set an attribute unless the value is absent: OpenTelemetry knows no null."""
-    if value is not None:
-        span.set_attribute(name, value)
+def _set(span: Span, attributes: Mapping[str, Any]) -> None:
+    """Set those attributes that have a value: OpenTelemetry knows no null."""
+    span.set_attributes({name: value for name, value in attributes.items() if value is not None})

@@ -32,6 +32,10 @@ class LiveRun(Run):
     checked_in: ThreadPoolExecutor | None = None
     ended: dict[str, list[Sent]] = field(default_factory=dict)  # by problem
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.label = self.policy.label()
+
     def ask(self, problem: Problem, arrival: int, context: Context) -> None:
         """Begin a problem that arrived then (unix nanoseconds), in its client's trace or a new one.
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import uvloop
+
 from profiler.engines.server.access import read_headers, read_key
 from profiler.runs.provenance import provenance
 from profiler.runs.telemetry import Telemetry
@@ -99,7 +101,8 @@ def serve(
                 await ended.wait()
 
         try:
-            asyncio.run(run())
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(run())
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None  # a second signal
         finally:

@@ -21,7 +21,6 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from prometheus_client import Counter as Count
 
 from profiler.runs.flight import Flight
-from profiler.runs.lookup import NgramWhatIf
 from profiler.runs.telemetry import Telemetry
 from profiler.serve.live_run import CLIENT, SCORES_S, LiveRun
 from profiler.serve.question import (
@@ -140,6 +139,7 @@ class Service:
     def __post_init__(self) -> None:
         self._by_id: dict[str, LiveRun] = {}
         self._waiting: dict[str, _Waiting] = {}  # by problem
+        self._answered = f"answered: {self.policy.label()}"
         self._places = asyncio.Semaphore(self.settings.in_flight)
         self._held = 0  # requests that are read, wait or are worked on
         self._passing = 0
@@ -186,7 +186,6 @@ class Service:
         await self.upstream.shut()
         for run in self.runs.values():
             run.spans.end()
-            run.what_if.finish()
         if self._scoring is not None:
             self._scoring.close()
         if self._checks is not None:
@@ -265,8 +264,11 @@ class Service:
             raise BadRequest("too many questions wait. Ask again later", 503)
         self._held += 1
         try:
-            async with asyncio.timeout(_BODY_S):
+            if request.content.is_eof():  # it came with its headers
                 raw = await request.read()
+            else:
+                async with asyncio.timeout(_BODY_S):
+                    raw = await request.read()
         except TimeoutError:
             self._held -= 1
             raise BadRequest("the body did not come in time", 408) from None
@@ -280,7 +282,8 @@ class Service:
             if why is None:
                 question = read_question(body, chat=chat, most_n=self.most_n)
                 question.headers = goes_on(request.headers)
-                question.context = _TRACE.extract(dict(request.headers), Context())
+                if "traceparent" in request.headers:
+                    question.context = _TRACE.extract(dict(request.headers), Context())
                 return await self._answer(request, question, arrival)
         finally:
             self._held -= 1
@@ -338,7 +341,7 @@ class Service:
         return response
 
     def _said(self) -> dict[str, str]:
-        return {HEADER: f"answered: {self.policy.label()}"}
+        return {HEADER: self._answered}
 
     @staticmethod
     def _failure(question: Question) -> tuple[int, bytes]:
@@ -377,7 +380,6 @@ class Service:
                 engine=engine,
                 telemetry=self.telemetry,
                 recorder=self.recorder,
-                what_if=NgramWhatIf(engine.config, policy.key()),
                 needs=needs_of(policy),
                 keep_text=False,
                 scoring=self._scoring,
@@ -475,7 +477,7 @@ class Service:
             prompt_tokens=flight.prompt_tokens,
             output_tokens=flight.output_tokens,
             told={
-                "policy": run.policy.label(),
+                "policy": run.label,
                 "decided_by": why,
                 "votes": votes if given is not None else 0,
                 "answers": len(answers),

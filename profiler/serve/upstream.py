@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from profiler.engines.interface import SampleRequest, SampleResult
-from profiler.engines.server.server import Refused, ServerEngine, events_of
+from profiler.engines.server.server import Refused, ServerEngine
 from profiler.engines.server.stream import BadAnswer, Stream
 from profiler.serve.question import Question
-from traces.clock import now_ns
 
 _CONNECT_S = 10.0
 _MOST_REFUSAL = 64 << 10  # bytes of an error's body that go on to the client
@@ -79,9 +78,7 @@ class Upstream(ServerEngine):
         """Return nothing: samples end by `on_result`."""
         return []
 
-    async def _events(
-        self, request: SampleRequest, stream: Stream
-    ) -> AsyncIterator[tuple[dict[str, Any], int]]:
+    async def _pieces(self, request: SampleRequest) -> AsyncGenerator[bytes, None]:
         question = self.questions[request.request_id.rpartition(".")[0]]
         headers = {"Content-Type": _JSON, "X-Request-Id": request.request_id, **question.headers}
         if request.traceparent is not None:
@@ -101,10 +98,8 @@ class Upstream(ServerEngine):
                 raise Refused(response.status)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise BadAnswer("a compressed answer")
-            async for event in events_of(response.content.iter_any(), stream):
-                yield event, now_ns()
-        if not request.stop:
-            stream.stopped = False  # by a stop string of the client's: it ends an answer
+            while piece := await response.content.readany():
+                yield piece
 
     def _asked(
         self, question: Question, request: SampleRequest, body: dict[str, Any]
@@ -142,9 +137,10 @@ class Upstream(ServerEngine):
 
     async def shut(self) -> None:
         """End what runs and close the connections."""
-        for task in list(self._tasks):
+        left = [*self._tasks, *self._emptying]
+        for task in left:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
         await self.session.close()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
+from functools import lru_cache
 from typing import Protocol
 
 from profiler.workload.answers import after_thinking, final_answer, last_boxed
@@ -19,6 +20,7 @@ from traces.errors import UsageError
 NAMES = ("exact", "numeric", "choice", "math")
 DECIMALS = 6
 _MOST_DIGITS = 400  # of a number, and of its power of ten
+_PLAIN_BELOW = 10**18  # a whole number that is its own name
 
 
 class Verifier(Protocol):
@@ -108,7 +110,11 @@ def number_in(text: str) -> Fraction | None:
     of a formula (2^10, 3\sqrt{2}) is none, and so is 1,5. Words around a number, units among them,
     are left out: units are not converted. Numbers in words (5 million) are none.
     """
-    text = text[-4000:].strip()
+    return _number(text[-4000:].strip())
+
+
+@lru_cache(maxsize=64)  # an answer is read, then named, then judged
+def _number(text: str) -> Fraction | None:
     lead = _LEAD.match(text)
     start = 0 if lead is None else lead.end()
     whole = _WHOLE.match(text, start)
@@ -180,6 +186,8 @@ def rounded(value: Fraction) -> str:
 
     This names classes of numbers: whole numbers stay exact, 1/3 and 0.333333 are one.
     """
+    if value.denominator == 1 and abs(value.numerator) < _PLAIN_BELOW:
+        return str(value.numerator)
     with localcontext() as context:
         context.prec = 2 * _MOST_DIGITS + DECIMALS
         exact = Decimal(value.numerator) / Decimal(value.denominator)

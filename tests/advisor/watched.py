@@ -17,12 +17,17 @@ BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, np.inf)
 
 
-def watched(truth, folder, *, spans=True, steps=True, metrics=True, period_s=0.25, polled=None):
+def watched(
+    truth, folder, *, spans=True, steps=True, metrics=True, period_s=0.25, polled=None, took_s=None
+):
     """Write what a watch at some depth would have kept of a `Prediction` taken for the truth.
 
     /metrics is that of `polled` where it is given. `steps` are the plugin's, or "passes" of FPM.
+    `took_s` [problems] is what a front end took of each before the engine had it.
     """
     tables = {name: frame.clone() for name, frame in truth.tables.items()}
+    if took_s is not None:
+        tables = behind_front_end(tables, took_s)
     (key,) = truth.manifest.engines
     engine = truth.manifest.engines[key]
     if not steps:
@@ -37,19 +42,43 @@ def watched(truth, folder, *, spans=True, steps=True, metrics=True, period_s=0.2
                 engine=pl.lit(own), policy=pl.lit(""), answer=pl.lit(None, pl.Utf8),
                 correct=pl.lit(None, pl.Boolean),
             )  # fmt: skip
-        kept["samples"] = kept["samples"].drop("queued", "finish_reason")
+        unseen = ["finish_reason"] if took_s is not None else ["queued", "finish_reason"]
+        kept["samples"] = kept["samples"].drop(unseen)
         kept["samples"] = _whole("samples", kept["samples"])
     if steps:
         told = passes if steps == "passes" else front_end
         kept["steps"] = _whole("steps", told(tables["steps"], tables["samples"], own))
     if metrics:
-        kept["scrapes"] = scrapes((polled or truth).tables, own, engine.num_gpu_blocks, period_s)
+        seen = tables if polled is None else polled.tables
+        kept["scrapes"] = scrapes(seen, own, engine.num_gpu_blocks, period_s)
     manifest = dataclasses.replace(
         truth.manifest, engines={own: engine}, policies={}, workload=None, concurrency=None,
         rate_per_s=None, provenance={},
     )  # fmt: skip
     write_recording(folder, manifest, kept)
     return Recording.open(folder)
+
+
+def behind_front_end(tables, took_s):
+    """Return a run whose problems came to a front end so much earlier; queued as vLLM tells it.
+
+    vLLM's engine takes requests in between two steps.
+    """
+    problems, samples, steps = (tables[name] for name in ("problems", "samples", "steps"))
+    took = pl.Series(np.rint(np.asarray(took_s) * 1e9).astype(np.int64))
+    earlier = problems.select("problem_id", took=took)
+    came = samples["arrival"].to_numpy()
+    ends = steps["end"].to_numpy()
+    place = np.minimum(np.searchsorted(ends, came), len(ends) - 1)
+    busy = ends[place] - steps["wall_ns"].to_numpy()[place] < came
+    queued = np.where(busy, ends[place], came)
+    samples = samples.join(earlier, on="problem_id", how="left", maintain_order="left")
+    return tables | {
+        "problems": problems.with_columns(arrival=pl.col("arrival") - took),
+        "samples": samples.with_columns(
+            arrival=pl.col("arrival") - pl.col("took"), queued=pl.Series(queued)
+        ).drop("took"),
+    }
 
 
 def front_end(steps, samples, key):
@@ -141,6 +170,9 @@ def scrapes(tables, key, blocks, period_s):
     counter(_SUCCESS, ended, np.ones(len(ended)))
     histogram("vllm:time_to_first_token_seconds", given, (given - arrived) / 1e9, SECONDS)
     histogram("vllm:e2e_request_latency_seconds", ended, (ended - arrived) / 1e9, SECONDS)
+    queued, begun = samples["queued"].to_numpy(), samples["scheduled"].to_numpy()
+    histogram("vllm:request_queue_time_seconds", ended, (begun - queued) / 1e9, SECONDS)
+    histogram("vllm:request_prefill_time_seconds", ended, (given - begun) / 1e9, SECONDS)
     histogram("vllm:request_prompt_tokens", ended, samples["prompt_tokens"].to_numpy(), BOUNDS)
     histogram("vllm:request_generation_tokens", ended, samples["output_tokens"].to_numpy(), BOUNDS)
     seconds = steps["interval_ns"].fill_null(strategy="zero").to_numpy() / 1e9

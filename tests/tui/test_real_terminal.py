@@ -32,14 +32,15 @@ def short_folder():
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_the_demo_measures_advises_and_opens_the_app(short_folder):
     """Its own plan with fewer problems: all engines and policies."""
     plan = yaml.safe_load((DEMO / "plan.yaml").read_text())
     (short_folder / "plan.yaml").write_text(yaml.safe_dump(plan | {"problems": FEW}))
     folder = short_folder / "runs"
     command = [sys.executable, "-c", OF_PLAN, short_folder, "demo", "-o", folder]
-    # The app opens on the answer, `q` leaves it.
-    seen = in_terminal(*command, cwd=ROOT, keys=[("A system-optimal", "q")], timeout_s=2400)
+    # The app opens on the answer, `q` leaves it. One that is also compute-optimal has both names.
+    seen = in_terminal(*command, cwd=ROOT, keys=[("A system-", "q")], timeout_s=1500)
     assert seen.code == 0 and "Traceback" not in seen.text, seen.text
     assert b"12/12" in seen.raw and b"%d/%d" % (FEW, FEW) in seen.raw
     assert "Run demo/" in seen.text and f"recordings in {folder}" in seen.text

@@ -8,11 +8,11 @@ travel to any OTLP endpoint: whoever measures hands them to the processor beside
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import format_span_id, format_trace_id
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
 
 from traces.recording.tables import TABLES
 
@@ -68,10 +68,41 @@ PROBLEM_COLUMNS = {
 
 Append = Callable[[str, Mapping[str, Any]], None]
 
+
+def _columns(table: str, prefix: str, renamed: Mapping[str, str]) -> dict[str, str]:
+    """Return the column of each attribute that has one."""
+    own = {f"{prefix}{column}": column for column in TABLES[table]}
+    return own | {name: column for name, column in renamed.items() if column in TABLES[table]}
+
+
 _TABLES = {
-    SPAN_PROBLEM: ("problems", "tts.problem.", PROBLEM_COLUMNS),
-    SPAN_SAMPLE: ("samples", "tts.sample.", SAMPLE_COLUMNS),
+    SPAN_PROBLEM: ("problems", _columns("problems", "tts.problem.", PROBLEM_COLUMNS)),
+    SPAN_SAMPLE: ("samples", _columns("samples", "tts.sample.", SAMPLE_COLUMNS)),
 }
+
+
+class SpanFacts(Protocol):
+    """What the recording reads of a span, of the SDK or another."""
+
+    @property
+    def name(self) -> str:
+        """One of the names above."""
+
+    @property
+    def context(self) -> SpanContext | None:
+        """Its ids."""
+
+    @property
+    def attributes(self) -> Mapping[str, Any] | None:
+        """What it has so far."""
+
+    @property
+    def start_time(self) -> int | None:
+        """Unix nanoseconds."""
+
+    @property
+    def end_time(self) -> int | None:
+        """Unix nanoseconds."""
 
 
 class RecordingSpanProcessor(SpanProcessor):
@@ -89,27 +120,26 @@ class RecordingSpanProcessor(SpanProcessor):
         """Give columns of the span's row that must not become attributes, before it ends."""
         self._private.setdefault(span.get_span_context().span_id, {}).update(columns)
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+    def on_start(self, span: SpanFacts, parent_context: Context | None = None) -> None:
         if span.name in _TABLES:
             self._append(*self._row(span))
 
-    def on_end(self, span: ReadableSpan) -> None:
+    def on_end(self, span: SpanFacts) -> None:
         if span.name not in _TABLES or span.context is None:
             return
         table, row = self._row(span)
         private = self._private.pop(span.context.span_id, {})
         self._append(table, row | private | {"end": span.end_time})
 
-    def _row(self, span: ReadableSpan) -> tuple[str, dict[str, Any]]:
-        table, prefix, renamed = _TABLES[span.name]
-        columns = TABLES[table]
+    def _row(self, span: SpanFacts) -> tuple[str, dict[str, Any]]:
+        table, columns = _TABLES[span.name]
         row: dict[str, Any] = {"arrival": span.start_time}
-        for name, value in (span.attributes or {}).items():
-            column = renamed.get(name, name.removeprefix(prefix))
-            if column in columns:
+        for name, value in dict(span.attributes or {}).items():
+            column = columns.get(name)
+            if column is not None:
                 row[column] = list(value) if isinstance(value, tuple) else value
         if span.context is not None:
             row["span_id"] = format_span_id(span.context.span_id)
-            if "trace_id" in columns:
+            if "trace_id" in TABLES[table]:
                 row["trace_id"] = format_trace_id(span.context.trace_id)
         return table, row

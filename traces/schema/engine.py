@@ -6,6 +6,7 @@ short, stable name in a recording. Units are in the fields' names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -71,6 +72,12 @@ class EngineConfig(Record):
         if self.num_gpus is not None:
             return self.num_gpus
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """The first two numbers of vLLM's version, None where it is not known."""
+        told = re.match(r"\D*(\d+)\.(\d+)", self.vllm_version or "")
+        return None if told is None else (int(told[1]), int(told[2]))
 
     @property
     def expert_parallel(self) -> bool:

@@ -53,8 +53,9 @@ class Serve:
 @takes(Serve, panels={"host": "Where it listens", "in_flight": "Limits"})
 def serve(asked: Serve) -> None:
     """Answer an OpenAI client's questions with a policy, in front of an engine."""
-    if importlib.util.find_spec("aiohttp") is None:
-        raise MissingDependencyError(f"serve needs aiohttp: {install_command('serve')}")
+    for needed in ("aiohttp", "uvloop"):
+        if importlib.util.find_spec(needed) is None:
+            raise MissingDependencyError(f"serve needs {needed}: {install_command('serve')}")
     from profiler.runs.telemetry import check_settings
     from profiler.serve.serve import serve as answer
     from profiler.serve.service import Settings

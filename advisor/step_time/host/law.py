@@ -7,7 +7,6 @@ host_term.json with where they are from.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,8 +32,7 @@ def generation_of(engine: EngineConfig) -> str:
 
     A version that is not known is the newest.
     """
-    told = re.findall(r"\d+", engine.vllm_version or "")[:2]
-    version = tuple(int(part) for part in told) if len(told) == 2 else None
+    version = engine.version
     if version is not None and version < FIRST_V1:
         return OLD
     default = version is None or version >= FIRST_ASYNCHRONOUS

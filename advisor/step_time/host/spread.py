@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 # What of a question no point that taught the host's part was like, from near to far.
 SEEN, GPU = "model", "GPU"
 PLAIN, QUANTISED, EXPERTS = "16-bit", "quantised", "experts"
+ENOUGH: Final = 5  # models of a lab and GPU, whose TTFTs say how far off another one is
 OTHER_KIND: Final = 1.5  # a model of a kind that no point had: so many times the spread, a rule
 
 
@@ -90,6 +91,39 @@ class Spread:
 def stratum(name: str, unseen: str) -> str:
     """Return the name of a stratum: `synchronous, 16-bit, GPU left out`."""
     return f"{name}, {unseen} left out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTokens:
+    """Between which ratios to the predicted TTFT 90 % of so many published ones lie."""
+
+    low: float
+    high: float
+    points: int
+
+    def note(self) -> str:
+        """Say what the interval of TTFT is."""
+        return (
+            f"TTFT was {self.low:.2g} to {self.high:.2g} times the predicted in 90 % of "
+            f"{self.points:,} published runs of such models, of another model each. Its interval "
+            "holds both ends"
+        )
+
+
+def first_tokens_of(facts: ModelFacts, engine: EngineConfig) -> FirstTokens:
+    """Return how far off TTFT may be, from points of the same generation and kind of model.
+
+    Where fewer than ENOUGH models were like it, from all that there are, at their widest.
+    """
+    found = kept()["ttft"]
+    own = found.get(f"{generation_of(engine)}, {kind_of(facts)}")
+    alike = own is not None and own["clusters"] >= ENOUGH
+    used = [own] if alike else list(found.values())
+    return FirstTokens(
+        low=min(float(each["low"]) for each in used),
+        high=max(float(each["high"]) for each in used),
+        points=sum(int(each["points"]) for each in used),
+    )
 
 
 def spread_of(

@@ -19,6 +19,8 @@ from traces.schema.engine import EngineConfig, ModelFacts
 
 GIB: Final = float(1 << 30)
 UTILISATION: Final = 0.92  # of the memory, vLLM's default
+OLD_UTILISATION: Final = 0.9  # the default while the memory of CUDA graphs was not counted in it
+GRAPHS_COUNTED: Final = (0, 21)  # from which vLLM does
 BLOCK: Final = 16  # vLLM's default on a GPU
 RESERVED: Final = (
     3.5 * GIB
@@ -208,13 +210,19 @@ def memory_of(
     return Memory(
         device=device,
         total=device.memory_bytes,
-        share=engine.gpu_memory_utilization or UTILISATION,
+        share=engine.gpu_memory_utilization or _default_share(engine),
         weights=weights + drafting,
         reserved=reserved,
         token=token,
         least_block=block,
         drafter=drafting,
     )
+
+
+def _default_share(engine: EngineConfig) -> float:
+    """Return the share of the memory that an engine's version takes where none is given."""
+    version = engine.version
+    return OLD_UTILISATION if version is not None and version < GRAPHS_COUNTED else UTILISATION
 
 
 def _weights(engine: EngineConfig, facts: ModelFacts) -> float | None:

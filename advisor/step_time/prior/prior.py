@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.communication import all_reduces
 from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
@@ -65,7 +66,8 @@ class Prior:
 
     `all_reduces` [rows, (bytes, seconds)] by whether they run in a CUDA graph; empty for one GPU.
     `scales` by family are what recordings of that GPU said the times are to be multiplied by, and
-    `host` the part of a step beyond its kernels (host/law.py).
+    `host` the part of a step beyond its kernels (host/law.py). `prompts` is what steps with prompts
+    take beyond theirs (host/prompts.py).
     """
 
     tables: PriorTables
@@ -75,6 +77,7 @@ class Prior:
     all_reduces: Mapping[bool, Floats]
     scales: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
     host: float = 1.0
+    prompts: PromptPart = AS_KERNELS
 
     def scaled(self, scales: Mapping[str, float]) -> Prior:
         """Return the prior with its times of some families multiplied further."""
@@ -112,6 +115,9 @@ class Prior:
         computed = padded(np.arange(most + 1, dtype=float), capture_sizes)
         sequences = np.arange(max(max_num_seqs, self.domain.sequences) + 1, dtype=float)
         tokens = self._token_seconds(computed, max(capture_sizes, default=0))
+        launched = tokens[max(*capture_sizes, max_num_seqs, 0) + 1 :]  # beyond CUDA graphs
+        launched *= self.prompts.factor
+        launched += self.prompts.seconds
         decode_batch, decode_kv = self._knots(max_num_seqs)
         decode = self._decode(decode_batch, decode_kv)
         chunk, before, alone = self._chunks(max_num_batched_tokens)
@@ -124,7 +130,7 @@ class Prior:
         mixed_batch = np.append(0.0, decode_batch)
         return StepTables(
             tokens=tokens,
-            sequences=self._summed(self.parts.logits, sequences),
+            sequences=self.logit_seconds(sequences),
             decode_batch=decode_batch,
             decode_kv=decode_kv,
             decode=decode,
@@ -133,9 +139,9 @@ class Prior:
             before=before,
             mixed_batch=mixed_batch,
             mixed_kv=decode_kv,
-            mixed=mixed,
+            mixed=mixed * self.prompts.factor,
             mixed_skew=np.zeros((len(before), len(mixed_batch), len(decode_kv))),
-            launch=launch,
+            launch=launch * self.prompts.factor,
         )
 
     def token_seconds(self, tokens: Floats) -> Floats:
@@ -305,7 +311,12 @@ def _add(found: dict[str, list[float]], rule: str | None, spread: float, spent: 
 
 @lru_cache(maxsize=64)
 def _priced(
-    tables: PriorTables, facts: ModelFacts, split: Split, kv_fp8: bool, online: str | None
+    tables: PriorTables,
+    facts: ModelFacts,
+    split: Split,
+    kv_fp8: bool,
+    online: str | None,
+    prompts: PromptPart,
 ) -> Prior:
     return Prior(
         tables=tables,
@@ -313,6 +324,7 @@ def _priced(
         split=split,
         parts=parts_of(tables, facts, split, kv_fp8=kv_fp8, online=online),
         all_reduces=tables.all_reduces(split.tensor) if split.tensor > 1 else {},
+        prompts=prompts,
     )
 
 
@@ -328,8 +340,8 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     if kv in (None, "auto"):
         kv = facts.kv_cache_dtype
     online = "fp8" if facts.quantization is None and engine.quantization in ONLINE else None
-    tables = tables.of_version(engine.vllm_version)
-    return _priced(tables, facts, Split.of(engine), (kv or "").startswith("fp8"), online)
+    fp8 = (kv or "").startswith("fp8")
+    return _priced(tables, facts, Split.of(engine), fp8, online, prompt_part(facts, engine))
 
 
 def check(facts: ModelFacts, engine: EngineConfig) -> None:

@@ -29,6 +29,7 @@ from advisor.step_time.cost import (
     work_at,
 )
 from advisor.step_time.host.law import host_note, host_part
+from advisor.step_time.host.spread import first_tokens_of
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes, non_negative_least_squares
 from advisor.step_time.operators.tables import default_capture_sizes
@@ -187,12 +188,14 @@ class PriorTimes:
         sigma = self.sigma(engine)
         runs = None if self.ran is None else len(self.ran.recordings)
         cost = cost_of(prior, engine, self.drafting(engine))
+        first = first_tokens_of(self.facts, engine)
         return StepTimes(
             cost=cost,
             sigma=(sigma, 2 * sigma),
             runs=runs,
             within=within,
             ends=None if self.ran is not None else ends_of(cost),
+            ttft=(1.0, 1.0) if self.ran is not None else (first.low, first.high),
         )
 
     def sigma(self, engine: EngineConfig) -> float:
@@ -274,6 +277,7 @@ class PriorTimes:
                 *by_cases,
                 host_note(engine),
                 published_spread(self.tables.system, self.facts, engine).note(),
+                first_tokens_of(self.facts, engine).note(),
             ]
         if self.told:
             return [*told, *self.told]

@@ -21,6 +21,7 @@ from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cos
 from advisor.what_if.measured.points import ITL, MeasuredPoint
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import digits, number
 
 Floats = npt.NDArray[np.float64]
 Predicted = Callable[[Floats, Sequence[MeasuredPoint]], Floats]  # of the logs of both factors
@@ -82,9 +83,9 @@ def fit_points(times: PriorTimes, engine: EngineConfig, points: Sequence[Measure
         ratio = point.seconds / was
         if not LEAST <= ratio <= MOST:
             raise UsageError(
-                f"--measured {point.name}: {point.what} {point.seconds * 1e3:.3g} ms is "
-                f"{ratio:.2g} times the {was * 1e3:.3g} ms that the tables give for this engine "
-                "and load. Check the time, the model and the GPU"
+                f"--measured {point.name}: {point.what} {number(point.seconds, 's')} is "
+                f"{digits(ratio)} times the {number(was, 's')} that the tables give for this "
+                "engine and load. Check the time, the model and the GPU"
             )
     logs = _solved(predicted, points)
     after = predicted(logs, points)

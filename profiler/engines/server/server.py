@@ -12,12 +12,13 @@ import contextlib
 import json
 import queue
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from typing import Any
 
 import httpx
+import msgspec
 
 from profiler.engines.interface import (
     THINK_END,
@@ -45,6 +46,7 @@ from traces.schema.engine import EngineConfig, ModelFacts
 
 _POLL_S = 0.05
 _LONGEST_LINE = 8 << 20  # of a stream
+_REST_S, _MOST_REST = 1.0, 64 << 10  # for what comes behind the end of an answer
 _NO_IDS = "no token ids"  # a chat cannot be continued without them
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
 # What an engine knows of a request beyond OpenAI's API: how a stop string stays in the text, and
@@ -88,6 +90,7 @@ class ServerEngine(Engine):
         self._results: queue.Queue[SampleResult] = queue.Queue()
         self._live: dict[str, tuple[Future[None], Stream]] = {}
         self._encoded: dict[str, list[int]] = {}
+        self._emptying: set[asyncio.Future[None]] = set()
         self._unreachable, self._wait_s = 0, wait_s
         self.traces: set[str] = set()  # ids of the traces that requests were sent in
         self.chat_template = chat_template  # the server's own is not told
@@ -232,17 +235,30 @@ class ServerEngine(Engine):
         return kept
 
     async def _run(self, request: SampleRequest, stream: Stream) -> None:
+        pieces = self._pieces(request)
+        try:
+            result = await self._result(request, stream, pieces)
+        finally:
+            if not stream.done:
+                with contextlib.suppress(Exception):
+                    await pieces.aclose()
+        if stream.done:  # what is left is taken, so that the connection can go on
+            rest = asyncio.ensure_future(_emptied(pieces))
+            self._emptying.add(rest)
+            rest.add_done_callback(self._emptying.discard)
+        self._results.put(result)
+
+    async def _result(
+        self, request: SampleRequest, stream: Stream, pieces: AsyncGenerator[bytes, None]
+    ) -> SampleResult:
+        """Return what a request came to, whatever its server answers."""
         error, earlier = None, request.continues
         if earlier is not None and earlier.token_ids is None and request.chat:
-            self._results.put(stream.result(request.request_id, _NO_IDS))
-            return
+            return stream.result(request.request_id, _NO_IDS)
         try:
-            async for event, now in self._events(request, stream):
-                stream.take(event, now)
-            if stream.finish_reason is None and not stream.chunks:
-                raise BadAnswer("no answer")
-            if stream.finish_reason is None and not stream.done:
-                raise BadAnswer("an answer that was cut off")
+            await _take(pieces, stream)
+            if not request.stop:
+                stream.stopped = False  # by a stop string that is not the policy's
         except httpx.HTTPStatusError as failure:
             error = f"HTTP {failure.response.status_code}"
         except Refused as failure:
@@ -252,21 +268,19 @@ class ServerEngine(Engine):
         except Exception as failure:  # whatever a server answers, the sample ends
             error = type(failure).__name__
         try:
-            result = stream.result(request.request_id, error)
+            return stream.result(request.request_id, error)
         except Exception as failure:  # what it kept cannot be summed up
             kept = "".join(each for each in stream.text if isinstance(each, str))
-            result = SampleResult(
+            return SampleResult(
                 request_id=request.request_id,
                 text=kept,
                 finish_reason=None,
                 end=now_ns(),
                 error=error or type(failure).__name__,
             )
-        self._results.put(result)
 
-    async def _events(
-        self, request: SampleRequest, stream: Stream
-    ) -> AsyncIterator[tuple[dict[str, Any], int]]:
+    async def _pieces(self, request: SampleRequest) -> AsyncGenerator[bytes, None]:
+        """Send a request, and give what comes of its answer as it comes."""
         headers = PLAIN | {"X-Request-Id": request.request_id}
         if request.traceparent is not None:
             headers["traceparent"] = request.traceparent
@@ -276,8 +290,8 @@ class ServerEngine(Engine):
         async with self._client.stream("POST", path, json=body, headers=headers) as response:
             response.raise_for_status()
             check_plain(response)
-            async for event in events_of(response.aiter_raw(), stream):
-                yield event, now_ns()
+            async for piece in response.aiter_raw():
+                yield piece
 
     async def _prompt(self, request: SampleRequest) -> str | list[int]:
         """Return what goes into the request: the prompt, or what it continues."""
@@ -367,34 +381,70 @@ class Refused(Exception):
         self.status = status
 
 
-async def events_of(pieces: AsyncIterator[bytes], stream: Stream) -> AsyncIterator[dict[str, Any]]:
-    """Give the events of a streamed answer. Raises BadAnswer for what is none."""
-    async for line in _lines(pieces):
-        if not line.startswith(b"data:"):
-            continue
-        data = line.removeprefix(b"data:").strip()
-        if data == b"[DONE]":
-            stream.done = True
-            return
-        event = json.loads(data)
-        if not isinstance(event, dict):
-            raise BadAnswer("an event that is no object")
-        if event.get("error"):
-            raise BadAnswer("an error in the stream")
-        yield event
-
-
-async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Give the lines of an answer. Raises BadAnswer for one that is too long."""
-    rest = b""
+async def _take(pieces: AsyncGenerator[bytes, None], stream: Stream) -> None:
+    """Take the events of an answer up to its end. Raises BadAnswer for what is no answer."""
+    events = Events()
     async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n") if b"\n" in piece else (rest + piece,)
+        for event in events.of(piece):
+            stream.take(event, now_ns())
+        if events.done:
+            break
+    for event in events.of(b"\n"):
+        stream.take(event, now_ns())
+    stream.done = events.done
+    if stream.finish_reason is None and not stream.chunks:
+        raise BadAnswer("no answer")
+    if stream.finish_reason is None and not stream.done:
+        raise BadAnswer("an answer that was cut off")
+
+
+class Events:
+    """Cuts the pieces of a streamed answer into its events, until it says that it is `done`."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._rest = b""
+
+    def of(self, piece: bytes) -> Iterator[dict[str, Any]]:
+        """Give the events that a piece completes. Raises BadAnswer for what is none."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
-            yield line
-        if len(rest) > _LONGEST_LINE:
+            if self.done or not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                self.done = True
+                return
+            event = _decoded(data)
+            if not isinstance(event, dict):
+                raise BadAnswer("an event that is no object")
+            if event.get("error"):
+                raise BadAnswer("an error in the stream")
+            yield event
+        if len(self._rest) > _LONGEST_LINE:
             raise BadAnswer("a line that is too long")
-    if rest:
-        yield rest
+
+
+def _decoded(data: bytes) -> Any:
+    """Read JSON, with the NaN and the very large numbers that Python's own writers leave in it."""
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return json.loads(data)
+
+
+async def _emptied(pieces: AsyncGenerator[bytes, None]) -> None:
+    """Take what is left of an answer, a moment and a little at most."""
+    left = _MOST_REST
+    try:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_REST_S):
+                async for piece in pieces:
+                    left -= len(piece)
+                    if left < 0:
+                        return
+    finally:
+        await pieces.aclose()
 
 
 def _ends(request: SampleRequest, stop_kept: str) -> dict[str, Any]:

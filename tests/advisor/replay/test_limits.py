@@ -7,6 +7,7 @@ import pytest
 from advisor.replay.limits import blocks_a_request, limits_of
 from advisor.replay.workload import Workload
 from tests.advisor.synthetic import FACTS, engine_of
+from traces.schema.engine import Speculative
 from traces.schema.layers import Attention, Layers, State
 
 FULL = Attention(kind="full_attention", heads=8, kv_heads=2, head_dim=64, v_head_dim=64)
@@ -41,6 +42,20 @@ def model(**counts):
 )
 def test_each_group_of_layers_takes_blocks_of_its_own(counts, context, blocks):
     assert blocks_a_request(model(**counts), 16, context) == blocks
+
+
+def test_the_layers_of_a_drafter_take_blocks_among_those_of_their_kind():
+    """A group has 13 layers then, as vLLM pads gpt-oss with an EAGLE head."""
+    facts, one = model(full=12, window=12), model(full=1)
+    assert blocks_a_request(facts, 16, 16_000, one) == 1000 + 65
+    facts, two = model(full=4, state=12), model(full=2)
+    assert blocks_a_request(facts, 16, 16_000) == 1000 + 3
+    assert blocks_a_request(facts, 16, 16_000, two) == 1000 + 2  # groups of six
+    served = Workload.from_requests([1500], [200], arrivals=[0.0])
+    drafts = Speculative(method="draft_model", num_speculative_tokens=2, model="small")
+    engine = engine_of(num_gpu_blocks=2001, speculative=drafts)
+    alone, drafted = (limits_of(engine, facts, served, models) for models in ({}, {"small": two}))
+    assert (alone.num_blocks, drafted.num_blocks) == (int(2000 / 1.03), int(2000 / 1.02))
 
 
 def test_a_cache_of_several_kinds_holds_as_many_requests():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,7 @@ from traces.statistics import student_95
 from traces.summary.comparison import RUN_TO_RUN
 
 
+@pytest.mark.slow
 def test_a_known_law_comes_back(tmp_path):
     engines = [engine_of(), engine_of("large"), engine_of("large", tensor_parallel_size=2)]
     recordings = [
@@ -40,6 +43,7 @@ def test_a_known_law_comes_back(tmp_path):
         assert np.median(np.abs(predicted / truth - 1)) < 0.03
 
 
+@pytest.mark.slow
 def test_experts_and_windows_are_learned_and_count(tmp_path):
     engine = engine_of("mixed")
     assert reads_of(FACTS["mixed"]) == Reads(experts=2 / 16, window=64.0)
@@ -50,7 +54,7 @@ def test_experts_and_windows_are_learned_and_count(tmp_path):
     ]
     evidence = gather(recordings)
     assert "sliding windows" in evidence.lost[0]
-    assert "No run of a model of this kind has checked the replay" in evidence.lost[0]
+    assert "Runs of small models with such layers" in evidence.lost[0]
     truth = law_of(engine)
     tables = evidence.steps
     law = StepTimeModel().fit(tables[:-1]).law(engine)
@@ -148,6 +152,19 @@ def test_one_recording_has_an_assumed_spread_and_says_so(tmp_path):
     law = StepTimeModel().fit(gather([record(tmp_path / "a", engine, GREEDY)]).steps).law(engine)
     assert law.repeats == 0
     assert law.sigma >= RUN_TO_RUN
+
+
+def test_a_single_recording_whose_large_batches_bend_away_says_less_of_larger_ones(tmp_path):
+    (table,) = gather([record(tmp_path / "one", engine_of(), VOTE16, concurrency=1)]).steps
+    requests = table.composition[:, FEATURES.index("requests")]
+    large = requests > requests.max() / 2
+    laws = [
+        StepTimeModel().fit([replace(table, seconds=seconds)]).law(table.engine)
+        for seconds in (table.seconds, table.seconds * np.where(large, 1.5, 1.0))
+    ]
+    straight, bent = laws
+    assert straight.sigma_outside < 1.1 * straight.sigma
+    assert bent.sigma_outside > max(0.8 * np.log(1.5), straight.sigma_outside)
 
 
 def test_what_was_never_recorded_is_refused(tmp_path):

@@ -16,13 +16,13 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.servers.vllm_server import free_port
+from benchmarks.servers.vllm_server import free_port, vllm_server
 from profiler.demo import task
 from traces.deployment.documents import read_expectations, read_policy
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TTSCOPE = Path(sys.executable).parent / "ttscope"
 QUESTIONS, IN_FLIGHT = 64, 4
@@ -152,7 +152,9 @@ def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
         print(out)
         assert "FAIL  accuracy" in out and f"policy.n {policy.policy.n} -> 1" in out
     # So does an engine that works on one sequence at a time.
-    with Process(tmp_path, [*script, "--max-num-seqs", 1], f"{engine}/health"):
+    flags = ("--served-model-name", "demo/s", "--max-num-seqs", "1")
+    with vllm_server(tmp_path / "slow", *flags) as slow:
+        asked = ("--endpoint", slow, "--json")
         out = ttscope(tmp_path, "gate", "base", *asked, "-o", "changed", code=3)
         print(out)
         assert verdicts(out)["p95>+10%"] == "broken"

@@ -79,6 +79,14 @@ def test_what_is_not_needed_any_more_is_cancelled(engine, upstream, tmp_path):
     assert engine.finished + engine.aborted + told["cancelled"] >= 8
 
 
+def test_a_connection_to_the_engine_serves_one_question_after_another(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        for _ in range(10):
+            assert ask(url).status_code == 200
+            time.sleep(0.01)  # the end of an answer comes behind the answer
+    assert len(engine.connections) < 10
+
+
 @pytest.mark.parametrize(
     ("method", "more"),
     [

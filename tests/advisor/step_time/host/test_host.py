@@ -17,7 +17,7 @@ from advisor.step_time.host.law import (
     host_part,
     kept,
 )
-from advisor.step_time.host.spread import LeftOutSpread, spread_of
+from advisor.step_time.host.spread import ENOUGH, LeftOutSpread, first_tokens_of, spread_of
 from advisor.step_time.prior.recalibration import ends_of
 from advisor.step_time.table_cost import NO_TABLES, StepTables
 from tests.advisor.step_time.prior.prior_files import TINY
@@ -166,6 +166,19 @@ def test_what_was_never_seen_is_wider():
     assert spread_of("h100_sxm", mixture, engine).sigma > seen.sigma
     many = dataclasses.replace(engine, tensor_parallel_size=64)
     assert "the number of GPUs" in spread_of("h100_sxm", TINY, many).unseen
+
+
+def test_ttft_is_as_far_off_as_models_of_the_kind_were_or_all_where_few_were():
+    engine = EngineConfig(model="m", vllm_version="0.12.0")
+    own = first_tokens_of(TINY, engine)
+    assert own.low < 1 < own.high and own.points == kept()["ttft"]["synchronous, 16-bit"]["points"]
+    eight = dataclasses.replace(TINY, quantization="fp8")
+    later = dataclasses.replace(engine, vllm_version="0.20.0")
+    few = first_tokens_of(eight, later)
+    assert kept()["ttft"]["asynchronous, quantised"]["clusters"] < ENOUGH
+    assert few.points == sum(each["points"] for each in kept()["ttft"].values())
+    assert few.low <= own.low and few.high >= own.high
+    assert f"{few.points:,} published runs" in few.note()
 
 
 def test_a_kind_of_model_that_no_point_had_is_wider_by_a_rule_and_so_is_said():

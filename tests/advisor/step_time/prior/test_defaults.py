@@ -133,6 +133,8 @@ def test_what_does_not_fit_says_the_sum():
     with pytest.raises(UsageError) as error:
         with_blocks(memory, engine, LLAMA_70B)
     assert "0.92 x 85.5 GB of memory less weights of 141.2 GB and 3.8 GB" in str(error.value)
+    old = memory_of(H100, dataclasses.replace(engine, vllm_version="0.12.0"), LLAMA_70B)
+    assert old.sum().startswith("0.9 x 85.5 GB")  # without the memory of CUDA graphs
     wide = dataclasses.replace(engine, tensor_parallel_size=4)
     fits = with_blocks(memory_of(H100, wide, LLAMA_70B), wide, LLAMA_70B)
     token = 2 * 80 * 2 * 128 * 2

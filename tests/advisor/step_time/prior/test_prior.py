@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from advisor.step_time.cost import scaled_cost, table_cost
+from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.tables import interpolated
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.operations.attention import attending
@@ -90,6 +91,28 @@ def test_all_reduces_run_in_a_graph_up_to_the_largest_captured_size(tables):
     eager, graph = (decode_step(prior, 4, 255, sizes) for sizes in ((), (1, 4)))
     calls = 2 * TINY.num_hidden_layers + 1
     assert eager - graph == pytest.approx(calls * 16e-6, rel=1e-6)
+
+
+def test_prompts_beyond_cuda_graphs_take_what_published_runs_paid_for_them(tables):
+    plain = priced(tables)
+    dear = dataclasses.replace(plain, prompts=PromptPart(1.25, 7e-3))
+    before, after = (
+        each.step_tables(**CHUNKED, capture_sizes=(1, 8, 128)) for each in (plain, dear)
+    )
+    kept = max(128, CHUNKED["max_num_seqs"]) + 1
+    np.testing.assert_allclose(after.tokens[:kept], before.tokens[:kept])
+    np.testing.assert_allclose(after.tokens[kept:], 1.25 * before.tokens[kept:] + 7e-3)
+    np.testing.assert_allclose(after.mixed, 1.25 * before.mixed)
+    np.testing.assert_allclose(after.decode, before.decode)
+
+
+def test_only_quantised_models_and_mixtures_that_are_scheduled_ahead_pay_for_prompts():
+    later, older = (EngineConfig(model="m", vllm_version=each) for each in ("0.20.0", "0.12.0"))
+    eight = dataclasses.replace(TINY, quantization="fp8")
+    part = prompt_part(eight, later)
+    assert part.factor >= 1 and part.seconds >= 0 and part != AS_KERNELS
+    assert part == prompt_part(dataclasses.replace(TINY, num_experts=8), later)
+    assert prompt_part(TINY, later) == prompt_part(eight, older) == AS_KERNELS
 
 
 def test_heads_between_measured_ones_lie_between_their_times(tables):

@@ -30,6 +30,26 @@ def test_sizes_that_multiply_name_the_same_gpus(tmp_path, date, tensor, ranks):
     assert (alone.tensor_parallel_size, alone.data_parallel_size) == (4, 1)
 
 
+def test_the_ranks_of_aiconfigurators_rows_are_those_that_its_experts_are_on(tmp_path):
+    """It writes no data-parallel ranks: tp x ranks is moe_tp x moe_ep in all it runs."""
+    source = "source_file=/data/aic-auto-gap-analysis/x.csv; silicon_concurrency=11"
+    row = {"silicon_data_source": source, "attention_dp_size": "", "moe_ep_size": "1"}
+    for tensor, experts, ranks in (("2", "4", 2), ("1", "2", 2), ("4", "4", 1), ("2", "0", 1)):
+        found = point(tmp_path, **row, tp_size=tensor, moe_tp_size=experts)
+        engine = found.engine
+        assert (engine.tensor_parallel_size, engine.data_parallel_size) == (int(tensor), ranks)
+        assert (found.in_flight, found.drawn) == (11, (1.0, 1.0))
+
+
+def test_a_row_that_does_not_say_how_many_requests_were_in_flight_is_not_priced(tmp_path):
+    (tmp_path / "openai--gpt-oss-120b_config.json").write_text(CONFIG)
+    source = "source_file=/data/aic-auto-gap-analysis/x.csv; measured=2026-01-23"
+    found = point(
+        tmp_path, model_path="openai/gpt-oss-120b", silicon_data_source=source, moe_tp_size="0"
+    )
+    assert found.unknown == "how many requests were in flight is not told"
+
+
 def test_a_row_whose_requests_waited_for_what_is_not_told_is_not_priced(tmp_path):
     (tmp_path / "openai--gpt-oss-120b_config.json").write_text(CONFIG)
     waits, runs = (

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from profiler.engines.server.server import ServerEngine
+from profiler.engines.server.server import Events, ServerEngine
 from profiler.engines.server.stream import Stream
 from profiler.runs.record import record
 from profiler.workload.answers import final_answer
@@ -219,3 +219,14 @@ def test_samples_without_an_answer_are_told(tmp_path):
     (note,) = [note for note in summarise(recording)[0].notes if "no answer" in note]
     assert note.startswith("3 of 8 samples have no answer: 2 were cut at max_tokens")
     assert "1 ended by themselves. Check the verifier" in note
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 10_000])
+def test_events_are_the_same_however_their_bytes_are_cut(size):
+    told = [{"a": 1}, {"b": float("nan")}, {"c": "\u2028 \n"}, {"d": 2**70}]
+    lines = [f"data:{' ' * n}{json.dumps(each)}" for n, each in enumerate(told)]
+    body = "\r\n\n".join([": a comment", *lines, "data: [DONE]", 'data: {"late": 1}', ""]).encode()
+    events = Events()
+    got = [e for at in range(0, len(body), size) for e in events.of(body[at : at + size])]
+    assert events.done
+    assert repr(got) == repr(told)

@@ -193,7 +193,7 @@ def test_real_record_killed(tmp_path):
     assert not recording.complete
     steps = recording.steps
     assert steps["step"].to_list() == list(range(steps.height))
-    assert killed - steps["end"].max() < 2e9
+    assert killed - steps["end"].max() < 4e9  # written every second
     problems = recording.problems
     assert problems["problem_id"].is_unique().all()
     assert 1 <= problems["end"].null_count() <= 8

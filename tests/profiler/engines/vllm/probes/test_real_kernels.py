@@ -9,7 +9,7 @@ import pytest
 from tests.profiler.command import warm_ttscope
 from traces.recording.reader import Recording
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 def test_a_run_too_short_for_a_window_says_so(tmp_path):
