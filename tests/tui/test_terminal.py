@@ -114,20 +114,35 @@ def test_the_app(tmp_path, plain):
 
 
 def test_every_screen_and_prompt_of_the_app(tmp_path):
-    """Each field and question stands on the screen before it is left; a word is typed into some."""
-    esc = "\x1b"
+    """The foot says where one is; a word is typed into some fields, and all are left."""
+    esc, field = "\x1b", "enter apply esc cancel"
+    table, run, advice = "space mark", "space play", "b budget"
     walked = [
-        ("maj@16", "/"), ("filter", f"maj{esc}"), ("1/1", "o"), ("open ", esc),
-        ("enter: open", "i"), ("import ", esc), ("enter: open", "$"), ("price of a device", esc),
-        ("enter: open", "x"), ("Delete the recording", "n"), ("enter: open", "?"), ("Help", esc),
-        ("enter: open", "\r"), ("KV cache", "g"), ("go to", f"s5{esc}"), ("KV cache", "v"),
-        ("replay with", esc), ("KV cache", "?"), ("Help", esc), ("KV cache", "3"),
-        ("No server is being watched", "u"), ("URL ", esc), ("No server is being watched", "4"),
-        ("Run demo/s", "b"), ("takes it back", esc), ("Run demo/s", "w"), ("what if", esc),
-        ("Run demo/s", "m"), ("as a plan for", "n"), ("Run demo/s", "q"),
-    ]  # fmt: skip
+        *(
+            (table, "/"),
+            (field, f"maj{esc}"),
+            (table, "o"),
+            (field, esc),
+            (table, "i"),
+            (field, esc),
+        ),
+        *((table, "$"), (field, esc), (table, "x"), ("Delete the recording", "n")),
+        *((table, "?"), ("Help", "q"), (table, "\r"), (run, "g"), (field, f"s5{esc}")),
+        *((run, "v"), (field, esc), (run, "?"), ("Help", "q"), (run, "3"), ("u URL", "u")),
+        *((field, esc), ("u URL", "4"), ("Run demo/s", "b"), ("esc take it back", esc)),
+        *(
+            (advice, "w"),
+            ("replay both esc leave", esc),
+            (advice, "m"),
+            ("Write what to measure", "n"),
+            (advice, "q"),
+        ),
+    ]
     seen = ttscope("tui", RUN, "--min-accuracy", "0.3", keys=walked, rows=24, cwd=tmp_path)
     check(seen, paths=[RUN.parent])
+    written = seen.raw.decode()
+    asked = ("filter", "open", "import", "price of a device-hour", "go to", "replay with", "URL")
+    assert all(label in written for label in (*asked, "accuracy at least", "what if"))
     assert any("Run demo/s" in line for line in seen.app)
     assert not [*tmp_path.iterdir()]  # nothing was agreed to
 
