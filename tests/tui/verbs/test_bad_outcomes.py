@@ -54,6 +54,16 @@ FILES = {
     "zip of something else": (zipped("notes.txt", b"x"), READ, "o.jsonl"),
     "zip cut off": (zipped()[:40], READ, "o.jsonl"),
     "no problem_id": (without("problem_id"), READ, "problem_id"),
+    "other names": (
+        '{"id": "p", "sample": 0, "tokens": 9}\n' * 2,
+        READ,
+        "without problem_id, sample_index, correct",
+    ),
+    "only the problem's name": (
+        '{"problem_id": "p", "sample": 0}\n',
+        READ,
+        "without sample_index, correct",
+    ),
     "no sample_index": (without("sample_index"), READ, "without sample_index"),
     "no correct": (without("correct"), READ, "without correct"),
     "problem_id null": (changed(problem_id=None), READ, "problem_id is neither"),
