@@ -1,4 +1,4 @@
-"""Forty inputs of outcomes that cannot be read: one line, the right exit code, nothing kept."""
+"""Inputs of outcomes that cannot be read: one line, the right exit code, nothing kept."""
 
 import gzip
 import json
