@@ -99,9 +99,7 @@ def test_a_name_that_is_no_file_is_not_printed_as_one(
     monkeypatch.chdir(tmp_path)
     Path("sums.jsonl").touch()
     facts = WorkloadFacts(name=workload, hash="0", problems=3)
-    expected = Expectations(
-        engine=SMALL.engine, policy=SMALL.policy, promised={}, workload=facts
-    )
+    expected = Expectations(engine=SMALL.engine, policy=SMALL.policy, promised={}, workload=facts)
     lines = " ".join(_what_times_hold(expected, "cfg", "ttscope"))
     assert f"--workload {command} " in lines
     assert ("stands for" in lines) == (told is not None) and (told or "") in lines

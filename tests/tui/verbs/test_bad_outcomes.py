@@ -112,7 +112,3 @@ def test_it_is_refused_in_a_line(run, tmp_path, content, options, code, says):
     assert len(err) < 400
     assert file.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["o.jsonl"]
-
-
-def test_there_are_forty():
-    assert len(CASES) == 40
