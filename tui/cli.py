@@ -223,15 +223,17 @@ def _as_set(error: Any) -> str | None:
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if not isinstance(option, str) or context is None or context.info_name != "replay":
         return None
+    from dataclasses import fields
+
     from traces.schema.engine import EngineConfig
     from traces.schema.tts.methods import PARAMETER
     from traces.schema.tts.policy import Policy
 
     name = option.lstrip("-").replace("-", "_")
-    parts = {"engine": EngineConfig, "policy": Policy}
-    part = next((p for p, kind in parts.items() if name in kind.__dataclass_fields__), None)
-    if part is None and name in PARAMETER:
-        part = "policy"
+    engine, policy = (
+        frozenset(each.name for each in fields(kind)) for kind in (EngineConfig, Policy)
+    )
+    part = "engine" if name in engine else "policy" if name in {*policy, *PARAMETER} else None
     return part and f"No such option: {option}. Write --set {part}.{name}=VALUE"
 
 
