@@ -40,6 +40,7 @@ from advisor.step_time.host.law import (
     in_features,
     ranks_of,
 )
+from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_kind
 from advisor.step_time.host.spread import GPU, PLAIN, SEEN, LeftOutSpread, kind_of, stratum
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
@@ -48,6 +49,12 @@ from traces.statistics import Z95
 
 Floats = npt.NDArray[np.float64]
 
+# What steps with prompts may take: so many times their kernels, and seconds more.
+PROMPTS: Final = tuple(
+    PromptPart(factor, seconds)
+    for factor in (1.0, 1.1, 1.2, 1.3)
+    for seconds in (0.0, 5e-3, 1e-2, 1.5e-2)
+)
 USUAL: Final = np.array([8e-4, 4e-4, 4e-5, 2e-3])  # seconds [TERMS] that exposures are taken at
 SMALL: Final = 0.2  # of these: how far a term is moved
 FEWEST: Final = 3  # models of a lab on a GPU that a spread is kept of
@@ -77,13 +84,23 @@ class Row:
     waited: bool
     teaches: bool
 
-    def off(self, seconds: Floats, *, added: bool = False) -> Off:
-        """Return predicted over measured with a host's part [TERMS].
+    @property
+    def has_prompts(self) -> bool:
+        """Whether `prompts` are learned from it, and predicted with them."""
+        facts = self.point.facts
+        return facts is not None and prompt_kind(facts, self.point.engine)
 
-        It is hidden where the engine schedules asynchronously, if it is not to be `added`.
+    def off(self, seconds: Floats, prompts: PromptPart = AS_KERNELS, *, added: bool = False) -> Off:
+        """Return predicted over measured with a host's part [TERMS] and what prompts take.
+
+        The host's part is hidden where the engine schedules asynchronously, if it is not to be
+        `added`. There prompts count, of quantised models and mixtures.
         """
         hidden = self.generation == ASYNCHRONOUS and not added
-        cost = _with(self.cost, self.engine, seconds, hidden)
+        cost = self.cost
+        if prompts != AS_KERNELS and self.has_prompts:
+            cost = _cost(self.point, prompts)[1]
+        cost = _with(cost, self.engine, seconds, hidden)
         work, done = replayed(self.point, self.engine, cost)
         if self.point.load == TOGETHER:
             assert self.point.latency_s
@@ -93,10 +110,18 @@ class Row:
         return Off(_tpot(self.point, work, done) / self.point.tpot_s, ttft / self.point.ttft_s)
 
 
+def _cost(point: Point, prompts: PromptPart) -> tuple[EngineConfig, StepCost]:
+    assert point.facts is not None
+    return priced_engine(point.system, point.facts, point.engine, prompts=prompts)
+
+
 def _with(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: bool) -> StepCost:
     law = in_features(seconds, engine)
-    nothing = np.zeros(len(law))
-    return cost._replace(linear=nothing if hidden else law, hidden=law if hidden else np.zeros(0))
+    if generation_of(engine) != ASYNCHRONOUS:
+        return cost._replace(linear=law)
+    if not hidden:
+        return cost._replace(linear=cost.linear + law, hidden=np.zeros(0))
+    return cost._replace(hidden=law)
 
 
 def _tpot(point: Point, work: Workload, done: Replayed) -> float:
@@ -132,9 +157,7 @@ def row_of(point: Point) -> Row | None:
         return None
     generation = generation_of(point.engine)
     try:
-        engine, cost = priced_engine(
-            point.system, point.facts, point.engine, truncates=point.truncates
-        )
+        engine, cost = _cost(point, AS_KERNELS)
         hidden = generation == ASYNCHRONOUS
         laws = [USUAL]
         if not hidden:  # what is hidden teaches nothing
@@ -183,6 +206,27 @@ def seconds_of(model: HostTerm, row: Row) -> Floats:
     return model.seconds(SYNCHRONOUS if row.generation == ASYNCHRONOUS else row.generation)
 
 
+def taught_prompts(
+    rows: Sequence[Row], seconds: Floats
+) -> tuple[PromptPart, dict[str, PromptPart]]:
+    """Return what steps with prompts take beyond their kernels, of all points and without a model.
+
+    Of PROMPTS the one whose TPOTs are nearest to the measured by the mean absolute error of the
+    log, of every third point that did not wait for blocks.
+    """
+    kept_ = [row for row in rows if row.has_prompts and not row.waited][::3]
+    off = np.array(
+        [[np.abs(np.log(row.off(seconds, each).tpot)) for each in PROMPTS] for row in kept_]
+    )  # [points, PROMPTS]
+    names = np.array([family(row.point) for row in kept_])
+
+    def best(own: npt.NDArray[np.bool_]) -> PromptPart:
+        return PROMPTS[int(np.argmin(off[own].mean(axis=0)))]
+
+    without = {str(name): best(names != name) for name in sorted(set(names.tolist()))}
+    return best(np.ones(len(kept_), dtype=bool)), without
+
+
 def family(point: Point) -> str:
     """Return a model's name for leaving it out, with all of the same shape."""
     facts = point.facts
@@ -197,12 +241,25 @@ LEFT_OUT: Final[dict[str, Callable[[Row], str]]] = {
 }
 
 
-def left_out(rows: Sequence[Row], key: Callable[[Row], str], whole: Sequence[Off]) -> list[Off]:
+def left_out(
+    rows: Sequence[Row],
+    key: Callable[[Row], str],
+    whole: Sequence[Off],
+    prompts: PromptPart,
+    without: Mapping[str, PromptPart],
+) -> list[Off]:
     """Return predicted over measured of each point, from those of other models, GPUs or labs.
 
-    `whole` is that from all that teach, which stays where none of a group does.
+    `whole` is that from all that teach, which stays where none of a group does. `prompts` are those
+    `without` the model in any case.
     """
-    found = list(whole)
+    model = fitted(rows)
+    found = [
+        row.off(seconds_of(model, row), without.get(family(row.point), prompts))
+        if row.has_prompts
+        else each
+        for row, each in zip(rows, whole, strict=True)
+    ]
     for name in sorted({key(row) for row in rows}):
         others = [row for row in rows if key(row) != name]
         taught = any(row.teaches for row in rows if key(row) == name)
@@ -211,7 +268,8 @@ def left_out(rows: Sequence[Row], key: Callable[[Row], str], whole: Sequence[Off
         model = fitted(others)
         for place, row in enumerate(rows):
             if key(row) == name:
-                found[place] = row.off(seconds_of(model, row))
+                own = without.get(family(row.point), prompts)
+                found[place] = row.off(seconds_of(model, row), own)
     return found
 
 
@@ -385,14 +443,22 @@ def main() -> None:
     for name, law in as_table(model).items():
         print(f"  {name:<14}" + "  ".join(f"{t} {1e6 * s:.1f} us" for t, s in law.items()))
     zero = np.zeros(len(TERMS))
-    whole = [row.off(seconds_of(model, row)) for row in rows]
+    prompts, without = taught_prompts(rows, model.seconds(SYNCHRONOUS))
+    print(f"  prompts {prompts}, and without a model {without}")
+    whole = [row.off(seconds_of(model, row), prompts) for row in rows]
     found = {
         "kernels alone": [row.off(zero) for row in rows],
+        "the host's part without that of prompts": [
+            row.off(seconds_of(model, row)) for row in rows
+        ],
         "the host's part added for all": [
-            row.off(seconds_of(model, row), added=True) for row in rows
+            row.off(seconds_of(model, row), prompts, added=True) for row in rows
         ],
     }
-    found |= {f"{name} left out": left_out(rows, key, whole) for name, key in LEFT_OUT.items()}
+    found |= {
+        f"{name} left out": left_out(rows, key, whole, prompts, without)
+        for name, key in LEFT_OUT.items()
+    }
     found["all points"] = whole
     for title, offs in found.items():
         table(title, rows, [off.tpot for off in offs], by_kind)
@@ -438,6 +504,7 @@ def main() -> None:
                     "iog": "IOG-Foundation/llm-inference-benchmarks, Apache-2.0",
                 },
                 "seconds": as_table(model),
+                "prompts": {ASYNCHRONOUS: prompts._asdict()},
                 "seen": seen(rows),
                 "spread": spread,
                 "ttft": ttft,

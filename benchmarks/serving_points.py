@@ -31,8 +31,8 @@ class Point:
     the seconds it took, to the same server. A closed loop begins with all its requests at once and
     has `ROUNDS` times as many in all. `tpot_s` and `ttft_s` are means of all, `latency_s` is from
     the first arrival to the last token. Lengths of a closed loop are drawn between `drawn` times
-    the named ones. `truncates` says that the sampler cut tails (top-p, top-k). `facts` is None
-    where the model has none, and `unknown` says why a point is not priced.
+    the named ones. `facts` is None where the model has none, and `unknown` says why a point is not
+    priced.
     """
 
     name: str
@@ -54,7 +54,6 @@ class Point:
     ttft_s: float | None = None
     latency_s: float | None = None
     drawn: tuple[float, float] = (1.0, 1.0)
-    truncates: bool = False
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -234,9 +233,6 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
         tpot_s=tpot_s,
         ttft_s=ttft_s,
         drawn=_EQUAL if aic else _DRAWN,
-        # Its client says nothing of sampling, so that vLLM takes what the models' generation
-        # configs say (top_p of 0.95 for Qwen3). The other clients ask for temperature 0.
-        truncates=aic,
     )
 
 

@@ -28,9 +28,10 @@ from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost
+from advisor.step_time.host.prompts import PromptPart
 from advisor.step_time.prior.defaults import BLOCK, as_on, with_blocks
 from advisor.step_time.prior.offers import device_of, memory_on
-from advisor.step_time.prior.recalibration import PriorTimes
+from advisor.step_time.prior.recalibration import PriorTimes, cost_of
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
@@ -89,11 +90,15 @@ def tables_of(system: str) -> PriorTables:
 
 @cache
 def priced_engine(
-    system: str, facts: ModelFacts, engine: EngineConfig, *, truncates: bool
+    system: str,
+    facts: ModelFacts,
+    engine: EngineConfig,
+    *,
+    prompts: PromptPart | None = None,
 ) -> tuple[EngineConfig, StepCost]:
     """Return an engine as vLLM starts it on a GPU, and what its steps cost.
 
-    `truncates` says whether its requests are drawn with top-p or top-k.
+    `prompts` stands for what was learned of steps with prompts.
 
     Raises UsageError and TablesError for what cannot be priced, with the reason.
     """
@@ -103,7 +108,9 @@ def priced_engine(
     memory = memory_on(tables, there, facts)
     if memory is not None:
         there = with_blocks(memory, there, facts)
-    times = PriorTimes(tables=tables, facts=facts, found=None, truncates=truncates)
+    times = PriorTimes(tables=tables, facts=facts, found=None)
+    if prompts is not None:
+        return there, cost_of(replace(times.prior(there), prompts=prompts), there)
     return there, times.times(there, 0).cost
 
 
@@ -176,9 +183,7 @@ def priced(
         if price is not None:
             engine, cost = price(point)
         else:
-            engine, cost = priced_engine(
-                point.system, point.facts, point.engine, truncates=point.truncates
-            )
+            engine, cost = priced_engine(point.system, point.facts, point.engine)
         work, done = replayed(point, engine, cost)
     except (UsageError, TablesError, ValueError) as error:
         return Priced(point=point, why=str(error).removeprefix("--gpu: "))

@@ -8,6 +8,7 @@ mean log score per problem, and how often the 90 % interval of the mean holds wh
 
 import argparse
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.accuracy.models.answers import AnswerModel, count_answers
-from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
 Answers = Sequence[str | None]
@@ -68,14 +68,20 @@ class Task:
         return np.array([sum(flags) for flags in self.rights])
 
 
+def voted(answers: Answers, correct: Sequence[bool]) -> float:
+    """Return how right the vote of all samples is: the end of `majority_curve` without the way."""
+    votes = Counter(each for each in answers if each is not None)
+    most = max(votes.values(), default=0)
+    flags = [flag for each, flag in zip(answers, correct, strict=True) if votes[each] == most]
+    return sum(flags) / len(flags) if votes else 0.0
+
+
 def make_task(answers: Sequence[Answers], correct: Sequence[Sequence[bool]], seen: int) -> Task:
     """Return the task of foretelling votes over all samples from the first `seen` of them."""
     return Task(
         seen=[row[:seen] for row in answers],
         rights=[list(row[:seen]) for row in correct],
-        majority=np.array(
-            [majority_curve(a, c)[-1] for a, c in zip(answers, correct, strict=True)]
-        ),
+        majority=np.array([voted(a, c) for a, c in zip(answers, correct, strict=True)]),
         any_right=np.array([float(any(flags)) for flags in correct]),
         total=len(answers[0]),
     )
@@ -101,11 +107,9 @@ def _certain(task: Task, run: Floats) -> Forecast:
 def carried(task: Task, seed: int = 0) -> dict[str, Forecast]:
     """Return what the seen samples gave, with the error rate that scores best in hindsight."""
     rng = np.random.default_rng(seed)
-    voted = np.array(
-        [majority_curve(a, c)[-1] for a, c in zip(task.seen, task.rights, strict=True)]
-    )
+    votes = np.array([voted(a, c) for a, c in zip(task.seen, task.rights, strict=True)])
     passed = (task.hits > 0).astype(float)
-    size = len(voted)
+    size = len(votes)
     weights = rng.multinomial(size, np.full(size, 1 / size), size=2000) / size
     rates = np.arange(0.0025, 0.3, 0.0025)
 
@@ -114,7 +118,7 @@ def carried(task: Task, seed: int = 0) -> dict[str, Forecast]:
         return max(tried, key=lambda each: float(each.log_scores(outcome).mean()))
 
     return {
-        "majority": best(lambda e: e + (1 - 2 * e) * voted, task.majority, voted),
+        "majority": best(lambda e: e + (1 - 2 * e) * votes, task.majority, votes),
         "pass": best(lambda e: np.where(passed > 0, 1.0, e), task.any_right, passed),
     }
 

@@ -1,5 +1,7 @@
 """What all tests share: the rule for tests that need vLLM, and where foreign data lies."""
 
+import functools
+import gc
 import importlib.util
 import os
 import re
@@ -23,7 +25,27 @@ os.fsync = lambda file: None
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
+LEARNED = re.compile(r"def test_\w+\([^)]*\b(?:advisor|fresh|fresh_advisor|recordings)\b")
 SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Have the tests of a file stay together, and all that share what an advisor has learned."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def group(file):
+        shares = file.startswith("tests/advisor/") and LEARNED.search(
+            (config.rootpath / file).read_text()
+        )
+        return "advisor" if shares else file
+
+    class OneAdvisor(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group(nodeid.partition("::")[0])
+
+    return OneAdvisor(config, log)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -33,6 +55,15 @@ def pytest_ignore_collect(collection_path, config):
         return None
     marks = re.search(r"^pytestmark = (\[.*?^\]|.*?$)", collection_path.read_text(), re.M | re.S)
     return True if marks and re.search(rf"mark\.({'|'.join(left_out)})\b", marks[1]) else None
+
+
+gc.disable()  # while tests are collected, which leaves hardly any garbage
+
+
+def pytest_collection_finish():
+    """Search for garbage from now on, and never again among what all tests keep."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

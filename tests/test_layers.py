@@ -22,10 +22,9 @@ def loaded_by(statement):
     [
         ("import traces", {*HEAVY, "polars", "numpy", "opentelemetry"}),
         (
-            "import traces.recording.reader, traces.recording.writer",
+            "import traces.recording.reader, traces.recording.writer, traces.summary.run",
             {*HEAVY, "profiler", "advisor", "tui"},
         ),
-        ("import traces.summary.run", {*HEAVY, "profiler", "advisor", "tui"}),
         ("import advisor.advice.advisor", {*HEAVY, "profiler", "tui"}),
         (
             "import profiler.runs.record",

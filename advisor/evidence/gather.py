@@ -33,6 +33,7 @@ from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED
+from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
@@ -180,7 +181,7 @@ def gather(
             windows = windows_of(recording, lengths=True)
             found, more = _with_drawn(recording, windows, found)
             found = with_front_end(recording, found, windows)
-            told += more
+            told += [*more, *_seen_limits(recording)]
             steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)
         made.extend(runs_in(recording))
@@ -451,6 +452,12 @@ def _mean_steps(
                 )
             )
     return tables
+
+
+def _seen_limits(recording: Recording) -> list[str]:
+    """Return what a watch noted of limits that its servers did not tell."""
+    notes = recording.frame("events", ["kind", "detail"]).filter(kind="note")["detail"]
+    return [f"{recording.name}: {text}" for text in notes.drop_nulls() if text.startswith(TAKEN)]
 
 
 def _with_drawn(

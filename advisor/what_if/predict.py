@@ -67,6 +67,7 @@ from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
 
+FAR_OFF: Final = 1.5  # times the recorded latency, from which a replay does not tell of changes
 _TTFT: Final = (
     "TTFT was recorded from when a sample was handed to the engine in this process. The replay "
     "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
@@ -174,6 +175,7 @@ def predict(
     notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
+    notes += _far_off(recorded, replayed)
     notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
     return Prediction(
         recorded=recorded,
@@ -363,6 +365,19 @@ def _outside(
     return notes
 
 
+def _far_off(recorded: Summary, replayed: Summary | None) -> list[str]:
+    """Say that the replay does not give what was recorded, where that is so."""
+    was = recorded.latency_s["mean"]
+    found = None if replayed is None else replayed.latency_s["mean"]
+    if was is None or found is None or 1 / FAR_OFF < found.value / was.value < FAR_OFF:
+        return []
+    return [
+        f"the run as it was has a mean latency of {number(found.value, 's')} in the replay, and "
+        f"{number(was.value, 's')} as recorded. Do not rely on a change from a replay that is so "
+        "far off"
+    ]
+
+
 def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
     """Say why the accuracy of the same samples differs: it is no error of the replay."""
     was, found = recorded.accuracy, None if replayed is None else replayed.accuracy
@@ -416,7 +431,8 @@ def _measured_notes(
     if own.drawn:
         notes.append(
             "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
-            "arrivals from its counters. Spans tell them (docs/attach.md)"
+            "arrivals from its counters, where a request of several samples counts as several. "
+            "Spans tell them (docs/attach.md)"
         )
     if any(table.facts is None for table in tables):
         notes.append(
@@ -494,7 +510,6 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
         ),
         ranks=question.engine.data_parallel_size,
         models=models,
-        truncates=question.policy.truncates,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,8 @@ from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
-from traces.live.numbers import DRAFTS, Numbers, numbers_of, tells
+from traces.live.numbers import DRAFTS, KV, RUNNING, WAITING, Numbers, numbers_of, tells
+from traces.live.verdict import TAKEN, SeenLimit
 from traces.recording.tables import SCRAPES
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -90,6 +91,7 @@ class Deployment:
         self.engines: dict[str, EngineConfig] = {}
         self.shown: dict[str, str] = {}  # engine key -> what a person calls it
         self.models: dict[str, ModelFacts] = {}
+        self._seen: defaultdict[str, SeenLimit] = defaultdict(SeenLimit)  # by engine
 
     def connect(self, *, metrics_needed: bool = True) -> None:
         """Ask every server what it serves. Raises EngineError where one does not answer."""
@@ -247,10 +249,25 @@ class Deployment:
             self._register(replica, sorted(set(replica.keys) - {""}))
             self._event("note", f"{replica.access.where}: another configuration", config.key())
 
-    @staticmethod
-    def _keep(replica: Replica | None, page: pl.DataFrame) -> None:
-        if replica is not None:
-            replica.pages.append(page)
+    def _keep(self, replica: Replica | None, page: pl.DataFrame) -> None:
+        if replica is None:
+            return
+        replica.pages.append(page)
+        told: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+        gauges = page.filter(pl.col("name").is_in([RUNNING, WAITING, KV]))
+        for key, name, value in gauges.select("engine", "name", "value").drop_nulls().iter_rows():
+            told[key][name] += value
+        for key, each in told.items():
+            self._seen[key].take(each[RUNNING], each[WAITING], each[KV])
+
+    def _keep_limits(self) -> None:
+        """Give engines that do not tell their max_num_seqs the one that was seen, and say so."""
+        for key, seen in self._seen.items():
+            engine = self.engines.get(key)
+            if engine is not None and engine.max_num_seqs is None and seen.limit is not None:
+                with self._lock:
+                    self.engines[key] = dataclasses.replace(engine, max_num_seqs=seen.limit)
+                self._event("note", f"{TAKEN} {seen.limit}. So many ran while others waited", key)
 
     def _event(self, kind: str, detail: str, engine: str | None) -> None:
         if self._writer is not None:
@@ -279,6 +296,7 @@ class Deployment:
                 if replica.scraper.reader.left_out:
                     count = replica.scraper.reader.left_out
                     writer.event("drop", f"{replica.access.where}: {count} lines of /metrics")
+            self._keep_limits()
             self._writer = None
 
     def _manifest(self, writer: RecordingWriter) -> dict[str, Any]:

@@ -29,9 +29,9 @@ def advisor(recordings):
 
 
 @pytest.fixture(scope="session")
-def fresh(recordings):
+def fresh(advisor):
     """An advisor that has replayed only what it was asked for."""
-    return Advisor.fit(recordings)
+    return Advisor.of(advisor.evidence, model=advisor.model)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ def real_runs():
     del sys.modules[spec.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["RTX4090", "RTXPRO6000"])
 def test_a_real_run_comes_back_from_operator_times(shared, real_runs, gpu):
     operators = read_operators(shared / "data" / "ops" / f"{gpu}_Llama-3.1-8B_tp1")

@@ -34,6 +34,7 @@ def test_a_refusal_does_not_repeat_it(url, use):
     assert "canary" not in without_secrets(url)
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_it_nowhere(tmp_path):
     plan = {"engines": [{"model": "m", "endpoint": URLS[0]}], "policies": [{"method": "greedy"}]}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))

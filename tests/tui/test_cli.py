@@ -298,6 +298,7 @@ def test_nothing_is_learned_from_a_prediction(run, predicted):
     assert "left out, being predictions: rep" in both[2]
 
 
+@pytest.mark.slow
 def test_replay_json_has_one_document(run):
     code, out, err = run("replay", "--json", RUN, "--set", "policy.n=4")
     assert (code, err) == (0, "")

@@ -8,6 +8,7 @@ are stated here and in docs/attach.md; none of them was fitted to anything.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,7 @@ GROWS = 0.6  # of a step's time that follows its tokens
 FIXED = 0.8  # of a step's time that does not
 FEWEST_STEPS = 200
 FEWEST_PAIRED = 20  # steps of one batch size, with and without a draft
+TAKEN = "max_num_seqs, which the server does not say, is taken as"  # how a note of it begins
 EXPLAINED = 0.5  # of the variance of step times, for a fit to count
 
 
@@ -103,6 +105,27 @@ STEPS_JUDGED = (  # the columns of steps that `Evidence` needs
     *("wall_ns", "interval_ns", "profiled", "prefill_tokens", "decode_requests"),
     *("decode_tokens", "decode_kv_tokens", "drafted", "accepted"),
 )
+
+
+class SeenLimit:
+    """How many requests an engine runs at most while others wait, told poll by poll."""
+
+    def __init__(self) -> None:
+        self._most = 0
+        self._waited: Counter[int] = Counter()  # polls with a queue, by what ran; -1: a full cache
+
+    def take(self, running: float, waiting: float, kv_share: float) -> None:
+        """Take what a poll says; `kv_share` is that of the cache's blocks in use."""
+        self._most = max(self._most, round(running))
+        if waiting > 0:
+            self._waited[-1 if kv_share > KV_FULL else round(running)] += 1
+
+    @property
+    def limit(self) -> int | None:
+        """The limit of running requests that the queue was behind, None where nothing says so."""
+        waited = self._waited.total()
+        capped = waited >= FEWEST_POLLS and self._waited[self._most] >= CAPPED * waited
+        return self._most if capped and self._most else None
 
 
 def judge(engine: str, evidence: Evidence) -> Verdict:

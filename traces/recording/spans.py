@@ -8,11 +8,11 @@ travel to any OTLP endpoint: whoever measures hands them to the processor beside
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import format_span_id, format_trace_id
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import SpanContext, format_span_id, format_trace_id
 
 from traces.recording.tables import TABLES
 
@@ -81,6 +81,30 @@ _TABLES = {
 }
 
 
+class SpanFacts(Protocol):
+    """What the recording reads of a span, of the SDK or another."""
+
+    @property
+    def name(self) -> str:
+        """One of the names above."""
+
+    @property
+    def context(self) -> SpanContext | None:
+        """Its ids."""
+
+    @property
+    def attributes(self) -> Mapping[str, Any] | None:
+        """What it has so far."""
+
+    @property
+    def start_time(self) -> int | None:
+        """Unix nanoseconds."""
+
+    @property
+    def end_time(self) -> int | None:
+        """Unix nanoseconds."""
+
+
 class RecordingSpanProcessor(SpanProcessor):
     """Turns `tts.problem` and `tts.sample` spans into rows through `append(table, row)`.
 
@@ -96,18 +120,18 @@ class RecordingSpanProcessor(SpanProcessor):
         """Give columns of the span's row that must not become attributes, before it ends."""
         self._private.setdefault(span.get_span_context().span_id, {}).update(columns)
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+    def on_start(self, span: SpanFacts, parent_context: Context | None = None) -> None:
         if span.name in _TABLES:
             self._append(*self._row(span))
 
-    def on_end(self, span: ReadableSpan) -> None:
+    def on_end(self, span: SpanFacts) -> None:
         if span.name not in _TABLES or span.context is None:
             return
         table, row = self._row(span)
         private = self._private.pop(span.context.span_id, {})
         self._append(table, row | private | {"end": span.end_time})
 
-    def _row(self, span: ReadableSpan) -> tuple[str, dict[str, Any]]:
+    def _row(self, span: SpanFacts) -> tuple[str, dict[str, Any]]:
         table, columns = _TABLES[span.name]
         row: dict[str, Any] = {"arrival": span.start_time}
         for name, value in dict(span.attributes or {}).items():

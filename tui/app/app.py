@@ -80,19 +80,17 @@ class TtscopeApp(LibraryApp):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "1",
-            "switch_mode('recordings')",
+            "show('recordings')",
             "Recordings",
             id="app.recordings",
             show=False,
             tooltip=SCREENS_TOLD,
         ),
-        Binding("2", "switch_mode('run')", "Run", id="app.run", show=False, tooltip=SCREENS_TOLD),
-        Binding(
-            "3", "switch_mode('live')", "Live", id="app.live", show=False, tooltip=SCREENS_TOLD
-        ),
+        Binding("2", "show('run')", "Run", id="app.run", show=False, tooltip=SCREENS_TOLD),
+        Binding("3", "show('live')", "Live", id="app.live", show=False, tooltip=SCREENS_TOLD),
         Binding(
             "4",
-            "switch_mode('advice')",
+            "show('advice')",
             "Advice",
             id="app.advice",
             show=False,
@@ -161,6 +159,14 @@ class TtscopeApp(LibraryApp):
                 yield SystemCommand(title, f"{sentence(binding)} Key: {key}", run)
         ours = {*titles, "Keys"}  # the help has them
         yield from (each for each in super().get_system_commands(screen) if each.title not in ours)
+
+    def action_show(self, mode: str) -> None:
+        """Show a screen; from the table of runs, screen 2 with the one under the cursor."""
+        if mode == "run" and isinstance(self.screen, RecordingsScreen):
+            chosen = self.screen.chosen
+            if chosen is not None:
+                self.choose_run(chosen)
+        self.switch_mode(mode)
 
     def action_light(self) -> None:
         self.theme = LIGHT.name if self.theme == DARK.name else DARK.name

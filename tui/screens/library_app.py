@@ -354,6 +354,10 @@ class LibraryApp(App[None]):
         self._current = entry.key
         self.switch_mode("live" if entry.is_watched and not self.watching else "run")
 
+    def choose_run(self, entry: Entry) -> None:
+        """Have screen 2 show a run when it is shown next."""
+        self._current = entry.key
+
     def opened_entry(self) -> Entry | None:
         """Return the run that was opened, None where none was."""
         return next((entry for entry in self.entries if entry.key == self._current), None)

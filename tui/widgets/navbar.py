@@ -27,7 +27,7 @@ class NavBar(Static):
         for number, (mode, title) in enumerate(TABS, 1):
             style = "reverse bold" if mode == self._current else ""
             label = Content.styled(f" {number} {title} ", style)
-            tabs.append(label.stylize(f"@click=app.switch_mode('{mode}')"))
+            tabs.append(label.stylize(f"@click=app.show('{mode}')"))
         left = Content.assemble((" ttscope ", "bold $accent"), *tabs)
         room = self.size.width - left.cell_length - 2
         status = self.status if len(self.status) <= room else f"{self.status[: max(room - 1, 0)]}…"

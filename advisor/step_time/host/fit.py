@@ -47,8 +47,8 @@ class HostTerm:
     def __init__(
         self,
         *,
-        pooled: float = 10.0,
-        noise: float = 0.02,
+        pooled: float = 30.0,
+        noise: float = 0.05,
         huber: float = 0.05,
         iterations: int = 12,
     ) -> None:

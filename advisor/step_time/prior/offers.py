@@ -102,12 +102,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                 try:
                     engine = _placed(engine, facts, tables, evidence.models)
                     law = _law(evidence, engine, choices, PriorTimes(
-                        tables=tables, facts=facts, found=found, models=evidence.models,
-                        truncates=any(
-                            run.policy.truncates
-                            for run in evidence.runs
-                            if run.engine.model == base.model
-                        ),
+                        tables=tables, facts=facts, found=found, models=evidence.models
                     ))  # fmt: skip
                 except (UsageError, TablesError) as error:
                     why = str(error).removeprefix("--gpu: ")

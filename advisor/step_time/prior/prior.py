@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.communication import all_reduces
 from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
 from advisor.step_time.prior.operations.collectives import handed_on
-from advisor.step_time.prior.operations.moving import truncating
 from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of
 from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
@@ -54,9 +54,6 @@ PRIOR_RULES: Final = (
     "a chunk after earlier tokens: the whole prompt less the earlier part, no less than reading it",
     "a chunk beside decoding requests: the sum of both less one start",
 )
-CUT_RULE: Final = (
-    "top-p and top-k: what vLLM's developers measured of such sampling, by vocabulary and bandwidth"
-)
 PRIOR_MISSING: Final = (
     "unequal contexts in a batch",
     "the gathering of logits",
@@ -69,8 +66,8 @@ class Prior:
 
     `all_reduces` [rows, (bytes, seconds)] by whether they run in a CUDA graph; empty for one GPU.
     `scales` by family are what recordings of that GPU said the times are to be multiplied by, and
-    `host` the part of a step beyond its kernels (host/law.py). `truncates` says whether the sampler
-    cuts tails (top-p, top-k), as that of `version` does.
+    `host` the part of a step beyond its kernels (host/law.py). `prompts` is what steps with prompts
+    take beyond theirs (host/prompts.py).
     """
 
     tables: PriorTables
@@ -80,8 +77,7 @@ class Prior:
     all_reduces: Mapping[bool, Floats]
     scales: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
     host: float = 1.0
-    truncates: bool = False
-    version: tuple[int, int] | None = None
+    prompts: PromptPart = AS_KERNELS
 
     def scaled(self, scales: Mapping[str, float]) -> Prior:
         """Return the prior with its times of some families multiplied further."""
@@ -119,6 +115,9 @@ class Prior:
         computed = padded(np.arange(most + 1, dtype=float), capture_sizes)
         sequences = np.arange(max(max_num_seqs, self.domain.sequences) + 1, dtype=float)
         tokens = self._token_seconds(computed, max(capture_sizes, default=0))
+        launched = tokens[max(*capture_sizes, max_num_seqs, 0) + 1 :]  # beyond CUDA graphs
+        launched *= self.prompts.factor
+        launched += self.prompts.seconds
         decode_batch, decode_kv = self._knots(max_num_seqs)
         decode = self._decode(decode_batch, decode_kv)
         chunk, before, alone = self._chunks(max_num_batched_tokens)
@@ -140,9 +139,9 @@ class Prior:
             before=before,
             mixed_batch=mixed_batch,
             mixed_kv=decode_kv,
-            mixed=mixed,
+            mixed=mixed * self.prompts.factor,
             mixed_skew=np.zeros((len(before), len(mixed_batch), len(decode_kv))),
-            launch=launch,
+            launch=launch * self.prompts.factor,
         )
 
     def token_seconds(self, tokens: Floats) -> Floats:
@@ -150,12 +149,8 @@ class Prior:
         return self._token_seconds(tokens, int(tokens.max()))
 
     def logit_seconds(self, rows: Floats) -> Floats:
-        """Return the seconds of so many rows of logits, and of what is drawn of them."""
-        found = self._summed(self.parts.logits, rows)
-        if not self.truncates:
-            return found
-        cut = truncating(self.tables, rows, self.facts.vocab_size, self.version)
-        return found + self.scales["other"] * cut
+        """Return the seconds of so many rows of logits."""
+        return self._summed(self.parts.logits, rows)
 
     def decoding(self, batches: Floats, contexts: Floats) -> Floats:
         """Return the seconds [batches, contexts] of attention and states where requests decode."""
@@ -210,8 +205,7 @@ class Prior:
     def rules(self) -> list[str]:
         """What of this model is by rule, with its share of a usual step."""
         ordered = sorted(self.shares.items(), key=lambda item: -item[1][0])
-        found = [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
-        return [*found, CUT_RULE] if self.truncates else found
+        return [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
 
     def _token_seconds(self, tokens: Floats, captured: int) -> Floats:
         """Return the seconds of what works on a step's tokens, without attention."""
@@ -322,8 +316,7 @@ def _priced(
     split: Split,
     kv_fp8: bool,
     online: str | None,
-    truncates: bool,
-    version: tuple[int, int] | None,
+    prompts: PromptPart,
 ) -> Prior:
     return Prior(
         tables=tables,
@@ -331,17 +324,13 @@ def _priced(
         split=split,
         parts=parts_of(tables, facts, split, kv_fp8=kv_fp8, online=online),
         all_reduces=tables.all_reduces(split.tensor) if split.tensor > 1 else {},
-        truncates=truncates,
-        version=version,
+        prompts=prompts,
     )
 
 
-def prior_of(
-    tables: PriorTables, facts: ModelFacts, engine: EngineConfig, *, truncates: bool = False
-) -> Prior:
+def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Prior:
     """Return the prior of a model on a system, split as the engine is.
 
-    `truncates` says whether samples are drawn with top-p or top-k.
     Raises UsageError for what cannot be priced, with the reason, and TablesError, naming the table,
     for what is in none.
     """
@@ -352,7 +341,7 @@ def prior_of(
         kv = facts.kv_cache_dtype
     online = "fp8" if facts.quantization is None and engine.quantization in ONLINE else None
     fp8 = (kv or "").startswith("fp8")
-    return _priced(tables, facts, Split.of(engine), fp8, online, truncates, engine.version)
+    return _priced(tables, facts, Split.of(engine), fp8, online, prompt_part(facts, engine))
 
 
 def check(facts: ModelFacts, engine: EngineConfig) -> None:

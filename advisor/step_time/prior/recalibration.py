@@ -121,8 +121,7 @@ class PriorTimes:
 
     An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
     share its experts, and are taken to have as many tokens at a time. `told` says how it was
-    corrected, where not by recordings of steps. `truncates` says whether samples are drawn with
-    top-p or top-k.
+    corrected, where not by recordings of steps.
     """
 
     tables: PriorTables
@@ -131,7 +130,6 @@ class PriorTimes:
     ranks: int = 1
     told: tuple[str, ...] = ()
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
-    truncates: bool = True
 
     @property
     def ran(self) -> Recalibration | None:
@@ -171,7 +169,7 @@ class PriorTimes:
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        prior = prior_of(self.tables, self.facts, self.shared(engine), truncates=self.truncates)
+        prior = prior_of(self.tables, self.facts, self.shared(engine))
         return prior if self.found is None else _recalibrated(prior, self.found)
 
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
@@ -533,8 +531,6 @@ class _Ran:
 
 def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
     found = []
-    policies = recording.manifest.policies.values()
-    truncates = not policies or any(each.truncates for each in policies)
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
         if facts is None or engine.gpu != tables.device:
@@ -542,7 +538,7 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
         if engine.speculative is not None and engine.speculative.method not in LOOKUPS:
             continue  # its steps have a drafter's time
         try:
-            prior = prior_of(tables, facts, engine, truncates=truncates)
+            prior = prior_of(tables, facts, engine)
         except (UsageError, TablesError):
             continue
         steps = (

@@ -132,6 +132,7 @@ def test_estimates_hang_together(found):
     assert table["majority", 2 * N, None].tokens_per_problem.value == pytest.approx(2 * whole)
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_changes_nothing(rows, found, tmp_path):
     order = np.random.default_rng(3).permutation(len(rows["samples"]))
     shuffled = rows | {"samples": [rows["samples"][i] for i in order]}
@@ -139,6 +140,7 @@ def test_the_order_of_rows_changes_nothing(rows, found, tmp_path):
     assert again.outcomes == found.outcomes
 
 
+@pytest.mark.slow
 def test_other_roles_have_no_vote(rows, found, tmp_path):
     more = [
         row | {"role": role, "sample_index": row["sample_index"] + 100, "correct": True}
@@ -183,6 +185,7 @@ def test_a_rule_that_stops_is_refused(rows, tmp_path):
         judge(tmp_path / "r", rows, policy=stopped)
 
 
+@pytest.mark.slow
 def test_problems_without_all_their_samples_are_left_out_and_told(rows, tmp_path):
     kept = [r for r in rows["samples"] if r["problem_id"] != "p1"]
     kept = [r for r in kept if (r["problem_id"], r["sample_index"]) != ("p2", 0)]
@@ -218,6 +221,7 @@ def test_weights_of_any_size_decide_as_they_compare(rows, tmp_path, shift):
             assert other.accuracy.value == pytest.approx(one.accuracy.value)
 
 
+@pytest.mark.slow
 def test_weights_that_nobody_has_leave_the_plurality(rows, tmp_path):
     """A problem without any log-probability is decided by its votes, not wrong."""
     names = {f"p{number}" for number in range(20)}
@@ -237,6 +241,7 @@ def test_one_sample_says_so(rows, tmp_path):
     assert {o.n for o in found.outcomes} == {1}
 
 
+@pytest.mark.slow
 def test_more_than_four_times_the_samples_is_refused(rows, tmp_path):
     with pytest.raises(UsageError, match="k = 64: r has 8 samples per problem.* 1 to 32"):
         judge(tmp_path / "r", rows, counts=[4, 64])
@@ -247,6 +252,7 @@ def test_more_than_four_times_the_samples_is_refused(rows, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_no_times_no_rules_that_stop(rows, tmp_path):
     """Imported outcomes have neither times nor ends."""
     times = ("arrival", "first_token", "end")
@@ -294,6 +300,7 @@ def test_checkpoints_are_exact_and_between_them_is_said_to_be(rows, tmp_path):
     assert low.tokens_per_problem.value < half.tokens_per_problem.value
 
 
+@pytest.mark.slow
 def test_without_checkpoints_what_finished_is_a_lower_bound(rows, found, tmp_path):
     table = by_key(found)
     bound = table["majority", 1, 32]
@@ -304,6 +311,7 @@ def test_without_checkpoints_what_finished_is_a_lower_bound(rows, found, tmp_pat
     assert bound.accuracy.value <= exact["majority", 1, 32].accuracy.value
 
 
+@pytest.mark.slow
 def test_samples_cut_by_max_tokens_are_told(rows, tmp_path):
     cut = [
         r | {"censored": True, "think_tokens": None, "answer": None, "correct": False}
@@ -347,6 +355,7 @@ def test_compared_in_pairs(found):
     assert same.problems_to_tell is None
 
 
+@pytest.mark.slow
 def test_of_many_problems_fixed_votes_are_of_all_and_the_others_of_some(tmp_path, monkeypatch):
     import advisor.accuracy.counterfactual as module
 

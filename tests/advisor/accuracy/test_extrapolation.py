@@ -5,7 +5,7 @@ import pytest
 
 from advisor.accuracy.extrapolation import extrapolate, fresh_runs
 from advisor.accuracy.models.answers import AnswerModel, count_answers
-from benchmarks.votes_ahead import RIGHT, draw, family
+from benchmarks.votes_ahead import RIGHT, draw, family, voted
 from traces.statistics import column_means
 from traces.summary.votes import PolicyOutcome, majority_curve, pass_curve
 
@@ -22,6 +22,15 @@ def curves(answers, correct, counts):
     voted = [majority_curve(a, c)[places] for a, c in zip(answers, correct, strict=True)]
     passed = [pass_curve(len(c), sum(c))[places] for c in correct]
     return {"majority": np.array(voted), "pass_at_k": np.array(passed)}
+
+
+def of_all(answers, correct):
+    """What all samples give, by method: the last point of both curves."""
+    rows = zip(answers, correct, strict=True)
+    return {
+        "majority": np.mean([voted(*row) for row in rows]),
+        "pass_at_k": np.mean([any(row) for row in correct]),
+    }
 
 
 def outcomes_of(found, counts):
@@ -52,7 +61,7 @@ def held():
             )
             said = outcomes_of(curves(answers, correct, COUNTS), COUNTS)
             for outcome, fresh in fresh_runs(model, said, methods=("majority", "pass_at_k")):
-                again = curves(*judged(laws, outcome.n, rng), [outcome.n])[outcome.method].mean()
+                again = of_all(*judged(laws, outcome.n, rng))[outcome.method]
                 inside = fresh.low - 1e-9 <= again <= fresh.high + 1e-9
                 found[name, seed, outcome.method, outcome.n] = inside
     return found
@@ -62,6 +71,13 @@ def held():
 def test_a_fresh_run_falls_in_its_interval_nine_times_in_ten(held):
     assert len(held) == 144
     assert 0.86 <= np.mean(list(held.values())) <= 0.97
+
+
+def test_all_samples_are_the_end_of_the_curve():
+    rng = np.random.default_rng(5)
+    answers, correct = judged(family("popular mistake", 20, rng), 8, rng)
+    ends = {name: curve.mean() for name, curve in curves(answers, correct, [8]).items()}
+    assert of_all(answers, correct) == pytest.approx(ends)
 
 
 @pytest.mark.slow
@@ -80,13 +96,13 @@ def test_more_samples_are_marked_and_their_interval_holds_the_truth():
         model = AnswerModel(draws=100, seed=seed).fit(
             [count_answers(a, c) for a, c in zip(answers, correct, strict=True)]
         )
-        truth = curves(*judged(family("beta", 1000, rng), 64, rng), [64])
+        truth = of_all(*judged(family("beta", 1000, rng), 64, rng))
         for outcome in extrapolate(model, [64], np.full(200, 50.0)):
             assert outcome.accuracy.extrapolated
             assert outcome.basis == "model"
             assert outcome.tokens_per_problem.value == 3200
             assert outcome.accuracy.low <= outcome.accuracy.value <= outcome.accuracy.high
-            hits += outcome.accuracy.low <= truth[outcome.method].mean() <= outcome.accuracy.high
+            hits += outcome.accuracy.low <= truth[outcome.method] <= outcome.accuracy.high
     assert hits >= 12  # of 16
 
 

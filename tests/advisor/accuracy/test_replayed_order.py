@@ -32,6 +32,7 @@ def run(recording):
     return summarise(recording)[0]
 
 
+@pytest.mark.slow
 def test_the_order_is_that_of_a_run_of_so_few(recording, run):
     """The truth is the twin, run with a block of each problem's samples alone."""
     order, samples = ReplayedOrder(recording, run), read_samples(run)
@@ -86,6 +87,7 @@ def test_a_run_without_steps_keeps_the_recorded_order(recording, run, tmp_path):
     assert replayed_order(Recording.open(tmp_path / "bare"), run) is None
 
 
+@pytest.mark.slow
 def test_agreement_of_more_than_half_is_as_accurate_as_the_vote(recording, run):
     found = evaluate(run, order=replayed_order(recording, run)).outcomes
     votes = {each.n: each.accuracy for each in found if each.method == "majority"}

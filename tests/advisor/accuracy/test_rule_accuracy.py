@@ -67,6 +67,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "n", "rule"),
     [

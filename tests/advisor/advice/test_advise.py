@@ -47,6 +47,7 @@ def badness(recommendation) -> float:
     return sign * pick.estimates[name].value
 
 
+@pytest.mark.slow
 def test_recorded_latency_is_predicted(recordings, advisor):
     """Runs were slowed by up to 3 % each; the law is their mean."""
     metrics = advisor.metrics(None)
@@ -61,6 +62,7 @@ def test_recorded_latency_is_predicted(recordings, advisor):
         assert metrics.values("latency_p95_s")[row] == pytest.approx(p95, rel=0.12)
 
 
+@pytest.mark.slow
 def test_an_engine_setting_never_run_is_predicted(tmp_path, advisor):
     """A replay at max_num_seqs 8 meets a fresh run of it, of fresh samples."""
     engine = engine_of("large", max_num_seqs=8)
@@ -128,6 +130,7 @@ def estimates_in(recommendation) -> list[Estimate]:
     return [estimate for estimate in found if estimate is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "budget",
     [
@@ -148,6 +151,7 @@ def test_estimates_are_intervals(advisor, budget):
             assert estimate.low <= estimate.value <= estimate.high
 
 
+@pytest.mark.slow
 def test_the_wanted_accuracy_decides_the_model(advisor):
     fast = advisor.recommend(Budget())
     assert fast.system_optimal.engine.model == "small"
@@ -261,6 +265,7 @@ def test_latency_grows_with_the_rate(advisor):
     assert answer.system_optimal.estimates["device_s"].value == pytest.approx(0.5, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_budget_only_filters(fresh):
     fresh.recommend(Budget(max_latency_s=0.2, latency_percentile=95, min_accuracy=0.6))
     spent = []

@@ -23,6 +23,7 @@ BUDGETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", BUDGETS)
 def test_what_a_limit_would_have_to_be_is_looser_and_enough(fresh, given):
     """A budget with the value that is said has an answer, where the candidate would then fit."""

@@ -23,6 +23,7 @@ def same(one, other):
     return (one.engine, one.policy) == (other.engine, other.policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_twin_of_the_pick_is_not_called_another(fresh, budget):
     answer = fresh.recommend(budget)
@@ -39,6 +40,7 @@ def row_of(metrics, pick):
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_compute_optimal_one_is_said_to_be_worse_only_where_it_surely_is(fresh, budget):
     answer = fresh.recommend(budget)

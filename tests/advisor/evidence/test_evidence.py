@@ -180,6 +180,7 @@ def test_problems_of_one_name_are_told_apart(tmp_path):
     assert pair(one, hash="b") == "12 problems of demo, hash a and 12 problems of demo, hash b"
 
 
+@pytest.mark.slow
 def test_the_space_holds_only_what_was_recorded(recordings):
     space = explore(gather(recordings))
     found = [space.candidate(row) for row in range(len(space))]
@@ -221,6 +222,7 @@ def test_an_engine_too_small_for_a_sequence_is_dropped(tmp_path):
     assert list(space.dropped) == ["the KV cache is too small for one sequence"]
 
 
+@pytest.mark.slow
 def test_answers_of_different_runs_are_never_pooled(tmp_path):
     """Class numbers mean nothing in another run, so each run votes by itself."""
     from advisor.advice.advisor import Advisor

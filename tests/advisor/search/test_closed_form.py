@@ -7,6 +7,7 @@ from advisor.search.space import Space
 from traces.schema.advice import Budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [None, 4.0])
 def test_the_closed_form_lies_near_the_replay(fresh, rate):
     """Of whole votes and single answers at random, nine in ten within a fifth."""

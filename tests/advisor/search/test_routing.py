@@ -112,6 +112,7 @@ def test_few_problems_or_samples_offer_nothing():
     assert with_routings(pools_of(problems), list(problems))[1] == ()
 
 
+@pytest.mark.slow
 def test_advice_replays_each_problem_by_the_table_that_was_learned_without_it(
     tmp_path, monkeypatch
 ):

@@ -147,6 +147,7 @@ def test_skew_moves_from_the_mean_to_the_longest():
     assert got == pytest.approx(1e-6 * (1 + 64 * (0.9 * 100 + 0.1 * 1000)), rel=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     seed=st.integers(0, 10_000),

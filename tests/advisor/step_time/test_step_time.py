@@ -26,6 +26,7 @@ from traces.statistics import student_95
 from traces.summary.comparison import RUN_TO_RUN
 
 
+@pytest.mark.slow
 def test_a_known_law_comes_back(tmp_path):
     engines = [engine_of(), engine_of("large"), engine_of("large", tensor_parallel_size=2)]
     recordings = [
@@ -42,6 +43,7 @@ def test_a_known_law_comes_back(tmp_path):
         assert np.median(np.abs(predicted / truth - 1)) < 0.03
 
 
+@pytest.mark.slow
 def test_experts_and_windows_are_learned_and_count(tmp_path):
     engine = engine_of("mixed")
     assert reads_of(FACTS["mixed"]) == Reads(experts=2 / 16, window=64.0)

@@ -55,6 +55,19 @@ def test_a_run_is_replayed_as_it_was_recorded(votes):
         assert ours.value == pytest.approx(theirs.value, rel=0.03)
         assert ours.low < theirs.value < ours.high
     assert replayed.tokens_per_problem.value == recorded.tokens_per_problem.value
+    assert not any("so far off" in note for note in found.notes)
+
+
+def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):
+    run = summarise(votes)[0]
+    mean = run.latency_s["mean"]
+    slow = {**run.latency_s, "mean": dataclasses.replace(mean, value=2 * mean.value)}
+    found = predict(
+        votes,
+        dataclasses.replace(run, latency_s=slow),
+        Question(engine=run.engine, policy=run.policy, replicas=Replicas(count=2)),
+    )
+    assert any("Do not rely on a change from a replay" in note for note in found.notes)
 
 
 def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):

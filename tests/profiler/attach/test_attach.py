@@ -96,6 +96,23 @@ def test_what_a_page_says_is_kept_as_read(server, tmp_path):
     assert engine.events == {}
 
 
+@pytest.mark.parametrize(
+    ("waiting", "full", "limit"), [(7, 0.4, 4), (0, 0.4, None), (7, 0.99, None)]
+)
+def test_a_limit_that_no_one_tells_is_the_one_that_was_seen(server, tmp_path, waiting, full, limit):
+    """Of vLLM's /metrics alone: as many as ever ran while others waited, with room in the cache."""
+    server.gauges = {
+        "vllm:num_requests_running": 4,
+        "vllm:num_requests_waiting": waiting,
+        "vllm:kv_cache_usage_perc": full,
+    }
+    recording, _ = attach(server, folder=tmp_path / "r")
+    (engine,) = recording.manifest.engines.values()
+    assert engine.max_num_seqs == limit
+    notes = recording.frame("events").filter(kind="note")["detail"].to_list()
+    assert [f"is taken as {limit}." in each for each in notes] == [True] * (limit is not None)
+
+
 NAMES = ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total")
 BUCKETS = [("vllm:e2e_request_latency_seconds_bucket", le) for le in (0.5, 1.0, math.inf)]
 SERIES = [*(Series("0", name) for name in NAMES), *(Series("0", n, "", le) for n, le in BUCKETS)]

@@ -146,6 +146,7 @@ def test_windows_become_kernels_of_their_engine(server, tmp_path, monkeypatch):
     assert not saw("another", span.begun + 1, span.begun + 2)
 
 
+@pytest.mark.slow
 def test_two_servers_never_have_one_at_the_same_time(server, tmp_path, monkeypatch):
     with metrics_server() as other:
         other.profiler, other.gauges = server.profiler, server.gauges

@@ -57,6 +57,7 @@ def test_contract(name, tmp_path):
         assert cancelled.height
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_ids_do_not_matter(name, tmp_path):
     shuffled = list(range(7))

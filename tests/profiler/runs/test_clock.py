@@ -41,6 +41,7 @@ def jumps(recording):
     return recording.frame("events").filter(kind="clock")["detail"].to_list()
 
 
+@pytest.mark.slow
 @JUMPS
 def test_a_jump_changes_no_latency_and_no_timeout_of_a_run(tmp_path, wall, seconds, told):
     engine = StubEngine(answers=voting("a", "b"))

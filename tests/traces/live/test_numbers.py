@@ -140,6 +140,7 @@ def histogram_pages(intervals, before=(), bounds=(0.3, 0.5, 1.0, 5.0, 10.0, math
     return pages
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(TIMES, max_size=25), min_size=1, max_size=6), st.lists(TIMES, max_size=9))
 def test_a_quantile_lies_between_its_bounds(intervals, before):
     """Whatever was seen, and by any usual definition; what came before the first poll is out."""

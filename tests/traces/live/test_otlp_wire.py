@@ -135,6 +135,7 @@ def test_many_small_things_in_json_are_refused_before_they_take_memory():
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_as_many_spans_as_a_collector_sends_at_a_time_are_read():
     body = as_protobuf(request(*[span(n) for n in range(1, 8_193)]))
     assert len(read_protobuf(body).spans) == 8_192 < MOST_FIELDS_OF_ONE

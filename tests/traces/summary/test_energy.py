@@ -68,6 +68,7 @@ def devices(draw, length):
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data(), problems=st.integers(1, 6), n=st.integers(1, 5), seed=st.integers(0, 999))
 def test_samples_and_idle_are_the_integral(data, problems, n, seed):

@@ -79,6 +79,7 @@ def test_the_interval_of_two_runs_holds_the_truth(monkeypatch, spread, repeats, 
         assert 0.85 <= share <= 0.97
 
 
+@pytest.mark.slow
 def test_the_same_twice_seldom_breaks_a_limit(monkeypatch):
     few = [each for each in METRICS if each.tag in (*TAGS, "latency_s.p95")]
     monkeypatch.setattr(comparison, "METRICS", few)
@@ -140,6 +141,7 @@ def scaled(rows, factor):
     return rows | {"problems": problems}
 
 
+@pytest.mark.slow
 def test_recordings_beside_those_compared_are_its_repeats(tmp_path):
     rows = simulate(problems=12, n=4)
     given = [

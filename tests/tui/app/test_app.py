@@ -119,6 +119,21 @@ async def test_an_incomplete_run_says_so(folder):
         assert "incomplete" in text_of(app, "#head")
 
 
+async def test_key_2_shows_the_run_under_a_cursor_that_was_moved(folder):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        table, shown = app.screen.query_one(DataTable), []
+        for row in range(1, table.row_count):
+            await pilot.press("1", "home", *["down"] * row)
+            await settle(pilot)
+            key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
+            await pilot.press("2")
+            await settle(pilot)
+            shown.append((key, app.current_entry().key))
+        assert len(shown) > 1 and all(key == opened for key, opened in shown)
+
+
 async def test_budget_is_asked_and_mistakes_are_told(folder):
     advisors = Advisors()
     app = TtscopeApp([folder], advisors)

@@ -43,6 +43,7 @@ def test_policies_show_what_was_sent(run, folder, name):
         assert "the traffic of others" in each["policy_notes"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEPTHS)
 @pytest.mark.parametrize(
     ("words", "code", "told"),

@@ -77,6 +77,7 @@ def app(folder):
         yield App(url, token, client.cookies, page)
 
 
+@pytest.mark.slow
 def test_the_page_and_what_it_loads_come_from_here(app):
     page = app.page
     assert f'data-session-websocket-url="{app.url.replace("http", "ws")}/ws"' in page.text
@@ -90,6 +91,7 @@ def test_the_page_and_what_it_loads_come_from_here(app):
             assert again.get(f"/?fontsize={odd}").text.count('data-font-size="16"') == 1
 
 
+@pytest.mark.slow
 def test_addresses_are_those_that_were_asked_for(app):
     """As through ssh -L 9000:localhost:8080."""
     asked = {"Cookie": "; ".join("=".join(each) for each in app.cookies.items())}
@@ -99,6 +101,7 @@ def test_addresses_are_those_that_were_asked_for(app):
     assert '"wss://localhost/ws"' in httpx.get(app.url, headers=proxied).text
 
 
+@pytest.mark.slow
 def test_the_token_is_kept_where_no_script_and_no_other_site_has_it(app):
     kept = app.page.headers["Set-Cookie"].split("; ")
     assert kept[0].endswith(app.token) and len(app.token) >= 32
@@ -116,6 +119,7 @@ UPGRADE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "told"),
     [
@@ -130,6 +134,7 @@ def test_pages_of_others_are_refused(app, path, headers, told):
     assert told in answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [
@@ -143,6 +148,7 @@ def test_headers_that_are_none_are_refused_too(app, headers):
     assert httpx.get(app.url, headers=headers).status_code == 403
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/", "/static/js/textual.js", "/static/", "/download/x", "/ws"])
 @pytest.mark.parametrize("token", [None, "", "wrong", "\u00fc", "known, at another path"])
 def test_nobody_without_the_token_is_answered(app, path, token):
@@ -156,6 +162,7 @@ def test_nobody_without_the_token_is_answered(app, path, token):
     assert app.token not in answer.text
 
 
+@pytest.mark.slow
 async def test_the_socket_opens_for_the_apps_own_page_alone(app):
     url = f"{app.url.replace('http', 'ws')}/ws"
     wrong = dict.fromkeys(app.cookie, "wrong")
@@ -170,6 +177,7 @@ async def test_the_socket_opens_for_the_apps_own_page_alone(app):
             assert refused.value.status == 403
 
 
+@pytest.mark.slow
 async def test_the_app_answers_behind_the_socket(app):
     url = f"{app.url.replace('http', 'ws')}/ws?width=100&height=30"
     jar = aiohttp.CookieJar(unsafe=True)

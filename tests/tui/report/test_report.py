@@ -25,8 +25,6 @@ from tui.report.page import page
 from tui.verbs.demo import SHIPPED
 from tui.verbs.open_all import open_all
 
-pytestmark = pytest.mark.slow
-
 BUDGET = {"min_accuracy": "0.75", "price": 2.5}
 HOSTILE = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
 
@@ -41,6 +39,7 @@ def source(material):
     return page(material)
 
 
+@pytest.mark.slow
 def test_the_page_names_the_percentile_that_is_lowest(material):
     advice = dataclasses.replace(
         material.advice,
@@ -57,6 +56,7 @@ def of(recordings, **given):
     return Page(page(gather_material(recordings, given, seed=0)))
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_advise(run, source):
     budget = ["--min-accuracy", "0.75", "--price", "2.5"]
     code, out, _ = run("advise", SHIPPED, *budget, "--json")
@@ -76,6 +76,7 @@ def test_the_numbers_are_those_of_advise(run, source):
     assert fronts > 10
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_show(run, material, source):
     found = Page(source)
     assert len(material.runs) == 12
@@ -90,6 +91,7 @@ def test_the_numbers_are_those_of_show(run, material, source):
     assert found.values["runs.0.acceptance.accepted_per_position.0"] > 0.9
 
 
+@pytest.mark.slow
 def test_each_run_is_held_against_the_others_word(material, source):
     assert [each.why_not for each in material.foretold] == [None] * 12
     text = Page(source).text
@@ -104,6 +106,7 @@ def test_each_run_is_held_against_the_others_word(material, source):
     assert inside >= 8
 
 
+@pytest.mark.slow
 def test_the_page_stands_by_itself(source):
     found = Page(source)
     assert len(source.encode()) < 500_000
@@ -119,6 +122,7 @@ def test_the_page_stands_by_itself(source):
     assert "$" not in source.split("<title>")[0]
 
 
+@pytest.mark.slow
 def test_every_number_tells_its_meaning(source):
     for line in source.split("data-value=")[:-1]:
         element = line[line.rindex("<") :]
@@ -128,6 +132,7 @@ def test_every_number_tells_its_meaning(source):
         assert f"<dt>{word}</dt>" in source
 
 
+@pytest.mark.slow
 def test_the_page_says_where_it_comes_from(material):
     at = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
     made = dataclasses.replace(material, command="ttscope report a -o b.html", written=at)
@@ -136,6 +141,7 @@ def test_the_page_says_where_it_comes_from(material):
     assert "written at 2026-01-02 03:04 UTC by ttscope report a -o b.html." in text
 
 
+@pytest.mark.slow
 def test_a_command_is_lines_that_can_be_pasted(material, source):
     text = Page(source).text
     assert "\\n" not in text
@@ -145,10 +151,12 @@ def test_a_command_is_lines_that_can_be_pasted(material, source):
     assert pasted == shlex.split(material.advice.system_optimal.command)
 
 
+@pytest.mark.slow
 def test_the_same_recordings_give_the_same_bytes(material, source):
     assert page(material) == source
 
 
+@pytest.mark.slow
 def test_names_are_escaped(tmp_path):
     folder = tmp_path / "a<b>&'\"x"
     write_recording(folder, simulate(problems=12, n=4))
@@ -176,6 +184,7 @@ def test_tags_escape_what_is_not_markup():
     assert tag("p", hidden=True, title=None, lang=False) == "<p hidden></p>"
 
 
+@pytest.mark.slow
 def test_a_single_recording_and_no_budget():
     found = of([Recording.open(next(SHIPPED.glob("demo-s-*-maj@16-*")))])
     assert "No limit was given, so that no configuration is recommended" in found.text
@@ -190,6 +199,7 @@ def test_a_single_recording_and_no_budget():
     assert found.values["runs.0.energy_j.per_problem"] is None
 
 
+@pytest.mark.slow
 def test_nothing_fits():
     few = [Recording.open(path) for path in sorted(SHIPPED.glob("demo-s-*"))]
     found = of(few, min_accuracy="0.99", max_latency="20ms", price=2.5, max_cost="$0.00001")
@@ -199,6 +209,7 @@ def test_nothing_fits():
     assert "system_optimal.estimates.accuracy" not in found.values
 
 
+@pytest.mark.slow
 def test_imported_outcomes_have_no_times_and_say_so(run, tmp_path):
     outcomes = FOREIGN / "samples_toy_sums_self.jsonl"
     assert run("import", outcomes, "-o", "r", "--verifier", "numeric")[0] == 0
@@ -212,6 +223,7 @@ def test_imported_outcomes_have_no_times_and_say_so(run, tmp_path):
     assert found.values["runs.0.latency_s.mean"] is None
 
 
+@pytest.mark.slow
 def test_an_incomplete_run_is_shown_and_not_used(tmp_path):
     rows = simulate(problems=10, n=4)
     del rows["problems"][-1]["end"], rows["problems"][-1]["decided_at"]
@@ -225,6 +237,7 @@ def test_an_incomplete_run_is_shown_and_not_used(tmp_path):
     assert "system_optimal.estimates.accuracy" in found.values
 
 
+@pytest.mark.slow
 def test_kernels_and_collectives(tmp_path):
     trace = write(tmp_path / "t.json", document(device_events()))
     import_traces([trace], tmp_path / "r")
@@ -234,6 +247,7 @@ def test_kernels_and_collectives(tmp_path):
         assert word in found.text, word
 
 
+@pytest.mark.slow
 def test_a_server_that_was_watched(tmp_path):
     with metrics_server() as server:
         watched, _ = attach(server, folder=tmp_path / "live")
@@ -246,6 +260,7 @@ def test_a_server_that_was_watched(tmp_path):
     assert "No advice can be given." not in found.text
 
 
+@pytest.mark.slow
 def test_the_regret_told_is_of_what_is_optimised(material):
     other = dataclasses.replace(
         material.advice, budget=dataclasses.replace(material.advice.budget, optimise="cost")
@@ -255,6 +270,7 @@ def test_the_regret_told_is_of_what_is_optimised(material):
     assert re.search(r"but has \S+ ms \(\+[\d.]+ %\) more mean", Page(page(material)).text)
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_stay_under_two_megabytes(material):
     many = dataclasses.replace(material, runs=material.runs * 84)
     source = page(many)
@@ -262,6 +278,7 @@ def test_a_thousand_runs_stay_under_two_megabytes(material):
     assert "908 more runs are left out here" in source
 
 
+@pytest.mark.slow
 def test_what_lies_outside_is_marked(material):
     beyond = dataclasses.replace(
         material.advice.system_optimal,
@@ -277,6 +294,7 @@ def test_what_lies_outside_is_marked(material):
     assert 'class="n beyond"' in found
 
 
+@pytest.mark.slow
 def test_command_line(run, tmp_path):
     own = tmp_path / "one"
     shutil.copytree(next(SHIPPED.glob("demo-s-*-maj@16-*")), own)

@@ -98,6 +98,7 @@ def test_a_folder_of_few_recordings_gets_no_index(folder, monkeypatch):
     assert not (folder / NAME).exists()
 
 
+@pytest.mark.slow
 async def test_the_app_lists_leaves_an_index_and_lists_by_it(folder):
     async for app, _ in opened(folder):
         assert app.query_one("#runs", DataTable).row_count == 2

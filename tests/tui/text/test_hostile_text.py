@@ -133,6 +133,7 @@ def test_the_app_shows_it_literally(folder, tmp_path, screen):
     check(seen.raw)
 
 
+@pytest.mark.slow
 async def test_a_message_of_the_app_is_no_markup(folder):
     from tui.app.app import TtscopeApp
 

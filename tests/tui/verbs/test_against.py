@@ -70,6 +70,7 @@ def test_the_document_has_all_three(run, recording, tmp_path):
     assert Recording.open(tmp_path / "m").manifest.concurrency is None
 
 
+@pytest.mark.slow
 def test_a_model_that_the_server_names_otherwise_is_predicted_all_the_same(
     run, monkeypatch, tmp_path
 ):

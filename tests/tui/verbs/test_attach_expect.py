@@ -30,6 +30,7 @@ def watch(run, url, *more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_moved_is_said(run, expected, tmp_path):
     with metrics_server() as server:
         server.gauges["vllm:num_requests_running"] = 40.0

@@ -112,6 +112,7 @@ def planned(run, recording, folder):
     return out, file, json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_a_plan_has_the_shapes_of_the_recorded_steps(run, recording, tmp_path):
     out, file, shapes = planned(run, recording, tmp_path)
     told = " ".join(out.split())
@@ -133,6 +134,7 @@ def test_a_plan_has_the_shapes_of_the_recorded_steps(run, recording, tmp_path):
         assert len(like), case
 
 
+@pytest.mark.slow
 def test_what_vllm_measured_of_them_corrects_the_kernels(run, recording, tmp_path):
     _, file, shapes = planned(run, recording, tmp_path)
     took = kernels_s(shapes, {"gemm": 2.0})
@@ -161,6 +163,7 @@ def test_what_vllm_measured_of_them_corrects_the_kernels(run, recording, tmp_pat
     assert "its kernels recalibrated by cases. No run of this GPU" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_steps_are_not_learned_from_cases_without_logits_and_host(run, recording, tmp_path):
     _, _, shapes = planned(run, recording, tmp_path)
     result, cases = tmp_path / "result.json", tmp_path / "runs" / "cases"

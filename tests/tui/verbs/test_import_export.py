@@ -227,6 +227,7 @@ def test_refusals_of_requests(run, trace, tmp_path, arguments, code, message):
     assert not Path("r", "recording.json").exists()
 
 
+@pytest.mark.slow
 def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     from tests.advisor.step_time.operators.operator_tables import write_tables
 
@@ -257,6 +258,7 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     assert run("show", "p")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
 def test_votes_of_answers_that_are_not_told_are_not_known(run, tmp_path, n):
     rows = [
@@ -335,6 +337,7 @@ def test_a_folder_of_forward_passes(run, tmp_path):
     assert code == 2 and "holds no files *fpm*.jsonl.gz" in err
 
 
+@pytest.mark.slow
 def test_forward_passes_teach_the_steps_of_the_model_that_is_named(run, tmp_path):
     """Requests of a load generator are replayed by a law of their engine's own steps."""
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000}

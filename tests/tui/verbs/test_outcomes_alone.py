@@ -248,6 +248,7 @@ def run_there(recording, size, folder, factor):
     manifest.write(folder)
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_votes_whatever_the_times(three, tmp_path):
     recordings = [Recording.open(tmp_path / "runs" / name) for name in MODELS]
     advisor = Advisor.fit(recordings, gpus=["test_gpu"])
@@ -276,6 +277,7 @@ def test_the_report_has_the_same_pick(run, three, tmp_path):
     assert "no recording holds engine steps" in text  # nothing to foretell a run from
 
 
+@pytest.mark.slow
 def test_a_model_without_facts_is_no_candidate_and_is_named(run, three):
     code, _, _ = run("import", "large.jsonl", "--model", "bare", "--prompt-tokens", "9", "-o", "b")
     asked = (*GPU, "--optimise", "cost", "--json")
@@ -426,6 +428,7 @@ def test_two_imports_are_paired_by_their_common_problems(run, tmp_path):
     assert groups == sorted(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -458,6 +461,7 @@ def test_other_problems_have_an_interval_of_their_own(run, tmp_path):
     assert "40 other problems like these, 90 %: maj@1 [" in text
 
 
+@pytest.mark.slow
 def test_policies_of_outcomes_end_with_what_gives_times(run, tmp_path):
     outcomes(tmp_path / "a.jsonl", 0.6, 1500)
     (tmp_path / "a.json").write_text(json.dumps(config(4, 512)))

@@ -55,14 +55,6 @@ class Policy(Record):
                 raise UsageError(f"policy: {name} must be at least 1, not {value}")
 
     @property
-    def truncates(self) -> bool:
-        """Whether the sampler cuts the tails of distributions (top-p, top-k) before it draws.
-
-        What is not told counts as yes, as vLLM then takes what the model's generation config says.
-        """
-        return self.temperature != 0 and self.top_p != 1
-
-    @property
     def spec(self) -> Method:
         return METHODS[self.method]
 

@@ -334,6 +334,12 @@ class RecordingsScreen(ModeScreen):
         key = self._current_key()
         return next((entry for entry in self._shown if entry.key == key), None)
 
+    @property
+    def chosen(self) -> Entry | None:
+        """The run under the cursor, where the cursor was moved to it."""
+        entry = self._current() if self._table.cursor_row > 0 else None
+        return None if entry is None or entry.run is None else entry
+
     @on(DataTable.RowHighlighted, "#runs")
     def _row_changed(self) -> None:
         self._show_panel()

@@ -22,30 +22,6 @@ Floats = npt.NDArray[np.float64]
 SAMPLER_BYTES: Final = 10
 SAMPLER_KERNELS: Final = 3
 
-# Seconds in which vLLM cuts the tails of so many rows of MEASURED_LOGITS (top-k and top-p), by its
-# developers' benchmarks (pull requests 40376 and 51507, means of both). PyTorch sorts the rows at
-# once, and from 128 on each by a block of its own. They are taken as those of an H100.
-MEASURED_LOGITS: Final = 131_072
-MEASURED_BANDWIDTH: Final = 3.35e12  # bytes a second
-SORTED: Final = ((1, 1.2e-4), (64, 1.12e-3), (127, 2.2e-3), (128, 3.3e-3), (512, 6.3e-3))
-SEARCHED: Final = ((1, 6e-5), (64, 2.1e-4), (128, 2.5e-4), (512, 4.5e-4))  # kernels of its own
-FIRST_SEARCHED: Final = (0, 17)  # of vLLM
-
-
-def truncating(
-    tables: PriorTables, rows: Floats, vocabulary: int, version: tuple[int, int] | None
-) -> Floats:
-    """Return the seconds in which the sampler cuts the tails of so many rows of logits.
-
-    In proportion to the vocabulary and to the bandwidth, and beyond the largest batch to the rows.
-    An unknown version of vLLM is the newest.
-    """
-    old = version is not None and version < FIRST_SEARCHED
-    known, seconds = np.array(SORTED if old else SEARCHED).T
-    found = np.interp(rows, known, seconds) * np.maximum(rows / known[-1], 1.0)
-    share = vocabulary / MEASURED_LOGITS * MEASURED_BANDWIDTH / tables.bandwidth_bytes_per_s
-    return np.asarray(np.where(rows > 0, found * share, 0.0), dtype=float)
-
 
 def moving(tables: PriorTables, counts: Floats, size: float, *, kernels: int = 1) -> Floats:
     """Return [rows, (count, seconds)] of kernels that move `size` bytes for each of a count."""

@@ -88,6 +88,7 @@ def test_seen_samples_are_kept():
         model.simulate([4], keep=True)
 
 
+@pytest.mark.slow
 def test_the_order_of_problems_does_not_matter_much_and_a_seed_repeats():
     rng = np.random.default_rng(1)
     problems = [

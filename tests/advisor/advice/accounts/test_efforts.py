@@ -39,6 +39,7 @@ def used(efforts):
     return [each for each in efforts if each.use]
 
 
+@pytest.mark.slow
 def test_it_uses_the_effort_of_the_pick(made):
     for accuracy in ("0.5", "0.85"):
         answer, found = mapped(made, min_accuracy=accuracy)
@@ -90,6 +91,7 @@ def test_classes_are_judged_by_their_own_problems(made):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_problems_as_a_class_are_the_whole(made):
     """A class of all problems has the numbers of all."""
     groups = dict.fromkeys(made[1], "all")

@@ -20,8 +20,6 @@ from traces.schema.advice import Budget
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
 
-pytestmark = pytest.mark.slow
-
 VOTE4 = dataclasses.replace(VOTE16, n=4)
 
 
@@ -44,6 +42,7 @@ def truth(base):
     return at_rate(base, 60.0)
 
 
+@pytest.mark.slow
 def test_chunks_and_context_of_prompts_are_inferred(base):
     tables = at_rate(
         base, 60.0, "engine.max_num_batched_tokens=48", "engine.max_num_seqs=32"
@@ -59,6 +58,7 @@ def test_chunks_and_context_of_prompts_are_inferred(base):
     assert seen["prefill_requests"].null_count() == 0
 
 
+@pytest.mark.slow
 def test_steps_that_tell_their_context_stay(base):
     steps = base.frame("steps")
     assert with_prompt_context(steps, 512).equals(steps)
@@ -90,6 +90,7 @@ def relative(found, wanted, name, which=None):
     return values[0].value / values[1].value - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [True, "passes"])
 @pytest.mark.parametrize("change", ["engine.max_num_seqs=8", "engine.max_num_seqs=64"])
 def test_spans_and_steps_predict_other_limits(base, truth, tmp_path, change, steps):
@@ -108,6 +109,7 @@ def test_spans_and_steps_predict_other_limits(base, truth, tmp_path, change, ste
     )
 
 
+@pytest.mark.slow
 def test_metrics_alone_predict_within_a_wide_interval(base, truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
     found = predicted(recording, "engine.max_num_seqs=8")
@@ -122,6 +124,7 @@ def test_metrics_alone_predict_within_a_wide_interval(base, truth, tmp_path):
     assert any("/metrics" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_spans_of_a_part_do_not_stand_for_all(truth, tmp_path):
     keep = truth.tables["problems"]["problem_id"][::2].to_list()
     half = dataclasses.replace(
@@ -137,6 +140,7 @@ def test_spans_of_a_part_do_not_stand_for_all(truth, tmp_path):
     assert "600 of 1,200 requests" in evidence.lost[0]
 
 
+@pytest.mark.slow
 def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
     blind = dataclasses.replace(truth, manifest=dataclasses.replace(truth.manifest, models={}))
     recording = watched(blind, tmp_path / "seen")
@@ -146,12 +150,14 @@ def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
     assert any("not known here" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_the_policy_of_others_cannot_be_changed(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen")
     with pytest.raises(UsageError, match="replayed as it was sent"):
         predicted(recording, "policy.n=2")
 
 
+@pytest.mark.slow
 def test_a_queue_behind_max_num_seqs_is_answered_with_more(base, tmp_path):
     slow = at_rate(base, 120.0, "engine.max_num_seqs=8")
     recording = watched(slow, tmp_path / "seen", period_s=0.1)
@@ -161,6 +167,7 @@ def test_a_queue_behind_max_num_seqs_is_answered_with_more(base, tmp_path):
     assert after.latency_s["mean"].value < before.latency_s["mean"].value
 
 
+@pytest.mark.slow
 def test_the_watch_of_nothing_says_so(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False, metrics=False)
     assert suggest(recording) == "nothing was watched"
@@ -170,6 +177,7 @@ def advice(recordings, **budget):
     return Advisor.fit(recordings).recommend(Budget(**budget))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [True, "passes"])
 def test_advice_for_the_traffic_of_others_has_no_accuracy(truth, tmp_path, steps):
     recording = watched(truth, tmp_path / "seen", steps=steps)
@@ -184,6 +192,7 @@ def test_advice_for_the_traffic_of_others_has_no_accuracy(truth, tmp_path, steps
     assert any("ttscope attach" in line for line in slow.measure_next)
 
 
+@pytest.mark.slow
 def test_advice_at_another_rate_says_what_keeps_up(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen")
     calm = advice([recording], rate_per_s=20.0, optimise="cost")
@@ -191,6 +200,7 @@ def test_advice_at_another_rate_says_what_keeps_up(truth, tmp_path):
     assert advice([recording], rate_per_s=2_000.0).system_optimal is None
 
 
+@pytest.mark.slow
 def test_accuracy_cannot_be_asked_of_what_is_not_judged(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen")
     for budget in ({"min_accuracy": 0.5}, {"optimise": "accuracy"}):
@@ -198,6 +208,7 @@ def test_accuracy_cannot_be_asked_of_what_is_not_judged(truth, tmp_path):
             advice([recording], **budget)
 
 
+@pytest.mark.slow
 def test_watched_traffic_beside_ones_own_runs_teaches_steps_alone(base, truth, tmp_path):
     recording = watched(truth, tmp_path / "seen")
     evidence = gather([base, recording])
@@ -207,6 +218,7 @@ def test_watched_traffic_beside_ones_own_runs_teaches_steps_alone(base, truth, t
     assert "none of its requests is among the problems" in told
 
 
+@pytest.mark.slow
 def test_metrics_alone_are_advised_on(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
     pick = advice([recording], optimise="latency").system_optimal
@@ -219,6 +231,7 @@ def took_by_a_front_end(truth):
     return 0.006 * np.exp(np.random.default_rng(5).normal(0, 0.6, count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rate", [20.0, 60.0]
 )  # an engine that is idle at times, and one that is not
@@ -233,6 +246,7 @@ def test_spans_and_steps_tell_the_front_ends_part_and_not_the_step_that_ran(base
         assert np.quantile(found, q) == pytest.approx(np.quantile(took, q), rel=0.2), q
 
 
+@pytest.mark.slow
 def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, tmp_path):
     took = took_by_a_front_end(truth)
     change = "engine.max_num_seqs=64"
@@ -252,6 +266,7 @@ def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, tmp_p
         assert problem.front_end_s == pytest.approx(took.mean(), rel=0.25)
 
 
+@pytest.mark.slow
 def test_advice_has_the_front_end_in_latency(truth, tmp_path):
     took = took_by_a_front_end(truth)
     found = [
@@ -281,6 +296,7 @@ def disturbed(truth, seed):
     return dataclasses.replace(truth, tables=tables)
 
 
+@pytest.mark.slow
 def test_the_interval_of_throughput_has_what_the_last_problems_lie_off(truth, tmp_path):
     recording = watched(disturbed(truth, 0), tmp_path / "seen")
     told = predicted(recording).predicted.throughput_tokens_per_s
@@ -295,6 +311,7 @@ def test_the_interval_of_throughput_has_what_the_last_problems_lie_off(truth, tm
     assert told.high - told.low > 1.5 * (calm.high - calm.low)
 
 
+@pytest.mark.slow
 def test_advice_offers_more_requests_at_once_where_their_limit_bound(base, tmp_path):
     seen = watched(at_rate(base, 100.0, "engine.max_num_seqs=8"), tmp_path / "seen", period_s=0.1)
     pick = advice([seen], rate_per_s=60.0, optimise="latency").system_optimal
@@ -305,6 +322,7 @@ def test_advice_offers_more_requests_at_once_where_their_limit_bound(base, tmp_p
     assert latency.low <= wanted.latency_s["mean"].value <= latency.high
 
 
+@pytest.mark.slow
 def test_advice_offers_no_more_where_the_limit_was_never_met(base, tmp_path):
     seen = watched(at_rate(base, 5.0, "engine.max_num_seqs=64"), tmp_path / "seen")
     space = explore(gather([seen], judged=False))

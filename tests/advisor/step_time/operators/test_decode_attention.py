@@ -85,6 +85,7 @@ def test_holes_are_filled_between_and_held_or_continued_beyond():
     np.testing.assert_allclose(interpolate(gone_on, knots, at), [20, 33.75, 60])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["RTX4090", "RTXPRO6000"])
 def test_measured_decode_attention_is_met_within_and_beyond(shared, gpu):
     from advisor.step_time.operators.files import read_operators

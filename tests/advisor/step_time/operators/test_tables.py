@@ -213,6 +213,7 @@ def test_tables_of_another_model_or_in_part_are_refused(tmp_path, what, message)
         tables(write_tables(tmp_path, **what))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["RTX4090", "RTXPRO6000"])
 def test_measured_times_come_back(shared, gpu):
     operators = read_operators(shared / "data" / "ops" / f"{gpu}_Llama-3.1-8B_tp1")

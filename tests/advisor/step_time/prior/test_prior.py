@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from advisor.step_time.cost import scaled_cost, table_cost
+from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.tables import interpolated
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.operations.attention import attending
@@ -85,33 +86,33 @@ def test_a_decode_step_is_the_sum_of_its_operators(tables, size):
     assert decode_step(priced(tables, size), batch, context) == pytest.approx(whole, rel=1e-6)
 
 
-def test_drawing_with_top_p_sorts_every_row_until_vllm_searches(tables):
-    """PyTorch sorts fewer than 128 rows at once, and more of them each by a block of its own."""
-
-    def cut(version, rows):
-        engine = EngineConfig(model="tiny", vllm_version=version)
-        plain, drawn = (prior_of(tables, TINY, engine, truncates=each) for each in (False, True))
-        at = np.array([0.0, *rows])
-        return (drawn.logit_seconds(at) - plain.logit_seconds(at)).tolist()
-
-    none, *old = cut("0.12.0", (64, 127, 128, 512, 1024))
-    assert none == 0.0
-    share = TINY.vocab_size / 131_072 * 3.35e12 / BANDWIDTH
-    assert old[0] == pytest.approx(1.12e-3 * share)
-    assert old[1] == pytest.approx(2 * old[0], rel=0.02) and old[2] > 1.4 * old[1]
-    assert old[4] == pytest.approx(2 * old[3])
-    for version in ("0.17.0", None):
-        _, *new = cut(version, (64, 128))
-        assert new[0] < old[0] / 4 and new[1] < old[2] / 4
-    told = prior_of(tables, TINY, EngineConfig(model="tiny"), truncates=True).rules
-    assert told[-1].startswith("top-p and top-k")
-
-
 def test_all_reduces_run_in_a_graph_up_to_the_largest_captured_size(tables):
     prior = priced(tables, 2)
     eager, graph = (decode_step(prior, 4, 255, sizes) for sizes in ((), (1, 4)))
     calls = 2 * TINY.num_hidden_layers + 1
     assert eager - graph == pytest.approx(calls * 16e-6, rel=1e-6)
+
+
+def test_prompts_beyond_cuda_graphs_take_what_published_runs_paid_for_them(tables):
+    plain = priced(tables)
+    dear = dataclasses.replace(plain, prompts=PromptPart(1.25, 7e-3))
+    before, after = (
+        each.step_tables(**CHUNKED, capture_sizes=(1, 8, 128)) for each in (plain, dear)
+    )
+    kept = max(128, CHUNKED["max_num_seqs"]) + 1
+    np.testing.assert_allclose(after.tokens[:kept], before.tokens[:kept])
+    np.testing.assert_allclose(after.tokens[kept:], 1.25 * before.tokens[kept:] + 7e-3)
+    np.testing.assert_allclose(after.mixed, 1.25 * before.mixed)
+    np.testing.assert_allclose(after.decode, before.decode)
+
+
+def test_only_quantised_models_and_mixtures_that_are_scheduled_ahead_pay_for_prompts():
+    later, older = (EngineConfig(model="m", vllm_version=each) for each in ("0.20.0", "0.12.0"))
+    eight = dataclasses.replace(TINY, quantization="fp8")
+    part = prompt_part(eight, later)
+    assert part.factor >= 1 and part.seconds >= 0 and part != AS_KERNELS
+    assert part == prompt_part(dataclasses.replace(TINY, num_experts=8), later)
+    assert prompt_part(TINY, later) == prompt_part(eight, older) == AS_KERNELS
 
 
 def test_heads_between_measured_ones_lie_between_their_times(tables):

@@ -21,8 +21,6 @@ from traces.schema.engine import Speculative
 from traces.speculation.ngram import PromptLookup, draft_counts
 from traces.summary.run import summarise
 
-pytestmark = pytest.mark.slow
-
 DRAFT = Speculative(method="draft_model", model="small", num_speculative_tokens=3)
 
 
@@ -59,6 +57,7 @@ def test_a_thin_cell_is_held_to_the_pooled_value_and_a_rich_one_is_not():
     assert thin.std() > 5 * rich.std()
 
 
+@pytest.mark.slow
 def test_the_strength_of_the_prior_is_that_of_the_beta_that_made_the_cells():
     rng = np.random.default_rng(0)
     for strength in (5.0, 50.0):
@@ -69,6 +68,7 @@ def test_the_strength_of_the_prior_is_that_of_the_beta_that_made_the_cells():
     assert prior_strength(alike, np.full(400, 200.0)) > 500
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_where_problems_differ():
     rng = np.random.default_rng(1)
     hits = 0
@@ -138,6 +138,7 @@ def with_k(k):
     return dataclasses.replace(DRAFT, num_speculative_tokens=k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recorded", "k"), [(3, 1), (3, 2), (5, 3), (3, 5)])
 def test_steps_of_another_k_are_those_of_the_same_tokens(runs, recorded, k):
     evidence = gather([runs[recorded]])
@@ -159,6 +160,7 @@ def test_steps_of_another_k_are_those_of_the_same_tokens(runs, recorded, k):
         assert np.mean(apart) < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recorded", "k"), [(3, 1), (5, 3), (3, 5)])
 def test_a_run_with_another_k_is_foretold(runs, recorded, k):
     found = asked(runs[recorded], engine={"speculative": with_k(k)})
@@ -175,6 +177,7 @@ def test_a_run_with_another_k_is_foretold(runs, recorded, k):
     assert ("drafts are longer (marked *)" in notes) == (k > recorded)
 
 
+@pytest.mark.slow
 def test_the_time_of_drafting_goes_with_k_and_of_lookup_does_not(runs):
     model = StepTimeModel().fit(gather([runs[3]]).steps)
     law, _ = draft_law(model, [runs[3]], engine_of(speculative=with_k(1)))
@@ -216,6 +219,7 @@ def counted(tmp_path):
     return plain, ran
 
 
+@pytest.mark.slow
 def test_lookup_that_was_only_counted_is_replayed_with_the_law_of_one_that_ran(counted):
     plain, ran = counted
     window = dataclasses.replace(NGRAM, prompt_lookup_min=2, prompt_lookup_max=4)
@@ -233,6 +237,7 @@ def test_lookup_that_was_only_counted_is_replayed_with_the_law_of_one_that_ran(c
     )
 
 
+@pytest.mark.slow
 def test_what_no_recording_verifies_is_refused_with_the_run_that_would_teach_it(counted):
     plain, _ = counted
     window = dataclasses.replace(NGRAM, prompt_lookup_min=2, prompt_lookup_max=4)

@@ -62,6 +62,7 @@ def test_itl_of_a_replay_is_over_tokens(tmp_path, prior):
     assert mean.predicted_s == pytest.approx(took / (samples["output_tokens"] - 1).sum(), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("longer", [0, 30])
 def test_ttft_of_requests_of_one_length_in_a_closed_loop_is_not_determined(tmp_path, prior, longer):
     alike = [(0.05 * i, 512, 60 + longer * (i % 5), 0.01, 0.2) for i in range(60)]

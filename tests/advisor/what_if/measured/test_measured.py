@@ -50,6 +50,7 @@ def said(found):
     return note
 
 
+@pytest.mark.slow
 def test_a_line_of_what_was_measured_moves_the_prior(recorded):
     prior = asked(recorded, concurrency=1)
     (engine,) = prior.manifest.engines.values()
@@ -63,6 +64,7 @@ def test_a_line_of_what_was_measured_moves_the_prior(recorded):
     assert any("one load does not tell kernels and host apart" in note for note in found.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduling", [False, True])
 def test_two_loads_bring_back_an_engine_whose_factors_are_known(recorded, monkeypatch, scheduling):
     """A made GPU with 1.15 times the kernels and 1.5 times the host's part."""

@@ -324,6 +324,7 @@ def test_what_is_measured_stays(tmp_path):
     assert recording.problems["group"].to_list() == ["easy"]
 
 
+@pytest.mark.slow
 def test_latencies_are_shown_and_give_the_order_of_ends(tmp_path):
     times = [3.0, 1.0, 2.0, 4.0]
     rows = [

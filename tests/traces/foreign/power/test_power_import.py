@@ -95,6 +95,7 @@ def test_a_named_zone_and_an_hour_that_its_clock_has_twice(made, tmp_path):
         import_power(made, path, tmp_path / "mars", zone="Mars/Base")
 
 
+@pytest.mark.slow
 def test_a_log_that_any_zone_would_fit_says_so(made, tmp_path):
     path = csv(tmp_path, lines(window_of(made), every_s=1.0, pad_s=2 * 3600))
     told = import_power(made, path, tmp_path / "out", zone="UTC")

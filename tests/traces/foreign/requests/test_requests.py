@@ -169,6 +169,11 @@ def test_a_bad_request_is_left_out_and_told(case, tmp_path, change, kind):
     (note,) = [note for note in found.notes if "skipped" in note]
     assert note.startswith(f"{case.file}: skipped: 1 ")
     assert f"(first: {case.unit} {case.first + 1})" in note
+
+
+def test_what_was_left_out_is_in_the_summary(case, tmp_path):
+    found, recording = read(case.write(tmp_path / case.file, SENT, {1: BAD[0][0]}), tmp_path / "r")
+    (note,) = [note for note in found.notes if "skipped" in note]
     assert note in summarise(recording)[0].notes
 
 

@@ -20,8 +20,6 @@ from tui.screens.live.screen import LiveScreen
 from tui.screens.live.views import History, problem_lines, sees_line, unread_lines
 from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def server():
@@ -44,6 +42,7 @@ async def attach_to(pilot, text):
     await pilot.press("enter")
 
 
+@pytest.mark.slow
 async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
@@ -82,6 +81,7 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         assert Recording.open(entry.path).frame("scrapes").height
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_attached_to_is_told_in_place(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
@@ -137,6 +137,7 @@ def test_targets(monkeypatch):
             parse_target(text)
 
 
+@pytest.mark.slow
 def test_a_listener_sees_spans_and_steps(server, tmp_path):
     """The recording that grows is looked into, and what it holds is told."""
     found = []
@@ -168,6 +169,7 @@ def snapshots(target, folder, enough):
     return found[-1]
 
 
+@pytest.mark.slow
 def test_spans_over_grpc(server, tmp_path):
     pytest.importorskip("grpc")
     target = parse_target(f"{server.url} --listen-grpc 127.0.0.1:0")
@@ -175,6 +177,7 @@ def test_spans_over_grpc(server, tmp_path):
     assert (last.steps, last.problems_seen) == (0, 0)
 
 
+@pytest.mark.slow
 def test_power_is_read_or_it_is_said_why_not(server, nvml, tmp_path):  # noqa: F811
     target = parse_target(f"{server.url} --gpus 2")
     last = snapshots(target, tmp_path / "a", lambda each: each.watts is not None)
@@ -198,6 +201,7 @@ def test_power_is_read_or_it_is_said_why_not(server, nvml, tmp_path):  # noqa: F
     assert "power" not in {lane.name for lane in history.lanes(20)}
 
 
+@pytest.mark.slow
 async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("profiler.attach.kernel_windows.FIRST_S", 0.1)

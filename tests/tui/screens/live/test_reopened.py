@@ -18,8 +18,6 @@ from tui.screens.live.watch import Snapshot
 from tui.text.recordings.live import live_line, silence_told
 from tui.widgets.panel import PanelView
 
-pytestmark = pytest.mark.slow
-
 S = 10**9
 
 
@@ -36,6 +34,7 @@ def panels(app):
     return {str(each.border_title): str(each.render()) for each in shown}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 @pytest.mark.parametrize("name", ["metrics", "spans"])
 async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
@@ -67,6 +66,7 @@ async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
         assert app.screen.model.entry.path.name == name
 
 
+@pytest.mark.slow
 async def test_a_watched_server_is_not_left_for_a_recording(folder):
     app = TtscopeApp([folder / "metrics"])
     async with app.run_test(size=(80, 24)) as pilot:

@@ -16,8 +16,6 @@ from tui.screens.base import ConfirmScreen
 from tui.screens.entries import to_list
 from tui.screens.recordings.screen import Failed, ImportDone
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -34,6 +32,7 @@ async def ask(pilot, key, text):
     await settle(pilot)
 
 
+@pytest.mark.slow
 async def test_open_import_and_delete(folder):
     seen = []
     app = TtscopeApp([folder / "runs"])
@@ -73,6 +72,7 @@ async def test_open_import_and_delete(folder):
         assert table.row_count == 2
 
 
+@pytest.mark.slow
 async def test_a_row_that_was_read_is_dim_no_longer(folder):
     app = TtscopeApp([folder / "runs"])
     async with app.run_test(size=(120, 30)) as pilot:
@@ -98,6 +98,7 @@ async def test_a_price_makes_costs(folder):
         assert "USD per device-hour" in text_of(app)
 
 
+@pytest.mark.slow
 async def test_a_price_is_told_at_80_columns(folder):
     app = TtscopeApp([folder / "runs"])
     async with app.run_test(size=(80, 24)) as pilot:
@@ -111,6 +112,7 @@ async def test_a_price_is_told_at_80_columns(folder):
         assert "hour" not in bar.status
 
 
+@pytest.mark.slow
 async def test_a_click_on_a_header_sorts(folder):
     app = TtscopeApp([folder / "runs", folder / "elsewhere"])
     async with app.run_test(size=(100, 30)) as pilot:
@@ -127,6 +129,7 @@ async def test_a_click_on_a_header_sorts(folder):
             assert [each for each in labels if arrow in each] == [f"tok/pb{arrow}"]
 
 
+@pytest.mark.slow
 async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):
     app = TtscopeApp([folder / "runs", folder / "elsewhere"])
     async with app.run_test(size=(80, 24)) as pilot:
@@ -155,6 +158,7 @@ async def test_a_row_of_what_was_never_there_can_leave(folder):
         assert app.entries == []
 
 
+@pytest.mark.slow
 async def test_the_panel_scrolls_without_a_mouse(folder):
     write_recording(folder / "runs" / "three", simulate(problems=4, n=8))
     app = TtscopeApp([folder / "runs", folder / "elsewhere"])
@@ -173,6 +177,7 @@ async def test_the_panel_scrolls_without_a_mouse(folder):
         assert app.screen.focused is app.screen.query_one(DataTable)
 
 
+@pytest.mark.slow
 async def test_a_column_is_there_from_the_width_on_that_it_names(folder):
     app = TtscopeApp([folder / "runs"])
     async with app.run_test(size=(119, 30)) as pilot:
