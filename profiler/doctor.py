@@ -148,21 +148,27 @@ ALLOWS = (  # what each depth of attach gives, from the outside in
 
 
 def examine_server(access: Access) -> list[Finding]:
-    """Look at a server from outside."""
+    """Look at a server from outside. Raises EngineError where nothing answers at all."""
     import httpx
 
     with httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=10.0) as client:
-        found, identity = _models(client, access)
-        return [*found, *_metrics(access), *_inside(client, identity), *_allowed()]
+        metrics = list(_metrics(access))
+        found, identity = _models(client, access, answers=any(each.present for each in metrics))
+        return [*found, *metrics, *_inside(client, identity), *_allowed()]
 
 
-def _models(client: httpx.Client, access: Access) -> tuple[list[Finding], Identity]:
+def _models(
+    client: httpx.Client, access: Access, *, answers: bool
+) -> tuple[list[Finding], Identity]:
+    """Return which model is served. `answers` says that the server's metrics were read."""
     from profiler.engines.server.identity import Identity, identify
-    from profiler.engines.server.served import ask_model
+    from profiler.engines.server.served import Unanswered, ask_model
 
     try:
         card = ask_model(client, access.url, None)
     except EngineError as error:
+        if isinstance(error, Unanswered) and not answers:
+            raise
         needs = "a key: --api-key-env NAME" if "wants a key" in str(error) else "its URL"
         return [Finding(what="models", present=False, detail=str(error), needs=needs)], Identity()
     identity = identify(client, card)

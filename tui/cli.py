@@ -152,6 +152,11 @@ class Verbs(TyperGroup):
         return TyperCommand(cmd_name, help=told, rich_help_panel=group)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in VERBS:
+            from traces.errors import UsageError
+            from traces.schema.tts.parameters import meant
+
+            raise UsageError(f"No such command {args[0]}: {meant(args[0], list(VERBS))}")
         name, command, rest = super().resolve_command(ctx, args)
         return name, command and loaded(str(name)), rest
 
@@ -207,10 +212,29 @@ def main() -> NoReturn:
         show = getattr(error, "format_message", None)  # click's usage errors
         if show is None:
             raise
-        fail(show(), 2)
+        fail(_as_set(error) or show(), 2)
     if code == 130:  # Typer's answer to Ctrl-C
         fail("interrupted", code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _as_set(error: Any) -> str | None:
+    """Say how `replay` takes what was given as an option of an engine or of a policy."""
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if not isinstance(option, str) or context is None or context.info_name != "replay":
+        return None
+    from dataclasses import fields
+
+    from traces.schema.engine import EngineConfig
+    from traces.schema.tts.methods import PARAMETER
+    from traces.schema.tts.policy import Policy
+
+    name = option.lstrip("-").replace("-", "_")
+    engine, policy = (
+        frozenset(each.name for each in fields(kind)) for kind in (EngineConfig, Policy)
+    )
+    part = "engine" if name in engine else "policy" if name in {*policy, *PARAMETER} else None
+    return part and f"No such option: {option}. Write --set {part}.{name}=VALUE"
 
 
 def fail(message: str, code: int) -> NoReturn:

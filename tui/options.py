@@ -148,7 +148,7 @@ class BudgetOptions:
         str | None, typer.Option(help="Per problem: 5s, 250ms (mean, or --percentile).")
     ] = None
     percentile: Annotated[
-        int | None, typer.Option(help="Which percentile --max-latency limits.")
+        str | None, typer.Option(help="Which percentile --max-latency limits: 95 or p95.")
     ] = None
     min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None
     max_cost: Annotated[
@@ -163,7 +163,9 @@ class BudgetOptions:
     optimise: Annotated[
         str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
     ] = None
-    confidence: Annotated[float, typer.Option(help="How sure every limit must be met.")] = 0.9
+    confidence: Annotated[
+        str, typer.Option(help="How sure every limit must be met: 0.9 or 90%.")
+    ] = "0.9"
     gpu: Annotated[
         list[str] | None,
         typer.Option("--gpu", help="Offer this GPU, not measured, by the prior: h100_sxm."),

@@ -10,6 +10,7 @@ from typing import Any
 
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.stop_rules import ROUTED, WINDOWS
 
 REASONING = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
 SERVED_AT = "http://localhost:8000"  # where vLLM listens unless told otherwise
@@ -110,7 +111,8 @@ def policy_request(policy: Policy) -> dict[str, Any]:
     """Return how to ask for one problem: `requests` requests with the fields of `body` each.
 
     N samples are N requests of n = 1, so that each can be cancelled and traced by itself. At most
-    `at_a_time` are in flight; `answer` says which answer is returned, and when.
+    `at_a_time` are in flight; `answer` says which answer is returned, and when. There is a rest to
+    cancel where an answer may win before all that were sent have ended.
     """
     body = {
         "n": 1,
@@ -128,7 +130,7 @@ def policy_request(policy: Policy) -> dict[str, Any]:
         "at_a_time": at_a_time or policy.n,
         "body": {name: value for name, value in body.items() if value is not None},
         "answer": answer if policy.n > 1 else "the only answer",
-        "cancel_the_rest": policy.stops_early,
+        "cancel_the_rest": policy.stops_early and policy.spec.rule not in (WINDOWS, ROUTED),
     }
 
 

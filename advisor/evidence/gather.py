@@ -148,9 +148,16 @@ def gather(
     if not recordings:
         raise UsageError("advise: name at least one recording")
     watched = all(map(only_watched, recordings))
+    left_out, lost = 0, []
     if judged and not watched:  # the traffic of others teaches steps alone beside one's own
-        others = [*others, *filter(only_watched, recordings)]
+        apart = [each for each in recordings if only_watched(each)]
+        others = [*others, *apart]
         recordings = [each for each in recordings if not only_watched(each)]
+        lost += [
+            f"{each.name}: is of traffic that was watched. It teaches the times of its engine's "
+            "steps, and none of its requests is among the problems"
+            for each in apart
+        ]
     judged = judged and not watched
     workload = _same_workload(recordings)
     _check_models(recordings)
@@ -159,7 +166,6 @@ def gather(
     cut: list[Run] = []
     models: dict[str, ModelFacts] = {}
     watts: dict[EngineConfig, list[float]] = {}
-    left_out, lost = 0, []
     made: list[Made] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
     for each in recordings:

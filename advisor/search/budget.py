@@ -139,7 +139,6 @@ _UNITS = {  # of an option's value, and how it is written; without a unit it is 
     "--max-energy": ({"mj": 1e-3, "j": 1.0, "kj": 1e3, "wh": 3600.0, "kwh": 3.6e6}, "800J or 2kJ"),
     "--rate": ({"/s": 1.0, "/sec": 1.0, "/min": 1 / 60, "/h": 1 / 3600}, "2/s or 30/min"),
     "--min-accuracy": ({"%": 0.01}, "0.8 or 80%"),
-    "--confidence": ({"%": 0.01}, "0.8 or 80%"),
 }
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+|nan|inf)(?:e[-+]?\d+)?)\s*(.*)", re.IGNORECASE)
 
@@ -159,21 +158,16 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
     Raises UsageError naming the option, its value and an example.
     """
     max_device_s, max_cost_usd = _cost(given.get("max_cost"))
-    percentile, gpus = given.get("percentile"), given.get("gpus")
-    if percentile is not None:
-        if isinstance(percentile, bool) or percentile not in range(50, 100):
-            raise UsageError(f"--percentile {percentile}: wants 50 to 99, such as 95")
-        if given.get("max_latency") is None and given.get("optimise") not in (None, "latency"):
-            raise UsageError("--percentile: says which percentile --max-latency limits. Give both")
+    percentile, gpus = _percentile(given.get("percentile")), given.get("gpus")
+    of_latency = given.get("max_latency") is not None or given.get("optimise") in (None, "latency")
+    if percentile is not None and not of_latency:
+        raise UsageError("--percentile: says which percentile --max-latency limits. Give both")
     if gpus is not None and gpus < 1:
         raise UsageError(f"--gpus {gpus}: wants at least 1")
     optimise = given.get("optimise") or Budget.optimise
     if optimise not in get_args(Objective):
         raise UsageError(f"--optimise {optimise}: wants one of {', '.join(get_args(Objective))}")
-    confidence = given.get("confidence")
-    confidence = Budget.confidence if confidence is None else float(confidence)
-    if not 0 < confidence < 1:
-        raise UsageError(f"--confidence {confidence:g}: wants a share between 0 and 1, such as 0.9")
+    confidence = _confidence(given.get("confidence"))
     price, prices = _prices(given.get("price"))
 
     def optional(name: str) -> float | None:
@@ -195,6 +189,35 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
         confidence=confidence,
         required=is_given(given),
     )
+
+
+def _confidence(given: Any) -> float:
+    """Return a share of certainty as 0.9 or `90%`. Raises UsageError for what is none."""
+    if given is None:
+        return Budget.confidence
+    text = str(given).strip()
+    try:
+        value = float(text.removesuffix("%")) * (0.01 if text.endswith("%") else 1.0)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise UsageError(f"--confidence {given}: wants a share between 0 and 1, such as 0.9 or 90%")
+    return value
+
+
+def _percentile(given: Any) -> int | None:
+    """Return a percentile as 95, `p95`, `95%` or 0.95. Raises UsageError for what is none."""
+    if given is None:
+        return None
+    text = str(given).strip().lower().removeprefix("p").removesuffix("%")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    value = round(value * 100 if 0 < value < 1 else value, 9)
+    if value not in range(50, 100):
+        raise UsageError(f"--percentile {given}: wants 50 to 99, such as 95")
+    return int(value)
 
 
 def _cost(given: Any) -> tuple[float | None, float | None]:

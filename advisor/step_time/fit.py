@@ -129,7 +129,8 @@ class StepTimeModel:
             raise UsageError(
                 f"{engine.label()} of {engine.model} was never recorded with "
                 f"{what_differs(fields)}. A few problems teach its steps: "
-                f"{recording_of(engine, fields)}, then give that recording too"
+                f"{recording_of(engine, fields)}, "
+                "then give that recording too (to replay as --with)"
             ) from None
 
     def fit_laws(

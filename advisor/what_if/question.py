@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -273,6 +274,11 @@ def changed(
         part, dot, field = name.strip().partition(".")
         if not (mark and dot and field and part in parts):
             raise UsageError(f"--set {text}: give engine.FIELD=VALUE or policy.FIELD=VALUE")
+        if another := _ANOTHER.search(value):
+            first, second = text[: -len(value) + another.start()], value[another.start() + 1 :]
+            raise UsageError(
+                f"--set {text}: holds several. Repeat it: --set {first} --set {second.strip()}"
+            )
         parts[part][field] = _value(text, value)
     if watched and parts["policy"]:
         raise UsageError(
@@ -305,6 +311,9 @@ def changed(
     if engine.num_gpus is not None and "num_gpus" not in parts["engine"]:
         engine = dataclasses.replace(engine, num_gpus=None)
     return engine, policy, assumed
+
+
+_ANOTHER = re.compile(r",\s*(?:engine|policy)\.\w+=")
 
 
 def _value(text: str, value: str) -> Any:

@@ -30,8 +30,8 @@ CAUTION = (
     "A server stands still while it writes a trace. vLLM means its profiler for development, and "
     "SGLang does not say whether a profile is open already, which another one would spoil."
 )
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)", re.ASCII)
-_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d|)", re.ASCII)
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Return the seconds of `90s`, `10m` or `2h`. Raises UsageError."""
+    """Return the seconds of `90s`, `10m`, `2h` or `90`. Raises UsageError."""
     match = _DURATION.fullmatch(text.strip())
     if match is None or not float(match[1]):
         raise UsageError(f"{option} {text}: write for example 90s, 10m or 2h")

@@ -1,8 +1,11 @@
 """The doctor looks at a server from outside and starts nothing on it."""
 
+import pytest
+
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.doctor import examine_server
 from profiler.engines.server.access import Access
+from traces.errors import EngineError
 
 
 def look(state):
@@ -36,7 +39,12 @@ def test_what_is_missing_says_what_it_needs():
         assert "--api-key-env" in found["models"].needs
         assert "--disable-log-stats" in found["metrics"].needs
         state.gone = True
-        assert not any(each.present for each in look(state).values())
+        with pytest.raises(EngineError, match="no server answers"):
+            look(state)
+        with metrics_server() as page:  # which is elsewhere, and answers
+            access = Access.of(state.url).with_metrics(f"{page.url}/metrics")
+            found = {each.what: each.present for each in examine_server(access)}
+            assert found["metrics"] and not found["models"]
 
 
 def test_sglang_is_named_and_what_it_needs_is_its_own():

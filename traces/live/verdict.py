@@ -56,8 +56,8 @@ class Evidence:
     request_limit: str = "max_num_seqs"  # as its engine calls it
 
     @cached_property
-    def fixed_share(self) -> float | None:
-        """The share of a step's time that does not follow what is in it."""
+    def fixed_share(self) -> tuple[float | None, str]:
+        """The share of a step's time that does not follow what is in it, or what it needs."""
         return fixed_share(self.steps)
 
 
@@ -293,13 +293,8 @@ def _draft(numbers: Numbers, evidence: Evidence) -> Outcome:
 
 
 def _compute(_: Numbers, evidence: Evidence) -> Outcome:
-    fixed = evidence.fixed_share
+    fixed, needs = evidence.fixed_share
     if fixed is None:
-        needs = (
-            "steps with their composition (--fpm, or plugin and --enable-logging-iteration-details)"
-        )
-        if evidence.steps is not None:
-            needs = f"{FEWEST_STEPS} or more steps whose known composition explains their time"
         return Unseen(kind="compute-bound", needs=needs)
     if 1 - fixed >= GROWS:
         return Finding(
@@ -310,7 +305,7 @@ def _compute(_: Numbers, evidence: Evidence) -> Outcome:
 
 
 def _fixed(numbers: Numbers, evidence: Evidence) -> Outcome:
-    fixed = evidence.fixed_share
+    fixed, _ = evidence.fixed_share
     if fixed is None or fixed < FIXED or isinstance(_launch(numbers, evidence), Finding):
         return None
     return Finding(
@@ -342,35 +337,51 @@ def _timed(steps: pl.DataFrame | None) -> pl.DataFrame:
     )
 
 
-def fixed_share(steps: pl.DataFrame | None) -> float | None:
+_COMPOSITION = (
+    "steps with their composition (--fpm, or plugin and --enable-logging-iteration-details)"
+)
+
+
+def fixed_share(  # noqa: PLR0911
+    steps: pl.DataFrame | None,
+) -> tuple[float | None, str]:
     """Return the share of the mean step time that does not follow what is in the step.
 
     The intercept of a least-squares fit of the step's time to its prefill tokens, decode tokens
-    and context read, over its mean. None where steps, their composition or its variation are too
-    few, or the fit explains less than half of the variance.
+    and context read, over its mean. None, and what is needed, where steps, their composition or its
+    variation are too few, or the fit explains less than half of the variance.
     """
     features = ["prefill_tokens", "decode_tokens", "decode_kv_tokens"]
     timed = _timed(steps)
+    few = f"{FEWEST_STEPS} or more steps whose time and composition are known, not "
+    if steps is None:
+        return None, _COMPOSITION
     if timed.height < FEWEST_STEPS:
-        return None
+        return None, f"{few}{timed.height}"
     known = [name for name in features if timed[name].null_count() < timed.height // 2]
     if not {"prefill_tokens", "decode_tokens"} <= set(known):
-        return None
+        return None, _COMPOSITION
     timed = timed.drop_nulls(known)
     # Start-up and stalls are not what a step costs.
     timed = timed.filter(pl.col("time") <= pl.col("time").quantile(0.99))
     columns = [timed[name].to_numpy().astype(float) for name in known]
     columns = [each / each.max() for each in columns if each.std() > 0 and each.max() > 0]
-    if timed.height < FEWEST_STEPS or not columns:
-        return None
+    if timed.height < FEWEST_STEPS:
+        return None, f"{few}{timed.height}"
+    if not columns:
+        return None, f"steps that differ in what is in them. All {timed.height:,} are alike"
     design = np.column_stack([np.ones(timed.height), *columns])
     time = timed["time"].to_numpy()
     weights, *_ = np.linalg.lstsq(design, time, rcond=None)
     left = time - design @ weights
     spread = float(((time - time.mean()) ** 2).sum())
-    if spread <= 0 or 1 - float((left**2).sum()) / spread < EXPLAINED:
-        return None
-    return float(np.clip(weights[0] / time.mean(), 0.0, 1.0))
+    explained = 1 - float((left**2).sum()) / spread if spread > 0 else 0.0
+    if explained < EXPLAINED:
+        return None, (
+            f"step times that follow what is in a step, which explains {percent(explained)} of how "
+            f"{timed.height:,} steps differ ({percent(EXPLAINED)} is the least that tells)"
+        )
+    return float(np.clip(weights[0] / time.mean(), 0.0, 1.0)), ""
 
 
 def draft_gain(steps: pl.DataFrame | None) -> tuple[float, float] | None:

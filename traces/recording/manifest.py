@@ -206,6 +206,11 @@ def read_manifest(folder: Path) -> Manifest:
         version = data["schema_version"]
         _check_numbers(data)
     except FileNotFoundError:
+        if inside := _recordings_in(folder):
+            raise RecordingError(
+                f"{folder}: not a recording, but a folder of {len(inside)}. Name one, such as "
+                f"{inside[0]}"
+            ) from None
         raise RecordingError(
             f"{folder}: not a recording, it has no {NAME}. "
             "If it was one, restore the file from a copy"
@@ -230,6 +235,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise RecordingError(
             f"{path}: malformed ({type(error).__name__}: {error}). Restore it from a copy"
         ) from None
+
+
+def _recordings_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if (child / NAME).exists())
+    except OSError:
+        return []
 
 
 def _read(path: Path) -> bytes:

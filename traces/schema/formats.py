@@ -174,7 +174,8 @@ def percent_change(share: float | None) -> str:
 
 
 def _signed(share: float) -> str:
-    return f"{share * 100:+.1f}" if share else "0"
+    text = f"{share * 100:+.1f}" if share else "0"
+    return "0.0" if text in {"+0.0", "-0.0"} else text
 
 
 def relative_change(share: Estimate | None) -> str:

@@ -267,8 +267,8 @@ def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
 def _requests(pick: Pick) -> Html:
     if pick.policy == AS_SENT:
         return join(["for traffic as it was sent."])
-    many, body, wins = request_words(pick.policy)
-    return join(["and send ", many, " a problem, each with ", tag("code", body), f"{wins}."])
+    sent, body, wins = request_words(pick.policy)
+    return join([f"and {sent}", tag("code", body) if body else None, wins])
 
 
 def _command(command: str) -> Html:

@@ -239,8 +239,7 @@ def policy_lines(pick: Pick, width: int) -> list[str]:
     """Return what to send a problem."""
     if pick.policy == AS_SENT:
         return ["Policy: the traffic as it was sent."]
-    many, body, wins = request_words(pick.policy)
-    return _wrap(f"Policy: send {many} a problem, each with {body}{wins}.", width)
+    return _wrap(f"Policy: {''.join(request_words(pick.policy))}", width)
 
 
 def estimate_lines(

@@ -8,6 +8,7 @@ from traces.schema.engine import EngineConfig, model_words
 from traces.schema.formats import counted, written
 from traces.schema.quantities import LIMITS, limited, objective
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.routes import first_of, in_words, write_routes
 
 
 def policy_words(policy: Policy | None) -> str:
@@ -64,13 +65,27 @@ def goal_words(budget: Budget) -> str:
 
 
 def request_words(policy: Policy) -> tuple[str, str, str]:
-    """Return how many requests a policy sends a problem, what each holds, and which answer wins."""
+    """Return how many requests a policy sends a problem, what each holds, and which answer wins.
+
+    The three make one sentence. What each holds is empty where it is not known.
+    """
     request = policy_request(policy)
     count, at_a_time = request["requests"], request["at_a_time"]
     many = counted(count, "request") + (f", {at_a_time} at a time," if at_a_time < count else "")
+    sent, winner = f"send {many} a problem", request["answer"]
+    if policy.routes is not None:
+        first = sorted({first_of(table) for table in policy.routes.values()})
+        many = " or ".join(counted(each, "request") for each in first)
+        table = in_words(write_routes(policy.routes))
+        sent = (
+            f"send {many} a problem, and when they have ended as many more as the table gives "
+            f"({table})"
+        )
+        winner = "the most frequent answer"
     usual = {"n": 1, "top_p": 1.0}  # what an API takes where nothing is said
     told = (item for item in request["body"].items() if item not in usual.items())
     body = ", ".join(f"{name} {value}" for name, value in told)
-    wins = "" if request["answer"] == "the only answer" else f", and {request['answer']} wins"
+    wins = "" if winner == "the only answer" else f", and {winner} wins"
     cancel = ". Cancel the rest then" if request["cancel_the_rest"] else ""
-    return many, body, wins + cancel
+    unknown = " with the temperature and max_tokens of the samples, which are not known"
+    return sent + (", each with " if body else unknown), body, f"{wins}{cancel}."

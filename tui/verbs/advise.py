@@ -13,6 +13,7 @@ import typer
 
 from advisor.advice.command import SERVED_AT
 from advisor.advice.measure_next.experiments import experiment_of, write_plan
+from advisor.evidence.gather import PROBLEMS_FILE
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick, Recommendation
@@ -181,6 +182,9 @@ def print_advice(
         from advisor.advice.promise import write_config
 
         promised = write_config(output, answer, advisor)
+    pick = answer.system_optimal if budget.optimise == "cost" else None
+    if pick is not None and pick.estimates.get("cost_usd") is None:
+        tell("--optimise cost without a price makes device time least. --price 2.5 tells USD")
     if efforts and answer.system_optimal is not None:
         from advisor.advice.accounts.efforts import efforts_of
 
@@ -221,13 +225,16 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
         return wrap("", told, width=80, indent=0)
     told = (
         "Latencies in expect.json are of the engine alone, without what HTTP adds. To have them "
-        "promised through the server, record it and advise on that recording too:"
+        "promised through the server, record it and advise on that recording too."
     )
     asked: dict[str, Any] = {"--concurrency": expected.concurrency}
     workload = expected.workload
     if workload is not None:
         demo = workload.name.partition(":")[0] == "demo"
-        asked |= {"--workload": None if workload.name == "demo" else workload.name}
+        named = workload.name if demo or Path(workload.name).is_file() else PROBLEMS_FILE
+        if named == PROBLEMS_FILE:
+            told += f" {PROBLEMS_FILE} stands for the file of the problems ({workload.name})."
+        asked |= {"--workload": None if named == "demo" else named}
         asked |= {"--problems": workload.problems, "--seed": workload.seed or None} if demo else {}
     options = [f"{name} {shlex.quote(str(v))}" for name, v in asked.items() if v is not None]
     start = f"{own_name} record --endpoint {SERVED_AT} --policy {folder}/policy.json \\"

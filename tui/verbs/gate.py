@@ -123,6 +123,11 @@ def _judge(asked: GateOptions) -> Gate:
         )
         run = _only(Recording.open(judged), asked.price)
         return against_promises(expected, run, asked.against.name)
+    if asked.recording is not None and asked.recording.is_file():
+        raise UsageError(
+            f"{asked.recording}: is a file, and what is judged is a recording. Name expect.json "
+            f"first: ttscope gate {asked.recording} {asked.against}"
+        )
     base = Recording.open(asked.against)
     baseline, manifest = _only(base, asked.price), base.manifest
     judged = asked.recording or _record(

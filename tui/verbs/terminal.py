@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from traces.errors import MissingDependencyError, UsageError, install_command
+from traces.errors import MissingDependencyError, RecordingError, UsageError, install_command
 from tui.options import takes
 
 
@@ -70,6 +70,9 @@ class Terminal:
 def tui(asked: Terminal) -> None:
     """Open the terminal app."""
     paths, systems = asked.recordings or [Path("runs")], asked.gpu or ()
+    for path in asked.recordings or ():
+        if not path.exists():
+            raise RecordingError(f"{path}: no such recording or folder")
     if asked.web or asked.listen is not None:
         _serve(asked, paths, systems)
         return

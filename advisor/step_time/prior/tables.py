@@ -7,6 +7,7 @@ messages are elements of bfloat16.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -304,8 +305,12 @@ def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()
     folder = folder or tables_folder()
     known = known_systems(folder)
     if system not in known:
+        names = [*known, *more]
+        near = [each for each in names if system.lower() in each.lower()]
+        near = near or difflib.get_close_matches(system.lower(), names, n=1)
+        hint = f"Did you mean {' or '.join(near)}? " if near and system else ""
         raise UsageError(
-            f"--gpu {system}: no operator tables. Choose one of {', '.join([*known, *more])}"
+            f"--gpu {system}: no operator tables. {hint}Choose one of {', '.join(names)}"
         )
     data = folder / "data" / system
     measured = {family: found for family in FILES if (found := _versions(data, family))}

@@ -32,10 +32,15 @@ _CACHE: dict[str, Callable[[str], Any]] = {
 }
 
 
+class Unanswered(EngineError):
+    """Nothing answers at a URL."""
+
+
 def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, Any]:
     """Return the card of the model of that name, by default the first that is served.
 
-    Raises EngineError, which repeats nothing of an answer but names of models.
+    Raises EngineError, which repeats nothing of an answer but names of models: Unanswered where
+    there is none.
     """
     try:
         cards = json.loads(asked(client, "/v1/models"))["data"]
@@ -48,7 +53,7 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
         why = type(error).__name__
         if "CERTIFICATE" in str(error).upper():
             why += ": its certificate is not trusted here (SSL_CERT_FILE names another authority)"
-        raise EngineError(
+        raise Unanswered(
             f"{url}: no server answers ({why}). Start one, or correct the URL"
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -45,6 +45,16 @@ def test_times(option, text, seconds):
     assert (budget.max_latency_s or budget.max_device_s) == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize("text", ["95", "p95", "P95", "95%", "0.95", 95])
+def test_percentiles(text):
+    assert parse_budget({"percentile": text, "max_latency": "1s"}).latency_percentile == 95
+
+
+@pytest.mark.parametrize("text", ["0.9", "90%", "90 %", ".9", 0.9])
+def test_confidence(text):
+    assert parse_budget({"confidence": text}).confidence == pytest.approx(0.9)
+
+
 def test_nothing_given_is_no_limit():
     assert parse_budget({}).limits() == {}
     assert parse_budget({"max_cost": "0.002usd"}).max_cost_usd == pytest.approx(0.002)
@@ -68,6 +78,9 @@ def test_nothing_given_is_no_limit():
         ({"rate": "2"}, None),
         ({"rate": "fast"}, "--rate fast"),
         ({"percentile": 100, "max_latency": "1s"}, "50 to 99"),
+        ({"percentile": "p9.5", "max_latency": "1s"}, "--percentile p9.5: wants 50 to 99"),
+        ({"percentile": True, "max_latency": "1s"}, "50 to 99"),
+        ({"confidence": "90"}, "--confidence 90: wants a share between 0 and 1"),
         ({"gpus": 0}, "at least 1"),
         ({"price": float("nan")}, "--price"),
         ({"price": -1}, "--price"),

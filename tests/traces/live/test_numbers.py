@@ -308,10 +308,8 @@ def steps(fixed_ms, per_token_ms, sizes=range(1, 33), count=300, draft=None):
 
 
 def test_the_fixed_part_of_a_step():
-    assert fixed_share(steps(10, 1, sizes=[8])) is None  # nothing that varies to explain
-    assert fixed_share(steps(10, 0.1)) == pytest.approx(10 / 11.65, rel=0.02)
-    assert fixed_share(steps(1, 1)) == pytest.approx(1 / 17.5, rel=0.05)
-    assert fixed_share(steps(1, 1, count=100)) is None
+    assert fixed_share(steps(10, 0.1))[0] == pytest.approx(10 / 11.65, rel=0.02)
+    assert fixed_share(steps(1, 1))[0] == pytest.approx(1 / 17.5, rel=0.05)
     assert kinds(watched(**LOADED), steps=steps(10, 0.1))[0] == ["fixed cost of steps"]
     assert kinds(watched(**LOADED), steps=steps(1, 1))[0] == ["compute-bound"]
 
@@ -321,3 +319,22 @@ def test_what_a_draft_gains_is_measured_at_the_same_batch():
     assert ratio == pytest.approx(1.5)
     assert times == pytest.approx(1.25 / 1.5)
     assert draft_gain(steps(10, 0.1)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [
+        (None, "--enable-logging-iteration-details"),
+        (lambda: steps(1, 1, count=100), "200 or more steps whose time and composition are known"),
+        (lambda: steps(1, 1).with_columns(decode_tokens=None), "steps with their composition"),
+        (lambda: steps(10, 1, sizes=[8]), "All 300 are alike"),
+        (
+            lambda: steps(10, 0).with_columns(wall_ns=pl.Series([1, 9, 4] * 100) * 10**6),
+            "which explains <1 % of how 300 steps differ",
+        ),
+    ],
+    ids=["no steps", "few steps", "no composition", "all alike", "no fit"],
+)
+def test_where_no_share_is_told_it_is_said_what_failed(given, needs):
+    share, said = fixed_share(given and given())
+    assert share is None and needs in said

@@ -1,15 +1,18 @@
 """`ttscope advise`: what it refuses before it learns, and predicted beside measured."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor, estimate
+from traces.deployment.documents import Expectations
 from traces.errors import UsageError
+from traces.recording.manifest import WorkloadFacts
 from traces.schema.advice import Budget
 from tui.text.advice import comparison_lines
-from tui.verbs.advise import verify_picks
+from tui.verbs.advise import _what_times_hold, verify_picks
 from tui.verbs.demo import SHIPPED
 
 GIVEN = ("--min-accuracy", "0.75")
@@ -80,3 +83,23 @@ def test_measured_stands_beside_predicted():
         "tokens": "-",
     }  # fmt: skip
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("workload", "told", "command"),
+    [
+        ("qwen3-8b", "problems.jsonl stands for the file of the problems", "problems.jsonl"),
+        ("sums.jsonl", None, "sums.jsonl"),
+        ("demo:preamble", None, "demo:preamble"),
+    ],
+)
+def test_a_name_that_is_no_file_is_not_printed_as_one(
+    tmp_path, monkeypatch, workload, told, command
+):
+    monkeypatch.chdir(tmp_path)
+    Path("sums.jsonl").touch()
+    facts = WorkloadFacts(name=workload, hash="0", problems=3)
+    expected = Expectations(engine=SMALL.engine, policy=SMALL.policy, promised={}, workload=facts)
+    lines = " ".join(_what_times_hold(expected, "cfg", "ttscope"))
+    assert f"--workload {command} " in lines
+    assert ("stands for" in lines) == (told is not None) and (told or "") in lines

@@ -1,4 +1,4 @@
-"""Forty inputs of outcomes that cannot be read: one line, the right exit code, nothing kept."""
+"""Inputs of outcomes that cannot be read: one line, the right exit code, nothing kept."""
 
 import gzip
 import json
@@ -54,6 +54,16 @@ FILES = {
     "zip of something else": (zipped("notes.txt", b"x"), READ, "o.jsonl"),
     "zip cut off": (zipped()[:40], READ, "o.jsonl"),
     "no problem_id": (without("problem_id"), READ, "problem_id"),
+    "other names": (
+        '{"id": "p", "sample": 0, "tokens": 9}\n' * 2,
+        READ,
+        "without problem_id, sample_index, correct",
+    ),
+    "only the problem's name": (
+        '{"problem_id": "p", "sample": 0}\n',
+        READ,
+        "without sample_index, correct",
+    ),
     "no sample_index": (without("sample_index"), READ, "without sample_index"),
     "no correct": (without("correct"), READ, "without correct"),
     "problem_id null": (changed(problem_id=None), READ, "problem_id is neither"),
@@ -102,7 +112,3 @@ def test_it_is_refused_in_a_line(run, tmp_path, content, options, code, says):
     assert len(err) < 400
     assert file.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["o.jsonl"]
-
-
-def test_there_are_forty():
-    assert len(CASES) == 40

@@ -10,7 +10,7 @@ class, as they all equal the expected one; wrong ones are one where their texts 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ def _notes(
             "problems whose samples have different expected answers, or some none: "
             f"{counted.expected_differs:,}. The first counts, and each sample as it is marked"
         )
-    notes += [_suspected(each, counted, files[0].skipped.unit) for each in counted.suspects[:3]]
+    notes += _suspected(counted.suspects[:3], files)
     if counted.untimed:
         notes.append(
             f"samples without latency_s: {counted.untimed:,} of {counted.samples.height:,}. Their "
@@ -225,17 +225,26 @@ def _notes(
     return notes
 
 
-def _suspected(each: Suspect, counted: Counted, unit: str) -> str:
-    """Return the question whether an answer stands for none. Only known words are repeated."""
-    many = f"{each.samples:,} samples of {each.problems:,} problems"
-    option = "with its text" if each.text is None else shlex.quote(each.text)
-    if each.text is None:
-        head = f"one answer is that of {many} (first: {unit} {each.place:,}) and never right"
-    elif each.text:
-        head = f"the answer {each.text} is that of {many}, and never right"
-    else:
-        head = f"the empty answer is that of {many}, and never right"
-    return f"{head}. It votes. If it stands for none, import again with --no-answer {option}"
+def _suspected(suspects: Sequence[Suspect], files: Sequence[ImportedFile]) -> Iterator[str]:
+    """Ask whether an answer stands for none. Only known words are repeated."""
+    unnamed = []
+    for each in suspects:
+        many = f"{each.samples:,} samples of {each.problems:,} problems"
+        if each.text is None:
+            unnamed.append(f"{files[0].skipped.unit} {each.place:,} ({many})")
+            continue
+        head = f"the answer {each.text}" if each.text else "the empty answer"
+        yield (
+            f"{head} is that of {many}, and never right. It votes. If it stands for none, import "
+            f"again with --no-answer {shlex.quote(each.text)}"
+        )
+    if unnamed:
+        whose = files[0].path.name if len(files) == 1 else "the files"
+        head = "an answer is" if len(unnamed) == 1 else f"{len(unnamed)} answers are"
+        yield (
+            f"{head} common and never right. Open {whose} at {', '.join(unnamed)}. Where it stands "
+            "for none, import again with --no-answer and the text that is there, else it votes"
+        )
 
 
 def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:

@@ -163,7 +163,7 @@ def _fault(row: dict[str, Any]) -> str | None:
     named = type(row.get("problem_id")) is str and type(right) is bool
     if named and type(index) is int and 0 <= index <= LARGEST:  # as nearly all are
         return None
-    for name in ("problem_id", "sample_index", "correct"):
+    for name in _NEEDED:
         if name not in row:
             return f"without {name}"
     problem = row["problem_id"]
@@ -185,6 +185,7 @@ _NAMES = (
     "problem_id", "sample_index", "correct", "answer", "expected", "output_tokens",
     "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "finish_reason",
 )  # fmt: skip
+_NEEDED = _NAMES[:3]
 _LINES = "Plain outcomes are one JSON object a line (see docs/import.md)"
 
 
@@ -201,7 +202,22 @@ def not_lines(head: bytes) -> str | None:
         return f"is a table with columns, such as CSV. {_LINES}"
     if text.startswith(b"{") and b'"problem_id"' not in text and _SAMPLE.search(text):
         return f"has no problem_id. {_LINES}"
-    return None
+    return _lacking(text)
+
+
+def _lacking(text: bytes) -> str | None:
+    """Return which needed names JSON Lines lack that nothing else recognised, None for others."""
+    first, _, rest = text.partition(b"\n")
+    try:
+        row = msgspec.json.decode(first)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not (rest.lstrip().startswith(b"{") or row.keys() & {*_NAMES}):
+        return None
+    lacking = [name for name in _NEEDED if name not in row]
+    if "problem_id" not in lacking and len(lacking) < 2:  # so that the others are read and counted
+        return None
+    return f"has lines of JSON without {', '.join(lacking)}, so no samples. {_LINES}"
 
 
 FORMAT = OutcomeFormat(

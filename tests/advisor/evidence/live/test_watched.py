@@ -214,6 +214,8 @@ def test_watched_traffic_beside_ones_own_runs_teaches_steps_alone(base, truth, t
     evidence = gather([base, recording])
     assert {run.policy for run in evidence.runs} == {VOTE4}
     assert {table.engine.mode for table in evidence.steps} == {"in_process", "server"}
+    (told,) = [each for each in evidence.lost if each.startswith(f"{recording.name}: ")]
+    assert "none of its requests is among the problems" in told
 
 
 @pytest.mark.slow

@@ -218,6 +218,9 @@ def test_a_wrong_name_lists_the_systems_that_have_tables(tmp_path):
     assert known_systems(tmp_path) == ["test_gpu"]
     with pytest.raises(UsageError, match="no operator tables. Choose one of test_gpu"):
         read_prior("h100", tmp_path)
+    for asked in ("TEST", "test_gpv"):
+        with pytest.raises(UsageError, match="Did you mean test_gpu"):
+            read_prior(asked, tmp_path)
 
 
 def test_the_newest_version_of_each_family_is_read(tmp_path):

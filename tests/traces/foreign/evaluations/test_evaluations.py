@@ -673,8 +673,15 @@ def test_a_common_answer_that_is_never_right_is_asked_about_without_its_text(tmp
     voted(tmp_path / "a.jsonl", answers)
     found = import_outcomes([tmp_path / "a.jsonl"], tmp_path / "a")
     (note,) = [note for note in found.notes if "--no-answer" in note]
-    assert "one answer is that of 5 samples of 5 problems (first: line 2)" in note
+    assert "Open a.jsonl at line 2 (5 samples of 5 problems)." in note
+    assert note.startswith("an answer is common and never right.")
     assert "secret" not in note
+    answers[0].append("other")
+    voted(tmp_path / "c.jsonl", [[*own, "hidden"] for own in answers])
+    found = import_outcomes([tmp_path / "c.jsonl"], tmp_path / "c")
+    (note,) = [note for note in found.notes if "--no-answer" in note]
+    assert note.startswith("2 answers are common and never right.") and "line 4 (40" in note
+    answers[0].pop()
     # Right once, it is an answer like others; in few problems it is a mistake like others.
     for place, changed in enumerate(("right", "few")):
         rows = [list(own) for own in answers]

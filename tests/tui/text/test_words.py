@@ -1,0 +1,55 @@
+"""Policies in words: what is sent, and which answer wins."""
+
+import pytest
+
+from traces.schema.tts.policy import Policy
+from tui.text.words import request_words
+
+KNOWN = {"temperature": 0.8, "max_tokens": 96, "top_p": 1.0}
+UNKNOWN = {"temperature": None, "max_tokens": None, "top_p": None}
+
+
+def rule(**values):
+    return tuple(sorted(values.items()))
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            Policy(method="majority", n=8, **UNKNOWN),
+            "send 8 requests a problem with the temperature and max_tokens of the samples, which "
+            "are not known, and the most frequent answer wins.",
+        ),
+        (
+            Policy(method="greedy", n=1, **UNKNOWN),
+            "send 1 request a problem with the temperature and max_tokens of the samples, which "
+            "are not known.",
+        ),
+        (
+            Policy(method="routed", n=4, rule=rule(route="4,4,2"), **KNOWN),
+            "send 2 requests a problem, and when they have ended as many more as the table gives "
+            "(2 samples, 4 if no two agree), each with temperature 0.8, max_tokens 96, and the "
+            "most frequent answer wins.",
+        ),
+        (
+            Policy(method="routed", n=8, rule=rule(route="easy=1 | *=8,8,4,4,4"), **KNOWN),
+            "send 1 request or 4 requests a problem, and when they have ended as many more as the "
+            "table gives (by class, easy: 1 sample, others: 4 samples, 8 if no two agree), each "
+            "with temperature 0.8, max_tokens 96, and the most frequent answer wins.",
+        ),
+        (
+            Policy(method="early_stopping", n=8, rule=rule(window=4), **KNOWN),
+            "send 8 requests, 4 at a time, a problem, each with temperature 0.8, max_tokens 96, "
+            "and the most frequent answer as soon as 4 in a row agree wins.",
+        ),
+        (
+            Policy(method="agreement", n=8, rule=rule(agree=3.0, in_flight=8.0), **KNOWN),
+            "send 8 requests a problem, each with temperature 0.8, max_tokens 96, and the answer "
+            "that 3 give first, or else the most frequent, wins. Cancel the rest then.",
+        ),
+    ],
+    ids=["vote, unknown", "one, unknown", "table", "tables", "windows", "agreement"],
+)
+def test_what_is_sent_is_said_and_only_what_is_still_to_come_is_cancelled(policy, said):
+    assert "".join(request_words(policy)) == said
