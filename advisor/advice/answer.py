@@ -261,7 +261,7 @@ def _near_miss(answering: Answering, field: str, row: int) -> NearMiss:
     elif field == "rate":
         nearest = metrics.resampling.estimate(
             replayed.capacity_per_s,
-            replayed.capacity_per_s / metrics.factors[row],
+            replayed.capacity_per_s / metrics.loads[row],
             "problems/s",
             runs=replayed.law.runs,
             extrapolated=replayed.unmeasured,

@@ -33,6 +33,7 @@ Ints = npt.NDArray[np.int64]
 
 DRAWS = 64  # of the joint draws, for all candidates
 SHARP = 4.0  # of the smooth maximum where a limit begins to bind
+FULL = 8.0  # times the problems that engines have room for, which keep them full
 ROUNDS = 14  # of the fixed point
 STEPS = ("step", "prefill_step", "draft_step", "experts")  # shared by the problems in flight
 
@@ -134,7 +135,7 @@ class ClosedForm(Metrics):
         part = self._at_once(in_flight, np.minimum(replicas, np.maximum(in_flight * self.n, 1.0)))
         self.part = part
         self.run = part + (1 - part) * self.v_one / self.v  # of the work where all run at once
-        full, _ = self._busy(np.full(len(self.space), float(most)))
+        full, _ = self._busy(self._waiting(most))
         self._capacity_per_s = 1 / full
         self.latency_s = in_flight * busy
         self.step_s = busy / steps
@@ -198,6 +199,12 @@ class ClosedForm(Metrics):
         experts = 1 - (1 - self.visited) ** (self.tokens / spread / steps)
         per_step = self.per_step + self.experts_s * experts
         return a / spread + per_step * steps + self.per_prompt * prompts, steps
+
+    def _waiting(self, most: int) -> Floats:
+        """Return how many problems must be there for engines to be full, at least `most`."""
+        bound = np.maximum(self.v / self.room, self.tokens / self.batched) / self.space.replicas
+        full = FULL * self.d / np.where(bound > 0, bound, np.inf)
+        return np.asarray(np.maximum(full, most))
 
     def _at_once(self, in_flight: Floats, spread: Floats) -> Floats:
         """Return how many of a problem's samples run at a time: 0 for one, 1 for all, by logarithm.
@@ -286,7 +293,7 @@ class ClosedForm(Metrics):
             return np.broadcast_to(values, (len(values), DRAWS))
         factor = demands.factors[self.kind[rows], self.outside[rows].astype(np.int64)]
         if name == "load_per_s":
-            return np.asarray(values * factor)
+            return np.asarray(values * factor * demands.device[work])
         if name == "device_s":
             device = self._paid()[rows][:, None] * factor * demands.device[work]
             if self.rate_per_s is not None:
@@ -315,7 +322,7 @@ class ClosedForm(Metrics):
         for pick in (np.min, np.max):
             factor = pick(demands.factors, axis=2)[kind, outside]
             if name == "load_per_s":
-                bounds.append(values * factor)
+                bounds.append(values * factor * pick(demands.device, axis=1)[work])
                 continue
             if name != "device_s":
                 factor = factor ** self.slowing[rows]

@@ -122,6 +122,7 @@ class CandidateMetrics(Metrics):
         self.place: dict[int, int] = {}  # of a row of the space
         self.replayed: list[ReplayedCandidate] = []
         self.factors: list[Floats] = []
+        self.loads: list[Floats] = []  # the share of what can be served that a problem takes
         self._by_row: dict[str, list[tuple[float, Floats]]] = {}
         self._arrays: dict[str, tuple[Floats, Floats]] = {}
         self._estimates: dict[tuple[str, int, float | None], Estimate | None] = {}
@@ -132,9 +133,10 @@ class CandidateMetrics(Metrics):
         self.place[row] = len(self.rows)
         self.rows.append(row)
         self.replayed.append(replayed)
-        self.factors.append(
-            self.resampling.factor(engine, replayed.law, outside=replayed.extrapolated)
-        )
+        factor = self.resampling.factor(engine, replayed.law, outside=replayed.extrapolated)
+        self.factors.append(factor)
+        work = self.resampling.mean(replayed.device_s[0])
+        self.loads.append(factor * work / max(point_mean(replayed.device_s[0]), 1e-12))
 
     def candidate(self, row: int) -> Candidate:
         return self.replayed[row].candidate
@@ -244,19 +246,18 @@ class CandidateMetrics(Metrics):
             )
         if name == "load_per_s":  # too much of it was not replayed
             value = (self.rate_per_s or 0.0) if replayed.keeps_up else np.inf
-            return value, value * self.factors[row]
+            return value, value * self.loads[row]
         # Candidates whose replays are one and the same are drawn once.
         replicas = replayed.candidate.engine.data_parallel_size
         key = (name, replicas, id(replayed.law), hash(replayed.latency_s.tobytes()))
         if key not in self._times:
-            self._times[key] = self._time_row(name, replayed, self.factors[row])
+            self._times[key] = self._time_row(name, replayed, row)
         return self._times[key]
 
-    def _time_row(
-        self, name: str, replayed: ReplayedCandidate, factor: Floats
-    ) -> tuple[float, Floats]:
+    def _time_row(self, name: str, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
+        factor = self.factors[row]
         if name == "device_s":
-            return self._device_row(replayed, factor)
+            return self._device_row(replayed, row)
         if name == "busy_s":  # of devices, while steps run
             busy = [self.resampling.mean(busy) for busy in replayed.device_s]
             return point_mean(replayed.device_s[0]), _at_speed(factor, replayed.speeds, busy)
@@ -268,7 +269,7 @@ class CandidateMetrics(Metrics):
         by_speed = [resampling.quantile(latency, q) for latency in replayed.latency_s]
         return point_quantile(recorded_speed, q), _at_speed(factor, replayed.speeds, by_speed)
 
-    def _device_row(self, replayed: ReplayedCandidate, factor: Floats) -> tuple[float, Floats]:
+    def _device_row(self, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
         """Return device-seconds of a problem: devices over problems served a second.
 
         Devices are paid for while they idle. At a rate those that arrive share all the time that
@@ -280,12 +281,12 @@ class CandidateMetrics(Metrics):
         if self.rate_per_s is not None:
             paid = engine.num_devices / self.rate_per_s
             least = engine.num_devices / replayed.capacity_per_s
-            return max(paid, least), np.maximum(paid, least * factor)
+            return max(paid, least), np.maximum(paid, least * self.loads[row])
         if engine.data_parallel_size > 1:
-            value, draws = self._time_row("latency_s", replayed, factor)
+            value, draws = self._time_row("latency_s", replayed, row)
             share = engine.num_devices / self._in_flight
             return value * share, draws * share
-        return self._time_row("busy_s", replayed, factor)
+        return self._time_row("busy_s", replayed, row)
 
 
 def quantile_of(name: str) -> float:

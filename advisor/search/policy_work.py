@@ -85,6 +85,19 @@ class PolicyWork:
             name, lambda: [Workload.from_loads(each) for each in self.problems(pool, policy)]
         )
 
+    def stream(self, pool: Pool, policy: Policy, passes: int) -> Workload:
+        """Return the problems so many times over, in random order, the draws taken in turn."""
+
+        def stream() -> Workload:
+            draws = self.problems(pool, policy)
+            rng = np.random.default_rng([self.seed, 5])
+            turns = (draws[number % len(draws)] for number in range(passes))
+            return Workload.from_loads(
+                [draw[place] for draw in turns for place in rng.permutation(len(draw))]
+            )
+
+        return self._once(("stream", passes, *self._drawn_alike(pool, policy)), stream)
+
     @staticmethod
     def _drawn_alike(pool: Pool, policy: Policy) -> tuple[Hashable, ...]:
         """Return what policies share that are replayed on the same workloads."""

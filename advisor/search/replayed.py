@@ -6,12 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence.features import Features
+from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
@@ -37,8 +39,9 @@ class ReplayedCandidate:
 
     `speeds` are the factors on step time at which it was replayed; with a number of problems in
     flight there is one, since all times scale with it. `device_s` is of the busy time.
-    `capacity_per_s` is how many problems per second it can serve; without `keeps_up` it was not
-    replayed at the rate, and its latency is that of all problems at once.
+    `capacity_per_s` is how many problems per second it can serve, at a rate in a steady state.
+    Without `keeps_up` it was not replayed at the rate, and its latency is that of all problems at
+    once.
     """
 
     candidate: Candidate
@@ -74,6 +77,7 @@ class CandidateReplays:
     def __init__(self, space: Space, model: StepTimeModel, policy_work: PolicyWork) -> None:
         self.space, self.model, self.policy_work = space, model, policy_work
         self._replays: dict[Hashable, list[tuple[int, int, list[Replayed]]]] = {}
+        self._capacities: dict[int, float] = {}
 
     def of(
         self, row: int, *, concurrency: int | None, rate_per_s: float | None
@@ -91,14 +95,13 @@ class CandidateReplays:
             runs = [self._closed(candidate, law, concurrency or 1)]
             capacity = count * replicas / float(np.mean([r.busy_s for r in runs[0]]))
         else:
-            full = self._closed(candidate, law, count)
             capacity = self.capacity_per_s(row)
             keeps_up = rate_per_s <= OVERLOAD * capacity
             if keeps_up:
                 speeds = np.array([1.0, np.exp(law.sigma * Z95)])
                 runs = [self._open(candidate, law, rate_per_s, float(s)) for s in speeds]
             else:
-                runs = [full]
+                runs = [self._closed(candidate, law, count)]
         first = runs[0]
         workload = self.policy_work.workloads(kind.pool, kind.policy)[0]
         limits = limits_of(candidate.engine, candidate.facts, workload)
@@ -128,11 +131,20 @@ class CandidateReplays:
         )
 
     def capacity_per_s(self, row: int) -> float:
-        """Return how many problems a second a candidate serves when all of them wait."""
-        candidate, count = self.space.candidate(row), len(self.space.problem_ids)
-        full = self._closed(candidate, self.model.law(candidate.engine), count)
-        replicas = candidate.engine.data_parallel_size
-        return count * replicas / float(np.mean([each.busy_s for each in full]))
+        """Return how many problems a second a candidate serves while problems never run out."""
+        candidate = self.space.candidate(row)
+        pool, policy = candidate.pool, candidate.policy
+        cost = _cost(self.model.law(candidate.engine), candidate)
+
+        def serve(workload: Workload) -> Replayed:
+            count = len(workload.first) - 1
+            return _replay(workload, cost, candidate, concurrency=count)
+
+        if row not in self._capacities:
+            self._capacities[row] = capacity_per_s(
+                partial(self.policy_work.stream, pool, policy), serve
+            )
+        return self._capacities[row]
 
     def _closed(self, candidate: Candidate, law: StepLaw, in_flight: int) -> list[Replayed]:
         """Replay with a number of problems in flight."""

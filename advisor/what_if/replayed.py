@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,7 @@ from advisor.accuracy.subsets import decides_as_vote
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, Run, Sample
+from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, write_recording
 from advisor.replay.replay import replay, stop_of
@@ -266,10 +269,23 @@ class Replays:
         )
 
     def capacity_per_s(self) -> float:
-        """Return how many problems a second are served with all of them in flight at once."""
-        count = len(self.ids)
-        whole = self._run(replace(self.workloads[0], arrivals=None), 1.0, in_flight=count)
-        return count * self.question.replicas.count / whole.busy_s
+        """Return how many problems a second are served while problems never run out."""
+        uses = Counter(name for load in self.loads[0] for name in set(load.prompt_blocks))
+        shared = {name for name, count in uses.items() if count > 1}
+        names = max(uses, default=0) + 1
+
+        def stream(passes: int) -> Workload:
+            rng = np.random.default_rng([self.question.seed, 2 * DRAWS])
+            loads = [
+                _again(loads[place], number, shared, names)
+                for number, loads in enumerate(islice(cycle(self.loads), passes))
+                for place in rng.permutation(len(loads))
+            ]
+            return Workload.from_loads(loads, prompt_block_tokens=self.block_tokens)
+
+        return capacity_per_s(
+            stream, lambda workload: self._run(workload, 1.0, in_flight=len(workload.first) - 1)
+        )
 
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
@@ -554,6 +570,19 @@ class Replays:
         samples = self.sources[0].problems[name].samples
         curve = majority_curve([s.answer for s in samples], [s.correct for s in samples])
         return float(curve[self.drawn - 1])
+
+
+def _again(
+    load: RecordedProblem, number: int, shared: Collection[int], names: int
+) -> RecordedProblem:
+    """Return a problem that comes again, with a prompt of its own but for what others share.
+
+    `names` is how many names of blocks there are at most.
+    """
+    if not number or not load.prompt_blocks:
+        return load
+    blocks = (name if name in shared else name + number * names for name in load.prompt_blocks)
+    return replace(load, prompt_blocks=tuple(blocks))
 
 
 def poisson_arrivals(rate_per_s: float, count: int, seed: int, *, draw: int = 0) -> Floats:

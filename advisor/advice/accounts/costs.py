@@ -163,6 +163,6 @@ def _costs(advisor: Advisor, check: ReplayedCheck, pick: Pick, tariff: Tariff) -
             )  # fmt: skip
             capacity = advisor.replays.capacity_per_s(space_row)
             found["capacity_per_s"] = estimate(
-                capacity, capacity / metrics.factors[row], "problems/s"
+                capacity, capacity / metrics.loads[row], "problems/s"
             )
     return Costs(**found)
