@@ -391,9 +391,13 @@ class Shortlist(BudgetCheck[ClosedForm]):
             shortfalls[field] = np.where(ratio > 0, ratio, np.inf)
         nearest: list[int] = []
         rows = np.flatnonzero(self.asked)
+        met = {field: self._met(limit, rows) for field, limit in self.limits.items()}
         for field, short in shortfalls.items():
-            others = [ratio <= 1.0 for other, ratio in shortfalls.items() if other != field]
-            meets = rows[np.all(others, axis=0)[rows]] if others else rows
+            others = [each for other, each in met.items() if other != field]
+            enough = self.budget.confidence  # of the others at once, as `near_misses` has it
+            meets = rows
+            if others:
+                meets = rows[self.metrics.chance(np.all(others, axis=0)) >= enough]
             nearest += self._cheapest(meets if len(meets) else rows, short, NEAR)
         return nearest
 

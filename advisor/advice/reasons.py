@@ -391,7 +391,7 @@ def measure_next(
         else [
             f"{run.reason}. Run it, and the pick's expected loss falls from "
             f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}"
-            f"{_record(evidence, run.engine, run.policy)}"
+            f"{_record(evidence, run.engine, run.policy, evidence.load[0])}"
             for run in proposed
         ]
     )
@@ -406,7 +406,11 @@ def measure_next(
     elif not pick.law.repeats or pick.law.runs < 2:
         why = "run the pick again to learn the run-to-run spread"
     if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in proposed]:
-        lines.append(f"{why}{_record(evidence, engine, policy)}")
+        in_flight = load[0]
+        if load[1] is not None:  # `record` sends no rate: as many at a time (Little's law)
+            in_flight = max(round(load[1] * float(metrics.values("latency_s")[system])), 1)
+            why += ", with as many problems in flight as arrive while one is answered"
+        lines.append(f"{why}{_record(evidence, engine, policy, in_flight)}")
     if problems < ENOUGH_PROBLEMS and metrics.space.judged:
         low, high = np.quantile(metrics.draws("accuracy")[system], (LOW, HIGH))
         lines.append(
@@ -452,8 +456,8 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
     yield f"then advise as now with what was run, which checks the prior: {folders}"
 
 
-def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
-    """Return how to run it, as the end of a sentence."""
+def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight: int | None) -> str:
+    """Return how to run it with so many problems in flight, as the end of a sentence."""
     if policy == AS_SENT:
         return ": start the server so, and watch its traffic again with ttscope attach"
     workload = evidence.workload
@@ -467,7 +471,7 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy) -> str:
         policy,
         workload=evidence.posable,
         problems=None if workload is None else workload.problems,
-        concurrency=evidence.load[0],
+        concurrency=in_flight,
         seed=None if workload is None else workload.seed,
         verifier=None if workload is None else workload.verifier,
     )

@@ -72,9 +72,13 @@ def _limit(check: ReplayedCheck, field: str, system: int) -> Iterator[Turning]:
     limit, cost = check.limits[field], check.cost
     sign = -1.0 if limit.above else 1.0
     unit = limited(field).unit
-    others = [row for row in check.order if check.asked[row] and row != system]
-    needed = {row: sign * check.needed(field, row, alone=False) for row in others}
-    own = sign * check.needed(field, system, alone=False)
+    name = name_of(check.metrics.candidate(system))
+    asked = [row for row in check.order if check.asked[row]]
+    needed = {row: sign * check.needed(field, row, alone=False) for row in asked}
+    # What differs in a limit that no name tells is the pick to who reads it.
+    alike = [row for row in asked if name_of(check.metrics.candidate(row)) == name]
+    others = [row for row in asked if row not in alike]
+    own = min(needed[row] for row in {system, *alike} if np.isfinite(cost[row]))
     fitting = [
         row for row in others if needed[row] < own - 1e-9 * abs(own) and np.isfinite(cost[row])
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from traces.schema import engine
-from traces.schema.advice import ESTIMATES, Budget, Pick, Present, Recommendation, Turning
+from traces.schema.advice import ESTIMATES, Budget, NearMiss, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
@@ -493,18 +493,28 @@ def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
     confidence = answer.budget.confidence
     if all(miss.sure >= confidence for miss in answer.missed):
         head = f"Each limit is met by itself, but not all at once with {percent(confidence)}:"
+    elif all(_value_meets(miss) for miss in answer.missed):
+        head = f"Values meet each limit, but not with {percent(confidence)}. The nearest:"
     else:
         head = "Nearest to each limit that is missed, keeping the others where possible:"
     yield from _wrap(head, width)
     for miss in answer.missed:
         subject = limited(miss.limit, answer.budget.latency_percentile)
+        short = ", which meets it, but not surely enough," if _value_meets(miss) else ""
+        short = short if miss.sure < confidence else ""
         text = (
             f"{subject.noun}: wanted {written(miss.wanted, subject.unit)}, nearest "
-            f"{with_interval(miss.nearest)} by {_name(miss.pick)} "
+            f"{with_interval(miss.nearest)}{short} by {_name(miss.pick)} "
             f"({chance(miss.sure)} sure of it, "
             f"{chance(miss.pick.probability_within_budget)} sure of all)"
         )
         yield from _wrap(text, width, indent="  ")
+
+
+def _value_meets(miss: NearMiss) -> bool:
+    """Whether the value itself meets the limit, so that certainty alone is missed."""
+    value = miss.nearest.value
+    return value >= miss.wanted if LIMITS[miss.limit].at_least else value <= miss.wanted
 
 
 def nearest_line(answer: Recommendation) -> str:
@@ -520,13 +530,12 @@ def nearest_line(answer: Recommendation) -> str:
     miss = missed[0]
     limit = LIMITS[miss.limit]
     unit, value, wanted = limit.quantity.unit, miss.nearest.value, miss.wanted
-    within = value >= wanted if limit.at_least else value <= wanted
     which = which_latency(miss.limit, budget.latency_percentile)
     text = (
         f"nearest to {limit.option} {written(wanted, unit)}{which} is "
         f"{number(value, unit)} by {in_words(miss.pick, device=True)}"
     )
-    if not within:
+    if not _value_meets(miss):
         return text
     return f"{text}, but that is only {chance(miss.sure)} sure, not {percent(budget.confidence)}"
 
