@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 PASSES = 2  # over the problems that arrive at a rate, each with its own draw
 LEAD, TAIL = 0.5, 0.25  # of a pass, before and after, so that the load is steady in between
+MOST_MORE = 20_000  # samples before and after these, where few problems last for long
 OVERLOAD = 1.25  # beyond this much of its capacity an engine is not replayed
 
 
@@ -192,6 +193,11 @@ class CandidateReplays:
     def _replay_open(
         self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float
     ) -> list[Replayed]:
+        """Replay passes over the problems in a load that is steady.
+
+        So many come before and after them that the longest stays are over and begin. These are
+        added to arrivals that are the same for all candidates.
+        """
         count = len(self.space.problem_ids)
         lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
         rng = np.random.default_rng([self.policy_work.seed, 3])
@@ -201,7 +207,21 @@ class CandidateReplays:
         draws = self.policy_work.problems(candidate.pool, candidate.policy)
         problems = [draws[max(i - lead, 0) // count % len(draws)][p] for i, p in enumerate(order)]
         cost = _cost(law, candidate, speed)
-        replayed = _replay(Workload.from_loads(problems, arrivals), cost, candidate)
+        most = MOST_MORE // candidate.policy.n
+        rng = np.random.default_rng([self.policy_work.seed, 9])
+        while True:
+            replayed = _replay(Workload.from_loads(problems, arrivals), cost, candidate)
+            staying = min(int(np.ceil(rate_per_s * replayed.latency_s.max())), most)
+            before, after = max(staying - lead, 0), max(staying - tail, 0)
+            if not before and not after:
+                break
+            gaps = rng.exponential(1 / rate_per_s, before + after)
+            arrivals = arrivals + gaps[:before].sum()
+            last = arrivals[-1] + np.cumsum(gaps[before:])
+            arrivals = np.concatenate([np.cumsum(gaps[:before]), arrivals, last])
+            more = [draws[0][place] for place in rng.integers(0, count, before + after)]
+            problems = [*more[:before], *problems, *more[before:]]
+            lead, tail = lead + before, tail + after
         return [
             _pass(replayed, places, lead + number * count) for number, places in enumerate(passes)
         ]
