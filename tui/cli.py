@@ -152,7 +152,7 @@ class Verbs(TyperGroup):
         return TyperCommand(cmd_name, help=told, rich_help_panel=group)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in VERBS:
+        if args and args[0] not in VERBS and not ctx.resilient_parsing:  # of a shell's completion
             from traces.errors import UsageError
             from traces.schema.tts.parameters import meant
 

@@ -394,7 +394,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
         met = {field: self._met(limit, rows) for field, limit in self.limits.items()}
         for field, short in shortfalls.items():
             others = [each for other, each in met.items() if other != field]
-            enough = self.budget.confidence  # of the others at once, as `near_misses` has it
+            enough = self.budget.confidence - SLACK  # of the others at once, as in `near_misses`
             meets = rows
             if others:
                 meets = rows[self.metrics.chance(np.all(others, axis=0)) >= enough]

@@ -2,68 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-SPAN: Final = 4.0  # times the longest stay of a sample in its engine that requests wait for
-MORE: Final = 4  # times the problems of the last stream, where those were too few
-MOST: Final = 40_000  # samples of a stream, more where the problems themselves have more
+FULL: Final = 4  # times the room of the engines: some of a problem's samples end before its others
+SPAN: Final = 2.0  # times as long as the first problems take, for the rest to count
+MOST: Final = 200_000  # samples of a stream, more where two passes have more
 
 
 def capacity_per_s(
-    stream: Callable[[int], Workload], serve: Callable[[Workload], Replayed]
+    stream: Callable[[int], Workload],
+    serve: Callable[[Workload, int], Replayed],
+    *,
+    problems: int,
+    at_once: int,
+    slots: int | None,
 ) -> float:
     """Return how many problems a second are served in a steady state.
 
-    `stream` gives a workload that passes over the problems so many times, `serve` replays one whose
-    problems all wait from the start. While any wait, engines are as full as they can be, and as
-    many requests get in as are done. This is the slope of those that got in over time, without the
-    fresh engines of the start and the drain at the end: what the last long samples take says
-    nothing about those that could be served beside them. Where no limit makes a request wait,
-    it is what is served with the longest stream at once.
+    `stream` gives a workload that passes over the `problems` so many times, `serve` replays one
+    with so many of its problems in flight. A problem begins with `at_once` samples, and the engines
+    run `slots` at a time. So many problems are in flight that the engines stay full, and that
+    samples which a rule draws later run among those of new problems. Where `slots` is None all
+    problems are in flight. What counts is decided after the first problems are and before the last
+    one begins: neither a fresh start nor the drain of a few long samples tells what is served.
     """
-    passes = 1
+    in_flight = problems if slots is None else math.ceil(FULL * slots / at_once)
+    passes = max(math.ceil(2 * in_flight / problems), 2)
     while True:
         workload = stream(passes)
-        replayed = serve(workload)
-        rate, lasted = steady_rate(replayed, workload.first)
-        samples = len(workload.prompt_tokens)
-        if lasted >= SPAN or samples * MORE > MOST:
+        replayed = serve(workload, in_flight)
+        begun = replayed.arrival_s
+        decided, end = begun + replayed.latency_s, float(begun.max())
+        first = float(decided[begun <= 0].max())
+        if end >= (1 + SPAN) * first or 2 * len(workload.prompt_tokens) > MOST:
             break
-        passes *= MORE
-    if lasted >= 1:
-        return rate
-    engines = int(replayed.engine.max(initial=0)) + 1
-    return (len(workload.first) - 1) * engines / replayed.busy_s
-
-
-def steady_rate(replayed: Replayed, first: Ints) -> tuple[float, float]:
-    """Return the problems that get in a second, and how long that was steady, in longest stays.
-
-    `first` is each problem's first sample, as of a workload. The steady time begins when the
-    first samples are done, and ends when an engine has no request left that waits.
-    """
-    ran = np.isfinite(replayed.scheduled_s)
-    times, engine = replayed.scheduled_s[ran], replayed.engine[ran]
-    longest = float(np.nanmax(replayed.end_s - replayed.scheduled_s))
-    last = np.full(int(engine.max()) + 1, np.inf)
-    for each in np.unique(engine):
-        last[each] = times[engine == each].max()
-    end = float(last.min())
-    problem = np.repeat(np.arange(len(first) - 1), np.diff(first))[ran]
-    share = 1 / np.bincount(problem)[problem]  # of its problem that a sample is
-    order = np.argsort(times, kind="stable")
-    times, got_in = times[order], np.cumsum(share[order])
-    steady = (times >= longest) & (times <= end)
-    if end <= longest or times[steady].min(initial=np.inf) >= end:
-        return 0.0, 0.0
-    return float(np.polyfit(times[steady], got_in[steady], 1)[0]), end / longest - 1
+        passes *= 2
+    if end <= 0:
+        return len(begun) / float(decided.max())
+    first = min(first, end / 2)
+    return float(np.sum((decided > first) & (decided <= end))) / (end - first)

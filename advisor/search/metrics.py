@@ -284,7 +284,8 @@ class CandidateMetrics(Metrics):
             return max(paid, least), np.maximum(paid, least * self.loads[row])
         if engine.data_parallel_size > 1:
             value, draws = self._time_row("latency_s", replayed, row)
-            share = engine.num_devices / self._in_flight
+            engines = 1 - replayed.front_end_s / value  # of it; the front end keeps no device busy
+            share = engines * engine.num_devices / self._in_flight
             return value * share, draws * share
         return self._time_row("busy_s", replayed, row)
 

@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.float64]
 PASSES = 2  # over the problems that arrive at a rate, each with its own draw
 LEAD, TAIL = 0.5, 0.25  # of a pass, before and after, so that the load is steady in between
 MOST_MORE = 20_000  # samples before and after these, where few problems last for long
+STEADY = 0.9  # of the capacity, up to which a load has a steady state that is reached soon
 OVERLOAD = 1.25  # beyond this much of its capacity an engine is not replayed
 
 
@@ -42,7 +43,7 @@ class ReplayedCandidate:
     flight there is one, since all times scale with it. `device_s` is of the busy time.
     `capacity_per_s` is how many problems per second it can serve, at a rate in a steady state.
     Without `keeps_up` it was not replayed at the rate, and its latency is that of all problems at
-    once.
+    once. `front_end_s` is what a server's front end took of the latency, on average.
     """
 
     candidate: Candidate
@@ -57,6 +58,7 @@ class ReplayedCandidate:
     keeps_up: bool
     extrapolated: bool
     totals: Features[float]
+    front_end_s: float
 
     @property
     def step_s(self) -> float:
@@ -79,6 +81,7 @@ class CandidateReplays:
         self.space, self.model, self.policy_work = space, model, policy_work
         self._replays: dict[Hashable, list[tuple[int, int, list[Replayed]]]] = {}
         self._capacities: dict[int, float] = {}
+        self._models = policy_work.evidence.models
 
     def of(
         self, row: int, *, concurrency: int | None, rate_per_s: float | None
@@ -100,12 +103,16 @@ class CandidateReplays:
             keeps_up = rate_per_s <= OVERLOAD * capacity
             if keeps_up:
                 speeds = np.array([1.0, np.exp(law.sigma * Z95)])
-                runs = [self._open(candidate, law, rate_per_s, float(s)) for s in speeds]
+                steady = speeds * rate_per_s <= STEADY * capacity
+                runs = [
+                    self._open(candidate, law, rate_per_s, float(speed), steady=bool(each))
+                    for speed, each in zip(speeds, steady, strict=True)
+                ]
             else:
                 runs = [self._closed(candidate, law, count)]
         first = runs[0]
         workload = self.policy_work.workloads(kind.pool, kind.policy)[0]
-        limits = limits_of(candidate.engine, candidate.facts, workload)
+        limits = limits_of(candidate.engine, candidate.facts, workload, self._models)
         peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
         if kind.policy.all_samples_end:
             accuracy = self.policy_work.correctness(kind.pool, kind.policy)
@@ -129,6 +136,7 @@ class CandidateReplays:
             keeps_up=keeps_up,
             extrapolated=limits.crowded(peaks["kv_tokens"]) or not law.within(peaks),
             totals=totals,
+            front_end_s=float(np.mean([each.front_end_s.mean() for each in first])),
         )
 
     def capacity_per_s(self, row: int) -> float:
@@ -137,13 +145,18 @@ class CandidateReplays:
         pool, policy = candidate.pool, candidate.policy
         cost = _cost(self.model.law(candidate.engine), candidate)
 
-        def serve(workload: Workload) -> Replayed:
-            count = len(workload.first) - 1
-            return _replay(workload, cost, candidate, concurrency=count)
+        def serve(workload: Workload, in_flight: int) -> Replayed:
+            return self._replay(workload, cost, candidate, concurrency=in_flight)
 
         if row not in self._capacities:
+            engine, stop = candidate.engine, policy.stop
+            seqs = engine.max_num_seqs
             self._capacities[row] = capacity_per_s(
-                partial(self.policy_work.stream, pool, policy), serve
+                partial(self.policy_work.stream, pool, policy),
+                serve,
+                problems=len(self.space.problem_ids),
+                at_once=(0 if stop is None else stop.drawn_first) or policy.n,
+                slots=None if seqs is None else seqs * engine.data_parallel_size,
             )
         return self._capacities[row]
 
@@ -152,7 +165,7 @@ class CandidateReplays:
 
         def run() -> list[Replayed]:
             return [
-                _replay(workload, _cost(law, candidate), candidate, concurrency=in_flight)
+                self._replay(workload, _cost(law, candidate), candidate, concurrency=in_flight)
                 for workload in self.policy_work.workloads(candidate.pool, candidate.policy)
             ]
 
@@ -181,22 +194,22 @@ class CandidateReplays:
         return made[-1][2]
 
     def _open(
-        self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float
+        self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float, *, steady: bool
     ) -> list[Replayed]:
         """Replay with problems arriving at random, at the same times for all candidates."""
         return self._once(
             candidate,
-            ("open", rate_per_s, speed),
-            lambda: self._replay_open(candidate, law, rate_per_s, speed),
+            ("open", rate_per_s, speed, steady),
+            lambda: self._replay_open(candidate, law, rate_per_s, speed, steady=steady),
         )
 
     def _replay_open(
-        self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float
+        self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float, *, steady: bool
     ) -> list[Replayed]:
-        """Replay passes over the problems in a load that is steady.
+        """Replay passes over the problems among others.
 
-        So many come before and after them that the longest stays are over and begin. These are
-        added to arrivals that are the same for all candidates.
+        Where there is a steady state, so many come before and after them that the longest stay is
+        over. These are added to arrivals that are the same for all candidates.
         """
         count = len(self.space.problem_ids)
         lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
@@ -210,11 +223,12 @@ class CandidateReplays:
         most = MOST_MORE // candidate.policy.n
         rng = np.random.default_rng([self.policy_work.seed, 9])
         while True:
-            replayed = _replay(Workload.from_loads(problems, arrivals), cost, candidate)
+            replayed = self._replay(Workload.from_loads(problems, arrivals), cost, candidate)
             staying = min(int(np.ceil(rate_per_s * replayed.latency_s.max())), most)
-            before, after = max(staying - lead, 0), max(staying - tail, 0)
-            if not before and not after:
+            if not steady or staying <= min(lead, tail):
                 break
+            staying = min(max(staying, 2 * tail), most)  # it ends soon
+            before, after = max(staying - lead, 0), staying - tail
             gaps = rng.exponential(1 / rate_per_s, before + after)
             arrivals = arrivals + gaps[:before].sum()
             last = arrivals[-1] + np.cumsum(gaps[before:])
@@ -225,6 +239,32 @@ class CandidateReplays:
         return [
             _pass(replayed, places, lead + number * count) for number, places in enumerate(passes)
         ]
+
+    def _replay(
+        self,
+        workload: Workload,
+        cost: StepCost,
+        candidate: Candidate,
+        *,
+        concurrency: int | None = None,
+    ) -> Replayed:
+        from advisor.replay.replay import (  # numba takes a third of a second to load
+            Replicas,
+            replay,
+            stop_of,
+        )
+
+        count = candidate.engine.data_parallel_size
+        return replay(
+            workload,
+            cost,
+            limits_of(candidate.engine, candidate.facts, workload, self._models),
+            concurrency=concurrency,
+            stop=stop_of(candidate.policy),
+            replicas=Replicas(
+                count=count, routing="least-outstanding" if count > 1 else "round-robin"
+            ),
+        )
 
 
 def _same(limit: int, known: int, peak: float) -> bool:
@@ -239,26 +279,6 @@ def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
     if law.prior is None:
         return linear_cost(law.seconds * speed, law.reads)
     return scaled_cost(law.prior.cost(candidate.engine), speed)
-
-
-def _replay(
-    workload: Workload, cost: StepCost, candidate: Candidate, *, concurrency: int | None = None
-) -> Replayed:
-    from advisor.replay.replay import (  # numba takes a third of a second to load
-        Replicas,
-        replay,
-        stop_of,
-    )
-
-    count = candidate.engine.data_parallel_size
-    return replay(
-        workload,
-        cost,
-        limits_of(candidate.engine, candidate.facts, workload),
-        concurrency=concurrency,
-        stop=stop_of(candidate.policy),
-        replicas=Replicas(count=count, routing="least-outstanding" if count > 1 else "round-robin"),
-    )
 
 
 def _pass(replayed: Replayed, problems: npt.NDArray[np.int64], start: int) -> Replayed:

@@ -369,7 +369,12 @@ def _far_off(recorded: Summary, replayed: Summary | None) -> list[str]:
     """Say that the replay does not give what was recorded, where that is so."""
     was = recorded.latency_s["mean"]
     found = None if replayed is None else replayed.latency_s["mean"]
-    if was is None or found is None or 1 / FAR_OFF < found.value / was.value < FAR_OFF:
+    if (
+        was is None
+        or found is None
+        or was.value <= 0
+        or 1 / FAR_OFF < found.value / was.value < FAR_OFF
+    ):
         return []
     return [
         f"the run as it was has a mean latency of {number(found.value, 's')} in the replay, and "

@@ -283,8 +283,13 @@ class Replays:
             ]
             return Workload.from_loads(loads, prompt_block_tokens=self.block_tokens)
 
+        seqs = self.limits.max_num_seqs
         return capacity_per_s(
-            stream, lambda workload: self._run(workload, 1.0, in_flight=len(workload.first) - 1)
+            stream,
+            lambda workload, in_flight: self._run(workload, 1.0, in_flight=in_flight),
+            problems=len(self.ids),
+            at_once=self.stop.drawn_first or len(self.loads[0][0].samples),
+            slots=None if seqs is None else seqs * self.question.replicas.count,
         )
 
     def waits(self) -> list[Waited]:
@@ -517,12 +522,13 @@ class Replays:
         other, (least, most) = self.evenly, self.times.ttft
         wide = dict(found)
         for part, each in found.items():
-            if each is None or each.low is None or each.high is None:
+            if each is None or (other is None and each.low is None):
                 continue
             value = each.value if other is None else other[f"ttft_s.{part}"]
             again = [each.value, value] if np.isfinite(value) else [each.value]
-            low, high = least * min(again), most * max(again)
-            wide[part] = replace(each, low=min(each.low, low), high=max(each.high, high))
+            ends = [least * min(again), most * max(again), each.low, each.high]
+            known = [end for end in ends if end is not None]
+            wide[part] = replace(each, low=min(known), high=max(known))
         return wide
 
     @property

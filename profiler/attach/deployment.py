@@ -262,7 +262,7 @@ class Deployment:
 
     def _keep_limits(self) -> None:
         """Give engines that do not tell their max_num_seqs the one that was seen, and say so."""
-        for key, seen in self._seen.items():
+        for key, seen in list(self._seen.items()):  # a slow poll may come yet
             engine = self.engines.get(key)
             if engine is not None and engine.max_num_seqs is None and seen.limit is not None:
                 with self._lock:

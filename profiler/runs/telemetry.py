@@ -64,10 +64,11 @@ def check_settings(otlp: str | None) -> None:
             f"--otlp {without_secrets(otlp)}: give no password and no query in it. "
             "OTEL_EXPORTER_OTLP_HEADERS is for keys"
         )
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    asked = exporter_arguments(otlp, "TRACES") is not None
+    if asked and os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         raise UsageError(
-            "OTEL_SDK_DISABLED=true: recordings are kept through the OpenTelemetry SDK. "
-            "Unset it (nothing is exported unless --otlp or OTEL_EXPORTER_OTLP_* ask for it)"
+            "OTEL_SDK_DISABLED=true: what --otlp or OTEL_EXPORTER_OTLP_* ask for is sent through "
+            "the OpenTelemetry SDK. Unset it"
         )
 
 
@@ -100,6 +101,9 @@ class KeptSpan(NonRecordingSpan):
         self.name, self.context, self.attributes = name, context, dict(attributes)
         self.start_time, self.end_time, self._recorder = start_time, 0, recorder
         recorder.on_start(self)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        self.attributes[key] = value
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         self.attributes.update(attributes)

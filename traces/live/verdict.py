@@ -112,20 +112,27 @@ class SeenLimit:
 
     def __init__(self) -> None:
         self._most = 0
-        self._waited: Counter[int] = Counter()  # polls with a queue, by what ran; -1: a full cache
+        self._waited: Counter[int] = Counter()  # polls with a queue, by what ran; -1: little room
 
     def take(self, running: float, waiting: float, kv_share: float) -> None:
-        """Take what a poll says; `kv_share` is that of the cache's blocks in use."""
+        """Take what a poll says; `kv_share` is that of the cache's blocks in use.
+
+        Where the cache has no room for twice what a request holds, it may be the cache.
+        """
         self._most = max(self._most, round(running))
         if waiting > 0:
-            self._waited[-1 if kv_share > KV_FULL else round(running)] += 1
+            room = kv_share + 2 * kv_share / max(running, 1.0) <= 1
+            self._waited[round(running) if room else -1] += 1
 
     @property
     def limit(self) -> int | None:
-        """The limit of running requests that the queue was behind, None where nothing says so."""
+        """The limit of running requests that the queue was behind, None where nothing says so.
+
+        One request alone may be a prompt that fills each step.
+        """
         waited = self._waited.total()
         capped = waited >= FEWEST_POLLS and self._waited[self._most] >= CAPPED * waited
-        return self._most if capped and self._most else None
+        return self._most if capped and self._most > 1 else None
 
 
 def judge(engine: str, evidence: Evidence) -> Verdict:
@@ -378,8 +385,8 @@ def fixed_share(  # noqa: PLR0911
     explained = 1 - float((left**2).sum()) / spread if spread > 0 else 0.0
     if explained < EXPLAINED:
         return None, (
-            f"step times that follow what is in a step, which explains {percent(explained)} of how "
-            f"{timed.height:,} steps differ ({percent(EXPLAINED)} is the least that tells)"
+            f"steps whose content explains their times. It explains {percent(explained)} of how "
+            f"{timed.height:,} steps differ, and {percent(EXPLAINED)} is the least that tells"
         )
     return float(np.clip(weights[0] / time.mean(), 0.0, 1.0)), ""
 

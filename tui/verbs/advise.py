@@ -225,15 +225,12 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
         return wrap("", told, width=80, indent=0)
     told = (
         "Latencies in expect.json are of the engine alone, without what HTTP adds. To have them "
-        "promised through the server, record it and advise on that recording too."
+        "promised through the server, record it as below and advise on that recording too."
     )
     in_flight, latency = expected.concurrency, expected.promised.get("latency_s")
     if expected.rate_per_s is not None and latency is not None:  # Little's law
         in_flight = max(round(expected.rate_per_s * latency.value), 1)
-        told = (
-            f"{told.removesuffix(':')}. It keeps as many problems in flight as arrive while one is "
-            "answered:"
-        )
+        told += " It keeps as many problems in flight as arrive while one is answered."
     asked: dict[str, Any] = {"--concurrency": in_flight}
     workload = expected.workload
     if workload is not None:

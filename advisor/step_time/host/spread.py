@@ -95,14 +95,23 @@ def stratum(name: str, unseen: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstTokens:
-    """Between which ratios to the predicted TTFT 90 % of so many published ones lie."""
+    """Between which ratios to the predicted TTFT 90 % of so many published ones lie.
+
+    `alike` says that they are of the same generation and kind of model.
+    """
 
     low: float
     high: float
     points: int
+    alike: bool
 
     def note(self) -> str:
         """Say what the interval of TTFT is."""
+        if not self.alike:
+            return (
+                "no published TTFTs are of such a model and engine. The interval of "
+                f"{self.low:.2g} to {self.high:.2g} times the predicted holds those of other kinds"
+            )
         return (
             f"TTFT was {self.low:.2g} to {self.high:.2g} times the predicted in 90 % of "
             f"{self.points:,} published runs of such models, of another model each. Its interval "
@@ -123,6 +132,7 @@ def first_tokens_of(facts: ModelFacts, engine: EngineConfig) -> FirstTokens:
         low=min(float(each["low"]) for each in used),
         high=max(float(each["high"]) for each in used),
         points=sum(int(each["points"]) for each in used),
+        alike=alike,
     )
 
 

@@ -6,59 +6,98 @@ import numpy as np
 import pytest
 
 from advisor.evidence.features import FEATURES
+from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import Limits
-from advisor.replay.replay import Replicas, replay
+from advisor.replay.replay import Replicas, replay, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
+from traces.schema.tts.parameters import make_policy
 
 SECONDS = np.array([{"step": 0.007, "tokens": 2e-5}.get(name, 0.0) for name in FEATURES])
 
 
-def lengths_of(problems: int) -> np.ndarray:
+def problems_of(count: int, n: int = 1) -> list[RecordedProblem]:
+    """Problems of samples with long tails, some of which agree sooner than others."""
     rng = np.random.default_rng(7)
-    return np.clip(rng.lognormal(7.3, 0.8, problems), 50, 8000).astype(np.int64)
+    found = []
+    for _ in range(count):
+        lengths = np.clip(rng.lognormal(6.3, 0.8, n), 50, 4000).astype(int)
+        common = rng.uniform(0.3, 1.0)  # how often its samples give the same answer
+        samples = tuple(
+            Sample(
+                output_tokens=int(length),
+                answer="0" if rng.random() < common else str(rng.integers(1, 9)),
+                correct=True,
+            )
+            for length in lengths
+        )
+        found.append(RecordedProblem(prompt_tokens=120, cached_tokens=0, samples=samples))
+    return found
 
 
-def served(lengths: np.ndarray, *, seqs: int | None, replicas: int = 1) -> tuple[float, float]:
-    """Return the capacity, and the problems over the time until the last of them is done."""
-
+def served(problems, *, seqs, replicas=1, stop=None) -> float:
     def stream(passes: int) -> Workload:
         rng = np.random.default_rng(1)
-        output = np.concatenate([rng.permutation(lengths) for _ in range(passes)])
-        return Workload.from_requests(np.full(len(output), 120), output)
+        order = [place for _ in range(passes) for place in rng.permutation(len(problems))]
+        return Workload.from_loads([problems[place] for place in order])
 
-    def serve(workload: Workload) -> Replayed:
+    def serve(workload: Workload, in_flight: int) -> Replayed:
         return replay(
             workload,
             linear_cost(SECONDS),
-            Limits(max_num_seqs=seqs, max_num_batched_tokens=8192),
-            concurrency=len(workload.first) - 1,
+            Limits(max_num_seqs=seqs, max_num_batched_tokens=8192, block_size=16),
+            concurrency=in_flight,
+            stop=stop,
             replicas=Replicas(count=replicas, routing="least-outstanding"),
         )
 
-    drained = serve(stream(1))
-    return capacity_per_s(stream, serve), len(lengths) / drained.makespan_s
+    return capacity_per_s(
+        stream,
+        serve,
+        problems=len(problems),
+        at_once=(stop and stop.drawn_first) or len(problems[0].samples),
+        slots=None if seqs is None else seqs * replicas,
+    )
 
 
 @pytest.mark.parametrize(("seqs", "replicas"), [(8, 1), (64, 1), (64, 3)])
-def test_a_few_problems_are_served_as_fast_as_copies_of_them(seqs, replicas):
-    few, many = lengths_of(40), np.tile(lengths_of(40), 20)
-    capacity, drained = served(few, seqs=seqs, replicas=replicas)
-    assert capacity == pytest.approx(served(many, seqs=seqs, replicas=replicas)[0], rel=0.05)
+def test_a_few_problems_are_served_as_fast_as_their_tokens_allow(seqs, replicas):
+    problems = problems_of(40)
+    tokens = np.mean([problem.samples[0].output_tokens for problem in problems])
     # Each engine is full: so many tokens a step, and a step takes what so many tokens cost.
     step_s = SECONDS[FEATURES.index("step")] + seqs * SECONDS[FEATURES.index("tokens")]
-    assert capacity == pytest.approx(replicas * seqs / (few.mean() * step_s), rel=0.08)
-    assert drained < 0.8 * capacity or seqs == 8
+    full = replicas * seqs / (tokens * step_s)
+    assert served(problems, seqs=seqs, replicas=replicas) == pytest.approx(full, rel=0.08)
+
+
+RULES = [
+    {"method": "majority", "n": 16},
+    {"method": "adaptive", "n": 16},
+    {"method": "early_stopping", "n": 16},
+    {"method": "agreement", "n": 16, "agree": 9, "in_flight": 4},
+]
+
+
+@pytest.mark.parametrize("seqs", [32, 256])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["method"])
+def test_rules_that_draw_later_are_served_as_fast_from_a_few_problems(rule, seqs):
+    stop = stop_of(make_policy({"temperature": 0.8, "max_tokens": 4000, **rule}))
+    few = problems_of(24, n=16)
+    once = served(few, seqs=seqs, stop=stop)
+    assert once == pytest.approx(served(few * 20, seqs=seqs, stop=stop), rel=0.08)
 
 
 def test_requests_of_one_length_come_and_go_together():
-    lengths = np.full(10, 500, dtype=np.int64)
+    alike = problems_of(1) * 10
     step_s = SECONDS[FEATURES.index("step")] + 32 * SECONDS[FEATURES.index("tokens")]
-    assert served(lengths, seqs=32)[0] == pytest.approx(32 / (500 * step_s), rel=0.05)
+    expected = 32 / (alike[0].samples[0].output_tokens * step_s)
+    assert served(alike, seqs=32) == pytest.approx(expected, rel=0.05)
 
 
-def test_without_a_limit_the_longest_stream_tells():
-    few, many = served(lengths_of(40), seqs=None)[0], served(lengths_of(40), seqs=64)[0]
-    assert np.isfinite(few) and few > many
+def test_without_a_limit_all_problems_are_in_flight():
+    problems = problems_of(40)
+    unlimited, limited = (served(problems, seqs=seqs) for seqs in (None, 20))
+    assert np.isfinite(unlimited) and unlimited > limited
+    assert served(problems * 4, seqs=None) > 2 * unlimited

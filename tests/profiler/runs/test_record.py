@@ -201,7 +201,10 @@ def test_bad_telemetry_settings_are_refused(tmp_path, monkeypatch):
         record(private_workload(), Policy(), StubEngine(), tmp_path / "a", otlp="nonsense")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     with pytest.raises(UsageError, match="Unset it"):
-        record(private_workload(), Policy(), StubEngine(), tmp_path / "b")
+        record(
+            private_workload(), Policy(), StubEngine(), tmp_path / "b", otlp="http://127.0.0.1:9"
+        )
+    record(private_workload(), Policy(), StubEngine(), tmp_path / "c")  # nothing is sent
 
 
 def test_two_runs_have_different_trace_ids_under_a_seeded_random(tmp_path):

@@ -330,7 +330,7 @@ def test_what_a_draft_gains_is_measured_at_the_same_batch():
         (lambda: steps(10, 1, sizes=[8]), "All 300 are alike"),
         (
             lambda: steps(10, 0).with_columns(wall_ns=pl.Series([1, 9, 4] * 100) * 10**6),
-            "which explains <1 % of how 300 steps differ",
+            "It explains <1 % of how 300 steps differ",
         ),
     ],
     ids=["no steps", "few steps", "no composition", "all alike", "no fit"],

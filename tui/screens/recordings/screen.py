@@ -187,6 +187,7 @@ class RecordingsScreen(ModeScreen):
         self._compared: dict[Pair, Difference | None] = {}
         self._repeats_among = 0
         self._loading = True  # when the table was last filled
+        self._moved = False  # whether the cursor was
 
     def compose_body(self) -> ComposeResult:
         yield Prompt(field="filter", id="filtering")
@@ -337,11 +338,12 @@ class RecordingsScreen(ModeScreen):
     @property
     def chosen(self) -> Entry | None:
         """The run under the cursor, where the cursor was moved to it."""
-        entry = self._current() if self._table.cursor_row > 0 else None
+        entry = self._current() if self._moved else None
         return None if entry is None or entry.run is None else entry
 
     @on(DataTable.RowHighlighted, "#runs")
     def _row_changed(self) -> None:
+        self._moved = self._moved or self._table.cursor_row > 0
         self._show_panel()
 
     @on(DataTable.RowSelected, "#runs")
