@@ -245,7 +245,7 @@ def test_saved_laws_hold_no_prior(wide, tmp_path):
 
 
 def test_what_cannot_be_offered_is_said(tmp_path, wide):
-    with pytest.raises(UsageError, match="--gpu h100: no operator tables. Choose one of test_gpu"):
+    with pytest.raises(UsageError, match="--gpu h100: no operator tables. Did you mean h100_pcie"):
         Advisor.fit([wide], gpus=["h100"])
     unknown = of_model(
         tmp_path / "unknown", dataclasses.replace(WIDE, architecture="OtherForCausalLM")
