@@ -121,7 +121,11 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "change", "message"),
     [
-        (("--gpu", "h100"), {}, "--gpu h100: no operator tables. Choose one of test_gpu"),
+        (
+            ("--gpu", "h100"),
+            {},
+            "--gpu h100: no operator tables. Did you mean h100_pcie? Choose one of test_gpu",
+        ),
         (("--gpu", "test_gpu", "--operators", "x"), {}, "--gpu excludes --operators"),
         (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
         (("--model-config", "model"), {}, "--model-config goes with --gpu"),

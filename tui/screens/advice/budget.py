@@ -14,7 +14,7 @@ from textual.events import DescendantBlur, DescendantFocus
 from textual.message import Message
 from textual.widgets import Input, Label, Select, Static
 
-from advisor.search.budget import parse_budget, parse_value
+from advisor.search.budget import parse_budget
 from traces.errors import UsageError
 from traces.schema.advice import Budget, Objective
 from traces.schema.formats import percent
@@ -94,8 +94,6 @@ def budget_of(
             given["gpus"] = int(str(given["gpus"]))
         except ValueError:
             raise UsageError(f"--gpus {given['gpus']}: wants a whole number, such as 4") from None
-    if "confidence" in given:
-        given["confidence"] = parse_value(str(given["confidence"]), "--confidence")
     if price is not None:
         given.setdefault("price", price)
     if "max_latency" in given or objective == "latency":

@@ -31,8 +31,8 @@ def test_fields_are_a_budget():
     [
         ("gpus", "1.5", "GPUs at most 1.5: wants a whole number"),
         ("gpus", "0", "GPUs at most 0: wants at least 1"),
-        ("confidence", "often", "sure at least often: is not understood"),
-        ("confidence", "100%", "sure at least 1: wants a share"),
+        ("confidence", "often", "sure at least often: wants a share"),
+        ("confidence", "100%", "sure at least 100%: wants a share"),
         ("max_cost", "2", "cost at most 2: is not understood"),
         ("price", "x", "price x: wants USD per device-hour"),
     ],
