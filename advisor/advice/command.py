@@ -107,6 +107,11 @@ def _switch(name: str, value: bool | None) -> str | None:
     return f"--{name}" if value else f"--no-{name}"
 
 
+def in_flight_at(rate_per_s: float, latency_s: float) -> int:
+    """Return how many problems are in flight at a rate, at least one (Little's law)."""
+    return max(round(rate_per_s * latency_s), 1)
+
+
 def policy_request(policy: Policy) -> dict[str, Any]:
     """Return how to ask for one problem: `requests` requests with the fields of `body` each.
 

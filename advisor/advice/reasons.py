@@ -9,7 +9,7 @@ from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
-from advisor.advice.command import record_command
+from advisor.advice.command import in_flight_at, record_command
 from advisor.advice.feasible import ReplayedCheck
 from advisor.advice.measure_next.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
@@ -407,8 +407,8 @@ def measure_next(
         why = "run the pick again to learn the run-to-run spread"
     if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in proposed]:
         in_flight = load[0]
-        if load[1] is not None:  # `record` sends no rate: as many at a time (Little's law)
-            in_flight = max(round(load[1] * float(metrics.values("latency_s")[system])), 1)
+        if load[1] is not None:  # `record` sends no rate
+            in_flight = in_flight_at(load[1], float(metrics.values("latency_s")[system]))
             why += ", with as many problems in flight as arrive while one is answered"
         lines.append(f"{why}{_record(evidence, engine, policy, in_flight)}")
     if problems < ENOUGH_PROBLEMS and metrics.space.judged:

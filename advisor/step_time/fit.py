@@ -26,7 +26,7 @@ from traces.schema.engine import EngineConfig
 from traces.statistics import LEVEL, Z95, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
-FEWEST_DOUBLED = 50  # steps on either side, of which larger batches are foretold from smaller ones
+FEWEST_DOUBLED = 50  # steps on either side, where smaller batches predict larger ones
 ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is taken
 
 
@@ -209,7 +209,7 @@ class StepTimeModel:
         errors from `ENOUGH_CONFIGURATIONS` and more it is their own 90 % quantile that is met, with
         the correction of conformal prediction for so many configurations. Without any it is
         `RUN_TO_RUN` and the spread within the run, and outside of the recorded domain also how far
-        off the run's larger batches are, foretold from those up to half of the largest.
+        off the run's larger batches are, predicted from those up to half of the largest.
         """
         found = [
             (name, other)
@@ -242,7 +242,7 @@ class StepTimeModel:
     def _doubled(self, own: Sequence[StepTable]) -> float:
         """Return how far off the steps above half of the largest batch are: |log|.
 
-        They are foretold from the others. 0 where either are fewer than `FEWEST_DOUBLED`.
+        The others predict them. 0 where either are fewer than `FEWEST_DOUBLED`.
         """
         composition = np.concatenate([table.composition for table in own])
         seconds = np.concatenate([table.seconds for table in own])
@@ -255,8 +255,8 @@ class StepTimeModel:
             for which in (~large, large)
         )
         law = self._fit_own([few], None)
-        foretold = float(many.composition.sum(axis=0) @ law)
-        return abs(float(np.log(self._total(many, law) / foretold)))
+        predicted = float(many.composition.sum(axis=0) @ law)
+        return abs(float(np.log(self._total(many, law) / predicted)))
 
 
 def _starts_differ(tables: Sequence[StepTable]) -> bool:

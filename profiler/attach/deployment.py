@@ -253,6 +253,8 @@ class Deployment:
         if replica is None:
             return
         replica.pages.append(page)
+        if replica.config.max_num_seqs is not None:
+            return
         told: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         gauges = page.filter(pl.col("name").is_in([RUNNING, WAITING, KV]))
         for key, name, value in gauges.select("engine", "name", "value").drop_nulls().iter_rows():

@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 from opentelemetry.context import Context
@@ -21,7 +21,14 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, get_current_span
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    TraceFlags,
+    Tracer,
+    get_current_span,
+)
 
 from profiler.engines.server.access import without_secrets
 from profiler.probes.otlp_metrics import (
@@ -72,20 +79,6 @@ def check_settings(otlp: str | None) -> None:
         )
 
 
-class StartsSpans(Protocol):
-    """What runs use of a tracer, the SDK's or `KeptTracer`."""
-
-    def start_span(
-        self,
-        name: str,
-        context: Context | None = None,
-        *,
-        attributes: Mapping[str, Any],
-        start_time: int,
-    ) -> Span:
-        """Open a span in the context's trace, or in a new one."""
-
-
 class KeptSpan(NonRecordingSpan):
     """A span that nobody but the recording hears of, at half the cost of one of the SDK."""
 
@@ -128,7 +121,7 @@ class KeptTracer:
         attributes: Mapping[str, Any],
         start_time: int,
     ) -> Span:
-        """Open a span (see `StartsSpans`)."""
+        """Open a span in the context's trace, or in a new one."""
         parent = get_current_span(context).get_span_context()
         own = SpanContext(
             parent.trace_id if parent.is_valid else self._ids.generate_trace_id(),
@@ -153,7 +146,7 @@ class Telemetry:
     ) -> None:
         check_settings(otlp)
         spans, exporter = exporter_arguments(otlp, "TRACES"), exporter_of(otlp)
-        self.tracer: StartsSpans = KeptTracer(recorder)
+        self.tracer: KeptTracer | Tracer = KeptTracer(recorder)
         self._traces: TracerProvider | None = None
         if spans is not None:
             self._traces = TracerProvider(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import time
@@ -206,7 +207,10 @@ def read_manifest(folder: Path) -> Manifest:
         version = data["schema_version"]
         _check_numbers(data)
     except FileNotFoundError:
-        if inside := _recordings_in(folder):
+        inside: list[Path] = []
+        with contextlib.suppress(OSError):
+            inside = recordings_in(folder)
+        if inside:
             raise RecordingError(
                 f"{folder}: not a recording, but a folder of {len(inside)}. Name one, such as "
                 f"{inside[0]}"
@@ -237,11 +241,9 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def _recordings_in(folder: Path) -> list[Path]:
-    try:
-        return sorted(child for child in folder.iterdir() if (child / NAME).exists())
-    except OSError:
-        return []
+def recordings_in(folder: Path) -> list[Path]:
+    """Return the recordings that lie in a folder, by name. Raises OSError for what is none."""
+    return sorted(child for child in folder.iterdir() if (child / NAME).exists())
 
 
 def _read(path: Path) -> bytes:

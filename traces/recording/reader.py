@@ -13,7 +13,7 @@ import polars as pl
 
 from traces.errors import RecordingError
 from traces.recording.checksums import Checksums, read_checksums
-from traces.recording.manifest import NAME, Manifest, read_manifest
+from traces.recording.manifest import NAME, Manifest, read_manifest, recordings_in
 from traces.recording.parts import (
     Part,
     check_part,
@@ -238,7 +238,7 @@ def find_recordings(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         return []
-    return sorted(child for child in folder.iterdir() if (child / NAME).exists())
+    return recordings_in(folder)
 
 
 # A table of a recording a piece at a time, for what does not fit in memory at once.

@@ -23,7 +23,7 @@ class KeyFooter(Static):
     """The keys of a screen in one line, and a click presses one.
 
     Where there is no room for all, the last go, and help and quit stay. Textual's has a widget for
-    each key and makes all of them anew whenever the focus moves.
+    each key and makes all of them again whenever the focus moves.
     """
 
     DEFAULT_CSS = """

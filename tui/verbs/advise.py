@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advisor.advice.command import SERVED_AT
+from advisor.advice.command import SERVED_AT, in_flight_at
 from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from advisor.evidence.gather import PROBLEMS_FILE
 from traces.errors import TtscopeError, UsageError
@@ -228,8 +228,8 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
         "promised through the server, record it as below and advise on that recording too."
     )
     in_flight, latency = expected.concurrency, expected.promised.get("latency_s")
-    if expected.rate_per_s is not None and latency is not None:  # Little's law
-        in_flight = max(round(expected.rate_per_s * latency.value), 1)
+    if expected.rate_per_s is not None and latency is not None:
+        in_flight = in_flight_at(expected.rate_per_s, latency.value)
         told += " It keeps as many problems in flight as arrive while one is answered."
     asked: dict[str, Any] = {"--concurrency": in_flight}
     workload = expected.workload

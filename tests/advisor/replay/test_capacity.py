@@ -19,7 +19,7 @@ SECONDS = np.array([{"step": 0.007, "tokens": 2e-5}.get(name, 0.0) for name in F
 
 
 def problems_of(count: int, n: int = 1) -> list[RecordedProblem]:
-    """Problems of samples with long tails, some of which agree sooner than others."""
+    """Problems whose samples have long tails. In some of them the samples agree sooner."""
     rng = np.random.default_rng(7)
     found = []
     for _ in range(count):

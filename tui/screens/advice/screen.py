@@ -385,7 +385,7 @@ class AdviceScreen(ModeScreen):
                     return
                 answer = advisor.recommend(budget, self.ttscope.runs_today(), heard)
                 tell(answer, None)
-            with self.ttscope.advising:  # anew: a question that came meanwhile does not wait
+            with self.ttscope.advising:  # taken again, so that a newer question goes first
                 if not worker.is_cancelled:
                     self._account(advisor, answer, api_price, question)
         except Cancelled:
