@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import site
 import subprocess
 import sys
 import venv
@@ -45,7 +44,8 @@ def installed(tmp_path_factory):
     shutil.rmtree(sources)
     venv.create(folder / "venv", with_pip=False)
     (own,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    others = [path for path in {*site.getsitepackages(), *sys.path} if "site-packages" in path]
+    # In their order, and none of what setuptools adds from within its own folder.
+    others = [path for path in sys.path if Path(path).name == "site-packages"]
     (own / "others.pth").write_text("\n".join(others))
     python = folder / "venv" / "bin" / "python"
     call(*pip, "--python", python, "install", *offline, wheel, cwd=folder)
