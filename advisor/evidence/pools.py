@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
+from zlib import crc32
 
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
@@ -44,14 +45,14 @@ class Pool:
     def loads(self, problem_ids: Sequence[str]) -> list[RecordedProblem] | None:
         """Return each problem with all samples, or None when one has none to replay.
 
-        Answers of several runs cannot be told equal unless they are texts. Then a problem has the
-        samples of one of the runs with the most of it, in turn. A speculative engine needs samples
-        that say how their drafts went.
+        Answers of several runs cannot be told equal unless they are texts. Else a problem has the
+        samples of one of the runs with the most of it, by its name. A speculative engine needs
+        samples that say how their drafts went.
         """
         drafting = self.key[0][-1] is not None
         alike = all(run.texts for run in self.runs)
         found = []
-        for place, name in enumerate(problem_ids):
+        for name in problem_ids:
             own = [run.problems[name] for run in self.runs if name in run.problems]
             each = [
                 [s for s in problem.samples if not drafting or s.advance is not None]
@@ -60,7 +61,7 @@ class Pool:
             if each and not alike:
                 most = max(map(len, each), default=0)
                 each = [samples for samples in each if len(samples) == most]
-                each = each[place % len(each) :][:1]
+                each = [each[crc32(name.encode()) % len(each)]]
             samples = list(chain.from_iterable(each))
             if not samples:
                 return None
