@@ -189,7 +189,7 @@ class FrontPanel(Vertical):
         bar = None if self.selected is None else plane.error_bar(self.selected)
         xs, ys = ([v for pair in by_symbol.values() for v in pair[side]] for side in (0, 1))
         if bar is not None:
-            xs, ys = [*xs, bar.x - bar.x_half, bar.x + bar.x_half], [*ys, bar.y - bar.y_half]
+            xs, ys = [*xs, *bar.across], [*ys, *bar.up]
         limit = limit_on(budget, axis)
         if limit is not None and limit > 0:
             xs.append(plane.x(limit))
@@ -222,7 +222,7 @@ class FrontPanel(Vertical):
         )
         if bar is not None:
             style = self.app.theme_variables["foreground"]
-            plot.errorbar([bar.x], [bar.y], [bar.x_half], [bar.y_half], marker_style=style)
+            plot.errorbar(*bar.arms(), marker_style=style)
         for symbol in reversed(COLOURS):
             if symbol in by_symbol:
                 style = f"bold {self._colour(symbol)}"
