@@ -36,7 +36,7 @@ from traces.live.numbers import FINISHED
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
-from traces.recording.reader import Recording
+from traces.recording.reader import Recording, told_apart
 from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.published import PublishedCurve
@@ -120,7 +120,9 @@ class Evidence:
     @property
     def load(self) -> tuple[int | None, float | None]:
         """The load most recorded: (problems in flight, None) or (None, problems per second)."""
-        loads = Counter((run.concurrency, run.rate_per_s) for run in self.runs)
+        # Several draws of one server's traffic are one load.
+        each = {(r.recording, r.engine, r.policy): (r.concurrency, r.rate_per_s) for r in self.runs}
+        loads = Counter(each.values())
         top = max(loads.values())
         in_flight, rate = max(
             (load for load, count in loads.items() if count == top),
@@ -147,6 +149,8 @@ def gather(
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
+    named = told_apart([*recordings, *others])
+    recordings, others = named[: len(recordings)], named[len(recordings) :]
     watched = all(map(only_watched, recordings))
     left_out, lost = 0, []
     if judged and not watched:  # the traffic of others teaches steps alone beside one's own

@@ -44,7 +44,7 @@ from traces.statistics import LEVEL, Z95, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
-from traces.summary.votes import PolicyOutcome, majority_curve, policies_within
+from traces.summary.votes import PolicyOutcome, policies_within
 
 Floats = npt.NDArray[np.float64]
 
@@ -561,9 +561,9 @@ class Replays:
         samples = [s for load in self.loads[0] for s in load.samples]
         known = all(s.correct is not None or s.answer is None for s in samples)
         judged = any(s.correct is not None for s in samples)
-        if not (known and judged) or not self.question.policy.spec.plurality:
+        policy, told = self.question.policy, self.sources[0].answers_told
+        if not (known and judged and policy.spec.plurality) or (policy.n > 1 and not told):
             return None
-        policy = self.question.policy
         right = np.mean([run.right for run in self.runs], axis=0)
         exact = decides_as_vote(policy.stop, policy.n)
         if exact:  # it does not ask who ended first
@@ -573,9 +573,7 @@ class Replays:
 
     def _vote(self, name: str) -> float:
         """Return the chance that a vote of as many as asked of a problem's samples is right."""
-        samples = self.sources[0].problems[name].samples
-        curve = majority_curve([s.answer for s in samples], [s.correct for s in samples])
-        return float(curve[self.drawn - 1])
+        return float(self.sources[0].vote_curve(name)[self.drawn - 1])
 
 
 def _again(
