@@ -17,6 +17,7 @@ from advisor.advice.reasons import measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under
+from advisor.search.closed_form import ClosedForm
 from advisor.search.metrics import EXACT
 from traces.schema.advice import (
     ESTIMATES,
@@ -73,7 +74,10 @@ def answer(answering: Answering) -> Recommendation:
     if system is not None:
         seed = check.metrics.resampling.seed
         proposed = experiments(check, system, load=load, seed=seed)
-        short = short_runs(check, system, seed)
+        if check.metrics.replayed[system].law.prior is not None:
+            demands = answering.shortlist.metrics.demands
+            alone = ClosedForm(demands, concurrency=1, rate_per_s=None)
+            short = short_runs(check, system, seed, alone)
     why = reasons(
         evidence,
         check,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
-from advisor.advice.command import in_flight_at, record_command
+from advisor.advice.command import in_flight_at, planned, record_command
 from advisor.advice.feasible import ReplayedCheck
 from advisor.advice.measure_next.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
@@ -466,6 +467,9 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight:
         where += ", with its server started"
     if not evidence.posed:
         where += f", with the problems in {PROBLEMS_FILE}"
+    if settings := planned(engine, evidence.models.get(engine.model)):
+        told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in settings.items())
+        return f"{where}, by a plan for ttscope sweep, as record has no option for {told}"
     command = record_command(
         engine,
         policy,

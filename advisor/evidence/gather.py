@@ -40,7 +40,7 @@ from traces.recording.reader import Recording, told_apart
 from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.published import PublishedCurve
-from traces.summary.energy import mean_power_w
+from traces.summary.energy import PowerTable, Watts, mean_power_w, power_table, watts_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,7 +97,7 @@ class Evidence:
     steps: tuple[StepTable, ...]
     runs: tuple[Run, ...]
     problem_ids: tuple[str, ...]
-    watts: Mapping[EngineConfig, float]
+    watts: Mapping[EngineConfig, Watts]
     price_usd_per_device_hour: float | None
     left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
@@ -169,7 +169,7 @@ def gather(
     runs: list[Run] = []
     cut: list[Run] = []
     models: dict[str, ModelFacts] = {}
-    watts: dict[EngineConfig, list[float]] = {}
+    watts: dict[EngineConfig, list[tuple[float, PowerTable | None, int]]] = {}
     made: list[Made] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
     for each in recordings:
@@ -179,7 +179,8 @@ def gather(
             steps.extend(_steps(recording, key, engine, most))
             power = mean_power_w(recording, key)
             if power is not None:
-                watts.setdefault(law_key(engine), []).append(power)
+                drawn = (power, power_table(recording, key), engine.num_devices)
+                watts.setdefault(law_key(engine), []).append(drawn)
         found, dropped, told = read_runs(recording)
         if only_watched(recording):
             windows = windows_of(recording, lengths=True)
@@ -211,13 +212,23 @@ def gather(
         runs=tuple(runs),
         cut=tuple(cut),
         problem_ids=tuple(sorted({name for run in runs for name in run.problems})),
-        watts={key: float(np.mean(values)) for key, values in watts.items()},
+        watts={key: _watts(drawn) for key, drawn in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
         lost=tuple(dict.fromkeys(lost)),
         posed=not any("imported" in each.manifest.provenance for each in recordings),
         made=RunsMade(made),
     )
+
+
+def _watts(drawn: Sequence[tuple[float, PowerTable | None, int]]) -> Watts:
+    """Return what one device of an engine draws, of watts and stretches of so many devices."""
+    tables = [
+        dataclasses.replace(table, joules=table.joules / devices)
+        for _, table, devices in drawn
+        if table is not None
+    ]
+    return watts_of(float(np.mean([watts / devices for watts, _, devices in drawn])), tables)
 
 
 def _check_enough(

@@ -383,10 +383,13 @@ def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
             "--set engine.speculative: give null or a mapping such as "
             "'{method: ngram, num_speculative_tokens: 3}'"
         ) from None
-    if "tensor_parallel_size" in changes and "num_gpus" not in changes:
-        changed = dataclasses.replace(changed, num_gpus=None)  # as many as are then needed
-        if engine.num_gpus is not None:  # as the recorded ones of that size tell
-            changed = dataclasses.replace(changed, num_gpus=changed.num_devices)
+    sizes = changes.keys() & {"tensor_parallel_size", "pipeline_parallel_size"}
+    resized = sizes or "data_parallel_size" in changes
+    if resized and "num_gpus" not in changes and engine.num_gpus is not None:
+        gpus = engine.one_replica().num_gpus or 1
+        if sizes:  # as many as are then needed, as the recorded ones of that size tell
+            gpus = changed.tensor_parallel_size * changed.pipeline_parallel_size
+        changed = dataclasses.replace(changed, num_gpus=gpus * changed.data_parallel_size)
     if changes.keys() & {"model", "tensor_parallel_size"} and "num_gpu_blocks" not in changes:
         changed = dataclasses.replace(changed, num_gpu_blocks=None)  # that of the recorded engine
     return changed
