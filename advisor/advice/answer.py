@@ -22,6 +22,7 @@ from advisor.search.metrics import EXACT
 from traces.schema.advice import (
     ESTIMATES,
     Experiment,
+    Load,
     NearMiss,
     Pick,
     Present,
@@ -110,11 +111,20 @@ def answer(answering: Answering) -> Recommendation:
         present=_present(answering, system, equals),
         experiments=tuple(proposed),
         routings=space.routings,
+        load=_load(load),
     )
 
 
-def outline(shortlist: Shortlist) -> Recommendation:
-    """Return what the closed form says: picks and fronts as values alone, nothing replayed."""
+def _load(under: Under) -> Load:
+    in_flight, rate_per_s = under
+    return Load(concurrency=None if rate_per_s is not None else in_flight, rate_per_s=rate_per_s)
+
+
+def outline(shortlist: Shortlist, in_flight: int | None) -> Recommendation:
+    """Return what the closed form says: picks and fronts as values alone, nothing replayed.
+
+    So many problems are in flight where none arrive at a rate.
+    """
     budget, space, metrics = shortlist.budget, shortlist.metrics.space, shortlist.metrics
     system = shortlist.best() if budget.required else None
     compute = shortlist.compute_optimal(system)
@@ -164,6 +174,7 @@ def outline(shortlist: Shortlist) -> Recommendation:
             spread=metrics.spreads["latency_s"] if metrics.compared else None,
             first=None,
         ),
+        load=_load((in_flight, metrics.rate_per_s)),
     )
 
 

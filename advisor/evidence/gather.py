@@ -30,7 +30,7 @@ from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal, unchecked
-from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED
 from traces.live.verdict import TAKEN
@@ -201,6 +201,7 @@ def gather(
         if only_watched(recording):
             windows = windows_of(recording, lengths=True)
             steps.extend(_mean_steps(recording, windows, steps))
+    lost += _counted_as(runs) if watched else []
     _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed)
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
@@ -302,7 +303,7 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
             why += "workload"
             if all("imported" in each.manifest.provenance for each in (first, other)):
                 why = _unlike(first, other)
-            raise UsageError(f"{first.name} and {other.name} answer different problems {why}")
+            raise WorkloadsError(f"{first.name} and {other.name} answer different problems {why}")
     return first.manifest.workload
 
 
@@ -496,6 +497,21 @@ def _with_drawn(
                     "ended, so that lengths and arrivals are those of /metrics"
                 )
     return runs, notes
+
+
+def _counted_as(runs: Sequence[Run]) -> list[str]:
+    """Return what a problem is of traffic that was watched: a sample, or a request of several."""
+    notes = []
+    for run in runs:
+        most = max((len(each.samples) for each in run.problems.values()), default=1)
+        if run.drawn:
+            notes.append(
+                f"{run.recording}: each sample counts as a problem, at a rate too, for /metrics "
+                "does not tell which belong to one request"
+            )
+        elif most > 1:
+            notes.append(f"{run.recording}: a request of up to {most} samples is one problem")
+    return notes
 
 
 def _configuration(recording: Recording) -> str:

@@ -173,10 +173,11 @@ class CandidateMetrics(Metrics):
         return np.asarray(np.minimum(*halves))
 
     def ties(self) -> list[Floats]:
-        """Return better metrics, then what was run and its engine, then lower limits."""
+        """Return better metrics, then no early stop, what was run and its engine, lower limits."""
         candidates = [each.candidate for each in self.replayed]
         engines, ran = [each.engine for each in candidates], self.space.made.engines
         keys = [
+            [each.policy.stops_early for each in candidates],  # which then saved nothing
             [each.data_parallel_size for each in engines],
             [2 - each.recorded - (each.engine in ran) for each in candidates],
             [each.max_num_seqs or 0 for each in engines],
