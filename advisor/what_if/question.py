@@ -109,7 +109,7 @@ def tabled(
     Raises UsageError when the number of layers is not known or the model is not the tables',
     TablesError for tables of tensor parallelism without collectives.
     """
-    from advisor.step_time.operators.tables import default_capture_sizes, domain, step_tables
+    from advisor.step_time.operators.tables import captured_sizes, domain, step_tables
 
     engine, facts = question.engine, question.model_facts or facts
     layers = _layers(question, operators, facts)
@@ -119,7 +119,7 @@ def tabled(
             "which this recording does not tell"
         )
     measured = domain(operators)
-    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
+    captured = captured_sizes(replace(engine, gpu=operators.gpu))
     version = operators.vllm_version or engine.vllm_version
     together = _all_reduces(question, facts, layers, captured, version)
     tables = step_tables(
