@@ -234,7 +234,7 @@ class Advisor:
         self._check_judged(budget)
         state = self.under(budget.rate_per_s)
         state.begin()
-        return outline(self.shortlist(budget))
+        return outline(self.shortlist(budget), self.evidence.load[0])
 
     def _check_judged(self, budget: Budget) -> None:
         if not self.space.judged and (budget.min_accuracy or budget.optimise == "accuracy"):

@@ -262,7 +262,8 @@ class PolicyWork:
         drafting = self.drafting(kind)
         if np.isinf(drafting):
             return right, tokens, np.full_like(tokens, np.inf)
-        flops += drafting * totals.tokens
+        own = totals.requests - totals.prefill_requests  # of the steps that verify, not drafted
+        flops += drafting * (totals.tokens - own)
         return right, tokens, tokens * (flops / tokens.sum())
 
     def work(self, kind: Kind) -> Work:

@@ -225,6 +225,9 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
     pick = advice([recording], optimise="latency").system_optimal
     assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
+    told = gather([recording, watched(truth, tmp_path / "spans")], judged=False).lost
+    assert any(each.startswith("seen: each sample counts as a problem") for each in told)
+    assert "spans: a request of up to 4 samples is one problem" in told
 
 
 def lengths_told(bounds, values):
