@@ -119,7 +119,7 @@ def evaluate(
     if max_tokens is None and samples.answers_told:
         columns += _limits(samples)
     outcomes, of = _estimates(columns), len(samples.problems)
-    if samples.of > of and max_tokens is None:
+    if samples.of > of:
         outcomes, of = _of_all(samples, inside, outcomes), samples.of
     if samples.n > 1:
         told = samples.answers_told
@@ -246,7 +246,7 @@ def _of_all(
     samples: SampledRun, counts: Sequence[int], outcomes: Sequence[PolicyOutcome]
 ) -> list[PolicyOutcome]:
     """Return the outcomes with fixed votes of all problems instead of those at random."""
-    ended = samples.rows.with_columns(end=pl.lit(0))
+    ended = samples.rows.with_columns(pl.col("correct").fill_null(False), end=pl.lit(0))
     whole = {
         (each.method, each.n): each for each in policies_within(ended, samples.n, counts=counts)
     }
@@ -258,9 +258,9 @@ def _of_all(
 
 def _limits(samples: SampledRun) -> Iterator[Column]:
     """Return votes of one and of all under smaller max_tokens, exactly: what is cut has no vote."""
-    lengths = np.concatenate([problem.tokens for problem in samples.problems])
-    if not np.isfinite(lengths).all():
+    if samples.rows["output_tokens"].null_count():
         return
+    lengths = np.concatenate([problem.tokens for problem in samples.problems])
     for most in limits_that_cut(lengths.astype(int).tolist()):
         for each in _fixed(limited(samples, most, most), sorted({1, samples.n})):
             if each.outcome.method == "majority":

@@ -28,6 +28,7 @@ _USED = (
     "finish_reason", "error", "cancelled_by", "answer", "correct", "logprob_mean",
     "confidence_min_window",
 )  # fmt: skip
+_CENSORED = pl.coalesce("censored", pl.col("finish_reason").fill_null("") == "length")
 FEWEST = 4  # samples from which rules that stop early are judged
 
 
@@ -124,24 +125,29 @@ def limited(samples: SampledRun, most: int, recorded: int | None) -> SampledRun:
 
     Raises UsageError where lengths are not known, or samples were cut at less.
     """
-    lengths = np.concatenate([problem.tokens for problem in samples.problems])
+    lengths, cut = samples.rows["output_tokens"], pl.col("output_tokens") > most
     if most < 1:
         raise UsageError(f"--max-tokens {most}: must be at least 1")
-    if not np.isfinite(lengths).all():
+    if lengths.null_count():
         raise UsageError(
             f"--max-tokens {most:,}: {samples.name} lacks the output_tokens of samples"
         )
-    cut_before = any(problem.censored.any() for problem in samples.problems)
-    if cut_before and most > (recorded or lengths.max()):
+    longest = int(lengths.max() or 0)  # type: ignore[arg-type]
+    if samples.rows.select(_CENSORED.any()).item() and most > (recorded or longest):
         raise UsageError(
             f"--max-tokens {most:,}: samples of {samples.name} were cut at "
-            f"{recorded or int(lengths.max()):,}, and how they would have gone on is not known"
+            f"{recorded or longest:,}, and how they would have gone on is not known"
         )
-    cut = int((lengths > most).sum())
-    note = f"max_tokens {most:,}: {cut:,} of {lengths.size:,} samples are cut and have no vote"
+    count = int((lengths > most).sum())
+    note = f"max_tokens {most:,}: {count:,} of {len(lengths):,} samples are cut and have no vote"
     return replace(
         samples,
         problems=tuple(problem.limited(most) for problem in samples.problems),
+        rows=samples.rows.with_columns(
+            answer=pl.when(~cut).then("answer"),
+            correct=pl.col("correct") & ~cut,
+            output_tokens=pl.col("output_tokens").clip(upper_bound=most),
+        ),
         notes=(*samples.notes, note),
     )
 
@@ -278,13 +284,8 @@ def _problems(
         .to_dict()
         .items()
     }
-    by_reason = pl.col("finish_reason").fill_null("") == "length"
     told = rows.select(
-        "problem",
-        "sample_index",
-        "answer",
-        pl.col("correct").fill_null(False),
-        pl.coalesce("censored", by_reason),
+        "problem", "sample_index", "answer", pl.col("correct").fill_null(False), censored=_CENSORED
     )
     names, indices, answers, correct = (tuple(told[name]) for name in told.columns[:4])
     censored = told["censored"].to_numpy()

@@ -36,7 +36,7 @@ from traces.live.numbers import FINISHED
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
-from traces.recording.reader import Recording, told_apart
+from traces.recording.reader import Recording, both_told_apart
 from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.published import PublishedCurve
@@ -149,8 +149,7 @@ def gather(
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
-    named = told_apart([*recordings, *others])
-    recordings, others = named[: len(recordings)], named[len(recordings) :]
+    recordings, others = both_told_apart(recordings, others)
     watched = all(map(only_watched, recordings))
     left_out, lost = 0, []
     if judged and not watched:  # the traffic of others teaches steps alone beside one's own

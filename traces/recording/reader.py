@@ -326,6 +326,14 @@ def told_apart(recordings: Sequence[Recording]) -> list[Recording]:
     return [_among(each, alike[each.name]) for each in recordings]
 
 
+def both_told_apart(
+    recordings: Sequence[Recording], others: Sequence[Recording]
+) -> tuple[list[Recording], list[Recording]]:
+    """Return both, told apart from one another."""
+    named = told_apart([*recordings, *others])
+    return named[: len(recordings)], named[len(recordings) :]
+
+
 def _among(recording: Recording, paths: Iterable[Path]) -> Recording:
     own = recording.path.absolute().parts
     others = [path.parts for path in paths if path.parts != own]

@@ -122,8 +122,8 @@ def _curve(voted: Sequence[tuple[int, int]], unparsed: int, total: int) -> Float
             curve += right / size * win_probability(size, tuple(others), unparsed, exact)
     if exact == total:
         return curve
-    size, right = np.array(voted, dtype=np.int64).reshape(-1, 2).T
-    return np.append(curve, _by_orders(size, right / size, unparsed)[exact:total])
+    each, rights = np.array(voted, dtype=np.int64).reshape(-1, 2).T
+    return np.append(curve, _by_orders(each, rights / each, unparsed)[exact:total])
 
 
 MOST_EXACT = 1000  # samples of a problem; of more there are too many subsets for floats
@@ -167,7 +167,7 @@ def _by_orders(sizes: NDArray[np.int64], right: Floats, unparsed: int) -> Floats
             found[place] += _share_right(tally[:, :-1], right).sum()
     found /= _ORDERS
     found[-1] = _share_right(sizes[None], right)[0]
-    return np.interp(np.arange(1, samples + 1), counts, found)
+    return np.asarray(np.interp(np.arange(1, samples + 1), counts, found), dtype=float)
 
 
 def _share_right(tally: NDArray[np.int64], right: Floats) -> Floats:

@@ -413,6 +413,27 @@ def test_of_many_problems_those_cut_off_by_a_timeout_are_left_out(tmp_path, monk
                 assert each.accuracy.value == pytest.approx(shown[each.method, each.n])
 
 
+@pytest.mark.slow
+def test_of_many_problems_votes_under_a_limit_are_of_all(tmp_path, monkeypatch):
+    import advisor.accuracy.counterfactual as module
+
+    recording = write_recording(tmp_path / "r", make_rows(problems=60), policy=VOTE)
+    (run,) = summarise(recording)
+    whole = module.evaluate(run, max_tokens=50)
+    monkeypatch.setattr(module, "MOST", 25)
+    some = module.evaluate(run, max_tokens=50)
+    fixed = [
+        {(o.method, o.n): (o.accuracy.value, o.tokens_per_problem.value) for o in found.outcomes
+         if o.method in ("majority", "pass_at_k") and o.n <= N and o.budget_tokens is None}
+        for found in (whole, some)
+    ]  # fmt: skip
+    assert fixed[0].keys() == fixed[1].keys()
+    for key, numbers in fixed[0].items():
+        assert fixed[1][key] == pytest.approx(numbers), key
+    told = [note for note in some.notes if note.startswith("max_tokens 50: ")]
+    assert told == [note for note in whole.notes if note.startswith("max_tokens 50: ")]
+
+
 def import_lines(folder, lines):
     folder.mkdir()
     (folder / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
