@@ -185,7 +185,7 @@ def gather(
             windows = windows_of(recording, lengths=True)
             found, more = _with_drawn(recording, windows, found)
             found = with_front_end(recording, found, windows)
-            told += [*more, *_seen_limits(recording)]
+            told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
             steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)
         made.extend(runs_in(recording))
@@ -200,7 +200,6 @@ def gather(
         if only_watched(recording):
             windows = windows_of(recording, lengths=True)
             steps.extend(_mean_steps(recording, windows, steps))
-    lost += _counted_as(runs) if watched else []
     _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed)
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
