@@ -228,7 +228,7 @@ def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
     """Return maj@k and pass@k, exactly; without the answers a vote of one sample alone."""
     places = [k - 1 for k in counts]
     problems = samples.problems
-    voted = np.array([majority_curve(p.answers, p.correct)[places] for p in problems])
+    voted = np.array([majority_curve(p.answers, p.correct, counts) for p in problems])
     passed = np.array([pass_curve(samples.n, sum(p.correct))[places] for p in problems])
     each = np.array([float(p.tokens.mean()) for p in problems])
     for method, table in (("majority", voted), ("pass_at_k", passed)):
@@ -382,7 +382,7 @@ def _finishing(
             decided = [_decide(own, stop, weigh) for own in blocks]
             right = np.array([right for right, _ in decided])
             if decides_as_vote(stop, n):  # in every order
-                right = np.array([majority_curve(p.answers, p.correct)[n - 1] for p in problems])
+                right = np.array([majority_curve(p.answers, p.correct, [n])[0] for p in problems])
             yield Column(
                 _outcome(method, n, rule=rule, basis=basis, tokens_estimated=True),
                 right,

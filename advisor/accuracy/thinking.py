@@ -53,10 +53,11 @@ def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome
     size = int(np.argmax(sizes[1:]) + 1) if sizes[1:].any() else 0
     chosen = [table[problem_id] for problem_id, count in held.items() if count >= size > 0]
     found = []
+    steps = sample_counts(size) if size else []
     for budget in budgets if chosen else ():
         curves = np.array(
             [
-                majority_curve([row[0] for row in rows], [row[1] for row in rows])
+                majority_curve([row[0] for row in rows], [row[1] for row in rows], steps)
                 for rows in (cuts[budget][:size] for cuts in chosen)
             ]
         )
@@ -69,11 +70,11 @@ def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome
             BudgetOutcome(
                 budget_tokens=budget,
                 n=n,
-                right=curves[:, n - 1],
+                right=curves[:, place],
                 tokens=tokens * n,
                 counts=counts,
             )
-            for n in sample_counts(size)
+            for place, n in enumerate(steps)
         ]
     return found
 

@@ -247,7 +247,9 @@ def _singles(
     whole = [each.n for each in pool.policies if each.all_samples_end and each.n <= fewest]
     curves = [
         majority_curve(
-            [s.answer for s in p.samples], [s.correct for s in p.samples], max(whole, default=0)
+            [s.answer for s in p.samples],
+            [s.correct for s in p.samples],
+            range(1, max(whole, default=0) + 1),
         )
         for p in problems
     ]

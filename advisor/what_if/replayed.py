@@ -574,8 +574,8 @@ class Replays:
     def _vote(self, name: str) -> float:
         """Return the chance that a vote of as many as asked of a problem's samples is right."""
         samples = self.sources[0].problems[name].samples
-        curve = majority_curve([s.answer for s in samples], [s.correct for s in samples])
-        return float(curve[self.drawn - 1])
+        votes = [s.answer for s in samples], [s.correct for s in samples]
+        return float(majority_curve(*votes, [self.drawn])[0])
 
 
 def _again(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from traces.summary import votes
 from traces.summary.votes import majority_curve, pass_curve, policies_within, sample_counts
 
 ROWS = st.lists(st.sampled_from([None, "a", "b", "c", "d"]), min_size=1, max_size=9)
@@ -46,7 +47,8 @@ def test_a_vote_is_the_mean_over_all_subsets(answers):
     curve = majority_curve(answers, judged(answers))
     for k in range(1, len(answers) + 1):
         assert curve[k - 1] == pytest.approx(by_hand(answers, k), abs=1e-12)
-        assert majority_curve(answers, judged(answers), k) == pytest.approx(curve[:k], abs=1e-15)
+        first = majority_curve(answers, judged(answers), range(1, k + 1))
+        assert first == pytest.approx(curve[:k], abs=1e-15)
 
 
 @settings(max_examples=100)
@@ -123,3 +125,41 @@ def test_only_problems_with_all_samples_ended_count():
     assert found["majority", 1].tokens_per_problem.value == 25
     assert all(o.bound is None and o.budget_tokens is None for o in found.values())
     assert policies_within(samples.filter(pl.col("problem") == 3), 4) == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "unparsed"),
+    [
+        (40, (30,), 0),
+        (30, (40, 5), 20),
+        (20, (20, 20, 19, 3, 1, 1), 9),
+        (7, (3,) * 30, 5),
+        (99, (), 9),
+    ],
+)
+def test_votes_of_many_samples_are_counted_as_those_of_few(monkeypatch, own, others, unparsed):
+    counted = votes.win_probability.__wrapped__(own, others, unparsed)
+    ks = (1, 2, 3, 8, 17, counted.size // 2, counted.size - 1, counted.size)
+    monkeypatch.setattr(votes, "COUNTED", 10)
+    monkeypatch.setattr(votes, "FEW", 10)
+    found = votes.win_probability.__wrapped__(own, others, unparsed, ks)
+    assert found == pytest.approx(counted[np.array(ks) - 1], abs=1e-9)
+    curve = votes.win_probability.__wrapped__(own, others, unparsed)
+    assert curve == pytest.approx(counted, abs=0.05)  # between some it is a line
+
+
+def test_votes_of_thousands_of_samples():
+    """More subsets than a float holds, as published sets of 10,000 samples have."""
+    close, sure = ["a"] * 5_040 + ["b"] * 4_960, ["a"] * 1_100
+    for answers in (close, sure):
+        found = majority_curve(answers, judged(answers), [1, 3, len(answers)])
+        p = answers.count("a") / len(answers)
+        assert found == pytest.approx([p, p**3 + 3 * p**2 * (1 - p), 1.0], abs=1e-3)
+    rng = np.random.default_rng(0)
+    more = rng.hypergeometric(5_040, 4_960, 2_048, 200_000)
+    drawn = (more > 1_024).mean() + (more == 1_024).mean() / 2
+    assert majority_curve(close, judged(close), [2_048]) == pytest.approx([drawn], abs=0.004)
+    samples = frame([[(answer, 1) for answer in ["a"] * 700 + ["b"] * 400]])
+    of_all = {(o.method, o.n): o.accuracy.value for o in policies_within(samples, 1_100)}
+    assert of_all["majority", 1_100] == of_all["pass_at_k", 1_100] == 1.0
+    assert of_all["majority", 1] == pytest.approx(7 / 11)
