@@ -1,8 +1,8 @@
 """Compilation of the functions that a replay spends its time in, kept on disk between runs.
 
 numba looks only at the file of a cached function itself, not at those of the functions it calls:
-code of an older version could be run. So the folder of the cache is named after the text of all
-files that hold compiled code.
+code of an older version could be run. So the folder of the cache is named after the text of
+`SOURCES`: all files that hold compiled code, and what these take from.
 
 To load a cache is to run what it holds. So it is used only where nobody else can write to it, and
 numba's settings do not come from a file in the working folder. Else functions are compiled in
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 else:
     wide = np.int64
 
+SOURCES: Final = ("accuracy/orders.py", "compiled.py", "evidence", "replay", "step_time")
 UNUSED_S: Final = 30 * 86400  # after which the code of another version is deleted
 _PARTS_TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile as numba does
 
@@ -65,11 +66,17 @@ def private(folder: Path) -> bool:
     return True
 
 
+def sources() -> list[Path]:
+    """Return the files whose text names a cache, in their order."""
+    own = [Path(__file__).parent / name for name in SOURCES]
+    inside = {file for each in own for file in ([each] if each.is_file() else each.rglob("*.py"))}
+    return [*sorted(inside), *(Path(str(each.__file__)) for each in (stop_rules, window))]
+
+
 def _own_folder() -> Path:
     """Return where this version's machine code lies; what is long unused there is deleted."""
     digest = hashlib.sha256(numba.__version__.encode())
-    others = (Path(str(each.__file__)) for each in (stop_rules, window))
-    for source in (*sorted(Path(__file__).parent.rglob("*.py")), *others):
+    for source in sources():
         digest.update(source.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     base = Path(home) / "ttscope" / "compiled"

@@ -7,6 +7,9 @@ lengths, `ignore_eos`), once with the old setting too. It prints what was predic
 measured, the errors, and how many of the measured values lie in the predicted 90 % intervals. "As
 before" is how far off the watched server's own numbers are: of the same setting it is the noise.
 "Replayed" is the watched run replayed as it was, against its own numbers: the replay's own part.
+"Pace" is how much longer the same decode batches took on that server than on the watched one: a
+shared machine alone makes that. "Paced" is the prediction with step times that much longer, which
+leaves what the other setting changes.
 `--keep FOLDER` leaves the recordings there, and predicts again from those that it finds.
 """
 
@@ -18,7 +21,10 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partialmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -28,6 +34,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.servers.vllm_server import ROOT, free_port, running
 from profiler.plugin.shared_token import shared_token
 from profiler.workload.problems import load_workload
+
+if TYPE_CHECKING:
+    from traces.recording.reader import Recording
 
 BASE = ("--max-num-seqs", "16", "--max-num-batched-tokens", "2048")
 CHANGES = {
@@ -119,17 +128,39 @@ def main() -> None:
         compare(asked, asked.keep)
 
 
+def pace(base: "Recording", other: "Recording") -> float:
+    """Return how much longer decode batches of the same size took, as a weighted geometric mean."""
+    import polars as pl  # not before the servers are forked
+
+    step = pl.col("interval_ns")
+    of_size = [
+        recording.frame("steps")
+        .filter((pl.col("prefill_tokens") == 0) & (pl.col("decode_requests") > 0))
+        .group_by("decode_requests")
+        .agg(step.median(), pl.len())
+        .filter(pl.col("len") >= 20)
+        for recording in (base, other)
+    ]
+    both = of_size[0].join(of_size[1], on="decode_requests", suffix="_other")
+    ratio = (both["interval_ns_other"] / both["interval_ns"]).log().to_numpy()
+    weight = both.select(pl.min_horizontal("len", "len_other")).to_series().to_numpy()
+    return float(np.exp(np.average(ratio, weights=weight)))
+
+
 def compare(asked: argparse.Namespace, kept: Path) -> None:
     """Measure, predict and print, with recordings in the folder `kept`."""
     # Servers are forked from a process that imports this module, and vLLM does not start beside
     # numba.
+    from advisor.step_time.law import StepTimes
     from advisor.what_if.predict import predict
     from advisor.what_if.question import Question, changed
     from traces.recording.reader import Recording
     from traces.summary.metrics import estimate_of
     from traces.summary.run import summarise
 
+    at = StepTimes.at
     errors: dict[tuple[str, str], list[float]] = {}
+    paced: dict[tuple[str, str], list[tuple[float, bool]]] = {}
     before: dict[tuple[str, str], list[float]] = {}
     held: dict[tuple[str, str], list[bool]] = {}
     replayed: dict[str, list[float]] = {}
@@ -141,8 +172,14 @@ def compare(asked: argparse.Namespace, kept: Path) -> None:
         (run,) = summarise(base)
         for change, path in paths.items():
             engine, policy, _ = changed(run, [change])
-            found = predict(base, run, Question(engine=engine, policy=policy))
-            (real,) = summarise(Recording.open(path))
+            question = Question(engine=engine, policy=policy)
+            found = predict(base, run, question)
+            other = Recording.open(path)
+            (real,), slower = summarise(other), pace(base, other)
+            longer = partialmethod(lambda times, slower, factor: at(times, slower * factor), slower)
+            with patch.object(StepTimes, "at", longer):
+                at_its_pace = predict(base, run, question).predicted
+            print(f"{repeat} {change:34} pace {slower:.2f}", flush=True)
             for tag in TAGS:
                 told, took = estimate_of(found.predicted, tag), estimate_of(real, tag)
                 was = estimate_of(run, tag)
@@ -150,6 +187,9 @@ def compare(asked: argparse.Namespace, kept: Path) -> None:
                 errors.setdefault((change, tag), []).append(told.value / took.value - 1)
                 before.setdefault((change, tag), []).append(was.value / took.value - 1)
                 held.setdefault((change, tag), []).append(inside)
+                then = estimate_of(at_its_pace, tag)
+                of_pace = then.value / took.value - 1, then.low <= took.value <= then.high
+                paced.setdefault((change, tag), []).append(of_pace)
                 if change == next(iter(CHANGES)):
                     again = estimate_of(found.replayed, tag)
                     replayed.setdefault(tag, []).append(again.value / was.value - 1)
@@ -165,14 +205,21 @@ def compare(asked: argparse.Namespace, kept: Path) -> None:
         size, alike = np.mean(np.abs(values)), np.mean(np.abs(before[change, tag]))
         print(
             f"{change:34} {tag:24} mean {np.mean(values):+7.1%} median {np.median(values):+7.1%} "
-            f"size {size:6.1%}, as before {alike:6.1%}"
+            f"size {size:6.1%}, as before {alike:6.1%}, paced "
+            f"{np.mean([abs(error) for error, _ in paced[change, tag]]):6.1%}"
         )
     for tag, values in replayed.items():
         print(f"{'replayed':34} {tag:24} {', '.join(f'{each:+.1%}' for each in values)}")
     for place, names in enumerate((CHANGES, TAGS)):
         for name in names:
             inside = [each for key, values in held.items() if key[place] == name for each in values]
-            print(f"{name:34} inside 90 % intervals: {sum(inside)} of {len(inside)}")
+            of_pace = [
+                held for key, found in paced.items() if key[place] == name for _, held in found
+            ]
+            print(
+                f"{name:34} inside 90 % intervals: {sum(inside)} of {len(inside)}, "
+                f"paced {sum(of_pace)}"
+            )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # As the engine sets it: numba refuses another number of threads once it has started some.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -21,11 +21,29 @@ os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
 # No test cuts the power: what is written stays in memory until the disk has time.
 os.fsync = lambda file: None
 
-# A machine may be busy: how long an example takes is no fault.
-settings.register_profile("tests", deadline=None)
+# A machine may be busy: how long an example takes is no fault. The examples are the same in each
+# run; `--hypothesis-profile new` draws others.
+ANY_PACE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("tests", derandomize=True, **ANY_PACE)
+settings.register_profile("new", **ANY_PACE)
 settings.load_profile("tests")
 
 LEARNED = re.compile(r"def test_\w+\([^)]*\b(?:advisor|fresh|fresh_advisor|recordings)\b")
+LONGEST = (  # files that take more than half a minute; one of those that share an advisor
+    "profiler/serve/test_real_serve.py",
+    "tui/test_terminal.py",
+    "advisor/advice/test_advise.py",
+    "tui/test_real_terminal.py",
+    "test_golden.py",
+    "profiler/attach/test_real_attach.py",
+    "test_live_to_advice.py",
+    "profiler/engines/vllm/test_real_vllm.py",
+    "tui/verbs/test_outcomes_alone.py",
+    "profiler/sweep/test_ray_sweep.py",
+    "advisor/accuracy/test_extrapolation.py",
+    "tui/report/test_report.py",
+    "tui/text/test_hostile_text.py",
+)
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
@@ -66,20 +84,36 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items):
-    """Begin with real engines, slow ones first, then other slow files: short ones end it.
+def pytest_collection_modifyitems(config, items):
+    """Begin with the files that take longest, then other slow ones: short ones end it.
 
-    Tests with real engines are skipped where vLLM is missing. In CI they fail instead.
+    So the processes end together. Tests with real engines are skipped where vLLM is missing. In CI
+    they fail instead.
     """
     kinds = ("vllm", "slow")
     files = {kind: {i.path for i in items if i.get_closest_marker(kind)} for kind in kinds}
-    items.sort(key=lambda item: [item.path not in files[kind] for kind in kinds])
+    rank = {config.rootpath / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(
+        key=lambda item: (
+            rank.get(item.path, len(rank)), *(item.path not in files[kind] for kind in kinds)
+        )
+    )  # fmt: skip
     if importlib.util.find_spec("vllm") is not None or os.environ.get("CI") == "true":
         return
     skip = pytest.mark.skip(reason="vLLM is not installed (make install)")
     for item in items:
         if item.get_closest_marker("vllm") is not None:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """What a test sets in the environment, and the verbs that it calls, ends with it."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -53,11 +53,10 @@ def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome
     size = int(np.argmax(sizes[1:]) + 1) if sizes[1:].any() else 0
     chosen = [table[problem_id] for problem_id, count in held.items() if count >= size > 0]
     found = []
-    steps = sample_counts(size) if size else []
     for budget in budgets if chosen else ():
         curves = np.array(
             [
-                majority_curve([row[0] for row in rows], [row[1] for row in rows], steps)
+                majority_curve([row[0] for row in rows], [row[1] for row in rows])
                 for rows in (cuts[budget][:size] for cuts in chosen)
             ]
         )
@@ -70,11 +69,11 @@ def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome
             BudgetOutcome(
                 budget_tokens=budget,
                 n=n,
-                right=curves[:, place],
+                right=curves[:, n - 1],
                 tokens=tokens * n,
                 counts=counts,
             )
-            for place, n in enumerate(steps)
+            for n in sample_counts(size)
         ]
     return found
 

@@ -227,6 +227,7 @@ def try_tables(
         return []
     for pool in pools:
         judged = pool.key[1] != AS_SENT and pool.curve is None
+        judged = judged and all(run.answers_told for run in pool.runs)
         problems = pool.loads(names) if judged else None
         if problems is not None:
             rng = np.random.default_rng([seed, 6])
@@ -247,9 +248,7 @@ def _singles(
     whole = [each.n for each in pool.policies if each.all_samples_end and each.n <= fewest]
     curves = [
         majority_curve(
-            [s.answer for s in p.samples],
-            [s.correct for s in p.samples],
-            range(1, max(whole, default=0) + 1),
+            [s.answer for s in p.samples], [s.correct for s in p.samples], max(whole, default=0)
         )
         for p in problems
     ]

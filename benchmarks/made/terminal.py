@@ -164,9 +164,10 @@ def in_terminal(
 ):
     """Run a command with a terminal of its own as stdin, stdout and stderr.
 
-    `keys` are pairs: when the first stands on the screen, the second is typed; CTRL_C interrupts
-    as in any terminal, and a signal is sent to it alone. With `redirected`, stdout is a file. What
-    an inherited environment says of terminals is left out, `env` goes on top.
+    `keys` are pairs: when the first, a text or a pattern, stands on the screen, the second is
+    typed. CTRL_C interrupts as in any terminal, a signal is sent to it alone. With `redirected`,
+    stdout is a file. What an inherited environment says of terminals is left out, `env` goes on
+    top.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -185,7 +186,8 @@ def in_terminal(
         os.close(theirs)
         screen = Screen(columns, rows)
         try:
-            raw, ending_s = _watch(process, ours, screen, list(keys), time.monotonic() + timeout_s)
+            waited = [(_pattern(wanted), key) for wanted, key in keys]
+            raw, ending_s = _watch(process, ours, screen, waited, time.monotonic() + timeout_s)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -197,6 +199,10 @@ def in_terminal(
     while lines and not lines[-1]:
         lines.pop()
     return Seen(process.returncode, raw, lines, screen.wrapped, screen.app, stdout, ending_s)
+
+
+def _pattern(wanted):
+    return wanted if isinstance(wanted, re.Pattern) else re.compile(re.escape(wanted))
 
 
 def _watch(process, ours, screen, keys, deadline):
@@ -216,13 +222,13 @@ def _watch(process, ours, screen, keys, deadline):
         elif ended:
             return b"".join(parts), time.monotonic() - pressed
         shown = "\n".join(screen.shown())
-        if keys and keys[0][0] in shown:
+        if keys and keys[0][0].search(shown):
             key, pressed = keys.pop(0)[1], time.monotonic()
             if isinstance(key, signal.Signals):
                 process.send_signal(key)
             else:
                 os.write(ours, key.encode())
-        waits = f"; waits for {keys[0][0]!r}" if keys else ""
+        waits = f"; waits for {keys[0][0].pattern!r}" if keys else ""
         assert time.monotonic() < deadline, f"it goes on{waits}:\n{shown}"
 
 

@@ -38,6 +38,7 @@ class FakeEngine:
     asked: list = field(default_factory=list)  # bodies
     headers: list = field(default_factory=list)
     connections: set = field(default_factory=set)  # ports that completions were asked from
+    draw: random.Random = field(default_factory=lambda: random.Random(0))
     aborted: int = 0
     finished: int = 0
 
@@ -86,7 +87,8 @@ class FakeEngine:
                 request.transport.close()
                 return response
             if self.token_s:
-                await asyncio.sleep(self.token_s * random.uniform(1 - self.spread, 1 + self.spread))
+                share = self.draw.uniform(1 - self.spread, 1 + self.spread)
+                await asyncio.sleep(self.token_s * share)
             part = {"delta": {"content": piece}} if chat else {"text": piece}
             await self._send(response, {"choices": [{"index": 0, **part, "finish_reason": None}]})
         part = {"delta": {}} if chat else {"text": ""}

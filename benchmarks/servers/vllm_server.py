@@ -1,7 +1,9 @@
 """Real vLLM servers on loopback."""
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import time
@@ -31,10 +33,19 @@ class Server:
             os.killpg(self.process.pid, number)
 
 
+# Below those that a system gives to clients, for each process of the tests others, each once.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_PORTS = itertools.count(random.SystemRandom().randrange(1000))
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port for a server that is started later, or started again."""
+    while True:
+        port = 10_000 + 1000 * (_WORKER % 20) + next(_PORTS) % 1000
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def launch(folder, *arguments, port=None, **variables):
@@ -65,11 +76,10 @@ def wait_for(server):
     deadline = time.monotonic() + 400
     while True:
         assert server.process.poll() is None and time.monotonic() < deadline, server.log.read_text()
-        try:
+        with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{server.url}/health", timeout=2).status_code == 200:
                 return
-        except httpx.HTTPError:
-            time.sleep(0.5)
+        time.sleep(0.2)
 
 
 def end(server):

@@ -100,12 +100,14 @@ def serve(
                 ready(where)
                 await ended.wait()
 
+        switch_s = sys.getswitchinterval()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(run())
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None  # a second signal
         finally:
+            sys.setswitchinterval(switch_s)
             telemetry.close()
 
 

@@ -1,4 +1,6 @@
 import gc
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +87,19 @@ def test_the_cache_is_a_folder_of_the_users_own(home):
     assert [each.stat().st_mode & 0o777 for each in (folder, *list(folder.parents)[:2])] == [
         0o700
     ] * 3
+
+
+def test_the_cache_is_named_after_all_compiled_code_and_what_it_takes_from():
+    advisor = Path(module.__file__).parent
+    named = set(module.sources())
+    compiled_in = [
+        path for path in advisor.rglob("*.py") if "from advisor.compiled import" in path.read_text()
+    ]
+    assert len(compiled_in) > 9 and named >= set(compiled_in)
+    for path in compiled_in:
+        for taken in re.findall(r"^from (advisor[\w.]*) import", path.read_text(), re.M):
+            found = advisor.parent / taken.replace(".", "/")
+            assert {found.with_suffix(".py"), *found.glob("*.py")} & named, f"{path}: {taken}"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777])

@@ -23,11 +23,11 @@ def ttscope(*arguments, **rest):
     )
 
 
-def warm_ttscope(*arguments):
-    """Run the command in a process that has vLLM imported."""
+def warm_ttscope(*arguments, module=None):
+    """Run the command, or `module` in its place, in a process that has vLLM imported."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        process = Warm(arguments, stdout=out, stderr=err, cwd=ROOT)
+        process = Warm(arguments, module=module, stdout=out, stderr=err, cwd=ROOT)
         try:
             code = process.wait(timeout=300)
         except subprocess.TimeoutExpired:

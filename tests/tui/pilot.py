@@ -2,12 +2,9 @@
 
 from textual.widgets import DataTable, Static
 
+from tui.app.app import settle
 
-async def settle(pilot):
-    """Wait until no worker runs, and what they have posted is drawn."""
-    for _ in range(2):
-        await pilot.app.workers.wait_for_complete()
-        await pilot.pause()
+__all__ = ["entry_at_cursor", "last", "screen_text", "settle", "text_of"]
 
 
 def text_of(app, selector="#message"):

@@ -23,8 +23,8 @@ ESTIMATE = {"value", "low", "high", "unit", "extrapolated"}
 
 def truncated(folder):
     copy = folder / "truncated"
-    shutil.copytree(next(SHIPPED.iterdir()), copy)
-    part = next(copy.glob("steps-*.parquet"))
+    shutil.copytree(RUN, copy)
+    part = min(copy.glob("steps-*.parquet"))
     part.write_bytes(part.read_bytes()[:1000])
     return copy
 
@@ -159,8 +159,9 @@ def test_truncated_part_is_one_line(run, tmp_path):
     assert "truncated or corrupt" in line
 
 
-def test_taken_output_is_refused_before_the_engine_starts(run):
-    code, _, err = run("record", "--model", "demo/s", "-o", next(SHIPPED.iterdir()))
+def test_taken_output_is_refused_before_the_engine_starts(run, tmp_path):
+    (tmp_path / "recording.json").write_bytes((RUN / "recording.json").read_bytes())
+    code, _, err = run("record", "--model", "demo/s", "-o", tmp_path)
     assert code == 2
     assert "already holds a recording" in err
 

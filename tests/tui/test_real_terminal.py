@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from benchmarks.made.terminal import ROOT, in_terminal, ttscope
+from profiler.sweep.plan import load_plan
 from tests.tui.test_terminal import check
 from traces.recording.reader import Recording, find_recordings
-from tui.verbs.demo import DEMO
+from tui.verbs.demo import DEMO, SHIPPED
 
 INSTALLED = ROOT / ".venv" / ".installed"  # by make
 FEW = 24  # of the 96 problems that the demo has
@@ -34,21 +35,28 @@ def short_folder():
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_the_demo_measures_advises_and_opens_the_app(short_folder):
-    """Its own plan with fewer problems: all engines and policies."""
-    plan = yaml.safe_load((DEMO / "plan.yaml").read_text())
-    (short_folder / "plan.yaml").write_text(yaml.safe_dump(plan | {"problems": FEW}))
+    """Its own plan with fewer problems, and of each kind of run one."""
+    plan = yaml.safe_load((DEMO / "plan.yaml").read_text()) | {"problems": FEW}
+    models, _, drafts = plan["engines"]
+    models["model"], drafts["policies"] = ["demo/s"], drafts["policies"][:1]
+    (short_folder / "plan.yaml").write_text(yaml.safe_dump(plan))
     folder = short_folder / "runs"
     command = [sys.executable, "-c", OF_PLAN, short_folder, "demo", "-o", folder]
     # The app opens on the answer, `q` leaves it. One that is also compute-optimal has both names.
     seen = in_terminal(*command, cwd=ROOT, keys=[("A system-", "q")], timeout_s=1500)
     assert seen.code == 0 and "Traceback" not in seen.text, seen.text
-    assert b"12/12" in seen.raw and b"%d/%d" % (FEW, FEW) in seen.raw
+    assert b"5/5" in seen.raw and b"%d/%d" % (FEW, FEW) in seen.raw
     assert "Run demo/" in seen.text and f"recordings in {folder}" in seen.text
     assert not [line for line in seen.wrapped if str(Path(folder)) not in line]
     assert any("accuracy of at least 0.75, lowest mean latency" in line for line in seen.app)
-    assert any("12 recordings" in line for line in seen.app)
+    assert any("5 recordings" in line for line in seen.app)
     recordings = [Recording.open(path) for path in find_recordings(folder)]
-    assert len(recordings) == 12 and all(each.complete for each in recordings)
+    assert len(recordings) == 5 and all(each.complete for each in recordings)
+
+
+def test_its_plan_is_that_of_the_shipped_recordings():
+    jobs = [job.name for group in load_plan(DEMO / "plan.yaml") for job in group.jobs]
+    assert sorted(jobs) == sorted(each.name for each in SHIPPED.iterdir()) and len(jobs) == 12
 
 
 @pytest.mark.skipif(not INSTALLED.exists(), reason="make has installed nothing here")

@@ -25,6 +25,7 @@ from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
 from traces.statistics import Z95, mean
 from traces.summary.comparison import (
+    LOAD,
     RUN_TO_RUN,
     Difference,
     Judged,
@@ -438,8 +439,8 @@ def load_check(expected: Expectations, numbers: Numbers) -> Check:
 def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run, run: Run) -> Gate:
     """Hold a run against an earlier one of the same problems.
 
-    Without limits those of `DEFAULT_LIMITS` count that both runs have a number for. Raises
-    TtscopeError where a limit that was given cannot be judged.
+    Without limits those of `DEFAULT_LIMITS` count that both runs have a number for. Times under
+    another load are not judged. Raises TtscopeError where a limit that was given cannot be judged.
     """
     there = {each.metric.tag for each in compared.changes if each.difference.low is not None}
     chosen = [parse_limit(text) for text in limits or DEFAULT_LIMITS]
@@ -447,7 +448,13 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         if compared.reason is not None:
             raise TtscopeError(f"cannot be compared: {compared.reason}")
         chosen = [each for each in chosen if each.tag in there]
-    checks = [_change_of(each) for each in judge(chosen, compared)]
+    loads = [f"{name} {a} -> {b}" for name, (a, b) in compared.config.items() if name in LOAD]
+    other_load = f"the load is another one ({', '.join(loads)})" if loads else None
+    judged = judge(chosen, compared)
+    timed = [each.limit.text for each in judged if each.timed]
+    if limits and timed and other_load is not None:
+        raise TtscopeError(f"{timed[0]} cannot be judged: {other_load}")
+    checks = [_change_of(each, other_load) for each in judged]
     drafts = _acceptance(baseline, run)
     checks += [] if drafts is None or limits else [drafts]
     if not checks:
@@ -461,14 +468,16 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     )
 
 
-def _change_of(judged: Judged) -> Check:
+def _change_of(judged: Judged, other_load: str | None) -> Check:
     verdict: Verdict = "broken" if judged.broken else "ok" if judged.sure else "unsure"
     why = {
         "broken": "the whole interval is beyond the limit",
         "ok": "the whole interval is within the limit",
         "unsure": "the interval reaches to both sides of the limit",
     }[verdict]
-    if judged.problems_to_settle is not None:
+    if judged.timed and other_load is not None:
+        verdict, why = "absent", other_load
+    elif judged.problems_to_settle is not None:
         why += f". Some {judged.problems_to_settle:,} problems would settle it"
     return Check(
         name=judged.limit.text,

@@ -539,9 +539,15 @@ def _verdict(
     return "better" if better else "worse", None
 
 
+LOAD = ("load.concurrency", "load.rate_per_s")
+
+
 def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
-    """Return `engine.field` and `policy.field` that differ, with both values."""
+    """Return `engine.field`, `policy.field` and parts of the load that differ, with both values."""
     changes: dict[str, tuple[Any, Any]] = {}
+    for name, *values in zip(LOAD, first.conditions, second.conditions, strict=False):
+        if values[0] != values[1]:
+            changes[name] = (values[0], values[1])
     for part in ("engine", "policy"):
         one, two = (_fields(getattr(run, part)) for run in (first, second))
         for name in one | two:

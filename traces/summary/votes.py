@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.published import PublishedCurve
-from traces.statistics import Floats, binomial, column_means, mean, of_others
+from traces.statistics import Floats, column_means, mean, of_others
+from traces.summary.problems import all_judged, answers_told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def sample_counts(n: int) -> list[int]:
     return counts if counts[-1] == n else [*counts, n]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def pass_curve(n: int, right: int) -> Floats:
     """Return the chance that any of k of n samples is right, for k = 1 .. n.
 
@@ -92,82 +94,120 @@ def pass_curve(n: int, right: int) -> Floats:
 
 
 def majority_curve(
-    answers: Sequence[Hashable],
-    correct: Sequence[bool | None],
-    counts: Sequence[int] | None = None,
+    answers: Sequence[Hashable], correct: Sequence[bool | None], most: int | None = None
 ) -> Floats:
-    """Return the chance that a vote of k of the samples is right, for k = 1 .. n, or of `counts`.
+    """Return the chance that a vote of k of the samples is right, for k = 1 .. n, or up to `most`.
 
-    An answer that was judged both ways counts by its share of right ones. Raises ValueError when
-    the two differ in length.
+    An answer that was judged both ways counts by its share of right ones. Of more than MOST_EXACT
+    samples it is the mean over random orders of them. Raises ValueError when the two differ in
+    length.
     """
     votes = Counter(answers)
     right = Counter([a for a, flag in zip(answers, correct, strict=True) if flag])
     unparsed = votes.pop(None, 0)
-    places = None if counts is None else tuple(counts)
-    curve = np.zeros(len(answers) if places is None else len(places))
-    sizes = sorted(votes.values())
-    for answer, own in votes.items():
-        if right[answer]:
+    total = len(answers) if most is None else min(most, len(answers))
+    return _curve([(size, right[answer]) for answer, size in votes.items()], unparsed, total)
+
+
+def _curve(voted: Sequence[tuple[int, int]], unparsed: int, total: int) -> Floats:
+    """Return the chance for k = 1 .. total; of each answer the samples and the right ones."""
+    sizes = sorted(size for size, _ in voted)
+    samples = sum(sizes) + unparsed
+    exact = total if samples <= MOST_EXACT else min(total, ALWAYS_EXACT)
+    curve = np.zeros(exact)
+    for size, right in voted:
+        if right:
             others = sizes.copy()
-            others.remove(own)
-            curve += right[answer] / own * win_probability(own, tuple(others), unparsed, places)
-    return curve
+            others.remove(size)
+            curve += right / size * win_probability(size, tuple(others), unparsed, exact)
+    if exact == total:
+        return curve
+    each, rights = np.array(voted, dtype=np.int64).reshape(-1, 2).T
+    return np.append(curve, _by_orders(each, rights / each, unparsed)[exact:total])
 
 
-COUNTED = 1_000  # samples up to which the ways to draw some of them are numbers that a float holds
-FEW = 300  # samples up to which it takes less to count them for all k than to ask for some
+MOST_EXACT = 1000  # samples of a problem; of more there are too many subsets for floats
+ALWAYS_EXACT = 8  # samples of a vote, of however many
+_ORDERS = 128  # of the samples of a problem with more
+_PLACES = 1.1  # from one number of samples at which their votes are counted to the next
+_CELLS = 2_000_000  # samples in orders held at once
+
+
+def in_orders(method: str, k: int, n: int, accuracy: float, problems: int) -> dict[str, Any]:
+    """Return on what votes of k of n samples rest where there are too many subsets to be exact.
+
+    The standard error is, at most, that of a mean over so many problems.
+    """
+    if method != "majority" or n <= MOST_EXACT or k <= ALWAYS_EXACT or k == n:
+        return {}
+    error = np.sqrt(max(accuracy * (1 - accuracy), 0.0) / (_ORDERS * problems))
+    return {"basis": "monte_carlo", "error": float(error)}
+
+
+def _by_orders(sizes: NDArray[np.int64], right: Floats, unparsed: int) -> Floats:
+    """Return how often votes of k samples are right, k = 1 .. all, over random orders.
+
+    `sizes` are the samples of each answer, `right` the share of these that is right. The vote of
+    all is exact. Numbers between those at which votes are counted lie on a line between these.
+    """
+    samples, classes = int(sizes.sum()) + unparsed, len(sizes) + 1
+    codes = np.repeat(np.arange(classes), np.append(sizes, unparsed))
+    steps = range(int(np.log(samples) / np.log(_PLACES)) + 1)
+    counts = sorted({round(_PLACES**step) for step in steps} | set(sample_counts(samples)))
+    rng = np.random.default_rng([samples, classes])
+    found, at_once = np.zeros(len(counts)), max(_CELLS // samples, 1)
+    for first in range(0, _ORDERS, at_once):
+        rows = min(at_once, _ORDERS - first)
+        orders = rng.permuted(np.broadcast_to(codes, (rows, samples)), axis=1)
+        orders += classes * np.arange(rows)[:, None]
+        tally, before = np.zeros((rows, classes), dtype=np.int64), 0
+        for place, count in enumerate(counts):
+            more = np.bincount(orders[:, before:count].ravel(), minlength=tally.size)
+            tally, before = tally + more.reshape(tally.shape), count
+            found[place] += _share_right(tally[:, :-1], right).sum()
+    found /= _ORDERS
+    found[-1] = _share_right(sizes[None], right)[0]
+    return np.asarray(np.interp(np.arange(1, samples + 1), counts, found), dtype=float)
+
+
+def _share_right(tally: NDArray[np.int64], right: Floats) -> Floats:
+    """Return the right share of the answers with the most votes, of each row."""
+    most = tally.max(axis=1, keepdims=True, initial=0)
+    leads = (tally == most) & (most > 0)
+    return np.asarray(leads @ right / np.maximum(leads.sum(axis=1), 1))
 
 
 @lru_cache(maxsize=4096)
 def win_probability(
-    own: int, others: tuple[int, ...], unparsed: int, counts: tuple[int, ...] | None = None
+    own: int, others: tuple[int, ...], unparsed: int, most: int | None = None
 ) -> Floats:
     """Return the share of wins of an answer in votes over k of all samples, for k = 1 .. all.
 
-    Or for `counts`, which takes less where there are many samples: of more than `COUNTED` all k are
-    read off a line through some.
+    Or up to `most`, which takes less where there are many samples.
 
     The answer has `own` of the samples, the other answers have `others`, and `unparsed` have no
-    vote. A tie among t answers counts 1 / t.
+    vote. A tie among t answers counts 1 / t. With v votes for the answer the other answers' votes
+    are counted by a multivariate hypergeometric recursion, together with how many of them also
+    have v.
     """
     samples = own + sum(others) + unparsed
-    wanted = np.arange(1, samples + 1) if counts is None else np.array(counts, dtype=int)
-    if samples <= (COUNTED if counts is None else FEW):
-        found = _counted_wins(own, others, unparsed, int(wanted.max(initial=0)))[wanted - 1]
-    else:
-        known = wanted
-        if counts is None:
-            steps = np.geomspace(16, samples, 2 * int(np.log2(samples / 16)) + 2)
-            known = np.unique([*range(1, 16), *steps.round().astype(int)])
-        shares = [_share_of_wins(own, others, unparsed, int(k)) for k in known]
-        found = np.interp(np.log(wanted), np.log(known), shares) if counts is None else shares
-    found = np.asarray(found, dtype=float)
-    found.setflags(write=False)
-    return found
-
-
-def _counted_wins(own: int, others: tuple[int, ...], unparsed: int, total: int) -> Floats:
-    """Return the share of wins in votes over k of the samples, k = 1 .. total.
-
-    With v votes for the answer the other answers' votes are counted by a multivariate
-    hypergeometric recursion, together with how many of them also have v.
-    """
-    samples = own + sum(others) + unparsed
+    total = samples if most is None else most
     wins = np.zeros(total + 1)
-    own_ways = _binomials(own)
+    own_ways = _binomials(own, total)
     for votes in range(1, min(own, total) + 1):
         ways = _ways_not_above(votes, others, unparsed, total)
         shared = ways @ (1.0 / np.arange(1, ways.shape[1] + 1))
         wins[votes:] += own_ways[votes] * shared[: total + 1 - votes]
-    return np.asarray(np.minimum(wins[1:] / _binomials(samples)[1 : total + 1], 1.0))
+    found = np.minimum(wins[1:] / _binomials(samples, total)[1:], 1.0)
+    found.setflags(write=False)
+    return np.asarray(found)
 
 
 @lru_cache(maxsize=1024)
-def _binomials(n: int) -> Floats:
-    """Return C(n, 0 .. n) as floats, exact to rounding up to n = COUNTED."""
-    row = np.ones(n + 1)
-    for k in range(1, n + 1):
+def _binomials(n: int, most: int) -> Floats:
+    """Return C(n, 0 .. n), or up to `most`, as floats, exact to rounding up to n = 1000."""
+    row = np.ones(min(n, most) + 1)
+    for k in range(1, len(row)):
         row[k] = row[k - 1] * (n - k + 1) / k
     return row
 
@@ -180,9 +220,9 @@ def _ways_not_above(votes: int, others: tuple[int, ...], unparsed: int, total: i
     able = sum(size >= votes for size in others)
     ways = np.zeros((total + 1, able + 1))
     reach = min(unparsed, total)
-    ways[: reach + 1, 0] = _binomials(unparsed)[: reach + 1]
+    ways[: reach + 1, 0] = _binomials(unparsed, total)
     for size in others:
-        choose = _binomials(size)
+        choose = _binomials(size, total)
         grown = np.zeros_like(ways)
         for drawn in range(min(size, votes) + 1):
             rows = min(reach, total - drawn) + 1
@@ -196,74 +236,8 @@ def _ways_not_above(votes: int, others: tuple[int, ...], unparsed: int, total: i
     return ways
 
 
-_TINY = 1e-18  # a probability that adds nothing
-_MOST_NODES = 16  # of a quadrature over ties, which is exact up to twice as many tied answers
-
-
-def _share_of_wins(own: int, others: tuple[int, ...], unparsed: int, k: int) -> float:
-    """Return the share of wins in votes over k of many samples.
-
-    Drawn with probability k / samples each, the answers' votes are independent and binomial, and
-    given that k were drawn in all they are those of a subset of k. So the chance that no other
-    answer has more than v votes, and all have k - v, is read off the product of the
-    characteristic functions of their votes, cut at v. An answer with v votes counts z there: of t
-    of them z^t has the mean 1 / (t + 1) over z from 0 to 1, which Gauss and Legendre's nodes give.
-    """
-    samples = own + sum(others) + unparsed
-    if k == samples:
-        return 0.0 if max(others, default=0) > own else 1.0 / (1 + others.count(own))
-    chance = k / samples
-    mine = binomial(own, chance)
-    able = np.flatnonzero(mine > _TINY)
-    least, most = max(int(able[0]), 1), int(able[-1])
-    rivals = [(size, count, binomial(size, chance)) for size, count in Counter(others).items()]
-    tops = [int(np.flatnonzero(votes > _TINY)[-1]) for _, _, votes in rivals]
-    below = [np.cumsum(votes) for _, _, votes in rivals]
-    if able[0] > max(tops, default=0):
-        return 1.0
-    width = int(20 * np.sqrt(samples * chance * (1 - chance))) + 101  # of all that has a chance
-    width = min(width, samples + 1) | 1
-    turn = np.exp(-2j * np.pi * np.arange(width) / width)
-    half = np.arange(width // 2 + 1)
-    twice = np.where(half == 0, 1.0, 2.0) / width
-    free = np.log(1 - chance + chance * turn[half])
-    cut = [_transform(votes[:least], width) for _, _, votes in rivals]
-    total = 0.0
-    for v in range(least, most + 1):
-        held = [at for at, top in enumerate(tops) if v <= top]
-        turned = turn[half * v % width]
-        if all(below[at][v] > _TINY for at in held):
-            loose = unparsed + sum(
-                size * count for at, (size, count, _) in enumerate(rivals) if v > tops[at]
-            )
-            rest = np.exp(loose * free) * turn[-half * (k - v) % width] * twice
-            tied = sum(rivals[at][1] for at in held)
-            for node, weight in _nodes(min(tied // 2 + 1, _MOST_NODES)):
-                product = rest
-                for at in held:
-                    _, count, votes = rivals[at]
-                    product = product * (cut[at] + node * votes[v] * turned) ** count
-                total += float(mine[v] * weight * product.real.sum())
-        for at in held:
-            cut[at] = cut[at] + rivals[at][2][v] * turned
-    return min(max(total / float(binomial(samples, chance)[k]), 0.0), 1.0)
-
-
-@lru_cache(maxsize=_MOST_NODES)
-def _nodes(count: int) -> tuple[tuple[float, float], ...]:
-    """Return the nodes between 0 and 1 of Gauss and Legendre's quadrature, with their weights."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return tuple(zip(((nodes + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
-
-
-def _transform(amounts: Floats, width: int) -> NDArray[np.complex128]:
-    """Return half the discrete Fourier transform, over `width` places, of amounts at 0, 1, .."""
-    folded = np.bincount(np.arange(amounts.size) % width, weights=amounts, minlength=width)
-    return np.asarray(np.fft.rfft(folded))
-
-
-def _majority_curves(samples: pl.DataFrame, n: int, counts: tuple[int, ...]) -> Floats:
-    """Return [problems, counts]: `majority_curve` of each problem, in the order of their numbers.
+def _majority_curves(samples: pl.DataFrame, n: int) -> Floats:
+    """Return [problems, n]: `majority_curve` of each problem, in the order of their numbers.
 
     Problems with the same votes have the same curve, and there are few such.
     """
@@ -283,14 +257,7 @@ def _majority_curves(samples: pl.DataFrame, n: int, counts: tuple[int, ...]) -> 
         codes = [int(part) for part in name.split()]
         unparsed = -sum(each for each in codes if each < 0)
         voted = [divmod(each, n + 1) for each in codes if each > 0]
-        sizes = sorted(size for size, _ in voted)
-        curve = np.zeros(len(counts))
-        for size, right in voted:
-            if right:
-                others = sizes.copy()
-                others.remove(size)
-                curve += right / size * win_probability(size, tuple(others), unparsed, counts)
-        curves[name] = curve
+        curves[name] = _curve(voted, unparsed, n)
     names = list(curves)
     places = signed.select(pl.col("code").replace_strict(names, range(len(names))))["code"]
     taken: Floats = np.array([curves[name] for name in names])[places.to_numpy()]
@@ -308,8 +275,10 @@ def policies_within(
 
     Or of `counts` of samples.
 
-    Only problems with n ended samples whose answers were judged count. The tokens are k/n of
-    the problem's, which is what a random subset takes on average.
+    Only problems with n ended samples whose answers were judged count. Where right samples come
+    without their answers the only vote known is that of one sample, which is pass@1. The tokens
+    are k/n of the problem's, which is what a random subset takes on average, None where a sample
+    has none.
     """
     counted = (
         samples.select("problem", "answer", "correct", "end", "output_tokens")
@@ -317,22 +286,28 @@ def policies_within(
         .agg(
             rows=pl.len(),
             ended=pl.col("end").is_not_null().all(),
-            judged=pl.col("correct").is_not_null().any(),
+            judged=all_judged(samples),
             right=pl.col("correct").sum(),
-            tokens=pl.col("output_tokens").sum(),
+            tokens=pl.when(pl.col("output_tokens").is_not_null().all()).then(
+                pl.col("output_tokens").sum()
+            ),
         )
     )
     whole = counted.filter(pl.col("rows") == n, "ended", "judged").sort("problem")
     if not whole.height:
         return ()
-    counts = tuple(sample_counts(most or n) if counts is None else counts)
+    counts = sample_counts(most or n) if counts is None else counts
     places = [k - 1 for k in counts]
-    own = samples.select("problem", "answer", "correct")
-    voted = _majority_curves(own.join(whole.select("problem"), on="problem", how="semi"), n, counts)
-    numbers, place = np.unique(whole["right"].to_numpy(), return_inverse=True)
-    passed = np.array([pass_curve(n, int(right))[places] for right in numbers])[place]
-    tokens = whole["tokens"].to_numpy().astype(float) / n
-    taken = {k: mean(tokens * k, "tokens") for k in counts}
+    rights, place = np.unique(whole["right"].to_numpy(), return_inverse=True)
+    passed = np.array([pass_curve(n, int(right))[places] for right in rights])[place]
+    told, voted = answers_told(samples), passed  # one sample needs no vote
+    if told:
+        own = samples.select("problem", "answer", "correct")
+        voted = _majority_curves(own.join(whole.select("problem"), on="problem", how="semi"), n)
+        voted = voted[:, places]
+    known = not whole["tokens"].null_count()
+    tokens = whole["tokens"].fill_null(0).to_numpy().astype(float) / n
+    taken = {k: mean(tokens * k, "tokens") if known else None for k in counts}
     policies = [(method, k) for method in ("majority", "pass_at_k") for k in counts]
     return tuple(
         PolicyOutcome(
@@ -341,9 +316,11 @@ def policies_within(
             budget_tokens=None,
             accuracy=accuracy,
             tokens_per_problem=taken[k],
+            **in_orders(method, k, n, accuracy.value, whole.height),
             other_problems=of_others(accuracy, whole.height, whole.height),
         )
         for (method, k), accuracy in zip(
             policies, column_means(np.hstack([voted, passed]), "1"), strict=True
         )
+        if told or method != "majority" or k == 1
     )

@@ -224,19 +224,19 @@ def screenshot(app: TtscopeApp, screen: str, size: tuple[int, int], target: Path
 
 async def _take(app: TtscopeApp, screen: str, size: tuple[int, int]) -> str:
     async with app.run_test(size=size) as pilot:
-        await _loaded(app, pilot)
+        await settle(pilot)
         if screen != "recordings":
             await app.switch_mode(screen)
             await pilot.pause()
-            await _loaded(app, pilot)
+            await settle(pilot)
         return app.export_screenshot(title="ttscope")
 
 
-async def _loaded(app: TtscopeApp, pilot: Pilot[None]) -> None:
+async def settle(pilot: Pilot[None]) -> None:
     """Wait until no worker runs, and no message is left that would start another."""
     while True:
-        await app.workers.wait_for_complete()
+        await pilot.app.workers.wait_for_complete()
         await pilot.pause()
         await pilot.pause()
-        if all(worker.is_finished for worker in app.workers):
+        if all(worker.is_finished for worker in pilot.app.workers):
             return

@@ -21,7 +21,7 @@ from tui.report.markup import (
     tag,
     term,
 )
-from tui.report.material import Material
+from tui.report.material import MOST_FORETOLD, Material
 from tui.report.words import KINDS, OF_RUN, configuration
 from tui.text.recordings.kernels import held_texts
 from tui.text.recordings.show import warnings_of
@@ -335,6 +335,10 @@ def predicted_against_measured(material: Material) -> Html:
         tag("p", f"Not predicted: {', '.join(names)}: {why}.", class_="note")
         for why, names in refused.items()
     ]
+    recordings = len({run.recording for run in material.runs})
+    if recordings > MOST_FORETOLD:
+        few = f"The first {MOST_FORETOLD} of {recordings} recordings were predicted."
+        notes.append(tag("p", few, class_="note"))
     if not rows:
         why = material.not_foretold or "no run can be predicted from the others"
         return join([empty(f"Nothing to hold against one another. Why: {why}."), *notes])

@@ -50,8 +50,8 @@ _EXPLAINED = (*ESTIMATES, "ttft_s.p50", "tpot_s.p50")
 
 REGRET = "Of the compute-optimal configuration minus of the system-optimal one, problem by problem."
 SURE = (
-    "Share of 400 resamplings of the problems and of the models' errors in which every limit of "
-    "the budget is met."
+    "Share of resamplings of the problems and of the models' errors in which every limit of the "
+    "budget is met: the lower one of two halves of 200."
 )
 
 # Kind of step -> what it is.

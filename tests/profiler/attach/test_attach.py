@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import profiler.attach.scraper
-from benchmarks.servers.clients import everything_in
+from benchmarks.servers.clients import everything_in, until
 from benchmarks.servers.metrics_server import metrics_server
 from benchmarks.servers.vllm_server import free_port
 from profiler.attach.deployment import Deployment
@@ -47,8 +47,8 @@ def attach(*servers, folder, seconds=None, change=None, headers=None, **options)
     ticks, stop, over = [], threading.Event(), threading.Event()
 
     def wait(share):
-        until = begun + (30 if seconds is None else share * seconds)
-        while time.monotonic() < until and not over.wait(0.01):
+        latest = begun + (60 if seconds is None else share * seconds)
+        while time.monotonic() < latest and not over.wait(0.01):
             if seconds is None and len(servers[0].asked) >= before + share * 12:
                 return
         assert seconds is not None or over.is_set()
@@ -70,6 +70,11 @@ def attach(*servers, folder, seconds=None, change=None, headers=None, **options)
     return Recording.open(path), ticks
 
 
+def asked_again(server, times):
+    before = len(server.asked)
+    until(lambda: len(server.asked) > before + times)  # and the last of these was answered
+
+
 def kinds(recording):
     return recording.frame("events")["kind"].to_list()
 
@@ -85,7 +90,7 @@ def test_what_a_page_says_is_kept_as_read(server, tmp_path):
     assert config.key() == key
     assert set(scrapes["engine"]) == {key}
     polls = scrapes["time"].n_unique()
-    assert 12 <= polls <= 14
+    assert polls >= 12
     assert scrapes.filter(name="vllm:num_requests_running")["value"].to_list() == [3.0] * polls
     assert scrapes["le"].is_infinite().any()
     assert not scrapes["name"].str.contains("_created|^python|^http").any()
@@ -193,9 +198,11 @@ def test_a_restart_is_noted_and_the_new_configuration_read(server, tmp_path):
 def test_errors_and_hangs_are_gaps_that_end(server, tmp_path):
     def breaks():
         server.status = 500
-        threading.Timer(0.4, setattr, (server, "status", 200)).start()
+        asked_again(server, 2)
+        server.status = 200
+        asked_again(server, 2)  # the first of them may have been asked for before
 
-    recording, _ = attach(server, folder=tmp_path / "r", seconds=2, change=breaks)
+    recording, _ = attach(server, folder=tmp_path / "r", change=breaks)
     told = recording.frame("events")
     assert told["kind"].to_list() == ["gap", "reconnect"]
     assert told["detail"][0].endswith("/metrics: HTTP 500")
@@ -220,12 +227,13 @@ def test_a_server_that_fails_is_left_alone_for_longer_and_longer(server, tmp_pat
     def breaks():
         server_broken_at.append(len(server.asked))
         server.status = 503
+        asked_again(server, 4)
 
-    attach(server, folder=tmp_path / "r", seconds=4, change=breaks)
+    attach(server, folder=tmp_path / "r", change=breaks)
     asked = [at for path, _, at in server.asked[server_broken_at[0] :] if path == "/metrics"]
-    pauses = [b - a for a, b in itertools.pairwise(asked)]
-    assert len(asked) <= 6  # of 20 at the usual pace
-    assert pauses == sorted(pauses)
+    pauses = [b - a for a, b in itertools.pairwise(asked[-4:])]
+    least = [0.1, 0.2, 0.4]  # a late thread makes them longer
+    assert all(found > 0.9 * wanted for found, wanted in zip(pauses, least, strict=True)), pauses
 
 
 def test_a_slow_page_is_asked_for_a_tenth_of_the_time(server, tmp_path):
@@ -360,10 +368,8 @@ def test_a_signal_ends_the_verb_well(server, tmp_path, number):
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
     )
-    until = time.monotonic() + 60
-    while process.poll() is None and not list(tmp_path.glob("r/scrapes-000001.parquet")):
-        assert time.monotonic() < until
-        time.sleep(0.05)  # for the second part: a line is shown after the first second
+    # For the second part: a line is shown after the first second.
+    until(lambda: process.poll() is not None or [*tmp_path.glob("r/scrapes-000001.parquet")], 120)
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -47,6 +47,7 @@ class Two:
             "TTSCOPE_PLUGIN": here,
             "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
             "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{shared_token()}",
+            "OTEL_BSP_SCHEDULE_DELAY": "300",  # ms between two exports of spans
             "PYTHONPATH": with_probe(folder / "site", NOTED.format(path=self.noted)),
         }
         flags = [
@@ -97,16 +98,24 @@ def test_all_depths_agree(two, tmp_path):
         assert incoming.adopt(30) == 1
         stop, texts = threading.Event(), []
 
-        def after_the_first_poll():  # what came before it is in no rate of /metrics
+        def polled():
+            parts = list((tmp_path / "r").glob("scrapes-*.parquet"))
+            return parts and Recording.open(tmp_path / "r").frame("scrapes")["time"].max()
+
+        def between_two_polls():  # what comes before the first is in no rate of /metrics
             try:
-                until(lambda: list((tmp_path / "r").glob("scrapes-*.parquet")))
-                ask(two.one.url, texts, stop)
+                until(polled)
+                spans = receiver.received
+                ask(two.one.url, texts)
+                ended = time.time_ns()
+                until(lambda: receiver.received >= spans + PROBLEMS * SAMPLES)
+                until(lambda: polled() > ended + 200_000_000)
             finally:
                 stop.set()
 
-        client = threading.Thread(target=after_the_first_poll)
-        client.start()
+        client = threading.Thread(target=between_two_polls)
         receiver.take_batches()
+        client.start()
         path = watch(deployment, tmp_path / "r", stop=stop, probes=[incoming.watched])
         client.join()
     recording = Recording.open(path)
@@ -134,20 +143,14 @@ def test_all_depths_agree(two, tmp_path):
     assert all(text not in kept for text in texts if len(text) > 12)
 
 
-def ask(url, texts, stop):
-    try:
-        model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-        for problem in range(1, PROBLEMS + 1):
-            body = {"model": model, "prompt": f"{CANARY} {problem}", "max_tokens": 24}
-            headers = {"traceparent": f"00-{problem:032x}-{problem:016x}-01"}
-            for _ in range(SAMPLES):
-                answer = httpx.post(
-                    f"{url}/v1/completions", json=body, headers=headers, timeout=120
-                )
-                texts.append(answer.json()["choices"][0]["text"])
-    finally:
-        threading.Event().wait(8)  # vLLM's exporter sends every 5 s
-        stop.set()
+def ask(url, texts):
+    model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+    for problem in range(1, PROBLEMS + 1):
+        body = {"model": model, "prompt": f"{CANARY} {problem}", "max_tokens": 24}
+        headers = {"traceparent": f"00-{problem:032x}-{problem:016x}-01"}
+        for _ in range(SAMPLES):
+            answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120)
+            texts.append(answer.json()["choices"][0]["text"])
 
 
 def test_a_workload_over_two_replicas_with_nothing_of_it_kept(two, tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.servers.vllm_server import free_port
 from profiler.attach.receiver.receiver import Receiver
 
 # vLLM's import brings its libraries' warnings.
@@ -133,12 +134,11 @@ def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):
     made.on = False
 
 
-def test_a_full_buffer_keeps_the_newest_steps(monkeypatch, receiver):
+def test_a_full_buffer_keeps_the_newest_steps(monkeypatch):
     import profiler.plugin.step_logger as module
 
     monkeypatch.setattr(module, "CAPACITY", 100)
-    port = receiver.port
-    receiver.close()
+    port = free_port()
     made = logger(monkeypatch, f"http://127.0.0.1:{port}")
     seen, ends = step(), []
     for _ in range(1_000):
@@ -224,7 +224,6 @@ def test_every_attach_learns_the_configuration(monkeypatch):
     import random
 
     from benchmarks.servers.metrics_server import metrics_server
-    from benchmarks.servers.vllm_server import free_port
     from profiler.attach.deployment import Deployment
     from profiler.attach.receiver.incoming import Incoming
     from profiler.engines.server.access import Access
@@ -289,7 +288,7 @@ def test_a_broken_configuration_is_one_line(monkeypatch, caplog, target):
 
 def test_a_probe_that_raises_switches_itself_off(monkeypatch, caplog, receiver):
     made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
-    logging.getLogger("vllm.ttscope").propagate = True
+    monkeypatch.setattr(logging.getLogger("vllm.ttscope"), "propagate", True)
     with caplog.at_level(logging.WARNING, "vllm.ttscope"):
         for _ in range(3):
             made.record(SimpleNamespace(), SimpleNamespace())

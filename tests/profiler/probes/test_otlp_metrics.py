@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
+from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.attachment import Attachment, attach_to
 from profiler.attach.watch import watch
@@ -197,8 +198,15 @@ def test_attach_sends_what_it_reads_and_the_recording_is_as_without(monkeypatch,
         with ExitStack() as stack:
             wanted = Attachment(accesses=(Access.of(server.url),), period_s=0.1)
             attached = attach_to(stack, wanted, may_open=lambda _: False, say=print)
-            stop = threading.Event()
-            threading.Timer(1.5, stop.set).start()
+            asked, stop = len(server.asked), threading.Event()
+
+            def end():
+                try:
+                    until(lambda: len(server.asked) > asked + 3)
+                finally:
+                    stop.set()
+
+            threading.Thread(target=end).start()
             watch(attached.deployment, tmp_path / "r", stop=stop, probes=attached.probes)
         (key,) = attached.deployment.engines
     assert received.only(RUNNING).as_double == 3

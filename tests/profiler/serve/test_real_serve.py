@@ -4,6 +4,7 @@ Steps are recorded in one process. A server's HTTP comes on top, and weighs much
 milliseconds. So latencies are promised once a run of the server is among the recordings.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -55,11 +56,10 @@ class Process:
         until = time.monotonic() + WAIT_S
         while True:
             assert self.process.poll() is None and time.monotonic() < until, self.said()
-            try:
+            with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(self.url, timeout=2).status_code == 200:
                     return self
-            except httpx.HTTPError:
-                time.sleep(0.5)
+            time.sleep(0.2)
 
     def said(self):
         return Path(self.log.name).read_text()[-4000:]

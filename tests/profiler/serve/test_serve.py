@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from benchmarks.servers.fake_engine import running
+from benchmarks.servers.vllm_server import free_port
 from tests.profiler.serve.conftest import serving
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
@@ -27,6 +28,13 @@ def client(url, **more):
 def ask(url, **body):
     body = {"model": "fake", "messages": MESSAGES} | body
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20)
+
+
+async def until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
 
 
 def votes(*answers):
@@ -67,8 +75,8 @@ def test_the_openai_client_gets_the_answer_of_the_vote(engine, upstream, tmp_pat
 
 
 def test_what_is_not_needed_any_more_is_cancelled(engine, upstream, tmp_path):
-    engine.tokens, engine.token_s = 12, 0.02
-    engine.answers = lambda body, number: "a" * (12 if number < 3 else 4000) + "</think>12"
+    engine.tokens, engine.token_s = 4000, 0.02  # a letter each
+    engine.answers = lambda body, number: "a" * (2 if number < 3 else 4000) + "</think>12"
     with serving(tmp_path / "kept", upstream, method="agreement", n=8, agree=3) as url:
         begun = time.monotonic()
         told = ask(url).json()["ttscope"]
@@ -212,8 +220,9 @@ def test_an_engine_that_fails_is_told_and_forgiven(engine, upstream, tmp_path, f
 
 
 def test_an_engine_that_was_killed_and_comes_back(engine, tmp_path):
+    port = free_port()
     with ExitStack() as stack:
-        first = stack.enter_context(running(engine))
+        first = stack.enter_context(running(engine, port))
         with serving(tmp_path / "kept", first, method="majority", n=2) as url:
             assert ask(url).status_code == 200
             stack.close()
@@ -221,16 +230,16 @@ def test_an_engine_that_was_killed_and_comes_back(engine, tmp_path):
             assert gone.status_code == 502
             assert "the engine is gone" in gone.json()["error"]["message"]
             assert httpx.get(f"{url}/v1/models").status_code == 502
-            with running(engine, int(first.rpartition(":")[2])):
+            with running(engine, port):
                 assert ask(url).status_code == 200
     (run,) = summarise(Recording.open(tmp_path / "kept"))
     assert (run.problems, run.problems_failed, run.complete) == (2, 1, True)
 
 
 def test_a_slow_engine_is_answered_by_the_votes_there_are(engine, upstream, tmp_path):
-    engine.tokens, engine.token_s = 10, 0.05
-    engine.answers = lambda body, number: "12" if number < 2 else "a" * 100_000 + "</think>5"
-    settings = {"timeout_s": 0.4}
+    engine.tokens, engine.token_s = 10_000, 0.01  # a letter each
+    engine.answers = lambda body, number: "12" if number < 2 else "a" * 10_000 + "</think>5"
+    settings = {"timeout_s": 1.0}
     with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=3) as url:
         answer = ask(url).json()
         assert answer["ttscope"]["decided_by"] == "timeout"
@@ -242,19 +251,21 @@ def test_a_slow_engine_is_answered_by_the_votes_there_are(engine, upstream, tmp_
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_samples_of_a_client_that_vanishes_are_cancelled(engine, upstream, tmp_path, stream):
+async def test_the_samples_of_a_client_that_vanishes_are_cancelled(
+    engine, upstream, tmp_path, stream
+):
     engine.tokens, engine.token_s = 1000, 0.05
     engine.answers = lambda body, number: "a" * 1000
     with serving(tmp_path / "kept", upstream, method="majority", n=4) as url:
-        with pytest.raises(httpx.ReadTimeout):
+        async with httpx.AsyncClient(timeout=None) as asking:
             body = {"model": "fake", "messages": MESSAGES, "stream": stream}
-            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.5)
-        until = time.monotonic() + 5
-        while engine.aborted < 4 and time.monotonic() < until:
-            time.sleep(0.02)
-        assert engine.aborted == 4
-        assert 'outcome="gone"} 1.0' in httpx.get(f"{url}/metrics").text
-        assert httpx.get(f"{url}/health").json() == {"status": "ok", "in_flight": 0}
+            asked = asyncio.create_task(asking.post(f"{url}/v1/chat/completions", json=body))
+            await until(lambda: len(engine.asked) == 4)
+            asked.cancel()
+        await until(lambda: engine.aborted == 4)
+        await until(lambda: 'outcome="gone"} 1.0' in httpx.get(f"{url}/metrics").text)
+        idle = {"status": "ok", "in_flight": 0}
+        await until(lambda: httpx.get(f"{url}/health").json() == idle)
     recording = Recording.open(tmp_path / "kept")
     assert recording.problems["error"].to_list() == ["client gone"]
     assert set(recording.samples["cancelled_by"]) == {"client gone"}
@@ -262,14 +273,27 @@ def test_the_samples_of_a_client_that_vanishes_are_cancelled(engine, upstream, t
     assert (run.problems, run.problems_failed) == (0, 1)
 
 
-async def test_more_questions_than_places_wait_and_then_are_refused(engine, upstream, tmp_path):
-    engine.tokens, engine.token_s = 4, 0.1
+async def test_more_questions_than_places_wait_and_then_are_refused(
+    engine, upstream, tmp_path, monkeypatch
+):
+    send, goes_on = engine._send, threading.Event()
+
+    async def send_later(response, event):
+        while not goes_on.is_set():
+            await asyncio.sleep(0.01)
+        await send(response, event)
+
+    monkeypatch.setattr(engine, "_send", send_later)
     settings = {"in_flight": 1, "waiting": 2}
     with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
-        async with httpx.AsyncClient(timeout=20) as asking:
-            body = {"model": "fake", "messages": MESSAGES}
-            asked = [asking.post(f"{url}/v1/chat/completions", json=body) for _ in range(6)]
+        async with httpx.AsyncClient(timeout=60) as asking:
+            where, body = f"{url}/v1/chat/completions", {"model": "fake", "messages": MESSAGES}
+            asked = [asyncio.create_task(asking.post(where, json=body)) for _ in range(6)]
+            await until(lambda: sum(each.done() for each in asked) == 3)
+            refused = [each.result().status_code for each in asked if each.done()]
+            goes_on.set()
             codes = sorted(each.status_code for each in await asyncio.gather(*asked))
+    assert refused == [503, 503, 503]
     assert codes == [200, 200, 200, 503, 503, 503]
 
 

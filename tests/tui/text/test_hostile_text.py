@@ -126,7 +126,7 @@ def test_the_app_shows_it_literally(folder, tmp_path, screen):
     waits = {"live": "Advice", "advice": "no engine step to learn from"}
     keys = [(waits.get(screen, "[red]"), "q")]
     seen = ttscope(
-        "tui", folder, "--screen", screen, columns=200, cwd=tmp_path, keys=keys, timeout_s=40,
+        "tui", folder, "--screen", screen, columns=200, cwd=tmp_path, keys=keys,
         env={"XDG_CONFIG_HOME": str(tmp_path)},
     )  # fmt: skip
     assert seen.code == 0, seen.text

@@ -63,7 +63,8 @@ def gate(run, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "code"), [("base", 0), ("again", 0), ("slow", 3), ("few", 0), ("other", 1)]
+    ("name", "code"),
+    [("base", 0), ("again", 0), ("slow", 3), ("few", 0), ("other", 1), ("busy", 0)],
 )
 def test_a_run_against_its_baseline(run, runs, name, code):
     left, out, err = gate(run, runs["base"].path, runs[name].path)
@@ -72,6 +73,10 @@ def test_a_run_against_its_baseline(run, runs, name, code):
     assert (told != out or code == 1) and all(len(line) <= 80 for line in told.splitlines())
     if name == "slow":
         assert "FAIL  p95>+10%" in out
+    if name == "busy":  # four times as many in flight: slower, and no fault of the server
+        assert "-     p95>+10%" in out and "the load is another one" in " ".join(out.split())
+        left, _, err = gate(run, runs["base"].path, runs[name].path, "--fail-on", "p95>+5%")
+        assert left == 1 and "p95>+5% cannot be judged: the load is another one" in err
     if name == "few":
         assert "policy.n 16 -> 2" in out
 

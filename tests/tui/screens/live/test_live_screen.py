@@ -12,7 +12,7 @@ from textual.widgets import Input, Static
 from benchmarks.servers.metrics_server import metrics_server
 from tests.profiler.attach.test_kernel_windows import Profiler
 from tests.profiler.conftest import library, nvml  # noqa: F401
-from tests.tui.pilot import text_of
+from tests.tui.pilot import settle, text_of
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from tui.app.app import TtscopeApp
@@ -28,7 +28,7 @@ def server():
 
 
 async def wait_for(pilot, seen, kind, count=1):
-    for _ in range(400):
+    for _ in range(1200):
         if len({id(each) for each in seen if isinstance(each, kind)}) >= count:
             await pilot.pause()
             return
@@ -73,8 +73,7 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         assert app.screen.query_one("NavBar").status == "not connected"
         await wait_for(pilot, seen, LiveScreen.Suggested)
         assert "NEXT      no replay:" in text_of(app, "#next")
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await settle(pilot)
         (entry,) = (each for each in app.entries if each.path != tmp_path)
         assert entry.path.name.startswith("live-127.0.0.1")
         assert Recording.open(entry.path).complete
