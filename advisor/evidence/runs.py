@@ -376,9 +376,10 @@ def _problem_run(
     ]
     decided = next((t for t in (row["decided_at"], row["end"]) if t is not None), None)
     arrival = next((t for t in (row["arrival"], row["start"]) if t is not None), None)
-    prompt = _int(row["prompt_tokens"]) or max(
-        (_int(s["prompt_tokens"]) or 0 for s in whole), default=0
-    )
+    told = [tokens for s in whole if (tokens := _int(s["prompt_tokens"]))]
+    prompt = _int(row["prompt_tokens"]) or min(told, default=0)
+    if told and not imported:  # earlier recordings may name the prompt of a request that went on
+        prompt = min(told)
     if samples and not any(_int(s["output_tokens"]) for s in samples):
         return "whose output_tokens are not known"
     if not whole or len(whole) != n:

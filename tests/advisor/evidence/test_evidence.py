@@ -358,6 +358,16 @@ def test_answers_forced_at_a_budget_are_part_of_their_sample(tmp_path):
     assert lengths == {"a": 11, "b": 6}
 
 
+def test_a_prompt_is_that_of_the_samples_whatever_an_earlier_recording_says(tmp_path):
+    rows = {
+        "problems": [problem("a", prompt_tokens=2_150), problem("b")],
+        "samples": [sample("a", prompt_tokens=100), sample("b", prompt_tokens=None)],
+        "steps": [step(0), step(1)],
+    }
+    (run,) = gather([write(tmp_path / "r", rows)]).runs
+    assert {name: each.prompt_tokens for name, each in run.problems.items()} == {"a": 100, "b": 30}
+
+
 def test_drafts_of_a_forced_answer_go_behind_those_of_its_sample(tmp_path):
     drafts = {"drafted_per_step": [3, 3], "accepted_per_step": [2, 1]}
     rows = [
