@@ -2,6 +2,7 @@
 
     TtscopeError                what, where, and how to mend it, in one line (exit code 1)
     +-- UsageError              wrong arguments or a wrong plan (exit code 2)
+    |   +-- WorkloadsError      recordings that answer different problems
     +-- RecordingError          a path that is no recording, or one that cannot be read
     |   +-- NewerSchemaError    written by a newer ttscope
     +-- TraceError              a profiler trace that is none, or of which nothing can be read
@@ -30,6 +31,10 @@ class UsageError(TtscopeError):
     """The arguments, the budget or the plan are wrong."""
 
     exit_code = 2
+
+
+class WorkloadsError(UsageError):
+    """Recordings that should be of one workload answer different problems."""
 
 
 class Interrupted(TtscopeError):

@@ -1,6 +1,6 @@
 """The accuracy and tokens of policies that were never run, from the samples of one run that was.
 
-- Fixed votes are exact expectations over subsets.
+- Fixed votes are exact expectations over subsets, of very many samples means over random orders.
 - Weights, filters, windows and votes one by one are means over random orders.
 - Other rules that stop early follow the recorded ends, for fewer samples those of a replay.
 - Smaller limits of tokens are exact, as what they cut has no answer.
@@ -39,10 +39,10 @@ from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import SETTLED, Stop
 from traces.statistics import column_means, of_others, paired, problems_to_tell, ratio
-from traces.summary.problems import ENDED, voting_samples
 from traces.summary.run import Run
 from traces.summary.votes import (
     PolicyOutcome,
+    in_orders,
     majority_curve,
     pass_curve,
     policies_within,
@@ -118,9 +118,9 @@ def evaluate(
         )
     if max_tokens is None and samples.answers_told:
         columns += _limits(samples)
-    outcomes = _estimates(columns)
-    if samples.of > len(samples.problems) and max_tokens is None:
-        outcomes = _of_all(run, samples, inside, outcomes)
+    outcomes, of = _estimates(columns), len(samples.problems)
+    if samples.of > of:
+        outcomes, of = _of_all(samples, inside, outcomes), samples.of
     if samples.n > 1:
         told = samples.answers_told
         model = AnswerModel(seed=seed).fit(
@@ -132,12 +132,12 @@ def evaluate(
             ]
         )
         fixed = ("majority", "pass_at_k")
-        outcomes = _with_fresh_runs(model, outcomes, fixed)
+        outcomes = _with_fresh_runs(model, outcomes, fixed, of)
         tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
         reached = float(np.mean([any(p.correct) for p in samples.problems]))
         outcomes += [
             each
-            for each in extrapolate(model, beyond, tokens, reached=reached)
+            for each in extrapolate(model, beyond, tokens, reached=reached, of=of)
             if told or each.method == "pass_at_k"
         ]
     if samples.answers_told:
@@ -237,32 +237,30 @@ def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
                 if k == 1:
                     yield Column(_outcome(method, k), passed[:, place], each)
                 continue
-            yield Column(_outcome(method, k), table[:, place], each * k)
+            right = table[:, place]
+            basis = in_orders(method, k, samples.n, float(right.mean()), len(problems))
+            yield Column(_outcome(method, k, **basis), right, each * k)
 
 
 def _of_all(
-    run: Run, samples: SampledRun, counts: Sequence[int], outcomes: Sequence[PolicyOutcome]
+    samples: SampledRun, counts: Sequence[int], outcomes: Sequence[PolicyOutcome]
 ) -> list[PolicyOutcome]:
     """Return the outcomes with fixed votes of all problems instead of those at random."""
-    assert run.sample_rows is not None
-    own = voting_samples(run.sample_rows)
-    ended = own.with_columns(end=pl.when(ENDED, pl.col("error").is_null()).then(pl.lit(0)))
+    ended = samples.rows.with_columns(pl.col("correct").fill_null(False), end=pl.lit(0))
     whole = {
         (each.method, each.n): each for each in policies_within(ended, samples.n, counts=counts)
     }
     return [
-        each
-        if each.rule or each.max_tokens is not None or each.basis != "subsets"
-        else whole.get((each.method, each.n), each)
+        each if each.rule or each.max_tokens is not None else whole.get((each.method, each.n), each)
         for each in outcomes
     ]
 
 
 def _limits(samples: SampledRun) -> Iterator[Column]:
     """Return votes of one and of all under smaller max_tokens, exactly: what is cut has no vote."""
-    lengths = np.concatenate([problem.tokens for problem in samples.problems])
-    if not np.isfinite(lengths).all():
+    if samples.rows["output_tokens"].null_count():
         return
+    lengths = np.concatenate([problem.tokens for problem in samples.problems])
     for most in limits_that_cut(lengths.astype(int).tolist()):
         for each in _fixed(limited(samples, most, most), sorted({1, samples.n})):
             if each.outcome.method == "majority":
@@ -435,11 +433,11 @@ def _weighed(problem: ProblemSamples) -> Decided:
 
 
 def _with_fresh_runs(
-    model: AnswerModel, outcomes: Sequence[PolicyOutcome], methods: Sequence[str]
+    model: AnswerModel, outcomes: Sequence[PolicyOutcome], methods: Sequence[str], of: int
 ) -> list[PolicyOutcome]:
     like = [each for each in outcomes if each.max_tokens is None]
     others = [each for each in outcomes if each.max_tokens is not None]  # unlike those of the model
-    pairs = fresh_runs(model, like, methods=methods)
+    pairs = fresh_runs(model, like, methods=methods, of=of)
     return [replace(each, fresh_run=fresh) for each, fresh in pairs] + others
 
 
@@ -464,7 +462,7 @@ def _budgets(
         found = _estimates([_budget_column(each) for each in here])
         if max(each.n for each in here) > 1:
             model = AnswerModel(seed=seed).fit(here[0].counts)
-            found = _with_fresh_runs(model, found, ("majority",))
+            found = _with_fresh_runs(model, found, ("majority",), len(here[0].counts))
         outcomes += found
     for n in sorted({each.n for each in cut}):
         between_ = [between(cut, half, n) for half in halves if half not in cuts]

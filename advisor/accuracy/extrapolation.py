@@ -20,13 +20,19 @@ _BETAS = 20_000  # draws for the quantiles of a beta law
 
 
 def extrapolate(
-    model: AnswerModel, counts: Sequence[int], tokens_per_sample: Floats, *, reached: float = 0.0
+    model: AnswerModel,
+    counts: Sequence[int],
+    tokens_per_sample: Floats,
+    *,
+    reached: float = 0.0,
+    of: int | None = None,
 ) -> list[PolicyOutcome]:
     """Return maj@k and pass@k for more samples than the model was fitted on, marked so.
 
     The interval holds both the choice of problems and what the samples leave open about the laws
     and about every problem. `tokens_per_sample` are [problems]; `reached` is the pass@n of the
-    recorded samples, below which more of them cannot fall.
+    recorded samples, below which more of them cannot fall. A fresh run is of all `of` problems, of
+    which those of the model are some at random.
     """
     if not counts:
         return []
@@ -49,18 +55,23 @@ def extrapolate(
                     accuracy=around(value, others, extrapolated=True),
                     tokens_per_problem=tokens,
                     basis="model",
-                    fresh_run=fresh_interval(value, votes, extrapolated=True),
+                    fresh_run=fresh_interval(value, votes, of=of, extrapolated=True),
                 )
             )
     return found
 
 
 def fresh_runs(
-    model: AnswerModel, outcomes: Sequence[PolicyOutcome], *, methods: Sequence[str]
+    model: AnswerModel,
+    outcomes: Sequence[PolicyOutcome],
+    *,
+    methods: Sequence[str],
+    of: int | None = None,
 ) -> Iterator[tuple[PolicyOutcome, Estimate | None]]:
     """Yield each outcome with the interval in which a fresh run on the same problems falls.
 
-    Only for fixed votes of samples like those that the model was fitted on.
+    Only for fixed votes of samples like those that the model was fitted on. The outcomes are of
+    all `of` problems, of which those of the model are some at random.
     """
     counts = sorted({each.n for each in outcomes if each.method in methods})
     votes: dict[int, Votes] = model.simulate(counts) if counts else {}
@@ -70,10 +81,12 @@ def fresh_runs(
             continue
         vote = votes[each.n]
         runs = vote.majority if each.method == "majority" else vote.any_right
-        yield each, fresh_interval(each.accuracy.value, runs)
+        yield each, fresh_interval(each.accuracy.value, runs, of=of)
 
 
-def fresh_interval(value: float, runs: Floats, *, extrapolated: bool = False) -> Estimate:
+def fresh_interval(
+    value: float, runs: Floats, *, of: int | None = None, extrapolated: bool = False
+) -> Estimate:
     """Return the interval of a fresh run's accuracy; `runs` [repeats, draws, problems] are drawn.
 
     The accuracy is a sum of one answer per problem, each right with the posterior chance m that
@@ -81,10 +94,17 @@ def fresh_interval(value: float, runs: Floats, *, extrapolated: bool = False) ->
     samples leave it, so that both runs are in it; what the draws of the laws have in common may add
     to that. A beta law of this variance and one problem more, half right (Jeffreys), is cut at
     numbers of problems: where all are right, that does not say that all will be.
+
+    Both runs are of `of` problems, of which those drawn are some at random. A value that is
+    extrapolated rests on these alone, so that it lies off that of all by their choice too.
     """
-    size = runs.shape[-1]
+    drawn = runs.shape[-1]
+    size = of or drawn
     chance = runs.mean(axis=(0, 1))
-    spread = max(float((chance * (1 - chance)).sum()) / size**2, float(runs.mean(axis=2).var()))
+    spread = max(float((chance * (1 - chance)).mean()), drawn * float(runs.mean(axis=2).var()))
+    spread /= size
+    if extrapolated:
+        spread += float(chance.var()) * (1 / drawn - 1 / size)
     mean = (size * value + 0.5) / (size + 1)
     worth = mean * (1 - mean) / (spread + 0.5 / size**2)
     draws = np.random.default_rng([size, 8]).beta(worth * mean, worth * (1 - mean), _BETAS)

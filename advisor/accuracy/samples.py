@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,13 @@ import polars as pl
 
 from traces.errors import RecordingError, UsageError
 from traces.schema.tts.logprobs import with_means
-from traces.summary.problems import lost_problems, voting_samples
+from traces.summary.problems import (
+    all_judged,
+    answers_told,
+    lost_problems,
+    voting_samples,
+    without_timed_out,
+)
 from traces.summary.run import Run
 
 Floats = npt.NDArray[np.float64]
@@ -23,6 +28,7 @@ _USED = (
     "finish_reason", "error", "cancelled_by", "answer", "correct", "logprob_mean",
     "confidence_min_window",
 )  # fmt: skip
+_CENSORED = pl.coalesce("censored", pl.col("finish_reason").fill_null("") == "length")
 FEWEST = 4  # samples from which rules that stop early are judged
 
 
@@ -97,24 +103,21 @@ class SampledRun:
     """The problems of a run that have all their `n` samples; `notes` say what was left out.
 
     `answers_told` is False where samples are marked right whose answers nobody told (some imports),
-    so that no vote of several samples is known. An answer that did not parse is a known one. `of`
-    so many problems these are all, or some at random.
+    so that no vote of several samples is known. An answer that did not parse is a known one.
+    `problems` are all of those in `rows`, which has one sample a row, or some at random.
     """
 
     name: str
     n: int
     problems: tuple[ProblemSamples, ...]
     notes: tuple[str, ...]
-    of: int  # problems that there are
+    answers_told: bool
+    rows: pl.DataFrame = field(repr=False, compare=False)
 
-    @cached_property
-    def answers_told(self) -> bool:
-        """Whether every right sample has its answer."""
-        return not any(
-            right and answer is None
-            for problem in self.problems
-            for answer, right in zip(problem.answers, problem.correct, strict=True)
-        )
+    @property
+    def of(self) -> int:
+        """How many problems there are."""
+        return self.rows.height // max(self.n, 1)
 
 
 def limited(samples: SampledRun, most: int, recorded: int | None) -> SampledRun:
@@ -122,24 +125,29 @@ def limited(samples: SampledRun, most: int, recorded: int | None) -> SampledRun:
 
     Raises UsageError where lengths are not known, or samples were cut at less.
     """
-    lengths = np.concatenate([problem.tokens for problem in samples.problems])
+    lengths, cut = samples.rows["output_tokens"], pl.col("output_tokens") > most
     if most < 1:
         raise UsageError(f"--max-tokens {most}: must be at least 1")
-    if not np.isfinite(lengths).all():
+    if lengths.null_count():
         raise UsageError(
             f"--max-tokens {most:,}: {samples.name} lacks the output_tokens of samples"
         )
-    cut_before = any(problem.censored.any() for problem in samples.problems)
-    if cut_before and most > (recorded or lengths.max()):
+    longest = int(lengths.max() or 0)  # type: ignore[arg-type]
+    if samples.rows.select(_CENSORED.any()).item() and most > (recorded or longest):
         raise UsageError(
             f"--max-tokens {most:,}: samples of {samples.name} were cut at "
-            f"{recorded or int(lengths.max()):,}, and how they would have gone on is not known"
+            f"{recorded or longest:,}, and how they would have gone on is not known"
         )
-    cut = int((lengths > most).sum())
-    note = f"max_tokens {most:,}: {cut:,} of {lengths.size:,} samples are cut and have no vote"
+    count = int((lengths > most).sum())
+    note = f"max_tokens {most:,}: {count:,} of {len(lengths):,} samples are cut and have no vote"
     return replace(
         samples,
         problems=tuple(problem.limited(most) for problem in samples.problems),
+        rows=samples.rows.with_columns(
+            answer=pl.when(~cut).then("answer"),
+            correct=pl.col("correct") & ~cut,
+            output_tokens=pl.col("output_tokens").clip(upper_bound=most),
+        ),
         notes=(*samples.notes, note),
     )
 
@@ -162,9 +170,7 @@ def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun
     lost = lost_problems(run.rows)
     if lost.timed_out and lost.too_many:
         raise RecordingError(f"{name}: {lost.why_not}")
-    every, timed_out = samples, run.rows.filter(pl.col("timed_out").fill_null(False))
-    if timed_out.height:
-        samples = samples.join(timed_out.select("problem"), on="problem", how="anti")
+    every, samples = samples, without_timed_out(samples, run.rows)
     _check(name, samples, run.rows)
     problem_of = dict(run.rows.select("problem", "problem_id").iter_rows())
     # Imported outcomes have no times at all; what was in flight at a kill has an arrival.
@@ -172,14 +178,13 @@ def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun
     ended = samples.filter(over, pl.col("error").is_null())
     sizes = ended.group_by("problem").len()["len"]
     n = policy.n if (sizes >= policy.n).any() else max(sizes.mode().to_list(), default=0)
-    judged = pl.col("correct").is_not_null().any().over("problem")
     whole = (
-        ended.filter(judged)
+        ended.filter(all_judged(ended).over("problem"))
         .sort("problem", "sample_index")
         .filter(pl.len().over("problem") >= n)
         .filter(pl.int_range(pl.len()).over("problem") < n)
     )
-    notes: tuple[str, ...] = ()
+    rows, notes = whole, tuple[str, ...]()
     count = whole["problem"].n_unique()
     if most is not None and count > most:
         some = whole["problem"].unique().sort().sample(most, seed=seed)
@@ -193,7 +198,14 @@ def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun
         notes = notes if means.why is None else (*notes, means.why)
     problems = _problems(whole, n, problem_of)
     notes = (*_left_out(run, every, problems, n, count), *notes)
-    return SampledRun(name=name, n=n, problems=problems, notes=notes, of=count)
+    return SampledRun(
+        name=name,
+        n=n,
+        problems=problems,
+        notes=notes,
+        answers_told=answers_told(rows),
+        rows=rows,
+    )
 
 
 def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:
@@ -272,13 +284,8 @@ def _problems(
         .to_dict()
         .items()
     }
-    by_reason = pl.col("finish_reason").fill_null("") == "length"
     told = rows.select(
-        "problem",
-        "sample_index",
-        "answer",
-        pl.col("correct").fill_null(False),
-        pl.coalesce("censored", by_reason),
+        "problem", "sample_index", "answer", pl.col("correct").fill_null(False), censored=_CENSORED
     )
     names, indices, answers, correct = (tuple(told[name]) for name in told.columns[:4])
     censored = told["censored"].to_numpy()

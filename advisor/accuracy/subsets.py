@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -90,12 +89,6 @@ class RandomOrders:
         every = np.broadcast_to(np.arange(self.n), (self.count, self.n))
         self.orders: Ints = rng.permuted(every, axis=1)
 
-    @cached_property
-    def marks(self) -> Floats:
-        """[samples, answers]: 1 where a sample gave the answer."""
-        every = np.arange(max(len(self.right), 1))
-        return np.asarray(self.answers[:, None] == every, dtype=float)
-
     def majority(self, k: int) -> Expectation:
         return self._fixed(self._tally(k), k)
 
@@ -154,8 +147,14 @@ class RandomOrders:
             np.array(firsts, dtype=np.int64), np.array(counts, dtype=np.int64), asked,
         )  # fmt: skip
 
-    def _tally(self, k: int) -> Floats:
-        return np.asarray(self.marks[self.orders[:, :k]].sum(axis=1))
+    def _tally(self, k: int, weights: Floats | None = None) -> Floats:
+        """Return the votes [orders, answers] of the first k samples, of `weights` [orders, k]."""
+        classes = max(len(self.right), 1) + 1  # the last for those without an answer
+        places = self.answers[self.orders[:, :k]] % classes
+        places += classes * np.arange(self.count)[:, None]
+        each = None if weights is None else weights.ravel()
+        tally = np.bincount(places.ravel(), each, minlength=self.count * classes)
+        return np.asarray(tally.reshape(self.count, classes)[:, :-1], dtype=float)
 
     def _weighed(self, k: int, logs: Floats) -> Floats:
         """Return the votes [orders, answers] of the samples' `logs` [orders, k], of any size.
@@ -164,7 +163,7 @@ class RandomOrders:
         """
         most = logs.max(axis=1, keepdims=True)
         held = np.exp(logs - np.where(np.isfinite(most), most, 0.0))
-        return np.asarray(np.einsum("ok,okc->oc", held, self.marks[self.orders[:, :k]]))
+        return self._tally(k, held)
 
     def _or_plain(self, tally: Floats, k: int, able: npt.NDArray[np.bool_]) -> Floats:
         some = np.asarray(able[self.orders[:, :k]].any(axis=1))

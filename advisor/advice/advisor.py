@@ -34,7 +34,7 @@ from advisor.search.space import Space, explore
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.saved import load_laws, save_laws
 from traces.errors import RecordingError, UsageError
-from traces.recording.reader import Recording
+from traces.recording.reader import Recording, both_told_apart
 from traces.schema.advice import Budget, Objective, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
@@ -173,6 +173,7 @@ class Advisor:
         recordings answer different workloads and for what cannot be offered, RecordingError when
         they hold nothing to learn from.
         """
+        recordings, checks = both_told_apart(recordings, checks)
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
         evidence, offers = gather(recordings, timed=not gpus), None
         if gpus:
@@ -232,7 +233,7 @@ class Advisor:
         self._check_judged(budget)
         state = self.under(budget.rate_per_s)
         state.begin()
-        return outline(self.shortlist(budget))
+        return outline(self.shortlist(budget), self.evidence.load[0])
 
     def _check_judged(self, budget: Budget) -> None:
         if not self.space.judged and (budget.min_accuracy or budget.optimise == "accuracy"):

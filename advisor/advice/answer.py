@@ -17,10 +17,12 @@ from advisor.advice.reasons import measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under
+from advisor.search.closed_form import ClosedForm
 from advisor.search.metrics import EXACT
 from traces.schema.advice import (
     ESTIMATES,
     Experiment,
+    Load,
     NearMiss,
     Pick,
     Present,
@@ -73,7 +75,10 @@ def answer(answering: Answering) -> Recommendation:
     if system is not None:
         seed = check.metrics.resampling.seed
         proposed = experiments(check, system, load=load, seed=seed)
-        short = short_runs(check, system, seed)
+        if check.metrics.replayed[system].law.prior is not None:
+            demands = answering.shortlist.metrics.demands
+            alone = ClosedForm(demands, concurrency=1, rate_per_s=None)
+            short = short_runs(check, system, seed, alone)
     why = reasons(
         evidence,
         check,
@@ -106,11 +111,20 @@ def answer(answering: Answering) -> Recommendation:
         present=_present(answering, system, equals),
         experiments=tuple(proposed),
         routings=space.routings,
+        load=_load(load),
     )
 
 
-def outline(shortlist: Shortlist) -> Recommendation:
-    """Return what the closed form says: picks and fronts as values alone, nothing replayed."""
+def _load(under: Under) -> Load:
+    in_flight, rate_per_s = under
+    return Load(concurrency=None if rate_per_s is not None else in_flight, rate_per_s=rate_per_s)
+
+
+def outline(shortlist: Shortlist, in_flight: int | None) -> Recommendation:
+    """Return what the closed form says: picks and fronts as values alone, nothing replayed.
+
+    So many problems are in flight where none arrive at a rate.
+    """
     budget, space, metrics = shortlist.budget, shortlist.metrics.space, shortlist.metrics
     system = shortlist.best() if budget.required else None
     compute = shortlist.compute_optimal(system)
@@ -160,6 +174,7 @@ def outline(shortlist: Shortlist) -> Recommendation:
             spread=metrics.spreads["latency_s"] if metrics.compared else None,
             first=None,
         ),
+        load=_load((in_flight, metrics.rate_per_s)),
     )
 
 

@@ -8,12 +8,14 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from traces.schema.engine import EngineConfig
+from advisor.evidence.keys import DEFAULT_BLOCK
+from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import ROUTED, WINDOWS
 
 REASONING = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
 SERVED_AT = "http://localhost:8000"  # where vLLM listens unless told otherwise
+CPU_BLOCK = 128  # tokens, vLLM's default of its CPU build
 _GIB = 2**30
 
 
@@ -50,6 +52,7 @@ def serve_command(
         _flag("tensor-parallel-size", engine.tensor_parallel_size, default=1),
         _flag("pipeline-parallel-size", engine.pipeline_parallel_size, default=1),
         _flag("data-parallel-size", engine.data_parallel_size, default=1),
+        "--enable-expert-parallel" if engine.expert_parallel else None,
         _flag("max-num-seqs", engine.max_num_seqs),
         _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
         _flag("block-size", engine.block_size),
@@ -181,3 +184,19 @@ def record_command(
         settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
         flags.append(_flag("speculative", json.dumps(settings)))
     return " ".join(["ttscope record", *(flag for flag in flags if flag)])
+
+
+def planned(engine: EngineConfig, facts: ModelFacts | None) -> dict[str, Any]:
+    """Return the settings that a plan can give and `record` cannot, which it would have otherwise.
+
+    Empty for servers, which have a command of their own. vLLM itself takes larger blocks for models
+    whose layers are not all full attention.
+    """
+    if engine.mode == "server" or engine.data_parallel_size > 1:
+        return {}
+    on_gpu = engine.gpu is not None
+    usual: dict[str, Any] = {"enforce_eager": not on_gpu}
+    if facts is None or facts.reads_all(engine.max_model_len):
+        usual["block_size"] = DEFAULT_BLOCK if on_gpu else CPU_BLOCK
+    given = {name: getattr(engine, name) for name in usual}
+    return {name: each for name, each in given.items() if each not in (None, usual[name])}

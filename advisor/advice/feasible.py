@@ -52,7 +52,7 @@ class BudgetCheck(Generic[M]):
     asked: whether a candidate is asked about; several replicas only with `--gpus`.
     allowed: whether it also takes no more devices than `--gpus`.
     limits: by the budget's field, in the order in which they are counted.
-    price: USD per device-hour, NaN where not known; `joules` per device-second likewise.
+    price: USD per device-hour, NaN where not known.
     sequence: the order in which candidates were looked at, which decides between equals.
     cost: what is optimised, less being better.
     chance: of meeting all limits at once, 0 for candidates that are not asked about.
@@ -70,11 +70,12 @@ class BudgetCheck(Generic[M]):
         self.metrics, self.budget, self.prices = metrics, budget, prices
         by_kind = [prices.of(kind.engine) for kind in metrics.space.kinds]
         self.price: Floats = np.array(by_kind, dtype=float)[metrics.kind]
-        self.per_second, self.joules = self.price / 3600, metrics.joules
-        known = {"prices": self.per_second, "joules": self.joules}
+        self.per_second, powered = self.price / 3600, metrics.powered
         capacity = None if metrics.rate_per_s is None else metrics.capacity_per_s
-        self.limits = limits_of_budget(budget, **known, capacity_per_s=capacity)
-        self.goal = goal_of(budget, **known)
+        self.limits = limits_of_budget(
+            budget, prices=self.per_second, powered=powered, capacity_per_s=capacity
+        )
+        self.goal = goal_of(budget, prices=self.per_second, powered=powered)
         count = len(self.price)
         self.asked: Bools = np.ones(count, dtype=bool)
         if budget.max_gpus is None:
@@ -236,8 +237,8 @@ class BudgetCheck(Generic[M]):
         limit = self.limits[field]
         sign = -1.0 if limit.above else 1.0
         draws = sign * self.metrics.draws(limit.metric)[row]
-        if field in PER_SECOND:
-            draws = draws * getattr(self, PER_SECOND[field])[row]
+        if field == "max_cost_usd":
+            draws = draws * self.per_second[row]
         if not alone:
             others = [met[row] for other, met in self.met.items() if other != field]
             draws = np.where(np.all(others, axis=0), draws, np.inf) if others else draws
@@ -294,7 +295,6 @@ class BudgetCheck(Generic[M]):
 
 
 ReplayedCheck = BudgetCheck[CandidateMetrics]
-PER_SECOND = {"max_cost_usd": "per_second", "max_energy_j": "joules"}
 
 
 class Shortlist(BudgetCheck[ClosedForm]):

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import hypot
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence
@@ -36,13 +37,20 @@ from traces.errors import RecordingError, UsageError
 from traces.files import whole_file
 from traces.recording.manifest import WorkloadFacts
 from traces.schema.advice import Pick, Recommendation
+from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
 from traces.statistics import Z95, mean, ratio
 from traces.summary.comparison import RUN_TO_RUN
 
+Ints = npt.NDArray[np.int64]
+
 FEWEST: Final = 8  # problems of a run of a server that tells what HTTP adds
+_ONE_ENGINE: Final = (  # what a step's time depends on
+    *("dtype", "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size"),
+    *("enforce_eager", "async_scheduling", "enable_prefix_caching", "gpu"),
+)
 UNLIKE: Final = 0.5  # by how much that may differ under another policy or load, of what is not 1
 
 
@@ -76,7 +84,7 @@ def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expe
     policy = PolicyFile(
         policy=pick.policy,
         model=pick.engine.model,
-        verifier=_verifier(advisor.evidence.workload),
+        verifier=verifier_of(advisor.evidence.workload),
         most_n=pick.policy.n,
     )
     write_document(folder / POLICY, policy)
@@ -117,14 +125,16 @@ def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
 def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
     """Return how many times as long a problem takes through a server as its replay says.
 
-    From runs of a server of the pick's model, problem by problem. None without such a run. The
-    interval holds the spread from run to run. What of the factor is not 1 may be half as much again
-    or half as little where no run had the pick's policy and load.
+    From runs of a server like the pick's engine but for limits, problem by problem, each against a
+    replay under its own limits. None without such a run. The interval holds the spread from run to
+    run. What of the factor is not 1 may be half as much again or half as little where no run had
+    the pick's limits, policy and load.
     """
     found, direct = [], False
     for made in advisor.evidence.made.served(pick.engine.model):
         under = load_of(made.recording)
-        rows = advisor.space.rows_of(pick.engine, made.policy)
+        engine = _as_served(pick.engine, made.engine)
+        rows = [] if engine is None else advisor.space.rows_of(engine, made.policy)
         times = latencies(made)
         if not rows or times is None:
             continue
@@ -135,7 +145,8 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
         known = np.array([times.get(name, np.nan) for name in names])
         each = ratio(known, replayed.latency_s[0].mean(axis=0), "1")
         if each is not None and each.low is not None and np.isfinite(known).sum() >= FEWEST:
-            alike = made.policy == pick.policy and same_load(under, load)
+            same = (engine, made.policy) == (pick.engine, pick.policy)
+            alike = same and same_load(under, load)
             found.append((each, 0.0 if alike else UNLIKE * abs(each.value - 1)))
             direct |= alike
     if direct:
@@ -145,6 +156,30 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
     ends = [end for each in found for end in _ends(*each)]
     value = float(np.mean([each.value for each, _ in found]))
     return Estimate(value=value, low=min(ends), high=max(ends), unit="1", runs=len(found))
+
+
+def _as_served(pick: EngineConfig, served: EngineConfig) -> EngineConfig | None:
+    """Return the pick's engine with a server's limits and replicas, None where it is another one.
+
+    What a server does not tell is taken to be as in the pick.
+    """
+
+    def told(name: str) -> Any:
+        value = getattr(served, name)
+        return getattr(pick, name) if value is None else value
+
+    if any(told(name) != getattr(pick, name) for name in _ONE_ENGINE):
+        return None
+    if served.speculative != pick.speculative:
+        return None
+    replicas, gpus = served.data_parallel_size, pick.one_replica().num_gpus
+    return replace(
+        pick,
+        max_num_seqs=told("max_num_seqs"),
+        max_num_batched_tokens=told("max_num_batched_tokens"),
+        data_parallel_size=replicas,
+        num_gpus=None if gpus is None else gpus * replicas,
+    )
 
 
 def _ends(factor: Estimate, unlike: float) -> tuple[float, float]:
@@ -169,7 +204,7 @@ def _served(promised: Estimate | None, factor: Estimate | None) -> Estimate | No
     )
 
 
-def _verifier(workload: WorkloadFacts | None) -> VerifierName | None:
+def verifier_of(workload: WorkloadFacts | None) -> VerifierName | None:
     """Return how answers were compared; several in one workload are told by none."""
     if workload is None:
         return None
@@ -180,24 +215,32 @@ def _verifier(workload: WorkloadFacts | None) -> VerifierName | None:
 
 
 def _assumed(pick: Pick, evidence: Evidence) -> dict[str, Estimate | None]:
+    """Return what the traffic must be like; a problem of several runs counts once."""
     runs = [run for run in evidence.runs if _samples_alike(run, pick)]
-    problems = [each for run in runs for each in run.problems.values()]
-    drafted = [
-        (int(kept.sum()), kept.size)
-        for run in runs
-        if run.engine.speculative == pick.engine.speculative
-        for each in run.problems.values()
-        if (kept := _kept(each.samples)).size
+    asked: dict[str, list[ProblemRun]] = {}
+    drafted: dict[str, list[Ints]] = {}
+    for run in runs:
+        for name, problem in run.problems.items():
+            asked.setdefault(name, []).append(problem)
+            if run.engine.speculative == pick.engine.speculative:
+                drafted.setdefault(name, []).append(_kept(problem.samples))
+    kept = [np.concatenate(each) for each in drafted.values()]
+    agreed = [
+        [share for each in several if (share := _agreement(each, pick.policy)) is not None]
+        for several in asked.values()
     ]
-    agreed = [share for each in problems if (share := _agreement(each, pick.policy)) is not None]
-    lengths = [np.mean([s.output_tokens for s in each.samples]) for each in problems]
+    lengths = [
+        np.mean([np.mean([s.output_tokens for s in each.samples]) for each in several])
+        for several in asked.values()
+    ]
+    prompts = [np.mean([each.prompt_tokens for each in several]) for several in asked.values()]
     return {
-        "prompt_tokens": mean([each.prompt_tokens for each in problems], "tokens"),
+        "prompt_tokens": mean(prompts, "tokens"),
         "output_tokens": mean(lengths, "tokens"),
         "acceptance_length": ratio(
-            [given for given, _ in drafted], [steps for _, steps in drafted], "tokens/step"
+            [each.sum() for each in kept], [each.size for each in kept], "tokens/step"
         ),
-        "agreement": mean(agreed, "1"),
+        "agreement": mean([np.mean(each) for each in agreed if each], "1"),
     }
 
 
@@ -208,7 +251,7 @@ def _samples_alike(run: Run, pick: Pick) -> bool:
     return same and run.engine.model == pick.engine.model and not run.drawn
 
 
-def _kept(samples: Sequence[Sample]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _kept(samples: Sequence[Sample]) -> Ints:
     """Return the tokens that each drafted step of some samples gave."""
     steps = [
         sample.advance[sample.scheduled > 1].astype(np.int64)

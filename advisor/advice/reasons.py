@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
-from advisor.advice.command import in_flight_at, record_command
+from advisor.advice.command import in_flight_at, planned, record_command
 from advisor.advice.feasible import ReplayedCheck
 from advisor.advice.measure_next.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
 from advisor.evidence.gather import PROBLEMS_FILE, Evidence
 from advisor.evidence.measured import Under
-from advisor.search.metrics import CandidateMetrics
+from advisor.search.metrics import CandidateMetrics, nine_digits
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import HIGH, LOW
 from advisor.search.space import Candidate
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
 from advisor.step_time.law import PriorCost
-from traces.schema.advice import Experiment, Measured, NearMiss, Stages
+from traces.schema.advice import Experiment, NearMiss, Stages
 from traces.schema.engine import EngineConfig, in_words
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
+    chance,
     counted,
     digits,
     number,
@@ -39,6 +41,7 @@ from traces.statistics import Z95, of_others
 from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
+TOLD = 0.005  # share below which two times are one number in three digits
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
 
@@ -73,6 +76,7 @@ def reasons(
     if system is not None:
         pick = check.metrics.replayed[system]
         lines += _as_run(check, pick, load)
+        lines += _small_steps(check, system)
         if pick.candidate.policy.routes is not None:
             lines += _routed(check, pick)
         lines.append(_steps(pick))
@@ -80,6 +84,7 @@ def reasons(
         lines += _fewest_tokens(check, system, compute, least_tokens)
         lines += _without_accuracy(check, system)
         lines += _equal_ones(check, system, equals)
+        lines += _no_early_stop(check, system)
         lines += _certainty(pick)
         if pick.candidate.policy.routes is None:
             lines += _routed(check, pick)
@@ -104,7 +109,7 @@ def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Itera
         if (estimate := run.estimates.get(name)) is not None
     ]
     times = "" if run.runs == 1 else f" {run.runs} times"
-    under = "" if run.at_load else f", under another load ({load_words(run)})"
+    under = "" if run.at_load else f", under another load ({run.load.words()})"
     where = f"{run.recording}, {run.problems} problems"
     if run.runs > 1:
         where = f"last in {where}"
@@ -130,13 +135,6 @@ def _routed(check: ReplayedCheck, pick: ReplayedCandidate) -> Iterable[str]:
             f"no table of samples by difficulty is offered. None is told apart from the best "
             f"single policy on problems that it was not learned from ({own[0].problems} problems)"
         )
-
-
-def load_words(measured: Measured) -> str:
-    """Return the load under which something was measured."""
-    if measured.rate_per_s is not None:
-        return number(measured.rate_per_s, "problems/s")
-    return f"{counted(measured.concurrency or 0, 'problem')} in flight"
 
 
 def _steps(pick: ReplayedCandidate) -> str:
@@ -284,6 +282,55 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         named = " | ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         yield f"statistically tied with the pick in {noun(check.goal.metric)}: {named}{more}"
+
+
+def _small_steps(check: ReplayedCheck, system: int) -> Iterator[str]:
+    """Say what fewer tokens in a step than an engine may have are good for, in the pick."""
+    metrics, name = check.metrics, check.goal.metric
+    mine = metrics.candidate(system)
+    limit = mine.engine.max_num_batched_tokens or 0
+    larger = {
+        metrics.candidate(row).engine.max_num_batched_tokens or 0: row
+        for row in check.order[check.asked[check.order]]
+        if metrics.candidate(row).policy == mine.policy
+        and dataclasses.replace(metrics.candidate(row).engine, max_num_batched_tokens=limit)
+        == mine.engine
+    }
+    most = max(larger, default=0)
+    if not 0 < limit < most:
+        return
+    row, name = larger[most], "latency_s" if name == "accuracy" else name
+    loses = abs(metrics.values(name)[row] / metrics.values(name)[system] - 1)
+    if not check.fits[row]:
+        sure = chance(check.chance[row])
+        yield f"max_num_batched_tokens is {limit:,}: with {most:,} the limits are only {sure} sure"
+    elif loses < TOLD:
+        yield (
+            f"max_num_batched_tokens may be {limit:,} to {most:,}: {noun(name)} differs by less "
+            f"than {percent(TOLD, 1)}"
+        )
+    else:
+        loss = f"{percent(loses, 1)} {'less' if quantity(name).higher_is_better else 'more'}"
+        yield f"max_num_batched_tokens is {limit:,}: with {most:,} it has {loss} {noun(name)}"
+
+
+def _no_early_stop(check: ReplayedCheck, system: int) -> Iterator[str]:
+    """Say of a pick that takes all votes that an early stop would have saved no time."""
+    metrics, pick = check.metrics, check.metrics.candidate(system)
+    if pick.policy.n == 1 or pick.policy.stops_early:
+        return
+    for row in check.order[check.fits[check.order]]:
+        other = metrics.candidate(row)
+        alike = dataclasses.replace(other.policy, method=pick.policy.method, rule=pick.policy.rule)
+        if row == system or (other.engine, alike) != (pick.engine, pick.policy):
+            continue
+        same = all(
+            len({*nine_digits(metrics.values(name)[[row, system]])}) == 1
+            for name in ("accuracy", "latency_s", "device_s")
+        )
+        if same:
+            yield f"an early stop saves no time here: {other.policy.words()} takes as long"
+            return
 
 
 def _certainty(pick: ReplayedCandidate) -> Iterable[str]:
@@ -466,6 +513,9 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight:
         where += ", with its server started"
     if not evidence.posed:
         where += f", with the problems in {PROBLEMS_FILE}"
+    if settings := planned(engine, evidence.models.get(engine.model)):
+        told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in settings.items())
+        return f"{where}, by a plan for ttscope sweep, as record has no option for {told}"
     command = record_command(
         engine,
         policy,

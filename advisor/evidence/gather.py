@@ -30,17 +30,17 @@ from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal, unchecked
-from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
-from traces.recording.reader import Recording
+from traces.recording.reader import Recording, both_told_apart
 from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.published import PublishedCurve
-from traces.summary.energy import mean_power_w
+from traces.summary.energy import PowerTable, Watts, mean_power_w, power_table, watts_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,7 +97,7 @@ class Evidence:
     steps: tuple[StepTable, ...]
     runs: tuple[Run, ...]
     problem_ids: tuple[str, ...]
-    watts: Mapping[EngineConfig, float]
+    watts: Mapping[EngineConfig, Watts]
     price_usd_per_device_hour: float | None
     left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
@@ -120,7 +120,9 @@ class Evidence:
     @property
     def load(self) -> tuple[int | None, float | None]:
         """The load most recorded: (problems in flight, None) or (None, problems per second)."""
-        loads = Counter((run.concurrency, run.rate_per_s) for run in self.runs)
+        # Several draws of one server's traffic are one load.
+        each = {(r.recording, r.engine, r.policy): (r.concurrency, r.rate_per_s) for r in self.runs}
+        loads = Counter(each.values())
         top = max(loads.values())
         in_flight, rate = max(
             (load for load, count in loads.items() if count == top),
@@ -147,6 +149,7 @@ def gather(
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
+    recordings, others = both_told_apart(recordings, others)
     watched = all(map(only_watched, recordings))
     left_out, lost = 0, []
     if judged and not watched:  # the traffic of others teaches steps alone beside one's own
@@ -165,7 +168,7 @@ def gather(
     runs: list[Run] = []
     cut: list[Run] = []
     models: dict[str, ModelFacts] = {}
-    watts: dict[EngineConfig, list[float]] = {}
+    watts: dict[EngineConfig, list[tuple[float, PowerTable | None, int]]] = {}
     made: list[Made] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
     for each in recordings:
@@ -175,13 +178,14 @@ def gather(
             steps.extend(_steps(recording, key, engine, most))
             power = mean_power_w(recording, key)
             if power is not None:
-                watts.setdefault(law_key(engine), []).append(power)
+                drawn = (power, power_table(recording, key), engine.num_devices)
+                watts.setdefault(law_key(engine), []).append(drawn)
         found, dropped, told = read_runs(recording)
         if only_watched(recording):
             windows = windows_of(recording, lengths=True)
             found, more = _with_drawn(recording, windows, found)
             found = with_front_end(recording, found, windows)
-            told += [*more, *_seen_limits(recording)]
+            told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
             steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)
         made.extend(runs_in(recording))
@@ -207,13 +211,23 @@ def gather(
         runs=tuple(runs),
         cut=tuple(cut),
         problem_ids=tuple(sorted({name for run in runs for name in run.problems})),
-        watts={key: float(np.mean(values)) for key, values in watts.items()},
+        watts={key: _watts(drawn) for key, drawn in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
         lost=tuple(dict.fromkeys(lost)),
         posed=not any("imported" in each.manifest.provenance for each in recordings),
         made=RunsMade(made),
     )
+
+
+def _watts(drawn: Sequence[tuple[float, PowerTable | None, int]]) -> Watts:
+    """Return what one device of an engine draws, of watts and stretches of so many devices."""
+    tables = [
+        dataclasses.replace(table, joules=table.joules / devices)
+        for _, table, devices in drawn
+        if table is not None
+    ]
+    return watts_of(float(np.mean([watts / devices for watts, _, devices in drawn])), tables)
 
 
 def _check_enough(
@@ -287,7 +301,7 @@ def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
             why += "workload"
             if all("imported" in each.manifest.provenance for each in (first, other)):
                 why = _unlike(first, other)
-            raise UsageError(f"{first.name} and {other.name} answer different problems {why}")
+            raise WorkloadsError(f"{first.name} and {other.name} answer different problems {why}")
     return first.manifest.workload
 
 
@@ -481,6 +495,21 @@ def _with_drawn(
                     "ended, so that lengths and arrivals are those of /metrics"
                 )
     return runs, notes
+
+
+def _counted_as(runs: Sequence[Run]) -> list[str]:
+    """Return what a problem is of traffic that was watched: a sample, or a request of several."""
+    notes = []
+    for run in runs:
+        most = max((len(each.samples) for each in run.problems.values()), default=1)
+        if run.drawn:
+            notes.append(
+                f"{run.recording}: each sample counts as a problem, at a rate too, for /metrics "
+                "does not tell which belong to one request"
+            )
+        elif most > 1:
+            notes.append(f"{run.recording}: a request of up to {most} samples is one problem")
+    return notes
 
 
 def _configuration(recording: Recording) -> str:

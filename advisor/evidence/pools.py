@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
+from zlib import crc32
 
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
 from advisor.evidence.runs import ProblemRun, RecordedProblem, Run, Sample
+from traces.schema.engine import EngineConfig
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.parameters import complete
 from traces.schema.tts.policy import AS_SENT, Policy
@@ -42,18 +45,24 @@ class Pool:
     def loads(self, problem_ids: Sequence[str]) -> list[RecordedProblem] | None:
         """Return each problem with all samples, or None when one has none to replay.
 
-        A speculative engine needs samples that say how their drafts went.
+        Answers of several runs cannot be told equal unless they are texts. Else a problem has the
+        samples of one of the runs with the most of it, by its name. A speculative engine needs
+        samples that say how their drafts went.
         """
         drafting = self.key[0][-1] is not None
+        alike = all(run.texts for run in self.runs)
         found = []
         for name in problem_ids:
             own = [run.problems[name] for run in self.runs if name in run.problems]
-            samples = [
-                sample
+            each = [
+                [s for s in problem.samples if not drafting or s.advance is not None]
                 for problem in own
-                for sample in problem.samples
-                if not drafting or sample.advance is not None
             ]
+            if each and not alike:
+                most = max(map(len, each), default=0)
+                each = [samples for samples in each if len(samples) == most]
+                each = [each[crc32(name.encode()) % len(each)]]
+            samples = list(chain.from_iterable(each))
             if not samples:
                 return None
             found.append(_load(own, samples))
@@ -78,9 +87,9 @@ def find_pools(evidence: Evidence) -> list[Pool]:
     pools = []
     for key, runs in groups.items():
         if key[1] == AS_SENT:
-            names = frozenset(name for run in runs for name in run.problems)
-            draw = [run for run in runs if not run.drawn] or runs[:1]
-            pools.append(Pool(key=key, runs=tuple(draw), policies=(AS_SENT,), problem_ids=names))
+            draw = _one_draw(runs)
+            names = frozenset(name for run in draw for name in run.problems)
+            pools.append(Pool(key=key, runs=draw, policies=(AS_SENT,), problem_ids=names))
             continue
         curve = next((run.curve for run in runs if run.curve is not None), None)
         if curve is not None:
@@ -90,11 +99,14 @@ def find_pools(evidence: Evidence) -> list[Pool]:
         policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
         most = max((run.policy.n for run in whole), default=0)
         counts = {run.policy.n for run in whole} | {2**i for i in range(most.bit_length())}
+        if not all(run.answers_told for run in runs):
+            counts = {1}
         if most:
             policies += [dataclasses.replace(key[1], n=n) for n in sorted(counts)]
             policies += [rule for n in sorted(counts) for rule in _stopping(key[1], n)]
         ids = {n for run in runs for n in run.problems if len(run.problems[n].samples) >= 1}
-        judged = {n for n in ids if all(_judged(run, n) for run in runs)}
+        told = [_tells_answers(run) for run in runs]
+        judged = {n for n in ids if all(map(_judged, runs, repeat(n), told))}
         complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
         if complete:
             pools.append(
@@ -106,6 +118,14 @@ def find_pools(evidence: Evidence) -> list[Pool]:
                 )
             )
     return pools
+
+
+def _one_draw(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Return a run of each watched server: where its traffic was drawn, the first draw."""
+    first: dict[tuple[str, EngineConfig], Run] = {}
+    for run in runs:
+        first.setdefault((run.recording, run.engine), run)
+    return tuple(first.values())
 
 
 FEW_POINTS = 12  # of a published curve: up to so many are all candidates
@@ -124,11 +144,19 @@ def _of_curve(key: SampleKey, runs: Sequence[Run], curve: PublishedCurve) -> Poo
     )
 
 
-def _judged(run: Run, name: str) -> bool:
+def _judged(run: Run, name: str, told: bool) -> bool:
+    """Whether a problem's samples were judged; one without an answer is wrong if they are told."""
     problem = run.problems.get(name)
-    return problem is None or all(
-        s.correct is not None or s.answer is None for s in problem.samples
-    )
+    if problem is None:
+        return True
+    known = [s.correct is not None for s in problem.samples]
+    able = [s.correct is not None or (told and s.answer is None) for s in problem.samples]
+    return any(known) and all(able)
+
+
+def _tells_answers(run: Run) -> bool:
+    samples = (sample for problem in run.problems.values() for sample in problem.samples)
+    return run.answers_told and any(sample.answer is not None for sample in samples)
 
 
 def _most_samples(runs: Sequence[Run], name: str) -> int:

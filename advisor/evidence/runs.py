@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from sys import intern
 
 import numpy as np
@@ -20,6 +21,7 @@ from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.published import PublishedCurve
 from traces.summary.problems import engine_windows, lost_problems
+from traces.summary.votes import majority_curve
 
 Ints = npt.NDArray[np.int64]
 
@@ -107,7 +109,8 @@ class Run:
     """The problems of one (engine, policy) in one recording.
 
     `drawn` says that they are drawn from what a server's histograms tell, one of several draws.
-    With a `curve` lengths are drawn, and what of votes is right it alone tells.
+    With a `curve` lengths are drawn, and what of votes is right it alone tells. With `texts` the
+    answers are texts, which are the same in another run. Else they are numbers of this run's own.
     """
 
     recording: str
@@ -118,6 +121,26 @@ class Run:
     rate_per_s: float | None
     drawn: bool = False
     curve: PublishedCurve | None = None
+    texts: bool = False
+
+    @cached_property
+    def answers_told(self) -> bool:
+        """Whether every right sample has its answer. Some imports tell none, so that none votes."""
+        samples = (sample for problem in self.problems.values() for sample in problem.samples)
+        return not any(sample.correct and sample.answer is None for sample in samples)
+
+    def vote_curve(self, name: str) -> npt.NDArray[np.float64]:
+        """Return how often votes of k of a problem's samples are right, k = 1 .. all.
+
+        Without the answers only one sample is known, and the others are nan.
+        """
+        samples = self.problems[name].samples
+        right = [sample.correct for sample in samples]
+        if self.answers_told:
+            return majority_curve([sample.answer for sample in samples], right)
+        curve = np.full(len(samples), np.nan)
+        curve[0] = np.mean([bool(each) for each in right])
+        return curve
 
     def arrivals_s(self, problem_ids: Iterable[str]) -> npt.NDArray[np.float64]:
         """Return when problems arrived, in seconds since the first of them.
@@ -206,9 +229,15 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
             rate_per_s=arrival_rate(each.arrival_ns for each in group.values())
             if watched
             else manifest.rate_per_s,
+            texts=manifest.text_recorded and not imported,
         )
         for (engine_key, policy_key), group in found.items()
     ]
+    if any(run.policy.n > 1 and not run.answers_told for run in runs):
+        notes.append(
+            f"{recording.name}: right samples come without their answers, so no vote of several "
+            "samples is known"
+        )
     total = problems.select("engine", "policy", "problem_id").n_unique() if len(problems) else 0
     return runs, total - sum(len(run.problems) for run in runs), notes
 
@@ -347,9 +376,10 @@ def _problem_run(
     ]
     decided = next((t for t in (row["decided_at"], row["end"]) if t is not None), None)
     arrival = next((t for t in (row["arrival"], row["start"]) if t is not None), None)
-    prompt = _int(row["prompt_tokens"]) or max(
-        (_int(s["prompt_tokens"]) or 0 for s in whole), default=0
-    )
+    told = [tokens for s in whole if (tokens := _int(s["prompt_tokens"]))]
+    prompt = _int(row["prompt_tokens"]) or min(told, default=0)
+    if told and not imported:  # earlier recordings may name the prompt of a request that went on
+        prompt = min(told)
     if samples and not any(_int(s["output_tokens"]) for s in samples):
         return "whose output_tokens are not known"
     if not whole or len(whole) != n:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -34,12 +35,14 @@ def replayed_tables(
     keys: tuple[str, str],
     start_ns: int,
     speculative: bool,
+    judged: bool = True,
+    replicas: int = 1,
 ) -> dict[str, pl.DataFrame]:
     """Return the problems, samples and steps of a replay with a log, from `start_ns` on.
 
-    `keys` are those of engine and policy. What a replay does not know is null. Replicas have
-    engines of their own: the key, `#` and a number from 1 on. Of more steps than MOST_STEPS none
-    is kept.
+    `keys` are those of engine and policy. What a replay does not know is null: which answers are
+    right unless `judged`. Steps of several replicas have engines of their own (`replica_keys`). Of
+    more steps than MOST_STEPS none is kept.
     """
     engine, policy = keys
     counts = [len(load.samples) for load in loads]
@@ -80,7 +83,6 @@ def replayed_tables(
         strict=False,
     ).filter(pl.Series(ended))
     decided = _ns(replayed.arrival_s + replayed.latency_s, start_ns)
-    judged = np.array([any(s.correct is not None for s in load.samples) for load in loads])
     problems = pl.DataFrame(
         {
             "problem_id": list(problem_ids),
@@ -92,22 +94,40 @@ def replayed_tables(
             "end": decided,
             "decided_at": decided,
             "decided_by_sample": replayed.decided_by,
-            # A tie between right and wrong answers is shared, which no row can say.
-            "correct": [
-                None if not known or 0 < share < 1 else bool(share)
-                for share, known in zip(replayed.right, judged, strict=True)
-            ],
+            "correct": _right(replayed, loads) if judged else [None] * len(loads),
             "timed_out": False,
         },
         strict=False,
     )
     steps = pl.DataFrame(schema=TABLES["steps"])
     if replayed.steps <= MOST_STEPS:
-        steps = _steps(replayed, cost, engine, start_ns, speculative=speculative)
+        names = [engine] if replicas == 1 else replica_keys(engine, replicas)
+        steps = _steps(replayed, cost, names, start_ns, speculative=speculative)
     return {
         name: in_table(name, frame)
         for name, frame in (("problems", problems), ("samples", samples), ("steps", steps))
     }
+
+
+def _right(replayed: Replayed, loads: Sequence[RecordedProblem]) -> list[bool]:
+    """Return whether each answer is right: of a tie that of the first sample, as a run has it."""
+    ended = np.isfinite(replayed.end_s) & ~replayed.cancelled
+    found, place = [], 0
+    for share, load in zip(replayed.right.tolist(), loads, strict=True):
+        right = share > 0
+        if 0 < share < 1:
+            own = zip(load.samples, ended[place : place + len(load.samples)], strict=True)
+            votes = [sample for sample, known in own if known and sample.answer is not None]
+            (answer, _), *_ = Counter(vote.answer for vote in votes).most_common(1)
+            right = next(vote.correct is True for vote in votes if vote.answer == answer)
+        found.append(right)
+        place += len(load.samples)
+    return found
+
+
+def replica_keys(engine: str, count: int) -> list[str]:
+    """Return the keys of an engine's replicas: its own, `#` and a number from 1 on."""
+    return [f"{engine}#{number}" for number in range(1, count + 1)]
 
 
 def write_recording(folder: Path, manifest: Manifest, tables: Mapping[str, pl.DataFrame]) -> None:
@@ -130,7 +150,12 @@ def _ns(seconds: Floats, start_ns: int) -> pl.Series:
 
 
 def _steps(
-    replayed: Replayed, cost: StepCost, engine: str, start_ns: int, *, speculative: bool
+    replayed: Replayed,
+    cost: StepCost,
+    names: Sequence[str],
+    start_ns: int,
+    *,
+    speculative: bool,
 ) -> pl.DataFrame:
     log = replayed.log
     if log is None:
@@ -144,11 +169,10 @@ def _steps(
         return np.asarray(log[name][row])
 
     order = np.lexsort((ends, column("engine")))
-    replicas = int(log["engine"].max(initial=0)) + 1
     end = np.rint(ends * 1e9).astype(np.int64) + start_ns
     begun = np.rint(column("begun") * 1e9).astype(np.int64) + start_ns
     before = np.where(place > 0, np.roll(end, 1), begun)
-    last = np.full(replicas, -1, dtype=np.int64)
+    last = np.full(len(names), -1, dtype=np.int64)
     interval = np.full(len(row), -1, dtype=np.int64)
     for leap, (first, many) in enumerate(zip(np.cumsum(count) - count, count, strict=True)):
         number = log["engine"][leap]
@@ -161,7 +185,6 @@ def _steps(
         decode_kv_tokens=work.decode_kv_tokens + place * column("growth"),
         decode_window_tokens=work.decode_window_tokens + place * column("window_growth"),
     )
-    names = [engine if replicas == 1 else f"{engine}#{i + 1}" for i in range(replicas)]
     frame: dict[str, Any] = {
         "engine": [names[int(i)] for i in column("engine")],
         "step": np.arange(len(row)),

@@ -16,16 +16,15 @@ from traces.schema.advice import Budget, Objective
 from traces.schema.engine import EngineConfig
 from traces.schema.quantities import LIMITS, limited, objective
 
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-
-RATIOS = ("cost_usd", "energy_j")  # to device-seconds, by candidate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """A limit on a metric: `bound` [candidates], at least that where `above`, else at most.
 
-    Limits on cost and energy are bounds on device-seconds.
+    Limits on cost are bounds on device-seconds.
     """
 
     metric: str
@@ -62,31 +61,36 @@ class Prices:
 
     def of(self, engine: EngineConfig) -> float | None:
         """Return the price of an engine's device, None where it is not known."""
-        device = (engine.gpu or "cpu").lower()
-        for name, price in self._types.items():
-            if name.lower() in device:
-                return price
+        for name in sorted(self._types, key=len, reverse=True):  # H100 PCIe before H100
+            if _is_named(engine.gpu or "CPU", name):
+                return self._types[name]
         return self.plain if self._gpus is None or engine.gpu in self._gpus else None
 
     def check(self, engines: Sequence[EngineConfig]) -> None:
         """Raise UsageError for a type of device that no engine has."""
         devices = {(engine.gpu or "CPU") for engine in engines}
         for name, price in self._types.items():
-            if not any(name.lower() in device.lower() for device in devices):
+            if not any(_is_named(device, name) for device in devices):
                 raise UsageError(
                     f"--price {name}={price:g}: no recorded engine runs on such a device. "
                     f"Recorded are {', '.join(sorted(devices))}"
                 )
 
 
+def _is_named(device: str, name: str) -> bool:
+    """Whether a device has a name among its words: an L40S is no L4."""
+    word = rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])"
+    return re.search(word, device, re.IGNORECASE) is not None
+
+
 def limits_of_budget(
-    budget: Budget, *, prices: Floats, joules: Floats, capacity_per_s: Floats | None = None
+    budget: Budget, *, prices: Floats, powered: Bools, capacity_per_s: Floats | None = None
 ) -> dict[str, Limit]:
     """Return the limits of a budget by its field, in the order of `LIMITS`.
 
-    `prices` and `joules` [candidates] are USD and joules per device-second, NaN where not known.
-    `capacity_per_s` is what can be served, where problems arrive at a rate. Raises UsageError for a
-    limit on cost or energy where that is not known of any candidate.
+    `prices` [candidates] are USD per device-second, NaN where not known, `powered` says whether
+    power is known. `capacity_per_s` is what can be served, where problems arrive at a rate. Raises
+    UsageError for a limit on cost or energy where that is not known of any candidate.
     """
     wanted = budget.limits()
     limits = {}
@@ -99,44 +103,45 @@ def limits_of_budget(
             limited(field, budget.latency_percentile),
             np.full(len(prices), wanted[field]),
         )
-        if metric.name not in RATIOS:
+        if metric.name == "energy_j" and not powered.any():
+            raise UsageError("--max-energy: no recording holds power. Record on a GPU")
+        if metric.name != "cost_usd":
             limits[field] = Limit(metric=metric.name, bound=bound, above=metric.higher_is_better)
             continue
-        per_second = prices if metric.name == "cost_usd" else joules
-        known = np.isfinite(per_second)
+        known = np.isfinite(prices)
         if not known.any():
             raise UsageError(
-                "--max-energy: no recording holds power. Record on a GPU"
-                if metric.name == "energy_j"
-                else "--max-cost in USD needs --price, such as --price 2.5 per device-hour. "
+                "--max-cost in USD needs --price, such as --price 2.5 per device-hour. "
                 "Or give device-seconds, such as --max-cost 0.5s"
             )
-        # A candidate whose price or power is not known cannot meet the limit.
-        bound = np.where(known, bound / per_second, -np.inf)
-        limits[field] = Limit(metric="device_s", bound=bound)
+        # A candidate whose price is not known cannot meet the limit.
+        limits[field] = Limit(metric="device_s", bound=np.where(known, bound / prices, -np.inf))
     return limits
 
 
-def goal_of(budget: Budget, *, prices: Floats, joules: Floats) -> Goal:
+def goal_of(budget: Budget, *, prices: Floats, powered: Bools) -> Goal:
     """Return what a budget optimises. Raises UsageError for energy where none was recorded."""
     metric = objective(budget.optimise, budget.latency_percentile)
-    if metric.name not in RATIOS:
-        return Goal(metric=metric.name, scale=np.ones(len(prices)), higher=metric.higher_is_better)
-    per_second = prices if metric.name == "cost_usd" else joules
-    known = np.isfinite(per_second)
-    if metric.name == "energy_j" and not known.any():
+    if metric.name == "energy_j" and not powered.any():
         raise UsageError("--optimise energy: no recording holds power. Record on a GPU")
+    ones = np.ones(len(prices))
+    if metric.name != "cost_usd":
+        return Goal(metric=metric.name, scale=ones, higher=metric.higher_is_better)
+    known = np.isfinite(prices)
     # A type without a price may cost anything, so it is never the cheapest.
-    scale = np.where(known, per_second, np.inf)
-    if metric.name == "cost_usd" and (not known.any() or (scale == scale[0]).all()):
-        scale = np.ones(len(scale))
+    scale = np.where(known, prices, np.inf)
+    if not known.any() or (scale == scale[0]).all():
+        scale = ones
     return Goal(metric="device_s", scale=scale, higher=False)
 
 
 _TIME = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _UNITS = {  # of an option's value, and how it is written; without a unit it is 1
     "--max-latency": (_TIME, "5s, 250ms or 2min"),
-    "--max-energy": ({"mj": 1e-3, "j": 1.0, "kj": 1e3, "wh": 3600.0, "kwh": 3.6e6}, "800J or 2kJ"),
+    "--max-energy": (
+        {"mJ": 1e-3, "j": 1.0, "kj": 1e3, "MJ": 1e6, "wh": 3600.0, "kwh": 3.6e6},  # M is not m
+        "800J or 2kJ",
+    ),
     "--rate": ({"/s": 1.0, "/sec": 1.0, "/min": 1 / 60, "/h": 1 / 3600}, "2/s or 30/min"),
     "--min-accuracy": ({"%": 0.01}, "0.8 or 80%"),
 }
@@ -281,7 +286,8 @@ def _number(
     text: str, units: Mapping[str, float], option: str, example: str, *, need_unit: bool = False
 ) -> float:
     match = _NUMBER.fullmatch(text.strip())
-    unit = match.group(2).strip().lower() if match else ""
+    unit = match.group(2).strip() if match else ""
+    unit = unit if unit in units else unit.lower()
     if match is None or (unit not in units and (unit or need_unit)):
         raise UsageError(f"{option} {text}: is not understood. Write for example {example}")
     value = float(match.group(1)) * units.get(unit, 1.0)

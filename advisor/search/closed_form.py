@@ -49,7 +49,7 @@ class Demands:
         self, space: Space, policy_work: PolicyWork, model: StepTimeModel, resampling: Resampling
     ) -> None:
         self.space, self.weights = space, resampling.weights[:DRAWS]
-        self.choosing = resampling.choosing[:DRAWS]
+        self.choosing, self.idle = resampling.choosing[:DRAWS], resampling.idle[:DRAWS]
         works: list[Work] = []
         places: dict[Hashable, int] = {}
         work, prompts = [], []
@@ -121,7 +121,7 @@ class ClosedForm(Metrics):
         self, demands: Demands, *, concurrency: int | None, rate_per_s: float | None
     ) -> None:
         self.demands, self.space, self.rate_per_s = demands, demands.space, rate_per_s
-        self.choosing = demands.choosing
+        self.choosing, self.idle_draws = demands.choosing, demands.idle
         most = len(self.space.problem_ids)  # problems in flight
         self._in_flight = concurrency or 1
         self._gather()
@@ -255,6 +255,8 @@ class ClosedForm(Metrics):
             values = self._paid()
             if self.rate_per_s is not None:
                 values = np.maximum(values, self.space.devices / self.rate_per_s)
+        elif name == "busy_s":
+            values = self.device_s * np.exp(self._bias["device_s"])
         elif name == "load_per_s":
             values = np.full(len(self.space), self.rate_per_s or 0.0)
         else:
@@ -292,7 +294,7 @@ class ClosedForm(Metrics):
         if name in EXACT:
             return np.broadcast_to(values, (len(values), DRAWS))
         factor = demands.factors[self.kind[rows], self.outside[rows].astype(np.int64)]
-        if name == "load_per_s":
+        if name in ("load_per_s", "busy_s"):
             return np.asarray(values * factor * demands.device[work])
         if name == "device_s":
             device = self._paid()[rows][:, None] * factor * demands.device[work]
@@ -311,6 +313,8 @@ class ClosedForm(Metrics):
         if name == "accuracy":
             both = np.concatenate([demands.accuracy, demands.accuracy_one], axis=1)
             return np.asarray(both.min(axis=1)[work]), np.asarray(both.max(axis=1)[work])
+        if name == "energy_j":
+            return super().extremes(name, rows)
         values = self.values(name)[rows]
         if name in EXACT:
             return values, values

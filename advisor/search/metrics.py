@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from advisor.search.resampling import Resampling, point_mean, point_quantile
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
+from traces.summary.energy import SELDOM
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -38,6 +39,7 @@ class Metrics(ABC):
     rows: Sequence[int] | slice
     rate_per_s: float | None
     choosing: Bools  # [draws]: those that choose; the others state what was chosen
+    idle_draws: Floats  # [draws]: how idle power lies between the least and the most it can be
 
     @property
     @abstractmethod
@@ -67,7 +69,7 @@ class Metrics(ABC):
         if name == "throughput_problems_per_s":
             return np.asarray(self.devices / self._values("device_s"))
         if name == "energy_j":
-            return np.asarray(self._values("device_s") * np.nan_to_num(self.joules, nan=np.inf))
+            return self._energy(ALL, 0.5, self._values("device_s"), self._values("busy_s"))
         return self._values(name)
 
     def draws(self, name: str, rows: Rows = ALL) -> Floats:
@@ -78,9 +80,27 @@ class Metrics(ABC):
         if name == "throughput_problems_per_s":
             return np.asarray(self.devices[rows][:, None] / self._draws("device_s", rows))
         if name == "energy_j":
-            joules = np.nan_to_num(self.joules[rows], nan=np.inf)[:, None]
-            return np.asarray(self._draws("device_s", rows) * joules)
+            spent = self._draws("device_s", rows), self._draws("busy_s", rows)
+            return self._energy(rows, self.idle_draws, *spent)
         return self._draws(name, rows)
+
+    def _energy(self, rows: Rows, idle: float | Floats, paid_s: Floats, busy_s: Floats) -> Floats:
+        """Return the joules of device-seconds of which some are busy, infinite where not known.
+
+        Idle devices draw what lies by the share `idle` between the least and the most that it can
+        be, busy ones what makes up the recorded mean.
+        """
+        known = self.space.power[self.rows][rows].T
+        mean, share, least, most = known if paid_s.ndim == 1 else known[:, :, None]
+        idle_w = least + idle * (most - least)
+        busy_w = (mean - idle_w * (1 - share)) / share
+        joules = idle_w * paid_s + (busy_w - idle_w) * np.minimum(busy_s, paid_s)
+        return np.where(np.isnan(mean), np.inf, joules)
+
+    @property
+    def powered(self) -> Bools:
+        """Whether it is known what the devices of a candidate draw."""
+        return np.isfinite(self.space.power[self.rows, 0])
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
         """Return bounds [rows] of what the metric is in the draws."""
@@ -99,10 +119,6 @@ class Metrics(ABC):
     def devices(self) -> Ints:
         return self.space.devices[self.rows]
 
-    @property
-    def joules(self) -> Floats:
-        return self.space.joules[self.rows]
-
 
 class CandidateMetrics(Metrics):
     """Metrics of candidates that were replayed; further ones are added behind them."""
@@ -116,7 +132,7 @@ class CandidateMetrics(Metrics):
         concurrency: int | None,
     ) -> None:
         self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
-        self.choosing = resampling.choosing
+        self.choosing, self.idle_draws = resampling.choosing, resampling.idle
         self._in_flight = concurrency or 1
         self.rows: list[int] = []
         self.place: dict[int, int] = {}  # of a row of the space
@@ -126,7 +142,7 @@ class CandidateMetrics(Metrics):
         self._by_row: dict[str, list[tuple[float, Floats]]] = {}
         self._arrays: dict[str, tuple[Floats, Floats]] = {}
         self._estimates: dict[tuple[str, int, float | None], Estimate | None] = {}
-        self._times: dict[tuple[str, int, int, int], tuple[float, Floats]] = {}
+        self._times: dict[Hashable, tuple[float, Floats]] = {}
 
     def add(self, row: int, replayed: ReplayedCandidate) -> None:
         engine = replayed.candidate.engine
@@ -157,10 +173,11 @@ class CandidateMetrics(Metrics):
         return np.asarray(np.minimum(*halves))
 
     def ties(self) -> list[Floats]:
-        """Return better metrics, then what was run and its engine, then lower limits."""
+        """Return better metrics, then no early stop, what was run and its engine, lower limits."""
         candidates = [each.candidate for each in self.replayed]
         engines, ran = [each.engine for each in candidates], self.space.made.engines
         keys = [
+            [each.policy.stops_early for each in candidates],  # which then saved nothing
             [each.data_parallel_size for each in engines],
             [2 - each.recorded - (each.engine in ran) for each in candidates],
             [each.max_num_seqs or 0 for each in engines],
@@ -193,6 +210,7 @@ class CandidateMetrics(Metrics):
         replayed = self.replayed[row]
         exact = name in EXACT
         drawn = replayed.candidate.pool.curve is not None and name != "devices"
+        drawn |= name == "energy_j" and self._idle_unknown(row)
         return self.resampling.estimate(
             value * scale,
             self.draws(source, np.array([row]))[0] * scale,
@@ -200,6 +218,12 @@ class CandidateMetrics(Metrics):
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
             extrapolated=drawn or (not exact and replayed.unmeasured),
         )
+
+    def _idle_unknown(self, row: int) -> bool:
+        """Whether a candidate's devices idle otherwise than recorded, and at what is not known."""
+        _, share, least, most = self.space.power[self.rows[row]]
+        paid, busy = self._values("device_s")[row], self._values("busy_s")[row]
+        return bool(least < most and (share < 1 - SELDOM or busy < paid * (1 - SELDOM)))
 
     def difference(
         self, name: str, first: int, second: int, *, prices: tuple[float | None, float | None]
@@ -249,7 +273,9 @@ class CandidateMetrics(Metrics):
             return value, value * self.loads[row]
         # Candidates whose replays are one and the same are drawn once.
         replicas = replayed.candidate.engine.data_parallel_size
-        key = (name, replicas, id(replayed.law), hash(replayed.latency_s.tobytes()))
+        times = (replayed.latency_s.tobytes(), replayed.device_s.tobytes(), replayed.front_end_s)
+        engine = (id(replayed.law), replayed.extrapolated, replayed.capacity_per_s, replicas)
+        key = (name, hash(times), *engine)
         if key not in self._times:
             self._times[key] = self._time_row(name, replayed, row)
         return self._times[key]

@@ -30,7 +30,6 @@ from advisor.search.space import Kind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.routes import packed
-from traces.summary.votes import majority_curve
 
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -172,10 +171,7 @@ class PolicyWork:
             right = np.full((len(self.space.problem_ids), run.policy.n), np.nan)
             for row, name in enumerate(self.space.problem_ids):
                 if name in run.problems:
-                    samples = run.problems[name].samples
-                    right[row] = majority_curve(
-                        [s.answer for s in samples], [s.correct for s in samples]
-                    )
+                    right[row] = run.vote_curve(name)
             return right
 
         return self._once(("curve", id(run)), curve)
@@ -266,7 +262,8 @@ class PolicyWork:
         drafting = self.drafting(kind)
         if np.isinf(drafting):
             return right, tokens, np.full_like(tokens, np.inf)
-        flops += drafting * totals.tokens
+        own = totals.requests - totals.prefill_requests  # of the steps that verify, not drafted
+        flops += drafting * (totals.tokens - own)
         return right, tokens, tokens * (flops / tokens.sum())
 
     def work(self, kind: Kind) -> Work:

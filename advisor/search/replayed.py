@@ -118,10 +118,7 @@ class CandidateReplays:
             accuracy = self.policy_work.correctness(kind.pool, kind.policy)
             tokens, flops = self.policy_work.tokens_and_flops(kind)
         else:
-            seen = self._closed(candidate, law, concurrency or 1) if rate_per_s else first
-            accuracy, tokens, flops = self.policy_work.stopped(kind, seen)
-            if rate_per_s is not None and keeps_up:
-                accuracy = self.policy_work.right_in(kind, [r.right for r in first])
+            accuracy, tokens, flops = self.policy_work.stopped(kind, first)
         totals = Features(*np.mean([r.totals for r in first], axis=0).tolist())
         return ReplayedCandidate(
             candidate=candidate,
@@ -223,7 +220,8 @@ class CandidateReplays:
         most = MOST_MORE // candidate.policy.n
         rng = np.random.default_rng([self.policy_work.seed, 9])
         while True:
-            replayed = self._replay(Workload.from_loads(problems, arrivals), cost, candidate)
+            workload = Workload.from_loads(problems, arrivals)
+            replayed = self._replay(workload, cost, candidate)
             staying = min(int(np.ceil(rate_per_s * replayed.latency_s.max())), most)
             if not steady or staying <= min(lead, tail):
                 break
@@ -237,7 +235,8 @@ class CandidateReplays:
             problems = [*more[:before], *problems, *more[before:]]
             lead, tail = lead + before, tail + after
         return [
-            _pass(replayed, places, lead + number * count) for number, places in enumerate(passes)
+            _pass(replayed, places, lead + number * count, workload.first)
+            for number, places in enumerate(passes)
         ]
 
     def _replay(
@@ -281,11 +280,22 @@ def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
     return scaled_cost(law.prior.cost(candidate.engine), speed)
 
 
-def _pass(replayed: Replayed, problems: npt.NDArray[np.int64], start: int) -> Replayed:
-    """Return one pass over the problems, in their own order."""
+def _pass(
+    replayed: Replayed, problems: npt.NDArray[np.int64], start: int, first: npt.NDArray[np.int64]
+) -> Replayed:
+    """Return one pass over the problems, in their own order, with its share of the work.
+
+    `first` are the places of the samples of the problems replayed.
+    """
     in_order: dict[str, Any] = {}
     for name in ("latency_s", "busy_share_s", "right"):
         values = np.empty(len(problems))
         values[problems] = getattr(replayed, name)[start : start + len(problems)]
         in_order[name] = values
-    return dataclasses.replace(replayed, **in_order)
+    places = start + np.argsort(problems)
+    made = replayed.generated_tokens
+    own = np.concatenate([made[first[place] : first[place + 1]] for place in places])
+    share = own.sum() / max(made.sum(), 1)
+    return dataclasses.replace(
+        replayed, **in_order, generated_tokens=own, totals=replayed.totals * share
+    )

@@ -36,6 +36,9 @@ class Resampling:
         # Half a right and half a wrong answer (Jeffreys): no answer is ever certain.
         self.unseen = rng.gamma(0.5, size=(2, count))
         self.choosing = np.arange(count) % 2 == 0
+        self.idle = np.empty(count)  # shares from 0 to 1 of what is between two bounds
+        for half in (self.choosing, ~self.choosing):
+            self.idle[half] = rng.permutation((np.arange(half.sum()) + 0.5) / max(half.sum(), 1))
         self._scores: dict[EngineConfig, Floats] = {}
 
     def factor(self, engine: EngineConfig, law: StepLaw, *, outside: bool) -> Floats:
@@ -84,6 +87,9 @@ class Resampling:
     def estimate(
         self, value: float, draws: Floats, unit: str, *, runs: int | None, extrapolated: bool
     ) -> Estimate:
+        """Return a value with the interval of its draws. One problem has none, but for shares."""
+        if self.weights.shape[1] < 2 and unit != "1":
+            return Estimate(value=float(value), unit=unit, runs=runs, extrapolated=extrapolated)
         low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
         return Estimate(
             value=float(value),

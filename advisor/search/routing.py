@@ -227,6 +227,7 @@ def try_tables(
         return []
     for pool in pools:
         judged = pool.key[1] != AS_SENT and pool.curve is None
+        judged = judged and all(run.answers_told for run in pool.runs)
         problems = pool.loads(names) if judged else None
         if problems is not None:
             rng = np.random.default_rng([seed, 6])

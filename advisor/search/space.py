@@ -38,6 +38,7 @@ from advisor.search.routing import with_routings
 from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.summary.energy import Watts
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
@@ -101,7 +102,7 @@ class Space:
     problem_ids: tuple[str, ...]
     made: RunsMade
     routings: tuple[Routing, ...] = ()
-    watts: Mapping[EngineConfig, float] = field(default_factory=dict)
+    watts: Mapping[EngineConfig, Watts] = field(default_factory=dict)
     offers: Offers | None = None
 
     def __len__(self) -> int:
@@ -130,13 +131,15 @@ class Space:
         return np.asarray(by_kind[self.kind] * self.replicas)
 
     @cached_property
-    def joules(self) -> Floats:
-        """Joules per device-second of each candidate, NaN where no power was recorded."""
-        by_kind = [
-            self.watts.get(law_key(kind.engine), np.nan) / kind.engine.num_devices
-            for kind in self.kinds
-        ]
-        return np.asarray(np.array(by_kind)[self.kind])
+    def power(self) -> Floats:
+        """What a device of each candidate draws [candidates, 4], NaN where that is not known.
+
+        That is what `Watts` has: the mean, the busy share, the least and the most of idle.
+        """
+        unknown = Watts(mean=np.nan, busy_share=1.0, idle=(np.nan, np.nan))
+        found = [self.watts.get(law_key(kind.engine), unknown) for kind in self.kinds]
+        by_kind = [(each.mean, each.busy_share, *each.idle) for each in found]
+        return np.array(by_kind).reshape(-1, 4)[self.kind]
 
     @cached_property
     def preferred(self) -> Ints:

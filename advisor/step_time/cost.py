@@ -32,6 +32,7 @@ from advisor.step_time.table_cost import (
     has_skew,
     layer_seconds,
     mixed_attention,
+    prompt_layer_seconds,
 )
 from traces.schema.window import in_window, window_context
 
@@ -157,12 +158,8 @@ def steps_seconds(
     if len(cost.values) == 0:
         return steps * once
     values, starts, decodes = cost.values, cost.starts, work.decode_requests
-    layers = layer_seconds(
-        values,
-        starts,
-        work.prefill_tokens + work.decode_tokens,
-        work.prefill_requests + work.decode_tokens,
-    )
+    tokens = work.prefill_tokens + work.decode_tokens
+    layers = layer_seconds(values, starts, tokens, work.prefill_requests + work.decode_tokens)
     per_request = work.decode_tokens / decodes if decodes else 0.0
     context = work.decode_kv_tokens / decodes - per_request if decodes else 0.0
     beside = 0.0
@@ -170,6 +167,7 @@ def steps_seconds(
         for place, value in enumerate(features[:PROBLEM_STARTS]):
             beside += cost.hidden[place] * value
     if work.prefill_requests:
+        layers += prompt_layer_seconds(values, starts, tokens)
         attention = mixed_attention(
             values, starts, work.prefill_requests, work.prefill_tokens, work.prefill_query_context,
             chunks, decodes, context, longest - per_request,

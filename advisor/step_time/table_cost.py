@@ -27,7 +27,8 @@ class StepTables(NamedTuple):
     `decode_batch` and `mixed_batch`, of context (that of one request, without the tokens of this
     step) `decode_kv` and `mixed_kv`. `launch` [1] is what an empty chunk would cost. `decode_skew`
     [batch] and `mixed_skew` [before, batch, longest context] say how far contexts that differ move
-    attention from its time at their mean to its time at the longest.
+    attention from its time at their mean to its time at the longest. `prompt_tokens` [t] is what a
+    step of t tokens takes beyond `tokens` if it has prompts.
     """
 
     tokens: Floats
@@ -43,6 +44,7 @@ class StepTables(NamedTuple):
     mixed: Floats
     mixed_skew: Floats
     launch: Floats
+    prompt_tokens: Floats = np.zeros(0)
 
     def packed(self) -> tuple[Floats, Ints]:
         """Return all values one after another, and where each part begins and the last ends.
@@ -82,13 +84,14 @@ NO_TABLES: Final = StepTables(
     launch=_NONE,
 )
 PARTS: Final = StepTables._fields
-SECONDS: Final = ("tokens", "sequences", "decode", "mixed", "launch")  # the others are knots
+SECONDS: Final = ("tokens", "sequences", "decode", "mixed", "launch", "prompt_tokens")  # no knots
 _TOKENS, _SEQUENCES = PARTS.index("tokens"), PARTS.index("sequences")
 _DECODE_BATCH, _DECODE_KV = PARTS.index("decode_batch"), PARTS.index("decode_kv")
 _DECODE, _DECODE_SKEW = PARTS.index("decode"), PARTS.index("decode_skew")
 _CHUNK, _BEFORE = PARTS.index("chunk"), PARTS.index("before")
 _MIXED_BATCH, _MIXED_KV = PARTS.index("mixed_batch"), PARTS.index("mixed_kv")
 _MIXED, _MIXED_SKEW, _LAUNCH = (PARTS.index(n) for n in ("mixed", "mixed_skew", "launch"))
+_PROMPT_TOKENS = PARTS.index("prompt_tokens")
 
 
 def has_skew(values: Floats, starts: Ints) -> bool:
@@ -107,6 +110,14 @@ def layer_seconds(values: Floats, starts: Ints, tokens: float, logits: float) ->
     if starts[_SEQUENCES + 1] > starts[_SEQUENCES]:
         seconds += _by_count(values, starts[_SEQUENCES], starts[_SEQUENCES + 1] - 1, logits)
     return seconds
+
+
+@inner
+def prompt_layer_seconds(values: Floats, starts: Ints, tokens: float) -> float:
+    """Return what the layers of a step with prompts take beyond `layer_seconds`."""
+    if starts[_PROMPT_TOKENS + 1] == starts[_PROMPT_TOKENS]:
+        return 0.0
+    return _by_count(values, starts[_PROMPT_TOKENS], starts[_PROMPT_TOKENS + 1] - 1, tokens)
 
 
 @inner

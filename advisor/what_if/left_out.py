@@ -18,7 +18,7 @@ from advisor.step_time.fit import StepTimeModel
 from advisor.what_if.question import Question
 from advisor.what_if.replayed import Replays
 from traces.errors import TtscopeError, UsageError
-from traces.recording.reader import Recording
+from traces.recording.reader import Recording, told_apart
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 from traces.summary.run import Run as Summary
@@ -43,6 +43,7 @@ def foretell(
     `on_run` is told how many runs are done, and of how many. Raises RecordingError when the
     recordings hold nothing to learn from, and UsageError when they answer different workloads.
     """
+    recordings = told_apart(recordings)
     evidence = gather(recordings, judged=False)
     model = StepTimeModel().fit(evidence.steps)
     by_name = {recording.name: recording for recording in recordings}

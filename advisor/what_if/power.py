@@ -1,24 +1,19 @@
-"""The stretches of a recording that a power law is learned from: time, steps, requests, joules."""
+"""The power law of an engine, learned from the stretches of its recordings."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from advisor.evidence.keys import law_key
 from advisor.step_time.law import non_negative_least_squares
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
-from traces.summary.energy import run_energy
-
-STRETCH_S: Final = 1.0  # GPU counters move every 20 to 100 ms (docs/energy.md)
-FEWEST: Final = 24  # stretches, which are shorter in a short run
+from traces.summary.energy import PowerTable, power_table
 
 
 def power_law(recordings: Sequence[Recording], engine: EngineConfig) -> PowerLaw | None:
@@ -32,33 +27,6 @@ def power_law(recordings: Sequence[Recording], engine: EngineConfig) -> PowerLaw
     found = fit_power([table for table in tables if table is not None])
     limit = limit_of(engine)
     return found if found is None or limit is None else replace(found, limit_w=limit)
-
-
-def power_table(recording: Recording, key: str) -> PowerTable | None:
-    """Return the stretches of an engine's recording, None where power or steps are unknown."""
-    found = run_energy(recording, key)
-    steps = recording.steps.filter(pl.col("engine") == key).sort("end")
-    steps = steps.drop_nulls(["end", "wall_ns", "prefill_requests", "decode_requests"])
-    if found is None or steps.is_empty() or recording.manifest.dropped.get("steps"):
-        return None
-    curve, (start, end) = found
-    ended = (steps["end"].to_numpy() - start) / 1e9
-    took = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series().to_numpy() / 1e9
-    begun = np.maximum(ended - took, np.concatenate(([-np.inf], ended[:-1])))
-    requests = (steps["prefill_requests"] + steps["decode_requests"]).to_numpy()
-    # Both rise in a straight line while a step runs and stand still between steps.
-    places = np.column_stack([begun, ended]).ravel()
-    amounts = np.column_stack([ended - begun, (ended - begun) * requests])
-    sums = np.cumsum(amounts, axis=0)
-    levels = np.stack([sums - amounts, sums], axis=1).reshape(-1, 2)
-    length = (end - start) / 1e9
-    count = int(max(length / STRETCH_S, FEWEST))
-    edges = np.linspace(0.0, length, count + 1)
-    busy, batch = (np.diff(np.interp(edges, places, levels[:, i])) for i in (0, 1))
-    return PowerTable(
-        amounts=np.column_stack([np.diff(edges), busy, batch]),
-        joules=curve.between(edges[:-1], edges[1:]),
-    )
 
 
 # What an engine's devices draw: idle, more while a step runs, and more for each request in it.
@@ -92,17 +60,6 @@ def limit_of(engine: EngineConfig) -> float | None:
         if re.fullmatch(rf"(?:NVIDIA )?(?:{name})", engine.gpu or ""):
             return float(watts * engine.num_devices)
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PowerTable:
-    """Stretches of a recording, each a row of seconds, seconds of steps, and request-seconds.
-
-    `amounts` [stretches, 3] and the `joules` [stretches] that all devices drew.
-    """
-
-    amounts: Floats
-    joules: Floats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ from traces.errors import UsageError
 from traces.live.numbers import numbers_in
 from traces.live.watched import windows_of
 from traces.recording.manifest import Manifest
-from traces.recording.reader import Recording
+from traces.recording.reader import Recording, told_apart
 from traces.schema.engine import ModelFacts
 from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, number
@@ -106,7 +106,8 @@ def predict(
     they are of the same problems, samples of another model. Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
-    given, others = others, [each for each in others if each.path != base.path]
+    base, *given = told_apart([base, *others])
+    others = [each for each in given if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
     question = _by_replica(question)
     if prior is not None:
@@ -167,16 +168,17 @@ def predict(
             extrapolated=longer,
             power=None if on_tables else power,
         )
-    unreplayed = "no step was recorded, so that the run cannot be replayed as it was"
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
-    notes += [unreplayed] if before is None else []
+    if before is None:
+        notes.append("no step was recorded, so that the run cannot be replayed as it was")
     notes += _measured_notes(evidence, own, question, on_tables=on_tables)
     made = None if redrafted is None else redrafted.note
     notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
-    notes += _far_off(recorded, replayed)
-    notes += _ties(recorded, replayed or (predicted if question.policy == own.policy else None))
+    notes += _far_off(recorded, replayed) + _ties(
+        recorded, replayed or (predicted if question.policy == own.policy else None)
+    )
     return Prediction(
         recorded=recorded,
         replayed=replayed,

@@ -109,7 +109,7 @@ def tabled(
     Raises UsageError when the number of layers is not known or the model is not the tables',
     TablesError for tables of tensor parallelism without collectives.
     """
-    from advisor.step_time.operators.tables import default_capture_sizes, domain, step_tables
+    from advisor.step_time.operators.tables import captured_sizes, domain, step_tables
 
     engine, facts = question.engine, question.model_facts or facts
     layers = _layers(question, operators, facts)
@@ -119,7 +119,7 @@ def tabled(
             "which this recording does not tell"
         )
     measured = domain(operators)
-    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
+    captured = captured_sizes(replace(engine, gpu=operators.gpu))
     version = operators.vllm_version or engine.vllm_version
     together = _all_reduces(question, facts, layers, captured, version)
     tables = step_tables(
@@ -383,10 +383,13 @@ def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
             "--set engine.speculative: give null or a mapping such as "
             "'{method: ngram, num_speculative_tokens: 3}'"
         ) from None
-    if "tensor_parallel_size" in changes and "num_gpus" not in changes:
-        changed = dataclasses.replace(changed, num_gpus=None)  # as many as are then needed
-        if engine.num_gpus is not None:  # as the recorded ones of that size tell
-            changed = dataclasses.replace(changed, num_gpus=changed.num_devices)
+    sizes = changes.keys() & {"tensor_parallel_size", "pipeline_parallel_size"}
+    resized = sizes or "data_parallel_size" in changes
+    if resized and "num_gpus" not in changes and engine.num_gpus is not None:
+        gpus = engine.one_replica().num_gpus or 1
+        if sizes:  # as many as are then needed, as the recorded ones of that size tell
+            gpus = changed.tensor_parallel_size * changed.pipeline_parallel_size
+        changed = dataclasses.replace(changed, num_gpus=gpus * changed.data_parallel_size)
     if changes.keys() & {"model", "tensor_parallel_size"} and "num_gpu_blocks" not in changes:
         changed = dataclasses.replace(changed, num_gpu_blocks=None)  # that of the recorded engine
     return changed

@@ -21,7 +21,7 @@ from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, Run, Sample
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
-from advisor.replay.recording import replayed_tables, write_recording
+from advisor.replay.recording import replayed_tables, replica_keys, write_recording
 from advisor.replay.replay import replay, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.waiting import Waited, longest_waits
@@ -43,8 +43,8 @@ from traces.schema.tts.stop_rules import ROUTED, Stop
 from traces.statistics import LEVEL, Z95, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
-from traces.summary.run import summarise
-from traces.summary.votes import PolicyOutcome, majority_curve, policies_within
+from traces.summary.run import step_times, summarise
+from traces.summary.votes import PolicyOutcome, policies_within
 
 Floats = npt.NDArray[np.float64]
 
@@ -145,7 +145,7 @@ class Replays:
             [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
             for sign in (1, -1)
         )
-        key = (self.engine.key(), question.policy.key())
+        key = (self.whole.key(), question.policy.key())
         self.manifest = self._manifest(key)
         self.tables = replayed_tables(
             self.runs[0],
@@ -155,6 +155,8 @@ class Replays:
             keys=key,
             start_ns=base.manifest.clock_start.unix_ns,
             speculative=self.limits.speculative,
+            judged=self._judged,
+            replicas=question.replicas.count,
         )
 
     def _draws(self) -> list[list[RecordedProblem]]:
@@ -249,12 +251,22 @@ class Replays:
         except ValueError as error:
             raise UsageError(f"{self.engine.label()}: {error}") from None
 
+    @property
+    def whole(self) -> EngineConfig:
+        """The engine with all of its replicas and their devices."""
+        count, gpus = self.question.replicas.count, self.engine.num_gpus
+        return replace(
+            self.engine,
+            data_parallel_size=count * self.engine.data_parallel_size,
+            num_gpus=None if gpus is None else gpus * count,
+        )
+
     def _manifest(self, key: tuple[str, str]) -> Manifest:
         manifest = self.base.manifest
-        engines = {key[0]: self.engine}
+        engines = {key[0]: self.whole}
         count = self.question.replicas.count
-        if count > 1:
-            engines = {f"{key[0]}#{i + 1}": self.engine for i in range(count)}
+        if count > 1:  # problems are the whole engine's, steps are each replica's
+            engines |= dict.fromkeys(replica_keys(key[0], count), self.engine)
         return Manifest(
             clock_start=manifest.clock_start,
             engines=engines,
@@ -348,11 +360,12 @@ class Replays:
         latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
         per_token = latency["mean"]
         if per_token is not None and tokens is not None:
-            each = self.engine.num_devices / tokens.value
+            each = self.whole.num_devices / tokens.value
             per_token = per_token.scaled(each, "device-s/token")
         return replace(
             found,
             steps=self.runs[0].steps,  # its table may keep none
+            step_time=step_times(self.tables["steps"]),  # of all replicas
             accuracy=self._accuracy(),
             latency_s=latency,
             ttft_s=self._undetermined(three("ttft_s", "s", {})),
@@ -557,11 +570,18 @@ class Replays:
             method="law",
         )
 
-    def _accuracy(self) -> Estimate | None:
+    @property
+    def _judged(self) -> bool:
+        """Whether it is known which answers are given, and whether they are right."""
         samples = [s for load in self.loads[0] for s in load.samples]
         known = all(s.correct is not None or s.answer is None for s in samples)
         judged = any(s.correct is not None for s in samples)
-        if not (known and judged) or not self.question.policy.spec.plurality:
+        policy, told = self.question.policy, self.sources[0].answers_told
+        votes = policy.spec.plurality and (policy.n == 1 or told)
+        return known and judged and votes
+
+    def _accuracy(self) -> Estimate | None:
+        if not self._judged:
             return None
         policy = self.question.policy
         right = np.mean([run.right for run in self.runs], axis=0)
@@ -573,9 +593,7 @@ class Replays:
 
     def _vote(self, name: str) -> float:
         """Return the chance that a vote of as many as asked of a problem's samples is right."""
-        samples = self.sources[0].problems[name].samples
-        curve = majority_curve([s.answer for s in samples], [s.correct for s in samples])
-        return float(curve[self.drawn - 1])
+        return float(self.sources[0].vote_curve(name)[self.drawn - 1])
 
 
 def _again(

@@ -11,11 +11,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, LOST = 15 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, LOST = 15 };
 enum { GPUS = 4 }; /* the last one is a MIG slice */
 enum { /* what fake_set changes, what fake_calls counts; the order is fake_nvml.py's */
   COUNT, INIT, IS_LOST, ENERGY, POWER, INSTANT, PCIE, NVLINK, STATE,
-  ENERGY_MJ, POWER_MW, DELAY_US, HANG, OTHER_NAME, KINDS
+  ENERGY_MJ, POWER_MW, DELAY_US, HANG, OTHER_NAME, PROCESS, KINDS
 };
 
 static volatile int64_t setting[KINDS][GPUS];
@@ -82,6 +82,18 @@ int nvmlDeviceGetUUID(void *device, char *text, unsigned length) {
 
 int nvmlDeviceGetName(void *device, char *text, unsigned length) {
   snprintf(text, length, setting[OTHER_NAME][index_of(device)] ? "Other" : "Fake");
+  return SUCCESS;
+}
+
+typedef struct { uint32_t pid; unsigned long long memory; uint32_t slice, part; } Process;
+
+int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, Process *processes) {
+  int64_t pid = setting[PROCESS][index_of(device)];
+  unsigned room = *count;
+  *count = pid != 0;
+  if (!pid) return SUCCESS;
+  if (!room) return TOO_SMALL;
+  processes[0] = (Process){(uint32_t)pid, 1 << 20, 0xFFFFFFFFu, 0xFFFFFFFFu};
   return SUCCESS;
 }
 

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 NAME = "libnvidia-ml.so.1"
 KINDS = (
     *("COUNT", "INIT", "IS_LOST", "ENERGY", "POWER", "INSTANT", "PCIE", "NVLINK", "STATE"),
-    *("ENERGY_MJ", "POWER_MW", "DELAY_US", "HANG", "OTHER_NAME"),
+    *("ENERGY_MJ", "POWER_MW", "DELAY_US", "HANG", "OTHER_NAME", "PROCESS"),
 )
 NOT_SUPPORTED, TIMEOUT, DRIVER_NOT_LOADED, LOST = 3, 10, 9, 15
 

@@ -35,6 +35,7 @@ class FakeEngine:
     token_s: float = 0.0
     spread: float = 0.5
     fault: object = None
+    tokenizes: bool = True
     asked: list = field(default_factory=list)  # bodies
     headers: list = field(default_factory=list)
     connections: set = field(default_factory=set)  # ports that completions were asked from
@@ -48,6 +49,7 @@ class FakeEngine:
         app.router.add_post("/v1/chat/completions", self.complete)
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_post("/v1/embeddings", self.embed)
+        app.router.add_post("/tokenize", self.tokenize)
         return app
 
     async def models(self, request):
@@ -56,6 +58,12 @@ class FakeEngine:
 
     async def embed(self, request):
         return web.json_response({"embedded": await request.json()})
+
+    async def tokenize(self, request):
+        if not self.tokenizes:
+            raise web.HTTPNotFound
+        words = (await request.json())["prompt"].split()
+        return web.json_response({"tokens": list(range(len(words))), "count": len(words)})
 
     async def complete(self, request):
         body = await request.json()

@@ -29,7 +29,7 @@ _ADOPTED = (  # of what a plugin tells
     *("dtype", "quantization", "kv_cache_dtype", "max_model_len", "tensor_parallel_size"),
     *("pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "block_size"),
     *("num_gpu_blocks", "gpu_memory_utilization", "enable_prefix_caching", "enforce_eager"),
-    *("async_scheduling", "gpu", "num_gpus", "vllm_version"),
+    *("async_scheduling", "gpu", "vllm_version"),
 )
 NO_METRICS = (
     "has nothing of an engine: name the engine's own host and port, not a router's, or its "
@@ -123,7 +123,7 @@ class Deployment:
             lambda label: self._key(replica, label),
             on_event=note,
             on_page=lambda page: self._keep(replica, page),
-            on_restart=lambda started: self._again(replica, started),
+            on_restart=lambda page: self._again(replica, page),
             period_s=self._period_s,
             reconnect=self._reconnect,
         )
@@ -156,14 +156,10 @@ class Deployment:
         ) as client:
             card = ask_model(client, access.url, self._model)
             found = identify(client, card)
-        caches = scraper.reader.cache_config
-        settings = {**found.settings, **cache_settings(next(iter(caches.values()), {}))}
+        settings = {**found.settings, **cache_settings(scraper.reader.cache_config)}
         settings |= {name: value for name, value in self._declared.items() if value is not None}
         other = [*found.other, *((("url", access.where),) if len(self._accesses) > 1 else ())]
         settings["other"] = tuple(sorted(other))
-        engines = len(set(caches) - {""})
-        if engines > 1:
-            settings["data_parallel_size"] = engines
         config, facts = describe(card, found.vllm_version, name=None, settings=settings)
         if self._facts is not None:
             facts = dataclasses.replace(self._facts, name=config.model)
@@ -179,9 +175,7 @@ class Deployment:
                 config = replica.config
                 if label and several:
                     extra = (*config.other, ("engine", label))
-                    config = dataclasses.replace(
-                        config, data_parallel_size=1, other=tuple(sorted(extra))
-                    )
+                    config = dataclasses.replace(config.one_replica(), other=tuple(sorted(extra)))
                 key = replica.keys[label] = config.key()
                 self.engines[key] = config
                 self.shown[key] = " ".join(p for p in (where, label if several else "") if p)
@@ -201,9 +195,7 @@ class Deployment:
             labels = sorted(label for label, own in replica.keys.items() if own == key)
             if not labels:
                 continue
-            names = {field: getattr(told, field) for field in _ADOPTED}
-            names |= {name: value for name, value in self._declared.items() if value is not None}
-            replica.config = dataclasses.replace(replica.config, **names)
+            replica.config = self._with_told(replica.config, told)
             if model is not None and self._facts is None:
                 replica.facts = dataclasses.replace(model, name=replica.config.model)
                 self.models[replica.facts.name] = replica.facts
@@ -214,11 +206,19 @@ class Deployment:
                 return replica.keys[labels[-1]]
             with self._lock:
                 for own in set(replica.keys.values()):
-                    self.engines[own] = dataclasses.replace(self.engines[own], **names)
+                    self.engines[own] = self._with_told(self.engines[own], told)
             if self._writer is not None:
                 self._writer.update(**self._manifest(self._writer))
             return key
         return key
+
+    def _with_told(self, engine: EngineConfig, told: EngineConfig) -> EngineConfig:
+        """Return an engine with what a plugin tells, whose GPUs are those of one replica."""
+        names = {field: getattr(told, field) for field in _ADOPTED}
+        names |= {name: value for name, value in self._declared.items() if value is not None}
+        if told.num_gpus is not None:
+            names["num_gpus"] = told.num_gpus * engine.data_parallel_size
+        return dataclasses.replace(engine, **names)
 
     def add(self, config: EngineConfig) -> str:
         """Add an engine that no server of ours tells of; return its key."""
@@ -235,18 +235,18 @@ class Deployment:
             self._register(replica, sorted({*replica.keys, label} - {""}))
         return replica.keys[label]
 
-    def _again(self, replica: Replica | None, started: float | None) -> None:
+    def _again(self, replica: Replica | None, page: Page) -> None:
         """Ask a server that was restarted what it serves now."""
         if replica is None:
             return
-        replica.started = started
+        replica.started = page.started
         try:
             config, facts = self._describe(replica.access, replica.scraper)
         except TtscopeError:
             return
         if config != replica.described:
             replica.config, replica.described, replica.facts = config, config, facts
-            self._register(replica, sorted(set(replica.keys) - {""}))
+            self._register(replica, sorted({series.engine for series in page.values} - {""}))
             self._event("note", f"{replica.access.where}: another configuration", config.key())
 
     def _keep(self, replica: Replica | None, page: pl.DataFrame) -> None:

@@ -186,6 +186,7 @@ class PassSteps:
         self._of_rank: dict[tuple[int, str, int], ForwardPassRows | None] = {}
         self._writer: RecordingWriter | None = None
         self._left_out = self.steps = 0
+        self._ending = self._told = False
 
     @contextmanager
     def watched(self, writer: RecordingWriter) -> Iterator[None]:
@@ -197,9 +198,7 @@ class PassSteps:
             yield
         finally:
             self._receiver.close()
-            for row in (*self._take(), *self._last()):
-                writer.append("steps", row)
-            self._say_all(writer)
+            self._ending = True  # the writer takes the rest when it is closed
 
     def _take(self) -> list[Row]:
         found: list[Row] = []
@@ -212,13 +211,12 @@ class PassSteps:
             found += rows.rows(passed.record, passed.came)
             if rows.lost > lost and self._writer is not None:
                 self._writer.dropped("steps", rows.lost - lost)
+        if self._ending and not self._told and self._writer is not None:
+            self._told = True
+            found += [row for rows in self._of_rank.values() if rows for row in rows.flush()]
+            self._say_all(self._writer)
         self.steps += len(found)
         return [self._marked(row) for row in found]
-
-    def _last(self) -> Iterator[Row]:
-        for rows in self._of_rank.values():
-            if rows is not None:
-                yield from map(self._marked, rows.flush())
 
     def _marked(self, row: Row) -> Row:
         if self._profiled is not None:
@@ -249,9 +247,7 @@ class PassSteps:
             return key
         extra = (("dp_rank", rank), ("worker", record.worker_id))
         other = tuple(sorted({*replica.config.other, *extra}))
-        return self._deployment.add(
-            dataclasses.replace(replica.config, data_parallel_size=1, other=other)
-        )
+        return self._deployment.add(dataclasses.replace(replica.config.one_replica(), other=other))
 
     def _say_all(self, writer: RecordingWriter) -> None:
         """Write what a reader must know of the steps: what their times are, what was refused."""

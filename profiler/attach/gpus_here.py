@@ -7,17 +7,22 @@ this machine began at the very moment that its /metrics tells as its own start.
 from __future__ import annotations
 
 import ipaddress
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from profiler.attach.deployment import Deployment, Replica
-from profiler.plugin.process_clock import process_start
+from profiler.plugin.process_clock import listening_ports, process_start
+from profiler.probes.nvml import Gpu, GpuUser, open_gpus, open_gpus_of
 from profiler.probes.power import watch_gpus_here
 from profiler.runs.record import Probe
 from traces.errors import UsageError
 
 _TICK_S = 0.02
+_DECIDES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 
 def parse_gpus(text: str) -> int | None:
@@ -48,13 +53,49 @@ def why_unread(deployment: Deployment, gpus: int | None) -> str | None:
 def power_probe(deployment: Deployment, gpus: int | None) -> Probe:
     """Return a probe of a deployment's GPUs, where `why_unread` knows no reason against it.
 
-    Of a deployment whose number of GPUs is not known all that CUDA_VISIBLE_DEVICES leaves are read.
+    Of servers whose number of GPUs is not known all that CUDA shows to them are read. A number that
+    was given is of those that CUDA shows to us.
     """
     if gpus is not None and gpus > 0:
-        return partial(watch_gpus_here, gpus)
-    counts = [_gpus_of(replica) for replica in deployment.replicas]
-    known = [count for count in counts if count is not None]
-    return partial(watch_gpus_here, sum(known) if len(known) == len(counts) else None)
+        return partial(watch_gpus_here, partial(open_gpus, gpus))
+    return partial(watch_gpus_here, partial(_opened, deployment.replicas))
+
+
+@contextmanager
+def _opened(replicas: Sequence[Replica]) -> Iterator[list[Gpu]]:
+    """Open the GPUs of servers that run here."""
+    found = [_processes(replica) for replica in replicas]
+    users = [
+        GpuUser(count=_gpus_of(replica), environs=[_shown_to(pid) for pid in pids])
+        for replica, pids in zip(replicas, found, strict=True)
+    ]
+    with open_gpus_of(users, _with_children({pid for pids in found for pid in pids})) as gpus:
+        yield gpus
+
+
+def _shown_to(pid: int) -> dict[str, str] | None:
+    """Return what decides which GPUs CUDA shows to a process; None where it cannot be read."""
+    try:
+        lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    pairs = (line.decode("utf-8", "replace").partition("=") for line in lines)
+    return {name: value for name, _, value in pairs if name in _DECIDES}
+
+
+def _with_children(pids: set[int]) -> set[int]:
+    """Return processes with all that they have begun, and those have."""
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError, ValueError, IndexError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            children[int(parent)].append(int(folder.name))
+    found, left = set(pids), list(pids)
+    while left:
+        new = set(children[left.pop()]) - found
+        found |= new
+        left += new
+    return found
 
 
 def _gpus_of(replica: Replica) -> int | None:
@@ -71,20 +112,27 @@ def _is_here(replica: Replica) -> bool:
         near = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         near = False
-    return near and replica.started is not None and _began_here(replica.started)
+    return near and bool(_processes(replica))
 
 
-def _began_here(started: float) -> bool:
-    """Tell whether a process of this machine began then.
+def _processes(replica: Replica) -> list[int]:
+    """Return the processes of this machine that may be a server: by its start, and its port."""
+    found = _began_here(replica.started) if replica.started is not None else []
+    parts = urlsplit(replica.access.url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return [pid for pid in found if port in listening_ports(pid)] or found
+
+
+def _began_here(started: float) -> list[int]:
+    """Return the processes of this machine that began then.
 
     The kernel's time of boot, of which both sides make their number, may differ by a second.
     """
+    found = []
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        begun = process_start(folder.name)
+        begun = process_start(folder.name) if folder.name.isdecimal() else None
         if begun is not None and any(
             abs(begun - started + shift) < _TICK_S for shift in (-1, 0, 1)
         ):
-            return True
-    return False
+            found.append(int(folder.name))
+    return found

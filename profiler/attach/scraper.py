@@ -79,7 +79,7 @@ class Scraper:
     engine_key: the key of an engine by the label `engine`; "" is the server itself.
     on_event: called with a kind and a detail of `events`: gap, reconnect, restart, counter_reset.
     on_page: called with the rows of every page read.
-    on_restart: called with when a restarted server began, before its first page is kept.
+    on_restart: called with the first page of a restarted server, before it is kept.
 
     `lost` is set when the server is gone and `reconnect` is False.
 
@@ -92,7 +92,7 @@ class Scraper:
         *,
         on_event: Callable[[str, str], None],
         on_page: Callable[[pl.DataFrame], None] = lambda rows: None,
-        on_restart: Callable[[float | None], None] = lambda started: None,
+        on_restart: Callable[[Page], None] = lambda page: None,
         period_s: float = PERIOD_S,
         reconnect: bool = True,
     ) -> None:
@@ -165,7 +165,7 @@ class Scraper:
             while not self._stopping.wait(max(due - time.monotonic(), 0.0)):
                 begun = time.monotonic()
                 try:
-                    page = self.poll()
+                    page = self._fresh(self.poll())
                     self._take(page)
                 except Exception as error:  # one page that cannot be taken does not end the watch
                     known = isinstance(error, ScrapeError)
@@ -229,18 +229,35 @@ class Scraper:
         }
         return told | gone
 
+    def _fresh(self, page: Page) -> Page:
+        """Return a page, read anew where its process may be another one.
+
+        The page of several front ends does not say when they began, so that its counters tell.
+        """
+        if page.started is None and self._last is not None and _fell(self._last, page):
+            self.reader.forget()
+            return self.poll()
+        return page
+
     def _compare(self, last: Page, page: Page) -> None:
         """Note a restart: another process, or counters that fell."""
+        fell = _fell(last, page)
         if last.started is not None and page.started not in (None, last.started):
             self._on_event("restart", f"{self.access.where}: another process answers")
-            self._on_restart(page.started)
-        fell = sum(
-            value < last.values.get(series, value)
-            for series, value in page.values.items()
-            if series.name.endswith(("_total", "_count", "_bucket"))
-        )
+            self._on_restart(page)
+        elif fell and page.started is None:
+            self._on_restart(page)
         if fell:
             self._on_event("counter_reset", f"{self.access.where}: {fell} counters fell")
+
+
+def _fell(last: Page, page: Page) -> int:
+    """Return how many counters are lower than on the page before."""
+    return sum(
+        value < last.values.get(series, value)
+        for series, value in page.values.items()
+        if series.name.endswith(("_total", "_count", "_bucket"))
+    )
 
 
 def _rows(

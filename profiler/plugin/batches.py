@@ -5,6 +5,7 @@ wait, the blocks in use, what was generated, accepted, finished and preempted. W
 --enable-logging-iteration-details it is told the composition and the time of the step too. It never
 sees when a step began, which requests were in it, or what was aborted. The context that a step
 reads is inferred from running sums of prompt and generated tokens, set to 0 when nothing runs.
+Behind steps that are missing it is not known until then.
 
 Of several front ends one gets the scheduler's part of a step, and each what its own requests got.
 What came without it (`running` is null) is added to the step whose end is nearest.
@@ -12,7 +13,7 @@ What came without it (`running` is null) is added to the step whose end is neare
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -183,11 +184,22 @@ class PluginRows:
     before: int = 0
     lost: int = 0
     _step: int = 0
-    _context: int = 0
+    _context: int | None = 0
+    _gaps: list[int] = field(default_factory=list)  # ends of the newest steps that are missing
     _last_end: int | None = None
     _ran: bool = False
     _waiting: list[dict[str, Any]] = field(default_factory=list)
     _parts: list[dict[str, Any]] = field(default_factory=list)
+
+    def miss(self, until: int) -> None:
+        """Note that steps are missing, which ended up to then, unix ns."""
+        insort(self._gaps, until)
+
+    def is_before(self, start_s: float | None) -> bool:
+        """Tell whether the newest step ended before then, unix seconds."""
+        if start_s is None or self._last_end is None:
+            return False
+        return self._last_end < start_s * 1e9
 
     def rows(
         self,
@@ -233,6 +245,9 @@ class PluginRows:
         self._parts = later
 
     def _row(self, told: dict[str, Any], since: int | None) -> dict[str, Any] | None:
+        while self._gaps and told["end"] > self._gaps[0]:
+            self._gaps.pop(0)
+            self._context = None
         worked = told["generated"] or told["computed"] or told["ctx_tokens"] or told["running"]
         if told["dummy"] or not worked:
             self._last_end, self._ran, self._context = told["end"], False, 0
@@ -242,7 +257,9 @@ class PluginRows:
         decodes = told["gen_requests"] if detailed else told["continued"]
         decode_tokens = told["gen_tokens"] if detailed else told["continued"] + drafted
         # The newest token of each request is known and not computed yet: it is among the step's.
-        read = max(self._context + decode_tokens - decodes, 0)
+        read = 0 if not decodes else None
+        if decodes and self._context is not None:
+            read = max(self._context + decode_tokens - decodes, 0)
         interval = None
         if self._ran and self._last_end is not None:
             interval = max(told["end"] - self._last_end, 0)
@@ -261,7 +278,7 @@ class PluginRows:
             "decode_tokens": decode_tokens,
             "running": told["running"],
             "waiting": told["waiting"],
-            "decode_kv_tokens": read if decodes else 0,
+            "decode_kv_tokens": read,
             "kv_blocks": None
             if self.usable_blocks is None
             else round(told["kv_usage"] * self.usable_blocks),
@@ -281,7 +298,8 @@ class PluginRows:
             self.before += 1
         else:
             self._step += 1
-        self._context += told["prompts"] + told["generated"] - told["finished_context"]
-        if not told["running"] or self._context < 0:
+        if self._context is not None:
+            self._context += told["prompts"] + told["generated"] - told["finished_context"]
+        if not told["running"] or (self._context or 0) < 0:
             self._context = 0
         return None if before else row

@@ -23,7 +23,6 @@ import threading
 import time
 import uuid
 from collections import deque
-from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -32,7 +31,7 @@ import msgspec
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from profiler.plugin.batches import COLUMNS, MOST_ROWS, STEPS_PATH
-from profiler.plugin.process_clock import process_start
+from profiler.plugin.process_clock import listening_ports, process_start
 from profiler.plugin.shared_token import shared_token
 from traces.clock import OFFSET_NS, now_ns
 from traces.errors import UsageError
@@ -244,7 +243,8 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
 
     def _batch(self) -> bytes:
         if not self._ring or not self._head["ports"]:
-            self._head["ports"] = _listening()
+            # By them attach finds the server.
+            self._head["ports"] = sorted(listening_ports())[:_MOST_PORTS]
         while len(self._pending) < MOST_ROWS and self._ring and not self._refused:
             self._pending.append(self._ring.popleft())
         batch = self._head | {
@@ -331,20 +331,3 @@ def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
         None if perf is None else perf.num_flops_per_gpu,
         None if perf is None else perf.num_read_bytes_per_gpu,
     )
-
-
-def _listening() -> list[int]:
-    """Return the TCP ports on which this process listens, by which attach finds the server."""
-    sockets, ports = set(), set()
-    try:
-        for each in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):  # closed meanwhile
-                sockets.add(str(each.readlink()))
-        for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # it listens
-                    ports.add(int(fields[1].rpartition(":")[2], 16))
-    except (OSError, ValueError, IndexError):
-        pass
-    return sorted(ports)[:_MOST_PORTS]

@@ -120,5 +120,6 @@ class StepMetrics:
     def close(self) -> None:
         """Send what is left, within a second."""
         self._stopping.set()
+        self._thread.join(_PERIOD_S)
         self.sum_up()
         self._out.close(hurry=True)

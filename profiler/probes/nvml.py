@@ -8,13 +8,15 @@ PCIe throughput, for which NVML waits 20 ms, never.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from profiler.probes.sensor import Reading, SensorError
 
 _ALL_LINKS = 0xFFFFFFFF  # scopeId that sums NVLink's counters over the links
+_NO_SLICE = 0xFFFFFFFF  # gpuInstanceId of a process on a GPU that is not cut into slices
 _LARGEST = 2**63 - 1  # of an Int64 column
 
 
@@ -29,6 +31,34 @@ def open_gpus(count: int | None, environ: Mapping[str, str] = os.environ) -> Ite
     Fewer come back where fewer are visible. Raises SensorError where there is no driver or no
     visible GPU, or where CUDA's order is not known.
     """
+    with _driver(lambda nvml: _visible(nvml, environ)[:count]) as gpus:
+        yield gpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuUser:
+    """A server: how many GPUs it uses, None where that is not known, and what CUDA shows to it.
+
+    Several processes may be it, each with its own `environs`, None for one that cannot be read.
+    """
+
+    count: int | None
+    environs: Sequence[Mapping[str, str] | None]
+
+
+@contextmanager
+def open_gpus_of(users: Sequence[GpuUser], processes: Collection[int]) -> Iterator[list[Gpu]]:
+    """Open the GPUs on which these processes compute, or else those that CUDA shows to the users.
+
+    Raises SensorError as `open_gpus` does, and where it cannot be seen which ones they are.
+    """
+    with _driver(lambda nvml: _used(nvml, users, processes)) as gpus:
+        yield gpus
+
+
+@contextmanager
+def _driver(chosen: Callable[[Any], list[Any]]) -> Iterator[list[Gpu]]:
+    """Open the GPUs whose handles are chosen."""
     try:
         import pynvml as nvml
     except ImportError:
@@ -41,17 +71,57 @@ def open_gpus(count: int | None, environ: Mapping[str, str] = os.environ) -> Ite
             raise NoDriverError("no NVIDIA driver") from None
         raise SensorError(f"NVML: {error}") from None
     try:
-        yield _open(nvml, count, environ)
+        try:
+            gpus = [Gpu(nvml, handle) for handle in chosen(nvml)]
+        except nvml.NVMLError as error:
+            raise SensorError(f"NVML: {error}") from None
+        yield gpus
     finally:
         with suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
 
 
-def _open(nvml: Any, count: int | None, environ: Mapping[str, str]) -> list[Gpu]:
-    try:
-        return [Gpu(nvml, handle) for handle in _visible(nvml, environ)[:count]]
-    except nvml.NVMLError as error:
-        raise SensorError(f"NVML: {error}") from None
+def _all(nvml: Any) -> list[Any]:
+    everything = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    if not everything:
+        raise SensorError("NVML: there is no GPU")
+    return everything
+
+
+def _used(nvml: Any, users: Sequence[GpuUser], processes: Collection[int]) -> list[Any]:
+    """Return the handles of the GPUs that servers use."""
+    everything = _all(nvml)
+    counts = [user.count for user in users if user.count is not None]
+    total = sum(counts) if len(counts) == len(users) else None
+    computing = [handle for handle in everything if _computes(nvml, handle, processes)]
+    if computing and total in (None, len(computing)):
+        return computing
+    found: dict[str, Any] = {}
+    sure = True
+    for user in users:
+        shown = {tuple(sorted(each.items())) for each in user.environs if each is not None}
+        sure = sure and len(shown) == 1 and None not in user.environs
+        for environ in shown:
+            for handle in _visible(nvml, dict(environ))[: user.count]:
+                found[nvml.nvmlDeviceGetUUID(handle)] = handle
+    if sure or (total is not None and total == len(found)):
+        return list(found.values())
+    if len(everything) in (total, 1):
+        return everything
+    raise SensorError(
+        f"which of the {len(everything)} GPUs here the servers use cannot be seen. Attach as the "
+        "user who runs them, or with their CUDA_VISIBLE_DEVICES and --gpus N"
+    )
+
+
+def _computes(nvml: Any, handle: Any, processes: Collection[int]) -> bool:
+    """Tell whether one of these processes computes on a whole GPU."""
+    with suppress(nvml.NVMLError):
+        return any(
+            each.pid in processes and each.gpuInstanceId == _NO_SLICE
+            for each in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        )
+    return False
 
 
 def _visible(nvml: Any, environ: Mapping[str, str]) -> list[Any]:
@@ -60,9 +130,7 @@ def _visible(nvml: Any, environ: Mapping[str, str]) -> list[Any]:
     Indices, (beginnings of) GPU UUIDs, or MIG UUIDs; the list ends at the first entry that names
     nothing.
     """
-    everything = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-    if not everything:
-        raise SensorError("NVML: there is no GPU")
+    everything = _all(nvml)
     wanted = environ.get("CUDA_VISIBLE_DEVICES")
     entries = list(map(str, range(len(everything)))) if wanted is None else wanted.split(",")
     found: list[Any] = []

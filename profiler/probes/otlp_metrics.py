@@ -384,7 +384,11 @@ class TableMetrics:
 
         gauges = {numbers.RUNNING: RUNNING, numbers.WAITING: WAITING, numbers.KV: KV_USAGE}
         counters = {numbers.DRAFTED: DRAFTED, numbers.ACCEPTED_AT: ACCEPTED}
-        known = rows.filter(pl.col("name").is_in([*gauges, *counters]), pl.col("le").is_null())
+        known = rows.filter(
+            pl.col("name").is_in([*gauges, *counters]),
+            pl.col("le").is_null(),
+            pl.col("value").is_not_null(),  # else the series is gone
+        )
         newest = known.group_by("engine", "name", "labels", maintain_order=True).last()
         sums: dict[tuple[str, str], float] = {}
         for row in newest.iter_rows(named=True):

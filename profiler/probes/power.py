@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,23 +155,25 @@ def watch_power(config: EngineConfig, writer: RecordingWriter, *, hz: float = HZ
 
 @contextmanager
 def watch_gpus_here(
-    count: int | None, writer: RecordingWriter, *, hz: float = HZ
+    opened: Callable[[], AbstractContextManager[list[Gpu]]],
+    writer: RecordingWriter,
+    *,
+    hz: float = HZ,
 ) -> Iterator[None]:
-    """Record the power of this machine's GPUs, for servers that run here, while the block runs.
+    """Record the power of the GPUs that are `opened`, for servers that run here.
 
-    Of the first `count` that CUDA_VISIBLE_DEVICES leaves, None for all. Without a driver there is
-    nothing to say: the servers run on something else.
+    Without a driver there is nothing to say: the servers run on something else.
     """
 
     @contextmanager
-    def opened() -> Iterator[list[Gpu]]:
+    def found() -> Iterator[list[Gpu]]:
         try:
-            with open_gpus(count) as gpus:
+            with opened() as gpus:
                 yield gpus
         except NoDriverError:
             yield []
 
-    with _sampled(PowerSampler(opened, hz=hz), writer):
+    with _sampled(PowerSampler(found, hz=hz), writer):
         yield
 
 

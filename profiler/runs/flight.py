@@ -132,7 +132,7 @@ class Flight:
     closed: bool = False
     failures: int = 0
     prompt_tokens: int | None = None
-    cached_tokens: int | None = None
+    cached_tokens: int | None = None  # of the prompt
     output_tokens: int | None = 0  # of all requests, None where one does not tell
     requests: int = 0
     cancelled: int = 0
@@ -147,8 +147,14 @@ class Flight:
             return answer
         return str(self.classes.setdefault(answer, len(self.classes)))
 
-    def count(self, result: SampleResult, *, cancelled: bool = False) -> None:
-        """Add up what a request tells of the problem's prompt, its tokens, and how it ended."""
+    def count(self, sent: Sent, *, cancelled: bool = False) -> None:
+        """Add up what a request tells of the problem's prompt, its tokens, and how it ended.
+
+        The problem's prompt is that of requests that go on from no other, and of it is cached what
+        each of them found so.
+        """
+        result = sent.result
+        assert result is not None
         self.failures += result.error is not None
         self.requests += 1
         self.cancelled += cancelled
@@ -157,15 +163,11 @@ class Flight:
             self.output_tokens = (
                 (self.output_tokens or 0) + (result.output_tokens or 0) if told else None
             )
+        if sent.draw.parent is not None:
+            return
         self.prompt_tokens = self.prompt_tokens or result.prompt_tokens
-        if result.cached_tokens is not None:
-            self.cached_tokens = (self.cached_tokens or 0) + result.cached_tokens
-
-
-# What a request of a problem has led to: everything after the problem's prompt.
-
-
-# The prompt of a revision: a template with the first prompt, the thought and the answer so far.
+        known = [each for each in (self.cached_tokens, result.cached_tokens) if each is not None]
+        self.cached_tokens = min(known, default=None)
 
 
 def revised_prompt(template: str, prompt: Prompt, earlier: Chain) -> Prompt:

@@ -145,7 +145,7 @@ class RunSpans:
         whole = result.error is None and cancelled_by is None
         answer = sent.chain.answer if whole and sent.chain is not None else None
         correct = self._workload.is_correct(flight.problem, answer) if whole else None
-        flight.count(result, cancelled=cancelled_by is not None)
+        flight.count(sent, cancelled=cancelled_by is not None)
         think, output = _think_tokens(sent, result), result.output_tokens
         own = {
             names.GEN_AI_INPUT_TOKENS: result.prompt_tokens,

@@ -294,7 +294,13 @@ class Service:
         self, request: web.Request, question: Question, arrival: int
     ) -> web.StreamResponse:
         policy = self._policy_of(question)
-        async with self._places:
+        left = self.settings.timeout_s - (now_ns() - arrival) / 1e9
+        try:
+            async with asyncio.timeout(left):
+                await self._places.acquire()
+        except TimeoutError:
+            raise BadRequest("no turn came in time. Ask again later", 503) from None
+        try:
             name, done = self._begin(question, policy, arrival)
             try:
                 if question.stream:
@@ -304,6 +310,8 @@ class Service:
                 waiting = self._waiting.get(name)
                 if waiting is not None:  # the client has gone
                     waiting.run.abandon(name)
+        finally:
+            self._places.release()
         if answer is None:
             status, told = self._failure(question)
             self.numbers.refused.labels(str(status)).inc()

@@ -10,9 +10,9 @@ import aiohttp
 import msgspec
 
 from profiler.engines.interface import SampleRequest, SampleResult
-from profiler.engines.server.server import Refused, ServerEngine
+from profiler.engines.server.server import NO_LENGTH, NoLength, Refused, ServerEngine
 from profiler.engines.server.stream import BadAnswer, Stream
-from profiler.serve.question import Question
+from profiler.serve.question import Question, error_body
 
 _CONNECT_S = 10.0
 _MOST_REFUSAL = 64 << 10  # bytes of an error's body that go on to the client
@@ -84,11 +84,12 @@ class Upstream(ServerEngine):
         if request.traceparent is not None:
             headers["traceparent"] = request.traceparent
         chat = request.chat and request.continues is None
-        prompt = await self._prompt(request)
-        body = {
-            **question.extra,
-            **self._asked(question, request, self._body(request, chat, prompt)),
-        }
+        try:
+            own = await self._body(request, chat)
+        except NoLength:
+            question.refusal = 400, error_body(NO_LENGTH, 400)
+            raise
+        body = {**question.extra, **self._asked(question, request, own)}
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self.session.post(
             self.url + path, data=msgspec.json.encode(body), headers=headers, allow_redirects=False
@@ -116,16 +117,14 @@ class Upstream(ServerEngine):
             body["stop"] += own if isinstance(own, list) else [own]
         return body
 
-    async def _token_ids(self, text: str) -> list[int]:
-        if text and text not in self._encoded:
-            body = {"model": self._served, "prompt": text, "add_special_tokens": False}
-            async with self.session.post(
-                f"{self.url}/tokenize", json=body, headers=self._headers
-            ) as answer:
-                if answer.status != 200:
-                    raise Refused(answer.status)
-                self._encoded[text] = (await answer.json())["tokens"]
-        return self._encoded.get(text, [])
+    async def _tokenized(self, text: str, *, special: bool) -> list[int]:
+        body = {"model": self._served, "prompt": text, "add_special_tokens": special}
+        async with self.session.post(
+            f"{self.url}/tokenize", json=body, headers=self._headers
+        ) as answer:
+            if answer.status != 200:
+                raise Refused(answer.status)
+            return list((await answer.json())["tokens"])
 
     @property
     def served(self) -> str:

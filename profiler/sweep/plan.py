@@ -53,6 +53,7 @@ RUN_FIELDS = (
     "verifier",
     "system_prompt",
 )
+_WHOLE = ("problems", "seed", "concurrency", "checkpoint_samples", "repeats")
 LOG = "engine.log"  # what the engine printed, in the folder of the recordings
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
@@ -127,14 +128,19 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
         raise UsageError(
             f"{path}: no verifier {run['verifier']!r}. Choose one of {', '.join(VERIFIERS)}"
         )
-    repeats = int(data.get("repeats", 1))
-    for number, entry in enumerate(data["engines"], 1):
+    for name in _WHOLE:
+        value = data.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UsageError(f"{path}: {name} must be a whole number, not {value}")
+    repeats = data.get("repeats") or 1
+    for number, entry in enumerate(_list(data["engines"], f"{path}: engines"), 1):
         where = f"{path}, engine {number}"
-        if not isinstance(entry, Mapping) or "model" not in entry:
+        if "model" not in entry:
             raise UsageError(f"{where}: needs a model")
         policies = entry.get("policies", data.get("policies"))
         if not policies:
             raise UsageError(f"{where}: needs policies, here or for the whole plan")
+        policies = _list(policies, f"{where}: policies")
         settings = {name: value for name, value in entry.items() if name != "policies"}
         for one in _grid(settings):
             engine = _build(EngineOptions, one, where)
@@ -148,6 +154,12 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
             if doubled := {name for name in names if names.count(name) > 1}:
                 raise UsageError(f"{where}: the plan holds {sorted(doubled)[0]} twice")
             yield EngineJobs(engine=engine, jobs=tuple(jobs))
+
+
+def _list(value: Any, where: str) -> list[Mapping[str, Any]]:
+    if isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
+        return value
+    raise UsageError(f"{where} must be a list of settings (see docs/sweep.md)")
 
 
 def _grid(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

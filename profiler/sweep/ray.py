@@ -92,7 +92,9 @@ class RayRunner:
         """Run one engine's jobs, again where a worker was lost."""
         errors: dict[str, str | None] = {}
         losses = dict.fromkeys((job.name for job in group.jobs), 0)
-        while left := [job for job in group.jobs if job.name not in errors]:
+        while not stop.is_set():
+            if not (left := [job for job in group.jobs if job.name not in errors]):
+                break
             now = EngineJobs(engine=group.engine, jobs=tuple(left))
             try:
                 demand = demanded(group, self._ray.nodes())  # type: ignore[no-untyped-call]

@@ -20,10 +20,20 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from profiler.workload.verifiers import rounded
+from profiler.workload.verifiers import rounded, unmarked
 
 _MEMORY_BYTES = 2 << 30
 _REPEATING = re.compile(r"([0-9]{0,30})\.([0-9]{0,30})\\(?:overline|bar)\{([0-9]{1,30})\}")
+# What stands before an answer. In a formula its letters would be factors.
+_SAYS = re.compile(
+    r"\A[\s*_#]*(?:(?:so|thus|hence|therefore|the|my|our|final|correct|and)\b[\s,]*)*"
+    r"(?:answer|ans|result|solution|value)\b[.\s*_]*(?:is|are|equals)?[\s*_:=]*(?=\S)",
+    re.IGNORECASE,
+)
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sqrt|arc(?:sin|cos|tan)|(?:sin|cos|tan)h|infty)\b)[A-Za-z]{4,}"
+)
+_IN_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{[^{}]*\}")
 _MOST_CHARACTERS = 500  # of a canonical form; longer ones do not come from answers
 
 
@@ -52,16 +62,25 @@ def _repeating(match: re.Match[str]) -> str:
     return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
+def _bare(text: str) -> str:
+    """Return an answer without what marks it, where it is one line without formulas marked."""
+    text = _REPEATING.sub(_repeating, unmarked(text))
+    return _SAYS.sub("", text) if _is_line(text) else text
+
+
+def _is_line(text: str) -> bool:
+    marked = any(mark in text for mark in ("$", "\\(", "\\[", "boxed"))
+    return not marked and "\n" not in text and len(text) < _MOST_CHARACTERS
+
+
 def _parsed(text: str) -> list[Any]:
+    """Return what math-verify reads: of a line all of it as one formula, unless it has words."""
     from math_verify import parse
 
-    text = _REPEATING.sub(_repeating, text)
-    marked = any(mark in text for mark in ("$", "\\(", "\\[", "boxed"))
-    if not marked and "\n" not in text and len(text) < _MOST_CHARACTERS:
-        found = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
-        if found and not isinstance(found[0], str):
-            return list(found)
-    return list(parse(text, parsing_timeout=None))
+    whole = parse(f"\\boxed{{{text}}}", parsing_timeout=None) if _is_line(text) else []
+    if whole and not isinstance(whole[0], str) and not _WORD.search(_IN_TEXT.sub("", text)):
+        return list(whole)
+    return list(parse(text, parsing_timeout=None) or whole)
 
 
 def _equal(expected: list[Any], answer: list[Any]) -> bool:
@@ -74,6 +93,7 @@ def canonical(text: str) -> str | None:
     """Return the name of an answer's class; None where mathematics cannot be read from it."""
     from sympy import FiniteSet, Tuple
 
+    text = _bare(text)
     found = _parsed(text)
     if not found:
         return None
@@ -123,7 +143,7 @@ def _form(text: str, found: list[Any]) -> str:
 
 def equal(answer: str, expected: str) -> bool:
     """Return whether math-verify takes an answer for the expected one."""
-    return _equal(_parsed(expected), _parsed(answer))
+    return _equal(_parsed(_bare(expected)), _parsed(_bare(answer)))
 
 
 def main(seconds: float) -> None:

@@ -90,27 +90,54 @@ _NUMBER = (
 _WHOLE = re.compile(_NUMBER)
 # Not a part of a word, an index, a power, a longer number, or a list without spaces.
 _IN_TEXT = re.compile(
-    rf"(?<![\w.^\\{{}}/])(?<![0-9],)(?<!\\[,!;:])(?<!\*\*){_NUMBER}"
-    r"(?!\.?[0-9]|,[0-9]|\s?(?:\^|\*\*)|\s?/\s?[0-9]|_|[a-zA-Z](?![a-zA-Z])"
+    rf"(?<![\w.^\\{{}}/])(?<![0-9][,:])(?<!\\[,!;:])(?<!\*\*){_NUMBER}"
+    r"(?!\.?[0-9]|[,:][0-9]|\s?(?:\^(?!\{?\\circ)|\*\*)|\s?/\s?[0-9]|_|[a-zA-Z](?![a-zA-Z])"
     r"|\.?\s?\\(?!text|mathrm|mathbf|quad)[a-zA-Z]|\s?(?:hundred|thousand|[mbtr]+illion)\b)"
 )
 _TERM_BEFORE = re.compile(r"[\w)}]\s*[+*/×·−-]\s*\Z")
-_TERM_AFTER = re.compile(r"\s*(?:[+*×·/]|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]")
+_TERM_AFTER = re.compile(
+    r"\s*(?:[+*×·]|/(?!\s?[a-zA-Z]{2})|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]"
+)
 _LEAD = re.compile(r"\A(?:\\\(|\\\[|\$+)?\s*(?:[a-zA-Z](?:_\w)?\s*=\s*)?")
 _TRAIL = re.compile(
     r"(?:\\text\{[^{}]*\}|\\mathrm\{[^{}]*\}|\^\{?\\circ\}?|°|\\\)|\\\]|\$|\.|\s)*\Z"
 )
+# Markdown's bold text, which is none of 2**10.
+_BOLD = re.compile(
+    r"(?<![\w)\]}*])\*\*\*?(?![\s*])([^*\n]{1,200})(?<!\s)\*\*\*?(?![\w(*])"
+    r"|(?<!\w)__(?![\s_])([^_\n]{1,200})(?<!\s)__(?!\w)"
+)
+_GAPS = "\u00a0\u2009\u202f"  # that break no line, so that they are within a number
+_GROUPED = re.compile(rf"(?<![\w.,:])[0-9]{{1,3}}(?:[ {_GAPS}][0-9]{{3}})+(?![\w,:])")
+
+_IN_LETTERS = re.compile(
+    r"(?<![\w}])\\(?:text(?:bf)?|math(?:bf|rm))\{\s*([+\-−]?\\?\$?\.?[0-9][^{}]*)\}"
+)
+
+
+def _joined(match: re.Match[str]) -> str:
+    """Return the groups of a number as one, unless they may be two numbers with a space between."""
+    first, *groups = match[0].split()
+    alone = match.span() == (0, len(match.string))
+    sure = alone or len(groups) > 1 or groups[0][0] == "0" or " " not in match[0]
+    return "".join([first, *groups]) if sure else match[0]
 
 
 def number_in(text: str) -> Fraction | None:
     r"""Return the number that a text is, or the last number in it; None where there is none.
 
-    Read are thousands separators (1,234 or 1\,234), decimals, fractions (3/4, \frac{3}{4}, 1 3/4),
-    per cent (of one), powers of ten (1e-3, 2 \times 10^5), and a dollar sign. A number that is part
-    of a formula (2^10, 3\sqrt{2}) is none, and so is 1,5. Words around a number, units among them,
-    are left out: units are not converted. Numbers in words (5 million) are none.
+    Read are thousands separators (1,234, 1\,234 or 1 234 567), decimals, fractions (3/4,
+    \frac{3}{4}, 1 3/4), per cent (of one), powers of ten (1e-3, 2 \times 10^5), a dollar sign, and
+    Markdown's bold. A number that is part of a formula (2^10, 3\sqrt{2}) is none, and so are 1,5
+    and 2:3. Words around a number, units among them, are left out: units are not converted. Numbers
+    in words (5 million) are none.
     """
-    return _number(text[-4000:].strip())
+    return _number(unmarked(text[-4000:]).strip())
+
+
+def unmarked(text: str) -> str:
+    r"""Return a text without Markdown's bold and \text{}, the groups of a number as one."""
+    return _GROUPED.sub(_joined, _IN_LETTERS.sub(r"\1", _BOLD.sub(r"\1\2", text)))
 
 
 @lru_cache(maxsize=64)  # an answer is read, then named, then judged
@@ -234,7 +261,7 @@ _LETTER_ALONE = re.compile(
 )
 _SAID = re.compile(
     r"(?i:\b(?:answer|choice|option)\b(?:\s+(?:choice|option))?(?:\s+is)?)\s*:?\s*(?:(?i:is|option|choice)\s+)*"
-    r"[\s*_$]*(?:\\boxed\{)?(?:\\(?:text|mathrm|mathbf|textbf)\{)?"
+    r"[\s*_$\"`]*(?:\\boxed\{)?(?:\\(?:text|mathrm|mathbf|textbf)\{)?"
     r"(?:\(([A-Ea-e])\)|([A-E])(?![A-Za-z'’]))"
 )
 _BRACKETED = re.compile(r"\(([A-E])\)")
@@ -258,7 +285,7 @@ class Choice:
         return self.canonical(tail if boxed is None else boxed)
 
     def canonical(self, answer: str) -> str | None:
-        answer = answer[-4000:]
+        answer = _BOLD.sub(r"\1\2", answer[-4000:])
         if alone := _LETTER_ALONE.match(answer.strip()[:_ALONE_CHARACTERS]):
             return alone[1].upper()
         for pattern in (_SAID, _BRACKETED, _LINE):

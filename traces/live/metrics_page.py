@@ -22,9 +22,10 @@ from traces.live.engine_names import (
 _PROCESS = "process_start_time_seconds"
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
-MOST_SERIES = 50_000  # distinct lines of a server; more than that are counted and left out
+MOST_SERIES = 50_000  # distinct lines of a page; more than that are counted and left out
 LONGEST_LINE = 8192
-MOST_ENGINES = 256  # of one server; the series of more are left out
+MOST_ENGINES = 256  # of a page; the lines of more are counted and left out too
+_MOST_EVER = 1024  # of all pages of a server, where replicas come and go
 MOST_VALUE = 1e30
 
 
@@ -52,36 +53,56 @@ class PageReader:
     model_names: set[str] = field(default_factory=set)
     cache_config: dict[str, dict[str, str]] = field(default_factory=dict)  # by engine
     engines: set[str] = field(default_factory=set)
-    _engines: set[str] = field(default_factory=set)
+    _ever: set[str] = field(default_factory=set)  # engines
     _known: dict[str, tuple[Series, ...]] = field(default_factory=dict)
     _ranks: dict[str, tuple[str | None, ...]] = field(
         default_factory=dict
     )  # by engine: whose lines
+    _started: float | None = None
 
     def read(self, page: str) -> dict[Series, float]:
         """Return the values of a page. Lines that are not understood are left out.
 
         Raises ValueError when nothing of it looks like a metrics page.
         """
+        before = self.left_out
+        values = self._read(page)
+        started = values.get(Series("", _PROCESS))
+        if started is not None and self._started not in (None, started):
+            self.forget()
+            self.left_out = before
+            values = self._read(page)
+        self._started = started if started is not None else self._started
+        return values
+
+    def forget(self) -> None:
+        """Forget what an earlier process told: the next page is another's."""
+        for told in (self.model_names, self.cache_config, self.engines, self._ranks, self._known):
+            told.clear()
+
+    def _read(self, page: str) -> dict[Series, float]:
         values: dict[Series, float] = {}
+        seen: dict[str, tuple[Series, ...]] = {}
+        engines: set[str] = set()
         lines = 0
         for line in page.splitlines():
             if not line or line[0] == "#":
                 continue
-            if len(line) > LONGEST_LINE:
-                self.left_out += 1
-                continue
             cut = line.rfind("}") + 1 or line.find(" ")
-            head, known = line[:cut], self._known
-            if head in known:
-                named = known[head]
-            elif len(known) >= MOST_SERIES:
+            head = line[:cut]
+            if len(line) > LONGEST_LINE or (head not in seen and len(seen) >= MOST_SERIES):
                 self.left_out += 1
                 continue
-            else:
-                named = known[head] = self._parse(head)
+            named = self._known.get(head)
+            if named is None:
+                named = self._parse(head)
+            seen[head] = named
             lines += 1
             if not named:
+                continue
+            engine = named[0].engine
+            if engine and engine not in engines and not self._takes(engine, engines):
+                self.left_out += 1
                 continue
             try:
                 value = float(line[cut:].split()[0])
@@ -90,9 +111,21 @@ class PageReader:
             if 0.0 <= value <= MOST_VALUE:  # as all of vLLM's are
                 for series in named:
                     values[series] = values.get(series, 0.0) + value
+        self._known = seen
+        engines.add("")
+        self._ranks = {each: rank for each, rank in self._ranks.items() if each in engines}
         if not lines:
             raise ValueError("no metrics")
         return values
+
+    def _takes(self, engine: str, engines: set[str]) -> bool:
+        """Tell whether there is room for one more engine of a page, and add it."""
+        room = engine in self._ever or len(self._ever) < _MOST_EVER
+        if not room or len(engines) >= MOST_ENGINES:
+            return False
+        self._ever.add(engine)
+        engines.add(engine)
+        return True
 
     def _parse(self, head: str) -> tuple[Series, ...]:
         """Return what a line measures, nothing for one that is not kept."""
@@ -105,17 +138,14 @@ class PageReader:
             for key, text in _LABEL.findall(rest)
         }
         engine = engine_of(labels)
-        self._engines.add(engine)
-        if len(self._engines) > MOST_ENGINES:
-            self._engines.discard(engine)
-            return ()
         self.engines.add(engine_named(whole.strip()) or "")
         labels.pop("engine", None)
         labels.pop("dp_rank", None)
         if "model_name" in labels:
             self.model_names.add(labels["model_name"])
         if name == "vllm:cache_config_info":
-            self.cache_config[engine] = {k: v for k, v in labels.items() if k != "model_name"}
+            if len(self.cache_config) < MOST_ENGINES:
+                self.cache_config[engine] = {k: v for k, v in labels.items() if k != "model_name"}
             return ()
         rank = tuple(labels.get(each) for each in RANKS)
         if any(rank) and self._ranks.setdefault(engine, rank) != rank:

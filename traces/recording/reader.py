@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -47,6 +48,7 @@ class Recording:
     path: Path
     manifest: Manifest
     unread: tuple[str, ...] = ()
+    named: str | None = None  # where its folder's name is that of another's too
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -88,8 +90,8 @@ class Recording:
 
     @property
     def name(self) -> str:
-        """The folder's name, which the user chose."""
-        return self.path.name
+        """The folder's name, which the user chose; more of its path beside one of that name."""
+        return self.named or self.path.name
 
     @property
     def complete(self) -> bool:
@@ -314,6 +316,37 @@ def distinct(
         if known is not each:
             copies.append((each, known))
     return list(first.values()), copies
+
+
+def told_apart(recordings: Sequence[Recording]) -> list[Recording]:
+    """Return the recordings, those of one name with as much of their paths as tells them apart."""
+    alike: dict[str, set[Path]] = {}
+    for each in recordings:
+        alike.setdefault(each.name, set()).add(each.path.absolute())
+    return [_among(each, alike[each.name]) for each in recordings]
+
+
+def both_told_apart(
+    recordings: Sequence[Recording], others: Sequence[Recording]
+) -> tuple[list[Recording], list[Recording]]:
+    """Return both, told apart from one another."""
+    named = told_apart([*recordings, *others])
+    return named[: len(recordings)], named[len(recordings) :]
+
+
+def _among(recording: Recording, paths: Iterable[Path]) -> Recording:
+    own = recording.path.absolute().parts
+    others = [path.parts for path in paths if path.parts != own]
+    if not others:
+        return recording
+    common = max(_same_ends(own, other) for other in others)
+    return replace(recording, named=str(Path(*own[-common - 1 :])))
+
+
+def _same_ends(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many parts of two paths are the same, from their ends."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _identity(recording: Recording) -> Hashable:

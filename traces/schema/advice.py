@@ -8,6 +8,7 @@ from typing import Literal
 
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import counted, number
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
 
@@ -43,6 +44,19 @@ class Budget(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Load(Record):
+    """The load that something holds for: problems in flight, or those that arrive a second."""
+
+    concurrency: int | None
+    rate_per_s: float | None
+
+    def words(self) -> str:
+        if self.rate_per_s is not None:
+            return number(self.rate_per_s, "problems/s")
+        return f"{counted(self.concurrency or 0, 'problem')} in flight"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured(Record):
     """What a run of a configuration measured, under the names of a pick's estimates.
 
@@ -57,6 +71,10 @@ class Measured(Record):
     estimates: Mapping[str, Estimate | None]
     at_load: bool = True
     runs: int = 1
+
+    @property
+    def load(self) -> Load:
+        return Load(concurrency=self.concurrency, rate_per_s=self.rate_per_s)
 
 
 ESTIMATES = (  # of a pick, in the order in which they are shown
@@ -185,7 +203,8 @@ class Recommendation(Record):
     """What to run for a budget; picks are None when nothing fits.
 
     `pareto` is the front of accuracy against what is optimised (against latency where that is
-    accuracy), `compute_pareto` against FLOPs.
+    accuracy), `compute_pareto` against FLOPs. `load` is what
+    it holds for.
     """
 
     budget: Budget
@@ -205,6 +224,7 @@ class Recommendation(Record):
     present: Present | None = None
     experiments: tuple[Experiment, ...] = ()
     routings: tuple[Routing, ...] = ()
+    load: Load | None = None
 
     @property
     def missed(self) -> tuple[NearMiss, ...]:

@@ -7,9 +7,10 @@ Samples + idle = the energy from the run's first arrival to its last end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import polars as pl
@@ -431,3 +432,83 @@ def _highest(devices: list[_Device], grid: Floats, joules: Floats, length: float
         summed = np.sum([np.interp(at, times, watts) for times, watts in readings], axis=0)
         return float(summed.max())
     return float((np.diff(joules) / np.diff(grid)).max())
+
+
+# What the devices draw by what they do: idle, and while steps run.
+
+
+STRETCH_S: Final = 1.0  # GPU counters move every 20 to 100 ms (docs/energy.md)
+FEWEST: Final = 24  # stretches, which are shorter in a short run
+IDLE: Final = 0.5  # of a stretch without a step, from which idle power can be told
+SELDOM: Final = 0.05  # of the time without a step, up to which it cannot
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerTable:
+    """Stretches of a recording, each a row of seconds, seconds of steps, and request-seconds.
+
+    `amounts` [stretches, 3] and the `joules` [stretches] that all devices drew.
+    """
+
+    amounts: Floats
+    joules: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watts:
+    """What a device of an engine draws: on average as recorded, with steps in `busy_share` of it.
+
+    `idle` is the least and the most that it draws without a step, one number where that was seen.
+    """
+
+    mean: float
+    busy_share: float
+    idle: tuple[float, float]
+
+
+def power_table(recording: Recording, key: str) -> PowerTable | None:
+    """Return the stretches of an engine's recording, None where power or steps are unknown."""
+    found = run_energy(recording, key)
+    steps = recording.steps.filter(pl.col("engine") == key).sort("end")
+    steps = steps.drop_nulls(["end", "wall_ns", "prefill_requests", "decode_requests"])
+    if found is None or steps.is_empty() or recording.manifest.dropped.get("steps"):
+        return None
+    curve, (start, end) = found
+    ended = (steps["end"].to_numpy() - start) / 1e9
+    took = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series().to_numpy() / 1e9
+    begun = np.maximum(ended - took, np.concatenate(([-np.inf], ended[:-1])))
+    requests = (steps["prefill_requests"] + steps["decode_requests"]).to_numpy()
+    # Both rise in a straight line while a step runs and stand still between steps.
+    places = np.column_stack([begun, ended]).ravel()
+    amounts = np.column_stack([ended - begun, (ended - begun) * requests])
+    sums = np.cumsum(amounts, axis=0)
+    levels = np.stack([sums - amounts, sums], axis=1).reshape(-1, 2)
+    length = (end - start) / 1e9
+    count = int(max(length / STRETCH_S, FEWEST))
+    edges = np.linspace(0.0, length, count + 1)
+    busy, batch = (np.diff(np.interp(edges, places, levels[:, i])) for i in (0, 1))
+    return PowerTable(
+        amounts=np.column_stack([np.diff(edges), busy, batch]),
+        joules=curve.between(edges[:-1], edges[1:]),
+    )
+
+
+def watts_of(mean_w: float, tables: Sequence[PowerTable]) -> Watts:
+    """Return what devices draw that drew so much on average, by the stretches of the recordings.
+
+    Joules of a stretch are taken as idle x seconds + more x seconds of steps (least squares).
+    """
+    found = Watts(mean=mean_w, busy_share=1.0, idle=(0.0, mean_w))
+    if not tables:
+        return found
+    spent = np.concatenate([table.amounts[:, :2] for table in tables])
+    joules = np.concatenate([table.joules for table in tables])
+    seconds, busy_s = spent.sum(axis=0)
+    if busy_s <= 0:
+        return found
+    found = replace(found, mean=float(joules.sum() / seconds), busy_share=float(busy_s / seconds))
+    found = replace(found, idle=(0.0, found.mean))
+    if found.busy_share > 1 - SELDOM or (spent[:, 1] > (1 - IDLE) * spent[:, 0]).all():
+        return found
+    idle = float(np.clip(np.linalg.lstsq(spent, joules)[0][0], 0.0, found.mean))
+    return replace(found, idle=(idle, idle))

@@ -121,6 +121,29 @@ def voting_samples(samples: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def without_timed_out(samples: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
+    """Return the samples of problems that no timeout cut off: the others are the short ones."""
+    late = problems.filter(pl.col("timed_out").fill_null(False)).select("problem")
+    return samples.join(late, on="problem", how="anti") if late.height else samples
+
+
+def answers_told(samples: pl.DataFrame) -> bool:
+    """Whether every right sample has its answer. Some imports tell none, so that none can vote."""
+    untold = pl.col("correct").fill_null(False) & pl.col("answer").is_null()
+    return not samples.select(untold.any()).item()
+
+
+def all_judged(samples: pl.DataFrame) -> pl.Expr:
+    """Return whether all samples of a problem were judged, as an aggregate over the problem.
+
+    A sample that gave no answer is wrong, where the others' answers are told.
+    """
+    known = judged = pl.col("correct").is_not_null()
+    if samples["answer"].is_not_null().any() and answers_told(samples):
+        judged = known | pl.col("answer").is_null()
+    return judged.all() & known.any()
+
+
 def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     """Return every sample's share of its engine's time: other policies' samples share it too."""
     pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]

@@ -7,7 +7,6 @@ The table of metrics (tag, header, unit, formula) is traces/summary/metrics.py.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +51,7 @@ from traces.summary.problems import (
     samples_with_shares,
     unanswered,
     voting_samples,
+    without_timed_out,
 )
 from traces.summary.votes import PolicyOutcome, policies_within, published_votes
 
@@ -255,27 +255,12 @@ def conditions(manifest: Manifest) -> tuple[Hashable, ...]:
 def _policies(
     samples: pl.DataFrame, rows: pl.DataFrame, policy: Policy | None, lost: Lost | None
 ) -> tuple[PolicyOutcome, ...]:
-    """Return maj@k and pass@k of what was recorded, nothing where too many problems are `lost`.
-
-    In imports right samples may come without answers, then the only vote known is that of one
-    sample, which is pass@1, and samples without tokens, then these are not known.
-    """
+    """Return maj@k and pass@k of what was recorded, nothing where too many problems are `lost`."""
     if policy is None or lost is None or lost.too_many:
         return ()
-    timed_out = rows.filter(pl.col("timed_out").fill_null(False))
-    if timed_out.height:
-        samples = samples.join(timed_out, on="problem", how="anti")
-    own = voting_samples(samples)
-    ended = own.with_columns(end=pl.when(ENDED).then(pl.coalesce("end", 0)))
-    found = policies_within(ended, policy.n)
-    untold = own.filter(pl.col("correct"), pl.col("answer").is_null()).height
-    if own["output_tokens"].null_count():
-        found = tuple(dataclasses.replace(each, tokens_per_problem=None) for each in found)
-    if not untold:
-        return found
-    passed = tuple(each for each in found if each.method == "pass_at_k")
-    alone = tuple(dataclasses.replace(each, method="majority") for each in passed if each.n == 1)
-    return (*alone, *passed)
+    own = voting_samples(without_timed_out(samples, rows))
+    over = pl.when(ENDED, pl.col("error").is_null()).then(pl.coalesce("end", 0))
+    return policies_within(own.with_columns(end=over), policy.n)
 
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:

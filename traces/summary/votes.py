@@ -14,14 +14,17 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Floats, column_means, mean, of_others
+from traces.summary.problems import all_judged, answers_told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +98,83 @@ def majority_curve(
 ) -> Floats:
     """Return the chance that a vote of k of the samples is right, for k = 1 .. n, or up to `most`.
 
-    An answer that was judged both ways counts by its share of right ones. Raises ValueError when
-    the two differ in length.
+    An answer that was judged both ways counts by its share of right ones. Of more than MOST_EXACT
+    samples it is the mean over random orders of them. Raises ValueError when the two differ in
+    length.
     """
     votes = Counter(answers)
     right = Counter([a for a, flag in zip(answers, correct, strict=True) if flag])
     unparsed = votes.pop(None, 0)
     total = len(answers) if most is None else min(most, len(answers))
-    curve = np.zeros(total)
-    sizes = sorted(votes.values())
-    for answer, own in votes.items():
-        if right[answer]:
+    return _curve([(size, right[answer]) for answer, size in votes.items()], unparsed, total)
+
+
+def _curve(voted: Sequence[tuple[int, int]], unparsed: int, total: int) -> Floats:
+    """Return the chance for k = 1 .. total; of each answer the samples and the right ones."""
+    sizes = sorted(size for size, _ in voted)
+    samples = sum(sizes) + unparsed
+    exact = total if samples <= MOST_EXACT else min(total, ALWAYS_EXACT)
+    curve = np.zeros(exact)
+    for size, right in voted:
+        if right:
             others = sizes.copy()
-            others.remove(own)
-            curve += right[answer] / own * win_probability(own, tuple(others), unparsed, total)
-    return curve
+            others.remove(size)
+            curve += right / size * win_probability(size, tuple(others), unparsed, exact)
+    if exact == total:
+        return curve
+    each, rights = np.array(sorted(voted), dtype=np.int64).reshape(-1, 2).T
+    return np.append(curve, _by_orders(each, rights / each, unparsed)[exact:total])
+
+
+MOST_EXACT = 1000  # samples of a problem; of more there are too many subsets for floats
+ALWAYS_EXACT = 8  # samples of a vote, of however many
+_ORDERS = 128  # of the samples of a problem with more
+_PLACES = 1.1  # from one number of samples at which their votes are counted to the next
+_CELLS = 2_000_000  # samples in orders held at once
+
+
+def in_orders(method: str, k: int, n: int, accuracy: float, problems: int) -> dict[str, Any]:
+    """Return on what votes of k of n samples rest where there are too many subsets to be exact.
+
+    The standard error is, at most, that of a mean over so many problems.
+    """
+    if method != "majority" or n <= MOST_EXACT or k <= ALWAYS_EXACT or k == n:
+        return {}
+    error = np.sqrt(max(accuracy * (1 - accuracy), 0.0) / (_ORDERS * problems))
+    return {"basis": "monte_carlo", "error": float(error)}
+
+
+def _by_orders(sizes: NDArray[np.int64], right: Floats, unparsed: int) -> Floats:
+    """Return how often votes of k samples are right, k = 1 .. all, over random orders.
+
+    `sizes` are the samples of each answer, `right` the share of these that is right. The vote of
+    all is exact. Numbers between those at which votes are counted lie on a line between these.
+    """
+    samples, classes = int(sizes.sum()) + unparsed, len(sizes) + 1
+    codes = np.repeat(np.arange(classes), np.append(sizes, unparsed))
+    steps = range(int(np.log(samples) / np.log(_PLACES)) + 1)
+    counts = sorted({round(_PLACES**step) for step in steps} | set(sample_counts(samples)))
+    rng = np.random.default_rng([samples, classes])
+    found, at_once = np.zeros(len(counts)), max(_CELLS // samples, 1)
+    for first in range(0, _ORDERS, at_once):
+        rows = min(at_once, _ORDERS - first)
+        orders = rng.permuted(np.broadcast_to(codes, (rows, samples)), axis=1)
+        orders += classes * np.arange(rows)[:, None]
+        tally, before = np.zeros((rows, classes), dtype=np.int64), 0
+        for place, count in enumerate(counts):
+            more = np.bincount(orders[:, before:count].ravel(), minlength=tally.size)
+            tally, before = tally + more.reshape(tally.shape), count
+            found[place] += _share_right(tally[:, :-1], right).sum()
+    found /= _ORDERS
+    found[-1] = _share_right(sizes[None], right)[0]
+    return np.asarray(np.interp(np.arange(1, samples + 1), counts, found), dtype=float)
+
+
+def _share_right(tally: NDArray[np.int64], right: Floats) -> Floats:
+    """Return the right share of the answers with the most votes, of each row."""
+    most = tally.max(axis=1, keepdims=True, initial=0)
+    leads = (tally == most) & (most > 0)
+    return np.asarray(leads @ right / np.maximum(leads.sum(axis=1), 1))
 
 
 @lru_cache(maxsize=4096)
@@ -128,21 +193,21 @@ def win_probability(
     samples = own + sum(others) + unparsed
     total = samples if most is None else most
     wins = np.zeros(total + 1)
-    own_ways = _binomials(own)
+    own_ways = _binomials(own, total)
     for votes in range(1, min(own, total) + 1):
         ways = _ways_not_above(votes, others, unparsed, total)
         shared = ways @ (1.0 / np.arange(1, ways.shape[1] + 1))
         wins[votes:] += own_ways[votes] * shared[: total + 1 - votes]
-    found = np.minimum(wins[1:] / _binomials(samples)[1 : total + 1], 1.0)
+    found = np.minimum(wins[1:] / _binomials(samples, total)[1:], 1.0)
     found.setflags(write=False)
     return np.asarray(found)
 
 
 @lru_cache(maxsize=1024)
-def _binomials(n: int) -> Floats:
-    """Return C(n, 0 .. n) as floats, exact to rounding up to n = 1000."""
-    row = np.ones(n + 1)
-    for k in range(1, n + 1):
+def _binomials(n: int, most: int) -> Floats:
+    """Return C(n, 0 .. n), or up to `most`, as floats, exact to rounding up to n = 1000."""
+    row = np.ones(min(n, most) + 1)
+    for k in range(1, len(row)):
         row[k] = row[k - 1] * (n - k + 1) / k
     return row
 
@@ -155,9 +220,9 @@ def _ways_not_above(votes: int, others: tuple[int, ...], unparsed: int, total: i
     able = sum(size >= votes for size in others)
     ways = np.zeros((total + 1, able + 1))
     reach = min(unparsed, total)
-    ways[: reach + 1, 0] = _binomials(unparsed)[: reach + 1]
+    ways[: reach + 1, 0] = _binomials(unparsed, total)
     for size in others:
-        choose = _binomials(size)
+        choose = _binomials(size, total)
         grown = np.zeros_like(ways)
         for drawn in range(min(size, votes) + 1):
             rows = min(reach, total - drawn) + 1
@@ -192,14 +257,7 @@ def _majority_curves(samples: pl.DataFrame, n: int) -> Floats:
         codes = [int(part) for part in name.split()]
         unparsed = -sum(each for each in codes if each < 0)
         voted = [divmod(each, n + 1) for each in codes if each > 0]
-        sizes = sorted(size for size, _ in voted)
-        curve = np.zeros(n)
-        for size, right in voted:
-            if right:
-                others = sizes.copy()
-                others.remove(size)
-                curve += right / size * win_probability(size, tuple(others), unparsed)
-        curves[name] = curve
+        curves[name] = _curve(voted, unparsed, n)
     names = list(curves)
     places = signed.select(pl.col("code").replace_strict(names, range(len(names))))["code"]
     taken: Floats = np.array([curves[name] for name in names])[places.to_numpy()]
@@ -217,8 +275,10 @@ def policies_within(
 
     Or of `counts` of samples.
 
-    Only problems with n ended samples whose answers were judged count. The tokens are k/n of
-    the problem's, which is what a random subset takes on average.
+    Only problems with n ended samples whose answers were judged count. Where right samples come
+    without their answers the only vote known is that of one sample, which is pass@1. The tokens
+    are k/n of the problem's, which is what a random subset takes on average, None where a sample
+    has none.
     """
     counted = (
         samples.select("problem", "answer", "correct", "end", "output_tokens")
@@ -226,9 +286,11 @@ def policies_within(
         .agg(
             rows=pl.len(),
             ended=pl.col("end").is_not_null().all(),
-            judged=pl.col("correct").is_not_null().any(),
+            judged=all_judged(samples),
             right=pl.col("correct").sum(),
-            tokens=pl.col("output_tokens").sum(),
+            tokens=pl.when(pl.col("output_tokens").is_not_null().all()).then(
+                pl.col("output_tokens").sum()
+            ),
         )
     )
     whole = counted.filter(pl.col("rows") == n, "ended", "judged").sort("problem")
@@ -236,13 +298,16 @@ def policies_within(
         return ()
     counts = sample_counts(most or n) if counts is None else counts
     places = [k - 1 for k in counts]
-    own = samples.select("problem", "answer", "correct")
-    voted = _majority_curves(own.join(whole.select("problem"), on="problem", how="semi"), n)
-    voted = voted[:, places]
-    passed = np.array([pass_curve(n, right) for right in range(n + 1)])[whole["right"].to_numpy()]
-    passed = passed[:, places]
-    tokens = whole["tokens"].to_numpy().astype(float) / n
-    taken = {k: mean(tokens * k, "tokens") for k in counts}
+    rights, place = np.unique(whole["right"].to_numpy(), return_inverse=True)
+    passed = np.array([pass_curve(n, int(right))[places] for right in rights])[place]
+    told, voted = answers_told(samples), passed  # one sample needs no vote
+    if told:
+        own = samples.select("problem", "answer", "correct")
+        voted = _majority_curves(own.join(whole.select("problem"), on="problem", how="semi"), n)
+        voted = voted[:, places]
+    known = not whole["tokens"].null_count()
+    tokens = whole["tokens"].fill_null(0).to_numpy().astype(float) / n
+    taken = {k: mean(tokens * k, "tokens") if known else None for k in counts}
     policies = [(method, k) for method in ("majority", "pass_at_k") for k in counts]
     return tuple(
         PolicyOutcome(
@@ -251,9 +316,11 @@ def policies_within(
             budget_tokens=None,
             accuracy=accuracy,
             tokens_per_problem=taken[k],
+            **in_orders(method, k, n, accuracy.value, whole.height),
             other_problems=of_others(accuracy, whole.height, whole.height),
         )
         for (method, k), accuracy in zip(
             policies, column_means(np.hstack([voted, passed]), "1"), strict=True
         )
+        if told or method != "majority" or k == 1
     )

@@ -44,6 +44,7 @@ from tui.text.recordings.live import effect_text, server_name
 from tui.text.words import (
     budget_words,
     engine_words,
+    given_words,
     goal_words,
     limit_words,
     policy_words,
@@ -108,20 +109,21 @@ def _suggestions(material: Material) -> Iterable[Content]:
 
 def _answer(answer: Recommendation) -> Iterable[Content]:
     pick, budget = answer.system_optimal, answer.budget
-    limits = budget_words(budget)
+    given = given_words(answer)
     if not budget.required:
         yield from _choices(answer)
         return
     if pick is None:
-        yield tag("p", tag("strong", "Nothing fits the budget"), f": {limits}.", class_="lead")
+        yield tag("p", tag("strong", "Nothing fits the budget"), f": {given}.", class_="lead")
         yield from _misses(answer)
         return
     yield tag("p", "Run ", tag("strong", in_words(pick, device=True)), ".", class_="lead")
     where = "system_optimal.probability_within_budget"
     sure = probability(pick.probability_within_budget, SURE, key=where)
-    parts: list[Content] = [f"It has the {goal_words(budget)}. No limit was given."]
-    if limits:
-        parts = [f"It has the {goal_words(budget)} with {limits}, ", sure, " sure."]
+    said = f"It has the {goal_words(budget)}" + (f" with {given}" if given else "")
+    parts: list[Content] = [f"{said}. No limit was given."]
+    if budget_words(budget):
+        parts = [f"{said}, ", sure, " sure."]
     parts += [" ", _against(answer), *(f" {each}" for each in marks(pick))]
     yield tag("p", *parts)
     yield _numbers(answer)

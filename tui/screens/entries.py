@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -340,11 +341,19 @@ def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: i
 
 
 def matches(entry: Entry, words: str) -> bool:
-    """Return whether every word is found in the entry; `a|b` means either."""
+    """Return whether every word is found in the entry; `a|b` means either.
+
+    A single character is one where a word begins: it would be found nearly everywhere.
+    """
     text = f"{entry.title} {entry.path}".lower()
-    return all(
-        any(part in text for part in word.split("|")) for word in words.lower().split() if word
-    )
+    begins = {
+        word[0] for word in re.findall(r"[^\W_]+", f"{entry.title} {entry.path.name}".lower())
+    }
+
+    def found(part: str) -> bool:
+        return part in begins if len(part) == 1 and part.isalnum() else part in text
+
+    return all(any(map(found, word.split("|"))) for word in words.lower().split())
 
 
 def near_words(entries: Iterable[Entry], words: str) -> str:

@@ -36,6 +36,7 @@ from tui.text.commands import command_lines, split_command
 from tui.text.layout import align
 from tui.text.words import (
     budget_words,
+    given_words,
     goal_words,
     request_words,
 )
@@ -135,15 +136,16 @@ def in_words(pick: Pick, *, device: bool = False) -> str:
 def verdict(answer: Recommendation) -> list[str]:
     """Return the headline and the paragraph below it: the goal, and what FLOPs alone would say."""
     budget, pick = answer.budget, answer.system_optimal
-    limits = budget_words(budget)
     if not budget.required:
         return [f"No limit was given, so that no configuration is recommended. {SET_ONE}"]
+    given = given_words(answer)
     if pick is None:
-        return [f"Nothing fits the budget: {limits}."]
+        return [f"Nothing fits the budget: {given}."]
+    said = f"It has the {goal_words(budget)}" + (f" with {given}" if given else "")
     sure = chance(pick.probability_within_budget)
-    sentences = [f"It has the {goal_words(budget)}. No limit was given."]
-    if limits:
-        sentences = [f"It has the {goal_words(budget)} with {limits}, {sure} sure."]
+    sentences = [
+        f"{said}, {sure} sure." if budget_words(budget) else f"{said}. No limit was given."
+    ]
     sentences.append("".join(against(answer)))
     sentences += marks(pick)
     return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]

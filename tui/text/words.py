@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from advisor.advice.command import policy_request
-from traces.schema.advice import Budget
+from traces.schema.advice import Budget, Recommendation
 from traces.schema.engine import EngineConfig, model_words
 from traces.schema.formats import counted, written
 from traces.schema.quantities import LIMITS, limited, objective
@@ -50,6 +50,15 @@ def budget_words(budget: Budget) -> str:
         limit_words(field, value, budget.latency_percentile)
         for field, value in given_limits(budget).items()
     )
+
+
+def given_words(answer: Recommendation) -> str:
+    """Return every limit of an answer's budget and the load that it holds for, which may be one."""
+    load, told = answer.load, budget_words(answer.budget)
+    if load is None or answer.budget.rate_per_s is not None:
+        return told
+    recorded = " as recorded" if load.rate_per_s is not None else ""
+    return " and ".join(filter(None, (told, f"{load.words()}{recorded}")))
 
 
 def given_limits(budget: Budget) -> dict[str, float]:

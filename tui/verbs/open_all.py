@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from traces.errors import RecordingError
-from traces.recording.reader import Recording, distinct, find_recordings, measured
+from traces.recording.reader import Recording, distinct, find_recordings, measured, told_apart
 from tui.terminal import tell
 
 
 def open_all(paths: Sequence[Path]) -> list[Recording]:
     """Open recordings, and all recordings in folders; one given twice, or a copy, only once.
 
-    What is left out is said on stderr. Raises RecordingError when a path is neither, or a recording
-    cannot be read.
+    Those of one name are told apart by their paths. What is left out is said on stderr. Raises
+    RecordingError when a path is neither, or a recording cannot be read.
     """
     opened = [Recording.open(each) for path in paths for each in find_recordings(path) or [path]]
     unique, copies = distinct(opened)
     for copy, first in copies:
         tell(f"{copy.path}: the same recording as {first.path}, read once")
-    return unique
+    return told_apart(unique)
 
 
 def open_measured(paths: Sequence[Path]) -> list[Recording]:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
+from textual.events import Resize
 from textual.widgets import DataTable
 
 
@@ -21,3 +22,8 @@ class RowTable(DataTable[Text]):
 
     def __init__(self, *, id: str, zebra_stripes: bool = False) -> None:
         super().__init__(id=id, cursor_type="row", zebra_stripes=zebra_stripes)
+
+    def on_resize(self, _: Resize) -> None:
+        """Keep the row under the cursor in sight: what is told of it may take rows of the table."""
+        if self.row_count:
+            self.move_cursor(row=self.cursor_row)

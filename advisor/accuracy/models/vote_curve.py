@@ -15,6 +15,11 @@ Floats = npt.NDArray[np.float64]
 
 LAWS_TRIED = 1500
 PROBLEMS = 300  # drawn from each law
+LEAST = 0.02  # chance to be right, on average, of problems neither never nor always solved
+# Where the first average is of several samples: with how many problems and chances a law is tried,
+# how far off the votes of these may lie, and the share of laws taken whatever their votes.
+FEW, TRIED, OFF, ANY = 75, 9, 0.05, 0.05
+PLACES = 96  # of the chances that may be taken
 
 
 class VoteCurve:
@@ -29,7 +34,8 @@ class VoteCurve:
     -----
     A law has problems never and always solved, a beta for the others' chance to be right, and
     shares of Pitman-Yor laws of mistakes; laws are drawn from a wide prior, more of them where the
-    first average lies, which their weights allow for. Under a law the averages of one
+    first average lies, which their weights allow for. Where that is of several samples, each law is
+    first tried with a few accuracies of one, which is not known. Under a law the averages of one
     growing set of samples are nearly jointly normal, with the means and covariances of the votes
     of drawn problems. A law's weight is the likelihood of the averages given, as far as so few
     drawn problems tell it; a prediction is the mixture of the conditional normals.
@@ -52,12 +58,12 @@ class VoteCurve:
         places = np.searchsorted(self.counts_, seen)
         rng = np.random.default_rng([self.seed, 6])
         logs, means, spreads, drawn, laws = [], [], [], [], []
-        aim, width = values[0], 2 * np.sqrt(0.25 / self.problems)
         for _ in range(LAWS_TRIED):
-            single = rng.normal(aim, width)
-            votes = self._votes(single, rng)
-            if votes is None:
+            law = self._law(seen[0], values[0], rng)
+            if law is None:
                 continue
+            hit, mistakes, log = law
+            votes = _votes(hit, mistakes, self.counts_, rng)
             mean = votes.mean(axis=0)
             # Half a problem's worth of noise keeps a law under which all agree from certainty.
             each = np.atleast_2d(np.cov(votes.T))
@@ -68,7 +74,7 @@ class VoteCurve:
             # The law's own mean is known from the drawn problems alone.
             unsure = own + each[np.ix_(places, places)] / PROBLEMS
             fit = -0.5 * (off @ np.linalg.solve(unsure, off) + np.linalg.slogdet(unsure)[1])
-            logs.append(fit + 0.5 * ((single - aim) / width) ** 2)
+            logs.append(fit + log)
             means.append(mean + gain @ off)
             spreads.append(cover - gain @ cover[places])
             drawn.append(votes.astype(np.float32))
@@ -124,29 +130,71 @@ class VoteCurve:
             extrapolated=True,
         )
 
-    def _votes(self, single: float, rng: np.random.Generator) -> Floats | None:
-        """Return [PROBLEMS, counts], the right share of votes of a growing set of samples.
+    def _law(
+        self, first: int, aim: float, rng: np.random.Generator
+    ) -> tuple[Floats, Floats, float] | None:
+        """Return each problem's chance to be right and its mistakes, by a law, and its log weight.
 
-        `single` is the accuracy of one sample; None where the law drawn cannot have it.
+        [PROBLEMS] and [PROBLEMS, answers]. The weight stands for the laws that are drawn less,
+        their accuracy being further from `aim` in votes of `first` samples. None where the law
+        cannot have it.
         """
-        never, always, other = rng.dirichlet((0.5, 0.5, 2.0))
-        total, mean = np.exp(rng.normal(1.0, 1.2)), (single - always) / other
-        if not 0.02 < mean < 0.98:
-            return None
-        hit = rng.beta(mean * total, (1 - mean) * total, PROBLEMS)
-        kind = rng.random(PROBLEMS)
-        hit = np.where(kind < never, 0.0, np.where(kind < never + always, 1.0, hit))
-        shares = rng.dirichlet(np.full(len(LAWS), 0.1))
-        law = rng.choice(len(LAWS), PROBLEMS, p=shares / shares.sum())
-        mistakes = draw_mistakes(np.zeros((PROBLEMS, 0), dtype=np.int64), law, rng)
-        chances = np.concatenate([hit[:, None], (1 - hit)[:, None] * mistakes], axis=1)
-        chances /= chances.sum(axis=1, keepdims=True)
-        tally = np.zeros(chances.shape, dtype=np.int64)
-        found, before = [], 0
-        for count in self.counts_:
-            tally += rng.multinomial(count - before, chances)
-            before = count
-            most = tally.max(axis=1, keepdims=True)
-            leads = tally == most
-            found.append(leads[:, 0] / leads.sum(axis=1))
-        return np.stack(found, axis=1)
+        width = 2 * np.sqrt(0.25 / self.problems)
+        single = rng.normal(aim, width) if first == 1 else None
+        kinds, total = rng.dirichlet((0.5, 0.5, 2.0)), float(np.exp(rng.normal(1.0, 1.2)))
+        if single is not None:
+            mean = float((single - kinds[1]) / kinds[2])
+            if not LEAST < mean < 1 - LEAST:
+                return None
+            hit = _chances(mean, total, kinds, rng)
+            return hit, _mistakes(rng), float(0.5 * ((single - aim) / width) ** 2)
+        mistakes = _mistakes(rng)
+        means = np.linspace(LEAST, 1 - LEAST, TRIED)
+        hits = [_chances(mean, total, kinds, rng, FEW) for mean in means]
+        tried = _votes(np.concatenate(hits), np.tile(mistakes[:FEW], (TRIED, 1)), [first], rng)
+        places = LEAST + (1 - 2 * LEAST) * (np.arange(PLACES) + 0.5) / PLACES
+        off = np.interp(places, means, tried.reshape(TRIED, FEW).mean(axis=1)) - aim
+        log = -0.5 * np.square(off / np.hypot(width, OFF))
+        near = np.exp(log - log.max())
+        share = ANY / PLACES + (1 - ANY) * near / near.sum()
+        taken = int(rng.choice(PLACES, p=share / share.sum()))
+        mean = float(places[taken] + (1 - 2 * LEAST) * (rng.random() - 0.5) / PLACES)
+        # A place is as wide, in accuracy of one sample, as the law has problems of that chance.
+        return _chances(mean, total, kinds, rng), mistakes, float(np.log(kinds[2] / share[taken]))
+
+
+def _chances(
+    mean: float, total: float, kinds: Floats, rng: np.random.Generator, count: int = PROBLEMS
+) -> Floats:
+    """Return chances to be right: never, always, or a beta of this mean, by the shares `kinds`."""
+    never, always, _ = kinds
+    hit = rng.beta(mean * total, (1 - mean) * total, count)
+    kind = rng.random(count)
+    return np.where(kind < never, 0.0, np.where(kind < never + always, 1.0, hit))
+
+
+def _mistakes(rng: np.random.Generator) -> Floats:
+    """Return [PROBLEMS, answers], the share of each wrong answer among them, by drawn laws."""
+    shares = rng.dirichlet(np.full(len(LAWS), 0.1))
+    law = rng.choice(len(LAWS), PROBLEMS, p=shares / shares.sum())
+    return draw_mistakes(np.zeros((PROBLEMS, 0), dtype=np.int64), law, rng)
+
+
+def _votes(
+    hit: Floats, mistakes: Floats, counts: Sequence[int], rng: np.random.Generator
+) -> Floats:
+    """Return [problems, counts], the right share of votes of a growing set of samples.
+
+    The last of the mistakes is the mass of rare ones, which have one vote each.
+    """
+    chances = np.concatenate([hit[:, None], (1 - hit)[:, None] * mistakes], axis=1)
+    chances /= chances.sum(axis=1, keepdims=True)
+    tally = np.zeros(chances.shape, dtype=np.int64)
+    found, before = [], 0
+    for count in counts:
+        tally += rng.multinomial(count - before, chances)
+        before = count
+        most = np.maximum(tally[:, :-1].max(axis=1), 1)
+        leads = tally[:, :-1] == most[:, None]
+        found.append(leads[:, 0] / (leads.sum(axis=1) + np.where(most == 1, tally[:, -1], 0)))
+    return np.stack(found, axis=1)

@@ -93,7 +93,7 @@ def accounts_of(advisor: Advisor, answer: Recommendation, tariff: Tariff) -> Acc
     devices have none.
     """
     check = advisor.check(answer.budget)
-    if tariff.kwh_price is not None and not np.isfinite(advisor.space.joules).any():
+    if tariff.kwh_price is not None and not check.metrics.powered.any():
         raise UsageError("--kwh-price: no recording holds power. Record on a GPU")
     if tariff.api_price is not None and not np.isfinite(check.price).any():
         raise UsageError(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from advisor.advice.feasible import ReplayedCheck
 from advisor.advice.measure_next.experiments import WORTH, after_speed, regrets
+from advisor.search.closed_form import ClosedForm
+from advisor.search.space import Candidate
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 
@@ -40,10 +40,11 @@ class ShortRun:
         return f"runs/{gpu}-{model}-tp{self.engine.tensor_parallel_size}"
 
 
-def short_runs(check: ReplayedCheck, system: int, seed: int) -> list[ShortRun]:
+def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) -> list[ShortRun]:
     """Return the run of the pick and those that save most regret a second, the cheapest first.
 
-    One a model, tensor-parallel size and GPU; nothing where the pick's times were measured.
+    `alone` has the candidates with one problem at a time, as they are run. One run a model,
+    tensor-parallel size and GPU; nothing where the pick's times were measured.
     """
     metrics = check.metrics
     if metrics.replayed[system].law.prior is None:
@@ -65,7 +66,7 @@ def short_runs(check: ReplayedCheck, system: int, seed: int) -> list[ShortRun]:
             max_num_batched_tokens=pick.max_num_batched_tokens,
         )
         devices = engine.num_devices // engine.data_parallel_size
-        seconds = START_S + PROBLEMS * float(np.mean(replayed.device_s[0])) / devices
+        seconds = START_S + PROBLEMS * _problem_s(alone, replayed.candidate)
         price = check.prices.of(engine)
         found[id(replayed.law)] = ShortRun(
             engine=engine,
@@ -78,3 +79,11 @@ def short_runs(check: ReplayedCheck, system: int, seed: int) -> list[ShortRun]:
     own, *others = found.values()
     others.sort(key=lambda each: (each.regret_after - each.regret) / each.device_s)
     return sorted([own, *others[: MOST - 1]], key=lambda each: each.device_s)
+
+
+def _problem_s(alone: ClosedForm, candidate: Candidate) -> float:
+    """Return the seconds of a problem whose samples all end, on one replica."""
+    engine, space = candidate.engine.one_replica(), alone.space
+    whole = replace(candidate.policy, method="majority", rule=())
+    row, *_ = space.rows_of(engine, whole) or space.rows_of(engine, candidate.policy)
+    return float(alone.latency_s[row])

@@ -158,8 +158,11 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
     runs = []
     for draw in range(DRAWS):
         rng = np.random.default_rng([draw, len(arrivals)])
-        prompt = _lengths(prompts, len(arrivals), rng)
-        output = _lengths(outputs, len(arrivals), rng)
+        most = engine.max_model_len
+        prompt = _lengths(prompts, len(arrivals), rng, most)
+        output = _lengths(outputs, len(arrivals), rng, most)
+        if most is not None:
+            output = _within(prompt, output, most, rng)
         problems = {}
         for place, (arrival, asked, made) in enumerate(zip(arrivals, prompt, output, strict=True)):
             name = f"{recording}.{key}.{place}"
@@ -207,14 +210,18 @@ def _arrivals(window: Window, firsts: Histogram) -> npt.NDArray[np.int64]:
     return np.concatenate(times) if times else np.zeros(0, dtype=np.int64)
 
 
-def _lengths(histogram: Histogram, count: int, rng: np.random.Generator) -> Floats:
+def _lengths(
+    histogram: Histogram, count: int, rng: np.random.Generator, most: int | None
+) -> Floats:
     """Return so many lengths in tokens, at least 1, in random order, with the histogram's mean.
 
-    They are even within a bucket; the one without an end is as wide as the one before.
+    They are even within a bucket; the one without an end is as wide as the one before. None is
+    as long as `most`, the context that the server allows.
     """
     counts = histogram.counts.sum(axis=0, dtype=float)
     begins = np.concatenate(([0.0], histogram.bounds[:-1]))
     ends = np.where(np.isfinite(histogram.bounds), histogram.bounds, 2 * begins)
+    ends = np.maximum(np.minimum(ends, np.inf if most is None else most - 1), begins)
     upto = np.cumsum(counts) / counts.sum()
     places = (np.arange(count) + rng.random()) / count
     bucket = np.minimum(np.searchsorted(upto, places, side="right"), len(counts) - 1)
@@ -224,4 +231,25 @@ def _lengths(histogram: Histogram, count: int, rng: np.random.Generator) -> Floa
     mean = float(np.nansum(histogram.sums)) / counts.sum()
     if mean > 0 and lengths.mean() > 0:
         lengths = lengths * (mean / lengths.mean())
+    lengths = np.minimum(lengths, np.inf if most is None else most - 1)
     return np.asarray(np.maximum(np.rint(rng.permutation(lengths)), 1.0))
+
+
+ROUNDS = 20  # of exchanges between requests too long for the context
+
+
+def _within(prompt: Floats, output: Floats, most: int, rng: np.random.Generator) -> Floats:
+    """Return the outputs in an order in which each has room behind its prompt.
+
+    Which output a prompt had is not told, but both were within the context of `most` tokens. The
+    few for which no other prompt is found are cut.
+    """
+    output, shortest = output.copy(), np.argsort(prompt, kind="stable")
+    for _ in range(ROUNDS):
+        over = np.flatnonzero(prompt + output > most)
+        roomy = np.searchsorted(prompt[shortest], most - output[over], side="right")
+        for one, among in zip(over, roomy, strict=True):
+            other = shortest[rng.integers(max(among, 1))]
+            if output[other] <= most - prompt[one] and output[one] <= most - prompt[other]:
+                output[[one, other]] = output[[other, one]]
+    return np.asarray(np.maximum(np.minimum(output, most - prompt), 1.0), dtype=float)

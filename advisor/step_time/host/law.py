@@ -27,6 +27,11 @@ FIRST_V1: Final = (0, 8)  # of vLLM, where engine V1 is the default
 FIRST_ASYNCHRONOUS: Final = (0, 14)  # where a step is scheduled while the one before runs
 
 
+def schedules_ahead(version: tuple[int, int] | None) -> bool:
+    """Whether vLLM schedules asynchronously by default; a version not known is the newest."""
+    return version is None or version >= FIRST_ASYNCHRONOUS
+
+
 def generation_of(engine: EngineConfig) -> str:
     """Return the generation of an engine: V0, or V1 by how it schedules.
 
@@ -35,8 +40,8 @@ def generation_of(engine: EngineConfig) -> str:
     version = engine.version
     if version is not None and version < FIRST_V1:
         return OLD
-    default = version is None or version >= FIRST_ASYNCHRONOUS
-    overlapped = default if engine.async_scheduling is None else engine.async_scheduling
+    given = engine.async_scheduling
+    overlapped = schedules_ahead(version) if given is None else given
     return ASYNCHRONOUS if overlapped else SYNCHRONOUS
 
 

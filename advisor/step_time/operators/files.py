@@ -153,6 +153,8 @@ def _attention(path: Path) -> Floats:
     rows: dict[tuple[int, ...], float] = {}
     for line in table:
         key = tuple(table.count(line, name) for name in ATTENTION)
+        if key[2] and not key[3]:
+            raise table.error(line, "decoding requests without a context (kv_decode). Remove it")
         if key[0] + key[2] == 0:
             raise table.error(line, "neither a chunk nor a decoding request. Remove the row")
         key = (key[0], key[1] if key[0] else 0, key[2], key[3] if key[2] else 0)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+
+STALL: Final = 1.2  # times what more work takes: measured kernels differ by as much
 
 
 def to_grid(rows: Floats, values: Floats) -> tuple[list[Floats], Floats]:
@@ -53,6 +56,16 @@ def fill_beyond(grid: Floats, knots: Sequence[Floats], axes: Sequence[int], *, h
                 before = found[-2]
                 slope = max((line[last] - line[before]) / (at[last] - at[before]), 0.0)
             line[last + 1 :] = line[last] + slope * (at[last + 1 :] - at[last])
+
+
+def without_stalls(times: Floats, axis: int = -1, most: float = STALL) -> Floats:
+    """Return times that grow along an axis, but for what kernels of other shapes take.
+
+    Fewer tokens, requests or less context never take long: they could be padded. So a time of more
+    than `most` times a later one is a disturbed measurement, and that much is kept of it.
+    """
+    later = np.flip(np.fmin.accumulate(np.flip(times, axis), axis), axis)
+    return np.asarray(np.minimum(times, most * later), dtype=float)
 
 
 def _lines(grid: Floats, axis: int) -> list[Floats]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from advisor.evidence.keys import tokens_a_request
 from advisor.step_time.operators.attention import DecodeAttention
 from advisor.step_time.operators.files import Operators
 from advisor.step_time.operators.grids import doubled, fill_between, fill_beyond, to_grid
 from advisor.step_time.operators.skew import decode_skew, mixed_skew
 from advisor.step_time.table_cost import StepTables
 from traces.errors import TablesError
+from traces.schema.engine import EngineConfig
 
 Floats = npt.NDArray[np.float64]
 Collectives = Callable[[Floats], Floats]  # tokens of steps -> their seconds of communication
@@ -36,6 +40,9 @@ CALLS: Final = {
 }
 OPTIONAL: Final = ("qk_norm",)
 PER_SEQUENCE: Final = ("lm_head", "sampler")
+MOST_CAPTURED: Final = 512  # tokens of a CUDA graph
+BLACKWELL: Final = r"\bG?B[23]00\b"  # in the names of GPUs of compute capability 10
+WIDER_ON_BLACKWELL: Final = (0, 32)  # the vLLM that this is known of
 LONGEST: Final = 1 << 20  # tokens of context that decode attention is continued to
 
 
@@ -107,7 +114,7 @@ def step_tables(
     logits = sum(interpolated(rows, sequences) for rows in operators.per_sequence.values())
     decode_batch, decode_kv, decode = _decode(operators.attention, max_num_seqs)
     (chunk, before, mixed_batch, mixed_kv), mixed = _mixed(
-        operators.attention, max_num_batched_tokens, max_num_seqs
+        operators.folder, operators.attention, max_num_batched_tokens, max_num_seqs
     )
     unequal = operators.skew if skew else None
     return StepTables(
@@ -127,15 +134,36 @@ def step_tables(
     )
 
 
-def default_capture_sizes(max_num_seqs: int) -> list[int]:
+def default_capture_sizes(
+    max_num_seqs: int, tokens_a_request: int = 1, most: int = MOST_CAPTURED
+) -> list[int]:
     """Return the numbers of tokens that vLLM captures CUDA graphs for unless it is told others.
 
-    As `VllmConfig._set_cudagraph_sizes` of vLLM 0.19 has them: up to twice max_num_seqs, at most
-    512.
+    As `VllmConfig._set_cudagraph_sizes` of vLLM 0.32 has them: up to twice the tokens of
+    max_num_seqs requests, at most `most`. With drafts also those of whole requests.
     """
-    most = min(2 * max_num_seqs, 512)
-    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
-    return [size for size in sizes if size <= most]
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)}
+    if tokens_a_request > 1:
+        requests = {size for size in sizes if size < max_num_seqs} | {max_num_seqs}
+        sizes |= {each * tokens_a_request for each in requests}
+    last = min(2 * max_num_seqs * tokens_a_request, most)
+    return sorted(size for size in sizes if size <= last)
+
+
+def captured_sizes(engine: EngineConfig) -> list[int]:
+    """Return the numbers of tokens that an engine captured CUDA graphs for, none with eager mode.
+
+    Newer engines capture more on data-centre Blackwell (compute capability 10).
+    """
+    if engine.enforce_eager:
+        return []
+    newest = engine.version is None or engine.version >= WIDER_ON_BLACKWELL
+    wide = newest and re.search(BLACKWELL, engine.gpu or "") is not None
+    return default_capture_sizes(
+        engine.max_num_seqs or 1,
+        tokens_a_request(engine),
+        2 * MOST_CAPTURED if wide else MOST_CAPTURED,
+    )
 
 
 def interpolated(rows: Floats, counts: Floats) -> Floats:
@@ -222,7 +250,7 @@ def _decode(attention: Floats, max_num_seqs: int) -> tuple[Floats, Floats, Float
 
 
 def _mixed(
-    attention: Floats, max_num_batched_tokens: int, max_num_seqs: int
+    folder: Path, attention: Floats, max_num_batched_tokens: int, max_num_seqs: int
 ) -> tuple[list[Floats], Floats]:
     """Return knots of chunk, before, batch and context, and the seconds of a layer.
 
@@ -234,11 +262,15 @@ def _mixed(
     only = attention[(attention[:, 0] > 0) & (attention[:, 2] == 0)]
     alone = np.full(grid.shape[:2], np.nan)
     places = [np.searchsorted(knots[axis], only[:, axis]) for axis in (0, 1)]
+    there = np.ones(len(only), dtype=bool)
     for axis, place in enumerate(places):
-        there = place < len(knots[axis])
         there &= knots[axis][np.minimum(place, len(knots[axis]) - 1)] == only[:, axis]
-        only, places = only[there], [other[there] for other in places]
-    alone[tuple(places)] = only[:, 4]
+    alone[tuple(place[there] for place in places)] = only[there, 4]
+    if np.isnan(alone).all():
+        raise TablesError(
+            f"{folder / 'attention.csv'}: no chunk was measured both alone and beside decoding "
+            "requests, with as much before it. Profile the same chunks"
+        )
     for table, order in ((alone, (1, 0)), (grid, (3, 1, 0, 2))):
         fill_between(table, knots, order)
         fill_beyond(table, knots, order, hold=False)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from advisor.evidence.keys import blocks_of
+from advisor.step_time.host.law import schedules_ahead
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -31,14 +32,14 @@ LIMITS: Final = ("max_num_seqs", "max_num_batched_tokens")
 # vLLM's defaults on a GPU for what a CPU's engine was given otherwise.
 GPU_DEFAULTS: Mapping[str, Any] = {
     "block_size": BLOCK,
-    "async_scheduling": True,
     "enforce_eager": False,
 }
 # Memory in GiB as NVIDIA's driver tells it, by part of the device's name: the first that fits.
 _MEMORY_GIB: Final = (
     ("RTX PRO 6000", 95.6), ("RTX 6000 Ada", 48.0), ("RTX A6000", 48.0), ("RTX 5090", 31.8),
     ("RTX 4090", 24.0), ("RTX 3090", 24.0), ("GH200 480GB", 95.6), ("H200", 140.4),
-    ("H100 NVL", 93.6), ("H100 PCIe", 79.6), ("H100", 79.6), ("B200", 179.1), ("L40S", 45.0),
+    ("H100 NVL", 93.6), ("H100 PCIe", 79.6), ("H100", 79.6), ("H20-3e", 140.4), ("H20", 95.6),
+    ("B200", 179.1), ("GB200", 185.0), ("B300", 268.6), ("GB300", 277.5), ("L40S", 45.0),
     ("L40", 45.0), ("L4", 22.5), ("A10G", 22.5), ("A10", 22.5), ("T4", 15.0),
 )  # fmt: skip
 
@@ -103,11 +104,16 @@ def as_on(
     """Return an engine as vLLM would start it on a GPU, and the fields that are its defaults there.
 
     `given` fields stay. So does what was recorded, but for the blocks of another device, what is
-    None, and limits that were only the defaults of the device that `recorded` ran on.
+    None, and what was only a default: limits of the device that `recorded` ran on, scheduling of
+    its version.
     """
     recorded = recorded or engine
     elsewhere = recorded.gpu is None or recorded.gpu != device.name
     wanted: dict[str, Any] = dict(GPU_DEFAULTS) if recorded.gpu is None else {}
+    ahead = schedules_ahead(engine.version)
+    usual = engine.async_scheduling == schedules_ahead(recorded.version)
+    if recorded.gpu is None or (usual and ahead != engine.async_scheduling):
+        wanted["async_scheduling"] = ahead
     if engine.enable_prefix_caching is None:
         wanted["enable_prefix_caching"] = True
     own = _own_defaults(recorded) if elsewhere else [None, None]
@@ -229,14 +235,16 @@ def _weights(engine: EngineConfig, facts: ModelFacts) -> float | None:
     """Return the bytes of a model's weights on each GPU."""
     size, stages = engine.tensor_parallel_size, engine.pipeline_parallel_size
     weights: float | None = facts.weight_bytes
+    layers = 1.0  # times the checkpoint's bytes
     if facts.quantization is None and engine.quantization is None:
         weights = None if facts.total_parameters is None else VALUE_BYTES * facts.total_parameters
+        layers = weights / facts.weight_bytes if weights and facts.weight_bytes else 0.0
     elif facts.quantization is None and weights is not None and facts.layers is not None:
         outside = sum(each.size_bytes or 0.0 for each in facts.others)
-        weights = outside + (weights - outside) / 2  # of layers alone, brought to FP8
+        weights, layers = outside + (weights - outside) / 2, 0.5  # layers alone, brought to FP8
     if weights is None:
         return None
-    experts = facts.routed_weight_bytes() if facts.weight_bytes == weights else 0.0
+    experts = layers * facts.routed_weight_bytes()
     return (weights - experts) / (size * stages) + experts / (
         size * engine.data_parallel_size * stages
     )

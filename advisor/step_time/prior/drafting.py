@@ -6,7 +6,7 @@ drafters have. Lookup (n-gram, suffix) runs on the host, whose time no table has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -40,9 +40,16 @@ class Drafting:
 
 
 def drafting_of(
-    tables: PriorTables, facts: ModelFacts, engine: EngineConfig, models: Mapping[str, ModelFacts]
+    tables: PriorTables,
+    facts: ModelFacts,
+    engine: EngineConfig,
+    models: Mapping[str, ModelFacts],
+    *,
+    scaled: Callable[[Prior], Prior] | None = None,
 ) -> Drafting | None:
     """Return what drafting takes in a step of an engine; None without speculation.
+
+    The last stage of a pipeline drafts. `scaled` is what recordings of the GPU say of the prior.
 
     The first pass of a drafter reads all tokens that were verified, and each further one a token of
     each request (vLLM's EagleProposer). Nearest line in relative error over batches to `MOST`.
@@ -56,7 +63,9 @@ def drafting_of(
             launch_s=0.0, each_s=0.0, what="the lookup of drafts, on the host, is left out"
         )
     drafter, what = drafter_of(facts, speculative, models)
-    prior = prior_of(tables, drafter, replace(engine, speculative=None, quantization=None))
+    alone = replace(engine, speculative=None, quantization=None, pipeline_parallel_size=1)
+    prior = prior_of(tables, drafter, alone)
+    prior = prior if scaled is None else scaled(prior)
     k = speculative.num_speculative_tokens
     steps = int(np.log2(min(engine.max_num_seqs or MOST, MOST))) + 1
     batches: Floats = np.geomspace(1.0, 2.0 ** (steps - 1), steps)

@@ -288,7 +288,7 @@ def _mixer(
     if not modules:
         return attending(tables, attention, split.tensor, kv_fp8=kv_fp8)
     own = [each for each in _kernels(facts, group, split, None) if each[0].startswith("self_attn.")]
-    products = [(n, k) for name, n, k, _ in own if not name.endswith("kv_b_proj")]
+    products = [(name, n, k) for name, n, k, _ in own if not name.endswith("kv_b_proj")]
     forms = {form for name, _, _, form in own if name.endswith(("q_b_proj", "qkv_proj"))}
     return whole_layer(
         tables, modules, attention.heads // split.tensor, split.tensor, facts.hidden_size, products,

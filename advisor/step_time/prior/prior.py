@@ -114,10 +114,10 @@ class Prior:
         most = max(max_num_batched_tokens + max_num_seqs, self.domain.tokens)
         computed = padded(np.arange(most + 1, dtype=float), capture_sizes)
         sequences = np.arange(max(max_num_seqs, self.domain.sequences) + 1, dtype=float)
-        tokens = self._token_seconds(computed, max(capture_sizes, default=0))
-        launched = tokens[max(*capture_sizes, max_num_seqs, 0) + 1 :]  # beyond CUDA graphs
-        launched *= self.prompts.factor
-        launched += self.prompts.seconds
+        captured = max(capture_sizes, default=0)
+        tokens = self._token_seconds(computed, captured)
+        launched = (self.prompts.factor - 1) * tokens + self.prompts.seconds
+        launched[: captured + 1] = 0.0  # in CUDA graphs
         decode_batch, decode_kv = self._knots(max_num_seqs)
         decode = self._decode(decode_batch, decode_kv)
         chunk, before, alone = self._chunks(max_num_batched_tokens)
@@ -142,6 +142,7 @@ class Prior:
             mixed=mixed * self.prompts.factor,
             mixed_skew=np.zeros((len(before), len(mixed_batch), len(decode_kv))),
             launch=launch * self.prompts.factor,
+            prompt_tokens=launched if launched.any() else np.zeros(0),
         )
 
     def token_seconds(self, tokens: Floats) -> Floats:
@@ -170,11 +171,11 @@ class Prior:
         found: dict[str, list[float]] = {}
         total = float(self._token_seconds(at, USUAL_BATCH)[0])
         for part in (*self.parts.dense, *self.parts.logits):
-            spent = part.calls * float(interpolated(part.times.rows, at)[0])
+            spent = float(self._summed((part,), at)[0])
             total += spent if part in self.parts.logits else 0.0
             _add(found, part.times.rule, part.times.spread, spent)
         for count, mixer in self.parts.mixers:
-            spent = count * float(mixer.decode(at, context)[0, 0])
+            spent = count * self.scales["attention"] * float(mixer.decode(at, context)[0, 0])
             total += spent
             _add(found, mixer.rule, mixer.spread, spent)
         return {
@@ -196,8 +197,7 @@ class Prior:
         total = float(self._token_seconds(at, USUAL_BATCH)[0])
         total += float(self._decode(at, np.array([float(USUAL_CONTEXT)]))[0, 0])
         spent = (
-            part.times.routing * part.calls * float(interpolated(part.times.rows, at)[0])
-            for part in self.parts.dense
+            part.times.routing * float(self._summed((part,), at)[0]) for part in self.parts.dense
         )
         return sum(spent) / total
 

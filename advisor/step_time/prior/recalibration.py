@@ -32,7 +32,7 @@ from advisor.step_time.host.law import host_note, host_part
 from advisor.step_time.host.spread import first_tokens_of
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes, non_negative_least_squares
-from advisor.step_time.operators.tables import default_capture_sizes
+from advisor.step_time.operators.tables import captured_sizes
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
@@ -142,7 +142,9 @@ class PriorTimes:
         Raises UsageError where the model that drafts is not known.
         """
         tables = self.tables.of_version(engine.vllm_version)
-        return drafting_of(tables, self.facts, self.shared(engine), self.models)
+        return drafting_of(
+            tables, self.facts, self.shared(engine), self.models, scaled=self._scaled
+        )
 
     def shared(self, engine: EngineConfig) -> EngineConfig:
         """Return an engine with the ranks of data parallelism that share a mixture's experts."""
@@ -169,7 +171,9 @@ class PriorTimes:
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        prior = prior_of(self.tables, self.facts, self.shared(engine))
+        return self._scaled(prior_of(self.tables, self.facts, self.shared(engine)))
+
+    def _scaled(self, prior: Prior) -> Prior:
         return prior if self.found is None else _recalibrated(prior, self.found)
 
     def times(self, engine: EngineConfig, longest: int) -> StepTimes:
@@ -223,9 +227,7 @@ class PriorTimes:
         if size == 1:
             return None
         prior = self.prior(engine)
-        captured = (
-            0 if engine.enforce_eager else max(default_capture_sizes(engine.max_num_seqs or 1))
-        )
+        captured = max(captured_sizes(engine), default=0)
         own = prior.communication_s(requests, captured)
         others = {}
         for tables in prior.tables.other_collectives:
@@ -610,7 +612,12 @@ def _by_family(kernels: pl.DataFrame, profiled: pl.DataFrame) -> dict[str, float
 
 def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
     step = dict.fromkeys(FAMILIES, found.step)
-    return replace(prior.scaled(found.families).scaled(step), host=prior.host * found.host_factor)
+    prompts = prior.prompts._replace(seconds=prior.prompts.seconds * found.step)
+    return replace(
+        prior.scaled(found.families).scaled(step),
+        host=prior.host * found.host_factor,
+        prompts=prompts,
+    )
 
 
 def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None) -> StepCost:
@@ -623,11 +630,10 @@ def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None
             "--gpu: set engine.max_num_seqs and engine.max_num_batched_tokens, "
             "which this recording does not tell"
         )
-    captured = [] if engine.enforce_eager else default_capture_sizes(engine.max_num_seqs)
     tables = prior.step_tables(
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
-        capture_sizes=captured,
+        capture_sizes=captured_sizes(replace(engine, gpu=prior.tables.device)),
     )
     host = host_part(engine).scaled(prior.host)
     drafts = np.zeros(len(FEATURES))

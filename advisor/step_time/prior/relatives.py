@@ -158,7 +158,7 @@ def read_gpu(system: str, folder: Path | None = None) -> PriorTables:
             "bandwidth_bytes_per_s": base.bandwidth_bytes_per_s / slower,
             "versions": {**base.versions, "comm": wires.versions["comm"]},
             "measured": {**base.measured, "comm": wires.measured["comm"]},
-            "gpu": mine or {**theirs, "bfloat16_tc_flops": peak},
+            "gpu": mine or {**theirs, "mem_bw": bandwidth, "bfloat16_tc_flops": peak},
         },
         relative=known.of,
         wires=wires,

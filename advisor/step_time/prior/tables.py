@@ -173,6 +173,11 @@ class PriorTables:
                 return float(value)
         raise TablesError(f"{self.system}.yaml: no bfloat16_tc_flops. {_AGAIN}")
 
+    @property
+    def peak_bandwidth(self) -> float:
+        """Bytes a second that the memory has at the most; kernels reach less of it."""
+        return float(self.gpu.get("mem_bw") or self.bandwidth_bytes_per_s)
+
     @cached_property
     def others(self) -> tuple[PriorTables, ...]:
         """The other systems of the same maker, the one with the nearest bandwidth first."""

@@ -254,21 +254,21 @@ def phase_of(sample: Sample, place: int) -> str | None:
 
 
 def _counts_of(run: Run) -> Iterable[Kept]:
-    assert run.engine.speculative is not None
-    k = run.engine.speculative.num_speculative_tokens
+    """Yield what recorded drafts kept: those of one length count for their positions alone."""
     for name, problem in run.problems.items():
-        found: dict[str | None, Ints] = {}
+        found: dict[tuple[str | None, int], Ints] = {}
         for sample in problem.samples:
             if sample.scheduled is None or sample.advance is None:
                 continue
             start = 1
             steps = zip(sample.scheduled.tolist(), sample.advance.tolist(), strict=True)
             for forwarded, kept in steps:
-                tally = found.setdefault(phase_of(sample, start), np.zeros(k + 1, dtype=np.int64))
+                cell = (phase_of(sample, start), forwarded - 1)
+                tally = found.setdefault(cell, np.zeros(forwarded, dtype=np.int64))
                 if forwarded > 1 and start + kept < sample.output_tokens:  # the last step is cut
                     tally[:kept] += 1
                 start += kept
-        for phase, tally in found.items():
+        for (phase, _), tally in found.items():
             yield Kept(
                 problem=name,
                 temperature=run.policy.temperature,

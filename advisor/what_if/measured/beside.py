@@ -92,7 +92,12 @@ def _predicted(run: Replayed) -> dict[str, dict[str, float]]:
 
 def _quantiles(values: Floats, weights: Floats | None = None) -> dict[str, float]:
     """Return mean and quantiles of values that are known, each as often as its weight."""
-    weights = np.ones(len(values)) if weights is None else weights
+    if weights is None:
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return {}
+        found = {part: float(np.quantile(values, int(part[1:]) / 100)) for part in PARTS[1:]}
+        return {"mean": float(values.mean()), **found}
     kept = np.isfinite(values) & (weights > 0)
     values, weights = values[kept], weights[kept]
     if not values.size:

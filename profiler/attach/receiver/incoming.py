@@ -133,11 +133,14 @@ class Incoming:
                 if self._writer is not None:
                     self._writer.dropped("steps", len(batch.rows))
                 continue
+            lacking = self._follows_a_gap(key, batch)
             self._note_batch(key, batch)
             if not self._wants_steps:
                 continue
             config = self._deployment.engines[key]
             made = self._rows.setdefault(key, PluginRows(engine=key))
+            if lacking:
+                made.miss(batch.dropped_until or 0)
             blocks = config.num_gpu_blocks
             made.usable_blocks = None if blocks is None else blocks - 1
             made.asynchronous = config.async_scheduling
@@ -153,6 +156,14 @@ class Incoming:
             found += self._marked(key, ended)
         self.steps += len(found)
         return found
+
+    def _follows_a_gap(self, key: str, batch: Batch) -> bool:
+        """Tell whether steps before a batch are missing, or are those of an earlier process."""
+        told, made = self._dropped.get((batch.instance, batch.engine)), self._rows.get(key)
+        if told is not None:
+            return batch.dropped > told
+        earlier = made is not None and made.is_before(batch.process_start_s)
+        return bool(batch.dropped or batch.first or earlier)
 
     def _note_batch(self, key: str, batch: Batch) -> None:
         """Take from a batch what it tells beside its steps: configuration, clock, and drops."""
@@ -228,6 +239,13 @@ class Incoming:
                 f"refused by the receiver: {receiver.refused:,} requests ({receiver.strangers:,} "
                 f"without the token), and {receiver.bad:,} spans with numbers out of range or odd "
                 "names",
+            )
+        if receiver.overflowed:
+            yield (
+                None,
+                "note",
+                f"{receiver.overflowed:,} requests came faster than they could be taken, and got "
+                "503. What their senders did not send again is missing",
             )
 
     def _marked(self, key: str, rows: list[Row]) -> list[Row]:

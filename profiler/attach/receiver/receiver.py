@@ -147,7 +147,7 @@ class Receiver:
     def put_spans(self, found: Received) -> bool:
         with self._lock:
             if self.shut or len(self.spans) + len(found.spans) > MOST_WAITING:
-                self.overflowed += 1
+                self.overflowed += not self.shut
                 return False
             self.spans.extend(found.spans)
             self.received += len(found.spans)
@@ -162,7 +162,7 @@ class Receiver:
             known = key in self.heard or len(self.heard) < MOST_PLUGINS
             full = len(self.batches) >= MOST_BATCHES or rows > MOST_HELD
             if self.shut or full or not known:
-                self.overflowed += 1
+                self.overflowed += not self.shut
                 return False
             self._leave_out_known(batch)
             made, batch.ahead = now_ns(), None

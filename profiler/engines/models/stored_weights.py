@@ -11,6 +11,7 @@ from typing import Any, Final
 
 _MAX_HEADER_BYTES: Final = 100 << 20
 _TOWERS_WEIGHTS: Final = re.compile(r"vis(ion|ual)|audio|image|multi_modal|mm_proj|patch_merge")
+_DRAFTS: Final = re.compile(r"(?:^|\.)mtp[._]")
 _OUTPUT: Final = re.compile(r"(\w*model\.)*(lm_head|embed_out|output)\.weight")
 _PACKED: Final = ("I32", "I16", "U8", "I8")  # several weights in an element, or beside scales
 
@@ -39,15 +40,16 @@ def stored_weights(folder: Path | None, layers: int) -> Stored | None:
     parameters = experts = towers = output = size = 0
     kinds: set[str] = set()
     try:
-        entries = [item for path in sorted(folder.glob("*.safetensors")) for item in _header(path)]
+        entries = [item for path in _files(folder) for item in _header(path)]
         for key, entry in entries:
-            at = re.search(r"(?:^|\.)layers\.(\d+)\.", key)
-            if key.startswith("mtp.") or (at is not None and int(at[1]) >= layers):
+            at, tower = re.search(r"(?:^|\.)layers\.(\d+)\.", key), _TOWERS_WEIGHTS.search(key)
+            beyond = at is not None and int(at[1]) >= layers and tower is None
+            if beyond or _DRAFTS.search(key):
                 continue  # drafts with them alone
             count = math.prod(entry["shape"])
             parameters += count
             experts += count if ".experts." in key else 0
-            towers += count if _TOWERS_WEIGHTS.search(key) else 0
+            towers += count if tower else 0
             size += entry["data_offsets"][1] - entry["data_offsets"][0]
             kinds.add(str(entry["dtype"]))
             output += count if _OUTPUT.fullmatch(key) else 0
@@ -65,6 +67,25 @@ def stored_weights(folder: Path | None, layers: int) -> Stored | None:
         output=output,
         quantized=f"weights in {', '.join(narrow)}" if narrow else None,
     )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that make up the model, none where one is missing.
+
+    Repositories of Mistral hold all weights twice, in consolidated files too.
+    """
+    found = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
+    for kind, second in (("model", False), ("consolidated", True)):
+        names = [each for each in found if each.startswith("consolidated") == second]
+        index = folder / f"{kind}.safetensors.index.json"
+        if index.is_file():
+            if index.stat().st_size > _MAX_HEADER_BYTES:
+                raise ValueError("not an index")
+            told = set(json.loads(index.read_bytes())["weight_map"].values())
+            names = sorted(told) if told <= found.keys() else []
+        if names:
+            return [found[each] for each in names]
+    return []
 
 
 def _header(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -144,14 +144,19 @@ def routes(client: httpx.Client) -> dict[str, Any] | None:
     return None
 
 
-def cache_settings(labels: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the labels of vLLM's cache_config_info say, in the names of EngineConfig."""
+def cache_settings(caches: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return what vLLM's cache_config_info says, in the names of EngineConfig.
+
+    `caches` are its labels by engine, of which each data-parallel replica is one.
+    """
     found: dict[str, Any] = {}
+    labels = next(iter(caches.values()), {})
     for key, read in _CACHE.items():
         with contextlib.suppress(ValueError):
             if labels.get(key, "None") != "None":
                 found[key] = read(labels[key])
-    return found
+    engines = len(set(caches) - {""})
+    return found | ({"data_parallel_size": engines} if engines > 1 else {})
 
 
 def describe(

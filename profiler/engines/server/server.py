@@ -44,10 +44,14 @@ from traces.live.engine_names import SGLANG, VLLM
 from traces.live.metrics_page import PageReader
 from traces.schema.engine import EngineConfig, ModelFacts
 
+NO_LENGTH = "max_tokens is needed: the engine does not say how long a prompt is"
 _POLL_S = 0.05
 _LONGEST_LINE = 8 << 20  # of a stream
 _REST_S, _MOST_REST = 1.0, 64 << 10  # for what comes behind the end of an answer
 _NO_IDS = "no token ids"  # a chat cannot be continued without them
+_MOST_LENGTHS = 256  # of prompts, kept while their samples are drawn
+_LITTLE = 16  # a prompt of so small a part of the model's length may be counted by characters
+_REFUSED = ("HTTP", _NO_IDS, NO_LENGTH)  # begin the errors of a server that is there
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
 # What an engine knows of a request beyond OpenAI's API: how a stop string stays in the text, and
 # how a chat's token ids are asked for, which tell where a thought ends. SGLang 0.5.23 answers 400
@@ -90,6 +94,8 @@ class ServerEngine(Engine):
         self._results: queue.Queue[SampleResult] = queue.Queue()
         self._live: dict[str, tuple[Future[None], Stream]] = {}
         self._encoded: dict[str, list[int]] = {}
+        self._lengths: dict[str, int] = {}
+        self._measuring = asyncio.Lock()
         self._emptying: set[asyncio.Future[None]] = set()
         self._unreachable, self._wait_s = 0, wait_s
         self.traces: set[str] = set()  # ids of the traces that requests were sent in
@@ -175,11 +181,11 @@ class ServerEngine(Engine):
 
     @staticmethod
     def _cache_config(client: httpx.Client) -> dict[str, Any]:
-        """Read block size, blocks and prefix caching from vLLM's metrics."""
+        """Read block size, blocks, prefix caching and replicas from vLLM's metrics."""
         reader = PageReader()
         with contextlib.suppress(httpx.HTTPError, ValueError):
             reader.read(asked(client, "/metrics").decode("utf-8", "replace"))
-        return cache_settings(next(iter(reader.cache_config.values()), {}))
+        return cache_settings(reader.cache_config)
 
     def submit(self, request: SampleRequest) -> None:
         if request.traceparent is not None:
@@ -225,7 +231,7 @@ class ServerEngine(Engine):
                 ended.append(self._results.get_nowait())
         kept = [result for result in ended if self._live.pop(result.request_id, None)]
         for result in kept:
-            lost = result.error is not None and not result.error.startswith(("HTTP", _NO_IDS))
+            lost = result.error is not None and not result.error.startswith(_REFUSED)
             self._unreachable = self._unreachable + 1 if lost else 0
         if self._unreachable >= _GIVE_UP_AFTER:
             raise EngineError(
@@ -265,6 +271,8 @@ class ServerEngine(Engine):
             error = f"HTTP {failure.status}"
         except BadAnswer as failure:
             error = f"HTTP 200, {failure}"
+        except NoLength:
+            error = NO_LENGTH
         except Exception as failure:  # whatever a server answers, the sample ends
             error = type(failure).__name__
         try:
@@ -285,7 +293,7 @@ class ServerEngine(Engine):
         if request.traceparent is not None:
             headers["traceparent"] = request.traceparent
         chat = request.chat and request.continues is None
-        body = self._body(request, chat, await self._prompt(request))
+        body = await self._body(request, chat)
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self._client.stream("POST", path, json=body, headers=headers) as response:
             response.raise_for_status()
@@ -306,13 +314,36 @@ class ServerEngine(Engine):
     async def _token_ids(self, text: str) -> list[int]:
         """Return vLLM's token ids of a text, which is asked for once."""
         if text and text not in self._encoded:
-            body = {"model": self._served, "prompt": text, "add_special_tokens": False}
-            answer = await self._client.post("/tokenize", json=body)
-            answer.raise_for_status()
-            self._encoded[text] = answer.json()["tokens"]
+            self._encoded[text] = await self._tokenized(text, special=False)
         return self._encoded.get(text, [])
 
-    def _body(self, request: SampleRequest, chat: bool, prompt: str | list[int]) -> dict[str, Any]:
+    async def _length(self, text: str, longest: int) -> int:
+        """Return the tokens of a prompt as the server counts them.
+
+        Where it does not tell them a short prompt has as many as characters, which are more. Raises
+        NoLength for another.
+        """
+        async with self._measuring:  # the samples of a problem have one prompt
+            if text not in self._lengths:
+                try:
+                    self._lengths[text] = len(await self._tokenized(text, special=True))
+                except Exception:
+                    if len(text) * _LITTLE > longest:
+                        raise NoLength from None
+                    return len(text)
+                if len(self._lengths) > _MOST_LENGTHS:
+                    del self._lengths[next(iter(self._lengths))]
+            return self._lengths[text]
+
+    async def _tokenized(self, text: str, *, special: bool) -> list[int]:
+        """Ask the server for the token ids of a text, with those that begin a prompt or without."""
+        body = {"model": self._served, "prompt": text, "add_special_tokens": special}
+        answer = await self._client.post("/tokenize", json=body)
+        answer.raise_for_status()
+        return list(answer.json()["tokens"])
+
+    async def _body(self, request: SampleRequest, chat: bool) -> dict[str, Any]:
+        prompt = await self._prompt(request)
         body: dict[str, Any] = {
             "model": self._served,
             "n": 1,
@@ -332,8 +363,10 @@ class ServerEngine(Engine):
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
         elif not chat and self.config.max_model_len is not None:
-            # completions stop at 16 tokens unless told otherwise; vLLM caps what does not fit
-            body["max_tokens"] = max(1, self.config.max_model_len - len(prompt))
+            # completions stop at 16 tokens unless told otherwise, and not all cap what does not fit
+            longest = self.config.max_model_len
+            length = await self._length(prompt, longest) if isinstance(prompt, str) else len(prompt)
+            body["max_tokens"] = max(1, longest - length)
         if request.top_logprobs is not None and chat:
             body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         elif request.top_logprobs is not None:
@@ -371,6 +404,10 @@ class ServerEngine(Engine):
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
+
+
+class NoLength(Exception):
+    """A server does not tell how many tokens a prompt has."""
 
 
 class Refused(Exception):

@@ -381,3 +381,120 @@ def test_of_many_problems_fixed_votes_are_of_all_and_the_others_of_some(tmp_path
         if one.method in fixed and one.basis == "subsets" and one.n <= 4:
             assert other.accuracy.value == pytest.approx(one.accuracy.value)
             assert other.tokens_per_problem.value == pytest.approx(one.tokens_per_problem.value)
+
+
+def of_many(module, monkeypatch, recording, most=25):
+    """What a run says of all its problems, and of so many of them at random."""
+    (run,) = summarise(recording)
+    whole = module.evaluate(run)
+    monkeypatch.setattr(module, "MOST", most)
+    return run, whole, module.evaluate(run)
+
+
+@pytest.mark.slow
+def test_of_many_problems_those_cut_off_by_a_timeout_are_left_out(tmp_path, monkeypatch):
+    import advisor.accuracy.counterfactual as module
+
+    rows = make_rows(problems=60)
+    late = {"p0", "p1", "p2"}
+    for row in rows["problems"]:
+        row["timed_out"] = row["problem_id"] in late
+    for row in rows["samples"]:
+        if row["problem_id"] in late and row["sample_index"]:
+            row |= {"cancelled_by": "timeout", "answer": None, "correct": None}
+    recording = write_recording(tmp_path / "r", rows, policy=VOTE)
+    run, whole, some = of_many(module, monkeypatch, recording)
+    assert (whole.problems, some.problems) == (57, 57)
+    shown = {(each.method, each.n): each.accuracy.value for each in run.policies}
+    for found in (whole, some):
+        for each in found.outcomes:
+            fixed = each.basis == "subsets" and each.budget_tokens is None and not each.rule
+            if fixed and (each.method, each.n) in shown:
+                assert each.accuracy.value == pytest.approx(shown[each.method, each.n])
+
+
+@pytest.mark.slow
+def test_of_many_problems_votes_under_a_limit_are_of_all(tmp_path, monkeypatch):
+    import advisor.accuracy.counterfactual as module
+
+    recording = write_recording(tmp_path / "r", make_rows(problems=60), policy=VOTE)
+    (run,) = summarise(recording)
+    whole = module.evaluate(run, max_tokens=50)
+    monkeypatch.setattr(module, "MOST", 25)
+    some = module.evaluate(run, max_tokens=50)
+    fixed = [
+        {(o.method, o.n): (o.accuracy.value, o.tokens_per_problem.value) for o in found.outcomes
+         if o.method in ("majority", "pass_at_k") and o.n <= N and o.budget_tokens is None}
+        for found in (whole, some)
+    ]  # fmt: skip
+    assert fixed[0].keys() == fixed[1].keys()
+    for key, numbers in fixed[0].items():
+        assert fixed[1][key] == pytest.approx(numbers), key
+    told = [note for note in some.notes if note.startswith("max_tokens 50: ")]
+    assert told == [note for note in whole.notes if note.startswith("max_tokens 50: ")]
+
+
+def import_lines(folder, lines):
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    import_outcomes([folder / "a.jsonl"], folder / "a")
+    return Recording.open(folder / "a")
+
+
+def lines_of(problems, n, **changes):
+    rng = np.random.default_rng(3)
+    return [
+        {"problem_id": f"p{i}", "sample_index": k, "correct": bool(rng.random() < 0.6)} | changes
+        for i in range(problems)
+        for k in range(n)
+    ]
+
+
+@pytest.mark.slow
+def test_of_many_problems_without_answers_and_tokens_nothing_is_made_up(tmp_path, monkeypatch):
+    import advisor.accuracy.counterfactual as module
+
+    lines = lines_of(60, 4)
+    _, whole, some = of_many(module, monkeypatch, import_lines(tmp_path / "f", lines))
+    right = np.mean([line["correct"] for line in lines])
+    for found in (whole, some):
+        (one,) = [each for each in found.outcomes if each.method == "majority"]
+        assert one.accuracy.value == pytest.approx(right)
+        assert one.tokens_per_problem is None
+
+
+@pytest.mark.parametrize("answer", ["A", None])
+def test_a_problem_with_a_sample_that_nobody_judged_is_left_out(tmp_path, answer):
+    told = {"answer": "A"} if answer else {}
+    lines = lines_of(30, 4, **told)
+    for line in lines[:4]:
+        line["correct"] = True if line["sample_index"] == 0 else None
+    recording = import_lines(tmp_path / "f", lines)
+    right = np.mean([line["correct"] for line in lines[4:]])
+    (run,) = summarise(recording)
+    found = evaluate(run)
+    assert found.problems == 29
+    for outcomes in (run.policies, found.outcomes):
+        one = next(each for each in outcomes if (each.method, each.n) == ("pass_at_k", 1))
+        assert one.accuracy.value == pytest.approx(right)
+
+
+def test_a_sample_that_gave_no_answer_is_wrong_whether_or_not_it_was_judged(tmp_path):
+    lines = lines_of(30, 4, answer="A")
+    lines[0] |= {"answer": None, "correct": None}
+    lines[1] |= {"correct": True}
+    (run,) = summarise(import_lines(tmp_path / "f", lines))
+    assert evaluate(run).problems == 30
+
+
+def test_a_sample_that_failed_is_no_wrong_answer(tmp_path):
+    """A recording whose `show` and `show --policies` leave out the same problems."""
+    rows = make_rows(problems=40, n=4)
+    rows["samples"][0] |= {"error": "lost", "answer": None, "correct": None}
+    policy = Policy(method="majority", n=4, temperature=0.8)
+    (run,) = summarise(write_recording(tmp_path / "r", rows, policy=policy))
+    found = evaluate(run)
+    assert found.problems == 39
+    shown = next(each for each in run.policies if (each.method, each.n) == ("majority", 4))
+    whole = next(each for each in found.outcomes if (each.method, each.n) == ("majority", 4))
+    assert shown.accuracy.value == pytest.approx(whole.accuracy.value)

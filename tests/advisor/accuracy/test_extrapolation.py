@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from advisor.accuracy.extrapolation import extrapolate, fresh_runs
+from advisor.accuracy.extrapolation import extrapolate, fresh_interval, fresh_runs
 from advisor.accuracy.models.answers import AnswerModel, count_answers
 from benchmarks.votes_ahead import RIGHT, draw, family, voted
 from traces.statistics import column_means
@@ -113,3 +113,18 @@ def test_other_policies_have_no_such_interval():
     )
     assert list(fresh_runs(model, [other], methods=("majority",))) == [(other, None)]
     assert extrapolate(model, [], np.zeros(4)) == []
+
+
+def test_a_fresh_run_of_all_is_narrower_than_one_of_some_of_them():
+    rng = np.random.default_rng(2)
+    runs = (rng.random((1, 40, 400)) < rng.beta(1, 1, 400)).astype(float)
+
+    def width(**options):
+        found = fresh_interval(0.5, runs, **options)
+        return found.high - found.low
+
+    assert width(of=400) == width()
+    assert width(of=40_000) == pytest.approx(width() / 10, rel=0.03)
+    # More samples are judged on those 400 alone, whose choice stays in it.
+    spread = runs.mean(axis=(0, 1)).std() / 20
+    assert width(of=40_000, extrapolated=True) == pytest.approx(2 * 1.645 * spread, rel=0.1)

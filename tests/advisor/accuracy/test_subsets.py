@@ -169,7 +169,8 @@ def test_tables_of_all_counts_are_the_votes_of_each():
         votes, agree = orders.tables(firsts, counts, asked)
         for f, first in enumerate(firsts):
             chosen = orders.orders[:, :first]
-            most = orders.marks[chosen].sum(axis=1).max(axis=1)
+            same = orders.answers[chosen][..., None] == np.arange(len(orders.right))
+            most = same.sum(axis=1).max(axis=1)
             assert agree[f].tolist() == most.tolist()
             for c, count in enumerate(counts):
                 if asked[f, c]:

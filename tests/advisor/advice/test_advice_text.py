@@ -13,7 +13,7 @@ from profiler.sweep.plan import load_plan
 from tests.advisor.synthetic import VOTE16, engine_of
 from traces.errors import UsageError
 from traces.schema.engine import in_words
-from tui.text.advice import SHORT_LINES, advice_json, advice_lines
+from tui.text.advice import SHORT_LINES, advice_json, advice_lines, verdict
 
 BUDGETS = [
     {},
@@ -52,6 +52,16 @@ def test_the_answer_in_short_says_that_there_is_more(advisor):
         assert each.casefold() in text
 
 
+@pytest.mark.parametrize("given", [{"min_accuracy": "0.75"}, {"max_latency": "1us"}])
+def test_the_answer_says_how_many_problems_are_in_flight(advisor, given):
+    in_flight = advisor.evidence.load[0]
+    answer = advisor.recommend(parse_budget(given))
+    assert f"{in_flight} problems in flight" in " ".join(verdict(answer))
+    assert advice_json(answer)["load"] == {"concurrency": in_flight, "rate_per_s": None}
+    at_rate = advisor.recommend(parse_budget(given | {"rate": "2/s"}))
+    assert "in flight" not in " ".join(verdict(at_rate))
+
+
 def test_the_command_can_be_pasted(advisor):
     answer = advisor.recommend(parse_budget({"min_accuracy": "0.75"}))
     lines = advice_lines(answer)
@@ -83,6 +93,7 @@ def test_the_document_is_the_contract(advisor):
         "present",
         "experiments",
         "routings",
+        "load",
     ]
     pick = document["system_optimal"]
     known = {

@@ -3,10 +3,16 @@ import shlex
 from dataclasses import replace
 
 from advisor.advice.advisor import Advisor
-from advisor.advice.command import CpuBuild, policy_request, record_command, serve_command
-from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
+from advisor.advice.command import (
+    CpuBuild,
+    planned,
+    policy_request,
+    record_command,
+    serve_command,
+)
+from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.schema.advice import Budget
-from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.engine import EXPERTS, EngineConfig, Speculative
 from traces.schema.tts.policy import Policy
 
 DRAFT = Speculative(method="draft_model", num_speculative_tokens=3, model="it's small")
@@ -120,3 +126,18 @@ def test_what_to_record_next_is_a_command():
     )
     assert command.startswith("ttscope record --model small --workload sums --problems 40")
     assert "--n 16" in command and "--temperature 0.8" in command
+
+
+def test_experts_are_shared_in_the_server_too():
+    engine = EngineConfig(model="m", gpu="H100", other=((EXPERTS, "true"),))
+    assert "--enable-expert-parallel" in shlex.split(serve_command(engine, model_path="m"))
+
+
+def test_what_record_has_no_option_for_is_told():
+    plain = EngineConfig(model="m", gpu="H100", block_size=16, enforce_eager=False)
+    assert planned(plain, None) == {}
+    assert planned(replace(plain, gpu=None, block_size=128, enforce_eager=True), None) == {}
+    odd = replace(plain, block_size=32, enforce_eager=True)
+    assert planned(odd, None) == {"enforce_eager": True, "block_size": 32}
+    assert planned(odd, FACTS["mixed"]) == {"enforce_eager": True}  # vLLM takes others by itself
+    assert planned(replace(odd, mode="server"), None) == {}

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 from advisor.advice.advisor import Advisor
-from advisor.advice.promise import expectations, write_config
+from advisor.advice.promise import expectations, served_factor, write_config
+from advisor.evidence.measured import RunsMade, runs_in
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.deployment.checks import against_promises
 from traces.deployment.documents import read_expectations, read_policy
@@ -154,3 +155,30 @@ def test_what_traffic_is_assumed_to_be_like_is_what_was_recorded(advised):
     assert assumed["acceptance_length"] is None
     if answer.system_optimal.policy.n > 1:
         assert 1 / 16 < assumed["agreement"].value <= 1
+
+
+@pytest.mark.slow
+def test_a_server_is_held_against_a_replay_under_its_own_limits(advised, tmp_path):
+    """Eight samples at once wait for one another, which HTTP does not add."""
+    _, advisor, answer = advised
+    for limits, expected in (({"max_num_seqs": 8}, 1.5), ({"tensor_parallel_size": 2}, None)):
+        folder = tmp_path / next(iter(limits)) / "one"
+        engine = engine_of(mode="server", **limits)
+        served = record(folder, engine, VOTE16, problems=30, drift=math.log(1.5))
+        evidence = dataclasses.replace(advisor.evidence, made=RunsMade(runs_in(served)))
+        asked = Advisor.of(evidence, model=advisor.model)
+        factor = served_factor(asked, answer.system_optimal, (4, None))
+        if expected is None:
+            assert factor is None
+        else:
+            assert factor.value == pytest.approx(expected, rel=0.1)
+            assert factor.low < expected < factor.high
+
+
+def test_a_problem_of_several_runs_is_assumed_once(advised):
+    _, advisor, answer = advised
+    runs = advisor.evidence.runs
+    again = Advisor.of(
+        dataclasses.replace(advisor.evidence, runs=runs * 4), model=advisor.model, routed=False
+    )
+    assert expectations(answer, again).assumed == expectations(answer, advisor).assumed

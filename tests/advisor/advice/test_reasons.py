@@ -1,5 +1,6 @@
 """Sentences of an answer: each only where it is true and tells something."""
 
+import dataclasses
 import re
 
 import pytest
@@ -33,6 +34,48 @@ def test_a_twin_of_the_pick_is_not_called_another(fresh, budget):
     for line in apart:
         named = line.partition(": ")[2].split(" | ")
         assert name_without_limits(mine) not in [re.sub(" and [0-9]+ more$", "", n) for n in named]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_an_early_stop_that_saves_nothing_is_not_the_pick(fresh, budget):
+    answer = fresh.recommend(budget)
+    pick, check = answer.system_optimal, fresh.check(budget)
+    metrics = check.metrics
+    mine = row_of(metrics, pick)
+    told = [line for line in answer.reasons if line.startswith("an early stop saves no time")]
+    alike = [
+        row
+        for row in map(int, check.order)
+        if check.fits[row]
+        and row != mine
+        and metrics.candidate(row).engine == pick.engine
+        and metrics.candidate(row).policy.n == pick.policy.n
+        and metrics.candidate(row).policy.stops_early != pick.policy.stops_early
+        and all(
+            metrics.values(name)[row] == pytest.approx(metrics.values(name)[mine], rel=1e-10)
+            for name in ("accuracy", "latency_s", "device_s")
+        )
+    ]
+    assert not (alike and pick.policy.stops_early)
+    assert bool(told) == bool(alike)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_few_batched_tokens_have_a_reason(fresh, budget):
+    answer = fresh.recommend(budget)
+    engine = answer.system_optimal.engine
+    most = max(
+        each.candidate.engine.max_num_batched_tokens
+        for each in fresh.under(budget.rate_per_s).metrics.replayed
+        if dataclasses.replace(
+            each.candidate.engine, max_num_batched_tokens=engine.max_num_batched_tokens
+        )
+        == engine
+    )
+    told = [line for line in answer.reasons if line.startswith("max_num_batched_tokens ")]
+    assert bool(told) == (engine.max_num_batched_tokens < most)
 
 
 def row_of(metrics, pick):

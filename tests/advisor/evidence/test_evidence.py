@@ -1,18 +1,24 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from advisor.evidence.gather import gather
-from advisor.evidence.runs import read_runs
+from advisor.evidence.pools import find_pools
+from advisor.evidence.runs import ProblemRun, Run, Sample, read_runs
 from advisor.search.space import explore
+from advisor.step_time.fit import StepTimeModel
 from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, START, VOTE16, engine_of, record
 from tests.traces.synthetic import simulate, write_recording
 from traces.errors import RecordingError, UsageError
+from traces.foreign.evaluations.importer import import_outcomes
 from traces.recording.manifest import ClockReading, Manifest, WorkloadFacts
-from traces.recording.reader import Recording
+from traces.recording.reader import Recording, told_apart
 from traces.recording.writer import RecordingWriter
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.parameters import make_policy
+from traces.schema.tts.policy import AS_SENT
 
 ENGINE = engine_of()
 
@@ -222,6 +228,100 @@ def test_an_engine_too_small_for_a_sequence_is_dropped(tmp_path):
     assert list(space.dropped) == ["the KV cache is too small for one sequence"]
 
 
+def test_recordings_of_one_folder_name_are_repeats_of_each_other(tmp_path):
+    days = ("mon", "tue")
+    recordings = [
+        record(tmp_path / day / "live", ENGINE, GREEDY, problems=12, drift=drift, seed=drift > 0)
+        for day, drift in zip(days, (0.0, 0.1), strict=True)
+    ]
+    evidence = gather(recordings)
+    assert evidence.recordings == ("mon/live", "tue/live")
+    assert {run.recording for run in evidence.runs} == {"mon/live", "tue/live"}
+    model = StepTimeModel().fit(evidence.steps)
+    law = model.law(ENGINE)
+    assert (law.runs, law.repeats) == (2, 2)
+    assert sorted(model.errors_.values()) == pytest.approx([-0.1, 0.1], abs=0.02)
+    assert [each.name for each in told_apart(recordings[:1])] == ["live"]
+
+
+def test_votes_that_stop_early_never_mix_the_answers_of_two_runs(tmp_path):
+    """Without texts an answer is the number of its class, in the order of a run's own samples."""
+    rng = np.random.default_rng(0)
+
+    def run(folder, flip):
+        samples = []
+        for number in range(20):
+            for index in range(4):
+                right = bool(rng.random() < 0.75)
+                answer = str(int(right == flip))
+                samples.append(
+                    sample(f"p{number}", sample_index=index, answer=answer, correct=right)
+                )
+        rows = {"problems": [problem(f"p{number}") for number in range(20)], "samples": samples}
+        policy = dataclasses.replace(VOTE16, n=4)
+        return write(folder, rows | {"steps": [step(0), step(1)]}, policies={"p": policy})
+
+    one, two = run(tmp_path / "one", True), run(tmp_path / "two", False)
+    (pool,) = find_pools(gather([one, two]))
+    loads = pool.loads([f"p{number}" for number in range(20)])
+    for load in loads:
+        judged = {(each.answer, each.correct) for each in load.samples}
+        assert len({answer for answer, _ in judged}) == len(judged)
+    shared = [{each.answer for each in load.samples if each.correct} for load in loads]
+    assert {"0"} in shared and {"1"} in shared  # both runs have a part
+
+
+def test_outcomes_without_their_answers_have_no_vote_of_several(tmp_path):
+    """An import that marks samples alone: one is right as often as it is marked so."""
+    rng = np.random.default_rng(4)
+    lines = [
+        {"problem_id": f"p{i}", "sample_index": k, "correct": bool(rng.random() < 0.6),
+         "output_tokens": 50, "prompt_tokens": 20}
+        for i in range(20)
+        for k in range(4)
+    ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    import_outcomes([tmp_path / "a.jsonl"], tmp_path / "a")
+    evidence = gather([Recording.open(tmp_path / "a")], timed=False)
+    (pool,) = find_pools(evidence)
+    assert [(each.method, each.n) for each in pool.policies] == [("majority", 1)]
+    (run,) = evidence.runs
+    found = [run.vote_curve(name)[0] for name in run.problems]
+    assert np.mean(found) == pytest.approx(np.mean([line["correct"] for line in lines]))
+    assert any("without their answers" in told for told in evidence.lost)
+
+
+def drawn_run(recording, engine, names, *, drawn=True):
+    problems = {
+        name: ProblemRun(
+            problem_id=name, arrival_ns=START + place, prompt_tokens=20, cached_tokens=0,
+            latency_s=float("nan"), indices=(0,),
+            samples=(Sample(output_tokens=9, answer=None, correct=None),),
+        )
+        for place, name in enumerate(names)
+    }  # fmt: skip
+    return Run(
+        recording=recording, engine=engine, policy=AS_SENT, problems=problems, concurrency=None,
+        rate_per_s=2.0, drawn=drawn,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_traffic_of_every_watch_is_there_once(tmp_path, drawn):
+    """Of traffic that was drawn several times one draw, of every recording and engine."""
+    small, large = engine_of(), engine_of(max_num_seqs=64)
+    runs = [drawn_run("a", small, ["a.1", "a.2"])] * 3
+    runs += [drawn_run("a", large, ["a.3"])] * 3
+    runs += [drawn_run("b", small, ["b.1"], drawn=drawn)] * (3 if drawn else 1)
+    evidence = dataclasses.replace(
+        gather([record(tmp_path / "r", ENGINE, GREEDY, problems=4)]), runs=tuple(runs), cut=()
+    )
+    (pool,) = find_pools(evidence)
+    assert pool.problem_ids == {"a.1", "a.2", "a.3", "b.1"}
+    assert [len(each.samples) for each in pool.loads(sorted(pool.problem_ids))] == [1] * 4
+    assert len(explore(evidence)) > 0
+
+
 @pytest.mark.slow
 def test_answers_of_different_runs_are_never_pooled(tmp_path):
     """Class numbers mean nothing in another run, so each run votes by itself."""
@@ -256,6 +356,16 @@ def test_answers_forced_at_a_budget_are_part_of_their_sample(tmp_path):
     (run,) = gather([recording]).runs
     lengths = {name: found.samples[0].output_tokens for name, found in run.problems.items()}
     assert lengths == {"a": 11, "b": 6}
+
+
+def test_a_prompt_is_that_of_the_samples_whatever_an_earlier_recording_says(tmp_path):
+    rows = {
+        "problems": [problem("a", prompt_tokens=2_150), problem("b")],
+        "samples": [sample("a", prompt_tokens=100), sample("b", prompt_tokens=None)],
+        "steps": [step(0), step(1)],
+    }
+    (run,) = gather([write(tmp_path / "r", rows)]).runs
+    assert {name: each.prompt_tokens for name, each in run.problems.items()} == {"a": 100, "b": 30}
 
 
 def test_drafts_of_a_forced_answer_go_behind_those_of_its_sample(tmp_path):

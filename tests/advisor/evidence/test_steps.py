@@ -85,7 +85,7 @@ def test_a_sample_gives_nearly_the_law_of_all(runs, monkeypatch):
 def test_what_was_read_does_not_stay(runs):
     opened = [Recording.open(run.path) for run in runs]
     gather(opened)
-    assert all(set(vars(each)) == {"path", "manifest", "unread"} for each in opened)
+    assert all(set(vars(each)) == {"path", "manifest", "unread", "named"} for each in opened)
 
 
 def test_a_recording_read_afresh_has_samples_without_their_tokens(runs):

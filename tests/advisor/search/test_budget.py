@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.search.budget import parse_budget
+from advisor.search.budget import Prices, parse_budget
 from traces.errors import UsageError
+from traces.schema.engine import EngineConfig
 
 
 def test_units_people_write():
@@ -73,6 +74,7 @@ def test_nothing_given_is_no_limit():
         ({"max_latency": ""}, "is not understood"),
         ({"max_cost": "0.002"}, r"Write for example \$0.002 or 0.5s"),
         ({"max_energy": "5s"}, "--max-energy 5s"),
+        ({"max_energy": "2mj"}, "--max-energy 2mj: is not understood"),
         ({"min_accuracy": "1.2"}, "above 1"),
         ({"min_accuracy": "150%"}, "above 1"),
         ({"rate": "2"}, None),
@@ -106,3 +108,22 @@ def test_any_text_is_parsed_or_refused(text, option):
     except UsageError:
         return
     assert all(0 < value < float("inf") for value in budget.limits().values())
+
+
+def test_a_device_has_the_price_of_its_own_type():
+    given = ["A10=0.75", "A100=1.8", "L4=0.7", "H100=3", "H100 PCIe=2", "H20=1"]
+    prices = Prices(parse_budget({"price": given}), None)
+    expected = {
+        "NVIDIA A10": 0.75, "NVIDIA A100-SXM4-80GB": 1.8, "NVIDIA A10G": None, "NVIDIA L4": 0.7,
+        "NVIDIA L40S": None, "NVIDIA H100 PCIe": 2.0, "NVIDIA H100 80GB HBM3": 3.0,
+        "NVIDIA H200": None, None: None,
+    }  # fmt: skip
+    engines = {gpu: EngineConfig(model="m", gpu=gpu) for gpu in expected}
+    assert {gpu: prices.of(engine) for gpu, engine in engines.items()} == expected
+    with pytest.raises(UsageError, match="L4=0.7: no recorded engine runs on such a device"):
+        Prices(parse_budget({"price": "L4=0.7"}), None).check([engines["NVIDIA L40S"]])
+
+
+@pytest.mark.parametrize(("text", "joules"), [("2MJ", 2e6), ("2mJ", 2e-3), ("2KJ", 2e3)])
+def test_a_million_joules_is_no_thousandth_of_one(text, joules):
+    assert parse_budget({"max_energy": text}).max_energy_j == pytest.approx(joules)

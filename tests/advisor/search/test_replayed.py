@@ -7,10 +7,11 @@ import pytest
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
+from advisor.search.metrics import CandidateMetrics
 from advisor.search.resampling import Resampling
 from advisor.search.space import explore
 from advisor.step_time.fit import StepTimeModel
-from tests.advisor.synthetic import GREEDY, engine_of, record
+from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 
 
 def copied(evidence, times):
@@ -43,3 +44,42 @@ def test_a_few_problems_wait_as_long_as_copies_of_them(tmp_path):
         assert found.keeps_up
         latency.append(float(np.mean(found.latency_s[0])))
     assert latency[0] == pytest.approx(latency[1], rel=0.08)
+
+
+@pytest.mark.slow
+def test_a_rule_at_a_rate_takes_the_tokens_of_that_load(tmp_path):
+    """Samples that wait for a slot when the rule decides are never run, which saves tokens."""
+    engine = engine_of(max_num_seqs=16)
+    advisor = Advisor.fit([record(tmp_path / "r", engine, VOTE16)], draws=40)
+    rules = [kind.policy for kind in advisor.space.kinds if kind.policy.method == "first_finish"]
+    rule = max(rules, key=lambda each: each.n)
+    (row,) = advisor.space.rows_of(engine, rule)
+    capacity = advisor.replays.capacity_per_s(row)
+    found = {}
+    for share in (0.01, 1.2):
+        at = advisor.replays.of(row, concurrency=4, rate_per_s=share * capacity)
+        passes = next(
+            runs
+            for name, made in advisor.replays._replays.items()
+            if name[1] == rule.method and name[3] == rule.rule and name[2] == rule.n
+            and name[-1][:3] == ("open", share * capacity, 1.0)
+            for *_, runs in made
+        )  # fmt: skip
+        made = np.mean([run.generated_tokens.sum() for run in passes])
+        assert at.tokens.sum() == pytest.approx(made)
+        found[share] = at
+    alone = advisor.replays.of(row, concurrency=1, rate_per_s=None)
+    assert found[0.01].tokens.mean() == pytest.approx(alone.tokens.mean(), rel=0.02)
+    assert found[0.01].flops.mean() == pytest.approx(alone.flops.mean(), rel=0.02)
+    assert found[1.2].tokens.mean() < 0.99 * alone.tokens.mean()
+
+
+def test_equal_latencies_of_other_capacities_are_not_one(tmp_path):
+    engine = engine_of()
+    advisor = Advisor.fit([record(tmp_path / "r", engine, GREEDY, problems=6)], draws=40)
+    (row,) = advisor.space.rows_of(engine, GREEDY)
+    metrics = CandidateMetrics(advisor.space, advisor.resampling, rate_per_s=50.0, concurrency=None)
+    first = advisor.replays.of(row, concurrency=None, rate_per_s=50.0)
+    for capacity in (1.0, 2.0):
+        metrics.add(row, dataclasses.replace(first, capacity_per_s=capacity))
+    assert metrics.values("device_s") == pytest.approx([1.0, 0.5])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from advisor.advice.advisor import Advisor
-from tests.advisor.synthetic import FACTS, GREEDY, engine_of, record
+from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.schema.advice import Budget
 from traces.schema.engine import Speculative
 
@@ -67,3 +67,19 @@ def test_they_hold_what_the_drafting_model_forwards(plain, drafted):
     assert flops > least
     # Drafted are the prompt and at most three tokens for each one that is kept.
     assert flops < least + small.matmul_flops(4 * tokens) / problems
+
+
+def test_a_rule_counts_drafts_as_a_vote_does(tmp_path):
+    """The draft model forwards the prompt and what it drafts, not what the other one verifies."""
+    made = record(tmp_path / "d", engine_of("large", speculative=DRAFT), VOTE16, problems=8)
+    models = dict(made.manifest.models) | {
+        "small": dataclasses.replace(
+            FACTS["small"], active_parameters=FACTS["large"].active_parameters
+        )
+    }
+    made = dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, models=models))
+    advisor = Advisor.fit([made], draws=40)
+    work, kinds = advisor.policy_work, advisor.space.kinds
+    (kind,) = (each for each in kinds if each.policy == VOTE16)
+    _, _, flops = work.stopped(kind, work._run_alone(kind, None))
+    assert flops.sum() == pytest.approx(work.tokens_and_flops(kind)[1].sum(), rel=0.01)

@@ -6,11 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from advisor.what_if.power import PowerTable, fit_power, limit_of, power_law, power_table
+from advisor.advice.advisor import Advisor
+from advisor.what_if.power import fit_power, limit_of, power_law
 from tests.advisor.synthetic import START, VOTE16, engine_of, record
 from tests.advisor.what_if.test_predict import asked
 from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter
+from traces.schema.advice import Budget
+from traces.summary.energy import PowerTable, power_table
 from traces.summary.run import summarise
 
 pytestmark = pytest.mark.slow
@@ -212,3 +215,23 @@ def test_an_interval_says_how_little_one_batch_tells(drawn):
     beyond = asked(drawn, engine={"max_num_seqs": 2}).predicted.energy_j.total
     assert inside.high / inside.low < beyond.high / beyond.low
     assert beyond.low < beyond.value < beyond.high
+
+
+def test_an_idle_device_is_not_paid_for_as_a_busy_one(drawn, tmp_path):
+    """At one problem in 10 s the devices draw their idle power nearly all the time."""
+    advisor = Advisor.fit([drawn], draws=40)
+    found = advisor.recommend(Budget(optimise="energy", rate_per_s=0.1)).system_optimal
+    energy, busy_s = found.estimates["energy_j"], found.estimates["latency_s"].value
+    most = BUSY + BATCH * engine_of().max_num_seqs
+    assert IDLE * 10 * 0.9 < energy.value < IDLE * 10 * 1.1 + most * busy_s
+    assert not energy.extrapolated
+    # While steps always ran, what is drawn without one is not known.
+    busy = powered(tmp_path, problems=20)
+    advisor = Advisor.fit([busy], draws=40)
+    found = advisor.recommend(Budget(optimise="energy", rate_per_s=0.1)).system_optimal
+    energy, (run,) = found.estimates["energy_j"], summarise(busy)
+    assert energy.extrapolated and energy.low < IDLE * 10 < energy.high
+    assert energy.high == pytest.approx(run.energy_j.mean_w.value * 10, rel=0.1)
+    found = advisor.recommend(Budget(optimise="energy")).system_optimal
+    spent = found.estimates["energy_j"].value / found.estimates["device_s"].value
+    assert spent == pytest.approx(run.energy_j.mean_w.value, rel=0.02)

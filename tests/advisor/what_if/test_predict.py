@@ -1,6 +1,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,7 @@ from advisor.replay import recording as replayed_tables
 from advisor.replay.replay import Replicas
 from advisor.step_time.prior import tables as prior_tables
 from advisor.what_if.predict import predict
-from advisor.what_if.question import Question
+from advisor.what_if.question import Question, changed
 from tests.advisor.step_time.operators.operator_tables import (
     LAYERS,
     META,
@@ -142,7 +143,9 @@ def test_replicas_share_an_open_load(votes):
     one = asked(votes, rate_per_s=20.0)
     two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))
     assert two.predicted.latency_s["p95"].value < one.predicted.latency_s["p95"].value
-    assert sorted(two.tables["steps"]["engine"].unique()) == sorted(two.manifest.engines)
+    whole, *each = two.manifest.engines
+    assert sorted(two.tables["steps"]["engine"].unique()) == sorted(each)
+    assert set(two.tables["problems"]["engine"]) == {whole}
 
 
 def test_the_accuracy_of_fewer_votes_is_exact(votes):
@@ -215,7 +218,7 @@ def test_data_parallel_ranks_are_replicas(votes):
     four = asked(
         votes, rate_per_s=20.0, engine={"data_parallel_size": 2}, replicas=Replicas(count=2)
     )
-    assert len(four.manifest.engines) == 4
+    assert len(four.manifest.engines) == 1 + 4
 
 
 def test_the_interval_holds_other_arrivals(votes):
@@ -535,3 +538,59 @@ def test_nothing_is_drawn_again_at_temperature_0_or_with_given_lengths(tmp_path)
     alone = asked(one).predicted
     assert alone.tokens_per_problem.low < alone.tokens_per_problem.high
     assert alone.latency_s["mean"].low < alone.latency_s["mean"].high
+
+
+def test_replicas_are_kept_as_one_engine_with_all_problems(votes, tmp_path):
+    found = asked(votes, replicas=Replicas(count=2, together=True))
+    run, engine = found.predicted, found.predicted.engine
+    assert (engine.data_parallel_size, run.problems) == (2, found.recorded.problems)
+    assert run.flops_per_problem.value == pytest.approx(
+        found.replayed.flops_per_problem.value, rel=0.01
+    )
+    each = run.latency_s["mean"].value * 2 / run.tokens_per_problem.value
+    assert run.cost_per_token_device_s.value == pytest.approx(each)
+    assert run.step_time["decode_s"] is not None
+    found.write(tmp_path / "kept")
+    kept = Recording.open(tmp_path / "kept")
+    shown = summarise(kept)
+    assert [each.problems for each in shown] == [run.problems]
+    assert shown[0].policies and shown[0].flops_per_problem is not None
+    steps = kept.steps.group_by("engine").len().rows()
+    keys = {key for key, _ in steps}
+    assert keys <= kept.manifest.engines.keys() and len(keys) == 2
+    assert all(kept.manifest.engines[key] == engine.one_replica() for key in keys)
+
+
+def test_a_tied_vote_is_kept_as_a_run_gives_it(votes, tmp_path):
+    found = asked(votes, policy={"n": 2})
+    problems, samples = found.tables["problems"], found.tables["samples"]
+    right = []
+    for name in problems["problem_id"]:
+        votes_of = samples.filter(problem_id=name).sort("sample_index")
+        counts = votes_of.group_by("answer", maintain_order=True).len()
+        top = counts.sort("len", descending=True, maintain_order=True)["answer"][0]
+        right.append(votes_of.filter(answer=top)["correct"][0])
+    assert problems["correct"].to_list() == right
+    found.write(tmp_path / "kept")
+    (shown,) = summarise(Recording.open(tmp_path / "kept"))
+    assert shown.accuracy.value == pytest.approx(np.mean(right))
+
+
+def test_an_answer_that_no_vote_chose_is_not_judged(votes):
+    found = asked(votes, policy={"method": "best_of_n"})
+    assert found.predicted.accuracy is None
+    assert found.tables["problems"]["correct"].null_count() == found.predicted.problems
+
+
+@pytest.mark.parametrize(
+    ("sizes", "change", "gpus"),
+    [((2, 1, 2), {"data_parallel_size": 2}, 4), ((2, 2, 4), {"data_parallel_size": 1}, 2),
+     ((1, 2, 2), {"tensor_parallel_size": 2}, 4), ((1, 1, None), {"data_parallel_size": 2}, None),
+     ((2, 1, 2), {"data_parallel_size": 2, "num_gpus": 3}, 3), ((2, 1, 3), {"max_num_seqs": 4}, 3)],
+)  # fmt: skip
+def test_replicas_have_gpus_of_their_own(sizes, change, gpus):
+    tp, dp, count = sizes
+    engine = engine_of(tensor_parallel_size=tp, data_parallel_size=dp, num_gpus=count, gpu="H100")
+    run = SimpleNamespace(engine=engine, policy=VOTE16, recording="r")
+    asked_for, _, _ = changed(run, [f"engine.{name}={value}" for name, value in change.items()])
+    assert asked_for.num_gpus == gpus

@@ -28,11 +28,12 @@ from profiler.attach.scraper import Page, Scraper
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access, read_headers, read_key
 from traces.errors import EngineError, UsageError
-from traces.live.metrics_page import Series
+from traces.live.metrics_page import PageReader, Series
 from traces.live.numbers import numbers_in, window_of
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from traces.recording.tables import SCRAPES
+from traces.schema.engine import EngineConfig
 
 KEY = "sk-canary-31415926"
 
@@ -195,6 +196,31 @@ def test_a_restart_is_noted_and_the_new_configuration_read(server, tmp_path):
     assert all(each.numbers.generated_tokens_per_s == 0 for each in watched_engines(recording))
 
 
+def test_what_an_earlier_process_told_is_forgotten(server):
+    lines, block = server.lines, 'block_size="128"'
+    reader, told = PageReader(), []
+    for life, size in enumerate((16, 32, 16)):
+        server.lines = [line.replace(block, f'block_size="{size}"') for line in lines]
+        server.engines, server.started = ("0", "1")[: 2 - life % 2], f"{17 + life}e+08"
+        reader.read(server.page())
+        told.append([each["block_size"] for each in reader.cache_config.values()])
+    assert told == [["16", "16"], ["32"], ["16", "16"]]
+
+
+@pytest.mark.parametrize("started", ["1.8e+09", "nan"])  # several front ends tell none
+def test_a_restart_with_fewer_replicas_is_another_configuration(server, tmp_path, started):
+    server.engines = ("0", "1")
+    server.started = "nan" if started == "nan" else server.started
+
+    def restart():
+        server.started, server.engines, server.scale = started, ("0",), 0.5
+
+    recording, _ = attach(server, folder=tmp_path / "r", change=restart)
+    last = recording.frame("scrapes").filter(name="vllm:num_requests_running")["engine"][-1]
+    engine = recording.manifest.engines[last]
+    assert (engine.data_parallel_size, dict(engine.other).get("engine")) == (1, None)
+
+
 def test_errors_and_hangs_are_gaps_that_end(server, tmp_path):
     def breaks():
         server.status = 500
@@ -261,6 +287,22 @@ def test_engines_by_label(server, tmp_path):
     assert sorted(dict(e.other).get("engine", "") for e in engines) == ["", "0", "1"]
     watched = watched_engines(recording)
     assert [dict(each.engine.other)["engine"] for each in watched] == ["0", "1"]
+
+
+def test_a_plugin_tells_the_gpus_of_one_replica(server):
+    server.engines = ("0", "1")
+    deployment = Deployment([Access.of(server.url)], period_s=0.1)
+    deployment.connect()
+    deployment.close()
+    (replica,) = deployment.replicas
+    told = EngineConfig(model="m", tensor_parallel_size=2, num_gpus=2, data_parallel_size=2)
+    deployment.adopt(replica.keys["0"], told)
+    assert replica.config.num_devices == 4
+    assert [deployment.engines[replica.keys[each]].num_devices for each in ("0", "1", "")] == [
+        2,
+        2,
+        4,
+    ]
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(server, tmp_path, capfd, caplog):

@@ -1,7 +1,10 @@
 """The power of a live deployment: read where it is here, of as many GPUs as it uses."""
 
 import dataclasses
+import os
+import subprocess
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -52,9 +55,39 @@ def test_as_many_as_the_plugins_tell(server, nvml, tmp_path):
     told = {"gpu": "Fake", "max_num_seqs": 16}
     power = powered(tmp_path / "a", server, change=told).frame("power")
     assert power["device"].n_unique() == 1
-    with metrics_server() as other:
-        other.started = server.started
-        power = powered(tmp_path / "b", server, other, change=told).frame("power")
+
+
+@contextmanager
+def process(**environ):
+    """A process that stands for a server's; gives its id."""
+    with subprocess.Popen(["sleep", "60"], env=os.environ | environ) as made:
+        try:
+            yield made.pid
+        finally:
+            made.kill()
+
+
+def test_they_are_those_that_cuda_shows_to_the_server(server, nvml, tmp_path, monkeypatch):
+    told = {"gpu": "Fake", "max_num_seqs": 16}
+    with process(CUDA_VISIBLE_DEVICES="1") as pid:
+        monkeypatch.setattr("profiler.attach.gpus_here._began_here", lambda started: [pid])
+        power = powered(tmp_path / "a", server, change=told).frame("power")
+        assert power["device"].unique().to_list() == ["GPU-1ab0-1"]
+        # Of another user's process it cannot be read.
+        monkeypatch.setattr("profiler.attach.gpus_here._shown_to", lambda pid: None)
+        unseen = powered(tmp_path / "b", server, change=told)
+    assert unseen.frame("power").height == 0
+    assert "cannot be seen" in unseen.frame("events")["detail"].item()
+
+
+def test_they_are_those_on_which_the_server_or_its_children_compute(server, nvml, tmp_path):
+    nvml.set("PROCESS", os.getpid(), gpu=1)
+    power = powered(tmp_path / "a", server).frame("power")
+    assert power["device"].unique().to_list() == ["GPU-1ab0-1"]
+    nvml.set("PROCESS", os.getpid(), gpu=0)
+    with process() as child:
+        nvml.set("PROCESS", child, gpu=1)
+        power = powered(tmp_path / "b", server).frame("power")
     assert power["device"].n_unique() == 2
 
 

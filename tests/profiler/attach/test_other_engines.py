@@ -30,6 +30,22 @@ def test_sglang_is_watched_under_the_same_numbers(tmp_path):
     assert ticks[-1][1]
 
 
+def test_each_rank_of_attention_has_its_share_of_the_gpus():
+    told = {"tp_size": 8, "pp_size": 1, "dp_size": 8, "enable_dp_attention": True}
+    with metrics_server() as state:
+        state.as_sglang(told)
+        page = "\n".join(state.lines)
+        pages = (page.replace("{", f'{{dp_rank="{rank}",') for rank in range(8))
+        state.lines = "\n".join(pages).splitlines()
+        deployment = Deployment([Access.of(state.url)], period_s=0.1)
+        deployment.connect()
+        deployment.close()
+    (replica,) = deployment.replicas
+    ranks = [deployment.engines[key] for label, key in replica.keys.items() if label]
+    assert [each.num_devices for each in ranks] == [1] * 8
+    assert replica.config.num_devices == 8
+
+
 def test_pods_behind_one_url_are_replicas(tmp_path):
     with metrics_server() as api, metrics_server() as one, metrics_server() as two:
         api.status = 404

@@ -123,6 +123,7 @@ def test_a_budget_is_forced_where_the_engine_keeps_none(name, tmp_path):
     joined = cut.join(answers, on=["problem_id", "sample_index"])
     assert (joined["answer"] == joined["answer_right"]).all()
     assert all(request.thinking_token_budget is None for request in engine.submitted)
+    assert set(recording.problems["prompt_tokens"]) == set(heads["prompt_tokens"]) == {5}
     if name == "thinking budget":  # every token counts in what the vote took
         (whole,) = summarise(recording)
         (vote,) = (each for each in whole.policies if (each.method, each.n) == ("majority", 3))

@@ -37,6 +37,7 @@ from profiler.probes.otlp_metrics import (
     exporter_of,
 )
 from traces.errors import UsageError
+from traces.live import numbers
 from traces.recording.tables import TABLES
 
 MS, S = 10**6, 10**9
@@ -162,6 +163,10 @@ def test_what_is_written_arrives(collector, monkeypatch):
         for joules in (100.0, 130.0, 145.0):
             reading = {"host": "h", "device": "GPU-1", "kind": "nvml", "energy_j": joules}
             out.observe("power", frame("power", reading, reading | {"energy_j": None}))
+        for value in (7.0, None, 9.0):  # null: the series is gone
+            scrape = {"engine": "e", "labels": "", "value": value}
+            names = ("vllm:num_requests_running", numbers.DRAFTED)
+            out.observe("scrapes", frame("scrapes", *(scrape | {"name": name} for name in names)))
         out.close()
     time_, batch = received.only(STEP_TIME), received.only(STEP_BATCH)
     assert (time_.count, time_.sum) == (2, pytest.approx(0.04))
@@ -188,6 +193,7 @@ def test_what_is_written_arrives(collector, monkeypatch):
     assert (received.only(REQUEST).count, received.only(REQUEST).sum) == (1, pytest.approx(2))
     assert received.only(TPOT).sum == pytest.approx(0.1)
     assert received.only(ENERGY).as_double == 45
+    assert received.only(RUNNING).as_double == 9
 
 
 def test_attach_sends_what_it_reads_and_the_recording_is_as_without(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import gzip
 import http.server
 import json
 import threading
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -76,6 +77,17 @@ def test_majority_vote_is_recorded(tmp_path):
     assert recording.steps["step"].to_list() == list(range(recording.steps.height))
     assert recording.manifest.probe_cost_us == 0.5
     assert recording.manifest.workload.problems == 3
+
+
+def test_cached_of_a_prompt_is_what_each_sample_found(tmp_path):
+    class Caching(StubEngine):
+        def _result(self, made, reason):
+            first = made.request.request_id.endswith(".0")
+            return replace(super()._result(made, reason), cached_tokens=2 if first else 4)
+
+    policy = Policy(method="majority", n=3, temperature=0.8, max_tokens=50)
+    path = record(private_workload(), policy, Caching(lengths=(3, 9)), tmp_path / "r")
+    assert Recording.open(path).problems["cached_prompt_tokens"].to_list() == [2] * 3
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -297,6 +297,13 @@ async def test_more_questions_than_places_wait_and_then_are_refused(
     assert codes == [200, 200, 200, 503, 503, 503]
 
 
+def test_a_question_waits_for_its_turn_no_longer_than_it_may_take(engine, upstream, tmp_path):
+    settings = {"in_flight": 0, "timeout_s": 0.2}  # its turn never comes
+    with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
+        answer = ask(url)
+    assert (answer.status_code, engine.asked) == (503, [])
+
+
 BAD = [
     b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"messages":', b"[" * 50_000,
     b'{"model":"fake"}', b'{"model":"fake","messages":[]}', b'{"model":"fake","messages":[1]}',
@@ -364,10 +371,34 @@ def test_what_runs_is_answered_before_it_ends(engine, upstream, tmp_path):
     assert Recording.open(tmp_path / "kept").complete
 
 
-def test_answers_are_the_same_by_mathematics(engine, upstream, tmp_path):
+def test_a_client_that_gives_no_max_tokens_has_the_room_behind_its_prompt(
+    engine, upstream, tmp_path
+):
+    with serving(tmp_path / "kept", upstream, method="majority", n=1) as url:
+        body = {"model": "fake", "prompt": "word " * 1000}
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=20).status_code == 200
+        engine.tokenizes = False
+        body["prompt"] += "more"
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=20)
+        assert answer.status_code == 400
+        assert "max_tokens is needed" in answer.json()["error"]["message"]
+    assert [each["max_tokens"] for each in engine.asked] == [3096]
+
+
+def test_answers_are_the_same_by_mathematics(engine, upstream, tmp_path, monkeypatch):
     pytest.importorskip("math_verify")
+    from profiler.workload.math_check import MathVerifier
+
+    threads, own = set(), MathVerifier._ask
+
+    def asked(*told):
+        threads.add(threading.current_thread().name)
+        return own(*told)
+
+    monkeypatch.setattr(MathVerifier, "_ask", asked)
     engine.answers = votes("\\boxed{7}", "\\boxed{\\frac{1}{2}}", "\\boxed{0.5}")
     with serving(tmp_path / "kept", upstream, verifier="math", method="majority", n=3) as url:
-        told = ask(url).json()
+        told = ask(url, ttscope={"answer": "\\sqrt{2}"}).json()
     assert (told["ttscope"]["votes"], told["ttscope"]["answers"]) == (2, 3)
     assert "7" not in told["choices"][0]["message"]["content"]
+    assert all(name.startswith("ttscope-check") for name in threads)  # none waits but these

@@ -2,15 +2,18 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from profiler.engines.options import EngineOptions
-from profiler.sweep.plan import EngineJobs, load_plan, run_plan
+from profiler.sweep.plan import EngineJobs, Job, load_plan, run_plan
 from profiler.sweep.ray import RayRunner, bring_in, demanded, keep_piece, pieces_of, run_on_node
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
+from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
 
 PLAN = """
@@ -42,6 +45,30 @@ def test_a_task_asks_for_a_gpu_for_each_rank():
         demanded(group(tensor_parallel_size=8), nodes)
     with pytest.raises(EngineError, match="The largest has 4"):
         demanded(group(tensor_parallel_size=8), [*nodes, node(alive=False, GPU=8.0)])
+
+
+def test_a_sweep_that_is_interrupted_starts_no_task_again(tmp_path):
+    runner, stop, begun = object.__new__(RayRunner), threading.Event(), []
+
+    def remote(*_):
+        begun.append(1)
+        assert len(begun) == 1
+        stop.set()
+        return iter(["reference"])
+
+    task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
+    runner._task, runner._version, cancelled = task, "1", []
+    runner._ray = SimpleNamespace(
+        nodes=lambda: [node(GPU=1.0)],
+        cancel=cancelled.append,
+        exceptions=SimpleNamespace(RayTaskError=KeyError, RayError=KeyError),
+    )
+    jobs = (Job(name="a", policy=Policy(), workload="demo", problems=1, seed=0, concurrency=1),)
+    assert (
+        runner._run(EngineJobs(engine=EngineOptions(model="m"), jobs=jobs), tmp_path, print, stop)
+        == []
+    )
+    assert len(cancelled) == 1
 
 
 def test_an_engine_on_cpus_is_alone_on_its_node():

@@ -119,14 +119,14 @@ def test_what_makes_no_sense_is_refused(tmp_path, policy, lengths, options, mess
     assert not engine.submitted
 
 
-def test_a_server_is_asked_in_vllms_names():
+async def test_a_server_is_asked_in_vllms_names():
     engine = object.__new__(ServerEngine)
     engine._served, engine.chat_template, engine.engine = "m", None, "vLLM"
     asked = {"request_id": "1", "prompt": "a", "chat": True, "temperature": 0.8, "top_p": 1.0}
     fixed = SampleRequest(**asked, max_tokens=9, fixed_length=True)
     wanted = {"min_tokens": 9, "max_tokens": 9, "ignore_eos": True}
-    assert wanted.items() <= engine._body(fixed, True, "a").items()
-    free = engine._body(SampleRequest(**asked, max_tokens=9), True, "a")
+    assert wanted.items() <= (await engine._body(fixed, True)).items()
+    free = await engine._body(SampleRequest(**asked, max_tokens=9), True)
     assert free["max_tokens"] == 9 and not {"min_tokens", "ignore_eos"} & free.keys()
 
 

@@ -123,3 +123,39 @@ def test_only_problems_with_all_samples_ended_count():
     assert found["majority", 1].tokens_per_problem.value == 25
     assert all(o.bound is None and o.budget_tokens is None for o in found.values())
     assert policies_within(samples.filter(pl.col("problem") == 3), 4) == ()
+
+
+def test_votes_over_more_samples_than_floats_count_the_subsets_of():
+    """C(1100, 550) is no float; by draws without replacement, another way."""
+    sizes = {"a": 380, "b": 340, "c": 200, None: 180}
+    answers = [answer for answer, size in sizes.items() for _ in range(size)]
+    curve = majority_curve(answers, [answer == "a" for answer in answers])
+    assert len(curve) == 1100 and np.isfinite(curve).all()
+    assert curve[0] == pytest.approx(380 / 1100)
+    assert curve[-1] == 1.0
+    rng = np.random.default_rng(1)
+    for k in (8, 16, 100, 550, 1000):
+        drawn = rng.multivariate_hypergeometric([*sizes.values()], k, size=20_000)[:, :3]
+        leads = drawn == drawn.max(axis=1, keepdims=True)
+        truth = (leads[:, 0] / leads.sum(axis=1)).mean()
+        assert curve[k - 1] == pytest.approx(truth, abs=0.02 if k == 8 else 0.14)  # three errors
+
+
+def test_votes_that_are_not_exact_say_so():
+    samples = frame([[("a", 1), ("b", 2)] * 600] * 3)
+    found = {o.n: o for o in policies_within(samples, 1200) if o.method == "majority"}
+    assert {n for n, each in found.items() if each.basis == "subsets"} == {1, 2, 4, 8, 1200}
+    assert found[1200].accuracy.value == 0.5
+    for n in (16, 1024):
+        assert found[n].error == pytest.approx((0.25 / 128 / 3) ** 0.5, rel=0.05)
+        assert found[n].accuracy.value == pytest.approx(0.5, abs=4 * found[n].error)
+
+
+def test_tokens_that_a_sample_lacks_are_not_known():
+    samples = frame([[("a", 1), ("b", 2)]] * 3)
+    lacking = samples.with_columns(
+        output_tokens=pl.when(pl.col("problem") > 0).then("output_tokens")
+    )
+    assert all(each.tokens_per_problem is None for each in policies_within(lacking, 2))
+    own = lacking.filter(pl.col("problem") > 0)
+    assert all(each.tokens_per_problem.value > 0 for each in policies_within(own, 2))

@@ -44,6 +44,7 @@ def test_filter_and_sort(folder):
     assert matches(good, "toy maj|greedy")
     assert matches(good, "")
     assert not matches(good, "toy greedy")
+    assert matches(good, "t") and matches(good, "oy") and not matches(good, "o")
     assert not cut.comparable
     p50 = next(column for column in COLUMNS if column.header == "p50 s")
     energy = next(column for column in COLUMNS if column.header == "J/pb")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from advisor.advice.advisor import Advisor
+from advisor.advice.measure_next.gpu_runs import START_S
 from advisor.search.budget import parse_budget
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
@@ -215,6 +216,10 @@ def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_pat
     assert "--endpoint" not in command  # a server tells no steps
     # A run there took 1.6 times as long: the answer is slower by that, and surer.
     recording = Recording.open(tmp_path / "runs" / engine["model"].removeprefix("org/"))
+    seconds = alone_s(recording, before)
+    devices = engine["tensor_parallel_size"]
+    told = float(own.partition("about ")[2].split(" dev-s")[0])
+    assert told / devices == pytest.approx(START_S + 2 * seconds, rel=0.05)
     run_there(recording, engine["tensor_parallel_size"], tmp_path / "there", 1.6)
     code, out, err = run(*asked, "--with", "there", "--json")
     assert code == 0, err
@@ -231,6 +236,19 @@ def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_pat
         assert code != 0 and err.count("\n") == 1 and reason in err, err
     code, _, err = run("advise", "runs", "--optimise", "cost", "--with", "there")
     assert code == 2 and "--with checks the prior of a --gpu" in err
+
+
+def alone_s(recording, pick):
+    """Seconds of a problem of the pick, one at a time, by the replay."""
+    ran = summarise(recording)[0]
+    fields = ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens")
+    engine = dataclasses.replace(ran.engine, **{name: pick["engine"][name] for name in fields})
+    policy = dataclasses.replace(ran.policy, n=pick["policy"]["n"])
+    facts = recording.manifest.models[ran.engine.model]
+    question = Question(
+        engine=engine, policy=policy, gpu="test_gpu", model_facts=facts, concurrency=1
+    )
+    return predict(recording, ran, question, []).predicted.latency_s["mean"].value
 
 
 def run_there(recording, size, folder, factor):

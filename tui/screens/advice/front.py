@@ -20,7 +20,7 @@ from textual_plot import HiResMode
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.quantities import Quantity
 from tui.screens.advice.plot import Plane, axes, axis_title, dotted, next_axis
-from tui.screens.advice.rows import COLOURS, FLOPS, FRONT, Candidate, names_of, table_of
+from tui.screens.advice.rows import COLOURS, CUT, FLOPS, FRONT, Candidate, names_of, table_of
 from tui.text.advice import limit_on
 from tui.text.layout import ticks, with_room
 from tui.widgets.scatter import Scatter
@@ -29,6 +29,7 @@ from tui.widgets.table import RowTable
 TALL = 12  # rows of the plot from which it has labels at its axes
 TABLE_SHARE = 0.6  # of the width, at most
 LEAST_PLOT = 28
+STACKED = 100  # columns below which the rows stand under the plot where their names are cut
 EDGE = 2  # a scroll bar
 JOINTS = {"●": "─", "○": "┈"}  # of the fronts, in the legend
 
@@ -127,11 +128,15 @@ class FrontPanel(Vertical):
         assert self._answer is not None
         table, width = self.table, self.size.width
         room = max(int(width * TABLE_SHARE), min(width - LEAST_PLOT, 50)) - EDGE
-        filled = (room, self.app.theme)
+        filled = (width, self.app.theme)
         if filled == self._filled:  # it was hidden meanwhile
             return
         self._filled = filled
         heads, cells = table_of(self.rows, self._answer.budget, room)
+        stacked = width < STACKED and any(CUT in row[1] for row in cells)
+        if stacked:
+            heads, cells = table_of(self.rows, self._answer.budget, width - EDGE)
+        self.query_one("#middle").set_class(stacked, "stacked")
         with self.prevent(DataTable.RowHighlighted):
             table.clear(columns=True)
             for at, head in enumerate(heads):  # measured here: the table would draw twice

@@ -49,6 +49,14 @@ Or press
   1 and then o      to open recordings that are elsewhere
   3 and then u      to watch a server that runs"""
 
+MIXED = """\
+These recordings are not all of one workload.
+
+To advise on one, press
+  1                 for the list of recordings
+  space             on each that is of this workload
+  a                 to come back here"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:

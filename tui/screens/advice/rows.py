@@ -158,6 +158,7 @@ def shown_quantities(budget: Budget, rows: Sequence[Candidate]) -> list[Quantity
     ]
 
 
+CUT = "…"  # in place of what is left out
 SHORT = 60  # columns below which heads are shortened
 SHORT_HEADS = {latency(each).noun: statistic(each) for each in (None, 50, 95, 99)}
 
@@ -181,7 +182,7 @@ def table_of(
         for each in shown_quantities(budget, rows)
     ]
     titles.insert(2, ("sure", [chance(row.pick.probability_within_budget) for row in rows]))
-    wanted = min(max(map(len, names), default=0), 26)
+    wanted = min(max(map(len, names), default=0), max(width // 2, 26))
     room = width - 3 - 2  # the symbol, and the room around the configuration
     columns: list[tuple[str, list[str]]] = []
     for place, (title, cells) in enumerate(titles):
@@ -210,7 +211,7 @@ def _cut(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     tail = (width - 1) // 2
-    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+    return f"{text[: width - 1 - tail]}{CUT}{text[len(text) - tail :]}"
 
 
 def pick_title(pick: Pick, *, without: Collection[str] = ()) -> str:

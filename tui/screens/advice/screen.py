@@ -19,12 +19,12 @@ from textual.widgets import DataTable, Input, Label, ProgressBar, Static
 from textual.worker import Worker, get_current_worker
 
 from advisor.search.budget import Prices
-from traces.errors import TtscopeError
+from traces.errors import TtscopeError, WorkloadsError
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import counted
 from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
-from tui.screens.advice.pick import EMPTY, Section, answer_sections, is_outline, styled
+from tui.screens.advice.pick import EMPTY, MIXED, Section, answer_sections, is_outline, styled
 from tui.screens.advice.rows import Candidate, candidates, gone_lines, paste_text, present_candidate
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
@@ -43,12 +43,16 @@ Question = tuple[object, ...]  # budget and price of an API, recordings by key, 
 
 @dataclass
 class Advised(Message):
-    """The worker's answer to a question: a recommendation, or why there is none."""
+    """The worker's answer to a question: a recommendation, or why there is none.
+
+    `mend` says in the place of an answer what to do, where a line about the fault is too short.
+    """
 
     question: Question
     advice: Recommendation | None
     error: str | None
     recordings: int
+    mend: str = ""
 
 
 @dataclass
@@ -390,6 +394,8 @@ class AdviceScreen(ModeScreen):
                     self._account(advisor, answer, api_price, question)
         except Cancelled:
             pass
+        except WorkloadsError as problem:
+            tell(None, str(problem), MIXED)
         except TtscopeError as problem:
             tell(None, str(problem))
         except Exception as problem:  # shown in place, the app goes on
@@ -416,9 +422,10 @@ class AdviceScreen(ModeScreen):
         recordings: int,
         advice: Recommendation | None,
         error: str | None,
+        mend: str = "",
     ) -> None:
         if not worker.is_cancelled:
-            self.post_message(Advised(question, advice, error, recordings))
+            self.post_message(Advised(question, advice, error, recordings, mend))
 
     # -- what is answered ----------------------------------------------------------------------
 
@@ -446,6 +453,8 @@ class AdviceScreen(ModeScreen):
             self._asked = None
             self._show_progress(None)
             self._say(event.error or "no advice", bad=True)
+            if event.mend:
+                self.query_one("#detail", Static).update(event.mend)
             return
         first = self._advice is None
         self._advice, self._rests_on = event.advice, event.question[1:]

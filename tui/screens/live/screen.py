@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -49,10 +50,13 @@ from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 from tui.screens.run.charts import family_line
 from tui.text.layout import clock, wrap
 from tui.text.recordings.kernels import held_texts
-from tui.text.recordings.live import next_lines, silence_told
+from tui.text.recordings.live import INDENT, next_lines, silence_told
 from tui.widgets.lanes import Lanes
 from tui.widgets.panel import Panel, PanelView
 from tui.widgets.prompt import Field, Prompt, Question, Words
+
+if TYPE_CHECKING:
+    from advisor.what_if.suggest import Suggestion
 
 WIDE, TALL = 100, 30  # from which there are framed panels
 WIDER = 160  # from which three stand side by side
@@ -72,6 +76,13 @@ URL = Question(
     example="http://HOST:8000 --listen 4318 --kernels FOLDER --api-key-env NAME",
     suggester=Words(option_names(Watch).split(", ")),
 )
+
+
+def _replaying(width: int) -> list[str]:
+    """Return what is said while the change that a verdict asks for is replayed."""
+    return wrap(
+        "NEXT", "replaying the change that the verdict asks for ...", width=width, indent=INDENT
+    )
 
 
 class LiveScreen(ModeScreen):
@@ -102,7 +113,7 @@ class LiveScreen(ModeScreen):
         """What to try next on the recording in a folder."""
 
         folder: Path
-        lines: list[str]
+        found: Suggestion | str
 
     @dataclass
     class Reopened(Message):
@@ -146,7 +157,7 @@ class LiveScreen(ModeScreen):
         self._asked = ""  # which may be mended where it fails
         self._shown: Entry | None = None  # a recording
         self._recorded: Recorded | None = None
-        self._next: Sequence[str] = ()
+        self._next: Callable[[int], list[str]] | None = None  # lines of a width
 
     def compose_body(self) -> ComposeResult:
         yield Prompt(field="url", id="prompt")
@@ -182,7 +193,7 @@ class LiveScreen(ModeScreen):
         """Forget what was shown."""
         self.workers.cancel_group(self, "recorded")
         self._target, self._history, self._findings = None, History(), []
-        self._shown, self._recorded, self._next, self._depth = None, None, (), False
+        self._shown, self._recorded, self._next, self._depth = None, None, None, False
 
     @work(thread=True, group="recorded")
     def _reopen(self, entry: Entry) -> None:
@@ -205,7 +216,7 @@ class LiveScreen(ModeScreen):
             self._say(event.recorded, bad=True)
             return
         self._recorded = event.recorded
-        self._next = [f"{'NEXT':<10}replaying the change that the verdict asks for ..."]
+        self._next = _replaying
         self._draw()
         self._suggest(event.entry.path)
 
@@ -291,12 +302,12 @@ class LiveScreen(ModeScreen):
             self._say(
                 ", ".join([*([silent] if silent else []), *event.watch.said]), bad=bool(silent)
             )
-            self._next = action_lines(snapshot, width=self._width)
+            self._next = partial(action_lines, snapshot)
             self._draw()
 
     @on(Ended)
     def _ended(self, event: Ended) -> None:
-        self._watch, self._next = None, ()
+        self._watch, self._next = None, None
         self.ttscope.watching = False
         self.refresh_bindings()
         kept = (event.watch.folder / "recording.json").exists()
@@ -308,7 +319,7 @@ class LiveScreen(ModeScreen):
             self._say(f"kept in {event.watch.folder}. It is on screen 1 now")
         if kept:
             self.ttscope.open_paths([event.watch.folder])
-            self._next = [f"{'NEXT':<10}replaying the change that the verdict asks for ..."]
+            self._next = _replaying
             self._suggest(event.watch.folder)
         elif event.error is not None and self.is_current:
             self.query_one(Prompt).ask(URL, self._asked)
@@ -320,18 +331,18 @@ class LiveScreen(ModeScreen):
         """Replay what was watched with the change that its verdict asks for."""
         from advisor.what_if.suggest import suggest
 
+        found: Suggestion | str
         try:
             found = suggest(Recording.open(folder))
         except Exception as problem:  # said in place, the app goes on
             found = failure(problem)
-        lines = next_lines(str(folder), found, width=self._width)
-        self.post_message(self.Suggested(folder, lines))
+        self.post_message(self.Suggested(folder, found))
 
     @on(Suggested)
     def _show_next(self, event: Suggested) -> None:
         is_shown = self._shown is None or self._shown.path == event.folder
         if self._watch is None and is_shown:  # not while something else is watched
-            self._next = event.lines
+            self._next = partial(next_lines, str(event.folder), event.found)
             self._draw()
 
     @on(Resize)
@@ -365,8 +376,9 @@ class LiveScreen(ModeScreen):
         last = self._history.last
         self.set_class(last is not None or self._recorded is not None, "shown")
         self.set_class(self._is_dashboard, "dashboard")
-        self.query_one("#next", Static).update("\n".join(self._next))
-        self.query_one("#next").display = bool(self._next)
+        told = [] if self._next is None else self._next(self._width)
+        self.query_one("#next", Static).update("\n".join(told))
+        self.query_one("#next").display = bool(told)
         self.set_status(self._status())
         if self._recorded is not None:
             self._draw_recorded(self._recorded)

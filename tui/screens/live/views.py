@@ -159,7 +159,7 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
     return each.sort("mean").row(-1)[1:]
 
 
-def action_lines(snapshot: Snapshot, *, width: int) -> list[str]:
+def action_lines(snapshot: Snapshot, width: int) -> list[str]:
     """Return what the verdicts ask for; its effect is known once it can be replayed."""
     lines = []
     for verdict, change in zip(snapshot.verdicts, snapshot.changes, strict=False):

@@ -291,7 +291,7 @@ _EFFECTS = (("latency_s.mean", "latency mean"), ("latency_s.p95", "latency p95")
             ("throughput_tokens_per_s", "throughput"))  # fmt: skip
 
 
-def next_lines(path: str, found: Suggestion | str, *, width: int = 80) -> list[str]:
+def next_lines(path: str, found: Suggestion | str, width: int = 80) -> list[str]:
     """Return the replay to run next and what it predicts, or why there is none."""
     if isinstance(found, str):
         return wrap("NEXT", f"no replay: {found}", width=width, indent=INDENT)

@@ -13,7 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
+from advisor.step_time.operators.grids import (
+    fill_between,
+    fill_beyond,
+    to_grid,
+    without_stalls,
+)
 from advisor.step_time.prior.operations.times import SHAPE_SPREAD
 from advisor.step_time.prior.tables import PriorTables, at_heads
 from traces.errors import TablesError
@@ -161,12 +166,18 @@ def attending(tables: PriorTables, attention: Attention, size: int, *, kv_fp8: b
     kv_heads = max(attention.kv_heads // size, 1)
     window = attention.window or 0
     shape = (heads, kv_heads, attention.head_dim)
-    if window and _has(tables, DECODE, shape, window) and _has(tables, PROMPT, shape, window):
+    chunked = attention.kind == "chunked_attention"
+    if (
+        window
+        and not chunked
+        and _has(tables, DECODE, shape, window)
+        and _has(tables, PROMPT, shape, window)
+    ):
         return _measured(tables, shape, window, kv_fp8)
     whole = _measured(tables, shape, 0, kv_fp8)
     if not window:
         return whole
-    return Bounded(whole=whole, window=window, chunked=attention.kind == "chunked_attention")
+    return Bounded(whole=whole, window=window, chunked=chunked)
 
 
 def _has(tables: PriorTables, name: str, shape: tuple[int, int, int], window: int) -> bool:
@@ -192,9 +203,8 @@ def _measured(
     decode, rule, spread = _shaped(tables, DECODE, shape, window, kv_fp8)
     # A prompt's own keys are attended to before they are stored, in whatever form.
     whole, prompt_rule, prompt_spread = _shaped(tables, PROMPT, shape, window, kv_fp8=False)
-    (batches, contexts), grid = to_grid(decode[:, :2], decode[:, 2])
-    fill_between(grid, (batches, contexts), (1, 0))
-    fill_beyond(grid, (batches, contexts), (1, 0), hold=False)
+    entry = 2.0 * shape[1] * shape[2] * (1 if kv_fp8 else 2)  # bytes of a token
+    batches, contexts, grid = decoding_grid(tables, decode, entry=entry, window=window)
     alone = whole[whole[:, 0] == 1, 1:]
     return MeasuredMixer(
         batches=batches,
@@ -206,6 +216,37 @@ def _measured(
         rule=rule or prompt_rule,
         spread=max(spread, prompt_spread),
     )
+
+
+def decoding_grid(
+    tables: PriorTables, rows: Floats, *, entry: float = 0.0, window: int = 0
+) -> tuple[Floats, Floats, Floats]:
+    """Return batches, contexts and seconds on their grid, of rows (batch, context, seconds).
+
+    Large batches were measured up to the contexts that the memory held. Beyond them a context adds
+    what it did on average or at last, whichever is more, up to the `window`. Nothing takes less
+    than reading `entry` bytes for each token of context, at the bandwidth that the GPU has, or
+    where nothing was measured at what kernels reach of it.
+    """
+    (batches, contexts), grid = to_grid(rows[:, :2], rows[:, 2])
+    knots = (batches, contexts)
+    grid = without_stalls(without_stalls(grid, 0), 1)
+    fill_between(grid, knots, (1, 0))
+    measured = ~np.isnan(grid)
+    reads = np.minimum(contexts, window) if window else contexts
+    for line in grid:
+        known = np.flatnonzero(~np.isnan(line))
+        if len(known) < 2:
+            continue
+        first, before, last = known[0], known[-2], known[-1]
+        slopes = [
+            (line[last] - line[at]) / max(reads[last] - reads[at], 1.0) for at in (first, before)
+        ]
+        line[last + 1 :] = line[last] + max(*slopes, 0.0) * (reads[last + 1 :] - reads[last])
+    fill_beyond(grid, knots, (1, 0), hold=False)
+    moved = batches[:, None] * reads * entry
+    speed = np.where(measured, tables.peak_bandwidth, tables.bandwidth_bytes_per_s)
+    return batches, contexts, np.maximum(grid, moved / speed)
 
 
 def _shaped(

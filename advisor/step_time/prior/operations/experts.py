@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from advisor.step_time.operators.grids import without_stalls
 from advisor.step_time.prior.operations.times import (
     GPU_SPREAD,
     PRECISION_SPREAD,
@@ -201,7 +202,9 @@ def _table(
 
     def rows(name: str) -> Floats:
         part = by.filter(distribution=name).sort("num_tokens")
-        return part.select("num_tokens", "seconds").to_numpy().astype(float)
+        found = part.select("num_tokens", "seconds").to_numpy().astype(float)
+        found[:, 1] = without_stalls(found[:, 1])
+        return found
 
     found = rows(own)
     usual = found[(found[:, 0] >= USUAL[0]) & (found[:, 0] <= USUAL[1])]

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
-from advisor.step_time.prior.operations.attention import MeasuredMixer
+from advisor.step_time.prior.operations.attention import MeasuredMixer, decoding_grid
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.operations.times import GPU_SPREAD, SHAPE_SPREAD
 from advisor.step_time.prior.tables import PriorTables, at_heads
@@ -26,8 +25,9 @@ from traces.errors import TablesError
 from traces.schema.layers import Attention
 
 Floats = npt.NDArray[np.float64]
-Shapes = Sequence[tuple[int, int]]  # (outputs, inputs) of products on one GPU
+Shapes = Sequence[tuple[str, int, int]]  # name, outputs and inputs of products on one GPU
 
+GIVEN_BACK: Final = ("o_proj", "o_b_proj")  # products whose outputs have the hidden size
 LEAST: Final = 0.1  # of a layer's time that is left without its products, at the least
 
 
@@ -35,7 +35,9 @@ LEAST: Final = 0.1  # of a layer's time that is left without its products, at th
 class Module:
     """A table of whole layers: its family and files, and the model whose it is.
 
-    `hidden` is that model's hidden size, which the products follow from.
+    `hidden` is that model's hidden size. `latent` are the widths of its latents, of queries and of
+    keys with their positions, and of a head's queries and values, where its products follow from
+    them.
     """
 
     family: str
@@ -44,11 +46,31 @@ class Module:
     model: str | None
     hidden: int
     form: str | None = None  # the only one of its products
+    latent: tuple[int, int, int, int] | None = None
 
     @property
     def files(self) -> tuple[str, str]:
         """Both tables: of decoding and of prompts."""
         return self.decode, self.prompt
+
+    def products(self, heads: int, hidden: int, asked: Shapes) -> list[tuple[int, int]]:
+        """Return outputs and inputs of the products in the table, of so many heads.
+
+        Where they do not follow from `latent` they are the `asked` model's, between heads and the
+        hidden size of the table's.
+        """
+        if self.latent is not None:
+            query, key, of_query, of_value = self.latent
+            return [
+                (query + key, self.hidden), (heads * of_query, query),
+                (self.hidden, heads * of_value),
+            ]  # fmt: skip
+        back = [name.endswith(GIVEN_BACK) for name, _, _ in asked]
+        return [
+            (self.hidden if is_back else outputs,
+             self.hidden if inputs == hidden and not is_back else inputs)
+            for is_back, (_, outputs, inputs) in zip(back, asked, strict=True)
+        ]  # fmt: skip
 
 
 def _files(kind: str) -> tuple[str, str]:
@@ -57,7 +79,12 @@ def _files(kind: str) -> tuple[str, str]:
 
 _MLA, _DSA, _MSA = _files("mla"), _files("dsa"), _files("msa")
 _CSA, _HCA = _files("dsv4_csa"), _files("dsv4_hca")
-LATENT: Final = (Module(family="mla", decode=_MLA[0], prompt=_MLA[1], model=None, hidden=7168),)
+LATENT: Final = (
+    Module(  # DeepSeek-V3
+        family="mla", decode=_MLA[0], prompt=_MLA[1], model=None, hidden=7168,
+        latent=(1536, 512 + 64, 128 + 64, 128),
+    ),
+)  # fmt: skip
 SPARSE: Final = (
     Module(
         family="sparse_attention", decode=_DSA[0], prompt=_DSA[1],
@@ -110,9 +137,10 @@ def whole_layer(
     kv_fp8: bool,
     rule: str | None = None,
 ) -> MeasuredMixer:
-    """Return a layer's attention less its `products`, which are in the table in one `form`.
+    """Return a layer's attention without the products in the table, which are there in one `form`.
 
-    `heads` are those of one of `size` GPUs. Raises TablesError where no GPU has such a table.
+    `products` are the asked model's. `heads` are those of one of `size` GPUs. Raises TablesError
+    where no GPU has such a table.
     """
     nearest = sorted(modules, key=lambda each: abs(np.log(each.hidden / hidden)))
     there, module = _where(tables, nearest)
@@ -132,12 +160,11 @@ def whole_layer(
     measured = "fp8_block" if module.form or form not in ("bfloat16",) else "bfloat16"
     decode = _of(there, module, module.decode, heads, measured, kv_fp8)
     whole = _of(there, module, module.prompt, heads, measured, kv_fp8)
-    (batches, contexts), grid = to_grid(decode[:, :2], decode[:, 2])
-    fill_between(grid, (batches, contexts), (1, 0))
-    fill_beyond(grid, (batches, contexts), (1, 0), hold=False)
+    batches, contexts, grid = decoding_grid(there, decode)
     alone = whole[whole[:, 0] == 1, 1:]
-    grid = _less(there, grid.T, batches, products, measured).T
-    prompts = _less(there, alone[:, 1], alone[:, 0], products, measured)
+    inside = module.products(heads, hidden, products)
+    grid = _less(there, grid.T, batches, inside, measured).T
+    prompts = _less(there, alone[:, 1], alone[:, 0], inside, measured)
     return MeasuredMixer(
         batches=batches,
         contexts=contexts,
@@ -150,7 +177,11 @@ def whole_layer(
 
 
 def _less(
-    tables: PriorTables, seconds: Floats, tokens: Floats, products: Shapes, form: str
+    tables: PriorTables,
+    seconds: Floats,
+    tokens: Floats,
+    products: Sequence[tuple[int, int]],
+    form: str,
 ) -> Floats:
     """Return times [.., tokens] of layers without their products, some of them at the least."""
     spent = np.zeros(len(tokens))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.step_time.operators.grids import fill_beyond, to_grid
+from advisor.step_time.operators.grids import fill_beyond, to_grid, without_stalls
 from advisor.step_time.prior.operations.times import (
     PRECISION_SPREAD,
     PRECISIONS,
@@ -134,7 +134,8 @@ def _table(tables: PriorTables, form: str, n: int, k: int) -> Floats:
     """Return [rows, (tokens, seconds)] of one form.
 
     Linear in n and in k between measured ones, which is exact for a launch and a price per byte or
-    FLOP; beyond the largest in proportion, below the smallest held.
+    FLOP; beyond the largest in proportion, below the smallest held. No less than reading the
+    weights, which an engine's other layers push out of the cache that a lone product keeps them in.
     """
     (ns, ks, tokens), grid = _grid(tables, form)
     beyond = max(n / ns[-1], 1.0) * max(k / ks[-1], 1.0)
@@ -143,4 +144,6 @@ def _table(tables: PriorTables, form: str, n: int, k: int) -> Floats:
         for j, b in between(ks, float(k)):
             seconds += a * b * grid[i, j]
     known = ~np.isnan(seconds)
-    return np.column_stack([tokens[known], beyond * seconds[known]])
+    reading = n * k * PRECISIONS[form].parameter_bytes / tables.peak_bandwidth
+    seconds = np.maximum(beyond * without_stalls(seconds[known]), reading)
+    return np.column_stack([tokens[known], seconds])

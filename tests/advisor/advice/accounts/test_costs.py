@@ -95,8 +95,8 @@ def test_what_nothing_is_known_of_is_refused(advisor):
 
 
 def test_electricity_is_joules_times_pue_times_price(advisor, monkeypatch):
-    watts = property(lambda space: np.full(len(space), 500.0))
-    monkeypatch.setattr(type(advisor.space), "joules", watts)
+    watts = property(lambda space: np.tile([500.0, 1.0, 500.0, 500.0], (len(space), 1)))
+    monkeypatch.setattr(type(advisor.space), "power", watts)
     answer, found = accounts(advisor, Tariff(kwh_price=0.18, pue=1.25))
     joules = answer.system_optimal.estimates["device_s"].value * 500
     expected = 1000 * joules / 3.6e6 * 1.25 * 0.18

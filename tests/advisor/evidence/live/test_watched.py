@@ -9,6 +9,7 @@ import pytest
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
+from advisor.evidence.live.histograms import drawn_traffic
 from advisor.search.space import explore
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
@@ -16,6 +17,7 @@ from advisor.what_if.suggest import suggest
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
+from traces.live.numbers import OUTPUT_LENGTH, PROMPT_LENGTH, TTFT, WAITING, Histogram, Window
 from traces.schema.advice import Budget
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
@@ -223,6 +225,51 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
     pick = advice([recording], optimise="latency").system_optimal
     assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
+    told = gather([recording, watched(truth, tmp_path / "spans")], judged=False).lost
+    assert any(each.startswith("seen: each sample counts as a problem") for each in told)
+    assert "spans: a request of up to 4 samples is one problem" in told
+
+
+@pytest.mark.slow
+def test_two_watches_of_one_name_are_advised_on_together(truth, tmp_path):
+    alone = watched(truth, tmp_path / "mon" / "live", spans=False, steps=False)
+    seen = watched(truth, tmp_path / "tue" / "live")
+    advisor = Advisor.fit([alone, seen])
+    names = {run.recording: len(run.problems) for run in advisor.evidence.runs}
+    assert names.keys() == {"mon/live", "tue/live"}
+    assert len(advisor.space.problem_ids) == sum(names.values())
+    assert advisor.recommend(Budget(rate_per_s=20.0)).system_optimal.policy == AS_SENT
+
+
+def lengths_told(bounds, values):
+    """A histogram of lengths in ten intervals between polls."""
+    counts, sums = np.zeros((11, len(bounds))), np.zeros(11)
+    interval = np.arange(len(values)) % 10 + 1
+    np.add.at(counts, (interval, np.searchsorted(bounds, values)), 1)
+    np.add.at(sums, interval, values)
+    return Histogram(bounds=np.array(bounds), counts=counts, sums=sums)
+
+
+def test_drawn_requests_fit_in_the_context_that_the_server_allows():
+    """Prompts above the last bound and long outputs: both drawn for themselves may be too long."""
+    rng = np.random.default_rng(0)
+    prompts, outputs = rng.integers(100, 24_000, 2000), rng.integers(500, 8_000, 2000)
+    bounds = [1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0, np.inf]
+    window = Window(
+        times=np.arange(11) * 10**9, seconds=10.0, resets=0, increase={}, counted={},
+        gauges={WAITING: np.zeros(11)},
+        histograms={
+            PROMPT_LENGTH: lengths_told(bounds, prompts),
+            OUTPUT_LENGTH: lengths_told(bounds, outputs),
+            TTFT: lengths_told([0.1, np.inf], np.full(2000, 0.05)),
+        },
+    )  # fmt: skip
+    for run in drawn_traffic(window, engine_of(max_model_len=32_768), "live", "e"):
+        lengths = [(p.prompt_tokens, p.samples[0].output_tokens) for p in run.problems.values()]
+        assert len(lengths) == 2000
+        assert max(map(sum, lengths)) <= 32_768
+        means = np.mean(lengths, axis=0)
+        assert means == pytest.approx([prompts.mean(), outputs.mean()], rel=0.01)
 
 
 def took_by_a_front_end(truth):

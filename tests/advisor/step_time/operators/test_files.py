@@ -37,6 +37,7 @@ DAMAGE = [
     ("per_sequence.csv", r"lm_head,1,.*", "lm_head,-1,3", "line 2: sequences is -1"),
     ("attention.csv", r"0,0,1,16,.*", "0,0,1,16,0", "line 2: time_us is 0: no time"),
     ("attention.csv", r"0,0,1,16,.*", "0,0,0,16,9", "line 2: neither a chunk nor a decoding"),
+    ("attention.csv", r"0,0,1,16,", "0,0,1,0,", "line 2: decoding requests without a context"),
     ("attention.csv", r"0,0,1,32,", "0,0,1,16,", "line 3: (0, 0, 1, 16) a second time"),
     ("attention.csv", r"time_us", "time_us,layer", "attention of several kinds is not modelled"),
     ("skew.csv", r"t_skew_us", "t_uneven_us", "line 1: no column t_skew_us"),

@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import product
 
 import numpy as np
@@ -6,7 +7,12 @@ import pytest
 from advisor.step_time.cost import table_cost
 from advisor.step_time.operators.files import read_operators
 from advisor.step_time.operators.skew import decode_skew, mixed_skew
-from advisor.step_time.operators.tables import default_capture_sizes, domain, step_tables
+from advisor.step_time.operators.tables import (
+    captured_sizes,
+    default_capture_sizes,
+    domain,
+    step_tables,
+)
 from tests.advisor.step_time.operators.operator_tables import (
     BATCHES,
     BEFORE,
@@ -22,6 +28,7 @@ from tests.advisor.step_time.operators.operator_tables import (
 )
 from tests.advisor.step_time.step_costs import chunk_seconds, step_seconds
 from traces.errors import TablesError
+from traces.schema.engine import EngineConfig
 
 ENGINE = {"num_hidden_layers": 2, "max_num_batched_tokens": 32, "max_num_seqs": 8}
 
@@ -82,6 +89,18 @@ def test_sizes_of_graphs_are_those_of_vllm():
     assert (len(sizes), sizes[:5], sizes[34:37], sizes[-1]) == (
         51, [1, 2, 4, 8, 16], [256, 272, 288], 512
     )  # fmt: skip
+
+
+def test_sizes_of_graphs_hold_whole_requests_with_drafts_and_more_on_blackwell():
+    sizes = default_capture_sizes(64, 4)
+    assert sizes[-1] == 512
+    assert {4 * n for n in (1, 2, 4, 8, 40, 56, 64)} < set(sizes)
+    assert default_capture_sizes(3, 3) == [1, 2, 3, 4, 6, 8, 9, 16]
+    engine = EngineConfig(model="m", max_num_seqs=1024, gpu="NVIDIA GB200")
+    assert captured_sizes(engine)[-1] == 1024
+    for other in ({"gpu": "NVIDIA H200"}, {"vllm_version": "0.19.0"}):
+        assert captured_sizes(dataclasses.replace(engine, **other))[-1] == 512
+    assert captured_sizes(dataclasses.replace(engine, enforce_eager=True)) == []
 
 
 def test_beyond_the_tables_layers_go_on_by_tokens(tmp_path):
@@ -206,6 +225,10 @@ def test_what_the_tables_cover(tmp_path):
         ({"attention": [r for r in attention_rows() if r[0]]}, "decoding requests alone"),
         ({"attention": [r for r in attention_rows() if r[2]]}, "no rows with a chunk alone"),
         ({"attention": [r for r in attention_rows() if not r[0] or not r[2]]}, "chunk beside"),
+        (
+            {"attention": [(r[0] + (r[2] == 0), *r[1:]) for r in attention_rows()]},
+            "no chunk was measured both alone and beside",
+        ),
     ],
 )
 def test_tables_of_another_model_or_in_part_are_refused(tmp_path, what, message):

@@ -15,7 +15,7 @@ def experts_s(tokens, form, tensor, expert, skew=1.0):
 
 
 def latent_s(batch, context, heads):
-    return 60e-6 + batch * (2e-7 + 1e-11 * heads * context)
+    return 140e-6 + 4e-6 * heads + batch * (2e-7 + 1e-11 * heads * context)
 
 
 def delta_s(batch, heads):

@@ -8,7 +8,7 @@ import yaml
 from traces.schema.engine import ModelFacts
 
 DEVICE = "NVIDIA Test 1"
-BANDWIDTH, KERNEL_S, PEAK = 1e12, 2e-6, 1e14
+BANDWIDTH, KERNEL_S, PEAK = 8e12, 2e-6, 1e14
 TOKENS = (1, 8, 64, 512, 4096)
 WIDTHS = (64, 256, 1024, 4096)
 HEADS = (1, 2, 4, 8)

@@ -34,6 +34,11 @@ LLAMA_70B = dataclasses.replace(
         ("NVIDIA A100-SXM4-80GB", 80, (256, 2048), (256, 8192)),
         ("NVIDIA A100-PCIE-40GB", 40, (256, 2048), (256, 8192)),
         ("NVIDIA B200", 179.1, (1024, 16384), (1024, 16384)),
+        ("NVIDIA GB200", 185.0, (1024, 16384), (1024, 16384)),
+        ("NVIDIA B300 SXM6 AC", 268.6, (1024, 16384), (1024, 16384)),
+        ("NVIDIA GB300", 277.5, (1024, 16384), (1024, 16384)),
+        ("NVIDIA H20", 95.6, (1024, 8192), (1024, 16384)),
+        ("NVIDIA H20-3e", 140.4, (1024, 8192), (1024, 16384)),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 95.6, (1024, 8192), (1024, 16384)),
         ("NVIDIA GeForce RTX 4090", 24, (256, 2048), (256, 8192)),
         ("NVIDIA L4", 22.5, (256, 2048), (256, 8192)),
@@ -82,6 +87,25 @@ def test_what_an_import_does_not_tell_is_the_targets_default():
     assert "max_num_seqs 1,024, max_num_batched_tokens 8,192" in note
     small, _ = as_on(Device.named("NVIDIA L4"), IMPORT)
     assert (small.max_num_seqs, small.max_num_batched_tokens) == (256, 2048)
+
+
+ON_H100 = {"gpu": H100.name, "vllm_version": "0.32.0"}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "version", "given", "ahead"),
+    [
+        ({}, "0.10.0", (), False),
+        ({}, "0.14.0", (), True),
+        ({"async_scheduling": True}, "0.10.0", ("async_scheduling",), True),
+        ({**ON_H100, "async_scheduling": True}, "0.10.0", (), False),
+        ({**ON_H100, "async_scheduling": False}, "0.33.0", (), False),
+    ],
+)  # fmt: skip
+def test_scheduling_is_the_default_of_the_version(recorded, version, given, ahead):
+    was = EngineConfig(model="x", mode="server", **recorded)
+    engine, _ = as_on(H100, dataclasses.replace(was, vllm_version=version), was, given)
+    assert engine.async_scheduling is ahead
 
 
 def test_what_was_set_stays_and_the_rest_follows_from_it():

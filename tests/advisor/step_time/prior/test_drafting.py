@@ -15,7 +15,7 @@ from advisor.step_time.prior.drafting import (
 )
 from advisor.step_time.prior.offers import memory_on
 from advisor.step_time.prior.prior import prior_of
-from advisor.step_time.prior.recalibration import PriorTimes
+from advisor.step_time.prior.recalibration import PriorTimes, Recalibration
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.drafts.published import KNOWN, published
 from tests.advisor.step_time.prior.kinds_files import HEADS, layer, model, write_kinds
@@ -85,6 +85,28 @@ def test_a_step_with_drafts_has_the_drafters_time(tables):
         for speculative in (True, False)
     )
     assert with_drafts - without == pytest.approx(drafting.launch_s + 4 * drafting.each_s)
+
+
+def test_what_recordings_say_of_the_gpu_holds_for_a_drafter_too(tables):
+    small = dataclasses.replace(TINY, name="small", num_hidden_layers=1)
+    found = Recalibration(
+        families={}, step=1.5, sigma=0.1, checked=frozenset(), recordings=("run",)
+    )
+    as_told, scaled = (
+        PriorTimes(tables=tables, facts=TINY, found=each, models={"small": small}).drafting(
+            asked("draft_model", 2, "small")
+        )
+        for each in (None, found)
+    )
+    assert scaled.launch_s == pytest.approx(1.5 * as_told.launch_s)
+    assert scaled.each_s == pytest.approx(1.5 * as_told.each_s)
+
+
+def test_the_last_stage_of_a_pipeline_drafts(tables):
+    engine = asked("mtp", 1)
+    staged = dataclasses.replace(engine, pipeline_parallel_size=2)
+    one, two = (drafting_of(tables, model(layer(4)), each, {}) for each in (engine, staged))
+    assert one == two
 
 
 def taken(facts, engine, models=None):

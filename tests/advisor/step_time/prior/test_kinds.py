@@ -6,9 +6,11 @@ import importlib.util
 import numpy as np
 import pytest
 
+from advisor.step_time.operators.grids import without_stalls
 from advisor.step_time.prior.defaults import Device, memory_of, with_blocks
-from advisor.step_time.prior.operations.attention import attending
+from advisor.step_time.prior.operations.attention import attending, decoding_grid
 from advisor.step_time.prior.operations.experts import Shape, routed
+from advisor.step_time.prior.operations.modules import SPARSE
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.prior import prior_of
 from advisor.step_time.prior.tables import read_prior
@@ -27,7 +29,7 @@ from tests.advisor.step_time.prior.kinds_files import (
     nccl_s,
     write_kinds,
 )
-from tests.advisor.step_time.prior.prior_files import decode_s, gemm_s, write_prior
+from tests.advisor.step_time.prior.prior_files import BANDWIDTH, decode_s, gemm_s, write_prior
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
 
@@ -116,10 +118,12 @@ def test_latent_attention_is_its_table_and_its_own_products(tables):
     facts = model(layer(attention=LATENT, mixing=LATENT_PRODUCTS), hidden_size=512)
     prior = priced(tables, facts)
     ((count, mixer),) = prior.parts.mixers
-    own = [gemm_s(4, 224, 512), gemm_s(4, 768, 128), gemm_s(4, 512, 512)]
+    # Those of the table's model, DeepSeek-V3, and not of the one that is asked about.
+    theirs = [(1536 + 576, 7168), (8 * 192, 1536), (7168, 8 * 128)]
+    inside = sum(np.interp(4.0, *product(tables, n, k).rows.T) for n, k in theirs)
     told = mixer.decode(np.array([4.0]), np.array([255.0]))[0, 0]
     assert count == 4
-    assert told + sum(own) == pytest.approx(latent_s(4, 255, 8), rel=1e-6)
+    assert told + inside == pytest.approx(latent_s(4, 255, 8), rel=1e-6)
     names = [each.name for each in prior.parts.dense]
     assert "self_attn.kv_b_proj" not in names  # it is absorbed
     assert "rotary_emb" not in names
@@ -127,6 +131,49 @@ def test_latent_attention_is_its_table_and_its_own_products(tables):
     assert half.decode(np.array([64.0]), np.array([4095.0])) < mixer.decode(
         np.array([64.0]), np.array([4095.0])
     )
+
+
+def test_products_of_a_layers_table_have_its_models_hidden_size():
+    asked = (
+        ("self_attn.qkv_a_proj", 2112, 2048), ("self_attn.q_b_proj", 3072, 1536),
+        ("self_attn.o_proj", 2048, 2048),
+    )  # fmt: skip
+    assert SPARSE[1].products(16, 2048, asked) == [(2112, 6144), (3072, 1536), (6144, 2048)]
+
+
+def test_a_disturbed_measurement_takes_no_longer_than_more_work_does():
+    times = np.array([[5.0, 60.0, 6.0, np.nan, 5.5], [5.0, 5.5, 6.0, 7.0, 9.0]])
+    kept = without_stalls(times)
+    np.testing.assert_allclose(kept[0], [5.0, 1.2 * 5.5, 6.0, np.nan, 5.5])
+    np.testing.assert_array_equal(kept[1], times[1])
+
+
+@pytest.mark.parametrize("window", [0, 100])
+def test_attention_that_the_memory_did_not_hold_goes_on_by_what_it_reads(tables, window):
+    def law(batch, context):
+        return 1e-5 + 1e-9 * batch * np.minimum(context, window or np.inf)
+
+    at = [(b, c) for b in (1, 8, 64) for c in (1, 50, 100, 200, 400) if b * c <= 3200]
+    rows = np.array([(b, c, law(b, c)) for b, c in at], dtype=float)
+    rows[-2, 2] *= 1.01  # noise before the end of the largest batch
+    batches, contexts, grid = decoding_grid(tables, rows, window=window)
+    known = law(batches[:, None], contexts)
+    np.testing.assert_allclose(grid, known, rtol=0.03)
+    entry = 1e6  # so much that reading it takes longer than was measured
+    least = batches[:, None] * np.minimum(contexts, window or np.inf) * entry / BANDWIDTH
+    held = decoding_grid(tables, rows, entry=entry, window=window)[2]
+    assert (held >= 0.8 * least).all()  # at the peak where it was measured
+    assert held[-1, -1] == pytest.approx(least[-1, -1])
+
+
+def test_a_chunk_reads_half_of_its_length_on_average_whatever_windows_were_measured(tables):
+    kinds = [
+        dataclasses.replace(HEADS, kind=f"{kind}_attention", window=128)
+        for kind in ("sliding", "chunked")
+    ]
+    window, chunk = (attending(tables, each, 1, kv_fp8=False) for each in kinds)
+    assert window.rule is None
+    assert "chunks of 128 tokens" in chunk.rule
 
 
 def test_a_state_costs_the_same_whatever_the_context(tables):
@@ -204,6 +251,15 @@ def test_memory_counts_experts_by_all_ranks_and_blocks_by_kind():
         for ranks in (1, 2)
     )
     assert one.weights - two.weights == pytest.approx(experts / 2)
+    narrow = (
+        memory_of(
+            device,
+            EngineConfig(model="m", data_parallel_size=ranks, quantization="fp8"),
+            facts,
+        )
+        for ranks in (1, 2)
+    )
+    assert np.subtract(*(each.weights for each in narrow)) == pytest.approx(experts / 4)
     assert one.token == 4 * 2 * 4 * 64 * 2
     states = model(layer(2), layer(2, attention=None, state=DELTA))
     kept = memory_of(device, EngineConfig(model="m"), states)

@@ -6,12 +6,14 @@ import polars as pl
 import pytest
 
 from advisor.step_time.cost import scaled_cost, table_cost
+from advisor.step_time.host.law import ASYNCHRONOUS, kept
 from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.tables import interpolated
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.operations.attention import attending
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, prior_of
+from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cost_of
 from advisor.step_time.prior.tables import known_systems, read_prior, tables_folder
 from tests.advisor.step_time.prior.prior_files import (
     BANDWIDTH,
@@ -99,11 +101,32 @@ def test_prompts_beyond_cuda_graphs_take_what_published_runs_paid_for_them(table
     before, after = (
         each.step_tables(**CHUNKED, capture_sizes=(1, 8, 128)) for each in (plain, dear)
     )
-    kept = max(128, CHUNKED["max_num_seqs"]) + 1
-    np.testing.assert_allclose(after.tokens[:kept], before.tokens[:kept])
-    np.testing.assert_allclose(after.tokens[kept:], 1.25 * before.tokens[kept:] + 7e-3)
+    np.testing.assert_allclose(after.tokens, before.tokens)
+    np.testing.assert_allclose(after.prompt_tokens[:129], 0.0)
+    np.testing.assert_allclose(after.prompt_tokens[129:], 0.25 * before.tokens[129:] + 7e-3)
     np.testing.assert_allclose(after.mixed, 1.25 * before.mixed)
     np.testing.assert_allclose(after.decode, before.decode)
+    whole = (1, 600, 600.0, 600 * 601 / 2, 0.0, 0, 0.0, 0.0, 0.0, False)
+    drafts = (0, 0, 0.0, 0.0, 0.0, 64, 256.0, 64 * 300.0, 304.0, False)  # four tokens of each
+    cheap, paid = (
+        [step_seconds(table_cost(each), *work) for work in (whole, drafts)]
+        for each in (before, after)
+    )
+    assert paid[0] == pytest.approx(1.25 * cheap[0] - 0.25 * before.sequences[1] + 7e-3)
+    assert paid[1] == pytest.approx(cheap[1])  # a step without prompts
+
+
+def test_all_of_a_step_is_recalibrated_with_what_prompts_take(tables):
+    eight = dataclasses.replace(TINY, quantization="fp8")
+    found = Recalibration(families={}, step=0.8, sigma=0.1, checked=frozenset(), recordings=("a",))
+    engine = EngineConfig(model="tiny", **CHUNKED)
+    seconds = []
+    for each in (None, found):
+        prior = PriorTimes(tables=tables, facts=eight, found=each).prior(engine)
+        work = (1, 600, 600.0, 600 * 601 / 2, 0.0, 0, 0.0, 0.0, 0.0, False)
+        seconds.append(step_seconds(cost_of(prior, engine), *work))
+    assert seconds[0] > kept()["prompts"][ASYNCHRONOUS]["seconds"] > 0
+    assert seconds[1] == pytest.approx(0.8 * seconds[0])
 
 
 def test_only_quantised_models_and_mixtures_that_are_scheduled_ahead_pay_for_prompts():
@@ -152,6 +175,16 @@ def test_scales_by_family_add_up_to_the_whole(tables):
     more = [decode_step(prior.scaled({name: 2.0}), 4, 255) - whole for name in FAMILIES]
     assert min(more) > 0
     assert sum(more) == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_share_of_a_rule_is_of_times_as_they_are_scaled(tables):
+    prior = priced(tables, 1, dataclasses.replace(TINY, head_dim=32))
+    twice = prior.scaled(dict.fromkeys(FAMILIES, 2.0))
+    ((rule, share),) = prior.shares.items()
+    assert twice.shares[rule] == pytest.approx(share)
+    less = prior.scaled({name: 0.1 for name in FAMILIES if name != "attention"}).shares[rule]
+    assert share[0] < less[0] < 1.0
+    assert less[1] == pytest.approx(share[1])
 
 
 def test_a_cost_of_tables_is_scaled_in_its_seconds_only(tables):

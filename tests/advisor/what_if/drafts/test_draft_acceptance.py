@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from advisor.evidence.runs import Sample
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel
 from advisor.what_if.drafts.draft_acceptance import AcceptanceModel, Kept, prior_strength
-from advisor.what_if.drafts.redrafting import known_tokens, redraft, spread, steps_with
+from advisor.what_if.drafts.redrafting import (
+    _counts_of,
+    known_tokens,
+    redraft,
+    spread,
+    steps_with,
+)
 from tests.advisor import synthetic
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.what_if.test_predict import asked
@@ -46,6 +53,22 @@ def test_shares_are_of_those_that_kept_what_was_before():
 def test_shorter_drafts_say_nothing_of_later_positions():
     rows = [kept(1000, 500), kept(1000, 500, 400, problem="q")]
     assert chances(rows, 1).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_draft_that_was_shorter_than_allowed_says_nothing_of_what_it_lacked():
+    """Lookup that mostly found one token, which was kept; of longer ones half the next was."""
+    steps = [(2, 2)] * 100 + [(3, 3), (3, 2)] * 10 + [(1, 1)] * 5
+    scheduled, advance = (np.array(each) for each in zip(*steps, strict=True))
+    sample = Sample(
+        output_tokens=int(advance.sum()) + 2, answer=None, correct=None,
+        scheduled=scheduled, advance=advance,
+    )  # fmt: skip
+    run = SimpleNamespace(
+        policy=VOTE16, problems={"p": SimpleNamespace(samples=[dataclasses.replace(sample)])}
+    )
+    rows = [dataclasses.replace(each, phase="thinking") for each in _counts_of(run)]
+    assert chances(rows, 0).mean() == pytest.approx(1.0, abs=0.02)
+    assert chances(rows, 1).mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_thin_cell_is_held_to_the_pooled_value_and_a_rich_one_is_not():

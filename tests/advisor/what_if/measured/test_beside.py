@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from advisor.what_if.measured.beside import PARTS
+from advisor.what_if.measured.beside import PARTS, _quantiles
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from benchmarks.made.foreign_files import aiperf, vllm_bench
@@ -82,3 +82,10 @@ def test_ttft_of_requests_of_one_length_in_a_closed_loop_is_not_determined(tmp_p
     ttft = found[12].predicted.ttft_s["mean"]
     if not longer:  # in lock-step twelve prompts come at once
         assert ttft.low < 0.8 * ttft.value <= ttft.high
+
+
+def test_quantiles_lie_between_few_values():
+    assert _quantiles(np.array([0.1, 0.3, np.nan])) == pytest.approx(
+        {"mean": 0.2, "p50": 0.2, "p95": 0.29, "p99": 0.298}
+    )
+    assert _quantiles(np.array([np.nan])) == {}

@@ -276,11 +276,13 @@ def test_what_was_refused_is_told_in_the_recording(receiver, tmp_path):
         receiver.refuse()
         bad = span(1, gen_ai__usage__prompt_tokens=-1)
         receiver.put_spans(read_json(json.dumps(request(bad, bad)).encode()))
+        receiver.overflowed += 3
 
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
     events = recording.frame("events")
-    (note,), (drop,) = (events.filter(kind=kind)["detail"] for kind in ("note", "drop"))
+    (note, again), (drop,) = (events.filter(kind=kind)["detail"] for kind in ("note", "drop"))
     assert "without the token" in note
+    assert again.startswith("3 requests came faster than they could be taken")
     assert "1 requests (1 without the token), and 2 spans" in drop
     assert "canary" not in note + drop
 
@@ -319,3 +321,24 @@ def test_problems_of_too_many_spans_are_written_before_they_settle():
     problems, samples = groups.drain()
     assert (len(problems), len(samples)) == (2, 200)
     assert groups.drain() == ([], [])
+
+
+def test_the_context_behind_missing_steps_is_not_known_until_nothing_runs(receiver, tmp_path):
+    end = time.time_ns() + 10**10
+    one = {"running": 1, "continued": 1, "generated": 1}
+    begun = {"running": 2, "first_tokens": 1, "continued": 1, "generated": 2, "prompts": 10}
+    last = {"running": 0, "continued": 1, "generated": 1, "finished": 1, "finished_context": 5000}
+    fresh = {"running": 1, "first_tokens": 1, "generated": 1, "prompts": 30}
+
+    def numbered(at, *rows):
+        return [{**row, "end": end + at + n} for n, row in enumerate(rows)]
+
+    def send(_):
+        more = {"dropped": 7, "dropped_until": end - 1, "first": 0}
+        receiver.put_batch(batch(*numbered(0, one, begun, one, last, fresh, one), **more))
+        more = {"dropped": 9, "dropped_until": end + 8, "first": 6}
+        receiver.put_batch(batch(*numbered(9, one, last, fresh, one), **more))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    read = recording.steps.sort("end")["decode_kv_tokens"].to_list()
+    assert read == [None, None, None, None, 0, 31, None, None, 0, 31]

@@ -14,6 +14,7 @@ from profiler.engines.models.model_facts import (
     facts_from_file,
     facts_from_folder,
 )
+from profiler.engines.models.stored_weights import stored_weights
 from traces.errors import TtscopeError, UsageError
 from traces.schema.engine import ModelFacts
 
@@ -542,7 +543,7 @@ def test_weights_that_are_quantised_on_loading_are_not_two_bytes():
     assert facts.weight_bytes is None
 
 
-def write_weights(folder, entries):
+def write_weights(folder, entries, name="model.safetensors"):
     """Write the header of a safetensors file: by name dtype, shape and bytes of an element."""
     header, at = {}, 0
     for key, (dtype, shape, size) in entries.items():
@@ -550,7 +551,37 @@ def write_weights(folder, entries):
         header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    (folder / name).write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def test_only_the_files_that_are_the_model_are_counted(tmp_path):
+    half = {"model.layers.0.mlp.weight": ("BF16", (10, 10), 2)}
+    other = {"lm_head.weight": ("BF16", (10, 5), 2)}
+    write_weights(tmp_path, half, "model-1.safetensors")
+    write_weights(tmp_path, half | other, "consolidated.safetensors")
+    write_weights(tmp_path, other, "model-2.safetensors")
+    assert stored_weights(tmp_path, 1).parameters == 150  # without an index, not the same twice
+    index = {"weight_map": dict.fromkeys(half, "model-1.safetensors")}
+    index["weight_map"] |= dict.fromkeys(other, "model-2.safetensors")
+    write_weights(tmp_path, half, "adapter.safetensors")  # in no index
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert stored_weights(tmp_path, 1).parameters == 150
+    (tmp_path / "model-2.safetensors").unlink()
+    assert stored_weights(tmp_path, 1).parameters == 150  # of the other form, which is whole
+    (tmp_path / "consolidated.safetensors").unlink()
+    assert stored_weights(tmp_path, 1) is None
+
+
+def test_layers_that_only_draft_are_left_out_and_those_of_towers_are_not(tmp_path):
+    entries = {
+        "language_model.model.layers.17.mlp.weight": ("BF16", (10, 10), 2),
+        "language_model.model.layers.18.mlp.weight": ("BF16", (10, 10), 2),
+        "model.mtp_layers.0.mlp.weight": ("BF16", (10, 10), 2),
+        "vision_tower.vision_model.encoder.layers.26.mlp.weight": ("BF16", (10, 7), 2),
+    }
+    write_weights(tmp_path, entries)
+    stored = stored_weights(tmp_path, 18)
+    assert (stored.parameters, stored.towers, stored.size_bytes) == (170, 70, 340)
 
 
 def test_a_config_object_says_what_its_json_says(tmp_path):

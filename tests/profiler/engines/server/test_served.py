@@ -1,8 +1,10 @@
-"""Where a served model's files are looked for."""
+"""Where a served model's files are looked for, and how many devices it has."""
 
 import json
 
+from benchmarks.servers.metrics_server import metrics_server
 from profiler.engines.server.served import describe
+from profiler.engines.server.server import ServerEngine
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 2,
@@ -31,3 +33,13 @@ def test_a_model_that_is_not_here_has_none(tmp_path, monkeypatch):
         config, facts = describe({"id": "toy", "root": root}, None, name=None, settings={})
         assert config.model == "toy"
         assert facts is None
+
+
+def test_data_parallel_replicas_of_vllm_are_devices():
+    with metrics_server() as state:
+        state.answers["/version"] = '{"version": "0.32.0"}'
+        state.engines = ("0", "1", "2")
+        engine = ServerEngine(state.url, declared={"tensor_parallel_size": 2})
+        engine.close()
+    assert (engine.config.data_parallel_size, engine.config.num_devices) == (3, 6)
+    assert engine.config.block_size == 128

@@ -39,6 +39,9 @@ def sglang():
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path in PAGES:
+                self.answer(404, "")
+                return
             if self.path == "/tokenize":
                 self.answer(200, json.dumps({"tokens": [7], "count": 1}))
                 return
@@ -98,6 +101,22 @@ def test_requests_have_what_sglang_knows():
     assert (engine.config.tensor_parallel_size, engine.config.max_num_seqs) == (2, 32)
     assert engine.config.vllm_version is None
     assert engine.think_end_ids == (7,)
+
+
+def test_the_room_behind_a_prompt_is_counted_in_its_tokens():
+    with sglang() as (url, asked):
+        engine = ServerEngine(url)
+        try:
+            long = answered(engine, chat=False, prompt="what " * 20, max_tokens=None)
+            PAGES["/tokenize"] = None
+            short = answered(engine, chat=False, prompt="why?", max_tokens=None)
+            other = answered(engine, chat=False, prompt="what " * 21, max_tokens=None)
+        finally:
+            PAGES.pop("/tokenize", None)
+            engine.close()
+    assert (long.error, short.error) == (None, None)
+    assert [body["max_tokens"] for _, body in asked] == [63, 60]  # of 64
+    assert other.error.startswith("max_tokens is needed")
 
 
 def test_what_only_vllm_does_is_refused():

@@ -13,8 +13,10 @@ from advisor.advice.accounts.efforts import ClassEfforts, Effort, EffortMap
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import LARGE, FakeAdvisor, estimate
 from tests.tui.pilot import last, screen_text, settle, text_of
+from traces.errors import WorkloadsError
 from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
+from tui.widgets.scatter import Scatter
 
 pytestmark = pytest.mark.slow
 
@@ -284,3 +286,49 @@ async def test_costs_and_efforts_stand_below_the_command_whole_at_80_columns(fol
         await opened.give("price", "2.5")
         assert "renting costs less from" in text_of(app, "#detail")
         assert text_of(app) == ""
+
+
+class Refusing(FakeAdvisor):
+    def recommend(self, budget, present=None, progress=None):
+        if len(self.recordings) > 1:
+            raise WorkloadsError("one and two answer different problems")
+        return super().recommend(budget, present, progress)
+
+
+async def test_recordings_of_two_workloads_say_how_to_advise_on_one(folder):
+    async with Opened(folder, advisor=Refusing) as opened:
+        app, pilot = opened.app, opened.pilot
+        assert "answer different problems" in text_of(app)
+        assert "space" in text_of(app, "#detail")
+        await pilot.press("1", "space", "a")
+        await settle(pilot)
+        assert "Run large" in text_of(app, "#detail")
+        assert not text_of(app)
+
+
+class Alike(FakeAdvisor):
+    """Answers with configurations whose names differ in their middle."""
+
+    def recommend(self, budget, present=None, progress=None):
+        answer = super().recommend(budget, present, progress)
+        picks = [
+            dataclasses.replace(
+                LARGE,
+                engine=dataclasses.replace(
+                    LARGE.engine, model=f"family-{size}b-instruct", max_num_seqs=size
+                ),
+            )
+            for size in (4, 8, 16)
+        ]
+        return dataclasses.replace(answer, pareto=tuple(picks))
+
+
+async def test_long_names_stand_whole_under_the_plot(folder):
+    async with Opened(folder, advisor=Alike) as opened:
+        await opened.pilot.press("f")
+        await settle(opened.pilot)
+        shown = screen_text(opened.app)
+        for size in (4, 8, 16):
+            assert f"family-{size}b-instruct" in shown
+        plot = opened.app.screen.query_one(Scatter)
+        assert plot.size.height >= 6 and plot.size.width > 70

@@ -1,6 +1,7 @@
 """A recording of watched servers on the Live screen, panels at each size, and a silent server."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +65,20 @@ async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
         await settle(pilot)
         assert app.current_mode == "run"
         assert app.screen.model.entry.path.name == name
+
+
+async def test_what_to_try_next_is_wrapped_anew_at_another_width():
+    app = TtscopeApp([], screen="live")
+    why = "no replay of it " * 12
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.screen.post_message(app.screen.Suggested(Path("runs/live"), why))
+        await pilot.pause()
+        wide = text_of(app, "#next").splitlines()
+        await pilot.resize_terminal(80, 24)
+        await pilot.pause()
+        lines = text_of(app, "#next").splitlines()
+        assert len(wide) < len(lines) and max(map(len, lines)) <= 78
+        assert all(line.startswith("          ") for line in lines[1:])
 
 
 @pytest.mark.slow
