@@ -84,7 +84,7 @@ def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expe
     policy = PolicyFile(
         policy=pick.policy,
         model=pick.engine.model,
-        verifier=_verifier(advisor.evidence.workload),
+        verifier=verifier_of(advisor.evidence.workload),
         most_n=pick.policy.n,
     )
     write_document(folder / POLICY, policy)
@@ -204,7 +204,7 @@ def _served(promised: Estimate | None, factor: Estimate | None) -> Estimate | No
     )
 
 
-def _verifier(workload: WorkloadFacts | None) -> VerifierName | None:
+def verifier_of(workload: WorkloadFacts | None) -> VerifierName | None:
     """Return how answers were compared; several in one workload are told by none."""
     if workload is None:
         return None

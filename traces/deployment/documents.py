@@ -68,7 +68,10 @@ def _version(policy: Policy) -> int:
 
 
 def plain_policy(policy: Policy) -> dict[str, Value]:
-    """Return a policy's fields and parameters by name, those that say nothing left out."""
+    """Return a policy's fields and parameters by name, those that say nothing left out.
+
+    A temperature that is not known is kept as null: without one, samples would be greedy.
+    """
     said = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name != "rule"}
     whole = {
         name: int(value)
@@ -76,19 +79,30 @@ def plain_policy(policy: Policy) -> dict[str, Value]:
         else value
         for name, value in policy.rule
     }
-    return {name: value for name, value in said.items() if value is not None} | whole
+    told = {name: v for name, v in said.items() if v is not None or name == "temperature"}
+    return told | whole
 
 
 def read_policy(path: Path) -> PolicyFile:
     """Read `policy.json`. Raises UsageError in one line that names the file and what is wrong."""
     document = _read(path, _PolicyDocument, "ttscope_policy", "a policy of ttscope advise -o")
     policy = _policy(path, document.policy)
+    check_runnable(path, policy)
     most = policy.n if document.most_n is None else document.most_n
     if not 1 <= policy.n <= most <= MOST_SAMPLES:
         raise UsageError(
             f"{path}: most_n must lie between the policy's n = {policy.n} and {MOST_SAMPLES:,}"
         )
     return PolicyFile(policy=policy, model=document.model, verifier=document.verifier, most_n=most)
+
+
+def check_runnable(path: Path, policy: Policy) -> None:
+    """Raise UsageError where it is not known how to draw a policy's samples."""
+    if policy.temperature is None:
+        raise UsageError(
+            f"{path}: does not say the temperature that samples are drawn at, as the outcomes did "
+            'not. Put it in, such as "temperature": 0.6'
+        )
 
 
 MOST_SAMPLES = 4_096  # of a problem, as one request may make the engine draw
@@ -205,7 +219,7 @@ def _estimates(given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | No
 def _policy(path: Path, given: Mapping[str, Value]) -> Policy:
     try:
         msgspec.convert({k: v for k, v in given.items() if k not in PARAMETER}, Policy)
-        policy = make_policy(given)
+        policy = make_policy({"temperature": None} | dict(given))
     except (UsageError, msgspec.ValidationError) as error:
         raise UsageError(f"{path}: {error}") from None
     if policy.spec.of_others:

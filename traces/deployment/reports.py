@@ -10,6 +10,12 @@ from traces.schema.formats import ABSENT, relative_change, with_interval
 WORDS = {"ok": "ok", "broken": "FAIL", "unsure": "not sure", "absent": ABSENT}
 
 
+def word_of(check: Check) -> str:
+    """Return the verdict on a check in a word. An assumption that does not hold fails nothing."""
+    moved = check.kind == "assumption" and check.verdict == "broken"
+    return "moved" if moved else WORDS[check.verdict]
+
+
 def measured_text(check: Check) -> str:
     """Return what was measured: a change as a share or a difference, anything else as it is."""
     found = check.measured
@@ -20,14 +26,18 @@ def measured_text(check: Check) -> str:
 
 
 def junit(gate: Gate) -> bytes:
-    """Return JUnit XML: a case for each check. What is not judged counts as skipped."""
+    """Return JUnit XML: a case for each check. What is not judged counts as skipped.
+
+    A gate that does not pass has a failure or an error. An assumption that moved is neither.
+    """
     judged = [each for each in gate.checks if each.kind != "assumption"]
+    why = None if gate.broken else gate.not_judged
     suite = ElementTree.Element(
         "testsuite",
         name="ttscope gate",
-        tests=str(len(gate.checks)),
+        tests=str(len(gate.checks) + (why is not None)),
         failures=str(len(gate.broken)),
-        errors="0",
+        errors=str(int(why is not None)),
         skipped=str(sum(each.verdict == "absent" for each in gate.checks)),
     )
     for check in gate.checks:
@@ -42,6 +52,9 @@ def junit(gate: Gate) -> bytes:
             failure.text = _plain("\n".join(gate.differs)) or None
         else:
             ElementTree.SubElement(case, "system-out").text = told
+    if why is not None:
+        case = ElementTree.SubElement(suite, "testcase", classname="ttscope.gate", name="verdict")
+        ElementTree.SubElement(case, "error", message=_plain(why))
     root = ElementTree.Element("testsuites")
     root.append(suite)
     whole: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
@@ -58,7 +71,7 @@ def markdown(gate: Gate) -> str:
     ]
     for each in sorted(gate.checks, key=lambda check: check.kind == "assumption"):
         name = f"assumed: {each.name}" if each.kind == "assumption" else each.name
-        cells = (WORDS[each.verdict], name, each.wanted, measured_text(each), each.why)
+        cells = (word_of(each), name, each.wanted, measured_text(each), each.why)
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     if gate.differs:
         lines += ["", "The configuration differs:", ""]

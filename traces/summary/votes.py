@@ -122,7 +122,7 @@ def _curve(voted: Sequence[tuple[int, int]], unparsed: int, total: int) -> Float
             curve += right / size * win_probability(size, tuple(others), unparsed, exact)
     if exact == total:
         return curve
-    each, rights = np.array(voted, dtype=np.int64).reshape(-1, 2).T
+    each, rights = np.array(sorted(voted), dtype=np.int64).reshape(-1, 2).T
     return np.append(curve, _by_orders(each, rights / each, unparsed)[exact:total])
 
 

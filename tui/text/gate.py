@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from traces.deployment.checks import Check, Gate
-from traces.deployment.reports import WORDS, measured_text
+from traces.deployment.reports import measured_text, word_of
 from tui.text.layout import wrap
-
-_LABELS = WORDS | {"unsure": "?"}
 
 
 def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
@@ -31,9 +29,7 @@ def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
 
 def check_lines(check: Check, *, width: int = 80) -> list[str]:
     """Return a check: its verdict, what was wanted and what was measured."""
-    label = _LABELS[check.verdict]
-    if check.kind == "assumption" and check.verdict == "broken":
-        label = "moved"
+    label = "?" if check.verdict == "unsure" else word_of(check)
     wanted = "" if check.kind == "change" else f"{check.wanted} "
     word = {"limit": "limit ", "promise": "promised ", "assumption": "assumed "}.get(check.kind, "")
     said = "" if check.measured is None else f", measured {measured_text(check)}"

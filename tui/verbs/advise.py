@@ -206,7 +206,7 @@ def print_advice(
             lines += ["", f"serve.sh, policy.json and expect.json in {output}, run by:"]
             lines.append(f"sh {folder}/serve.sh")
             lines.append(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
-            lines += _what_times_hold(promised, folder, own_name())
+            lines += [*_not_told(promised), *_what_times_hold(promised, folder, own_name())]
         say_all(lines)
     if verify is not None and answer.system_optimal is not None:
         document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
@@ -215,6 +215,24 @@ def print_advice(
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
     return advisor
+
+
+def _not_told(expected: Expectations) -> list[str]:
+    """Return what must be put in before the policy can be served: outcomes may not tell it."""
+    from advisor.advice.promise import verifier_of
+
+    policy, lines = expected.policy, []
+    if policy.temperature is None:
+        told = (
+            'Put the temperature into policy.json first ("temperature": 0.6): the outcomes do not '
+        )
+        lines += wrap("", told + "tell it.", width=80, indent=0)
+    if policy.n > 1 and verifier_of(expected.workload) is None:
+        told = (
+            "Give serve and record --verifier exact, numeric, choice or math: the outcomes do not "
+        )
+        lines += wrap("", told + "tell which answers are the same one.", width=80, indent=0)
+    return lines
 
 
 def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list[str]:

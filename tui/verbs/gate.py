@@ -146,10 +146,12 @@ def _record(
     concurrency: int | None,
 ) -> Path:
     """Record the server under the policy and the load that it is held to."""
+    from traces.deployment.documents import check_runnable
     from tui.verbs.record import Ask, Keep, run_workload
 
     if policy is None or policy.spec.of_others:
         raise UsageError(f"{asked.against}: tells no policy that can be run. Give a recording")
+    check_runnable(asked.against, policy)
     demo = told is not None and told.name.partition(":")[0] == "demo"
     workload = asked.workload or (told.name if told is not None and demo else None)
     if workload is None:

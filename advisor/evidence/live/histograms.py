@@ -252,4 +252,4 @@ def _within(prompt: Floats, output: Floats, most: int, rng: np.random.Generator)
             other = shortest[rng.integers(max(among, 1))]
             if output[other] <= most - prompt[one] and output[one] <= most - prompt[other]:
                 output[[one, other]] = output[[other, one]]
-    return np.maximum(np.minimum(output, most - prompt), 1.0)
+    return np.asarray(np.maximum(np.minimum(output, most - prompt), 1.0), dtype=float)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from advisor.accuracy.models.vote_curve import VoteCurve
+from advisor.accuracy.models.vote_curve import _votes as votes_by_law
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +81,15 @@ def test_a_curve_that_begins_later_does_not_take_its_first_vote_for_one_sample()
         found = model.predict(count)
         assert found.low - 0.005 <= truth[count] <= found.high + 0.005, count
     assert model.predict(1).high - model.predict(1).low < 0.3  # and it says something
+
+
+def test_rare_mistakes_do_not_vote_together():
+    """Right in .3, and every mistake another: votes of many find the answer."""
+    mistakes = np.tile([0.0, 1.0], (200, 1))  # the last is the mass of rare ones
+    found = votes_by_law(np.full(200, 0.3), mistakes, [1, 2, 64], np.random.default_rng(0))
+    assert found[:, 0].mean() == pytest.approx(0.3, abs=0.1)
+    assert found[:, 1].mean() == pytest.approx(0.3, abs=0.1)  # two that differ share
+    assert found[:, 2].min() == 1.0
 
 
 def test_nothing_to_learn_from():

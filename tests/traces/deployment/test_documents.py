@@ -46,6 +46,21 @@ def test_only_a_policy_with_a_table_needs_a_version_that_knows_it(tmp_path):
         assert json.loads((tmp_path / method).read_bytes())["ttscope_policy"] == version
 
 
+def test_a_temperature_that_nobody_told_is_asked_for(tmp_path):
+    """Samples drawn without one would be greedy, and their vote that of one."""
+    policy = dataclasses.replace(make_policy({"method": "majority", "n": 8}), temperature=None)
+    path = tmp_path / "policy.json"
+    write_document(path, PolicyFile(policy=policy, most_n=8))
+    with pytest.raises(
+        UsageError, match=r'policy\.json: .* Put it in, such as "temperature": 0\.6'
+    ):
+        read_policy(path)
+    document = json.loads(path.read_text())
+    document["policy"]["temperature"] = 0.6
+    path.write_text(json.dumps(document))
+    assert read_policy(path).policy == dataclasses.replace(policy, temperature=0.6)
+
+
 def test_expectations_read_back_as_they_were_written(tmp_path):
     estimate = Estimate(value=0.5, low=0.4, high=0.6, unit="1", runs=2, extrapolated=True)
     drafts = Speculative(method="ngram", num_speculative_tokens=3, prompt_lookup_max=4)

@@ -86,8 +86,11 @@ def test_a_run_against_what_was_promised(run, runs, tmp_path):
     (base,) = summarise(runs["base"])
     write_document(tmp_path / "expect.json", promised(base))
     for name, code in (("base", 0), ("again", 0), ("slow", 3), ("other", 1), ("busy", 1)):
-        left, out, err = gate(run, "expect.json", runs[name].path)
+        left, out, err = gate(run, "expect.json", runs[name].path, "--junit", "junit.xml")
         assert left == code, (name, out, err)
+        suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
+        assert (suite.get("errors") != "0", suite.get("failures") != "0") == (code == 1, code == 3)
+        assert int(suite.get("tests")) == len(suite)
         if name == "slow":
             assert "FAIL  mean latency: limit at most" in out
         if name == "other":

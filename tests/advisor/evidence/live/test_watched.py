@@ -230,6 +230,17 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
     assert "spans: a request of up to 4 samples is one problem" in told
 
 
+@pytest.mark.slow
+def test_two_watches_of_one_name_are_advised_on_together(truth, tmp_path):
+    alone = watched(truth, tmp_path / "mon" / "live", spans=False, steps=False)
+    seen = watched(truth, tmp_path / "tue" / "live")
+    advisor = Advisor.fit([alone, seen])
+    names = {run.recording: len(run.problems) for run in advisor.evidence.runs}
+    assert names.keys() == {"mon/live", "tue/live"}
+    assert len(advisor.space.problem_ids) == sum(names.values())
+    assert advisor.recommend(Budget(rate_per_s=20.0)).system_optimal.policy == AS_SENT
+
+
 def lengths_told(bounds, values):
     """A histogram of lengths in ten intervals between polls."""
     counts, sums = np.zeros((11, len(bounds))), np.zeros(11)
