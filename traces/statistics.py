@@ -304,7 +304,7 @@ def _ranks(size: int, q: float) -> tuple[float | None, float | None]:
     last value leaves more out than an interval may: 20 of 20 lie below the true p95 with a chance
     of .95^20 = 36 %.
     """
-    at_least = np.cumsum(binomial(size, q)[::-1])  # of size, size - 1, .., 0 values
+    at_least = np.cumsum(_binomial(size, q)[::-1])  # of size, size - 1, .., 0 values
     ranks = np.arange(size, -1, -1.0)
     tail = 0.5 - LEVEL / 2
     low = None if (1 - q) ** size > tail else float(np.interp(1 - tail, at_least, ranks))
@@ -312,7 +312,7 @@ def _ranks(size: int, q: float) -> tuple[float | None, float | None]:
     return low, high
 
 
-def binomial(size: int, chance: float) -> Floats:
+def _binomial(size: int, chance: float) -> Floats:
     """Return the probabilities of 0 .. `size` successes, each with a chance between 0 and 1."""
     logs = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, size + 1)))))
     ways = logs[size] - logs - logs[::-1]
@@ -489,7 +489,8 @@ def _block_of(size: int) -> NDArray[np.intp]:
 
 def _weighted_sums(values: Floats) -> Floats:
     if values.size > MANY:
-        values = np.bincount(_block_of(values.size), weights=values, minlength=_BLOCKS)
+        sums = np.bincount(_block_of(values.size), weights=values, minlength=_BLOCKS)
+        values = sums.astype(float)
     weights = _weights(values.size)
     rows = max(1, _CHUNK_CELLS // values.size)
     chunks = [weights[start : start + rows] @ values for start in range(0, len(weights), rows)]

@@ -394,11 +394,11 @@ def _notes(
     notes += known.notes(opened)
     failed = int((rows["state"] == "failed").sum())
     if failed:
-        text = f"problems that ended without a decision (timed out or failed): {failed:,}"
+        ended = f"problems that ended without a decision (timed out or failed): {failed:,}"
         unjudged = rows.filter(pl.col("state") == "failed", pl.col("correct").is_null()).height
         if unjudged and rows["correct"].is_not_null().any():
-            text += f". Accuracy is that of the others, without {unjudged:,} that failed"
-        notes.append(text)
+            ended += f". Accuracy is that of the others, without {unjudged:,} that failed"
+        notes.append(ended)
     # Others' traffic is not read for answers, and a step of beam search has none.
     whole = policy is not None and not policy.spec.in_steps
     asked = whole and "imported" not in manifest.provenance
