@@ -25,7 +25,7 @@ from advisor.accuracy.samples import SampledRun, read_samples
 from benchmarks.votes_ahead import RIVALS, Scores, Task, make_task, score, table
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.estimate import Estimate
-from traces.statistics import new_problems, paired, proportion
+from traces.statistics import of_others, paired, proportion
 from traces.summary.run import Run, summarise
 from traces.summary.votes import PolicyOutcome, majority_curve
 
@@ -180,7 +180,7 @@ def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:
     """Print how often the intervals of one half of the problems hold the mean of the other half.
 
     `mean` is the interval of the mean, which does not claim that; `others` is that of as many
-    other problems (`traces.statistics.new_problems`).
+    other problems (`traces.statistics.of_others`).
     """
     print(f"| run | policy | mean, of {splits} | others, of {splits} |")
     print("|---|---|---|---|")
@@ -194,7 +194,8 @@ def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:
             for _ in range(splits):
                 order = rng.permutation(column.right)
                 one, two = order[: order.size // 2], order[order.size // 2 :]
-                intervals = proportion(one, "1"), new_problems(one, "1", two.size)
+                alone = proportion(one, "1")
+                intervals = alone, alone and of_others(alone, one.size, two.size)
                 held += [_within(each, float(two.mean())) for each in intervals]
             name = f"{column.outcome.method}@{column.outcome.n}"
             print(f"| {run.engine.model} | {name} | {held[0]} | {held[1]} |")

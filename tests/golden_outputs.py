@@ -51,6 +51,7 @@ PROGRESS = re.compile(r", \d:\d\d:\d\d$")
 CPU_BUILD = CpuBuild(python="/venv/bin/python", omp_threads="1")
 NOT_KEPT = (  # what differs from one run to the next
     (re.compile(r"recordings, \d+(\.\d+)? m?s\b"), "recordings, TIME"),
+    (re.compile(r"\(\d+ kB\)"), "(N kB)"),  # paths and times of day are in it
     (re.compile(r"terminal-\d+-|rich-terminal-\d+|clip-\d+|\d{9,}-"), "N-"),
     (re.compile(r"\b20[2-9]\d-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d)?"), "TIME"),
     # What last digits decide, which differ by processor.

@@ -1,15 +1,16 @@
-"""Intervals: Wilson for one answer per problem, the bootstrap over problems for all else.
+"""Intervals: Wilson for one answer per problem, ranks for quantiles, the bootstrap for all else.
 
 Every interval holds 90 % (`LEVEL`). The bootstrap draws problems, never samples or tokens: the
 samples of one problem resemble each other, and counting them as independent makes intervals that
-are too narrow. It is seeded, so that the same recording always shows the same numbers.
+are too narrow. It is seeded, so that the same recording always shows the same numbers. Of more than
+`MANY` problems blocks of them are drawn, so that its memory is bounded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
+from math import ceil, inf
 from statistics import NormalDist
 
 import numpy as np
@@ -20,10 +21,10 @@ from traces.schema.estimate import Estimate
 LEVEL = 0.9
 Z95 = 1.6449  # of the normal law; 90 % lie between it and its negative
 REPLICATES = 2000
-_CELLS = 40_000_000  # weights held at once; more problems than this allows get fewer replicates
 _FEW_CELLS = 4_000_000  # weights that are kept as floats
 _CHUNK_CELLS = 1_000_000
 MANY = 5_000  # problems from which a mean is normal, and no bootstrap tells more
+_BLOCKS = 2_000  # of problems, that are drawn together where there are more than `MANY`
 
 Floats = NDArray[np.float64]
 
@@ -62,20 +63,20 @@ def mean(values: ArrayLike, unit: str) -> Estimate | None:
     if not finite.size:
         return None
     if finite.size > MANY:
-        return _normal(finite, unit)
+        return _normal(finite, unit, 0.0, (float(finite.min()), float(finite.max())))
     draws = _weighted_sums(finite) / finite.size
     return _estimate(float(finite.sum() / finite.size), draws, finite.size, unit)
 
 
-def _normal(values: Floats, unit: str) -> Estimate:
-    """Return the mean of many values with the normal interval; of shares with one problem more."""
-    centre, size = float(values.mean()), values.size
-    variance = float(values.var()) / size + (0.25 / size**2 if unit == "1" else 0.0)
-    half = Z95 * float(np.sqrt(variance))
-    low, high = centre - half, centre + half
-    if unit == "1":
-        low, high = max(low, 0.0), min(high, 1.0)
-    return Estimate(value=centre, low=low, high=high, unit=unit)
+def _normal(values: Floats, unit: str, more: float, within: tuple[float, float]) -> Estimate:
+    """Return the mean of many values with the normal interval, `more` being added to its variance.
+
+    The interval ends at the ends of what a mean may be, `within`.
+    """
+    centre = float(values.mean())
+    half = Z95 * float(np.sqrt(float(values.var()) / values.size + more))
+    low, high = max(centre - half, within[0]), min(centre + half, within[1])
+    return Estimate(value=centre, low=min(low, centre), high=max(high, centre), unit=unit)
 
 
 def bootstrap_means(values: Floats, *, replicates: int = 10_000) -> Floats:
@@ -114,7 +115,8 @@ def column_means(values: Floats, unit: str) -> list[Estimate]:
         return told
     if len(values) > MANY:
         several = zip(shares, values.T, strict=True)
-        return [share or _normal(column, unit) for share, column in several]
+        one, ends = (0.25 / len(values) ** 2, (0.0, 1.0)) if unit == "1" else (0.0, (-inf, inf))
+        return [share or _normal(column, unit, one, ends) for share, column in several]
     draws = bootstrap_means(values)
     if unit == "1":
         draws = with_jeffreys(draws, len(values), np.random.default_rng([1, len(values)]))
@@ -152,21 +154,13 @@ def _share(values: Floats, unit: str) -> Estimate | None:
     return Estimate(value=float(values.mean()), low=low, high=high, unit=unit)
 
 
-def new_problems(values: ArrayLike, unit: str, count: int) -> Estimate | None:
-    """Return the mean over problems with the interval in which that of `count` others falls.
-
-    Wider than that of the mean by sqrt(1 + problems / count): the others differ from these, and
-    an interval of the mean alone holds that of as many others only 75.5 % of the time. Of shares
-    (unit 1) the ends are numbers of problems: where nearly all are right, all others may be.
-    """
-    found = proportion(values, unit)
-    return None if found is None else of_others(found, _finite(values).size, count)
-
-
 def of_others(found: Estimate, problems: int, count: int) -> Estimate:
     """Return a mean over `problems` with the interval in which that of `count` others falls.
 
-    `found` has the interval of the mean itself (see `new_problems`).
+    Wider than that of the mean, which `found` has, by sqrt(1 + problems / count): the others differ
+    from these, and an interval of the mean alone holds that of as many others only 75.5 % of the
+    time. Of shares (unit 1) the ends are numbers of problems: where nearly all are right, all
+    others may be.
     """
     if found.low is None or found.high is None:
         return found
@@ -227,37 +221,104 @@ def quantile(
 ) -> Estimate | None:
     """Return the `q` quantile (linear interpolation) with its interval over problems.
 
-    `problems` names each value's problem by a number; without it every value is a problem.
+    `problems` names each value's problem by a number; without it every value is a problem. An end
+    is None where the problems are too few to tell it.
     """
-    numbers = np.asarray(values, dtype=float)
-    names = np.arange(numbers.size) if problems is None else np.asarray(problems)
-    keep = np.isfinite(numbers)
-    numbers, names = numbers[keep], names[keep]
-    if not numbers.size:
-        return None
-    order = np.argsort(numbers, kind="stable")
-    _, owners = np.unique(names[order], return_inverse=True)
-    size = int(owners.max()) + 1
-    draws = weighted_quantiles(numbers[order], owners, _weights(size), q)
-    return _estimate(float(np.quantile(numbers, q)), draws, size, unit)
+    numbers, owners = _owned(values, problems)
+    return _quantile(numbers, owners, q, unit) if numbers.size else None
 
 
 def spread(
     values: ArrayLike, unit: str, problems: ArrayLike | None = None
 ) -> dict[str, Estimate | None]:
     """Return mean, p50 and p95 of values that belong to problems (`quantile`)."""
-    numbers = np.asarray(values, dtype=float)
-    names = np.arange(numbers.size) if problems is None else np.asarray(problems)
-    keep = np.isfinite(numbers)
-    numbers, names = numbers[keep], names[keep]
-    _, owners = np.unique(names, return_inverse=True)
-    sums = np.bincount(owners, weights=numbers) if numbers.size else numbers
-    counts = np.bincount(owners).astype(float) if numbers.size else numbers
+    numbers, owners = _owned(values, problems)
+    if not numbers.size:
+        return {"mean": None, "p50": None, "p95": None}
+    sums, counts = np.bincount(owners, weights=numbers), np.bincount(owners).astype(float)
     return {
         "mean": ratio(sums, counts, unit),
-        "p50": quantile(numbers, 0.5, unit, problems=names),
-        "p95": quantile(numbers, 0.95, unit, problems=names),
+        "p50": _quantile(numbers, owners, 0.5, unit),
+        "p95": _quantile(numbers, owners, 0.95, unit),
     }
+
+
+def _owned(values: ArrayLike, problems: ArrayLike | None) -> tuple[Floats, NDArray[np.intp]]:
+    """Return the values that are known, and of each the number of its problem, from 0."""
+    numbers = np.asarray(values, dtype=float)
+    known = np.isfinite(numbers)
+    if problems is None:
+        return numbers[known], np.arange(int(known.sum()))
+    _, owners = np.unique(np.asarray(problems)[known], return_inverse=True)
+    return numbers[known], owners
+
+
+def _quantile(numbers: Floats, owners: NDArray[np.intp], q: float, unit: str) -> Estimate:
+    """Return the `q` quantile between the values at ranks that hold it (`_ranks`).
+
+    The bootstrap ends at the last of the values, and misses the true p95 of 60 problems above it
+    17 % of the time where 5 % are meant.
+    """
+    value = float(np.quantile(numbers, q))
+    found = Estimate(value=value, unit=unit)
+    if owners.max() < 1:
+        return found
+    size = _as_many_as(numbers > value, owners)
+    low, high = _ranks(size, q)
+    ordered = np.sort(numbers)
+    places = np.arange(1, ordered.size + 1)
+
+    def at(rank: float) -> float:
+        return float(np.interp(rank / (size + 1) * (ordered.size + 1), places, ordered))
+
+    return replace(
+        found,
+        low=None if low is None else min(at(low), value),
+        high=None if high is None else max(at(high), value),
+    )
+
+
+def _as_many_as(above: NDArray[np.bool_], owners: NDArray[np.intp]) -> int:
+    """Return how many independent values tell as much of their share above a limit as these do.
+
+    Values of a problem resemble each other: by how much more the share varies from problem to
+    problem than that of independent values, there are fewer (Kish's design effect).
+    """
+    counts = np.bincount(owners).astype(float)
+    if counts.size == owners.size:
+        return owners.size
+    share = float(above.mean())
+    beyond = np.bincount(owners, weights=above) - share * counts
+    alone = owners.size * share * (1 - share)
+    effect = owners.size / counts.size if alone <= 0 else float((beyond**2).sum()) / alone
+    effect *= counts.size / (counts.size - 1)
+    return max(int(owners.size / max(effect, 1.0)), 1)
+
+
+@lru_cache(maxsize=64)
+def _ranks(size: int, q: float) -> tuple[float | None, float | None]:
+    """Return the ranks, from 1, between which the true `q` quantile of so many values lies.
+
+    The value at rank r lies below it where at least r of them do, whose number is binomial
+    (order statistics; whole ranks are read as points of a line). None where even the first or the
+    last value leaves more out than an interval may: 20 of 20 lie below the true p95 with a chance
+    of .95^20 = 36 %.
+    """
+    at_least = np.cumsum(_binomial(size, q)[::-1])  # of size, size - 1, .., 0 values
+    ranks = np.arange(size, -1, -1.0)
+    tail = 0.5 - LEVEL / 2
+    low = None if (1 - q) ** size > tail else float(np.interp(1 - tail, at_least, ranks))
+    high = None if q**size > tail else float(np.interp(tail, at_least, ranks))
+    return low, high
+
+
+def _binomial(size: int, chance: float) -> Floats:
+    """Return the probabilities of 0 .. `size` successes, each with a chance between 0 and 1."""
+    logs = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, size + 1)))))
+    ways = logs[size] - logs - logs[::-1]
+    successes = np.arange(size + 1)
+    found = ways + successes * np.log(chance) + (size - successes) * np.log1p(-chance)
+    return np.asarray(np.exp(found))
 
 
 def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:
@@ -306,7 +367,10 @@ def drawn(
         draws = _divide(sums, _weighted_sums(counts))
         return Drawn(value=float(values.mean()), draws=draws, problems=size)
     order = np.argsort(values, kind="stable")
-    draws = weighted_quantiles(values[order], owners[order], _weights(size), q)
+    drawn_of, blocks = owners[order], size
+    if size > MANY:
+        drawn_of, blocks = _block_of(size)[drawn_of], _BLOCKS
+    draws = weighted_quantiles(values[order], drawn_of, _weights(blocks), q)
     return Drawn(value=float(np.quantile(values, q)), draws=draws, problems=size)
 
 
@@ -403,17 +467,30 @@ def _weights(size: int) -> NDArray[np.int32] | Floats:
 
     As floats where these are few: every product would convert whole numbers anew.
     """
-    replicates = min(REPLICATES, max(200, _CELLS // size))
     rng = np.random.default_rng(size)
-    few = replicates * size <= _FEW_CELLS
-    counts = np.empty((replicates, size), dtype=np.float64 if few else np.int32)
-    for row in range(replicates):
+    few = REPLICATES * size <= _FEW_CELLS
+    counts = np.empty((REPLICATES, size), dtype=np.float64 if few else np.int32)
+    for row in range(REPLICATES):
         counts[row] = np.bincount(rng.integers(0, size, size), minlength=size)
     counts.setflags(write=False)
     return counts
 
 
+@lru_cache(maxsize=4)
+def _block_of(size: int) -> NDArray[np.intp]:
+    """Return the block of each of more than `MANY` problems, which are dealt out at random.
+
+    Blocks of independent problems are as independent, and their draws spread as those of problems.
+    """
+    found = np.random.default_rng([2, size]).permutation(size) % _BLOCKS
+    found.setflags(write=False)
+    return np.asarray(found)
+
+
 def _weighted_sums(values: Floats) -> Floats:
+    if values.size > MANY:
+        sums = np.bincount(_block_of(values.size), weights=values, minlength=_BLOCKS)
+        values = sums.astype(float)
     weights = _weights(values.size)
     rows = max(1, _CHUNK_CELLS // values.size)
     chunks = [weights[start : start + rows] @ values for start in range(0, len(weights), rows)]

@@ -10,8 +10,10 @@ from typing import Final
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.tts.policy import AS_SENT, Policy
 
-WORKER: Final = frozenset({"namespace", "component", "producer", "worker", "dp_rank"})
-"""What forward passes call the worker that made them."""
+WORKER: Final = frozenset(
+    {"namespace", "component", "producer", "worker", "dp_rank", "url", "urls", "engine"}
+)
+"""What says which worker of a deployment an engine is: of forward passes, of /metrics."""
 
 
 @lru_cache(maxsize=4096)
@@ -31,8 +33,13 @@ def law_key(engine: EngineConfig) -> EngineConfig:
         num_gpu_blocks=None,
         gpu_memory_utilization=None,
         enable_prefix_caching=None,
-        other=tuple(pair for pair in engine.other if pair[0] not in WORKER),
+        other=any_worker(engine),
     )
+
+
+def any_worker(engine: EngineConfig) -> tuple[tuple[str, str], ...]:
+    """Return what else is known of an engine, but for which worker of a deployment it is."""
+    return tuple(pair for pair in engine.other if pair[0] not in WORKER)
 
 
 def _own_gpus(engine: EngineConfig) -> int | None:
@@ -69,8 +76,13 @@ def sampling_of(policy: Policy) -> Policy:
 
 
 def without_limits(engine: EngineConfig) -> EngineConfig:
-    """Return the engine as one replica whose limits are not said."""
-    return dataclasses.replace(engine.one_replica(), max_num_seqs=None, max_num_batched_tokens=None)
+    """Return the engine as one replica, whichever of a deployment, whose limits are not said."""
+    return dataclasses.replace(
+        engine.one_replica(),
+        max_num_seqs=None,
+        max_num_batched_tokens=None,
+        other=any_worker(engine),
+    )
 
 
 def powers(values: Sequence[int | None], fewest: int) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from advisor.evidence.keys import DEFAULT_BLOCK
+from advisor.evidence.keys import DEFAULT_BLOCK, any_worker
 from advisor.evidence.runs import arrival_rate
 from traces.errors import TtscopeError
 from traces.live.watched import only_watched
@@ -45,6 +45,7 @@ def run_key(engine: EngineConfig, policy: Policy) -> Config:
         enforce_eager=engine.enforce_eager is True,
         speculative=drafts,
         num_gpus=engine.num_devices,
+        other=any_worker(engine),
     )
     if policy.n == 1 and policy.method in ("greedy", "majority"):
         policy = dataclasses.replace(policy, method="greedy")

@@ -138,7 +138,7 @@ def running(engine, port=0):
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield f"http://127.0.0.1:{told['port']}"
     finally:

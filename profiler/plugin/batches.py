@@ -5,7 +5,8 @@ wait, the blocks in use, what was generated, accepted, finished and preempted. W
 --enable-logging-iteration-details it is told the composition and the time of the step too. It never
 sees when a step began, which requests were in it, or what was aborted. The context that a step
 reads is inferred from running sums of prompt and generated tokens, set to 0 when nothing runs.
-Behind steps that are missing it is not known until then.
+Behind steps that are missing it is not known until then, nor where many requests of the sums get no
+token, since they were aborted or preempted. A batch of a pipeline reads its requests' share.
 
 Of several front ends one gets the scheduler's part of a step, and each what its own requests got.
 What came without it (`running` is null) is added to the step whose end is nearest.
@@ -55,6 +56,7 @@ _COUNTED = COLUMNS[4:13]  # what is counted by request, so by front end
 MOST_ROWS = 5_000  # of a batch
 MOST_BYTES = 4 << 20  # of a batch
 MOST_HELD = 20_000  # rows that wait for those of other front ends, of all engines
+_FEWEST_SEEN = 0.9  # of the requests whose context is summed, those that got a token
 MOST_VALUE = 1 << 50  # of a configuration, such as bytes of weights
 LONGEST_NAME = 1_024  # of a configuration, where a model may be a path
 _MOST_NAMES = 16  # other settings of a configuration
@@ -173,18 +175,21 @@ class PluginRows:
     """Turns what the plugin of one engine sent into rows of `steps`, in the order of their ends.
 
     `usable_blocks` is the size of the KV cache in blocks; None leaves `kv_blocks` null.
-    `asynchronous` says that vLLM schedules ahead: its elapsed_ms is then no step's time. `before`
-    counts the steps that ended before the recording began: they are in no row, but what later ones
-    read rests on them. `lost` counts what other front ends saw of steps that never came.
+    `asynchronous` says that vLLM schedules ahead: its elapsed_ms is then no step's time, and
+    `pipelined` that a step has some of the requests that run. `before` counts the steps that ended
+    before the recording began: they are in no row, but what later ones read rests on them. `lost`
+    counts what other front ends saw of steps that never came.
     """
 
     engine: str
     usable_blocks: int | None = None
     asynchronous: bool | None = None
+    pipelined: bool = False
     before: int = 0
     lost: int = 0
     _step: int = 0
     _context: int | None = 0
+    _alive: int = 0  # requests that it is of
     _gaps: list[int] = field(default_factory=list)  # ends of the newest steps that are missing
     _last_end: int | None = None
     _ran: bool = False
@@ -247,10 +252,10 @@ class PluginRows:
     def _row(self, told: dict[str, Any], since: int | None) -> dict[str, Any] | None:
         while self._gaps and told["end"] > self._gaps[0]:
             self._gaps.pop(0)
-            self._context = None
+            self._context, self._alive = None, 0
         worked = told["generated"] or told["computed"] or told["ctx_tokens"] or told["running"]
         if told["dummy"] or not worked:
-            self._last_end, self._ran, self._context = told["end"], False, 0
+            self._last_end, self._ran, self._context, self._alive = told["end"], False, 0, 0
             return None
         detailed = told["gen_requests"] is not None
         drafted = sum(told["drafted"] or ())
@@ -258,8 +263,10 @@ class PluginRows:
         decode_tokens = told["gen_tokens"] if detailed else told["continued"] + drafted
         # The newest token of each request is known and not computed yet: it is among the step's.
         read = 0 if not decodes else None
-        if decodes and self._context is not None:
-            read = max(self._context + decode_tokens - decodes, 0)
+        share = min(decodes / self._alive, 1.0) if self._alive > 0 else 1.0
+        known = share >= _FEWEST_SEEN or self.pipelined
+        if decodes and known and self._context is not None:
+            read = max(round(self._context * share) + decode_tokens - decodes, 0)
         interval = None
         if self._ran and self._last_end is not None:
             interval = max(told["end"] - self._last_end, 0)
@@ -300,6 +307,7 @@ class PluginRows:
             self._step += 1
         if self._context is not None:
             self._context += told["prompts"] + told["generated"] - told["finished_context"]
+            self._alive += told["first_tokens"] - told["finished"]
         if not told["running"] or (self._context or 0) < 0:
-            self._context = 0
+            self._context = self._alive = 0
         return None if before else row

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import hypot
+from math import hypot, inf
 from typing import Any, Final, Literal
 
 import polars as pl
@@ -154,9 +154,9 @@ def _held(
         why = _other_path(expected, run)
     if measured is None:
         why = "not measured in this recording"
-    elif measured.low is None or measured.high is None:
-        why = "one problem has no interval. Record more"
-    if why is not None or measured is None or measured.low is None or measured.high is None:
+    elif measured.low is None and measured.high is None:
+        why = "too few problems for an interval. Record more"
+    if why is not None or measured is None:
         return Check(
             name=of.noun,
             kind=kind,
@@ -177,8 +177,9 @@ def _held(
 def _judged(
     name: str, kind: Kind, measured: Estimate, bound: float, wanted: str, *, above: bool
 ) -> Check:
-    assert measured.low is not None and measured.high is not None
-    ends = [end > bound if above else end < bound for end in (measured.low, measured.high)]
+    low, high = measured.low, measured.high
+    open_ends = (-inf if low is None else low, inf if high is None else high)
+    ends = [end > bound if above else end < bound for end in open_ends]
     verdict: Verdict = "broken" if all(ends) else "unsure" if any(ends) else "ok"
     end = percent_change(bound) if measured.unit == "share" else number(bound, measured.unit)
     edge = f"{'above' if above else 'below'} {end}"
@@ -187,18 +188,20 @@ def _judged(
         "unsure": f"the interval reaches {edge}, and not all of it",
         "ok": f"no part of the interval lies {edge}",
     }[verdict]
+    if verdict == "unsure" and None in (low, high):
+        why = f"too few problems to tell whether it is {edge}. Record more"
     return Check(name=name, kind=kind, verdict=verdict, wanted=wanted, measured=measured, why=why)
 
 
 def _from_run_to_run(measured: Estimate, run: Run) -> Estimate:
     """Return a time with the spread from run to run in its interval."""
-    assert measured.low is not None and measured.high is not None
     spread = Z95 * hypot(RUN_TO_RUN, within(run.step_rows)) * measured.value
-    low, high = (
-        measured.value + (1 if end > measured.value else -1) * hypot(end - measured.value, spread)
-        for end in (measured.low, measured.high)
+    low, high = measured.low, measured.high
+    return replace(
+        measured,
+        low=None if low is None else measured.value - hypot(low - measured.value, spread),
+        high=None if high is None else measured.value + hypot(high - measured.value, spread),
     )
-    return replace(measured, low=min(low, measured.value), high=high)
 
 
 def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:

@@ -72,7 +72,7 @@ def _slices(recording: Recording, base: int, tracks: _Tracks) -> Iterator[tuple[
         yield "samples", piece
     kernels, events = recording.frame("kernels"), recording.frame("events")
     for engine in recording.manifest.engines:
-        steps = _placed(recording.steps.filter(pl.col("engine") == engine))
+        steps = _placed(recording.steps.filter(pl.col("engine") == engine), base)
         lanes = _Lanes(tracks, f"engine {engine}", "steps")
         for row in steps.sort("begin").iter_rows(named=True):
             track = lanes.take(row["begin"], row["end"])
@@ -86,11 +86,11 @@ def _slices(recording: Recording, base: int, tracks: _Tracks) -> Iterator[tuple[
         yield "events", {**_mark(row["kind"] or "event", track, row["time"]), "args": told}
 
 
-def _placed(steps: pl.DataFrame) -> pl.DataFrame:
-    """Return the steps that have a time, by it, with `begin`; without dates one after another."""
+def _placed(steps: pl.DataFrame, first: int) -> pl.DataFrame:
+    """Return the steps that have a time, by it, with `begin`; undated ones in turn from `first`."""
     known = steps.drop_nulls("wall_ns").sort("step")
     if known["end"].null_count() == known.height:
-        known = known.with_columns(end=pl.col("wall_ns").cum_sum())
+        known = known.with_columns(end=first + pl.col("wall_ns").cum_sum())
     known = known.drop_nulls("end").sort("end")
     return known.with_columns(begin=pl.col("end") - pl.col("wall_ns"))
 

@@ -7,6 +7,7 @@ of the seconds, so that no rate mixes two lives of a server.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -239,9 +240,10 @@ class Polls:
     """Adds up the polls of one engine's server, page after page, without keeping the pages.
 
     A row that a poll lacks has the value of the poll before; a null ends a series that the page no
-    longer has. Of each poll the buckets of times, the gauges and the generated tokens stay in
-    memory, 4 bytes a bucket. With `lengths` so do those of requests' lengths and the counters of
-    steps and prompts, from which a law and traffic are made.
+    longer has. A counter that ended is at 0: after a restart a server makes some at their first
+    use. Of each poll the buckets of times, the gauges and the generated tokens stay in memory, 4
+    bytes a bucket. With `lengths` so do those of requests' lengths and the counters of steps and
+    prompts, from which a law and traffic are made.
     """
 
     def __init__(self, *, lengths: bool = False) -> None:
@@ -348,6 +350,9 @@ class Polls:
         names = [name for name, _, _ in self._places]
         told = np.full((times.size, len(names)), np.nan)
         told[poll, place] = value
+        gauge = np.array([name in GAUGES for name in names])
+        ended = gone & ~gauge[place]
+        told[poll[ended], place[ended]] = 0.0
         filled = _fill(told, ~np.isnan(told), self._last)
         before = np.vstack([self._last, filled[:-1]])
         # A series that appears later began at 0; the first poll's values are where counting begins.
@@ -355,7 +360,7 @@ class Polls:
         if not self._times:
             new[0] = False
         grown = np.nan_to_num(np.where(new, filled, filled - before), nan=0.0)
-        counts = np.array([not name.endswith("_sum") and name not in GAUGES for name in names])
+        counts = ~gauge & np.array([not name.endswith("_sum") for name in names])
         resets = (grown[:, counts] < 0).any(axis=1)
         grown[resets] = 0.0
         self._increase += grown.sum(axis=0)
@@ -373,8 +378,12 @@ class Polls:
             kept.append(self._grown_of(name, grown))
 
     def _readings(self, name: str, told: Floats, poll: NDArray[Any], gone: NDArray[Any]) -> Floats:
-        """Return a gauge at each poll, nan where the page has none."""
-        place = self._places.get((name, "", None))
+        """Return a gauge at each poll, nan where the page has none, or several.
+
+        A relabelled page gives its only one labels.
+        """
+        found_at = [at for (each, *_), at in self._places.items() if each == name]
+        place = self._places.get((name, "", None), found_at[0] if len(found_at) == 1 else None)
         if place is None:
             return np.full(len(told), np.nan)
         values = told[:, [place]]
@@ -524,7 +533,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     """Return an engine's numbers over a window."""
     running, waiting, kv = (window.gauge(name) for name in (RUNNING, WAITING, KV))
     steps, tokens = window.total(f"{STEP_TOKENS}_count"), window.total(f"{STEP_TOKENS}_sum")
-    finished = {_value(key): round(n) for key, n in window.by_label(FINISHED).items()}
+    finished = _by_value(window.by_label(FINISHED), "finished_reason")
     asked, hit = window.total(ASKED_TOKENS), window.total(HIT_TOKENS)
     preempted, drafts = window.total(PREEMPTED), window.total(DRAFTS)
     per_position = _per_position(window, drafts)
@@ -545,7 +554,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
         prompt_tokens_per_s=window.rate(PROMPT),
         generated_tokens_per_s=window.rate(GENERATED),
         requests_per_s=window.rate(FINISHED),
-        finished={reason: count for reason, count in finished.items() if count},
+        finished={reason: round(count) for reason, count in finished.items() if round(count)},
         steps_per_s=window.rate(f"{STEP_TOKENS}_count"),
         tokens_per_step=tokens / steps if steps and tokens is not None else None,
         running=_mean(running),
@@ -576,18 +585,26 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     )
 
 
-def _value(labels: str) -> str:
-    """Return `stop` of `finished_reason="stop"`."""
-    return labels.partition('"')[2].rstrip('"')
+def _by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
+    """Add up counts by the value of one label: a page may give its lines others, such as instance.
+
+    What lacks the label is left out.
+    """
+    found: dict[str, float] = {}
+    named = re.compile(rf'(?:^|,){label}="([^"]*)"')
+    for labels, count in counts.items():
+        if (match := named.search(labels)) is not None:
+            found[match[1]] = found.get(match[1], 0.0) + count
+    return found
 
 
 def _per_position(window: Window, drafts: float | None) -> tuple[float, ...] | None:
     if not drafts:
         return None
-    counts = {int(_value(key)): n for key, n in window.by_label(ACCEPTED_AT).items()}
-    if not counts:
+    counts = _by_value(window.by_label(ACCEPTED_AT), "position")
+    if not counts or not all(each.isdecimal() for each in counts):
         return None
-    return tuple(counts[position] / drafts for position in sorted(counts))
+    return tuple(counts[position] / drafts for position in sorted(counts, key=int))
 
 
 def _mean(values: NDArray[Any]) -> float | None:

@@ -35,15 +35,18 @@ class WindowCost:
     """The profiled steps of one engine, in order, and what each cost.
 
     `begun` and `ended` are unix ns, `cost_ns` what a step took more than steps alike, nan where
-    there are too few, and `sd_ns` the standard error of that. `places` are rows of the steps,
-    `usual_ns` what they would have taken.
+    there are too few. `places` are rows of the steps, `usual_ns` what they would have taken. Its
+    standard error has two parts: `own_sd_ns` is by how much a step's own time varies, and
+    `alike_sd_ns` that of the mean of steps alike. Steps of one window have nearly the same ones, so
+    that what is wrong there is wrong in all of them.
     """
 
     places: NDArray[np.intp]
     begun: Times
     ended: Times
     usual_ns: Floats
-    sd_ns: Floats
+    own_sd_ns: Floats
+    alike_sd_ns: Floats
 
     @cached_property
     def cost_ns(self) -> Floats:
@@ -68,9 +71,29 @@ class WindowCost:
 
     def sd_within_s(self, since: Times, until: Times) -> Floats:
         """Return the standard error of `within_s`."""
-        squares = self.sd_ns**2
-        variance = self._until(until, squares) - self._until(since, squares)
-        return np.asarray(np.sqrt(np.maximum(variance, 0.0)) / 1e9)
+        squares = self.own_sd_ns**2
+        own = self._until(until, squares) - self._until(since, squares)
+        variance = np.maximum(own, 0.0) + self._alike_between(since, until)
+        return np.asarray(np.sqrt(variance) / 1e9)
+
+    def _alike_between(self, since: Times, until: Times) -> Floats:
+        """Return the variance of the means of steps alike: standard errors add up in a window."""
+        if not self.places.size:
+            return np.zeros(since.size)
+        starts = np.flatnonzero(np.diff(self.places, prepend=-2) != 1)
+        sds = np.where(self.known, self.alike_sd_ns, 0.0)
+        whole = np.concatenate(([0.0], np.add.reduceat(sds, starts)))  # none, then each window
+        before, squares = np.cumsum(whole) - whole, np.cumsum(whole**2)
+        first, last = (
+            np.searchsorted(self.begun[starts], each, side="right") for each in (since, until)
+        )
+        begun, ended = (self._until(each, self.alike_sd_ns) for each in (since, until))
+        apart = (
+            (whole[first] - (begun - before[first])) ** 2
+            + (squares[last] - whole[last] ** 2 - squares[first])
+            + (ended - before[last]) ** 2
+        )
+        return np.where(first == last, (ended - begun) ** 2, apart)
 
     def _until(self, times: Times, amounts: Floats) -> Floats:
         """Return the sum of the steps' amounts up to each time, a part of the one that it cuts."""
@@ -97,7 +120,12 @@ def window_cost(steps: pl.DataFrame) -> WindowCost:
         none = np.zeros(0)
         times = none.astype(np.int64)
         return WindowCost(
-            places=times.astype(np.intp), begun=times, ended=times, usual_ns=none, sd_ns=none
+            places=times.astype(np.intp),
+            begun=times,
+            ended=times,
+            usual_ns=none,
+            own_sd_ns=none,
+            alike_sd_ns=none,
         )
     ended = steps["end"].fill_null(0).to_numpy().astype(np.int64)
     took = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series()
@@ -106,7 +134,7 @@ def window_cost(steps: pl.DataFrame) -> WindowCost:
     profiled = steps["profiled"].fill_null(False).to_numpy()
     places = np.flatnonzero(profiled & known)
     load = steps.select(pl.col(name).fill_null(0) for name in _LOAD).to_numpy().astype(float)
-    usual, sd = np.full(places.size, np.nan), np.full(places.size, np.nan)
+    usual, own_sd, alike_sd = np.full((3, places.size), np.nan)
     usable = known & ~profiled
     for index, place in enumerate(places if usable.any() else ()):
         for near in _NEAR:
@@ -114,20 +142,27 @@ def window_cost(steps: pl.DataFrame) -> WindowCost:
             others = first + np.flatnonzero(usable[first : place + near])
             told = _would_have_taken(load[place], place, load[others], others, times[others])
             if told is not None:
-                usual[index], sd[index] = told
+                usual[index], own_sd[index], alike_sd[index] = told
                 break
     # A step begins no earlier than the one before has ended: intervals are between ends.
     begun = np.maximum(ended[places] - times[places], np.concatenate(([0], ended))[places])
-    return WindowCost(places=places, begun=begun, ended=ended[places], usual_ns=usual, sd_ns=sd)
+    return WindowCost(
+        places=places,
+        begun=begun,
+        ended=ended[places],
+        usual_ns=usual,
+        own_sd_ns=own_sd,
+        alike_sd_ns=alike_sd,
+    )
 
 
 def _would_have_taken(
     own: Floats, place: int, load: Floats, places: NDArray[np.intp], times: Times
-) -> tuple[float, float] | None:
-    """Return the mean time of a step of this load by the others, and its standard error.
+) -> tuple[float, float, float] | None:
+    """Return the mean time of a step of this load by the others, their sd, and that of the mean.
 
     By steps alike where there are some, else by a line through steps of its kind, between the
-    smallest and the largest of them. A step's own time varies as those do: that is in the error.
+    smallest and the largest of them. A step's own time varies as those do.
     """
     kind = ((load > 0) == (own > 0)).all(axis=1)
     load, places, times = load[kind], places[kind], times[kind]
@@ -136,7 +171,8 @@ def _would_have_taken(
     if alike.size >= FEWEST:
         order = np.argsort(np.abs(places[alike] - place), kind="stable")[:ALIKE]
         sample = times[alike[order]].astype(float)
-        return float(sample.mean()), float(sample.std(ddof=1) * np.sqrt(1 + 1 / sample.size))
+        sd = float(sample.std(ddof=1))
+        return float(sample.mean()), sd, sd / np.sqrt(sample.size)
     if times.size < _FEWEST_OF_A_LINE:
         return None
     if (own < load.min(axis=0)).any() or (own > load.max(axis=0)).any():
@@ -147,4 +183,4 @@ def _would_have_taken(
     residual = float(np.sqrt(((times - design @ found) ** 2).sum() / (times.size - rank)))
     at = np.concatenate(([1.0], own))
     leverage = float(at @ np.linalg.pinv(design.T @ design) @ at)
-    return float(at @ found), residual * np.sqrt(1 + leverage)
+    return float(at @ found), residual, residual * np.sqrt(leverage)

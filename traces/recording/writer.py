@@ -390,7 +390,7 @@ class RecordingWriter:
         return len(self._rows[table]) + self._framed[table]
 
     def _drain(self, table: str, drain: Callable[[], Drained]) -> None:
-        count = 1
+        count = 1  # of rows that a fault may cost
         try:
             drained = drain()
             count = max(len(drained), 1)
@@ -399,6 +399,7 @@ class RecordingWriter:
             else:
                 for row in drained:
                     self.append(table, row)
+                    count -= 1
         except _FAULTS as error:  # a probe's fault must not cost the other tables
             log.warning("rows of %s were lost (%s: %s)", table, type(error).__name__, error)
             self.dropped(table, count)
@@ -443,7 +444,7 @@ class RecordingWriter:
             self._fail(error)  # its sources stay as they are
 
     def _tell(self, table: str, rows: pl.DataFrame) -> None:
-        for listener in self._listeners if rows.height else ():
+        for listener in list(self._listeners) if rows.height else ():
             try:
                 listener(table, rows)
             except _FAULTS as error:  # which must cost no recording

@@ -11,8 +11,9 @@ from traces.schema.record import Record
 class Estimate(Record):
     """A number with its interval; no bare float leaves the advisor.
 
-    `low` and `high` are None where no interval is known; `runs` is how many recorded runs it
-    rests on; `extrapolated` says that it lies outside what was measured.
+    `low` and `high` are None where no interval is known, and one of them alone where what was
+    measured is too little to tell that end; `runs` is how many recorded runs it rests on;
+    `extrapolated` says that it lies outside what was measured.
     """
 
     value: float
@@ -23,7 +24,7 @@ class Estimate(Record):
     extrapolated: bool = False
 
     def holds(self, value: float) -> bool | None:
-        """Whether a value lies in the interval, None without one."""
+        """Whether a value lies in the interval, None without both ends."""
         if self.low is None or self.high is None:
             return None
         return self.low <= value <= self.high

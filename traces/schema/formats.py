@@ -97,18 +97,23 @@ def written(value: float, unit: str) -> str:
 
 
 def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
-    """Return `[low, high]` in the unit that `number` gives the value; empty without one."""
-    if estimate is None or estimate.low is None or estimate.high is None:
+    """Return `[low, high]` in the unit that `number` gives the value; empty without one.
+
+    An end that is not known is "-".
+    """
+    if estimate is None or (estimate.low is None and estimate.high is None):
         return ""
-    if sign and estimate.unit == "1":
-        return f"[{_points(estimate.low)}, {_points(estimate.high)}]".replace("±", "")
     factor, _ = scale(estimate.value, estimate.unit)
-    ends = [_plain(end / factor, estimate.unit) for end in (estimate.low, estimate.high)]
-    ends = [text.replace("$", "") for text in ends]
-    if sign:
-        pairs = zip(ends, (estimate.low, estimate.high), strict=True)
-        ends = [f"+{text}" if end > 0 else text for text, end in pairs]
-    return f"[{', '.join(ends)}]"
+
+    def told(end: float | None) -> str:
+        if end is None:
+            return ABSENT
+        if sign and estimate.unit == "1":
+            return _points(end).replace("±", "")
+        text = _plain(end / factor, estimate.unit).replace("$", "")
+        return f"+{text}" if sign and end > 0 else text
+
+    return f"[{told(estimate.low)}, {told(estimate.high)}]"
 
 
 def value_of(estimate: Estimate | None, *, sign: bool = False) -> str:

@@ -365,7 +365,11 @@ def _floats(frame: pl.DataFrame, column: pl.Expr) -> Floats:
 
 
 def _wider(found: Estimate | None, more: float) -> Estimate | None:
-    if found is None or found.low is None or found.high is None or not more:
+    if found is None or not more:
         return found
-    low, high = (float(np.hypot(found.value - end, more)) for end in (found.low, found.high))
-    return dataclasses.replace(found, low=max(found.value - low, 0.0), high=found.value + high)
+    low, high = found.low, found.high
+    if low is not None:
+        low = max(found.value - float(np.hypot(found.value - low, more)), 0.0)
+    if high is not None:
+        high = found.value + float(np.hypot(found.value - high, more))
+    return dataclasses.replace(found, low=low, high=high)

@@ -170,11 +170,13 @@ def problem_rows(
     manifest = recording.manifest
     # An import tells of what has ended, whether or not it tells when.
     imported = pl.col("arrival").is_null() | pl.lit("imported" in manifest.provenance)
-    decided = pl.col("decided_at").is_not_null() | (imported & pl.col("error").is_null())
-    rows = _numbered(recording, engine, policy).with_columns(
+    posed = _numbered(recording, engine, policy)
+    told = pl.col("decided_at").is_not_null() & ~_nothing_came(posed, samples)
+    decided = told | (imported & pl.col("error").is_null())
+    rows = posed.with_columns(
         state=pl.when(decided)
         .then(pl.lit("decided"))
-        .when(ENDED | imported)
+        .when(ENDED | imported | pl.col("decided_at").is_not_null())
         .then(pl.lit("failed"))
         .otherwise(pl.lit("in_flight")),
     )
@@ -200,13 +202,38 @@ def problem_rows(
             correct=pl.when(pl.col("timed_out").fill_null(False) & pl.col("correct").is_null())
             .then(0.0)
             .otherwise(pl.col("correct").cast(pl.Float64)),
-            latency_s=pl.when(measured & decided).then(
+            latency_s=pl.when(measured, pl.col("state") == "decided").then(
                 (pl.col("decided_at") - pl.col("arrival")) / 1e9 - pl.col("cost_s")
             ),
             busy_s=pl.when(measured).then("busy_s"),
         )
         .sort("problem")
     )
+
+
+_ANSWERING = ("sample", "forced", "revision")
+
+
+def _nothing_came(problems: pl.DataFrame, samples: pl.DataFrame) -> pl.Expr:
+    """Return whether a problem has no answer and all of its requests failed.
+
+    It has a decision then, after the time that it took them to fail. A sample of which a later
+    request failed, such as its forced answer, has failed too.
+    """
+    unanswered = pl.col("error").is_not_null() & pl.col("answer").is_null()
+    unanswered &= ~pl.col("timed_out").fill_null(False)
+    without = problems.filter(unanswered).select("problem")
+    if not without.height:
+        return pl.lit(False)
+    whole = ENDED & pl.col("error").is_null() & pl.col("cancelled_by").is_null()
+    came = (
+        samples.filter(pl.col("role").fill_null("sample").is_in(_ANSWERING))
+        .join(without, on="problem", how="semi")
+        .group_by("problem", pl.coalesce("parent_sample", "sample_index"))
+        .agg(whole=whole.all())
+        .filter("whole")["problem"]
+    )
+    return unanswered & ~pl.col("problem").is_in(came.unique().implode())
 
 
 def _numbered(recording: Recording, engine: str, policy: str) -> pl.DataFrame:

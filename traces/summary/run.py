@@ -1,7 +1,8 @@
 """What happened in a recording: every number, its unit and its formula.
 
 `summarise` recomputes everything from the raw tables. What was not measured is None. Intervals
-hold 90 %: Wilson for accuracy, the bootstrap over problems for the rest (traces/statistics.py).
+hold 90 %: Wilson for accuracy, ranks for quantiles, the bootstrap over problems for the rest
+(traces/statistics.py).
 The table of metrics (tag, header, unit, formula) is traces/summary/metrics.py.
 """
 
@@ -65,7 +66,8 @@ class Run:
 
     `replay_of` names the recording that a replay predicted the run from, None for measured ones.
     `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
-    off by the recording's end, `problems_failed` those that ended without a decision.
+    off by the recording's end, `problems_failed` those that ended without a decision, or whose
+    requests all failed.
     `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
     JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
     `conditions` (the load and the machine, which repeats share), `imported` (the foreign format of
@@ -185,8 +187,8 @@ def _run(
         recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
     )
     in_flight = states.get("in_flight", 0)
-    made = None if in_flight else _sum_or_none(samples["output_tokens"])
-    lost = lost_problems(rows) if votes else None
+    made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
+    lost = _lost(samples, rows) if votes else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     curve = PublishedCurve.told(manifest.provenance)
@@ -261,6 +263,27 @@ def _policies(
     own = voting_samples(without_timed_out(samples, rows))
     over = pl.when(ENDED, pl.col("error").is_null()).then(pl.coalesce("end", 0))
     return policies_within(own.with_columns(end=over), policy.n)
+
+
+def _lost(samples: pl.DataFrame, rows: pl.DataFrame) -> Lost:
+    """Return of which problems not all samples came: failed is one of which any sample did."""
+    failed = samples.filter(pl.col("error").is_not_null())["problem"].unique()
+    with_failed = pl.col("problem").is_in(failed.implode())
+    error = pl.when(with_failed).then(pl.lit("samples failed")).otherwise("error")
+    return lost_problems(rows.with_columns(error=error))
+
+
+def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
+    """Return the tokens that samples generated, None where one does not tell.
+
+    A request that failed before its first token gave none. Those that failed are in none of the
+    tools' throughputs that an import has them from.
+    """
+    nothing = pl.lit(imported) | (
+        pl.col("first_token").is_null() & pl.col("output_tokens").is_null()
+    )
+    ran = samples.filter(pl.col("error").is_null() | ~nothing)
+    return _sum_or_none(ran["output_tokens"])
 
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -371,7 +394,11 @@ def _notes(
     notes += known.notes(opened)
     failed = int((rows["state"] == "failed").sum())
     if failed:
-        notes.append(f"problems that ended without a decision (timed out or failed): {failed:,}")
+        ended = f"problems that ended without a decision (timed out or failed): {failed:,}"
+        unjudged = rows.filter(pl.col("state") == "failed", pl.col("correct").is_null()).height
+        if unjudged and rows["correct"].is_not_null().any():
+            ended += f". Accuracy is that of the others, without {unjudged:,} that failed"
+        notes.append(ended)
     # Others' traffic is not read for answers, and a step of beam search has none.
     whole = policy is not None and not policy.spec.in_steps
     asked = whole and "imported" not in manifest.provenance

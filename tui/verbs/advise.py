@@ -251,6 +251,11 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
         told += " It keeps as many problems in flight as arrive while one is answered."
     asked: dict[str, Any] = {"--concurrency": in_flight}
     workload = expected.workload
+    if workload is not None and in_flight is not None and workload.problems < in_flight:
+        told += (
+            f" The {workload.problems:,} problems cannot keep {in_flight:,} in flight: give more, "
+            "else times are not judged."
+        )
     if workload is not None:
         demo = workload.name.partition(":")[0] == "demo"
         named = workload.name if demo or Path(workload.name).is_file() else PROBLEMS_FILE

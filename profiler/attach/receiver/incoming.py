@@ -144,6 +144,7 @@ class Incoming:
             blocks = config.num_gpu_blocks
             made.usable_blocks = None if blocks is None else blocks - 1
             made.asynchronous = config.async_scheduling
+            made.pipelined = config.pipeline_parallel_size > 1
             raw.setdefault(key, []).extend(batch.rows)
             self._senders.setdefault(key, set()).add(batch.instance)
         self._early = []

@@ -7,8 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from advisor.evidence.gather import gather
 from advisor.replay import recording as replayed_tables
 from advisor.replay.replay import Replicas
+from advisor.search.space import explore
 from advisor.step_time.prior import tables as prior_tables
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
@@ -594,3 +596,36 @@ def test_replicas_have_gpus_of_their_own(sizes, change, gpus):
     run = SimpleNamespace(engine=engine, policy=VOTE16, recording="r")
     asked_for, _, _ = changed(run, [f"engine.{name}={value}" for name, value in change.items()])
     assert asked_for.num_gpus == gpus
+
+
+def test_servers_that_took_problems_in_turn_are_replayed_as_they_were(votes, tmp_path):
+    """As `attach URL URL --workload` keeps them: problems of all, steps of each."""
+    truth = asked(votes, replicas=Replicas(count=2, together=True))
+    keys, (whole, *_) = list(truth.manifest.engines), truth.manifest.engines.values()
+    urls = ["http://a", "http://b"]
+    each = dataclasses.replace(whole.one_replica(), mode="server")
+    engines = [dataclasses.replace(whole, mode="server", other=(("urls", " ".join(urls)),))]
+    engines += [dataclasses.replace(each, other=(("url", url),)) for url in urls]
+    names = dict(zip(keys, (engine.key() for engine in engines), strict=True))
+    tables = {
+        name: table.with_columns(engine=pl.col("engine").replace(names))
+        for name, table in truth.tables.items()
+    }
+    tables["steps"] = tables["steps"].with_columns(source=pl.lit("measured"))
+    own = {engine.key(): engine for engine in engines}
+    replayed_tables.write_recording(
+        tmp_path / "r", dataclasses.replace(truth.manifest, engines=own, provenance={}), tables
+    )
+    found = asked(Recording.open(tmp_path / "r"))
+    for name in ("mean", "p95"):
+        recorded = found.recorded.latency_s[name].value
+        assert found.replayed.latency_s[name].value == pytest.approx(recorded, rel=0.03)
+    evidence = gather([Recording.open(tmp_path / "r")])
+    assert len({kind.engine for kind in explore(evidence, routed=False).kinds}) == 1
+
+
+def test_devices_of_ranks_are_paid_once(tmp_path):
+    engine = engine_of(data_parallel_size=2)
+    made = record(tmp_path / "r", engine, GREEDY, problems=8, watts=300.0)
+    (watts,) = gather([made]).watts.values()
+    assert watts.mean == pytest.approx(300.0)

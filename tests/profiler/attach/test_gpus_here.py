@@ -48,7 +48,7 @@ def test_all_gpus_are_read_where_their_number_is_not_told(server, nvml, tmp_path
     power = powered(tmp_path / "r", server).frame("power")
     assert power["device"].n_unique() == 2
     assert power["watts"].null_count() == 0
-    assert power.height > 10
+    assert power.height >= 4  # each of them at the begin and at the end, and between
 
 
 def test_as_many_as_the_plugins_tell(server, nvml, tmp_path):

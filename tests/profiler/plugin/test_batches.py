@@ -157,3 +157,14 @@ def test_what_waits_for_other_front_ends_is_bounded():
         probe.rows(raw_steps(*[GOOD | alone | {"end": 10**18}] * 100), until=5, most=50)
     assert len(probe._waiting) == len(probe._parts) == 50
     assert probe.lost == 450
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_the_context_is_of_the_requests_that_get_a_token(pipelined):
+    begin = {"running": 20, "first_tokens": 20, "generated": 20, "prompts": 1980}
+    rows = [begin, *({"running": 20, "continued": n, "generated": n} for n in (20, 10, 10))]
+    probe = PluginRows(engine="e", pipelined=pipelined)
+    made = probe.rows(raw_steps(*({**row, "end": 5 + n} for n, row in enumerate(rows))))
+    read = [row["decode_kv_tokens"] for row in made]
+    # Half of 20 requests with 101 tokens each: another batch of a pipeline, or all aborted.
+    assert read == [0, 2000, *([1010, 1015] if pipelined else [None, None])]

@@ -38,14 +38,14 @@ def serving(folder, url, *, verifier="numeric", most_n=None, settings=None, **po
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     if "error" in told:
         raise told["error"]
     try:
         yield told["url"]
     finally:
         told["end"]()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
         if "error" in told:
             raise told["error"]

@@ -19,6 +19,7 @@ import pytest
 
 from benchmarks.servers.vllm_server import free_port, vllm_server
 from profiler.demo import task
+from tests.profiler.command import warm_ttscope
 from traces.deployment.documents import read_expectations, read_policy
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
@@ -96,10 +97,12 @@ def verdicts(text):
 def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
     load = ("--seed", 7, "--concurrency", IN_FLIGHT)
     posed = ("--problems", QUESTIONS, *load)
-    ttscope(
-        tmp_path, "record", "--model", "demo/s", "--dtype", "float32", *posed, "--n", 8,
-        "--max-num-seqs", 64, "--max-model-len", 1024, "--max-tokens", 400, "-o", "runs/vote",
+    recorded = warm_ttscope(
+        "record", "--model", "demo/s", "--dtype", "float32", *posed, "--n", 8,
+        "--max-num-seqs", 64, "--max-model-len", 1024, "--max-tokens", 400,
+        "-o", tmp_path / "runs" / "vote",
     )  # fmt: skip
+    assert recorded.returncode == 0, recorded.stderr
     wanted = ("--min-accuracy", "0.7")
     ttscope(tmp_path, "advise", "runs", *wanted, "-o", "alone")
     alone = read_expectations(tmp_path / "alone" / "expect.json")

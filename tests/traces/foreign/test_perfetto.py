@@ -3,11 +3,12 @@
 import gzip
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.made.kineto_files import device_events, document, kernel, write
-from tests.traces.synthetic import simulate, write_recording
+from tests.traces.synthetic import engine_config, simulate, write_recording
 from traces.errors import RecordingError
 from traces.foreign.perfetto import LAID_OUT, _Lanes, _Tracks, export_trace
 from traces.foreign.profiler_traces import import_traces
@@ -159,3 +160,14 @@ def test_perfetto_opens_it(exported):
             "select sum(value) as n from stats where severity = 'error' and value > 0"
         )
         assert next(iter(errors)).n in (None, 0)
+
+
+def test_steps_without_dates_begin_with_those_that_have_one(tmp_path):
+    """A trace of sampled windows beside a whole one: only the second tells when."""
+    rows = simulate(problems=4, n=2)
+    undated = [row | {"end": None, "engine": "other"} for row in rows["steps"][:3]]
+    made = write_recording(tmp_path / "r", {**rows, "steps": [*rows["steps"], *undated]})
+    engines = {**made.manifest.engines, "other": engine_config(model="other")}
+    replace(made.manifest, engines=engines).write(made.path)
+    export_trace(Recording.open(made.path), tmp_path / "t.json")
+    check_format(load(tmp_path / "t.json"))

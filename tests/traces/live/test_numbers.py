@@ -179,6 +179,56 @@ def test_an_interval_with_a_restart_is_left_out():
     assert found.generated_tokens_per_s == 100.0
 
 
+def test_a_counter_that_a_restart_ended_counts_from_0():
+    """A server makes some series at their first use: the page lacks them, and then has them."""
+    gen, name = "vllm:generation_tokens_total", "vllm:request_success_total"
+    told = {
+        gen: [100, 200, None, None, 150, 160],
+        name: [50, 60, None, 5, 6, 7],
+    }
+    rows = [
+        (second * S, "e", each, 'finished_reason="stop"' if each == name else "", None, value)
+        for second in range(6)
+        for each, values in told.items()
+        for value in [values[second]]
+        if second < 2 or value is not None or told[each][second - 1] is not None
+    ]
+    found = numbers_of(pl.DataFrame(rows, schema=SCRAPES, orient="row"), "e")
+    assert (found.resets, found.seconds) == (1, 4.0)
+    assert found.generated_tokens_per_s == (100 + 160) / 4
+    assert found.finished == {"stop": 10 + 7}
+
+
+def test_labels_that_a_relabelled_page_adds():
+    drafts = "vllm:spec_decode_num_drafts_total"
+    names = [
+        (drafts, {}, 100),
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", {"position": "0"}, 80),
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", {"position": "1"}, 40),
+        ("vllm:request_success_total", {"finished_reason": "stop"}, 3),
+    ]
+
+    def page(scale):
+        lines = []
+        for pod in ("a", "b"):
+            for name, labels, value in names:
+                every = {"engine": "0", "job": "h:1", "pod": pod, "zone": "z", **labels}
+                text = ",".join(f'{key}="{each}"' for key, each in every.items())
+                lines.append(f"{name}{{{text}}} {value * scale}")
+        return "\n".join(lines) + "\n"
+
+    found = numbers_of(scrapes([(0, page(1)), (1, page(2))]), "e")
+    assert found.accepted_per_position == (0.8, 0.4)
+    assert found.finished == {"stop": 6}
+    assert found.running is None  # of two
+    names.append(("vllm:num_requests_running", {}, 3))
+    one = [
+        (at, "".join(line + "\n" for line in page(at).splitlines() if '"a"' in line))
+        for at in (1, 2)
+    ]
+    assert numbers_of(scrapes(one), "e").running == 4.5
+
+
 def test_a_gap_counts_where_the_server_lived_on():
     pages = [(0, text(gen=0)), (1, text(gen=10)), (11, text(gen=110))]
     found = numbers_of(scrapes(pages), "e")

@@ -207,6 +207,24 @@ def test_a_bad_row_costs_only_itself(tmp_path):
     assert not recording.complete
 
 
+def test_a_drained_row_that_does_not_fit_costs_those_behind_it(tmp_path):
+    heard = []
+
+    def failing(table, rows):
+        raise ValueError("gone")
+
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=60)
+    drained = [[{"step": 0}, {"step": 1}, {"nonsense": 1}, {"step": 3}]]
+    writer.add_source("steps", lambda: drained.pop() if drained else [])
+    writer.add_listener(failing)
+    writer.add_listener(lambda table, rows: heard.append((table, rows.height)))
+    writer.close(complete=True)
+    recording = Recording.open(tmp_path / "r")
+    assert recording.steps["step"].to_list() == [0, 1]
+    assert recording.manifest.dropped == {"steps": 2}
+    assert heard == [("steps", 2)]
+
+
 def test_find_recordings(tmp_path):
     first, second = make(tmp_path / "b"), make(tmp_path / "a")
     (tmp_path / "other").mkdir()

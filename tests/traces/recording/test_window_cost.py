@@ -150,3 +150,25 @@ def test_nothing_is_done_where_nothing_was_profiled(rows, tmp_path):
     everything = pl.lit(True).alias("profiled")
     none_alike = window_cost(engine_steps(recording, engine).with_columns(everything))
     assert not none_alike.known.any()
+
+
+def test_the_errors_of_a_window_have_steps_alike_in_common():
+    """All steps of a window are held against the same 40: their mean's error adds up."""
+    rng = np.random.default_rng(0)
+    size, width, begins = 1_000, 100, (450, 700)
+    errors, told = [], []
+    for _ in range(300):
+        walls = rng.normal(1e9, 0.1e9, size).astype(np.int64)
+        profiled = np.zeros(size, dtype=bool)
+        for begin in begins:
+            profiled[begin : begin + width] = True
+        ends = START + np.cumsum(walls)
+        steps = pl.DataFrame(
+            {"end": ends, "interval_ns": walls, "wall_ns": walls, "profiled": profiled}
+        ).with_columns(prefill_tokens=0, decode_requests=4)
+        cost = window_cost(steps)
+        middle = (ends[500], ends[749])  # half of each
+        since, until = np.array([START, middle[0]]), np.array([ends[-1], middle[1]])
+        errors.append(cost.within_s(since, until))
+        told.append(cost.sd_within_s(since, until))
+    assert np.mean(told, axis=0) == pytest.approx(np.std(errors, axis=0), rel=0.2)

@@ -55,6 +55,7 @@ def test_an_interval_has_the_unit_of_its_value():
     assert with_interval(lower, sign=True) == "-900 ms [-1,100, +200]"
     assert interval(None) == ""
     assert with_interval(None) == "-"
+    assert with_interval(Estimate(value=0.9, low=0.8, unit="s")) == "900 ms [800, -]"
 
 
 def test_shares_never_round_to_none_or_all():

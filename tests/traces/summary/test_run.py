@@ -208,6 +208,52 @@ def test_timed_out_is_wrong_and_has_no_latency(rows, tmp_path):
     assert "without a decision" in found.notes[0]
 
 
+def refused(row):
+    """A request that failed at once, and a problem of which it was the only one."""
+    if "sample_index" not in row:
+        ended = {"decided_at": row["arrival"] + 5_000_000, "end": row["arrival"] + 5_000_000}
+        return row | ended | {"answer": None, "correct": None, "error": "1 samples failed"}
+    nothing = dict.fromkeys(("output_tokens", "first_token", "think_end", "answer", "correct"))
+    return row | nothing | {"error": "HTTP 503", "end": row["arrival"] + 5_000_000}
+
+
+def test_a_problem_whose_requests_all_failed_has_no_latency(tmp_path):
+    rows = simulate(problems=100, n=1, seed=1)
+    lost = {f"p{number}" for number in range(0, 90, 3)}
+    made = {
+        table: [refused(row) if row["problem_id"] in lost else row for row in rows[table]]
+        for table in ("problems", "samples")
+    }
+    (found,) = summarise(write_recording(tmp_path / "failed", {**rows, **made}))
+    assert (found.problems, found.problems_failed) == (70, 30)
+    kept = [row for row in rows["problems"] if row["problem_id"] not in lost]
+    took = [(row["decided_at"] - row["arrival"]) / 1e9 for row in kept]
+    assert found.latency_s["mean"].value == pytest.approx(np.mean(took))
+    assert found.accuracy.value == pytest.approx(np.mean([row["correct"] for row in kept]))
+    assert found.notes == (
+        "problems that ended without a decision (timed out or failed): 30. Accuracy is that of the "
+        "others, without 30 that failed",
+    )
+    assert found.throughput_tokens_per_s is not None  # what was refused generated nothing
+
+
+def test_a_problem_is_decided_by_the_samples_that_came(tmp_path):
+    """Also where they have no answer, as those of lengths that were given."""
+    rows = simulate(problems=40, n=4, seed=2)
+    first = {"problem_id": "p0", "sample_index": 1}
+    for table, rest in (("samples", first), ("problems", {"problem_id": "p0"})):
+        for place, row in enumerate(rows[table]):
+            if all(row[name] == value for name, value in rest.items()):
+                broken = {"error": "HTTP 503", "answer": None, "correct": None}
+                rows[table][place] = row | broken
+    (found,) = summarise(write_recording(tmp_path / "r", rows))
+    assert (found.problems, found.problems_failed) == (40, 0)
+    assert found.notes == ("left out of maj@k and pass@k: of 40 problems 1 failed",)
+    whole = [row["correct"] for row in rows["samples"] if row["problem_id"] != "p0"]
+    one = next(each for each in found.policies if each.method == "pass_at_k" and each.n == 1)
+    assert one.accuracy.value == pytest.approx(np.mean(whole))
+
+
 def test_votes_of_what_survived_a_timeout_are_left_out(tmp_path):
     rows = simulate(problems=40, n=4, seed=2)
     few = {"timed_out": True}

@@ -51,7 +51,7 @@ def served(*arguments):
         yield url, token, process
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 @dataclass
@@ -198,7 +198,7 @@ async def test_the_app_answers_behind_the_socket(app):
 async def until(ws, text):
     seen = b""
     while text not in seen:
-        message = await ws.receive(timeout=30)
+        message = await ws.receive(timeout=120)
         assert message.type is aiohttp.WSMsgType.BINARY, message
         seen += message.data
     return seen
@@ -210,7 +210,7 @@ def test_it_ends_while_a_page_is_open(folder):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))):
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=60) == 0
 
 
 def test_the_command_is_one_for_any_folder():

@@ -7,6 +7,7 @@ import pytest
 from textual.widgets import DataTable
 
 from tests.traces.synthetic import simulate, write_recording
+from tests.tui.pilot import settle
 from tui.app.app import TtscopeApp
 from tui.screens.entries import listed, load, to_list
 from tui.screens.index import NAME, Indexes, files_of, read_index, write_index
@@ -32,8 +33,7 @@ def note(folder, name):
 async def opened(folder):
     app = TtscopeApp([folder])
     async with app.run_test(size=(160, 40)) as pilot:
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await settle(pilot)
         yield app, pilot
 
 

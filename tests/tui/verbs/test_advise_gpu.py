@@ -99,19 +99,17 @@ def test_a_plan_says_where_its_runs_belong(run, recording, tmp_path):
     assert f"on {DEVICE}" in " ".join(out.split())
 
 
-async def advised(app, pilot):
+async def advised(pilot):
     """Go to the advice screen and wait for its answer."""
-    await app.workers.wait_for_complete()
+    await settle(pilot)
     await pilot.press("4")
-    await pilot.pause()
-    await app.workers.wait_for_complete()
-    await pilot.pause()
+    await settle(pilot)
 
 
 async def test_the_advice_screen_offers_it(recording):
     app, seen = TtscopeApp([recording], systems=["test_gpu"], limits={"gpus": "8"}), []
     async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
-        await advised(app, pilot)
+        await advised(pilot)
         price = app.screen.query_one("#field_price", Input)
         price.value = "Test=2.5,cpu=0.05"
         await settle(pilot)
@@ -135,7 +133,7 @@ async def test_the_advice_screen_offers_it(recording):
 async def test_a_system_that_is_not_there_is_told_in_place(recording):
     app = TtscopeApp([recording], systems=["h100"])
     async with app.run_test(size=(120, 40)) as pilot:
-        await advised(app, pilot)
+        await advised(pilot)
         told = text_of(app)
         assert "--gpu h100: no operator tables" in told
 

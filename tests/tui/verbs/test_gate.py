@@ -101,6 +101,18 @@ def test_a_run_against_what_was_promised(run, runs, tmp_path):
             assert out.startswith("not judged: busy")
 
 
+def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
+    (few,) = summarise(record(tmp_path / "few", engine_of(), VOTE16, problems=20))
+    p95 = few.latency_s["p95"]
+    assert p95.low is not None and p95.high is None
+    for share, verdict in ((2.0, "unsure"), (0.5, "broken")):
+        budget = Budget(max_latency_s=share * p95.value, latency_percentile=95)
+        gated = against_promises(promised(few, budget=budget), few, "expect.json")
+        limit = next(each for each in gated.checks if each.kind == "limit")
+        assert limit.verdict == verdict, limit
+        assert verdict == "broken" or limit.why.startswith("too few problems to tell whether it is")
+
+
 @pytest.mark.slow
 def test_fewer_samples_break_the_promise_of_accuracy(run, tmp_path):
     vote, alone = (

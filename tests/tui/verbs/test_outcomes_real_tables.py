@@ -2,13 +2,12 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 
 import pytest
 
-from benchmarks.made.terminal import TTSCOPE
+from advisor.advice.advisor import Advisor
+from advisor.step_time.prior import prior
 from tests.tui.verbs.test_outcomes_alone import outcomes
 
 pytestmark = [
@@ -29,56 +28,53 @@ ASKED = (
 )  # fmt: skip
 
 
-def ttscope(folder, *arguments, **environment):
-    """Run a command as a user does; return what it printed."""
-    done = subprocess.run(
-        [*TTSCOPE, *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        env=os.environ | environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def verb(run, tmp_path, shared):
+    """Run a verb where the models' outcomes are imported; return what it printed."""
 
+    def call(*arguments):
+        code, out, err = run(*arguments)
+        assert code == 0, err
+        return out
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, shared):
-    folder = tmp_path_factory.mktemp("outcomes")
     for seed, (name, (skill, tokens)) in enumerate(MODELS.items()):
-        outcomes(folder / f"{name}.jsonl", skill, tokens, seed=seed)
-        shutil.copy(shared / f"data/model_configs/{name}_config.json", folder / f"{name}.json")
-        ttscope(
-            folder, "import", f"{name}.jsonl", "--model", name.replace("--", "/"),
+        outcomes(tmp_path / f"{name}.jsonl", skill, tokens, seed=seed)
+        shutil.copy(shared / f"data/model_configs/{name}_config.json", tmp_path / f"{name}.json")
+        call(
+            "import", f"{name}.jsonl", "--model", name.replace("--", "/"),
             "--model-config", f"{name}.json", "--max-tokens", "65536", "--prompt-tokens", "120",
             "-o", f"runs/{name}",
         )  # fmt: skip
-    return folder
+    return call
 
 
-def test_advice_in_text_in_json_and_in_the_report(runs):
-    out = ttscope(runs, *ASKED)
+@pytest.fixture
+def learned_once(monkeypatch):
+    """The advisor that the first verb learns; the others ask it too."""
+    fit, made = Advisor.fit.__func__, []
+
+    def once(cls, recordings, **options):
+        if not made:
+            made.append(fit(cls, recordings, **options))
+        return made[0]
+
+    monkeypatch.setattr(Advisor, "fit", classmethod(once))
+
+
+@pytest.mark.usefixtures("learned_once")
+def test_advice_in_text_in_json_and_in_the_report(verb, tmp_path):
+    prior._priced.cache_clear()
+    out = verb(*ASKED)
     assert out.startswith("Run ") and "(the prior), not from a run." in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
-    pick = json.loads(ttscope(runs, *ASKED, "--json"))["system_optimal"]
+    pick = json.loads(verb(*ASKED, "--json"))["system_optimal"]
     assert pick["engine"]["model"].rpartition("/")[2] in out
     assert pick["estimates"]["accuracy"]["value"] >= 0.75
     # Weights and samples read the memory: no problem is answered faster than it can be read.
     tokens = pick["estimates"]["tokens"]["value"] / pick["policy"]["n"]
     assert pick["estimates"]["latency_s"]["value"] > tokens * 16e9 / 3.35e12 / 8
-    ttscope(runs, "report", *ASKED[1:-2], "-o", "page.html")
-    page = (runs / "page.html").read_text()
+    verb("report", *ASKED[1:-2], "-o", "page.html")
+    page = (tmp_path / "page.html").read_text()
     assert "Its times come from operator tables of h100_sxm" in page
-
-
-def test_the_tables_of_a_gpu_are_learned_once_for_all_limits(runs, monkeypatch):
-    from advisor.advice.advisor import Advisor
-    from advisor.search.budget import parse_budget
-    from advisor.step_time.operators import tables
-    from traces.recording.reader import Recording
-
-    recordings = [Recording.open(runs / "runs" / name) for name in MODELS]
-    tables._law_of.cache_clear()
-    advisor = Advisor.fit(recordings, gpus=["h100_sxm"])
-    advisor.recommend(parse_budget({"min_accuracy": ".75", "optimise": "cost"}))
-    offered = {
-        (kind.engine.model, kind.engine.tensor_parallel_size) for kind in advisor.space.kinds
-    }
-    assert tables._law_of.cache_info().misses <= len(offered)
+    # A model's tables are read once for each number of devices (1, 2, 4, 8), whatever the limits.
+    assert len(MODELS) <= prior._priced.cache_info().misses <= 4 * len(MODELS)

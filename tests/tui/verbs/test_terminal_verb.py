@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.tui.pilot import settle
 from tui.app.app import TtscopeApp
 
 
@@ -45,6 +46,5 @@ def test_the_screen_is_the_first_and_a_wrong_one_is_refused(run, monkeypatch):
 async def test_the_app_opens_on_a_screen(tmp_path, screen):
     app = TtscopeApp([tmp_path], screen=screen)
     async with app.run_test() as pilot:
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await settle(pilot)
         assert app.current_mode == screen

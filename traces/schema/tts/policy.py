@@ -123,6 +123,8 @@ class Policy(Record):
             words += f", {self.reasoning_effort} reasoning effort"
         if self.thinking_token_budget is not None:
             words += f", at most {self.thinking_token_budget:,} tokens of thought"
+        if self.max_tokens is not None and self.max_tokens >= LONG:
+            words += f", at most {self.max_tokens:,} tokens each"
         if self.temperature:
             words += f", temperature {self.temperature:g}"
         return words

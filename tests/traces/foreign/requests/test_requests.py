@@ -436,6 +436,7 @@ def test_failed_requests_are_no_measurement(tmp_path):
     assert "requests that failed or were cut off: 1" in found.notes
     (run,) = summarise(recording)
     assert (run.problems, run.problems_failed, run.problems_in_flight) == (3, 1, 0)
+    assert run.throughput_tokens_per_s.value == pytest.approx((44 + 9 + 300) / 7.5)
     assert recording.samples["error"].to_list()[2] == "the request failed"
     never = failed | {"arrival": 0.0}
     found, _ = read(vllm_bench(tmp_path / "c.json", SENT, {2: never}), tmp_path / "s")

@@ -49,7 +49,7 @@ def test_errors_name_no_option_that_a_screen_lacks():
     assert told_here(told).endswith("Add a recording of it with ttscope replay --with")
     assert told_here("--set n=4: give engine.FIELD=VALUE") == "n=4: give engine.FIELD=VALUE"
     with pytest.raises(UsageError) as error:
-        limits_of_budget(read(max_cost="$1"), prices=UNKNOWN, joules=UNKNOWN)
+        limits_of_budget(read(max_cost="$1"), prices=UNKNOWN, powered=np.isfinite(UNKNOWN))
     assert in_fields(str(error.value)).startswith(
         "cost at most in USD needs price, such as price 2.5"
     )

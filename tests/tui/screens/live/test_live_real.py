@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from textual.widgets import Static
 
 from benchmarks.servers.vllm_server import ROOT, entry_point, free_port, running
 from profiler.plugin.shared_token import shared_token
-from tests.tui.pilot import text_of
+from tests.tui.pilot import settle, text_of
 from tests.tui.screens.live.test_live_screen import attach_to, wait_for
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
@@ -124,7 +125,7 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
             sees = text_of(app, "#sees")
             assert "metrics yes" in sees
             assert "speculation yes" in sees
-            assert "1 windows" in sees
+            assert re.search(r"\b[1-9]\d* windows", sees)  # another may have opened meanwhile
             assert "kernels " in " ".join(sees.splitlines()[-2:])
             assert "VERDICT" in text_of(app, "#verdict")
             shown = [each for each in app.screen.query(PanelView) if each.display]
@@ -141,8 +142,7 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
         await pilot.press("s")
         await wait_for(pilot, seen, LiveScreen.Ended)
         assert "It is on screen 1 now" in text_of(app, "#message")
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await settle(pilot)
         (entry,) = (each for each in app.entries if each.path != tmp_path)
         kept = Recording.open(entry.path)
         assert kept.complete
@@ -159,13 +159,10 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
             pl.read_parquet(part).write_ndjson() for part in entry.path.glob("*.parquet")
         )
         app.open_run(entry)
-        await pilot.pause()
-        await app.workers.wait_for_complete()
+        await settle(pilot)
         assert isinstance(app.screen, LiveScreen)  # where it was seen
         assert "VERDICT" in text_of(app, "#verdict")
         await pilot.press("2")
-        await pilot.pause()
-        await app.workers.wait_for_complete()
-        await pilot.pause()
+        await settle(pilot)
         assert isinstance(app.screen, RunScreen)
         assert "step" in text_of(app, "#step")
