@@ -60,6 +60,7 @@ SMALL: Final = 0.2  # of these: how far a term is moved
 FEWEST: Final = 3  # models of a lab on a GPU that a spread is kept of
 WAITED: Final = 0.5  # seconds in the queue, on average, from which a point waited,
 FULL: Final = 0.9  # and share of the KV cache from which it waited for blocks
+SILICON: Final = ("aic", "inferencex")  # labs of one file
 PCIE: Final = tuple(name for name, each in RELATIVES.items() if each.wires != each.of)
 
 
@@ -468,6 +469,12 @@ def main() -> None:
         for row, off in zip(rows, found["model left out"], strict=True)
         if np.isfinite(off.ttft)
     ]
+    table(
+        "model left out, by source",
+        rows,
+        asked,
+        lambda r: "silicon_sample.csv" if r.point.lab in SILICON else r.point.lab,
+    )
     for what, by in (("kind", by_kind), ("model", by_model)):
         table(
             f"TTFT, model left out, by {what}",

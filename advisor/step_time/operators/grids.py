@@ -68,6 +68,25 @@ def without_stalls(times: Floats, axis: int = -1, most: float = STALL) -> Floats
     return np.asarray(np.minimum(times, most * later), dtype=float)
 
 
+def growing(times: Floats) -> Floats:
+    """Return times [counts] that never fall: nearest in the log to those without stalls.
+
+    Isotonic regression by pooling adjacent violators (Barlow et al. 1972).
+    """
+    logs = np.log(without_stalls(times))
+    if (np.diff(logs) >= 0).all():
+        return np.asarray(np.exp(logs), dtype=float)
+    means, sizes = list[float](), list[int]()
+    for each in logs.tolist():
+        means.append(each)
+        sizes.append(1)
+        while len(means) > 1 and means[-2] > means[-1]:
+            last, count = means.pop(), sizes.pop()
+            means[-1] = (means[-1] * sizes[-1] + last * count) / (sizes[-1] + count)
+            sizes[-1] += count
+    return np.asarray(np.exp(np.repeat(means, sizes)), dtype=float)
+
+
 def _lines(grid: Floats, axis: int) -> list[Floats]:
     """Return views of the lines along an axis that have holes and something known."""
     lines = np.moveaxis(grid, axis, -1)

@@ -32,6 +32,7 @@ LIMITS: Final = ("max_num_seqs", "max_num_batched_tokens")
 # vLLM's defaults on a GPU for what a CPU's engine was given otherwise.
 GPU_DEFAULTS: Mapping[str, Any] = {
     "block_size": BLOCK,
+    "async_scheduling": True,  # from FIRST_ASYNCHRONOUS on
     "enforce_eager": False,
 }
 # Memory in GiB as NVIDIA's driver tells it, by part of the device's name: the first that fits.

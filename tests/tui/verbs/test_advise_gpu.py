@@ -32,7 +32,7 @@ def test_the_pick_is_said_to_be_of_the_prior(run, recording):
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
-    assert "tensor parallel 4" in told
+    assert "tensor parallel 2" in told
     assert "operator tables of test_gpu (the prior)" in told
     assert "(the prior), not from a run." in told
     assert "*" in out

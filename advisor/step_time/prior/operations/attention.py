@@ -223,8 +223,9 @@ def decoding_grid(
 ) -> tuple[Floats, Floats, Floats]:
     """Return batches, contexts and seconds on their grid, of rows (batch, context, seconds).
 
-    Large batches were measured up to the contexts that the memory held. Beyond them a context adds
-    what it did on average or at last, whichever is more, up to the `window`. Nothing takes less
+    Large batches were measured up to the contexts that the memory held. Beyond them a request's
+    context adds what it does in the batch below, or without one what it did on average, up to the
+    `window`. Nothing takes less
     than reading `entry` bytes for each token of context, at the bandwidth that the GPU has, or
     where nothing was measured at what kernels reach of it.
     """
@@ -234,15 +235,17 @@ def decoding_grid(
     fill_between(grid, knots, (1, 0))
     measured = ~np.isnan(grid)
     reads = np.minimum(contexts, window) if window else contexts
-    for line in grid:
+    for at, line in enumerate(grid):
         known = np.flatnonzero(~np.isnan(line))
-        if len(known) < 2:
+        if not len(known):
             continue
-        first, before, last = known[0], known[-2], known[-1]
-        slopes = [
-            (line[last] - line[at]) / max(reads[last] - reads[at], 1.0) for at in (first, before)
-        ]
-        line[last + 1 :] = line[last] + max(*slopes, 0.0) * (reads[last + 1 :] - reads[last])
+        first, last = known[0], known[-1]
+        slope = (line[last] - line[first]) / max(reads[last] - reads[first], 1.0)
+        more = max(slope, 0.0) * (reads[last + 1 :] - reads[last])
+        if at and not np.isnan(grid[at - 1, last:]).any():
+            below = grid[at - 1] * (batches[at] / batches[at - 1])
+            more = np.maximum.accumulate(np.maximum(below[last + 1 :] - below[last], 0.0))
+        line[last + 1 :] = line[last] + more
     fill_beyond(grid, knots, (1, 0), hold=False)
     moved = batches[:, None] * reads * entry
     speed = np.where(measured, tables.peak_bandwidth, tables.bandwidth_bytes_per_s)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.step_time.operators.grids import without_stalls
+from advisor.step_time.operators.grids import growing
 from advisor.step_time.prior.operations.times import (
     GPU_SPREAD,
     PRECISION_SPREAD,
@@ -49,6 +49,7 @@ FORMS: Final = {
 ROUTING: Final = "power_law_1.01"
 OTHERS: Final = ("balanced", "power_law_1.2")
 USUAL: Final = (8.0, 1024.0)  # tokens of steps that the spread of the routing is taken over
+TRUE: Final = 0.4  # of the roofline of a uniform choice: less is no time of all the work
 KEY: Final = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
 
 
@@ -193,17 +194,27 @@ def _table(
 ) -> tuple[Floats, float]:
     """Return [rows, (tokens, seconds)], and how far off (log of time) other routings are.
 
-    Of several kernels the fastest counts: an engine runs one of them.
+    Of several kernels the fastest counts: an engine runs one of them. What beats the roofline did
+    not run. Raises TablesError where nothing else is there.
     """
     kept = _read(tables, version).filter(moe_dtype=dtype, **dict(zip(KEY, key, strict=True)))
+    hidden, width, active, total, tensor, expert = key
+    shape = Shape(
+        hidden=hidden, width=width, active=active, total=total, tensor=tensor, expert=expert
+    )
+    work = shape.work(FORMS.get(dtype) or PRECISIONS[dtype])
+    least = TRUE * work.seconds(tables, kept["num_tokens"].to_numpy().astype(float))
+    kept = kept.filter(pl.col("seconds") >= pl.Series(least))
     by = kept.group_by("distribution", "num_tokens").agg(pl.col("seconds").min())
     names = set(by["distribution"])
+    if not names:
+        raise TablesError(f"{tables.system}: all times of experts of {key} beat the roofline")
     own = ROUTING if ROUTING in names else sorted(names)[0]
 
     def rows(name: str) -> Floats:
         part = by.filter(distribution=name).sort("num_tokens")
         found = part.select("num_tokens", "seconds").to_numpy().astype(float)
-        found[:, 1] = without_stalls(found[:, 1])
+        found[:, 1] = growing(found[:, 1])
         return found
 
     found = rows(own)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.step_time.operators.grids import fill_beyond, to_grid, without_stalls
+from advisor.step_time.operators.grids import fill_beyond, growing, to_grid
 from advisor.step_time.prior.operations.times import (
     PRECISION_SPREAD,
     PRECISIONS,
@@ -145,5 +145,5 @@ def _table(tables: PriorTables, form: str, n: int, k: int) -> Floats:
             seconds += a * b * grid[i, j]
     known = ~np.isnan(seconds)
     reading = n * k * PRECISIONS[form].parameter_bytes / tables.peak_bandwidth
-    seconds = np.maximum(beyond * without_stalls(seconds[known]), reading)
+    seconds = np.maximum(beyond * growing(seconds[known]), reading)
     return np.column_stack([tokens[known], seconds])

@@ -4,9 +4,10 @@ import dataclasses
 import importlib.util
 
 import numpy as np
+import polars as pl
 import pytest
 
-from advisor.step_time.operators.grids import without_stalls
+from advisor.step_time.operators.grids import growing, without_stalls
 from advisor.step_time.prior.defaults import Device, memory_of, with_blocks
 from advisor.step_time.prior.operations.attention import attending, decoding_grid
 from advisor.step_time.prior.operations.experts import Shape, routed
@@ -114,6 +115,17 @@ def test_experts_of_another_shape_are_the_nearest_by_bytes_and_flops(tables):
     assert wide.spread > rows.spread == 0
 
 
+def test_times_of_experts_that_beat_the_roofline_did_not_run(tmp_path):
+    folder = write_kinds(write_prior(tmp_path))
+    shape = Shape(hidden=512, width=256, active=2, total=8)
+    whole = routed(read_prior("test_gpu", folder), shape, "bfloat16")
+    path = folder / "data/test_gpu/moe/vllm/0.9.0/moe_perf.parquet"
+    broken = pl.when(pl.col("num_tokens") == 4096).then(1e-6).otherwise("latency")
+    pl.read_parquet(path).with_columns(latency=broken).write_parquet(path)
+    found = routed(read_prior("test_gpu", folder), shape, "bfloat16")
+    np.testing.assert_allclose(found.rows, whole.rows[:-1])
+
+
 def test_latent_attention_is_its_table_and_its_own_products(tables):
     facts = model(layer(attention=LATENT, mixing=LATENT_PRODUCTS), hidden_size=512)
     prior = priced(tables, facts)
@@ -146,6 +158,10 @@ def test_a_disturbed_measurement_takes_no_longer_than_more_work_does():
     kept = without_stalls(times)
     np.testing.assert_allclose(kept[0], [5.0, 1.2 * 5.5, 6.0, np.nan, 5.5])
     np.testing.assert_array_equal(kept[1], times[1])
+    np.testing.assert_allclose(growing(times[1]), times[1])
+    np.testing.assert_allclose(growing(np.array([4.4, 4.0, 9.0])), [17.6**0.5, 17.6**0.5, 9.0])
+    stalled = growing(np.array([5.0, 60.0, 6.0, 7.0]))
+    np.testing.assert_allclose(stalled, [5.0, 43.2**0.5, 43.2**0.5, 7.0])
 
 
 @pytest.mark.parametrize("window", [0, 100])
