@@ -540,7 +540,8 @@ def why_nothing(
     alone = {field: bool(check.within(field).any()) for field in check.limits}
     never = [LIMITS[field].option for field, met in alone.items() if not met]
     if never:
-        yield f"no candidate meets {' or '.join(never)}, whatever the other limits"
+        options = " or ".join(never)
+        yield f"no candidate is {percent(wanted)} sure of {options}, whatever the other limits"
     elif len(alone) > 1:
         listed = " and ".join(LIMITS[field].option for field in alone)
         yield f"{listed} contradict each other: each alone is met, all together are not"

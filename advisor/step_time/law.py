@@ -69,8 +69,16 @@ class StepLaw:
 
     def within(self, peaks: Mapping[str, float], *, slack: float = 1.1) -> bool:
         """Whether the largest values of the named features lie in the recorded domain."""
-        high = dict(zip(FEATURES, self.high, strict=True))
-        return all(value <= slack * high[name] for name, value in peaks.items())
+        return not self.beyond(peaks, slack=slack)
+
+    def beyond(
+        self, peaks: Mapping[str, float], *, slack: float = 1.1
+    ) -> dict[str, tuple[float, float]]:
+        """Return the named features whose largest values lie outside: (value, largest recorded)."""
+        high = dict(zip(FEATURES, self.high.tolist(), strict=True))
+        return {
+            name: (value, high[name]) for name, value in peaks.items() if value > slack * high[name]
+        }
 
 
 def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
@@ -98,7 +106,8 @@ class StepTimes:
     operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
     recordings left out from which these spreads are measured, 0 where they are assumed. `ends`
     are the costs that fast and slow steps are made of, where they are others than `cost`. `ttft` is
-    between which ratios to the predicted TTFT those measured of others lie. `notes` are what else
+    between which ratios to the predicted TTFT those measured of others lie. `beyond` says which
+    peaks lie outside of the recorded steps, as (value, largest recorded). `notes` are what else
     there is to say of them.
     """
 
@@ -108,6 +117,7 @@ class StepTimes:
     within: Callable[[Mapping[str, float]], bool]
     notes: tuple[str, ...] = ()
     repeats: tuple[int, int] | None = None
+    beyond: Callable[[Mapping[str, float]], Mapping[str, tuple[float, float]]] = lambda _: {}
     ends: tuple[StepCost, StepCost] | None = None
     ttft: tuple[float, float] = (1.0, 1.0)
 

@@ -67,6 +67,7 @@ from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
 
+MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
 FAR_OFF: Final = 1.5  # times the recorded latency, from which a replay does not tell of changes
 _TTFT: Final = (
     "TTFT was recorded from when a sample was handed to the engine in this process. The replay "
@@ -79,7 +80,8 @@ class Prediction:
     """A run as recorded, as replayed, and as predicted under the question's configuration.
 
     `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
-    `compared` beside those predicted. `waits` are the predicted run's
+    `compared` beside those predicted. `far_off` says that the replay does not give what was
+    recorded, None where it does. `waits` are the predicted run's
     problems that queued longest. `tables` and `manifest` are the predicted run as a recording.
     """
 
@@ -91,6 +93,7 @@ class Prediction:
     tables: Mapping[str, pl.DataFrame]
     manifest: Manifest
     compared: tuple[Compared, ...] = ()
+    far_off: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write the predicted run as a recording. Raises RecordingError where one exists."""
@@ -176,9 +179,10 @@ def predict(
     notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary(), None if before is None else before.summary()
-    notes += _far_off(recorded, replayed) + _ties(
-        recorded, replayed or (predicted if question.policy == own.policy else None)
-    )
+    notes += [
+        *filter(None, [_far_off(recorded, replayed)]),
+        *_ties(recorded, replayed or (predicted if question.policy == own.policy else None)),
+    ]
     return Prediction(
         recorded=recorded,
         replayed=replayed,
@@ -188,6 +192,7 @@ def predict(
         tables=after.tables,
         manifest=after.manifest,
         compared=beside(base, after.runs, on_tables=on_tables),
+        far_off=_far_off(recorded, replayed),
     )
 
 
@@ -326,7 +331,8 @@ def _outside(
         notes.append("outside what was recorded: drafts are longer (marked *)")
     elif after.outside and not after.crowded:
         what = "what was recorded" if prior is None else "what the tables measured"
-        notes.append(f"outside {what}: batches or contexts are larger (marked *)")
+        larger = after.larger()
+        notes.append(f"outside {what}: {larger or 'batches or contexts are larger'} (marked *)")
     if after.limits.several_kinds:
         notes.append(
             "the KV cache has blocks of several kinds, which are counted as the mean request holds "
@@ -348,6 +354,13 @@ def _outside(
             f"cannot keep up: {rate:,g} problems/s arrive and some {served:,g} can be served, "
             "so that the queue grows with every problem: latencies hold for this number alone"
         )
+    elif rate is not None and after.steady_after > MOST_BEFORE * len(after.ids):
+        notes.append(
+            f"the load is hardly reached: {counted(len(after.ids), 'problem')} come in "
+            f"{number(len(after.ids) / rate, 's')}, while the first are still there. These are "
+            "the latencies of a start. Those of a steady load are longer, and ttscope advise with "
+            "--rate gives them"
+        )
     if after.tables["steps"].is_empty():
         notes.append(
             f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
@@ -367,7 +380,7 @@ def _outside(
     return notes
 
 
-def _far_off(recorded: Summary, replayed: Summary | None) -> list[str]:
+def _far_off(recorded: Summary, replayed: Summary | None) -> str | None:
     """Say that the replay does not give what was recorded, where that is so."""
     was = recorded.latency_s["mean"]
     found = None if replayed is None else replayed.latency_s["mean"]
@@ -377,12 +390,12 @@ def _far_off(recorded: Summary, replayed: Summary | None) -> list[str]:
         or was.value <= 0
         or 1 / FAR_OFF < found.value / was.value < FAR_OFF
     ):
-        return []
-    return [
+        return None
+    return (
         f"the run as it was has a mean latency of {number(found.value, 's')} in the replay, and "
         f"{number(was.value, 's')} as recorded. Do not rely on a change from a replay that is so "
         "far off"
-    ]
+    )
 
 
 def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:

@@ -69,6 +69,7 @@ def learned(law: StepLaw) -> StepTimes:
         sigma=(law.sigma, law.sigma_outside),
         runs=law.runs,
         within=law.within,
+        beyond=law.beyond,
         repeats=(law.repeats, law.repeats_outside),
     )
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.accuracy.subsets import decides_as_vote
+from advisor.evidence.features import FEATURES, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, Run, Sample
@@ -38,6 +39,7 @@ from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import percent
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.stop_rules import ROUTED, Stop
 from traces.statistics import LEVEL, Z95, column_means
@@ -52,6 +54,11 @@ DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule ne
 # and of the samples of a fresh run
 ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
 SHIFTS: Final = 200  # of the recorded problems against those replayed
+_A_STEP: Final = {
+    "requests": "requests in a step",
+    "tokens": "tokens in a step",
+    "kv_tokens": "tokens of context in a step",
+}
 T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
 
 
@@ -303,6 +310,29 @@ class Replays:
             at_once=self.stop.drawn_first or len(self.loads[0][0].samples),
             slots=None if seqs is None else seqs * self.question.replicas.count,
         )
+
+    @property
+    def steady_after(self) -> float:
+        """How many problems come at the asked rate until the longest stay is over, at most."""
+        longest = float(np.mean([run.latency_s.max() for run in self.runs]))
+        return (self.question.rate_per_s or 0.0) * longest
+
+    def larger(self) -> str | None:
+        """Return what is larger than in the recorded steps, and in how many steps of a draw."""
+        peaks = {name: max(run.peak[name] for run in self.runs) for name in self.runs[0].peak}
+        beyond = self.times.beyond(peaks)
+        if not beyond:
+            return None
+        steps, told = self.tables["steps"], []
+        for name, (value, most) in beyond.items():
+            told.append(f"up to {value:,.0f} {_A_STEP[name]}, {most:,.0f} recorded")
+        if steps.is_empty():
+            return " and ".join(told)
+        composition = feature_matrix(steps, speculative=self.limits.speculative)
+        over = np.zeros(steps.height, dtype=bool)
+        for name, (_, most) in beyond.items():
+            over |= composition[:, FEATURES.index(name)] > most
+        return f"{' and '.join(told)}. {percent(float(over.mean()))} of the steps have more"
 
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)

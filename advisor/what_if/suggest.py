@@ -41,6 +41,11 @@ def suggest(recording: Recording) -> Suggestion | str:
     if run is None:
         return "no request was seen"
     change = change_for(server.verdict, server.numbers, server.engine, _rate(server, run))
+    if server.engine.max_num_seqs is None and "max_num_seqs=" in change.arguments[-1]:
+        return (
+            f"{change.why}, but what max_num_seqs is now is not known. The replay without a limit "
+            "is another engine. Watch for longer, or with the plugin (docs/attach.md)"
+        )
     try:
         prediction = _predicted(recording, run, change.arguments)
         return Suggestion(arguments=change.arguments, why=change.why, prediction=prediction)

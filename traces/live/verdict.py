@@ -29,6 +29,8 @@ FULL = 0.2  # share of the polls at which the KV cache is full
 WAITS = 0.2  # share of the polls at which requests wait
 QUEUED = 0.5  # of the time to first token, spent in the queue
 CAPPED = 0.8  # share of the polls with a queue at which as many ran as ever did
+NEARLY = 0.75  # of the most that ran: what ended in the last step is not replaced yet
+FEWEST_CAPPED = 3  # polls with a queue at which the most ran, below which it may be chance
 EXPOSED = 0.2  # of the profiled time, in collectives that nothing hides
 IDLE = 0.4  # of the profiled time, without work on the devices
 ALWAYS_BUSY = 0.9  # of the polls: else a device idles for want of requests
@@ -128,11 +130,13 @@ class SeenLimit:
     def limit(self) -> int | None:
         """The limit of running requests that the queue was behind, None where nothing says so.
 
-        One request alone may be a prompt that fills each step.
+        One request alone may be a prompt that fills each step. A small number comes again by
+        chance, so that it has to come more often: 2 at 10 polls, 4 at 5, 7 and more at 3.
         """
-        waited = self._waited.total()
-        capped = waited >= FEWEST_POLLS and self._waited[self._most] >= CAPPED * waited
-        return self._most if capped and self._most > 1 else None
+        waited, at_most = self._waited.total(), self._waited[self._most]
+        near = sum(n for ran, n in self._waited.items() if ran >= NEARLY * self._most)
+        often = at_most >= FEWEST_CAPPED and at_most * self._most >= 2 * FEWEST_POLLS
+        return self._most if self._most > 1 and often and near >= CAPPED * waited else None
 
 
 def judge(engine: str, evidence: Evidence) -> Verdict:

@@ -233,7 +233,7 @@ LIMITS: dict[str, BudgetLimit] = {
     field: BudgetLimit(field=field, option=option, quantity=quantity(name), why=why)
     for field, option, name, why in (
         ("max_gpus", "--gpus", "devices", "needs more devices than allowed"),
-        ("rate", "--rate", "rate", "cannot keep up with the rate"),
+        ("rate", "--rate", "rate", "may not keep up with the rate"),
         ("min_accuracy", "--min-accuracy", "accuracy", "not accurate enough"),
         ("max_latency_s", "--max-latency", "latency_s", "too slow"),
         ("max_device_s", "--max-cost", "device_s", "takes too many device-seconds"),

@@ -39,14 +39,17 @@ from traces.schema.window import in_window, window_context
 Floats = npt.NDArray[np.float64]
 
 FEWEST_INTERVALS = 10  # between polls at which requests ran, below which no law is learned
+ROWS = 4  # of an interval, on average
 SPREAD = 0.15  # sd of the log of a run's time beside that of a law of single steps
 DRAWS = 8  # of the traffic
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeanSteps:
-    """Mean steps: `composition` [intervals, FEATURES], `seconds` [intervals]; bounds of both.
+    """Mean steps: `composition` [rows, FEATURES], `seconds` [rows]; bounds of both.
 
+    An interval between polls has rows in proportion to the steps that it is the mean of, `ROWS` on
+    average: a few slow steps weigh no more than they lasted.
     `bounds` [2, FEATURES] are the least and the most of single steps, as far as gauges tell.
     """
 
@@ -100,9 +103,11 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
         tokens=max(high.tokens, most + longest),
     )
     bounds = np.array([composition.min(axis=0), high])
+    ran = steps[usable]
+    times = np.rint(ROWS * ran / ran.mean()).astype(np.int64)
     return MeanSteps(
-        composition=composition,
-        seconds=(gaps.sums[usable] / decoded[usable]),
+        composition=np.repeat(composition, times, axis=0),
+        seconds=np.repeat(gaps.sums[usable] / decoded[usable], times),
         bounds=bounds,
     )
 
@@ -182,7 +187,7 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
                 policy=AS_SENT,
                 problems=problems,
                 concurrency=None,
-                rate_per_s=arrival_rate(arrivals.tolist()),
+                rate_per_s=arrival_rate(arrivals[arrivals > window.times[0]].tolist()),
                 drawn=True,
             )
         )
@@ -192,12 +197,13 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
 def _arrivals(window: Window, firsts: Histogram) -> npt.NDArray[np.int64]:
     """Return when requests came, unix ns, evenly within each interval between polls.
 
-    Those that came got their first token or wait: the first tokens and how many more wait.
+    Those that came got their first token or wait: the first tokens and how many more wait. Those
+    that wait at the first poll came before it, at times that nothing tells, and come with it here.
     """
     waiting = np.nan_to_num(window.gauges[WAITING])
     came = firsts.counts.sum(axis=1).astype(float)
     came[1:] += np.diff(waiting)
-    came[0] = 0.0
+    came[0] = waiting[0]
     # A queue that shrinks gives its requests to the intervals before, in which they came.
     total = np.maximum.accumulate(np.maximum(np.cumsum(came), 0.0))
     upto = np.floor(total + 1e-9).astype(np.int64)

@@ -212,6 +212,18 @@ def test_arrivals_that_outrun_the_engine_are_told(votes):
     assert overrun(2.5 * capacity, replicas=two) is not None
 
 
+def test_a_load_that_so_few_problems_do_not_reach_is_told(votes, monkeypatch):
+    """The share of them that come within the longest stay, on both sides of the bound."""
+    found = asked(votes, rate_per_s=2.0)
+    problems = found.tables["problems"]
+    longest = (problems["end"] - problems["arrival"]).max() / 1e9
+    share = 2.0 * longest / len(found.tables["problems"])
+    for bound, told in ((0.5 * share, True), (2 * share, False)):
+        monkeypatch.setattr("advisor.what_if.predict.MOST_BEFORE", bound)
+        notes = asked(votes, rate_per_s=2.0).notes
+        assert any(each.startswith("the load is hardly reached") for each in notes) == told
+
+
 def test_data_parallel_ranks_are_replicas(votes):
     ranks = asked(votes, rate_per_s=20.0, engine={"data_parallel_size": 2})
     two = asked(votes, rate_per_s=20.0, replicas=Replicas(count=2, routing="least-outstanding"))

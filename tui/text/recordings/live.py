@@ -301,7 +301,9 @@ def next_lines(path: str, found: Suggestion | str, width: int = 80) -> list[str]
 
 
 def effect_text(found: Suggestion) -> str:
-    """Return why a replay is suggested, and what it predicts."""
+    """Return why a replay is suggested, and what it predicts or why that is not to be told."""
+    if found.prediction.far_off is not None:
+        return f"{found.why}. Not predicted: {found.prediction.far_off}"
     effects = []
     for tag, name in _EFFECTS:
         after = estimate_of(found.prediction.predicted, tag)

@@ -1,11 +1,13 @@
 """What is not seen of a server's steps and traffic, inferred, against runs whose truth is known."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
+import advisor.what_if.suggest as what_next
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
@@ -18,9 +20,11 @@ from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
 from traces.live.numbers import OUTPUT_LENGTH, PROMPT_LENGTH, TTFT, WAITING, Histogram, Window
+from traces.live.verdict import Finding, Verdict
 from traces.schema.advice import Budget
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
+from tui.text.recordings.live import effect_text
 
 VOTE4 = dataclasses.replace(VOTE16, n=4)
 
@@ -270,6 +274,48 @@ def test_drawn_requests_fit_in_the_context_that_the_server_allows():
         assert max(map(sum, lengths)) <= 32_768
         means = np.mean(lengths, axis=0)
         assert means == pytest.approx([prompts.mean(), outputs.mean()], rel=0.01)
+
+
+def test_what_waits_at_the_first_poll_is_replayed_too():
+    lengths = lengths_told([100.0, np.inf], np.full(20, 50))
+    waiting = 40.0 - 4.0 * np.arange(11)  # of 60 that began, 6 in each interval
+    window = Window(
+        times=np.arange(11) * 10**9, seconds=10.0, resets=0, increase={}, counted={},
+        gauges={WAITING: waiting},
+        histograms={
+            PROMPT_LENGTH: lengths, OUTPUT_LENGTH: lengths,
+            TTFT: lengths_told([0.1, np.inf], np.full(60, 0.05)),
+        },
+    )  # fmt: skip
+    run = drawn_traffic(window, engine_of(), "live", "e")[0]
+    arrivals = np.array([each.arrival_ns for each in run.problems.values()])
+    assert len(arrivals) == 60 and (arrivals == 0).sum() == 40
+    assert run.rate_per_s == pytest.approx(2.0)  # of those that came while it was watched
+
+
+@pytest.mark.parametrize("told", [None, 8])
+def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
+    asked = []
+    engine = engine_of(max_num_seqs=told)
+    finding = Finding(kind="queueing", evidence="")
+    numbers = SimpleNamespace(running=8, running_max=8, capped_share=0.5, kv_share_max=0.1,
+                              requests_per_s=1.0)  # fmt: skip
+    server = SimpleNamespace(
+        engine=engine, numbers=numbers, verdict=Verdict(engine="e", found=(finding,))
+    )
+    monkeypatch.setattr(
+        what_next, "summarise", lambda _: [SimpleNamespace(engine=engine, rows=None)]
+    )
+    monkeypatch.setattr(what_next, "watched_engines", lambda *_: [server])
+    monkeypatch.setattr(what_next, "_predicted", lambda *_: asked.append(1))
+    found = suggest(None)
+    assert ("max_num_seqs is now is not known" in str(found)) == (told is None)
+    assert len(asked) == (told is not None)
+
+
+def test_a_replay_that_is_far_off_tells_no_effect():
+    found = SimpleNamespace(why="requests wait", prediction=SimpleNamespace(far_off="far off"))
+    assert effect_text(found) == "requests wait. Not predicted: far off"
 
 
 def took_by_a_front_end(truth):
