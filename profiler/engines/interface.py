@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -170,6 +170,9 @@ class Engine(ABC):
 
     def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:  # noqa: B027
         """Get ready for such requests, so that no problem pays for it."""
+
+    def foresee(self, prompts: Iterable[str]) -> None:  # noqa: B027
+        """Get ready for raw prompts that will come without max_tokens, so that none pays for it."""
 
     @abstractmethod
     def submit(self, request: SampleRequest) -> None:

@@ -122,6 +122,9 @@ def record(
                     top_logprobs=needs.top_logprobs,
                     thinking_budget=policy.thinking_token_budget is not None,
                 )
+                if not workload.chat and policy.max_tokens is None:
+                    free = (each for each in workload.problems if each.output_tokens is None)
+                    engine.foresee(each.prompt for each in free if isinstance(each.prompt, str))
                 steps.watch(engine.config.key(), writer, telemetry)
                 _watch_kernels(engine.kernels, writer)
                 Run(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from profiler.engines.interface import Engine, SampleRequest, SampleResult
 from profiler.engines.server.server import ServerEngine
@@ -57,6 +57,11 @@ class Replicas(Engine):
     def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:
         for engine in self._engines:
             engine.prepare(top_logprobs=top_logprobs, thinking_budget=thinking_budget)
+
+    def foresee(self, prompts: Iterable[str]) -> None:
+        known = list(prompts)
+        for engine in self._engines:
+            engine.foresee(known)
 
     def submit(self, request: SampleRequest) -> None:
         problem = request.request_id.rpartition(".")[0]

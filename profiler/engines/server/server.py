@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from typing import Any
@@ -186,6 +187,19 @@ class ServerEngine(Engine):
     def prepare(self, *, top_logprobs: int | None, thinking_budget: bool) -> None:
         if thinking_budget:
             _ = self.thinking_budget
+
+    def foresee(self, prompts: Iterable[str]) -> None:
+        """Count the first of them, as many as are kept, until the server fails or is too slow."""
+        longest = self.config.max_model_len
+
+        async def count() -> None:
+            with contextlib.suppress(Exception):  # a sample of it tells
+                async with asyncio.timeout(LONGEST_ANSWER_S):
+                    for prompt in itertools.islice(prompts, _MOST_LENGTHS):
+                        await self._length(prompt, longest or 0)
+
+        if longest is not None:
+            asyncio.run_coroutine_threadsafe(count(), self._loop).result()
 
     @staticmethod
     def _cache_config(client: httpx.Client) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from profiler.engines.interface import SampleRequest
 from profiler.engines.server import server
 from profiler.engines.server.server import ServerEngine
+from profiler.runs.record import record
+from profiler.workload.problems import load_workload
 from tests.loopback import serving
 from traces.errors import EngineError
+from traces.schema.tts.policy import Policy
 
 CARD = {"id": "m", "owned_by": "sglang", "root": "m", "max_model_len": 64}
 PAGES = {
@@ -169,6 +173,21 @@ def test_a_server_that_fails_at_a_count_is_no_server_that_does_not_tell():
         assert answered(engine, **raw("what " * 21)[0]).error == "HTTP 503"
         assert answered(engine, **raw("what " * 21)[0]).error is None
     assert [body["max_tokens"] for _, body in asked] == [63]
+
+
+def test_prompts_are_counted_before_a_run_so_that_no_sample_waits(tmp_path):
+    events = []
+    rows = [{"id": n, "prompt": f"{n}", "answer": "12"} for n in range(3)]
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workload = replace(load_workload(str(tmp_path / "w.jsonl")), chat=False)
+    with counting(lambda: (200, '{"tokens": [7]}')) as (engine, asked, counted):
+
+        def begun(done, total):
+            events.append(len(counted))
+
+        record(workload, Policy(), engine, tmp_path / "r", progress=begun)
+        assert len(counted) == 3 and set(events) == {3}
+    assert [body["max_tokens"] for _, body in asked] == [63] * 3
 
 
 def test_a_run_gives_up_on_a_server_that_dies_at_a_count():
