@@ -7,6 +7,7 @@ from http.server import ThreadingHTTPServer
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64  # samples connect at once
 
     def handle_error(self, *_):
         pass

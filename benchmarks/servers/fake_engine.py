@@ -35,7 +35,7 @@ class FakeEngine:
     token_s: float = 0.0
     spread: float = 0.5
     fault: object = None
-    tokenizes: bool = True
+    tokenizes: int = 200  # the status of /tokenize
     asked: list = field(default_factory=list)  # bodies
     headers: list = field(default_factory=list)
     connections: set = field(default_factory=set)  # ports that completions were asked from
@@ -60,8 +60,8 @@ class FakeEngine:
         return web.json_response({"embedded": await request.json()})
 
     async def tokenize(self, request):
-        if not self.tokenizes:
-            raise web.HTTPNotFound
+        if self.tokenizes != 200:
+            return web.Response(status=self.tokenizes)
         words = (await request.json())["prompt"].split()
         return web.json_response({"tokens": list(range(len(words))), "count": len(words)})
 

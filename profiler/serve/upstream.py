@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 
 from profiler.engines.interface import SampleRequest, SampleResult
-from profiler.engines.server.server import NO_LENGTH, NoLength, Refused, ServerEngine
+from profiler.engines.server.server import NO_LENGTH, NoLength, Refused, ServerEngine, whole
 from profiler.engines.server.stream import BadAnswer, Stream
 from profiler.serve.question import Question, error_body
 
@@ -89,6 +89,9 @@ class Upstream(ServerEngine):
         except NoLength:
             question.refusal = 400, error_body(NO_LENGTH, 400)
             raise
+        except Refused as failure:
+            question.refusal = failure.status, b""
+            raise
         body = {**question.extra, **self._asked(question, request, own)}
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self.session.post(
@@ -117,14 +120,11 @@ class Upstream(ServerEngine):
             body["stop"] += own if isinstance(own, list) else [own]
         return body
 
-    async def _tokenized(self, text: str, *, special: bool) -> list[int]:
-        body = {"model": self._served, "prompt": text, "add_special_tokens": special}
+    async def _answered(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         async with self.session.post(
-            f"{self.url}/tokenize", json=body, headers=self._headers
+            self.url + path, json=body, headers=self._headers, allow_redirects=False
         ) as answer:
-            if answer.status != 200:
-                raise Refused(answer.status)
-            return list((await answer.json())["tokens"])
+            return answer.status, await whole(answer.content.iter_any())
 
     @property
     def served(self) -> str:
@@ -136,7 +136,8 @@ class Upstream(ServerEngine):
 
     async def shut(self) -> None:
         """End what runs and close the connections."""
-        left = [*self._tasks, *self._emptying]
+        left: list[asyncio.Future[Any]] = [*self._tasks, *self._emptying]
+        left += self._counting.values()
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)

@@ -12,7 +12,8 @@ import contextlib
 import json
 import queue
 import threading
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,8 @@ from profiler.engines.interface import (
 from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import (
+    LONGEST_ANSWER_S,
+    MOST_ANSWER_BYTES,
     PLAIN,
     ask_model,
     asked,
@@ -50,6 +53,10 @@ _LONGEST_LINE = 8 << 20  # of a stream
 _REST_S, _MOST_REST = 1.0, 64 << 10  # for what comes behind the end of an answer
 _NO_IDS = "no token ids"  # a chat cannot be continued without them
 _MOST_LENGTHS = 256  # of prompts, kept while their samples are drawn
+# What `/tokenize` answers where there is none: no such route, one that takes another body, or a
+# gateway or a key that lets only /v1 through.
+_UNTOLD = {401, 403, 404, 405, 422, 501}
+_UNTOLD_S = 60.0  # until a server that does not tell lengths is asked again
 _LITTLE = 16  # a prompt of so small a part of the model's length may be counted by characters
 _REFUSED = ("HTTP", _NO_IDS, NO_LENGTH)  # begin the errors of a server that is there
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
@@ -95,7 +102,8 @@ class ServerEngine(Engine):
         self._live: dict[str, tuple[Future[None], Stream]] = {}
         self._encoded: dict[str, list[int]] = {}
         self._lengths: dict[str, int] = {}
-        self._measuring = asyncio.Lock()
+        self._counting: dict[str, asyncio.Task[int | None]] = {}  # prompts, being counted
+        self._untold_until = 0.0  # on the monotonic clock, in seconds
         self._emptying: set[asyncio.Future[None]] = set()
         self._unreachable, self._wait_s = 0, wait_s
         self.traces: set[str] = set()  # ids of the traces that requests were sent in
@@ -312,7 +320,7 @@ class ServerEngine(Engine):
         return request.prompt + earlier.text + earlier.append
 
     async def _token_ids(self, text: str) -> list[int]:
-        """Return vLLM's token ids of a text, which is asked for once."""
+        """Return the server's token ids of a text, which is asked for once."""
         if text and text not in self._encoded:
             self._encoded[text] = await self._tokenized(text, special=False)
         return self._encoded.get(text, [])
@@ -321,26 +329,60 @@ class ServerEngine(Engine):
         """Return the tokens of a prompt as the server counts them.
 
         Where it does not tell them a short prompt has as many as characters, which are more. Raises
-        NoLength for another.
+        NoLength for another, and what a request raises where the server fails. The samples of a
+        problem have one prompt, which is asked for once.
         """
-        async with self._measuring:  # the samples of a problem have one prompt
-            if text not in self._lengths:
-                try:
-                    self._lengths[text] = len(await self._tokenized(text, special=True))
-                except Exception:
-                    if len(text) * _LITTLE > longest:
-                        raise NoLength from None
-                    return len(text)
-                if len(self._lengths) > _MOST_LENGTHS:
-                    del self._lengths[next(iter(self._lengths))]
-            return self._lengths[text]
+        length = self._lengths.get(text)
+        if length is None and time.monotonic() >= self._untold_until:
+            if text not in self._counting:
+                self._counting[text] = asyncio.ensure_future(self._count(text))
+            length = await asyncio.shield(self._counting[text])
+        if length is not None:
+            return length
+        if len(text) * _LITTLE > longest:
+            raise NoLength
+        return len(text)
+
+    async def _count(self, text: str) -> int | None:
+        """Ask for the length of a prompt, None where the server tells none."""
+        token_ids: list[int] = []
+        try:
+            token_ids = await self._tokenized(text, special=True)
+        except Refused as failure:
+            if failure.status not in _UNTOLD:
+                raise
+        except _NoTokens:
+            pass
+        finally:
+            self._counting.pop(text, None)
+        if text and not token_ids:  # some answer so to a body that they do not know
+            self._untold_until = time.monotonic() + _UNTOLD_S
+            return None
+        self._lengths[text] = len(token_ids)
+        if len(self._lengths) > _MOST_LENGTHS:
+            del self._lengths[next(iter(self._lengths))]
+        return len(token_ids)
 
     async def _tokenized(self, text: str, *, special: bool) -> list[int]:
-        """Ask the server for the token ids of a text, with those that begin a prompt or without."""
+        """Ask the server for the token ids of a text, with those that begin a prompt or without.
+
+        Raises Refused, BadAnswer where the answer has none or is too large, TimeoutError where it
+        takes longer than `LONGEST_ANSWER_S`, and what the connection raises.
+        """
         body = {"model": self._served, "prompt": text, "add_special_tokens": special}
-        answer = await self._client.post("/tokenize", json=body)
-        answer.raise_for_status()
-        return list(answer.json()["tokens"])
+        async with asyncio.timeout(LONGEST_ANSWER_S):
+            status, answer = await self._answered("/tokenize", body)
+        if status != 200:
+            raise Refused(status)
+        try:
+            return msgspec.json.decode(answer, type=_Tokens).tokens
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _NoTokens("no tokens") from None
+
+    async def _answered(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Return the status and the body of a POST. Raises BadAnswer where it is too large."""
+        async with self._client.stream("POST", path, json=body, headers=PLAIN) as answer:
+            return answer.status_code, await whole(answer.aiter_raw())
 
     async def _body(self, request: SampleRequest, chat: bool) -> dict[str, Any]:
         prompt = await self._prompt(request)
@@ -406,6 +448,14 @@ class ServerEngine(Engine):
         await self._client.aclose()
 
 
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _NoTokens(BadAnswer):
+    """An answer of `/tokenize` that has no tokens."""
+
+
 class NoLength(Exception):
     """A server does not tell how many tokens a prompt has."""
 
@@ -433,6 +483,16 @@ async def _take(pieces: AsyncGenerator[bytes, None], stream: Stream) -> None:
         raise BadAnswer("no answer")
     if stream.finish_reason is None and not stream.done:
         raise BadAnswer("an answer that was cut off")
+
+
+async def whole(pieces: AsyncIterator[bytes]) -> bytes:
+    """Return an answer from its pieces. Raises BadAnswer where it is too large."""
+    answer = bytearray()
+    async for piece in pieces:
+        answer += piece
+        if len(answer) > MOST_ANSWER_BYTES:
+            raise BadAnswer("an answer that is too large")
+    return bytes(answer)
 
 
 class Events:

@@ -377,7 +377,11 @@ def test_a_client_that_gives_no_max_tokens_has_the_room_behind_its_prompt(
     with serving(tmp_path / "kept", upstream, method="majority", n=1) as url:
         body = {"model": "fake", "prompt": "word " * 1000}
         assert httpx.post(f"{url}/v1/completions", json=body, timeout=20).status_code == 200
-        engine.tokenizes = False
+        engine.tokenizes = 503
+        body["prompt"] += "and "
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=20)
+        assert (answer.status_code, "HTTP 503" in answer.text) == (502, True)
+        engine.tokenizes = 404
         body["prompt"] += "more"
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=20)
         assert answer.status_code == 400

@@ -1,6 +1,7 @@
 """Policies on SGLang's endpoint: what is sent is what SGLang 0.5.23 takes, and no more."""
 
 import json
+import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from profiler.engines.interface import SampleRequest
+from profiler.engines.server import server
 from profiler.engines.server.server import ServerEngine
 from tests.loopback import serving
 from traces.errors import EngineError
@@ -28,8 +30,11 @@ OF_TEXT = KNOWN | {"prompt", "return_token_ids"}
 
 
 @contextmanager
-def sglang():
-    """Serve as SGLang does; gives the URL and the bodies that were asked for."""
+def sglang(tokenize=lambda: (200, '{"tokens": [7], "count": 1}')):
+    """Serve as SGLang does; gives the URL and the bodies that were asked for.
+
+    `tokenize` gives what `/tokenize` answers, None for a connection that breaks.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -39,11 +44,11 @@ def sglang():
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path in PAGES:
-                self.answer(404, "")
-                return
             if self.path == "/tokenize":
-                self.answer(200, json.dumps({"tokens": [7], "count": 1}))
+                mark = "think>" in body["prompt"]
+                told = (200, '{"tokens": [7]}') if mark else tokenize()
+                if told is not None:
+                    self.answer(*told)
                 return
             asked.append((self.path, body))
             chat = "chat" in self.path
@@ -75,12 +80,40 @@ def sglang():
 
 
 def answered(engine, **changes):
-    request = {"request_id": "run.p.0", "prompt": "what", "temperature": 0.8, "top_p": 1.0}
-    engine.submit(SampleRequest(**request | {"chat": True, "max_tokens": 9} | changes))
-    deadline = time.monotonic() + 20
-    while not (results := engine.poll()):
+    return all_answered(engine, [changes])[0]
+
+
+def all_answered(engine, requests):
+    for number, changes in enumerate(requests):
+        request = {"prompt": "what", "temperature": 0.8, "top_p": 1.0, "chat": True}
+        request |= {"request_id": f"run.p.{number}", "max_tokens": 9}
+        engine.submit(SampleRequest(**request | changes))
+    results, deadline = [], time.monotonic() + 20
+    while len(results) < len(requests):
         assert time.monotonic() < deadline
-    return results[0]
+        results += engine.poll()
+    return results
+
+
+@contextmanager
+def counting(tokenize):
+    """Give an engine whose `/tokenize` answers so, and what it was asked for."""
+    counted = []
+
+    def count():
+        counted.append(1)
+        return tokenize()
+
+    with sglang(count) as (url, asked):
+        engine = ServerEngine(url)
+        try:
+            yield engine, asked, counted
+        finally:
+            engine.close()
+
+
+def raw(*prompts):
+    return [{"chat": False, "prompt": prompt, "max_tokens": None} for prompt in prompts]
 
 
 def test_requests_have_what_sglang_knows():
@@ -103,20 +136,87 @@ def test_requests_have_what_sglang_knows():
     assert engine.think_end_ids == (7,)
 
 
+NO_TOKENS = '{"tokens": []}'  # as a server answers that knows another body
+BROKEN = '{"tokens": [7'
+
+
 def test_the_room_behind_a_prompt_is_counted_in_its_tokens():
-    with sglang() as (url, asked):
-        engine = ServerEngine(url)
-        try:
-            long = answered(engine, chat=False, prompt="what " * 20, max_tokens=None)
-            PAGES["/tokenize"] = None
-            short = answered(engine, chat=False, prompt="why?", max_tokens=None)
-            other = answered(engine, chat=False, prompt="what " * 21, max_tokens=None)
-        finally:
-            PAGES.pop("/tokenize", None)
-            engine.close()
-    assert (long.error, short.error) == (None, None)
-    assert [body["max_tokens"] for _, body in asked] == [63, 60]  # of 64
-    assert other.error.startswith("max_tokens is needed")
+    with counting(lambda: (200, '{"tokens": [7], "count": 1}')) as (engine, asked, counted):
+        results = all_answered(engine, raw(*["what " * 20] * 8))
+    assert {each.error for each in results} == {None}
+    assert {body["max_tokens"] for _, body in asked} == {63}  # of 64
+    assert len(counted) == 1  # for the samples of one prompt
+
+
+@pytest.mark.parametrize("told", [(404, ""), (501, ""), (200, NO_TOKENS), (200, BROKEN)])
+def test_a_server_that_does_not_tell_lengths_is_asked_once(told):
+    with counting(lambda: told) as (engine, asked, counted):
+        first = all_answered(engine, raw(*["why?"] * 8))
+        other = all_answered(engine, raw("who?", "what " * 21))
+        assert len(counted) == 1
+        engine._untold_until = 0.0  # a minute later: a gateway may have had no engine
+        answered(engine, **raw("why?")[0])
+        assert len(counted) == 2
+    assert {each.error for each in first} == {None}
+    assert {body["max_tokens"] for _, body in asked} == {60}
+    (long,) = (each.error for each in other if each.error is not None)
+    assert long.startswith("max_tokens is needed")
+
+
+def test_a_server_that_fails_at_a_count_is_no_server_that_does_not_tell():
+    told = [(503, ""), (200, '{"tokens": [7]}')]
+    with counting(lambda: told.pop(0)) as (engine, asked, _):
+        assert answered(engine, **raw("what " * 21)[0]).error == "HTTP 503"
+        assert answered(engine, **raw("what " * 21)[0]).error is None
+    assert [body["max_tokens"] for _, body in asked] == [63]
+
+
+def test_a_run_gives_up_on_a_server_that_dies_at_a_count():
+    with (
+        counting(lambda: None) as (engine, _, _),
+        pytest.raises(EngineError, match="The server seems to be gone"),
+    ):
+        all_answered(engine, raw(*(f"{number} what " * 21 for number in range(8))))
+
+
+def test_a_count_that_hangs_holds_no_sample_for_long(monkeypatch):
+    monkeypatch.setattr(server, "LONGEST_ANSWER_S", 0.1)
+    go_on = threading.Event()
+    with counting(lambda: go_on.wait(20) and None) as (engine, _, counted):
+        results = all_answered(engine, raw(*["what " * 21] * 4))
+        assert [each.error for each in results] == ["TimeoutError"] * 4
+        assert len(counted) == 1
+        go_on.set()
+
+
+def test_a_count_that_is_too_large_is_not_read(monkeypatch):
+    monkeypatch.setattr(server, "MOST_ANSWER_BYTES", 1 << 10)
+    large = json.dumps({"tokens": [7] * 1000})
+    with counting(lambda: (200, large)) as (engine, _, _):
+        error = answered(engine, **raw("what " * 21)[0]).error
+    assert error == "HTTP 200, an answer that is too large"
+
+
+def test_a_sample_that_is_cancelled_takes_no_count_from_the_others():
+    go_on, begun = threading.Event(), threading.Event()
+
+    def tokenize():
+        begun.set()
+        go_on.wait(20)
+        return 200, '{"tokens": [7]}'
+
+    with counting(tokenize) as (engine, asked, counted):
+        made = {"temperature": 0.8, "top_p": 1.0} | raw("what " * 21)[0]
+        engine.submit(SampleRequest(request_id="run.p.9", **made))
+        assert begun.wait(20)
+        engine.submit(SampleRequest(request_id="run.p.8", **made))
+        assert len(engine.cancel(["run.p.9"])) == 1
+        go_on.set()
+        deadline = time.monotonic() + 20
+        while not (results := engine.poll()):
+            assert time.monotonic() < deadline
+    assert [(each.request_id, each.error) for each in results] == [("run.p.8", None)]
+    assert len(counted) == 1 and [body["max_tokens"] for _, body in asked] == [63]
 
 
 def test_what_only_vllm_does_is_refused():
