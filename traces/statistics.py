@@ -282,7 +282,8 @@ def _as_many_as(above: NDArray[np.bool_], owners: NDArray[np.intp]) -> int:
     """Return how many independent values tell as much of their share above a limit as these do.
 
     Values of a problem resemble each other: by how much more the share varies from problem to
-    problem than that of independent values, there are fewer (Kish's design effect).
+    problem than that of independent values, there are fewer (Kish's design effect). Few problems
+    tell that effect badly, which Student's law makes up for.
     """
     counts = np.bincount(owners).astype(float)
     if counts.size == owners.size:
@@ -291,7 +292,7 @@ def _as_many_as(above: NDArray[np.bool_], owners: NDArray[np.intp]) -> int:
     beyond = np.bincount(owners, weights=above) - share * counts
     alone = owners.size * share * (1 - share)
     effect = owners.size / counts.size if alone <= 0 else float((beyond**2).sum()) / alone
-    effect *= counts.size / (counts.size - 1)
+    effect *= counts.size / (counts.size - 1) * (student_95(counts.size - 1) / Z95) ** 2
     return max(int(owners.size / max(effect, 1.0)), 1)
 
 

@@ -238,7 +238,7 @@ def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
                     yield Column(_outcome(method, k), passed[:, place], each)
                 continue
             right = table[:, place]
-            basis = in_orders(method, k, samples.n, float(right.mean()), len(problems))
+            basis = in_orders(method, k, samples.n, float(right.mean()))
             yield Column(_outcome(method, k, **basis), right, each * k)
 
 

@@ -92,8 +92,9 @@ def fresh_interval(
     The accuracy is a sum of one answer per problem, each right with the posterior chance m that
     such a vote is. m (1 - m) is the variance of the fresh answer plus that of the chance as the
     samples leave it, so that both runs are in it; what the draws of the laws have in common may add
-    to that. A beta law of this variance and one problem more, half right (Jeffreys), is cut at
-    numbers of problems: where all are right, that does not say that all will be.
+    to that, and for a value that is extrapolated it is no less for more problems. A beta law of
+    this variance and one problem more, half right (Jeffreys), is cut at numbers of problems: where
+    all are right, that does not say that all will be.
 
     Both runs are of `of` problems, of which those drawn are some at random. A value that is
     extrapolated rests on these alone, so that it lies off that of all by their choice too.
@@ -101,10 +102,12 @@ def fresh_interval(
     drawn = runs.shape[-1]
     size = of or drawn
     chance = runs.mean(axis=(0, 1))
-    spread = max(float((chance * (1 - chance)).mean()), drawn * float(runs.mean(axis=2).var()))
-    spread /= size
+    own, joint = float((chance * (1 - chance)).mean()), float(runs.mean(axis=2).var())
     if extrapolated:
+        spread = own / size + max(joint - own / drawn, 0.0)
         spread += float(chance.var()) * (1 / drawn - 1 / size)
+    else:
+        spread = max(own, drawn * joint) / size
     mean = (size * value + 0.5) / (size + 1)
     worth = mean * (1 - mean) / (spread + 0.5 / size**2)
     draws = np.random.default_rng([size, 8]).beta(worth * mean, worth * (1 - mean), _BETAS)

@@ -190,8 +190,8 @@ def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun
         some = whole["problem"].unique().sort().sample(most, seed=seed)
         whole = whole.filter(pl.col("problem").is_in(some.implode()))
         notes = (
-            f"policies but for maj@k and pass@k: of {most:,} of the {count:,} problems, drawn at "
-            "random",
+            f"policies but for maj@k and pass@k without a smaller limit: of {most:,} of the "
+            f"{count:,} problems, drawn at random",
         )
     if run.imported is not None:
         whole, means = with_means(whole)

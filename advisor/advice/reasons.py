@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil, floor, isfinite, log10
+from typing import Any
 
 import numpy as np
 
@@ -299,19 +300,25 @@ def _small_steps(check: ReplayedCheck, system: int) -> Iterator[str]:
     most = max(larger, default=0)
     if not 0 < limit < most:
         return
-    row, name = larger[most], "latency_s" if name == "accuracy" else name
-    loses = abs(metrics.values(name)[row] / metrics.values(name)[system] - 1)
+    row, head = larger[most], f"max_num_batched_tokens is {limit:,}: with {most:,}"
     if not check.fits[row]:
-        sure = chance(check.chance[row])
-        yield f"max_num_batched_tokens is {limit:,}: with {most:,} the limits are only {sure} sure"
-    elif loses < TOLD:
+        yield f"{head} the limits are only {chance(check.chance[row])} sure"
+        return
+    if name == "accuracy":
+        theirs, ours = (number(metrics.values(name)[each], "1") for each in (row, system))
+        if theirs != ours:
+            yield f"{head} its accuracy is {theirs} against {ours}"
+            return
+        name = "latency_s"
+    change = metrics.values(name)[row] / metrics.values(name)[system] - 1
+    if abs(change) < TOLD:
         yield (
             f"max_num_batched_tokens may be {limit:,} to {most:,}: {noun(name)} differs by less "
             f"than {percent(TOLD, 1)}"
         )
     else:
-        loss = f"{percent(loses, 1)} {'less' if quantity(name).higher_is_better else 'more'}"
-        yield f"max_num_batched_tokens is {limit:,}: with {most:,} it has {loss} {noun(name)}"
+        size = f"{percent(abs(change), 1)} {'more' if change > 0 else 'less'}"
+        yield f"{head} it has {size} {noun(name)}"
 
 
 def _no_early_stop(check: ReplayedCheck, system: int) -> Iterator[str]:
@@ -482,25 +489,37 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
                 f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}"
             )
         )
-        command = record_command(
-            engine,
-            policy,
-            workload=evidence.posable,
-            problems=PROBLEMS,
-            concurrency=1,
-            seed=None if workload is None else workload.seed,
-            verifier=None if workload is None else workload.verifier,
-        )
         on = f"On {engine.gpu}"
         if not evidence.posed:
             on += f", with two of the problems in {PROBLEMS_FILE}"
+        if settings := planned(engine, evidence.models.get(engine.model)):
+            command = (
+                f"{PROBLEMS} problems, one after the other, of {in_words(engine, policy)}"
+                f"{_by_plan(settings, f' -o {shlex.quote(run.folder)}')}"
+            )
+        else:
+            command = record_command(
+                engine,
+                policy,
+                workload=evidence.posable,
+                problems=PROBLEMS,
+                concurrency=1,
+                seed=None if workload is None else workload.seed,
+                verifier=None if workload is None else workload.verifier,
+            )
+            command += f" -o {shlex.quote(run.folder)}"
         yield (
             f"{number_} of {len(runs)}, a short run for the step times of {engine.model} "
             f"tp{engine.tensor_parallel_size}, about {takes}: {saves}. {on}: "
-            f"{command} -o {shlex.quote(run.folder)}"
+            f"{command}"
         )
     folders = " ".join(f"--with {shlex.quote(run.folder)}" for run in runs)
     yield f"then advise as now with what was run, which checks the prior: {folders}"
+
+
+def _by_plan(settings: Mapping[str, Any], options: str = "") -> str:
+    told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in settings.items())
+    return f", by a plan for ttscope sweep{options}, as record has no option for {told}"
 
 
 def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight: int | None) -> str:
@@ -514,8 +533,7 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight:
     if not evidence.posed:
         where += f", with the problems in {PROBLEMS_FILE}"
     if settings := planned(engine, evidence.models.get(engine.model)):
-        told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in settings.items())
-        return f"{where}, by a plan for ttscope sweep, as record has no option for {told}"
+        return f"{where}{_by_plan(settings)}"
     command = record_command(
         engine,
         policy,

@@ -40,7 +40,7 @@ from traces.recording.reader import Recording, both_told_apart
 from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.published import PublishedCurve
-from traces.summary.energy import PowerTable, Watts, mean_power_w, power_table, watts_of
+from traces.summary.energy import PowerTable, Watts, mean_and_table, watts_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -176,10 +176,9 @@ def gather(
         models.update(recording.manifest.models)
         for key, engine in recording.manifest.engines.items():
             steps.extend(_steps(recording, key, engine, most))
-            power = mean_power_w(recording, key)
+            power = mean_and_table(recording, key)
             if power is not None:
-                drawn = (power, power_table(recording, key), engine.num_devices)
-                watts.setdefault(law_key(engine), []).append(drawn)
+                watts.setdefault(law_key(engine), []).append((*power, engine.num_devices))
         found, dropped, told = read_runs(recording)
         if only_watched(recording):
             windows = windows_of(recording, lengths=True)

@@ -94,9 +94,10 @@ _IN_TEXT = re.compile(
     r"(?!\.?[0-9]|[,:][0-9]|\s?(?:\^(?!\{?\\circ)|\*\*)|\s?/\s?[0-9]|_|[a-zA-Z](?![a-zA-Z])"
     r"|\.?\s?\\(?!text|mathrm|mathbf|quad)[a-zA-Z]|\s?(?:hundred|thousand|[mbtr]+illion)\b)"
 )
+_FORMULA = r"(?:pi|sqrt|log|ln|sin|cos|tan|exp)(?![a-zA-Z])"
 _TERM_BEFORE = re.compile(r"[\w)}]\s*[+*/×·−-]\s*\Z")
 _TERM_AFTER = re.compile(
-    r"\s*(?:[+*×·]|/(?!\s?[a-zA-Z]{2})|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]"
+    rf"\s*(?:[+*×·]|/(?!\s?(?!{_FORMULA})[a-zA-Z]{{2}})|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]"
 )
 _LEAD = re.compile(r"\A(?:\\\(|\\\[|\$+)?\s*(?:[a-zA-Z](?:_\w)?\s*=\s*)?")
 _TRAIL = re.compile(
@@ -119,7 +120,8 @@ def _joined(match: re.Match[str]) -> str:
     """Return the groups of a number as one, unless they may be two numbers with a space between."""
     first, *groups = match[0].split()
     alone = match.span() == (0, len(match.string))
-    sure = alone or len(groups) > 1 or groups[0][0] == "0" or " " not in match[0]
+    long = len(groups) > 1 and len(first) < 3
+    sure = alone or long or any(each[0] == "0" for each in groups) or " " not in match[0]
     return "".join([first, *groups]) if sure else match[0]
 
 

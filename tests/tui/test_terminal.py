@@ -99,7 +99,7 @@ def test_the_demo_ends_in_the_app(tmp_path):
     seen = ttscope("demo", "--shipped", cwd=tmp_path, keys=keys)
     check(seen, paths=[SHIPPED])
     assert f"recordings in {SHIPPED}" in seen.text
-    assert any("Run demo/s with up to 8 samples" in line for line in seen.app)
+    assert any("Run demo/s with 8 samples" in line for line in seen.app)
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -219,12 +219,12 @@ def _estimates(given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | No
 def _policy(path: Path, given: Mapping[str, Value]) -> Policy:
     try:
         msgspec.convert({k: v for k, v in given.items() if k not in PARAMETER}, Policy)
-        policy = make_policy({"temperature": None} | dict(given))
+        policy = make_policy(given)
     except (UsageError, msgspec.ValidationError) as error:
         raise UsageError(f"{path}: {error}") from None
     if policy.spec.of_others:
         raise UsageError(f"{path}: policy: {policy.method} is what others sent. Choose a method")
-    return policy
+    return policy if given.get("temperature") is not None else replace(policy, temperature=None)
 
 
 def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:

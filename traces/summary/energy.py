@@ -138,16 +138,6 @@ def run_window(problems: pl.DataFrame, samples: pl.DataFrame) -> Window | None:
     return int(starts.to_numpy().min()), int(ends.to_numpy().max())
 
 
-def mean_power_w(recording: Recording, engine: str) -> float | None:
-    """Return the power of an engine's devices from the first arrival to the last end, in watts.
-
-    By counter or by power, of GPUs or of the processor, as in `Energy.mean_w`; None where that is
-    not known, or where several engines share the recording.
-    """
-    found = run_energy(recording, engine)
-    return None if found is None else _mean_w(found[0])
-
-
 def run_energy(recording: Recording, engine: str) -> tuple[Curve, Window] | None:
     """Return the energy curve of an engine's devices over its run and the run's window.
 
@@ -466,14 +456,33 @@ class Watts:
     idle: tuple[float, float]
 
 
+_STEPS: Final = ("engine", "end", "wall_ns", "interval_ns", "prefill_requests", "decode_requests")
+
+
 def power_table(recording: Recording, key: str) -> PowerTable | None:
     """Return the stretches of an engine's recording, None where power or steps are unknown."""
+    found = mean_and_table(recording, key)
+    return None if found is None else found[1]
+
+
+def mean_and_table(recording: Recording, key: str) -> tuple[float, PowerTable | None] | None:
+    """Return what an engine's devices drew on average in watts, and its `power_table`.
+
+    From the first arrival to the last end, by counter or by power, of GPUs or of the processor, as
+    in `Energy.mean_w`. None where that is not known, or where several engines share the recording.
+    """
     found = run_energy(recording, key)
-    steps = recording.steps.filter(pl.col("engine") == key).sort("end")
-    steps = steps.drop_nulls(["end", "wall_ns", "prefill_requests", "decode_requests"])
-    if found is None or steps.is_empty() or recording.manifest.dropped.get("steps"):
+    return None if found is None else (_mean_w(found[0]), _table(recording, key, *found))
+
+
+def _table(recording: Recording, key: str, curve: Curve, window: Window) -> PowerTable | None:
+    if recording.manifest.dropped.get("steps"):
         return None
-    curve, (start, end) = found
+    steps = recording.frame("steps", _STEPS).filter(pl.col("engine") == key).sort("end")
+    steps = steps.drop_nulls(["end", "wall_ns", "prefill_requests", "decode_requests"])
+    if steps.is_empty():
+        return None
+    start, end = window
     ended = (steps["end"].to_numpy() - start) / 1e9
     took = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series().to_numpy() / 1e9
     begun = np.maximum(ended - took, np.concatenate(([-np.inf], ended[:-1])))

@@ -133,14 +133,15 @@ _PLACES = 1.1  # from one number of samples at which their votes are counted to 
 _CELLS = 2_000_000  # samples in orders held at once
 
 
-def in_orders(method: str, k: int, n: int, accuracy: float, problems: int) -> dict[str, Any]:
+def in_orders(method: str, k: int, n: int, accuracy: float) -> dict[str, Any]:
     """Return on what votes of k of n samples rest where there are too many subsets to be exact.
 
-    The standard error is, at most, that of a mean over so many problems.
+    The standard error is at most that of one problem: problems with the same votes have the same
+    orders.
     """
     if method != "majority" or n <= MOST_EXACT or k <= ALWAYS_EXACT or k == n:
         return {}
-    error = np.sqrt(max(accuracy * (1 - accuracy), 0.0) / (_ORDERS * problems))
+    error = np.sqrt(max(accuracy * (1 - accuracy), 0.0) / _ORDERS)
     return {"basis": "monte_carlo", "error": float(error)}
 
 
@@ -316,7 +317,7 @@ def policies_within(
             budget_tokens=None,
             accuracy=accuracy,
             tokens_per_problem=taken[k],
-            **in_orders(method, k, n, accuracy.value, whole.height),
+            **in_orders(method, k, n, accuracy.value),
             other_problems=of_others(accuracy, whole.height, whole.height),
         )
         for (method, k), accuracy in zip(

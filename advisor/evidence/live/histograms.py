@@ -49,7 +49,7 @@ class MeanSteps:
     """Mean steps: `composition` [rows, FEATURES], `seconds` [rows]; bounds of both.
 
     An interval between polls has rows in proportion to the steps that it is the mean of, `ROWS` on
-    average: a few slow steps weigh no more than they lasted.
+    average. One of few steps has one row: those of long prompts are in no other.
     `bounds` [2, FEATURES] are the least and the most of single steps, as far as gauges tell.
     """
 
@@ -104,7 +104,7 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     )
     bounds = np.array([composition.min(axis=0), high])
     ran = steps[usable]
-    times = np.rint(ROWS * ran / ran.mean()).astype(np.int64)
+    times = np.maximum(np.rint(ROWS * ran / ran.mean()), 1).astype(np.int64)
     return MeanSteps(
         composition=np.repeat(composition, times, axis=0),
         seconds=np.repeat(gaps.sums[usable] / decoded[usable], times),

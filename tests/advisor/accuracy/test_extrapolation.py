@@ -128,3 +128,14 @@ def test_a_fresh_run_of_all_is_narrower_than_one_of_some_of_them():
     # More samples are judged on those 400 alone, whose choice stays in it.
     spread = runs.mean(axis=(0, 1)).std() / 20
     assert width(of=40_000, extrapolated=True) == pytest.approx(2 * 1.645 * spread, rel=0.1)
+
+
+def test_what_the_laws_leave_open_for_all_is_no_less_for_more_problems():
+    rng = np.random.default_rng(3)
+    chance = rng.beta(1, 1, 4000) * 0.8 + 0.1
+    common = rng.normal(0, 0.02, (1, 200, 1))  # of each draw of the laws, learned from the 4,000
+    runs = (rng.random((1, 200, 4000)) < chance + common).astype(float)
+    found = fresh_interval(0.5, runs, of=40_000, extrapolated=True)
+    own, choice = float((chance * (1 - chance)).mean()), float(chance.var())
+    spread = np.sqrt(own / 40_000 + 0.02**2 + choice * (1 / 4000 - 1 / 40_000))
+    assert found.high - found.low == pytest.approx(2 * 1.645 * spread, rel=0.12)

@@ -2,10 +2,14 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from advisor.advice.reasons import name_without_limits
+from advisor.advice.measure_next.gpu_runs import ShortRun
+from advisor.advice.reasons import _short, _small_steps, name_without_limits
+from tests.advisor.synthetic import FACTS, VOTE16, engine_of
 from traces.schema.advice import Budget
 
 BUDGETS = [
@@ -76,6 +80,49 @@ def test_few_batched_tokens_have_a_reason(fresh, budget):
     )
     told = [line for line in answer.reasons if line.startswith("max_num_batched_tokens ")]
     assert bool(told) == (engine.max_num_batched_tokens < most)
+
+
+@pytest.mark.parametrize(
+    ("goal", "accuracy", "latency_s", "said"),
+    [
+        ("accuracy", (0.902, 0.901), (2.0, 1.7), "its accuracy is 0.901 against 0.902"),
+        ("accuracy", (0.902, 0.902), (2.0, 1.7), "it has 15.0 % less mean latency"),
+        ("latency_s", (0.9, 0.9), (2.0, 2.3), "it has 15.0 % more mean latency"),
+    ],
+)
+def test_what_larger_steps_change_has_its_sign(goal, accuracy, latency_s, said):
+    candidates = [
+        SimpleNamespace(engine=engine_of(max_num_batched_tokens=limit), policy=VOTE16)
+        for limit in (1024, 8192)
+    ]
+    values = {"accuracy": np.array(accuracy), "latency_s": np.array(latency_s)}
+    check = SimpleNamespace(
+        metrics=SimpleNamespace(candidate=candidates.__getitem__, values=values.__getitem__),
+        goal=SimpleNamespace(metric=goal),
+        order=np.arange(2),
+        asked=np.ones(2, dtype=bool),
+        fits=np.ones(2, dtype=bool),
+    )
+    (line,) = _small_steps(check, 0)
+    assert line == f"max_num_batched_tokens is 1,024: with 8,192 {said}"
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_short_run_is_of_the_engine_that_is_offered(eager):
+    engine = engine_of(gpu="NVIDIA H100 80GB HBM3", enforce_eager=eager)
+    run = ShortRun(
+        engine=engine, policy=VOTE16, device_s=9.0, cost_usd=None, regret=0.2, regret_after=0.1
+    )
+    evidence = SimpleNamespace(workload=None, posable="sums", posed=True, models=FACTS)
+    line, then = _short(evidence, [run])
+    folder = "runs/nvidia-h100-80gb-hbm3-small-tp1"
+    if eager:  # `record` would capture CUDA graphs
+        assert "ttscope record" not in line and "2 problems, one after the other, of small" in line
+        end = f"by a plan for ttscope sweep -o {folder}, as record has no option for "
+        assert line.endswith(f"{end}enforce_eager: true")
+    else:
+        assert "ttscope record --model small" in line and line.endswith(f"-o {folder}")
+    assert then.endswith(f"--with {folder}")
 
 
 def row_of(metrics, pick):

@@ -63,6 +63,7 @@ NUMBERS = {
     "It is 1 000 000 in all": "1000000",
     "Answer: 2\u202f345 people": "2345",
     "of the first 2 100 are left": "100",
+    "The sides are 120 130 150.": "150",
 }
 NO_NUMBERS = (
     "2**10",
@@ -73,6 +74,7 @@ NO_NUMBERS = (
     "2^{10}",
     "3\\sqrt{2}",
     "2\\pi",
+    "3/pi",
     "0.\\overline{3}",
     "1/2 + 1/3",
     "x = 3 - 5",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -75,7 +76,9 @@ def test_a_run_against_its_baseline(run, runs, name, code):
         assert "FAIL  p95>+10%" in out
     if name == "busy":  # four times as many in flight: slower, and no fault of the server
         assert "-     p95>+10%" in out and "the load is another one" in " ".join(out.split())
-        left, _, err = gate(run, runs["base"].path, runs[name].path, "--fail-on", "p95>+5%")
+        junit = ("--fail-on", "p95>+5%", "--junit", "junit.xml")
+        left, _, err = gate(run, runs["base"].path, runs[name].path, *junit)
+        assert '<error message="p95' in Path("junit.xml").read_text()
         assert left == 1 and "p95>+5% cannot be judged: the load is another one" in err
     if name == "few":
         assert "policy.n 16 -> 2" in out

@@ -227,7 +227,8 @@ class FrontPanel(Vertical):
         )
         if bar is not None:
             style = self.app.theme_variables["foreground"]
-            plot.errorbar(*bar.arms(), marker_style=style)
+            for mark, *places in bar.arms():
+                plot.errorbar(*places, marker=mark, marker_style=style)
         for symbol in reversed(COLOURS):
             if symbol in by_symbol:
                 style = f"bold {self._colour(symbol)}"

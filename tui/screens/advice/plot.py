@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from traces.schema.advice import Budget
@@ -50,11 +50,11 @@ class Bar:
     across: tuple[float, float]
     up: tuple[float, float]
 
-    def arms(self) -> tuple[list[float], list[float], list[float], list[float]]:
-        """Return both bars as middles (x, y) and half widths (x, y), NaN where there is none."""
+    def arms(self) -> Iterator[tuple[str, list[float], list[float], list[float], list[float]]]:
+        """Yield each bar: its mark, middle (x, y) and half widths (x, y), NaN where none."""
         (left, right), (bottom, top) = self.across, self.up
-        middles = [(left + right) / 2, self.x], [self.y, (bottom + top) / 2]
-        return *middles, [(right - left) / 2, math.nan], [math.nan, (top - bottom) / 2]
+        yield "─", [(left + right) / 2], [self.y], [(right - left) / 2], [math.nan]
+        yield "│", [self.x], [(bottom + top) / 2], [math.nan], [(top - bottom) / 2]
 
 
 @dataclass(frozen=True, kw_only=True)

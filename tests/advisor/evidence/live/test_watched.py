@@ -9,9 +9,10 @@ import pytest
 
 import advisor.what_if.suggest as what_next
 from advisor.advice.advisor import Advisor
+from advisor.evidence.features import ALL, Features
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
-from advisor.evidence.live.histograms import drawn_traffic
+from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.search.space import explore
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
@@ -19,7 +20,19 @@ from advisor.what_if.suggest import suggest
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
-from traces.live.numbers import OUTPUT_LENGTH, PROMPT_LENGTH, TTFT, WAITING, Histogram, Window
+from traces.live.numbers import (
+    ITL,
+    KV,
+    OUTPUT_LENGTH,
+    PROMPT,
+    PROMPT_LENGTH,
+    RUNNING,
+    STEP_TOKENS,
+    TTFT,
+    WAITING,
+    Histogram,
+    Window,
+)
 from traces.live.verdict import Finding, Verdict
 from traces.schema.advice import Budget
 from traces.schema.tts.policy import AS_SENT
@@ -420,3 +433,24 @@ def test_advice_offers_no_more_where_the_limit_was_never_met(base, tmp_path):
     seen = watched(at_rate(base, 5.0, "engine.max_num_seqs=64"), tmp_path / "seen")
     space = explore(gather([seen], judged=False))
     assert space.max_num_seqs.max() == 64
+
+
+def test_seconds_of_few_long_steps_are_in_the_law():
+    """Polls each second: 30 of 100 steps that decode, 3 of 10 steps with 8,000 prompt tokens."""
+    steps = np.array([0.0] + [100.0] * 30 + [10.0] * 3)
+    long = steps == 10.0
+    decoded, firsts = 8 * steps, np.where(long, 10.0, 0.0)
+    window = Window(
+        times=np.arange(34) * 10**9, seconds=33.0, resets=0, increase={},
+        counted={f"{STEP_TOKENS}_count": steps, PROMPT: 8000 * steps * long},
+        gauges={RUNNING: np.full(34, 8.0), WAITING: np.zeros(34), KV: np.full(34, np.nan)},
+        histograms={
+            ITL: Histogram(np.array([np.inf]), decoded[:, None], 8.0 * (steps > 0)),
+            TTFT: Histogram(np.array([np.inf]), firsts[:, None], firsts),
+        },
+    )  # fmt: skip
+    found = mean_steps(window, engine_of(), ALL)
+    tokens = Features(*found.composition.T).tokens
+    assert found.seconds[tokens > 8000] == pytest.approx([0.1] * 3)
+    assert found.seconds[tokens < 8000] == pytest.approx([0.01] * (tokens < 8000).sum())
+    assert tokens.max() == tokens[tokens > 8000].min() == 8008

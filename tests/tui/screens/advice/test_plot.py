@@ -42,10 +42,11 @@ def test_points_error_bars_and_axes(rows):
     bar = plane.error_bar(rows[0])
     estimates = [rows[0].pick.estimates[name] for name in ("latency_s", "accuracy")]
     assert [bar.across, bar.up] == [(each.low, each.high) for each in estimates]
-    middles_x, middles_y, across, up = bar.arms()
-    assert (middles_x[0] - across[0], middles_x[0] + across[0]) == pytest.approx(bar.across)
-    assert (middles_y[1] - up[1], middles_y[1] + up[1]) == pytest.approx(bar.up)
-    assert (middles_x[1], middles_y[0]) == (bar.x, bar.y)
+    (_, *across), (_, *up) = bar.arms()
+    (x,), (y,), (half,), _ = across
+    assert (x - half, x + half) == pytest.approx(bar.across) and y == bar.y
+    (x,), (y,), _, (half,) = up
+    assert (y - half, y + half) == pytest.approx(bar.up) and x == bar.x
     assert Plane(axis=quantity("cost_usd"), log=False).error_bar(rows[0]) is None
     known = axes(BUDGET, rows)
     assert [each.name for each in known] == [
