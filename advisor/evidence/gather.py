@@ -18,7 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
-from advisor.evidence.keys import law_key
+from advisor.evidence.keys import law_key, learned_as
 from advisor.evidence.live.front_end import (
     NEEDED,
     with_context_of_several,
@@ -174,7 +174,7 @@ def gather(
     for each in recordings:
         recording = each.afresh()  # its tables go once the next is read
         models.update(recording.manifest.models)
-        for key, engine in recording.manifest.engines.items():
+        for key, engine in learned_as(recording.manifest.engines).items():
             steps.extend(_steps(recording, key, engine, most))
             power = mean_and_table(recording, key)
             if power is not None:
@@ -194,7 +194,7 @@ def gather(
         lost += [*(f"{recording.name}: {why}" for why in unlike), *told, *_model_notes(recording)]
     for each in others:
         recording = each.afresh()
-        for key, engine in recording.manifest.engines.items():
+        for key, engine in learned_as(recording.manifest.engines).items():
             steps.extend(_steps(recording, key, engine, most))
         if only_watched(recording):
             windows = windows_of(recording, lengths=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -11,9 +11,10 @@ from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.tts.policy import AS_SENT, Policy
 
 WORKER: Final = frozenset(
-    {"namespace", "component", "producer", "worker", "dp_rank", "url", "urls", "engine"}
+    {"namespace", "component", "producer", "worker", "dp_rank", "urls", "engine"}
 )
 """What says which worker of a deployment an engine is: of forward passes, of /metrics."""
+URL: Final = "url"  # of one server of several
 
 
 @lru_cache(maxsize=4096)
@@ -38,8 +39,26 @@ def law_key(engine: EngineConfig) -> EngineConfig:
 
 
 def any_worker(engine: EngineConfig) -> tuple[tuple[str, str], ...]:
-    """Return what else is known of an engine, but for which worker of a deployment it is."""
-    return tuple(pair for pair in engine.other if pair[0] not in WORKER)
+    """Return what else is known of an engine, but for which worker of a deployment it is.
+
+    A server keeps its URL where its GPU is not told: servers at other URLs may be other hardware.
+    """
+    of_worker = WORKER if engine.gpu is None else WORKER | {URL}
+    return tuple(pair for pair in engine.other if pair[0] not in of_worker)
+
+
+def learned_as(engines: Mapping[str, EngineConfig]) -> dict[str, EngineConfig]:
+    """Return a recording's engines by key, those that took one workload in turn without a URL.
+
+    What they share is the law of the engine that they make up, which has no steps of its own.
+    """
+    urls = {url for each in engines.values() for url in dict(each.other).get("urls", "").split()}
+    return {
+        key: dataclasses.replace(each, other=tuple(pair for pair in each.other if pair[0] != URL))
+        if dict(each.other).get(URL) in urls
+        else each
+        for key, each in engines.items()
+    }
 
 
 def _own_gpus(engine: EngineConfig) -> int | None:

@@ -52,6 +52,10 @@ def run_key(engine: EngineConfig, policy: Policy) -> Config:
     return Config(engine=same, policy=dataclasses.replace(policy, rule=tuple(sorted(policy.rule))))
 
 
+def _of_any_worker(engine: EngineConfig) -> EngineConfig:
+    return dataclasses.replace(engine, other=any_worker(engine))
+
+
 def _without_limits(key: Config) -> Config:
     engine = dataclasses.replace(
         key.engine,
@@ -104,6 +108,7 @@ class RunsMade:
 
     def __init__(self, made: Sequence[Made] = ()) -> None:
         self.engines = frozenset(each.engine for each in made)
+        self._of_any_worker = frozenset(map(_of_any_worker, self.engines))
         self._made: dict[Config, list[Made]] = {}
         for each in made:
             self._made.setdefault(run_key(each.engine, each.policy), []).append(each)
@@ -112,6 +117,10 @@ class RunsMade:
 
     def has(self, engine: EngineConfig, policy: Policy) -> bool:
         return run_key(engine, policy) in self._made
+
+    def has_engine(self, engine: EngineConfig) -> bool:
+        """Return whether an engine ran, whichever worker of a deployment it was."""
+        return _of_any_worker(engine) in self._of_any_worker
 
     def has_sibling(self, engine: EngineConfig, policy: Policy) -> bool:
         """Return whether it was run with any limits of the scheduler, by any number of replicas."""

@@ -105,7 +105,7 @@ def find_pools(evidence: Evidence) -> list[Pool]:
             policies += [dataclasses.replace(key[1], n=n) for n in sorted(counts)]
             policies += [rule for n in sorted(counts) for rule in _stopping(key[1], n)]
         ids = {n for run in runs for n in run.problems if len(run.problems[n].samples) >= 1}
-        told = [_tells_answers(run) for run in runs]
+        told = [run.tells_answers for run in runs]
         judged = {n for n in ids if all(map(_judged, runs, repeat(n), told))}
         complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
         if complete:
@@ -152,11 +152,6 @@ def _judged(run: Run, name: str, told: bool) -> bool:
     known = [s.correct is not None for s in problem.samples]
     able = [s.correct is not None or (told and s.answer is None) for s in problem.samples]
     return any(known) and all(able)
-
-
-def _tells_answers(run: Run) -> bool:
-    samples = (sample for problem in run.problems.values() for sample in problem.samples)
-    return run.answers_told and any(sample.answer is not None for sample in samples)
 
 
 def _most_samples(runs: Sequence[Run], name: str) -> int:

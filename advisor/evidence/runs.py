@@ -129,6 +129,12 @@ class Run:
         samples = (sample for problem in self.problems.values() for sample in problem.samples)
         return not any(sample.correct and sample.answer is None for sample in samples)
 
+    @cached_property
+    def tells_answers(self) -> bool:
+        """Whether a sample without an answer gave none, and is wrong. Else nobody told answers."""
+        samples = (sample for problem in self.problems.values() for sample in problem.samples)
+        return self.answers_told and any(sample.answer is not None for sample in samples)
+
     def vote_curve(self, name: str) -> npt.NDArray[np.float64]:
         """Return how often votes of k of a problem's samples are right, k = 1 .. all.
 

@@ -110,16 +110,23 @@ def replayed_tables(
 
 
 def _right(replayed: Replayed, loads: Sequence[RecordedProblem]) -> list[bool]:
-    """Return whether each answer is right: of a tie that of the first sample, as a run has it."""
+    """Return whether each answer is right: of a tie that of the first sample, as a run has it.
+
+    Without any answer the sample that decided says it, as some imports mark samples alone.
+    """
     ended = np.isfinite(replayed.end_s) & ~replayed.cancelled
     found, place = [], 0
-    for share, load in zip(replayed.right.tolist(), loads, strict=True):
-        right = share > 0
-        if 0 < share < 1:
+    shares, deciding = replayed.right.tolist(), replayed.decided_by.tolist()
+    for share, by, load in zip(shares, deciding, loads, strict=True):
+        right = share == 1
+        if share < 1:
             own = zip(load.samples, ended[place : place + len(load.samples)], strict=True)
             votes = [sample for sample, known in own if known and sample.answer is not None]
-            (answer, _), *_ = Counter(vote.answer for vote in votes).most_common(1)
-            right = next(vote.correct is True for vote in votes if vote.answer == answer)
+            if not votes:
+                right = load.samples[by].correct is True
+            elif share > 0:
+                (answer, _), *_ = Counter(vote.answer for vote in votes).most_common(1)
+                right = next(vote.correct is True for vote in votes if vote.answer == answer)
         found.append(right)
         place += len(load.samples)
     return found

@@ -175,11 +175,11 @@ class CandidateMetrics(Metrics):
     def ties(self) -> list[Floats]:
         """Return better metrics, then no early stop, what was run and its engine, lower limits."""
         candidates = [each.candidate for each in self.replayed]
-        engines, ran = [each.engine for each in candidates], self.space.made.engines
+        engines, ran = [each.engine for each in candidates], self.space.made.has_engine
         keys = [
             [each.policy.stops_early for each in candidates],  # which then saved nothing
             [each.data_parallel_size for each in engines],
-            [2 - each.recorded - (each.engine in ran) for each in candidates],
+            [2 - each.recorded - ran(each.engine) for each in candidates],
             [each.max_num_seqs or 0 for each in engines],
             [-(each.max_num_batched_tokens or 0) for each in engines],
         ]

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from advisor.evidence.features import Features
-from advisor.evidence.keys import law_key
+from advisor.evidence.keys import law_key, learned_as
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw, non_negative_least_squares
 from traces.errors import UsageError
@@ -80,7 +80,7 @@ def _drafting(recordings: Sequence[Recording], engine: EngineConfig) -> tuple[fl
             pl.col("engine") == key, ~pl.col("profiled").fill_null(False)
         ).drop_nulls(["draft_ns", "decode_requests"])
         for recording in recordings
-        for key, other in recording.manifest.engines.items()
+        for key, other in learned_as(recording.manifest.engines).items()
         if law_key(other) == engine
     ]
     steps = pl.concat([frame.select("draft_ns", "decode_requests") for frame in frames])

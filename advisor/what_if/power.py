@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.keys import law_key
+from advisor.evidence.keys import law_key, learned_as
 from advisor.step_time.law import non_negative_least_squares
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
@@ -21,7 +21,7 @@ def power_law(recordings: Sequence[Recording], engine: EngineConfig) -> PowerLaw
     tables = [
         power_table(recording, key)
         for recording in recordings
-        for key, other in recording.manifest.engines.items()
+        for key, other in learned_as(recording.manifest.engines).items()
         if law_key(other) == law_key(engine)
     ]
     found = fit_power([table for table in tables if table is not None])

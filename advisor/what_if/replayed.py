@@ -603,11 +603,12 @@ class Replays:
     @property
     def _judged(self) -> bool:
         """Whether it is known which answers are given, and whether they are right."""
-        samples = [s for load in self.loads[0] for s in load.samples]
-        known = all(s.correct is not None or s.answer is None for s in samples)
+        source, policy = self.sources[0], self.question.policy
+        samples = [s for name in self.ids for s in source.problems[name].samples]
+        told = source.tells_answers
+        known = all(s.correct is not None or (told and s.answer is None) for s in samples)
         judged = any(s.correct is not None for s in samples)
-        policy, told = self.question.policy, self.sources[0].answers_told
-        votes = policy.spec.plurality and (policy.n == 1 or told)
+        votes = policy.spec.plurality and (policy.n == 1 or source.answers_told)
         return known and judged and votes
 
     def _accuracy(self) -> Estimate | None:

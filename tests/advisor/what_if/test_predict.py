@@ -596,6 +596,51 @@ def test_an_answer_that_no_vote_chose_is_not_judged(votes):
     assert found.tables["problems"]["correct"].null_count() == found.predicted.problems
 
 
+def marked(recording, folder, correct, answer=None):
+    """The run with `correct` of its samples, by default as an import that tells no answers."""
+    tables = {name: getattr(recording, name) for name in ("problems", "samples", "steps")}
+    samples = tables["samples"].sort("problem_id", "sample_index")
+    right = pl.Series([correct[i % len(correct)] for i in range(len(samples))], dtype=pl.Boolean)
+    answers = pl.lit(None, pl.Utf8) if answer is None else answer
+    tables["samples"] = samples.with_columns(answer=answers, correct=right)
+    replayed_tables.write_recording(folder, recording.manifest, tables)
+    return Recording.open(folder)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    vote = dataclasses.replace(VOTE16, n=4)
+    return record(tmp_path_factory.mktemp("few") / "r", engine_of(), vote, problems=5)
+
+
+@pytest.mark.parametrize(
+    ("correct", "share"),
+    [([True, False, False, True, True], 0.6), ([True, None, None, None] + 16 * [True], None),
+     ([False, None, None, None] + 16 * [False], None)],
+)  # fmt: skip
+def test_what_nobody_judged_is_not_wrong_where_no_answer_is_told(few, tmp_path, correct, share):
+    found = asked(marked(few, tmp_path / "r", correct), policy={"n": 1})
+    assert (found.predicted.accuracy is None) == (share is None)
+    if share is not None:
+        assert found.predicted.accuracy.value == pytest.approx(share)
+    else:
+        assert found.tables["problems"]["correct"].null_count() == 5
+
+
+def test_a_sample_without_an_answer_is_wrong_where_others_tell_theirs(few, tmp_path):
+    answer = pl.when(pl.col("sample_index") > 0).then(pl.lit("7"))
+    found = asked(marked(few, tmp_path / "r", [None, True, True, True], answer), policy={"n": 1})
+    assert found.predicted.accuracy.value == pytest.approx(0.75)
+
+
+def test_a_kept_replay_of_marks_alone_has_their_accuracy(tmp_path):
+    run = record(tmp_path / "greedy", engine_of(), GREEDY, problems=10)
+    found = asked(marked(run, tmp_path / "r", [True, False, False, True, True]))
+    found.write(tmp_path / "kept")
+    (shown,) = summarise(Recording.open(tmp_path / "kept"))
+    assert shown.accuracy.value == found.predicted.accuracy.value == pytest.approx(0.6)
+
+
 @pytest.mark.parametrize(
     ("sizes", "change", "gpus"),
     [((2, 1, 2), {"data_parallel_size": 2}, 4), ((2, 2, 4), {"data_parallel_size": 1}, 2),
