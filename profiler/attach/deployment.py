@@ -295,9 +295,10 @@ class Deployment:
                 replica.scraper.stop()
                 if replica.scraper.dropped:
                     writer.dropped("scrapes", replica.scraper.dropped)
-                if replica.scraper.reader.left_out:
-                    count = replica.scraper.reader.left_out
-                    writer.event("drop", f"{replica.access.where}: {count} lines of /metrics")
+                reader = replica.scraper.reader
+                if reader.pages_cut:
+                    what = f"up to {reader.left_out:,} lines of each of {reader.pages_cut:,} pages"
+                    writer.event("drop", f"{replica.access.where}: {what} of /metrics")
             self._keep_limits()
             self._writer = None
 

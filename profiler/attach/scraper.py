@@ -78,7 +78,7 @@ class Scraper:
     ----------
     engine_key: the key of an engine by the label `engine`; "" is the server itself.
     on_event: called with a kind and a detail of `events`: gap, reconnect, restart, counter_reset.
-    on_page: called with the rows of every page read.
+    on_page: called with the rows of every page read, and a null for what the last one had.
     on_restart: called with the first page of a restarted server, before it is kept.
 
     `lost` is set when the server is gone and `reconnect` is False.
@@ -198,10 +198,12 @@ class Scraper:
             self._on_event("reconnect", f"{self.access.where}: after {seconds:.1f} s")
         if self._last is not None:
             self._compare(self._last, page)
+        before = {} if self._last is None else self._last.values
+        gone = dict.fromkeys(before.keys() - page.values.keys())
         self.polls += 1
         self._last = page
         keys = {engine: self._engine_key(engine) for engine in {s.engine for s in page.values}}
-        self._on_page(_rows(page.time_ns, page.values, keys))
+        self._on_page(_rows(page.time_ns, {**page.values, **gone}, self._keys | keys))
         moved = any(self._keys.get(engine, key) != key for engine, key in keys.items())
         self._keys |= keys
         told = self._news(None if moved else self._kept, page)

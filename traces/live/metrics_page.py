@@ -18,14 +18,14 @@ from traces.live.engine_names import (
     known_name,
     vllm_names,
 )
+from traces.live.numbers import MOST_SERIES
 
 _PROCESS = "process_start_time_seconds"
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
-MOST_SERIES = 50_000  # distinct lines of a page; more than that are counted and left out
 LONGEST_LINE = 8192
-MOST_ENGINES = 256  # of a page; the lines of more are counted and left out too
-_MOST_EVER = 1024  # of all pages of a server, where replicas come and go
+MOST_ENGINES = 256  # of a page; the lines of more are counted and left out, as of more series
+MOST_EVER = 1024  # engines of all pages of a server, where replicas come and go
 MOST_VALUE = 1e30
 
 
@@ -45,12 +45,12 @@ class Series(NamedTuple):
 class PageReader:
     """Reads the pages of one server.
 
-    `model_names`, `cache_config` and `engines`, the kinds of engines whose lines there are, are
-    filled on the way.
+    `cache_config` and `engines`, the kinds of engines whose lines there are, are filled on the way.
+    `left_out` is the most lines that were left out of one page, `pages_cut` counts such pages.
     """
 
     left_out: int = 0
-    model_names: set[str] = field(default_factory=set)
+    pages_cut: int = 0
     cache_config: dict[str, dict[str, str]] = field(default_factory=dict)  # by engine
     engines: set[str] = field(default_factory=set)
     _ever: set[str] = field(default_factory=set)  # engines
@@ -65,33 +65,34 @@ class PageReader:
 
         Raises ValueError when nothing of it looks like a metrics page.
         """
-        before = self.left_out
-        values = self._read(page)
+        values, left_out = self._read(page)
         started = values.get(Series("", _PROCESS))
         if started is not None and self._started not in (None, started):
             self.forget()
-            self.left_out = before
-            values = self._read(page)
+            values, left_out = self._read(page)
         self._started = started if started is not None else self._started
+        self.left_out = max(self.left_out, left_out)
+        self.pages_cut += left_out > 0
         return values
 
     def forget(self) -> None:
         """Forget what an earlier process told: the next page is another's."""
-        for told in (self.model_names, self.cache_config, self.engines, self._ranks, self._known):
+        for told in (self.cache_config, self.engines, self._ranks, self._known):
             told.clear()
 
-    def _read(self, page: str) -> dict[Series, float]:
+    def _read(self, page: str) -> tuple[dict[Series, float], int]:
+        """Return the values of a page, and how many of its lines were left out."""
         values: dict[Series, float] = {}
         seen: dict[str, tuple[Series, ...]] = {}
         engines: set[str] = set()
-        lines = 0
+        lines = left_out = 0
         for line in page.splitlines():
             if not line or line[0] == "#":
                 continue
             cut = line.rfind("}") + 1 or line.find(" ")
             head = line[:cut]
             if len(line) > LONGEST_LINE or (head not in seen and len(seen) >= MOST_SERIES):
-                self.left_out += 1
+                left_out += 1
                 continue
             named = self._known.get(head)
             if named is None:
@@ -102,7 +103,7 @@ class PageReader:
                 continue
             engine = named[0].engine
             if engine and engine not in engines and not self._takes(engine, engines):
-                self.left_out += 1
+                left_out += 1
                 continue
             try:
                 value = float(line[cut:].split()[0])
@@ -116,11 +117,11 @@ class PageReader:
         self._ranks = {each: rank for each, rank in self._ranks.items() if each in engines}
         if not lines:
             raise ValueError("no metrics")
-        return values
+        return values, left_out
 
     def _takes(self, engine: str, engines: set[str]) -> bool:
         """Tell whether there is room for one more engine of a page, and add it."""
-        room = engine in self._ever or len(self._ever) < _MOST_EVER
+        room = engine in self._ever or len(self._ever) < MOST_EVER
         if not room or len(engines) >= MOST_ENGINES:
             return False
         self._ever.add(engine)
@@ -141,8 +142,6 @@ class PageReader:
         self.engines.add(engine_named(whole.strip()) or "")
         labels.pop("engine", None)
         labels.pop("dp_rank", None)
-        if "model_name" in labels:
-            self.model_names.add(labels["model_name"])
         if name == "vllm:cache_config_info":
             if len(self.cache_config) < MOST_ENGINES:
                 self.cache_config[engine] = {k: v for k, v in labels.items() if k != "model_name"}

@@ -53,7 +53,10 @@ FLOPS, READ_BYTES = (
 )
 ACCEPTED_LENGTH = "sglang:spec_accept_length"  # a gauge, of which vLLM tells the counts
 GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH)
+MOST_SERIES = 50_000  # of a page, and of an engine in all its pages; more are left out
 _CELLS = 500_000  # of a table of polls and series in memory
+_LOWER = 1 - 1e-9  # times a sum, which may be rounded otherwise
+_PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
 _COUNTED = (PROMPT, CACHED, f"{STEP_TOKENS}_count")  # from poll to poll, where lengths are too
@@ -207,6 +210,7 @@ class Window:
     `times` are those of the polls, `increase` is by name and labels, `histograms` of times by
     name. `gauges` by name and `counted`, what counters gained since the poll before, have one
     number per poll, nan where it was not told. `seconds` leaves out the intervals of `resets`.
+    `left_out` says that the pages had more than `MOST_SERIES` series.
     """
 
     times: NDArray[np.int64]
@@ -216,6 +220,7 @@ class Window:
     histograms: Mapping[str, Histogram]
     gauges: Mapping[str, Floats]
     counted: Mapping[str, Floats]
+    left_out: bool = False
 
     def total(self, name: str) -> float | None:
         """Return a counter's increase over all its labels, None where it was not told."""
@@ -240,19 +245,25 @@ class Polls:
     """Adds up the polls of one engine's server, page after page, without keeping the pages.
 
     A row that a poll lacks has the value of the poll before; a null ends a series that the page no
-    longer has. A counter that ended is at 0: after a restart a server makes some at their first
-    use. Of each poll the buckets of times, the gauges and the generated tokens stay in memory, 4
-    bytes a bucket. With `lengths` so do those of requests' lengths and the counters of steps and
-    prompts, from which a law and traffic are made.
+    longer has. A counter that comes back goes on from where it ended, since a page may lack a line
+    for a while. A lower one counts from 0: after a restart a server makes some at their first use.
+    Of each poll the buckets of times, the gauges and the generated tokens stay in memory, 4 bytes a
+    bucket. With `lengths` so do those of requests' lengths and the counters of steps and prompts,
+    from which a law and traffic are made. Series beyond `MOST_SERIES` are left out.
     """
 
     def __init__(self, *, lengths: bool = False) -> None:
         self._places: dict[tuple[str, str, float | None], int] = {}
-        self._last = np.empty(0)  # of each series, nan before the first
-        self._reading: dict[str, float] = {}  # of each gauge, nan where it is gone
+        self._left_out = False
+        # Of each series, nan before the first, and of a gauge that is gone.
+        self._last = np.empty(0)
+        self._ended = np.empty(0)  # the poll at which a counter ended, -1 where it is there
         self._increase = np.empty(0)
         self._times: list[NDArray[np.int64]] = []
         self._resets: list[NDArray[np.bool_]] = []
+        self._still: list[NDArray[np.bool_]] = []  # polls at which no counter grew
+        self._late: list[int] = []  # polls with a reset that only a later one told
+        self._last_reset = -1
         self._counted = (GENERATED, *_COUNTED) if lengths else (GENERATED,)
         histograms = (*_TIMES, *_LENGTHS) if lengths else _TIMES
         self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, *self._counted)}
@@ -280,6 +291,7 @@ class Polls:
         if not self._times or sum(map(len, self._times)) < 2:
             return None
         times, resets = np.concatenate(self._times), np.concatenate(self._resets)
+        resets[self._late] = True
         lengths = np.maximum(np.diff(times), 0)[~resets[1:]]
         sums = {
             (name, labels): float(self._increase[place])
@@ -287,6 +299,8 @@ class Polls:
             if le is None and name not in GAUGES
         }
         told = {name: np.concatenate(each) for name, each in self._told.items()}
+        for name in self._counted:
+            told[name][self._late] = np.nan
         return Window(
             times=times,
             seconds=float(lengths.sum()) / 1e9,
@@ -299,6 +313,7 @@ class Polls:
             },
             gauges={name: told[name] for name in GAUGES},
             counted={name: told[name] for name in self._counted},
+            left_out=self._left_out,
         )
 
     def _take(self, rows: pl.DataFrame, poll: NDArray[Any]) -> None:
@@ -310,22 +325,30 @@ class Polls:
         places = self._places_of(asked)
         if places.null_count():
             for each in asked.filter(places.is_null()).unique(maintain_order=True).iter_rows():
-                self._places.setdefault(each, len(self._places))
+                if len(self._places) >= MOST_SERIES:
+                    self._left_out = True
+                    break
+                self._places[each] = len(self._places)
             places = self._places_of(asked)
         new = len(self._places) - self._last.size
         self._last = np.append(self._last, np.full(new, np.nan))
+        self._ended = np.append(self._ended, np.full(new, -1.0))
         self._increase = np.append(self._increase, np.zeros(new))
-        place, value = places.to_numpy(), rows["value"].to_numpy()
-        time, gone = rows["time"].to_numpy(), rows["value"].is_null().to_numpy()
         poll = poll - poll[0]
-        starts = np.searchsorted(poll, np.arange(poll[-1] + 1))
+        polls = np.arange(poll[-1] + 1)
+        times = rows["time"].to_numpy()[np.searchsorted(poll, polls)]
+        kept = places.is_not_null()
+        poll, place = poll[kept.to_numpy()], places.filter(kept).to_numpy()
+        values = rows["value"].filter(kept)
+        value, gone = values.to_numpy(), values.is_null().to_numpy()
+        starts = np.searchsorted(poll, polls)
         step = max(_CELLS // len(self._places), 1)
         for first in range(0, starts.size, step):
             begin = starts[first]
             end = starts[first + step] if first + step < starts.size else poll.size
             part = slice(begin, end)
             self._add_table(
-                time[starts[first : first + step]],
+                times[first : first + step],
                 *(poll[part] - first, place[part], value[part], gone[part]),
             )
 
@@ -351,47 +374,105 @@ class Polls:
         told = np.full((times.size, len(names)), np.nan)
         told[poll, place] = value
         gauge = np.array([name in GAUGES for name in names])
-        ended = gone & ~gauge[place]
-        told[poll[ended], place[ended]] = 0.0
-        filled = _fill(told, ~np.isnan(told), self._last)
+        known = ~np.isnan(told)
+        unset = gone & gauge[place]
+        known[poll[unset], place[unset]] = True
+        filled = _fill(told, known, self._last)
         before = np.vstack([self._last, filled[:-1]])
         # A series that appears later began at 0; the first poll's values are where counting begins.
         new = np.isnan(before) & ~np.isnan(filled)
         if not self._times:
             new[0] = False
+        ended = gone & ~gauge[place]
+        anew = self._anew(told, before, poll[ended], place[ended])
+        new[anew.poll, anew.place] = True
         grown = np.nan_to_num(np.where(new, filled, filled - before), nan=0.0)
         counts = ~gauge & np.array([not name.endswith("_sum") for name in names])
         resets = (grown[:, counts] < 0).any(axis=1)
         grown[resets] = 0.0
+        self._still.append(~(grown[:, ~gauge] > 0).any(axis=1))
+        self._restart(anew, resets, grown)
         self._increase += grown.sum(axis=0)
         self._times.append(times)
         self._resets.append(resets)
         self._last = filled[-1].copy()
         for name in GAUGES:
-            self._told[name].append(self._readings(name, told, poll[gone], place[gone]))
+            self._told[name].append(self._readings(name, filled))
         for counter in self._counted:
             own = [at for at, name in enumerate(names) if name == counter]
-            gained = grown[:, own].sum(axis=1) if own else np.full(times.size, np.nan)
-            gained[resets] = np.nan
+            gained = grown[:, own].sum(axis=1)
+            gained[resets | np.isnan(filled[:, own]).all(axis=1)] = np.nan
             self._told[counter].append(gained)
         for name, kept in self._grown.items():
             kept.append(self._grown_of(name, grown))
 
-    def _readings(self, name: str, told: Floats, poll: NDArray[Any], gone: NDArray[Any]) -> Floats:
+    def _anew(self, told: Floats, before: Floats, poll: NDArray[Any], place: NDArray[Any]) -> _Anew:
+        """Return the counters that come back lower; at each `poll` the one at `place` ends.
+
+        A histogram counts from 0 where one of its parts is lower.
+        """
+        first = sum(map(len, self._times))
+        some = np.union1d(np.flatnonzero(self._ended >= 0), place).astype(int)
+        told, last = told[:, some], self._ended[some]
+        is_told = ~np.isnan(told)
+        marks = np.where(is_told, -1.0, np.nan)
+        marks[poll, np.searchsorted(some, place)] = first + poll
+        since = _fill(marks, ~np.isnan(marks), last)
+        marks[(marks >= 0) & (np.vstack([last, since[:-1]]) >= 0)] = np.nan  # it had ended before
+        since = _fill(marks, ~np.isnan(marks), last)
+        was = np.vstack([last, since[:-1]])
+        self._ended[some] = since[-1]
+        back = (was >= 0) & is_told
+        series, families = list(self._places), dict[Key, int]()
+        family = np.array(
+            [
+                families.setdefault((_PART.sub("", name), labels), len(families))
+                for name, labels, _ in map(series.__getitem__, some)
+            ],
+            dtype=int,
+        )
+        lower = np.zeros((len(told), len(families)), dtype=bool)
+        at, which = np.nonzero(back & (told < before[:, some] * _LOWER))
+        lower[at, family[which]] = True
+        at, which = np.nonzero(back & lower[:, family])
+        return _Anew(at, some[which], was[at, which].astype(int))
+
+    def _restart(self, anew: _Anew, resets: NDArray[np.bool_], grown: Floats) -> None:
+        """Note the restarts that counters tell which come back lower, one reset for each.
+
+        That is where they ended, unless other counters grew there. Then it is where they are back,
+        and of that interval only what counts from 0 is kept.
+        """
+        first = sum(map(len, self._times))
+        still = np.concatenate(self._still) if anew.poll.size else None
+        for at, ended in sorted(set(zip(anew.poll, -anew.ended, strict=True))):
+            seen = np.flatnonzero(resets[: at + 1])
+            last = max(self._last_reset, first + seen[-1] if seen.size else -1)
+            if last >= -ended:
+                continue
+            if still is not None and still[-ended]:
+                self._late.append(-ended)
+                self._last_reset = max(self._last_reset, -ended)
+                continue
+            mine = anew.place[anew.poll == at]
+            kept = grown[at, mine]
+            grown[at] = 0.0
+            grown[at, mine] = kept
+            resets[at] = True
+        if resets.any():
+            self._last_reset = max(self._last_reset, first + int(np.flatnonzero(resets)[-1]))
+
+    def _readings(self, name: str, filled: Floats) -> Floats:
         """Return a gauge at each poll, nan where the page has none, or several.
 
-        A relabelled page gives its only one labels.
+        A relabelled page gives its only one labels, others after a restart.
         """
-        found_at = [at for (each, *_), at in self._places.items() if each == name]
-        place = self._places.get((name, "", None), found_at[0] if len(found_at) == 1 else None)
-        if place is None:
-            return np.full(len(told), np.nan)
-        values = told[:, [place]]
-        known = ~np.isnan(values)
-        known[poll[gone == place]] = True
-        last = self._reading.get(name, np.nan)
-        found: Floats = _fill(values, known, np.array([last]))[:, 0]
-        self._reading[name] = float(found[-1])
+        values = filled[:, [at for (each, *_), at in self._places.items() if each == name]]
+        one = (~np.isnan(values)).sum(axis=1) == 1
+        found: Floats = np.where(one, np.nansum(values, axis=1), np.nan)
+        plain = self._places.get((name, "", None))
+        if plain is not None:
+            found = np.where(np.isnan(filled[:, plain]), found, filled[:, plain])
         return found
 
     def _grown_of(self, name: str, grown: Floats) -> _Grown:
@@ -416,6 +497,14 @@ def _fill(values: Floats, known: NDArray[np.bool_], last: Floats) -> Floats:
     np.maximum.accumulate(at, axis=0, out=at)
     found: Floats = np.where(at < 0, last, np.take_along_axis(values, np.maximum(at, 0), axis=0))
     return found
+
+
+class _Anew(NamedTuple):
+    """Counters that come back lower than they ended: at which poll, and at which they ended."""
+
+    poll: NDArray[np.int64]
+    place: NDArray[np.int64]
+    ended: NDArray[np.int64]  # from the first poll of all
 
 
 class _Grown(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from traces.live.engine_names import REQUEST_LIMITS, software_of
-from traces.live.numbers import TRAFFIC, USED, Numbers, Polls, Window, numbers_in
+from traces.live.numbers import MOST_SERIES, TRAFFIC, USED, Numbers, Polls, Window, numbers_in
 from traces.live.verdict import STEPS_JUDGED, Evidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
 from traces.recording.tables import TABLES
@@ -162,11 +162,16 @@ def _watched(
         numbers=numbers,
         verdict=judge(key, evidence),
         events={kind: counts[kind] for kind in EVENTS if counts.get(kind)},
-        losses=tuple(recording.losses),
+        losses=(*recording.losses, *_left_out(window)),
         columns=columns,
         window=window,
         requests=_requests([run for run in runs if run.engine == engine]),
     )
+
+
+def _left_out(window: Window | None) -> list[str]:
+    cut = window is not None and window.left_out
+    return [f"scrapes: series beyond the first {MOST_SERIES:,} of the engine"] if cut else []
 
 
 def _steps(recording: Recording, key: str) -> tuple[pl.DataFrame, dict[str, str]]:

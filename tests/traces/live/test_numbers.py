@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.servers.metrics_server import Metrics
-from traces.live.metrics_page import LONGEST_LINE, MOST_ENGINES, PageReader, Series
-from traces.live.numbers import Bounds, numbers_of
+from traces.live import numbers as live_numbers
+from traces.live.metrics_page import LONGEST_LINE, MOST_ENGINES, MOST_EVER, PageReader, Series
+from traces.live.numbers import Bounds, Polls, numbers_in, numbers_of
 from traces.live.verdict import Evidence, draft_gain, fixed_share, judge
 from traces.recording.tables import SCRAPES
 from traces.summary.kernels import Collective, DeviceTime
@@ -42,10 +43,11 @@ def test_a_page_of_too_many_engines_is_read_in_part():
     page = "".join(f'vllm:x{{engine="{number}"}} 1\n' for number in range(5_000))
     reader = PageReader()
     assert len(reader.read(page)) == len(reader.read(page)) == MOST_ENGINES
-    assert reader.left_out == 2 * (5_000 - MOST_ENGINES)
-    for other in range(9):  # replicas come and go, but not for ever
+    assert (reader.left_out, reader.pages_cut) == (5_000 - MOST_ENGINES, 2)
+    for other in range(2, 9):  # replicas come and go, but not for ever
         page = "".join(f'vllm:x{{engine="{other}n{number}"}} 1\n' for number in range(MOST_ENGINES))
-        assert len(reader.read(page)) == (MOST_ENGINES if other < 3 else 0)
+        room = other * MOST_ENGINES <= MOST_EVER
+        assert len(reader.read(page)) == (MOST_ENGINES if room else 0)
 
 
 def test_a_line_is_a_series_and_others_are_left_out():
@@ -65,8 +67,7 @@ def test_a_line_is_a_series_and_others_are_left_out():
         Series("", "process_start_time_seconds"): 1.5e9,
     }
     assert reader.read(page) == expected == reader.read(page)
-    assert reader.model_names == {"a b} c"}
-    assert reader.left_out == 2  # the long line, twice
+    assert (reader.left_out, reader.pages_cut) == (1, 2)  # the long line, twice
     with pytest.raises(ValueError, match="no metrics"):
         reader.read("")
 
@@ -197,6 +198,101 @@ def test_a_counter_that_a_restart_ended_counts_from_0():
     assert (found.resets, found.seconds) == (1, 4.0)
     assert found.generated_tokens_per_s == (100 + 160) / 4
     assert found.finished == {"stop": 10 + 7}
+
+
+GEN, PROMPTS = "vllm:generation_tokens_total", "vllm:prompt_tokens_total"
+RUNS = "vllm:num_requests_running"
+
+
+def polled(told):
+    """Rows of polls from values by name, or name and labels; None ends one, ... is no row."""
+    rows = []
+    for second in range(len(next(iter(told.values())))):
+        for key, values in told.items():
+            name, labels, le = key if isinstance(key, tuple) else (key, "", None)
+            if values[second] is not ...:
+                rows.append((second * S, "e", name, labels, le, values[second]))
+    return pl.DataFrame(rows, schema=SCRAPES, orient="row")
+
+
+def test_a_counter_that_a_page_lacks_for_a_while_goes_on():
+    """A page of several servers may lack a line for a poll, and have it again."""
+    told = {GEN: [1_000_000, 1_000_100, None, ..., 1_000_400], RUNS: [1, 1, 1, 1, 1]}
+    found = numbers_of(polled(told), "e")
+    assert (found.resets, found.seconds) == (0, 4.0)
+    assert found.generated_tokens_per_s == 100.0
+
+
+@pytest.mark.parametrize(
+    ("others", "prompts", "seconds"),
+    [([7, 8, 9, 10, 11], 3, 3.0), ([9, 9, 9, 9, 9], 0, 3.0), ([7, 8, 2, 3, 4], 3, 3.0)],
+    ids=["others go on", "others stand still", "others fall"],
+)
+def test_a_counter_that_comes_back_lower_is_one_restart(others, prompts, seconds):
+    told = {GEN: [100, 200, None, 150, 160], PROMPTS: others}
+    told[("vllm:request_success_total", 'finished_reason="stop"', None)] = [9, 9, None, ..., 5]
+    found = numbers_of(polled(told), "e")
+    assert (found.resets, found.seconds) == (1, seconds)
+    assert found.generated_tokens_per_s * seconds == 100 + 150 + 10
+    assert found.finished == {"stop": 5}
+    assert found.prompt_tokens_per_s * seconds == prompts
+
+
+def test_a_histogram_counts_from_0_as_a_whole():
+    name = "vllm:time_to_first_token_seconds"
+    told = {
+        (f"{name}_bucket", "", 0.1): [0, 5, None, 5],
+        (f"{name}_bucket", "", math.inf): [0, 10, None, 6],
+        (f"{name}_count", "", None): [0, 10, None, 6],
+        (f"{name}_sum", "", None): [0.0, 50.0, None, 50.4],
+    }
+    found = numbers_of(polled(told), "e").ttft_s
+    assert found.mean.value == pytest.approx(100.4 / 16)
+    assert found.p50.high <= 0.1  # 10 of 16
+
+
+def test_a_gauge_goes_on_under_the_labels_that_a_restart_gives_it():
+    a, b = (RUNS, 'pod="a"', None), (RUNS, 'pod="b"', None)
+    told = {a: [1, ..., None, None], b: [..., ..., 3, 5], GEN: [1, 2, 3, 4]}
+    assert numbers_of(polled(told), "e").running == (1 + 1 + 3 + 5) / 4
+    told[b] = [..., 4, ..., 5]
+    window = fed(polled(told), 1)
+    assert window.gauges[RUNS].tolist() == pytest.approx([1, math.nan, 4, 5], nan_ok=True)
+
+
+def fed(rows, polls):
+    """What is told of rows that come so many polls at a time."""
+    found = Polls()
+    for _, some in rows.group_by(pl.col("time") // (polls * S), maintain_order=True):
+        found.add(some)
+    return found.window()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_tell_the_same_however_they_come(seed):
+    random = np.random.default_rng(seed)
+    keys = [GEN, PROMPTS, (GEN, 'pod="b"', None), (RUNS, 'pod="a"', None), (RUNS, 'pod="b"', None)]
+    told = {("vllm:kv_cache_usage_perc", "", None): [0.5] * 12}
+    for key in keys:
+        values = np.cumsum(random.integers(0, 3, 12) * 10)
+        values[random.integers(1, 12) :] %= 40
+        kinds = random.choice(3, 12, p=(0.6, 0.25, 0.15))
+        told[key] = [(int(v), None, ...)[kind] for v, kind in zip(values, kinds, strict=True)]
+    whole, *others = (fed(polled(told), polls) for polls in (12, 1, 5))
+    for other in others:
+        assert numbers_in(whole, "e") == numbers_in(other, "e")
+        for name in whole.counted:
+            assert np.array_equal(whole.counted[name], other.counted[name], equal_nan=True)
+
+
+def test_series_are_bounded_over_all_pages(monkeypatch):
+    monkeypatch.setattr(live_numbers, "MOST_SERIES", 3)
+    told = {GEN: [1, 3, 5], RUNS: [1, 1, 1], (GEN, 'a="0"', None): [0, 1, 2]}
+    told |= {(GEN, f'a="{n}"', None): [..., 10**n, ...] for n in range(1, 9)}
+    window = fed(polled(told), 1)
+    assert window.left_out and not fed(polled({GEN: [1, 3, 5]}), 1).left_out
+    assert window.total(GEN) == 4 + 2
+    assert window.gauges[RUNS].tolist() == [1, 1, 1]
 
 
 def test_labels_that_a_relabelled_page_adds():
