@@ -46,12 +46,15 @@ BAD = [  # what is given, what the line must hold
     ({"confidence": 0}, "between 0 and 1"),
 ]
 CONTRADICTORY = [  # what is given, what is said of it
-    ({"max_latency": "1us", "min_accuracy": "50%"}, "no candidate meets --max-latency"),
+    ({"max_latency": "1us", "min_accuracy": "50%"}, "no candidate is 90 % sure of --max-latency"),
     ({"max_latency": "35ms", "min_accuracy": "0.8"}, "contradict each other"),
-    ({"max_cost": "2ms", "min_accuracy": "0.5"}, "no candidate meets --max-cost"),
-    ({"rate": "100000/s", "min_accuracy": "0.5"}, "no candidate meets --rate"),
-    ({"min_accuracy": "99.99%"}, "no candidate meets --min-accuracy"),
-    ({"max_cost": "$0.000001", "price": "2.5", "gpus": 1}, "no candidate meets --max-cost"),
+    ({"max_cost": "2ms", "min_accuracy": "0.5"}, "no candidate is 90 % sure of --max-cost"),
+    ({"rate": "100000/s", "min_accuracy": "0.5"}, "no candidate is 90 % sure of --rate"),
+    ({"min_accuracy": "99.99%"}, "no candidate is 90 % sure of --min-accuracy"),
+    (
+        {"max_cost": "$0.000001", "price": "2.5", "gpus": 1},
+        "no candidate is 90 % sure of --max-cost",
+    ),
 ]
 PLANS = [
     ("engines: []", "needs a list named engines"),
