@@ -20,17 +20,17 @@ demo: install
 
 # pytest rewrites every assertion, which takes as long as a hundred tests: its code is kept.
 export PYTHONDONTWRITEBYTECODE :=
-# Three processes on two cores, as many tests wait for a server or a clock.
-PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder -n 3
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 # Before each commit: without an engine, and without what is heavy by nature (CONTRIBUTING.md).
+# Three processes on two cores, as many tests wait for a server or a clock.
 check: install lint
-	$(PYTEST) -m "not vllm and not slow"
+	$(PYTEST) -n 3 -m "not vllm and not slow"
 
 # A test that fails gets a second try, as real servers and terminals share a busy machine. The
-# summary names each one that needed it.
+# summary names each one that needed it. Three engines at once would make two cores too slow.
 test: install lint
-	$(PYTEST) --reruns 1 -rR
+	$(PYTEST) -n 2 --reruns 1 -rR
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

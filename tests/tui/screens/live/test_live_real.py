@@ -83,7 +83,7 @@ def problems_posed(url):
         thread.join()
 
 
-async def until(true, seconds=60):
+async def until(true, seconds=300):
     for _ in range(seconds * 20):
         if true():
             return
