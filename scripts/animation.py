@@ -20,7 +20,7 @@ from rich.text import Text
 
 from advisor.advice.command import CpuBuild
 from tui import cli
-from tui.app.app import TtscopeApp, _loaded
+from tui.app.app import TtscopeApp, settle
 from tui.terminal import say_all
 from tui.text import commands
 from tui.verbs.demo import SHIPPED
@@ -137,17 +137,17 @@ async def screens(film: Film) -> None:
     ):
         app = TtscopeApp([SHIPPED], limits={"min_accuracy": accuracy}, screen="advice")
         async with app.run_test(size=(COLUMNS, ROWS)) as pilot:
-            await _loaded(app, pilot)
+            await settle(pilot)
             film.add(app.export_screenshot(), caption, 4.5)
     (run,) = SHIPPED.glob(RUN)
     app = TtscopeApp([run], screen="run")
     async with app.run_test(size=(COLUMNS, ROWS)) as pilot:
-        await _loaded(app, pilot)
+        await settle(pilot)
         for _ in range(6):
             caption = "A recorded run: the batch, and the samples of one problem."
             film.add(app.export_screenshot(), caption, 0.9)
             await pilot.press(*["right"] * 4)
-            await _loaded(app, pilot)
+            await settle(pilot)
         film.add(app.export_screenshot(), caption, 2.0)
 
 
