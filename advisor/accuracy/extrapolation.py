@@ -71,7 +71,7 @@ def fresh_runs(
     """Yield each outcome with the interval in which a fresh run on the same problems falls.
 
     Only for fixed votes of samples like those that the model was fitted on. The outcomes are of
-    all `of` problems, of which those of the model are some at random.
+    all `of` problems. The model was fitted on a random sample of these.
     """
     counts = sorted({each.n for each in outcomes if each.method in methods})
     votes: dict[int, Votes] = model.simulate(counts) if counts else {}
@@ -96,7 +96,7 @@ def fresh_interval(
     this variance and one problem more, half right (Jeffreys), is cut at numbers of problems: where
     all are right, that does not say that all will be.
 
-    Both runs are of `of` problems, of which those drawn are some at random. A value that is
+    Both runs are of `of` problems, and those drawn are a random sample of these. A value that is
     extrapolated rests on these alone, so that it lies off that of all by their choice too.
     """
     drawn = runs.shape[-1]

@@ -161,8 +161,8 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
 def _as_served(pick: EngineConfig, served: EngineConfig) -> EngineConfig | None:
     """Return the pick's engine with a server's limits and replicas, None where it is another one.
 
-    A field that is None is taken to be as in the pick. No speculation is told by None, and parallel
-    sizes that a server does not tell are 1, so that these must be those of the pick.
+    A field that is None counts as the pick's. Speculation is an exception, as None means that there
+    is none. So are parallel sizes, which are 1 where a server does not tell them.
     """
 
     def told(name: str) -> Any:

@@ -145,7 +145,7 @@ def _of_curve(key: SampleKey, runs: Sequence[Run], curve: PublishedCurve) -> Poo
 
 
 def _judged(run: Run, name: str, told: bool) -> bool:
-    """Whether a problem's samples were judged; one without an answer is wrong if they are told."""
+    """Whether a problem's samples were judged; with answers `told`, one that has none is wrong."""
     problem = run.problems.get(name)
     if problem is None:
         return True

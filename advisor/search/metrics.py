@@ -85,7 +85,7 @@ class Metrics(ABC):
         return self._draws(name, rows)
 
     def _energy(self, rows: Rows, idle: float | Floats, paid_s: Floats, busy_s: Floats) -> Floats:
-        """Return the joules of device-seconds of which some are busy, infinite where not known.
+        """Return the joules of partly busy device-seconds, infinite where not known.
 
         Idle devices draw what lies by the share `idle` between the least and the most that it can
         be, busy ones what makes up the recorded mean.

@@ -53,8 +53,8 @@ def why_unread(deployment: Deployment, gpus: int | None) -> str | None:
 def power_probe(deployment: Deployment, gpus: int | None) -> Probe:
     """Return a probe of a deployment's GPUs, where `why_unread` knows no reason against it.
 
-    Of servers whose number of GPUs is not known all that CUDA shows to them are read. A number that
-    was given is of those that CUDA shows to us.
+    It reads all GPUs that CUDA shows to a server whose number of GPUs is not known. A given number
+    counts those that CUDA shows to this process.
     """
     if gpus is not None and gpus > 0:
         return partial(watch_gpus_here, partial(open_gpus, gpus))
