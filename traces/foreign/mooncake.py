@@ -3,7 +3,7 @@
 A line per sample, in the order of their arrivals: `timestamp` in milliseconds from the first,
 `input_length`, `output_length`, and `hash_ids`, one per block of 512 tokens of the prompt. Samples
 of a problem have the same ids, as they have the same prompt. What an import named in blocks of
-another size is named anew.
+another size gets other names.
 """
 
 from __future__ import annotations
