@@ -969,6 +969,8 @@ def _check_fields(fields: Fields) -> None:
         value = fields.get(name)
         if value is not None and not isinstance(value, str | int):
             raise fields.wrong((name,), value, "a pattern")
+    if fields.get("model_type") == "jetmoe":
+        raise _UncountedError("experts of attention")
     if fields.flag("use_cla"):
         raise _UncountedError("layers that share the keys and values of others (use_cla)")
     if fields.flag("is_encoder_decoder"):
