@@ -116,7 +116,8 @@ class VllmBench(RowReader):
             starts.append(heapq.heappop(free))
             heapq.heappush(free, starts[-1] + (finite(each) or 0.0))
         self.facts.notes.append(
-            "the file does not say when requests were sent. Each is taken to start as one before it ended"
+            "the file does not say when requests were sent. Each is taken to start as one before "
+            "it ended"
         )
         return starts
 
