@@ -9,7 +9,12 @@ import pytest
 
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from traces.deployment.checks import against_promises, load_check
-from traces.deployment.documents import Expectations, write_document
+from traces.deployment.documents import (
+    Expectations,
+    names_hash,
+    read_expectations,
+    write_document,
+)
 from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
@@ -102,6 +107,23 @@ def test_a_run_against_what_was_promised(run, runs, tmp_path):
             assert "ran with 16 in flight" in " ".join(out.split())
             assert "cannot be judged" in err
             assert out.startswith("not judged: busy")
+
+
+@pytest.mark.slow
+def test_outcomes_know_their_problems_by_name(run, runs, tmp_path):
+    (base,) = summarise(runs["base"])
+    outcomes = dataclasses.replace(base.workload, name="evals", hash="of-files")
+    names = names_hash(base.rows["problem_id"])
+    told = promised(base, workload=outcomes, problem_names=names)
+    write_document(tmp_path / "expect.json", told)
+    assert read_expectations(tmp_path / "expect.json") == told
+    left, out, err = gate(run, "expect.json", runs["base"].path)
+    assert left == 0, out + err
+    assert "the names of the imported outcomes" in " ".join(out.split())
+    assert gate(run, "expect.json", runs["slow"].path)[0] == 3
+    others = dataclasses.replace(told, problem_names=names_hash(["p1", "p2"]))
+    (check, *_) = against_promises(others, base, "expect.json").checks
+    assert check.verdict == "absent" and check.why.endswith("Record all, each with its problem_id")
 
 
 def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
