@@ -135,6 +135,7 @@ def test_twice_the_requests_add_as_much_again(tmp_path):
     assert made.decode_batch[-1] == 32
 
 
+@pytest.mark.slow
 def test_beyond_the_longest_context_more_of_it_costs_what_kv_costs(tmp_path):
     made = tables(write_tables(tmp_path))
     for decodes, context in ((8, 1000), (1, 4000)):
