@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -140,6 +140,43 @@ class Workload:
             segment_end=ends,
         )
 
+    def posed(self, places: Ints) -> Workload:
+        """Return the problems at these places in this order, each as often as it stands there.
+
+        The same as of their recorded problems, if each stands there as often as the others.
+        """
+        counts, own = np.diff(self.first)[places], len(self.segment_start) - len(self.first) + 1
+        first, samples = _taken(self.first, places)
+        first_answer, answers = _taken(self.first_answer, places)
+        first_segment, parts = _taken(self.first_segment, places)
+        path = self.path[parts]
+        path[first_segment[1:] - 1] = own + np.arange(len(places))  # no other has its last one
+        segments = np.concatenate([np.arange(own), own + places])
+        answer = None
+        if self.answer is not None:
+            moved = np.repeat(first_answer[:-1] - self.first_answer[places], counts)
+            answer = self.answer[samples]
+            answer = np.where(answer == NONE, NONE, answer + moved)
+        return replace(
+            self,
+            first=first,
+            prompt_tokens=self.prompt_tokens[samples],
+            output_tokens=self.output_tokens[samples],
+            verify_steps=self.verify_steps[samples],
+            forwarded=None if self.forwarded is None else self.forwarded[samples],
+            answer=answer,
+            by_length=self.by_length[samples],
+            first_answer=first_answer,
+            right=self.right[answers],
+            arrivals=None,
+            first_segment=first_segment,
+            path=path,
+            segment_start=self.segment_start[segments],
+            segment_end=self.segment_end[segments],
+            route=None if self.route is None else self.route[places],
+            front_end_s=None if self.front_end_s is None else self.front_end_s[places],
+        )
+
     def segment_blocks(self, block_size: int) -> Ints:
         """Return how many whole blocks each segment has."""
         return self.segment_end // block_size - self.segment_start // block_size
@@ -151,6 +188,13 @@ class Workload:
         if self.forwarded is not None:
             each = each + np.ceil(self.forwarded).astype(np.int64) - 1
         return int(np.max(each, initial=1))
+
+
+def _taken(first: Ints, places: Ints) -> tuple[Ints, Ints]:
+    """Return where the parts at these places begin when taken, and what is in them."""
+    counts = np.diff(first)[places]
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    return begins, np.arange(begins[-1]) + np.repeat(first[places] - begins[:-1], counts)
 
 
 def ascending(arrivals: Sequence[float] | Floats) -> Floats:

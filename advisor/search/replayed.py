@@ -142,18 +142,17 @@ class CandidateReplays:
         pool, policy = candidate.pool, candidate.policy
         cost = _cost(self.model.law(candidate.engine), candidate)
 
-        def serve(workload: Workload, in_flight: int) -> Replayed:
-            return self._replay(workload, cost, candidate, concurrency=in_flight)
+        def serve(workload: Workload, **load: int) -> Replayed:
+            return self._replay(workload, cost, candidate, **load)
 
         if row not in self._capacities:
-            engine, stop = candidate.engine, policy.stop
-            seqs = engine.max_num_seqs
             self._capacities[row] = capacity_per_s(
                 partial(self.policy_work.stream, pool, policy),
                 serve,
                 problems=len(self.space.problem_ids),
-                at_once=(0 if stop is None else stop.drawn_first) or policy.n,
-                slots=None if seqs is None else seqs * engine.data_parallel_size,
+                draws=len(self.policy_work.problems(pool, policy)),
+                engines=candidate.engine.data_parallel_size,
+                limited=candidate.engine.max_num_seqs is not None,
             )
         return self._capacities[row]
 
@@ -246,6 +245,7 @@ class CandidateReplays:
         candidate: Candidate,
         *,
         concurrency: int | None = None,
+        reserve: int | None = None,
     ) -> Replayed:
         from advisor.replay.replay import (  # numba takes a third of a second to load
             Replicas,
@@ -259,6 +259,7 @@ class CandidateReplays:
             cost,
             limits_of(candidate.engine, candidate.facts, workload, self._models),
             concurrency=concurrency,
+            reserve=reserve,
             stop=stop_of(candidate.policy),
             replicas=Replicas(
                 count=count, routing="least-outstanding" if count > 1 else "round-robin"

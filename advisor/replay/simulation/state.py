@@ -220,6 +220,7 @@ class Rules(NamedTuple):
     drawn_first: int
     routing: int
     together: bool
+    reserve: int  # samples that wait for each engine, for which problems arrive; 0: they do not
     keep_longest: bool
     window: float
     chunked: bool

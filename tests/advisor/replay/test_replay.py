@@ -404,6 +404,35 @@ def test_preemption_happens_and_is_the_same(asynchronous):
     assert assert_twins(loads_of(3, 6, 4), limits, concurrency=4).preemptions > 0
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("engines", [1, 3])
+def test_a_reserve_keeps_engines_full_until_no_problem_is_left(engines, asynchronous):
+    rng = np.random.default_rng(3)
+    loads = [
+        RecordedProblem(
+            prompt_tokens=20,
+            cached_tokens=0,
+            samples=tuple(plain(int(tokens)) for tokens in rng.integers(20, 60, 2)),
+        )
+        for _ in range(60)
+    ]
+    found = replay(
+        Workload.from_loads(loads),
+        linear_cost(COST),
+        Limits(max_num_seqs=4, max_num_batched_tokens=256, async_scheduling=asynchronous),
+        reserve=3,
+        replicas=Replicas(count=engines, routing="least-outstanding"),
+        log=True,
+    )
+    begun = found.arrival_s
+    assert (np.diff(begun) >= 0).all() and begun[0] == 0 < begun[-1]
+    full = found.log[found.log["begun"] > np.nanmin(begun + found.latency_s)]
+    assert len(full) > 10 and (full["running"] == 4).mean() > 0.9 and (full["waiting"] >= 1).all()
+    undecided = np.isnan(found.latency_s)
+    assert undecided.any() and not undecided[: len(loads) // 2].any()
+    assert found.makespan_s >= np.nanmax(begun + found.latency_s)
+
+
 def test_a_sample_that_cannot_fit_is_refused():
     loads = [RecordedProblem(prompt_tokens=50, cached_tokens=0, samples=(plain(60),))]
     with pytest.raises(ValueError, match="14 blocks"):
