@@ -314,6 +314,7 @@ def test_forms_by_module(shared, name, experts, query, output):
             "model.layers.0.warp.up_proj": {"quant_algo": "FP8"}}}},
          'quantised weights of "layers.0.warp.up_proj", which no layer has'),
         ({"model_type": "jetmoe", "num_local_experts": 8}, "experts of attention"),
+        ({"architectures": ["DFlashDraftModel"]}, "a draft of several tokens at once"),
         ({"model_type": "new", "use_cla": True},
          "layers that share the keys and values of others (use_cla)"),
         ({"model_type": "new", "hidden_act": "silu", "intermediate_size": [64, 128] * 16},
