@@ -73,6 +73,7 @@ _GATED: Final = (
 )
 _GATED_TYPES: Final = re.compile(
     r"bitnet|lfm2|gemma|gpt_?oss|grok|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
+    r"|phi3|phimoe|granite|olmo|exaone|hunyuan|ernie|bailing|seed_oss|cohere|smollm"
 )
 _ACTIVATIONS: Final = ("mlp_hidden_act", "hidden_act", "hidden_activation", "activation_function")
 _UNGATED: Final = ("relu2", "relu_squared", "xielu")

@@ -667,6 +667,7 @@ LAYER, MLP, EMBEDDING = 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 96, 64 * 1000
         # Sizes of a state that no layer of the list keeps (Granite 4 without Mamba), no window.
         ({"layer_types": ["attention"] * 2, "mamba_d_state": 16, "mamba_n_heads": 4}, LAYER + MLP),
         ({"sliding_window_size": -1}, LAYER + MLP),
+        ({"model_type": "phimoe", "hidden_act": None}, LAYER + MLP),
         ({"_num_mtp_layers": 1, "mtp_share_layers": True, "scale_depth": 1.4}, LAYER + MLP),
     ],
 )  # fmt: skip
