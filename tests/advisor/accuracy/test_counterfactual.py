@@ -93,6 +93,7 @@ def by_key(found):
     return {(o.method, o.n, o.budget_tokens, *sorted(o.rule.items())): o for o in found.outcomes}
 
 
+@pytest.mark.slow
 def test_every_kind_of_policy_is_there(found):
     kinds = {(o.method, o.basis) for o in found.outcomes}
     assert kinds >= {
@@ -110,6 +111,7 @@ def test_every_kind_of_policy_is_there(found):
     assert (found.n, found.problems) == (N, 40)
 
 
+@pytest.mark.slow
 def test_estimates_hang_together(found):
     table = by_key(found)
     one = table["majority", 1, None].accuracy
@@ -360,6 +362,7 @@ def test_the_cheapest_is_stated_on_problems_that_did_not_choose_it(tmp_path):
     assert best.policy.method != "pass_at_k"
 
 
+@pytest.mark.slow
 def test_compared_in_pairs(found):
     columns = {(c.outcome.method, c.outcome.n): c for c in found.columns}
     whole, single = columns["majority", 8], columns["majority", 1]

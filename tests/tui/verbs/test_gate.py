@@ -158,6 +158,7 @@ def test_fewer_samples_break_the_promise_of_accuracy(run, tmp_path):
     assert out.count("FAIL  accuracy") == 1
 
 
+@pytest.mark.slow
 def test_reports_hold_every_check_and_odd_names(run, runs, tmp_path):
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
@@ -179,6 +180,7 @@ def test_reports_hold_every_check_and_odd_names(run, runs, tmp_path):
     assert text.count("| FAIL |") == len(failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -197,6 +199,7 @@ def test_wrong_use_is_one_line(run, runs, tmp_path, arguments, message):
     assert message in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_gate_that_nothing_was_measured_for_does_not_pass(runs):
     (base,) = summarise(runs["base"])
     told = promised(base, budget=Budget(), promised={"energy_j": base.latency_s["mean"]})
@@ -205,6 +208,7 @@ def test_a_gate_that_nothing_was_measured_for_does_not_pass(runs):
     assert "nothing that was promised was measured" in found.not_judged
 
 
+@pytest.mark.slow
 def test_acceptance_that_falls_breaks_the_gate(run, tmp_path):
     engine = engine_of(speculative=NGRAM)
     one = record(tmp_path / "a" / "one", engine, VOTE16, problems=40)
@@ -228,6 +232,7 @@ def test_a_load_above_the_one_assumed_is_said():
     assert load_check(rate, numbers(requests_per_s=9.0)).verdict == "broken"
 
 
+@pytest.mark.slow
 def test_other_problems_are_not_held_to_a_promise(runs):
     (base,) = summarise(runs["base"])
     told = promised(base, workload=WorkloadFacts(name="w", hash="x", problems=3))
