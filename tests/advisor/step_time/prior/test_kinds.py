@@ -11,7 +11,7 @@ from advisor.step_time.operators.grids import growing, without_stalls
 from advisor.step_time.prior.defaults import Device, memory_of, with_blocks
 from advisor.step_time.prior.operations.attention import attending, decoding_grid
 from advisor.step_time.prior.operations.experts import Shape, routed
-from advisor.step_time.prior.operations.modules import SPARSE
+from advisor.step_time.prior.operations.modules import GAPS, SPARSE
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.prior import prior_of
 from advisor.step_time.prior.tables import read_prior
@@ -126,6 +126,19 @@ def test_times_of_experts_that_beat_the_roofline_did_not_run(tmp_path):
     np.testing.assert_allclose(found.rows, whole.rows[:-1])
 
 
+def test_a_routing_that_was_hardly_measured_is_another_one(tmp_path):
+    folder = write_kinds(write_prior(tmp_path))
+    shape = Shape(hidden=512, width=256, active=2, total=8)
+    whole = routed(read_prior("test_gpu", folder), shape, "bfloat16")
+    path = folder / "data/test_gpu/moe/vllm/0.9.0/moe_perf.parquet"
+    table = pl.read_parquet(path)
+    few = (pl.col("distribution") != "power_law_1.01") | (pl.col("num_tokens") == 1)
+    table.filter(few).write_parquet(path)
+    found = routed(read_prior("test_gpu", folder), shape, "bfloat16")
+    np.testing.assert_array_equal(found.rows[:, 0], whole.rows[:, 0])
+    assert found.rows[-1, 1] > 2 * found.rows[0, 1]
+
+
 def test_latent_attention_is_its_table_and_its_own_products(tables):
     facts = model(layer(attention=LATENT, mixing=LATENT_PRODUCTS), hidden_size=512)
     prior = priced(tables, facts)
@@ -135,7 +148,10 @@ def test_latent_attention_is_its_table_and_its_own_products(tables):
     inside = sum(np.interp(4.0, *product(tables, n, k).rows.T) for n, k in theirs)
     told = mixer.decode(np.array([4.0]), np.array([255.0]))[0, 0]
     assert count == 4
-    assert told + inside == pytest.approx(latent_s(4, 255, 8), rel=1e-6)
+    # As its shortest time is too long for a graph, it is less the gaps between kernels.
+    gaps = np.interp(4.0, *GAPS.T)
+    assert told + inside == pytest.approx(latent_s(4, 255, 8) - gaps, rel=0.02)
+    assert "gaps between kernels" in mixer.rule
     names = [each.name for each in prior.parts.dense]
     assert "self_attn.kv_b_proj" not in names  # it is absorbed
     assert "rotary_emb" not in names
@@ -179,7 +195,11 @@ def test_attention_that_the_memory_did_not_hold_goes_on_by_what_it_reads(tables,
     least = batches[:, None] * np.minimum(contexts, window or np.inf) * entry / BANDWIDTH
     held = decoding_grid(tables, rows, entry=entry, window=window)[2]
     assert (held >= 0.8 * least).all()  # at the peak where it was measured
-    assert held[-1, -1] == pytest.approx(least[-1, -1])
+    assert held[-1, -1] == pytest.approx(0.8 * least[-1, -1])  # and beyond, as it is reached there
+    entry = 0.9 * (BANDWIDTH / 0.8) * law(64, 50) / (64 * 50)
+    held = decoding_grid(tables, rows, entry=entry, window=window)[2]
+    reads = 64 * (window or 400)
+    assert held[-1, -1] == pytest.approx(law(64, 50) * reads / (64 * 50))  # at what was reached
 
 
 def test_a_chunk_reads_half_of_its_length_on_average_whatever_windows_were_measured(tables):
