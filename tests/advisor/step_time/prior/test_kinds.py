@@ -104,6 +104,21 @@ def test_a_precision_without_a_table_goes_by_bytes_and_peak(tables):
     assert "int4" in narrow.rule
 
 
+def test_a_form_that_was_measured_at_few_shapes_is_the_nearest_other_one(tmp_path):
+    folder = write_kinds(write_prior(tmp_path))
+    path = folder / "data/test_gpu/gemm/vllm/0.9.0/gemm_perf.parquet"
+    table = pl.read_parquet(path)
+    few = table.filter(n=64, k=64, gemm_dtype="fp8").with_columns(
+        gemm_dtype=pl.lit("fp8_block"), latency=pl.lit(9.0)
+    )
+    pl.concat([table, few]).write_parquet(path)
+    found = product(read_prior("test_gpu", folder), 4096, 4096, "fp8_block")
+    np.testing.assert_allclose(
+        found.rows, product(read_prior("test_gpu", folder), 4096, 4096, "fp8").rows
+    )
+    assert found.rule == "products in fp8_block: as those in fp8"
+
+
 def test_experts_of_another_shape_are_the_nearest_by_bytes_and_flops(tables):
     measured = Shape(hidden=512, width=256, active=2, total=8)
     twice = dataclasses.replace(measured, width=512)
@@ -124,6 +139,19 @@ def test_times_of_experts_that_beat_the_roofline_did_not_run(tmp_path):
     pl.read_parquet(path).with_columns(latency=broken).write_parquet(path)
     found = routed(read_prior("test_gpu", folder), shape, "bfloat16")
     np.testing.assert_allclose(found.rows, whole.rows[:-1])
+
+
+def test_experts_in_fp8_take_no_longer_than_in_bfloat16(tmp_path):
+    folder = write_kinds(write_prior(tmp_path))
+    path = folder / "data/test_gpu/moe/vllm/0.9.0/moe_perf.parquet"
+    slow = pl.when(pl.col("moe_dtype") == "fp8").then(10.0).otherwise(1.0)
+    pl.read_parquet(path).with_columns(latency=pl.col("latency") * slow).write_parquet(path)
+    tables = read_prior("test_gpu", folder)
+    shape = Shape(hidden=512, width=256, active=2, total=8)
+    plain, found = (routed(tables, shape, form) for form in ("bfloat16", "fp8"))
+    np.testing.assert_allclose(found.rows, plain.rows)
+    assert "no longer than in bfloat16" in found.rule
+    assert found.spread > 0
 
 
 def test_a_routing_that_was_hardly_measured_is_another_one(tmp_path):
