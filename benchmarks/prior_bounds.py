@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 
 LEAST: Final = 0.9
 LEAST_OF_EXPERTS: Final = 0.4
-MOST: Final = 5.0
+MOST: Final = 20.0
 KERNELS: Final = 12  # of a layer
 NOISE: Final = 0.03
 BATCHES: Final = np.array([1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512.0])
