@@ -164,7 +164,7 @@ def whole_layer(
     computing = there.peak("bfloat16") / tables.peak("bfloat16")
     measured = "fp8_block" if module.form or form not in ("bfloat16",) else "bfloat16"
     decode = _of(there, module, module.decode, heads, measured, kv_fp8)
-    if modules is LATENT and float(_rows(there, module, module.decode)["seconds"].min()) > GAPLESS:
+    if modules is LATENT and _rows(there, module, module.decode)["seconds"].gt(GAPLESS).all():
         decode[:, 2] = np.maximum(
             decode[:, 2] - np.interp(decode[:, 0], *GAPS.T), LEAST * decode[:, 2]
         )
