@@ -242,7 +242,8 @@ def _check_enough(
     names = ", ".join(recording.name for recording in recordings)
     lacking = timed and not steps
     if all(map(only_watched, recordings)) and (lacking or not runs):
-        raise RecordingError(f"{names}: {TOO_LITTLE}")
+        dropped = [f". L{each[1:]}" for each in lost if each.startswith("left out of")]
+        raise RecordingError(f"{names}: {TOO_LITTLE}{''.join(dropped)}")
     if lacking:
         tables = "a GPU (--gpu)" if judged else "a GPU (--gpu) or operator tables (--operators)"
         raise RecordingError(

@@ -28,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 _USED = (
     "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",
     "output_tokens", "think_tokens", "end", "error", "cancelled_by", "answer", "correct",
-    "finish_reason", "drafted_per_step", "accepted_per_step",
+    "finish_reason", "drafted_per_step", "accepted_per_step", "arrival", "round",
 )  # fmt: skip
 
 
@@ -198,6 +198,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
     found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
     lacking: Counter[str] = Counter()
+    in_turn = 0
     costs: dict[str, WindowCost] = {}
     if recording.frame("events", ["kind"])["kind"].eq("window").any():
         costs = {key: engine_windows(recording, key) for key in manifest.engines}
@@ -207,6 +208,9 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         if policy is None or engine is None or not policy.all_samples_end:
             continue
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
+        if watched and _in_turn(own.values()):
+            in_turn += 1
+            continue
         n = len(own) if watched else policy.n
         run = _problem_run(row, list(own.values()), n, engine.speculative, imported=imported)
         if isinstance(run, str):
@@ -225,6 +229,11 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         if imported
     ]
     notes += [] if imported else _check_survivors(recording, found)
+    if in_turn:
+        notes.append(
+            f"left out of {recording.name}: {counted(in_turn, 'problem')} whose requests came one "
+            "after another, as the replay sends those of a problem at once"
+        )
     runs = [
         Run(
             recording=recording.name,
@@ -410,6 +419,22 @@ def _problem_run(
         indices=tuple(_int(s["sample_index"]) or 0 for s in whole),
         group=None if row["group"] is None else str(row["group"]),
     )
+
+
+def _in_turn(samples: Iterable[Mapping[str, object]]) -> bool:
+    """Whether requests of a watched problem came in several rounds, or after others had ended."""
+    rows = list(samples)
+    if len(rows) < 2:
+        return False
+    if len({_int(row["round"]) or 0 for row in rows}) > 1:
+        return True
+    times = sorted(
+        (begin, end)
+        for row in rows
+        if (begin := _int(row["arrival"])) is not None and (end := _int(row["end"])) is not None
+    )
+    over = np.maximum.accumulate([end for _, end in times])
+    return any(begin > before for (begin, _), before in zip(times[1:], over, strict=False))
 
 
 def _int(value: object) -> int | None:
