@@ -544,18 +544,27 @@ def limited(run: Run, max_tokens: int) -> Run | None:
     beyond = recorded is not None and max_tokens > recorded
     if run.engine.speculative is not None or (beyond and any(s.by_length for s in samples)):
         return None
+    judged = any(sample.correct is not None for sample in samples)
     problems = {
-        name: replace(problem, samples=tuple(_limited(s, max_tokens) for s in problem.samples))
+        name: replace(
+            problem, samples=tuple(_limited(s, max_tokens, judged=judged) for s in problem.samples)
+        )
         for name, problem in run.problems.items()
     }
     return replace(run, policy=replace(run.policy, max_tokens=max_tokens), problems=problems)
 
 
-def _limited(sample: Sample, most: int) -> Sample:
+def _limited(sample: Sample, most: int, *, judged: bool) -> Sample:
+    """Return a sample cut at so many tokens: a wrong one, where samples were judged at all."""
     if sample.output_tokens <= most:
         return sample
     return replace(
-        sample, output_tokens=most, answer=None, correct=False, by_length=True, think_tokens=None
+        sample,
+        output_tokens=most,
+        answer=None,
+        correct=False if judged else None,
+        by_length=True,
+        think_tokens=None,
     )
 
 
