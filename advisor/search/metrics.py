@@ -273,7 +273,7 @@ class CandidateMetrics(Metrics):
         replicas = replayed.candidate.engine.data_parallel_size
         times = (replayed.latency_s.tobytes(), replayed.device_s.tobytes(), replayed.paid)
         engine = (id(replayed.law), replayed.extrapolated, replayed.capacity_per_s, replicas)
-        key = (name, hash(times), *engine)
+        key = (name, hash(times), replayed.keeps_up, *engine)
         if key not in self._times:
             self._times[key] = self._time_row(name, replayed, row)
         return self._times[key]
@@ -285,6 +285,8 @@ class CandidateMetrics(Metrics):
         if name == "busy_s":  # of devices, while steps run
             busy = [self.resampling.mean(busy) for busy in replayed.device_s]
             return point_mean(replayed.device_s[0]), _at_speed(factor, replayed.speeds, busy)
+        if not replayed.keeps_up:  # its queue grows for ever
+            return np.inf, np.full(self.resampling.count, np.inf)
         resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
             by_speed = [resampling.mean(latency) for latency in replayed.latency_s]

@@ -103,3 +103,8 @@ def test_equal_latencies_of_other_capacities_are_not_one(tmp_path):
     for capacity in (1.0, 2.0):
         metrics.add(row, dataclasses.replace(first, capacity_per_s=capacity))
     assert metrics.values("device_s") == pytest.approx([1.0, 0.5])
+    metrics.add(row, dataclasses.replace(first, keeps_up=False))  # its queue grows for ever
+    for name in ("latency_s", "latency_p95_s"):
+        assert np.isfinite(metrics.values(name)).tolist() == [True, True, False]
+        assert np.isposinf(metrics.draws(name)[2]).all()
+        assert metrics.estimate(name, 2, price=None) is None
