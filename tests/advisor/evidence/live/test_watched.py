@@ -9,7 +9,7 @@ import pytest
 
 import advisor.what_if.suggest as what_next
 from advisor.advice.advisor import Advisor
-from advisor.evidence.features import ALL, Features
+from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
@@ -21,6 +21,7 @@ from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
 from traces.live.numbers import (
+    CACHED,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -304,6 +305,29 @@ def test_what_waits_at_the_first_poll_is_replayed_too():
     arrivals = np.array([each.arrival_ns for each in run.problems.values()])
     assert len(arrivals) == 60 and (arrivals == 0).sum() == 40
     assert run.rate_per_s == pytest.approx(2.0)  # of those that came while it was watched
+
+
+def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache():
+    """One prompt of 4,400 tokens in every tenth step, 4,000 of them cached."""
+    polls, steps, prompts = 21, 100.0, 10.0
+    each = np.full(polls, steps)
+    gaps = Histogram(
+        bounds=np.array([0.1, np.inf]), counts=np.tile([400.0, 0.0], (polls, 1)),
+        sums=np.full(polls, 4.0),
+    )  # fmt: skip
+    firsts = dataclasses.replace(gaps, counts=np.tile([prompts, 0.0], (polls, 1)))
+    window = Window(
+        times=np.arange(polls) * 10**9, seconds=20.0, resets=0, increase={},
+        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, CACHED: each * 400},
+        gauges={RUNNING: np.full(polls, 4.0), KV: np.full(polls, np.nan)},
+        histograms={ITL: gaps, TTFT: firsts},
+    )  # fmt: skip
+    for reads, read in ((Reads(), 0.0), (Reads(window=4096.0), 400 * 4096 - 96 * 95 / 2)):
+        seen = mean_steps(window, engine_of(), reads)
+        found = Features(*seen.composition.mean(axis=0))
+        assert found.query_context == pytest.approx(0.1 * 1_680_200)
+        assert found.window_context == pytest.approx(0.1 * read, rel=1e-3)
+        assert found.kv_tokens == pytest.approx(0.1 * 4400)
 
 
 @pytest.mark.parametrize("told", [None, 8])
