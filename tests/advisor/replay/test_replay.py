@@ -443,6 +443,19 @@ def test_one_sample_by_hand():
     assert got.latency_s[0] == pytest.approx(start + first + later + cost.sample_ends, rel=1e-12)
 
 
+def test_many_cached_lengths_are_rounded_down_to_a_few_levels():
+    """All levels below its own are in each prompt's path, which went with the square."""
+    loads = [
+        RecordedProblem(prompt_tokens=8000, cached_tokens=place + 1, samples=(plain(1),))
+        for place in range(4000)
+    ]
+    made = Workload.from_loads(loads)
+    assert len(made.path) <= 65 * len(loads)
+    kept = np.array([made.segment_start[made.path[last - 1]] for last in made.first_segment[1:]])
+    lost = np.arange(1, 4001) - kept
+    assert (lost >= 0).all() and lost.max() < 4000 / 63 and kept.min() > 0
+
+
 def test_verify_steps_keep_what_the_sample_kept():
     scheduled, advance = verify_steps(8, [3, 3, 3], [3, 0, 3])
     assert advance.tolist() == [4, 1, 2]
