@@ -205,7 +205,8 @@ def _levels(loads: Sequence[RecordedProblem]) -> Segments:
     cached = sorted(load.cached_tokens for load in loads if load.cached_tokens)
     levels = sorted(set(cached))
     if len(levels) > MOST_LEVELS:
-        levels = sorted({cached[place * len(cached) // MOST_LEVELS] for place in range(MOST_LEVELS)})
+        ranks = (place * len(cached) // MOST_LEVELS for place in range(MOST_LEVELS))
+        levels = sorted({cached[rank] for rank in ranks})
     usual = cached[len(cached) // 2] if cached else 0
     path: list[int] = []
     first, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)

@@ -135,7 +135,7 @@ def test_replay_and_advice_have_the_limit(run, three, tmp_path):  # noqa: F811
 
 
 def test_what_nobody_judged_is_not_wrong_when_it_is_cut(tmp_path):
-    (run,), _, _ = read_runs(record(tmp_path / "r", engine_of(), VOTE16, problems=3))
+    (own,), _, _ = read_runs(record(tmp_path / "r", engine_of(), VOTE16, problems=3))
     for judged in (True, False):
         problems = {
             name: dataclasses.replace(
@@ -145,8 +145,8 @@ def test_what_nobody_judged_is_not_wrong_when_it_is_cut(tmp_path):
                     for each in problem.samples
                 ),
             )
-            for name, problem in run.problems.items()
+            for name, problem in own.problems.items()
         }
-        cut = limited(dataclasses.replace(run, problems=problems), 4)
+        cut = limited(dataclasses.replace(own, problems=problems), 4)
         told = {each.correct for problem in cut.problems.values() for each in problem.samples}
         assert told == ({False} if judged else {None})
