@@ -15,7 +15,7 @@ from advisor.evidence.gather import Evidence, StepTable, gather
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import Run
 from advisor.step_time.fit import StepTimeModel
-from advisor.what_if.question import Question
+from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording, told_apart
@@ -79,7 +79,7 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
             runs=len({table.recording for table in own}),
         )
     }
-    question = Question(engine=run.engine, policy=run.policy)
+    question = by_replica(Question(engine=run.engine, policy=run.policy))
     return Replays(base, evidence, left, run, (run,), question).summary()
 
 
