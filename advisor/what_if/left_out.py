@@ -48,7 +48,10 @@ def foretell(
     model = StepTimeModel().fit(evidence.steps)
     by_name = {recording.name: recording for recording in recordings}
     found = []
-    for number, run in enumerate(evidence.runs):
+    runs: dict[object, Run] = {}  # of traffic that is drawn again the first draw
+    for run in evidence.runs:
+        runs.setdefault((run.recording, run.engine, run.policy), run)
+    for number, run in enumerate(runs.values()):
         try:
             predicted = _foretold(by_name[run.recording], evidence, model, run)
             told = Foretold(
@@ -60,7 +63,7 @@ def foretell(
             )
         found.append(told)
         if on_run is not None:
-            on_run(number + 1, len(evidence.runs))
+            on_run(number + 1, len(runs))
     return found
 
 
