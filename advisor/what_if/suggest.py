@@ -69,7 +69,7 @@ def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Pred
     engine, policy, _ = changed(run, changes)
     replicas = Replicas()
     if name == "--replicas":
-        replicas = Replicas(count=int(value), routing="least-outstanding")
+        replicas = Replicas(count=int(value))  # routed as the command routes
     question = Question(
         engine=engine,
         policy=policy,

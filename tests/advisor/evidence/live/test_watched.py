@@ -13,6 +13,7 @@ from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.replay.replay import Replicas
 from advisor.search.space import explore
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
@@ -348,6 +349,14 @@ def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
     found = suggest(None)
     assert ("max_num_seqs is now is not known" in str(found)) == (told is None)
     assert len(asked) == (told is not None)
+
+
+def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
+    asked = []
+    monkeypatch.setattr(what_next, "predict", lambda _, __, question: asked.append(question))
+    run = SimpleNamespace(engine=engine_of(), policy=None)
+    what_next._predicted(None, run, ("--replicas", "2"))
+    assert asked[0].replicas == Replicas(count=2)
 
 
 def test_a_replay_that_is_far_off_tells_no_effect():
