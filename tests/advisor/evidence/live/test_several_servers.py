@@ -1,0 +1,85 @@
+"""Replicas and data-parallel ranks that were watched: their traffic and their load are together."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from advisor.evidence.gather import Evidence, _with_drawn
+from advisor.evidence.runs import ProblemRun, Run, Sample
+from tests.advisor.evidence.live.test_watched import lengths_told
+from tests.advisor.synthetic import engine_of
+from traces.live.numbers import (
+    FINISHED,
+    OUTPUT_LENGTH,
+    PROMPT_LENGTH,
+    TTFT,
+    WAITING,
+    Window,
+)
+from traces.schema.engine import EngineConfig
+from traces.schema.tts.policy import AS_SENT
+
+
+def window_of(requests):
+    lengths = lengths_told([100.0, np.inf], np.full(requests, 50))
+    return Window(
+        times=np.arange(11) * 10**9, seconds=10.0, resets=0,
+        increase={(FINISHED, ""): float(requests)}, counted={}, gauges={WAITING: np.zeros(11)},
+        histograms={
+            PROMPT_LENGTH: lengths, OUTPUT_LENGTH: lengths,
+            TTFT: lengths_told([0.1, np.inf], np.full(requests, 0.05)),
+        },
+    )  # fmt: skip
+
+
+def spans_of(count):
+    """What spans tell, which do not say on which server a request was."""
+    engine = EngineConfig(model="small", mode="server", other=(("service.name", "vllm"),))
+    problems = {
+        f"s{place}": ProblemRun(
+            problem_id=f"s{place}", arrival_ns=place, prompt_tokens=50, cached_tokens=0,
+            latency_s=1.0, samples=(Sample(output_tokens=50, answer=None, correct=None),),
+            indices=(0,),
+        )
+        for place in range(count)
+    }  # fmt: skip
+    return Run(
+        recording="live", engine=engine, policy=AS_SENT, problems=problems, concurrency=None,
+        rate_per_s=4.0,
+    )  # fmt: skip
+
+
+def traffic(spans, dtype=None):
+    ranks = [
+        engine_of(mode="server", dtype=dtype, other=(("engine", str(rank)),)) for rank in (0, 1)
+    ]
+    recording = SimpleNamespace(
+        name="live", manifest=SimpleNamespace(engines={"a": ranks[0], "b": ranks[1]})
+    )
+    windows = {"a": window_of(20), "b": window_of(20)}
+    runs, notes = _with_drawn(recording, windows, spans)
+    evidence = Evidence(
+        recordings=("live",), workload=None, models={}, steps=(), runs=tuple(runs), problem_ids=(),
+        watts={}, price_usd_per_device_hour=None, left_out=0,
+    )  # fmt: skip
+    return ranks, evidence, notes
+
+
+def test_watched_replicas_share_the_load():
+    ranks, evidence, _ = traffic([])
+    (rate,) = {run.rate_per_s for run in evidence.runs}
+    assert {run.engine for run in evidence.runs} == set(ranks)
+    assert evidence.load == (None, pytest.approx(2 * rate))
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "kept"), [(40, None, True), (30, None, False), (40, "bfloat16", False)]
+)
+def test_spans_are_held_against_all_servers_of_their_model(count, dtype, kept):
+    """They stand for all requests, or none: no request is there twice."""
+    ranks, evidence, notes = traffic([spans_of(count)], dtype)
+    assert {run.engine for run in evidence.runs} == ({spans_of(1).engine} if kept else set(ranks))
+    first = {run.engine: len(run.problems) for run in reversed(evidence.runs)}
+    assert sum(first.values()) == 40
+    assert [f"spans tell of {count} of 40" in note for note in notes] == [True] * (not kept)
