@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence
-from advisor.evidence.measured import Under, latencies, load_of, same_load
+from advisor.evidence.measured import Under, latencies, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from traces.deployment.documents import (
     EXPECT,
@@ -156,7 +156,7 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
     """
     found, direct = [], False
     for made in advisor.evidence.made.served(pick.engine.model):
-        under = load_of(made.recording)
+        under = made.load
         engine = _as_served(pick.engine, made.engine)
         rows = [] if engine is None else advisor.space.rows_of(engine, made.policy)
         times = latencies(made)

@@ -127,12 +127,11 @@ class Evidence:
         # Several draws of one server's traffic are one load.
         each = {(r.recording, r.engine, r.policy): (r.concurrency, r.rate_per_s) for r in self.runs}
         loads = Counter(load for (*_, policy), load in each.items() if policy != AS_SENT)
-        shared: dict[tuple[str, str], float] = {}
-        for (recording, engine, policy), (_, rate) in each.items():
-            if policy == AS_SENT:
-                name = recording, engine.model
-                shared[name] = shared.get(name, 0.0) + (rate or 0.0)
-        loads.update((None, rate or None) for rate in shared.values())
+        watched: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            if run.policy == AS_SENT:
+                watched.setdefault((run.recording, run.engine.model), []).append(run)
+        loads.update((None, _rate(runs)) for runs in watched.values())
         top = max(loads.values())
         in_flight, rate = max(
             (load for load, count in loads.items() if count == top),
@@ -197,7 +196,7 @@ def gather(
             told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
             steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)
-        made.extend(runs_in(recording))
+        made.extend(runs_in(recording, _rate(found) if only_watched(recording) else None))
         cut.extend([*cut_runs(recording, found), *limited_runs(found)])
         left_out += dropped
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
@@ -521,6 +520,13 @@ def _with_drawn(
                     f"ended{which}, so that lengths and arrivals are those of /metrics"
                 )
     return runs, notes
+
+
+def _rate(runs: Sequence[Run]) -> float | None:
+    """Return the problems a second of a watch: of all its servers, whose draws are one load."""
+    each = {run.engine: run.rate_per_s for run in runs}
+    told = [rate for rate in each.values() if rate is not None]
+    return sum(told) if told else None
 
 
 def _counted_as(runs: Sequence[Run]) -> list[str]:

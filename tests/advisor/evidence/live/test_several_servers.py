@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from advisor.evidence.gather import Evidence, _with_drawn
+from advisor.evidence.gather import Evidence, _rate, _with_drawn
+from advisor.evidence.measured import Made, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from tests.advisor.evidence.live.test_watched import lengths_told
 from tests.advisor.synthetic import engine_of
@@ -83,3 +84,13 @@ def test_spans_are_held_against_all_servers_of_their_model(count, dtype, kept):
     first = {run.engine: len(run.problems) for run in reversed(evidence.runs)}
     assert sum(first.values()) == 40
     assert [f"spans tell of {count} of 40" in note for note in notes] == [True] * (not kept)
+
+
+def test_a_watch_is_under_the_load_of_all_its_requests_and_not_of_those_with_spans():
+    watch = SimpleNamespace(manifest=SimpleNamespace(policies={}, provenance={}))
+    _, evidence, _ = traffic([spans_of(10)])
+    (rate,) = {run.rate_per_s for run in evidence.runs}
+    made = Made(
+        recording=watch, engine=engine_of(), policy=AS_SENT, rate_per_s=_rate(evidence.runs)
+    )
+    assert same_load(made.load, evidence.load) and made.load == (None, pytest.approx(2 * rate))

@@ -351,6 +351,16 @@ def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
     assert len(asked) == (told is not None)
 
 
+@pytest.mark.parametrize(("told", "rate"), [(95, 1.0), (10, 9.5)])
+def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
+    """Spans sampled at a tenth of what ended come at a tenth of its rate."""
+    window = SimpleNamespace(total=lambda _: 100.0)
+    server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=9.5), window=window)
+    rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
+    run = SimpleNamespace(rows=rows, sample_rows=pl.DataFrame({"arrival": range(told)}))
+    assert what_next._rate(server, run) == rate
+
+
 def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
     asked = []
     monkeypatch.setattr(what_next, "predict", lambda _, __, question: asked.append(question))
