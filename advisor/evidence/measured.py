@@ -218,12 +218,18 @@ def _measured(made: Made) -> Measured | None:
     if run is None:
         return None
     in_flight, rate = made.load
+    estimates = {**measured_estimates(run)}
+    if rate is not None:  # what is paid, as of a pick, and not the busy part
+        paid = Estimate(value=made.engine.num_devices / rate, unit="device-s")
+        price = made.recording.manifest.price_usd_per_device_hour
+        cost = None if price is None else paid.scaled(price / 3600, "USD")
+        estimates |= {"device_s": paid, "cost_usd": cost}
     return Measured(
         recording=run.recording,
         problems=run.problems,
         concurrency=in_flight,
         rate_per_s=rate,
-        estimates=measured_estimates(run),
+        estimates=estimates,
     )
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from advisor.evidence.gather import Evidence, _rate, _with_drawn
-from advisor.evidence.measured import Made, same_load
+from advisor.evidence.measured import Made, RunsMade, runs_in, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from tests.advisor.evidence.live.test_watched import lengths_told
-from tests.advisor.synthetic import engine_of
+from tests.advisor.synthetic import GREEDY, engine_of, record
 from traces.live.numbers import (
     FINISHED,
     OUTPUT_LENGTH,
@@ -94,3 +94,13 @@ def test_a_watch_is_under_the_load_of_all_its_requests_and_not_of_those_with_spa
         recording=watch, engine=engine_of(), policy=AS_SENT, rate_per_s=_rate(evidence.runs)
     )
     assert same_load(made.load, evidence.load) and made.load == (None, pytest.approx(2 * rate))
+
+
+def test_at_a_rate_what_was_paid_stands_beside_what_is_predicted(tmp_path):
+    """Not the part of the time in which the devices were busy."""
+    engine = engine_of(tensor_parallel_size=2)
+    told = {"rate_per_s": 2.0, "price_usd_per_device_hour": 3.6}
+    made = runs_in(record(tmp_path / "r", engine, GREEDY, problems=4, **told))
+    found = RunsMade(made).measured(engine, GREEDY, (None, 2.0))
+    assert found.estimates["device_s"].value == pytest.approx(2 / 2.0)
+    assert found.estimates["cost_usd"].value == pytest.approx(0.001)
