@@ -364,7 +364,7 @@ def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
 def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
     asked = []
     monkeypatch.setattr(what_next, "predict", lambda _, __, question: asked.append(question))
-    run = SimpleNamespace(engine=engine_of(), policy=None)
+    run = SimpleNamespace(engine=engine_of(mode="server"), policy=None)
     what_next._predicted(None, run, ("--replicas", "2"))
     assert asked[0].replicas == Replicas(count=2)
 
