@@ -40,6 +40,7 @@ from traces.schema.advice import Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.routes import table_for
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
 from traces.statistics import Z95, mean, ratio
 from traces.summary.comparison import RUN_TO_RUN
@@ -222,6 +223,8 @@ def _assumed(pick: Pick, evidence: Evidence) -> dict[str, Estimate | None]:
     drafted: dict[str, list[Ints]] = {}
     for run in runs:
         for name, problem in run.problems.items():
+            if run.policy.reasoning_effort != pick.policy.effort_for(problem.group):
+                continue
             asked.setdefault(name, []).append(problem)
             if run.engine.speculative == pick.engine.speculative:
                 drafted.setdefault(name, []).append(_kept(problem.samples))
@@ -246,8 +249,8 @@ def _assumed(pick: Pick, evidence: Evidence) -> dict[str, Estimate | None]:
 
 
 def _samples_alike(run: Run, pick: Pick) -> bool:
-    """Whether a run drew its samples as the pick does."""
-    names = ("temperature", "top_p", "thinking_token_budget", "reasoning_effort", "max_tokens")
+    """Whether a run drew its samples as the pick does, but for the reasoning effort."""
+    names = ("temperature", "top_p", "thinking_token_budget", "max_tokens")
     same = all(getattr(run.policy, name) == getattr(pick.policy, name) for name in names)
     return same and run.engine.model == pick.engine.model and not run.drawn
 
@@ -265,13 +268,15 @@ def _kept(samples: Sequence[Sample]) -> Ints:
 def _agreement(problem: ProblemRun, policy: Policy) -> float | None:
     """Return which share of the answers by the decision is the one that is given.
 
-    The first n samples end as their lengths say. None where the policy goes on from answers, or
-    too few samples were recorded.
+    The first n samples, or as many as its class has at most, end as their lengths say. None where
+    the policy goes on from answers, or too few samples were recorded.
     """
-    stop, samples = policy.stop_for(problem.group), problem.samples[: policy.n]
-    if stop is None or policy.n == 1 or len(samples) < policy.n:
+    stop, routes = policy.stop_for(problem.group), policy.routes
+    most = policy.n if routes is None else max(table_for(routes, problem.group))
+    samples = problem.samples[:most]
+    if stop is None or policy.n == 1 or len(samples) < most:
         return None
-    votes, tallies, numbers = Votes(samples=policy.n), Counter[int](), dict[str, int]()
+    votes, tallies, numbers = Votes(samples=most), Counter[int](), dict[str, int]()
     begin(votes, stop.drawn_first)
     running = [(samples[index].output_tokens, index) for index in range(votes.wanted)]
     heapq.heapify(running)

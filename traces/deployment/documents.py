@@ -24,7 +24,7 @@ from traces.schema.tts.methods import PARAMETER
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
-VERSION: Final = 2  # of policies with tables, which version 1 did not know
+VERSION: Final = 3  # of tables with efforts, which version 2 did not know; tables came with 2
 POLICY, EXPECT, SERVE = "policy.json", "expect.json", "serve.sh"
 MOST_BYTES = 1 << 20
 VerifierName = Literal["exact", "numeric", "choice", "math", "demo"]
@@ -64,7 +64,9 @@ class PolicyFile:
 
 
 def _version(policy: Policy) -> int:
-    return VERSION if policy.routes is not None else 1
+    if policy.efforts is not None:
+        return VERSION
+    return 2 if policy.routes is not None else 1
 
 
 def plain_policy(policy: Policy) -> dict[str, Value]:

@@ -1,5 +1,6 @@
 """`reasoning_effort` goes to the chat template, and is refused where it would change nothing."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from profiler.workload.problems import load_workload
 from tests.profiler.command import warm_ttscope
 from traces.errors import UsageError
 from traces.recording.reader import Recording
+from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
 HIGH = Policy(reasoning_effort="high", max_tokens=200)
@@ -42,6 +44,34 @@ def test_an_effort_that_would_change_nothing_is_refused(tmp_path, template, effo
     assert not (tmp_path / "r").exists()
 
 
+EASY = make_policy(
+    {"method": "routed", "n": 4, "route": "level 3=1@low | *=4@high", "temperature": 0.8}
+)
+
+
+def test_each_class_is_drawn_at_its_own_effort(tmp_path):
+    engine = StubEngine()
+    engine.chat_template = "{{ reasoning_effort }}"
+    workload = load_workload("demo", problems=12)
+    groups = {problem.problem_id: problem.group for problem in workload.problems}
+    assert {"level 3"} < set(groups.values())
+    path = record(workload, EASY, engine, tmp_path / "r")
+    for request in engine.submitted:
+        group = groups[request.request_id.split(".")[1]]
+        assert request.reasoning_effort == ("low" if group == "level 3" else "high")
+    recording = Recording.open(path)
+    assert list(recording.manifest.policies.values()) == [EASY]
+    drawn = Counter(recording.samples["problem_id"])
+    assert drawn == {name: 1 if group == "level 3" else 4 for name, group in groups.items()}
+
+
+def test_an_effort_of_a_class_that_would_change_nothing_is_refused(tmp_path):
+    engine = StubEngine()
+    engine.chat_template = "{{ content }}"
+    with pytest.raises(UsageError, match="reasoning_effort low would change nothing"):
+        record(load_workload("demo", problems=2), EASY, engine, tmp_path / "r")
+
+
 def test_an_unknown_effort_is_refused():
     with pytest.raises(UsageError, match="no reasoning_effort 'huge'"):
         Policy(reasoning_effort="huge")
@@ -55,3 +85,27 @@ def test_high_effort_thinks_longer_on_the_bundled_reasoners(tmp_path):
         warm_ttscope("record", "--model", "demo/s", *options, "-o", tmp_path / effort)
         thoughts[effort] = Recording.open(tmp_path / effort).samples["think_tokens"].mean()
     assert thoughts["high"] > 1.5 * thoughts["low"]
+
+
+@pytest.mark.vllm
+def test_a_table_of_efforts_thinks_as_each_effort_does(tmp_path):
+    """At temperature 0, where a sample is the same in every run."""
+    asked = ("--model", "demo/s", "--problems", "24", "--json")
+    route = "level 3=1@high | level 9=1@high | *=1@low"
+    for name, more in {
+        "low": ("--reasoning-effort", "low"),
+        "high": ("--reasoning-effort", "high"),
+        "table": ("--method", "routed", "--route", route, "--temperature", "0"),
+    }.items():
+        ran = warm_ttscope("record", *asked, *more, "-o", tmp_path / name)
+        assert ran.returncode == 0, ran.stderr
+    tokens, groups = {}, {}
+    for name in ("low", "high", "table"):
+        recording = Recording.open(tmp_path / name)
+        tokens[name] = dict(recording.samples.select("problem_id", "output_tokens").iter_rows())
+        groups |= dict(recording.problems.select("problem_id", "group").iter_rows())
+    effort = {name: "high" if group in {"level 3", "level 9"} else "low"
+              for name, group in groups.items()}  # fmt: skip
+    assert set(effort.values()) == {"low", "high"}
+    same = [tokens["table"][name] == tokens[effort[name]][name] for name in groups]
+    assert sum(same) >= 0.9 * len(same)  # the batch may tip a token
