@@ -6,11 +6,12 @@ Sets of made-up problems of 8 samples. Of `shuffled` the classes are dealt at ra
 that are not alike. Of `alike` all problems have the same chance. Both try tables by class alone.
 Of `coin` two answers are as likely as each other, so that no number of samples gains. Of `mixed`
 some problems are easy, some hard and some hopeless, and `classes` has these as classes. The last
-three laws have samples of two reasoning efforts. With `efforts` a class tells which of them pays.
-With `efforts shuffled` classes are dealt at random, and with `efforts alike` all problems have the
-same chances. An offer is false where, on FRESH other problems of the same law, the table gains
-nothing over the single policy that is truly the best one at that price. The last lines are of the
-bundled recordings.
+laws have samples of two reasoning efforts. With `efforts` a class tells which of them pays. With
+`efforts shuffled` classes are dealt at random, and with `efforts alike` all problems have the same
+chances. These try tables by class alone, and `efforts first` is `efforts` with those by agreement.
+An offer is false where, on FRESH other problems of the same law, the table gains nothing over the
+single policy that is truly the best one at that price. The last lines are of the bundled
+recordings.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ KINDS = {  # chance to be right, number of wrong answers, tokens, by effort: eas
     "low": [(0.93, 6, 60), (0.45, 4, 100), (0.05, 8, 150)],
     "high": [(0.95, 6, 240), (0.85, 4, 400), (0.08, 8, 700)],
 }
-EFFORT_LAWS = {"efforts": ALL, "efforts shuffled": ALL, "efforts alike": ALL}
+EFFORT_LAWS = {"efforts": (), "efforts shuffled": (), "efforts alike": (), "efforts first": ALL}
 
 
 def problems_of(law: str, count: int, rng: np.random.Generator) -> dict[str, ProblemRun]:
@@ -95,7 +96,8 @@ def efforts_of(
     found: dict[str, dict[str, ProblemRun]] = {effort: {} for effort in KINDS}
     for number in range(count):
         kind = int(rng.integers(3))
-        group = f"class {kind if law == 'efforts' else int(rng.integers(3))}"
+        told = law in ("efforts", "efforts first")
+        group = f"class {kind if told else int(rng.integers(3))}"
         if law == "efforts alike":
             kind = 1
         for effort, kinds in KINDS.items():
