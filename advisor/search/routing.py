@@ -52,6 +52,7 @@ PRICES: Final = 3
 FOLDS: Final = 10
 FEWEST: Final = 40  # problems
 FEWEST_SAMPLES: Final = 8
+FEWEST_OF_EFFORT: Final = 2  # samples of a problem at each of several efforts
 FEWEST_OF_CLASS: Final = 10  # problems that a class is learned from, else it goes with the others
 MOST_CLASSES: Final = 32
 MOST: Final = 1_000  # problems that are learned from
@@ -353,7 +354,7 @@ def _options(
 ) -> list[Option]:
     """Return the tables of a pool; those by class need few samples where efforts are `several`."""
     fewest = min(each.n for each in orders)
-    if fewest < FEWEST_SAMPLES and not several:
+    if fewest < (FEWEST_OF_EFFORT if several else FEWEST_SAMPLES):
         return []
     firsts = [first for first in FIRST if 2 * first <= fewest and fewest >= FEWEST_SAMPLES]
     able = [tuple(first << t for t in range(MOST_DOUBLED + 1)) for first in firsts]

@@ -92,12 +92,15 @@ def test_efforts_of_classes_that_tell_nothing_are_hardly_ever_offered(law):
     assert false <= 2  # 1 in 20 is allowed; 3 have a chance of 0.6 %
 
 
-def test_one_sample_of_each_effort_is_enough_where_classes_tell_which_one_pays():
-    _, given, names, _ = made("efforts", count=300, samples=1)
-    _, routings = with_routings(given, names)
-    (offered,) = [each.policy for each in routings if each.offered]
-    assert offered.n == 1 and offered.label() == "route@1 low/high"
-    assert [offered.effort_for(f"class {number}") for number in (1, 2)] == ["high", "low"]
+def test_two_samples_of_each_effort_are_enough_where_classes_tell_which_one_pays():
+    _, given, names, groups = made("efforts", count=300, samples=2)
+    offered = [each.policy for each in with_routings(given, names)[1] if each.offered]
+    assert offered
+    for policy in offered:
+        assert policy.n <= 2 and policy.label() == f"route@{policy.n} low/high"
+        assert [policy.effort_for(f"class {number}") for number in (1, 2)] == ["high", "low"]
+    _, given, names, groups = made("efforts", count=300, samples=1)
+    assert try_tables(given, names, groups, 0) == []
 
 
 def test_efforts_that_were_sampled_otherwise_are_not_put_together():

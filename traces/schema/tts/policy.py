@@ -8,6 +8,7 @@ from traces.errors import UsageError
 from traces.schema.record import Record
 from traces.schema.tts.methods import METHODS, Method
 from traces.schema.tts.routes import (
+    AT,
     EFFORTS,
     Table,
     first_of,
@@ -89,7 +90,7 @@ class Policy(Record):
     def efforts(self) -> dict[str, str | None] | None:
         """The reasoning efforts by class of a policy whose tables name them, None for any other."""
         text = dict(self.rule).get("route")
-        return read_efforts(text) if isinstance(text, str) else None
+        return read_efforts(text) if isinstance(text, str) and AT in text else None
 
     def effort_for(self, group: str | None) -> str | None:
         """Return the reasoning effort that samples of a class are drawn at, None where not set."""
