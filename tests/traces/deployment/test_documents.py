@@ -44,7 +44,7 @@ def test_every_policy_reads_back_as_it_was_written(tmp_path, method, budget):
     [
         (1, {"method": "agreement", "reasoning_effort": "low"}),
         (2, {"method": "routed", "reasoning_effort": "low"}),
-        (3, {"method": "routed", "route": "easy=2@low | *=8@high"}),
+        (4, {"method": "routed", "route": "easy=2@low | *=8@high"}),
     ],
 )
 def test_only_a_policy_with_a_table_needs_a_version_that_knows_it(tmp_path, version, more):
@@ -117,7 +117,7 @@ EXPECT = {
         (read_policy, "[" * 100_000, "is not JSON"),
         (read_policy, "[1]", "has no 'ttscope_policy'"),
         (read_policy, json.dumps(EXPECT), "has no 'ttscope_policy'"),
-        (read_policy, json.dumps(POLICY | {"ttscope_policy": 4}), "version 4 is newer"),
+        (read_policy, json.dumps(POLICY | {"ttscope_policy": 5}), "version 5 is newer"),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": True}), "has no"),
         (read_policy, json.dumps(POLICY | {"verifer": "exact"}), "unknown field `verifer`"),
         (read_policy, json.dumps(POLICY | {"verifier": "vibes"}), "vibes"),
