@@ -64,6 +64,7 @@ from traces.schema.engine import ModelFacts
 from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
+from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
 
@@ -128,7 +129,7 @@ def predict(
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
     redrafted = None
     sampled = _sampled(question, own, on_tables=on_tables)
-    if question.engine.speculative != own.engine.speculative:
+    if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled)
     sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
     if drawn:
@@ -585,6 +586,8 @@ def _redrafted(
 
 def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     """Return the run whose samples answer the question: the own one if it can."""
+    if question.policy.efforts is not None:
+        return _of_efforts(evidence, own, question)
     wanted = (decoder_of(question.engine), sampling_of(question.policy))
     most = question.policy.max_tokens
     changed = [] if most in (None, own.policy.max_tokens) else [own, *evidence.runs]
@@ -610,6 +613,28 @@ def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     if not common:
         raise UsageError(f"{source.recording}: has no problem in common with {own.recording}")
     return source
+
+
+def _of_efforts(evidence: Evidence, own: Run, question: Question) -> Run:
+    """Return each problem with the samples of the reasoning effort that the table gives its class.
+
+    They are of the run that answers for that effort.
+    """
+    policy, tables = question.policy, question.policy.routes or {}
+    most: dict[str | None, int] = {}
+    for problem in own.problems.values():
+        effort = policy.effort_for(problem.group)
+        most[effort] = max(most.get(effort, 1), *table_for(tables, problem.group))
+    sources = {}
+    for effort, n in most.items():
+        plain = replace(sampling_of(policy), reasoning_effort=effort, n=n)
+        sources[effort] = _source(evidence, own, replace(question, policy=plain))
+    problems = {}
+    for name, problem in own.problems.items():
+        source = sources[policy.effort_for(problem.group)]
+        if name in source.problems:
+            problems[name] = replace(source.problems[name], group=problem.group)
+    return replace(own, problems=problems, texts=all(each.texts for each in sources.values()))
 
 
 def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:

@@ -279,6 +279,7 @@ def changed(
     there is not.
     """
     from traces.schema.tts.parameters import lowered, make_policy
+    from traces.schema.tts.routes import read_efforts
 
     watched = recorded.policy is None and recorded.engine.mode == "server"
     sent = AS_SENT if watched else recorded.policy
@@ -310,6 +311,8 @@ def changed(
     _check_values("policy", Policy, parts["policy"])
     if rule and isinstance(parts["policy"].get("n"), int):
         rule = lowered(sent, parts["policy"]["n"])
+    if isinstance(route := parts["policy"].get("route"), str) and read_efforts(route):
+        plain["reasoning_effort"] = None  # its classes have efforts of their own
     policy = make_policy({**plain, **rule, **parts["policy"]})
     # An import may not tell these, which a policy that is run must have.
     untold: dict[str, Any] = {
