@@ -34,6 +34,7 @@ def test_what_follows_is_the_answer_of_a_whole_fit(recordings, quick):
     assert refined.recommend(BUDGET) == whole.recommend(BUDGET)
 
 
+@pytest.mark.slow
 def test_the_outline_has_values_alone_near_those_of_the_replay(quick):
     outline = quick.outline(BUDGET)
     assert outline.stages.replayed == 0

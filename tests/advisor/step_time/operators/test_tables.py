@@ -60,6 +60,7 @@ def logits_s(rows):
     return 1e-6 * (10 + rows + 3 + 2 * rows)
 
 
+@pytest.mark.slow
 def test_a_step_is_its_layers_its_logits_and_its_attention(tmp_path):
     made = tables(write_tables(tmp_path))
     expected = layers_s(4) + logits_s(4) + 2e-6 * attention_us(0, 0, 4, 64)
@@ -72,6 +73,7 @@ def test_a_step_is_its_layers_its_logits_and_its_attention(tmp_path):
     assert step(made, decodes=6, context=100) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_with_graphs_a_step_computes_the_next_captured_size(tmp_path):
     folder = write_tables(tmp_path)
     made = tables(folder, capture_sizes=[8, 1, 4])
