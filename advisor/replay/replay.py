@@ -129,7 +129,7 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     samples["verify"], samples["by_length"] = workload.verify_steps, workload.by_length
     samples["forward"] = 1.0 if workload.forwarded is None else workload.forwarded
     samples["answer"] = NONE if workload.answer is None else workload.answer
-    for name in ("continues", "place", "rank", "before", "after", "doomed"):
+    for name in ("place", "rank", "before", "after", "doomed"):
         samples[name] = NONE
     for name in ("queued", "scheduled", "first", "end"):
         samples[name] = np.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -237,16 +238,25 @@ def _answers(loads: Sequence[RecordedProblem]) -> tuple[Ints, Ints, Bools]:
 Segments = tuple[Ints, npt.NDArray[np.int32], Ints, Ints]
 
 
+MOST_LEVELS = 64  # of cached lengths, as each prompt lists all that it reaches
+
+
 def _levels(loads: Sequence[RecordedProblem]) -> Segments:
-    """Return the segments of prompts of which is known how much the cache held."""
-    levels = sorted({load.cached_tokens for load in loads} - {0})
+    """Return the segments of prompts of which is known how much the cache held.
+
+    More different lengths than `MOST_LEVELS` are rounded down to so many, evenly by rank.
+    """
     cached = sorted(load.cached_tokens for load in loads if load.cached_tokens)
+    levels = sorted(set(cached))
+    if len(levels) > MOST_LEVELS:
+        ranks = (place * len(cached) // MOST_LEVELS for place in range(MOST_LEVELS))
+        levels = sorted({cached[rank] for rank in ranks})
     usual = cached[len(cached) // 2] if cached else 0
     path: list[int] = []
     first, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)
     for load in loads:
         common = load.cached_tokens or min(usual, load.prompt_tokens - 1)
-        chain = [i for i, level in enumerate(levels) if level <= common]
+        chain = range(bisect_right(levels, common))
         path += [*chain, len(ends)]
         starts.append(levels[chain[-1]] if chain else 0)
         ends.append(load.prompt_tokens - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,8 @@ class ReplayedCandidate:
     flight there is one, since all times scale with it. `device_s` is of the busy time.
     `capacity_per_s` is how many problems per second it can serve, at a rate in a steady state.
     Without `keeps_up` it was not replayed at the rate, and its latency is that of all problems at
-    once. `front_end_s` is what a server's front end took of the latency, on average.
+    once. `paid` are the device-seconds from the first arrival to the last decision for each in
+    which a device is busy.
     """
 
     candidate: Candidate
@@ -58,7 +59,7 @@ class ReplayedCandidate:
     keeps_up: bool
     extrapolated: bool
     totals: Features[float]
-    front_end_s: float
+    paid: float
 
     @property
     def step_s(self) -> float:
@@ -133,7 +134,7 @@ class CandidateReplays:
             keeps_up=keeps_up,
             extrapolated=limits.crowded(peaks["kv_tokens"]) or not law.within(peaks),
             totals=totals,
-            front_end_s=float(np.mean([each.front_end_s.mean() for each in first])),
+            paid=_paid(first, replicas),
         )
 
     def capacity_per_s(self, row: int) -> float:
@@ -265,6 +266,12 @@ class CandidateReplays:
                 count=count, routing="least-outstanding" if count > 1 else "round-robin"
             ),
         )
+
+
+def _paid(runs: Sequence[Replayed], replicas: int) -> float:
+    """Return the device-seconds of whole runs for each in which a device is busy, at least 1."""
+    whole = sum(replicas * (run.makespan_s - float(run.arrival_s.min())) for run in runs)
+    return max(whole / max(sum(run.busy_s for run in runs), 1e-12), 1.0)
 
 
 def _same(limit: int, known: int, peak: float) -> bool:

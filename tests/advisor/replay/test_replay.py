@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
+from advisor.replay.recording import replayed_tables
 from advisor.replay.replay import Replicas, replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
@@ -208,7 +209,7 @@ STOPS = {
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(
     seed=st.integers(0, 10_000),
     problems=st.integers(1, 8),
@@ -275,7 +276,7 @@ def arrivals_of(problems: int, concurrency: int | None, bursts: int):
 
 
 @pytest.mark.slow
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(**LOCKSTEP)
 def test_samples_that_end_together_equal_the_naive_twin(
     seed, problems, n, limits, name, value, in_flight, concurrency, bursts
@@ -291,7 +292,7 @@ def test_samples_that_end_together_equal_the_naive_twin(
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(how=REPLICAS, **LOCKSTEP)
 def test_engines_in_lockstep_decide_every_problem(
     seed, problems, n, limits, name, value, in_flight, concurrency, bursts, how
@@ -338,7 +339,7 @@ def test_a_draw_is_not_sent_once_its_problem_is_decided():
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 10_000),
     problems=st.integers(1, 10),
@@ -470,6 +471,39 @@ def test_one_sample_by_hand():
     later += (cost.kv_tokens + cost.query_context) * (11 + 12)
     assert got.ttft_s[0] == pytest.approx(start + first, rel=1e-12)
     assert got.latency_s[0] == pytest.approx(start + first + later + cost.sample_ends, rel=1e-12)
+
+
+def test_many_cached_lengths_are_rounded_down_to_a_few_levels():
+    """All levels below its own are in each prompt's path, which went with the square."""
+    loads = [
+        RecordedProblem(prompt_tokens=8000, cached_tokens=place + 1, samples=(plain(1),))
+        for place in range(4000)
+    ]
+    made = Workload.from_loads(loads)
+    assert len(made.path) <= 65 * len(loads)
+    kept = np.array([made.segment_start[made.path[last - 1]] for last in made.first_segment[1:]])
+    lost = np.arange(1, 4001) - kept
+    assert (lost >= 0).all() and lost.max() < 4000 / 63 and kept.min() > 0
+
+
+def test_a_sample_that_is_drawn_later_arrives_then_in_the_recording():
+    loads = loads_of(1, 3, 4)
+    got = replay(
+        Workload.from_loads(loads),
+        linear_cost(COST),
+        Limits(block_size=16),
+        concurrency=1,
+        stop=Stop(rule=FIRST, value=4, drawn_first=1),
+        log=True,
+    )
+    tables = replayed_tables(
+        got, loads, ["a", "b", "c"], linear_cost(COST), keys=("e", "p"), start_ns=0,
+        speculative=False,
+    )  # fmt: skip
+    samples = tables["samples"]
+    arrival = samples["arrival"].to_numpy() / 1e9
+    assert arrival == pytest.approx(got.queued_s, abs=1e-8)
+    assert len(np.unique(arrival)) == 12  # each after the one before
 
 
 def test_verify_steps_keep_what_the_sample_kept():
