@@ -42,6 +42,7 @@ from traces.summary.run import summarise
 from tui.text.recordings.live import effect_text
 
 VOTE4 = dataclasses.replace(VOTE16, n=4)
+REPLAYED = {}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,14 @@ def base(tmp_path_factory):
 
 
 def at_rate(base, rate, *changes):
-    """The same problems arriving at random: what would really happen."""
-    (run,) = summarise(base)
-    engine, policy, _ = changed(run, changes)
-    return predict(base, run, Question(engine=engine, policy=policy, rate_per_s=rate))
+    """The same problems arriving at random: what would really happen; replayed once each."""
+    key = base.path, rate, changes
+    if key not in REPLAYED:
+        (run,) = summarise(base)
+        engine, policy, _ = changed(run, changes)
+        question = Question(engine=engine, policy=policy, rate_per_s=rate)
+        REPLAYED[key] = predict(base, run, question)
+    return REPLAYED[key]
 
 
 @pytest.fixture(scope="module")
