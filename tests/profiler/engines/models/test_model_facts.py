@@ -370,7 +370,7 @@ CONFIGS = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONFIGS)
 def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
     base, changes, without, inside = drawn
