@@ -705,6 +705,9 @@ def test_a_head_that_drafts_has_its_own_vocabulary_and_wide_inputs(tmp_path, wra
         {"quant_method": "gptq", "dynamic": {"-:.*self_attn.*": {}, "+:.*down_proj": {"bits": 8}}},
         {"quant_method": "auto-round", "extra_config": {
             ".*self_attn.*": {"bits": 16}, ".*down_proj": {"bits": 8}}},
+        {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int4"}},
+         "layer_quant_config": {
+            "*self_attn*": {"weight": None}, "*down_proj": {"weight": {"dtype": "int8"}}}},
     ],
 )  # fmt: skip
 def test_modules_with_a_form_of_their_own_are_not_in_that_of_the_rest(told):
