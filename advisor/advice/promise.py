@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence
-from advisor.evidence.measured import Under, latencies, load_of, same_load
+from advisor.evidence.measured import Under, latencies, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from traces.deployment.documents import (
     EXPECT,
@@ -118,8 +118,32 @@ def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
         workload=evidence.workload,
         problem_names=_names_of_outcomes(evidence, advisor.space.problem_ids),
         budget=answer.budget,
-        probability_within_budget=pick.probability_within_budget,
+        probability_within_budget=_probability(advisor, answer, served),
     )
+
+
+def _probability(advisor: Advisor, answer: Recommendation, served: Estimate | None) -> float | None:
+    """Return how surely the pick meets all limits through a server; None where it is not known."""
+    pick = answer.system_optimal
+    assert pick is not None
+    if served is None or answer.budget.max_latency_s is None:
+        return pick.probability_within_budget
+    check = advisor.check(answer.budget)
+    metrics = check.metrics
+    place = [metrics.place.get(row) for row in advisor.space.rows_of(pick.engine, pick.policy)]
+    row = next((each for each in place if each is not None), None)
+    if row is None or served.low is None or served.high is None:
+        return None
+    spread = (served.high - served.low) / (2 * Z95)
+    factor = served.value + spread * metrics.resampling.scores("served")
+    met = np.ones(metrics.resampling.count, dtype=bool)
+    for limit in check.limits.values():
+        draws = metrics.draws(limit.metric)[row]
+        if limit.metric.startswith("latency"):
+            draws = draws * factor
+        bound = limit.bound[row]
+        met &= draws >= bound if limit.above else draws <= bound
+    return float(metrics.chance(met))
 
 
 def _names_of_outcomes(evidence: Evidence, judged: Sequence[str]) -> str | None:
@@ -143,7 +167,7 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
     """
     found, direct = [], False
     for made in advisor.evidence.made.served(pick.engine.model):
-        under = load_of(made.recording)
+        under = made.load
         engine = _as_served(pick.engine, made.engine)
         rows = [] if engine is None else advisor.space.rows_of(engine, made.policy)
         times = latencies(made)

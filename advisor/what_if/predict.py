@@ -53,7 +53,7 @@ from advisor.what_if.measured.points import (
     said_points,
 )
 from advisor.what_if.power import power_law
-from advisor.what_if.question import Question
+from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
 from traces.live.numbers import numbers_in
@@ -113,7 +113,7 @@ def predict(
     base, *given = told_apart([base, *others])
     others = [each for each in given if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
-    question = _by_replica(question)
+    question = by_replica(question)
     if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
         question = replace(question, engine=engine)
@@ -146,7 +146,7 @@ def predict(
         law, told = draft_law(model, [base, *others], question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
-    same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    same = by_replica(replace(same, operators=None, collectives=None, gpu=None))
     replays = partial(
         Replays,
         base,
@@ -490,23 +490,6 @@ def _as_metrics_say(base: Recording, recorded: Summary) -> Summary:
         ttft_s=spread_of(numbers.ttft_s.mean),
         throughput_tokens_per_s=None if made is None else Estimate(value=made, unit="tokens/s"),
     )
-
-
-def _by_replica(question: Question) -> Question:
-    """Return the question with a replica for each data-parallel rank, as in advice.
-
-    vLLM hands a request to the rank with the fewest, `ttscope attach` whole problems to its servers
-    in turn. Ranks that wait for one another, as those of mixtures of experts do, are not replayed.
-    """
-    engine, replicas = question.engine, question.replicas
-    if engine.data_parallel_size == 1:
-        return question
-    if replicas.count == 1:
-        in_turn = "urls" in dict(engine.other)
-        routing = "round-robin" if in_turn else "least-outstanding"
-        replicas = replace(replicas, routing=routing, together=in_turn or replicas.together)
-    replicas = replace(replicas, count=engine.data_parallel_size * replicas.count)
-    return replace(question, engine=engine.one_replica(), replicas=replicas)
 
 
 def _prefixes(base: Recording) -> list[str]:

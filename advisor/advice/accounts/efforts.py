@@ -148,12 +148,7 @@ def _of_class(advisor: Advisor, budget: Budget, members: Ints) -> ReplayedCheck:
     """Return the budget asked of what was replayed, with some of the problems alone."""
     whole, check = advisor.under(budget.rate_per_s).metrics, advisor.check(budget)
     drawn = Resampling(len(members), count=whole.resampling.count, seed=whole.resampling.seed)
-    metrics = CandidateMetrics(
-        advisor.space,
-        drawn,
-        rate_per_s=whole.rate_per_s,
-        concurrency=advisor.evidence.load[0],
-    )
+    metrics = CandidateMetrics(advisor.space, drawn, rate_per_s=whole.rate_per_s)
     for row, each in zip(whole.rows, whole.replayed, strict=True):
         own = {name: getattr(each, name)[members] for name in ("accuracy", "tokens", "flops")}
         own |= {name: getattr(each, name)[..., members] for name in ("latency_s", "device_s")}

@@ -1,8 +1,8 @@
 """In which form each matrix of a checkpoint is stored, as its config says.
 
 Read are the forms of FP8 (per tensor or block), MXFP8, NVFP4, MXFP4, AWQ, GPTQ, compressed-tensors,
-ModelOpt (`hf_quant_config.json` too), FBGEMM and Quark. What a config names that no model here has
-is in `unknown`; the forms of such a checkpoint are not known.
+ModelOpt (`hf_quant_config.json` too), FBGEMM, Quark, AutoRound and torchao. What a config names
+that no model here has is in `unknown`; the forms of such a checkpoint are not known.
 """
 
 from __future__ import annotations

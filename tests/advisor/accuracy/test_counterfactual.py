@@ -482,6 +482,7 @@ def test_of_many_problems_without_answers_and_tokens_nothing_is_made_up(tmp_path
         assert one.tokens_per_problem is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["A", None])
 def test_a_problem_with_a_sample_that_nobody_judged_is_left_out(tmp_path, answer):
     told = {"answer": "A"} if answer else {}
@@ -498,6 +499,7 @@ def test_a_problem_with_a_sample_that_nobody_judged_is_left_out(tmp_path, answer
         assert one.accuracy.value == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_a_sample_that_gave_no_answer_is_wrong_whether_or_not_it_was_judged(tmp_path):
     lines = lines_of(30, 4, answer="A")
     lines[0] |= {"answer": None, "correct": None}
@@ -506,6 +508,7 @@ def test_a_sample_that_gave_no_answer_is_wrong_whether_or_not_it_was_judged(tmp_
     assert evaluate(run).problems == 30
 
 
+@pytest.mark.slow
 def test_a_sample_that_failed_is_no_wrong_answer(tmp_path):
     """A recording whose `show` and `show --policies` leave out the same problems."""
     rows = make_rows(problems=40, n=4)

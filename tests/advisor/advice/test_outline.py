@@ -57,6 +57,7 @@ def test_the_outline_has_values_alone_near_those_of_the_replay(quick):
     assert compared
 
 
+@pytest.mark.slow
 def test_the_outline_recommends_nothing_where_nothing_is_required(quick):
     outline = quick.outline(Budget(required=False))
     assert outline.system_optimal is None and outline.pareto

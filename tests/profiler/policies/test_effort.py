@@ -8,7 +8,6 @@ import pytest
 from benchmarks.made.stub import StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
-from tests.profiler.command import warm_ttscope
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.parameters import make_policy
@@ -75,37 +74,3 @@ def test_an_effort_of_a_class_that_would_change_nothing_is_refused(tmp_path):
 def test_an_unknown_effort_is_refused():
     with pytest.raises(UsageError, match="no reasoning_effort 'huge'"):
         Policy(reasoning_effort="huge")
-
-
-@pytest.mark.vllm
-def test_high_effort_thinks_longer_on_the_bundled_reasoners(tmp_path):
-    thoughts = {}
-    for effort in ("low", "high"):
-        options = ("--problems", "16", "--reasoning-effort", effort, "--json")
-        warm_ttscope("record", "--model", "demo/s", *options, "-o", tmp_path / effort)
-        thoughts[effort] = Recording.open(tmp_path / effort).samples["think_tokens"].mean()
-    assert thoughts["high"] > 1.5 * thoughts["low"]
-
-
-@pytest.mark.vllm
-def test_a_table_of_efforts_thinks_as_each_effort_does(tmp_path):
-    """At temperature 0, where a sample is the same in every run."""
-    asked = ("--model", "demo/s", "--problems", "24", "--json")
-    route = "level 3=1@high | level 9=1@high | *=1@low"
-    for name, more in {
-        "low": ("--reasoning-effort", "low"),
-        "high": ("--reasoning-effort", "high"),
-        "table": ("--method", "routed", "--route", route, "--temperature", "0"),
-    }.items():
-        ran = warm_ttscope("record", *asked, *more, "-o", tmp_path / name)
-        assert ran.returncode == 0, ran.stderr
-    tokens, groups = {}, {}
-    for name in ("low", "high", "table"):
-        recording = Recording.open(tmp_path / name)
-        tokens[name] = dict(recording.samples.select("problem_id", "output_tokens").iter_rows())
-        groups |= dict(recording.problems.select("problem_id", "group").iter_rows())
-    effort = {name: "high" if group in {"level 3", "level 9"} else "low"
-              for name, group in groups.items()}  # fmt: skip
-    assert set(effort.values()) == {"low", "high"}
-    same = [tokens["table"][name] == tokens[effort[name]][name] for name in groups]
-    assert sum(same) >= 0.9 * len(same)  # the batch may tip a token

@@ -1,6 +1,7 @@
 """The contract of policies on real vLLM: in this process, and a server without thinking budgets."""
 
 import dataclasses
+import json
 import re
 import time
 
@@ -15,6 +16,7 @@ from profiler.engines.start import start_engine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.policies.policy_contract import POLICIES, check, policy_of
+from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
 
@@ -136,3 +138,38 @@ def test_both_engines_measure_the_same_log_probabilities(in_process, server, tmp
         mine, theirs = (table[column] for table in tables)
         assert mine.null_count() == theirs.null_count() == 0
         assert mine.to_list() == pytest.approx(theirs.to_list(), rel=0.05, abs=0.02)
+
+
+def test_high_effort_thinks_longer_on_the_bundled_reasoners(in_process, tmp_path):
+    workload, thoughts = load_workload("demo", problems=16), {}
+    for effort in ("low", "high"):
+        policy = Policy(reasoning_effort=effort, max_tokens=400)
+        path = record(workload, policy, in_process, tmp_path / effort)
+        thoughts[effort] = Recording.open(path).samples["think_tokens"].mean()
+    assert thoughts["high"] > 1.5 * thoughts["low"]
+
+
+def test_a_table_of_efforts_thinks_as_each_effort_does(in_process, tmp_path):
+    """At temperature 0, where a sample is the same in every run."""
+    workload = load_workload("demo", problems=24)
+    route = "level 3=1@high | level 9=1@high | *=1@low"
+    policies = {name: Policy(reasoning_effort=name, max_tokens=400) for name in ("low", "high")}
+    policies["table"] = Policy(method="routed", max_tokens=400, rule=(("route", route),))
+    tokens = {}
+    for name, policy in policies.items():
+        rows = Recording.open(record(workload, policy, in_process, tmp_path / name)).samples
+        tokens[name] = dict(rows.select("problem_id", "output_tokens").iter_rows())
+    high = {p.problem_id for p in workload.problems if p.group in {"level 3", "level 9"}}
+    assert 24 > len(high) > 0
+    own = {name: tokens["high" if name in high else "low"][name] for name in tokens["table"]}
+    same = [tokens["table"][name] == count for name, count in own.items()]
+    assert sum(same) >= 0.9 * 24  # the batch may tip a token
+
+
+def test_a_length_that_does_not_fit_behind_its_prompt_is_refused(in_process, tmp_path):
+    row = {"id": 0, "prompt": "a" * 600, "answer": "12", "output_tokens": 500}
+    (tmp_path / "w.jsonl").write_text(json.dumps(row))
+    workload = load_workload(str(tmp_path / "w.jsonl"))
+    told = "500 output_tokens behind a prompt of 603 exceed max_model_len 1,024"
+    with pytest.raises(UsageError, match=told):
+        record(workload, Policy(), in_process, tmp_path / "r")

@@ -314,6 +314,7 @@ def test_forms_by_module(shared, name, experts, query, output):
             "model.layers.0.warp.up_proj": {"quant_algo": "FP8"}}}},
          'quantised weights of "layers.0.warp.up_proj", which no layer has'),
         ({"model_type": "jetmoe", "num_local_experts": 8}, "experts of attention"),
+        ({"architectures": ["DFlashDraftModel"]}, "a draft of several tokens at once"),
         ({"model_type": "new", "use_cla": True},
          "layers that share the keys and values of others (use_cla)"),
         ({"model_type": "new", "hidden_act": "silu", "intermediate_size": [64, 128] * 16},
@@ -369,7 +370,7 @@ CONFIGS = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONFIGS)
 def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
     base, changes, without, inside = drawn
@@ -666,6 +667,7 @@ LAYER, MLP, EMBEDDING = 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 96, 64 * 1000
         # Sizes of a state that no layer of the list keeps (Granite 4 without Mamba), no window.
         ({"layer_types": ["attention"] * 2, "mamba_d_state": 16, "mamba_n_heads": 4}, LAYER + MLP),
         ({"sliding_window_size": -1}, LAYER + MLP),
+        ({"model_type": "phimoe", "hidden_act": None}, LAYER + MLP),
         ({"_num_mtp_layers": 1, "mtp_share_layers": True, "scale_depth": 1.4}, LAYER + MLP),
     ],
 )  # fmt: skip
