@@ -2,11 +2,10 @@
 
 A page is read under vLLM's names, so that all that is computed of it has one set of names. Where
 two engines do not mean the same, the name is not in a table, and the line is kept as it is or left
-out. Sources: vLLM 0.6 to 0.10 (`vllm/v1/metrics/loggers.py`, `vllm/engine/metrics.py`), SGLang
-0.5.23 (`sglang/srt/observability/metrics_collector.py`), Ray Serve LLM (vLLM 0.32's
-`vllm/v1/metrics/ray_wrappers.py`: no colons, a label ReplicaId), Dynamo (its engines' own names,
-with labels of its own), NIM for LLMs (NVIDIA's "Observability" page: no prefix), TensorRT-LLM
-("TensorRT-LLM Prometheus Metrics" of Dynamo's documents, 1.1.0rc5).
+out. Sources: SGLang 0.5.23 (`sglang/srt/observability/metrics_collector.py`), Ray Serve LLM (vLLM
+0.32's `vllm/v1/metrics/ray_wrappers.py`: no colons, a label ReplicaId), Dynamo (its engines' own
+names, with labels of its own), NIM for LLMs (NVIDIA's "Observability" page: no prefix),
+TensorRT-LLM ("TensorRT-LLM Prometheus Metrics" of Dynamo's documents, 1.1.0rc5).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from traces.live.numbers import (
     ASKED_TOKENS,
@@ -40,6 +40,7 @@ from traces.schema.engine import EngineConfig
 
 VLLM, SGLANG, NIM, TENSORRT_LLM = "vLLM", "SGLang", "NIM", "TensorRT-LLM"
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
+_COUNTERS = frozenset(name for name in USED if name.endswith("_total"))
 _RAY = re.compile(r"ray_(vllm|sglang)_(?=[a-z])")
 
 
@@ -96,24 +97,22 @@ TENSORRT_LLM_NAMES: Mapping[str, tuple[Name, ...]] = {
     "trtllm_request_queue_time_seconds": (Name(QUEUE),),
     "trtllm_request_success_total": (Name(FINISHED),),
 }
+# What older versions of vLLM called their own. Versions between have both names, so that these are
+# read where a page has not the new one.
+OLDER: Final = "older "
+OLDER_NAMES: Mapping[str, tuple[Name, ...]] = {
+    "vllm:gpu_cache_usage_perc": (Name(OLDER + KV),),
+    "vllm:time_per_output_token_seconds": (Name(OLDER + ITL),),
+    "vllm:gpu_prefix_cache_hits_total": (Name(OLDER + HIT_TOKENS),),
+    "vllm:gpu_prefix_cache_queries_total": (Name(OLDER + ASKED_TOKENS),),
+}
 NAMES: Mapping[str, tuple[Name, ...]] = {
+    **OLDER_NAMES,
     **SGLANG_NAMES,
     **NIM_NAMES,
     **TENSORRT_LLM_NAMES,
 }
-# vLLM's own names before 0.11. Some versions have both on one page: these count where a page lacks
-# the new one.
-OLDER_NAMES: Mapping[str, str] = {
-    "vllm:gpu_cache_usage_perc": KV,
-    "vllm:gpu_prefix_cache_hits_total": HIT_TOKENS,
-    "vllm:gpu_prefix_cache_queries_total": ASKED_TOKENS,
-    **{
-        f"vllm:time_per_output_token_seconds_{part}": f"{ITL}_{part}"
-        for part in ("bucket", "count", "sum")
-    },
-}
 OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:")  # prefixes of lines that are kept
-_COUNTERS = frozenset(name for name in (*USED, *OLDER_NAMES) if name.endswith("_total"))
 # Labels that tell apart what is added up or is one; those that remain name parts of a number.
 SHARED = frozenset(
     {

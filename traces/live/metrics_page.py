@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from traces.live.engine_names import (
-    OLDER_NAMES,
+    OLDER,
     RANKS,
     engine_named,
     engine_of,
@@ -118,8 +118,7 @@ class PageReader:
         self._ranks = {each: rank for each, rank in self._ranks.items() if each in engines}
         if not lines:
             raise ValueError("no metrics")
-        _rename_older(values)
-        return values, left_out
+        return _by_new_names(values), left_out
 
     def _takes(self, engine: str, engines: set[str]) -> bool:
         """Tell whether there is room for one more engine of a page, and add it."""
@@ -158,13 +157,13 @@ class PageReader:
         return tuple(Series(engine, own, text, le) for own, text in vllm_names(name, labels))
 
 
-def _rename_older(values: dict[Series, float]) -> None:
-    """Give what only an older name of vLLM's tells the new name, of each engine of a page."""
-    older = [series for series in values if series.name in OLDER_NAMES]
-    if not older:
-        return
-    told = {(series.engine, series.name) for series in values}
-    for series in older:
-        name = OLDER_NAMES[series.name]
-        if (series.engine, name) not in told:
-            values[series._replace(name=name)] = values.pop(series)
+def _by_new_names(values: dict[Series, float]) -> dict[Series, float]:
+    """Return a page's values, those under older names by new ones where these are not there."""
+    older = [series for series in values if series.name.startswith(OLDER)]
+    if older:
+        there = {(series.engine, series.name) for series in values}
+        for series in older:
+            name, value = series.name.removeprefix(OLDER), values.pop(series)
+            if (series.engine, name) not in there:
+                values[series._replace(name=name)] = value
+    return values

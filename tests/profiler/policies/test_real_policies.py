@@ -1,10 +1,12 @@
 """The contract of policies on real vLLM: in this process, and a server without thinking budgets."""
 
 import dataclasses
+import json
 import re
 import time
 
 import httpx
+import numpy as np
 import polars as pl
 import pytest
 
@@ -15,7 +17,9 @@ from profiler.engines.start import start_engine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.policies.policy_contract import POLICIES, check, policy_of
+from traces.errors import UsageError
 from traces.recording.reader import Recording
+from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
 # An engine in this process brings its libraries' warnings.
@@ -136,3 +140,48 @@ def test_both_engines_measure_the_same_log_probabilities(in_process, server, tmp
         mine, theirs = (table[column] for table in tables)
         assert mine.null_count() == theirs.null_count() == 0
         assert mine.to_list() == pytest.approx(theirs.to_list(), rel=0.05, abs=0.02)
+
+
+def test_a_table_of_efforts_thinks_as_each_effort_does(in_process, tmp_path):
+    """At temperature 0, where a sample is the same in every run."""
+    workload, tokens = load_workload("demo", problems=24), {}
+    route = "level 3=1@high | level 9=1@high | *=1@low"
+    table = make_policy({"method": "routed", "n": 1, "route": route, "max_tokens": 400})
+    for name, policy in {
+        "low": Policy(reasoning_effort="low", max_tokens=400),
+        "high": Policy(reasoning_effort="high", max_tokens=400),
+        "table": dataclasses.replace(table, temperature=0.0),
+    }.items():
+        rows = Recording.open(record(workload, policy, in_process, tmp_path / name)).samples
+        tokens[name] = dict(rows.select("problem_id", "think_tokens").iter_rows())
+    assert np.mean([*tokens["high"].values()]) > 1.5 * np.mean([*tokens["low"].values()])
+    hard = {each.problem_id: each.group in {"level 3", "level 9"} for each in workload.problems}
+    assert set(hard.values()) == {True, False}
+    same = [tokens["table"][name] == tokens["high" if hard[name] else "low"][name] for name in hard]
+    assert sum(same) >= 0.9 * len(same)  # the batch may tip a token
+
+
+def test_a_table_of_efforts_thinks_as_each_effort_does(in_process, tmp_path):
+    """At temperature 0, where a sample is the same in every run."""
+    workload = load_workload("demo", problems=24)
+    route = "level 3=1@high | level 9=1@high | *=1@low"
+    policies = {name: Policy(reasoning_effort=name, max_tokens=400) for name in ("low", "high")}
+    policies["table"] = Policy(method="routed", max_tokens=400, rule=(("route", route),))
+    tokens = {}
+    for name, policy in policies.items():
+        rows = Recording.open(record(workload, policy, in_process, tmp_path / name)).samples
+        tokens[name] = dict(rows.select("problem_id", "output_tokens").iter_rows())
+    high = {p.problem_id for p in workload.problems if p.group in {"level 3", "level 9"}}
+    assert 24 > len(high) > 0
+    own = {name: tokens["high" if name in high else "low"][name] for name in tokens["table"]}
+    same = [tokens["table"][name] == count for name, count in own.items()]
+    assert sum(same) >= 0.9 * 24  # the batch may tip a token
+
+
+def test_a_length_that_does_not_fit_behind_its_prompt_is_refused(in_process, tmp_path):
+    row = {"id": 0, "prompt": "a" * 600, "answer": "12", "output_tokens": 500}
+    (tmp_path / "w.jsonl").write_text(json.dumps(row))
+    workload = load_workload(str(tmp_path / "w.jsonl"))
+    told = "500 output_tokens behind a prompt of 603 exceed max_model_len 1,024"
+    with pytest.raises(UsageError, match=told):
+        record(workload, Policy(), in_process, tmp_path / "r")

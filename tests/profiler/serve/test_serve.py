@@ -7,7 +7,6 @@ import time
 from contextlib import ExitStack
 
 import httpx
-import openai
 import polars as pl
 import pytest
 
@@ -22,6 +21,8 @@ SECRET = "sk-very-secret"
 
 
 def client(url, **more):
+    import openai
+
     return openai.OpenAI(base_url=f"{url}/v1", api_key=SECRET, max_retries=0, **more)
 
 
@@ -131,6 +132,28 @@ def test_a_question_gets_as_many_samples_as_its_class_or_its_first_ones_say(
         assert ask(url, ttscope={"n": 2}).status_code == 400
     (run,) = summarise(Recording.open(tmp_path / "kept"))
     assert (run.problems, run.policy.method) == (4, "routed")
+
+
+def test_a_question_is_answered_at_the_effort_of_its_class(engine, upstream, tmp_path):
+    route = "easy=1@low | plain=1 | *=2@high"
+    with serving(tmp_path / "kept", upstream, method="routed", n=2, route=route) as url:
+        told = [ask(url, ttscope={"group": each}) for each in ("easy", "plain", "new")]
+        told.append(ask(url, ttscope={"group": "plain"}, reasoning_effort="minimal"))
+        told = [each.json()["ttscope"] for each in told]
+        assert [each["reasoning_effort"] for each in told] == ["low", None, "high", None]
+        assert {each["policy"] for each in told} == {"route@2 unset/low/high"}
+        prompt = {"model": "fake", "prompt": "3 x 4 ="}
+        refused = httpx.post(f"{url}/v1/completions", json=prompt)
+        assert refused.status_code == 400 and "acts through the chat template" in refused.text
+        plain = prompt | {"ttscope": {"group": "plain"}}
+        assert httpx.post(f"{url}/v1/completions", json=plain).status_code == 200
+        page = httpx.get(f"{url}/metrics").text
+    efforts = [body.get("reasoning_effort") for body in engine.asked]
+    assert efforts == ["low", None, "high", "high", "minimal", None]
+    for effort in ("low", "high"):
+        assert f'ttscope_effort_questions_total{{effort="{effort}"}} 1.0' in page
+    recording = Recording.open(tmp_path / "kept")
+    assert recording.problems["group"].to_list() == ["easy", "plain", "new", "plain", "plain"]
 
 
 def test_a_question_is_a_trace_of_its_own_or_its_clients(engine, upstream, tmp_path):
@@ -389,6 +412,7 @@ def test_a_client_that_gives_no_max_tokens_has_the_room_behind_its_prompt(
     assert [each["max_tokens"] for each in engine.asked] == [3096]
 
 
+@pytest.mark.slow
 def test_answers_are_the_same_by_mathematics(engine, upstream, tmp_path, monkeypatch):
     pytest.importorskip("math_verify")
     from profiler.workload.math_check import MathVerifier

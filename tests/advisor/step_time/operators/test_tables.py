@@ -8,6 +8,7 @@ from advisor.step_time.cost import table_cost
 from advisor.step_time.operators.files import read_operators
 from advisor.step_time.operators.skew import decode_skew, mixed_skew
 from advisor.step_time.operators.tables import (
+    CAPTURE,
     captured_sizes,
     default_capture_sizes,
     domain,
@@ -60,6 +61,7 @@ def logits_s(rows):
     return 1e-6 * (10 + rows + 3 + 2 * rows)
 
 
+@pytest.mark.slow
 def test_a_step_is_its_layers_its_logits_and_its_attention(tmp_path):
     made = tables(write_tables(tmp_path))
     expected = layers_s(4) + logits_s(4) + 2e-6 * attention_us(0, 0, 4, 64)
@@ -72,6 +74,7 @@ def test_a_step_is_its_layers_its_logits_and_its_attention(tmp_path):
     assert step(made, decodes=6, context=100) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_with_graphs_a_step_computes_the_next_captured_size(tmp_path):
     folder = write_tables(tmp_path)
     made = tables(folder, capture_sizes=[8, 1, 4])
@@ -101,6 +104,8 @@ def test_sizes_of_graphs_hold_whole_requests_with_drafts_and_more_on_blackwell()
     for other in ({"gpu": "NVIDIA H200"}, {"vllm_version": "0.19.0"}):
         assert captured_sizes(dataclasses.replace(engine, **other))[-1] == 512
     assert captured_sizes(dataclasses.replace(engine, enforce_eager=True)) == []
+    told = dataclasses.replace(engine, max_num_seqs=4, other=((CAPTURE, "2048"),))
+    assert captured_sizes(told)[-1] == 2048
 
 
 def test_beyond_the_tables_layers_go_on_by_tokens(tmp_path):
@@ -133,6 +138,7 @@ def test_twice_the_requests_add_as_much_again(tmp_path):
     assert made.decode_batch[-1] == 32
 
 
+@pytest.mark.slow
 def test_beyond_the_longest_context_more_of_it_costs_what_kv_costs(tmp_path):
     made = tables(write_tables(tmp_path))
     for decodes, context in ((8, 1000), (1, 4000)):
