@@ -30,9 +30,9 @@ def extrapolate(
     """Return maj@k and pass@k for more samples than the model was fitted on, marked so.
 
     The interval holds both the choice of problems and what the samples leave open about the laws
-    and about every problem. `tokens_per_sample` are [problems]; `reached` is the pass@n of the
-    recorded samples, below which more of them cannot fall. A fresh run is of all `of` problems, of
-    which those of the model are some at random.
+    and about every problem. `tokens_per_sample` are [problems], nan where not told. `reached` is
+    the pass@n of the recorded samples, below which more of them cannot fall. A fresh run is of all
+    `of` problems, of which those of the model are some at random.
     """
     if not counts:
         return []
@@ -53,7 +53,7 @@ def extrapolate(
                     n=k,
                     budget_tokens=None,
                     accuracy=around(value, others, extrapolated=True),
-                    tokens_per_problem=tokens,
+                    tokens_per_problem=tokens if np.isfinite(tokens.value) else None,
                     basis="model",
                     fresh_run=fresh_interval(value, votes, of=of, extrapolated=True),
                 )

@@ -234,8 +234,13 @@ def aiperf(path: Path, sent: list[Sent], spoil: dict | None = None) -> Path:
     return path
 
 
-def guidellm(path: Path, sent: list[Sent], spoil: dict | None = None, strategy=None) -> Path:
-    path.write_text(json.dumps(guidellm_report([(sent, spoil, strategy)])))
+def guidellm(
+    path: Path, sent: list[Sent], spoil: dict | None = None, strategy=None, **fields
+) -> Path:
+    """Write a report of one benchmark; `fields` are added to it."""
+    report = guidellm_report([(sent, spoil, strategy)])
+    report["benchmarks"][0] |= fields
+    path.write_text(json.dumps(report))
     return path
 
 

@@ -260,7 +260,8 @@ class Deployment:
         for key, name, value in gauges.select("engine", "name", "value").drop_nulls().iter_rows():
             told[key][name] += value
         for key, each in told.items():
-            self._seen[key].take(each[RUNNING], each[WAITING], each[KV])
+            # Of a cache that is not told it may be the cache that requests wait for.
+            self._seen[key].take(each[RUNNING], each[WAITING], each.get(KV, 1.0))
 
     def _keep_limits(self) -> None:
         """Give engines that do not tell their max_num_seqs the one that was seen, and say so."""

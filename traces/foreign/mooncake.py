@@ -2,13 +2,16 @@
 
 A line per sample, in the order of their arrivals: `timestamp` in milliseconds from the first,
 `input_length`, `output_length`, and `hash_ids`, one per block of 512 tokens of the prompt. Samples
-of a problem have the same ids, as they have the same prompt.
+of a problem have the same ids, as they have the same prompt. What an import named in blocks of
+another size gets other names.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,7 @@ def export_requests(recording: Recording, path: Path) -> Exported:
         )
     names: dict[Any, int] = {}
     with whole_file(path) as partial, partial.open("w") as file:
-        for line in _lines(ready, names):
+        for line in _lines(ready, names, _block_tokens(recording)):
             file.write(json.dumps(line) + "\n")
     return Exported(
         requests=ready.height,
@@ -84,7 +87,15 @@ def _samples(recording: Recording) -> pl.DataFrame:
     )
 
 
-def _lines(samples: pl.DataFrame, names: dict[Any, int]) -> Iterator[dict[str, Any]]:
+def _block_tokens(recording: Recording) -> int:
+    """Return how many tokens each name in `prompt_blocks` stands for."""
+    workload = recording.manifest.workload
+    return (None if workload is None else workload.prompt_block_tokens) or BLOCK_TOKENS
+
+
+def _lines(
+    samples: pl.DataFrame, names: dict[Any, int], block_tokens: int
+) -> Iterator[dict[str, Any]]:
     """Yield the lines; `names` numbers the blocks in the order in which they are met."""
     begun = samples["arrival"][0]
     own = pl.when(pl.col("role") != "sample").then("order")  # goes on from a sample: its own prompt
@@ -94,14 +105,31 @@ def _lines(samples: pl.DataFrame, names: dict[Any, int]) -> Iterator[dict[str, A
     )
     for *problem, blocks, prompt, output, arrival in wanted.iter_rows():
         count = -(-prompt // BLOCK_TOKENS)
-        told = blocks is not None and len(blocks) == count
-        keys = blocks if told else [(*problem, prompt, place) for place in range(count)]
+        if blocks is None or len(blocks) != -(-prompt // block_tokens):
+            keys = [(*problem, prompt, place) for place in range(count)]
+        else:
+            keys = (
+                blocks if block_tokens == BLOCK_TOKENS else _regrouped(blocks, count, block_tokens)
+            )
         yield {
             "timestamp": _milliseconds(arrival - begun),
             "input_length": prompt,
             "output_length": output,
             "hash_ids": [names.setdefault(key, len(names)) for key in keys],
         }
+
+
+def _regrouped(blocks: Sequence[int], count: int, block_tokens: int) -> list[Any]:
+    """Return keys of a prompt's blocks, equal where all that is named up to their ends is."""
+    keys: list[Any] = []
+    named = hashlib.sha256()
+    done = 0
+    for place in range(1, count + 1):
+        ends = min(-(-place * BLOCK_TOKENS // block_tokens), len(blocks))
+        named.update(struct.pack(f"<{ends - done}q", *blocks[done:ends]))
+        done = ends
+        keys.append((place, named.digest()))
+    return keys
 
 
 def _milliseconds(nanoseconds: int) -> int | float:

@@ -191,9 +191,9 @@ def _set(name: str, value: int) -> tuple[str, ...]:
 
 
 def _has_room(engine: EngineConfig, numbers: Numbers | None) -> bool:
-    """Whether the cache has room for twice as many requests, as far as is known."""
+    """Whether the cache, as far as it was seen, has room for twice as many requests."""
     share = None if numbers is None else numbers.kv_share_max
-    return share is None or engine.num_gpu_blocks is None or 2 * share <= 1
+    return share is not None and (engine.num_gpu_blocks is None or 2 * share <= 1)
 
 
 def _kv(numbers: Numbers, _: Evidence) -> Outcome:
@@ -234,11 +234,12 @@ def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
         )
     text = _waiting(numbers, waits) + share
     if numbers.capped_share is not None and numbers.capped_share >= CAPPED:
-        text += (
-            f". While they wait, {numbers.running_max:.0f} run and never more, with the KV cache "
-            f"at most {percent(numbers.kv_share_max or 0)} full: {evidence.request_limit} may be "
-            "the limit"
-        )
+        text += f". While they wait, {numbers.running_max:.0f} run and never more"
+        if numbers.kv_share_max is not None:
+            text += (
+                f", with the KV cache at most {percent(numbers.kv_share_max)} full: "
+                f"{evidence.request_limit} may be the limit"
+            )
     return Finding(kind="queueing", evidence=text)
 
 

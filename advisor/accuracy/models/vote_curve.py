@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -58,11 +58,7 @@ class VoteCurve:
         places = np.searchsorted(self.counts_, seen)
         rng = np.random.default_rng([self.seed, 6])
         logs, means, spreads, drawn, laws = [], [], [], [], []
-        for _ in range(LAWS_TRIED):
-            law = self._law(seen[0], values[0], rng)
-            if law is None:
-                continue
-            hit, mistakes, log = law
+        for hit, mistakes, log in self._laws(seen[0], values[0], rng):
             votes = _votes(hit, mistakes, self.counts_, rng)
             mean = votes.mean(axis=0)
             # Half a problem's worth of noise keeps a law under which all agree from certainty.
@@ -130,21 +126,40 @@ class VoteCurve:
             extrapolated=True,
         )
 
-    def _law(
+    def _laws(
         self, first: int, aim: float, rng: np.random.Generator
+    ) -> Iterator[tuple[Floats, Floats, float]]:
+        """Yield what `_law` returns of laws that can have the average.
+
+        Of very many problems none may have one near 0 or 1. Then those that come nearest to it.
+        """
+        found = False
+        for nearest in (False, True):
+            for _ in range(LAWS_TRIED):
+                law = self._law(first, aim, rng, nearest=nearest)
+                if law is not None:
+                    found = True
+                    yield law
+            if found:
+                return
+
+    def _law(
+        self, first: int, aim: float, rng: np.random.Generator, *, nearest: bool
     ) -> tuple[Floats, Floats, float] | None:
         """Return each problem's chance to be right and its mistakes, by a law, and its log weight.
 
         [PROBLEMS] and [PROBLEMS, answers]. The weight stands for the laws that are drawn less,
         their accuracy being further from `aim` in votes of `first` samples. None where the law
-        cannot have it.
+        cannot have it and does not come `nearest` to it.
         """
         width = 2 * np.sqrt(0.25 / self.problems)
         single = rng.normal(aim, width) if first == 1 else None
         kinds, total = rng.dirichlet((0.5, 0.5, 2.0)), float(np.exp(rng.normal(1.0, 1.2)))
         if single is not None:
             mean = float((single - kinds[1]) / kinds[2])
-            if not LEAST < mean < 1 - LEAST:
+            if nearest:
+                mean = min(max(mean, LEAST), 1 - LEAST)
+            elif not LEAST < mean < 1 - LEAST:
                 return None
             hit = _chances(mean, total, kinds, rng)
             return hit, _mistakes(rng), float(0.5 * ((single - aim) / width) ** 2)

@@ -106,6 +106,12 @@ def test_more_samples_are_marked_and_their_interval_holds_the_truth():
     assert hits >= 6  # of 8
 
 
+def test_tokens_that_are_not_told_are_none_of_more_samples_either():
+    model = AnswerModel(draws=20).fit([count_answers(["a", "b"], [True, False])] * 4)
+    found = extrapolate(model, [4], np.array([9.0, np.nan, 9.0, 9.0]))
+    assert [each.tokens_per_problem for each in found] == [None, None]
+
+
 def test_other_policies_have_no_such_interval():
     model = AnswerModel(draws=20).fit([count_answers(["a", "b"], [True, False])] * 4)
     other = PolicyOutcome(

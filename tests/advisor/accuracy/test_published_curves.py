@@ -46,6 +46,13 @@ def test_the_fall_on_aime_is_noise(published):
     assert found.low < 0 < found.high
 
 
+@pytest.mark.parametrize("average", [0.0, 1.0])
+def test_all_of_very_many_problems_alike(average):
+    found = VoteCurve(problems=1_000_000).fit({1: average}, [4]).predict(4)
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(average, abs=0.05)
+
+
 def test_a_real_rise_is_told():
     """Half the problems have p = .6 against scattered mistakes: votes solve nearly all of them."""
     curve = {1: 0.60, 2: 0.60, 4: 0.78, 8: 0.92}

@@ -9,6 +9,7 @@ from benchmarks.made.foreign_files import azure, mooncake
 from traces.errors import RecordingError
 from traces.foreign.mooncake import export_requests
 from traces.foreign.requests.importer import import_requests
+from traces.foreign.requests.reader import RequestChoices
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.recording.writer import RecordingWriter, read_clocks
@@ -107,6 +108,24 @@ def test_an_imported_trace_goes_round(tmp_path):
     again = Recording.open(tmp_path / "again")
     assert again.problems["prompt_tokens"].to_list() == [1300, 1300, 20]
     assert again.problems["arrival"].to_list() == [0, 123_400_000, 7_500_000_000]
+
+
+@pytest.mark.parametrize("size", [16, 100, 1024])
+def test_blocks_of_another_size_are_named_anew(tmp_path, size):
+    def row(prompt, same):  # of as many tokens as another prompt begins with
+        ids = [
+            place if place < same // size else prompt + place for place in range(-(-prompt // size))
+        ]
+        return {"timestamp": 0, "input_length": prompt, "output_length": 1, "hash_ids": ids}
+
+    rows = [row(2048, 2048), row(1500, 1100), row(700, 0)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    import_requests(
+        tmp_path / "in.jsonl", tmp_path / "r", choices=RequestChoices(block_tokens=size)
+    )
+    found, lines = exported(Recording.open(tmp_path / "r"), tmp_path / "out.jsonl")
+    assert [each["hash_ids"] for each in lines] == [[0, 1, 2, 3], [0, 1, 4], [5, 6]]
+    assert found.blocks == 7
 
 
 def test_the_mooncake_trace_comes_back_as_it_was(tmp_path):

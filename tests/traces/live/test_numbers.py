@@ -394,6 +394,10 @@ def test_queueing_is_not_said_where_the_cache_is_the_cause():
     assert "max_num_seqs" in verdict.found[0].evidence
     assert "3.00 s in the queue, 3.50 s" in verdict.found[0].evidence
     assert kinds(watched(**waiting | {"kv_cache_usage_perc": 0.99}))[0] == ["KV-bound"]
+    assert "KV cache at most 30 % full: max_num_seqs" in verdict.found[0].evidence
+    unknown = {name: value for name, value in waiting.items() if name != "kv_cache_usage_perc"}
+    (found,) = judge("e", Evidence(numbers=watched(**unknown))).found
+    assert found.evidence.endswith("16 run and never more")
     short = waiting | {"request_queue_time_seconds_sum": 1}
     assert kinds(watched(**short))[0] == []
 

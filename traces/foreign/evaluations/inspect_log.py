@@ -187,7 +187,7 @@ class InspectLog:
             problem_id=str(name),
             sample_index=epoch - 1,
             place=number,
-            identity=bytes(sample.input) + msgspec.json.encode(target),
+            identity=_asked(sample.input) + msgspec.json.encode(target),
             answer=None if failed else answer,
             expected=expected,
             correct=None if failed else correct,
@@ -251,6 +251,22 @@ class InspectLog:
             absent = len({str(each) for each in self._ids} - seen)
             if absent:
                 self.facts.notes.append(f"problems without any sample: {absent:,}")
+
+
+def _asked(raw: msgspec.Raw) -> bytes:
+    """Return what was asked: of chat messages who says what, as each log gives them other ids."""
+    text = bytes(raw)
+    if not text.startswith(b"["):
+        return text
+    try:
+        messages = decode(text, list[Any], LINE_VALUES)
+    except ValueError:  # more values than one would read
+        return text
+    said = [
+        [each.get("role"), each.get("content")] if isinstance(each, dict) else each
+        for each in messages
+    ]
+    return msgspec.json.encode(said, order="sorted")
 
 
 def _right(value: Any) -> bool | None:

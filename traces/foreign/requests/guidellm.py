@@ -1,8 +1,9 @@
 """Reports of guidellm: `benchmarks.json`, one document with a list of benchmarks.
 
 Each benchmark has its requests by how they ended (successful, incomplete, errored) with their times
-in unix seconds. Prompts and outputs are skipped. Reports of guidellm 0.2 and 0.3 have no version,
-and their requests' tokens and times by other names.
+in unix seconds. guidellm's own numbers are of those that overlap the time from
+`measure_start_time` to `measure_end_time`. Prompts and outputs are skipped. Reports of guidellm 0.2
+and 0.3 have no version, and their requests' tokens and times by other names.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from traces.foreign.requests.reader import (
     token_count,
 )
 from traces.foreign.source import ArrayStream, decode
+from traces.foreign.values import finite, whole_number
 
 _S = 1_000_000_000
 _CUT = "cut off by the end of the benchmark"
@@ -69,11 +71,23 @@ class _Worker(msgspec.Struct):
     backend_model: Any = None
 
 
+class _State(msgspec.Struct):
+    successful_requests: Any = None
+    errored_requests: Any = None
+
+
+class _Metrics(msgspec.Struct):
+    measure_start_time: Any = None
+    measure_end_time: Any = None
+
+
 class _Benchmark(msgspec.Struct):
     requests: _Requests
     config: _Config | None = None
     args: _Config | None = None  # of 0.2 and 0.3, as the worker
     worker: _Worker | None = None
+    scheduler_state: _State | None = None
+    scheduler_metrics: _Metrics | None = None
 
 
 class GuidellmReport(RowReader):
@@ -88,11 +102,12 @@ class GuidellmReport(RowReader):
 
     def requests(self) -> Iterator[Request]:
         chosen = self._chosen()
+        self._check_whole(chosen.requests, chosen.scheduler_state or _State())
         self._read_load(chosen.config or chosen.args or _Config())
         if self.facts.model is None and chosen.worker is not None:
             model = chosen.worker.backend_model
             self.facts.model = model if isinstance(model, str) else None
-        yield from self._requests(chosen.requests)
+        yield from self._requests(chosen.requests, chosen.scheduler_metrics or _Metrics())
 
     def _chosen(self) -> _Benchmark:
         """Return the chosen benchmark. Raises OutcomesError and UsageError as a reader does."""
@@ -122,6 +137,20 @@ class GuidellmReport(RowReader):
                 f"{self._path}: benchmark {run or 1} is not as guidellm writes it ({error})"
             ) from None
 
+    def _check_whole(self, requests: _Requests, state: _State) -> None:
+        """Raise OutcomesError where a report has a random sample of its requests alone."""
+        for group, count in (
+            (requests.successful, whole_number(state.successful_requests)),
+            (requests.errored, whole_number(state.errored_requests)),
+        ):
+            kept = len(group or ())
+            if count is not None and count > kept:
+                raise OutcomesError(
+                    f"{self._path}: keeps {kept:,} of {count:,} requests, drawn at random, so that "
+                    "its load and throughput are not known. Benchmark again with "
+                    f"--sample-requests {count}, which keeps all"
+                )
+
     def _read_load(self, config: _Config) -> None:
         strategy = config.strategy or {}
         model = (config.backend or {}).get("model")
@@ -137,7 +166,8 @@ class GuidellmReport(RowReader):
         elif isinstance(rate, int | float) and rate > 0:
             self.facts.rate_per_s = float(rate)
 
-    def _requests(self, requests: _Requests) -> Iterator[Request]:
+    def _requests(self, requests: _Requests, metrics: _Metrics) -> Iterator[Request]:
+        begun, ended = finite(metrics.measure_start_time), finite(metrics.measure_end_time)
         groups = (
             (requests.successful, None),
             (requests.errored, FAILED),
@@ -147,11 +177,21 @@ class GuidellmReport(RowReader):
         for stats, error in groups:
             for each in stats or ():
                 place += 1
+                if _outside(each, begun, ended):
+                    self.skipped.add("requests of the warm-up or the cool-down", place)
+                    continue
                 found = _request(place, each, error)
                 if isinstance(found, Request):
                     yield found
                 else:
                     self.skipped.add(f"requests {found}", place)
+
+
+def _outside(stats: _Stats, begun: float | None, ended: float | None) -> bool:
+    """Whether a request ended before the time that counts, or started after it; -1 is no time."""
+    start, end = finite(stats.request_start_time), finite(stats.request_end_time)
+    early = end is not None and begun is not None and end < begun
+    return early or (start is not None and ended is not None and 0 < ended < start)
 
 
 def _request(place: int, stats: _Stats, error: str | None) -> Request | str:

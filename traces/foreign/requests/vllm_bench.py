@@ -42,6 +42,7 @@ class _Result(msgspec.Struct):
     model_id: Any = None
     request_rate: Any = None
     max_concurrency: Any = None
+    ramp_up_strategy: Any = None  # then the rate is "inf", and not told
     input_lens: list[Any] | None = None
     output_lens: list[Any] | None = None
     ttfts: list[Any] | None = None
@@ -67,7 +68,7 @@ class VllmBench(RowReader):
     def requests(self) -> Iterator[Request]:
         result = self._result()
         self._read_load(result)
-        self.facts.itl_s = self._itl_s()
+        self.facts.itl_s = self._itl_s(result)
         yield from self._requests(result)
 
     def _result(self) -> _Result:
@@ -104,7 +105,7 @@ class VllmBench(RowReader):
         Raises OutcomesError where they were sent at a rate, by which nothing tells them.
         """
         rate = result.request_rate
-        if rate is not None and rate != "inf":
+        if result.ramp_up_strategy is not None or rate not in (None, "inf"):
             raise OutcomesError(
                 f"{self._path}: has no start_times, and its requests were sent at a rate. "
                 "Benchmark again with a newer vLLM, or with a number in flight and no rate"
@@ -140,15 +141,16 @@ class VllmBench(RowReader):
             self.facts.model = result.model_id
         most = token_count(result.max_concurrency)
         rate = result.request_rate
-        if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0:
+        told = isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0
+        if told:
             self.facts.rate_per_s = float(rate)
-            if most is not None:
-                self.facts.notes.append(
-                    f"at most {most:,} requests were in flight, so that some were sent later than "
-                    "the rate says. A replay sends them when they were sent"
-                )
-        else:
+        if not told and result.ramp_up_strategy is None:
             self.facts.concurrency = most
+        elif most is not None:
+            self.facts.notes.append(
+                f"at most {most:,} requests were in flight, so that some were sent later than "
+                "the rate says. A replay sends them when they were sent"
+            )
 
     def _requests(self, result: _Result) -> Iterator[Request]:
         starts = [nanoseconds(each, _S) for each in result.start_times or ()]
@@ -163,7 +165,7 @@ class VllmBench(RowReader):
         ]
         for place, (start, *row) in enumerate(zip(starts, *columns, strict=True), 1):
             prompt, output, ttft, latency, error = row
-            failed = bool(error) or output == 0
+            failed = _failed(error, output)
             told = token_count(prompt), token_count(output)
             first, length = nanoseconds(ttft, _S), nanoseconds(latency, _S)
             if not start:  # one that was never sent has 0
@@ -180,13 +182,15 @@ class VllmBench(RowReader):
                 arrival = start - begun
                 yield Request(place, told[0], told[1], arrival, arrival + first, arrival + length)
 
-    def _itl_s(self) -> dict[str, float] | None:
-        """Return mean and quantiles of the times between tokens; None where they are not told."""
-        try:
-            rows = [decode(row[0], list[float]) for row in _ROW.finditer(bytes(self._gaps))]
-        except ValueError:
-            return None
-        gaps = np.array([gap for row in rows for gap in row])
+    def _itl_s(self, result: _Result) -> dict[str, float] | None:
+        """Return mean and quantiles of the times between tokens; None where they are not told.
+
+        As in vLLM's own, those of failed requests do not count.
+        """
+        rows = self._rows(result)
+        errors = _full(result.errors, len(rows)) or [None] * len(rows)
+        ended = zip(rows, errors, result.output_lens or (), strict=False)
+        gaps = np.array([gap for row, *each in ended if not _failed(*each) for gap in row])
         gaps = gaps[np.isfinite(gaps) & (gaps >= 0)]
         if not gaps.size:
             return None
@@ -195,18 +199,25 @@ class VllmBench(RowReader):
 
     def _latencies(self, result: _Result) -> list[Any]:
         """Return latencies as older versions tell them: the ttft and what came between tokens."""
-        count = len(result.ttfts or ())
-        rows = islice(_ROW.finditer(bytes(self._gaps)), count + 1)
-        try:
-            gaps = [sum(decode(row[0], list[float])) for row in rows]
-        except ValueError:
-            gaps = []
-        if len(gaps) != count:
-            return [None] * count
+        ttfts = result.ttfts or []
         return [
-            ttft + gap if isinstance(ttft, int | float) else None
-            for ttft, gap in zip(result.ttfts or (), gaps, strict=True)
-        ]
+            ttft + sum(row) if isinstance(ttft, int | float) else None
+            for ttft, row in zip(ttfts, self._rows(result), strict=False)
+        ] or [None] * len(ttfts)
+
+    def _rows(self, result: _Result) -> list[list[float]]:
+        """Return the times between tokens of each request; none where they are not told."""
+        count = len(result.ttfts or ())
+        found = islice(_ROW.finditer(bytes(self._gaps)), count + 1)
+        try:
+            rows = [decode(row[0], list[float]) for row in found]
+        except ValueError:
+            return []
+        return rows if len(rows) == count else []
+
+
+def _failed(error: Any, output_tokens: Any) -> bool:
+    return bool(error) or output_tokens == 0
 
 
 class SglangBench(VllmBench):

@@ -610,6 +610,15 @@ def test_inspect_samples_that_cannot_be_read(tmp_path, change, reason):
     assert found.judged == 8
 
 
+def test_inspect_messages_are_the_same_under_other_ids(tmp_path):
+    def asked(name, ids, content="2 + 2"):
+        said = [{"id": ids, "role": "user", "content": content, "source": "input"}]
+        path = inspect_log(tmp_path / f"{name}.json", *[{"input": said}] * len(SAMPLES))
+        return read(path, tmp_path / name)[1].manifest.workload.hash
+
+    assert asked("a", "x7Kq") == asked("b", "Zp09") != asked("c", "x7Kq", "2 + 3")
+
+
 def test_inspect_values_of_right_and_wrong(tmp_path):
     values = ["C", "I", "N", True, False, 1, 0, 1.0, "correct"]
     changes = [{"scores": {"match": {"value": value, "answer": "a"}}} for value in values]

@@ -427,6 +427,8 @@ def test_the_load_of_a_benchmark(tmp_path):
     assert load(max_concurrency=3) == (3, None, False)
     assert load(request_rate=2.5) == (None, 2.5, False)
     assert load(request_rate=2.5, max_concurrency=3) == (None, 2.5, True)
+    assert load(ramp_up_strategy="linear", max_concurrency=3) == (None, None, True)
+    assert load(ramp_up_strategy="linear") == (None, None, False)
 
 
 def test_failed_requests_are_no_measurement(tmp_path):
@@ -457,9 +459,21 @@ def test_a_result_of_an_older_version_has_no_latencies(tmp_path):
     assert "whose ttft and latency are no ascending times" in refused(path, tmp_path / "s")
 
 
+def test_times_between_tokens_are_of_requests_that_ended(tmp_path):
+    failed = {"error": "Traceback: secret"}, {"output": 0}
+    path = vllm_bench(tmp_path / "b.json", SENT, dict(enumerate(failed)))
+    gaps = {"itls": [[9.0], [9.0], [], [0.1, 0.3]]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | gaps))
+    _, recording = read(path, tmp_path / "r")
+    assert recording.manifest.provenance["imported"]["itl_s"]["mean"] == pytest.approx(0.2)
+
+
 def test_results_that_cannot_be_read(tmp_path):
     path = vllm_bench(tmp_path / "b.json", SENT)
     whole = json.loads(path.read_text())
+    older = {name: value for name, value in whole.items() if name != "start_times"}
+    path.write_text(json.dumps(older | {"request_rate": "inf", "ramp_up_strategy": "linear"}))
+    assert "no start_times, and its requests were sent at a rate" in refused(path, tmp_path / "r")
     plain = {name: value for name, value in whole.items() if not isinstance(value, list)}
     path.write_text(json.dumps(plain))
     assert "Run vllm bench serve with --save-result --save-detailed" in refused(
@@ -529,6 +543,24 @@ def test_what_guidellm_cut_off(tmp_path):
     assert (found.requests, found.measured, found.failed) == (4, 2, 2)
     errors = recording.samples["error"].to_list()
     assert errors == [None, None, "the request failed", "cut off by the end of the benchmark"]
+
+
+def test_what_guidellm_does_not_count(tmp_path):
+    window = {"measure_start_time": 1.7e9 + 0.48, "measure_end_time": 1.7e9 + 3.0}
+    path = guidellm(tmp_path / "g.json", SENT, scheduler_metrics=window)
+    found, recording = read(path, tmp_path / "r")
+    # the second and third end at 0.45 and 0.32 s, the last begins at 3.5 s
+    assert found.skipped.counts == {"requests of the warm-up or the cool-down": 3}
+    assert recording.samples["output_tokens"].to_list() == [44]
+
+
+def test_a_report_of_drawn_requests_is_refused(tmp_path):
+    spoil = {3: {"group": "errored"}}
+    whole = {"successful_requests": 3, "errored_requests": 1}
+    assert read(guidellm(tmp_path / "g", SENT, spoil, scheduler_state=whole), tmp_path / "r")
+    for name, kept in whole.items():
+        path = guidellm(tmp_path / "g", SENT, spoil, scheduler_state=whole | {name: 1000})
+        assert f"keeps {kept} of 1,000 requests, drawn at random" in refused(path, tmp_path / "s")
 
 
 def test_files_that_are_nothing(tmp_path):

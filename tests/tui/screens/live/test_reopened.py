@@ -138,6 +138,8 @@ def test_the_change_that_a_verdict_asks_for(numbers):
     assert change.arguments == ("--set", f"engine.max_num_seqs={2 * seqs}")
     full = replace(busy, kv_share_max=0.9)
     assert change_for(queue, full, replace(engine, num_gpu_blocks=100), 2.0).told == "add a replica"
+    unknown = replace(busy, kv_share_max=None)
+    assert change_for(queue, unknown, engine, 2.0).told == "add a replica"
     quiet = change_for(Verdict(engine="a"), busy, engine, 2.0)
     assert quiet.arguments == ("--rate", "3/s")
     snapshot = Snapshot(
