@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from advisor.step_time.operators.tables import CAPTURE
 from advisor.step_time.prior.tables import tables_folder
 from profiler.engines.models.model_facts import facts_from_config, facts_from_file
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -169,6 +170,31 @@ def silicon(configs: Path | None = None) -> list[Point]:
     return found
 
 
+def _recipe(
+    model: str, precision: str, system: str, version: str, flight: int | None, prompt: int
+) -> dict[str, Any]:
+    """Return what InferenceX's recipes set of an engine.
+
+    As its repository has them (benchmarks/, and pull request 947 for MiniMax-M2.5 in FP8).
+    """
+    blackwell = system.startswith("b")
+    if model.startswith("openai/gpt-oss"):
+        return {
+            "max_num_batched_tokens": 8192, "max_num_seqs": 512 if blackwell else flight,
+            "kv_cache_dtype": "fp8" if blackwell else None, "other": {CAPTURE: "2048"},
+        }  # fmt: skip
+    if "Llama-3.1-70B" in model:
+        return {"max_num_batched_tokens": 8192, "max_num_seqs": 512 if blackwell else flight}
+    if "MiniMax-M2.5" in model and precision == "fp8" and blackwell:
+        if version == "0.17.0":
+            return {"gpu_memory_utilization": 0.95, "other": {"enable_expert_parallel": "true"}}
+        return {
+            "max_num_batched_tokens": 2 * prompt, "kv_cache_dtype": "fp8",
+            "gpu_memory_utilization": 0.9, "other": {CAPTURE: "2048"},
+        }  # fmt: skip
+    return {}
+
+
 def _silicon_point(row: dict[str, str], folder: Path) -> Point:
     model, precision = row["model_path"], row["precision"] or "bf16"
     facts = _silicon_facts(model, row["precision"], folder)
@@ -200,13 +226,15 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
         unknown = unknown or "most of its requests waited for a limit that is not told"
     if aic and model in _CACHED:
         unknown = unknown or "its prompts came from a prefix cache, whose hits are not told"
-    other = []
-    if int(row["moe_ep_size"] or 1) > 1:
-        other = [("enable_expert_parallel", "true")]
     if not version and date and date[1] < "2025-12":
         version = "0.11"  # the newest release at the time of the measurement
     # InferenceX sets async-scheduling in what it starts, the others what vLLM does by default.
     overlapped = async_by_default(version) if aic else True
+    flight, prompt = int(told[1]) if told else None, int(row["isl"])
+    recipe = {} if aic else _recipe(model, row["precision"], row["system"], version, flight, prompt)
+    other = dict(recipe.pop("other", {}))
+    if int(row["moe_ep_size"] or 1) > 1:
+        other["enable_expert_parallel"] = "true"
     return Point(
         name=row["id"],
         lab="aic" if aic else "inferencex",
@@ -223,13 +251,14 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
             async_scheduling=overlapped,
             enable_prefix_caching=False,
             max_model_len=None,
-            other=tuple(other),
+            other=tuple(sorted(other.items())),
+            **recipe,
         ),
         precision=precision,
         load=CLOSED,
-        prompt_tokens=int(row["isl"]),
+        prompt_tokens=prompt,
         output_tokens=int(row["osl"]),
-        in_flight=int(told[1]) if told else None,
+        in_flight=flight,
         tpot_s=tpot_s,
         ttft_s=ttft_s,
         drawn=_EQUAL if aic else _DRAWN,

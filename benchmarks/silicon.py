@@ -29,7 +29,7 @@ from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost
 from advisor.step_time.host.prompts import PromptPart
-from advisor.step_time.prior.defaults import BLOCK, as_on, with_blocks
+from advisor.step_time.prior.defaults import BLOCK, LIMITS, as_on, with_blocks
 from advisor.step_time.prior.offers import device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, cost_of
 from advisor.step_time.prior.relatives import read_gpu
@@ -103,7 +103,9 @@ def priced_engine(
     Raises UsageError and TablesError for what cannot be priced, with the reason.
     """
     tables = tables_of(system)
-    there, _ = as_on(device_of(tables), engine, given=["async_scheduling", "enable_prefix_caching"])
+    given = ["async_scheduling", "enable_prefix_caching"]
+    given += [name for name in LIMITS if getattr(engine, name) is not None]
+    there, _ = as_on(device_of(tables), engine, given=given)
     there = replace(there, gpu=tables.device)
     memory = memory_on(tables, there, facts)
     if memory is not None:
@@ -212,7 +214,7 @@ def parallel(point: Point) -> str:
     """Return a point's parallelism in short: `tp4`, `tp1 dp4 ep`."""
     engine = point.engine
     dp = f" dp{engine.data_parallel_size}" if engine.data_parallel_size > 1 else ""
-    return f"tp{engine.tensor_parallel_size}{dp}" + (" ep" if engine.other else "")
+    return f"tp{engine.tensor_parallel_size}{dp}" + (" ep" if engine.expert_parallel else "")
 
 
 BY: Final[dict[str, Callable[[Point], object]]] = {
@@ -257,8 +259,9 @@ def write(path: Path, found: Iterable[Priced]) -> None:
             p = each.point
             lines.writerow([
                 p.name, p.lab, p.model, p.system, p.precision, p.engine.vllm_version,
-                p.engine.tensor_parallel_size, p.engine.data_parallel_size, bool(p.engine.other),
-                p.load, p.prompt_tokens, p.output_tokens, p.in_flight, p.rate_per_s,
+                p.engine.tensor_parallel_size, p.engine.data_parallel_size,
+                p.engine.expert_parallel, p.load, p.prompt_tokens, p.output_tokens, p.in_flight,
+                p.rate_per_s,
                 *(None if s is None else round(1e3 * s, 4)
                   for s in (p.tpot_s, each.tpot_s, p.ttft_s, each.ttft_s)),
                 p.latency_s, each.latency_s, each.why,

@@ -43,6 +43,7 @@ PER_SEQUENCE: Final = ("lm_head", "sampler")
 MOST_CAPTURED: Final = 512  # tokens of a CUDA graph
 BLACKWELL: Final = r"\bG?B[23]00\b"  # in the names of GPUs of compute capability 10
 WIDER_ON_BLACKWELL: Final = (0, 32)  # the vLLM that this is known of
+CAPTURE: Final = "max_cudagraph_capture_size"  # in `EngineConfig.other`, where it was set
 LONGEST: Final = 1 << 20  # tokens of context that decode attention is continued to
 
 
@@ -153,10 +154,14 @@ def default_capture_sizes(
 def captured_sizes(engine: EngineConfig) -> list[int]:
     """Return the numbers of tokens that an engine captured CUDA graphs for, none with eager mode.
 
-    Newer engines capture more on data-centre Blackwell (compute capability 10).
+    Newer engines capture more on data-centre Blackwell (compute capability 10). A largest size that
+    was set holds whatever max_num_seqs is.
     """
     if engine.enforce_eager:
         return []
+    told = dict(engine.other).get(CAPTURE, "")
+    if told.isdecimal():
+        return default_capture_sizes(int(told), tokens_a_request(engine), int(told))
     newest = engine.version is None or engine.version >= WIDER_ON_BLACKWELL
     wide = newest and re.search(BLACKWELL, engine.gpu or "") is not None
     return default_capture_sizes(

@@ -1,7 +1,8 @@
 """What vLLM does on a GPU where nothing was said: its limits, and the KV blocks it has room for.
 
 Limits are those of vLLM 0.32 (EngineArgs.get_batch_defaults): by the GPU's memory, and by whether a
-server or the class LLM starts the engine. Blocks are a rule, as what a run sets aside for
+server or the class LLM starts the engine. Before 0.28 GPUs of 160 GiB had those of 70 GiB
+(vllm-project/vllm#51726). Blocks are a rule, as what a run sets aside for
 activations and CUDA graphs is only known when it has started.
 """
 
@@ -23,6 +24,7 @@ UTILISATION: Final = 0.92  # of the memory, vLLM's default
 OLD_UTILISATION: Final = 0.9  # the default while the memory of CUDA graphs was not counted in it
 GRAPHS_COUNTED: Final = (0, 21)  # from which vLLM does
 BLOCK: Final = 16  # vLLM's default on a GPU
+WIDER_BATCHES: Final = (0, 28)  # from which GPUs of 160 GiB have larger ones
 RESERVED: Final = (
     3.5 * GIB
 )  # for activations, graphs and the context, as the prior's authors have it
@@ -63,10 +65,13 @@ class Device:
         told = re.search(r"\b(\d{1,3}) ?GB\b", name)
         return cls(name=name, memory_bytes=float(told[1]) * GIB if told else None)
 
-    def limits(self, mode: str) -> tuple[int, int]:
-        """Return vLLM's max_num_seqs and max_num_batched_tokens of an engine's mode."""
+    def limits(self, mode: str, version: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return vLLM's max_num_seqs and max_num_batched_tokens of an engine's mode.
+
+        A version that is not known is the newest.
+        """
         memory, offline = self.memory_bytes or 0.0, mode == "in_process"
-        if memory >= 160 * GIB:
+        if memory >= 160 * GIB and (version is None or version >= WIDER_BATCHES):
             return 1024, 16384
         if memory >= 70 * GIB and "a100" not in (self.name or "").lower():
             return 1024, 16384 if offline else 8192
@@ -92,7 +97,11 @@ def _own_defaults(engine: EngineConfig) -> list[int]:
     """Return vLLM's limits on the device that an engine was recorded on."""
     size = engine.pipeline_parallel_size * engine.tensor_parallel_size
     on_cpu = (128 * size, 2048 * size) if engine.mode == "server" else (256 * size, 4096 * size)
-    there = on_cpu if engine.gpu is None else Device.named(engine.gpu).limits(engine.mode)
+    there = (
+        on_cpu
+        if engine.gpu is None
+        else Device.named(engine.gpu).limits(engine.mode, engine.version)
+    )
     return _fitted(engine, there, ())
 
 
@@ -123,7 +132,9 @@ def as_on(
         for name, value in zip(LIMITS, own, strict=True)
         if name not in given and getattr(engine, name) in (None, value)
     ]
-    fitted = _fitted(engine, device.limits(engine.mode), set(LIMITS) - set(open_limits))
+    fitted = _fitted(
+        engine, device.limits(engine.mode, engine.version), set(LIMITS) - set(open_limits)
+    )
     wanted |= {
         name: value for name, value in zip(LIMITS, fitted, strict=True) if name in open_limits
     }
@@ -141,14 +152,16 @@ def assumed_note(device: Device, engine: EngineConfig, assumed: Collection[str])
         if (value := getattr(engine, name)) is not None
     )
     where = "a server" if engine.mode == "server" else "vLLM's class LLM"
+    older = engine.version is not None and engine.version < WIDER_BATCHES
+    version = engine.vllm_version if older else "0.32"
     memory = (
         f"{device.memory_bytes / GIB:.0f} GiB"
         if device.memory_bytes is not None
         else "a memory that is not known, taken as under 70 GiB"
     )
     return (
-        f"not set, so the defaults of vLLM 0.32 hold, of {where} on {device.name or 'a GPU'} with "
-        f"{memory}: {settings}. --set says others"
+        f"not set, so the defaults of vLLM {version} hold, of {where} on "
+        f"{device.name or 'a GPU'} with {memory}: {settings}. --set says others"
     )
 
 

@@ -15,10 +15,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from advisor.step_time.host.law import OLD, generation_of
 from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.communication import all_reduces
 from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
+from advisor.step_time.prior.operations.attention import beside
 from advisor.step_time.prior.operations.collectives import handed_on
 from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of
 from advisor.step_time.prior.tables import PriorTables
@@ -54,6 +56,10 @@ PRIOR_RULES: Final = (
     "a chunk after earlier tokens: the whole prompt less the earlier part, no less than reading it",
     "a chunk beside decoding requests: the sum of both less one start",
 )
+TOGETHER_RULE: Final = (
+    "requests that decode beside a chunk: 1.6 times as long as alone, and 2.6 times from 128 on, "
+    "as one kernel computes both on this GPU"
+)
 PRIOR_MISSING: Final = (
     "unequal contexts in a batch",
     "the gathering of logits",
@@ -67,7 +73,8 @@ class Prior:
     `all_reduces` [rows, (bytes, seconds)] by whether they run in a CUDA graph; empty for one GPU.
     `scales` by family are what recordings of that GPU said the times are to be multiplied by, and
     `host` the part of a step beyond its kernels (host/law.py). `prompts` is what steps with prompts
-    take beyond theirs (host/prompts.py).
+    take beyond theirs (host/prompts.py). `apart` says that the engine (V0) has kernels of their own
+    for chunks and for decoding on any GPU.
     """
 
     tables: PriorTables
@@ -78,6 +85,7 @@ class Prior:
     scales: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
     host: float = 1.0
     prompts: PromptPart = AS_KERNELS
+    apart: bool = False
 
     def scaled(self, scales: Mapping[str, float]) -> Prior:
         """Return the prior with its times of some families multiplied further."""
@@ -122,9 +130,10 @@ class Prior:
         decode = self._decode(decode_batch, decode_kv)
         chunk, before, alone = self._chunks(max_num_batched_tokens)
         launch = self._whole(np.ones(1))
-        beside = np.concatenate([np.zeros((1, len(decode_kv))), decode])
-        both = alone[:, :, None, None] + beside - launch[0]
-        least = np.maximum(alone[:, :, None, None], beside)
+        more = self._beside(decode_batch, decode_kv)
+        more = np.concatenate([np.zeros((1, len(decode_kv))), more])
+        both = alone[:, :, None, None] + more - launch[0]
+        least = np.maximum(alone[:, :, None, None], more)
         mixed = np.maximum(both, least)
         mixed[:, :, 0] = alone[:, :, None]
         mixed_batch = np.append(0.0, decode_batch)
@@ -205,7 +214,9 @@ class Prior:
     def rules(self) -> list[str]:
         """What of this model is by rule, with its share of a usual step."""
         ordered = sorted(self.shares.items(), key=lambda item: -item[1][0])
-        return [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
+        found = [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
+        together = any(mixer.together for _, mixer in self.parts.mixers)
+        return [TOGETHER_RULE, *found] if together and not self.apart else found
 
     def _token_seconds(self, tokens: Floats, captured: int) -> Floats:
         """Return the seconds of what works on a step's tokens, without attention."""
@@ -255,6 +266,15 @@ class Prior:
         total = np.zeros((len(batches), len(contexts)))
         for count, mixer in self.parts.mixers:
             total += count * mixer.decode(batches, contexts)
+        return total * self.scales["attention"]
+
+    def _beside(self, batches: Floats, contexts: Floats) -> Floats:
+        """Return the seconds [batches, contexts] of all layers of decoding beside a chunk."""
+        if self.apart:
+            return self._decode(batches, contexts)
+        total = np.zeros((len(batches), len(contexts)))
+        for count, mixer in self.parts.mixers:
+            total += count * beside(mixer, batches, contexts)
         return total * self.scales["attention"]
 
     def _whole(self, lengths: Floats) -> Floats:
@@ -317,6 +337,7 @@ def _priced(
     kv_fp8: bool,
     online: str | None,
     prompts: PromptPart,
+    apart: bool,
 ) -> Prior:
     return Prior(
         tables=tables,
@@ -325,6 +346,7 @@ def _priced(
         parts=parts_of(tables, facts, split, kv_fp8=kv_fp8, online=online),
         all_reduces=tables.all_reduces(split.tensor) if split.tensor > 1 else {},
         prompts=prompts,
+        apart=apart,
     )
 
 
@@ -341,7 +363,8 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
         kv = facts.kv_cache_dtype
     online = "fp8" if facts.quantization is None and engine.quantization in ONLINE else None
     fp8 = (kv or "").startswith("fp8")
-    return _priced(tables, facts, Split.of(engine), fp8, online, prompt_part(facts, engine))
+    apart = generation_of(engine) == OLD
+    return _priced(tables, facts, Split.of(engine), fp8, online, prompt_part(facts, engine), apart)
 
 
 def check(facts: ModelFacts, engine: EngineConfig) -> None:

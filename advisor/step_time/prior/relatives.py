@@ -12,6 +12,7 @@ from the file of the system where the tables' authors have one, else from the ma
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -85,6 +86,11 @@ class RelativeTables(PriorTables):
     def versions_of(self, family: str, name: str) -> list[str]:
         """Return none."""
         return []
+
+    @cached_property
+    def others(self) -> tuple[PriorTables, ...]:
+        """The other systems of the same maker, the same chip first."""
+        return tuple(sorted(super().others, key=lambda each: each.system != self.relative))
 
     @property
     def nccl(self) -> pl.DataFrame | None:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from advisor.advice.advisor import Advisor
-from advisor.search.metrics import CandidateMetrics
+from advisor.search.metrics import CandidateMetrics, nine_digits
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Budget
@@ -254,6 +254,26 @@ def test_the_front_trades_accuracy_for_latency(advisor):
     assert len(front) > 2
     assert latency == sorted(latency)
     assert all(later > earlier for earlier, later in pairwise(accuracy))
+
+
+def test_at_equal_cost_the_surest_is_the_pick(advisor):
+    """At a rate devices cost the same whatever they run."""
+    metrics = advisor.metrics(2.0)
+    limit = float(np.median(metrics.values("latency_p95_s")))
+    budget = Budget(
+        rate_per_s=2.0,
+        optimise="cost",
+        max_latency_s=limit,
+        latency_percentile=95,
+        min_accuracy=0.3,
+        confidence=0.5,
+    )
+    advisor.recommend(budget)
+    check = advisor.check(budget)
+    best = check.best()
+    cost = nine_digits(check.cost)
+    chances = check.chance[check.fits & (cost == cost[best])]
+    assert check.chance[best] == chances.max() > chances.min()
 
 
 def test_a_rate_beyond_every_engine_fits_none(advisor):

@@ -16,6 +16,7 @@ import polars as pl
 from advisor.step_time.operators.grids import (
     fill_between,
     fill_beyond,
+    growing,
     to_grid,
     without_stalls,
 )
@@ -29,6 +30,12 @@ Floats = npt.NDArray[np.float64]
 DECODE, PROMPT = "generation_attention_perf.parquet", "context_attention_perf.parquet"
 
 
+# FlashAttention 2 computes the chunks and the decoding requests of a step in one kernel, by tiles
+# that are made for chunks: so many requests that decode take so many times as long in it. Means of
+# two cards (LLMServingSim's tables of an RTX 4090 and an RTX PRO 6000), of contexts from 512 on.
+TOGETHER: Final = np.array([(1.0, 1.0), (4.0, 1.6), (32.0, 1.6), (64.0, 1.9), (128.0, 2.6)])
+# Compute capabilities where vLLM has other kernels: FlashAttention 3, and one each on Blackwell.
+OTHER_KERNELS: Final = (90, 100, 103)
 MOST_KV_HEADS: Final = 8  # of decode attention that was measured
 NEAR: Final = 4  # times a shape, within which another one stands for it
 
@@ -56,11 +63,21 @@ class Mixer(Protocol):
     def spread(self) -> float:
         """The spread of the log of time that the rule adds."""
 
+    @property
+    def together(self) -> bool:
+        """Whether one kernel computes chunks and decoding requests."""
+
     def decode(self, batches: Floats, contexts: Floats) -> Floats:
         """Return the seconds [batches, contexts] of a step that only decodes."""
 
     def prompt(self, lengths: Floats) -> Floats:
         """Return the seconds [lengths] of a whole prompt of each length."""
+
+
+def beside(mixer: Mixer, batches: Floats, contexts: Floats) -> Floats:
+    """Return the seconds [batches, contexts] that requests that decode take beside a chunk."""
+    alone = mixer.decode(batches, contexts)
+    return alone * np.interp(batches, *TOGETHER.T)[:, None] if mixer.together else alone
 
 
 def along(known: Floats, seconds: Floats, at: Floats) -> Floats:
@@ -89,6 +106,7 @@ class MeasuredMixer:
     lengths: Floats
     prompts: Floats
     bounded: bool = False
+    together: bool = False
     rule: str | None = None
     spread: float = 0.0
 
@@ -112,6 +130,11 @@ class Bounded:
     whole: MeasuredMixer
     window: int
     chunked: bool
+
+    @property
+    def together(self) -> bool:
+        """Whether one kernel computes chunks and decoding requests."""
+        return self.whole.together
 
     @property
     def batches(self) -> Floats:
@@ -213,6 +236,7 @@ def _measured(
         lengths=alone[:, 0],
         prompts=alone[:, 1],
         bounded=bool(window),
+        together=(tables.gpu.get("sm_version") or OTHER_KERNELS[0]) not in OTHER_KERNELS,
         rule=rule or prompt_rule,
         spread=max(spread, prompt_spread),
     )
@@ -225,9 +249,9 @@ def decoding_grid(
 
     Large batches were measured up to the contexts that the memory held. Beyond them a request's
     context adds what it does in the batch below, or without one what it did on average, up to the
-    `window`. Nothing takes less
-    than reading `entry` bytes for each token of context, at the bandwidth that the GPU has, or
-    where nothing was measured at what kernels reach of it.
+    `window`. Nothing takes less than reading `entry` bytes for each token of context, at the
+    bandwidth that the GPU has, or where nothing was measured at what kernels reach of it: as
+    stated, or more if the longest contexts that were measured show it.
     """
     (batches, contexts), grid = to_grid(rows[:, :2], rows[:, 2])
     knots = (batches, contexts)
@@ -235,6 +259,9 @@ def decoding_grid(
     fill_between(grid, knots, (1, 0))
     measured = ~np.isnan(grid)
     reads = np.minimum(contexts, window) if window else contexts
+    moved = batches[:, None] * reads * entry
+    ends = np.arange(len(batches)), len(contexts) - 1 - np.argmax(measured[:, ::-1], axis=1)
+    reached = float(np.nanmax(moved[ends] / grid[ends], initial=tables.bandwidth_bytes_per_s))
     for at, line in enumerate(grid):
         known = np.flatnonzero(~np.isnan(line))
         if not len(known):
@@ -247,8 +274,9 @@ def decoding_grid(
             more = np.maximum.accumulate(np.maximum(below[last + 1 :] - below[last], 0.0))
         line[last + 1 :] = line[last] + more
     fill_beyond(grid, knots, (1, 0), hold=False)
-    moved = batches[:, None] * reads * entry
-    speed = np.where(measured, tables.peak_bandwidth, tables.bandwidth_bytes_per_s)
+    for axis in (0, 1):  # more requests and more context never take less
+        grid = np.apply_along_axis(growing, axis, grid)
+    speed = np.where(measured, tables.peak_bandwidth, min(reached, tables.peak_bandwidth))
     return batches, contexts, np.maximum(grid, moved / speed)
 
 

@@ -48,6 +48,9 @@ FORMS: Final = {
 # what is told, and the others are how far off it may be.
 ROUTING: Final = "power_law_1.01"
 OTHERS: Final = ("balanced", "power_law_1.2")
+BOUNDED: Final = ("fp8", "fp8_block")  # of which bfloat16 bounds the times
+SLOW: Final = 2.0
+ENOUGH: Final = 0.5  # of the most counts of tokens, that a shape or a routing was measured at
 USUAL: Final = (8.0, 1024.0)  # tokens of steps that the spread of the routing is taken over
 TRUE: Final = 0.4  # of the roofline of a uniform choice: less is no time of all the work
 KEY: Final = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
@@ -101,11 +104,30 @@ def routed(tables: PriorTables, shape: Shape, form: str) -> Times:
     for there in (tables, *tables.others):
         found = _on(tables, there, shape, form, choices)
         if found is not None:
-            return found
+            plain = (
+                _on(tables, there, shape, "bfloat16", ("bfloat16",)) if form in BOUNDED else None
+            )
+            return found if plain is None else _bounded(found, plain, form)
     raise TablesError(
         f"{tables.system}: no table of experts ({FAMILY}/{TABLE}) is there for any GPU. Use a "
         "dense model"
     )
+
+
+def _bounded(found: Times, plain: Times, form: str) -> Times:
+    """Return times of experts in a narrow form that take no longer than those in bfloat16.
+
+    An engine has kernels of several kinds, and a table perhaps one that no engine takes: so where
+    it takes `SLOW` times as long.
+    """
+    counts = found.rows[:, 0]
+    most = np.interp(counts, *plain.rows.T)
+    usual = (counts >= USUAL[0]) & (counts <= USUAL[1])
+    if not usual.any() or np.median(found.rows[usual, 1] / most[usual]) < SLOW:
+        return found
+    rows = np.column_stack([counts, np.minimum(found.rows[:, 1], most)])
+    rule = f"experts in {form}: no longer than in bfloat16, which their table exceeds"
+    return replace(found, rows=rows).by_rule(rule, PRECISION_SPREAD)
 
 
 def _on(
@@ -184,8 +206,11 @@ def _forms(tables: PriorTables, version: str) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _shapes(tables: PriorTables, version: str, dtype: str) -> frozenset[tuple[int, ...]]:
+    """Return the shapes that were measured, but for those whose measuring ended early."""
     table = _read(tables, version).filter(moe_dtype=dtype)
-    return frozenset(table.select(KEY).unique().iter_rows())
+    counts = table.group_by(KEY).agg(pl.col("num_tokens").n_unique())
+    whole = counts.filter(pl.col("num_tokens") >= ENOUGH * pl.col("num_tokens").max())
+    return frozenset(whole.select(KEY).iter_rows())
 
 
 @lru_cache(maxsize=128)
@@ -209,7 +234,9 @@ def _table(
     names = set(by["distribution"])
     if not names:
         raise TablesError(f"{tables.system}: all times of experts of {key} beat the roofline")
-    own = ROUTING if ROUTING in names else sorted(names)[0]
+    most = max(len(by.filter(distribution=name)) for name in names)
+    ordered = (ROUTING, *reversed(OTHERS), *sorted(names))
+    own = next(name for name in ordered if len(by.filter(distribution=name)) >= ENOUGH * most)
 
     def rows(name: str) -> Floats:
         part = by.filter(distribution=name).sort("num_tokens")

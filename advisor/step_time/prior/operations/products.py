@@ -39,6 +39,7 @@ NEAREST: Final = {
 ON_GPU: Final = (
     "products of FP8 blocks where their table has the host's time: as FP8 with one scale"
 )
+ENOUGH: Final = 0.1  # of the times of the form with most of them
 FEW: Final = 64  # tokens of products that no GPU is busy with
 LAUNCHED: Final = 4.0  # times the usual time of the nearest form, when few tokens: the host's time
 HIDDEN: Final = 1.5  # times it, up to which a measured time may be the host's
@@ -115,9 +116,13 @@ def _gemm(tables: PriorTables) -> pl.DataFrame:
 
 @lru_cache(maxsize=32)
 def _measured(tables: PriorTables) -> dict[str, bool]:
-    """Return the forms of a table, and whether times of some stand for the host's."""
-    forms = _gemm(tables).group_by("gemm_dtype").agg(pl.col("launched").any())
-    return dict(forms.iter_rows())
+    """Return the forms of a table, and whether times of some stand for the host's.
+
+    A form that was measured at few shapes says nothing of others.
+    """
+    forms = _gemm(tables).group_by("gemm_dtype").agg(pl.col("launched").any(), size=pl.len())
+    forms = forms.filter(pl.col("size") >= ENOUGH * pl.col("size").max())
+    return dict(forms.select("gemm_dtype", "launched").iter_rows())
 
 
 @lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ from advisor.step_time.cost import table_cost
 from advisor.step_time.operators.files import read_operators
 from advisor.step_time.operators.skew import decode_skew, mixed_skew
 from advisor.step_time.operators.tables import (
+    CAPTURE,
     captured_sizes,
     default_capture_sizes,
     domain,
@@ -103,6 +104,8 @@ def test_sizes_of_graphs_hold_whole_requests_with_drafts_and_more_on_blackwell()
     for other in ({"gpu": "NVIDIA H200"}, {"vllm_version": "0.19.0"}):
         assert captured_sizes(dataclasses.replace(engine, **other))[-1] == 512
     assert captured_sizes(dataclasses.replace(engine, enforce_eager=True)) == []
+    told = dataclasses.replace(engine, max_num_seqs=4, other=((CAPTURE, "2048"),))
+    assert captured_sizes(told)[-1] == 2048
 
 
 def test_beyond_the_tables_layers_go_on_by_tokens(tmp_path):

@@ -52,6 +52,8 @@ def test_limits_are_those_of_vllm_by_memory_and_caller(name, gib, server, offlin
     assert device.memory_bytes == (None if gib is None else gib * GIB)
     assert device.limits("server") == server
     assert device.limits("in_process") == offline
+    before = device.limits("server", (0, 27))  # GPUs of 160 GiB had those of 70 GiB
+    assert before == ((1024, 8192) if server == (1024, 16384) else server)
 
 
 @pytest.mark.slow

@@ -163,6 +163,20 @@ def test_a_chunk_after_earlier_tokens_costs_what_the_whole_prompt_does_beyond_th
     assert found.mixed[chunk, 0, batch, context] == pytest.approx(layers * both, rel=1e-6)
 
 
+def test_one_kernel_for_chunks_and_decoding_takes_longer_for_those_that_decode(tables):
+    limits = {**LIMITS, "capture_sizes": ()}
+    apart = priced(tables).step_tables(**limits)
+    old = dataclasses.replace(tables, gpu={**tables.gpu, "sm_version": 80})
+    prior = priced(old)
+    made = prior.step_tables(**limits)
+    at = int(np.flatnonzero(made.decode_batch == 4)[0])
+    more = made.mixed[2, 0, at + 1] - made.mixed[2, 0, 0] + made.launch
+    np.testing.assert_allclose(more, 1.6 * made.decode[at])
+    np.testing.assert_allclose(made.decode, apart.decode)
+    assert "one kernel" in prior.rules[0]
+    assert not priced(dataclasses.replace(tables, gpu={**tables.gpu, "sm_version": 90})).rules
+
+
 def test_a_chunk_is_never_cheaper_than_reading_what_was_before_it(tables):
     found = priced(tables).step_tables(**CHUNKED, capture_sizes=())
     before = list(found.before).index(4096)

@@ -1,5 +1,7 @@
 """A GPU that is the chip of one with tables, with other memory or another peak."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from advisor.step_time.prior.operations.attention import DECODE
@@ -64,3 +66,9 @@ def test_a_window_bounds_what_is_read(both):
     shape = {"num_heads": 8, "num_key_value_heads": 4, "batch_size": 1, "step": 4095}
     near = row(table, window_size=128, **shape)
     assert near["here"] - near["seconds"] == pytest.approx(2 * 128 * 4 * 64 * 2 / SPEED)
+
+
+@pytest.mark.skipif(find_spec("aiconfigurator_core") is None, reason="needs aiconfigurator-core")
+@pytest.mark.parametrize("name", ["h100_pcie", "a100_sxm_40gb"])
+def test_what_a_relative_lacks_is_the_same_chips(name):
+    assert read_gpu(name).others[0].system == RELATIVES[name].of

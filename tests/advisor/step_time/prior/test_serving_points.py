@@ -2,6 +2,7 @@
 
 import pytest
 
+from advisor.step_time.operators.tables import captured_sizes
 from benchmarks.serving_points import _silicon_point
 
 CONFIG = """{"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64,
@@ -59,3 +60,14 @@ def test_a_row_whose_requests_waited_for_what_is_not_told_is_not_priced(tmp_path
     assert "waited for a limit that is not told" in waits.unknown
     assert runs.unknown is None
     assert runs.drawn == (0.8, 1.0)
+
+
+def test_a_row_has_the_settings_that_its_recipe_gives(tmp_path):
+    plain = {"attention_dp_size": "1", "moe_ep_size": "1"}
+    newer, older = (point(tmp_path, **plain, backend_version=v) for v in ("0.19.0", "0.17.0"))
+    assert (newer.engine.max_num_batched_tokens, newer.engine.kv_cache_dtype) == (2048, "fp8")
+    assert captured_sizes(newer.engine)[-1] == 2048
+    assert not newer.engine.expert_parallel
+    assert older.engine.expert_parallel  # whatever its sizes
+    gpt = point(tmp_path, **plain, model_path="openai/gpt-oss-120b", system="h100_sxm").engine
+    assert (gpt.max_num_batched_tokens, gpt.max_num_seqs, gpt.kv_cache_dtype) == (8192, 64, None)
