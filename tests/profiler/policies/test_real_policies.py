@@ -161,23 +161,6 @@ def test_a_table_of_efforts_thinks_as_each_effort_does(in_process, tmp_path):
     assert sum(same) >= 0.9 * len(same)  # the batch may tip a token
 
 
-def test_a_table_of_efforts_thinks_as_each_effort_does(in_process, tmp_path):
-    """At temperature 0, where a sample is the same in every run."""
-    workload = load_workload("demo", problems=24)
-    route = "level 3=1@high | level 9=1@high | *=1@low"
-    policies = {name: Policy(reasoning_effort=name, max_tokens=400) for name in ("low", "high")}
-    policies["table"] = Policy(method="routed", max_tokens=400, rule=(("route", route),))
-    tokens = {}
-    for name, policy in policies.items():
-        rows = Recording.open(record(workload, policy, in_process, tmp_path / name)).samples
-        tokens[name] = dict(rows.select("problem_id", "output_tokens").iter_rows())
-    high = {p.problem_id for p in workload.problems if p.group in {"level 3", "level 9"}}
-    assert 24 > len(high) > 0
-    own = {name: tokens["high" if name in high else "low"][name] for name in tokens["table"]}
-    same = [tokens["table"][name] == count for name, count in own.items()]
-    assert sum(same) >= 0.9 * 24  # the batch may tip a token
-
-
 def test_a_length_that_does_not_fit_behind_its_prompt_is_refused(in_process, tmp_path):
     row = {"id": 0, "prompt": "a" * 600, "answer": "12", "output_tokens": 500}
     (tmp_path / "w.jsonl").write_text(json.dumps(row))
