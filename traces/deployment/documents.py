@@ -25,7 +25,8 @@ from traces.schema.tts.methods import PARAMETER
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
-VERSION: Final = 3  # 2 has policies with tables, 3 names of problems
+VERSION: Final = 2  # of policies with tables, which version 1 did not know
+NAMED: Final = 3  # of an `expect.json` with names of problems
 POLICY, EXPECT, SERVE = "policy.json", "expect.json", "serve.sh"
 MOST_BYTES = 1 << 20
 VerifierName = Literal["exact", "numeric", "choice", "math", "demo"]
@@ -65,7 +66,7 @@ class PolicyFile:
 
 
 def _version(policy: Policy) -> int:
-    return 2 if policy.routes is not None else 1
+    return VERSION if policy.routes is not None else 1
 
 
 def plain_policy(policy: Policy) -> dict[str, Value]:
@@ -166,7 +167,7 @@ class Expectations:
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
-            "ttscope_expect": VERSION if self.problem_names else _version(self.policy),
+            "ttscope_expect": NAMED if self.problem_names else _version(self.policy),
             "engine": self.engine.to_json(),
             "policy": plain_policy(self.policy),
             "workload": None if self.workload is None else self.workload.to_json(),
@@ -253,9 +254,10 @@ def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
         number = told.get(version) if isinstance(told, dict) else None
         if type(number) is not int or number < 1:
             raise UsageError(f"{path}: is not {what}: it has no {version!r}: 1")
-        if number > VERSION:
+        newest = NAMED if kind is _ExpectDocument else VERSION
+        if number > newest:
             raise UsageError(
-                f"{path}: version {number} is newer than this ttscope reads ({VERSION}). Upgrade it"
+                f"{path}: version {number} is newer than this ttscope reads ({newest}). Upgrade it"
             )
         return msgspec.convert(told, kind)
     except msgspec.ValidationError as error:
