@@ -28,9 +28,9 @@ check: install lint
 	$(PYTEST) -n 3 -m "not vllm and not slow"
 
 # A test that fails gets a second try, as real servers and terminals share a busy machine. The
-# summary names each one that needed it. Three engines at once would make two cores too slow.
+# summary names each one that needed it. Of the three processes two have engines at a time.
 test: install lint
-	$(PYTEST) -n 2 --reruns 1 -rR
+	$(PYTEST) -n 3 --reruns 1 -rR
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -136,7 +137,7 @@ def verbs(folder: Path, page: Path) -> dict[str, tuple[int, str, str]]:
     }
     if said["report"][0] == 0:
         code, _, err = said["report"]
-        said["report"] = code, page.read_text(), err
+        said["report"] = code, re.sub("written at .*? by", "", page.read_text()), err
     try:
         (entry,) = load(folder)
         code = 0 if entry.run is not None else 1

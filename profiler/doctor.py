@@ -94,22 +94,28 @@ def _host() -> Iterator[Finding]:
 
 
 SPANS = (
-    "start vLLM with OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf, "
-    'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}" and '
-    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, and ttscope attach URL --listen 4318, "
-    "or without the first variable, with http://127.0.0.1:4317 and --listen-grpc 4317"
+    "start vLLM so, and ttscope attach URL --listen 4318. For gRPC leave out the first variable, "
+    "name http://127.0.0.1:4317 and give --listen-grpc 4317"
 )
 PLUGIN = (
-    "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM with "
-    "TTSCOPE_PLUGIN=http://127.0.0.1:4318 and --enable-logging-iteration-details, as the user who "
-    "attaches (else give both the same TTSCOPE_TOKEN), and ttscope attach URL --listen 4318"
+    "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM so as the "
+    "user who attaches (else give both the same TTSCOPE_TOKEN), and ttscope attach URL --listen "
+    "4318"
+)
+_EXPORTER = (
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf "
+    'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}" '
+)
+_ENDPOINT = "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces"
+WITH_SPANS = f"{_EXPORTER}vllm serve MODEL {_ENDPOINT}"
+WITH_PLUGIN = (
+    "TTSCOPE_PLUGIN=http://127.0.0.1:4318 vllm serve MODEL --enable-logging-iteration-details"
 )
 FPM = "vLLM with #52061 (--forward-pass-metrics-port 20380), and attach URL --fpm tcp://HOST:20380"
-SPANS_OF = {
-    SGLANG: "start SGLang with --enable-trace, "
-    "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces, "
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf and "
-    'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}", and attach URL --listen 4318',
+SPANS_OF = {SGLANG: "start SGLang so, and ttscope attach URL --listen 4318"}
+WITH_SPANS_OF = {
+    SGLANG: f"{_EXPORTER}python -m sglang.launch_server --model-path MODEL --enable-trace "
+    f"{_ENDPOINT}"
 }
 STEPS_OF = {
     SGLANG: "start SGLang with --enable-forward-pass-metrics. Its log names ipc:///PATH.0, for "
@@ -236,14 +242,16 @@ def _inside(client: httpx.Client, identity: Identity) -> Iterator[Finding]:
     )
     with suppress(UsageError):  # attach says it
         shared_token()  # so that the file is there
-    spans = RUST_NEEDS if rust else SPANS_OF.get(engine or "", SPANS).format(token=in_a_shell())
+    spans = RUST_NEEDS if rust else SPANS_OF.get(engine or "", SPANS)
     silent = "none where the Rust front end answers" if rust else outside
-    yield Finding(what="spans", present=None, detail=silent, needs=spans)
+    start = () if rust else _with_token(WITH_SPANS_OF.get(engine or "", WITH_SPANS))
+    yield Finding(what="spans", present=None, detail=silent, needs=spans, run=start)
     if engine in STEPS_OF:
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
     else:
-        plugin = "VLLM_USE_RUST_FRONTEND=0, and: " + PLUGIN if rust else PLUGIN
-        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=plugin)
+        front_end = "VLLM_USE_RUST_FRONTEND=0 " if rust else ""
+        start = (front_end + WITH_PLUGIN,)
+        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=PLUGIN, run=start)
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=FPM)
     known = routes(client)
     profiler = None if known is None else "/start_profile" in known["paths"]
@@ -256,6 +264,14 @@ def _inside(client: httpx.Client, identity: Identity) -> Iterator[Finding]:
     if engine is not None and engine != VLLM:
         detail, flags = PROFILER_OF.get(engine, detail) if profiler else detail, None
     yield Finding(what="profiler", present=profiler, detail=detail, needs=flags)
+
+
+def _with_token(command: str) -> tuple[str, ...]:
+    """Return a command with the token, which is read before so that its lines stay short."""
+    token = in_a_shell()
+    if token.startswith("$("):
+        return f"TOKEN={token}", command.format(token="$TOKEN")
+    return (command.format(token=token),)
 
 
 def _allowed() -> Iterator[Finding]:

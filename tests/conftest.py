@@ -29,6 +29,9 @@ settings.register_profile("new", **ANY_PACE)
 settings.load_profile("tests")
 
 LEARNED = re.compile(r"def test_\w+\([^)]*\b(?:advisor|fresh|fresh_advisor|recordings)\b")
+IN_PROCESS = re.compile(r"\b(?:InProcessEngine|start_engine)\(|^ +from vllm", re.M)
+IMPORTING = "tests that import vLLM"
+ENGINES = 2  # as many as there are cores where the tests run
 LONGEST = (  # files that take more than half a minute; one of those that share an advisor
     "profiler/serve/test_real_serve.py",
     "tui/test_terminal.py",
@@ -49,21 +52,44 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Have the tests of a file stay together, and all that share what an advisor has learned."""
+    """Have the tests of a file stay together, and all that share what an advisor has learned.
+
+    So do those that import vLLM, which takes ten seconds. No more than `ENGINES` files with real
+    engines run at a time.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     @functools.cache
-    def group(file):
-        shares = file.startswith("tests/advisor/") and LEARNED.search(
-            (config.rootpath / file).read_text()
-        )
-        return "advisor" if shares else file
+    def text(file):
+        return (config.rootpath / file).read_text()
 
-    class OneAdvisor(LoadScopeScheduling):
+    @functools.cache
+    def group(file):
+        if file.startswith("tests/advisor/") and LEARNED.search(text(file)):
+            return "advisor"
+        return IMPORTING if starts_engines(file) and IN_PROCESS.search(text(file)) else file
+
+    def starts_engines(scope):
+        return scope == IMPORTING or (scope != "advisor" and "mark.vllm" in text(scope))
+
+    class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return group(nodeid.partition("::")[0])
 
-    return OneAdvisor(config, log)
+        def _assign_work_unit(self, node):
+            running = [
+                scope
+                for each, units in self.assigned_work.items()
+                for scope, tests in units.items()
+                if each is not node and starts_engines(scope) and not all(tests.values())
+            ]
+            if len(running) >= ENGINES:
+                others = (scope for scope in self.workqueue if not starts_engines(scope))
+                if (other := next(others, None)) is not None:
+                    self.workqueue.move_to_end(other, last=False)
+            super()._assign_work_unit(node)
+
+    return Scheduling(config, log)
 
 
 def pytest_ignore_collect(collection_path, config):

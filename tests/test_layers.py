@@ -8,36 +8,45 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "vllm", "scipy", "textual", "transformers", "pynvml", "httpx", "rich")
+PACKAGES = ("traces", "profiler", "advisor", "tui")
 
 
-def loaded_by(statement):
-    """Which modules a fresh interpreter has after a statement."""
-    code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
+def loaded_by(*statements):
+    """Which modules a fresh interpreter has after each of some statements."""
+    told = "\nimport sys\nprint(*sorted(sys.modules))\n"
+    code = "".join(statement + told for statement in statements)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
-    ("statement", "absent"),
+    "absent",  # after each statement, in one interpreter
     [
-        ("import traces", {*HEAVY, "polars", "numpy", "opentelemetry"}),
-        (
-            "import traces.recording.reader, traces.recording.writer, traces.summary.run",
-            {*HEAVY, "profiler", "advisor", "tui"},
-        ),
-        ("import advisor.advice.advisor", {*HEAVY, "profiler", "tui"}),
-        (
-            "import profiler.runs.record",
-            {"torch", "vllm", "scipy", "textual", "pynvml", "advisor", "tui"},
-        ),
-        ("import profiler.demo.task", {*HEAVY, "numpy", "polars"}),
-        ("import tui.cli", {*HEAVY[:-1], "polars", "numpy", "opentelemetry"}),
-        ("import tui.app.app", {*HEAVY, "numba", "opentelemetry"} - {"textual", "rich"}),
-        ("import tui.screens.entries, tui.text.recordings.show", {"textual", "scipy", "torch"}),
+        {
+            "import ttscope": {*HEAVY, "polars", "numpy", "typer", *PACKAGES},
+            "import traces": {*HEAVY, "polars", "numpy", "opentelemetry"},
+            "import traces.recording.reader, traces.recording.writer, traces.summary.run": {
+                *HEAVY, "profiler", "advisor", "tui",
+            },
+            "import advisor.advice.advisor": {*HEAVY, "profiler", "tui"},
+        },
+        {
+            "import profiler.demo.task": {*HEAVY, "numpy", "polars"},
+            "import profiler.runs.record": {
+                "torch", "vllm", "scipy", "textual", "pynvml", "advisor", "tui",
+            },
+        },
+        {
+            "import tui.cli": {*HEAVY[:-1], "polars", "numpy", "opentelemetry"},
+            "import tui.app.app": {*HEAVY, "numba", "opentelemetry"} - {"textual", "rich"},
+        },
+        {"import tui.screens.entries, tui.text.recordings.show": {"textual", "scipy", "torch"}},
     ],
-)
-def test_imports_stay_light(statement, absent):
-    assert loaded_by(statement) & absent == set()
+    ids=lambda absent: next(iter(absent)),
+)  # fmt: skip
+def test_imports_stay_light(absent):
+    for loaded, heavy in zip(loaded_by(*absent), absent.values(), strict=True):
+        assert loaded & heavy == set()
 
 
 def test_no_benchmark_and_no_script_imports_a_test():

@@ -10,7 +10,6 @@ import pytest
 import ttscope
 from benchmarks.made.terminal import ROOT
 from tests.test_docs import DOCS
-from tests.test_layers import loaded_by
 from traces.errors import UsageError
 
 pytestmark = pytest.mark.slow
@@ -62,8 +61,3 @@ def test_each_answer_has_html_and_rows(ran, name):
 def test_a_wrong_option_is_named(ran):
     with pytest.raises(UsageError, match="no option min_acuracy: did you mean min_accuracy?"):
         ttscope.advise(ran["run"], min_acuracy=0.5)
-
-
-def test_importing_it_imports_nothing_heavy():
-    heavy = {"polars", "numpy", "typer", "torch", "vllm", "textual", "profiler", "advisor", "tui"}
-    assert loaded_by("import ttscope") & heavy == set()

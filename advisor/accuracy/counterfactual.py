@@ -2,7 +2,8 @@
 
 - Fixed votes are exact expectations over subsets, of very many samples means over random orders.
 - Weights, filters, windows and votes one by one are means over random orders.
-- Other rules that stop early follow the recorded ends, for fewer samples those of a replay.
+- Other rules that stop early follow the recorded ends, for fewer samples those of a replay, and
+  without times the order of the samples' tokens.
 - Smaller limits of tokens are exact, as what they cut has no answer.
 - Budgets of thought rest on forced answers or are bounds.
 - More samples than were recorded are extrapolated.
@@ -354,7 +355,10 @@ def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) ->
 def _finishing(
     samples: SampledRun, counts: Sequence[int], order: ReplayedOrder | None, notes: list[str]
 ) -> Iterator[Column]:
-    """Return the rules that go by the order of ends: as recorded, or replayed for fewer samples."""
+    """Return the rules that go by the order of ends: as recorded, or replayed for fewer samples.
+
+    Of samples without times that is the order of their tokens, which all take equal steps.
+    """
     problems = samples.problems
     unknown = sum(int((~np.isfinite(p.finish_s)).sum()) for p in problems)
     total = sum(len(p.finish_s) for p in problems)
@@ -364,15 +368,26 @@ def _finishing(
             "stop early are not judged"
         )
         return
-    if unknown or max(p.finish_s.max() for p in problems) <= 0:
+    untimed = unknown > 0 or max(p.finish_s.max() for p in problems) <= 0
+    if untimed and not all((p.tokens > 0).all() for p in problems):
         notes.append(
-            "finish times are not recorded, so rules that stop early while all samples run are "
-            "not judged"
+            "neither finish times nor the tokens of every sample are recorded, so rules that stop "
+            "early while all samples run, such as first_finish, are not judged"
         )
         return
+    if untimed:
+        notes.append(
+            "finish times are not recorded, so samples are taken to end in the order of their "
+            "tokens, as if all of a problem began together and none waited"
+        )
+        problems = tuple(
+            replace(p, finish_s=p.tokens, first_token_s=np.full(len(p.tokens), np.nan))
+            for p in problems
+        )
     has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)
     for n in (k for k in counts if k >= FEWEST):
-        blocks, basis = _blocks(problems, n, None if n == samples.n else order)
+        blocks, basis = _blocks(problems, n, None if n == samples.n or untimed else order)
+        basis = "token_order" if untimed else basis
         rules = [(*each, False) for each in _stopping(n) if not by_launch(each[2])]
         if has_scores:
             rules.append(("weighted", {"settled": 1}, Stop(rule=SETTLED, value=1), True))

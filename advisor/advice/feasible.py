@@ -175,8 +175,18 @@ class BudgetCheck(Generic[M]):
 
     @cached_property
     def order(self) -> Ints:
-        keys = [nine_digits(self.cost), *self.metrics.ties(), self.sequence.astype(float)]
+        """Candidates, the best first. Of equal cost the surest of the limits comes first."""
+        keys = [nine_digits(self.cost), *self._surest(), self.sequence.astype(float)]
         return np.asarray(np.lexsort(keys[::-1]), dtype=np.int64)
+
+    def _surest(self) -> list[Floats]:
+        """Return what decides between equals [candidates], less being better.
+
+        The chance to meet all limits has a limited accuracy. Any other goes before latency.
+        """
+        latency, accuracy, *others = self.metrics.ties()
+        first = [latency, accuracy] if "min_accuracy" in self.limits else [accuracy, latency]
+        return [-self.chance, *first, *others]
 
     def best(self, allowed: Bools | None = None) -> int | None:
         wanted = (self.fits if allowed is None else allowed & self.asked) & np.isfinite(self.cost)
@@ -315,17 +325,17 @@ class Shortlist(BudgetCheck[ClosedForm]):
 
     @cached_property
     def order(self) -> Ints:
-        keys = (*self.metrics.ties(), self.cost)
-        return np.asarray(np.lexsort(keys), dtype=np.int64)
+        keys = [self.cost, *self._surest()]
+        return np.asarray(np.lexsort(keys[::-1]), dtype=np.int64)
 
     def _distinct(self, rows: Ints, key: Floats) -> Ints:
         """Return rows in the order of `key` [candidates], one for each that differ in closed form.
 
-        It is the one that was run, if any was.
+        Of equal keys the surest of the limits comes first. It is the one that was run, if any was.
         """
         space, metrics = self.metrics.space, self.metrics
         rows = rows[np.isfinite(key[rows])]
-        order = rows[np.lexsort((space.preferred[rows], key[rows]))]
+        order = rows[np.lexsort((space.preferred[rows], -self.chance[rows], key[rows]))]
         names = np.column_stack(
             [
                 space.kind[order],
@@ -340,7 +350,8 @@ class Shortlist(BudgetCheck[ClosedForm]):
     def _cheapest(self, rows: Ints, key: Floats, count: int) -> list[int]:
         """Return rows of the least keys that differ from one another, at most `count`."""
         if len(rows) > 40 * count:
-            rows = rows[np.argpartition(key[rows], 40 * count)[: 40 * count]]
+            rows = rows[key[rows] <= np.partition(key[rows], 40 * count)[40 * count]]
+            rows = rows[np.lexsort((-self.chance[rows], key[rows]))[: 40 * count]]
         return [int(row) for row in self._distinct(rows, key)[:count]]
 
     def leaders(self, most: int) -> list[int]:

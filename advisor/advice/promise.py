@@ -31,6 +31,7 @@ from traces.deployment.documents import (
     Expectations,
     PolicyFile,
     VerifierName,
+    names_hash,
     write_document,
 )
 from traces.errors import RecordingError, UsageError
@@ -114,9 +115,18 @@ def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
         concurrency=in_flight,
         rate_per_s=rate,
         workload=evidence.workload,
+        problem_names=_names_of_outcomes(evidence, advisor.space.problem_ids),
         budget=answer.budget,
         probability_within_budget=pick.probability_within_budget,
     )
+
+
+def _names_of_outcomes(evidence: Evidence, judged: Sequence[str]) -> str | None:
+    """Return the hash of the problems' names where outcomes alone have them, all judged."""
+    whole, curve = evidence.workload, any(run.curve is not None for run in evidence.runs)
+    if evidence.posed or whole is None or curve or len(judged) != whole.problems:
+        return None
+    return names_hash(judged)
 
 
 # What a server adds to an engine's steps.

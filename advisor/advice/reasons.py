@@ -443,12 +443,12 @@ def measure_next(
         [*_short(evidence, short)]
         if short
         else [
-            f"{run.reason}. Run it, and the pick's expected loss falls from "
-            f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}"
+            f"{run.reason}. Run it, and {_saves(run)}"
             f"{_record(evidence, run.engine, run.policy, evidence.load[0])}"
             for run in proposed
         ]
     )
+    lines += _not_told_apart(short or proposed)
     if system is None:
         return lines
     pick, problems, why = metrics.replayed[system], len(metrics.space.problem_ids), None
@@ -474,6 +474,28 @@ def measure_next(
     return lines
 
 
+def _saves(run: ShortRun | Experiment) -> str:
+    """Return what a run does to the regret that is expected of the pick."""
+    before, after = percent(run.regret, 1), percent(run.regret_after, 1)
+    if before == after:
+        return f"the pick's expected loss stays at {before}"
+    return f"the pick's expected loss falls from {before} to {after}"
+
+
+def _not_told_apart(runs: Sequence[ShortRun | Experiment]) -> Iterator[str]:
+    """Say which runs save the same, so that equal numbers do not read as so many reasons."""
+    alike: dict[str, list[int]] = {}
+    for place, run in enumerate(runs, 1):
+        alike.setdefault(_saves(run), []).append(place)
+    for places in alike.values():
+        if len(places) > 1:
+            *most, last = map(str, places)
+            yield (
+                f"runs {', '.join(most)} and {last} save the same by what is known now, so they "
+                "cannot be told apart. Make the first of them, and ask again"
+            )
+
+
 def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
     workload = evidence.workload
     for number_, run in enumerate(runs, 1):
@@ -481,14 +503,6 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
         engine = dataclasses.replace(run.engine, mode="in_process", data_parallel_size=1)
         price = "" if run.cost_usd is None else f", {number(run.cost_usd, 'USD')}"
         takes = f"{number(run.device_s, 'device-s')}{price}"
-        saves = (
-            "the pick's expected loss stays"
-            if run.regret_after >= run.regret
-            else (
-                "the pick's expected loss falls from "
-                f"{percent(run.regret, 1)} to {percent(run.regret_after, 1)}"
-            )
-        )
         on = f"On {engine.gpu}"
         if not evidence.posed:
             on += f", with two of the problems in {PROBLEMS_FILE}"
@@ -510,7 +524,7 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
             command += f" -o {shlex.quote(run.folder)}"
         yield (
             f"{number_} of {len(runs)}, a short run for the step times of {engine.model} "
-            f"tp{engine.tensor_parallel_size}, about {takes}: {saves}. {on}: "
+            f"tp{engine.tensor_parallel_size}, about {takes}: {_saves(run)}. {on}: "
             f"{command}"
         )
     folders = " ".join(f"--with {shlex.quote(run.folder)}" for run in runs)

@@ -60,7 +60,10 @@ class Metrics(ABC):
 
     @abstractmethod
     def ties(self) -> list[Floats]:
-        """Return what decides between equals [candidates], less being better, best known first."""
+        """Return what decides between equals [candidates], less being better.
+
+        Latency and accuracy come first.
+        """
 
     def values(self, name: str) -> Floats:
         """Return the metric of every candidate, infinite where it is not known."""
@@ -184,8 +187,8 @@ class CandidateMetrics(Metrics):
             [-(each.max_num_batched_tokens or 0) for each in engines],
         ]
         return [
-            nine_digits(-self.values("accuracy")),
             nine_digits(self.values("latency_s")),
+            nine_digits(-self.values("accuracy")),
             nine_digits(self.values("device_s")),
             *(np.array(key, dtype=float) for key in keys),
         ]

@@ -355,12 +355,7 @@ def _outside(
             "so that the queue grows with every problem: latencies hold for this number alone"
         )
     elif rate is not None and after.steady_after > MOST_BEFORE * len(after.ids):
-        notes.append(
-            f"the load is hardly reached: {counted(len(after.ids), 'problem')} come in "
-            f"{number(len(after.ids) / rate, 's')}, while the first are still there. These are "
-            "the latencies of a start. Those of a steady load are longer, and ttscope advise with "
-            "--rate gives them"
-        )
+        notes.append(_of_a_start(after, rate))
     if after.tables["steps"].is_empty():
         notes.append(
             f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
@@ -378,6 +373,21 @@ def _outside(
             "larger batches than recorded"
         )
     return notes
+
+
+def _of_a_start(after: Replays, rate_per_s: float) -> str:
+    """Say that problems come too fast for a steady load, and what latency that has."""
+    count, latency = len(after.ids), after.steady_latency_s()
+    among = (
+        "a steady stream has longer ones"
+        if latency is None
+        else (f"in a steady stream the mean is {number(latency, 's')}")
+    )
+    return (
+        f"the latencies are of a start: {counted(count, 'problem')} come in "
+        f"{number(count / rate_per_s, 's')}, while the first are still there. As ttscope advise "
+        f"--rate has it, {among}"
+    )
 
 
 def _far_off(recorded: Summary, replayed: Summary | None) -> str | None:

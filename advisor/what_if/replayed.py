@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -53,6 +54,8 @@ Floats = npt.NDArray[np.float64]
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
 ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
+STEADY_PASSES: Final = 32  # over the problems, whose latencies are those of a steady stream
+MOST_SAMPLES: Final = 200_000  # of a stream
 SHIFTS: Final = 200  # of the recorded problems against those replayed
 _A_STEP: Final = {
     "requests": "requests in a step",
@@ -287,24 +290,24 @@ class Replays:
             complete=True,
         )
 
-    def capacity_per_s(self) -> float:
-        """Return how many problems a second are served while problems never run out."""
+    def _stream(self, passes: int) -> Workload:
+        """Return so many passes over the problems, each in an order of its own."""
         uses = Counter(name for load in self.loads[0] for name in set(load.prompt_blocks))
         shared = {name for name, count in uses.items() if count > 1}
         names = max(uses, default=0) + 1
+        rng = np.random.default_rng([self.question.seed, 2 * DRAWS])
+        loads = [
+            _again(loads[place], number, shared, names)
+            for number, loads in enumerate(islice(cycle(self.loads), passes))
+            for place in rng.permutation(len(loads))
+        ]
+        return Workload.from_loads(loads, prompt_block_tokens=self.block_tokens)
 
-        def stream(passes: int) -> Workload:
-            rng = np.random.default_rng([self.question.seed, 2 * DRAWS])
-            loads = [
-                _again(loads[place], number, shared, names)
-                for number, loads in enumerate(islice(cycle(self.loads), passes))
-                for place in rng.permutation(len(loads))
-            ]
-            return Workload.from_loads(loads, prompt_block_tokens=self.block_tokens)
-
+    def capacity_per_s(self) -> float:
+        """Return how many problems a second are served while problems never run out."""
         seqs = self.limits.max_num_seqs
         return capacity_per_s(
-            stream,
+            self._stream,
             lambda workload, in_flight: self._run(workload, 1.0, in_flight=in_flight),
             problems=len(self.ids),
             at_once=self.stop.drawn_first or len(self.loads[0][0].samples),
@@ -316,6 +319,24 @@ class Replays:
         """How many problems come at the asked rate until the longest stay is over, at most."""
         longest = float(np.mean([run.latency_s.max() for run in self.runs]))
         return (self.question.rate_per_s or 0.0) * longest
+
+    def steady_latency_s(self) -> float | None:
+        """Return the mean latency of problems in the middle of a stream at the asked rate.
+
+        As many come before and after them as come during the longest stay. None where these would
+        be too many to replay.
+        """
+        rate, count = self.question.rate_per_s or 0.0, len(self.ids)
+        around = max(math.ceil(self.steady_after / count), 1)
+        samples = len(self.workloads[0].prompt_tokens)
+        while (passes := 2 * around + STEADY_PASSES) * samples <= MOST_SAMPLES:
+            arrivals = poisson_arrivals(rate, passes * count, self.question.seed)
+            found = self._run(replace(self._stream(passes), arrivals=arrivals), 1.0)
+            stay = rate * float(found.latency_s.max())
+            if stay <= around * count:
+                return float(found.latency_s[around * count : -around * count].mean())
+            around = max(2 * around, math.ceil(stay / count))
+        return None
 
     def larger(self) -> str | None:
         """Return what is larger than in the recorded steps, and in how many steps of a draw."""

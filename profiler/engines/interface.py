@@ -193,12 +193,16 @@ class Engine(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding(Record):
-    """Something that can be captured: `present` is None where it makes no sense here."""
+    """Something that can be captured: `present` is None where it makes no sense here.
+
+    `run` are shell commands that give what it `needs`, to be pasted one after the other.
+    """
 
     what: str
     present: bool | None
     detail: str
     needs: str | None = None
+    run: tuple[str, ...] = ()
 
 
 class EngineKind(Protocol):

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Count
 
-from profiler.runs.flight import Flight
+from profiler.runs.flight import Flight, Sent
 from profiler.runs.telemetry import Telemetry
 from profiler.serve.live_run import CLIENT, SCORES_S, LiveRun
 from profiler.serve.question import (
@@ -452,20 +452,26 @@ class Service:
         answer = None if why == CLIENT else self._made(flight, run, why)
         ended = run.ended.pop(name)
         self.upstream.questions.pop(f"{run.run_id}.{name}", None)
+        if not waiting.done.done():
+            waiting.done.set_result(answer)
+        took_s = (now_ns() - waiting.arrival) / 1e9
+        # The answer goes out first: its task is woken before this is called.
+        asyncio.get_running_loop().call_soon(self._count, answer, ended, why, took_s)
+
+    def _count(self, answer: Answer | None, ended: Sequence[Sent], why: str, took_s: float) -> None:
+        """Have /metrics say how a question and its samples ended."""
         outcome = {CLIENT: "gone", "timeout": "timeout"}.get(why, "answered")
         if answer is None and outcome != "gone":
             outcome = "failed"
         self.numbers.questions.labels(outcome).inc()
         if answer is not None:
-            self.numbers.latency.observe((now_ns() - waiting.arrival) / 1e9)
+            self.numbers.latency.observe(took_s)
             self.numbers.tokens.inc(answer.output_tokens or 0)
             if answer.told["agreement"] is not None:
                 self.numbers.agreement.observe(answer.told["agreement"])
         for each in ended:
             failed = each.result is None or each.result.error is not None
             self.numbers.samples.labels("failed" if failed else "ended").inc()
-        if not waiting.done.done():
-            waiting.done.set_result(answer)
 
     def _made(self, flight: Flight, run: LiveRun, why: str) -> Answer | None:
         """Return what goes back to the client, None where no sample ended."""

@@ -1,11 +1,15 @@
 """The doctor looks at a server from outside and starts nothing on it."""
 
+import os
+import subprocess
+
 import pytest
 
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.doctor import examine_server
 from profiler.engines.server.access import Access
 from traces.errors import EngineError
+from tui.text.commands import command_lines
 
 
 def look(state):
@@ -20,9 +24,10 @@ def test_a_server_with_metrics():
         assert found["metrics"].present
         assert found["speculation"].present is None
         assert found["FLOPs, bytes"].needs == "--enable-mfu-metrics"
-        assert "http/protobuf" in found["spans"].needs
-        assert 'HEADERS="authorization=Bearer%20$TTSCOPE_TOKEN"' in found["spans"].needs
-        assert "TTSCOPE_PLUGIN" in found["steps (plugin)"].needs
+        (spans,) = found["spans"].run
+        assert "http/protobuf" in spans
+        assert 'HEADERS="authorization=Bearer%20$TTSCOPE_TOKEN"' in spans
+        assert "TTSCOPE_PLUGIN" in found["steps (plugin)"].run[0]
         assert found["profiler"].present is None
         assert {path for path, _, _ in state.asked} == {
             "/v1/models",
@@ -53,7 +58,7 @@ def test_sglang_is_named_and_what_it_needs_is_its_own():
         assert found["models"].detail == "demo-s, 1024 tokens, SGLang 0.5.23"
         assert "1 engine (SGLang)" in found["metrics"].detail
         assert found["speculation"].present
-        assert "--enable-trace" in found["spans"].needs
+        assert "--enable-trace" in found["spans"].run[0]
         assert "--enable-forward-pass-metrics" in found["steps (FPM)"].needs
         assert "steps (plugin)" not in found
         assert {path for path, _, _ in state.asked} == {
@@ -73,6 +78,8 @@ def test_the_rust_front_end_is_silent_and_what_helps_is_said():
     assert "VLLM_USE_RUST_FRONTEND=0" in found["front end"].needs
     for silent in ("spans", "steps (plugin)"):
         assert "Rust front end" in found[silent].detail
+    assert found["spans"].run == ()
+    assert found["steps (plugin)"].run[0].startswith("VLLM_USE_RUST_FRONTEND=0 ")
     assert "--fpm" in found["steps (FPM)"].needs
 
 
@@ -92,3 +99,22 @@ def test_each_depth_says_beforehand_what_it_allows():
     assert "KV-bound" in found["HTTP alone"].detail
     for depth in ("with spans", "with steps", "with kernels"):
         assert found[depth].present is None and found[depth].detail
+
+
+def test_what_spans_need_can_be_pasted_at_80_columns(monkeypatch, tmp_path):
+    monkeypatch.delenv("TTSCOPE_TOKEN", raising=False)
+    monkeypatch.setenv("TTSCOPE_TOKEN_FILE", str(tmp_path / "a token"))
+    (tmp_path / "a token").write_text("secret-" * 8 + "\n")
+    (tmp_path / "a token").chmod(0o600)
+    with metrics_server() as state:
+        commands = look(state)["spans"].run
+    lines = [line for each in commands for line in command_lines(each, width=80, indent=4)]
+    assert all(len(line) <= 80 for line in lines if "a token" not in line)  # a path
+    (tmp_path / "vllm").write_text('#!/bin/sh\nenv\necho "$@"\n')
+    (tmp_path / "vllm").chmod(0o700)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = ["sh", "-c", "\n".join(lines)]
+    made = subprocess.run(run, capture_output=True, text=True, env=path, check=True)
+    told = made.stdout
+    assert f"OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20{'secret-' * 8}\n" in told
+    assert "serve MODEL --otlp-traces-endpoint http://127.0.0.1:4318/v1/traces\n" in told

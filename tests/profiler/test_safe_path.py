@@ -95,6 +95,7 @@ def test_every_child_that_ttscope_starts_has_a_safe_path():
                     assert '"-P"' in line, f"{source.name}: {line.strip()}"
 
 
+@pytest.mark.slow
 def test_numba_takes_no_settings_from_there(tmp_path):
     (tmp_path / ".numba_config.yaml").write_text(
         f"cache_dir: {tmp_path / 'evil'}\ncache_locator_classes: evil.Locator\n"

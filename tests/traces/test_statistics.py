@@ -70,6 +70,7 @@ def test_weighted_quantile_is_numpys_of_the_repeated_values(values, q, seed):
             assert result == pytest.approx(np.quantile(np.repeat(ordered, row), q), abs=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=30))
 def test_intervals_hold_their_value(values):

@@ -4,7 +4,26 @@ import sys
 
 import pytest
 
+from advisor.advice.advisor import Advisor
+from tests.learned import LearnedIfShipped
 from tui import cli
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shipped_learned_once():
+    """What is learned of the shipped recordings, which takes seconds, is learned once."""
+    learned = LearnedIfShipped()
+
+    def fit(_, recordings, **options):
+        return learned(recordings, **options)
+
+    def refined(advisor):
+        return learned.refined(advisor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Advisor, "fit", classmethod(fit))
+        patch.setattr(Advisor, "refined", refined)
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from advisor.what_if.predict import predict
-from advisor.what_if.question import Question
+from advisor.what_if.question import Question, changed
+from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 from tui.verbs.demo import SHIPPED
@@ -46,31 +47,7 @@ def truncated(folder):
         (["gate", RUN, RUN / "recording.json"], 2, "Name expect.json first"),
         (["doctor", NOBODY], 1, "no server answers"),
         (["replay", RUN, "--set", "foo"], 2, "give engine.FIELD=VALUE or policy.FIELD=VALUE"),
-        (["replay", RUN, "--set", "engine.seqs=3"], 2, "no such field: one of model"),
-        (["replay", RUN, "--set", "engine.max_num_seqs=x"], 2, "give a whole number"),
-        (["replay", RUN, "--set", "engine.model=3"], 2, "engine.model=3: give a text"),
-        (
-            [
-                "replay",
-                RUN,
-                "--set",
-                "engine.speculative={method: ngram, num_speculative_tokens: 1.5}",
-            ],
-            2,
-            "engine.speculative: give null or a mapping",
-        ),
         (["replay", RUN, "--set", "policy.n=0"], 2, "n must be at least 1"),
-        (["replay", RUN, "--set", "policy.n=3.5"], 2, "policy.n=3.5: give a whole number"),
-        (["replay", RUN, "--set", "policy.n=4.0"], 2, "policy.n=4.0: give a whole number"),
-        (["replay", RUN, "--set", "policy.n=abc"], 2, "policy.n=abc: give a whole number"),
-        (["replay", RUN, "--set", "policy.n=true"], 2, "policy.n=True: give a whole number"),
-        (["replay", RUN, "--set", "policy.n=null"], 2, "policy.n=None: give a whole number"),
-        (["replay", RUN, "--set", "policy.temperature=abc"], 2, "temperature=abc: give a number"),
-        (["replay", RUN, "--set", "policy.top_p=.nan"], 2, "top_p=nan: give a number"),
-        (["replay", RUN, "--set", "policy.method=[a]"], 2, "give a text"),
-        (["replay", RUN, "--set", "policy.method=vote"], 2, "no method"),
-        (["replay", RUN, "--set", "policy.rule=x"], 2, "give its parameters by name"),
-        (["replay", RUN, "--set", "policy.window=x"], 2, "policy: window"),
         (["replay", RUN, "--rate", "2/s", "--concurrency", "3"], 2, "give one"),
         (["replay", RUN, "--replicas", "0"], 2, "--replicas must be at least 1"),
         (["replay", RUN, "--routing", "hash"], 2, "one of round-robin, least-outstanding"),
@@ -124,12 +101,17 @@ def truncated(folder):
         (["attach", NOBODY, "--workload", "demo", "--rule", "window"], 2, "NAME=VALUE"),
         (["advise", RUN, "--max-latency", "banana"], 2, "--max-latency banana"),
         (["advise", RUN, "--min-accuracy", "1.5"], 2, "--min-accuracy 1.5"),
-        (["advise", RUN, "--max-cost", "$1"], 2, "price"),
-        (["advise", RUN, "--max-energy", "5J"], 2, "energy"),
+        pytest.param(["advise", RUN, "--max-cost", "$1"], 2, "price", marks=pytest.mark.slow),
+        pytest.param(["advise", RUN, "--max-energy", "5J"], 2, "energy", marks=pytest.mark.slow),
         (["advise", RUN, "--optimise", "fun"], 2, "--optimise fun"),
         (["advise", RUN, "--confidence", "2", "--gpus", "1"], 2, "confidence"),
         (["advise", RUN], 2, "the budget is empty"),
-        (["advise", RUN, "--max-latency", "1ms"], 1, "nothing fits the budget, nearest to"),
+        pytest.param(
+            ["advise", RUN, "--max-latency", "1ms"],
+            1,
+            "nothing fits the budget, nearest to",
+            marks=pytest.mark.slow,
+        ),
         (["advise", "absent", "--gpus", "1"], 1, "no such recording"),
         (["sweep", "absent.yaml"], 2, "cannot be read"),
         (["tui", SHIPPED, "--screenshot", "a.svg", "--size", "big"], 2, "--size big"),
@@ -150,6 +132,40 @@ def test_errors_are_one_line(run, arguments, code, message):
     assert line.startswith("ttscope: ")
     assert message in line
     assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return summarise(Recording.open(RUN))[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("engine.seqs=3", "no such field: one of model"),
+        ("engine.max_num_seqs=x", "give a whole number"),
+        ("engine.model=3", "engine.model=3: give a text"),
+        (
+            "engine.speculative={method: ngram, num_speculative_tokens: 1.5}",
+            "engine.speculative: give null or a mapping",
+        ),
+        ("policy.n=3.5", "policy.n=3.5: give a whole number"),
+        ("policy.n=4.0", "policy.n=4.0: give a whole number"),
+        ("policy.n=abc", "policy.n=abc: give a whole number"),
+        ("policy.n=true", "policy.n=True: give a whole number"),
+        ("policy.n=null", "policy.n=None: give a whole number"),
+        ("policy.temperature=abc", "temperature=abc: give a number"),
+        ("policy.top_p=.nan", "top_p=nan: give a number"),
+        ("policy.method=[a]", "give a text"),
+        ("policy.method=vote", "no method"),
+        ("policy.rule=x", "give its parameters by name"),
+        ("policy.window=x", "policy: window"),
+    ],
+)
+def test_settings_that_no_run_can_have(recorded, setting, message):
+    with pytest.raises(UsageError, match=re.escape(message)) as told:
+        changed(recorded, [setting])
+    assert "\n" not in str(told.value)
 
 
 def test_truncated_part_is_one_line(run, tmp_path):
@@ -230,6 +246,7 @@ def test_demo_without_vllm_says_why_and_goes_on(run, monkeypatch):
     check_advice(json.loads(out))
 
 
+@pytest.mark.slow
 def test_show_json_has_one_document(run):
     code, out, err = run("show", "--json", *sorted(SHIPPED.iterdir())[:2])
     assert (code, err) == (0, "")

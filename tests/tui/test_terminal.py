@@ -43,19 +43,13 @@ def url():
     ("arguments", "code", "said"),
     [
         (("advise", RUN, *BUDGET), 0, "Run demo/"),
-        (("advise", RUN, "--max-latency", "1ms"), 1, "Nothing fits"),
         (("show", RUN), 0, "accuracy"),
-        (("show", RUN, OTHER), 0, "accuracy"),
-        (("show", RUN, OTHER, "--fail-on", "latency>+5%"), 3, "latency"),
-        (("show", RUN, "--policies"), 0, "maj"),
         (("replay", RUN, "--set", "engine.max_num_seqs=8"), 0, "predicted"),
         (("import", FOREIGN / "requests_vllm_bench.json", "-o", "made"), 0, "kept in made"),
-        (("import", FOREIGN / "samples_toy_sums_all.jsonl", "-o", "made"), 0, "kept in made"),
         (("import", FOREIGN / "README.md", "-o", "made"), 1, "ttscope: "),
         (("export", RUN, "-o", "trace.json.gz"), 0, "to trace.json.gz"),
         (("report", RUN, OTHER, *BUDGET, "-o", "page.html"), 0, "wrote page.html"),
         (("tui", RUN, "--screenshot", "a.svg", "--size", "80x24"), 0, ""),
-        (("gate", RUN, OTHER, "--fail-on", "accuracy<-.5"), 0, "accuracy"),
         (("gate", RUN, OTHER, "--fail-on", "latency>+5%"), 3, "latency"),
         (("serve", "policy.json", "--upstream", "http://127.0.0.1:9"), 2, "policy.json"),
         (("nonsense",), 2, "ttscope: No such command"),
@@ -85,11 +79,10 @@ def test_every_help_is_whole():
             assert all(re.search(rf"[│*] +(-o +)?{name}[ .]", text) for name in names[-1:]), names
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_progress_stays_in_its_place(tmp_path, columns):
-    seen = ttscope("advise", RUN, *BUDGET, "--json", columns=columns, redirected=True)
+def test_progress_stays_in_its_place():
+    seen = ttscope("advise", RUN, *BUDGET, "--json", columns=40, redirected=True)
     check(seen)
-    assert (b"learning from" if columns == 80 else b"learn") in seen.raw
+    assert b"learn" in seen.raw
     assert seen.text == ""  # all progress has gone
     assert json.loads(seen.stdout)["system_optimal"]["command"]
 
@@ -233,7 +226,6 @@ def test_ctrl_c_is_one_line():
     [
         (("show", RUN), "head -1"),
         (("show", RUN, OTHER, "--json"), "head -1"),  # more than fits into the pipe
-        (("show", RUN), "true"),
         ((*IMPORT, "--json"), "head -c 1"),  # after its progress
         (("--help",), "true"),
     ],
@@ -247,7 +239,7 @@ def test_a_pipe_that_closes(tmp_path, arguments, reader):
     assert len(seen.lines) <= 3 and "rror" not in seen.text
 
 
-@pytest.mark.parametrize("arguments", [IMPORT, ("--help",), ("nonsense",)])
+@pytest.mark.parametrize("arguments", [IMPORT, ("nonsense",)])
 def test_no_color(tmp_path, arguments):
     seen = ttscope(*arguments, env={"NO_COLOR": "1"}, cwd=tmp_path)
     assert not seen.coloured

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import polars as pl
 
-from traces.deployment.documents import ASSUMED, Expectations, plain_policy
+from traces.deployment.documents import ASSUMED, Expectations, names_hash, plain_policy
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
 from traces.schema.estimate import Estimate
@@ -212,9 +212,8 @@ def _from_run_to_run(measured: Estimate, run: Run) -> Estimate:
 
 def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
     """Return why a number of a run is not the one that was promised; None where it is."""
-    problems, workload = expected.workload, run.workload
-    if problems is not None and workload is not None and problems.hash != workload.hash:
-        return f"other problems than the {problems.problems} of {problems.name} promised for"
+    if (other := _other_problems(expected, run)) is not None:
+        return other
     if not timed:
         return None
     wanted, rate = expected.concurrency, expected.rate_per_s
@@ -227,6 +226,19 @@ def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
     load = f"{wanted} in flight" if wanted is not None else f"{rate}/s"
     ran = "an unknown load" if in_flight is None else f"{in_flight:.3g} in flight"
     return f"ran with {ran}, and was promised for {load}"
+
+
+def _other_problems(expected: Expectations, run: Run) -> str | None:
+    """Return why a run's problems are not those of the promise; None where they are."""
+    promised, asked = expected.workload, run.workload
+    if promised is None or asked is None or promised.hash == asked.hash:
+        return None
+    told = f"other problems than the {promised.problems} of {promised.name} promised for"
+    if expected.problem_names is None:
+        return f"{told}. Record those"
+    if run.rows is not None and names_hash(run.rows["problem_id"]) == expected.problem_names:
+        return None
+    return f"{told}, which outcomes know by name alone. Record all, each with its problem_id"
 
 
 def _lighter(expected: Expectations, run: Run) -> str | None:
@@ -266,8 +278,15 @@ def _other_path(expected: Expectations, run: Run) -> str | None:
 def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
     """Return in what a run's configuration differs from the one promised, as far as it is told."""
     told = []
-    if expected.workload is not None and run.workload is None:
+    promised, asked = expected.workload, run.workload
+    if promised is not None and asked is None:
         told.append("the recording does not tell which problems were asked")
+    other = promised is not None and asked is not None and promised.hash != asked.hash
+    if other and _other_problems(expected, run) is None:
+        told.append(
+            "the problems have the names of the imported outcomes. Whether their prompts and "
+            "answers are the same is not known"
+        )
     before, after = expected.engine.to_json(), run.engine.to_json()
     for name, value in before.items():
         known = after[name] is not None and name not in _SETTINGS

@@ -6,8 +6,9 @@ type, and none that is not known.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,7 +25,7 @@ from traces.schema.tts.methods import PARAMETER
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
-VERSION: Final = 2  # of policies with tables, which version 1 did not know
+VERSION: Final = 3  # 2 has policies with tables, 3 names of problems
 POLICY, EXPECT, SERVE = "policy.json", "expect.json", "serve.sh"
 MOST_BYTES = 1 << 20
 VerifierName = Literal["exact", "numeric", "choice", "math", "demo"]
@@ -64,7 +65,7 @@ class PolicyFile:
 
 
 def _version(policy: Policy) -> int:
-    return VERSION if policy.routes is not None else 1
+    return 2 if policy.routes is not None else 1
 
 
 def plain_policy(policy: Policy) -> dict[str, Value]:
@@ -130,6 +131,7 @@ class _ExpectDocument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     promised: dict[str, _Estimate | None]
     assumed: dict[str, _Estimate | None] = {}
     workload: WorkloadFacts | None = None
+    problem_names: str | None = None
     budget: Budget = msgspec.field(default_factory=Budget)
     probability_within_budget: float | None = None
     served: _Estimate | None = None
@@ -144,6 +146,9 @@ class Expectations:
 
     `promised` are the pick's estimates, `assumed` what traffic must be like for them to hold
     (`ASSUMED`). The load is so many problems in flight, or arriving a second.
+
+    `problem_names` is the `names_hash` of imported outcomes: no run has their hash, which is of
+    what their files held, so that a run's problems are known by their names alone.
     """
 
     engine: EngineConfig
@@ -153,6 +158,7 @@ class Expectations:
     concurrency: int | None = None
     rate_per_s: float | None = None
     workload: WorkloadFacts | None = None
+    problem_names: str | None = None
     budget: Budget = field(default_factory=Budget)
     probability_within_budget: float | None = None
     served: Estimate | None = None
@@ -160,10 +166,11 @@ class Expectations:
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
-            "ttscope_expect": _version(self.policy),
+            "ttscope_expect": VERSION if self.problem_names else _version(self.policy),
             "engine": self.engine.to_json(),
             "policy": plain_policy(self.policy),
             "workload": None if self.workload is None else self.workload.to_json(),
+            **({"problem_names": self.problem_names} if self.problem_names else {}),
             "load": {"concurrency": self.concurrency, "rate_per_s": self.rate_per_s},
             "budget": self.budget.to_json(),
             "probability_within_budget": self.probability_within_budget,
@@ -171,6 +178,12 @@ class Expectations:
             "promised": {k: v and v.to_json() for k, v in self.promised.items()},
             "assumed": {k: v and v.to_json() for k, v in self.assumed.items()},
         }
+
+
+def names_hash(names: Iterable[str]) -> str:
+    """Return what is the same for the same names of problems, in any order."""
+    whole = json.dumps(sorted(set(names))).encode()
+    return hashlib.sha256(whole).hexdigest()[:16]
 
 
 # What the promises rest on, and its words.
@@ -197,6 +210,7 @@ def read_expectations(path: Path) -> Expectations:
         concurrency=document.load.concurrency,
         rate_per_s=document.load.rate_per_s,
         workload=document.workload,
+        problem_names=document.problem_names,
         budget=document.budget,
         probability_within_budget=document.probability_within_budget,
         served=_estimates({"served": document.served})["served"],

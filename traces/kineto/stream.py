@@ -161,7 +161,8 @@ class TraceStream:
         raise TraceError(
             f"{self.path}: not a PyTorch profiler trace ({reason}), nor samples of "
             "lm-evaluation-harness, inspect_ai or plain outcomes, nor requests of Azure, Mooncake, "
-            "vLLM's benchmark, aiperf or guidellm. See docs/import.md for what each must hold"
+            "vLLM's or SGLang's benchmark, aiperf or guidellm. See docs/import.md for what each "
+            "must hold"
         )
 
     def _check_head(self, size: int) -> None:

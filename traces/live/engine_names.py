@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from traces.live.numbers import (
     ASKED_TOKENS,
@@ -96,7 +97,17 @@ TENSORRT_LLM_NAMES: Mapping[str, tuple[Name, ...]] = {
     "trtllm_request_queue_time_seconds": (Name(QUEUE),),
     "trtllm_request_success_total": (Name(FINISHED),),
 }
+# What older versions of vLLM called their own. Versions between have both names, so that these are
+# read where a page has not the new one.
+OLDER: Final = "older "
+OLDER_NAMES: Mapping[str, tuple[Name, ...]] = {
+    "vllm:gpu_cache_usage_perc": (Name(OLDER + KV),),
+    "vllm:time_per_output_token_seconds": (Name(OLDER + ITL),),
+    "vllm:gpu_prefix_cache_hits_total": (Name(OLDER + HIT_TOKENS),),
+    "vllm:gpu_prefix_cache_queries_total": (Name(OLDER + ASKED_TOKENS),),
+}
 NAMES: Mapping[str, tuple[Name, ...]] = {
+    **OLDER_NAMES,
     **SGLANG_NAMES,
     **NIM_NAMES,
     **TENSORRT_LLM_NAMES,

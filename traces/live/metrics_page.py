@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from traces.live.engine_names import (
+    OLDER,
     RANKS,
     engine_named,
     engine_of,
@@ -117,7 +118,7 @@ class PageReader:
         self._ranks = {each: rank for each, rank in self._ranks.items() if each in engines}
         if not lines:
             raise ValueError("no metrics")
-        return values, left_out
+        return _by_new_names(values), left_out
 
     def _takes(self, engine: str, engines: set[str]) -> bool:
         """Tell whether there is room for one more engine of a page, and add it."""
@@ -154,3 +155,15 @@ class PageReader:
         except ValueError:
             return ()
         return tuple(Series(engine, own, text, le) for own, text in vllm_names(name, labels))
+
+
+def _by_new_names(values: dict[Series, float]) -> dict[Series, float]:
+    """Return a page's values, those under older names by new ones where these are not there."""
+    older = [series for series in values if series.name.startswith(OLDER)]
+    if older:
+        there = {(series.engine, series.name) for series in values}
+        for series in older:
+            name, value = series.name.removeprefix(OLDER), values.pop(series)
+            if (series.engine, name) not in there:
+                values[series._replace(name=name)] = value
+    return values

@@ -35,8 +35,8 @@ class PolicyOutcome(Record):
     accuracy is what it would have been, `lower` where it would have been at least that, and
     `interpolated` between two budgets at which it is known. `basis` says what it rests on:
     `subsets` (exact), `monte_carlo` (random subsets, `error` being the standard error that this
-    adds), `finish_order` (as recorded), `replayed_order`, `checkpoints`, `published` (a point of
-    a curve) or `model`.
+    adds), `finish_order` (as recorded), `replayed_order`, `token_order` (no times are known),
+    `checkpoints`, `published` (a point of a curve) or `model`.
     `max_tokens` is a limit below the recorded one, whose cut samples have no vote.
     `tokens_estimated` says that the tokens of cancelled samples were taken from their pace.
     `fresh_run` has the interval in which the accuracy of a fresh run on the same problems falls,

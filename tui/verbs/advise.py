@@ -202,11 +202,7 @@ def print_advice(
                 head = "Or time its kernels there, without weights. Give the result to --with:"
                 lines += ["", head, *forwards.commands]
         if promised is not None:
-            folder = shlex.quote(str(output))
-            lines += ["", f"serve.sh, policy.json and expect.json in {output}, run by:"]
-            lines.append(f"sh {folder}/serve.sh")
-            lines.append(f"{own_name()} serve {folder}/policy.json --upstream {SERVED_AT}")
-            lines += [*_not_told(promised), *_what_times_hold(promised, folder, own_name())]
+            lines += _files_lines(promised, output, own_name(), posed=advisor.evidence.posed)
         say_all(lines)
     if verify is not None and answer.system_optimal is not None:
         document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
@@ -215,6 +211,22 @@ def print_advice(
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")
     return advisor
+
+
+def _files_lines(
+    promised: Expectations, output: Path | None, own_name: str, *, posed: bool
+) -> list[str]:
+    """Return how the files of `-o` are run, what they lack, and what they can be held against."""
+    folder = shlex.quote(str(output))
+    return [
+        "",
+        f"serve.sh, policy.json and expect.json in {output}, run by:",
+        f"sh {folder}/serve.sh",
+        f"{own_name} serve {folder}/policy.json --upstream {SERVED_AT}",
+        *_not_told(promised),
+        *_how_judged(promised, posed=posed),
+        *_what_times_hold(promised, folder, own_name),
+    ]
 
 
 def _not_told(expected: Expectations) -> list[str]:
@@ -233,6 +245,22 @@ def _not_told(expected: Expectations) -> list[str]:
         )
         lines += wrap("", told + "tell which answers are the same one.", width=80, indent=0)
     return lines
+
+
+def _how_judged(expected: Expectations, *, posed: bool) -> list[str]:
+    """Return what a gate needs to judge a run by promises of outcomes; nothing of runs."""
+    if posed:
+        return []
+    told = (
+        "No gate can judge a run by expect.json, as these outcomes do not name all problems. "
+        "Record the pick, and advise on that recording too."
+    )
+    if expected.problem_names is not None:
+        told = (
+            "ttscope gate knows the problems of outcomes by name alone: record all of them, each "
+            "with the problem_id that it has there."
+        )
+    return wrap("", told, width=80, indent=0)
 
 
 def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 from traces.errors import UsageError
 from tui.options import OPTIONS, Json, takes
 from tui.terminal import say_all, say_json
-from tui.text.commands import next_lines
+from tui.text.commands import command_lines, next_lines
 from tui.text.layout import wrap
 
 
@@ -79,6 +79,8 @@ def doctor(asked: Doctor) -> None:
         lines += wrap(f"{mark:<4}{finding.what}", finding.detail, width=80, indent=26)
         if finding.needs:
             lines += wrap("", f"needs: {finding.needs}", width=80, indent=26)
+        for command in finding.run:
+            lines += command_lines(command, width=80, indent=4)
     if asked.url is not None:
         lines += next_lines("attach", asked.url, "--duration", "10m")
     elif any(each.present for each in findings if each.what == "vLLM in process"):

@@ -48,13 +48,14 @@ ARCHITECTURES: Final = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalL
 
 _SPLIT_OUTPUTS: Final = frozenset({
     "q_proj", "k_proj", "v_proj", "g_proj", "gate_proj", "up_proj", "q_b_proj", "kv_b_proj",
-    "f_b_proj", "b_proj", "o_a_proj", "in_proj", "in_proj_qkv", "in_proj_z", "in_proj_a",
-    "in_proj_b",
+    "f_b_proj", "g_b_proj", "b_proj", "o_a_proj", "in_proj", "in_proj_qkv", "in_proj_z",
+    "in_proj_a", "in_proj_b", "qkv_proj", "output_gate", "dt_proj",
 })  # fmt: skip
-_SPLIT_INPUTS: Final = frozenset({"o_proj", "down_proj", "out_proj", "o_b_proj"})
+_SPLIT_INPUTS: Final = frozenset({"o_proj", "down_proj", "out_proj", "o_b_proj", "x_proj"})
 _WHOLE: Final = frozenset({
-    "gate", "q_a_proj", "kv_a_proj_with_mqa", "kv_proj", "f_a_proj", "compressor", "wq_b", "wk",
-    "weights_proj", "eh_proj", "index_q_proj", "index_k_proj", "fc1_latent_proj", "fc2_latent_proj",
+    "gate", "q_a_proj", "kv_a_proj_with_mqa", "kv_proj", "f_a_proj", "g_a_proj", "compressor",
+    "wq_b", "wk", "weights_proj", "eh_proj", "index_q_proj", "index_k_proj",
+    "fc1_latent_proj", "fc2_latent_proj",
 })  # fmt: skip
 _NO_PRODUCT: Final = frozenset({"conv1d", "hyper_connection"})
 _ONE_KERNEL: Final = {

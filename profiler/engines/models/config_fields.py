@@ -20,8 +20,20 @@ _TIED: Final = {"tie_word_embeddings": True}
 _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "gemma3_text": _GEMMA_3, "gemma3": _GEMMA_3, "gemma": _TIED, "gemma2": _TIED,
     "gemma4_text": _TIED, "cohere": _TIED, "cohere2": _TIED, "starcoder2": _TIED,
-    "smollm3": _TIED, "ernie4_5": _TIED, "ernie4_5_moe": _TIED,
+    "smollm3": _TIED, "ernie4_5": _TIED, "ernie4_5_moe": _TIED, "cohere2_moe": _TIED,
+    "gemma3n_text": _TIED, "gemma4_unified_text": _TIED, "granite_swa": _TIED, "jetmoe": _TIED,
+    "lfm2": _TIED, "lfm2_moe": _TIED, "minicpm3": {**_TIED, "v_head_dim": 64},
+    "vaultgemma": _TIED, "youtu": _TIED,
+    "zamba": _TIED, "zamba2": _TIED, "zaya": _TIED, "falcon": _TIED, "opt": _TIED,
 }  # fmt: skip
+
+
+class ListedError(UsageError):
+    """A config lists several numbers where a layer has one, in the field `name`."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
 
 
 class Fields:
@@ -49,10 +61,18 @@ class Fields:
         return next((self._defaults[name] for name in names if name in self._defaults), None)
 
     def count(self, *names: str, least: int = 1) -> int | None:
-        """Return a whole number, None where no such field is there."""
+        """Return a whole number, None where no such field is there.
+
+        A list of the same number for every layer is that number.
+        """
         value = self.get(*names)
         if value is None:
             return None
+        if isinstance(value, list | tuple) and all(type(each) is int for each in value):
+            if len(value) != self._plain[0].get("num_hidden_layers") or len(set(value)) != 1:
+                error = self.wrong(names, value, f"a whole number from {least} up")
+                raise ListedError(str(error), next(n for n in names if self.get(n) is not None))
+            value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
             raise self.wrong(names, value, f"a whole number from {least} up")
         return value
@@ -61,7 +81,11 @@ class Fields:
         """Return a whole number that every config has."""
         found = self.count(*names)
         if found is None:
-            raise UsageError(f"{self.where}: no field {names[0]}. Give a model's config.json")
+            kind = self.get("model_type")
+            of = "Give a model's config.json"
+            if isinstance(kind, str) and kind:
+                of = f"Models of the type {kind[:LONGEST]} that name it otherwise are not counted"
+            raise UsageError(f"{self.where}: no field {names[0]}. {of}")
         return found
 
     def flag(self, *names: str, around: bool = False) -> bool | None:
@@ -77,7 +101,7 @@ class Fields:
         The outermost config decides.
         """
         for config in reversed(self._all):
-            value = Fields(config, self.where).flag("tie_word_embeddings")
+            value = Fields(config, self.where).flag("tie_word_embeddings", "tie_embedding")
             if value is not None:
                 return value
         return None

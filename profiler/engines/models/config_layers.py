@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from profiler.engines.models.config_fields import Fields, shown
+from profiler.engines.models.config_fields import Fields, ListedError, shown
 from profiler.engines.models.quantised import Form, Quantised, bytes_of
 from traces.errors import UsageError
 from traces.schema.layers import Attention, Experts, Layers, Matrix, State
@@ -22,9 +22,14 @@ MOST_LAYERS: Final = 2_048
 EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 VISITED: Final = (
     "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts",
-    "moe_top_k", "moe_k",
+    "moe_top_k", "moe_topk", "moe_k",
 )  # fmt: skip
-_SHARED: Final = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+_SHARED: Final = (
+    "n_shared_experts",
+    "num_shared_experts",
+    "num_shared_expert",
+    "moe_num_shared_experts",
+)
 _SHARED_WIDTH: Final = (
     "moe_shared_expert_intermediate_size", "shared_expert_intermediate_size",
     "shared_intermediate_size", "share_expert_dim",
@@ -52,6 +57,7 @@ _MIXERS: Final = {
 _ALONE: Final = {"mlp": "dense", "moe": "moe"}  # layers that look at one token alone
 _LETTERS: Final = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}  # of Nemotron-H
 _PATTERNS: Final = ("sliding_window_pattern", "_sliding_window_pattern")
+_TOWERS: Final = ("vision_config", "audio_config", "visual_config")
 # Models whose every n-th layer reads all of the context where their config does not say.
 _ALTERNATING: Final = {"gemma2": 2, "gpt_oss": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4,
                        "exaone4": 4, "olmo3": 4}  # fmt: skip
@@ -65,8 +71,9 @@ _GATED: Final = (
     "gelu_glu",
 )
 _GATED_TYPES: Final = re.compile(
-    r"bitnet|lfm2|gemma|gpt_?oss|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
+    r"bitnet|lfm2|gemma|gpt_?oss|grok|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
 )
+_ACTIVATIONS: Final = ("mlp_hidden_act", "hidden_act", "hidden_activation", "activation_function")
 _UNGATED: Final = ("relu2", "relu_squared", "xielu")
 _UNGATED_TYPES: Final = re.compile(r"nemotron|starcoder2|^phi$|gpt_neox|arcee")
 _GATED_QUERIES: Final = re.compile(r"qwen3_(next|5)")  # where the config does not say
@@ -102,16 +109,17 @@ _READ: Final = frozenset({
     "conv_kernel", "attention_head_dim", "full_attention_interval", "linear_attn_config",
     "sparse_attention_config", "linear_head_dim", "linear_num_heads", "num_dense_layers",
     "moe_layer_interval", "per_layer_config", *(name for names in _MAMBA for name in names),
-    "attention_chunk_size", "num_hash_layers",
+    "attention_chunk_size", "num_hash_layers", "num_layers", "draft_vocab_size", *_TOWERS,
 })  # fmt: skip
 # Fields that speak of sizes which no weight and no cache depends on.
 _NO_MATTER: Final = re.compile(
-    r"^(model_type|rope_.*|partial_rotary.*|rotary_dim|.*router.*|n_group|topk_group|num_expert_group"
+    r"^(model_type|rope_.*|partial_rotary.*|rotary_dim|.*router.*|n_group|topk_group"
+    r"|num_expert_groups?|num_limited_groups|order_of_interleaved_layers|scale_depth"
     r"|chunk_size|chunk_size_feed_forward|max_.*|num_logits_to_keep|num_beam_groups|ep_size"
-    r"|mtp_.*|quantization_config|compression_config|generation_config|num_labels|problem_type"
+    r"|_?(num_)?mtp_.*|quantization_config|compression_config|generation_config|num_labels|problem_type"
     r"|no_repeat_ngram_size|encoder_no_repeat_ngram_size|pruned_heads|torch_dtype|.*_token_.*"
     r"|index_topk_freq|token_type|type_vocab_size|initializer.*|.*(tp|ep|pp)_plan|tie_.*"
-    r"|mamba_chunk_size|mamba_expand|no_rope_layers|no_rope_layer_interval|global_attn_every_n_layers|.*_loss_.*|time_step_.*|position_embedding_type|original_.*|expand)$"
+    r"|mamba_chunk_size|mamba_expand|no_rope_layers|no_rope_layer_interval|global_attn_every_n_layers|.*_loss_.*|time_step_.*|position_embedding_type|original_.*|org_vocab_size|expand)$"
 )
 _STATES: Final = (
     "state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "linear_num_value_heads",
@@ -119,7 +127,6 @@ _STATES: Final = (
 )  # fmt: skip
 _STATEFUL: Final = {"mamba", "linear_attention", "hybrid"}
 _STATE_DTYPES: Final = ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")
-_TOWERS: Final = ("vision_config", "audio_config", "visual_config")
 # By what a matrix is called here, the other names of its module and of itself in checkpoints.
 _BLOCKS: Final = {
     "self_attn": ("self_attn", "attn", "attention", "mixer"),
@@ -134,6 +141,11 @@ _LEAVES: Final = {
     "shared_experts": ("shared_experts", "shared_expert"), "o_proj": ("o_proj", "out_proj"),
 }  # fmt: skip
 _PLAIN: Final = ("gate", "conv1d", "hyper_connection", "weights_proj", "compressor")
+
+
+# Heads that draft from a model's hidden states, by their architectures.
+_EAGLE_3: Final = re.compile(r"eagle-?3", re.I)
+_TAPPED: Final = 3  # hidden states of the model that an EAGLE-3 head joins (arXiv 2503.01840)
 
 
 class _UncountedError(Exception):
@@ -224,6 +236,9 @@ def parts_of(fields: Fields, quantised: Quantised, plain: Form, *, tied: bool) -
             groups.setdefault(group, []).append(number)
         others = tuple(_others(fields, quantised, plain, tied=tied, layers=count))
         quantised.check(words | {"Linear", "head", "lm_head", "experts", "router", "0"}, count)
+    except ListedError as error:
+        why = f"parts that {error.name} lists"
+        return Parts(kinds=kinds, layers=None, others=(), uncounted=why)
     except _UncountedError as error:
         return Parts(kinds=kinds, layers=None, others=(), uncounted=str(error))
     layers = tuple(
@@ -241,7 +256,7 @@ def layer_count(fields: Fields) -> int:
     listed = fields.words("layers_block_type")
     if listed and fields.get("num_hidden_layers") is None:
         return len(listed)
-    count = fields.need("num_hidden_layers")
+    count = fields.need("num_hidden_layers", "num_layers")
     if count > MOST_LAYERS:
         raise UsageError(
             f"{fields.where}: num_hidden_layers is {count:,}, more than the {MOST_LAYERS:,} that "
@@ -300,7 +315,7 @@ def _is_mamba(fields: Fields) -> bool:
 
 def _by_rule(fields: Fields, count: int) -> Iterator[str]:
     """Yield the word of each layer where the config gives a rule."""
-    window = fields.count("sliding_window", "sliding_window_size", least=0)
+    window = window_of(fields)
     every = fields.count("full_attention_interval")
     if any(fields.get(name) for name in _STATES):
         for number in range(1, count + 1):
@@ -332,12 +347,18 @@ def _by_rule(fields: Fields, count: int) -> Iterator[str]:
         yield from ["full_attention"] * count
 
 
+def window_of(fields: Fields) -> int | None:
+    """Return the tokens of a sliding window, None where there is none (0 and -1 too)."""
+    window = fields.count("sliding_window", "sliding_window_size", least=-1)
+    return window if window is not None and window > 0 else None
+
+
 def _kinds(fields: Fields, mixers: Sequence[str]) -> tuple[str, ...]:
     """Return the kinds of layers that mix tokens, sorted (`ModelFacts.attention`)."""
     found = {_MIXERS.get(word, word) for word in mixers} - {*_ALONE, "dense", "sparse"}
     if fields.get("kv_lora_rank"):
         found = found - {"full_attention"} | {"latent_attention"}
-    if any(fields.get(name) for name in _STATES) and not found & _STATEFUL:
+    if _unplaced(fields, mixers):
         found.add("linear_attention")
     if any(fields.get(n) for n in ("index_topk", "index_head_dim")) or _sparse(fields):
         found.add("indexed_attention")
@@ -346,11 +367,22 @@ def _kinds(fields: Fields, mixers: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def _unplaced(fields: Fields, mixers: Sequence[str]) -> bool:
+    """Return whether layers with a state are somewhere, and nothing says where.
+
+    A config that lists its layers may have sizes of a state that none of them keeps.
+    """
+    listed = {_MIXERS.get(word) for word in fields.words("layer_types", "layers_block_type")}
+    if {_MIXERS.get(word, word) for word in mixers} & _STATEFUL or listed == {"full_attention"}:
+        return False
+    return any(fields.get(name) for name in _STATES)
+
+
 def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Place]:
     """Yield what each layer is."""
     if len(mixers) != count:
         raise _UncountedError(f"kinds for {len(mixers):,} layers of {count:,}")
-    if any(fields.get(name) for name in _STATES) and not _STATEFUL & {*mixers}:
+    if _unplaced(fields, mixers):
         raise _UncountedError("layers with a state, in places that no field names")
     blocks = fields.get("block_configs")
     if blocks is not None and not (isinstance(blocks, list) and len(blocks) == count):
@@ -426,7 +458,7 @@ def _indexes(fields: Fields, count: int) -> list[str | None]:
 
 def _afters(fields: Fields, count: int) -> Iterator[str]:
     """Yield what follows attention in each layer: a dense MLP or experts."""
-    if not fields.count(*EXPERTS, least=0):
+    if (fields.count(*EXPERTS, least=0) or 0) < 2:  # one is an MLP that all tokens visit
         yield from ["dense"] * count
         return
     listed = fields.words("mlp_layer_types")
@@ -486,9 +518,11 @@ def _layer(fields: Fields, place: _Place, plain: Form) -> _Layer:
         attention = _attention(fields, hidden, place)
         raw += _attention_matrices(fields, hidden, attention)
         raw += _index_matrices(fields, hidden, attention)
-    both = bool(fields.flag("enable_moe_block"))  # an MLP beside the experts of each layer
+    # An MLP beside the experts of each layer (Gemma 4, Grok 2, Arctic, whose is as wide as h).
+    narrow = fields.flag("parallel_attn_mlp_res")
+    both = any(fields.flag(name) for name in ("enable_moe_block", "residual_moe")) or narrow
     if place.after == "dense" or (both and place.after == "moe"):
-        width = _dense_width(fields)
+        width = hidden if narrow and place.after == "moe" else _dense_width(fields)
         raw += _mlp("mlp", hidden, width, _gated(fields))
     if place.after == "moe":
         experts, matrices = _experts(fields, hidden, "moe" if both else "mlp")
@@ -527,7 +561,7 @@ def _attention(fields: Fields, hidden: int, place: _Place) -> Attention:
     kind, window, values = str(place.mixer), None, fields.count("v_head_dim") or width
     latent = rope = None
     if kind == "sliding_attention":
-        window = fields.count("sliding_window", "sliding_window_size", least=0)
+        window = window_of(fields)
         if not window:
             raise _UncountedError("sliding windows of no size")
         heads = fields.count("swa_num_attention_heads", "num_sliding_attention_heads") or heads
@@ -591,6 +625,8 @@ def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterato
 
     queries, values = each.heads * each.head_dim, each.heads * each.v_head_dim
     low = fields.count("q_lora_rank", least=0)
+    if _drafts_by_eagle(fields):  # the embedding beside what the model's hidden states make
+        hidden *= 2
     gate = fields.flag("attn_output_gate", "attention_output_gate")
     if gate is None:
         gate = bool(_GATED_QUERIES.match(str(fields.get("model_type"))))
@@ -613,12 +649,19 @@ def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterato
         yield raw("k_proj", hidden, each.kv_heads * each.head_dim)
         if not (fields.flag("attention_k_eq_v") and each.window is None):
             yield raw("v_proj", hidden, each.kv_heads * each.v_head_dim)
+    hidden = fields.need("hidden_size")
     if outputs := fields.count("o_lora_rank"):
         groups = fields.count("o_groups") or 1
         yield raw("o_a_proj", values // groups, outputs, groups)
         yield raw("o_b_proj", groups * outputs, hidden)
     else:
         yield raw("o_proj", values, hidden)
+
+
+def _drafts_by_eagle(fields: Fields) -> bool:
+    """Whether it is the config of an EAGLE-3 head of one layer, as its authors have it."""
+    words = fields.words("architectures", around=True)
+    return fields.get("num_hidden_layers") == 1 and any(_EAGLE_3.search(each) for each in words)
 
 
 def _index_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_Raw]:
@@ -686,12 +729,12 @@ def _short_convolution(fields: Fields, hidden: int) -> _StateShape:
 
 
 def _mamba_1(fields: Fields, hidden: int) -> _StateShape:
-    """Mamba (arXiv 2312.00752)."""
+    """Mamba (arXiv 2312.00752), each of whose channels is a head."""
     rank, wanted = _part(fields, "mamba_dt_rank"), _part(fields, "mamba_d_state")
     size = (fields.count("mamba_expand") or 2) * hidden
     matrices = [("in_proj", hidden, 2 * size), ("x_proj", size, rank + 2 * wanted)]
     matrices += [("dt_proj", rank, size), ("out_proj", size, hidden)]
-    return 1, size * wanted, _part(fields, "mamba_d_conv"), size, matrices
+    return size, size * wanted, _part(fields, "mamba_d_conv"), size, matrices
 
 
 def _mamba_2(fields: Fields, hidden: int) -> _StateShape:
@@ -752,7 +795,11 @@ def _part(fields: Fields, *names: str) -> int:
 def _dense_width(fields: Fields) -> int:
     if fields.get("model_type") == "granitemoehybrid":
         return _part(fields, "shared_intermediate_size", "intermediate_size")
-    width = _part(fields, "block_ff_dim", *_DENSE_WIDTH)
+    width = fields.count("block_ff_dim", *_DENSE_WIDTH)
+    if width is None:
+        raise _UncountedError("an MLP whose intermediate_size is missing")
+    if fields.get("model_type") == "qwen":  # the first Qwen's is of both halves of a gate
+        width //= 2
     if fields.flag("block_auto_adjust_ff_dim"):  # of LFM2
         width, step = 2 * width // 3, fields.count("block_multiple_of") or 1
         factor = fields.get("block_ffn_dim_multiplier") or 1
@@ -764,7 +811,7 @@ def _dense_width(fields: Fields) -> int:
 
 def _gated(fields: Fields) -> bool:
     """Return whether an MLP has three matrices, of which one makes a gate, or two."""
-    activation = str(fields.get("mlp_hidden_act", "hidden_act", "hidden_activation") or "")
+    activation = str(fields.get(*_ACTIVATIONS) or "")
     kind = str(fields.get("model_type") or "")
     architectures = f"{fields.words('architectures', around=True)}".lower()
     if activation in _GATED or _GATED_TYPES.search(kind):
@@ -875,7 +922,11 @@ def _others(
     yield matrix("embed_tokens", hidden, vocabulary, used=1 if tied else 0)
     if not tied:
         form = quantised.of(["lm_head"], plain, linear=False)
-        yield matrix("lm_head", hidden, vocabulary, used=1, form=form)
+        words = _of_draft(fields, "draft_vocab_size") or vocabulary
+        yield matrix("lm_head", hidden, words, used=1, form=form)
+    if _drafts_by_eagle(fields):
+        tapped = _TAPPED * (_of_draft(fields, "target_hidden_size") or hidden)
+        yield matrix("fc", tapped, hidden, used=1)
     if beside := fields.count("hidden_size_per_layer_input", least=0):
         words = fields.count("vocab_size_per_layer_input") or vocabulary
         yield matrix("embed_tokens_per_layer", layers * beside, words, used=0)
@@ -885,6 +936,11 @@ def _others(
             yield matrix(name.removesuffix("_config"), 1, _tower(tower, name, fields), used=0)
 
 
+def _of_draft(fields: Fields, name: str) -> int | None:
+    """Return a size of a head that drafts, which may stand around its layer's config."""
+    return Fields({name: fields.get(name, around=True)}, fields.where).count(name)
+
+
 def _tower(config: Any, name: str, fields: Fields) -> int:
     """Return the parameters of a part that looks at images: a transformer's, and its merger's.
 
@@ -892,9 +948,11 @@ def _tower(config: Any, name: str, fields: Fields) -> int:
     of the language model, once and for each layer that feeds in directly (Qwen3-VL's deepstack).
     """
     tower = Fields(config, f"{fields.where}: {name}")
-    hidden = tower.count("hidden_size", "vt_hidden_size", "d_model")
+    hidden = tower.count("embed_dim", "hidden_size", "vt_hidden_size", "d_model")
     depth = tower.count("depth", "num_hidden_layers", "vt_num_hidden_layers", "encoder_layers")
     width = tower.count("intermediate_size", "vt_intermediate_size", "encoder_ffn_dim")
+    if width is None and hidden is not None and isinstance(tower.get("mlp_ratio"), int | float):
+        width = round(tower.get("mlp_ratio") * hidden)
     if hidden is None or depth is None or width is None:
         raise _UncountedError(f"{name}, whose size no field says")
     inner = tower.count("qkv_hidden_size") or hidden
@@ -911,6 +969,10 @@ def _check_fields(fields: Fields) -> None:
         value = fields.get(name)
         if value is not None and not isinstance(value, str | int):
             raise fields.wrong((name,), value, "a pattern")
+    if fields.get("model_type") == "jetmoe":
+        raise _UncountedError("experts of attention")
+    if fields.flag("use_cla"):
+        raise _UncountedError("layers that share the keys and values of others (use_cla)")
     if fields.flag("is_encoder_decoder"):
         raise _UncountedError("an encoder")
     kinds = {str(fields.get("model_type")), *fields.words("architectures", around=True)}

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from profiler.engines.models.config_fields import Fields, shown
+from profiler.engines.models.config_fields import Fields, ListedError, shown
 from profiler.engines.models.config_layers import (
     DRAFTING,
     EXPERTS,
@@ -23,6 +23,7 @@ from profiler.engines.models.config_layers import (
     head_dim,
     layer_count,
     parts_of,
+    window_of,
 )
 from profiler.engines.models.quantised import DTYPE_BYTES, Form, Quantised, bytes_of
 from profiler.engines.models.stored_weights import Stored, stored_weights
@@ -32,7 +33,13 @@ from traces.schema.layers import Matrix
 
 _QUANTISED: Final = "hf_quant_config.json"
 _MOST_CONFIG_BYTES: Final = 16 << 20
-_TEXT: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+_TEXT: Final = (
+    "text_config",
+    "llm_config",
+    "language_config",
+    "thinker_config",
+    "transformer_layer_config",  # of a head that drafts, as vLLM's speculators have it
+)
 # Fields that make the keys and values of a token others than a head's in every layer alike.
 _OTHER_KV: Final = (
     "global_head_dim", "num_global_key_value_heads", "num_kv_shared_layers", "v_head_dim",
@@ -114,7 +121,7 @@ def facts_from_config(
         num_attention_heads=heads,
         num_key_value_heads=kv_heads or _most_kv_heads(parts) or heads,
         head_dim=head_dim(fields),
-        intermediate_size=fields.count("intermediate_size"),
+        intermediate_size=_unless_listed(fields, "intermediate_size"),
         vocab_size=vocabulary,
         num_experts=experts,
         experts_per_token=per_token,
@@ -123,7 +130,7 @@ def facts_from_config(
         weight_bytes=weight_bytes,
         kv_bytes_per_token=None,
         attention=parts.kinds,
-        sliding_window=fields.count("sliding_window", "sliding_window_size", least=0) or None
+        sliding_window=window_of(fields)
         if "sliding_attention" in parts.kinds else None,
         quantization=kind,
         kv_cache_dtype=cache,
@@ -171,10 +178,18 @@ def _unknown_form(parts: Parts, quantised: Quantised, whole: str) -> str | None:
     return None
 
 
+def _unless_listed(fields: Fields, *names: str) -> int | None:
+    """Return a whole number, None where it is another in some layers."""
+    try:
+        return fields.count(*names, least=0)
+    except ListedError:
+        return None
+
+
 def _experts(fields: Fields) -> tuple[int | None, int | None]:
     """Return a layer's experts, and how many a token visits."""
-    experts = fields.count(*EXPERTS, least=0) or None
-    visited = fields.count(*VISITED, least=0) or None
+    experts = _unless_listed(fields, *EXPERTS) or None
+    visited = _unless_listed(fields, *VISITED) or None
     if experts is None:
         return None, None
     if visited is not None and visited > experts:

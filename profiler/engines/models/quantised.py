@@ -32,7 +32,13 @@ _ALGORITHMS: Final = (
 _QUARK: Final = {"fp4": "mxfp4", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "int8": "int8",
                  "int4": "int4", "uint4": "int4"}  # fmt: skip
 _SKIPPED: Final = ("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules",
-                   "exclude")  # fmt: skip
+                   "exclude", "llm_int8_skip_modules")  # fmt: skip
+# torchao's kinds of quantisation by the form of their weights, by what the name has.
+_TORCHAO: Final = (
+    ("Int4Weight", "int4"), ("Int8Weight", "int8"), ("Float8WeightOnly", "fp8"),
+    ("Float8DynamicActivationFloat8Weight", "fp8"),
+)  # fmt: skip
+_WHOLE_BITS: Final = 16  # from which a module is as it was
 _OUTER: Final = frozenset({"model", "language_model", "backbone", "text_model", "transformer"})
 # Words of modules that are no matrix of a layer, or of a part that is not counted by module.
 _ELSEWHERE: Final = re.compile(
@@ -86,7 +92,10 @@ class Quantised:
         self._fields, self._told = fields, _told(fields, beside)
         self.kind = self._kind()
         self._skipped = self._patterns(
-            each for name in _SKIPPED for each in self._list(self._told.get(name), name)
+            itertools.chain(
+                (each for name in _SKIPPED for each in self._list(self._told.get(name), name)),
+                self._own_forms().get(None, ()),
+            )
         )
         # What is left out of a second quantisation is as the first one left it.
         self._over_blocks = bool(
@@ -164,6 +173,7 @@ class Quantised:
     def _read_rules(self) -> Iterator[tuple[_Patterns | None, Form]]:
         """Yield forms by the modules they are of, None for all that nothing else is said of."""
         told = self._told
+        yield from ((self._patterns(names), own) for own, names in self._own_forms().items() if own)
         groups = told.get("config_groups")
         named = told.get("quantized_layers")
         for group in groups.values() if isinstance(groups, Mapping) else ():
@@ -191,6 +201,32 @@ class Quantised:
         elif self._over_blocks:
             yield None, form("fp8_block")
 
+    def _own_forms(self) -> dict[Form | None, list[str]]:
+        """Return modules that GPTQModel or AutoRound give a form of their own, None for none.
+
+        GPTQModel's `dynamic` has regular expressions, "-:" before those of modules left out, that
+        match from the beginning of a name. AutoRound's `extra_config` has names or expressions.
+        """
+        found: dict[Form | None, list[str]] = {}
+        for field in ("dynamic", "extra_config"):
+            told = self._told.get(field)
+            for name, own in told.items() if isinstance(told, Mapping) else ():
+                pattern = str(name)
+                if field == "dynamic":
+                    expression = pattern.removeprefix("-:").removeprefix("+:").removesuffix("$")
+                    pattern = f"re:{expression.removesuffix('.*')}.*"
+                elif any(mark in pattern for mark in "*^$\\[("):
+                    pattern = f"re:{pattern}"
+                bits, group = (
+                    own.get(each, self._told.get(each)) if isinstance(own, Mapping) else None
+                    for each in ("bits", "group_size")
+                )
+                if f"{name}".startswith("-:") or (isinstance(bits, int) and bits >= _WHOLE_BITS):
+                    found.setdefault(None, []).append(pattern)
+                elif isinstance(bits, int):
+                    found.setdefault(form(f"int{bits}", group), []).append(pattern)
+        return found
+
     def _rest(self) -> Form | None:
         """Return the form of all that is not left out, of a config that names one."""
         told, method = self._told, str(self._told.get("quant_method") or "").lower()
@@ -201,8 +237,8 @@ class Quantised:
             return form("fp8_block" if told.get("weight_block_size") else "fp8")
         if method in ("awq", "gptq", "auto-round", "auto_round", "gptq_marlin", "awq_marlin"):
             return form(f"int{4 if bits is None else bits}", group)
-        if method == "mxfp4":
-            return None  # of experts alone
+        if method in ("mxfp4", "torchao"):  # the former of experts alone
+            return None if method == "mxfp4" else _of_torchao(told.get("quant_type"))
         quark = told.get("global_quant_config")
         weight = quark.get("weight") if isinstance(quark, Mapping) else None
         if isinstance(weight, Mapping):
@@ -244,6 +280,18 @@ def _of_algorithm(name: Any, group: Any) -> Form:
     """Return the form of ModelOpt's algorithm."""
     upper = name.upper() if isinstance(name, str) else ""
     return form(next((kind for part, kind in _ALGORITHMS if part in upper), "unknown"), group)
+
+
+def _of_torchao(told: Any) -> Form | None:
+    """Return the form of all linear layers by torchao's kind of quantisation."""
+    default = told.get("default") if isinstance(told, Mapping) else None
+    kind = str(default.get("_type")) if isinstance(default, Mapping) else ""
+    data = default.get("_data") if isinstance(default, Mapping) else None
+    group = data.get("group_size") if isinstance(data, Mapping) else None
+    for word, name in _TORCHAO:
+        if word in kind:
+            return form(name, group)
+    return form("unknown")
 
 
 def _of_group(weights: Mapping[str, Any]) -> Form:

@@ -93,6 +93,7 @@ def by_key(found):
     return {(o.method, o.n, o.budget_tokens, *sorted(o.rule.items())): o for o in found.outcomes}
 
 
+@pytest.mark.slow
 def test_every_kind_of_policy_is_there(found):
     kinds = {(o.method, o.basis) for o in found.outcomes}
     assert kinds >= {
@@ -110,6 +111,7 @@ def test_every_kind_of_policy_is_there(found):
     assert (found.n, found.problems) == (N, 40)
 
 
+@pytest.mark.slow
 def test_estimates_hang_together(found):
     table = by_key(found)
     one = table["majority", 1, None].accuracy
@@ -253,14 +255,30 @@ def test_more_than_four_times_the_samples_is_refused(rows, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_times_no_rules_that_stop(rows, tmp_path):
-    """Imported outcomes have neither times nor ends."""
+def test_without_times_samples_end_in_the_order_of_their_tokens(rows, tmp_path):
+    """Imported outcomes have no times. Equal steps would end them as their lengths say."""
     times = ("arrival", "first_token", "end")
     bare = [{k: v for k, v in r.items() if k not in times} for r in rows["samples"]]
-    found = judge(tmp_path / "r", rows | {"samples": bare})
-    assert found.problems == 40
-    assert any("finish times are not recorded" in note for note in found.notes)
-    assert "finish_order" not in {o.basis for o in found.outcomes}
+    even = [r | {"arrival": 0, "end": r["output_tokens"] * 1_000_000} for r in bare]
+    untold = [{k: v for k, v in r.items() if k != "output_tokens"} for r in bare]
+    by_tokens, by_ends, neither = (
+        judge(tmp_path / name, rows | {"samples": samples})
+        for name, samples in (("bare", bare), ("even", even), ("untold", untold))
+    )
+    stopping = [
+        {
+            (o.method, o.n, *o.rule.items(), part.unit): part.value
+            for o in found.outcomes
+            if o.basis == basis
+            for part in (o.accuracy, o.tokens_per_problem)
+        }
+        for found, basis in ((by_tokens, "token_order"), (by_ends, "finish_order"))
+    ]
+    assert stopping[0] == pytest.approx(stopping[1])
+    assert "first_finish" in {method for method, *_ in stopping[0]}
+    assert any("in the order of their tokens" in note for note in by_tokens.notes)
+    assert not {"token_order", "finish_order"} & {o.basis for o in neither.outcomes}
+    assert any("such as first_finish, are not judged" in note for note in neither.notes)
 
 
 # -- budgets of thought ------------------------------------------------------------------------
@@ -344,6 +362,7 @@ def test_the_cheapest_is_stated_on_problems_that_did_not_choose_it(tmp_path):
     assert best.policy.method != "pass_at_k"
 
 
+@pytest.mark.slow
 def test_compared_in_pairs(found):
     columns = {(c.outcome.method, c.outcome.n): c for c in found.columns}
     whole, single = columns["majority", 8], columns["majority", 1]
@@ -463,6 +482,7 @@ def test_of_many_problems_without_answers_and_tokens_nothing_is_made_up(tmp_path
         assert one.tokens_per_problem is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["A", None])
 def test_a_problem_with_a_sample_that_nobody_judged_is_left_out(tmp_path, answer):
     told = {"answer": "A"} if answer else {}
@@ -479,6 +499,7 @@ def test_a_problem_with_a_sample_that_nobody_judged_is_left_out(tmp_path, answer
         assert one.accuracy.value == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_a_sample_that_gave_no_answer_is_wrong_whether_or_not_it_was_judged(tmp_path):
     lines = lines_of(30, 4, answer="A")
     lines[0] |= {"answer": None, "correct": None}
@@ -487,6 +508,7 @@ def test_a_sample_that_gave_no_answer_is_wrong_whether_or_not_it_was_judged(tmp_
     assert evaluate(run).problems == 30
 
 
+@pytest.mark.slow
 def test_a_sample_that_failed_is_no_wrong_answer(tmp_path):
     """A recording whose `show` and `show --policies` leave out the same problems."""
     rows = make_rows(problems=40, n=4)

@@ -51,7 +51,7 @@ def outcomes_of(found, counts):
 def held():
     """Whether fresh runs of k fell in the interval that a run of 64 gave: by family, method, k."""
     found = {}
-    for seed in range(3):
+    for seed in range(2):
         for name in ("beta", "bimodal", "popular mistake", "easy"):
             rng = np.random.default_rng([seed, 3])
             laws = family(name, 100, rng)
@@ -69,7 +69,7 @@ def held():
 
 @pytest.mark.slow
 def test_a_fresh_run_falls_in_its_interval_nine_times_in_ten(held):
-    assert len(held) == 144
+    assert len(held) == 96
     assert 0.86 <= np.mean(list(held.values())) <= 0.97
 
 
@@ -89,7 +89,7 @@ def test_for_votes_and_for_pass(held, method):
 @pytest.mark.slow
 def test_more_samples_are_marked_and_their_interval_holds_the_truth():
     hits = 0
-    for seed in range(8):
+    for seed in range(4):
         rng = np.random.default_rng([seed, 4])
         laws = family("beta", 200, rng)
         answers, correct = judged(laws, 16, rng)
@@ -103,7 +103,7 @@ def test_more_samples_are_marked_and_their_interval_holds_the_truth():
             assert outcome.tokens_per_problem.value == 3200
             assert outcome.accuracy.low <= outcome.accuracy.value <= outcome.accuracy.high
             hits += outcome.accuracy.low <= truth[outcome.method] <= outcome.accuracy.high
-    assert hits >= 12  # of 16
+    assert hits >= 6  # of 8
 
 
 def test_other_policies_have_no_such_interval():

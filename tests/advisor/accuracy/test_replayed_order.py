@@ -80,6 +80,7 @@ def test_fewer_samples_are_judged_by_replay_and_all_as_recorded(recording, run):
     assert "replayed_order" not in without
 
 
+@pytest.mark.slow
 def test_a_run_without_steps_keeps_the_recorded_order(recording, run, tmp_path):
     shutil.copytree(recording.path, tmp_path / "bare")
     for part in (tmp_path / "bare").glob("steps-*"):

@@ -58,6 +58,7 @@ def problem_of(rows):
     return samples([answer for answer, _ in rows], logprob=[score for _, score in rows])
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(rows=ROWS)
 def test_best_of_k_is_the_mean_over_all_subsets(rows):

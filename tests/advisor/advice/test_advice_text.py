@@ -169,6 +169,7 @@ def name_of_pick(answer):
     return in_words(pick.engine, pick.policy)
 
 
+@pytest.mark.slow
 def test_the_present_configuration_is_compared_or_already_best(fresh):
     budget = parse_budget({"min_accuracy": "0.75"})
     pick = fresh.recommend(budget).system_optimal

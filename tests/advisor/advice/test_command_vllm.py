@@ -4,13 +4,12 @@ import ast
 import dataclasses
 import json
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from advisor.advice.command import serve_command
 from tests.advisor.synthetic import NGRAM, engine_of
+from tests.profiler.command import warm_ttscope
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.tts.policy import Policy
 
@@ -41,18 +40,6 @@ NAMES = (
 )  # fmt: skip
 
 
-READ = """
-import json, sys
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-parser = make_arg_parser(FlexibleArgumentParser())
-given = json.load(sys.stdin)
-found = [vars(parser.parse_args(words)) for words in given["commands"]]
-names = given["names"]
-print("READ", json.dumps([{name: str(each.get(name)) for name in names} for each in found]))
-"""
-
-
 @pytest.mark.vllm
 def test_vllm_reads_every_flag_as_it_is_meant():
     """In a process of its own, as vLLM's imports warn."""
@@ -63,14 +50,9 @@ def test_vllm_reads_every_flag_as_it_is_meant():
         for engine in CASES
     ]
     assert all(words[:3] == ["vllm", "serve", "/models/mine"] for words in commands)
-    asked = {
-        "commands": [words[2:] for words in commands],
-        "names": [*NAMES, "speculative_config", "reasoning_config"],
-    }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", READ],
-        input=json.dumps(asked), capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    names = [*NAMES, "speculative_config", "reasoning_config"]
+    asked = json.dumps({"commands": [words[2:] for words in commands], "names": names})
+    done = warm_ttscope(asked, module="tests.advisor.advice.flags_read")
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = [each for each in done.stdout.splitlines() if each.startswith("READ ")]
     for engine, read in zip(CASES, json.loads(line.removeprefix("READ ")), strict=True):

@@ -34,6 +34,7 @@ def test_what_follows_is_the_answer_of_a_whole_fit(recordings, quick):
     assert refined.recommend(BUDGET) == whole.recommend(BUDGET)
 
 
+@pytest.mark.slow
 def test_the_outline_has_values_alone_near_those_of_the_replay(quick):
     outline = quick.outline(BUDGET)
     assert outline.stages.replayed == 0
@@ -56,6 +57,7 @@ def test_the_outline_has_values_alone_near_those_of_the_replay(quick):
     assert compared
 
 
+@pytest.mark.slow
 def test_the_outline_recommends_nothing_where_nothing_is_required(quick):
     outline = quick.outline(Budget(required=False))
     assert outline.system_optimal is None and outline.pareto

@@ -92,6 +92,7 @@ def test_latencies_are_promised_through_a_server_where_one_was_recorded(
     assert judged == (concurrency == expected.concurrency)  # else it is another load
 
 
+@pytest.mark.slow
 def test_without_a_run_of_a_server_no_latency_is_judged_of_one(advised, tmp_path):
     alone, advisor, answer = advised
     expected = expectations(answer, advisor)

@@ -172,6 +172,7 @@ def test_steps_times_their_length_are_the_latency(fresh):
         assert steps * step_s == pytest.approx(outcome.latency_s.mean(), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_fewest_tokens_are_fewer(fresh, budget):
     answer = fresh.recommend(budget)

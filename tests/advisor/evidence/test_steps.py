@@ -55,6 +55,7 @@ def runs(tmp_path_factory):
     ]
 
 
+@pytest.mark.slow
 def test_a_small_fit_is_not_touched(runs):
     whole = [len(run.steps) for run in runs]
     assert sum(whole) < MOST_STEPS
@@ -63,6 +64,7 @@ def test_a_small_fit_is_not_touched(runs):
     assert all(table.bounds is None for table in tables)
 
 
+@pytest.mark.slow
 def test_a_sample_gives_nearly_the_law_of_all(runs, monkeypatch):
     tables = gather(runs).steps
     law = StepTimeModel().fit(tables).law(engine_of())
@@ -82,18 +84,21 @@ def test_a_sample_gives_nearly_the_law_of_all(runs, monkeypatch):
         assert total @ found.seconds == pytest.approx(total @ law.seconds, rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_was_read_does_not_stay(runs):
     opened = [Recording.open(run.path) for run in runs]
     gather(opened)
     assert all(set(vars(each)) == {"path", "manifest", "unread", "named"} for each in opened)
 
 
+@pytest.mark.slow
 def test_a_recording_read_afresh_has_samples_without_their_tokens(runs):
     whole, less = runs[0].samples, runs[0].afresh().samples
     assert set(whole.columns) - set(less.columns) == {"token_ids", "token_logprobs"}
     assert less.equals(whole.select(less.columns))
 
 
+@pytest.mark.slow
 def test_rows_are_counted_without_reading_them(runs, tmp_path):
     assert runs[0].rows("steps") == runs[0].steps.height
     damaged = record(tmp_path / "damaged", engine_of(), VOTE16, problems=2)
@@ -103,6 +108,7 @@ def test_rows_are_counted_without_reading_them(runs, tmp_path):
         damaged.rows("steps")
 
 
+@pytest.mark.slow
 def test_so_many_configurations_are_left_out_at_most(runs, monkeypatch):
     tables = gather(runs).steps
     every = left_out_groups(tables)

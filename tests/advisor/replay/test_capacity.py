@@ -80,6 +80,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seqs", [32, 256])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["method"])
 def test_rules_that_draw_later_are_served_as_fast_from_a_few_problems(rule, seqs):

@@ -208,7 +208,7 @@ STOPS = {
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(
     seed=st.integers(0, 10_000),
     problems=st.integers(1, 8),
@@ -275,7 +275,7 @@ def arrivals_of(problems: int, concurrency: int | None, bursts: int):
 
 
 @pytest.mark.slow
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(**LOCKSTEP)
 def test_samples_that_end_together_equal_the_naive_twin(
     seed, problems, n, limits, name, value, in_flight, concurrency, bursts
@@ -291,7 +291,7 @@ def test_samples_that_end_together_equal_the_naive_twin(
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(how=REPLICAS, **LOCKSTEP)
 def test_engines_in_lockstep_decide_every_problem(
     seed, problems, n, limits, name, value, in_flight, concurrency, bursts, how
@@ -338,7 +338,7 @@ def test_a_draw_is_not_sent_once_its_problem_is_decided():
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 10_000),
     problems=st.integers(1, 10),

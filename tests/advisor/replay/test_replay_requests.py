@@ -45,6 +45,7 @@ def replayed(path, folder, tables, **changes):
     return predict(recording, run, question), question
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REQUEST_CASES, ids=lambda case: case.file)
 def test_imported_requests_are_replayed_at_their_arrivals(case, tmp_path, tables):
     path = case.write(tmp_path / case.file, SENT)
@@ -75,6 +76,7 @@ def test_imported_requests_are_replayed_at_their_arrivals(case, tmp_path, tables
     assert "handed to the engine in this process" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vllm_bench.json", "aiperf.jsonl", "guidellm.json"])
 def test_what_load_generators_wrote_is_replayed(name, tmp_path, tables):
     found, _ = replayed(FOREIGN / f"requests_{name}", tmp_path / "r", tables)
@@ -93,6 +95,7 @@ def test_without_tables_there_is_nothing_to_learn_from(tmp_path, tables):
         predict(recording, run, dataclasses.replace(question, operators=None))
 
 
+@pytest.mark.slow
 def test_prompts_that_begin_alike_are_shared(tmp_path, tables):
     sent = [(float(i), 600, 2, 0, 0) for i in range(4)]
     found, _ = replayed(mooncake(tmp_path / "t.jsonl", sent), tmp_path / "r", tables)
@@ -146,6 +149,7 @@ def test_failed_requests_are_not_replayed(tmp_path, tables):
     assert found.tables["samples"].height == len(SENT) - 1
 
 
+@pytest.mark.slow
 def test_the_prediction_is_exported_as_a_trace(tmp_path, tables):
     from traces.foreign.mooncake import export_requests
 

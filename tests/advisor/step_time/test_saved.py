@@ -10,6 +10,7 @@ from traces.errors import RecordingError
 from traces.schema.advice import Budget
 
 
+@pytest.mark.slow
 def test_saved_laws_answer_as_those_learned(tmp_path, monkeypatch):
     recordings = [record(tmp_path / "a", engine_of(), VOTE16, problems=10)]
     path = tmp_path / "models.json"
@@ -23,6 +24,7 @@ def test_saved_laws_answer_as_those_learned(tmp_path, monkeypatch):
     json.loads(path.read_text())  # and nothing but JSON
 
 
+@pytest.mark.slow
 def test_other_recordings_are_learned_anew(tmp_path):
     path = tmp_path / "models.json"
     one = record(tmp_path / "a", engine_of(), VOTE16, problems=6)

@@ -134,6 +134,7 @@ def test_a_stall_does_not_bend_the_law(tmp_path):
     assert np.quantile(shape, 0.95) / np.quantile(shape, 0.05) < 1.1
 
 
+@pytest.mark.slow
 def test_the_spread_is_that_of_runs_left_out(tmp_path):
     engine = engine_of()
     drifts = (0.1, -0.1, 0.1, -0.1)
@@ -154,6 +155,7 @@ def test_one_recording_has_an_assumed_spread_and_says_so(tmp_path):
     assert law.sigma >= RUN_TO_RUN
 
 
+@pytest.mark.slow
 def test_a_single_recording_whose_large_batches_bend_away_says_less_of_larger_ones(tmp_path):
     (table,) = gather([record(tmp_path / "one", engine_of(), VOTE16, concurrency=1)]).steps
     requests = table.composition[:, FEATURES.index("requests")]

@@ -32,6 +32,7 @@ def flops_of(answer):
     ]
 
 
+@pytest.mark.slow
 def test_flops_are_not_told_where_no_recording_has_the_drafting_model(plain, drafted):
     answer = Advisor.fit([plain, drafted], draws=40).recommend(Budget())
     assert answer.system_optimal.engine.speculative == DRAFT  # or nothing would be shown

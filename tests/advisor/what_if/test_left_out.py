@@ -34,6 +34,7 @@ def test_each_run_is_foretold_from_the_others_alone():
     assert [each.predicted.latency_s["mean"].extrapolated for each in found] == [False, False, True]
 
 
+@pytest.mark.slow
 def test_repeats_teach_where_nothing_else_does(tmp_path):
     (own,) = opened("demo-m-*-greedy-t0-*")
     again = tmp_path / "again"

@@ -221,7 +221,9 @@ def test_a_load_that_so_few_problems_do_not_reach_is_told(votes, monkeypatch):
     for bound, told in ((0.5 * share, True), (2 * share, False)):
         monkeypatch.setattr("advisor.what_if.predict.MOST_BEFORE", bound)
         notes = asked(votes, rate_per_s=2.0).notes
-        assert any(each.startswith("the load is hardly reached") for each in notes) == told
+        found = [each for each in notes if each.startswith("the latencies are of a start")]
+        assert bool(found) == told
+        assert all("in a steady stream the mean is" in each for each in found)
 
 
 def test_data_parallel_ranks_are_replicas(votes):
@@ -686,3 +688,14 @@ def test_devices_of_ranks_are_paid_once(tmp_path):
     made = record(tmp_path / "r", engine, GREEDY, problems=8, watts=300.0)
     (watts,) = gather([made]).watts.values()
     assert watts.mean == pytest.approx(300.0)
+
+
+def test_the_latency_of_a_steady_stream_is_that_of_the_advice(votes, advisor, monkeypatch):
+    monkeypatch.setattr("advisor.what_if.predict.MOST_BEFORE", 0.0)
+    run = summarise(votes)[0]
+    row, *_ = advisor.space.rows_of(run.engine, run.policy)
+    rate = 0.4 * advisor.replays.capacity_per_s(row)  # at more, queues differ by their arrivals
+    advised = advisor.replays.of(row, concurrency=None, rate_per_s=rate).latency_s[0].mean()
+    notes = " ".join(asked(votes, rate_per_s=rate).notes)
+    value, unit = re.search(r"in a steady stream the mean is (\S+) (\S+)\b", notes).groups()
+    assert float(value) / {"ms": 1e3, "s": 1.0}[unit] == pytest.approx(advised, rel=0.15)

@@ -85,6 +85,7 @@ def right(engine):
     return range(engine.first, engine.first + 4)
 
 
+@pytest.mark.slow
 def test_never_the_wrong_steps_and_mostly_the_right_ones():
     draw, known = random.Random(5), 0
     for case in range(400):

@@ -139,6 +139,7 @@ COUNT = st.one_of(st.none(), st.integers(-1, 2**41), st.floats(), st.just("x"))
 WILD = st.fixed_dictionaries({}, optional=dict.fromkeys(COLUMNS, COUNT))
 
 
+@pytest.mark.slow
 @given(st.lists(WILD, max_size=4), st.one_of(st.none(), st.integers(0, 2**31)))
 def test_whatever_is_taken_fits_the_table(rows, blocks):
     try:

@@ -37,6 +37,7 @@ def test_it_is_made_once_and_for_the_user_alone(home):
     assert os.listdir(path.parent) == ["token"]
 
 
+@pytest.mark.slow
 def test_of_several_that_need_it_first_all_have_the_same(home):
     code = "from profiler.plugin.shared_token import shared_token; print(shared_token())"
 

@@ -7,7 +7,6 @@ import pytest
 from benchmarks.made.stub import StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
-from tests.profiler.command import warm_ttscope
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
@@ -45,13 +44,3 @@ def test_an_effort_that_would_change_nothing_is_refused(tmp_path, template, effo
 def test_an_unknown_effort_is_refused():
     with pytest.raises(UsageError, match="no reasoning_effort 'huge'"):
         Policy(reasoning_effort="huge")
-
-
-@pytest.mark.vllm
-def test_high_effort_thinks_longer_on_the_bundled_reasoners(tmp_path):
-    thoughts = {}
-    for effort in ("low", "high"):
-        options = ("--problems", "16", "--reasoning-effort", effort, "--json")
-        warm_ttscope("record", "--model", "demo/s", *options, "-o", tmp_path / effort)
-        thoughts[effort] = Recording.open(tmp_path / effort).samples["think_tokens"].mean()
-    assert thoughts["high"] > 1.5 * thoughts["low"]

@@ -1,6 +1,7 @@
 """The contract of policies on real vLLM: in this process, and a server without thinking budgets."""
 
 import dataclasses
+import json
 import re
 import time
 
@@ -15,6 +16,7 @@ from profiler.engines.start import start_engine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from tests.profiler.policies.policy_contract import POLICIES, check, policy_of
+from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
 
@@ -136,3 +138,21 @@ def test_both_engines_measure_the_same_log_probabilities(in_process, server, tmp
         mine, theirs = (table[column] for table in tables)
         assert mine.null_count() == theirs.null_count() == 0
         assert mine.to_list() == pytest.approx(theirs.to_list(), rel=0.05, abs=0.02)
+
+
+def test_high_effort_thinks_longer_on_the_bundled_reasoners(in_process, tmp_path):
+    workload, thoughts = load_workload("demo", problems=16), {}
+    for effort in ("low", "high"):
+        policy = Policy(reasoning_effort=effort, max_tokens=400)
+        path = record(workload, policy, in_process, tmp_path / effort)
+        thoughts[effort] = Recording.open(path).samples["think_tokens"].mean()
+    assert thoughts["high"] > 1.5 * thoughts["low"]
+
+
+def test_a_length_that_does_not_fit_behind_its_prompt_is_refused(in_process, tmp_path):
+    row = {"id": 0, "prompt": "a" * 600, "answer": "12", "output_tokens": 500}
+    (tmp_path / "w.jsonl").write_text(json.dumps(row))
+    workload = load_workload(str(tmp_path / "w.jsonl"))
+    told = "500 output_tokens behind a prompt of 603 exceed max_model_len 1,024"
+    with pytest.raises(UsageError, match=told):
+        record(workload, Policy(), in_process, tmp_path / "r")

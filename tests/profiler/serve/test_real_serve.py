@@ -1,4 +1,4 @@
-"""The whole way on real vLLM: advise -o, serve.sh, serve, an OpenAI client, gate.
+"""The whole way on real vLLM: advise -o, its command, serve, an OpenAI client, gate.
 
 Steps are recorded in one process. A server's HTTP comes on top, and weighs much where a step takes
 milliseconds. So latencies are promised once a run of the server is among the recordings.
@@ -7,17 +7,16 @@ milliseconds. So latencies are promised once a run of the server is among the re
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
-import openai
 import pytest
 
-from benchmarks.servers.vllm_server import free_port, vllm_server
+from benchmarks.servers.vllm_server import Server, end, free_port, vllm_server, wait_for
+from benchmarks.servers.warm import Warm
 from profiler.demo import task
 from tests.profiler.command import warm_ttscope
 from traces.deployment.documents import read_expectations, read_policy
@@ -29,7 +28,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 TTSCOPE = Path(sys.executable).parent / "ttscope"
 QUESTIONS, IN_FLIGHT = 64, 4
 FEW = 16  # of a baseline that a slow engine is held against
-WAIT_S = 900
 
 
 def ttscope(folder, *arguments, code=0):
@@ -40,42 +38,59 @@ def ttscope(folder, *arguments, code=0):
     return ran.stdout
 
 
-class Process:
-    """A process that answers at a URL until the block ends."""
+def command_of(printed, script):
+    """The printed command, which is that of the script."""
+    lines = printed.split("\n\n")[2].partition("\nPolicy: ")[0]
+    words = shlex.split(lines.replace("\\\n", ""))
+    assert shlex.split(script.splitlines()[-1]) == ["exec", "env", *words, "$@"]
+    return words
 
-    def __init__(self, folder, command, url):
-        self.folder, self.command, self.url = folder, command, url
 
-    def __enter__(self):
-        self.log = (self.folder / f"log-{self.url.rpartition(':')[2].partition('/')[0]}").open("w")
-        environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-        environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-        self.process = subprocess.Popen(
-            list(map(str, self.command)), cwd=self.folder, stdout=self.log, stderr=self.log,
-            env=environment,
+@contextlib.contextmanager
+def started(folder, words, port):
+    """Start the server of a command; gives the URL. Its process begins with vLLM imported."""
+    at = words.index("-m")
+    variables = os.environ | dict(each.split("=", 1) for each in words[: at - 1])
+    variables |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    variables.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    log, own = folder / "log", ["--host", "127.0.0.1", "--port", port]
+    process = Warm(
+        [*words[at + 2 :], *own], module=words[at + 1], stdout=log, stderr=log, env=variables,
+        cwd=folder,
+    )  # fmt: skip
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        wait_for(server)
+        yield server.url
+    finally:
+        end(server)
+
+
+@contextlib.contextmanager
+def policy_served(folder, *arguments, port):
+    """Run `ttscope serve`; gives the URL."""
+    url, log = f"http://127.0.0.1:{port}", folder / "log-serve"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [TTSCOPE, "serve", *map(str, arguments), "--port", str(port)],
+            cwd=folder, stdout=file, stderr=file,
         )  # fmt: skip
-        until = time.monotonic() + WAIT_S
-        while True:
-            assert self.process.poll() is None and time.monotonic() < until, self.said()
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(self.url, timeout=2).status_code == 200:
-                    return self
-            time.sleep(0.2)
-
-    def said(self):
-        return Path(self.log.name).read_text()[-4000:]
-
-    def __exit__(self, *_):
-        self.process.terminate()
+        server = Server(url, process, log)
         try:
-            self.process.wait(60)
+            wait_for(server)
+            yield url
         finally:
-            self.process.kill()
-            self.log.close()
+            process.terminate()
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
 
 
 def ask(url, problems):
     """Ask through the OpenAI client, so many at a time; returns the `ttscope` of each answer."""
+    import openai
+
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120, max_retries=0)
 
     def one(problem):
@@ -104,13 +119,11 @@ def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
     )  # fmt: skip
     assert recorded.returncode == 0, recorded.stderr
     wanted = ("--min-accuracy", "0.7")
-    ttscope(tmp_path, "advise", "runs", *wanted, "-o", "alone")
+    printed = ttscope(tmp_path, "advise", "runs", *wanted, "-o", "alone")
     alone = read_expectations(tmp_path / "alone" / "expect.json")
     assert alone.served is None
-    engine_port, port = free_port(), free_port()
-    engine, url = f"http://127.0.0.1:{engine_port}", f"http://127.0.0.1:{port}"
-    script = ["sh", tmp_path / "alone" / "serve.sh", "--host", "127.0.0.1", "--port", engine_port]
-    with Process(tmp_path, script, f"{engine}/health"):
+    command = command_of(printed, (tmp_path / "alone" / "serve.sh").read_text())
+    with started(tmp_path, command, free_port()) as engine:
         recorded = ("record", "--endpoint", engine, "--policy", "alone/policy.json", *posed)
         ttscope(tmp_path, *recorded, "-o", "runs/served")
         ttscope(tmp_path, "advise", "runs", *wanted, "-o", "config")
@@ -119,8 +132,8 @@ def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
         expected = read_expectations(config / "expect.json")
         assert policy.verifier == "demo" and policy.policy.n > 1
         print("served", expected.served, "alone", alone.promised["latency_s"])
-        serve = [TTSCOPE, "serve", config / "policy.json", "--upstream", engine, "--port", port]
-        with Process(tmp_path, [*serve, "-o", tmp_path / "served"], f"{url}/health"):
+        asked = (config / "policy.json", "--upstream", engine, "-o", tmp_path / "served")
+        with policy_served(tmp_path, *asked, port=free_port()) as url:
             told = ask(url, task.problems(QUESTIONS, seed=7))
         assert all("</think>" in each["content"] for each in told)
         served = Recording.open(tmp_path / "served")

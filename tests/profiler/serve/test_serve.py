@@ -7,7 +7,6 @@ import time
 from contextlib import ExitStack
 
 import httpx
-import openai
 import polars as pl
 import pytest
 
@@ -22,6 +21,8 @@ SECRET = "sk-very-secret"
 
 
 def client(url, **more):
+    import openai
+
     return openai.OpenAI(base_url=f"{url}/v1", api_key=SECRET, max_retries=0, **more)
 
 
@@ -389,6 +390,7 @@ def test_a_client_that_gives_no_max_tokens_has_the_room_behind_its_prompt(
     assert [each["max_tokens"] for each in engine.asked] == [3096]
 
 
+@pytest.mark.slow
 def test_answers_are_the_same_by_mathematics(engine, upstream, tmp_path, monkeypatch):
     pytest.importorskip("math_verify")
     from profiler.workload.math_check import MathVerifier

@@ -1,5 +1,6 @@
 """A sweep on Ray: what a task asks for, what comes back, and workers that are lost."""
 
+import importlib.metadata
 import os
 import signal
 import threading
@@ -8,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.servers.clients import until
 from profiler.engines.options import EngineOptions
-from profiler.sweep.plan import EngineJobs, Job, load_plan, run_plan
+from profiler.sweep.plan import LOG, EngineJobs, Job, load_plan, run_plan
 from profiler.sweep.ray import RayRunner, bring_in, demanded, keep_piece, pieces_of, run_on_node
+from tests.tui.chat_server import chat_server
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
@@ -21,9 +24,9 @@ workload: demo
 problems: 16
 concurrency: 2
 engines:
-  - model: demo/s
-    max_num_seqs: [4, 8]
-    enforce_eager: true
+  - model: demo-s
+    endpoint: URL
+    tensor_parallel_size: [1, 2]
     policies: [{method: majority, n: [2, 4], temperature: 0.8, max_tokens: 300}]
 """
 
@@ -167,27 +170,30 @@ def engines_of(pid):
     return [own for own, (parent, line) in found if parent == pid and b"engine_process" in line]
 
 
-@pytest.mark.vllm
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_path):
-    (tmp_path / "plan.yaml").write_text(PLAN)
-    plan = load_plan(tmp_path / "plan.yaml")
-    lines, killed, engines, together = [], [], [], []
+    lines, killed, engines = [], [], []
 
     def listen(line):
         lines.append(line)
-        together.append(len(workers()))
         if "done" in line and line["done"] >= 2 and not killed:
-            killed.append(workers()[0])
-            engines.extend(engines_of(killed[0]))
-            os.kill(killed[0], signal.SIGKILL)
+            running = {worker: engines_of(worker) for worker in workers()}
+            if len(running) >= 2 and any(running.values()):  # both nodes have a task
+                worker = next(each for each, own in running.items() if own)
+                killed.append(worker)
+                engines.extend(running[worker])
+                os.kill(worker, signal.SIGKILL)
 
-    runner = RayRunner(cluster)
-    try:
-        outcomes = run_plan(plan, tmp_path / "runs", on_line=listen, runner=runner)
-    finally:
-        runner.close()
-    assert killed and max(together) >= 2
-    assert engines and not any(Path(f"/proc/{each}").exists() for each in engines)
+    with chat_server(token_s=0.1) as url:
+        (tmp_path / "plan.yaml").write_text(PLAN.replace("URL", url))
+        plan = load_plan(tmp_path / "plan.yaml")
+        runner = RayRunner(cluster)
+        try:
+            outcomes = run_plan(plan, tmp_path / "runs", on_line=listen, runner=runner)
+        finally:
+            runner.close()
+    assert killed and engines
+    until(lambda: not any(Path(f"/proc/{each}").exists() for each in engines))
     assert [line for line in lines if line.get("state") == "lost"]
     assert len(outcomes) == 4
     assert [outcome.error for outcome in outcomes] == [None] * 4
@@ -195,7 +201,25 @@ def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_pat
         (run,) = summarise(Recording.open(outcome.path))
         assert run.problems == 16
     assert all(outcome.skipped for outcome in run_plan(plan, tmp_path / "runs"))
-    assert (tmp_path / "runs" / "engine.log").stat().st_size > 0
+
+
+def test_what_an_engine_prints_comes_into_the_log_of_the_sweep(tmp_path, monkeypatch):
+    def lines(group, folder):
+        (folder / LOG).write_bytes(b"from an engine")
+        (folder / "a").mkdir()
+        (folder / "a" / "recording.json").write_bytes(b"{}")
+        yield {"finished": "a", "error": f"{folder}/a failed"}
+
+    monkeypatch.setattr("profiler.sweep.ray.engine_lines", lines)
+    jobs = (Job(name="a", policy=Policy(), workload="demo", problems=1, seed=0, concurrency=1),)
+    order = EngineJobs(engine=EngineOptions(model="m"), jobs=jobs).to_json()
+    runner, errors = object.__new__(RayRunner), {}
+    runner._ray = SimpleNamespace(get=lambda piece, timeout: piece)
+    pieces = run_on_node(order, importlib.metadata.version("ttscope"))
+    runner._take(pieces, tmp_path, lambda line: None, errors, threading.Event())
+    assert (tmp_path / LOG).read_bytes() == b"from an engine"
+    assert errors == {"a": "the sweep's folder/a failed"}
+    assert (tmp_path / "a" / "recording.json").read_bytes() == b"{}"
 
 
 def test_without_ray_it_names_the_extra(monkeypatch):

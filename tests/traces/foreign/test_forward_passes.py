@@ -145,6 +145,7 @@ def test_a_file_that_was_cut_gives_what_came_before(tmp_path):
     assert any("cut off" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_bombs_and_other_kinds_are_refused(tmp_path):
     bomb = tmp_path / "bomb.jsonl.gz"
     with gzip.open(bomb, "wb") as file:
@@ -163,6 +164,7 @@ def test_bombs_and_other_kinds_are_refused(tmp_path):
     assert not list(tmp_path.glob("rec/*.parquet"))
 
 
+@pytest.mark.slow
 def test_as_many_workers_as_a_recording_holds(tmp_path):
     lines = [enveloped(passed(n, decodes=1, worker_id=f"w{n}")) for n in range(300)]
     found = import_passes([written(tmp_path / "x.jsonl", lines)], tmp_path / "rec")

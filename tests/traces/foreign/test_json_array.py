@@ -38,7 +38,7 @@ def stream_of(tmp_path, raw, size=5, **pieces):
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     before=st.dictionaries(KEYS, VALUES, max_size=3),
     elements=st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), max_size=4),

@@ -1,6 +1,7 @@
 """Unions of intervals, and columns of events, that arrive a chunk at a time."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from traces.kineto.intervals import Union, union
 BITS = st.integers(-(2**62), 2**62)
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 30)), max_size=8)))
 def test_a_union_in_chunks_covers_the_same_moments(chunks):
     whole = Union()

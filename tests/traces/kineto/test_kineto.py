@@ -240,6 +240,7 @@ def test_every_file_of_others_is_covered(shared):
     assert found == set(FILES)
 
 
+@pytest.mark.slow
 def test_what_the_traces_of_others_say(shared):
     folder = shared / "data" / "kineto"
     nccl = read_trace(folder / "a100_nccl.json.gz")

@@ -101,6 +101,7 @@ def test_two_gzip_members_are_one_trace(tmp_path):
     assert totals(read_trace(path)) == (3000, 12_000_000)
 
 
+@pytest.mark.slow
 def test_json_that_ends_anywhere(tmp_path):
     raw = json.dumps(document(device_events())).encode()
     start, end = raw.index(b"flash_fwd"), raw.index(b'], "traceName"')

@@ -47,6 +47,21 @@ def test_sglangs_own_page():
     assert found.accepted_per_position is None
 
 
+def test_older_names_of_vllm_are_read_where_the_new_ones_are_not_there():
+    older = (
+        VLLM.replace("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+        .replace("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
+        .replace("vllm:prefix_cache_", "vllm:gpu_prefix_cache_")
+    )
+    assert older != VLLM
+    new = numbers(VLLM, grown(VLLM, 2.0), engine="0")
+    assert new.kv_share is not None and new.itl_s.mean is not None
+    assert numbers(older, grown(older, 2.0), engine="0") == new
+    both = f"{VLLM}\n{older}".splitlines()
+    once = "\n".join(dict.fromkeys(both))
+    assert numbers(once, grown(once, 2.0), engine="0") == new
+
+
 def test_streamed_and_whole_requests_are_added_up():
     told = PageReader().read(SGLANG)
     name, part = "vllm:time_to_first_token_seconds_count", 'is_streaming="true"'

@@ -72,6 +72,7 @@ def test_a_line_is_a_series_and_others_are_left_out():
         reader.read("")
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_any_text_is_read_or_refused(page):
     reader = PageReader()

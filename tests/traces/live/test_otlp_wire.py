@@ -55,6 +55,7 @@ def kept(attributes):
     return told
 
 
+@pytest.mark.slow
 @given(ATTRIBUTES, SPANS)
 def test_it_reads_what_protobuf_reads(resource, spans):
     message = ExportTraceServiceRequest()
@@ -102,6 +103,7 @@ def field(number, body):
     return bytes([number << 3 | 2]) + bytes(size) + bytes([length]) + body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

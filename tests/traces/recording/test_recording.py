@@ -508,6 +508,7 @@ def test_a_folder_that_could_not_be_written_can_be_taken_again(small_disk):
     assert Recording.open(make(small_disk / "r")).complete
 
 
+@pytest.mark.slow
 def test_a_manifest_of_a_thousand_engines_is_read_and_of_too_many_refused(tmp_path):
     engines = {f"e{i}": EngineConfig(model=f"m{i}") for i in range(4_097)}
     folder = make(tmp_path / "r", engines=engines)

@@ -58,6 +58,7 @@ def numbers(run):
     return {name: each.value for name, each in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [40, 9])  # some problems meet a window, or all of them do
 def test_times_are_those_of_a_run_without_windows(rows, tmp_path, every):
     places = range(20, len(rows["steps"]) - 2, every)
@@ -72,6 +73,7 @@ def test_times_are_those_of_a_run_without_windows(rows, tmp_path, every):
     assert float(note.split("cost, ")[1].split(" s")[0]) == pytest.approx(taken, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_error_of_what_is_taken_out_is_in_the_intervals(rows, tmp_path):
     """Steps that scatter say less of what a profiled one would have taken."""
     rng = np.random.default_rng(2)
@@ -99,6 +101,7 @@ def test_what_no_step_alike_tells_is_left_out_where_it_was(rows, tmp_path):
     assert not run.latency_s["mean"].extrapolated
 
 
+@pytest.mark.slow
 def test_where_nothing_is_left_times_are_as_measured_and_marked(rows, tmp_path):
     """Not `-`, and not without a word."""
     made = stalled(rows, *range(3, len(rows["steps"]) - 2, 3))
@@ -152,12 +155,13 @@ def test_nothing_is_done_where_nothing_was_profiled(rows, tmp_path):
     assert not none_alike.known.any()
 
 
+@pytest.mark.slow
 def test_the_errors_of_a_window_have_steps_alike_in_common():
     """All steps of a window are held against the same 40: their mean's error adds up."""
     rng = np.random.default_rng(0)
     size, width, begins = 1_000, 100, (450, 700)
     errors, told = [], []
-    for _ in range(300):
+    for _ in range(120):
         walls = rng.normal(1e9, 0.1e9, size).astype(np.int64)
         profiled = np.zeros(size, dtype=bool)
         for begin in begins:

@@ -50,6 +50,7 @@ def slow_replay(prompt, output, lookup, max_model_len):
     return steps
 
 
+@pytest.mark.slow
 @given(few_tokens, few_tokens, lookups, st.none() | st.integers(0, 12))
 def test_replay_follows_the_rule(prompt, output, lookup, room):
     limit = None if room is None else len(prompt) + len(output) + room
@@ -60,6 +61,7 @@ def test_replay_follows_the_rule(prompt, output, lookup, room):
     assert (done.drafted <= lookup.num_speculative_tokens).all()
 
 
+@pytest.mark.slow
 @given(few_tokens, few_tokens, lookups, st.none() | st.integers(0, 40))
 def test_counts_account_for_every_token(prompt, output, lookup, think):
     rows = draft_counts([lookup, SHORT], prompt, output, think_tokens=think)

@@ -205,6 +205,7 @@ def test_a_window_without_length_has_no_energy():
     assert "no duration" in energy_curve(frame("power", []), (START, START))
 
 
+@pytest.mark.slow
 def test_gpus_that_were_not_read_are_missed(tmp_path):
     power = readings([-1, 3], joules=[0, 400])
     (run,) = run_with(tmp_path, power, engine=engine_config(tensor_parallel_size=2))

@@ -254,6 +254,7 @@ def test_a_problem_is_decided_by_the_samples_that_came(tmp_path):
     assert one.accuracy.value == pytest.approx(np.mean(whole))
 
 
+@pytest.mark.slow
 def test_votes_of_what_survived_a_timeout_are_left_out(tmp_path):
     rows = simulate(problems=40, n=4, seed=2)
     few = {"timed_out": True}
@@ -320,6 +321,7 @@ def test_step_time_by_kind(run, rows):
     assert sum(run.seconds.values()) == pytest.approx((rows["steps"][-1]["end"] - begin) / 1e9)
 
 
+@pytest.mark.slow
 def test_acceptance_from_samples_and_from_steps(rows, tmp_path):
     drafted, accepted = [3, 3, 0, 2], [3, 1, 0, 0]
     samples = [

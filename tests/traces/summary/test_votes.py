@@ -40,6 +40,7 @@ def test_pass_at_k_counts_subsets(n, c, k):
     assert pass_curve(n, c)[k - 1] == pytest.approx(np.mean(hits))
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(answers=ROWS)
 def test_a_vote_is_the_mean_over_all_subsets(answers):

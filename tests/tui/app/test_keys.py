@@ -8,6 +8,7 @@ from tui.app.app import TtscopeApp, key_ids
 from tui.app.keys import default_file, read_keys
 
 
+@pytest.mark.slow
 async def test_a_key_is_where_the_file_puts_it(tmp_path):
     path = tmp_path / "keys.toml"
     path.write_text('[app]\nlive = "f3,3"\nadvice = "f4"\n')

@@ -4,14 +4,10 @@ import shlex
 import subprocess
 import sys
 
-import httpx
 import pytest
 
-from benchmarks.made.terminal import TTSCOPE
-from benchmarks.servers.vllm_server import Server, end, free_port, wait_for
 from tui.text import commands
 from tui.text.commands import command_lines, own_name, served_path, split_command
-from tui.verbs.demo import SHIPPED
 
 LONG = (
     "OMP_NUM_THREADS=1 '/my env/bin/python' -m vllm.entrypoints.openai.api_server --model "
@@ -62,28 +58,3 @@ def test_only_the_cpu_build_is_named(monkeypatch):
     assert commands.cpu_build_here() is None
     monkeypatch.setattr("profiler.engines.vllm.environment.on_cpu", lambda: True)
     assert commands.cpu_build_here().python == sys.executable
-
-
-@pytest.mark.vllm
-def test_the_printed_server_starts_and_answers_by_its_name(tmp_path):
-    """The lines of `ttscope advise` as they stand, pasted into a shell in another folder."""
-    run = next(SHIPPED.glob("demo-s-*-maj@16-*"))
-    advise = [*TTSCOPE, "advise", run, "--min-accuracy", "0.75"]
-    out = subprocess.run(advise, capture_output=True, text=True, check=True).stdout
-    lines = out.split("\n\n")[2].splitlines()
-    last = next(number for number, line in enumerate(lines) if not line.endswith("\\"))
-    port, log = free_port(), tmp_path / "log"
-    pasted = "\n".join(lines[: last + 1]) + f" --host 127.0.0.1 --port {port}"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["bash", "-c", pasted], stdout=output, stderr=output, cwd=tmp_path,
-            start_new_session=True,
-        )  # fmt: skip
-    server = Server(f"http://127.0.0.1:{port}", process, log)
-    try:
-        wait_for(server)
-        body = {"model": "demo/s", "messages": [{"role": "user", "content": "3+4=?"}]}
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
-        assert answer.status_code == 200 and answer.json()["model"] == "demo/s"
-    finally:
-        end(server)

@@ -36,6 +36,7 @@ def recording(tmp_path, monkeypatch):
     return record(workload, VOTE, StubEngine(step_s=0.001), tmp_path / "rec", concurrency=2)
 
 
+@pytest.mark.slow
 def test_a_run_is_sent_as_it_was_recorded(run, recording, tmp_path):
     code, out, err = run("replay", recording, "--against", URL, "-o", tmp_path / "m")
     assert code == 0, err
@@ -53,6 +54,7 @@ def test_a_run_is_sent_as_it_was_recorded(run, recording, tmp_path):
     assert StubServer.asked["url"] == URL
 
 
+@pytest.mark.slow
 def test_the_document_has_all_three(run, recording, tmp_path):
     code, out, err = run(
         "replay", recording, "--against", URL, "-o", tmp_path / "m", "--json",

@@ -209,6 +209,7 @@ def tables(tmp_path, monkeypatch):
     return read_prior("test_gpu")
 
 
+@pytest.mark.slow
 def test_kernels_of_fp8_are_compared_with_those_of_fp8(tables, tmp_path):
     shapes = shapes_of(*BATCHES, quantization="fp8", enable_expert_parallel=True)
     took = kernels_s(shapes, {"gemm": 1.3}, quantization="fp8")
@@ -252,6 +253,7 @@ def test_shapes_of_an_engine_that_drafts_are_of_steps_without_drafts(tmp_path):
     assert {1, engine.max_num_seqs} <= set(counts)
 
 
+@pytest.mark.slow
 def test_cases_larger_than_the_tables_are_left_out_and_counted(tables, tmp_path):
     shapes = shapes_of(*BATCHES)
     took = [*kernels_s(shapes, {}), 9.0]

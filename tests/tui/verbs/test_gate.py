@@ -9,7 +9,12 @@ import pytest
 
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from traces.deployment.checks import against_promises, load_check
-from traces.deployment.documents import Expectations, write_document
+from traces.deployment.documents import (
+    Expectations,
+    names_hash,
+    read_expectations,
+    write_document,
+)
 from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
@@ -104,6 +109,23 @@ def test_a_run_against_what_was_promised(run, runs, tmp_path):
             assert out.startswith("not judged: busy")
 
 
+@pytest.mark.slow
+def test_outcomes_know_their_problems_by_name(run, runs, tmp_path):
+    (base,) = summarise(runs["base"])
+    outcomes = dataclasses.replace(base.workload, name="evals", hash="of-files")
+    names = names_hash(base.rows["problem_id"])
+    told = promised(base, workload=outcomes, problem_names=names)
+    write_document(tmp_path / "expect.json", told)
+    assert read_expectations(tmp_path / "expect.json") == told
+    left, out, err = gate(run, "expect.json", runs["base"].path)
+    assert left == 0, out + err
+    assert "the names of the imported outcomes" in " ".join(out.split())
+    assert gate(run, "expect.json", runs["slow"].path)[0] == 3
+    others = dataclasses.replace(told, problem_names=names_hash(["p1", "p2"]))
+    (check, *_) = against_promises(others, base, "expect.json").checks
+    assert check.verdict == "absent" and check.why.endswith("Record all, each with its problem_id")
+
+
 def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
     (few,) = summarise(record(tmp_path / "few", engine_of(), VOTE16, problems=20))
     p95 = few.latency_s["p95"]
@@ -136,6 +158,7 @@ def test_fewer_samples_break_the_promise_of_accuracy(run, tmp_path):
     assert out.count("FAIL  accuracy") == 1
 
 
+@pytest.mark.slow
 def test_reports_hold_every_check_and_odd_names(run, runs, tmp_path):
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
@@ -157,6 +180,7 @@ def test_reports_hold_every_check_and_odd_names(run, runs, tmp_path):
     assert text.count("| FAIL |") == len(failed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -175,6 +199,7 @@ def test_wrong_use_is_one_line(run, runs, tmp_path, arguments, message):
     assert message in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_gate_that_nothing_was_measured_for_does_not_pass(runs):
     (base,) = summarise(runs["base"])
     told = promised(base, budget=Budget(), promised={"energy_j": base.latency_s["mean"]})
@@ -183,6 +208,7 @@ def test_a_gate_that_nothing_was_measured_for_does_not_pass(runs):
     assert "nothing that was promised was measured" in found.not_judged
 
 
+@pytest.mark.slow
 def test_acceptance_that_falls_breaks_the_gate(run, tmp_path):
     engine = engine_of(speculative=NGRAM)
     one = record(tmp_path / "a" / "one", engine, VOTE16, problems=40)
@@ -206,6 +232,7 @@ def test_a_load_above_the_one_assumed_is_said():
     assert load_check(rate, numbers(requests_per_s=9.0)).verdict == "broken"
 
 
+@pytest.mark.slow
 def test_other_problems_are_not_held_to_a_promise(runs):
     (base,) = summarise(runs["base"])
     told = promised(base, workload=WorkloadFacts(name="w", hash="x", problems=3))

@@ -324,6 +324,7 @@ def test_an_answer_marked_both_ways_is_warned_of(run, tmp_path):
     assert "both right and wrong within one problem: 1." in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_a_folder_of_forward_passes(run, tmp_path):
     code, out, _ = run("import", FOREIGN, "-o", tmp_path / "rec", "--json")
     told = json.loads(out)

@@ -28,6 +28,7 @@ def joined(tmp_path):
     return recording
 
 
+@pytest.mark.slow
 def test_power_is_joined_and_shown(run, joined, tmp_path):
     asked = ("import", "rec", "--power", "power.csv", "--power-zone", "UTC")
     code, out, err = run(*asked, "-o", "out")

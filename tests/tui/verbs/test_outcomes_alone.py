@@ -417,6 +417,7 @@ def test_the_app_advises_and_asks_what_if(three, tmp_path):
     assert {labels(entry.run)[1] for entry in entries} == {"-"}  # an import tells no engine
 
 
+@pytest.mark.slow
 def test_two_imports_are_paired_by_their_common_problems(run, tmp_path):
     rows = {}
     for name, problems in (("Qwen2.5-7B", range(12)), ("Qwen2.5-14B.v2", range(3, 15))):

@@ -31,6 +31,11 @@ def test_the_file_is_the_policy(kept):
     assert verifier_for(sampling, "demo:preamble", None) is None
 
 
+def test_an_effort_is_of_the_policy():
+    sampling, rule = asked(reasoning_effort="high")
+    assert sampling.chosen(vars(rule)).reasoning_effort == "high"
+
+
 @pytest.mark.parametrize("option", [{"n": 4}, {"method": "majority"}, {"agree": 2}, {"top_p": 0.9}])
 def test_an_option_of_the_policy_beside_it_is_refused(kept, option):
     sampling, rule = asked(policy=kept, **option)

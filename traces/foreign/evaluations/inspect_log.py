@@ -40,6 +40,7 @@ class _Sample(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw(b"")
     target: Any = None
     scores: Any = None
+    score: Any = None  # the only one, of a log of version 1
     output: _Output | None = None
     model_usage: dict[str, _Usage] | None = None
     error: Any = None
@@ -216,8 +217,8 @@ class InspectLog:
                 self.skipped.add("samples without a completion to judge", number)
                 return None, None
             return self._choices.judge(text, expected)
-        scores = sample.scores
-        if not isinstance(scores, dict) or not scores:
+        scores = {"score": sample.score} if sample.scores is None else sample.scores
+        if scores == {"score": None} or not isinstance(scores, dict) or not scores:
             if sample.error is None:
                 self.skipped.add("samples without a score, left unjudged", number)
             return None, None

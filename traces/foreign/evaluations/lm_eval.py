@@ -98,6 +98,7 @@ class LmEvalSamples:
         self._metrics |= dict.fromkeys(here)
         if not self._metric:
             judged = [name for name in here if _is_judgement(row[name])]
+            judged.sort(key=lambda name: isinstance(row[name], list))  # of parts of an answer, too
             first = [name for name in _PREFERRED if name in judged]
             self._metric = next(iter([*first, *judged]), "")
         if not self._metric or self._metric not in row:
@@ -163,13 +164,21 @@ class LmEvalSamples:
         else:
             judged = [answer is not None and answer.strip() == expected for answer in answers]
             mean = finite(value)
-            if mean is None or abs(sum(map(bool, judged)) / len(judged or [0]) - mean) > 1e-6:
+            if (all_alike := self._alike(mean)) is not None:
+                judged = [all_alike] * len(answers)
+            elif mean is None or abs(sum(map(bool, judged)) / len(judged or [0]) - mean) > 1e-6:
                 judged = [None] * len(answers)
         if None in judged:
             self.skipped.add(
                 f"documents whose {self._metric} is not there for each response", number
             )
         return [(_unless_invalid(a), right) for a, right in zip(answers, judged, strict=True)]
+
+    def _alike(self, value: float | None) -> bool | None:
+        """Return what all responses are where pass@k says so: none right at 0, all at pass@1 1."""
+        if not self._metric.startswith("pass@") or value not in (0, 1):
+            return None
+        return None if value and self._metric != "pass@1" else bool(value)
 
     def _keep_arguments(self, arguments: Any) -> None:
         """Take the sampling settings from the first document that tells them."""
@@ -215,7 +224,7 @@ class LmEvalSamples:
 
 def _is_judgement(value: Any) -> bool:
     number = finite(value)
-    return isinstance(value, list) or (number is not None and 0 <= number <= 1)
+    return isinstance(value, list | bool) or (number is not None and 0 <= number <= 1)
 
 
 def _is_likelihood(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """Reports of guidellm: `benchmarks.json`, one document with a list of benchmarks.
 
 Each benchmark has its requests by how they ended (successful, incomplete, errored) with their times
-in unix seconds. Prompts and outputs are skipped.
+in unix seconds. Prompts and outputs are skipped. Reports of guidellm 0.2 and 0.3 have no version,
+and their requests' tokens and times by other names.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ class _Stats(msgspec.Struct):
     info: _Info | None = None
     input_metrics: _Usage | None = None
     output_metrics: _Usage | None = None
+    prompt_tokens: Any = None  # of 0.2 and 0.3, as those below
+    output_tokens: Any = None
+    start_time: Any = None
+    end_time: Any = None
+    first_token_time: Any = None
 
 
 class _Requests(msgspec.Struct):
@@ -59,21 +65,33 @@ class _Config(msgspec.Struct):
     backend: dict[str, Any] | None = None
 
 
+class _Worker(msgspec.Struct):
+    backend_model: Any = None
+
+
 class _Benchmark(msgspec.Struct):
     requests: _Requests
     config: _Config | None = None
+    args: _Config | None = None  # of 0.2 and 0.3, as the worker
+    worker: _Worker | None = None
 
 
 class GuidellmReport(RowReader):
     """Reads a report."""
 
     name = "guidellm report"
-    marks = (b'"guidellm_version"',)
     unit = "request"
+
+    @classmethod
+    def recognises(cls, head: bytes) -> bool:
+        return b'"guidellm_version"' in head or b'"generative_benchmark"' in head
 
     def requests(self) -> Iterator[Request]:
         chosen = self._chosen()
-        self._read_load(chosen.config or _Config())
+        self._read_load(chosen.config or chosen.args or _Config())
+        if self.facts.model is None and chosen.worker is not None:
+            model = chosen.worker.backend_model
+            self.facts.model = model if isinstance(model, str) else None
         yield from self._requests(chosen.requests)
 
     def _chosen(self) -> _Benchmark:
@@ -139,9 +157,10 @@ class GuidellmReport(RowReader):
 def _request(place: int, stats: _Stats, error: str | None) -> Request | str:
     """Return a request, or why it is none."""
     usage = stats.input_metrics or _Usage()
-    prompt = token_count(usage.text_tokens)
-    output = token_count((stats.output_metrics or _Usage()).text_tokens)
-    arrival = nanoseconds(stats.request_start_time, _S)
+    made = stats.output_metrics or _Usage()
+    prompt = token_count(_first(usage.text_tokens, stats.prompt_tokens))
+    output = token_count(_first(made.text_tokens, stats.output_tokens))
+    arrival = nanoseconds(_first(stats.request_start_time, stats.start_time), _S)
     if arrival is None:
         return "without request_start_time"
     if error is not None:
@@ -149,9 +168,14 @@ def _request(place: int, stats: _Stats, error: str | None) -> Request | str:
     if prompt is None or output is None:
         return f"without text_tokens of prompt and output from 1 to {MOST_TOKENS:,}"
     timings = None if stats.info is None else stats.info.timings
-    first = None if timings is None else nanoseconds(timings.first_token_iteration, _S)
-    end = nanoseconds(stats.request_end_time, _S)
+    told = stats.first_token_time if timings is None else timings.first_token_iteration
+    first = nanoseconds(told, _S)
+    end = nanoseconds(_first(stats.request_end_time, stats.end_time), _S)
     if end is None or not ascend(arrival, first, end):
         return "whose times run backwards or have no end"
     cached = token_count(usage.cached_tokens, least=0)
     return Request(place, prompt, output, arrival, first, end, cached)
+
+
+def _first(value: Any, other: Any) -> Any:
+    return other if value is None else value

@@ -24,7 +24,7 @@ from traces.foreign.requests.reader import (
     RequestFacts,
     RequestReader,
 )
-from traces.foreign.requests.vllm_bench import VllmBench
+from traces.foreign.requests.vllm_bench import SglangBench, VllmBench
 from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped
 from traces.foreign.written import Written, written_into
@@ -36,6 +36,7 @@ FORMATS: tuple[type[RequestReader], ...] = (
     AzureTrace,
     MooncakeTrace,
     VllmBench,
+    SglangBench,
     AiperfRecords,
     GuidellmReport,
 )

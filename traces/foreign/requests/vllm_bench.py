@@ -2,10 +2,13 @@
 
 With `--append-result` a file has one document a line. `start_times` count from an arbitrary moment,
 so that the first request is taken to arrive at 0. Generated texts and error texts are not kept.
+Results of older versions, and of SGLang's benchmark, have no `start_times`. Where so many requests
+were kept in flight, each is taken to start when one of those before it had ended.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -26,11 +29,13 @@ from traces.foreign.requests.reader import (
     token_count,
 )
 from traces.foreign.source import ENTRY_BYTES, decode, decode_read, open_pieces
+from traces.foreign.values import finite
 
 _S = 1_000_000_000
 _ROW = re.compile(rb"\[[^][]*\]")
 _MOST_LINES = 1_000_000  # a document each, else one over many lines
 _LISTS = ("input_lens", "output_lens", "ttfts", "start_times")
+_BEGUN_S = 1.0  # of starts that are not told: 0 is that of a request that was never sent
 
 
 class _Result(msgspec.Struct):
@@ -55,8 +60,9 @@ class VllmBench(RowReader):
     """Reads a result."""
 
     name = "vllm bench serve result"
-    marks = (b'"endpoint_type"', b'"tokenizer_id"', b'"num_prompts"')
+    marks = (b'"tokenizer_id"', b'"num_prompts"')
     unit = "request"
+    details = "vllm bench serve with --save-result --save-detailed"
 
     def requests(self) -> Iterator[Request]:
         result = self._result()
@@ -82,16 +88,38 @@ class VllmBench(RowReader):
                 f"{self._path}: not the whole JSON of a result ({error}). Benchmark again"
             ) from None
         absent = [name for name in _LISTS if getattr(result, name) is None]
-        if absent:
-            raise OutcomesError(
-                f"{self._path}: has no {', '.join(absent)}. Run vllm bench serve with "
-                "--save-result --save-detailed"
-            )
+        if absent == ["start_times"]:
+            result.start_times = self._in_turn(result)
+        elif absent := [name for name in absent if name != "start_times"]:
+            raise OutcomesError(f"{self._path}: has no {', '.join(absent)}. Run {self.details}")
         lengths = {name: len(getattr(result, name)) for name in _LISTS}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{count} {name}" for name, count in lengths.items())
             raise OutcomesError(f"{self._path}: its lists differ in length ({told})")
         return result
+
+    def _in_turn(self, result: _Result) -> list[float]:
+        """Return the starts of requests of which so many were kept in flight, in their order.
+
+        Raises OutcomesError where they were sent at a rate, by which nothing tells them.
+        """
+        rate = result.request_rate
+        if rate is not None and rate != "inf":
+            raise OutcomesError(
+                f"{self._path}: has no start_times, and its requests were sent at a rate. "
+                "Benchmark again with a newer vLLM, or with a number in flight and no rate"
+            )
+        took = _full(result.latencies, len(result.ttfts or ())) or self._latencies(result)
+        most = token_count(result.max_concurrency) or max(len(took), 1)
+        free, starts = [_BEGUN_S] * min(most, max(len(took), 1)), []
+        for each in took:
+            starts.append(heapq.heappop(free))
+            heapq.heappush(free, starts[-1] + (finite(each) or 0.0))
+        self.facts.notes.append(
+            "the file does not say when requests were sent. Each is taken to start as one before "
+            "it ended"
+        )
+        return starts
 
     def _documents(self) -> list[bytes]:
         """Return the file's documents: one a line, or a single one over many lines."""
@@ -179,6 +207,14 @@ class VllmBench(RowReader):
             ttft + gap if isinstance(ttft, int | float) else None
             for ttft, gap in zip(result.ttfts or (), gaps, strict=True)
         ]
+
+
+class SglangBench(VllmBench):
+    """Reads a result of SGLang's bench_serving, a line of its file, which names no model."""
+
+    name = "SGLang bench_serving result"
+    marks = (b'"sharegpt_output_len"', b'"random_range_ratio"', b'"total_output_tokens"')
+    details = "sglang.bench_serving with --output-details"
 
 
 def _full(values: list[Any] | None, count: int) -> list[Any] | None:

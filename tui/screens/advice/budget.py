@@ -16,7 +16,7 @@ from textual.widgets import Input, Label, Select, Static
 
 from advisor.search.budget import parse_budget
 from traces.errors import UsageError
-from traces.schema.advice import Budget, Objective
+from traces.schema.advice import Budget, Load, Objective
 from traces.schema.formats import percent
 from traces.schema.quantities import latency, statistic
 from tui.text.words import budget_words, goal_words
@@ -38,7 +38,7 @@ FIELDS = (
     Field(name="max_cost", label="cost at most", example="$0.002, or 0.5s of a device"),
     Field(name="max_energy", label="energy at most", example="800J"),
     Field(name="gpus", label="GPUs at most", example="4"),
-    Field(name="rate", label="arrival rate", example="2/s or 30/min", empty="as recorded"),
+    Field(name="rate", label="arrival rate", example="2/s or 30/min"),
     Field(name="price", label="price", example="2.5 dollars a device-hour, or H100=2.5"),
     Field(name="api_price", label="API price", example="2 dollars per million output tokens"),
     Field(
@@ -70,6 +70,15 @@ def in_fields(text: str) -> str:
 def price_hint(price: float | None) -> str:
     """Return what holds while the field of prices is empty: none, or the price of screen 1."""
     return "none" if price is None else f"{price:g} (screen 1)"
+
+
+def load_hint(load: Load | None) -> str:
+    """Return the load that holds while no rate is given, as short as a field."""
+    if load is None:
+        return "none"
+    if load.rate_per_s is not None:
+        return f"{load.rate_per_s:.3g}/s"
+    return f"{load.concurrency or 1:,} in flight"
 
 
 def summary_of(budget: Budget) -> str:
@@ -182,6 +191,10 @@ class BudgetForm(Vertical):
         """Say which price holds while none is in the field."""
         self._price = price
         self.query_one("#hint_price", Static).update(price_hint(price))
+
+    def set_load(self, load: Load | None) -> None:
+        """Say which load holds while no rate is in the field."""
+        self.query_one("#hint_rate", Static).update(load_hint(load))
 
     def read(self) -> Budget:
         """Return what the fields ask for. Raises UsageError."""

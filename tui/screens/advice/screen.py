@@ -435,13 +435,12 @@ class AdviceScreen(ModeScreen):
             self._show_progress("Replaying candidates", event.done, event.total)
 
     def _show_progress(self, doing: str | None, done: int = 0, total: int | None = None) -> None:
-        """Say what goes on, with a bar where it is known how much of it is done."""
+        """Say what goes on, with a bar, which runs to and fro while it has no total."""
         self.query_one("#progress").display = doing is not None
         bar = self.query_one("#bar", ProgressBar)
-        bar.display = total is not None
         count = "" if total is None else f" {done} of {total} "
         self.query_one("#doing", Static).update(f"{doing or ''}{count}")
-        bar.update(total=total or 1, progress=done)
+        bar.update(total=total or (None if doing else 1), progress=done)
 
     @on(Advised)
     def _answered(self, event: Advised) -> None:
@@ -459,7 +458,7 @@ class AdviceScreen(ModeScreen):
         first = self._advice is None
         self._advice, self._rests_on = event.advice, event.question[1:]
         if is_outline(event.advice):
-            self._show_progress("Checking step times against recordings that were left out ...")
+            self._show_progress("Checking step times against runs that were left out ...")
         else:
             self._show_progress(None)
         self.workers.cancel_group(self, "what_if")
@@ -470,6 +469,8 @@ class AdviceScreen(ModeScreen):
             price = Prices(event.advice.budget, None).of(present.run.engine)
             rows.append(present_candidate(present.run, price))
         self.set_status(counted(event.recordings, "recording"))
+        if event.advice.budget.rate_per_s is None:
+            self._form.set_load(event.advice.load)
         self._front.show(event.advice, rows)
         self._say("\n".join(self._gone_lines()))
         self._show_answer()

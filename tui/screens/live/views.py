@@ -21,6 +21,7 @@ from traces.statistics import Floats
 from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
 from tui.screens.run.charts import run_lanes
+from tui.text.commands import command_lines
 from tui.text.layout import align, clock, wrap
 from tui.text.recordings.live import (
     INDENT,
@@ -213,6 +214,8 @@ def finding_lines(
         lines += wrap(f"{mark:<4}{each.what:<16}", each.detail, width=width, indent=20)
         if each.needs:
             lines += wrap("", f"needs: {each.needs}", width=width, indent=20)
+        for command in each.run:
+            lines += command_lines(command, width=width, indent=4)
     return lines
 
 
@@ -225,7 +228,7 @@ def _as_came(finding: Finding, snapshot: Snapshot | None) -> Finding:
     }.get(finding.what, (None, ""))
     if not count:
         return finding
-    return replace(finding, present=True, detail=f"{count:,} {what} so far", needs=None)
+    return replace(finding, present=True, detail=f"{count:,} {what} so far", needs=None, run=())
 
 
 def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:

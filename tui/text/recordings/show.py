@@ -477,6 +477,7 @@ _VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the
 _HOW = {
     "finish_order": "ended",
     "replayed_order": "replayed",
+    "token_order": "length",
     "checkpoints": "forced",
     "model": "model",
     "published": "published",
@@ -485,6 +486,7 @@ _LEGEND = (
     ("+-.", "mean over random orders of the samples, with its standard error"),
     ("ended", "in the order in which the samples ended, tokens of cancelled ones by their pace"),
     ("replayed", "the same, in the order in which so few would have ended, by replay"),
+    ("length", "as if samples ended in the order of their tokens, for no times are recorded"),
     ("forced", "answers forced at a budget of thought, `between` two budgets, `at least` a bound"),
     ("model", "more samples than were recorded, extrapolated"),
 )

@@ -53,6 +53,7 @@ def test_it_uses_the_effort_of_the_pick(made):
     assert low.probability_within_budget < 0.9
 
 
+@pytest.mark.slow
 def test_cut_answers_are_those_as_long_as_allowed(made):
     _, found = mapped(made, min_accuracy="0.5")
     shares = {each.reasoning_effort: each.cut_share for each in found.efforts}
@@ -62,6 +63,7 @@ def test_cut_answers_are_those_as_long_as_allowed(made):
     assert shares["high"].value == 0 < shares["high"].high < 0.1
 
 
+@pytest.mark.slow
 def test_classes_are_judged_by_their_own_problems(made):
     _, right, _ = made
     order = sorted(right, key=right.get)

@@ -61,6 +61,7 @@ def logits_s(rows):
     return 1e-6 * (10 + rows + 3 + 2 * rows)
 
 
+@pytest.mark.slow
 def test_a_step_is_its_layers_its_logits_and_its_attention(tmp_path):
     made = tables(write_tables(tmp_path))
     expected = layers_s(4) + logits_s(4) + 2e-6 * attention_us(0, 0, 4, 64)
@@ -73,6 +74,7 @@ def test_a_step_is_its_layers_its_logits_and_its_attention(tmp_path):
     assert step(made, decodes=6, context=100) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_with_graphs_a_step_computes_the_next_captured_size(tmp_path):
     folder = write_tables(tmp_path)
     made = tables(folder, capture_sizes=[8, 1, 4])
@@ -136,6 +138,7 @@ def test_twice_the_requests_add_as_much_again(tmp_path):
     assert made.decode_batch[-1] == 32
 
 
+@pytest.mark.slow
 def test_beyond_the_longest_context_more_of_it_costs_what_kv_costs(tmp_path):
     made = tables(write_tables(tmp_path))
     for decodes, context in ((8, 1000), (1, 4000)):

@@ -17,6 +17,7 @@ from traces.summary.run import summarise
 SENT = [(0.05 * i, 64, 20 + i, 0.01 + 0.001 * i, 0.2 + 0.01 * i) for i in range(40)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [vllm_bench, aiperf])
 def test_every_time_of_a_client_stands_beside_the_predicted(tmp_path, prior, write):
     write(tmp_path / "client", SENT)

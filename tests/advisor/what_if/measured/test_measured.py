@@ -174,6 +174,7 @@ def test_an_import_that_is_named_corrects_the_prior(recorded, tmp_path, write):
         ]
 
 
+@pytest.mark.slow
 def test_an_import_says_why_it_teaches_nothing(recorded, tmp_path):
     vllm_bench(tmp_path / "client.json", [(0.0, 700, 1, 0.05, 0.05)])
     import_requests(tmp_path / "client.json", tmp_path / "import")
@@ -186,6 +187,7 @@ def test_an_import_says_why_it_teaches_nothing(recorded, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_was_measured_beside_cases_says_both_and_checks_its_own_size_alone(recorded):
     times = prior_times(recorded)
     cases = Recalibration(

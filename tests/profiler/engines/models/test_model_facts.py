@@ -313,6 +313,12 @@ def test_forms_by_module(shared, name, experts, query, output):
         ({"quantization_config": {"quant_algo": "MIXED_PRECISION", "quantized_layers": {
             "model.layers.0.warp.up_proj": {"quant_algo": "FP8"}}}},
          'quantised weights of "layers.0.warp.up_proj", which no layer has'),
+        ({"model_type": "jetmoe", "num_local_experts": 8}, "experts of attention"),
+        ({"model_type": "new", "use_cla": True},
+         "layers that share the keys and values of others (use_cla)"),
+        ({"model_type": "new", "hidden_act": "silu", "intermediate_size": [64, 128] * 16},
+         "parts that intermediate_size lists"),
+        ({"num_experts": [64, 64], "num_experts_per_tok": 2}, "parts that num_experts lists"),
         ({"quantization_config": {"quant_method": "hqq"}},
          "weights quantised as hqq, in a form that is not known"),
         ({"quantization_config": {"quant_method": "mxfp4"}},
@@ -363,7 +369,7 @@ CONFIGS = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONFIGS)
 def test_any_object_gives_facts_or_one_line_with_the_file(tmp_path, drawn):
     base, changes, without, inside = drawn
@@ -458,6 +464,9 @@ def test_a_wrong_field_is_named(tmp_path, change, message):
         ({"quant_method": "fbgemm_fp8"}, "fbgemm_fp8", 1),
         ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4",
             "group_size": 32}}}, "quark", 0.5 + 1 / 32),
+        ({"quant_method": "torchao", "quant_type": {"default": {
+            "_type": "Int4WeightOnlyConfig", "_data": {"group_size": 64}}}},
+         "torchao", 0.5 + 2 / 64),
         ({"load_in_4bit": True}, "bitsandbytes", None),
         ({"quant_method": None, "bits": 3}, "an unknown form", None),
     ],
@@ -629,3 +638,79 @@ def test_fields_that_published_configs_leave_out_are_those_of_their_type():
 def test_more_patterns_than_can_be_matched_are_one_line(told):
     with pytest.raises(UsageError, match="more than ttscope matches"):
         facts_from_config(vars(LLAMA_3_1_8B) | {"quantization_config": told}, name="x")
+
+
+# Of layers of 2 x 64 x 64 (q, o) and 2 x 64 x 32 (k, v) attention and a gated MLP of 64 x 96.
+SMALL = {
+    "architectures": ["NewForCausalLM"], "model_type": "new", "hidden_act": "silu",
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "vocab_size": 1000, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+MIXED = {"num_experts": 4, "num_experts_per_tok": 2}
+LAYER, MLP, EMBEDDING = 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 96, 64 * 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "layer"),
+    [
+        # MLPs beside the experts: as wide as the model's (Grok 2), or as the hidden size (Arctic).
+        (MIXED | {"residual_moe": True}, LAYER + 64 * 4 + 5 * MLP),
+        (MIXED | {"parallel_attn_mlp_res": True}, LAYER + 64 * 4 + 4 * MLP + 3 * 64 * 64),
+        # One number for every layer (Hunyuan), and a width of both halves of a gate (Qwen).
+        ({"num_experts": 4, "moe_topk": [2, 2], "moe_intermediate_size": [48, 48],
+          "num_shared_expert": [1, 1]}, LAYER + 64 * 4 + 5 * MLP // 2),
+        ({"model_type": "qwen", "intermediate_size": 192}, LAYER + MLP),
+        ({"num_hidden_layers": None, "num_layers": 2, "hidden_act": None,
+          "activation_function": "silu"}, LAYER + MLP),
+        # Sizes of a state that no layer of the list keeps (Granite 4 without Mamba), no window.
+        ({"layer_types": ["attention"] * 2, "mamba_d_state": 16, "mamba_n_heads": 4}, LAYER + MLP),
+        ({"sliding_window_size": -1}, LAYER + MLP),
+        ({"_num_mtp_layers": 1, "mtp_share_layers": True, "scale_depth": 1.4}, LAYER + MLP),
+    ],
+)  # fmt: skip
+def test_parts_by_the_fields_of_their_families(change, layer):
+    facts = facts_from_config(SMALL | change, name="x")
+    assert facts.uncounted is None
+    assert facts.total_parameters == 2 * layer + EMBEDDING
+    assert facts.attention == ("full_attention",)
+
+
+def test_a_tower_of_an_older_form_is_counted_beside_flat_fields():
+    tower = {"depth": 2, "embed_dim": 16, "mlp_ratio": 4, "hidden_size": 64}
+    facts = facts_from_config(SMALL | {"vision_config": tower}, name="x")
+    # Two layers, and what merges 4 patches into one of the model's width.
+    seen = 2 * (4 * 16 * 16 + 2 * 16 * 64) + 64 * (64 + 64)
+    assert facts.total_parameters == 2 * (LAYER + MLP) + EMBEDDING + seen
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_head_that_drafts_has_its_own_vocabulary_and_wide_inputs(tmp_path, wrapped):
+    layer = SMALL | {"num_hidden_layers": 1, "tie_word_embeddings": False}
+    del layer["architectures"]
+    head = {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 100}
+    config = head | {"transformer_layer_config": layer} if wrapped else layer | head
+    (tmp_path / "draft_config.json").write_text(json.dumps(config))
+    facts = facts_from_file(tmp_path / "draft_config.json")
+    wide = 64 * (64 + 2 * 32)  # q, k and v read the embedding too
+    assert facts.total_parameters == LAYER + wide + MLP + EMBEDDING + 64 * 100 + 3 * 64 * 64
+    assert facts.active_parameters == facts.total_parameters - EMBEDDING
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"quant_method": "gptq", "dynamic": {"-:.*self_attn.*": {}, "+:.*down_proj": {"bits": 8}}},
+        {"quant_method": "auto-round", "extra_config": {
+            ".*self_attn.*": {"bits": 16}, ".*down_proj": {"bits": 8}}},
+    ],
+)  # fmt: skip
+def test_modules_with_a_form_of_their_own_are_not_in_that_of_the_rest(told):
+    facts = facts_from_config(
+        SMALL | {"quantization_config": told | {"bits": 4, "group_size": 64}}, name="x"
+    )
+    forms = {each.name: each.precision for each in facts.layers[0].matrices}
+    assert forms == {
+        **{f"self_attn.{name}_proj": "bfloat16" for name in "qkvo"},
+        "mlp.gate_proj": "int4", "mlp.up_proj": "int4", "mlp.down_proj": "int8",
+    }  # fmt: skip

@@ -516,6 +516,33 @@ def test_lm_eval_documents_that_cannot_be_read(tmp_path, changes, reason):
     assert found.judged == 4
 
 
+def test_lm_eval_takes_a_metric_of_the_answer_before_one_of_its_parts(tmp_path):
+    parts = {"resps": [["t"]], "filtered_resps": ["t"]} | {
+        "parts": [True, False],
+        "whole": False,
+    }  # as IFEval's, instruction by instruction
+    row = lm_eval_row(metrics=["parts", "whole"], **parts)
+    path = lines(tmp_path / "s.jsonl", row, row | {"doc_id": 1, "whole": True})
+    found = import_outcomes([path], tmp_path / "r")
+    assert found.judged == 2
+    assert Recording.open(tmp_path / "r").samples["correct"].to_list() == [False, True]
+
+
+def test_lm_eval_pass_at_1_of_none_or_all_says_what_each_response_is(tmp_path):
+    drawn = {"resps": [["a", "b"]], "filtered_resps": [["a", "b"]], "metrics": ["pass@1"]}
+    path = lines(
+        tmp_path / "s.jsonl",
+        *(
+            lm_eval_row(**drawn) | {"doc_id": number, "pass@1": share}
+            for number, share in enumerate((0.0, 1.0, 0.5))
+        ),
+    )
+    found = import_outcomes([path], tmp_path / "r")
+    right = Recording.open(tmp_path / "r").samples["correct"].to_list()
+    assert right == [False, False, True, True, None, None]
+    assert found.judged == 4
+
+
 def test_lm_eval_without_a_metric_of_right_or_wrong(tmp_path):
     row = lm_eval_row(metrics=["word_perplexity"], word_perplexity=[-31.2, 4])
     del row["exact_match"]

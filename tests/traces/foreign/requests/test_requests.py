@@ -584,3 +584,56 @@ def test_real_records_of_aiperf(tmp_path):
     assert run.latency_s["mean"].value == pytest.approx(1.7088481095, abs=1e-6)
     assert run.ttft_s["mean"].value == pytest.approx(0.24441026905, abs=1e-6)
     assert run.ttft_s["p50"].value == pytest.approx(0.226030561, abs=1e-6)
+
+
+@pytest.mark.parametrize("mark", ["endpoint_type", "model_id"])
+def test_requests_kept_in_flight_start_when_one_before_has_ended(tmp_path, mark):
+    path = vllm_bench(tmp_path / "bench.json", SENT, max_concurrency=2)
+    document = json.loads(path.read_text())
+    del document["start_times"], document["endpoint_type"]
+    if mark == "model_id":  # SGLang's, which appends a line
+        for name in ("model_id", "tokenizer_id", "num_prompts", "latencies"):
+            del document[name]
+        names = ("sharegpt_output_len", "random_range_ratio", "total_output_tokens")
+        gaps = [[each[4] - each[3]] for each in SENT]
+        document = dict.fromkeys(names) | document | {"itls": gaps, "request_rate": float("inf")}
+    path.write_text(json.dumps(document) + "\n")
+    found, recording = read(path, tmp_path / "r")
+    assert found.measured == 4
+    assert recording.manifest.concurrency == 2
+    # Two at once: 0.5 s beside 0.2 and 0.07 s, then the last one after 0.27 s.
+    starts = since_first(recording.samples["arrival"].to_list())
+    assert starts == pytest.approx([0, 0, 0.2e9, 0.27e9], abs=300)
+    assert any("does not say when requests were sent" in note for note in found.notes)
+
+
+def test_starts_that_a_rate_gave_are_not_made_up(tmp_path):
+    path = vllm_bench(tmp_path / "bench.json", SENT, request_rate=4.0)
+    document = json.loads(path.read_text())
+    del document["start_times"]
+    path.write_text(json.dumps(document))
+    assert "no start_times, and its requests were sent at a rate" in refused(path, tmp_path / "r")
+
+
+def test_a_report_of_an_older_guidellm(tmp_path):
+    stats = [
+        {
+            "prompt_tokens": prompt, "output_tokens": output, "start_time": 1.7e9 + arrival,
+            "first_token_time": 1.7e9 + arrival + ttft, "end_time": 1.7e9 + arrival + latency,
+        }
+        for arrival, prompt, output, ttft, latency in SENT
+    ]  # fmt: skip
+    benchmark = {
+        "type_": "generative_benchmark",
+        "args": {"strategy": {"type_": "concurrent", "streams": 3}},
+        "worker": {"backend_model": "m"},
+        "requests": {"successful": stats, "incomplete": [], "errored": []},
+    }
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps({"benchmarks": [benchmark]}))
+    found, recording = read(path, tmp_path / "r")
+    assert (found.format, found.measured, found.skipped.counts) == ("guidellm report", 4, {})
+    assert recording.manifest.concurrency == 3
+    assert [each.model for each in recording.manifest.engines.values()] == ["m"]
+    took = (recording.samples["end"] - recording.samples["arrival"]).to_list()
+    assert took == pytest.approx([each[4] * 1e9 for each in SENT], abs=300)

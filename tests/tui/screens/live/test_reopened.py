@@ -67,6 +67,7 @@ async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
         assert app.screen.model.entry.path.name == name
 
 
+@pytest.mark.slow
 async def test_what_to_try_next_is_wrapped_anew_at_another_width():
     app = TtscopeApp([], screen="live")
     why = "no replay of it " * 12

@@ -86,6 +86,7 @@ async def test_a_row_that_was_read_is_dim_no_longer(folder):
         assert table.get_cell(entry.key, "policy").style == ""
 
 
+@pytest.mark.slow
 async def test_a_price_makes_costs(folder):
     app = TtscopeApp([folder / "runs"])
     async with app.run_test(size=(120, 30)) as pilot:

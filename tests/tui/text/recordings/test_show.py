@@ -66,6 +66,7 @@ def test_energy_is_shown_with_its_source(tmp_path):
     assert "energy - package-0: its readings end" in text
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(recordings):
     compared = compare(*(summarise(each)[0] for each in recordings))
     lines = show_lines([run for each in recordings for run in summarise(each)], compared)
@@ -77,6 +78,7 @@ def test_two_runs_side_by_side(recordings):
     assert "engine.max_num_seqs 8 -> 3" in text
 
 
+@pytest.mark.slow
 def test_a_difference_of_fewer_problems_says_of_how_many(recordings, tmp_path):
     rows = simulate(problems=12, n=4)
     for row in rows["problems"][:5]:
@@ -127,6 +129,7 @@ def test_acceptance_is_shown(tmp_path):
     assert "0.500" in text
 
 
+@pytest.mark.slow
 def test_json(recordings):
     runs = summarise(recordings[0])
     assert list(show_json(runs)) == ["runs"]

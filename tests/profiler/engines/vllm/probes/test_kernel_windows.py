@@ -161,6 +161,7 @@ def test_a_run_that_ends_before_the_first_window_says_so(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_window_that_cost_more_than_expected_puts_off_the_next(tmp_path):
     _, windows, steps = run(
         tmp_path / "t", "2/10", 6000, stall_s=0.004, later={"stall_s": 0.040}, drain_every=5

@@ -94,7 +94,7 @@ def test_the_fast_path_of_plain_decoding_gives_what_the_loop_gives(contexts):
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(
