@@ -25,8 +25,10 @@ import numba
 import numpy as np
 from numba import njit
 from numba.core import config
+from numba.core.caching import FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.runtime import rtsys
 from numba.extending import register_jitable
 
 from traces.schema import window
@@ -44,7 +46,7 @@ else:
 
 SOURCES: Final = ("accuracy/orders.py", "compiled.py", "evidence", "replay", "step_time")
 UNUSED_S: Final = 30 * 86400  # after which the code of another version is deleted
-_PARTS_TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile as numba does
+_TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile and load as numba does
 
 
 def private(folder: Path) -> bool:
@@ -160,16 +162,35 @@ class _PartCompiler(Compiler):  # type: ignore[misc]
         super().__init__(typing, target, _Part(target.codegen(), "part"), *others)
 
 
+class _QuickCache(FunctionCache):  # type: ignore[misc]
+    """numba's cache, which reads code without loading what only a compiler needs.
+
+    That is a third of the time of a first call, scipy's linear algebra a part of it. A compiler
+    loads it when nothing is found. It rests on numba's inside.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)
+        return self._load_overload(sig, target_context)
+
+
 def compiled(function: Function) -> Function:
     """Compile a function by numba at its first call; the code is kept on disk where it may be."""
     options = {"pipeline_class": _WholeCompiler, "error_model": "numpy"}
-    return cast(Function, njit(cache=CACHE is not None, **options)(function))
+    made = njit(cache=CACHE is not None, **options)(function)
+    if CACHE is not None and _is_tried(numba.version_info.short):
+        made._cache = _QuickCache(function)
+    return cast(Function, made)
 
 
 def inner_compiler(version: tuple[int, ...]) -> type[Compiler]:
     """Return what compiles inner functions with this version of numba."""
-    first, last = _PARTS_TRIED
-    return _PartCompiler if first <= version[:2] <= last else Compiler
+    return _PartCompiler if _is_tried(version) else Compiler
+
+
+def _is_tried(version: tuple[int, ...]) -> bool:
+    first, last = _TRIED
+    return first <= version[:2] <= last
 
 
 def inner(function: Function) -> Function:

@@ -1,6 +1,6 @@
 """Make the transcripts in docs/transcripts.md again, in a pseudo-terminal of 80 columns.
 
-    python -m scripts.transcripts [install] [doctor] [demo] [test]
+    python -m scripts.transcripts [install] [doctor] [demo]
 
 In the checkout's folder, all of them unless some are named; `demo` opens the app and leaves it. A
 command that fails leaves its transcript as it was.
@@ -18,7 +18,6 @@ COMMANDS = {
     "install": ("make", "install"),
     "doctor": (".venv/bin/ttscope", "doctor"),
     "demo": ("make", "demo"),
-    "test": ("make", "test"),
 }
 KEYS = {"demo": [("A system-", "q")]}
 

@@ -42,10 +42,11 @@ LONGEST = (  # files that take more than half a minute; one of those that share 
     "test_live_to_advice.py",
     "profiler/engines/vllm/test_real_vllm.py",
     "tui/verbs/test_outcomes_alone.py",
-    "profiler/sweep/test_ray_sweep.py",
-    "advisor/accuracy/test_extrapolation.py",
+    "tui/screens/live/test_live_real.py",
+    "advisor/accuracy/models/test_answers.py",
+    "advisor/what_if/test_predict.py",
+    "tui/app/test_one_answer.py",
     "tui/report/test_report.py",
-    "tui/text/test_hostile_text.py",
 )
 SHARED = Path(__file__).parent.parent.parent / "shared"
 

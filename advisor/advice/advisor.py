@@ -91,10 +91,10 @@ class UnderLoad:
 
     def __init__(self, advisor: Advisor, rate_per_s: float | None) -> None:
         in_flight = advisor.evidence.load[0]
+        if in_flight is not None:  # no more than there are
+            in_flight = min(in_flight, len(advisor.space.problem_ids))
         self.closed_form = ClosedForm(advisor.demands, concurrency=in_flight, rate_per_s=rate_per_s)
-        self.metrics = CandidateMetrics(
-            advisor.space, advisor.resampling, concurrency=in_flight, rate_per_s=rate_per_s
-        )
+        self.metrics = CandidateMetrics(advisor.space, advisor.resampling, rate_per_s=rate_per_s)
         self._replay = partial(advisor.replays.of, concurrency=in_flight, rate_per_s=rate_per_s)
         self._probes: list[int] | None = None
         self.looked_at: dict[int, None] = {}  # places in `metrics`, for the budget asked, in order

@@ -249,6 +249,7 @@ class BudgetCheck(Generic[M]):
         draws = sign * self.metrics.draws(limit.metric)[row]
         if field == "max_cost_usd":
             draws = draws * self.per_second[row]
+        draws = np.where(np.isnan(draws), np.inf, draws)  # of no known price: no limit is met
         if not alone:
             others = [met[row] for other, met in self.met.items() if other != field]
             draws = np.where(np.all(others, axis=0), draws, np.inf) if others else draws

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence
-from advisor.evidence.measured import Under, latencies, load_of, same_load
+from advisor.evidence.measured import Under, latencies, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from traces.deployment.documents import (
     EXPECT,
@@ -41,6 +41,7 @@ from traces.schema.advice import Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.routes import table_for
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
 from traces.statistics import Z95, mean, ratio
 from traces.summary.comparison import RUN_TO_RUN
@@ -117,8 +118,32 @@ def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
         workload=evidence.workload,
         problem_names=_names_of_outcomes(evidence, advisor.space.problem_ids),
         budget=answer.budget,
-        probability_within_budget=pick.probability_within_budget,
+        probability_within_budget=_probability(advisor, answer, served),
     )
+
+
+def _probability(advisor: Advisor, answer: Recommendation, served: Estimate | None) -> float | None:
+    """Return how surely the pick meets all limits through a server; None where it is not known."""
+    pick = answer.system_optimal
+    assert pick is not None
+    if served is None or answer.budget.max_latency_s is None:
+        return pick.probability_within_budget
+    check = advisor.check(answer.budget)
+    metrics = check.metrics
+    place = [metrics.place.get(row) for row in advisor.space.rows_of(pick.engine, pick.policy)]
+    row = next((each for each in place if each is not None), None)
+    if row is None or served.low is None or served.high is None:
+        return None
+    spread = (served.high - served.low) / (2 * Z95)
+    factor = served.value + spread * metrics.resampling.scores("served")
+    met = np.ones(metrics.resampling.count, dtype=bool)
+    for limit in check.limits.values():
+        draws = metrics.draws(limit.metric)[row]
+        if limit.metric.startswith("latency"):
+            draws = draws * factor
+        bound = limit.bound[row]
+        met &= draws >= bound if limit.above else draws <= bound
+    return float(metrics.chance(met))
 
 
 def _names_of_outcomes(evidence: Evidence, judged: Sequence[str]) -> str | None:
@@ -142,7 +167,7 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
     """
     found, direct = [], False
     for made in advisor.evidence.made.served(pick.engine.model):
-        under = load_of(made.recording)
+        under = made.load
         engine = _as_served(pick.engine, made.engine)
         rows = [] if engine is None else advisor.space.rows_of(engine, made.policy)
         times = latencies(made)
@@ -228,17 +253,25 @@ def verifier_of(workload: WorkloadFacts | None) -> VerifierName | None:
 def _assumed(pick: Pick, evidence: Evidence) -> dict[str, Estimate | None]:
     """Return what the traffic must be like; a problem of several runs counts once."""
     runs = [run for run in evidence.runs if _samples_alike(run, pick)]
+    told = (problem for run in evidence.runs for problem in run.problems.values())
+    groups = {problem.problem_id: problem.group for problem in told if problem.group is not None}
     asked: dict[str, list[ProblemRun]] = {}
     drafted: dict[str, list[Ints]] = {}
     for run in runs:
         for name, problem in run.problems.items():
+            if run.policy.reasoning_effort != pick.policy.effort_for(groups.get(name)):
+                continue
             asked.setdefault(name, []).append(problem)
             if run.engine.speculative == pick.engine.speculative:
                 drafted.setdefault(name, []).append(_kept(problem.samples))
     kept = [np.concatenate(each) for each in drafted.values()]
     agreed = [
-        [share for each in several if (share := _agreement(each, pick.policy)) is not None]
-        for several in asked.values()
+        [
+            share
+            for each in several
+            if (share := _agreement(each, pick.policy, groups.get(name))) is not None
+        ]
+        for name, several in asked.items()
     ]
     lengths = [
         np.mean([np.mean([s.output_tokens for s in each.samples]) for each in several])
@@ -256,8 +289,8 @@ def _assumed(pick: Pick, evidence: Evidence) -> dict[str, Estimate | None]:
 
 
 def _samples_alike(run: Run, pick: Pick) -> bool:
-    """Whether a run drew its samples as the pick does."""
-    names = ("temperature", "top_p", "thinking_token_budget", "reasoning_effort", "max_tokens")
+    """Whether a run drew its samples as the pick does, but for the reasoning effort."""
+    names = ("temperature", "top_p", "thinking_token_budget", "max_tokens")
     same = all(getattr(run.policy, name) == getattr(pick.policy, name) for name in names)
     return same and run.engine.model == pick.engine.model and not run.drawn
 
@@ -272,16 +305,18 @@ def _kept(samples: Sequence[Sample]) -> Ints:
     return np.concatenate(steps) if steps else np.array([], dtype=np.int64)
 
 
-def _agreement(problem: ProblemRun, policy: Policy) -> float | None:
+def _agreement(problem: ProblemRun, policy: Policy, group: str | None) -> float | None:
     """Return which share of the answers by the decision is the one that is given.
 
-    The first n samples end as their lengths say. None where the policy goes on from answers, or
-    too few samples were recorded.
+    The first n samples, or as many as its class has at most, end as their lengths say. None where
+    the policy goes on from answers, or too few samples were recorded.
     """
-    stop, samples = policy.stop_for(problem.group), problem.samples[: policy.n]
-    if stop is None or policy.n == 1 or len(samples) < policy.n:
+    stop, routes = policy.stop_for(group), policy.routes
+    most = policy.n if routes is None else max(table_for(routes, group))
+    samples = problem.samples[:most]
+    if stop is None or policy.n == 1 or len(samples) < most:
         return None
-    votes, tallies, numbers = Votes(samples=policy.n), Counter[int](), dict[str, int]()
+    votes, tallies, numbers = Votes(samples=most), Counter[int](), dict[str, int]()
     begin(votes, stop.drawn_first)
     running = [(samples[index].output_tokens, index) for index in range(votes.wanted)]
     heapq.heapify(running)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
-from advisor.evidence.keys import law_key, learned_as
+from advisor.evidence.keys import decoder_of, law_key, learned_as
 from advisor.evidence.live.front_end import (
     NEEDED,
     with_context_of_several,
@@ -32,13 +32,14 @@ from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_w
 from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
-from traces.live.numbers import FINISHED
+from traces.live.numbers import FINISHED, Window
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording, both_told_apart
 from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.published import PublishedCurve
 from traces.summary.energy import PowerTable, Watts, mean_and_table, watts_of
 
@@ -119,10 +120,18 @@ class Evidence:
 
     @property
     def load(self) -> tuple[int | None, float | None]:
-        """The load most recorded: (problems in flight, None) or (None, problems per second)."""
+        """The load most recorded: (problems in flight, None) or (None, problems per second).
+
+        Watched replicas of a model share theirs.
+        """
         # Several draws of one server's traffic are one load.
         each = {(r.recording, r.engine, r.policy): (r.concurrency, r.rate_per_s) for r in self.runs}
-        loads = Counter(each.values())
+        loads = Counter(load for (*_, policy), load in each.items() if policy != AS_SENT)
+        watched: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            if run.policy == AS_SENT:
+                watched.setdefault((run.recording, run.engine.model), []).append(run)
+        loads.update((None, _rate(runs)) for runs in watched.values())
         top = max(loads.values())
         in_flight, rate = max(
             (load for load, count in loads.items() if count == top),
@@ -187,7 +196,7 @@ def gather(
             told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
             steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)
-        made.extend(runs_in(recording))
+        made.extend(runs_in(recording, _rate(found) if only_watched(recording) else None))
         cut.extend([*cut_runs(recording, found), *limited_runs(found)])
         left_out += dropped
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
@@ -242,7 +251,8 @@ def _check_enough(
     names = ", ".join(recording.name for recording in recordings)
     lacking = timed and not steps
     if all(map(only_watched, recordings)) and (lacking or not runs):
-        raise RecordingError(f"{names}: {TOO_LITTLE}")
+        dropped = [f". L{each[1:]}" for each in lost if each.startswith("left out of")]
+        raise RecordingError(f"{names}: {TOO_LITTLE}{''.join(dropped)}")
     if lacking:
         tables = "a GPU (--gpu)" if judged else "a GPU (--gpu) or operator tables (--operators)"
         raise RecordingError(
@@ -476,24 +486,47 @@ def _seen_limits(recording: Recording) -> list[str]:
 def _with_drawn(
     recording: Recording, windows: Windows, runs: list[Run]
 ) -> tuple[list[Run], list[str]]:
-    """Return runs of watched servers, those of which spans tell too little drawn; and why."""
+    """Return runs of watched servers, those of which spans tell too little drawn; and why.
+
+    Spans do not say which of several servers of a model a request was on, so they are held against
+    what ended on all of them. They do not stand for servers that draw samples otherwise.
+    """
     notes = []
+    servers: dict[str, dict[EngineConfig, tuple[str, Window]]] = {}
     for key, window in windows.items():
         engine = recording.manifest.engines[key]
-        seen = [run for run in runs if run.engine == engine]
+        if window is not None:
+            servers.setdefault(engine.model, {})[engine] = key, window
+    for model, own in servers.items():
+        any_name = len(servers) == 1  # spans may call the model otherwise than the plugin
+        seen = [run for run in runs if any_name or run.engine.model == model or run.engine in own]
         requests = sum(len(each.samples) for run in seen for each in run.problems.values())
-        ended = 0.0 if window is None else window.total(FINISHED) or 0.0
-        if window is None or requests >= MOST_SEEN * ended:
+        ended = sum(window.total(FINISHED) or 0.0 for _, window in own.values())
+        decoders = set(map(decoder_of, own))
+        alike = all(decoder_of(run.engine) in decoders for run in seen)
+        if requests >= MOST_SEEN * ended and alike:
             continue
-        drawn = drawn_traffic(window, engine, recording.name, key)
+        drawn = [
+            run
+            for engine, (key, window) in own.items()
+            for run in drawn_traffic(window, engine, recording.name, key)
+        ]
         if drawn:
-            runs = [run for run in runs if run.engine != engine] + drawn
+            runs = [run for run in runs if all(run is not each for each in seen)] + drawn
             if requests:
+                which = "" if alike else ", and not on which server each was"
                 notes.append(
                     f"{recording.name}: spans tell of {requests:,} of {ended:,.0f} requests that "
-                    "ended, so that lengths and arrivals are those of /metrics"
+                    f"ended{which}, so that lengths and arrivals are those of /metrics"
                 )
     return runs, notes
+
+
+def _rate(runs: Sequence[Run]) -> float | None:
+    """Return the problems a second of a watch: of all its servers, whose draws are one load."""
+    each = {run.engine: run.rate_per_s for run in runs}
+    told = [rate for rate in each.values() if rate is not None]
+    return sum(told) if told else None
 
 
 def _counted_as(runs: Sequence[Run]) -> list[str]:

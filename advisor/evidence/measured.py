@@ -11,7 +11,6 @@ from pathlib import Path
 import polars as pl
 
 from advisor.evidence.keys import DEFAULT_BLOCK, any_worker
-from advisor.evidence.runs import arrival_rate
 from traces.errors import TtscopeError
 from traces.live.watched import only_watched
 from traces.recording.reader import Recording
@@ -78,15 +77,32 @@ Under = tuple[int | None, float | None]  # a load: problems in flight, or proble
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """One engine and one policy with which a recording decided problems."""
+    """One engine and one policy with which a recording decided problems.
+
+    `rate_per_s` is that of traffic that was watched, None for problems of one's own.
+    """
 
     recording: Recording
     engine: EngineConfig
     policy: Policy
+    rate_per_s: float | None = None
+
+    @property
+    def load(self) -> Under:
+        """Problems in flight (one where that is not told), or problems per second."""
+        manifest = self.recording.manifest
+        if self.rate_per_s is not None or only_watched(self.recording):
+            return None, self.rate_per_s
+        if manifest.rate_per_s is not None:
+            return None, manifest.rate_per_s
+        return manifest.concurrency or 1, None
 
 
-def runs_in(recording: Recording) -> list[Made]:
-    """Return the configurations with which a recording decided problems."""
+def runs_in(recording: Recording, rate_per_s: float | None = None) -> list[Made]:
+    """Return the configurations with which a recording decided problems.
+
+    `rate_per_s` is that of its traffic where it was watched: spans may tell of a part alone.
+    """
     manifest = recording.manifest
     policies = {"": AS_SENT} if only_watched(recording) else manifest.policies
     decided = pl.col("decided_at").is_not_null() | pl.lit("imported" in manifest.provenance)
@@ -97,6 +113,7 @@ def runs_in(recording: Recording) -> list[Made]:
             recording=recording.afresh(),
             engine=manifest.engines[engine],
             policy=policies[policy],
+            rate_per_s=rate_per_s,
         )
         for engine, policy in keys
         if engine in manifest.engines and policy in policies
@@ -134,7 +151,7 @@ class RunsMade:
         if load[1] is not None:
             return self.has(engine, policy)
         made = self._made.get(run_key(engine, policy), ())
-        return any(_is_under(each.recording, load) for each in made)
+        return any(same_load(each.load, load) for each in made)
 
     def served(self, model: str) -> list[Made]:
         """Return the runs of servers of a model."""
@@ -151,7 +168,7 @@ class RunsMade:
         None where it was not run, or its recording cannot be read any more.
         """
         made = self._made.get(run_key(engine, policy), [])
-        at_load = [each for each in made if _is_under(each.recording, load)]
+        at_load = [each for each in made if same_load(each.load, load)]
         for each in sorted(at_load or made, key=_begun, reverse=True):
             found = self._read(each)
             if found is not None:
@@ -167,21 +184,6 @@ class RunsMade:
 
 def _begun(made: Made) -> int:
     return made.recording.manifest.clock_start.unix_ns
-
-
-def load_of(recording: Recording) -> Under:
-    """Return problems in flight (one where that is not told), or problems per second."""
-    manifest = recording.manifest
-    if only_watched(recording):
-        return None, arrival_rate(recording.problems["arrival"])
-    if manifest.rate_per_s is not None:
-        return None, manifest.rate_per_s
-    return manifest.concurrency or 1, None
-
-
-def _is_under(recording: Recording, load: Under) -> bool:
-    """Whether a recording ran under a load, or near a rate, as problems come as they like."""
-    return same_load(load_of(recording), load)
 
 
 def same_load(one: Under, two: Under) -> bool:
@@ -215,13 +217,19 @@ def _measured(made: Made) -> Measured | None:
     run = _run_of(made)
     if run is None:
         return None
-    in_flight, rate = load_of(made.recording)
+    in_flight, rate = made.load
+    estimates = {**measured_estimates(run)}
+    if rate is not None:  # what is paid, as of a pick, and not the busy part
+        paid = Estimate(value=made.engine.num_devices / rate, unit="device-s")
+        price = made.recording.manifest.price_usd_per_device_hour
+        cost = None if price is None else paid.scaled(price / 3600, "USD")
+        estimates |= {"device_s": paid, "cost_usd": cost}
     return Measured(
         recording=run.recording,
         problems=run.problems,
         concurrency=in_flight,
         rate_per_s=rate,
-        estimates=measured_estimates(run),
+        estimates=estimates,
     )
 
 

@@ -24,7 +24,9 @@ class Pool:
     """The samples of one model with one way of sampling, from every run of it.
 
     `tables` are those of a policy that was learned from these problems, for each of them the one
-    that was learned without it.
+    that was learned without it. Where such a table names reasoning efforts, its pool has the
+    samples of several: `by_problem` is the pool that each problem's are of, by the effort that its
+    table gives it. Such a pool answers for that policy alone, which is the second part of its key.
     """
 
     key: SampleKey
@@ -32,10 +34,23 @@ class Pool:
     policies: tuple[Policy, ...]  # that its samples can answer
     problem_ids: frozenset[str]
     tables: Mapping[Policy, Mapping[str, Table]] = field(default_factory=dict)
+    by_problem: Mapping[str, Pool] = field(default_factory=dict)
 
     def most_samples(self, policy: Policy) -> int:
         """Return how many samples a policy draws of a problem at most."""
         return max([policy.n, *(max(table) for table in self.tables.get(policy, {}).values())])
+
+    def drawn(self, problem_ids: Sequence[str]) -> list[int]:
+        """Return how many samples of each problem its policies draw at most."""
+        if self.by_problem:
+            (tables,) = self.tables.values()
+            return [max(tables[name]) for name in problem_ids]
+        return [max(map(self.most_samples, self.policies), default=1)] * len(problem_ids)
+
+    @property
+    def sources(self) -> frozenset[SampleKey]:
+        """The keys of the pools whose samples it has."""
+        return frozenset(pool.key for pool in self.by_problem.values()) or frozenset([self.key])
 
     @property
     def curve(self) -> PublishedCurve | None:
@@ -49,6 +64,8 @@ class Pool:
         samples of one of the runs with the most of it, by its name. A speculative engine needs
         samples that say how their drafts went.
         """
+        if self.by_problem:
+            return self._loads_by_problem(problem_ids)
         drafting = self.key[0][-1] is not None
         alike = all(run.texts for run in self.runs)
         found = []
@@ -67,6 +84,18 @@ class Pool:
                 return None
             found.append(_load(own, samples))
         return found
+
+    def _loads_by_problem(self, problem_ids: Sequence[str]) -> list[RecordedProblem] | None:
+        names: dict[int, list[str]] = {}
+        for name in problem_ids:
+            names.setdefault(id(self.by_problem[name]), []).append(name)
+        found: dict[str, RecordedProblem] = {}
+        for own in names.values():
+            loads = self.by_problem[own[0]].loads(own)
+            if loads is None:
+                return None
+            found |= zip(own, loads, strict=True)
+        return [found[name] for name in problem_ids]
 
 
 def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> RecordedProblem:

@@ -28,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 _USED = (
     "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",
     "output_tokens", "think_tokens", "end", "error", "cancelled_by", "answer", "correct",
-    "finish_reason", "drafted_per_step", "accepted_per_step",
+    "finish_reason", "drafted_per_step", "accepted_per_step", "arrival", "round",
 )  # fmt: skip
 
 
@@ -198,6 +198,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
     found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
     lacking: Counter[str] = Counter()
+    in_turn = 0
     costs: dict[str, WindowCost] = {}
     if recording.frame("events", ["kind"])["kind"].eq("window").any():
         costs = {key: engine_windows(recording, key) for key in manifest.engines}
@@ -207,6 +208,9 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         if policy is None or engine is None or not policy.all_samples_end:
             continue
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
+        if watched and _in_turn(own.values()):
+            in_turn += 1
+            continue
         n = len(own) if watched else policy.n
         run = _problem_run(row, list(own.values()), n, engine.speculative, imported=imported)
         if isinstance(run, str):
@@ -225,6 +229,11 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         if imported
     ]
     notes += [] if imported else _check_survivors(recording, found)
+    if in_turn:
+        notes.append(
+            f"left out of {recording.name}: {counted(in_turn, 'problem')} whose requests came one "
+            "after another, as the replay sends those of a problem at once"
+        )
     runs = [
         Run(
             recording=recording.name,
@@ -412,6 +421,22 @@ def _problem_run(
     )
 
 
+def _in_turn(samples: Iterable[Mapping[str, object]]) -> bool:
+    """Whether requests of a watched problem came in several rounds, or after others had ended."""
+    rows = list(samples)
+    if len(rows) < 2:
+        return False
+    if len({_int(row["round"]) or 0 for row in rows}) > 1:
+        return True
+    times = sorted(
+        (begin, end)
+        for row in rows
+        if (begin := _int(row["arrival"])) is not None and (end := _int(row["end"])) is not None
+    )
+    over = np.maximum.accumulate([end for _, end in times])
+    return any(begin > before for (begin, _), before in zip(times[1:], over, strict=False))
+
+
 def _int(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
@@ -519,18 +544,27 @@ def limited(run: Run, max_tokens: int) -> Run | None:
     beyond = recorded is not None and max_tokens > recorded
     if run.engine.speculative is not None or (beyond and any(s.by_length for s in samples)):
         return None
+    judged = any(sample.correct is not None for sample in samples)
     problems = {
-        name: replace(problem, samples=tuple(_limited(s, max_tokens) for s in problem.samples))
+        name: replace(
+            problem, samples=tuple(_limited(s, max_tokens, judged=judged) for s in problem.samples)
+        )
         for name, problem in run.problems.items()
     }
     return replace(run, policy=replace(run.policy, max_tokens=max_tokens), problems=problems)
 
 
-def _limited(sample: Sample, most: int) -> Sample:
+def _limited(sample: Sample, most: int, *, judged: bool) -> Sample:
+    """Return a sample cut at so many tokens: a wrong one, where samples were judged at all."""
     if sample.output_tokens <= most:
         return sample
     return replace(
-        sample, output_tokens=most, answer=None, correct=False, by_length=True, think_tokens=None
+        sample,
+        output_tokens=most,
+        answer=None,
+        correct=False if judged else None,
+        by_length=True,
+        think_tokens=None,
     )
 
 

@@ -48,7 +48,7 @@ def replayed_tables(
     counts = [len(load.samples) for load in loads]
     ids = [name for name, count in zip(problem_ids, counts, strict=True) for _ in range(count)]
     flat = [sample for load in loads for sample in load.samples]
-    arrival = np.repeat(replayed.arrival_s, counts)
+    arrival = replayed.queued_s - replayed.front_end_s  # of each as it was drawn
     ended = np.isfinite(replayed.end_s)
     samples = pl.DataFrame(
         {

@@ -62,22 +62,25 @@ def replay(
     limits: Limits,
     *,
     concurrency: int | None = None,
+    reserve: int | None = None,
     stop: Stop | None = None,
     replicas: Replicas | None = None,
     log: bool = False,
 ) -> Replayed:
     """Replay a workload on engines whose steps take what `cost` says.
 
-    With `concurrency`, so many problems are in flight and the next arrives when one is decided;
-    without, they come at their arrivals. What a front end takes is in the times of a problem, and
+    With `concurrency`, so many problems are in flight and the next arrives when one is decided.
+    With a `reserve`, the next arrives when fewer samples than that wait for an engine, and it ends
+    when none is left: problems that were not decided by then have no latency. Without both, they
+    come at their arrivals. What a front end takes is in the times of a problem, and
     delays it on its way to the engine; in a closed loop it delays nobody. Raises ValueError when a
     sample cannot fit in the cache.
     """
     stop, replicas = stop or Stop(), replicas or Replicas()
-    if concurrency is not None and concurrency < 1:
-        raise ValueError("concurrency must be at least 1")
-    if (concurrency is None) == (workload.arrivals is None):
-        raise ValueError("give either concurrency or a workload with arrivals")
+    if any(each is not None and each < 1 for each in (concurrency, reserve)):
+        raise ValueError("concurrency and reserve must be at least 1")
+    if sum(each is not None for each in (concurrency, reserve, workload.arrivals)) != 1:
+        raise ValueError("give either concurrency, a reserve or a workload with arrivals")
     count = len(workload.prompt_tokens)
     size = limits.block_size
     blocks = UNLIMITED if limits.num_blocks is None else limits.num_blocks
@@ -97,6 +100,7 @@ def replay(
         drawn_first=stop.drawn_first,
         routing=ROUTINGS[replicas.routing],
         together=replicas.together,
+        reserve=reserve or 0,
         keep_longest=needs_longest(cost),
         window=cost.reads.window,
         chunked=cost.reads.chunked,
@@ -108,7 +112,7 @@ def replay(
         world = _world(workload, limits, replicas.count, slots, blocks)
         noted = np.zeros(leaps, LEAP)
         run(world, rules, cost, blocks, concurrency or 0, noted)
-    if np.isnan(world.problems["decided"]).any():
+    if reserve is None and np.isnan(world.problems["decided"]).any():
         raise ValueError("a problem was never decided: a fault of the replay, please report it")
     front = np.zeros(len(world.problems))
     if workload.front_end_s is not None:
@@ -125,7 +129,7 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     samples["verify"], samples["by_length"] = workload.verify_steps, workload.by_length
     samples["forward"] = 1.0 if workload.forwarded is None else workload.forwarded
     samples["answer"] = NONE if workload.answer is None else workload.answer
-    for name in ("continues", "place", "rank", "before", "after", "doomed"):
+    for name in ("place", "rank", "before", "after", "doomed"):
         samples[name] = NONE
     for name in ("queued", "scheduled", "first", "end"):
         samples[name] = np.nan

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -140,6 +141,43 @@ class Workload:
             segment_end=ends,
         )
 
+    def posed(self, places: Ints) -> Workload:
+        """Return the problems at these places in this order, each as often as it stands there.
+
+        The same as of their recorded problems, if each stands there as often as the others.
+        """
+        counts, own = np.diff(self.first)[places], len(self.segment_start) - len(self.first) + 1
+        first, samples = _taken(self.first, places)
+        first_answer, answers = _taken(self.first_answer, places)
+        first_segment, parts = _taken(self.first_segment, places)
+        path = self.path[parts]
+        path[first_segment[1:] - 1] = own + np.arange(len(places))  # no other has its last one
+        segments = np.concatenate([np.arange(own), own + places])
+        answer = None
+        if self.answer is not None:
+            moved = np.repeat(first_answer[:-1] - self.first_answer[places], counts)
+            answer = self.answer[samples]
+            answer = np.where(answer == NONE, NONE, answer + moved)
+        return replace(
+            self,
+            first=first,
+            prompt_tokens=self.prompt_tokens[samples],
+            output_tokens=self.output_tokens[samples],
+            verify_steps=self.verify_steps[samples],
+            forwarded=None if self.forwarded is None else self.forwarded[samples],
+            answer=answer,
+            by_length=self.by_length[samples],
+            first_answer=first_answer,
+            right=self.right[answers],
+            arrivals=None,
+            first_segment=first_segment,
+            path=path,
+            segment_start=self.segment_start[segments],
+            segment_end=self.segment_end[segments],
+            route=None if self.route is None else self.route[places],
+            front_end_s=None if self.front_end_s is None else self.front_end_s[places],
+        )
+
     def segment_blocks(self, block_size: int) -> Ints:
         """Return how many whole blocks each segment has."""
         return self.segment_end // block_size - self.segment_start // block_size
@@ -151,6 +189,13 @@ class Workload:
         if self.forwarded is not None:
             each = each + np.ceil(self.forwarded).astype(np.int64) - 1
         return int(np.max(each, initial=1))
+
+
+def _taken(first: Ints, places: Ints) -> tuple[Ints, Ints]:
+    """Return where the parts at these places begin when taken, and what is in them."""
+    counts = np.diff(first)[places]
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    return begins, np.arange(begins[-1]) + np.repeat(first[places] - begins[:-1], counts)
 
 
 def ascending(arrivals: Sequence[float] | Floats) -> Floats:
@@ -193,16 +238,25 @@ def _answers(loads: Sequence[RecordedProblem]) -> tuple[Ints, Ints, Bools]:
 Segments = tuple[Ints, npt.NDArray[np.int32], Ints, Ints]
 
 
+MOST_LEVELS = 64  # of cached lengths, as each prompt lists all that it reaches
+
+
 def _levels(loads: Sequence[RecordedProblem]) -> Segments:
-    """Return the segments of prompts of which is known how much the cache held."""
-    levels = sorted({load.cached_tokens for load in loads} - {0})
+    """Return the segments of prompts of which is known how much the cache held.
+
+    More different lengths than `MOST_LEVELS` are rounded down to so many, evenly by rank.
+    """
     cached = sorted(load.cached_tokens for load in loads if load.cached_tokens)
+    levels = sorted(set(cached))
+    if len(levels) > MOST_LEVELS:
+        ranks = (place * len(cached) // MOST_LEVELS for place in range(MOST_LEVELS))
+        levels = sorted({cached[rank] for rank in ranks})
     usual = cached[len(cached) // 2] if cached else 0
     path: list[int] = []
     first, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)
     for load in loads:
         common = load.cached_tokens or min(usual, load.prompt_tokens - 1)
-        chain = [i for i, level in enumerate(levels) if level <= common]
+        chain = range(bisect_right(levels, common))
         path += [*chain, len(ends)]
         starts.append(levels[chain[-1]] if chain else 0)
         ends.append(load.prompt_tokens - 1)

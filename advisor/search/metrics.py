@@ -132,11 +132,9 @@ class CandidateMetrics(Metrics):
         resampling: Resampling,
         *,
         rate_per_s: float | None,
-        concurrency: int | None,
     ) -> None:
         self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
         self.choosing, self.idle_draws = resampling.choosing, resampling.idle
-        self._in_flight = concurrency or 1
         self.rows: list[int] = []
         self.place: dict[int, int] = {}  # of a row of the space
         self.replayed: list[ReplayedCandidate] = []
@@ -276,9 +274,9 @@ class CandidateMetrics(Metrics):
             return value, value * self.loads[row]
         # Candidates whose replays are one and the same are drawn once.
         replicas = replayed.candidate.engine.data_parallel_size
-        times = (replayed.latency_s.tobytes(), replayed.device_s.tobytes(), replayed.front_end_s)
+        times = (replayed.latency_s.tobytes(), replayed.device_s.tobytes(), replayed.paid)
         engine = (id(replayed.law), replayed.extrapolated, replayed.capacity_per_s, replicas)
-        key = (name, hash(times), *engine)
+        key = (name, hash(times), replayed.keeps_up, *engine)
         if key not in self._times:
             self._times[key] = self._time_row(name, replayed, row)
         return self._times[key]
@@ -290,6 +288,8 @@ class CandidateMetrics(Metrics):
         if name == "busy_s":  # of devices, while steps run
             busy = [self.resampling.mean(busy) for busy in replayed.device_s]
             return point_mean(replayed.device_s[0]), _at_speed(factor, replayed.speeds, busy)
+        if not replayed.keeps_up:  # its queue grows for ever
+            return np.inf, np.full(self.resampling.count, np.inf)
         resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
             by_speed = [resampling.mean(latency) for latency in replayed.latency_s]
@@ -302,9 +302,8 @@ class CandidateMetrics(Metrics):
         """Return device-seconds of a problem: devices over problems served a second.
 
         Devices are paid for while they idle. At a rate those that arrive share all the time that
-        there is. Of several replicas some may idle with few problems in flight, and latency tells
-        how many problems are served (Little's law). One engine that is never idle takes its busy
-        time.
+        there is. Of several replicas some may idle with few problems in flight, and all are paid
+        for until the last of them is done, as one engine is, which is busy all that time.
         """
         engine = replayed.candidate.engine
         if self.rate_per_s is not None:
@@ -312,10 +311,8 @@ class CandidateMetrics(Metrics):
             least = engine.num_devices / replayed.capacity_per_s
             return max(paid, least), np.maximum(paid, least * self.loads[row])
         if engine.data_parallel_size > 1:
-            value, draws = self._time_row("latency_s", replayed, row)
-            engines = 1 - replayed.front_end_s / value  # of it; the front end keeps no device busy
-            share = engines * engine.num_devices / self._in_flight
-            return value * share, draws * share
+            value, draws = self._time_row("busy_s", replayed, row)
+            return value * replayed.paid, draws * replayed.paid
         return self._time_row("busy_s", replayed, row)
 
 

@@ -86,16 +86,19 @@ class PolicyWork:
 
     def stream(self, pool: Pool, policy: Policy, passes: int) -> Workload:
         """Return the problems so many times over, in random order, the draws taken in turn."""
+        name, count = self._drawn_alike(pool, policy), len(self.space.problem_ids)
+        draws = self.problems(pool, policy)
+        every = self._once(
+            ("stream", *name),
+            lambda: Workload.from_loads([load for draw in draws for load in draw]),
+        )
 
         def stream() -> Workload:
-            draws = self.problems(pool, policy)
             rng = np.random.default_rng([self.seed, 5])
-            turns = (draws[number % len(draws)] for number in range(passes))
-            return Workload.from_loads(
-                [draw[place] for draw in turns for place in rng.permutation(len(draw))]
-            )
+            turns = [number % len(draws) * count for number in range(passes)]
+            return every.posed(np.concatenate([turn + rng.permutation(count) for turn in turns]))
 
-        return self._once(("stream", passes, *self._drawn_alike(pool, policy)), stream)
+        return self._once(("stream", passes, *name), stream)
 
     @staticmethod
     def _drawn_alike(pool: Pool, policy: Policy) -> tuple[Hashable, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,8 @@ class ReplayedCandidate:
     flight there is one, since all times scale with it. `device_s` is of the busy time.
     `capacity_per_s` is how many problems per second it can serve, at a rate in a steady state.
     Without `keeps_up` it was not replayed at the rate, and its latency is that of all problems at
-    once. `front_end_s` is what a server's front end took of the latency, on average.
+    once. `paid` are the device-seconds from the first arrival to the last decision for each in
+    which a device is busy.
     """
 
     candidate: Candidate
@@ -58,7 +59,7 @@ class ReplayedCandidate:
     keeps_up: bool
     extrapolated: bool
     totals: Features[float]
-    front_end_s: float
+    paid: float
 
     @property
     def step_s(self) -> float:
@@ -133,7 +134,7 @@ class CandidateReplays:
             keeps_up=keeps_up,
             extrapolated=limits.crowded(peaks["kv_tokens"]) or not law.within(peaks),
             totals=totals,
-            front_end_s=float(np.mean([each.front_end_s.mean() for each in first])),
+            paid=_paid(first, replicas),
         )
 
     def capacity_per_s(self, row: int) -> float:
@@ -142,18 +143,17 @@ class CandidateReplays:
         pool, policy = candidate.pool, candidate.policy
         cost = _cost(self.model.law(candidate.engine), candidate)
 
-        def serve(workload: Workload, in_flight: int) -> Replayed:
-            return self._replay(workload, cost, candidate, concurrency=in_flight)
+        def serve(workload: Workload, **load: int) -> Replayed:
+            return self._replay(workload, cost, candidate, **load)
 
         if row not in self._capacities:
-            engine, stop = candidate.engine, policy.stop
-            seqs = engine.max_num_seqs
             self._capacities[row] = capacity_per_s(
                 partial(self.policy_work.stream, pool, policy),
                 serve,
                 problems=len(self.space.problem_ids),
-                at_once=(0 if stop is None else stop.drawn_first) or policy.n,
-                slots=None if seqs is None else seqs * engine.data_parallel_size,
+                draws=len(self.policy_work.problems(pool, policy)),
+                engines=candidate.engine.data_parallel_size,
+                limited=candidate.engine.max_num_seqs is not None,
             )
         return self._capacities[row]
 
@@ -246,6 +246,7 @@ class CandidateReplays:
         candidate: Candidate,
         *,
         concurrency: int | None = None,
+        reserve: int | None = None,
     ) -> Replayed:
         from advisor.replay.replay import (  # numba takes a third of a second to load
             Replicas,
@@ -259,11 +260,18 @@ class CandidateReplays:
             cost,
             limits_of(candidate.engine, candidate.facts, workload, self._models),
             concurrency=concurrency,
+            reserve=reserve,
             stop=stop_of(candidate.policy),
             replicas=Replicas(
                 count=count, routing="least-outstanding" if count > 1 else "round-robin"
             ),
         )
+
+
+def _paid(runs: Sequence[Replayed], replicas: int) -> float:
+    """Return the device-seconds of whole runs for each in which a device is busy, at least 1."""
+    whole = sum(replicas * (run.makespan_s - float(run.arrival_s.min())) for run in runs)
+    return max(whole / max(sum(run.busy_s for run in runs), 1e-12), 1.0)
 
 
 def _same(limit: int, known: int, peak: float) -> bool:

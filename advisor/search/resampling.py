@@ -48,14 +48,17 @@ class Resampling:
         """
         key = law_key(engine)
         if key not in self._scores:
-            name = zlib.crc32(repr(key).encode())
-            rng = np.random.default_rng([self.seed, 1, name])
-            z = np.empty(self.count)
-            for half in (self.choosing, ~self.choosing):
-                z[half] = rng.permutation(_normal_scores(int(half.sum())))
-            self._scores[key] = z
+            self._scores[key] = self.scores(repr(key))
         sigma = law.sigma_outside if outside else law.sigma
         return np.exp(sigma * self._scores[key] - sigma**2 / 2)
+
+    def scores(self, name: str) -> Floats:
+        """Return standard normal draws of what has that name, [draws]."""
+        rng = np.random.default_rng([self.seed, 1, zlib.crc32(name.encode())])
+        z = np.empty(self.count)
+        for half in (self.choosing, ~self.choosing):
+            z[half] = rng.permutation(_normal_scores(int(half.sum())))
+        return z
 
     def mean(self, values: Floats) -> Floats:
         """Return the mean over problems per draw of [problems] or [replays, problems] values.

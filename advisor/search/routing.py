@@ -1,9 +1,12 @@
 """Tables of samples by difficulty: learned, and held against the best single policy.
 
 A price of tokens makes one number of right answers and tokens, the gain. For a price the table is
-learned that gains most: by class, or by how many of the first samples agree. Which of these it goes
-by is chosen by cross-validation inside of the problems that it is learned from. It is judged on
-problems that it was not learned from, against the single policy that is best on all of them, which
+learned that gains most: by class, or by how many of the first samples agree. Where the problems
+were recorded with several reasoning efforts and otherwise alike, a table by class may give each
+class its effort too: what it would have answered under each was measured. By agreement it cannot,
+since the first samples have an effort already. Which of these it goes by is chosen by
+cross-validation inside of the problems that it is learned from. It is judged on problems that it
+was not learned from, against the single policy that is best on all of them, of any effort, which
 favours that policy. It is offered only where the difference is above 0, at LEVEL over all prices
 and models.
 """
@@ -49,6 +52,7 @@ PRICES: Final = 3
 FOLDS: Final = 10
 FEWEST: Final = 40  # problems
 FEWEST_SAMPLES: Final = 8
+FEWEST_OF_EFFORT: Final = 2  # samples of a problem at each of several efforts
 FEWEST_OF_CLASS: Final = 10  # problems that a class is learned from, else it goes with the others
 MOST_CLASSES: Final = 32
 MOST: Final = 1_000  # problems that are learned from
@@ -70,10 +74,11 @@ class Option:
 
     `levels` are how many of the first `first` samples agree, or, where that is 0, classes, of which
     the last has those of the others. Both are means over orders in which other levels count 0.
-    `counts` [choices] are the samples in all.
+    `counts` [choices] are the samples in all, and `pools` those that they are drawn from: of one
+    reasoning effort each.
     """
 
-    pool: Pool
+    pools: tuple[Pool, ...]
     first: int
     classes: tuple[str, ...]
     counts: tuple[int, ...]
@@ -86,6 +91,16 @@ class Option:
         if self.first:
             return {OTHERS: (self.first,) if set(numbers) == {self.first} else numbers}
         return {name: (n,) for name, n in zip(self.classes, numbers, strict=True)}
+
+    def pools_by_class(self, chosen: Ints) -> dict[str, Pool]:
+        """Return the pools that tables of choices by level draw from."""
+        own = [self.pools[place] for place in chosen]
+        return {OTHERS: own[0]} if self.first else dict(zip(self.classes, own, strict=True))
+
+    @property
+    def spans(self) -> bool:
+        """Whether its choices are of several reasoning efforts."""
+        return any(pool is not self.pools[0] for pool in self.pools)
 
     def gain(self, price: float) -> Floats:
         return self.right - price * self.tokens
@@ -113,7 +128,8 @@ class Tried:
     """A table under a price: what it would be, and how it did on problems that it had not seen.
 
     `held_out` and `single` are [2, problems]: right and tokens of both. `tables` are those that
-    were learned without each problem. `sure` is by how many standard errors it gains.
+    were learned without each problem, and `pools` what these draw from, both by class. `sure` is by
+    how many standard errors it gains.
     """
 
     price: float
@@ -121,15 +137,17 @@ class Tried:
     chosen: Ints
     against: Policy
     tables: tuple[Mapping[str, Table], ...]
+    pools: tuple[Mapping[str, Pool], ...]
     held_out: Floats
     single: Floats
     sure: float
 
     @property
     def gives_several(self) -> bool:
-        """Whether it gives some problems more samples than others."""
-        tables = self.option.tables(self.chosen)
-        return len({n for table in tables.values() for n in table}) > 1
+        """Whether it gives some problems more samples than others, or another effort."""
+        pools = self.option.pools_by_class(self.chosen)
+        cells = self.option.tables(self.chosen).items()
+        return len({(id(pools[name]), n) for name, table in cells for n in table}) > 1
 
 
 def with_routings(
@@ -137,7 +155,8 @@ def with_routings(
 ) -> tuple[list[Pool], tuple[Routing, ...]]:
     """Return the pools with the routing policies that they are offered, and all that were tried.
 
-    `names` are the problems that all pools have. Of more than MOST as many are learned from.
+    A policy of several reasoning efforts has a pool of its own, behind the others. `names` are the
+    problems that all pools have. Of more than MOST as many are learned from.
     """
     groups = _groups(pools, names)
     kept = np.random.default_rng([seed, 8]).permutation(len(names))[:MOST]
@@ -149,34 +168,60 @@ def with_routings(
     tried: list[Tried] = []
     for own in by_decoder.values():
         tried += try_tables(own, list(learned), groups_learned, seed)
-    changed = {pool.key: pool for pool in pools}
+    changed, added = {pool.key: pool for pool in pools}, list[Pool]()
     found: dict[Policy, Routing] = {}
     for each, offered in offers(tried):
-        pool, tables = each.option.pool, each.option.tables(each.chosen)
-        policy = complete(
-            dataclasses.replace(
-                pool.key[1],
-                method="routed",
-                n=most_samples(tables),
-                rule=(("route", write_routes(tables)),),
-            )
-        )
+        tables = each.option.tables(each.chosen)
+        drawn_from = each.option.pools_by_class(each.chosen)
+        policy = _policy(tables, drawn_from)
         routing = _routing(each, policy, offered=offered)
         if policy in found and (found[policy].offered or not offered):
             continue
         found[policy] = routing
-        if offered:
-            now = changed[pool.key]
-            by_problem = {}
-            for name, group in zip(names, groups, strict=True):
-                own_tables = each.tables[learned[name]] if name in learned else tables
-                by_problem[name] = table_for(own_tables, group)
-            changed[pool.key] = dataclasses.replace(
-                now,
-                policies=(*now.policies, policy),
-                tables={**now.tables, policy: by_problem},
-            )
-    return [changed[pool.key] for pool in pools], tuple(found.values())
+        if not offered:
+            continue
+        by_problem, pool_of = dict[str, Table](), dict[str, Pool]()
+        for name, group in zip(names, groups, strict=True):
+            place = learned.get(name)
+            by_problem[name] = table_for(tables if place is None else each.tables[place], group)
+            pool_of[name] = table_for(drawn_from if place is None else each.pools[place], group)
+        if each.option.spans:
+            added.append(_of_efforts(policy, by_problem, pool_of))
+            continue
+        now = changed[each.option.pools[0].key]
+        changed[now.key] = dataclasses.replace(
+            now,
+            policies=(*now.policies, policy),
+            tables={**now.tables, policy: by_problem},
+        )
+    return [*(changed[pool.key] for pool in pools), *added], tuple(found.values())
+
+
+def _policy(tables: Mapping[str, Table], pools: Mapping[str, Pool]) -> Policy:
+    efforts = {name: pool.key[1].reasoning_effort for name, pool in pools.items()}
+    route = write_routes(tables, efforts)
+    whole = dataclasses.replace(
+        next(iter(pools.values())).key[1],
+        method="routed",
+        n=most_samples(tables),
+        reasoning_effort=None,
+        rule=(("route", route),),
+    )
+    return complete(whole)
+
+
+def _of_efforts(policy: Policy, tables: Mapping[str, Table], pools: Mapping[str, Pool]) -> Pool:
+    """Return the samples that a policy of several efforts has of each problem."""
+    parts = list({id(pool): pool for pool in pools.values()}.values())
+    runs = {id(run): run for pool in parts for run in pool.runs}
+    return Pool(
+        key=(parts[0].key[0], policy),
+        runs=tuple(runs.values()),
+        policies=(policy,),
+        problem_ids=frozenset(pools),
+        tables={policy: tables},
+        by_problem=pools,
+    )
 
 
 def offers(tried: Sequence[Tried]) -> list[tuple[Tried, bool]]:
@@ -203,7 +248,7 @@ def _routing(each: Tried, policy: Policy, *, offered: bool) -> Routing:
     share = paired_change(tokens_single, tokens)
     assert accuracy is not None
     return Routing(
-        model=each.option.pool.key[0][0],
+        model=each.option.pools[0].key[0][0],
         policy=policy,
         by="agreement" if each.option.first else "class",
         against=each.against,
@@ -221,24 +266,56 @@ def try_tables(
     pools: Sequence[Pool], names: Sequence[str], groups: Sequence[str | None], seed: int
 ) -> list[Tried]:
     """Return the best table for each price of tokens, from the samples of one model."""
-    singles: list[Single] = []
-    options: list[Option] = []
     if len(names) < FEWEST:
         return []
+    singles, options = measured(pools, names, groups, [seed, 6])
+    if not options:
+        return []
+    fold = np.random.default_rng([seed, 7]).permutation(len(names)) % FOLDS
+    return [_judge(options, singles, price, fold) for price in _prices(singles)]
+
+
+def measured(
+    pools: Sequence[Pool], names: Sequence[str], groups: Sequence[str | None], seed: Sequence[int]
+) -> tuple[list[Single], list[Option]]:
+    """Return what single policies and what tables give on these problems."""
+    singles: list[Single] = []
+    options: list[Option] = []
+    by_class: dict[Policy, list[Option]] = {}
+    efforts = Counter(_but_effort(pool) for pool in pools)
     for pool in pools:
         judged = pool.key[1] != AS_SENT and pool.curve is None
         judged = judged and all(run.answers_told for run in pool.runs)
         problems = pool.loads(names) if judged else None
         if problems is not None:
-            rng = np.random.default_rng([seed, 6])
+            rng = np.random.default_rng(seed)
             count = min(max(8_000 // len(names), 32), 128)
             orders = [RandomOrders(samples_of(problem.samples), rng, count) for problem in problems]
             singles += _singles(pool, problems, orders)
-            options += _options(pool, orders, groups)
-    if not options:
-        return []
-    fold = np.random.default_rng([seed, 7]).permutation(len(names)) % FOLDS
-    return [_judge(options, singles, price, fold) for price in _prices(singles)]
+            several = efforts[_but_effort(pool)] > 1
+            own = _options(pool, orders, groups, several=several)
+            options += own
+            if several:
+                by_class.setdefault(_but_effort(pool), []).extend(o for o in own if not o.first)
+    options += [_across(own) for own in by_class.values() if len(own) > 1]
+    return singles, options
+
+
+def _but_effort(pool: Pool) -> Policy:
+    """Return how a pool was sampled, but for its reasoning effort."""
+    return dataclasses.replace(pool.key[1], reasoning_effort=None)
+
+
+def _across(options: Sequence[Option]) -> Option:
+    """Return the tables by class whose choices are those of several efforts."""
+    return Option(
+        pools=tuple(pool for each in options for pool in each.pools),
+        first=0,
+        classes=options[0].classes,
+        counts=tuple(count for each in options for count in each.counts),
+        right=np.concatenate([each.right for each in options], axis=2),
+        tokens=np.concatenate([each.tokens for each in options], axis=2),
+    )
 
 
 def _singles(
@@ -269,12 +346,17 @@ def _singles(
 
 
 def _options(
-    pool: Pool, orders: Sequence[RandomOrders], groups: Sequence[str | None]
+    pool: Pool,
+    orders: Sequence[RandomOrders],
+    groups: Sequence[str | None],
+    *,
+    several: bool,
 ) -> list[Option]:
+    """Return the tables of a pool; those by class need few samples where efforts are `several`."""
     fewest = min(each.n for each in orders)
-    if fewest < FEWEST_SAMPLES:
+    if fewest < (FEWEST_OF_EFFORT if several else FEWEST_SAMPLES):
         return []
-    firsts = [first for first in FIRST if 2 * first <= fewest]
+    firsts = [first for first in FIRST if 2 * first <= fewest and fewest >= FEWEST_SAMPLES]
     able = [tuple(first << t for t in range(MOST_DOUBLED + 1)) for first in firsts]
     sizes = Counter(group for group in groups if group is not None)
     classes = [c for c, n in sizes.most_common(MOST_CLASSES) if n >= FEWEST_OF_CLASS]
@@ -306,7 +388,7 @@ def _by_agreement(
     for place, (each, votes) in enumerate(zip(ended, agree, strict=True)):
         at_level = (votes[:, None] == np.arange(first + 1)) / len(votes)  # [orders, levels]
         right[place], tokens[place] = (each @ at_level).transpose(1, 2, 0)
-    return Option(pool, first, (), counts, right, tokens)
+    return Option((pool,) * len(counts), first, (), counts, right, tokens)
 
 
 def _by_class(
@@ -322,7 +404,7 @@ def _by_class(
     for place, (each, group) in enumerate(zip(ended, groups, strict=True)):
         level = levels.index(group) if group is not None and group in classes else len(classes)
         right[place, level], tokens[place, level] = each.mean(axis=2).T
-    return Option(pool, 0, tuple(levels), counts, right, tokens)
+    return Option((pool,) * len(counts), 0, tuple(levels), counts, right, tokens)
 
 
 def _prices(singles: Sequence[Single]) -> list[float]:
@@ -364,6 +446,7 @@ def _judge(options: Sequence[Option], singles: Sequence[Single], price: float, f
     problems = len(fold)
     held_out, single = np.empty((2, problems)), np.array([reference.right, reference.tokens])
     tables: list[Mapping[str, Table]] = [{}] * problems
+    pools: list[Mapping[str, Pool]] = [{}] * problems
     for f in range(FOLDS):
         inside = fold == f
         others = [g for g in range(FOLDS) if g != f]
@@ -372,9 +455,9 @@ def _judge(options: Sequence[Option], singles: Sequence[Single], price: float, f
         chosen = option.learn(sums[best][others].sum(axis=0))
         held_out[0, inside] = option.of(option.right[inside], chosen)
         held_out[1, inside] = option.of(option.tokens[inside], chosen)
-        learned = option.tables(chosen)
+        learned, drawn_from = option.tables(chosen), option.pools_by_class(chosen)
         for place in np.flatnonzero(inside):
-            tables[place] = learned
+            tables[place], pools[place] = learned, drawn_from
     difference = (held_out[0] - single[0]) - price * (held_out[1] - single[1])
     error = float(difference.std(ddof=1) / np.sqrt(problems))
     best = _best_option(options, sums, range(FOLDS))
@@ -385,6 +468,7 @@ def _judge(options: Sequence[Option], singles: Sequence[Single], price: float, f
         chosen=option.learn(sums[best].sum(axis=0)),
         against=reference.policy,
         tables=tuple(tables),
+        pools=tuple(pools),
         held_out=held_out,
         single=single,
         sure=float(difference.mean() / error) if error > 0 else 0.0,

@@ -222,7 +222,7 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
         for pool in kept:
             if pool.key[0] != decoder:
                 undrafted = engine.speculative is not None and pool.key[0][:-1] == decoder[:-1]
-                if undrafted and pool.key[1] not in sampled:
+                if undrafted and not pool.by_problem and pool.key[1] not in sampled:
                     dropped[UNRECORDED] += len(pool.policies) * len(choices)
                 continue
             reason = _unfit(engine, sizes[pool.key])
@@ -346,15 +346,15 @@ class _Sizes:
             if s.scheduled is not None and s.scheduled.size
         ]
         self.held = self.longest + int(np.ceil(max(drafts, default=1.0))) - 1
-        self.samples = min((len(problem.samples) for problem in problems or ()), default=0)
-        self.most = max((pool.most_samples(policy) for policy in pool.policies), default=1)
+        drawn = zip(problems or (), pool.drawn(names), strict=False)
+        self.enough = all(len(problem.samples) >= most for problem, most in drawn)
 
 
 def _unfit(engine: EngineConfig, pool: _Sizes) -> str | None:
     """Return why an engine cannot be judged with a pool's samples, or None."""
     if not pool.known:
         return UNRECORDED
-    if engine.speculative is not None and pool.samples < pool.most:
+    if engine.speculative is not None and not pool.enough:
         return UNRECORDED
     blocks = engine.num_gpu_blocks
     if blocks is not None and blocks_of(engine, pool.held) > blocks - 1:

@@ -15,7 +15,7 @@ from advisor.evidence.gather import Evidence, StepTable, gather
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import Run
 from advisor.step_time.fit import StepTimeModel
-from advisor.what_if.question import Question
+from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording, told_apart
@@ -48,7 +48,10 @@ def foretell(
     model = StepTimeModel().fit(evidence.steps)
     by_name = {recording.name: recording for recording in recordings}
     found = []
-    for number, run in enumerate(evidence.runs):
+    runs: dict[object, Run] = {}  # of traffic that is drawn again the first draw
+    for run in evidence.runs:
+        runs.setdefault((run.recording, run.engine, run.policy), run)
+    for number, run in enumerate(runs.values()):
         try:
             predicted = _foretold(by_name[run.recording], evidence, model, run)
             told = Foretold(
@@ -60,7 +63,7 @@ def foretell(
             )
         found.append(told)
         if on_run is not None:
-            on_run(number + 1, len(evidence.runs))
+            on_run(number + 1, len(runs))
     return found
 
 
@@ -79,7 +82,7 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
             runs=len({table.recording for table in own}),
         )
     }
-    question = Question(engine=run.engine, policy=run.policy)
+    question = by_replica(Question(engine=run.engine, policy=run.policy))
     return Replays(base, evidence, left, run, (run,), question).summary()
 
 

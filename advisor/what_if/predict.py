@@ -53,7 +53,7 @@ from advisor.what_if.measured.points import (
     said_points,
 )
 from advisor.what_if.power import power_law
-from advisor.what_if.question import Question
+from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
 from traces.live.numbers import numbers_in
@@ -64,6 +64,7 @@ from traces.schema.engine import ModelFacts
 from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
+from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.run import Run as Summary
 
@@ -112,7 +113,7 @@ def predict(
     base, *given = told_apart([base, *others])
     others = [each for each in given if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
-    question = _by_replica(question)
+    question = by_replica(question)
     if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
         question = replace(question, engine=engine)
@@ -128,7 +129,7 @@ def predict(
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
     redrafted = None
     sampled = _sampled(question, own, on_tables=on_tables)
-    if question.engine.speculative != own.engine.speculative:
+    if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled)
     sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
     if drawn:
@@ -145,7 +146,7 @@ def predict(
         law, told = draft_law(model, [base, *others], question.engine)
     same = replace(question, engine=own.engine, policy=own.policy)
     same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
-    same = _by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    same = by_replica(replace(same, operators=None, collectives=None, gpu=None))
     replays = partial(
         Replays,
         base,
@@ -491,23 +492,6 @@ def _as_metrics_say(base: Recording, recorded: Summary) -> Summary:
     )
 
 
-def _by_replica(question: Question) -> Question:
-    """Return the question with a replica for each data-parallel rank, as in advice.
-
-    vLLM hands a request to the rank with the fewest, `ttscope attach` whole problems to its servers
-    in turn. Ranks that wait for one another, as those of mixtures of experts do, are not replayed.
-    """
-    engine, replicas = question.engine, question.replicas
-    if engine.data_parallel_size == 1:
-        return question
-    if replicas.count == 1:
-        in_turn = "urls" in dict(engine.other)
-        routing = "round-robin" if in_turn else "least-outstanding"
-        replicas = replace(replicas, routing=routing, together=in_turn or replicas.together)
-    replicas = replace(replicas, count=engine.data_parallel_size * replicas.count)
-    return replace(question, engine=engine.one_replica(), replicas=replicas)
-
-
 def _prefixes(base: Recording) -> list[str]:
     """Say what a replay of imported requests shares."""
     workload = base.manifest.workload
@@ -602,6 +586,8 @@ def _redrafted(
 
 def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     """Return the run whose samples answer the question: the own one if it can."""
+    if question.policy.efforts is not None:
+        return _of_efforts(evidence, own, question)
     wanted = (decoder_of(question.engine), sampling_of(question.policy))
     most = question.policy.max_tokens
     changed = [] if most in (None, own.policy.max_tokens) else [own, *evidence.runs]
@@ -627,6 +613,28 @@ def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     if not common:
         raise UsageError(f"{source.recording}: has no problem in common with {own.recording}")
     return source
+
+
+def _of_efforts(evidence: Evidence, own: Run, question: Question) -> Run:
+    """Return each problem with the samples of the reasoning effort that the table gives its class.
+
+    They are of the run that answers for that effort.
+    """
+    policy, tables = question.policy, question.policy.routes or {}
+    most: dict[str | None, int] = {}
+    for problem in own.problems.values():
+        effort = policy.effort_for(problem.group)
+        most[effort] = max(most.get(effort, 1), *table_for(tables, problem.group))
+    sources = {}
+    for effort, n in most.items():
+        plain = replace(sampling_of(policy), reasoning_effort=effort, n=n)
+        sources[effort] = _source(evidence, own, replace(question, policy=plain))
+    problems = {}
+    for name, problem in own.problems.items():
+        source = sources[policy.effort_for(problem.group)]
+        if name in source.problems:
+            problems[name] = replace(source.problems[name], group=problem.group)
+    return replace(own, problems=problems, texts=all(each.texts for each in sources.values()))
 
 
 def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:

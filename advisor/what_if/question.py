@@ -62,6 +62,23 @@ class Question:
     assumed: tuple[str, ...] = ()
 
 
+def by_replica(question: Question) -> Question:
+    """Return the question with a replica for each data-parallel rank, as in advice.
+
+    vLLM hands a request to the rank with the fewest, `ttscope attach` whole problems to its servers
+    in turn. Ranks that wait for one another, as those of mixtures of experts do, are not replayed.
+    """
+    engine, replicas = question.engine, question.replicas
+    if engine.data_parallel_size == 1:
+        return question
+    if replicas.count == 1:
+        in_turn = "urls" in dict(engine.other)
+        routing = "round-robin" if in_turn else "least-outstanding"
+        replicas = replace(replicas, routing=routing, together=in_turn or replicas.together)
+    replicas = replace(replicas, count=engine.data_parallel_size * replicas.count)
+    return replace(question, engine=engine.one_replica(), replicas=replicas)
+
+
 def learned(law: StepLaw) -> StepTimes:
     """Return the step times of recorded steps."""
     return StepTimes(
@@ -262,6 +279,7 @@ def changed(
     there is not.
     """
     from traces.schema.tts.parameters import lowered, make_policy
+    from traces.schema.tts.routes import read_efforts
 
     watched = recorded.policy is None and recorded.engine.mode == "server"
     sent = AS_SENT if watched else recorded.policy
@@ -293,6 +311,8 @@ def changed(
     _check_values("policy", Policy, parts["policy"])
     if rule and isinstance(parts["policy"].get("n"), int):
         rule = lowered(sent, parts["policy"]["n"])
+    if isinstance(route := parts["policy"].get("route"), str) and read_efforts(route):
+        plain["reasoning_effort"] = None  # its classes have efforts of their own
     policy = make_policy({**plain, **rule, **parts["policy"]})
     # An import may not tell these, which a policy that is run must have.
     untold: dict[str, Any] = {

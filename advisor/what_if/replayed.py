@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
@@ -244,7 +244,13 @@ class Replays:
         return None
 
     def _run(
-        self, workload: Workload, factor: float, *, log: bool = False, in_flight: int | None = None
+        self,
+        workload: Workload,
+        factor: float,
+        *,
+        log: bool = False,
+        concurrency: int | None = None,
+        reserve: int | None = None,
     ) -> Replayed:
         if workload.front_end_s is not None:  # it runs on the same machine as the steps
             workload = replace(workload, front_end_s=factor * workload.front_end_s)
@@ -253,7 +259,8 @@ class Replays:
                 workload,
                 self.times.at(factor),
                 self.limits,
-                concurrency=in_flight or self.concurrency,
+                concurrency=concurrency or (self.concurrency if reserve is None else None),
+                reserve=reserve,
                 stop=self.stop,
                 replicas=self.question.replicas,
                 log=log,
@@ -305,13 +312,13 @@ class Replays:
 
     def capacity_per_s(self) -> float:
         """Return how many problems a second are served while problems never run out."""
-        seqs = self.limits.max_num_seqs
         return capacity_per_s(
             self._stream,
-            lambda workload, in_flight: self._run(workload, 1.0, in_flight=in_flight),
+            partial(self._run, factor=1.0),
             problems=len(self.ids),
-            at_once=self.stop.drawn_first or len(self.loads[0][0].samples),
-            slots=None if seqs is None else seqs * self.question.replicas.count,
+            draws=len(self.loads),
+            engines=self.question.replicas.count,
+            limited=self.limits.max_num_seqs is not None,
         )
 
     @property

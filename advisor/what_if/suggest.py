@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from advisor.evidence.gather import MOST_SEEN
+from advisor.evidence.runs import arrival_rate
 from advisor.replay.replay import Replicas
 from advisor.what_if.predict import Prediction, predict
 from advisor.what_if.question import Question, changed
 from traces.errors import TtscopeError
+from traces.live.numbers import FINISHED
 from traces.live.verdict import change_for
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
@@ -54,13 +57,13 @@ def suggest(recording: Recording) -> Suggestion | str:
 
 
 def _rate(server: Watched, run: Run) -> float:
-    """Return the problems that arrived a second, or the requests where problems are not known."""
-    if run.rows is not None and run.rows.height > 1:
-        arrivals = run.rows["arrival"].drop_nulls()
-        span = (int(arrivals.max()) - int(arrivals.min())) / 1e9  # type: ignore[arg-type]
-        if span > 0:
-            return (arrivals.len() - 1) / span
-    return 0.0 if server.numbers is None else server.numbers.requests_per_s or 0.0
+    """Return the problems that arrived a second, or the requests where spans tell of too few."""
+    rate = None if run.rows is None else arrival_rate(run.rows["arrival"])
+    seen = 0.0 if server.numbers is None else server.numbers.requests_per_s or 0.0
+    if rate is None or run.sample_rows is None:
+        return seen
+    ended = None if server.window is None else server.window.total(FINISHED)
+    return rate if run.sample_rows.height >= MOST_SEEN * (ended or 0.0) else seen or rate
 
 
 def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Prediction:
@@ -69,7 +72,7 @@ def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Pred
     engine, policy, _ = changed(run, changes)
     replicas = Replicas()
     if name == "--replicas":
-        replicas = Replicas(count=int(value), routing="least-outstanding")
+        replicas = Replicas(count=int(value))  # routed as the command routes
     question = Question(
         engine=engine,
         policy=policy,

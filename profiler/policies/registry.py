@@ -40,6 +40,12 @@ def start(policy: Policy, group: str | None = None) -> PolicyRun:
     return _starter(policy, group)()
 
 
+@lru_cache(maxsize=1024)
+def effort_for(policy: Policy, group: str | None) -> str | None:
+    """Return the reasoning effort that samples of a class are drawn at, None where not set."""
+    return policy.effort_for(group)
+
+
 @lru_cache(maxsize=1024)  # an endpoint starts one policy for every question
 def _starter(policy: Policy, group: str | None) -> Callable[[], PolicyRun]:
     whole = complete(policy)

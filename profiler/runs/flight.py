@@ -115,7 +115,8 @@ class Flight:
     """A problem in flight: its policy's state, its span, what its requests have led to.
 
     `classes` numbers its answers in order of appearance; `extra` is the index of the next request
-    that the run makes by itself. `closed` says that it was decided or timed out.
+    that the run makes by itself. `closed` says that it was decided or timed out. `effort` is the
+    reasoning effort that its class is answered with.
     """
 
     problem: Problem
@@ -128,6 +129,7 @@ class Flight:
     scored: dict[int, tuple[Sent, Span]] = field(default_factory=dict)  # wait for their scores
     chains: dict[int, Chain] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
+    effort: str | None = None
     decision: Decision | None = None
     closed: bool = False
     failures: int = 0

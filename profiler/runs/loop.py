@@ -25,7 +25,7 @@ from profiler.engines.interface import (
     SampleResult,
 )
 from profiler.policies.interface import Decision, Draw, GoOn, Move, Revise, Vote
-from profiler.policies.registry import start
+from profiler.policies.registry import effort_for, start
 from profiler.runs.checkpoints import Checkpoints
 from profiler.runs.flight import Chain, Flight, Sent, revised_prompt
 from profiler.runs.lookup import NgramWhatIf
@@ -155,10 +155,11 @@ class Run:
     ) -> None:
         """Begin a problem, which may have arrived before now, in a trace of its own."""
         now = now_ns()
-        span = self.spans.begin_problem(problem, now, arrival, context)
+        effort = effort_for(self.policy, problem.group)
+        span = self.spans.begin_problem(problem, now, arrival, context, effort=effort)
         extra = most_requests(self.policy)
         policy_run = start(self.policy, problem.group)
-        flight = Flight(problem, policy_run, span, extra=extra, begun=now)
+        flight = Flight(problem, policy_run, span, extra=extra, begun=now, effort=effort)
         self.flights[problem.problem_id] = flight
         self._follow(flight, flight.run.begin())
 
@@ -249,7 +250,7 @@ class Run:
                 top_p=policy.top_p,
                 max_tokens=max_tokens,
                 thinking_token_budget=policy.thinking_token_budget if native else None,
-                reasoning_effort=policy.reasoning_effort,
+                reasoning_effort=flight.effort,
                 traceparent=f"00-{context.trace_id:032x}-{context.span_id:016x}-01",
                 continues=sent.base.continuation(sent.append)
                 if self._continues(sent.draw)

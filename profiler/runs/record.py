@@ -33,6 +33,7 @@ from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import ModelFacts
 from traces.schema.tts.parameters import complete, needs_of
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.routes import EFFORTS
 
 Progress = Callable[[int, int], None]
 Probe = Callable[[RecordingWriter], AbstractContextManager[None]]
@@ -199,19 +200,18 @@ def _check_limits(
 
 def _check_effort(policy: Policy, workload: Workload, engine: Engine) -> None:
     """Refuse an effort that would change nothing: it acts through the chat template alone."""
-    if policy.reasoning_effort is None:
-        return
-    if not workload.chat:
+    by_class = policy.efforts or {"": policy.reasoning_effort}
+    efforts = {effort for effort in by_class.values() if effort is not None}
+    if efforts and not workload.chat:
         raise UsageError("reasoning_effort needs the chat template. Leave out --raw-prompts")
     template = engine.chat_template
-    reads = ["reasoning_effort"]
-    if policy.reasoning_effort == "none":
-        reads.append("enable_thinking")
-    if template is not None and not any(name in template for name in reads):
-        raise UsageError(
-            f"{engine.config.model}: its chat template has no {' or '.join(reads)}, so "
-            f"reasoning_effort {policy.reasoning_effort} would change nothing. Leave it out"
-        )
+    for effort in sorted(efforts, key=EFFORTS.index):
+        reads = ["reasoning_effort"] + ["enable_thinking"] * (effort == "none")
+        if template is not None and not any(name in template for name in reads):
+            raise UsageError(
+                f"{engine.config.model}: its chat template has no {' or '.join(reads)}, so "
+                f"reasoning_effort {effort} would change nothing. Leave it out"
+            )
 
 
 @dataclass

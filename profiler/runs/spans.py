@@ -96,10 +96,13 @@ class RunSpans:
         begun: int,
         arrival: int | None = None,
         context: Context | None = None,
+        *,
+        effort: str | None = None,
     ) -> Span:
         """Open the span of a problem that begins at `begun`, unix nanoseconds.
 
         It may have arrived before, and waited. It is in the run's trace, or in the `context`.
+        `effort` is the reasoning effort of its class.
         """
         attributes: dict[str, Any] = {
             **self._keys,
@@ -108,6 +111,8 @@ class RunSpans:
         }
         if problem.group is not None:
             attributes["tts.problem.group"] = problem.group
+        if effort is not None:
+            attributes[names.POLICY_EFFORT] = effort
         return self._tracer.start_span(
             names.SPAN_PROBLEM,
             context=set_span_in_context(self._root) if context is None else context,
@@ -125,6 +130,8 @@ class RunSpans:
             "tts.sample.sample_index": draw.index,
             "tts.sample.role": draw.role,
         }
+        if flight.effort is not None and not scorer:
+            attributes[names.POLICY_EFFORT] = flight.effort
         if draw.parent is not None:
             attributes["tts.sample.parent_sample"] = draw.parent
         if draw.round is not None:

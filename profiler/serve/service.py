@@ -20,6 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Count
 
+from profiler.policies.registry import effort_for
 from profiler.runs.flight import Flight, Sent
 from profiler.runs.telemetry import Telemetry
 from profiler.serve.live_run import CLIENT, SCORES_S, LiveRun
@@ -93,6 +94,12 @@ class Numbers:
             "ttscope_samples", "Samples of questions that ended, by outcome.", ["outcome"], **named
         )
         self.tokens = Count("ttscope_generated_tokens", "Tokens of these samples.", **named)
+        self.efforts = Count(
+            "ttscope_effort_questions",
+            "Questions that ended, by the reasoning effort that the policy gave them.",
+            ["effort"],
+            **named,
+        )
         self.latency = Histogram(
             "ttscope_question_seconds",
             "From a question's arrival to its answer.",
@@ -372,6 +379,11 @@ class Service:
                 policy = complete(replace(policy, method=method, n=wanted, rule=rule))
             except UsageError as error:
                 raise BadRequest(f"ttscope.n = {wanted}: {error}") from None
+        if not question.chat and effort_for(policy, question.override.group) is not None:
+            raise BadRequest(
+                "the policy sets a reasoning effort, which acts through the chat template. Ask "
+                "/v1/chat/completions"
+            )
         most = question.max_tokens
         if most is not None and (policy.max_tokens is None or most < policy.max_tokens):
             fewer = replace(policy, max_tokens=most)
@@ -456,14 +468,23 @@ class Service:
             waiting.done.set_result(answer)
         took_s = (now_ns() - waiting.arrival) / 1e9
         # The answer goes out first: its task is woken before this is called.
-        asyncio.get_running_loop().call_soon(self._count, answer, ended, why, took_s)
+        asyncio.get_running_loop().call_soon(self._count, flight, answer, ended, why, took_s)
 
-    def _count(self, answer: Answer | None, ended: Sequence[Sent], why: str, took_s: float) -> None:
+    def _count(
+        self,
+        flight: Flight,
+        answer: Answer | None,
+        ended: Sequence[Sent],
+        why: str,
+        took_s: float,
+    ) -> None:
         """Have /metrics say how a question and its samples ended."""
         outcome = {CLIENT: "gone", "timeout": "timeout"}.get(why, "answered")
         if answer is None and outcome != "gone":
             outcome = "failed"
         self.numbers.questions.labels(outcome).inc()
+        if flight.effort is not None:
+            self.numbers.efforts.labels(flight.effort).inc()
         if answer is not None:
             self.numbers.latency.observe(took_s)
             self.numbers.tokens.inc(answer.output_tokens or 0)
@@ -492,6 +513,7 @@ class Service:
             output_tokens=flight.output_tokens,
             told={
                 "policy": run.label,
+                "reasoning_effort": flight.effort,
                 "decided_by": why,
                 "votes": votes if given is not None else 0,
                 "answers": len(answers),

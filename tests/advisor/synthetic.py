@@ -67,6 +67,12 @@ FACTS["mixed"] = dataclasses.replace(  # half of its layers with a window, exper
 SKILL = {"small": 0.45, "large": 0.75, "mixed": 0.6}  # chance that a sample is right, on average
 GREEDY = Policy(method="greedy", max_tokens=200)
 VOTE16 = Policy(method="majority", n=16, temperature=0.8, max_tokens=200)
+BY_CLASS = {  # chance to be right and mean tokens of a sample, by class and reasoning effort
+    ("easy", "low"): (0.92, 20),
+    ("easy", "high"): (0.94, 90),
+    ("hard", "low"): (0.30, 30),
+    ("hard", "high"): (0.90, 120),
+}
 NGRAM = Speculative(method="ngram", num_speculative_tokens=3)
 
 
@@ -125,6 +131,7 @@ def record(
     power: tuple[str, str] = ("nvml", "watts"),  # kind, and the column that tells it
     host: tuple[float, float, float] | None = None,  # seconds of HOST_WORK, joined to samples
     lookups: bool = False,  # counts of n-gram lookup that was not run
+    classes: bool = False,  # each second problem is hard, and answers are those of BY_CLASS
     **manifest,
 ) -> Recording:
     """Run the twin of the engine and write what a probe would have seen.
@@ -133,7 +140,7 @@ def record(
     own takes time between steps, and says in which step each sample began.
     """
     rng = np.random.default_rng([seed, zlib.crc32(folder.name.encode())])
-    loads = _workload(rng, engine, policy, problems)
+    loads = _workload(rng, engine, policy, problems, classes=classes)
     limits = Limits(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
@@ -198,6 +205,7 @@ def record(
             keys
             | {
                 "problem_id": f"p{row}",
+                "group": class_of(row) if classes else None,
                 "prompt_tokens": load.prompt_tokens,
                 "arrival": begun,
                 "start": begun,
@@ -263,14 +271,20 @@ def _speculation(sample) -> dict:
     }
 
 
-def _workload(rng, engine, policy, problems):
+def class_of(row: int) -> str:
+    return ("easy", "hard")[row % 2]
+
+
+def _workload(rng, engine, policy, problems, *, classes):
     """Return the same problems for every engine, with fresh samples."""
     fixed = np.random.default_rng(7)
     loads = []
-    for _ in range(problems):
+    for row in range(problems):
         prompt, level = int(fixed.integers(20, 90)), float(fixed.uniform(-0.3, 0.25))
         length = float(fixed.uniform(20, 60))
         right = min(max(SKILL[engine.model] + level, 0.02), 0.98)
+        if classes:
+            right, length = BY_CLASS[class_of(row), policy.reasoning_effort]
         samples = []
         for _ in range(policy.n):
             tokens = max(int(rng.normal(length, 8)), 2)

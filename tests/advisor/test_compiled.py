@@ -1,5 +1,7 @@
 import gc
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,19 @@ def test_a_numba_that_was_not_tried_compiles_in_its_own_way(monkeypatch):
     assert third_and_one(np.array([6.0])) == 3
     (made,) = third.overloads.values()
     assert made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+
+
+def test_code_that_is_kept_is_read_without_what_only_a_compiler_needs():
+    if module.CACHE is None:
+        pytest.skip("no folder for compiled code that is this user's alone")
+    assert all_halved(np.array([8.0, 8.0])) == 10  # and keeps it
+    code = (
+        "import sys, numpy as np; from tests.advisor.test_compiled import all_halved\n"
+        "print(all_halved(np.array([8.0, 8.0])), sum(all_halved.stats.cache_hits.values()),\n"
+        "      'numba.np.arraymath' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["10.0", "1", "False"]
 
 
 @pytest.fixture

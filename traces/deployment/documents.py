@@ -25,7 +25,7 @@ from traces.schema.tts.methods import PARAMETER
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
-VERSION: Final = 3  # 2 has policies with tables, 3 names of problems
+VERSION: Final = 4  # 2 has policies with tables, 3 names of problems, 4 tables with efforts
 POLICY, EXPECT, SERVE = "policy.json", "expect.json", "serve.sh"
 MOST_BYTES = 1 << 20
 VerifierName = Literal["exact", "numeric", "choice", "math", "demo"]
@@ -65,6 +65,8 @@ class PolicyFile:
 
 
 def _version(policy: Policy) -> int:
+    if policy.efforts is not None:
+        return VERSION
     return 2 if policy.routes is not None else 1
 
 
@@ -166,7 +168,7 @@ class Expectations:
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
-            "ttscope_expect": VERSION if self.problem_names else _version(self.policy),
+            "ttscope_expect": max(3 if self.problem_names else 1, _version(self.policy)),
             "engine": self.engine.to_json(),
             "policy": plain_policy(self.policy),
             "workload": None if self.workload is None else self.workload.to_json(),

@@ -67,7 +67,7 @@ def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
 
 
 USED = (
-    *_parts_of((*_TIMES, STEP_TOKENS)),
+    *(*_parts_of(_TIMES), f"{STEP_TOKENS}_count", f"{STEP_TOKENS}_sum"),
     *(*GAUGES, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
     *(DRAFTS, DRAFTED, ACCEPTED_AT, FLOPS, READ_BYTES),
 )

@@ -76,6 +76,7 @@ class Watched:
         }
 
 
+OF_SERVERS = {"scrapes", "steps", "power", "events"}  # tables that tell of no problem by itself
 ONLY_WATCHED = (
     "the traffic of others, whose policy and right answers are not known. Send "
     "problems to the server with ttscope attach URL --workload FILE"
@@ -92,6 +93,9 @@ def runs_and_servers(
     recording: Recording, price_usd_per_device_hour: float | None = None
 ) -> tuple[list[Run], list[Watched]]:
     """Return a recording's runs, without those that its watched servers repeat, and the servers."""
+    held = {table for table in TABLES if recording.rows(table)}
+    if held <= OF_SERVERS and (servers := watched_engines(recording)):
+        return [], servers
     runs = summarise(recording, price_usd_per_device_hour)
     servers = watched_engines(recording, runs)
     kept = [r for r in runs if r.problems or r.problems_in_flight or r.time_by_family]

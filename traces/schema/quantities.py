@@ -168,7 +168,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         meaning=(
             "Seconds of a device (GPU, or the machine where there is none) that a problem takes "
             "up: its share of every step that it was in, times the devices (dev-ms: "
-            "device-milliseconds)."
+            "device-milliseconds). In advice at a rate it is the devices over the rate, which pays "
+            "for the time that they idle too."
         ),
         gates=("device_s",),
     ),

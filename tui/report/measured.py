@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from traces.schema.estimate import Estimate
 from traces.schema.formats import integer, number, percent, percent_change
 from traces.schema.quantities import quantity
+from traces.schema.tts.policy import AS_SENT
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
 from tui.report.markup import (
@@ -306,7 +307,8 @@ def predicted_against_measured(material: Material) -> Html:
     """Return a row per run: measured, predicted, how far off, and whether the interval holds it."""
     runs: dict[object, list[tuple[int, Run]]] = {}  # folders of one name stand in their order
     for place, own in enumerate(material.runs):
-        runs.setdefault((own.recording, own.engine, own.policy), []).append((place, own))
+        key = (own.recording, own.engine, own.policy or AS_SENT)
+        runs.setdefault(key, []).append((place, own))
     rows: list[list[Content]] = []
     ratios: list[tuple[float, bool | None]] = []
     refused: dict[str, list[str]] = {}

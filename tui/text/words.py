@@ -85,7 +85,7 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
     if policy.routes is not None:
         first = sorted({first_of(table) for table in policy.routes.values()})
         many = " or ".join(counted(each, "request") for each in first)
-        table = in_words(write_routes(policy.routes))
+        table = in_words(write_routes(policy.routes, policy.efforts))
         sent = (
             f"send {many} a problem, and when they have ended as many more as the table gives "
             f"({table})"

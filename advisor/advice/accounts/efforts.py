@@ -1,7 +1,8 @@
 """Which reasoning effort or thinking budget to use on the engine of a pick, by class of problem.
 
-Each effort is told by the best policy that the budget allows with it. Classes are judged by the
-same replays, in which all problems share the engine, of their own problems alone.
+Each effort is told by the best policy that the budget allows with it. Tables that give each class
+an effort of its own are one more, "by class". Classes are judged by the same replays, in which all
+problems share the engine, of their own problems alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Ints = npt.NDArray[np.int64]
 Setting = tuple[str | None, int | None]  # reasoning effort, thinking budget
 
 VERSION = 1
+BY_CLASS = "by class"
 FEWEST = 10  # problems of a class that is judged by itself
 MOST_CLASSES = 100  # the largest
 TRIED = 4  # policies of each effort that are replayed
@@ -88,13 +90,9 @@ def effort_map(
     shortlist = advisor.shortlist(budget)
     by_setting: dict[Setting, list[int]] = {}
     for row in space.rows_with(pick.engine):
-        policy = space.kinds[space.kind[row]].policy
-        setting = (policy.reasoning_effort, policy.thinking_token_budget)
-        by_setting.setdefault(setting, []).append(row)
+        by_setting.setdefault(_setting(space.kinds[space.kind[row]].policy), []).append(row)
     tried = {name: _promising(shortlist, np.array(rows)) for name, rows in by_setting.items()}
-    tried[pick.policy.reasoning_effort, pick.policy.thinking_token_budget] += space.rows_of(
-        pick.engine, pick.policy
-    )
+    tried[_setting(pick.policy)] += space.rows_of(pick.engine, pick.policy)
     state.replay([row for rows in tried.values() for row in rows])
     place = state.metrics.place
     places = {name: [place[row] for row in dict.fromkeys(rows)] for name, rows in tried.items()}
@@ -116,6 +114,11 @@ def effort_map(
         classes=found,
         left_out=len(told) - sum(each.problems for each in found.values()) if sizes else 0,
     )
+
+
+def _setting(policy: Policy) -> Setting:
+    effort = policy.reasoning_effort if policy.efforts is None else BY_CLASS
+    return effort, policy.thinking_token_budget
 
 
 def efforts_of(
@@ -145,12 +148,7 @@ def _of_class(advisor: Advisor, budget: Budget, members: Ints) -> ReplayedCheck:
     """Return the budget asked of what was replayed, with some of the problems alone."""
     whole, check = advisor.under(budget.rate_per_s).metrics, advisor.check(budget)
     drawn = Resampling(len(members), count=whole.resampling.count, seed=whole.resampling.seed)
-    metrics = CandidateMetrics(
-        advisor.space,
-        drawn,
-        rate_per_s=whole.rate_per_s,
-        concurrency=advisor.evidence.load[0],
-    )
+    metrics = CandidateMetrics(advisor.space, drawn, rate_per_s=whole.rate_per_s)
     for row, each in zip(whole.rows, whole.replayed, strict=True):
         own = {name: getattr(each, name)[members] for name in ("accuracy", "tokens", "flops")}
         own |= {name: getattr(each, name)[..., members] for name in ("latency_s", "device_s")}

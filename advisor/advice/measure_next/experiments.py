@@ -66,7 +66,7 @@ def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) ->
     chosen, seen = [], set[object]()
     for after, row in sorted(worth):
         replayed = check.metrics.replayed[row]
-        candidate, names = replayed.candidate, {id(replayed.law), replayed.candidate.pool.key}
+        candidate, names = replayed.candidate, {id(replayed.law), *replayed.candidate.pool.sources}
         if names <= seen:
             continue
         seen |= names

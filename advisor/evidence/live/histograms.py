@@ -67,28 +67,30 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     decoded, ended = gaps.counts.sum(axis=1).astype(float), firsts.counts.sum(axis=1).astype(float)
     computed = _counted(window, PROMPT)
     computed = np.zeros_like(steps) if computed is None else computed
-    cached = _counted(window, CACHED)
-    computed = np.maximum(computed - (0.0 if cached is None else cached), 0.0)
+    told = _counted(window, CACHED)
+    cached = np.zeros_like(steps) if told is None else np.nan_to_num(told)
+    computed = np.maximum(computed - cached, 0.0)
     usable = np.isfinite(steps) & (steps >= 1) & (decoded >= 1) & (gaps.sums > 0)
     usable &= np.isfinite(window.gauges[RUNNING]) & (window.gauges[RUNNING] > 0)
     usable[0] = False
     if usable.sum() < FEWEST_INTERVALS:
         return None
-    each = [column[usable] / steps[usable] for column in (decoded, ended, computed)]
-    decodes, prompts, prompt_tokens = each
+    each = [column[usable] / steps[usable] for column in (decoded, ended, computed, cached)]
+    decodes, prompts, prompt_tokens, cached_tokens = each
     context = _context(window, engine, usable, decodes)
-    length = prompt_tokens / np.maximum(prompts, 1e-9)
+    length, before = (of / np.maximum(prompts, 1e-9) for of in (prompt_tokens, cached_tokens))
     window_of = (reads.window, reads.chunked)
     work = Work(
         prefill_requests=prompts,
         prefill_tokens=prompt_tokens,
         decode_requests=decodes,
         decode_tokens=decodes,
-        prefill_kv_tokens=prompt_tokens,
+        prefill_kv_tokens=prompt_tokens + cached_tokens,
         decode_kv_tokens=context,
-        prefill_query_context=prompt_tokens * (length + 1) / 2,
+        prefill_query_context=prompt_tokens * (before + (length + 1) / 2),
         decode_window_tokens=decodes * [in_window(each, *window_of) for each in context / decodes],
-        prefill_window_context=prompts * [window_context(0.0, each, *window_of) for each in length],
+        prefill_window_context=prompts
+        * [window_context(*each, *window_of) for each in zip(before, length, strict=True)],
     )
     features = features_of(work, engine.speculative is not None, reads.experts)
     features = features._replace(prefill_step=np.minimum(prompts, 1.0))  # a share of the steps

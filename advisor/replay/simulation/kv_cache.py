@@ -114,8 +114,6 @@ def admit(world: World, rules: Rules, e: int, s: int, free: int) -> int:
             fresh += blocks - found
             touched += found
     own, mine = own_node(world, s), 0
-    if sample.preemptions == 0 and sample.continues != NONE:
-        own = own_node(world, wide(sample.continues))
     if whole and rules.caching and world.nodes[own].queued:
         mine = min(world.nodes[own].cached, most - hit)
     private = max((sample.known + size - 1) // size - shared, 0)
@@ -123,8 +121,6 @@ def admit(world: World, rules: Rules, e: int, s: int, free: int) -> int:
         return NONE
     if world.nodes[own].queued:
         _reclaim(world, e, own, mine)
-    if own != own_node(world, s):
-        world.nodes[own].blocks = world.nodes[own].cached = 0
     left = hit
     for place in range(problem.path, problem.path + problem.segments):
         n = segment_node(world, e, place)

@@ -38,21 +38,29 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
 ) -> tuple[float, int]:
     """Replay all problems; return when the last was decided, and the number of leaps.
 
-    Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time. One
-    thread does what is to do between steps, in order: a problem is decided, and the next one
-    arrives, when what was before them is done. The first leaps are written into `log`, as
-    many as it has room for. Nothing is allocated, which is quicker to compile.
+    Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time, or, with
+    a `reserve`, whenever fewer samples than that wait for an engine. Then it ends when there is no
+    other problem. One thread does what is to do between steps, in order: a problem is decided, and
+    the next one arrives, when what was before them is done. The first leaps are written into `log`,
+    as many as it has room for. Nothing is allocated, which is quicker to compile.
     """
     leaps = 0
     now = 0.0
     arrived = turn = at = wide(0)  # problems; the engine in turn; the one whose step ended last
     due_in = min(in_flight, len(world.problems))  # problems that arrive now
     first_draw, last_draw = 0, 0  # in the ring of problems that have samples to be drawn
+    timed = in_flight == 0 and rules.reserve == 0
     while True:
-        while due_in > 0 or first_draw < last_draw:
+        while True:
+            if due_in == 0 and world.engines[at].steps == 0 and _is_short(world, rules):
+                if arrived == len(world.problems):
+                    return now, leaps
+                due_in = 1
+            if due_in == 0 and first_draw == last_draw:
+                break
             if first_draw == last_draw:
                 p = world.problems[arrived]
-                p.arrival = now + owed(world, cost, at) if in_flight else now
+                p.arrival = now if timed else now + owed(world, cost, at)
                 begin(p, rules.drawn_first)
                 world.problems[last_draw % len(world.problems)].draw = arrived
                 last_draw += 1
@@ -64,7 +72,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
         e = _next_engine(world)
         due = world.engines[e].due
         upcoming = np.inf
-        if in_flight == 0 and arrived < len(world.problems):
+        if timed and arrived < len(world.problems):
             upcoming = world.problems[arrived].arrival
         if upcoming <= due and upcoming < np.inf:
             now = max(now, upcoming)
@@ -108,11 +116,20 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
                         last_draw += 1
                     elif answer == DECIDE and in_flight and arrived + due_in < len(world.problems):
                         due_in += 1
-            if due_in or first_draw < last_draw:  # they come before the next step is planned
-                engine.due = now
+            if due_in or first_draw < last_draw or _is_short(world, rules):
+                engine.due = now  # they come before the next step is planned
                 continue
         plan(world, rules, cost, blocks, e, now)
     return now, leaps
+
+
+@inner
+def _is_short(world: World, rules: Rules) -> bool:
+    """Whether fewer samples than the reserve wait for an engine."""
+    least = rules.reserve
+    for e in range(len(world.engines)):
+        least = min(least, world.engines[e].waiting)
+    return least < rules.reserve
 
 
 @inner

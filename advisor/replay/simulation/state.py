@@ -36,7 +36,6 @@ SAMPLE = np.dtype(
         ("output", "i4"),  # tokens, the first of them from the prompt's step
         ("verify", "i4"),  # decode steps that make the others
         ("forward", "f8"),  # tokens forwarded in each of these
-        ("continues", "i4"),  # the sample whose blocks its prompt begins with, or NONE
         ("answer", "i4"),  # its place in `answers`, or NONE
         ("by_length", "?"),  # its end is known ahead, so no step is spent on finding it
         # Where it is.
@@ -220,6 +219,7 @@ class Rules(NamedTuple):
     drawn_first: int
     routing: int
     together: bool
+    reserve: int  # samples that wait for each engine, for which problems arrive; 0: they do not
     keep_longest: bool
     window: float
     chunked: bool

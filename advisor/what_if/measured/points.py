@@ -35,8 +35,7 @@ class MeasuredPoint:
     """A mean time per token that was measured under a load.
 
     `what` is ITL or TPOT, `concurrency` the requests in flight, None for those of the workload's
-    arrivals. `name` is what is said of it; `lengths` are tokens of prompt and output, None where
-    they are the workload's own.
+    arrivals. `name` is what is said of it.
     """
 
     name: str

@@ -60,7 +60,8 @@ _PATTERNS: Final = ("sliding_window_pattern", "_sliding_window_pattern")
 _TOWERS: Final = ("vision_config", "audio_config", "visual_config")
 # Models whose every n-th layer reads all of the context where their config does not say.
 _ALTERNATING: Final = {"gemma2": 2, "gpt_oss": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4,
-                       "exaone4": 4, "olmo3": 4}  # fmt: skip
+                       "exaone4": 4, "olmo3": 4, "vaultgemma": 2, "gemma4_text": 6,
+                       "afmoe": 4}  # fmt: skip
 _GATED: Final = (
     "silu",
     "swish",
@@ -72,6 +73,7 @@ _GATED: Final = (
 )
 _GATED_TYPES: Final = re.compile(
     r"bitnet|lfm2|gemma|gpt_?oss|grok|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
+    r"|phi3|phimoe|granite|olmo|exaone|hunyuan|ernie|bailing|seed_oss|cohere|smollm"
 )
 _ACTIVATIONS: Final = ("mlp_hidden_act", "hidden_act", "hidden_activation", "activation_function")
 _UNGATED: Final = ("relu2", "relu_squared", "xielu")
@@ -145,6 +147,7 @@ _PLAIN: Final = ("gate", "conv1d", "hyper_connection", "weights_proj", "compress
 
 # Heads that draft from a model's hidden states, by their architectures.
 _EAGLE_3: Final = re.compile(r"eagle-?3", re.I)
+_BLOCKS_OF_DRAFTS: Final = re.compile(r"draft_?model", re.I)  # DFlash, DSpark
 _TAPPED: Final = 3  # hidden states of the model that an EAGLE-3 head joins (arXiv 2503.01840)
 
 
@@ -969,6 +972,9 @@ def _check_fields(fields: Fields) -> None:
         value = fields.get(name)
         if value is not None and not isinstance(value, str | int):
             raise fields.wrong((name,), value, "a pattern")
+    named = fields.words("architectures", around=True)
+    if any(_BLOCKS_OF_DRAFTS.search(each) and not _EAGLE_3.search(each) for each in named):
+        raise _UncountedError("a draft of several tokens at once")
     if fields.get("model_type") == "jetmoe":
         raise _UncountedError("experts of attention")
     if fields.flag("use_cla"):

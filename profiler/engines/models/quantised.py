@@ -1,8 +1,8 @@
 """In which form each matrix of a checkpoint is stored, as its config says.
 
 Read are the forms of FP8 (per tensor or block), MXFP8, NVFP4, MXFP4, AWQ, GPTQ, compressed-tensors,
-ModelOpt (`hf_quant_config.json` too), FBGEMM and Quark. What a config names that no model here has
-is in `unknown`; the forms of such a checkpoint are not known.
+ModelOpt (`hf_quant_config.json` too), FBGEMM, Quark, AutoRound and torchao. What a config names
+that no model here has is in `unknown`; the forms of such a checkpoint are not known.
 """
 
 from __future__ import annotations
@@ -202,12 +202,16 @@ class Quantised:
             yield None, form("fp8_block")
 
     def _own_forms(self) -> dict[Form | None, list[str]]:
-        """Return modules that GPTQModel or AutoRound give a form of their own, None for none.
+        """Return modules by the form of their own that they have; None for those left as they are.
 
         GPTQModel's `dynamic` has regular expressions, "-:" before those of modules left out, that
-        match from the beginning of a name. AutoRound's `extra_config` has names or expressions.
+        match from the beginning of a name. AutoRound's `extra_config` has names or expressions,
+        Quark's `layer_quant_config` has globs.
         """
         found: dict[Form | None, list[str]] = {}
+        layers = self._told.get("layer_quant_config")
+        for name, own in layers.items() if isinstance(layers, Mapping) else ():
+            found.setdefault(_of_quark(own), []).append(str(name))
         for field in ("dynamic", "extra_config"):
             told = self._told.get(field)
             for name, own in told.items() if isinstance(told, Mapping) else ():
@@ -239,10 +243,8 @@ class Quantised:
             return form(f"int{4 if bits is None else bits}", group)
         if method in ("mxfp4", "torchao"):  # the former of experts alone
             return None if method == "mxfp4" else _of_torchao(told.get("quant_type"))
-        quark = told.get("global_quant_config")
-        weight = quark.get("weight") if isinstance(quark, Mapping) else None
-        if isinstance(weight, Mapping):
-            return form(_QUARK.get(str(weight.get("dtype")), "unknown"), weight.get("group_size"))
+        if (quark := _of_quark(told.get("global_quant_config"))) is not None:
+            return quark
         return None if self.kind is None else Form(name="unknown", parameter_bytes=None)
 
     def _of_experts(self) -> Form | None:
@@ -280,6 +282,14 @@ def _of_algorithm(name: Any, group: Any) -> Form:
     """Return the form of ModelOpt's algorithm."""
     upper = name.upper() if isinstance(name, str) else ""
     return form(next((kind for part, kind in _ALGORITHMS if part in upper), "unknown"), group)
+
+
+def _of_quark(told: Any) -> Form | None:
+    """Return the form of a layer's weights by Quark's config of it, None where they are as is."""
+    weight = told.get("weight") if isinstance(told, Mapping) else None
+    if not isinstance(weight, Mapping):
+        return None
+    return form(_QUARK.get(str(weight.get("dtype")), "unknown"), weight.get("group_size"))
 
 
 def _of_torchao(told: Any) -> Form | None:

@@ -11,6 +11,7 @@ from advisor.accuracy.counterfactual import evaluate
 from advisor.advice.advisor import Advisor
 from advisor.evidence.runs import limited, limits_that_cut, read_runs
 from advisor.search.budget import parse_budget
+from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.tui.conftest import run  # noqa: F401
 from tests.tui.verbs.test_outcomes_alone import imported, outcomes, three  # noqa: F401
 from traces.errors import UsageError
@@ -131,3 +132,21 @@ def test_replay_and_advice_have_the_limit(run, three, tmp_path):  # noqa: F811
     assert pick.policy.max_tokens == min(limits)  # nothing else is asked for
     assert pick.policy.label_with_temperature().endswith(f" max {min(limits)}")
     assert f'"max_tokens": {min(limits)}' in json.dumps(dataclasses.asdict(pick.policy))
+
+
+def test_what_nobody_judged_is_not_wrong_when_it_is_cut(tmp_path):
+    (own,), _, _ = read_runs(record(tmp_path / "r", engine_of(), VOTE16, problems=3))
+    for judged in (True, False):
+        problems = {
+            name: dataclasses.replace(
+                problem,
+                samples=tuple(
+                    dataclasses.replace(each, correct=each.correct if judged else None)
+                    for each in problem.samples
+                ),
+            )
+            for name, problem in own.problems.items()
+        }
+        cut = limited(dataclasses.replace(own, problems=problems), 4)
+        told = {each.correct for problem in cut.problems.values() for each in problem.samples}
+        assert told == ({False} if judged else {None})

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from advisor.advice.advisor import Advisor
-from advisor.search.metrics import CandidateMetrics
+from advisor.search.metrics import CandidateMetrics, nine_digits
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Budget
@@ -28,6 +28,14 @@ def row_of(metrics: CandidateMetrics, engine, policy) -> int:
         if (outcome.candidate.engine, outcome.candidate.policy) == (engine, policy)
     ]
     return row
+
+
+def alone(advisor: Advisor, engine, policy, rate=None) -> tuple[CandidateMetrics, int]:
+    """Replay one candidate; return the metrics and its place in them."""
+    (row,) = advisor.space.rows_of(engine, policy)
+    state = advisor.under(rate)
+    state.replay([row])
+    return state.metrics, state.metrics.place[row]
 
 
 def badness(recommendation) -> float:
@@ -248,6 +256,26 @@ def test_the_front_trades_accuracy_for_latency(advisor):
     assert all(later > earlier for earlier, later in pairwise(accuracy))
 
 
+def test_at_equal_cost_the_surest_is_the_pick(advisor):
+    """At a rate devices cost the same whatever they run."""
+    metrics = advisor.metrics(2.0)
+    limit = float(np.median(metrics.values("latency_p95_s")))
+    budget = Budget(
+        rate_per_s=2.0,
+        optimise="cost",
+        max_latency_s=limit,
+        latency_percentile=95,
+        min_accuracy=0.3,
+        confidence=0.5,
+    )
+    advisor.recommend(budget)
+    check = advisor.check(budget)
+    best = check.best()
+    cost = nine_digits(check.cost)
+    chances = check.chance[check.fits & (cost == cost[best])]
+    assert check.chance[best] == chances.max() > chances.min()
+
+
 def test_a_rate_beyond_every_engine_fits_none(advisor):
     answer = advisor.recommend(Budget(rate_per_s=1e5))
     assert answer.system_optimal is None
@@ -257,9 +285,11 @@ def test_a_rate_beyond_every_engine_fits_none(advisor):
 
 @pytest.mark.slow
 def test_latency_grows_with_the_rate(advisor):
-    slow, quick = (advisor.metrics(rate) for rate in (2.0, 8.0))
-    row = row_of(slow, engine_of("large"), VOTE16)
-    assert slow.values("latency_s")[row] < quick.values("latency_s")[row]
+    slow, quick = (
+        metrics.values("latency_s")[place]
+        for metrics, place in (alone(advisor, engine_of("large"), VOTE16, r) for r in (2.0, 8.0))
+    )
+    assert slow < quick
     answer = advisor.recommend(Budget(rate_per_s=2.0))
     # An engine is paid for while it waits.
     assert answer.system_optimal.estimates["device_s"].value == pytest.approx(0.5, rel=1e-6)
@@ -320,6 +350,7 @@ def test_one_problem_is_enough_to_answer(tmp_path):
     assert {estimates[name].low for name in ("tokens", "flops", "latency_s")} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "budget",
     [
@@ -346,10 +377,10 @@ def test_intervals_hold_fresh_accuracy(tmp_path):
     hits = 0
     for seed in range(8):
         one = record(tmp_path / f"a{seed}", engine_of(), VOTE16, problems=25, seed=seed)
-        metrics = Advisor.fit([one], draws=200).metrics(None)
-        estimate = metrics.estimate("accuracy", row_of(metrics, engine_of(), VOTE16), price=None)
+        metrics, place = alone(Advisor.fit([one], draws=200), engine_of(), VOTE16)
+        estimate = metrics.estimate("accuracy", place, price=None)
         fresh = record(tmp_path / f"b{seed}", engine_of(), VOTE16, problems=25, seed=100 + seed)
-        truth = Advisor.fit([fresh], draws=20).metrics(None)
-        value = truth.values("accuracy")[row_of(truth, engine_of(), VOTE16)]
+        truth, place = alone(Advisor.fit([fresh], draws=20), engine_of(), VOTE16)
+        value = truth.values("accuracy")[place]
         hits += estimate.low <= value <= estimate.high
     assert hits >= 7

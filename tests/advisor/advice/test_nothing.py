@@ -5,8 +5,10 @@ import re
 
 import pytest
 
+from advisor.advice.advisor import Advisor
 from advisor.advice.reasons import _enough
 from advisor.search.budget import parse_budget
+from tests.advisor.synthetic import GREEDY, engine_of, record
 from tui.text.advice import advice_lines, nearest_line
 
 FIELDS = {
@@ -78,6 +80,23 @@ def test_a_value_within_the_limit_that_is_not_sure_enough_says_so(fresh):
     wanted = fastest.estimates["latency_s"].value * 1.001
     line = nearest_line(fresh.recommend(parse_budget({"max_latency": f"{wanted}s"})))
     assert re.search(r"but that is only [1-8]\d % sure, not 90 %$", line), line
+
+
+def test_an_engine_without_a_price_is_near_no_limit_of_cost(tmp_path):
+    """The faster one has no price, so that no limit of cost is ever said to be enough for it."""
+    advisor = Advisor.fit(
+        [
+            record(tmp_path / "cpu", engine_of(), GREEDY, problems=6),
+            record(tmp_path / "gpu", engine_of(gpu="h100"), GREEDY, problems=6, drift=-0.5),
+        ],
+        draws=40,
+    )
+    for cost, fits in (("$0.0000000001", False), ("$1", True)):
+        answer = advisor.recommend(parse_budget({"price": ("CPU=0.05",), "max_cost": cost}))
+        assert (answer.system_optimal is not None) == fits
+        assert all(miss.pick.engine.gpu is None for miss in answer.near_misses)
+        assert len(answer.near_misses) == (not fits)
+        assert not any("h100" in str(each.pick) for each in answer.sensitivity)
 
 
 def test_a_value_is_rounded_to_where_it_is_enough():

@@ -176,6 +176,25 @@ def test_a_server_is_held_against_a_replay_under_its_own_limits(advised, tmp_pat
             assert factor.low < expected < factor.high
 
 
+def test_the_probability_is_that_of_the_latency_through_the_server(advised, monkeypatch):
+    """A limit between the engine's latency and the server's is met by the engine alone."""
+    _, advisor, answer = advised
+    latency = answer.system_optimal.estimates["latency_s"]
+    budget = Budget(optimise="latency", max_latency_s=1.2 * latency.high)
+    limited = advisor.recommend(budget)
+    assert limited.system_optimal.probability_within_budget > 0.9
+    told = []
+    for value in (None, 1.01, 3.0):
+        served = value and Estimate(value=value, low=value - 0.005, high=value + 0.005, unit="1")
+        monkeypatch.setattr(
+            "advisor.advice.promise.served_factor", lambda *_, served=served: served
+        )
+        told.append(expectations(limited, advisor).probability_within_budget)
+    assert told[0] == limited.system_optimal.probability_within_budget
+    assert told[1] == pytest.approx(told[0], abs=0.05)
+    assert told[2] < 0.05
+
+
 def test_a_problem_of_several_runs_is_assumed_once(advised):
     _, advisor, answer = advised
     runs = advisor.evidence.runs

@@ -37,28 +37,31 @@ def problems_of(count: int, n: int = 1) -> list[RecordedProblem]:
     return found
 
 
-def served(problems, *, seqs, replicas=1, stop=None) -> float:
+def served(problems, *, seqs, replicas=1, stop=None, blocks=None) -> float:
     def stream(passes: int) -> Workload:
         rng = np.random.default_rng(1)
         order = [place for _ in range(passes) for place in rng.permutation(len(problems))]
         return Workload.from_loads([problems[place] for place in order])
 
-    def serve(workload: Workload, in_flight: int) -> Replayed:
+    def serve(workload: Workload, **load: int) -> Replayed:
         return replay(
             workload,
             linear_cost(SECONDS),
-            Limits(max_num_seqs=seqs, max_num_batched_tokens=8192, block_size=16),
-            concurrency=in_flight,
+            Limits(
+                max_num_seqs=seqs, max_num_batched_tokens=8192, block_size=16, num_blocks=blocks
+            ),
             stop=stop,
             replicas=Replicas(count=replicas, routing="least-outstanding"),
+            **load,
         )
 
     return capacity_per_s(
         stream,
         serve,
         problems=len(problems),
-        at_once=(stop and stop.drawn_first) or len(problems[0].samples),
-        slots=None if seqs is None else seqs * replicas,
+        draws=1,
+        engines=replicas,
+        limited=seqs is not None,
     )
 
 
@@ -88,6 +91,16 @@ def test_rules_that_draw_later_are_served_as_fast_from_a_few_problems(rule, seqs
     few = problems_of(24, n=16)
     once = served(few, seqs=seqs, stop=stop)
     assert once == pytest.approx(served(few * 20, seqs=seqs, stop=stop), rel=0.08)
+
+
+def test_a_cache_that_is_full_before_the_slots_serves_as_so_many_slots():
+    problems = problems_of(40)
+    # What runs holds its prompt and, weighed by how long it runs, half of its output.
+    outputs = np.array([problem.samples[0].output_tokens for problem in problems])
+    held = 120 + np.sum(outputs * outputs / 2) / np.sum(outputs) + 8
+    blocks = int(40 * held / 16)
+    crowded = served(problems, seqs=1024, blocks=blocks)
+    assert crowded == pytest.approx(served(problems, seqs=40), rel=0.1)
 
 
 def test_requests_of_one_length_come_and_go_together():

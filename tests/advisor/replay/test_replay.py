@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
+from advisor.replay.recording import replayed_tables
 from advisor.replay.replay import Replicas, replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
@@ -404,6 +405,35 @@ def test_preemption_happens_and_is_the_same(asynchronous):
     assert assert_twins(loads_of(3, 6, 4), limits, concurrency=4).preemptions > 0
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("engines", [1, 3])
+def test_a_reserve_keeps_engines_full_until_no_problem_is_left(engines, asynchronous):
+    rng = np.random.default_rng(3)
+    loads = [
+        RecordedProblem(
+            prompt_tokens=20,
+            cached_tokens=0,
+            samples=tuple(plain(int(tokens)) for tokens in rng.integers(20, 60, 2)),
+        )
+        for _ in range(60)
+    ]
+    found = replay(
+        Workload.from_loads(loads),
+        linear_cost(COST),
+        Limits(max_num_seqs=4, max_num_batched_tokens=256, async_scheduling=asynchronous),
+        reserve=3,
+        replicas=Replicas(count=engines, routing="least-outstanding"),
+        log=True,
+    )
+    begun = found.arrival_s
+    assert (np.diff(begun) >= 0).all() and begun[0] == 0 < begun[-1]
+    full = found.log[found.log["begun"] > np.nanmin(begun + found.latency_s)]
+    assert len(full) > 10 and (full["running"] == 4).mean() > 0.9 and (full["waiting"] >= 1).all()
+    undecided = np.isnan(found.latency_s)
+    assert undecided.any() and not undecided[: len(loads) // 2].any()
+    assert found.makespan_s >= np.nanmax(begun + found.latency_s)
+
+
 def test_a_sample_that_cannot_fit_is_refused():
     loads = [RecordedProblem(prompt_tokens=50, cached_tokens=0, samples=(plain(60),))]
     with pytest.raises(ValueError, match="14 blocks"):
@@ -441,6 +471,39 @@ def test_one_sample_by_hand():
     later += (cost.kv_tokens + cost.query_context) * (11 + 12)
     assert got.ttft_s[0] == pytest.approx(start + first, rel=1e-12)
     assert got.latency_s[0] == pytest.approx(start + first + later + cost.sample_ends, rel=1e-12)
+
+
+def test_many_cached_lengths_are_rounded_down_to_a_few_levels():
+    """All levels below its own are in each prompt's path, which went with the square."""
+    loads = [
+        RecordedProblem(prompt_tokens=8000, cached_tokens=place + 1, samples=(plain(1),))
+        for place in range(4000)
+    ]
+    made = Workload.from_loads(loads)
+    assert len(made.path) <= 65 * len(loads)
+    kept = np.array([made.segment_start[made.path[last - 1]] for last in made.first_segment[1:]])
+    lost = np.arange(1, 4001) - kept
+    assert (lost >= 0).all() and lost.max() < 4000 / 63 and kept.min() > 0
+
+
+def test_a_sample_that_is_drawn_later_arrives_then_in_the_recording():
+    loads = loads_of(1, 3, 4)
+    got = replay(
+        Workload.from_loads(loads),
+        linear_cost(COST),
+        Limits(block_size=16),
+        concurrency=1,
+        stop=Stop(rule=FIRST, value=4, drawn_first=1),
+        log=True,
+    )
+    tables = replayed_tables(
+        got, loads, ["a", "b", "c"], linear_cost(COST), keys=("e", "p"), start_ns=0,
+        speculative=False,
+    )  # fmt: skip
+    samples = tables["samples"]
+    arrival = samples["arrival"].to_numpy() / 1e9
+    assert arrival == pytest.approx(got.queued_s, abs=1e-8)
+    assert len(np.unique(arrival)) == 12  # each after the one before
 
 
 def test_verify_steps_keep_what_the_sample_kept():

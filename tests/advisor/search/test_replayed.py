@@ -74,12 +74,37 @@ def test_a_rule_at_a_rate_takes_the_tokens_of_that_load(tmp_path):
     assert found[1.2].tokens.mean() < 0.99 * alone.tokens.mean()
 
 
+def test_replicas_are_paid_for_until_the_last_is_done_as_one_engine_is(tmp_path):
+    """Fewer problems than may be in flight: their number says nothing of what they take."""
+    made = record(tmp_path / "r", engine_of(), GREEDY, problems=6, concurrency=16)
+    advisor = Advisor.fit([made], draws=40)
+    space = advisor.space
+    metrics = CandidateMetrics(space, advisor.resampling, rate_per_s=None)
+    for place, count in enumerate((1, 2)):
+        row = int(np.flatnonzero(space.replicas == count)[0])
+        found = advisor.replays.of(row, concurrency=16, rate_per_s=None)
+        metrics.add(row, found)
+        runs = advisor.replays._closed(found.candidate, found.law, 16)
+        whole = np.mean([run.makespan_s for run in runs])
+        devices = found.candidate.engine.num_devices
+        assert metrics.values("device_s")[place] == pytest.approx(devices * whole / 6)
+        assert metrics.draws("device_s")[place].mean() == pytest.approx(
+            devices * whole / 6, rel=0.1
+        )
+    assert metrics.devices.tolist() == [1, 2]
+
+
 def test_equal_latencies_of_other_capacities_are_not_one(tmp_path):
     engine = engine_of()
     advisor = Advisor.fit([record(tmp_path / "r", engine, GREEDY, problems=6)], draws=40)
     (row,) = advisor.space.rows_of(engine, GREEDY)
-    metrics = CandidateMetrics(advisor.space, advisor.resampling, rate_per_s=50.0, concurrency=None)
+    metrics = CandidateMetrics(advisor.space, advisor.resampling, rate_per_s=50.0)
     first = advisor.replays.of(row, concurrency=None, rate_per_s=50.0)
     for capacity in (1.0, 2.0):
         metrics.add(row, dataclasses.replace(first, capacity_per_s=capacity))
     assert metrics.values("device_s") == pytest.approx([1.0, 0.5])
+    metrics.add(row, dataclasses.replace(first, keeps_up=False))  # its queue grows for ever
+    for name in ("latency_s", "latency_p95_s"):
+        assert np.isfinite(metrics.values(name)).tolist() == [True, True, False]
+        assert np.isposinf(metrics.draws(name)[2]).all()
+        assert metrics.estimate(name, 2, price=None) is None

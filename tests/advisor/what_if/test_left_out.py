@@ -1,12 +1,16 @@
 """Runs foretold from the other recordings: by whom, and why not."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from advisor.what_if import left_out
 from advisor.what_if.left_out import foretell
+from tests.advisor.synthetic import GREEDY, engine_of, record
 from traces.errors import UsageError
 from traces.recording.reader import Recording
+from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
 from tui.verbs.demo import SHIPPED
 
@@ -55,3 +59,26 @@ def test_who_has_no_other_is_refused_with_the_reason():
 def test_none_at_all_is_a_usage_error():
     with pytest.raises(UsageError):
         foretell([])
+
+
+def test_two_servers_are_foretold_as_two(tmp_path):
+    """A deployment of two replicas has half of what is in flight on each."""
+    means = {}
+    for count in (1, 2):
+        engine = engine_of(data_parallel_size=count)
+        recordings = [
+            record(tmp_path / str(count) / name, engine, GREEDY, problems=8, concurrency=8)
+            for name in ("one", "other")
+        ]
+        means[count] = foretell(recordings)[0].predicted.latency_s["mean"].value
+    assert means[2] < 0.97 * means[1]
+
+
+def test_traffic_that_is_drawn_eight_times_is_foretold_once(monkeypatch):
+    drawn = [
+        SimpleNamespace(recording="live", engine=engine_of(), policy=AS_SENT) for _ in range(8)
+    ]
+    monkeypatch.setattr(left_out, "gather", lambda *_, **__: SimpleNamespace(runs=drawn, steps=()))
+    monkeypatch.setattr(left_out, "told_apart", lambda given: given)
+    monkeypatch.setattr(left_out, "_foretold", lambda *_: None)
+    assert len(foretell([SimpleNamespace(name="live")])) == 1

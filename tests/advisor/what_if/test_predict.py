@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,9 +32,13 @@ from traces.summary.run import summarise
 
 pytestmark = pytest.mark.slow
 
+RUNS = {}  # what each recording sums up to, with the recording
+
 
 def asked(recording, others=(), **changes):
-    run = summarise(recording)[0]
+    if id(recording) not in RUNS:
+        RUNS[id(recording)] = recording, summarise(recording)[0]
+    run = RUNS[id(recording)][1]
     engine, policy = dict(changes.pop("engine", {})), dict(changes.pop("policy", {}))
     question = Question(
         engine=dataclasses.replace(run.engine, **engine),
@@ -688,6 +693,41 @@ def test_devices_of_ranks_are_paid_once(tmp_path):
     made = record(tmp_path / "r", engine, GREEDY, problems=8, watts=300.0)
     (watts,) = gather([made]).watts.values()
     assert watts.mean == pytest.approx(300.0)
+
+
+def test_a_table_of_efforts_is_replayed_with_the_samples_of_each(tmp_path):
+    low = dataclasses.replace(VOTE16, n=4, reasoning_effort="low")
+    high = dataclasses.replace(low, reasoning_effort="high")
+    made = [
+        record(tmp_path / each.reasoning_effort, engine_of(), each, problems=12, classes=True)
+        for each in (low, high)
+    ]
+    run = summarise(made[0])[0]
+    changes = ("policy.method=routed", "policy.n=2", "policy.route=easy=1@low | *=2@high")
+    engine, policy, _ = changed(run, changes)
+    assert policy.efforts == {"easy": "low", "*": "high"} and policy.reasoning_effort is None
+    question = Question(engine=engine, policy=policy)
+    with pytest.raises(UsageError, match="no samples with policy.reasoning_effort=high"):
+        predict(made[0], run, question)
+    found = predict(made[0], run, question, made[1:])
+    rows = found.tables["samples"].filter(pl.col("queued").is_not_null())
+    drawn = rows.group_by("problem_id").agg("output_tokens")
+    for name, lengths in drawn.iter_rows():
+        place = int(name[1:])
+        own = made[place % 2].samples.filter(pl.col("problem_id") == name)["output_tokens"]
+        assert len(lengths) == 1 + place % 2
+        assert not Counter(lengths) - Counter(own.to_list())
+    right, tokens = [], []
+    for place in range(12):
+        own = made[place % 2].samples.filter(pl.col("problem_id") == f"p{place}")
+        right.append(own["correct"].mean())  # a vote of two is one of them at random, or both
+        tokens.append(own["output_tokens"].mean() * (1 + place % 2))
+    told = found.predicted
+    assert told.accuracy.value == pytest.approx(np.mean(right), abs=0.12)
+    assert told.tokens_per_problem.value == pytest.approx(np.mean(tokens), rel=0.15)
+    with pytest.raises(UsageError, match="4 samples per problem were recorded"):
+        wide = ("policy.method=routed", "policy.n=8", "policy.route=easy=1@low | *=8@high")
+        predict(made[0], run, dataclasses.replace(question, policy=changed(run, wide)[1]), made[1:])
 
 
 def test_the_latency_of_a_steady_stream_is_that_of_the_advice(votes, advisor, monkeypatch):

@@ -1,5 +1,6 @@
 """`reasoning_effort` goes to the chat template, and is refused where it would change nothing."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from traces.errors import UsageError
 from traces.recording.reader import Recording
+from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
 HIGH = Policy(reasoning_effort="high", max_tokens=200)
@@ -39,6 +41,34 @@ def test_an_effort_that_would_change_nothing_is_refused(tmp_path, template, effo
     with pytest.raises(UsageError, match=message):
         record(workload, replace(HIGH, reasoning_effort=effort), engine, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+EASY = make_policy(
+    {"method": "routed", "n": 4, "route": "level 3=1@low | *=4@high", "temperature": 0.8}
+)
+
+
+def test_each_class_is_drawn_at_its_own_effort(tmp_path):
+    engine = StubEngine()
+    engine.chat_template = "{{ reasoning_effort }}"
+    workload = load_workload("demo", problems=12)
+    groups = {problem.problem_id: problem.group for problem in workload.problems}
+    assert {"level 3"} < set(groups.values())
+    path = record(workload, EASY, engine, tmp_path / "r")
+    for request in engine.submitted:
+        group = groups[request.request_id.split(".")[1]]
+        assert request.reasoning_effort == ("low" if group == "level 3" else "high")
+    recording = Recording.open(path)
+    assert list(recording.manifest.policies.values()) == [EASY]
+    drawn = Counter(recording.samples["problem_id"])
+    assert drawn == {name: 1 if group == "level 3" else 4 for name, group in groups.items()}
+
+
+def test_an_effort_of_a_class_that_would_change_nothing_is_refused(tmp_path):
+    engine = StubEngine()
+    engine.chat_template = "{{ content }}"
+    with pytest.raises(UsageError, match="reasoning_effort low would change nothing"):
+        record(load_workload("demo", problems=2), EASY, engine, tmp_path / "r")
 
 
 def test_an_unknown_effort_is_refused():

@@ -6,6 +6,7 @@ import re
 import time
 
 import httpx
+import numpy as np
 import polars as pl
 import pytest
 
@@ -18,6 +19,7 @@ from profiler.workload.problems import load_workload
 from tests.profiler.policies.policy_contract import POLICIES, check, policy_of
 from traces.errors import UsageError
 from traces.recording.reader import Recording
+from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
 # An engine in this process brings its libraries' warnings.
@@ -140,13 +142,40 @@ def test_both_engines_measure_the_same_log_probabilities(in_process, server, tmp
         assert mine.to_list() == pytest.approx(theirs.to_list(), rel=0.05, abs=0.02)
 
 
-def test_high_effort_thinks_longer_on_the_bundled_reasoners(in_process, tmp_path):
-    workload, thoughts = load_workload("demo", problems=16), {}
-    for effort in ("low", "high"):
-        policy = Policy(reasoning_effort=effort, max_tokens=400)
-        path = record(workload, policy, in_process, tmp_path / effort)
-        thoughts[effort] = Recording.open(path).samples["think_tokens"].mean()
-    assert thoughts["high"] > 1.5 * thoughts["low"]
+def test_a_table_of_efforts_thinks_as_each_effort_does(in_process, tmp_path):
+    """At temperature 0, where a sample is the same in every run."""
+    workload, tokens = load_workload("demo", problems=24), {}
+    route = "level 3=1@high | level 9=1@high | *=1@low"
+    table = make_policy({"method": "routed", "n": 1, "route": route, "max_tokens": 400})
+    for name, policy in {
+        "low": Policy(reasoning_effort="low", max_tokens=400),
+        "high": Policy(reasoning_effort="high", max_tokens=400),
+        "table": dataclasses.replace(table, temperature=0.0),
+    }.items():
+        rows = Recording.open(record(workload, policy, in_process, tmp_path / name)).samples
+        tokens[name] = dict(rows.select("problem_id", "think_tokens").iter_rows())
+    assert np.mean([*tokens["high"].values()]) > 1.5 * np.mean([*tokens["low"].values()])
+    hard = {each.problem_id: each.group in {"level 3", "level 9"} for each in workload.problems}
+    assert set(hard.values()) == {True, False}
+    same = [tokens["table"][name] == tokens["high" if hard[name] else "low"][name] for name in hard]
+    assert sum(same) >= 0.9 * len(same)  # the batch may tip a token
+
+
+def test_a_table_of_efforts_thinks_as_each_effort_does(in_process, tmp_path):
+    """At temperature 0, where a sample is the same in every run."""
+    workload = load_workload("demo", problems=24)
+    route = "level 3=1@high | level 9=1@high | *=1@low"
+    policies = {name: Policy(reasoning_effort=name, max_tokens=400) for name in ("low", "high")}
+    policies["table"] = Policy(method="routed", max_tokens=400, rule=(("route", route),))
+    tokens = {}
+    for name, policy in policies.items():
+        rows = Recording.open(record(workload, policy, in_process, tmp_path / name)).samples
+        tokens[name] = dict(rows.select("problem_id", "output_tokens").iter_rows())
+    high = {p.problem_id for p in workload.problems if p.group in {"level 3", "level 9"}}
+    assert 24 > len(high) > 0
+    own = {name: tokens["high" if name in high else "low"][name] for name in tokens["table"]}
+    same = [tokens["table"][name] == count for name, count in own.items()]
+    assert sum(same) >= 0.9 * 24  # the batch may tip a token
 
 
 def test_a_length_that_does_not_fit_behind_its_prompt_is_refused(in_process, tmp_path):

@@ -201,6 +201,23 @@ def test_otlp_receiver_sees_parent_links(tmp_path, receiver, monkeypatch, how):
     assert sorted(recorded) == sorted(sent)
 
 
+def test_spans_say_the_reasoning_effort_of_their_class(tmp_path, receiver):
+    engine, workload = StubEngine(), load_workload("demo", problems=12)
+    engine.chat_template = "{{ reasoning_effort }}"
+    policy = Policy(method="routed", rule=(("route", "level 3=1@high | *=1"),))
+    record(workload, policy, engine, tmp_path / "r", otlp=receiver)
+    high = {each.problem_id for each in workload.problems if each.group == "level 3"}
+    efforts = {"tts.problem": {}, "tts.sample": {}}
+    for span in Receiver.spans:
+        said = {each.key: each.value.string_value for each in span.attributes}
+        if span.name in efforts:
+            effort = said.get("tts.policy.reasoning_effort")
+            efforts[span.name][said["tts.problem.id"]] = effort
+    assert len(efforts["tts.sample"]) == 12 > len(high) > 0
+    for found in efforts.values():
+        assert found == {name: "high" if name in high else None for name in found}
+
+
 def test_a_dead_otlp_endpoint_costs_the_run_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("profiler.runs.telemetry._LAST_S", 1.0)  # that it is waited for at the end
     policy = Policy()

@@ -134,6 +134,28 @@ def test_a_question_gets_as_many_samples_as_its_class_or_its_first_ones_say(
     assert (run.problems, run.policy.method) == (4, "routed")
 
 
+def test_a_question_is_answered_at_the_effort_of_its_class(engine, upstream, tmp_path):
+    route = "easy=1@low | plain=1 | *=2@high"
+    with serving(tmp_path / "kept", upstream, method="routed", n=2, route=route) as url:
+        told = [ask(url, ttscope={"group": each}) for each in ("easy", "plain", "new")]
+        told.append(ask(url, ttscope={"group": "plain"}, reasoning_effort="minimal"))
+        told = [each.json()["ttscope"] for each in told]
+        assert [each["reasoning_effort"] for each in told] == ["low", None, "high", None]
+        assert {each["policy"] for each in told} == {"route@2 unset/low/high"}
+        prompt = {"model": "fake", "prompt": "3 x 4 ="}
+        refused = httpx.post(f"{url}/v1/completions", json=prompt)
+        assert refused.status_code == 400 and "acts through the chat template" in refused.text
+        plain = prompt | {"ttscope": {"group": "plain"}}
+        assert httpx.post(f"{url}/v1/completions", json=plain).status_code == 200
+        page = httpx.get(f"{url}/metrics").text
+    efforts = [body.get("reasoning_effort") for body in engine.asked]
+    assert efforts == ["low", None, "high", "high", "minimal", None]
+    for effort in ("low", "high"):
+        assert f'ttscope_effort_questions_total{{effort="{effort}"}} 1.0' in page
+    recording = Recording.open(tmp_path / "kept")
+    assert recording.problems["group"].to_list() == ["easy", "plain", "new", "plain", "plain"]
+
+
 def test_a_question_is_a_trace_of_its_own_or_its_clients(engine, upstream, tmp_path):
     with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
         headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}

@@ -39,11 +39,32 @@ def test_every_policy_reads_back_as_it_was_written(tmp_path, method, budget):
     assert read_policy(tmp_path / "policy.json") == kept
 
 
-def test_only_a_policy_with_a_table_needs_a_version_that_knows_it(tmp_path):
-    for method, version in (("agreement", 1), ("routed", 2)):
-        policy = make_policy({"method": method, "n": 8, "temperature": 0.7})
-        write_document(tmp_path / method, PolicyFile(policy=policy, most_n=8))
-        assert json.loads((tmp_path / method).read_bytes())["ttscope_policy"] == version
+@pytest.mark.parametrize(
+    ("version", "more"),
+    [
+        (1, {"method": "agreement", "reasoning_effort": "low"}),
+        (2, {"method": "routed", "reasoning_effort": "low"}),
+        (4, {"method": "routed", "route": "easy=2@low | *=8@high"}),
+    ],
+)
+def test_only_a_policy_with_a_table_needs_a_version_that_knows_it(tmp_path, version, more):
+    policy, path = make_policy({"n": 8, "temperature": 0.7, **more}), tmp_path / "policy.json"
+    write_document(path, PolicyFile(policy=policy, most_n=8))
+    assert json.loads(path.read_bytes())["ttscope_policy"] == version
+    assert read_policy(path).policy == policy
+
+
+def test_a_table_of_both_one_effort_and_several_is_refused(tmp_path):
+    path = tmp_path / "policy.json"
+    policy = make_policy(
+        {"method": "routed", "n": 8, "route": "easy=2@low | *=8@high", "temperature": 0.7}
+    )
+    write_document(path, PolicyFile(policy=policy, most_n=8))
+    document = json.loads(path.read_text())
+    document["policy"]["reasoning_effort"] = "low"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"policy\.json: policy: reasoning_effort low and efforts"):
+        read_policy(path)
 
 
 def test_a_temperature_that_nobody_told_is_asked_for(tmp_path):
@@ -96,7 +117,7 @@ EXPECT = {
         (read_policy, "[" * 100_000, "is not JSON"),
         (read_policy, "[1]", "has no 'ttscope_policy'"),
         (read_policy, json.dumps(EXPECT), "has no 'ttscope_policy'"),
-        (read_policy, json.dumps(POLICY | {"ttscope_policy": 3}), "version 3 is newer"),
+        (read_policy, json.dumps(POLICY | {"ttscope_policy": 5}), "version 5 is newer"),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": True}), "has no"),
         (read_policy, json.dumps(POLICY | {"verifer": "exact"}), "unknown field `verifer`"),
         (read_policy, json.dumps(POLICY | {"verifier": "vibes"}), "vibes"),

@@ -6,9 +6,11 @@ import re
 import shlex
 import shutil
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
+from advisor.what_if.left_out import Foretold
 from benchmarks.made.kineto_files import device_events, document, write
 from benchmarks.servers.metrics_server import metrics_server
 from tests.profiler.attach.test_attach import attach
@@ -17,10 +19,15 @@ from tests.tui.report.report_page import Page, looked_up
 from tests.tui.verbs.test_import_export import FOREIGN
 from traces.foreign.profiler_traces import import_traces
 from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.schema.tts.policy import AS_SENT
+from traces.summary.run import Run
 from tui.cli import loaded
 from tui.report.charts import Axis, money
 from tui.report.markup import join, tag
 from tui.report.material import gather_material
+from tui.report.measured import predicted_against_measured
 from tui.report.page import page
 from tui.verbs.demo import SHIPPED
 from tui.verbs.open_all import open_all
@@ -353,3 +360,15 @@ def test_axes():
     assert log.at(10.0) == pytest.approx(50.0)
     assert log.marks() == [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
     assert [money(most)[1] for most in (2.0, 1e-3, 1e-7)] == ["$", "$ per 1,000", "$ per million"]
+
+
+def test_a_watched_run_is_held_against_what_was_foretold_of_it():
+    """Whoever foretells it calls its policy `as sent`, and a watch tells of none."""
+    told = Estimate(value=2.0, low=1.5, high=2.5, unit="s")
+    engine = EngineConfig(model="m", mode="server")
+    run = Run(recording="live", complete=True, engine=engine, policy=None, latency_s={"mean": told})
+    predicted = dataclasses.replace(run, policy=AS_SENT)
+    foretold = Foretold(recording="live", engine=engine, policy=AS_SENT, predicted=predicted)
+    material = SimpleNamespace(runs=[run], foretold=[foretold], not_foretold=None)
+    html = str(predicted_against_measured(material))
+    assert "Not predicted" not in html and "yes" in html

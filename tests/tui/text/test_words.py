@@ -39,6 +39,12 @@ def rule(**values):
             "with temperature 0.8, max_tokens 96, and the most frequent answer wins.",
         ),
         (
+            Policy(method="routed", n=8, rule=rule(route="easy=1@low | *=8@high"), **KNOWN),
+            "send 1 request or 8 requests a problem, and when they have ended as many more as the "
+            "table gives (by class, easy: 1 sample at low effort, others: 8 samples at high "
+            "effort), each with temperature 0.8, max_tokens 96, and the most frequent answer wins.",
+        ),
+        (
             Policy(method="early_stopping", n=8, rule=rule(window=4), **KNOWN),
             "send 8 requests, 4 at a time, a problem, each with temperature 0.8, max_tokens 96, "
             "and the most frequent answer as soon as 4 in a row agree wins.",
@@ -49,7 +55,7 @@ def rule(**values):
             "that 3 give first, or else the most frequent, wins. Cancel the rest then.",
         ),
     ],
-    ids=["vote, unknown", "one, unknown", "table", "tables", "windows", "agreement"],
+    ids=["vote, unknown", "one, unknown", "table", "tables", "efforts", "windows", "agreement"],
 )
 def test_what_is_sent_is_said_and_only_what_is_still_to_come_is_cancelled(policy, said):
     assert "".join(request_words(policy)) == said

@@ -183,7 +183,8 @@ class LmEvalSamples:
     def _keep_arguments(self, arguments: Any) -> None:
         """Take the sampling settings from the first document that tells them."""
         try:
-            settings = arguments["gen_args_0"]["arg_1"]
+            listed = isinstance(arguments, list)  # as versions before 0.4.3 wrote them
+            settings = arguments[0][1] if listed else arguments["gen_args_0"]["arg_1"]
         except (TypeError, KeyError, IndexError):
             return
         if not isinstance(settings, dict) or self.facts.max_tokens is not None:

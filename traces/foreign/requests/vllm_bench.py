@@ -12,7 +12,7 @@ import heapq
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -60,7 +60,7 @@ class VllmBench(RowReader):
     """Reads a result."""
 
     name = "vllm bench serve result"
-    marks = (b'"tokenizer_id"', b'"num_prompts"')
+    marks: ClassVar[tuple[bytes, ...]] = (b'"tokenizer_id"', b'"num_prompts"')
     unit = "request"
     details = "vllm bench serve with --save-result --save-detailed"
 

@@ -22,7 +22,7 @@ from traces.schema.tts.methods import (
     Value,
 )
 from traces.schema.tts.policy import Policy
-from traces.schema.tts.routes import most_samples
+from traces.schema.tts.routes import OTHERS, most_samples, write_routes
 from traces.schema.tts.stop_rules import ROUTED
 
 
@@ -85,9 +85,25 @@ def complete(policy: Policy) -> Policy:
             value = given.get(parameter.name, parameter.default_at(policy.n))
             if value is not None:
                 rule[parameter.name] = parameter.check(value)
-    made = replace(policy, rule=tuple(sorted(rule.items())))
+    made = _one_effort(replace(policy, rule=tuple(sorted(rule.items()))))
     _check_together(made)
     return made
+
+
+def _one_effort(policy: Policy) -> Policy:
+    """Return a policy whose tables all have one reasoning effort with that as its own."""
+    efforts, tables = policy.efforts, policy.routes
+    if efforts is None or tables is None:
+        return policy
+    if policy.reasoning_effort is not None:
+        raise UsageError(
+            f"policy: reasoning_effort {policy.reasoning_effort} and efforts in route exclude each "
+            "other. Leave it out, and give each class its effort"
+        )
+    if len(set(efforts.values())) > 1:
+        return policy
+    rule = dict(policy.rule) | {"route": write_routes(tables)}
+    return replace(policy, reasoning_effort=efforts[OTHERS], rule=tuple(sorted(rule.items())))
 
 
 def _check_together(policy: Policy) -> None:

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from traces.errors import UsageError
 from traces.schema.record import Record
 from traces.schema.tts.methods import METHODS, Method
-from traces.schema.tts.routes import Table, first_of, packed, read_routes, table_for
+from traces.schema.tts.routes import (
+    AT,
+    EFFORTS,
+    Table,
+    first_of,
+    packed,
+    read_efforts,
+    read_routes,
+    table_for,
+)
 from traces.schema.tts.stop_rules import Stop
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 LONG = 1024  # tokens from which a limit stands in a name: thoughts are cut at several
 
 
@@ -19,7 +27,8 @@ class Policy(Record):
     """How many samples a problem gets, how they are drawn, and how the answer is chosen.
 
     `method` and the names in `rule`, its parameters, are those of traces/schema/tts/methods.py.
-    `reasoning_effort` is vLLM's: the chat template makes of it what the model was trained on.
+    `reasoning_effort` is vLLM's: the chat template makes of it what the model was trained on. It is
+    None too where classes of problems have efforts of their own (`efforts`).
     `temperature` and `top_p` are None only in recordings made by others, which may not tell.
     """
 
@@ -77,6 +86,17 @@ class Policy(Record):
         text = dict(self.rule).get("route")
         return read_routes(text) if isinstance(text, str) else None
 
+    @property
+    def efforts(self) -> dict[str, str | None] | None:
+        """The reasoning efforts by class of a policy whose tables name them, None for any other."""
+        text = dict(self.rule).get("route")
+        return read_efforts(text) if isinstance(text, str) and AT in text else None
+
+    def effort_for(self, group: str | None) -> str | None:
+        """Return the reasoning effort that samples of a class are drawn at, None where not set."""
+        efforts = self.efforts
+        return self.reasoning_effort if efforts is None else table_for(efforts, group)
+
     def stop_for(self, group: str | None) -> Stop | None:
         """Return when a problem of a class is decided (`stop`)."""
         if self.spec.rule is None:
@@ -106,7 +126,11 @@ class Policy(Record):
             label = f"{name}@{self.n}"
         else:
             label = f"{name} {given:g}/{self.n}"
-        parts = (label, self.reasoning_effort, self.thinking_token_budget)
+        effort, efforts = self.reasoning_effort, self.efforts
+        if efforts is not None:
+            named = sorted(filter(None, set(efforts.values())), key=EFFORTS.index)
+            effort = "/".join([*["unset"] * (None in efforts.values()), *named])
+        parts = (label, effort, self.thinking_token_budget)
         return " ".join(str(part) for part in parts if part is not None)
 
     def words(self) -> str:

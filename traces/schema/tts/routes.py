@@ -3,14 +3,15 @@
 A table `16,16,8,4,4` draws 4 samples first, one fewer than it has entries. Entry i is how many
 samples there are in all where i of the first gave the same answer, the most frequent one. A single
 entry is a number of samples. Classes have a table each: `easy=2 | *=16,16,8,4,4`, where `*` is for
-all others.
+all others. Behind a table may stand the reasoning effort that all samples of the class are drawn
+at: `easy=2@low | *=8@high`. Without one the effort is not set.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from traces.errors import UsageError
 
@@ -20,15 +21,29 @@ CLASS: Final = re.compile(r"[A-Za-z0-9_.:@~-]([A-Za-z0-9_.:@~ -]{0,62}[A-Za-z0-9
 MOST_FIRST: Final = 12  # samples by whose agreement a table goes
 MOST_DOUBLED: Final = 7  # times
 FIRST_BITS: Final = 4_096  # above the number of first samples
+AT: Final = "@"
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # vLLM's
 
 Table = tuple[int, ...]
+T = TypeVar("T")
 
 
 def read_routes(text: str) -> dict[str, Table]:
     """Return the tables by class. Raises UsageError in one line for what is none."""
-    tables: dict[str, Table] = {}
+    return {name: table for name, (table, _) in _read(text).items()}
+
+
+def read_efforts(text: str) -> dict[str, str | None] | None:
+    """Return the reasoning efforts by class, None where no table has one. Raises as above."""
+    efforts = {name: effort for name, (_, effort) in _read(text).items()}
+    return efforts if any(efforts.values()) else None
+
+
+def _read(text: str) -> dict[str, tuple[Table, str | None]]:
+    """Return the tables and the efforts by class."""
+    tables: dict[str, tuple[Table, str | None]] = {}
     for part in text.split(SPLIT):
-        name, mark, numbers = part.rpartition("=")
+        name, mark, cell = part.rpartition("=")
         name = name.strip() if mark else OTHERS
         if name != OTHERS and not CLASS.fullmatch(name):
             raise UsageError(
@@ -36,10 +51,20 @@ def read_routes(text: str) -> dict[str, Table]:
             )
         if name in tables:
             raise UsageError(f"policy: route has two tables for {name}")
-        tables[name] = _table(numbers)
+        numbers, at, effort = cell.partition(AT)
+        tables[name] = _table(numbers), _effort(effort.strip()) if at else None
     if OTHERS not in tables:
         raise UsageError(f"policy: route needs a table for all other classes, such as {OTHERS}=8")
     return tables
+
+
+def _effort(text: str) -> str:
+    if text not in EFFORTS:
+        raise UsageError(
+            f"policy: no reasoning_effort {text[:40]!r} behind {AT} in route. Choose one of "
+            f"{', '.join(EFFORTS)}"
+        )
+    return text
 
 
 def _table(text: str) -> Table:
@@ -47,7 +72,8 @@ def _table(text: str) -> Table:
         table = tuple(int(number) for number in text.split(","))
     except ValueError:
         raise UsageError(
-            "policy: route must be numbers of samples, such as 16,16,8,4,4, or easy=2 | *=8"
+            "policy: route must be numbers of samples, such as 16,16,8,4,4, or easy=2 | *=8, each "
+            "with an effort or without, such as 8@high"
         ) from None
     first = first_of(table)
     if not 1 <= first < FIRST_BITS or len(table) == 2:
@@ -63,9 +89,15 @@ def _table(text: str) -> Table:
     return table
 
 
-def write_routes(tables: Mapping[str, Table]) -> str:
-    """Return the text of tables by class."""
-    texts = {name: ",".join(map(str, tables[name])) for name in sorted(tables)}
+def write_routes(
+    tables: Mapping[str, Table], efforts: Mapping[str, str | None] | None = None
+) -> str:
+    """Return the text of tables by class, with the efforts that the classes have."""
+    told = {name: effort for name, effort in (efforts or {}).items() if effort is not None}
+    texts = {
+        name: ",".join(map(str, tables[name])) + (AT + told[name] if name in told else "")
+        for name in sorted(tables)
+    }
     if set(texts) == {OTHERS}:
         return texts[OTHERS]
     others = texts.pop(OTHERS)
@@ -92,8 +124,8 @@ def packed(table: Table) -> float:
     return float(first + FIRST_BITS * code)
 
 
-def table_for(tables: Mapping[str, Table], group: str | None) -> Table:
-    """Return the table of a class."""
+def table_for(tables: Mapping[str, T], group: str | None) -> T:
+    """Return the table of a class, or what else there is by class."""
     return tables.get(group or OTHERS, tables[OTHERS])
 
 
@@ -115,11 +147,14 @@ def half_first(n: int) -> str:
 
 def in_words(text: str) -> str:
     """Return tables in words."""
-    tables = read_routes(text)
-    if set(tables) == {OTHERS}:
-        return table_words(tables[OTHERS])
-    others = table_words(tables[OTHERS])
-    each = [f"{name}: {table_words(t)}" for name, t in tables.items() if name != OTHERS]
+    tables, efforts = read_routes(text), read_efforts(text)
+    words = {name: table_words(table) for name, table in tables.items()}
+    for name, effort in (efforts or {}).items():
+        words[name] += " with no effort set" if effort is None else f" at {effort} effort"
+    others = words.pop(OTHERS)
+    if not words:
+        return others
+    each = [f"{name}: {told}" for name, told in words.items()]
     return "by class, " + ", ".join([*each, f"others: {others}"])
 
 

@@ -9,10 +9,11 @@ import pytest
 
 import advisor.what_if.suggest as what_next
 from advisor.advice.advisor import Advisor
-from advisor.evidence.features import ALL, Features
+from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.replay.replay import Replicas
 from advisor.search.space import explore
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
@@ -21,6 +22,7 @@ from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
 from traces.live.numbers import (
+    CACHED,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -40,6 +42,7 @@ from traces.summary.run import summarise
 from tui.text.recordings.live import effect_text
 
 VOTE4 = dataclasses.replace(VOTE16, n=4)
+REPLAYED = {}
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +53,14 @@ def base(tmp_path_factory):
 
 
 def at_rate(base, rate, *changes):
-    """The same problems arriving at random: what would really happen."""
-    (run,) = summarise(base)
-    engine, policy, _ = changed(run, changes)
-    return predict(base, run, Question(engine=engine, policy=policy, rate_per_s=rate))
+    """The same problems arriving at random: what would really happen; replayed once each."""
+    key = base.path, rate, changes
+    if key not in REPLAYED:
+        (run,) = summarise(base)
+        engine, policy, _ = changed(run, changes)
+        question = Question(engine=engine, policy=policy, rate_per_s=rate)
+        REPLAYED[key] = predict(base, run, question)
+    return REPLAYED[key]
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +313,29 @@ def test_what_waits_at_the_first_poll_is_replayed_too():
     assert run.rate_per_s == pytest.approx(2.0)  # of those that came while it was watched
 
 
+def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache():
+    """One prompt of 4,400 tokens in every tenth step, 4,000 of them cached."""
+    polls, steps, prompts = 21, 100.0, 10.0
+    each = np.full(polls, steps)
+    gaps = Histogram(
+        bounds=np.array([0.1, np.inf]), counts=np.tile([400.0, 0.0], (polls, 1)),
+        sums=np.full(polls, 4.0),
+    )  # fmt: skip
+    firsts = dataclasses.replace(gaps, counts=np.tile([prompts, 0.0], (polls, 1)))
+    window = Window(
+        times=np.arange(polls) * 10**9, seconds=20.0, resets=0, increase={},
+        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, CACHED: each * 400},
+        gauges={RUNNING: np.full(polls, 4.0), KV: np.full(polls, np.nan)},
+        histograms={ITL: gaps, TTFT: firsts},
+    )  # fmt: skip
+    for reads, read in ((Reads(), 0.0), (Reads(window=4096.0), 400 * 4096 - 96 * 95 / 2)):
+        seen = mean_steps(window, engine_of(), reads)
+        found = Features(*seen.composition.mean(axis=0))
+        assert found.query_context == pytest.approx(0.1 * 1_680_200)
+        assert found.window_context == pytest.approx(0.1 * read, rel=1e-3)
+        assert found.kv_tokens == pytest.approx(0.1 * 4400)
+
+
 @pytest.mark.parametrize("told", [None, 8])
 def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
     asked = []
@@ -324,6 +354,24 @@ def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
     found = suggest(None)
     assert ("max_num_seqs is now is not known" in str(found)) == (told is None)
     assert len(asked) == (told is not None)
+
+
+@pytest.mark.parametrize(("told", "rate"), [(95, 1.0), (10, 9.5)])
+def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
+    """Spans sampled at a tenth of what ended come at a tenth of its rate."""
+    window = SimpleNamespace(total=lambda _: 100.0)
+    server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=9.5), window=window)
+    rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
+    run = SimpleNamespace(rows=rows, sample_rows=pl.DataFrame({"arrival": range(told)}))
+    assert what_next._rate(server, run) == rate
+
+
+def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
+    asked = []
+    monkeypatch.setattr(what_next, "predict", lambda _, __, question: asked.append(question))
+    run = SimpleNamespace(engine=engine_of(mode="server"), policy=None)
+    what_next._predicted(None, run, ("--replicas", "2"))
+    assert asked[0].replicas == Replicas(count=2)
 
 
 def test_a_replay_that_is_far_off_tells_no_effect():

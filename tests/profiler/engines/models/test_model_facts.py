@@ -314,6 +314,7 @@ def test_forms_by_module(shared, name, experts, query, output):
             "model.layers.0.warp.up_proj": {"quant_algo": "FP8"}}}},
          'quantised weights of "layers.0.warp.up_proj", which no layer has'),
         ({"model_type": "jetmoe", "num_local_experts": 8}, "experts of attention"),
+        ({"architectures": ["DFlashDraftModel"]}, "a draft of several tokens at once"),
         ({"model_type": "new", "use_cla": True},
          "layers that share the keys and values of others (use_cla)"),
         ({"model_type": "new", "hidden_act": "silu", "intermediate_size": [64, 128] * 16},
@@ -666,6 +667,7 @@ LAYER, MLP, EMBEDDING = 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 96, 64 * 1000
         # Sizes of a state that no layer of the list keeps (Granite 4 without Mamba), no window.
         ({"layer_types": ["attention"] * 2, "mamba_d_state": 16, "mamba_n_heads": 4}, LAYER + MLP),
         ({"sliding_window_size": -1}, LAYER + MLP),
+        ({"model_type": "phimoe", "hidden_act": None}, LAYER + MLP),
         ({"_num_mtp_layers": 1, "mtp_share_layers": True, "scale_depth": 1.4}, LAYER + MLP),
     ],
 )  # fmt: skip
@@ -703,6 +705,9 @@ def test_a_head_that_drafts_has_its_own_vocabulary_and_wide_inputs(tmp_path, wra
         {"quant_method": "gptq", "dynamic": {"-:.*self_attn.*": {}, "+:.*down_proj": {"bits": 8}}},
         {"quant_method": "auto-round", "extra_config": {
             ".*self_attn.*": {"bits": 16}, ".*down_proj": {"bits": 8}}},
+        {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int4"}},
+         "layer_quant_config": {
+            "*self_attn*": {"weight": None}, "*down_proj": {"weight": {"dtype": "int8"}}}},
     ],
 )  # fmt: skip
 def test_modules_with_a_form_of_their_own_are_not_in_that_of_the_rest(told):

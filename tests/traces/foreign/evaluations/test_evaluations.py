@@ -528,6 +528,14 @@ def test_lm_eval_takes_a_metric_of_the_answer_before_one_of_its_parts(tmp_path):
     assert Recording.open(tmp_path / "r").samples["correct"].to_list() == [False, True]
 
 
+def test_lm_eval_settings_of_older_versions_are_a_list(tmp_path):
+    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "max_gen_toks": 512}
+    path = lines(tmp_path / "s.jsonl", lm_eval_row(arguments=[["p", settings]]))
+    import_outcomes([path], tmp_path / "r")
+    (policy,) = Recording.open(tmp_path / "r").manifest.policies.values()
+    assert (policy.temperature, policy.top_p, policy.max_tokens) == (0.6, 0.95, 512)
+
+
 def test_lm_eval_pass_at_1_of_none_or_all_says_what_each_response_is(tmp_path):
     drawn = {"resps": [["a", "b"]], "filtered_resps": [["a", "b"]], "metrics": ["pass@1"]}
     path = lines(

@@ -7,7 +7,13 @@ import pytest
 
 from traces.errors import UsageError
 from traces.schema.tts.parameters import make_policy
-from traces.schema.tts.routes import packed, read_routes, table_for, write_routes
+from traces.schema.tts.routes import (
+    packed,
+    read_efforts,
+    read_routes,
+    table_for,
+    write_routes,
+)
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
 
 
@@ -17,10 +23,13 @@ def routed(route, n, **more):
 
 @pytest.mark.parametrize(
     "text",
-    ["16", "16,16,8,4,4", "easy=2 | level 3=8,8,8,4,4 | *=16", "a=" + "48," * 12 + "12 | *=1"],
+    [
+        *("16", "16,16,8,4,4", "easy=2 | level 3=8,8,8,4,4 | *=16", "a=" + "48," * 12 + "12 | *=1"),
+        *("easy=2@low | *=8@high", "a@b=6,6,3,3@none | c=1 | *=4@max", "8@high"),
+    ],
 )
 def test_tables_read_back_as_they_were_written(text):
-    assert write_routes(read_routes(text)) == text
+    assert write_routes(read_routes(text), read_efforts(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -35,6 +44,14 @@ def test_tables_read_back_as_they_were_written(text):
         ("a/b=4 | *=4", 4, "letters, digits"),
         (",".join(["13"] * 14), 13, "at most 12 first"),
         ("9999", 9999, "a number of samples"),
+        (
+            "easy=2@huge | *=8@high",
+            8,
+            "no reasoning_effort 'huge' behind @ in route. Choose one of",
+        ),
+        ("easy=2@ | *=8", 8, "no reasoning_effort ''"),
+        ("easy=2@low@high | *=8", 8, "no reasoning_effort 'low@high'"),
+        ("easy=@low | *=8", 8, "numbers of samples"),
     ],
 )
 def test_a_wrong_table_is_one_line(text, n, why):
@@ -50,6 +67,27 @@ def test_a_class_has_its_own_table_and_others_have_theirs():
     assert policy.stop_for("hard") == policy.stop_for(None) == policy.stop
     assert policy.stop.drawn_first == 8
     assert table_for(policy.routes, "easy") == (2,)
+
+
+def test_each_class_may_have_its_own_effort():
+    policy = routed("easy=2@low | hard=8,8,4,4,4 | *=8@high", 8)
+    efforts = {name: policy.effort_for(name) for name in ("easy", "hard", "new", None)}
+    assert efforts == {"easy": "low", "hard": None, "new": "high", None: "high"}
+    assert policy.reasoning_effort is None
+    assert policy.label() == "route@8 unset/low/high"
+    assert policy.stop_for("hard").drawn_first == 4
+    assert policy.words() == (
+        "by class, easy: 2 samples at low effort, hard: 4 samples, 8 if no two agree with no "
+        "effort set, others: 8 samples at high effort, temperature 0.8"
+    )
+
+
+def test_one_effort_for_all_classes_is_that_of_the_policy():
+    plain = routed("easy=2 | *=8", 8, reasoning_effort="low")
+    assert routed("easy=2@low | *=8@low", 8) == plain
+    assert (plain.efforts, plain.effort_for("easy")) == (None, "low")
+    with pytest.raises(UsageError, match="exclude each other"):
+        routed("easy=2@low | *=8@high", 8, reasoning_effort="low")
 
 
 def vote(answers, table, ends):

@@ -1,0 +1,53 @@
+"""Requests of one problem that come one after another are no problem that a replay can send."""
+
+import json
+
+import pytest
+
+from advisor.evidence.gather import gather
+from advisor.evidence.runs import read_runs
+from benchmarks.made.spans import request, span
+from tests.advisor.synthetic import START, engine_of
+from traces.errors import RecordingError
+from traces.live.otlp import read_json
+from traces.live.span_groups import SpanGroups
+from traces.recording.manifest import ClockReading, Manifest
+from traces.recording.reader import Recording
+from traces.recording.writer import RecordingWriter
+
+
+def watched_spans(folder, spans):
+    engine = engine_of(mode="server")
+    groups = SpanGroups(lambda _: engine.key())
+    for each in read_json(json.dumps(request(*spans)).encode()).spans:
+        groups.add(each)
+    manifest = Manifest(
+        clock_start=ClockReading(monotonic_ns=0, unix_ns=START), engines={engine.key(): engine}
+    )
+    writer = RecordingWriter(folder, manifest, period_s=60)
+    for table, rows in zip(("problems", "samples"), groups.drain(everything=True), strict=True):
+        for row in rows:
+            writer.append(table, row)
+    writer.close(complete=True)
+    return Recording.open(folder)
+
+
+def test_problems_in_rounds_are_left_out_and_counted(tmp_path):
+    later = {"gen_ai__usage__prompt_tokens": 5000}
+    spans = [
+        *(span(1, parent=70), span(2, parent=70, start=30, **later)),  # two prompts
+        *(span(3, parent=71), span(4, parent=71, start=30)),  # one, asked again
+        *(span(5, parent=72, start=1), span(6, parent=72, start=2)),  # at once
+        span(7, parent=73),
+    ]
+    runs, left_out, notes = read_runs(watched_spans(tmp_path / "live", spans))
+    (run,) = runs
+    assert sorted(len(each.samples) for each in run.problems.values()) == [1, 2]
+    assert left_out == 2
+    assert notes == [
+        "left out of live: 2 problems whose requests came one after another, as the replay sends "
+        "those of a problem at once"
+    ]
+    alone = watched_spans(tmp_path / "alone", spans[:2])
+    with pytest.raises(RecordingError, match="Left out of alone: 1 problem whose requests"):
+        gather([alone], judged=False)

@@ -1,0 +1,106 @@
+"""Replicas and data-parallel ranks that were watched: their traffic and their load are together."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from advisor.evidence.gather import Evidence, _rate, _with_drawn
+from advisor.evidence.measured import Made, RunsMade, runs_in, same_load
+from advisor.evidence.runs import ProblemRun, Run, Sample
+from tests.advisor.evidence.live.test_watched import lengths_told
+from tests.advisor.synthetic import GREEDY, engine_of, record
+from traces.live.numbers import (
+    FINISHED,
+    OUTPUT_LENGTH,
+    PROMPT_LENGTH,
+    TTFT,
+    WAITING,
+    Window,
+)
+from traces.schema.engine import EngineConfig
+from traces.schema.tts.policy import AS_SENT
+
+
+def window_of(requests):
+    lengths = lengths_told([100.0, np.inf], np.full(requests, 50))
+    return Window(
+        times=np.arange(11) * 10**9, seconds=10.0, resets=0,
+        increase={(FINISHED, ""): float(requests)}, counted={}, gauges={WAITING: np.zeros(11)},
+        histograms={
+            PROMPT_LENGTH: lengths, OUTPUT_LENGTH: lengths,
+            TTFT: lengths_told([0.1, np.inf], np.full(requests, 0.05)),
+        },
+    )  # fmt: skip
+
+
+def spans_of(count):
+    """What spans tell, which do not say on which server a request was."""
+    engine = EngineConfig(model="small", mode="server", other=(("service.name", "vllm"),))
+    problems = {
+        f"s{place}": ProblemRun(
+            problem_id=f"s{place}", arrival_ns=place, prompt_tokens=50, cached_tokens=0,
+            latency_s=1.0, samples=(Sample(output_tokens=50, answer=None, correct=None),),
+            indices=(0,),
+        )
+        for place in range(count)
+    }  # fmt: skip
+    return Run(
+        recording="live", engine=engine, policy=AS_SENT, problems=problems, concurrency=None,
+        rate_per_s=4.0,
+    )  # fmt: skip
+
+
+def traffic(spans, dtype=None):
+    ranks = [
+        engine_of(mode="server", dtype=dtype, other=(("engine", str(rank)),)) for rank in (0, 1)
+    ]
+    recording = SimpleNamespace(
+        name="live", manifest=SimpleNamespace(engines={"a": ranks[0], "b": ranks[1]})
+    )
+    windows = {"a": window_of(20), "b": window_of(20)}
+    runs, notes = _with_drawn(recording, windows, spans)
+    evidence = Evidence(
+        recordings=("live",), workload=None, models={}, steps=(), runs=tuple(runs), problem_ids=(),
+        watts={}, price_usd_per_device_hour=None, left_out=0,
+    )  # fmt: skip
+    return ranks, evidence, notes
+
+
+def test_watched_replicas_share_the_load():
+    ranks, evidence, _ = traffic([])
+    (rate,) = {run.rate_per_s for run in evidence.runs}
+    assert {run.engine for run in evidence.runs} == set(ranks)
+    assert evidence.load == (None, pytest.approx(2 * rate))
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "kept"), [(40, None, True), (30, None, False), (40, "bfloat16", False)]
+)
+def test_spans_are_held_against_all_servers_of_their_model(count, dtype, kept):
+    """They stand for all requests, or none: no request is there twice."""
+    ranks, evidence, notes = traffic([spans_of(count)], dtype)
+    assert {run.engine for run in evidence.runs} == ({spans_of(1).engine} if kept else set(ranks))
+    first = {run.engine: len(run.problems) for run in reversed(evidence.runs)}
+    assert sum(first.values()) == 40
+    assert [f"spans tell of {count} of 40" in note for note in notes] == [True] * (not kept)
+
+
+def test_a_watch_is_under_the_load_of_all_its_requests_and_not_of_those_with_spans():
+    watch = SimpleNamespace(manifest=SimpleNamespace(policies={}, provenance={}))
+    _, evidence, _ = traffic([spans_of(10)])
+    (rate,) = {run.rate_per_s for run in evidence.runs}
+    made = Made(
+        recording=watch, engine=engine_of(), policy=AS_SENT, rate_per_s=_rate(evidence.runs)
+    )
+    assert same_load(made.load, evidence.load) and made.load == (None, pytest.approx(2 * rate))
+
+
+def test_at_a_rate_what_was_paid_stands_beside_what_is_predicted(tmp_path):
+    """Not the part of the time in which the devices were busy."""
+    engine = engine_of(tensor_parallel_size=2)
+    told = {"rate_per_s": 2.0, "price_usd_per_device_hour": 3.6}
+    made = runs_in(record(tmp_path / "r", engine, GREEDY, problems=4, **told))
+    found = RunsMade(made).measured(engine, GREEDY, (None, 2.0))
+    assert found.estimates["device_s"].value == pytest.approx(2 / 2.0)
+    assert found.estimates["cost_usd"].value == pytest.approx(0.001)
