@@ -255,10 +255,9 @@ def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
         number = told.get(version) if isinstance(told, dict) else None
         if type(number) is not int or number < 1:
             raise UsageError(f"{path}: is not {what}: it has no {version!r}: 1")
-        newest = NAMED if kind is _ExpectDocument else VERSION
-        if number > newest:
+        if number > VERSION:
             raise UsageError(
-                f"{path}: version {number} is newer than this ttscope reads ({newest}). Upgrade it"
+                f"{path}: version {number} is newer than this ttscope reads ({VERSION}). Upgrade it"
             )
         return msgspec.convert(told, kind)
     except msgspec.ValidationError as error:

@@ -2,11 +2,10 @@
 
 A page is read under vLLM's names, so that all that is computed of it has one set of names. Where
 two engines do not mean the same, the name is not in a table, and the line is kept as it is or left
-out. Sources: vLLM 0.6 to 0.10 (`vllm/v1/metrics/loggers.py`, `vllm/engine/metrics.py`), SGLang
-0.5.23 (`sglang/srt/observability/metrics_collector.py`), Ray Serve LLM (vLLM 0.32's
-`vllm/v1/metrics/ray_wrappers.py`: no colons, a label ReplicaId), Dynamo (its engines' own names,
-with labels of its own), NIM for LLMs (NVIDIA's "Observability" page: no prefix), TensorRT-LLM
-("TensorRT-LLM Prometheus Metrics" of Dynamo's documents, 1.1.0rc5).
+out. Sources: SGLang 0.5.23 (`sglang/srt/observability/metrics_collector.py`), Ray Serve LLM (vLLM
+0.32's `vllm/v1/metrics/ray_wrappers.py`: no colons, a label ReplicaId), Dynamo (its engines' own
+names, with labels of its own), NIM for LLMs (NVIDIA's "Observability" page: no prefix),
+TensorRT-LLM ("TensorRT-LLM Prometheus Metrics" of Dynamo's documents, 1.1.0rc5).
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ from traces.schema.engine import EngineConfig
 
 VLLM, SGLANG, NIM, TENSORRT_LLM = "vLLM", "SGLang", "NIM", "TensorRT-LLM"
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
+_COUNTERS = frozenset(name for name in USED if name.endswith("_total"))
 _RAY = re.compile(r"ray_(vllm|sglang)_(?=[a-z])")
 
 
@@ -113,7 +113,6 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
     **TENSORRT_LLM_NAMES,
 }
 OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:")  # prefixes of lines that are kept
-_COUNTERS = frozenset(name for name in (*USED, *OLDER_NAMES) if name.endswith("_total"))
 # Labels that tell apart what is added up or is one; those that remain name parts of a number.
 SHARED = frozenset(
     {

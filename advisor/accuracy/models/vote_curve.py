@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from advisor.accuracy.models.mistakes import LAWS, draw_mistakes
+from traces.errors import OutcomesError
 from traces.schema.estimate import Estimate
 from traces.statistics import LEVEL
 
@@ -48,7 +49,8 @@ class VoteCurve:
     def fit(self, accuracy: Mapping[int, float], farthest: Sequence[int]) -> VoteCurve:
         """Learn from accuracy by number of samples, to predict at `farthest` numbers.
 
-        Raises ValueError without an average.
+        Raises ValueError without an average, OutcomesError where no law has the first one: near 0
+        or 1 over very many problems.
         """
         if not accuracy:
             raise ValueError("no average to learn from")
@@ -58,7 +60,11 @@ class VoteCurve:
         places = np.searchsorted(self.counts_, seen)
         rng = np.random.default_rng([self.seed, 6])
         logs, means, spreads, drawn, laws = [], [], [], [], []
-        for hit, mistakes, log in self._laws(seen[0], values[0], rng):
+        for _ in range(LAWS_TRIED):
+            law = self._law(seen[0], values[0], rng)
+            if law is None:
+                continue
+            hit, mistakes, log = law
             votes = _votes(hit, mistakes, self.counts_, rng)
             mean = votes.mean(axis=0)
             # Half a problem's worth of noise keeps a law under which all agree from certainty.
@@ -75,6 +81,12 @@ class VoteCurve:
             spreads.append(cover - gain @ cover[places])
             drawn.append(votes.astype(np.float32))
             laws.append(mean)
+        if not logs:
+            raise OutcomesError(
+                f"accuracy {values[0]:g} over {self.problems:,} problems: none of the laws that "
+                "are tried has it, so the accuracy of other numbers of votes is not known. "
+                "Import the curve with the number of problems that it is over"
+            )
         weights = np.exp(np.array(logs) - max(logs))
         self.weights_: Floats = weights / weights.sum()
         self.means_, self.covariances_ = np.array(means), np.array(spreads)
@@ -126,40 +138,21 @@ class VoteCurve:
             extrapolated=True,
         )
 
-    def _laws(
-        self, first: int, aim: float, rng: np.random.Generator
-    ) -> Iterator[tuple[Floats, Floats, float]]:
-        """Yield what `_law` returns of laws that can have the average.
-
-        Of very many problems none may have one near 0 or 1. Then those that come nearest to it.
-        """
-        found = False
-        for nearest in (False, True):
-            for _ in range(LAWS_TRIED):
-                law = self._law(first, aim, rng, nearest=nearest)
-                if law is not None:
-                    found = True
-                    yield law
-            if found:
-                return
-
     def _law(
-        self, first: int, aim: float, rng: np.random.Generator, *, nearest: bool
+        self, first: int, aim: float, rng: np.random.Generator
     ) -> tuple[Floats, Floats, float] | None:
         """Return each problem's chance to be right and its mistakes, by a law, and its log weight.
 
         [PROBLEMS] and [PROBLEMS, answers]. The weight stands for the laws that are drawn less,
         their accuracy being further from `aim` in votes of `first` samples. None where the law
-        cannot have it and does not come `nearest` to it.
+        cannot have it.
         """
         width = 2 * np.sqrt(0.25 / self.problems)
         single = rng.normal(aim, width) if first == 1 else None
         kinds, total = rng.dirichlet((0.5, 0.5, 2.0)), float(np.exp(rng.normal(1.0, 1.2)))
         if single is not None:
             mean = float((single - kinds[1]) / kinds[2])
-            if nearest:
-                mean = min(max(mean, LEAST), 1 - LEAST)
-            elif not LEAST < mean < 1 - LEAST:
+            if not LEAST < mean < 1 - LEAST:
                 return None
             hit = _chances(mean, total, kinds, rng)
             return hit, _mistakes(rng), float(0.5 * ((single - aim) / width) ** 2)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from traces.live.metrics_page import PageReader, Series
-from traces.live.numbers import DRAFTS, ITL, KV, RUNNING, WAITING, numbers_of
+from traces.live.numbers import DRAFTS, KV, RUNNING, WAITING, numbers_of
 from traces.recording.tables import SCRAPES
 
 LIVE = Path(__file__).parents[2] / "data" / "live"
@@ -120,29 +120,6 @@ def test_nim_has_no_prefix_and_tensorrt_llm_another():
         name = "vllm:request_success_total"
         assert told == {Series("", name, 'finished_reason="stop"'): 4}
         assert reader.engines == {"TensorRT-LLM"}
-
-
-OLDER = """vllm:gpu_cache_usage_perc{engine="0",model_name="m"} 0.9
-vllm:gpu_prefix_cache_hits_total{engine="0",model_name="m"} 3
-vllm:gpu_prefix_cache_queries_total{engine="0",model_name="m"} 4
-vllm:time_per_output_token_seconds_sum{engine="0",model_name="m"} 5
-vllm:time_per_output_token_seconds_count{engine="0",model_name="m"} 100
-"""
-NEWER = OLDER.replace("gpu_prefix", "prefix").replace("gpu_cache", "kv_cache")
-NEWER = NEWER.replace("time_per_output_token", "inter_token_latency").replace("0.9", "0.8")
-
-
-def test_older_vllm_had_other_names():
-    found = numbers(OLDER, grown(OLDER, 2.0), engine="0")
-    assert (found.kv_share, found.prefix_hit_share) == (0.9, 0.75)
-    assert found.itl_s.mean.value == 0.05
-    ray = PageReader().read(OLDER.replace("vllm:", "ray_vllm_").replace("hits_total", "hits"))
-    assert ray == PageReader().read(OLDER)
-    # Some versions tell both, and an engine beside one of them may be older.
-    other = NEWER.replace('engine="0"', 'engine="1"')
-    told = PageReader().read(OLDER + NEWER + OLDER.replace('"0"', '"2"') + other)
-    assert [told[Series(engine, KV)] for engine in "012"] == [0.8, 0.8, 0.9]
-    assert {told[Series(engine, f"{ITL}_count")] for engine in "012"} == {100}
 
 
 def test_what_is_not_in_a_table_keeps_its_name():
