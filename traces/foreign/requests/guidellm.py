@@ -67,6 +67,10 @@ class _Config(msgspec.Struct):
     backend: dict[str, Any] | None = None
 
 
+class _Worker(msgspec.Struct):
+    backend_model: Any = None
+
+
 class _State(msgspec.Struct):
     successful_requests: Any = None
     errored_requests: Any = None
@@ -77,17 +81,13 @@ class _Metrics(msgspec.Struct):
     measure_end_time: Any = None
 
 
-class _Worker(msgspec.Struct):
-    backend_model: Any = None
-
-
 class _Benchmark(msgspec.Struct):
     requests: _Requests
     config: _Config | None = None
-    scheduler_state: _State | None = None
-    scheduler_metrics: _Metrics | None = None
     args: _Config | None = None  # of 0.2 and 0.3, as the worker
     worker: _Worker | None = None
+    scheduler_state: _State | None = None
+    scheduler_metrics: _Metrics | None = None
 
 
 class GuidellmReport(RowReader):

@@ -105,7 +105,7 @@ class VllmBench(RowReader):
         Raises OutcomesError where they were sent at a rate, by which nothing tells them.
         """
         rate = result.request_rate
-        if result.ramp_up_strategy is not None or (rate is not None and rate != "inf"):
+        if result.ramp_up_strategy is not None or rate not in (None, "inf"):
             raise OutcomesError(
                 f"{self._path}: has no start_times, and its requests were sent at a rate. "
                 "Benchmark again with a newer vLLM, or with a number in flight and no rate"

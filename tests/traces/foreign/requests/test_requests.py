@@ -472,8 +472,8 @@ def test_results_that_cannot_be_read(tmp_path):
     path = vllm_bench(tmp_path / "b.json", SENT)
     whole = json.loads(path.read_text())
     older = {name: value for name, value in whole.items() if name != "start_times"}
-    path.write_text(json.dumps(older | {"ramp_up_strategy": "linear"}))
-    assert "its requests were sent at a rate" in refused(path, tmp_path / "r")
+    path.write_text(json.dumps(older | {"request_rate": "inf", "ramp_up_strategy": "linear"}))
+    assert "no start_times, and its requests were sent at a rate" in refused(path, tmp_path / "r")
     plain = {name: value for name, value in whole.items() if not isinstance(value, list)}
     path.write_text(json.dumps(plain))
     assert "Run vllm bench serve with --save-result --save-detailed" in refused(
