@@ -182,11 +182,12 @@ class BudgetCheck(Generic[M]):
     def _surest(self) -> list[Floats]:
         """Return what decides between equals [candidates], less being better.
 
-        The chance to meet all limits has a limited accuracy. Any other goes before latency.
+        The chance to meet all limits, to a percent, has a limited accuracy. Any other goes before
+        latency.
         """
         latency, accuracy, *others = self.metrics.ties()
         first = [latency, accuracy] if "min_accuracy" in self.limits else [accuracy, latency]
-        return [-self.chance, *first, *others]
+        return [-np.round(self.chance, 2), *first, *others]
 
     def best(self, allowed: Bools | None = None) -> int | None:
         wanted = (self.fits if allowed is None else allowed & self.asked) & np.isfinite(self.cost)
