@@ -193,10 +193,10 @@ def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_pat
     def hold():
         """Answer when both nodes have a task, and no job's last request before one is killed."""
         if not both.is_set():
-            until(lambda: both.is_set() or sum(map(bool, busy().values())) >= 2)
+            until(lambda: both.is_set() or sum(map(bool, busy().values())) >= 2, seconds=180)
             both.set()
         if next(asked) > ANSWERS:
-            killed.wait(60)
+            killed.wait(180)
 
     with chat_server(hold=hold) as url:
         (tmp_path / "plan.yaml").write_text(PLAN.replace("URL", url))
