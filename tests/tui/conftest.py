@@ -9,16 +9,24 @@ from tests.learned import LearnedIfShipped
 from tui import cli
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shipped_learned_once():
-    """What is learned of the shipped recordings, which takes seconds, is learned once."""
-    learned = LearnedIfShipped()
+@pytest.fixture(scope="session")
+def shipped() -> LearnedIfShipped:
+    """What is learned of the shipped recordings."""
+    return LearnedIfShipped()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shipped_learned_once(shipped):
+    """What is learned of the shipped recordings, which takes seconds, is learned once.
+
+    The fixtures of a module learn too. The tests of other folders learn as users do.
+    """
 
     def fit(_, recordings, **options):
-        return learned(recordings, **options)
+        return shipped(recordings, **options)
 
     def refined(advisor):
-        return learned.refined(advisor)
+        return shipped.refined(advisor)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Advisor, "fit", classmethod(fit))

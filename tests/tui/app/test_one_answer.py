@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from textual.widgets import Input, Select
@@ -30,15 +31,15 @@ EMPTY = [{}, {"rate": "2/s", "price": "2.5", "confidence": "0.8"}]
 
 
 @pytest.fixture(autouse=True)
-def learned_once(monkeypatch):
-    """All three learn the same, and have the same replays; the report foretells nothing."""
-    fit, known = Advisor.fit, learned_once.__dict__.setdefault("known", {})
+def learned_once(monkeypatch, shipped):
+    """All three learn the same, and each has its own replays; the report foretells nothing."""
+    known = {}
 
     def kept(recordings, **options):
-        name = tuple(sorted(each.name for each in recordings))
-        if name not in known:
-            known[name] = fit(recordings)
-        return known[name]
+        surface = (*sys.argv[1:2], *sorted(str(each.path) for each in recordings))
+        if surface not in known:
+            known[surface] = shipped(recordings)
+        return known[surface]
 
     monkeypatch.setattr(Advisor, "fit", kept)
     monkeypatch.setattr(advisor.what_if.left_out, "foretell", lambda *given, **options: [])
