@@ -28,7 +28,8 @@ check: install lint
 	$(PYTEST) -n 3 -m "not vllm and not slow"
 
 # A test that fails gets a second try, as real servers and terminals share a busy machine. The
-# summary names each one that needed it. Of the three processes two have engines at a time.
+# summary names each one that needed it. Of the three processes two have engines at a time, while
+# other files are left.
 test: install lint
 	$(PYTEST) -n 3 --reruns 1 -rR
 

@@ -117,6 +117,10 @@ WITH_SPANS_OF = {
     SGLANG: f"{_EXPORTER}python -m sglang.launch_server --model-path MODEL --enable-trace "
     f"{_ENDPOINT}"
 }
+SPANS_ELSEWHERE = (
+    "if the engine behind it can send OpenTelemetry spans, have it send them to "
+    "http://127.0.0.1:4318/v1/traces with the token of attach, and ttscope attach URL --listen 4318"
+)
 STEPS_OF = {
     SGLANG: "start SGLang with --enable-forward-pass-metrics. Its log names ipc:///PATH.0, for "
     "ttscope attach URL --fpm ipc:///PATH.0",
@@ -242,9 +246,11 @@ def _inside(client: httpx.Client, identity: Identity) -> Iterator[Finding]:
     )
     with suppress(UsageError):  # attach says it
         shared_token()  # so that the file is there
-    spans = RUST_NEEDS if rust else SPANS_OF.get(engine or "", SPANS)
+    own = engine in (None, VLLM, SGLANG)  # None: a proxy may be before vLLM
+    spans = SPANS_OF.get(engine or "", SPANS) if own else SPANS_ELSEWHERE
+    spans = RUST_NEEDS if rust else spans
     silent = "none where the Rust front end answers" if rust else outside
-    start = () if rust else _with_token(WITH_SPANS_OF.get(engine or "", WITH_SPANS))
+    start = () if rust or not own else _with_token(WITH_SPANS_OF.get(engine or "", WITH_SPANS))
     yield Finding(what="spans", present=None, detail=silent, needs=spans, run=start)
     if engine in STEPS_OF:
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])

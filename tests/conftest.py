@@ -55,8 +55,8 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 def pytest_xdist_make_scheduler(config, log):
     """Have the tests of a file stay together, and all that share what an advisor has learned.
 
-    So do those that import vLLM, which takes ten seconds. No more than `ENGINES` files with real
-    engines run at a time.
+    So do those that import vLLM, which takes ten seconds. No more than `ENGINES` processes have
+    files with real engines at a time, while other files are left.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -78,13 +78,12 @@ def pytest_xdist_make_scheduler(config, log):
             return group(nodeid.partition("::")[0])
 
         def _assign_work_unit(self, node):
-            running = [
-                scope
+            running = sum(  # nodes: the next file of each is assigned before its own ends
+                each is not node
+                and any(starts_engines(scope) and not all(units[scope].values()) for scope in units)
                 for each, units in self.assigned_work.items()
-                for scope, tests in units.items()
-                if each is not node and starts_engines(scope) and not all(tests.values())
-            ]
-            if len(running) >= ENGINES:
+            )
+            if running >= ENGINES:
                 others = (scope for scope in self.workqueue if not starts_engines(scope))
                 if (other := next(others, None)) is not None:
                     self.workqueue.move_to_end(other, last=False)

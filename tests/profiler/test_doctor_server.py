@@ -69,6 +69,17 @@ def test_sglang_is_named_and_what_it_needs_is_its_own():
         }
 
 
+def test_an_engine_that_is_not_vllm_is_not_started_as_vllm():
+    with metrics_server() as state:
+        state.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0"}'}
+        state.software = ""
+        state.body = "num_requests_running 0\n"
+        found = look(state)
+    assert "NIM" in found["models"].detail
+    assert found["spans"].run == () and "vllm" not in found["spans"].needs.lower()
+    assert "steps (plugin)" not in found
+
+
 def test_the_rust_front_end_is_silent_and_what_helps_is_said():
     with metrics_server() as state:
         state.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "vllm"}]}'

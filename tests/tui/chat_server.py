@@ -12,8 +12,8 @@ TOKENS = ("so", "</think>", "12")
 
 
 @contextmanager
-def chat_server(*, token_s=0.002):
-    """Serve on loopback, a token every `token_s`; gives the URL."""
+def chat_server(*, token_s=0.002, hold=lambda: None):
+    """Serve on loopback, a token every `token_s` once `hold` has returned; gives the URL."""
     metrics = Metrics()
 
     class Handler(BaseHTTPRequestHandler):
@@ -32,6 +32,7 @@ def chat_server(*, token_s=0.002):
             if self.path != "/v1/chat/completions":
                 self._begin(404)
                 return
+            hold()
             self._begin(200)
             for count, token in enumerate(TOKENS, 1):
                 time.sleep(token_s)

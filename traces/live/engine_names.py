@@ -40,7 +40,6 @@ from traces.schema.engine import EngineConfig
 
 VLLM, SGLANG, NIM, TENSORRT_LLM = "vLLM", "SGLang", "NIM", "TensorRT-LLM"
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
-_COUNTERS = frozenset(name for name in USED if name.endswith("_total"))
 _RAY = re.compile(r"ray_(vllm|sglang)_(?=[a-z])")
 
 
@@ -112,6 +111,7 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
     **NIM_NAMES,
     **TENSORRT_LLM_NAMES,
 }
+_COUNTERS = frozenset(name for name in (*USED, *OLDER_NAMES) if name.endswith("_total"))
 OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:")  # prefixes of lines that are kept
 # Labels that tell apart what is added up or is one; those that remain name parts of a number.
 SHARED = frozenset(

@@ -94,16 +94,18 @@ class Quantised:
         self._skipped = self._patterns(
             itertools.chain(
                 (each for name in _SKIPPED for each in self._list(self._told.get(name), name)),
-                self._own_forms().get(None, ()),
+                itertools.chain.from_iterable(n for own, n in self._own_forms() if own is None),
             )
         )
         # What is left out of a second quantisation is as the first one left it.
         self._over_blocks = bool(
             self._told.get("quantized_layers") and self._told.get("weight_block_size")
         )
-        self._rules = list(itertools.islice(self._read_rules(), _MOST_RULES + 1))
+        most = _MOST_RULES + _MOST_GLOBS
+        self._rules = list(itertools.islice(self._read_rules(), most + 1))
         globs = sum(each.globs for each, _ in [*self._rules, (self._skipped, None)] if each)
-        if len(self._rules) > _MOST_RULES or globs > min(_MOST_GLOBS, _MOST_MATCHES // layers):
+        slow = sum(each is None or each.slow for each, _ in self._rules)
+        if slow > _MOST_RULES or globs > min(_MOST_GLOBS, _MOST_MATCHES // layers):
             raise UsageError(
                 f"{fields.where}: quantization_config has {globs:,} patterns of modules in "
                 f"{len(self._rules):,} forms for {layers:,} layers, more than ttscope matches"
@@ -130,7 +132,7 @@ class Quantised:
             return plain
         for patterns, found in self._rules:
             if patterns is not None and any(patterns.match(name) for name in names):
-                return found
+                return found or plain
         if not linear:
             return plain
         if not self._over_blocks and any(self._skipped.match(name) for name in names):
@@ -138,13 +140,13 @@ class Quantised:
         routed = any(".experts." in name for name in names)
         if self._experts is not None and routed:
             return self._experts
-        return next((found for patterns, found in self._rules if patterns is None), plain)
+        return next((found for patterns, found in self._rules if patterns is None), None) or plain
 
     def check(self, words: Iterable[str], layers: int) -> None:
         """Note in `unknown` the first module that is quantised by name and that no layer has."""
         known = set(words)
-        for patterns, _ in self._rules:
-            for name in () if patterns is None else patterns.plain:
+        for patterns, found in self._rules:
+            for name in () if patterns is None or found is None else patterns.plain:
                 parts = [part for part in name.split(".") if part]
                 numbers = [int(part) for part in parts if part.isdigit() and len(part) < 10]
                 strange = {part for part in parts if not part.isdigit()} - known
@@ -170,10 +172,15 @@ class Quantised:
             return "fp8_block"
         return (f"{method} {kind}" if isinstance(kind, str) and kind else method)[:LONGEST]
 
-    def _read_rules(self) -> Iterator[tuple[_Patterns | None, Form]]:
-        """Yield forms by the modules they are of, None for all that nothing else is said of."""
+    def _read_rules(self) -> Iterator[tuple[_Patterns | None, Form | None]]:
+        """Yield modules and their form, None for modules that nothing else is said of.
+
+        A form of None is that of modules left as they are.
+        """
         told = self._told
-        yield from ((self._patterns(names), own) for own, names in self._own_forms().items() if own)
+        ordered = self._dynamic()
+        own_forms = ((own, names) for own, names in self._own_forms() if own)
+        yield from ((self._patterns(names), own) for own, names in [*ordered, *own_forms])
         groups = told.get("config_groups")
         named = told.get("quantized_layers")
         for group in groups.values() if isinstance(groups, Mapping) else ():
@@ -201,35 +208,45 @@ class Quantised:
         elif self._over_blocks:
             yield None, form("fp8_block")
 
-    def _own_forms(self) -> dict[Form | None, list[str]]:
+    def _dynamic(self) -> list[tuple[Form | None, list[str]]]:
+        """Return the forms of GPTQModel's `dynamic` in its order, in which the first match counts.
+
+        It has regular expressions that match from the beginning of a name, "-:" before those of
+        modules left as they are (None). Neighbours of one form go together.
+        """
+        found: list[tuple[Form | None, list[str]]] = []
+        for name, own in _pairs(self._told.get("dynamic")):
+            expression = name.removeprefix("-:").removeprefix("+:").removesuffix("$")
+            form_of = (None,) if name.startswith("-:") else self._own_bits(own)
+            for each in form_of:
+                if not found or found[-1][0] != each:
+                    found.append((each, []))
+                found[-1][1].append(f"re:{expression.removesuffix('.*')}.*")
+        return found
+
+    def _own_forms(self) -> Iterable[tuple[Form | None, list[str]]]:
         """Return modules by the form of their own that they have; None for those left as they are.
 
-        GPTQModel's `dynamic` has regular expressions, "-:" before those of modules left out, that
-        match from the beginning of a name. AutoRound's `extra_config` has names or expressions,
-        Quark's `layer_quant_config` has globs.
+        AutoRound's `extra_config` has names or expressions, Quark's `layer_quant_config` has globs.
         """
         found: dict[Form | None, list[str]] = {}
-        layers = self._told.get("layer_quant_config")
-        for name, own in layers.items() if isinstance(layers, Mapping) else ():
-            found.setdefault(_of_quark(own), []).append(str(name))
-        for field in ("dynamic", "extra_config"):
-            told = self._told.get(field)
-            for name, own in told.items() if isinstance(told, Mapping) else ():
-                pattern = str(name)
-                if field == "dynamic":
-                    expression = pattern.removeprefix("-:").removeprefix("+:").removesuffix("$")
-                    pattern = f"re:{expression.removesuffix('.*')}.*"
-                elif any(mark in pattern for mark in "*^$\\[("):
-                    pattern = f"re:{pattern}"
-                bits, group = (
-                    own.get(each, self._told.get(each)) if isinstance(own, Mapping) else None
-                    for each in ("bits", "group_size")
-                )
-                if f"{name}".startswith("-:") or (isinstance(bits, int) and bits >= _WHOLE_BITS):
-                    found.setdefault(None, []).append(pattern)
-                elif isinstance(bits, int):
-                    found.setdefault(form(f"int{bits}", group), []).append(pattern)
-        return found
+        for name, own in _pairs(self._told.get("layer_quant_config")):
+            found.setdefault(_of_quark(own), []).append(name)
+        for name, own in _pairs(self._told.get("extra_config")):
+            pattern = f"re:{name}" if any(mark in name for mark in "*^$\\[(") else name
+            for each in self._own_bits(own):
+                found.setdefault(each, []).append(pattern)
+        return found.items()
+
+    def _own_bits(self, own: Any) -> tuple[Form | None, ...]:
+        """Return the form by bits and group of a module's own, none where it has no bits."""
+        bits, group = (
+            own.get(each, self._told.get(each)) if isinstance(own, Mapping) else None
+            for each in ("bits", "group_size")
+        )
+        if not isinstance(bits, int):
+            return ()
+        return (None if bits >= _WHOLE_BITS else form(f"int{bits}", group),)
 
     def _rest(self) -> Form | None:
         """Return the form of all that is not left out, of a config that names one."""
@@ -276,6 +293,12 @@ def _told(fields: Fields, beside: Mapping[str, Any] | None) -> dict[str, Any]:
         raise fields.wrong(names, found, "an object")
     inner = found.get("quantization")
     return {**found, **inner} if isinstance(inner, Mapping) else dict(found)
+
+
+def _pairs(told: Any) -> Iterator[tuple[str, Any]]:
+    """Yield names of modules and what is told of each; nothing of what is no object."""
+    if isinstance(told, Mapping):
+        yield from ((str(name), own) for name, own in told.items())
 
 
 def _of_algorithm(name: Any, group: Any) -> Form:
@@ -334,6 +357,7 @@ class _Patterns:
             if len(globs) > _MOST_GLOBS:  # the error is the reader's
                 break
         self.globs = len(globs)
+        self.slow = bool(self.plain) or not globs
         whole = [each for glob in sorted(globs) for each in (glob, f"{glob}.*")]
         few = 0 < len(globs) <= _MOST_GLOBS
         self._globs = re.compile("|".join(map(fnmatch.translate, whole))) if few else None
@@ -342,7 +366,7 @@ class _Patterns:
         """Whether a module is named, itself or one that it lies in."""
         parts = name.split(".")
         runs = itertools.combinations(range(len(parts) + 1), 2)
-        if any(".".join(parts[first:last]) in self.plain for first, last in runs):
+        if self.plain and any(".".join(parts[first:last]) in self.plain for first, last in runs):
             return True
         return self._globs is not None and self._globs.match(name) is not None
 

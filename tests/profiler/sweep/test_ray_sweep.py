@@ -1,6 +1,7 @@
 """A sweep on Ray: what a task asks for, what comes back, and workers that are lost."""
 
 import importlib.metadata
+import itertools
 import os
 import signal
 import threading
@@ -29,6 +30,8 @@ engines:
     tensor_parallel_size: [1, 2]
     policies: [{method: majority, n: [2, 4], temperature: 0.8, max_tokens: 300}]
 """
+# Fewer than the requests of a job, and enough for one of two jobs to have solved two problems.
+ANSWERS = 28
 
 
 def node(alive=True, **resources):
@@ -160,31 +163,42 @@ def processes():
     return found
 
 
-def workers():
-    """Processes in which a task of ours runs."""
-    return [pid for pid, (_, line) in processes().items() if b"ray::run_on_node" in line]
-
-
-def engines_of(pid):
-    found = processes().items()
-    return [own for own, (parent, line) in found if parent == pid and b"engine_process" in line]
+def busy():
+    """The engines of each process in which a task of ours runs."""
+    found = processes()
+    return {
+        worker: [
+            own
+            for own, (parent, line) in found.items()
+            if parent == worker and b"engine_process" in line
+        ]
+        for worker, (_, line) in found.items()
+        if b"ray::run_on_node" in line
+    }
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_path):
-    lines, killed, engines = [], [], []
+    lines, killed, engines = [], threading.Event(), []
+    both, asked = threading.Event(), itertools.count(1)
 
     def listen(line):
         lines.append(line)
-        if "done" in line and line["done"] >= 2 and not killed:
-            running = {worker: engines_of(worker) for worker in workers()}
-            if len(running) >= 2 and any(running.values()):  # both nodes have a task
-                worker = next(each for each, own in running.items() if own)
-                killed.append(worker)
-                engines.extend(running[worker])
-                os.kill(worker, signal.SIGKILL)
+        if line.get("done", 0) >= 2 and not killed.is_set():
+            worker, own = next(each for each in busy().items() if each[1])
+            engines.extend(own)
+            os.kill(worker, signal.SIGKILL)
+            killed.set()
 
-    with chat_server(token_s=0.1) as url:
+    def hold():
+        """Answer when both nodes have a task, and no job's last request before one is killed."""
+        if not both.is_set():
+            until(lambda: both.is_set() or sum(map(bool, busy().values())) >= 2, seconds=180)
+            both.set()
+        if next(asked) > ANSWERS:
+            killed.wait(180)
+
+    with chat_server(hold=hold) as url:
         (tmp_path / "plan.yaml").write_text(PLAN.replace("URL", url))
         plan = load_plan(tmp_path / "plan.yaml")
         runner = RayRunner(cluster)
@@ -192,7 +206,7 @@ def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_pat
             outcomes = run_plan(plan, tmp_path / "runs", on_line=listen, runner=runner)
         finally:
             runner.close()
-    assert killed and engines
+    assert killed.is_set() and engines
     until(lambda: not any(Path(f"/proc/{each}").exists() for each in engines))
     assert [line for line in lines if line.get("state") == "lost"]
     assert len(outcomes) == 4

@@ -7,7 +7,15 @@ import polars as pl
 import pytest
 
 from traces.live.metrics_page import PageReader, Series
-from traces.live.numbers import DRAFTS, KV, RUNNING, WAITING, numbers_of
+from traces.live.numbers import (
+    ASKED_TOKENS,
+    DRAFTS,
+    HIT_TOKENS,
+    KV,
+    RUNNING,
+    WAITING,
+    numbers_of,
+)
 from traces.recording.tables import SCRAPES
 
 LIVE = Path(__file__).parents[2] / "data" / "live"
@@ -94,6 +102,8 @@ def test_ray_serve_has_no_colons_and_a_replica_each():
 def test_rays_counters_may_lack_their_ending():
     told = PageReader().read('ray_vllm_prompt_tokens{ReplicaId="a"} 7\n')
     assert told == {Series("a", "vllm:prompt_tokens_total"): 7}
+    older = "ray_vllm_gpu_prefix_cache_hits 3\nray_vllm_gpu_prefix_cache_queries 9\n"
+    assert PageReader().read(older) == {Series("", HIT_TOKENS): 3, Series("", ASKED_TOKENS): 9}
 
 
 def test_dynamo_adds_labels_of_its_own():

@@ -76,6 +76,13 @@ class _State(msgspec.Struct):
     errored_requests: Any = None
 
 
+class _Counts(msgspec.Struct):
+    """Requests of 0.2 and 0.3, before a sample of them was drawn."""
+
+    successful: Any = None
+    errored: Any = None
+
+
 class _Metrics(msgspec.Struct):
     measure_start_time: Any = None
     measure_end_time: Any = None
@@ -87,6 +94,7 @@ class _Benchmark(msgspec.Struct):
     args: _Config | None = None  # of 0.2 and 0.3, as the worker
     worker: _Worker | None = None
     scheduler_state: _State | None = None
+    total_count: _Counts | None = None  # of 0.2 and 0.3
     scheduler_metrics: _Metrics | None = None
 
 
@@ -102,7 +110,7 @@ class GuidellmReport(RowReader):
 
     def requests(self) -> Iterator[Request]:
         chosen = self._chosen()
-        self._check_whole(chosen.requests, chosen.scheduler_state or _State())
+        self._check_whole(chosen)
         self._read_load(chosen.config or chosen.args or _Config())
         if self.facts.model is None and chosen.worker is not None:
             model = chosen.worker.backend_model
@@ -137,18 +145,22 @@ class GuidellmReport(RowReader):
                 f"{self._path}: benchmark {run or 1} is not as guidellm writes it ({error})"
             ) from None
 
-    def _check_whole(self, requests: _Requests, state: _State) -> None:
+    def _check_whole(self, chosen: _Benchmark) -> None:
         """Raise OutcomesError where a report has a random sample of its requests alone."""
-        for group, count in (
-            (requests.successful, whole_number(state.successful_requests)),
-            (requests.errored, whole_number(state.errored_requests)),
+        groups, state, older = chosen.requests, chosen.scheduler_state, chosen.total_count
+        state, older = state or _State(), older or _Counts()
+        for group, count, option in (
+            (groups.successful, state.successful_requests, "with --sample-requests {}"),
+            (groups.errored, state.errored_requests, "with --sample-requests {}"),
+            (groups.successful, older.successful, "without --output-sampling"),
+            (groups.errored, older.errored, "without --output-sampling"),
         ):
-            kept = len(group or ())
-            if count is not None and count > kept:
+            kept, told = len(group or ()), whole_number(count)
+            if told is not None and told > kept:
                 raise OutcomesError(
-                    f"{self._path}: keeps {kept:,} of {count:,} requests, drawn at random, so that "
-                    "its load and throughput are not known. Benchmark again with "
-                    f"--sample-requests {count}, which keeps all"
+                    f"{self._path}: keeps {kept:,} of {told:,} requests, drawn at random, so that "
+                    "its load and throughput are not known. Benchmark again "
+                    f"{option.format(told)}, which keeps all"
                 )
 
     def _read_load(self, config: _Config) -> None:

@@ -64,6 +64,7 @@ class VllmBench(RowReader):
     marks: ClassVar[tuple[bytes, ...]] = (b'"tokenizer_id"', b'"num_prompts"')
     unit = "request"
     details = "vllm bench serve with --save-result --save-detailed"
+    sent_at_a_rate = "Benchmark again with a newer vLLM, or with a number in flight and no rate"
 
     def requests(self) -> Iterator[Request]:
         result = self._result()
@@ -108,7 +109,7 @@ class VllmBench(RowReader):
         if result.ramp_up_strategy is not None or rate not in (None, "inf"):
             raise OutcomesError(
                 f"{self._path}: has no start_times, and its requests were sent at a rate. "
-                "Benchmark again with a newer vLLM, or with a number in flight and no rate"
+                f"{self.sent_at_a_rate}"
             )
         took = _full(result.latencies, len(result.ttfts or ())) or self._latencies(result)
         most = token_count(result.max_concurrency) or max(len(took), 1)
@@ -226,6 +227,7 @@ class SglangBench(VllmBench):
     name = "SGLang bench_serving result"
     marks = (b'"sharegpt_output_len"', b'"random_range_ratio"', b'"total_output_tokens"')
     details = "sglang.bench_serving with --output-details"
+    sent_at_a_rate = "Benchmark again with --max-concurrency and no --request-rate"
 
 
 def _full(values: list[Any] | None, count: int) -> list[Any] | None:

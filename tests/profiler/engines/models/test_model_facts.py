@@ -719,3 +719,25 @@ def test_modules_with_a_form_of_their_own_are_not_in_that_of_the_rest(told):
         **{f"self_attn.{name}_proj": "bfloat16" for name in "qkvo"},
         "mlp.gate_proj": "int4", "mlp.up_proj": "int4", "mlp.down_proj": "int8",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("first", ["-:.*mlp.*", "+:.*down_proj"])
+def test_the_first_match_of_a_dynamic_config_counts(first):
+    """As GPTQModel's `dynamic_get` and vLLM's `get_dynamic_override` read it."""
+    rules = {"-:.*mlp.*": {}, "+:.*down_proj": {"bits": 8}}
+    told = {"quant_method": "gptq", "bits": 4, "dynamic": {first: rules[first]} | rules}
+    facts = facts_from_config(SMALL | {"quantization_config": told}, name="x")
+    forms = {each.name: each.precision for each in facts.layers[0].matrices}
+    assert forms["mlp.gate_proj"] == "bfloat16" and forms["self_attn.q_proj"] == "int4"
+    assert forms["mlp.down_proj"] == ("bfloat16" if first.startswith("-") else "int8")
+
+
+def test_rules_of_many_layers_in_turn_are_read():
+    rules = {}
+    for layer in range(80):
+        rules[f"-:.*layers.{layer}.self_attn.*"] = {}
+        rules[f"+:.*layers.{layer}.mlp.*"] = {"bits": 8}
+    told = {"quant_method": "gptq", "bits": 4, "dynamic": rules}
+    facts = facts_from_config(SMALL | {"quantization_config": told}, name="x")
+    forms = {each.name: each.precision for each in facts.layers[0].matrices}
+    assert forms["self_attn.q_proj"] == "bfloat16" and forms["mlp.up_proj"] == "int8"

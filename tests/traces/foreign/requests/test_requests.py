@@ -644,7 +644,14 @@ def test_starts_that_a_rate_gave_are_not_made_up(tmp_path):
     document = json.loads(path.read_text())
     del document["start_times"]
     path.write_text(json.dumps(document))
-    assert "no start_times, and its requests were sent at a rate" in refused(path, tmp_path / "r")
+    told = refused(path, tmp_path / "r")
+    assert "no start_times, and its requests were sent at a rate" in told and "newer vLLM" in told
+    for name in ("model_id", "tokenizer_id", "num_prompts", "endpoint_type"):
+        del document[name]
+    names = ("sharegpt_output_len", "random_range_ratio", "total_output_tokens")
+    path.write_text(json.dumps(dict.fromkeys(names) | document) + "\n")
+    told = refused(path, tmp_path / "r")
+    assert "at a rate" in told and "--max-concurrency" in told and "vLLM" not in told
 
 
 def test_a_report_of_an_older_guidellm(tmp_path):
@@ -660,6 +667,7 @@ def test_a_report_of_an_older_guidellm(tmp_path):
         "args": {"strategy": {"type_": "concurrent", "streams": 3}},
         "worker": {"backend_model": "m"},
         "requests": {"successful": stats, "incomplete": [], "errored": []},
+        "total_count": {"successful": 4, "incomplete": 0, "errored": 0, "total": 4},
     }
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps({"benchmarks": [benchmark]}))
@@ -669,3 +677,8 @@ def test_a_report_of_an_older_guidellm(tmp_path):
     assert [each.model for each in recording.manifest.engines.values()] == ["m"]
     took = (recording.samples["end"] - recording.samples["arrival"]).to_list()
     assert took == pytest.approx([each[4] * 1e9 for each in SENT], abs=300)
+    for group in ("successful", "errored"):
+        drawn = benchmark | {"total_count": benchmark["total_count"] | {group: 1000}}
+        path.write_text(json.dumps({"benchmarks": [drawn]}))
+        told = refused(path, tmp_path / "s")
+        assert "of 1,000 requests, drawn at random" in told and "--output-sampling" in told
