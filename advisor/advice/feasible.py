@@ -233,7 +233,9 @@ class BudgetCheck(Generic[M]):
         equals = []
         for row in self.order[(self.fits & np.isfinite(self.cost))[self.order]]:
             if row != system:
-                low, high = np.quantile((draws[row] - draws[system])[stating], (LOW, HIGH))
+                with np.errstate(invalid="ignore"):  # of two that are infinite
+                    difference = np.nan_to_num(draws[row] - draws[system], nan=0.0)
+                low, high = np.quantile(difference[stating], (LOW, HIGH))
                 equals += [int(row)] if low <= 0 <= high else []
         return equals
 
@@ -285,6 +287,8 @@ class BudgetCheck(Generic[M]):
         else:
             short = np.array([self.needed(field, row, alone=alone) for row in rows])
             short = -short if self.limits[field].above else short
+            told = np.isfinite(self.metrics.values(self.limits[field].metric)[rows])
+            short = np.where(told, short, np.inf)
         finite = short[np.isfinite(short)]
         if not len(finite):
             return None

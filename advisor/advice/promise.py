@@ -174,7 +174,7 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
         if not rows or times is None:
             continue
         replayed = advisor.replays.of(rows[0], concurrency=under[0], rate_per_s=under[1])
-        if not replayed.keeps_up:
+        if not replayed.keeps_up or (under[1] or 0.0) > replayed.capacity_per_s:
             continue
         names = advisor.space.problem_ids
         known = np.array([times.get(name, np.nan) for name in names])

@@ -7,16 +7,20 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 
-RESERVE: Final = 32  # samples that wait for each engine, so that it is full
+Floats = npt.NDArray[np.float64]
+
+RESERVE: Final = 32  # samples that wait for each engine at least, so that it is full
+STEPS: Final = 4  # or those of so many steps more: who comes during a step may wait for two
 MORE: Final = 4.0  # times as many passes, while the problems of the start are not over
 LONGER: Final = 1.5  # times as many, once they are
 ENOUGH: Final = 1000  # problems, up to which each of their draws counts alike
 SPAN: Final = 2.0  # times as long as the first problems take, without limits
-MOST: Final = 200_000  # samples of a stream without limits
+MOST: Final = 200_000  # samples of a stream, unless fewer are less than two passes
 
 
 def capacity_per_s(
@@ -26,22 +30,25 @@ def capacity_per_s(
     problems: int,
     draws: int,
     engines: int,
-    limited: bool,
+    slots: int | None,
 ) -> float:
     """Return how many problems a second are served in a steady state.
 
-    `stream` gives a workload that passes over the `problems` so many times, the `draws` of their
-    samples in turn. `serve` replays one on the `engines`, with a `reserve` or a `concurrency`.
-    Problems come as fast as the engines take their samples, so that these are always full, and
-    samples which a rule draws later run among those of new problems. Whole passes count that begin
-    when all problems of the start are decided: a full engine serves as many problems as its time is
-    shared by. Without a limit on what runs all problems are in flight.
+    `stream` gives a workload that passes over the `problems` so many times, each time in the same
+    order, the `draws` of their samples in turn. `serve` replays one on the `engines`, with a
+    `reserve` or a `concurrency`. Problems come as fast as the engines take their samples, so that
+    these are always full, and samples which a rule draws later run among those of new problems.
+    What counts begins when all problems of the start are decided and is as long as whole passes: a
+    full engine serves as many problems as its time is shared by. Without a limit on what runs, of
+    `slots` on an engine, all problems are in flight.
     """
-    if not limited:
+    if slots is None:
         return _of_all(stream, serve, problems)
     passes, whole = 2, problems * (draws if problems * draws <= ENOUGH else 1)
     while True:
-        replayed = serve(stream(passes), reserve=RESERVE)
+        workload = stream(passes)
+        turns = 1 + float(workload.verify_steps.mean())  # steps that a sample has its slot
+        replayed = serve(workload, reserve=RESERVE + math.ceil(STEPS * slots / turns))
         begun = replayed.arrival_s
         decided = np.nan_to_num(begun + replayed.latency_s, nan=np.inf)
         first = float(decided[begun <= decided.min()].max())  # of those there before any ended
@@ -49,7 +56,17 @@ def capacity_per_s(
         over = int(np.argmax(np.append(np.isinf(decided[start:]), True)))
         if counted := over // whole * whole:
             return engines / float(replayed.busy_share_s[start : start + counted].mean())
-        passes = math.ceil(passes * (LONGER if math.isfinite(first) else MORE))
+        more = LONGER if math.isfinite(first) else MORE
+        if more * len(workload.prompt_tokens) > MOST and passes > 2:
+            return _between(begun, decided, first)
+        passes = math.ceil(passes * more)
+
+
+def _between(begun: Floats, decided: Floats, first: float) -> float:
+    """Return how many a second are decided after `first`, or a half, and before the last begins."""
+    end = float(begun.max())
+    first = min(first, end / 2)
+    return float(np.sum((decided > first) & (decided <= end))) / (end - first)
 
 
 def _of_all(
@@ -71,5 +88,4 @@ def _of_all(
         passes *= 2
     if end <= 0:
         return len(begun) / float(decided.max())
-    first = min(first, end / 2)
-    return float(np.sum((decided > first) & (decided <= end))) / (end - first)
+    return _between(begun, decided, first)

@@ -241,9 +241,11 @@ class CandidateMetrics(Metrics):
         for row, price in zip((first, second), prices, strict=True):
             source, scale = _at_price(name, price)
             draws.append(self.draws(source, np.array([row]))[0] * scale)
+        with np.errstate(invalid="ignore"):  # of two that are infinite
+            difference = draws[0] - draws[1]
         return self.resampling.estimate(
             one.value - other.value,
-            draws[0] - draws[1],
+            difference,
             one.unit,
             runs=one.runs,
             extrapolated=one.extrapolated or other.extrapolated,
@@ -292,11 +294,16 @@ class CandidateMetrics(Metrics):
             return np.inf, np.full(self.resampling.count, np.inf)
         resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
+            value = point_mean(recorded_speed)
             by_speed = [resampling.mean(latency) for latency in replayed.latency_s]
-            return point_mean(recorded_speed), _at_speed(factor, replayed.speeds, by_speed)
-        q = quantile_of(name)
-        by_speed = [resampling.quantile(latency, q) for latency in replayed.latency_s]
-        return point_quantile(recorded_speed, q), _at_speed(factor, replayed.speeds, by_speed)
+        else:
+            q = quantile_of(name)
+            value = point_quantile(recorded_speed, q)
+            by_speed = [resampling.quantile(latency, q) for latency in replayed.latency_s]
+        rate, capacity = self.rate_per_s or 0.0, replayed.capacity_per_s
+        draws = _at_speed(factor, replayed.speeds, by_speed)
+        draws = np.where(rate * self.loads[row] > capacity, np.inf, draws)  # as above
+        return value if rate <= capacity else np.inf, draws
 
     def _device_row(self, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
         """Return device-seconds of a problem: devices over problems served a second.

@@ -85,20 +85,16 @@ class PolicyWork:
         )
 
     def stream(self, pool: Pool, policy: Policy, passes: int) -> Workload:
-        """Return the problems so many times over, in random order, the draws taken in turn."""
+        """Return the problems so many times over, in one random order, the draws in turn."""
         name, count = self._drawn_alike(pool, policy), len(self.space.problem_ids)
         draws = self.problems(pool, policy)
         every = self._once(
             ("stream", *name),
             lambda: Workload.from_loads([load for draw in draws for load in draw]),
         )
-
-        def stream() -> Workload:
-            rng = np.random.default_rng([self.seed, 5])
-            turns = [number % len(draws) * count for number in range(passes)]
-            return every.posed(np.concatenate([turn + rng.permutation(count) for turn in turns]))
-
-        return self._once(("stream", passes, *name), stream)
+        order = np.random.default_rng([self.seed, 5]).permutation(count)
+        turns = np.arange(passes) % len(draws) * count
+        return every.posed(np.add.outer(turns, order).ravel())
 
     @staticmethod
     def _drawn_alike(pool: Pool, policy: Policy) -> tuple[Hashable, ...]:

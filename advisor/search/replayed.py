@@ -153,7 +153,7 @@ class CandidateReplays:
                 problems=len(self.space.problem_ids),
                 draws=len(self.policy_work.problems(pool, policy)),
                 engines=candidate.engine.data_parallel_size,
-                limited=candidate.engine.max_num_seqs is not None,
+                slots=candidate.engine.max_num_seqs,
             )
         return self._capacities[row]
 

@@ -90,14 +90,18 @@ class Resampling:
     def estimate(
         self, value: float, draws: Floats, unit: str, *, runs: int | None, extrapolated: bool
     ) -> Estimate:
-        """Return a value with the interval of its draws. One problem has none, but for shares."""
+        """Return a value with the interval of its draws. One problem has none, but for shares.
+
+        An end is None where the draws have none.
+        """
         if self.weights.shape[1] < 2 and unit != "1":
             return Estimate(value=float(value), unit=unit, runs=runs, extrapolated=extrapolated)
-        low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
+        with np.errstate(invalid="ignore"):  # between infinite ones
+            low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
         return Estimate(
             value=float(value),
-            low=float(min(low, value)),
-            high=float(max(high, value)),
+            low=float(min(low, value)) if np.isfinite(low) else None,
+            high=float(max(high, value)) if np.isfinite(high) else None,
             unit=unit,
             runs=runs,
             extrapolated=extrapolated,

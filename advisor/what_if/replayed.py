@@ -298,15 +298,16 @@ class Replays:
         )
 
     def _stream(self, passes: int) -> Workload:
-        """Return so many passes over the problems, each in an order of its own."""
+        """Return so many passes over the problems, in one random order."""
         uses = Counter(name for load in self.loads[0] for name in set(load.prompt_blocks))
         shared = {name for name, count in uses.items() if count > 1}
         names = max(uses, default=0) + 1
         rng = np.random.default_rng([self.question.seed, 2 * DRAWS])
+        order = rng.permutation(len(self.ids))
         loads = [
             _again(loads[place], number, shared, names)
             for number, loads in enumerate(islice(cycle(self.loads), passes))
-            for place in rng.permutation(len(loads))
+            for place in order
         ]
         return Workload.from_loads(loads, prompt_block_tokens=self.block_tokens)
 
@@ -318,7 +319,7 @@ class Replays:
             problems=len(self.ids),
             draws=len(self.loads),
             engines=self.question.replicas.count,
-            limited=self.limits.max_num_seqs is not None,
+            slots=self.limits.max_num_seqs,
         )
 
     @property

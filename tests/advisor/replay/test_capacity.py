@@ -37,18 +37,21 @@ def problems_of(count: int, n: int = 1) -> list[RecordedProblem]:
     return found
 
 
-def served(problems, *, seqs, replicas=1, stop=None, blocks=None) -> float:
+def served(problems, *, seqs, replicas=1, stop=None, blocks=None, ahead=False) -> float:
     def stream(passes: int) -> Workload:
-        rng = np.random.default_rng(1)
-        order = [place for _ in range(passes) for place in rng.permutation(len(problems))]
-        return Workload.from_loads([problems[place] for place in order])
+        order = np.random.default_rng(1).permutation(len(problems))
+        return Workload.from_loads([problems[place] for place in order] * passes)
 
     def serve(workload: Workload, **load: int) -> Replayed:
         return replay(
             workload,
             linear_cost(SECONDS),
             Limits(
-                max_num_seqs=seqs, max_num_batched_tokens=8192, block_size=16, num_blocks=blocks
+                max_num_seqs=seqs,
+                max_num_batched_tokens=8192,
+                block_size=16,
+                num_blocks=blocks,
+                async_scheduling=ahead,
             ),
             stop=stop,
             replicas=Replicas(count=replicas, routing="least-outstanding"),
@@ -61,7 +64,7 @@ def served(problems, *, seqs, replicas=1, stop=None, blocks=None) -> float:
         problems=len(problems),
         draws=1,
         engines=replicas,
-        limited=seqs is not None,
+        slots=seqs,
     )
 
 
@@ -73,6 +76,18 @@ def test_a_few_problems_are_served_as_fast_as_their_tokens_allow(seqs, replicas)
     step_s = SECONDS[FEATURES.index("step")] + seqs * SECONDS[FEATURES.index("tokens")]
     full = replicas * seqs / (tokens * step_s)
     assert served(problems, seqs=seqs, replicas=replicas) == pytest.approx(full, rel=0.08)
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["sync", "async"])
+def test_short_answers_fill_many_slots(ahead):
+    answer = Sample(output_tokens=8, answer=None, correct=None)
+    load = RecordedProblem(prompt_tokens=20, cached_tokens=0, samples=(answer,))
+    # 20 + 7 tokens in 8 steps; one more of each where the next step is planned before it ends.
+    turns, tokens = 8 + ahead, 27 + ahead
+    step_s = SECONDS[FEATURES.index("step")]
+    step_s += 1024 / turns * tokens * SECONDS[FEATURES.index("tokens")]
+    expected = 1024 / turns / step_s
+    assert served([load] * 100, seqs=1024, ahead=ahead) == pytest.approx(expected, rel=0.02)
 
 
 RULES = [

@@ -105,6 +105,23 @@ def test_equal_latencies_of_other_capacities_are_not_one(tmp_path):
     assert metrics.values("device_s") == pytest.approx([1.0, 0.5])
     metrics.add(row, dataclasses.replace(first, keeps_up=False))  # its queue grows for ever
     for name in ("latency_s", "latency_p95_s"):
-        assert np.isfinite(metrics.values(name)).tolist() == [True, True, False]
+        assert np.isposinf(metrics.values(name)).all()
         assert np.isposinf(metrics.draws(name)[2]).all()
         assert metrics.estimate(name, 2, price=None) is None
+
+
+def test_a_queue_that_grows_has_no_latency(tmp_path):
+    engine = engine_of()
+    advisor = Advisor.fit([record(tmp_path / "r", engine, GREEDY, problems=6)], draws=40)
+    (row,) = advisor.space.rows_of(engine, GREEDY)
+    first = advisor.replays.of(row, concurrency=None, rate_per_s=50.0)
+    metrics = CandidateMetrics(advisor.space, advisor.resampling, rate_per_s=50.0)
+    for capacity in (49.9, 50.1, 5000.0):
+        metrics.add(row, dataclasses.replace(first, capacity_per_s=capacity))
+    for name in ("latency_s", "latency_p95_s"):
+        assert np.isfinite(metrics.values(name)).tolist() == [False, True, True]
+        some, none = np.isposinf(metrics.draws(name)[1:]).mean(axis=1)
+        assert 0.2 < some < 0.8 and none == 0
+        near = metrics.estimate(name, 1, price=None)  # the surest draws have no upper end
+        assert near.low is not None and near.high is None
+        assert metrics.estimate(name, 2, price=None).high is not None

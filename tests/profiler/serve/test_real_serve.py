@@ -150,7 +150,8 @@ def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
         print(gated)
         assert {"accuracy", "tokens", "mean latency"} <= held.keys()
         assert not {held[name] for name in ("accuracy", "tokens")} & {"broken", "absent"}, held
-        assert held["mean latency"] != "absent", held
+        # A client that is held up by others keeps fewer in flight, which judges no latency.
+        assert held["mean latency"] != "absent" or "in flight, and was promised for" in gated
         asked = ("--endpoint", engine, "--json")
         ttscope(tmp_path, "record", "--endpoint", engine, "--policy", config / "policy.json",
                 "--problems", FEW, *load, "-o", "base")  # fmt: skip

@@ -491,4 +491,4 @@ def test_policies_of_outcomes_end_with_what_gives_times(run, tmp_path):
         code, out, _ = run("show", name, "--policies")
         said = " ".join(out.split())
         assert code == 0 and end in said.rpartition(" next ")[2] and "replay" not in said
-        assert "rules that stop early while all samples run are not judged" in said
+        assert "samples are taken to end in the order of their tokens" in said

@@ -441,11 +441,12 @@ def disturbed(truth, seed):
     stretch = np.repeat(np.exp(rng.normal(0.0, 0.5, len(problems) // 5 + 1)), 5)[: len(problems)]
     took = (problems["decided_at"] - problems["arrival"]).to_numpy() * stretch
     later = pl.Series(problems["arrival"].to_numpy() + np.rint(took).astype(np.int64))
-    ends = problems.select("problem_id", later=later - problems["decided_at"])
-    moved = samples.join(ends, on="problem_id", how="left", maintain_order="left")
+    longer = problems.select("problem_id", stretch=pl.Series(stretch))
+    ends = pl.col("arrival") + ((pl.col("end") - pl.col("arrival")) * pl.col("stretch")).round()
+    moved = samples.join(longer, on="problem_id", how="left", maintain_order="left")
     tables = truth.tables | {
         "problems": problems.with_columns(decided_at=later, end=later),
-        "samples": moved.with_columns(end=pl.col("end") + pl.col("later")).drop("later"),
+        "samples": moved.with_columns(end=ends.cast(pl.Int64)).drop("stretch"),
     }
     return dataclasses.replace(truth, tables=tables)
 
