@@ -219,8 +219,11 @@ def _measured(made: Made) -> Measured | None:
         return None
     in_flight, rate = made.load
     estimates = {**measured_estimates(run)}
-    if rate is not None:  # what is paid, as of a pick, and not the busy part
+    if rate is not None:  # what is paid, as of a pick, and not the busy part alone
         paid = Estimate(value=made.engine.num_devices / rate, unit="device-s")
+        busy = run.device_s_per_problem
+        if busy is not None and busy.value > paid.value:  # it served fewer than came
+            paid = busy
         price = made.recording.manifest.price_usd_per_device_hour
         cost = None if price is None else paid.scaled(price / 3600, "USD")
         estimates |= {"device_s": paid, "cost_usd": cost}

@@ -384,10 +384,13 @@ def _of_a_start(after: Replays, rate_per_s: float) -> str:
         if latency is None
         else (f"in a steady stream the mean is {number(latency, 's')}")
     )
+    replicas = after.question.replicas
+    routed = replicas.routing == "least-outstanding" and not replicas.together
+    alike = replicas.count == 1 or routed  # as advice has it
     return (
         f"the latencies are of a start: {counted(count, 'problem')} come in "
-        f"{number(count / rate_per_s, 's')}, while the first are still there. As ttscope advise "
-        f"--rate has it, {among}"
+        f"{number(count / rate_per_s, 's')}, while the first are still there. "
+        f"{'As ttscope advise --rate has it, ' if alike else ''}{among}"
     )
 
 

@@ -26,6 +26,7 @@ from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
 VERSION: Final = 4  # 2 has policies with tables, 3 names of problems, 4 tables with efforts
+PROBLEM_NAMES: Final = 3  # of expectations alone
 POLICY, EXPECT, SERVE = "policy.json", "expect.json", "serve.sh"
 MOST_BYTES = 1 << 20
 VerifierName = Literal["exact", "numeric", "choice", "math", "demo"]
@@ -168,7 +169,9 @@ class Expectations:
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
-            "ttscope_expect": max(3 if self.problem_names else 1, _version(self.policy)),
+            "ttscope_expect": max(
+                PROBLEM_NAMES if self.problem_names else 1, _version(self.policy)
+            ),
             "engine": self.engine.to_json(),
             "policy": plain_policy(self.policy),
             "workload": None if self.workload is None else self.workload.to_json(),
@@ -259,6 +262,8 @@ def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
             raise UsageError(
                 f"{path}: version {number} is newer than this ttscope reads ({VERSION}). Upgrade it"
             )
+        if number == PROBLEM_NAMES and kind is _PolicyDocument:
+            raise UsageError(f"{path}: no {version!r} has version {number}. Write it again")
         return msgspec.convert(told, kind)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {error}") from None

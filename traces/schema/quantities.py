@@ -169,7 +169,7 @@ QUANTITIES: tuple[Quantity, ...] = (
             "Seconds of a device (GPU, or the machine where there is none) that a problem takes "
             "up: its share of every step that it was in, times the devices (dev-ms: "
             "device-milliseconds). In advice at a rate it is the devices over the rate, which pays "
-            "for the time that they idle too."
+            "for the time that they idle too, or their busy time where that is more."
         ),
         gates=("device_s",),
     ),

@@ -118,6 +118,11 @@ EXPECT = {
         (read_policy, "[1]", "has no 'ttscope_policy'"),
         (read_policy, json.dumps(EXPECT), "has no 'ttscope_policy'"),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": 5}), "version 5 is newer"),
+        (
+            read_policy,
+            json.dumps(POLICY | {"ttscope_policy": 3}),
+            "no 'ttscope_policy' has version 3",
+        ),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": True}), "has no"),
         (read_policy, json.dumps(POLICY | {"verifer": "exact"}), "unknown field `verifer`"),
         (read_policy, json.dumps(POLICY | {"verifier": "vibes"}), "vibes"),

@@ -1,10 +1,12 @@
 """Replicas and data-parallel ranks that were watched: their traffic and their load are together."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from advisor.evidence import measured
 from advisor.evidence.gather import Evidence, _rate, _with_drawn
 from advisor.evidence.measured import Made, RunsMade, runs_in, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
@@ -19,6 +21,7 @@ from traces.live.numbers import (
     Window,
 )
 from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
 
 
@@ -104,3 +107,17 @@ def test_at_a_rate_what_was_paid_stands_beside_what_is_predicted(tmp_path):
     found = RunsMade(made).measured(engine, GREEDY, (None, 2.0))
     assert found.estimates["device_s"].value == pytest.approx(2 / 2.0)
     assert found.estimates["cost_usd"].value == pytest.approx(0.001)
+
+
+def test_what_served_fewer_than_came_was_paid_for_its_busy_time(tmp_path, monkeypatch):
+    engine, told = engine_of(), {"rate_per_s": 10.0, "price_usd_per_device_hour": 3.6}
+    made = runs_in(record(tmp_path / "r", engine, GREEDY, problems=4, **told))
+    run = measured._run_of(made[0])
+    for busy_s, paid in ((0.05, 0.1), (0.3, 0.3)):
+        busy = Estimate(value=busy_s, unit="device-s")
+        monkeypatch.setattr(
+            measured, "_run_of", lambda _, busy=busy: replace(run, device_s_per_problem=busy)
+        )
+        found = RunsMade(made).measured(engine, GREEDY, (None, 10.0)).estimates
+        assert found["device_s"].value == pytest.approx(paid)
+        assert found["cost_usd"].value == pytest.approx(paid / 1000)
