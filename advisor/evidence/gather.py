@@ -538,7 +538,8 @@ def _with_drawn(
                     which += f", {after:,} of them one after another for a problem"
                 notes.append(
                     f"{recording.name}: spans tell of {requests + after:,} of {ended:,.0f} "
-                    f"requests that ended{which}, so that lengths and arrivals are those of /metrics"
+                    f"requests that ended{which}, so that lengths and arrivals are those of "
+                    "/metrics"
                 )
     if any_drawn:
         strange = {
