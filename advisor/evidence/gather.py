@@ -33,12 +33,14 @@ from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED, Window
+from traces.live.otlp import RESOURCE
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording, both_told_apart
 from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.published import PublishedCurve
 from traces.summary.energy import PowerTable, Watts, mean_and_table, watts_of
@@ -188,10 +190,10 @@ def gather(
             power = mean_and_table(recording, key)
             if power is not None:
                 watts.setdefault(law_key(engine), []).append((*power, engine.num_devices))
-        found, dropped, told = read_runs(recording)
+        found, dropped, told, in_turn = read_runs(recording)
         if only_watched(recording):
             windows = windows_of(recording, lengths=True)
-            found, more = _with_drawn(recording, windows, found)
+            found, more = _with_drawn(recording, windows, found, in_turn)
             found = with_front_end(recording, found, windows)
             told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
             steps.extend(_mean_steps(recording, windows, steps))
@@ -484,22 +486,37 @@ def _seen_limits(recording: Recording) -> list[str]:
 
 
 def _with_drawn(
-    recording: Recording, windows: Windows, runs: list[Run]
+    recording: Recording,
+    windows: Windows,
+    runs: list[Run],
+    in_turn: Mapping[EngineConfig, Sequence[int]],
 ) -> tuple[list[Run], list[str]]:
     """Return runs of watched servers, those of which spans tell too little drawn; and why.
 
     Spans do not say which of several servers of a model a request was on, so they are held against
-    what ended on all of them. They do not stand for servers that draw samples otherwise.
+    what ended on all of them. They do not stand for servers that draw samples otherwise. `in_turn`
+    are problems that are in no run, by how many requests they had. Where traffic is drawn, spans
+    of no server's model are left out, since they may be of the same requests.
     """
     notes = []
+    left_out = dict(in_turn)
     servers: dict[str, dict[EngineConfig, tuple[str, Window]]] = {}
     for key, window in windows.items():
         engine = recording.manifest.engines[key]
         if window is not None:
             servers.setdefault(engine.model, {})[engine] = key, window
+    engines = recording.manifest.engines
+    models = {
+        engine.model
+        for key, engine in engines.items()
+        if windows.get(key) is not None or not _of_spans(engine)
+    }
+    any_name = len(models) == 1  # spans may call the model otherwise than the plugin
+    any_drawn = False
     for model, own in servers.items():
-        any_name = len(servers) == 1  # spans may call the model otherwise than the plugin
         seen = [run for run in runs if any_name or run.engine.model == model or run.engine in own]
+        turns = [each for each in in_turn if any_name or each.model == model or each in own]
+        after = sum(sum(in_turn[each]) for each in turns)
         requests = sum(len(each.samples) for run in seen for each in run.problems.values())
         ended = sum(window.total(FINISHED) or 0.0 for _, window in own.values())
         decoders = set(map(decoder_of, own))
@@ -512,14 +529,47 @@ def _with_drawn(
             for run in drawn_traffic(window, engine, recording.name, key)
         ]
         if drawn:
+            any_drawn = True
             runs = [run for run in runs if all(run is not each for each in seen)] + drawn
-            if requests:
+            left_out = {each: count for each, count in left_out.items() if each not in turns}
+            if requests or after:
                 which = "" if alike else ", and not on which server each was"
+                if after:
+                    which += f", {after:,} of them one after another for a problem"
                 notes.append(
-                    f"{recording.name}: spans tell of {requests:,} of {ended:,.0f} requests that "
-                    f"ended{which}, so that lengths and arrivals are those of /metrics"
+                    f"{recording.name}: spans tell of {requests + after:,} of {ended:,.0f} "
+                    f"requests that ended{which}, so that lengths and arrivals are those of "
+                    "/metrics"
                 )
+    if any_drawn:
+        strange = {
+            run.engine: None
+            for run in runs
+            if _of_spans(run.engine) and run.engine.model not in models
+        }
+        runs = [run for run in runs if run.engine not in strange]
+        left_out = {
+            each: count
+            for each, count in left_out.items()
+            if not _of_spans(each) or each.model in models
+        }
+        if strange:
+            names = ", ".join(sorted({each.model for each in strange}))
+            notes.append(
+                f"left out of {recording.name}: spans of {names}, which no watched server has"
+            )
+    if count := sum(map(len, left_out.values())):
+        notes.append(
+            f"left out of {recording.name}: {counted(count, 'problem')} whose requests came one "
+            "after another, as the replay sends those of a problem at once"
+        )
     return runs, notes
+
+
+def _of_spans(engine: EngineConfig) -> bool:
+    """Whether nothing is known of an engine but what spans say."""
+    told = EngineConfig(model=engine.model, mode="server", other=engine.other)
+    return engine == told and dict(engine.other).keys() <= RESOURCE
 
 
 def _rate(runs: Sequence[Run]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from sys import intern
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -170,8 +171,21 @@ def arrival_rate(arrivals_ns: Iterable[int | None]) -> float | None:
     return (len(times) - 1) / span if span > 0 else None
 
 
-def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
-    """Return the runs of a recording, how many problems were left out, and what of them to tell.
+class ReadRuns(NamedTuple):
+    """The runs of a recording, how many problems were left out, and what of them to tell.
+
+    `in_turn` are the problems of watched engines that were left out since their requests came one
+    after another: how many requests each had. They count in the rate of a run.
+    """
+
+    runs: list[Run]
+    left_out: int
+    notes: list[str]
+    in_turn: dict[EngineConfig, list[int]]
+
+
+def read_runs(recording: Recording) -> ReadRuns:
+    """Return the runs of a recording and what was left out of them.
 
     Raises RecordingError for a run of which a timeout or errors cut off more than a few problems.
     """
@@ -198,7 +212,8 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
     found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
     lacking: Counter[str] = Counter()
-    in_turn = 0
+    in_turn: dict[EngineConfig, list[int]] = {}
+    arrivals: dict[tuple[str, str], list[int | None]] = {}  # of traffic
     costs: dict[str, WindowCost] = {}
     if recording.frame("events", ["kind"])["kind"].eq("window").any():
         costs = {key: engine_windows(recording, key) for key in manifest.engines}
@@ -208,8 +223,10 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         if policy is None or engine is None or not policy.all_samples_end:
             continue
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
+        if watched:
+            arrivals.setdefault((row["engine"], row["policy"]), []).append(_int(row["arrival"]))
         if watched and _in_turn(own.values()):
-            in_turn += 1
+            in_turn.setdefault(engine, []).append(len(own))
             continue
         n = len(own) if watched else policy.n
         run = _problem_run(row, list(own.values()), n, engine.speculative, imported=imported)
@@ -229,11 +246,6 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
         if imported
     ]
     notes += [] if imported else _check_survivors(recording, found)
-    if in_turn:
-        notes.append(
-            f"left out of {recording.name}: {counted(in_turn, 'problem')} whose requests came one "
-            "after another, as the replay sends those of a problem at once"
-        )
     runs = [
         Run(
             recording=recording.name,
@@ -241,7 +253,7 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
             policy=AS_SENT if watched else manifest.policies[policy_key],
             problems=group,
             concurrency=manifest.concurrency,
-            rate_per_s=arrival_rate(each.arrival_ns for each in group.values())
+            rate_per_s=arrival_rate(arrivals[engine_key, policy_key])
             if watched
             else manifest.rate_per_s,
             texts=manifest.text_recorded and not imported,
@@ -254,19 +266,20 @@ def read_runs(recording: Recording) -> tuple[list[Run], int, list[str]]:
             "samples is known"
         )
     total = problems.select("engine", "policy", "problem_id").n_unique() if len(problems) else 0
-    return runs, total - sum(len(run.problems) for run in runs), notes
+    return ReadRuns(runs, total - sum(len(run.problems) for run in runs), notes, in_turn)
 
 
 MOST_DRAWN = 100_000  # samples of a curve
 MOST_PROBLEMS = 1_000
 
 
-def _of_curve(recording: Recording, curve: PublishedCurve) -> tuple[list[Run], int, list[str]]:
+def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
     """Return a run with the mean length of a published curve, drawn log-normal up to max_tokens."""
     manifest = recording.manifest
     why = f"{recording.name}: from a published curve of {curve.problems:,} problems. "
     if curve.prompt_tokens is None:
-        return [], 0, [f"{why}How long prompts are is not known. Import again with --prompt-tokens"]
+        lacking = f"{why}How long prompts are is not known. Import again with --prompt-tokens"
+        return ReadRuns([], 0, [lacking], {})
     count = max(min(curve.problems, MOST_PROBLEMS, MOST_DRAWN // curve.most), 1)
     rng = np.random.default_rng([count, curve.most])
     part = curve.spread / np.sqrt(2)
@@ -304,7 +317,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> tuple[list[Run], i
         rate_per_s=None,
         curve=curve,
     )
-    return [run], 0, [told]
+    return ReadRuns([run], 0, [told], {})
 
 
 def _check_survivors(

@@ -44,8 +44,8 @@ _TEXTS = frozenset(
         "error.type",
     }
 )
-_RESOURCE = frozenset({"service.name", "service.instance.id", "vllm.process_id"})
-_NAMES = _TOKENS | _SECONDS | _TEXTS | _RESOURCE
+RESOURCE = frozenset({"service.name", "service.instance.id", "vllm.process_id"})
+_NAMES = _TOKENS | _SECONDS | _TEXTS | RESOURCE
 _OPERATIONS = frozenset({"chat", "text_completion", "generate_content"})
 _STATUS_ERROR = (2, "STATUS_CODE_ERROR")
 
@@ -243,7 +243,7 @@ def _resource(attributes: Iterable[tuple[str, Value]]) -> tuple[tuple[str, str],
     kept = {}
     try:
         for key, value in attributes:
-            if key in _RESOURCE and value is not None:
+            if key in RESOURCE and value is not None:
                 kept[key] = _text(str(value) if isinstance(value, int) else value)
     except _Bad:
         return None

@@ -86,9 +86,9 @@ def test_nothing_is_said_beyond_a_limit_that_cut_samples(both):
         evaluate(real, max_tokens=4096)
     with pytest.raises(UsageError, match="must be at least 1"):
         evaluate(real, max_tokens=0)
-    (own,), _, _ = read_runs(both[1])
+    (own,), *_ = read_runs(both[1])
     assert limited(own, 4096) is None
-    (whole,), _, _ = read_runs(both[0])
+    (whole,), *_ = read_runs(both[0])
     assert limited(whole, 30000).problems == whole.problems  # none was cut
 
 
@@ -135,7 +135,7 @@ def test_replay_and_advice_have_the_limit(run, three, tmp_path):  # noqa: F811
 
 
 def test_what_nobody_judged_is_not_wrong_when_it_is_cut(tmp_path):
-    (own,), _, _ = read_runs(record(tmp_path / "r", engine_of(), VOTE16, problems=3))
+    (own,), *_ = read_runs(record(tmp_path / "r", engine_of(), VOTE16, problems=3))
     for judged in (True, False):
         problems = {
             name: dataclasses.replace(

@@ -399,5 +399,5 @@ def test_samples_that_all_ended_are_evidence(method, tmp_path):
     n = 1 if method.name == "greedy" else 4
     policy = make_policy({"method": method.name, "n": n, "temperature": 0.8})
     rows = simulate(problems=3, n=n)
-    runs, _, _ = read_runs(write_recording(tmp_path / "a", rows, policy=policy))
+    runs, *_ = read_runs(write_recording(tmp_path / "a", rows, policy=policy))
     assert [run.policy for run in runs] == [policy] * method.all_samples_end

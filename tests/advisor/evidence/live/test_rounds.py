@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from advisor.evidence.gather import gather
-from advisor.evidence.runs import read_runs
+from advisor.evidence.gather import _with_drawn, gather
+from advisor.evidence.runs import arrival_rate, read_runs
 from benchmarks.made.spans import request, span
 from tests.advisor.synthetic import START, engine_of
 from traces.errors import RecordingError
@@ -40,14 +40,19 @@ def test_problems_in_rounds_are_left_out_and_counted(tmp_path):
         *(span(5, parent=72, start=1), span(6, parent=72, start=2)),  # at once
         span(7, parent=73),
     ]
-    runs, left_out, notes = read_runs(watched_spans(tmp_path / "live", spans))
+    recording = watched_spans(tmp_path / "live", spans)
+    runs, left_out, notes, in_turn = read_runs(recording)
     (run,) = runs
     assert sorted(len(each.samples) for each in run.problems.values()) == [1, 2]
-    assert left_out == 2
-    assert notes == [
-        "left out of live: 2 problems whose requests came one after another, as the replay sends "
-        "those of a problem at once"
-    ]
+    assert left_out == 2 and notes == [] and in_turn == {run.engine: [2, 2]}
+    assert run.rate_per_s == pytest.approx(arrival_rate(recording.problems["arrival"]))
+    assert _with_drawn(recording, {}, runs, in_turn) == (
+        runs,
+        [
+            "left out of live: 2 problems whose requests came one after another, as the replay "
+            "sends those of a problem at once"
+        ],
+    )
     alone = watched_spans(tmp_path / "alone", spans[:2])
     with pytest.raises(RecordingError, match="Left out of alone: 1 problem whose requests"):
         gather([alone], judged=False)

@@ -54,15 +54,16 @@ def spans_of(count):
     )  # fmt: skip
 
 
-def traffic(spans, dtype=None):
+def traffic(spans, dtype=None, in_turn=None, more=()):
     ranks = [
         engine_of(mode="server", dtype=dtype, other=(("engine", str(rank)),)) for rank in (0, 1)
     ]
     recording = SimpleNamespace(
-        name="live", manifest=SimpleNamespace(engines={"a": ranks[0], "b": ranks[1]})
+        name="live",
+        manifest=SimpleNamespace(engines={"a": ranks[0], "b": ranks[1], **dict(enumerate(more))}),
     )
     windows = {"a": window_of(20), "b": window_of(20)}
-    runs, notes = _with_drawn(recording, windows, spans)
+    runs, notes = _with_drawn(recording, windows, spans, in_turn or {})
     evidence = Evidence(
         recordings=("live",), workload=None, models={}, steps=(), runs=tuple(runs), problem_ids=(),
         watts={}, price_usd_per_device_hour=None, left_out=0,
@@ -87,6 +88,30 @@ def test_spans_are_held_against_all_servers_of_their_model(count, dtype, kept):
     first = {run.engine: len(run.problems) for run in reversed(evidence.runs)}
     assert sum(first.values()) == 40
     assert [f"spans tell of {count} of 40" in note for note in notes] == [True] * (not kept)
+
+
+def test_requests_that_came_in_turn_are_told_of_and_not_left_out_of_what_is_drawn():
+    spans = spans_of(20)
+    _, _, (note,) = traffic([spans], in_turn={spans.engine: [12, 8]})
+    assert "spans tell of 40 of 40 requests that ended, 20 of them one after another" in note
+    _, _, (note,) = traffic([spans_of(38)], in_turn={spans.engine: [2]})
+    assert note.startswith("left out of live: 1 problem whose requests")
+
+
+def test_spans_of_another_model_stand_for_no_server():
+    """A server of another model whose /metrics was not read has them, or no server."""
+    own = spans_of(40)
+    other = replace(own, engine=replace(own.engine, model="other"))
+    ranks, evidence, (note,) = traffic([other], more=[other.engine])  # by another name
+    assert {run.engine for run in evidence.runs} == set(ranks)
+    assert "spans tell of 40 of 40" in note
+    unread = engine_of(mode="server", model="third")
+    ranks, evidence, (note,) = traffic([other], more=[unread, other.engine])
+    assert {run.engine for run in evidence.runs} == set(ranks)
+    assert note == "left out of live: spans of other, which no watched server has"
+    its = replace(own, engine=replace(own.engine, model="third"))
+    ranks, evidence, notes = traffic([its], more=[unread, its.engine])
+    assert {run.engine for run in evidence.runs} == {*ranks, its.engine} and notes == []
 
 
 def test_a_watch_is_under_the_load_of_all_its_requests_and_not_of_those_with_spans():
