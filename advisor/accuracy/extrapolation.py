@@ -32,7 +32,7 @@ def extrapolate(
     The interval holds both the choice of problems and what the samples leave open about the laws
     and about every problem. `tokens_per_sample` are [problems], nan where not told. `reached` is
     the pass@n of the recorded samples, below which more of them cannot fall. A fresh run is of all
-    `of` problems, of which those of the model are some at random.
+    `of` problems. Those of the model are a random sample of them.
     """
     if not counts:
         return []

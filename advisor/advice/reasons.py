@@ -496,7 +496,7 @@ def _not_told_apart(runs: Sequence[ShortRun | Experiment]) -> Iterator[str]:
             *most, last = map(str, places)
             yield (
                 f"runs {', '.join(most)} and {last} save the same by what is known now, so they "
-                "cannot be told apart. Make the first of them, and ask again"
+                "cannot be told apart. Make the first one, then ask again"
             )
 
 

@@ -491,7 +491,7 @@ def _with_drawn(
     runs: list[Run],
     in_turn: Mapping[EngineConfig, Sequence[int]],
 ) -> tuple[list[Run], list[str]]:
-    """Return runs of watched servers, those of which spans tell too little drawn; and why.
+    """Return runs of watched servers, and why some are drawn: spans tell too little of these.
 
     Spans do not say which of several servers of a model a request was on, so they are held against
     what ended on all of them. They do not stand for servers that draw samples otherwise. `in_turn`

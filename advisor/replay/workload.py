@@ -242,7 +242,7 @@ MOST_LEVELS = 64  # of cached lengths, as each prompt lists all that it reaches
 
 
 def _levels(loads: Sequence[RecordedProblem]) -> Segments:
-    """Return the segments of prompts of which is known how much the cache held.
+    """Return the segments of prompts where it is known how much the cache held.
 
     More different lengths than `MOST_LEVELS` are rounded down to so many, evenly by rank.
     """

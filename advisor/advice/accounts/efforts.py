@@ -1,8 +1,8 @@
 """Which reasoning effort or thinking budget to use on the engine of a pick, by class of problem.
 
-Each effort is told by the best policy that the budget allows with it. Tables that give each class
-an effort of its own are one more, "by class". Classes are judged by the same replays, in which all
-problems share the engine, of their own problems alone.
+The best policy that the budget allows with an effort stands for that effort. Tables that give each
+class an effort of its own are one more, "by class". Classes are judged by the same replays, in
+which all problems share the engine, of their own problems alone.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ FORMS: Final = {
 # what is told, and the others are how far off it may be.
 ROUTING: Final = "power_law_1.01"
 OTHERS: Final = ("balanced", "power_law_1.2")
-BOUNDED: Final = ("fp8", "fp8_block")  # of which bfloat16 bounds the times
+BOUNDED: Final = ("fp8", "fp8_block")  # take no longer than bfloat16
 SLOW: Final = 2.0
 ENOUGH: Final = 0.5  # of the most counts of tokens, that a shape or a routing was measured at
 USUAL: Final = (8.0, 1024.0)  # tokens of steps that the spread of the routing is taken over
