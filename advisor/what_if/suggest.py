@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advisor.evidence.gather import MOST_SEEN
-from advisor.evidence.runs import arrival_rate
+from advisor.evidence.runs import arrival_rate, read_runs
 from advisor.replay.replay import Replicas
 from advisor.what_if.predict import Prediction, predict
 from advisor.what_if.question import Question, changed
@@ -43,7 +43,9 @@ def suggest(recording: Recording) -> Suggestion | str:
     run = next((each for each in runs if each.engine == server.engine), None)
     if run is None:
         return "no request was seen"
-    change = change_for(server.verdict, server.numbers, server.engine, _rate(server, run))
+    change = change_for(
+        server.verdict, server.numbers, server.engine, _rate(recording, server, run)
+    )
     if server.engine.max_num_seqs is None and "max_num_seqs=" in change.arguments[-1]:
         return (
             f"{change.why}, but what max_num_seqs is now is not known. The replay without a limit "
@@ -56,14 +58,21 @@ def suggest(recording: Recording) -> Suggestion | str:
         return str(error)
 
 
-def _rate(server: Watched, run: Run) -> float:
-    """Return the problems that arrived a second, or the requests where spans tell of too few."""
+def _rate(recording: Recording, server: Watched, run: Run) -> float:
+    """Return the problems that arrived a second, or the requests where spans tell of too few.
+
+    As the replay has them (gather.py): requests of a problem that came in turn are none of it.
+    """
     rate = None if run.rows is None else arrival_rate(run.rows["arrival"])
     seen = 0.0 if server.numbers is None else server.numbers.requests_per_s or 0.0
     if rate is None or run.sample_rows is None:
         return seen
-    ended = None if server.window is None else server.window.total(FINISHED)
-    return rate if run.sample_rows.height >= MOST_SEEN * (ended or 0.0) else seen or rate
+    ended = 0.0 if server.window is None else server.window.total(FINISHED) or 0.0
+    told = run.sample_rows.height
+    if told >= MOST_SEEN * ended and told > run.sample_rows["problem"].n_unique():
+        kept = [each for each in read_runs(recording).runs if each.engine == run.engine]
+        told = sum(len(problem.samples) for each in kept for problem in each.problems.values())
+    return rate if told >= MOST_SEEN * ended else seen or rate
 
 
 def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Prediction:

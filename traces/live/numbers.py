@@ -59,7 +59,12 @@ _LOWER = 1 - 1e-9  # times a sum, which may be rounded otherwise
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
-_COUNTED = (PROMPT, CACHED, f"{STEP_TOKENS}_count")  # from poll to poll, where lengths are too
+_COUNTED = (
+    PROMPT,
+    CACHED,
+    HIT_TOKENS,
+    f"{STEP_TOKENS}_count",
+)  # from poll to poll, where lengths are too
 
 
 def _parts_of(names: Sequence[str]) -> tuple[str, ...]:

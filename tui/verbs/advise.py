@@ -103,6 +103,15 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     if asked.learn and not systems:
         raise UsageError("--with checks the prior of a --gpu. Give both")
     recordings = open_measured(asked.recordings)
+    for option, given_ in (
+        ("-o", asked.output),
+        ("--plan", asked.plan),
+        ("--verify", asked.verify),
+    ):
+        if given_:
+            from advisor.advice.promise import check_has_policy
+
+            check_has_policy(recordings, option)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
         recordings,
