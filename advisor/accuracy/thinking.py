@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.accuracy.models.answers import AnswerCounts, count_answers
 from advisor.accuracy.samples import ProblemSamples, SampledRun, by_id
+from traces.statistics import Floats
 from traces.summary.votes import majority_curve, sample_counts
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

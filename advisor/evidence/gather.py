@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
@@ -43,9 +42,8 @@ from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.published import PublishedCurve
+from traces.statistics import Floats
 from traces.summary.energy import PowerTable, Watts, mean_and_table, watts_of
-
-Floats = npt.NDArray[np.float64]
 
 TOO_LITTLE = (
     "too little of the server was seen to learn from. Watch it under load for at least 10 polls, "

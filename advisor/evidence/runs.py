@@ -21,10 +21,9 @@ from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.published import PublishedCurve
+from traces.statistics import Ints
 from traces.summary.problems import engine_windows, lost_problems
 from traces.summary.votes import majority_curve
-
-Ints = npt.NDArray[np.int64]
 
 _USED = (
     "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",

@@ -20,10 +20,10 @@ from advisor.evidence.keys import law_key
 from advisor.evidence.live.histograms import SPREAD
 from advisor.evidence.unrecorded import differences, recording_of, what_differs
 from advisor.step_time.held_out import inside, left_out_groups
-from advisor.step_time.law import Floats, StepLaw, non_negative_least_squares
+from advisor.step_time.law import StepLaw, non_negative_least_squares
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
-from traces.statistics import LEVEL, Z95, student_95
+from traces.statistics import LEVEL, Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 FEWEST_DOUBLED = 50  # steps on either side, where smaller batches predict larger ones

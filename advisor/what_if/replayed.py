@@ -43,13 +43,11 @@ from traces.schema.estimate import Estimate
 from traces.schema.formats import percent
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.stop_rules import ROUTED, Stop
-from traces.statistics import LEVEL, Z95, column_means
+from traces.statistics import LEVEL, Z95, Floats, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
 from traces.summary.run import step_times, summarise
 from traces.summary.votes import PolicyOutcome, policies_within
-
-Floats = npt.NDArray[np.float64]
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run

@@ -13,7 +13,6 @@ from functools import cached_property, lru_cache, partial
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.step_time.host.law import OLD, generation_of
 from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
@@ -27,8 +26,7 @@ from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 PRICED_KV: Final = (
     "auto",

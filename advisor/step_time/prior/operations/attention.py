@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.operators.grids import (
@@ -24,8 +23,7 @@ from advisor.step_time.prior.operations.times import SHAPE_SPREAD
 from advisor.step_time.prior.tables import PriorTables, at_heads
 from traces.errors import TablesError
 from traces.schema.layers import Attention
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 DECODE, PROMPT = "generation_attention_perf.parquet", "context_attention_perf.parquet"
 
