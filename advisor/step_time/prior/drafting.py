@@ -169,11 +169,10 @@ def kept_a_step(runs: Iterable[Run]) -> float | None:
     """Return the mean tokens that a verify step gave, None where no run says it."""
     steps = tokens = 0
     for run in runs:
-        for problem in run.problems.values():
-            for sample in problem.samples:
-                if sample.advance is not None:
-                    steps += len(sample.advance)
-                    tokens += int(sample.advance.sum(dtype=np.int64))
+        for sample in run.samples:
+            if sample.advance is not None:
+                steps += len(sample.advance)
+                tokens += int(sample.advance.sum(dtype=np.int64))
     return tokens / steps if steps else None
 
 

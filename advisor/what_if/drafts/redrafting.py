@@ -152,7 +152,7 @@ def _from_steps(evidence: Evidence, run: Run, engine: EngineConfig) -> Redrafted
     setting, before = engine.speculative, run.engine.speculative
     assert setting is not None
     assert before is not None
-    if any(s.advance is None for p in run.problems.values() for s in p.samples):
+    if any(sample.advance is None for sample in run.samples):
         return None
     k, recorded = setting.num_speculative_tokens, before.num_speculative_tokens
     counts: list[Kept] = []
