@@ -8,7 +8,7 @@ from pathlib import Path
 from traces.errors import UsageError
 from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all, say_json
-from tui.text.commands import command_lines, next_lines
+from tui.text.commands import findings_text, next_lines
 from tui.text.layout import wrap
 
 
@@ -59,14 +59,7 @@ def doctor(asked: Doctor) -> None:
     if asked.as_json:
         say_json({"findings": [finding.to_json() for finding in findings]})
         return
-    lines = []
-    for finding in findings:
-        mark = {True: "yes", False: "no", None: "-"}[finding.present]
-        lines += wrap(f"{mark:<4}{finding.what}", finding.detail, width=80, indent=26)
-        if finding.needs:
-            lines += wrap("", f"needs: {finding.needs}", width=80, indent=26)
-        for command in finding.run:
-            lines += command_lines(command, width=80, indent=4)
+    lines = findings_text(findings, width=80, indent=26)
     if asked.url is not None:
         lines += next_lines("attach", asked.url, "--duration", "10m")
     elif any(each.present for each in findings if each.what == "vLLM in process"):
