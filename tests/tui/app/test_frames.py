@@ -47,12 +47,9 @@ def test_what_if_reads_them_again(tmp_path):
     entries = load(record(tmp_path / "one", engine_of(), VOTE16, problems=6).path)
     run = entries[0].run
     pick = Pick(
-        engine=run.engine,
-        policy=run.policy,
-        command=None,
-        estimates={},
+        engine=run.engine, policy=run.policy, command=None, estimates={},
         probability_within_budget=1.0,
-    )
+    )  # fmt: skip
     found = what_if(entries, pick, "engine.max_num_seqs=4")
     assert what_if(fit_frames(entries, (), 0), pick, "engine.max_num_seqs=4") == found
 

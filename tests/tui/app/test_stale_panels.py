@@ -45,8 +45,7 @@ def panels(app):
 
 
 @pytest.mark.parametrize(
-    ("second", "size", "of_first"),
-    [("metrics", (160, 40), (0, 3)), ("spans", (80, 24), (1, 2))],
+    ("second", "size", "of_first"), [("metrics", (160, 40), (0, 3)), ("spans", (80, 24), (1, 2))]
 )
 async def test_the_run_screen_after_another_recording(folder, second, size, of_first):
     """What it shows of the second, from pages of the first, is what it shows of it alone."""

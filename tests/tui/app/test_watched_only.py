@@ -144,13 +144,9 @@ def test_of_histograms_bounds_are_shown(run, tmp_path):
 @pytest.mark.parametrize(
     ("low", "high", "text"),
     [
-        (5.0, 10.0, "5.00 to 10.0 s"),
-        (0.0, 0.01, "up to 10.0 ms"),
-        (60.0, None, "over 60.0 s"),
-        (5.919, 5.921, "5.92 s"),
-        (0.75, 1.0, "0.750 to 1.00 s"),
-        (5e-5, 0.3, "0.0500 to 300 ms"),
+        (5.0, 10.0, "5.00 to 10.0 s"), (0.0, 0.01, "up to 10.0 ms"), (60.0, None, "over 60.0 s"),
+        (5.919, 5.921, "5.92 s"), (0.75, 1.0, "0.750 to 1.00 s"), (5e-5, 0.3, "0.0500 to 300 ms"),
     ],
-)
+)  # fmt: skip
 def test_bounds_in_words(low, high, text):
     assert bounds_text(Bounds(low=low, high=high, unit="s")) == text

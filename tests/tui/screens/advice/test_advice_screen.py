@@ -227,16 +227,12 @@ class Costly(FakeAdvisor):
         costs = Costs(usd_per_million_tokens=estimate(1.25, "USD"), break_even_per_s=even)
         efforts = [
             Effort(
-                reasoning_effort=name,
-                thinking_token_budget=None,
-                policy=LARGE.policy,
-                estimates=LARGE.estimates,
-                cut_share=estimate(0.02, "1"),
-                probability_within_budget=sure,
-                use=sure > 0.9,
+                reasoning_effort=name, thinking_token_budget=None, policy=LARGE.policy,
+                estimates=LARGE.estimates, cut_share=estimate(0.02, "1"),
+                probability_within_budget=sure, use=sure > 0.9,
             )
             for name, sure in (("low", 0.5), ("high", 0.97))
-        ]
+        ]  # fmt: skip
         classes = {"easy": ClassEfforts(problems=20, efforts=tuple(efforts[:1]))}
         mapped = EffortMap(
             model="large", budget=answer.budget, command=None, problems=40,
