@@ -26,12 +26,9 @@ RULE = Policy(
 )  # fmt: skip
 NEVER = "the pick was never run"
 BUDGETS = [
-    Budget(optimise="latency"),
-    Budget(optimise="accuracy"),
-    Budget(min_accuracy=0.6),
-    Budget(min_accuracy=0.75, optimise="cost"),
-    Budget(min_accuracy=0.5, rate_per_s=2.0),
-]
+    Budget(optimise="latency"), Budget(optimise="accuracy"), Budget(min_accuracy=0.6),
+    Budget(min_accuracy=0.75, optimise="cost"), Budget(min_accuracy=0.5, rate_per_s=2.0),
+]  # fmt: skip
 
 
 def told(answer):
@@ -146,11 +143,8 @@ def test_a_rule_that_was_run_is_run(tmp_path, recordings, fresh):
 def test_the_command_that_records_a_pick_says_all_that_record_can():
     """Run as printed it is that configuration: without --dtype it was another."""
     engine = engine_of(
-        "large",
-        tensor_parallel_size=2,
-        speculative=NGRAM,
-        dtype="float32",
-    )
+        "large", tensor_parallel_size=2, speculative=NGRAM, dtype="float32",
+    )  # fmt: skip
     command = record_command(engine, RULE, workload="sums", problems=9, concurrency=3, seed=4)
     flags = {word for word in shlex.split(command) if word.startswith("--")}
     options = set(inspect.signature(record_verb).parameters)

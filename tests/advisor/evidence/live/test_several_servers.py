@@ -12,14 +12,7 @@ from advisor.evidence.measured import Made, RunsMade, runs_in, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from tests.advisor.evidence.live.test_watched import lengths_told
 from tests.advisor.synthetic import GREEDY, engine_of, record
-from traces.live.numbers import (
-    FINISHED,
-    OUTPUT_LENGTH,
-    PROMPT_LENGTH,
-    TTFT,
-    WAITING,
-    Window,
-)
+from traces.live.numbers import FINISHED, OUTPUT_LENGTH, PROMPT_LENGTH, TTFT, WAITING, Window
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
