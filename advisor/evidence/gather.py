@@ -26,6 +26,7 @@ from advisor.evidence.live.front_end import (
 )
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.evidence.live.servers import of_spans, with_decoders
 from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
@@ -33,7 +34,6 @@ from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED, Window
-from traces.live.otlp import RESOURCE
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -195,6 +195,7 @@ def gather(
             windows = windows_of(recording, lengths=True)
             found, more = _with_drawn(recording, windows, found, in_turn)
             found = with_front_end(recording, found, windows)
+            found = with_decoders(found, windows, recording)
             told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
             steps.extend(_mean_steps(recording, windows, steps))
         runs.extend(found)
@@ -494,9 +495,9 @@ def _with_drawn(
     """Return runs of watched servers, and why some are drawn: spans tell too little of these.
 
     Spans do not say which of several servers of a model a request was on, so they are held against
-    what ended on all of them. They do not stand for servers that draw samples otherwise. `in_turn`
-    are problems that are in no run, by how many requests they had. Where traffic is drawn, spans
-    of no server's model are left out, since they may be of the same requests.
+    what ended on all of them. They do not stand for servers that do not draw samples alike.
+    `in_turn` are problems that are in no run, by how many requests they had. Where traffic is
+    drawn, spans of no server's model are left out, since they may be of the same requests.
     """
     notes = []
     left_out = dict(in_turn)
@@ -509,7 +510,7 @@ def _with_drawn(
     models = {
         engine.model
         for key, engine in engines.items()
-        if windows.get(key) is not None or not _of_spans(engine)
+        if windows.get(key) is not None or not of_spans(engine)
     }
     any_name = len(models) == 1  # spans may call the model otherwise than the plugin
     any_drawn = False
@@ -519,8 +520,9 @@ def _with_drawn(
         after = sum(sum(in_turn[each]) for each in turns)
         requests = sum(len(each.samples) for run in seen for each in run.problems.values())
         ended = sum(window.total(FINISHED) or 0.0 for _, window in own.values())
-        decoders = set(map(decoder_of, own))
-        alike = all(decoder_of(run.engine) in decoders for run in seen)
+        # By another name, or of servers that decode otherwise, spans may be of others' requests.
+        alike = len(set(map(decoder_of, own))) == 1
+        alike = alike and all(run.engine.model == model for run in seen)
         if requests >= MOST_SEEN * ended and alike:
             continue
         drawn = [
@@ -545,13 +547,13 @@ def _with_drawn(
         strange = {
             run.engine: None
             for run in runs
-            if _of_spans(run.engine) and run.engine.model not in models
+            if of_spans(run.engine) and run.engine.model not in models
         }
         runs = [run for run in runs if run.engine not in strange]
         left_out = {
             each: count
             for each, count in left_out.items()
-            if not _of_spans(each) or each.model in models
+            if not of_spans(each) or each.model in models
         }
         if strange:
             names = ", ".join(sorted({each.model for each in strange}))
@@ -564,12 +566,6 @@ def _with_drawn(
             "after another, as the replay sends those of a problem at once"
         )
     return runs, notes
-
-
-def _of_spans(engine: EngineConfig) -> bool:
-    """Whether nothing is known of an engine but what spans say."""
-    told = EngineConfig(model=engine.model, mode="server", other=engine.other)
-    return engine == told and dict(engine.other).keys() <= RESOURCE
 
 
 def _rate(runs: Sequence[Run]) -> float | None:

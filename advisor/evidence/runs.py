@@ -62,7 +62,7 @@ class ProblemRun:
     tells them. `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
     there.
     `indices` are the samples' own. `front_end_s` is what a server's front end took of it
-    (live/front_end_time.py).
+    (live/front_end_time.py). `server` is its place among those that were watched together.
     """
 
     problem_id: str
@@ -75,6 +75,7 @@ class ProblemRun:
     prompt_blocks: tuple[int, ...] = ()
     group: str | None = None
     front_end_s: float = 0.0
+    server: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,8 @@ class RecordedProblem:
 
     `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
     `route` is its own table of samples, packed (traces/schema/tts/routes.py), 0 without one.
-    `front_end_s` is what a server's front end takes of it, beside its engine.
+    `front_end_s` is what a server's front end takes of it, beside its engine. `server` is the
+    engine that it goes to, where that is known.
     """
 
     prompt_tokens: int
@@ -92,6 +94,7 @@ class RecordedProblem:
     prompt_blocks: Sequence[int] = ()
     route: float = 0.0
     front_end_s: float = 0.0
+    server: int | None = None
 
     @classmethod
     def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> RecordedProblem:
@@ -102,6 +105,7 @@ class RecordedProblem:
             samples=samples,
             prompt_blocks=problem.prompt_blocks,
             front_end_s=problem.front_end_s,
+            server=problem.server,
         )
 
 
