@@ -25,6 +25,7 @@ from advisor.evidence.live.front_end import (
 )
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.evidence.live.servers import of_spans, with_decoders
 from advisor.evidence.measured import Made, RunsMade, runs_in
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
@@ -32,7 +33,6 @@ from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED, Window
-from traces.live.otlp import RESOURCE
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -192,6 +192,7 @@ def gather(
         if windows is not None:
             found, more = _with_drawn(recording, windows, found, in_turn)
             found = with_front_end(recording, found, windows)
+            found = with_decoders(found, windows, recording)
             told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
         runs.extend(found)
         made.extend(runs_in(recording, None if windows is None else _rate(found)))
@@ -480,9 +481,9 @@ def _with_drawn(
     """Return runs of watched servers, and why some are drawn: spans tell too little of these.
 
     Spans do not say which of several servers of a model a request was on, so they are held against
-    what ended on all of them. They do not stand for servers that draw samples otherwise. `in_turn`
-    are problems that are in no run, by how many requests they had. Where traffic is drawn, spans
-    of no server's model are left out, since they may be of the same requests.
+    what ended on all of them. They do not stand for servers that do not draw samples alike.
+    `in_turn` are problems that are in no run, by how many requests they had. Where traffic is
+    drawn, spans of no server's model are left out, since they may be of the same requests.
     """
     engines = recording.manifest.engines
     polled: dict[str, dict[EngineConfig, tuple[str, Window]]] = {}  # by model
@@ -492,7 +493,7 @@ def _with_drawn(
     models = {
         engine.model
         for key, engine in engines.items()
-        if windows.get(key) is not None or not _of_spans(engine)
+        if windows.get(key) is not None or not of_spans(engine)
     }
     notes, left_out, any_drawn = list[str](), dict(in_turn), False
     for model, own in polled.items():
@@ -507,7 +508,7 @@ def _with_drawn(
             left_out = {of: each for of, each in left_out.items() if not servers.are(of)}
 
     def is_strange(engine: EngineConfig) -> bool:
-        return any_drawn and _of_spans(engine) and engine.model not in models
+        return any_drawn and of_spans(engine) and engine.model not in models
 
     strange = sorted({run.engine.model for run in runs if is_strange(run.engine)})
     runs = [run for run in runs if not is_strange(run.engine)]
@@ -540,8 +541,9 @@ class _Servers:
         return sum(window.total(FINISHED) or 0.0 for _, window in self.polled.values())
 
     def decode_as(self, runs: Sequence[Run]) -> bool:
-        decoders = set(map(decoder_of, self.polled))
-        return all(decoder_of(run.engine) in decoders for run in runs)
+        """Whether runs may stand for all: by another name they may be of others' requests."""
+        one = len(set(map(decoder_of, self.polled))) == 1
+        return one and all(run.engine.model == self.model for run in runs)
 
     def are_told_by(self, seen: Sequence[Run]) -> bool:
         """Whether the runs that spans tell stand for all that ended on them."""
@@ -566,12 +568,6 @@ class _Servers:
             f"{recording}: spans tell of {told:,} of {self.ended:,.0f} requests that ended{which}, "
             "so that lengths and arrivals are those of /metrics"
         ]
-
-
-def _of_spans(engine: EngineConfig) -> bool:
-    """Whether nothing is known of an engine but what spans say."""
-    told = EngineConfig(model=engine.model, mode="server", other=engine.other)
-    return engine == told and dict(engine.other).keys() <= RESOURCE
 
 
 def _rate(runs: Sequence[Run]) -> float | None:

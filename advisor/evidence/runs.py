@@ -61,7 +61,7 @@ class ProblemRun:
     tells them. `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
     there.
     `indices` are the samples' own. `front_end_s` is what a server's front end took of it
-    (live/front_end_time.py).
+    (live/front_end_time.py). `server` is its place among those that were watched together.
     """
 
     problem_id: str
@@ -74,6 +74,7 @@ class ProblemRun:
     prompt_blocks: tuple[int, ...] = ()
     group: str | None = None
     front_end_s: float = 0.0
+    server: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ class RecordedProblem:
 
     `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
     `route` is its own table of samples, packed (traces/schema/tts/routes.py), 0 without one.
-    `front_end_s` is what a server's front end takes of it, beside its engine.
+    `front_end_s` is what a server's front end takes of it, beside its engine. `server` is the
+    engine that it goes to, where that is known.
     """
 
     prompt_tokens: int
@@ -91,6 +93,7 @@ class RecordedProblem:
     prompt_blocks: Sequence[int] = ()
     route: float = 0.0
     front_end_s: float = 0.0
+    server: int | None = None
 
     @classmethod
     def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> RecordedProblem:
@@ -101,6 +104,7 @@ class RecordedProblem:
             samples=samples,
             prompt_blocks=problem.prompt_blocks,
             front_end_s=problem.front_end_s,
+            server=problem.server,
         )
 
 

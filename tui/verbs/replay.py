@@ -15,6 +15,7 @@ from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
+from traces.schema.tts.policy import AS_SENT
 from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all
 from tui.text.commands import next_lines
@@ -138,11 +139,11 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
 
     Raises UsageError for options that do not go together.
     """
+    from advisor.evidence.live.servers import replayable
     from advisor.replay.replay import ROUTINGS, Replicas
     from advisor.search.budget import parse_value
     from advisor.step_time.prior.tables import named_tables
     from advisor.what_if.question import Question
-    from traces.summary.run import summarise
     from tui.verbs.open_all import open_all
 
     changes, gpus = asked.change or (), asked.gpu or ()
@@ -166,7 +167,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     base = Recording.open(asked.recording)
     measured_ones([base])
     others = measured_ones(open_all(asked.learn or ()))
-    recorded = _chosen(summarise(base), asked.run, base.name)
+    recorded = _chosen(replayable(base), asked.run, base)
     engine, policy, assumed = changed(recorded, changes, device=device_asked(asked.operators, gpu))
     question = Question(
         engine=engine,
@@ -202,14 +203,19 @@ def _check_sources(
         raise UsageError("--collectives goes with --operators, whose tables leave them out")
 
 
-def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
+def _chosen(runs: Sequence[Run], number: int, base: Recording) -> Run:
+    from advisor.evidence.live.servers import servers_of
+
+    name = base.name
     if not runs:
         raise UsageError(f"{name}: holds no run to replay")
-    if number == 0 and all(run.policy is None for run in runs):
-        return runs[0]  # which says that none has a policy
+    if number == 0 and all(run.policy is None for run in runs) and not servers_of(base):
+        return runs[0]  # which says that none has a policy, or that too little was seen
     if number == 0 and len(runs) > 1:
+        models = len({run.engine.model for run in runs}) > 1
         labels = ", ".join(
-            f"{i} {run.engine.label()} {run.policy.label() if run.policy else '-'}"
+            f"{i} {f'{run.engine.model} ' if models else ''}{run.engine.label()} "
+            f"{run.policy.label() if run.policy else AS_SENT.label()}"
             for i, run in enumerate(runs, 1)
         )
         raise UsageError(f"{name}: holds {len(runs)} runs, choose one with --run: {labels}")
