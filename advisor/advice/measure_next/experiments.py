@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.advice.feasible import ReplayedCheck
 from advisor.evidence.measured import Under
@@ -23,6 +22,7 @@ from advisor.search.replayed import ReplayedCandidate
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Experiment, Pick, Recommendation
 from traces.schema.tts.policy import AS_SENT
+from traces.statistics import Bools, Floats, Ints
 from traces.summary.comparison import RUN_TO_RUN
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from advisor.evidence.gather import Evidence
     from traces.recording.reader import Recording
 
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 TRIED = 16  # candidates that a run of is considered
 BINS = 3  # groups of draws by step time, and by accuracy

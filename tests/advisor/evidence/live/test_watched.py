@@ -352,6 +352,7 @@ def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
         what_next, "summarise", lambda _: [SimpleNamespace(engine=engine, rows=None)]
     )
     monkeypatch.setattr(what_next, "watched_engines", lambda *_: [server])
+    monkeypatch.setattr(what_next, "servers_of", lambda _: [])
     monkeypatch.setattr(what_next, "_predicted", lambda *_: asked.append(1))
     found = suggest(None)
     assert ("max_num_seqs is now is not known" in str(found)) == (told is None)
@@ -365,8 +366,8 @@ def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
     server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=9.5), window=window)
     rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
     samples = pl.DataFrame({"problem": range(told)})
-    run = SimpleNamespace(rows=rows, sample_rows=samples, engine="e")
-    assert what_next._rate(None, server, run) == rate
+    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of())
+    assert what_next._rate(None, [server], run) == rate
 
 
 def test_requests_that_came_in_turn_are_none_of_the_load_that_is_replayed(monkeypatch):
@@ -375,12 +376,12 @@ def test_requests_that_came_in_turn_are_none_of_the_load_that_is_replayed(monkey
     server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=10.0), window=window)
     rows = pl.DataFrame({"arrival": [place * 5 * 10**8 for place in range(20)]})
     samples = pl.DataFrame({"problem": np.repeat(np.arange(20), 5)})
-    run = SimpleNamespace(rows=rows, sample_rows=samples, engine="e")
+    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of())
     for kept, rate in ((0, 10.0), (20, 2.0)):
         problems = dict.fromkeys(range(kept), SimpleNamespace(samples=range(5)))
-        read = SimpleNamespace(runs=[SimpleNamespace(engine="e", problems=problems)])
+        read = SimpleNamespace(runs=[SimpleNamespace(engine=engine_of(), problems=problems)])
         monkeypatch.setattr(what_next, "read_runs", lambda _, read=read: read)
-        assert what_next._rate(None, server, run) == pytest.approx(rate)
+        assert what_next._rate(None, [server], run) == pytest.approx(rate)
 
 
 def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
