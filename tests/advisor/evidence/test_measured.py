@@ -14,7 +14,7 @@ from traces.schema.advice import Budget
 from traces.schema.tts.policy import Policy
 from tui.report.material import Material
 from tui.report.verdict import verdict
-from tui.screens.advice.pick import answer_lines
+from tui.screens.advice.pick import answer_sections
 from tui.screens.advice.rows import candidates
 from tui.text.advice import advice_json, advice_lines
 from tui.verbs.record import record as record_verb
@@ -114,7 +114,8 @@ def test_a_pick_is_never_run_until_it_was(tmp_path, recordings, fresh, budget):
     lines = advice_lines(again, explain=True)
     assert any(line.startswith("measured in made, 40 problems") for line in lines) == under
     row = candidates(again)[0]
-    shown = any(line.startswith("measured ") for line in answer_lines(again, row, width=80))
+    sections, _ = answer_sections(again, row, width=80)
+    shown = any(line.startswith("measured ") for each in sections for line in each.lines)
     assert shown == under
     assert (
         "measured in made, 40 problems" in str(verdict(Material(runs=(), advice=again)))

@@ -10,7 +10,7 @@ from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
 from advisor.replay.recording import replayed_tables
-from advisor.replay.replay import Replicas, replay
+from advisor.replay.replay import PLACED, Replicas, replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
 from benchmarks.twin.replay_twin import naive_replay
@@ -484,3 +484,25 @@ def test_verify_steps_keep_what_the_sample_kept():
     assert scheduled.tolist() == [1, 3, 1, 3]
     assert [steps.tolist() for steps in verify_steps(3, [], [])] == [[1, 1], [1, 1]]
     assert verify_steps(8, None, None) == (None, None)
+
+
+def test_each_problem_goes_to_the_engine_that_it_is_told_to_be_on():
+    loads = [
+        RecordedProblem(
+            prompt_tokens=50, cached_tokens=0, server=server,
+            samples=(Sample(output_tokens=20 + server, answer=None, correct=None),) * 2,
+        )
+        for server in (1, 1, 0, 1)
+    ]  # fmt: skip
+    limits, arrivals = Limits(max_num_seqs=3), [0.0, 0.0, 0.01, 0.02]
+    ours = assert_twins(loads, limits, arrivals=arrivals, count=2, routing=PLACED)
+    assert ours.engine.tolist() == [1, 1, 1, 1, 0, 0, 1, 1]
+    for known, count in (([1, 1, 0, None], 2), ([1, 1, 0, 1], 1)):
+        unclear = [
+            dataclasses.replace(each, server=at) for each, at in zip(loads, known, strict=True)
+        ]
+        with pytest.raises(ValueError, match="an engine to go to"):
+            replay(
+                Workload.from_loads(unclear, arrivals), linear_cost(COST), limits,
+                replicas=Replicas(count=count, routing=PLACED),
+            )  # fmt: skip

@@ -9,7 +9,17 @@ from traces.recording.manifest import WorkloadFacts
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.summary import comparison
-from traces.summary.comparison import RUN_TO_RUN, beside, compare, judge, parse_limit, within
+from traces.summary.comparison import (
+    RUN_TO_RUN,
+    assumed,
+    beside,
+    compare,
+    judge,
+    parse_limit,
+    ran_apart,
+    spread_of,
+    within,
+)
 from traces.summary.metrics import METRICS
 from traces.summary.run import Run, summarise
 
@@ -155,6 +165,33 @@ def test_recordings_beside_those_compared_are_its_repeats(tmp_path):
     assert spread.recordings == 3
     logs = np.log([0.9, 1.2, 1.05])
     assert spread.measured["latency_s.mean"] == pytest.approx(logs.std(ddof=1), rel=1e-3)
+
+
+def test_a_server_of_another_limit_is_no_repeat(tmp_path):
+    """A server does not tell max_num_seqs. That others waited behind so many tells it."""
+    many, few = (simulate(problems=12, n=4, concurrency=4, seqs=seqs) for seqs in (8, 2))
+    engine = engine_config(max_num_seqs=None, mode="server")
+    given = [
+        write_recording(tmp_path / name, scaled(many, factor), engine=engine)
+        for name, factor in (("a", 1.0), ("b", 1.1))
+    ]
+    write_recording(tmp_path / "r0", scaled(many, 0.9), engine=engine)
+    write_recording(tmp_path / "r1", scaled(many, 1.2), engine=engine)
+    slow = write_recording(tmp_path / "slow", few, engine=engine)
+    less = engine_config(max_num_seqs=None, mode="server", num_gpu_blocks=60)
+    write_recording(tmp_path / "less", scaled(many, 1.3), engine=less)
+    found = beside(given)
+    assert sorted(run.recording for run in found) == ["less", "r0", "r1", "slow"]
+    one, two = (summarise(each)[0] for each in given)
+    assert compare(one, two, found).run_to_run.repeats == ("r0", "r1")
+    (other,) = summarise(slow)
+    assert ran_apart(one, other) == (8, 2)
+    spread = compare(one, other, beside([given[0], slow])).run_to_run
+    assert (spread.recordings, spread.repeats) == (4, ("b", "r0", "r1"))
+    alone, sd_of = spread_of(one, found)
+    assert alone.repeats == ("r0", "r1")
+    assert 0 < sd_of("latency_s.mean") != alone.assumed[0]
+    assert spread_of(one, ())[1]("latency_s.mean") == pytest.approx(assumed([one])[0])
 
 
 def test_a_disturbed_run_is_taken_for_a_disturbed_machine():

@@ -131,6 +131,21 @@ def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_end_that_was_not_promised_breaks_nothing(runs):
+    """The worse end counts. The estimate itself promises nothing."""
+    (base,) = summarise(runs["base"])
+    slow = dataclasses.replace(base.latency_s["mean"], value=1e-9, low=1e-9, high=None)
+    told = promised(base, budget=Budget(), promised={"latency_s": slow})
+    check, *_ = against_promises(told, base, "expect.json").checks
+    assert check.verdict == "absent" and check.why.startswith("the promise has no upper end")
+    idle = promised(base, assumed={"output_tokens": Estimate(value=0.0, unit="tokens")})
+    (*_, moved) = against_promises(idle, base, "expect.json").checks
+    assert (moved.verdict, moved.why) == ("broken", "none was assumed")
+    untold = against_promises(promised(base, concurrency=None), base, "expect.json")
+    assert "the load of the promise is not told" in {each.why for each in untold.checks}
+
+
+@pytest.mark.slow
 def test_fewer_samples_break_the_promise_of_accuracy(run, tmp_path):
     vote, alone = (
         Recording.open(next(SHIPPED.glob(f"demo-s-tp1-seqs64-{name}")))

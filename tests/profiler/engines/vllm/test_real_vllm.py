@@ -10,7 +10,7 @@ import pytest
 from benchmarks.servers.vllm_server import free_port, vllm_server
 from benchmarks.servers.warm import Warm
 from profiler.engines.interface import SampleRequest
-from profiler.engines.options import model_path
+from profiler.engines.options import EngineOptions
 from profiler.engines.server.server import ServerEngine
 from profiler.engines.vllm.environment import prepare_environment
 from profiler.engines.vllm.in_process import InProcessEngine
@@ -75,7 +75,7 @@ def test_steps_account_for_every_token(in_process):
 @pytest.mark.filterwarnings("ignore")  # of vLLM
 def test_context_sums_are_those_of_the_requests(monkeypatch):
     """The probe keeps contexts of some steps only; here every step is summed beside it."""
-    engine = InProcessEngine(model_path("demo/s"), dtype="float32", max_num_seqs=6)
+    engine = InProcessEngine(EngineOptions(model="demo/s", dtype="float32", max_num_seqs=6))
     try:
         scheduler, truth = engine._scheduler(), []
         engine.probe.remove()
