@@ -248,7 +248,7 @@ def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
     if wanted is not None and in_flight is not None and in_flight <= wanted * (1 + ROOM):
         return None
     if wanted is None and rate is None:
-        return "the load of the promise is not told"
+        return "the promise does not say its load"
     load = f"{wanted} in flight" if wanted is not None else f"{rate:g}/s"
     ran = "an unknown load" if in_flight is None else f"{in_flight:.3g} in flight"
     return f"ran with {ran}, and was promised for {load}"
@@ -420,8 +420,7 @@ def _moved(
         verdict = "broken" if beyond else "ok" if inside else "unsure"
         why = "none was assumed"
         if assumed.value:
-            share = percent_change(measured.value / assumed.value - 1)
-            why = f"{share} against what was assumed"
+            why = _against(measured.value / assumed.value - 1, "what was assumed")
     return Check(
         name=name,
         kind="assumption",
@@ -430,6 +429,12 @@ def _moved(
         measured=measured,
         why=why,
     )
+
+
+def _against(share: float, what: str) -> str:
+    """Return by what share something is above another: `+12.0 % against ..`, or `5.00 times ..`."""
+    text = percent_change(share)
+    return f"{text} {what}" if text.endswith("times") else f"{text} against {what}"
 
 
 def drift(expected: Expectations, numbers: Sequence[Numbers], runs: Sequence[Run]) -> list[Check]:
@@ -469,7 +474,7 @@ def load_check(expected: Expectations, numbers: Numbers) -> Check:
         name, found, unit = "requests that run or wait", numbers.running, "requests"
         found = None if found is None else found + (numbers.waiting or 0.0)
         most = float((expected.concurrency or 1) * at_a_time)
-    wanted = f"at most {most:.3g}"
+    wanted = f"at most {number(most, unit)}"
     if found is None:
         return Check(
             name=name,
@@ -486,7 +491,7 @@ def load_check(expected: Expectations, numbers: Numbers) -> Check:
         verdict="broken" if beyond else "ok",
         wanted=wanted,
         measured=Estimate(value=found, unit=unit),
-        why=f"{percent_change(found / most - 1)} against the most that was assumed",
+        why=_against(found / most - 1, "the most that was assumed"),
     )
 
 
