@@ -35,14 +35,9 @@ def made_run(rng, hard, *, spread, times=1.0, draws=0.1, seqs=8):
     none = pl.lit(None, pl.Float64)
     rows = pl.DataFrame({"problem_id": [str(i) for i in range(hard.size)], "latency_s": latency})
     rows = rows.with_columns(
-        state=pl.lit("decided"),
-        correct=pl.lit(1.0),
-        tokens=pl.lit(10.0),
-        flops=none,
-        device_s=pl.col("latency_s") / 2,
-        cost_usd=none,
-        energy_j=none,
-    )
+        state=pl.lit("decided"), correct=pl.lit(1.0), tokens=pl.lit(10.0), flops=none,
+        device_s=pl.col("latency_s") / 2, cost_usd=none, energy_j=none,
+    )  # fmt: skip
     return Run(
         recording="made",
         complete=True,
@@ -80,8 +75,7 @@ def covered(monkeypatch, *, spread, repeats, trials, draws=0.1, times=1.0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("spread", "repeats", "times"),
-    [(RUN_TO_RUN, 0, 1.0), (0.2, 5, 1.0), (0.1, 4, 1.5)],
+    ("spread", "repeats", "times"), [(RUN_TO_RUN, 0, 1.0), (0.2, 5, 1.0), (0.1, 4, 1.5)]
 )
 def test_the_interval_of_two_runs_holds_the_truth(monkeypatch, spread, repeats, times):
     found = covered(monkeypatch, spread=spread, repeats=repeats, trials=120, times=times)
@@ -210,13 +204,10 @@ def test_a_disturbed_run_is_taken_for_a_disturbed_machine():
     def of(walls):
         return pl.DataFrame(
             {
-                "interval_ns": walls.astype(int),
-                "wall_ns": walls.astype(int),
-                "decode_requests": requests,
-                "prefill_tokens": 0,
-                "profiled": False,
+                "interval_ns": walls.astype(int), "wall_ns": walls.astype(int),
+                "decode_requests": requests, "prefill_tokens": 0, "profiled": False,
             }
-        )
+        )  # fmt: skip
 
     assert within(of(calm)) < 0.01
     assert 0.2 < within(of(slow)) < 0.6

@@ -9,12 +9,7 @@ import pytest
 
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from traces.deployment.checks import against_promises, load_check
-from traces.deployment.documents import (
-    Expectations,
-    names_hash,
-    read_expectations,
-    write_document,
-)
+from traces.deployment.documents import Expectations, names_hash, read_expectations, write_document
 from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
@@ -30,13 +25,10 @@ FEW = dataclasses.replace(VOTE16, n=2)
 def promised(run, **changes):
     """What a run itself would have promised."""
     agreed = {
-        "accuracy": run.accuracy,
-        "latency_s": run.latency_s["mean"],
-        "latency_p95_s": run.latency_s["p95"],
-        "tokens": run.tokens_per_problem,
-        "device_s": run.device_s_per_problem,
-        "energy_j": None,
-    }
+        "accuracy": run.accuracy, "latency_s": run.latency_s["mean"],
+        "latency_p95_s": run.latency_s["p95"], "tokens": run.tokens_per_problem,
+        "device_s": run.device_s_per_problem, "energy_j": None,
+    }  # fmt: skip
     known = {
         "engine": run.engine,
         "policy": complete(run.policy),
