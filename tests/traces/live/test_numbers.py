@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.servers.metrics_server import Metrics
 from traces.live import numbers as live_numbers
 from traces.live.metrics_page import LONGEST_LINE, MOST_ENGINES, MOST_EVER, PageReader, Series
-from traces.live.numbers import Bounds, Polls, numbers_in, numbers_of
+from traces.live.numbers import Bounds, Histogram, Polls, numbers_in, numbers_of
 from traces.live.verdict import Evidence, draft_gain, fixed_share, judge
 from traces.recording.tables import SCRAPES
 from traces.summary.kernels import Collective, DeviceTime
@@ -142,6 +142,13 @@ def histogram_pages(intervals, before=(), bounds=(0.3, 0.5, 1.0, 5.0, 10.0, math
         ]
         pages.append((second, "\n".join(lines).replace("inf", "+Inf") + "\n"))
     return pages
+
+
+def test_counts_beyond_whole_numbers_have_quantiles():
+    """A page may count what it likes: no watch ends with a traceback."""
+    counts = np.array([[3e20, 2e20, 1e20]], dtype=np.float32)
+    found = Histogram(bounds=np.array([1.0, 2.0, 3.0]), counts=counts, sums=np.array([math.nan]))
+    assert found.quantile(1.0) == Bounds(low=2.0, high=3.0, unit="s")
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def test_an_end_that_was_not_promised_breaks_nothing(runs):
     (*_, moved) = against_promises(idle, base, "expect.json").checks
     assert (moved.verdict, moved.why) == ("broken", "none was assumed")
     untold = against_promises(promised(base, concurrency=None), base, "expect.json")
-    assert "the load of the promise is not told" in {each.why for each in untold.checks}
+    assert "the promise does not say its load" in {each.why for each in untold.checks}
 
 
 @pytest.mark.slow

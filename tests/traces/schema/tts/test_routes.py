@@ -68,8 +68,12 @@ def test_each_class_may_have_its_own_effort():
     assert policy.label() == "route@8 unset/low/high"
     assert policy.stop_for("hard").drawn_first == 4
     assert policy.words() == (
-        "by class, easy: 2 samples at low effort, hard: 4 samples, 8 if no two agree with no "
-        "effort set, others: 8 samples at high effort, temperature 0.8"
+        "samples by class (easy: 2 samples at low effort, hard: 4 samples, 8 if no two agree with "
+        "no effort set, others: 8 samples at high effort), temperature 0.8"
+    )
+    shared = routed("a=1@high | b=4@low | c=1@high | *=1@high", 4)
+    assert shared.words().startswith(
+        "samples by class (b: 4 samples at low effort, a and c and others: 1 sample at high effort)"
     )
 
 
