@@ -190,10 +190,10 @@ def throughput(wanted: int) -> None:
     """Print the difference in step time with the probe, with its 95 % interval."""
     from vllm import SamplingParams
 
-    from profiler.engines.options import model_path
+    from profiler.engines.options import EngineOptions
     from profiler.engines.vllm.in_process import InProcessEngine
 
-    watched = InProcessEngine(model_path("demo/s"), dtype="float32", max_num_seqs=BATCH)
+    watched = InProcessEngine(EngineOptions(model="demo/s", dtype="float32", max_num_seqs=BATCH))
     engine, probe = watched._engine, watched.probe
     probe.remove()
     differences: list[NDArray[np.float64]] = []

@@ -20,10 +20,10 @@ from advisor.evidence.keys import law_key
 from advisor.evidence.live.histograms import SPREAD
 from advisor.evidence.unrecorded import differences, recording_of, what_differs
 from advisor.step_time.held_out import inside, left_out_groups
-from advisor.step_time.law import Floats, StepLaw, non_negative_least_squares
+from advisor.step_time.law import StepLaw, non_negative_least_squares
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
-from traces.statistics import LEVEL, Z95, student_95
+from traces.statistics import LEVEL, Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 FEWEST_DOUBLED = 50  # steps on either side, where smaller batches predict larger ones
@@ -144,7 +144,11 @@ class StepTimeModel:
         for kind in dict.fromkeys(_kind(table.engine) for table in tables):
             group = [table for table in tables if _kind(table.engine) == kind]
             if not _starts_differ(group):
-                group = [_without_host_work(table) for table in group]
+                apart = np.isin(FEATURES, HOST_WORK)
+                group = [
+                    dataclasses.replace(table, composition=np.where(apart, 0.0, table.composition))
+                    for table in group
+                ]
             known = [(t, demands(t.facts, t.engine)) for t in group if t.facts is not None]
             names = list(dict.fromkeys(name for _, asked in known for name in asked))
             shared = self._fit_shared([table for table, _ in known], names) if known else None
@@ -268,11 +272,6 @@ def _starts_differ(tables: Sequence[StepTable]) -> bool:
     totals = [Features(*table.composition.sum(axis=0)) for table in tables]
     ratios = {round(t.sample_starts / t.problem_starts) for t in totals if t.problem_starts > 0}
     return len(ratios) > 1
-
-
-def _without_host_work(table: StepTable) -> StepTable:
-    composition = np.where(np.isin(FEATURES, HOST_WORK), 0.0, table.composition)
-    return dataclasses.replace(table, composition=composition)
 
 
 @lru_cache(maxsize=4096)

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.step_time.law import non_negative_least_squares
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 # Seconds of a step, of each doubling of its ranks, of a request in it, of prompts in it.
 TERMS: Final = ("step", "doublings", "requests", "prefill_step")

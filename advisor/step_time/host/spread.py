@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.step_time.host.law import SYNCHRONOUS, generation_of, kept, ranks_of
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.statistics import LEVEL, Z95
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import LEVEL, Z95, Floats
 
 # What of a question no point that taught the host's part was like, from near to far.
 SEEN, GPU = "model", "GPU"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.step_time.law import non_negative_least_squares
 from advisor.step_time.operators.grids import (
@@ -13,8 +12,7 @@ from advisor.step_time.operators.grids import (
     pieces,
     to_grid,
 )
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 
 class DecodeAttention:

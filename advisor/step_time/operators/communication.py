@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.law import non_negative_least_squares
@@ -17,8 +16,8 @@ from advisor.step_time.operators.grids import pieces
 from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.engine import ModelFacts
+from traces.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
 Seconds = Callable[[Floats], Floats]  # of so many bytes, or of steps of so many tokens
 
 APART: Final = 2.0  # from one candidate of a break to the next, in size

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.step_time.prior.operations.attention import Mixer, attending
 from advisor.step_time.prior.operations.collectives import dispatched
@@ -32,7 +31,6 @@ from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.layers import Attention, Layers, Matrix
 
-Floats = npt.NDArray[np.float64]
 Moved = Callable[[str, float, float], None]  # name, calls, values for each token
 
 BYTES: Final = 2  # of a value in bfloat16

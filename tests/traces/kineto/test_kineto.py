@@ -83,12 +83,9 @@ def test_operators_of_a_cpu_count_self_time(tmp_path):
     tables = read_trace(write(tmp_path / "t.json", document(cpu_events())))
     own = dict(rows(tables).group_by("name").agg(pl.sum("self_time")).iter_rows())
     assert own == {
-        "aten::linear": 10_000 + 4_000,
-        "aten::addmm": 35_000,
-        "aten::copy_": 5_000,
-        "_C::shm_allreduce": 10_500,
-        "aten::argmax": 5_000,
-    }
+        "aten::linear": 10_000 + 4_000, "aten::addmm": 35_000, "aten::copy_": 5_000,
+        "_C::shm_allreduce": 10_500, "aten::argmax": 5_000,
+    }  # fmt: skip
     (reduce,) = rows(tables, family="communication").iter_rows(named=True)
     assert (reduce["bytes"], reduce["algorithm"]) == (256, "shared memory")
     assert reduce["exposed_time"] == reduce["self_time"] == 10_500

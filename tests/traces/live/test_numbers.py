@@ -184,10 +184,7 @@ def test_an_interval_with_a_restart_is_left_out():
 def test_a_counter_that_a_restart_ended_counts_from_0():
     """A server makes some series at their first use: the page lacks them, and then has them."""
     gen, name = "vllm:generation_tokens_total", "vllm:request_success_total"
-    told = {
-        gen: [100, 200, None, None, 150, 160],
-        name: [50, 60, None, 5, 6, 7],
-    }
+    told = {gen: [100, 200, None, None, 150, 160], name: [50, 60, None, 5, 6, 7]}
     rows = [
         (second * S, "e", each, 'finished_reason="stop"' if each == name else "", None, value)
         for second in range(6)

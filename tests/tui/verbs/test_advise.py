@@ -69,13 +69,9 @@ def test_what_cannot_be_run_here_is_not_verified(tmp_path, changes, evidence, me
 
 def test_measured_stands_beside_predicted():
     measured = {
-        "accuracy": estimate(0.9, "1"),
-        "latency_s": estimate(9.0, "s"),
-        "latency_p95_s": None,
-        "device_s": estimate(0.8, "device-s"),
-        "energy_j": None,
-        "tokens": None,
-    }
+        "accuracy": estimate(0.9, "1"), "latency_s": estimate(9.0, "s"), "latency_p95_s": None,
+        "device_s": estimate(0.8, "device-s"), "energy_j": None, "tokens": None,
+    }  # fmt: skip
     lines = comparison_lines("system-optimal", LARGE, measured)
     told = {line.split("  ")[0]: line.split()[-1] for line in lines[2:]}
     assert told == {

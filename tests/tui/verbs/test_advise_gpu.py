@@ -9,7 +9,7 @@ from textual.widgets import DataTable, Input
 
 from tests.advisor.step_time.prior.prior_files import DEVICE, TINY
 from tests.advisor.synthetic import FACTS, SKILL, VOTE16, engine_of, record
-from tests.tui.pilot import last, settle, text_of
+from tests.tui.pilot import last, press, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.advice.rows import candidates, pick_title
 from tui.screens.advice.screen import Advised, WhatIf
@@ -102,8 +102,7 @@ def test_a_plan_says_where_its_runs_belong(run, recording, tmp_path):
 async def advised(pilot):
     """Go to the advice screen and wait for its answer."""
     await settle(pilot)
-    await pilot.press("4")
-    await settle(pilot)
+    await press(pilot, "4")
 
 
 async def test_the_advice_screen_offers_it(recording):
@@ -125,8 +124,7 @@ async def test_the_advice_screen_offers_it(recording):
         table.move_cursor(row=0)
         await pilot.press("w")
         app.screen.query_one("#change", Input).value = "policy.n=4"
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         assert last(seen, WhatIf).lines[0].endswith("policy.n=4")
 
 

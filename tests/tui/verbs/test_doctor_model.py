@@ -123,10 +123,7 @@ def test_no_engine_is_imported(tmp_path):
         "print({'vllm', 'torch'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env=dict(os.environ),
-    )
+    )  # fmt: skip
     assert done.stderr.strip() == "set()"

@@ -9,12 +9,7 @@ import pytest
 
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from traces.deployment.checks import against_promises, load_check
-from traces.deployment.documents import (
-    Expectations,
-    names_hash,
-    read_expectations,
-    write_document,
-)
+from traces.deployment.documents import Expectations, names_hash, read_expectations, write_document
 from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
@@ -30,13 +25,10 @@ FEW = dataclasses.replace(VOTE16, n=2)
 def promised(run, **changes):
     """What a run itself would have promised."""
     agreed = {
-        "accuracy": run.accuracy,
-        "latency_s": run.latency_s["mean"],
-        "latency_p95_s": run.latency_s["p95"],
-        "tokens": run.tokens_per_problem,
-        "device_s": run.device_s_per_problem,
-        "energy_j": None,
-    }
+        "accuracy": run.accuracy, "latency_s": run.latency_s["mean"],
+        "latency_p95_s": run.latency_s["p95"], "tokens": run.tokens_per_problem,
+        "device_s": run.device_s_per_problem, "energy_j": None,
+    }  # fmt: skip
     known = {
         "engine": run.engine,
         "policy": complete(run.policy),
@@ -136,6 +128,21 @@ def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
         limit = next(each for each in gated.checks if each.kind == "limit")
         assert limit.verdict == verdict, limit
         assert verdict == "broken" or limit.why.startswith("too few problems to tell whether it is")
+
+
+@pytest.mark.slow
+def test_an_end_that_was_not_promised_breaks_nothing(runs):
+    """The worse end counts. The estimate itself promises nothing."""
+    (base,) = summarise(runs["base"])
+    slow = dataclasses.replace(base.latency_s["mean"], value=1e-9, low=1e-9, high=None)
+    told = promised(base, budget=Budget(), promised={"latency_s": slow})
+    check, *_ = against_promises(told, base, "expect.json").checks
+    assert check.verdict == "absent" and check.why.startswith("the promise has no upper end")
+    idle = promised(base, assumed={"output_tokens": Estimate(value=0.0, unit="tokens")})
+    (*_, moved) = against_promises(idle, base, "expect.json").checks
+    assert (moved.verdict, moved.why) == ("broken", "none was assumed")
+    untold = against_promises(promised(base, concurrency=None), base, "expect.json")
+    assert "the load of the promise is not told" in {each.why for each in untold.checks}
 
 
 @pytest.mark.slow

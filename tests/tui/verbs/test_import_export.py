@@ -139,11 +139,7 @@ def test_completions_are_judged_anew(run):
     [
         (["samples_toy_sums_self.jsonl"], 2, "Give --verifier numeric"),
         (["samples_toy_sums_self.jsonl", "--verifier", "guess"], 2, "no verifier 'guess'"),
-        (
-            ["inspect_sums.eval", "--score", "f1"],
-            2,
-            "no such scorer. Choose one of match",
-        ),
+        (["inspect_sums.eval", "--score", "f1"], 2, "no such scorer. Choose one of match"),
         (["inspect_sums.eval", "--limit", "1e-6"], 1, "Raise --limit"),
         (["inspect_sums.eval", "samples_toy_choice.jsonl"], 2, "different formats"),
         (["README.md"], 1, "not a PyTorch profiler trace"),

@@ -14,14 +14,9 @@ pytestmark = pytest.mark.slow
 RECORDINGS = Path(__file__).parents[3] / "profiler" / "demo" / "recordings"
 VOTES = RECORDINGS / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 4,
-    "vocab_size": 1000,
-}
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "intermediate_size": 1024,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 4, "vocab_size": 1000,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -154,11 +149,7 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
         ),
         (
             (
-                "--gpu",
-                "test_gpu",
-                "--model-config",
-                "model",
-                "--set",
+                "--gpu", "test_gpu", "--model-config", "model", "--set",
                 "engine.quantization=gguf",
             ),
             {},
@@ -170,7 +161,7 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
             "no table of experts (moe/moe_perf.parquet)",
         ),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_priced_is_one_line(run, model, arguments, change, message):
     (model / "config.json").write_text(json.dumps(CONFIG | change))
     code, out, err = run("replay", VOTES, *arguments)

@@ -19,30 +19,16 @@ from traces.errors import TtscopeError, UsageError
 from traces.schema.engine import ModelFacts
 
 QWEN3_30B_A3B = SimpleNamespace(
-    architectures=["Qwen3MoeForCausalLM"],
-    hidden_size=2048,
-    num_hidden_layers=48,
-    num_attention_heads=32,
-    num_key_value_heads=4,
-    head_dim=128,
-    intermediate_size=6144,
-    moe_intermediate_size=768,
-    num_experts=128,
-    num_experts_per_tok=8,
-    vocab_size=151936,
-    tie_word_embeddings=False,
-    dtype="bfloat16",
-)
+    architectures=["Qwen3MoeForCausalLM"], hidden_size=2048, num_hidden_layers=48,
+    num_attention_heads=32, num_key_value_heads=4, head_dim=128, intermediate_size=6144,
+    moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8, vocab_size=151936,
+    tie_word_embeddings=False, dtype="bfloat16",
+)  # fmt: skip
 LLAMA_3_1_8B = SimpleNamespace(
-    architectures=["LlamaForCausalLM"],
-    hidden_size=4096,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    intermediate_size=14336,
-    vocab_size=128256,
+    architectures=["LlamaForCausalLM"], hidden_size=4096, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, vocab_size=128256,
     torch_dtype="bfloat16",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("size", sorted(task.MODELS))

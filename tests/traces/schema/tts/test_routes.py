@@ -7,13 +7,7 @@ import pytest
 
 from traces.errors import UsageError
 from traces.schema.tts.parameters import make_policy
-from traces.schema.tts.routes import (
-    packed,
-    read_efforts,
-    read_routes,
-    table_for,
-    write_routes,
-)
+from traces.schema.tts.routes import packed, read_efforts, read_routes, table_for, write_routes
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
 
 
