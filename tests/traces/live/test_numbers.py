@@ -300,6 +300,22 @@ def test_series_are_bounded_over_all_pages(monkeypatch):
     assert window.gauges[RUNS].tolist() == [1, 1, 1]
 
 
+def test_places_are_found_where_the_ends_of_series_are_alike():
+    bits = np.array([7, 7 + (1 << 16), 9, 7 + (3 << 16), 0], dtype=np.uint64)
+    known = live_numbers._Known.of(bits[:4])
+    asked = np.append(bits[::-1], np.uint64(7 + (9 << 16)))
+    assert known.places(asked).tolist() == [4, 3, 2, 1, 0, 4]
+    assert live_numbers._Known.of(bits[:0]).places(bits).tolist() == [0] * 5
+
+
+def test_what_a_page_tells_twice_is_told_once():
+    rows = polled({GEN: [10, 20, 40], RUNS: [1, 2, 3]})
+    twice = pl.concat([rows.with_columns(pl.col("value") * 9), rows]).sort(
+        "time", maintain_order=True
+    )
+    assert numbers_of(twice, "e") == numbers_of(rows, "e")
+
+
 def test_labels_that_a_relabelled_page_adds():
     drafts = "vllm:spec_decode_num_drafts_total"
     names = [
