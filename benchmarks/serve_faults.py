@@ -1,10 +1,11 @@
 """`ttscope serve` under what goes wrong: bad bodies, clients that vanish, an engine that is killed.
 
     python -m benchmarks.serve_faults [--bodies 10000] [--clients 300] [--kills 5] [--soak 60]
+        [--rate 20]
 
 After each part a question must be answered, nothing may be in flight, and the recording at the end
-must be whole. `--soak` asks at a bounded rate for so many seconds. The memory is that of the
-process after each part.
+must be whole. `--soak` asks for so many seconds, at most `--rate` questions a second. The memory is
+that of the process after each part.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from benchmarks.serve_overhead import BODY, ready, serving, start
 from benchmarks.servers.vllm_server import free_port
 from traces.recording.reader import Recording
 
-RATE = 20.0  # questions a second of the soak
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -34,6 +33,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=300)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--soak", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=20.0)
     asked = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -154,9 +154,10 @@ class Parts:
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 count += 1
-            await asyncio.sleep(random.expovariate(RATE))
+            await asyncio.sleep(random.expovariate(self.asked.rate))
         await asyncio.gather(*tasks)
-        return f"{count:,} questions at up to {RATE:g}/s, MB on the way {', '.join(held)}"
+        rate = f"{self.asked.rate:g}/s"
+        return f"{count:,} questions at up to {rate}, MB on the way {', '.join(held)}"
 
 
 def malformed(draw: random.Random, good: bytes) -> bytes:

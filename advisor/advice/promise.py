@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence
@@ -43,10 +42,8 @@ from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.routes import table_for
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
-from traces.statistics import Z95, mean, ratio
+from traces.statistics import Z95, Ints, mean, ratio
 from traces.summary.comparison import RUN_TO_RUN
-
-Ints = npt.NDArray[np.int64]
 
 FEWEST: Final = 8  # problems of a run of a server that tells what HTTP adds
 _ONE_ENGINE: Final = (  # what a step's time depends on

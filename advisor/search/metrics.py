@@ -10,18 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import Resampling, point_mean, point_quantile
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
+from traces.statistics import Bools, Floats, Ints
 from traces.summary.energy import SELDOM
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Rows = Ints | slice
 
 ALL = slice(None)

@@ -22,7 +22,6 @@ from statistics import NormalDist
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.accuracy.subsets import RandomOrders, by_launch, samples_of
 from advisor.evidence.keys import Decoder
@@ -41,11 +40,8 @@ from traces.schema.tts.routes import (
     table_for,
     write_routes,
 )
-from traces.statistics import paired, paired_change
+from traces.statistics import Floats, Ints, paired, paired_change
 from traces.summary.votes import majority_curve
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 LEVEL: Final = 0.05  # how often a table may be offered that gains nothing, over all that are tried
 PRICES: Final = 3

@@ -20,7 +20,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.features import FEATURES
 from advisor.evidence.gather import Evidence
@@ -38,13 +37,12 @@ from advisor.search.routing import with_routings
 from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.statistics import Floats, Ints
 from traces.summary.energy import Watts
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 UNKNOWN: Final = "what the model costs is not known here"
 UNRECORDED: Final = "speculation was not recorded with this sampling"

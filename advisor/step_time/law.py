@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.features import ALL, FEATURES, Reads
 from traces.schema.engine import EngineConfig
+from traces.statistics import Floats
 
 if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
-
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -199,8 +199,9 @@ class _InOrder(NamedTuple):
         return cls(values[order], np.cumsum(weights[order]))
 
     def at(self, place: float) -> float:
-        """Return the value at a place in order."""
-        return float(self.values[np.searchsorted(self.weights, place, side="right")])
+        """Return the value at a place in order, the last one where rounding goes beyond it."""
+        found = np.searchsorted(self.weights, place, side="right")
+        return float(self.values[min(found, self.values.size - 1)])
 
 
 @dataclass(frozen=True)

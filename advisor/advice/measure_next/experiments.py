@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.advice.feasible import ReplayedCheck
 from advisor.evidence.measured import Under
 from advisor.search.replayed import ReplayedCandidate
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Experiment, Pick, Recommendation
+from traces.statistics import Bools, Floats, Ints
 from traces.summary.comparison import RUN_TO_RUN
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from advisor.evidence.gather import Evidence
     from traces.recording.reader import Recording
 
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 TRIED = 16  # candidates that a run of is considered
 BINS = 3  # groups of draws by step time, and by accuracy

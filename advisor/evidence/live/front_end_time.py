@@ -18,15 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.runs import Run
 from traces.live.numbers import ITL, PREFILL, QUEUE, RUNNING, TTFT, Window
 from traces.recording.reader import Recording
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Floats, Ints
 
 POINTS = 96  # at which D may lie, evenly by logarithm
 ROUNDS = 200  # of the expectation and the maximum

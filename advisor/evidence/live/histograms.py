@@ -35,8 +35,7 @@ from traces.live.numbers import (
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.window import in_window, window_context
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 FEWEST_INTERVALS = 10  # between polls at which requests ran, below which no law is learned
 ROWS = 4  # of an interval, on average

@@ -76,35 +76,15 @@ def test_the_document_is_the_contract(advisor):
     answer = advisor.recommend(parse_budget({"min_accuracy": "0.75", "max_latency": "1s"}))
     document = json.loads(json.dumps(advice_json(answer), allow_nan=False))
     assert list(document) == [
-        "budget",
-        "system_optimal",
-        "compute_optimal",
-        "regret",
-        "pareto",
-        "compute_pareto",
-        "reasons",
-        "near_misses",
-        "measure_next",
-        "candidates",
-        "infeasible",
-        "equals",
-        "sensitivity",
-        "stages",
-        "present",
-        "experiments",
-        "routings",
-        "load",
-    ]
+        "budget", "system_optimal", "compute_optimal", "regret", "pareto", "compute_pareto",
+        "reasons", "near_misses", "measure_next", "candidates", "infeasible", "equals",
+        "sensitivity", "stages", "present", "experiments", "routings", "load",
+    ]  # fmt: skip
     pick = document["system_optimal"]
     known = {
-        "engine",
-        "policy",
-        "command",
-        "estimates",
-        "probability_within_budget",
-        "prior",
+        "engine", "policy", "command", "estimates", "probability_within_budget", "prior",
         "measured",
-    }
+    }  # fmt: skip
     assert set(pick) == known
     assert pick["prior"] is None
     assert set(pick["estimates"]["accuracy"]) == {"value", "low", "high", "unit", "extrapolated"}

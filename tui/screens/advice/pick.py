@@ -114,12 +114,6 @@ def answer_sections(
     return [*main, *([] if row is None else _other(answer, row, width))], rest
 
 
-def answer_lines(answer: Recommendation, row: Candidate | None, *, width: int) -> list[str]:
-    """Return both parts as lines."""
-    main, rest = answer_sections(answer, row, width=width)
-    return _lines([*main, *rest])
-
-
 def _picked(answer: Recommendation, row: Candidate, width: int) -> Iterable[Section]:
     head, *paragraphs = verdict(answer)
     yield _text("head", head, width)
@@ -174,13 +168,6 @@ def _closing(answer: Recommendation, width: int) -> list[Section]:
 
 def _text(kind: Kind, text: str, width: int) -> Section:
     return Section(kind=kind, lines=textwrap.wrap(text, width, break_on_hyphens=False))
-
-
-def _lines(sections: Sequence[Section]) -> list[str]:
-    lines: list[str] = []
-    for section in sections:
-        lines += [*([""] if lines and section.kind != "text" else []), *section.lines]
-    return lines
 
 
 def styled(sections: Sequence[Section]) -> Content:

@@ -29,7 +29,7 @@ from tui.screens.advice.rows import Candidate, candidates, gone_lines, paste_tex
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
-from tui.screens.library_app import Advises
+from tui.screens.library_app import FittedAdvisor
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
@@ -403,7 +403,7 @@ class AdviceScreen(ModeScreen):
 
     def _account(
         self,
-        advisor: Advises,
+        advisor: FittedAdvisor,
         answer: Recommendation,
         api_price: float | None,
         question: Question,

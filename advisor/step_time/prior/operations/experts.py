@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.operators.grids import growing
@@ -24,8 +23,7 @@ from advisor.step_time.prior.operations.times import (
 )
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 FAMILY, TABLE = "moe", "moe_perf.parquet"
 # What of the tables is in the form of weights that a model has, and then what is nearest to it.

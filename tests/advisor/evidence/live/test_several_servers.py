@@ -1,17 +1,25 @@
 """Replicas and data-parallel ranks that were watched: their traffic and their load are together."""
 
+import dataclasses
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from advisor.advice.advisor import Advisor
 from advisor.evidence import measured
 from advisor.evidence.gather import Evidence, _rate, _with_drawn
+from advisor.evidence.live.servers import deployed as of_all
+from advisor.evidence.live.servers import replayable, servers_of
 from advisor.evidence.measured import Made, RunsMade, runs_in, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question, changed
+from advisor.what_if.suggest import suggest
 from tests.advisor.evidence.live.test_watched import lengths_told
-from tests.advisor.synthetic import GREEDY, engine_of, record
+from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
+from tests.advisor.watched import NAMED, UNNAMED, deployed
 from traces.live.numbers import (
     FINISHED,
     OUTPUT_LENGTH,
@@ -20,9 +28,11 @@ from traces.live.numbers import (
     WAITING,
     Window,
 )
+from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
+from traces.summary.run import summarise
 
 
 def window_of(requests):
@@ -79,7 +89,7 @@ def test_watched_replicas_share_the_load():
 
 
 @pytest.mark.parametrize(
-    ("count", "dtype", "kept"), [(40, None, True), (30, None, False), (40, "bfloat16", False)]
+    ("count", "dtype", "kept"), [(40, None, True), (30, None, False), (40, "bfloat16", True)]
 )
 def test_spans_are_held_against_all_servers_of_their_model(count, dtype, kept):
     """They stand for all requests, or none: no request is there twice."""
@@ -146,3 +156,78 @@ def test_what_served_fewer_than_came_was_paid_for_its_busy_time(tmp_path, monkey
         found = RunsMade(made).measured(engine, GREEDY, (None, 10.0)).estimates
         assert found["device_s"].value == pytest.approx(paid)
         assert found["cost_usd"].value == pytest.approx(paid / 1000)
+
+
+LIMIT = "engine.max_num_seqs=6"
+
+
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory):
+    """Two servers' own loads, the second with more of them: as they were, and with a limit."""
+    vote = dataclasses.replace(VOTE16, n=2)
+    base = record(tmp_path_factory.mktemp("truth") / "base", engine_of(), vote, problems=120)
+    (run,) = summarise(base)
+
+    def served(seed, rate, *changes):
+        engine, policy, _ = changed(run, changes)
+        asked = Question(
+            engine=engine, policy=policy, rate_per_s=rate, seed=seed, arrivals_sent=True
+        )
+        return predict(base, run, asked)
+
+    loads = ((0, 60.0), (1, 100.0))
+    return {name: [served(*load, *name) for load in loads] for name in ((), (LIMIT,))}
+
+
+def replayed(recording, *changes):
+    (run,) = replayable(recording)
+    engine, policy, _ = changed(run, changes)
+    return predict(recording, run, Question(engine=engine, policy=policy))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spans", "steps"), [(NAMED, True), (UNNAMED, True), (UNNAMED, False), (None, True)]
+)
+def test_servers_that_were_watched_together_are_replayed_as_one_engine(
+    truths, tmp_path, spans, steps
+):
+    seen = deployed(truths[()], tmp_path, spans=spans, steps=steps, period_s=0.1)
+    (run,) = replayable(seen)
+    assert run.engine.data_parallel_size == 2 and "url" not in dict(run.engine.other)
+    found = replayed(seen, LIMIT)
+    each = [truth.predicted.latency_s["mean"].value for truth in truths[(LIMIT,)]]
+    latency = found.predicted.latency_s["mean"]
+    assert latency.low <= np.mean(each) <= latency.high
+    as_it_was = found.replayed.latency_s["mean"]
+    was = np.mean([truth.predicted.latency_s["mean"].value for truth in truths[()]])
+    assert as_it_was.low <= was <= as_it_was.high
+    told = " ".join(found.notes)
+    assert ("each request on the one that had it" in told) == (spans != UNNAMED)
+    assert ("routers of 3 kinds" in told) == (spans == UNNAMED)
+    if spans != UNNAMED and steps:
+        assert latency.value == pytest.approx(np.mean(each), rel=0.15 if spans is None else 0.05)
+    if spans is not None:
+        assert found.recorded.latency_s["mean"].value == pytest.approx(was, rel=1e-6)
+        assert found.recorded.problems == 240
+
+
+@pytest.mark.slow
+def test_what_is_proposed_for_several_servers_is_of_all_of_them(truths, tmp_path):
+    seen = deployed(truths[()], tmp_path, spans=UNNAMED)
+    one = summarise(seen)[0]
+    assert of_all(seen, one).engine.data_parallel_size == 2
+    found = suggest(seen)
+    assert found.prediction.recorded.engine.data_parallel_size == 2
+    pick = Advisor.fit([seen]).recommend(Budget(optimise="latency")).system_optimal
+    assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
+
+
+@pytest.mark.slow
+def test_servers_of_different_limits_are_each_replayed_by_themselves(truths, tmp_path):
+    seen = deployed([truths[()][0], truths[(LIMIT,)][1]], tmp_path, spans=UNNAMED)
+    runs, groups = replayable(seen), servers_of(seen)
+    assert [run.engine.max_num_seqs for run in runs] == [32, 6] and len(groups) == 2
+    for run in runs:
+        found = predict(seen, run, Question(engine=run.engine, policy=AS_SENT))
+        assert len(found.tables["problems"]) == pytest.approx(240, abs=12)  # requests of one server

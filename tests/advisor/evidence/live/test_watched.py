@@ -350,6 +350,7 @@ def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
         what_next, "summarise", lambda _: [SimpleNamespace(engine=engine, rows=None)]
     )
     monkeypatch.setattr(what_next, "watched_engines", lambda *_: [server])
+    monkeypatch.setattr(what_next, "servers_of", lambda _: [])
     monkeypatch.setattr(what_next, "_predicted", lambda *_: asked.append(1))
     found = suggest(None)
     assert ("max_num_seqs is now is not known" in str(found)) == (told is None)
@@ -363,7 +364,7 @@ def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
     server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=9.5), window=window)
     rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
     run = SimpleNamespace(rows=rows, sample_rows=pl.DataFrame({"arrival": range(told)}))
-    assert what_next._rate(server, run) == rate
+    assert what_next._rate([server], run) == rate
 
 
 def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
