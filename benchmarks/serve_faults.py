@@ -20,11 +20,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import aiohttp
 
-from benchmarks.serve_overhead import BODY, ready, start
+from benchmarks.serve_overhead import BODY, ready, serving, start
 from benchmarks.servers.vllm_server import free_port
 from traces.recording.reader import Recording
 
@@ -39,13 +37,9 @@ def main() -> None:
     asked = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        policy = {"method": "agreement", "n": 4, "agree": 2, "temperature": 0.8}
-        (folder / "policy.json").write_text(
-            json.dumps({"ttscope_policy": 1, "verifier": "numeric", "policy": policy})
-        )
         engine, port = free_port(), free_port()
-        with ExitStack() as serving:
-            Parts(asked, folder, serving, engine, port).run()
+        with ExitStack() as parts:
+            Parts(asked, folder, parts, engine, port).run()
         recording = Recording.open(folder / "kept")
         open_ = recording.problems["end"].null_count()
         print(
@@ -64,16 +58,15 @@ class Parts:
         self.engines = stack.enter_context(ExitStack())
         self._start_engine()
         asyncio.run(ready(f"http://127.0.0.1:{engine}/v1/models"))
-        verb = [str(Path(sys.executable).parent / "ttscope"), "serve", str(folder / "policy.json")]
-        verb += ["--upstream", f"http://127.0.0.1:{engine}", "--port", str(port)]
-        self.process = start(stack, [*verb, "-o", str(folder / "kept"), "--drain", "5"], None)
+        policy = {"method": "agreement", "n": 4, "agree": 2, "temperature": 0.8}
+        command = [*serving(folder, policy, engine, port), "--drain", "5"]
+        self.process = start(stack, command, None)
 
     def _start_engine(self) -> None:
         command = [sys.executable, "-m", "benchmarks.servers.fake_engine"]
         start(self.engines, [*command, "--port", str(self.engine), "--token-s", "0.02"], None)
 
     def run(self) -> None:
-        """Go through them."""
         asyncio.run(self._all())
 
     async def _all(self) -> None:

@@ -26,8 +26,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import aiohttp
 import numpy as np
 
@@ -81,14 +79,9 @@ def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, 
         engine += ["--token-s", "0" if asked.closed else "0.01"]
         start(stack, engine, cores[-1:])
         policy = {"method": "greedy" if n == 1 else "majority", "n": n, "temperature": 0.8}
-        (folder / "policy.json").write_text(
-            json.dumps({"ttscope_policy": 1, "verifier": "numeric", "policy": policy})
-        )
         url = f"http://127.0.0.1:{ports[0]}"
         asyncio.run(ready(f"{url}/v1/models"))
-        serve = [str(Path(sys.executable).parent / "ttscope"), "serve", str(folder / "policy.json")]
-        serve += ["--upstream", url, "--port", str(ports[1]), "-o", str(folder / "kept")]
-        process = start(stack, serve, cores[:1])
+        process = start(stack, serving(folder, policy, *ports), cores[:1])
         through = f"http://127.0.0.1:{ports[1]}"
         asyncio.run(ready(f"{through}/health"))
         os.sched_setaffinity(0, cores[-1:])
@@ -109,6 +102,15 @@ def in_writes(folder: Path, begun: np.ndarray, took: np.ndarray) -> np.ndarray:
     ends = np.array([path.stat().st_mtime for path in folder.rglob("*.parquet")])
     first, last = ends - WRITE_S[0], ends + WRITE_S[1]
     return ((begun[:, None] < last) & (begun[:, None] + took[:, None] > first)).any(axis=1)
+
+
+def serving(folder: Path, policy: dict[str, object], engine: int, port: int) -> list[str]:
+    """Return the command that serves a policy before an engine, both by their ports."""
+    document = {"ttscope_policy": 1, "verifier": "numeric", "policy": policy}
+    (folder / "policy.json").write_text(json.dumps(document))
+    serve = [str(Path(sys.executable).parent / "ttscope"), "serve", str(folder / "policy.json")]
+    serve += ["--upstream", f"http://127.0.0.1:{engine}", "--port", str(port)]
+    return [*serve, "-o", str(folder / "kept")]
 
 
 def start(stack: ExitStack, command: list[str], cores: list[int] | None) -> subprocess.Popen[bytes]:

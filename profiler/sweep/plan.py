@@ -176,9 +176,7 @@ def _build(kind: type[Any], fields: Mapping[str, Any], where: str) -> Any:
         )
     try:
         return kind.from_json(fields)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
-    except (TypeError, ValueError) as error:
+    except (UsageError, TypeError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from None
 
 
