@@ -485,13 +485,11 @@ def test_what_a_draft_gains_is_measured_at_the_same_batch():
         (lambda: steps(1, 1, count=100), "200 or more steps whose time and composition are known"),
         (lambda: steps(1, 1).with_columns(decode_tokens=None), "steps with their composition"),
         (lambda: steps(10, 1, sizes=[8]), "All 300 are alike"),
-        (
-            lambda: steps(10, 0).with_columns(wall_ns=pl.Series([1, 9, 4] * 100) * 10**6),
-            "It explains <1 % of how 300 steps differ",
-        ),
+        (lambda: steps(10, 0).with_columns(wall_ns=pl.Series([1, 9, 4] * 100) * 10**6),
+         "It explains <1 % of how 300 steps differ"),
     ],
     ids=["no steps", "few steps", "no composition", "all alike", "no fit"],
-)
+)  # fmt: skip
 def test_where_no_share_is_told_it_is_said_what_failed(given, needs):
     share, said = fixed_share(given and given())
     assert share is None and needs in said

@@ -38,16 +38,13 @@ def test_tables_read_back_as_they_were_written(text):
         ("a/b=4 | *=4", 4, "letters, digits"),
         (",".join(["13"] * 14), 13, "at most 12 first"),
         ("9999", 9999, "a number of samples"),
-        (
-            "easy=2@huge | *=8@high",
-            8,
-            "no reasoning_effort 'huge' behind @ in route. Choose one of",
-        ),
+        ("easy=2@huge | *=8@high", 8,
+         "no reasoning_effort 'huge' behind @ in route. Choose one of"),
         ("easy=2@ | *=8", 8, "no reasoning_effort ''"),
         ("easy=2@low@high | *=8", 8, "no reasoning_effort 'low@high'"),
         ("easy=@low | *=8", 8, "numbers of samples"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_table_is_one_line(text, n, why):
     with pytest.raises(UsageError) as error:
         routed(text or " ", n)
