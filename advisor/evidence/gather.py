@@ -253,8 +253,8 @@ def _check_enough(
     if lacking:
         tables = "a GPU (--gpu)" if judged else "a GPU (--gpu) or operator tables (--operators)"
         raise RecordingError(
-            f"{names}: no engine step to learn from. Record with the step probe, or name {tables} "
-            "to take times from"
+            f"{names}: no engine step to learn from. Run ttscope record --model, or take times "
+            f"from {tables}"
         )
     if not runs:
         raise _no_run(recordings, names, lost)

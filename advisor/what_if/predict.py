@@ -72,8 +72,8 @@ from traces.summary.run import Run as Summary
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
 FAR_OFF: Final = 1.5  # times the recorded latency, from which a replay does not tell of changes
 _TTFT: Final = (
-    "TTFT was recorded from when a sample was handed to the engine in this process. The replay "
-    "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
+    "recorded TTFT starts when a sample reached the engine in this process. Replayed TTFT starts "
+    "at its draw, so it includes tokenising and vLLM's input processing"
 )
 
 

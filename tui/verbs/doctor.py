@@ -30,7 +30,7 @@ class Doctor:
 
 @takes(Doctor, panels={"metrics_url": "A server", "model_config": "A model", "as_json": OPTIONS})
 def doctor(asked: Doctor) -> None:
-    """Say what can be captured, here or of a server, or what can be predicted of a model."""
+    """Check what can be captured here or on a server, or predicted of a model."""
     from tui.verbs.progress import progress_bar
 
     of_server = (asked.api_key_env, asked.api_key_file, asked.header, asked.metrics_url)
@@ -43,7 +43,7 @@ def doctor(asked: Doctor) -> None:
         from profiler.doctor import examine
 
         with progress_bar() as bar:
-            bar.add_task("looking at this machine, and whether vLLM starts", total=None)
+            bar.add_task("looking at vLLM and this machine", total=None)
             findings = examine()
     else:
         from profiler.doctor import examine_server

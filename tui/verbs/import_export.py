@@ -120,8 +120,8 @@ def import_(asked: Import) -> None:
         say_json({"recording": str(asked.output), **document})
         return
     notes = remarks(imported) if isinstance(imported, list) else imported.notes
-    kept = f"kept in {asked.output}, for ttscope show {asked.output}"
-    say_all([*lines, *_notes(notes[1:]), kept])
+    kept = f"kept in {asked.output}"
+    say_all([*lines, *_notes(notes[1:]), kept, *next_lines("show", asked.output)])
 
 
 def import_files(asked: Import) -> tuple[list[Path], Any]:

@@ -56,7 +56,7 @@ class Printed:
     panels=BUDGET | {"effort_map": ACCOUNTS, "seed": OPTIONS},
 )
 def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: Printed) -> None:
-    """Write one HTML page that tells what was measured and what to run for a budget."""
+    """Write one HTML page: what was measured, and what to run for a budget."""
     from tui.report.material import gather_material
     from tui.report.page import page
     from tui.text.advice import advice_json

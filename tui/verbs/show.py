@@ -37,7 +37,7 @@ class Show:
 
 @takes(Show, panels={"policies": "Policies that were never run", "fail_on": OPTIONS})
 def show(asked: Show) -> int:
-    """Tell what happened in a recording, or what differs between two."""
+    """Summarise a recording, or compare two."""
     from traces.summary.comparison import parse_limit
 
     limits = [parse_limit(text) for text in asked.fail_on or ()]

@@ -156,7 +156,7 @@ def test_requests_are_imported_shown_and_exported(run, tmp_path):
     assert max(map(len, out.splitlines())) <= 80
     assert out.startswith("Mooncake trace: 2 requests in 2.00 s\n  tokens of prompt     791\n")
     assert "! t.jsonl: skipped: 1 line whose output_length is no whole number from 1" in out
-    assert out.endswith("kept in r, for ttscope show r\n")
+    assert out.endswith("kept in r\n\nnext      ttscope show r\n")
     out = run.clean("show", "r")
     assert max(map(len, out.splitlines())) <= 80
     assert "engine    imported, settings not known" in out and "problems  2 decided of 2" in out

@@ -106,7 +106,7 @@ def answer_sections(
     elif pick is None:
         head = verdict(answer)[0]
         if is_outline(answer):
-            head = "By the formula nothing fits the budget."
+            head = "By this estimate nothing fits the budget."
         main.append(_text("head", head, width))
         if answer.near_misses:
             main.append(Section(kind="text", lines=[*near_miss_lines(answer, width)]))

@@ -306,8 +306,8 @@ def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width
     if sizes.height < run.problems or (sizes["len"] != run.policy.n).any():
         return []  # not of the same problems
     text = (
-        f"accuracy {value_of(accuracy)} is of the same votes, a tie going to the answer of the "
-        f"lowest index. maj@{run.policy.n} {value_of(voted.accuracy)} shares it"
+        f"accuracy {value_of(accuracy)} gives a tie to the answer of the lowest sample number, "
+        f"maj@{run.policy.n} {value_of(voted.accuracy)} shares it"
     )
     return wrap("", text, width=width, indent=0)
 
@@ -488,7 +488,7 @@ _HOW = {
 _LEGEND = (
     ("+-.", "mean over random orders of the samples, with its standard error"),
     ("ended", "in the order in which the samples ended, tokens of cancelled ones by their pace"),
-    ("replayed", "the same, in the order in which so few would have ended, by replay"),
+    ("replayed", "the same, in the order that n samples alone would end in, by replay"),
     ("length", "as if samples ended in the order of their tokens, for no times are recorded"),
     ("forced", "answers forced at a budget of thought, `between` two budgets, `at least` a bound"),
     ("model", "more samples than were recorded, extrapolated"),
@@ -571,7 +571,7 @@ def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
         f"{best.problems:,} problems that did not choose it"
     )
     if best.all_equal:
-        text += ": no problem is judged otherwise"
+        text += ": no problem's result changes"
     elif not best.told_apart:
         text += ": cannot be told apart with these problems"
         if best.problems_to_tell is not None:

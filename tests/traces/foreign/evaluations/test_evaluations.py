@@ -753,9 +753,9 @@ def test_why_accuracy_is_not_the_vote_of_all_is_said_in_words(tmp_path):
     (run,) = summarise(Recording.open(tmp_path / "a"))
     assert run.accuracy.value == 1.0  # the first sample's answer wins a tie
     told = " ".join(" ".join(show_lines([run])).split())
-    assert "accuracy 1.000 is of the same votes, a tie going to the answer of the lowest" in told
+    assert "accuracy 1.000 gives a tie to the answer of the lowest sample number" in told
     assert "maj@2 0.500 shares it" in told
     voted(tmp_path / "b.jsonl", [[f"right{i}", "wrong", "wrong"] for i in range(6)])
     import_outcomes([tmp_path / "b.jsonl"], tmp_path / "b")
     (run,) = summarise(Recording.open(tmp_path / "b"))
-    assert "of the same votes" not in " ".join(show_lines([run]))
+    assert "gives a tie" not in " ".join(show_lines([run]))

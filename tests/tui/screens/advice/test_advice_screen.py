@@ -84,6 +84,18 @@ async def test_the_rest_still_advises_where_a_folder_is_gone(folder):
         assert app.entries == []
 
 
+async def test_keys_that_need_an_answer_are_offered_once_there_is_one(folder):
+    def keys():
+        return {each.binding.description for each in app.screen.active_bindings.values()}
+
+    async with Opened(folder) as opened:
+        app = opened.app
+        assert keys() >= {"budget", "copy", "answer", "front", "axis", "what if", "measure"}
+        app.screen._clear()
+        assert "budget" in keys()
+        assert not keys() & {"copy", "answer", "front", "axis", "what if", "measure"}
+
+
 async def test_the_late_answer_of_an_earlier_question_leaves_an_error_standing(folder):
     async with Opened(folder) as opened:
         app = opened.app

@@ -236,7 +236,7 @@ async def test_nothing_is_cut_below_and_lanes_take_what_is_free(folder, size):
 async def test_the_footer_says_pause_while_the_run_plays(folder):
     async with Opened(folder / "one") as opened:
         keys = [each.binding.description for each in opened.app.screen.active_bindings.values()]
-        assert "play" in keys and "pause" not in keys
+        assert "play" in keys and "pause" not in keys and "rule" in keys
         await opened.pilot.press("space")
         keys = [each.binding.description for each in opened.app.screen.active_bindings.values()]
         assert "pause" in keys and "play" not in keys
