@@ -49,13 +49,22 @@ def with_front_end(
             took = _mean_of(windows.get(key))
             each = dict.fromkeys(run.problems, took)
         else:
-            each = _of_spans(recording, key, run, windows.get(key))
+            each = _of_spans(recording, key, run, _window_of(recording, key, run, windows))
         problems = {
             name: replace(problem, front_end_s=each.get(name, 0.0))
             for name, problem in run.problems.items()
         }
         found.append(replace(run, problems=problems))
     return found
+
+
+def _window_of(
+    recording: Recording, key: str, run: Run, windows: Mapping[str, Window | None]
+) -> Window | None:
+    """Return the polls of a run's server, of spans that name none those of one of their model."""
+    engines = recording.manifest.engines
+    alike = (each for each in windows if engines[each].model == run.engine.model)
+    return windows[key] if key in windows else windows.get(next(alike, ""))
 
 
 def _of_spans(recording: Recording, key: str, run: Run, window: Window | None) -> dict[str, float]:
