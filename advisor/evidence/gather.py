@@ -18,6 +18,7 @@ import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
 from advisor.evidence.keys import decoder_of, law_key, learned_as
+from advisor.evidence.live.drafts import with_drafts
 from advisor.evidence.live.front_end import (
     NEEDED,
     with_context_of_several,
@@ -193,7 +194,9 @@ def gather(
             found, more = _with_drawn(recording, windows, found, in_turn)
             found = with_front_end(recording, found, windows)
             found = with_decoders(found, windows, recording)
-            told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
+            found, drafted = with_drafts(found, _windows_by_run(recording, windows, found))
+            told += [*drafted, *more, *_seen_limits(recording)]
+            told += _counted_as(found) if watched else ()
         runs.extend(found)
         made.extend(
             runs_in(recording) if windows is None else runs_watched(recording, found, _rate(found))
@@ -276,6 +279,12 @@ def _model_notes(recording: Recording) -> list[str]:
     notes = []
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
+        if facts is None and engine.mode == "server" and only_watched(recording):
+            notes.append(
+                f"{recording.name}: what {engine.model} costs a token is not known here. Its steps "
+                "are taken for those of a dense model and of this size alone, and its FLOPs are "
+                "not known. ttscope attach --model-config says what it costs"
+            )
         note = None if facts is None else unchecked(facts, engine)
         notes += [] if note is None else [note]
         if facts is not None and reads_of(facts).window:
@@ -443,7 +452,10 @@ def _steps_of(
     if frame.is_empty():
         return []
     if facts is None and not server:
-        raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
+        raise RecordingError(
+            f"{recording.name}: holds no facts of the model {engine.model}, so that no law can be "
+            "learned from its steps. ttscope show still says what was measured. Record again"
+        )
     composition = feature_matrix(
         frame, speculative=engine.speculative is not None, reads=reads_of(facts)
     )
@@ -570,6 +582,20 @@ class _Servers:
             f"{recording}: spans tell of {told:,} of {self.ended:,.0f} requests that ended{which}, "
             "so that lengths and arrivals are those of /metrics"
         ]
+
+
+def _windows_by_run(
+    recording: Recording, windows: Windows, runs: Sequence[Run]
+) -> dict[EngineConfig, list[Window]]:
+    """Return what the polls of each run's own server say, of spans those of its model's servers."""
+    engines = recording.manifest.engines
+    told = {engines[key]: window for key, window in windows.items() if window is not None}
+    return {
+        engine: [told[engine]]
+        if engine in told
+        else [window for each, window in told.items() if each.model == engine.model]
+        for engine in dict.fromkeys(run.engine for run in runs)
+    }
 
 
 def _rate(runs: Sequence[Run]) -> float | None:

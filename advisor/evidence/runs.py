@@ -113,8 +113,10 @@ class Run:
     """The problems of one (engine, policy) in one recording.
 
     `drawn` says that they are drawn from what a server's histograms tell, one of several draws.
-    With a `curve` lengths are drawn, and what of votes is right it alone tells. With `texts` the
-    answers are texts, which are the same in another run. Else they are numbers of this run's own.
+    `spread_unknown`: these tell no more of lengths than their
+    mean. With a `curve` lengths are drawn, and what of votes is right it alone tells. With `texts`
+    the answers are texts, which are the same in another run. Else they are numbers of this run's
+    own.
     """
 
     recording: str
@@ -124,6 +126,7 @@ class Run:
     concurrency: int | None
     rate_per_s: float | None
     drawn: bool = False
+    spread_unknown: bool = False
     curve: PublishedCurve | None = None
     texts: bool = False
 

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
 
 
-UNKNOWN: Final = "what the model costs is not known here"
 UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
 FEWEST_BATCHED: Final = 256  # tokens a step that are proposed
@@ -62,7 +61,7 @@ class Candidate:
     engine: EngineConfig
     policy: Policy
     pool: Pool
-    facts: ModelFacts
+    facts: ModelFacts | None
     recorded: bool
     prior: str | None = None
 
@@ -72,13 +71,13 @@ class Kind:
     """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
     The engine is without `max_num_seqs` and `max_num_batched_tokens`; it was recorded, or is one of
-    a `prior`.
+    a `prior`. Without `facts` of a server's model its FLOPs are not known.
     """
 
     engine: EngineConfig
     pool: Pool
     policy: Policy
-    facts: ModelFacts
+    facts: ModelFacts | None
     prior: str | None = None
 
 
@@ -224,14 +223,12 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
                     dropped[UNRECORDED] += len(pool.policies) * len(choices)
                 continue
             reason = _unfit(engine, sizes[pool.key])
-            if engine.model not in evidence.models:
-                reason = UNKNOWN
             if reason is not None:
                 dropped[reason] += len(pool.policies) * len(choices)
                 continue
             fitting = _fitting(engine, choices, dropped, len(pool.policies))
             for policy in pool.policies if fitting else ():
-                facts = evidence.models[engine.model]
+                facts = evidence.models.get(engine.model)
                 kinds.append(
                     Kind(engine=engine, pool=pool, policy=policy, facts=facts, prior=prior)
                 )

@@ -549,11 +549,11 @@ def _measured_notes(
             "arrivals from its counters, where a request of several samples counts as several. "
             "Spans tell them (docs/attach.md)"
         )
-    if any(table.facts is None for table in tables):
-        notes.append(
-            f"what {own.engine.model} costs a token is not known here, so that its steps are "
-            "taken for those of a dense model and of this size alone"
-        )
+        if own.spread_unknown:
+            notes.append(
+                "/metrics has no histogram of lengths, so that their means alone are known. They "
+                "are drawn alike and far apart, and the interval holds both"
+            )
     return notes
 
 

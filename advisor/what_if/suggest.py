@@ -41,7 +41,8 @@ def suggest(recording: Recording) -> Suggestion | str:
     if not watched:
         return "nothing was watched"
     server = max(watched, key=lambda each: 0 if each.numbers is None else each.numbers.running or 0)
-    alike, chosen = [server], ()
+    alike: list[Watched] = [server]
+    chosen: tuple[str, ...] = ()
     groups = servers_of(recording)
     place = next((i for i, each in enumerate(groups) if each.has(server.engine)), None)
     if place is None:

@@ -26,6 +26,7 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.statistics import mean, ratio, spread
+from traces.summary.energy import run_window
 from traces.summary.kernels import sample_times
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
@@ -305,11 +306,10 @@ def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
     decided = whole.filter(pl.col("state") == "decided")
     problem = timed["problem"].to_numpy()
     latency, tokens = (_floats(decided[name]) for name in ("latency_s", "tokens"))
-    span = None if asked["end"].null_count() else (asked["end"].max(), whole["arrival"].min())
-    made = None if asked["output_tokens"].null_count() else float(asked["output_tokens"].sum())
-    speed = None
-    if made is not None and span is not None and None not in span:
-        speed = Estimate(value=made / (int(span[0]) - int(span[1])) * 1e9, unit="tokens/s")
+    window, speed = run_window(whole, asked), None
+    if window is not None and window[1] > window[0] and not asked["output_tokens"].null_count():
+        made = float(asked["output_tokens"].sum())
+        speed = Estimate(value=made / (window[1] - window[0]) * 1e9, unit="tokens/s")
     return replace(
         found,
         problems=decided.height,

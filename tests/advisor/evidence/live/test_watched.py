@@ -13,16 +13,20 @@ from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
 from advisor.search.space import explore
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
 from advisor.what_if.suggest import suggest
-from tests.advisor.synthetic import VOTE16, engine_of, record
+from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
 from traces.live.numbers import (
+    ACCEPTED_AT,
     CACHED,
+    DRAFTED,
+    DRAFTS,
     HIT_TOKENS,
     ITL,
     KV,
@@ -37,6 +41,7 @@ from traces.live.numbers import (
     Window,
 )
 from traces.live.verdict import Finding, Verdict
+from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
@@ -174,7 +179,13 @@ def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
     found = predicted(recording, "engine.max_num_seqs=8")
     known = predicted(watched(truth, tmp_path / "known"), "engine.max_num_seqs=8")
     assert abs(relative(found.predicted, known.predicted, "latency_s", "mean")) < 0.05
-    assert any("not known here" in note for note in found.notes)
+    assert sum("not known here" in note for note in found.notes) == 1
+    pick = advice([recording], rate_per_s=20.0, optimise="latency").system_optimal
+    wanted = advice([Recording.open(tmp_path / "known")], rate_per_s=20.0, optimise="latency")
+    assert pick.estimates["latency_s"].value == pytest.approx(
+        wanted.system_optimal.estimates["latency_s"].value, rel=0.05
+    )
+    assert pick.estimates["flops"] is None
 
 
 @pytest.mark.slow
@@ -521,3 +532,55 @@ def test_seconds_of_few_long_steps_are_in_the_law():
     assert found.seconds[tokens > 8000] == pytest.approx([0.1] * 3)
     assert found.seconds[tokens < 8000] == pytest.approx([0.01] * (tokens < 8000).sum())
     assert tokens.max() == tokens[tokens > 8000].min() == 8008
+
+
+def rewritten(recording, folder, rows):
+    """Return a recording of the same with other rows of /metrics."""
+    kept = {name: recording.frame(name) for name in ("problems", "samples", "steps")}
+    write_recording(folder, recording.manifest, {**kept, "scrapes": rows})
+    return Recording.open(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_counted", [True, False])  # as SGLang's page, and as NIM's
+def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path, steps_counted):
+    seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
+    untold = [PROMPT_LENGTH, OUTPUT_LENGTH, *([] if steps_counted else [STEP_TOKENS])]
+    rows = seen.frame("scrapes").filter(~pl.col("name").str.contains("|".join(untold)))
+    found = predicted(rewritten(seen, tmp_path / "bare", rows))
+    whole = predicted(seen)
+    told, real = (each.predicted.latency_s["mean"] for each in (found, truth))
+    assert told.low <= real.value <= told.high
+    wide, known = (each.predicted.latency_s["p95"] for each in (found, whole))
+    assert wide.high - wide.low > known.high - known.low
+    assert any("their means alone" in note for note in found.notes)
+    assert not any("their means alone" in note for note in whole.notes)
+
+
+@pytest.mark.slow
+def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_path):
+    """Its spans and its histograms tell nothing of a request's own drafts."""
+    drafting = engine_of(speculative=NGRAM)
+    base = record(tmp_path / "base", drafting, VOTE4, problems=60, concurrency=8)
+    run = at_rate(base, 60.0)
+    took = base.samples["accepted_per_step"].explode().drop_nulls().to_numpy()
+    counts = {(DRAFTS, ""): len(took), (DRAFTED, ""): NGRAM.num_speculative_tokens * len(took)}
+    counts |= {
+        (ACCEPTED_AT, f'position="{place}"'): int((took > place).sum()) for place in range(3)
+    }
+    seen = watched(run, tmp_path / "seen")
+    (key,) = seen.manifest.engines
+    rows = seen.frame("scrapes")
+    times = rows["time"].unique().sort().to_list()
+    more = [
+        {"time": at, "engine": key, "name": name, "labels": labels, "le": None,
+         "value": float(count) * place / (len(times) - 1)}
+        for place, at in enumerate(times) for (name, labels), count in counts.items()
+    ]  # fmt: skip
+    rows = pl.concat([rows, pl.DataFrame(more, schema=rows.schema)]).sort("time")
+    found = predicted(rewritten(seen, tmp_path / "told", rows), "engine.max_num_seqs=16")
+    wanted = at_rate(base, 60.0, "engine.max_num_seqs=16").predicted
+    assert abs(relative(found.predicted, wanted, "latency_s", "mean")) < 0.1
+    assert any("tokens a step. Each request has that" in note for note in found.notes)
+    with pytest.raises(UsageError, match="how drafts went"):
+        predicted(seen)
