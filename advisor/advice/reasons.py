@@ -501,7 +501,6 @@ def _not_told_apart(runs: Sequence[ShortRun | Experiment]) -> Iterator[str]:
 
 
 def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
-    workload = evidence.workload
     for number_, run in enumerate(runs, 1):
         policy = dataclasses.replace(run.policy, method="majority", rule=())
         engine = dataclasses.replace(run.engine, mode="in_process", data_parallel_size=1)
@@ -516,15 +515,7 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
                 f"{_by_plan(settings, f' -o {shlex.quote(run.folder)}')}"
             )
         else:
-            command = record_command(
-                engine,
-                policy,
-                workload=evidence.posable,
-                problems=PROBLEMS,
-                concurrency=1,
-                seed=None if workload is None else workload.seed,
-                verifier=None if workload is None else workload.verifier,
-            )
+            command = _command(evidence, engine, policy, PROBLEMS, in_flight=1)
             command += f" -o {shlex.quote(run.folder)}"
         yield (
             f"{number_} of {len(runs)}, a short run for the step times of {engine.model} "
@@ -544,7 +535,6 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight:
     """Return how to run it with so many problems in flight, as the end of a sentence."""
     if policy == AS_SENT:
         return ": start the server so, and watch its traffic again with ttscope attach"
-    workload = evidence.workload
     where = "" if engine.gpu in evidence.gpus else f", on {engine.gpu}"
     if engine.mode == "server" or engine.data_parallel_size > 1:
         where += ", with its server started"
@@ -552,16 +542,28 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight:
         where += f", with the problems in {PROBLEMS_FILE}"
     if settings := planned(engine, evidence.models.get(engine.model)):
         return f"{where}{_by_plan(settings)}"
-    command = record_command(
+    problems = None if evidence.workload is None else evidence.workload.problems
+    return f"{where}: {_command(evidence, engine, policy, problems, in_flight=in_flight)}"
+
+
+def _command(
+    evidence: Evidence,
+    engine: EngineConfig,
+    policy: Policy,
+    problems: int | None,
+    *,
+    in_flight: int | None,
+) -> str:
+    workload = evidence.workload
+    return record_command(
         engine,
         policy,
         workload=evidence.posable,
-        problems=None if workload is None else workload.problems,
+        problems=problems,
         concurrency=in_flight,
         seed=None if workload is None else workload.seed,
         verifier=None if workload is None else workload.verifier,
     )
-    return f"{where}: {command}"
 
 
 # Why no candidate meets a budget, and what a limit that is missed would have to be.

@@ -47,6 +47,8 @@ def replayed_tables(
     counts = [len(load.samples) for load in loads]
     ids = [name for name, count in zip(problem_ids, counts, strict=True) for _ in range(count)]
     flat = [sample for load in loads for sample in load.samples]
+    cancelled = replayed.cancelled.tolist()
+    whole = [None if gone else each for each, gone in zip(flat, cancelled, strict=True)]
     arrival = replayed.queued_s - replayed.front_end_s  # of each as it was drawn
     ended = np.isfinite(replayed.end_s)
     samples = pl.DataFrame(
@@ -65,19 +67,10 @@ def replayed_tables(
             "first_token": _ns(replayed.first_token_s, start_ns),
             "end": _ns(replayed.end_s, start_ns),
             "preemptions": replayed.preempted,
-            "finish_reason": [
-                None if cancelled else "length" if sample.by_length else "stop"
-                for sample, cancelled in zip(flat, replayed.cancelled, strict=True)
-            ],
-            "cancelled_by": ["decision" if each else None for each in replayed.cancelled],
-            "answer": [
-                None if cancelled else sample.answer
-                for sample, cancelled in zip(flat, replayed.cancelled, strict=True)
-            ],
-            "correct": [
-                None if cancelled else sample.correct
-                for sample, cancelled in zip(flat, replayed.cancelled, strict=True)
-            ],
+            "finish_reason": [each and ("length" if each.by_length else "stop") for each in whole],
+            "cancelled_by": ["decision" if gone else None for gone in cancelled],
+            "answer": [each and each.answer for each in whole],
+            "correct": [each and each.correct for each in whole],
         },
         strict=False,
     ).filter(pl.Series(ended))

@@ -178,16 +178,10 @@ def _problems(workload: Workload) -> npt.NDArray[np.void]:
     if workload.route is not None:
         problems["route"] = workload.route
     if workload.arrivals is not None:
-        problems["arrival"] = _at_engine(workload.arrivals, workload.front_end_s)
+        problems["arrival"] = workload.arrivals
+        if workload.front_end_s is not None:  # who would overtake others takes their place
+            problems["arrival"] = np.sort(workload.arrivals + workload.front_end_s)
     return problems
-
-
-def _at_engine(arrivals: Floats, front_end_s: Floats | None) -> Floats:
-    """Return when problems come to the engine, ascending.
-
-    Those that would overtake others take their places: there are as many at every time.
-    """
-    return arrivals if front_end_s is None else np.sort(arrivals + front_end_s)
 
 
 def _replayed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -43,11 +44,10 @@ def draft_law(
     ]
     if not alike:
         given = {name: value for name, value in wanted.to_json().items() if value is not None}
-        setting = ", ".join(f'"{name}": {_quoted(value)}' for name, value in given.items())
         raise UsageError(
             f"what a step of {engine.model} takes that verifies {wanted.method} drafts was never "
             f"recorded. A few problems are enough: ttscope record --model {engine.model} "
-            f"--speculative '{{{setting}}}', then name that recording with --with"
+            f"--speculative '{json.dumps(given)}', then name that recording with --with"
         )
     k = wanted.num_speculative_tokens
 
@@ -91,7 +91,3 @@ def _drafting(recordings: Sequence[Recording], engine: EngineConfig) -> tuple[fl
     rows = np.column_stack([np.ones(len(took)), steps["decode_requests"].to_numpy()])
     launch, each = non_negative_least_squares(rows, took)
     return float(launch), float(each)
-
-
-def _quoted(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -52,16 +52,12 @@ def foretell(
     for run in evidence.runs:
         runs.setdefault((run.recording, run.engine, run.policy), run)
     for number, run in enumerate(runs.values()):
+        told = Foretold(recording=run.recording, engine=run.engine, policy=run.policy)
         try:
             predicted = _foretold(by_name[run.recording], evidence, model, run)
-            told = Foretold(
-                recording=run.recording, engine=run.engine, policy=run.policy, predicted=predicted
-            )
+            found.append(replace(told, predicted=predicted))
         except TtscopeError as error:
-            told = Foretold(
-                recording=run.recording, engine=run.engine, policy=run.policy, why_not=str(error)
-            )
-        found.append(told)
+            found.append(replace(told, why_not=str(error)))
         if on_run is not None:
             on_run(number + 1, len(runs))
     return found

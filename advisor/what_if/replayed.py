@@ -666,13 +666,10 @@ class Replays:
         right = np.mean([run.right for run in self.runs], axis=0)
         exact = decides_as_vote(policy.stop, policy.n)
         if exact:  # it does not ask who ended first
-            right = np.array([self._vote(name) for name in self.ids])
+            source = self.sources[0]
+            right = np.array([source.vote_curve(name)[self.drawn - 1] for name in self.ids])
         found = column_means(right[:, None], "1")[0]
         return replace(found, extrapolated=self.outside and not exact)
-
-    def _vote(self, name: str) -> float:
-        """Return the chance that a vote of as many as asked of a problem's samples is right."""
-        return float(self.sources[0].vote_curve(name)[self.drawn - 1])
 
 
 def _most_drawn(policy: Policy, group: str | None) -> int:

@@ -106,7 +106,11 @@ def load(path: Path, price_usd_per_device_hour: float | None = None) -> list[Ent
             path=path,
             recording=recording,
             run=run,
-            frame_bytes=_frame_bytes(run),
+            frame_bytes=sum(
+                int(frame.estimated_size())
+                for frame in (run.sample_rows, run.step_rows)
+                if frame is not None
+            ),
         )
         for index, run in enumerate(runs)
     ] or [Entry(key=str(path), path=path, recording=recording, error=f"{path}: holds no run")]
@@ -160,10 +164,6 @@ def to_list(entry: Entry) -> Listed | None:
         problems=run.problems,
         complete=run.complete,
     )
-
-
-def _frame_bytes(run: Run) -> int:
-    return sum(int(f.estimated_size()) for f in (run.sample_rows, run.step_rows) if f is not None)
 
 
 def fit_frames(

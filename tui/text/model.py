@@ -18,9 +18,10 @@ _CONTEXT = 32_768
 
 def model_lines(facts: ModelFacts) -> list[str]:
     """Return what is known of a model, in lines of 80 characters."""
+    every, active = map(_billions, (facts.total_parameters, facts.active_parameters))
     rows = [
         ("model", f"{facts.name}, {facts.architecture or 'of unknown architecture'}"),
-        ("parameters", _parameters(facts)),
+        ("parameters", f"{every}. A token is multiplied with {active}"),
         ("weights", _weights(facts)),
         *(("layers", _layer(each, facts.num_hidden_layers)) for each in facts.layers or ()),
         ("KV cache", _cache(facts)),
@@ -39,11 +40,6 @@ def model_lines(facts: ModelFacts) -> list[str]:
 
 def _bytes(size: float | None) -> str:
     return ABSENT if size is None else number(size, "B")
-
-
-def _parameters(facts: ModelFacts) -> str:
-    every, active = facts.total_parameters, facts.active_parameters
-    return f"{_billions(every)}. A token is multiplied with {_billions(active)}"
 
 
 def _billions(count: int | None) -> str:

@@ -60,6 +60,7 @@ def tui(asked: Terminal) -> None:
     prepare()
     from tui.app.app import TtscopeApp, check_screen
     from tui.app.app import screenshot as take
+    from tui.app.keys import default_file
 
     _check(asked.present, systems)
     check_screen(asked.screen)
@@ -67,7 +68,8 @@ def tui(asked: Terminal) -> None:
     start = partial(TtscopeApp, limits=limits, present=asked.present, systems=systems)
     if asked.screenshot is None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
-        app = start(paths, keys=_keys(asked.keys), screen=asked.screen)
+        own = default_file() if default_file().exists() else None
+        app = start(paths, keys=asked.keys or own, screen=asked.screen)
         app.learns_ahead = True
         app.run()
         if app.return_code:  # it broke, and has said how
@@ -129,9 +131,3 @@ def _check(present: Path | None, systems: Sequence[str]) -> None:
 
         for system in systems:
             read_gpu(system)
-
-
-def _keys(given: Path | None) -> Path | None:
-    from tui.app.keys import default_file
-
-    return default_file() if given is None and default_file().exists() else given

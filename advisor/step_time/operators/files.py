@@ -111,7 +111,8 @@ def read_operators(folder: Path) -> Operators:
                 " against. Give tables of a dense model"
             )
     degrees = _sizes(path, meta.get("tp_degrees"))
-    skewed = _enabled(meta, "skew_profile")
+    skew = meta.get("skew_profile")
+    skewed = isinstance(skew, dict) and skew.get("enabled") is True
     return Operators(
         folder=folder,
         dense=_by_layer(folder / "dense.csv", "tokens"),
@@ -239,11 +240,6 @@ def _divided(meta: dict[str, Any]) -> dict[str, int]:
         for name in DIVIDED
         if isinstance(value := shape.get(name), int) and not isinstance(value, bool) and value > 0
     }
-
-
-def _enabled(meta: dict[str, Any], name: str) -> bool:
-    part = meta.get(name)
-    return isinstance(part, dict) and part.get("enabled") is True
 
 
 def _text(value: Any) -> str | None:

@@ -227,22 +227,17 @@ def memory_of(
         if drafts is None or own is None:
             return None
         drafting, token = drafts, token + own[0]
+    old = engine.version is not None and engine.version < GRAPHS_COUNTED
     return Memory(
         device=device,
         total=device.memory_bytes,
-        share=engine.gpu_memory_utilization or _default_share(engine),
+        share=engine.gpu_memory_utilization or (OLD_UTILISATION if old else UTILISATION),
         weights=weights + drafting,
         reserved=reserved,
         token=token,
         least_block=block,
         drafter=drafting,
     )
-
-
-def _default_share(engine: EngineConfig) -> float:
-    """Return the share of the memory that an engine's version takes where none is given."""
-    version = engine.version
-    return OLD_UTILISATION if version is not None and version < GRAPHS_COUNTED else UTILISATION
 
 
 def _weights(engine: EngineConfig, facts: ModelFacts) -> float | None:

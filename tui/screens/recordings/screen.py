@@ -410,13 +410,11 @@ class RecordingsScreen(ModeScreen):
 
     def action_sort(self) -> None:
         headers = [column.header for column, _ in self._columns]
-        place = headers.index(COLUMNS[self._sort].header) if self._shown_column() else -1
+        own = COLUMNS[self._sort].header
+        place = headers.index(own) if own in headers else -1
         header = headers[(place + 1) % len(headers)]
         self._sort = next(i for i, column in enumerate(COLUMNS) if column.header == header)
         self.show_library()
-
-    def _shown_column(self) -> bool:
-        return any(column == COLUMNS[self._sort] for column, _ in self._columns)
 
     def action_reverse(self) -> None:
         self._reverse = not self._reverse

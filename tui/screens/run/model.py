@@ -279,12 +279,11 @@ class RunModel:
         each = width // 2 - 1 if other is not None and width >= WIDE else width
         span = max(problem.span_s, 0.0 if other is None else other.span_s)
         word = "" if self.beside is None else self.beside.word
-        titles = ("", "") if other is None else (_word_for(word), f"{word}: {self._asked()}")
+        mine = "this replay" if word == "recorded" else "recorded"
+        asked = "" if self.beside is None else self.beside.asked
+        titles = ("", "") if other is None else (mine, f"{word}: {asked}")
         own = self._bars(problem, each, span, titles[0], own=True)
         return own, None if other is None else self._bars(other, each, span, titles[1], own=False)
-
-    def _asked(self) -> str:
-        return "" if self.beside is None else self.beside.asked
 
     def _bars(self, problem: Problem, width: int, span: float, title: str, *, own: bool) -> Bars:
         until = self._until()
@@ -342,7 +341,3 @@ class RunModel:
 def _first_arrival(run: Run) -> int | None:
     first = None if run.rows is None else run.rows["arrival"].min()
     return first if isinstance(first, int) else None
-
-
-def _word_for(word: str) -> str:
-    return "this replay" if word == "recorded" else "recorded"
