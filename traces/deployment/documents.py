@@ -234,9 +234,10 @@ def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
     """Return an estimate as JSON has it: without a number where none is known."""
     if estimate is None or not isfinite(estimate.value):
         return None
-    ends = {name: getattr(estimate, name) for name in ("low", "high")}
-    open_ends = {k: None for k, end in ends.items() if end is not None and not isfinite(end)}
-    return replace(estimate, **open_ends).to_json()
+    low, high = (
+        end if end is not None and isfinite(end) else None for end in (estimate.low, estimate.high)
+    )
+    return replace(estimate, low=low, high=high).to_json()
 
 
 def _promised(path: Path, given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | None]:

@@ -212,7 +212,7 @@ class _InOrder(NamedTuple):
 
     def at(self, place: float) -> float:
         """Return the value at a place in order, the last one where rounding goes beyond it."""
-        found = np.searchsorted(self.weights, place, side="right")
+        found = int(np.searchsorted(self.weights, place, side="right"))
         return float(self.values[min(found, self.values.size - 1)])
 
 

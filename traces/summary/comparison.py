@@ -506,7 +506,7 @@ def _run_to_run(
         assumed=by_assumption,
     )
 
-    def of(metric: Metric) -> tuple[float, float]:
+    def of(metric: Metric) -> tuple[float, ...]:
         sd = beyond.get(metric.tag)
         return by_assumption if sd is None else (sd,) * len(runs)
 

@@ -84,14 +84,14 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
     sent, winner = f"send {many} a problem", request["answer"]
     if policy.routes is not None:
         tables = policy.routes.values()
-        told = tables_in_words(write_routes(policy.routes, policy.efforts))
+        table = tables_in_words(write_routes(policy.routes, policy.efforts))
         first = " or ".join(counted(each, "request") for each in sorted(set(map(first_of, tables))))
         sent = (
             f"send {first} a problem, and when they have ended as many more as the table gives "
-            f"({told})"
+            f"({table})"
         )
-        if len(tables) > 1 and all(set(table) == {first_of(table)} for table in tables):
-            sent = f"send as many requests a problem as its class has ({told})"
+        if len(tables) > 1 and all(set(each) == {first_of(each)} for each in tables):
+            sent = f"send as many requests a problem as its class has ({table})"
         winner = "the most frequent answer"
     usual = {"n": 1, "top_p": 1.0}  # what an API takes where nothing is said
     told = (item for item in request["body"].items() if item not in usual.items())
