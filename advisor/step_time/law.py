@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.features import ALL, FEATURES, Reads
 from traces.schema.engine import EngineConfig
+from traces.statistics import Floats
 
 if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
 
 
-Floats = npt.NDArray[np.float64]
 _TRIED: Final = "1.17."  # version of scipy; of others all of scipy.optimize is loaded
 
 

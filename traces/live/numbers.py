@@ -65,7 +65,12 @@ _END = np.uint64(0xFFFF)
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
-_COUNTED = (PROMPT, CACHED, f"{STEP_TOKENS}_count")  # from poll to poll, where lengths are too
+_COUNTED = (
+    PROMPT,
+    CACHED,
+    HIT_TOKENS,
+    f"{STEP_TOKENS}_count",
+)  # from poll to poll, where lengths are too
 
 
 def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
@@ -206,8 +211,9 @@ class _InOrder(NamedTuple):
         return cls(values[order], np.cumsum(weights[order]))
 
     def at(self, place: float) -> float:
-        """Return the value at a place in order."""
-        return float(self.values[np.searchsorted(self.weights, place, side="right")])
+        """Return the value at a place in order, the last one where rounding goes beyond it."""
+        found = np.searchsorted(self.weights, place, side="right")
+        return float(self.values[min(found, self.values.size - 1)])
 
 
 @dataclass(frozen=True)

@@ -232,27 +232,13 @@ def test_the_composition_counts_drafts_and_context():
     import polars as pl
 
     row = {
-        "prefill_requests": 1,
-        "prefill_tokens": 10,
-        "decode_requests": 2,
-        "decode_tokens": 8,
-        "prefill_kv_tokens": 10,
-        "decode_kv_tokens": 100,
-        "prefill_query_context": 55,
-    }
+        "prefill_requests": 1, "prefill_tokens": 10, "decode_requests": 2, "decode_tokens": 8,
+        "prefill_kv_tokens": 10, "decode_kv_tokens": 100, "prefill_query_context": 55,
+    }  # fmt: skip
     (got,) = feature_matrix(pl.DataFrame([row]), speculative=True)
     assert dict(zip(FEATURES, got.tolist(), strict=True)) == {
-        "step": 1,
-        "prefill_step": 1,
-        "draft_step": 1,
-        "requests": 3,
-        "prefill_requests": 1,
-        "draft_requests": 2,
-        "tokens": 18,
-        "experts": 0,
-        "kv_tokens": 110,
-        "query_context": 55 + 400,
-        "window_tokens": 0,
-        "window_context": 0,
+        "step": 1, "prefill_step": 1, "draft_step": 1, "requests": 3, "prefill_requests": 1,
+        "draft_requests": 2, "tokens": 18, "experts": 0, "kv_tokens": 110,
+        "query_context": 55 + 400, "window_tokens": 0, "window_context": 0,
         **dict.fromkeys(HOST_WORK, 0),
-    }
+    }  # fmt: skip
