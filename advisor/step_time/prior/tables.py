@@ -45,6 +45,7 @@ COLUMNS: Final = {
     "comm": ("allreduce_dtype", "num_gpus", "message_size", "kernel_source"),
 }  # fmt: skip
 BYTES_PER_ELEMENT: Final = 2
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, five times as fast
 _AGAIN: Final = "Install aiconfigurator-core again (pip install --force-reinstall)"
 
 
@@ -349,7 +350,7 @@ def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
 def _gpu(path: Path) -> tuple[dict[str, Any], ...]:
     """Return what a system's file says of its GPU, of the rest, and of several GPUs."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
         parts = (found["gpu"], found.get("misc"), found.get("node"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         raise TablesError(f"{path}: cannot be read. {_AGAIN}") from None
