@@ -386,10 +386,10 @@ def learned_once() -> Iterator[None]:
 
     def kept(recordings: list[Recording], **options: Any) -> Advisor:
         made = learned(recordings, **options)
-        asked = (id(made.evidence), *without_json(sys.argv))
+        asked = (id(made), *without_json(sys.argv))
         if asked not in last:
             last.clear()
-            last[asked] = made
+            last[asked] = Advisor(made.evidence, made.space, made.model, made.resampling)
         return last[asked]
 
     with (

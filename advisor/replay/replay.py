@@ -100,7 +100,7 @@ def replay(
         asynchronous=limits.async_scheduling,
         speculative=limits.speculative,
         stop=stop.rule,
-        stop_value=stop.value,
+        stop_value=float(stop.value),  # a whole number would be compiled for by itself
         drawn_first=stop.drawn_first,
         routing=AS_PLACED if replicas.routing == PLACED else ROUTINGS[replicas.routing],
         together=replicas.together,

@@ -11,6 +11,7 @@ from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
 from advisor.replay.recording import replayed_tables
 from advisor.replay.replay import PLACED, Replicas, replay
+from advisor.replay.simulation import loop
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
 from benchmarks.twin.replay_twin import naive_replay
@@ -299,6 +300,15 @@ def test_equal_lengths_under_every_rule(name, in_flight, concurrency):
     rule = rule_of(name, 2, in_flight)
     limits = Limits(block_size=8)
     assert_twins(loads, limits, concurrency=concurrency, stop=rule)
+
+
+def test_a_rule_of_a_whole_number_is_compiled_as_any_other():
+    loads = [RecordedProblem(prompt_tokens=10, cached_tokens=0, samples=(plain(5),) * 2)]
+    known = []
+    for value in (1.0, 1):
+        assert_twins(loads, Limits(block_size=8), concurrency=1, stop=Stop(rule=FIRST, value=value))
+        known.append(len(loop.run.signatures))
+    assert known[0] == known[1]
 
 
 def test_a_draw_is_not_sent_once_its_problem_is_decided():

@@ -161,7 +161,7 @@ def test_what_did_not_change_is_not_kept_and_nothing_is_lost(pages):
 
 
 def test_of_a_page_that_stands_still_little_is_kept(server, tmp_path):
-    recording, _ = attach(server, folder=tmp_path / "r", seconds=2.0)
+    recording, _ = attach(server, folder=tmp_path / "r", seconds=1.0)
     scrapes = recording.frame("scrapes")
     first = scrapes.filter(pl.col("time") == scrapes["time"].min())
     assert first.height > 300

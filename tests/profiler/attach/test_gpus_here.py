@@ -27,8 +27,8 @@ def server():
 
 
 def powered(folder, *servers, gpus="auto", change=None):
-    """Watch for a second; gives the recording, or the reason why no power is read."""
-    deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.2)
+    """Watch for half a second; gives the recording, or the reason why no power is read."""
+    deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.1)
     deployment.connect()
     for replica in deployment.replicas:
         replica.config = dataclasses.replace(replica.config, **(change or {}))
@@ -38,7 +38,7 @@ def powered(folder, *servers, gpus="auto", change=None):
         return why
     probe = power_probe(deployment, parse_gpus(gpus))
     stop = threading.Event()
-    threading.Timer(1.0, stop.set).start()
+    threading.Timer(0.5, stop.set).start()
     recording = Recording.open(watch(deployment, folder, stop=stop, probes=[probe]))
     assert recording.complete
     return recording

@@ -120,9 +120,9 @@ def run(tmp_path, *servers, seconds, plan, monkeypatch, budget=1.0, enough=lambd
 
 def test_windows_become_kernels_of_their_engine(server, tmp_path, monkeypatch):
     (tmp_path / "traces" / "somebody.pt.trace.json").write_text("{}")
-    plan = ServerPlan(steps=4, every_s=1.0)
+    plan = ServerPlan(steps=4, every_s=0.4)
     made = {"plan": plan, "enough": lambda: len(server.profiler.starts) > 2}
-    recording, windows = run(tmp_path, server, seconds=2.5, monkeypatch=monkeypatch, **made)
+    recording, windows = run(tmp_path, server, seconds=1.0, monkeypatch=monkeypatch, **made)
     (engine,) = recording.manifest.engines
     kernels = recording.frame("kernels")
     assert set(kernels["engine"]) == {engine}
@@ -150,7 +150,7 @@ def test_windows_become_kernels_of_their_engine(server, tmp_path, monkeypatch):
 def test_two_servers_never_have_one_at_the_same_time(server, tmp_path, monkeypatch):
     with metrics_server() as other:
         other.profiler, other.gauges = server.profiler, server.gauges
-        made = {"plan": ServerPlan(steps=2, every_s=1.0), "monkeypatch": monkeypatch}
+        made = {"plan": ServerPlan(steps=2, every_s=0.4), "monkeypatch": monkeypatch}
         made["enough"] = lambda: len(server.profiler.starts) > 6  # two are rehearsals
         recording, _ = run(tmp_path, server, other, seconds=0, **made)
     assert recording.frame("kernels")["engine"].n_unique() == 2
@@ -159,16 +159,16 @@ def test_two_servers_never_have_one_at_the_same_time(server, tmp_path, monkeypat
 
 def test_what_a_window_takes_puts_the_next_one_off(server, tmp_path, monkeypatch):
     server.profiler.stall_s = 0.3  # of which 3 % is ten seconds
-    plan = ServerPlan(steps=2, every_s=1.0)
+    plan = ServerPlan(steps=2, every_s=0.4)
     made = {"plan": plan, "enough": lambda: len(server.profiler.starts) > 1, "budget": BUDGET}
-    run(tmp_path, server, seconds=3, monkeypatch=monkeypatch, **made)
+    run(tmp_path, server, seconds=1.2, monkeypatch=monkeypatch, **made)
     assert len(server.profiler.starts) == 2
 
 
 def test_an_idle_server_is_left_alone(server, tmp_path, monkeypatch):
     server.gauges = {"vllm:num_requests_running": 0}
-    plan = ServerPlan(steps=2, every_s=1.0)
-    recording, _ = run(tmp_path, server, seconds=1.5, plan=plan, monkeypatch=monkeypatch)
+    plan = ServerPlan(steps=2, every_s=0.4)
+    recording, _ = run(tmp_path, server, seconds=0.8, plan=plan, monkeypatch=monkeypatch)
     assert len(server.profiler.starts) == 1
     assert recording.frame("kernels").height == 0
 
@@ -176,8 +176,8 @@ def test_an_idle_server_is_left_alone(server, tmp_path, monkeypatch):
 def test_a_server_that_refuses_a_window_gets_no_more(server, tmp_path, monkeypatch):
     asked = []
     server.profiler.fault = lambda: asked.append(409) or 409
-    made = {"plan": ServerPlan(steps=2, every_s=1.0), "enough": lambda: asked}
-    recording, _ = run(tmp_path, server, seconds=2.5, monkeypatch=monkeypatch, **made)
+    made = {"plan": ServerPlan(steps=2, every_s=0.4), "enough": lambda: asked}
+    recording, _ = run(tmp_path, server, seconds=1.0, monkeypatch=monkeypatch, **made)
     (told,) = recording.frame("events").filter(pl.col("kind") == "drop")["detail"]
     assert "somebody's profile is open" in told
     assert recording.complete
@@ -190,8 +190,8 @@ def test_a_server_that_dies_in_a_window_gets_no_more(server, tmp_path, monkeypat
 
     server.profiler.fault = dies
     monkeypatch.setattr("socketserver.BaseServer.handle_error", lambda *_: None)
-    made = {"plan": ServerPlan(steps=2, every_s=1.0), "enough": lambda: server.gone}
-    recording, windows = run(tmp_path, server, seconds=3, monkeypatch=monkeypatch, **made)
+    made = {"plan": ServerPlan(steps=2, every_s=0.4), "enough": lambda: server.gone}
+    recording, windows = run(tmp_path, server, seconds=1.2, monkeypatch=monkeypatch, **made)
     details = recording.frame("events").filter(pl.col("kind") == "drop")["detail"].to_list()
     assert any("no more kernel windows" in each for each in details)
     assert all(span.ended is not None for span in windows._spans)
@@ -324,7 +324,7 @@ def test_sglangs_windows_end_by_themselves(tmp_path, monkeypatch):
     with metrics_server() as state:
         state.as_sglang()
         state.profiler = SGLangProfiler(tmp_path / "traces")
-        made = {"plan": ServerPlan(steps=4, every_s=1.0), "monkeypatch": monkeypatch}
+        made = {"plan": ServerPlan(steps=4, every_s=0.4), "monkeypatch": monkeypatch}
         made["enough"] = lambda: len(state.profiler.starts) > 2
         recording, _ = run(tmp_path, state, seconds=0, **made)
     steps = [body["num_steps"] for _, body in state.profiler.starts]

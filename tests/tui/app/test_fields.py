@@ -18,6 +18,7 @@ FIELDS = (  # the screen's key, the field's, its id, what cannot be used, and wh
     ("1", "dollar_sign", "ask", "much", "USD per device-hour"),
     ("1", "i", "ask", "'open", "quotation"),
     ("2", "g", "ask", "x", "give a problem"),
+    ("2", "v", "ask", "engine.max_num_seq=4", "did you mean max_num_seqs?"),
     ("3", "u", "url", "host --lisen 4318", "did you mean --listen?"),
 )
 
@@ -35,24 +36,24 @@ def footer(app):
     return app.screen.query_one(KeyFooter).shown
 
 
-@pytest.mark.parametrize(("screen", "key", "name", "text", "told"), FIELDS)
-async def test_a_field(folder, screen, key, name, text, told):
+async def test_fields(folder):
     async with opened(TtscopeApp([folder])) as (app, pilot):
-        await press(pilot, screen)
-        before = footer(app)
-        await pilot.press(key, *text[:1])  # what is typed behind the key is in it
-        field = app.screen.query_one(f"#{name}", Input)
-        assert (app.screen.focused, field.value) == (field, text[:1])
-        await settle(pilot)
-        assert footer(app) == {"enter": "apply", "esc": "cancel"}
-        field.value = text
-        await press(pilot, "enter")
-        assert told in text_of(app)
-        assert (app.screen.focused, field.value) == (field, text)
-        await press(pilot, "escape")
-        assert app.screen.focused is not field
-        assert "said" not in app.screen.query_one("#message").classes or not text_of(app)
-        assert footer(app) == before
+        for screen, key, name, text, told in FIELDS:
+            await press(pilot, screen)
+            before = footer(app)
+            await pilot.press(key, *text[:1])  # what is typed behind the key is in it
+            field = app.screen.query_one(f"#{name}", Input)
+            assert (app.screen.focused, field.value) == (field, text[:1])
+            await settle(pilot)
+            assert footer(app) == {"enter": "apply", "esc": "cancel"}
+            field.value = text
+            await press(pilot, "enter")
+            assert told in text_of(app), key
+            assert (app.screen.focused, field.value) == (field, text)
+            await press(pilot, "escape")
+            assert app.screen.focused is not field
+            assert "said" not in app.screen.query_one("#message").classes or not text_of(app)
+            assert footer(app) == before
 
 
 async def test_help_and_quit_stay_where_there_is_no_room_for_all_keys(folder):
@@ -67,18 +68,7 @@ async def test_help_and_quit_stay_where_there_is_no_room_for_all_keys(folder):
         assert keys == whole
 
 
-async def test_a_replay_that_fails_can_be_mended(folder):
-    async with opened(TtscopeApp([folder])) as (app, pilot):
-        await press(pilot, "2")
-        await pilot.press("v")
-        field = app.screen.query_one("#ask", Input)
-        field.value = "engine.max_num_seq=4"
-        await press(pilot, "enter")
-        assert "did you mean max_num_seqs?" in text_of(app)
-        assert (app.screen.focused, field.value) == (field, "engine.max_num_seq=4")
-
-
-async def test_a_filter_without_a_match_names_near_words(folder):
+async def test_a_filter_without_a_match_names_near_words_and_keys_of_the_table(folder):
     async with opened(TtscopeApp([folder])) as (app, pilot):
         await press(pilot, "slash", *"seq88", "enter")
         assert "Did you mean seqs8?" in text_of(app, "#detail")
@@ -86,14 +76,7 @@ async def test_a_filter_without_a_match_names_near_words(folder):
         await press(pilot, "slash", "escape")
         assert app.screen.query_one(DataTable).row_count == 3
         assert not app.screen.query_one("#filtering").display
-
-
-async def test_keys_of_a_table(folder):
-    async with opened(TtscopeApp([folder])) as (app, pilot):
-        table = app.screen.query_one(DataTable)
-        for key, row in (("G", 2), ("g", 0), ("end", 2), ("home", 0), ("j", 1), ("k", 0)):
-            await pilot.press(key)
-            assert table.cursor_row == row, key
+        await keys_of(app.screen.query_one(DataTable), pilot)
 
 
 async def test_names_are_completed(folder):
@@ -108,13 +91,17 @@ async def test_names_are_completed(folder):
     assert failure(raised.value).endswith(f"Did you mean {folder / 'run1'}?")
 
 
+async def keys_of(table, pilot):
+    """Every key that moves the cursor of a table."""
+    table.focus()
+    last = table.row_count - 1
+    assert last > 0
+    for key, row in (("G", last), ("g", 0), ("end", last), ("home", 0), ("j", 1), ("k", 0)):
+        await pilot.press(key)
+        assert table.cursor_row == row, key
+
+
 async def test_keys_of_the_table_of_advice(folder):
     async with opened(TtscopeApp([folder], FakeAdvisor), (120, 40)) as (app, pilot):
         await press(pilot, "4")
-        table = app.screen.query_one(DataTable)
-        table.focus()
-        last = table.row_count - 1
-        assert last > 0
-        for key, row in (("G", last), ("home", 0), ("end", last), ("g", 0), ("j", 1), ("k", 0)):
-            await pilot.press(key)
-            assert table.cursor_row == row, key
+        await keys_of(app.screen.query_one(DataTable), pilot)

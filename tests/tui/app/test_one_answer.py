@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from textual.widgets import Input, Select
@@ -32,16 +31,8 @@ EMPTY = [{}, {"rate": "2/s", "price": "2.5", "confidence": "0.8"}]
 
 @pytest.fixture(autouse=True)
 def learned_once(monkeypatch, shipped):
-    """All three learn the same, and each has its own replays; the report foretells nothing."""
-    known = {}
-
-    def kept(recordings, **options):
-        surface = (*sys.argv[1:2], *sorted(str(each.path) for each in recordings))
-        if surface not in known:
-            known[surface] = shipped(recordings)
-        return known[surface]
-
-    monkeypatch.setattr(Advisor, "fit", kept)
+    """All three ask the same advisor; the report foretells nothing."""
+    monkeypatch.setattr(Advisor, "fit", lambda recordings, **options: shipped(recordings))
     monkeypatch.setattr(advisor.what_if.left_out, "foretell", lambda *given, **options: [])
 
 
@@ -87,8 +78,7 @@ async def test_the_answers_of_the_three_agree(run, tmp_path):
         line = told(json.loads(out))
         assert code == (1 if line[2] is None else 0), given
         page = tmp_path / "r.html"
-        code, out, _ = run("report", SHIPPED, "-o", page, *options(given), "--json")
-        assert code == 0
+        out = run.ok("report", SHIPPED, "-o", page, *options(given), "--json")
         report = told(json.loads(out)["advice"])
         assert line == app == report, given
         assert detail.startswith("Nothing fits" if line[2] is None else "Run "), given
@@ -124,12 +114,10 @@ async def test_after_the_demo_the_app_shows_what_was_printed(run):
     """And what it costs, and which effort to use, with the price of an API beside it."""
     given = {"min_accuracy": f"{BUDGET.min_accuracy}", "price": "2.5", "api_price": "2"}
     ((app, detail),) = await in_app([given])
-    code, out, _ = run("demo", "--shipped", "--once", "--json")
-    assert code == 0
+    out = run.ok("demo", "--shipped", "--once", "--json")
     assert told(json.loads(out)) == app
     assert detail.startswith("Run ")
-    code, out, _ = run("advise", SHIPPED, *options(given), "--explain")
-    assert code == 0
+    out = run.ok("advise", SHIPPED, *options(given), "--explain")
     printed = out[out.index("costs, 90 % intervals") : out.index("The API: $2")].splitlines()
     assert any(line.startswith("renting costs less from") for line in printed)
     assert [line for line in printed if line not in detail] == []
@@ -137,7 +125,6 @@ async def test_after_the_demo_the_app_shows_what_was_printed(run):
 
 
 def test_a_pick_without_a_required_accuracy_says_which_it_has(run):
-    code, out, _ = run("advise", SHIPPED, "--optimise", "latency", "--explain")
-    assert code == 0
+    out = run.ok("advise", SHIPPED, "--optimise", "latency", "--explain")
     text = " ".join(out.split())
     assert "accuracy is required (--min-accuracy): the pick's is 0.385" in text

@@ -60,10 +60,8 @@ def test_spans_in_each_form_are_taken_and_answered_in_kind(receiver):
         (b"{}", JSON, "/v1/traces", {"Content_Encoding": "br"}, 415),
         (b"{}", JSON, "/v1/traces", {"Content_Encoding": "gzip"}, 400),
         (gzip.compress(b"{}", mtime=0) * 2, JSON, "/v1/traces", {"Content_Encoding": "gzip"}, 400),
-        (
-            gzip.compress(b"{}" * 99, mtime=0)[:-9], JSON, "/v1/traces",
-            {"Content_Encoding": "gzip"}, 400,
-        ),
+        (gzip.compress(b"{}" * 99, mtime=0)[:-9], JSON, "/v1/traces", {"Content_Encoding": "gzip"},
+         400),
         (b"{}", JSON, STEPS_PATH, {}, 400),
         (b"{}", PROTOBUF, STEPS_PATH, {}, 415),
     ],
