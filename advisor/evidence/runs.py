@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from sys import intern
@@ -21,10 +21,9 @@ from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.published import PublishedCurve
+from traces.statistics import Ints
 from traces.summary.problems import engine_windows, lost_problems
 from traces.summary.votes import majority_curve
-
-Ints = npt.NDArray[np.int64]
 
 _USED = (
     "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",
@@ -131,17 +130,20 @@ class Run:
     curve: PublishedCurve | None = None
     texts: bool = False
 
+    @property
+    def samples(self) -> Iterator[Sample]:
+        """The samples of all problems."""
+        return (sample for problem in self.problems.values() for sample in problem.samples)
+
     @cached_property
     def answers_told(self) -> bool:
         """Whether every right sample has its answer. Some imports tell none, so that none votes."""
-        samples = (sample for problem in self.problems.values() for sample in problem.samples)
-        return not any(sample.correct and sample.answer is None for sample in samples)
+        return not any(sample.correct and sample.answer is None for sample in self.samples)
 
     @cached_property
     def tells_answers(self) -> bool:
         """Whether a sample without an answer gave none, and is wrong. Else nobody told answers."""
-        samples = (sample for problem in self.problems.values() for sample in problem.samples)
-        return self.answers_told and any(sample.answer is not None for sample in samples)
+        return self.answers_told and any(sample.answer is not None for sample in self.samples)
 
     def vote_curve(self, name: str) -> npt.NDArray[np.float64]:
         """Return how often votes of k of a problem's samples are right, k = 1 .. all.
@@ -560,11 +562,10 @@ def limited(run: Run, max_tokens: int) -> Run | None:
     None where that is not known: beyond a limit that cut samples, or of samples with drafts.
     """
     recorded = run.policy.max_tokens
-    samples = [s for problem in run.problems.values() for s in problem.samples]
     beyond = recorded is not None and max_tokens > recorded
-    if run.engine.speculative is not None or (beyond and any(s.by_length for s in samples)):
+    if run.engine.speculative is not None or (beyond and any(s.by_length for s in run.samples)):
         return None
-    judged = any(sample.correct is not None for sample in samples)
+    judged = any(sample.correct is not None for sample in run.samples)
     problems = {
         name: replace(
             problem, samples=tuple(_limited(s, max_tokens, judged=judged) for s in problem.samples)
@@ -603,9 +604,8 @@ def limited_runs(runs: Sequence[Run]) -> list[Run]:
         unknown = run.drawn or run.curve is not None or run.policy == AS_SENT
         if unknown or run.engine.speculative is not None:
             continue
-        lengths = [s.output_tokens for problem in run.problems.values() for s in problem.samples]
         most = run.policy.max_tokens
-        for limit in limits_that_cut(lengths):
+        for limit in limits_that_cut([sample.output_tokens for sample in run.samples]):
             if most is None or limit < most:
                 found += [each for each in [limited(run, limit)] if each is not None]
     return found

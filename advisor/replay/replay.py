@@ -37,8 +37,7 @@ from advisor.step_time.cost import StepCost, needs_longest
 from traces.errors import UsageError
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import Stop
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 ROUTINGS: Final = {"round-robin": ROUND_ROBIN, "least-outstanding": LEAST_OUTSTANDING}
 PLACED: Final = "as-placed"  # each problem to its own engine (`Workload.server`)

@@ -12,10 +12,7 @@ import numpy.typing as npt
 
 from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.simulation.state import NONE
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

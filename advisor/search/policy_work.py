@@ -30,8 +30,8 @@ from advisor.search.space import Kind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.routes import packed
+from traces.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 REPLAYS = 3  # draws of n of the N recorded samples, or of their order where a rule looks at it

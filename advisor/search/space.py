@@ -20,7 +20,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.features import FEATURES
 from advisor.evidence.gather import Evidence
@@ -38,13 +37,12 @@ from advisor.search.routing import with_routings
 from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.statistics import Floats, Ints
 from traces.summary.energy import Watts
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
@@ -302,12 +300,12 @@ def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
 
 def _bound(evidence: Evidence) -> set[EngineConfig]:
     """Return the servers that were only watched and ran as many requests as max_num_seqs lets."""
-    sent = {run.engine for run in evidence.runs if run.policy == AS_SENT}
+    sent = {decoder_of(run.engine) for run in evidence.runs if run.policy == AS_SENT}
     most = FEATURES.index("requests")
     return {
         table.engine
         for table in evidence.steps
-        if table.engine in sent
+        if decoder_of(table.engine) in sent
         and table.engine.max_num_seqs is not None
         and table.low_high[1, most] >= table.engine.max_num_seqs
     }

@@ -72,8 +72,8 @@ from traces.summary.run import Run as Summary
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
 FAR_OFF: Final = 1.5  # times the recorded latency, from which a replay does not tell of changes
 _TTFT: Final = (
-    "TTFT was recorded from when a sample was handed to the engine in this process. The replay "
-    "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
+    "recorded TTFT starts when a sample reached the engine in this process. Replayed TTFT starts "
+    "at its draw, so it includes tokenising and vLLM's input processing"
 )
 
 
@@ -135,8 +135,7 @@ def predict(
     if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled)
     sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
-    if drawn:
-        sources, recorded = drawn, _as_metrics_say(base, recorded)
+    sources, recorded = drawn or sources, _of_replayed(base, recorded, own)
     check_startable(
         question.engine,
         own.engine.one_replica(),
@@ -556,6 +555,13 @@ def _measured_notes(
                 "are drawn alike and far apart, and the interval holds both"
             )
     return notes
+
+
+def _of_replayed(base: Recording, recorded: Summary, own: Run) -> Summary:
+    """Return what was recorded of the problems that are replayed."""
+    if own.drawn:
+        return _as_metrics_say(base, recorded)
+    return recorded.among(own.problems) if own.policy == AS_SENT else recorded
 
 
 def _as_metrics_say(base: Recording, recorded: Summary) -> Summary:

@@ -28,6 +28,7 @@ from traces.live.numbers import (
     CACHED,
     FINISHED,
     GENERATED,
+    HIT_TOKENS,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -43,8 +44,7 @@ from traces.live.numbers import (
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.window import in_window, window_context
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 FEWEST_INTERVALS = 10  # between polls at which requests ran, below which no law is learned
 ROWS = 4  # of an interval, on average
@@ -83,6 +83,7 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     computed = _counted(window, PROMPT)
     computed = np.zeros_like(steps) if computed is None else computed
     told = _counted(window, CACHED)
+    told = _counted(window, HIT_TOKENS) if told is None else told  # older vLLM, SGLang
     cached = np.zeros_like(steps) if told is None else np.nan_to_num(told)
     computed = np.maximum(computed - cached, 0.0)
     usable = np.isfinite(steps) & (steps >= 1) & (decoded >= 1) & (gaps.sums > 0)
@@ -190,7 +191,8 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
     outputs = _told_lengths(window, OUTPUT_LENGTH, GENERATED)
     if not len(arrivals) or prompts is None or outputs is None:
         return []
-    cached, computed = window.total(CACHED) or 0.0, window.total(PROMPT) or 0.0
+    cached, computed = window.total(CACHED), window.total(PROMPT) or 0.0
+    cached = window.total(HIT_TOKENS) or 0.0 if cached is None else cached
     share = min(cached / computed, 1.0) if computed else 0.0
     runs = []
     for draw in range(DRAWS):
