@@ -537,6 +537,20 @@ def _with_drawn(
     return runs, notes
 
 
+def _windows_by_run(
+    recording: Recording, windows: Windows, runs: Sequence[Run]
+) -> dict[EngineConfig, list[Window]]:
+    """Return what the polls of each run's own server say, of spans those of its model's servers."""
+    engines = recording.manifest.engines
+    told = {engines[key]: window for key, window in windows.items() if window is not None}
+    return {
+        engine: [told[engine]]
+        if engine in told
+        else [window for each, window in told.items() if each.model == engine.model]
+        for engine in dict.fromkeys(run.engine for run in runs)
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Servers:
     """The watched servers of a model, each with its key and what was polled of it."""
@@ -582,20 +596,6 @@ class _Servers:
             f"{recording}: spans tell of {told:,} of {self.ended:,.0f} requests that ended{which}, "
             "so that lengths and arrivals are those of /metrics"
         ]
-
-
-def _windows_by_run(
-    recording: Recording, windows: Windows, runs: Sequence[Run]
-) -> dict[EngineConfig, list[Window]]:
-    """Return what the polls of each run's own server say, of spans those of its model's servers."""
-    engines = recording.manifest.engines
-    told = {engines[key]: window for key, window in windows.items() if window is not None}
-    return {
-        engine: [told[engine]]
-        if engine in told
-        else [window for each, window in told.items() if each.model == engine.model]
-        for engine in dict.fromkeys(run.engine for run in runs)
-    }
 
 
 def _rate(runs: Sequence[Run]) -> float | None:

@@ -17,7 +17,6 @@ from typing import Final
 
 from traces.live.numbers import (
     ASKED_TOKENS,
-    CACHED,
     DRAFTS,
     E2E,
     FINISHED,
@@ -69,7 +68,7 @@ SGLANG_NAMES: Mapping[str, tuple[Name, ...]] = {
     "sglang:queue_time_seconds": (Name(QUEUE),),
     "sglang:e2e_request_latency_seconds": (Name(E2E),),
     "sglang:prompt_tokens_total": (Name(PROMPT), Name(ASKED_TOKENS)),
-    "sglang:cached_tokens_total": (Name(HIT_TOKENS), Name(CACHED)),
+    "sglang:cached_tokens_total": (Name(HIT_TOKENS),),
     "sglang:prompt_tokens_histogram": (Name(PROMPT_LENGTH),),  # --collect-tokens-histogram
     "sglang:generation_tokens_histogram": (Name(OUTPUT_LENGTH),),
     # Its generation_tokens_total counts a request when it ends, this one a step.

@@ -274,7 +274,8 @@ def _summary(
         and each.rows.height
         and (servers.has(each.engine) or stand_for(each.engine, servers, among))
     ]
-    steps = recording.step_times["engine"].cast(pl.Utf8).is_in(list(servers.members)).sum()
+    own_steps = recording.step_times["engine"].cast(pl.Utf8).is_in(list(servers.members))
+    steps = int(own_steps.sum() or 0)
     if len(own) == 1:
         return replace(own[0], engine=servers.engine, steps=steps or None)
     found = Summary(
