@@ -15,12 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence, gather
@@ -83,7 +80,6 @@ def timed(what: str, call: Callable[[int], object], repeats: int) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recordings", nargs="?", type=Path, default=SHIPPED)
     parser.add_argument("--repeats", type=int, default=5)

@@ -18,8 +18,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks.servers.clients import asking, until, verb
 from benchmarks.servers.vllm_server import (
     NOTED,
@@ -48,7 +46,6 @@ class Bench:
         }
 
     def serve(self) -> Server:
-        """Start a server and wait until it answers."""
         profiler = {"profiler": "torch", "torch_profiler_dir": str(self.traces)}
         profiler |= {"ignore_frontend": True, "torch_profiler_with_stack": False}
         flags = ("--profiler-config", json.dumps(profiler))
@@ -168,7 +165,6 @@ def killed_in_a_window(bench: Bench) -> None:
 
 
 def main() -> None:
-    """Run all of it."""
     with tempfile.TemporaryDirectory() as root:
         bench = Bench(Path(root))
         waiting(bench)

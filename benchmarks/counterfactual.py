@@ -12,13 +12,10 @@ other problems instead, on halves of each whole run's problems.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from advisor.accuracy.counterfactual import evaluate
 from advisor.accuracy.samples import SampledRun, read_samples

@@ -117,7 +117,6 @@ def judged(run: Callable[[], None]) -> tuple[str, str]:
 
 
 def main() -> int:
-    """Damage and import so many files, and print what came of them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)

@@ -25,8 +25,6 @@ from pathlib import Path
 import typer
 
 os.environ["NUMBA_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from traces.recording import checksums
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
@@ -128,7 +126,6 @@ def call(*arguments: object) -> tuple[int, str, str]:
 
 
 def verbs(folder: Path, page: Path) -> dict[str, tuple[int, str, str]]:
-    """Return what each verb and the app's loader say."""
     said = {
         "show": call("show", folder),
         "replay": call("replay", folder, "--set", "engine.max_num_seqs=4"),
@@ -149,7 +146,6 @@ def verbs(folder: Path, page: Path) -> dict[str, tuple[int, str, str]]:
 
 
 def main() -> None:
-    """Print the counts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

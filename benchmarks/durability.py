@@ -13,7 +13,6 @@ import os
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,8 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.made.killed import check, kill_once
 from traces.errors import RecordingError
@@ -130,7 +127,6 @@ def sync_cost(folder: Path) -> str:
 
 
 def main() -> None:
-    """Print the counts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--full", type=int, default=50)

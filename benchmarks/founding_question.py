@@ -88,7 +88,6 @@ def facts_of(size: str) -> ModelFacts:
 
 
 def curves(folder: Path) -> list[Recording]:
-    """Import the published points of each size."""
     found = []
     for size, shares in AIME24.items():
         path = folder / f"{size}.csv"

@@ -32,8 +32,6 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from profiler.demo import task
 from profiler.engines.options import EngineOptions
 from profiler.sweep.plan import EngineJobs, Job, run_plan
@@ -82,7 +80,6 @@ class Configuration(Record):
 
 
 def configurations() -> list[Configuration]:
-    """Return the 24."""
     made = []
     for i, size in enumerate(SIZES):
         for j, seqs in enumerate(SEQS):
@@ -299,7 +296,6 @@ def _sd_of_log(values: Sequence[float]) -> float:
 
 
 def main() -> None:
-    """Run, then print the spread."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=5)

@@ -192,7 +192,6 @@ def row_of(point: Point) -> Row | None:
 
 
 def fitted(rows: Sequence[Row]) -> HostTerm:
-    """Return what the points that teach say."""
     kept = [row for row in rows if row.teaches]
     return HostTerm().fit(
         np.array([row.exposure for row in kept]),
@@ -277,7 +276,6 @@ def left_out(
 def table(
     title: str, rows: Sequence[Row], ratios: Sequence[float], key: Callable[[Row], str]
 ) -> None:
-    """Print the errors by a key."""
     print(f"\n{title}: points, mean and median |error| %, bias %, least and most")
     for name in sorted({key(row) for row in rows}):
         print(
@@ -429,7 +427,6 @@ def by_kind(row: Row) -> str:
 
 
 def by_model(row: Row) -> str:
-    """Return a point's lab, model and precision."""
     return f"{row.point.lab} {row.point.model} {row.point.precision}"
 
 

@@ -27,7 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ["TTSCOPE_TOKEN"] = secrets.token_urlsafe(32)
 
 from benchmarks.made.spans import T0, as_protobuf, request, span, value
@@ -63,13 +62,11 @@ def one(**attributes: object) -> Sent:
 
 
 def at(start: str, end: str) -> Sent:
-    """Return a span with these times."""
     times = {"startTimeUnixNano": start, "endTimeUnixNano": end}
     return spans(span(random.getrandbits(60) + 1) | times)
 
 
 def steps(*rows: dict, instance: str = "hostile", **more: object) -> Sent:
-    """Return a batch of the plugin's."""
     told = [[(ROW | {"end": time.time_ns()} | row)[name] for name in COLUMNS] for row in rows]
     batch = {"v": 1, "instance": instance, "engine": 0, "columns": COLUMNS, "rows": told}
     batch |= {"process_start_s": 1.0} | more  # another server's
@@ -265,7 +262,6 @@ def watch_memory(pid: int, stop: threading.Event, most: list[float]) -> None:
 
 
 def main() -> None:
-    """Attack, then print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hostile", type=int, default=HOSTILE)
     parser.add_argument("--good", type=int, default=GOOD)

@@ -21,16 +21,11 @@ import json
 import math
 import random
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent))
-
 from held_out import STATISTICS, Errors, left_out, read
 from held_out_runs import Configuration, run
 
@@ -101,7 +96,6 @@ def make_model(kind: str, folder: Path) -> None:
 
 
 def configurations(folder: Path, kind: str) -> list[Configuration]:
-    """Return the nine of a kind."""
     return [
         Configuration(
             name=f"{kind}-seqs{seqs}-c{concurrency}-n{n}",

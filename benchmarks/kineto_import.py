@@ -31,7 +31,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
 MADE = {"made_50_mb": 50_000_000, "made_200_mb": 200_000_000}
 
 
@@ -46,7 +45,6 @@ def highest_mb() -> float:
 def read_once(reader: str, path: str) -> dict[str, Any]:
     """Read one trace in this process; seconds and memory."""
     if reader == "ttscope":
-        sys.path.insert(0, str(ROOT))
         from traces.kineto.read import read_trace as read
 
         version = importlib.metadata.version("msgspec")
@@ -161,7 +159,6 @@ def report(files: list[Path], readers: dict[str, str], repeats: int) -> None:
             f"| {ours['above_imports_mb']:.0f} | {theirs['above_imports_mb']:.0f} |"
         )
         print(lines[-1], file=sys.stderr)
-    sys.path.insert(0, str(ROOT))
     from profiler.runs.provenance import cpu_name
 
     print(

@@ -32,7 +32,6 @@ def run(rng: np.random.Generator, problems: int, law: tuple[float, float]) -> np
 
 
 def main() -> None:
-    """Print a row for each law and size."""
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 400
     print(f"{trials} trials each; share of them in which the 90 % interval holds")
     print("law      problems  others  vote   of the mean: mean  others   of others: others  width")

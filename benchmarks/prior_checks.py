@@ -40,7 +40,6 @@ QWEN3_32B = dense("Qwen3-32B", "Qwen3ForCausalLM", (64, 5120, 64, 8, 25600, 1519
 
 
 def of(system: str, facts: ModelFacts, size: int) -> Prior:
-    """Return the prior of a model."""
     engine = EngineConfig(model=facts.name, tensor_parallel_size=size)
     return prior_of(read_prior(system), facts, engine)
 
@@ -74,7 +73,6 @@ def as_operators(prior: Prior) -> Operators:
 
 
 def layers(system: str, folder: Path) -> None:
-    """Compare layer by layer."""
     ours, theirs = as_operators(of(system, LLAMA_8B, 1)), read_operators(folder)
     print(f"\n{folder.name}: prior over measured time of a call, by tokens or rows")
     counts = (1, 8, 64, 256, 512, 2048)
@@ -144,7 +142,6 @@ def real_run(system: str, folder: Path, own: Path | None) -> None:
 
 
 def all_reduces(path: Path) -> None:
-    """Compare with Vidur's all-reduces of an H100 DGX."""
     tables = read_prior("h100_sxm")
     print(f"\n{path.name}: prior (eager; in a graph) over Vidur's time, median by size")
     edges = [0, 2**16, 2**18, 2**20, 2**22, 2**24, 2**26, 2**40]

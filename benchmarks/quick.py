@@ -21,15 +21,12 @@ import argparse
 import asyncio
 import gc
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tui.verbs.terminal import prepare
 
@@ -192,7 +189,6 @@ def fell(now: Ratio, kept: Ratio) -> bool:
 
 
 def main() -> None:
-    """Measure, print the table, and keep it where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="keep this as the baseline")
     given = parser.parse_args()

@@ -44,7 +44,6 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder."""
     meta = json.loads((folder / "meta.json").read_text())
     lines = (folder / "requests.jsonl").read_text().splitlines()
     requests = [json.loads(line) for line in lines]
@@ -92,7 +91,6 @@ def read_run(folder: Path) -> Run:
 
 
 def cost_of(operators: Operators, run: Run, layers: int, **settings: Any) -> StepCost:
-    """Return the cost of the run's steps."""
     assert run.limits.max_num_batched_tokens is not None
     assert run.limits.max_num_seqs is not None
     return table_cost(

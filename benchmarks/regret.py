@@ -15,15 +15,12 @@ gives the noise floor: how far the objective of a configuration in one round lie
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
@@ -120,7 +117,6 @@ def budgets(first: dict[Name, Measured], rng: np.random.Generator) -> Iterator[B
 
 
 def meets(budget: Budget, found: Measured) -> bool:
-    """Whether what was measured meets the budget."""
     return (
         (budget.min_accuracy is None or found.accuracy >= budget.min_accuracy)
         and (budget.max_latency_s is None or found.latency_s <= budget.max_latency_s)
@@ -129,7 +125,6 @@ def meets(budget: Budget, found: Measured) -> bool:
 
 
 def mean_of(rounds: Sequence[dict[Name, Measured]], name: Name) -> Measured:
-    """Return a configuration's mean over rounds."""
     each = [found[name] for found in rounds]
     numbers = ("accuracy", "latency_s", "latency_p95_s", "device_s")
     return replace(each[0], **{n: float(np.mean([getattr(m, n) for m in each])) for n in numbers})
@@ -174,7 +169,6 @@ def noise_floor(rounds: Sequence[dict[Name, Measured]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--splits", type=int, default=12)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from advisor.evidence.gather import StepTable, gather
 from advisor.evidence.keys import law_key
@@ -53,7 +50,6 @@ class Measured:
 
 
 def read(folder: Path) -> dict[str, list[Measured]]:
-    """Return the configurations with their repeats."""
     plan = json.loads((folder / "plan.json").read_text())
     found: dict[str, list[Measured]] = {}
     for name in (each["name"] for each in plan["configurations"]):
@@ -99,12 +95,10 @@ def predicted(one: Measured, model: StepTimeModel) -> tuple[Point, float] | None
 
 
 def mean_of(others: Sequence[Measured]) -> Point:
-    """Return the mean over repeats."""
     return {name: float(np.mean([o.found[name] for o in others])) for name in others[0].found}
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--splits", type=int, default=12)

@@ -1,8 +1,9 @@
 """How fast the replay is: ``python benchmarks/replay_speed.py azure_2023_conv.csv``.
 
 The first 1,024 requests of the trace, their outputs 1, 4 and 16 times as long; a million requests
-(the trace over and over) and the memory that takes; the first call of a new version, which
-compiles, and the first call of a process. Beside it Vidur 0.1's 620 requests/s, as measured once
+(the trace over and over) and the memory that takes, and processor seconds of the same for each kind
+of model (`--kinds`: these alone); the first call of a new version, which compiles, and the first
+call of a process. Beside it Vidur 0.1's 620 requests/s, as measured once
 on two shared cores (it is on no package index), and the naive twin of the tests in the same run.
 Step times are the published fit for Llama-3.1-8B on an H100 under vLLM (5.886 ms + 39.3 ns x KV
 tokens + 21 us x batched tokens), with 30,000 blocks of 16 tokens, 256 sequences and 8,192 tokens.
@@ -25,16 +26,26 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from advisor.evidence.features import ZERO
+from advisor.evidence.features import ALL, ZERO, Reads
 from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.limits import Limits
-from advisor.replay.replay import replay
+from advisor.replay.replay import Replicas, replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
 from benchmarks.twin.replay_twin import naive_replay
 
 VIDUR = 620.0  # requests/s
 LAW = np.array(ZERO._replace(step=5.886e-3, tokens=2.10e-5, kv_tokens=3.93e-8))
+READING = {"experts": 3e-3, "window_tokens": 1e-8, "window_context": 1e-9}  # of other kinds
+KINDS = {
+    "dense, MLA and states": (ALL, 1),  # what they read is in proportion to the context
+    "mixture, 8 of 128 experts": (Reads(8 / 128), 1),
+    "windows of 4,096": (Reads(window=4096.0), 1),
+    "mixture, windows of 128": (Reads(4 / 128, 128.0), 1),
+    "chunks of 8,192": (Reads(window=8192.0, chunked=True), 1),
+    "4 data-parallel ranks": (ALL, 4),
+    "mixture, 2 data-parallel ranks": (Reads(8 / 128), 2),
+}
 LIMITS = Limits(block_size=16, max_num_seqs=256, max_num_batched_tokens=8192, num_blocks=30_000)
 FIRST = (
     "import time; begun = time.perf_counter(); import numpy as np\n"
@@ -83,13 +94,36 @@ def timed(what: Workload, repeats: int) -> tuple[float, float, object]:
     return statistics.median(spent), (high - low) / 2, found
 
 
+def million_of_each_kind(what: Workload) -> None:
+    """Print the processor seconds of a million requests by kind, the median of three."""
+    law = ZERO._replace(step=5.886e-3, tokens=2.10e-5, kv_tokens=3.93e-8)
+    for name, (reads, ranks) in KINDS.items():
+        seconds = law if reads == ALL else law._replace(**READING)
+        cost = linear_cost(np.array(seconds), reads)
+        replicas = Replicas(count=ranks, routing="least-outstanding")
+        spent = []
+        for _ in range(3):
+            begun = time.process_time()
+            found = replay(what, cost, LIMITS, replicas=replicas)
+            spent.append(time.process_time() - begun)
+            steps = found.steps
+            del found
+        print(f"{name:<32}{statistics.median(spent):6.2f} s of CPU, {steps:,} steps")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trace")
     parser.add_argument("--million", type=int, default=1_000_000)
+    parser.add_argument("--kinds", action="store_true")
     given = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
           f"Python {platform.python_version()}, numba {numba.__version__}")  # fmt: skip
+    if given.kinds:
+        trace = requests(given.trace)
+        replay(workload(trace, 8), linear_cost(LAW), LIMITS)
+        million_of_each_kind(workload(trace, given.million))
+        return
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first call of a version", "first call of a process"):
             done = subprocess.run(
@@ -129,6 +163,7 @@ def main() -> None:
         f"{given.million / seconds:12,.0f} requests/s, {found.steps:,} steps, "
         f"peak memory {peak:,.0f} MB"
     )
+    million_of_each_kind(what)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ EFFORT_LAWS = {"efforts": (), "efforts shuffled": (), "efforts alike": (), "effo
 
 
 def problems_of(law: str, count: int, rng: np.random.Generator) -> dict[str, ProblemRun]:
-    """Return made-up problems by id."""
     found = {}
     for number in range(count):
         kind = int(rng.integers(3))
@@ -107,7 +106,6 @@ def efforts_of(
 
 
 def pools_of(problems: dict[str, ProblemRun]) -> list[Pool]:
-    """Return the samples as advise pools them."""
     return pools_of_efforts({None: problems})
 
 

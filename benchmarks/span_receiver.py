@@ -7,11 +7,7 @@ exporters send them, in requests of 200. It counts what arrives: nothing may be 
 
 import http.client
 import os
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.made.spans import as_protobuf, request, span
 from profiler.attach.receiver.receiver import Receiver
@@ -63,7 +59,6 @@ def send(made: list[bytes], pause_s: float) -> tuple[int, int, float, float, flo
 
 
 def main() -> None:
-    """Print both."""
     print(f"load {os.getloadavg()[0]:.1f}")
     samples, _, wall, cpu, _ = send(bodies(0, REQUESTS), 0.0)
     print(f"{samples:,} spans, none lost: {samples / cpu:,.0f} per CPU second")

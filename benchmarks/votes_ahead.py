@@ -64,7 +64,6 @@ class Task:
 
     @property
     def hits(self) -> npt.NDArray[np.int64]:
-        """How many seen samples were right."""
         return np.array([sum(flags) for flags in self.rights])
 
 
@@ -210,7 +209,6 @@ FAMILIES = (
 
 
 def draw(laws: Sequence[Floats], samples: int, rng: np.random.Generator) -> list[Answers]:
-    """Return the answers of each problem."""
     found = []
     for law in laws:
         names = [RIGHT, *(str(i) for i in range(len(law) - 2)), None]

@@ -1,9 +1,9 @@
 """Make the transcripts in docs/transcripts.md again, in a pseudo-terminal of 80 columns.
 
-    python -m scripts.transcripts [install] [doctor] [demo]
+    python -m scripts.transcripts [install] [doctor] [shipped] [demo]
 
-In the checkout's folder, all of them unless some are named; `demo` opens the app and leaves it. A
-command that fails leaves its transcript as it was.
+In the checkout's folder, all of them unless some are named. `make demo` opens the app and leaves
+it. A command that fails leaves its transcript as it was.
 """
 
 import re
@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "transcripts.md"
 COMMANDS = {
     "install": ("make", "install"),
     "doctor": (".venv/bin/ttscope", "doctor"),
+    "shipped": (".venv/bin/ttscope", "demo", "--shipped", "--once"),
     "demo": ("make", "demo"),
 }
 KEYS = {"demo": [("A system-", "q")]}

@@ -33,21 +33,13 @@ IN_PROCESS = re.compile(r"\b(?:InProcessEngine|start_engine)\(|^ +from vllm", re
 IMPORTING = "tests that import vLLM"
 ENGINES = 2  # as many as there are cores where the tests run
 LONGEST = (  # files that take more than half a minute; one of those that share an advisor
-    "profiler/serve/test_real_serve.py",
-    "tui/test_terminal.py",
-    "advisor/advice/test_advise.py",
-    "tui/test_real_terminal.py",
-    "test_golden.py",
-    "profiler/attach/test_real_attach.py",
-    "test_live_to_advice.py",
-    "profiler/engines/vllm/test_real_vllm.py",
-    "tui/verbs/test_outcomes_alone.py",
-    "tui/screens/live/test_live_real.py",
-    "advisor/accuracy/models/test_answers.py",
-    "advisor/what_if/test_predict.py",
-    "tui/app/test_one_answer.py",
-    "tui/report/test_report.py",
-)
+    "profiler/serve/test_real_serve.py", "tui/test_terminal.py", "advisor/advice/test_advise.py",
+    "tui/test_real_terminal.py", "test_golden.py", "profiler/attach/test_real_attach.py",
+    "test_live_to_advice.py", "profiler/engines/vllm/test_real_vllm.py",
+    "tui/verbs/test_outcomes_alone.py", "tui/screens/live/test_live_real.py",
+    "advisor/accuracy/models/test_answers.py", "advisor/what_if/test_predict.py",
+    "tui/app/test_one_answer.py", "tui/report/test_report.py",
+)  # fmt: skip
 SHARED = Path(__file__).parent.parent.parent / "shared"
 
 

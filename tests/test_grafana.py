@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from profiler.probes.otlp_metrics import INSTRUMENTS
 from profiler.runs.telemetry import Telemetry

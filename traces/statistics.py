@@ -27,6 +27,8 @@ MANY = 5_000  # problems from which a mean is normal, and no bootstrap tells mor
 _BLOCKS = 2_000  # of problems, that are drawn together where there are more than `MANY`
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 def wilson(successes: int, total: int, level: float = LEVEL) -> tuple[float, float]:

@@ -32,7 +32,7 @@ VERBS = {  # name: its function, what `ttscope --help` says of it, its group the
     ),
     "doctor": (
         "doctor.doctor",
-        "Say what can be captured, here or of a server, or what can be predicted of a model.",
+        "Check what can be captured here or on a server, or predicted of a model.",
         BEGIN,
         ("ttscope doctor", "ttscope doctor http://localhost:8000"),
     ),
@@ -71,14 +71,14 @@ VERBS = {  # name: its function, what `ttscope --help` says of it, its group the
     ),
     "show": (
         "show.show",
-        "Tell what happened in a recording, or what differs between two.",
+        "Summarise a recording, or compare two.",
         LOOK,
         ("ttscope show runs/votes", "ttscope show runs/before runs/after --fail-on 'p95>+5%'"),
     ),
     "tui": ("terminal.tui", "Open the terminal app.", LOOK, ("ttscope tui runs",)),
     "report": (
         "report.report",
-        "Write one HTML page that tells what was measured and what to run for a budget.",
+        "Write one HTML page: what was measured, and what to run for a budget.",
         LOOK,
         ("ttscope report runs --min-accuracy 0.75 -o report.html",),
     ),
@@ -138,8 +138,24 @@ def examples(lines: Sequence[str]) -> str:
     return "\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *lines])
 
 
+TYPES = {  # what Typer calls a value, and what a help calls it
+    "<bool>": "", "<str>": "TEXT", "<int>": "NUMBER", "<float>": "NUMBER", "<path>": "PATH",
+    "<list[str]>": "TEXT ..", "<list[Path]>": "PATH ..",
+}  # fmt: skip
+
+
+class Verb(TyperCommand):
+    """A verb, whose help names values as people do, not as Python does."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _typed(super().get_params(ctx))
+
+
 class Verbs(TyperGroup):
     """The verbs by name; only the one that is called is imported."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return _typed(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of `ttscope --help`."""
@@ -162,6 +178,12 @@ class Verbs(TyperGroup):
         return name, command and loaded(str(name)), rest
 
 
+def _typed(parameters: Any) -> Any:
+    for each in parameters:
+        each.display_type_rich = lambda ctx, of=each.display_type: TYPES.get(of(ctx), of(ctx))
+    return parameters
+
+
 def loaded(name: str) -> Any:
     """Return a verb as a command, its module imported."""
     if name == "import":  # numpy's OpenBLAS would start threads, each of which spins for 50 ms
@@ -169,7 +191,7 @@ def loaded(name: str) -> Any:
     module, _, function = VERBS[name][0].partition(".")
     verb = getattr(importlib.import_module(f"tui.verbs.{module}"), function)
     own = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    own.command(name, epilog=examples(VERBS[name][3]))(verb)
+    own.command(name, cls=Verb, epilog=examples(VERBS[name][3]))(verb)
     return typer.main.get_command(own)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -24,26 +24,27 @@ Group = TypeVar("Group")
 OPTIONS = "Options"  # the group of `--help` that comes first
 SAMPLES, PROMPTS, KEYS = "Samples of a problem", "Prompts and answers", "Keys and headers"
 ACCOUNTS = "Costs and efforts"
+_TOLD = "typer"  # key of a field's metadata
 BUDGET = {"max_latency": "Budget", "gpu": "GPUs that were not measured"}  # by their first fields
+
+
+def option(default: Any, help: str, *names: str, **settings: Any) -> Any:
+    """Return the field of a dataclass that is an option, with its `names` if they are not its own.
+
+    `settings` are those of `typer.Option`. One of several verbs is a type instead, as below.
+    """
+    told = typer.Option(*names, help=help, **settings)
+    return field(default=default, metadata={_TOLD: told})
+
+
+def argument(help: str, *, default: Any = MISSING) -> Any:
+    """Return the field of a dataclass that is an argument, required without a `default`."""
+    return field(default=default, metadata={_TOLD: typer.Argument(help=help)})
+
 
 Problems = Annotated[int | None, typer.Option(help="Ask only so many, the first ones.")]
 Seed = Annotated[int, typer.Option(help="Seed of the demo's problems.")]
 Concurrency = Annotated[int, typer.Option(help="Problems in flight at a time.")]
-Method = Annotated[
-    str | None, typer.Option(help="See docs/policies.md. Greedy, or majority at n > 1.")
-]
-NumSamples = Annotated[int, typer.Option("--n", help="Samples per problem, which vote above 1.")]
-ThinkingBudget = Annotated[
-    int | None, typer.Option(help="Tokens of thought per sample, then the answer is forced.")
-]
-ReasoningEffort = Annotated[
-    str | None, typer.Option(help="vLLM's: low, high, .. where the chat template knows it.")
-]
-MaxTokens = Annotated[int | None, typer.Option(help="Tokens per sample.")]
-Temperature = Annotated[
-    float | None, typer.Option(help="0 for one sample, else 0.8, unless given.")
-]
-TopP = Annotated[float, typer.Option(help="Nucleus sampling.")]
 Timeout = Annotated[
     float | None, typer.Option(help="Seconds per problem, then the votes there are decide.")
 ]
@@ -92,16 +93,18 @@ RuleOptions = make_dataclass(
 class Sampling:
     """How many samples a problem gets and how they are drawn: of `record` and `attach`."""
 
-    policy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The policy.json of ttscope advise -o.")
-    ] = None
-    method: Method = None
-    n: NumSamples = 1
-    thinking_budget: ThinkingBudget = None
-    reasoning_effort: ReasoningEffort = None
-    max_tokens: MaxTokens = None
-    temperature: Temperature = None
-    top_p: TopP = 1.0
+    policy: Path | None = option(None, "The policy.json of ttscope advise -o.", metavar="FILE")
+    method: str | None = option(None, "See docs/policies.md. Greedy, or majority at n > 1.")
+    n: int = option(1, "Samples per problem, which vote above 1.", "--n")
+    thinking_budget: int | None = option(
+        None, "Tokens of thought per sample, then the answer is forced."
+    )
+    reasoning_effort: str | None = option(
+        None, "vLLM's: low, high, .. where the chat template knows it."
+    )
+    max_tokens: int | None = option(None, "Tokens per sample.")
+    temperature: float | None = option(None, "0 for one sample, else 0.8, unless given.")
+    top_p: float = option(1.0, "Nucleus sampling.")
 
     def chosen(self, rule: Mapping[str, Any]) -> Policy:
         """Return the policy with its parameters by name, or that of the file. Raises UsageError."""
@@ -144,35 +147,18 @@ def verifier_for(sampling: Sampling, workload: str, given: str | None) -> str | 
 class BudgetOptions:
     """What a problem may take and must reach: of `advise` and `report`."""
 
-    max_latency: Annotated[
-        str | None, typer.Option(help="Per problem: 5s, 250ms (mean, or --percentile).")
-    ] = None
-    percentile: Annotated[
-        str | None, typer.Option(help="Which percentile --max-latency limits: 95 or p95.")
-    ] = None
-    min_accuracy: Annotated[str | None, typer.Option(help="0.8 or 80%.")] = None
-    max_cost: Annotated[
-        str | None, typer.Option(help="Per problem: $0.002, or device-seconds as 0.5s.")
-    ] = None
-    max_energy: Annotated[str | None, typer.Option(help="Per problem: 800J, 2kJ.")] = None
-    gpus: Annotated[int | None, typer.Option(help="Devices at most.")] = None
-    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
-    price: Annotated[
-        list[str] | None, typer.Option(help="USD per device-hour: 2.5, or by type H100=2.5.")
-    ] = None
-    optimise: Annotated[
-        str | None, typer.Option(help="accuracy, latency, cost, energy or throughput.")
-    ] = None
-    confidence: Annotated[
-        str, typer.Option(help="How sure every limit must be met: 0.9 or 90%.")
-    ] = "0.9"
-    gpu: Annotated[
-        list[str] | None,
-        typer.Option("--gpu", help="Offer this GPU, not measured, by the prior: h100_sxm."),
-    ] = None
-    tables: Annotated[
-        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
-    ] = None
+    max_latency: str | None = option(None, "Per problem: 5s, 250ms (mean, or --percentile).")
+    percentile: str | None = option(None, "Which percentile --max-latency limits: 95 or p95.")
+    min_accuracy: str | None = option(None, "0.8 or 80%.")
+    max_cost: str | None = option(None, "Per problem: $0.002, or device-seconds as 0.5s.")
+    max_energy: str | None = option(None, "Per problem: 800J, 2kJ.")
+    gpus: int | None = option(None, "Devices at most.")
+    rate: str | None = option(None, "Problems arriving: 2/s, 30/min.")
+    price: list[str] | None = option(None, "USD per device-hour: 2.5, or by type H100=2.5.")
+    optimise: str | None = option(None, "accuracy, latency, cost, energy or throughput.")
+    confidence: str = option("0.9", "How sure every limit must be met: 0.9 or 90%.")
+    gpu: list[str] | None = option(None, "Offer this GPU, not measured, by the prior: h100_sxm.")
+    tables: Path | None = option(None, "--gpu: folder of its tables, if not installed.")
 
     def given(self) -> dict[str, Any]:
         """Return what was given, for `advisor.search.budget.parse_budget`."""
@@ -191,20 +177,12 @@ class BudgetOptions:
 class AccountOptions:
     """What is told of an answer beside it: of `advise` and `report`."""
 
-    effort_map: Annotated[
-        bool,
-        typer.Option("--effort-map", help="Which effort or budget of thought to use (as JSON)."),
-    ] = False
-    kwh_price: Annotated[
-        float | None, typer.Option(help="USD per kWh: what the energy of the picks costs.")
-    ] = None
-    pue: Annotated[
-        float | None, typer.Option(help="Power of the site over its devices', such as 1.3.")
-    ] = None
-    api_price: Annotated[
-        float | None,
-        typer.Option(help="USD per million output tokens of an API: from which rate renting pays."),
-    ] = None
+    effort_map: bool = option(False, "Which effort or budget of thought to use (as JSON).")
+    kwh_price: float | None = option(None, "USD per kWh: what the energy of the picks costs.")
+    pue: float | None = option(None, "Power of the site over its devices', such as 1.3.")
+    api_price: float | None = option(
+        None, "USD per million output tokens of an API: from which rate renting pays."
+    )
 
     def tariff(self) -> Tariff:
         """Return the prices. Raises UsageError for what none can be."""
@@ -217,68 +195,46 @@ class AccountOptions:
 class Watch:
     """What is watched and how: of `ttscope attach`, and what is typed on the Live screen."""
 
-    urls: Annotated[list[str], typer.Argument(help="vLLM servers: http://HOST:PORT, replicas too.")]
-    duration: Annotated[
-        str | None, typer.Option(help="End after 90s, 10m or 2h, else at Ctrl-C.")
-    ] = None
-    model: Annotated[str | None, typer.Option(help="Which of the served models.")] = None
-    gpus: Annotated[
-        str,
-        typer.Option(metavar="auto|none|N", help="Read the power of the servers' GPUs, if here."),
-    ] = "auto"
-    model_config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its config.json: what its steps cost.")
-    ] = None
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option(help="As the servers', which do not tell it.")
-    ] = None
-    price: Price = None
-    metrics_url: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="Where a server's metrics are, several for its pods."),
-    ] = None
-    period: Annotated[str, typer.Option(help="Between polls of /metrics.")] = "1s"
-    on_loss: Annotated[str, typer.Option(help="When a server is gone: wait for it, or end.")] = (
-        "wait"
+    urls: list[str] = argument("vLLM servers: http://HOST:PORT, replicas too.")
+    duration: str | None = option(None, "End after 90s, 10m or 2h, else at Ctrl-C.")
+    model: str | None = option(None, "Which of the served models.")
+    gpus: str = option(
+        "auto", "Read the power of the servers' GPUs, if here.", metavar="auto|none|N"
     )
-    listen: Annotated[
-        str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Receive spans and the plugin's steps: 4318."),
-    ] = None
-    listen_grpc: Annotated[
-        str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Receive spans over gRPC: 4317 (extra grpc)."),
-    ] = None
-    spans_without_token: Annotated[
-        bool,
-        typer.Option(
-            "--spans-without-token",
-            help="Opens the recording to every user of this machine: spans need no token.",
-        ),
-    ] = False
-    fpm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ENDPOINT",
-            help="Take forward passes from tcp://HOST:PORT as steps (extra fpm).",
-        ),
-    ] = None
-    kernels: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Open profiler windows. The servers' traces lie here."),
-    ] = None
-    kernel_windows: Annotated[
-        str, typer.Option(metavar="N/Ts", help="N steps each, every T seconds or less often.")
-    ] = "4/60s"
-    yes: Annotated[bool, typer.Option("--yes", help="Open windows without asking.")] = False
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the servers' key.")
-    ] = None
-    api_key_file: Annotated[Path | None, typer.Option(help="File that holds it.")] = None
-    header: Annotated[
-        list[str] | None,
-        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request. $VAR is read."),
-    ] = None
+    model_config: Path | None = option(
+        None, "Its config.json: what its steps cost.", metavar="FILE"
+    )
+    tensor_parallel_size: int | None = option(None, "As the servers', which do not tell it.")
+    price: Price = None
+    metrics_url: list[str] | None = option(
+        None, "Where a server's metrics are, several for its pods.", metavar="URL"
+    )
+    period: str = option("1s", "Between polls of /metrics.")
+    on_loss: str = option("wait", "When a server is gone: wait for it, or end.")
+    listen: str | None = option(
+        None, "Receive spans and the plugin's steps: 4318.", metavar="[HOST:]PORT"
+    )
+    listen_grpc: str | None = option(
+        None, "Receive spans over gRPC: 4317 (extra grpc).", metavar="[HOST:]PORT"
+    )
+    spans_without_token: bool = option(
+        False, "Opens the recording to every user of this machine: spans need no token."
+    )
+    fpm: list[str] | None = option(
+        None, "Take forward passes from tcp://HOST:PORT as steps (extra fpm).", metavar="ENDPOINT"
+    )
+    kernels: Path | None = option(
+        None, "Open profiler windows. The servers' traces lie here.", metavar="FOLDER"
+    )
+    kernel_windows: str = option(
+        "4/60s", "N steps each, every T seconds or less often.", metavar="N/Ts"
+    )
+    yes: bool = option(False, "Open windows without asking.")
+    api_key_env: str | None = option(None, "Environment variable that holds the servers' key.")
+    api_key_file: Path | None = option(None, "File that holds it.")
+    header: list[str] | None = option(
+        None, "Goes with every request. $VAR is read.", metavar="'NAME: VALUE'"
+    )
 
 
 def takes(
@@ -294,14 +250,16 @@ def takes(
             return verb(*grouped(given, *groups))
 
         panel, parameters = OPTIONS, []
-        for field, hint in _fields(groups):
-            panel = (panels or {}).get(field.name, panel)
+        for each, kind, told in _fields(groups):
+            panel = (panels or {}).get(each.name, panel)
+            if isinstance(told, OptionInfo) and panel != OPTIONS:  # arguments have their own
+                told.rich_help_panel = panel
             parameters.append(
                 inspect.Parameter(
-                    field.name,
+                    each.name,
                     inspect.Parameter.KEYWORD_ONLY,
-                    default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                    annotation=_in_panel(hint, panel),
+                    default=inspect.Parameter.empty if each.default is MISSING else each.default,
+                    annotation=Annotated[kind, told],
                 )
             )
         command.__name__, command.__doc__ = verb.__name__, verb.__doc__
@@ -312,21 +270,18 @@ def takes(
     return decorate
 
 
-def _fields(groups: Sequence[type[Any]]) -> Iterator[tuple[Any, Any]]:
+def _fields(groups: Sequence[type[Any]]) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield each field with its type, and what Typer is to know of it, as a copy."""
     for group in groups:
         hints = get_type_hints(group, include_extras=True)
-        for field in fields(group):
-            yield field, hints[field.name]
-
-
-def _in_panel(hint: Any, panel: str) -> Any:
-    """Return an option's type with its group of `--help`; arguments have their own."""
-    kind, told = hint.__origin__, hint.__metadata__[0]
-    if panel == OPTIONS or not isinstance(told, OptionInfo):
-        return hint
-    told = copy.copy(told)  # verbs share it, and may put it in other groups
-    told.rich_help_panel = panel
-    return Annotated[kind, told]
+        for each in fields(group):
+            kind, told = hints[each.name], each.metadata.get(_TOLD)
+            if told is None:
+                kind, told = kind.__origin__, kind.__metadata__[0]
+            told = copy.copy(told)  # verbs share it, and may put it in other groups
+            if kind is bool and told.default is ...:  # without a --no- beside it
+                told.default = f"--{each.name.replace('_', '-')}"
+            yield each, kind, told
 
 
 def grouped(given: Mapping[str, Any], *groups: type[Any]) -> list[Any]:

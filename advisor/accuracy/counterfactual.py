@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.accuracy.extrapolation import FARTHEST, extrapolate, fresh_runs
@@ -39,7 +38,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import SETTLED, Stop
-from traces.statistics import column_means, of_others, paired, problems_to_tell, ratio
+from traces.statistics import Floats, column_means, of_others, paired, problems_to_tell, ratio
 from traces.summary.run import Run
 from traces.summary.votes import (
     PolicyOutcome,
@@ -49,8 +48,6 @@ from traces.summary.votes import (
     policies_within,
     sample_counts,
 )
-
-Floats = npt.NDArray[np.float64]
 
 MOST = 4_000  # problems that are judged one by one; of more, so many at random
 

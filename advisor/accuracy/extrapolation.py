@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.accuracy.models.answers import AnswerModel, Votes
 from traces.schema.estimate import Estimate
-from traces.statistics import LEVEL, around, column_means, with_jeffreys
+from traces.statistics import LEVEL, Floats, around, column_means, with_jeffreys
 from traces.summary.votes import PolicyOutcome
-
-Floats = npt.NDArray[np.float64]
 
 FARTHEST = 4  # times the recorded samples
 REPEATS = 4  # runs per draw whose mean stands for the expectation

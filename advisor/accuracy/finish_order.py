@@ -11,16 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.accuracy.samples import FEWEST, ProblemSamples
 from advisor.evidence.runs import RecordedProblem, Run
 from traces.errors import TtscopeError
 from traces.recording.reader import Recording
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
+from traces.statistics import Floats
 from traces.summary.run import Run as Summary
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ import numpy.typing as npt
 
 from advisor.compiled import compiled, inner
 from traces.schema.tts.stop_rules import DECIDE, begin, take
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Floats, Ints
 
 
 @compiled

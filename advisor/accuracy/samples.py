@@ -11,6 +11,7 @@ import polars as pl
 
 from traces.errors import RecordingError, UsageError
 from traces.schema.tts.logprobs import with_means
+from traces.statistics import Floats
 from traces.summary.problems import (
     all_judged,
     answers_told,
@@ -19,8 +20,6 @@ from traces.summary.problems import (
     without_timed_out,
 )
 from traces.summary.run import Run
-
-Floats = npt.NDArray[np.float64]
 
 _USED = (
     "engine", "policy", "role", "parent_sample", "problem", "problem_id", "sample_index", "arrival",

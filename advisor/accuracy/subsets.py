@@ -18,10 +18,8 @@ from advisor.evidence.runs import Sample
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.routes import Table, first_of, packed
 from traces.schema.tts.stop_rules import AGREE, ALL, FIELDS, ROUTED, WINDOWS, Stop
+from traces.statistics import Floats, Ints
 from traces.summary.votes import majority_curve
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 FEWEST_ORDERS, MOST_ORDERS, ALL_ORDERS = 64, 512, 20_000
 

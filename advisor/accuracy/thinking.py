@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.accuracy.models.answers import AnswerCounts, count_answers
 from advisor.accuracy.samples import ProblemSamples, SampledRun, by_id
+from traces.statistics import Floats
 from traces.summary.votes import majority_curve, sample_counts
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +52,10 @@ def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome
     chosen = [table[problem_id] for problem_id, count in held.items() if count >= size > 0]
     found = []
     for budget in budgets if chosen else ():
-        curves = np.array(
-            [
-                majority_curve([row[0] for row in rows], [row[1] for row in rows])
-                for rows in (cuts[budget][:size] for cuts in chosen)
-            ]
-        )
-        tokens = np.array([np.mean([row[2] for row in cuts[budget][:size]]) for cuts in chosen])
-        counts = tuple(
-            count_answers([row[0] for row in rows], [row[1] for row in rows])
-            for rows in (cuts[budget][:size] for cuts in chosen)
-        )
+        rows = [tuple(zip(*cuts[budget][:size], strict=True)) for cuts in chosen]
+        curves = np.array([majority_curve(answers, right) for answers, right, _ in rows])
+        tokens = np.array([np.mean(lengths) for *_, lengths in rows])
+        counts = tuple(count_answers(answers, right) for answers, right, _ in rows)
         found += [
             BudgetOutcome(
                 budget_tokens=budget,
@@ -138,18 +129,14 @@ def lower_bounds(run: SampledRun) -> list[BudgetOutcome]:
         BudgetOutcome(
             budget_tokens=budget,
             n=1,
-            right=np.array([_finished_right(problem, budget) for problem in run.problems]),
+            # A sample cut while it thought has nan: it did not finish.
+            right=np.array([np.mean((p.think_tokens <= budget) & p.correct) for p in run.problems]),
             tokens=np.array([_cut_tokens(problem, budget) for problem in run.problems]),
             bound="lower",
             estimated=True,
         )
         for budget in budgets
     ]
-
-
-def _finished_right(problem: ProblemSamples, budget: int) -> float:
-    finished = problem.think_tokens <= budget  # a sample cut while it thought has nan: not so
-    return float((finished & np.array(problem.correct)).mean())
 
 
 def _cut_tokens(problem: ProblemSamples, budget: int) -> float:

@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.search.budget import Limit, Prices, goal_of, limits_of_budget
 from advisor.search.closed_form import ClosedForm
@@ -25,10 +24,8 @@ from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits
 from advisor.search.resampling import HIGH, LOW
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
+from traces.statistics import Bools, Floats, Ints
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 M = TypeVar("M", bound=Metrics)
 
 SAME = 0.01  # share by which FLOPs may differ and count as the same

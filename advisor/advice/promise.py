@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import Evidence
@@ -36,17 +35,17 @@ from traces.deployment.documents import (
 )
 from traces.errors import RecordingError, UsageError
 from traces.files import whole_file
+from traces.live.watched import only_watched
 from traces.recording.manifest import WorkloadFacts
+from traces.recording.reader import Recording
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.routes import table_for
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
-from traces.statistics import Z95, mean, ratio
+from traces.statistics import Z95, Ints, mean, ratio
 from traces.summary.comparison import RUN_TO_RUN
-
-Ints = npt.NDArray[np.int64]
 
 FEWEST: Final = 8  # problems of a run of a server that tells what HTTP adds
 _ONE_ENGINE: Final = (  # what a step's time depends on
@@ -61,6 +60,15 @@ def check_folder(folder: Path) -> None:
     for name in (SERVE, POLICY, EXPECT):
         if (folder / name).exists():
             raise UsageError(f"-o {folder}: already holds {name}. Name another folder")
+
+
+def check_has_policy(recordings: Sequence[Recording], option: str) -> None:
+    """Raise UsageError where all traffic was only watched, so that there is no policy to write."""
+    if all(map(only_watched, recordings)):
+        raise UsageError(
+            f"{option}: traffic that was only watched has no policy to write. Leave out {option}. "
+            "The answer has the command of the server"
+        )
 
 
 def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expectations:

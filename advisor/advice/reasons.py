@@ -157,8 +157,8 @@ def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> 
         yield (
             "no candidate is accurate enough with the wanted probability by FLOPs alone"
             if np.isfinite(flops).any()
-            else "FLOPs are not known, for a draft model's facts are in no recording, or layers "
-            "read less than the context or keep a state"
+            else "FLOPs are not known, for the facts of the model or of what drafts are in no "
+            "recording, or layers read less than the context or keep a state"
         )
         return
     if compute == system:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
 from advisor.evidence.keys import decoder_of, law_key, learned_as
+from advisor.evidence.live.drafts import with_drafts
 from advisor.evidence.live.front_end import (
     NEEDED,
     with_context_of_several,
@@ -26,14 +26,14 @@ from advisor.evidence.live.front_end import (
 )
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
-from advisor.evidence.measured import Made, RunsMade, runs_in
+from advisor.evidence.live.servers import of_spans, with_decoders
+from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED, Window
-from traces.live.otlp import RESOURCE
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -43,9 +43,8 @@ from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.published import PublishedCurve
+from traces.statistics import Floats
 from traces.summary.energy import PowerTable, Watts, mean_and_table, watts_of
-
-Floats = npt.NDArray[np.float64]
 
 TOO_LITTLE = (
     "too little of the server was seen to learn from. Watch it under load for at least 10 polls, "
@@ -182,34 +181,33 @@ def gather(
     watts: dict[EngineConfig, list[tuple[float, PowerTable | None, int]]] = {}
     made: list[Made] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
-    for each in recordings:
-        recording = each.afresh()  # its tables go once the next is read
+    for recording in (each.afresh() for each in recordings):  # tables go once the next is read
+        windows = windows_of(recording, lengths=True) if only_watched(recording) else None
+        steps += _steps(recording, windows, most)
         models.update(recording.manifest.models)
         for key, engine in learned_as(recording.manifest.engines).items():
-            steps.extend(_steps(recording, key, engine, most))
             power = mean_and_table(recording, key)
             if power is not None:
                 watts.setdefault(law_key(engine), []).append((*power, engine.num_devices))
         found, dropped, told, in_turn = read_runs(recording)
-        if only_watched(recording):
-            windows = windows_of(recording, lengths=True)
+        if windows is not None:
             found, more = _with_drawn(recording, windows, found, in_turn)
             found = with_front_end(recording, found, windows)
-            told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
-            steps.extend(_mean_steps(recording, windows, steps))
+            found = with_decoders(found, windows, recording)
+            found, drafted = with_drafts(found, _windows_by_run(recording, windows, found))
+            told += [*drafted, *more, *_seen_limits(recording)]
+            told += _counted_as(found) if watched else ()
         runs.extend(found)
-        made.extend(runs_in(recording, _rate(found) if only_watched(recording) else None))
+        made.extend(
+            runs_in(recording) if windows is None else runs_watched(recording, found, _rate(found))
+        )
         cut.extend([*cut_runs(recording, found), *limited_runs(found)])
         left_out += dropped
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
         lost += [*(f"{recording.name}: {why}" for why in unlike), *told, *_model_notes(recording)]
-    for each in others:
-        recording = each.afresh()
-        for key, engine in learned_as(recording.manifest.engines).items():
-            steps.extend(_steps(recording, key, engine, most))
-        if only_watched(recording):
-            windows = windows_of(recording, lengths=True)
-            steps.extend(_mean_steps(recording, windows, steps))
+    for recording in (each.afresh() for each in others):
+        windows = windows_of(recording, lengths=True) if only_watched(recording) else None
+        steps += _steps(recording, windows, most)
     _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed)
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
@@ -258,8 +256,8 @@ def _check_enough(
     if lacking:
         tables = "a GPU (--gpu)" if judged else "a GPU (--gpu) or operator tables (--operators)"
         raise RecordingError(
-            f"{names}: no engine step to learn from. Record with the step probe, or name {tables} "
-            "to take times from"
+            f"{names}: no engine step to learn from. Run ttscope record --model, or take times "
+            f"from {tables}"
         )
     if not runs:
         raise _no_run(recordings, names, lost)
@@ -271,7 +269,7 @@ def _check_enough(
             f"{names}: hold more than one curve of {twice}. Give one, or import each with a "
             "--model NAME of its own"
         )
-    known = curves or any(s.correct is not None for run in runs for s in _samples(run))
+    known = curves or any(s.correct is not None for run in runs for s in run.samples)
     if judged and not known:
         raise RecordingError(f"{names}: no sample is marked right or wrong. Record with answers")
 
@@ -281,6 +279,12 @@ def _model_notes(recording: Recording) -> list[str]:
     notes = []
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
+        if facts is None and engine.mode == "server" and only_watched(recording):
+            notes.append(
+                f"{recording.name}: what {engine.model} costs a token is not known here. Its steps "
+                "are taken for those of a dense model and of this size alone, and its FLOPs are "
+                "not known. ttscope attach --model-config says what it costs"
+            )
         note = None if facts is None else unchecked(facts, engine)
         notes += [] if note is None else [note]
         if facts is not None and reads_of(facts).window:
@@ -291,10 +295,6 @@ def _model_notes(recording: Recording) -> list[str]:
                     "inferred, as if the requests of a step had equal contexts"
                 )
     return notes
-
-
-def _samples(run: Run) -> Iterable[Sample]:
-    return (sample for problem in run.problems.values() for sample in problem.samples)
 
 
 def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
@@ -402,7 +402,34 @@ def _unfinished(recordings: Sequence[Recording], names: str) -> str:
     return f"{names}: no finished problem with all its samples. Record again"
 
 
-def _steps(
+def _steps(recording: Recording, windows: Windows | None, most: int | None) -> list[StepTable]:
+    """Return the steps of all engines, of watched ones whose steps did not come their means."""
+    tables = []
+    for key, engine in learned_as(recording.manifest.engines).items():
+        tables += _steps_of(recording, key, engine, most)
+    taught = {table.engine for table in tables}
+    for key, window in (windows or {}).items():
+        engine = recording.manifest.engines[key]
+        facts = recording.manifest.models.get(engine.model)
+        if window is None or engine in taught:
+            continue
+        found = mean_steps(window, engine, reads_of(facts))
+        if found is not None:
+            table = StepTable(
+                recording=recording.name,
+                configuration=_configuration(recording),
+                engine=engine,
+                facts=facts,
+                composition=found.composition,
+                seconds=found.seconds,
+                bounds=found.bounds,
+                coarse=True,
+            )
+            tables.append(table)
+    return tables
+
+
+def _steps_of(
     recording: Recording, key: str, engine: EngineConfig, most: int | None
 ) -> list[StepTable]:
     facts = recording.manifest.models.get(engine.model)
@@ -425,7 +452,10 @@ def _steps(
     if frame.is_empty():
         return []
     if facts is None and not server:
-        raise RecordingError(f"{recording.name}: holds no facts of the model {engine.model}")
+        raise RecordingError(
+            f"{recording.name}: holds no facts of the model {engine.model}, so that no law can be "
+            "learned from its steps. ttscope show still says what was measured. Record again"
+        )
     composition = feature_matrix(
         frame, speculative=engine.speculative is not None, reads=reads_of(facts)
     )
@@ -450,35 +480,6 @@ def _steps(
     ]
 
 
-def _mean_steps(
-    recording: Recording, windows: Windows, known: Sequence[StepTable]
-) -> list[StepTable]:
-    """Return what /metrics alone teaches of the engines whose steps did not come."""
-    taught = {table.engine for table in known if table.recording == recording.name}
-    tables = []
-    for key, window in windows.items():
-        engine = recording.manifest.engines[key]
-        found = (
-            None
-            if window is None or engine in taught
-            else mean_steps(window, engine, reads_of(recording.manifest.models.get(engine.model)))
-        )
-        if found is not None:
-            tables.append(
-                StepTable(
-                    recording=recording.name,
-                    configuration=_configuration(recording),
-                    engine=engine,
-                    facts=recording.manifest.models.get(engine.model),
-                    composition=found.composition,
-                    seconds=found.seconds,
-                    bounds=found.bounds,
-                    coarse=True,
-                )
-            )
-    return tables
-
-
 def _seen_limits(recording: Recording) -> list[str]:
     """Return what a watch noted of limits that its servers did not tell."""
     notes = recording.frame("events", ["kind", "detail"]).filter(kind="note")["detail"]
@@ -494,71 +495,41 @@ def _with_drawn(
     """Return runs of watched servers, and why some are drawn: spans tell too little of these.
 
     Spans do not say which of several servers of a model a request was on, so they are held against
-    what ended on all of them. They do not stand for servers that draw samples otherwise. `in_turn`
-    are problems that are in no run, by how many requests they had. Where traffic is drawn, spans
-    of no server's model are left out, since they may be of the same requests.
+    what ended on all of them. They do not stand for servers that do not draw samples alike.
+    `in_turn` are problems that are in no run, by how many requests they had. Where traffic is
+    drawn, spans of no server's model are left out, since they may be of the same requests.
     """
-    notes = []
-    left_out = dict(in_turn)
-    servers: dict[str, dict[EngineConfig, tuple[str, Window]]] = {}
-    for key, window in windows.items():
-        engine = recording.manifest.engines[key]
-        if window is not None:
-            servers.setdefault(engine.model, {})[engine] = key, window
     engines = recording.manifest.engines
+    polled: dict[str, dict[EngineConfig, tuple[str, Window]]] = {}  # by model
+    for key, window in windows.items():
+        if window is not None:
+            polled.setdefault(engines[key].model, {})[engines[key]] = key, window
     models = {
         engine.model
         for key, engine in engines.items()
-        if windows.get(key) is not None or not _of_spans(engine)
+        if windows.get(key) is not None or not of_spans(engine)
     }
-    any_name = len(models) == 1  # spans may call the model otherwise than the plugin
-    any_drawn = False
-    for model, own in servers.items():
-        seen = [run for run in runs if any_name or run.engine.model == model or run.engine in own]
-        turns = [each for each in in_turn if any_name or each.model == model or each in own]
-        after = sum(sum(in_turn[each]) for each in turns)
-        requests = sum(len(each.samples) for run in seen for each in run.problems.values())
-        ended = sum(window.total(FINISHED) or 0.0 for _, window in own.values())
-        decoders = set(map(decoder_of, own))
-        alike = all(decoder_of(run.engine) in decoders for run in seen)
-        if requests >= MOST_SEEN * ended and alike:
-            continue
-        drawn = [
-            run
-            for engine, (key, window) in own.items()
-            for run in drawn_traffic(window, engine, recording.name, key)
-        ]
+    notes, left_out, any_drawn = list[str](), dict(in_turn), False
+    for model, own in polled.items():
+        servers = _Servers(model=model, polled=own, any_name=len(models) == 1)
+        seen = [run for run in runs if servers.are(run.engine)]
+        drawn = [] if servers.are_told_by(seen) else servers.drawn(recording.name)
         if drawn:
             any_drawn = True
-            runs = [run for run in runs if all(run is not each for each in seen)] + drawn
-            left_out = {each: count for each, count in left_out.items() if each not in turns}
-            if requests or after:
-                which = "" if alike else ", and not on which server each was"
-                if after:
-                    which += f", {after:,} of them one after another for a problem"
-                notes.append(
-                    f"{recording.name}: spans tell of {requests + after:,} of {ended:,.0f} "
-                    f"requests that ended{which}, so that lengths and arrivals are those of "
-                    "/metrics"
-                )
-    if any_drawn:
-        strange = {
-            run.engine: None
-            for run in runs
-            if _of_spans(run.engine) and run.engine.model not in models
-        }
-        runs = [run for run in runs if run.engine not in strange]
-        left_out = {
-            each: count
-            for each, count in left_out.items()
-            if not _of_spans(each) or each.model in models
-        }
-        if strange:
-            names = ", ".join(sorted({each.model for each in strange}))
-            notes.append(
-                f"left out of {recording.name}: spans of {names}, which no watched server has"
-            )
-    if count := sum(map(len, left_out.values())):
+            after = sum(sum(each) for of, each in in_turn.items() if servers.are(of))
+            notes += servers.notes(recording.name, seen, after)
+            runs = [run for run in runs if not servers.are(run.engine)] + drawn
+            left_out = {of: each for of, each in left_out.items() if not servers.are(of)}
+
+    def is_strange(engine: EngineConfig) -> bool:
+        return any_drawn and of_spans(engine) and engine.model not in models
+
+    strange = sorted({run.engine.model for run in runs if is_strange(run.engine)})
+    runs = [run for run in runs if not is_strange(run.engine)]
+    if strange:
+        names = ", ".join(strange)
+        notes.append(f"left out of {recording.name}: spans of {names}, which no watched server has")
+    if count := sum(len(each) for of, each in left_out.items() if not is_strange(of)):
         notes.append(
             f"left out of {recording.name}: {counted(count, 'problem')} whose requests came one "
             "after another, as the replay sends those of a problem at once"
@@ -566,10 +537,65 @@ def _with_drawn(
     return runs, notes
 
 
-def _of_spans(engine: EngineConfig) -> bool:
-    """Whether nothing is known of an engine but what spans say."""
-    told = EngineConfig(model=engine.model, mode="server", other=engine.other)
-    return engine == told and dict(engine.other).keys() <= RESOURCE
+@dataclass(frozen=True, kw_only=True)
+class _Servers:
+    """The watched servers of a model, each with its key and what was polled of it."""
+
+    model: str
+    polled: Mapping[EngineConfig, tuple[str, Window]]
+    any_name: bool  # spans may call the model otherwise than the plugin
+
+    def are(self, engine: EngineConfig) -> bool:
+        """Whether an engine is one of these, by its name if spans alone tell of it."""
+        return self.any_name or engine.model == self.model or engine in self.polled
+
+    @property
+    def ended(self) -> float:
+        """How many requests ended on them."""
+        return sum(window.total(FINISHED) or 0.0 for _, window in self.polled.values())
+
+    def decode_as(self, runs: Sequence[Run]) -> bool:
+        """Whether runs may stand for all: by another name they may be of others' requests."""
+        one = len(set(map(decoder_of, self.polled))) == 1
+        return one and all(run.engine.model == self.model for run in runs)
+
+    def are_told_by(self, seen: Sequence[Run]) -> bool:
+        """Whether the runs that spans tell stand for all that ended on them."""
+        requests = sum(1 for run in seen for _ in run.samples)
+        return requests >= MOST_SEEN * self.ended and self.decode_as(seen)
+
+    def drawn(self, recording: str) -> list[Run]:
+        return [
+            run
+            for engine, (key, window) in self.polled.items()
+            for run in drawn_traffic(window, engine, recording, key)
+        ]
+
+    def notes(self, recording: str, seen: Sequence[Run], after: int) -> list[str]:
+        """Say what spans tell, `after` requests of them one after another; nothing without any."""
+        told = sum(1 for run in seen for _ in run.samples) + after
+        if not told:
+            return []
+        which = "" if self.decode_as(seen) else ", and not on which server each was"
+        which += f", {after:,} of them one after another for a problem" if after else ""
+        return [
+            f"{recording}: spans tell of {told:,} of {self.ended:,.0f} requests that ended{which}, "
+            "so that lengths and arrivals are those of /metrics"
+        ]
+
+
+def _windows_by_run(
+    recording: Recording, windows: Windows, runs: Sequence[Run]
+) -> dict[EngineConfig, list[Window]]:
+    """Return what the polls of each run's own server say, of spans those of its model's servers."""
+    engines = recording.manifest.engines
+    told = {engines[key]: window for key, window in windows.items() if window is not None}
+    return {
+        engine: [told[engine]]
+        if engine in told
+        else [window for each, window in told.items() if each.model == engine.model]
+        for engine in dict.fromkeys(run.engine for run in runs)
+    }
 
 
 def _rate(runs: Sequence[Run]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from sys import intern
@@ -21,10 +21,9 @@ from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.published import PublishedCurve
+from traces.statistics import Ints
 from traces.summary.problems import MOST_UNTOLD, engine_windows, lost_problems
 from traces.summary.votes import majority_curve
-
-Ints = npt.NDArray[np.int64]
 
 _USED = (
     "engine", "policy", "problem_id", "sample_index", "prompt_tokens", "cached_tokens",
@@ -62,7 +61,7 @@ class ProblemRun:
     tells them. `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
     there.
     `indices` are the samples' own. `front_end_s` is what a server's front end took of it
-    (live/front_end_time.py).
+    (live/front_end_time.py). `server` is its place among those that were watched together.
     """
 
     problem_id: str
@@ -75,6 +74,7 @@ class ProblemRun:
     prompt_blocks: tuple[int, ...] = ()
     group: str | None = None
     front_end_s: float = 0.0
+    server: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ class RecordedProblem:
 
     `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
     `route` is its own table of samples, packed (traces/schema/tts/routes.py), 0 without one.
-    `front_end_s` is what a server's front end takes of it, beside its engine.
+    `front_end_s` is what a server's front end takes of it, beside its engine. `server` is the
+    engine that it goes to, where that is known.
     """
 
     prompt_tokens: int
@@ -92,6 +93,7 @@ class RecordedProblem:
     prompt_blocks: Sequence[int] = ()
     route: float = 0.0
     front_end_s: float = 0.0
+    server: int | None = None
 
     @classmethod
     def of(cls, problem: ProblemRun, samples: Sequence[Sample]) -> RecordedProblem:
@@ -102,6 +104,7 @@ class RecordedProblem:
             samples=samples,
             prompt_blocks=problem.prompt_blocks,
             front_end_s=problem.front_end_s,
+            server=problem.server,
         )
 
 
@@ -110,8 +113,10 @@ class Run:
     """The problems of one (engine, policy) in one recording.
 
     `drawn` says that they are drawn from what a server's histograms tell, one of several draws.
-    With a `curve` lengths are drawn, and what of votes is right it alone tells. With `texts` the
-    answers are texts, which are the same in another run. Else they are numbers of this run's own.
+    `spread_unknown`: these tell no more of lengths than their
+    mean. With a `curve` lengths are drawn, and what of votes is right it alone tells. With `texts`
+    the answers are texts, which are the same in another run. Else they are numbers of this run's
+    own.
     """
 
     recording: str
@@ -121,20 +126,24 @@ class Run:
     concurrency: int | None
     rate_per_s: float | None
     drawn: bool = False
+    spread_unknown: bool = False
     curve: PublishedCurve | None = None
     texts: bool = False
+
+    @property
+    def samples(self) -> Iterator[Sample]:
+        """The samples of all problems."""
+        return (sample for problem in self.problems.values() for sample in problem.samples)
 
     @cached_property
     def answers_told(self) -> bool:
         """Whether every right sample has its answer. Some imports tell none, so that none votes."""
-        samples = (sample for problem in self.problems.values() for sample in problem.samples)
-        return not any(sample.correct and sample.answer is None for sample in samples)
+        return not any(sample.correct and sample.answer is None for sample in self.samples)
 
     @cached_property
     def tells_answers(self) -> bool:
         """Whether a sample without an answer gave none, and is wrong. Else nobody told answers."""
-        samples = (sample for problem in self.problems.values() for sample in problem.samples)
-        return self.answers_told and any(sample.answer is not None for sample in samples)
+        return self.answers_told and any(sample.answer is not None for sample in self.samples)
 
     def vote_curve(self, name: str) -> npt.NDArray[np.float64]:
         """Return how often votes of k of a problem's samples are right, k = 1 .. all.
@@ -583,11 +592,10 @@ def limited(run: Run, max_tokens: int) -> Run | None:
     None where that is not known: beyond a limit that cut samples, or of samples with drafts.
     """
     recorded = run.policy.max_tokens
-    samples = [s for problem in run.problems.values() for s in problem.samples]
     beyond = recorded is not None and max_tokens > recorded
-    if run.engine.speculative is not None or (beyond and any(s.by_length for s in samples)):
+    if run.engine.speculative is not None or (beyond and any(s.by_length for s in run.samples)):
         return None
-    judged = any(sample.correct is not None for sample in samples)
+    judged = any(sample.correct is not None for sample in run.samples)
     problems = {
         name: replace(
             problem, samples=tuple(_limited(s, max_tokens, judged=judged) for s in problem.samples)
@@ -626,9 +634,8 @@ def limited_runs(runs: Sequence[Run]) -> list[Run]:
         unknown = run.drawn or run.curve is not None or run.policy == AS_SENT
         if unknown or run.engine.speculative is not None:
             continue
-        lengths = [s.output_tokens for problem in run.problems.values() for s in problem.samples]
         most = run.policy.max_tokens
-        for limit in limits_that_cut(lengths):
+        for limit in limits_that_cut([sample.output_tokens for sample in run.samples]):
             if most is None or limit < most:
                 found += [each for each in [limited(run, limit)] if each is not None]
     return found

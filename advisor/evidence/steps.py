@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.features import HOST_WORK
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
-
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Ints
 
 
 def with_host_work(

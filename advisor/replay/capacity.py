@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 RESERVE: Final = 32  # samples that wait for each engine at least, so that it is full
 STEPS: Final = 4  # or those of so many steps more: who comes during a step may wait for two

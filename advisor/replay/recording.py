@@ -20,8 +20,7 @@ from traces.errors import RecordingError
 from traces.recording.manifest import Manifest
 from traces.recording.parts import write_part
 from traces.recording.tables import TABLES, in_table
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 MOST_STEPS: Final = 5_000_000  # rows of the steps table; a leap of the replay holds many
 

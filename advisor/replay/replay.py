@@ -16,7 +16,7 @@ import numpy.typing as npt
 from advisor.evidence.features import FEATURES
 from advisor.replay.limits import Limits
 from advisor.replay.result import Replayed
-from advisor.replay.simulation.loop import LEAST_OUTSTANDING, ROUND_ROBIN, run
+from advisor.replay.simulation.loop import AS_PLACED, LEAST_OUTSTANDING, ROUND_ROBIN, run
 from advisor.replay.simulation.room import UNLIMITED
 from advisor.replay.simulation.state import (
     ANSWER,
@@ -37,10 +37,10 @@ from advisor.step_time.cost import StepCost, needs_longest
 from traces.errors import UsageError
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import Stop
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 ROUTINGS: Final = {"round-robin": ROUND_ROBIN, "least-outstanding": LEAST_OUTSTANDING}
+PLACED: Final = "as-placed"  # each problem to its own engine (`Workload.server`)
 MOST_SLOTS: Final = 1 << 30
 
 
@@ -48,7 +48,7 @@ MOST_SLOTS: Final = 1 << 30
 class Replicas:
     """How many engines serve, and which of them a request goes to.
 
-    With `together` the samples of a problem go to the same engine.
+    With `together` the samples of a problem go to the same engine, and by `PLACED` to its own.
     """
 
     count: int = 1
@@ -79,6 +79,10 @@ def replay(
     stop, replicas = stop or Stop(), replicas or Replicas()
     if any(each is not None and each < 1 for each in (concurrency, reserve)):
         raise ValueError("concurrency and reserve must be at least 1")
+    if replicas.routing == PLACED and (
+        workload.server is None or workload.server.max(initial=0) >= replicas.count
+    ):
+        raise ValueError("not every problem has an engine to go to")
     if sum(each is not None for each in (concurrency, reserve, workload.arrivals)) != 1:
         raise ValueError("give either concurrency, a reserve or a workload with arrivals")
     count = len(workload.prompt_tokens)
@@ -98,7 +102,7 @@ def replay(
         stop=stop.rule,
         stop_value=stop.value,
         drawn_first=stop.drawn_first,
-        routing=ROUTINGS[replicas.routing],
+        routing=AS_PLACED if replicas.routing == PLACED else ROUTINGS[replicas.routing],
         together=replicas.together,
         reserve=reserve or 0,
         keep_longest=needs_longest(cost),
@@ -129,6 +133,8 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     samples["verify"], samples["by_length"] = workload.verify_steps, workload.by_length
     samples["forward"] = 1.0 if workload.forwarded is None else workload.forwarded
     samples["answer"] = NONE if workload.answer is None else workload.answer
+    if workload.server is not None:
+        samples["engine"] = workload.server[samples["problem"]]
     for name in ("place", "rank", "before", "after", "doomed"):
         samples[name] = NONE
     for name in ("queued", "scheduled", "first", "end"):

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from advisor.replay.result import Replayed
 from traces.schema.record import Record
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Waited(Record):

@@ -12,10 +12,7 @@ import numpy.typing as npt
 
 from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.simulation.state import NONE
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +27,8 @@ class Workload:
     with, `path`[first_segment[p] : first_segment[p + 1]], each from token `segment_start` to
     `segment_end`; prompts that share a segment are equal up to its end. `route` are the problems'
     own tables of samples, packed, 0 without one (None: none has one). `front_end_s` is what a
-    server's front end takes of a problem's requests, beside its engine (None: nothing).
+    server's front end takes of a problem's requests, beside its engine (None: nothing). `server`
+    is the engine that a problem goes to (None: not known of all).
     """
 
     first: Ints
@@ -49,6 +47,7 @@ class Workload:
     segment_end: Ints
     route: Floats | None = None
     front_end_s: Floats | None = None
+    server: Ints | None = None
 
     @classmethod
     def from_loads(
@@ -70,6 +69,7 @@ class Workload:
         output = np.array([sample.output_tokens for _, sample in flat], dtype=np.int64)
         verify, forwarded = _verify_steps([sample for _, sample in flat])
         first_answer, answer, right = _answers(loads)
+        servers = [load.server for load in loads if load.server is not None]
         if prompt_block_tokens is None:
             first_segment, path, starts, ends = _levels(loads)
         else:
@@ -96,6 +96,7 @@ class Workload:
             segment_end=ends,
             route=np.array([load.route for load in loads]),
             front_end_s=np.array([load.front_end_s for load in loads]),
+            server=np.array(servers, dtype=np.int64) if len(servers) == len(loads) else None,
         )
 
     @classmethod
@@ -176,6 +177,7 @@ class Workload:
             segment_end=self.segment_end[segments],
             route=None if self.route is None else self.route[places],
             front_end_s=None if self.front_end_s is None else self.front_end_s[places],
+            server=None if self.server is None else self.server[places],
         )
 
     def segment_blocks(self, block_size: int) -> Ints:

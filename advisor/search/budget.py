@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from traces.errors import UsageError
 from traces.schema.advice import Budget, Objective
 from traces.schema.engine import EngineConfig
 from traces.schema.quantities import LIMITS, limited, objective
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Bools, Floats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,11 +25,7 @@ from advisor.search.policy_work import PolicyWork, Work
 from advisor.search.resampling import Resampling
 from advisor.search.space import Space
 from advisor.step_time.fit import StepTimeModel
-from traces.statistics import weighted_quantiles
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Bools, Floats, Ints, weighted_quantiles
 
 DRAWS = 64  # of the joint draws, for all candidates
 SHARP = 4.0  # of the smooth maximum where a limit begins to bind

@@ -10,18 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import Resampling, point_mean, point_quantile
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
+from traces.statistics import Bools, Floats, Ints
 from traces.summary.energy import SELDOM
 
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Rows = Ints | slice
 
 ALL = slice(None)
@@ -241,8 +238,9 @@ class CandidateMetrics(Metrics):
         for row, price in zip((first, second), prices, strict=True):
             source, scale = _at_price(name, price)
             draws.append(self.draws(source, np.array([row]))[0] * scale)
-        with np.errstate(invalid="ignore"):  # of two that are infinite
-            difference = draws[0] - draws[1]
+        both = np.isinf(draws[0]) & (draws[0] == draws[1])
+        with np.errstate(invalid="ignore"):
+            difference = np.where(both, 0.0, draws[0] - draws[1])
         return self.resampling.estimate(
             one.value - other.value,
             difference,

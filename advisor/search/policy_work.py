@@ -30,8 +30,8 @@ from advisor.search.space import Kind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.routes import packed
+from traces.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 REPLAYS = 3  # draws of n of the N recorded samples, or of their order where a rule looks at it
@@ -233,10 +233,10 @@ class PolicyWork:
     def drafting(self, kind: Kind) -> float:
         """Return the FLOPs of drafting a token, infinite where those of a token are not known.
 
-        So it is with a model that drafts without facts, and where layers read less than the context
-        or keep a state, which is not counted here.
+        So it is with a model without facts, one that drafts or not, and where layers read less than
+        the context or keep a state, which is not counted here.
         """
-        if not kind.facts.is_linear(kind.engine.max_model_len):
+        if kind.facts is None or not kind.facts.is_linear(kind.engine.max_model_len):
             return np.inf
         setting = kind.engine.speculative
         if setting is None or setting.method in LOOKUPS:
@@ -256,11 +256,11 @@ class PolicyWork:
             [np.add.reduceat(run.generated_tokens, first[:-1]) for run in runs], axis=0
         ).astype(float)
         totals = Features(*np.mean([run.totals for run in runs], axis=0).tolist())
+        drafting = self.drafting(kind)
+        if kind.facts is None or np.isinf(drafting):
+            return right, tokens, np.full_like(tokens, np.inf)
         flops = kind.facts.matmul_flops(totals.tokens)
         flops += kind.facts.attention_flops(totals.query_context)
-        drafting = self.drafting(kind)
-        if np.isinf(drafting):
-            return right, tokens, np.full_like(tokens, np.inf)
         own = totals.requests - totals.prefill_requests  # of the steps that verify, not drafted
         flops += drafting * (totals.tokens - own)
         return right, tokens, tokens * (flops / tokens.sum())
@@ -331,7 +331,7 @@ def _work(
     decodes: Floats,
     n: int,
     block_size: int,
-    facts: ModelFacts,
+    facts: ModelFacts | None,
     drafting: float,
 ) -> tuple[float, float]:
     """Return generated tokens and FLOPs of a problem with n samples like the recorded ones.
@@ -347,6 +347,8 @@ def _work(
         tokens += (prompt - start) * times
         query += (prompt * (prompt + 1) / 2 - start * (start + 1) / 2) * times
     forwarded, context, drafted, generated = (decodes * n).tolist()
+    if facts is None:
+        return generated, np.inf
     flops = facts.matmul_flops(tokens + forwarded) + facts.attention_flops(query + context)
     if drafting:
         flops += drafting * (tokens + drafted)

@@ -21,12 +21,11 @@ from advisor.search.policy_work import PolicyWork
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
-from traces.statistics import Z95
+from traces.statistics import Z95, Floats
 
 if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
 
-Floats = npt.NDArray[np.float64]
 
 PASSES = 2  # over the problems that arrive at a rate, each with its own draw
 LEAD, TAIL = 0.5, 0.25  # of a pass, before and after, so that the load is steady in between

@@ -16,9 +16,8 @@ from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.statistics import weighted_quantiles
+from traces.statistics import Floats, weighted_quantiles
 
-Floats = npt.NDArray[np.float64]
 Ints32 = npt.NDArray[np.int32]
 
 LOW, HIGH = 0.05, 0.95

@@ -20,7 +20,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.features import FEATURES
 from advisor.evidence.gather import Evidence
@@ -38,15 +37,13 @@ from advisor.search.routing import with_routings
 from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.statistics import Floats, Ints
 from traces.summary.energy import Watts
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
-UNKNOWN: Final = "what the model costs is not known here"
 UNRECORDED: Final = "speculation was not recorded with this sampling"
 ENOUGH_PROBLEMS: Final = 0.5  # of those of the fullest pool; a pool with fewer is left out
 FEWEST_BATCHED: Final = 256  # tokens a step that are proposed
@@ -64,7 +61,7 @@ class Candidate:
     engine: EngineConfig
     policy: Policy
     pool: Pool
-    facts: ModelFacts
+    facts: ModelFacts | None
     recorded: bool
     prior: str | None = None
 
@@ -74,13 +71,13 @@ class Kind:
     """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
     The engine is without `max_num_seqs` and `max_num_batched_tokens`; it was recorded, or is one of
-    a `prior`.
+    a `prior`. Without `facts` of a server's model its FLOPs are not known.
     """
 
     engine: EngineConfig
     pool: Pool
     policy: Policy
-    facts: ModelFacts
+    facts: ModelFacts | None
     prior: str | None = None
 
 
@@ -226,14 +223,12 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
                     dropped[UNRECORDED] += len(pool.policies) * len(choices)
                 continue
             reason = _unfit(engine, sizes[pool.key])
-            if engine.model not in evidence.models:
-                reason = UNKNOWN
             if reason is not None:
                 dropped[reason] += len(pool.policies) * len(choices)
                 continue
             fitting = _fitting(engine, choices, dropped, len(pool.policies))
             for policy in pool.policies if fitting else ():
-                facts = evidence.models[engine.model]
+                facts = evidence.models.get(engine.model)
                 kinds.append(
                     Kind(engine=engine, pool=pool, policy=policy, facts=facts, prior=prior)
                 )
@@ -305,12 +300,12 @@ def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
 
 def _bound(evidence: Evidence) -> set[EngineConfig]:
     """Return the servers that were only watched and ran as many requests as max_num_seqs lets."""
-    sent = {run.engine for run in evidence.runs if run.policy == AS_SENT}
+    sent = {decoder_of(run.engine) for run in evidence.runs if run.policy == AS_SENT}
     most = FEATURES.index("requests")
     return {
         table.engine
         for table in evidence.steps
-        if table.engine in sent
+        if decoder_of(table.engine) in sent
         and table.engine.max_num_seqs is not None
         and table.low_high[1, most] >= table.engine.max_num_seqs
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.compiled import inner
 from advisor.evidence.features import (
@@ -35,9 +34,7 @@ from advisor.step_time.table_cost import (
     prompt_layer_seconds,
 )
 from traces.schema.window import in_window, window_context
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Floats, Ints
 
 PROBLEM_STARTS: Final = FEATURES.index("problem_starts")
 SAMPLE_STARTS: Final = FEATURES.index("sample_starts")

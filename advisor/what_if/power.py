@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.keys import law_key, learned_as
 from advisor.step_time.law import non_negative_least_squares
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
+from traces.statistics import Floats
 from traces.summary.energy import PowerTable, power_table
 
 
@@ -39,8 +39,6 @@ def power_law(recordings: Sequence[Recording], engine: EngineConfig) -> PowerLaw
 # which steps run. Power is concave in the batch, and no more than the boards' limit: beyond the
 # recorded batches that bounds it, and the line is not continued.
 
-
-Floats = npt.NDArray[np.float64]
 
 BLOCKS = 8  # of neighbouring stretches, whose errors tell the spread
 SEVERAL = 1.5  # times the least batch from which on the largest is another point

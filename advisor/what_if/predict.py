@@ -20,11 +20,12 @@ import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
+from advisor.evidence.live.servers import as_one, servers_of
 from advisor.evidence.runs import Run, limited
 from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
-from advisor.replay.replay import Replicas
+from advisor.replay.replay import PLACED, Replicas
 from advisor.replay.waiting import Waited
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel
@@ -71,8 +72,8 @@ from traces.summary.run import Run as Summary
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
 FAR_OFF: Final = 1.5  # times the recorded latency, from which a replay does not tell of changes
 _TTFT: Final = (
-    "TTFT was recorded from when a sample was handed to the engine in this process. The replay "
-    "counts from its draw, so that the work between (tokenising, vLLM's input processing) is in it"
+    "recorded TTFT starts when a sample reached the engine in this process. Replayed TTFT starts "
+    "at its draw, so it includes tokenising and vLLM's input processing"
 )
 
 
@@ -113,7 +114,7 @@ def predict(
     base, *given = told_apart([base, *others])
     others = [each for each in given if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
-    question = by_replica(question)
+    asked, question = question, by_replica(question)
     if prior is not None:
         engine = replace(question.engine, gpu=prior.tables.device)
         question = replace(question, engine=engine)
@@ -122,6 +123,8 @@ def predict(
     alike = [base, *(each for each in others if _hash(each) == _hash(base))]
     rest = [] if on_tables else [each for each in others if each not in alike]
     evidence = gather(alike, judged=False, timed=not on_tables, others=rest)
+    evidence, routed = _deployed(evidence, base, recorded)
+    question = routed.of(question) if routed.answers(asked) else question
     question, placed = _placed(question, prior, operators, evidence)
     prior, untaught = _measured(prior, question, base, given)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
@@ -132,8 +135,7 @@ def predict(
     if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled)
     sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
-    if drawn:
-        sources, recorded = drawn, _as_metrics_say(base, recorded)
+    sources, recorded = drawn or sources, _of_replayed(base, recorded, own)
     check_startable(
         question.engine,
         own.engine.one_replica(),
@@ -144,9 +146,7 @@ def predict(
     law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
         law, told = draft_law(model, [base, *others], question.engine)
-    same = replace(question, engine=own.engine, policy=own.policy)
-    same = replace(same, rate_per_s=None, concurrency=None, replicas=Replicas())
-    same = by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    same = routed.of(_as_it_was(question, own))
     replays = partial(
         Replays,
         base,
@@ -157,7 +157,11 @@ def predict(
         scatter=latency_scatter(own, evidence.steps, model),
     )
     power = power_law([base, *others], same.engine)
-    before = None if model is None else replays(drawn or (own,), same, power=power)
+    before = (
+        None
+        if model is None
+        else replays(drawn or (own,), same, power=power, routings=routed.others)
+    )
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
@@ -171,11 +175,16 @@ def predict(
             law=law,
             extrapolated=longer,
             power=None if on_tables else power,
+            routings=routed.others if routed.answers(asked) else (),
         )
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
-    notes += _measured_notes(evidence, own, question, on_tables=on_tables)
+    notes += [
+        *routed.notes,
+        *([] if on_tables else _unlike(evidence, own, model)),
+        *_measured_notes(evidence, own, question, on_tables=on_tables),
+    ]
     made = None if redrafted is None else redrafted.note
     notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
@@ -195,6 +204,78 @@ def predict(
         compared=beside(base, after.runs, on_tables=on_tables),
         far_off=_far_off(recorded, replayed),
     )
+
+
+def _as_it_was(question: Question, own: Run) -> Question:
+    """Return the question of what was recorded."""
+    same = replace(question, engine=own.engine, policy=own.policy, replicas=Replicas())
+    same = replace(same, rate_per_s=None, concurrency=None)
+    return by_replica(replace(same, operators=None, collectives=None, gpu=None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Routed:
+    """How requests come to the `count` servers that were watched together.
+
+    Without a `routing` there are not several. Each of `others` may have been the router's way too.
+    """
+
+    count: int = 0
+    routing: str | None = None
+    others: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def answers(self, asked: Question) -> bool:
+        """Whether a question leaves the servers as many as they were."""
+        return asked.engine.data_parallel_size == self.count and asked.replicas == Replicas()
+
+    def of(self, question: Question) -> Question:
+        if self.routing is None:
+            return question
+        return replace(question, replicas=replace(question.replicas, routing=self.routing))
+
+
+def _deployed(evidence: Evidence, base: Recording, recorded: Summary) -> tuple[Evidence, _Routed]:
+    """Return the evidence with the servers of a run as one engine, and who served whom."""
+    servers = next((each for each in servers_of(base) if each.engine == recorded.engine), None)
+    known = {run.engine for run in evidence.runs if run.recording == base.name}
+    if servers is None or recorded.engine in known:
+        return evidence, _Routed()
+    evidence, placing = as_one(evidence, base, servers)
+    count = servers.replicas
+    if count == 1:
+        return evidence, _Routed()
+    told = f"the {count} servers that were watched are replayed as replicas of one another"
+    if placing.told and count == len(servers.members):
+        note = f"{told}, each request on the one that had it"
+        return evidence, _Routed(count=count, routing=PLACED, notes=(note,))
+    ways = ["least-outstanding", "round-robin"]
+    if count == len(servers.members):  # by the shares of the requests that ended on each
+        ways.insert(2 if placing.even else 0, PLACED)
+    note = (
+        f"{told}. Nothing tells on which of them a request was, so the interval holds what routers "
+        f"of {len(ways)} kinds would do: to the one with the fewest requests, in turn"
+        + (", and by each server's share of what ended" if PLACED in ways else "")
+    )
+    return evidence, _Routed(count=count, routing=ways[0], others=tuple(ways[1:]), notes=(note,))
+
+
+UNLIKE: Final = 1.1  # times as long as by another's steps, from which servers differ
+
+
+def _unlike(evidence: Evidence, own: Run, model: StepTimeModel | None) -> list[str]:
+    """Say that servers which are taken for one another are not as fast as one another."""
+    tables = [t for t in evidence.steps if (t.recording, t.engine) == (own.recording, own.engine)]
+    law = None if model is None else model.laws_.get(law_key(own.engine))
+    if law is None or len(tables) < 2:
+        return []
+    off = [float(t.seconds.sum() / law.predict(t.composition).sum()) for t in tables]
+    if max(off) < UNLIKE * min(off):
+        return []
+    return [
+        f"the slowest of the servers takes {max(off) / min(off):.1f} times as long as the fastest "
+        "for the same steps. The replay has their mean, and intervals as wide"
+    ]
 
 
 def _placed(
@@ -468,12 +549,19 @@ def _measured_notes(
             "arrivals from its counters, where a request of several samples counts as several. "
             "Spans tell them (docs/attach.md)"
         )
-    if any(table.facts is None for table in tables):
-        notes.append(
-            f"what {own.engine.model} costs a token is not known here, so that its steps are "
-            "taken for those of a dense model and of this size alone"
-        )
+        if own.spread_unknown:
+            notes.append(
+                "/metrics has no histogram of lengths, so that their means alone are known. They "
+                "are drawn alike and far apart, and the interval holds both"
+            )
     return notes
+
+
+def _of_replayed(base: Recording, recorded: Summary, own: Run) -> Summary:
+    """Return what was recorded of the problems that are replayed."""
+    if own.drawn:
+        return _as_metrics_say(base, recorded)
+    return recorded.among(own.problems) if own.policy == AS_SENT else recorded
 
 
 def _as_metrics_say(base: Recording, recorded: Summary) -> Summary:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.replay.replay import Replicas
 from advisor.step_time.cost import linear_cost, table_cost
@@ -21,14 +20,12 @@ from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
 from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
+from traces.statistics import Floats
 
 if TYPE_CHECKING:
     from advisor.step_time.operators.communication import Communication
     from advisor.step_time.prior.defaults import Device
     from traces.summary.run import Run
-
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from advisor.evidence.runs import RecordedProblem, Run, Sample
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, replica_keys, write_recording
-from advisor.replay.replay import replay, stop_of
+from advisor.replay.replay import Replicas, replay, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.waiting import Waited, longest_waits
 from advisor.replay.workload import Workload
@@ -41,15 +41,14 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.formats import percent
-from traces.schema.tts.policy import AS_SENT
+from traces.schema.tts.policy import AS_SENT, Policy
+from traces.schema.tts.routes import OTHERS, most_samples, table_for
 from traces.schema.tts.stop_rules import ROUTED, Stop
-from traces.statistics import LEVEL, Z95, column_means
+from traces.statistics import LEVEL, Z95, Floats, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
 from traces.summary.run import step_times, summarise
 from traces.summary.votes import PolicyOutcome, policies_within
-
-Floats = npt.NDArray[np.float64]
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
@@ -73,7 +72,8 @@ class Replays:
     run has taught the engine's own; `extrapolated` says that the question lies outside what was
     recorded; without `power` no energy is foretold. `beyond` is what intervals of problem latency
     are wider by (`latency_spread`), `scatter` how far the recorded problems lay off, in their order
-    (`latency_scatter`).
+    (`latency_scatter`). Intervals hold what each of `routings` would give, of which one was the
+    router's.
     """
 
     def __init__(
@@ -92,10 +92,12 @@ class Replays:
         power: PowerLaw | None = None,
         beyond: Mapping[str, float] | None = None,
         scatter: Floats | None = None,
+        routings: Sequence[str] = (),
     ) -> None:
         self.base, self.sources, self.question, self.power = base, sources, question, power
         self.beyond = beyond or BEYOND
         self.scatter = np.zeros(0) if scatter is None else scatter
+        self.routings = tuple(routings)
         source = sources[0]
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
@@ -251,6 +253,7 @@ class Replays:
         log: bool = False,
         concurrency: int | None = None,
         reserve: int | None = None,
+        replicas: Replicas | None = None,
     ) -> Replayed:
         if workload.front_end_s is not None:  # it runs on the same machine as the steps
             workload = replace(workload, front_end_s=factor * workload.front_end_s)
@@ -262,7 +265,7 @@ class Replays:
                 concurrency=concurrency or (self.concurrency if reserve is None else None),
                 reserve=reserve,
                 stop=self.stop,
-                replicas=self.question.replicas,
+                replicas=replicas or self.question.replicas,
                 log=log,
             )
         except ValueError as error:
@@ -363,6 +366,18 @@ class Replays:
             over |= composition[:, FEATURES.index(name)] > most
         return f"{' and '.join(told)}. {percent(float(over.mean()))} of the steps have more"
 
+    @cached_property
+    def otherwise(self) -> list[dict[str, float]]:
+        """By how many times each number changes where another of the routings was the router's."""
+        usual = _means([self._statistics(run) for run in self.runs])
+        changes = []
+        for routing in self.routings:
+            replicas = replace(self.question.replicas, routing=routing)
+            runs = [self._run(workload, 1.0, replicas=replicas) for workload in self.workloads]
+            other = _means([self._statistics(run) for run in runs])
+            changes.append({name: other[name] / usual[name] for name in usual if usual[name]})
+        return changes
+
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
 
@@ -393,6 +408,7 @@ class Replays:
                 return Estimate(value=value, unit=unit, extrapolated=outside)
             shift = value - float(values.mean())
             ends = [float(np.mean([each[name] for each in side])) + shift for side in (slow, fast)]
+            ends += [value * each.get(name, 1.0) for each in self.otherwise]
             low, high = min(ends), max(ends)
             return Estimate(
                 value=value,
@@ -484,8 +500,11 @@ class Replays:
         variance = float(again.var(ddof=1))
         factor = 1 + (1 / values.size if values.size > 1 else 0.0)
         if fresh.size and self.samples_drawn:
-            factor += self.drawn / self.recorded
-            variance *= self.recorded / max(self.recorded - 1, 1)
+            own = [self.sources[0].problems[name] for name in self.ids]
+            counts = np.array([len(problem.samples) for problem in own])
+            drawn = [_most_drawn(self.question.policy, problem.group) for problem in own]
+            factor += float(np.mean(drawn / counts))
+            variance *= float(np.mean(counts / np.maximum(counts - 1, 1)))
         return float(T95 * np.sqrt(factor * variance))
 
     @property
@@ -656,6 +675,12 @@ class Replays:
         return float(self.sources[0].vote_curve(name)[self.drawn - 1])
 
 
+def _most_drawn(policy: Policy, group: str | None) -> int:
+    """Return how many samples a policy draws for a problem of a class at most."""
+    routes = policy.routes
+    return policy.n if routes is None else most_samples({OTHERS: table_for(routes, group)})
+
+
 def _again(
     load: RecordedProblem, number: int, shared: Collection[int], names: int
 ) -> RecordedProblem:
@@ -684,6 +709,10 @@ def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:
         if law_key(table.engine) == law_key(engine) and engine.num_gpu_blocks is None:
             return replace(engine, num_gpu_blocks=table.engine.num_gpu_blocks)
     return engine
+
+
+def _means(statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([each[name] for each in statistics])) for name in statistics[0]}
 
 
 def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str, float]:

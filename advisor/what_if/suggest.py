@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advisor.evidence.gather import MOST_SEEN
-from advisor.evidence.runs import arrival_rate
+from advisor.evidence.live.servers import replayable, servers_of
+from advisor.evidence.runs import arrival_rate, read_runs
 from advisor.replay.replay import Replicas
 from advisor.what_if.predict import Prediction, predict
 from advisor.what_if.question import Question, changed
@@ -40,30 +41,52 @@ def suggest(recording: Recording) -> Suggestion | str:
     if not watched:
         return "nothing was watched"
     server = max(watched, key=lambda each: 0 if each.numbers is None else each.numbers.running or 0)
-    run = next((each for each in runs if each.engine == server.engine), None)
+    alike: list[Watched] = [server]
+    chosen: tuple[str, ...] = ()
+    groups = servers_of(recording)
+    place = next((i for i, each in enumerate(groups) if each.has(server.engine)), None)
+    if place is None:
+        run = next((each for each in runs if each.engine == server.engine), None)
+    else:
+        run = replayable(recording)[place]
+        alike = [each for each in watched if groups[place].has(each.engine)]
+        chosen = ("--run", str(place + 1)) if len(groups) > 1 else ()
     if run is None:
         return "no request was seen"
-    change = change_for(server.verdict, server.numbers, server.engine, _rate(server, run))
+    rate = _rate(recording, alike, run)
+    change = change_for(server.verdict, server.numbers, server.engine, rate)
     if server.engine.max_num_seqs is None and "max_num_seqs=" in change.arguments[-1]:
         return (
             f"{change.why}, but what max_num_seqs is now is not known. The replay without a limit "
             "is another engine. Watch for longer, or with the plugin (docs/attach.md)"
         )
     try:
-        prediction = _predicted(recording, run, change.arguments)
-        return Suggestion(arguments=change.arguments, why=change.why, prediction=prediction)
+        arguments = change.arguments
+        if len(alike) > 1 and arguments[0] == "--replicas":  # one more than there are
+            more = f"engine.data_parallel_size={run.engine.data_parallel_size + 1}"
+            arguments = ("--set", more)
+        prediction = _predicted(recording, run, arguments)
+        return Suggestion(arguments=(*chosen, *arguments), why=change.why, prediction=prediction)
     except TtscopeError as error:
         return str(error)
 
 
-def _rate(server: Watched, run: Run) -> float:
-    """Return the problems that arrived a second, or the requests where spans tell of too few."""
+def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
+    """Return the problems that arrived a second, or the requests where spans tell of too few.
+
+    As the replay has them (gather.py): requests of a problem that came in turn are none of it.
+    """
     rate = None if run.rows is None else arrival_rate(run.rows["arrival"])
-    seen = 0.0 if server.numbers is None else server.numbers.requests_per_s or 0.0
+    seen = sum(each.numbers.requests_per_s or 0.0 for each in servers if each.numbers is not None)
     if rate is None or run.sample_rows is None:
         return seen
-    ended = None if server.window is None else server.window.total(FINISHED)
-    return rate if run.sample_rows.height >= MOST_SEEN * (ended or 0.0) else seen or rate
+    ended = sum(each.window.total(FINISHED) or 0.0 for each in servers if each.window is not None)
+    told = run.sample_rows.height
+    if told >= MOST_SEEN * ended and told > run.sample_rows["problem"].n_unique():
+        of = run.engine.model
+        kept = [each for each in read_runs(recording).runs if each.engine.model == of]
+        told = sum(len(problem.samples) for each in kept for problem in each.problems.values())
+    return rate if told >= MOST_SEEN * ended else seen or rate
 
 
 def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Prediction:

@@ -11,7 +11,7 @@ from pathlib import Path
 RECORDED = Path(__file__).parents[2] / "tests" / "data" / "live" / "metrics.txt"
 SGLANG = RECORDED.parent / "metrics_sglang_0.5.23.txt"
 CUMULATIVE = re.compile(
-    r"^((?:vllm|sglang|ray_vllm)[:_]\w+_(?:total|count|sum|bucket)(?:{.*})?) (\S+)$"
+    r"^((?:(?:vllm|sglang|ray_vllm)[:_])?\w+_(?:total|count|sum|bucket)(?:{.*})?) (\S+)$"
 )
 
 

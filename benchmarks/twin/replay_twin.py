@@ -93,7 +93,9 @@ def naive_replay(
 
     def choose(p, now, indices):
         for index in indices:
-            if together and first[p] in slots:
+            if routing == "as-placed":
+                at = engines[loads[p].server]
+            elif together and first[p] in slots:
                 at = engines[slots[first[p]].engine]
             else:
                 at = engines[count["turn"]]

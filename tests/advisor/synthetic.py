@@ -21,24 +21,16 @@ from traces.speculation.ngram import PromptLookup, draft_counts
 START = 1_700_000_000_000_000_000
 FACTS = {
     name: ModelFacts(
-        name=name,
-        num_hidden_layers=layers,
-        hidden_size=width,
-        num_attention_heads=width // 64,
-        num_key_value_heads=2,
-        head_dim=64,
-        intermediate_size=4 * width,
-        vocab_size=1000,
-        total_parameters=parameters,
-        active_parameters=parameters,
-        weight_bytes=2 * parameters,
+        name=name, num_hidden_layers=layers, hidden_size=width, num_attention_heads=width // 64,
+        num_key_value_heads=2, head_dim=64, intermediate_size=4 * width, vocab_size=1000,
+        total_parameters=parameters, active_parameters=parameters, weight_bytes=2 * parameters,
         kv_bytes_per_token=2 * 2 * layers * 2 * 64,
     )
     for name, layers, width, parameters in (
         ("small", 4, 256, 4_000_000),
         ("large", 8, 512, 30_000_000),
     )
-}
+}  # fmt: skip
 FACTS["mixed"] = dataclasses.replace(  # half of its layers with a window, experts in all
     FACTS["large"],
     name="mixed",
@@ -78,15 +70,9 @@ NGRAM = Speculative(method="ngram", num_speculative_tokens=3)
 
 def engine_of(model: str = "small", **changes) -> EngineConfig:
     plain = EngineConfig(
-        model=model,
-        dtype="bfloat16",
-        max_model_len=1024,
-        max_num_seqs=32,
-        max_num_batched_tokens=512,
-        block_size=16,
-        num_gpu_blocks=2000,
-        enable_prefix_caching=True,
-    )
+        model=model, dtype="bfloat16", max_model_len=1024, max_num_seqs=32,
+        max_num_batched_tokens=512, block_size=16, num_gpu_blocks=2000, enable_prefix_caching=True,
+    )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
 
@@ -204,15 +190,11 @@ def record(
             "problems",
             keys
             | {
-                "problem_id": f"p{row}",
-                "group": class_of(row) if classes else None,
-                "prompt_tokens": load.prompt_tokens,
-                "arrival": begun,
-                "start": begun,
-                "end": ended,
-                "decided_at": ended,
+                "problem_id": f"p{row}", "group": class_of(row) if classes else None,
+                "prompt_tokens": load.prompt_tokens, "arrival": begun, "start": begun,
+                "end": ended, "decided_at": ended,
             },
-        )
+        )  # fmt: skip
         for index, sample in enumerate(load.samples):
             writer.append(
                 "samples",

@@ -11,6 +11,7 @@ from traces.forward_pass.record import read_object
 from traces.forward_pass.rows import ForwardPassRows
 from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
+from traces.schema.engine import EngineConfig
 
 _SUCCESS, _STEPS = "vllm:request_success_total", "vllm:iteration_tokens_total"
 BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, np.inf)
@@ -190,3 +191,37 @@ def scrapes(tables, key, blocks, period_s):
     add("vllm:kv_cache_usage_perc", used / (blocks - 1))
     frame = pl.DataFrame(rows, schema=TABLES["scrapes"])
     return frame.sort("time", maintain_order=True)
+
+
+NAMED, UNNAMED = "each server", "any server"  # of whom spans tell
+
+
+def deployed(truths, folder, *, spans=NAMED, **how):
+    """Write what a watch of several servers would have kept, each of a truth of its own.
+
+    `spans` of each server name its process, or none of them does, or there are none (None).
+    """
+    engines, tables = {}, {}
+    for number, truth in enumerate(truths):
+        own = watched(truth, folder / str(number), spans=spans is not None, **how)
+        ((key, engine),) = own.manifest.engines.items()
+        at = dataclasses.replace(engine, other=(("url", f"http://pod-{number}:8000"),))
+        name = (("service.instance.id", str(number)),) if spans == NAMED else ()
+        told = EngineConfig(
+            model=engine.model, mode="server", other=(*name, ("service.name", "vllm"))
+        )
+        engines |= {at.key(): at} | ({} if spans is None else {told.key(): told})
+        for table in ("problems", "samples", "steps", "scrapes"):
+            whose = at if table in ("steps", "scrapes") else told
+            frame = own.frame(table).with_columns(
+                engine=pl.when(pl.col("engine") == key).then(pl.lit(whose.key()))
+            )
+            if "problem_id" in frame.columns:
+                frame = frame.with_columns(problem_id=f"{number}." + pl.col("problem_id"))
+            tables.setdefault(table, []).append(frame)
+    write_recording(
+        folder / "all",
+        dataclasses.replace(own.manifest, engines=engines),
+        {name: pl.concat(frames) for name, frames in tables.items()},
+    )
+    return Recording.open(folder / "all")

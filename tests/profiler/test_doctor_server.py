@@ -30,11 +30,8 @@ def test_a_server_with_metrics():
         assert "TTSCOPE_PLUGIN" in found["steps (plugin)"].run[0]
         assert found["profiler"].present is None
         assert {path for path, _, _ in state.asked} == {
-            "/v1/models",
-            "/version",
-            "/metrics",
-            "/openapi.json",
-        }
+            "/v1/models", "/version", "/metrics", "/openapi.json",
+        }  # fmt: skip
 
 
 def test_what_is_missing_says_what_it_needs():
@@ -62,11 +59,8 @@ def test_sglang_is_named_and_what_it_needs_is_its_own():
         assert "--enable-forward-pass-metrics" in found["steps (FPM)"].needs
         assert "steps (plugin)" not in found
         assert {path for path, _, _ in state.asked} == {
-            "/v1/models",
-            "/server_info",
-            "/metrics",
-            "/openapi.json",
-        }
+            "/v1/models", "/server_info", "/metrics", "/openapi.json",
+        }  # fmt: skip
 
 
 def test_an_engine_that_is_not_vllm_is_not_started_as_vllm():

@@ -50,13 +50,9 @@ def test_a_sweep_imports_nothing_from_there(folder):
     code = "import sys; sys.path[:] = [p for p in sys.path if p]; from tui.cli import main; main()"
     start = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-P", "-c", code]
     done = subprocess.run(
-        [*start, "sweep", "plan.yaml", "--json"],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [*start, "sweep", "plan.yaml", "--json"], cwd=folder, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 1, done.stderr
     outcomes = json.loads(done.stdout)["outcomes"]
     assert all("no server answers" in each["error"] for each in outcomes)
@@ -76,13 +72,9 @@ def test_children_import_nothing_from_there(folder, code):
     if "math" in code:
         pytest.importorskip("math_verify")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, "-P", "-c", code], cwd=folder, env=environment(), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert executed(folder) == []
 

@@ -21,12 +21,8 @@ from scripts.reasoners.tokenizer import EOS, PAD, THINK, THINK_END, decode
 
 def mix(**changed: Any) -> Mix:
     kept: dict[str, Any] = {
-        "terms": TERMS,
-        "min_level": 3,
-        "max_level": 10,
-        "high_share": 0.5,
-        "preamble_share": 0.1,
-    }
+        "terms": TERMS, "min_level": 3, "max_level": 10, "high_share": 0.5, "preamble_share": 0.1,
+    }  # fmt: skip
     return Mix(**kept | changed)
 
 

@@ -15,19 +15,10 @@ from traces.schema.tts.policy import Policy
 
 START = 1_700_000_000_000_000_000
 MODEL = ModelFacts(
-    name="toy",
-    num_hidden_layers=2,
-    hidden_size=64,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    intermediate_size=128,
-    vocab_size=100,
-    total_parameters=100_000,
-    active_parameters=100_000,
-    weight_bytes=200_000,
-    kv_bytes_per_token=256,
-)
+    name="toy", num_hidden_layers=2, hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, intermediate_size=128, vocab_size=100, total_parameters=100_000,
+    active_parameters=100_000, weight_bytes=200_000, kv_bytes_per_token=256,
+)  # fmt: skip
 
 
 def engine_config(**changes: Any) -> EngineConfig:
@@ -120,11 +111,8 @@ def simulate(
             votes = [row["answer"] for row in sorted(own, key=lambda row: row["sample_index"])]
             answer = max(votes, key=votes.count)
             rows["problems"][number] |= {
-                "end": now,
-                "decided_at": now,
-                "answer": answer,
-                "correct": answer == "0",
-            }
+                "end": now, "decided_at": now, "answer": answer, "correct": answer == "0",
+            }  # fmt: skip
         step += 1
     return rows
 

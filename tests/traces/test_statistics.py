@@ -54,9 +54,7 @@ def test_proportion_of_ties_is_not_wilson():
 
 @settings(max_examples=40)
 @given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12),
-    st.floats(0, 1),
-    st.integers(0, 2**16),
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.floats(0, 1), st.integers(0, 2**16)
 )
 def test_weighted_quantile_is_numpys_of_the_repeated_values(values, q, seed):
     ordered = np.sort(np.array(values))

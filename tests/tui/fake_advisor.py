@@ -68,11 +68,8 @@ class FakeAdvisor:
             if fits
             else (
                 NearMiss(
-                    limit="max_latency_s",
-                    wanted=budget.max_latency_s or 0.0,
-                    nearest=estimate(0.6, "s"),
-                    sure=0.02,
-                    pick=SMALL,
+                    limit="max_latency_s", wanted=budget.max_latency_s or 0.0,
+                    nearest=estimate(0.6, "s"), sure=0.02, pick=SMALL,
                 ),
             ),
             measure_next=("large greedy: settles 1 against 2",),
@@ -80,12 +77,8 @@ class FakeAdvisor:
             infeasible={"does not fit the memory": 3},
             sensitivity=(
                 Turning(
-                    name="min_accuracy",
-                    value=0.9,
-                    unit="1",
-                    direction="below",
-                    pick="small greedy",
-                    exact=False,
+                    name="min_accuracy", value=0.9, unit="1", direction="below",
+                    pick="small greedy", exact=False,
                 ),
             )
             if fits
@@ -97,7 +90,7 @@ class FakeAdvisor:
                 best=present == (LARGE.engine, LARGE.policy),
                 difference={"latency_p95_s": estimate(12.5, "s"), "cost_usd": None},
             ),
-        )
+        )  # fmt: skip
 
     def accounts(self, answer, api_price):
         return None, None, None

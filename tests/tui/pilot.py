@@ -1,10 +1,26 @@
 """What tests of the app wait for and read."""
 
+from contextlib import asynccontextmanager
+
 from textual.widgets import DataTable, Static
 
 from tui.app.app import settle
 
-__all__ = ["entry_at_cursor", "last", "screen_text", "settle", "text_of"]
+__all__ = ["entry_at_cursor", "last", "opened", "press", "screen_text", "settle", "text_of"]
+
+
+@asynccontextmanager
+async def opened(app, size=(80, 24), **options):
+    """Run the app in a terminal of that size; gives it and its pilot once all is drawn."""
+    async with app.run_test(size=size, **options) as pilot:
+        await settle(pilot)
+        yield app, pilot
+
+
+async def press(pilot, *keys):
+    """Press the keys, and wait for what comes of them."""
+    await pilot.press(*keys)
+    await settle(pilot)
 
 
 def text_of(app, selector="#message"):

@@ -113,11 +113,7 @@ def test_every_screen_and_prompt_of_the_app(tmp_path):
     table, run, advice = "space mark", "space play", "b budget"
     walked = [
         *(
-            (table, "/"),
-            (field, f"maj{esc}"),
-            (table, "o"),
-            (field, esc),
-            (table, "i"),
+            (table, "/"), (field, f"maj{esc}"), (table, "o"), (field, esc), (table, "i"),
             (field, esc),
         ),
         *((table, "$"), (field, esc), (table, "x"), ("Delete the recording", "n")),
@@ -125,13 +121,10 @@ def test_every_screen_and_prompt_of_the_app(tmp_path):
         *((run, "v"), (field, esc), (run, "?"), ("Help", "q"), (run, "3"), ("u URL", "u")),
         *((field, esc), ("u URL", "4"), ("Run demo/s", "b"), ("esc take it back", esc)),
         *(
-            (advice, "w"),
-            ("replay both esc leave", esc),
-            (advice, "m"),
-            ("Write what to measure", "n"),
-            (advice, "q"),
+            (advice, "w"), ("replay both esc leave", esc), (advice, "m"),
+            ("Write what to measure", "n"), (advice, "q"),
         ),
-    ]
+    ]  # fmt: skip
     seen = ttscope("tui", RUN, "--min-accuracy", "0.3", keys=walked, rows=24, cwd=tmp_path)
     check(seen, paths=[RUN.parent])
     written = seen.raw.decode()

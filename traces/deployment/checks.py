@@ -8,7 +8,7 @@ and a gate that has nothing to judge must not pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import hypot, inf
 from typing import Any, Final, Literal
@@ -19,19 +19,22 @@ from traces.deployment.documents import ASSUMED, Expectations, names_hash, plain
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
 from traces.schema.estimate import Estimate
-from traces.schema.formats import number, percent_change, with_interval, written
+from traces.schema.formats import ABSENT, number, percent_change, with_interval, written
 from traces.schema.quantities import LIMITS, limited, quantity, which_latency
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
 from traces.statistics import Z95, mean
 from traces.summary.comparison import (
     LOAD,
-    RUN_TO_RUN,
     Difference,
     Judged,
+    RunSpread,
+    exceeds,
     judge,
     parse_limit,
-    within,
+    ran_apart,
+    ran_at_once,
+    spread_of,
 )
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.problems import voting_samples
@@ -43,6 +46,7 @@ DEFAULT_LIMITS: Final = ("accuracy<-.02", "p95>+10%", "tokens>+10%", "energy>+10
 ACCEPTANCE: Final = -0.05  # of the tokens that a drafted step gives
 ROOM: Final = 0.1  # by which traffic may differ from what was assumed
 _TIMED = frozenset(each.tag for each in METRICS if each.timed)
+_TIMED_NOUNS = frozenset(quantity(tag).noun for tag in _TIMED)
 _SETTINGS = (  # of an engine that servers do not tell, or that change no answer and no step
     *("mode", "num_gpu_blocks", "gpu_memory_utilization", "other", "num_gpus", "block_size"),
     *("max_model_len", "vllm_version"),
@@ -73,7 +77,8 @@ class Check(Record):
 class Gate(Record):
     """All checks of a run, and in what its configuration differs from the one promised.
 
-    `unjudged` says why a limit that was given cannot be judged.
+    `unjudged` says why a limit that was given cannot be judged. `run_to_run` is the spread that the
+    intervals of times hold, None where no time was judged.
     """
 
     against: str
@@ -81,6 +86,7 @@ class Gate(Record):
     checks: tuple[Check, ...]
     differs: tuple[str, ...] = ()
     unjudged: str | None = None
+    run_to_run: RunSpread | None = None
 
     @property
     def broken(self) -> tuple[Check, ...]:
@@ -115,6 +121,7 @@ class Gate(Record):
             "recording": self.recording,
             "verdict": self.verdict,
             "differs": list(self.differs),
+            "run_to_run": None if self.run_to_run is None else self.run_to_run.to_json(),
             "checks": [each.to_json() for each in self.checks],
         }
 
@@ -122,9 +129,12 @@ class Gate(Record):
 # Against promises.
 
 
-def against_promises(expected: Expectations, run: Run, name: str) -> Gate:
-    """Hold a run against `expect.json`."""
+def against_promises(
+    expected: Expectations, run: Run, name: str, repeats: Sequence[Run] = ()
+) -> Gate:
+    """Hold a run against `expect.json`; `repeats` of it tell the spread from run to run."""
     budget = expected.budget
+    spread, sd_of = spread_of(run, repeats)
     checks = []
     for field, limit in budget.limits().items():
         if field == "max_gpus":
@@ -133,23 +143,34 @@ def against_promises(expected: Expectations, run: Run, name: str) -> Gate:
         unit = of.unit
         side = "at least" if LIMITS[field].at_least else "at most"
         wanted = f"{side} {written(limit, unit)}{which_latency(field, budget.latency_percentile)}"
-        checks.append(_held(expected, run, of.name, "limit", limit, wanted))
+        checks.append(_held(expected, run, sd_of, of.name, "limit", limit, wanted))
     for metric, promised in expected.promised.items():
         if promised is None or metric == "throughput_problems_per_s":
             continue
-        best = quantity(metric).higher_is_better
-        bound = promised.low if best else promised.high
-        bound = promised.value if bound is None else bound
-        checks.append(_held(expected, run, metric, "promise", bound, with_interval(promised)))
+        bound = promised.low if quantity(metric).higher_is_better else promised.high
+        wanted = with_interval(promised)
+        checks.append(_held(expected, run, sd_of, metric, "promise", bound, wanted))
+    judged = {each.name for each in checks if each.verdict != "absent"}
     checks += assumptions(expected, observed(run))
     return Gate(
-        against=name, recording=run.recording, checks=tuple(checks), differs=_differs(expected, run)
+        against=name,
+        recording=run.recording,
+        checks=tuple(checks),
+        differs=_differs(expected, run),
+        run_to_run=spread if judged & _TIMED_NOUNS else None,
     )
 
 
 def _held(
-    expected: Expectations, run: Run, metric: str, kind: Kind, bound: float, wanted: str
+    expected: Expectations,
+    run: Run,
+    sd_of: Callable[[str], float],
+    metric: str,
+    kind: Kind,
+    bound: float | None,
+    wanted: str,
 ) -> Check:
+    """Hold a number of a run against a bound, None where the promise leaves that end open."""
     of = quantity(metric)
     try:
         measured = estimate_of(run, of.tag)
@@ -162,7 +183,10 @@ def _held(
         why = "not measured in this recording"
     elif measured.low is None and measured.high is None:
         why = "too few problems for an interval. Record more"
-    if why is not None or measured is None:
+    elif why is None and bound is None:
+        end = "lower" if of.higher_is_better else "upper"
+        why = f"the promise has no {end} end, so nothing can break it"
+    if why is not None or measured is None or bound is None:
         return Check(
             name=of.noun,
             kind=kind,
@@ -172,7 +196,7 @@ def _held(
             why=why or "",
         )
     if of.tag in _TIMED:
-        measured = _from_run_to_run(measured, run)
+        measured = _from_run_to_run(measured, sd_of(of.tag))
     check = _judged(of.noun, kind, measured, bound, wanted, above=not of.higher_is_better)
     lighter = _lighter(expected, run) if of.tag in _TIMED else None
     if lighter is not None and check.verdict != "broken":  # under the whole load it may be
@@ -199,9 +223,9 @@ def _judged(
     return Check(name=name, kind=kind, verdict=verdict, wanted=wanted, measured=measured, why=why)
 
 
-def _from_run_to_run(measured: Estimate, run: Run) -> Estimate:
+def _from_run_to_run(measured: Estimate, sd: float) -> Estimate:
     """Return a time with the spread from run to run in its interval."""
-    spread = Z95 * hypot(RUN_TO_RUN, within(run.step_rows)) * measured.value
+    spread = Z95 * sd * measured.value
     low, high = measured.low, measured.high
     return replace(
         measured,
@@ -223,7 +247,9 @@ def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
     in_flight = _in_flight(run)
     if wanted is not None and in_flight is not None and in_flight <= wanted * (1 + ROOM):
         return None
-    load = f"{wanted} in flight" if wanted is not None else f"{rate}/s"
+    if wanted is None and rate is None:
+        return "the promise does not say its load"
+    load = f"{wanted} in flight" if wanted is not None else f"{rate:g}/s"
     ran = "an unknown load" if in_flight is None else f"{in_flight:.3g} in flight"
     return f"ran with {ran}, and was promised for {load}"
 
@@ -292,14 +318,21 @@ def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
         known = after[name] is not None and name not in _SETTINGS
         untold = run.engine.mode == "server" and name == "tensor_parallel_size"
         if known and not untold and after[name] != value:
-            told.append(f"engine.{name} {value} -> {after[name]}")
+            told.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
+    seqs, (_, limit) = expected.engine.max_num_seqs, ran_at_once(run)
+    if seqs is not None and run.engine.max_num_seqs is None and exceeds(seqs, limit):
+        told.append(f"engine.max_num_seqs {seqs} -> {limit}: so many ran while others waited")
     if run.policy is not None:
         one, two = plain_policy(expected.policy), plain_policy(run.policy)
         for name in one | two:
             untold = name == "temperature" and None in (one[name], two[name])
             if one.get(name) != two.get(name) and not untold:
-                told.append(f"policy.{name} {one.get(name)} -> {two.get(name)}")
+                told.append(f"policy.{name} {_said(one.get(name))} -> {_said(two.get(name))}")
     return tuple(told)
+
+
+def _said(value: Any) -> Any:
+    return ABSENT if value is None else value
 
 
 # What the promises rest on.
@@ -389,8 +422,9 @@ def _moved(
         beyond = high < ends[0] or low > ends[1]
         inside = low >= ends[0] and high <= ends[1]
         verdict = "broken" if beyond else "ok" if inside else "unsure"
-        share = percent_change(measured.value / assumed.value - 1)
-        why = f"{share} against what was assumed"
+        why = "none was assumed"
+        if assumed.value:
+            why = _against(measured.value / assumed.value - 1, "what was assumed")
     return Check(
         name=name,
         kind="assumption",
@@ -399,6 +433,12 @@ def _moved(
         measured=measured,
         why=why,
     )
+
+
+def _against(share: float, what: str) -> str:
+    """Return by what share something is above another: `+12.0 % against ..`, or `5.00 times ..`."""
+    text = percent_change(share)
+    return f"{text} {what}" if text.endswith("times") else f"{text} against {what}"
 
 
 def drift(expected: Expectations, numbers: Sequence[Numbers], runs: Sequence[Run]) -> list[Check]:
@@ -438,7 +478,7 @@ def load_check(expected: Expectations, numbers: Numbers) -> Check:
         name, found, unit = "requests that run or wait", numbers.running, "requests"
         found = None if found is None else found + (numbers.waiting or 0.0)
         most = float((expected.concurrency or 1) * at_a_time)
-    wanted = f"at most {most:.3g}"
+    wanted = f"at most {number(most, unit)}"
     if found is None:
         return Check(
             name=name,
@@ -455,7 +495,7 @@ def load_check(expected: Expectations, numbers: Numbers) -> Check:
         verdict="broken" if beyond else "ok",
         wanted=wanted,
         measured=Estimate(value=found, unit=unit),
-        why=f"{percent_change(found / most - 1)} against the most that was assumed",
+        why=_against(found / most - 1, "the most that was assumed"),
     )
 
 
@@ -474,7 +514,11 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         if compared.reason is not None:
             raise TtscopeError(f"cannot be compared: {compared.reason}")
         chosen = [each for each in chosen if each.tag in there]
-    loads = [f"{name} {a} -> {b}" for name, (a, b) in compared.config.items() if name in LOAD]
+    loads = [
+        f"{name} {_said(a)} -> {_said(b)}"
+        for name, (a, b) in compared.config.items()
+        if name in LOAD
+    ]
     other_load = f"the load is another one ({', '.join(loads)})" if loads else None
     judged = judge(chosen, compared)
     timed = [each.limit.text for each in judged if each.timed and limits and loads]
@@ -483,13 +527,16 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     checks += [] if drafts is None or limits else [drafts]
     if not checks:
         raise UsageError("nothing was measured in both recordings that a gate could judge")
-    differs = [f"{name} {before} -> {after}" for name, (before, after) in compared.config.items()]
+    differs = [f"{name} {_said(a)} -> {_said(b)}" for name, (a, b) in compared.config.items()]
+    if (ran := ran_apart(baseline, run)) is not None:
+        differs.append(f"requests that ran at once, with others waiting, {ran[0]} -> {ran[1]}")
     return Gate(
         against=compared.first,
         recording=compared.second,
         checks=tuple(checks),
         differs=tuple(differs),
         unjudged=f"{timed[0]} cannot be judged: {other_load}" if timed else None,
+        run_to_run=compared.run_to_run if any(each.timed for each in judged) else None,
     )
 
 

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -21,6 +22,7 @@ from traces.recording.manifest import WorkloadFacts
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.quantities import quantity
 from traces.schema.tts.methods import PARAMETER
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
@@ -122,8 +124,8 @@ class _Estimate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class _Load(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    concurrency: int | None = None
-    rate_per_s: float | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    rate_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 class _ExpectDocument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -179,9 +181,9 @@ class Expectations:
             "load": {"concurrency": self.concurrency, "rate_per_s": self.rate_per_s},
             "budget": self.budget.to_json(),
             "probability_within_budget": self.probability_within_budget,
-            "served": self.served and self.served.to_json(),
-            "promised": {k: v and v.to_json() for k, v in self.promised.items()},
-            "assumed": {k: v and v.to_json() for k, v in self.assumed.items()},
+            "served": _plain(self.served),
+            "promised": {name: _plain(each) for name, each in self.promised.items()},
+            "assumed": {name: _plain(each) for name, each in self.assumed.items()},
         }
 
 
@@ -210,15 +212,15 @@ def read_expectations(path: Path) -> Expectations:
     return Expectations(
         engine=engine,
         policy=_policy(path, document.policy),
-        promised=_estimates(document.promised),
-        assumed=_estimates(document.assumed),
+        promised=_promised(path, document.promised),
+        assumed=_estimates(path, "assumed", document.assumed),
         concurrency=document.load.concurrency,
         rate_per_s=document.load.rate_per_s,
         workload=document.workload,
         problem_names=document.problem_names,
         budget=document.budget,
         probability_within_budget=document.probability_within_budget,
-        served=_estimates({"served": document.served})["served"],
+        served=_estimates(path, "served", {"": document.served})[""],
     )
 
 
@@ -228,11 +230,38 @@ def write_document(path: Path, document: PolicyFile | Expectations) -> None:
         partial.write_text(json.dumps(document.to_json(), indent=2) + "\n")
 
 
-def _estimates(given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | None]:
-    return {
-        name: None if each is None else Estimate(**msgspec.structs.asdict(each))
-        for name, each in given.items()
-    }
+def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
+    """Return an estimate as JSON has it: without a number where none is known."""
+    if estimate is None or not isfinite(estimate.value):
+        return None
+    ends = {name: getattr(estimate, name) for name in ("low", "high")}
+    open_ends = {k: None for k, end in ends.items() if end is not None and not isfinite(end)}
+    return replace(estimate, **open_ends).to_json()
+
+
+def _promised(path: Path, given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | None]:
+    found = _estimates(path, "promised", given)
+    for name, each in found.items():
+        try:
+            unit = quantity(name).unit
+        except (KeyError, ValueError):
+            raise UsageError(f"{path}: promised: {name} is no quantity of ttscope") from None
+        if each is not None and each.unit != unit:
+            raise UsageError(f"{path}: promised.{name}: is in {each.unit}. Give it in {unit}")
+    return found
+
+
+def _estimates(
+    path: Path, part: str, given: Mapping[str, _Estimate | None]
+) -> dict[str, Estimate | None]:
+    found: dict[str, Estimate | None] = {}
+    for name, each in given.items():
+        found[name] = None if each is None else Estimate(**msgspec.structs.asdict(each))
+        low, high = (None, None) if each is None else (each.low, each.high)
+        if low is not None and high is not None and low > high:
+            where = f"{part}.{name}".rstrip(".")
+            raise UsageError(f"{path}: {where}: low lies above high. Give the lower one first")
+    return found
 
 
 def _policy(path: Path, given: Mapping[str, Value]) -> Policy:

@@ -75,9 +75,10 @@ class _Launches(dict[str, bool]):
 class TraceEvents:
     """Collects a trace's batches with `add`; times are nanoseconds of the trace's clock.
 
-    `seen` counts all events, `skipped` those of use that could not be used, by reason. Operators
-    of the CPU are kept, with `keep_ops`, until the first device event: a trace with devices
-    counts those.
+    `seen` counts all events, `skipped` those of use that could not be used, by reason. `launches`
+    are the calls that put work on a device, `message_places` where there was communication.
+    Operators of the CPU are kept, with `keep_ops`, until the first device event: a trace with
+    devices counts those.
     """
 
     def __init__(self, *, keep_ops: bool = True) -> None:
@@ -89,7 +90,7 @@ class TraceEvents:
         self.annotations: list[Annotation] = []
         self.device_annotations: list[Annotation] = []
         self._message_ids: dict[Collective, int] = {}
-        self._message_places: set[tuple[int, int]] = set()
+        self.message_places: set[tuple[int, int]] = set()  # devices and streams
         self._threads = _Numbers()
         self._launching = _Launches()
         self._waiting: dict[str, list[_Any]] = {
@@ -106,7 +107,7 @@ class TraceEvents:
             bytes=np.int64,
             copy=np.int8,
         )
-        self._launches = Columns(start=np.int64, correlation=np.int64, thread=np.int32)
+        self.launches = Columns(start=np.int64, correlation=np.int64, thread=np.int32)
         self._ops = Columns(
             start=np.int64,
             time=np.int64,
@@ -122,15 +123,6 @@ class TraceEvents:
         return self._devices.size
 
     @property
-    def message_places(self) -> set[tuple[int, int]]:
-        """On which devices and streams there was communication."""
-        return self._message_places
-
-    @property
-    def launches(self) -> int:
-        return self._launches.size
-
-    @property
     def cpu_ops(self) -> int:
         return self._ops.size
 
@@ -138,10 +130,6 @@ class TraceEvents:
         """Yield the device events; `group` stands in for group sizes not told."""
         self._fill_groups(group)
         return self._devices.chunks()
-
-    def launch_chunks(self) -> Iterator[dict[str, Any]]:
-        """Yield the calls that put work on a device."""
-        return self._launches.chunks()
 
     def cpu_columns(self, group: int | None) -> dict[str, Any]:
         self._fill_groups(group)
@@ -213,7 +201,7 @@ class TraceEvents:
         for index, event in enumerate(events):
             if family_of(event.name) == "communication":
                 messages[index], moved[index] = self._message(event)
-                self._message_places.add((devices[index], streams[index]))
+                self.message_places.add((devices[index], streams[index]))
         self._devices.add(
             start=starts,
             time=times,
@@ -229,7 +217,7 @@ class TraceEvents:
     def _add_launches(self, events: list[_Any]) -> None:
         events, starts, _ = self._timed([event for event in events if self._launching[event.name]])
         if events:
-            self._launches.add(
+            self.launches.add(
                 start=starts,
                 correlation=_wholes([(event.args or _NONE).correlation for event in events], 0),
                 thread=[self._threads[event.pid, event.tid] for event in events],
@@ -359,7 +347,6 @@ def _exact_ns(text: bytes) -> int | None:
 
 
 def _wholes(values: list[Any], default: int) -> Ints:
-    """Return `_whole` of each value."""
     kinds = set(map(type, values))
     if kinds == {type(None)}:
         return np.full(len(values), default, dtype=np.int64)

@@ -183,11 +183,11 @@ class _Launches:
     """The calls that put work on a device, by their correlation id; the first of an id counts."""
 
     def __init__(self, found: TraceEvents, steps: Steps) -> None:
-        count = found.launches
+        count = found.launches.size
         self._ids, self._starts = np.empty(count, np.int64), np.empty(count, np.int64)
         self._steps = np.empty(count, np.int32)
         filled, highest, sorted_ = 0, 0, True
-        for launch in found.launch_chunks():
+        for launch in found.launches.chunks():
             ids = launch["correlation"]
             if not ids.size:
                 continue

@@ -63,17 +63,10 @@ class Event(msgspec.Struct, gc=False):
     args: Arguments | None = None
 
 
-class ExactEvent(msgspec.Struct, gc=False):
+class ExactEvent(Event, gc=False):
     """The same with `ts` as it is written: a float holds nanoseconds only up to 2**43 us."""
 
-    ph: str = ""
-    cat: str | None = None
-    name: str = ""
-    pid: int | str | None = None
-    tid: int | str | None = None
-    ts: msgspec.Raw = msgspec.Raw(b"")
-    dur: float | None = None
-    args: Arguments | None = None
+    ts: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
 
 
 _EXACT_FROM_US = float(2**43)

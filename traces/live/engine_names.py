@@ -17,6 +17,7 @@ from typing import Final
 
 from traces.live.numbers import (
     ASKED_TOKENS,
+    CACHED,
     DRAFTS,
     E2E,
     FINISHED,
@@ -26,8 +27,10 @@ from traces.live.numbers import (
     HIT_TOKENS,
     ITL,
     KV,
+    OUTPUT_LENGTH,
     PREEMPTED,
     PROMPT,
+    PROMPT_LENGTH,
     QUEUE,
     READ_BYTES,
     RUNNING,
@@ -66,7 +69,9 @@ SGLANG_NAMES: Mapping[str, tuple[Name, ...]] = {
     "sglang:queue_time_seconds": (Name(QUEUE),),
     "sglang:e2e_request_latency_seconds": (Name(E2E),),
     "sglang:prompt_tokens_total": (Name(PROMPT), Name(ASKED_TOKENS)),
-    "sglang:cached_tokens_total": (Name(HIT_TOKENS),),
+    "sglang:cached_tokens_total": (Name(HIT_TOKENS), Name(CACHED)),
+    "sglang:prompt_tokens_histogram": (Name(PROMPT_LENGTH),),  # --collect-tokens-histogram
+    "sglang:generation_tokens_histogram": (Name(OUTPUT_LENGTH),),
     # Its generation_tokens_total counts a request when it ends, this one a step.
     "sglang:realtime_tokens_total": (
         _of(GENERATED, "mode", "decode"),
@@ -89,6 +94,8 @@ NIM_NAMES: Mapping[str, tuple[Name, ...]] = {
     "time_per_output_token_seconds": (Name(ITL),),
     "e2e_request_latency_seconds": (Name(E2E),),
     "request_finish_total": (Name(FINISHED),),
+    "request_prompt_tokens": (Name(PROMPT_LENGTH),),
+    "request_generation_tokens": (Name(OUTPUT_LENGTH),),
 }
 TENSORRT_LLM_NAMES: Mapping[str, tuple[Name, ...]] = {
     "trtllm_time_to_first_token_seconds": (Name(TTFT),),

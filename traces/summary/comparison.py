@@ -49,35 +49,40 @@ from traces.summary.run import Run, conditions, summarise, to_plain
 RUN_TO_RUN = 0.07  # spread (sd) of the same work done again, as measured on shared machines
 PRIOR_REPEATS = 4  # how many held-out recordings that figure counts for in a law's error
 MOST_BESIDE = 24  # repeats that are read
+BLOCKS_DIFFER = 0.1  # by which the cache of the same engine may differ from start to start
+_MOST_AT_ONCE = 1.25  # times as many requests that run at once tell two engines apart
+_HELD, _WAITED = 0.05, 0.2  # shares of a run's busy time in which so many ran, and others waited
 _STRETCHES = 8  # of neighbouring steps, for the spread within a run
 _FEWEST_STEPS = 10 * _STRETCHES
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpread:
-    """The spread from run to run of each time of two runs, as the sd of its log.
+    """The spread from run to run of each time of one run or two, as the sd of its log.
 
     `recordings` are the repeats that it was measured from, 0 where it is assumed; `measured` maps
-    a metric's tag to it. The assumed one of the first and of the second run is `assumed`:
-    `RUN_TO_RUN` and how much the speed of each run's own steps varied.
+    a metric's tag to it. The assumed one of each run is `assumed`: `RUN_TO_RUN` and how much the
+    speed of its own steps varied. `repeats` are the names of
+    the recordings that were taken as repeats, those that are compared left out.
     """
 
     recordings: int = 0
+    repeats: tuple[str, ...] = ()
     measured: Mapping[str, float] = field(default_factory=dict)
-    assumed: tuple[float, float] = (RUN_TO_RUN, RUN_TO_RUN)
+    assumed: tuple[float, ...] = (RUN_TO_RUN, RUN_TO_RUN)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "assumed": not self.recordings,
             "recordings": self.recordings,
+            "repeats": list(self.repeats),
             "sd": dict(self.measured) if self.recordings else list(self.assumed),
         }
 
 
-def assumed(runs: Sequence[Run]) -> tuple[float, float]:
-    """Return the spread of two runs where no repeat tells it."""
-    first, second = (float(np.hypot(RUN_TO_RUN, within(run.step_rows))) for run in runs)
-    return first, second
+def assumed(runs: Sequence[Run]) -> tuple[float, ...]:
+    """Return the spread of runs where no repeat tells it."""
+    return tuple(float(np.hypot(RUN_TO_RUN, within(run.step_rows))) for run in runs)
 
 
 def within(steps: pl.DataFrame | None) -> float:
@@ -124,6 +129,59 @@ def _configuration(
 def is_repeat(run: Run) -> bool:
     """Whether a run can tell the spread: it was measured, and not cut off."""
     return run.complete and run.replay_of is None and configuration(run) is not None
+
+
+def told_apart(one: Run, other: Run) -> bool:
+    """Whether two runs of the same told configuration were surely of engines that differ.
+
+    A server does not tell how many requests it runs at once (max_num_seqs). Where others waited
+    while no more ran, and clearly more ran in the other run, it was another server.
+    """
+    blocks, others = one.engine.num_gpu_blocks or 0, other.engine.num_gpu_blocks or 0
+    apart = abs(blocks - others) > BLOCKS_DIFFER * max(blocks, others)
+    return bool(blocks and others and apart) or ran_apart(one, other) is not None
+
+
+def ran_apart(one: Run, other: Run) -> tuple[int, int] | None:
+    """Return how many requests of two runs ran at once where servers of two limits tell so."""
+    if (one.engine.max_num_seqs, other.engine.max_num_seqs) != (None, None):
+        return None
+    (most, limit), (most_of_other, limit_of_other) = ran_at_once(one), ran_at_once(other)
+    apart = exceeds(most_of_other, limit) or exceeds(most, limit_of_other)
+    return (most, most_of_other) if apart else None
+
+
+def exceeds(ran: int, limit: int | None) -> bool:
+    """Whether clearly more ran at once than an engine has room for."""
+    return limit is not None and ran > _MOST_AT_ONCE * limit
+
+
+def ran_at_once(run: Run) -> tuple[int, int | None]:
+    """Return how many requests gave tokens at once, and that number where others waited behind it.
+
+    What ran for a moment is left out: a client sees the ends a little late.
+    """
+    if run.sample_rows is None:
+        return 0, None
+    known = run.sample_rows.drop_nulls(["arrival", "end"])
+    began = known.filter(pl.col("first_token") < pl.col("end"))
+    events = known["end"], began["end"], known["arrival"], began["first_token"]
+    times = np.concatenate([each.to_numpy() for each in events])
+    sizes = [known.height, began.height, known.height, began.height]
+    order = np.argsort(times, kind="stable")  # an end before a first token
+    sent = np.repeat([-1, 0, 1, 0], sizes)[order].cumsum()[:-1]
+    ran = np.repeat([0, -1, 0, 1], sizes)[order].cumsum()[:-1]
+    lasted = np.diff(times[order]).astype(float)
+    busy = float(lasted[ran > 0].sum())
+    if not busy:
+        return 0, None
+    shares = np.bincount(ran, weights=lasted)[::-1].cumsum()[::-1] / busy  # of so many or more
+    most = int(np.flatnonzero(shares >= _HELD)[-1])
+    waited = sent > most
+    behind = float(lasted[waited].sum())
+    full = float(lasted[waited & (ran >= most)].sum())
+    limited = behind >= _WAITED * busy and full >= behind / 2
+    return most, most if limited else None
 
 
 def beside(recordings: Sequence[Recording]) -> list[Run]:
@@ -312,7 +370,7 @@ class _Numbers:
 
     def __init__(self, run: Run, ids: pl.Series) -> None:
         assert run.rows is not None
-        self.ids, self._run = ids, run
+        self.ids, self._run, self.recording = ids, run, run.recording
         self._places = ids.to_frame("problem_id").with_row_index("place")
         self._decided = run.rows.filter(pl.col("state") == "decided")
         names = [metric.column for metric in METRICS if metric.column is not None]
@@ -387,33 +445,48 @@ def _throughputs(runs: Sequence[_Numbers]) -> list[Drawn] | None:
     return draws_by_run
 
 
+def spread_of(run: Run, repeats: Sequence[Run]) -> tuple[RunSpread, Callable[[str], float]]:
+    """Return a run's spread from run to run, and what of it a time has by its tag, as an sd."""
+    assert run.rows is not None
+    ids = run.rows.filter(pl.col("state") == "decided")["problem_id"].drop_nulls().unique().sort()
+    spread, of = _run_to_run((run,), (_Numbers(run, ids),), repeats)
+    by_tag = {metric.tag: metric for metric in METRICS}
+    return spread, lambda tag: of(by_tag[tag])[0] if tag in by_tag else spread.assumed[0]
+
+
 def _run_to_run(
-    runs: tuple[Run, Run], numbers: tuple[_Numbers, _Numbers], repeats: Sequence[Run]
-) -> tuple[RunSpread, Callable[[Metric], tuple[float, float]]]:
+    runs: Sequence[Run], numbers: Sequence[_Numbers], repeats: Sequence[Run]
+) -> tuple[RunSpread, Callable[[Metric], tuple[float, ...]]]:
     """Return the spread from run to run, and what a metric of each run has of it as an sd.
 
-    Repeats are grouped by configuration. The two runs belong to their groups, but where they have
-    the same configuration: what they differ by is the question then, and no answer to it. What
-    repeats differ by holds other draws of their samples too, which the draws of the problems hold
-    already: that part is taken off.
+    Repeats are grouped by engine: by the configuration as it is told, and by what tells runs apart
+    (`told_apart`). The runs belong to their groups, but two of the same engine: what they differ by
+    is the question then, and no answer to it. What repeats differ by holds other draws of their
+    samples too, which the draws of the problems hold already: that part is taken off.
     """
     names = [configuration(run) for run in runs]
-    groups: dict[Hashable, list[_Numbers]] = {name: [] for name in names if name is not None}
+    alike = len(runs) == 2 and names[0] == names[1] and not told_apart(*runs)
+    groups: list[list[_Numbers]] = [
+        [of_ids] if not alike and is_repeat(run) else []
+        for run, of_ids in zip(runs, numbers, strict=True)
+    ]
     seen = {_fingerprint(run) for run in runs}
-    if names[0] != names[1]:
-        for name, run, of_ids in zip(names, runs, numbers, strict=True):
-            if name is not None and is_repeat(run):
-                groups[name].append(of_ids)
     ids = numbers[0].ids
     for each in repeats:
         name = configuration(each)
-        if name not in groups or not is_repeat(each) or _fingerprint(each) in seen:
+        if name not in names or not is_repeat(each) or _fingerprint(each) in seen:
             continue
         seen.add(_fingerprint(each))  # a copy is no repeat
+        like = [
+            index
+            for index, run in enumerate(runs)
+            if name == names[index] and not told_apart(run, each)
+        ]
         of_ids = _Numbers(each, ids)
-        if of_ids.complete:
-            groups[name].append(of_ids)
-    repeated = [group for group in groups.values() if len(group) > 1]
+        # Of two engines it is the repeat of one, and of one engine that of both runs.
+        if of_ids.complete and len(like) == (2 if alike else 1):
+            groups[like[0]].append(of_ids)
+    repeated = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in repeated)
     by_assumption = assumed(runs)
     if not freedom:
@@ -424,11 +497,18 @@ def _run_to_run(
         spreads = _measured(metric, repeated) if metric.timed else None
         if spreads is not None:
             measured[metric.tag], beyond[metric.tag] = spreads
-    spread = RunSpread(recordings=sum(map(len, repeated)), measured=measured, assumed=by_assumption)
+    spread = RunSpread(
+        recordings=sum(map(len, repeated)),
+        repeats=tuple(
+            each.recording for group in repeated for each in group if each not in numbers
+        ),
+        measured=measured,
+        assumed=by_assumption,
+    )
 
     def of(metric: Metric) -> tuple[float, float]:
         sd = beyond.get(metric.tag)
-        return by_assumption if sd is None else (sd, sd)
+        return by_assumption if sd is None else (sd,) * len(runs)
 
     return spread, of
 
@@ -463,7 +543,7 @@ def _measured(metric: Metric, groups: Sequence[Sequence[_Numbers]]) -> tuple[flo
 
 
 def _change(
-    metric: Metric, first: _Numbers, second: _Numbers, spread: tuple[float, float]
+    metric: Metric, first: _Numbers, second: _Numbers, spread: Sequence[float]
 ) -> Change | None:
     statistics = _statistics(metric, (first, second))
     if statistics is None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from textual import work
 from textual.app import App
@@ -34,35 +34,6 @@ MOST_AHEAD = 24  # recordings that are learned from before anybody asks for advi
 LISTED_TOGETHER = 200  # rows that are shown at a time before they are read
 
 
-class Advises(Protocol):
-    """What the Advice screen needs of an advisor."""
-
-    def outline(self, budget: Budget) -> Recommendation | None:
-        """Return a first answer at once, None where `recommend` takes no longer."""
-
-    def recommend(
-        self,
-        budget: Budget,
-        present: tuple[EngineConfig, Policy] | None = None,
-        progress: Progress | None = None,
-    ) -> Recommendation:
-        """Return what to run for a budget, beside what runs today where that is a candidate.
-
-        `progress` hears how many of how many candidates are replayed.
-        """
-
-    def accounts(
-        self, answer: Recommendation, api_price: float | None
-    ) -> tuple[Accounts | None, EffortMap | None, str | None]:
-        """Return what the picks of the last recommendation cost, and which effort to use.
-
-        The last is why costs are not known.
-        """
-
-    def write_plan(self, path: Path, answer: Recommendation) -> Forwards:
-        """Write what to measure next for `ttscope sweep`, and shapes beside it."""
-
-
 @cache
 def keep_imports() -> None:
     """Leave what stands in memory now out of garbage collections, once.
@@ -74,7 +45,6 @@ def keep_imports() -> None:
 
 
 Progress = Callable[[int, int], None]
-AdvisorFactory = Callable[[Sequence[Recording]], Advises]
 
 
 class FittedAdvisor:
@@ -103,6 +73,7 @@ class FittedAdvisor:
         self._here = here()
 
     def outline(self, budget: Budget) -> Recommendation | None:
+        """Return a first answer at once, None where `recommend` takes no longer."""
         return None if self._whole else self._advisor.outline(budget)
 
     def recommend(
@@ -111,6 +82,10 @@ class FittedAdvisor:
         present: tuple[EngineConfig, Policy] | None = None,
         progress: Progress | None = None,
     ) -> Recommendation:
+        """Return what to run for a budget, beside what runs today where that is a candidate.
+
+        `progress` hears how many of how many candidates are replayed.
+        """
         if not self._whole:
             self._advisor, self._whole = self._advisor.refined(), True
             keep_imports()
@@ -146,6 +121,9 @@ class FittedAdvisor:
         return write_plan(path, answer, self._advisor.evidence, self._recordings)
 
 
+AdvisorFactory = Callable[[Sequence[Recording]], FittedAdvisor]
+
+
 class LibraryApp(App[None]):
     """Recordings that are read in a thread, and the marks and the price that go with them."""
 
@@ -169,7 +147,7 @@ class LibraryApp(App[None]):
         self._factory = advisor_factory
         self._fitted = fitted
         self.learns_ahead = False  # whether the advisor learns before anybody asks it
-        self._advisor: tuple[tuple[str, ...], Advises] | None = None
+        self._advisor: tuple[tuple[str, ...], FittedAdvisor] | None = None
         self.advising = threading.Lock()  # held by who asks the advisor, one thread at a time
         self._current: str | None = None
         self._opening: Entry | None = None  # to be read next, and shown
@@ -219,7 +197,9 @@ class LibraryApp(App[None]):
             wanted = None if self._opening is None else self._opening.path
             path = wanted if wanted in left else next(iter(left))
             del left[path]
-            files = _files(path)
+            files = None
+            with contextlib.suppress(OSError):
+                files = files_of(path)
             entries = load(path, self.price)
             if worker.is_cancelled:
                 return
@@ -318,7 +298,7 @@ class LibraryApp(App[None]):
         marked = self.marked_entries()
         return marked or [entry for entry in self.entries if entry.comparable]
 
-    def advisor_for(self, recordings: Sequence[Recording]) -> Advises:
+    def advisor_for(self, recordings: Sequence[Recording]) -> FittedAdvisor:
         """Return the advisor fitted to the recordings; the last one is kept. Call in a thread."""
         key = tuple(dict.fromkeys(str(each.path) for each in recordings))
         if self._advisor is None or self._advisor[0] != key:
@@ -404,10 +384,3 @@ def _holds_none(path: Path) -> bool:
         return path.is_dir() and not any(each.is_file() for each in path.iterdir())
     except OSError:
         return False  # reading it says why
-
-
-def _files(path: Path) -> str | None:
-    try:
-        return files_of(path)
-    except OSError:
-        return None

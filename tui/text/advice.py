@@ -184,7 +184,7 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     assert pick is not None
     instead = in_words(other, device=True)
     if instead == in_words(pick, device=True):  # they differ in the engine's limits alone
-        instead = engine.in_words(other.engine, other.policy)
+        instead = f"the same on {other.engine.words()}"
     head = f"Counting arithmetic (FLOPs) alone, one would choose {instead} instead"
     flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
     if flops is not None and least is not None and least.value > 0:
@@ -498,7 +498,9 @@ def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
     if all(miss.sure >= confidence for miss in answer.missed):
         head = f"Each limit is met by itself, but not all at once with {percent(confidence)}:"
     elif all(_value_meets(miss) for miss in answer.missed):
-        head = f"Values meet each limit, but not with {percent(confidence)}. The nearest:"
+        head = (
+            f"Some candidate meets each limit, but none is {percent(confidence)} sure. The nearest:"
+        )
     else:
         head = "Nearest to each limit that is missed, keeping the others where possible:"
     yield from _wrap(head, width)

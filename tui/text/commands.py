@@ -7,12 +7,17 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advisor.advice.command import CpuBuild
 from profiler.engines.options import model_path
 from traces.errors import UsageError
+from tui.text.layout import wrap
+
+if TYPE_CHECKING:
+    from profiler.engines.interface import Finding
 
 _OWN = re.compile(r"\bttscope (?:record|sweep) .*")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+""")
@@ -87,3 +92,16 @@ def command_lines(command: str, *, width: int, indent: int = 0) -> list[str]:
         else:
             line += f" {part}" if line.strip() else part
     return [*lines, line]
+
+
+def findings_text(findings: Sequence[Finding], *, width: int, indent: int) -> list[str]:
+    """Return what can be seen, and the flag or command that brings what cannot."""
+    lines = []
+    for each in findings:
+        mark = {True: "yes", False: "no", None: "-"}[each.present]
+        lines += wrap(f"{mark:<4}{each.what}", each.detail, width=width, indent=indent)
+        if each.needs:
+            lines += wrap("", f"needs: {each.needs}", width=width, indent=indent)
+        for command in each.run:
+            lines += command_lines(command, width=width, indent=4)
+    return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from traces.deployment.checks import Check, Gate
 from traces.deployment.reports import measured_text, word_of
 from tui.text.layout import wrap
+from tui.text.recordings.show import spread_lines
 
 
 def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
@@ -24,6 +25,8 @@ def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
         lines += ["", "the configuration differs"]
         for text in gate.differs:
             lines += wrap("", text, width=width, indent=6)
+    if gate.run_to_run is not None:
+        lines += ["", *spread_lines(gate.run_to_run, width)]
     return lines
 
 

@@ -7,9 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from advisor.advice.command import SERVED_AT, in_flight_at
 from advisor.advice.measure_next.experiments import experiment_of, write_plan
@@ -31,6 +29,7 @@ from tui.options import (
     BudgetSeed,
     Json,
     Recordings,
+    option,
     takes,
 )
 from tui.terminal import say_all, say_json, tell
@@ -50,27 +49,17 @@ class Advise:
     """Recordings, and what to do with the answer."""
 
     recordings: Recordings
-    learn: Annotated[
-        list[Path] | None,
-        typer.Option("--with", help="Recordings of any problems that check the prior of --gpu."),
-    ] = None
-    present: Annotated[
-        Path | None, typer.Option(help="A recording of what runs today, to compare with.")
-    ] = None
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Print all reasons, regrets and commands too.")
-    ] = False
-    plan: Annotated[
-        Path | None, typer.Option(help="Write what to measure next, for ttscope sweep.")
-    ] = None
-    verify: Annotated[bool, typer.Option("--verify", help="Run both picks for real.")] = False
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Folder for serve.sh, policy.json, expect.json."),
-    ] = None
-    models: Annotated[
-        Path | None, typer.Option(help="Keep what was learned here, for the same recordings.")
-    ] = None
+    learn: list[Path] | None = option(
+        None, "Recordings of any problems that check the prior of --gpu.", "--with"
+    )
+    present: Path | None = option(None, "A recording of what runs today, to compare with.")
+    explain: bool = option(False, "Print all reasons, regrets and commands too.")
+    plan: Path | None = option(None, "Write what to measure next, for ttscope sweep.")
+    verify: bool = option(False, "Run both picks for real.")
+    output: Path | None = option(
+        None, "Folder for serve.sh, policy.json, expect.json.", "-o", "--output"
+    )
+    models: Path | None = option(None, "Keep what was learned here, for the same recordings.")
     seed: BudgetSeed = 0
     as_json: Json = False
 
@@ -103,6 +92,15 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     if asked.learn and not systems:
         raise UsageError("--with checks the prior of a --gpu. Give both")
     recordings = open_measured(asked.recordings)
+    for name, value in (
+        ("-o", asked.output),
+        ("--plan", asked.plan),
+        ("--verify", asked.verify),
+    ):
+        if value:
+            from advisor.advice.promise import check_has_policy
+
+            check_has_policy(recordings, name)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
         recordings,

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from profiler.attach.attachment import (
     CAUTION,
@@ -47,6 +45,7 @@ from tui.options import (
     Timeout,
     Verifier,
     Watch,
+    option,
     takes,
     verifier_for,
 )  # fmt: skip
@@ -65,13 +64,10 @@ if TYPE_CHECKING:
 class Pose:
     """A workload that is posed to the servers."""
 
-    workload: Annotated[
-        str | None,
-        typer.Option(help="Pose this, URLs in turn: demo, demo:preamble, or a JSONL file."),
-    ] = None
-    passive: Annotated[
-        bool, typer.Option("--passive", help="Only watch its own traffic (the default).")
-    ] = False
+    workload: str | None = option(
+        None, "Pose this, URLs in turn: demo, demo:preamble, or a JSONL file."
+    )
+    passive: bool = option(False, "Only watch its own traffic (the default).")
     problems: Problems = None
     seed: Seed = 0
     concurrency: Concurrency = 8
@@ -81,25 +77,23 @@ class Pose:
 class Keep:
     """How the workload is judged, and where the recording goes."""
 
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Parameters of the method: window=4."),
-    ] = None
+    rule: list[str] | None = option(
+        None, "Parameters of the method: window=4.", metavar="NAME=VALUE"
+    )
     timeout: Timeout = None
     budget_checkpoints: BudgetCheckpoints = None
     checkpoint_samples: CheckpointSamples = 8
     logprobs: Logprobs = False
     raw_prompts: RawPrompts = False
-    chat_template: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the servers'.")
-    ] = None
+    chat_template: str | None = option(
+        None, "A Jinja template instead of the servers'.", metavar="FILE"
+    )
     system_prompt: SystemPrompt = None
     verifier: Verifier = None
     record_text: RecordText = False
-    expect: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Say what moved against this expect.json. Then exit 3."),
-    ] = None
+    expect: Path | None = option(
+        None, "Say what moved against this expect.json. Then exit 3.", metavar="FILE"
+    )
     output: Output = None
     as_json: Json = False
 

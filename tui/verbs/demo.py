@@ -7,14 +7,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from traces.errors import TtscopeError
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget
-from tui.options import Json, takes
+from tui.options import Json, option, takes
 from tui.terminal import say_all, tell
 from tui.text.commands import own_name
 from tui.verbs.advise import print_advice
@@ -29,15 +26,9 @@ BUDGET = Budget(min_accuracy=0.75, optimise="latency")
 class Demo:
     """Where to, and how far."""
 
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to keep the recordings.")
-    ] = None
-    once: Annotated[
-        bool, typer.Option("--once", help="Do not open the terminal app at the end.")
-    ] = False
-    shipped: Annotated[
-        bool, typer.Option("--shipped", help="Use the shipped recordings, as where vLLM is absent.")
-    ] = False
+    output: Path | None = option(None, "Where to keep the recordings.", "-o", "--output")
+    once: bool = option(False, "Do not open the terminal app at the end.")
+    shipped: bool = option(False, "Use the shipped recordings, as where vLLM is absent.")
     as_json: Json = False
 
 

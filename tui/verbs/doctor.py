@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from traces.errors import UsageError
-from tui.options import OPTIONS, Json, takes
+from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all, say_json
-from tui.text.commands import command_lines, next_lines
+from tui.text.commands import findings_text, next_lines
 from tui.text.layout import wrap
 
 
@@ -19,32 +16,21 @@ from tui.text.layout import wrap
 class Doctor:
     """Which server, and its key, or which model; without either, this machine."""
 
-    url: Annotated[str | None, typer.Argument(help="A running server, looked at from outside.")] = (
-        None
+    url: str | None = argument("A running server, looked at from outside.", default=None)
+    metrics_url: str | None = option(None, "Where the server's metrics are.", metavar="URL")
+    api_key_env: str | None = option(None, "Environment variable that holds the server's key.")
+    api_key_file: Path | None = option(None, "File that holds it.")
+    header: list[str] | None = option(
+        None, "Goes with every request. $VAR is read.", metavar="'NAME: VALUE'"
     )
-    metrics_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where the server's metrics are.")
-    ] = None
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the server's key.")
-    ] = None
-    api_key_file: Annotated[Path | None, typer.Option(help="File that holds it.")] = None
-    header: Annotated[
-        list[str] | None,
-        typer.Option(metavar="'NAME: VALUE'", help="Goes with every request. $VAR is read."),
-    ] = None
-    model_config: Annotated[
-        Path | None, typer.Option(help="A model's config.json: what is known of it.")
-    ] = None
-    gpu: Annotated[
-        str | None, typer.Option(help="System of the prior that would price it, such as h100_sxm.")
-    ] = None
+    model_config: Path | None = option(None, "A model's config.json: what is known of it.")
+    gpu: str | None = option(None, "System of the prior that would price it, such as h100_sxm.")
     as_json: Json = False
 
 
 @takes(Doctor, panels={"metrics_url": "A server", "model_config": "A model", "as_json": OPTIONS})
 def doctor(asked: Doctor) -> None:
-    """Say what can be captured, here or of a server, or what can be predicted of a model."""
+    """Check what can be captured here or on a server, or predicted of a model."""
     from tui.verbs.progress import progress_bar
 
     of_server = (asked.api_key_env, asked.api_key_file, asked.header, asked.metrics_url)
@@ -57,7 +43,7 @@ def doctor(asked: Doctor) -> None:
         from profiler.doctor import examine
 
         with progress_bar() as bar:
-            bar.add_task("looking at this machine, and whether vLLM starts", total=None)
+            bar.add_task("looking at vLLM and this machine", total=None)
             findings = examine()
     else:
         from profiler.doctor import examine_server
@@ -73,14 +59,7 @@ def doctor(asked: Doctor) -> None:
     if asked.as_json:
         say_json({"findings": [finding.to_json() for finding in findings]})
         return
-    lines = []
-    for finding in findings:
-        mark = {True: "yes", False: "no", None: "-"}[finding.present]
-        lines += wrap(f"{mark:<4}{finding.what}", finding.detail, width=80, indent=26)
-        if finding.needs:
-            lines += wrap("", f"needs: {finding.needs}", width=80, indent=26)
-        for command in finding.run:
-            lines += command_lines(command, width=80, indent=4)
+    lines = findings_text(findings, width=80, indent=26)
     if asked.url is not None:
         lines += next_lines("attach", asked.url, "--duration", "10m")
     elif any(each.present for each in findings if each.what == "vLLM in process"):

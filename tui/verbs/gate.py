@@ -121,8 +121,9 @@ def _judge(asked: GateOptions) -> Gate:
         judged = asked.recording or _record(
             asked, expected.policy, expected.workload, expected.concurrency
         )
-        run = _only(Recording.open(judged), asked.price)
-        return against_promises(expected, run, asked.against.name)
+        new = Recording.open(judged)
+        run = _only(new, asked.price)
+        return against_promises(expected, run, asked.against.name, beside([new]))
     if asked.recording is not None and asked.recording.is_file():
         raise UsageError(
             f"{asked.recording}: is a file, and what is judged is a recording. Name expect.json "

@@ -9,12 +9,10 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from profiler.engines.models.model_facts import given_facts
 from traces.errors import RecordingError, UsageError
@@ -33,7 +31,7 @@ from traces.kineto.read import TraceTables
 from traces.recording.manifest import NAME as MANIFEST
 from traces.recording.reader import Recording
 from traces.schema.formats import counted, number
-from tui.options import OPTIONS, Json, takes
+from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all, say_json
 from tui.text.commands import next_lines
 from tui.text.layout import align, wrap
@@ -59,97 +57,54 @@ _ENDINGS = {"perfetto": (".json", ".gz"), "mooncake": (".jsonl",)}
 class Import:
     """Files of others, and how to read them."""
 
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Profiler traces, one per rank, samples of evaluations, requests, files of "
-            "forward passes, or of vllm bench forward. With --power a recording."
-        ),
-    ]
-    output: Annotated[Path, typer.Option("-o", "--output", help="The recording's folder.")]
-    limit: Annotated[
-        float, typer.Option(help="GB of JSON per file, inflated, before it is refused.")
-    ] = 16.0
-    score: Annotated[
-        str | None, typer.Option(help="Metric, metric,filter or scorer that says what is right.")
-    ] = None
-    verifier: Annotated[
-        str | None,
-        typer.Option(help="Judge completions by exact, numeric, choice or math."),
-    ] = None
-    record_text: Annotated[bool, typer.Option("--record-text", help="Keep the answers' texts.")] = (
-        False
+    files: list[Path] = argument(
+        "Profiler traces, one per rank, samples of evaluations, requests, files of "
+        "forward passes, or of vllm bench forward. With --power a recording."
     )
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Samples, passes, vllm bench forward: the model's name, if files lack it."
-        ),
-    ] = None
-    model_config: Annotated[
-        Path | None,
-        typer.Option(
-            help="Samples, passes, vllm bench forward: the model's config.json, for its times."
-        ),
-    ] = None
-    shapes: Annotated[
-        Path | None,
-        typer.Option(help="vllm bench forward: its --shapes, if of advise --plan."),
-    ] = None
-    temperature: Annotated[float | None, typer.Option(help="Samples: that they were drawn at.")] = (
-        None
+    output: Path = option(MISSING, "The recording's folder.", "-o", "--output")
+    limit: float = option(16.0, "GB of JSON per file, inflated, before it is refused.")
+    score: str | None = option(None, "Metric, metric,filter or scorer that says what is right.")
+    verifier: str | None = option(None, "Judge completions by exact, numeric, choice or math.")
+    record_text: bool = option(False, "Keep the answers' texts.")
+    model: str | None = option(
+        None, "Samples, passes, vllm bench forward: the model's name, if files lack it."
     )
-    top_p: Annotated[float | None, typer.Option(help="Samples: nucleus sampling.")] = None
-    max_tokens: Annotated[int | None, typer.Option(help="Samples: tokens of each at most.")] = None
-    prompt_tokens: Annotated[
-        str | None,
-        typer.Option(metavar="N|NAME", help="Samples: tokens of a prompt, or what has them."),
-    ] = None
-    no_answer: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Samples: an answer that stands for none, repeatable."),
-    ] = None
-    same_problems: Annotated[
-        bool | None,
-        typer.Option(
-            "--same-problems/--other-problems",
-            help="Samples: whether several files are of the same problems.",
-            show_default=False,
-        ),
-    ] = None
-    curve: Annotated[
-        bool,
-        typer.Option("--curve", help="The file is one: n, accuracy and tokens of votes."),
-    ] = False
-    problems: Annotated[
-        int | None, typer.Option(metavar="N", help="That the averages are over.")
-    ] = None
-    length_spread: Annotated[
-        float | None,
-        typer.Option(metavar="SD", help="Spread of the logarithm of lengths (0.6)."),
-    ] = None
-    benchmark: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Name of its problems, to compare models."),
-    ] = None
-    run: Annotated[
-        int | None, typer.Option(help="Which of a file's benchmarks, from 1, of requests.")
-    ] = None
-    block_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per hash id of a Mooncake trace (512).")
-    ] = None
-    power: Annotated[
-        Path | None,
-        typer.Option(help="Power readings of nvidia-smi or aiperf, joined with a recording."),
-    ] = None
-    power_gpus: Annotated[
-        str | None,
-        typer.Option(metavar="0,1", help="Power: the GPUs of the engine, by index or UUID."),
-    ] = None
-    power_zone: Annotated[
-        str | None,
-        typer.Option(metavar="ZONE", help="Power: zone of nvidia-smi's times (this machine's)."),
-    ] = None
+    model_config: Path | None = option(
+        None, "Samples, passes, vllm bench forward: the model's config.json, for its times."
+    )
+    shapes: Path | None = option(None, "vllm bench forward: its --shapes, if of advise --plan.")
+    temperature: float | None = option(None, "Samples: that they were drawn at.")
+    top_p: float | None = option(None, "Samples: nucleus sampling.")
+    max_tokens: int | None = option(None, "Samples: tokens of each at most.")
+    prompt_tokens: str | None = option(
+        None, "Samples: tokens of a prompt, or what has them.", metavar="N|NAME"
+    )
+    no_answer: list[str] | None = option(
+        None, "Samples: an answer that stands for none, repeatable.", metavar="TEXT"
+    )
+    same_problems: bool | None = option(
+        None,
+        "Samples: whether several files are of the same problems.",
+        "--same-problems/--other-problems",
+        show_default=False,
+    )
+    curve: bool = option(False, "The file is one: n, accuracy and tokens of votes.")
+    problems: int | None = option(None, "That the averages are over.", metavar="N")
+    length_spread: float | None = option(
+        None, "Spread of the logarithm of lengths (0.6).", metavar="SD"
+    )
+    benchmark: str | None = option(None, "Name of its problems, to compare models.", metavar="NAME")
+    run: int | None = option(None, "Which of a file's benchmarks, from 1, of requests.")
+    block_tokens: int | None = option(None, "Tokens per hash id of a Mooncake trace (512).")
+    power: Path | None = option(
+        None, "Power readings of nvidia-smi or aiperf, joined with a recording."
+    )
+    power_gpus: str | None = option(
+        None, "Power: the GPUs of the engine, by index or UUID.", metavar="0,1"
+    )
+    power_zone: str | None = option(
+        None, "Power: zone of nvidia-smi's times (this machine's).", metavar="ZONE"
+    )
     as_json: Json = False
 
 
@@ -168,9 +123,11 @@ def import_(asked: Import) -> None:
     files, imported = import_files(asked)
     document, lines = _IMPORTED[type(imported)](imported, files, asked.output)
     if asked.as_json:
-        say_json(document)
+        say_json({"recording": str(asked.output), **document})
         return
-    say_all(lines)
+    notes = remarks(imported) if isinstance(imported, list) else imported.notes
+    kept = f"kept in {asked.output}"
+    say_all([*lines, *_notes(notes[1:]), kept, *next_lines("show", asked.output)])
 
 
 def import_files(asked: Import) -> tuple[list[Path], Any]:
@@ -259,42 +216,45 @@ def _cases_of(asked: Import, path: Path, limit_bytes: int) -> ImportedForwards:
     )
 
 
+def _refuse(asked: Import, names: Iterable[str], why: str) -> None:
+    """Raise UsageError for the first of these options that was given."""
+    for name in names:
+        value = getattr(asked, name)
+        if value is not None and value is not False:
+            raise UsageError(f"--{name.replace('_', '-')} {why}")
+
+
 def _check_alone(asked: Import) -> None:
     """Raise UsageError for options that go with another one alone."""
-    for option, value in (("--power-gpus", asked.power_gpus), ("--power-zone", asked.power_zone)):
-        if value is not None:
-            raise UsageError(f"{option} is for power readings. Name their file with --power")
-    for name in () if asked.curve else _OF_CURVES:
-        if getattr(asked, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} is for published curves, with --curve")
+    why = "is for power readings. Name their file with --power"
+    _refuse(asked, ("power_gpus", "power_zone"), why)
+    if not asked.curve:
+        _refuse(asked, _OF_CURVES, "is for published curves, with --curve")
 
 
 def _check_kind(asked: Import, kind: str, first: Path) -> None:
     """Raise UsageError for options that a kind of file has no use for."""
-    for name in _OF_SAMPLES:
-        taken = kind == "samples" or (kind in ("passes", "forwards") and name in _OF_PASSES)
-        if getattr(asked, name) is not None and not taken:
-            option = f"--{name.replace('_', '-')}"
-            kinds = "samples"
-            if name in _OF_PASSES:
-                kinds = "samples, forward passes or results of vllm bench forward"
-            raise UsageError(f"{option} is for {kinds}, and {first} holds none")
-    if asked.shapes is not None and kind != "forwards":
-        raise UsageError(f"--shapes is for vllm bench forward, and {first} holds none of its cases")
-    for option, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
-        if count is not None and kind != "requests":
-            raise UsageError(f"{option} is for requests, and {first} holds none")
+    for name in () if kind == "samples" else _OF_SAMPLES:
+        kinds = "samples"
+        if name in _OF_PASSES:
+            kinds = "samples, forward passes or results of vllm bench forward"
+        if name not in _OF_PASSES or kind not in ("passes", "forwards"):
+            _refuse(asked, (name,), f"is for {kinds}, and {first} holds none")
+    if kind != "forwards":
+        why = f"is for vllm bench forward, and {first} holds none of its cases"
+        _refuse(asked, ("shapes",), why)
+    if kind != "requests":
+        _refuse(asked, ("run", "block_tokens"), f"is for requests, and {first} holds none")
+    for flag, count in (("--run", asked.run), ("--block-tokens", asked.block_tokens)):
         if count is not None and count < 1:
-            raise UsageError(f"{option} must be at least 1, not {count}")
+            raise UsageError(f"{flag} must be at least 1, not {count}")
 
 
 def _curve(asked: Import, limit_bytes: int) -> ImportedCurve:
     """Import a curve. Raises UsageError for options that it has no use for."""
     if len(asked.files) != 1:
         raise UsageError("--curve: give one file. Curves of several models are imported by one")
-    for name in _NOT_OF_CURVES:
-        if getattr(asked, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} has no use with --curve")
+    _refuse(asked, _NOT_OF_CURVES, "has no use with --curve")
     if asked.record_text:
         raise UsageError("--record-text has no use with --curve, which has no answers")
     given, column = _given(asked)
@@ -313,14 +273,8 @@ def _curve(asked: Import, limit_bytes: int) -> ImportedCurve:
 
 def _joined(asked: Import, path: Path, limit_bytes: int) -> ImportedPower:
     """Join a recording with power readings. Raises UsageError for what is no recording."""
-    options = (*_OF_SAMPLES, *_OF_CURVES, "run", "block_tokens")
-    if (name := next((each for each in options if getattr(asked, each) is not None), None)) or (
-        asked.record_text
-    ):
-        option = f"--{(name or 'record_text').replace('_', '-')}"
-        raise UsageError(f"{option} is for files of others, and --power joins a recording")
-    if asked.curve:
-        raise UsageError("--curve is for files of others, and --power joins a recording")
+    others = (*_OF_SAMPLES, *_OF_CURVES, "run", "block_tokens", "record_text", "curve")
+    _refuse(asked, others, "is for files of others, and --power joins a recording")
     if len(asked.files) != 1 or not (asked.files[0] / MANIFEST).is_file():
         raise UsageError(
             f"{asked.files[0]}: --power joins readings with one recording. Import the file first, "
@@ -360,10 +314,10 @@ def _given(asked: Import) -> tuple[Given, str | None]:
         "--top-p": (asked.top_p, sys.float_info.min, 1),
         "--max-tokens": (asked.max_tokens, 1, _MOST_PROMPT),
     }
-    for option, (value, low, high) in most.items():
+    for name, (value, low, high) in most.items():
         if value is not None and not low <= value <= high:
             bounds = f"above 0, up to {high:,}" if low < 1 and low else f"from {low:g} to {high:,}"
-            raise UsageError(f"{option} {value:g}: wants a number {bounds}")
+            raise UsageError(f"{name} {value:g}: wants a number {bounds}")
     given = Given(
         model=asked.model,
         facts=None if asked.model_config is None else given_facts(asked.model_config),
@@ -398,7 +352,6 @@ def _outcomes(imported: Imported, files: Sequence[Path], output: Path) -> Shown:
     for what, count in (("with an answer", imported.answered), ("right or wrong", imported.judged)):
         lines.append(f"  {what:<16}{count:>10,}")
     document = {
-        "recording": str(output),
         "format": imported.format,
         "files": [
             {
@@ -412,7 +365,7 @@ def _outcomes(imported: Imported, files: Sequence[Path], output: Path) -> Shown:
         **{name: getattr(imported, name) for name in _COUNTS},
         "notes": list(imported.notes[1:]),
     }
-    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+    return document, lines
 
 
 def _curve_shown(imported: ImportedCurve, files: Sequence[Path], output: Path) -> Shown:
@@ -422,13 +375,12 @@ def _curve_shown(imported: ImportedCurve, files: Sequence[Path], output: Path) -
         f"samples, {counted(curve.problems, 'problem')}"
     ]
     document = {
-        "recording": str(output),
         "format": imported.format,
         "file": files[0].name,
         **curve.to_json(),
         "notes": list(imported.notes[1:]),
     }
-    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+    return document, lines
 
 
 def _requests(imported: ImportedRequests, files: Sequence[Path], output: Path) -> Shown:
@@ -444,14 +396,13 @@ def _requests(imported: ImportedRequests, files: Sequence[Path], output: Path) -
         *(f"  {line}" for line in align(rows, right=(1,))),
     ]
     document = {
-        "recording": str(output),
         "format": imported.format,
         "file": files[0].name,
         **{name: getattr(imported, name) for name in _REQUEST_COUNTS},
         "skipped": imported.skipped.counts,
         "notes": list(imported.notes),
     }
-    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+    return document, lines
 
 
 def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Shown:
@@ -467,7 +418,6 @@ def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Sh
         *align(rows, right=(1, 2, 3, 4)),
     ]
     document = {
-        "recording": str(output),
         "format": imported.format,
         "files": [path.name for path in files],
         "steps": imported.steps,
@@ -475,21 +425,20 @@ def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Sh
         "skipped": imported.skipped.counts,
         "notes": list(imported.notes[1:]),
     }
-    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+    return document, lines
 
 
 def _forwards(imported: ImportedForwards, files: Sequence[Path], output: Path) -> Shown:
     cases, gpus = counted(imported.cases, "case"), counted(imported.ranks, "GPU")
     lines = [f"{imported.format}: {cases} on {gpus}"]
     document = {
-        "recording": str(output),
         "format": imported.format,
         "file": files[0].name,
         "cases": imported.cases,
         "ranks": imported.ranks,
         "notes": list(imported.notes[1:]),
     }
-    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+    return document, lines
 
 
 def _power(imported: ImportedPower, files: Sequence[Path], output: Path) -> Shown:
@@ -502,7 +451,6 @@ def _power(imported: ImportedPower, files: Sequence[Path], output: Path) -> Show
         *(f"  {line}" for line in align(rows, right=(1,))),
     ]
     document = {
-        "recording": str(output),
         "of": str(files[0]),
         "format": imported.format,
         "gpus": imported.gpus,
@@ -514,7 +462,7 @@ def _power(imported: ImportedPower, files: Sequence[Path], output: Path) -> Show
         "skipped": imported.skipped.counts,
         "notes": list(imported.notes),
     }
-    return document, [*lines, *_notes(imported.notes[1:]), _kept(output)]
+    return document, lines
 
 
 def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> Shown:
@@ -536,7 +484,6 @@ def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> S
         for trace, facts in zip(traces, plain, strict=True)
     ]
     document = {
-        "recording": str(output),
         "files": plain,
         "notes": remarks(traces)[1:],
         "time_by_family": to_plain(run.time_by_family),
@@ -544,15 +491,11 @@ def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> S
         "device_time": to_plain(run.device_time),
     }
     lines = [*align(rows, right=(1, 2, 3, 4, 5)), "", *kernel_lines(run)]
-    return document, [*lines, *_notes(remarks(traces)[1:]), _kept(output)]
+    return document, lines
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
     return [line for note in notes for line in wrap("!", note, width=80, indent=2)]
-
-
-def _kept(output: Path) -> str:
-    return f"kept in {output}, for ttscope show {output}"
 
 
 def _file(trace: TraceTables) -> dict[str, Any]:
@@ -588,13 +531,9 @@ _IMPORTED: dict[type, Callable[[Any, Sequence[Path], Path], Shown]] = {
 class Export:
     """A recording, and the file to write."""
 
-    recording: Annotated[Path, typer.Argument(help="A recording.")]
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="trace.json, trace.json.gz or trace.jsonl.")
-    ]
-    form: Annotated[
-        str, typer.Option("--format", help="perfetto, or mooncake: a line per request.")
-    ] = "perfetto"
+    recording: Path = argument("A recording.")
+    output: Path = option(MISSING, "trace.json, trace.json.gz or trace.jsonl.", "-o", "--output")
+    form: str = option("perfetto", "perfetto, or mooncake: a line per request.", "--format")
     as_json: Json = False
 
 

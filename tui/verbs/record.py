@@ -8,9 +8,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from profiler.engines.options import EngineOptions
 from traces.errors import UsageError
@@ -37,6 +35,7 @@ from tui.options import (
     SystemPrompt,
     Timeout,
     Verifier,
+    option,
     takes,
     verifier_for,
 )  # fmt: skip
@@ -49,13 +48,9 @@ from tui.verbs.progress import own_stdout, progress_bar
 class Ask:
     """What is asked, and of whom."""
 
-    model: Annotated[
-        str | None, typer.Option(help="Hugging Face folder or name, or demo/s, demo/m, demo/l.")
-    ] = None
-    endpoint: Annotated[
-        str | None, typer.Option(help="A running OpenAI-compatible server instead.")
-    ] = None
-    workload: Annotated[str, typer.Option(help="demo, demo:preamble, or a JSONL file.")] = "demo"
+    model: str | None = option(None, "Hugging Face folder or name, or demo/s, demo/m, demo/l.")
+    endpoint: str | None = option(None, "A running OpenAI-compatible server instead.")
+    workload: str = option("demo", "demo, demo:preamble, or a JSONL file.")
     problems: Problems = None
     seed: Seed = 0
     concurrency: Concurrency = 8
@@ -69,35 +64,24 @@ class Keep:
     budget_checkpoints: BudgetCheckpoints = None
     checkpoint_samples: CheckpointSamples = 8
     logprobs: Logprobs = False
-    kernels: Annotated[
-        str | None,
-        typer.Option(metavar="M/N", help="Profile the kernels of M steps every N."),
-    ] = None
-    power_hz: Annotated[
-        float, typer.Option(help="Readings of the devices' power a second, 10 to 50.")
-    ] = 20.0
-    otlp: Annotated[
-        str | None, typer.Option(help="Also send spans and metrics to this OTLP/HTTP URL.")
-    ] = None
+    kernels: str | None = option(None, "Profile the kernels of M steps every N.", metavar="M/N")
+    power_hz: float = option(20.0, "Readings of the devices' power a second, 10 to 50.")
+    otlp: str | None = option(None, "Also send spans and metrics to this OTLP/HTTP URL.")
     price: Price = None
-    tensor_parallel_size: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
-    max_num_seqs: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
-    max_model_len: Annotated[int | None, typer.Option(help="As vLLM's.")] = None
-    dtype: Annotated[str | None, typer.Option(help="As vLLM's.")] = None
-    speculative: Annotated[
-        str | None, typer.Option(help="vLLM's --speculative-config, as JSON.")
-    ] = None
+    tensor_parallel_size: int | None = option(None, "As vLLM's.")
+    max_num_seqs: int | None = option(None, "As vLLM's.")
+    max_num_batched_tokens: int | None = option(None, "As vLLM's.")
+    max_model_len: int | None = option(None, "As vLLM's.")
+    dtype: str | None = option(None, "As vLLM's.")
+    speculative: str | None = option(None, "vLLM's --speculative-config, as JSON.")
     raw_prompts: RawPrompts = False
-    chat_template: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A Jinja template instead of the model's.")
-    ] = None
+    chat_template: str | None = option(
+        None, "A Jinja template instead of the model's.", metavar="FILE"
+    )
     system_prompt: SystemPrompt = None
     verifier: Verifier = None
     record_text: RecordText = False
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the server's key.")
-    ] = None
+    api_key_env: str | None = option(None, "Environment variable that holds the server's key.")
     output: Output = None
     as_json: Json = False
 

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from advisor.what_if.question import changed, device_asked
 from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
-from tui.options import OPTIONS, Json, takes
+from traces.schema.tts.policy import AS_SENT
+from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 
@@ -30,76 +29,46 @@ if TYPE_CHECKING:
 class Replay:
     """Which run, what changes, and where step times come from."""
 
-    recording: Annotated[Path, typer.Argument(help="A recording.")]
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="engine.FIELD or policy.FIELD, repeatable."
-        ),
-    ] = None
-    learn: Annotated[
-        list[Path] | None,
-        typer.Option("--with", help="Recordings that teach other engines' steps, repeatable."),
-    ] = None
-    run: Annotated[
-        int, typer.Option(help="Which of its runs, from 1, if several.", show_default=False)
-    ] = 0
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0
-    rate: Annotated[str | None, typer.Option(help="Problems arriving: 2/s, 30/min.")] = None
-    concurrency: Annotated[int | None, typer.Option(help="Problems in flight.")] = None
-    replicas: Annotated[int, typer.Option(help="Engines that share the load.")] = 1
-    routing: Annotated[str, typer.Option(help="round-robin or least-outstanding.")] = "round-robin"
-    together: Annotated[
-        bool, typer.Option("--together", help="A problem's samples to one engine.")
-    ] = False
-    gpu: Annotated[
-        list[str] | None, typer.Option(help="Step times of a GPU from the prior: h100_sxm.")
-    ] = None
-    tables: Annotated[
-        Path | None, typer.Option(help="--gpu: folder of its tables, if not installed.")
-    ] = None
-    measured: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="itl=12ms@32", help="--gpu: a time measured there, @ requests in flight."
-        ),
-    ] = None
-    model_config: Annotated[
-        Path | None, typer.Option(help="config.json of the model on that GPU, if not the recorded.")
-    ] = None
-    operators: Annotated[
-        Path | None, typer.Option(help="Operator tables of a GPU to take step times from.")
-    ] = None
-    num_hidden_layers: Annotated[
-        int | None, typer.Option(help="Of the model whose tables these are.")
-    ] = None
-    collectives: Annotated[
-        Path | None,
-        typer.Option(help="--operators: all-reduces: CSV, recording, Parquet, h100_sxm."),
-    ] = None
+    recording: Path = argument("A recording.")
+    change: list[str] | None = option(
+        None, "engine.FIELD or policy.FIELD, repeatable.", "--set", metavar="NAME=VALUE"
+    )
+    learn: list[Path] | None = option(
+        None, "Recordings that teach other engines' steps, repeatable.", "--with"
+    )
+    run: int = option(0, "Which of its runs, from 1, if several.", show_default=False)
+    seed: int = option(0, "Seed of what is drawn.")
+    rate: str | None = option(None, "Problems arriving: 2/s, 30/min.")
+    concurrency: int | None = option(None, "Problems in flight.")
+    replicas: int = option(1, "Engines that share the load.")
+    routing: str = option("round-robin", "round-robin or least-outstanding.")
+    together: bool = option(False, "A problem's samples to one engine.")
+    gpu: list[str] | None = option(None, "Step times of a GPU from the prior: h100_sxm.")
+    tables: Path | None = option(None, "--gpu: folder of its tables, if not installed.")
+    measured: list[str] | None = option(
+        None, "--gpu: a time measured there, @ requests in flight.", metavar="itl=12ms@32"
+    )
+    model_config: Path | None = option(
+        None, "config.json of the model on that GPU, if not the recorded."
+    )
+    operators: Path | None = option(None, "Operator tables of a GPU to take step times from.")
+    num_hidden_layers: int | None = option(None, "Of the model whose tables these are.")
+    collectives: Path | None = option(
+        None, "--operators: all-reduces: CSV, recording, Parquet, h100_sxm."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """Whether a server answers instead, and where the run is kept."""
 
-    against: Annotated[
-        str | None, typer.Option(metavar="URL", help="Send the run to a server, for real.")
-    ] = None
-    workload: Annotated[
-        str | None, typer.Option(help="--against: the file that the prompts came from.")
-    ] = None
-    raw_prompts: Annotated[
-        bool,
-        typer.Option("--raw-prompts", help="--against: without a chat template, if recorded so."),
-    ] = False
-    api_key_env: Annotated[
-        str | None, typer.Option(help="--against: variable that holds the server's key.")
-    ] = None
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Keep the predicted run, with --against the measured."),
-    ] = None
+    against: str | None = option(None, "Send the run to a server, for real.", metavar="URL")
+    workload: str | None = option(None, "--against: the file that the prompts came from.")
+    raw_prompts: bool = option(False, "--against: without a chat template, if recorded so.")
+    api_key_env: str | None = option(None, "--against: variable that holds the server's key.")
+    output: Path | None = option(
+        None, "Keep the predicted run, with --against the measured.", "-o", "--output"
+    )
     as_json: Json = False
 
 
@@ -170,11 +139,11 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
 
     Raises UsageError for options that do not go together.
     """
+    from advisor.evidence.live.servers import replayable
     from advisor.replay.replay import ROUTINGS, Replicas
     from advisor.search.budget import parse_value
     from advisor.step_time.prior.tables import named_tables
     from advisor.what_if.question import Question
-    from traces.summary.run import summarise
     from tui.verbs.open_all import open_all
 
     changes, gpus = asked.change or (), asked.gpu or ()
@@ -198,7 +167,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     base = Recording.open(asked.recording)
     measured_ones([base])
     others = measured_ones(open_all(asked.learn or ()))
-    recorded = _chosen(summarise(base), asked.run, base.name)
+    recorded = _chosen(replayable(base), asked.run, base)
     engine, policy, assumed = changed(recorded, changes, device=device_asked(asked.operators, gpu))
     question = Question(
         engine=engine,
@@ -234,14 +203,19 @@ def _check_sources(
         raise UsageError("--collectives goes with --operators, whose tables leave them out")
 
 
-def _chosen(runs: Sequence[Run], number: int, name: str) -> Run:
+def _chosen(runs: Sequence[Run], number: int, base: Recording) -> Run:
+    from advisor.evidence.live.servers import servers_of
+
+    name = base.name
     if not runs:
         raise UsageError(f"{name}: holds no run to replay")
-    if number == 0 and all(run.policy is None for run in runs):
-        return runs[0]  # which says that none has a policy
+    if number == 0 and all(run.policy is None for run in runs) and not servers_of(base):
+        return runs[0]  # which says that none has a policy, or that too little was seen
     if number == 0 and len(runs) > 1:
+        models = len({run.engine.model for run in runs}) > 1
         labels = ", ".join(
-            f"{i} {run.engine.label()} {run.policy.label() if run.policy else '-'}"
+            f"{i} {f'{run.engine.model} ' if models else ''}{run.engine.label()} "
+            f"{run.policy.label() if run.policy else AS_SENT.label()}"
             for i, run in enumerate(runs, 1)
         )
         raise UsageError(f"{name}: holds {len(runs)} runs, choose one with --run: {labels}")

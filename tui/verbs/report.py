@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from traces.errors import UsageError
 from traces.files import whole_file
@@ -23,6 +21,7 @@ from tui.options import (
     BudgetSeed,
     Json,
     Recordings,
+    option,
     takes,
 )
 from tui.terminal import say_all, say_json
@@ -38,7 +37,7 @@ class Report:
     """Recordings, and the page."""
 
     recordings: Recordings
-    output: Annotated[Path, typer.Option("-o", "--output", help="The page: report.html.")]
+    output: Path = option(MISSING, "The page: report.html.", "-o", "--output")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Printed:
     panels=BUDGET | {"effort_map": ACCOUNTS, "seed": OPTIONS},
 )
 def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: Printed) -> None:
-    """Write one HTML page that tells what was measured and what to run for a budget."""
+    """Write one HTML page: what was measured, and what to run for a budget."""
     from tui.report.material import gather_material
     from tui.report.page import page
     from tui.text.advice import advice_json

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
-
-import typer
+from typing import TYPE_CHECKING, Any, TextIO
 
 from traces.errors import UsageError
 from traces.recording.reader import Recording
-from tui.options import OPTIONS, Json, takes
+from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all, say_json
 from tui.text.commands import next_lines
 from tui.text.layout import wrap
@@ -25,29 +23,21 @@ if TYPE_CHECKING:
 class Show:
     """One recording, or two to compare."""
 
-    recording: Annotated[Path, typer.Argument(help="A recording.")]
-    other: Annotated[Path | None, typer.Argument(help="Another, to compare with.")] = None
-    policies: Annotated[
-        bool, typer.Option("--policies", help="Accuracy and tokens of policies never run.")
-    ] = False
-    k: Annotated[
-        str | None,
-        typer.Option("--k", metavar="3,5,7", help="--policies: of so many samples."),
-    ] = None
-    max_tokens: Annotated[
-        int | None, typer.Option(help="--policies: under this limit of tokens per sample.")
-    ] = None
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LIMIT", help="Exit 3 when OTHER is beyond it: p95>+5%."),
-    ] = None
-    price: Annotated[float | None, typer.Option(help="USD per device-hour.")] = None
+    recording: Path = argument("A recording.")
+    other: Path | None = argument("Another, to compare with.", default=None)
+    policies: bool = option(False, "Accuracy and tokens of policies never run.")
+    k: str | None = option(None, "--policies: of so many samples.", metavar="3,5,7")
+    max_tokens: int | None = option(None, "--policies: under this limit of tokens per sample.")
+    fail_on: list[str] | None = option(
+        None, "Exit 3 when OTHER is beyond it: p95>+5%.", metavar="LIMIT"
+    )
+    price: float | None = option(None, "USD per device-hour.")
     as_json: Json = False
 
 
 @takes(Show, panels={"policies": "Policies that were never run", "fail_on": OPTIONS})
 def show(asked: Show) -> int:
-    """Tell what happened in a recording, or what differs between two."""
+    """Summarise a recording, or compare two."""
     from traces.summary.comparison import parse_limit
 
     limits = [parse_limit(text) for text in asked.fail_on or ()]

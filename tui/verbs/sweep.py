@@ -6,12 +6,10 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from traces.errors import Interrupted, TtscopeError
-from tui.options import Json, takes
+from tui.options import Json, argument, option, takes
 from tui.terminal import say, say_all, say_json
 from tui.text.commands import next_lines
 from tui.verbs.interrupted import sigterm_as_ctrl_c
@@ -25,17 +23,12 @@ if TYPE_CHECKING:
 class Sweep:
     """Which plan, where to, and with what."""
 
-    plan: Annotated[Path, typer.Argument(help="A YAML plan, see docs/sweep.md.")]
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of recordings.")] = Path(
-        "runs"
+    plan: Path = argument("A YAML plan, see docs/sweep.md.")
+    output: Path = option(Path("runs"), "Folder of recordings.", "-o", "--output")
+    power_hz: float | None = option(None, "Readings of power a second, 10 to 50, for all runs.")
+    ray: str | None = option(
+        None, "Run engines on this Ray cluster: auto or host:port.", metavar="ADDRESS"
     )
-    power_hz: Annotated[
-        float | None, typer.Option(help="Readings of power a second, 10 to 50, for all runs.")
-    ] = None
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Run engines on this Ray cluster: auto or host:port."),
-    ] = None
     as_json: Json = False
 
 

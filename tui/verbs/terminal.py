@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from traces.errors import MissingDependencyError, RecordingError, UsageError, install_command
-from tui.options import takes
+from tui.options import argument, option, takes
 
 
 def prepare() -> None:
@@ -32,36 +29,20 @@ def prepare() -> None:
 class Terminal:
     """What the app opens with, or what it writes."""
 
-    recordings: Annotated[
-        list[Path] | None, typer.Argument(help="Recordings, or folders, ./runs by default.")
-    ] = None
-    screen: Annotated[str, typer.Option(help="Shown first: recordings, run, live or advice.")] = (
-        "recordings"
+    recordings: list[Path] | None = argument(
+        "Recordings, or folders, ./runs by default.", default=None
     )
-    keys: Annotated[
-        Path | None, typer.Option(help="TOML of keys instead of ~/.config/ttscope/keys.toml.")
-    ] = None
-    min_accuracy: Annotated[
-        str | None, typer.Option(help="Limit that the advice screen starts with.")
-    ] = None
-    present: Annotated[
-        Path | None, typer.Option(help="A recording of what runs today, for the advice screen.")
-    ] = None
-    gpu: Annotated[
-        list[str] | None,
-        typer.Option(help="Offer this GPU of the prior on the advice screen: h100_sxm."),
-    ] = None
-    screenshot: Annotated[Path | None, typer.Option(help="Write one screen as SVG and leave.")] = (
-        None
+    screen: str = option("recordings", "Shown first: recordings, run, live or advice.")
+    keys: Path | None = option(None, "TOML of keys instead of ~/.config/ttscope/keys.toml.")
+    min_accuracy: str | None = option(None, "Limit that the advice screen starts with.")
+    present: Path | None = option(None, "A recording of what runs today, for the advice screen.")
+    gpu: list[str] | None = option(
+        None, "Offer this GPU of the prior on the advice screen: h100_sxm."
     )
-    size: Annotated[str, typer.Option(help="Columns x rows of the screenshot.")] = "120x40"
-    web: Annotated[bool, typer.Option("--web", help="Serve the app to browsers (extra web).")] = (
-        False
-    )
-    listen: Annotated[
-        str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Where --web serves (127.0.0.1:8080)."),
-    ] = None
+    screenshot: Path | None = option(None, "Write one screen as SVG and leave.")
+    size: str = option("120x40", "Columns x rows of the screenshot.")
+    web: bool = option(False, "Serve the app to browsers (extra web).")
+    listen: str | None = option(None, "Where --web serves (127.0.0.1:8080).", metavar="[HOST:]PORT")
 
 
 @takes(

@@ -12,13 +12,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.accuracy.models.mistakes import STICKS, draw_laws, draw_mistakes
 from advisor.accuracy.models.success import SuccessLaw
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Floats, Ints
 
 _CELLS = 2_000_000  # of answer distributions held at once
 _TRIES = 24  # chances to be right that are proposed for each draw and problem

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Floats, Ints
 
 # (discount, strength, share): Pitman-Yor laws; with discount -a and strength m a there are m
 # possible mistakes, with discount 0 it is a Dirichlet process. Where the share is not 0 one popular

@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.accuracy.models.vote_curve import VoteCurve
 from traces.schema.estimate import Estimate
 from traces.schema.tts.published import PublishedCurve
-from traces.statistics import around, with_jeffreys
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats, around, with_jeffreys
 
 LEARNED = 8  # points that the laws are weighted by, evenly spread on a logarithmic scale
 DRAWS = 400  # of sets of problems, for intervals

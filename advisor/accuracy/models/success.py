@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from traces.statistics import Bools, Floats, Ints
 
 NEVER, ALWAYS, FIRST, SECOND = range(4)  # the kinds of problems
 KINDS = 4

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.accuracy.models.mistakes import LAWS, draw_mistakes
 from traces.errors import OutcomesError
 from traces.schema.estimate import Estimate
-from traces.statistics import LEVEL
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import LEVEL, Floats
 
 LAWS_TRIED = 1500
 PROBLEMS = 300  # drawn from each law

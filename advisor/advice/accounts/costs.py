@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.advice.advisor import Advisor
 from advisor.advice.feasible import ReplayedCheck
@@ -17,8 +16,7 @@ from traces.errors import UsageError
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 _JOULES_PER_KWH = 3.6e6
 

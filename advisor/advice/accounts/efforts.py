@@ -24,8 +24,8 @@ from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
+from traces.statistics import Ints
 
-Ints = npt.NDArray[np.int64]
 Setting = tuple[str | None, int | None]  # reasoning effort, thinking budget
 
 VERSION = 1

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 NEEDED = ("running", "cached_prompt_tokens", "finished", "source")  # beside COMPOSITION
 

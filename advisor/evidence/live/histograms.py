@@ -6,7 +6,11 @@ them. So each interval between polls stands as one mean step. A law that is line
 has takes means as well as single steps, and knows as little as their spread between intervals.
 
 Requests are not seen one by one: their lengths are drawn from the histograms, prompt and output
-each for itself, and their arrivals from what the counters say of each interval.
+each for itself, and their arrivals from what the counters say of each interval. Of a page without
+histograms of lengths the counters tell their means, and each draw has another spread around them.
+
+A page that does not count steps tells them by Little's law: so many requests decode on average as
+the times between tokens add up to seconds in a second.
 """
 
 from __future__ import annotations
@@ -17,9 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence.features import Features, Reads, Work, features_of
+from advisor.evidence.live.drafts import drafts_of
 from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
+from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import (
     CACHED,
+    FINISHED,
+    GENERATED,
+    HIT_TOKENS,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -35,13 +44,13 @@ from traces.live.numbers import (
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.window import in_window, window_context
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 FEWEST_INTERVALS = 10  # between polls at which requests ran, below which no law is learned
 ROWS = 4  # of an interval, on average
 SPREAD = 0.15  # sd of the log of a run's time beside that of a law of single steps
 DRAWS = 8  # of the traffic
+MOST_SPREAD = 1.2  # sd of the log of lengths of which the mean alone is told: from none up to this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +69,21 @@ class MeanSteps:
 
 def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps | None:
     """Return the mean step of each interval in which requests ran; None for too few of them."""
-    steps = _counted(window, f"{STEP_TOKENS}_count")
     gaps, firsts = window.histograms.get(ITL), window.histograms.get(TTFT)
-    if steps is None or gaps is None or firsts is None or np.isnan(gaps.sums).all():
+    if gaps is None or firsts is None or np.isnan(gaps.sums).all():
         return None
     decoded, ended = gaps.counts.sum(axis=1).astype(float), firsts.counts.sum(axis=1).astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        seconds = gaps.sums / decoded
+    drafts = drafts_of([window], engine)
+    if software_of(engine) == SGLANG:  # its times are a token's, and of streams alone
+        kept = 1.0 if drafts is None else drafts.kept
+        decoded, seconds = np.nan_to_num(window.counted[GENERATED]) / kept, seconds * kept
+    steps = _steps(window, decoded, seconds)
     computed = _counted(window, PROMPT)
     computed = np.zeros_like(steps) if computed is None else computed
     told = _counted(window, CACHED)
+    told = _counted(window, HIT_TOKENS) if told is None else told  # older vLLM, SGLang
     cached = np.zeros_like(steps) if told is None else np.nan_to_num(told)
     computed = np.maximum(computed - cached, 0.0)
     usable = np.isfinite(steps) & (steps >= 1) & (decoded >= 1) & (gaps.sums > 0)
@@ -84,7 +100,7 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
         prefill_requests=prompts,
         prefill_tokens=prompt_tokens,
         decode_requests=decodes,
-        decode_tokens=decodes,
+        decode_tokens=decodes * (1.0 if drafts is None else drafts.forwarded),
         prefill_kv_tokens=prompt_tokens + cached_tokens,
         decode_kv_tokens=context,
         prefill_query_context=prompt_tokens * (before + (length + 1) / 2),
@@ -109,9 +125,25 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     times = np.maximum(np.rint(ROWS * ran / ran.mean()), 1).astype(np.int64)
     return MeanSteps(
         composition=np.repeat(composition, times, axis=0),
-        seconds=np.repeat(gaps.sums[usable] / decoded[usable], times),
+        seconds=np.repeat(seconds[usable], times),
         bounds=bounds,
     )
+
+
+def _steps(window: Window, decoded: Floats, seconds: Floats) -> Floats:
+    """Return the steps since the poll before, [polls]; nan where they are not known.
+
+    Where the page does not count them, of intervals at both ends of which requests ran.
+    """
+    told = _counted(window, f"{STEP_TOKENS}_count")
+    if told is not None:
+        return told
+    lengths = np.diff(window.times, prepend=window.times[0]) / 1e9
+    ran = np.nan_to_num(window.gauges[RUNNING]) > 0
+    busy = ran & np.concatenate(([False], ran[:-1]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at_once = np.maximum(decoded * seconds / lengths, 1.0)
+        return np.asarray(np.where(busy, decoded / at_once, np.nan))
 
 
 def _counted(window: Window, name: str) -> Floats | None:
@@ -153,21 +185,22 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
     Empty where /metrics does not tell lengths or nothing finished. Problems have no answers, no
     latency and one sample each.
     """
-    prompts, outputs = (window.histograms.get(name) for name in (PROMPT_LENGTH, OUTPUT_LENGTH))
     firsts = window.histograms.get(TTFT)
-    if prompts is None or outputs is None or firsts is None:
+    arrivals = np.zeros(0, np.int64) if firsts is None else _arrivals(window, firsts)
+    prompts = _told_lengths(window, PROMPT_LENGTH, PROMPT)
+    outputs = _told_lengths(window, OUTPUT_LENGTH, GENERATED)
+    if not len(arrivals) or prompts is None or outputs is None:
         return []
-    arrivals = _arrivals(window, firsts)
-    if not len(arrivals) or not prompts.counts.sum() or not outputs.counts.sum():
-        return []
-    cached, computed = window.total(CACHED) or 0.0, window.total(PROMPT) or 0.0
+    cached, computed = window.total(CACHED), window.total(PROMPT) or 0.0
+    cached = window.total(HIT_TOKENS) or 0.0 if cached is None else cached
     share = min(cached / computed, 1.0) if computed else 0.0
     runs = []
     for draw in range(DRAWS):
         rng = np.random.default_rng([draw, len(arrivals)])
         most = engine.max_model_len
-        prompt = _lengths(prompts, len(arrivals), rng, most)
-        output = _lengths(outputs, len(arrivals), rng, most)
+        spread = MOST_SPREAD * draw / (DRAWS - 1)
+        prompt = _lengths(prompts, len(arrivals), rng, most, spread)
+        output = _lengths(outputs, len(arrivals), rng, most, spread)
         if most is not None:
             output = _within(prompt, output, most, rng)
         problems = {}
@@ -191,6 +224,7 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
                 concurrency=None,
                 rate_per_s=arrival_rate(arrivals[arrivals > window.times[0]].tolist()),
                 drawn=True,
+                spread_unknown=isinstance(prompts, float) or isinstance(outputs, float),
             )
         )
     return runs
@@ -218,14 +252,36 @@ def _arrivals(window: Window, firsts: Histogram) -> npt.NDArray[np.int64]:
     return np.concatenate(times) if times else np.zeros(0, dtype=np.int64)
 
 
+def _told_lengths(window: Window, name: str, counter: str) -> Histogram | float | None:
+    """Return a histogram of lengths, or their mean where counters alone tell it; None for neither.
+
+    Those of requests that ended: what counters have of others too is as much at either end.
+    """
+    told = window.histograms.get(name)
+    if told is not None and told.counts.sum():
+        return told
+    tokens, ended = window.total(counter), window.total(FINISHED)
+    return tokens / ended if tokens and ended else None
+
+
 def _lengths(
-    histogram: Histogram, count: int, rng: np.random.Generator, most: int | None
+    told: Histogram | float,
+    count: int,
+    rng: np.random.Generator,
+    most: int | None,
+    spread: float,
 ) -> Floats:
     """Return so many lengths in tokens, at least 1, in random order, with the histogram's mean.
 
     They are even within a bucket; the one without an end is as wide as the one before. None is
-    as long as `most`, the context that the server allows.
+    as long as `most`, the context that the server allows. Around a mean alone they are log-normal,
+    with this `spread` of their logarithm.
     """
+    if isinstance(told, float):
+        drawn = np.exp(rng.normal(0.0, spread, count))
+        drawn *= told / drawn.mean()
+        return np.asarray(np.clip(np.rint(drawn), 1.0, np.inf if most is None else most - 1))
+    histogram = told
     counts = histogram.counts.sum(axis=0, dtype=float)
     begins = np.concatenate(([0.0], histogram.bounds[:-1]))
     ends = np.where(np.isfinite(histogram.bounds), histogram.bounds, 2 * begins)

@@ -25,6 +25,7 @@ from traces.schema.tts.stop_rules import ALL, DECIDE, DRAW, GO_ON, begin, take
 
 ROUND_ROBIN: Final = 0
 LEAST_OUTSTANDING: Final = 1
+AS_PLACED: Final = 2  # to the engine that a sample begins with
 
 
 @compiled
@@ -162,7 +163,9 @@ def _draw(world: World, rules: Rules, cost: StepCost, p: int, now: float, turn: 
     while problem.drawn < problem.wanted:
         s = problem.sample + problem.drawn
         problem.drawn += 1
-        if rules.together and s > problem.sample:
+        if rules.routing == AS_PLACED:
+            e = wide(world.samples[s].engine)
+        elif rules.together and s > problem.sample:
             e = wide(world.samples[problem.sample].engine)
         else:
             e = wide(turn)

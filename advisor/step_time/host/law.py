@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.features import FEATURES, ZERO, Features
 from advisor.step_time.host.fit import TERMS
 from traces.schema.engine import EngineConfig
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 KEPT: Final = Path(__file__).with_name("host_term.json")
 OLD, SYNCHRONOUS, ASYNCHRONOUS = "v0", "synchronous", "asynchronous"

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
 from advisor.step_time.operators.csv_rows import CsvRows
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 SKEW = ("n", "pc", "kp", "kv_big", "t_mean_us", "t_max_us", "t_skew_us")

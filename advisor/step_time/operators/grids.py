@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 STALL: Final = 1.2  # times what more work takes: measured kernels differ by as much
 

@@ -7,11 +7,9 @@ t_max with all at the longest. Shares are found by least squares of the relative
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.step_time.operators.grids import fill_between, fill_beyond, to_grid
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 
 def decode_skew(rows: Floats | None, batches: Floats) -> Floats:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.keys import tokens_a_request
 from advisor.step_time.operators.attention import DecodeAttention
@@ -20,8 +19,8 @@ from advisor.step_time.operators.skew import decode_skew, mixed_skew
 from advisor.step_time.table_cost import StepTables
 from traces.errors import TablesError
 from traces.schema.engine import EngineConfig
+from traces.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
 Collectives = Callable[[Floats], Floats]  # tokens of steps -> their seconds of communication
 
 # How often a layer runs: in a step, and in each decoder layer. Llama's order: norm, qkv, rotary,

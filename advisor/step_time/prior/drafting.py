@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.runs import Run
 from advisor.step_time.prior.parts import layers_of
@@ -20,8 +19,7 @@ from advisor.step_time.prior.tables import PriorTables
 from traces.errors import UsageError
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts, Speculative
 from traces.schema.layers import Attention, Layers, Matrix
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 CONTEXT: Final = 2048.0  # tokens that a drafter reads of each request
 MOST: Final = 1024  # requests of a step that is looked at
@@ -171,11 +169,10 @@ def kept_a_step(runs: Iterable[Run]) -> float | None:
     """Return the mean tokens that a verify step gave, None where no run says it."""
     steps = tokens = 0
     for run in runs:
-        for problem in run.problems.values():
-            for sample in problem.samples:
-                if sample.advance is not None:
-                    steps += len(sample.advance)
-                    tokens += int(sample.advance.sum(dtype=np.int64))
+        for sample in run.samples:
+            if sample.advance is not None:
+                steps += len(sample.advance)
+                tokens += int(sample.advance.sum(dtype=np.int64))
     return tokens / steps if steps else None
 
 

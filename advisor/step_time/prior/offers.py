@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.features import FEATURES, Features, feature_matrix
@@ -37,9 +36,8 @@ from traces.errors import TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, TABLES
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.statistics import Z95
+from traces.statistics import Z95, Floats
 
-Floats = npt.NDArray[np.float64]
 Choices = Sequence[tuple[int, int]]  # (max_num_seqs, max_num_batched_tokens)
 
 SIZES: Final = (1, 2, 4, 8)  # of tensor parallelism

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.step_time.prior.operations.attention import Mixer, attending
 from advisor.step_time.prior.operations.collectives import dispatched
@@ -32,7 +31,6 @@ from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.layers import Attention, Layers, Matrix
 
-Floats = npt.NDArray[np.float64]
 Moved = Callable[[str, float, float], None]  # name, calls, values for each token
 
 BYTES: Final = 2  # of a value in bfloat16
@@ -292,7 +290,7 @@ def _mixer(
     products = [(name, n, k) for name, n, k, _ in own if not name.endswith("kv_b_proj")]
     forms = {form for name, _, _, form in own if name.endswith(("q_b_proj", "qkv_proj"))}
     return whole_layer(
-        tables, modules, attention.heads // split.tensor, split.tensor, facts.hidden_size, products,
+        tables, modules, attention.heads // split.tensor, facts.hidden_size, products,
         "bfloat16" if forms <= {"bfloat16"} else "fp8_block", kv_fp8=kv_fp8, rule=rule,
     )  # fmt: skip
 

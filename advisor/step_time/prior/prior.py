@@ -7,28 +7,26 @@ they lack is a stated rule or is missing. Both are told (`PRIOR_RULES`, `Prior.r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.step_time.host.law import OLD, generation_of
 from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.communication import all_reduces
 from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
-from advisor.step_time.prior.operations.attention import beside
+from advisor.step_time.prior.operations.attention import Mixer, beside
 from advisor.step_time.prior.operations.collectives import handed_on
 from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of
 from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 PRICED_KV: Final = (
     "auto",
@@ -127,7 +125,7 @@ class Prior:
         launched = (self.prompts.factor - 1) * tokens + self.prompts.seconds
         launched[: captured + 1] = 0.0  # in CUDA graphs
         decode_batch, decode_kv = self._knots(max_num_seqs)
-        decode = self._decode(decode_batch, decode_kv)
+        decode = self.decoding(decode_batch, decode_kv)
         chunk, before, alone = self._chunks(max_num_batched_tokens)
         launch = self._whole(np.ones(1))
         more = self._beside(decode_batch, decode_kv)
@@ -161,10 +159,6 @@ class Prior:
     def logit_seconds(self, rows: Floats) -> Floats:
         """Return the seconds of so many rows of logits."""
         return self._summed(self.parts.logits, rows)
-
-    def decoding(self, batches: Floats, contexts: Floats) -> Floats:
-        """Return the seconds [batches, contexts] of attention and states where requests decode."""
-        return self._decode(batches, contexts)
 
     def communication_s(self, tokens: int, captured: int) -> float:
         """Return the seconds of the all-reduces of a step of so many tokens."""
@@ -204,7 +198,7 @@ class Prior:
         """How far off (log of a usual step's time) other routings of the experts are."""
         at = np.array([float(USUAL_BATCH)])
         total = float(self._token_seconds(at, USUAL_BATCH)[0])
-        total += float(self._decode(at, np.array([float(USUAL_CONTEXT)]))[0, 0])
+        total += float(self.decoding(at, np.array([float(USUAL_CONTEXT)]))[0, 0])
         spent = (
             part.times.routing * float(self._summed((part,), at)[0]) for part in self.parts.dense
         )
@@ -261,27 +255,26 @@ class Prior:
                 contexts = np.union1d(contexts, mixer.contexts)
         return doubled(batches, max_num_seqs), doubled(contexts, FARTHEST)
 
-    def _decode(self, batches: Floats, contexts: Floats) -> Floats:
+    def decoding(self, batches: Floats, contexts: Floats) -> Floats:
         """Return the seconds [batches, contexts] of all layers where only decoding happens."""
-        total = np.zeros((len(batches), len(contexts)))
-        for count, mixer in self.parts.mixers:
-            total += count * mixer.decode(batches, contexts)
-        return total * self.scales["attention"]
+        shape = (len(batches), len(contexts))
+        return self._of_mixers(shape, lambda mixer: mixer.decode(batches, contexts))
 
     def _beside(self, batches: Floats, contexts: Floats) -> Floats:
         """Return the seconds [batches, contexts] of all layers of decoding beside a chunk."""
         if self.apart:
-            return self._decode(batches, contexts)
-        total = np.zeros((len(batches), len(contexts)))
-        for count, mixer in self.parts.mixers:
-            total += count * beside(mixer, batches, contexts)
-        return total * self.scales["attention"]
+            return self.decoding(batches, contexts)
+        shape = (len(batches), len(contexts))
+        return self._of_mixers(shape, lambda mixer: beside(mixer, batches, contexts))
 
     def _whole(self, lengths: Floats) -> Floats:
         """Return the seconds [lengths] of all layers of a whole prompt."""
-        total = np.zeros(len(lengths))
+        return self._of_mixers((len(lengths),), lambda mixer: mixer.prompt(lengths))
+
+    def _of_mixers(self, shape: tuple[int, ...], seconds: Callable[[Mixer], Floats]) -> Floats:
+        total = np.zeros(shape)
         for count, mixer in self.parts.mixers:
-            total += count * mixer.prompt(lengths)
+            total += count * seconds(mixer)
         return total * self.scales["attention"]
 
     def _chunks(self, max_num_batched_tokens: int) -> tuple[Floats, Floats, Floats]:
@@ -294,7 +287,7 @@ class Prior:
         launch = float(self._whole(np.ones(1))[0])
         at = chunks[:, None] + before
         work = self._whole(at.ravel()).reshape(at.shape) - self._whole(before) + launch
-        read = self._decode(np.ones(1), np.maximum(before, 1.0))[0]
+        read = self.decoding(np.ones(1), np.maximum(before, 1.0))[0]
         alone = np.maximum(np.maximum(work, read), self._whole(chunks)[:, None])
         alone[:, 0] = self._whole(chunks)
         return chunks, before, alone

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.compiled import compiled, wide
@@ -42,10 +41,8 @@ from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, FORWARD
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, percent
-from traces.statistics import Z95, student_95
+from traces.statistics import Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
-
-Floats = npt.NDArray[np.float64]
 
 MATTERS: Final = 0.02  # of a step
 MOST_HIDDEN: Final = 2.0  # times the host's part, of an engine that hides it

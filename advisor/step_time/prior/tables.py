@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import yaml
 
@@ -28,8 +27,7 @@ from traces.errors import (
     UsageError,
     install_command,
 )
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 PACKAGE: Final = "aiconfigurator_core"
 FRAMEWORK: Final = "vllm"

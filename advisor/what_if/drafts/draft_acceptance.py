@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
+
 Cell = tuple[float | None, str | None]  # temperature, phase
 
 LEAST_RHO, MOST_RHO = 1e-4, 0.99  # between them M is 9,999 (all alike) to 0.01 (each its own)

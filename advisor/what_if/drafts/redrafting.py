@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.gather import Evidence
@@ -27,8 +26,7 @@ from traces.schema.formats import percent
 from traces.schema.tts.policy import Policy
 from traces.speculation.acceptance import PHASES
 from traces.speculation.ngram import PromptLookup, lookup_of
-
-Ints = npt.NDArray[np.int64]
+from traces.statistics import Ints
 
 DRAWS: Final = 8  # of what is open
 DRAFTS: Final = (1, 2, 4)  # tokens of drafts that are offered by a published acceptance
@@ -154,7 +152,7 @@ def _from_steps(evidence: Evidence, run: Run, engine: EngineConfig) -> Redrafted
     setting, before = engine.speculative, run.engine.speculative
     assert setting is not None
     assert before is not None
-    if any(s.advance is None for p in run.problems.values() for s in p.samples):
+    if any(sample.advance is None for sample in run.samples):
         return None
     k, recorded = setting.num_speculative_tokens, before.num_speculative_tokens
     counts: list[Kept] = []

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.features import Work
 from advisor.replay.result import Replayed
 from traces.recording.reader import Recording
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 PARTS: Final = ("mean", "p50", "p95", "p99")
 DECODES: Final = Work._fields.index("decode_requests")

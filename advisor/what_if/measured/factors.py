@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.replay.limits import Limits, limits_of
 from advisor.replay.replay import replay
@@ -22,8 +21,8 @@ from advisor.what_if.measured.points import ITL, MeasuredPoint
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 from traces.schema.formats import digits, number
+from traces.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
 Predicted = Callable[[Floats, Sequence[MeasuredPoint]], Floats]  # of the logs of both factors
 
 NOISE: Final = 0.03  # spread (sd) of the log of a mean time that is measured again

@@ -23,6 +23,7 @@ from profiler.engines.interface import (
     find_tokens,
     leaves_open,
 )
+from profiler.engines.options import EngineOptions, model_path, read_template
 from profiler.engines.vllm.cpu_sampler import mend_cpu_sampler
 from profiler.engines.vllm.draft_steps import Steps, draft_steps, steps_after_first
 from profiler.engines.vllm.environment import (
@@ -41,60 +42,43 @@ from traces.errors import EngineError, UsageError
 from traces.schema.engine import Speculative
 
 WRITTEN_FOR = "0.32"
+_AS_GIVEN = (  # options that vLLM takes as they are
+    *("dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"),
+    "gpu_memory_utilization",
+)
 
 
 class InProcessEngine(Engine):
     """A vLLM engine in this process (see `Engine`), with a step probe in its scheduler.
 
-    `path` is a Hugging Face folder or hub name, `name` what recordings call it, and `draft_path`
-    where the draft model named in `speculative` lies; `kernels` asks for windows of the torch
-    profiler (M/N); `chat_template` replaces the model's own. Options of None are left to vLLM.
-    Raises MissingDependencyError without vLLM, EngineError when it cannot start.
+    `kernels` asks for windows of the torch profiler (M/N). Options of None are left to vLLM. Raises
+    UsageError, MissingDependencyError without vLLM, EngineError when it cannot start.
     """
 
     provider = "vllm"
 
     def __init__(
-        self,
-        path: str,
-        *,
-        name: str | None = None,
-        dtype: str | None = None,
-        max_model_len: int | None = None,
-        tensor_parallel_size: int = 1,
-        max_num_seqs: int | None = None,
-        max_num_batched_tokens: int | None = None,
-        block_size: int | None = None,
-        gpu_memory_utilization: float | None = None,
-        enforce_eager: bool | None = None,
-        speculative: Speculative | None = None,
-        draft_path: str | None = None,
-        thinking_budget: bool = False,
-        kernels: str | None = None,
-        chat_template: str | None = None,
+        self, options: EngineOptions, *, thinking_budget: bool = False, kernels: str | None = None
     ) -> None:
+        path, chat_template = model_path(options.model or ""), read_template(options.chat_template)
+        speculative, size = options.speculative, options.tensor_parallel_size or 1
+        eager = options.enforce_eager
         plan = None if kernels is None else WindowPlan.parse(kernels)
-        prepare_environment(tensor_parallel_size)
+        prepare_environment(size)
         arguments: dict[str, Any] = {
             "model": path,
-            "dtype": dtype,
-            "max_model_len": max_model_len,
-            "tensor_parallel_size": tensor_parallel_size,
-            "max_num_seqs": max_num_seqs,
-            "max_num_batched_tokens": max_num_batched_tokens,
-            "block_size": block_size,
-            "gpu_memory_utilization": gpu_memory_utilization,
+            "tensor_parallel_size": size,
             "use_tqdm_on_load": False,
-            "enforce_eager": True if enforce_eager is None and on_cpu() else enforce_eager,
-            "speculative_config": speculative and _speculative(speculative, draft_path),
-        }
+            "enforce_eager": True if eager is None and on_cpu() else eager,
+            "speculative_config": speculative and _speculative(speculative),
+        } | {name: getattr(options, name) for name in _AS_GIVEN}
         if speculative is not None:
             arguments["per_request_spec_decode_metrics"] = "detailed"
         # Deleted with the engine, or where it cannot start.
         self._traces = None if plan is None else TemporaryDirectory(prefix="ttscope-kernels-")
         if self._traces is not None:
             arguments["profiler_config"] = KernelWindows.profiler_config(
-                Path(self._traces.name), shapes=on_cpu() and tensor_parallel_size > 1
+                Path(self._traces.name), shapes=on_cpu() and size > 1
             )
         self._keeps_budgets = thinking_budget
         self._vllm = import_vllm()
@@ -106,8 +90,8 @@ class InProcessEngine(Engine):
         self._given_template = chat_template
         own: str | None = getattr(self._tokenizer, "chat_template", None)
         self.chat_template = own if chat_template is None else chat_template
-        self.config = engine_config(vllm_config, name or path, speculative)
-        self.model = model_facts(vllm_config, name or path)
+        self.config = engine_config(vllm_config, options.model or "", speculative)
+        self.model = model_facts(vllm_config, options.model or "")
         self.draft_model = draft_facts(vllm_config, speculative)
         self._offset = OFFSET_NS
         self._live: dict[str, str] = {}  # request id -> vLLM's internal id
@@ -410,9 +394,9 @@ def _known(cached: int | None) -> int | None:
     return None if cached is None or cached < 0 else cached
 
 
-def _speculative(speculative: Speculative, draft_path: str | None) -> dict[str, Any]:
+def _speculative(speculative: Speculative) -> dict[str, Any]:
     given = {key: value for key, value in speculative.to_json().items() if value is not None}
-    return given | ({"model": draft_path} if draft_path else {})
+    return given | ({"model": model_path(speculative.model)} if speculative.model else {})
 
 
 def _log_probabilities(completion: Any, window: int | None) -> tuple[float | None, float | None]:

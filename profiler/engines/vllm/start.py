@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from profiler.engines.interface import Engine, Finding
-from profiler.engines.options import EngineOptions, model_path, read_template
+from profiler.engines.options import EngineOptions
 from traces.errors import installed
 
 
@@ -19,25 +19,7 @@ def start(options: EngineOptions, *, thinking_budget: bool, kernels: str | None)
     """Start vLLM (see `start_engine`)."""
     from profiler.engines.vllm.in_process import InProcessEngine
 
-    model = options.model or ""
-    draft = options.speculative.model if options.speculative is not None else None
-    return InProcessEngine(
-        model_path(model),
-        name=model,
-        dtype=options.dtype,
-        max_model_len=options.max_model_len,
-        tensor_parallel_size=options.tensor_parallel_size or 1,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        block_size=options.block_size,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-        enforce_eager=options.enforce_eager,
-        speculative=options.speculative,
-        draft_path=draft and model_path(draft),
-        thinking_budget=thinking_budget,
-        kernels=kernels,
-        chat_template=read_template(options.chat_template),
-    )
+    return InProcessEngine(options, thinking_budget=thinking_budget, kernels=kernels)
 
 
 def examine() -> list[Finding]:

@@ -44,15 +44,10 @@ def make_rows(problems=40, n=N, seed=0):
         end = max(row["end"] for row in rows["samples"][-n:])
         rows["problems"].append(
             {
-                "problem_id": name,
-                "prompt_tokens": 10,
-                "arrival": arrival,
-                "start": arrival,
-                "end": end,
-                "decided_at": end,
-                "correct": True,
+                "problem_id": name, "prompt_tokens": 10, "arrival": arrival, "start": arrival,
+                "end": end, "decided_at": end, "correct": True,
             }
-        )
+        )  # fmt: skip
     return rows
 
 
@@ -97,17 +92,11 @@ def by_key(found):
 def test_every_kind_of_policy_is_there(found):
     kinds = {(o.method, o.basis) for o in found.outcomes}
     assert kinds >= {
-        ("majority", "subsets"),
-        ("pass_at_k", "subsets"),
-        ("best_of_n", "subsets"),
-        ("weighted", "monte_carlo"),
-        ("confidence", "monte_carlo"),
-        ("early_stopping", "monte_carlo"),
-        ("adaptive", "finish_order"),
-        ("first_finish", "finish_order"),
-        ("majority", "model"),
-        ("pass_at_k", "model"),
-    }
+        ("majority", "subsets"), ("pass_at_k", "subsets"), ("best_of_n", "subsets"),
+        ("weighted", "monte_carlo"), ("confidence", "monte_carlo"),
+        ("early_stopping", "monte_carlo"), ("adaptive", "finish_order"),
+        ("first_finish", "finish_order"), ("majority", "model"), ("pass_at_k", "model"),
+    }  # fmt: skip
     assert (found.n, found.problems) == (N, 40)
 
 

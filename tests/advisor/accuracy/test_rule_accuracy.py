@@ -58,13 +58,9 @@ def by_hand(order, rule, method, in_flight):
 
 
 MIXED = [
-    sample("a", True, 9),
-    sample("b", False, 3),
-    sample("a", True, 14),
-    sample(None, False, 2),
-    sample("b", False, 5),
-    sample("c", False, 4),
-]
+    sample("a", True, 9), sample("b", False, 3), sample("a", True, 14), sample(None, False, 2),
+    sample("b", False, 5), sample("c", False, 4),
+]  # fmt: skip
 
 
 @pytest.mark.slow

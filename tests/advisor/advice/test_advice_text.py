@@ -76,35 +76,15 @@ def test_the_document_is_the_contract(advisor):
     answer = advisor.recommend(parse_budget({"min_accuracy": "0.75", "max_latency": "1s"}))
     document = json.loads(json.dumps(advice_json(answer), allow_nan=False))
     assert list(document) == [
-        "budget",
-        "system_optimal",
-        "compute_optimal",
-        "regret",
-        "pareto",
-        "compute_pareto",
-        "reasons",
-        "near_misses",
-        "measure_next",
-        "candidates",
-        "infeasible",
-        "equals",
-        "sensitivity",
-        "stages",
-        "present",
-        "experiments",
-        "routings",
-        "load",
-    ]
+        "budget", "system_optimal", "compute_optimal", "regret", "pareto", "compute_pareto",
+        "reasons", "near_misses", "measure_next", "candidates", "infeasible", "equals",
+        "sensitivity", "stages", "present", "experiments", "routings", "load",
+    ]  # fmt: skip
     pick = document["system_optimal"]
     known = {
-        "engine",
-        "policy",
-        "command",
-        "estimates",
-        "probability_within_budget",
-        "prior",
+        "engine", "policy", "command", "estimates", "probability_within_budget", "prior",
         "measured",
-    }
+    }  # fmt: skip
     assert set(pick) == known
     assert pick["prior"] is None
     assert set(pick["estimates"]["accuracy"]) == {"value", "low", "high", "unit", "extrapolated"}
@@ -196,6 +176,18 @@ def test_what_to_measure_next_is_a_plan_that_the_sweep_reads(fresh, tmp_path):
     for (options, _), each in zip(jobs, chosen, strict=True):
         assert options.model == each.engine.model
         assert options.max_num_seqs == each.engine.max_num_seqs
+
+
+def test_a_plan_does_not_draw_at_another_temperature_than_outcomes_that_tell_none(fresh, tmp_path):
+    answer = fresh.recommend(parse_budget({"min_accuracy": "0.75"}))
+    run = experiment_of(answer.system_optimal, "the pick")
+    unknown = dataclasses.replace(run, policy=dataclasses.replace(run.policy, temperature=None))
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(sweep_plan([unknown], fresh.evidence)))
+    with pytest.raises(UsageError, match="temperature is not known"):
+        load_plan(path)
+    path.write_text(path.read_text().replace("temperature: null", "temperature: 0.6"))
+    assert load_plan(path)[0].jobs[0].policy.temperature == 0.6
 
 
 def test_replicas_stand_only_within_the_devices_that_are_given(fresh):

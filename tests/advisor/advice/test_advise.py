@@ -108,12 +108,9 @@ def test_the_pick_meets_its_budget(advisor, latency, accuracy, optimise, confide
 @pytest.mark.slow
 @QUICK
 @given(
-    latency=LATENCIES,
-    accuracy=ACCURACIES,
-    looser=st.floats(1.0, 5.0),
-    optimise=OBJECTIVES,
+    latency=LATENCIES, accuracy=ACCURACIES, looser=st.floats(1.0, 5.0), optimise=OBJECTIVES,
     percentile=st.sampled_from([None, 50, 95]),
-)
+)  # fmt: skip
 def test_a_looser_budget_is_never_worse(advisor, latency, accuracy, looser, optimise, percentile):
     tight = Budget(
         max_latency_s=latency,
@@ -261,13 +258,9 @@ def test_at_equal_cost_the_surest_is_the_pick(advisor):
     metrics = advisor.metrics(2.0)
     limit = float(np.median(metrics.values("latency_p95_s")))
     budget = Budget(
-        rate_per_s=2.0,
-        optimise="cost",
-        max_latency_s=limit,
-        latency_percentile=95,
-        min_accuracy=0.3,
-        confidence=0.5,
-    )
+        rate_per_s=2.0, optimise="cost", max_latency_s=limit, latency_percentile=95,
+        min_accuracy=0.3, confidence=0.5,
+    )  # fmt: skip
     advisor.recommend(budget)
     check = advisor.check(budget)
     best = check.best()

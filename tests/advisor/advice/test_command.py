@@ -3,13 +3,7 @@ import shlex
 from dataclasses import replace
 
 from advisor.advice.advisor import Advisor
-from advisor.advice.command import (
-    CpuBuild,
-    planned,
-    policy_request,
-    record_command,
-    serve_command,
-)
+from advisor.advice.command import CpuBuild, planned, policy_request, record_command, serve_command
 from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.schema.advice import Budget
 from traces.schema.engine import EXPERTS, EngineConfig, Speculative
@@ -39,11 +33,7 @@ def test_the_model_that_drafts_is_named_by_its_folder_too():
     engine = engine_of("large", speculative=DRAFT)
     words = shlex.split(serve_command(engine, model_path="/models/l", draft_path="/models/s"))
     settings = json.loads(words[words.index("--speculative-config") + 1])
-    assert settings == {
-        "method": "draft_model",
-        "num_speculative_tokens": 3,
-        "model": "/models/s",
-    }
+    assert settings == {"method": "draft_model", "num_speculative_tokens": 3, "model": "/models/s"}
 
 
 def test_a_recommended_command_resolves_both_models(tmp_path):

@@ -14,17 +14,10 @@ from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.tts.policy import Policy
 
 ENGINE = engine_of(
-    "large",
-    quantization="fp8",
-    kv_cache_dtype="fp8",
-    tensor_parallel_size=2,
-    pipeline_parallel_size=2,
-    data_parallel_size=4,
-    gpu_memory_utilization=0.8,
-    enforce_eager=True,
-    async_scheduling=False,
-    gpu="H100",
-)
+    "large", quantization="fp8", kv_cache_dtype="fp8", tensor_parallel_size=2,
+    pipeline_parallel_size=2, data_parallel_size=4, gpu_memory_utilization=0.8, enforce_eager=True,
+    async_scheduling=False, gpu="H100",
+)  # fmt: skip
 DRAFT = Speculative(method="draft_model", num_speculative_tokens=3, model="it's small")
 CASES = [
     ENGINE,

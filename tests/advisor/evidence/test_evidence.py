@@ -43,45 +43,26 @@ def write(folder, tables, **changes):
 
 def problem(name, **changes):
     row = {
-        "problem_id": name,
-        "engine": "e",
-        "policy": "p",
-        "prompt_tokens": 30,
-        "arrival": START,
-        "end": START + 10**9,
-        "decided_at": START + 10**9,
-    }
+        "problem_id": name, "engine": "e", "policy": "p", "prompt_tokens": 30, "arrival": START,
+        "end": START + 10**9, "decided_at": START + 10**9,
+    }  # fmt: skip
     return row | changes
 
 
 def sample(name, **changes):
     row = {
-        "problem_id": name,
-        "engine": "e",
-        "policy": "p",
-        "sample_index": 0,
-        "role": "sample",
-        "output_tokens": 5,
-        "end": START + 10**9,
-        "answer": "0",
-        "correct": True,
-    }
+        "problem_id": name, "engine": "e", "policy": "p", "sample_index": 0, "role": "sample",
+        "output_tokens": 5, "end": START + 10**9, "answer": "0", "correct": True,
+    }  # fmt: skip
     return row | changes
 
 
 def step(number, **changes):
     row = {
-        "engine": "e",
-        "step": number,
-        "wall_ns": 10**6,
-        "prefill_requests": 0,
-        "prefill_tokens": 0,
-        "decode_requests": 1,
-        "decode_tokens": 1,
-        "prefill_kv_tokens": 0,
-        "decode_kv_tokens": 30 + number,
-        "prefill_query_context": 0,
-    }
+        "engine": "e", "step": number, "wall_ns": 10**6, "prefill_requests": 0,
+        "prefill_tokens": 0, "decode_requests": 1, "decode_tokens": 1, "prefill_kv_tokens": 0,
+        "decode_kv_tokens": 30 + number, "prefill_query_context": 0,
+    }  # fmt: skip
     return row | changes
 
 
@@ -373,15 +354,10 @@ def test_drafts_of_a_forced_answer_go_behind_those_of_its_sample(tmp_path):
     rows = [
         sample("a", output_tokens=6, **drafts),
         sample(
-            "a",
-            sample_index=1,
-            role="forced",
-            parent_sample=0,
-            output_tokens=4,
-            drafted_per_step=[3],
-            accepted_per_step=[2],
+            "a", sample_index=1, role="forced", parent_sample=0, output_tokens=4,
+            drafted_per_step=[3], accepted_per_step=[2],
         ),
-    ]
+    ]  # fmt: skip
     recording = write(
         tmp_path / "r",
         {"problems": [problem("a")], "samples": rows, "steps": [step(0), step(1)]},

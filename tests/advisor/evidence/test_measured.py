@@ -14,7 +14,7 @@ from traces.schema.advice import Budget
 from traces.schema.tts.policy import Policy
 from tui.report.material import Material
 from tui.report.verdict import verdict
-from tui.screens.advice.pick import answer_lines
+from tui.screens.advice.pick import answer_sections
 from tui.screens.advice.rows import candidates
 from tui.text.advice import advice_json, advice_lines
 from tui.verbs.record import record as record_verb
@@ -26,12 +26,9 @@ RULE = Policy(
 )  # fmt: skip
 NEVER = "the pick was never run"
 BUDGETS = [
-    Budget(optimise="latency"),
-    Budget(optimise="accuracy"),
-    Budget(min_accuracy=0.6),
-    Budget(min_accuracy=0.75, optimise="cost"),
-    Budget(min_accuracy=0.5, rate_per_s=2.0),
-]
+    Budget(optimise="latency"), Budget(optimise="accuracy"), Budget(min_accuracy=0.6),
+    Budget(min_accuracy=0.75, optimise="cost"), Budget(min_accuracy=0.5, rate_per_s=2.0),
+]  # fmt: skip
 
 
 def told(answer):
@@ -117,7 +114,8 @@ def test_a_pick_is_never_run_until_it_was(tmp_path, recordings, fresh, budget):
     lines = advice_lines(again, explain=True)
     assert any(line.startswith("measured in made, 40 problems") for line in lines) == under
     row = candidates(again)[0]
-    shown = any(line.startswith("measured ") for line in answer_lines(again, row, width=80))
+    sections, _ = answer_sections(again, row, width=80)
+    shown = any(line.startswith("measured ") for each in sections for line in each.lines)
     assert shown == under
     assert (
         "measured in made, 40 problems" in str(verdict(Material(runs=(), advice=again)))
@@ -145,11 +143,8 @@ def test_a_rule_that_was_run_is_run(tmp_path, recordings, fresh):
 def test_the_command_that_records_a_pick_says_all_that_record_can():
     """Run as printed it is that configuration: without --dtype it was another."""
     engine = engine_of(
-        "large",
-        tensor_parallel_size=2,
-        speculative=NGRAM,
-        dtype="float32",
-    )
+        "large", tensor_parallel_size=2, speculative=NGRAM, dtype="float32",
+    )  # fmt: skip
     command = record_command(engine, RULE, workload="sums", problems=9, concurrency=3, seed=4)
     flags = {word for word in shlex.split(command) if word.startswith("--")}
     options = set(inspect.signature(record_verb).parameters)

@@ -47,25 +47,17 @@ def served(problems, *, seqs, replicas=1, stop=None, blocks=None, ahead=False) -
             workload,
             linear_cost(SECONDS),
             Limits(
-                max_num_seqs=seqs,
-                max_num_batched_tokens=8192,
-                block_size=16,
-                num_blocks=blocks,
+                max_num_seqs=seqs, max_num_batched_tokens=8192, block_size=16, num_blocks=blocks,
                 async_scheduling=ahead,
             ),
             stop=stop,
             replicas=Replicas(count=replicas, routing="least-outstanding"),
             **load,
-        )
+        )  # fmt: skip
 
     return capacity_per_s(
-        stream,
-        serve,
-        problems=len(problems),
-        draws=1,
-        engines=replicas,
-        slots=seqs,
-    )
+        stream, serve, problems=len(problems), draws=1, engines=replicas, slots=seqs,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("seqs", "replicas"), [(8, 1), (64, 1), (64, 3)])

@@ -10,7 +10,7 @@ from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.runs import RecordedProblem, Sample, verify_steps
 from advisor.replay.limits import Limits
 from advisor.replay.recording import replayed_tables
-from advisor.replay.replay import Replicas, replay
+from advisor.replay.replay import PLACED, Replicas, replay
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
 from benchmarks.twin.replay_twin import naive_replay
@@ -19,23 +19,12 @@ from traces.schema.tts.stop_rules import AGREE, FIRST, SAFE, WINDOWS, Stop
 
 COST = np.array(
     Features(
-        step=3e-3,
-        prefill_step=1e-3,
-        draft_step=7e-4,
-        requests=2e-5,
-        prefill_requests=1e-4,
-        draft_requests=5e-5,
-        tokens=4e-6,
-        experts=8e-4,
-        kv_tokens=3e-8,
-        query_context=2e-9,
-        window_tokens=5e-8,
-        window_context=3e-9,
-        problem_starts=4e-4,
-        sample_starts=2e-4,
+        step=3e-3, prefill_step=1e-3, draft_step=7e-4, requests=2e-5, prefill_requests=1e-4,
+        draft_requests=5e-5, tokens=4e-6, experts=8e-4, kv_tokens=3e-8, query_context=2e-9,
+        window_tokens=5e-8, window_context=3e-9, problem_starts=4e-4, sample_starts=2e-4,
         sample_ends=1e-4,
     )
-)
+)  # fmt: skip
 
 
 def plain(tokens: int) -> Sample:
@@ -191,13 +180,10 @@ REPLICAS = st.sampled_from(
 )
 READS = st.sampled_from(
     [
-        ALL,
-        Reads(experts=0.25),
-        Reads(window=20.0),
-        Reads(0.1, 7.0),
+        ALL, Reads(experts=0.25), Reads(window=20.0), Reads(0.1, 7.0),
         Reads(window=16.0, chunked=True),
     ]
-)
+)  # fmt: skip
 STOPS = {
     "none": lambda n: None,
     "first": lambda n: Stop(rule=FIRST, value=(n + 1) // 2),
@@ -211,16 +197,10 @@ STOPS = {
 @pytest.mark.slow
 @settings(max_examples=250)
 @given(
-    seed=st.integers(0, 10_000),
-    problems=st.integers(1, 8),
-    n=st.integers(1, 6),
-    limits=st.fixed_dictionaries(LIMITS),
-    stop=st.sampled_from(list(STOPS)),
-    how=REPLICAS,
-    concurrency=st.integers(1, 4),
-    rate=st.sampled_from([None, 3.0, 50.0]),
-    reads=READS,
-)
+    seed=st.integers(0, 10_000), problems=st.integers(1, 8), n=st.integers(1, 6),
+    limits=st.fixed_dictionaries(LIMITS), stop=st.sampled_from(list(STOPS)), how=REPLICAS,
+    concurrency=st.integers(1, 4), rate=st.sampled_from([None, 3.0, 50.0]), reads=READS,
+)  # fmt: skip
 def test_the_replay_equals_its_naive_twin(
     seed, problems, n, limits, stop, how, concurrency, rate, reads
 ):
@@ -235,14 +215,9 @@ def test_the_replay_equals_its_naive_twin(
         gaps = np.random.default_rng(seed).exponential(1 / rate, problems)
         arrivals, concurrency = np.cumsum(gaps), None
     assert_twins(
-        loads,
-        Limits(block_size=8, **limits),
-        arrivals=arrivals,
-        concurrency=concurrency,
-        stop=rule,
-        reads=reads,
-        **how,
-    )
+        loads, Limits(block_size=8, **limits), arrivals=arrivals, concurrency=concurrency,
+        stop=rule, reads=reads, **how,
+    )  # fmt: skip
 
 
 def rule_of(name: str, value: int, in_flight: int):
@@ -301,13 +276,9 @@ def test_engines_in_lockstep_decide_every_problem(
     loads = lockstep_loads(seed, problems, n)
     workload = Workload.from_loads(loads, arrivals_of(problems, concurrency, bursts))
     got = replay(
-        workload,
-        linear_cost(COST),
-        Limits(block_size=8, **limits),
-        concurrency=concurrency,
-        stop=rule_of(name, value, in_flight),
-        replicas=Replicas(**how) if how else None,
-    )
+        workload, linear_cost(COST), Limits(block_size=8, **limits), concurrency=concurrency,
+        stop=rule_of(name, value, in_flight), replicas=Replicas(**how) if how else None,
+    )  # fmt: skip
     assert np.isfinite(got.latency_s).all()
     sent = np.isfinite(got.queued_s)
     assert np.isfinite(got.end_s[sent]).all()
@@ -341,13 +312,10 @@ def test_a_draw_is_not_sent_once_its_problem_is_decided():
 @pytest.mark.slow
 @settings(max_examples=120)
 @given(
-    seed=st.integers(0, 10_000),
-    problems=st.integers(1, 10),
-    n=st.integers(1, 3),
-    tokens=st.sampled_from([8, 12, 16, 24]),
-    limits=st.fixed_dictionaries(LIMITS),
+    seed=st.integers(0, 10_000), problems=st.integers(1, 10), n=st.integers(1, 3),
+    tokens=st.sampled_from([8, 12, 16, 24]), limits=st.fixed_dictionaries(LIMITS),
     rate=st.sampled_from([3.0, 50.0]),
-)
+)  # fmt: skip
 def test_named_prefixes_are_shared_as_by_the_naive_twin(seed, problems, n, tokens, limits, rate):
     loads = named_loads(seed, problems, n, tokens)
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, problems))
@@ -516,3 +484,25 @@ def test_verify_steps_keep_what_the_sample_kept():
     assert scheduled.tolist() == [1, 3, 1, 3]
     assert [steps.tolist() for steps in verify_steps(3, [], [])] == [[1, 1], [1, 1]]
     assert verify_steps(8, None, None) == (None, None)
+
+
+def test_each_problem_goes_to_the_engine_that_it_is_told_to_be_on():
+    loads = [
+        RecordedProblem(
+            prompt_tokens=50, cached_tokens=0, server=server,
+            samples=(Sample(output_tokens=20 + server, answer=None, correct=None),) * 2,
+        )
+        for server in (1, 1, 0, 1)
+    ]  # fmt: skip
+    limits, arrivals = Limits(max_num_seqs=3), [0.0, 0.0, 0.01, 0.02]
+    ours = assert_twins(loads, limits, arrivals=arrivals, count=2, routing=PLACED)
+    assert ours.engine.tolist() == [1, 1, 1, 1, 0, 0, 1, 1]
+    for known, count in (([1, 1, 0, None], 2), ([1, 1, 0, 1], 1)):
+        unclear = [
+            dataclasses.replace(each, server=at) for each, at in zip(loads, known, strict=True)
+        ]
+        with pytest.raises(ValueError, match="an engine to go to"):
+            replay(
+                Workload.from_loads(unclear, arrivals), linear_cost(COST), limits,
+                replicas=Replicas(count=count, routing=PLACED),
+            )  # fmt: skip

@@ -25,12 +25,9 @@ def problems_of(count: int) -> list[RecordedProblem]:
             samples[0], output_tokens=int(taken.sum()) + 1, scheduled=taken + 1, advance=taken
         )
         problem = RecordedProblem(
-            prompt_tokens=int(rng.integers(70, 90)),
-            cached_tokens=int(rng.choice([0, 16, 48])),
-            samples=tuple(samples),
-            route=float(number % 3),
-            front_end_s=number / 100,
-        )
+            prompt_tokens=int(rng.integers(70, 90)), cached_tokens=int(rng.choice([0, 16, 48])),
+            samples=tuple(samples), route=float(number % 3), front_end_s=number / 100,
+        )  # fmt: skip
         found.append(problem)
     return found
 

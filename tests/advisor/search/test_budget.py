@@ -10,18 +10,11 @@ from traces.schema.engine import EngineConfig
 def test_units_people_write():
     budget = parse_budget(
         {
-            "max_latency": "250ms",
-            "percentile": 95,
-            "max_cost": "$0.002",
-            "max_energy": "2kJ",
-            "gpus": 4,
-            "min_accuracy": "80%",
-            "rate": "30/min",
-            "price": 2.5,
-            "optimise": "cost",
+            "max_latency": "250ms", "percentile": 95, "max_cost": "$0.002", "max_energy": "2kJ",
+            "gpus": 4, "min_accuracy": "80%", "rate": "30/min", "price": 2.5, "optimise": "cost",
             "confidence": 0.8,
         }
-    )
+    )  # fmt: skip
     assert budget.max_latency_s == pytest.approx(0.25)
     assert budget.max_cost_usd == pytest.approx(0.002)
     assert budget.max_energy_j == 2000
@@ -34,13 +27,10 @@ def test_units_people_write():
 @pytest.mark.parametrize(
     ("option", "text", "seconds"),
     [
-        ("max_latency", "5s", 5),
-        ("max_latency", "2min", 120),
-        ("max_latency", "1.5", 1.5),
-        ("max_latency", "1e3 ms", 1),
-        ("max_cost", "0.5s", 0.5),
+        ("max_latency", "5s", 5), ("max_latency", "2min", 120), ("max_latency", "1.5", 1.5),
+        ("max_latency", "1e3 ms", 1), ("max_cost", "0.5s", 0.5),
     ],
-)
+)  # fmt: skip
 def test_times(option, text, seconds):
     budget = parse_budget({option: text})
     assert (budget.max_latency_s or budget.max_device_s) == pytest.approx(seconds)

@@ -27,16 +27,12 @@ def step_seconds(
     decodes, decode_tokens, decode_context, longest, drafting,
 ):  # fmt: skip
     work = Work(
-        prefill_requests=float(prompts),
-        prefill_tokens=float(prompt_tokens),
-        decode_requests=float(decodes),
-        decode_tokens=float(decode_tokens),
-        prefill_kv_tokens=float(prompt_read),
-        decode_kv_tokens=float(decode_context),
-        prefill_query_context=float(prompt_query),
-        decode_window_tokens=0.0,
+        prefill_requests=float(prompts), prefill_tokens=float(prompt_tokens),
+        decode_requests=float(decodes), decode_tokens=float(decode_tokens),
+        prefill_kv_tokens=float(prompt_read), decode_kv_tokens=float(decode_context),
+        prefill_query_context=float(prompt_query), decode_window_tokens=0.0,
         prefill_window_context=0.0,
-    )
+    )  # fmt: skip
     return _steps_seconds(cost, work, 1, 0.0, float(longest), 0.0, float(chunks), drafting)
 
 

@@ -15,20 +15,11 @@ from tests.advisor.step_time.step_costs import (
 
 LAW = np.array(
     ZERO._replace(
-        step=3e-3,
-        prefill_step=1e-3,
-        draft_step=7e-4,
-        requests=2e-5,
-        prefill_requests=1e-4,
-        draft_requests=5e-5,
-        tokens=4e-6,
-        kv_tokens=3e-8,
-        query_context=2e-9,
-        problem_starts=5e-4,
-        sample_starts=3e-4,
-        sample_ends=2e-4,
+        step=3e-3, prefill_step=1e-3, draft_step=7e-4, requests=2e-5, prefill_requests=1e-4,
+        draft_requests=5e-5, tokens=4e-6, kv_tokens=3e-8, query_context=2e-9, problem_starts=5e-4,
+        sample_starts=3e-4, sample_ends=2e-4,
     )
-)
+)  # fmt: skip
 
 
 def step(tables, *, chunks=(), decodes=0, tokens=None, context=0.0, longest=0.0, drafting=False):
@@ -67,16 +58,9 @@ def test_an_empty_cost_is_nothing_and_a_law_is_its_product():
     assert step(NO_TABLES, chunks=[(10, 0)], decodes=3, context=30) == 0.0
     got = step(linear_cost(LAW), chunks=[(10, 4)], decodes=2, tokens=8, context=50, drafting=True)
     features = ZERO._replace(
-        step=1,
-        prefill_step=1,
-        draft_step=1,
-        requests=3,
-        prefill_requests=1,
-        draft_requests=2,
-        tokens=18,
-        kv_tokens=14 + 50,
-        query_context=4 * 10 + 55 + 50 * 4,
-    )
+        step=1, prefill_step=1, draft_step=1, requests=3, prefill_requests=1, draft_requests=2,
+        tokens=18, kv_tokens=14 + 50, query_context=4 * 10 + 55 + 50 * 4,
+    )  # fmt: skip
     assert got == pytest.approx(LAW @ features, rel=1e-14)
     host = ZERO._replace(problem_starts=1, sample_starts=4, sample_ends=2)
     assert host_seconds(linear_cost(LAW), 1, 4, 2) == pytest.approx(LAW @ host, rel=1e-14)
@@ -150,41 +134,28 @@ def test_skew_moves_from_the_mean_to_the_longest():
 @pytest.mark.slow
 @settings(max_examples=200)
 @given(
-    seed=st.integers(0, 10_000),
-    steps=st.integers(1, 600),
-    decodes=st.integers(1, 40),
-    pace=st.sampled_from([1.0, 1.0, 2.5]),
-    mean=st.floats(1, 6000),
-    spread=st.floats(0, 3000),
-    slower=st.sampled_from([1.0, 0.0, 0.3]),
-    drafting=st.booleans(),
-)
+    seed=st.integers(0, 10_000), steps=st.integers(1, 600), decodes=st.integers(1, 40),
+    pace=st.sampled_from([1.0, 1.0, 2.5]), mean=st.floats(1, 6000), spread=st.floats(0, 3000),
+    slower=st.sampled_from([1.0, 0.0, 0.3]), drafting=st.booleans(),
+)  # fmt: skip
 def test_a_leap_is_the_sum_of_its_steps(seed, steps, decodes, pace, mean, spread, slower, drafting):
     rng = np.random.default_rng(seed)
     knots = np.cumsum(rng.integers(1, 900, 12)).astype(float)
     batches = np.array([1.0, 2, 7, 30])
     made = NO_TABLES._replace(
-        tokens=rng.random(200),
-        sequences=rng.random(50),
-        decode_batch=batches,
-        decode_kv=knots,
-        decode=rng.random((4, 12)),
-        decode_skew=rng.choice([0.0, 0.3, -0.1], 4),
-    )
+        tokens=rng.random(200), sequences=rng.random(50), decode_batch=batches, decode_kv=knots,
+        decode=rng.random((4, 12)), decode_skew=rng.choice([0.0, 0.3, -0.1], 4),
+    )  # fmt: skip
     cost = table_cost(made, LAW)
     tokens, context = decodes * pace, decodes * (mean + pace)
     growth, longest = tokens * slower, mean + pace + spread
     each = [
         step(
-            cost,
-            decodes=decodes,
-            tokens=tokens,
-            context=context + i * growth,
-            longest=longest + i * pace,
-            drafting=drafting,
+            cost, decodes=decodes, tokens=tokens, context=context + i * growth,
+            longest=longest + i * pace, drafting=drafting,
         )
         for i in range(steps)
-    ]
+    ]  # fmt: skip
     got = leap_seconds(
         cost, steps, decodes, tokens, context, growth, longest, pace, drafting
     )  # fmt: skip

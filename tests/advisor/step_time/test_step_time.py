@@ -1,7 +1,10 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy
 
 from advisor.evidence.features import (
     FEATURES,
@@ -17,7 +20,7 @@ from advisor.evidence.features import (
 )
 from advisor.evidence.gather import gather
 from advisor.step_time.fit import StepTimeModel
-from advisor.step_time.law import non_negative_least_squares
+from advisor.step_time.law import _TRIED, _nnls, non_negative_least_squares
 from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.recording.tables import COMPOSITION, WINDOWED
@@ -198,6 +201,20 @@ def test_coefficients_are_never_negative():
     np.testing.assert_allclose(exact, [2.0, 3e-6, 1e5], rtol=1e-6)
 
 
+def test_the_solver_is_scipys_and_loads_nothing_else():
+    from scipy.optimize import nnls
+
+    rng = np.random.default_rng(0)
+    for columns in range(1, 9):
+        rows, target = rng.random((20, columns)), rng.normal(size=20)
+        found, expected = _nnls()(rows, target), nnls(rows, target)
+        assert found[0].tolist() == expected[0].tolist() and found[1] == expected[1]
+    code = "import sys; from advisor.step_time.law import _nnls; _nnls(); print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True)
+    tried = scipy.__version__.startswith(_TRIED)
+    assert ("scipy.optimize" in loaded.split()) != tried
+
+
 def test_widening_of_few_repeats_is_students():
     known = {1: 6.314, 2: 2.920, 3: 2.353, 5: 2.015, 10: 1.812, 30: 1.697}
     for freedom, point in known.items():
@@ -215,27 +232,13 @@ def test_the_composition_counts_drafts_and_context():
     import polars as pl
 
     row = {
-        "prefill_requests": 1,
-        "prefill_tokens": 10,
-        "decode_requests": 2,
-        "decode_tokens": 8,
-        "prefill_kv_tokens": 10,
-        "decode_kv_tokens": 100,
-        "prefill_query_context": 55,
-    }
+        "prefill_requests": 1, "prefill_tokens": 10, "decode_requests": 2, "decode_tokens": 8,
+        "prefill_kv_tokens": 10, "decode_kv_tokens": 100, "prefill_query_context": 55,
+    }  # fmt: skip
     (got,) = feature_matrix(pl.DataFrame([row]), speculative=True)
     assert dict(zip(FEATURES, got.tolist(), strict=True)) == {
-        "step": 1,
-        "prefill_step": 1,
-        "draft_step": 1,
-        "requests": 3,
-        "prefill_requests": 1,
-        "draft_requests": 2,
-        "tokens": 18,
-        "experts": 0,
-        "kv_tokens": 110,
-        "query_context": 55 + 400,
-        "window_tokens": 0,
-        "window_context": 0,
+        "step": 1, "prefill_step": 1, "draft_step": 1, "requests": 3, "prefill_requests": 1,
+        "draft_requests": 2, "tokens": 18, "experts": 0, "kv_tokens": 110,
+        "query_context": 55 + 400, "window_tokens": 0, "window_context": 0,
         **dict.fromkeys(HOST_WORK, 0),
-    }
+    }  # fmt: skip

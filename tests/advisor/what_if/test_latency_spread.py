@@ -68,10 +68,7 @@ def test_intervals_of_quantiles_are_wider_than_that_of_the_throughput(runs):
     recording = runs[1]
     run = summarise(recording)[0]
     found = predict(
-        recording,
-        run,
-        Question(engine=run.engine, policy=run.policy),
-        runs[:1] + runs[2:],
+        recording, run, Question(engine=run.engine, policy=run.policy), runs[:1] + runs[2:]
     ).predicted
 
     def width(estimate):

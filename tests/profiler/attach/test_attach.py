@@ -237,10 +237,7 @@ def test_errors_and_hangs_are_gaps_that_end(server, tmp_path):
 
 def test_a_lost_server_ends_the_watch_where_asked(server, tmp_path):
     recording, _ = attach(
-        server,
-        folder=tmp_path / "r",
-        change=lambda: setattr(server, "gone", True),
-        reconnect=False,
+        server, folder=tmp_path / "r", change=lambda: setattr(server, "gone", True), reconnect=False
     )
     assert not recording.complete
     assert kinds(recording) == ["gap", "killed"]
@@ -350,15 +347,10 @@ def test_a_disk_that_fails_does_not_end_the_watch(server, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "url",
     [
-        "localhost:8000",
-        "ftp://h",
-        "http://",
-        "http://user:pw-canary@h:1",
-        "http://h:99999",
-        "http://h?token=canary",
-        "http://[::1",
+        "localhost:8000", "ftp://h", "http://", "http://user:pw-canary@h:1", "http://h:99999",
+        "http://h?token=canary", "http://[::1",
     ],
-)
+)  # fmt: skip
 def test_urls_that_are_none(url):
     with pytest.raises(UsageError) as told:
         Access.of(url)

@@ -5,13 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.attach.window_steps import (
-    NO_MARKS,
-    NONE_ALIKE,
-    NONE_CAME,
-    Opened,
-    SeenSteps,
-)
+from profiler.attach.window_steps import NO_MARKS, NONE_ALIKE, NONE_CAME, Opened, SeenSteps
 from traces.kineto.marks import StepMark
 from traces.kineto.steps import TraceStep
 
@@ -54,14 +48,10 @@ class Engine:
                 mark = StepMark(**told)
                 self.marks.append(
                     TraceStep(
-                        number=number - first,
-                        name="",
-                        start_ns=start - TRACE,
-                        end_ns=at - TRACE - MS // 20,
-                        last_kernel_ns=None,
-                        mark=mark,
+                        number=number - first, name="", start_ns=start - TRACE,
+                        end_ns=at - TRACE - MS // 20, last_kernel_ns=None, mark=mark,
                     )
-                )
+                )  # fmt: skip
         self.opened = replace(self.opened, ended=self.rows[first + 20]["end"])
 
     @property

@@ -97,20 +97,11 @@ def test_an_unknown_size_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("+b6c9=HaC=J</think>J", "J"),
-        ("</think>0", "0"),
-        ("+b6</think>1</think>2", "2"),
-        ("</think>7<eos>", "7"),
-        ("+b6c9=H", None),
-        ("</think>", None),
-        ("</think>07", None),
-        ("</think>a", None),
-        ("</think>7 ", None),
-        ("</think>٧", None),
-        ("7", None),
-        ("", None),
+        ("+b6c9=HaC=J</think>J", "J"), ("</think>0", "0"), ("+b6</think>1</think>2", "2"),
+        ("</think>7<eos>", "7"), ("+b6c9=H", None), ("</think>", None), ("</think>07", None),
+        ("</think>a", None), ("</think>7 ", None), ("</think>٧", None), ("7", None), ("", None),
     ],
-)
+)  # fmt: skip
 def test_answer_of(text: str, answer: str | None) -> None:
     assert answer_of(text) == answer
 

@@ -317,11 +317,11 @@ def test_announced_twice_each_step_counts_once(monkeypatch, receiver):
 @pytest.fixture(scope="module")
 def completions():
     """Twenty completions at temperature 0 of an engine here that has other loggers too."""
-    from profiler.engines.options import model_path
+    from profiler.engines.options import EngineOptions
     from profiler.engines.vllm.in_process import InProcessEngine
     from profiler.workload.problems import load_workload
 
-    made = InProcessEngine(model_path("demo/s"), max_num_seqs=8)
+    made = InProcessEngine(EngineOptions(model="demo/s", max_num_seqs=8))
     prompts = [str(each.prompt) for each in load_workload("demo", problems=20).problems]
 
     def run(*loggers):

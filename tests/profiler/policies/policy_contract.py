@@ -28,20 +28,12 @@ POLICIES = {
     "beam": {"method": "beam", "n": 4, "width": 2, "depth": 3, "step_stop": "=", "step_tokens": 9},
     "thinking budget": {"method": "majority", "n": 3, "thinking_token_budget": 5},
     "forced thinking budget": {
-        "method": "budget_forcing",
-        "extend": 1,
-        "word": ".",
-        "thinking_token_budget": 20,
+        "method": "budget_forcing", "extend": 1, "word": ".", "thinking_token_budget": 20,
     },
-}
+}  # fmt: skip
 CANCELLING = {
-    "adaptive",
-    "adaptive in turn",
-    "agreement",
-    "agreement in turn",
-    "first_finish",
-    "routed",
-}
+    "adaptive", "adaptive in turn", "agreement", "agreement in turn", "first_finish", "routed",
+}  # fmt: skip
 
 
 def policy_of(name):

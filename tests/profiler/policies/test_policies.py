@@ -41,15 +41,10 @@ def test_ties_and_unparsed_answers():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 0},
-        {"method": "greedy", "n": 2},
-        {"method": "nonsense"},
-        {"temperature": -1},
-        {"top_p": 0},
-        {"max_tokens": 0},
-        {"thinking_token_budget": 0},
+        {"n": 0}, {"method": "greedy", "n": 2}, {"method": "nonsense"}, {"temperature": -1},
+        {"top_p": 0}, {"max_tokens": 0}, {"thinking_token_budget": 0},
     ],
-)
+)  # fmt: skip
 def test_impossible_policies_are_refused(fields):
     with pytest.raises(UsageError):
         Policy(**fields)

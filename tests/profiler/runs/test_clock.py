@@ -55,14 +55,9 @@ def test_a_jump_changes_no_latency_and_no_timeout_of_a_run(tmp_path, wall, secon
 
     begun = time.monotonic()
     path = record(
-        private_workload(60),
-        policy,
-        engine,
-        tmp_path / "r",
-        concurrency=8,
-        timeout_s=30,
+        private_workload(60), policy, engine, tmp_path / "r", concurrency=8, timeout_s=30,
         progress=progress,
-    )
+    )  # fmt: skip
     took_s = time.monotonic() - begun
     recording = Recording.open(path)
     problems, samples = recording.problems, recording.samples

@@ -101,14 +101,9 @@ def test_samples_without_tokens_are_left_out():
 
 def steps_of(drafted, accepted, speculative=NGRAM, cached=0):
     return draft_steps(
-        drafted,
-        accepted,
-        speculative=speculative,
-        prompt=PROMPT,
-        output=OUTPUT,
-        cached_tokens=cached,
-        max_model_len=None,
-    )
+        drafted, accepted, speculative=speculative, prompt=PROMPT, output=OUTPUT,
+        cached_tokens=cached, max_model_len=None,
+    )  # fmt: skip
 
 
 def test_steps_without_a_draft_are_put_back():

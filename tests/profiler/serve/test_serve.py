@@ -99,17 +99,11 @@ def test_a_connection_to_the_engine_serves_one_question_after_another(engine, up
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        ("greedy", {"temperature": 0.0}),
-        ("majority", {"n": 3}),
-        ("early_stopping", {"n": 8}),
-        ("adaptive", {"n": 8, "in_flight": 2}),
-        ("first_finish", {"n": 4}),
-        ("routed", {"n": 4}),
-        ("sequential", {"n": 4}),
-        ("best_of_n", {"n": 2}),
-        ("confidence", {"n": 2}),
+        ("greedy", {"temperature": 0.0}), ("majority", {"n": 3}), ("early_stopping", {"n": 8}),
+        ("adaptive", {"n": 8, "in_flight": 2}), ("first_finish", {"n": 4}), ("routed", {"n": 4}),
+        ("sequential", {"n": 4}), ("best_of_n", {"n": 2}), ("confidence", {"n": 2}),
     ],
-)
+)  # fmt: skip
 def test_every_kind_of_policy_answers(engine, upstream, tmp_path, method, more):
     with serving(tmp_path / "kept", upstream, method=method, **more) as url:
         answer = ask(url).json()

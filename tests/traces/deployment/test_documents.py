@@ -97,6 +97,12 @@ def test_expectations_read_back_as_they_were_written(tmp_path):
     )
     write_document(tmp_path / "expect.json", kept)
     assert read_expectations(tmp_path / "expect.json") == kept
+    endless = dataclasses.replace(estimate, high=float("inf"))
+    unknown = dataclasses.replace(estimate, value=float("nan"))
+    told = dataclasses.replace(kept, promised={"accuracy": endless, "latency_s": unknown})
+    write_document(tmp_path / "expect.json", told)
+    found = read_expectations(tmp_path / "expect.json").promised
+    assert found == {"accuracy": dataclasses.replace(estimate, high=None), "latency_s": None}
 
 
 POLICY = {"ttscope_policy": 1, "policy": {"method": "majority", "n": 4, "temperature": 0.8}}
@@ -118,11 +124,8 @@ EXPECT = {
         (read_policy, "[1]", "has no 'ttscope_policy'"),
         (read_policy, json.dumps(EXPECT), "has no 'ttscope_policy'"),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": 5}), "version 5 is newer"),
-        (
-            read_policy,
-            json.dumps(POLICY | {"ttscope_policy": 3}),
-            "no 'ttscope_policy' has version 3",
-        ),
+        (read_policy, json.dumps(POLICY | {"ttscope_policy": 3}),
+         "no 'ttscope_policy' has version 3"),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": True}), "has no"),
         (read_policy, json.dumps(POLICY | {"verifer": "exact"}), "unknown field `verifer`"),
         (read_policy, json.dumps(POLICY | {"verifier": "vibes"}), "vibes"),
@@ -136,8 +139,19 @@ EXPECT = {
         (read_expectations, json.dumps(POLICY), "has no 'ttscope_expect'"),
         (read_expectations, json.dumps(EXPECT | {"engine": {}}), "engine"),
         (read_expectations, json.dumps(EXPECT | {"promised": {"accuracy": 1}}), "promised"),
+        *(
+            (read_expectations, json.dumps(EXPECT | {"promised": {name: told}}), message)
+            for name, told, message in (
+                ("speed", {"value": 1, "unit": "1"}, "speed is no quantity"),
+                ("latency_pX_s", {"value": 1, "unit": "s"}, "latency_pX_s is no quantity"),
+                ("latency_s", {"value": 90, "unit": "ms"}, "latency_s: is in ms. Give it in s"),
+                ("tokens", {"value": 2, "low": 3, "high": 1, "unit": "tokens"}, "low lies above"),
+                ("tokens", {"value": float("nan"), "unit": "tokens"}, "is not JSON"),
+            )
+        ),
+        (read_expectations, json.dumps(EXPECT | {"load": {"rate_per_s": 0}}), "load.rate_per_s"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_one_line_that_names_the_file(tmp_path, read, text, message):
     path = tmp_path / "policy.json"
     path.write_bytes(text.encode("latin-1"))

@@ -86,12 +86,9 @@ def test_it_is_chrome_json_with_every_row(recording, exported):
     data = load(path)
     check_format(data)
     assert counts == {
-        "problems": recording.problems.height,
-        "samples": recording.samples.height,
-        "steps": recording.steps.height,
-        "kernels": 24,
-        "events": 1,
-    }
+        "problems": recording.problems.height, "samples": recording.samples.height,
+        "steps": recording.steps.height, "kernels": 24, "events": 1,
+    }  # fmt: skip
     names = Counter(e["name"] for e in data["traceEvents"] if e["ph"] != "M")
     assert names["step"] == counts["steps"]
     assert names["gemm"] == names["norm"] == 12

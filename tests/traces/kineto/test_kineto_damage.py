@@ -127,16 +127,10 @@ def test_a_cut_between_events_skips_none(tmp_path):
 def test_events_that_cannot_be_used_are_counted(tmp_path):
     good = kernel("gemm", 1, 2, 1)
     bad = [
-        {**good, "ts": None},
-        {**good, "dur": None},
-        {**good, "dur": -1},
-        {**good, "ts": 1e300},
-        {**good, "dur": 1e300},
-        {**good, "cat": "a_new_thing"},
-        {**good, "ts": {}},
-        "not an event",
+        {**good, "ts": None}, {**good, "dur": None}, {**good, "dur": -1}, {**good, "ts": 1e300},
+        {**good, "dur": 1e300}, {**good, "cat": "a_new_thing"}, {**good, "ts": {}}, "not an event",
         7,
-    ]
+    ]  # fmt: skip
     tables = read_trace(write(tmp_path / "t.json", document([good, *bad, good])))
     assert totals(tables) == (2, 4000)
     assert tables.skipped == {
@@ -251,15 +245,8 @@ def mutate(raw, rng):
                 raw[spot : spot + 1] = rng.choice(worse)
         elif kind == 6:
             words = (
-                b'"ts"',
-                b'"dur"',
-                b'"ph"',
-                b'"cat"',
-                b'"name"',
-                b'"args"',
-                b"kernel",
-                b"cpu_op",
-            )
+                b'"ts"', b'"dur"', b'"ph"', b'"cat"', b'"name"', b'"args"', b"kernel", b"cpu_op",
+            )  # fmt: skip
             word = rng.choice(words)
             spots = raw.count(word)
             if spots:

@@ -7,15 +7,7 @@ import polars as pl
 import pytest
 
 from traces.live.metrics_page import PageReader, Series
-from traces.live.numbers import (
-    ASKED_TOKENS,
-    DRAFTS,
-    HIT_TOKENS,
-    KV,
-    RUNNING,
-    WAITING,
-    numbers_of,
-)
+from traces.live.numbers import ASKED_TOKENS, DRAFTS, HIT_TOKENS, KV, RUNNING, WAITING, numbers_of
 from traces.recording.tables import SCRAPES
 
 LIVE = Path(__file__).parents[2] / "data" / "live"

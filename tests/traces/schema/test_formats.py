@@ -22,27 +22,15 @@ from traces.schema.formats import (
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (0.0123, "s", "12.3 ms"),
-        (4.2e-6, "s/token", "4.20 us"),
-        (123.4, "s", "123 s"),
-        (790e6, "FLOP", "790 MFLOP"),
-        (0.3235, "device-s", "324 dev-ms"),
-        (3.2, "device-s", "3.20 dev-s"),
-        (0.896, "1", "0.896"),
-        (12345.0, "tokens", "12,345"),
-        (0.0123, "USD", "$0.0123"),
-        (-0.002, "USD", "-$0.00200"),
-        (2.66e-5, "USD", "$2.66e-05"),
-        (26.1, "problems/s", "26.1 problems/s"),
-        (2.0, "devices", "2 devices"),
-        (1.0, "devices", "1 device"),
-        (22_100.0, "J", "22.1 kJ"),
-        (0.25, "J/token", "250 mJ"),
-        (0.0, "s", "0 s"),
-        (None, "s", "-"),
-        (math.nan, "s", "-"),
+        (0.0123, "s", "12.3 ms"), (4.2e-6, "s/token", "4.20 us"), (123.4, "s", "123 s"),
+        (790e6, "FLOP", "790 MFLOP"), (0.3235, "device-s", "324 dev-ms"),
+        (3.2, "device-s", "3.20 dev-s"), (0.896, "1", "0.896"), (12345.0, "tokens", "12,345"),
+        (0.0123, "USD", "$0.0123"), (-0.002, "USD", "-$0.00200"), (2.66e-5, "USD", "$2.66e-05"),
+        (26.1, "problems/s", "26.1 problems/s"), (2.0, "devices", "2 devices"),
+        (1.0, "devices", "1 device"), (22_100.0, "J", "22.1 kJ"), (0.25, "J/token", "250 mJ"),
+        (0.0, "s", "0 s"), (None, "s", "-"), (math.nan, "s", "-"),
     ],
-)
+)  # fmt: skip
 def test_numbers(value, unit, text):
     assert number(value, unit) == text
 

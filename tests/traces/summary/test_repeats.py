@@ -9,7 +9,17 @@ from traces.recording.manifest import WorkloadFacts
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.summary import comparison
-from traces.summary.comparison import RUN_TO_RUN, beside, compare, judge, parse_limit, within
+from traces.summary.comparison import (
+    RUN_TO_RUN,
+    assumed,
+    beside,
+    compare,
+    judge,
+    parse_limit,
+    ran_apart,
+    spread_of,
+    within,
+)
 from traces.summary.metrics import METRICS
 from traces.summary.run import Run, summarise
 
@@ -25,14 +35,9 @@ def made_run(rng, hard, *, spread, times=1.0, draws=0.1, seqs=8):
     none = pl.lit(None, pl.Float64)
     rows = pl.DataFrame({"problem_id": [str(i) for i in range(hard.size)], "latency_s": latency})
     rows = rows.with_columns(
-        state=pl.lit("decided"),
-        correct=pl.lit(1.0),
-        tokens=pl.lit(10.0),
-        flops=none,
-        device_s=pl.col("latency_s") / 2,
-        cost_usd=none,
-        energy_j=none,
-    )
+        state=pl.lit("decided"), correct=pl.lit(1.0), tokens=pl.lit(10.0), flops=none,
+        device_s=pl.col("latency_s") / 2, cost_usd=none, energy_j=none,
+    )  # fmt: skip
     return Run(
         recording="made",
         complete=True,
@@ -70,8 +75,7 @@ def covered(monkeypatch, *, spread, repeats, trials, draws=0.1, times=1.0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("spread", "repeats", "times"),
-    [(RUN_TO_RUN, 0, 1.0), (0.2, 5, 1.0), (0.1, 4, 1.5)],
+    ("spread", "repeats", "times"), [(RUN_TO_RUN, 0, 1.0), (0.2, 5, 1.0), (0.1, 4, 1.5)]
 )
 def test_the_interval_of_two_runs_holds_the_truth(monkeypatch, spread, repeats, times):
     found = covered(monkeypatch, spread=spread, repeats=repeats, trials=120, times=times)
@@ -163,6 +167,33 @@ def test_recordings_beside_those_compared_are_its_repeats(tmp_path):
     assert spread.measured["latency_s.mean"] == pytest.approx(logs.std(ddof=1), rel=1e-3)
 
 
+def test_a_server_of_another_limit_is_no_repeat(tmp_path):
+    """A server does not tell max_num_seqs. That others waited behind so many tells it."""
+    many, few = (simulate(problems=12, n=4, concurrency=4, seqs=seqs) for seqs in (8, 2))
+    engine = engine_config(max_num_seqs=None, mode="server")
+    given = [
+        write_recording(tmp_path / name, scaled(many, factor), engine=engine)
+        for name, factor in (("a", 1.0), ("b", 1.1))
+    ]
+    write_recording(tmp_path / "r0", scaled(many, 0.9), engine=engine)
+    write_recording(tmp_path / "r1", scaled(many, 1.2), engine=engine)
+    slow = write_recording(tmp_path / "slow", few, engine=engine)
+    less = engine_config(max_num_seqs=None, mode="server", num_gpu_blocks=60)
+    write_recording(tmp_path / "less", scaled(many, 1.3), engine=less)
+    found = beside(given)
+    assert sorted(run.recording for run in found) == ["less", "r0", "r1", "slow"]
+    one, two = (summarise(each)[0] for each in given)
+    assert compare(one, two, found).run_to_run.repeats == ("r0", "r1")
+    (other,) = summarise(slow)
+    assert ran_apart(one, other) == (8, 2)
+    spread = compare(one, other, beside([given[0], slow])).run_to_run
+    assert (spread.recordings, spread.repeats) == (4, ("b", "r0", "r1"))
+    alone, sd_of = spread_of(one, found)
+    assert alone.repeats == ("r0", "r1")
+    assert 0 < sd_of("latency_s.mean") != alone.assumed[0]
+    assert spread_of(one, ())[1]("latency_s.mean") == pytest.approx(assumed([one])[0])
+
+
 def test_a_disturbed_run_is_taken_for_a_disturbed_machine():
     rng = np.random.default_rng(8)
     requests = np.repeat([1, 8, 4, 2], 100)
@@ -173,13 +204,10 @@ def test_a_disturbed_run_is_taken_for_a_disturbed_machine():
     def of(walls):
         return pl.DataFrame(
             {
-                "interval_ns": walls.astype(int),
-                "wall_ns": walls.astype(int),
-                "decode_requests": requests,
-                "prefill_tokens": 0,
-                "profiled": False,
+                "interval_ns": walls.astype(int), "wall_ns": walls.astype(int),
+                "decode_requests": requests, "prefill_tokens": 0, "profiled": False,
             }
-        )
+        )  # fmt: skip
 
     assert within(of(calm)) < 0.01
     assert 0.2 < within(of(slow)) < 0.6

@@ -55,31 +55,18 @@ def test_the_document_is_the_contract(run):
     assert set(document["policies"][0]) == {
         *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),
         *(
-            "rule",
-            "basis",
-            "error",
-            "tokens_estimated",
-            "fresh_run",
-            "max_tokens",
+            "rule", "basis", "error", "tokens_estimated", "fresh_run", "max_tokens",
             "other_problems",
         ),
-    }
+    }  # fmt: skip
     energy = document["energy_j"]
     assert energy.pop("reason") == "no power was recorded"
     assert energy == dict.fromkeys(
         (
-            "total",
-            "per_token",
-            "per_problem",
-            "per_correct",
-            "idle",
-            "idle_share",
-            "mean_w",
-            "max_w",
-            "kind",
-            "method",
+            "total", "per_token", "per_problem", "per_correct", "idle", "idle_share", "mean_w",
+            "max_w", "kind", "method",
         )
-    )
+    )  # fmt: skip
     for name in ("cost_usd_per_problem", "time_by_family", "collectives", "acceptance"):
         assert document[name] is None, name
 
@@ -407,10 +394,7 @@ def test_bus_bandwidth_is_that_of_nccl_tests(name, ranks, factor):
 
 def test_a_problem_posed_twice_keeps_its_samples_apart(rows, tmp_path):
     again = {
-        "problems": [
-            *rows["problems"],
-            *({**row, **shifted(row)} for row in rows["problems"]),
-        ],
+        "problems": [*rows["problems"], *({**row, **shifted(row)} for row in rows["problems"])],
         "samples": [
             *({**row, "span_id": "a"} for row in rows["samples"]),
             *({**row, **shifted(row), "span_id": "b"} for row in rows["samples"]),

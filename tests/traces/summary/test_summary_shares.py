@@ -20,12 +20,9 @@ def frames(rows):
 
 @settings(max_examples=25)
 @given(
-    problems=st.integers(1, 8),
-    n=st.integers(1, 6),
-    seqs=st.integers(1, 9),
-    concurrency=st.integers(1, 4),
-    seed=st.integers(0, 1000),
-)
+    problems=st.integers(1, 8), n=st.integers(1, 6), seqs=st.integers(1, 9),
+    concurrency=st.integers(1, 4), seed=st.integers(0, 1000),
+)  # fmt: skip
 def test_shares_sum_to_the_busy_time(problems, n, seqs, concurrency, seed):
     rows = simulate(problems=problems, n=n, seqs=seqs, concurrency=concurrency, seed=seed)
     steps, samples = frames(rows)

@@ -94,16 +94,12 @@ def test_two_forms_of_the_right_answer_split_its_votes():
 def frame(problems):
     rows = [
         {
-            "problem": number,
-            "sample_index": index,
-            "answer": answer,
-            "correct": answer == "a",
-            "end": end,
-            "output_tokens": 10 * (index + 1),
+            "problem": number, "sample_index": index, "answer": answer, "correct": answer == "a",
+            "end": end, "output_tokens": 10 * (index + 1),
         }
         for number, samples in enumerate(problems)
         for index, (answer, end) in enumerate(samples)
-    ]
+    ]  # fmt: skip
     return pl.from_dicts(rows)
 
 

@@ -5,7 +5,7 @@ from textual.widgets import DataTable, Input, Static
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
-from tests.tui.pilot import settle, text_of
+from tests.tui.pilot import opened, press, settle, text_of
 from traces.errors import UsageError
 from tui.app.app import SCREENS, TtscopeApp, screenshot
 from tui.screens.advice.screen import AdviceScreen, Advised, WhatIf
@@ -52,22 +52,18 @@ async def test_open_mark_compare_advise_quit(folder, size):
         assert app.screen.query_one(DataTable).row_count == 3
         await pilot.press("s", "ctrl+home", "space")  # by p95; the first is incomplete
         assert app.marked == []
-        await pilot.press("down", "space", "space")
-        await settle(pilot)
+        await press(pilot, "down", "space", "space")
         assert len(app.marked) == 2
         panel = text_of(app, "#detail")
         assert "the same 10 problems, paired, 90 % intervals" in panel
         assert "engine.max_num_seqs" in panel
 
-        await pilot.press("ctrl+home", "down", "enter")
-        await settle(pilot)
+        await press(pilot, "ctrl+home", "down", "enter")
         assert isinstance(app.screen, RunScreen)
         assert "problem 1 of" in text_of(app, "#title")
-        await pilot.press("right_square_bracket", "right", "right", "full_stop", "w")
-        await settle(pilot)
+        await press(pilot, "right_square_bracket", "right", "right", "full_stop", "w")
 
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         assert isinstance(app.screen, AdviceScreen)
         assert len(advisors.made) == 1
         assert len(advisors.made[0].recordings) == 2
@@ -79,29 +75,21 @@ async def test_open_mark_compare_advise_quit(folder, size):
 
 
 async def test_filter_sort_and_errors_in_place(folder, tmp_path):
-    app = TtscopeApp([folder, tmp_path / "missing"])
-    async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder, tmp_path / "missing"]), (120, 40)) as (app, pilot):
         table = app.screen.query_one(DataTable)
         assert table.row_count == 4
-        await pilot.press("slash", *"seqs3", "enter")
-        await settle(pilot)
+        await press(pilot, "slash", *"seqs3", "enter")
         assert table.row_count == 1
-        await pilot.press("slash", *["backspace"] * 5, "enter")
-        await settle(pilot)
+        await press(pilot, "slash", *["backspace"] * 5, "enter")
         assert table.row_count == 4
-        await pilot.press("ctrl+end")
-        await settle(pilot)
+        await press(pilot, "ctrl+end")
         assert "no such recording" in text_of(app, "#detail")
-        await pilot.press("space", "r", "s", "u")
-        await settle(pilot)
+        await press(pilot, "space", "r", "s", "u")
         assert app.marked == []
 
 
 async def test_two_columns_appear_and_leave_with_the_width(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
         table = app.screen.query_one(DataTable)
         narrow = len(table.columns)
         await pilot.resize_terminal(140, 40)
@@ -111,41 +99,30 @@ async def test_two_columns_appear_and_leave_with_the_width(folder):
 
 
 async def test_an_incomplete_run_says_so(folder):
-    app = TtscopeApp([folder / "zcut"])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
-        await pilot.press("2")
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "zcut"])) as (app, pilot):
+        await press(pilot, "2")
         assert "incomplete" in text_of(app, "#head")
 
 
 async def test_key_2_shows_the_run_under_a_cursor_that_was_moved(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
         table, shown = app.screen.query_one(DataTable), []
         for row in (*range(1, table.row_count), 0):
-            await pilot.press("1", "home", *["down"] * row)
-            await settle(pilot)
+            await press(pilot, "1", "home", *["down"] * row)
             key = table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
-            await pilot.press("2")
-            await settle(pilot)
+            await press(pilot, "2")
             shown.append((key, app.current_entry().key))
         assert len(shown) > 1 and all(key == opened for key, opened in shown)
 
 
 async def test_budget_is_asked_and_mistakes_are_told(folder):
     advisors = Advisors()
-    app = TtscopeApp([folder], advisors)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
-        await pilot.press("4")
-        await settle(pilot)
+    async with opened(TtscopeApp([folder], advisors), (120, 40)) as (app, pilot):
+        await press(pilot, "4")
         (advisor,) = advisors.made
         assert len(advisor.recordings) == 2  # the complete ones
         assert text_of(app, "#detail").startswith("No limit is set, so nothing is recommended")
-        await pilot.press("b", *"0.7", "tab", *"2s", "enter")
-        await settle(pilot)
+        await press(pilot, "b", *"0.7", "tab", *"2s", "enter")
         assert advisor.budgets[-1].min_accuracy == 0.7
         assert advisor.budgets[-1].max_latency_s == 2.0
         assert advisor.budgets[-1].latency_percentile is None  # the mean, as in advise
@@ -154,8 +131,7 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
         assert app.screen.focused is app.screen.query_one(DataTable)
         field.value = "0.1s"
         field.focus()
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         assert "Nothing fits the budget: mean latency of at most 100 ms" in text_of(app, "#detail")
         for name, text, told in (
             ("max_latency", "soon", "latency at most soon"),
@@ -166,8 +142,7 @@ async def test_budget_is_asked_and_mistakes_are_told(folder):
             field = app.screen.query_one(f"#field_{name}", Input)
             field.value = text
             field.focus()
-            await pilot.press("enter")
-            await settle(pilot)
+            await press(pilot, "enter")
             message = app.screen.query_one("#message", Static)
             assert told in str(message.render()), name
             assert message.has_class("bad")
@@ -182,8 +157,7 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         await settle(pilot)
         await pilot.press("ctrl+home", "down", "enter")  # what runs today
         await settle(pilot)
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         assert any(isinstance(each, Advised) for each in seen)
         table = app.screen.query_one(DataTable)
         assert str(table.get_row_at(table.row_count - 1)[0]) == "◆"
@@ -195,28 +169,23 @@ async def test_axis_what_if_and_answers_while_typing(folder):
         await settle(pilot)
         assert not app.screen.query_one("#above").display
         assert app.screen.focused is app.screen.query_one("#answer")
-        await pilot.press("escape")
-        await settle(pilot)
+        await press(pilot, "escape")
         assert app.screen.query_one("#above").display
         assert app.screen.focused is table
         plot = app.screen.query_one(Scatter)
         assert plot._x_label == "mean latency (s)"
-        await pilot.press("x")
-        await settle(pilot)
+        await press(pilot, "x")
         assert plot._x_label == "p95 latency (s)"
 
         asked = len(advisors.made[0].budgets)
         app.screen.query_one("#field_max_latency", Input).focus()
-        await pilot.press("full_stop")
-        await settle(pilot)
+        await press(pilot, "full_stop")
         assert len(advisors.made[0].budgets) == asked  # half a number
-        await pilot.press("7", "s")
-        await settle(pilot)
+        await press(pilot, "7", "s")
         assert advisors.made[0].budgets[-1].max_latency_s == 0.7
         await pilot.press("enter", "w")
         app.screen.query_one("#change", Input).value = "engine.max_num_seqs=4"
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         told = [each for each in seen if isinstance(each, WhatIf)]
         assert "no recording of large" in told[-1].error
         assert "no recording of large" in text_of(app, "#message")
@@ -227,20 +196,16 @@ async def test_what_to_measure_next_becomes_a_plan(folder, tmp_path, monkeypatch
     app = TtscopeApp([folder], Advisors(), limits={"min_accuracy": "0.7"})
     async with app.run_test(size=(120, 40)) as pilot:
         await settle(pilot)
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         await pilot.press("m", "n")
         assert not [*tmp_path.glob("*.yaml")]  # it asks first
         for name in ("measure-next.yaml", "measure-next2.yaml"):
-            await pilot.press("m", "y")
-            await settle(pilot)
+            await press(pilot, "m", "y")
             assert f"ttscope sweep {name} -o runs" in text_of(app, "#message")
             assert (tmp_path / name).exists()
             assert f"{name.removesuffix('.yaml')}-m-tp2.forward.json" in text_of(app, "#message")
-        await pilot.press("b", "tab", *"1ms", "enter")
-        await settle(pilot)
-        await pilot.press("m", "y")
-        await settle(pilot)
+        await press(pilot, "b", "tab", *"1ms", "enter")
+        await press(pilot, "m", "y")
         assert "nothing fits" in text_of(app, "#message")
         assert app.screen.query_one("#message").has_class("bad")
 
@@ -252,8 +217,7 @@ async def test_what_runs_today_may_be_named(folder):
         await settle(pilot)
         await pilot.press("ctrl+home", "enter")  # opening another does not change it
         await settle(pilot)
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         assert app.present_entry().path == folder / "two"
         assert [each.path.name for each in advisors.made[0].recordings] == ["one", "two"]
         assert advisors.made[0].presents == [
@@ -262,12 +226,9 @@ async def test_what_runs_today_may_be_named(folder):
 
 
 async def test_no_recordings_at_all(tmp_path):
-    app = TtscopeApp([tmp_path])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([tmp_path])) as (app, pilot):
         for key in "1234":
-            await pilot.press(key)
-            await settle(pilot)
+            await press(pilot, key)
         told = text_of(app, "#detail")
         for wanted in ("No complete recording", "ttscope demo", "1 and then o", "3 and then u"):
             assert wanted in told
@@ -278,9 +239,7 @@ async def test_no_recordings_at_all(tmp_path):
 
 
 async def test_help_names_the_keys_and_closes(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
         await pilot.press("question_mark")
         await pilot.pause()
         assert isinstance(app.screen, HelpScreen)
@@ -293,9 +252,7 @@ async def test_help_names_the_keys_and_closes(folder):
 
 
 async def test_the_palette_offers_the_keys_of_the_screen(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
         offered = {command.title: command for command in app.get_system_commands(app.screen)}
         assert {"Mark", "Filter", "Delete", "Quit", "Light or dark"} <= set(offered)
         assert offered["Filter"].help.endswith("Key: /")

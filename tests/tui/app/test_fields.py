@@ -5,7 +5,7 @@ from textual.widgets import DataTable, Input
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
-from tests.tui.pilot import screen_text, settle, text_of
+from tests.tui.pilot import opened, press, screen_text, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.base import KeyFooter
 from tui.screens.library import failure, paths_of
@@ -37,11 +37,8 @@ def footer(app):
 
 @pytest.mark.parametrize(("screen", "key", "name", "text", "told"), FIELDS)
 async def test_a_field(folder, screen, key, name, text, told):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
-        await pilot.press(screen)
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
+        await press(pilot, screen)
         before = footer(app)
         await pilot.press(key, *text[:1])  # what is typed behind the key is in it
         field = app.screen.query_one(f"#{name}", Input)
@@ -49,21 +46,17 @@ async def test_a_field(folder, screen, key, name, text, told):
         await settle(pilot)
         assert footer(app) == {"enter": "apply", "esc": "cancel"}
         field.value = text
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         assert told in text_of(app)
         assert (app.screen.focused, field.value) == (field, text)
-        await pilot.press("escape")
-        await settle(pilot)
+        await press(pilot, "escape")
         assert app.screen.focused is not field
         assert "said" not in app.screen.query_one("#message").classes or not text_of(app)
         assert footer(app) == before
 
 
 async def test_help_and_quit_stay_where_there_is_no_room_for_all_keys(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(120, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder]), (120, 24)) as (app, pilot):
         whole = screen_text(app).splitlines()[-1]
         for columns in (40, 60, 80, 120):
             await pilot.resize_terminal(columns, 24)
@@ -75,38 +68,28 @@ async def test_help_and_quit_stay_where_there_is_no_room_for_all_keys(folder):
 
 
 async def test_a_replay_that_fails_can_be_mended(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
-        await pilot.press("2")
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
+        await press(pilot, "2")
         await pilot.press("v")
         field = app.screen.query_one("#ask", Input)
         field.value = "engine.max_num_seq=4"
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         assert "did you mean max_num_seqs?" in text_of(app)
         assert (app.screen.focused, field.value) == (field, "engine.max_num_seq=4")
 
 
 async def test_a_filter_without_a_match_names_near_words(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
-        await pilot.press("slash", *"seq88", "enter")
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
+        await press(pilot, "slash", *"seq88", "enter")
         assert "Did you mean seqs8?" in text_of(app, "#detail")
         assert app.screen.query_one("#filtering").display  # it still filters
-        await pilot.press("slash", "escape")
-        await settle(pilot)
+        await press(pilot, "slash", "escape")
         assert app.screen.query_one(DataTable).row_count == 3
         assert not app.screen.query_one("#filtering").display
 
 
 async def test_keys_of_a_table(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
         table = app.screen.query_one(DataTable)
         for key, row in (("G", 2), ("g", 0), ("end", 2), ("home", 0), ("j", 1), ("k", 0)):
             await pilot.press(key)
@@ -126,11 +109,8 @@ async def test_names_are_completed(folder):
 
 
 async def test_keys_of_the_table_of_advice(folder):
-    app = TtscopeApp([folder], FakeAdvisor)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
-        await pilot.press("4")
-        await settle(pilot)
+    async with opened(TtscopeApp([folder], FakeAdvisor), (120, 40)) as (app, pilot):
+        await press(pilot, "4")
         table = app.screen.query_one(DataTable)
         table.focus()
         last = table.row_count - 1

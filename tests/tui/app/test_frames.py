@@ -6,7 +6,7 @@ import pytest
 
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.traces.synthetic import engine_config, simulate, write_recording
-from tests.tui.pilot import settle, text_of
+from tests.tui.pilot import opened, settle, text_of
 from traces.schema.advice import Pick
 from tui.app.app import TtscopeApp
 from tui.screens.advice.what_if import what_if
@@ -47,22 +47,16 @@ def test_what_if_reads_them_again(tmp_path):
     entries = load(record(tmp_path / "one", engine_of(), VOTE16, problems=6).path)
     run = entries[0].run
     pick = Pick(
-        engine=run.engine,
-        policy=run.policy,
-        command=None,
-        estimates={},
+        engine=run.engine, policy=run.policy, command=None, estimates={},
         probability_within_budget=1.0,
-    )
+    )  # fmt: skip
     found = what_if(entries, pick, "engine.max_num_seqs=4")
     assert what_if(fit_frames(entries, (), 0), pick, "engine.max_num_seqs=4") == found
 
 
 async def test_a_run_that_was_let_go_is_read_again(folder, monkeypatch):
     monkeypatch.setattr("tui.screens.library_app.fit_frames", partial(fit_frames, most_bytes=0))
-    app = TtscopeApp([folder])
-
-    async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder]), (120, 40)) as (app, pilot):
         for name, problems in (("two", 20), ("one", 10), ("two", 20)):
             await pilot.press("1")
             app.open_run(next(each for each in app.entries if each.path.name == name))
@@ -79,9 +73,7 @@ async def test_a_run_that_is_gone_when_it_is_wanted_again(folder, monkeypatch, t
     monkeypatch.setattr("tui.screens.library_app.fit_frames", partial(fit_frames, most_bytes=0))
     for name in ("a", "b"):
         write_recording(tmp_path / name, simulate(problems=4, n=2))
-    app = TtscopeApp([tmp_path])
-    async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([tmp_path]), (120, 40)) as (app, pilot):
         other = next(each for each in app.entries if not each.frame_bytes)
         for part in other.path.iterdir():
             part.unlink()

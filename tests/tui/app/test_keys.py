@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tui.pilot import settle
+from tests.tui.pilot import opened
 from traces.errors import UsageError
 from tui.app.app import TtscopeApp, key_ids
 from tui.app.keys import default_file, read_keys
@@ -12,9 +12,7 @@ from tui.app.keys import default_file, read_keys
 async def test_a_key_is_where_the_file_puts_it(tmp_path):
     path = tmp_path / "keys.toml"
     path.write_text('[app]\nlive = "f3,3"\nadvice = "f4"\n')
-    app = TtscopeApp([tmp_path], keys=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([tmp_path], keys=path)) as (app, pilot):
         await pilot.press("4")
         assert app.current_mode == "recordings"
         for key, mode in (("f3", "live"), ("f4", "advice")):

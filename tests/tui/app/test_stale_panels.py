@@ -7,7 +7,7 @@ from benchmarks.servers.metrics_server import metrics_server
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
 from tests.tui.live_recordings import write_watched
-from tests.tui.pilot import entry_at_cursor, settle, text_of
+from tests.tui.pilot import entry_at_cursor, opened, press, settle, text_of
 from tests.tui.screens.live.test_live_screen import attach_to, wait_for
 from traces.errors import UsageError
 from tui.app.app import TtscopeApp
@@ -45,26 +45,21 @@ def panels(app):
 
 
 @pytest.mark.parametrize(
-    ("second", "size", "of_first"),
-    [("metrics", (160, 40), (0, 3)), ("spans", (80, 24), (1, 2))],
+    ("second", "size", "of_first"), [("metrics", (160, 40), (0, 3)), ("spans", (80, 24), (1, 2))]
 )
 async def test_the_run_screen_after_another_recording(folder, second, size, of_first):
     """What it shows of the second, from pages of the first, is what it shows of it alone."""
 
     async def shown(*names, pages=0):
-        app = TtscopeApp([folder])
-        async with app.run_test(size=size) as pilot:
-            await settle(pilot)
+        async with opened(TtscopeApp([folder]), size) as (app, pilot):
             for name in names:
                 await open_named(pilot, name)
                 if name == "voted":
                     assert "▆" in text_of(app, "#bars")
                     await pilot.press("v")
                     app.screen.query_one("#ask", Input).value = "policy.n=2"
-                    await pilot.press("enter")
-                    await settle(pilot)
-                    await pilot.press(*"k" * pages, *("greater_than_sign", "plus", "right"))
-                    await settle(pilot)
+                    await press(pilot, "enter")
+                    await press(pilot, *"k" * pages, *("greater_than_sign", "plus", "right"))
                     assert text_of(app, "#vote") or pages
                     await pilot.press("v", *"half")
                     app.switch_mode("recordings")
@@ -79,11 +74,8 @@ async def test_the_run_screen_after_another_recording(folder, second, size, of_f
 
 
 async def test_the_run_screen_when_its_recording_is_forgotten(folder):
-    app = TtscopeApp([folder / "voted"])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
-        await pilot.press("2")
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "voted"])) as (app, pilot):
+        await press(pilot, "2")
         assert "problem 1 of 6" in text_of(app, "#title")
         app.forget(folder / "voted")
         await settle(pilot)
@@ -94,9 +86,7 @@ async def test_the_run_screen_when_its_recording_is_forgotten(folder):
 
 
 async def test_what_failed_for_another_recording_is_not_said_here(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
         await open_named(pilot, "spans")
         await pilot.press("v")
         app.screen.query_one("#ask", Input).value = ""
@@ -118,21 +108,17 @@ class OfVotes(FakeAdvisor):
 
 
 async def test_advice_that_fails_leaves_no_picks_of_others(folder):
-    app = TtscopeApp([folder], OfVotes)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder], OfVotes), (120, 40)) as (app, pilot):
         (voted,) = (each for each in app.entries if each.path.name == "voted")
         (spans,) = (each for each in app.entries if each.path.name == "spans")
         app.toggle_mark(voted.key)
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         assert app.screen.query_one(DataTable).row_count
         assert app.screen.query_one("#middle").display
         await pilot.press("1")
         app.toggle_mark(voted.key)
         app.toggle_mark(spans.key)
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         assert "spans" in text_of(app, "#message")
         assert not app.screen.query_one(DataTable).row_count
         assert not app.screen.query_one("#middle").display
@@ -165,9 +151,7 @@ async def test_the_live_screen_shows_nothing_of_the_server_before(folder, monkey
 
 async def test_a_comparison_is_of_what_is_loaded_now(folder):
     write_recording(folder / "again", simulate(problems=6, n=4, seed=1))
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder]), (120, 40)) as (app, pilot):
         for name in ("voted", "again"):
             (entry,) = (each for each in app.entries if each.path.name == name)
             app.toggle_mark(entry.key)
@@ -179,9 +163,7 @@ async def test_a_comparison_is_of_what_is_loaded_now(folder):
 
 
 async def test_the_row_stays_where_the_terminal_changes_its_size(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder]), (120, 40)) as (app, pilot):
         await pilot.press("down")
         key = entry_at_cursor(app)
         assert app.screen.query_one(DataTable).cursor_row == 1

@@ -6,7 +6,7 @@ import pytest
 
 from tests.tui.app.test_stale_panels import open_named
 from tests.tui.live_recordings import write_watched
-from tests.tui.pilot import settle, text_of
+from tests.tui.pilot import opened, press, settle, text_of
 from traces.live.numbers import Bounds
 from tui.app.app import TtscopeApp
 from tui.text.recordings.live import bounds_text
@@ -29,15 +29,14 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", DEPTHS)
 def test_policies_show_what_was_sent(run, folder, name):
-    code, out, err = run("show", folder / name, "--policies")
-    assert (code, err) == (0, "")
+    out = run.clean("show", folder / name, "--policies")
     text = " ".join(out.split())
     assert "the traffic of others, whose policy and right answers are not known" in text
     assert out.count("samples as sent") == {"metrics": 0, "two": 2}.get(name, 1)
     if name != "metrics":
         assert "1 19 - 100 [100, 100]" in text
     assert max(map(len, out.splitlines())) <= 80
-    code, out, _ = run("show", folder / name, "--policies", "--json")
+    _, out, _ = run("show", folder / name, "--policies", "--json")
     for each in json.loads(out)["runs"]:
         assert each["policies"] == []
         assert "the traffic of others" in each["policy_notes"][0]
@@ -81,24 +80,20 @@ def test_two_servers_are_told_apart(run, folder):
     [("metrics", (80, 24)), ("spans", (160, 40)), ("steps", (80, 24)), ("two", (160, 40))],
 )
 async def test_every_page_of_the_run_screen(folder, name, size):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=size) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder]), size) as (app, pilot):
         await open_named(pilot, name)
         found = text_of(app, "#title") + text_of(app, "#text")
         assert ("VERDICT" in found) == (name == "metrics")
         pages = []
         for _ in range(3):
-            await pilot.press("k")
-            await settle(pilot)
+            await press(pilot, "k")
             pages.append(text_of(app, "#text"))
         assert "no kernels were profiled" in pages[0]
         assert "the traffic of others" in " ".join(pages[1].split())
         assert "v replays" in pages[2]
         await pilot.press("k", "v")
         app.screen.query_one("#ask").value = "policy.n=2"
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         assert "as it was sent" in text_of(app, "#message")
         await pilot.press(
             "escape", "space", "right", "full_stop", "r", "w", "z", "0", "right_square_bracket"
@@ -108,12 +103,9 @@ async def test_every_page_of_the_run_screen(folder, name, size):
 
 @pytest.mark.slow
 async def test_other_screens_with_nothing_else(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder])) as (app, pilot):
         assert "enter: open it on screen 3" in text_of(app, "#detail")
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         assert "too little of the server" in " ".join(text_of(app, "#message").split())
 
 
@@ -151,13 +143,9 @@ def test_of_histograms_bounds_are_shown(run, tmp_path):
 @pytest.mark.parametrize(
     ("low", "high", "text"),
     [
-        (5.0, 10.0, "5.00 to 10.0 s"),
-        (0.0, 0.01, "up to 10.0 ms"),
-        (60.0, None, "over 60.0 s"),
-        (5.919, 5.921, "5.92 s"),
-        (0.75, 1.0, "0.750 to 1.00 s"),
-        (5e-5, 0.3, "0.0500 to 300 ms"),
+        (5.0, 10.0, "5.00 to 10.0 s"), (0.0, 0.01, "up to 10.0 ms"), (60.0, None, "over 60.0 s"),
+        (5.919, 5.921, "5.92 s"), (0.75, 1.0, "0.750 to 1.00 s"), (5e-5, 0.3, "0.0500 to 300 ms"),
     ],
-)
+)  # fmt: skip
 def test_bounds_in_words(low, high, text):
     assert bounds_text(Bounds(low=low, high=high, unit="s")) == text

@@ -49,8 +49,7 @@ def source(material):
 @pytest.mark.slow
 def test_the_page_names_the_percentile_that_is_lowest(material):
     advice = dataclasses.replace(
-        material.advice,
-        budget=dataclasses.replace(material.advice.budget, latency_percentile=95),
+        material.advice, budget=dataclasses.replace(material.advice.budget, latency_percentile=95)
     )
     found = Page(page(dataclasses.replace(material, advice=advice)))
     assert "It has the lowest p95 latency with " in found.text

@@ -7,7 +7,7 @@ import pytest
 from textual.widgets import DataTable
 
 from tests.traces.synthetic import simulate, write_recording
-from tests.tui.pilot import settle
+from tests.tui.pilot import opened
 from tui.app.app import TtscopeApp
 from tui.screens.entries import listed, load, to_list
 from tui.screens.index import NAME, Indexes, files_of, read_index, write_index
@@ -28,13 +28,6 @@ def note(folder, name):
     indexes.note(folder / name, files_of(folder / name), rows)
     indexes.write()
     return rows
-
-
-async def opened(folder):
-    app = TtscopeApp([folder])
-    async with app.run_test(size=(160, 40)) as pilot:
-        await settle(pilot)
-        yield app, pilot
 
 
 def test_a_row_of_the_index_looks_like_the_one_that_was_read(folder):
@@ -100,11 +93,11 @@ def test_a_folder_of_few_recordings_gets_no_index(folder, monkeypatch):
 
 @pytest.mark.slow
 async def test_the_app_lists_leaves_an_index_and_lists_by_it(folder):
-    async for app, _ in opened(folder):
+    async with opened(TtscopeApp([folder]), (160, 40)) as (app, _):
         assert app.query_one("#runs", DataTable).row_count == 2
         assert all(entry.run is not None for entry in app.entries)
     assert set(read_index(folder)) == {"one", "two"}
     (folder / NAME).write_text("nonsense")
-    async for app, _ in opened(folder):
+    async with opened(TtscopeApp([folder]), (160, 40)) as (app, _):
         assert len(app.entries) == 2
     assert set(read_index(folder)) == {"one", "two"}

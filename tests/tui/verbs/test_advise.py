@@ -32,16 +32,13 @@ def test_wrong_use_is_one_line_before_anything_is_learned(run, tmp_path, argumen
     (tmp_path / "there.yaml").write_text("")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "policy.json").write_text("")
-    code, out, err = run("advise", SHIPPED, *GIVEN, *arguments)
-    assert (code, out) == (2, "")
-    (line,) = err.strip().splitlines()
-    assert message in line
+    assert message in run.refused("advise", SHIPPED, *GIVEN, *arguments, code=2)
 
 
 def test_a_present_folder_that_is_no_recording_is_refused(run, tmp_path):
-    code, _, err = run("advise", SHIPPED, *GIVEN, "--present", tmp_path / "absent")
-    assert code == 1
-    assert "absent" in err
+    assert "absent" in run.refused(
+        "advise", SHIPPED, *GIVEN, "--present", tmp_path / "absent", code=1
+    )
 
 
 EVIDENCE = SimpleNamespace(workload=None, load=(2, None))
@@ -69,13 +66,9 @@ def test_what_cannot_be_run_here_is_not_verified(tmp_path, changes, evidence, me
 
 def test_measured_stands_beside_predicted():
     measured = {
-        "accuracy": estimate(0.9, "1"),
-        "latency_s": estimate(9.0, "s"),
-        "latency_p95_s": None,
-        "device_s": estimate(0.8, "device-s"),
-        "energy_j": None,
-        "tokens": None,
-    }
+        "accuracy": estimate(0.9, "1"), "latency_s": estimate(9.0, "s"), "latency_p95_s": None,
+        "device_s": estimate(0.8, "device-s"), "energy_j": None, "tokens": None,
+    }  # fmt: skip
     lines = comparison_lines("system-optimal", LARGE, measured)
     told = {line.split("  ")[0]: line.split()[-1] for line in lines[2:]}
     assert told == {

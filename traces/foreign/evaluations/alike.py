@@ -18,7 +18,7 @@ import polars as pl
 
 RARE: Final = 0.005  # of sets of alike samples are taken for unlike ones, by each of both tests
 FEWEST_CELLS: Final = 24  # problems that tell, times samples: else Q is no chi-squared (Tate 1970)
-ALIKE: Final = "Accuracy of fewer samples, tokens and times take all as alike"
+ALIKE: Final = "Accuracy of fewer samples, tokens and times treat all samples alike"
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 

@@ -376,8 +376,8 @@ def _suspected(suspects: Sequence[Suspect], files: Sequence[ImportedFile]) -> It
         whose = files[0].path.name if len(files) == 1 else "the files"
         head = "an answer is" if len(unnamed) == 1 else f"{len(unnamed)} answers are"
         yield (
-            f"{head} common and never right. Open {whose} at {', '.join(unnamed)}. Where it stands "
-            "for none, import again with --no-answer and the text that is there, else it votes"
+            f"{head} common and never right. Open {whose} at {', '.join(unnamed)}. If the text "
+            "there stands for no answer, import again with --no-answer TEXT. Else it votes"
         )
 
 

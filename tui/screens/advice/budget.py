@@ -67,11 +67,6 @@ def in_fields(text: str) -> str:
     return text
 
 
-def price_hint(price: float | None) -> str:
-    """Return what holds while the field of prices is empty: none, or the price of screen 1."""
-    return "none" if price is None else f"{price:g} (screen 1)"
-
-
 def load_hint(load: Load | None) -> str:
     """Return the load that holds while no rate is given, as short as a field."""
     if load is None:
@@ -190,7 +185,8 @@ class BudgetForm(Vertical):
     def set_price(self, price: float | None) -> None:
         """Say which price holds while none is in the field."""
         self._price = price
-        self.query_one("#hint_price", Static).update(price_hint(price))
+        hint = "none" if price is None else f"{price:g} (screen 1)"
+        self.query_one("#hint_price", Static).update(hint)
 
     def set_load(self, load: Load | None) -> None:
         """Say which load holds while no rate is in the field."""

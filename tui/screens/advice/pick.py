@@ -106,18 +106,12 @@ def answer_sections(
     elif pick is None:
         head = verdict(answer)[0]
         if is_outline(answer):
-            head = "By the formula nothing fits the budget."
+            head = "By this estimate nothing fits the budget."
         main.append(_text("head", head, width))
         if answer.near_misses:
             main.append(Section(kind="text", lines=[*near_miss_lines(answer, width)]))
         rest = _closing(answer, width)
     return [*main, *([] if row is None else _other(answer, row, width))], rest
-
-
-def answer_lines(answer: Recommendation, row: Candidate | None, *, width: int) -> list[str]:
-    """Return both parts as lines."""
-    main, rest = answer_sections(answer, row, width=width)
-    return _lines([*main, *rest])
 
 
 def _picked(answer: Recommendation, row: Candidate, width: int) -> Iterable[Section]:
@@ -174,13 +168,6 @@ def _closing(answer: Recommendation, width: int) -> list[Section]:
 
 def _text(kind: Kind, text: str, width: int) -> Section:
     return Section(kind=kind, lines=textwrap.wrap(text, width, break_on_hyphens=False))
-
-
-def _lines(sections: Sequence[Section]) -> list[str]:
-    lines: list[str] = []
-    for section in sections:
-        lines += [*([""] if lines and section.kind != "text" else []), *section.lines]
-    return lines
 
 
 def styled(sections: Sequence[Section]) -> Content:

@@ -29,11 +29,13 @@ from tui.screens.advice.rows import Candidate, candidates, gone_lines, paste_tex
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
-from tui.screens.library_app import Advises
+from tui.screens.library_app import FittedAdvisor
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
     from advisor.advice.accounts.efforts import EffortMap
+
+OF_AN_ANSWER = frozenset({"copy", "explain", "front", "axis", "what_if", "measure"})
 
 # What the workers of the Advice screen tell it.
 
@@ -352,6 +354,7 @@ class AdviceScreen(ModeScreen):
         self._stop()
         self.workers.cancel_group(self, "what_if")
         self._advice, self._what_if, self._accounted, self._answers = None, [], None, {}
+        self.refresh_bindings()
         self._whole = "all"
         self._show_panels()
         self._front.clear()
@@ -403,7 +406,7 @@ class AdviceScreen(ModeScreen):
 
     def _account(
         self,
-        advisor: Advises,
+        advisor: FittedAdvisor,
         answer: Recommendation,
         api_price: float | None,
         question: Question,
@@ -438,8 +441,8 @@ class AdviceScreen(ModeScreen):
         """Say what goes on, with a bar, which runs to and fro while it has no total."""
         self.query_one("#progress").display = doing is not None
         bar = self.query_one("#bar", ProgressBar)
-        count = "" if total is None else f" {done} of {total} "
-        self.query_one("#doing", Static).update(f"{doing or ''}{count}")
+        count = "" if total is None else f" {done} of {total}"
+        self.query_one("#doing", Static).update(f"{doing or ''}{count} ")
         bar.update(total=total or (None if doing else 1), progress=done)
 
     @on(Advised)
@@ -474,8 +477,10 @@ class AdviceScreen(ModeScreen):
         self._front.show(event.advice, rows)
         self._say("\n".join(self._gone_lines()))
         self._show_answer()
-        if first and self.focused is None:
-            self.call_after_refresh(self._go_home)
+        if first:
+            self.refresh_bindings()
+            if self.focused is None:
+                self.call_after_refresh(self._go_home)
 
     @on(Accounted)
     def _with_accounts(self, event: Accounted) -> None:
@@ -544,6 +549,12 @@ class AdviceScreen(ModeScreen):
         return (styled(main), styled(rest)) if wide else (styled([*main, *rest]), Content(""))
 
     # -- what is done with the answer ----------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer what an answer is needed for once there is one."""
+        if action in OF_AN_ANSWER and self._advice is None:
+            return False
+        return super().check_action(action, parameters)
 
     def action_copy(self) -> None:
         selected = self._front.selected

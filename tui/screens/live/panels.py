@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -149,7 +149,10 @@ def live_panels(history: History) -> list[Panel]:
     made = total(engines, "generated_tokens_per_s")
     if last.watts is not None and made > 0:
         joules = f"{number(last.watts / made, 'J')} a generated token"
-        panels = [_with(panel, joules) if panel.title == "Power" else panel for panel in panels]
+        panels = [
+            replace(each, lines=(*each.lines, joules)) if each.title == "Power" else each
+            for each in panels
+        ]
     if history.step_lanes(10):
         panels.append(Panel(title="Engine steps, last minute", lanes=history.step_lanes))
     return panels
@@ -189,10 +192,6 @@ def _gauges(source: History | Recorded, engines: Sequence[Numbers]) -> list[Pane
 def only(source: History | Recorded, *names: str) -> Callable[[int], Sequence[Lane]]:
     """Return what makes the lanes of these names."""
     return lambda bins: [lane for lane in source.lanes(bins) if lane.name in names]
-
-
-def _with(panel: Panel, line: str) -> Panel:
-    return Panel(title=panel.title, lanes=panel.lanes, lines=(*panel.lines, line))
 
 
 def _rates(engines: Sequence[Numbers]) -> tuple[str, ...]:

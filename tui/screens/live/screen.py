@@ -73,7 +73,7 @@ HOW = (
 )
 URL = Question(
     label="URL",
-    example="http://HOST:8000 --listen 4318 --kernels FOLDER --api-key-env NAME",
+    example="http://HOST:8000 --listen 4318",
     suggester=Words(option_names(Watch).split(", ")),
 )
 

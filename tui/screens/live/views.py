@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import polars as pl
@@ -13,7 +12,6 @@ from textual.content import Content
 
 from profiler.engines.interface import Finding
 from traces.live.numbers import LIVE_S, QUANTILES, Numbers, Times
-from traces.live.verdict import Finding as Found
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests
 from traces.schema.formats import ABSENT, number, value_of
@@ -21,7 +19,7 @@ from traces.statistics import Floats
 from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
 from tui.screens.run.charts import run_lanes
-from tui.text.commands import command_lines
+from tui.text.commands import findings_text
 from tui.text.layout import align, clock, wrap
 from tui.text.recordings.live import (
     INDENT,
@@ -208,15 +206,8 @@ def finding_lines(
 
     Spans and steps cannot be told from outside; they are there once one has come.
     """
-    lines = []
-    for each in map(partial(_as_came, snapshot=snapshot), findings):
-        mark = {True: "yes", False: "no", None: "-"}[each.present]
-        lines += wrap(f"{mark:<4}{each.what:<16}", each.detail, width=width, indent=20)
-        if each.needs:
-            lines += wrap("", f"needs: {each.needs}", width=width, indent=20)
-        for command in each.run:
-            lines += command_lines(command, width=width, indent=4)
-    return lines
+    came = [_as_came(each, snapshot) for each in findings]
+    return findings_text(came, width=width, indent=20)
 
 
 def _as_came(finding: Finding, snapshot: Snapshot | None) -> Finding:
@@ -233,19 +224,19 @@ def _as_came(finding: Finding, snapshot: Snapshot | None) -> Finding:
 
 def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:
     """Return why power is not read and no kernels are seen, and what brings them."""
-    lines = []
+    lacking = []
     if snapshot.unpowered is not None:
-        lines += wrap(f"{'no':<4}{'power':<16}", snapshot.unpowered, width=width, indent=20)
-        needs = "needs: ttscope where the servers run, or --gpus N: they use N GPUs of this machine"
-        lines += wrap("", needs, width=width, indent=20)
+        needs = "ttscope where the servers run, or --gpus N: they use N GPUs of this machine"
+        why = snapshot.unpowered
+        lacking.append(Finding(what="power", present=False, detail=why, needs=needs))
     elif snapshot.watts is None:
         why = "no reading in the last seconds: is there an NVIDIA driver on this machine?"
-        lines += wrap(f"{'no':<4}{'power':<16}", why, width=width, indent=20)
+        lacking.append(Finding(what="power", present=False, detail=why))
     if snapshot.windows is None:
-        lines += wrap(f"{'no':<4}{'kernels':<16}", "no windows are opened", width=width, indent=20)
-        needs = "needs: --kernels FOLDER, the servers' torch_profiler_dir (see profiler)"
-        lines += wrap("", needs, width=width, indent=20)
-    return lines
+        needs = "--kernels FOLDER, the servers' torch_profiler_dir (see profiler)"
+        why = "no windows are opened"
+        lacking.append(Finding(what="kernels", present=False, detail=why, needs=needs))
+    return findings_text(lacking, width=width, indent=20)
 
 
 def verdict_text(
@@ -275,27 +266,17 @@ def _headline(verdict: Verdict, width: int) -> list[Content]:
     head = f"VERDICT   {badge.upper()} "
     first, *more = wrap(head, text, width=width, indent=len(head) + 1)
     lines = [Content(first).stylize(style, INDENT - 1, len(head))]
-    lines += [Content(line) for line in _again(more, width)]
+    again = " ".join(line.strip() for line in more)  # below the word VERDICT
+    told = wrap("", again, width=width, indent=INDENT) if again else []
     for each in verdict.found[1:]:
-        lines += [Content(line) for line in wrap("also", _found(each), width=width, indent=INDENT)]
+        told += wrap("also", f"{each.kind}: {each.evidence}", width=width, indent=INDENT)
+    lines += [Content(line) for line in told]
     if verdict.unseen:
         kinds = ", ".join(dict.fromkeys(each.kind for each in verdict.unseen))
-        told = f"{kinds}. Press d to see what each check needs"
-        lines += [
-            Content.styled(line, "$text-muted")
-            for line in wrap("unseen", f"not checked: {told}", width=width, indent=INDENT)
-        ]
+        text = f"not checked: {kinds}. Press d to see what each check needs"
+        unseen = wrap("unseen", text, width=width, indent=INDENT)
+        lines += [Content.styled(line, "$text-muted") for line in unseen]
     return lines
-
-
-def _again(lines: Sequence[str], width: int) -> list[str]:
-    """Return wrapped lines wrapped anew below the word VERDICT."""
-    text = " ".join(line.strip() for line in lines)
-    return wrap("", text, width=width, indent=INDENT) if text else []
-
-
-def _found(finding: Found) -> str:
-    return f"{finding.kind}: {finding.evidence}"
 
 
 def verdicts_lines(snapshot: Snapshot, *, width: int) -> list[str]:

@@ -104,12 +104,8 @@ QUESTIONS = {
     "open": Question(
         label="open", example="runs/one, or a folder of recordings", suggester=Paths()
     ),
-    "price": Question(
-        label="price of a device-hour", example="2.5, or - for what the recordings say"
-    ),
-    "import": Question(
-        label="import", example="trace.json.gz, samples.jsonl, requests.json", suggester=Paths()
-    ),
+    "price": Question(label="price of a device-hour", example="2.5, - as recorded"),
+    "import": Question(label="import", example="trace.json.gz, samples.jsonl", suggester=Paths()),
 }
 FILTER = Question(label="filter", example="maj seqs64, or greedy|maj")
 ORDER = "Sort by the next column, or the other way round. A click on a header does both."

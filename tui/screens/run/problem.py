@@ -289,8 +289,8 @@ def vote_lines(problem: Problem, *, width: int) -> list[str]:
     total = sum(each.tokens or 0 for each in ended)
     if latency and total and latency - at > 0.01 * latency:
         text = (
-            f"in the lead for good at {number(at, 's')}: {percent((latency - at) / latency)} of "
-            f"the time, {percent(after / total)} of the tokens later (hindsight)"
+            f"settled at {number(at, 's')}: the last {percent((latency - at) / latency)} of "
+            f"time, {percent(after / total)} of tokens changed nothing"
         )
         lines.append(f"      {text}"[:width])
     return lines
@@ -356,7 +356,7 @@ def _without_saving(problem: Problem, stop: Stopped) -> str:
 def _accuracy(judged: Savings) -> str:
     """Return the difference of accuracy, and whether any problem is judged otherwise."""
     if judged.same_answers:
-        return f"{value_of(judged.accuracy, sign=True)} (no problem is judged otherwise)"
+        return f"{value_of(judged.accuracy, sign=True)} (no problem's result changes)"
     return with_interval(judged.accuracy, sign=True)
 
 

@@ -83,7 +83,7 @@ class PageRead(Message):
 # The keys of the Run screen, and what it asks for.
 
 
-PLACES = "137 (a problem), s48213 (a step), 3:32 or 12.5s (a time)"
+PLACES = "137, s48213 (a step), 3:32 (a time)"
 SETTINGS = tuple(
     f"{part}.{field.name}="
     for part, kind in (("engine", EngineConfig), ("policy", Policy))
@@ -247,6 +247,7 @@ class RunScreen(ModeScreen):
         self.query_one("#page").focus()
         self._pause()
         self.model = model
+        self.refresh_bindings()
         self.query_one("#page").scroll_home(animate=False)
         self.draw()
         if model is not None:
@@ -448,11 +449,13 @@ class RunScreen(ModeScreen):
             self._timer.pause()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer to play while nothing plays, and to pause while it does."""
+        """Offer to play while nothing plays, to pause while it does, and rules of a vote."""
         if action in ("play", "pause"):
             play = None if self.model is None else self.model.play
             if (play is not None and play.playing) != (action == "pause"):
                 return False
+        if action == "rule" and self.model is not None and self.model.most_samples < 2:
+            return False
         return super().check_action(action, parameters)
 
     def action_pause(self) -> None:

@@ -153,7 +153,7 @@ def what_if_lines(settings: Sequence[NgramWhatIf] | None) -> list[str]:
                 _positions(each.accepted_per_position),
             )
         )
-    return ["n-gram prompt lookup, had it been on (not run)", *align(rows)]
+    return ["n-gram prompt lookup, counted without running it", *align(rows)]
 
 
 def _row(length: Estimate | None, shares: Sequence[Estimate | None]) -> tuple[str, str, str]:

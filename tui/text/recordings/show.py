@@ -37,7 +37,7 @@ from traces.schema.quantities import quantity
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import mean, of_others
-from traces.summary.comparison import RUN_TO_RUN, Difference, Judged
+from traces.summary.comparison import RUN_TO_RUN, Difference, Judged, RunSpread
 from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
@@ -306,8 +306,8 @@ def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width
     if sizes.height < run.problems or (sizes["len"] != run.policy.n).any():
         return []  # not of the same problems
     text = (
-        f"accuracy {value_of(accuracy)} is of the same votes, a tie going to the answer of the "
-        f"lowest index. maj@{run.policy.n} {value_of(voted.accuracy)} shares it"
+        f"accuracy {value_of(accuracy)} gives a tie to the answer of the lowest sample number, "
+        f"maj@{run.policy.n} {value_of(voted.accuracy)} shares it"
     )
     return wrap("", text, width=width, indent=0)
 
@@ -352,7 +352,7 @@ def difference_lines(compared: Difference, *, width: int = 80) -> list[str]:
         ]
         lines = [title, *_not_paired(compared, width), *align(rows, right=(1,))]
         lines += [*_of_fewer(compared, width), *_how_many_more(compared, width)]
-        lines += spread_lines(compared, width)
+        lines += spread_lines(compared.run_to_run, width)
     return lines + config_lines(compared, width)
 
 
@@ -385,9 +385,8 @@ def _how_many_more(compared: Difference, width: int) -> list[str]:
     return []
 
 
-def spread_lines(compared: Difference, width: int) -> list[str]:
-    """Return which spread from run to run the intervals of times hold."""
-    spread = compared.run_to_run
+def spread_lines(spread: RunSpread, width: int) -> list[str]:
+    """Return which spread from run to run the intervals of times hold, and what measured it."""
     if spread.recordings:
         told = ", ".join(
             f"{quantity(tag).noun} {percent(spread.measured[tag])}"
@@ -395,13 +394,17 @@ def spread_lines(compared: Difference, width: int) -> list[str]:
             if tag in spread.measured
         )
         text = f"measured by {spread.recordings} recordings: {told} (one standard deviation)"
+        text += f". Taken as repeats: {', '.join(spread.repeats)}"
     else:
-        one, two = (percent(sd) for sd in spread.assumed)
-        sizes = f"{one}" if one == two else f"{one} for 1 and {two} for 2"
+        each = [percent(sd) for sd in spread.assumed]
+        sizes = " and ".join(f"{sd} for {place}" for place, sd in enumerate(each, 1))
+        sizes = each[0] if len(set(each)) == 1 else sizes
         text = f"assumed, not measured: {sizes} (one standard deviation)"
         if max(spread.assumed) > UNSTEADY:
-            text += ", because the speed varied that much while they ran"
-        text += ". Record each again into the same folder to measure it"
+            ran = "they" if len(each) > 1 else "it"
+            text += f", because the speed varied that much while {ran} ran"
+        again = "each" if len(each) > 1 else "it"
+        text += f". Record {again} again into the same folder to measure it"
     return wrap("", f"run-to-run spread of times, in the intervals: {text}", width=width, indent=2)
 
 
@@ -485,7 +488,7 @@ _HOW = {
 _LEGEND = (
     ("+-.", "mean over random orders of the samples, with its standard error"),
     ("ended", "in the order in which the samples ended, tokens of cancelled ones by their pace"),
-    ("replayed", "the same, in the order in which so few would have ended, by replay"),
+    ("replayed", "the same, in the order that n samples alone would end in, by replay"),
     ("length", "as if samples ended in the order of their tokens, for no times are recorded"),
     ("forced", "answers forced at a budget of thought, `between` two budgets, `at least` a bound"),
     ("model", "more samples than were recorded, extrapolated"),
@@ -568,7 +571,7 @@ def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
         f"{best.problems:,} problems that did not choose it"
     )
     if best.all_equal:
-        text += ": no problem is judged otherwise"
+        text += ": no problem's result changes"
     elif not best.told_apart:
         text += ": cannot be told apart with these problems"
         if best.problems_to_tell is not None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.operators.grids import (
@@ -24,8 +23,7 @@ from advisor.step_time.prior.operations.times import SHAPE_SPREAD
 from advisor.step_time.prior.tables import PriorTables, at_heads
 from traces.errors import TablesError
 from traces.schema.layers import Attention
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 DECODE, PROMPT = "generation_attention_perf.parquet", "context_attention_perf.parquet"
 
@@ -38,46 +36,6 @@ TOGETHER: Final = np.array([(1.0, 1.0), (4.0, 1.6), (32.0, 1.6), (64.0, 1.9), (1
 OTHER_KERNELS: Final = (90, 100, 103)
 MOST_KV_HEADS: Final = 8  # of decode attention that was measured
 NEAR: Final = 4  # times a shape, within which another one stands for it
-
-
-class Mixer(Protocol):
-    """The seconds of one layer beyond its matrix products."""
-
-    @property
-    def batches(self) -> Floats:
-        """Measured batches of requests that decode."""
-
-    @property
-    def contexts(self) -> Floats:
-        """Measured contexts before the step, of each of them."""
-
-    @property
-    def lengths(self) -> Floats:
-        """Measured lengths of a whole prompt."""
-
-    @property
-    def rule(self) -> str | None:
-        """What no table has."""
-
-    @property
-    def spread(self) -> float:
-        """The spread of the log of time that the rule adds."""
-
-    @property
-    def together(self) -> bool:
-        """Whether one kernel computes chunks and decoding requests."""
-
-    def decode(self, batches: Floats, contexts: Floats) -> Floats:
-        """Return the seconds [batches, contexts] of a step that only decodes."""
-
-    def prompt(self, lengths: Floats) -> Floats:
-        """Return the seconds [lengths] of a whole prompt of each length."""
-
-
-def beside(mixer: Mixer, batches: Floats, contexts: Floats) -> Floats:
-    """Return the seconds [batches, contexts] that requests that decode take beside a chunk."""
-    alone = mixer.decode(batches, contexts)
-    return alone * np.interp(batches, *TOGETHER.T)[:, None] if mixer.together else alone
 
 
 def along(known: Floats, seconds: Floats, at: Floats) -> Floats:
@@ -97,7 +55,9 @@ class MeasuredMixer:
     """Times of a table: `grid` [batches, contexts] decoding, `prompts` [lengths] of whole prompts.
 
     Beyond the grid requests add as much as the last ones did, and so do contexts unless they are
-    `bounded`: a layer that reads no more than a window.
+    `bounded`: a layer that reads no more than a window. `together` says that one kernel computes
+    chunks and decoding requests, `rule` what no table has, and `spread` (sd of the log of time)
+    what that adds.
     """
 
     batches: Floats
@@ -133,12 +93,10 @@ class Bounded:
 
     @property
     def together(self) -> bool:
-        """Whether one kernel computes chunks and decoding requests."""
         return self.whole.together
 
     @property
     def batches(self) -> Floats:
-        """Measured batches."""
         return self.whole.batches
 
     @property
@@ -153,31 +111,36 @@ class Bounded:
 
     @property
     def rule(self) -> str:
-        """What no table has."""
         own = f"attention to {'chunks' if self.chunked else 'a window'} of {self.window:,} tokens"
         rule = f"{own}: as to a whole context of {'half ' if self.chunked else ''}so many"
         return rule if self.whole.rule is None else f"{self.whole.rule}\n{rule}"
 
     @property
     def spread(self) -> float:
-        """The spread of the log of time that the rule adds."""
         return float(np.hypot(self.whole.spread, SHAPE_SPREAD))
 
     def decode(self, batches: Floats, contexts: Floats) -> Floats:
-        """Return the seconds [batches, contexts] of a step that only decodes."""
         read = np.minimum(contexts, self.window)
         if self.chunked:
             read = np.where(contexts > self.window, self.window / 2, read)
         return self.whole.decode(batches, read)
 
     def prompt(self, lengths: Floats) -> Floats:
-        """Return the seconds [lengths] of a whole prompt of each length."""
         full = self.whole.prompt(np.minimum(lengths, self.window))
         start = float(self.whole.prompt(np.ones(1))[0])
         each = 2.0 if not self.chunked else 1.0  # a query in a window reads twice a chunk's mean
         more = np.maximum(lengths - self.window, 0.0) / self.window
         most = float(self.whole.prompt(np.array([float(self.window)]))[0])
         return np.asarray(full + each * more * (most - start), dtype=float)
+
+
+Mixer = MeasuredMixer | Bounded  # the seconds of one layer beyond its matrix products
+
+
+def beside(mixer: Mixer, batches: Floats, contexts: Floats) -> Floats:
+    """Return the seconds [batches, contexts] that requests that decode take beside a chunk."""
+    alone = mixer.decode(batches, contexts)
+    return alone * np.interp(batches, *TOGETHER.T)[:, None] if mixer.together else alone
 
 
 def attending(tables: PriorTables, attention: Attention, size: int, *, kv_fp8: bool) -> Mixer:

@@ -6,15 +6,13 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.operators.tables import interpolated
 from advisor.step_time.prior.operations.times import BYTES_SPREAD, GPU_SPREAD, Times
 from advisor.step_time.prior.tables import BYTES_PER_ELEMENT, PriorTables
 from traces.errors import TablesError
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 DISPATCH: Final = ("all_gather", "reduce_scatter")
 HALF: Final = "half"  # NCCL's name for 16 bits

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.prior.operations.attention import MeasuredMixer, decoding_grid
@@ -23,8 +22,8 @@ from advisor.step_time.prior.operations.times import GPU_SPREAD, SHAPE_SPREAD
 from advisor.step_time.prior.tables import PriorTables, at_heads
 from traces.errors import TablesError
 from traces.schema.layers import Attention
+from traces.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
 Shapes = Sequence[tuple[str, int, int]]  # name, outputs and inputs of products on one GPU
 
 GIVEN_BACK: Final = ("o_proj", "o_b_proj")  # products whose outputs have the hidden size
@@ -134,7 +133,6 @@ def whole_layer(
     tables: PriorTables,
     modules: Sequence[Module],
     heads: int,
-    size: int,
     hidden: int,
     products: Shapes,
     form: str,
@@ -144,7 +142,7 @@ def whole_layer(
 ) -> MeasuredMixer:
     """Return a layer's attention without the products in the table, which are there in one `form`.
 
-    `products` are the asked model's. `heads` are those of one of `size` GPUs. Raises TablesError
+    `products` are the asked model's. `heads` are those of one GPU. Raises TablesError
     where no GPU has such a table.
     """
     nearest = sorted(modules, key=lambda each: abs(np.log(each.hidden / hidden)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.prior.operations.times import (
@@ -15,8 +14,7 @@ from advisor.step_time.prior.operations.times import (
     Times,
 )
 from advisor.step_time.prior.tables import PriorTables
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 # The least that sampling moves for each logit: read in bfloat16, written and read in float32.
 SAMPLER_BYTES: Final = 10

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.operators.grids import fill_beyond, growing, to_grid
@@ -22,8 +21,7 @@ from advisor.step_time.prior.operations.times import (
     precision_of,
 )
 from advisor.step_time.prior.tables import PriorTables, between
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 # The forms that a table may have for each, the nearest first. bfloat16 is in every table.
 NEAREST: Final = {

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.step_time.prior.operations.attention import MeasuredMixer
 from advisor.step_time.prior.operations.times import BYTES_SPREAD, GPU_SPREAD, SHAPE_SPREAD
 from advisor.step_time.prior.tables import PriorTables, between
 from traces.schema.layers import State
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 KDA: Final = ("kda", "kda_perf.parquet")
 GDN: Final = ("linear_attention", "gdn_perf.parquet")

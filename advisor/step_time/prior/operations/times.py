@@ -12,12 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 # How far off each rule is where a table has what it stands for (benchmarks/prior_rules.py): the
 # spread (root mean square) of the log of time. That of bytes alone is taken to be as wide.

@@ -1,28 +1,51 @@
 """Replicas and data-parallel ranks that were watched: their traffic and their load are together."""
 
+import dataclasses
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from advisor.advice.advisor import Advisor
 from advisor.evidence import measured
+from advisor.evidence.features import FEATURES
 from advisor.evidence.gather import Evidence, _rate, _with_drawn
-from advisor.evidence.measured import Made, RunsMade, runs_in, same_load
+from advisor.evidence.live import front_end_time
+from advisor.evidence.live.front_end_time import with_front_end
+from advisor.evidence.live.servers import deployed as of_all
+from advisor.evidence.live.servers import replayable, servers_of
+from advisor.evidence.measured import (
+    Made,
+    RunsMade,
+    latencies,
+    runs_in,
+    runs_watched,
+    same_load,
+)
 from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.search import space
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question, changed
+from advisor.what_if.suggest import suggest
 from tests.advisor.evidence.live.test_watched import lengths_told
-from tests.advisor.synthetic import GREEDY, engine_of, record
+from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
+from tests.advisor.watched import NAMED, UNNAMED, deployed
 from traces.live.numbers import (
     FINISHED,
+    ITL,
     OUTPUT_LENGTH,
     PROMPT_LENGTH,
     TTFT,
     WAITING,
+    Histogram,
     Window,
 )
+from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
+from traces.summary.run import summarise
 
 
 def window_of(requests):
@@ -79,7 +102,7 @@ def test_watched_replicas_share_the_load():
 
 
 @pytest.mark.parametrize(
-    ("count", "dtype", "kept"), [(40, None, True), (30, None, False), (40, "bfloat16", False)]
+    ("count", "dtype", "kept"), [(40, None, True), (30, None, False), (40, "bfloat16", True)]
 )
 def test_spans_are_held_against_all_servers_of_their_model(count, dtype, kept):
     """They stand for all requests, or none: no request is there twice."""
@@ -146,3 +169,129 @@ def test_what_served_fewer_than_came_was_paid_for_its_busy_time(tmp_path, monkey
         found = RunsMade(made).measured(engine, GREEDY, (None, 10.0)).estimates
         assert found["device_s"].value == pytest.approx(paid)
         assert found["cost_usd"].value == pytest.approx(paid / 1000)
+
+
+def test_spans_of_several_servers_have_the_mean_step_of_all(monkeypatch):
+    """Half a step would else be in each time to the first token twice."""
+    asked = []
+    monkeypatch.setattr(
+        front_end_time, "_of_spans", lambda _, key, run, step_s: asked.append(step_s) or {}
+    )
+    windows = {}
+    for key, step_s in (("a", 0.02), ("b", 0.06)):
+        gaps = Histogram(np.array([np.inf]), np.full((11, 1), 4), np.full(11, 4 * step_s))
+        windows[key] = replace(window_of(20), histograms={ITL: gaps})
+    recording = SimpleNamespace(engine_key=lambda engine: engine.model)
+    with_front_end(recording, [spans_of(3)], windows)
+    with_front_end(recording, [replace(spans_of(3), engine=engine_of(model="b"))], windows)
+    assert asked == pytest.approx([0.04, 0.06])
+
+
+def test_a_limit_that_bound_one_of_several_servers_may_be_raised():
+    """Spans say no server, so their engine has no limit."""
+    engine = engine_of(mode="server", max_num_seqs=8)
+    low_high = np.zeros((2, len(FEATURES)))
+    low_high[1, FEATURES.index("requests")] = 8
+    evidence = SimpleNamespace(
+        runs=[replace(spans_of(1), engine=replace(engine, max_num_seqs=None, other=()))],
+        steps=[SimpleNamespace(engine=engine, low_high=low_high)],
+    )
+    assert space._bound(evidence) == {engine}
+
+
+def test_what_is_drawn_has_run_and_nothing_of_it_was_measured_by_the_problem(tmp_path):
+    """Its problems are requests, and what spans tell are others."""
+    recording = record(tmp_path / "r", engine_of(), GREEDY, problems=4)
+    drawn = replace(spans_of(4), engine=engine_of(), drawn=True)
+    made = RunsMade(runs_watched(recording, [drawn, drawn], 4.0))
+    assert made.has(engine_of(), AS_SENT)
+    assert made.measured(engine_of(), AS_SENT, (None, 4.0)) is None
+
+
+def test_what_was_measured_is_of_the_problems_that_are_replayed(tmp_path):
+    recording = record(tmp_path / "r", engine_of(), GREEDY, problems=6)
+    (run,) = summarise(recording)
+    names = run.rows["problem_id"].to_list()[:2]
+    some = run.among(names)
+    kept = run.rows.filter(problem_id=names[0]).vstack(run.rows.filter(problem_id=names[1]))
+    assert some.latency_s["mean"].value == pytest.approx(kept["latency_s"].mean())
+    assert some.tokens_per_problem.value == pytest.approx(kept["tokens"].mean())
+    assert (some.problems, some.throughput_tokens_per_s) == (2, None)
+    assert run.among(run.rows["problem_id"].to_list()) is run
+    made = Made(recording=recording, engine=run.engine, policy=GREEDY, problem_ids=frozenset(names))
+    assert latencies(made).keys() == set(names)
+
+
+LIMIT = "engine.max_num_seqs=6"
+
+
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory):
+    """Two servers' own loads, the second with more of them: as they were, and with a limit."""
+    vote = dataclasses.replace(VOTE16, n=2)
+    base = record(tmp_path_factory.mktemp("truth") / "base", engine_of(), vote, problems=120)
+    (run,) = summarise(base)
+
+    def served(seed, rate, *changes):
+        engine, policy, _ = changed(run, changes)
+        asked = Question(
+            engine=engine, policy=policy, rate_per_s=rate, seed=seed, arrivals_sent=True
+        )
+        return predict(base, run, asked)
+
+    loads = ((0, 60.0), (1, 100.0))
+    return {name: [served(*load, *name) for load in loads] for name in ((), (LIMIT,))}
+
+
+def replayed(recording, *changes):
+    (run,) = replayable(recording)
+    engine, policy, _ = changed(run, changes)
+    return predict(recording, run, Question(engine=engine, policy=policy))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spans", "steps"), [(NAMED, True), (UNNAMED, True), (UNNAMED, False), (None, True)]
+)
+def test_servers_that_were_watched_together_are_replayed_as_one_engine(
+    truths, tmp_path, spans, steps
+):
+    seen = deployed(truths[()], tmp_path, spans=spans, steps=steps, period_s=0.1)
+    (run,) = replayable(seen)
+    assert run.engine.data_parallel_size == 2 and "url" not in dict(run.engine.other)
+    found = replayed(seen, LIMIT)
+    each = [truth.predicted.latency_s["mean"].value for truth in truths[(LIMIT,)]]
+    latency = found.predicted.latency_s["mean"]
+    assert latency.low <= np.mean(each) <= latency.high
+    as_it_was = found.replayed.latency_s["mean"]
+    was = np.mean([truth.predicted.latency_s["mean"].value for truth in truths[()]])
+    assert as_it_was.low <= was <= as_it_was.high
+    told = " ".join(found.notes)
+    assert ("each request on the one that had it" in told) == (spans != UNNAMED)
+    assert ("routers of 3 kinds" in told) == (spans == UNNAMED)
+    if spans != UNNAMED and steps:
+        assert latency.value == pytest.approx(np.mean(each), rel=0.15 if spans is None else 0.05)
+    if spans is not None:
+        assert found.recorded.latency_s["mean"].value == pytest.approx(was, rel=1e-6)
+        assert found.recorded.problems == 240
+
+
+@pytest.mark.slow
+def test_what_is_proposed_for_several_servers_is_of_all_of_them(truths, tmp_path):
+    seen = deployed(truths[()], tmp_path, spans=UNNAMED)
+    one = summarise(seen)[0]
+    assert of_all(seen, one).engine.data_parallel_size == 2
+    found = suggest(seen)
+    assert found.prediction.recorded.engine.data_parallel_size == 2
+    pick = Advisor.fit([seen]).recommend(Budget(optimise="latency")).system_optimal
+    assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
+
+
+@pytest.mark.slow
+def test_servers_of_different_limits_are_each_replayed_by_themselves(truths, tmp_path):
+    seen = deployed([truths[()][0], truths[(LIMIT,)][1]], tmp_path, spans=UNNAMED)
+    runs, groups = replayable(seen), servers_of(seen)
+    assert [run.engine.max_num_seqs for run in runs] == [32, 6] and len(groups) == 2
+    for run in runs:
+        found = predict(seen, run, Question(engine=run.engine, policy=AS_SENT))
+        assert len(found.tables["problems"]) == pytest.approx(240, abs=12)  # requests of one server

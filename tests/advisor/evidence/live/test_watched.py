@@ -13,16 +13,21 @@ from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
 from advisor.search.space import explore
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
 from advisor.what_if.suggest import suggest
-from tests.advisor.synthetic import VOTE16, engine_of, record
+from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
 from traces.live.numbers import (
+    ACCEPTED_AT,
     CACHED,
+    DRAFTED,
+    DRAFTS,
+    HIT_TOKENS,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -36,6 +41,7 @@ from traces.live.numbers import (
     Window,
 )
 from traces.live.verdict import Finding, Verdict
+from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
@@ -173,7 +179,13 @@ def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
     found = predicted(recording, "engine.max_num_seqs=8")
     known = predicted(watched(truth, tmp_path / "known"), "engine.max_num_seqs=8")
     assert abs(relative(found.predicted, known.predicted, "latency_s", "mean")) < 0.05
-    assert any("not known here" in note for note in found.notes)
+    assert sum("not known here" in note for note in found.notes) == 1
+    pick = advice([recording], rate_per_s=20.0, optimise="latency").system_optimal
+    wanted = advice([Recording.open(tmp_path / "known")], rate_per_s=20.0, optimise="latency")
+    assert pick.estimates["latency_s"].value == pytest.approx(
+        wanted.system_optimal.estimates["latency_s"].value, rel=0.05
+    )
+    assert pick.estimates["flops"] is None
 
 
 @pytest.mark.slow
@@ -313,7 +325,8 @@ def test_what_waits_at_the_first_poll_is_replayed_too():
     assert run.rate_per_s == pytest.approx(2.0)  # of those that came while it was watched
 
 
-def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache():
+@pytest.mark.parametrize("hits", [CACHED, HIT_TOKENS])
+def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits):
     """One prompt of 4,400 tokens in every tenth step, 4,000 of them cached."""
     polls, steps, prompts = 21, 100.0, 10.0
     each = np.full(polls, steps)
@@ -324,7 +337,7 @@ def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache():
     firsts = dataclasses.replace(gaps, counts=np.tile([prompts, 0.0], (polls, 1)))
     window = Window(
         times=np.arange(polls) * 10**9, seconds=20.0, resets=0, increase={},
-        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, CACHED: each * 400},
+        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, hits: each * 400},
         gauges={RUNNING: np.full(polls, 4.0), KV: np.full(polls, np.nan)},
         histograms={ITL: gaps, TTFT: firsts},
     )  # fmt: skip
@@ -350,6 +363,7 @@ def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
         what_next, "summarise", lambda _: [SimpleNamespace(engine=engine, rows=None)]
     )
     monkeypatch.setattr(what_next, "watched_engines", lambda *_: [server])
+    monkeypatch.setattr(what_next, "servers_of", lambda _: [])
     monkeypatch.setattr(what_next, "_predicted", lambda *_: asked.append(1))
     found = suggest(None)
     assert ("max_num_seqs is now is not known" in str(found)) == (told is None)
@@ -362,8 +376,23 @@ def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
     window = SimpleNamespace(total=lambda _: 100.0)
     server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=9.5), window=window)
     rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
-    run = SimpleNamespace(rows=rows, sample_rows=pl.DataFrame({"arrival": range(told)}))
-    assert what_next._rate(server, run) == rate
+    samples = pl.DataFrame({"problem": range(told)})
+    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of())
+    assert what_next._rate(None, [server], run) == rate
+
+
+def test_requests_that_came_in_turn_are_none_of_the_load_that_is_replayed(monkeypatch):
+    """Two traces a second of five calls each: the replay takes ten requests a second."""
+    window = SimpleNamespace(total=lambda _: 100.0)
+    server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=10.0), window=window)
+    rows = pl.DataFrame({"arrival": [place * 5 * 10**8 for place in range(20)]})
+    samples = pl.DataFrame({"problem": np.repeat(np.arange(20), 5)})
+    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of())
+    for kept, rate in ((0, 10.0), (20, 2.0)):
+        problems = dict.fromkeys(range(kept), SimpleNamespace(samples=range(5)))
+        read = SimpleNamespace(runs=[SimpleNamespace(engine=engine_of(), problems=problems)])
+        monkeypatch.setattr(what_next, "read_runs", lambda _, read=read: read)
+        assert what_next._rate(None, [server], run) == pytest.approx(rate)
 
 
 def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
@@ -503,3 +532,55 @@ def test_seconds_of_few_long_steps_are_in_the_law():
     assert found.seconds[tokens > 8000] == pytest.approx([0.1] * 3)
     assert found.seconds[tokens < 8000] == pytest.approx([0.01] * (tokens < 8000).sum())
     assert tokens.max() == tokens[tokens > 8000].min() == 8008
+
+
+def rewritten(recording, folder, rows):
+    """Return a recording of the same with other rows of /metrics."""
+    kept = {name: recording.frame(name) for name in ("problems", "samples", "steps")}
+    write_recording(folder, recording.manifest, {**kept, "scrapes": rows})
+    return Recording.open(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_counted", [True, False])  # as SGLang's page, and as NIM's
+def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path, steps_counted):
+    seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
+    untold = [PROMPT_LENGTH, OUTPUT_LENGTH, *([] if steps_counted else [STEP_TOKENS])]
+    rows = seen.frame("scrapes").filter(~pl.col("name").str.contains("|".join(untold)))
+    found = predicted(rewritten(seen, tmp_path / "bare", rows))
+    whole = predicted(seen)
+    told, real = (each.predicted.latency_s["mean"] for each in (found, truth))
+    assert told.low <= real.value <= told.high
+    wide, known = (each.predicted.latency_s["p95"] for each in (found, whole))
+    assert wide.high - wide.low > known.high - known.low
+    assert any("their means alone" in note for note in found.notes)
+    assert not any("their means alone" in note for note in whole.notes)
+
+
+@pytest.mark.slow
+def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_path):
+    """Its spans and its histograms tell nothing of a request's own drafts."""
+    drafting = engine_of(speculative=NGRAM)
+    base = record(tmp_path / "base", drafting, VOTE4, problems=60, concurrency=8)
+    run = at_rate(base, 60.0)
+    took = base.samples["accepted_per_step"].explode().drop_nulls().to_numpy()
+    counts = {(DRAFTS, ""): len(took), (DRAFTED, ""): NGRAM.num_speculative_tokens * len(took)}
+    counts |= {
+        (ACCEPTED_AT, f'position="{place}"'): int((took > place).sum()) for place in range(3)
+    }
+    seen = watched(run, tmp_path / "seen")
+    (key,) = seen.manifest.engines
+    rows = seen.frame("scrapes")
+    times = rows["time"].unique().sort().to_list()
+    more = [
+        {"time": at, "engine": key, "name": name, "labels": labels, "le": None,
+         "value": float(count) * place / (len(times) - 1)}
+        for place, at in enumerate(times) for (name, labels), count in counts.items()
+    ]  # fmt: skip
+    rows = pl.concat([rows, pl.DataFrame(more, schema=rows.schema)]).sort("time")
+    found = predicted(rewritten(seen, tmp_path / "told", rows), "engine.max_num_seqs=16")
+    wanted = at_rate(base, 60.0, "engine.max_num_seqs=16").predicted
+    assert abs(relative(found.predicted, wanted, "latency_s", "mean")) < 0.1
+    assert any("tokens a step. Each request has that" in note for note in found.notes)
+    with pytest.raises(UsageError, match="how drafts went"):
+        predicted(seen)

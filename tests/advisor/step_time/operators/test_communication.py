@@ -93,12 +93,9 @@ def test_tensor_parallelism_reduces_twice_a_layer_and_once_for_the_embedding():
 def test_messages_of_a_recording_are_the_time_of_the_last_rank():
     rows = [
         # rank, step, count, time_ns, bytes: both ranks of step 0; rank 1 waited for rank 0.
-        (0, 0, 2, 20_000, 8192),
-        (1, 0, 2, 60_000, 8192),
-        (0, 1, 1, 12_000, 4096),
-        (1, 1, 1, 11_000, 4096),
-        (0, 1, 1, 90_000, None),
-    ]
+        (0, 0, 2, 20_000, 8192), (1, 0, 2, 60_000, 8192), (0, 1, 1, 12_000, 4096),
+        (1, 1, 1, 11_000, 4096), (0, 1, 1, 90_000, None),
+    ]  # fmt: skip
     made = [
         {"rank": rank, "step": at, "count": count, "time": time, "bytes": size, "window_id": 0,
          "collective": "all_reduce", "group_size": 2}

@@ -19,20 +19,11 @@ LENGTHS = (1, 16, 64, 512, 1024, 4096)
 SIZES = (128, 1024, 65536, 1 << 24)
 
 TINY = ModelFacts(
-    name="tiny",
-    architecture="LlamaForCausalLM",
-    num_hidden_layers=4,
-    hidden_size=512,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=64,
-    intermediate_size=1024,
-    vocab_size=1000,
-    total_parameters=10_000_000,
-    active_parameters=9_000_000,
-    weight_bytes=20_000_000,
-    kv_bytes_per_token=2 * 4 * 4 * 64 * 2,
-)
+    name="tiny", architecture="LlamaForCausalLM", num_hidden_layers=4, hidden_size=512,
+    num_attention_heads=8, num_key_value_heads=4, head_dim=64, intermediate_size=1024,
+    vocab_size=1000, total_parameters=10_000_000, active_parameters=9_000_000,
+    weight_bytes=20_000_000, kv_bytes_per_token=2 * 4 * 4 * 64 * 2,
+)  # fmt: skip
 
 
 def gemm_s(tokens, n, k):

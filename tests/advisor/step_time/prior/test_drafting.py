@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from advisor.step_time.prior.defaults import Device, memory_of
-from advisor.step_time.prior.drafting import (
-    CONTEXT,
-    drafter_in,
-    drafting_of,
-    pays,
-    step_seconds,
-)
+from advisor.step_time.prior.drafting import CONTEXT, drafter_in, drafting_of, pays, step_seconds
 from advisor.step_time.prior.offers import memory_on
 from advisor.step_time.prior.prior import prior_of
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration

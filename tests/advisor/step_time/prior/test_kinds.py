@@ -317,9 +317,7 @@ def test_memory_counts_experts_by_all_ranks_and_blocks_by_kind():
     assert one.weights - two.weights == pytest.approx(experts / 2)
     narrow = (
         memory_of(
-            device,
-            EngineConfig(model="m", data_parallel_size=ranks, quantization="fp8"),
-            facts,
+            device, EngineConfig(model="m", data_parallel_size=ranks, quantization="fp8"), facts
         )
         for ranks in (1, 2)
     )

@@ -13,13 +13,7 @@ from advisor.evidence.runs import Sample
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel
 from advisor.what_if.drafts.draft_acceptance import AcceptanceModel, Kept, prior_strength
-from advisor.what_if.drafts.redrafting import (
-    _counts_of,
-    known_tokens,
-    redraft,
-    spread,
-    steps_with,
-)
+from advisor.what_if.drafts.redrafting import _counts_of, known_tokens, redraft, spread, steps_with
 from tests.advisor import synthetic
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.what_if.test_predict import asked
@@ -120,12 +114,9 @@ def drafted(right, k):
         advance.append(emitted)
         place += emitted
     return Sample(
-        output_tokens=len(right),
-        answer=None,
-        correct=None,
-        scheduled=np.array(scheduled),
+        output_tokens=len(right), answer=None, correct=None, scheduled=np.array(scheduled),
         advance=np.array(advance),
-    )
+    )  # fmt: skip
 
 
 def test_what_a_draft_said_of_a_token_is_read_back():

@@ -61,16 +61,13 @@ def test_spans_in_each_form_are_taken_and_answered_in_kind(receiver):
         (b"{}", JSON, "/v1/traces", {"Content_Encoding": "gzip"}, 400),
         (gzip.compress(b"{}", mtime=0) * 2, JSON, "/v1/traces", {"Content_Encoding": "gzip"}, 400),
         (
-            gzip.compress(b"{}" * 99, mtime=0)[:-9],
-            JSON,
-            "/v1/traces",
-            {"Content_Encoding": "gzip"},
-            400,
+            gzip.compress(b"{}" * 99, mtime=0)[:-9], JSON, "/v1/traces",
+            {"Content_Encoding": "gzip"}, 400,
         ),
         (b"{}", JSON, STEPS_PATH, {}, 400),
         (b"{}", PROTOBUF, STEPS_PATH, {}, 415),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_refused(receiver, body, kind, path, headers, status):
     assert post(receiver, body, kind, path, **headers)[0] == status
     assert receiver.refused == 1
@@ -421,44 +418,24 @@ def test_steps_from_a_front_end_without_details():
     ms = 1_000_000
     sent = raw_steps(
         {
-            "end": 10 * ms,
-            "running": 2,
-            "first_tokens": 2,
-            "computed": 30,
-            "cached": 2,
-            "prompts": 32,
-            "generated": 2,
-            "kv_usage": 0.5,
+            "end": 10 * ms, "running": 2, "first_tokens": 2, "computed": 30, "cached": 2,
+            "prompts": 32, "generated": 2, "kv_usage": 0.5,
         },
         {"end": 14 * ms, "running": 2, "continued": 2, "generated": 2, "kv_usage": 0.5},
         {
-            "end": 20 * ms,
-            "running": 1,
-            "continued": 2,
-            "generated": 5,
-            "drafted": [2, 2],
-            "accepted": [2, 1],
-            "finished": 1,
-            "finished_context": 20,
+            "end": 20 * ms, "running": 1, "continued": 2, "generated": 5, "drafted": [2, 2],
+            "accepted": [2, 1], "finished": 1, "finished_context": 20,
         },
         {
-            "end": 26 * ms,
-            "running": 0,
-            "continued": 1,
-            "generated": 1,
-            "finished": 1,
+            "end": 26 * ms, "running": 0, "continued": 1, "generated": 1, "finished": 1,
             "finished_context": 22,
         },
         {"end": 90 * ms, "running": 0},
         {
-            "end": 99 * ms,
-            "running": 1,
-            "first_tokens": 1,
-            "computed": 8,
-            "prompts": 8,
+            "end": 99 * ms, "running": 1, "first_tokens": 1, "computed": 8, "prompts": 8,
             "generated": 1,
         },
-    )
+    )  # fmt: skip
     rows = PluginRows(engine="e", usable_blocks=10, asynchronous=False).rows(sent[::-1])
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["interval_ns"] for row in rows] == [None, 4 * ms, 6 * ms, 6 * ms, None]
@@ -473,16 +450,9 @@ def test_steps_from_a_front_end_without_details():
 
 def test_steps_with_details_are_measured_unless_scheduled_ahead():
     told = {
-        "end": 5,
-        "running": 3,
-        "ctx_requests": 1,
-        "ctx_tokens": 100,
-        "gen_requests": 2,
-        "gen_tokens": 2,
-        "elapsed_ms": 1.5,
-        "dummy": False,
-        "generated": 2,
-    }
+        "end": 5, "running": 3, "ctx_requests": 1, "ctx_tokens": 100, "gen_requests": 2,
+        "gen_tokens": 2, "elapsed_ms": 1.5, "dummy": False, "generated": 2,
+    }  # fmt: skip
     for asynchronous, wall in ((False, 1_500_000), (True, None), (None, None)):
         probe = PluginRows(engine="e", usable_blocks=None, asynchronous=asynchronous)
         (row,) = probe.rows(raw_steps(told))

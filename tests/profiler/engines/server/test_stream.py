@@ -207,10 +207,7 @@ def test_samples_without_an_answer_are_told(tmp_path):
         return (
             [delta(reasoning="1 + 6 = 7", finish="stop")]
             if number == 2
-            else [
-                delta(reasoning="1 + 6"),
-                delta(content="7", finish="stop"),
-            ]
+            else [delta(reasoning="1 + 6"), delta(content="7", finish="stop")]
         )
 
     recording = recorded(tmp_path, events)

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.servers.vllm_server import free_port, vllm_server
 from benchmarks.servers.warm import Warm
 from profiler.engines.interface import SampleRequest
-from profiler.engines.options import model_path
+from profiler.engines.options import EngineOptions
 from profiler.engines.server.server import ServerEngine
 from profiler.engines.vllm.environment import prepare_environment
 from profiler.engines.vllm.in_process import InProcessEngine
@@ -34,18 +34,9 @@ def in_process(tmp_path_factory):
     done = warm_ttscope(*common, "--max-tokens", "300", "-o", folder / "greedy")
     assert done.returncode == 0, done.stderr[-3000:]
     vote = warm_ttscope(
-        *common,
-        "--n",
-        "4",
-        "--thinking-budget",
-        "12",
-        "--max-num-seqs",
-        "8",
-        "--dtype",
-        "float32",
-        "-o",
-        folder / "vote",
-    )
+        *common, "--n", "4", "--thinking-budget", "12", "--max-num-seqs", "8", "--dtype",
+        "float32", "-o", folder / "vote",
+    )  # fmt: skip
     assert vote.returncode == 0, vote.stderr[-3000:]
     return folder, json.loads(done.stdout), json.loads(vote.stdout)
 
@@ -84,7 +75,7 @@ def test_steps_account_for_every_token(in_process):
 @pytest.mark.filterwarnings("ignore")  # of vLLM
 def test_context_sums_are_those_of_the_requests(monkeypatch):
     """The probe keeps contexts of some steps only; here every step is summed beside it."""
-    engine = InProcessEngine(model_path("demo/s"), dtype="float32", max_num_seqs=6)
+    engine = InProcessEngine(EngineOptions(model="demo/s", dtype="float32", max_num_seqs=6))
     try:
         scheduler, truth = engine._scheduler(), []
         engine.probe.remove()
@@ -112,13 +103,9 @@ def test_context_sums_are_those_of_the_requests(monkeypatch):
         engine.probe.reset("e")
         for index in range(20):
             request = SampleRequest(
-                request_id=f"r{index}",
-                prompt=f"What is {index} + 7?",
-                chat=True,
-                temperature=1.0,
-                top_p=1.0,
-                max_tokens=5 + 17 * index % 90,
-            )
+                request_id=f"r{index}", prompt=f"What is {index} + 7?", chat=True, temperature=1.0,
+                top_p=1.0, max_tokens=5 + 17 * index % 90,
+            )  # fmt: skip
             engine.submit(request)
         polls = 0
         while engine._live:
@@ -295,14 +282,10 @@ def test_cancel_closes_the_stream(server):
     for name in names:
         engine.submit(
             SampleRequest(
-                request_id=name,
-                prompt="0" * 40,
-                chat=False,
-                temperature=1.5,
-                top_p=1.0,
+                request_id=name, prompt="0" * 40, chat=False, temperature=1.5, top_p=1.0,
                 max_tokens=900,
             )
-        )
+        )  # fmt: skip
     time.sleep(0.02)
     results = engine.cancel(names)
     assert results and {result.finish_reason for result in results} == {"abort"}

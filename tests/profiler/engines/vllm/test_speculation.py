@@ -26,14 +26,10 @@ def run(engine, prompts, temperature=0.0, max_tokens=120):
     for index, prompt in enumerate(prompts):
         engine.submit(
             SampleRequest(
-                request_id=str(index),
-                prompt=prompt,
-                chat=False,
-                temperature=temperature,
-                top_p=1.0,
-                max_tokens=max_tokens,
+                request_id=str(index), prompt=prompt, chat=False, temperature=temperature,
+                top_p=1.0, max_tokens=max_tokens,
             )
-        )
+        )  # fmt: skip
     ended = {}
     timed = []
     while engine._live:

@@ -12,13 +12,7 @@ import polars as pl
 import pytest
 
 from advisor.accuracy.counterfactual import evaluate
-from benchmarks.made.foreign_files import (
-    CASES,
-    HEADER,
-    inspect_samples,
-    inspect_zip,
-    plain,
-)
+from benchmarks.made.foreign_files import CASES, HEADER, inspect_samples, inspect_zip, plain
 from tests.traces.kineto.test_kineto_damage import mutate
 from traces.errors import OutcomesError, TtscopeError, UsageError
 from traces.foreign import source
@@ -31,16 +25,10 @@ from tui.text.recordings.show import show_json, show_lines
 DATA = Path(__file__).parents[3] / "data" / "foreign"
 ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "120"))
 SAMPLES = [
-    ("p", 0, "42", True),
-    ("p", 1, "7", False),
-    ("p", 2, "42", True),
-    ("q", 0, "8", False),
-    ("q", 1, "9", False),
-    ("q", 2, "9", False),
-    ("r", 0, None, False),
-    ("r", 1, None, False),
+    ("p", 0, "42", True), ("p", 1, "7", False), ("p", 2, "42", True), ("q", 0, "8", False),
+    ("q", 1, "9", False), ("q", 2, "9", False), ("r", 0, None, False), ("r", 1, None, False),
     ("r", 2, "42", True),
-]
+]  # fmt: skip
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.file)
@@ -329,17 +317,12 @@ def test_latencies_are_shown_and_give_the_order_of_ends(tmp_path):
     times = [3.0, 1.0, 2.0, 4.0]
     rows = [
         {
-            **GOOD,
-            "problem_id": problem,
-            "sample_index": index,
-            "latency_s": seconds,
-            "output_tokens": 10 * index + 10,
-            "answer": str(index // 3),
-            "correct": index < 3,
+            **GOOD, "problem_id": problem, "sample_index": index, "latency_s": seconds,
+            "output_tokens": 10 * index + 10, "answer": str(index // 3), "correct": index < 3,
         }
         for problem in ("p", "q")
         for index, seconds in enumerate(times)
-    ]
+    ]  # fmt: skip
     _, recording = read(lines(tmp_path / "o.jsonl", *rows), tmp_path / "r")
     (run,) = summarise(recording)
     assert run.sample_latency_s["mean"].value == 2.5
@@ -780,12 +763,12 @@ def test_why_accuracy_is_not_the_vote_of_all_is_said_in_words(tmp_path):
     (run,) = summarise(Recording.open(tmp_path / "a"))
     assert run.accuracy.value == 1.0  # the first sample's answer wins a tie
     told = " ".join(" ".join(show_lines([run])).split())
-    assert "accuracy 1.000 is of the same votes, a tie going to the answer of the lowest" in told
+    assert "accuracy 1.000 gives a tie to the answer of the lowest sample number" in told
     assert "maj@2 0.500 shares it" in told
     voted(tmp_path / "b.jsonl", [[f"right{i}", "wrong", "wrong"] for i in range(6)])
     import_outcomes([tmp_path / "b.jsonl"], tmp_path / "b")
     (run,) = summarise(Recording.open(tmp_path / "b"))
-    assert "of the same votes" not in " ".join(show_lines([run]))
+    assert "gives a tie" not in " ".join(show_lines([run]))
 
 
 def outcome_lines(path, made, **more):

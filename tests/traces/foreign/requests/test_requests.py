@@ -142,20 +142,13 @@ def test_empty_files_are_refused(case, tmp_path):
 
 
 BAD = [
-    ({"prompt": -5}, "whole number"),
-    ({"output": -1}, "whole number"),
-    ({"prompt": 0}, "whole number"),
-    ({"prompt": 10**30}, "whole number"),
-    ({"output": 200_000_000}, "whole number"),
-    ({"output": 1.5}, "whole number"),
-    ({"output": NAN}, "NaN"),
-    ({"prompt": "many"}, "whole number"),
-    ({"arrival": NAN}, "NaN"),
-    ({"arrival": "noon"}, "time"),
-    ({"arrival": -3}, "time"),
-    ({"arrival": 1e300}, "time"),
+    ({"prompt": -5}, "whole number"), ({"output": -1}, "whole number"),
+    ({"prompt": 0}, "whole number"), ({"prompt": 10**30}, "whole number"),
+    ({"output": 200_000_000}, "whole number"), ({"output": 1.5}, "whole number"),
+    ({"output": NAN}, "NaN"), ({"prompt": "many"}, "whole number"), ({"arrival": NAN}, "NaN"),
+    ({"arrival": "noon"}, "time"), ({"arrival": -3}, "time"), ({"arrival": 1e300}, "time"),
     ({"arrival": ...}, "absent"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "kind"), BAD, ids=lambda value: str(value)[:40])

@@ -12,7 +12,7 @@ from advisor.advice.accounts.costs import Accounts, Costs, Tariff
 from advisor.advice.accounts.efforts import ClassEfforts, Effort, EffortMap
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import LARGE, FakeAdvisor, estimate
-from tests.tui.pilot import last, screen_text, settle, text_of
+from tests.tui.pilot import last, press, screen_text, settle, text_of
 from traces.errors import WorkloadsError
 from tui.app.app import TtscopeApp
 from tui.screens.advice.screen import Advised
@@ -70,21 +70,30 @@ async def test_the_rest_still_advises_where_a_folder_is_gone(folder):
         assert len(opened.made[-1].recordings) == 2
         await pilot.press("1")
         shutil.rmtree(folder / "one")
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         assert [each.path.name for each in opened.made[-1].recordings] == ["two"]
         assert "no longer there, so left out: one" in text_of(app)
         assert "Run large" in text_of(app, "#detail")
-        await pilot.press("1")
-        await settle(pilot)
+        await press(pilot, "1")
         assert app.screen.query_one(DataTable).row_count == 1
         shutil.rmtree(folder / "two")
-        await pilot.press("4")
-        await settle(pilot)
+        await press(pilot, "4")
         assert "No complete recording to learn from." in text_of(app, "#detail")
         assert "ttscope demo" in text_of(app, "#detail")
         assert "left out: two" in text_of(app)
         assert app.entries == []
+
+
+async def test_keys_that_need_an_answer_are_offered_once_there_is_one(folder):
+    def keys():
+        return {each.binding.description for each in app.screen.active_bindings.values()}
+
+    async with Opened(folder) as opened:
+        app = opened.app
+        assert keys() >= {"budget", "copy", "answer", "front", "axis", "what if", "measure"}
+        app.screen._clear()
+        assert "budget" in keys()
+        assert not keys() & {"copy", "answer", "front", "axis", "what if", "measure"}
 
 
 async def test_the_late_answer_of_an_earlier_question_leaves_an_error_standing(folder):
@@ -133,8 +142,7 @@ async def test_fields_show_what_was_given_at_80_columns(folder):
             assert field.render_line(0).text.strip() == text
             assert field.region.right <= 80
             assert not screen.query_one(f"#hint_{name}").display
-        await opened.pilot.press("enter")
-        await settle(opened.pilot)
+        await press(opened.pilot, "enter")
         assert "energy was not measured" in text_of(opened.app)  # and the words stay
         assert field.value == "0.95"
 
@@ -148,8 +156,7 @@ async def test_escape_takes_back_what_was_typed(folder):
         for key in "9m":
             await opened.pilot.press(key)
         assert field.value == "9m"
-        await opened.pilot.press("escape")
-        await settle(opened.pilot)
+        await press(opened.pilot, "escape")
         assert field.value == "2s"
         assert opened.budget.max_latency_s == 2.0 and len(opened.made[-1].budgets) >= asked
         assert not isinstance(opened.app.screen.focused, Input)
@@ -166,8 +173,7 @@ async def test_what_is_wrong_stays_in_its_field_with_the_focus(folder):
         await opened.pilot.press("w")
         change = opened.app.screen.query_one("#change", Input)
         change.value = "engine.max_num_seq=4"
-        await opened.pilot.press("enter")
-        await settle(opened.pilot)
+        await press(opened.pilot, "enter")
         assert opened.app.screen.focused is change and change.value == "engine.max_num_seq=4"
         assert change.display
 
@@ -187,8 +193,7 @@ class Long(FakeAdvisor):
 async def test_numbers_stay_whole_where_a_configuration_is_long(folder, size):
     async with Opened(folder, size, Long) as opened:
         if size[0] < 100:
-            await opened.pilot.press("f")
-            await settle(opened.pilot)
+            await press(opened.pilot, "f")
         table = opened.app.screen.query_one(DataTable)
         assert table.max_scroll_x == 0
         assert any(">99 %" in line.text for line in map(table.render_line, range(6)))
@@ -202,8 +207,7 @@ async def test_a_word_about_something_else_goes_when_the_row_changes(folder):
         app, pilot = opened.app, opened.pilot
         await pilot.press("m", "y")
         assert "ttscope sweep" in text_of(app)
-        await pilot.press("down")
-        await settle(pilot)
+        await press(pilot, "down")
         assert text_of(app) == ""
         for text, told in (
             ("policy.n='4", "No closing quotation"),
@@ -211,23 +215,19 @@ async def test_a_word_about_something_else_goes_when_the_row_changes(folder):
         ):
             await pilot.press("w")
             app.screen.query_one("#change", Input).value = text
-            await pilot.press("enter")
-            await settle(pilot)
+            await press(pilot, "enter")
             assert told in text_of(app)
             assert "Error" not in text_of(app)
-            await pilot.press("escape", "up" if told.startswith("no") else "x")
-            await settle(pilot)
+            await press(pilot, "escape", "up" if told.startswith("no") else "x")
             assert text_of(app) == ""
 
 
 async def test_a_word_about_the_plan_gives_way_to_what_is_wrong_with_the_budget(folder):
     async with Opened(folder, (120, 40)) as opened:
         await opened.give("max_latency", "soon")
-        await opened.pilot.press("escape", "m", "y")
-        await settle(opened.pilot)
+        await press(opened.pilot, "escape", "m", "y")
         assert "ttscope sweep" in text_of(opened.app)
-        await opened.pilot.press("down")
-        await settle(opened.pilot)
+        await press(opened.pilot, "down")
         assert "latency at most soon" in text_of(opened.app)
 
 
@@ -239,16 +239,12 @@ class Costly(FakeAdvisor):
         costs = Costs(usd_per_million_tokens=estimate(1.25, "USD"), break_even_per_s=even)
         efforts = [
             Effort(
-                reasoning_effort=name,
-                thinking_token_budget=None,
-                policy=LARGE.policy,
-                estimates=LARGE.estimates,
-                cut_share=estimate(0.02, "1"),
-                probability_within_budget=sure,
-                use=sure > 0.9,
+                reasoning_effort=name, thinking_token_budget=None, policy=LARGE.policy,
+                estimates=LARGE.estimates, cut_share=estimate(0.02, "1"),
+                probability_within_budget=sure, use=sure > 0.9,
             )
             for name, sure in (("low", 0.5), ("high", 0.97))
-        ]
+        ]  # fmt: skip
         classes = {"easy": ClassEfforts(problems=20, efforts=tuple(efforts[:1]))}
         mapped = EffortMap(
             model="large", budget=answer.budget, command=None, problems=40,
@@ -270,14 +266,12 @@ async def test_costs_and_efforts_stand_below_the_command_whole_at_80_columns(fol
         assert "< for all problems: high, 4 samples, majority vote, temperature 0.8, 97 %" in told
         assert "< for easy: none fits the budget" in lines
         assert "renting costs less from" not in text_of(app, "#detail")
-        await pilot.press("e")
-        await settle(pilot)
+        await press(pilot, "e")
         await pilot.press("end")
         await pilot.pause()
         assert app.screen.query_one("#answer").max_scroll_x == 0
         assert "Next" in screen_text(app)
-        await pilot.press("e")
-        await settle(pilot)
+        await press(pilot, "e")
         await opened.give("api_price", "x")
         assert "API price x: wants a number, such as 2" in text_of(app)
         await opened.give("api_price", "2")
@@ -300,8 +294,7 @@ async def test_recordings_of_two_workloads_say_how_to_advise_on_one(folder):
         app, pilot = opened.app, opened.pilot
         assert "answer different problems" in text_of(app)
         assert "space" in text_of(app, "#detail")
-        await pilot.press("1", "space", "a")
-        await settle(pilot)
+        await press(pilot, "1", "space", "a")
         assert "Run large" in text_of(app, "#detail")
         assert not text_of(app)
 
@@ -325,8 +318,7 @@ class Alike(FakeAdvisor):
 
 async def test_long_names_stand_whole_under_the_plot(folder):
     async with Opened(folder, advisor=Alike) as opened:
-        await opened.pilot.press("f")
-        await settle(opened.pilot)
+        await press(opened.pilot, "f")
         shown = screen_text(opened.app)
         for size in (4, 8, 16):
             assert f"family-{size}b-instruct" in shown

@@ -8,13 +8,14 @@ import pytest
 
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
 from traces.schema.advice import Budget, Stages
-from tui.screens.advice.pick import answer_lines
+from tui.screens.advice.pick import answer_sections, styled
 from tui.screens.advice.rows import PRESENT, Candidate, candidates
 from tui.text.advice import advice_lines
 
 
 def text_of(answer, row, width=78):
-    lines = answer_lines(answer, row, width=width)
+    main, rest = answer_sections(answer, row, width=width)
+    lines = styled([*main, *rest]).plain.splitlines()
     assert max(map(len, lines)) <= width
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
-from tests.tui.pilot import screen_text, settle
+from tests.tui.pilot import press, screen_text, settle
 from tests.tui.screens.advice.test_advice_screen import Opened, folder  # noqa: F401
 from traces.schema.advice import Stages
 from tui.screens.advice.screen import Advised, Progress
@@ -36,16 +36,14 @@ async def test_small(folder):  # noqa: F811
     async with Opened(folder, SMALL_SIZE) as opened:
         app, pilot = opened.app, opened.pilot
         compare(app, "answer-80x24")
-        await pilot.press("f")
-        await settle(pilot)
+        await press(pilot, "f")
         compare(app, "front-80x24")
         await pilot.press("escape")
         field = app.screen.query_one("#field_gpus", Input)
         await pilot.press("b")
         field.value = "many"
         field.focus()
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         compare(app, "mistake-80x24")
 
 

@@ -30,12 +30,9 @@ def entry(tmp_path_factory):
 def pick_of(entry, **changes):
     engine = dataclasses.replace(entry.run.engine, **changes)
     return Pick(
-        engine=engine,
-        policy=entry.run.policy,
-        command=None,
-        estimates={},
+        engine=engine, policy=entry.run.policy, command=None, estimates={},
         probability_within_budget=1.0,
-    )
+    )  # fmt: skip
 
 
 def row(lines, title):
@@ -114,8 +111,7 @@ def test_the_examples_work_for_the_pick_that_they_stand_beside(entry, method, n,
 
 
 @pytest.mark.parametrize(
-    ("n", "rule"),
-    [(4, {"agree": 3.0, "in_flight": 4.0}), (6, {"agree": 4.0, "in_flight": 6.0})],
+    ("n", "rule"), [(4, {"agree": 3.0, "in_flight": 4.0}), (6, {"agree": 4.0, "in_flight": 6.0})]
 )
 def test_fewer_samples_take_the_rule_with_them(entry, n, rule):
     run = dataclasses.replace(entry.run, policy=rule_of(*RULES[0]))

@@ -15,7 +15,7 @@ from textual.widgets import Static
 
 from benchmarks.servers.vllm_server import ROOT, entry_point, free_port, running
 from profiler.plugin.shared_token import shared_token
-from tests.tui.pilot import settle, text_of
+from tests.tui.pilot import press, settle, text_of
 from tests.tui.screens.live.test_live_screen import attach_to, wait_for
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
@@ -162,7 +162,6 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
         await settle(pilot)
         assert isinstance(app.screen, LiveScreen)  # where it was seen
         assert "VERDICT" in text_of(app, "#verdict")
-        await pilot.press("2")
-        await settle(pilot)
+        await press(pilot, "2")
         assert isinstance(app.screen, RunScreen)
         assert "step" in text_of(app, "#step")

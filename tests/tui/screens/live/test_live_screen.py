@@ -246,15 +246,9 @@ def test_problems_and_history():
     )  # fmt: skip
     history = History()
     snapshot = Snapshot(
-        now_ns=0,
-        seconds=3.0,
-        numbers={},
-        names={},
-        verdicts=(),
-        steps=9,
-        problems_seen=1,
+        now_ns=0, seconds=3.0, numbers={}, names={}, verdicts=(), steps=9, problems_seen=1,
         problems=problems,
-    )
+    )  # fmt: skip
     history.add(snapshot)
     assert {lane.values.size for lane in history.lanes(20)} == {20}
     assert history.step_lanes(20) == []

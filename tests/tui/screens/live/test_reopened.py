@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.tui.live_recordings import BEGIN, write_watched
-from tests.tui.pilot import settle, text_of
+from tests.tui.pilot import opened, press, text_of
 from traces.live.numbers import numbers_of
 from traces.live.verdict import Finding, Verdict, change_for
 from traces.recording.reader import Recording
@@ -39,11 +39,8 @@ def panels(app):
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 @pytest.mark.parametrize("name", ["metrics", "spans"])
 async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
-    app = TtscopeApp([folder / name])
-    async with app.run_test(size=size) as pilot:
-        await settle(pilot)
-        await pilot.press("enter")
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / name]), size) as (app, pilot):
+        await press(pilot, "enter")
         assert app.current_mode == "live"
         bar = app.screen.query_one("NavBar")
         assert bar.status.startswith(f"recorded: {name}  0:19")
@@ -61,8 +58,7 @@ async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
         told = text_of(app, "#text")
         assert ("No problems captured" in told) == (name == "metrics")
         assert ("19 problems" in told) == (name == "spans")
-        await pilot.press("2")
-        await settle(pilot)
+        await press(pilot, "2")
         assert app.current_mode == "run"
         assert app.screen.model.entry.path.name == name
 
@@ -84,12 +80,9 @@ async def test_what_to_try_next_is_wrapped_anew_at_another_width():
 
 @pytest.mark.slow
 async def test_a_watched_server_is_not_left_for_a_recording(folder):
-    app = TtscopeApp([folder / "metrics"])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "metrics"])) as (app, pilot):
         app.watching = True
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         assert app.current_mode == "run"
 
 

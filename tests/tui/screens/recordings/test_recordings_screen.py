@@ -10,7 +10,7 @@ import pytest
 from textual.widgets import DataTable, Input
 
 from tests.traces.synthetic import simulate, write_recording
-from tests.tui.pilot import entry_at_cursor, settle, text_of
+from tests.tui.pilot import entry_at_cursor, opened, press, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.base import ConfirmScreen
 from tui.screens.entries import to_list
@@ -28,8 +28,7 @@ def folder(tmp_path, monkeypatch):
 async def ask(pilot, key, text):
     await pilot.press("escape", key)  # a field that was left with a mistake
     pilot.app.screen.query_one("#ask", Input).value = text
-    await pilot.press("enter")
-    await settle(pilot)
+    await press(pilot, "enter")
 
 
 @pytest.mark.slow
@@ -66,17 +65,14 @@ async def test_open_import_and_delete(folder):
         await pilot.press("n")
         await pilot.pause()
         assert key.exists()
-        await pilot.press("x", "y")
-        await settle(pilot)
+        await press(pilot, "x", "y")
         assert not key.exists()
         assert table.row_count == 2
 
 
 @pytest.mark.slow
 async def test_a_row_that_was_read_is_dim_no_longer(folder):
-    app = TtscopeApp([folder / "runs"])
-    async with app.run_test(size=(120, 30)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "runs"]), (120, 30)) as (app, _):
         table, (entry,) = app.screen.query_one(DataTable), app.entries
         app.entries = [replace(entry, run=None, listed=to_list(entry))]
         app.screen.show_library()
@@ -88,9 +84,7 @@ async def test_a_row_that_was_read_is_dim_no_longer(folder):
 
 @pytest.mark.slow
 async def test_a_price_makes_costs(folder):
-    app = TtscopeApp([folder / "runs"])
-    async with app.run_test(size=(120, 30)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "runs"]), (120, 30)) as (app, pilot):
         await ask(pilot, "dollar_sign", "36")
         (entry,) = app.entries
         device = entry.run.device_s_per_problem.value
@@ -101,9 +95,7 @@ async def test_a_price_makes_costs(folder):
 
 @pytest.mark.slow
 async def test_a_price_is_told_at_80_columns(folder):
-    app = TtscopeApp([folder / "runs"])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "runs"])) as (app, pilot):
         bar = app.screen.query_one("NavBar")
         await ask(pilot, "dollar_sign", "2.5")
         assert text_of(app) == "costs are at $2.50 a device-hour"
@@ -132,9 +124,7 @@ async def test_a_click_on_a_header_sorts(folder):
 
 @pytest.mark.slow
 async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):
-    app = TtscopeApp([folder / "runs", folder / "elsewhere"])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "runs", folder / "elsewhere"])) as (app, pilot):
         for key, moment in (("x", "before"), ("y", "while it is confirmed")):
             await pilot.press("ctrl+home")
             path = entry_at_cursor(app).path
@@ -143,30 +133,23 @@ async def test_a_recording_whose_folder_is_gone_leaves_the_list(folder):
                 await pilot.pause()
                 assert isinstance(app.screen, ConfirmScreen)
             shutil.rmtree(path)
-            await pilot.press(key)
-            await settle(pilot)
+            await press(pilot, key)
             assert "its folder is gone" in text_of(app), moment
             assert path not in [entry.path for entry in app.entries], moment
         assert app.screen.query_one(DataTable).row_count == 0
 
 
 async def test_a_row_of_what_was_never_there_can_leave(folder):
-    app = TtscopeApp([folder / "nowhere"])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
-        await pilot.press("x")
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "nowhere"])) as (app, pilot):
+        await press(pilot, "x")
         assert app.entries == []
 
 
 @pytest.mark.slow
 async def test_the_panel_scrolls_without_a_mouse(folder):
     write_recording(folder / "runs" / "three", simulate(problems=4, n=8))
-    app = TtscopeApp([folder / "runs", folder / "elsewhere"])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
-        await pilot.press("ctrl+home", *["space"] * 3)
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "runs", folder / "elsewhere"])) as (app, pilot):
+        await press(pilot, "ctrl+home", *["space"] * 3)
         panel = app.screen.query_one("#panel")
         assert panel.max_scroll_y > 0
         await pilot.press("tab")
@@ -180,9 +163,7 @@ async def test_the_panel_scrolls_without_a_mouse(folder):
 
 @pytest.mark.slow
 async def test_a_column_is_there_from_the_width_on_that_it_names(folder):
-    app = TtscopeApp([folder / "runs"])
-    async with app.run_test(size=(119, 30)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([folder / "runs"]), (119, 30)) as (app, pilot):
         table = app.screen.query_one(DataTable)
         assert "tok/s" not in table.columns
         await pilot.resize_terminal(120, 30)

@@ -50,14 +50,11 @@ def test_a_problem_is_shown_with_some_room():
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("137", Goto("problem", 137)),
-        (" p3 ", Goto("problem", 3)),
-        ("s48,213", Goto("step", 48213)),
-        ("3:32.5", Goto("time", 212.5)),
-        ("1:00:02", Goto("time", 3602)),
-        ("12.5s", Goto("time", 12.5)),
+        ("137", Goto("problem", 137)), (" p3 ", Goto("problem", 3)),
+        ("s48,213", Goto("step", 48213)), ("3:32.5", Goto("time", 212.5)),
+        ("1:00:02", Goto("time", 3602)), ("12.5s", Goto("time", 12.5)),
     ],
-)
+)  # fmt: skip
 def test_where_to_go(text, found):
     assert parse_goto(text) == found
 

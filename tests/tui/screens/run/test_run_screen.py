@@ -10,7 +10,7 @@ from textual.widgets import Input
 
 import profiler.demo
 from tests.traces.synthetic import simulate, write_recording
-from tests.tui.pilot import settle, text_of
+from tests.tui.pilot import opened, press, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.library import delete_recording
 from tui.screens.run.screen import RunScreen
@@ -76,8 +76,7 @@ async def test_steps_and_problems(folder):
         await pilot.press("w")
         assert "problem" in text_of(app, "#title")
         for _ in range(3):
-            await pilot.press("k")
-            await settle(pilot)
+            await press(pilot, "k")
             if app.screen.model.page == "policies":
                 assert opened.messages[-1] == "Told"
                 assert "maj@4" in text_of(app, "#text")
@@ -150,8 +149,7 @@ async def test_rules_are_judged_one_by_one(folder):
         app, pilot = opened.app, opened.pilot
         assert "ASC .90" in text_of(app, "#vote")
         judged = opened.messages.count("Judged")
-        await pilot.press("r")
-        await settle(pilot)
+        await press(pilot, "r")
         assert opened.messages.count("Judged") == judged + 1
         assert "ASC .95" in text_of(app, "#vote")
         assert "all 10: " in text_of(app, "#vote")
@@ -159,17 +157,13 @@ async def test_rules_are_judged_one_by_one(folder):
 
 async def test_a_recording_that_goes_away_is_told_in_place(tmp_path):
     path = write_recording(tmp_path / "gone", simulate(problems=4, n=2)).path
-    app = TtscopeApp([path])
-    async with app.run_test(size=(80, 24)) as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([path])) as (app, pilot):
         delete_recording(path)
-        await pilot.press("2")
-        await settle(pilot)
+        await press(pilot, "2")
         assert "its folder is gone" in text_of(app, "#message")
         assert "the steps cannot be read" in text_of(app, "#lanes")
         assert "problem 1 of 4" in text_of(app, "#title")
-        await pilot.press("k", "k")
-        await settle(pilot)
+        await press(pilot, "k", "k")
         assert app.is_running
 
 
@@ -197,8 +191,7 @@ async def test_a_replay_is_shown_beside_its_recording():
         await pilot.press("v")
         field = app.screen.query_one("#ask", Input)
         field.value = "engine.max_num_seqs=4"
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         assert opened.messages[-1] == "Replayed"
         assert app.screen.model.beside.run.step_rows["source"][0] == "replayed"
         assert isinstance(app.screen, RunScreen)
@@ -209,8 +202,7 @@ async def test_a_replay_is_shown_beside_its_recording():
         assert "predicted" in text_of(app, "#text")
         await pilot.press("v")
         field.value = "engine.nothing=4"
-        await pilot.press("enter")
-        await settle(pilot)
+        await press(pilot, "enter")
         assert "Failed" in opened.messages
         assert "no such field" in text_of(app, "#message")
 
@@ -244,7 +236,7 @@ async def test_nothing_is_cut_below_and_lanes_take_what_is_free(folder, size):
 async def test_the_footer_says_pause_while_the_run_plays(folder):
     async with Opened(folder / "one") as opened:
         keys = [each.binding.description for each in opened.app.screen.active_bindings.values()]
-        assert "play" in keys and "pause" not in keys
+        assert "play" in keys and "pause" not in keys and "rule" in keys
         await opened.pilot.press("space")
         keys = [each.binding.description for each in opened.app.screen.active_bindings.values()]
         assert "pause" in keys and "play" not in keys

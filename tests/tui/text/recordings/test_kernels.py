@@ -46,14 +46,9 @@ def test_bare_counts_have_no_tables():
 
 def test_lines_of_prompt_lookup():
     one = NgramWhatIf(
-        num_speculative_tokens=5,
-        prompt_lookup_min=2,
-        prompt_lookup_max=4,
-        **kept(5),
-        drafted_steps=share(0.5),
-        tokens_per_step=share(1.234, "tokens"),
-        by_phase=(),
-    )
+        num_speculative_tokens=5, prompt_lookup_min=2, prompt_lookup_max=4, **kept(5),
+        drafted_steps=share(0.5), tokens_per_step=share(1.234, "tokens"), by_phase=(),
+    )  # fmt: skip
     lines = what_if_lines([one])
     assert "not run" in lines[0] and lines[2].startswith("  5  2-4     1.23 [1.21, 1.27]")
     assert max(map(len, lines)) <= 80

@@ -140,12 +140,8 @@ def test_json(recordings):
     assert json.loads(text)["difference"]["problems"] == 12
     change = document["difference"]["metrics"]["latency_s.mean"]
     assert set(change) == {
-        "difference",
-        "relative",
-        "verdict",
-        "problems",
-        "times_as_many_problems",
-    }
+        "difference", "relative", "verdict", "problems", "times_as_many_problems",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("temperature", [None, 0.0, 0.8])

@@ -1,0 +1,138 @@
+"""How the drafts of watched requests went, of which a server tells sums alone.
+
+Spans and histograms say nothing of a request's drafts. The page of a server does: how many of its
+drafts' tokens were accepted at each position, or how many tokens a step keeps on average. Each step
+of a request is drawn from that, as if all requests were alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from advisor.evidence.runs import ProblemRun, Run, Sample
+from traces.live.engine_names import SGLANG, software_of
+from traces.live.numbers import DRAFTED, DRAFTS, ITL, Window, numbers_in
+from traces.schema.engine import EngineConfig
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafts:
+    """What a page tells of drafts: `accepted` is the chance of each position to be kept.
+
+    `share` of the steps of a request have a draft, of so many `tokens`.
+    """
+
+    accepted: Floats
+    share: float
+    tokens: int
+
+    @property
+    def kept(self) -> float:
+        """The tokens that a step of a request keeps on average."""
+        return 1.0 + self.share * float(self.accepted.sum())
+
+    @property
+    def forwarded(self) -> float:
+        """The tokens that a step of a request computes on average."""
+        return 1.0 + self.share * self.tokens
+
+
+def drafts_of(windows: Sequence[Window], engine: EngineConfig) -> Drafts | None:
+    """Return how an engine's drafts went over its servers; None where it has none or none tells."""
+    if engine.speculative is None:
+        return None
+    told = [(window, numbers_in(window, "")) for window in windows]
+    told = [(window, each) for window, each in told if each.acceptance_length is not None]
+    if not told:
+        return None
+    weights = [float(each.drafts or 1) for _, each in told]
+    tokens = engine.speculative.num_speculative_tokens
+    positions = [
+        np.array(each.accepted_per_position)
+        if each.accepted_per_position is not None
+        else _as_long_as(each.acceptance_length or 1.0, tokens)
+        for _, each in told
+    ]
+    most = max(map(len, positions))
+    padded = [np.pad(each, (0, most - len(each))) for each in positions]
+    accepted = np.minimum.accumulate(np.clip(np.average(padded, axis=0, weights=weights), 0.0, 1.0))
+    drafts, drafted, steps = (sum(column) for column in zip(*map(_counts, windows), strict=True))
+    # Of an engine that counts the tokens between two chunks and not these, each step has one.
+    per_step = drafts / steps if steps and software_of(engine) != SGLANG else 1.0
+    length = round(drafted / drafts) if drafts and drafted else tokens
+    return Drafts(accepted=accepted, share=min(per_step, 1.0), tokens=length)
+
+
+def _counts(window: Window) -> tuple[float, float, float]:
+    """Return drafts, their tokens, and the steps of requests, 0 for what is not told."""
+    gaps = window.histograms.get(ITL)
+    steps = 0.0 if gaps is None else float(gaps.counts.sum())
+    return window.total(DRAFTS) or 0.0, window.total(DRAFTED) or 0.0, steps
+
+
+def _as_long_as(length: float, tokens: int) -> Floats:
+    """Return chances that fall by one factor a position and keep so many tokens in all.
+
+    The factor is found by bisection, as the sum rises with it.
+    """
+    places = np.arange(1, tokens + 1)
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (middle**places).sum() < length - 1 else (low, middle)
+    return np.asarray(high**places)
+
+
+def with_drafts(
+    runs: Sequence[Run], windows: Mapping[EngineConfig, Sequence[Window]]
+) -> tuple[list[Run], list[str]]:
+    """Return watched runs whose samples say how their drafts went, and what to say of it.
+
+    `windows` are those of the servers that each run's engine stands for.
+    """
+    found, notes = [], []
+    for run in runs:
+        samples = (s for problem in run.problems.values() for s in problem.samples)
+        lacking = run.engine.speculative is not None and any(s.advance is None for s in samples)
+        told = drafts_of(windows.get(run.engine, ()), run.engine) if lacking else None
+        if told is None:
+            found.append(run)
+            continue
+        rng = np.random.default_rng([len(run.problems), told.tokens])
+        problems = {name: _drafted(each, told, rng) for name, each in run.problems.items()}
+        found.append(replace(run, problems=problems))
+        notes.append(
+            f"{run.recording}: how drafts went is known on average alone, {told.kept:.2f} tokens a "
+            "step. Each request has that"
+        )
+    return found, list(dict.fromkeys(notes))
+
+
+def _drafted(problem: ProblemRun, told: Drafts, rng: np.random.Generator) -> ProblemRun:
+    return replace(problem, samples=tuple(_sample(each, told, rng) for each in problem.samples))
+
+
+def _sample(sample: Sample, told: Drafts, rng: np.random.Generator) -> Sample:
+    """Return a sample with the tokens of each of its verify steps, the last cut where it ended."""
+    wanted = max(sample.output_tokens - 1, 0)
+    steps = max(wanted, 1)  # each keeps one at least
+    drafted = rng.random(steps) < told.share
+    chance = rng.random(steps)
+    accepted = len(told.accepted) - np.searchsorted(told.accepted[::-1], chance, side="right")
+    advance = 1 + accepted * drafted
+    ends = np.cumsum(advance)
+    count = int(np.searchsorted(ends, wanted)) + 1 if wanted else 0
+    advance = advance[:count]
+    if count:
+        advance[-1] -= int(ends[count - 1]) - wanted
+    return replace(
+        sample,
+        scheduled=(1 + told.tokens * drafted[:count]).astype(np.int64),
+        advance=advance.astype(np.int64),
+    )

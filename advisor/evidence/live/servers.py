@@ -1,0 +1,350 @@
+"""Servers and ranks of one model that were watched together, as the replicas of one engine.
+
+Each of them tells its own /metrics, so that its traffic and its steps are known by itself. Spans
+need not say which of them a request was on. Those that are set up alike are one engine here, with
+one law of all their steps and one load, and `Placing` says what is known of who served whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from advisor.evidence.keys import URL, WORKER
+from advisor.evidence.live.front_end_time import with_front_end
+from advisor.evidence.live.histograms import drawn_traffic
+from advisor.evidence.runs import ProblemRun, Run
+from traces.live.numbers import E2E, FINISHED, GENERATED, TTFT, USED
+from traces.live.otlp import RESOURCE
+from traces.live.watched import Windows, only_watched, windows_of
+from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
+from traces.statistics import mean, ratio, spread
+from traces.summary.energy import run_window
+from traces.summary.kernels import sample_times
+from traces.summary.run import Run as Summary
+from traces.summary.run import summarise
+
+if TYPE_CHECKING:
+    from advisor.evidence.gather import Evidence
+
+Floats = npt.NDArray[np.float64]
+
+SURELY = 3.0  # standard deviations of chance, beyond which servers' shares of requests differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Servers:
+    """Servers that are set up alike: `engine` is all of them, `members` each by its key."""
+
+    engine: EngineConfig
+    members: Mapping[str, EngineConfig]
+
+    @property
+    def replicas(self) -> int:
+        """How many engines of the replay they are."""
+        return self.engine.data_parallel_size
+
+    def has(self, engine: EngineConfig) -> bool:
+        return engine in self.members.values()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placing:
+    """Which server a problem goes to.
+
+    `told` says that it is known of each. Else it is drawn by the servers' shares of the requests
+    that ended, and `even` says whether these are as a router's that spreads them evenly.
+    """
+
+    told: bool
+    even: bool
+
+
+def of_spans(engine: EngineConfig) -> bool:
+    """Whether nothing is known of an engine but what spans say, and how it decodes."""
+    decoding = {name: getattr(engine, name) for name in DECODER}
+    told = EngineConfig(model=engine.model, mode="server", other=engine.other, **decoding)
+    return engine == told and dict(engine.other).keys() <= RESOURCE
+
+
+DECODER = ("dtype", "quantization", "kv_cache_dtype", "speculative")  # beside the model
+
+
+def with_decoders(runs: Sequence[Run], windows: Windows, recording: Recording) -> list[Run]:
+    """Return runs of spans with how the servers decode, of which they tell all the same.
+
+    That is known where the servers of a model decode alike.
+    """
+    engines = recording.manifest.engines
+    servers = [engines[key] for key, window in windows.items() if window is not None]
+    found = []
+    for run in runs:
+        own = [each for each in servers if each.model == run.engine.model]
+        told = {tuple(getattr(each, name) for name in DECODER) for each in own}
+        engine = run.engine
+        if of_spans(engine) and len(told) == 1:
+            decoding = dict(zip(DECODER, told.pop(), strict=True))
+            engine = replace(engine, **decoding)
+        found.append(replace(run, engine=engine))
+    return found
+
+
+def servers_of(recording: Recording) -> list[Servers]:
+    """Return the engines whose /metrics a watch holds, those that are set up alike together.
+
+    A limit that one of them does not tell is that of the others. Empty where there is one engine,
+    and for what was not only watched.
+    """
+    engines = recording.manifest.engines
+    if len(engines) < 2 or not only_watched(recording):
+        return []
+    polled = recording.table("scrapes").filter(pl.col("name").is_in(USED)).select("engine")
+    keys = set(polled.unique().collect()["engine"])
+    groups: dict[EngineConfig, dict[str, EngineConfig]] = {}
+    for key in (key for key in engines if key in keys):
+        groups.setdefault(_setup(replace(engines[key], max_num_seqs=None)), {})[key] = engines[key]
+    found = []
+    for setup, members in groups.items():
+        limits = sorted({each.max_num_seqs or 0 for each in members.values()} - {0}) or [0]
+        for limit in limits:
+            last = limit == limits[-1]
+            own = {
+                key: each
+                for key, each in members.items()
+                if each.max_num_seqs == (limit or None) or (last and each.max_num_seqs is None)
+            }
+            if own:
+                found.append(Servers(engine=_whole(setup, limit or None, own), members=own))
+    order = list(engines)
+    return sorted(found, key=lambda each: order.index(next(iter(each.members))))
+
+
+def _whole(
+    setup: EngineConfig, max_num_seqs: int | None, members: Mapping[str, EngineConfig]
+) -> EngineConfig:
+    """Return all servers as one engine, whose replicas they are."""
+    each = list(members.values())
+    if len(each) == 1:
+        return each[0]
+    count = sum(one.data_parallel_size for one in each)
+    gpus = None if setup.num_gpus is None else setup.num_gpus * count
+    return replace(setup, max_num_seqs=max_num_seqs, num_gpus=gpus, data_parallel_size=count)
+
+
+def _setup(engine: EngineConfig) -> EngineConfig:
+    """Return a server as one replica, wherever it is."""
+    other = tuple(pair for pair in engine.other if pair[0] not in WORKER | {URL})
+    return replace(engine.one_replica(), other=other)
+
+
+def stand_for(engine: EngineConfig, servers: Servers, among: Sequence[Servers]) -> bool:
+    """Whether an engine of spans tells of these servers' requests, and of no others' of `among`."""
+    of_model = [each for each in among if each.engine.model == engine.model]
+    return of_spans(engine) and of_model == [servers]
+
+
+def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[Evidence, Placing]:
+    """Return the evidence with a watch's servers as one engine, and what is known of who served.
+
+    Spans that may be of others than these do not stand for them: their traffic is then drawn.
+    """
+    among, windows = servers_of(recording), windows_of(recording, lengths=True)
+    own = [
+        run
+        for run in evidence.runs
+        if run.recording == recording.name
+        and (servers.has(run.engine) or stand_for(run.engine, servers, among))
+    ]
+    if not own:
+        drawn = [
+            run
+            for key, engine in servers.members.items()
+            if (window := windows.get(key)) is not None
+            for run in drawn_traffic(window, engine, recording.name, key)
+        ]
+        own = with_front_end(recording, drawn, windows)
+    runs, placing = together(own, servers, windows)
+    taken = set(map(id, own))
+    tables = (
+        replace(each, engine=servers.engine)
+        if each.recording == recording.name and servers.has(each.engine)
+        else each
+        for each in evidence.steps
+    )
+    rest = (each for each in evidence.runs if id(each) not in taken)
+    return replace(evidence, steps=tuple(tables), runs=(*runs, *rest)), placing
+
+
+def together(runs: Sequence[Run], servers: Servers, windows: Windows) -> tuple[list[Run], Placing]:
+    """Return the runs of servers, or of the spans that stand for them, as those of one engine.
+
+    Traffic that was drawn for each of them is one run a draw. Each problem says on which of them it
+    is (`Placing`).
+    """
+    places = {engine: place for place, engine in enumerate(servers.members.values())}
+    drawn: dict[EngineConfig, list[Run]] = {}
+    for run in runs:
+        drawn.setdefault(run.engine, []).append(run)
+    rates = [each[0].rate_per_s for each in drawn.values() if each[0].rate_per_s is not None]
+    known = drawn.keys() <= places.keys()
+    if not known and len(drawn) == len(places):  # each server's spans name themselves otherwise
+        places, known = {engine: place for place, engine in enumerate(drawn)}, True
+    shares = _shares(servers, windows)
+    found = []
+    for number in range(max(map(len, drawn.values()), default=0)):
+        problems: list[ProblemRun] = []
+        for engine, several in drawn.items():
+            own = list(several[number % len(several)].problems.values())
+            at = np.full(len(own), places.get(engine, 0))
+            if not known:
+                at = np.random.default_rng([len(own), number]).choice(
+                    len(shares), len(own), p=shares
+                )
+            problems += [
+                replace(each, server=int(place)) for each, place in zip(own, at, strict=True)
+            ]
+        problems.sort(key=lambda each: each.arrival_ns or 0)
+        found.append(
+            replace(
+                next(iter(drawn.values()))[0],
+                engine=servers.engine,
+                problems={each.problem_id: each for each in problems},
+                rate_per_s=sum(rates) if rates else None,
+            )
+        )
+    return found, Placing(told=known, even=_even(servers, windows))
+
+
+def _ended(servers: Servers, windows: Windows) -> Floats:
+    """Return the requests that ended on each server."""
+    each = (windows.get(key) for key in servers.members)
+    return np.array([0.0 if w is None else w.total(FINISHED) or 0.0 for w in each])
+
+
+def _shares(servers: Servers, windows: Windows) -> Floats:
+    ended = _ended(servers, windows)
+    return ended / ended.sum() if ended.sum() else np.full(len(ended), 1 / len(ended))
+
+
+def _even(servers: Servers, windows: Windows) -> bool:
+    """Whether the servers' counts of requests differ by no more than chance would have them.
+
+    That is Pearson's statistic, whose mean is its degrees of freedom and whose variance is twice
+    these.
+    """
+    ended = _ended(servers, windows)
+    mean, freedom = float(ended.mean()), len(ended) - 1
+    if not mean or not freedom:
+        return True
+    statistic = float(((ended - mean) ** 2).sum()) / mean
+    return bool(statistic <= freedom + SURELY * np.sqrt(2 * freedom))
+
+
+def replayable(recording: Recording) -> list[Summary]:
+    """Return a recording's runs as a replay takes them: servers that were watched together as one.
+
+    Others as they are. The order is that of the servers.
+    """
+    runs, among = summarise(recording), servers_of(recording)
+    return [_summary(recording, each, runs, among) for each in among] or runs
+
+
+def deployed(recording: Recording, run: Summary) -> Summary:
+    """Return the run of the servers that a watched one is of, or whose requests its spans tell."""
+    for servers, whole in zip(servers_of(recording), replayable(recording), strict=False):
+        if servers.has(run.engine) or stand_for(run.engine, servers, servers_of(recording)):
+            return whole
+    return run
+
+
+def _summary(
+    recording: Recording, servers: Servers, runs: Sequence[Summary], among: Sequence[Servers]
+) -> Summary:
+    own = [
+        each
+        for each in runs
+        if each.rows is not None
+        and each.rows.height
+        and (servers.has(each.engine) or stand_for(each.engine, servers, among))
+    ]
+    steps = recording.step_times["engine"].cast(pl.Utf8).is_in(list(servers.members)).sum()
+    if len(own) == 1:
+        return replace(own[0], engine=servers.engine, steps=steps or None)
+    found = Summary(
+        recording=recording.name,
+        complete=recording.complete,
+        engine=servers.engine,
+        policy=None,
+        steps=steps or None,
+        conditions=runs[0].conditions if runs else (),
+        notes=tuple(dict.fromkeys(note for each in own for note in each.notes)),
+    )
+    return _pooled(found, own) if own else _as_histograms(found, recording, servers.members)
+
+
+def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
+    """Return the requests that several processes' spans tell, each problem of one of them."""
+    rows, times, samples, first = [], [], [], 0
+    for each in own:
+        if each.rows is None or each.sample_rows is None or each.windows is None:
+            continue
+        shift = pl.col("problem") + first
+        rows.append(each.rows.with_columns(shift))
+        samples.append(each.sample_rows.with_columns(shift))
+        times.append(sample_times(each.rows, each.sample_rows, each.windows).with_columns(shift))
+        first += each.rows.height
+    whole, timed, asked = (
+        pl.concat(each, how="vertical_relaxed") for each in (rows, times, samples)
+    )
+    decided = whole.filter(pl.col("state") == "decided")
+    problem = timed["problem"].to_numpy()
+    latency, tokens = (_floats(decided[name]) for name in ("latency_s", "tokens"))
+    window, speed = run_window(whole, asked), None
+    if window is not None and window[1] > window[0] and not asked["output_tokens"].null_count():
+        made = float(asked["output_tokens"].sum())
+        speed = Estimate(value=made / (window[1] - window[0]) * 1e9, unit="tokens/s")
+    return replace(
+        found,
+        problems=decided.height,
+        problems_in_flight=sum(each.problems_in_flight for each in own),
+        problems_failed=sum(each.problems_failed for each in own),
+        latency_s=spread(latency, "s"),
+        ttft_s=spread(timed["ttft_s"].to_numpy(), "s", problem),
+        tpot_s=spread(timed["tpot_s"].to_numpy(), "s/token", problem),
+        tokens_per_problem=mean(tokens, "tokens"),
+        cost_per_token_device_s=ratio(latency * found.engine.num_devices, tokens, "device-s/token"),
+        throughput_tokens_per_s=speed,
+        rows=whole,
+        sample_rows=asked,
+    )
+
+
+def _floats(column: pl.Series) -> Floats:
+    return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _as_histograms(found: Summary, recording: Recording, keys: Iterable[str]) -> Summary:
+    """Return a run of which only /metrics tell, with the means that their histograms give."""
+    windows = [each for key in keys if (each := windows_of(recording).get(key)) is not None]
+
+    def mean_of(name: str) -> dict[str, Estimate | None]:
+        told = [each.histograms[name] for each in windows if name in each.histograms]
+        count = sum(float(each.counts.sum()) for each in told)
+        total = sum(float(np.nansum(each.sums)) for each in told)
+        value = Estimate(value=total / count, unit="s") if count else None
+        return {"mean": value, "p50": None, "p95": None}
+
+    rates = [rate for each in windows if (rate := each.rate(GENERATED)) is not None]
+    return replace(
+        found,
+        latency_s=mean_of(E2E),
+        ttft_s=mean_of(TTFT),
+        throughput_tokens_per_s=Estimate(value=sum(rates), unit="tokens/s") if rates else None,
+    )
