@@ -183,6 +183,7 @@ def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun
         .filter(pl.len().over("problem") >= n)
         .filter(pl.int_range(pl.len()).over("problem") < n)
     )
+    _check_failed(run, every, whole)
     rows, notes = whole, tuple[str, ...]()
     count = whole["problem"].n_unique()
     if most is not None and count > most:
@@ -231,6 +232,18 @@ def _check(name: str, samples: pl.DataFrame, problems: pl.DataFrame) -> None:
             f"{name}: no answer of {samples.height:,} samples could be parsed, so nothing can be "
             "voted on. Check how the workload's answers are read"
         )
+
+
+def _check_failed(run: Run, every: pl.DataFrame, whole: pl.DataFrame) -> None:
+    """Raise RecordingError where errors left too few problems to stand for all."""
+    assert run.rows is not None
+    failed = every.filter(pl.col("error").is_not_null())["problem"].unique()
+    kept = pl.col("problem").is_in(whole["problem"].unique().implode())
+    error = pl.when(pl.col("problem").is_in(failed.implode())).then(pl.lit("samples failed"))
+    rows = run.rows.with_columns(error=pl.when(~kept).then(pl.coalesce("error", error)))
+    lost = lost_problems(rows)
+    if lost.failed and lost.too_many:
+        raise RecordingError(f"{run.recording}: {lost.why_not}")
 
 
 def _left_out(

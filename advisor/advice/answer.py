@@ -112,6 +112,7 @@ def answer(answering: Answering) -> Recommendation:
         experiments=tuple(proposed),
         routings=space.routings,
         load=_load(load),
+        notes=evidence.lost,
     )
 
 

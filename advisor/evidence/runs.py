@@ -22,7 +22,7 @@ from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Ints
-from traces.summary.problems import engine_windows, lost_problems
+from traces.summary.problems import MOST_UNTOLD, engine_windows, lost_problems
 from traces.summary.votes import majority_curve
 
 _USED = (
@@ -249,12 +249,9 @@ def read_runs(recording: Recording) -> ReadRuns:
             taken = float(cost.within_s(since, until)[0])  # which the profiler's windows took
             run = replace(run, latency_s=run.latency_s - taken)
         found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
-    notes = [
-        f"left out of {recording.name}: {counted(count, 'problem')} {why}"
-        for why, count in lacking.most_common()
-        if imported
-    ]
-    notes += [] if imported else _check_survivors(recording, found)
+    notes = (
+        _check_left(recording, lacking, found) if imported else _check_survivors(recording, found)
+    )
     runs = [
         Run(
             recording=recording.name,
@@ -327,6 +324,37 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
         curve=curve,
     )
     return ReadRuns([run], 0, [told], {})
+
+
+def _check_left(
+    recording: Recording,
+    lacking: Mapping[str, int],
+    found: Mapping[tuple[str, str], Mapping[str, ProblemRun]],
+) -> list[str]:
+    """Return which problems of an import are left out, and why.
+
+    Raises RecordingError where they are too many for the others to stand for all.
+    """
+    outcomes = "identities" in recording.manifest.provenance.get("imported", {})
+    failed = int(recording.problems["error"].count()) if outcomes else 0
+    every = {**lacking, **({"all of whose samples failed": failed} if failed else {})}
+    kept = sum(map(len, found.values()))
+    count = sum(every.values())
+    if outcomes and kept and count > MOST_UNTOLD * (kept + count):
+        why = max(every, key=lambda each: every[each])
+        remedy = _TOKENS if "output_tokens" in why else "Import outcomes that have them"
+        raise RecordingError(
+            f"{recording.name}: {count:,} of {kept + count:,} problems are left out, of them "
+            f"{every[why]:,} {why}. The others may be unlike them"
+            + ("" if "--prompt-tokens" in why else f". {remedy}")
+        )
+    return [
+        f"left out of {recording.name}: {counted(number, 'problem')} {why}"
+        for why, number in sorted(every.items(), key=lambda each: -each[1])
+    ]
+
+
+_TOKENS = "Import again with the output_tokens of every sample, of one that was cut off its limit"
 
 
 def _check_survivors(
@@ -420,6 +448,8 @@ def _problem_run(
     if samples and not any(_int(s["output_tokens"]) for s in samples):
         return "whose output_tokens are not known"
     if not whole or len(whole) != n:
+        if imported and any(s["error"] is None and not _int(s["output_tokens"]) for s in samples):
+            return "with samples whose output_tokens are not known or 0"
         return f"without {counted(n, 'sound sample')}, as others have"
     if not prompt:
         return "whose prompt_tokens are not known. Import again with --prompt-tokens N"

@@ -65,11 +65,14 @@ class Workload:
     def is_correct(self, problem: Problem, answer: str | None) -> bool | None:
         """Return whether a class of answers is the expected one; None where none is known.
 
-        None too where samples were given their length: the model did not end them.
+        None too where the verifier cannot read the expected answer, and where samples were given
+        their length: the model did not end them.
         """
         if problem.expected is None or problem.output_tokens is not None:
             return None
         chosen = problem.verifier or self.verifier
+        if chosen.canonical(problem.expected) is None:
+            return None
         return answer is not None and chosen.matches(answer, problem.expected)
 
     def facts(self, template: str | None) -> WorkloadFacts:

@@ -258,20 +258,20 @@ class Numeric:
 
 _ALONE_CHARACTERS = 80
 _LETTER_ALONE = re.compile(
-    r"\A[\s*_($\[]*(?:\\(?:text|mathrm|mathbf|textbf)\{)?[\s(*]*([A-Ea-e])[\s)*}]*"
+    r"\A[\s*_($\[]*(?:\\(?:text|mathrm|mathbf|textbf)\{)?[\s(*]*([A-Ja-hj])[\s)*}]*"
     r"(?:[.:)\]*_$\s]*\Z|[.:)]+\s)"
 )
 _SAID = re.compile(
     r"(?i:\b(?:answer|choice|option)\b(?:\s+(?:choice|option))?(?:\s+is)?)\s*:?\s*(?:(?i:is|option|choice)\s+)*"
     r"[\s*_$\"`]*(?:\\boxed\{)?(?:\\(?:text|mathrm|mathbf|textbf)\{)?"
-    r"(?:\(([A-Ea-e])\)|([A-E])(?![A-Za-z'’]))"
+    r"(?:\(([A-Ja-j])\)|([A-HJ](?![A-Za-z'’])|I(?=[\s*_.)}\]$\"`]*(?:\Z|[.\n]))))"  # no pronoun
 )
-_BRACKETED = re.compile(r"\(([A-E])\)")
-_LINE = re.compile(r"^[\s*_]*([A-E])(?:[\s*_]*$|[.:)]\s)", re.MULTILINE)
+_BRACKETED = re.compile(r"\(([A-HJ])\)")  # (I) may be a number
+_LINE = re.compile(r"^[\s*_]*([A-HJ])(?:[\s*_]*$|[.:)]\s)", re.MULTILINE)
 
 
 class Choice:
-    r"""A letter A to E, as models write it: (B), B., **B**, "The answer is B", \boxed{B}.
+    r"""A letter A to J, as models write it: (B), B., **B**, "The answer is B", \boxed{B}.
 
     The last `\boxed{...}` says it, else the last "answer is ..." (or choice, option), else a
     letter that stands alone, else the last letter in brackets or at the head of a line.

@@ -204,7 +204,7 @@ class Recommendation(Record):
 
     `pareto` is the front of accuracy against what is optimised (against latency where that is
     accuracy), `compute_pareto` against FLOPs. `load` is what
-    it holds for.
+    it holds for, and `notes` say what to know of the recordings.
     """
 
     budget: Budget
@@ -225,6 +225,7 @@ class Recommendation(Record):
     experiments: tuple[Experiment, ...] = ()
     routings: tuple[Routing, ...] = ()
     load: Load | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def missed(self) -> tuple[NearMiss, ...]:

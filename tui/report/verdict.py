@@ -329,6 +329,7 @@ def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:
         ("Why", answer.reasons),
         ("What was considered", considered),
         ("What to measure next", answer.measure_next),
+        ("What to know of the recordings", answer.notes),
     )
     why, *rest = [
         join([tag("h3", title), tag("ul", *(tag("li", _item(item)) for item in items))])

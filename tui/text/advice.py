@@ -110,11 +110,13 @@ def verdict_lines(answer: Recommendation, width: int) -> list[str]:
     return [line for part in verdict(answer) for line in _wrap(part, width)]
 
 
-def closing_lines(answer: Recommendation, width: int) -> list[str]:
-    """Return why, the values at which the answer changes, and what to measure next."""
-    return [
-        line for title, items in _lists(answer).items() for line in _listed(title, items, width)
-    ]
+def closing_lines(answer: Recommendation, width: int, *, notes: bool = False) -> list[str]:
+    """Return why, the values at which the answer changes, and what to measure next.
+
+    With `notes` also what to know of the recordings, which `advise` says before its answer.
+    """
+    lists = _lists(answer) | ({"Data": [*answer.notes]} if notes else {})
+    return [line for title, items in lists.items() for line in _listed(title, items, width)]
 
 
 def _lists(answer: Recommendation) -> dict[str, list[str]]:
@@ -613,7 +615,7 @@ def _listed(title: str, items: Sequence[str], width: int, *, commands: bool = Tr
 
 def capital(text: str) -> str:
     """Return a sentence with a capital letter, unless it begins with a name or an option."""
-    plain = text.split(maxsplit=1)[:1] and text.split(maxsplit=1)[0].rstrip(":,").isalpha()
+    plain = text.split(maxsplit=1)[:1] and text.split(maxsplit=1)[0].rstrip(",").isalpha()
     return text[:1].upper() + text[1:] if plain and text[:1].islower() else text
 
 

@@ -98,5 +98,11 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
     body = ", ".join(f"{name} {value}" for name, value in told)
     wins = "" if winner == "the only answer" else f", and {winner} wins"
     cancel = ". Cancel the rest then" if request["cancel_the_rest"] else ""
-    unknown = " with the temperature and max_tokens of the samples, which are not known"
-    return sent + (", each with " if body else unknown), body, f"{wins}{cancel}."
+    unknown = [] if policy.temperature is not None else ["temperature"]
+    unknown += [] if policy.max_tokens is not None or body else ["max_tokens"]
+    names, are = " and ".join(unknown), "are" if len(unknown) > 1 else "is"
+    missing = f" with the {names} of the samples, which {are} not known" if unknown else ""
+    if not body:
+        return sent + missing, body, f"{wins}{cancel}."
+    rest = f" and the {names} of the samples, which {are} not known" if unknown else ""
+    return f"{sent}, each with ", body, f"{rest}{wins}{cancel}."

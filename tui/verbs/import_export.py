@@ -39,11 +39,11 @@ from tui.verbs.progress import progress_bar
 
 _OF_SAMPLES = (
     "score", "verifier", "model", "model_config", "temperature", "top_p", "max_tokens",
-    "prompt_tokens", "no_answer",
+    "prompt_tokens", "no_answer", "same_problems",
 )  # fmt: skip
 _OF_PASSES = ("model", "model_config")
 _OF_CURVES = ("problems", "length_spread", "benchmark")
-_NOT_OF_CURVES = ("score", "verifier", "no_answer", "run", "block_tokens")
+_NOT_OF_CURVES = ("score", "verifier", "no_answer", "same_problems", "run", "block_tokens")
 _MOST_PROMPT = 100_000_000
 _COUNTS = ("problems", "samples", "answered", "judged")
 _REQUEST_COUNTS = (
@@ -81,6 +81,12 @@ class Import:
     )
     no_answer: list[str] | None = option(
         None, "Samples: an answer that stands for none, repeatable.", metavar="TEXT"
+    )
+    same_problems: bool | None = option(
+        None,
+        "Samples: whether several files are of the same problems.",
+        "--same-problems/--other-problems",
+        show_default=False,
     )
     curve: bool = option(False, "The file is one: n, accuracy and tokens of votes.")
     problems: int | None = option(None, "That the averages are over.", metavar="N")
@@ -185,6 +191,7 @@ def _samples_of(
         judge=judge,
         verifier=asked.verifier,
         prompt_column=column,
+        same_problems=asked.same_problems,
         limit_bytes=limit_bytes,
     )
     return import_outcomes(
@@ -332,7 +339,7 @@ def _judge(name: str) -> Judge:
     def judge(text: str, expected: str | None) -> tuple[str | None, bool | None]:
         written = chosen.answer_of(text)
         answer = None if written is None else chosen.canonical(written)
-        if expected is None:
+        if expected is None or chosen.canonical(expected) is None:
             return answer, None
         return answer, answer is not None and chosen.matches(answer, expected)
 

@@ -95,7 +95,8 @@ LETTERS = {
     "<think>(A)</think>(B)": "B",
     "The answer is a mystery": None,
     "I see": None,
-    "F": None,
+    "F": "F",
+    "K": None,
     "<think>A": None,
     "": None,
 }

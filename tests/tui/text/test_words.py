@@ -1,8 +1,14 @@
-"""Policies in words: what is sent, and which answer wins."""
+"""Policies in words: what is sent, which answer wins, and what to know of the recordings."""
+
+from dataclasses import replace
 
 import pytest
 
+from advisor.search.budget import parse_budget
+from tests.tui.fake_advisor import FakeAdvisor
 from traces.schema.tts.policy import Policy
+from tui.report.verdict import _lists
+from tui.text.advice import advice_json, closing_lines
 from tui.text.words import request_words
 
 KNOWN = {"temperature": 0.8, "max_tokens": 96, "top_p": 1.0}
@@ -25,6 +31,11 @@ def rule(**values):
             Policy(method="greedy", n=1, **UNKNOWN),
             "send 1 request a problem with the temperature and max_tokens of the samples, which "
             "are not known.",
+        ),
+        (
+            Policy(method="majority", n=8, temperature=None, top_p=0.95, max_tokens=96),
+            "send 8 requests a problem, each with top_p 0.95, max_tokens 96 and the temperature of "
+            "the samples, which is not known, and the most frequent answer wins.",
         ),
         (
             Policy(method="routed", n=4, rule=rule(route="4,4,2"), **KNOWN),
@@ -55,7 +66,27 @@ def rule(**values):
             "that 3 give first, or else the most frequent, wins. Cancel the rest then.",
         ),
     ],
-    ids=["vote, unknown", "one, unknown", "table", "tables", "efforts", "windows", "agreement"],
+    ids=[
+        "vote, unknown",
+        "one, unknown",
+        "temperature unknown",
+        "table",
+        "tables",
+        "efforts",
+        "windows",
+        "agreement",
+    ],
 )
 def test_what_is_sent_is_said_and_only_what_is_still_to_come_is_cancelled(policy, said):
     assert "".join(request_words(policy)) == said
+
+
+def test_notes_on_the_recordings_stand_behind_the_answer_in_the_app_and_the_report():
+    answer = FakeAdvisor(()).recommend(parse_budget({"optimise": "latency"}))
+    noted = replace(answer, notes=("small: 1 problem is left out",))
+    assert closing_lines(noted, 80) == closing_lines(answer, 80)
+    assert closing_lines(noted, 80, notes=True)[-1].split() == [
+        "Data", "small:", "1", "problem", "is", "left", "out",
+    ]  # fmt: skip
+    assert "<li>small: 1 problem is left out</li>" in str(_lists(noted, ()))
+    assert advice_json(noted)["notes"] == ["small: 1 problem is left out"]

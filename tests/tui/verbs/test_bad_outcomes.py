@@ -82,7 +82,7 @@ FILES = {
 # Options beside a sound file.
 OPTIONS = {
     "verifier of plain outcomes": (("--verifier", "exact"), "--verifier reads answers out of"),
-    "a file twice": (("o.jsonl",), "same name"),
+    "a file twice": (("o.jsonl",), "hold the same"),
     "a benchmark's number": (("--run", "1"), "--run is for requests"),
     "no limit": (("--limit", "nan"), "--limit must be above 0"),
     "no number": (("--temperature", "warm"), "temperature"),

@@ -5,10 +5,15 @@ against tokens, and for times where a prior of GPUs or operator tables have them
 it is null. `answer` of a problem is the vote of all its
 samples, a tie going to the answer whose first sample has the lowest number. Right answers are one
 class, as they all equal the expected one; wrong ones are one where their texts are.
+
+Several files are samples of the same problems where names, prompts and expected answers are the
+same, as of seeds. Else the names of a file's problems have its task's name before them, or its own.
 """
 
 from __future__ import annotations
 
+import filecmp
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +25,7 @@ from traces.foreign.evaluations import inspect_log, lm_eval
 from traces.foreign.evaluations import plain as plain_outcomes
 from traces.foreign.evaluations.alike import unlike
 from traces.foreign.evaluations.reader import Choices, FileFacts, Given, OutcomeFormat
-from traces.foreign.evaluations.table import Counted, OutcomeTable, Suspect
+from traces.foreign.evaluations.table import Counted, Joined, OutcomeTable, Suspect
 from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped, models_named
 from traces.foreign.written import written_into
@@ -82,10 +87,10 @@ def import_outcomes(
 ) -> Imported:
     """Read files of one format into the recording `folder`; return what was found.
 
-    With several files the problems of each are named after it. Answers are kept as class numbers
-    unless `record_text`; `given` says what the files do not. Raises OutcomesError for a file of
-    which nothing can be read, UsageError for files that do not belong together or that contradict
-    what is given, RecordingError when the folder cannot be written.
+    With several files `choices` says whether they are of the same problems. Answers are kept as
+    class numbers unless `record_text`; `given` says what the files do not. Raises OutcomesError for
+    a file of which nothing can be read, UsageError for files that do not belong together or that
+    contradict what is given, RecordingError when the folder cannot be written.
     """
     check_free(folder)
     chosen = _same_format(paths)
@@ -100,14 +105,14 @@ def import_outcomes(
         no_answer=frozenset(given.no_answer),
     )
     files: list[ImportedFile] = []
-    labels = _labels(paths)
-    for path in paths:
+    _check_copies(paths)
+    for at, path in enumerate(paths):
         if on_file is not None:
             on_file(path)
         reader = chosen.open(path, choices)
         count = 0
         for outcome in reader:
-            table.add(outcome, prefix=labels[path], group=labels[path].rstrip("/") or None)
+            table.add(outcome, file=at)
             count += 1
         if not count:
             why = reader.skipped.text()
@@ -118,10 +123,15 @@ def import_outcomes(
         files.append(
             ImportedFile(path=path, samples=count, skipped=reader.skipped, facts=reader.facts)
         )
-    counted = table.count()
+    joined, told = _joined(table, files, choices.same_problems)
+    limit = _one(files, "max_tokens", given.max_tokens) or None
+    counted = table.count(joined, limit)
     _check_longest(counted, given)
-    differing = list(unlike(counted.samples, counted.largest))
+    differing = list(unlike(counted.samples, counted.most))
     notes = _notes(chosen, files, counted, given)
+    notes[1:1] = told
+    if limit is None and (note := _at_one_length(counted)) is not None:
+        notes.append(note)
     notes[1:1] = differing
     if choices.judge is not None:
         notes.insert(
@@ -140,6 +150,16 @@ def import_outcomes(
     )
 
 
+def _check_copies(paths: Sequence[Path]) -> None:
+    """Raise UsageError where two files hold the same: their samples would count twice."""
+    by_size: dict[int, list[Path]] = {}
+    for path in paths:
+        for other in by_size.setdefault(path.stat().st_size, []):
+            if filecmp.cmp(path, other, shallow=False):
+                raise UsageError(f"{path} and {other} hold the same. Name one of them")
+        by_size[path.stat().st_size].append(path)
+
+
 def _same_format(paths: Sequence[Path]) -> OutcomeFormat:
     found = {path: format_of(path) for path in paths}
     for path, each in found.items():
@@ -156,14 +176,104 @@ def _same_format(paths: Sequence[Path]) -> OutcomeFormat:
     return next(iter(names.values()))
 
 
-def _labels(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return what goes before the names of a file's problems: nothing for a single file."""
-    if len(paths) == 1:
-        return {paths[0]: ""}
-    labels = {path: f"{own_name(path)}/" for path in paths}
-    if len(set(labels.values())) < len(paths):
+def _joined(
+    table: OutcomeTable, files: Sequence[ImportedFile], wanted: bool | None
+) -> tuple[list[Joined], list[str]]:
+    """Return which files are of the same problems, with the names of each set, and what to say.
+
+    `wanted` is what the user says of it, None for nothing. Raises UsageError for sets that have the
+    same name.
+    """
+    sets: list[list[int]] = []
+    unsure = list[tuple[int, int]]()
+    for at, file in enumerate(files):
+        for each in sets:
+            alike = wanted
+            if wanted is None:
+                tasks = {file.facts.task, files[each[0]].facts.task}
+                alike = len(tasks) == 1 and table.files_alike(each[0], at)
+            if alike:
+                each.append(at)
+                break
+            if alike is None:
+                unsure.append((each[0], at))
+        else:
+            sets.append([at])
+    labels = _labels([files[each[0]] for each in sets])
+    told = []
+    if len(sets) < len(files):
+        named = " and ".join(
+            ", ".join(files[at].path.name for at in each[:4])
+            + (f" and {len(each) - 4} more" if len(each) > 4 else "")
+            for each in sets[:3]
+            if len(each) > 1
+        )
+        told.append(
+            f"files of the same problems, joined as further samples of these: {named}. If they are "
+            "of different models or settings, import each by itself. --other-problems keeps them "
+            "apart"
+        )
+    if unsure:
+        one, other = (files[at].path.name for at in unsure[0])
+        told.append(
+            f"{one} and {other} have problems of the same names, and nothing tells that all of "
+            "these are the same. They count as different ones. If they are the same, import again "
+            "with --same-problems"
+        )
+    return [Joined(tuple(each), label) for each, label in zip(sets, labels, strict=True)], told
+
+
+def _labels(files: Sequence[ImportedFile]) -> list[str]:
+    """Return what is before the names of each set's problems: its task, or what its file has own.
+
+    Nothing for a single set. What all files' names begin or end with, such as the model, is left
+    out, so that names are the same for another model.
+    """
+    if len(files) == 1:
+        return [""]
+    tasks = [each.facts.task or "" for each in files]
+    if all(tasks) and len({*tasks}) == len(files):
+        return tasks
+    names = [own_name(each.path) for each in files]
+    if len({*names}) < len(files):
         raise UsageError("two of the files have the same name. Import each by itself")
-    return labels
+    return _own_parts(names)
+
+
+def _own_parts(names: Sequence[str]) -> list[str]:
+    """Return names without the words that all begin with, and those that all end with."""
+    words = [re.split(r"(?<=[-_. ])", name) for name in names]
+    fewest = min(map(len, words))
+    first = 0
+    while first < fewest - 1 and len({each[first] for each in words}) == 1:
+        first += 1
+    last = 0
+    while last < fewest - 1 - first and len({each[-1 - last] for each in words}) == 1:
+        last += 1
+    found = ["".join(each[first : len(each) - last]).strip("-_. ") for each in words]
+    return found if all(found) and len({*found}) == len(names) else list(names)
+
+
+_FEWEST_AT_LIMIT = 3  # samples that are equally long, and longer than all others
+_LONG = 1000  # tokens
+
+
+def _at_one_length(counted: Counted) -> str | None:
+    """Return what to say where several samples have the same number of tokens, the most of all."""
+    samples = counted.samples
+    if "output_tokens" not in samples.columns:
+        return None
+    longest = samples["output_tokens"].max()
+    if not isinstance(longest, int) or longest < _LONG:
+        return None
+    at_most = samples.filter(samples["output_tokens"] == longest)
+    told = "finish_reason" in samples.columns and at_most["finish_reason"].count()
+    if told or at_most.height < _FEWEST_AT_LIMIT:
+        return None
+    return (
+        f"{at_most.height:,} samples have {longest:,} output tokens, the most of all. If they were "
+        f"cut there, import again with --max-tokens {longest}"
+    )
 
 
 def _check_longest(counted: Counted, given: Given) -> None:
@@ -218,10 +328,34 @@ def _notes(
             f"samples without latency_s: {counted.untimed:,} of {counted.samples.height:,}. Their "
             "problems are in no mean of latencies, and rules that stop early need those of all"
         )
-    if counted.largest > 1 and not counted.answers_told:
+    return [*notes, *_of_numbers(chosen, counted)]
+
+
+def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
+    """Return what to know of how many samples can vote."""
+    notes = []
+    if counted.prose:
+        how = (
+            "Import again with --verifier numeric (exact, choice, math) to read their answers"
+            if chosen.completions
+            else "Write the final answer alone into answer"
+        )
+        notes.append(f"the answers are whole completions, so that samples cannot vote. {how}")
+    elif counted.most > 1 and not counted.answers_told:
         notes.append("the answers are not there, so that samples cannot vote")
+    if counted.failed:
+        notes.append(
+            f"samples that failed: {counted.failed:,}. They are no draws, and the others of their "
+            "problems count"
+        )
+    if counted.beyond:
+        notes.append(
+            f"problems have up to {counted.largest:,} samples, and nearly all {counted.most:,} or "
+            f"more, so that the first {counted.most:,} of each count. Samples left out: "
+            f"{counted.beyond:,}"
+        )
     if counted.fewer:
-        notes.append(f"problems with fewer than {counted.largest} samples: {counted.fewer:,}")
+        notes.append(f"problems with fewer than {counted.most} samples: {counted.fewer:,}")
     return notes
 
 
@@ -284,10 +418,10 @@ def _write(
     differing: Sequence[str],
 ) -> None:
     temperature = _one(files, "temperature", given.temperature)
-    greedy = counted.largest == 1 and temperature == 0
+    greedy = counted.most == 1 and temperature == 0
     policy = Policy(
         method="greedy" if greedy else "majority",
-        n=counted.largest,
+        n=counted.most,
         max_tokens=_one(files, "max_tokens", given.max_tokens) or None,
         temperature=temperature,
         top_p=_one(files, "top_p", given.top_p),

@@ -14,13 +14,23 @@ import msgspec
 
 from traces.errors import OutcomesError, UsageError
 from traces.files import LINE_VALUES
-from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, some
+from traces.foreign.evaluations.reader import (
+    Choices,
+    FileFacts,
+    Outcome,
+    OutcomeFormat,
+    ended_by,
+    judged,
+    some,
+)
 from traces.foreign.source import ENTRY_BYTES, ArrayStream, ZipSource, decode, decode_read
 from traces.foreign.values import Skipped, finite, truth, whole_number
 
 _JSON = re.compile(rb'\A\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')
 _RIGHT, _WRONG = ("C", "CORRECT"), ("I", "INCORRECT", "N")  # N: no answer was given
 _SAMPLE = "samples/"
+_LONG = 40  # characters of more than a few words
+_PROVIDER = re.compile(r"(?:vllm|hf|sglang|openai-api/[^/]+)/(?=.)")  # which serves any model
 
 
 class _Usage(msgspec.Struct):
@@ -84,6 +94,7 @@ class InspectLog:
         self._others: dict[str, None] = {}
         self._scored = False
         self._ids: Any = None
+        self._called: str | None = None  # the model, with the name of what served it
 
     def __iter__(self) -> Iterator[Outcome]:
         with self._path.open("rb") as file:
@@ -158,7 +169,8 @@ class InspectLog:
             self.facts.notes.append(f"the evaluation's status is {header.status[:20]!r}")
         told = header.eval or _Evaluation()
         self.facts.task = told.task if isinstance(told.task, str) else None
-        self.facts.model = told.model if isinstance(told.model, str) else None
+        self._called = told.model if isinstance(told.model, str) else None
+        self.facts.model = self._called and _PROVIDER.sub("", self._called, count=1)
         self._ids = told.dataset.sample_ids if told.dataset is not None else None
         plan = header.plan.config if header.plan is not None else None
         for config in (told.model_generate_config, plan):  # the plan's settings win
@@ -183,6 +195,10 @@ class InspectLog:
         answer, correct = self._judged(sample, expected, number)
         failed = sample.error is not None
         usage = self._usage(sample)
+        made, thought = whole_number(usage.output_tokens), whole_number(usage.reasoning_tokens)
+        if thought is not None and made is not None and thought > made:
+            thought = None
+            self.skipped.add("values of reasoning_tokens that are above output_tokens", number)
         return Outcome(
             problem_id=str(name),
             sample_index=epoch - 1,
@@ -192,17 +208,18 @@ class InspectLog:
             expected=expected,
             correct=None if failed else correct,
             prompt_tokens=whole_number(usage.input_tokens),
-            output_tokens=whole_number(usage.output_tokens),
-            think_tokens=whole_number(usage.reasoning_tokens),
+            output_tokens=made,
+            think_tokens=thought,
             finish_reason=_finish_reason(sample.output),
             error="the sample failed" if failed else None,
+            whole=self._choices.judge is None and _is_whole(answer, sample.output),
         )
 
     def _usage(self, sample: _Sample) -> _Usage:
         """Return the tokens of the evaluated model over all its calls, of the last one else."""
         calls = sample.model_usage or {}
-        if self.facts.model in calls:
-            return calls[self.facts.model]
+        if self._called in calls:
+            return calls[self._called]
         if len(calls) == 1:
             return next(iter(calls.values()))
         last = sample.output.usage if sample.output is not None else None
@@ -216,7 +233,7 @@ class InspectLog:
             if text is None:
                 self.skipped.add("samples without a completion to judge", number)
                 return None, None
-            return self._choices.judge(text, expected)
+            return judged(self._choices.judge, text, expected, self.skipped, number)
         scores = {"score": sample.score} if sample.scores is None else sample.scores
         if scores == {"score": None} or not isinstance(scores, dict) or not scores:
             if sample.error is None:
@@ -286,11 +303,19 @@ def _completion(output: _Output | None) -> str | None:
     return content if isinstance(content, str) else None
 
 
+def _is_whole(answer: str | None, output: _Output | None) -> bool:
+    """Whether an answer is the completion itself, and that is more than a few words."""
+    if answer is None or len(answer) < _LONG:
+        return False
+    text = _completion(output)
+    return text is not None and text.strip().lower() == answer.strip().lower()
+
+
 def _finish_reason(output: _Output | None) -> str | None:
     reason = _first_choice(output).get("stop_reason")
     if not isinstance(reason, str):
         return None
-    return {"max_tokens": "length", "model_length": "length"}.get(reason, reason[:40])
+    return ended_by(reason)
 
 
 def _first_choice(output: _Output | None) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, some
+from traces.foreign.evaluations.reader import (
+    Choices,
+    FileFacts,
+    Outcome,
+    OutcomeFormat,
+    judged,
+    some,
+)
 from traces.foreign.source import objects
 from traces.foreign.values import Skipped, finite, truth, whole_number
 
@@ -115,7 +122,10 @@ class LmEvalSamples:
         found: Sequence[_Found] = ()
         if self._choices.judge is not None:
             if texts and all(isinstance(text, str) for text in texts):
-                found = [self._choices.judge(text, expected) for text in texts]
+                found = [
+                    judged(self._choices.judge, text, expected, self.skipped, number)
+                    for text in texts
+                ]
             else:
                 self.skipped.add("documents without texts to judge", number)
         elif not isinstance(kept, list) or not kept:
@@ -190,11 +200,17 @@ class LmEvalSamples:
         if not isinstance(settings, dict) or self.facts.max_tokens is not None:
             return
         self.facts.max_tokens = whole_number(settings.get("max_gen_toks"))
-        temperature = finite(settings.get("temperature"))
-        if settings.get("do_sample") is False:
-            temperature = 0.0
-        if temperature is not None and temperature >= 0:
-            self.facts.temperature = temperature
+        temperature, greedy = (
+            finite(settings.get("temperature")),
+            settings.get("do_sample") is False,
+        )
+        if greedy and temperature:
+            self.facts.notes.append(
+                f"do_sample false and temperature {temperature:g}: with vLLM lm-eval draws at this "
+                "temperature, with Transformers at 0. Say which with --temperature"
+            )
+        elif greedy or (temperature is not None and temperature >= 0):
+            self.facts.temperature = temperature or 0.0
         top_p = finite(settings.get("top_p"))
         self.facts.top_p = top_p if top_p is not None and 0 < top_p <= 1 else None
 
@@ -245,7 +261,9 @@ def _unless_invalid(answer: str | None) -> str | None:
 
 
 def _recognises(head: bytes) -> bool:
-    return b'"doc_id"' in head and (b'"resps"' in head or b'"arguments"' in head)
+    known = b'"resps"' in head or b'"arguments"' in head
+    cut = b"\n" not in head and b'"doc"' in head  # a first line that is longer
+    return b'"doc_id"' in head and (known or cut)
 
 
 FORMAT = OutcomeFormat(

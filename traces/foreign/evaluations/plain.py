@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 
 from traces.errors import UsageError
-from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat
+from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, ended_by
 from traces.foreign.source import objects_in, text_lines
 from traces.foreign.values import LARGEST, Skipped, finite, truth, whole_number
 
@@ -30,7 +30,8 @@ _TEXTS = ("group", "finish_reason")
 Lines = Iterable[tuple[int, bytes | None]]
 _USUAL_BYTES = 1 << 16
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
+_LONGEST_S = 1e9  # in nanoseconds it is within 64 bits
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)]
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
 
 
@@ -93,7 +94,7 @@ class PlainOutcomes:
                 latency_s=each.latency_s,
                 logprob_mean=each.logprob_mean,
                 group=each.group,
-                finish_reason=each.finish_reason,
+                finish_reason=None if each.finish_reason is None else ended_by(each.finish_reason),
             )
 
     def _of_rows(self, lines: Lines) -> Iterator[Outcome]:
@@ -134,7 +135,8 @@ class PlainOutcomes:
             self.skipped.add("values of think_tokens that are above output_tokens", number)
         if (value := row.get("latency_s")) is not None:
             seconds = finite(value)
-            found["latency_s"] = None if seconds is None or seconds < 0 else seconds
+            known = seconds is not None and 0 <= seconds <= _LONGEST_S
+            found["latency_s"] = seconds if known else None
             if found["latency_s"] is None:
                 self.skipped.add("values of latency_s that are no time", number)
         if (value := row.get("logprob_mean")) is not None:
@@ -144,6 +146,8 @@ class PlainOutcomes:
         for name in _TEXTS:
             if name in row:
                 found[name] = self._text(row, name, number)
+        if found.get("finish_reason") is not None:
+            found["finish_reason"] = ended_by(found["finish_reason"])
         return found
 
     def _text(self, row: dict[str, Any], name: str, number: int) -> str | None:
@@ -177,8 +181,9 @@ def _fault(row: dict[str, Any]) -> str | None:
 
 
 def _recognises(head: bytes) -> bool:
-    named = b'"problem_id"' in head and _KEYS.search(head) is not None
-    return named and not_lines(head) is None
+    known = _KEYS.search(head) is not None
+    cut = b"\n" not in head and b'"ph"' not in head  # a first line that is longer
+    return b'"problem_id"' in head and (known or cut) and not_lines(head) is None
 
 
 _NAMES = (

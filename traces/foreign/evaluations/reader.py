@@ -22,7 +22,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `answer` is a text that is the same for the same answer, `identity` any bytes that tell one
     problem from another of the same name (its prompt); neither is kept unless text is recorded.
-    `place` is where the sample stands: the number of its line or entry.
+    `place` is where the sample stands: the number of its line or entry. `whole` says that the
+    answer is the whole completion, and no short one.
     """
 
     problem_id: str
@@ -40,6 +41,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     logprob_mean: float | None = None
     finish_reason: str | None = None
     error: str | None = None
+    whole: bool = False
 
 
 @dataclass(kw_only=True)
@@ -57,6 +59,24 @@ class FileFacts:
 Judge = Callable[[str, str | None], tuple[str | None, bool | None]]
 
 
+def judged(
+    judge: Judge, text: str, expected: str | None, skipped: Skipped, place: int
+) -> tuple[str | None, bool | None]:
+    """Return what the verifier says of a completion, and count what it cannot judge."""
+    answer, right = judge(text, expected)
+    if right is None and expected is not None:
+        skipped.add("samples whose expected answer the verifier cannot read, unjudged", place)
+    return answer, right
+
+
+_CUT = {"max_tokens", "model_length", "max_output_tokens", "max_new_tokens", "max_length"}
+
+
+def ended_by(reason: str) -> str:
+    """Return why a sample ended in vLLM's words, `length` where a limit of tokens cut it."""
+    return "length" if reason.lower() in _CUT | {"length"} else reason[:40]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What the user chose: `score` names a metric, filter or scorer, None the file's first.
@@ -64,12 +84,14 @@ class Choices:
     `judge` reads a completion itself, given the expected answer, and returns the class of its
     answer and whether it is right (`verifier` names it); None takes the file's own answers and
     scores. `prompt_column` has the tokens of a prompt in plain outcomes, None for `prompt_tokens`.
+    `same_problems` says whether several files are of the same problems, None to find out.
     """
 
     score: str | None = None
     judge: Judge | None = None
     verifier: str | None = None
     prompt_column: str | None = None
+    same_problems: bool | None = None
     limit_bytes: int = LIMIT_BYTES
 
 

@@ -1,13 +1,14 @@
 """The samples of imported files, in columns: kept small, then counted into classes and votes.
 
-The answers' texts are dropped as they come, unless they are to be recorded: a hash of 64 bits
-tells them apart within their problem.
+Several files may hold samples of the same problems: `files_alike` tells, and `count` joins those
+that it is told to. The answers' texts are dropped as they come, unless they are to be recorded: a
+hash of 64 bits tells them apart within their problem.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ import polars as pl
 from traces.foreign.evaluations.reader import Outcome
 from traces.recording.manifest import IDENTITY_BYTES
 from traces.schema.tts.logprobs import with_means
+from traces.summary.problems import MOST_UNTOLD
 
 _CHUNK_ROWS = 100_000
 NONE_KIN = (  # what evaluations write where no answer was found
@@ -27,12 +29,17 @@ NONE_KIN = (  # what evaluations write where no answer was found
 )  # fmt: skip
 _FEWEST_COMMON = 4  # problems that have an answer in common
 _COMMON = 0.1  # of the problems
+_PROSE = 100  # characters, above which an answer is taken for a whole completion
+_NEARLY = 0.9  # of the answers
+_DIFFERENT = 0.7  # of them
+_FEWEST_PROSE = 8  # answers
 _RIGHT = 0  # the class of right answers: they all equal the expected one
 _COLUMNS: dict[str, pl.DataType] = {
     "problem": pl.UInt32(),
     "sample_index": pl.Int64(),
     "place": pl.Int64(),
     "key": pl.UInt64(),
+    "prose": pl.Boolean(),
     "text": pl.Utf8(),
     "correct": pl.Boolean(),
     "prompt_tokens": pl.Int64(),
@@ -73,9 +80,13 @@ class Counted:
     identities: bytes  # IDENTITY_BYTES of each problem, in the order of names
     doubled: int
     doubled_place: int | None
-    largest: int  # samples of one problem
-    fewer: int  # problems with less
+    most: int  # samples of a problem, n: nearly all problems have so many
+    largest: int  # samples that any problem came with
+    fewer: int  # problems with less than n
+    beyond: int  # samples left out, as their problems have n others
+    failed: int  # samples, of all that came
     answers_told: bool
+    prose: bool  # they are whole completions, and so none
     contradicted: int  # answers that one problem has as right and as wrong
     prompts_filled: int  # samples that have the prompt's length that was given
     expected_differs: int  # problems whose samples have different expected answers
@@ -85,9 +96,17 @@ class Counted:
     logprobs_place: int | None  # of the first of them
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Files that hold samples of the same problems, and what is before the names of these."""
+
+    files: tuple[int, ...]
+    label: str = ""
+
+
 @dataclass
 class OutcomeTable:
-    """Takes outcomes one by one, then `count`s them."""
+    """Takes outcomes one by one, then `count`s them. Files are known by their numbers, from 0."""
 
     keep_text: bool = False
     prompt_tokens: int | None = None  # of prompts whose length a file does not tell
@@ -97,17 +116,20 @@ class OutcomeTable:
     _expected_differs: set[int] = field(default_factory=set)
     _rows: list[tuple[Any, ...]] = field(default_factory=list)
     _chunks: list[pl.DataFrame] = field(default_factory=list)
-    _problems: dict[str, int] = field(default_factory=dict)
+    _of_file: list[dict[str, int]] = field(default_factory=list)
     _groups: list[str | None] = field(default_factory=list)
     _expected: list[str | None] = field(default_factory=list)
     _identities: list[bytes] = field(default_factory=list)
+    _told: list[bool] = field(default_factory=list)  # of problems: their prompt or expected answer
 
-    def add(self, outcome: Outcome, *, prefix: str = "", group: str | None = None) -> None:
-        """Take a sample; `prefix` sets the problems of a file apart from those of another."""
-        name = prefix + outcome.problem_id
-        problem = self._problems.setdefault(name, len(self._problems))
+    def add(self, outcome: Outcome, *, file: int = 0) -> None:
+        """Take a sample of a file. Those of one file come after those of the one before."""
+        while len(self._of_file) <= file:
+            self._of_file.append({})
+        problem = self._of_file[file].setdefault(outcome.problem_id, len(self._groups))
         if problem == len(self._groups):
-            self._groups.append(group if outcome.group is None else outcome.group)
+            self._groups.append(outcome.group)
+            self._told.append(bool(outcome.identity or outcome.expected))
             self._expected.append(outcome.expected if self.keep_text else None)
             told = (outcome.identity or b"") + b"\0" + (outcome.expected or "").encode()
             self._identities.append(hashlib.blake2b(told, digest_size=8).digest())
@@ -125,6 +147,7 @@ class OutcomeTable:
                 outcome.sample_index,
                 outcome.place,
                 None if answer is None else _hash(answer),
+                None if answer is None else outcome.whole or len(answer) > _PROSE,
                 answer if self.keep_text else None,
                 outcome.correct,
                 prompt_tokens,
@@ -145,62 +168,130 @@ class OutcomeTable:
         self._chunks.append(chunk.select(told))  # a column of nulls takes 8 to 16 bytes a row
         self._rows = []
 
-    def count(self) -> Counted:
-        """Return the tables. The outcomes are given up; call it once."""
+    def files_alike(self, one: int, other: int) -> bool | None:
+        """Whether two files have samples of the same problems.
+
+        None where names are the same, and nothing tells that the problems are, or only some are.
+        """
+        first, second = self._of_file[one], self._of_file[other]
+        common = [(first[name], second[name]) for name in first.keys() & second.keys()]
+        if not common:
+            return False
+        same = sum(self._identities[a] == self._identities[b] for a, b in common)
+        told = all(self._told[a] and self._told[b] for a, b in common)
+        if told and same == len(common) and 2 * same >= min(len(first), len(second)):
+            return True
+        return False if told and 2 * same < len(common) else None
+
+    def count(self, joined: Sequence[Joined] = (), max_tokens: int | None = None) -> Counted:
+        """Return the tables. The outcomes are given up; call it once.
+
+        A sample of `max_tokens` of which no file says why it ended was cut there.
+        """
         self._close_chunk()
         frame = pl.concat(self._chunks, how="diagonal")
         self._chunks.clear()
         frame, doubled, place = _without_doubles(frame)
+        frame, problems = self._join(frame, joined or [Joined((0,))])
+        came = frame.group_by("problem").len()["len"]
+        suspects = tuple(_suspects(frame, len(problems)))
+        failed = int(frame["error"].count()) if "error" in frame.columns else 0
+        frame, most, beyond = _evened(frame)
+        frame = _cut_at(frame, max_tokens)
+        prose = _is_prose(frame)
+        if prose:
+            frame = frame.with_columns(key=pl.lit(None, pl.UInt64), text=pl.lit(None, pl.Utf8))
         frame, logprobs, logprobs_place = _with_means(frame)
         told = bool(frame["key"].count())
         contradicted = _contradicted(frame)
-        suspects = tuple(_suspects(frame, len(self._problems)))
         times = frame["latency_ns"] if "latency_ns" in frame.columns else None
         if told:
-            right = pl.col("correct").fill_null(False)
-            key = pl.when(right).then(pl.lit(_RIGHT, pl.UInt64)).otherwise("key")
-            frame = frame.with_columns(key=key)
+            frame = _with_right(frame)
         classes = _classes(frame)
         answers = classes.select("problem", "key", "answer")
         frame = frame.join(answers, on=["problem", "key"], how="left", maintain_order="left")
         names = pl.DataFrame(
             {
-                "problem_id": list(self._problems),
+                "problem_id": list(problems),
                 "group": self._groups,
                 "expected": self._expected,
             },
             schema={"problem_id": pl.Utf8, "group": pl.Utf8, "expected": pl.Utf8},
         ).with_row_index("problem")
-        sizes = frame.group_by("problem").len()["len"]
-        largest = int(sizes.max() or 0)  # type: ignore[arg-type]
+        whole = frame.group_by("problem").agg(n=_sound(frame).sum())["n"] >= most
         return Counted(
             problems=_problem_rows(frame, classes, names, told),
             samples=frame.select(
                 names["problem_id"].gather(frame["problem"]),
-                pl.exclude("problem", "place", "key", "text"),
+                pl.exclude("problem", "place", "key", "text", "prose"),
             ),
-            identity=self._identity(),
+            identity=self._identity(problems),
             identities=b"".join(
-                self._identities[place][:IDENTITY_BYTES]
-                for _, place in sorted(self._problems.items())
+                self._identities[place][:IDENTITY_BYTES] for _, place in sorted(problems.items())
             ),
             doubled=doubled,
             doubled_place=place,
-            largest=largest,
-            fewer=int((sizes < largest).sum()),
+            most=most,
+            largest=int(came.max() or 0),  # type: ignore[arg-type]
+            fewer=len(whole) - int(whole.sum()),
+            beyond=beyond,
+            failed=failed,
             answers_told=told,
+            prose=prose,
             contradicted=contradicted,
             prompts_filled=self._prompts_filled,
             expected_differs=len(self._expected_differs),
-            suspects=suspects,
+            suspects=() if prose else suspects,
             untimed=0 if times is None else times.null_count(),
             logprobs=logprobs,
             logprobs_place=logprobs_place,
         )
 
-    def _identity(self) -> str:
+    def _join(
+        self, frame: pl.DataFrame, joined: Sequence[Joined]
+    ) -> tuple[pl.DataFrame, dict[str, int]]:
+        """Return the samples by the numbers of joined problems, and these numbers by names.
+
+        Samples of several files that have the same numbers are numbered anew, file by file.
+        """
+        problems: dict[str, int] = {}
+        places: list[int] = []  # of each number the problem in its file
+        numbers = [0] * len(self._groups)
+        several = False
+        for each in joined:
+            for file in each.files:
+                for name, place in self._of_file[file].items():
+                    number = problems.setdefault(
+                        f"{each.label}/{name}" if each.label else name, len(places)
+                    )
+                    if number == len(places):
+                        places.append(place)
+                        if self._groups[place] is None:
+                            self._groups[place] = each.label or None
+                    several |= place != places[number]
+                    numbers[place] = number
+        for name in ("_groups", "_expected", "_identities"):
+            column = getattr(self, name)
+            setattr(self, name, [column[place] for place in places])
+        self._expected_differs = {numbers[place] for place in self._expected_differs}
+        self._of_file.clear()
+        if numbers == list(range(len(numbers))):
+            return frame, problems
+        found = frame.with_columns(file_problem="problem").with_columns(
+            problem=pl.Series(numbers, dtype=pl.UInt32).gather(frame["problem"])
+        )
+        if several:
+            keys = ["problem", "file_problem", "sample_index"]
+            found = found.sort(keys, maintain_order=True)
+            if found.select(pl.struct("problem", "sample_index").is_duplicated().any()).item():
+                found = found.with_columns(
+                    sample_index=pl.int_range(pl.len(), dtype=pl.Int64).over("problem")
+                )
+        return found.drop("file_problem").sort("problem", "sample_index"), problems
+
+    def _identity(self, problems: dict[str, int]) -> str:
         digest = hashlib.sha256()
-        for name, problem in sorted(self._problems.items()):
+        for name, problem in sorted(problems.items()):
             digest.update(name.encode("utf-8", "surrogatepass") + b"\0" + self._identities[problem])
         return digest.hexdigest()[:16]
 
@@ -223,6 +314,62 @@ def _without_doubles(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int | None
         return frame, 0, None
     doubles = frame.filter(again)
     return frame.filter(~again), doubles.height, int(doubles["place"].min())  # type: ignore[arg-type]
+
+
+def _evened(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
+    """Return samples of which no problem has more than n, that n, and how many were left out.
+
+    n is the most that all problems have but 1 in 20: the same vote is then known of nearly all.
+    Samples that failed are no draws, and the others come before them.
+    """
+    sound = _sound(frame)
+    sizes = frame.filter(sound).group_by("problem").len()["len"].sort()
+    n = int(sizes[int(MOST_UNTOLD * len(sizes))]) if len(sizes) else 1
+    if not len(sizes) or (sizes[-1] == n and sizes.sum() == frame.height):
+        return frame, n, 0
+    kept = frame.with_columns(_sound=sound).with_columns(
+        _place=pl.col("_sound").cast(pl.Int64).cum_sum().over("problem"),
+        _all=pl.col("_sound").sum().over("problem"),
+    )
+    wanted = pl.when("_sound").then(pl.col("_place") <= n).otherwise(pl.col("_all") < n)
+    kept = kept.filter(wanted)
+    beyond = int(sizes.sum()) - int(kept["_sound"].sum())
+    return kept.drop("_sound", "_place", "_all"), n, beyond
+
+
+def _sound(frame: pl.DataFrame) -> pl.Expr:
+    """Return whether a sample did not fail."""
+    failed = pl.col("error") if "error" in frame.columns else pl.lit(None, pl.Utf8)
+    return failed.is_null() & pl.col("problem").is_not_null()
+
+
+def _cut_at(frame: pl.DataFrame, max_tokens: int | None) -> pl.DataFrame:
+    if max_tokens is None or "output_tokens" not in frame.columns:
+        return frame
+    told = pl.col("finish_reason") if "finish_reason" in frame.columns else pl.lit(None, pl.Utf8)
+    at_limit = pl.when(pl.col("output_tokens") >= max_tokens).then(pl.lit("length"))
+    return frame.with_columns(finish_reason=pl.coalesce(told, at_limit))
+
+
+def _is_prose(frame: pl.DataFrame) -> bool:
+    """Whether nearly all answers are whole completions: each is its own, and none is an answer."""
+    several = frame.filter(pl.col("key").is_not_null(), pl.len().over("problem") > 1)
+    if several.height < _FEWEST_PROSE or several["prose"].mean() < _NEARLY:  # type: ignore[operator]
+        return False
+    return several.select("problem", "key").n_unique() >= _DIFFERENT * several.height
+
+
+def _with_right(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return samples whose right answers are one class in each problem.
+
+    Texts that a problem has both as right and as wrong stay a class of their own. Samples that were
+    not judged are of the class of their text.
+    """
+    right = pl.col("correct").fill_null(False)
+    wrong = ~pl.col("correct").fill_null(True)
+    always = right.any().over("problem", "key") & ~wrong.any().over("problem", "key")
+    one = pl.when(pl.col("key").is_null()).then(right).otherwise(always)
+    return frame.with_columns(key=pl.when(one).then(pl.lit(_RIGHT, pl.UInt64)).otherwise("key"))
 
 
 def _with_means(frame: pl.DataFrame) -> tuple[pl.DataFrame, str | None, int | None]:
@@ -277,7 +424,7 @@ def _classes(frame: pl.DataFrame) -> pl.DataFrame:
         .agg(
             first=pl.col("sample_index").min(),
             votes=pl.len(),
-            right=pl.col("correct").any(),
+            right=pl.col("correct").mean() > 0.5,
             judged=pl.col("correct").is_not_null().any(),
             text=pl.col("text").drop_nulls().first(),
         )

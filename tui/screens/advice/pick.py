@@ -163,7 +163,7 @@ def _other(answer: Recommendation, row: Candidate, width: int) -> Iterable[Secti
 
 
 def _closing(answer: Recommendation, width: int) -> list[Section]:
-    return [Section(kind="lists", lines=closing_lines(answer, width))]
+    return [Section(kind="lists", lines=closing_lines(answer, width, notes=True))]
 
 
 def _text(kind: Kind, text: str, width: int) -> Section:

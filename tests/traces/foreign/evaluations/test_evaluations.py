@@ -371,6 +371,9 @@ def test_unjudged_samples_have_no_accuracy(tmp_path):
 
 def test_problems_with_fewer_samples_are_told(tmp_path):
     found, _ = read(plain(tmp_path / "o.jsonl", SAMPLES[:-1]), tmp_path / "r")
+    assert any("so that the first 2 of each count" in note for note in found.notes)
+    made = [(f"p{p}", i, "1", True) for p in range(20) for i in range(3)]
+    found, _ = read(plain(tmp_path / "p.jsonl", made[:-1]), tmp_path / "s")
     assert "problems with fewer than 3 samples: 1" in found.notes
 
 
@@ -408,13 +411,20 @@ def test_files_that_are_nothing(tmp_path):
 
 
 def test_several_files(tmp_path):
-    one, two = (plain(tmp_path / f"{name}.jsonl", SAMPLES) for name in ("one", "two"))
+    one, two = (
+        lines(
+            tmp_path / f"{name}.jsonl",
+            *(json.loads(row) | {"expected": f"{name} 42"} for row in rows.splitlines()),
+        )
+        for rows in [plain(tmp_path / "rows", SAMPLES).read_text()]
+        for name in ("one", "two")
+    )
     found = import_outcomes([one, two], tmp_path / "r")
     assert (found.problems, found.samples) == (6, 18)
     problems = Recording.open(tmp_path / "r").problems
     assert problems["problem_id"].to_list()[:4] == ["one/p", "one/q", "one/r", "two/p"]
     assert set(problems["group"]) == {"one", "two"}
-    with pytest.raises(UsageError, match="same name"):
+    with pytest.raises(UsageError, match="hold the same"):
         import_outcomes([one, one], tmp_path / "s")
     other = inspect_zip(tmp_path / "log.eval", SAMPLES)
     with pytest.raises(UsageError, match="different formats"):
@@ -590,7 +600,7 @@ def test_inspect_samples_that_cannot_be_read(tmp_path, change, reason):
         assert told == ["samples without a score of match, left unjudged"]
     else:
         assert len(told) == 1 and told[0].startswith(reason)
-    assert found.judged == 8
+    assert found.judged == (8 if told[0].endswith(("unjudged", "match, left unjudged")) else 6)
 
 
 def test_inspect_messages_are_the_same_under_other_ids(tmp_path):
@@ -649,7 +659,7 @@ def test_damaged_entries_cost_themselves(tmp_path):
     path = tmp_path / "log.eval"
     path.write_bytes(raw)
     found, _ = read(path, tmp_path / "r")
-    assert found.samples == 8
+    assert found.samples == 6  # two of each problem
     assert found.files[0].skipped.counts == {"entries with damaged data": 1}
 
 
@@ -759,3 +769,228 @@ def test_why_accuracy_is_not_the_vote_of_all_is_said_in_words(tmp_path):
     import_outcomes([tmp_path / "b.jsonl"], tmp_path / "b")
     (run,) = summarise(Recording.open(tmp_path / "b"))
     assert "gives a tie" not in " ".join(show_lines([run]))
+
+
+def outcome_lines(path, made, **more):
+    """Write plain outcomes of (problem, index, answer, right) with what `more` gives."""
+    return lines(
+        path,
+        *(
+            {
+                "problem_id": problem, "sample_index": index, "answer": answer, "correct": right,
+                "expected": f"of {problem}", "output_tokens": 100 + index, **more,
+            }
+            for problem, index, answer, right in made
+        ),
+    )  # fmt: skip
+
+
+def drawn(problems, samples, seed=0):
+    rng = random.Random(seed)
+    return [
+        (f"p{p}", i, str(rng.randrange(3)), rng.random() < 0.5)
+        for p in range(problems)
+        for i in range(samples if isinstance(samples, int) else samples[p])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n", "kept"),
+    [
+        ([16] * 29 + [17], 16, 480),
+        ([17] + [16] * 29, 16, 480),
+        ([8] * 16 + [6] * 14, 6, 180),
+        ([16] * 29 + [3], 16, 467),
+    ],
+)
+def test_n_is_what_nearly_all_problems_have(tmp_path, sizes, n, kept):
+    path = outcome_lines(tmp_path / "o.jsonl", drawn(30, sizes))
+    found, recording = read(path, tmp_path / "r")
+    (policy,) = recording.manifest.policies.values()
+    assert (policy.n, found.samples) == (n, kept)
+    told = [each for each in found.notes if "so that the first" in each]
+    assert len(told) == (sum(sizes) > kept)
+    (run,) = summarise(recording)
+    assert max(each.n for each in run.policies) == n
+
+
+def test_failed_samples_make_room_for_the_others(tmp_path):
+    samples = inspect_samples([(f"p{p}", i, "1", True) for p in range(3) for i in range(4)])
+    for place in (0, 5, 10):  # one of each problem
+        samples[place] |= {"error": {"message": "secret"}, "scores": None}
+    path = tmp_path / "l.json"
+    path.write_text(json.dumps(HEADER | {"samples": samples}))
+    found, recording = read(path, tmp_path / "r")
+    (run,) = summarise(recording)
+    assert run.policy.n == 3 and run.policies and recording.samples["error"].null_count() == 9
+    assert any("samples that failed: 3" in note for note in found.notes)
+
+
+def test_files_of_the_same_problems_are_joined(tmp_path):
+    seeds = [outcome_lines(tmp_path / f"seed{seed}.jsonl", drawn(10, 1, seed)) for seed in range(8)]
+    found = import_outcomes(seeds, tmp_path / "r")
+    recording = Recording.open(tmp_path / "r")
+    assert (found.problems, found.samples) == (10, 80)
+    assert recording.samples["sample_index"].to_list() == [*range(8)] * 10
+    assert recording.problems["problem_id"][0] == "p0" and recording.problems["group"][0] is None
+    assert "files of the same problems" in found.notes[1] and "--other-problems" in found.notes[1]
+    apart = Choices(same_problems=False)
+    found = import_outcomes(seeds, tmp_path / "apart", choices=apart)
+    assert (found.problems, found.samples) == (80, 80)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(seeds[0].read_bytes())
+    with pytest.raises(UsageError, match="hold the same"):
+        import_outcomes([seeds[0], copy], tmp_path / "c")
+
+
+def test_files_that_may_be_of_the_same_problems_are_asked_about(tmp_path):
+    one, two = (
+        outcome_lines(tmp_path / f"{name}.jsonl", drawn(5, 2, seed), expected=None)
+        for seed, name in enumerate(("one", "two"))
+    )
+    found = import_outcomes([one, two], tmp_path / "r")
+    assert found.problems == 10 and "--same-problems" in found.notes[1]
+    found = import_outcomes([one, two], tmp_path / "s", choices=Choices(same_problems=True))
+    assert (found.problems, found.samples) == (5, 20)
+    other = outcome_lines(tmp_path / "other.jsonl", drawn(5, 2, 3), expected="another")
+    told = outcome_lines(tmp_path / "told.jsonl", drawn(5, 2, 4))
+    found = import_outcomes([other, told], tmp_path / "t")
+    assert found.problems == 10 and not any("the same names" in note for note in found.notes)
+
+
+def test_names_of_sets_are_the_same_for_another_model(tmp_path):
+    kept = []
+    for model in ("qwen3-8b", "r1-32b"):
+        paths = [
+            outcome_lines(
+                tmp_path / f"{model}_{name}_2026-01-02.jsonl", drawn(3, 2), expected=f"{name} 1"
+            )
+            for name in ("aime24", "gpqa")
+        ]
+        import_outcomes(paths, tmp_path / model)
+        kept.append(Recording.open(tmp_path / model))
+    assert kept[0].problems["problem_id"].to_list() == kept[1].problems["problem_id"].to_list()
+    assert kept[0].problems["problem_id"][0] == "aime24/p0"
+    assert set(kept[0].problems["group"]) == {"aime24", "gpqa"}
+    paths = [lines(tmp_path / f"samples_{task}_x.jsonl", lm_eval_row(doc_hash=task))
+             for task in ("gsm8k", "math")]  # fmt: skip
+    import_outcomes(paths, tmp_path / "tasks")
+    assert set(Recording.open(tmp_path / "tasks").problems["group"]) == {"gsm8k_x", "math_x"}
+
+
+def test_whole_completions_are_no_answers(tmp_path):
+    made = [
+        (f"p{p}", i, f"Let me think of {p} and {i}. " * 8 + str(i % 2), i % 2 == 0)
+        for p in range(6)
+        for i in range(4)
+    ]
+    found, recording = read(outcome_lines(tmp_path / "o.jsonl", made), tmp_path / "r")
+    assert found.answered == 0
+    assert any("whole completions" in note and "final answer" in note for note in found.notes)
+    (run,) = summarise(recording)
+    assert {each.n for each in run.policies if each.method == "majority"} == {1}
+    long = [(p, i, "x" * 150 + str(int(right)), right) for p, i, _, right in made]
+    found, _ = read(outcome_lines(tmp_path / "long.jsonl", long), tmp_path / "long")
+    assert found.answered == 24  # the same answer again and again
+
+
+def test_votes_are_the_same_with_and_without_texts(tmp_path):
+    made = [("p", i, *each) for i, each in enumerate(
+        [("42", True), ("42", False), ("42", None), ("7", False), ("7", False), ("8", True),
+         ("9", True), ("9", None)])]  # fmt: skip
+    path = outcome_lines(tmp_path / "o.jsonl", made)
+    votes = []
+    for name, keep in (("r", False), ("t", True)):
+        _, recording = read(path, tmp_path / name, record_text=keep)
+        answers = recording.samples["answer"].to_list()
+        votes.append([answers.index(each) for each in answers])
+    assert votes[0] == votes[1] == [0, 0, 0, 3, 3, 5, 5, 5]
+
+
+def test_a_sample_of_max_tokens_was_cut(tmp_path):
+    rows = [
+        {**GOOD, "sample_index": i, "output_tokens": tokens, "answer": "1", **more}
+        for i, (tokens, more) in enumerate(
+            [(4000, {}), (4096, {}), (4096, {"finish_reason": "stop"}), (9, {})]
+        )
+    ]
+    path = lines(tmp_path / "o.jsonl", *rows)
+    _, recording = read(path, tmp_path / "r", given=Given(max_tokens=4096))
+    assert recording.samples["finish_reason"].to_list() == [None, "length", "stop", None]
+    rows = [{**GOOD, "sample_index": i, "output_tokens": 4096} for i in range(4)]
+    found, _ = read(lines(tmp_path / "p.jsonl", *rows), tmp_path / "s")
+    assert any("--max-tokens 4096" in note for note in found.notes)
+    rows = [{**GOOD, "sample_index": i, "finish_reason": "max_tokens"} for i in range(2)]
+    rows[1]["problem_id"] = 7  # which is read the other way
+    _, recording = read(lines(tmp_path / "q.jsonl", *rows), tmp_path / "t")
+    assert recording.samples["finish_reason"].to_list() == ["length", "length"]
+
+
+def test_latencies_beyond_64_bits_are_no_times(tmp_path):
+    row = {**GOOD, "latency_s": 9e15}
+    found, recording = read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")
+    assert found.files[0].skipped.counts == {"values of latency_s that are no time": 1}
+    assert recording.samples["correct"].to_list() == [True]
+
+
+def test_a_first_line_longer_than_the_head_is_recognised(tmp_path):
+    row = {"problem_id": "p", "answer": "x" * 70_000, "sample_index": 0, "correct": True}
+    assert read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")[0].samples == 1
+    row = {"doc_id": 0, "doc": None} | lm_eval_row(doc={"text": "x" * 70_000})
+    assert read(lines(tmp_path / "s.jsonl", row), tmp_path / "s")[0].judged
+
+
+def test_do_sample_false_does_not_tell_the_temperature(tmp_path):
+    for settings, known, told in (
+        ({"do_sample": False}, 0.0, 0),
+        ({"do_sample": False, "temperature": 0.0}, 0.0, 0),
+        ({"do_sample": False, "temperature": 0.6}, None, 1),
+        ({"do_sample": True, "temperature": 0.6}, 0.6, 0),
+    ):
+        row = lm_eval_row(arguments=[["question", settings]])
+        path = lines(tmp_path / "s.jsonl", row)
+        folder = tmp_path / f"{known} {told} {len(settings)}"
+        found, recording = read(path, folder)
+        (policy,) = recording.manifest.policies.values()
+        assert policy.temperature == known
+        assert sum("--temperature" in note for note in found.notes) == told
+    _, recording = read(
+        lines(tmp_path / "s.jsonl", lm_eval_row(arguments=[["q", {"do_sample": False,
+        "temperature": 0.6}]])), tmp_path / "given", given=Given(temperature=0.6),
+    )  # fmt: skip
+    assert next(iter(recording.manifest.policies.values())).temperature == 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vllm/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("hf/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("openai-api/local/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("openai/gpt-oss-20b", "openai/gpt-oss-20b"),
+    ],
+)
+def test_inspect_models_have_no_provider(tmp_path, name, expected):
+    usage = {name: {"input_tokens": 3, "output_tokens": 5, "reasoning_tokens": 9}, "judge": {}}
+    header = {"eval": {"model": name}}
+    path = inspect_log(tmp_path / "l.json", *[{"model_usage": usage}] * 9, header=header)
+    found, recording = read(path, tmp_path / "r")
+    assert next(iter(recording.manifest.engines.values())).model == expected
+    assert set(recording.samples["output_tokens"]) == {5}
+    assert recording.samples["think_tokens"].null_count() == 9
+    assert found.files[0].skipped.counts == {
+        "values of reasoning_tokens that are above output_tokens": 9
+    }
+
+
+def test_an_expected_answer_that_no_verifier_reads_judges_nothing(tmp_path):
+    from tui.verbs.import_export import _judge
+
+    assert _judge("numeric")("The answer is 5", "x^2+1") == ("5", None)
+    assert _judge("choice")("The answer is (J).", "J") == ("J", True)
+    assert _judge("choice")("The answer is (B).", "Paris") == ("B", None)
+    path = inspect_log(tmp_path / "l.json", *[{"target": "x^2+1"}] * 9)
+    choices = Choices(judge=_judge("numeric"), verifier="numeric")
+    found, _ = read(path, tmp_path / "r", choices=choices)
+    assert found.judged == 0
+    assert any("expected answer the verifier cannot read" in note for note in found.notes)
