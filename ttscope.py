@@ -98,7 +98,7 @@ def advise(
     from advisor.advice.accounts.costs import accounts_of
     from advisor.advice.accounts.efforts import efforts_of
     from advisor.advice.advisor import Advisor
-    from advisor.advice.promise import check_folder, write_config
+    from advisor.advice.promise import check_folder, check_has_policy, write_config
     from advisor.search.budget import parse_budget
     from tui.notebook import Recommendation
     from tui.options import AccountOptions, BudgetOptions, grouped
@@ -114,6 +114,7 @@ def advise(
     folder = None if output is None else Path(output)
     if folder is not None:
         check_folder(folder)
+        check_has_policy(opened, "output")
     advisor = Advisor.fit(opened, seed=seed, gpus=options.systems())
     answer = advisor.recommend(wanted, **here())
     if folder is not None and answer.system_optimal is not None:

@@ -11,6 +11,7 @@ memory, in every process.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import hashlib
 import os
@@ -45,6 +46,7 @@ else:
     wide = np.int64
 
 SOURCES: Final = ("accuracy/orders.py", "compiled.py", "evidence", "replay", "step_time")
+LONGEST_WAIT_S: Final = 120.0  # for another process that compiles the same
 UNUSED_S: Final = 30 * 86400  # after which the code of another version is deleted
 _TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile and load as numba does
 
@@ -166,12 +168,46 @@ class _QuickCache(FunctionCache):  # type: ignore[misc]
     """numba's cache, which reads code without loading what only a compiler needs.
 
     That is a third of the time of a first call, scipy's linear algebra a part of it. A compiler
-    loads it when nothing is found. It rests on numba's inside.
+    loads it when nothing is found. Of several processes that find nothing, one compiles and the
+    others wait for it. It rests on numba's inside.
     """
+
+    _lock: int | None = None
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         rtsys.initialize(target_context)
-        return self._load_overload(sig, target_context)
+        found = self._load_overload(sig, target_context)
+        if found is None and self._lock is None:
+            self._lock = _wait_for_others(f"{self._impl.filename_base}.lock")
+            found = self._load_overload(sig, target_context)
+            if found is not None:
+                self._release()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        super().save_overload(sig, data)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _wait_for_others(name: str) -> int | None:
+    """Return a lock of that name, which closing it gives back, None where none can be had."""
+    try:
+        lock = os.open(Path(config.CACHE_DIR) / name, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError:
+        return None
+    until = time.monotonic() + LONGEST_WAIT_S
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            time.sleep(0.05)
+    return lock
 
 
 def compiled(function: Function) -> Function:

@@ -16,8 +16,6 @@ leaves what the other setting changes.
 import argparse
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,9 +27,8 @@ from unittest.mock import patch
 import httpx
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.servers.vllm_server import ROOT, free_port, running
+from benchmarks.servers.clients import verb
+from benchmarks.servers.vllm_server import free_port, running
 from profiler.plugin.shared_token import shared_token
 from profiler.workload.problems import load_workload
 
@@ -90,12 +87,7 @@ def watched(folder: Path, flags: tuple[str, ...], load: list[tuple[float, str, i
         for _, prompt, n, _ in load[:8]:
             ask(prompt, n, 8)
         time.sleep(6.0)  # their spans go out before anybody listens
-        code = "from tui.cli import main; main()"
-        words = ["attach", server.url, "--listen", port, "-o", folder / "live", "--json"]
-        attach = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, words)],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        attach = verb("attach", server.url, "--listen", port, "-o", folder / "live", "--json")
         while not (folder / "live" / "recording.json").exists():
             time.sleep(0.1)
         time.sleep(1.0)
@@ -109,7 +101,7 @@ def watched(folder: Path, flags: tuple[str, ...], load: list[tuple[float, str, i
         client.close()
         time.sleep(10.0)  # exporters send every 5 s
         attach.terminate()
-        attach.wait()
+        attach.communicate()
     return folder / "live"
 
 

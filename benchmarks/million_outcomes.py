@@ -5,13 +5,12 @@
 Prints seconds by the wall and of the processor, and the most memory, of each command by itself.
 """
 
-import os
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from benchmarks.live_day import measure
 
 SAMPLES = 8
 RUN = "import sys; from tui.cli import main; sys.argv[0] = 'ttscope'; main()"
@@ -35,7 +34,6 @@ def write(path: Path, problems: int) -> None:
 
 
 def main() -> None:
-    """Print a line for each command."""
     problems = int(sys.argv[1]) if len(sys.argv) > 1 else 125_000
     with tempfile.TemporaryDirectory() as folder:
         outcomes, recording = Path(folder) / "outcomes.jsonl", str(Path(folder) / "recording")
@@ -46,21 +44,10 @@ def main() -> None:
             ["show", recording],
             ["show", recording, "--policies"],
         ):
-            begun = time.monotonic()
-            child = subprocess.Popen(
-                [sys.executable, "-c", RUN, *arguments],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            _, status, used = os.wait4(child.pid, 0)
             name = " ".join(
                 each for each in arguments if not each.startswith(folder) and each != "-o"
             )
-            took, spent = time.monotonic() - begun, used.ru_utime + used.ru_stime
-            print(
-                f"{name:<16} {took:6.1f} s, {spent:6.1f} s of processor time, "
-                f"{used.ru_maxrss / 1e3:,.0f} MB, exit {status}"
-            )
+            measure(f"{name:<16}", "-c", RUN, *arguments, lines=0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ way). Pin it to a core (``taskset -c 0``); the load is printed.
 
 import argparse
 import os
-import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,8 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks.servers.vllm_server import running, with_probe
-from benchmarks.step_probe import machine
+from benchmarks.step_probe import machine, print_longer
 from profiler.attach.receiver.receiver import Receiver
 
 BATCH, BLOCK, TOKENS = 64, 50, 950
@@ -99,7 +96,6 @@ def decode(url: str) -> None:
 
 
 def main() -> None:
-    """Run the server, then print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--otlp", action="store_true", help="metrics to a collector instead")
@@ -138,7 +134,6 @@ def main() -> None:
     taking.join()
     receiver.close()
     values = differences(rows)
-    draws = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
     step_ms = np.median(np.diff(rows[:, 2])) / BLOCK / 1e6
     print(
         f"{len(rows) * BLOCK:,} steps of {BATCH} requests, {step_ms:.1f} ms each, the plugin "
@@ -146,12 +141,7 @@ def main() -> None:
         f"received; 95 % intervals; load "
         f"{os.getloadavg()[0]:.1f}"
     )
-    for name, column in zip(("by the clock", "in CPU time"), values.T, strict=True):
-        low, high = np.quantile(np.median(column[draws], axis=1), [0.025, 0.975])
-        print(
-            f"  a step with it takes {np.median(column):+.2%} [{low:+.2%}, {high:+.2%}] longer "
-            f"{name} ({len(column)} blocks)"
-        )
+    print_longer(values)
     wall, cpu = np.median(np.diff(rows[:, 2:], axis=0), axis=0)
     print(f"  that is {np.median(values[:, 1]) * cpu / wall:.2%} of a core in the front end")
 

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import httpx
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+from benchmarks.servers.clients import verb
 from benchmarks.servers.vllm_server import ROOT, free_port, running, with_probe
 from profiler.workload.problems import load_workload
 
@@ -80,15 +79,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 @contextmanager
 def attached(folder: Path, url: str, port: int, told: list[str]) -> Iterator[None]:
     """Have `ttscope attach` watch a server into `folder`; `told` gets what it says at its end."""
-    code = "from tui.cli import main; main()"
-    arguments = [sys.executable, "-c", code, "attach", url, "--listen", str(port)]
-    process = subprocess.Popen(
-        [*arguments, "-o", str(folder / "r")],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = verb("attach", url, "--listen", port, "-o", folder / "r")
     try:
         time.sleep(8)
         yield
@@ -149,7 +140,6 @@ NAMES = (
 
 
 def main() -> None:
-    """Run the control, then the conditions that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
     names = parser.parse_args().names or list(NAMES)

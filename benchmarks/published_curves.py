@@ -25,6 +25,7 @@ from advisor.accuracy.models.published import CurveAccuracy
 from advisor.accuracy.samples import read_samples
 from benchmarks.votes_ahead import FAMILIES, RIGHT, Answers, draw, family
 from traces.recording.reader import Recording, find_recordings
+from traces.schema.estimate import Estimate
 from traces.schema.tts.published import CurvePoint, PublishedCurve
 from traces.statistics import of_others
 from traces.summary.run import summarise
@@ -66,26 +67,23 @@ def straight(points: Mapping[int, float], n: int) -> float:
     return float(np.clip(points[one] + share * (points[two] - points[one]), 0.0, 1.0))
 
 
+def tried(points: Mapping[int, float], n: int, said: Estimate, real: float) -> Try:
+    assert said.low is not None and said.high is not None
+    return Try(
+        said.value - real,
+        carried(points, n) - real,
+        straight(points, n) - real,
+        said.low <= real <= said.high,
+        said.high - said.low,
+    )
+
+
 def same_problems(whole: Mapping[int, float], problems: int, taught: Sequence[int]) -> list[Try]:
     """Predict the points left out of a published curve."""
     points = {n: whole[n] for n in taught}
     asked = [n for n in ASKED if n not in points and n in whole]
     model = CurveAccuracy(curve_of(points, problems), asked)
-    found = []
-    for n in asked:
-        said, real = model.same_problems(n), whole[n]
-        assert said.low is not None
-        assert said.high is not None
-        found.append(
-            Try(
-                said.value - real,
-                carried(points, n) - real,
-                straight(points, n) - real,
-                said.low <= real <= said.high,
-                said.high - said.low,
-            )
-        )
-    return found
+    return [tried(points, n, model.same_problems(n), whole[n]) for n in asked]
 
 
 def votes(answers: Sequence[Answers], counts: Sequence[int]) -> dict[int, float]:
@@ -105,21 +103,9 @@ def others(seen: Sequence[Answers], rest: Sequence[Answers], most: int) -> list[
     asked = [1, 4, *(n for n in ASKED if n <= most and n not in points)]
     real = votes(rest, asked)
     model = CurveAccuracy(curve_of(points, len(seen)), asked)
-    found = []
-    for n in asked:
-        said = of_others(model.estimate(n), len(seen), len(rest))
-        assert said.low is not None
-        assert said.high is not None
-        found.append(
-            Try(
-                said.value - real[n],
-                carried(points, n) - real[n],
-                straight(points, n) - real[n],
-                said.low <= real[n] <= said.high,
-                said.high - said.low,
-            )
-        )
-    return found
+    return [
+        tried(points, n, of_others(model.estimate(n), len(seen), len(rest)), real[n]) for n in asked
+    ]
 
 
 def recorded(folder: Path) -> list[tuple[str, list[Answers]]]:

@@ -1,10 +1,11 @@
 """`ttscope serve` under what goes wrong: bad bodies, clients that vanish, an engine that is killed.
 
     python -m benchmarks.serve_faults [--bodies 10000] [--clients 300] [--kills 5] [--soak 60]
+        [--rate 20]
 
 After each part a question must be answered, nothing may be in flight, and the recording at the end
-must be whole. `--soak` asks at a bounded rate for so many seconds. The memory is that of the
-process after each part.
+must be whole. `--soak` asks for so many seconds, at most `--rate` questions a second. The memory is
+that of the process after each part.
 """
 
 from __future__ import annotations
@@ -19,15 +20,11 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import aiohttp
 
-from benchmarks.serve_overhead import BODY, ready, start
+from benchmarks.serve_overhead import BODY, ready, serving, start
 from benchmarks.servers.vllm_server import free_port
 from traces.recording.reader import Recording
-
-RATE = 20.0  # questions a second of the soak
 
 
 def main() -> None:
@@ -36,16 +33,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=300)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--soak", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=20.0)
     asked = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        policy = {"method": "agreement", "n": 4, "agree": 2, "temperature": 0.8}
-        (folder / "policy.json").write_text(
-            json.dumps({"ttscope_policy": 1, "verifier": "numeric", "policy": policy})
-        )
         engine, port = free_port(), free_port()
-        with ExitStack() as serving:
-            Parts(asked, folder, serving, engine, port).run()
+        with ExitStack() as parts:
+            Parts(asked, folder, parts, engine, port).run()
         recording = Recording.open(folder / "kept")
         open_ = recording.problems["end"].null_count()
         print(
@@ -64,16 +58,15 @@ class Parts:
         self.engines = stack.enter_context(ExitStack())
         self._start_engine()
         asyncio.run(ready(f"http://127.0.0.1:{engine}/v1/models"))
-        verb = [str(Path(sys.executable).parent / "ttscope"), "serve", str(folder / "policy.json")]
-        verb += ["--upstream", f"http://127.0.0.1:{engine}", "--port", str(port)]
-        self.process = start(stack, [*verb, "-o", str(folder / "kept"), "--drain", "5"], None)
+        policy = {"method": "agreement", "n": 4, "agree": 2, "temperature": 0.8}
+        command = [*serving(folder, policy, engine, port), "--drain", "5"]
+        self.process = start(stack, command, None)
 
     def _start_engine(self) -> None:
         command = [sys.executable, "-m", "benchmarks.servers.fake_engine"]
         start(self.engines, [*command, "--port", str(self.engine), "--token-s", "0.02"], None)
 
     def run(self) -> None:
-        """Go through them."""
         asyncio.run(self._all())
 
     async def _all(self) -> None:
@@ -161,9 +154,10 @@ class Parts:
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 count += 1
-            await asyncio.sleep(random.expovariate(RATE))
+            await asyncio.sleep(random.expovariate(self.asked.rate))
         await asyncio.gather(*tasks)
-        return f"{count:,} questions at up to {RATE:g}/s, MB on the way {', '.join(held)}"
+        rate = f"{self.asked.rate:g}/s"
+        return f"{count:,} questions at up to {rate}, MB on the way {', '.join(held)}"
 
 
 def malformed(draw: random.Random, good: bytes) -> bytes:

@@ -5,7 +5,9 @@
 An engine without a model answers each request in the same time. Questions arrive at random. Of each
 pair one goes to the engine itself (one request) and one through the endpoint (n of them), which has
 a core of its own. What is added is the difference of the quantiles, its interval by the
-bootstrap over pairs. CPU ms is the processor time of the endpoint for a question. `--closed` asks
+bootstrap over pairs. CPU ms is the processor time of the endpoint for a question. `in writes` says
+how many of the slowest 20 ran while a part of the recording was written, and how many of 20 would
+by chance. `--closed` asks
 so many questions one after another instead, each answered at once. The least CPU ms of ten parts is
 what the endpoint's own work takes, whatever else wants the cores.
 """
@@ -24,14 +26,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import aiohttp
 import numpy as np
 
 from benchmarks.servers.vllm_server import free_port
 
 WARM = 20  # pairs before those that count
+SLOWEST = 20
+WRITE_S = (0.010, 0.005)  # before and after a part's last change, in which it is written
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "What is 3 x 4?"}]}
 
 
@@ -47,11 +49,15 @@ def main() -> None:
         for n in asked.n:
             print(f"n = {n}: {min(measure(asked, n)[0]):.2f} ms of CPU a question")
         return
-    print(f"{'n':>3} {'pairs':>6} {'added p50':>22} {'added p99':>22} {'CPU ms':>7}")
+    print(
+        f"{'n':>3} {'pairs':>6} {'added p50':>22} {'added p99':>22} {'CPU ms':>7} {'in writes':>11}"
+    )
     for n in asked.n:
-        direct, served, cpu = measure(asked, n)
+        direct, served, cpu, writing = measure(asked, n)
+        slow = writing[np.argsort(served)[-SLOWEST:]].sum()
+        told = f"{slow} ({SLOWEST * writing.mean():.1f})"
         print(f"{n:>3} {len(direct):>6} {added(direct, served, 0.5):>22} "
-              f"{added(direct, served, 0.99):>22} {cpu:>7.2f}")  # fmt: skip
+              f"{added(direct, served, 0.99):>22} {cpu:>7.2f} {told:>11}")  # fmt: skip
 
 
 def added(direct: np.ndarray, served: np.ndarray, q: float) -> str:
@@ -63,7 +69,7 @@ def added(direct: np.ndarray, served: np.ndarray, q: float) -> str:
     return f"{value:.2f} ms [{low:.2f}, {high:.2f}]"
 
 
-def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, float]:
+def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     cores = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -73,27 +79,38 @@ def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, 
         engine += ["--token-s", "0" if asked.closed else "0.01"]
         start(stack, engine, cores[-1:])
         policy = {"method": "greedy" if n == 1 else "majority", "n": n, "temperature": 0.8}
-        (folder / "policy.json").write_text(
-            json.dumps({"ttscope_policy": 1, "verifier": "numeric", "policy": policy})
-        )
         url = f"http://127.0.0.1:{ports[0]}"
         asyncio.run(ready(f"{url}/v1/models"))
-        serve = [str(Path(sys.executable).parent / "ttscope"), "serve", str(folder / "policy.json")]
-        serve += ["--upstream", url, "--port", str(ports[1]), "-o", str(folder / "kept")]
-        process = start(stack, serve, cores[:1])
+        process = start(stack, serving(folder, policy, *ports), cores[:1])
         through = f"http://127.0.0.1:{ports[1]}"
         asyncio.run(ready(f"{through}/health"))
         os.sched_setaffinity(0, cores[-1:])
         try:
             if asked.closed:
                 parts = asyncio.run(one_by_one(through, process.pid, asked.closed))
-                return parts, parts, 0.0
+                return parts, parts, 0.0, parts
             before = cpu_s(process.pid)
-            times = asyncio.run(load(url, through, asked.rate, asked.seconds))
-            cpu_ms = (cpu_s(process.pid) - before) * 1e3 / (len(times[0]) + WARM)
+            direct, served, begun = asyncio.run(load(url, through, asked.rate, asked.seconds))
+            cpu_ms = (cpu_s(process.pid) - before) * 1e3 / (len(direct) + WARM)
         finally:
             os.sched_setaffinity(0, cores)
-        return *times, cpu_ms
+        return direct, served, cpu_ms, in_writes(folder / "kept", begun, served)
+
+
+def in_writes(folder: Path, begun: np.ndarray, took: np.ndarray) -> np.ndarray:
+    """Tell of each request whether it ran while a part of the recording was written."""
+    ends = np.array([path.stat().st_mtime for path in folder.rglob("*.parquet")])
+    first, last = ends - WRITE_S[0], ends + WRITE_S[1]
+    return ((begun[:, None] < last) & (begun[:, None] + took[:, None] > first)).any(axis=1)
+
+
+def serving(folder: Path, policy: dict[str, object], engine: int, port: int) -> list[str]:
+    """Return the command that serves a policy before an engine, both by their ports."""
+    document = {"ttscope_policy": 1, "verifier": "numeric", "policy": policy}
+    (folder / "policy.json").write_text(json.dumps(document))
+    serve = [str(Path(sys.executable).parent / "ttscope"), "serve", str(folder / "policy.json")]
+    serve += ["--upstream", f"http://127.0.0.1:{engine}", "--port", str(port)]
+    return [*serve, "-o", str(folder / "kept")]
 
 
 def start(stack: ExitStack, command: list[str], cores: list[int] | None) -> subprocess.Popen[bytes]:
@@ -148,8 +165,11 @@ async def ready(url: str) -> None:
 
 async def load(
     direct: str, through: str, rate: float, seconds: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Send pairs at a rate of questions through the endpoint; return the times of both."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Send pairs at a rate of questions through the endpoint.
+
+    Returns the times of both, and when that through the endpoint began (unix seconds).
+    """
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
@@ -160,12 +180,13 @@ async def load(
                 assert answer.status == 200, answer.status
             return time.perf_counter() - begun
 
-        async def pair() -> tuple[float, float]:
-            times = {}
+        async def pair() -> tuple[float, float, float]:
+            times, begun = {}, {}
             for url in random.sample([direct, through], 2):
+                begun[url] = time.time()
                 # The engine is asked for a stream, as the endpoint asks it.
                 times[url] = await one(url, BODY | {"stream": url == direct})
-            return times[direct], times[through]
+            return times[direct], times[through], begun[through]
 
         await asyncio.gather(*(pair() for _ in range(WARM)))  # connections and imports
         pairs, until = [], time.monotonic() + seconds
@@ -173,7 +194,7 @@ async def load(
             pairs.append(asyncio.create_task(pair()))
             await asyncio.sleep(random.expovariate(rate))
         times = np.array(await asyncio.gather(*pairs))
-        return times[:, 0], times[:, 1]
+        return times[:, 0], times[:, 1], times[:, 2]
 
 
 if __name__ == "__main__":

@@ -39,29 +39,6 @@ from traces.schema.engine import EngineConfig, ModelFacts
 
 SEED: Final = 19
 APART: Final = 3.0  # times what a run took, after which the next one on the same server begins
-COLUMNS: Final = (
-    "name",
-    "lab",
-    "model",
-    "system",
-    "precision",
-    "vllm",
-    "tp",
-    "dp",
-    "ep",
-    "load",
-    "prompt",
-    "output",
-    "in_flight",
-    "rate",
-    "tpot_ms",
-    "prior_tpot_ms",
-    "ttft_ms",
-    "prior_ttft_ms",
-    "latency_s",
-    "prior_latency_s",
-    "why",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,20 +229,24 @@ def report(found: Sequence[Priced]) -> None:
 
 def write(path: Path, found: Iterable[Priced]) -> None:
     """Write a line a point: what ran, measured and predicted, or why there is no prediction."""
+    rows = []
+    for each in found:
+        p, ran = each.point, each.point.engine
+        times = {"tpot_ms": p.tpot_s, "prior_tpot_ms": each.tpot_s, "ttft_ms": p.ttft_s,
+                 "prior_ttft_ms": each.ttft_s}  # fmt: skip
+        rows.append({
+            "name": p.name, "lab": p.lab, "model": p.model, "system": p.system,
+            "precision": p.precision, "vllm": ran.vllm_version, "tp": ran.tensor_parallel_size,
+            "dp": ran.data_parallel_size, "ep": ran.expert_parallel, "load": p.load,
+            "prompt": p.prompt_tokens, "output": p.output_tokens, "in_flight": p.in_flight,
+            "rate": p.rate_per_s,
+            **{name: None if s is None else round(1e3 * s, 4) for name, s in times.items()},
+            "latency_s": p.latency_s, "prior_latency_s": each.latency_s, "why": each.why,
+        })  # fmt: skip
     with path.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(COLUMNS)
-        for each in found:
-            p = each.point
-            lines.writerow([
-                p.name, p.lab, p.model, p.system, p.precision, p.engine.vllm_version,
-                p.engine.tensor_parallel_size, p.engine.data_parallel_size,
-                p.engine.expert_parallel, p.load, p.prompt_tokens, p.output_tokens, p.in_flight,
-                p.rate_per_s,
-                *(None if s is None else round(1e3 * s, 4)
-                  for s in (p.tpot_s, each.tpot_s, p.ttft_s, each.ttft_s)),
-                p.latency_s, each.latency_s, each.why,
-            ])  # fmt: skip
+        lines = csv.DictWriter(file, rows[0] if rows else ())
+        lines.writeheader()
+        lines.writerows(rows)
 
 
 def chosen(given: argparse.Namespace) -> list[Point]:

@@ -221,15 +221,20 @@ def throughput(wanted: int) -> None:
         for place in range(1, len(blocks) - 1):
             around = (blocks[place - 1] + blocks[place + 1]) / 2
             differences.append((blocks[place] / around - 1) * (1 if place % 2 else -1))
-    draws = np.random.default_rng(0).integers(0, len(differences), (2000, len(differences)))
     print(f"{steps} steps of {BATCH} requests, the probe toggled every {BLOCK}, 95 % intervals:")
-    for name, values in zip(("by the clock", "in CPU time"), np.array(differences).T, strict=True):
+    print_longer(np.array(differences))
+    print(f"  what the probe times of itself in a step: {probe.cost_us:.1f} us")
+
+
+def print_longer(differences: NDArray[np.float64]) -> None:
+    """Print medians of shares [blocks, (by the clock, in CPU time)], with 95 % intervals."""
+    draws = np.random.default_rng(0).integers(0, len(differences), (2000, len(differences)))
+    for name, values in zip(("by the clock", "in CPU time"), differences.T, strict=True):
         low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
         print(
             f"  a step with it takes {np.median(values):+.2%} [{low:+.2%}, {high:+.2%}] longer "
             f"{name} ({len(values)} blocks)"
         )
-    print(f"  what the probe times of itself in a step: {probe.cost_us:.1f} us")
 
 
 def clocks() -> NDArray[np.float64]:
@@ -238,7 +243,6 @@ def clocks() -> NDArray[np.float64]:
 
 
 def main() -> None:
-    """Run what was asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--throughput", action="store_true")
     parser.add_argument("--steps", type=int, default=THROUGHPUT_STEPS, help="for --throughput")

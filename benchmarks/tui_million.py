@@ -94,7 +94,6 @@ class Loop:
         self.late_s: list[tuple[float, float]] = []
 
     async def watch(self) -> None:
-        """Ask until it is cancelled."""
         while True:
             due, spent = time.perf_counter() + 0.005, time.process_time()
             await asyncio.sleep(0.005)

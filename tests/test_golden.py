@@ -4,8 +4,9 @@ import pytest
 
 from tests.golden_outputs import KEPT, cases, outputs, same
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_verbs_print_what_they_printed(tmp_path):
     differ = [

@@ -1,19 +1,4 @@
-"""Errors that a user can act on.
-
-    TtscopeError                what, where, and how to mend it, in one line (exit code 1)
-    +-- UsageError              wrong arguments or a wrong plan (exit code 2)
-    |   +-- WorkloadsError      recordings that answer different problems
-    +-- RecordingError          a path that is no recording, or one that cannot be read
-    |   +-- NewerSchemaError    written by a newer ttscope
-    +-- TraceError              a profiler trace that is none, or of which nothing can be read
-    +-- TablesError             tables of operator times that are none, or that are damaged
-    +-- OutcomesError           a file of samples that is none, or of which nothing can be read
-    +-- EngineError             an engine that cannot be started, reached or used
-    +-- MissingDependencyError  an optional package that is not installed
-    +-- Interrupted             the user ended it; says what is kept (exit code 130)
-
-Anything else that escapes is a defect of ttscope.
-"""
+"""Errors that a user can act on. Anything else that escapes is a defect of ttscope."""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ from traces.deployment.documents import (
 )
 from traces.errors import RecordingError, UsageError
 from traces.files import whole_file
+from traces.live.watched import only_watched
 from traces.recording.manifest import WorkloadFacts
+from traces.recording.reader import Recording
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -58,6 +60,15 @@ def check_folder(folder: Path) -> None:
     for name in (SERVE, POLICY, EXPECT):
         if (folder / name).exists():
             raise UsageError(f"-o {folder}: already holds {name}. Name another folder")
+
+
+def check_has_policy(recordings: Sequence[Recording], option: str) -> None:
+    """Raise UsageError where all traffic was only watched, so that there is no policy to write."""
+    if all(map(only_watched, recordings)):
+        raise UsageError(
+            f"{option}: traffic that was only watched has no policy to write. Leave out {option}. "
+            "The answer has the command of the server"
+        )
 
 
 def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expectations:

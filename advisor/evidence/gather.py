@@ -26,7 +26,7 @@ from advisor.evidence.live.front_end import (
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.live.servers import of_spans, with_decoders
-from advisor.evidence.measured import Made, RunsMade, runs_in
+from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal, unchecked
@@ -195,7 +195,9 @@ def gather(
             found = with_decoders(found, windows, recording)
             told += [*more, *_seen_limits(recording), *(_counted_as(found) if watched else ())]
         runs.extend(found)
-        made.extend(runs_in(recording, None if windows is None else _rate(found)))
+        made.extend(
+            runs_in(recording) if windows is None else runs_watched(recording, found, _rate(found))
+        )
         cut.extend([*cut_runs(recording, found), *limited_runs(found)])
         left_out += dropped
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())

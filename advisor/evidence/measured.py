@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from advisor.evidence.keys import DEFAULT_BLOCK, any_worker
+from advisor.evidence.runs import Run as Evident
 from traces.errors import TtscopeError
 from traces.live.watched import only_watched
 from traces.recording.reader import Recording
@@ -79,13 +80,16 @@ Under = tuple[int | None, float | None]  # a load: problems in flight, or proble
 class Made:
     """One engine and one policy with which a recording decided problems.
 
-    `rate_per_s` is that of traffic that was watched, None for problems of one's own.
+    `rate_per_s` is that of traffic that was watched, None for problems of one's own. `problem_ids`
+    are those of it that a problem of the advice is like, None for all: none where its traffic is
+    drawn, so that nothing measured can stand beside what is predicted.
     """
 
     recording: Recording
     engine: EngineConfig
     policy: Policy
     rate_per_s: float | None = None
+    problem_ids: frozenset[str] | None = None
 
     @property
     def load(self) -> Under:
@@ -98,13 +102,32 @@ class Made:
         return manifest.concurrency or 1, None
 
 
-def runs_in(recording: Recording, rate_per_s: float | None = None) -> list[Made]:
-    """Return the configurations with which a recording decided problems.
+def runs_watched(
+    recording: Recording, runs: Sequence[Evident], rate_per_s: float | None
+) -> list[Made]:
+    """Return what ran while a deployment was watched, of the runs that are learned from.
 
-    `rate_per_s` is that of its traffic where it was watched: spans may tell of a part alone.
+    `rate_per_s` is that of its traffic: spans may tell of a part alone.
     """
+    kept: dict[EngineConfig, frozenset[str]] = {}
+    for run in runs:
+        kept[run.engine] = frozenset() if run.drawn else frozenset(run.problems)
+    return [
+        Made(
+            recording=recording.afresh(),
+            engine=engine,
+            policy=AS_SENT,
+            rate_per_s=rate_per_s,
+            problem_ids=names,
+        )
+        for engine, names in kept.items()
+    ]
+
+
+def runs_in(recording: Recording) -> list[Made]:
+    """Return the configurations with which a recording decided problems."""
     manifest = recording.manifest
-    policies = {"": AS_SENT} if only_watched(recording) else manifest.policies
+    policies = manifest.policies
     decided = pl.col("decided_at").is_not_null() | pl.lit("imported" in manifest.provenance)
     problems = recording.problems.filter(decided, pl.col("error").is_null())
     keys = problems.select("engine", "policy").unique(maintain_order=True).iter_rows()
@@ -113,7 +136,6 @@ def runs_in(recording: Recording, rate_per_s: float | None = None) -> list[Made]
             recording=recording.afresh(),
             engine=manifest.engines[engine],
             policy=policies[policy],
-            rate_per_s=rate_per_s,
         )
         for engine, policy in keys
         if engine in manifest.engines and policy in policies
@@ -195,12 +217,16 @@ def same_load(one: Under, two: Under) -> bool:
 
 
 def _run_of(made: Made) -> Run | None:
+    if made.problem_ids is not None and not made.problem_ids:
+        return None
     try:
         runs = summarise(made.recording.afresh())
     except TtscopeError:
         return None
     pair = (made.engine, made.policy)
     run = next((each for each in runs if (each.engine, each.policy or AS_SENT) == pair), None)
+    if run is not None and made.problem_ids is not None:
+        run = run.among(made.problem_ids)
     return run if run is not None and run.problems else None
 
 

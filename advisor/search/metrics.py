@@ -238,8 +238,9 @@ class CandidateMetrics(Metrics):
         for row, price in zip((first, second), prices, strict=True):
             source, scale = _at_price(name, price)
             draws.append(self.draws(source, np.array([row]))[0] * scale)
-        with np.errstate(invalid="ignore"):  # of two that are infinite
-            difference = draws[0] - draws[1]
+        both = np.isinf(draws[0]) & (draws[0] == draws[1])
+        with np.errstate(invalid="ignore"):
+            difference = np.where(both, 0.0, draws[0] - draws[1])
         return self.resampling.estimate(
             one.value - other.value,
             difference,

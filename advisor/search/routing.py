@@ -105,14 +105,18 @@ class Option:
         """Return the best choice of each level by its summed gain [.., levels, choices].
 
         A level that was not seen goes with the one below it, where answers agree less, or else with
-        the lowest that was.
+        the lowest that was. A class that was not seen takes what is best for all problems together.
         """
         seen = np.abs(total).sum(axis=-1) > 0
+        best = np.argmax(total, axis=-1)
+        if not self.first:
+            alike = np.argmax(total.sum(axis=-2), axis=-1)[..., None]
+            return np.where(seen, best, alike)
         known = np.where(seen, np.arange(total.shape[-2]), -1)
         below = np.maximum.accumulate(known, axis=-1)
         lowest = np.argmax(seen, axis=-1)[..., None]
         as_level = np.where(below >= 0, below, lowest)
-        return np.asarray(np.take_along_axis(np.argmax(total, axis=-1), as_level, axis=-1))
+        return np.asarray(np.take_along_axis(best, as_level, axis=-1))
 
     def of(self, values: Floats, chosen: Ints) -> Floats:
         """Return the sum over levels of the values [problems, levels, choices] that are chosen."""
@@ -123,9 +127,10 @@ class Option:
 class Tried:
     """A table under a price: what it would be, and how it did on problems that it had not seen.
 
-    `held_out` and `single` are [2, problems]: right and tokens of both. `tables` are those that
-    were learned without each problem, and `pools` what these draw from, both by class. `sure` is by
-    how many standard errors it gains.
+    `held_out` and `single` are [2, problems]: right and tokens of both, `held_out` by the option
+    that was best without each problem. `tables` are those that `option` learns without each
+    problem, and `pools` what these draw from, both by class. `sure` is by how many standard errors
+    it gains.
     """
 
     price: float
@@ -441,30 +446,28 @@ def _judge(options: Sequence[Option], singles: Sequence[Single], price: float, f
     reference = singles[int(np.argmax(alone.sum(axis=1)))]
     problems = len(fold)
     held_out, single = np.empty((2, problems)), np.array([reference.right, reference.tokens])
-    tables: list[Mapping[str, Table]] = [{}] * problems
-    pools: list[Mapping[str, Pool]] = [{}] * problems
+    overall = _best_option(options, sums, range(FOLDS))
+    option = options[overall]
+    tables, pools = [], []  # of each fold
     for f in range(FOLDS):
         inside = fold == f
         others = [g for g in range(FOLDS) if g != f]
         best = _best_option(options, sums, others)
-        option = options[best]
-        chosen = option.learn(sums[best][others].sum(axis=0))
-        held_out[0, inside] = option.of(option.right[inside], chosen)
-        held_out[1, inside] = option.of(option.tokens[inside], chosen)
-        learned, drawn_from = option.tables(chosen), option.pools_by_class(chosen)
-        for place in np.flatnonzero(inside):
-            tables[place], pools[place] = learned, drawn_from
+        chosen = options[best].learn(sums[best][others].sum(axis=0))
+        held_out[0, inside] = options[best].of(options[best].right[inside], chosen)
+        held_out[1, inside] = options[best].of(options[best].tokens[inside], chosen)
+        chosen = option.learn(sums[overall][others].sum(axis=0))
+        tables.append(option.tables(chosen))
+        pools.append(option.pools_by_class(chosen))
     difference = (held_out[0] - single[0]) - price * (held_out[1] - single[1])
     error = float(difference.std(ddof=1) / np.sqrt(problems))
-    best = _best_option(options, sums, range(FOLDS))
-    option = options[best]
     return Tried(
         price=price,
         option=option,
-        chosen=option.learn(sums[best].sum(axis=0)),
+        chosen=option.learn(sums[overall].sum(axis=0)),
         against=reference.policy,
-        tables=tuple(tables),
-        pools=tuple(pools),
+        tables=tuple(tables[f] for f in fold),
+        pools=tuple(pools[f] for f in fold),
         held_out=held_out,
         single=single,
         sure=float(difference.mean() / error) if error > 0 else 0.0,

@@ -303,12 +303,12 @@ def _engines(evidence: Evidence) -> dict[EngineConfig, list[tuple[int, int]]]:
 
 def _bound(evidence: Evidence) -> set[EngineConfig]:
     """Return the servers that were only watched and ran as many requests as max_num_seqs lets."""
-    sent = {run.engine for run in evidence.runs if run.policy == AS_SENT}
+    sent = {decoder_of(run.engine) for run in evidence.runs if run.policy == AS_SENT}
     most = FEATURES.index("requests")
     return {
         table.engine
         for table in evidence.steps
-        if table.engine in sent
+        if decoder_of(table.engine) in sent
         and table.engine.max_num_seqs is not None
         and table.low_high[1, most] >= table.engine.max_num_seqs
     }

@@ -28,17 +28,14 @@ from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 FEWEST_DOUBLED = 50  # steps on either side, where smaller batches predict larger ones
 ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is taken
+PRIOR_STEPS = 300.0  # that the law of the engine's kind counts as in an engine's own fit
+HUBER = 2.0  # robust standard deviations beyond which residuals lose weight
+ITERATIONS = 6  # of reweighting
+STALL = 10.0  # a step beyond so many times its prediction counts as that many times
 
 
 class StepTimeModel:
     """Step time as a non-negative linear function of what a step computes.
-
-    Parameters
-    ----------
-    prior_steps: weight, in steps, of the law of the engine's kind in an engine's own fit.
-    huber: residuals beyond this many robust standard deviations lose weight.
-    iterations: of reweighting.
-    stall: a step beyond this many times its prediction counts as that many times.
 
     Attributes
     ----------
@@ -57,19 +54,6 @@ class StepTimeModel:
     as a whole.
 
     """
-
-    def __init__(
-        self,
-        *,
-        prior_steps: float = 300.0,
-        huber: float = 2.0,
-        iterations: int = 6,
-        stall: float = 10.0,
-    ) -> None:
-        self.prior_steps = prior_steps
-        self.huber = huber
-        self.iterations = iterations
-        self.stall = stall
 
     def fit(self, tables: Sequence[StepTable], *, held_out: bool = True) -> StepTimeModel:
         """Learn the laws, and their spread from recordings that are left out in turn.
@@ -185,23 +169,23 @@ class StepTimeModel:
         predicted = seconds.copy()
         weights = np.ones_like(seconds)
         found = np.zeros(rows.shape[1])
-        for _ in range(self.iterations):
+        for _ in range(ITERATIONS):
             scaled = rows * (weights / predicted)[:, None]
             target = seconds * weights / predicted
             if prior is not None:
-                size = np.sqrt(np.mean(np.square(scaled), axis=0) * self.prior_steps)
+                size = np.sqrt(np.mean(np.square(scaled), axis=0) * PRIOR_STEPS)
                 scaled = np.concatenate([scaled, np.diag(size)])
                 target = np.concatenate([target, size * prior])
             found = non_negative_least_squares(scaled, target)
             predicted = np.maximum(rows @ found, 1e-3 * seconds)
             residual = (seconds - predicted) / predicted
             spread = 1.4826 * float(np.median(np.abs(residual)))
-            bound = self.huber * max(spread, 0.01)
+            bound = HUBER * max(spread, 0.01)
             weights = np.sqrt(np.minimum(1.0, bound / np.maximum(np.abs(residual), 1e-12)))
         return found
 
     def _total(self, table: StepTable, law: Floats) -> float:
-        return float(np.minimum(table.seconds, self.stall * (table.composition @ law)).sum())
+        return float(np.minimum(table.seconds, STALL * (table.composition @ law)).sum())
 
     def _spread(
         self, key: EngineConfig, own: Sequence[StepTable], *, outside: bool

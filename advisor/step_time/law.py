@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
@@ -14,6 +18,9 @@ from traces.statistics import Floats
 
 if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
+
+
+_TRIED: Final = "1.17."  # version of scipy; of others all of scipy.optimize is loaded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,8 +87,6 @@ class StepLaw:
 
 def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
     """Return x >= 0 that minimises |rows x - target|; columns may differ widely in size."""
-    from scipy.optimize import nnls  # a third of a second to load
-
     size = np.sqrt(np.square(rows).sum(axis=0))
     used = size > 0
     found = np.zeros(rows.shape[1])
@@ -91,8 +96,37 @@ def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
     stacked = np.column_stack([rows[:, used] / size[used], target])
     values, vectors = np.linalg.eigh(stacked.T @ stacked)
     factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-    found[used] = nnls(factor[:, :-1], factor[:, -1])[0] / size[used]
+    found[used] = _nnls()(factor[:, :-1], factor[:, -1])[0] / size[used]
     return found
+
+
+@lru_cache
+def _nnls() -> Callable[[Floats, Floats], tuple[Floats, float]]:
+    """Return scipy's nnls.
+
+    Loading scipy.optimize takes half a second, of which this needs the one file that computes. So
+    of a version that was tried only that file is loaded, which rests on scipy's inside.
+    """
+    import scipy  # alone it loads next to nothing
+
+    name = "scipy.optimize._slsqplib"
+    finder = PathFinder.find_spec(name, [str(Path(scipy.__file__).parent / "optimize")])
+    if not scipy.__version__.startswith(_TRIED) or finder is None or finder.loader is None:
+        from scipy.optimize import nnls
+
+        return cast(Callable[[Floats, Floats], tuple[Floats, float]], nnls)
+    inside = module_from_spec(finder)
+    finder.loader.exec_module(inside)
+
+    def solve(rows: Floats, target: Floats) -> tuple[Floats, float]:
+        found, left, failed = inside.nnls(
+            np.asarray_chkfinite(rows, order="C"), np.asarray_chkfinite(target), 3 * rows.shape[1]
+        )
+        if failed == 3:
+            raise RuntimeError("nnls: too many iterations")
+        return found, left
+
+    return solve
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,8 +135,7 @@ def predict(
     if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled)
     sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
-    if drawn:
-        sources, recorded = drawn, _as_metrics_say(base, recorded)
+    sources, recorded = drawn or sources, _of_replayed(base, recorded, own)
     check_startable(
         question.engine,
         own.engine.one_replica(),
@@ -556,6 +555,13 @@ def _measured_notes(
             "taken for those of a dense model and of this size alone"
         )
     return notes
+
+
+def _of_replayed(base: Recording, recorded: Summary, own: Run) -> Summary:
+    """Return what was recorded of the problems that are replayed."""
+    if own.drawn:
+        return _as_metrics_say(base, recorded)
+    return recorded.among(own.problems) if own.policy == AS_SENT else recorded
 
 
 def _as_metrics_say(base: Recording, recorded: Summary) -> Summary:

@@ -41,7 +41,8 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.formats import percent
-from traces.schema.tts.policy import AS_SENT
+from traces.schema.tts.policy import AS_SENT, Policy
+from traces.schema.tts.routes import OTHERS, most_samples, table_for
 from traces.schema.tts.stop_rules import ROUTED, Stop
 from traces.statistics import LEVEL, Z95, Floats, column_means
 from traces.summary.energy import Energy
@@ -499,8 +500,11 @@ class Replays:
         variance = float(again.var(ddof=1))
         factor = 1 + (1 / values.size if values.size > 1 else 0.0)
         if fresh.size and self.samples_drawn:
-            factor += self.drawn / self.recorded
-            variance *= self.recorded / max(self.recorded - 1, 1)
+            own = [self.sources[0].problems[name] for name in self.ids]
+            counts = np.array([len(problem.samples) for problem in own])
+            drawn = [_most_drawn(self.question.policy, problem.group) for problem in own]
+            factor += float(np.mean(drawn / counts))
+            variance *= float(np.mean(counts / np.maximum(counts - 1, 1)))
         return float(T95 * np.sqrt(factor * variance))
 
     @property
@@ -669,6 +673,12 @@ class Replays:
     def _vote(self, name: str) -> float:
         """Return the chance that a vote of as many as asked of a problem's samples is right."""
         return float(self.sources[0].vote_curve(name)[self.drawn - 1])
+
+
+def _most_drawn(policy: Policy, group: str | None) -> int:
+    """Return how many samples a policy draws for a problem of a class at most."""
+    routes = policy.routes
+    return policy.n if routes is None else most_samples({OTHERS: table_for(routes, group)})
 
 
 def _again(

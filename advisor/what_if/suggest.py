@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from advisor.evidence.gather import MOST_SEEN
 from advisor.evidence.live.servers import replayable, servers_of
-from advisor.evidence.runs import arrival_rate
+from advisor.evidence.runs import arrival_rate, read_runs
 from advisor.replay.replay import Replicas
 from advisor.what_if.predict import Prediction, predict
 from advisor.what_if.question import Question, changed
@@ -52,7 +52,8 @@ def suggest(recording: Recording) -> Suggestion | str:
         chosen = ("--run", str(place + 1)) if len(groups) > 1 else ()
     if run is None:
         return "no request was seen"
-    change = change_for(server.verdict, server.numbers, server.engine, _rate(alike, run))
+    rate = _rate(recording, alike, run)
+    change = change_for(server.verdict, server.numbers, server.engine, rate)
     if server.engine.max_num_seqs is None and "max_num_seqs=" in change.arguments[-1]:
         return (
             f"{change.why}, but what max_num_seqs is now is not known. The replay without a limit "
@@ -69,14 +70,22 @@ def suggest(recording: Recording) -> Suggestion | str:
         return str(error)
 
 
-def _rate(servers: Sequence[Watched], run: Run) -> float:
-    """Return the problems that arrived a second, or the requests where spans tell of too few."""
+def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
+    """Return the problems that arrived a second, or the requests where spans tell of too few.
+
+    As the replay has them (gather.py): requests of a problem that came in turn are none of it.
+    """
     rate = None if run.rows is None else arrival_rate(run.rows["arrival"])
     seen = sum(each.numbers.requests_per_s or 0.0 for each in servers if each.numbers is not None)
     if rate is None or run.sample_rows is None:
         return seen
     ended = sum(each.window.total(FINISHED) or 0.0 for each in servers if each.window is not None)
-    return rate if run.sample_rows.height >= MOST_SEEN * ended else seen or rate
+    told = run.sample_rows.height
+    if told >= MOST_SEEN * ended and told > run.sample_rows["problem"].n_unique():
+        of = run.engine.model
+        kept = [each for each in read_runs(recording).runs if each.engine.model == of]
+        told = sum(len(problem.samples) for each in kept for problem in each.problems.values())
+    return rate if told >= MOST_SEEN * ended else seen or rate
 
 
 def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Prediction:

@@ -7,7 +7,6 @@ import time
 from contextlib import contextmanager, suppress
 
 import httpx
-import polars as pl
 
 from benchmarks.servers.vllm_server import ROOT
 
@@ -62,6 +61,8 @@ def until(true, seconds=60):
 
 def everything_in(path):
     """All bytes of a recording, its tables as text."""
+    import polars as pl  # not before servers are forked
+
     kept = (path / "recording.json").read_text()
     for part in path.glob("*.parquet"):
         kept += pl.read_parquet(part).write_ndjson()

@@ -63,7 +63,6 @@ def power_probe(deployment: Deployment, gpus: int | None) -> Probe:
 
 @contextmanager
 def _opened(replicas: Sequence[Replica]) -> Iterator[list[Gpu]]:
-    """Open the GPUs of servers that run here."""
     found = [_processes(replica) for replica in replicas]
     users = [
         GpuUser(count=_gpus_of(replica), environs=[_shown_to(pid) for pid in pids])

@@ -176,13 +176,16 @@ def _build(kind: type[Any], fields: Mapping[str, Any], where: str) -> Any:
         )
     try:
         return kind.from_json(fields)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
-    except (TypeError, ValueError) as error:
+    except (UsageError, TypeError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from None
 
 
 def _policy(fields: Mapping[str, Any], where: str) -> Policy:
+    if fields.get("temperature", 0.0) is None:
+        raise UsageError(
+            f"{where}: temperature is not known, as outcomes do not tell it. Give the one with "
+            "which they were drawn"
+        )
     try:
         return make_policy(fields)
     except (UsageError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@ import gc
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,26 @@ def test_a_numba_that_was_not_tried_compiles_in_its_own_way(monkeypatch):
     assert third_and_one(np.array([6.0])) == 3
     (made,) = third.overloads.values()
     assert made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+
+
+def test_of_two_that_find_nothing_one_compiles(monkeypatch):
+    if module.CACHE is None:
+        pytest.skip("no folder for compiled code that is this user's alone")
+    all_halved(np.array([8.0, 8.0]))
+    (sig,), target = all_halved.signatures, all_halved.targetctx
+    first, second = (module._QuickCache(all_halved.py_func) for _ in range(2))
+    made, kept = first.load_overload(sig, target), {}
+    monkeypatch.setattr(module._QuickCache, "_load_overload", lambda *_: kept.get("code"))
+    monkeypatch.setattr(module._QuickCache, "_save_overload", lambda *_: None)
+    assert first.load_overload(sig, target) is None  # and compiles from now on
+    waiting = threading.Thread(target=lambda: kept.update(got=second.load_overload(sig, target)))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    kept["code"] = made
+    first.save_overload(sig, made)
+    waiting.join(60)
+    assert kept["got"] is made
 
 
 def test_code_that_is_kept_is_read_without_what_only_a_compiler_needs():

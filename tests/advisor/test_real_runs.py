@@ -10,6 +10,8 @@ import pytest
 from advisor.replay.replay import replay
 from advisor.step_time.operators.files import read_operators
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parent.parent.parent / "benchmarks" / "real_runs.py"
 
 
@@ -23,7 +25,6 @@ def real_runs():
     del sys.modules[spec.name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["RTX4090", "RTXPRO6000"])
 def test_a_real_run_comes_back_from_operator_times(shared, real_runs, gpu):
     operators = read_operators(shared / "data" / "ops" / f"{gpu}_Llama-3.1-8B_tp1")

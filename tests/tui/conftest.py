@@ -9,6 +9,39 @@ from tests.learned import LearnedIfShipped
 from tui import cli
 
 
+class Run:
+    """Runs a command; exit code, stdout, stderr."""
+
+    def __init__(self, monkeypatch, capsys):
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments):
+        self.monkeypatch.setattr(sys, "argv", ["ttscope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out = self.capsys.readouterr()
+        return left.value.code or 0, out.out, out.err
+
+    def ok(self, *arguments):
+        """Its stdout, where it succeeds."""
+        code, out, err = self(*arguments)
+        assert code == 0, out + err
+        return out
+
+    def clean(self, *arguments):
+        """Its stdout, where it succeeds and says nothing else."""
+        code, out, err = self(*arguments)
+        assert (code, err) == (0, ""), out + err
+        return out
+
+    def refused(self, *arguments, code=None):
+        """The one line with which it is refused."""
+        left, out, err = self(*arguments)
+        assert left == code or (code is None and left in (1, 2)), out + err
+        assert out == "" and len(err.strip().splitlines()) == 1, out + err
+        return err
+
+
 @pytest.fixture(scope="session")
 def shipped() -> LearnedIfShipped:
     """What is learned of the shipped recordings."""
@@ -36,15 +69,7 @@ def shipped_learned_once(shipped):
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder; exit code, stdout, stderr."""
+    """Commands that run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # `main` sets it; it ends with the test
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ttscope", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out = capsys.readouterr()
-        return left.value.code or 0, out.out, out.err
-
-    return call
+    return Run(monkeypatch, capsys)

@@ -39,11 +39,8 @@ def truncated(folder):
         (["show", SHIPPED.parent], 1, "not a recording, it has no recording.json"),
         (["replay", RUN, "--max-num-seqs", "8"], 2, "Write --set engine.max_num_seqs=VALUE"),
         (["replay", RUN, "--window", "8"], 2, "Write --set policy.window=VALUE"),
-        (
-            ["replay", RUN, "--set", "engine.max_num_seqs=128,policy.n=8"],
-            2,
-            "Repeat it: --set engine.max_num_seqs=128 --set policy.n=8",
-        ),
+        (["replay", RUN, "--set", "engine.max_num_seqs=128,policy.n=8"], 2,
+         "Repeat it: --set engine.max_num_seqs=128 --set policy.n=8"),
         (["gate", RUN, RUN / "recording.json"], 2, "Name expect.json first"),
         (["doctor", NOBODY], 1, "no server answers"),
         (["replay", RUN, "--set", "foo"], 2, "give engine.FIELD=VALUE or policy.FIELD=VALUE"),
@@ -68,24 +65,15 @@ def truncated(folder):
         (["record", "--model", "demo/s", "--timeout", "0"], 2, "--timeout must be above 0"),
         (["record", "--model", "demo/s", "--method", "vote"], 2, "no method 'vote'"),
         (["record", "--model", "demo/s", "--n", "4", "--window", "2"], 2, "is for early_stopping"),
-        (
-            ["record", "--model", "demo/s", "--method", "early_stopping", "--window", "1"],
-            2,
-            "window must be a whole number of at least 2",
-        ),
+        (["record", "--model", "demo/s", "--method", "early_stopping", "--window", "1"], 2,
+         "window must be a whole number of at least 2"),
         (["record", "--model", "demo/s", "--budget-checkpoints", "a"], 2, "give token counts"),
         (["record", "--model", "demo/s", "--budget-checkpoints", "0"], 2, "above 0"),
-        (
-            ["record", "--model", "demo/s", "--method", "best_of_n", "--scorer", "x"],
-            2,
-            "--scorer x: give a URL",
-        ),
+        (["record", "--model", "demo/s", "--method", "best_of_n", "--scorer", "x"], 2,
+         "--scorer x: give a URL"),
         (["record", "--endpoint", NOBODY], 1, "no server answers"),
-        (
-            ["record", "--endpoint", NOBODY, "--api-key-env", "ABSENT_KEY"],
-            2,
-            "this variable is not set",
-        ),
+        (["record", "--endpoint", NOBODY, "--api-key-env", "ABSENT_KEY"], 2,
+         "this variable is not set"),
         (["attach", NOBODY], 1, "no server answers"),
         (["attach", "nonsense"], 2, "write http://HOST:PORT"),
         (["attach", NOBODY, "--duration", "soon"], 2, "90s, 10m or 2h"),
@@ -93,11 +81,8 @@ def truncated(folder):
         (["attach", NOBODY, f"{NOBODY}/v1"], 2, "named twice"),
         (["attach", NOBODY, "--workload", "demo", "--passive"], 2, "exclude"),
         (["attach", NOBODY, "--spans-without-token"], 2, "nobody listens"),
-        (
-            ["attach", NOBODY, "--listen", "0.0.0.0:0", "--spans-without-token"],
-            2,
-            "others on the network reach it",
-        ),
+        (["attach", NOBODY, "--listen", "0.0.0.0:0", "--spans-without-token"], 2,
+         "others on the network reach it"),
         (["attach", NOBODY, "--workload", "demo", "--rule", "window"], 2, "NAME=VALUE"),
         (["advise", RUN, "--max-latency", "banana"], 2, "--max-latency banana"),
         (["advise", RUN, "--min-accuracy", "1.5"], 2, "--min-accuracy 1.5"),
@@ -123,7 +108,7 @@ def truncated(folder):
         (["advise", RUN, "--percentile", "p200", "--max-latency", "1s"], 2, "wants 50 to 99"),
         (["show"], 2, "Missing argument"),
     ],
-)
+)  # fmt: skip
 def test_errors_are_one_line(run, arguments, code, message):
     got, out, err = run(*arguments)
     assert got == code and (out == "" or "nothing fits" in message), err
@@ -145,10 +130,8 @@ def recorded():
         ("engine.seqs=3", "no such field: one of model"),
         ("engine.max_num_seqs=x", "give a whole number"),
         ("engine.model=3", "engine.model=3: give a text"),
-        (
-            "engine.speculative={method: ngram, num_speculative_tokens: 1.5}",
-            "engine.speculative: give null or a mapping",
-        ),
+        ("engine.speculative={method: ngram, num_speculative_tokens: 1.5}",
+         "engine.speculative: give null or a mapping"),
         ("policy.n=3.5", "policy.n=3.5: give a whole number"),
         ("policy.n=4.0", "policy.n=4.0: give a whole number"),
         ("policy.n=abc", "policy.n=abc: give a whole number"),
@@ -161,7 +144,7 @@ def recorded():
         ("policy.rule=x", "give its parameters by name"),
         ("policy.window=x", "policy: window"),
     ],
-)
+)  # fmt: skip
 def test_settings_that_no_run_can_have(recorded, setting, message):
     with pytest.raises(UsageError, match=re.escape(message)) as told:
         changed(recorded, [setting])
@@ -169,17 +152,14 @@ def test_settings_that_no_run_can_have(recorded, setting, message):
 
 
 def test_truncated_part_is_one_line(run, tmp_path):
-    code, out, err = run("show", truncated(tmp_path))
-    assert (code, out) == (1, "")
-    (line,) = err.strip().splitlines()
-    assert "truncated or corrupt" in line
+    assert "truncated or corrupt" in run.refused("show", truncated(tmp_path), code=1)
 
 
 def test_taken_output_is_refused_before_the_engine_starts(run, tmp_path):
     (tmp_path / "recording.json").write_bytes((RUN / "recording.json").read_bytes())
-    code, _, err = run("record", "--model", "demo/s", "-o", tmp_path)
-    assert code == 2
-    assert "already holds a recording" in err
+    assert "already holds a recording" in run.refused(
+        "record", "--model", "demo/s", "-o", tmp_path, code=2
+    )
 
 
 def check_estimate(estimate):
@@ -229,8 +209,7 @@ def test_shipped_demo_is_the_whole_document(run):
 
 @pytest.mark.slow
 def test_shipped_demo_as_text_fits_80_columns(run):
-    code, out, _ = run("demo", "--once", "--shipped")
-    assert code == 0
+    out = run.ok("demo", "--once", "--shipped")
     body, _, _ = out.partition("\nrecordings in ")
     assert max(map(len, body.splitlines())) <= 80
     assert "-m vllm.entrypoints.openai.api_server" in body
@@ -248,8 +227,7 @@ def test_demo_without_vllm_says_why_and_goes_on(run, monkeypatch):
 
 @pytest.mark.slow
 def test_show_json_has_one_document(run):
-    code, out, err = run("show", "--json", *sorted(SHIPPED.iterdir())[:2])
-    assert (code, err) == (0, "")
+    out = run.clean("show", "--json", *sorted(SHIPPED.iterdir())[:2])
     document = json.loads(out)
     assert len(document["runs"]) == 2
     assert "difference" in document
@@ -261,8 +239,7 @@ def test_show_json_has_one_document(run):
 
 @pytest.mark.slow
 def test_replay_prints_recorded_replayed_and_predicted(run, tmp_path):
-    code, out, err = run("replay", RUN, "--set", "engine.max_num_seqs=8", "-o", tmp_path / "kept")
-    assert (code, err) == (0, "")
+    out = run.clean("replay", RUN, "--set", "engine.max_num_seqs=8", "-o", tmp_path / "kept")
     lines = out.splitlines()
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
     assert "asked     engine.max_num_seqs 64 -> 8" in lines
@@ -270,8 +247,7 @@ def test_replay_prints_recorded_replayed_and_predicted(run, tmp_path):
     assert any(line.startswith("who waited") for line in lines)
     ties = "accuracy 0.948 recorded and 0.915 replayed are of the same samples: the run gave a tied"
     assert ties in " ".join(out.split())
-    code, out, _ = run("show", tmp_path / "kept")
-    assert code == 0
+    out = run.ok("show", tmp_path / "kept")
     assert "seqs8" in out
 
 
@@ -288,8 +264,7 @@ def predicted(tmp_path_factory):
 @pytest.mark.slow
 def test_a_prediction_is_shown_as_one(run, predicted, tmp_path):
     told = f"predicted by replay of {Path(RUN).name}"
-    code, out, _ = run("show", predicted)
-    assert code == 0
+    out = run.ok("show", predicted)
     assert told in " ".join(out.split())
     documents = [json.loads(run("show", path, "--json")[1])["runs"][0] for path in (RUN, predicted)]
     assert [each["replay_of"] for each in documents] == [None, Path(RUN).name]
@@ -318,8 +293,7 @@ def test_nothing_is_learned_from_a_prediction(run, predicted):
 
 @pytest.mark.slow
 def test_replay_json_has_one_document(run):
-    code, out, err = run("replay", "--json", RUN, "--set", "policy.n=4")
-    assert (code, err) == (0, "")
+    out = run.clean("replay", "--json", RUN, "--set", "policy.n=4")
     document = json.loads(out)
     assert document["predicted"]["config"]["policy"]["n"] == 4
     assert document["recorded"]["config"]["policy"]["n"] == 16

@@ -19,7 +19,7 @@ from traces.deployment.documents import ASSUMED, Expectations, names_hash, plain
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
 from traces.schema.estimate import Estimate
-from traces.schema.formats import number, percent_change, with_interval, written
+from traces.schema.formats import ABSENT, number, percent_change, with_interval, written
 from traces.schema.quantities import LIMITS, limited, quantity, which_latency
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
@@ -248,7 +248,7 @@ def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
     if wanted is not None and in_flight is not None and in_flight <= wanted * (1 + ROOM):
         return None
     if wanted is None and rate is None:
-        return "the load of the promise is not told"
+        return "the promise does not say its load"
     load = f"{wanted} in flight" if wanted is not None else f"{rate:g}/s"
     ran = "an unknown load" if in_flight is None else f"{in_flight:.3g} in flight"
     return f"ran with {ran}, and was promised for {load}"
@@ -318,7 +318,7 @@ def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
         known = after[name] is not None and name not in _SETTINGS
         untold = run.engine.mode == "server" and name == "tensor_parallel_size"
         if known and not untold and after[name] != value:
-            told.append(f"engine.{name} {value} -> {after[name]}")
+            told.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
     seqs, (_, limit) = expected.engine.max_num_seqs, ran_at_once(run)
     if seqs is not None and run.engine.max_num_seqs is None and exceeds(seqs, limit):
         told.append(f"engine.max_num_seqs {seqs} -> {limit}: so many ran while others waited")
@@ -327,8 +327,12 @@ def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
         for name in one | two:
             untold = name == "temperature" and None in (one[name], two[name])
             if one.get(name) != two.get(name) and not untold:
-                told.append(f"policy.{name} {one.get(name)} -> {two.get(name)}")
+                told.append(f"policy.{name} {_said(one.get(name))} -> {_said(two.get(name))}")
     return tuple(told)
+
+
+def _said(value: Any) -> Any:
+    return ABSENT if value is None else value
 
 
 # What the promises rest on.
@@ -420,8 +424,7 @@ def _moved(
         verdict = "broken" if beyond else "ok" if inside else "unsure"
         why = "none was assumed"
         if assumed.value:
-            share = percent_change(measured.value / assumed.value - 1)
-            why = f"{share} against what was assumed"
+            why = _against(measured.value / assumed.value - 1, "what was assumed")
     return Check(
         name=name,
         kind="assumption",
@@ -430,6 +433,12 @@ def _moved(
         measured=measured,
         why=why,
     )
+
+
+def _against(share: float, what: str) -> str:
+    """Return by what share something is above another: `+12.0 % against ..`, or `5.00 times ..`."""
+    text = percent_change(share)
+    return f"{text} {what}" if text.endswith("times") else f"{text} against {what}"
 
 
 def drift(expected: Expectations, numbers: Sequence[Numbers], runs: Sequence[Run]) -> list[Check]:
@@ -469,7 +478,7 @@ def load_check(expected: Expectations, numbers: Numbers) -> Check:
         name, found, unit = "requests that run or wait", numbers.running, "requests"
         found = None if found is None else found + (numbers.waiting or 0.0)
         most = float((expected.concurrency or 1) * at_a_time)
-    wanted = f"at most {most:.3g}"
+    wanted = f"at most {number(most, unit)}"
     if found is None:
         return Check(
             name=name,
@@ -486,7 +495,7 @@ def load_check(expected: Expectations, numbers: Numbers) -> Check:
         verdict="broken" if beyond else "ok",
         wanted=wanted,
         measured=Estimate(value=found, unit=unit),
-        why=f"{percent_change(found / most - 1)} against the most that was assumed",
+        why=_against(found / most - 1, "the most that was assumed"),
     )
 
 
@@ -505,7 +514,11 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         if compared.reason is not None:
             raise TtscopeError(f"cannot be compared: {compared.reason}")
         chosen = [each for each in chosen if each.tag in there]
-    loads = [f"{name} {a} -> {b}" for name, (a, b) in compared.config.items() if name in LOAD]
+    loads = [
+        f"{name} {_said(a)} -> {_said(b)}"
+        for name, (a, b) in compared.config.items()
+        if name in LOAD
+    ]
     other_load = f"the load is another one ({', '.join(loads)})" if loads else None
     judged = judge(chosen, compared)
     timed = [each.limit.text for each in judged if each.timed and limits and loads]
@@ -514,7 +527,7 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     checks += [] if drafts is None or limits else [drafts]
     if not checks:
         raise UsageError("nothing was measured in both recordings that a gate could judge")
-    differs = [f"{name} {before} -> {after}" for name, (before, after) in compared.config.items()]
+    differs = [f"{name} {_said(a)} -> {_said(b)}" for name, (a, b) in compared.config.items()]
     if (ran := ran_apart(baseline, run)) is not None:
         differs.append(f"requests that ran at once, with others waiting, {ran[0]} -> {ran[1]}")
     return Gate(

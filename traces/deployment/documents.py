@@ -257,7 +257,8 @@ def _estimates(
     found: dict[str, Estimate | None] = {}
     for name, each in given.items():
         found[name] = None if each is None else Estimate(**msgspec.structs.asdict(each))
-        if each is not None and None not in (each.low, each.high) and each.low > each.high:
+        low, high = (None, None) if each is None else (each.low, each.high)
+        if low is not None and high is not None and low > high:
             where = f"{part}.{name}".rstrip(".")
             raise UsageError(f"{path}: {where}: low lies above high. Give the lower one first")
     return found

@@ -347,7 +347,6 @@ def _exact_ns(text: bytes) -> int | None:
 
 
 def _wholes(values: list[Any], default: int) -> Ints:
-    """Return `_whole` of each value."""
     kinds = set(map(type, values))
     if kinds == {type(None)}:
         return np.full(len(values), default, dtype=np.int64)

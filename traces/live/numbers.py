@@ -8,7 +8,7 @@ of the seconds, so that no rate mixes two lives of a server.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from traces.recording.tables import TABLES
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 
@@ -56,10 +57,20 @@ GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH)
 MOST_SERIES = 50_000  # of a page, and of an engine in all its pages; more are left out
 _CELLS = 500_000  # of a table of polls and series in memory
 _LOWER = 1 - 1e-9  # times a sum, which may be rounded otherwise
+_COUNTER, _GAUGE = 0, 1  # kinds of series
+_LINE = {name: TABLES["scrapes"][name] for name in ("name", "labels", "le")}
+# 64 bits of a series: no two of an engine share them.
+_NAMED = pl.col("name").hash(1) ^ pl.col("labels").hash(2) ^ pl.col("le").hash(3)
+_END = np.uint64(0xFFFF)
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
-_COUNTED = (PROMPT, CACHED, f"{STEP_TOKENS}_count")  # from poll to poll, where lengths are too
+_COUNTED = (
+    PROMPT,
+    CACHED,
+    HIT_TOKENS,
+    f"{STEP_TOKENS}_count",
+)  # from poll to poll, where lengths are too
 
 
 def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
@@ -151,28 +162,29 @@ class Histogram:
         in between, and of the others together.
         """
         begins = np.concatenate(([0.0], self.bounds[:-1]))
-        number = self.counts.sum(axis=1)
-        above = self.sums - self.counts @ begins
-        ends = np.where(self.counts > 0, self.bounds, 0.0)
-        below = (self.counts * ends).sum(axis=1) - self.sums
+        bucket, interval = np.nonzero(self.counts.T > 0)  # few of a day's cells
+        count = self.counts[interval, bucket].astype(float)
+        number, lowest, highest = (
+            np.bincount(interval, each, len(self.counts))
+            for each in (count, count * begins[bucket], count * self.bounds[bucket])
+        )
+        above, below = self.sums - lowest, highest - self.sums
         near = 1e-6 * np.maximum(np.abs(self.sums), 1.0)
         # A page may tell an observation's sum and not yet its bucket; the next page mends it.
         odd = ~((above >= -near) & (below >= -near))
         torn = bool(odd.any())
         odd[1:], odd[:-1] = odd[1:] | odd[:-1], odd[:-1] | odd[1:]
         few = ~odd & (number <= FEW)
-        interval, bucket = np.nonzero(self.counts * few[:, None])
-        alike = self.counts[interval, bucket].astype(int)
-        interval, bucket = np.repeat(interval, alike), np.repeat(bucket, alike)
+        together = np.bincount(bucket, count * ~few[interval], self.bounds.size)
+        one = few[interval]
+        alike = count[one].astype(int)
+        interval, bucket = np.repeat(interval[one], alike), np.repeat(bucket[one], alike)
         order = np.arange(interval.size) - np.repeat(np.cumsum(alike) - alike, alike) + 1
         parts = [(bucket, order, np.ones(order.size), above[interval], below[interval])]
-        rest = ~few
-        for place, count in enumerate(
-            self.counts[rest].sum(axis=0, dtype=float)
-        ):  # together, in groups
-            edges = np.unique(np.geomspace(1, count + 1, 65).round()) if count else np.ones(1)
+        over, under = (np.inf if torn else told[~few].sum() for told in (above, below))
+        for place, size in enumerate(together):  # in groups
+            edges = np.unique(np.geomspace(1, size + 1, 65).round()) if size else np.ones(1)
             each = np.ones(edges.size - 1)
-            over, under = (np.inf if torn else told[rest].sum() for told in (above, below))
             parts.append(
                 (each.astype(int) * place, edges[:-1], np.diff(edges), each * over, each * under)
             )
@@ -199,8 +211,9 @@ class _InOrder(NamedTuple):
         return cls(values[order], np.cumsum(weights[order]))
 
     def at(self, place: float) -> float:
-        """Return the value at a place in order."""
-        return float(self.values[np.searchsorted(self.weights, place, side="right")])
+        """Return the value at a place in order, the last one where rounding goes beyond it."""
+        found = np.searchsorted(self.weights, place, side="right")
+        return float(self.values[min(found, self.values.size - 1)])
 
 
 @dataclass(frozen=True)
@@ -253,7 +266,7 @@ class Polls:
     """
 
     def __init__(self, *, lengths: bool = False) -> None:
-        self._places: dict[tuple[str, str, float | None], int] = {}
+        self._places: dict[Line, int] = {}
         self._left_out = False
         # Of each series, nan before the first, and of a gauge that is gone.
         self._last = np.empty(0)
@@ -268,6 +281,7 @@ class Polls:
         histograms = (*_TIMES, *_LENGTHS) if lengths else _TIMES
         self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, *self._counted)}
         self._grown: dict[str, list[_Grown]] = {name: [] for name in histograms}
+        self._make_room()
         self._held = pl.DataFrame()  # of a poll that may go on in the next rows
 
     def add(self, rows: pl.DataFrame) -> None:
@@ -317,198 +331,326 @@ class Polls:
         )
 
     def _take(self, rows: pl.DataFrame, poll: NDArray[Any]) -> None:
-        """Add whole polls, so many at a time that the table of all series stays small."""
+        """Add whole polls, so many at a time that the table of what is kept stays small."""
         if not rows.height:
             return
-        series = ["name", "labels", "le"]
-        asked = rows.select(series)
-        places = self._places_of(asked)
-        if places.null_count():
-            for each in asked.filter(places.is_null()).unique(maintain_order=True).iter_rows():
+        places = self._places_of(rows)
+        poll = poll.astype(int) - int(poll[0])
+        starts = np.searchsorted(poll, np.arange(poll[-1] + 1))
+        times = rows["time"].to_numpy()[starts]
+        value, gone = rows["value"].to_numpy(), rows["value"].is_null().to_numpy()
+        step = max(_CELLS // max(self._columns.most, 1), 1)
+        for first in range(0, starts.size, step):
+            end = starts[first + step] if first + step < starts.size else poll.size
+            part = slice(starts[first], end)
+            events = _Events(places[part], poll[part] - first, value[part], gone[part])
+            self._add_events(times[first : first + step], events)
+
+    def _places_of(self, rows: pl.DataFrame) -> NDArray[np.uint16]:
+        """Return the place of each row's series, the number of places of one too many."""
+        asked = rows.select(_NAMED).to_series().to_numpy()
+        places = self._known.places(asked)
+        new = np.flatnonzero(places == len(self._places))
+        if new.size and not self._left_out:
+            lines = rows[new].select(_LINE.keys()).unique(maintain_order=True)
+            for each in lines.iter_rows():
                 if len(self._places) >= MOST_SERIES:
                     self._left_out = True
                     break
                 self._places[each] = len(self._places)
-            places = self._places_of(asked)
+            self._make_room()
+            places = self._known.places(asked)
+        return places
+
+    def _make_room(self) -> None:
+        """Have room for every series that is known by now."""
+        lines = pl.DataFrame(list(self._places), schema=_LINE, orient="row")
+        self._known = _Known.of(lines.select(_NAMED).to_series().to_numpy())
         new = len(self._places) - self._last.size
         self._last = np.append(self._last, np.full(new, np.nan))
         self._ended = np.append(self._ended, np.full(new, -1.0))
         self._increase = np.append(self._increase, np.zeros(new))
-        poll = poll - poll[0]
-        polls = np.arange(poll[-1] + 1)
-        times = rows["time"].to_numpy()[np.searchsorted(poll, polls)]
-        kept = places.is_not_null()
-        poll, place = poll[kept.to_numpy()], places.filter(kept).to_numpy()
-        values = rows["value"].filter(kept)
-        value, gone = values.to_numpy(), values.is_null().to_numpy()
-        starts = np.searchsorted(poll, polls)
-        step = max(_CELLS // len(self._places), 1)
-        for first in range(0, starts.size, step):
-            begin = starts[first]
-            end = starts[first + step] if first + step < starts.size else poll.size
-            part = slice(begin, end)
-            self._add_table(
-                times[first : first + step],
-                *(poll[part] - first, place[part], value[part], gone[part]),
-            )
+        self._columns = _Columns.of(self._places, self._counted, self._grown)
 
-    def _places_of(self, asked: pl.DataFrame) -> pl.Series:
-        """Return the place of each row's series, null where it is new."""
-        known = pl.DataFrame(list(self._places), schema=asked.schema, orient="row")
-        known = known.with_row_index("place")
-        joined = asked.join(
-            known, on=asked.columns, how="left", nulls_equal=True, maintain_order="left"
-        )
-        return joined["place"]
-
-    def _add_table(
-        self,
-        times: NDArray[np.int64],
-        poll: NDArray[Any],
-        place: NDArray[Any],
-        value: Floats,
-        gone: NDArray[np.bool_],
-    ) -> None:
-        """Add polls as a table of all series, [polls, series]."""
-        names = [name for name, _, _ in self._places]
-        told = np.full((times.size, len(names)), np.nan)
-        told[poll, place] = value
-        gauge = np.array([name in GAUGES for name in names])
-        known = ~np.isnan(told)
-        unset = gone & gauge[place]
-        known[poll[unset], place[unset]] = True
-        filled = _fill(told, known, self._last)
-        before = np.vstack([self._last, filled[:-1]])
+    def _add_events(self, times: NDArray[np.int64], events: _Events) -> None:
+        """Add polls by what they tell, poll after poll."""
+        columns = self._columns
+        kind = columns.kind[events.place]
+        kind[np.isnan(events.value) & ~events.gone] = -1
+        filled = self._filled(times.size, events.chosen(kind == _GAUGE))
+        events = events.by_series(np.flatnonzero(kind == _COUNTER))
+        told = events.chosen(~events.gone) if events.gone.any() else events
+        before = _before(told.place, told.value, self._last)
+        anew = self._anew(events, told, before)
         # A series that appears later began at 0; the first poll's values are where counting begins.
-        new = np.isnan(before) & ~np.isnan(filled)
+        new = np.isnan(before)
         if not self._times:
-            new[0] = False
-        ended = gone & ~gauge[place]
-        anew = self._anew(told, before, poll[ended], place[ended])
-        new[anew.poll, anew.place] = True
-        grown = np.nan_to_num(np.where(new, filled, filled - before), nan=0.0)
-        counts = ~gauge & np.array([not name.endswith("_sum") for name in names])
-        resets = (grown[:, counts] < 0).any(axis=1)
-        grown[resets] = 0.0
-        self._still.append(~(grown[:, ~gauge] > 0).any(axis=1))
-        self._restart(anew, resets, grown)
-        self._increase += grown.sum(axis=0)
+            new &= told.poll > 0
+        new[anew.at] = True
+        grown = told.value - before
+        grown[new] = told.value[new]
+        np.nan_to_num(grown, copy=False, nan=0.0)
+        resets = np.zeros(times.size, dtype=bool)
+        resets[told.poll[(grown < 0) & columns.only_grows[told.place]]] = True
+        if resets.any():
+            grown[resets[told.poll]] = 0.0
+        still = np.ones(times.size, dtype=bool)
+        still[told.poll[grown > 0]] = False
+        self._still.append(still)
+        emptied = self._restart(told.poll[anew.at], anew.ended, resets)
+        if emptied.any():
+            left = emptied[told.poll]
+            left[anew.at] = False
+            grown[left] = 0.0
+        self._increase += np.bincount(told.place, grown, self._increase.size)
+        known = self._counted_since(told, times.size)
+        self._last[told.place] = told.value  # the last of each stays
         self._times.append(times)
         self._resets.append(resets)
-        self._last = filled[-1].copy()
         for name in GAUGES:
-            self._told[name].append(self._readings(name, filled))
+            self._told[name].append(_reading(columns.gauges, name, filled))
+        table = columns.table(told, grown, times.size)
         for counter in self._counted:
-            own = [at for at, name in enumerate(names) if name == counter]
-            gained = grown[:, own].sum(axis=1)
-            gained[resets | np.isnan(filled[:, own]).all(axis=1)] = np.nan
+            at = columns.kept.get((counter, 0.0))
+            gained = np.full(times.size, np.nan) if at is None else table[at].copy()
+            gained[resets | ~known[counter]] = np.nan
             self._told[counter].append(gained)
         for name, kept in self._grown.items():
-            kept.append(self._grown_of(name, grown))
+            kept.append(columns.histogram(name, table))
 
-    def _anew(self, told: Floats, before: Floats, poll: NDArray[Any], place: NDArray[Any]) -> _Anew:
-        """Return the counters that come back lower; at each `poll` the one at `place` ends.
+    def _filled(self, polls: int, events: _Events) -> Floats:
+        """Return the gauges at each poll [polls, gauges], nan where there is none."""
+        places = self._columns.gauge_places
+        found = np.full((polls, places.size), np.nan)
+        known = np.zeros(found.shape, dtype=bool)
+        cell = events.poll, np.searchsorted(places, events.place)
+        found[cell] = events.value
+        known[cell] = events.gone | ~np.isnan(events.value)
+        at = np.where(known, np.arange(polls)[:, None], -1)
+        np.maximum.accumulate(at, axis=0, out=at)
+        before = self._last[places]
+        found = np.where(at < 0, before, np.take_along_axis(found, np.maximum(at, 0), axis=0))
+        self._last[places] = found[-1]
+        return found
+
+    def _counted_since(self, told: _Events, polls: int) -> dict[str, NDArray[np.bool_]]:
+        """Return of each counter at which polls it was there, or had been."""
+        known = {}
+        for counter in self._counted:
+            own = self._columns.places.get(counter, np.empty(0, dtype=int))
+            first = 0
+            if np.isnan(self._last[own]).all():
+                first = int(told.poll[np.isin(told.place, own)].min(initial=polls))
+            known[counter] = np.arange(polls) >= first
+        return known
+
+    def _anew(self, events: _Events, told: _Events, before: Floats) -> _Anew:
+        """Return the counters that come back lower, among those `told`, with the values `before`.
 
         A histogram counts from 0 where one of its parts is lower.
         """
+        if not events.gone.any() and not (self._ended >= 0).any():
+            return _Anew(np.empty(0, dtype=int), np.empty(0, dtype=int))
+        place, gone, rows = events.place, events.gone, np.arange(events.place.size)
+        starts = _starts(place)
+        was = np.append(False, gone[:-1])
+        was[starts] = self._ended[place[starts]] >= 0
+        begins = np.maximum.accumulate(np.where(gone & ~was, rows, -1))
+        mine = begins >= np.maximum.accumulate(np.where(starts, rows, 0))
         first = sum(map(len, self._times))
-        some = np.union1d(np.flatnonzero(self._ended >= 0), place).astype(int)
-        told, last = told[:, some], self._ended[some]
-        is_told = ~np.isnan(told)
-        marks = np.where(is_told, -1.0, np.nan)
-        marks[poll, np.searchsorted(some, place)] = first + poll
-        since = _fill(marks, ~np.isnan(marks), last)
-        marks[(marks >= 0) & (np.vstack([last, since[:-1]]) >= 0)] = np.nan  # it had ended before
-        since = _fill(marks, ~np.isnan(marks), last)
-        was = np.vstack([last, since[:-1]])
-        self._ended[some] = since[-1]
-        back = (was >= 0) & is_told
+        ended = np.where(mine, first + events.poll[begins], self._ended[place]).astype(int)
+        self._ended[place] = np.where(gone, ended, -1)  # the last of each stays
+        at = np.flatnonzero(was[~gone])
+        if not at.size:
+            return _Anew(at, at)
         series, families = list(self._places), dict[Key, int]()
-        family = np.array(
-            [
-                families.setdefault((_PART.sub("", name), labels), len(families))
-                for name, labels, _ in map(series.__getitem__, some)
-            ],
-            dtype=int,
-        )
-        lower = np.zeros((len(told), len(families)), dtype=bool)
-        at, which = np.nonzero(back & (told < before[:, some] * _LOWER))
-        lower[at, family[which]] = True
-        at, which = np.nonzero(back & lower[:, family])
-        return _Anew(at, some[which], was[at, which].astype(int))
+        family = np.empty(len(series), dtype=int)
+        for each in np.unique(told.place[at]):
+            name, labels, _ = series[each]
+            key = _PART.sub("", name), labels
+            family[each] = families.setdefault(key, len(families))
+        which = told.poll[at] * len(families) + family[told.place[at]]
+        lower = np.isin(which, which[told.value[at] < before[at] * _LOWER])
+        return _Anew(at[lower], ended[~gone][at[lower]])
 
-    def _restart(self, anew: _Anew, resets: NDArray[np.bool_], grown: Floats) -> None:
+    def _restart(
+        self, back: NDArray[np.int64], ended: NDArray[np.int64], resets: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
         """Note the restarts that counters tell which come back lower, one reset for each.
 
-        That is where they ended, unless other counters grew there. Then it is where they are back,
-        and of that interval only what counts from 0 is kept.
+        That is where they `ended`, unless other counters grew there. Then it is where they are
+        `back`: of those polls, which are returned, only what counts from 0 is kept.
         """
         first = sum(map(len, self._times))
-        still = np.concatenate(self._still) if anew.poll.size else None
-        for at, ended in sorted(set(zip(anew.poll, -anew.ended, strict=True))):
+        still = np.concatenate(self._still) if back.size else np.empty(0, dtype=bool)
+        emptied = np.zeros(resets.size, dtype=bool)
+        for at, minus in sorted(set(zip(back.tolist(), (-ended).tolist(), strict=True))):
             seen = np.flatnonzero(resets[: at + 1])
-            last = max(self._last_reset, first + seen[-1] if seen.size else -1)
-            if last >= -ended:
+            last = max(self._last_reset, first + int(seen[-1]) if seen.size else -1)
+            if last >= -minus:
                 continue
-            if still is not None and still[-ended]:
-                self._late.append(-ended)
-                self._last_reset = max(self._last_reset, -ended)
-                continue
-            mine = anew.place[anew.poll == at]
-            kept = grown[at, mine]
-            grown[at] = 0.0
-            grown[at, mine] = kept
-            resets[at] = True
+            if still[-minus]:
+                self._late.append(-minus)
+                self._last_reset = max(self._last_reset, -minus)
+            else:
+                emptied[at] = resets[at] = True
         if resets.any():
             self._last_reset = max(self._last_reset, first + int(np.flatnonzero(resets)[-1]))
-
-    def _readings(self, name: str, filled: Floats) -> Floats:
-        """Return a gauge at each poll, nan where the page has none, or several.
-
-        A relabelled page gives its only one labels, others after a restart.
-        """
-        values = filled[:, [at for (each, *_), at in self._places.items() if each == name]]
-        one = (~np.isnan(values)).sum(axis=1) == 1
-        found: Floats = np.where(one, np.nansum(values, axis=1), np.nan)
-        plain = self._places.get((name, "", None))
-        if plain is not None:
-            found = np.where(np.isnan(filled[:, plain]), found, filled[:, plain])
-        return found
-
-    def _grown_of(self, name: str, grown: Floats) -> _Grown:
-        """Return by how much a histogram's buckets and its sum grew at each poll."""
-        buckets = [
-            (le, at)
-            for (each, _, le), at in self._places.items()
-            if le is not None and each == f"{name}_bucket"
-        ]
-        bounds = np.unique([le for le, _ in buckets])
-        counts = np.zeros((len(grown), bounds.size), dtype=np.float32)
-        for le, at in buckets:
-            counts[:, np.searchsorted(bounds, le)] += grown[:, at]
-        sums = [at for (each, *_), at in self._places.items() if each == f"{name}_sum"]
-        total = grown[:, sums].sum(axis=1) if sums else np.full(len(grown), np.nan)
-        return _Grown(bounds, counts, total)
+        return emptied
 
 
-def _fill(values: Floats, known: NDArray[np.bool_], last: Floats) -> Floats:
-    """Return a table [polls, series] in which what is not known is as at the poll before."""
-    at = np.where(known, np.arange(len(values))[:, None], -1)
-    np.maximum.accumulate(at, axis=0, out=at)
-    found: Floats = np.where(at < 0, last, np.take_along_axis(values, np.maximum(at, 0), axis=0))
-    return found
+Line = tuple[str, str, float | None]  # name, labels and bound
+
+
+class _Events(NamedTuple):
+    """What polls tell of series: a value, nan where it is `gone`."""
+
+    place: NDArray[np.uint16]
+    poll: NDArray[np.int64]
+    value: Floats
+    gone: NDArray[np.bool_]
+
+    def chosen(self, which: NDArray[Any]) -> _Events:
+        return _Events(*(each[which] for each in self))
+
+    def by_series(self, which: NDArray[np.int64]) -> _Events:
+        """Return some in the order of series, of what a poll tells of one series the last."""
+        found = self.chosen(which[np.argsort(self.place[which], kind="stable")])
+        again = (found.poll[1:] == found.poll[:-1]) & (found.place[1:] == found.place[:-1])
+        return found.chosen(~np.append(again, False)) if again.any() else found
 
 
 class _Anew(NamedTuple):
-    """Counters that come back lower than they ended: at which poll, and at which they ended."""
+    """Counters that come back lower than they ended: where they are told, and when they ended."""
 
-    poll: NDArray[np.int64]
-    place: NDArray[np.int64]
-    ended: NDArray[np.int64]  # from the first poll of all
+    at: NDArray[np.int64]
+    ended: NDArray[np.int64]  # the poll, from the first of all
+
+
+class _Known(NamedTuple):
+    """The places of series by 64 bits of each. The last 16 of them say which place may be one's."""
+
+    bits: NDArray[np.uint64]  # by place, and something else at the end
+    by_end: NDArray[np.uint16]
+    order: NDArray[np.int64]  # of ascending bits
+
+    @classmethod
+    def of(cls, bits: NDArray[np.uint64]) -> _Known:
+        by_end = np.full(1 << 16, bits.size, dtype=np.uint16)
+        by_end[bits & _END] = np.arange(bits.size)
+        return cls(np.append(bits, np.uint64(0)), by_end, np.argsort(bits))
+
+    def places(self, bits: NDArray[np.uint64]) -> NDArray[np.uint16]:
+        """Return the place of each series, the number of places of one that is not known."""
+        found: NDArray[np.uint16] = self.by_end[bits & _END]
+        rest = np.flatnonzero(self.bits[found] != bits)
+        if rest.size:
+            at = np.searchsorted(self.bits[self.order], bits[rest])
+            found[rest] = np.append(self.order, self.order.size)[at]
+            found[rest[self.bits[found[rest]] != bits[rest]]] = self.order.size
+        return found
+
+
+class _Columns(NamedTuple):
+    """Where what is told of each series goes.
+
+    By place `kind` is a counter's or a gauge's, and neither's of a series too many. `kept_at` is
+    the column in the table of what counters grew by from poll to poll, the one after the last where
+    there is none. That table has a column for each of `kept`: of histograms the buckets by bound
+    and the sum, and counters. `places` are those of a name.
+    """
+
+    kind: NDArray[np.int8]
+    gauges: Sequence[Line]
+    gauge_places: NDArray[np.int64]
+    kept: Mapping[tuple[str, float], int]
+    kept_at: NDArray[np.int64]
+    only_grows: NDArray[np.bool_]
+    places: Mapping[str, NDArray[np.int64]]
+
+    @classmethod
+    def of(
+        cls, lines: Collection[Line], counted: Collection[str], histograms: Collection[str]
+    ) -> _Columns:
+        buckets = {f"{name}_bucket" for name in histograms}
+        others = {*counted, *(f"{name}_sum" for name in histograms)}
+        keys = [
+            (name, le)
+            if name in buckets and le is not None and not np.isnan(le)
+            else ((name, 0.0) if name in others else None)
+            for name, _, le in lines
+        ]
+        kept = {key: at for at, key in enumerate(sorted({key for key in keys if key is not None}))}
+        names = np.array([name for name, *_ in lines], dtype=object)
+        gauge = np.isin(names, GAUGES)
+        return cls(
+            kind=np.append(np.where(gauge, _GAUGE, _COUNTER), -1).astype(np.int8),
+            gauges=[line for line in lines if line[0] in GAUGES],
+            gauge_places=np.flatnonzero(gauge),
+            kept=kept,
+            kept_at=np.array([len(kept) if key is None else kept[key] for key in keys], dtype=int),
+            only_grows=~gauge & np.array([not name.endswith("_sum") for name in names], dtype=bool),
+            places={name: np.flatnonzero(names == name) for name in counted},
+        )
+
+    @property
+    def most(self) -> int:
+        """The columns of the wider table."""
+        return max(len(self.gauges), len(self.kept))
+
+    def table(self, told: _Events, grown: Floats, polls: int) -> Floats:
+        """Return by how much what is `kept` grew at each poll [columns, polls]."""
+        # What is not kept goes to a last column, which is left out.
+        cell = self.kept_at[told.place] * polls + told.poll
+        size = len(self.kept) * polls
+        flat = np.bincount(cell, grown, size + polls)[:size]
+        return flat.astype(float, copy=False).reshape(len(self.kept), polls)  # int of none
+
+    def histogram(self, name: str, table: Floats) -> _Grown:
+        """Return by how much a histogram's buckets and its sum grew at each poll."""
+        buckets = [(le, at) for (each, le), at in self.kept.items() if each == f"{name}_bucket"]
+        first = buckets[0][1] if buckets else 0
+        total = self.kept.get((f"{name}_sum", 0.0))
+        return _Grown(
+            np.array([le for le, _ in buckets], dtype=float),
+            table[first : first + len(buckets)].astype(np.float32),
+            np.full(table.shape[1], np.nan) if total is None else table[total].copy(),
+        )
+
+
+def _starts(place: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Return where another series begins."""
+    starts = np.ones(place.size, dtype=bool)
+    starts[1:] = place[1:] != place[:-1]
+    return starts
+
+
+def _before(place: NDArray[np.uint16], value: Floats, last: Floats) -> Floats:
+    """Return the value of the same series before each, from `last` for its first."""
+    before = np.empty(value.size)
+    before[1:] = value[:-1]
+    starts = _starts(place)
+    before[starts] = last[place[starts]]
+    return before
+
+
+def _reading(gauges: Sequence[Line], name: str, filled: Floats) -> Floats:
+    """Return a gauge at each poll, nan where the page has none, or several.
+
+    A relabelled page gives its only one labels, others after a restart.
+    """
+    own = [at for at, (each, *_) in enumerate(gauges) if each == name]
+    values = filled[:, own]
+    one = (~np.isnan(values)).sum(axis=1) == 1
+    found: Floats = np.where(one, np.nansum(values, axis=1), np.nan)
+    plain = [at for at in own if gauges[at][1:] == ("", None)]
+    if plain:
+        found = np.where(np.isnan(filled[:, plain[0]]), found, filled[:, plain[0]])
+    return found
 
 
 class _Grown(NamedTuple):
-    """By how much a histogram grew at each poll: its cumulative buckets, by bound, and its sum."""
+    """By how much a histogram grew at each poll: its buckets [bounds, polls], and its sum."""
 
     bounds: Floats
     counts: NDArray[np.float32]
@@ -519,16 +661,17 @@ def _histogram(grown: Sequence[_Grown]) -> Histogram | None:
     bounds = np.unique(np.concatenate([each.bounds for each in grown]))
     if not bounds.size:
         return None
-    counts = np.zeros((sum(len(each.counts) for each in grown), bounds.size), dtype=np.float32)
+    sums = np.concatenate([each.sums for each in grown])
+    counts = np.zeros((bounds.size, sums.size), dtype=np.float32)
     first = 0
     for each in grown:
-        rows = counts[first : first + len(each.counts)]
-        rows[:, np.searchsorted(bounds, each.bounds)] = each.counts
-        first += len(rows)
-    np.maximum.accumulate(counts, axis=1, out=counts)
-    counts[:, 1:] = np.diff(counts, axis=1)
-    sums = np.concatenate([each.sums for each in grown])
-    return Histogram(bounds, counts, sums if np.isnan(sums).all() else np.nan_to_num(sums))
+        last = first + each.sums.size
+        counts[np.searchsorted(bounds, each.bounds), first:last] = each.counts
+        first = last
+    np.maximum.accumulate(counts, axis=0, out=counts)
+    for bucket in range(len(counts) - 1, 0, -1):
+        counts[bucket] -= counts[bucket - 1]
+    return Histogram(bounds, counts.T, sums if np.isnan(sums).all() else np.nan_to_num(sums))
 
 
 def window_of(scrapes: pl.DataFrame, engine: str) -> Window | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,13 +131,22 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
     polls: dict[str, Polls] = {}
     used = (*USED, *TRAFFIC) if lengths else USED
     columns = ("engine", "time", "name", "labels", "le", "value")
-    for rows in batches(recording, "scrapes", columns, pl.col("name").is_in(used)):
-        told = rows.drop_nulls("engine")
-        engines = told["engine"].unique(maintain_order=True).to_list()
+    where = pl.col("engine").is_not_null() & pl.col("name").is_in(used)
+    for rows in _read_ahead(batches(recording, "scrapes", columns, where)):
+        engines = rows["engine"].unique(maintain_order=True).to_list()
         for key in engines:
-            own = told if len(engines) == 1 else told.filter(pl.col("engine") == key)
+            own = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
             polls.setdefault(key, Polls(lengths=lengths)).add(own)
     return {key: each.window() for key, each in polls.items()}
+
+
+def _read_ahead(found: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Give what is found, and look for the next meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, found, None)
+        while (rows := coming.result()) is not None:
+            coming = thread.submit(next, found, None)
+            yield rows
 
 
 def _watched(
@@ -181,13 +191,19 @@ def _left_out(window: Window | None) -> list[str]:
 def _steps(recording: Recording, key: str) -> tuple[pl.DataFrame, dict[str, str]]:
     """Return the columns of an engine's steps that a verdict needs, and what each column is."""
     frames = [pl.DataFrame(schema={name: TABLES["steps"][name] for name in STEPS_JUDGED})]
-    told: set[str] = set()
-    inferred = False
-    for rows in batches(recording, "steps", where=pl.col("engine") == key):
-        told |= {name for name in rows.columns if rows[name].null_count() < rows.height}
+    where, inferred = pl.col("engine") == key, False
+    told = _told(next(batches(recording, "steps", where=where), pl.DataFrame()))
+    # Of the other columns only whether anything is told in them.
+    columns = dict.fromkeys([*STEPS_JUDGED, "source", *(set(TABLES["steps"]) - told)])
+    for rows in batches(recording, "steps", tuple(columns), where):
+        told |= _told(rows)
         inferred |= bool((rows["source"] == "inferred").any())
         frames.append(rows.select(STEPS_JUDGED))
     return pl.concat(frames), step_columns(told, inferred=inferred)
+
+
+def _told(rows: pl.DataFrame) -> set[str]:
+    return {name for name in rows.columns if rows[name].null_count() < rows.height}
 
 
 def _requests(runs: Sequence[Run]) -> Requests | None:

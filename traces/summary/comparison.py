@@ -137,10 +137,9 @@ def told_apart(one: Run, other: Run) -> bool:
     A server does not tell how many requests it runs at once (max_num_seqs). Where others waited
     while no more ran, and clearly more ran in the other run, it was another server.
     """
-    blocks = [run.engine.num_gpu_blocks for run in (one, other)]
-    if None not in blocks and abs(blocks[0] - blocks[1]) > BLOCKS_DIFFER * max(blocks):
-        return True
-    return ran_apart(one, other) is not None
+    blocks, others = one.engine.num_gpu_blocks or 0, other.engine.num_gpu_blocks or 0
+    apart = abs(blocks - others) > BLOCKS_DIFFER * max(blocks, others)
+    return bool(blocks and others and apart) or ran_apart(one, other) is not None
 
 
 def ran_apart(one: Run, other: Run) -> tuple[int, int] | None:
@@ -166,9 +165,8 @@ def ran_at_once(run: Run) -> tuple[int, int | None]:
         return 0, None
     known = run.sample_rows.drop_nulls(["arrival", "end"])
     began = known.filter(pl.col("first_token") < pl.col("end"))
-    times = np.concatenate(
-        [known["end"], began["end"], known["arrival"], began["first_token"]], dtype=np.int64
-    )
+    events = known["end"], began["end"], known["arrival"], began["first_token"]
+    times = np.concatenate([each.to_numpy() for each in events])
     sizes = [known.height, began.height, known.height, began.height]
     order = np.argsort(times, kind="stable")  # an end before a first token
     sent = np.repeat([-1, 0, 1, 0], sizes)[order].cumsum()[:-1]

@@ -8,8 +8,8 @@ The table of metrics (tag, header, unit, formula) is traces/summary/metrics.py.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,20 @@ class Run:
     windows: WindowCost | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
 
+    def among(self, problem_ids: Collection[str]) -> Run:
+        """Return the run of some of its problems: what is measured of each by itself.
+
+        Throughput and energy, which all problems share, are not known then.
+        """
+        if self.rows is None or self.sample_rows is None or self.windows is None:
+            return self
+        rows = self.rows.filter(pl.col("problem_id").is_in(list(problem_ids)))
+        if rows.height == self.rows.height:
+            return self
+        kept = replace(self, rows=rows, throughput_tokens_per_s=None, energy_j=Energy())
+        decided = rows.filter(pl.col("state") == "decided")
+        return replace(kept, **_of_each(decided, self.sample_rows, self.windows))
+
     def to_json(self) -> dict[str, Any]:
         """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
         frames = {"rows", "sample_rows", "step_rows", "windows"}
@@ -177,12 +191,15 @@ def _run(
     rows = rows.with_columns(device_s=device_s, cost_usd=usd)
     decided = rows.filter(pl.col("state") == "decided")
     states = dict(rows["state"].value_counts().iter_rows())
+    curve = PublishedCurve.told(manifest.provenance)
+    published = () if curve is None else published_votes(curve)
     judged = rows.filter(pl.col("state") != "in_flight")
-    measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
     latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
     window = run_window(rows, samples)
     known = WindowTimes(rows=decided, windows=windows)
-    times = known.of_samples(samples)
+    of_each = _of_each(decided, samples, windows)
+    if published:
+        of_each["tokens_per_problem"] = published[-1].tokens_per_problem
     energy, samples, rows = attribute_energy(
         recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
     )
@@ -191,34 +208,21 @@ def _run(
     lost = _lost(samples, rows) if votes else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
-    curve = PublishedCurve.told(manifest.provenance)
-    published = () if curve is None else published_votes(curve)
     return Run(
         recording=recording.name,
         replay_of=recording.replay_of,
         complete=recording.complete,
         engine=engine,
         policy=policy,
-        problems=decided.height,
+        **of_each,
         problems_in_flight=in_flight,
         problems_failed=states.get("failed", 0),
         accuracy=published[-1].accuracy if published else proportion(_numbers(judged, "correct")),
-        latency_s=known.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
-        ttft_s=known.spread(spread(times["ttft_s"], "s", times["problem"]), times["ttft_sd_s"]),
-        tpot_s=known.spread(
-            spread(times["tpot_s"], "s/token", times["problem"]), times["tpot_sd_s"]
-        ),
         sample_latency_s=_imported_latency(samples),
-        tokens_per_problem=published[-1].tokens_per_problem
-        if published
-        else mean(tokens, "tokens"),
-        flops_per_problem=mean(_told(decided, "flops"), "FLOP"),
         throughput_tokens_per_s=known.throughput(made, window),
-        device_s_per_problem=known.estimate(mean(_told(measured, "device_s"), "device-s")),
         cost_per_token_device_s=None  # an import does not tell on how many devices
         if imported is not None
         else known.estimate(ratio(latency * devices, tokens, "device-s/token")),
-        cost_usd_per_problem=known.estimate(mean(_told(measured, "cost_usd"), "USD")),
         steps=steps.height or None,
         step_time=step_times(steps),
         time_by_family=time_by_family(kernels),
@@ -245,6 +249,29 @@ def _run(
         windows=windows,
         notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known)),
     )
+
+
+def _of_each(decided: pl.DataFrame, samples: pl.DataFrame, windows: WindowCost) -> dict[str, Any]:
+    """Return the fields of a `Run` that are of its decided problems, each by itself."""
+    measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
+    latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
+    known = WindowTimes(rows=decided, windows=windows)
+    times = known.of_samples(samples)
+
+    def of_samples(name: str, unit: str) -> Spread:
+        found = spread(times[f"{name}_s"], unit, times["problem"])
+        return known.spread(found, times[f"{name}_sd_s"])
+
+    return {
+        "problems": decided.height,
+        "latency_s": known.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
+        "ttft_s": of_samples("ttft", "s"),
+        "tpot_s": of_samples("tpot", "s/token"),
+        "tokens_per_problem": mean(tokens, "tokens"),
+        "flops_per_problem": mean(_told(decided, "flops"), "FLOP"),
+        "device_s_per_problem": known.estimate(mean(_told(measured, "device_s"), "device-s")),
+        "cost_usd_per_problem": known.estimate(mean(_told(measured, "cost_usd"), "USD")),
+    }
 
 
 def conditions(manifest: Manifest) -> tuple[Hashable, ...]:

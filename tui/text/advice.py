@@ -182,7 +182,7 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     assert pick is not None
     instead = in_words(other, device=True)
     if instead == in_words(pick, device=True):  # they differ in the engine's limits alone
-        instead = engine.in_words(other.engine, other.policy)
+        instead = f"the same on {other.engine.words()}"
     head = f"Counting arithmetic (FLOPs) alone, one would choose {instead} instead"
     flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
     if flops is not None and least is not None and least.value > 0:

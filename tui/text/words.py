@@ -8,7 +8,7 @@ from traces.schema.engine import EngineConfig, model_words
 from traces.schema.formats import counted, written
 from traces.schema.quantities import LIMITS, limited, objective
 from traces.schema.tts.policy import Policy
-from traces.schema.tts.routes import first_of, in_words, write_routes
+from traces.schema.tts.routes import first_of, tables_in_words, write_routes
 
 
 def policy_words(policy: Policy | None) -> str:
@@ -83,13 +83,15 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
     many = counted(count, "request") + (f", {at_a_time} at a time," if at_a_time < count else "")
     sent, winner = f"send {many} a problem", request["answer"]
     if policy.routes is not None:
-        first = sorted({first_of(table) for table in policy.routes.values()})
-        many = " or ".join(counted(each, "request") for each in first)
-        table = in_words(write_routes(policy.routes, policy.efforts))
+        tables = policy.routes.values()
+        told = tables_in_words(write_routes(policy.routes, policy.efforts))
+        first = " or ".join(counted(each, "request") for each in sorted(set(map(first_of, tables))))
         sent = (
-            f"send {many} a problem, and when they have ended as many more as the table gives "
-            f"({table})"
+            f"send {first} a problem, and when they have ended as many more as the table gives "
+            f"({told})"
         )
+        if len(tables) > 1 and all(set(table) == {first_of(table)} for table in tables):
+            sent = f"send as many requests a problem as its class has ({told})"
         winner = "the most frequent answer"
     usual = {"n": 1, "top_p": 1.0}  # what an API takes where nothing is said
     told = (item for item in request["body"].items() if item not in usual.items())

@@ -92,6 +92,15 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     if asked.learn and not systems:
         raise UsageError("--with checks the prior of a --gpu. Give both")
     recordings = open_measured(asked.recordings)
+    for name, value in (
+        ("-o", asked.output),
+        ("--plan", asked.plan),
+        ("--verify", asked.verify),
+    ):
+        if value:
+            from advisor.advice.promise import check_has_policy
+
+            check_has_policy(recordings, name)
     today = None if asked.present is None else configuration_of(asked.present)
     print_advice(
         recordings,

@@ -21,6 +21,7 @@ from advisor.evidence.measured import Under
 from advisor.search.replayed import ReplayedCandidate
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Experiment, Pick, Recommendation
+from traces.schema.tts.policy import AS_SENT
 from traces.statistics import Bools, Floats, Ints
 from traces.summary.comparison import RUN_TO_RUN
 
@@ -169,6 +170,8 @@ def sweep_plan(chosen: Sequence[Experiment], evidence: Evidence) -> dict[str, An
         if run.engine.speculative is not None:
             settings["speculative"] = _given(run.engine.speculative.to_json())
         policy = _given(run.policy.to_json() | {"rule": None}) | dict(run.policy.rule)
+        if run.policy.temperature is None:  # outcomes do not tell it, and 0 is another policy
+            policy["temperature"] = None
         name = repr(sorted(settings.items(), key=str))
         policies = engines.setdefault(name, settings | {"policies": []})["policies"]
         if policy not in policies:
@@ -203,6 +206,8 @@ def write_plan(
     if not chosen:
         why = "nothing fits" if answer.budget.required else "no limit is set"
         raise TtscopeError(f"--plan: {why}, so there is nothing to measure for it")
+    if all(run.policy == AS_SENT for run in chosen):
+        raise UsageError("--plan: traffic that was only watched has no policy that a plan can run")
     document = sweep_plan(chosen, evidence)
     there = [run for run in chosen if run.engine.gpu not in evidence.gpus]
     told = [

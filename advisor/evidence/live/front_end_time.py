@@ -37,16 +37,21 @@ def with_front_end(
     """Return runs of watched servers whose problems say what the front end took of each.
 
     A problem's is that of its sample that was queued first. They say nothing where neither spans
-    nor /metrics tell it.
+    nor /metrics tell it. Spans that do not say on which of several servers a request was have the
+    mean step of all.
     """
     found = []
+    steps = [s for each in windows.values() if each is not None and (s := _mean_step(each))]
+    usual = float(np.mean(steps)) if steps else 0.0
     for run in runs:
         key = recording.engine_key(run.engine)
         if run.drawn:
             took = _mean_of(windows.get(key))
             each = dict.fromkeys(run.problems, took)
         else:
-            each = _of_spans(recording, key, run, windows.get(key))
+            window = windows.get(key)
+            step_s = usual if window is None else _mean_step(window)
+            each = _of_spans(recording, key, run, step_s)
         problems = {
             name: replace(problem, front_end_s=each.get(name, 0.0))
             for name, problem in run.problems.items()
@@ -55,7 +60,8 @@ def with_front_end(
     return found
 
 
-def _of_spans(recording: Recording, key: str, run: Run, window: Window | None) -> dict[str, float]:
+def _of_spans(recording: Recording, key: str, run: Run, step_s: float) -> dict[str, float]:
+    """Return what was taken of each problem; `step_s` stands for steps that did not come."""
     samples = recording.samples.filter(pl.col("engine") == key).drop_nulls(["arrival", "queued"])
     first = samples.sort("queued").unique("problem_id", keep="first", maintain_order=True)
     first = first.filter(pl.col("problem_id").is_in(list(run.problems))).sort("arrival")
@@ -66,10 +72,7 @@ def _of_spans(recording: Recording, key: str, run: Run, window: Window | None) -
         pl.col("engine") == key, pl.col("end").is_not_null()
     )
     rest = np.maximum(queued - arrival, 0) / 1e9
-    if steps.height:
-        ran = _step_before(queued, steps.sort("end"))
-    else:
-        ran = np.full(len(rest), _mean_step(window))
+    ran = _step_before(queued, steps.sort("end")) if len(steps) else np.full(len(rest), step_s)
     took = drawn_within(np.maximum(rest - ran, 0.0), rest)
     return dict(zip(first["problem_id"].to_list(), took.tolist(), strict=True))
 
@@ -139,9 +142,9 @@ def _most_likely(first: Ints, last: Ints) -> Floats:
     return share
 
 
-def _mean_step(window: Window | None) -> float:
+def _mean_step(window: Window) -> float:
     """Return the mean seconds of a step in which requests decoded, 0 where it is not told."""
-    return 0.0 if window is None else _mean(window, ITL) or 0.0
+    return _mean(window, ITL) or 0.0
 
 
 def _mean_of(window: Window | None) -> float:

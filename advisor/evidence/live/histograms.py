@@ -20,6 +20,7 @@ from advisor.evidence.features import Features, Reads, Work, features_of
 from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
 from traces.live.numbers import (
     CACHED,
+    HIT_TOKENS,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -67,6 +68,7 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     computed = _counted(window, PROMPT)
     computed = np.zeros_like(steps) if computed is None else computed
     told = _counted(window, CACHED)
+    told = _counted(window, HIT_TOKENS) if told is None else told  # older vLLM, SGLang
     cached = np.zeros_like(steps) if told is None else np.nan_to_num(told)
     computed = np.maximum(computed - cached, 0.0)
     usable = np.isfinite(steps) & (steps >= 1) & (decoded >= 1) & (gaps.sums > 0)
@@ -159,7 +161,8 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
     arrivals = _arrivals(window, firsts)
     if not len(arrivals) or not prompts.counts.sum() or not outputs.counts.sum():
         return []
-    cached, computed = window.total(CACHED) or 0.0, window.total(PROMPT) or 0.0
+    cached, computed = window.total(CACHED), window.total(PROMPT) or 0.0
+    cached = window.total(HIT_TOKENS) or 0.0 if cached is None else cached
     share = min(cached / computed, 1.0) if computed else 0.0
     runs = []
     for draw in range(DRAWS):

@@ -13,17 +13,14 @@ from traces.statistics import Floats
 
 # Seconds of a step, of each doubling of its ranks, of a request in it, of prompts in it.
 TERMS: Final = ("step", "doublings", "requests", "prefill_step")
+POOLED: Final = 30.0  # points that the law of all generations counts as in the fit of one
+NOISE: Final = 0.05  # the relative error that each of these points is taken to have
+HUBER: Final = 0.05  # relative errors beyond this lose weight
+ITERATIONS: Final = 12  # of reweighting
 
 
 class HostTerm:
     """What a token takes beyond its kernels, by generations of engines.
-
-    Parameters
-    ----------
-    pooled: how many points the law of all generations counts as in the fit of one.
-    noise: the relative error that each of these points is taken to have.
-    huber: relative errors beyond this lose weight.
-    iterations: of reweighting.
 
     Attributes
     ----------
@@ -37,24 +34,11 @@ class HostTerm:
     it, by the replay), k the time by kernels alone and t the measured one, weighted least squares
     of (k + x c - t) / t with Huber's weights. First of one shape for all generations times a factor
     of each, in which each generation counts alike. Then of each generation by itself, held towards
-    its factor times the shape: a coefficient that differs by its own size costs as much as `pooled`
-    points that are off by `noise`. So a generation that ran at few sizes has the gain of ranks of
+    its factor times the shape: a coefficient that differs by its own size costs as much as POOLED
+    points that are off by NOISE. So a generation that ran at few sizes has the gain of ranks of
     the others, and one that never ran has the mean factor.
 
     """
-
-    def __init__(
-        self,
-        *,
-        pooled: float = 30.0,
-        noise: float = 0.05,
-        huber: float = 0.05,
-        iterations: int = 12,
-    ) -> None:
-        self.pooled = pooled
-        self.noise = noise
-        self.huber = huber
-        self.iterations = iterations
 
     def fit(
         self, exposure: Floats, kernels: Floats, measured: Floats, generation: npt.NDArray[np.str_]
@@ -69,7 +53,7 @@ class HostTerm:
         self.factors_ = dict.fromkeys(names, 1.0)
         gap, weight = measured - kernels, 1 / measured
         alike = np.sqrt([1 / np.sum(generation == name) for name in generation])
-        for _ in range(self.iterations):
+        for _ in range(ITERATIONS):
             factor = np.array([self.factors_[str(name)] for name in generation])
             rows = exposure * (factor * weight * alike)[:, None]
             self.shape_ = non_negative_least_squares(rows, gap * weight * alike)
@@ -107,9 +91,9 @@ class HostTerm:
 
     def _own(self, usual: Floats, exposure: Floats, kernels: Floats, measured: Floats) -> Floats:
         """Return the seconds [TERMS] of one generation, held towards `usual`."""
-        hold = self.noise * np.sqrt(self.pooled) / np.maximum(usual, 1e-9)
+        hold = NOISE * np.sqrt(POOLED) / np.maximum(usual, 1e-9)
         weight, found = 1 / measured, usual
-        for _ in range(self.iterations):
+        for _ in range(ITERATIONS):
             rows = np.vstack([exposure * weight[:, None], np.diag(hold)])
             target = np.append((measured - kernels) * weight, hold * usual)
             found = non_negative_least_squares(rows, target)
@@ -118,7 +102,7 @@ class HostTerm:
 
     def _weights(self, predicted: Floats, measured: Floats) -> Floats:
         off = np.abs(predicted / measured - 1)
-        return np.asarray(1 / measured / np.sqrt(np.maximum(off / self.huber, 1.0)), dtype=float)
+        return np.asarray(1 / measured / np.sqrt(np.maximum(off / HUBER, 1.0)), dtype=float)
 
 
 def as_table(model: HostTerm) -> Mapping[str, Mapping[str, float]]:

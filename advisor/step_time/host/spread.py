@@ -27,13 +27,9 @@ def kind_of(facts: ModelFacts) -> str:
 class LeftOutSpread:
     """The spread of the log of measured over predicted time, by what was left out.
 
-    Parameters
-    ----------
-    level: the share of points that an interval is to hold.
-
     Attributes
     ----------
-    sigma_: by stratum, the standard deviation whose interval of `level` reaches the quantile of
+    sigma_: by stratum, the standard deviation whose interval of LEVEL reaches the quantile of
         the left-out errors' size.
     points_, clusters_: how many taught each.
 
@@ -43,9 +39,6 @@ class LeftOutSpread:
     cluster weighs the same in the quantile, and what is covered is told for clusters left out.
 
     """
-
-    def __init__(self, *, level: float = LEVEL) -> None:
-        self.level = level
 
     def fit(self, errors: Floats, clusters: Sequence[str], strata: Sequence[str]) -> LeftOutSpread:
         """Learn from log errors [points], each of a cluster and a stratum."""
@@ -58,7 +51,7 @@ class LeftOutSpread:
             weight = np.array([1 / np.sum(own == each) for each in own])
             order = np.argsort(size)
             share = np.cumsum(weight[order]) / weight.sum()
-            at = min(int(np.searchsorted(share, self.level)), len(size) - 1)
+            at = min(int(np.searchsorted(share, LEVEL)), len(size) - 1)
             self.sigma_[name] = float(size[order][at]) / Z95
             self.points_[name], self.clusters_[name] = len(size), len(set(own.tolist()))
         return self

@@ -14,15 +14,12 @@ from advisor.step_time.operators.grids import (
 )
 from traces.statistics import Floats
 
+BREAKS = 4  # of the price of KV, each a quarter of the next, the last an eighth of the most KV read
+NOISE = 0.01  # the relative error (sd) that a measured time is taken to have at least
+
 
 class DecodeAttention:
     """Seconds of decode attention by batch and by context of each request.
-
-    Parameters
-    ----------
-    breaks: how many breaks the price of KV has, each a quarter of the next; the last lies at an
-        eighth of the most KV that was read.
-    noise: the relative error (sd) that a measured time is taken to have at least.
 
     Attributes
     ----------
@@ -43,10 +40,6 @@ class DecodeAttention:
 
     """
 
-    def __init__(self, *, breaks: int = 4, noise: float = 0.01) -> None:
-        self.breaks = breaks
-        self.noise = noise
-
     def fit(self, batch: Floats, context: Floats, seconds: Floats) -> DecodeAttention:
         """Learn from one row per measured batch and context, all positive.
 
@@ -56,7 +49,7 @@ class DecodeAttention:
             raise ValueError("no rows to learn decode attention from")
         self.batch_breaks_ = np.unique(batch)[1:-1]
         most = float(np.max(batch * context))
-        self.read_breaks_: Floats = np.array([most / 8 / 4**n for n in range(self.breaks)][::-1])
+        self.read_breaks_: Floats = np.array([most / 8 / 4**n for n in range(BREAKS)][::-1])
         self.split_ = self._find_split(batch, context, seconds)
         self.prices_, _ = self._solve(batch, context, seconds, self.split_)
         law = self.law(batch, context)
@@ -89,7 +82,7 @@ class DecodeAttention:
         best, found = np.inf, None
         for split in (None, *np.unique(context)[:-1].tolist()):
             prices, error = self._solve(batch, context, seconds, split)
-            score = rows * np.log(error / rows + self.noise**2)
+            score = rows * np.log(error / rows + NOISE**2)
             score += np.count_nonzero(prices) * np.log(rows)
             if score < best:
                 best, found = score, split

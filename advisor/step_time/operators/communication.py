@@ -23,6 +23,8 @@ Seconds = Callable[[Floats], Floats]  # of so many bytes, or of steps of so many
 APART: Final = 2.0  # from one candidate of a break to the next, in size
 FEWEST: Final = 2  # measured sizes between two breaks
 FOLDS: Final = 5
+HUBER: Final = 2.0  # robust standard deviations beyond which relative residuals lose weight
+ITERATIONS: Final = 6  # of reweighting
 
 
 class Kind(NamedTuple):
@@ -68,8 +70,6 @@ class Communication:
     Parameters
     ----------
     breaks: whether the price per byte may change with size.
-    huber: sizes whose relative residual is beyond this many robust standard deviations lose weight.
-    iterations: of reweighting.
 
     Attributes
     ----------
@@ -84,10 +84,8 @@ class Communication:
 
     """
 
-    def __init__(self, *, breaks: bool = True, huber: float = 2.0, iterations: int = 6) -> None:
+    def __init__(self, *, breaks: bool = True) -> None:
         self.breaks = breaks
-        self.huber = huber
-        self.iterations = iterations
 
     def fit(self, messages: Mapping[Kind, Floats]) -> Communication:
         """Learn from [rows, (bytes, seconds)] by kind; rows without positive seconds are left."""
@@ -138,10 +136,10 @@ class Communication:
             terms[:, 1:] = 0.0  # one size tells no price per byte
         weights = np.ones(len(sizes))
         prices = np.zeros(terms.shape[1])
-        for _ in range(self.iterations):
+        for _ in range(ITERATIONS):
             prices = non_negative_least_squares(terms * (weights / seconds)[:, None], weights)
             residual = np.abs(terms @ prices / seconds - 1)
-            bound = self.huber * max(1.4826 * float(np.median(residual)), 0.01)
+            bound = HUBER * max(1.4826 * float(np.median(residual)), 0.01)
             weights = np.sqrt(np.minimum(1.0, bound / np.maximum(residual, 1e-12)))
         return float(prices[0]), prices[1:], breaks
 

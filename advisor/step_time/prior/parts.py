@@ -290,7 +290,7 @@ def _mixer(
     products = [(name, n, k) for name, n, k, _ in own if not name.endswith("kv_b_proj")]
     forms = {form for name, _, _, form in own if name.endswith(("q_b_proj", "qkv_proj"))}
     return whole_layer(
-        tables, modules, attention.heads // split.tensor, split.tensor, facts.hidden_size, products,
+        tables, modules, attention.heads // split.tensor, facts.hidden_size, products,
         "bfloat16" if forms <= {"bfloat16"} else "fp8_block", kv_fp8=kv_fp8, rule=rule,
     )  # fmt: skip
 

@@ -244,13 +244,7 @@ def parts_of(fields: Fields, quantised: Quantised, plain: Form, *, tied: bool) -
         return Parts(kinds=kinds, layers=None, others=(), uncounted=why)
     except _UncountedError as error:
         return Parts(kinds=kinds, layers=None, others=(), uncounted=str(error))
-    layers = tuple(
-        Layers(
-            places=tuple(numbers), attention=group.attention, state=group.state,
-            mlp_width=group.mlp_width, experts=group.experts, matrices=group.matrices,
-        )
-        for group, numbers in groups.items()
-    )  # fmt: skip
+    layers = tuple(replace(group, places=tuple(numbers)) for group, numbers in groups.items())
     return Parts(kinds=kinds, layers=layers, others=others, uncounted=None)
 
 
@@ -382,7 +376,6 @@ def _unplaced(fields: Fields, mixers: Sequence[str]) -> bool:
 
 
 def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Place]:
-    """Yield what each layer is."""
     if len(mixers) != count:
         raise _UncountedError(f"kinds for {len(mixers):,} layers of {count:,}")
     if _unplaced(fields, mixers):
@@ -506,7 +499,6 @@ def _afters(fields: Fields, count: int) -> Iterator[str]:
 
 
 def _layer(fields: Fields, place: _Place, plain: Form) -> _Layer:
-    """Return what a layer holds."""
     hidden, raw = fields.need("hidden_size"), list[_Raw]()
     attention = state = width = experts = None
     if place.block is not None:
@@ -619,8 +611,6 @@ def _index(fields: Fields, place: _Place) -> tuple[int | None, int | None, int |
 
 
 def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_Raw]:
-    """Yield the matrices of attention."""
-
     def raw(name: str, inputs: int, outputs: int, copies: int = 1) -> _Raw:
         return _Raw(
             path=f"self_attn.{name}", inputs=inputs, outputs=outputs, copies=copies, used=copies
@@ -840,7 +830,6 @@ def _mlp(
 
 
 def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[_Raw]]:
-    """Return a layer's experts and their matrices."""
     total, active = fields.need(*EXPERTS), _part(fields, *VISITED)
     width = _part(fields, *_EXPERT_WIDTH, "intermediate_size")
     shared = fields.count(*_SHARED, least=0) or 0

@@ -227,7 +227,6 @@ def _parameters(
 
 
 def _matrices(parts: Parts) -> Iterable[tuple[int, Matrix]]:
-    """Yield every matrix, and how many layers have it."""
     yield from ((1, each) for each in parts.others)
     yield from ((g.count, each) for g in parts.layers or () for each in g.matrices)
 

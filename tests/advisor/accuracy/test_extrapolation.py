@@ -73,13 +73,6 @@ def test_a_fresh_run_falls_in_its_interval_nine_times_in_ten(held):
     assert 0.86 <= np.mean(list(held.values())) <= 0.97
 
 
-def test_all_samples_are_the_end_of_the_curve():
-    rng = np.random.default_rng(5)
-    answers, correct = judged(family("popular mistake", 20, rng), 8, rng)
-    ends = {name: curve.mean() for name, curve in curves(answers, correct, [8]).items()}
-    assert of_all(answers, correct) == pytest.approx(ends)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["majority", "pass_at_k"])
 def test_for_votes_and_for_pass(held, method):

@@ -16,6 +16,8 @@ from tests.advisor.synthetic import VOTE16, engine_of, law_of, record
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
+pytestmark = pytest.mark.slow
+
 SLOTS, BLOCK, IN_FLIGHT = 8, 4, 4
 ENGINE = engine_of(max_num_seqs=SLOTS)
 
@@ -32,7 +34,6 @@ def run(recording):
     return summarise(recording)[0]
 
 
-@pytest.mark.slow
 def test_the_order_is_that_of_a_run_of_so_few(recording, run):
     """The truth is the twin, run with a block of each problem's samples alone."""
     order, samples = ReplayedOrder(recording, run), read_samples(run)
@@ -67,7 +68,6 @@ def test_the_order_is_that_of_a_run_of_so_few(recording, run):
     assert np.mean(np.argmin(recorded, axis=1) == first) < 0.9
 
 
-@pytest.mark.slow
 def test_fewer_samples_are_judged_by_replay_and_all_as_recorded(recording, run):
     order = replayed_order(recording, run)
     basis = {
@@ -80,7 +80,6 @@ def test_fewer_samples_are_judged_by_replay_and_all_as_recorded(recording, run):
     assert "replayed_order" not in without
 
 
-@pytest.mark.slow
 def test_a_run_without_steps_keeps_the_recorded_order(recording, run, tmp_path):
     shutil.copytree(recording.path, tmp_path / "bare")
     for part in (tmp_path / "bare").glob("steps-*"):
@@ -88,7 +87,6 @@ def test_a_run_without_steps_keeps_the_recorded_order(recording, run, tmp_path):
     assert replayed_order(Recording.open(tmp_path / "bare"), run) is None
 
 
-@pytest.mark.slow
 def test_agreement_of_more_than_half_is_as_accurate_as_the_vote(recording, run):
     found = evaluate(run, order=replayed_order(recording, run)).outcomes
     votes = {each.n: each.accuracy for each in found if each.method == "majority"}

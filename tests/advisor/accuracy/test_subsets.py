@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor.accuracy.subsets import RandomOrders, best_of_curve, order_count, routed
+from advisor.accuracy.subsets import RandomOrders, best_of_curve, routed
 from tests.advisor.sampled import samples
 from traces.schema.tts.stop_rules import SAFE, WINDOWS, Stop, lead_is_safe
 from traces.summary.votes import majority_curve
@@ -187,9 +187,3 @@ def test_a_problem_without_answers_is_wrong():
     assert best_of_curve(problem, problem.logprob_mean).tolist() == [0.0, 0.0, 0.0]
     assert orders.weighted(2, problem.logprob_mean).right == 0.0
     assert orders.until(3, PAIRS).right == 0.0
-
-
-def test_fewer_problems_get_more_orders():
-    assert order_count(10) == 512
-    assert order_count(100) == 200
-    assert order_count(5000) == 64

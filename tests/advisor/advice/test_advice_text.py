@@ -178,6 +178,18 @@ def test_what_to_measure_next_is_a_plan_that_the_sweep_reads(fresh, tmp_path):
         assert options.max_num_seqs == each.engine.max_num_seqs
 
 
+def test_a_plan_does_not_draw_at_another_temperature_than_outcomes_that_tell_none(fresh, tmp_path):
+    answer = fresh.recommend(parse_budget({"min_accuracy": "0.75"}))
+    run = experiment_of(answer.system_optimal, "the pick")
+    unknown = dataclasses.replace(run, policy=dataclasses.replace(run.policy, temperature=None))
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(sweep_plan([unknown], fresh.evidence)))
+    with pytest.raises(UsageError, match="temperature is not known"):
+        load_plan(path)
+    path.write_text(path.read_text().replace("temperature: null", "temperature: 0.6"))
+    assert load_plan(path)[0].jobs[0].policy.temperature == 0.6
+
+
 def test_replicas_stand_only_within_the_devices_that_are_given(fresh):
     alone = fresh.recommend(parse_budget({"min_accuracy": "0.75"}))
     several = fresh.recommend(parse_budget({"min_accuracy": "0.75", "gpus": 4}))

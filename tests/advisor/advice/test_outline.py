@@ -8,6 +8,8 @@ from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Budget
 
+pytestmark = pytest.mark.slow
+
 BUDGET = parse_budget({"min_accuracy": "0.3", "price": "2.5"})
 
 
@@ -25,7 +27,6 @@ def quick(recordings):
     return Advisor.fit(recordings, draws=40, quick=True)
 
 
-@pytest.mark.slow
 def test_what_follows_is_the_answer_of_a_whole_fit(recordings, quick):
     assert quick.model.errors_ == {}  # nothing was left out yet
     whole = Advisor.fit(recordings, draws=40)
@@ -34,7 +35,6 @@ def test_what_follows_is_the_answer_of_a_whole_fit(recordings, quick):
     assert refined.recommend(BUDGET) == whole.recommend(BUDGET)
 
 
-@pytest.mark.slow
 def test_the_outline_has_values_alone_near_those_of_the_replay(quick):
     outline = quick.outline(BUDGET)
     assert outline.stages.replayed == 0
@@ -57,7 +57,6 @@ def test_the_outline_has_values_alone_near_those_of_the_replay(quick):
     assert compared
 
 
-@pytest.mark.slow
 def test_the_outline_recommends_nothing_where_nothing_is_required(quick):
     outline = quick.outline(Budget(required=False))
     assert outline.system_optimal is None and outline.pareto

@@ -51,11 +51,9 @@ CONTRADICTORY = [  # what is given, what is said of it
     ({"max_cost": "2ms", "min_accuracy": "0.5"}, "no candidate is 90 % sure of --max-cost"),
     ({"rate": "100000/s", "min_accuracy": "0.5"}, "no candidate is 90 % sure of --rate"),
     ({"min_accuracy": "99.99%"}, "no candidate is 90 % sure of --min-accuracy"),
-    (
-        {"max_cost": "$0.000001", "price": "2.5", "gpus": 1},
-        "no candidate is 90 % sure of --max-cost",
-    ),
-]
+    ({"max_cost": "$0.000001", "price": "2.5", "gpus": 1},
+     "no candidate is 90 % sure of --max-cost"),
+]  # fmt: skip
 PLANS = [
     ("engines: []", "needs a list named engines"),
     ("engines: [{max_num_seqs: 4}]", "needs a model"),

@@ -125,3 +125,7 @@ def test_a_queue_that_grows_has_no_latency(tmp_path):
         near = metrics.estimate(name, 1, price=None)  # the surest draws have no upper end
         assert near.low is not None and near.high is None
         assert metrics.estimate(name, 2, price=None).high is not None
+    first, second = (metrics.draws("latency_s")[[place]] for place in (1, 1))
+    metrics.draws = lambda name, rows: {1: first, 2: second / 5}[int(rows[0])]
+    found = metrics.difference("latency_s", 1, 2, prices=(None, None))
+    assert found.low == 0 < found.high  # draws in which both queues grow differ by nothing

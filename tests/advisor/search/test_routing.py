@@ -10,7 +10,7 @@ from advisor.accuracy.subsets import expected_right
 from advisor.advice.advisor import Advisor
 from advisor.search import routing
 from advisor.search.routing import offers, try_tables, with_routings
-from benchmarks.routing import pools_of, problems_of
+from benchmarks.routing import efforts_of, pools_of, pools_of_efforts, problems_of
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.schema.advice import Budget
 from traces.schema.tts.routes import OTHERS, first_of, packed, table_for
@@ -134,3 +134,41 @@ def test_advice_replays_each_problem_by_the_table_that_was_learned_without_it(
             first = [s.answer for s in load.samples[: first_of(table)] if s.answer is not None]
             agree = max(Counter(first).values(), default=0)
             assert count == (table[agree] if len(table) > 1 else table[0])
+
+
+def test_each_fold_learns_the_table_that_is_offered_and_draws_from_its_pool(monkeypatch):
+    """Whatever option was best without the fold's own problems."""
+    by_effort = efforts_of("shuffled", COUNT, np.random.default_rng([4, 3]))
+    by_effort["high"] = {
+        name: dataclasses.replace(each, samples=each.samples[:8], indices=each.indices[:8])
+        for name, each in by_effort["high"].items()
+    }
+    names = list(by_effort["high"])
+    whole = range(routing.FOLDS)
+    best_option = routing._best_option
+    chosen = []
+
+    def another_in_folds(options, sums, folds):
+        best = best_option(options, sums, folds)
+        if folds == whole:
+            chosen.append(options[best])
+            return best
+        return next(
+            i for i in range(len(options)) if options[i].pools[0] is not chosen[-1].pools[0]
+        )
+
+    monkeypatch.setattr(routing, "_best_option", another_in_folds)
+    for each in try_tables(pools_of_efforts(by_effort), names, [None] * COUNT, 0):
+        for tables, pools in zip(each.tables, each.pools, strict=True):
+            assert tables.keys() == pools.keys() == {OTHERS}
+            assert pools[OTHERS] is each.option.pools[0]
+            assert max(tables[OTHERS]) in each.option.counts
+
+
+def test_a_class_that_was_not_seen_takes_what_is_best_for_all():
+    gains = np.zeros((1, 3, 2))
+    gains[0, :2] = [[1.0, 5.0], [2.0, 1.0]]
+    option = routing.Option((), 0, ("aime", "gsm8k", OTHERS), (1, 8), gains, gains)
+    assert option.learn(gains.sum(axis=0)).tolist() == [1, 0, 1]
+    by_agreement = dataclasses.replace(option, first=2, classes=())
+    assert by_agreement.learn(gains.sum(axis=0)).tolist() == [1, 0, 0]

@@ -311,10 +311,8 @@ def test_who_waited_for_whom(votes):
             r"no samples of small were recorded with dtype float16 \(recorded: bfloat16\), .* "
             "ttscope record --model small --dtype float16, then add",
         ),
-        (
-            {"engine": {"kv_cache_dtype": "fp8", "block_size": 32}},
-            r"kv_cache_dtype fp8 \(recorded: none\), .* problems: record such an engine, then add",
-        ),
+        ({"engine": {"kv_cache_dtype": "fp8", "block_size": 32}},
+         r"kv_cache_dtype fp8 \(recorded: none\), .* problems: record such an engine, then add"),
         ({"policy": {"method": "sequential"}}, "cannot be replayed from other samples"),
         ({"engine": {"num_gpu_blocks": 3, "max_model_len": None}}, "blocks of the cache's 2"),
         ({"engine": {"num_gpu_blocks": 63}}, "1,008 tokens .* max_model_len 1,024, .* Set 64 blo"),
@@ -323,7 +321,7 @@ def test_who_waited_for_whom(votes):
         ({"engine": {"max_num_seqs": 1024}}, "max_num_batched_tokens=512: vLLM needs a token for"),
         ({"engine": {"gpu_memory_utilization": 0.5}}, "=0.5: .*. Set engine.num_gpu_blocks"),
     ],
-)
+)  # fmt: skip
 def test_what_the_recordings_cannot_answer_is_refused(votes, changes, message):
     with pytest.raises(UsageError, match=message):
         asked(votes, **changes)

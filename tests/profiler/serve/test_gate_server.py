@@ -1,32 +1,16 @@
 """`ttscope gate --endpoint`: a server recorded as its baseline was, and judged."""
 
 import json
-import sys
 
 import pytest
 
 from benchmarks.servers.fake_engine import FakeEngine, running
-from tui import cli
+from tests.tui.conftest import run  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ttscope", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out = capsys.readouterr()
-        return left.value.code or 0, out.out, out.err
-
-    return call
-
-
-def test_a_server_that_got_worse_fails(run, tmp_path):
+def test_a_server_that_got_worse_fails(run, tmp_path):  # noqa: F811
     rows = [{"id": i, "prompt": f"{i}?", "answer": "12"} for i in range(40)]
     (tmp_path / "w.jsonl").write_text("\n".join(map(json.dumps, rows)))
     engine = FakeEngine(token_s=0.002)

@@ -170,8 +170,8 @@ def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
         print(out)
         assert "FAIL  accuracy" in out and f"policy.n {policy.policy.n} -> 1" in out
         # So does an engine that works on one sequence at a time. Both are measured in turn, as
-        # what else the machine does may hold up one of them alone. Each turn has its own folder:
-        # a server does not tell max_num_seqs, so that recordings beside it pass for its repeats.
+        # what else the machine does may hold up one of them alone. Each turn has its own folder,
+        # so that the spread from run to run is the assumed one.
         flags = ("--served-model-name", "demo/s", "--max-num-seqs", "1")
         with vllm_server(tmp_path / "slow", *flags) as slow:
             own = ("--policy", config / "policy.json", "--problems", FEW, *load)

@@ -124,11 +124,8 @@ EXPECT = {
         (read_policy, "[1]", "has no 'ttscope_policy'"),
         (read_policy, json.dumps(EXPECT), "has no 'ttscope_policy'"),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": 5}), "version 5 is newer"),
-        (
-            read_policy,
-            json.dumps(POLICY | {"ttscope_policy": 3}),
-            "no 'ttscope_policy' has version 3",
-        ),
+        (read_policy, json.dumps(POLICY | {"ttscope_policy": 3}),
+         "no 'ttscope_policy' has version 3"),
         (read_policy, json.dumps(POLICY | {"ttscope_policy": True}), "has no"),
         (read_policy, json.dumps(POLICY | {"verifer": "exact"}), "unknown field `verifer`"),
         (read_policy, json.dumps(POLICY | {"verifier": "vibes"}), "vibes"),
@@ -154,7 +151,7 @@ EXPECT = {
         ),
         (read_expectations, json.dumps(EXPECT | {"load": {"rate_per_s": 0}}), "load.rate_per_s"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_one_line_that_names_the_file(tmp_path, read, text, message):
     path = tmp_path / "policy.json"
     path.write_bytes(text.encode("latin-1"))

@@ -123,22 +123,16 @@ def test_old_category_names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (
-            "void vllm::cross_device_reduce_2stage<__nv_bfloat16, 8>(vllm::RankData*)",
-            ("all_reduce", "custom 2-stage", "bfloat16", 8),
-        ),
-        (
-            "ncclDevKernel_ReduceScatter_Sum_f16_TREE_LL128(x)",
-            ("reduce_scatter", "nccl tree ll128", "float16", 4),
-        ),
-        (
-            "ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t(x)",
-            ("send_recv", "nccl ring simple", None, 4),
-        ),
+        ("void vllm::cross_device_reduce_2stage<__nv_bfloat16, 8>(vllm::RankData*)",
+         ("all_reduce", "custom 2-stage", "bfloat16", 8)),
+        ("ncclDevKernel_ReduceScatter_Sum_f16_TREE_LL128(x)",
+         ("reduce_scatter", "nccl tree ll128", "float16", 4)),
+        ("ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t(x)",
+         ("send_recv", "nccl ring simple", None, 4)),
         ("multimem_all_reduce_kernel<c10::Half>", ("all_reduce", "symmetric memory", None, 4)),
         ("ncclDevKernel_AllGather_RING_LL(x)", ("all_gather", "nccl ring ll", None, 4)),
     ],
-)
+)  # fmt: skip
 def test_collectives_by_name(tmp_path, name, expected):
     group = {"pg_config": [{"pg_size": 4}, {"pg_size": 1}], "rank": 2, "world_size": 8}
     data = document([kernel(name, 1, 2, 1)], distributedInfo=group)

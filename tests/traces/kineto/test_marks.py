@@ -15,10 +15,8 @@ NO_DECODES = {"decode_requests": 0, "decode_tokens": 0, "decode_kv_tokens": 0}
         ("step[DECODE bs=8]", EMPTY | {"decode_requests": 8, "decode_tokens": 8}),
         ("step[decode bs=8]", EMPTY | {"decode_requests": 8, "decode_tokens": 8}),
         ("step[VERIFY bs=8]", EMPTY | {"decode_requests": 8}),
-        (
-            "step[VERIFY bs=2 g_sq=8 g_sqsq=32 g_sqsk=1616 g_sk=404 forward_id=7]",
-            EMPTY | {"decode_requests": 2, "decode_tokens": 8, "decode_kv_tokens": 404},
-        ),
+        ("step[VERIFY bs=2 g_sq=8 g_sqsq=32 g_sqsk=1616 g_sk=404 forward_id=7]",
+         EMPTY | {"decode_requests": 2, "decode_tokens": 8, "decode_kv_tokens": 404}),
         ("step[EXTEND bs=2 toks=512]", NO_DECODES | {"prefill_requests": 2, "prefill_tokens": 512}),
         ("step[prefill bs=1 toks=64]", NO_DECODES | {"prefill_requests": 1, "prefill_tokens": 64}),
         (
@@ -28,10 +26,8 @@ NO_DECODES = {"decode_requests": 0, "decode_tokens": 0, "decode_kv_tokens": 0}
             | {"prefill_query_context": 3 + 4 + 5 + 6},
         ),
         ("step[MIXED bs=9]", {}),
-        (
-            "step[mixed bs=9 ext=2 dec=7]",
-            {"prefill_requests": 2, "decode_requests": 7, "decode_tokens": 7},
-        ),
+        ("step[mixed bs=9 ext=2 dec=7]",
+         {"prefill_requests": 2, "decode_requests": 7, "decode_tokens": 7}),
         ("step[mixed bs=9 ext=512 dec=7]", {}),
         (
             "step[MIXED bs=3 c=1 g=2 c_sq=4 c_sk=6 c_sqsq=16 c_sqsk=24 g_sq=2 g_sk=50 g_sqsq=2 "
@@ -41,7 +37,7 @@ NO_DECODES = {"decode_requests": 0, "decode_tokens": 0, "decode_kv_tokens": 0}
             | {"decode_kv_tokens": 50},
         ),
     ],
-)
+)  # fmt: skip
 def test_sglangs_marks(name, told):
     assert read_mark(name) == StepMark(**told)
 

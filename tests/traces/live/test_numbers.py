@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.servers.metrics_server import Metrics
 from traces.live import numbers as live_numbers
 from traces.live.metrics_page import LONGEST_LINE, MOST_ENGINES, MOST_EVER, PageReader, Series
-from traces.live.numbers import Bounds, Polls, numbers_in, numbers_of
+from traces.live.numbers import Bounds, Histogram, Polls, numbers_in, numbers_of
 from traces.live.verdict import Evidence, draft_gain, fixed_share, judge
 from traces.recording.tables import SCRAPES
 from traces.summary.kernels import Collective, DeviceTime
@@ -142,6 +142,13 @@ def histogram_pages(intervals, before=(), bounds=(0.3, 0.5, 1.0, 5.0, 10.0, math
         ]
         pages.append((second, "\n".join(lines).replace("inf", "+Inf") + "\n"))
     return pages
+
+
+def test_counts_beyond_whole_numbers_have_quantiles():
+    """A page may count what it likes: no watch ends with a traceback."""
+    counts = np.array([[3e20, 2e20, 1e20]], dtype=np.float32)
+    found = Histogram(bounds=np.array([1.0, 2.0, 3.0]), counts=counts, sums=np.array([math.nan]))
+    assert found.quantile(1.0) == Bounds(low=2.0, high=3.0, unit="s")
 
 
 @pytest.mark.slow
@@ -291,6 +298,22 @@ def test_series_are_bounded_over_all_pages(monkeypatch):
     assert window.left_out and not fed(polled({GEN: [1, 3, 5]}), 1).left_out
     assert window.total(GEN) == 4 + 2
     assert window.gauges[RUNS].tolist() == [1, 1, 1]
+
+
+def test_places_are_found_where_the_ends_of_series_are_alike():
+    bits = np.array([7, 7 + (1 << 16), 9, 7 + (3 << 16), 0], dtype=np.uint64)
+    known = live_numbers._Known.of(bits[:4])
+    asked = np.append(bits[::-1], np.uint64(7 + (9 << 16)))
+    assert known.places(asked).tolist() == [4, 3, 2, 1, 0, 4]
+    assert live_numbers._Known.of(bits[:0]).places(bits).tolist() == [0] * 5
+
+
+def test_what_a_page_tells_twice_is_told_once():
+    rows = polled({GEN: [10, 20, 40], RUNS: [1, 2, 3]})
+    twice = pl.concat([rows.with_columns(pl.col("value") * 9), rows]).sort(
+        "time", maintain_order=True
+    )
+    assert numbers_of(twice, "e") == numbers_of(rows, "e")
 
 
 def test_labels_that_a_relabelled_page_adds():
@@ -478,13 +501,11 @@ def test_what_a_draft_gains_is_measured_at_the_same_batch():
         (lambda: steps(1, 1, count=100), "200 or more steps whose time and composition are known"),
         (lambda: steps(1, 1).with_columns(decode_tokens=None), "steps with their composition"),
         (lambda: steps(10, 1, sizes=[8]), "All 300 are alike"),
-        (
-            lambda: steps(10, 0).with_columns(wall_ns=pl.Series([1, 9, 4] * 100) * 10**6),
-            "It explains <1 % of how 300 steps differ",
-        ),
+        (lambda: steps(10, 0).with_columns(wall_ns=pl.Series([1, 9, 4] * 100) * 10**6),
+         "It explains <1 % of how 300 steps differ"),
     ],
     ids=["no steps", "few steps", "no composition", "all alike", "no fit"],
-)
+)  # fmt: skip
 def test_where_no_share_is_told_it_is_said_what_failed(given, needs):
     share, said = fixed_share(given and given())
     assert share is None and needs in said

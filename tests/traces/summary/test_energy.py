@@ -189,12 +189,10 @@ WINDOW = (START, START + 10 * S)
         (readings([-1, 4, 5, 12]), "neither energy nor power"),
         (readings([4], joules=[50]), "neither energy nor power"),
         (readings(SMOOTH, watts=SMOOTH * 0), "did not move"),
-        (
-            readings(SMOOTH, watts=SMOOTH * 0 + 9) + readings([-1, 2], joules=[1, 2], device="B"),
-            "B: its readings end 8.0 s before",
-        ),
+        (readings(SMOOTH, watts=SMOOTH * 0 + 9) + readings([-1, 2], joules=[1, 2], device="B"),
+         "B: its readings end 8.0 s before"),
     ],
-)
+)  # fmt: skip
 def test_what_is_not_known_says_why(power, reason):
     found = energy_curve(frame("power", power), WINDOW)
     assert isinstance(found, str)

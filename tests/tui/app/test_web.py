@@ -240,10 +240,7 @@ def test_loopback():
     ],
 )
 def test_wrong_use_is_one_line(run, arguments, code, message):
-    found, out, err = run("tui", *arguments)
-    assert (found, out) == (code, "")
-    (line,) = err.strip().splitlines()
-    assert message in line
+    assert message in run.refused("tui", *arguments, code=code)
 
 
 @pytest.mark.slow

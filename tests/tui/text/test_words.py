@@ -35,14 +35,14 @@ def rule(**values):
         (
             Policy(method="routed", n=8, rule=rule(route="easy=1 | *=8,8,4,4,4"), **KNOWN),
             "send 1 request or 4 requests a problem, and when they have ended as many more as the "
-            "table gives (by class, easy: 1 sample, others: 4 samples, 8 if no two agree), each "
+            "table gives (easy: 1 sample, others: 4 samples, 8 if no two agree), each "
             "with temperature 0.8, max_tokens 96, and the most frequent answer wins.",
         ),
         (
             Policy(method="routed", n=8, rule=rule(route="easy=1@low | *=8@high"), **KNOWN),
-            "send 1 request or 8 requests a problem, and when they have ended as many more as the "
-            "table gives (by class, easy: 1 sample at low effort, others: 8 samples at high "
-            "effort), each with temperature 0.8, max_tokens 96, and the most frequent answer wins.",
+            "send as many requests a problem as its class has (easy: 1 sample at low effort, "
+            "others: 8 samples at high effort), each with temperature 0.8, max_tokens 96, and the "
+            "most frequent answer wins.",
         ),
         (
             Policy(method="early_stopping", n=8, rule=rule(window=4), **KNOWN),

@@ -32,16 +32,13 @@ def test_wrong_use_is_one_line_before_anything_is_learned(run, tmp_path, argumen
     (tmp_path / "there.yaml").write_text("")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "policy.json").write_text("")
-    code, out, err = run("advise", SHIPPED, *GIVEN, *arguments)
-    assert (code, out) == (2, "")
-    (line,) = err.strip().splitlines()
-    assert message in line
+    assert message in run.refused("advise", SHIPPED, *GIVEN, *arguments, code=2)
 
 
 def test_a_present_folder_that_is_no_recording_is_refused(run, tmp_path):
-    code, _, err = run("advise", SHIPPED, *GIVEN, "--present", tmp_path / "absent")
-    assert code == 1
-    assert "absent" in err
+    assert "absent" in run.refused(
+        "advise", SHIPPED, *GIVEN, "--present", tmp_path / "absent", code=1
+    )
 
 
 EVIDENCE = SimpleNamespace(workload=None, load=(2, None))

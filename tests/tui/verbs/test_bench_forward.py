@@ -104,10 +104,9 @@ def kernels_s(shapes, scales, **changes):
 
 
 def planned(run, recording, folder):
-    code, out, err = run(
+    out = run.ok(
         "advise", recording, *GIVEN, "--optimise", "latency", "--plan", folder / "next.yaml"
     )
-    assert code == 0, err
     (file,) = folder.glob("*-small-tp4.forward.json")
     return out, file, json.loads(file.read_text())
 
@@ -140,26 +139,23 @@ def test_what_vllm_measured_of_them_corrects_the_kernels(run, recording, tmp_pat
     took = kernels_s(shapes, {"gemm": 2.0})
     result = tmp_path / "result.json"
     result.write_text(json.dumps(results(shapes, 4, took)))
-    code, out, err = run("import", result, "--shapes", file, "-o", tmp_path / "runs" / "cases")
-    assert code == 0, err
+    out = run.ok("import", result, "--shapes", file, "-o", tmp_path / "runs" / "cases")
     assert f"vllm bench forward: {len(took)} cases on 4 GPUs" in out
     asked = ("replay", recording, "--gpu", "test_gpu", "--set", "engine.tensor_parallel_size=4")
-    code, out, err = run(*asked, "--with", tmp_path / "runs" / "cases")
-    assert code == 0, err
+    out = run.ok(*asked, "--with", tmp_path / "runs" / "cases")
     told = " ".join(out.split())
     scale = re.search(r"cases of vllm bench forward \(cases\): gemm x([\d.]+)", told)
     assert 1.8 < float(scale[1]) < 2.1
     assert "so the interval stays that of the prior" in told
-    code, out, err = run(*asked, "--json")
+    _, out, _ = run(*asked, "--json")
     before = json.loads(out)["predicted"]["latency_s"]["mean"]["value"]
-    code, out, err = run(*asked, "--with", tmp_path / "runs" / "cases", "--json")
+    _, out, _ = run(*asked, "--with", tmp_path / "runs" / "cases", "--json")
     after = json.loads(out)["predicted"]["latency_s"]["mean"]["value"]
     assert after > 1.2 * before
-    code, out, err = run(
+    out = run.ok(
         "advise", recording, *GIVEN, "--optimise", "latency", "--explain", "--with",
         tmp_path / "runs" / "cases",
     )  # fmt: skip
-    assert code == 0, err
     assert "its kernels recalibrated by cases. No run of this GPU" in " ".join(out.split())
 
 
@@ -168,15 +164,13 @@ def test_steps_are_not_learned_from_cases_without_logits_and_host(run, recording
     _, _, shapes = planned(run, recording, tmp_path)
     result, cases = tmp_path / "result.json", tmp_path / "runs" / "cases"
     result.write_text(json.dumps(results(shapes, 1, np.full(len(shapes["cases"]), 0.1))))
-    code, _, err = run("import", result, "--model", "small", "-o", cases)
-    assert code == 0, err
-    code, out, err = run("replay", recording, "--with", cases)
-    assert code == 0, err
+    run.ok("import", result, "--model", "small", "-o", cases)
+    out = run.ok("replay", recording, "--with", cases)
     told = " ".join(out.split())
     assert "cases teaches no step times: its cases are of the forward alone" in told
-    code, _, err = run("replay", recording, "--gpu", "test_gpu", "--with", cases)
-    assert code == 2
-    assert "times what the tables of test_gpu give small at tensor_parallel_size 1" in err
+    assert "times what the tables of test_gpu give small at tensor_parallel_size 1" in run.refused(
+        "replay", recording, "--gpu", "test_gpu", "--with", cases, code=2
+    )
 
 
 def shapes_of(*requests, **told):
@@ -301,16 +295,12 @@ def test_cases_beside_whole_steps_are_said_not_to_be_used(tables, tmp_path):
             "left out: 1 case whose experts were visited evenly (--routing balanced). Real "
             "prompts visit them unevenly",
         ),
-        (
-            lambda case: case["requests"][0].update(query_len=65),
-            "left out: 1 case with contexts shorter than their new tokens",
-        ),
-        (
-            lambda case: case["ranks"][0].update(timing_scope="target_and_drafter"),
-            "left out: 1 case with the drafter in their time (run with --exclude-drafter)",
-        ),
+        (lambda case: case["requests"][0].update(query_len=65),
+         "left out: 1 case with contexts shorter than their new tokens"),
+        (lambda case: case["ranks"][0].update(timing_scope="target_and_drafter"),
+         "left out: 1 case with the drafter in their time (run with --exclude-drafter)"),
     ],
-)
+)  # fmt: skip
 def test_what_tells_nothing_of_the_kernels_is_left_out_and_counted(tmp_path, change, why):
     shapes = shapes_of(*BATCHES)
     cases, notes = imported(tmp_path, shapes, [1e-3] * 4, lambda found: change(found[0]))
@@ -328,11 +318,10 @@ def test_the_file_of_shapes_names_the_model_whose_config_is_given(run, tmp_path)
     (tmp_path / "result.json").write_text(json.dumps(results(shapes, 2, [1e-3] * 4)))
     given = ("import", tmp_path / "result.json", "--shapes", tmp_path / "shapes.json")
     given += ("--model-config", tmp_path / "config.json")
-    code, _, err = run(*given, "-o", tmp_path / "rec")
-    assert code == 0, err
+    run.ok(*given, "-o", tmp_path / "rec")
     assert Recording.open(tmp_path / "rec").manifest.models["small"].num_hidden_layers == 4
-    code, _, err = run(*given, "--model", "other", "-o", tmp_path / "none")
-    assert code == 2 and "--model other: " in err and "is for small" in err
+    told = run.refused(*given, "--model", "other", "-o", tmp_path / "none", code=2)
+    assert "--model other: " in told and "is for small" in told
 
 
 @pytest.mark.parametrize(
@@ -364,8 +353,5 @@ def test_bad_results_are_one_line(run, tmp_path, change, code, why):
     (tmp_path / "shapes.json").write_text(json.dumps(shapes))
     (tmp_path / "result.json").write_text(json.dumps(found))
     given = ("import", tmp_path / "result.json", "--shapes", tmp_path / "shapes.json")
-    found_code, _, err = run(*given, "-o", tmp_path / "rec")
-    assert found_code == code, err
-    assert why in err
-    assert len(err.splitlines()) == 1
+    assert why in run.refused(*given, "-o", tmp_path / "rec", code=code)
     assert not (tmp_path / "rec").exists() or not list((tmp_path / "rec").iterdir())

@@ -86,8 +86,7 @@ def test_in_lines(run, tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps(LATENT | FP8 | {"num_nextn_predict_layers": 1})
     )
-    code, out, _ = run("doctor", "--model-config", tmp_path)
-    assert code == 0
+    out = run.ok("doctor", "--model-config", tmp_path)
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
     assert (
@@ -107,10 +106,7 @@ def test_in_lines(run, tmp_path):
     ],
 )
 def test_bad_requests_are_one_line(run, arguments, message):
-    code, out, err = run("doctor", *arguments)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
+    assert message in run.refused("doctor", *arguments, code=2)
 
 
 @pytest.mark.slow

@@ -18,8 +18,7 @@ def trace(tmp_path):
 
 
 def test_import_show_and_export(run, trace, tmp_path):
-    code, out, err = run("import", trace, "-o", "r")
-    assert (code, err) == (0, "")
+    out = run.clean("import", trace, "-o", "r")
     assert max(map(len, out.splitlines())) <= 80
     for wanted in (
         "trace.json.gz",
@@ -30,28 +29,25 @@ def test_import_show_and_export(run, trace, tmp_path):
         "kept in r",
     ):
         assert wanted in out, wanted
-    code, out, err = run("show", "r")
-    assert (code, err) == (0, "")
+    out = run.clean("show", "r")
     assert max(map(len, out.splitlines())) <= 80
     for wanted in ("imported from profiler traces: trace.json.gz", "gemm", "all_reduce", "idle"):
         assert wanted in out, wanted
     assert "accuracy" not in out
-    code, out, _ = run("show", "r", "--json")
+    _, out, _ = run("show", "r", "--json")
     (shown,) = json.loads(out)["runs"]
     assert shown["config"]["policy"] is None
     assert shown["device_time"]["idle_s"] == pytest.approx(60e-6)
-    code, out, _ = run("export", "r", "-o", "out.json.gz")
-    assert code == 0
+    out = run.ok("export", "r", "-o", "out.json.gz")
     assert "2 steps" in out
     assert (tmp_path / "out.json.gz").stat().st_size
-    code, out, _ = run("export", "r", "-o", "out.json", "--json")
+    _, out, _ = run("export", "r", "-o", "out.json", "--json")
     assert json.loads(out)["events"]["steps"] == 2
     assert json.loads((tmp_path / "out.json").read_text())["traceEvents"]
 
 
 def test_import_json(run, trace):
-    code, out, err = run("import", trace, "-o", "r", "--json")
-    assert (code, err) == (0, "")
+    out = run.clean("import", trace, "-o", "r", "--json")
     document_ = json.loads(out)
     (file,) = document_["files"]
     assert (file["rank"], file["world_size"], file["steps"], file["kernels"]) == (0, 2, 2, 7)
@@ -62,8 +58,7 @@ def test_two_imported_recordings_are_shown_one_after_the_other(run, trace, tmp_p
     cpu = write(tmp_path / "cpu.json", document(cpu_events()))
     run("import", trace, "-o", "a")
     run("import", cpu, "-o", "b")
-    code, out, _ = run("show", "a", "b")
-    assert code == 0
+    out = run.ok("show", "a", "b")
     assert "trace.json.gz" in out
     assert "cpu.json" in out
 
@@ -71,8 +66,7 @@ def test_two_imported_recordings_are_shown_one_after_the_other(run, trace, tmp_p
 def test_what_was_skipped_is_one_line(run, tmp_path):
     bad = [{**kernel("gemm", 1, 2, 1), "dur": -1}] * 3
     path = write(tmp_path / "t.json", document([*device_events(), *bad]))
-    code, out, err = run("import", path, "-o", "r")
-    assert (code, err) == (0, "")
+    out = run.clean("import", path, "-o", "r")
     assert "! t.json: skipped: 3 events of negative duration" in out
 
 
@@ -89,10 +83,7 @@ def test_what_was_skipped_is_one_line(run, tmp_path):
     ],
 )
 def test_refusals(run, trace, arguments, code, message):
-    got, out, err = run(*arguments)
-    assert (got, out) == (code, "")
-    assert err.count("\n") == 1
-    assert message in err
+    assert message in run.refused(*arguments, code=code)
 
 
 def test_a_folder_that_holds_a_recording_is_kept(run, trace):
@@ -106,13 +97,11 @@ def test_outcomes_are_imported_and_shown(run, tmp_path):
     rows = [json.dumps(good), "{broken", json.dumps(good | {"sample_index": 1, "correct": False})]
     path = tmp_path / "o.jsonl"
     path.write_text("\n".join(rows))
-    code, out, err = run("import", path, "-o", "r")
-    assert (code, err) == (0, "")
+    out = run.clean("import", path, "-o", "r")
     assert max(map(len, out.splitlines())) <= 80
     assert out.startswith("outcomes JSONL: 2 samples of 1 problem\n")
     assert "! o.jsonl: skipped: 1 line that is not JSON (first: line 2)" in out
-    code, out, err = run("show", "r")
-    assert (code, err) == (0, "")
+    out = run.clean("show", "r")
     assert max(map(len, out.splitlines())) <= 80
     assert "temperature -" in out and "engine    imported, settings not known" in out
     code, out, _ = run("show", "r", "--json")
@@ -126,8 +115,7 @@ def test_outcomes_are_imported_and_shown(run, tmp_path):
 
 def test_completions_are_judged_anew(run):
     path = FOREIGN / "samples_toy_sums_self.jsonl"
-    code, out, err = run("import", path, "-o", "r", "--verifier", "numeric")
-    assert (code, err) == (0, "")
+    out = run.clean("import", path, "-o", "r", "--verifier", "numeric")
     assert "20 samples of 5 problems" in out
     assert "judged by the verifier numeric" in out
     code, out, _ = run("import", FOREIGN / "inspect_sums.eval", "-o", "s", "--score", "includes")
@@ -148,17 +136,15 @@ def test_completions_are_judged_anew(run):
 )
 def test_refusals_of_outcomes(run, arguments, code, message):
     files = [FOREIGN / each if (FOREIGN / each).exists() else each for each in arguments]
-    got, out, err = run("import", *files, "-o", "r")
-    assert (got, out) == (code, "")
-    assert err.count("\n") == 1
-    assert message in err
+    assert message in run.refused("import", *files, "-o", "r", code=code)
     assert not Path("r", "recording.json").exists()
 
 
 def test_score_and_verifier_are_not_for_traces(run, trace):
     for option in ("--score", "--verifier"):
-        code, _, err = run("import", trace, "-o", "r", option, "numeric")
-        assert code == 2 and f"{option} is for samples" in err
+        assert f"{option} is for samples" in run.refused(
+            "import", trace, "-o", "r", option, "numeric", code=2
+        )
 
 
 SENT = [(0.0, 700, 4, 0.05, 0.5), (0.25, 1024, 9, 0.06, 0.2), (2.0, 91, 1, 0.07, 0.07)]
@@ -166,14 +152,12 @@ SENT = [(0.0, 700, 4, 0.05, 0.5), (0.25, 1024, 9, 0.06, 0.2), (2.0, 91, 1, 0.07,
 
 def test_requests_are_imported_shown_and_exported(run, tmp_path):
     path = mooncake(tmp_path / "t.jsonl", SENT, {1: {"output": -1}})
-    code, out, err = run("import", path, "-o", "r")
-    assert (code, err) == (0, "")
+    out = run.clean("import", path, "-o", "r")
     assert max(map(len, out.splitlines())) <= 80
     assert out.startswith("Mooncake trace: 2 requests in 2.00 s\n  tokens of prompt     791\n")
     assert "! t.jsonl: skipped: 1 line whose output_length is no whole number from 1" in out
     assert out.endswith("kept in r\n\nnext      ttscope show r\n")
-    code, out, err = run("show", "r")
-    assert (code, err) == (0, "")
+    out = run.clean("show", "r")
     assert max(map(len, out.splitlines())) <= 80
     assert "engine    imported, settings not known" in out and "problems  2 decided of 2" in out
     code, out, _ = run("export", "r", "-o", "out.jsonl", "--format", "mooncake")
@@ -189,8 +173,7 @@ def test_requests_are_imported_shown_and_exported(run, tmp_path):
 
 def test_requests_as_json(run, tmp_path):
     path = vllm_bench(tmp_path / "b.json", SENT)
-    code, out, err = run("import", path, "-o", "r", "--json")
-    assert (code, err) == (0, "")
+    out = run.clean("import", path, "-o", "r", "--json")
     document_ = json.loads(out)
     assert document_["format"] == "vllm bench serve result"
     counts = [document_[name] for name in ("requests", "measured", "failed", "span_s")]
@@ -216,10 +199,7 @@ def test_refusals_of_requests(run, trace, tmp_path, arguments, code, message):
     azure(tmp_path / "t.csv", SENT)
     azure(tmp_path / "head.csv", [])
     vllm_bench(tmp_path / "b.json", SENT)
-    got, out, err = run(*arguments)
-    assert (got, out) == (code, "")
-    assert err.count("\n") == 1
-    assert message in err
+    assert message in run.refused(*arguments, code=code)
     assert not Path("r", "recording.json").exists()
 
 
@@ -235,8 +215,7 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     options = ("--operators", "gpu", "--num-hidden-layers", 4)
     code, out, err = run("replay", "r", *options, "--set", "engine.num_gpu_blocks=abc")
     assert (code, out) == (2, "") and "num_gpu_blocks=abc: give a whole number" in err
-    code, out, err = run("replay", "r", *options, "--set", "engine.max_num_seqs=8")
-    assert (code, err) == (0, "")
+    out = run.clean("replay", "r", *options, "--set", "engine.max_num_seqs=8")
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
     for wanted in (
@@ -249,8 +228,7 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     ):
         assert wanted in told, wanted
     assert "tokens/problem 5.00 - 5.00" in told
-    code, out, err = run("replay", "r", *options, "-o", "p")
-    assert (code, err) == (0, "")
+    out = run.clean("replay", "r", *options, "-o", "p")
     assert run("show", "p")[0] == 0
 
 
@@ -266,8 +244,7 @@ def test_votes_of_answers_that_are_not_told_are_not_known(run, tmp_path, n):
     assert run("import", "o.jsonl", "-o", "r")[0] == 0
     right = pytest.approx(1 if n == 1 else 2 / 3)
     for options in ((), ("--policies",)) if n > 1 else (("--policies",),):
-        code, out, _ = run("show", "r", *options, "--json")
-        assert code == 0
+        out = run.ok("show", "r", *options, "--json")
         (shown,) = json.loads(out)["runs"]
         known = {(p["method"], p["n"]): p["accuracy"]["value"] for p in shown["policies"]}
         assert {k for method, k in known if method == "majority"} == {1}
@@ -282,9 +259,9 @@ def test_votes_of_answers_that_are_not_told_are_not_known(run, tmp_path, n):
 def test_plain_outcomes_are_not_judged_anew(run, tmp_path):
     row = {"problem_id": "a", "sample_index": 0, "correct": True, "answer": "1", "expected": "1"}
     (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
-    code, out, err = run("import", "o.jsonl", "--verifier", "math", "-o", "r")
-    assert (code, out) == (2, "")
-    assert "outcomes JSONL has none. Leave it out" in err
+    assert "outcomes JSONL has none. Leave it out" in run.refused(
+        "import", "o.jsonl", "--verifier", "math", "-o", "r", code=2
+    )
     assert not (tmp_path / "r").exists()
 
 
@@ -296,8 +273,7 @@ def test_numbers_that_are_none_are_null_and_counted(run, tmp_path):
         for i, value in enumerate(values)
     ]
     (tmp_path / "o.jsonl").write_text("\n".join(rows))
-    code, out, _ = run("import", "o.jsonl", "-o", "r", "--json")
-    assert code == 0
+    out = run.ok("import", "o.jsonl", "-o", "r", "--json")
     document_ = json.loads(out)
     assert document_["samples"] == 5
     (file,) = document_["files"]
@@ -328,10 +304,12 @@ def test_a_folder_of_forward_passes(run, tmp_path):
     assert [each["sampled"] for each in told["engines"]] == [False, True]
     code, out, _ = run("show", tmp_path / "rec")
     assert code == 0 and out.count("step time") == 2 and "sampled (DYN_FPM_MODE)" in out
-    code, _, err = run("replay", tmp_path / "rec", "--set", "engine.max_num_seqs=8")
-    assert code == 2 and "nothing to replay" in err
-    code, _, err = run("import", tmp_path, "-o", tmp_path / "none")
-    assert code == 2 and "holds no files *fpm*.jsonl.gz" in err
+    assert "nothing to replay" in run.refused(
+        "replay", tmp_path / "rec", "--set", "engine.max_num_seqs=8", code=2
+    )
+    assert "holds no files *fpm*.jsonl.gz" in run.refused(
+        "import", tmp_path, "-o", tmp_path / "none", code=2
+    )
 
 
 @pytest.mark.slow
@@ -351,11 +329,9 @@ def test_forward_passes_teach_the_steps_of_the_model_that_is_named(run, tmp_path
     assert run("import", requests, "-o", tmp_path / "requests")[0] == 0
     limits = ["--set", "engine.max_num_seqs=16", "--set", "engine.max_num_batched_tokens=2048"]
     replay = ["replay", tmp_path / "requests", *limits, "--json"]
-    code, out, _ = run(*replay, "--with", tmp_path / "passes")
-    assert code == 0
+    out = run.ok(*replay, "--with", tmp_path / "passes")
     predicted = json.loads(out)["predicted"]
     # Batches of 20 requests: a token takes about the 9 ms of the recorded decode steps.
     assert 0.004 < predicted["tpot_s"]["p50"]["value"] < 0.02
     assert run("import", *passes, "--model", "other", "-o", tmp_path / "other")[0] == 0
-    code, _, err = run(*replay, "--with", tmp_path / "other")
-    assert code == 2 and "other" in err
+    assert "other" in run.refused(*replay, "--with", tmp_path / "other", code=2)

@@ -75,12 +75,11 @@ def three(run, tmp_path, prior, imported):
     for seed, (name, (layers, hidden, skill, length)) in enumerate(MODELS.items()):
         tokens[name] = outcomes(tmp_path / f"{name}.jsonl", skill, length, seed=seed)
         (tmp_path / f"{name}.json").write_text(json.dumps(config(layers, hidden)))
-        code, out, err = run(
+        out = run.clean(
             "import", f"{name}.jsonl", "--model", f"org/{name}", "--model-config", f"{name}.json",
             "--temperature", "0.6", "--top-p", "0.95", "--max-tokens", "16384",
             "--prompt-tokens", PROMPT, "-o", f"runs/{name}",
         )  # fmt: skip
-        assert (code, err) == (0, "")
         assert f"given at the import: model org/{name}, temperature 0.6" in " ".join(out.split())
     shutil.copytree(tmp_path, kept)
     return tokens
@@ -104,8 +103,7 @@ def test_what_was_given_is_in_the_recording(run, three, tmp_path):
 @pytest.mark.slow
 def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     asked = ("replay", "runs/small", "--gpu", "test_gpu", "--concurrency", "1", "--json")
-    code, out, err = run(*asked)
-    assert code == 0, err
+    out = run.ok(*asked)
     found = json.loads(out)["predicted"]
     tokens = three["small"]
     # One problem at a time: each ends with its longest sample, a step a token.
@@ -124,26 +122,21 @@ def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     products_s = sum(gemm_s(8, n, k) for n, k in products)
     floor_s = layers * (products_s + decode_s(8, PROMPT + np.median(tokens) / 2, 8, 4))
     assert floor_s < tpot < floor_s + (7 * layers + 10) * KERNEL_S + 1e-3
-    code, out, err = run(*asked[:-3], "--rate", "2/s", "--json")
-    assert code == 0, err
+    out = run.ok(*asked[:-3], "--rate", "2/s", "--json")
     write_tables(tmp_path / "gpu")
     on_tables = ("--operators", "gpu", "--num-hidden-layers", "4", "--concurrency", "2")
     run("import", "small.jsonl", "--prompt-tokens", "5", "-o", "plain")
-    code, out, err = run("replay", "plain", *on_tables, "--json")
-    assert code == 0, err
+    out = run.ok("replay", "plain", *on_tables, "--json")
     found = json.loads(out)["predicted"]
     assert found["tokens_per_problem"]["value"] == pytest.approx(tokens.sum(axis=1).mean())
     assert found["latency_s"]["mean"]["extrapolated"] and found["accuracy"] is not None
-    code, out, err = run(*asked[:-3])
-    assert code == 2 and err.count("\n") == 1
-    assert "tells no load to replay. Give --concurrency" in err
+    assert "tells no load to replay. Give --concurrency" in run.refused(*asked[:-3], code=2)
 
 
 @pytest.mark.slow
 def test_advice_needs_no_recorded_step(run, three):
     asked = ("advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "cost")
-    code, out, err = run(*asked, "--api-price", "2", "--explain")
-    assert code == 0, err
+    out = run.ok(*asked, "--api-price", "2", "--explain")
     assert "renting costs less from" in out and "prompts not counted" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
@@ -153,8 +146,7 @@ def test_advice_needs_no_recorded_step(run, three):
     assert "* by the prior, not measured" in told
     # An import has no prompts to pose again.
     assert told.count("--workload problems.jsonl") == told.count("ttscope record") > 0
-    code, out, err = run(*asked, "--json")
-    assert code == 0, err
+    out = run.ok(*asked, "--json")
     document = json.loads(out)
     picks = [*document["pareto"], document["system_optimal"]]
     assert {pick["prior"] for pick in picks} == {"test_gpu"}
@@ -179,8 +171,7 @@ def test_a_gateway_reads_which_effort_to_use(run, three, tmp_path):
     (tmp_path / "grouped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run("import", "grouped.jsonl", "--model", "m", "--model-config", "small.json",
         "--prompt-tokens", "9", "-o", "g")  # fmt: skip
-    code, out, err = run("advise", "g", *GPU, "--optimise", "cost", "--effort-map")
-    assert code == 0, err
+    out = run.ok("advise", "g", *GPU, "--optimise", "cost", "--effort-map")
     found = json.loads(out)
     assert (found["ttscope_effort_map"], found["model"], found["problems"]) == (1, "m", 30)
     assert {name: each["problems"] for name, each in found["classes"].items()} == {
@@ -192,17 +183,18 @@ def test_a_gateway_reads_which_effort_to_use(run, three, tmp_path):
     cut = (three["small"] >= (limit or np.inf)).mean()
     assert (effort["cut_share"] or {"value": 0})["value"] == pytest.approx(cut)
     assert effort["estimates"]["latency_p95_s"]["value"] > 0
-    code, out, err = run("advise", "g", *GPU, *goal, "--effort-map", "--json")
-    assert (code, out, err.count("\n")) == (2, "", 1) and "one document" in err
-    code, out, err = run("advise", "g", *GPU, "--max-latency", "1us", "--effort-map")
-    assert (code, out, err.count("\n")) == (1, "", 1) and "nothing fits the budget" in err
+    assert "one document" in run.refused(
+        "advise", "g", *GPU, *goal, "--effort-map", "--json", code=2
+    )
+    assert "nothing fits the budget" in run.refused(
+        "advise", "g", *GPU, "--max-latency", "1us", "--effort-map", code=1
+    )
 
 
 @pytest.mark.slow
 def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_path):
     asked = ("advise", "runs", *GPU, "--min-accuracy", "0.4", "--optimise", "latency")
-    code, out, err = run(*asked, "--json")
-    assert code == 0, err
+    out = run.ok(*asked, "--json")
     before = json.loads(out)["system_optimal"]
     lines = [line for line in json.loads(out)["measure_next"] if "a short run for" in line]
     assert 1 <= len(lines) <= 3
@@ -221,8 +213,7 @@ def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_pat
     told = float(own.partition("about ")[2].split(" dev-s")[0])
     assert told / devices == pytest.approx(START_S + 2 * seconds, rel=0.05)
     run_there(recording, engine["tensor_parallel_size"], tmp_path / "there", 1.6)
-    code, out, err = run(*asked, "--with", "there", "--json")
-    assert code == 0, err
+    out = run.ok(*asked, "--with", "there", "--json")
     after = json.loads(out)["system_optimal"]
     if after["engine"] == engine:
         ratio = after["estimates"]["latency_s"]["value"] / before["estimates"]["latency_s"]["value"]
@@ -234,8 +225,9 @@ def test_short_runs_on_the_gpu_would_settle_it_and_are_taken(run, three, tmp_pat
     ):
         code, _, err = run(*asked, *given)
         assert code != 0 and err.count("\n") == 1 and reason in err, err
-    code, _, err = run("advise", "runs", "--optimise", "cost", "--with", "there")
-    assert code == 2 and "--with checks the prior of a --gpu" in err
+    assert "--with checks the prior of a --gpu" in run.refused(
+        "advise", "runs", "--optimise", "cost", "--with", "there", code=2
+    )
 
 
 def alone_s(recording, pick):
@@ -288,8 +280,7 @@ def test_accuracy_is_that_of_the_votes_whatever_the_times(three, tmp_path):
 @pytest.mark.slow
 def test_the_report_has_the_same_pick(run, three, tmp_path):
     page = tmp_path / "page.html"
-    code, _, err = run("report", "runs", *GPU, "--min-accuracy", "0.4", "-o", page)
-    assert code == 0, err
+    run.ok("report", "runs", *GPU, "--min-accuracy", "0.4", "-o", page)
     text = page.read_text()
     assert "Its times come from operator tables of test_gpu" in text
     assert "no recording holds engine steps" in text  # nothing to foretell a run from
@@ -297,14 +288,11 @@ def test_the_report_has_the_same_pick(run, three, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_without_facts_is_no_candidate_and_is_named(run, three):
-    code, _, _ = run("import", "large.jsonl", "--model", "bare", "--prompt-tokens", "9", "-o", "b")
+    run("import", "large.jsonl", "--model", "bare", "--prompt-tokens", "9", "-o", "b")
     asked = (*GPU, "--optimise", "cost", "--json")
-    code, out, err = run("advise", "runs/small", "b", *asked)
-    assert code == 0, err
+    out = run.ok("advise", "runs/small", "b", *asked)
     assert any("bare weighs is not known" in why for why in json.loads(out)["infeasible"])
-    code, out, err = run("advise", "b", *asked)
-    assert code == 2 and err.count("\n") == 1
-    assert "Import it with --model-config FILE" in err
+    assert "Import it with --model-config FILE" in run.refused("advise", "b", *asked, code=2)
 
 
 @pytest.mark.slow
@@ -332,11 +320,8 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     for name in ("f", "e"):
         run("import", f"{name}.jsonl", "--model", "x", "-o", f"x/{name}")
     for recordings, reason in cases.items():
-        code, out, err = run("advise", *recordings, *GPU, "--optimise", "cost")
-        assert code in (1, 2) and not out
-        assert err.count("\n") == 1 and reason in err, err
-    code, _, err = run("advise", "runs", "--optimise", "cost")
-    assert code == 1 and "or name a GPU (--gpu)" in err
+        assert reason in run.refused("advise", *recordings, *GPU, "--optimise", "cost")
+    assert "or name a GPU (--gpu)" in run.refused("advise", "runs", "--optimise", "cost", code=1)
 
 
 @pytest.mark.parametrize(
@@ -357,9 +342,7 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
 )
 def test_what_no_run_can_have_is_one_line(run, tmp_path, options, reason):
     outcomes(tmp_path / "small.jsonl", 0.5, 100, problems=2)
-    code, out, err = run("import", "small.jsonl", "-o", "r", *options)
-    assert code == 2 and not out
-    assert err.count("\n") == 1 and reason in err, err
+    assert reason in run.refused("import", "small.jsonl", "-o", "r", *options, code=2)
     assert not (tmp_path / "r").exists()
 
 
@@ -375,9 +358,7 @@ def test_what_no_run_can_have_is_one_line(run, tmp_path, options, reason):
 )
 def test_other_shapes_of_outcomes_are_told_to_be_lines(run, tmp_path, text):
     (tmp_path / "out.txt").write_text(text)
-    code, out, err = run("import", "out.txt", "-o", "r", "--model", "m")
-    assert code in (1, 2) and not out
-    assert err.count("\n") == 1 and "one JSON object a line" in err, err
+    assert "one JSON object a line" in run.refused("import", "out.txt", "-o", "r", "--model", "m")
 
 
 def test_what_contradicts_itself_is_told(run, tmp_path):
@@ -434,15 +415,13 @@ def test_two_imports_are_paired_by_their_common_problems(run, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(lines)
         assert run("import", f"{name}.jsonl", "--model", name, "-o", name)[0] == 0
         assert Recording.open(tmp_path / name).manifest.workload.name == name
-    code, out, err = run("show", *rows)
-    assert code == 0, err
+    out = run.ok("show", *rows)
     told = " ".join(out.split())
     assert "the same 8 problems, paired" in told
     assert "problems left out: 3 of 1 alone, 3 of 2 alone, 1 of the same name" in told
     document = json.loads(run("show", *rows, "--json")[1])["difference"]
     assert document["problems"] == 8 and sum(document["unpaired"].values()) == 7
-    code, out, _ = run("import", *(f"{name}.jsonl" for name in rows), "-o", "both")
-    assert code == 0
+    out = run.ok("import", *(f"{name}.jsonl" for name in rows), "-o", "both")
     groups = Recording.open(tmp_path / "both").problems["group"].unique().sort().to_list()
     assert groups == sorted(rows)
 
@@ -461,8 +440,7 @@ def test_two_imports_are_paired_by_their_common_problems(run, tmp_path):
 def test_numbers_of_samples_are_those_asked_for(run, tmp_path, options, reason):
     outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=6, samples=4)
     run("import", "a.jsonl", "-o", "a")
-    code, out, err = run("show", "a", *options)
-    assert code == 2 and not out and err.count("\n") == 1 and reason in err, err
+    assert reason in run.refused("show", "a", *options, code=2)
     found = json.loads(run("show", "a", "--policies", "--k", "3,5", "--json")[1])["runs"][0]
     assert {each["n"] for each in found["policies"] if each["method"] == "majority"} == {3, 5}
 

@@ -33,8 +33,7 @@ def verb(run, tmp_path, shared):
     """Run a verb where the models' outcomes are imported; return what it printed."""
 
     def call(*arguments):
-        code, out, err = run(*arguments)
-        assert code == 0, err
+        out = run.ok(*arguments)
         return out
 
     for seed, (name, (skill, tokens)) in enumerate(MODELS.items()):

@@ -27,8 +27,7 @@ def model(tmp_path, prior):
 
 
 def test_the_steps_of_a_gpu_that_was_not_measured(run, model):
-    code, out, err = run("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
-    assert code == 0, err
+    out = run.ok("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
     paths = str(model), str(VOTES)
     assert max(len(line) for line in out.splitlines() if not any(p in line for p in paths)) <= 80
     assert "steps of the prior of test_gpu, model" in " ".join(out.split())
@@ -38,15 +37,14 @@ def test_the_steps_of_a_gpu_that_was_not_measured(run, model):
 
 def test_what_nobody_set_is_said_to_be_assumed(run, model):
     asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
-    code, out, err = run(*asked)
-    assert code == 0, err
+    out = run.ok(*asked)
     told = " ".join(out.split())
     # Recorded with max_num_seqs 64, and vLLM's default of max_num_batched_tokens on a CPU.
     assert "engine.max_num_batched_tokens 4096 -> 8192, engine.block_size 128 -> 16" in told
     assert "enforce_eager false, max_num_batched_tokens 8,192. --set says others" in told
     assert "max_num_seqs 64," not in told
     assert "KV blocks without limit, as the GPU's memory is not known" in told
-    code, out, err = run(*asked, "--set", "engine.max_num_batched_tokens=4096")
+    _, out, _ = run(*asked, "--set", "engine.max_num_batched_tokens=4096")
     told = " ".join(out.split())
     assert "engine.max_num_batched_tokens" not in told
     assert "enforce_eager false. --set says others" in told
@@ -68,17 +66,14 @@ def test_a_config_of_any_name_is_read(run, model, tmp_path):
         ("{", "is no JSON"),
     ):
         whole.write_text(text)
-        code, out, err = run(*arguments, whole)
-        assert (code, out) == (2, "")
-        assert reason in err
+        assert reason in run.refused(*arguments, whole, code=2)
 
 
 def test_the_document_marks_what_is_prior(run, model):
-    code, out, err = run(
+    out = run.ok(
         "replay", VOTES, "--gpu", "test_gpu", "--model-config", model / "config.json", "--json",
         "--set", "engine.tensor_parallel_size=2",
     )  # fmt: skip
-    assert code == 0, err
     found = json.loads(out)
     latency = found["predicted"]["latency_s"]["mean"]
     assert latency["low"] < latency["value"] < latency["high"]
@@ -96,8 +91,7 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(prior_tables, "tables_folder", tables_folder)
     assert run(*asked)[0] == 1
     for folder in (other, other.parent):
-        code, out, err = run(*asked, "--tables", folder)
-        assert code == 0, err
+        out = run.ok(*asked, "--tables", folder)
         found = json.loads(out)
         assert found["predicted"]["latency_s"] == installed["predicted"]["latency_s"]
         assert any("test_gpu, vLLM 0.12.0)" in note for note in found["notes"])
@@ -107,72 +101,47 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
         (("--tables", model), f"--tables {model}: has no folder data of systems"),
         (("--tables", other, "--gpu", "h100"), "a replay is of one"),
     ):
-        code, _, err = run(*asked, *more)
-        assert code == 2 and message in err
-    code, _, err = run("replay", VOTES, "--tables", other)
-    assert code == 2 and "--tables goes with --gpu" in err
+        assert message in run.refused(*asked, *more, code=2)
+    assert "--tables goes with --gpu" in run.refused("replay", VOTES, "--tables", other, code=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "change", "message"),
     [
-        (
-            ("--gpu", "h100"),
-            {},
-            "--gpu h100: no operator tables. Did you mean h100_pcie? Choose one of test_gpu",
-        ),
+        (("--gpu", "h100"), {},
+         "--gpu h100: no operator tables. Did you mean h100_pcie? Choose one of test_gpu"),
         (("--gpu", "test_gpu", "--operators", "x"), {}, "--gpu excludes --operators"),
         (("--gpu", "test_gpu", "--num-hidden-layers", "2"), {}, "--gpu excludes"),
         (("--model-config", "model"), {}, "--model-config goes with --gpu"),
         (("--measured", "itl=2ms@4"), {}, "--measured goes with --gpu, whose prior it corrects"),
         (("--collectives", "x"), {}, "--collectives goes with --operators"),
         (("--gpu", "test_gpu", "--gpu", "h100"), {}, "a replay is of one. Give one at a time"),
+        (("--gpu", "test_gpu", "--model-config", "nowhere"), {},
+         "nowhere cannot be read (No such file or directory)"),
+        (("--gpu", "test_gpu", "--model-config", "model"), {"num_hidden_layers": None},
+         "config.json: no field num_hidden_layers. Give a model's config.json"),
+        (("--gpu", "test_gpu", "--model-config", "model"), {"hidden_size": [512]},
+         "config.json: hidden_size is a list, not a whole number from 1 up"),
+        (("--gpu", "test_gpu", "--model-config", "model"),
+         {"quantization_config": {"load_in_4bit": True}},
+         "has weights quantised as bitsandbytes, in a form that is not known"),
         (
-            ("--gpu", "test_gpu", "--model-config", "nowhere"),
-            {},
-            "nowhere cannot be read (No such file or directory)",
-        ),
-        (
-            ("--gpu", "test_gpu", "--model-config", "model"),
-            {"num_hidden_layers": None},
-            "config.json: no field num_hidden_layers. Give a model's config.json",
-        ),
-        (
-            ("--gpu", "test_gpu", "--model-config", "model"),
-            {"hidden_size": [512]},
-            "config.json: hidden_size is a list, not a whole number from 1 up",
-        ),
-        (
-            ("--gpu", "test_gpu", "--model-config", "model"),
-            {"quantization_config": {"load_in_4bit": True}},
-            "has weights quantised as bitsandbytes, in a form that is not known",
-        ),
-        (
-            (
-                "--gpu", "test_gpu", "--model-config", "model", "--set",
-                "engine.quantization=gguf",
-            ),
+            ("--gpu", "test_gpu", "--model-config", "model", "--set", "engine.quantization=gguf"),
             {},
             "--gpu: engine.quantization=gguf, and model has plain weights",
         ),
-        (
-            ("--gpu", "test_gpu", "--model-config", "model"),
-            {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
-            "no table of experts (moe/moe_perf.parquet)",
-        ),
+        (("--gpu", "test_gpu", "--model-config", "model"),
+         {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
+         "no table of experts (moe/moe_perf.parquet)"),
     ],
 )  # fmt: skip
 def test_what_is_not_priced_is_one_line(run, model, arguments, change, message):
     (model / "config.json").write_text(json.dumps(CONFIG | change))
-    code, out, err = run("replay", VOTES, *arguments)
-    assert code in (1, 2)
-    assert len(err.strip().splitlines()) == 1
-    assert message in err
-    assert not out
+    assert message in run.refused("replay", VOTES, *arguments)
 
 
 def test_without_the_package_the_extra_is_named(run, monkeypatch):
     monkeypatch.setattr(prior_tables, "PACKAGE", "no_such_package_of_tables")
-    code, _, err = run("replay", VOTES, "--gpu", "h100_sxm")
-    assert code == 1
-    assert "-m pip install 'aiconfigurator-core" in err
+    assert "-m pip install 'aiconfigurator-core" in run.refused(
+        "replay", VOTES, "--gpu", "h100_sxm", code=1
+    )

@@ -18,14 +18,10 @@ def test_an_app_that_broke_is_not_told_as_a_success(run, monkeypatch, code):
 @pytest.mark.parametrize("picture", [[], ["--screenshot", "x.svg"]])
 def test_names_are_checked_before_the_app_starts(run, tmp_path, picture):
     pytest.importorskip("aiconfigurator_core")
-    code, _, told = run("tui", "--gpu", "nosuch", *picture)
-    assert code == 2
-    assert "nosuch" in told
-    assert "h100_sxm" in told
+    told = run.refused("tui", "--gpu", "nosuch", *picture, code=2)
+    assert "nosuch" in told and "h100_sxm" in told
     (tmp_path / "k.toml").write_text("[run]\nfly = 'p'\n")
-    code, _, told = run("tui", "--keys", "k.toml", *picture)
-    assert code == 2
-    assert "no run.fly" in told
+    assert "no run.fly" in run.refused("tui", "--keys", "k.toml", *picture, code=2)
     assert not (tmp_path / "x.svg").exists()
 
 
@@ -36,9 +32,9 @@ def test_the_screen_is_the_first_and_a_wrong_one_is_refused(run, monkeypatch):
     assert run("tui", "--screen", "advice")[0] == 0
     assert run("tui")[0] == 0
     assert shown == ["advice", "recordings"]
-    code, _, told = run("tui", "--screen", "advise")
-    assert code == 2
-    assert "--screen advise: wants one of recordings, run, live, advice" in told
+    assert "--screen advise: wants one of recordings, run, live, advice" in run.refused(
+        "tui", "--screen", "advise", code=2
+    )
 
 
 @pytest.mark.slow

@@ -146,16 +146,29 @@ def half_first(n: int) -> str:
 
 
 def in_words(text: str) -> str:
-    """Return tables in words."""
+    """Return tables in words: that of all problems, or `samples by class (easy: 1 sample, ..)`."""
+    told = tables_in_words(text)
+    return f"samples by class ({told})" if ": " in told else told
+
+
+def tables_in_words(text: str) -> str:
+    """Return tables in words, those of classes behind their names; classes of one table share it.
+
+    `1 sample`, or `easy: 2 samples at low effort, hard and others: 1 sample at high effort`.
+    """
     tables, efforts = read_routes(text), read_efforts(text)
     words = {name: table_words(table) for name, table in tables.items()}
     for name, effort in (efforts or {}).items():
         words[name] += " with no effort set" if effort is None else f" at {effort} effort"
-    others = words.pop(OTHERS)
-    if not words:
-        return others
-    each = [f"{name}: {told}" for name, told in words.items()]
-    return "by class, " + ", ".join([*each, f"others: {others}"])
+    words["others"] = words.pop(OTHERS)
+    if len(words) == 1:
+        return words["others"]
+    classes: dict[str, list[str]] = {}
+    for name, told in words.items():
+        classes.setdefault(told, []).append(name)
+    last = classes.pop(words["others"])
+    each = [*classes.items(), (words["others"], last)]
+    return ", ".join(f"{' and '.join(names)}: {told}" for told, names in each)
 
 
 def table_words(table: Table) -> str:

@@ -401,7 +401,8 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
         sizes = each[0] if len(set(each)) == 1 else sizes
         text = f"assumed, not measured: {sizes} (one standard deviation)"
         if max(spread.assumed) > UNSTEADY:
-            text += ", because the speed varied that much while they ran"
+            ran = "they" if len(each) > 1 else "it"
+            text += f", because the speed varied that much while {ran} ran"
         again = "each" if len(each) > 1 else "it"
         text += f". Record {again} again into the same folder to measure it"
     return wrap("", f"run-to-run spread of times, in the intervals: {text}", width=width, indent=2)

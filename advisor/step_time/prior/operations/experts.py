@@ -119,7 +119,7 @@ def _bounded(found: Times, plain: Times, form: str) -> Times:
     it takes `SLOW` times as long.
     """
     counts = found.rows[:, 0]
-    most = np.interp(counts, *plain.rows.T)
+    most = np.interp(counts, *plain.rows.T) * np.maximum(counts / plain.rows[-1, 0], 1.0)
     usual = (counts >= USUAL[0]) & (counts <= USUAL[1])
     if not usual.any() or np.median(found.rows[usual, 1] / most[usual]) < SLOW:
         return found
@@ -234,7 +234,8 @@ def _table(
         raise TablesError(f"{tables.system}: all times of experts of {key} beat the roofline")
     most = max(len(by.filter(distribution=name)) for name in names)
     ordered = (ROUTING, *reversed(OTHERS), *sorted(names))
-    own = next(name for name in ordered if len(by.filter(distribution=name)) >= ENOUGH * most)
+    names = {name for name in names if len(by.filter(distribution=name)) >= ENOUGH * most}
+    own = next(name for name in ordered if name in names)
 
     def rows(name: str) -> Floats:
         part = by.filter(distribution=name).sort("num_tokens")

@@ -133,7 +133,6 @@ def whole_layer(
     tables: PriorTables,
     modules: Sequence[Module],
     heads: int,
-    size: int,
     hidden: int,
     products: Shapes,
     form: str,
@@ -143,7 +142,7 @@ def whole_layer(
 ) -> MeasuredMixer:
     """Return a layer's attention without the products in the table, which are there in one `form`.
 
-    `products` are the asked model's. `heads` are those of one of `size` GPUs. Raises TablesError
+    `products` are the asked model's. `heads` are those of one GPU. Raises TablesError
     where no GPU has such a table.
     """
     nearest = sorted(modules, key=lambda each: abs(np.log(each.hidden / hidden)))

@@ -12,6 +12,8 @@ from advisor.search.budget import parse_budget
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.summary.run import to_plain
 
+pytestmark = pytest.mark.slow
+
 LOW = dataclasses.replace(VOTE16, n=2, reasoning_effort="low", max_tokens=40)
 HIGH = dataclasses.replace(VOTE16, reasoning_effort="high")
 
@@ -39,7 +41,6 @@ def used(efforts):
     return [each for each in efforts if each.use]
 
 
-@pytest.mark.slow
 def test_it_uses_the_effort_of_the_pick(made):
     for accuracy in ("0.5", "0.85"):
         answer, found = mapped(made, min_accuracy=accuracy)
@@ -53,7 +54,6 @@ def test_it_uses_the_effort_of_the_pick(made):
     assert low.probability_within_budget < 0.9
 
 
-@pytest.mark.slow
 def test_cut_answers_are_those_as_long_as_allowed(made):
     _, found = mapped(made, min_accuracy="0.5")
     shares = {each.reasoning_effort: each.cut_share for each in found.efforts}
@@ -63,7 +63,6 @@ def test_cut_answers_are_those_as_long_as_allowed(made):
     assert shares["high"].value == 0 < shares["high"].high < 0.1
 
 
-@pytest.mark.slow
 def test_classes_are_judged_by_their_own_problems(made):
     _, right, _ = made
     order = sorted(right, key=right.get)
@@ -93,7 +92,6 @@ def test_classes_are_judged_by_their_own_problems(made):
     }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_same_problems_as_a_class_are_the_whole(made):
     """A class of all problems has the numbers of all."""
     groups = dict.fromkeys(made[1], "all")

@@ -9,11 +9,22 @@ import pytest
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence import measured
+from advisor.evidence.features import FEATURES
 from advisor.evidence.gather import Evidence, _rate, _with_drawn
+from advisor.evidence.live import front_end_time
+from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.servers import deployed as of_all
 from advisor.evidence.live.servers import replayable, servers_of
-from advisor.evidence.measured import Made, RunsMade, runs_in, same_load
+from advisor.evidence.measured import (
+    Made,
+    RunsMade,
+    latencies,
+    runs_in,
+    runs_watched,
+    same_load,
+)
 from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.search import space
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
 from advisor.what_if.suggest import suggest
@@ -22,10 +33,12 @@ from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 from tests.advisor.watched import NAMED, UNNAMED, deployed
 from traces.live.numbers import (
     FINISHED,
+    ITL,
     OUTPUT_LENGTH,
     PROMPT_LENGTH,
     TTFT,
     WAITING,
+    Histogram,
     Window,
 )
 from traces.schema.advice import Budget
@@ -156,6 +169,57 @@ def test_what_served_fewer_than_came_was_paid_for_its_busy_time(tmp_path, monkey
         found = RunsMade(made).measured(engine, GREEDY, (None, 10.0)).estimates
         assert found["device_s"].value == pytest.approx(paid)
         assert found["cost_usd"].value == pytest.approx(paid / 1000)
+
+
+def test_spans_of_several_servers_have_the_mean_step_of_all(monkeypatch):
+    """Half a step would else be in each time to the first token twice."""
+    asked = []
+    monkeypatch.setattr(
+        front_end_time, "_of_spans", lambda _, key, run, step_s: asked.append(step_s) or {}
+    )
+    windows = {}
+    for key, step_s in (("a", 0.02), ("b", 0.06)):
+        gaps = Histogram(np.array([np.inf]), np.full((11, 1), 4), np.full(11, 4 * step_s))
+        windows[key] = replace(window_of(20), histograms={ITL: gaps})
+    recording = SimpleNamespace(engine_key=lambda engine: engine.model)
+    with_front_end(recording, [spans_of(3)], windows)
+    with_front_end(recording, [replace(spans_of(3), engine=engine_of(model="b"))], windows)
+    assert asked == pytest.approx([0.04, 0.06])
+
+
+def test_a_limit_that_bound_one_of_several_servers_may_be_raised():
+    """Spans say no server, so their engine has no limit."""
+    engine = engine_of(mode="server", max_num_seqs=8)
+    low_high = np.zeros((2, len(FEATURES)))
+    low_high[1, FEATURES.index("requests")] = 8
+    evidence = SimpleNamespace(
+        runs=[replace(spans_of(1), engine=replace(engine, max_num_seqs=None, other=()))],
+        steps=[SimpleNamespace(engine=engine, low_high=low_high)],
+    )
+    assert space._bound(evidence) == {engine}
+
+
+def test_what_is_drawn_has_run_and_nothing_of_it_was_measured_by_the_problem(tmp_path):
+    """Its problems are requests, and what spans tell are others."""
+    recording = record(tmp_path / "r", engine_of(), GREEDY, problems=4)
+    drawn = replace(spans_of(4), engine=engine_of(), drawn=True)
+    made = RunsMade(runs_watched(recording, [drawn, drawn], 4.0))
+    assert made.has(engine_of(), AS_SENT)
+    assert made.measured(engine_of(), AS_SENT, (None, 4.0)) is None
+
+
+def test_what_was_measured_is_of_the_problems_that_are_replayed(tmp_path):
+    recording = record(tmp_path / "r", engine_of(), GREEDY, problems=6)
+    (run,) = summarise(recording)
+    names = run.rows["problem_id"].to_list()[:2]
+    some = run.among(names)
+    kept = run.rows.filter(problem_id=names[0]).vstack(run.rows.filter(problem_id=names[1]))
+    assert some.latency_s["mean"].value == pytest.approx(kept["latency_s"].mean())
+    assert some.tokens_per_problem.value == pytest.approx(kept["tokens"].mean())
+    assert (some.problems, some.throughput_tokens_per_s) == (2, None)
+    assert run.among(run.rows["problem_id"].to_list()) is run
+    made = Made(recording=recording, engine=run.engine, policy=GREEDY, problem_ids=frozenset(names))
+    assert latencies(made).keys() == set(names)
 
 
 LIMIT = "engine.max_num_seqs=6"

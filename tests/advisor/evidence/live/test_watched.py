@@ -23,6 +23,7 @@ from tests.advisor.watched import front_end, watched
 from traces.errors import UsageError
 from traces.live.numbers import (
     CACHED,
+    HIT_TOKENS,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -313,7 +314,8 @@ def test_what_waits_at_the_first_poll_is_replayed_too():
     assert run.rate_per_s == pytest.approx(2.0)  # of those that came while it was watched
 
 
-def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache():
+@pytest.mark.parametrize("hits", [CACHED, HIT_TOKENS])
+def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits):
     """One prompt of 4,400 tokens in every tenth step, 4,000 of them cached."""
     polls, steps, prompts = 21, 100.0, 10.0
     each = np.full(polls, steps)
@@ -324,7 +326,7 @@ def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache():
     firsts = dataclasses.replace(gaps, counts=np.tile([prompts, 0.0], (polls, 1)))
     window = Window(
         times=np.arange(polls) * 10**9, seconds=20.0, resets=0, increase={},
-        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, CACHED: each * 400},
+        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, hits: each * 400},
         gauges={RUNNING: np.full(polls, 4.0), KV: np.full(polls, np.nan)},
         histograms={ITL: gaps, TTFT: firsts},
     )  # fmt: skip
@@ -363,8 +365,23 @@ def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
     window = SimpleNamespace(total=lambda _: 100.0)
     server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=9.5), window=window)
     rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
-    run = SimpleNamespace(rows=rows, sample_rows=pl.DataFrame({"arrival": range(told)}))
-    assert what_next._rate([server], run) == rate
+    samples = pl.DataFrame({"problem": range(told)})
+    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of())
+    assert what_next._rate(None, [server], run) == rate
+
+
+def test_requests_that_came_in_turn_are_none_of_the_load_that_is_replayed(monkeypatch):
+    """Two traces a second of five calls each: the replay takes ten requests a second."""
+    window = SimpleNamespace(total=lambda _: 100.0)
+    server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=10.0), window=window)
+    rows = pl.DataFrame({"arrival": [place * 5 * 10**8 for place in range(20)]})
+    samples = pl.DataFrame({"problem": np.repeat(np.arange(20), 5)})
+    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of())
+    for kept, rate in ((0, 10.0), (20, 2.0)):
+        problems = dict.fromkeys(range(kept), SimpleNamespace(samples=range(5)))
+        read = SimpleNamespace(runs=[SimpleNamespace(engine=engine_of(), problems=problems)])
+        monkeypatch.setattr(what_next, "read_runs", lambda _, read=read: read)
+        assert what_next._rate(None, [server], run) == pytest.approx(rate)
 
 
 def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):

@@ -231,12 +231,10 @@ def test_what_the_tables_cover(tmp_path):
         ({"attention": [r for r in attention_rows() if r[0]]}, "decoding requests alone"),
         ({"attention": [r for r in attention_rows() if r[2]]}, "no rows with a chunk alone"),
         ({"attention": [r for r in attention_rows() if not r[0] or not r[2]]}, "chunk beside"),
-        (
-            {"attention": [(r[0] + (r[2] == 0), *r[1:]) for r in attention_rows()]},
-            "no chunk was measured both alone and beside",
-        ),
+        ({"attention": [(r[0] + (r[2] == 0), *r[1:]) for r in attention_rows()]},
+         "no chunk was measured both alone and beside"),
     ],
-)
+)  # fmt: skip
 def test_tables_of_another_model_or_in_part_are_refused(tmp_path, what, message):
     with pytest.raises(TablesError, match=message):
         tables(write_tables(tmp_path, **what))

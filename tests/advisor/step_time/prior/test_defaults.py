@@ -126,10 +126,7 @@ def test_what_was_set_stays_and_the_rest_follows_from_it():
     [
         # The defaults of the class LLM, and of a server, on a CPU: not what anybody chose.
         ({"max_num_seqs": 256, "max_num_batched_tokens": 4096}, (1024, 16384)),
-        (
-            {"max_num_seqs": 128, "max_num_batched_tokens": 2048, "mode": "server"},
-            (1024, 8192),
-        ),
+        ({"max_num_seqs": 128, "max_num_batched_tokens": 2048, "mode": "server"}, (1024, 8192)),
         ({"max_num_seqs": 64, "max_num_batched_tokens": 4096}, (64, 16384)),
         ({"max_num_seqs": 256, "max_num_batched_tokens": 1024}, (1024, 1024)),
         # Those of a smaller GPU.
@@ -139,10 +136,7 @@ def test_what_was_set_stays_and_the_rest_follows_from_it():
             (1024, 8192),
         ),
         # On the GPU itself whatever was recorded is what ran.
-        (
-            {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "gpu": H100.name},
-            (256, 2048),
-        ),
+        ({"max_num_seqs": 256, "max_num_batched_tokens": 2048, "gpu": H100.name}, (256, 2048)),
     ],
 )  # fmt: skip
 def test_defaults_of_another_device_are_not_kept(recorded, limits):

@@ -122,12 +122,10 @@ def recorded_model(recorded):
         (("itl=2ms@4", "itl=3ms@4"), "itl=2ms@4 and --measured itl=3ms@4: two times of one load"),
         (("itl=40s@4",), "itl 40.0 s is "),
         (("itl=1us@4",), "Check the time, the model and the GPU"),
-        (
-            ("itl=4ms@2:64+200", "itl=1.8ms@64:64+200"),
-            "itl=4ms@2:64+200 and itl=1.8ms@64:64+200 contradict one another",
-        ),
+        (("itl=4ms@2:64+200", "itl=1.8ms@64:64+200"),
+         "itl=4ms@2:64+200 and itl=1.8ms@64:64+200 contradict one another"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_is_one_line(recorded, points, message):
     with pytest.raises(UsageError) as error:
         asked(recorded, measured=points)

@@ -75,11 +75,8 @@ INDEX = {"index_topk": 2048, "index_n_heads": 64, "index_head_dim": 128}
         ({"sliding_window": 128, "hybrid_layer_pattern": [0, 1, 1]},
          ("full_attention", "sliding_attention"), 128),
         ({"attn_type_list": [0, 1]}, ("full_attention", "linear_attention"), None),
-        (
-            {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4096},
-            ("full_attention", "sliding_attention"),
-            4096,
-        ),
+        ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4096},
+         ("full_attention", "sliding_attention"), 4096),
         ({"sliding_window": 4096}, ("sliding_attention",), 4096),
         ({"sliding_window": 131072, "use_sliding_window": False}, ("full_attention",), None),
         ({"layers_block_type": ["attention", "mamba"]}, ("full_attention", "mamba"), None),
@@ -416,13 +413,11 @@ def test_what_python_cannot_read_is_one_line(tmp_path, text):
         ({"layer_types": "full"}, 'layer_types is "full", not a list of words'),
         ({"num_key_value_heads": 5}, "is no multiple of num_key_value_heads 5"),
         ({"num_experts": 2, "num_experts_per_tok": 4}, "4 experts are visited of the 2"),
-        (
-            {"num_experts": 6, "num_experts_per_tok": 2, "n_group": 4},
-            "6 experts are no multiple of n_group 4",
-        ),
+        ({"num_experts": 6, "num_experts_per_tok": 2, "n_group": 4},
+         "6 experts are no multiple of n_group 4"),
         ({"num_hidden_layers": 10_000}, "num_hidden_layers is 10,000, more than the 2,048"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_field_is_named(tmp_path, change, message):
     (tmp_path / "config.json").write_text(json.dumps(vars(LLAMA_3_1_8B) | change))
     with pytest.raises(UsageError) as error:

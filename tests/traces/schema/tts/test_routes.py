@@ -38,16 +38,13 @@ def test_tables_read_back_as_they_were_written(text):
         ("a/b=4 | *=4", 4, "letters, digits"),
         (",".join(["13"] * 14), 13, "at most 12 first"),
         ("9999", 9999, "a number of samples"),
-        (
-            "easy=2@huge | *=8@high",
-            8,
-            "no reasoning_effort 'huge' behind @ in route. Choose one of",
-        ),
+        ("easy=2@huge | *=8@high", 8,
+         "no reasoning_effort 'huge' behind @ in route. Choose one of"),
         ("easy=2@ | *=8", 8, "no reasoning_effort ''"),
         ("easy=2@low@high | *=8", 8, "no reasoning_effort 'low@high'"),
         ("easy=@low | *=8", 8, "numbers of samples"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_table_is_one_line(text, n, why):
     with pytest.raises(UsageError) as error:
         routed(text or " ", n)
@@ -71,8 +68,12 @@ def test_each_class_may_have_its_own_effort():
     assert policy.label() == "route@8 unset/low/high"
     assert policy.stop_for("hard").drawn_first == 4
     assert policy.words() == (
-        "by class, easy: 2 samples at low effort, hard: 4 samples, 8 if no two agree with no "
-        "effort set, others: 8 samples at high effort, temperature 0.8"
+        "samples by class (easy: 2 samples at low effort, hard: 4 samples, 8 if no two agree with "
+        "no effort set, others: 8 samples at high effort), temperature 0.8"
+    )
+    shared = routed("a=1@high | b=4@low | c=1@high | *=1@high", 4)
+    assert shared.words().startswith(
+        "samples by class (b: 4 samples at low effort, a and c and others: 1 sample at high effort)"
     )
 
 

@@ -74,11 +74,9 @@ def test_the_table_fits_80_columns_and_says_how_each_is_known(recording):
 
 
 def test_the_verb(run, recording):
-    code, out, err = run("show", recording.path, "--policies")
-    assert (code, err) == (0, "")
+    out = run.clean("show", recording.path, "--policies")
     assert max(map(len, out.splitlines())) <= 80
-    code, out, _ = run("show", recording.path, "--policies", "--json")
-    assert code == 0
+    out = run.ok("show", recording.path, "--policies", "--json")
     (document,) = json.loads(out)["runs"]
     assert {frozenset(policy) for policy in document["policies"]} == {frozenset(KEYS)}
     assert document["policy_notes"] == []
@@ -93,8 +91,7 @@ def test_limits_decide_the_exit_code(run, slow):
     verdicts = [line for line in out.splitlines() if line.startswith(("FAIL", "ok"))]
     assert [line.split()[0] for line in verdicts] == ["FAIL", "ok"]
     assert "the whole interval is beyond the limit" in " ".join(out.split())
-    code, out, _ = run("show", *paths, "--fail-on", "p95>+900%", "--json")
-    assert code == 0
+    out = run.ok("show", *paths, "--fail-on", "p95>+900%", "--json")
     (judged,) = json.loads(out)["fail_on"]
     assert (judged["failed"], judged["sure"]) == (False, True)
     assert run("show", *paths, "--fail-on", "p95>+5%", "--json")[0] == 3
@@ -112,13 +109,10 @@ def test_limits_decide_the_exit_code(run, slow):
     ],
 )
 def test_wrong_usage_is_one_line(run, slow, arguments, code, message):
-    got, out, err = run("show", *[each.path for each in slow], *arguments)
-    assert (got, out) == (code, "")
-    (line,) = err.strip().splitlines()
-    assert message in line
+    assert message in run.refused("show", *[each.path for each in slow], *arguments, code=code)
 
 
 def test_a_limit_needs_two_recordings(run, slow):
-    code, _, err = run("show", slow[0].path, "--fail-on", "p95>+5%")
-    assert code == 2
-    assert "give two recordings" in err
+    assert "give two recordings" in run.refused(
+        "show", slow[0].path, "--fail-on", "p95>+5%", code=2
+    )
