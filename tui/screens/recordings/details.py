@@ -16,7 +16,7 @@ from tui.text.recordings.show import difference_lines, energy_lines, time_lines,
 
 EMPTY = (
     "no recordings here: make one with `ttscope demo` or `ttscope record`, press o to open "
-    "others by path, or i to import files of other tools"
+    "others by path, i to import files of other tools, or 3 to watch a server"
 )
 
 FEWEST = 10  # problems of a histogram

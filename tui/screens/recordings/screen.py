@@ -108,6 +108,7 @@ QUESTIONS = {
     "import": Question(label="import", example="trace.json.gz, samples.jsonl", suggester=Paths()),
 }
 FILTER = Question(label="filter", example="maj seqs64, or greedy|maj")
+OF_RECORDINGS = frozenset({"mark", "filter", "sort", "reverse", "unmark", "advise", "delete"})
 ORDER = "Sort by the next column, or the other way round. A click on a header does both."
 KEYS: list[BindingType] = [
     Binding(
@@ -230,6 +231,12 @@ class RecordingsScreen(ModeScreen):
             header = f"{header}{arrow(self._reverse)}"
         return Text(header[:width], justify="right" if side == "right" else "left")
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer what is done with recordings where there are any."""
+        if action in OF_RECORDINGS and self.is_mounted and not self.ttscope.entries:
+            return False
+        return super().check_action(action, parameters)
+
     def show_library(self) -> None:
         """Bring the table to what is loaded, matches the filter and is sorted."""
         words = self.query_one("#filter", Input).value
@@ -239,6 +246,8 @@ class RecordingsScreen(ModeScreen):
         if self._reverse:
             sortable = [entry for entry in entries if sort_key(entry, column)[0] < 2]
             entries = sortable[::-1] + entries[len(sortable) :]
+        if bool(self._shown) != bool(entries):
+            self.refresh_bindings()
         self._shown = entries
         current = self._current_key()
         self._engines = engine_cells(self.ttscope.entries, self.app.size.width)
