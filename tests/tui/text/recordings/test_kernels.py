@@ -50,6 +50,8 @@ def test_lines_of_prompt_lookup():
         drafted_steps=share(0.5), tokens_per_step=share(1.234, "tokens"), by_phase=(),
     )  # fmt: skip
     lines = what_if_lines([one])
-    assert "not run" in lines[0] and lines[2].startswith("  5  2-4     1.23 [1.21, 1.27]")
+    assert "without running it" in lines[0] and lines[2].startswith(
+        "  5  2-4     1.23 [1.21, 1.27]"
+    )
     assert max(map(len, lines)) <= 80
     assert not what_if_lines(None)
