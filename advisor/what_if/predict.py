@@ -20,7 +20,7 @@ import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
-from advisor.evidence.live.servers import as_one, servers_of
+from advisor.evidence.live.servers import as_histograms, as_one, servers_of
 from advisor.evidence.runs import Run, limited
 from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
@@ -133,7 +133,7 @@ def predict(
     redrafted = None
     sampled = _sampled(question, own, on_tables=on_tables)
     if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
-        redrafted = _redrafted(evidence, alike, sampled)
+        redrafted = _redrafted(evidence, alike, sampled, own)
     sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
     sources, recorded = drawn or sources, _of_replayed(base, recorded, own)
     check_startable(
@@ -181,7 +181,7 @@ def predict(
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
     notes += [
-        *routed.notes,
+        *(routed.notes if routed.answers(asked) and operators is None else ()),
         *([] if on_tables else _unlike(evidence, own, model)),
         *_measured_notes(evidence, own, question, on_tables=on_tables),
     ]
@@ -566,6 +566,9 @@ def _of_replayed(base: Recording, recorded: Summary, own: Run) -> Summary:
 
 def _as_metrics_say(base: Recording, recorded: Summary) -> Summary:
     """Return a run of which only /metrics tells, with the means that its histograms give."""
+    servers = next((each for each in servers_of(base) if each.engine == recorded.engine), None)
+    if servers is not None:
+        return as_histograms(recorded, base, servers.members)
     window = windows_of(base).get(base.engine_key(recorded.engine))
     if window is None:
         return recorded
@@ -663,9 +666,17 @@ def _requantised(question: Question, own: Run) -> list[str]:
 
 
 def _redrafted(
-    evidence: Evidence, recordings: Sequence[Recording], question: Question
+    evidence: Evidence, recordings: Sequence[Recording], question: Question, own: Run
 ) -> Redrafted | None:
-    """Return samples with the asked drafts where none were recorded with them."""
+    """Return samples with the asked drafts where none were recorded with them.
+
+    Raises UsageError where no request was seen by itself.
+    """
+    if own.drawn and question.engine.speculative is not None:
+        raise UsageError(
+            f"{own.recording}: no request was seen by itself, so that other drafts cannot be made "
+            "of it. Watch with spans (docs/attach.md), or record"
+        )
     wanted = (decoder_of(question.engine), sampling_of(question.policy))
     if any((decoder_of(run.engine), sampling_of(run.policy)) == wanted for run in evidence.runs):
         return None

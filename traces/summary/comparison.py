@@ -159,7 +159,8 @@ def exceeds(ran: int, limit: int | None) -> bool:
 def ran_at_once(run: Run) -> tuple[int, int | None]:
     """Return how many requests gave tokens at once, and that number where others waited behind it.
 
-    What ran for a moment is left out: a client sees the ends a little late.
+    What ran for a moment is left out: a client sees the ends a little late. Where prompts are
+    computed most of the time, requests wait for these, and not for room.
     """
     if run.sample_rows is None:
         return 0, None
@@ -181,6 +182,10 @@ def ran_at_once(run: Run) -> tuple[int, int | None]:
     behind = float(lasted[waited].sum())
     full = float(lasted[waited & (ran >= most)].sum())
     limited = behind >= _WAITED * busy and full >= behind / 2
+    prompt = (
+        (began["first_token"] - began["arrival"]).to_numpy().min()
+    )  # of the one that waited least
+    limited = limited and float(prompt) * began.height <= busy / 2
     return most, most if limited else None
 
 

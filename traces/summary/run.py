@@ -123,14 +123,20 @@ class Run:
     def among(self, problem_ids: Collection[str]) -> Run:
         """Return the run of some of its problems: what is measured of each by itself.
 
-        Throughput and energy, which all problems share, are not known then.
+        Throughput, cost per token and energy, which all problems share, are not known then.
         """
         if self.rows is None or self.sample_rows is None or self.windows is None:
             return self
         rows = self.rows.filter(pl.col("problem_id").is_in(list(problem_ids)))
         if rows.height == self.rows.height:
             return self
-        kept = replace(self, rows=rows, throughput_tokens_per_s=None, energy_j=Energy())
+        kept = replace(
+            self,
+            rows=rows,
+            throughput_tokens_per_s=None,
+            cost_per_token_device_s=None,
+            energy_j=Energy(),
+        )
         decided = rows.filter(pl.col("state") == "decided")
         return replace(kept, **_of_each(decided, self.sample_rows, self.windows))
 

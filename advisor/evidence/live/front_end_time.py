@@ -38,11 +38,11 @@ def with_front_end(
 
     A problem's is that of its sample that was queued first. They say nothing where neither spans
     nor /metrics tell it. Spans that do not say on which of several servers a request was have the
-    mean step of all.
+    mean step of all of their model.
     """
     found = []
-    steps = [s for each in windows.values() if each is not None and (s := _mean_step(each))]
-    usual = float(np.mean(steps)) if steps else 0.0
+    engines = recording.manifest.engines
+    told = {key: s for key, each in windows.items() if each is not None and (s := _mean_step(each))}
     for run in runs:
         key = recording.engine_key(run.engine)
         if run.drawn:
@@ -50,6 +50,8 @@ def with_front_end(
             each = dict.fromkeys(run.problems, took)
         else:
             window = windows.get(key)
+            own = [s for key_, s in told.items() if engines[key_].model == run.engine.model]
+            usual = float(np.mean(own or list(told.values()) or [0.0]))
             step_s = usual if window is None else _mean_step(window)
             each = _of_spans(recording, key, run, step_s)
         problems = {

@@ -112,7 +112,7 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     features = features._replace(prefill_step=np.minimum(prompts, 1.0))  # a share of the steps
     composition = np.column_stack(np.broadcast_arrays(*features)).astype(float)
     most = float(np.nanmax(window.gauges[RUNNING]))
-    longest = _mean_and_most(window.histograms.get(PROMPT_LENGTH))[1]
+    longest = _mean_and_most(_told_lengths(window, PROMPT_LENGTH, PROMPT))[1]
     high = Features(*composition.max(axis=0))
     high = high._replace(
         prefill_step=1.0,
@@ -163,16 +163,16 @@ def _context(
     if blocks is not None and engine.block_size is not None and np.isfinite(usage).any():
         held = np.nan_to_num((usage + np.append(usage[:1], usage[:-1])) / 2)
         return np.asarray(held[usable] * (blocks - 1) * engine.block_size)
-    prompt = _mean_and_most(window.histograms.get(PROMPT_LENGTH))[0]
-    output = _mean_and_most(window.histograms.get(OUTPUT_LENGTH))[0]
+    prompt = _mean_and_most(_told_lengths(window, PROMPT_LENGTH, PROMPT))[0]
+    output = _mean_and_most(_told_lengths(window, OUTPUT_LENGTH, GENERATED))[0]
     return decodes * (prompt + output / 2)
 
 
-def _mean_and_most(histogram: Histogram | None) -> tuple[float, float]:
-    """Return the mean of what a histogram took in and a bound of its largest; 0 for nothing."""
-    count = 0.0 if histogram is None else float(histogram.counts.sum())
-    if histogram is None or not count:
-        return 0.0, 0.0
+def _mean_and_most(told: Histogram | float | None) -> tuple[float, float]:
+    """Return the mean of lengths and a bound of the largest, the mean where no more is told."""
+    if not isinstance(told, Histogram):
+        return told or 0.0, told or 0.0
+    histogram, count = told, float(told.counts.sum())
     largest = histogram.quantile(1.0, "tokens")
     assert largest is not None
     most = largest.low if largest.high is None else largest.high
@@ -189,6 +189,8 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
     arrivals = np.zeros(0, np.int64) if firsts is None else _arrivals(window, firsts)
     prompts = _told_lengths(window, PROMPT_LENGTH, PROMPT)
     outputs = _told_lengths(window, OUTPUT_LENGTH, GENERATED)
+    if isinstance(outputs, float) and software_of(engine) == SGLANG:
+        outputs += 1.0  # it counts the tokens of decode steps, and the first is of a prompt's
     if not len(arrivals) or prompts is None or outputs is None:
         return []
     cached, computed = window.total(CACHED), window.total(PROMPT) or 0.0

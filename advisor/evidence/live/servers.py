@@ -16,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.keys import URL, WORKER
+from advisor.evidence.live.drafts import with_drafts
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic
 from advisor.evidence.runs import ProblemRun, Run
@@ -26,6 +27,7 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.statistics import mean, ratio, spread
+from traces.summary.comparison import BLOCKS_DIFFER
 from traces.summary.energy import run_window
 from traces.summary.kernels import sample_times
 from traces.summary.run import Run as Summary
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
+RANK = "engine"  # names a rank of a server that tells its numbers of each
 SURELY = 3.0  # standard deviations of chance, beyond which servers' shares of requests differ
 
 
@@ -107,11 +110,18 @@ def servers_of(recording: Recording) -> list[Servers]:
         return []
     polled = recording.table("scrapes").filter(pl.col("name").is_in(USED)).select("engine")
     keys = set(polled.unique().collect()["engine"])
-    groups: dict[EngineConfig, dict[str, EngineConfig]] = {}
+    groups: dict[EngineConfig, list[dict[str, EngineConfig]]] = {}
     for key in (key for key in engines if key in keys):
-        groups.setdefault(_setup(replace(engines[key], max_num_seqs=None)), {})[key] = engines[key]
+        engine = engines[key]
+        alike = groups.setdefault(
+            _setup(replace(engine, max_num_seqs=None, num_gpu_blocks=None)), []
+        )
+        own = next((each for each in alike if _as_large(engine, each.values())), None)
+        if own is None:
+            alike.append(own := {})
+        own[key] = engine
     found = []
-    for setup, members in groups.items():
+    for setup, members in [(setup, each) for setup, alike in groups.items() for each in alike]:
         limits = sorted({each.max_num_seqs or 0 for each in members.values()} - {0}) or [0]
         for limit in limits:
             last = limit == limits[-1]
@@ -126,16 +136,42 @@ def servers_of(recording: Recording) -> list[Servers]:
     return sorted(found, key=lambda each: order.index(next(iter(each.members))))
 
 
+def _as_large(engine: EngineConfig, others: Iterable[EngineConfig]) -> bool:
+    """Whether engines' caches differ no more than that of one does from start to start."""
+    told = [each.num_gpu_blocks for each in (engine, *others)]
+    known = [blocks for blocks in told if blocks is not None]
+    if not known:
+        return True
+    return len(known) == len(told) and min(known) >= (1 - BLOCKS_DIFFER) * max(known)
+
+
 def _whole(
     setup: EngineConfig, max_num_seqs: int | None, members: Mapping[str, EngineConfig]
 ) -> EngineConfig:
-    """Return all servers as one engine, whose replicas they are."""
+    """Return all servers as one engine, whose replicas they are, with the smallest cache.
+
+    A server may tell some numbers of its ranks and others of all (SGLang). Its ranks count then.
+    """
     each = list(members.values())
     if len(each) == 1:
         return each[0]
-    count = sum(one.data_parallel_size for one in each)
-    gpus = None if setup.num_gpus is None else setup.num_gpus * count
-    return replace(setup, max_num_seqs=max_num_seqs, num_gpus=gpus, data_parallel_size=count)
+    by_server: dict[tuple[tuple[str, str], ...], list[EngineConfig]] = {}
+    for one in each:
+        server = tuple(pair for pair in one.other if pair[0] != RANK)
+        by_server.setdefault(server, []).append(one)
+    counted = [
+        one
+        for own in by_server.values()
+        for one in [rank for rank in own if RANK in dict(rank.other)] or own
+    ]
+    count = sum(one.data_parallel_size for one in counted)
+    return replace(
+        setup,
+        max_num_seqs=max_num_seqs,
+        num_gpu_blocks=min((n for one in each if (n := one.num_gpu_blocks)), default=None),
+        num_gpus=None if setup.num_gpus is None else setup.num_gpus * count,
+        data_parallel_size=count,
+    )
 
 
 def _setup(engine: EngineConfig) -> EngineConfig:
@@ -169,7 +205,14 @@ def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[
             if (window := windows.get(key)) is not None
             for run in drawn_traffic(window, engine, recording.name, key)
         ]
-        own = with_front_end(recording, drawn, windows)
+        own, _ = with_drafts(
+            with_front_end(recording, drawn, windows),
+            {
+                engine: [window]
+                for key, engine in servers.members.items()
+                if (window := windows.get(key)) is not None
+            },
+        )
     runs, placing = together(own, servers, windows)
     taken = set(map(id, own))
     tables = (
@@ -277,7 +320,14 @@ def _summary(
     own_steps = recording.step_times["engine"].cast(pl.Utf8).is_in(list(servers.members))
     steps = int(own_steps.sum() or 0)
     if len(own) == 1:
-        return replace(own[0], engine=servers.engine, steps=steps or None)
+        cost = own[0].cost_per_token_device_s  # on all devices, as of a replay
+        more = servers.engine.num_devices / own[0].engine.num_devices
+        return replace(
+            own[0],
+            engine=servers.engine,
+            steps=steps or None,
+            cost_per_token_device_s=None if cost is None else cost.scaled(more, cost.unit),
+        )
     found = Summary(
         recording=recording.name,
         complete=recording.complete,
@@ -287,7 +337,7 @@ def _summary(
         conditions=runs[0].conditions if runs else (),
         notes=tuple(dict.fromkeys(note for each in own for note in each.notes)),
     )
-    return _pooled(found, own) if own else _as_histograms(found, recording, servers.members)
+    return _pooled(found, own) if own else as_histograms(found, recording, servers.members)
 
 
 def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
@@ -324,6 +374,7 @@ def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
         throughput_tokens_per_s=speed,
         rows=whole,
         sample_rows=asked,
+        windows=own[0].windows,
     )
 
 
@@ -331,9 +382,10 @@ def _floats(column: pl.Series) -> Floats:
     return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
-def _as_histograms(found: Summary, recording: Recording, keys: Iterable[str]) -> Summary:
+def as_histograms(found: Summary, recording: Recording, keys: Iterable[str]) -> Summary:
     """Return a run of which only /metrics tell, with the means that their histograms give."""
-    windows = [each for key in keys if (each := windows_of(recording).get(key)) is not None]
+    told = windows_of(recording)
+    windows = [each for key in keys if (each := told.get(key)) is not None]
 
     def mean_of(name: str) -> dict[str, Estimate | None]:
         told = [each.histograms[name] for each in windows if name in each.histograms]

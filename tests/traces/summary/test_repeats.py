@@ -1,5 +1,7 @@
 """The spread from run to run in comparisons: its coverage on made-up runs whose truth is known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -17,6 +19,7 @@ from traces.summary.comparison import (
     judge,
     parse_limit,
     ran_apart,
+    ran_at_once,
     spread_of,
     within,
 )
@@ -192,6 +195,17 @@ def test_a_server_of_another_limit_is_no_repeat(tmp_path):
     assert alone.repeats == ("r0", "r1")
     assert 0 < sd_of("latency_s.mean") != alone.assumed[0]
     assert spread_of(one, ())[1]("latency_s.mean") == pytest.approx(assumed([one])[0])
+
+
+def test_requests_that_wait_for_prompts_wait_for_no_limit():
+    """16 in flight, prompts of 8 steps one after another, outputs of 24 steps: 3 decode."""
+    first = 8 * np.arange(1, 200)
+    rows = {"arrival": np.maximum(first - 8 * 13, 0), "first_token": first, "end": first + 24}
+    most, limit = ran_at_once(SimpleNamespace(sample_rows=pl.DataFrame(rows)))
+    assert (most, limit) == (3, None)
+    seats = np.arange(200) // 3 * 24  # three seats, each taken as soon as it is free
+    rows = {"arrival": np.maximum(seats - 96, 0), "first_token": seats + 1, "end": seats + 24}
+    assert ran_at_once(SimpleNamespace(sample_rows=pl.DataFrame(rows))) == (3, 3)
 
 
 def test_a_disturbed_run_is_taken_for_a_disturbed_machine():

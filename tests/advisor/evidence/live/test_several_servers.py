@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from advisor.advice.advisor import Advisor
@@ -181,10 +182,50 @@ def test_spans_of_several_servers_have_the_mean_step_of_all(monkeypatch):
     for key, step_s in (("a", 0.02), ("b", 0.06)):
         gaps = Histogram(np.array([np.inf]), np.full((11, 1), 4), np.full(11, 4 * step_s))
         windows[key] = replace(window_of(20), histograms={ITL: gaps})
-    recording = SimpleNamespace(engine_key=lambda engine: engine.model)
-    with_front_end(recording, [spans_of(3)], windows)
-    with_front_end(recording, [replace(spans_of(3), engine=engine_of(model="b"))], windows)
+    engines = {key: engine_of(mode="server", model=key) for key in windows}
+    recording = SimpleNamespace(
+        engine_key=lambda engine: f"spans of {engine.model}",
+        manifest=SimpleNamespace(engines=engines),
+    )
+    for model in ("other", "b"):
+        with_front_end(recording, [replace(spans_of(3), engine=engine_of(model=model))], windows)
     assert asked == pytest.approx([0.04, 0.06])
+
+
+def polled(*engines):
+    """A watch of these servers, which told something each."""
+    keys = [f"e{number}" for number in range(len(engines))]
+    return SimpleNamespace(
+        manifest=SimpleNamespace(
+            engines=dict(zip(keys, engines, strict=True)), policies={}, provenance={}
+        ),
+        table=lambda _: pl.LazyFrame({"name": ["vllm:num_requests_running"] * len(keys),
+                                      "engine": keys}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("blocks", "groups"), [((27_313, 27_295), [2]), ((27_313, 20_000), [1, 1]), ((9, None), [1, 1])]
+)
+def test_servers_whose_caches_differ_as_from_start_to_start_are_set_up_alike(blocks, groups):
+    own = [
+        engine_of(mode="server", num_gpu_blocks=count, other=(("url", f"http://{place}"),))
+        for place, count in enumerate(blocks)
+    ]
+    found = servers_of(polled(*own))
+    assert [each.replicas for each in found] == groups
+    if len(found) == 1:
+        assert found[0].engine.num_gpu_blocks == min(blocks)
+
+
+def test_a_server_that_tells_of_its_ranks_and_of_all_counts_its_ranks():
+    """As SGLang does: some numbers are the scheduler's, others of the process that tokenises."""
+    whole = engine_of(mode="server", data_parallel_size=2)
+    ranks = [
+        replace(whole, data_parallel_size=1, other=(("engine", str(rank)),)) for rank in (0, 1)
+    ]
+    (found,) = servers_of(polled(whole, *ranks))
+    assert found.replicas == 2 and found.engine.data_parallel_size == 2
 
 
 def test_a_limit_that_bound_one_of_several_servers_may_be_raised():
