@@ -47,6 +47,7 @@ from traces.schema.window import in_window, window_context
 from traces.statistics import Floats
 
 FEWEST_INTERVALS = 10  # between polls at which requests ran, below which no law is learned
+AGREE = 1.5  # by which the gaps between tokens may differ from the tokens that were counted
 ROWS = 4  # of an interval, on average
 SPREAD = 0.15  # sd of the log of a run's time beside that of a law of single steps
 DRAWS = 8  # of the traffic
@@ -79,6 +80,11 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     if software_of(engine) == SGLANG:  # its times are a token's, and of streams alone
         kept = 1.0 if drafts is None else drafts.kept
         decoded, seconds = np.nan_to_num(window.counted[GENERATED]) / kept, seconds * kept
+    elif _counted(window, f"{STEP_TOKENS}_count") is None:
+        generated = window.total(GENERATED)
+        tokens = float(decoded.sum() * (1.0 if drafts is None else drafts.kept) + ended.sum())
+        if generated is not None and not 1 / AGREE <= tokens / max(generated, 1e-9) <= AGREE:
+            return None  # its gaps are not those between tokens, so that they tell of no step
     steps = _steps(window, decoded, seconds)
     computed = _counted(window, PROMPT)
     computed = np.zeros_like(steps) if computed is None else computed
