@@ -374,8 +374,10 @@ def _check_left(
         f"left out of {recording.name}: {counted(number, 'problem')} {why}"
         for why, number in sorted(every.items(), key=lambda each: -each[1])
     ]
-    unjudged = sum(not run.judged(name) for run in runs for name in run.problems)
-    if not outcomes or unjudged in (0, kept):  # without any, only times are asked for
+    unjudged = 0
+    if outcomes:
+        unjudged = sum(not run.judged(name) for run in runs for name in run.problems)
+    if unjudged in (0, kept):  # where nothing is judged, only times are asked for
         return notes
     if unjudged > MOST_UNTOLD * kept:
         facts = recording.manifest.workload

@@ -33,6 +33,7 @@ from traces.foreign.written import written_into
 from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
+from traces.summary.problems import MOST_UNTOLD
 
 FORMATS = (lm_eval.FORMAT, inspect_log.FORMAT, plain_outcomes.FORMAT)
 _SLICE_ROWS = 200_000
@@ -211,7 +212,7 @@ def _joined(
                 unsure.append((each[0], at, why))
         else:
             sets.append([at])
-    labels = _labels([files[each[0]] for each in sets])
+    labels = _labels([files[each[0]] for each in sets], unsure[0][-1] if unsure else None)
     told, names = [], _names(files)
     if len(sets) < len(files):
         named = " and ".join(
@@ -242,6 +243,7 @@ _SETTINGS = {
     "top_p": "top_p",
     "max_tokens": "max_tokens",
     "effort": "reasoning effort",
+    "folder": "the model's folder",
 }
 
 
@@ -262,7 +264,7 @@ def _alike(
         for name, word in _SETTINGS.items()
         if len({getattr(each, name) for each in facts} - {None}) > 1
     ]
-    differing += ["prompts"] if found.prompts is False else []
+    differing += ["prompts"] if same_task and found.prompts is False else []
     why = "nothing tells that all of these are the same"
     if differing:
         why = f"they differ in {' and '.join(differing)}"
@@ -282,8 +284,10 @@ def _names(files: Sequence[ImportedFile]) -> list[str]:
     ]
 
 
-def _labels(files: Sequence[ImportedFile]) -> list[str]:
+def _labels(files: Sequence[ImportedFile], unsure: str | None) -> list[str]:
     """Return what is before the names of each set's problems: its task, or what its file has own.
+
+    `unsure` is why sets may be of the same problems. Raises UsageError for files of one name.
 
     Nothing for a single set. What all files' names begin or end with, such as the model, is left
     out, so that names are the same for another model.
@@ -295,10 +299,9 @@ def _labels(files: Sequence[ImportedFile]) -> list[str]:
         return tasks
     names = [own_name(each.path) for each in files]
     if len({*names}) < len(files):
-        raise UsageError(
-            "two of the files have the same name, and may be of different problems or settings. "
-            "Import each by itself, or with --same-problems if they are further samples of one run"
-        )
+        why = "" if unsure is None else f", and {unsure}"
+        how = "" if unsure is None else ", or with --same-problems if they are of one run"
+        raise UsageError(f"two of the files have the same name{why}. Import each by itself{how}")
     return _own_parts(names)
 
 
@@ -401,6 +404,9 @@ def _notes(
     return [*notes, *_of_numbers(chosen, counted)]
 
 
+_BY_ITSELF = ". The sets have different numbers of samples: import each set by itself"
+
+
 def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
     """Return what to know of how many samples can vote."""
     notes = []
@@ -414,10 +420,17 @@ def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
     elif counted.most > 1 and not counted.answers_told:
         notes.append("the answers are not there, so that samples cannot vote")
     if counted.failed:
-        notes.append(
+        note = (
             f"samples that failed: {counted.failed:,}. They are no draws, and the others of their "
             "problems count"
         )
+        if counted.failed_problems > MOST_UNTOLD * counted.problems.height:
+            note += (
+                f". They are in {counted.failed_problems:,} of {counted.problems.height:,} "
+                "problems, so that advise, replay and --policies refuse: what did not fail may be "
+                "shorter and easier"
+            )
+        notes.append(note)
     if counted.beyond:
         note = (
             f"problems have up to {counted.largest:,} samples, and nearly all {counted.most:,} or "
@@ -425,9 +438,9 @@ def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
             f"{counted.beyond:,}"
         )
         if counted.sets_differ:
-            note += ". The sets have different numbers of samples: import each set by itself"
+            note += _BY_ITSELF
         elif counted.short:
-            named = ", ".join(f"{name} has {count:,}" for name, count in counted.short[:3])
+            named = ", ".join(f"{name[:40]} has {count:,}" for name, count in counted.short[:3])
             more = f" and {len(counted.short) - 3:,} more" if len(counted.short) > 3 else ""
             note += (
                 f". Most have {counted.short_of:,}, but {named}{more}. Complete these, or leave "
@@ -435,7 +448,9 @@ def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
             )
         notes.append(note)
     if counted.fewer:
-        notes.append(f"problems with fewer than {counted.most} samples: {counted.fewer:,}")
+        note = f"problems with fewer than {counted.most} samples: {counted.fewer:,}"
+        by_itself = counted.sets_differ and not counted.beyond
+        notes.append(f"{note}{_BY_ITSELF if by_itself else ''}")
     return notes
 
 

@@ -50,7 +50,10 @@ class LmEvalSamples:
 
     def __init__(self, path: Path, choices: Choices) -> None:
         match = _NAME.fullmatch(path.name)
-        self.facts = FileFacts(task=match[1] if match else None)
+        folder = path.resolve().parent.name
+        self.facts = FileFacts(
+            task=match[1] if match else None, folder=folder if "__" in folder else None
+        )
         self.skipped = Skipped(unit="line")
         self._path, self._choices = path, choices
         self._metric, _, chosen = (choices.score or "").partition(",")
@@ -201,7 +204,7 @@ class LmEvalSamples:
             settings = arguments[0][1] if listed else arguments["gen_args_0"]["arg_1"]
         except (TypeError, KeyError, IndexError):
             return
-        if not isinstance(settings, dict) or self._settings_read:
+        if not isinstance(settings, dict) or not settings or self._settings_read:
             return
         self._settings_read = True
         self.facts.max_tokens = whole_number(settings.get("max_gen_toks"))

@@ -51,7 +51,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(kw_only=True)
 class FileFacts:
-    """What a file says of the whole evaluation; `notes` is what a reader of results must know."""
+    """What a file says of the whole evaluation; `notes` is what a reader of results must know.
+
+    `folder` is the one that lm-eval names after the model.
+    """
 
     task: str | None = None
     model: str | None = None
@@ -59,6 +62,7 @@ class FileFacts:
     top_p: float | None = None
     max_tokens: int | None = None
     effort: str | None = None
+    folder: str | None = None
     notes: list[str] = field(default_factory=list)
 
 

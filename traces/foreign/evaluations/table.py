@@ -184,7 +184,7 @@ class OutcomeTable:
                 outcome.logprob_mean,
                 outcome.finish_reason,
                 outcome.error,
-                None if outcome.uuid is None else _hash_of(outcome.uuid.encode()),
+                None if outcome.uuid is None else _hash_of(outcome.uuid.encode("utf-8", "replace")),
                 outcome.characters,
             )
         )

@@ -180,6 +180,19 @@ def test_samples_that_a_retry_has_again_count_once(tmp_path):
     assert found.problems == 10
 
 
+def test_files_in_folders_that_lm_eval_names_after_models_are_kept_apart(tmp_path):
+    same = {"prompt_hash": lambda number: f"h{number}"}
+    paths = [
+        written(tmp_path / f"org__{model}" / f"samples_a_2026-01-0{seed}T10.jsonl",
+                documents(20, seed, **same))
+        for seed, model in enumerate(("small", "large"), 1)
+    ]  # fmt: skip
+    assert "they differ in the model's folder." in asked(imported(tmp_path, *paths)[0])
+    again = paths[1].rename(paths[1].parent / paths[0].name)
+    with pytest.raises(UsageError, match=r"folder. Import each by itself, or with --same-problems"):
+        import_outcomes([paths[0], again], tmp_path / "r")
+
+
 @pytest.mark.parametrize("tokens", [True, False])
 def test_a_file_that_has_the_samples_of_another_is_refused(tmp_path, tokens):
     rows = [row if tokens else row | {"output_tokens": None} for row in plain(30, 4)]
