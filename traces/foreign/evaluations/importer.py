@@ -369,7 +369,10 @@ def _notes(
             f"{counted.doubled_place:,})"
         )
     if counted.copies:
-        notes.append(f"samples that an earlier file has too, left out: {counted.copies:,}")
+        notes.append(
+            "samples that an earlier file has too, or that failed and were drawn again, left out: "
+            f"{counted.copies:,}"
+        )
     for each in files:
         notes += each.remarks()
     for at, problems, prompts in counted.repeated:

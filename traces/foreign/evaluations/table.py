@@ -92,7 +92,7 @@ class Counted:
     sets_differ: bool  # the sets of problems, each by itself, would have other n
     failed: int  # samples, of all that came
     failed_problems: int  # that have one of these
-    copies: int  # samples that an earlier file of the same problems has too, by their uuid
+    copies: int  # samples that another file of the same problems has too, or has drawn again
     copied: tuple[int, int] | None  # files of which one has the samples of the other
     repeated: tuple[tuple[int, int, int], ...]  # file, its problems, and its fewer prompts
     answers_told: bool
@@ -313,8 +313,8 @@ class OutcomeTable:
         """Return the samples by the numbers of joined problems, and these numbers by names.
 
         Samples of several files that have the same numbers are numbered anew, file by file. Those
-        that an earlier file has too are left out where their uuid tells; else two such files are
-        returned.
+        that an earlier file has too, and failed ones that a retry drew again, are left out where
+        their uuid tells; else two such files are returned.
         """
         problems: dict[str, int] = {}
         places: list[int] = []  # of each number the problem in its file
@@ -351,8 +351,7 @@ class OutcomeTable:
             keys = ["problem", "file_problem", "sample_index"]
             found = found.sort(keys, maintain_order=True)
             if "uuid" in found.columns:
-                first = pl.struct("problem", "uuid").is_first_distinct()
-                found = found.filter(first | pl.col("uuid").is_null())
+                found = _without_copies(found)
             files = pl.Series(file_of, dtype=pl.UInt32).gather(found["file_problem"])
             again = copied(found.with_columns(file=files))
             if found.select(pl.struct("problem", "sample_index").is_duplicated().any()).item():
@@ -394,6 +393,16 @@ def _without_doubles(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int | None
         return frame, 0, None
     doubles = frame.filter(again)
     return frame.filter(~again), doubles.height, int(doubles["place"].min())  # type: ignore[arg-type]
+
+
+def _without_copies(frame: pl.DataFrame) -> pl.DataFrame:
+    """Leave out samples that an earlier file has too, and those that a retry drew again."""
+    once = pl.struct("problem", "sample_index", "uuid").is_first_distinct()
+    kept = frame.filter(once | pl.col("uuid").is_null())
+    if kept.height == frame.height:
+        return frame
+    sound = pl.col("error").is_null()
+    return kept.filter(sound | ~sound.any().over("problem", "sample_index"))
 
 
 def _most(sizes: pl.Series) -> int:

@@ -11,7 +11,7 @@ from advisor.evidence.runs import read_runs
 from benchmarks.made.foreign_files import HEADER, inspect_samples
 from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.importer import import_outcomes
-from traces.foreign.evaluations.reader import Choices, Given
+from traces.foreign.evaluations.reader import Choices
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
@@ -172,12 +172,15 @@ def test_other_prompts_keep_files_apart_and_pair_models(tmp_path):
 def test_samples_that_a_retry_has_again_count_once(tmp_path):
     first = [each | {"uuid": f"u{i}"} for i, each in enumerate(drawn(10, 2))]
     again = first[:12] + [each | {"uuid": f"v{i}"} for i, each in enumerate(drawn(10, 2, 1)[12:])]
-    found, _ = imported(
-        tmp_path, log(tmp_path / "a.json", first), log(tmp_path / "b.json", again),
-        given=Given(model="m"),
-    )  # fmt: skip
-    assert any("an earlier file has too, left out: 12" in note for note in found.notes)
-    assert found.problems == 10
+    for each in first[12:]:
+        each |= {"error": {"message": "x"}, "scores": None}
+    found, recording = imported(
+        tmp_path, log(tmp_path / "a.json", first), log(tmp_path / "b.json", again)
+    )
+    assert any("drawn again, left out: 20" in note for note in found.notes)
+    assert (found.problems, found.samples) == (10, 20)
+    assert recording.samples["error"].null_count() == 20
+    assert recording.manifest.provenance["imported"]["failed_problems"] == 0
 
 
 def test_files_in_folders_that_lm_eval_names_after_models_are_kept_apart(tmp_path):
