@@ -78,7 +78,7 @@ def test_the_document_is_the_contract(advisor):
     assert list(document) == [
         "budget", "system_optimal", "compute_optimal", "regret", "pareto", "compute_pareto",
         "reasons", "near_misses", "measure_next", "candidates", "infeasible", "equals",
-        "sensitivity", "stages", "present", "experiments", "routings", "load",
+        "sensitivity", "stages", "present", "experiments", "routings", "load", "notes",
     ]  # fmt: skip
     pick = document["system_optimal"]
     known = {
