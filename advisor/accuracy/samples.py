@@ -241,7 +241,9 @@ def _check_failed(run: Run, every: pl.DataFrame, whole: pl.DataFrame) -> None:
     kept = pl.col("problem").is_in(whole["problem"].unique().implode())
     error = pl.when(pl.col("problem").is_in(failed.implode())).then(pl.lit("samples failed"))
     rows = run.rows.with_columns(error=pl.when(~kept).then(pl.coalesce("error", error)))
-    lost = lost_problems(rows)
+    lost = lost_problems(rows, imported=run.imported is not None)
+    if run.failed_problems > lost.failed:  # an import keeps the samples that did not
+        lost = replace(lost, failed=run.failed_problems)
     if lost.failed and lost.too_many:
         raise RecordingError(f"{run.recording}: {lost.why_not}")
 

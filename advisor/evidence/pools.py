@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import chain
 from zlib import crc32
 
 from advisor.evidence.gather import Evidence
@@ -134,8 +134,7 @@ def find_pools(evidence: Evidence) -> list[Pool]:
             policies += [dataclasses.replace(key[1], n=n) for n in sorted(counts)]
             policies += [rule for n in sorted(counts) for rule in _stopping(key[1], n)]
         ids = {n for run in runs for n in run.problems if len(run.problems[n].samples) >= 1}
-        told = [run.tells_answers for run in runs]
-        judged = {n for n in ids if all(map(_judged, runs, repeat(n), told))}
+        judged = {n for n in ids if all(run.judged(n) for run in runs)}
         complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
         if complete:
             pools.append(
@@ -171,16 +170,6 @@ def _of_curve(key: SampleKey, runs: Sequence[Run], curve: PublishedCurve) -> Poo
         policies=tuple(dataclasses.replace(key[1], n=n) for n in sorted(counts)),
         problem_ids=frozenset(name for run in runs for name in run.problems),
     )
-
-
-def _judged(run: Run, name: str, told: bool) -> bool:
-    """Whether a problem's samples were judged; with answers `told`, one that has none is wrong."""
-    problem = run.problems.get(name)
-    if problem is None:
-        return True
-    known = [s.correct is not None for s in problem.samples]
-    able = [s.correct is not None or (told and s.answer is None) for s in problem.samples]
-    return any(known) and all(able)
 
 
 def _most_samples(runs: Sequence[Run], name: str) -> int:

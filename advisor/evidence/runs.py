@@ -22,7 +22,7 @@ from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Ints
-from traces.summary.problems import MOST_UNTOLD, engine_windows, lost_problems
+from traces.summary.problems import MOST_UNTOLD, Lost, engine_windows, lost_problems
 from traces.summary.votes import majority_curve
 
 _USED = (
@@ -145,6 +145,19 @@ class Run:
         """Whether a sample without an answer gave none, and is wrong. Else nobody told answers."""
         return self.answers_told and any(sample.answer is not None for sample in self.samples)
 
+    def judged(self, name: str) -> bool:
+        """Whether all samples of a problem are right or wrong, as far as the run has it.
+
+        With answers told, a sample that has none is wrong.
+        """
+        problem = self.problems.get(name)
+        if problem is None:
+            return True
+        known = [s.correct is not None for s in problem.samples]
+        told = self.tells_answers
+        able = [s.correct is not None or (told and s.answer is None) for s in problem.samples]
+        return any(known) and all(able)
+
     def vote_curve(self, name: str) -> npt.NDArray[np.float64]:
         """Return how often votes of k of a problem's samples are right, k = 1 .. all.
 
@@ -249,9 +262,6 @@ def read_runs(recording: Recording) -> ReadRuns:
             taken = float(cost.within_s(since, until)[0])  # which the profiler's windows took
             run = replace(run, latency_s=run.latency_s - taken)
         found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
-    notes = (
-        _check_left(recording, lacking, found) if imported else _check_survivors(recording, found)
-    )
     runs = [
         Run(
             recording=recording.name,
@@ -266,6 +276,9 @@ def read_runs(recording: Recording) -> ReadRuns:
         )
         for (engine_key, policy_key), group in found.items()
     ]
+    notes = (
+        _check_left(recording, lacking, runs) if imported else _check_survivors(recording, found)
+    )
     if any(run.policy.n > 1 and not run.answers_told for run in runs):
         notes.append(
             f"{recording.name}: right samples come without their answers, so no vote of several "
@@ -329,17 +342,26 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
 def _check_left(
     recording: Recording,
     lacking: Mapping[str, int],
-    found: Mapping[tuple[str, str], Mapping[str, ProblemRun]],
+    runs: Sequence[Run],
 ) -> list[str]:
     """Return which problems of an import are left out, and why.
 
     Raises RecordingError where they are too many for the others to stand for all.
     """
-    outcomes = "identities" in recording.manifest.provenance.get("imported", {})
+    told = recording.manifest.provenance.get("imported", {})
+    outcomes = "identities" in told
     failed = int(recording.problems["error"].count()) if outcomes else 0
     every = {**lacking, **({"all of whose samples failed": failed} if failed else {})}
-    kept = sum(map(len, found.values()))
+    kept = sum(len(run.problems) for run in runs)
     count = sum(every.values())
+    lost = Lost(
+        timed_out=0,
+        failed=int(told.get("failed_problems") or 0),
+        problems=recording.problems.height,
+        imported=True,
+    )
+    if outcomes and kept and lost.too_many:
+        raise RecordingError(f"{recording.name}: {lost.why_not}")
     if outcomes and kept and count > MOST_UNTOLD * (kept + count):
         why = max(every, key=lambda each: every[each])
         remedy = _TOKENS if "output_tokens" in why else "Import outcomes that have them"
@@ -348,9 +370,28 @@ def _check_left(
             f"{every[why]:,} {why}. The others may be unlike them"
             + ("" if "--prompt-tokens" in why else f". {remedy}")
         )
-    return [
+    notes = [
         f"left out of {recording.name}: {counted(number, 'problem')} {why}"
         for why, number in sorted(every.items(), key=lambda each: -each[1])
+    ]
+    unjudged = 0
+    if outcomes:
+        unjudged = sum(not run.judged(name) for run in runs for name in run.problems)
+    if unjudged in (0, kept):  # where nothing is judged, only times are asked for
+        return notes
+    if unjudged > MOST_UNTOLD * kept:
+        facts = recording.manifest.workload
+        how = "Import outcomes in which they are judged"
+        if facts is None or facts.verifier != "math":
+            how += ", or files with completions again with --verifier math"
+        raise RecordingError(
+            f"{recording.name}: {unjudged:,} of {kept:,} problems have samples that are not known "
+            f"to be right or wrong, and the others may be unlike them. {how}"
+        )
+    return [
+        *notes,
+        f"left out of {recording.name} where accuracy counts: {counted(unjudged, 'problem')} with "
+        "samples that are not known to be right or wrong",
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from profiler.demo import task
 from profiler.engines.interface import Prompt
 from profiler.workload.lengths import Lengths, read_lengths
-from profiler.workload.verifiers import NAMES, ByText, Verifier, verifier
+from profiler.workload.verifiers import NAMES, ByText, Verifier, read_answer, verifier
 from traces.errors import UsageError
 from traces.recording.manifest import WorkloadFacts
 
@@ -59,7 +59,7 @@ class Workload:
         `profiler.workload.verifiers`.
         """
         chosen = problem.verifier or self.verifier
-        answer = chosen.answer_of(text)
+        answer = read_answer(chosen, text, problem.expected)
         return None if answer is None else chosen.canonical(answer)
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool | None:

@@ -59,6 +59,13 @@ def verifier(name: str) -> Verifier:
     return made[name]()
 
 
+def read_answer(chosen: Verifier, text: str, expected: str | None) -> str | None:
+    """Return the answer of a completion, read as one to a problem with that expected answer."""
+    if isinstance(chosen, Choice):
+        return chosen.answer_of(text, expected)
+    return chosen.answer_of(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ByText:
     """Answers that `answer_of` reads out of a completion, the same when their texts are."""
@@ -268,33 +275,43 @@ _SAID = re.compile(
 )
 _BRACKETED = re.compile(r"\(([A-HJ])\)")  # (I) may be a number
 _LINE = re.compile(r"^[\s*_]*([A-HJ])(?:[\s*_]*$|[.:)]\s)", re.MULTILINE)
+_USUAL = "ABCDE"  # choices: other letters in passing are as a rule symbols, such as (H) of enthalpy
 
 
 class Choice:
     r"""A letter A to J, as models write it: (B), B., **B**, "The answer is B", \boxed{B}.
 
     The last `\boxed{...}` says it, else the last "answer is ..." (or choice, option), else a
-    letter that stands alone, else the last letter in brackets or at the head of a line.
+    letter that stands alone, else the last letter in brackets or at the head of a line. Of these
+    two F to J count only where the `expected` answer is one of them.
     """
 
     name = "choice"
 
-    def answer_of(self, text: str) -> str | None:
+    def answer_of(self, text: str, expected: str | None = None) -> str | None:
         tail = after_thinking(text)
         if tail is None:
             return None
         boxed = last_boxed(tail)
-        return self.canonical(tail if boxed is None else boxed)
+        wanted = None if expected is None else self.canonical(expected)
+        known = _USUAL if wanted is None or wanted in _USUAL else None
+        return _letter(tail if boxed is None else boxed, known)
 
     def canonical(self, answer: str) -> str | None:
-        answer = _BOLD.sub(r"\1\2", answer[-4000:])
-        if alone := _LETTER_ALONE.match(answer.strip()[:_ALONE_CHARACTERS]):
-            return alone[1].upper()
-        for pattern in (_SAID, _BRACKETED, _LINE):
-            if found := pattern.findall(answer):
-                last = found[-1]
-                return (last if isinstance(last, str) else "".join(last)).upper()
-        return None
+        return _letter(answer)
 
     def matches(self, canonical: str, expected: str) -> bool:
         return canonical == self.canonical(expected)
+
+
+def _letter(answer: str, known: str | None = None) -> str | None:
+    """Return the letter of an answer; one that nothing names as the answer is `known`, if given."""
+    answer = _BOLD.sub(r"\1\2", answer[-4000:])
+    if alone := _LETTER_ALONE.match(answer.strip()[:_ALONE_CHARACTERS]):
+        return alone[1].upper()
+    if said := _SAID.findall(answer):
+        return "".join(said[-1]).upper()
+    for pattern in (_BRACKETED, _LINE):
+        if found := [each for each in pattern.findall(answer) if known is None or each in known]:
+            return str(found[-1])
+    return None

@@ -301,6 +301,7 @@ def sample_flops(facts: ModelFacts) -> pl.Expr:
 # A timeout cuts the long ones, so that what is left is short, and as a rule easier.
 
 
+FAILED_IMPORT = "Import outcomes in which they did not fail"
 MOST_UNTOLD = 0.05  # share of the problems without a number at which a mean is still given
 
 
@@ -311,6 +312,7 @@ class Lost:
     timed_out: int
     failed: int
     problems: int
+    imported: bool = False
 
     @property
     def count(self) -> int:
@@ -333,20 +335,26 @@ class Lost:
     def why_not(self) -> str:
         """Why nothing is said from those that remain, and what to do, where they are too few."""
         if not self.timed_out:
-            return f"{self.text}, and the others may be unlike them. Record again"
+            how = FAILED_IMPORT if self.imported else "Record again"
+            return f"{self.text}, and the others may be unlike them. {how}"
         return (
             f"{self.text}, and those that remain are the short ones. Record without --timeout, or "
             "with a longer one"
         )
 
 
-def lost_problems(problems: pl.DataFrame) -> Lost:
+def lost_problems(problems: pl.DataFrame, *, imported: bool = False) -> Lost:
     """Return what was lost of the problems of one run, one row each."""
     timed_out = pl.col("timed_out").fill_null(False)
     failed = pl.col("error").is_not_null() & ~timed_out
     found = problems.select(timed_out.sum().alias("timed_out"), failed.sum().alias("failed"))
     counts = found.row(0, named=True)
-    return Lost(timed_out=counts["timed_out"], failed=counts["failed"], problems=problems.height)
+    return Lost(
+        timed_out=counts["timed_out"],
+        failed=counts["failed"],
+        problems=problems.height,
+        imported=imported,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,8 @@ class Run:
     `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
     JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
     `conditions` (the load and the machine, which repeats share), `imported` (the foreign format of
-    imported outcomes, whose engine is known by name only), `curve` (published averages of which
+    imported outcomes, whose engine is known by name only), `failed_problems` (of an import, of
+    which a sample failed), `curve` (published averages of which
     the run is), and the frames behind the numbers:
     `rows` has one row per problem (problems.py), `sample_rows` and `step_rows` the run's
     samples and its engine's steps (`STEP_TIMES`), `windows` what the profiler's cost these.
@@ -113,6 +114,7 @@ class Run:
     conditions: tuple[Hashable, ...] = ()
     imported: str | None = None
     identities: str | None = field(default=None, repr=False, compare=False)
+    failed_problems: int = 0
     curve: PublishedCurve | None = None
     rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     sample_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
@@ -144,7 +146,7 @@ class Run:
         """Return the run's document; estimates are {value, low, high, unit, extrapolated}."""
         frames = {"rows", "sample_rows", "step_rows", "windows"}
         hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
-        hidden |= frames | {"identities", "curve"}
+        hidden |= frames | {"identities", "curve", "failed_problems"}
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
         engine = to_plain(self.engine)
         if self.imported is not None:
@@ -211,7 +213,7 @@ def _run(
     )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
-    lost = _lost(samples, rows) if votes else None
+    lost = _lost(samples, rows, imported=imported is not None) if votes else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
@@ -248,6 +250,7 @@ def _run(
         conditions=conditions(manifest),
         imported=imported,
         identities=told.get("identities"),
+        failed_problems=int(told.get("failed_problems") or 0),
         curve=curve,
         rows=rows,
         sample_rows=samples,
@@ -298,12 +301,12 @@ def _policies(
     return policies_within(own.with_columns(end=over), policy.n)
 
 
-def _lost(samples: pl.DataFrame, rows: pl.DataFrame) -> Lost:
+def _lost(samples: pl.DataFrame, rows: pl.DataFrame, *, imported: bool) -> Lost:
     """Return of which problems not all samples came: failed is one of which any sample did."""
     failed = samples.filter(pl.col("error").is_not_null())["problem"].unique()
     with_failed = pl.col("problem").is_in(failed.implode())
     error = pl.when(with_failed).then(pl.lit("samples failed")).otherwise("error")
-    return lost_problems(rows.with_columns(error=error))
+    return lost_problems(rows.with_columns(error=error), imported=imported)
 
 
 def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:

@@ -332,12 +332,12 @@ def _given(asked: Import) -> tuple[Given, str | None]:
 
 def _judge(name: str) -> Judge:
     """Return the verifier of that name as a rule that reads and judges completions."""
-    from profiler.workload.verifiers import verifier
+    from profiler.workload.verifiers import read_answer, verifier
 
     chosen = verifier(name)
 
     def judge(text: str, expected: str | None) -> tuple[str | None, bool | None]:
-        written = chosen.answer_of(text)
+        written = read_answer(chosen, text, expected)
         answer = None if written is None else chosen.canonical(written)
         if expected is None or chosen.canonical(expected) is None:
             return answer, None

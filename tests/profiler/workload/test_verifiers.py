@@ -161,6 +161,13 @@ def test_choice_expected_in_any_form():
     assert not Choice().matches("B", "Paris")
 
 
+def test_letters_in_passing_are_choices_to_e_unless_others_are_expected():
+    text = "It is negative, so (B), as the enthalpy (H) falls"
+    assert Choice().answer_of(text) == Choice().answer_of(text, "C") == "B"
+    assert Choice().answer_of(text, "(H)") == "H"
+    assert Choice().answer_of("The answer is (H).", "C") == "H"
+
+
 def test_boxes_with_deep_braces():
     assert last_boxed("\\boxed{\\frac{\\sqrt{3}}{2}} done") == "\\frac{\\sqrt{3}}{2}"
     assert last_boxed("\\boxed{1} or \\boxed{2") == "1"

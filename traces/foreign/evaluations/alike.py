@@ -26,24 +26,80 @@ def unlike(samples: pl.DataFrame, largest: int) -> Iterator[str]:
     """Yield in what samples differ by their number.
 
     `samples` are rows with problem_id, sample_index, correct and output_tokens, as far as there
-    are any; problems with fewer than `largest` samples are left out.
+    are any; problems with fewer than `largest` sound samples are left out, and those whose samples
+    have other numbers than most have.
     """
     if largest < 2:
         return
+    if "error" in samples.columns:
+        samples = samples.filter(pl.col("error").is_null())
     for name, told in (("correct", _right), ("output_tokens", _lengths)):
         if name not in samples.columns:
             continue
         kept = (
             samples.select("problem_id", "sample_index", name)
+            .drop_nulls(name)
             .sort("problem_id", "sample_index")
-            .filter(pl.col(name).count().over("problem_id") == largest)
+            .filter(pl.len().over("problem_id") == largest)
         )
         if kept.is_empty():
             continue
         values = kept[name].cast(pl.Float64).to_numpy().reshape(-1, largest)
         names = kept["sample_index"].to_numpy().reshape(-1, largest)
-        if (names == names[0]).all():
-            yield from told(values, [int(each) for each in names[0]])
+        found, of, counts = np.unique(names, axis=0, return_inverse=True, return_counts=True)
+        usual = int(counts.argmax())
+        yield from told(values[of.ravel() == usual], [int(each) for each in found[usual]])
+
+
+_LONG = 100  # tokens or characters, from which equal lengths are no chance
+_FEWEST_COPIES = 8
+_NEARLY_ALL = 0.9
+_MANY_FILES = 16  # whose first problems are enough to find which two are the most alike
+_FIRST = 50
+
+
+def copied(samples: pl.DataFrame) -> tuple[int, int] | None:
+    """Return two files of which one has samples of the other again, None for none.
+
+    `samples` are rows of joined files with file, problem, sample_index, key, correct, error and, as
+    far as they are known, output_tokens or characters. Where these tell, nearly all samples of
+    equal number are the same. Else all that one of both files has wrong are, and they are many.
+    """
+    known = [name for name in ("output_tokens", "characters") if name in samples.columns]
+    rows = samples.filter(pl.col("error").is_null()).select(
+        "file", "problem", "sample_index", "key", "correct",
+        size=pl.coalesce(*known, pl.lit(None, pl.Int64)),
+    )  # fmt: skip
+    longest = rows["size"].max()
+    searched = rows
+    if rows["file"].n_unique() > _MANY_FILES:
+        searched = rows.filter(pl.col("problem") < _FIRST)
+    found = searched.join(
+        searched, on=[name for name in rows.columns if name != "file"], nulls_equal=True
+    ).filter(pl.col("file") < pl.col("file_right"))
+    pairs = found.group_by("file", "file_right").len().sort("len", "file", descending=True)
+    same = pl.all_horizontal(
+        pl.col(name).eq_missing(pl.col(f"{name}_right")) for name in ("key", "correct", "size")
+    )
+    for one, other, _ in pairs.unique("file_right", keep="first", maintain_order=True).iter_rows():
+        both = rows.filter(file=one).join(
+            rows.filter(file=other), on=["problem", "sample_index"], nulls_equal=True
+        )
+        limit = pl.lit(longest, pl.Int64)
+        told = [
+            pl.col(name).is_between(_LONG, limit, closed="none") for name in ("size", "size_right")
+        ]
+        long = both.filter(*told).select(same.alias("same"))["same"]
+        if len(long) >= _FEWEST_COPIES:
+            if int(long.sum()) >= _NEARLY_ALL * len(long):
+                return one, other
+            continue
+        right = pl.col("correct").fill_null(True) & pl.col("correct_right").fill_null(True)
+        answered = pl.col("key").is_not_null() | pl.col("key_right").is_not_null()
+        wrong = both.filter(~right, answered).select(same.alias("same"))["same"]
+        if len(wrong) >= FEWEST_CELLS and wrong.all():
+            return one, other
+    return None
 
 
 def _right(right: Floats, names: list[int]) -> Iterator[str]:

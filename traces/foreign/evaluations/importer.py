@@ -7,7 +7,8 @@ samples, a tie going to the answer whose first sample has the lowest number. Rig
 class, as they all equal the expected one; wrong ones are one where their texts are.
 
 Several files are samples of the same problems where names, prompts and expected answers are the
-same, as of seeds. Else the names of a file's problems have its task's name before them, or its own.
+same, as of seeds, and no setting differs. Else the names of a file's problems have its task's name
+before them, or its own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from traces.foreign.written import written_into
 from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
+from traces.summary.problems import MOST_UNTOLD
 
 FORMATS = (lm_eval.FORMAT, inspect_log.FORMAT, plain_outcomes.FORMAT)
 _SLICE_ROWS = 200_000
@@ -126,6 +128,7 @@ def import_outcomes(
     joined, told = _joined(table, files, choices.same_problems)
     limit = _one(files, "max_tokens", given.max_tokens) or None
     counted = table.count(joined, limit)
+    _check_copied(counted, files)
     _check_longest(counted, given)
     differing = list(unlike(counted.samples, counted.most))
     notes = _notes(chosen, files, counted, given)
@@ -160,6 +163,17 @@ def _check_copies(paths: Sequence[Path]) -> None:
         by_size[path.stat().st_size].append(path)
 
 
+def _check_copied(counted: Counted, files: Sequence[ImportedFile]) -> None:
+    """Raise UsageError where a file has samples of another one again."""
+    if counted.copied is None:
+        return
+    one, other = (files[at].path for at in counted.copied)
+    raise UsageError(
+        f"{one} and {other}: nearly all samples of equal number are the same in both, so that they "
+        "would count twice. Name one of the files"
+    )
+
+
 def _same_format(paths: Sequence[Path]) -> OutcomeFormat:
     found = {path: format_of(path) for path in paths}
     for path, each in found.items():
@@ -185,25 +199,24 @@ def _joined(
     same name.
     """
     sets: list[list[int]] = []
-    unsure = list[tuple[int, int]]()
-    for at, file in enumerate(files):
+    unsure = list[tuple[int, int, str]]()
+    for at in range(len(files)):
         for each in sets:
-            alike = wanted
+            alike, why = wanted, ""
             if wanted is None:
-                tasks = {file.facts.task, files[each[0]].facts.task}
-                alike = len(tasks) == 1 and table.files_alike(each[0], at)
+                alike, why = _alike(table, files, each, at)
             if alike:
                 each.append(at)
                 break
             if alike is None:
-                unsure.append((each[0], at))
+                unsure.append((each[0], at, why))
         else:
             sets.append([at])
-    labels = _labels([files[each[0]] for each in sets])
-    told = []
+    labels = _labels([files[each[0]] for each in sets], unsure[0][-1] if unsure else None)
+    told, names = [], _names(files)
     if len(sets) < len(files):
         named = " and ".join(
-            ", ".join(files[at].path.name for at in each[:4])
+            ", ".join(names[at] for at in each[:4])
             + (f" and {len(each) - 4} more" if len(each) > 4 else "")
             for each in sets[:3]
             if len(each) > 1
@@ -214,17 +227,67 @@ def _joined(
             "apart"
         )
     if unsure:
-        one, other = (files[at].path.name for at in unsure[0])
+        one, other, why = unsure[0]
         told.append(
-            f"{one} and {other} have problems of the same names, and nothing tells that all of "
-            "these are the same. They count as different ones. If they are the same, import again "
-            "with --same-problems"
+            f"{names[one]} and {names[other]} have problems of the same names, and {why}. They "
+            "count as different ones. If they are samples of the same problems under the same "
+            "settings, import again with --same-problems. If they are of several runs, import "
+            "each by itself"
         )
     return [Joined(tuple(each), label) for each, label in zip(sets, labels, strict=True)], told
 
 
-def _labels(files: Sequence[ImportedFile]) -> list[str]:
+_SETTINGS = {
+    "model": "model",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "max_tokens": "max_tokens",
+    "effort": "reasoning effort",
+    "folder": "the model's folder",
+}
+
+
+def _alike(
+    table: OutcomeTable, files: Sequence[ImportedFile], own: Sequence[int], at: int
+) -> tuple[bool | None, str]:
+    """Whether a file has further samples of a set's problems, None where it may; then why not."""
+    found = table.likeness(own[0], at)
+    facts = [files[each].facts for each in (*own, at)]
+    same_task = facts[0].task == facts[-1].task
+    if found is None or (found.same is None and not (same_task or found.told)):
+        return False, ""
+    if found.same is False:
+        asked = same_task and found.names
+        return None if asked else False, "most of their prompts or expected answers differ"
+    differing = [
+        word
+        for name, word in _SETTINGS.items()
+        if len({getattr(each, name) for each in facts} - {None}) > 1
+    ]
+    differing += ["prompts"] if same_task and found.prompts is False else []
+    why = "nothing tells that all of these are the same"
+    if differing:
+        why = f"they differ in {' and '.join(differing)}"
+    elif found.same and (same_task or found.prompts):
+        return True, ""
+    elif found.same:
+        why = "their tasks have different names"
+    return None, why
+
+
+def _names(files: Sequence[ImportedFile]) -> list[str]:
+    """Return the files' names, with the folder where several have the same."""
+    names = [each.path.name for each in files]
+    return [
+        str(Path(each.path.parent.name, name)) if names.count(name) > 1 else name
+        for name, each in zip(names, files, strict=True)
+    ]
+
+
+def _labels(files: Sequence[ImportedFile], unsure: str | None) -> list[str]:
     """Return what is before the names of each set's problems: its task, or what its file has own.
+
+    `unsure` is why sets may be of the same problems. Raises UsageError for files of one name.
 
     Nothing for a single set. What all files' names begin or end with, such as the model, is left
     out, so that names are the same for another model.
@@ -236,7 +299,9 @@ def _labels(files: Sequence[ImportedFile]) -> list[str]:
         return tasks
     names = [own_name(each.path) for each in files]
     if len({*names}) < len(files):
-        raise UsageError("two of the files have the same name. Import each by itself")
+        why = "" if unsure is None else f", and {unsure}"
+        how = "" if unsure is None else ", or with --same-problems if they are of one run"
+        raise UsageError(f"two of the files have the same name{why}. Import each by itself{how}")
     return _own_parts(names)
 
 
@@ -303,8 +368,19 @@ def _notes(
             f"samples that were there before, left out: {counted.doubled:,} (first: {unit} "
             f"{counted.doubled_place:,})"
         )
+    if counted.copies:
+        notes.append(
+            "samples that an earlier file has too, or that failed and were drawn again, left out: "
+            f"{counted.copies:,}"
+        )
     for each in files:
         notes += each.remarks()
+    for at, problems, prompts in counted.repeated:
+        notes.append(
+            f"{files[at].path.name}: {problems:,} problems have only {prompts:,} different "
+            "prompts. Each counts as a problem of its own, so that intervals are too narrow. Write "
+            "those of one prompt as samples of one problem, in plain outcomes"
+        )
     if counted.logprobs is not None:
         notes.append(
             f"{counted.logprobs} (first: {files[0].skipped.unit} {counted.logprobs_place:,})"
@@ -331,6 +407,9 @@ def _notes(
     return [*notes, *_of_numbers(chosen, counted)]
 
 
+_BY_ITSELF = ". The sets have different numbers of samples: import each set by itself"
+
+
 def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
     """Return what to know of how many samples can vote."""
     notes = []
@@ -344,18 +423,37 @@ def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
     elif counted.most > 1 and not counted.answers_told:
         notes.append("the answers are not there, so that samples cannot vote")
     if counted.failed:
-        notes.append(
+        note = (
             f"samples that failed: {counted.failed:,}. They are no draws, and the others of their "
             "problems count"
         )
+        if counted.failed_problems > MOST_UNTOLD * counted.problems.height:
+            note += (
+                f". They are in {counted.failed_problems:,} of {counted.problems.height:,} "
+                "problems, so that advise, replay and --policies refuse: what did not fail may be "
+                "shorter and easier"
+            )
+        notes.append(note)
     if counted.beyond:
-        notes.append(
+        note = (
             f"problems have up to {counted.largest:,} samples, and nearly all {counted.most:,} or "
             f"more, so that the first {counted.most:,} of each count. Samples left out: "
             f"{counted.beyond:,}"
         )
+        if counted.sets_differ:
+            note += _BY_ITSELF
+        elif counted.short:
+            named = ", ".join(f"{name[:40]} has {count:,}" for name, count in counted.short[:3])
+            more = f" and {len(counted.short) - 3:,} more" if len(counted.short) > 3 else ""
+            note += (
+                f". Most have {counted.short_of:,}, but {named}{more}. Complete these, or leave "
+                "them out"
+            )
+        notes.append(note)
     if counted.fewer:
-        notes.append(f"problems with fewer than {counted.most} samples: {counted.fewer:,}")
+        note = f"problems with fewer than {counted.most} samples: {counted.fewer:,}"
+        by_itself = counted.sets_differ and not counted.beyond
+        notes.append(f"{note}{_BY_ITSELF if by_itself else ''}")
     return notes
 
 
@@ -432,6 +530,7 @@ def _write(
         "given": given.to_json(),
         "unlike": list(differing),
         "identities": identities_text(counted.identities),
+        "failed_problems": counted.failed_problems,
         "files": [
             {
                 "name": each.path.name,

@@ -30,7 +30,7 @@ _JSON = re.compile(rb'\A\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')
 _RIGHT, _WRONG = ("C", "CORRECT"), ("I", "INCORRECT", "N")  # N: no answer was given
 _SAMPLE = "samples/"
 _LONG = 40  # characters of more than a few words
-_PROVIDER = re.compile(r"(?:vllm|hf|sglang|openai-api/[^/]+)/(?=.)")  # which serves any model
+_PROVIDER = re.compile(r"\A(?:vllm|hf|sglang|openai-api/[^/]+)/(?=.)")  # which serves any model
 
 
 class _Usage(msgspec.Struct):
@@ -47,7 +47,9 @@ class _Output(msgspec.Struct):
 class _Sample(msgspec.Struct):
     id: Any = None
     epoch: Any = None
+    uuid: Any = None
     input: msgspec.Raw = msgspec.Raw(b"")
+    choices: Any = None
     target: Any = None
     scores: Any = None
     score: Any = None  # the only one, of a log of version 1
@@ -64,6 +66,7 @@ class _Config(msgspec.Struct):
     temperature: Any = None
     top_p: Any = None
     max_tokens: Any = None
+    reasoning_effort: Any = None
 
 
 class _Evaluation(msgspec.Struct):
@@ -182,6 +185,8 @@ class InspectLog:
             if top_p is not None and 0 < top_p <= 1:
                 self.facts.top_p = top_p
             self.facts.max_tokens = whole_number(config.max_tokens) or self.facts.max_tokens
+            if isinstance(config.reasoning_effort, str):
+                self.facts.effort = config.reasoning_effort[:40]
 
     def _outcome(self, sample: _Sample, number: int) -> Outcome | None:
         name, epoch = sample.id, whole_number(sample.epoch)
@@ -199,11 +204,15 @@ class InspectLog:
         if thought is not None and made is not None and thought > made:
             thought = None
             self.skipped.add("values of reasoning_tokens that are above output_tokens", number)
+        identity = _asked(sample.input) + msgspec.json.encode(target)
+        of_task = msgspec.json.encode([self.facts.task, sample.choices])
         return Outcome(
             problem_id=str(name),
             sample_index=epoch - 1,
             place=number,
-            identity=_asked(sample.input) + msgspec.json.encode(target),
+            identity=identity,
+            prompt=of_task + identity,
+            uuid=sample.uuid if isinstance(sample.uuid, str) else None,
             answer=None if failed else answer,
             expected=expected,
             correct=None if failed else correct,

@@ -50,7 +50,10 @@ class LmEvalSamples:
 
     def __init__(self, path: Path, choices: Choices) -> None:
         match = _NAME.fullmatch(path.name)
-        self.facts = FileFacts(task=match[1] if match else None)
+        folder = path.resolve().parent.name
+        self.facts = FileFacts(
+            task=match[1] if match else None, folder=folder if "__" in folder else None
+        )
         self.skipped = Skipped(unit="line")
         self._path, self._choices = path, choices
         self._metric, _, chosen = (choices.score or "").partition(",")
@@ -58,6 +61,7 @@ class LmEvalSamples:
         self._others: dict[str, None] = {}
         self._metrics: dict[str, None] = {}
         self._documents = 0
+        self._settings_read = False
 
     def __iter__(self) -> Iterator[Outcome]:
         limit, notes = self._choices.limit_bytes, self.facts.notes
@@ -83,13 +87,16 @@ class LmEvalSamples:
         expected = None if target is None else str(target).strip()
         found = self._answers(row, expected, number)
         self._keep_arguments(row.get("arguments"))
-        name = row.get("doc_hash") or row.get("prompt_hash") or expected or ""
+        asked = row.get("prompt_hash")
+        name = row.get("doc_hash") or asked or expected or ""
         for index, (answer, correct) in enumerate(found):
             yield Outcome(
                 problem_id=str(document),
                 sample_index=index,
                 place=number,
                 identity=str(name).encode("utf-8", "replace"),
+                prompt=asked.encode("utf-8", "replace") if isinstance(asked, str) else None,
+                characters=_length(row, index),
                 answer=answer,
                 expected=expected,
                 correct=correct,
@@ -197,8 +204,9 @@ class LmEvalSamples:
             settings = arguments[0][1] if listed else arguments["gen_args_0"]["arg_1"]
         except (TypeError, KeyError, IndexError):
             return
-        if not isinstance(settings, dict) or self.facts.max_tokens is not None:
+        if not isinstance(settings, dict) or not settings or self._settings_read:
             return
+        self._settings_read = True
         self.facts.max_tokens = whole_number(settings.get("max_gen_toks"))
         temperature, greedy = (
             finite(settings.get("temperature")),
@@ -237,6 +245,15 @@ class LmEvalSamples:
         return UsageError(
             f"--score: {self._path} has no {what} {name!r}. Choose one of {some(others)}"
         )
+
+
+def _length(row: Mapping[str, Any], index: int) -> int | None:
+    """Return how long a response is, None where there is no text of it."""
+    try:
+        text = row["resps"][0][index]
+    except (TypeError, KeyError, IndexError):
+        return None
+    return len(text) if isinstance(text, str) else None
 
 
 def _is_judgement(value: Any) -> bool:

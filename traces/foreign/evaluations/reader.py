@@ -22,14 +22,19 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `answer` is a text that is the same for the same answer, `identity` any bytes that tell one
     problem from another of the same name (its prompt); neither is kept unless text is recorded.
-    `place` is where the sample stands: the number of its line or entry. `whole` says that the
-    answer is the whole completion, and no short one.
+    `prompt` are bytes that are the same for what a model is asked in the same words and by the same
+    task. `uuid` names one sample wherever it is written again. `characters` is how long the
+    completion is. `place` is where the sample stands: the number of its line or entry. `whole` says
+    that the answer is the whole completion, and no short one.
     """
 
     problem_id: str
     sample_index: int
     place: int
     identity: bytes | None = None
+    prompt: bytes | None = None
+    uuid: str | None = None
+    characters: int | None = None
     group: str | None = None
     answer: str | None = None
     expected: str | None = None
@@ -46,13 +51,18 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(kw_only=True)
 class FileFacts:
-    """What a file says of the whole evaluation; `notes` is what a reader of results must know."""
+    """What a file says of the whole evaluation; `notes` is what a reader of results must know.
+
+    `folder` is the one that lm-eval names after the model.
+    """
 
     task: str | None = None
     model: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
+    effort: str | None = None
+    folder: str | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -1,6 +1,6 @@
 """The samples of imported files, in columns: kept small, then counted into classes and votes.
 
-Several files may hold samples of the same problems: `files_alike` tells, and `count` joins those
+Several files may hold samples of the same problems: `likeness` tells, and `count` joins those
 that it is told to. The answers' texts are dropped as they come, unless they are to be recorded: a
 hash of 64 bits tells them apart within their problem.
 """
@@ -11,10 +11,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
+from traces.foreign.evaluations.alike import copied
 from traces.foreign.evaluations.reader import Outcome
 from traces.recording.manifest import IDENTITY_BYTES
 from traces.schema.tts.logprobs import with_means
@@ -49,6 +50,8 @@ _COLUMNS: dict[str, pl.DataType] = {
     "logprob_mean": pl.Float64(),
     "finish_reason": pl.Utf8(),
     "error": pl.Utf8(),
+    "uuid": pl.UInt64(),
+    "characters": pl.Int64(),
 }
 _USED = ("problem", "sample_index", "place", "key", "text", "correct", "prompt_tokens", "error")
 
@@ -84,7 +87,14 @@ class Counted:
     largest: int  # samples that any problem came with
     fewer: int  # problems with less than n
     beyond: int  # samples left out, as their problems have n others
+    short: tuple[tuple[str, int], ...]  # the few problems, with their samples, that make n small
+    short_of: int  # samples that the others have
+    sets_differ: bool  # the sets of problems, each by itself, would have other n
     failed: int  # samples, of all that came
+    failed_problems: int  # that have one of these
+    copies: int  # samples that another file of the same problems has too, or has drawn again
+    copied: tuple[int, int] | None  # files of which one has the samples of the other
+    repeated: tuple[tuple[int, int, int], ...]  # file, its problems, and its fewer prompts
     answers_told: bool
     prose: bool  # they are whole completions, and so none
     contradicted: int  # answers that one problem has as right and as wrong
@@ -104,6 +114,20 @@ class Joined:
     label: str = ""
 
 
+class Likeness(NamedTuple):
+    """What tells whether two files that have names of problems in common are of the same ones.
+
+    `same` is true where all is told and the same, false where most differs, None else. `told` is
+    whether each file tells its problems apart by more than their names, `names` whether both have
+    the same names, `prompts` whether what was asked is the same, None where a file does not tell.
+    """
+
+    same: bool | None
+    told: bool
+    names: bool
+    prompts: bool | None
+
+
 @dataclass
 class OutcomeTable:
     """Takes outcomes one by one, then `count`s them. Files are known by their numbers, from 0."""
@@ -120,6 +144,8 @@ class OutcomeTable:
     _groups: list[str | None] = field(default_factory=list)
     _expected: list[str | None] = field(default_factory=list)
     _identities: list[bytes] = field(default_factory=list)
+    _prompts: list[int | None] = field(default_factory=list)
+    _set: list[int] = field(default_factory=list)  # of joined problems
     _told: list[bool] = field(default_factory=list)  # of problems: their prompt or expected answer
 
     def add(self, outcome: Outcome, *, file: int = 0) -> None:
@@ -134,6 +160,7 @@ class OutcomeTable:
             told = (outcome.identity or b"") + b"\0" + (outcome.expected or "").encode()
             self._identities.append(hashlib.blake2b(told, digest_size=8).digest())
             self._first_expected.append(outcome.expected)
+            self._prompts.append(None if outcome.prompt is None else _hash_of(outcome.prompt))
         elif outcome.expected != self._first_expected[problem]:
             self._expected_differs.add(problem)
         answer = None if outcome.answer in self.no_answer else outcome.answer
@@ -157,6 +184,8 @@ class OutcomeTable:
                 outcome.logprob_mean,
                 outcome.finish_reason,
                 outcome.error,
+                None if outcome.uuid is None else _hash_of(outcome.uuid.encode("utf-8", "replace")),
+                outcome.characters,
             )
         )
         if len(self._rows) >= _CHUNK_ROWS:
@@ -168,20 +197,39 @@ class OutcomeTable:
         self._chunks.append(chunk.select(told))  # a column of nulls takes 8 to 16 bytes a row
         self._rows = []
 
-    def files_alike(self, one: int, other: int) -> bool | None:
-        """Whether two files have samples of the same problems.
+    def likeness(self, one: int, other: int) -> Likeness | None:
+        """Return what tells whether two files are of the same problems; None: no name is in both.
 
-        None where names are the same, and nothing tells that the problems are, or only some are.
+        An expected answer that all problems of a file share, such as pass, tells nothing.
         """
         first, second = self._of_file[one], self._of_file[other]
         common = [(first[name], second[name]) for name in first.keys() & second.keys()]
         if not common:
-            return False
-        same = sum(self._identities[a] == self._identities[b] for a, b in common)
+            return None
+        equal = sum(self._identities[a] == self._identities[b] for a, b in common)
         told = all(self._told[a] and self._told[b] for a, b in common)
-        if told and same == len(common) and 2 * same >= min(len(first), len(second)):
-            return True
-        return False if told and 2 * same < len(common) else None
+        told = told and not any(
+            len(each) > 1 and len({self._identities[place] for place in each.values()}) == 1
+            for each in (first, second)
+        )
+        asked = [(self._prompts[a], self._prompts[b]) for a, b in common]
+        prompts = None if any(None in pair for pair in asked) else True
+        if any(a != b for a, b in asked if None not in (a, b)):
+            prompts = False
+        same = None
+        if told and equal == len(common) and 2 * equal >= min(len(first), len(second)):
+            same = True
+        elif told and 2 * equal < len(common):
+            same = False
+        return Likeness(same, told, first.keys() == second.keys(), prompts)
+
+    def _repeated(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the files that pose many questions under several names."""
+        for file, problems in enumerate(self._of_file):
+            prompts = [self._prompts[place] for place in problems.values()]
+            different = len({*prompts})
+            if None not in prompts and len(prompts) - different > MOST_UNTOLD * len(prompts):
+                yield file, len(prompts), different
 
     def count(self, joined: Sequence[Joined] = (), max_tokens: int | None = None) -> Counted:
         """Return the tables. The outcomes are given up; call it once.
@@ -192,11 +240,16 @@ class OutcomeTable:
         frame = pl.concat(self._chunks, how="diagonal")
         self._chunks.clear()
         frame, doubled, place = _without_doubles(frame)
-        frame, problems = self._join(frame, joined or [Joined((0,))])
+        repeated = tuple(self._repeated())
+        sampled = frame.height
+        frame, problems, again = self._join(frame, joined or [Joined((0,))])
+        copies = sampled - frame.height
         came = frame.group_by("problem").len()["len"]
         suspects = tuple(_suspects(frame, len(problems)))
-        failed = int(frame["error"].count()) if "error" in frame.columns else 0
-        frame, most, beyond = _evened(frame)
+        failed = frame.drop_nulls("error")
+        sizes = frame.filter(_sound(frame)).group_by("problem").len("count")
+        frame, most, beyond = _evened(frame, sizes["count"].sort())
+        short, short_of = _short(sizes, most)
         frame = _cut_at(frame, max_tokens)
         prose = _is_prose(frame)
         if prose:
@@ -206,7 +259,7 @@ class OutcomeTable:
         contradicted = _contradicted(frame)
         times = frame["latency_ns"] if "latency_ns" in frame.columns else None
         if told:
-            frame = _with_right(frame)
+            frame = _with_right(frame, self._expected_differs)
         classes = _classes(frame)
         answers = classes.select("problem", "key", "answer")
         frame = frame.join(answers, on=["problem", "key"], how="left", maintain_order="left")
@@ -223,7 +276,7 @@ class OutcomeTable:
             problems=_problem_rows(frame, classes, names, told),
             samples=frame.select(
                 names["problem_id"].gather(frame["problem"]),
-                pl.exclude("problem", "place", "key", "text", "prose"),
+                pl.exclude("problem", "place", "key", "text", "prose", "uuid", "characters"),
             ),
             identity=self._identity(problems),
             identities=b"".join(
@@ -235,7 +288,14 @@ class OutcomeTable:
             largest=int(came.max() or 0),  # type: ignore[arg-type]
             fewer=len(whole) - int(whole.sum()),
             beyond=beyond,
-            failed=failed,
+            short=tuple((names["problem_id"][at], count) for at, count in short),
+            short_of=short_of,
+            sets_differ=self._sets_differ(sizes),
+            failed=failed.height,
+            failed_problems=failed["problem"].n_unique(),
+            copies=copies,
+            copied=again,
+            repeated=repeated,
             answers_told=told,
             prose=prose,
             contradicted=contradicted,
@@ -249,16 +309,19 @@ class OutcomeTable:
 
     def _join(
         self, frame: pl.DataFrame, joined: Sequence[Joined]
-    ) -> tuple[pl.DataFrame, dict[str, int]]:
+    ) -> tuple[pl.DataFrame, dict[str, int], tuple[int, int] | None]:
         """Return the samples by the numbers of joined problems, and these numbers by names.
 
-        Samples of several files that have the same numbers are numbered anew, file by file.
+        Samples of several files that have the same numbers are numbered anew, file by file. Those
+        that an earlier file has too, and failed ones that a retry drew again, are left out where
+        their uuid tells; else two such files are returned.
         """
         problems: dict[str, int] = {}
         places: list[int] = []  # of each number the problem in its file
         numbers = [0] * len(self._groups)
-        several = False
-        for each in joined:
+        several, again = False, None
+        file_of = [0] * len(self._groups)
+        for at, each in enumerate(joined):
             for file in each.files:
                 for name, place in self._of_file[file].items():
                     number = problems.setdefault(
@@ -266,28 +329,41 @@ class OutcomeTable:
                     )
                     if number == len(places):
                         places.append(place)
+                        self._set.append(at)
                         if self._groups[place] is None:
                             self._groups[place] = each.label or None
-                    several |= place != places[number]
-                    numbers[place] = number
+                    numbers[place], file_of[place] = number, file
+                    if place != (first := places[number]):
+                        several = True
+                        if self._first_expected[place] != self._first_expected[first]:
+                            self._expected_differs.add(place)
         for name in ("_groups", "_expected", "_identities"):
             column = getattr(self, name)
             setattr(self, name, [column[place] for place in places])
         self._expected_differs = {numbers[place] for place in self._expected_differs}
         self._of_file.clear()
         if numbers == list(range(len(numbers))):
-            return frame, problems
+            return frame, problems, None
         found = frame.with_columns(file_problem="problem").with_columns(
             problem=pl.Series(numbers, dtype=pl.UInt32).gather(frame["problem"])
         )
         if several:
             keys = ["problem", "file_problem", "sample_index"]
             found = found.sort(keys, maintain_order=True)
+            if "uuid" in found.columns:
+                found = _without_copies(found)
+            files = pl.Series(file_of, dtype=pl.UInt32).gather(found["file_problem"])
+            again = copied(found.with_columns(file=files))
             if found.select(pl.struct("problem", "sample_index").is_duplicated().any()).item():
                 found = found.with_columns(
                     sample_index=pl.int_range(pl.len(), dtype=pl.Int64).over("problem")
                 )
-        return found.drop("file_problem").sort("problem", "sample_index"), problems
+        return found.drop("file_problem").sort("problem", "sample_index"), problems, again
+
+    def _sets_differ(self, sizes: pl.DataFrame) -> bool:
+        sets = pl.Series(self._set, dtype=pl.UInt32).gather(sizes["problem"])
+        own = sizes.group_by(sets.alias("set")).agg(pl.col("count").sort())["count"]
+        return len({_most(each) for each in own}) > 1
 
     def _identity(self, problems: dict[str, int]) -> str:
         digest = hashlib.sha256()
@@ -298,8 +374,11 @@ class OutcomeTable:
 
 @lru_cache(maxsize=1 << 14)
 def _hash(answer: str) -> int:
-    digest = hashlib.blake2b(answer.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
+    return _hash_of(answer.encode("utf-8", "surrogatepass"))
+
+
+def _hash_of(raw: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") or 1
 
 
 def _without_doubles(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int | None]:
@@ -316,15 +395,41 @@ def _without_doubles(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int | None
     return frame.filter(~again), doubles.height, int(doubles["place"].min())  # type: ignore[arg-type]
 
 
-def _evened(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
+def _without_copies(frame: pl.DataFrame) -> pl.DataFrame:
+    """Leave out samples that an earlier file has too, and those that a retry drew again."""
+    once = pl.struct("problem", "sample_index", "uuid").is_first_distinct()
+    kept = frame.filter(once | pl.col("uuid").is_null())
+    if kept.height == frame.height:
+        return frame
+    sound = pl.col("error").is_null()
+    return kept.filter(sound | ~sound.any().over("problem", "sample_index"))
+
+
+def _most(sizes: pl.Series) -> int:
+    """Return n of problems with so many samples each, sorted."""
+    return int(sizes[int(MOST_UNTOLD * len(sizes))]) if len(sizes) else 1
+
+
+def _short(sizes: pl.DataFrame, n: int) -> tuple[list[tuple[int, int]], int]:
+    """Return the few problems without which n would be twice as large, and what others have."""
+    rows = sizes.sort("count", "problem")
+    usual = int(rows["count"][rows.height // 2]) if rows.height else 0
+    fewer = rows.filter(pl.col("count") < usual)
+    if 2 * n > usual or fewer.height > max(1, 2 * MOST_UNTOLD * rows.height):
+        return [], usual
+    return fewer.select("problem", "count").rows(), usual
+
+
+def _evened(frame: pl.DataFrame, sizes: pl.Series) -> tuple[pl.DataFrame, int, int]:
     """Return samples of which no problem has more than n, that n, and how many were left out.
+
+    `sizes` are the sorted numbers of sound samples.
 
     n is the most that all problems have but 1 in 20: the same vote is then known of nearly all.
     Samples that failed are no draws, and the others come before them.
     """
     sound = _sound(frame)
-    sizes = frame.filter(sound).group_by("problem").len()["len"].sort()
-    n = int(sizes[int(MOST_UNTOLD * len(sizes))]) if len(sizes) else 1
+    n = _most(sizes)
     if not len(sizes) or (sizes[-1] == n and sizes.sum() == frame.height):
         return frame, n, 0
     kept = frame.with_columns(_sound=sound).with_columns(
@@ -359,16 +464,19 @@ def _is_prose(frame: pl.DataFrame) -> bool:
     return several.select("problem", "key").n_unique() >= _DIFFERENT * several.height
 
 
-def _with_right(frame: pl.DataFrame) -> pl.DataFrame:
+def _with_right(frame: pl.DataFrame, differing: set[int]) -> pl.DataFrame:
     """Return samples whose right answers are one class in each problem.
 
-    Texts that a problem has both as right and as wrong stay a class of their own. Samples that were
-    not judged are of the class of their text.
+    A text is right, with all its samples, where more than half of its judged ones are. In problems
+    of `differing` expected answers, such as letters of choices that each sample has in another
+    order, a text says nothing of another sample, so that each right sample counts by itself.
     """
     right = pl.col("correct").fill_null(False)
-    wrong = ~pl.col("correct").fill_null(True)
-    always = right.any().over("problem", "key") & ~wrong.any().over("problem", "key")
-    one = pl.when(pl.col("key").is_null()).then(right).otherwise(always)
+    mostly = (pl.col("correct").mean().over("problem", "key") > 0.5).fill_null(False)
+    alone = pl.col("key").is_null()
+    if differing:
+        alone |= pl.col("problem").is_in(sorted(differing))
+    one = pl.when(alone).then(right).otherwise(mostly)
     return frame.with_columns(key=pl.when(one).then(pl.lit(_RIGHT, pl.UInt64)).otherwise("key"))
 
 

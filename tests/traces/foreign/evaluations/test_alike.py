@@ -43,6 +43,18 @@ def test_of_no_use_where_nothing_varies():
     assert list(unlike(frame(np.ones((9, 1)), np.ones((9, 1), dtype=int)), 1)) == []
 
 
+def test_problems_of_other_sample_numbers_do_not_hide_the_others():
+    right, tokens = drawn(np.random.default_rng(2))
+    right[:, 0] = True
+    rows = frame(right, tokens)
+    last = pl.col("problem_id") == "p29"
+    rows = rows.with_columns(
+        pl.when(last).then(pl.col("sample_index") + 8).otherwise("sample_index")
+    )
+    (told,) = unlike(rows, 8)
+    assert "number 0 is right in 100.0% of the problems" in told
+
+
 @pytest.mark.parametrize(("q", "freedom", "chance"), [
     (14.067, 7, 0.05), (20.278, 7, 0.005), (7.879, 1, 0.005), (43.773, 30, 0.05),
 ])  # fmt: skip

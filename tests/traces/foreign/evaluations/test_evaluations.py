@@ -852,10 +852,11 @@ def test_files_that_may_be_of_the_same_problems_are_asked_about(tmp_path):
     assert found.problems == 10 and "--same-problems" in found.notes[1]
     found = import_outcomes([one, two], tmp_path / "s", choices=Choices(same_problems=True))
     assert (found.problems, found.samples) == (5, 20)
-    other = outcome_lines(tmp_path / "other.jsonl", drawn(5, 2, 3), expected="another")
+    other = tmp_path / "other.jsonl"  # a larger set
+    other.write_text(outcome_lines(other, drawn(8, 2, 3)).read_text().replace("of p", "is p"))
     told = outcome_lines(tmp_path / "told.jsonl", drawn(5, 2, 4))
     found = import_outcomes([other, told], tmp_path / "t")
-    assert found.problems == 10 and not any("the same names" in note for note in found.notes)
+    assert found.problems == 13 and not any("the same names" in note for note in found.notes)
 
 
 def test_names_of_sets_are_the_same_for_another_model(tmp_path):
@@ -968,6 +969,7 @@ def test_do_sample_false_does_not_tell_the_temperature(tmp_path):
         ("hf/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
         ("openai-api/local/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
         ("openai/gpt-oss-20b", "openai/gpt-oss-20b"),
+        ("ollama/hf/Qwen3", "ollama/hf/Qwen3"),
     ],
 )
 def test_inspect_models_have_no_provider(tmp_path, name, expected):
