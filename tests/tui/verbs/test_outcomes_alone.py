@@ -321,7 +321,9 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
         run("import", f"{name}.jsonl", "--model", "x", "-o", f"x/{name}")
     for recordings, reason in cases.items():
         assert reason in run.refused("advise", *recordings, *GPU, "--optimise", "cost")
-    assert "or take times from a GPU (--gpu)" in run.refused("advise", "runs", "--optimise", "cost", code=1)
+    assert "or take times from a GPU (--gpu)" in run.refused(
+        "advise", "runs", "--optimise", "cost", code=1
+    )
 
 
 @pytest.mark.parametrize(
