@@ -35,7 +35,7 @@ from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsErr
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import FINISHED, Window
 from traces.live.verdict import TAKEN
-from traces.live.watched import Windows, only_watched, windows_of
+from traces.live.watched import Windows, only_watched, windows_for, windows_of
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording, both_told_apart
 from traces.recording.tables import COMPOSITION, FORWARD, WINDOWED
@@ -194,7 +194,8 @@ def gather(
             found, more = _with_drawn(recording, windows, found, in_turn)
             found = with_front_end(recording, found, windows)
             found = with_decoders(found, windows, recording)
-            found, drafted = with_drafts(found, _windows_by_run(recording, windows, found))
+            polls = {run.engine: windows_for(recording, windows, run.engine) for run in found}
+            found, drafted = with_drafts(found, polls)
             told += [*drafted, *more, *_seen_limits(recording)]
             told += _counted_as(found) if watched else ()
         runs.extend(found)
@@ -535,20 +536,6 @@ def _with_drawn(
             "after another, as the replay sends those of a problem at once"
         )
     return runs, notes
-
-
-def _windows_by_run(
-    recording: Recording, windows: Windows, runs: Sequence[Run]
-) -> dict[EngineConfig, list[Window]]:
-    """Return what the polls of each run's own server say, of spans those of its model's servers."""
-    engines = recording.manifest.engines
-    told = {engines[key]: window for key, window in windows.items() if window is not None}
-    return {
-        engine: [told[engine]]
-        if engine in told
-        else [window for each, window in told.items() if each.model == engine.model]
-        for engine in dict.fromkeys(run.engine for run in runs)
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
-from advisor.evidence.live.servers import as_histograms, as_one, servers_of
+from advisor.evidence.live.servers import as_metrics_say, as_one, servers_of
 from advisor.evidence.runs import Run, limited
 from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
@@ -57,12 +57,9 @@ from advisor.what_if.power import power_law
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
-from traces.live.numbers import numbers_in
-from traces.live.watched import windows_of
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording, told_apart
 from traces.schema.engine import ModelFacts
-from traces.schema.estimate import Estimate
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
@@ -135,7 +132,7 @@ def predict(
     if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled, own)
     sources = (_source(evidence, own, sampled),) if redrafted is None else redrafted.runs
-    sources, recorded = drawn or sources, _of_replayed(base, recorded, own)
+    sources, recorded = drawn or sources, _of_replayed(base, recorded, own, routed)
     check_startable(
         question.engine,
         own.engine.one_replica(),
@@ -218,9 +215,11 @@ class _Routed:
     """How requests come to the `count` servers that were watched together.
 
     Without a `routing` there are not several. Each of `others` may have been the router's way too.
+    `keys` are the servers' in the recording.
     """
 
     count: int = 0
+    keys: tuple[str, ...] = ()
     routing: str | None = None
     others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -245,10 +244,11 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Summary) -> tuple[E
     count = servers.replicas
     if count == 1:
         return evidence, _Routed()
+    routed = _Routed(count=count, keys=tuple(servers.members))
     told = f"the {count} servers that were watched are replayed as replicas of one another"
     if placing.told and count == len(servers.members):
         note = f"{told}, each request on the one that had it"
-        return evidence, _Routed(count=count, routing=PLACED, notes=(note,))
+        return evidence, replace(routed, routing=PLACED, notes=(note,))
     ways = ["least-outstanding", "round-robin"]
     if count == len(servers.members):  # by the shares of the requests that ended on each
         ways.insert(2 if placing.even else 0, PLACED)
@@ -257,7 +257,7 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Summary) -> tuple[E
         f"of {len(ways)} kinds would do: to the one with the fewest requests, in turn"
         + (", and by each server's share of what ended" if PLACED in ways else "")
     )
-    return evidence, _Routed(count=count, routing=ways[0], others=tuple(ways[1:]), notes=(note,))
+    return evidence, replace(routed, routing=ways[0], others=tuple(ways[1:]), notes=(note,))
 
 
 UNLIKE: Final = 1.1  # times as long as by another's steps, from which servers differ
@@ -557,33 +557,11 @@ def _measured_notes(
     return notes
 
 
-def _of_replayed(base: Recording, recorded: Summary, own: Run) -> Summary:
+def _of_replayed(base: Recording, recorded: Summary, own: Run, routed: _Routed) -> Summary:
     """Return what was recorded of the problems that are replayed."""
     if own.drawn:
-        return _as_metrics_say(base, recorded)
+        return as_metrics_say(recorded, base, routed.keys or [base.engine_key(recorded.engine)])
     return recorded.among(own.problems) if own.policy == AS_SENT else recorded
-
-
-def _as_metrics_say(base: Recording, recorded: Summary) -> Summary:
-    """Return a run of which only /metrics tells, with the means that its histograms give."""
-    servers = next((each for each in servers_of(base) if each.engine == recorded.engine), None)
-    if servers is not None:
-        return as_histograms(recorded, base, servers.members)
-    window = windows_of(base).get(base.engine_key(recorded.engine))
-    if window is None:
-        return recorded
-    numbers = numbers_in(window, "")
-
-    def spread_of(mean: Estimate | None) -> dict[str, Estimate | None]:
-        return {"mean": mean, "p50": None, "p95": None}
-
-    made = numbers.generated_tokens_per_s
-    return replace(
-        recorded,
-        latency_s=spread_of(numbers.e2e_s.mean),
-        ttft_s=spread_of(numbers.ttft_s.mean),
-        throughput_tokens_per_s=None if made is None else Estimate(value=made, unit="tokens/s"),
-    )
 
 
 def _prefixes(base: Recording) -> list[str]:

@@ -127,6 +127,15 @@ def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
     return begin_again(recording, lambda: _windows(recording, lengths))
 
 
+def windows_for(recording: Recording, windows: Windows, engine: EngineConfig) -> list[Window]:
+    """Return what the polls of an engine say, and for spans those of all servers of their model."""
+    engines = recording.manifest.engines
+    told = {engines[key]: window for key, window in windows.items() if window is not None}
+    if engine in told:
+        return [told[engine]]
+    return [window for each, window in told.items() if each.model == engine.model]
+
+
 def _windows(recording: Recording, lengths: bool) -> Windows:
     polls: dict[str, Polls] = {}
     used = (*USED, *TRAFFIC) if lengths else USED

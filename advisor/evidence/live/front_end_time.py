@@ -14,7 +14,7 @@ With /metrics alone there is the mean of D: that of the rest, less half of a ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +22,7 @@ import polars as pl
 
 from advisor.evidence.runs import Run
 from traces.live.numbers import ITL, PREFILL, QUEUE, RUNNING, TTFT, Window
+from traces.live.watched import Windows, windows_for
 from traces.recording.reader import Recording
 from traces.statistics import Floats, Ints
 
@@ -31,9 +32,7 @@ MOST = 4_000  # requests that the distribution is learned from
 SHORTEST_S = 1e-5
 
 
-def with_front_end(
-    recording: Recording, runs: Sequence[Run], windows: Mapping[str, Window | None]
-) -> list[Run]:
+def with_front_end(recording: Recording, runs: Sequence[Run], windows: Windows) -> list[Run]:
     """Return runs of watched servers whose problems say what the front end took of each.
 
     A problem's is that of its sample that was queued first. They say nothing where neither spans
@@ -41,8 +40,6 @@ def with_front_end(
     mean step of all of their model.
     """
     found = []
-    engines = recording.manifest.engines
-    told = {key: s for key, each in windows.items() if each is not None and (s := _mean_step(each))}
     for run in runs:
         key = recording.engine_key(run.engine)
         if run.drawn:
@@ -50,9 +47,7 @@ def with_front_end(
             each = dict.fromkeys(run.problems, took)
         else:
             window = windows.get(key)
-            own = [s for key_, s in told.items() if engines[key_].model == run.engine.model]
-            usual = float(np.mean(own or list(told.values()) or [0.0]))
-            step_s = usual if window is None else _mean_step(window)
+            step_s = _step_of(recording, run, windows) if window is None else _mean_step(window)
             each = _of_spans(recording, key, run, step_s)
         problems = {
             name: replace(problem, front_end_s=each.get(name, 0.0))
@@ -60,6 +55,16 @@ def with_front_end(
         }
         found.append(replace(run, problems=problems))
     return found
+
+
+def _step_of(recording: Recording, run: Run, windows: Windows) -> float:
+    """Return the mean step of the servers of a model, else of all, in seconds; 0 for none."""
+    every = [window for window in windows.values() if window is not None]
+    for several in (windows_for(recording, windows, run.engine), every):
+        steps = [step for window in several if (step := _mean_step(window))]
+        if steps:
+            return float(np.mean(steps))
+    return 0.0
 
 
 def _of_spans(recording: Recording, key: str, run: Run, step_s: float) -> dict[str, float]:

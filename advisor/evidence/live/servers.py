@@ -22,7 +22,7 @@ from advisor.evidence.live.histograms import drawn_traffic
 from advisor.evidence.runs import ProblemRun, Run
 from traces.live.numbers import E2E, FINISHED, GENERATED, TTFT, USED
 from traces.live.otlp import RESOURCE
-from traces.live.watched import Windows, only_watched, windows_of
+from traces.live.watched import Windows, only_watched, windows_for, windows_of
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -81,7 +81,7 @@ DECODER = ("dtype", "quantization", "kv_cache_dtype", "speculative")  # beside t
 
 
 def with_decoders(runs: Sequence[Run], windows: Windows, recording: Recording) -> list[Run]:
-    """Return runs of spans with how the servers decode, of which they tell all the same.
+    """Return runs of spans with how their servers decode.
 
     That is known where the servers of a model decode alike.
     """
@@ -205,14 +205,8 @@ def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[
             if (window := windows.get(key)) is not None
             for run in drawn_traffic(window, engine, recording.name, key)
         ]
-        own, _ = with_drafts(
-            with_front_end(recording, drawn, windows),
-            {
-                engine: [window]
-                for key, engine in servers.members.items()
-                if (window := windows.get(key)) is not None
-            },
-        )
+        polls = {run.engine: windows_for(recording, windows, run.engine) for run in drawn}
+        own, _ = with_drafts(with_front_end(recording, drawn, windows), polls)
     runs, placing = together(own, servers, windows)
     taken = set(map(id, own))
     tables = (
@@ -295,15 +289,20 @@ def replayable(recording: Recording) -> list[Summary]:
 
     Others as they are. The order is that of the servers.
     """
-    runs, among = summarise(recording), servers_of(recording)
+    return _replayable(recording, servers_of(recording))
+
+
+def _replayable(recording: Recording, among: Sequence[Servers]) -> list[Summary]:
+    runs = summarise(recording)
     return [_summary(recording, each, runs, among) for each in among] or runs
 
 
 def deployed(recording: Recording, run: Summary) -> Summary:
     """Return the run of the servers that a watched one is of, or whose requests its spans tell."""
-    for servers, whole in zip(servers_of(recording), replayable(recording), strict=False):
-        if servers.has(run.engine) or stand_for(run.engine, servers, servers_of(recording)):
-            return whole
+    among = servers_of(recording)
+    for place, servers in enumerate(among):
+        if servers.has(run.engine) or stand_for(run.engine, servers, among):
+            return _replayable(recording, among)[place]
     return run
 
 
@@ -337,7 +336,7 @@ def _summary(
         conditions=runs[0].conditions if runs else (),
         notes=tuple(dict.fromkeys(note for each in own for note in each.notes)),
     )
-    return _pooled(found, own) if own else as_histograms(found, recording, servers.members)
+    return _pooled(found, own) if own else as_metrics_say(found, recording, servers.members)
 
 
 def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
@@ -382,19 +381,22 @@ def _floats(column: pl.Series) -> Floats:
     return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
-def as_histograms(found: Summary, recording: Recording, keys: Iterable[str]) -> Summary:
-    """Return a run of which only /metrics tell, with the means that their histograms give."""
-    told = windows_of(recording)
-    windows = [each for key in keys if (each := told.get(key)) is not None]
+def as_metrics_say(found: Summary, recording: Recording, keys: Iterable[str]) -> Summary:
+    """Return a run with the means of its servers' /metrics, where these were polled."""
+    polls = windows_of(recording)
+    windows = [window for key in keys if (window := polls.get(key)) is not None]
+    if not windows:
+        return found
 
     def mean_of(name: str) -> dict[str, Estimate | None]:
-        told = [each.histograms[name] for each in windows if name in each.histograms]
-        count = sum(float(each.counts.sum()) for each in told)
-        total = sum(float(np.nansum(each.sums)) for each in told)
-        value = Estimate(value=total / count, unit="s") if count else None
+        count, total = (
+            sum(window.total(f"{name}_{part}") or 0.0 for window in windows)
+            for part in ("count", "sum")
+        )
+        value = Estimate(value=total / count, unit="s") if count and total else None
         return {"mean": value, "p50": None, "p95": None}
 
-    rates = [rate for each in windows if (rate := each.rate(GENERATED)) is not None]
+    rates = [rate for window in windows if (rate := window.rate(GENERATED)) is not None]
     return replace(
         found,
         latency_s=mean_of(E2E),
