@@ -104,8 +104,8 @@ def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
 def _nnls() -> Callable[[Floats, Floats], tuple[Floats, float]]:
     """Return scipy's nnls.
 
-    Loading scipy.optimize takes half a second, of which this needs the one file that computes. So
-    of a version that was tried only that file is loaded, which rests on scipy's inside.
+    Loading scipy.optimize takes half a second, and only one of its files computes this. That file
+    is loaded alone where the version was tried, as it rests on scipy's inside.
     """
     import scipy  # alone it loads next to nothing
 

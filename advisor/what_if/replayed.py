@@ -72,8 +72,8 @@ class Replays:
     run has taught the engine's own; `extrapolated` says that the question lies outside what was
     recorded; without `power` no energy is foretold. `beyond` is what intervals of problem latency
     are wider by (`latency_spread`), `scatter` how far the recorded problems lay off, in their order
-    (`latency_scatter`). Intervals hold what each of `routings` would give, of which one was the
-    router's.
+    (`latency_scatter`). Intervals hold what each of `routings` would give, since one of them
+    was the router's.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How the drafts of watched requests went, of which a server tells sums alone.
+"""How the drafts of watched requests went. A server tells their sums alone.
 
 Spans and histograms say nothing of a request's drafts. The page of a server does: how many of its
 drafts' tokens were accepted at each position, or how many tokens a step keeps on average. Each step

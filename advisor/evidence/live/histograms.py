@@ -51,7 +51,7 @@ AGREE = 1.5  # by which the gaps between tokens may differ from the tokens that 
 ROWS = 4  # of an interval, on average
 SPREAD = 0.15  # sd of the log of a run's time beside that of a law of single steps
 DRAWS = 8  # of the traffic
-MOST_SPREAD = 1.2  # sd of the log of lengths of which the mean alone is told: from none up to this
+MOST_SPREAD = 1.2  # sd of the log of lengths whose mean alone is known: from none up to this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,8 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
 def _steps(window: Window, decoded: Floats, seconds: Floats) -> Floats:
     """Return the steps since the poll before, [polls]; nan where they are not known.
 
-    Where the page does not count them, of intervals at both ends of which requests ran.
+    Where the page does not count them, only intervals that begin and end with running requests
+    are known.
     """
     told = _counted(window, f"{STEP_TOKENS}_count")
     if told is not None:
@@ -175,7 +176,7 @@ def _context(
 
 
 def _mean_and_most(told: Histogram | float | None) -> tuple[float, float]:
-    """Return the mean of lengths and a bound of the largest, the mean where no more is told."""
+    """Return the mean of lengths and a bound of the largest: the mean if that alone is known."""
     if not isinstance(told, Histogram):
         return told or 0.0, told or 0.0
     histogram, count = told, float(told.counts.sum())

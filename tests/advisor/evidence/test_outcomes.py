@@ -12,7 +12,7 @@ from traces.recording.reader import Recording
 
 
 def imported(tmp_path, lacking, tokens=None, problems=30):
-    """Return outcomes of which some problems have a sample that ended without its tokens."""
+    """Return outcomes. Some problems have a sample without its number of tokens."""
     path = tmp_path / "o.jsonl"
     rows = [
         {"problem_id": f"p{p}", "sample_index": i, "answer": "1", "correct": p >= lacking,
