@@ -17,7 +17,7 @@ from profiler.runs.loop import Run
 from profiler.workload.problems import Problem
 
 SCORES_S = 0.005  # between looks at a scorer
-CLIENT = "client gone"
+CLIENT, ENDED = "client gone", "server ended"  # why a question has no answer
 
 
 @dataclass(kw_only=True)
@@ -74,12 +74,12 @@ class LiveRun(Run):
         if flight is not None:
             self._time_out(flight)
 
-    def abandon(self, problem_id: str) -> None:
-        """Cancel a problem whose client has gone."""
+    def abandon(self, problem_id: str, why: str) -> None:
+        """Cancel a problem that nobody will answer: its client has gone, or the server ends."""
         flight = self.flights.get(problem_id)
         if flight is not None:
             flight.decision = Decision(answer=None, by_sample=None)
-            self._close_problem(flight, cancelled_by=CLIENT)
+            self._close_problem(flight, cancelled_by=why)
 
     def _deliver(self, sent: Sent) -> None:
         self.ended[sent.flight.problem.problem_id].append(sent)
@@ -90,8 +90,8 @@ class LiveRun(Run):
         self.on_end(flight, cancelled_by)
 
     def _end_problem(self, flight: Flight, cancelled_by: str) -> None:
-        if cancelled_by == CLIENT:
-            self.spans.abandon_problem(flight, CLIENT)
+        if cancelled_by in (CLIENT, ENDED):
+            self.spans.abandon_problem(flight, cancelled_by)
         else:
             super()._end_problem(flight, cancelled_by)
 

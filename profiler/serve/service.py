@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -19,11 +20,12 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Count
+from yarl import URL
 
 from profiler.policies.registry import effort_for
 from profiler.runs.flight import Flight, Sent
 from profiler.runs.telemetry import Telemetry
-from profiler.serve.live_run import CLIENT, SCORES_S, LiveRun
+from profiler.serve.live_run import CLIENT, ENDED, SCORES_S, LiveRun
 from profiler.serve.question import (
     Answer,
     BadRequest,
@@ -58,6 +60,9 @@ _HOP = {
 }
 _TRACE = TraceContextTextMapPropagator()
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
+_ENDING = "ttscope is ending. Ask another server"
+_BETWEEN = re.compile(r"[/\\;]")  # the segments of a path, as some server may read it
+_FIELDS = re.compile(r"[\w, -]{1,1024}", re.ASCII)  # names of headers that a browser asks for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +148,11 @@ class Service:
     numbers: Numbers = field(default_factory=Numbers)
     runs: dict[tuple[Policy, bool], LiveRun] = field(default_factory=dict)
     draining: bool = False
+    closed: bool = False
 
     def __post_init__(self) -> None:
         self._by_id: dict[str, LiveRun] = {}
         self._waiting: dict[str, _Waiting] = {}  # by problem
-        self._answered = f"answered: {self.policy.label()}"
         self._places = asyncio.Semaphore(self.settings.in_flight)
         self._held = 0  # requests that are read, wait or are worked on
         self._passing = 0
@@ -186,9 +191,10 @@ class Service:
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        """End what still runs, and the spans."""
+        """End what still runs, and the spans. What waits for its turn is refused then."""
+        self.draining = self.closed = True
         for name, waiting in list(self._waiting.items()):
-            waiting.run.abandon(name)
+            waiting.run.abandon(name, ENDED)
         if self._looks is not None:
             self._looks.cancel()
         await self.upstream.shut()
@@ -250,7 +256,10 @@ class Service:
         origin = request.headers.get("Origin")
         if origin in self.settings.origins and origin is not None:
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Allow-Headers"] = "authorization, content-type"
+            asked = request.headers.get("Access-Control-Request-Headers", "")
+            fields = asked if _FIELDS.fullmatch(asked) else "authorization, content-type"
+            response.headers["Access-Control-Allow-Headers"] = fields
+            response.headers["Access-Control-Expose-Headers"] = HEADER
             response.headers["Vary"] = "Origin"
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -267,7 +276,7 @@ class Service:
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         arrival = now_ns()
         if self.draining:
-            raise BadRequest("ttscope is ending. Ask another server", 503)
+            raise BadRequest(_ENDING, 503)
         if self._held >= self.settings.in_flight + self.settings.waiting:
             raise BadRequest("too many questions wait. Ask again later", 503)
         self._held += 1
@@ -298,31 +307,30 @@ class Service:
         except TimeoutError:
             raise BadRequest("no turn came in time. Ask again later", 503) from None
         try:
-            name, done = self._begin(question, policy, arrival)
+            if self.closed:
+                raise BadRequest(_ENDING, 503)
+            name, waiting = self._begin(question, policy, arrival)
             try:
                 if question.stream:
-                    return await self._stream(request, question, done)
-                answer = await done
+                    return await self._stream(request, waiting)
+                answer = await waiting.done
             finally:
-                waiting = self._waiting.get(name)
-                if waiting is not None:  # the client has gone
-                    waiting.run.abandon(name)
+                if self._waiting.get(name) is waiting:  # the client has gone
+                    waiting.run.abandon(name, CLIENT)
         finally:
             self._places.release()
         if answer is None:
-            status, told = self._failure(question)
-            self.numbers.refused.labels(str(status)).inc()
-            return web.Response(status=status, body=told, headers={**_JSON, **self._said()})
-        return web.Response(body=whole_answer(question, answer), headers={**_JSON, **self._said()})
+            return self._refused(question)
+        headers = {**_JSON, HEADER: f"answered: {waiting.run.label}"}
+        return web.Response(body=whole_answer(question, answer), headers=headers)
 
-    async def _stream(
-        self, request: web.Request, question: Question, done: asyncio.Future[Answer | None]
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, waiting: _Waiting) -> web.StreamResponse:
+        question, done = waiting.question, waiting.done
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream",
                 "Cache-Control": "no-cache",
-                **self._said(),
+                HEADER: f"answered: {waiting.run.label}",
             }
         )
         while not done.done():
@@ -333,10 +341,9 @@ class Service:
                 await response.write(b": the votes are not in yet\n\n")
         answer = done.result()
         if answer is None:
-            status, told = self._failure(question)
             if not response.prepared:
-                self.numbers.refused.labels(str(status)).inc()
-                return web.Response(status=status, body=told, headers={**_JSON, **self._said()})
+                return self._refused(question)
+            _, told = self._failure(question)
             await response.write(b"data: " + told.replace(b"\n", b" ") + b"\n\n")
         else:
             if not response.prepared:
@@ -345,12 +352,15 @@ class Service:
         await response.write_eof()
         return response
 
-    def _said(self) -> dict[str, str]:
-        return {HEADER: self._answered}
+    def _refused(self, question: Question) -> web.Response:
+        status, told = self._failure(question)
+        self.numbers.refused.labels(str(status)).inc()
+        return web.Response(status=status, body=told, headers=_JSON)
 
-    @staticmethod
-    def _failure(question: Question) -> tuple[int, bytes]:
+    def _failure(self, question: Question) -> tuple[int, bytes]:
         """Return why no sample ended: what the engine said, else that it is gone."""
+        if self.closed:
+            return 503, error_body(_ENDING, 503)
         if question.refusal is not None:
             status, told = question.refusal
             if 400 <= status < 500:
@@ -405,9 +415,7 @@ class Service:
 
     # A question's way.
 
-    def _begin(
-        self, question: Question, policy: Policy, arrival: int
-    ) -> tuple[str, asyncio.Future[Answer | None]]:
+    def _begin(self, question: Question, policy: Policy, arrival: int) -> tuple[str, _Waiting]:
         run = self._run_of(policy, chat=question.chat)
         name = question.override.id or uuid.uuid4().hex
         if name in self._waiting:
@@ -431,7 +439,7 @@ class Service:
         except BaseException:
             self._waiting.pop(name, None)
             raise
-        return name, waiting.done
+        return name, waiting
 
     def _on_result(self, result: Any) -> None:
         run = self._by_id.get(result.request_id.partition(".")[0])
@@ -451,7 +459,7 @@ class Service:
         run = waiting.run
         if waiting.timer is not None:
             waiting.timer.cancel()
-        answer = None if why == CLIENT else self._made(flight, run, why)
+        answer = None if why in (CLIENT, ENDED) else self._made(flight, run, why)
         ended = run.ended.pop(name)
         self.upstream.questions.pop(f"{run.run_id}.{name}", None)
         if not waiting.done.done():
@@ -517,8 +525,6 @@ class Service:
     # What is no question goes on as it came.
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        if _leaves(request.rel_url.raw_path):
-            raise BadRequest("a path below /v1 must not hold . or .. as a part", 404)
         with self._passes():
             return await self._pass(request, await _body_of(request), "path")
 
@@ -536,6 +542,10 @@ class Service:
     async def _pass(
         self, request: web.Request, body: dict[str, Any] | bytes, why: str
     ) -> web.StreamResponse:
+        if self.closed:
+            raise BadRequest(_ENDING, 503)
+        if _leads_out(request.rel_url.raw_path):
+            raise BadRequest("no such path", 404)
         self.numbers.passed.labels(why).inc()
         own = _HOP | {each.strip().lower() for each in _named(request)}
         headers = {k: v for k, v in request.headers.items() if k.lower() not in own}
@@ -545,7 +555,7 @@ class Service:
         try:
             async with self.upstream.session.request(
                 request.method,
-                f"{self.upstream.url}{request.rel_url.raw_path_qs}",
+                URL(f"{self.upstream.url}{request.rel_url.raw_path_qs}", encoded=True),
                 headers=headers,
                 allow_redirects=False,
                 **sent,
@@ -562,6 +572,8 @@ class Service:
         except (aiohttp.ClientError, TimeoutError) as error:
             if response is not None:
                 raise ConnectionResetError from error  # the answer was cut off
+            if self.closed:
+                raise BadRequest(_ENDING, 503) from None
             raise BadRequest("the engine is gone, or too slow", 502) from None
 
 
@@ -578,14 +590,18 @@ async def _body_of(request: web.Request) -> bytes:
         raise BadRequest("the body is cut off, or is not compressed as it says") from None
 
 
-def _leaves(path: str) -> bool:
-    """Return whether a path may lead out of /v1 where a client or an engine resolves it."""
-    return any(each in {".", ".."} for each in unquote(path).replace("\\", "/").split("/"))
-
-
 def _named(request: web.Request) -> list[str]:
     """Return the headers that a client's Connection names: they end here."""
     return ",".join(request.headers.getall("Connection", [])).split(",")
+
+
+def _leads_out(path: str) -> bool:
+    """Tell whether some server may read a path as one outside /v1, or it is no path of HTTP."""
+    if not path.isascii():
+        return True
+    for _ in range(4):  # it may be encoded more than once
+        path = unquote(path)
+    return any(each in (".", "..") for each in _BETWEEN.split(path))
 
 
 @contextlib.asynccontextmanager
