@@ -219,7 +219,10 @@ def run_plan(
     leaves its error in `<folder>/failures.jsonl` and the rest goes on. `runner` runs engines
     elsewhere than in processes of this machine, one at a time.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"-o {folder}: cannot be written ({error.strerror})") from None
     outcomes: list[Outcome] = []
     missing: list[EngineJobs] = []
     for group in plan:

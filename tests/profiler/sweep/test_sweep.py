@@ -89,6 +89,12 @@ def test_bad_plans_are_told(tmp_path, text, message):
         sweep.load_plan(path)
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written"):
+        sweep.run_plan([], tmp_path / "file" / "runs")
+
+
 def test_how_often_power_is_read(tmp_path):
     path = tmp_path / "plan.yaml"
     text = "engines: [{model: demo/s}]\npolicies: [{method: greedy}]\n"
