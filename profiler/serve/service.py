@@ -22,8 +22,10 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from prometheus_client import Counter as Count
 from yarl import URL
 
+from profiler.engines.server.server import OWN_ERRORS
 from profiler.policies.registry import effort_for
 from profiler.runs.flight import Flight, Sent
+from profiler.runs.loop import NO_ROOM
 from profiler.runs.telemetry import Telemetry
 from profiler.serve.live_run import CLIENT, ENDED, SCORES_S, LiveRun
 from profiler.serve.question import (
@@ -131,6 +133,7 @@ class _Waiting:
     arrival: int
     done: asyncio.Future[Answer | None]
     timer: asyncio.TimerHandle | None = None
+    failure: tuple[int, bytes] = 502, b""  # status and body, where there is no answer
 
 
 @dataclass
@@ -160,6 +163,11 @@ class Service:
         self._checks = ThreadPoolExecutor(1, "ttscope-check") if slow else None
         scorer = scorer_of(self.policy, None)
         self._scoring = None if scorer is None else ScoringThreads(scorer)
+        budget = self.policy.thinking_token_budget is not None
+        continued = needs_of(self.policy).token_ids or (
+            budget and not self.upstream.thinking_budget
+        )
+        self._no_chats = continued and not self.upstream.continues_chats
         self.upstream.on_result = self._on_result
 
     async def open(self) -> None:
@@ -320,7 +328,7 @@ class Service:
         finally:
             self._places.release()
         if answer is None:
-            return self._refused(question)
+            return self._refused(waiting)
         headers = {**_JSON, HEADER: f"answered: {waiting.run.label}"}
         return web.Response(body=whole_answer(question, answer), headers=headers)
 
@@ -342,8 +350,8 @@ class Service:
         answer = done.result()
         if answer is None:
             if not response.prepared:
-                return self._refused(question)
-            _, told = self._failure(question)
+                return self._refused(waiting)
+            told = waiting.failure[1]
             await response.write(b"data: " + told.replace(b"\n", b" ") + b"\n\n")
         else:
             if not response.prepared:
@@ -352,21 +360,27 @@ class Service:
         await response.write_eof()
         return response
 
-    def _refused(self, question: Question) -> web.Response:
-        status, told = self._failure(question)
+    def _refused(self, waiting: _Waiting) -> web.Response:
+        status, told = waiting.failure
         self.numbers.refused.labels(str(status)).inc()
         return web.Response(status=status, body=told, headers=_JSON)
 
-    def _failure(self, question: Question) -> tuple[int, bytes]:
-        """Return why no sample ended: what the engine said, else that it is gone."""
-        if self.closed:
+    @staticmethod
+    def _failure(question: Question, ended: Sequence[Sent], why: str) -> tuple[int, bytes]:
+        """Return why no sample ended: what the engine said, else what its samples ended with."""
+        if why == ENDED:
             return 503, error_body(_ENDING, 503)
         if question.refusal is not None:
             status, told = question.refusal
             if 400 <= status < 500:
                 return status, told or error_body("the engine refused it", status)
             return 502, error_body(f"the engine answered HTTP {status}", 502)
-        return 502, error_body("no sample ended: the engine is gone, or too slow", 502)
+        errors = {each.result.error for each in ended if each.result and each.result.error}
+        named = f" ({', '.join(sorted(errors))})" if errors else ""
+        message = "no sample ended in time" if why == "timeout" else "no sample ended"
+        if not all(each.startswith((*OWN_ERRORS, NO_ROOM)) for each in errors):
+            message += ": the engine is gone, too slow, or sends no answers"
+        return 502, error_body(message + named, 502)
 
     def _policy_of(self, question: Question) -> Policy:
         """Return the policy with what a request may change: n, and fewer tokens."""
@@ -384,6 +398,11 @@ class Service:
                 "the policy sets a reasoning effort, which acts through the chat template. Ask "
                 "/v1/chat/completions"
             )
+        if question.chat and self._no_chats:
+            raise BadRequest(
+                "the policy goes on from thoughts by their token ids, which this engine does not "
+                "tell of a chat. Ask /v1/completions"
+            )
         most = question.max_tokens
         if most is not None and (policy.max_tokens is None or most < policy.max_tokens):
             fewer = replace(policy, max_tokens=most)
@@ -395,7 +414,9 @@ class Service:
         if (policy, chat) not in self.runs:
             engine = self.upstream
             run = LiveRun(
-                workload=Workload(name="served", problems=(), verifier=self.verifier, chat=chat),
+                workload=Workload(
+                    name="served", problems=(), verifier=self.verifier, chat=chat, blind=True
+                ),
                 policy=policy,
                 engine=engine,
                 telemetry=self.telemetry,
@@ -461,6 +482,8 @@ class Service:
             waiting.timer.cancel()
         answer = None if why in (CLIENT, ENDED) else self._made(flight, run, why)
         ended = run.ended.pop(name)
+        if answer is None:
+            waiting.failure = self._failure(waiting.question, ended, why)
         self.upstream.questions.pop(f"{run.run_id}.{name}", None)
         if not waiting.done.done():
             waiting.done.set_result(answer)
@@ -497,8 +520,7 @@ class Service:
         sent = run.chosen(flight)
         if sent is None or sent.chain is None or sent.result is None:
             return None
-        ended = run.ended[flight.problem.problem_id]
-        answers = [each.chain.answer for each in ended if each.chain and each.chain.answer]
+        answers = [each.chain.answer for each in run.voters(flight) if each.chain]
         given = flight.decision.answer if flight.decision is not None else None
         votes = sum(each == given for each in answers)
         return Answer(
