@@ -18,7 +18,7 @@ import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
 from advisor.evidence.keys import decoder_of, law_key, learned_as
-from advisor.evidence.live.drafts import with_drafts
+from advisor.evidence.live.drafts import check_told, with_drafts
 from advisor.evidence.live.front_end import (
     NEEDED,
     with_context_of_several,
@@ -412,6 +412,8 @@ def _steps(recording: Recording, windows: Windows | None, most: int | None) -> l
     for key, window in (windows or {}).items():
         engine = recording.manifest.engines[key]
         facts = recording.manifest.models.get(engine.model)
+        if window is not None:
+            check_told(recording.name, engine, window)
         if window is None or engine in taught:
             continue
         found = mean_steps(window, engine, reads_of(facts))

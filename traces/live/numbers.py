@@ -765,7 +765,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     """Return an engine's numbers over a window."""
     running, waiting, kv = (window.gauge(name) for name in (RUNNING, WAITING, KV))
     steps, tokens = window.total(f"{STEP_TOKENS}_count"), window.total(f"{STEP_TOKENS}_sum")
-    finished = _by_value(window.by_label(FINISHED), "finished_reason")
+    finished = by_value(window.by_label(FINISHED), "finished_reason")
     asked, hit = window.total(ASKED_TOKENS), window.total(HIT_TOKENS)
     preempted, drafts = window.total(PREEMPTED), window.total(DRAFTS)
     per_position = _per_position(window, drafts)
@@ -817,7 +817,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     )
 
 
-def _by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
+def by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
     """Add up counts by the value of one label: a page may give its lines others, such as instance.
 
     What lacks the label is left out.
@@ -833,7 +833,7 @@ def _by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
 def _per_position(window: Window, drafts: float | None) -> tuple[float, ...] | None:
     if not drafts:
         return None
-    counts = _by_value(window.by_label(ACCEPTED_AT), "position")
+    counts = by_value(window.by_label(ACCEPTED_AT), "position")
     if not counts or not all(each.isdecimal() for each in counts):
         return None
     return tuple(counts[position] / drafts for position in sorted(counts, key=int))

@@ -21,7 +21,7 @@ from advisor.what_if.question import Question, changed
 from advisor.what_if.suggest import suggest
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
-from traces.errors import UsageError
+from traces.errors import RecordingError, UsageError
 from traces.live.numbers import (
     ACCEPTED_AT,
     CACHED,
@@ -43,6 +43,7 @@ from traces.live.numbers import (
 from traces.live.verdict import Finding, Verdict
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
+from traces.schema.engine import UNKNOWN_METHOD, Speculative
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
 from tui.text.recordings.live import effect_text
@@ -584,3 +585,29 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
     assert any("tokens a step. Each request has that" in note for note in found.notes)
     with pytest.raises(UsageError, match="how drafts went"):
         predicted(seen)
+    unnamed = Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=3)
+    told = predicted(set_up(seen, tmp_path / "unnamed", rows, speculative=unnamed))
+    assert (
+        told.predicted.latency_s
+        == predicted(rewritten(seen, tmp_path / "again", rows)).predicted.latency_s
+    )
+    assert any("3 tokens ahead" in note for note in told.notes)
+    untold = set_up(seen, tmp_path / "untold", rows, speculative=None)
+    with pytest.raises(RecordingError, match="how many tokens ahead is not known"):
+        predicted(untold)
+    with pytest.raises(RecordingError, match="how many tokens ahead is not known"):
+        gather([untold])
+
+
+def set_up(recording, folder, rows, **settings):
+    """Return a watch of a server of which other settings are known, with other rows of /metrics."""
+    (engine,) = recording.manifest.engines.values()
+    engine = dataclasses.replace(engine, **settings)
+    own = pl.lit(engine.key())
+    kept = {
+        name: recording.frame(name).with_columns(engine=own)
+        for name in ("problems", "samples", "steps")
+    }
+    manifest = dataclasses.replace(recording.manifest, engines={engine.key(): engine})
+    write_recording(folder, manifest, {**kept, "scrapes": rows.with_columns(engine=own)})
+    return Recording.open(folder)
