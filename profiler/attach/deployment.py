@@ -186,7 +186,7 @@ class Deployment:
             base_url=access.url, headers=dict(access.headers), timeout=10.0
         ) as client:
             card = ask_model(client, access.url, self._model)
-            found = identify(client, card)
+            found = identify(client, card).with_page(scraper.reader.engines)
         settings = {**found.settings, **cache_settings(scraper.reader.cache_config)}
         settings["speculative"] = settings.get("speculative") or _speculation_on(page)
         settings |= {name: value for name, value in self._declared.items() if value is not None}

@@ -41,6 +41,7 @@ from traces.live.numbers import (
 from traces.schema.engine import EngineConfig
 
 VLLM, SGLANG, NIM, TENSORRT_LLM = "vLLM", "SGLang", "NIM", "TensorRT-LLM"
+ON_RAY = " on Ray Serve"  # behind the name of an engine
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _RAY = re.compile(r"ray_(vllm|sglang)_(?=[a-z])")
 
@@ -129,7 +130,11 @@ SHARED = frozenset(
     }
 )
 RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")  # whose lines repeat one another
-REQUEST_LIMITS = {SGLANG: "--max-running-requests"}  # what others call max_num_seqs
+REQUEST_LIMITS = {  # what others call max_num_seqs
+    SGLANG: "--max-running-requests",
+    TENSORRT_LLM: "--max_batch_size",
+    NIM: "the engine's limit of requests at once",
+}
 ENDED = 'finished_reason="ended"'  # of engines that tell no reason
 
 
@@ -188,7 +193,7 @@ def engine_named(name: str) -> str | None:
         return None
     for prefix, engine in (("vllm:", VLLM), ("sglang:", SGLANG), ("trtllm", TENSORRT_LLM)):
         if plain.startswith(prefix):
-            return f"{engine} on Ray Serve" if name.startswith("ray_") else engine
+            return engine + ON_RAY if name.startswith("ray_") else engine
     return NIM
 
 

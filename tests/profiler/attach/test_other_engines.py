@@ -7,6 +7,7 @@ from profiler.attach.deployment import Deployment
 from profiler.engines.server.access import Access, accesses_of
 from tests.profiler.attach.test_attach import attach
 from traces.errors import EngineError, UsageError
+from traces.live.engine_names import software_of
 from traces.live.watched import watched_engines
 
 INFO = {"tp_size": 2, "page_size": 16, "max_total_num_tokens": 65_536, "max_running_requests": 48}
@@ -44,6 +45,31 @@ def test_each_rank_of_attention_has_its_share_of_the_gpus():
     ranks = [deployment.engines[key] for label, key in replica.keys.items() if label]
     assert [each.num_devices for each in ranks] == [1] * 8
     assert replica.config.num_devices == 8
+
+
+def test_an_engine_behind_another_front_end_is_the_one_of_its_page():
+    with metrics_server() as api, metrics_server() as pod:
+        pod.as_sglang()
+
+        def seen():
+            access = Access.of(api.url).with_metrics(f"{pod.url}/metrics")
+            deployment = Deployment([access], period_s=0.1)
+            deployment.connect()
+            deployment.close()
+            (engine,) = {software_of(each) for each in deployment.engines.values()}
+            return engine, deployment.replicas[0].config.vllm_version
+
+        assert seen() == ("SGLang", None)  # although the front end has vLLM's /version
+        pod.lines = [line.replace("sglang:", "ray_sglang_") for line in pod.lines]
+        assert seen() == ("SGLang", None)
+        pod.lines = ['trtllm_request_success_total{finished_reason="stop"} 4']
+        assert seen() == ("TensorRT-LLM", None)
+        pod.lines = ["num_requests_running 3", "num_requests_waiting 0"]
+        assert seen() == ("NIM", None)
+        pod.lines = ["vllm:num_requests_running 3"]
+        assert seen() == ("vLLM", "0.32.0")
+        api.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0"}'}
+        assert seen() == ("NIM", None)  # a NIM of vLLM's may have vLLM's names
 
 
 def test_pods_behind_one_url_are_replicas(tmp_path):
