@@ -18,6 +18,7 @@ from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
+from traces.live.engine_names import TENSORRT_LLM_HOST, TENSORRT_LLM_LIMITS
 from traces.live.numbers import (
     ACCEPTED_AT,
     DRAFTED,
@@ -45,7 +46,8 @@ _ADOPTED = (  # of what a plugin tells
 NO_METRICS = (
     "has nothing of an engine: name the engine's own host and port, not a router's, or its "
     "--metrics-url (Dynamo http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's "
-    "metrics port). Start vLLM without --disable-log-stats, SGLang with --enable-metrics"
+    "metrics port). Start vLLM without --disable-log-stats, SGLang with --enable-metrics, "
+    "trtllm-serve with return_perf_metrics and enable_iter_perf_stats in its --config"
 )
 
 
@@ -81,6 +83,20 @@ def _speculation_on(page: Page | None) -> Speculative | None:
     if not tokens:
         return None
     return Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=tokens)
+
+
+def _limits_on(page: Page | None) -> dict[str, int]:
+    """Return the limits that TensorRT-LLM has on its page, in the names of EngineConfig."""
+    values = {} if page is None else {series.name: v for series, v in page.values.items()}
+    found = {
+        field: round(values[name])
+        for field, name in TENSORRT_LLM_LIMITS.items()
+        if values.get(name, 0.0) >= 1
+    }
+    blocks = found.pop("num_gpu_blocks", None)
+    if blocks is not None and TENSORRT_LLM_HOST not in values:
+        found["num_gpu_blocks"] = blocks + 1  # vLLM keeps one of its blocks for itself
+    return found
 
 
 class Deployment:
@@ -188,6 +204,7 @@ class Deployment:
             card = ask_model(client, access.url, self._model)
             found = identify(client, card).with_page(scraper.reader.engines)
         settings = {**found.settings, **cache_settings(scraper.reader.cache_config)}
+        settings |= _limits_on(page)
         settings["speculative"] = settings.get("speculative") or _speculation_on(page)
         settings |= {name: value for name, value in self._declared.items() if value is not None}
         other = [*found.other, *((("url", access.where),) if len(self._accesses) > 1 else ())]
@@ -356,7 +373,9 @@ class Deployment:
             scrapes = pl.concat([pl.DataFrame(schema=SCRAPES), *frames])
             with self._lock:
                 keys = dict(replica.keys)
-            for label in sorted(keys):
-                if label or len(keys) == 1:
-                    found[keys[label]] = numbers_of(scrapes, keys[label])
+            for key in dict.fromkeys(keys[label] for label in sorted(keys)):
+                told = numbers_of(scrapes, key)
+                # Beside its engines a server tells nothing (vLLM), or what is of all (SGLang).
+                if told is not None or key != keys[""] or len(set(keys.values())) == 1:
+                    found[key] = told
         return found

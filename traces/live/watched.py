@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -117,6 +117,7 @@ def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watc
 
 
 Windows = Mapping[str, Window | None]  # by engine
+RANK = "engine"  # in `EngineConfig.other`: one of several on the page of a server
 
 
 def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
@@ -146,7 +147,28 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
         for key in engines:
             own = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
             polls.setdefault(key, Polls(lengths=lengths)).add(own)
-    return {key: each.window() for key, each in polls.items()}
+    windows = {key: each.window() for key, each in polls.items()}
+    engines = recording.manifest.engines
+    for key, window in list(windows.items()):
+        ranks = [windows[each] for each in _ranks_of(key, engines) if each in windows]
+        if window is not None:
+            windows[key] = window.with_ranks([each for each in ranks if each is not None])
+    return windows
+
+
+def _ranks_of(key: str, engines: Mapping[str, EngineConfig]) -> list[str]:
+    """Return the engines that are ranks of a server, by their keys; their limits may differ."""
+    server = replace(engines[key].one_replica(), max_num_seqs=None)
+    return [
+        each
+        for each, engine in engines.items()
+        if each != key
+        and (rank := dict(engine.other).get(RANK)) is not None
+        and replace(
+            engine, max_num_seqs=None, other=tuple(p for p in engine.other if p != (RANK, rank))
+        )
+        == server
+    ]
 
 
 def _read_ahead(found: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -24,6 +24,7 @@ from tests.advisor.watched import front_end, watched
 from traces.errors import RecordingError, UsageError
 from traces.live.numbers import (
     ACCEPTED_AT,
+    ASKED_TOKENS,
     CACHED,
     DRAFTED,
     DRAFTS,
@@ -326,9 +327,12 @@ def test_what_waits_at_the_first_poll_is_replayed_too():
     assert run.rate_per_s == pytest.approx(2.0)  # of those that came while it was watched
 
 
-@pytest.mark.parametrize("hits", [CACHED, HIT_TOKENS])
-def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits):
-    """One prompt of 4,400 tokens in every tenth step, 4,000 of them cached."""
+@pytest.mark.parametrize(("hits", "unit"), [(CACHED, 1), (HIT_TOKENS, 1), (HIT_TOKENS, 16)])
+def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits, unit):
+    """One prompt of 4,400 tokens in every tenth step, 4,000 of them cached.
+
+    vLLM 0.8 counts what its cache was asked for, and had, in blocks.
+    """
     polls, steps, prompts = 21, 100.0, 10.0
     each = np.full(polls, steps)
     gaps = Histogram(
@@ -337,8 +341,9 @@ def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits):
     )  # fmt: skip
     firsts = dataclasses.replace(gaps, counts=np.tile([prompts, 0.0], (polls, 1)))
     window = Window(
-        times=np.arange(polls) * 10**9, seconds=20.0, resets=0, increase={},
-        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, hits: each * 400},
+        times=np.arange(polls) * 10**9, seconds=20.0, resets=0,
+        increase={(PROMPT, ""): 44_000.0 * polls, (ASKED_TOKENS, ""): 44_000.0 * polls / unit},
+        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, hits: each * 400 / unit},
         gauges={RUNNING: np.full(polls, 4.0), KV: np.full(polls, np.nan)},
         histograms={ITL: gaps, TTFT: firsts},
     )  # fmt: skip
