@@ -63,6 +63,7 @@ class Replica:
     started: float | None = None  # when its process began, unix seconds
     described: EngineConfig | None = None  # as it tells itself, without what a plugin told
     drafts: bool = False  # whether its metrics count drafts
+    adopted: bool = False  # whether a plugin told its configuration
     ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
 
@@ -244,7 +245,7 @@ class Deployment:
             labels = sorted(label for label, own in replica.keys.items() if own == key)
             if not labels:
                 continue
-            replica.config = self._with_told(replica.config, told)
+            replica.config, replica.adopted = self._with_told(replica.config, told), True
             if model is not None and self._facts is None:
                 replica.facts = dataclasses.replace(model, name=replica.config.model)
                 self.models[replica.facts.name] = replica.facts
@@ -296,6 +297,7 @@ class Deployment:
             return
         if config != replica.described:
             replica.config, replica.described, replica.facts = config, config, facts
+            replica.adopted = False
             self._register(replica, sorted({series.engine for series in page.values} - {""}))
             self._event("note", f"{replica.access.where}: another configuration", config.key())
 

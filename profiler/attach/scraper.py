@@ -33,7 +33,7 @@ _LONGEST_PAGE_S = 10.0
 _MOST_PAGE_BYTES = 16 << 20
 _MOST_WAITING = 300  # pages that may wait for the writer
 _BUSY_SHARE = 0.1  # of the time, at most, a request of ours is in the server
-_LONGEST_PAUSE_S = 15.0
+_LONGEST_PAUSE_S = 15.0  # between polls that fail
 _SAME_CLOCK_S = 5.0
 _JSON = "trtllm-serve needs return_perf_metrics in its --config: /prometheus/metrics answers "
 _BESIDE_JSON = "/prometheus/metrics"  # where trtllm-serve has it, whose /metrics are steps in JSON
@@ -180,8 +180,7 @@ class Scraper:
                     if self.lost.is_set():
                         return
                 else:
-                    pause = min(page.took_s / _BUSY_SHARE, _LONGEST_PAUSE_S)
-                    due = max(due + self._period_s, begun + pause)
+                    due = max(due + self._period_s, begun + page.took_s / _BUSY_SHARE)
         finally:
             self._client.close()
 

@@ -137,6 +137,7 @@ TGI_NAMES: Mapping[str, tuple[Name, ...]] = {
 # What older versions of vLLM called their own. Versions between have both names, so that these are
 # read where a page has not the new one.
 OLDER: Final = "older "
+COPY: Final = "copied "  # of a line that a page has twice (`is_copy`)
 OLDER_NAMES: Mapping[str, tuple[Name, ...]] = {
     "vllm:gpu_cache_usage_perc": (Name(OLDER + KV),),
     "vllm:time_per_output_token_seconds": (Name(OLDER + ITL),),

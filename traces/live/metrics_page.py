@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from traces.live.engine_names import (
+    COPY,
     OLDER,
     RANKS,
     engine_named,
@@ -159,7 +160,7 @@ class PageReader:
             le = float(labels.pop("le")) if "le" in labels else None
         except ValueError:
             return ()
-        copied = OLDER if is_copy(whole.strip()) else ""
+        copied = COPY if is_copy(whole.strip()) else ""
         names = vllm_names(name, labels)
         return tuple(Series(engine, copied + own, text, le) for own, text in names)
 
@@ -167,13 +168,13 @@ class PageReader:
 def _by_new_names(values: dict[Series, float]) -> dict[Series, float]:
     """Return a page's values, those under older names by new ones where these are not there.
 
-    A copy of a line with an older name is older twice.
+    So is a copy of a line where that line is not there.
     """
-    for prefix in (OLDER + OLDER, OLDER):
+    for prefix in (COPY, OLDER):
         older = [series for series in values if series.name.startswith(prefix)]
         there = {(series.engine, series.name) for series in values} if older else set()
         for series in older:
-            name, value = series.name.removeprefix(OLDER), values.pop(series)
+            name, value = series.name.removeprefix(prefix), values.pop(series)
             if (series.engine, name) not in there:
                 values[series._replace(name=name)] = value
     return values

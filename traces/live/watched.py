@@ -148,27 +148,21 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
             own = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
             polls.setdefault(key, Polls(lengths=lengths)).add(own)
     windows = {key: each.window() for key, each in polls.items()}
-    engines = recording.manifest.engines
-    for key, window in list(windows.items()):
-        ranks = [windows[each] for each in _ranks_of(key, engines) if each in windows]
-        if window is not None:
-            windows[key] = window.with_ranks([each for each in ranks if each is not None])
+    ranks: dict[EngineConfig, list[Window]] = {}  # by the server as one of them
+    for key, engine in recording.manifest.engines.items():
+        if RANK in dict(engine.other) and (window := windows.get(key)) is not None:
+            ranks.setdefault(_server_of(engine), []).append(window)
+    for key, window in windows.items() if ranks else ():
+        engine = recording.manifest.engines[key]
+        if window is not None and RANK not in dict(engine.other):
+            windows[key] = window.with_ranks(ranks.get(_server_of(engine.one_replica()), ()))
     return windows
 
 
-def _ranks_of(key: str, engines: Mapping[str, EngineConfig]) -> list[str]:
-    """Return the engines that are ranks of a server, by their keys; their limits may differ."""
-    server = replace(engines[key].one_replica(), max_num_seqs=None)
-    return [
-        each
-        for each, engine in engines.items()
-        if each != key
-        and (rank := dict(engine.other).get(RANK)) is not None
-        and replace(
-            engine, max_num_seqs=None, other=tuple(p for p in engine.other if p != (RANK, rank))
-        )
-        == server
-    ]
+def _server_of(engine: EngineConfig) -> EngineConfig:
+    """Return a rank without its name and its limit, which may be known of one of them alone."""
+    other = tuple(pair for pair in engine.other if pair[0] != RANK)
+    return replace(engine, max_num_seqs=None, other=other)
 
 
 def _read_ahead(found: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -49,7 +49,7 @@ def speculation_of(vllm_config: Any) -> Speculative | None:
     vLLM gives every method a model: the method's own name, or the model that is served.
     """
     config = vllm_config.speculative_config
-    if config is None:
+    if config is None or not config.num_speculative_tokens:
         return None
     method, model = str(config.method), config.model
     lookup = method in LOOKUPS

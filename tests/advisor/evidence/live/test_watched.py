@@ -564,6 +564,14 @@ def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path
 
 
 @pytest.mark.slow
+def test_a_page_without_times_between_tokens_says_that_it_lacks_them(truth, tmp_path):
+    seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
+    rows = seen.frame("scrapes").filter(~pl.col("name").str.starts_with(ITL))
+    with pytest.raises(RecordingError, match="no times between tokens"):
+        predicted(rewritten(seen, tmp_path / "bare", rows))
+
+
+@pytest.mark.slow
 def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_path):
     """Its spans and its histograms tell nothing of a request's own drafts."""
     drafting = engine_of(speculative=NGRAM)
@@ -597,6 +605,16 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
         == predicted(rewritten(seen, tmp_path / "again", rows)).predicted.latency_s
     )
     assert any("3 tokens ahead" in note for note in told.notes)
+    server = dataclasses.replace(drafting, mode="server")
+    client = {  # a workload's requests, which a client saw
+        name: frame.with_columns(engine=pl.lit(server.key())) for name, frame in run.tables.items()
+    }
+    client["samples"] = client["samples"].drop("drafted_per_step", "accepted_per_step")
+    client["scrapes"] = rows.with_columns(engine=pl.lit(server.key()))
+    manifest = dataclasses.replace(run.manifest, engines={server.key(): server})
+    write_recording(tmp_path / "client", manifest, client)
+    found = predicted(Recording.open(tmp_path / "client"))
+    assert any("tokens a step. Each request has that" in note for note in found.notes)
     untold = set_up(seen, tmp_path / "untold", rows, speculative=None)
     with pytest.raises(RecordingError, match="how many tokens ahead is not known"):
         predicted(untold)
