@@ -28,7 +28,10 @@ from traces.schema.tts.policy import AS_SENT
 
 POLLS = 16
 GROWS = re.compile(r"^(\S+_(?:total|count|sum|bucket)(?:\{.*\})?) (\S+)$", re.MULTILINE)
-INFO = {"tp_size": 1, "page_size": 16, "max_total_num_tokens": 65_536, "max_running_requests": 16}
+INFO = {
+    "tp_size": 1, "page_size": 16, "max_total_num_tokens": 65_536, "max_running_requests": 16,
+    "speculative_algorithm": "EAGLE", "speculative_num_steps": 3,
+}  # fmt: skip
 
 
 def as_sglang(state):
