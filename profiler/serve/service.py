@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +58,7 @@ _BODY_S = 30.0
 _HOP = {
     *("connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding"),
     *("host", "te", "trailer", "upgrade", "proxy-authorization", "accept-encoding", "cookie"),
+    *("expect", "http2-settings"),
 }
 _TRACE = TraceContextTextMapPropagator()
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
@@ -288,19 +289,7 @@ class Service:
             raise BadRequest("too many questions wait. Ask again later", 503)
         self._held += 1
         try:
-            if request.content.is_eof():  # it came with its headers
-                raw = await request.read()
-            else:
-                async with asyncio.timeout(_BODY_S):
-                    raw = await request.read()
-        except TimeoutError:
-            self._held -= 1
-            raise BadRequest("the body did not come in time", 408) from None
-        except BaseException:
-            self._held -= 1
-            raise
-        try:
-            body = read_body(raw)
+            body = read_body(await _body_of(request))
             chat = request.path.endswith("/chat/completions")
             why = why_passed(body, chat=chat, model=self.upstream.served)
             if why is None:
@@ -312,7 +301,8 @@ class Service:
         finally:
             self._held -= 1
         body.pop("ttscope", None)
-        return await self._pass(request, body, why)
+        with self._passes():
+            return await self._pass(request, body, why)
 
     async def _answer(
         self, request: web.Request, question: Question, arrival: int
@@ -557,9 +547,19 @@ class Service:
     # What is no question goes on as it came.
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        async with asyncio.timeout(_BODY_S):
-            raw = await request.read()
-        return await self._pass(request, raw, "path")
+        with self._passes():
+            return await self._pass(request, await _body_of(request), "path")
+
+    @contextlib.contextmanager
+    def _passes(self) -> Iterator[None]:
+        """Count a request that is passed on while its body is read and it is answered."""
+        if self._passing >= self.settings.in_flight + self.settings.waiting:
+            raise BadRequest("too many requests are passed on. Ask again later", 503)
+        self._passing += 1
+        try:
+            yield
+        finally:
+            self._passing -= 1
 
     async def _pass(
         self, request: web.Request, body: dict[str, Any] | bytes, why: str
@@ -568,14 +568,12 @@ class Service:
             raise BadRequest(_ENDING, 503)
         if _leads_out(request.rel_url.raw_path):
             raise BadRequest("no such path", 404)
-        if self._passing >= self.settings.in_flight + self.settings.waiting:
-            raise BadRequest("too many requests are passed on. Ask again later", 503)
         self.numbers.passed.labels(why).inc()
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
+        own = _HOP | {each.strip().lower() for each in _named(request)}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in own}
         headers["X-Request-Id"] = uuid.uuid4().hex
         sent: dict[str, Any] = {"json": body} if isinstance(body, dict) else {"data": body or None}
         response = None
-        self._passing += 1
         try:
             async with self.upstream.session.request(
                 request.method,
@@ -599,8 +597,24 @@ class Service:
             if self.closed:
                 raise BadRequest(_ENDING, 503) from None
             raise BadRequest("the engine is gone, or too slow", 502) from None
-        finally:
-            self._passing -= 1
+
+
+async def _body_of(request: web.Request) -> bytes:
+    """Return the bytes of a body. Raises BadRequest where it is damaged or does not come."""
+    try:
+        if request.content.is_eof():  # it came with its headers
+            return await request.read()
+        async with asyncio.timeout(_BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise BadRequest("the body did not come in time", 408) from None
+    except web.RequestPayloadError:
+        raise BadRequest("the body is cut off, or is not compressed as it says") from None
+
+
+def _named(request: web.Request) -> list[str]:
+    """Return the headers that a client's Connection names: they end here."""
+    return ",".join(request.headers.getall("Connection", [])).split(",")
 
 
 def _leads_out(path: str) -> bool:

@@ -381,6 +381,45 @@ def test_malformed_bodies_are_refused_and_forgotten(engine, upstream, tmp_path):
     assert len(engine.asked) == 2
 
 
+def test_a_body_that_is_not_compressed_as_it_says_is_refused(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        for path in ("chat/completions", "embeddings"):
+            headers = {"Content-Encoding": "gzip"}
+            answer = httpx.post(f"{url}/v1/{path}", content=b"no gzip", headers=headers)
+            assert (answer.status_code, "message" in answer.json()["error"]) == (400, True)
+
+
+async def test_bodies_of_what_is_passed_on_are_counted_while_they_come(engine, upstream, tmp_path):
+    settings = {"in_flight": 1, "waiting": 0}
+    with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
+        host, port = url.removeprefix("http://").split(":")
+        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        async with httpx.AsyncClient(timeout=60) as asking:
+            _, first = await asyncio.open_connection(host, port)
+            first.write(head + b"{")  # and no more comes
+            codes = []
+            while 503 not in codes and len(codes) < 100:  # it may not have been read yet
+                answer = await asking.post(f"{url}/v1/embeddings", json={})
+                codes.append(answer.status_code)
+            first.close()
+    assert codes[-1] == 503
+
+
+async def test_headers_of_one_hop_end_there(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        headers = {
+            "Connection": "X-One, X-Two",
+            "X-One": "1",
+            "X-Three": "3",
+            "Expect": "100-continue",
+        }
+        body = {"model": "another", "messages": MESSAGES}
+        httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=20)
+    sent = {name.lower() for name in engine.headers[-1]}
+    assert "x-three" in sent
+    assert not sent & {"x-one", "expect"}
+
+
 def test_web_pages_and_rebound_names_are_refused(engine, upstream, tmp_path):
     settings = {"hosts": frozenset({"gpu7"}), "origins": frozenset({"https://ours"})}
     with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
