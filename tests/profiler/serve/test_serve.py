@@ -179,7 +179,10 @@ def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_pa
             refused = ask(url, ttscope=wrong)
             assert refused.status_code == 400, wrong
             assert "ttscope" in refused.json()["error"]["message"]
-    assert sorted((b["seed"], b["max_tokens"]) for b in engine.asked) == [(7, 50), (8, 50)]
+        assert sorted((b["seed"], b["max_tokens"]) for b in engine.asked) == [(7, 50), (8, 50)]
+        for seed, seeds in ((-1, {None}), (-9, {-9, -8, -7, -6})):
+            assert ask(url, seed=seed).status_code == 200
+            assert {body.get("seed") for body in engine.asked[-4:]} == seeds
     recording = Recording.open(tmp_path / "kept")
     row = recording.problems.row(0, named=True)
     assert (row["problem_id"], row["group"], row["correct"]) == ("q-1", "sums", True)
@@ -196,6 +199,8 @@ def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_pa
         ({"model": "another"}, "model"),
         ({"ttscope": {"pass": True}}, "asked"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
+        ({"messages": [*MESSAGES, {"role": "function", "name": "f", "content": "3"}]}, "tools"),
+        ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "tools"),
     ],
 )
 def test_what_is_no_question_is_passed_on_and_said(engine, upstream, tmp_path, body, why):
@@ -358,6 +363,7 @@ BAD = [
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"max_tokens":1e3}',
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"stream":"yes"}',
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"seed":"a"}',
+    b'{"model":"fake","messages":[{"role":"user","content":"x"}],"stop":["a",5]}',
     b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
 ]  # fmt: skip
 
@@ -550,6 +556,34 @@ def test_a_step_of_a_beam_is_no_answer(engine, upstream, tmp_path):
         assert answer["choices"][0]["text"] == "It is \\boxed{12}."
         assert (answer["ttscope"]["votes"], answer["ttscope"]["answers"]) == (1, 3)
         assert 'samples_total{outcome="ended"} 4.0' in httpx.get(f"{url}/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [("END", "why</think>12 "), (["x", "END"], "why</think>12 "), ("\n\n", "why</think>12 END")],
+)
+def test_a_stop_string_of_a_client_ends_the_thoughts_of_a_beam(
+    engine, upstream, tmp_path, stop, text
+):
+    engine.answers = by_index("why</think>12 END\n\n", "why</think>7 \n\n", " more</think>7")
+    with serving(tmp_path / "kept", upstream, method="beam", n=2, width=2, depth=2) as url:
+        assert complete(url, seed=0, stop=None)["ttscope"]["requests"] == 4
+        assert [body["stop"] for body in engine.asked[:2]] == [["\n\n"]] * 2
+        answer = complete(url, seed=0, stop=stop)
+    assert (answer["choices"][0]["text"], answer["ttscope"]["votes"]) == (text, 1)
+
+
+def test_log_probabilities_of_a_completions_own_tokens_are_passed_on(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        assert complete(url, logprobs=0)["object"] == "whole"
+        assert complete(url, logprobs=None)["object"] == "text_completion"
+
+
+def test_a_chat_in_which_the_model_refused_is_a_question(engine, upstream, tmp_path):
+    refused = {"role": "assistant", "content": None, "refusal": "no"}
+    with serving(tmp_path / "kept", upstream, method="majority", n=1) as url:
+        assert ask(url, messages=[*MESSAGES, refused, *MESSAGES]).status_code == 200
+    assert engine.asked[0]["messages"][1] == {**refused, "content": ""}
 
 
 def test_a_chain_of_rounds_has_one_vote(engine, upstream, tmp_path):
