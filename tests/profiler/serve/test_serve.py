@@ -623,7 +623,9 @@ def test_a_client_learns_what_its_samples_ended_with(engine, upstream, tmp_path,
     assert failed["message"] == "no sample ended (HTTP 200, an event that is no object)"
 
 
-def test_an_answer_that_is_still_being_checked_counts(engine, upstream, tmp_path, monkeypatch):
+@pytest.fixture
+def slow_check(engine, monkeypatch):
+    """Of three answers the last is checked until this is set, and has voted for no answer yet."""
     from profiler.workload import math_check
 
     taken, all_taken, released = [], threading.Event(), threading.Event()
@@ -652,20 +654,36 @@ def test_an_answer_that_is_still_being_checked_counts(engine, upstream, tmp_path
     monkeypatch.setattr(math_check, "MathVerifier", Slow)
     monkeypatch.setattr(engine, "_send", send_last)
     engine.answers = lambda body, number: "</think>99" if number == 2 else "</think>12"
-    policy = {"verifier": "math", "method": "agreement", "n": 3, "agree": 2}
-    with ThreadPoolExecutor() as asking, serving(tmp_path / "kept", upstream, **policy) as url:
+    yield released
+    released.set()
+
+
+AGREEMENT = {"verifier": "math", "method": "agreement", "n": 3, "agree": 2}
+
+
+def test_an_answer_that_is_still_being_checked_counts(engine, upstream, tmp_path, slow_check):
+    with ThreadPoolExecutor() as asking, serving(tmp_path / "kept", upstream, **AGREEMENT) as url:
         first = ask(url, ttscope={"id": "q"}).json()
         assert 'samples_total{outcome="ended"} 3.0' in httpx.get(f"{url}/metrics").text
         second = asking.submit(ask, url, ttscope={"id": "q"})  # of the same name
         wait_for(lambda: len(engine.asked) == 6)
-        released.set()
-        answers = [first, second.result().json()]
-    told = [each["ttscope"] for each in answers]
+        slow_check.set()
+        told = [first["ttscope"], second.result().json()["ttscope"]]
     assert (told[0]["requests"], told[0]["cancelled"], told[0]["answers"]) == (3, 0, 2)
     assert (told[1]["votes"], told[1]["answers"]) == (2, 2)  # none of the first question
-    assert answers[0]["usage"]["completion_tokens"] == 3 * 5  # pieces of 2 of 10 letters
+    assert first["usage"]["completion_tokens"] == 3 * 5  # pieces of 2 of 10 letters
     samples = Recording.open(tmp_path / "kept").samples
     assert samples["answer"].to_list().count("1") == 1  # the one that came last
+
+
+def test_a_sample_that_is_never_checked_keeps_its_tokens(engine, upstream, tmp_path, slow_check):
+    settings = {"drain_s": 0.1}
+    with serving(tmp_path / "kept", upstream, settings=settings, **AGREEMENT) as url:
+        assert ask(url, ttscope={"answer": "12"}).json()["usage"]["completion_tokens"] == 3 * 5
+    samples = Recording.open(tmp_path / "kept").samples.sort("end")
+    assert samples["output_tokens"].to_list() == [5, 5, 5]
+    assert samples["correct"].to_list() == [True, True, None]
+    assert samples["cancelled_by"].to_list() == [None, None, "server ended"]
 
 
 @pytest.mark.slow
