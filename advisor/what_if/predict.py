@@ -22,7 +22,7 @@ from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
 from advisor.evidence.live.servers import as_metrics_say, as_one, servers_of
 from advisor.evidence.runs import Run, limited
-from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
+from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import PLACED, Replicas
@@ -607,7 +607,7 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
     if facts is None:
         raise UsageError(
             f"--gpu: no recording holds facts of the model {question.engine.model}. Give its "
-            "config.json with --model-config"
+            f"config.json with --model-config ({SHOWN})"
         )
     models = {n: f for each in (base, *others) for n, f in each.manifest.models.items()}
     return PriorTimes(
@@ -647,21 +647,39 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
 
 
 def _sampled(question: Question, own: Run, *, on_tables: bool) -> Question:
-    """Return the question as the samples were drawn: tables may price weights of other forms."""
+    """Return the question as the samples were drawn: tables may price weights of other forms.
+
+    The prior prices caches of other forms too. Raises UsageError for a dtype that it does not have.
+    """
     if not on_tables:
         return question
-    engine = replace(question.engine, quantization=own.engine.quantization)
+    was, asked = own.engine, question.engine
+    engine = replace(asked, quantization=was.quantization)
+    if question.gpu is not None:
+        if asked.dtype not in (was.dtype, *PRICED):
+            raise UsageError(
+                f"--gpu: engine.dtype={asked.dtype}: the tables are bfloat16's. Set "
+                "engine.dtype=bfloat16"
+            )
+        engine = replace(engine, dtype=was.dtype, kv_cache_dtype=was.kv_cache_dtype)
     return replace(question, engine=engine)
 
 
 def _requantised(question: Question, own: Run) -> list[str]:
-    """Say that the samples are of weights of another form than those that are priced."""
-    was, asked = own.engine.quantization, question.engine.quantization
-    if was == asked:
+    """Say that the samples are of weights or a cache of another form than those that are priced."""
+    forms = [
+        (name, getattr(own.engine, name) or usual, getattr(question.engine, name) or usual)
+        for name, usual in (("quantization", "none"), ("dtype", "auto"), ("kv_cache_dtype", "auto"))
+    ]
+    # A dtype that is not told may be the asked one.
+    changed = [each for each in forms if each[1] != each[2] and each[:2] != ("dtype", "auto")]
+    if not changed:
         return []
+    recorded = ", ".join(f"{name} {was}" for name, was, _ in changed)
+    asked = ", ".join(each for _, _, each in changed)
     return [
-        f"the samples were recorded with quantization {was or 'none'} and the steps are those of "
-        f"{asked or 'none'}: such a server may answer otherwise"
+        f"the samples were recorded with {recorded} and the steps are those of {asked}: such a "
+        "server may answer otherwise"
     ]
 
 
