@@ -31,6 +31,7 @@ class LiveRun(Run):
     on_end: Callable[[Flight, str], None]
     checked_in: ThreadPoolExecutor | None = None
     ended: dict[str, list[Sent]] = field(default_factory=dict)  # by problem
+    checking: set[Sent] = field(default_factory=set)  # ended, and their answers being compared
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,21 +53,29 @@ class LiveRun(Run):
             self._take_all(result)
             return
         sent.result = result  # so that its problem counts it, should it end before the check
+        self.checking.add(sent)
         asked = partial(self._check, sent.flight.problem, self._text(sent, result))
         checked = asyncio.get_running_loop().run_in_executor(self.checked_in, asked)
-        checked.add_done_callback(lambda check: self._checked(sent, result, check))
+        checked.add_done_callback(lambda _: self._checked(sent, result))
 
     def _check(self, problem: Problem, text: str) -> None:
         """Have the verifier judge an answer; it keeps that, so that the next time takes no time."""
         self.workload.is_correct(problem, self.workload.answer_to(problem, text))
 
-    def _checked(self, sent: Sent, result: SampleResult, check: asyncio.Future[None]) -> None:
-        if not sent.flight.closed:
-            self._take_all(result)
-        elif check.cancelled():  # the server ends
-            self._close_sample(sent, cancelled_by=ENDED)
-        else:
+    def _checked(self, sent: Sent, result: SampleResult) -> None:
+        if sent not in self.checking:  # the server has ended
+            return
+        self.checking.remove(sent)
+        if sent.flight.closed:
             self._take_of(sent, result)  # not by its name, which a later problem may have
+        else:
+            self._take_all(result)
+
+    def end_checks(self) -> None:
+        """Write the rows of samples of closed problems that are still being checked, unjudged."""
+        for sent in self.checking:
+            self._close_sample(sent, cancelled_by=ENDED)
+        self.checking.clear()
 
     def _take_all(self, result: SampleResult) -> None:
         self._take(result)
@@ -100,7 +109,7 @@ class LiveRun(Run):
 
     def _end_problem(self, flight: Flight, cancelled_by: str) -> None:
         for request_id, sent in flight.open.items():
-            if sent.result is not None:  # it has ended, and is being checked
+            if sent in self.checking and sent.result is not None:
                 del self.open[request_id]
                 flight.count(sent)
                 sent.chain = sent.base.after(sent.result, sent.append, None)

@@ -195,8 +195,12 @@ class Service:
         """Take no more questions, and wait for those that run."""
         self.draining = True
         until = time.monotonic() + self.settings.drain_s
-        while (self._held or self._passing) and time.monotonic() < until:
+        while self._busy() and time.monotonic() < until:
             await asyncio.sleep(0.02)
+
+    def _busy(self) -> bool:
+        checking = any(run.checking for run in self.runs.values())
+        return self._held > 0 or self._passing > 0 or checking
 
     async def close(self) -> None:
         """End what still runs, and the spans. What waits for its turn is refused then."""
@@ -207,6 +211,7 @@ class Service:
             self._looks.cancel()
         await self.upstream.shut()
         for run in self.runs.values():
+            run.end_checks()
             run.spans.end()
         if self._scoring is not None:
             self._scoring.close()

@@ -217,15 +217,19 @@ class ServerEngine(Engine):
     def submit(self, request: SampleRequest) -> None:
         if request.traceparent is not None:
             self.traces.add(request.traceparent.split("-")[1])
-        stream = Stream(
+        stream = self._stream_of(request)
+        future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
+        self._live[request.request_id] = (future, stream)
+
+    def _stream_of(self, request: SampleRequest) -> Stream:
+        return Stream(
             window=request.confidence_window,
             top=request.top_logprobs,
             think_start_ids=self._think_start_ids,
             think_end_ids=self.think_end_ids,
             want_ids=request.want_token_ids,
+            pauses=request.stop,
         )
-        future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
-        self._live[request.request_id] = (future, stream)
 
     def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
         """Close the streams, at which the server aborts them (see `Engine`).
@@ -290,8 +294,6 @@ class ServerEngine(Engine):
             return stream.result(request.request_id, NO_IDS)
         try:
             await _take(pieces, stream)
-            if not request.stop:
-                stream.stopped = False  # by a stop string that is not the policy's
         except httpx.HTTPStatusError as failure:
             error = f"HTTP {failure.response.status_code}"
         except Refused as failure:

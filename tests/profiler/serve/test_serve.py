@@ -179,7 +179,10 @@ def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_pa
             refused = ask(url, ttscope=wrong)
             assert refused.status_code == 400, wrong
             assert "ttscope" in refused.json()["error"]["message"]
-    assert sorted((b["seed"], b["max_tokens"]) for b in engine.asked) == [(7, 50), (8, 50)]
+        assert sorted((b["seed"], b["max_tokens"]) for b in engine.asked) == [(7, 50), (8, 50)]
+        for seed, seeds in ((-1, {None}), (-9, {-9, -8, -7, -6})):
+            assert ask(url, seed=seed).status_code == 200
+            assert {body.get("seed") for body in engine.asked[-4:]} == seeds
     recording = Recording.open(tmp_path / "kept")
     row = recording.problems.row(0, named=True)
     assert (row["problem_id"], row["group"], row["correct"]) == ("q-1", "sums", True)
@@ -196,6 +199,8 @@ def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_pa
         ({"model": "another"}, "model"),
         ({"ttscope": {"pass": True}}, "asked"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
+        ({"messages": [*MESSAGES, {"role": "function", "name": "f", "content": "3"}]}, "tools"),
+        ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "tools"),
     ],
 )
 def test_what_is_no_question_is_passed_on_and_said(engine, upstream, tmp_path, body, why):
@@ -358,6 +363,7 @@ BAD = [
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"max_tokens":1e3}',
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"stream":"yes"}',
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"seed":"a"}',
+    b'{"model":"fake","messages":[{"role":"user","content":"x"}],"stop":["a",5]}',
     b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
 ]  # fmt: skip
 
@@ -552,6 +558,34 @@ def test_a_step_of_a_beam_is_no_answer(engine, upstream, tmp_path):
         assert 'samples_total{outcome="ended"} 4.0' in httpx.get(f"{url}/metrics").text
 
 
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [("END", "why</think>12 "), (["x", "END"], "why</think>12 "), ("\n\n", "why</think>12 END")],
+)
+def test_a_stop_string_of_a_client_ends_the_thoughts_of_a_beam(
+    engine, upstream, tmp_path, stop, text
+):
+    engine.answers = by_index("why</think>12 END\n\n", "why</think>7 \n\n", " more</think>7")
+    with serving(tmp_path / "kept", upstream, method="beam", n=2, width=2, depth=2) as url:
+        assert complete(url, seed=0, stop=None)["ttscope"]["requests"] == 4
+        assert [body["stop"] for body in engine.asked[:2]] == [["\n\n"]] * 2
+        answer = complete(url, seed=0, stop=stop)
+    assert (answer["choices"][0]["text"], answer["ttscope"]["votes"]) == (text, 1)
+
+
+def test_log_probabilities_of_a_completions_own_tokens_are_passed_on(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        assert complete(url, logprobs=0)["object"] == "whole"
+        assert complete(url, logprobs=None)["object"] == "text_completion"
+
+
+def test_a_chat_in_which_the_model_refused_is_a_question(engine, upstream, tmp_path):
+    refused = {"role": "assistant", "content": None, "refusal": "no"}
+    with serving(tmp_path / "kept", upstream, method="majority", n=1) as url:
+        assert ask(url, messages=[*MESSAGES, refused, *MESSAGES]).status_code == 200
+    assert engine.asked[0]["messages"][1] == {**refused, "content": ""}
+
+
 def test_a_chain_of_rounds_has_one_vote(engine, upstream, tmp_path):
     engine.answers = by_index("why</think>5", "why</think>12", "more</think>12", "more</think>none")
     with serving(tmp_path / "kept", upstream, method="budget_forcing", n=2, extend=1) as url:
@@ -589,7 +623,9 @@ def test_a_client_learns_what_its_samples_ended_with(engine, upstream, tmp_path,
     assert failed["message"] == "no sample ended (HTTP 200, an event that is no object)"
 
 
-def test_an_answer_that_is_still_being_checked_counts(engine, upstream, tmp_path, monkeypatch):
+@pytest.fixture
+def slow_check(engine, monkeypatch):
+    """Of three answers the last is checked until this is set, and has voted for no answer yet."""
     from profiler.workload import math_check
 
     taken, all_taken, released = [], threading.Event(), threading.Event()
@@ -618,20 +654,36 @@ def test_an_answer_that_is_still_being_checked_counts(engine, upstream, tmp_path
     monkeypatch.setattr(math_check, "MathVerifier", Slow)
     monkeypatch.setattr(engine, "_send", send_last)
     engine.answers = lambda body, number: "</think>99" if number == 2 else "</think>12"
-    policy = {"verifier": "math", "method": "agreement", "n": 3, "agree": 2}
-    with ThreadPoolExecutor() as asking, serving(tmp_path / "kept", upstream, **policy) as url:
+    yield released
+    released.set()
+
+
+AGREEMENT = {"verifier": "math", "method": "agreement", "n": 3, "agree": 2}
+
+
+def test_an_answer_that_is_still_being_checked_counts(engine, upstream, tmp_path, slow_check):
+    with ThreadPoolExecutor() as asking, serving(tmp_path / "kept", upstream, **AGREEMENT) as url:
         first = ask(url, ttscope={"id": "q"}).json()
         assert 'samples_total{outcome="ended"} 3.0' in httpx.get(f"{url}/metrics").text
         second = asking.submit(ask, url, ttscope={"id": "q"})  # of the same name
         wait_for(lambda: len(engine.asked) == 6)
-        released.set()
-        answers = [first, second.result().json()]
-    told = [each["ttscope"] for each in answers]
+        slow_check.set()
+        told = [first["ttscope"], second.result().json()["ttscope"]]
     assert (told[0]["requests"], told[0]["cancelled"], told[0]["answers"]) == (3, 0, 2)
     assert (told[1]["votes"], told[1]["answers"]) == (2, 2)  # none of the first question
-    assert answers[0]["usage"]["completion_tokens"] == 3 * 5  # pieces of 2 of 10 letters
+    assert first["usage"]["completion_tokens"] == 3 * 5  # pieces of 2 of 10 letters
     samples = Recording.open(tmp_path / "kept").samples
     assert samples["answer"].to_list().count("1") == 1  # the one that came last
+
+
+def test_a_sample_that_is_never_checked_keeps_its_tokens(engine, upstream, tmp_path, slow_check):
+    settings = {"drain_s": 0.1}
+    with serving(tmp_path / "kept", upstream, settings=settings, **AGREEMENT) as url:
+        assert ask(url, ttscope={"answer": "12"}).json()["usage"]["completion_tokens"] == 3 * 5
+    samples = Recording.open(tmp_path / "kept").samples.sort("end")
+    assert samples["output_tokens"].to_list() == [5, 5, 5]
+    assert samples["correct"].to_list() == [True, True, None]
+    assert samples["cancelled_by"].to_list() == [None, None, "server ended"]
 
 
 @pytest.mark.slow
