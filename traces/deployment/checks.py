@@ -3,7 +3,8 @@
 A check is broken only where the whole 90 % interval of what was measured lies beyond what was
 promised, so that noise alone breaks it no more often than an interval misses. Of times the interval
 holds the spread from run to run too (traces/summary/comparison.py). What was not measured is said,
-and a gate that has nothing to judge must not pass.
+and a gate that has nothing to judge must not pass. Nor does one of a run that did not end. Accuracy
+is that of the problems that were judged, so a share of problems that failed breaks the gate itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from traces.schema.formats import ABSENT, number, percent_change, with_interval,
 from traces.schema.quantities import LIMITS, limited, quantity, which_latency
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
-from traces.statistics import Z95, mean
+from traces.statistics import Z95, difference, drawn, mean, proportion
 from traces.summary.comparison import (
     LOAD,
     Difference,
@@ -37,7 +38,7 @@ from traces.summary.comparison import (
     spread_of,
 )
 from traces.summary.metrics import METRICS, estimate_of
-from traces.summary.problems import voting_samples
+from traces.summary.problems import MOST_UNTOLD, voting_samples
 from traces.summary.run import Run, to_plain
 
 Verdict = Literal["ok", "broken", "unsure", "absent"]
@@ -45,6 +46,9 @@ Kind = Literal["promise", "limit", "change", "assumption"]
 DEFAULT_LIMITS: Final = ("accuracy<-.02", "p95>+10%", "tokens>+10%", "energy>+10%")
 ACCEPTANCE: Final = -0.05  # of the tokens that a drafted step gives
 ROOM: Final = 0.1  # by which traffic may differ from what was assumed
+FAILED: Final = "problems that failed"
+MOST_FAILED: Final = 0.02  # of the problems: as much as accuracy may fall by default
+CUT_OFF: Final = ("client gone", "server ended")  # errors of served questions that were cut off
 _TIMED = frozenset(each.tag for each in METRICS if each.timed)
 _TIMED_NOUNS = frozenset(quantity(tag).noun for tag in _TIMED)
 _SETTINGS = (  # of an engine that servers do not tell, or that change no answer and no step
@@ -103,7 +107,8 @@ class Gate(Record):
         for each in self.checks:
             if each.verdict == "absent" and each.kind == "limit":
                 return f"{each.name} ({each.wanted}) cannot be judged: {each.why}"
-        if all(each.verdict == "absent" for each in self.checks if each.kind != "assumption"):
+        held = [each for each in self.checks if each.kind != "assumption" and each.name != FAILED]
+        if all(each.verdict == "absent" for each in held):
             return f"{self.recording}: nothing that was promised was measured there"
         return None
 
@@ -151,13 +156,16 @@ def against_promises(
         wanted = with_interval(promised)
         checks.append(_held(expected, run, sd_of, metric, "promise", bound, wanted))
     judged = {each.name for each in checks if each.verdict != "absent"}
+    checks += _share_failed(run)
     checks += assumptions(expected, observed(run))
+    unfinished = _unfinished(run)
     return Gate(
         against=name,
         recording=run.recording,
-        checks=tuple(checks),
+        checks=_unless(unfinished, checks),
         differs=_differs(expected, run),
-        run_to_run=spread if judged & _TIMED_NOUNS else None,
+        unjudged=unfinished,
+        run_to_run=spread if judged & _TIMED_NOUNS and unfinished is None else None,
     )
 
 
@@ -319,6 +327,7 @@ def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
         untold = run.engine.mode == "server" and name == "tensor_parallel_size"
         if known and not untold and after[name] != value:
             told.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
+    told += _lost(None, run)
     seqs, (_, limit) = expected.engine.max_num_seqs, ran_at_once(run)
     if seqs is not None and run.engine.max_num_seqs is None and exceeds(seqs, limit):
         told.append(f"engine.max_num_seqs {seqs} -> {limit}: so many ran while others waited")
@@ -333,6 +342,94 @@ def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
 
 def _said(value: Any) -> Any:
     return ABSENT if value is None else value
+
+
+# Problems without a decision.
+
+
+def _unfinished(run: Run) -> str | None:
+    """Return why the problems that a run has answers to say too little of all, None where not so.
+
+    A served recording has no fixed set of problems. It must have ended by itself.
+    """
+    if run.rows is None or run.curve is not None:
+        return None
+    ended = run.rows.filter(pl.col("state") != "in_flight")["problem_id"].n_unique()
+    posed = None if run.workload is None else run.workload.problems
+    told = f"{ended:,} problems" if posed is None else f"{ended:,} of {posed:,} problems"
+    if not run.complete:
+        return f"{run.recording} is not complete: {told} ended. Record it again"
+    if posed is not None and ended < posed:
+        return f"{run.recording} does not have all of its workload: {told} ended. Record all"
+    if (cut := _cut_off(run)) > MOST_UNTOLD * run.rows.height:
+        return (
+            f"{run.recording}: of {run.rows.height:,} questions {cut:,} were cut off, as their "
+            "clients went away or the server ended. The others may be unlike them"
+        )
+    return None
+
+
+def _cut_off(run: Run) -> int:
+    """Return how many questions ended because their client or the server did."""
+    return 0 if run.rows is None else run.rows.filter(_WAS_CUT_OFF).height
+
+
+def _ended(run: Run) -> pl.DataFrame:
+    """Return problem_id and whether it failed (0 or 1), of the problems that were not cut off."""
+    if run.rows is None:
+        return pl.DataFrame(schema={"problem_id": pl.Utf8, "failed": pl.Float64})
+    ended = run.rows.filter(pl.col("state") != "in_flight", ~_WAS_CUT_OFF)
+    return ended.select("problem_id", failed=(pl.col("state") == "failed").cast(pl.Float64))
+
+
+_WAS_CUT_OFF = (pl.col("state") == "failed") & pl.col("error").is_in(CUT_OFF).fill_null(False)
+
+
+def _lost(before: Run | None, run: Run) -> list[str]:
+    """Return how many problems have no decision, where any has none."""
+    counts = [(each, _ended(each)) for each in (before, run) if each is not None]
+    failed = [f"{int(ended['failed'].sum()):,} of {ended.height:,}" for _, ended in counts]
+    cut = [f"{_cut_off(each):,}" for each, _ in counts]
+    told = ((FAILED, failed), ("questions that were cut off", cut))
+    return [
+        f"{name} {' -> '.join(each)}"
+        for name, each in told
+        if any(not count.startswith("0") for count in each)
+    ]
+
+
+def _share_failed(run: Run) -> list[Check]:
+    """Hold the share of problems that failed against the most that may, where any did."""
+    ended = _ended(run)
+    share = proportion(ended["failed"].to_numpy())
+    if share is None or not share.value:
+        return []
+    wanted = f"at most {written(MOST_FAILED, '1')}"
+    return [_judged(FAILED, "limit", share, MOST_FAILED, wanted, above=True)]
+
+
+def _more_failed(baseline: Run, run: Run) -> list[Check]:
+    """Hold the problems that failed against those of an earlier run, paired, where any did."""
+    one, two = (_ended(each).group_by("problem_id").mean() for each in (baseline, run))
+    both = one.join(two, on="problem_id", suffix="_after").sort("problem_id")
+    before, after = (both[name].to_numpy() for name in ("failed", "failed_after"))
+    if not before.any() and not after.any():
+        return []
+    measured = difference(drawn(before), drawn(after), "1")
+    wanted = f"at most {number(MOST_FAILED, '1', sign=True)}"
+    return [_judged(FAILED, "change", measured, MOST_FAILED, wanted, above=True)]
+
+
+def _pose_the_same(one: Run, two: Run) -> bool:
+    workloads = one.workload, two.workload
+    return None not in workloads and len({each.hash for each in workloads if each}) == 1
+
+
+def _unless(unfinished: str | None, checks: Sequence[Check]) -> tuple[Check, ...]:
+    """Return the checks, none of them judged where a run is unfinished."""
+    if unfinished is None:
+        return tuple(checks)
+    return tuple(replace(each, verdict="absent", why=unfinished) for each in checks)
 
 
 # What the promises rest on.
@@ -510,7 +607,12 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     """
     there = {each.metric.tag for each in compared.changes if each.difference.low is not None}
     chosen = [parse_limit(text) for text in limits or DEFAULT_LIMITS]
-    if not limits:
+    unfinished = _unfinished(baseline) or _unfinished(run)
+    paired = compared.reason is None or _pose_the_same(baseline, run)
+    failed = _more_failed(baseline, run) if paired else []
+    if compared.reason is not None and any(each.verdict == "broken" for each in failed):
+        chosen = []  # no problem was decided in both
+    elif not limits:
         if compared.reason is not None:
             raise TtscopeError(f"cannot be compared: {compared.reason}")
         chosen = [each for each in chosen if each.tag in there]
@@ -520,23 +622,26 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         if name in LOAD
     ]
     other_load = f"the load is another one ({', '.join(loads)})" if loads else None
-    judged = judge(chosen, compared)
+    judged = judge(chosen, compared) if chosen else ()
     timed = [each.limit.text for each in judged if each.timed and limits and loads]
     checks = [_change_of(each, other_load) for each in judged]
     drafts = _acceptance(baseline, run)
     checks += [] if drafts is None or limits else [drafts]
-    if not checks:
+    if not checks and not failed:
         raise UsageError("nothing was measured in both recordings that a gate could judge")
     differs = [f"{name} {_said(a)} -> {_said(b)}" for name, (a, b) in compared.config.items()]
+    differs += _lost(baseline, run)
     if (ran := ran_apart(baseline, run)) is not None:
         differs.append(f"requests that ran at once, with others waiting, {ran[0]} -> {ran[1]}")
     return Gate(
         against=compared.first,
         recording=compared.second,
-        checks=tuple(checks),
+        checks=_unless(unfinished, [*checks, *failed]),
         differs=tuple(differs),
-        unjudged=f"{timed[0]} cannot be judged: {other_load}" if timed else None,
-        run_to_run=compared.run_to_run if any(each.timed for each in judged) else None,
+        unjudged=unfinished or (f"{timed[0]} cannot be judged: {other_load}" if timed else None),
+        run_to_run=compared.run_to_run
+        if any(each.timed for each in judged) and unfinished is None
+        else None,
     )
 
 

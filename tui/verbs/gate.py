@@ -188,7 +188,7 @@ def _record(
 def _only(recording: Recording, price: float | None) -> Run:
     from traces.summary.run import summarise
 
-    runs = [run for run in summarise(recording, price) if run.problems]
+    runs = [run for run in summarise(recording, price) if run.problems or run.problems_failed]
     if len(runs) != 1:
         held = "no run of problems" if not runs else f"{len(runs)} runs"
         raise UsageError(f"{recording.path}: a gate judges one run. This recording holds {held}")

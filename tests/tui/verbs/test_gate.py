@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import polars as pl
 import pytest
 
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
-from traces.deployment.checks import against_promises, load_check
+from traces.deployment.checks import against_baseline, against_promises, load_check
 from traces.deployment.documents import Expectations, names_hash, read_expectations, write_document
 from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
@@ -16,6 +17,7 @@ from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
 from traces.schema.tts.parameters import complete, make_policy
+from traces.summary.comparison import compare
 from traces.summary.run import summarise
 from tui.verbs.demo import SHIPPED
 
@@ -220,6 +222,84 @@ def test_acceptance_that_falls_breaks_the_gate(run, tmp_path):
     code, out, err = gate(run, one.path, one.path)
     assert code == 0, out + err
     assert "acceptance<-5%" in out
+
+
+def losing(run, count, error="2 samples failed"):
+    """The run, of which the first problems have no decision."""
+    lost = pl.int_range(pl.len()) < count
+    rows = run.rows.with_columns(
+        state=pl.when(lost).then(pl.lit("failed")).otherwise("state"),
+        error=pl.when(lost).then(pl.lit(error)).otherwise("error"),
+        correct=pl.when(~lost).then("correct"),
+    )
+    return dataclasses.replace(run, rows=rows, problems_failed=count)
+
+
+def gates_of(base, run):
+    """The gates of a run against what an earlier one promised, and against that one itself."""
+    told = promised(base, budget=Budget(), promised={"accuracy": base.accuracy})
+    limits = ["accuracy<-.9"]
+    return (
+        against_promises(told, run, "expect.json"),
+        against_baseline(limits, compare(base, run), base, run),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "verdicts"),
+    [(0, (None, None)), (1, ("unsure", "unsure")), (30, ("broken", "broken"))],
+)
+def test_problems_that_fail_break_a_gate_and_are_counted(runs, count, verdicts):
+    (base,) = summarise(runs["base"])
+    for gated, verdict in zip(gates_of(base, losing(base, count)), verdicts, strict=True):
+        failed = [each for each in gated.checks if each.name == "problems that failed"]
+        assert [each.verdict for each in failed] == ([verdict] if verdict else [])
+        assert gated.verdict == ("failed" if verdict == "broken" else "passed")
+        assert any(f"{count} of 60" in each for each in gated.differs) == (count > 0)
+
+
+@pytest.mark.slow
+def test_where_all_problems_fail_the_gate_does(runs):
+    (base,) = summarise(runs["base"])
+    assert [each.verdict for each in gates_of(base, losing(base, 60))] == ["failed", "failed"]
+    # As many as before are no change.
+    half = losing(base, 30)
+    same = against_baseline(["accuracy<-.9"], compare(half, half), half, half)
+    assert same.verdict == "passed" and "problems that failed 30 of 60 -> 30 of 60" in same.differs
+
+
+@pytest.mark.slow
+def test_a_few_failures_are_nothing_that_was_promised(runs):
+    (base,) = summarise(runs["base"])
+    told = promised(base, budget=Budget(), promised={"energy_j": base.latency_s["mean"]})
+    assert against_promises(told, losing(base, 1), "expect.json").verdict == "not judged"
+
+
+@pytest.mark.slow
+def test_a_run_that_did_not_end_is_not_judged(runs):
+    (base,) = summarise(runs["base"])
+    cut = dataclasses.replace(base, complete=False)
+    fewer = dataclasses.replace(base, rows=base.rows.head(40), problems=40)
+    for run, why in ((cut, "is not complete: 60 of 60"), (fewer, "40 of 60 problems ended")):
+        for gated in gates_of(base, run):
+            assert (gated.verdict, why in gated.not_judged) == ("not judged", True)
+            assert {each.verdict for each in gated.checks} == {"absent"}
+    (_, against_cut) = gates_of(cut, base)
+    assert against_cut.verdict == "not judged"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["client gone", "server ended"])
+def test_served_questions_that_were_cut_off_are_no_failures(runs, error):
+    """A served recording has no fixed set of problems."""
+    (base,) = summarise(runs["base"])
+    served = dataclasses.replace(base, workload=None)
+    for count, verdict in ((2, "passed"), (20, "not judged")):
+        run = losing(served, count, error)
+        gated = against_promises(promised(base, budget=Budget()), run, "expect.json")
+        assert gated.verdict == verdict
+        assert f"questions that were cut off {count}" in gated.differs
 
 
 def numbers(**known):
