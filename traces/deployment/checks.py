@@ -21,7 +21,7 @@ from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
 from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, number, percent_change, with_interval, written
-from traces.schema.quantities import LIMITS, limited, quantity, which_latency
+from traces.schema.quantities import LIMITS, latency, limited, quantity, which_latency
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
 from traces.statistics import Z95, difference, drawn, mean, proportion
@@ -50,7 +50,6 @@ FAILED: Final = "problems that failed"
 MOST_FAILED: Final = 0.02  # of the problems: as much as accuracy may fall by default
 CUT_OFF: Final = ("client gone", "server ended")  # errors of served questions that were cut off
 _TIMED = frozenset(each.tag for each in METRICS if each.timed)
-_TIMED_NOUNS = frozenset(quantity(tag).noun for tag in _TIMED)
 _SETTINGS = (  # of an engine that servers do not tell, or that change no answer and no step
     *("mode", "num_gpu_blocks", "gpu_memory_utilization", "other", "num_gpus", "block_size"),
     *("max_model_len", "vllm_version"),
@@ -155,7 +154,8 @@ def against_promises(
         bound = promised.low if quantity(metric).higher_is_better else promised.high
         wanted = with_interval(promised)
         checks.append(_held(expected, run, sd_of, metric, "promise", bound, wanted))
-    judged = {each.name for each in checks if each.verdict != "absent"}
+    timed = {quantity(tag).noun for tag in _TIMED} | {latency(budget.latency_percentile).noun}
+    judged = any(each.name in timed and each.verdict != "absent" for each in checks)
     checks += _share_failed(run)
     checks += assumptions(expected, observed(run))
     unfinished = _unfinished(run)
@@ -165,7 +165,7 @@ def against_promises(
         checks=_unless(unfinished, checks),
         differs=_differs(expected, run),
         unjudged=unfinished,
-        run_to_run=spread if judged & _TIMED_NOUNS and unfinished is None else None,
+        run_to_run=spread if judged and unfinished is None else None,
     )
 
 
@@ -180,11 +180,12 @@ def _held(
 ) -> Check:
     """Hold a number of a run against a bound, None where the promise leaves that end open."""
     of = quantity(metric)
+    timed = of.tag in _TIMED or of.tag.startswith("latency_s.")
     try:
         measured = estimate_of(run, of.tag)
-    except (AttributeError, KeyError):  # a percentile that no run tells
+    except (AttributeError, KeyError):  # what no run tells, such as devices
         measured = None
-    why = None if measured is None else _unlike(expected, run, of.tag in _TIMED)
+    why = None if measured is None else _unlike(expected, run, timed)
     if measured is not None and why is None and kind == "promise" and metric.startswith("latency"):
         why = _other_path(expected, run)
     if measured is None:
@@ -203,10 +204,10 @@ def _held(
             measured=measured,
             why=why or "",
         )
-    if of.tag in _TIMED:
+    if timed:
         measured = _from_run_to_run(measured, sd_of(of.tag))
     check = _judged(of.noun, kind, measured, bound, wanted, above=not of.higher_is_better)
-    lighter = _lighter(expected, run) if of.tag in _TIMED else None
+    lighter = _lighter(expected, run) if timed else None
     if lighter is not None and check.verdict != "broken":  # under the whole load it may be
         return replace(check, verdict="absent", why=lighter)
     return check

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -130,6 +131,21 @@ def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
         limit = next(each for each in gated.checks if each.kind == "limit")
         assert limit.verdict == verdict, limit
         assert verdict == "broken" or limit.why.startswith("too few problems to tell whether it is")
+
+
+@pytest.mark.slow
+def test_any_percentile_of_the_latency_may_be_limited(runs):
+    (base,) = summarise(runs["base"])
+    for percentile in (75, 95):
+        share = np.quantile(base.rows["latency_s"].to_numpy(), percentile / 100)
+        for factor, verdict in ((2.0, "passed"), (0.5, "failed")):
+            budget = Budget(max_latency_s=factor * share, latency_percentile=percentile)
+            told = promised(base, budget=budget, promised={})
+            gated = against_promises(told, base, "expect.json")
+            assert gated.verdict == verdict
+            assert gated.checks[0].name == f"p{percentile} latency"
+            assert gated.checks[0].measured.value == pytest.approx(share)
+            assert gated.run_to_run is not None
 
 
 @pytest.mark.slow
