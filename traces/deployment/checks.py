@@ -134,9 +134,17 @@ class Gate(Record):
 
 
 def against_promises(
-    expected: Expectations, run: Run, name: str, repeats: Sequence[Run] = ()
+    expected: Expectations,
+    run: Run,
+    name: str,
+    repeats: Sequence[Run] = (),
+    *,
+    price_usd_per_device_hour: float | None = None,
 ) -> Gate:
-    """Hold a run against `expect.json`; `repeats` of it tell the spread from run to run."""
+    """Hold a run against `expect.json`; `repeats` of it tell the spread from run to run.
+
+    The price is that of the run's own devices, where it is known.
+    """
     budget = expected.budget
     spread, sd_of = spread_of(run, repeats)
     checks = []
@@ -163,7 +171,7 @@ def against_promises(
         against=name,
         recording=run.recording,
         checks=_unless(unfinished, checks),
-        differs=_differs(expected, run),
+        differs=_differs(expected, run, price_usd_per_device_hour),
         unjudged=unfinished,
         run_to_run=spread if judged and unfinished is None else None,
     )
@@ -190,6 +198,8 @@ def _held(
         why = _other_path(expected, run)
     if measured is None:
         why = "not measured in this recording"
+        if metric == "cost_usd" and run.device_s_per_problem is not None:
+            why = "no price is known. Give --price"
     elif measured.low is None and measured.high is None:
         why = "too few problems for an interval. Record more"
     elif why is None and bound is None:
@@ -310,7 +320,7 @@ def _other_path(expected: Expectations, run: Run) -> str | None:
     return None
 
 
-def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
+def _differs(expected: Expectations, run: Run, price: float | None) -> tuple[str, ...]:
     """Return in what a run's configuration differs from the one promised, as far as it is told."""
     told = []
     promised, asked = expected.workload, run.workload
@@ -329,6 +339,9 @@ def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
         if known and not untold and after[name] != value:
             told.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
     told += _lost(None, run)
+    was = expected.budget.price_of(expected.engine.gpu)
+    if None not in (was, price) and was != price:
+        told.append(f"USD per device-hour {was:g} -> {price:g}")
     seqs, (_, limit) = expected.engine.max_num_seqs, ran_at_once(run)
     if seqs is not None and run.engine.max_num_seqs is None and exceeds(seqs, limit):
         told.append(f"engine.max_num_seqs {seqs} -> {limit}: so many ran while others waited")

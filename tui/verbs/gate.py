@@ -26,6 +26,7 @@ from tui.terminal import say_all, say_json, tell
 
 if TYPE_CHECKING:
     from traces.deployment.checks import Gate
+    from traces.deployment.documents import Expectations
     from traces.recording.manifest import WorkloadFacts
     from traces.schema.tts.policy import Policy
     from traces.summary.run import Run
@@ -122,8 +123,11 @@ def _judge(asked: GateOptions) -> Gate:
             asked, expected.policy, expected.workload, expected.concurrency
         )
         new = Recording.open(judged)
-        run = _only(new, asked.price)
-        return against_promises(expected, run, asked.against.name, beside([new]))
+        own = asked.price or new.manifest.price_usd_per_device_hour
+        run = _only(new, asked.price or _promised_price(expected, new))
+        return against_promises(
+            expected, run, asked.against.name, beside([new]), price_usd_per_device_hour=own
+        )
     if asked.recording is not None and asked.recording.is_file():
         raise UsageError(
             f"{asked.recording}: is a file, and what is judged is a recording. Name expect.json "
@@ -138,6 +142,12 @@ def _judge(asked: GateOptions) -> Gate:
     run = _only(new, asked.price)
     compared = compare(baseline, run, beside([base, new]))
     return against_baseline(asked.fail_on or (), compared, baseline, run)
+
+
+def _promised_price(expected: Expectations, recording: Recording) -> float | None:
+    """Return USD per device-hour that costs were promised at, None where nobody gave a price."""
+    gpus = {each.gpu for each in recording.manifest.engines.values()} - {None}
+    return expected.budget.price_of(gpus.pop() if len(gpus) == 1 else expected.engine.gpu)
 
 
 def _record(

@@ -149,6 +149,28 @@ def test_any_percentile_of_the_latency_may_be_limited(runs):
 
 
 @pytest.mark.slow
+def test_a_cost_has_the_price_that_it_was_promised_at(run, runs, tmp_path):
+    (base,) = summarise(runs["base"])
+    device_s = base.device_s_per_problem.value
+    for price in (
+        {"price_usd_per_device_hour": 2.5},
+        {"prices": (("CPU", 2.5), ("H100", 9.0))},
+    ):
+        most = 1.5 * device_s * 2.5 / 3600
+        told = promised(base, budget=Budget(max_cost_usd=most, **price), promised={})
+        write_document(tmp_path / "expect.json", told)
+        assert "price" not in run.ok("gate", "expect.json", runs["base"].path)
+        code, out, err = gate(run, "expect.json", runs["base"].path, "--price", 25)
+        assert code == 3, err
+        assert "FAIL  cost" in out and "USD per device-hour 2.5 -> 25" in out
+    write_document(
+        tmp_path / "none.json", promised(base, budget=Budget(max_cost_usd=most), promised={})
+    )
+    code, _, err = gate(run, "none.json", runs["base"].path)
+    assert code == 1 and "no price is known. Give --price" in err
+
+
+@pytest.mark.slow
 def test_an_end_that_was_not_promised_breaks_nothing(runs):
     """The worse end counts. The estimate itself promises nothing."""
     (base,) = summarise(runs["base"])
@@ -253,8 +275,8 @@ def losing(run, count, error="2 samples failed"):
 
 def gates_of(base, run):
     """The gates of a run against what an earlier one promised, and against that one itself."""
-    told = promised(base, budget=Budget(), promised={"accuracy": base.accuracy})
-    limits = ["accuracy<-.9"]
+    told = promised(base, budget=Budget(), promised={"tokens": base.tokens_per_problem})
+    limits = ["tokens>+90%"]
     return (
         against_promises(told, run, "expect.json"),
         against_baseline(limits, compare(base, run), base, run),
@@ -281,7 +303,7 @@ def test_where_all_problems_fail_the_gate_does(runs):
     assert [each.verdict for each in gates_of(base, losing(base, 60))] == ["failed", "failed"]
     # As many as before are no change.
     half = losing(base, 30)
-    same = against_baseline(["accuracy<-.9"], compare(half, half), half, half)
+    same = against_baseline(["tokens>+90%"], compare(half, half), half, half)
     assert same.verdict == "passed" and "problems that failed 30 of 60 -> 30 of 60" in same.differs
 
 
