@@ -23,6 +23,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, number, percent_change, with_interval, written
 from traces.schema.quantities import LIMITS, latency, limited, quantity, which_latency
 from traces.schema.record import Record
+from traces.schema.tts.parameters import most_at_once, most_requests
 from traces.schema.tts.policy import Policy
 from traces.statistics import Z95, difference, drawn, mean, proportion
 from traces.summary.comparison import (
@@ -576,19 +577,17 @@ def drift(expected: Expectations, numbers: Sequence[Numbers], runs: Sequence[Run
 def load_check(expected: Expectations, numbers: Numbers) -> Check:
     """Hold the load of a server against the one that was assumed, in its requests.
 
-    A problem makes up to n requests, so many at a time. More than a tenth above breaks it.
+    A problem makes so many requests at most, and so many at a time. More than a tenth above breaks
+    it.
     """
-    stop, n = expected.policy.stop, expected.policy.n
-    at_a_time = n
-    if stop is not None and expected.policy.spec.at_a_time:
-        at_a_time = stop.drawn_first
+    policy = expected.policy
     if expected.rate_per_s is not None:
-        name, most, found = "requests a second", expected.rate_per_s * n, numbers.requests_per_s
-        unit = "requests/s"
+        name, found, unit = "requests a second", numbers.requests_per_s, "requests/s"
+        most = expected.rate_per_s * most_requests(policy)
     else:
         name, found, unit = "requests that run or wait", numbers.running, "requests"
         found = None if found is None else found + (numbers.waiting or 0.0)
-        most = float((expected.concurrency or 1) * at_a_time)
+        most = float((expected.concurrency or 1) * most_at_once(policy))
     wanted = f"at most {number(most, unit)}"
     if found is None:
         return Check(

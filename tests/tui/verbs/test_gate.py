@@ -355,6 +355,24 @@ def test_a_load_above_the_one_assumed_is_said():
     assert load_check(rate, numbers(requests_per_s=9.0)).verdict == "broken"
 
 
+@pytest.mark.parametrize(
+    ("method", "most", "at_once"),
+    [
+        ({"method": "budget_forcing", "n": 4, "extend": 2}, 12, 4),
+        ({"method": "beam", "n": 4, "width": 2, "depth": 4}, 16, 4),
+        ({"method": "sequential", "n": 8}, 8, 1),
+        ({"method": "adaptive", "n": 8, "in_flight": 2}, 8, 2),
+    ],
+)
+def test_the_most_requests_are_those_of_the_method(method, most, at_once):
+    policy = make_policy({"temperature": 0.8, **method})
+    rate = Expectations(engine=engine_of(), policy=policy, promised={}, rate_per_s=2.0)
+    kept = dataclasses.replace(rate, rate_per_s=None, concurrency=2)
+    for share, verdict in ((1.0, "ok"), (1.2, "broken")):
+        assert load_check(rate, numbers(requests_per_s=2 * most * share)).verdict == verdict
+        assert load_check(kept, numbers(running=2 * at_once * share)).verdict == verdict
+
+
 @pytest.mark.slow
 def test_other_problems_are_not_held_to_a_promise(runs):
     (base,) = summarise(runs["base"])
