@@ -346,13 +346,19 @@ def _differs(expected: Expectations, run: Run, price: float | None) -> tuple[str
     seqs, (_, limit) = expected.engine.max_num_seqs, ran_at_once(run)
     if seqs is not None and run.engine.max_num_seqs is None and exceeds(seqs, limit):
         told.append(f"engine.max_num_seqs {seqs} -> {limit}: so many ran while others waited")
-    if run.policy is not None:
-        one, two = plain_policy(expected.policy), plain_policy(run.policy)
-        for name in one | two:
-            untold = name == "temperature" and None in (one[name], two[name])
-            if one.get(name) != two.get(name) and not untold:
-                told.append(f"policy.{name} {_said(one.get(name))} -> {_said(two.get(name))}")
-    return tuple(told)
+    return (*told, *policy_changes(expected.policy, run.policy))
+
+
+def policy_changes(promised: Policy, policy: Policy | None) -> list[str]:
+    """Return in what a run's policy differs from the one promised, as far as it is told."""
+    if policy is None:
+        return []
+    told, one, two = [], plain_policy(promised), plain_policy(policy)
+    for name in one | two:
+        untold = name == "temperature" and None in (one[name], two[name])
+        if one.get(name) != two.get(name) and not untold:
+            told.append(f"policy.{name} {_said(one.get(name))} -> {_said(two.get(name))}")
+    return told
 
 
 def _said(value: Any) -> Any:
@@ -616,7 +622,8 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     """Hold a run against an earlier one of the same problems.
 
     Without limits those of `DEFAULT_LIMITS` count that both runs have a number for. Times under
-    another load are not judged. Raises TtscopeError where a limit that was given cannot be judged.
+    another load, by a tenth or more, are not judged. Raises TtscopeError where a limit that was
+    given cannot be judged.
     """
     there = {each.metric.tag for each in compared.changes if each.difference.low is not None}
     chosen = [parse_limit(text) for text in limits or DEFAULT_LIMITS]
@@ -632,7 +639,7 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     loads = [
         f"{name} {_said(a)} -> {_said(b)}"
         for name, (a, b) in compared.config.items()
-        if name in LOAD
+        if name in LOAD and not (a and b and abs(b / a - 1) < ROOM)
     ]
     other_load = f"the load is another one ({', '.join(loads)})" if loads else None
     judged = judge(chosen, compared) if chosen else ()
