@@ -111,9 +111,8 @@ def _check(asked: GateOptions) -> None:
             f"--fail-on compares recordings. The promises of {asked.against} are its limits"
         )
     if asked.endpoint is None:
-        for name in (
-            *("workload", "problems", "verifier", "system_prompt", "api_key_env", "output"),
-        ):
+        names = ("workload", "problems", "verifier", "system_prompt", "api_key_env", "output")
+        for name in names:
             if getattr(asked, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} is for --endpoint. Give both")
 
