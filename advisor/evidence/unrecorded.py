@@ -115,7 +115,9 @@ def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
 
 # Kinds whose replay real runs of small models checked (benchmarks/kinds_of_models.py), beside
 # experts.
-_CHECKED: Final = frozenset({"full_attention", "sliding_attention", "latent_attention"})
+_CHECKED: Final = frozenset(
+    {"full_attention", "sliding_attention", "latent_attention", "linear_attention"}
+)
 
 
 def unchecked(facts: ModelFacts, engine: EngineConfig) -> str | None:

@@ -18,6 +18,7 @@ from advisor.step_time.cost import linear_cost, table_cost
 from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
+from traces.plain_yaml import plain_yaml
 from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import Floats
@@ -335,11 +336,9 @@ _ANOTHER = re.compile(r",\s*(?:engine|policy)\.\w+=")
 
 
 def _value(text: str, value: str) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return plain_yaml(value)
+    except ValueError:
         raise UsageError(f"--set {text}: the value cannot be read") from None
 
 

@@ -23,6 +23,18 @@ def right(body, number):
     return "thought</think>12"
 
 
+def _stopped(text, body):
+    """Return a text cut at the first of the request's stop strings, and which that was."""
+    stops = body.get("stop") or []
+    stops = [stops] if isinstance(stops, str) else stops
+    place, stop = min(
+        ((text.find(each), each) for each in stops if each in text), default=(0, None)
+    )
+    if stop is None:
+        return text, None
+    return text[: place + (len(stop) if body.get("include_stop_str_in_output") else 0)], stop
+
+
 @dataclass
 class FakeEngine:
     """What it does: tokens of an answer, seconds between them, and what goes wrong.
@@ -85,7 +97,7 @@ class FakeEngine:
     async def _stream(self, request, body, number, chat):
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        text = self.answers(body, number)
+        text, stop = _stopped(self.answers(body, number), body)
         size = max(len(text) // self.tokens, 1)
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
         for place, piece in enumerate(pieces):
@@ -100,7 +112,8 @@ class FakeEngine:
             part = {"delta": {"content": piece}} if chat else {"text": piece}
             await self._send(response, {"choices": [{"index": 0, **part, "finish_reason": None}]})
         part = {"delta": {}} if chat else {"text": ""}
-        await self._send(response, {"choices": [{"index": 0, **part, "finish_reason": "stop"}]})
+        part |= {"finish_reason": "stop", "stop_reason": stop}
+        await self._send(response, {"choices": [{"index": 0, **part}]})
         usage = {"prompt_tokens": 7, "completion_tokens": len(pieces)}
         await self._send(response, {"choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")

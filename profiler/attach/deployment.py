@@ -18,23 +18,36 @@ from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
-from traces.live.numbers import DRAFTS, KV, RUNNING, WAITING, Numbers, numbers_of, tells
+from traces.live.engine_names import TENSORRT_LLM_HOST, TENSORRT_LLM_LIMITS
+from traces.live.numbers import (
+    ACCEPTED_AT,
+    DRAFTED,
+    DRAFTS,
+    KV,
+    RUNNING,
+    WAITING,
+    Numbers,
+    by_value,
+    numbers_of,
+    tells,
+)
 from traces.live.verdict import TAKEN, SeenLimit
 from traces.recording.tables import SCRAPES
 from traces.recording.writer import RecordingWriter
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
 
 _LIVE_PAGES = 61  # kept of each replica for the live line
 _ADOPTED = (  # of what a plugin tells
     *("dtype", "quantization", "kv_cache_dtype", "max_model_len", "tensor_parallel_size"),
     *("pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "block_size"),
     *("num_gpu_blocks", "gpu_memory_utilization", "enable_prefix_caching", "enforce_eager"),
-    *("async_scheduling", "gpu", "vllm_version"),
+    *("async_scheduling", "speculative", "gpu", "vllm_version"),
 )
 NO_METRICS = (
     "has nothing of an engine: name the engine's own host and port, not a router's, or its "
     "--metrics-url (Dynamo http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's "
-    "metrics port). Start vLLM without --disable-log-stats, SGLang with --enable-metrics"
+    "metrics port). Start vLLM without --disable-log-stats, SGLang with --enable-metrics, "
+    "trtllm-serve with return_perf_metrics and enable_iter_perf_stats in its --config"
 )
 
 
@@ -50,8 +63,41 @@ class Replica:
     started: float | None = None  # when its process began, unix seconds
     described: EngineConfig | None = None  # as it tells itself, without what a plugin told
     drafts: bool = False  # whether its metrics count drafts
+    adopted: bool = False  # whether a plugin told its configuration
     ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
+
+
+def _speculation_on(page: Page | None) -> Speculative | None:
+    """Return how a server drafts as its page tells: a counter for each position of a draft.
+
+    Where it has none the drafts so far have a mean length. None where the page tells no length.
+    """
+    values = {} if page is None else page.values
+    positions = {series.labels: 1.0 for series in values if series.name == ACCEPTED_AT}
+    tokens = len(by_value(positions, "position"))
+    drafts, drafted = (
+        sum(value for series, value in values.items() if series.name == name)
+        for name in (DRAFTS, DRAFTED)
+    )
+    tokens = tokens or (round(drafted / drafts) if drafts else 0)
+    if not tokens:
+        return None
+    return Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=tokens)
+
+
+def _limits_on(page: Page | None) -> dict[str, int]:
+    """Return the limits that TensorRT-LLM has on its page, in the names of EngineConfig."""
+    values = {} if page is None else {series.name: v for series, v in page.values.items()}
+    found = {
+        field: round(values[name])
+        for field, name in TENSORRT_LLM_LIMITS.items()
+        if values.get(name, 0.0) >= 1
+    }
+    blocks = found.pop("num_gpu_blocks", None)
+    if blocks is not None and TENSORRT_LLM_HOST not in values:
+        found["num_gpu_blocks"] = blocks + 1  # vLLM keeps one of its blocks for itself
+    return found
 
 
 class Deployment:
@@ -141,7 +187,7 @@ class Deployment:
         told = page is not None and any(tells(series.name) for series in page.values)
         if metrics_needed and not told:
             raise EngineError(f"{access.where}: /metrics {NO_METRICS}")
-        config, facts = self._describe(access, scraper)
+        config, facts = self._describe(access, scraper, page)
         replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
         replica.described = config
         replica.started = None if page is None else page.started
@@ -150,13 +196,17 @@ class Deployment:
         self._register(replica, sorted({s.engine for s in page.values} if page else ()))
         return replica
 
-    def _describe(self, access: Access, scraper: Scraper) -> tuple[EngineConfig, ModelFacts | None]:
+    def _describe(
+        self, access: Access, scraper: Scraper, page: Page | None
+    ) -> tuple[EngineConfig, ModelFacts | None]:
         with httpx.Client(
             base_url=access.url, headers=dict(access.headers), timeout=10.0
         ) as client:
             card = ask_model(client, access.url, self._model)
-            found = identify(client, card)
+            found = identify(client, card).with_page(scraper.reader.engines)
         settings = {**found.settings, **cache_settings(scraper.reader.cache_config)}
+        settings |= _limits_on(page)
+        settings["speculative"] = settings.get("speculative") or _speculation_on(page)
         settings |= {name: value for name, value in self._declared.items() if value is not None}
         other = [*found.other, *((("url", access.where),) if len(self._accesses) > 1 else ())]
         settings["other"] = tuple(sorted(other))
@@ -195,7 +245,7 @@ class Deployment:
             labels = sorted(label for label, own in replica.keys.items() if own == key)
             if not labels:
                 continue
-            replica.config = self._with_told(replica.config, told)
+            replica.config, replica.adopted = self._with_told(replica.config, told), True
             if model is not None and self._facts is None:
                 replica.facts = dataclasses.replace(model, name=replica.config.model)
                 self.models[replica.facts.name] = replica.facts
@@ -215,6 +265,7 @@ class Deployment:
     def _with_told(self, engine: EngineConfig, told: EngineConfig) -> EngineConfig:
         """Return an engine with what a plugin tells, whose GPUs are those of one replica."""
         names = {field: getattr(told, field) for field in _ADOPTED}
+        names["speculative"] = told.speculative or engine.speculative  # of a plugin older than it
         names |= {name: value for name, value in self._declared.items() if value is not None}
         if told.num_gpus is not None:
             names["num_gpus"] = told.num_gpus * engine.data_parallel_size
@@ -241,11 +292,12 @@ class Deployment:
             return
         replica.started = page.started
         try:
-            config, facts = self._describe(replica.access, replica.scraper)
+            config, facts = self._describe(replica.access, replica.scraper, page)
         except TtscopeError:
             return
         if config != replica.described:
             replica.config, replica.described, replica.facts = config, config, facts
+            replica.adopted = False
             self._register(replica, sorted({series.engine for series in page.values} - {""}))
             self._event("note", f"{replica.access.where}: another configuration", config.key())
 
@@ -323,7 +375,9 @@ class Deployment:
             scrapes = pl.concat([pl.DataFrame(schema=SCRAPES), *frames])
             with self._lock:
                 keys = dict(replica.keys)
-            for label in sorted(keys):
-                if label or len(keys) == 1:
-                    found[keys[label]] = numbers_of(scrapes, keys[label])
+            for key in dict.fromkeys(keys[label] for label in sorted(keys)):
+                told = numbers_of(scrapes, key)
+                # Beside its engines a server tells nothing (vLLM), or what is of all (SGLang).
+                if told is not None or key != keys[""] or len(set(keys.values())) == 1:
+                    found[key] = told
         return found

@@ -102,7 +102,7 @@ def _gpus_of(replica: Replica) -> int | None:
     config = replica.config
     if config.gpu is not None:
         return config.num_devices
-    return None if config.max_num_seqs is None else 0
+    return 0 if replica.adopted else None
 
 
 def _is_here(replica: Replica) -> bool:

@@ -33,8 +33,10 @@ _LONGEST_PAGE_S = 10.0
 _MOST_PAGE_BYTES = 16 << 20
 _MOST_WAITING = 300  # pages that may wait for the writer
 _BUSY_SHARE = 0.1  # of the time, at most, a request of ours is in the server
-_LONGEST_PAUSE_S = 15.0
+_LONGEST_PAUSE_S = 15.0  # between polls that fail
 _SAME_CLOCK_S = 5.0
+_JSON = "trtllm-serve needs return_perf_metrics in its --config: /prometheus/metrics answers "
+_BESIDE_JSON = "/prometheus/metrics"  # where trtllm-serve has it, whose /metrics are steps in JSON
 _WHOLE_S = 60.0  # between pages that are kept with what did not change
 _STARTED = "process_start_time_seconds"
 
@@ -122,7 +124,8 @@ class Scraper:
         try:
             with self._client.stream("GET", self.access.metrics_page) as answer:
                 if answer.status_code != 200:
-                    raise ScrapeError(f"HTTP {answer.status_code}")
+                    beside = self.access.metrics_page.endswith(_BESIDE_JSON)
+                    raise ScrapeError(f"{_JSON if beside else ''}HTTP {answer.status_code}")
                 ahead_ns = _ahead_ns(answer.headers.get("date"), now_ns())
                 for piece in answer.iter_bytes():
                     body += piece
@@ -130,6 +133,9 @@ class Scraper:
                         raise ScrapeError(f"a page of more than {_MOST_PAGE_BYTES >> 20} MB")
                     if time.monotonic() - begun > _LONGEST_PAGE_S:  # it drips
                         raise ScrapeError("no whole page in time")
+            if self.access.metrics is None and body.lstrip()[:1] == b"[":
+                self.access = self.access.with_metrics(self.access.url + _BESIDE_JSON)
+                return self.poll()
             values = self.reader.read(body.decode("utf-8", "replace"))
         except httpx.TimeoutException:
             raise ScrapeError("no answer in time") from None
@@ -174,8 +180,7 @@ class Scraper:
                     if self.lost.is_set():
                         return
                 else:
-                    pause = min(page.took_s / _BUSY_SHARE, _LONGEST_PAUSE_S)
-                    due = max(due + self._period_s, begun + pause)
+                    due = max(due + self._period_s, begun + page.took_s / _BUSY_SHARE)
         finally:
             self._client.close()
 

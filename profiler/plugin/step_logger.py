@@ -181,10 +181,11 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
 
     def _describe(self) -> None:
         with contextlib.suppress(Exception):  # steps without a configuration are worth having
-            from profiler.engines.vllm.facts import engine_config, model_facts
+            from profiler.engines.vllm.facts import engine_config, model_facts, speculation_of
 
             name = self._vllm_config.model_config.served_model_name
-            told = engine_config(self._vllm_config, str(name), None).to_json()
+            drafts = speculation_of(self._vllm_config)
+            told = engine_config(self._vllm_config, str(name), drafts).to_json()
             details = self._vllm_config.observability_config
             self._head["config"] = told | {"mode": "server"}
             self._head["details"] = bool(details.enable_logging_iteration_details)

@@ -103,6 +103,16 @@ class Sent:
     result: SampleResult | None = None
     chain: Chain | None = None
     score: float | None = None
+    counted: bool = False  # in its problem's sums
+
+    @property
+    def paused(self) -> bool:
+        """Whether the end of a step of thought stopped it, not the model."""
+        result, most = self.result, self.draw.max_tokens
+        if result is None:
+            return False
+        full = most is not None and (result.output_tokens or 0) >= most
+        return result.stopped or (result.finish_reason == "length" and full)
 
     @property
     def append(self) -> str:
@@ -150,13 +160,16 @@ class Flight:
         return str(self.classes.setdefault(answer, len(self.classes)))
 
     def count(self, sent: Sent, *, cancelled: bool = False) -> None:
-        """Add up what a request tells of the problem's prompt, its tokens, and how it ended.
+        """Add up what a request tells of the problem's prompt, its tokens, and how it ended, once.
 
         The problem's prompt is that of requests that go on from no other, and of it is cached what
         each of them found so.
         """
         result = sent.result
         assert result is not None
+        if sent.counted:
+            return
+        sent.counted = True
         self.failures += result.error is not None
         self.requests += 1
         self.cancelled += cancelled

@@ -42,6 +42,7 @@ from traces.schema.tts.policy import Policy
 Progress = Callable[[int, int], None]
 _SCORER_WAIT_S = 0.01
 _IDLE_S = 0.01
+NO_ROOM = "no room"  # the error of a request that was not sent
 
 
 @dataclass(kw_only=True)
@@ -267,8 +268,10 @@ class Run:
 
     def _take(self, result: SampleResult) -> None:
         sent = self.open.pop(result.request_id, None)
-        if sent is None:
-            return
+        if sent is not None:
+            self._take_of(sent, result)
+
+    def _take_of(self, sent: Sent, result: SampleResult) -> None:
         flight = sent.flight
         del flight.open[result.request_id]
         result = _held_to_its_length(sent, result)
@@ -289,8 +292,7 @@ class Run:
             return
         if sent.head is not None:
             sent = self._completed(sent)
-        paused = self._paused(sent)
-        scored = result.error is None and (answer is not None or paused)
+        scored = result.error is None and (answer is not None or sent.paused)
         if self.scoring is not None and self.needs.scores and scored:
             self._score(sent)
         else:
@@ -314,13 +316,6 @@ class Run:
             head.result, finish_reason=forced.result.finish_reason, error=forced.result.error
         )
         return head
-
-    def _paused(self, sent: Sent) -> bool:
-        result, most = sent.result, sent.draw.max_tokens
-        if result is None:
-            return False
-        full = most is not None and (result.output_tokens or 0) >= most
-        return result.stopped or (result.finish_reason == "length" and full)
 
     def _score(self, sent: Sent) -> None:
         assert self.scoring is not None and sent.chain is not None
@@ -349,7 +344,7 @@ class Run:
         assert result is not None and chain is not None
         self._close_sample(sent)
         flight.chains[sent.draw.index] = chain
-        failed, paused = result.error is not None, self._paused(sent)
+        failed, paused = result.error is not None, sent.paused
         room = _least([self._room(chain, " " * 16), self._thought_room(chain)])
         vote = Vote(
             sample_index=sent.draw.index,
@@ -420,5 +415,5 @@ def _refusal(request_id: str) -> SampleResult:
         finish_reason=None,
         end=now_ns(),
         output_tokens=0,
-        error="no room",
+        error=NO_ROOM,
     )

@@ -17,6 +17,7 @@ from traces.schema.tts.routes import CLASS
 
 MOST_VALUES = 200_000  # of a request's JSON
 MOST_SEED = 1 << 62
+_RANDOM = -1  # a seed that stands for none, as vLLM has it
 _NAME = re.compile(r"[A-Za-z0-9_:@~-][A-Za-z0-9_.:@~-]{0,63}")
 _PIECE = 512  # characters of a streamed chunk
 _OURS = frozenset(
@@ -34,7 +35,9 @@ _NO_QUESTION = (  # a field, and what makes the request none
         ("n", lambda v: v not in (None, 1)),
         ("best_of", lambda v: v not in (None, 1)),
     ),
-    *(("logprobs", lambda v: v not in (None, False)), ("top_logprobs", bool), ("echo", bool)),
+    # 0 asks a completion for the log-probabilities of its own tokens.
+    *(("logprobs", lambda v: v is not None and v is not False), ("top_logprobs", bool)),
+    ("echo", bool),
     *(("suffix", bool), ("prompt_logprobs", lambda v: v is not None), ("use_beam_search", bool)),
     *(("prompt_embeds", bool), ("return_token_ids", bool)),
 )
@@ -62,9 +65,9 @@ class Override(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Question:
     """A request that a policy answers.
 
-    `extra` are its fields that go with every sample as they are. `refusal` is what the engine
-    answered to a sample that it refused, for the client alone. `context` is the client's trace.
-    `parsed` says that the engine sends thought and answer apart.
+    `extra` are its fields that go with every sample as they are, `stop` among them. `refusal` is
+    what the engine answered to a sample that it refused, for the client alone. `context` is the
+    client's trace. `parsed` says that the engine sends thought and answer apart.
     """
 
     chat: bool
@@ -74,6 +77,7 @@ class Question:
     with_usage: bool
     max_tokens: int | None
     seed: int | None
+    stop: tuple[str, ...]
     reasoning_effort: str | None
     extra: Mapping[str, Any]
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -114,7 +118,8 @@ def why_passed(body: Mapping[str, Any], *, chat: bool, model: str) -> str | None
 def _why_message(message: Any) -> str | None:
     if not isinstance(message, dict):
         return None
-    if message.get("role") == "tool" or message.get("tool_calls"):
+    called = message.get("tool_calls") or message.get("function_call")
+    if called or message.get("role") in ("tool", "function"):
         return "tools"
     content = message.get("content")
     parts = content if isinstance(content, list) else []
@@ -145,6 +150,11 @@ def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Questi
     effort = body.get("reasoning_effort")
     if not isinstance(effort, str | None):
         raise BadRequest("reasoning_effort must be a text")
+    stop = body.get("stop") or []
+    stops = stop if isinstance(stop, list) else [stop]
+    if not all(isinstance(each, str) for each in stops):
+        raise BadRequest("stop must be a text or a list of texts")
+    seed = _whole(body, "seed", low=-MOST_SEED)
     return Question(
         chat=chat,
         prompt=_messages(body.get("messages")) if chat else str(body["prompt"]),
@@ -152,7 +162,8 @@ def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Questi
         stream=stream,
         with_usage=bool(options.get("include_usage")),
         max_tokens=min(given, default=None),
-        seed=_whole(body, "seed", low=0),
+        seed=None if seed == _RANDOM else seed,
+        stop=tuple(stops),
         reasoning_effort=effort,
         extra={name: value for name, value in body.items() if name not in _OURS},
     )
@@ -182,6 +193,8 @@ def _messages(messages: Any) -> tuple[Mapping[str, str], ...]:
             if len(texts) < len(told):
                 raise BadRequest(shape)
             content = "\n".join(texts)
+        if content is None and message["role"] == "assistant":
+            content = ""  # it refused
         if not isinstance(content, str):
             raise BadRequest(shape)
         read.append(message | {"content": content})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from aiohttp import web
@@ -19,11 +20,14 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Count
+from yarl import URL
 
+from profiler.engines.server.server import OWN_ERRORS
 from profiler.policies.registry import effort_for
 from profiler.runs.flight import Flight, Sent
+from profiler.runs.loop import NO_ROOM
 from profiler.runs.telemetry import Telemetry
-from profiler.serve.live_run import CLIENT, SCORES_S, LiveRun
+from profiler.serve.live_run import CLIENT, ENDED, SCORES_S, LiveRun
 from profiler.serve.question import (
     Answer,
     BadRequest,
@@ -54,9 +58,13 @@ _BODY_S = 30.0
 _HOP = {
     *("connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding"),
     *("host", "te", "trailer", "upgrade", "proxy-authorization", "accept-encoding", "cookie"),
+    *("expect", "http2-settings"),
 }
 _TRACE = TraceContextTextMapPropagator()
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
+_ENDING = "ttscope is ending. Ask another server"
+_BETWEEN = re.compile(r"[/\\;]")  # the segments of a path, as some server may read it
+_FIELDS = re.compile(r"[\w, -]{1,1024}", re.ASCII)  # names of headers that a browser asks for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +133,7 @@ class _Waiting:
     arrival: int
     done: asyncio.Future[Answer | None]
     timer: asyncio.TimerHandle | None = None
+    failure: tuple[int, bytes] = 502, b""  # status and body, where there is no answer
 
 
 @dataclass
@@ -142,11 +151,11 @@ class Service:
     numbers: Numbers = field(default_factory=Numbers)
     runs: dict[tuple[Policy, bool], LiveRun] = field(default_factory=dict)
     draining: bool = False
+    closed: bool = False
 
     def __post_init__(self) -> None:
         self._by_id: dict[str, LiveRun] = {}
         self._waiting: dict[str, _Waiting] = {}  # by problem
-        self._answered = f"answered: {self.policy.label()}"
         self._places = asyncio.Semaphore(self.settings.in_flight)
         self._held = 0  # requests that are read, wait or are worked on
         self._passing = 0
@@ -154,6 +163,11 @@ class Service:
         self._checks = ThreadPoolExecutor(1, "ttscope-check") if slow else None
         scorer = scorer_of(self.policy, None)
         self._scoring = None if scorer is None else ScoringThreads(scorer)
+        budget = self.policy.thinking_token_budget is not None
+        continued = needs_of(self.policy).token_ids or (
+            budget and not self.upstream.thinking_budget
+        )
+        self._no_chats = continued and not self.upstream.continues_chats
         self.upstream.on_result = self._on_result
 
     async def open(self) -> None:
@@ -181,17 +195,23 @@ class Service:
         """Take no more questions, and wait for those that run."""
         self.draining = True
         until = time.monotonic() + self.settings.drain_s
-        while (self._held or self._passing) and time.monotonic() < until:
+        while self._busy() and time.monotonic() < until:
             await asyncio.sleep(0.02)
 
+    def _busy(self) -> bool:
+        checking = any(run.checking for run in self.runs.values())
+        return self._held > 0 or self._passing > 0 or checking
+
     async def close(self) -> None:
-        """End what still runs, and the spans."""
+        """End what still runs, and the spans. What waits for its turn is refused then."""
+        self.draining = self.closed = True
         for name, waiting in list(self._waiting.items()):
-            waiting.run.abandon(name)
+            waiting.run.abandon(name, ENDED)
         if self._looks is not None:
             self._looks.cancel()
         await self.upstream.shut()
         for run in self.runs.values():
+            run.end_checks()
             run.spans.end()
         if self._scoring is not None:
             self._scoring.close()
@@ -249,7 +269,10 @@ class Service:
         origin = request.headers.get("Origin")
         if origin in self.settings.origins and origin is not None:
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Allow-Headers"] = "authorization, content-type"
+            asked = request.headers.get("Access-Control-Request-Headers", "")
+            fields = asked if _FIELDS.fullmatch(asked) else "authorization, content-type"
+            response.headers["Access-Control-Allow-Headers"] = fields
+            response.headers["Access-Control-Expose-Headers"] = HEADER
             response.headers["Vary"] = "Origin"
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -266,24 +289,12 @@ class Service:
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         arrival = now_ns()
         if self.draining:
-            raise BadRequest("ttscope is ending. Ask another server", 503)
+            raise BadRequest(_ENDING, 503)
         if self._held >= self.settings.in_flight + self.settings.waiting:
             raise BadRequest("too many questions wait. Ask again later", 503)
         self._held += 1
         try:
-            if request.content.is_eof():  # it came with its headers
-                raw = await request.read()
-            else:
-                async with asyncio.timeout(_BODY_S):
-                    raw = await request.read()
-        except TimeoutError:
-            self._held -= 1
-            raise BadRequest("the body did not come in time", 408) from None
-        except BaseException:
-            self._held -= 1
-            raise
-        try:
-            body = read_body(raw)
+            body = read_body(await _body_of(request))
             chat = request.path.endswith("/chat/completions")
             why = why_passed(body, chat=chat, model=self.upstream.served)
             if why is None:
@@ -295,7 +306,8 @@ class Service:
         finally:
             self._held -= 1
         body.pop("ttscope", None)
-        return await self._pass(request, body, why)
+        with self._passes():
+            return await self._pass(request, body, why)
 
     async def _answer(
         self, request: web.Request, question: Question, arrival: int
@@ -308,31 +320,30 @@ class Service:
         except TimeoutError:
             raise BadRequest("no turn came in time. Ask again later", 503) from None
         try:
-            name, done = self._begin(question, policy, arrival)
+            if self.closed:
+                raise BadRequest(_ENDING, 503)
+            name, waiting = self._begin(question, policy, arrival)
             try:
                 if question.stream:
-                    return await self._stream(request, question, done)
-                answer = await done
+                    return await self._stream(request, waiting)
+                answer = await waiting.done
             finally:
-                waiting = self._waiting.get(name)
-                if waiting is not None:  # the client has gone
-                    waiting.run.abandon(name)
+                if self._waiting.get(name) is waiting:  # the client has gone
+                    waiting.run.abandon(name, CLIENT)
         finally:
             self._places.release()
         if answer is None:
-            status, told = self._failure(question)
-            self.numbers.refused.labels(str(status)).inc()
-            return web.Response(status=status, body=told, headers={**_JSON, **self._said()})
-        return web.Response(body=whole_answer(question, answer), headers={**_JSON, **self._said()})
+            return self._refused(waiting)
+        headers = {**_JSON, HEADER: f"answered: {waiting.run.label}"}
+        return web.Response(body=whole_answer(question, answer), headers=headers)
 
-    async def _stream(
-        self, request: web.Request, question: Question, done: asyncio.Future[Answer | None]
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, waiting: _Waiting) -> web.StreamResponse:
+        question, done = waiting.question, waiting.done
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream",
                 "Cache-Control": "no-cache",
-                **self._said(),
+                HEADER: f"answered: {waiting.run.label}",
             }
         )
         while not done.done():
@@ -343,10 +354,9 @@ class Service:
                 await response.write(b": the votes are not in yet\n\n")
         answer = done.result()
         if answer is None:
-            status, told = self._failure(question)
             if not response.prepared:
-                self.numbers.refused.labels(str(status)).inc()
-                return web.Response(status=status, body=told, headers={**_JSON, **self._said()})
+                return self._refused(waiting)
+            told = waiting.failure[1]
             await response.write(b"data: " + told.replace(b"\n", b" ") + b"\n\n")
         else:
             if not response.prepared:
@@ -355,18 +365,27 @@ class Service:
         await response.write_eof()
         return response
 
-    def _said(self) -> dict[str, str]:
-        return {HEADER: self._answered}
+    def _refused(self, waiting: _Waiting) -> web.Response:
+        status, told = waiting.failure
+        self.numbers.refused.labels(str(status)).inc()
+        return web.Response(status=status, body=told, headers=_JSON)
 
     @staticmethod
-    def _failure(question: Question) -> tuple[int, bytes]:
-        """Return why no sample ended: what the engine said, else that it is gone."""
+    def _failure(question: Question, ended: Sequence[Sent], why: str) -> tuple[int, bytes]:
+        """Return why no sample ended: what the engine said, else what its samples ended with."""
+        if why == ENDED:
+            return 503, error_body(_ENDING, 503)
         if question.refusal is not None:
             status, told = question.refusal
             if 400 <= status < 500:
                 return status, told or error_body("the engine refused it", status)
             return 502, error_body(f"the engine answered HTTP {status}", 502)
-        return 502, error_body("no sample ended: the engine is gone, or too slow", 502)
+        errors = {each.result.error for each in ended if each.result and each.result.error}
+        named = f" ({', '.join(sorted(errors))})" if errors else ""
+        message = "no sample ended in time" if why == "timeout" else "no sample ended"
+        if not all(each.startswith((*OWN_ERRORS, NO_ROOM)) for each in errors):
+            message += ": the engine is gone, too slow, or sends no answers"
+        return 502, error_body(message + named, 502)
 
     def _policy_of(self, question: Question) -> Policy:
         """Return the policy with what a request may change: n, and fewer tokens."""
@@ -384,6 +403,11 @@ class Service:
                 "the policy sets a reasoning effort, which acts through the chat template. Ask "
                 "/v1/chat/completions"
             )
+        if question.chat and self._no_chats:
+            raise BadRequest(
+                "the policy goes on from thoughts by their token ids, which this engine does not "
+                "tell of a chat. Ask /v1/completions"
+            )
         most = question.max_tokens
         if most is not None and (policy.max_tokens is None or most < policy.max_tokens):
             fewer = replace(policy, max_tokens=most)
@@ -395,7 +419,9 @@ class Service:
         if (policy, chat) not in self.runs:
             engine = self.upstream
             run = LiveRun(
-                workload=Workload(name="served", problems=(), verifier=self.verifier, chat=chat),
+                workload=Workload(
+                    name="served", problems=(), verifier=self.verifier, chat=chat, blind=True
+                ),
                 policy=policy,
                 engine=engine,
                 telemetry=self.telemetry,
@@ -415,9 +441,7 @@ class Service:
 
     # A question's way.
 
-    def _begin(
-        self, question: Question, policy: Policy, arrival: int
-    ) -> tuple[str, asyncio.Future[Answer | None]]:
+    def _begin(self, question: Question, policy: Policy, arrival: int) -> tuple[str, _Waiting]:
         run = self._run_of(policy, chat=question.chat)
         name = question.override.id or uuid.uuid4().hex
         if name in self._waiting:
@@ -441,7 +465,7 @@ class Service:
         except BaseException:
             self._waiting.pop(name, None)
             raise
-        return name, waiting.done
+        return name, waiting
 
     def _on_result(self, result: Any) -> None:
         run = self._by_id.get(result.request_id.partition(".")[0])
@@ -461,8 +485,10 @@ class Service:
         run = waiting.run
         if waiting.timer is not None:
             waiting.timer.cancel()
-        answer = None if why == CLIENT else self._made(flight, run, why)
+        answer = None if why in (CLIENT, ENDED) else self._made(flight, run, why)
         ended = run.ended.pop(name)
+        if answer is None:
+            waiting.failure = self._failure(waiting.question, ended, why)
         self.upstream.questions.pop(f"{run.run_id}.{name}", None)
         if not waiting.done.done():
             waiting.done.set_result(answer)
@@ -499,8 +525,7 @@ class Service:
         sent = run.chosen(flight)
         if sent is None or sent.chain is None or sent.result is None:
             return None
-        ended = run.ended[flight.problem.problem_id]
-        answers = [each.chain.answer for each in ended if each.chain and each.chain.answer]
+        answers = [each.chain.answer for each in run.voters(flight) if each.chain]
         given = flight.decision.answer if flight.decision is not None else None
         votes = sum(each == given for each in answers)
         return Answer(
@@ -527,25 +552,37 @@ class Service:
     # What is no question goes on as it came.
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
-        async with asyncio.timeout(_BODY_S):
-            raw = await request.read()
-        return await self._pass(request, raw, "path")
+        with self._passes():
+            return await self._pass(request, await _body_of(request), "path")
+
+    @contextlib.contextmanager
+    def _passes(self) -> Iterator[None]:
+        """Count a request that is passed on while its body is read and it is answered."""
+        if self._passing >= self.settings.in_flight + self.settings.waiting:
+            raise BadRequest("too many requests are passed on. Ask again later", 503)
+        self._passing += 1
+        try:
+            yield
+        finally:
+            self._passing -= 1
 
     async def _pass(
         self, request: web.Request, body: dict[str, Any] | bytes, why: str
     ) -> web.StreamResponse:
-        if self._passing >= self.settings.in_flight + self.settings.waiting:
-            raise BadRequest("too many requests are passed on. Ask again later", 503)
+        if self.closed:
+            raise BadRequest(_ENDING, 503)
+        if _leads_out(request.rel_url.raw_path):
+            raise BadRequest("no such path", 404)
         self.numbers.passed.labels(why).inc()
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
+        own = _HOP | {each.strip().lower() for each in _named(request)}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in own}
         headers["X-Request-Id"] = uuid.uuid4().hex
         sent: dict[str, Any] = {"json": body} if isinstance(body, dict) else {"data": body or None}
         response = None
-        self._passing += 1
         try:
             async with self.upstream.session.request(
                 request.method,
-                f"{self.upstream.url}{request.rel_url.raw_path_qs}",
+                URL(f"{self.upstream.url}{request.rel_url.raw_path_qs}", encoded=True),
                 headers=headers,
                 allow_redirects=False,
                 **sent,
@@ -562,9 +599,36 @@ class Service:
         except (aiohttp.ClientError, TimeoutError) as error:
             if response is not None:
                 raise ConnectionResetError from error  # the answer was cut off
+            if self.closed:
+                raise BadRequest(_ENDING, 503) from None
             raise BadRequest("the engine is gone, or too slow", 502) from None
-        finally:
-            self._passing -= 1
+
+
+async def _body_of(request: web.Request) -> bytes:
+    """Return the bytes of a body. Raises BadRequest where it is damaged or does not come."""
+    try:
+        if request.content.is_eof():  # it came with its headers
+            return await request.read()
+        async with asyncio.timeout(_BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise BadRequest("the body did not come in time", 408) from None
+    except web.RequestPayloadError:
+        raise BadRequest("the body is cut off, or is not compressed as it says") from None
+
+
+def _named(request: web.Request) -> list[str]:
+    """Return the headers that a client's Connection names: they end here."""
+    return ",".join(request.headers.getall("Connection", [])).split(",")
+
+
+def _leads_out(path: str) -> bool:
+    """Tell whether some server may read a path as one outside /v1, or it is no path of HTTP."""
+    if not path.isascii():
+        return True
+    for _ in range(4):  # it may be encoded more than once
+        path = unquote(path)
+    return any(each in (".", "..") for each in _BETWEEN.split(path))
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ import msgspec
 
 from profiler.engines.interface import SampleRequest, SampleResult
 from profiler.engines.server.server import NO_LENGTH, NoLength, Refused, ServerEngine, whole
-from profiler.engines.server.stream import BadAnswer, Stream
+from profiler.engines.server.stream import BadAnswer
 from profiler.serve.question import Question, error_body
 
 _CONNECT_S = 10.0
@@ -54,13 +54,10 @@ class Upstream(ServerEngine):
 
     def submit(self, request: SampleRequest) -> None:
         """Send a sample (see `Engine`)."""
-        stream = Stream(
-            window=request.confidence_window,
-            top=request.top_logprobs,
-            think_start_ids=self._think_start_ids,
-            think_end_ids=self.think_end_ids,
-            want_ids=request.want_token_ids,
-        )
+        stream = self._stream_of(request)
+        if request.stop:  # the engine keeps stop strings in the text
+            stream.cuts = self.questions[request.request_id.rpartition(".")[0]].stop
+            stream.pauses = [each for each in request.stop if each not in stream.cuts]
         task = self._asyncio.create_task(self._run(request, stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -115,9 +112,8 @@ class Upstream(ServerEngine):
             body["seed"] = question.seed + int(request.request_id.rpartition(".")[2])
         if request.reasoning_effort is None and question.reasoning_effort is not None:
             body["reasoning_effort"] = question.reasoning_effort
-        if request.stop and "stop" in question.extra:
-            own = question.extra["stop"]
-            body["stop"] += own if isinstance(own, list) else [own]
+        if request.stop:
+            body["stop"] += question.stop
         return body
 
     async def _answered(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:

@@ -27,13 +27,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from profiler.engines.options import EngineOptions
 from profiler.probes.power import HZ, check_hz
 from profiler.workload.verifiers import NAMES as VERIFIERS
 from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
+from traces.plain_yaml import plain_yaml
 from traces.recording.manifest import NAME, read_manifest
 from traces.schema.record import Record
 from traces.schema.tts.parameters import make_policy
@@ -53,6 +52,7 @@ RUN_FIELDS = (
     "verifier",
     "system_prompt",
 )
+MOST_REPEATS = 10_000
 _WHOLE = ("problems", "seed", "concurrency", "checkpoint_samples", "repeats")
 LOG = "engine.log"  # what the engine printed, in the folder of the recordings
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
@@ -103,11 +103,11 @@ class Outcome:
 def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
     """Read a plan; `power_hz` stands instead of its own. Raises UsageError naming the field."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = plain_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: not YAML ({error})") from None
     if not isinstance(data, dict) or not data.get("engines"):
         raise UsageError(f"{path}: needs a list named engines (see docs/sweep.md)")
     known = {*RUN_FIELDS, "repeats", "engines", "policies"}
@@ -133,6 +133,8 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise UsageError(f"{path}: {name} must be a whole number, not {value}")
     repeats = data.get("repeats") or 1
+    if repeats > MOST_REPEATS:
+        raise UsageError(f"{path}: repeats must be at most {MOST_REPEATS:,}")
     for number, entry in enumerate(_list(data["engines"], f"{path}: engines"), 1):
         where = f"{path}, engine {number}"
         if "model" not in entry:
@@ -217,7 +219,10 @@ def run_plan(
     leaves its error in `<folder>/failures.jsonl` and the rest goes on. `runner` runs engines
     elsewhere than in processes of this machine, one at a time.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"-o {folder}: cannot be written ({error.strerror})") from None
     outcomes: list[Outcome] = []
     missing: list[EngineJobs] = []
     for group in plan:

@@ -63,6 +63,20 @@ def test_sglang_is_named_and_what_it_needs_is_its_own():
         }  # fmt: skip
 
 
+def test_what_a_page_never_tells_is_not_denied():
+    lines = ("trtllm_num_requests_running 5", "num_requests_running 5", "tgi_queue_size 1")
+    with metrics_server() as state:
+        state.answers |= {"/version": None}
+        for line, engine in zip(lines, ("TensorRT-LLM", "NIM", "TGI"), strict=True):
+            state.body = f"{line}\n"
+            found = look(state)
+            assert engine in found["models"].detail
+            for each in (found["speculation"], found["FLOPs, bytes"]):
+                assert (each.present, each.needs) == (None, None)
+                assert each.detail == "this page does not tell"
+            assert "steps (plugin)" not in found
+
+
 def test_an_engine_that_is_not_vllm_is_not_started_as_vllm():
     with metrics_server() as state:
         state.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0"}'}

@@ -62,6 +62,8 @@ def truncated(folder):
         (["record", "--model", "demo/s", "--max-num-seqs", "0"], 2, "max_num_seqs must be"),
         (["record", "--model", "demo/s", "--price", "-1"], 2, "--price must be above 0"),
         (["record", "--model", "demo/s", "--temperature", "-1"], 2, "must not be negative"),
+        (["record", "--model", "demo/s", "--temperature", "inf"], 2, "must be finite"),
+        (["record", "--model", "demo/s", "--temperature", "nan"], 2, "must be finite"),
         (["record", "--model", "demo/s", "--timeout", "0"], 2, "--timeout must be above 0"),
         (["record", "--model", "demo/s", "--method", "vote"], 2, "no method 'vote'"),
         (["record", "--model", "demo/s", "--n", "4", "--window", "2"], 2, "is for early_stopping"),

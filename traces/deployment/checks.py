@@ -17,7 +17,9 @@ import polars as pl
 
 from traces.deployment.documents import ASSUMED, Expectations, names_hash, plain_policy
 from traces.errors import TtscopeError, UsageError
+from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import Numbers
+from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, number, percent_change, with_interval, written
 from traces.schema.quantities import LIMITS, limited, quantity, which_latency
@@ -373,7 +375,9 @@ def _agreement(run: Run, samples: pl.DataFrame) -> Estimate | None:
     return mean(shares["share"].to_numpy(), "1")
 
 
-def observed_live(numbers: Numbers, policy: Policy) -> dict[str, Estimate | None]:
+def observed_live(
+    numbers: Numbers, engine: EngineConfig, policy: Policy
+) -> dict[str, Estimate | None]:
     """Return what a server's metrics say of the traffic that promises rest on.
 
     These are means over the window, without an interval. A rule that cancels samples makes them
@@ -386,7 +390,9 @@ def observed_live(numbers: Numbers, policy: Policy) -> dict[str, Estimate | None
         rates["output_tokens"] = numbers.generated_tokens_per_s
     for name, rate in rates.items():
         if requests and rate is not None:
-            found[name] = Estimate(value=rate / requests, unit="tokens")
+            # SGLang counts the tokens of decode steps, and the first is of a prompt's.
+            first = name == "output_tokens" and software_of(engine) == SGLANG
+            found[name] = Estimate(value=rate / requests + first, unit="tokens")
     if numbers.acceptance_length is not None:
         found["acceptance_length"] = Estimate(value=numbers.acceptance_length, unit="tokens/step")
     return found
@@ -441,7 +447,9 @@ def _against(share: float, what: str) -> str:
     return f"{text} {what}" if text.endswith("times") else f"{text} against {what}"
 
 
-def drift(expected: Expectations, numbers: Sequence[Numbers], runs: Sequence[Run]) -> list[Check]:
+def drift(
+    expected: Expectations, servers: Sequence[tuple[EngineConfig, Numbers]], runs: Sequence[Run]
+) -> list[Check]:
     """Hold a deployment that was watched against what promises rest on.
 
     Its servers are one each. What runs that were recorded with it tell counts before what their
@@ -449,14 +457,14 @@ def drift(expected: Expectations, numbers: Sequence[Numbers], runs: Sequence[Run
     """
     checks = []
     of_runs = [observed(run) for run in runs]
-    for each in numbers:
-        found = observed_live(each, expected.policy)
+    for engine, each in servers:
+        found = observed_live(each, engine, expected.policy)
         for told in of_runs:
             found |= {name: value for name, value in told.items() if value is not None}
         held = [load_check(expected, each), *assumptions(expected, found)]
-        where = f"{each.engine}: " if len(numbers) > 1 else ""
+        where = f"{each.engine}: " if len(servers) > 1 else ""
         checks += [replace(check, name=where + check.name) for check in held]
-    if not numbers:
+    if not servers:
         for told in of_runs:
             checks += assumptions(expected, told)
     return checks

@@ -278,11 +278,12 @@ def _policy(path: Path, given: Mapping[str, Value]) -> Policy:
 
 def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UsageError(f"{path}: is larger than {MOST_BYTES:,} bytes, so it is not {what}")
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}). Name {what}") from None
+    if len(raw) > MOST_BYTES:
+        raise UsageError(f"{path}: is larger than {MOST_BYTES:,} bytes, so it is not {what}")
     try:
         told = msgspec.json.decode(raw)
         number = told.get(version) if isinstance(told, dict) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree
 
 from traces.deployment.checks import Check, Gate
@@ -75,12 +76,20 @@ def markdown(gate: Gate) -> str:
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     if gate.differs:
         lines += ["", "The configuration differs:", ""]
-        lines += [f"- `{_cell(each)}`" for each in gate.differs]
+        lines += [f"- `{_line(each).replace('`', chr(39))}`" for each in gate.differs]
     return "\n".join(lines) + "\n"
 
 
 def _cell(text: str) -> str:
-    return _plain(text).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    """Return a text as Markdown that shows it, in one line: no link, no image, no tag."""
+    return _MARKS.sub(r"\\\g<0>", _line(text).replace("&", "&amp;").replace("<", "&lt;"))
+
+
+_MARKS = re.compile(r"[\\`*\[\]|!]")
+
+
+def _line(text: str) -> str:
+    return " ".join(_plain(text).split())
 
 
 def _plain(text: str) -> str:

@@ -5,7 +5,8 @@ two engines do not mean the same, the name is not in a table, and the line is ke
 out. Sources: SGLang 0.5.23 (`sglang/srt/observability/metrics_collector.py`), Ray Serve LLM (vLLM
 0.32's `vllm/v1/metrics/ray_wrappers.py`: no colons, a label ReplicaId), Dynamo (its engines' own
 names, with labels of its own), NIM for LLMs (NVIDIA's "Observability" page: no prefix),
-TensorRT-LLM ("TensorRT-LLM Prometheus Metrics" of Dynamo's documents, 1.1.0rc5).
+TensorRT-LLM ("TensorRT-LLM Prometheus Metrics" of Dynamo's documents, 1.1.0rc5; 1.3's
+`tensorrt_llm/metrics/collector.py`), TGI ("Metrics" of its documents, 3.3: no `_total`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Final
 
 from traces.live.numbers import (
     ASKED_TOKENS,
+    CACHED,
+    DECODE,
     DRAFTS,
     E2E,
     FINISHED,
@@ -28,6 +31,7 @@ from traces.live.numbers import (
     KV,
     OUTPUT_LENGTH,
     PREEMPTED,
+    PREFILL,
     PROMPT,
     PROMPT_LENGTH,
     QUEUE,
@@ -40,7 +44,8 @@ from traces.live.numbers import (
 )
 from traces.schema.engine import EngineConfig
 
-VLLM, SGLANG, NIM, TENSORRT_LLM = "vLLM", "SGLang", "NIM", "TensorRT-LLM"
+VLLM, SGLANG, NIM, TENSORRT_LLM, TGI = "vLLM", "SGLang", "NIM", "TensorRT-LLM", "TGI"
+ON_RAY = " on Ray Serve"  # behind the name of an engine
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _RAY = re.compile(r"ray_(vllm|sglang)_(?=[a-z])")
 
@@ -101,10 +106,38 @@ TENSORRT_LLM_NAMES: Mapping[str, tuple[Name, ...]] = {
     "trtllm_e2e_request_latency_seconds": (Name(E2E),),
     "trtllm_request_queue_time_seconds": (Name(QUEUE),),
     "trtllm_request_success_total": (Name(FINISHED),),
+    "trtllm_num_requests_running": (Name(RUNNING),),
+    "trtllm_num_requests_waiting": (Name(WAITING),),
+    "trtllm_kv_cache_utilization": (Name(KV),),
+    # Tokens count when a request ends. Its time_per_output_token is a request's mean.
+    "trtllm_prompt_tokens_total": (Name(PROMPT),),
+    "trtllm_generation_tokens_total": (Name(GENERATED),),
+    "trtllm_prompt_cached_tokens_total": (Name(CACHED),),
+    "trtllm_request_prefill_time_seconds": (Name(PREFILL),),
+    "trtllm_request_decode_time_seconds": (Name(DECODE),),
+}
+TENSORRT_LLM_LIMITS = {  # gauges, by the field of EngineConfig that means the same
+    "max_num_seqs": "trtllm_max_batch_size_runtime",
+    "max_num_batched_tokens": "trtllm_max_num_tokens_runtime",
+    "block_size": "trtllm_kv_cache_tokens_per_block",
+    "num_gpu_blocks": "trtllm_kv_cache_max_blocks",
+}
+TENSORRT_LLM_HOST = "trtllm_kv_cache_host_utilization"  # its blocks are then the host's too
+TGI_NAMES: Mapping[str, tuple[Name, ...]] = {
+    "tgi_batch_current_size": (Name(RUNNING),),
+    "tgi_queue_size": (Name(WAITING),),
+    "tgi_request_success": (Name(FINISHED),),
+    "tgi_request_duration": (Name(E2E),),
+    "tgi_request_queue_duration": (Name(QUEUE),),
+    "tgi_request_input_length": (Name(PROMPT_LENGTH),),
+    "tgi_request_input_length_sum": (Name(f"{PROMPT_LENGTH}_sum"), Name(PROMPT)),
+    "tgi_request_generated_tokens": (Name(OUTPUT_LENGTH),),
+    "tgi_request_generated_tokens_sum": (Name(f"{OUTPUT_LENGTH}_sum"), Name(GENERATED)),
 }
 # What older versions of vLLM called their own. Versions between have both names, so that these are
 # read where a page has not the new one.
 OLDER: Final = "older "
+COPY: Final = "copied "  # of a line that a page has twice (`is_copy`)
 OLDER_NAMES: Mapping[str, tuple[Name, ...]] = {
     "vllm:gpu_cache_usage_perc": (Name(OLDER + KV),),
     "vllm:time_per_output_token_seconds": (Name(OLDER + ITL),),
@@ -116,20 +149,26 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
     **SGLANG_NAMES,
     **NIM_NAMES,
     **TENSORRT_LLM_NAMES,
+    **TGI_NAMES,
 }
 _COUNTERS = frozenset(name for name in (*USED, *OLDER_NAMES) if name.endswith("_total"))
-OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:")  # prefixes of lines that are kept
+OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:", "tgi_")  # prefixes of lines that are kept
 # Labels that tell apart what is added up or is one; those that remain name parts of a number.
 SHARED = frozenset(
     {
         *("model_name", "model", "engine_type", "is_streaming", "cache_source", "priority"),
         *("tp_rank", "pp_rank", "moe_ep_rank", "ReplicaId", "WorkerId", "Component", "NodeAddress"),
         *("SessionName", "Version", "application", "deployment", "replica", "worker_id"),
-        *("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "version"),
+        *("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "version", "pid"),
     }
 )
 RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")  # whose lines repeat one another
-REQUEST_LIMITS = {SGLANG: "--max-running-requests"}  # what others call max_num_seqs
+REQUEST_LIMITS = {  # what others call max_num_seqs
+    SGLANG: "--max-running-requests",
+    TENSORRT_LLM: "--max_batch_size",
+    TGI: "--max-batch-size",
+    NIM: "the engine's limit of requests at once",
+}
 ENDED = 'finished_reason="ended"'  # of engines that tell no reason
 
 
@@ -140,6 +179,14 @@ def known_name(name: str) -> str | None:
         plain = f"{plain}_total"
     known = plain.startswith(OWN) or _PART.sub("", plain) in NIM_NAMES
     return plain if known and not plain.endswith("_created") else None
+
+
+def is_copy(name: str) -> bool:
+    """Whether a line is one that Ray has beside each counter, a gauge whose name lacks `_total`.
+
+    RAY_EXPORT_COUNTER_AS_GAUGE of its metrics agent, on by default.
+    """
+    return not name.endswith("_total") and (known_name(name) or "").endswith("_total")
 
 
 def vllm_names(name: str, labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -182,13 +229,14 @@ def engine_of(labels: Mapping[str, str]) -> str:
 
 
 def engine_named(name: str) -> str | None:
-    """Return whose line it is, by its prefix: vLLM, SGLang, TensorRT-LLM, NIM; None for others."""
+    """Return whose line it is, by its prefix, NIM's without one; None for others."""
     plain = known_name(name)
     if plain is None:
         return None
-    for prefix, engine in (("vllm:", VLLM), ("sglang:", SGLANG), ("trtllm", TENSORRT_LLM)):
+    engines = {"vllm:": VLLM, "sglang:": SGLANG, "trtllm": TENSORRT_LLM, "tgi_": TGI}
+    for prefix, engine in engines.items():
         if plain.startswith(prefix):
-            return f"{engine} on Ray Serve" if name.startswith("ray_") else engine
+            return engine + ON_RAY if name.startswith("ray_") else engine
     return NIM
 
 

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from traces.live.engine_names import (
+    COPY,
     OLDER,
     RANKS,
     engine_named,
     engine_of,
+    is_copy,
     known_name,
     vllm_names,
 )
-from traces.live.numbers import MOST_SERIES
+from traces.live.numbers import MOST_SERIES, STARTED, USED
 
+_COUNT = frozenset(USED)  # series of which an engine's numbers are computed
 _PROCESS = "process_start_time_seconds"
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
@@ -72,6 +75,9 @@ class PageReader:
             self.forget()
             values, left_out = self._read(page)
         self._started = started if started is not None else self._started
+        if started is not None:  # all engines of a server begin anew with it
+            engines = {series.engine for series in values if series.name in _COUNT}
+            values |= {Series(engine, STARTED): started for engine in engines}
         self.left_out = max(self.left_out, left_out)
         self.pages_cut += left_out > 0
         return values
@@ -154,16 +160,21 @@ class PageReader:
             le = float(labels.pop("le")) if "le" in labels else None
         except ValueError:
             return ()
-        return tuple(Series(engine, own, text, le) for own, text in vllm_names(name, labels))
+        copied = COPY if is_copy(whole.strip()) else ""
+        names = vllm_names(name, labels)
+        return tuple(Series(engine, copied + own, text, le) for own, text in names)
 
 
 def _by_new_names(values: dict[Series, float]) -> dict[Series, float]:
-    """Return a page's values, those under older names by new ones where these are not there."""
-    older = [series for series in values if series.name.startswith(OLDER)]
-    if older:
-        there = {(series.engine, series.name) for series in values}
+    """Return a page's values, those under older names by new ones where these are not there.
+
+    So is a copy of a line where that line is not there.
+    """
+    for prefix in (COPY, OLDER):
+        older = [series for series in values if series.name.startswith(prefix)]
+        there = {(series.engine, series.name) for series in values} if older else set()
         for series in older:
-            name, value = series.name.removeprefix(OLDER), values.pop(series)
+            name, value = series.name.removeprefix(prefix), values.pop(series)
             if (series.engine, name) not in there:
                 values[series._replace(name=name)] = value
     return values

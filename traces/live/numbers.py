@@ -1,15 +1,15 @@
 """What a live deployment did while it was watched, from what its /metrics said.
 
 Counters and histograms are read as they are; here they become increases over a stretch of time.
-An interval in which a counter fell (the server was restarted) is left out of the increases and
-of the seconds, so that no rate mixes two lives of a server.
+An interval in which a counter fell or another process began to answer (the server was restarted)
+is left out of the increases and of the seconds, so that no rate mixes two lives of a server.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -53,7 +53,8 @@ FLOPS, READ_BYTES = (
     "vllm:estimated_read_bytes_per_gpu_total",
 )
 ACCEPTED_LENGTH = "sglang:spec_accept_length"  # a gauge, of which vLLM tells the counts
-GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH)
+STARTED = "engine_process_start_time_seconds"  # of the page's process, with each engine of it
+GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH, STARTED)
 MOST_SERIES = 50_000  # of a page, and of an engine in all its pages; more are left out
 _CELLS = 500_000  # of a table of polls and series in memory
 _LOWER = 1 - 1e-9  # times a sum, which may be rounded otherwise
@@ -88,7 +89,7 @@ _USED = frozenset((*USED, *TRAFFIC))
 
 def tells(name: str) -> bool:
     """Whether a series, under vLLM's name, is what a server's numbers are computed of."""
-    return name in _USED or name.startswith("vllm:")
+    return (name in _USED and name != STARTED) or name.startswith("vllm:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +248,36 @@ class Window:
         total = self.total(name)
         return None if total is None or self.seconds <= 0 else total / self.seconds
 
+    def with_ranks(self, ranks: Sequence[Window]) -> Window:
+        """Return the window of a server with what its page tells of each rank alone (SGLang).
+
+        Requests and counters are the sums over ranks, shares and lengths their means.
+        """
+        if not ranks or any(not np.array_equal(each.times, self.times) for each in ranks):
+            return self
+        own, gauges, counted = {name for name, _ in self.increase}, {}, {}
+        increase, histograms = dict(self.increase), dict(self.histograms)
+        for name, told in self.gauges.items():
+            lacks = np.isnan(told).all()
+            each = np.array([rank.gauges[name] for rank in ranks])
+            of_all = each.sum(axis=0) if name in (RUNNING, WAITING) else each.mean(axis=0)
+            gauges[name] = of_all if lacks else told
+        for name, told in self.counted.items():
+            each = np.array([rank.counted[name] for rank in ranks])
+            counted[name] = each.sum(axis=0) if np.isnan(told).all() else told
+        for rank in ranks:
+            for key, value in rank.increase.items():
+                if key[0] not in own:
+                    increase[key] = increase.get(key, 0.0) + value
+            for name in rank.histograms.keys() - self.histograms.keys():
+                had, new = histograms.get(name), rank.histograms[name]
+                if had is not None and np.array_equal(had.bounds, new.bounds):
+                    new = Histogram(new.bounds, had.counts + new.counts, had.sums + new.sums)
+                histograms[name] = new
+        return replace(
+            self, increase=increase, histograms=histograms, gauges=gauges, counted=counted
+        )
+
     def gauge(self, name: str) -> Floats:
         """Return a gauge's readings, empty where it was not told."""
         told = self.gauges[name]
@@ -277,6 +308,7 @@ class Polls:
         self._still: list[NDArray[np.bool_]] = []  # polls at which no counter grew
         self._late: list[int] = []  # polls with a reset that only a later one told
         self._last_reset = -1
+        self._began = np.nan  # when the process began that answered last, unix s
         self._counted = (GENERATED, *_COUNTED) if lengths else (GENERATED,)
         histograms = (*_TIMES, *_LENGTHS) if lengths else _TIMES
         self._told: dict[str, list[Floats]] = {name: [] for name in (*GAUGES, *self._counted)}
@@ -390,7 +422,7 @@ class Polls:
         grown = told.value - before
         grown[new] = told.value[new]
         np.nan_to_num(grown, copy=False, nan=0.0)
-        resets = np.zeros(times.size, dtype=bool)
+        resets = self._began_anew(_reading(columns.gauges, STARTED, filled))
         resets[told.poll[(grown < 0) & columns.only_grows[told.place]]] = True
         if resets.any():
             grown[resets[told.poll]] = 0.0
@@ -432,6 +464,18 @@ class Polls:
         found = np.where(at < 0, before, np.take_along_axis(found, np.maximum(at, 0), axis=0))
         self._last[places] = found[-1]
         return found
+
+    def _began_anew(self, began: Floats) -> NDArray[np.bool_]:
+        """Return the polls that another process answered than the one before.
+
+        Its counters may be higher than those of the one before.
+        """
+        known = np.flatnonzero(~np.isnan(began))
+        values = np.append(self._began, began[known])
+        self._began = float(values[-1])
+        anew = np.zeros(began.size, dtype=bool)
+        anew[known[(np.diff(values) != 0) & ~np.isnan(values[:-1])]] = True
+        return anew
 
     def _counted_since(self, told: _Events, polls: int) -> dict[str, NDArray[np.bool_]]:
         """Return of each counter at which polls it was there, or had been."""
@@ -674,13 +718,13 @@ def _histogram(grown: Sequence[_Grown]) -> Histogram | None:
     return Histogram(bounds, counts.T, sums if np.isnan(sums).all() else np.nan_to_num(sums))
 
 
-def window_of(scrapes: pl.DataFrame, engine: str) -> Window | None:
+def window_of(scrapes: pl.DataFrame, engine: str, *, lengths: bool = False) -> Window | None:
     """Return what happened between the first and the last poll of an engine; None without two.
 
-    The rows are in the order of the polls.
+    The rows are in the order of the polls. `lengths` are as in `Polls`.
     """
-    polls = Polls()
-    polls.add(scrapes.filter(pl.col("engine") == engine, pl.col("name").is_in(USED)))
+    polls, used = Polls(lengths=lengths), (*USED, *TRAFFIC) if lengths else USED
+    polls.add(scrapes.filter(pl.col("engine") == engine, pl.col("name").is_in(used)))
     return polls.window()
 
 
@@ -765,7 +809,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     """Return an engine's numbers over a window."""
     running, waiting, kv = (window.gauge(name) for name in (RUNNING, WAITING, KV))
     steps, tokens = window.total(f"{STEP_TOKENS}_count"), window.total(f"{STEP_TOKENS}_sum")
-    finished = _by_value(window.by_label(FINISHED), "finished_reason")
+    finished = by_value(window.by_label(FINISHED), "finished_reason")
     asked, hit = window.total(ASKED_TOKENS), window.total(HIT_TOKENS)
     preempted, drafts = window.total(PREEMPTED), window.total(DRAFTS)
     per_position = _per_position(window, drafts)
@@ -817,7 +861,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     )
 
 
-def _by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
+def by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
     """Add up counts by the value of one label: a page may give its lines others, such as instance.
 
     What lacks the label is left out.
@@ -833,7 +877,7 @@ def _by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
 def _per_position(window: Window, drafts: float | None) -> tuple[float, ...] | None:
     if not drafts:
         return None
-    counts = _by_value(window.by_label(ACCEPTED_AT), "position")
+    counts = by_value(window.by_label(ACCEPTED_AT), "position")
     if not counts or not all(each.isdecimal() for each in counts):
         return None
     return tuple(counts[position] / drafts for position in sorted(counts, key=int))

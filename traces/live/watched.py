@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -117,6 +117,7 @@ def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watc
 
 
 Windows = Mapping[str, Window | None]  # by engine
+RANK = "engine"  # in `EngineConfig.other`: one of several on the page of a server
 
 
 def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
@@ -146,7 +147,22 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
         for key in engines:
             own = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
             polls.setdefault(key, Polls(lengths=lengths)).add(own)
-    return {key: each.window() for key, each in polls.items()}
+    windows = {key: each.window() for key, each in polls.items()}
+    ranks: dict[EngineConfig, list[Window]] = {}  # by the server as one of them
+    for key, engine in recording.manifest.engines.items():
+        if RANK in dict(engine.other) and (window := windows.get(key)) is not None:
+            ranks.setdefault(_server_of(engine), []).append(window)
+    for key, window in windows.items() if ranks else ():
+        engine = recording.manifest.engines[key]
+        if window is not None and RANK not in dict(engine.other):
+            windows[key] = window.with_ranks(ranks.get(_server_of(engine.one_replica()), ()))
+    return windows
+
+
+def _server_of(engine: EngineConfig) -> EngineConfig:
+    """Return a rank without its name and its limit, which may be known of one of them alone."""
+    other = tuple(pair for pair in engine.other if pair[0] != RANK)
+    return replace(engine, max_num_seqs=None, other=other)
 
 
 def _read_ahead(found: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -114,8 +114,18 @@ def _size(path: Path) -> int | None:
 
 
 def check_part(path: Path) -> None:
-    """Raise RecordingError when the file is a link, or does not begin and end as Parquet does."""
+    """Raise RecordingError when the file is a link, or does not begin and end as Parquet does.
+
+    Polars opens no path that the locale cannot read: such a one is refused too.
+    """
     check_regular(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RecordingError(
+            f"{path.parent}: the locale cannot read its name. Rename the folder, or set "
+            "LC_ALL=C.UTF-8"
+        ) from None
     with path.open("rb") as file:
         head = file.read(4)
         file.seek(0, os.SEEK_END)

@@ -22,6 +22,7 @@ SCHEMA_VERSION = 1
 
 EXPERTS = "enable_expert_parallel"  # in `EngineConfig.other`, where it is so
 LOOKUPS = ("ngram", "ngram_gpu", "suffix")  # methods of speculation without a model that drafts
+UNKNOWN_METHOD = "unknown"  # of speculation that a server's metrics alone tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ class EngineConfig(Record):
         if self.speculative is not None:
             drafts = self.speculative
             method = drafts.method.replace("_", " ")
+            method = "an unknown method" if drafts.method == UNKNOWN_METHOD else method
             words.append(f"speculation by {method}, {drafts.num_speculative_tokens} tokens ahead")
         words += [each for each in (self.quantization,) if each]
         words += [] if prior is None else [f"times by the prior of {prior}, not measured"]

@@ -162,7 +162,7 @@ def _drift(expected: Expectations, recording: Recording) -> list[Check]:
     from traces.live.watched import runs_and_servers
 
     runs, servers = runs_and_servers(recording)
-    numbers = [each.numbers for each in servers if each.numbers is not None]
+    numbers = [(each.engine, each.numbers) for each in servers if each.numbers is not None]
     return drift(expected, numbers, [run for run in runs if run.problems and run.policy])
 
 

@@ -198,7 +198,7 @@ def _only(recording: Recording, price: float | None) -> Run:
 def _append(path: Path, text: str) -> None:
     """Add a summary to a file, which may be that of a CI job ($GITHUB_STEP_SUMMARY)."""
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise UsageError(f"--markdown {path}: cannot be written ({error.strerror})") from None

@@ -181,6 +181,8 @@ def run_workload(
             )
         for note in getattr(engine, "notes", ()):
             tell(note)
+        if engine.config.model.startswith("demo/") and not loaded.name.startswith("demo"):
+            tell(f"{engine.config.model} answers the demo's problems alone, and no others")
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
         with says_what_is_kept(folder), contextlib.closing(engine):
             run_and_keep(

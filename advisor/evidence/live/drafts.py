@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.evidence.runs import ProblemRun, Run, Sample
+from traces.errors import RecordingError
 from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import DRAFTED, DRAFTS, ITL, Window, numbers_in
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import UNKNOWN_METHOD, EngineConfig
+from traces.schema.formats import counted
 
 Floats = npt.NDArray[np.float64]
 
@@ -69,6 +71,16 @@ def drafts_of(windows: Sequence[Window], engine: EngineConfig) -> Drafts | None:
     return Drafts(accepted=accepted, share=min(per_step, 1.0), tokens=length)
 
 
+def check_told(recording: str, engine: EngineConfig, window: Window) -> None:
+    """Raise RecordingError where a server drafts and nothing tells how many tokens ahead."""
+    if engine.speculative is None and window.total(DRAFTS):
+        raise RecordingError(
+            f"{recording}: the server drafts, and how many tokens ahead is not known, so that a "
+            "replay would be wrong. Watch it again with the plugin (docs/attach.md), or with "
+            "metrics that count accepted tokens by position"
+        )
+
+
 def _counts(window: Window) -> tuple[float, float, float]:
     """Return drafts, their tokens, and the steps of requests, 0 for what is not told."""
     gaps = window.histograms.get(ITL)
@@ -107,6 +119,13 @@ def with_drafts(
         rng = np.random.default_rng([len(run.problems), told.tokens])
         problems = {name: _drafted(each, told, rng) for name, each in run.problems.items()}
         found.append(replace(run, problems=problems))
+        setting = run.engine.speculative
+        if setting is not None and setting.method == UNKNOWN_METHOD:
+            ahead = counted(setting.num_speculative_tokens, "token")
+            notes.append(
+                f"{run.recording}: the server drafts {ahead} ahead, as its metrics tell. They do "
+                "not name the method"
+            )
         notes.append(
             f"{run.recording}: how drafts went is known on average alone, {told.kept:.2f} tokens a "
             "step. Each request has that"

@@ -25,6 +25,7 @@ from advisor.evidence.live.drafts import drafts_of
 from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
 from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import (
+    ASKED_TOKENS,
     CACHED,
     FINISHED,
     GENERATED,
@@ -88,12 +89,14 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     steps = _steps(window, decoded, seconds)
     computed = _counted(window, PROMPT)
     computed = np.zeros_like(steps) if computed is None else computed
-    told = _counted(window, CACHED)
-    told = _counted(window, HIT_TOKENS) if told is None else told  # older vLLM, SGLang
-    cached = np.zeros_like(steps) if told is None else np.nan_to_num(told)
+    told, scale = _counted(window, CACHED), 1.0
+    if told is None:  # older vLLM, SGLang
+        told, scale = _counted(window, HIT_TOKENS), _tokens_of_a_hit(window)
+    cached = np.zeros_like(steps) if told is None else scale * np.nan_to_num(told)
     computed = np.maximum(computed - cached, 0.0)
     usable = np.isfinite(steps) & (steps >= 1) & (decoded >= 1) & (gaps.sums > 0)
-    usable &= np.isfinite(window.gauges[RUNNING]) & (window.gauges[RUNNING] > 0)
+    running = window.gauges[RUNNING] / engine.data_parallel_size  # of the ranks of a server
+    usable &= np.isfinite(running) & (running > 0)
     usable[0] = False
     if usable.sum() < FEWEST_INTERVALS:
         return None
@@ -117,7 +120,7 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     features = features_of(work, engine.speculative is not None, reads.experts)
     features = features._replace(prefill_step=np.minimum(prompts, 1.0))  # a share of the steps
     composition = np.column_stack(np.broadcast_arrays(*features)).astype(float)
-    most = float(np.nanmax(window.gauges[RUNNING]))
+    most = float(np.nanmax(running))
     longest = _mean_and_most(_told_lengths(window, PROMPT_LENGTH, PROMPT))[1]
     high = Features(*composition.max(axis=0))
     high = high._replace(
@@ -151,6 +154,15 @@ def _steps(window: Window, decoded: Floats, seconds: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         at_once = np.maximum(decoded * seconds / lengths, 1.0)
         return np.asarray(np.where(busy, decoded / at_once, np.nan))
+
+
+def _tokens_of_a_hit(window: Window) -> float:
+    """Return the prompt tokens for each of what the prefix cache was asked for.
+
+    vLLM 0.8 counts blocks there, later versions and SGLang tokens.
+    """
+    computed, asked = window.total(PROMPT), window.total(ASKED_TOKENS)
+    return computed / asked if computed and asked else 1.0
 
 
 def _counted(window: Window, name: str) -> Floats | None:
@@ -201,7 +213,8 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
     if not len(arrivals) or prompts is None or outputs is None:
         return []
     cached, computed = window.total(CACHED), window.total(PROMPT) or 0.0
-    cached = window.total(HIT_TOKENS) or 0.0 if cached is None else cached
+    if cached is None:
+        cached = (window.total(HIT_TOKENS) or 0.0) * _tokens_of_a_hit(window)
     share = min(cached / computed, 1.0) if computed else 0.0
     runs = []
     for draw in range(DRAWS):

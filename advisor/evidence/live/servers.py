@@ -22,7 +22,7 @@ from advisor.evidence.live.histograms import drawn_traffic
 from advisor.evidence.runs import ProblemRun, Run
 from traces.live.numbers import E2E, FINISHED, GENERATED, TTFT, USED
 from traces.live.otlp import RESOURCE
-from traces.live.watched import Windows, only_watched, windows_for, windows_of
+from traces.live.watched import RANK, Windows, only_watched, windows_for, windows_of
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-RANK = "engine"  # names a rank of a server that tells its numbers of each
 SURELY = 3.0  # standard deviations of chance, beyond which servers' shares of requests differ
 
 

@@ -19,6 +19,8 @@ class CsvRows:
     def __init__(self, path: Path, wanted: Sequence[str]) -> None:
         self.path = path
         try:
+            if path.exists() and not path.is_file():  # a device has no end
+                raise TablesError(f"{path}: is no file. Copy it again")
             if path.stat().st_size > MAX_BYTES:
                 raise TablesError(
                     f"{path}: larger than {MAX_BYTES >> 20} MiB, as no operator table is"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from advisor.step_time.operators.csv_rows import CsvRows
 from traces.errors import TablesError, UsageError
+from traces.plain_yaml import plain_yaml
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.statistics import Floats
 
@@ -26,6 +26,7 @@ ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
 SKEW = ("n", "pc", "kp", "kv_big", "t_mean_us", "t_max_us", "t_skew_us")
 # What LLMServingSim's profiler divides among the GPUs of its last size, in vLLM's names.
 DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+MOST_META_BYTES = 1 << 20
 _SIXTEEN_BITS = ("bf16", "fp16", "bfloat16", "float16")
 
 
@@ -187,12 +188,14 @@ def _meta(folder: Path) -> tuple[Path, dict[str, Any]]:
     beside, above = folder / "meta.yaml", folder.resolve().parent / "meta.yaml"
     path = above if not beside.exists() and _named(folder) and above.exists() else beside
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_META_BYTES):
+            raise TablesError(f"{path}: is no file of at most {MOST_META_BYTES >> 20} MiB")
+        found = plain_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TablesError(
             f"{path}: not there, nor above a folder named tp1, tp2, ... Copy it from the tables"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
+    except (OSError, ValueError) as cause:
         raise TablesError(f"{path}: cannot be read as YAML. Copy it again") from cause
     if not isinstance(found, dict):
         raise TablesError(f"{path}: holds no mapping. Copy it again")

@@ -27,6 +27,7 @@ from traces.errors import (
     UsageError,
     install_command,
 )
+from traces.plain_yaml import plain_yaml
 from traces.statistics import Floats
 
 PACKAGE: Final = "aiconfigurator_core"
@@ -350,9 +351,9 @@ def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
 def _gpu(path: Path) -> tuple[dict[str, Any], ...]:
     """Return what a system's file says of its GPU, of the rest, and of several GPUs."""
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        found = plain_yaml(path.read_text(encoding="utf-8"), _LOADER)
         parts = (found["gpu"], found.get("misc"), found.get("node"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise TablesError(f"{path}: cannot be read. {_AGAIN}") from None
     return tuple(part if isinstance(part, dict) else {} for part in parts)
 

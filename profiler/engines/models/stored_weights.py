@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from traces.files import LINE_VALUES, check_values
+
 _MAX_HEADER_BYTES: Final = 100 << 20
 _TOWERS_WEIGHTS: Final = re.compile(r"vis(ion|ual)|audio|image|multi_modal|mm_proj|patch_merge")
 _DRAFTS: Final = re.compile(r"(?:^|\.)mtp[._]")
@@ -75,13 +77,15 @@ def _files(folder: Path) -> list[Path]:
     Repositories of Mistral hold all weights twice, in consolidated files too.
     """
     found = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
+    if not all(each.is_file() for each in found.values()):  # a pipe would be waited for
+        raise ValueError("no files")
     for kind, second in (("model", False), ("consolidated", True)):
         names = [each for each in found if each.startswith("consolidated") == second]
         index = folder / f"{kind}.safetensors.index.json"
         if index.is_file():
             if index.stat().st_size > _MAX_HEADER_BYTES:
                 raise ValueError("not an index")
-            told = set(json.loads(index.read_bytes())["weight_map"].values())
+            told = set(_loaded(index.read_bytes())["weight_map"].values())
             names = sorted(told) if told <= found.keys() else []
         if names:
             return [found[each] for each in names]
@@ -93,5 +97,10 @@ def _header(path: Path) -> list[tuple[str, dict[str, Any]]]:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER_BYTES:
             raise ValueError("not a safetensors file")
-        header = json.loads(file.read(length))
+        header = _loaded(file.read(length))
     return [(key, entry) for key, entry in header.items() if key != "__metadata__"]
+
+
+def _loaded(text: bytes) -> Any:
+    check_values(text, LINE_VALUES)
+    return json.loads(text)

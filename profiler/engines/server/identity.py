@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import httpx
 
 from profiler.engines.server.served import LONGEST_NAME, MOST_TOKENS, ask_version, asked
 from traces.errors import UsageError
-from traces.live.engine_names import NIM, SGLANG, TENSORRT_LLM, VLLM
+from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, VLLM
 from traces.schema.engine import Speculative
 
 _OWNERS = {"vllm": VLLM, "sglang": SGLANG, "tensorrt_llm": TENSORRT_LLM}  # of a model's card
@@ -56,14 +56,30 @@ class Identity:
     """An engine's name and version, None where it does not say; `front_end` where it is told.
 
     `settings` are in the names of EngineConfig, as far as both engines mean the same by them;
-    `other` are those that mean something else.
+    `unlike` are those that mean something else.
     """
 
     engine: str | None = None
     version: str | None = None
     front_end: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    other: tuple[tuple[str, str], ...] = ()
+    unlike: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def other(self) -> tuple[tuple[str, str], ...]:
+        """What `EngineConfig.other` has of it: vLLM is the engine that is not named there."""
+        named = () if self.engine in (None, VLLM) else (("engine_name", self.text),)
+        return tuple(sorted((*named, *self.unlike)))
+
+    def with_page(self, kinds: Collection[str]) -> Identity:
+        """Return the engine whose lines its metrics page has, where these are of one kind.
+
+        Another front end may answer for it, and vLLM's names are NIM's too.
+        """
+        engines = {kind.removesuffix(ON_RAY) for kind in kinds}
+        if len(engines) != 1 or engines <= {VLLM, self.engine}:
+            return self
+        return Identity(engine=engines.pop(), front_end=self.front_end)
 
     @property
     def text(self) -> str:
@@ -147,13 +163,12 @@ def _sglang(told: Mapping[str, Any]) -> Identity:
     version, front_end = told.get("version"), told.get("frontend")
     other = {name: _typed(told.get(name), kind) for name, kind in _OTHER.items()}
     known = tuple(sorted((name, str(each)) for name, each in other.items() if each is not None))
-    name = f"{SGLANG} {version}" if _is_name(version) else SGLANG
     return Identity(
         engine=SGLANG,
         version=str(version) if _is_name(version) else None,
         front_end=str(front_end) if _is_name(front_end) else None,
         settings={key: each for key, each in settings.items() if each is not None},
-        other=tuple(sorted((("engine_name", name), *known))),
+        unlike=known,
     )
 
 

@@ -52,14 +52,14 @@ NO_LENGTH = "max_tokens is needed: the engine does not say how long a prompt is"
 _POLL_S = 0.05
 _LONGEST_LINE = 8 << 20  # of a stream
 _REST_S, _MOST_REST = 1.0, 64 << 10  # for what comes behind the end of an answer
-_NO_IDS = "no token ids"  # a chat cannot be continued without them
+NO_IDS = "no token ids"  # a chat cannot be continued without them
 _MOST_LENGTHS = 256  # of prompts, kept while their samples are drawn
 # What `/tokenize` answers where there is none: no such route, one that takes another body, or a
 # gateway or a key that lets only /v1 through.
 _UNTOLD = {401, 403, 404, 405, 422, 501}
 _UNTOLD_S = 60.0  # until a server that does not tell lengths is asked again
 _LITTLE = 16  # a prompt of so small a part of the model's length may be counted by characters
-_REFUSED = ("HTTP", _NO_IDS, NO_LENGTH)  # begin the errors of a server that is there
+OWN_ERRORS = ("HTTP", NO_IDS, NO_LENGTH)  # begin the errors of a server that is there
 _GIVE_UP_AFTER = 8  # requests in a row that found no server
 # What an engine knows of a request beyond OpenAI's API: how a stop string stays in the text, and
 # how a chat's token ids are asked for, which tell where a thought ends. SGLang 0.5.23 answers 400
@@ -171,6 +171,11 @@ class ServerEngine(Engine):
             return tuple(client.post("/tokenize", json=body).json()["tokens"])
         return None
 
+    @property
+    def continues_chats(self) -> bool:
+        """Whether a chat can be gone on from, for which the server is asked for token ids."""
+        return self.engine in _STOP_KEPT
+
     @cached_property
     def thinking_budget(self) -> bool:
         """Whether the server keeps thinking budgets; a request of one token finds out."""
@@ -212,15 +217,19 @@ class ServerEngine(Engine):
     def submit(self, request: SampleRequest) -> None:
         if request.traceparent is not None:
             self.traces.add(request.traceparent.split("-")[1])
-        stream = Stream(
+        stream = self._stream_of(request)
+        future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
+        self._live[request.request_id] = (future, stream)
+
+    def _stream_of(self, request: SampleRequest) -> Stream:
+        return Stream(
             window=request.confidence_window,
             top=request.top_logprobs,
             think_start_ids=self._think_start_ids,
             think_end_ids=self.think_end_ids,
             want_ids=request.want_token_ids,
+            pauses=request.stop,
         )
-        future = asyncio.run_coroutine_threadsafe(self._run(request, stream), self._loop)
-        self._live[request.request_id] = (future, stream)
 
     def cancel(self, request_ids: Sequence[str]) -> list[SampleResult]:
         """Close the streams, at which the server aborts them (see `Engine`).
@@ -253,7 +262,7 @@ class ServerEngine(Engine):
                 ended.append(self._results.get_nowait())
         kept = [result for result in ended if self._live.pop(result.request_id, None)]
         for result in kept:
-            lost = result.error is not None and not result.error.startswith(_REFUSED)
+            lost = result.error is not None and not result.error.startswith(OWN_ERRORS)
             self._unreachable = self._unreachable + 1 if lost else 0
         if self._unreachable >= _GIVE_UP_AFTER:
             raise EngineError(
@@ -282,11 +291,9 @@ class ServerEngine(Engine):
         """Return what a request came to, whatever its server answers."""
         error, earlier = None, request.continues
         if earlier is not None and earlier.token_ids is None and request.chat:
-            return stream.result(request.request_id, _NO_IDS)
+            return stream.result(request.request_id, NO_IDS)
         try:
             await _take(pieces, stream)
-            if not request.stop:
-                stream.stopped = False  # by a stop string that is not the policy's
         except httpx.HTTPStatusError as failure:
             error = f"HTTP {failure.response.status_code}"
         except Refused as failure:

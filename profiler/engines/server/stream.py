@@ -36,7 +36,8 @@ class Stream:
 
     `top` and `window` are the log-probabilities and the confidence that were asked for.
     `think_start_ids` and `think_end_ids` are the marks' tokens, None where they are not known;
-    `want_ids` says that the result needs the token ids.
+    `want_ids` says that the result needs the token ids. A step of thought pauses at one of
+    `pauses`; one of `cuts` ends the answer and is no part of it.
     """
 
     top: int | None = None
@@ -44,6 +45,8 @@ class Stream:
     think_start_ids: Sequence[int] | None = None
     think_end_ids: Sequence[int] | None = None
     want_ids: bool = True
+    pauses: Sequence[str] = ()
+    cuts: Sequence[str] = ()
     text: list[str] = field(default_factory=list)
     chunks: int = 0
     first_token: int | None = None
@@ -55,7 +58,7 @@ class Stream:
     usage: dict[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
     done: bool = False  # the server said that this is all
-    stopped: bool = False
+    ended_by: str | None = None  # the stop string
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: list[int] | None = None
     logprobs: list[float] = field(default_factory=list)
@@ -74,7 +77,8 @@ class Stream:
             if isinstance(reason, str) and reason:
                 self.finish_reason = reason[:_LONGEST_REASON]
             ended_by = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's, SGLang's
-            self.stopped = self.stopped or isinstance(ended_by, str)
+            if isinstance(ended_by, str):
+                self.ended_by = ended_by
             self._take_prompt_ids(choice)
             if self.top is not None:
                 self._take_logprobs(choice.get("logprobs") or {})
@@ -170,11 +174,14 @@ class Stream:
         details = self.usage.get("prompt_tokens_details")
         cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
         prompt, ids = self.prompt_token_ids, self.token_ids
+        text = "".join(self.text)
+        if self.ended_by in self.cuts:
+            text = text.removesuffix(self.ended_by or "")
         mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
         lowest = None if self.window is None else lowest_group(self.confidences, self.window)
         return SampleResult(
             request_id=request_id,
-            text="".join(self.text),
+            text=text,
             finish_reason=self.finish_reason,
             end=now_ns(),
             prompt_tokens=count(self.usage.get("prompt_tokens")),
@@ -185,7 +192,7 @@ class Stream:
             think_end=self.think_end,
             logprob_mean=finite(mean),
             confidence_min_window=finite(lowest),
-            stopped=self.stopped,
+            stopped=self.ended_by in self.pauses,
             opened=self.opened or leaves_open(prompt, self.think_start_ids, self.think_end_ids),
             prompt_token_ids=prompt if self.want_ids else None,
             token_ids=tuple(ids) if self.want_ids and ids is not None else None,

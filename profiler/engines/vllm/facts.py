@@ -7,7 +7,7 @@ from typing import Any
 
 from profiler.engines.models.model_facts import facts_from_config
 from traces.errors import UsageError
-from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts, Speculative
+from traces.schema.engine import EXPERTS, LOOKUPS, EngineConfig, ModelFacts, Speculative
 
 
 def engine_config(vllm_config: Any, name: str, speculative: Speculative | None) -> EngineConfig:
@@ -40,6 +40,25 @@ def engine_config(vllm_config: Any, name: str, speculative: Speculative | None) 
         mode="in_process",
         vllm_version=vllm.__version__,
         other=((EXPERTS, "true"),) if parallel.enable_expert_parallel else (),
+    )
+
+
+def speculation_of(vllm_config: Any) -> Speculative | None:
+    """Return how an engine drafts, as a user would have asked for it; None where it does not.
+
+    vLLM gives every method a model: the method's own name, or the model that is served.
+    """
+    config = vllm_config.speculative_config
+    if config is None or not config.num_speculative_tokens:
+        return None
+    method, model = str(config.method), config.model
+    lookup = method in LOOKUPS
+    return Speculative(
+        method=method,
+        num_speculative_tokens=config.num_speculative_tokens,
+        model=None if model in (None, method, vllm_config.model_config.model) else str(model),
+        prompt_lookup_min=config.prompt_lookup_min if lookup else None,
+        prompt_lookup_max=config.prompt_lookup_max if lookup else None,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from advisor.advice.advisor import Advisor
 from advisor.advice.reasons import _enough
 from advisor.search.budget import parse_budget
+from tests.advisor import synthetic
 from tests.advisor.synthetic import GREEDY, engine_of, record
 from tui.text.advice import advice_lines, nearest_line
 
@@ -97,6 +98,16 @@ def test_an_engine_without_a_price_is_near_no_limit_of_cost(tmp_path):
         assert all(miss.pick.engine.gpu is None for miss in answer.near_misses)
         assert len(answer.near_misses) == (not fits)
         assert not any("h100" in str(each.pick) for each in answer.sensitivity)
+
+
+def test_a_model_that_is_never_right_is_nearest_with_nothing(tmp_path, monkeypatch):
+    never = {(level, None): (0.0, 40.0) for level in ("easy", "hard")}
+    monkeypatch.setattr(synthetic, "BY_CLASS", never)
+    run = record(tmp_path / "wrong", engine_of(), GREEDY, problems=6, classes=True)
+    answer = Advisor.fit([run], draws=40).recommend(parse_budget({"min_accuracy": "0.5"}))
+    assert answer.system_optimal is None
+    (miss,) = answer.near_misses
+    assert miss.nearest.value == 0
 
 
 def test_a_value_is_rounded_to_where_it_is_enough():

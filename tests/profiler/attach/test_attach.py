@@ -33,7 +33,7 @@ from traces.live.numbers import numbers_in, window_of
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from traces.recording.tables import SCRAPES
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, Speculative
 
 KEY = "sk-canary-31415926"
 
@@ -259,7 +259,8 @@ def test_a_server_that_fails_is_left_alone_for_longer_and_longer(server, tmp_pat
     assert all(found > 0.9 * wanted for found, wanted in zip(pauses, least, strict=True)), pauses
 
 
-def test_a_slow_page_is_asked_for_a_tenth_of_the_time(server, tmp_path):
+def test_a_slow_page_is_asked_for_a_tenth_of_the_time(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(profiler.attach.scraper, "_LONGEST_PAUSE_S", 0.2)  # of failures alone
     server.hang_s = 0.1
     attach(server, folder=tmp_path / "r", seconds=3)
     asked = [at for path, _, at in server.asked if path == "/metrics"]
@@ -300,6 +301,31 @@ def test_a_plugin_tells_the_gpus_of_one_replica(server):
         2,
         4,
     ]
+
+
+def test_a_server_that_drafts_says_how_far_ahead_on_its_page_or_by_its_plugin(server):
+    name, model = "vllm:spec_decode_num", 'engine="0",model_name="demo-s"'
+    of_positions = f"{name}_accepted_tokens_per_pos_total"
+    drafts = [f"{name}_drafts_total{{{model}}} 40", f"{name}_draft_tokens_total{{{model}}} 81"]
+    positions = [f'{of_positions}{{{model},position="{at}"}} {9 - at}' for at in range(3)]
+    server.lines += drafts
+
+    def told(*adopted):
+        deployment = Deployment([Access.of(server.url)], period_s=0.1)
+        deployment.connect()
+        deployment.close()
+        (replica,) = deployment.replicas
+        for each in adopted:
+            deployment.adopt(replica.keys["0"], EngineConfig(model="m", speculative=each))
+        (engine,) = deployment.engines.values()
+        return engine.speculative
+
+    assert told() == Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=2)
+    server.lines += positions
+    by_page = Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=3)
+    by_plugin = Speculative(method="eagle3", num_speculative_tokens=3, model="e")
+    assert told() == told(None) == by_page
+    assert told(by_plugin) == by_plugin
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(server, tmp_path, capfd, caplog):

@@ -17,6 +17,7 @@ from profiler.engines.server.access import Access
 from profiler.plugin.process_clock import process_start
 from traces.errors import UsageError
 from traces.recording.reader import Recording
+from traces.schema.engine import EngineConfig
 
 
 @pytest.fixture
@@ -26,12 +27,14 @@ def server():
         yield state
 
 
-def powered(folder, *servers, gpus="auto", change=None):
+def powered(folder, *servers, gpus="auto", change=None, told=None):
     """Watch for half a second; gives the recording, or the reason why no power is read."""
     deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.1)
     deployment.connect()
     for replica in deployment.replicas:
         replica.config = dataclasses.replace(replica.config, **(change or {}))
+        if told is not None:
+            deployment.adopt(replica.keys[""], told)
     why = why_unread(deployment, parse_gpus(gpus))
     if why is not None:
         deployment.close()
@@ -92,7 +95,14 @@ def test_they_are_those_on_which_the_server_or_its_children_compute(server, nvml
 
 
 def test_none_of_a_server_on_the_processor(server, nvml, tmp_path):
-    assert "processor" in powered(tmp_path / "r", server, change={"max_num_seqs": 16})
+    told = EngineConfig(model="m", max_num_seqs=16)  # of its plugin
+    assert "processor" in powered(tmp_path / "r", server, told=told)
+
+
+def test_a_server_that_tells_its_limits_without_a_plugin_may_have_gpus(server, nvml, tmp_path):
+    """As SGLang does, which says nothing of its GPUs."""
+    power = powered(tmp_path / "r", server, change={"max_num_seqs": 16}).frame("power")
+    assert power["device"].n_unique() == 2
 
 
 def test_a_forwarded_port_is_not_here(server, nvml, tmp_path):

@@ -7,6 +7,7 @@ from profiler.attach.deployment import Deployment
 from profiler.engines.server.access import Access, accesses_of
 from tests.profiler.attach.test_attach import attach
 from traces.errors import EngineError, UsageError
+from traces.live.engine_names import software_of
 from traces.live.watched import watched_engines
 
 INFO = {"tp_size": 2, "page_size": 16, "max_total_num_tokens": 65_536, "max_running_requests": 48}
@@ -44,6 +45,99 @@ def test_each_rank_of_attention_has_its_share_of_the_gpus():
     ranks = [deployment.engines[key] for label, key in replica.keys.items() if label]
     assert [each.num_devices for each in ranks] == [1] * 8
     assert replica.config.num_devices == 8
+
+
+def test_an_engine_behind_another_front_end_is_the_one_of_its_page():
+    with metrics_server() as api, metrics_server() as pod:
+        pod.as_sglang()
+
+        def seen():
+            access = Access.of(api.url).with_metrics(f"{pod.url}/metrics")
+            deployment = Deployment([access], period_s=0.1)
+            deployment.connect()
+            deployment.close()
+            (engine,) = {software_of(each) for each in deployment.engines.values()}
+            return engine, deployment.replicas[0].config.vllm_version
+
+        assert seen() == ("SGLang", None)  # although the front end has vLLM's /version
+        pod.lines = [line.replace("sglang:", "ray_sglang_") for line in pod.lines]
+        assert seen() == ("SGLang", None)
+        pod.lines = ['trtllm_request_success_total{finished_reason="stop"} 4']
+        assert seen() == ("TensorRT-LLM", None)
+        pod.lines = ["num_requests_running 3", "num_requests_waiting 0"]
+        assert seen() == ("NIM", None)
+        pod.lines = ["vllm:num_requests_running 3"]
+        assert seen() == ("vLLM", "0.32.0")
+        api.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0"}'}
+        assert seen() == ("NIM", None)  # a NIM of vLLM's may have vLLM's names
+
+
+TRTLLM = """
+trtllm_num_requests_running{model_name="m",engine_type="trtllm",pid="7"} 5
+trtllm_num_requests_waiting{model_name="m",engine_type="trtllm",pid="7"} 2
+trtllm_kv_cache_utilization{model_name="m",engine_type="trtllm",pid="7"} 0.25
+trtllm_max_batch_size_runtime{model_name="m",engine_type="trtllm",pid="7"} 64
+trtllm_max_num_tokens_runtime{model_name="m",engine_type="trtllm",pid="7"} 8192
+trtllm_kv_cache_max_blocks{model_name="m",engine_type="trtllm",pid="7"} 1000
+trtllm_kv_cache_tokens_per_block{model_name="m",engine_type="trtllm",pid="7"} 32
+trtllm_generation_tokens_total{model_name="m",engine_type="trtllm"} 100
+trtllm_time_per_output_token_seconds_count{model_name="m",engine_type="trtllm"} 4
+"""
+
+
+def test_tensorrt_llms_page_is_beside_its_json(tmp_path):
+    with metrics_server() as state:
+        state.metrics = "/prometheus/metrics"
+        card = '{"data": [{"id": "m", "owned_by": "tensorrt_llm"}]}'
+        state.answers |= {"/metrics": '[{"iter": 1}]', "/v1/models": card}
+        state.lines = TRTLLM.split("\n")[1:-1]
+
+        def change():
+            state.scale = 2.0
+
+        recording, _ = attach(state, folder=tmp_path / "rec", change=change)
+        (watched,) = watched_engines(recording)
+        host = 'trtllm_kv_cache_host_utilization{model_name="m"} 0.5'
+        state.lines.append(host)  # blocks of the host are among those
+        deployment = Deployment([Access.of(state.url)])
+        deployment.connect()
+        deployment.close()
+        state.status = 404
+        with pytest.raises(EngineError, match="return_perf_metrics.*404"):
+            Deployment([Access.of(state.url)]).connect()
+    engine, numbers = watched.engine, watched.numbers
+    assert software_of(engine) == "TensorRT-LLM"
+    assert (engine.max_num_seqs, engine.max_num_batched_tokens) == (64, 8192)
+    assert (engine.block_size, engine.num_gpu_blocks) == (32, 1001)
+    assert (numbers.running, numbers.waiting, numbers.kv_share) == (5, 2, 0.25)
+    assert numbers.generated_tokens_per_s > 0 and numbers.itl_s.mean is None
+    assert deployment.replicas[0].config.num_gpu_blocks is None
+
+
+def test_tgi_is_watched(tmp_path):
+    lengths = ("tgi_request_input_length", 40), ("tgi_request_generated_tokens", 80)
+    with metrics_server() as state:
+        state.answers |= {"/version": None}
+        state.lines = [
+            *("tgi_batch_current_size 5", "tgi_queue_size 2", "tgi_request_success 4"),
+            *(f'{name}_bucket{{le="+Inf"}} 4' for name, _ in lengths),
+            *(f"{name}_sum {tokens}" for name, tokens in lengths),
+            *("tgi_request_queue_duration_sum 8", "tgi_request_queue_duration_count 4"),
+        ]
+
+        def change():
+            state.lines = [
+                f"{name} {float(value) * 2}"
+                for name, value in (line.rsplit(" ", 1) for line in state.lines)
+            ]
+
+        recording, _ = attach(state, folder=tmp_path / "rec", change=change)
+    (watched,) = watched_engines(recording)
+    numbers = watched.numbers
+    assert software_of(watched.engine) == "TGI"
+    assert numbers.finished == {"ended": 4} and numbers.queue_s.mean.value == 2.0
+    assert numbers.generated_tokens_per_s == 2 * numbers.prompt_tokens_per_s > 0
+    assert numbers.running_max == 10 and numbers.waiting_max == 4
 
 
 def test_pods_behind_one_url_are_replicas(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.servers.vllm_server import free_port
 from profiler.attach.receiver.receiver import Receiver
+from traces.schema.engine import Speculative
 
 # vLLM's import brings its libraries' warnings.
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -71,6 +72,48 @@ def test_steps_arrive_with_what_was_seen(monkeypatch, receiver):
     assert rows[0][1:4] == (2, 0, 0.25)
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
     made.on = False
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "window", "told"),
+    [
+        ("ngram", "ngram", (2, 4), (None, 2, 4)),  # vLLM gives lookup its own name as a model
+        ("mtp", "m", (None, None), (None, None, None)),  # and layers of the model the model's
+        ("eagle3", "e", (0, 0), ("e", None, None)),
+    ],
+)
+def test_it_says_how_the_engine_drafts(monkeypatch, receiver, method, model, window, told):
+    drafts = SimpleNamespace(
+        method=method, model=model, num_speculative_tokens=3,
+        prompt_lookup_min=window[0], prompt_lookup_max=window[1],
+    )  # fmt: skip
+    served = SimpleNamespace(
+        model="m", served_model_name="m", dtype="torch.bfloat16", quantization=None,
+        max_model_len=64, enforce_eager=True,
+    )  # fmt: skip
+    scheduler = SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64, async_scheduling=False)
+    parallel = SimpleNamespace(
+        tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1, world_size=1,
+        enable_expert_parallel=False,
+    )  # fmt: skip
+    cache = SimpleNamespace(
+        cache_dtype="auto", block_size=16, num_gpu_blocks=8, gpu_memory_utilization=0.9,
+        enable_prefix_caching=True,
+    )  # fmt: skip
+    config = SimpleNamespace(
+        model_config=served, scheduler_config=scheduler, parallel_config=parallel,
+        cache_config=cache, speculative_config=drafts,
+        observability_config=SimpleNamespace(enable_logging_iteration_details=False),
+    )  # fmt: skip
+    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}", config=config)
+    made.record(*step())
+    batch = taken(receiver, 1)[0]
+    made.on = False
+    model, low, high = told
+    assert batch.config.speculative == Speculative(
+        method=method, num_speculative_tokens=3, model=model,
+        prompt_lookup_min=low, prompt_lookup_max=high,
+    )  # fmt: skip
 
 
 def test_metrics_over_otlp_with_and_without_an_attach(monkeypatch, receiver):

@@ -1,9 +1,11 @@
 """What a client of the endpoint sees, what the engine gets, and what is recorded."""
 
 import asyncio
+import http.client
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
@@ -12,6 +14,8 @@ import pytest
 
 from benchmarks.servers.fake_engine import running
 from benchmarks.servers.vllm_server import free_port
+from profiler.serve.live_run import LiveRun
+from profiler.workload.verifiers import Numeric
 from tests.profiler.serve.conftest import serving
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
@@ -36,6 +40,10 @@ async def until(holds):
     while not holds():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+def wait_for(holds):
+    asyncio.run(until(holds))
 
 
 def votes(*answers):
@@ -165,12 +173,16 @@ def test_a_question_is_a_trace_of_its_own_or_its_clients(engine, upstream, tmp_p
 def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_path):
     with serving(tmp_path / "kept", upstream, method="majority", n=4, max_tokens=100) as url:
         told = {"n": 2, "id": "q-1", "group": "sums", "answer": "12"}
-        assert ask(url, ttscope=told, max_tokens=50, seed=7).status_code == 200
+        answer = ask(url, ttscope=told, max_tokens=50, seed=7)
+        assert (answer.status_code, answer.headers["X-Ttscope"]) == (200, "answered: maj@2")
         for wrong in ({"n": 5}, {"n": 0}, {"n": "2"}, {"m": 1}, {"id": "a b"}, "yes"):
             refused = ask(url, ttscope=wrong)
             assert refused.status_code == 400, wrong
             assert "ttscope" in refused.json()["error"]["message"]
-    assert sorted((b["seed"], b["max_tokens"]) for b in engine.asked) == [(7, 50), (8, 50)]
+        assert sorted((b["seed"], b["max_tokens"]) for b in engine.asked) == [(7, 50), (8, 50)]
+        for seed, seeds in ((-1, {None}), (-9, {-9, -8, -7, -6})):
+            assert ask(url, seed=seed).status_code == 200
+            assert {body.get("seed") for body in engine.asked[-4:]} == seeds
     recording = Recording.open(tmp_path / "kept")
     row = recording.problems.row(0, named=True)
     assert (row["problem_id"], row["group"], row["correct"]) == ("q-1", "sums", True)
@@ -187,6 +199,8 @@ def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_pa
         ({"model": "another"}, "model"),
         ({"ttscope": {"pass": True}}, "asked"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
+        ({"messages": [*MESSAGES, {"role": "function", "name": "f", "content": "3"}]}, "tools"),
+        ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "tools"),
     ],
 )
 def test_what_is_no_question_is_passed_on_and_said(engine, upstream, tmp_path, body, why):
@@ -199,6 +213,22 @@ def test_what_is_no_question_is_passed_on_and_said(engine, upstream, tmp_path, b
         more = httpx.post(f"{url}/v1/embeddings", json={"input": "x"})
         assert more.json() == {"embedded": {"input": "x"}}
     assert "ttscope" not in engine.asked[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/../tokenize", "/v1/%2e%2e/tokenize", "/v1/.%2E/tokenize", "/v1/%252e%252e/tokenize",
+        "/v1/x/..%2f../tokenize", "/v1/..\\tokenize", "/v1/..;/tokenize", "/v1/./../tokenize",
+    ],
+)  # fmt: skip
+def test_a_path_that_leads_out_of_v1_is_not_passed_on(engine, upstream, tmp_path, path):
+    engine.tokenizes = 418
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        asking = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        asking.request("POST", path, b'{"prompt":"a b c"}', {"Content-Type": "application/json"})
+        assert asking.getresponse().status == 404
+        asking.close()
 
 
 def test_thought_and_answer_come_back_apart_as_they_came(engine, upstream, tmp_path, monkeypatch):
@@ -226,6 +256,7 @@ def test_an_engine_that_fails_is_told_and_forgiven(engine, upstream, tmp_path, f
         for stream in (False, True):
             failed = ask(url, stream=stream)
             assert failed.status_code == status
+            assert "X-Ttscope" not in failed.headers
             assert failed.json()["error"]["message"]
         engine.fault = None
         assert ask(url).status_code == 200
@@ -262,7 +293,8 @@ def test_a_slow_engine_is_answered_by_the_votes_there_are(engine, upstream, tmp_
         assert answer["ttscope"]["decided_by"] == "timeout"
         assert answer["choices"][0]["message"]["content"] == "12"
         engine.fault = "hang"
-        assert ask(url).status_code == 502
+        late = ask(url)
+        assert (late.status_code, "no sample ended in time" in late.text) == (502, True)
     problems = Recording.open(tmp_path / "kept").problems
     assert problems["timed_out"].to_list() == [True, True]
 
@@ -331,6 +363,7 @@ BAD = [
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"max_tokens":1e3}',
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"stream":"yes"}',
     b'{"model":"fake","messages":[{"role":"user","content":"x"}],"seed":"a"}',
+    b'{"model":"fake","messages":[{"role":"user","content":"x"}],"stop":["a",5]}',
     b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
 ]  # fmt: skip
 
@@ -346,6 +379,45 @@ def test_malformed_bodies_are_refused_and_forgotten(engine, upstream, tmp_path):
         assert httpx.post(f"{url}/v1/chat/completions", content=big).status_code == 413
         assert ask(url).status_code == 200
     assert len(engine.asked) == 2
+
+
+def test_a_body_that_is_not_compressed_as_it_says_is_refused(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        for path in ("chat/completions", "embeddings"):
+            headers = {"Content-Encoding": "gzip"}
+            answer = httpx.post(f"{url}/v1/{path}", content=b"no gzip", headers=headers)
+            assert (answer.status_code, "message" in answer.json()["error"]) == (400, True)
+
+
+async def test_bodies_of_what_is_passed_on_are_counted_while_they_come(engine, upstream, tmp_path):
+    settings = {"in_flight": 1, "waiting": 0}
+    with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
+        host, port = url.removeprefix("http://").split(":")
+        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        async with httpx.AsyncClient(timeout=60) as asking:
+            _, first = await asyncio.open_connection(host, port)
+            first.write(head + b"{")  # and no more comes
+            codes = []
+            while 503 not in codes and len(codes) < 100:  # it may not have been read yet
+                answer = await asking.post(f"{url}/v1/embeddings", json={})
+                codes.append(answer.status_code)
+            first.close()
+    assert codes[-1] == 503
+
+
+async def test_headers_of_one_hop_end_there(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        headers = {
+            "Connection": "X-One, X-Two",
+            "X-One": "1",
+            "X-Three": "3",
+            "Expect": "100-continue",
+        }
+        body = {"model": "another", "messages": MESSAGES}
+        httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=20)
+    sent = {name.lower() for name in engine.headers[-1]}
+    assert "x-three" in sent
+    assert not sent & {"x-one", "expect"}
 
 
 def test_web_pages_and_rebound_names_are_refused(engine, upstream, tmp_path):
@@ -365,6 +437,12 @@ def test_web_pages_and_rebound_names_are_refused(engine, upstream, tmp_path):
             answer = httpx.options(f"{url}/v1/chat/completions", headers=headers)
             allowed = answer.headers.get("Access-Control-Allow-Origin")
             assert (answer.status_code, allowed == origin) == (status, status == 204)
+        wanted = "authorization,content-type,x-stainless-lang"  # by OpenAI's client in a browser
+        for fields, allowed in ((wanted, wanted), ("a\tb", "authorization, content-type")):
+            headers = {"Origin": "https://ours", "Access-Control-Request-Headers": fields}
+            answer = httpx.options(f"{url}/v1/chat/completions", headers=headers)
+            assert answer.headers["Access-Control-Allow-Headers"] == allowed
+            assert answer.headers["Access-Control-Expose-Headers"] == "X-Ttscope"
 
 
 def test_what_runs_is_answered_before_it_ends(engine, upstream, tmp_path):
@@ -388,6 +466,59 @@ def test_what_runs_is_answered_before_it_ends(engine, upstream, tmp_path):
     assert Recording.open(tmp_path / "kept").complete
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_has_not_ended_or_begun_by_then_is_refused(engine, upstream, tmp_path, stream):
+    engine.fault = "hang"
+    settings = {"in_flight": 1, "waiting": 5, "drain_s": 0.1}
+    with ThreadPoolExecutor() as asking, ExitStack() as stack:
+        url = stack.enter_context(
+            serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2)
+        )
+        asked = [asking.submit(ask, url, stream=stream)]
+        wait_for(lambda: len(engine.asked) == 2)
+        asked += [asking.submit(ask, url, stream=stream) for _ in range(2)]
+        wait_for(lambda: "ttscope_waiting 2.0" in httpx.get(f"{url}/metrics").text)
+        stack.close()
+        for each in asked:
+            answer = each.result()
+            assert (answer.status_code, "is ending" in answer.text) == (503, True)
+    assert len(engine.asked) == 2
+    recording = Recording.open(tmp_path / "kept")
+    assert recording.problems["error"].to_list() == ["server ended"]
+    assert recording.samples["cancelled_by"].to_list() == ["server ended"] * 2
+
+
+def test_a_name_is_free_again_before_its_answer_has_been_read(
+    engine, upstream, tmp_path, monkeypatch
+):
+    send, held = engine._send, threading.Event()
+
+    async def send_later(response, event):
+        while held.is_set():
+            await asyncio.sleep(0.01)
+        await send(response, event)
+
+    monkeypatch.setattr(engine, "_send", send_later)
+    # The first answer is longer than what the connection holds.
+    engine.answers = lambda body, number: ("" if number else "x" * (8 << 20)) + "</think>12"
+    body = {"model": "fake", "messages": MESSAGES, "stream": True, "ttscope": {"id": "q"}}
+    with (
+        ThreadPoolExecutor() as asking,
+        serving(tmp_path / "kept", upstream, method="majority", n=1) as url,
+    ):
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as first:
+            pieces = first.iter_raw()
+            next(pieces)
+            held.set()
+            second = asking.submit(ask, url, ttscope={"id": "q"})
+            wait_for(lambda: len(engine.asked) == 2)
+            for _ in pieces:
+                pass
+        held.clear()
+        assert second.result().status_code == 200
+    assert Recording.open(tmp_path / "kept").problems["error"].to_list() == [None, None]
+
+
 def test_a_client_that_gives_no_max_tokens_has_the_room_behind_its_prompt(
     engine, upstream, tmp_path
 ):
@@ -404,6 +535,155 @@ def test_a_client_that_gives_no_max_tokens_has_the_room_behind_its_prompt(
         assert answer.status_code == 400
         assert "max_tokens is needed" in answer.json()["error"]["message"]
     assert [each["max_tokens"] for each in engine.asked] == [3096]
+
+
+def complete(url, **body):
+    body = {"model": "fake", "prompt": "3 x 4 ="} | body
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=20).json()
+
+
+def by_index(*answers):
+    """Answers by the index of a sample, for a question of seed 0."""
+    return lambda body, number: answers[min(body["seed"], len(answers) - 1)]
+
+
+def test_a_step_of_a_beam_is_no_answer(engine, upstream, tmp_path):
+    engine.answers = by_index(
+        "It is \\boxed{12}.", "Is it \\boxed{12}?\n\nIt is not.", " \\boxed{7}"
+    )
+    with serving(tmp_path / "kept", upstream, method="beam", n=2, width=2, depth=2) as url:
+        answer = complete(url, seed=0)
+        assert answer["choices"][0]["text"] == "It is \\boxed{12}."
+        assert (answer["ttscope"]["votes"], answer["ttscope"]["answers"]) == (1, 3)
+        assert 'samples_total{outcome="ended"} 4.0' in httpx.get(f"{url}/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [("END", "why</think>12 "), (["x", "END"], "why</think>12 "), ("\n\n", "why</think>12 END")],
+)
+def test_a_stop_string_of_a_client_ends_the_thoughts_of_a_beam(
+    engine, upstream, tmp_path, stop, text
+):
+    engine.answers = by_index("why</think>12 END\n\n", "why</think>7 \n\n", " more</think>7")
+    with serving(tmp_path / "kept", upstream, method="beam", n=2, width=2, depth=2) as url:
+        assert complete(url, seed=0, stop=None)["ttscope"]["requests"] == 4
+        assert [body["stop"] for body in engine.asked[:2]] == [["\n\n"]] * 2
+        answer = complete(url, seed=0, stop=stop)
+    assert (answer["choices"][0]["text"], answer["ttscope"]["votes"]) == (text, 1)
+
+
+def test_log_probabilities_of_a_completions_own_tokens_are_passed_on(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        assert complete(url, logprobs=0)["object"] == "whole"
+        assert complete(url, logprobs=None)["object"] == "text_completion"
+
+
+def test_a_chat_in_which_the_model_refused_is_a_question(engine, upstream, tmp_path):
+    refused = {"role": "assistant", "content": None, "refusal": "no"}
+    with serving(tmp_path / "kept", upstream, method="majority", n=1) as url:
+        assert ask(url, messages=[*MESSAGES, refused, *MESSAGES]).status_code == 200
+    assert engine.asked[0]["messages"][1] == {**refused, "content": ""}
+
+
+def test_a_chain_of_rounds_has_one_vote(engine, upstream, tmp_path):
+    engine.answers = by_index("why</think>5", "why</think>12", "more</think>12", "more</think>none")
+    with serving(tmp_path / "kept", upstream, method="budget_forcing", n=2, extend=1) as url:
+        told = complete(url, seed=0)["ttscope"]
+    assert (told["votes"], told["answers"], told["requests"]) == (2, 2, 4)
+
+
+def test_a_known_answer_does_not_change_which_one_is_given(engine, upstream, tmp_path):
+    told = "</think>After elimination only ({}) remains, since all others contradict the premises."
+    engine.answers = lambda body, number: told.format("GGB"[body["seed"]])
+    with serving(tmp_path / "kept", upstream, verifier="choice", method="majority", n=3) as url:
+        answers = [
+            complete(url, seed=0, ttscope=known)["choices"][0]["text"]
+            for known in ({}, {"answer": "G"}, {"answer": "B"})
+        ]
+    assert answers == [told.format("B")] * 3
+    assert Recording.open(tmp_path / "kept").problems["correct"].to_list() == [None, False, True]
+
+
+def test_a_chat_that_cannot_go_on_is_refused(engine, upstream, tmp_path):
+    policy = {"method": "majority", "n": 2, "thinking_token_budget": 4}
+    with serving(tmp_path / "kept", upstream, **policy) as url:
+        refused = ask(url)
+        assert (refused.status_code, "token ids" in refused.text) == (400, True)
+        assert complete(url)["ttscope"]["answers"] == 2
+
+
+def test_a_client_learns_what_its_samples_ended_with(engine, upstream, tmp_path, monkeypatch):
+    async def send(response, event):
+        await response.write(b"data: 5\n\n")
+
+    monkeypatch.setattr(engine, "_send", send)
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        failed = ask(url).json()["error"]
+    assert failed["message"] == "no sample ended (HTTP 200, an event that is no object)"
+
+
+@pytest.fixture
+def slow_check(engine, monkeypatch):
+    """Of three answers the last is checked until this is set, and has voted for no answer yet."""
+    from profiler.workload import math_check
+
+    taken, all_taken, released = [], threading.Event(), threading.Event()
+    take, send = LiveRun.take, engine._send
+
+    def taking(run, result):
+        take(run, result)
+        taken.append(result)
+        if len(taken) == 3:
+            all_taken.set()
+
+    class Slow(Numeric):
+        name = "math"  # whose checks have a thread of their own
+
+        def canonical(self, answer):
+            assert all_taken.wait(60)
+            assert answer == "12" or released.wait(60)
+            return super().canonical(answer)
+
+    async def send_last(response, event):
+        if "99" in json.dumps(event):
+            await until(lambda: len(taken) >= 2)
+        await send(response, event)
+
+    monkeypatch.setattr(LiveRun, "take", taking)
+    monkeypatch.setattr(math_check, "MathVerifier", Slow)
+    monkeypatch.setattr(engine, "_send", send_last)
+    engine.answers = lambda body, number: "</think>99" if number == 2 else "</think>12"
+    yield released
+    released.set()
+
+
+AGREEMENT = {"verifier": "math", "method": "agreement", "n": 3, "agree": 2}
+
+
+def test_an_answer_that_is_still_being_checked_counts(engine, upstream, tmp_path, slow_check):
+    with ThreadPoolExecutor() as asking, serving(tmp_path / "kept", upstream, **AGREEMENT) as url:
+        first = ask(url, ttscope={"id": "q"}).json()
+        assert 'samples_total{outcome="ended"} 3.0' in httpx.get(f"{url}/metrics").text
+        second = asking.submit(ask, url, ttscope={"id": "q"})  # of the same name
+        wait_for(lambda: len(engine.asked) == 6)
+        slow_check.set()
+        told = [first["ttscope"], second.result().json()["ttscope"]]
+    assert (told[0]["requests"], told[0]["cancelled"], told[0]["answers"]) == (3, 0, 2)
+    assert (told[1]["votes"], told[1]["answers"]) == (2, 2)  # none of the first question
+    assert first["usage"]["completion_tokens"] == 3 * 5  # pieces of 2 of 10 letters
+    samples = Recording.open(tmp_path / "kept").samples
+    assert samples["answer"].to_list().count("1") == 1  # the one that came last
+
+
+def test_a_sample_that_is_never_checked_keeps_its_tokens(engine, upstream, tmp_path, slow_check):
+    settings = {"drain_s": 0.1}
+    with serving(tmp_path / "kept", upstream, settings=settings, **AGREEMENT) as url:
+        assert ask(url, ttscope={"answer": "12"}).json()["usage"]["completion_tokens"] == 3 * 5
+    samples = Recording.open(tmp_path / "kept").samples.sort("end")
+    assert samples["output_tokens"].to_list() == [5, 5, 5]
+    assert samples["correct"].to_list() == [True, True, None]
+    assert samples["cancelled_by"].to_list() == [None, None, "server ended"]
 
 
 @pytest.mark.slow

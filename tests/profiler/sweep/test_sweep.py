@@ -59,6 +59,11 @@ def test_the_demo_plan_loads():
     ("text", "message"),
     [
         ("engines: [", "not YAML"),
+        ("engines: " + "[" * 5_000, "not YAML"),
+        ("engines: 2026-13-01", "not YAML"),
+        (f"engines: {'9' * 5_000}", "not YAML"),
+        ("engines: \udcff", "not YAML"),
+        (f"repeats: {10**9}\nengines: [{{model: a, policies: [{{}}]}}]", "repeats must be at most"),
         ("problems: 3", "list named engines"),
         ("engines: [{model: demo/s}]", "needs policies"),
         ("engines: [{policies: [{}]}]", "needs a model"),
@@ -79,9 +84,15 @@ def test_the_demo_plan_loads():
 )  # fmt: skip
 def test_bad_plans_are_told(tmp_path, text, message):
     path = tmp_path / "plan.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UsageError, match=message):
         sweep.load_plan(path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written"):
+        sweep.run_plan([], tmp_path / "file" / "runs")
 
 
 def test_how_often_power_is_read(tmp_path):

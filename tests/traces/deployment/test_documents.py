@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +167,21 @@ def test_what_is_wrong_is_one_line_that_names_the_file(tmp_path, read, text, mes
 def test_a_file_that_is_not_there_is_said(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         read_policy(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("read", [read_policy, read_expectations])
+def test_what_has_no_size_is_read_to_the_limit_alone(read):
+    source, target = os.pipe()  # as of /dev/zero, no size says how much comes
+
+    def write():
+        with suppress(BrokenPipeError), os.fdopen(target, "wb") as file:
+            file.write(b" " * (2 * MOST_BYTES))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with pytest.raises(UsageError, match="is larger than 1,048,576 bytes"):
+            read(Path(f"/dev/fd/{source}"))
+    finally:
+        os.close(source)
+        writer.join()

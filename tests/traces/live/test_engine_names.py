@@ -98,6 +98,23 @@ def test_rays_counters_may_lack_their_ending():
     assert PageReader().read(older) == {Series("", HIT_TOKENS): 3, Series("", ASKED_TOKENS): 9}
 
 
+def test_what_ray_says_twice_counts_once():
+    """Each counter stands there as a gauge too, whose name lacks its ending."""
+    line = '{}{{ReplicaId="a",finished_reason="stop"}} {}\n'
+    names = ("ray_vllm_request_success", "ray_vllm_gpu_prefix_cache_hits")
+    page = "".join(line.format(name + end, 7) for name in names for end in ("", "_total"))
+    label = 'finished_reason="stop"'
+    expected = {
+        Series("a", "vllm:request_success_total", label): 7,
+        Series("a", HIT_TOKENS, label): 7,
+    }
+    assert PageReader().read(page) == expected
+    assert PageReader().read(page + line.format("ray_vllm_prefix_cache_hits", 9)) == {
+        **expected,
+        Series("a", HIT_TOKENS, label): 9,
+    }
+
+
 def test_dynamo_adds_labels_of_its_own():
     extra = 'dynamo_component="backend",dynamo_endpoint="generate",dynamo_namespace="d",engine="0"'
     page = VLLM.replace('engine="0"', extra) + 'dynamo_component_inflight_requests{a="b"} 3\n'

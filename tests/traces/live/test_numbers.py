@@ -188,6 +188,23 @@ def test_an_interval_with_a_restart_is_left_out():
     assert found.generated_tokens_per_s == 100.0
 
 
+def test_a_restart_is_seen_where_the_new_counters_are_higher():
+    """The process began at another time: so say all engines of its page."""
+    lives = [(1000, 100), (1000, 200), (2000, 1500), (2000, 1600)]
+    pages = [
+        (second, f"process_start_time_seconds {began}\n" + text(gen=made, run=3))
+        for second, (began, made) in enumerate(lives)
+    ]
+    rows = scrapes(pages)
+    found = numbers_of(rows, "e")
+    assert (found.resets, found.seconds) == (1, 2.0)
+    assert found.generated_tokens_per_s == 100.0
+    polls = Polls()  # poll after poll
+    for second in range(4):
+        polls.add(rows.filter(pl.col("time") == second * S))
+    assert numbers_in(polls.window(), "e") == found
+
+
 def test_a_counter_that_a_restart_ended_counts_from_0():
     """A server makes some series at their first use: the page lacks them, and then has them."""
     gen, name = "vllm:generation_tokens_total", "vllm:request_success_total"

@@ -399,6 +399,12 @@ def test_a_folder_is_read_by_its_name_and_never_as_a_pattern(tmp_path, name):
     assert recording.step_times.height == 5
 
 
+def test_a_folder_whose_name_is_no_text_is_not_called_damaged(tmp_path):
+    folder = make(tmp_path / os.fsdecode(b"\xff\xfe"), rows=5)
+    with pytest.raises(RecordingError, match="the locale cannot read its name"):
+        Recording.open(folder)
+
+
 @pytest.mark.parametrize("file", ["steps-000000.parquet", "recording.json"])
 def test_a_changed_byte_is_noticed(tmp_path, file):
     folder = make(tmp_path / "r", rows=50)

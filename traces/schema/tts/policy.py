@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from traces.errors import UsageError
 from traces.schema.record import Record
@@ -49,8 +50,11 @@ class Policy(Record):
             raise UsageError(f"policy: n must be at least 1, not {self.n}")
         if self.method == "greedy" and self.n != 1:
             raise UsageError(f"policy: greedy draws one sample, not {self.n}. Use majority")
-        if self.temperature is not None and self.temperature < 0:
-            raise UsageError(f"policy: temperature must not be negative, not {self.temperature}")
+        if self.temperature is not None and not 0 <= self.temperature < inf:
+            raise UsageError(
+                f"policy: temperature must be finite and must not be negative, not "
+                f"{self.temperature}"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"policy: top_p must lie in (0, 1], not {self.top_p}")
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:

@@ -2,28 +2,58 @@
 
 import re
 import threading
+from dataclasses import replace
 
+import polars as pl
 import pytest
 
 from advisor.advice.advisor import Advisor
+from advisor.evidence.features import Reads
+from advisor.evidence.live.histograms import mean_steps
 from advisor.evidence.live.servers import replayable
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
-from benchmarks.servers.metrics_server import metrics_server
+from benchmarks.servers.metrics_server import SGLANG, metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.watch import watch
 from profiler.engines.server.access import accesses_of
 from traces.live.engine_names import NIM_NAMES
+from traces.live.metrics_page import PageReader
+from traces.live.numbers import numbers_in, window_of
 from traces.recording.reader import Recording
+from traces.recording.tables import SCRAPES
 from traces.schema.advice import Budget
+from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import AS_SENT
 
 POLLS = 16
-INFO = {"tp_size": 1, "page_size": 16, "max_total_num_tokens": 65_536, "max_running_requests": 16}
+GROWS = re.compile(r"^(\S+_(?:total|count|sum|bucket)(?:\{.*\})?) (\S+)$", re.MULTILINE)
+INFO = {
+    "tp_size": 1, "page_size": 16, "max_total_num_tokens": 65_536, "max_running_requests": 16,
+    "speculative_algorithm": "EAGLE", "speculative_num_steps": 3,
+}  # fmt: skip
 
 
 def as_sglang(state):
     state.as_sglang(INFO)
+
+
+def as_sglang_ranks(state):
+    state.as_sglang(INFO | {"dp_size": 2})
+    state.lines = of_ranks(state.lines)
+
+
+def of_ranks(lines):
+    """Return SGLang's page of two ranks: each has scheduler's lines, and all tokenizer's."""
+    told = []
+    for line in lines:
+        ranks = (0, 1) if "tp_rank=" in line else ()
+        told += [line.replace("tp_rank=", f'dp_rank="{rank}",tp_rank=') for rank in ranks] or [line]
+    return told
+
+
+def grown(page, times):
+    return GROWS.sub(lambda line: f"{line[1]} {float(line[2]) * times}", page)
 
 
 def as_nim(state):
@@ -54,9 +84,36 @@ def growing(states, deployment, enough):
     return thread
 
 
+def test_the_ranks_of_a_server_teach_the_law_of_one_of_them():
+    def window(page, engine):
+        rows, reader = [], PageReader()
+        for poll in range(14):
+            for series, value in reader.read(grown(page, poll + 1)).items():
+                rows.append((poll * 10**9, *series, value))
+        return window_of(pl.DataFrame(rows, schema=SCRAPES, orient="row"), engine, lengths=True)
+
+    one = SGLANG.read_text()
+    lines = of_ranks(one.splitlines())
+    both = "\n".join(  # twice the requests, half of them on each
+        line if "dp_rank=" in line else grown(line, 2) for line in lines
+    )
+    engine = EngineConfig(model="m", mode="server", other=(("engine_name", "SGLang"),))
+    all_ranks = replace(engine, data_parallel_size=2)
+    expected = mean_steps(window(one, ""), engine, Reads())
+    server, *ranks = (window(both, each) for each in ("", "0", "1"))
+    assert mean_steps(server, all_ranks, Reads()) is None
+    found = mean_steps(server.with_ranks(ranks), all_ranks, Reads())
+    assert found.composition == pytest.approx(expected.composition)
+    assert found.seconds == pytest.approx(expected.seconds)
+    assert numbers_in(server.with_ranks(ranks), "").running == 24
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "pods"), [(as_sglang, 1), (as_nim, 1), (as_sglang, 2)])
-def test_other_pages_are_watched_replayed_and_advised_on(tmp_path, kind, pods):
+@pytest.mark.parametrize(
+    ("kind", "pods", "replicas"),
+    [(as_sglang, 1, 1), (as_nim, 1, 1), (as_sglang, 2, 2), (as_sglang_ranks, 1, 2)],
+)
+def test_other_pages_are_watched_replayed_and_advised_on(tmp_path, kind, pods, replicas):
     with metrics_server() as one, metrics_server() as two:
         states = [one, two][:pods]
         for state in states:
@@ -73,7 +130,7 @@ def test_other_pages_are_watched_replayed_and_advised_on(tmp_path, kind, pods):
             thread.join()
     seen = Recording.open(tmp_path / "live")
     (run,) = replayable(seen)
-    assert run.engine.data_parallel_size == pods
+    assert run.engine.data_parallel_size == replicas
     found = predict(seen, run, Question(engine=run.engine, policy=AS_SENT))
     latency = found.predicted.latency_s["mean"]
     assert 0 < latency.low < latency.value < latency.high

@@ -21,9 +21,10 @@ from advisor.what_if.question import Question, changed
 from advisor.what_if.suggest import suggest
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
-from traces.errors import UsageError
+from traces.errors import RecordingError, UsageError
 from traces.live.numbers import (
     ACCEPTED_AT,
+    ASKED_TOKENS,
     CACHED,
     DRAFTED,
     DRAFTS,
@@ -43,6 +44,7 @@ from traces.live.numbers import (
 from traces.live.verdict import Finding, Verdict
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
+from traces.schema.engine import UNKNOWN_METHOD, Speculative
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
 from tui.text.recordings.live import effect_text
@@ -325,9 +327,12 @@ def test_what_waits_at_the_first_poll_is_replayed_too():
     assert run.rate_per_s == pytest.approx(2.0)  # of those that came while it was watched
 
 
-@pytest.mark.parametrize("hits", [CACHED, HIT_TOKENS])
-def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits):
-    """One prompt of 4,400 tokens in every tenth step, 4,000 of them cached."""
+@pytest.mark.parametrize(("hits", "unit"), [(CACHED, 1), (HIT_TOKENS, 1), (HIT_TOKENS, 16)])
+def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits, unit):
+    """One prompt of 4,400 tokens in every tenth step, 4,000 of them cached.
+
+    vLLM 0.8 counts what its cache was asked for, and had, in blocks.
+    """
     polls, steps, prompts = 21, 100.0, 10.0
     each = np.full(polls, steps)
     gaps = Histogram(
@@ -336,8 +341,9 @@ def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits):
     )  # fmt: skip
     firsts = dataclasses.replace(gaps, counts=np.tile([prompts, 0.0], (polls, 1)))
     window = Window(
-        times=np.arange(polls) * 10**9, seconds=20.0, resets=0, increase={},
-        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, hits: each * 400},
+        times=np.arange(polls) * 10**9, seconds=20.0, resets=0,
+        increase={(PROMPT, ""): 44_000.0 * polls, (ASKED_TOKENS, ""): 44_000.0 * polls / unit},
+        counted={f"{STEP_TOKENS}_count": each, PROMPT: each * 440, hits: each * 400 / unit},
         gauges={RUNNING: np.full(polls, 4.0), KV: np.full(polls, np.nan)},
         histograms={ITL: gaps, TTFT: firsts},
     )  # fmt: skip
@@ -558,6 +564,14 @@ def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path
 
 
 @pytest.mark.slow
+def test_a_page_without_times_between_tokens_says_that_it_lacks_them(truth, tmp_path):
+    seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
+    rows = seen.frame("scrapes").filter(~pl.col("name").str.starts_with(ITL))
+    with pytest.raises(RecordingError, match="no times between tokens"):
+        predicted(rewritten(seen, tmp_path / "bare", rows))
+
+
+@pytest.mark.slow
 def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_path):
     """Its spans and its histograms tell nothing of a request's own drafts."""
     drafting = engine_of(speculative=NGRAM)
@@ -584,3 +598,39 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
     assert any("tokens a step. Each request has that" in note for note in found.notes)
     with pytest.raises(UsageError, match="how drafts went"):
         predicted(seen)
+    unnamed = Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=3)
+    told = predicted(set_up(seen, tmp_path / "unnamed", rows, speculative=unnamed))
+    assert (
+        told.predicted.latency_s
+        == predicted(rewritten(seen, tmp_path / "again", rows)).predicted.latency_s
+    )
+    assert any("3 tokens ahead" in note for note in told.notes)
+    server = dataclasses.replace(drafting, mode="server")
+    client = {  # a workload's requests, which a client saw
+        name: frame.with_columns(engine=pl.lit(server.key())) for name, frame in run.tables.items()
+    }
+    client["samples"] = client["samples"].drop("drafted_per_step", "accepted_per_step")
+    client["scrapes"] = rows.with_columns(engine=pl.lit(server.key()))
+    manifest = dataclasses.replace(run.manifest, engines={server.key(): server})
+    write_recording(tmp_path / "client", manifest, client)
+    found = predicted(Recording.open(tmp_path / "client"))
+    assert any("tokens a step. Each request has that" in note for note in found.notes)
+    untold = set_up(seen, tmp_path / "untold", rows, speculative=None)
+    with pytest.raises(RecordingError, match="how many tokens ahead is not known"):
+        predicted(untold)
+    with pytest.raises(RecordingError, match="how many tokens ahead is not known"):
+        gather([untold])
+
+
+def set_up(recording, folder, rows, **settings):
+    """Return a watch of a server of which other settings are known, with other rows of /metrics."""
+    (engine,) = recording.manifest.engines.values()
+    engine = dataclasses.replace(engine, **settings)
+    own = pl.lit(engine.key())
+    kept = {
+        name: recording.frame(name).with_columns(engine=own)
+        for name in ("problems", "samples", "steps")
+    }
+    manifest = dataclasses.replace(recording.manifest, engines={engine.key(): engine})
+    write_recording(folder, manifest, {**kept, "scrapes": rows.with_columns(engine=own)})
+    return Recording.open(folder)

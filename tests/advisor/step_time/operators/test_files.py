@@ -43,6 +43,9 @@ DAMAGE = [
     ("skew.csv", r"t_skew_us", "t_uneven_us", "line 1: no column t_skew_us"),
     ("skew.csv", r",30.0,90.0,", ",30.0,x,", "t_max_us is 'x', not a number"),
     ("meta.yaml", r"(?s).*", "a: [", "meta.yaml: cannot be read as YAML"),
+    ("meta.yaml", r"(?s).*", "[" * 5_000, "meta.yaml: cannot be read as YAML"),
+    ("meta.yaml", r"(?s).*", "measured: 2026-13-01", "meta.yaml: cannot be read as YAML"),
+    ("meta.yaml", r"(?s).*", "#" * (2 << 20), "meta.yaml: is no file of at most 1 MiB"),
     ("meta.yaml", r"(?s).*", "- 1", "meta.yaml: holds no mapping"),
     ("meta.yaml", r"\[1\]", "all", "tp_degrees is 'all', not a list"),
 ]
@@ -148,4 +151,13 @@ def test_what_is_no_folder_no_text_or_no_dense_model_is_refused(tmp_path):
     (folder / "moe.csv").unlink()
     (folder / "dense.csv").write_bytes(np.arange(256, dtype=np.uint8).tobytes())
     with pytest.raises(TablesError, match="cannot be read as CSV"):
+        read_operators(folder)
+
+
+@pytest.mark.parametrize("name", ["dense.csv", "attention.csv", "meta.yaml"])
+def test_a_device_is_no_file(tmp_path, name):
+    folder = write_tables(tmp_path)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/null")  # /dev/zero would have no end
+    with pytest.raises(TablesError, match=rf"{name}: is no file"):
         read_operators(folder)

@@ -1,6 +1,7 @@
 """What a model costs: counted in its files, and in its config where they do not tell."""
 
 import json
+import os
 import struct
 from types import SimpleNamespace
 
@@ -543,6 +544,28 @@ def write_weights(folder, entries, name="model.safetensors"):
         at = end
     text = json.dumps(header).encode()
     (folder / name).write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def test_a_header_of_more_values_than_a_model_has_is_not_read(tmp_path):
+    header = {"w": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}
+    for name, most in (("within", 1_000), ("beyond", 2_000_000)):
+        (tmp_path / name).mkdir()
+        text = json.dumps(header | {"__metadata__": [0] * most}).encode()
+        data = struct.pack("<Q", len(text)) + text
+        (tmp_path / name / "model.safetensors").write_bytes(data)
+    assert stored_weights(tmp_path / "within", 1).parameters == 4
+    assert stored_weights(tmp_path / "beyond", 1) is None
+
+
+def test_a_pipe_among_the_files_of_a_model_is_not_read(tmp_path):
+    half = {"model.layers.0.mlp.weight": ("BF16", (10, 10), 2)}
+    write_weights(tmp_path, half, "model-1.safetensors")
+    written = (tmp_path / "model-1.safetensors").read_bytes()
+    os.mkfifo(tmp_path / "model-2.safetensors")
+    pipe = os.open(tmp_path / "model-2.safetensors", os.O_RDWR)  # who reads would get the same
+    os.write(pipe, written)
+    assert stored_weights(tmp_path, 1) is None
+    os.close(pipe)
 
 
 def test_only_the_files_that_are_the_model_are_counted(tmp_path):

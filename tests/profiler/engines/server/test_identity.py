@@ -80,13 +80,17 @@ def test_what_sglang_says_is_checked(odd):
 
 def test_other_servers_by_what_they_say():
     with metrics_server() as state:
-        assert identity(state).text == "vLLM 0.32.0"
+        found = identity(state)
+        assert (found.text, found.other) == ("vLLM 0.32.0", ())
         card = {"id": "m", "owned_by": "tensorrt_llm"}
         state.answers["/v1/models"] = json.dumps({"data": [card]})
-        assert identity(state).text == "TensorRT-LLM 0.32.0"
+        found = identity(state)
+        assert found.text == "TensorRT-LLM 0.32.0"
+        assert found.other == (("engine_name", "TensorRT-LLM 0.32.0"),)
         state.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0", "api": "1.0"}'}
         state.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "system"}]}'
-        assert identity(state).text == "NIM 1.8.0"
+        found = identity(state)
+        assert (found.text, found.other) == ("NIM 1.8.0", (("engine_name", "NIM 1.8.0"),))
         state.answers["/v1/version"] = None
         assert identity(state).engine is None
 

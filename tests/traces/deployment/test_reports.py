@@ -1,0 +1,21 @@
+"""What other programs show of a gate: names that a server or a recording chose are no markup."""
+
+from xml.etree import ElementTree
+
+from traces.deployment.checks import Check, Gate
+from traces.deployment.reports import junit, markdown
+
+NAME = "a\n# b\n![c](http://d/e.png)|f `g` <h> \x1b[31m"
+
+
+def test_names_that_are_markup_are_shown_as_text():
+    check = Check(name=NAME, kind="limit", verdict="ok", wanted=NAME, measured=None, why=NAME)
+    gate = Gate(against=NAME, recording=NAME, checks=(check,), differs=(NAME,))
+    lines = markdown(gate).splitlines()
+    shown = r"a # b \!\[c\](http://d/e.png)\|f \`g\` &lt;h> [31m".replace(" [31m", r" \[31m")
+    assert lines[0] == f"### ttscope gate passed: {shown} against {shown}"
+    assert lines[4] == f"| ok | {shown} | {shown} | - | {shown} |"
+    assert lines[-1] == "- `a # b ![c](http://d/e.png)|f 'g' <h> [31m`"
+    assert len(lines) == 9
+    (case,) = ElementTree.fromstring(junit(gate)).iter("testcase")
+    assert case.get("name") == NAME.replace("\x1b", "")
