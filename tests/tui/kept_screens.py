@@ -1,4 +1,4 @@
-"""Screens as they stand in tests/tui/kept; with TTSCOPE_KEEP=1 the tests write them."""
+"""Screens as they stand in tests/tui/kept; with KEEP_SEEN=1 the tests write them."""
 
 import os
 from pathlib import Path
@@ -17,6 +17,6 @@ async def is_kept(pilot, name, sizes=SIZES):
         text = f"{screen_text(pilot.app)}\n"
         assert max(map(len, text.splitlines())) <= columns
         path = KEPT / f"{name}-{columns}x{rows}.txt"
-        if os.environ.get("TTSCOPE_KEEP"):
+        if os.environ.get("KEEP_SEEN"):
             path.write_text(text)
-        assert text == path.read_text(), f"{path.name} differs: TTSCOPE_KEEP=1 writes it"
+        assert text == path.read_text(), f"{path.name} differs: KEEP_SEEN=1 writes it"
