@@ -32,6 +32,15 @@ class Nothing(StatLoggerBase):  # type: ignore[misc]
         """Say nothing."""
 
 
+def _whole(probe: type[StatLoggerBase]) -> type[StatLoggerBase]:
+    """Return a probe that can be made although a newer vLLM asks for further methods.
+
+    Without that such a server would not start. What is not there is then the base's own method.
+    """
+    probe.__abstractmethods__ = frozenset()
+    return probe
+
+
 def _check_ours(name: str) -> None:
     """Raise ImportError where another package of that name would be imported; runs none."""
     found = importlib.util.find_spec(name)
@@ -44,7 +53,7 @@ def _chosen() -> type[StatLoggerBase]:
     if not os.environ.get(
         "TTSCOPE_PLUGIN"
     ):  # `profiler.plugin.step_logger.VARIABLE`, not imported yet
-        return Nothing
+        return _whole(Nothing)
     try:
         for name in ("profiler", "traces"):
             _check_ours(name)
@@ -52,8 +61,8 @@ def _chosen() -> type[StatLoggerBase]:
     except (Exception, SystemExit) as error:  # whatever a file of that name does
         why = " ".join(str(error).split())[:200]
         log.warning("ttscope: the step probe is off (%s: %s)", type(error).__name__, why)
-        return Nothing
-    return Probe
+        return _whole(Nothing)
+    return _whole(Probe)
 
 
 StepLogger = _chosen()

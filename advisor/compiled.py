@@ -26,7 +26,7 @@ import numba
 import numpy as np
 from numba import njit
 from numba.core import config
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.runtime import rtsys
@@ -164,6 +164,19 @@ class _PartCompiler(Compiler):  # type: ignore[misc]
         super().__init__(typing, target, _Part(target.codegen(), "part"), *others)
 
 
+class _OwnCode(CompileResultCacheImpl):  # type: ignore[misc]
+    """What numba keeps of a function, without the globals of its own functions of arrays.
+
+    Only code that takes up Python's objects looks at them. To read them back would import those
+    functions, and scipy's linear algebra with them.
+    """
+
+    def reduce(self, cres: Any) -> tuple[Any, ...]:
+        *kept, environments = super().reduce(cres)
+        own = [e for e in environments if not e.globals["__name__"].startswith("numba.")]
+        return (*kept, tuple(own))
+
+
 class _QuickCache(FunctionCache):  # type: ignore[misc]
     """numba's cache, which reads code without loading what only a compiler needs.
 
@@ -172,6 +185,7 @@ class _QuickCache(FunctionCache):  # type: ignore[misc]
     others wait for it. It rests on numba's inside.
     """
 
+    _impl_class = _OwnCode
     _lock: int | None = None
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

@@ -87,7 +87,8 @@ def priced_engine(
     memory = memory_on(tables, there, facts)
     if memory is not None:
         there = with_blocks(memory, there, facts)
-    times = PriorTimes(tables=tables, facts=facts, found=None)
+    ranks = there.data_parallel_size
+    times = PriorTimes(tables=tables, facts=facts, found=None, ranks=ranks)
     if prompts is not None:
         return there, cost_of(replace(times.prior(there), prompts=prompts), there)
     return there, times.times(there, 0).cost

@@ -8,6 +8,7 @@ are too narrow. It is seeded, so that the same recording always shows the same n
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, inf
@@ -89,16 +90,34 @@ def bootstrap_means(values: Floats, *, replicates: int = 10_000) -> Floats:
     all columns are one matrix product.
     """
     size = values.shape[0]
+    found = np.empty((replicates, values.shape[1]))
+    start = 0
+    for counts in _drawn_of(size, replicates):
+        found[start : start + len(counts)] = counts @ values / size
+        start += len(counts)
+    return found
+
+
+def _drawn_of(size: int, replicates: int) -> Iterable[Floats]:
+    """Return how often each of `size` problems is drawn, in chunks of replicates."""
+    several = replicates * size > _CHUNK_CELLS
+    return _draw(size, replicates) if several else _kept_draws(size, replicates)
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(size: int, replicates: int) -> tuple[Floats, ...]:
+    return tuple(_draw(size, replicates))
+
+
+def _draw(size: int, replicates: int) -> Iterator[Floats]:
     rng = np.random.default_rng([0, size])
     rows = max(1, _CHUNK_CELLS // size)
-    found = np.empty((replicates, values.shape[1]))
     for start in range(0, replicates, rows):
         count = min(rows, replicates - start)
         drawn = rng.integers(0, size, (count, size), dtype=np.int32)
         drawn += np.arange(count, dtype=np.int32)[:, None] * size
         counts = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
-        found[start : start + count] = counts.astype(float) @ values / size
-    return found
+        yield counts.astype(float)
 
 
 def column_means(values: Floats, unit: str) -> list[Estimate]:
@@ -473,8 +492,11 @@ def _weights(size: int) -> NDArray[np.int32] | Floats:
     rng = np.random.default_rng(size)
     few = REPLICATES * size <= _FEW_CELLS
     counts = np.empty((REPLICATES, size), dtype=np.float64 if few else np.int32)
-    for row in range(REPLICATES):
-        counts[row] = np.bincount(rng.integers(0, size, size), minlength=size)
+    rows = max(1, _CHUNK_CELLS // size)
+    for start in range(0, REPLICATES, rows):
+        chunk = counts[start : start + rows]
+        drawn = rng.integers(0, size, chunk.shape) + size * np.arange(len(chunk))[:, None]
+        chunk[:] = np.bincount(drawn.ravel(), minlength=chunk.size).reshape(chunk.shape)
     counts.setflags(write=False)
     return counts
 

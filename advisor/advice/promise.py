@@ -108,6 +108,7 @@ def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
     pick, evidence = answer.system_optimal, advisor.evidence
     assert pick is not None
     in_flight, rate = evidence.load
+    price = advisor.check(answer.budget).prices.of(pick.engine)
     if answer.budget.rate_per_s is not None:
         in_flight, rate = None, answer.budget.rate_per_s
     served = served_factor(advisor, pick, (in_flight, rate))
@@ -125,7 +126,9 @@ def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
         rate_per_s=rate,
         workload=evidence.workload,
         problem_names=_names_of_outcomes(evidence, advisor.space.problem_ids),
-        budget=answer.budget,
+        budget=answer.budget
+        if answer.budget.prices
+        else replace(answer.budget, price_usd_per_device_hour=price),
         probability_within_budget=_probability(advisor, answer, served),
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from traces.schema.engine import EngineConfig, ModelFacts, Speculative
 
+SHOWN: Final = "`ttscope show` says what was measured"
 DECODING: Final = ("model", "dtype", "quantization", "kv_cache_dtype", "speculative")
 _OPTIONS: Final = ("model", "tensor_parallel_size", "dtype", "speculative")  # of `record`
 
@@ -90,17 +91,16 @@ def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
 
     What older recordings do not tell (`attention` is None) is not refused.
     """
-    shown = "`ttscope show` says what was measured"
     if not facts.is_linear(engine.max_model_len):
         if set(facts.attention or ()) - set(_COUNTED):
             return (
                 f"{facts.name} has {_parts(facts)}. What a step reads of it is not counted, so it "
-                f"is refused ({shown})"
+                f"is refused ({SHOWN})"
             )
         if facts.layers is None and facts.uncounted is None:
             return (
                 f"{facts.name} has {_parts(facts)}. The recording does not say what its layers "
-                f"hold, as it was made by an older ttscope. Record it again ({shown})"
+                f"hold, as it was made by an older ttscope. Record it again ({SHOWN})"
             )
     if None not in (facts.active_parameters, facts.weight_bytes, facts.kv_bytes_per_token):
         return None
@@ -109,7 +109,7 @@ def refusal(facts: ModelFacts, engine: EngineConfig) -> str | None:
         parts = f"{facts.uncounted}, which ttscope does not count"
     return (
         f"{facts.name} ({facts.architecture or 'of unknown architecture'}) has {parts}. Without "
-        f"them the times of its steps cannot be learned ({shown})"
+        f"them the times of its steps cannot be learned ({SHOWN})"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from traces.errors import UsageError
-from traces.schema.advice import Budget, Objective
+from traces.schema.advice import Budget, Objective, is_named
 from traces.schema.engine import EngineConfig
 from traces.schema.quantities import LIMITS, limited, objective
 from traces.statistics import Bools, Floats
@@ -50,7 +50,7 @@ class Prices:
         recorded: float | None,
         gpus: frozenset[str | None] | None = None,
     ) -> None:
-        self._types = dict(budget.prices)
+        self._budget, self._types = budget, dict(budget.prices)
         given = budget.price_usd_per_device_hour
         self.plain = recorded if given is None and not self._types else given
         self.recorded = given is None and not self._types and recorded is not None
@@ -58,26 +58,19 @@ class Prices:
 
     def of(self, engine: EngineConfig) -> float | None:
         """Return the price of an engine's device, None where it is not known."""
-        for name in sorted(self._types, key=len, reverse=True):  # H100 PCIe before H100
-            if _is_named(engine.gpu or "CPU", name):
-                return self._types[name]
+        if not self.recorded:
+            return self._budget.price_of(engine.gpu)
         return self.plain if self._gpus is None or engine.gpu in self._gpus else None
 
     def check(self, engines: Sequence[EngineConfig]) -> None:
         """Raise UsageError for a type of device that no engine has."""
         devices = {(engine.gpu or "CPU") for engine in engines}
         for name, price in self._types.items():
-            if not any(_is_named(device, name) for device in devices):
+            if not any(is_named(device, name) for device in devices):
                 raise UsageError(
                     f"--price {name}={price:g}: no recorded engine runs on such a device. "
                     f"Recorded are {', '.join(sorted(devices))}"
                 )
-
-
-def _is_named(device: str, name: str) -> bool:
-    """Whether a device has a name among its words: an L40S is no L4."""
-    word = rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])"
-    return re.search(word, device, re.IGNORECASE) is not None
 
 
 def limits_of_budget(

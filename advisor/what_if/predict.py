@@ -22,7 +22,7 @@ from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
 from advisor.evidence.live.servers import as_metrics_say, as_one, servers_of
 from advisor.evidence.runs import Run, limited
-from advisor.evidence.unrecorded import DECODING, differences, recording_of, what_differs
+from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import PLACED, Replicas
@@ -38,7 +38,7 @@ from advisor.step_time.prior.defaults import (
     memory_of,
     with_blocks,
 )
-from advisor.step_time.prior.drafting import drafter_in, drafts_with_a_model, kept_a_step
+from advisor.step_time.prior.drafting import drafter_in, drafts_with_a_model, verify_step
 from advisor.step_time.prior.offers import PRICED, device_of, memory_on
 from advisor.step_time.prior.recalibration import UNTAUGHT, PriorTimes, recalibrate
 from advisor.step_time.prior.relatives import read_gpu
@@ -123,7 +123,6 @@ def predict(
     evidence, routed = _deployed(evidence, base, recorded)
     question = routed.of(question) if routed.answers(asked) else question
     question, placed = _placed(question, prior, operators, evidence)
-    prior, untaught = _measured(prior, question, base, given)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
@@ -140,6 +139,7 @@ def predict(
         on_tables=on_tables,
         on_prior=prior is not None,
     )
+    prior, untaught = _measured(prior, question, base, given, asked.replicas, sources)
     law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
         law, told = draft_law(model, [base, *others], question.engine)
@@ -322,12 +322,18 @@ def _placed(
 
 
 def _measured(
-    prior: PriorTimes | None, question: Question, base: Recording, given: Sequence[Recording]
+    prior: PriorTimes | None,
+    question: Question,
+    base: Recording,
+    given: Sequence[Recording],
+    servers: Replicas,
+    sources: Sequence[Run],
 ) -> tuple[PriorTimes | None, list[str]]:
     """Return the prior as measured times correct it, and what teaches nothing and why.
 
     These are what `--measured` says and the imports of `given`, which whoever names them with
-    `--with` says to be of this engine. Raises UsageError for times that cannot be.
+    `--with` says to be of this engine: of one of the `servers` that are asked about, with all its
+    ranks. Their drafts go as those of `sources`. Raises UsageError for times that cannot be.
     """
     names = [question.engine.model] if prior is None else [question.engine.model, prior.facts.name]
     told = _cases_untaught(prior, [each for each in given if of_forwards(each)])
@@ -343,8 +349,24 @@ def _measured(
     points += said_points(question.measured, base)
     if not points:
         return prior, untaught
-    fitted = fit_points(prior, question.engine, points)
+    step = verify_step(sources)
+    if question.engine.speculative is not None:
+        if step is None:
+            raise UsageError(
+                f"--measured: {base.name} does not say how many tokens of a draft are kept. Set "
+                "engine.speculative=null, or measure without drafts"
+            )
+        points = [point.drafted(step) for point in points]
+    ranks = question.replicas.count // servers.count
+    together = Replicas(count=ranks, routing="least-outstanding")
+    fitted = fit_points(prior, question.engine, points, together)
     notes = fitted.notes()
+    if step is not None and question.engine.speculative is not None:
+        notes.append(f"measured with drafts that give {step.kept:.2f} tokens a step, as replayed")
+    if ranks > 1:
+        notes.append(f"what was measured is the load of {ranks} data-parallel ranks together")
+    if servers.count > 1:
+        notes.append(f"what was measured is the load of one server of the {servers.count}")
     if prior.found is not None and prior.found.cases:
         notes.insert(0, prior.found.cases_note())
     return replace(prior, found=fitted.found, told=tuple(notes)), untaught
@@ -585,7 +607,7 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
     if facts is None:
         raise UsageError(
             f"--gpu: no recording holds facts of the model {question.engine.model}. Give its "
-            "config.json with --model-config"
+            f"config.json with --model-config ({SHOWN})"
         )
     models = {n: f for each in (base, *others) for n, f in each.manifest.models.items()}
     return PriorTimes(
@@ -601,10 +623,10 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
 
 def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:
     """Say up to which batch the drafts of an engine pay on a GPU, where it has any."""
-    kept, engine = kept_a_step(sources), question.engine
-    if prior is None or engine.speculative is None or kept is None:
+    step, engine = verify_step(sources), question.engine
+    if prior is None or engine.speculative is None or step is None:
         return None
-    return prior.pays(engine, kept)
+    return prior.pays(engine, step.kept)
 
 
 def _hash(recording: Recording) -> str | None:
@@ -625,21 +647,39 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
 
 
 def _sampled(question: Question, own: Run, *, on_tables: bool) -> Question:
-    """Return the question as the samples were drawn: tables may price weights of other forms."""
+    """Return the question as the samples were drawn: tables may price weights of other forms.
+
+    The prior prices caches of other forms too. Raises UsageError for a dtype that it does not have.
+    """
     if not on_tables:
         return question
-    engine = replace(question.engine, quantization=own.engine.quantization)
+    was, asked = own.engine, question.engine
+    engine = replace(asked, quantization=was.quantization)
+    if question.gpu is not None:
+        if asked.dtype not in (was.dtype, *PRICED):
+            raise UsageError(
+                f"--gpu: engine.dtype={asked.dtype}: the tables are bfloat16's. Set "
+                "engine.dtype=bfloat16"
+            )
+        engine = replace(engine, dtype=was.dtype, kv_cache_dtype=was.kv_cache_dtype)
     return replace(question, engine=engine)
 
 
 def _requantised(question: Question, own: Run) -> list[str]:
-    """Say that the samples are of weights of another form than those that are priced."""
-    was, asked = own.engine.quantization, question.engine.quantization
-    if was == asked:
+    """Say that the samples are of weights or a cache of another form than those that are priced."""
+    forms = [
+        (name, getattr(own.engine, name) or usual, getattr(question.engine, name) or usual)
+        for name, usual in (("quantization", "none"), ("dtype", "auto"), ("kv_cache_dtype", "auto"))
+    ]
+    # A dtype that is not told may be the asked one.
+    changed = [each for each in forms if each[1] != each[2] and each[:2] != ("dtype", "auto")]
+    if not changed:
         return []
+    recorded = ", ".join(f"{name} {was}" for name, was, _ in changed)
+    asked = ", ".join(each for _, _, each in changed)
     return [
-        f"the samples were recorded with quantization {was or 'none'} and the steps are those of "
-        f"{asked or 'none'}: such a server may answer otherwise"
+        f"the samples were recorded with {recorded} and the steps are those of {asked}: such a "
+        "server may answer otherwise"
     ]
 
 

@@ -48,7 +48,7 @@ def suggest(recording: Recording) -> Suggestion | str:
     if place is None:
         run = next((each for each in runs if each.engine == server.engine), None)
     else:
-        run = replayable(recording)[place]
+        run = replayable(recording, runs, groups)[place]
         alike = [each for each in watched if groups[place].has(each.engine)]
         chosen = ("--run", str(place + 1)) if len(groups) > 1 else ()
     if run is None:

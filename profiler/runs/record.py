@@ -62,7 +62,8 @@ def record(
 ) -> Path:
     """Run all problems, `concurrency` at a time, and return the recording's folder.
 
-    With `arrivals_s` [problems], ascending, they come at these times instead.
+    With `arrivals_s` [problems], ascending, they come at these times instead, and the recording
+    tells their rate.
 
     A problem that takes longer than `timeout_s` is answered by the votes there are. `scorer` is
     what the policy's parameter `scorer` names, where that is no URL. `logprobs` measures every
@@ -104,6 +105,7 @@ def record(
         models=_models(engine),
         workload=workload.facts(engine.chat_template if workload.chat else None),
         concurrency=concurrency if arrivals_s is None else None,
+        rate_per_s=_rate(arrivals_s or ()),
         text_recorded=keep_text,
         price_usd_per_device_hour=price_usd_per_device_hour,
     )
@@ -164,6 +166,13 @@ def record(
         for note in workload.notes():
             writer.event("note", note, engine=engine.config.key())
         return writer.path
+
+
+def _rate(arrivals_s: Sequence[float]) -> float | None:
+    """Return how many problems arrive a second, None where they are too few to say."""
+    if len(arrivals_s) < 2 or arrivals_s[-1] == arrivals_s[0]:
+        return None
+    return (len(arrivals_s) - 1) / (arrivals_s[-1] - arrivals_s[0])
 
 
 def _models(engine: Engine) -> dict[str, ModelFacts]:

@@ -27,7 +27,7 @@ def halved_twice(values, place):
 
 @compiled
 def all_halved(values):
-    total = 0.0
+    total = values[:0].sum()  # a function of numba's, whose module is not loaded to read this
     for place in range(len(values)):
         total += halved_twice(values, place) if place else halved(values, place)
     return total

@@ -115,13 +115,24 @@ logger.log_engine_initialized()
 """
 
 
-def plugin_in(folder, tmp_path_factory, target):
+BASE = "class StatLoggerBase:\n    pass\n"
+NEWER = """
+from abc import ABC, abstractmethod
+class StatLoggerBase(ABC):
+    @abstractmethod
+    def __init__(self, vllm_config, engine_index=0): ...
+    @abstractmethod
+    def record_what_is_new(self, stats): ...
+"""
+
+
+def plugin_in(folder, tmp_path_factory, target, base_class=BASE):
     """Load the plugin as a server does that is started by `python -m` in `folder`."""
     base = tmp_path_factory.mktemp("vllm") / "vllm" / "v1" / "metrics"
     base.mkdir(parents=True)
     for package in (base, *list(base.parents)[:2]):
         (package / "__init__.py").touch()
-    (base / "loggers.py").write_text("class StatLoggerBase:\n    pass\n")
+    (base / "loggers.py").write_text(base_class)
     (base / "stats.py").write_text("class SchedulerStats: pass\nclass IterationStats: pass\n")
     done = subprocess.run(
         [sys.executable, "-c", LOADED],
@@ -159,3 +170,9 @@ def test_a_module_that_hides_a_library_costs_one_line(tmp_path, tmp_path_factory
     *lines, state = plugin_in(tmp_path, tmp_path_factory, "http://127.0.0.1:4318")
     assert state == "off"
     assert len(lines) == 1 and "the step probe is off" in lines[0]
+
+
+@pytest.mark.parametrize("target", ["", "http://user@host"])
+def test_a_newer_vllm_that_asks_for_more_methods_starts(tmp_path, tmp_path_factory, target):
+    *lines, _ = plugin_in(tmp_path, tmp_path_factory, target, NEWER)
+    assert not any("Traceback" in line for line in lines)

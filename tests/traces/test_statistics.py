@@ -144,6 +144,16 @@ def test_problems_that_agree_do_not_say_that_all_do():
         column_means(np.zeros((0, 2)), "1")
 
 
+def test_draws_of_a_chunk_are_those_of_single_replicates():
+    for size in (7, 700):  # the last one in several chunks
+        rng = np.random.default_rng(size)
+        each = [np.bincount(rng.integers(0, size, size), minlength=size) for _ in range(2000)]
+        values = np.random.default_rng(0).random(size)
+        low, high = np.quantile(np.array(each, float) @ values / size, (0.05, 0.95))
+        found = mean(values, "s")
+        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+
+
 @pytest.fixture(scope="module")
 def halves():
     """200 problems' expected accuracy of a vote, split in halves 100 times."""

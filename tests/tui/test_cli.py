@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from advisor.what_if.question import Question, changed
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
+from tui.cli import loaded
 from tui.verbs.demo import SHIPPED
 
 RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
@@ -119,6 +122,37 @@ def test_errors_are_one_line(run, arguments, code, message):
     assert line.startswith("ttscope: ")
     assert message in line
     assert "Traceback" not in err
+
+
+def test_texts_paths_and_defaults_are_read_without_pydantic():
+    code = (
+        "import sys; from tui.cli import loaded\n"
+        "given = ['a', '--set', 'policy.n=2', '--with', 'b', '--gpu', 'h100_sxm', '--rate=2/s']\n"
+        "read = loaded('replay').make_context('replay', given).params\n"
+        "print(*(str(read[name]) for name in ('recording', 'change', 'learn', 'rate', 'seed')),\n"
+        "      'pydantic' in sys.modules, sep='|')"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    learned = str([Path("b")])
+    assert told.stdout.strip() == f"a|['policy.n=2']|{learned}|2/s|0|False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["a", "--seed", "7"], "seed", 7),
+        (["a", "--with", "b", "--with", "c"], "learn", [Path("b"), Path("c")]),
+        (["a", "--json"], "as_json", True),
+        ([""], "recording", Path()),
+    ],
+)
+def test_values_are_of_their_parameters_types(arguments, name, value):
+    assert loaded("replay").make_context("replay", [*arguments]).params[name] == value
+
+
+def test_a_word_is_refused_where_a_number_is_asked():
+    with pytest.raises(Exception, match="valid integer"):
+        loaded("replay").make_context("replay", ["a", "--seed", "x"])
 
 
 @pytest.fixture(scope="module")

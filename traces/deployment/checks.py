@@ -3,7 +3,8 @@
 A check is broken only where the whole 90 % interval of what was measured lies beyond what was
 promised, so that noise alone breaks it no more often than an interval misses. Of times the interval
 holds the spread from run to run too (traces/summary/comparison.py). What was not measured is said,
-and a gate that has nothing to judge must not pass.
+and a gate that has nothing to judge must not pass. Nor does one of a run that did not end. Accuracy
+is that of the problems that were judged, so a share of problems that failed breaks the gate itself.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from traces.live.numbers import Numbers
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, number, percent_change, with_interval, written
-from traces.schema.quantities import LIMITS, limited, quantity, which_latency
+from traces.schema.quantities import LIMITS, latency, limited, quantity, which_latency
 from traces.schema.record import Record
+from traces.schema.tts.parameters import most_at_once, most_requests
 from traces.schema.tts.policy import Policy
-from traces.statistics import Z95, mean
+from traces.statistics import Z95, difference, drawn, mean, proportion
 from traces.summary.comparison import (
     LOAD,
     Difference,
@@ -39,7 +41,7 @@ from traces.summary.comparison import (
     spread_of,
 )
 from traces.summary.metrics import METRICS, estimate_of
-from traces.summary.problems import voting_samples
+from traces.summary.problems import MOST_UNTOLD, voting_samples
 from traces.summary.run import Run, to_plain
 
 Verdict = Literal["ok", "broken", "unsure", "absent"]
@@ -47,8 +49,10 @@ Kind = Literal["promise", "limit", "change", "assumption"]
 DEFAULT_LIMITS: Final = ("accuracy<-.02", "p95>+10%", "tokens>+10%", "energy>+10%")
 ACCEPTANCE: Final = -0.05  # of the tokens that a drafted step gives
 ROOM: Final = 0.1  # by which traffic may differ from what was assumed
+FAILED: Final = "problems that failed"
+MOST_FAILED: Final = 0.02  # of the problems: as much as accuracy may fall by default
+CUT_OFF: Final = ("client gone", "server ended")  # errors of served questions that were cut off
 _TIMED = frozenset(each.tag for each in METRICS if each.timed)
-_TIMED_NOUNS = frozenset(quantity(tag).noun for tag in _TIMED)
 _SETTINGS = (  # of an engine that servers do not tell, or that change no answer and no step
     *("mode", "num_gpu_blocks", "gpu_memory_utilization", "other", "num_gpus", "block_size"),
     *("max_model_len", "vllm_version"),
@@ -105,7 +109,8 @@ class Gate(Record):
         for each in self.checks:
             if each.verdict == "absent" and each.kind == "limit":
                 return f"{each.name} ({each.wanted}) cannot be judged: {each.why}"
-        if all(each.verdict == "absent" for each in self.checks if each.kind != "assumption"):
+        held = [each for each in self.checks if each.kind != "assumption" and each.name != FAILED]
+        if all(each.verdict == "absent" for each in held):
             return f"{self.recording}: nothing that was promised was measured there"
         return None
 
@@ -132,9 +137,17 @@ class Gate(Record):
 
 
 def against_promises(
-    expected: Expectations, run: Run, name: str, repeats: Sequence[Run] = ()
+    expected: Expectations,
+    run: Run,
+    name: str,
+    repeats: Sequence[Run] = (),
+    *,
+    price_usd_per_device_hour: float | None = None,
 ) -> Gate:
-    """Hold a run against `expect.json`; `repeats` of it tell the spread from run to run."""
+    """Hold a run against `expect.json`; `repeats` of it tell the spread from run to run.
+
+    The price is that of the run's own devices, where it is known.
+    """
     budget = expected.budget
     spread, sd_of = spread_of(run, repeats)
     checks = []
@@ -152,14 +165,18 @@ def against_promises(
         bound = promised.low if quantity(metric).higher_is_better else promised.high
         wanted = with_interval(promised)
         checks.append(_held(expected, run, sd_of, metric, "promise", bound, wanted))
-    judged = {each.name for each in checks if each.verdict != "absent"}
+    timed = {quantity(tag).noun for tag in _TIMED} | {latency(budget.latency_percentile).noun}
+    judged = any(each.name in timed and each.verdict != "absent" for each in checks)
+    checks += _share_failed(run)
     checks += assumptions(expected, observed(run))
+    unfinished = _unfinished(run)
     return Gate(
         against=name,
         recording=run.recording,
-        checks=tuple(checks),
-        differs=_differs(expected, run),
-        run_to_run=spread if judged & _TIMED_NOUNS else None,
+        checks=_unless(unfinished, checks),
+        differs=_differs(expected, run, price_usd_per_device_hour),
+        unjudged=unfinished,
+        run_to_run=spread if judged and unfinished is None else None,
     )
 
 
@@ -174,15 +191,18 @@ def _held(
 ) -> Check:
     """Hold a number of a run against a bound, None where the promise leaves that end open."""
     of = quantity(metric)
+    timed = of.tag in _TIMED or of.tag.startswith("latency_s.")
     try:
         measured = estimate_of(run, of.tag)
-    except (AttributeError, KeyError):  # a percentile that no run tells
+    except (AttributeError, KeyError):  # what no run tells, such as devices
         measured = None
-    why = None if measured is None else _unlike(expected, run, of.tag in _TIMED)
+    why = None if measured is None else _unlike(expected, run, timed)
     if measured is not None and why is None and kind == "promise" and metric.startswith("latency"):
         why = _other_path(expected, run)
     if measured is None:
         why = "not measured in this recording"
+        if metric == "cost_usd" and run.device_s_per_problem is not None:
+            why = "no price is known. Give --price"
     elif measured.low is None and measured.high is None:
         why = "too few problems for an interval. Record more"
     elif why is None and bound is None:
@@ -197,10 +217,10 @@ def _held(
             measured=measured,
             why=why or "",
         )
-    if of.tag in _TIMED:
+    if timed:
         measured = _from_run_to_run(measured, sd_of(of.tag))
     check = _judged(of.noun, kind, measured, bound, wanted, above=not of.higher_is_better)
-    lighter = _lighter(expected, run) if of.tag in _TIMED else None
+    lighter = _lighter(expected, run) if timed else None
     if lighter is not None and check.verdict != "broken":  # under the whole load it may be
         return replace(check, verdict="absent", why=lighter)
     return check
@@ -303,7 +323,7 @@ def _other_path(expected: Expectations, run: Run) -> str | None:
     return None
 
 
-def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
+def _differs(expected: Expectations, run: Run, price: float | None) -> tuple[str, ...]:
     """Return in what a run's configuration differs from the one promised, as far as it is told."""
     told = []
     promised, asked = expected.workload, run.workload
@@ -321,20 +341,118 @@ def _differs(expected: Expectations, run: Run) -> tuple[str, ...]:
         untold = run.engine.mode == "server" and name == "tensor_parallel_size"
         if known and not untold and after[name] != value:
             told.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
+    told += _lost(None, run)
+    was = expected.budget.price_of(expected.engine.gpu)
+    if None not in (was, price) and was != price:
+        told.append(f"USD per device-hour {was:g} -> {price:g}")
     seqs, (_, limit) = expected.engine.max_num_seqs, ran_at_once(run)
     if seqs is not None and run.engine.max_num_seqs is None and exceeds(seqs, limit):
         told.append(f"engine.max_num_seqs {seqs} -> {limit}: so many ran while others waited")
-    if run.policy is not None:
-        one, two = plain_policy(expected.policy), plain_policy(run.policy)
-        for name in one | two:
-            untold = name == "temperature" and None in (one[name], two[name])
-            if one.get(name) != two.get(name) and not untold:
-                told.append(f"policy.{name} {_said(one.get(name))} -> {_said(two.get(name))}")
-    return tuple(told)
+    return (*told, *policy_changes(expected.policy, run.policy))
+
+
+def policy_changes(promised: Policy, policy: Policy | None) -> list[str]:
+    """Return in what a run's policy differs from the one promised, as far as it is told."""
+    if policy is None:
+        return []
+    told, one, two = [], plain_policy(promised), plain_policy(policy)
+    for name in one | two:
+        untold = name == "temperature" and None in (one[name], two[name])
+        if one.get(name) != two.get(name) and not untold:
+            told.append(f"policy.{name} {_said(one.get(name))} -> {_said(two.get(name))}")
+    return told
 
 
 def _said(value: Any) -> Any:
     return ABSENT if value is None else value
+
+
+# Problems without a decision.
+
+
+def _unfinished(run: Run) -> str | None:
+    """Return why the problems that a run has answers to say too little of all, None where not so.
+
+    A served recording has no fixed set of problems. It must have ended by itself.
+    """
+    if run.rows is None or run.curve is not None:
+        return None
+    ended = run.rows.filter(pl.col("state") != "in_flight")["problem_id"].n_unique()
+    posed = None if run.workload is None else run.workload.problems
+    told = f"{ended:,} problems" if posed is None else f"{ended:,} of {posed:,} problems"
+    if not run.complete:
+        return f"{run.recording} is not complete: {told} ended. Record it again"
+    if posed is not None and ended < posed:
+        return f"{run.recording} does not have all of its workload: {told} ended. Record all"
+    if (cut := _cut_off(run)) > MOST_UNTOLD * run.rows.height:
+        return (
+            f"{run.recording}: of {run.rows.height:,} questions {cut:,} were cut off, as their "
+            "clients went away or the server ended. The others may be unlike them"
+        )
+    return None
+
+
+def _cut_off(run: Run) -> int:
+    """Return how many questions ended because their client or the server did."""
+    return 0 if run.rows is None else run.rows.filter(_WAS_CUT_OFF).height
+
+
+def _ended(run: Run) -> pl.DataFrame:
+    """Return problem_id and whether it failed (0 or 1), of the problems that were not cut off."""
+    if run.rows is None:
+        return pl.DataFrame(schema={"problem_id": pl.Utf8, "failed": pl.Float64})
+    ended = run.rows.filter(pl.col("state") != "in_flight", ~_WAS_CUT_OFF)
+    return ended.select("problem_id", failed=(pl.col("state") == "failed").cast(pl.Float64))
+
+
+_WAS_CUT_OFF = (pl.col("state") == "failed") & pl.col("error").is_in(CUT_OFF).fill_null(False)
+
+
+def _lost(before: Run | None, run: Run) -> list[str]:
+    """Return how many problems have no decision, where any has none."""
+    counts = [(each, _ended(each)) for each in (before, run) if each is not None]
+    failed = [f"{int(ended['failed'].sum()):,} of {ended.height:,}" for _, ended in counts]
+    cut = [f"{_cut_off(each):,}" for each, _ in counts]
+    told = ((FAILED, failed), ("questions that were cut off", cut))
+    return [
+        f"{name} {' -> '.join(each)}"
+        for name, each in told
+        if any(not count.startswith("0") for count in each)
+    ]
+
+
+def _share_failed(run: Run) -> list[Check]:
+    """Hold the share of problems that failed against the most that may, where any did."""
+    ended = _ended(run)
+    share = proportion(ended["failed"].to_numpy())
+    if share is None or not share.value:
+        return []
+    wanted = f"at most {written(MOST_FAILED, '1')}"
+    return [_judged(FAILED, "limit", share, MOST_FAILED, wanted, above=True)]
+
+
+def _more_failed(baseline: Run, run: Run) -> list[Check]:
+    """Hold the problems that failed against those of an earlier run, paired, where any did."""
+    one, two = (_ended(each).group_by("problem_id").mean() for each in (baseline, run))
+    both = one.join(two, on="problem_id", suffix="_after").sort("problem_id")
+    before, after = (both[name].to_numpy() for name in ("failed", "failed_after"))
+    if not before.any() and not after.any():
+        return []
+    measured = difference(drawn(before), drawn(after), "1")
+    wanted = f"at most {number(MOST_FAILED, '1', sign=True)}"
+    return [_judged(FAILED, "change", measured, MOST_FAILED, wanted, above=True)]
+
+
+def _pose_the_same(one: Run, two: Run) -> bool:
+    workloads = one.workload, two.workload
+    return None not in workloads and len({each.hash for each in workloads if each}) == 1
+
+
+def _unless(unfinished: str | None, checks: Sequence[Check]) -> tuple[Check, ...]:
+    """Return the checks, none of them judged where a run is unfinished."""
+    if unfinished is None:
+        return tuple(checks)
+    return tuple(replace(each, verdict="absent", why=unfinished) for each in checks)
 
 
 # What the promises rest on.
@@ -473,19 +591,17 @@ def drift(
 def load_check(expected: Expectations, numbers: Numbers) -> Check:
     """Hold the load of a server against the one that was assumed, in its requests.
 
-    A problem makes up to n requests, so many at a time. More than a tenth above breaks it.
+    A problem makes so many requests at most, and so many at a time. More than a tenth above breaks
+    it.
     """
-    stop, n = expected.policy.stop, expected.policy.n
-    at_a_time = n
-    if stop is not None and expected.policy.spec.at_a_time:
-        at_a_time = stop.drawn_first
+    policy = expected.policy
     if expected.rate_per_s is not None:
-        name, most, found = "requests a second", expected.rate_per_s * n, numbers.requests_per_s
-        unit = "requests/s"
+        name, found, unit = "requests a second", numbers.requests_per_s, "requests/s"
+        most = expected.rate_per_s * most_requests(policy)
     else:
         name, found, unit = "requests that run or wait", numbers.running, "requests"
         found = None if found is None else found + (numbers.waiting or 0.0)
-        most = float((expected.concurrency or 1) * at_a_time)
+        most = float((expected.concurrency or 1) * most_at_once(policy))
     wanted = f"at most {number(most, unit)}"
     if found is None:
         return Check(
@@ -514,37 +630,46 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     """Hold a run against an earlier one of the same problems.
 
     Without limits those of `DEFAULT_LIMITS` count that both runs have a number for. Times under
-    another load are not judged. Raises TtscopeError where a limit that was given cannot be judged.
+    another load, by a tenth or more, are not judged. Raises TtscopeError where a limit that was
+    given cannot be judged.
     """
     there = {each.metric.tag for each in compared.changes if each.difference.low is not None}
     chosen = [parse_limit(text) for text in limits or DEFAULT_LIMITS]
-    if not limits:
+    unfinished = _unfinished(baseline) or _unfinished(run)
+    paired = compared.reason is None or _pose_the_same(baseline, run)
+    failed = _more_failed(baseline, run) if paired else []
+    if compared.reason is not None and any(each.verdict == "broken" for each in failed):
+        chosen = []  # no problem was decided in both
+    elif not limits:
         if compared.reason is not None:
             raise TtscopeError(f"cannot be compared: {compared.reason}")
         chosen = [each for each in chosen if each.tag in there]
     loads = [
         f"{name} {_said(a)} -> {_said(b)}"
         for name, (a, b) in compared.config.items()
-        if name in LOAD
+        if name in LOAD and not (a and b and abs(b / a - 1) < ROOM)
     ]
     other_load = f"the load is another one ({', '.join(loads)})" if loads else None
-    judged = judge(chosen, compared)
+    judged = judge(chosen, compared) if chosen else ()
     timed = [each.limit.text for each in judged if each.timed and limits and loads]
     checks = [_change_of(each, other_load) for each in judged]
     drafts = _acceptance(baseline, run)
     checks += [] if drafts is None or limits else [drafts]
-    if not checks:
+    if not checks and not failed:
         raise UsageError("nothing was measured in both recordings that a gate could judge")
     differs = [f"{name} {_said(a)} -> {_said(b)}" for name, (a, b) in compared.config.items()]
+    differs += _lost(baseline, run)
     if (ran := ran_apart(baseline, run)) is not None:
         differs.append(f"requests that ran at once, with others waiting, {ran[0]} -> {ran[1]}")
     return Gate(
         against=compared.first,
         recording=compared.second,
-        checks=tuple(checks),
+        checks=_unless(unfinished, [*checks, *failed]),
         differs=tuple(differs),
-        unjudged=f"{timed[0]} cannot be judged: {other_load}" if timed else None,
-        run_to_run=compared.run_to_run if any(each.timed for each in judged) else None,
+        unjudged=unfinished or (f"{timed[0]} cannot be judged: {other_load}" if timed else None),
+        run_to_run=compared.run_to_run
+        if any(each.timed for each in judged) and unfinished is None
+        else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -41,6 +42,20 @@ class Budget(Record):
         names = ("max_latency_s", "max_device_s", "max_cost_usd", "max_energy_j", "max_gpus")
         given = {name: getattr(self, name) for name in (*names, "min_accuracy")}
         return {name: value for name, value in given.items() if value is not None}
+
+    def price_of(self, gpu: str | None) -> float | None:
+        """Return USD per device-hour of a GPU (None: a CPU) as given, None where it was not."""
+        types = dict(self.prices)
+        for name in sorted(types, key=len, reverse=True):  # H100 PCIe before H100
+            if is_named(gpu or "CPU", name):
+                return types[name]
+        return self.price_usd_per_device_hour
+
+
+def is_named(device: str, name: str) -> bool:
+    """Whether a device has a name among its words: an L40S is no L4."""
+    word = rf"(?<![a-z0-9]){re.escape(name)}(?![a-z0-9])"
+    return re.search(word, device, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

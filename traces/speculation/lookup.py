@@ -17,6 +17,7 @@ from traces.speculation.acceptance import (
 )
 from traces.statistics import ratio
 
+MOST_POSITIONS = 256  # each is a column
 _SETTING = ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max")
 
 
@@ -43,8 +44,11 @@ class NgramWhatIf(Record):
 def ngram_what_if(drafts: pl.DataFrame) -> tuple[NgramWhatIf, ...] | None:
     """Return a result per setting from rows of the `drafts` table; None without any.
 
-    Settings are in the order of their numbers. Intervals are over problems.
+    Rows without a setting, or of over 256 drafted tokens, are left out. Settings are in the order
+    of their numbers. Intervals are over problems.
     """
+    setting_is_one = pl.col("num_speculative_tokens").is_between(1, MOST_POSITIONS)
+    drafts = drafts.drop_nulls(_SETTING).filter(setting_is_one)
     if not drafts.height:
         return None
     found = []

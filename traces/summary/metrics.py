@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import Quantity, quantity
-from traces.summary.run import Run
+from traces.summary.run import Run, latency_percentile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +60,16 @@ METRICS: tuple[Metric, ...] = (
 
 
 def estimate_of(run: Run | None, tag: str) -> Estimate | None:
-    """Return a number of a run by its tag; None without a run, or where it was not measured."""
+    """Return a number of a run by its tag, any percentile of its latency too.
+
+    None without a run, or where it was not measured.
+    """
     if run is None:
         return None
     name, _, part = tag.partition(".")
     value = getattr(run, name)
+    if name == "latency_s" and part not in value and part[1:].isdecimal():
+        return latency_percentile(run, int(part[1:]))
     if part:
         value = value[part] if isinstance(value, Mapping) else getattr(value, part)
     estimate: Estimate | None = value

@@ -26,7 +26,7 @@ from traces.schema.tts.policy import Policy
 from traces.schema.tts.published import PublishedCurve
 from traces.speculation.acceptance import Acceptance, acceptance
 from traces.speculation.lookup import NgramWhatIf, ngram_what_if
-from traces.statistics import mean, proportion, ratio, spread
+from traces.statistics import mean, proportion, quantile, ratio, spread
 from traces.summary.energy import Energy, attribute_energy, run_window
 from traces.summary.kernels import (
     Collective,
@@ -281,6 +281,17 @@ def _of_each(decided: pl.DataFrame, samples: pl.DataFrame, windows: WindowCost) 
         "device_s_per_problem": known.estimate(mean(_told(measured, "device_s"), "device-s")),
         "cost_usd_per_problem": known.estimate(mean(_told(measured, "cost_usd"), "USD")),
     }
+
+
+def latency_percentile(run: Run, percentile: int) -> Estimate | None:
+    """Return any percentile of a run's latencies, as its p50 and p95 are made."""
+    if run.rows is None or run.windows is None or not 0 < percentile < 100:
+        return None
+    decided = run.rows.filter(pl.col("state") == "decided")
+    measured = decided.filter(pl.col("latency_s").is_not_null())
+    found = quantile(_numbers(measured, "latency_s"), percentile / 100, "s")
+    known = WindowTimes(rows=decided, windows=run.windows)
+    return known.spread({"": found}, _numbers(measured, "cost_sd_s"))[""]
 
 
 def conditions(manifest: Manifest) -> tuple[Hashable, ...]:

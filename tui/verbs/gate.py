@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,13 +20,16 @@ from tui.options import (
     RawPrompts,
     RuleOptions,
     Sampling,
+    SystemPrompt,
     takes,
 )
 from tui.options import Verifier as VerifierOption
 from tui.terminal import say_all, say_json, tell
 
 if TYPE_CHECKING:
+    from profiler.workload.problems import Workload
     from traces.deployment.checks import Gate
+    from traces.deployment.documents import Expectations
     from traces.recording.manifest import WorkloadFacts
     from traces.schema.tts.policy import Policy
     from traces.summary.run import Run
@@ -58,6 +62,7 @@ class GateOptions:
     problems: Problems = None
     verifier: VerifierOption = None
     raw_prompts: RawPrompts = False
+    system_prompt: SystemPrompt = None
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the server's key.")
     ] = None
@@ -106,7 +111,8 @@ def _check(asked: GateOptions) -> None:
             f"--fail-on compares recordings. The promises of {asked.against} are its limits"
         )
     if asked.endpoint is None:
-        for name in ("workload", "problems", "verifier", "api_key_env", "output"):
+        names = ("workload", "problems", "verifier", "system_prompt", "api_key_env", "output")
+        for name in names:
             if getattr(asked, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} is for --endpoint. Give both")
 
@@ -118,35 +124,57 @@ def _judge(asked: GateOptions) -> Gate:
 
     if not asked.against.is_dir():
         expected = read_expectations(asked.against)
+        load = (expected.concurrency, expected.rate_per_s)
         judged = asked.recording or _record(
-            asked, expected.policy, expected.workload, expected.concurrency
+            asked, expected.policy, expected.workload, load, names=expected.problem_names
         )
         new = Recording.open(judged)
-        run = _only(new, asked.price)
-        return against_promises(expected, run, asked.against.name, beside([new]))
+        own = asked.price or new.manifest.price_usd_per_device_hour
+        run, others = _only(new, asked.price or _promised_price(expected, new), expected.policy)
+        found = against_promises(
+            expected, run, asked.against.name, beside([new]), price_usd_per_device_hour=own
+        )
+        return replace(found, differs=(*others, *found.differs))
     if asked.recording is not None and asked.recording.is_file():
         raise UsageError(
             f"{asked.recording}: is a file, and what is judged is a recording. Name expect.json "
             f"first: ttscope gate {asked.recording} {asked.against}"
         )
     base = Recording.open(asked.against)
-    baseline, manifest = _only(base, asked.price), base.manifest
-    judged = asked.recording or _record(
-        asked, baseline.policy, baseline.workload, manifest.concurrency
-    )
+    (baseline, _), manifest = _only(base, asked.price), base.manifest
+    if asked.endpoint is not None and baseline.workload is None:
+        raise UsageError(
+            f"{asked.against}: does not tell which problems were asked, so that no run can be "
+            "compared with it. Name a recording of ttscope record, or expect.json"
+        )
+    load = (manifest.concurrency, manifest.rate_per_s)
+    judged = asked.recording or _record(asked, baseline.policy, baseline.workload, load)
     new = Recording.open(judged)
-    run = _only(new, asked.price)
+    run, others = _only(new, asked.price, baseline.policy)
     compared = compare(baseline, run, beside([base, new]))
-    return against_baseline(asked.fail_on or (), compared, baseline, run)
+    found = against_baseline(asked.fail_on or (), compared, baseline, run)
+    return replace(found, differs=(*others, *found.differs))
+
+
+def _promised_price(expected: Expectations, recording: Recording) -> float | None:
+    """Return USD per device-hour that costs were promised at, None where nobody gave a price."""
+    gpus = {each.gpu for each in recording.manifest.engines.values()} - {None}
+    return expected.budget.price_of(gpus.pop() if len(gpus) == 1 else expected.engine.gpu)
 
 
 def _record(
     asked: GateOptions,
     policy: Policy | None,
     told: WorkloadFacts | None,
-    concurrency: int | None,
+    load: tuple[int | None, float | None],
+    *,
+    names: str | None = None,
 ) -> Path:
-    """Record the server under the policy and the load that it is held to."""
+    """Record the server under the policy, the load and the problems that it is held to.
+
+    The load is so many problems in flight, or arriving a second. `names` is the `names_hash` of the
+    problems where these are known by name alone.
+    """
     from traces.deployment.documents import check_runnable
     from tui.verbs.record import Ask, Keep, run_workload
 
@@ -158,18 +186,16 @@ def _record(
     if workload is None:
         named = "the workload" if told is None else told.name
         raise UsageError(f"--endpoint needs the problems to ask: --workload FILE ({named})")
-    problems, seed = asked.problems, 0
-    if demo and told is not None and asked.workload is None:
-        problems, seed = problems or told.problems, told.seed or 0
     judged = None if told is None or demo or "+" in (told.verifier or "+") else told.verifier
-    if concurrency is None:
+    concurrency, rate = load
+    if load == (None, None):
         tell("no number in flight was promised, so 8 are. Times are not judged")
     return run_workload(
         Ask(
             endpoint=asked.endpoint,
             workload=workload,
-            problems=problems,
-            seed=seed,
+            problems=asked.problems or (None if told is None else told.problems),
+            seed=0 if told is None else told.seed or 0,
             concurrency=concurrency or 8,
         ),
         Sampling(),
@@ -177,22 +203,62 @@ def _record(
         Keep(
             verifier=asked.verifier or (None if workload.startswith("demo") else judged),
             raw_prompts=asked.raw_prompts,
+            system_prompt=asked.system_prompt,
             api_key_env=asked.api_key_env,
             price=asked.price,
             output=asked.output,
         ),
         policy=policy,
+        rate_per_s=rate,
+        check=lambda loaded: _check_problems(asked, told, names, loaded),
     )
 
 
-def _only(recording: Recording, price: float | None) -> Run:
+def _check_problems(
+    asked: GateOptions, told: WorkloadFacts | None, names: str | None, loaded: Workload
+) -> None:
+    """Raise UsageError where problems are not those that a server is held to."""
+    from traces.deployment.documents import names_hash
+
+    if told is None:
+        return
+    alike = loaded.facts(None).hash == told.hash
+    if names is not None:
+        alike = names_hash(each.problem_id for each in loaded.problems) == names
+    if not alike:
+        raise UsageError(
+            f"--workload {loaded.name}: these are not the {told.problems:,} problems of "
+            f"{asked.against} ({told.name}). Give them as there: the file, --problems, "
+            "--verifier and --system-prompt"
+        )
+
+
+def _only(
+    recording: Recording, price: float | None, policy: Policy | None = None
+) -> tuple[Run, list[str]]:
+    """Return the run that is judged, and what is left out beside it.
+
+    Of several it is the one of the policy.
+    """
+    from traces.deployment.checks import policy_changes
     from traces.summary.run import summarise
 
-    runs = [run for run in summarise(recording, price) if run.problems]
-    if len(runs) != 1:
+    runs = [run for run in summarise(recording, price) if run.problems or run.problems_failed]
+    same = runs
+    if policy is not None and len(runs) > 1:
+        same = [run for run in runs if run.policy and not policy_changes(policy, run.policy)]
+    if len(same) != 1:
         held = "no run of problems" if not runs else f"{len(runs)} runs"
+        if same != runs:
+            held += f", {len(same) or 'none'} of the policy that it is held to"
         raise UsageError(f"{recording.path}: a gate judges one run. This recording holds {held}")
-    return runs[0]
+    left, judged = _problems([run for run in runs if run is not same[0]]), _problems(same)
+    told = f"judged {judged:,} problems of this policy, not {left:,} of {len(runs) - 1} other runs"
+    return same[0], [told] if left else []
+
+
+def _problems(runs: Iterable[Run]) -> int:
+    return sum(run.problems + run.problems_failed for run in runs)
 
 
 def _append(path: Path, text: str) -> None:

@@ -6,9 +6,10 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiler.engines.options import EngineOptions
 from traces.errors import UsageError
@@ -42,6 +43,9 @@ from tui.options import (
 from tui.terminal import say_all, tell
 from tui.verbs.interrupted import says_what_is_kept
 from tui.verbs.progress import own_stdout, progress_bar
+
+if TYPE_CHECKING:
+    from profiler.workload.problems import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +117,19 @@ def record(ask: Ask, sampling: Sampling, rule: Any, asked: Keep) -> None:
 
 
 def run_workload(
-    ask: Ask, sampling: Sampling, rule: Any, asked: Keep, *, policy: Policy | None = None
+    ask: Ask,
+    sampling: Sampling,
+    rule: Any,
+    asked: Keep,
+    *,
+    policy: Policy | None = None,
+    rate_per_s: float | None = None,
+    check: Callable[[Workload], None] | None = None,
 ) -> Path:
     """Start the engine, run the workload, and return the recording's folder. Raises UsageError.
 
-    The policy is that of the options, unless one is given.
+    The policy is that of the options, unless one is given. With a rate the problems arrive at it,
+    however many are in flight. `check` may refuse the problems before the engine starts.
     """
     from profiler.engines.start import start_engine
     from profiler.probes.power import check_hz
@@ -162,6 +174,8 @@ def run_workload(
         verifier=verifier_for(sampling, ask.workload, asked.verifier),
         system_prompt=asked.system_prompt,
     )
+    if check is not None:
+        check(loaded)
     folder = asked.output or default_output(options, policy)
     check_free(folder)
     with progress_bar() as bar:
@@ -191,6 +205,9 @@ def run_workload(
                 engine,
                 folder,
                 concurrency=ask.concurrency,
+                arrivals_s=None
+                if rate_per_s is None
+                else arrivals_at(rate_per_s, len(loaded.problems)),
                 timeout_s=asked.timeout,
                 logprobs=asked.logprobs,
                 budget_checkpoints=budgets,
@@ -202,6 +219,20 @@ def run_workload(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     return folder
+
+
+def arrivals_at(rate_per_s: float, count: int) -> tuple[float, ...]:
+    """Return seconds [count] at which problems arrive at random, from 0, at just this rate.
+
+    Those of a Poisson process whose count in its time is given are as many uniform draws, so that
+    it may be stretched to the rate.
+    """
+    from advisor.what_if.replayed import poisson_arrivals
+
+    drawn = poisson_arrivals(rate_per_s, count, seed=0)
+    span = drawn[-1] - drawn[0]
+    scale = (count - 1) / rate_per_s / span if count > 1 else 1.0
+    return tuple(((drawn - drawn[0]) * scale).tolist())
 
 
 def parse_speculative(text: str | None) -> Speculative | None:

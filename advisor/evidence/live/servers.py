@@ -283,16 +283,18 @@ def _even(servers: Servers, windows: Windows) -> bool:
     return bool(statistic <= freedom + SURELY * np.sqrt(2 * freedom))
 
 
-def replayable(recording: Recording) -> list[Summary]:
+def replayable(
+    recording: Recording,
+    runs: Sequence[Summary] | None = None,
+    among: Sequence[Servers] | None = None,
+) -> Sequence[Summary]:
     """Return a recording's runs as a replay takes them: servers that were watched together as one.
 
-    Others as they are. The order is that of the servers.
+    Others as they are. The order is that of the servers. `runs` and `among` are the recording's
+    runs and servers, where these are known already.
     """
-    return _replayable(recording, servers_of(recording))
-
-
-def _replayable(recording: Recording, among: Sequence[Servers]) -> list[Summary]:
-    runs = summarise(recording)
+    runs = summarise(recording) if runs is None else runs
+    among = servers_of(recording) if among is None else among
     return [_summary(recording, each, runs, among) for each in among] or runs
 
 
@@ -301,7 +303,7 @@ def deployed(recording: Recording, run: Summary) -> Summary:
     among = servers_of(recording)
     for place, servers in enumerate(among):
         if servers.has(run.engine) or stand_for(run.engine, servers, among):
-            return _replayable(recording, among)[place]
+            return replayable(recording, among=among)[place]
     return run
 
 

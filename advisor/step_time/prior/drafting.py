@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from advisor.evidence.features import ZERO
 from advisor.evidence.runs import Run
 from advisor.step_time.prior.parts import layers_of
 from advisor.step_time.prior.prior import Prior, prior_of
@@ -35,6 +36,11 @@ class Drafting:
     launch_s: float
     each_s: float
     what: str
+
+    @property
+    def seconds(self) -> Floats:
+        """Seconds [FEATURES] of drafting."""
+        return np.array(ZERO._replace(draft_step=self.launch_s, draft_requests=self.each_s))
 
 
 def drafting_of(
@@ -165,15 +171,23 @@ def _one_layer(facts: ModelFacts, name: str, layer: Layers, head: tuple[Matrix, 
     )
 
 
-def kept_a_step(runs: Iterable[Run]) -> float | None:
-    """Return the mean tokens that a verify step gave, None where no run says it."""
-    steps = tokens = 0
+class VerifyStep(NamedTuple):
+    """Mean tokens of a request that a verify step computes, and that it gives."""
+
+    computed: float
+    kept: float
+
+
+def verify_step(runs: Iterable[Run]) -> VerifyStep | None:
+    """Return what a verify step does on average, None where no run says it."""
+    steps = computed = kept = 0
     for run in runs:
         for sample in run.samples:
-            if sample.advance is not None:
+            if sample.advance is not None and sample.scheduled is not None:
                 steps += len(sample.advance)
-                tokens += int(sample.advance.sum(dtype=np.int64))
-    return tokens / steps if steps else None
+                computed += int(sample.scheduled.sum(dtype=np.int64))
+                kept += int(sample.advance.sum(dtype=np.int64))
+    return VerifyStep(computed / steps, kept / steps) if steps else None
 
 
 def step_seconds(prior: Prior, requests: Floats, tokens: Floats, logits: Floats) -> Floats:

@@ -19,10 +19,9 @@ from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
-from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
-from advisor.step_time.prior.drafting import Drafting, drafter_in, kept_a_step
+from advisor.step_time.prior.drafting import Drafting, drafter_in, verify_step
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
     cost_of,
@@ -232,7 +231,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             recordings=() if times.found is None else times.found.recordings,
             checked=checked,
             kernels=times.found is not None and found is None,
-            told=published_spread(times.tables.system, times.facts, engine).note(),
+            told=times.published(engine).note(),
             cost=of,
             drafts=_paying(evidence, engine, times),
         ),
@@ -252,11 +251,11 @@ def _with_drafts(seconds: Floats, drafting: Drafting | None) -> Floats:
 def _paying(evidence: Evidence, engine: EngineConfig, times: PriorTimes) -> str | None:
     """Return up to which batch an engine's drafts pay, None without any that were recorded."""
     same = [run for run in evidence.runs if decoder_of(run.engine) == decoder_of(engine)]
-    kept = kept_a_step(same)
-    if engine.speculative is None or kept is None:
+    step = verify_step(same)
+    if engine.speculative is None or step is None:
         return None
     never = ", by a published acceptance, as none ran" if not any(r.recording for r in same) else ""
-    return times.pays(engine, kept) + never
+    return times.pays(engine, step.kept) + never
 
 
 def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Evidence) -> float:

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from advisor.evidence.unrecorded import SHOWN
 from advisor.step_time.host.law import OLD, generation_of
 from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_part
 from advisor.step_time.operators.communication import all_reduces
@@ -365,7 +366,8 @@ def check(facts: ModelFacts, engine: EngineConfig) -> None:
     name = facts.name
     if facts.uncounted is not None:
         raise UsageError(
-            f"--gpu: the config of {name} has {facts.uncounted}, so that its layers are not known"
+            f"--gpu: the config of {name} has {facts.uncounted}, so that its layers are not known "
+            f"({SHOWN})"
         )
     other = {"cross_attention", "hybrid", "recurrent", "conv"} & set(facts.attention or ())
     if other:

@@ -28,7 +28,7 @@ from advisor.step_time.cost import (
     work_at,
 )
 from advisor.step_time.host.law import host_note, host_part
-from advisor.step_time.host.spread import first_tokens_of
+from advisor.step_time.host.spread import Spread, first_tokens_of
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import StepTimes, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
@@ -188,7 +188,7 @@ class PriorTimes:
 
         sigma = self.sigma(engine)
         runs = None if self.ran is None else len(self.ran.recordings)
-        cost = cost_of(prior, engine, self.drafting(engine))
+        cost = cost_of(prior, self.shared(engine), self.drafting(engine))
         first = first_tokens_of(self.facts, engine)
         return StepTimes(
             cost=cost,
@@ -210,9 +210,13 @@ class PriorTimes:
             return self.ran.sigma  # its runs hold what rules add
         ruled = self.prior(engine).spread
         if self.ran is None:
-            published = published_spread(self.tables.system, self.facts, engine).sigma
+            published = self.published(engine).sigma
             return float(np.hypot(published, ruled))
         return float(np.hypot(self.ran.sigma, np.hypot(OTHER_SIZE, ruled)))
+
+    def published(self, engine: EngineConfig) -> Spread:
+        """Return how far off published runs say that the prior may be for an engine."""
+        return published_spread(self.tables.system, self.facts, self.shared(engine))
 
     def other_versions(self, engine: EngineConfig, requests: int, step_s: float) -> str | None:
         """Say what the all-reduces of other versions of vLLM would give, where it matters.
@@ -274,8 +278,8 @@ class PriorTimes:
             return [
                 *told,
                 *by_cases,
-                host_note(engine),
-                published_spread(self.tables.system, self.facts, engine).note(),
+                host_note(self.shared(engine)),
+                self.published(engine).note(),
                 first_tokens_of(self.facts, engine).note(),
             ]
         if self.told:
@@ -620,6 +624,8 @@ def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
 def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None) -> StepCost:
     """Return the cost of an engine's steps: kernels from tables, and the host's part as learned.
 
+    The ranks of data parallelism that it has work on a step together in a mixture alone.
+
     Raises UsageError where the engine does not tell its limits.
     """
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
@@ -632,11 +638,9 @@ def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None
         max_num_seqs=engine.max_num_seqs,
         capture_sizes=captured_sizes(replace(engine, gpu=prior.tables.device)),
     )
-    host = host_part(engine).scaled(prior.host)
-    drafts = np.zeros(len(FEATURES))
-    if drafting is not None:
-        drafts[FEATURES.index("draft_step")] = drafting.launch_s
-        drafts[FEATURES.index("draft_requests")] = drafting.each_s
+    together = engine if prior.facts.num_experts else engine.one_replica()
+    host = host_part(together).scaled(prior.host)
+    drafts = np.zeros(len(FEATURES)) if drafting is None else drafting.seconds
     if host.hidden:
         return table_cost(tables, drafts, hidden=host.seconds)
     return table_cost(tables, host.seconds + drafts)

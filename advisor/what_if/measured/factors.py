@@ -6,15 +6,16 @@ with the context and the host with the requests; one load moves both as far as e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from advisor.evidence.features import FEATURES
 from advisor.replay.limits import Limits, limits_of
-from advisor.replay.replay import replay
-from advisor.replay.result import Replayed
+from advisor.replay.replay import Replicas, replay
 from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cost_of, spread_of
 from advisor.what_if.measured.points import ITL, MeasuredPoint
@@ -29,10 +30,60 @@ NOISE: Final = 0.03  # spread (sd) of the log of a mean time that is measured ag
 KERNELS: Final = 0.10  # of the log of the kernels' factor
 HOST: Final = 0.7  # of that of the host's part, which differs between hosts and versions
 APART: Final = np.log(1.25)  # points that a fit is off by more contradict one another
+SAME_LOAD: Final = np.log(1.02)  # by the prior: points of as many requests that are one load
+AGAIN: Final = np.log(1.10)  # by which measurements of one load differ at most
 LEAST: Final = 0.5  # measured over the prior: what lies beyond both is no such engine
 MOST: Final = 10.0
 _ROUNDS: Final = 4
 _STEP: Final = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class PricedEngine:
+    """An engine as the prior has it: what its steps cost, `drafts` [FEATURES] of that, and limits.
+
+    `replicas` are the ranks of data parallelism that take the measured load together.
+    """
+
+    cost: StepCost
+    drafts: Floats
+    limits: Limits
+    replicas: Replicas
+
+    @classmethod
+    def of(
+        cls, times: PriorTimes, engine: EngineConfig, replicas: Replicas | None = None
+    ) -> PricedEngine:
+        """Price an engine of one rank. Raises as `PriorTimes.times`."""
+        drafting = times.drafting(engine)
+        return cls(
+            cost=cost_of(times.prior(engine), times.shared(engine), drafting),
+            drafts=np.zeros(len(FEATURES)) if drafting is None else drafting.seconds,
+            limits=limits_of(engine),
+            replicas=replicas or Replicas(),
+        )
+
+    def seconds(self, point: MeasuredPoint, kernels: float = 1.0, host: float = 1.0) -> float:
+        """Return the mean time per token of a point's load, as a client measures it.
+
+        Tables and drafting take `kernels` times as long, and the host's laws `host` times.
+        """
+        cost = scaled_cost(self.cost, kernels)._replace(
+            linear=host * self.cost.linear + (kernels - host) * self.drafts,
+            hidden=host * self.cost.hidden,
+        )
+        work = point.workload
+        try:
+            run = replay(
+                work, cost, self.limits, concurrency=point.concurrency, replicas=self.replicas
+            )
+        except ValueError as error:
+            raise UsageError(f"--measured {point.name}: {error}") from None
+        more = work.output_tokens > 1
+        took = (run.end_s - run.first_token_s)[more]
+        if point.what == ITL:
+            return float(took.sum() / work.verify_steps[more].sum())
+        return float(np.mean(took / (work.output_tokens[more] - 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +113,24 @@ class Fitted:
         return told
 
 
-def fit_points(times: PriorTimes, engine: EngineConfig, points: Sequence[MeasuredPoint]) -> Fitted:
+def fit_points(
+    times: PriorTimes,
+    engine: EngineConfig,
+    points: Sequence[MeasuredPoint],
+    replicas: Replicas | None = None,
+) -> Fitted:
     """Return the prior's factors by which points come out, as the engine would run them.
 
-    The largest posterior of both logs under normal laws (NOISE, KERNELS, HOST), by Gauss-Newton.
+    The engine is one of the `replicas` that take a load together. The largest posterior of both
+    logs under normal laws (NOISE, KERNELS, HOST), by Gauss-Newton.
     Raises UsageError for a point that no engine like this has, and for points that contradict one
     another.
     """
-    cost = cost_of(times.prior(engine), engine)
-    limits = limits_of(engine)
+    priced = PricedEngine.of(times, engine, replicas)
     measured = np.array([point.seconds for point in points])
 
     def predicted(logs: Floats, chosen: Sequence[MeasuredPoint]) -> Floats:
-        scaled = _weighed(cost, *np.exp(logs))
-        return np.array([_seconds(point, scaled, limits) for point in chosen])
+        return np.array([priced.seconds(point, *np.exp(logs)) for point in chosen])
 
     before = predicted(np.zeros(2), points)
     for point, was in zip(points, before, strict=True):
@@ -86,6 +141,7 @@ def fit_points(times: PriorTimes, engine: EngineConfig, points: Sequence[Measure
                 f"{digits(ratio)} times the {number(was, 's')} that the tables give for this "
                 "engine and load. Check the time, the model and the GPU"
             )
+    _check_again(points, before)
     logs = _solved(predicted, points)
     after = predicted(logs, points)
     errors = np.log(after / measured)
@@ -120,6 +176,20 @@ def fit_points(times: PriorTimes, engine: EngineConfig, points: Sequence[Measure
     return Fitted(found=found, points=tuple(points), before=before, after=after)
 
 
+def _check_again(points: Sequence[MeasuredPoint], before: Floats) -> None:
+    """Raise UsageError for times that differ where the prior has them alike: it is one load."""
+    known = zip(points, before.tolist(), strict=True)
+    for (one, was), (other, then) in itertools.combinations(known, 2):
+        alike = one.concurrency == other.concurrency is not None
+        apart = abs(np.log(one.seconds / other.seconds))
+        if alike and abs(np.log(was / then)) < SAME_LOAD and apart > AGAIN:
+            raise UsageError(
+                f"{one.name} and {other.name} contradict one another: "
+                f"{one.seconds * 1e3:.3g} ms and {other.seconds * 1e3:.3g} ms were measured of "
+                f"what the prior takes for one load ({was * 1e3:.3g} ms and {then * 1e3:.3g} ms)"
+            )
+
+
 def _solved(predicted: Predicted, points: Sequence[MeasuredPoint]) -> Floats:
     """Return the logs of both factors."""
     measured = np.array([point.seconds for point in points])
@@ -137,23 +207,3 @@ def _solved(predicted: Predicted, points: Sequence[MeasuredPoint]) -> Floats:
         if np.abs(step).max() < 1e-3:
             break
     return logs
-
-
-def _weighed(cost: StepCost, kernels: float, host: float) -> StepCost:
-    """Return a cost with its tables and its laws, which are the host's, multiplied."""
-    laws = {
-        name: getattr(cost, name) * host for name in ("linear", "hidden") if name in cost._fields
-    }
-    return scaled_cost(cost, kernels)._replace(**laws)
-
-
-def _seconds(point: MeasuredPoint, cost: StepCost, limits: Limits) -> float:
-    """Return the mean time per token of a point's load, as a client measures it."""
-    try:
-        run: Replayed = replay(point.workload, cost, limits, concurrency=point.concurrency)
-    except ValueError as error:
-        raise UsageError(f"--measured {point.name}: {error}") from None
-    more = point.workload.output_tokens > 1
-    took = (run.end_s - run.first_token_s)[more]
-    gaps = point.workload.output_tokens[more] - 1
-    return float(took.sum() / gaps.sum() if point.what == ITL else np.mean(took / gaps))

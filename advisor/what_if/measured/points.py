@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import polars as pl
 
 from advisor.replay.workload import Workload
+from advisor.step_time.prior.drafting import VerifyStep
 from traces.errors import UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
 from traces.recording.tables import FORWARD
 
-ITL: Final = "itl"  # mean over tokens; TPOT is the mean over requests of their own means
+ITL: Final = "itl"  # mean over steps of requests; TPOT is the mean over requests of their own means
 TPOT: Final = "tpot"
 ROUNDS: Final = 4  # requests in turn for each that is in flight, so that the ends count little
 MOST_IN_FLIGHT: Final = 8192
@@ -44,6 +46,23 @@ class MeasuredPoint:
     workload: Workload
     concurrency: int | None
 
+    def drafted(self, step: VerifyStep) -> MeasuredPoint:
+        """Return the point of an engine that drafts, whose requests advance as `step` says."""
+        tokens = self.workload.output_tokens - 1
+        steps = np.maximum(np.rint(tokens / step.kept), np.minimum(tokens, 1)).astype(np.int64)
+        forwarded = np.full(len(steps), step.computed)
+        return replace(
+            self, workload=replace(self.workload, verify_steps=steps, forwarded=forwarded)
+        )
+
+    def is_load_of(self, other: MeasuredPoint) -> bool:
+        """Whether another point is of as many requests in flight, of the same lengths."""
+        ours, theirs = (
+            {*zip(each.prompt_tokens.tolist(), each.output_tokens.tolist(), strict=True)}
+            for each in (self.workload, other.workload)
+        )
+        return self.concurrency == other.concurrency and ours == theirs
+
 
 def said_points(texts: Sequence[str], recording: Recording) -> list[MeasuredPoint]:
     """Return what `--measured` says. Lengths that it leaves out are those of a recording.
@@ -51,13 +70,12 @@ def said_points(texts: Sequence[str], recording: Recording) -> list[MeasuredPoin
     Raises UsageError for what is not understood, and for two times of one load.
     """
     found = [_said(text, recording) for text in texts]
-    for place, (text, point) in enumerate(zip(texts, found, strict=True)):
-        load = text.partition("@")[2]
-        for other, before in zip(texts[:place], found[:place], strict=True):
-            if (other.partition("@")[2], before.what) == (load, point.what):
-                raise UsageError(
-                    f"--measured {other} and --measured {text}: two times of one load. Give one"
-                )
+    for before, point in itertools.combinations(found, 2):
+        if before.what == point.what and before.is_load_of(point):
+            raise UsageError(
+                f"--measured {before.name} and --measured {point.name}: two times of one load. "
+                "Give one"
+            )
     return found
 
 

@@ -38,6 +38,9 @@ _TORCHAO: Final = (
     ("Int4Weight", "int4"), ("Int8Weight", "int8"), ("Float8WeightOnly", "fp8"),
     ("Float8DynamicActivationFloat8Weight", "fp8"),
 )  # fmt: skip
+# Targets of compressed-tensors that are classes: all linear layers, experts among them, or experts.
+_LINEAR: Final = "Linear"
+_CLASSES: Final = {"FusedMoE": r"re:.*\.experts\..*"}
 _WHOLE_BITS: Final = 16  # from which a module is as it was
 _OUTER: Final = frozenset({"model", "language_model", "backbone", "text_model", "transformer"})
 # Words of modules that are no matrix of a layer, or of a part that is not counted by module.
@@ -101,6 +104,8 @@ class Quantised:
         self._over_blocks = bool(
             self._told.get("quantized_layers") and self._told.get("weight_block_size")
         )
+        self._targets: list[str] = []  # of compressed-tensors, but those of all linear layers
+        self._met = False  # whether any layer has what is quantised by name
         most = _MOST_RULES + _MOST_GLOBS
         self._rules = list(itertools.islice(self._read_rules(), most + 1))
         globs = sum(each.globs for each, _ in [*self._rules, (self._skipped, None)] if each)
@@ -130,12 +135,12 @@ class Quantised:
         """
         if self.kind is None:
             return plain
+        skipped = any(self._skipped.match(name) for name in names)
         for patterns, found in self._rules:
             if patterns is not None and any(patterns.match(name) for name in names):
-                return found or plain
-        if not linear:
-            return plain
-        if not self._over_blocks and any(self._skipped.match(name) for name in names):
+                self._met = True
+                return plain if self._targets and skipped else found or plain
+        if not linear or (skipped and not self._over_blocks):
             return plain
         routed = any(".experts." in name for name in names)
         if self._experts is not None and routed:
@@ -156,6 +161,8 @@ class Quantised:
                 if numbers[:1] > [2 * layers + 16]:  # layers that draft come after the others
                     self.unknown = shown(name)
                     return
+        if self._targets and not self._met and all(patterns for patterns, _ in self._rules):
+            self.unknown = shown(self._targets[0])
 
     def _kind(self) -> str | None:
         told = self._told
@@ -187,14 +194,12 @@ class Quantised:
             weights = group.get("weights") if isinstance(group, Mapping) else None
             if isinstance(weights, Mapping) and not named:
                 targets = self._list(group.get("targets"), "targets")
-                kinds = [each for each in targets if re.fullmatch(r"[A-Z]\w*", each)]
-                if kinds or not targets:
+                if _LINEAR in targets or not targets:
                     yield None, _of_group(weights)
-                if len(kinds) < len(targets):
-                    yield (
-                        self._patterns(each for each in targets if each not in kinds),
-                        _of_group(weights),
-                    )
+                if others := [each for each in targets if each != _LINEAR]:
+                    self._targets += others
+                    modules = (_CLASSES.get(each, each) for each in others)
+                    yield self._patterns(modules), _of_group(weights)
         if isinstance(named, Mapping):
             by_form: dict[Form, list[str]] = {}
             for name, each in named.items():

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from traces.errors import UsageError
 
@@ -68,8 +71,33 @@ class Access:
             )
         if parts.query or parts.fragment:
             raise UsageError(f"URL of {host}: leave out what follows ? or #. Use --header for keys")
+        check_environment()
         base = url.rstrip("/").removesuffix("/metrics").removesuffix("/v1")
         return Access(url=base, headers=dict(headers or {}))
+
+
+def check_environment() -> None:
+    """Raise UsageError where httpx cannot use the proxies or certificates of the environment.
+
+    The message repeats no proxy, which may have a password.
+    """
+    for kind, proxy in getproxies().items():
+        if kind not in {"http", "https", "all"}:
+            continue
+        scheme, mark, _ = proxy.lower().partition("://")
+        if mark and scheme not in {"http", "https", "socks5", "socks5h"}:
+            raise UsageError(
+                f"{kind.upper()}_PROXY: is no proxy of http, https or socks5. Unset it"
+            )
+        if scheme.startswith("socks") and mark and find_spec("socksio") is None:
+            raise UsageError(
+                f"{kind.upper()}_PROXY: a SOCKS proxy needs socksio. Install that, or unset it"
+            )
+    if named := os.environ.get("SSL_CERT_FILE"):
+        try:
+            ssl.create_default_context(cafile=named)
+        except OSError:
+            raise UsageError("SSL_CERT_FILE: holds no certificates. Correct or unset it") from None
 
 
 def accesses_of(

@@ -39,6 +39,18 @@ def test_the_files_say_what_was_recommended(advised, tmp_path):
     assert expected.concurrency == 4
 
 
+@pytest.mark.slow
+def test_costs_are_promised_with_the_price_that_was_recorded(advised):
+    _, advisor, _ = advised
+    evidence = dataclasses.replace(advisor.evidence, price_usd_per_device_hour=2.5)
+    priced = Advisor.of(evidence, model=advisor.model)
+    told = [
+        expectations(priced.recommend(budget), priced).budget
+        for budget in (Budget(optimise="latency"), Budget(optimise="latency", prices=(("CPU", 3),)))
+    ]
+    assert [each.price_usd_per_device_hour for each in told] == [2.5, None]
+
+
 def test_the_script_runs_the_command_with_options_of_its_own(advised, tmp_path):
     _, advisor, answer = advised
     write_config(tmp_path, answer, advisor)

@@ -118,7 +118,9 @@ def test_problems_begin_at_their_arrivals_however_many_are_in_flight(tmp_path):
     begun = [(each - problems["arrival"][0]) / 1e9 for each in problems["arrival"]]
     for came, wanted in zip(begun, ARRIVALS, strict=True):
         assert wanted - 0.005 <= came < wanted + 0.1
-    assert read_manifest(path).concurrency is None
+    manifest = read_manifest(path)
+    rate_per_s = 3 / (ARRIVALS[-1] - ARRIVALS[0])
+    assert (manifest.concurrency, manifest.rate_per_s) == (None, pytest.approx(rate_per_s))
     # They come at the same times when sent again.
     assert again(Recording.open(path)).arrivals_s == pytest.approx(begun, abs=1e-6)
 

@@ -122,6 +122,20 @@ def test_what_if_of_an_engine_that_does_not_speculate(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"num_speculative_tokens": None}, {"prompt_lookup_min": None}, {"prompt_lookup_max": None},
+     {"num_speculative_tokens": 100_000_000}, {"num_speculative_tokens": -1}],
+)  # fmt: skip
+def test_drafts_without_a_setting_are_left_out(tmp_path, damage):
+    rows = simulate(problems=2, n=1)
+    names = {name: rows["samples"][0][name] for name in ("problem_id", "sample_index")}
+    (counted, *_) = draft_counts(STANDARD, [1, 2, 3, 4] * 3, [1, 2, 3, 4] * 6, think_tokens=11)
+    rows["drafts"] = [{**names, **counted, **damage}]
+    (run,) = summarise(write_recording(tmp_path / "r", rows))
+    assert run.ngram_what_if is None
+
+
 def test_notes_of_the_engine_are_shown(tmp_path):
     rows = simulate(problems=2, n=1)
     rows["events"] = [

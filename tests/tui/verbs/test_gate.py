@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+import polars as pl
 import pytest
 
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
-from traces.deployment.checks import against_promises, load_check
+from traces.deployment.checks import against_baseline, against_promises, load_check
 from traces.deployment.documents import Expectations, names_hash, read_expectations, write_document
 from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
@@ -16,6 +18,7 @@ from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
 from traces.schema.tts.parameters import complete, make_policy
+from traces.summary.comparison import compare
 from traces.summary.run import summarise
 from tui.verbs.demo import SHIPPED
 
@@ -131,6 +134,44 @@ def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
 
 
 @pytest.mark.slow
+def test_any_percentile_of_the_latency_may_be_limited(runs):
+    (base,) = summarise(runs["base"])
+    for percentile in (75, 95):
+        share = np.quantile(base.rows["latency_s"].to_numpy(), percentile / 100)
+        for factor, verdict in ((2.0, "passed"), (0.5, "failed")):
+            budget = Budget(max_latency_s=factor * share, latency_percentile=percentile)
+            told = promised(base, budget=budget, promised={})
+            gated = against_promises(told, base, "expect.json")
+            assert gated.verdict == verdict
+            assert gated.checks[0].name == f"p{percentile} latency"
+            assert gated.checks[0].measured.value == pytest.approx(share)
+            assert gated.run_to_run is not None
+
+
+@pytest.mark.slow
+def test_a_cost_has_the_price_that_it_was_promised_at(run, tmp_path):
+    vote = Recording.open(next(SHIPPED.glob("demo-s-tp1-seqs64-maj@16*")))
+    (base,) = summarise(vote)
+    most = 1.5 * base.device_s_per_problem.value * 2.5 / 3600
+    load = vote.manifest.concurrency
+    for price in (
+        {"price_usd_per_device_hour": 2.5},
+        {"prices": (("CPU", 2.5), ("H100", 9.0))},
+        {},
+    ):
+        budget = Budget(max_cost_usd=most, **price)
+        told = promised(base, budget=budget, promised={}, concurrency=load)
+        write_document(tmp_path / "expect.json", told)
+        code, out, err = gate(run, "expect.json", vote.path)
+        assert (code, "device-hour" in out) == (0 if price else 1, False), err
+        assert price or "no price is known. Give --price" in " ".join(err.split())
+        code, out, err = gate(run, "expect.json", vote.path, "--price", 25)
+        assert code == 3, err
+        assert "FAIL  cost" in out
+        assert ("USD per device-hour 2.5 -> 25" in out) == bool(price)
+
+
+@pytest.mark.slow
 def test_an_end_that_was_not_promised_breaks_nothing(runs):
     """The worse end counts. The estimate itself promises nothing."""
     (base,) = summarise(runs["base"])
@@ -222,6 +263,84 @@ def test_acceptance_that_falls_breaks_the_gate(run, tmp_path):
     assert "acceptance<-5%" in out
 
 
+def losing(run, count, error="2 samples failed"):
+    """The run, of which the first problems have no decision."""
+    lost = pl.int_range(pl.len()) < count
+    rows = run.rows.with_columns(
+        state=pl.when(lost).then(pl.lit("failed")).otherwise("state"),
+        error=pl.when(lost).then(pl.lit(error)).otherwise("error"),
+        correct=pl.when(~lost).then("correct"),
+    )
+    return dataclasses.replace(run, rows=rows, problems_failed=count)
+
+
+def gates_of(base, run):
+    """The gates of a run against what an earlier one promised, and against that one itself."""
+    told = promised(base, budget=Budget(), promised={"tokens": base.tokens_per_problem})
+    limits = ["tokens>+90%"]
+    return (
+        against_promises(told, run, "expect.json"),
+        against_baseline(limits, compare(base, run), base, run),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "verdicts"),
+    [(0, (None, None)), (1, ("unsure", "unsure")), (30, ("broken", "broken"))],
+)
+def test_problems_that_fail_break_a_gate_and_are_counted(runs, count, verdicts):
+    (base,) = summarise(runs["base"])
+    for gated, verdict in zip(gates_of(base, losing(base, count)), verdicts, strict=True):
+        failed = [each for each in gated.checks if each.name == "problems that failed"]
+        assert [each.verdict for each in failed] == ([verdict] if verdict else [])
+        assert gated.verdict == ("failed" if verdict == "broken" else "passed")
+        assert any(f"{count} of 60" in each for each in gated.differs) == (count > 0)
+
+
+@pytest.mark.slow
+def test_where_all_problems_fail_the_gate_does(runs):
+    (base,) = summarise(runs["base"])
+    assert [each.verdict for each in gates_of(base, losing(base, 60))] == ["failed", "failed"]
+    # As many as before are no change.
+    half = losing(base, 30)
+    same = against_baseline(["tokens>+90%"], compare(half, half), half, half)
+    assert same.verdict == "passed" and "problems that failed 30 of 60 -> 30 of 60" in same.differs
+
+
+@pytest.mark.slow
+def test_a_few_failures_are_nothing_that_was_promised(runs):
+    (base,) = summarise(runs["base"])
+    told = promised(base, budget=Budget(), promised={"energy_j": base.latency_s["mean"]})
+    assert against_promises(told, losing(base, 1), "expect.json").verdict == "not judged"
+
+
+@pytest.mark.slow
+def test_a_run_that_did_not_end_is_not_judged(runs):
+    (base,) = summarise(runs["base"])
+    cut = dataclasses.replace(base, complete=False)
+    fewer = dataclasses.replace(base, rows=base.rows.head(40), problems=40)
+    for run, why in ((cut, "is not complete: 60 of 60"), (fewer, "40 of 60 problems ended")):
+        for gated in gates_of(base, run):
+            assert (gated.verdict, why in gated.not_judged) == ("not judged", True)
+            assert {each.verdict for each in gated.checks} == {"absent"}
+    (_, against_cut) = gates_of(cut, base)
+    assert against_cut.verdict == "not judged"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["client gone", "server ended"])
+def test_served_questions_that_were_cut_off_are_no_failures(runs, error):
+    """A served recording has no fixed set of problems."""
+    (base,) = summarise(runs["base"])
+    served = dataclasses.replace(base, workload=None)
+    for count, verdict in ((2, "passed"), (20, "not judged")):
+        run = losing(served, count, error)
+        gated = against_promises(promised(base, budget=Budget()), run, "expect.json")
+        assert gated.verdict == verdict
+        assert f"questions that were cut off {count}" in gated.differs
+
+
 def numbers(**known):
     return Numbers(engine="e", start_ns=0, end_ns=1, seconds=1.0, polls=9, resets=0, **known)
 
@@ -235,6 +354,24 @@ def test_a_load_above_the_one_assumed_is_said():
     rate = dataclasses.replace(told, concurrency=None, rate_per_s=2.0)
     assert load_check(rate, numbers(requests_per_s=7.9)).verdict == "ok"
     assert load_check(rate, numbers(requests_per_s=9.0)).verdict == "broken"
+
+
+@pytest.mark.parametrize(
+    ("method", "most", "at_once"),
+    [
+        ({"method": "budget_forcing", "n": 4, "extend": 2}, 12, 4),
+        ({"method": "beam", "n": 4, "width": 2, "depth": 4}, 16, 4),
+        ({"method": "sequential", "n": 8}, 8, 1),
+        ({"method": "adaptive", "n": 8, "in_flight": 2}, 8, 2),
+    ],
+)
+def test_the_most_requests_are_those_of_the_method(method, most, at_once):
+    policy = make_policy({"temperature": 0.8, **method})
+    rate = Expectations(engine=engine_of(), policy=policy, promised={}, rate_per_s=2.0)
+    kept = dataclasses.replace(rate, rate_per_s=None, concurrency=2)
+    for share, verdict in ((1.0, "ok"), (1.2, "broken")):
+        assert load_check(rate, numbers(requests_per_s=2 * most * share)).verdict == verdict
+        assert load_check(kept, numbers(running=2 * at_once * share)).verdict == verdict
 
 
 @pytest.mark.slow

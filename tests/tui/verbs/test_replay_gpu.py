@@ -83,6 +83,29 @@ def test_the_document_marks_what_is_prior(run, model):
     assert any(note.startswith("prior: ") for note in found["notes"])
 
 
+def test_a_cache_and_a_dtype_that_were_not_recorded_are_priced(run, model):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    set_to = ("--set", "engine.kv_cache_dtype=fp8", "--set", "engine.dtype=bfloat16")
+    found = json.loads(run.ok(*asked, *set_to, "--json"))
+    assert (
+        "the samples were recorded with dtype float32, kv_cache_dtype auto and the steps are those "
+        "of bfloat16, fp8: such a server may answer otherwise"
+    ) in found["notes"]
+    message = run.refused(*asked, "--set", "engine.dtype=float8")
+    assert "engine.dtype=float8: the tables are bfloat16's. Set engine.dtype=bfloat16" in message
+
+
+def test_a_model_that_is_not_known_says_what_can_still_be_done(run, model):
+    config = CONFIG | {"layer_types": ["warp_attention"] * 4}
+    (model / "config.json").write_text(json.dumps(config))
+    asked = ("replay", VOTES, "--gpu", "test_gpu")
+    message = run.refused(*asked, "--model-config", model)
+    assert "has layers of the kind warp_attention, so that its layers are not known" in message
+    assert "`ttscope show` says what was measured" in message
+    message = run.refused(*asked, "--set", "engine.model=other")
+    assert "--model-config (`ttscope show` says what was measured)" in message
+
+
 def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
     asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model, "--json")
     installed = json.loads(run(*asked)[1])

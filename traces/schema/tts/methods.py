@@ -172,6 +172,7 @@ class Method:
     parameter that labels show, and the value of the rule. `at_a_time` is the one that says how
     many samples are drawn first, else all are.
 
+    `in_turn` says that a request begins when the one before has ended.
     `plurality` says that the most frequent answer is given. `continues` and `in_steps` say that
     requests go on from token ids, and that a request is a step of a sample and not a whole one.
     `of_others` says that it is what somebody else sent, which can be replayed and not run.
@@ -187,6 +188,7 @@ class Method:
     parameters: tuple[str, ...] = ()
     rule: int | None = stop_rules.ALL
     at_a_time: str = ""
+    in_turn: bool = False
     plurality: bool = True
     continues: bool = False
     in_steps: bool = False
@@ -316,6 +318,7 @@ _ROWS = (
         short="revise",
         parameters=("stable", "revise_prompt"),
         rule=None,
+        in_turn=True,
         plurality=False,
         words="up to {n} revisions of an answer until {stable} agree",
     ),

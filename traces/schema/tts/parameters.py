@@ -156,6 +156,14 @@ def most_requests(policy: Policy) -> int:
     return policy.n * (1 + (number(policy, "extend") or 0)) * (number(policy, "depth") or 1)
 
 
+def most_at_once(policy: Policy) -> int:
+    """Return how many requests of a problem a policy has in flight at most."""
+    if policy.spec.in_turn:
+        return 1
+    stop = policy.stop
+    return policy.n if stop is None or not policy.spec.at_a_time else stop.drawn_first
+
+
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """What a policy wants measured: `top_logprobs` per token (0: the sampled token's alone).

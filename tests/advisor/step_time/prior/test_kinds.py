@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from advisor.step_time.host.law import host_note, host_part
 from advisor.step_time.operators.grids import growing, without_stalls
 from advisor.step_time.prior.defaults import Device, memory_of, with_blocks
 from advisor.step_time.prior.operations.attention import attending, decoding_grid
@@ -14,6 +15,7 @@ from advisor.step_time.prior.operations.experts import Shape, routed
 from advisor.step_time.prior.operations.modules import GAPS, SPARSE
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.prior import prior_of
+from advisor.step_time.prior.recalibration import PriorTimes, cost_of
 from advisor.step_time.prior.tables import read_prior
 from tests.advisor.step_time.prior.kinds_files import (
     DELTA,
@@ -342,3 +344,27 @@ def test_no_form_of_the_installed_products_takes_the_hosts_time(form):
     for system in ("h100_sxm", "b200_sxm"):
         rows = product(read_prior(system), 4096, 4096, form).rows
         assert 2e-6 < np.interp(8.0, *rows.T) < 25e-6
+
+
+def test_ranks_that_share_experts_share_the_hosts_part_and_ranks_of_a_dense_model_do_not(tables):
+    def engine(ranks, **changes):
+        return EngineConfig(
+            model="kinds", data_parallel_size=ranks, vllm_version="0.12.0", max_num_seqs=64,
+            max_num_batched_tokens=2048, other=PARALLEL, **changes,
+        )  # fmt: skip
+
+    mixture = model(layer(), total_parameters=10**9)
+    times = PriorTimes(tables=tables, facts=mixture, found=None, ranks=4)
+    found = times.times(engine(1), 100)
+    together = host_part(engine(1, tensor_parallel_size=4))
+    np.testing.assert_allclose(found.cost.linear, together.seconds)
+    assert host_note(engine(4)) in times.notes(engine(1))
+    assert host_note(engine(4)) != host_note(engine(1))
+    many = dataclasses.replace(times, ranks=16)  # more than any published run had
+    assert "the number of GPUs" in many.published(engine(1)).unseen
+    assert "the number of GPUs" not in times.published(engine(1)).unseen
+    widths = (("gate_proj", 512, 1024), ("up_proj", 512, 1024), ("down_proj", 1024, 512))
+    mlp = tuple(matrix(f"mlp.{name}", inputs, outputs) for name, inputs, outputs in widths)
+    dense = model(layer(after=mlp), num_experts=None)
+    prior = prior_of(tables, dense, engine(4))
+    np.testing.assert_allclose(cost_of(prior, engine(4)).linear, host_part(engine(1)).seconds)

@@ -1,23 +1,28 @@
 """Measured times of a GPU against the prior: said in a line, or in an import."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
+from advisor.replay.replay import Replicas
+from advisor.step_time.prior.drafting import VerifyStep
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if import predict as predicting
 from advisor.what_if.measured import factors
+from advisor.what_if.measured.factors import PricedEngine
 from advisor.what_if.measured.points import imported_point, said_points
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from benchmarks.made.foreign_files import aiperf, guidellm, vllm_bench
 from tests.advisor.step_time.prior.prior_files import TINY
-from tests.advisor.synthetic import VOTE16, engine_of, record
+from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.foreign.requests.importer import import_requests
 from traces.recording.reader import Recording
+from traces.schema.engine import Speculative
 from traces.summary.run import summarise
 
 pytestmark = pytest.mark.usefixtures("prior")
@@ -72,10 +77,9 @@ def test_two_loads_bring_back_an_engine_whose_factors_are_known(recorded, monkey
     prior = asked(recorded, engine={"async_scheduling": scheduling})
     (engine,) = prior.manifest.engines.values()
     read = said_points(["itl=1ms@1:64+100", "itl=1ms@64:3000+300"], recorded)
-    times, limits = prior_times(recorded), factors.limits_of(engine)
-    plain = factors.cost_of(times.prior(engine), engine)
-    cost = factors._weighed(plain, 1.15, 1.5)
-    real = [dataclasses.replace(p, seconds=factors._seconds(p, cost, limits)) for p in read]
+    times = prior_times(recorded)
+    plain = PricedEngine.of(times, engine)
+    real = [dataclasses.replace(p, seconds=plain.seconds(p, 1.15, 1.5)) for p in read]
     fitted = factors.fit_points(times, engine, real)
     if not scheduling:  # a part that kernels hide cannot be told from the times
         assert fitted.found.step == pytest.approx(1.15, abs=0.07)
@@ -83,17 +87,86 @@ def test_two_loads_bring_back_an_engine_whose_factors_are_known(recorded, monkey
     np.testing.assert_allclose(fitted.after, [p.seconds for p in real], rtol=0.01)
     # A third load that was not learned from comes out too, and the prior alone is far off.
     (other,) = said_points(["itl=1ms@16:1000+300"], recorded)
-    again = factors._weighed(plain, fitted.found.step, fitted.found.host)
-    truth, ours, alone = (factors._seconds(other, each, limits) for each in (cost, again, plain))
+    learned = fitted.found.step, fitted.found.host
+    truth, ours, alone = (
+        plain.seconds(other, *each) for each in ((1.15, 1.5), learned, (1.0, 1.0))
+    )
     assert ours == pytest.approx(truth, rel=0.03)
     assert alone < 0.9 * truth
 
 
+def factors_of(found):
+    """Factors of kernels and of the host that a note tells."""
+    return [float(each) for each in re.findall(r"x(\d\.\d\d)", said(found))]
+
+
+def itl_of(found):
+    (row,) = [each for each in found.compared if (each.name, each.part) == ("ITL", "mean")]
+    return row.predicted_s
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ran", "engine", "note"),
+    [
+        ({}, {"data_parallel_size": 2}, "is the load of 2 data-parallel ranks together"),
+        ({"speculative": NGRAM}, {}, "measured with drafts that give "),
+    ],
+)
+def test_what_a_replay_predicts_leaves_the_prior_as_it_is(tmp_path, ran, engine, note):
+    """A load that the replay itself predicts is not split, nor run without drafts."""
+    recording = record(tmp_path / "run", engine_of(**ran), GREEDY, concurrency=16)
+    prior = asked(recording, engine=engine)
+    tpots = tpot(prior).value, itl_of(prior)
+    for what, seconds in zip(("tpot", "itl"), tpots, strict=True):
+        point = f"{what}={seconds * 1e3:.5f}ms@16"
+        found = asked(recording, engine=engine, measured=(point,))
+        assert factors_of(found) == pytest.approx([1.0, 1.0], abs=0.03)
+        assert any(note in each for each in found.notes)
+
+
+@pytest.mark.slow
+def test_what_is_measured_of_several_servers_is_the_load_of_one(tmp_path):
+    recording = record(tmp_path / "run", engine_of(), GREEDY, concurrency=16)
+    point = f"itl={itl_of(asked(recording)) * 1e3:.5f}ms@16"
+    found = asked(recording, replicas=Replicas(count=2), measured=(point,))
+    assert factors_of(found) == pytest.approx([1.0, 1.0], abs=0.03)
+    assert "what was measured is the load of one server of the 2" in found.notes
+
+
+@pytest.mark.parametrize("scheduling", [False, True])
+def test_drafting_is_of_the_kernels(recorded, scheduling):
+    times = prior_times(recorded)
+    engine = engine_of(
+        model=recorded_model(recorded), async_scheduling=scheduling, enforce_eager=True,
+        speculative=Speculative(method="eagle", num_speculative_tokens=3), gpu="NVIDIA Test 1",
+    )  # fmt: skip
+    (point,) = said_points(["tpot=1ms@4:64+200"], recorded)
+    point = point.drafted(VerifyStep(computed=4.0, kept=2.5))
+    assert point.workload.verify_steps.tolist() == [80] * 16  # of 199 tokens
+    once = PricedEngine.of(times, engine)
+    alone = dataclasses.replace(engine, speculative=None)
+    assert once.seconds(point) > 1.05 * PricedEngine.of(times, alone).seconds(point)
+    twice = Recalibration(
+        families={}, step=2.0, host=1.0, sigma=0.1, checked=frozenset(), recordings=()
+    )
+    again = PricedEngine.of(dataclasses.replace(times, found=twice), engine)
+    assert again.seconds(point) == pytest.approx(once.seconds(point, kernels=2.0), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_drafts_that_no_recording_tells_of_are_refused(recorded, monkeypatch):
+    (engine,) = recorded.manifest.engines.values()
+    wanted = dataclasses.replace(engine, speculative=NGRAM)
+    question = Question(engine=wanted, policy=VOTE16, gpu="test_gpu", measured=("itl=1ms@4",))
+    with pytest.raises(UsageError, match="does not say how many tokens of a draft are kept"):
+        predicting._measured(prior_times(recorded), question, recorded, (), Replicas(), ())
+
+
 def times_of(recorded, engine, points):
     """Seconds of points by the prior as it comes."""
-    cost = factors.cost_of(prior_times(recorded).prior(engine), engine)
-    limits = factors.limits_of(engine)
-    return [factors._seconds(point, cost, limits) for point in said_points(points, recorded)]
+    priced = PricedEngine.of(prior_times(recorded), engine)
+    return [priced.seconds(point) for point in said_points(points, recorded)]
 
 
 def prior_times(recorded):
@@ -120,10 +193,14 @@ def recorded_model(recorded):
         (("itl=2ms@4:10+1",), "outputs of one token have no time between tokens"),
         (("itl=2ms@4:0+9",), "tokens are from 1 to"),
         (("itl=2ms@4", "itl=3ms@4"), "itl=2ms@4 and --measured itl=3ms@4: two times of one load"),
+        (("itl=2ms@4:64+9", "itl=3ms@04:064+9"), "two times of one load. Give one"),
         (("itl=40s@4",), "itl 40.0 s is "),
         (("itl=1us@4",), "Check the time, the model and the GPU"),
         (("itl=4ms@2:64+200", "itl=1.8ms@64:64+200"),
          "itl=4ms@2:64+200 and itl=1.8ms@64:64+200 contradict one another"),
+        (("itl=2ms@4:64+200", "tpot=2.4ms@4:64+200"),
+         "2 ms and 2.4 ms were measured of what the prior takes for one load"),
+        (("itl=2ms@4:64+200", "itl=2.4ms@4:65+200"), "takes for one load"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(recorded, points, message):
@@ -197,7 +274,7 @@ def test_what_was_measured_beside_cases_says_both_and_checks_its_own_size_alone(
     (was,) = times_of(recorded, engine, ["itl=1ms@4:64+200"])
     point = f"itl={was * 1.5e3:.4f}ms@4:64+200"
     question = Question(engine=engine, policy=VOTE16, gpu="test_gpu", measured=(point,))
-    fitted, told = predicting._measured(times, question, recorded, ())
+    fitted, told = predicting._measured(times, question, recorded, (), Replicas(), ())
     assert told == []
     assert fitted.told[0] == (
         "kernels recalibrated by 3 cases of vllm bench forward (cases): gemm x1.20. With these "

@@ -326,6 +326,38 @@ def test_patterns_of_hostile_configs_end(expression):
     assert facts.weight_bytes is not None
 
 
+def compressed(model, targets, ignore=()):
+    """Facts of a model with targets in FP8, a byte a parameter less than as it is."""
+    weights = {"num_bits": 8, "type": "float"}
+    told = {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": [*ignore],
+            "config_groups": {"group_0": {"targets": targets, "weights": weights}}}  # fmt: skip
+    return facts_from_config(vars(model) | {"quantization_config": told}, name="x")
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "ignore", "narrow"),
+    [
+        (LLAMA_3_1_8B, ["re:.*self_attn.*"], ["lm_head", "re:.*self_attn.o_proj"],
+         32 * 4096 * (4096 + 2 * 1024)),
+        (QWEN3_30B_A3B, ["re:.*mlp.*"], ["re:.*mlp.experts.*"], 48 * 2048 * 128),
+        (QWEN3_30B_A3B, ["FusedMoE"], [], 48 * 128 * 3 * 2048 * 768),
+        (QWEN3_30B_A3B, ["Linear"], ["lm_head", "re:.*self_attn.*"], 48 * 128 * 3 * 2048 * 768),
+    ],
+)  # fmt: skip
+def test_targets_of_compressed_tensors_are_quantised_but_for_those_to_ignore(
+    model, targets, ignore, narrow
+):
+    plain = facts_from_config(vars(model), name="x").weight_bytes
+    assert compressed(model, targets, ignore).weight_bytes == plain - narrow
+
+
+@pytest.mark.parametrize("target", ["FooLinear", "RowParallelLinear", "re:.*foo.*"])
+def test_targets_that_no_layer_has_are_named(target):
+    facts = compressed(LLAMA_3_1_8B, [target], ["lm_head"])
+    assert facts.uncounted == f'quantised weights of "{target}", which no layer has'
+    assert facts.weight_bytes is None
+
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()
