@@ -39,9 +39,9 @@ def scale(value: float, unit: str) -> tuple[float, str]:
 
 def digits(value: float) -> str:
     """Return three significant digits: 0.0123, 1.23, 12.3, 1,234; below 0.0001 as 1.23e-05."""
-    size = abs(value)
     if not math.isfinite(value):
         return ABSENT
+    size = abs(float(f"{value:.3g}"))  # rounded, so that 9.996 is 10.0
     if size >= 100 or value == 0:
         return f"{value:,.0f}"
     if size < 1e-4:

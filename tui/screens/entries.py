@@ -335,7 +335,7 @@ def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: i
             is_told = column.header.startswith("acc") and not run.complete
             return "incomplete" if is_told else ""
         if column.header == "policy" and run.complete:
-            return NO_PROBLEMS if width >= NARROW else NO_PROBLEMS.removesuffix(" captured")
+            return NO_PROBLEMS if width >= NARROW else "0 problems"
     text = entry.cells[column.header]
     return engines.get(text, text) if column.header == "engine" else text
 

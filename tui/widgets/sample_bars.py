@@ -72,7 +72,7 @@ class SampleBars(Static):
         blank = middle - left - (legend.cell_length if fits else 0)
         lines.append(
             Content.assemble(
-                (f"{scale.left}0{' ' * (left + 1)}", "$text-muted"),
+                (f"{scale.left}{'0' if scale.end else ' '}{' ' * (left + 1)}", "$text-muted"),
                 legend if fits else "",
                 (f"{' ' * max(blank, 1)}{scale.end}", "$text-muted"),
             )
@@ -123,7 +123,7 @@ def _lines(row: SampleRow, mark: str, scale: Scale, letters: bool) -> list[Conte
 class Scale:
     """The header of bars: what stands left of them, their columns, the time at their end.
 
-    `width` is that of the whole line.
+    The time is empty where none is known. `width` is that of the whole line.
     """
 
     left: str

@@ -9,7 +9,7 @@ from typing import ClassVar, get_args
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Grid, Horizontal, Vertical
+from textual.containers import Horizontal
 from textual.events import DescendantBlur, DescendantFocus
 from textual.message import Message
 from textual.widgets import Input, Label, Select, Static
@@ -20,6 +20,7 @@ from traces.schema.advice import Budget, Load, Objective
 from traces.schema.formats import percent
 from traces.schema.quantities import latency, statistic
 from tui.text.words import budget_words, goal_words
+from tui.widgets.still import StillColumn, StillGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class BudgetField(Input):
     ]
 
 
-class BudgetForm(Vertical):
+class BudgetForm(StillColumn):
     """The fields with their labels. While it is small and without focus, one line sums them up."""
 
     @dataclass
@@ -154,7 +155,7 @@ class BudgetForm(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Static(id="summary", markup=False)
-        with Grid(id="fields"):
+        with StillGrid(id="fields"):
             for field in FIELDS:
                 start = self._limits.get(field.name, "")
                 with Horizontal(classes="row"):
@@ -201,7 +202,9 @@ class BudgetForm(Vertical):
             objective=str(self.query_one("#objective", Select).value),
             price=self._price,
         )
-        self.query_one("#summary", Static).update(summary_of(budget))
+        summary = self.query_one("#summary", Static)
+        if summary.content != (told := summary_of(budget)):
+            summary.update(told)
         return budget
 
     def api_price(self) -> float | None:

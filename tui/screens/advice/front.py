@@ -10,7 +10,6 @@ import numpy as np
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.events import Resize
 from textual.message import Message
@@ -24,6 +23,7 @@ from tui.screens.advice.rows import COLOURS, CUT, FLOPS, FRONT, Candidate, names
 from tui.text.advice import limit_on
 from tui.text.layout import ticks, with_room
 from tui.widgets.scatter import Scatter
+from tui.widgets.still import StillColumn, StillRow
 from tui.widgets.table import RowTable
 
 TALL = 12  # rows of the plot from which it has labels at its axes
@@ -37,7 +37,7 @@ JOINTS = {"●": "─", "○": "┈"}  # of the fronts, in the legend
 JustifyMethod = Literal["left", "right"]
 
 
-class FrontPanel(Vertical):
+class FrontPanel(StillColumn):
     """Shows an answer's candidates; the row under the cursor has its error bar in the plot."""
 
     @dataclass
@@ -56,7 +56,7 @@ class FrontPanel(Vertical):
         self.border_title = "Front"
 
     def compose(self) -> ComposeResult:
-        with Horizontal(id="middle"):
+        with StillRow(id="middle"):
             yield Scatter(id="scatter")
             yield RowTable(id="picks")
         yield Static(id="legend", markup=False)

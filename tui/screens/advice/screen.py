@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal
 from textual.content import Content
 from textual.events import DescendantBlur, DescendantFocus, Resize
 from textual.message import Message
@@ -30,6 +30,7 @@ from tui.screens.advice.what_if import examples, what_if
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
+from tui.widgets.still import Page, StillColumn, StillRow
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
@@ -185,17 +186,17 @@ class AdviceScreen(ModeScreen):
         self._accounted: Accounted | None = None  # of `_advice`
 
     def compose_body(self) -> ComposeResult:
-        with Horizontal(id="above"):
+        with StillRow(id="above"):
             yield BudgetForm(self.ttscope.limits, id="budget")
             yield FrontPanel(id="front")
-        with VerticalScroll(id="answer", classes="panel"):
+        with Page(id="answer", classes="panel"):
             with Horizontal(id="progress"):
                 yield Static(id="doing", markup=False)
                 yield ProgressBar(id="bar", show_eta=False, show_percentage=False)
-            with Horizontal(id="text"):
+            with StillRow(id="text"):
                 yield Static(id="detail", markup=False)
                 yield Static(id="more", markup=False)
-        with Vertical(id="asking"):
+        with StillColumn(id="asking"):
             with Horizontal(id="asking_row"):
                 yield Label("what if")
                 yield ChangeField(id="change", compact=True)
@@ -207,8 +208,8 @@ class AdviceScreen(ModeScreen):
         super().on_mount()
 
     @property
-    def _answer_panel(self) -> VerticalScroll:
-        return self.query_one("#answer", VerticalScroll)
+    def _answer_panel(self) -> Page:
+        return self.query_one("#answer", Page)
 
     @property
     def _front(self) -> FrontPanel:
@@ -605,7 +606,7 @@ class AdviceScreen(ModeScreen):
         selected = self._front.selected
         if selected is None:
             return
-        hint = f"for example {examples(selected.pick)}. Enter replays both, esc leaves"
+        hint = f"such as {examples(selected.pick)}. Enter replays both, esc leaves"
         self.query_one("#change_hint", Static).update(hint)
         self._ask_change(True)
         self.query_one("#change").focus()

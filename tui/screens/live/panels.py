@@ -22,6 +22,7 @@ from tui.screens.live.views import (
     gauge_lanes,
     problem_table,
     recorded_spreads,
+    server_spreads,
     spread_lines,
 )
 from tui.screens.live.watch import newest_problems
@@ -79,6 +80,19 @@ class Recorded:
                 "KV cache": np.fmax.reduce(kv),
             }
         )
+
+    def spreads(self, most: int | None = None) -> list[str]:
+        """Return the times of requests, a table of several servers with `most` rows."""
+        told = [
+            (self.names.get(each.verdict.engine, ""), each.numbers, each.requests)
+            for each in self.servers
+            if each.numbers is not None
+        ]
+        if len(self.servers) > 1:
+            return server_spreads(told, most)
+        return [
+            line for _, numbers, requests in told for line in recorded_spreads(numbers, requests)
+        ]
 
     def step_lanes(self, bins: int) -> list[Lane]:
         return [] if self.timeline is None else run_lanes(self.timeline.bins(bins), tall=False)
@@ -161,12 +175,9 @@ def live_panels(history: History) -> list[Panel]:
 def recorded_panels(recorded: Recorded) -> list[Panel]:
     """Return the panels of a recording."""
     panels = _gauges(recorded, recorded.engines)
-    for each in recorded.servers:
-        if each.numbers is not None:
-            name = recorded.names.get(each.verdict.engine, "")
-            lines = recorded_spreads(each.numbers, each.requests)
-            title = f"Latency {name}".rstrip()
-            panels.append(Panel(title=title, lines=tuple(lines)))
+    if recorded.engines:
+        title = "Latency" if len(recorded.servers) < 2 else "Latency, slowest server first"
+        panels.insert(3, Panel(title=title, lines=tuple(recorded.spreads())))
     if recorded.timeline is not None:
         panels.append(Panel(title="Engine steps", lanes=recorded.step_lanes))
     return panels
@@ -214,7 +225,9 @@ def _finished(engines: Sequence[Numbers]) -> tuple[str, ...]:
 
 
 def _cache(engines: Sequence[Numbers]) -> tuple[str, ...]:
-    hits = ", ".join(percent(each.prefix_hit_share) for each in engines) or ABSENT
+    shares = [each.prefix_hit_share for each in engines if each.prefix_hit_share is not None]
+    ends = dict.fromkeys(percent(end(shares)) for end in (min, max)) if shares else (ABSENT,)
+    hits = " to ".join(ends)
     preempted = total(engines, "preemptions")
     count = ABSENT if np.isnan(preempted) else f"{preempted:,.0f}"
     return (f"prefix cache hits {hits}   preemptions {count}",)

@@ -38,7 +38,6 @@ from tui.screens.live.views import (
     action_lines,
     finding_lines,
     problem_lines,
-    recorded_spreads,
     sees_line,
     spread_lines,
     status,
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
 WIDE, TALL = 100, 30  # from which there are framed panels
 WIDER = 160  # from which three stand side by side
 PANELS = 8  # at most
+FEW_SERVERS = 4  # rows of a table of servers where there is little room
 HOW = (
     "No server is being watched.\n\n"
     "Press u and enter a server's URL, or several for replicas. ttscope reads /metrics once a "
@@ -76,6 +76,12 @@ URL = Question(
     example="http://HOST:8000 --listen 4318",
     suggester=Words(option_names(Watch).split(", ")),
 )
+
+
+def _servers_told(target: Attachment) -> str:
+    """Return the first server that is watched, and how many others are."""
+    more = len(target.accesses) - 1
+    return target.accesses[0].url + (f" and {more} more" if more else "")
 
 
 def _replaying(width: int) -> list[str]:
@@ -263,7 +269,7 @@ class LiveScreen(ModeScreen):
         self._watch = LiveWatch(target, folder, self._ticked)
         self.ttscope.watching = True
         self.query_one(Prompt).close()
-        self._say(f"attaching to {target.accesses[0].url} ...")
+        self._say(f"attaching to {_servers_told(target)} ...")
         self.set_status(self._status())
         self.query_one("#page").focus()
         self.refresh_bindings()
@@ -356,7 +362,7 @@ class LiveScreen(ModeScreen):
             return f"recorded: {self._shown.path.name}{lasted}"
         if self._watch is None or self._target is None:
             return "not connected"
-        return status(self._history.last, self._target.accesses[0].url)
+        return status(self._history.last, _servers_told(self._target))
 
     def _say(self, text: str, *, bad: bool = False) -> None:
         message = self.query_one("#message", Static)
@@ -371,6 +377,11 @@ class LiveScreen(ModeScreen):
     def _is_dashboard(self) -> bool:
         """Whether there is room for framed panels."""
         return self.app.size.width >= WIDE and self.app.size.height >= TALL
+
+    @property
+    def _headlines(self) -> int:
+        """How many verdicts there is room for."""
+        return 4 if self.app.size.height >= TALL else 2
 
     def _draw(self) -> None:
         last = self._history.last
@@ -404,7 +415,9 @@ class LiveScreen(ModeScreen):
 
     def _draw_live(self, last: Snapshot) -> None:
         width = self._width
-        verdict = verdict_text(last.verdicts, last.names, width=width, unseen=True)
+        verdict = verdict_text(
+            last.verdicts, last.names, width=width, unseen=True, most=self._headlines
+        )
         self.query_one("#verdict", Static).update(verdict)
         self._draw_panels(live_panels(self._history))
         if not self._is_dashboard:
@@ -423,16 +436,14 @@ class LiveScreen(ModeScreen):
     def _draw_recorded(self, recorded: Recorded) -> None:
         width = self._width
         verdicts = [each.verdict for each in recorded.servers]
-        text = verdict_text(verdicts, recorded.names, width=width, unseen=False)
+        text = verdict_text(
+            verdicts, recorded.names, width=width, unseen=False, most=self._headlines
+        )
         self.query_one("#verdict", Static).update(text)
         self._draw_panels(recorded_panels(recorded))
         if not self._is_dashboard:
             self.query_one("#gauges", Lanes).show(recorded.lanes(Lanes.bins(width)), None)
-            spreads = [
-                "\n".join(recorded_spreads(each.numbers, each.requests))
-                for each in recorded.servers
-                if each.numbers is not None
-            ]
+            spreads = recorded.spreads(FEW_SERVERS)
             self.query_one("#spreads", Static).update("\n".join(spreads))
         self.query_one("#sees", Static).update("")
         self._tell(recorded_lines(recorded, width=width))

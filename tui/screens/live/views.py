@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,8 @@ from profiler.engines.interface import Finding
 from traces.live.numbers import LIVE_S, QUANTILES, Numbers, Times
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests
-from traces.schema.formats import ABSENT, number, value_of
+from traces.schema.estimate import Estimate
+from traces.schema.formats import ABSENT, counted, number, value_of
 from traces.statistics import Floats
 from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
@@ -116,7 +118,9 @@ def gauge_lanes(values: Mapping[str, Floats]) -> list[Lane]:
 def spread_lines(snapshot: Snapshot) -> list[str]:
     """Return the times of requests, and of steps that are seen: those of the slowest engine."""
     engines = [each for each in snapshot.numbers.values() if each is not None]
-    rows: list[Sequence[str]] = [(f"last {LIVE_S:.0f} s", "mean", *SHOWN)]
+    many = len(snapshot.numbers) > 1
+    head = f"slowest of {len(snapshot.numbers)}" if many else f"last {LIVE_S:.0f} s"
+    rows: list[Sequence[str]] = [(head, "mean", *SHOWN)]
     for title, name in _SPREADS:
         worst = slowest(engines, name)
         cells = (bounds_text(getattr(worst, q)) for q in SHOWN)
@@ -138,6 +142,32 @@ def recorded_spreads(numbers: Numbers, requests: Requests | None) -> list[str]:
         times: Times = getattr(numbers, name)
         rows.append((title, value_of(times.mean), *(bounds_text(getattr(times, q)) for q in SHOWN)))
     return align(rows, right=(1, 2, 3))
+
+
+def server_spreads(
+    servers: Sequence[tuple[str, Numbers, Requests | None]], most: int | None = None
+) -> list[str]:
+    """Return the mean times of requests of each server by name, the slowest first.
+
+    With `most` only so many are rows, and a line counts the others.
+    """
+
+    def mean(numbers: Numbers, requests: Requests | None, name: str) -> Estimate | None:
+        each = getattr(requests, name, None)
+        if each is not None and each["mean"] is not None:
+            return cast(Estimate, each["mean"])
+        return cast(Times, getattr(numbers, name)).mean
+
+    table = [
+        (name, [mean(numbers, requests, time) for _, time in _SPREADS])
+        for name, numbers, requests in servers
+    ]
+    table.sort(key=lambda row: [-each.value if each else 0.0 for each in row[1][::-1]])
+    rows: list[Sequence[str]] = [("means", *(title for title, _ in _SPREADS))]
+    rows += [(name, *map(value_of, cells)) for name, cells in table[:most]]
+    lines = align(rows, right=(1, 2, 3, 4))
+    left = len(table) - len(rows) + 1
+    return [*lines, f"{counted(left, 'other server')} below"] if left else lines
 
 
 def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
@@ -240,18 +270,52 @@ def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:
 
 
 def verdict_text(
-    verdicts: Sequence[Verdict], names: Mapping[str, str], *, width: int, unseen: bool
+    verdicts: Sequence[Verdict],
+    names: Mapping[str, str],
+    *,
+    width: int,
+    unseen: bool,
+    most: int = 4,
 ) -> Content:
-    """Return the bottleneck of each engine as a coloured headline with its evidence.
+    """Return the bottlenecks as coloured headlines with their evidence, each with its engines.
 
-    With `unseen` also what was not checked, of which a key tells more.
+    Engines of one verdict share a headline. Bottlenecks go first, and of more than `most`
+    headlines a line counts the engines. With `unseen` also what was not checked, of which a key
+    tells more.
     """
-    lines: list[Content] = []
-    for each in verdicts:
-        name = names.get(each.engine)
-        lines += [Content.styled(f"engine {name}", "$text-muted")] if name else []
-        lines += _headline(each if unseen else replace(each, unseen=()), width)
-    return Content("\n").join(lines)
+    told: dict[str, tuple[list[Content], list[str]]] = {}
+    for each in sorted(verdicts, key=lambda each: not each.found):
+        lines = _headline(each if unseen else replace(each, unseen=()), width)
+        key = "\n".join(line.plain for line in lines)
+        told.setdefault(key, (lines, []))[1].append(names.get(each.engine) or "")
+    shown: list[Content] = []
+    for lines, engines in list(told.values())[:most]:
+        shown += [Content.styled(line, "$text-muted") for line in _named(engines, names, width)]
+        shown += lines
+    left = sum(len(engines) for _, engines in list(told.values())[most:])
+    if left:
+        where = "press d" if unseen else "below"
+        text = f"{counted(left, 'engine')} with other verdicts: {where}"
+        shown.append(Content.styled(text, "$text-muted"))
+    return Content("\n").join(shown)
+
+
+def _named(engines: Sequence[str], names: Mapping[str, str], width: int) -> list[str]:
+    """Return a line that names engines, and counts those for which there is no room."""
+    if not any(engines):
+        return []
+    if len(engines) == len(names) > 1:
+        return [f"all {len(engines)} engines"]
+    head = "engine" if len(engines) == 1 else "engines"
+    shown = len(engines)
+    while shown > 1 and len(_few(head, engines, shown)) > width:
+        shown -= 1
+    return [_few(head, engines, shown)[:width]]
+
+
+def _few(head: str, engines: Sequence[str], shown: int) -> str:
+    more = "" if shown == len(engines) else f" and {len(engines) - shown} more"
+    return f"{head} {', '.join(engines[:shown])}{more}"
 
 
 def _headline(verdict: Verdict, width: int) -> list[Content]:

@@ -63,11 +63,13 @@ def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:
     if run is None:
         return [f"! {entry.error}"]
     if entry.is_watched:
-        lines = [f"{run.recording}: a server that was watched"]
-        if run.problems:
-            lines[0] += f", {counted(run.problems, 'problem')} seen by spans"
         opens = "enter: open it on screen 3, with its verdict, TTFT, ITL, queue and charts"
-        return [*lines, *time_lines(run, width), *warning_lines(run, width), opens]
+        return [
+            *wrap("", _watched(entry, run), width=width, indent=0),
+            *time_lines(run, width),
+            *warning_lines(run, width),
+            opens,
+        ]
     hint = "space: mark two to compare them on the same problems"
     return [
         f"{run.recording}: {counted(run.problems, 'problem')} decided",
@@ -77,6 +79,20 @@ def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:
         "space: mark another to compare with it" if marked == 1 else hint,
         KEYS_TOLD,
     ]
+
+
+def _watched(entry: Entry, run: Run) -> str:
+    """Return which servers were watched, and how many problems were seen of the row's."""
+    engines = 1 if entry.recording is None else len(entry.recording.manifest.engines)
+    url = dict(run.engine.other).get("url", "")
+    if engines == 1:
+        told = ", ".join(filter(None, ("a server that was watched", url)))
+    elif run.problems:
+        told = f"{url}, one of {engines} servers that were watched"
+    else:
+        told = f"{engines} servers that were watched"
+    seen = f", {counted(run.problems, 'problem')} seen by spans" if run.problems else ""
+    return f"{run.recording}: {told}{seen}"
 
 
 def columns_lines(columns: Sequence[Column], width: int) -> list[str]:

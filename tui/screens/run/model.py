@@ -195,8 +195,10 @@ class RunModel:
         more = f"  ({len(notes)} notes: k)" if len(notes) > 1 else ""
         lines = [f"{self.entry.title}  {run_title(self.run)}"[:width]]
         if notes:
-            room = width - len(more)
-            text = notes[0] if len(notes[0]) <= room else f"{notes[0][: room - 5]} …(k)"
+            text = notes[0]
+            if len(text) + len(more) > width:
+                more = more or "  (all: k)"
+                text = f"{text[: width - len(more) - 1]}…"
             lines.append(text + more)
         return lines
 

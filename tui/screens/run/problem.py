@@ -34,7 +34,10 @@ _LATER = str.maketrans({"=": "~", "A": "a", "p": "~", ".": " "})  # after a rule
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A sample's bar: times in seconds since the problem's arrival, None where not known."""
+    """A sample's bar: times in seconds since the problem's arrival, None where not known.
+
+    Where the problem's arrival is not known, no time is.
+    """
 
     index: int
     role: str
@@ -68,14 +71,16 @@ def problem_at(run: Run, number: int) -> Problem | None:
     row = run.rows.row(number, named=True)
     of_problem = run.sample_rows.filter(pl.col("problem") == row["problem"])
     start = row["arrival"]
-    if start is None:
-        return Problem(number=number, count=run.rows.height, row=row, samples=(), span_s=0.0)
     samples = [_sample(each, start) for each in of_problem.iter_rows(named=True)]
     samples.sort(key=lambda each: (each.end is None, each.end or 0.0, each.index))
     ends = [each.end for each in samples if each.end is not None]
     stop = row["end"] or row["decided_at"]
-    span = max([*ends, 0.0 if stop is None else (stop - start) / 1e9])
-    if any(each.end is None for each in samples) and run.step_rows is not None:
+    span = max([*ends, 0.0 if stop is None or start is None else (stop - start) / 1e9])
+    if (
+        start is not None
+        and any(each.end is None for each in samples)
+        and run.step_rows is not None
+    ):
         last = run.step_rows["end"].drop_nulls()
         span = max(span, (int(last[-1]) - start) / 1e9) if last.len() else span
     return Problem(
@@ -101,9 +106,9 @@ def problem_in_flight(run: Run, time_ns: int) -> int | None:
     return None if not in_flight.height else int(in_flight.sort("arrival")["at"][-1])
 
 
-def _sample(row: dict[str, Any], start: int) -> Sample:
+def _sample(row: dict[str, Any], start: int | None) -> Sample:
     def since(name: str) -> float | None:
-        return None if row[name] is None else (row[name] - start) / 1e9
+        return None if row[name] is None or start is None else (row[name] - start) / 1e9
 
     return Sample(
         index=row["sample_index"] if row["sample_index"] is not None else -1,
@@ -234,7 +239,8 @@ def _note(problem: Problem, sample: Sample, order: int) -> str:
 def scale_of(problem: Problem, width: int, span_s: float | None = None) -> Scale:
     """Return the header of the samples: the columns, and the span at the end of the bars."""
     size, space = columns(problem, width)
-    end = number(problem.span_s if span_s is None else span_s, "s")
+    span = problem.span_s if span_s is None else span_s
+    end = number(span, "s") if span > 0 else ""  # no time is known
     left = f"{'#':>4}   {'answer':<{size}} {'tokens':>6} "
     return Scale(left=left, columns=space, end=end, width=width)
 

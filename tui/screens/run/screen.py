@@ -168,6 +168,7 @@ KEYS: list[BindingType] = [
     ),
 ]  # fmt: skip
 
+OF_TIME = frozenset({"play", "pause", "move", "step", "speed", "zoom", "zoom_to"})
 FRAME_S = 1 / 15
 TALL = 32
 OTHERS = 12  # rows of what stands around lanes and samples
@@ -316,6 +317,7 @@ class RunScreen(ModeScreen):
         if event.model is not self.model:
             return
         self.model.show_data(event.data)
+        self.refresh_bindings()
         source = self.model.run.replay_of
         entry = None if source is None else self.ttscope.entry_named(source)
         if entry is not None and entry.run is not None:
@@ -449,13 +451,21 @@ class RunScreen(ModeScreen):
             self._timer.pause()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer to play while nothing plays, to pause while it does, and rules of a vote."""
+        """Offer to play while nothing plays, to pause while it does, and rules of a vote.
+
+        A run without a time has nothing to play or to zoom.
+        """
+        model = self.model
+        if action in OF_TIME and model is not None and model.data and model.play is None:
+            return False
         if action in ("play", "pause"):
-            play = None if self.model is None else self.model.play
+            play = None if model is None else model.play
             if (play is not None and play.playing) != (action == "pause"):
                 return False
-        if action == "rule" and self.model is not None and self.model.most_samples < 2:
-            return False
+        if action == "rule" and model is not None:
+            untimed = model.problem is not None and model.problem.row["arrival"] is None
+            if untimed or model.most_samples < 2:
+                return False
         return super().check_action(action, parameters)
 
     def action_pause(self) -> None:
