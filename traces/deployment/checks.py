@@ -169,14 +169,14 @@ def against_promises(
     judged = any(each.name in timed and each.verdict != "absent" for each in checks)
     checks += _share_failed(run)
     checks += assumptions(expected, observed(run))
-    unfinished = _unfinished(run)
+    undone = unfinished(run)
     return Gate(
         against=name,
         recording=run.recording,
-        checks=_unless(unfinished, checks),
+        checks=_unless(undone, checks),
         differs=_differs(expected, run, price_usd_per_device_hour),
-        unjudged=unfinished,
-        run_to_run=spread if judged and unfinished is None else None,
+        unjudged=undone,
+        run_to_run=spread if judged and undone is None else None,
     )
 
 
@@ -370,7 +370,7 @@ def _said(value: Any) -> Any:
 # Problems without a decision.
 
 
-def _unfinished(run: Run) -> str | None:
+def unfinished(run: Run) -> str | None:
     """Return why the problems that a run has answers to say too little of all, None where not so.
 
     A served recording has no fixed set of problems. It must have ended by itself.
@@ -431,8 +431,10 @@ def _share_failed(run: Run) -> list[Check]:
     return [_judged(FAILED, "limit", share, MOST_FAILED, wanted, above=True)]
 
 
-def _more_failed(baseline: Run, run: Run) -> list[Check]:
+def more_failed(compared: Difference, baseline: Run, run: Run) -> list[Check]:
     """Hold the problems that failed against those of an earlier run, paired, where any did."""
+    if compared.reason is not None and not _pose_the_same(baseline, run):
+        return []
     one, two = (_ended(each).group_by("problem_id").mean() for each in (baseline, run))
     both = one.join(two, on="problem_id", suffix="_after").sort("problem_id")
     before, after = (both[name].to_numpy() for name in ("failed", "failed_after"))
@@ -448,11 +450,11 @@ def _pose_the_same(one: Run, two: Run) -> bool:
     return None not in workloads and len({each.hash for each in workloads if each}) == 1
 
 
-def _unless(unfinished: str | None, checks: Sequence[Check]) -> tuple[Check, ...]:
+def _unless(undone: str | None, checks: Sequence[Check]) -> tuple[Check, ...]:
     """Return the checks, none of them judged where a run is unfinished."""
-    if unfinished is None:
+    if undone is None:
         return tuple(checks)
-    return tuple(replace(each, verdict="absent", why=unfinished) for each in checks)
+    return tuple(replace(each, verdict="absent", why=undone) for each in checks)
 
 
 # What the promises rest on.
@@ -635,9 +637,8 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     """
     there = {each.metric.tag for each in compared.changes if each.difference.low is not None}
     chosen = [parse_limit(text) for text in limits or DEFAULT_LIMITS]
-    unfinished = _unfinished(baseline) or _unfinished(run)
-    paired = compared.reason is None or _pose_the_same(baseline, run)
-    failed = _more_failed(baseline, run) if paired else []
+    undone = unfinished(baseline) or unfinished(run)
+    failed = more_failed(compared, baseline, run)
     if compared.reason is not None and any(each.verdict == "broken" for each in failed):
         chosen = []  # no problem was decided in both
     elif not limits:
@@ -664,11 +665,11 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     return Gate(
         against=compared.first,
         recording=compared.second,
-        checks=_unless(unfinished, [*checks, *failed]),
+        checks=_unless(undone, [*checks, *failed]),
         differs=tuple(differs),
-        unjudged=unfinished or (f"{timed[0]} cannot be judged: {other_load}" if timed else None),
+        unjudged=undone or (f"{timed[0]} cannot be judged: {other_load}" if timed else None),
         run_to_run=compared.run_to_run
-        if any(each.timed for each in judged) and unfinished is None
+        if any(each.timed for each in judged) and undone is None
         else None,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from traces.errors import UsageError
+from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
 from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all, say_json
@@ -16,7 +16,9 @@ from tui.text.layout import wrap
 
 if TYPE_CHECKING:
     from advisor.accuracy.counterfactual import Counterfactuals
-    from traces.summary.comparison import Limit
+    from traces.deployment.checks import Check
+    from traces.summary.comparison import Difference, Judged, Limit
+    from traces.summary.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,8 @@ def print_show(
     broken.
     """
     from traces.live.watched import runs_and_servers
-    from traces.summary.comparison import beside, compare, judge
+    from traces.summary.comparison import beside, compare
+    from tui.text.gate import check_lines
     from tui.text.recordings.live import watched_lines
     from tui.text.recordings.show import limit_lines, show_json, show_lines
 
@@ -107,22 +110,47 @@ def print_show(
     if limits and compared is None:
         held = "no run of problems" if not all(of_each) else "more than one"
         raise UsageError(f"--fail-on compares two runs. A recording here holds {held}")
-    judged = judge(limits, compared) if compared is not None and limits else ()
+    judged: Sequence[Judged] = ()
+    failed: Sequence[Check] = ()
+    if compared is not None and limits:
+        judged, failed = _hold(limits, compared, runs[0], runs[1])
     if as_json:
         document = show_json(runs, compared)
         for plain, run in zip(document["runs"], runs, strict=True):
             plain["notes"] = list(run.notes)
         if limits:
             document["fail_on"] = [each.to_json() for each in judged]
+            document["checks"] = [each.to_json() for each in failed]
         if watched:
             document["watched"] = [each.to_json() for each in watched]
         say_json(document | dict(extra or {}), file=out)
     else:
         lines = [*show_lines(runs, compared), *limit_lines(judged)] if runs else []
+        lines += [""] if failed and not judged else []
+        lines += [line for each in failed for line in check_lines(each)]
         for each in watched:
             lines += [*([""] if lines else []), *watched_lines(each)]
         say_all(lines, file=out)
-    return 3 if any(each.broken for each in judged) else 0
+    broken = any(each.broken for each in judged)
+    return 3 if broken or any(each.verdict == "broken" for each in failed) else 0
+
+
+def _hold(
+    limits: Sequence[Limit], compared: Difference, baseline: Run, run: Run
+) -> tuple[Sequence[Judged], Sequence[Check]]:
+    """Return the verdicts of limits, and of problems that failed, as a gate has it.
+
+    Raises TtscopeError where a limit cannot be judged.
+    """
+    from traces.deployment.checks import more_failed, unfinished
+    from traces.summary.comparison import judge
+
+    if (undone := unfinished(baseline) or unfinished(run)) is not None:
+        raise TtscopeError(f"--fail-on cannot be judged: {undone}")
+    failed = more_failed(compared, baseline, run)
+    if compared.reason is not None and any(each.verdict == "broken" for each in failed):
+        return (), failed  # no problem was decided in both
+    return judge(limits, compared), failed
 
 
 def _counts(text: str | None) -> list[int] | None:

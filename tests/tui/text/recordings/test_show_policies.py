@@ -97,6 +97,27 @@ def test_limits_decide_the_exit_code(run, slow):
     assert run("show", *paths, "--fail-on", "p95>+5%", "--json")[0] == 3
 
 
+def test_problems_that_fail_break_any_limit_and_a_run_that_was_cut_is_not_judged(run, tmp_path):
+    rows = simulate(problems=30, n=4)
+    paths = [write_recording(tmp_path / "base", rows).path]
+    write_recording(tmp_path / "cut", rows, complete=False)
+    for row in rows["problems"][:15]:
+        row |= {"decided_at": None, "answer": None, "correct": None, "error": "HTTP 500"}
+    paths.append(write_recording(tmp_path / "lost", rows).path)
+    for row in rows["problems"]:
+        row |= {"decided_at": None, "answer": None, "correct": None, "error": "HTTP 500"}
+    write_recording(tmp_path / "none", rows)
+    limit = ("--fail-on", "tokens>+90%")
+    code, out, _ = run("show", *paths, *limit)
+    assert code == 3 and "FAIL  problems that failed: +50.0 points" in out
+    code, out, _ = run("show", paths[0], tmp_path / "none", *limit, "--json")
+    (failed,) = json.loads(out)["checks"]
+    assert (code, failed["verdict"]) == (3, "broken")
+    assert run("show", paths[1], paths[1], *limit)[0] == 0  # as many as before are no change
+    for pair in ((paths[0], tmp_path / "cut"), (tmp_path / "cut", paths[0])):
+        assert "cut is not complete" in run.refused("show", *pair, *limit, code=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
