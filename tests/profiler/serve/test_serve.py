@@ -601,8 +601,12 @@ def test_a_known_answer_does_not_change_which_one_is_given(engine, upstream, tmp
             complete(url, seed=0, ttscope=known)["choices"][0]["text"]
             for known in ({}, {"answer": "G"}, {"answer": "B"})
         ]
+        listed = "".join(f"\n{letter}. it" for letter in "ABCDEFG")
+        answer = complete(url, seed=0, prompt=listed, ttscope={"answer": "G"})
     assert answers == [told.format("B")] * 3
-    assert Recording.open(tmp_path / "kept").problems["correct"].to_list() == [None, False, True]
+    assert answer["choices"][0]["text"] == told.format("G")
+    right = Recording.open(tmp_path / "kept").problems["correct"].to_list()
+    assert right == [None, False, True, True]
 
 
 def test_a_chat_that_cannot_go_on_is_refused(engine, upstream, tmp_path):
