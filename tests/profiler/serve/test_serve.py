@@ -180,7 +180,7 @@ def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_pa
             assert refused.status_code == 400, wrong
             assert "ttscope" in refused.json()["error"]["message"]
         assert sorted((b["seed"], b["max_tokens"]) for b in engine.asked) == [(7, 50), (8, 50)]
-        for seed, seeds in ((-1, {None}), (-9, {-9, -8, -7, -6})):
+        for seed, seeds in ((-1, {None}), (-9, {-9, -8, -7, -6}), (-3, {-3, -2, 0, 1})):
             assert ask(url, seed=seed).status_code == 200
             assert {body.get("seed") for body in engine.asked[-4:]} == seeds
     recording = Recording.open(tmp_path / "kept")
