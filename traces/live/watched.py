@@ -167,11 +167,11 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
             own = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
             polls.setdefault(key, Polls(lengths=lengths)).add(own)
     windows = {key: each.window() for key, each in polls.items()}
-    engines = recording.manifest.engines
-    ranks = _ranks_of((engine, windows.get(key)) for key, engine in engines.items())
+    known = recording.manifest.engines
+    ranks = _ranks_of((engine, windows.get(key)) for key, engine in known.items())
     for key, window in windows.items() if ranks else ():
         if window is not None:
-            windows[key] = window.with_ranks(_ranks_in(ranks, engines[key]))
+            windows[key] = window.with_ranks(_ranks_in(ranks, known[key]))
     return windows
 
 
