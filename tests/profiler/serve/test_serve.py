@@ -593,6 +593,15 @@ def test_a_chain_of_rounds_has_one_vote(engine, upstream, tmp_path):
     assert (told["votes"], told["answers"], told["requests"]) == (2, 2, 4)
 
 
+def test_rounds_that_revise_an_answer_have_one_vote(engine, upstream, tmp_path):
+    engine.answers = by_index("a</think>5", "b</think>7", "c</think>12", "d</think>none")
+    with serving(tmp_path / "kept", upstream, method="sequential", n=4) as url:
+        answer = complete(url, seed=0)
+    told = answer["ttscope"]
+    assert answer["choices"][0]["text"] == "c</think>12"
+    assert (told["votes"], told["answers"], told["agreement"], told["requests"]) == (1, 1, 1.0, 4)
+
+
 def test_a_known_answer_does_not_change_which_one_is_given(engine, upstream, tmp_path):
     told = "</think>After elimination only ({}) remains, since all others contradict the premises."
     engine.answers = lambda body, number: told.format("GGB"[body["seed"]])
