@@ -100,17 +100,20 @@ def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: 
             }
         )
         return
-    wrote = f"wrote {asked.output} ({number(size, 'B')}): {_headline(material)}"
+    wrote = f"wrote {asked.output} ({number(size, 'B')}): {headline(material)}"
     say_all([*wrap("", wrote, width=80, indent=0), "", "next      open it in a browser"])
 
 
-def _headline(material: Material) -> str:
+def headline(material: Material) -> str:
+    """Return the verdict in a line: of several servers that of the first with a bottleneck."""
     from tui.text.advice import verdict
-    from tui.text.recordings.live import verdict_text
+    from tui.text.recordings.live import server_name, verdict_text
 
     answer = material.advice
     if material.of_live:
-        return verdict_text(material.watched[0].verdict)
+        server = min(material.watched, key=lambda each: not each.verdict.found)  # as in the app
+        told = verdict_text(server.verdict)
+        return told if len(material.watched) == 1 else f"{server_name(server)}: {told}"
     return material.no_advice or "" if answer is None else verdict(answer)[0]
 
 

@@ -18,6 +18,7 @@ from tests.traces.synthetic import simulate, write_recording
 from tests.tui.report.report_page import Page, looked_up
 from tests.tui.verbs.test_import_export import FOREIGN
 from traces.foreign.profiler_traces import import_traces
+from traces.live.verdict import Finding, Verdict
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -31,6 +32,7 @@ from tui.report.measured import predicted_against_measured
 from tui.report.page import page
 from tui.verbs.demo import SHIPPED
 from tui.verbs.open_all import open_all
+from tui.verbs.report import headline
 
 BUDGET = {"min_accuracy": "0.75", "price": 2.5}
 HOSTILE = "<script>alert(1)</script>'\"&<img src=x onerror=alert(2)>"
@@ -290,6 +292,24 @@ def test_what_lies_outside_is_marked(material):
     assert "Its numbers marked * lie outside what was measured." in found
     assert 'class="mark pick beyond"' in found
     assert 'class="n beyond"' in found
+
+
+def test_the_line_of_several_servers_names_the_first_with_a_bottleneck():
+    found = Finding(kind="queueing", evidence="8 wait")
+    verdicts = [Verdict(engine="", found=each) for each in ((), (found,))]
+    calm, busy = (
+        SimpleNamespace(
+            verdict=verdict, engine=EngineConfig(model="m", other=(("url", f"http://{at}"),))
+        )
+        for at, verdict in zip("ab", verdicts, strict=True)
+    )
+    for watched, line in (
+        ((calm, busy), "m at http://b: queueing: 8 wait"),
+        ((calm, calm), "m at http://a: nothing stands out"),
+        ((busy,), "queueing: 8 wait"),
+    ):
+        material = SimpleNamespace(advice=None, of_live=True, watched=watched)
+        assert headline(material) == line
 
 
 @pytest.mark.slow
