@@ -111,6 +111,8 @@ WITH_SPANS = f"{_EXPORTER}vllm serve MODEL {_ENDPOINT}"
 WITH_PLUGIN = (
     "TTSCOPE_PLUGIN=http://127.0.0.1:4318 vllm serve MODEL --enable-logging-iteration-details"
 )
+_SERVE = "vllm serve MODEL"
+_MODULE = "vllm.entrypoints.openai.api_server"  # as vLLM's CPU build is started
 FPM = "vLLM with #52061 (--forward-pass-metrics-port 20380), and attach URL --fpm tcp://HOST:20380"
 SPANS_OF = {SGLANG: "start SGLang so, and ttscope attach URL --listen 4318"}
 WITH_SPANS_OF = {
@@ -163,10 +165,10 @@ def examine_server(access: Access) -> list[Finding]:
     import httpx
 
     with httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=10.0) as client:
-        metrics, kinds = _metrics(access)
+        metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
         found, identity = _models(client, access, kinds, answers=answers)
-        return [*found, *metrics, *_inside(client, identity), *_allowed()]
+        return [*found, *metrics, *_inside(client, identity, _serve(access, started)), *_allowed()]
 
 
 def _models(
@@ -196,8 +198,8 @@ def _models(
     return found, identity
 
 
-def _metrics(access: Access) -> tuple[list[Finding], set[str]]:
-    """Return what a server's page has, and whose lines."""
+def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
+    """Return what a server's page has, whose lines, and when the server began (unix seconds)."""
     from profiler.attach.deployment import NO_METRICS
     from profiler.attach.scraper import ScrapeError, Scraper
 
@@ -213,13 +215,25 @@ def _metrics(access: Access) -> tuple[list[Finding], set[str]]:
     names = {series.name for series in page.values} if page is not None else set()
     if page is None or not any(map(tells, names)):
         needs = f"a page that is read: this {NO_METRICS}"
-        return [Finding(what="metrics", present=False, detail=why, needs=needs)], set()
+        return [Finding(what="metrics", present=False, detail=why, needs=needs)], set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
     kinds = scraper.reader.engines
     series = sum(each.name != STARTED for each in page.values)  # which ttscope adds
     told = f"{series} series of {engines} engine{'s' if engines != 1 else ''} "
     told += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"
-    return [Finding(what="metrics", present=True, detail=told), *_on_page(page, kinds)], kinds
+    found = [Finding(what="metrics", present=True, detail=told), *_on_page(page, kinds)]
+    return found, kinds, page.started
+
+
+def _serve(access: Access, started: float | None) -> str:
+    """Return the command that starts a vLLM: that of the server, where it runs here."""
+    from profiler.attach.gpus_here import processes_here
+
+    for pid in processes_here(access, started):
+        with suppress(OSError):
+            if _MODULE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                return f"python -m {_MODULE} --model MODEL"
+    return _SERVE
 
 
 def _on_page(page: Page, kinds: set[str]) -> Iterator[Finding]:
@@ -246,7 +260,7 @@ def _on_page(page: Page, kinds: set[str]) -> Iterator[Finding]:
     )
 
 
-def _inside(client: httpx.Client, identity: Identity) -> Iterator[Finding]:
+def _inside(client: httpx.Client, identity: Identity, serve: str) -> Iterator[Finding]:
     from profiler.attach.kernel_windows import SERVER_FLAGS
     from profiler.engines.server.served import routes
 
@@ -261,13 +275,17 @@ def _inside(client: httpx.Client, identity: Identity) -> Iterator[Finding]:
     spans = SPANS_OF.get(engine or "", SPANS) if own else SPANS_ELSEWHERE
     spans = RUST_NEEDS if rust else spans
     silent = "none where the Rust front end answers" if rust else outside
-    start = () if rust or not own else _with_token(WITH_SPANS_OF.get(engine or "", WITH_SPANS))
+    start = (
+        ()
+        if rust or not own
+        else _with_token(WITH_SPANS_OF.get(engine or "", WITH_SPANS).replace(_SERVE, serve))
+    )
     yield Finding(what="spans", present=None, detail=silent, needs=spans, run=start)
     if engine in STEPS_OF:
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
     else:
         front_end = "VLLM_USE_RUST_FRONTEND=0 " if rust else ""
-        start = (front_end + WITH_PLUGIN,)
+        start = (front_end + WITH_PLUGIN.replace(_SERVE, serve),)
         yield Finding(what="steps (plugin)", present=None, detail=silent, needs=PLUGIN, run=start)
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=FPM)
     known = routes(client)

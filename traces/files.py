@@ -155,6 +155,21 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _MARKS = (b",", b"[", b"{")
 
 
+def read_small(path: Path, most: int) -> bytes:
+    """Return the bytes of a file, or of a pipe that is open already, such as standard input.
+
+    Another pipe would be waited for. Raises OSError, and ValueError that says why it is not read.
+    """
+    opened = str(path).startswith(("/dev/stdin", "/dev/fd/"))
+    if path.exists() and not (path.is_file() or path.is_dir() or opened):
+        raise ValueError("is no regular file")
+    with path.open("rb") as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise ValueError(f"is larger than {most:,} bytes")
+    return raw
+
+
 def check_values(text: bytes, most: int) -> None:
     """Raise ValueError where JSON holds more values than `most`; strings count as one."""
     if len(text) <= most or sum(map(text.count, _MARKS)) <= most:

@@ -60,7 +60,7 @@ from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording, told_apart
-from traces.schema.engine import ModelFacts
+from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
@@ -141,7 +141,8 @@ def predict(
         on_tables=on_tables,
         on_prior=prior is not None,
     )
-    prior, untaught = _measured(prior, question, base, given, asked.replicas, sources)
+    load = _measured_load(question, asked, own.engine, routed)
+    prior, untaught = _measured(prior, question, base, given, load, sources)
     law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
         law, told = draft_law(model, [base, *others], question.engine)
@@ -225,13 +226,14 @@ def _as_it_was(question: Question, own: Run) -> Question:
 
 @dataclass(frozen=True, kw_only=True)
 class _Routed:
-    """How requests come to the `count` servers that were watched together.
+    """How requests come to the `count` engines of the `servers` that were watched together.
 
     Without a `routing` there are not several. Each of `others` may have been the router's way too.
-    `keys` are the servers' in the recording.
+    `keys` are the engines' in the recording.
     """
 
     count: int = 0
+    servers: int = 1
     keys: tuple[str, ...] = ()
     routing: str | None = None
     others: tuple[str, ...] = ()
@@ -257,7 +259,7 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Summary) -> tuple[E
     count = servers.replicas
     if count == 1:
         return evidence, _Routed()
-    routed = _Routed(count=count, keys=tuple(servers.members))
+    routed = _Routed(count=count, servers=servers.count, keys=tuple(servers.members))
     told = f"the {count} servers that were watched are replayed as replicas of one another"
     if placing.told and count == len(servers.members):
         note = f"{told}, each request on the one that had it"
@@ -334,19 +336,42 @@ def _placed(
     return replace(question, engine=engine), notes
 
 
+def _measured_load(
+    question: Question, asked: Question, recorded: EngineConfig, routed: _Routed
+) -> tuple[Replicas, list[str]]:
+    """Return which engines take a measured load together, and whose load that is said to be.
+
+    They are a server with its ranks. The recorded engine may be several servers in one. Where
+    these have different ranks, the load is that of all replicas.
+    """
+    size, urls = asked.engine.data_parallel_size, dict(recorded.other).get("urls", "").split()
+    merged = len(urls) or routed.servers
+    ranks, uneven = divmod(recorded.data_parallel_size, merged)
+    if merged == 1:
+        ranks = size
+    elif uneven or size % ranks:
+        routing = question.replicas.routing.replace(PLACED, "least-outstanding")
+        together = replace(question.replicas, routing=routing)
+        return together, [f"all {together.count} replicas together"]
+    servers = question.replicas.count // ranks
+    whose = [f"{ranks} data-parallel ranks together"] if ranks > 1 else []
+    whose += [f"one server of the {servers}"] if servers > 1 else []
+    return Replicas(count=ranks, routing="least-outstanding"), whose
+
+
 def _measured(
     prior: PriorTimes | None,
     question: Question,
     base: Recording,
     given: Sequence[Recording],
-    servers: Replicas,
+    load: tuple[Replicas, Sequence[str]],
     sources: Sequence[Run],
 ) -> tuple[PriorTimes | None, list[str]]:
     """Return the prior as measured times correct it, and what teaches nothing and why.
 
     These are what `--measured` says and the imports of `given`, which whoever names them with
-    `--with` says to be of this engine: of one of the `servers` that are asked about, with all its
-    ranks. Their drafts go as those of `sources`. Raises UsageError for times that cannot be.
+    `--with` says to be of this engine, under the `load` of these engines, said to be whose. Their
+    drafts go as those of `sources`. Raises UsageError for times that cannot be.
     """
     names = [question.engine.model] if prior is None else [question.engine.model, prior.facts.name]
     told = _cases_untaught(prior, [each for each in given if of_forwards(each)])
@@ -370,16 +395,11 @@ def _measured(
                 "engine.speculative=null, or measure without drafts"
             )
         points = [point.drafted(step) for point in points]
-    ranks = question.replicas.count // servers.count
-    together = Replicas(count=ranks, routing="least-outstanding")
-    fitted = fit_points(prior, question.engine, points, together)
+    fitted = fit_points(prior, question.engine, points, load[0])
     notes = fitted.notes()
     if step is not None and question.engine.speculative is not None:
         notes.append(f"measured with drafts that give {step.kept:.2f} tokens a step, as replayed")
-    if ranks > 1:
-        notes.append(f"what was measured is the load of {ranks} data-parallel ranks together")
-    if servers.count > 1:
-        notes.append(f"what was measured is the load of one server of the {servers.count}")
+    notes += [f"what was measured is the load of {whose}" for whose in load[1]]
     if prior.found is not None and prior.found.cases:
         notes.insert(0, prior.found.cases_note())
     return replace(prior, found=fitted.found, told=tuple(notes)), untaught
@@ -680,20 +700,32 @@ def _sampled(question: Question, own: Run, *, on_tables: bool) -> Question:
 
 def _requantised(question: Question, own: Run) -> list[str]:
     """Say that the samples are of weights or a cache of another form than those that are priced."""
+    was, asked = own.engine, question.engine
+    known = {} if was.dtype is None else {"quantization": "none"}  # else nobody said what it was
     forms = [
-        (name, getattr(own.engine, name) or usual, getattr(question.engine, name) or usual)
-        for name, usual in (("quantization", "none"), ("dtype", "auto"), ("kv_cache_dtype", "auto"))
+        (name, _form(was, name) or known.get(name), _form(asked, name) or usual)
+        for name, usual in (
+            ("quantization", "none"),
+            ("dtype", None),
+            ("kv_cache_dtype", asked.dtype or "auto"),
+        )
+        if getattr(was, name) != getattr(asked, name)
     ]
-    # A dtype that is not told may be the asked one.
-    changed = [each for each in forms if each[1] != each[2] and each[:2] != ("dtype", "auto")]
+    changed = [(name, old, new) for name, old, new in forms if old and new and old != new]
     if not changed:
         return []
-    recorded = ", ".join(f"{name} {was}" for name, was, _ in changed)
-    asked = ", ".join(each for _, _, each in changed)
+    recorded = ", ".join(f"{name} {old}" for name, old, _ in changed)
+    priced = ", ".join(new for _, _, new in changed)
     return [
-        f"the samples were recorded with {recorded} and the steps are those of {asked}: such a "
+        f"the samples were recorded with {recorded} and the steps are those of {priced}: such a "
         "server may answer otherwise"
     ]
+
+
+def _form(engine: EngineConfig, name: str) -> str | None:
+    """Return the form of weights or of the cache, None where it is not known."""
+    form: str | None = getattr(engine, name)
+    return engine.dtype if name == "kv_cache_dtype" and form == "auto" else form
 
 
 def _redrafted(

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from profiler.attach.deployment import Deployment, Replica
+from profiler.engines.server.access import Access
 from profiler.plugin.process_clock import listening_ports, process_start
 from profiler.probes.nvml import Gpu, GpuUser, open_gpus, open_gpus_of
 from profiler.probes.power import watch_gpus_here
@@ -43,7 +44,7 @@ def why_unread(deployment: Deployment, gpus: int | None) -> str | None:
         return "--gpus none was given"
     if gpus > 0:
         return None
-    if not all(_is_here(replica) for replica in deployment.replicas):
+    if not all(processes_here(each.access, each.started) for each in deployment.replicas):
         return "the servers do not run on this machine, as far as can be seen"
     if any(_gpus_of(replica) == 0 for replica in deployment.replicas):
         return "a server runs on the processor"
@@ -63,7 +64,7 @@ def power_probe(deployment: Deployment, gpus: int | None) -> Probe:
 
 @contextmanager
 def _opened(replicas: Sequence[Replica]) -> Iterator[list[Gpu]]:
-    found = [_processes(replica) for replica in replicas]
+    found = [processes_here(each.access, each.started) for each in replicas]
     users = [
         GpuUser(count=_gpus_of(replica), environs=[_shown_to(pid) for pid in pids])
         for replica, pids in zip(replicas, found, strict=True)
@@ -105,19 +106,19 @@ def _gpus_of(replica: Replica) -> int | None:
     return 0 if replica.adopted else None
 
 
-def _is_here(replica: Replica) -> bool:
-    host = urlsplit(replica.access.url).hostname or ""
+def processes_here(access: Access, started: float | None) -> list[int]:
+    """Return the processes of this machine that may be a server: by its start, and its port.
+
+    `started` is in unix seconds, as its /metrics tells it. There are none where its URL leads away.
+    """
+    parts = urlsplit(access.url)
     try:
-        near = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        near = (
+            parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
+        )
     except ValueError:
         near = False
-    return near and bool(_processes(replica))
-
-
-def _processes(replica: Replica) -> list[int]:
-    """Return the processes of this machine that may be a server: by its start, and its port."""
-    found = _began_here(replica.started) if replica.started is not None else []
-    parts = urlsplit(replica.access.url)
+    found = _began_here(started) if near and started is not None else []
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return [pid for pid in found if port in listening_ports(pid)] or found
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from profiler.demo import task
 from traces.errors import UsageError
+from traces.files import read_small
 from traces.schema.engine import Speculative
 from traces.schema.record import Record
 
 DEMO_PREFIX = "demo/"
+MOST_TEMPLATE_BYTES = 1 << 20  # the longest that models come with have some 30 KB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,14 @@ def read_template(name: str | None) -> str | None:
     import jinja2
 
     try:
-        text = Path(name).read_text()
+        text = read_small(Path(name), MOST_TEMPLATE_BYTES).decode()
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
     except OSError as error:
         raise UsageError(f"--chat-template {name}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, jinja2.TemplateError) as error:
+    except (UnicodeDecodeError, RecursionError, jinja2.TemplateError) as error:
         raise UsageError(
             f"--chat-template {name}: not a Jinja template ({type(error).__name__}: {error})"
         ) from None
+    except ValueError as error:
+        raise UsageError(f"--chat-template {name}: {error}") from None
     return text

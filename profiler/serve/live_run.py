@@ -136,13 +136,16 @@ class LiveRun(Run):
         )
 
     def voters(self, flight: Flight) -> list[Sent]:
-        """Return the requests whose answers count: of rounds that go on the last that parsed."""
+        """Return the requests whose answers count: of rounds of a chain the last that parsed."""
         chains: dict[int, Sent] = {}
         for sent in self.ended[flight.problem.problem_id]:
             if _is_whole(sent) and sent.chain is not None and sent.chain.answer is not None:
                 how, index = sent.draw.how, sent.draw.index
-                reopened = isinstance(how, GoOn) and how.reopen
-                chains[index % self.policy.n if reopened else index] = sent
+                if isinstance(how, GoOn) and how.reopen:
+                    index %= self.policy.n
+                elif sent.draw.round is not None:  # it revises the first, or is asked in its place
+                    index = 0
+                chains[index] = sent
         return list(chains.values())
 
     def _score_of(self, sent: Sent) -> float:

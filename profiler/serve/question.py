@@ -17,7 +17,7 @@ from traces.schema.tts.routes import CLASS
 
 MOST_VALUES = 200_000  # of a request's JSON
 MOST_SEED = 1 << 62
-_RANDOM = -1  # a seed that stands for none, as vLLM has it
+NO_SEED = -1  # a seed that stands for none, as vLLM has it
 _NAME = re.compile(r"[A-Za-z0-9_:@~-][A-Za-z0-9_.:@~-]{0,63}")
 _PIECE = 512  # characters of a streamed chunk
 _OURS = frozenset(
@@ -162,7 +162,7 @@ def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Questi
         stream=stream,
         with_usage=bool(options.get("include_usage")),
         max_tokens=min(given, default=None),
-        seed=None if seed == _RANDOM else seed,
+        seed=None if seed == NO_SEED else seed,
         stop=tuple(stops),
         reasoning_effort=effort,
         extra={name: value for name, value in body.items() if name not in _OURS},

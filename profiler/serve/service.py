@@ -419,9 +419,7 @@ class Service:
         if (policy, chat) not in self.runs:
             engine = self.upstream
             run = LiveRun(
-                workload=Workload(
-                    name="served", problems=(), verifier=self.verifier, chat=chat, blind=True
-                ),
+                workload=Workload(name="served", problems=(), verifier=self.verifier, chat=chat),
                 policy=policy,
                 engine=engine,
                 telemetry=self.telemetry,

@@ -12,7 +12,7 @@ import msgspec
 from profiler.engines.interface import SampleRequest, SampleResult
 from profiler.engines.server.server import NO_LENGTH, NoLength, Refused, ServerEngine, whole
 from profiler.engines.server.stream import BadAnswer
-from profiler.serve.question import Question, error_body
+from profiler.serve.question import NO_SEED, Question, error_body
 
 _CONNECT_S = 10.0
 _MOST_REFUSAL = 64 << 10  # bytes of an error's body that go on to the client
@@ -109,7 +109,8 @@ class Upstream(ServerEngine):
         if question.max_tokens is not None:
             body["max_tokens"] = min(question.max_tokens, body.get("max_tokens") or MOST_TOKENS)
         if question.seed is not None:  # one for each sample, or all would be the same
-            body["seed"] = question.seed + int(request.request_id.rpartition(".")[2])
+            seed = question.seed + int(request.request_id.rpartition(".")[2])
+            body["seed"] = seed + (question.seed < NO_SEED <= seed)
         if request.reasoning_effort is None and question.reasoning_effort is not None:
             body["reasoning_effort"] = question.reasoning_effort
         if request.stop:

@@ -42,8 +42,7 @@ class Workload:
     """Problems with the rule that reads and judges their answers.
 
     `generated` says that ttscope made the problems itself, so that texts and token ids may be
-    kept in a recording. `chat` applies the model's chat template to each prompt. `blind` reads
-    answers without a look at the expected ones, which then judge and nothing else.
+    kept in a recording. `chat` applies the model's chat template to each prompt.
     """
 
     name: str
@@ -52,7 +51,6 @@ class Workload:
     seed: int | None = None
     generated: bool = False
     chat: bool = True
-    blind: bool = False
 
     def answer_to(self, problem: Problem, text: str) -> str | None:
         """Return the class of the answer that a completion gives, None where it gives none.
@@ -61,7 +59,7 @@ class Workload:
         `profiler.workload.verifiers`.
         """
         chosen = problem.verifier or self.verifier
-        answer = read_answer(chosen, text, None if self.blind else problem.expected)
+        answer = read_answer(chosen, text, problem.prompt)
         return None if answer is None else chosen.canonical(answer)
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool | None:

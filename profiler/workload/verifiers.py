@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
+from itertools import takewhile
 from typing import Protocol
 
+from profiler.engines.interface import Prompt
 from profiler.workload.answers import after_thinking, final_answer, last_boxed
 from traces.errors import UsageError
 
@@ -59,10 +61,11 @@ def verifier(name: str) -> Verifier:
     return made[name]()
 
 
-def read_answer(chosen: Verifier, text: str, expected: str | None) -> str | None:
-    """Return the answer of a completion, read as one to a problem with that expected answer."""
+def read_answer(chosen: Verifier, text: str, prompt: Prompt) -> str | None:
+    """Return the answer that a completion of the prompt gives."""
     if isinstance(chosen, Choice):
-        return chosen.answer_of(text, expected)
+        asked = prompt if isinstance(prompt, str) else "\n".join(each["content"] for each in prompt)
+        return chosen.answer_of(text, asked)
     return chosen.answer_of(text)
 
 
@@ -275,7 +278,21 @@ _SAID = re.compile(
 )
 _BRACKETED = re.compile(r"\(([A-HJ])\)")  # (I) may be a number
 _LINE = re.compile(r"^[\s*_]*([A-HJ])(?:[\s*_]*$|[.:)]\s)", re.MULTILINE)
-_USUAL = "ABCDE"  # choices: other letters in passing are as a rule symbols, such as (H) of enthalpy
+_ALL, _USUAL = "ABCDEFGHIJ", "ABCDE"
+# The choices of a prompt, which may be JSON: (A), A. or A: as items of a list, or A to J.
+_ITEM = re.compile(r"[(\[]([A-J])[)\]]|(?:^|\s|\\n)[*_\"]*([A-J])[*_\"]*[.):]")
+_RANGE = re.compile(r"\bA[)\s]*(?:-|–|to|through)[\s(]*([F-J])\b")
+
+
+def choices_of(prompt: str) -> str:
+    """Return the letters of a prompt's choices: A to E, or to the last that it lists from A on.
+
+    Other letters are as a rule symbols, such as (H) of enthalpy.
+    """
+    listed = {"".join(each) for each in _ITEM.findall(prompt)}
+    for last in _RANGE.findall(prompt):
+        listed.update(_ALL[: _ALL.index(last) + 1])
+    return max("".join(takewhile(listed.__contains__, _ALL)), _USUAL, key=len)
 
 
 class Choice:
@@ -283,19 +300,17 @@ class Choice:
 
     The last `\boxed{...}` says it, else the last "answer is ..." (or choice, option), else a
     letter that stands alone, else the last letter in brackets or at the head of a line. Of these
-    two F to J count only where the `expected` answer is one of them.
+    two F to J count only where the prompt lists them (`choices_of`).
     """
 
     name = "choice"
 
-    def answer_of(self, text: str, expected: str | None = None) -> str | None:
+    def answer_of(self, text: str, prompt: str = "") -> str | None:
         tail = after_thinking(text)
         if tail is None:
             return None
         boxed = last_boxed(tail)
-        wanted = None if expected is None else self.canonical(expected)
-        known = _USUAL if wanted is None or wanted in _USUAL else None
-        return _letter(tail if boxed is None else boxed, known)
+        return _letter(tail if boxed is None else boxed, prompt)
 
     def canonical(self, answer: str) -> str | None:
         return _letter(answer)
@@ -304,14 +319,16 @@ class Choice:
         return canonical == self.canonical(expected)
 
 
-def _letter(answer: str, known: str | None = None) -> str | None:
-    """Return the letter of an answer; one that nothing names as the answer is `known`, if given."""
+def _letter(answer: str, prompt: str | None = None) -> str | None:
+    """Return the letter of an answer; one that nothing names is a choice of the prompt."""
     answer = _BOLD.sub(r"\1\2", answer[-4000:])
     if alone := _LETTER_ALONE.match(answer.strip()[:_ALONE_CHARACTERS]):
         return alone[1].upper()
     if said := _SAID.findall(answer):
         return "".join(said[-1]).upper()
-    for pattern in (_BRACKETED, _LINE):
-        if found := [each for each in pattern.findall(answer) if known is None or each in known]:
+    passing = [pattern.findall(answer) for pattern in (_BRACKETED, _LINE)]
+    known = _ALL if prompt is None or not any(passing) else choices_of(prompt)
+    for letters in passing:
+        if found := [each for each in letters if each in known]:
             return str(found[-1])
     return None

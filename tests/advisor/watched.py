@@ -196,16 +196,18 @@ def scrapes(tables, key, blocks, period_s):
 NAMED, UNNAMED = "each server", "any server"  # of whom spans tell
 
 
-def deployed(truths, folder, *, spans=NAMED, **how):
+def deployed(truths, folder, *, spans=NAMED, named="url", **how):
     """Write what a watch of several servers would have kept, each of a truth of its own.
 
-    `spans` of each server name its process, or none of them does, or there are none (None).
+    They are at URLs of their own, or ranks of one (`named` "engine"). `spans` of each
+    server name its process, or none of them does, or there are none (None).
     """
     engines, tables = {}, {}
     for number, truth in enumerate(truths):
         own = watched(truth, folder / str(number), spans=spans is not None, **how)
         ((key, engine),) = own.manifest.engines.items()
-        at = dataclasses.replace(engine, other=(("url", f"http://pod-{number}:8000"),))
+        place = f"http://pod-{number}:8000" if named == "url" else str(number)
+        at = dataclasses.replace(engine, other=((named, place),))
         name = (("service.instance.id", str(number)),) if spans == NAMED else ()
         told = EngineConfig(
             model=engine.model, mode="server", other=(*name, ("service.name", "vllm"))

@@ -2,12 +2,14 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.doctor import examine_server
 from profiler.engines.server.access import Access
+from profiler.plugin.process_clock import process_start
 from traces.errors import EngineError
 from tui.text.commands import command_lines
 
@@ -38,6 +40,21 @@ def test_a_server_with_metrics():
         assert {path for path, _, _ in state.asked} == {
             "/v1/models", "/version", "/metrics", "/openapi.json",
         }  # fmt: skip
+
+
+def test_a_server_here_is_started_again_as_it_was():
+    """The script `vllm` of the CPU build does not start."""
+    module = "vllm.entrypoints.openai.api_server"
+    words = [sys.executable, "-c", "input()", "-m", module]
+    with metrics_server() as state, subprocess.Popen(words, stdin=subprocess.PIPE) as begun:
+        try:
+            assert "vllm serve MODEL" in look(state)["spans"].run[-1]
+            state.started = process_start(str(begun.pid))
+            found = look(state)
+        finally:
+            begun.kill()
+    for each in ("spans", "steps (plugin)"):
+        assert f" python -m {module} --model MODEL " in found[each].run[-1]
 
 
 def test_what_is_missing_says_what_it_needs():

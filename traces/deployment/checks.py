@@ -149,7 +149,10 @@ def against_promises(
     The price is that of the run's own devices, where it is known.
     """
     budget = expected.budget
-    spread, sd_of = spread_of(run, repeats)
+    told = [latency(budget.latency_percentile), *map(quantity, expected.promised)]
+    parts = {each.tag.removeprefix("latency_s.p") for each in told}
+    percentiles = [int(part) for part in parts if part.isdecimal() and 0 < int(part) < 100]
+    spread, sd_of = spread_of(run, repeats, sorted(percentiles))
     checks = []
     for field, limit in budget.limits().items():
         if field == "max_gpus":
@@ -165,7 +168,7 @@ def against_promises(
         bound = promised.low if quantity(metric).higher_is_better else promised.high
         wanted = with_interval(promised)
         checks.append(_held(expected, run, sd_of, metric, "promise", bound, wanted))
-    timed = {quantity(tag).noun for tag in _TIMED} | {latency(budget.latency_percentile).noun}
+    timed = {quantity(tag).noun for tag in _TIMED} | {latency(each).noun for each in percentiles}
     judged = any(each.name in timed and each.verdict != "absent" for each in checks)
     checks += _share_failed(run)
     checks += assumptions(expected, observed(run))
@@ -378,7 +381,9 @@ def unfinished(run: Run) -> str | None:
     if run.rows is None or run.curve is not None:
         return None
     ended = run.rows.filter(pl.col("state") != "in_flight")["problem_id"].n_unique()
-    posed = None if run.workload is None else run.workload.problems
+    # A replay leaves out what failed in the recording.
+    whole = run.workload if run.replay_of is None else None
+    posed = None if whole is None else whole.problems
     told = f"{ended:,} problems" if posed is None else f"{ended:,} of {posed:,} problems"
     if not run.complete:
         return f"{run.recording} is not complete: {told} ended. Record it again"
@@ -395,6 +400,11 @@ def unfinished(run: Run) -> str | None:
 def _cut_off(run: Run) -> int:
     """Return how many questions ended because their client or the server did."""
     return 0 if run.rows is None else run.rows.filter(_WAS_CUT_OFF).height
+
+
+def all_cut_off(run: Run) -> bool:
+    """Whether a run holds questions that were cut off, and no others."""
+    return run.rows is not None and _cut_off(run) == run.rows.height
 
 
 def _ended(run: Run) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from traces.errors import UsageError
-from traces.files import whole_file
+from traces.files import read_small, whole_file
 from traces.recording.manifest import WorkloadFacts
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
@@ -278,12 +278,11 @@ def _policy(path: Path, given: Mapping[str, Value]) -> Policy:
 
 def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+        raw = read_small(path, MOST_BYTES)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}). Name {what}") from None
-    if len(raw) > MOST_BYTES:
-        raise UsageError(f"{path}: is larger than {MOST_BYTES:,} bytes, so it is not {what}")
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}, so it is not {what}") from None
     try:
         told = msgspec.json.decode(raw)
         number = told.get(version) if isinstance(told, dict) else None

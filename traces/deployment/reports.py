@@ -65,19 +65,26 @@ def junit(gate: Gate) -> bytes:
 def markdown(gate: Gate) -> str:
     """Return a summary for a pull request."""
     lines = [
-        f"### ttscope gate {gate.verdict}: {_cell(gate.recording)} against {_cell(gate.against)}",
+        f"### ttscope gate {gate.verdict}: {_code(gate.recording)} against {_code(gate.against)}",
         "",
         "| | check | wanted | measured | |",
         "|---|---|---|---|---|",
     ]
     for each in sorted(gate.checks, key=lambda check: check.kind == "assumption"):
         name = f"assumed: {each.name}" if each.kind == "assumption" else each.name
-        cells = (word_of(each), name, each.wanted, measured_text(each), each.why)
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        cells = (word_of(each), name, each.wanted, measured_text(each))
+        why = _code(each.why).replace("|", "¦")  # it may hold names
+        lines.append("| " + " | ".join((*map(_cell, cells), why)) + " |")
     if gate.differs:
         lines += ["", "The configuration differs:", ""]
-        lines += [f"- `{_line(each).replace('`', chr(39))}`" for each in gate.differs]
+        lines += [f"- {_code(each)}" for each in gate.differs]
     return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    """Return a text as Markdown's code, in which nothing is a link, a mention or markup."""
+    line = _line(text).replace("`", "'")
+    return f"`{line}`" if line else ""
 
 
 def _cell(text: str) -> str:

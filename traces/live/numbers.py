@@ -283,6 +283,14 @@ class Window:
             self, increase=increase, histograms=histograms, gauges=gauges, counted=counted
         )
 
+    def untold(self) -> Window:
+        """Return the window of a page that tells of no rank, and of nothing else."""
+        gauges, counted = (
+            {name: np.full_like(told, np.nan) for name, told in each.items()}
+            for each in (self.gauges, self.counted)
+        )
+        return replace(self, increase={}, histograms={}, gauges=gauges, counted=counted)
+
     def gauge(self, name: str) -> Floats:
         """Return a gauge's readings, empty where it was not told."""
         told = self.gauges[name]

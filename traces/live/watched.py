@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -120,6 +120,25 @@ Windows = Mapping[str, Window | None]  # by engine
 RANK = "engine"  # in `EngineConfig.other`: one of several on the page of a server
 
 
+def servers_in(
+    recording: Recording, watched: Sequence[Watched]
+) -> list[tuple[EngineConfig, Numbers]]:
+    """Return each watched server with its numbers, which are of all of its data-parallel ranks."""
+    own = {each.engine: each.numbers for each in watched if RANK not in dict(each.engine.other)}
+    ranks = _ranks_of((each.engine, each.window) for each in watched)
+    found = []
+    for key, engine in recording.manifest.engines.items():
+        if engine in own:
+            numbers = own[engine]
+        elif windows := _ranks_in(ranks, engine):
+            numbers = numbers_in(windows[0].untold().with_ranks(windows), key)
+        else:
+            continue
+        if numbers is not None:
+            found.append((engine, numbers))
+    return found
+
+
 def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
     """Return what the polls of each engine say, of those whose /metrics was read.
 
@@ -148,15 +167,30 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
             own = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
             polls.setdefault(key, Polls(lengths=lengths)).add(own)
     windows = {key: each.window() for key, each in polls.items()}
-    ranks: dict[EngineConfig, list[Window]] = {}  # by the server as one of them
-    for key, engine in recording.manifest.engines.items():
-        if RANK in dict(engine.other) and (window := windows.get(key)) is not None:
-            ranks.setdefault(_server_of(engine), []).append(window)
+    known = recording.manifest.engines
+    ranks = _ranks_of((engine, windows.get(key)) for key, engine in known.items())
     for key, window in windows.items() if ranks else ():
-        engine = recording.manifest.engines[key]
-        if window is not None and RANK not in dict(engine.other):
-            windows[key] = window.with_ranks(ranks.get(_server_of(engine.one_replica()), ()))
+        if window is not None:
+            windows[key] = window.with_ranks(_ranks_in(ranks, known[key]))
     return windows
+
+
+def _ranks_of(
+    engines: Iterable[tuple[EngineConfig, Window | None]],
+) -> dict[EngineConfig, list[Window]]:
+    """Return the windows of ranks, by their server as one of them."""
+    ranks: dict[EngineConfig, list[Window]] = {}
+    for engine, window in engines:
+        if RANK in dict(engine.other) and window is not None:
+            ranks.setdefault(_server_of(engine), []).append(window)
+    return ranks
+
+
+def _ranks_in(ranks: Mapping[EngineConfig, list[Window]], engine: EngineConfig) -> list[Window]:
+    """Return the windows of a server's ranks; none for a rank."""
+    if RANK in dict(engine.other):
+        return []
+    return ranks.get(_server_of(engine.one_replica()), [])
 
 
 def _server_of(engine: EngineConfig) -> EngineConfig:

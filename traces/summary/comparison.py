@@ -35,7 +35,7 @@ from traces.statistics import (
     wilson,
 )
 from traces.summary.kernels import sample_times
-from traces.summary.metrics import METRICS, Metric
+from traces.summary.metrics import METRICS, Metric, latency_metric
 from traces.summary.run import Run, conditions, summarise, to_plain
 
 # How far apart two runs of the same configuration lie: the spread from run to run.
@@ -311,7 +311,7 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
             reason=ids,
         )
     one, two = _Numbers(first, ids), _Numbers(second, ids)
-    spread, beyond = _run_to_run((first, second), (one, two), repeats)
+    spread, beyond = _run_to_run((first, second), (one, two), repeats, METRICS)
     changes = (_change(metric, one, two, beyond(metric)) for metric in METRICS)
     return Difference(
         first=first.recording,
@@ -450,17 +450,25 @@ def _throughputs(runs: Sequence[_Numbers]) -> list[Drawn] | None:
     return draws_by_run
 
 
-def spread_of(run: Run, repeats: Sequence[Run]) -> tuple[RunSpread, Callable[[str], float]]:
-    """Return a run's spread from run to run, and what of it a time has by its tag, as an sd."""
+def spread_of(
+    run: Run, repeats: Sequence[Run], percentiles: Iterable[int] = ()
+) -> tuple[RunSpread, Callable[[str], float]]:
+    """Return a run's spread from run to run, and what of it a time has by its tag, as an sd.
+
+    `percentiles` of the latency are measured too, beside those of `METRICS`.
+    """
     assert run.rows is not None
     ids = run.rows.filter(pl.col("state") == "decided")["problem_id"].drop_nulls().unique().sort()
-    spread, of = _run_to_run((run,), (_Numbers(run, ids),), repeats)
-    by_tag = {metric.tag: metric for metric in METRICS}
+    by_tag = {metric.tag: metric for metric in (*map(latency_metric, percentiles), *METRICS)}
+    spread, of = _run_to_run((run,), (_Numbers(run, ids),), repeats, tuple(by_tag.values()))
     return spread, lambda tag: of(by_tag[tag])[0] if tag in by_tag else spread.assumed[0]
 
 
 def _run_to_run(
-    runs: Sequence[Run], numbers: Sequence[_Numbers], repeats: Sequence[Run]
+    runs: Sequence[Run],
+    numbers: Sequence[_Numbers],
+    repeats: Sequence[Run],
+    metrics: Sequence[Metric],
 ) -> tuple[RunSpread, Callable[[Metric], tuple[float, ...]]]:
     """Return the spread from run to run, and what a metric of each run has of it as an sd.
 
@@ -498,7 +506,7 @@ def _run_to_run(
         return RunSpread(assumed=by_assumption), lambda metric: by_assumption
     measured: dict[str, float] = {}
     beyond: dict[str, float] = {}
-    for metric in METRICS:
+    for metric in metrics:
         spreads = _measured(metric, repeated) if metric.timed else None
         if spreads is not None:
             measured[metric.tag], beyond[metric.tag] = spreads

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from traces.schema.estimate import Estimate
-from traces.schema.quantities import Quantity, quantity
+from traces.schema.quantities import Quantity, latency, quantity
 from traces.summary.run import Run, latency_percentile
 
 
@@ -57,6 +57,11 @@ METRICS: tuple[Metric, ...] = (
     _metric("cost_per_token_device_s"),
     _metric("energy_j.per_problem", "energy_j"),
 )
+
+
+def latency_metric(percentile: int) -> Metric:
+    """Return any percentile of latency. `METRICS` has two of them."""
+    return Metric(quantity=latency(percentile), column="latency_s", q=percentile / 100)
 
 
 def estimate_of(run: Run | None, tag: str) -> Estimate | None:

@@ -159,11 +159,11 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> int:
 def _drift(expected: Expectations, recording: Recording) -> list[Check]:
     """Return what the deployment is like against what was assumed of it."""
     from traces.deployment.checks import drift
-    from traces.live.watched import runs_and_servers
+    from traces.live.watched import runs_and_servers, servers_in
 
-    runs, servers = runs_and_servers(recording)
-    numbers = [(each.engine, each.numbers) for each in servers if each.numbers is not None]
-    return drift(expected, numbers, [run for run in runs if run.problems and run.policy])
+    runs, watched = runs_and_servers(recording)
+    servers = servers_in(recording, watched)
+    return drift(expected, servers, [run for run in runs if run.problems and run.policy])
 
 
 def _print_drift(checks: Sequence[Check]) -> None:

@@ -238,15 +238,18 @@ def _only(
 ) -> tuple[Run, list[str]]:
     """Return the run that is judged, and what is left out beside it.
 
-    Of several it is the one of the policy.
+    Of several it is the one of the policy, else the only one that was not cut off altogether.
     """
-    from traces.deployment.checks import policy_changes
+    from traces.deployment.checks import all_cut_off, policy_changes
     from traces.summary.run import summarise
 
     runs = [run for run in summarise(recording, price) if run.problems or run.problems_failed]
     same = runs
     if policy is not None and len(runs) > 1:
         same = [run for run in runs if run.policy and not policy_changes(policy, run.policy)]
+    answered = [run for run in runs if not all_cut_off(run)]
+    if len(same) != 1 and len(answered) == 1:
+        same = answered
     if len(same) != 1:
         held = "no run of problems" if not runs else f"{len(runs)} runs"
         if same != runs:

@@ -336,8 +336,8 @@ def _judge(name: str) -> Judge:
 
     chosen = verifier(name)
 
-    def judge(text: str, expected: str | None) -> tuple[str | None, bool | None]:
-        written = read_answer(chosen, text, expected)
+    def judge(text: str, expected: str | None, prompt: str) -> tuple[str | None, bool | None]:
+        written = read_answer(chosen, text, prompt)
         answer = None if written is None else chosen.canonical(written)
         if expected is None or chosen.canonical(expected) is None:
             return answer, None

@@ -7,6 +7,7 @@ one law of all their steps and one load, and `Placing` says what is known of who
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
+_OF_RANK = re.compile(r"\A\d+(?: |\Z)")  # before the name of a replica, where there is one
 SURELY = 3.0  # standard deviations of chance, beyond which servers' shares of requests differ
 
 
@@ -52,6 +54,11 @@ class Servers:
     def replicas(self) -> int:
         """How many engines of the replay they are."""
         return self.engine.data_parallel_size
+
+    @property
+    def count(self) -> int:
+        """How many servers they are: ranks on the page of one are none, replicas of Ray's are."""
+        return len({_server(each) for each in _counted(list(self.members.values()))})
 
     def has(self, engine: EngineConfig) -> bool:
         return engine in self.members.values()
@@ -164,23 +171,11 @@ def _as_large(engine: EngineConfig, others: Iterable[EngineConfig]) -> bool:
 def _whole(
     setup: EngineConfig, max_num_seqs: int | None, members: Mapping[str, EngineConfig]
 ) -> EngineConfig:
-    """Return all servers as one engine, whose replicas they are, with the smallest cache.
-
-    A server may tell some numbers of its ranks and others of all (SGLang). Its ranks count then.
-    """
+    """Return all servers as one engine, whose replicas they are, with the smallest cache."""
     each = list(members.values())
     if len(each) == 1:
         return each[0]
-    by_server: dict[tuple[tuple[str, str], ...], list[EngineConfig]] = {}
-    for one in each:
-        server = tuple(pair for pair in one.other if pair[0] != RANK)
-        by_server.setdefault(server, []).append(one)
-    counted = [
-        one
-        for own in by_server.values()
-        for one in [rank for rank in own if RANK in dict(rank.other)] or own
-    ]
-    count = sum(one.data_parallel_size for one in counted)
+    count = sum(one.data_parallel_size for one in _counted(each))
     return replace(
         setup,
         max_num_seqs=max_num_seqs,
@@ -188,6 +183,28 @@ def _whole(
         num_gpus=None if setup.num_gpus is None else setup.num_gpus * count,
         data_parallel_size=count,
     )
+
+
+def _counted(engines: Sequence[EngineConfig]) -> list[EngineConfig]:
+    """Return the engines that count: ranks, and servers that tell nothing of their ranks.
+
+    A server may tell some numbers of its ranks and others of all (SGLang).
+    """
+    by_page: dict[tuple[tuple[str, str], ...], list[EngineConfig]] = {}
+    for one in engines:
+        page = tuple(pair for pair in one.other if pair[0] != RANK)
+        by_page.setdefault(page, []).append(one)
+    return [
+        one
+        for own in by_page.values()
+        for one in [rank for rank in own if RANK in dict(rank.other)] or own
+    ]
+
+
+def _server(engine: EngineConfig) -> tuple[tuple[str, str], ...]:
+    """Return which server an engine is on. Ray's page names replicas, behind their ranks."""
+    pairs = ((name, _OF_RANK.sub("", at) if name == RANK else at) for name, at in engine.other)
+    return tuple(pair for pair in pairs if pair != (RANK, ""))
 
 
 def _setup(engine: EngineConfig) -> EngineConfig:

@@ -173,7 +173,7 @@ def _unknown_form(parts: Parts, quantised: Quantised, whole: str) -> str | None:
     if quantised.unknown is not None:
         return f"quantised weights of {quantised.unknown}, which no layer has"
     forms = {each.precision: each.parameter_bytes for _, each in _matrices(parts)}
-    if None in forms.values() or not set(forms) - {whole}:
+    if quantised.unread or None in forms.values() or not set(forms) - {whole}:
         return f"weights quantised as {quantised.kind}, in a form that is not known"
     return None
 

@@ -53,6 +53,8 @@ _MOST_RULES: Final = 64
 _MOST_MATCHES: Final = 60_000  # of globs, times layers
 _MOST_STARS: Final = 8
 _ALTERNATIVES: Final = re.compile(r"\(\??:?([\w|]+)\)")
+_WILD: Final = re.compile(r"\.\*|\\d\+|\[0-9\]\+|\.\+")
+_MARKS: Final = re.compile(r"\\\w|[][(){}?+*|^$]")  # of an expression that no glob says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,9 @@ def form(name: str, group: Any = None) -> Form:
 class Quantised:
     """What a config says of the form of each matrix, or the hf_quant_config.json `beside` it.
 
-    `kind` is the form in short, None where nothing is quantised. Raises UsageError for what is no
-    object, lists that are none, and more patterns than can be matched with so many layers.
+    `kind` is the form in short, None where nothing is quantised. `unread` is True where a target is
+    an expression that cannot be read. Raises UsageError for what is no object, lists that are none,
+    and more patterns than can be matched with so many layers.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Quantised:
             self._told.get("quantized_layers") and self._told.get("weight_block_size")
         )
         self._targets: list[str] = []  # of compressed-tensors, but those of all linear layers
+        self.unread = False
         self._met = False  # whether any layer has what is quantised by name
         most = _MOST_RULES + _MOST_GLOBS
         self._rules = list(itertools.islice(self._read_rules(), most + 1))
@@ -161,7 +165,7 @@ class Quantised:
                 if numbers[:1] > [2 * layers + 16]:  # layers that draft come after the others
                     self.unknown = shown(name)
                     return
-        if self._targets and not self._met and all(patterns for patterns, _ in self._rules):
+        if self._targets and not (self._met or self.unread) and all(p for p, _ in self._rules):
             self.unknown = shown(self._targets[0])
 
     def _kind(self) -> str | None:
@@ -196,6 +200,8 @@ class Quantised:
                 targets = self._list(group.get("targets"), "targets")
                 if _LINEAR in targets or not targets:
                     yield None, _of_group(weights)
+                else:
+                    self.unread |= any(map(_unreadable, targets))
                 if others := [each for each in targets if each != _LINEAR]:
                     self._targets += others
                     modules = (_CLASSES.get(each, each) for each in others)
@@ -400,4 +406,10 @@ def _globs(expression: str) -> list[str]:
                 for word in words
             ]
         found = more[:1024]
-    return [re.sub(r"\.\*|\\d\+|\[0-9\]\+|\.\+", "*", each).replace("\\", "") for each in found]
+    return [_WILD.sub("*", each).replace("\\", "") for each in found]
+
+
+def _unreadable(target: str) -> bool:
+    """Whether a regular expression has more than words, wildcards and alternatives."""
+    words = _ALTERNATIVES.sub("", target.removeprefix("re:^").removesuffix("$"))
+    return target.startswith("re:") and _MARKS.search(_WILD.sub("", words)) is not None

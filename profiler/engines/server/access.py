@@ -81,6 +81,8 @@ def check_environment() -> None:
 
     The message repeats no proxy, which may have a password.
     """
+    import httpx
+
     for kind, proxy in getproxies().items():
         if kind not in {"http", "https", "all"}:
             continue
@@ -93,6 +95,12 @@ def check_environment() -> None:
             raise UsageError(
                 f"{kind.upper()}_PROXY: a SOCKS proxy needs socksio. Install that, or unset it"
             )
+    try:
+        httpx.Client(verify=False).close()
+    except (httpx.InvalidURL, ValueError):
+        raise UsageError(
+            "NO_PROXY, or a proxy: a host or port in it is malformed. Correct or unset it"
+        ) from None
     if named := os.environ.get("SSL_CERT_FILE"):
         try:
             ssl.create_default_context(cafile=named)

@@ -120,6 +120,33 @@ def test_of_served_runs_the_one_of_the_promised_policy_is_judged(run, tmp_path):
     assert code == 2 and "3 runs, none of the policy that it is held to" in " ".join(err.split())
 
 
+def test_a_question_that_its_client_broke_off_is_no_run_beside_the_others(run, tmp_path):  # noqa: F811
+    engine = FakeEngine()
+    with (
+        running(engine) as upstream,
+        serving(tmp_path / "served", upstream, method="majority", n=2) as url,
+    ):
+        body = {"model": "fake", "messages": [{"role": "user", "content": "2?"}]}
+        where = f"{url}/v1/chat/completions"
+        for _ in range(3):
+            assert httpx.post(where, json=body | {"max_tokens": 50}).status_code == 200
+        engine.fault = "hang"
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(where, json=body | {"max_tokens": 9}, timeout=0.5)
+    runs = summarise(Recording.open("served"))
+    gone, served = sorted(runs, key=lambda each: each.problems)
+    assert (served.problems, gone.problems, gone.problems_failed) == (3, 0, 1)
+    tokens = dataclasses.replace(served.tokens_per_problem, low=1.0, high=99.0)
+    for policy in (served.policy, dataclasses.replace(served.policy, max_tokens=None)):
+        told = Expectations(engine=served.engine, policy=policy, promised={"tokens": tokens})
+        write_document(tmp_path / "expect.json", told)
+        code, out, err = run("gate", "expect.json", "served")
+        assert code == 0, out + err
+        assert "judged 3 problems of this policy, not 1 of 1 other runs" in " ".join(out.split())
+    code, out, err = run("gate", "served", "served", "--fail-on", "tokens>+90%")
+    assert "a gate judges one run" not in err
+
+
 def test_a_server_that_got_worse_fails(run, tmp_path):  # noqa: F811
     rows = [{"id": i, "prompt": f"{i}?", "answer": "12"} for i in range(40)]
     (tmp_path / "w.jsonl").write_text("\n".join(map(json.dumps, rows)))

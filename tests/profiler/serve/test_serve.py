@@ -180,7 +180,7 @@ def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_pa
             assert refused.status_code == 400, wrong
             assert "ttscope" in refused.json()["error"]["message"]
         assert sorted((b["seed"], b["max_tokens"]) for b in engine.asked) == [(7, 50), (8, 50)]
-        for seed, seeds in ((-1, {None}), (-9, {-9, -8, -7, -6})):
+        for seed, seeds in ((-1, {None}), (-9, {-9, -8, -7, -6}), (-3, {-3, -2, 0, 1})):
             assert ask(url, seed=seed).status_code == 200
             assert {body.get("seed") for body in engine.asked[-4:]} == seeds
     recording = Recording.open(tmp_path / "kept")
@@ -593,6 +593,15 @@ def test_a_chain_of_rounds_has_one_vote(engine, upstream, tmp_path):
     assert (told["votes"], told["answers"], told["requests"]) == (2, 2, 4)
 
 
+def test_rounds_that_revise_an_answer_have_one_vote(engine, upstream, tmp_path):
+    engine.answers = by_index("a</think>5", "b</think>7", "c</think>12", "d</think>none")
+    with serving(tmp_path / "kept", upstream, method="sequential", n=4) as url:
+        answer = complete(url, seed=0)
+    told = answer["ttscope"]
+    assert answer["choices"][0]["text"] == "c</think>12"
+    assert (told["votes"], told["answers"], told["agreement"], told["requests"]) == (1, 1, 1.0, 4)
+
+
 def test_a_known_answer_does_not_change_which_one_is_given(engine, upstream, tmp_path):
     told = "</think>After elimination only ({}) remains, since all others contradict the premises."
     engine.answers = lambda body, number: told.format("GGB"[body["seed"]])
@@ -601,8 +610,12 @@ def test_a_known_answer_does_not_change_which_one_is_given(engine, upstream, tmp
             complete(url, seed=0, ttscope=known)["choices"][0]["text"]
             for known in ({}, {"answer": "G"}, {"answer": "B"})
         ]
+        listed = "".join(f"\n{letter}. it" for letter in "ABCDEFG")
+        answer = complete(url, seed=0, prompt=listed, ttscope={"answer": "G"})
     assert answers == [told.format("B")] * 3
-    assert Recording.open(tmp_path / "kept").problems["correct"].to_list() == [None, False, True]
+    assert answer["choices"][0]["text"] == told.format("G")
+    right = Recording.open(tmp_path / "kept").problems["correct"].to_list()
+    assert right == [None, False, True, True]
 
 
 def test_a_chat_that_cannot_go_on_is_refused(engine, upstream, tmp_path):

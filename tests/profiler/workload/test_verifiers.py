@@ -1,5 +1,6 @@
 """Which answers are read, which are one class and right; and that hostile ones cost little."""
 
+import json
 import time
 from fractions import Fraction
 
@@ -161,11 +162,28 @@ def test_choice_expected_in_any_form():
     assert not Choice().matches("B", "Paris")
 
 
-def test_letters_in_passing_are_choices_to_e_unless_others_are_expected():
+TEN = "\n".join(f"{letter}. {letter.lower()}" for letter in "ABCDEFGHIJ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "letter"),
+    [
+        ("", "B"),
+        ("How does the enthalpy (H) change? (A) up (B) down (C) not", "B"),
+        ("(A) a (B) b (C) c (D) d (F) f (G) g (H) h", "B"),
+        ("Which?\n" + TEN, "H"),
+        (json.dumps([{"role": "user", "content": "Which?\n" + TEN}]), "H"),
+        (json.dumps(TEN.replace(". ", ") ")), "H"),
+        (" ".join(f"({letter}) it" for letter in "ABCDEFGH"), "H"),
+        (" ".join(f"({letter}) it" for letter in "ABCDEFG"), "B"),
+        ("Which? Answer with a letter from A to J.", "H"),
+        ("Which (A-H)?", "H"),
+    ],
+)
+def test_letters_in_passing_are_choices_to_e_or_those_that_the_prompt_lists(prompt, letter):
     text = "It is negative, so (B), as the enthalpy (H) falls"
-    assert Choice().answer_of(text) == Choice().answer_of(text, "C") == "B"
-    assert Choice().answer_of(text, "(H)") == "H"
-    assert Choice().answer_of("The answer is (H).", "C") == "H"
+    assert Choice().answer_of(text, prompt) == letter
+    assert Choice().answer_of("The answer is (H).", prompt) == "H"
 
 
 def test_boxes_with_deep_braces():

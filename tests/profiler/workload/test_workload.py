@@ -125,6 +125,24 @@ def test_verifier_of_the_file_and_of_a_line(tmp_path):
     assert workload.facts(None).hash != load_workload(path).facts(None).hash
 
 
+def test_the_expected_answer_judges_and_does_not_change_what_is_read(tmp_path):
+    listed = "".join(f"\n({letter}) it" for letter in "ABCDEFG")
+    rows = [
+        {"id": f"{number}{expected}", "answer": expected, **asked}
+        for number, asked in enumerate(
+            (
+                {"prompt": listed},
+                {"messages": [{"role": "user", "content": listed}]},
+                {"prompt": "?"},
+            )
+        )
+        for expected in ("G", "B", None)
+    ]
+    workload = load_workload(lines(tmp_path / "w.jsonl", *rows), verifier="choice")
+    found = [workload.answer_to(each, "Only (G) remains.") for each in workload.problems]
+    assert found == ["G"] * 6 + [None] * 3
+
+
 def test_messages_and_system_prompt(tmp_path):
     user = {"role": "user", "content": "2+2?"}
     own = {"role": "system", "content": "be exact"}

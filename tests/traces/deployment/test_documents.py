@@ -185,3 +185,15 @@ def test_what_has_no_size_is_read_to_the_limit_alone(read):
     finally:
         os.close(source)
         writer.join()
+
+
+@pytest.mark.parametrize("read", [read_policy, read_expectations])
+def test_a_named_pipe_is_not_waited_for(tmp_path, read):
+    path = tmp_path / "policy.json"
+    os.mkfifo(path)
+    with os.fdopen(os.open(path, os.O_RDWR), "wb") as held:  # who waits would get no end
+        end = threading.Timer(10, held.close)
+        end.start()
+        with pytest.raises(UsageError, match="policy.json: is no regular file, so it is not"):
+            read(path)
+        end.cancel()

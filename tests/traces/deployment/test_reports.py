@@ -12,10 +12,11 @@ def test_names_that_are_markup_are_shown_as_text():
     check = Check(name=NAME, kind="limit", verdict="ok", wanted=NAME, measured=None, why=NAME)
     gate = Gate(against=NAME, recording=NAME, checks=(check,), differs=(NAME,))
     lines = markdown(gate).splitlines()
+    code = "`a # b ![c](http://d/e.png)|f 'g' <h> [31m`"
     shown = r"a # b \!\[c\](http://d/e.png)\|f \`g\` &lt;h> [31m".replace(" [31m", r" \[31m")
-    assert lines[0] == f"### ttscope gate passed: {shown} against {shown}"
-    assert lines[4] == f"| ok | {shown} | {shown} | - | {shown} |"
-    assert lines[-1] == "- `a # b ![c](http://d/e.png)|f 'g' <h> [31m`"
+    assert lines[0] == f"### ttscope gate passed: {code} against {code}"
+    assert lines[4] == f"| ok | {shown} | {shown} | - | {code.replace('|', '¦')} |"
+    assert lines[-1] == f"- {code}"
     assert len(lines) == 9
     (case,) = ElementTree.fromstring(junit(gate)).iter("testcase")
     assert case.get("name") == NAME.replace("\x1b", "")

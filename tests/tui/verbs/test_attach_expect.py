@@ -6,6 +6,7 @@ import json
 import pytest
 
 from benchmarks.servers.metrics_server import metrics_server
+from tests.advisor.evidence.live.test_pages import of_ranks
 from tests.advisor.synthetic import engine_of
 from traces.deployment.documents import Expectations, write_document
 from traces.schema.estimate import Estimate
@@ -45,6 +46,30 @@ def test_what_moved_is_said(run, expected, tmp_path):
         assert code == 0, err
         (load,) = json.loads(out)["drift"]
         assert (load["verdict"], load["measured"]["value"]) == ("ok", 40.0 + _waiting(server))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("software", ["vLLM", "SGLang"])
+@pytest.mark.parametrize("started", [True, False])
+def test_the_ranks_of_a_server_are_held_to_its_load_together(
+    run, expected, monkeypatch, software, started
+):
+    with metrics_server() as server:
+        if software == "SGLang":
+            server.as_sglang({"tp_size": 1, "pp_size": 1, "dp_size": 2})
+            server.lines = of_ranks(server.lines)
+        else:
+            server.engines = ("0", "1")
+        if not started:  # as of a page of several processes
+            page = server.page
+            monkeypatch.setattr(server, "page", lambda: page().partition("\n")[2])
+        server.gauges |= {"vllm:num_requests_running": 6.0, "vllm:num_requests_waiting": 0.0}
+        server.gauges |= {"sglang:num_running_reqs": 6.0, "sglang:num_queue_reqs": 0.0}
+        expected(concurrency=2)  # 8 requests at most
+        code, out, err = watch(run, server.url, "-o", "live", "--json")
+    assert code == 3, err
+    (load,) = json.loads(out)["drift"]
+    assert (load["name"], load["measured"]["value"]) == ("requests that run or wait", 12.0)
 
 
 def _waiting(server):

@@ -18,7 +18,7 @@ from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
 from traces.schema.tts.parameters import complete, make_policy
-from traces.summary.comparison import compare
+from traces.summary.comparison import beside, compare
 from traces.summary.run import summarise
 from tui.verbs.demo import SHIPPED
 
@@ -148,6 +148,28 @@ def test_any_percentile_of_the_latency_may_be_limited(runs):
             assert gated.run_to_run is not None
 
 
+@pytest.mark.parametrize("percentile", [75, 99])
+def test_any_percentile_has_the_spread_of_its_repeats(tmp_path, percentile):
+    made = [
+        record(tmp_path / f"r{number}", engine_of(), FEW, problems=40, drift=drift)
+        for number, drift in enumerate((0.0, 0.35, -0.25, 0.3, -0.2))
+    ]
+    (run,), repeats = summarise(made[0]), beside(made[:1])
+    budget = Budget(max_latency_s=100.0, latency_percentile=percentile)
+    slow = {f"latency_p{percentile}_s": Estimate(value=50.0, low=9.0, high=100.0, unit="s")}
+    for told in (
+        promised(run, budget=budget, promised={}),
+        promised(run, budget=Budget(), promised=slow),
+    ):
+        spread = against_promises(told, run, "expect.json", repeats).run_to_run
+        assert spread.recordings == 5
+        one, usual = (spread.measured[f"latency_s.p{each}"] for each in (percentile, 95))
+        assert one > 0.15 and usual > 0.15
+    alone = against_promises(promised(run, budget=budget), run, "expect.json").checks[0].measured
+    among = against_promises(promised(run, budget=budget), run, "expect.json", repeats).checks[0]
+    assert among.measured.low < alone.low
+
+
 @pytest.mark.slow
 def test_a_cost_has_the_price_that_it_was_promised_at(run, tmp_path):
     vote = Recording.open(next(SHIPPED.glob("demo-s-tp1-seqs64-maj@16*")))
@@ -224,7 +246,7 @@ def test_reports_hold_every_check_and_odd_names(run, runs, tmp_path):
     assert failed == broken != []
     assert int(suite.get("failures")) == len(failed)
     text = summary.read_text()
-    assert text.startswith("before\n### ttscope gate failed: slow against base")
+    assert text.startswith("before\n### ttscope gate failed: `slow` against `base`")
     assert text.count("| FAIL |") == len(failed)
 
 
@@ -339,6 +361,15 @@ def test_served_questions_that_were_cut_off_are_no_failures(runs, error):
         gated = against_promises(promised(base, budget=Budget()), run, "expect.json")
         assert gated.verdict == verdict
         assert f"questions that were cut off {count}" in gated.differs
+
+
+def test_a_replay_does_not_have_what_failed_in_the_recording(tmp_path):
+    (base,) = summarise(record(tmp_path / "base", engine_of(), FEW, problems=60))
+    rows = base.rows.tail(59)
+    replayed = dataclasses.replace(base, replay_of="base", rows=rows, problems=59)
+    for gated in gates_of(losing(base, 1), replayed):
+        assert gated.verdict == "passed"
+    assert "problems that failed 1 of 60 -> 0 of 59" in gated.differs
 
 
 def numbers(**known):

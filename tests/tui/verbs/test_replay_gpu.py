@@ -88,8 +88,8 @@ def test_a_cache_and_a_dtype_that_were_not_recorded_are_priced(run, model):
     set_to = ("--set", "engine.kv_cache_dtype=fp8", "--set", "engine.dtype=bfloat16")
     found = json.loads(run.ok(*asked, *set_to, "--json"))
     assert (
-        "the samples were recorded with dtype float32, kv_cache_dtype auto and the steps are those "
-        "of bfloat16, fp8: such a server may answer otherwise"
+        "the samples were recorded with dtype float32, kv_cache_dtype float32 and the steps are "
+        "those of bfloat16, fp8: such a server may answer otherwise"
     ) in found["notes"]
     message = run.refused(*asked, "--set", "engine.dtype=float8")
     assert "engine.dtype=float8: the tables are bfloat16's. Set engine.dtype=bfloat16" in message

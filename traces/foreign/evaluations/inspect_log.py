@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import msgspec
@@ -242,7 +243,12 @@ class InspectLog:
             if text is None:
                 self.skipped.add("samples without a completion to judge", number)
                 return None, None
-            return judged(self._choices.judge, text, expected, self.skipped, number)
+            prompt = bytes(sample.input).decode("utf-8", "replace")
+            if isinstance(sample.choices, list):  # a solver lists them behind the input
+                prompt += "".join(
+                    f"\n{letter})" for letter in ascii_uppercase[: len(sample.choices)]
+                )
+            return judged(self._choices.judge, text, expected, prompt, self.skipped, number)
         scores = {"score": sample.score} if sample.scores is None else sample.scores
         if scores == {"score": None} or not isinstance(scores, dict) or not scores:
             if sample.error is None:

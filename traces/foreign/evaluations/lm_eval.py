@@ -41,6 +41,15 @@ _NAME = re.compile(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl(?:\.gz)?
 _Found = tuple[str | None, bool | None]
 
 
+def _argument(arguments: Any, place: int) -> Any:
+    """Return the prompt (0) or the settings (1) of the first request, None where not known."""
+    try:
+        listed = isinstance(arguments, list)  # as versions before 0.4.3 wrote them
+        return arguments[0][place] if listed else arguments["gen_args_0"][f"arg_{place}"]
+    except (TypeError, KeyError, IndexError):
+        return None
+
+
 class LmEvalSamples:
     """Reads a samples file (see `OutcomeReader`).
 
@@ -129,8 +138,10 @@ class LmEvalSamples:
         found: Sequence[_Found] = ()
         if self._choices.judge is not None:
             if texts and all(isinstance(text, str) for text in texts):
+                asked = _argument(row.get("arguments"), 0)
+                prompt = asked if isinstance(asked, str) else ""
                 found = [
-                    judged(self._choices.judge, text, expected, self.skipped, number)
+                    judged(self._choices.judge, text, expected, prompt, self.skipped, number)
                     for text in texts
                 ]
             else:
@@ -199,11 +210,7 @@ class LmEvalSamples:
 
     def _keep_arguments(self, arguments: Any) -> None:
         """Take the sampling settings from the first document that tells them."""
-        try:
-            listed = isinstance(arguments, list)  # as versions before 0.4.3 wrote them
-            settings = arguments[0][1] if listed else arguments["gen_args_0"]["arg_1"]
-        except (TypeError, KeyError, IndexError):
-            return
+        settings = _argument(arguments, 1)
         if not isinstance(settings, dict) or not settings or self._settings_read:
             return
         self._settings_read = True

@@ -66,14 +66,17 @@ class FileFacts:
     notes: list[str] = field(default_factory=list)
 
 
-Judge = Callable[[str, str | None], tuple[str | None, bool | None]]
+Judge = Callable[[str, str | None, str], tuple[str | None, bool | None]]
 
 
 def judged(
-    judge: Judge, text: str, expected: str | None, skipped: Skipped, place: int
+    judge: Judge, text: str, expected: str | None, prompt: str, skipped: Skipped, place: int
 ) -> tuple[str | None, bool | None]:
-    """Return what the verifier says of a completion, and count what it cannot judge."""
-    answer, right = judge(text, expected)
+    """Return what the verifier says of a completion, and count what it cannot judge.
+
+    The prompt may be JSON.
+    """
+    answer, right = judge(text, expected, prompt)
     if right is None and expected is not None:
         skipped.add("samples whose expected answer the verifier cannot read, unjudged", place)
     return answer, right
@@ -91,9 +94,10 @@ def ended_by(reason: str) -> str:
 class Choices:
     """What the user chose: `score` names a metric, filter or scorer, None the file's first.
 
-    `judge` reads a completion itself, given the expected answer, and returns the class of its
-    answer and whether it is right (`verifier` names it); None takes the file's own answers and
-    scores. `prompt_column` has the tokens of a prompt in plain outcomes, None for `prompt_tokens`.
+    `judge` reads a completion itself, given the expected answer and the prompt, and returns the
+    class of its answer and whether it is right (`verifier` names it); None takes the file's own
+    answers and scores. `prompt_column` has the tokens of a prompt in plain outcomes, None for
+    `prompt_tokens`.
     `same_problems` says whether several files are of the same problems, None to find out.
     """
 

@@ -228,6 +228,23 @@ def test_a_server_that_tells_of_its_ranks_and_of_all_counts_its_ranks():
     assert found.replicas == 2 and found.engine.data_parallel_size == 2
 
 
+@pytest.mark.parametrize(
+    ("others", "count"),
+    [
+        ([{"url": "a"}, {"url": "b"}], 2),
+        ([{"url": at, "engine": rank} for at in "ab" for rank in "01"], 2),
+        ([{"engine": "0"}, {"engine": "1"}], 1),
+        ([{"engine": "0 4f"}, {"engine": "1 4f"}, {"engine": "0 5a"}, {"engine": "1 5a"}], 2),
+        ([{"engine": "4f"}, {"engine": "5a"}], 2),
+    ],
+)
+def test_ranks_on_the_page_of_a_server_are_no_servers(others, count):
+    """Ray's page has several replicas, each named behind its rank."""
+    own = [engine_of(mode="server", other=tuple(each.items())) for each in others]
+    (found,) = servers_of(polled(*own))
+    assert (found.count, found.replicas) == (count, len(own))
+
+
 def test_a_limit_that_bound_one_of_several_servers_may_be_raised():
     """Spans say no server, so their engine has no limit."""
     engine = engine_of(mode="server", max_num_seqs=8)

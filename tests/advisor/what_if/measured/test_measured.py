@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from advisor.evidence.live.servers import replayable
 from advisor.replay.replay import Replicas
 from advisor.step_time.prior.drafting import VerifyStep
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration
@@ -19,10 +20,12 @@ from advisor.what_if.question import Question
 from benchmarks.made.foreign_files import aiperf, guidellm, vllm_bench
 from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
+from tests.advisor.watched import deployed
 from traces.errors import UsageError
 from traces.foreign.requests.importer import import_requests
 from traces.recording.reader import Recording
 from traces.schema.engine import Speculative
+from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
 
 pytestmark = pytest.mark.usefixtures("prior")
@@ -34,11 +37,11 @@ def recorded(tmp_path_factory):
 
 
 def asked(recording, others=(), *, engine=None, **changes):
-    run = summarise(recording)[0]
+    run = replayable(recording)[0]
     wanted = {"enforce_eager": True, "max_num_seqs": 64, "max_num_batched_tokens": 2048}
     question = Question(
         engine=dataclasses.replace(run.engine, **wanted | (engine or {})),
-        policy=run.policy,
+        policy=run.policy or AS_SENT,
         gpu="test_gpu",
         model_facts=dataclasses.replace(TINY, name=run.engine.model),
         **changes,
@@ -134,6 +137,71 @@ def test_what_is_measured_of_several_servers_is_the_load_of_one(tmp_path):
     assert "what was measured is the load of one server of the 2" in found.notes
 
 
+SERVERS = {"mode": "server", "other": (("urls", "http://a http://b"),)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "asked_for", "whose"),
+    [
+        (2, 2, ["one server of the 2"]),
+        (4, 4, ["2 data-parallel ranks together", "one server of the 2"]),
+        (4, 2, ["2 data-parallel ranks together"]),
+        (3, 3, ["all 3 replicas together"]),
+    ],
+)
+def test_servers_that_took_problems_in_turn_are_no_ranks_of_one(tmp_path, ranks, asked_for, whose):
+    """As `attach URL URL --workload` keeps them: an engine with the ranks of both."""
+    together = {2: 1, 4: 2, 3: 3}[ranks]
+    one = record(tmp_path / "one", engine_of(data_parallel_size=together), GREEDY, concurrency=16)
+    point = f"itl={itl_of(asked(one)) * 1e3:.5f}ms@16"
+    servers = engine_of(data_parallel_size=ranks, **SERVERS)
+    recording = record(tmp_path / "both", servers, GREEDY, concurrency=16)
+    found = asked(recording, engine={"data_parallel_size": asked_for}, measured=(point,))
+    assert factors_of(found) == pytest.approx([1.0, 1.0], abs=0.03)
+    start = "what was measured is the load of "
+    assert [n.removeprefix(start) for n in found.notes if n.startswith(start)] == whose
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("named", "whose"),
+    [("url", "one server of the 2"), ("engine", "2 data-parallel ranks together")],
+)
+def test_of_servers_that_were_watched_it_is_the_load_of_one_and_of_ranks_that_of_all(
+    tmp_path, named, whose
+):
+    base = record(tmp_path / "base", engine_of(), GREEDY, concurrency=16)
+    (run,) = summarise(base)
+    truth = predict(base, run, Question(engine=run.engine, policy=run.policy, rate_per_s=20.0))
+    seen = deployed([truth, truth], tmp_path, named=named)
+    found = asked(seen, measured=("itl=2ms@16:64+200",))
+    assert f"what was measured is the load of {whose}" in found.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("was", "asked_for", "forms"),
+    [
+        ({"kv_cache_dtype": "auto"}, {"kv_cache_dtype": "bfloat16"}, None),
+        ({"kv_cache_dtype": "bfloat16"}, {"kv_cache_dtype": None}, None),
+        ({}, {"kv_cache_dtype": "fp8"}, None),
+        ({"dtype": None}, {"quantization": "fp8", "kv_cache_dtype": "fp8"}, None),
+        ({"kv_cache_dtype": "auto"}, {"kv_cache_dtype": "fp8"},
+         "kv_cache_dtype bfloat16 and the steps are those of fp8"),
+        ({}, {"quantization": "fp8"}, "quantization none and the steps are those of fp8"),
+        ({"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "auto"},
+         "kv_cache_dtype fp8 and the steps are those of bfloat16"),
+    ],
+)  # fmt: skip
+def test_a_form_that_is_not_known_of_the_samples_is_not_said(tmp_path, was, asked_for, forms):
+    recording = record(tmp_path / "run", engine_of(**was), GREEDY, problems=4)
+    found = asked(recording, engine=asked_for)
+    told = [note for note in found.notes if "were recorded with" in note]
+    note = f"the samples were recorded with {forms}: such a server may answer otherwise"
+    assert told == ([] if forms is None else [note])
+
+
 @pytest.mark.parametrize("scheduling", [False, True])
 def test_drafting_is_of_the_kernels(recorded, scheduling):
     times = prior_times(recorded)
@@ -160,7 +228,7 @@ def test_drafts_that_no_recording_tells_of_are_refused(recorded, monkeypatch):
     wanted = dataclasses.replace(engine, speculative=NGRAM)
     question = Question(engine=wanted, policy=VOTE16, gpu="test_gpu", measured=("itl=1ms@4",))
     with pytest.raises(UsageError, match="does not say how many tokens of a draft are kept"):
-        predicting._measured(prior_times(recorded), question, recorded, (), Replicas(), ())
+        predicting._measured(prior_times(recorded), question, recorded, (), (Replicas(), ()), ())
 
 
 def times_of(recorded, engine, points):
@@ -274,7 +342,7 @@ def test_what_was_measured_beside_cases_says_both_and_checks_its_own_size_alone(
     (was,) = times_of(recorded, engine, ["itl=1ms@4:64+200"])
     point = f"itl={was * 1.5e3:.4f}ms@4:64+200"
     question = Question(engine=engine, policy=VOTE16, gpu="test_gpu", measured=(point,))
-    fitted, told = predicting._measured(times, question, recorded, (), Replicas(), ())
+    fitted, told = predicting._measured(times, question, recorded, (), (Replicas(), ()), ())
     assert told == []
     assert fitted.told[0] == (
         "kernels recalibrated by 3 cases of vllm bench forward (cases): gemm x1.20. With these "

@@ -358,6 +358,40 @@ def test_targets_that_no_layer_has_are_named(target):
     assert facts.weight_bytes is None
 
 
+@pytest.mark.parametrize(
+    "targets",
+    [
+        [r"re:.*layers\.[0-9]+\.mlp\.(?!gate).*"],
+        [r"re:^(?!.*lm_head).*$"],
+        [r"re:.*self_attn.*", r"re:.*mlp\.(?!gate).*"],
+        [r"re:.*\.\w+_proj"],
+        [r"re:.*experts?\.[0-9]{1,3}.*"],
+    ],
+)
+def test_targets_that_are_not_read_are_not_said_to_be_of_no_layer(targets):
+    facts = compressed(LLAMA_3_1_8B, targets, ["lm_head"])
+    why = "weights quantised as compressed-tensors float-quantized, in a form that is not known"
+    assert (facts.uncounted, facts.weight_bytes) == (why, None)
+
+
+def test_linear_layers_are_read_whatever_stands_beside_them():
+    plain, beside = (
+        compressed(LLAMA_3_1_8B, ["Linear", *more], ["lm_head"])
+        for more in ([], ["re:^(?!.*lm_head).*$"])
+    )
+    assert plain.weight_bytes is not None
+    assert beside.weight_bytes == plain.weight_bytes
+
+
+@pytest.mark.parametrize(
+    "target", [r"re:^model\.layers\.\d+\.self_attn\..+$", r"re:.*self_attn\.(q|k|v|o)_proj"]
+)
+def test_targets_of_words_wildcards_and_alternatives_are_read(target):
+    narrow = 32 * 4096 * (2 * 4096 + 2 * 1024)
+    plain = facts_from_config(vars(LLAMA_3_1_8B), name="x").weight_bytes
+    assert compressed(LLAMA_3_1_8B, [target]).weight_bytes == plain - narrow
+
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()

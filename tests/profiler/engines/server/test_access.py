@@ -5,7 +5,8 @@ import pytest
 from profiler.engines.server.access import Access
 from traces.errors import UsageError
 
-NAMES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+LOWER = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+NAMES = (*LOWER, *map(str.upper, LOWER))
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,12 @@ def bare(monkeypatch):
     [
         ("ALL_PROXY", "gopher://user:secret@host:1", "ALL_PROXY: is no proxy of http"),
         ("https_proxy", "socks5://user:secret@host:1", "HTTPS_PROXY: a SOCKS proxy needs socksio"),
+        ("NO_PROXY", "localhost,[::1]:secret", "NO_PROXY, or a proxy: a host or port in it is mal"),
+        (
+            "HTTP_PROXY",
+            "http://secret:x",
+            "NO_PROXY, or a proxy: a host or port in it is malformed",
+        ),
         ("SSL_CERT_FILE", "/absent/secret.pem", "SSL_CERT_FILE: holds no certificates"),
     ],
 )

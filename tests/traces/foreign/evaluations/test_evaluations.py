@@ -167,7 +167,7 @@ def test_a_judge_reads_the_completions(case, tmp_path):
     if case.file == "outcomes.jsonl":
         pytest.skip("plain outcomes hold no completions")
 
-    def judge(text, expected):
+    def judge(text, expected, prompt):
         answer = text.rpartition(" ")[2]
         return (answer, answer != expected) if answer.isdigit() else (None, False)
 
@@ -195,9 +195,9 @@ def test_fuzz(tmp_path):
         path = tmp_path / "mutated"
         path.write_bytes(raw)
         folder = tmp_path / f"r{number}"
-        judge = (
-            (lambda text, expected: (text[-2:], text[-2:] == expected)) if number % 4 == 0 else None
-        )
+        judge = None
+        if number % 4 == 0:
+            judge = lambda text, expected, _: (text[-2:], text[-2:] == expected)  # noqa: E731
         try:
             choices = Choices(limit_bytes=1 << 22, judge=judge)
             found = import_outcomes([path], folder, choices=choices, record_text=number % 3 == 0)
@@ -465,7 +465,7 @@ def test_one_answer_made_of_many_responses_is_no_sample(tmp_path):
     ):
         import_outcomes([path], tmp_path / "r")
 
-    def judge(text, expected):
+    def judge(text, expected, prompt):
         answer = text.rpartition(" ")[2]
         return answer, answer == expected
 
@@ -474,6 +474,39 @@ def test_one_answer_made_of_many_responses_is_no_sample(tmp_path):
     again = read(DATA / "samples_toy_sums_all.jsonl", tmp_path / "all")[1]
     kept = ("problem_id", "sample_index", "answer", "correct")
     assert recording.samples.select(kept).equals(again.samples.select(kept))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_judge_sees_the_prompt_of_lm_eval(tmp_path, older):
+    asked = []
+
+    def judge(text, expected, prompt):
+        asked.append(prompt)
+        return text, True
+
+    settings = {"temperature": 0.5}
+    told = [["2?", settings]] if older else {"gen_args_0": {"arg_0": "2?", "arg_1": settings}}
+    rows = [
+        {"doc_id": number, "target": "2", "arguments": each, "resps": [["2"]]}
+        for number, each in enumerate((told, None))
+    ]
+    path = tmp_path / "samples_t.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    _, recording = read(path, tmp_path / "r", choices=Choices(judge=judge, verifier="v"))
+    assert asked == ["2?", ""]
+    assert next(iter(recording.manifest.policies.values())).temperature == 0.5
+
+
+def test_a_judge_sees_the_choices_of_inspect(tmp_path):
+    asked = []
+
+    def judge(text, expected, prompt):
+        asked.append(prompt)
+        return text, True
+
+    path = inspect_log(tmp_path / "l.json", {"input": "Why?", "choices": ["a", "b"]})
+    read(path, tmp_path / "r", choices=Choices(judge=judge, verifier="v"))
+    assert asked[0] == '"Why?"\nA)\nB)'
 
 
 def test_lm_eval_choices(tmp_path):
@@ -988,9 +1021,13 @@ def test_inspect_models_have_no_provider(tmp_path, name, expected):
 def test_an_expected_answer_that_no_verifier_reads_judges_nothing(tmp_path):
     from tui.verbs.import_export import _judge
 
-    assert _judge("numeric")("The answer is 5", "x^2+1") == ("5", None)
-    assert _judge("choice")("The answer is (J).", "J") == ("J", True)
-    assert _judge("choice")("The answer is (B).", "Paris") == ("B", None)
+    assert _judge("numeric")("The answer is 5", "x^2+1", "") == ("5", None)
+    assert _judge("choice")("The answer is (J).", "J", "") == ("J", True)
+    listed = "".join(f"\n{letter}. it" for letter in "ABCDEFG")
+    for expected in ("G", "B"):  # which judges, and changes no answer
+        assert _judge("choice")("Only (G) remains", expected, listed) == ("G", expected == "G")
+        assert _judge("choice")("Only (G) remains", expected, "") == (None, False)
+    assert _judge("choice")("The answer is (B).", "Paris", "") == ("B", None)
     path = inspect_log(tmp_path / "l.json", *[{"target": "x^2+1"}] * 9)
     choices = Choices(judge=_judge("numeric"), verifier="numeric")
     found, _ = read(path, tmp_path / "r", choices=choices)
