@@ -128,7 +128,7 @@ def predict(
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
-    redrafted = None
+    redrafted, law, told = None, None, None
     sampled = _sampled(question, own, on_tables=on_tables)
     if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled, own)
@@ -143,7 +143,6 @@ def predict(
     )
     load = _measured_load(question, asked, own.engine, routed)
     prior, untaught = _measured(prior, question, base, given, load, sources)
-    law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
         law, told = draft_law(model, [base, *others], question.engine)
     same = routed.of(_as_it_was(question, own))
