@@ -16,7 +16,7 @@ from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
 from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, TGI, VLLM
-from traces.live.numbers import DRAFTS, FLOPS, tells
+from traces.live.numbers import DRAFTS, FLOPS, STARTED, tells
 
 if TYPE_CHECKING:
     import httpx
@@ -218,7 +218,8 @@ def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
         return [Finding(what="metrics", present=False, detail=why, needs=needs)], set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
     kinds = scraper.reader.engines
-    told = f"{len(page.values)} series of {engines} engine{'s' if engines != 1 else ''} "
+    series = sum(each.name != STARTED for each in page.values)  # which ttscope adds
+    told = f"{series} series of {engines} engine{'s' if engines != 1 else ''} "
     told += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"
     found = [Finding(what="metrics", present=True, detail=told), *_on_page(page, kinds)]
     return found, kinds, page.started

@@ -18,7 +18,7 @@ import polars as pl
 
 from advisor.evidence.features import feature_matrix, reads_of
 from advisor.evidence.keys import decoder_of, law_key, learned_as
-from advisor.evidence.live.drafts import check_told, with_drafts
+from advisor.evidence.live.drafts import with_drafts, with_lengths
 from advisor.evidence.live.front_end import (
     NEEDED,
     with_context_of_several,
@@ -163,7 +163,9 @@ def gather(
     """
     if not recordings:
         raise UsageError("advise: name at least one recording")
-    recordings, others = both_told_apart(recordings, others)
+    recordings, others = (
+        [with_lengths(each) for each in several] for several in both_told_apart(recordings, others)
+    )
     watched = all(map(only_watched, recordings))
     left_out, lost = 0, []
     if judged and not watched:  # the traffic of others teaches steps alone beside one's own
@@ -236,17 +238,11 @@ def gather(
 
 
 def _polled(recording: Recording) -> tuple[Windows | None, Windows]:
-    """Return what polls of servers that were only watched say, and those of any servers.
-
-    Raises RecordingError where it is not known how one of them drafts.
-    """
+    """Return what polls of servers that were only watched say, and those of any servers."""
     windows = windows_of(recording, lengths=True) if only_watched(recording) else None
     polled = windows
     if polled is None:
         polled = windows_of(recording) if recording.rows("scrapes") else {}
-    for key, window in polled.items():
-        if window is not None:
-            check_told(recording.name, recording.manifest.engines[key], window)
     return windows, polled
 
 

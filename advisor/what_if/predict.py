@@ -20,7 +20,8 @@ import polars as pl
 
 from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
-from advisor.evidence.live.servers import as_metrics_say, as_one, servers_of
+from advisor.evidence.live.drafts import with_lengths
+from advisor.evidence.live.servers import as_metrics_say, as_one, run_with_length, servers_of
 from advisor.evidence.runs import Run, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
@@ -108,7 +109,8 @@ def predict(
     they are of the same problems, samples of another model. Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
-    base, *given = told_apart([base, *others])
+    base, recorded, question = _with_length(base, recorded, question)
+    base, *given = told_apart([base, *map(with_lengths, others)])
     others = [each for each in given if each.path != base.path]
     prior = None if question.gpu is None else _prior(base, others, question)
     asked, question = question, by_replica(question)
@@ -126,7 +128,7 @@ def predict(
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
-    redrafted = None
+    redrafted, law, told = None, None, None
     sampled = _sampled(question, own, on_tables=on_tables)
     if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled, own)
@@ -141,7 +143,6 @@ def predict(
     )
     load = _measured_load(question, asked, own.engine, routed)
     prior, untaught = _measured(prior, question, base, given, load, sources)
-    law, told = None, None
     if redrafted is not None and model is not None and not on_tables:
         law, told = draft_law(model, [base, *others], question.engine)
     same = routed.of(_as_it_was(question, own))
@@ -202,6 +203,17 @@ def predict(
         compared=beside(base, after.runs, on_tables=on_tables),
         far_off=_far_off(recorded, replayed),
     )
+
+
+def _with_length(
+    base: Recording, recorded: Summary, question: Question
+) -> tuple[Recording, Summary, Question]:
+    """Return what was recorded and asked, with how far ahead the engine drafts."""
+    base, known = run_with_length(base, recorded)
+    told = known.engine.speculative
+    if known.engine != recorded.engine and question.engine.speculative is None:
+        question = replace(question, engine=replace(question.engine, speculative=told))
+    return base, known, question
 
 
 def _as_it_was(question: Question, own: Run) -> Question:

@@ -63,17 +63,21 @@ class Replica:
     started: float | None = None  # when its process began, unix seconds
     described: EngineConfig | None = None  # as it tells itself, without what a plugin told
     drafts: bool = False  # whether its metrics count drafts
+    ahead: dict[str, Speculative | None] = field(default_factory=dict)  # by engine label
     adopted: bool = False  # whether a plugin told its configuration
     ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
 
 
-def _speculation_on(page: Page | None) -> Speculative | None:
+def _speculation_on(page: Page | None, label: str | None = None) -> Speculative | None:
     """Return how a server drafts as its page tells: a counter for each position of a draft.
 
-    Where it has none the drafts so far have a mean length. None where the page tells no length.
+    With a `label`, only that engine of the page. Where there is no such counter the drafts so far
+    have a mean length. None where the page tells no length.
     """
     values = {} if page is None else page.values
+    if label is not None:
+        values = {series: value for series, value in values.items() if series.engine == label}
     positions = {series.labels: 1.0 for series in values if series.name == ACCEPTED_AT}
     tokens = len(by_value(positions, "position"))
     drafts, drafted = (
@@ -84,6 +88,13 @@ def _speculation_on(page: Page | None) -> Speculative | None:
     if not tokens:
         return None
     return Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=tokens)
+
+
+def _labels_of(replica: Replica, page: Page | None) -> list[str]:
+    """Return the engines of a server's page, and note how each of them drafts."""
+    labels = sorted({series.engine for series in page.values} - {""}) if page else []
+    replica.ahead = {label: _speculation_on(page, label) for label in labels}
+    return labels
 
 
 def _limits_on(page: Page | None) -> dict[str, int]:
@@ -193,7 +204,7 @@ class Deployment:
         replica.started = None if page is None else page.started
         replica.ahead_ns = 0 if page is None else page.ahead_ns
         replica.drafts = page is not None and any(each.name == DRAFTS for each in page.values)
-        self._register(replica, sorted({s.engine for s in page.values} if page else ()))
+        self._register(replica, _labels_of(replica, page))
         return replica
 
     def _describe(
@@ -226,6 +237,10 @@ class Deployment:
                 if label and several:
                     extra = (*config.other, ("engine", label))
                     config = dataclasses.replace(config.one_replica(), other=tuple(sorted(extra)))
+                    drafts = config.speculative
+                    if drafts is not None and drafts.method == UNKNOWN_METHOD:  # of the page
+                        own = replica.ahead.get(label)
+                        config = dataclasses.replace(config, speculative=own)
                 key = replica.keys[label] = config.key()
                 self.engines[key] = config
                 self.shown[key] = " ".join(p for p in (where, label if several else "") if p)
@@ -298,7 +313,7 @@ class Deployment:
         if config != replica.described:
             replica.config, replica.described, replica.facts = config, config, facts
             replica.adopted = False
-            self._register(replica, sorted({series.engine for series in page.values} - {""}))
+            self._register(replica, _labels_of(replica, page))
             self._event("note", f"{replica.access.where}: another configuration", config.key())
 
     def _keep(self, replica: Replica | None, page: pl.DataFrame) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import polars as pl
@@ -133,8 +134,11 @@ class Scraper:
                         raise ScrapeError(f"a page of more than {_MOST_PAGE_BYTES >> 20} MB")
                     if time.monotonic() - begun > _LONGEST_PAGE_S:  # it drips
                         raise ScrapeError("no whole page in time")
-            if self.access.metrics is None and body.lstrip()[:1] == b"[":
-                self.access = self.access.with_metrics(self.access.url + _BESIDE_JSON)
+            page = self.access.metrics_page
+            at_metrics = self.access.metrics is None or urlsplit(page).path == "/metrics"
+            if at_metrics and body.lstrip()[:1] == b"[":
+                prometheus = page.removesuffix("/metrics") + _BESIDE_JSON
+                self.access = self.access.with_metrics(prometheus)
                 return self.poll()
             values = self.reader.read(body.decode("utf-8", "replace"))
         except httpx.TimeoutException:

@@ -22,6 +22,12 @@ def test_a_server_with_metrics():
     with metrics_server() as state:
         found = look(state)
         assert found["models"].present
+        state.lines, lines = (
+            ["vllm:num_requests_running 1", "process_start_time_seconds 5"],
+            state.lines,
+        )
+        assert look(state)["metrics"].detail.startswith("2 series of 1 engine")
+        state.lines = lines
         assert "demo-s, 1024 tokens, vLLM 0.32.0" in found["models"].detail
         assert found["metrics"].present
         assert found["speculation"].present is None

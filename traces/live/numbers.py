@@ -52,6 +52,7 @@ FLOPS, READ_BYTES = (
     "vllm:estimated_flops_per_gpu_total",
     "vllm:estimated_read_bytes_per_gpu_total",
 )
+PER_GPU = (FLOPS, READ_BYTES)
 ACCEPTED_LENGTH = "sglang:spec_accept_length"  # a gauge, of which vLLM tells the counts
 STARTED = "engine_process_start_time_seconds"  # of the page's process, with each engine of it
 GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH, STARTED)
@@ -81,7 +82,7 @@ def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
 USED = (
     *(*_parts_of(_TIMES), f"{STEP_TOKENS}_count", f"{STEP_TOKENS}_sum"),
     *(*GAUGES, PROMPT, GENERATED, FINISHED, PREEMPTED, HIT_TOKENS, ASKED_TOKENS),
-    *(DRAFTS, DRAFTED, ACCEPTED_AT, FLOPS, READ_BYTES),
+    *(DRAFTS, DRAFTED, ACCEPTED_AT, *PER_GPU),
 )
 TRAFFIC = (*_parts_of(_LENGTHS), CACHED)  # beside `USED`, for `Polls(lengths=True)`
 _USED = frozenset((*USED, *TRAFFIC))
@@ -251,7 +252,8 @@ class Window:
     def with_ranks(self, ranks: Sequence[Window]) -> Window:
         """Return the window of a server with what its page tells of each rank alone (SGLang).
 
-        Requests and counters are the sums over ranks, shares and lengths their means.
+        Requests and counters are the sums over ranks. Shares, lengths and numbers of one GPU are
+        their means.
         """
         if not ranks or any(not np.array_equal(each.times, self.times) for each in ranks):
             return self
@@ -265,10 +267,13 @@ class Window:
         for name, told in self.counted.items():
             each = np.array([rank.counted[name] for rank in ranks])
             counted[name] = each.sum(axis=0) if np.isnan(told).all() else told
+        telling = {  # how many ranks a number of one GPU is the mean of
+            name: sum(rank.total(name) is not None for rank in ranks) for name in PER_GPU
+        }
         for rank in ranks:
             for key, value in rank.increase.items():
                 if key[0] not in own:
-                    increase[key] = increase.get(key, 0.0) + value
+                    increase[key] = increase.get(key, 0.0) + value / telling.get(key[0], 1)
             for name in rank.histograms.keys() - self.histograms.keys():
                 had, new = histograms.get(name), rank.histograms[name]
                 if had is not None and np.array_equal(had.bounds, new.bounds):
@@ -298,7 +303,8 @@ class Polls:
 
     A row that a poll lacks has the value of the poll before; a null ends a series that the page no
     longer has. A counter that comes back goes on from where it ended, since a page may lack a line
-    for a while. A lower one counts from 0: after a restart a server makes some at their first use.
+    for a while. A lower one counts from 0, and so does one that was away at a restart: a server
+    makes some counters at their first use.
     Of each poll the buckets of times, the gauges and the generated tokens stay in memory, 4 bytes a
     bucket. With `lengths` so do those of requests' lengths and the counters of steps and prompts,
     from which a law and traffic are made. Series beyond `MOST_SERIES` are left out.
@@ -316,6 +322,7 @@ class Polls:
         self._still: list[NDArray[np.bool_]] = []  # polls at which no counter grew
         self._late: list[int] = []  # polls with a reset that only a later one told
         self._last_reset = -1
+        self._last_restart = -1  # that a poll told at once
         self._began = np.nan  # when the process began that answered last, unix s
         self._counted = (GENERATED, *_COUNTED) if lengths else (GENERATED,)
         histograms = (*_TIMES, *_LENGTHS) if lengths else _TIMES
@@ -421,17 +428,20 @@ class Polls:
         events = events.by_series(np.flatnonzero(kind == _COUNTER))
         told = events.chosen(~events.gone) if events.gone.any() else events
         before = _before(told.place, told.value, self._last)
-        anew = self._anew(events, told, before)
+        back = self._back(events, told, before)
         # A series that appears later began at 0; the first poll's values are where counting begins.
         new = np.isnan(before)
         if not self._times:
             new &= told.poll > 0
-        new[anew.at] = True
+        new[back.at[back.lower]] = True
         grown = told.value - before
         grown[new] = told.value[new]
         np.nan_to_num(grown, copy=False, nan=0.0)
         resets = self._began_anew(_reading(columns.gauges, STARTED, filled))
         resets[told.poll[(grown < 0) & columns.only_grows[told.place]]] = True
+        away = self._away_at_a_restart(told.poll[back.at], back.ended, resets)
+        anew = back.chosen(back.lower | away)
+        grown[anew.at] = told.value[anew.at]
         if resets.any():
             grown[resets[told.poll]] = 0.0
         still = np.ones(times.size, dtype=bool)
@@ -496,13 +506,24 @@ class Polls:
             known[counter] = np.arange(polls) >= first
         return known
 
-    def _anew(self, events: _Events, told: _Events, before: Floats) -> _Anew:
-        """Return the counters that come back lower, among those `told`, with the values `before`.
+    def _away_at_a_restart(
+        self, back: NDArray[np.int64], ended: NDArray[np.int64], resets: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Return which counters that come back were not there at a poll with a reset."""
+        polls = sum(map(len, self._times)) + np.arange(resets.size)
+        last = np.append(self._last_restart, np.where(resets, polls, -1))
+        np.maximum.accumulate(last, out=last)
+        self._last_restart = int(last[-1])
+        return np.asarray(last[back] >= ended)
 
-        A histogram counts from 0 where one of its parts is lower.
+    def _back(self, events: _Events, told: _Events, before: Floats) -> _Back:
+        """Return the counters that come back among those `told`, with the values `before`.
+
+        A histogram is lower where one of its parts is.
         """
         if not events.gone.any() and not (self._ended >= 0).any():
-            return _Anew(np.empty(0, dtype=int), np.empty(0, dtype=int))
+            none = np.empty(0, dtype=int)
+            return _Back(none, none, none.astype(bool))
         place, gone, rows = events.place, events.gone, np.arange(events.place.size)
         starts = _starts(place)
         was = np.append(False, gone[:-1])
@@ -514,7 +535,7 @@ class Polls:
         self._ended[place] = np.where(gone, ended, -1)  # the last of each stays
         at = np.flatnonzero(was[~gone])
         if not at.size:
-            return _Anew(at, at)
+            return _Back(at, at, at.astype(bool))
         series, families = list(self._places), dict[Key, int]()
         family = np.empty(len(series), dtype=int)
         for each in np.unique(told.place[at]):
@@ -523,7 +544,7 @@ class Polls:
             family[each] = families.setdefault(key, len(families))
         which = told.poll[at] * len(families) + family[told.place[at]]
         lower = np.isin(which, which[told.value[at] < before[at] * _LOWER])
-        return _Anew(at[lower], ended[~gone][at[lower]])
+        return _Back(at, ended[~gone][at], lower)
 
     def _restart(
         self, back: NDArray[np.int64], ended: NDArray[np.int64], resets: NDArray[np.bool_]
@@ -572,11 +593,15 @@ class _Events(NamedTuple):
         return found.chosen(~np.append(again, False)) if again.any() else found
 
 
-class _Anew(NamedTuple):
-    """Counters that come back lower than they ended: where they are told, and when they ended."""
+class _Back(NamedTuple):
+    """Counters that come back: where they are told, when they ended, and whether they are lower."""
 
     at: NDArray[np.int64]
     ended: NDArray[np.int64]  # the poll, from the first of all
+    lower: NDArray[np.bool_]
+
+    def chosen(self, which: NDArray[np.bool_]) -> _Back:
+        return _Back(self.at[which], self.ended[which], self.lower[which])
 
 
 class _Known(NamedTuple):

@@ -139,6 +139,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
 
     Raises UsageError for options that do not go together.
     """
+    from advisor.evidence.live.drafts import with_lengths
     from advisor.evidence.live.servers import replayable
     from advisor.replay.replay import ROUTINGS, Replicas
     from advisor.search.budget import parse_value
@@ -164,7 +165,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     )
     if asked.measured and gpu is None:
         raise UsageError("--measured goes with --gpu, whose prior it corrects")
-    base = Recording.open(asked.recording)
+    base = with_lengths(Recording.open(asked.recording))
     measured_ones([base])
     others = measured_ones(open_all(asked.learn or ()))
     recorded = _chosen(replayable(base), asked.run, base)

@@ -12,12 +12,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from traces.errors import RecordingError
 from traces.live.engine_names import SGLANG, software_of
-from traces.live.numbers import DRAFTED, DRAFTS, ITL, Window, numbers_in
-from traces.schema.engine import UNKNOWN_METHOD, EngineConfig
+from traces.live.numbers import (
+    ACCEPTED_AT,
+    DRAFTED,
+    DRAFTS,
+    ITL,
+    STARTED,
+    Window,
+    by_value,
+    numbers_in,
+    window_of,
+)
+from traces.recording.reader import Recording, batches, begin_again
+from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, Speculative
 from traces.schema.formats import counted
 
 Floats = npt.NDArray[np.float64]
@@ -46,15 +58,21 @@ class Drafts:
 
 
 def drafts_of(windows: Sequence[Window], engine: EngineConfig) -> Drafts | None:
-    """Return how an engine's drafts went over its servers; None where it has none or none tells."""
+    """Return how an engine's drafts went over its servers; None where it has none or none tells.
+
+    Where the servers drafted nothing each step keeps one token.
+    """
     if engine.speculative is None:
         return None
     told = [(window, numbers_in(window, "")) for window in windows]
     told = [(window, each) for window, each in told if each.acceptance_length is not None]
-    if not told:
-        return None
-    weights = [float(each.drafts or 1) for _, each in told]
     tokens = engine.speculative.num_speculative_tokens
+    if not told:
+        counts = [each for window in windows if (each := window.total(DRAFTS)) is not None]
+        if not counts or any(counts):
+            return None
+        return Drafts(accepted=np.zeros(tokens), share=0.0, tokens=tokens)
+    weights = [float(each.drafts or 1) for _, each in told]
     positions = [
         np.array(each.accepted_per_position)
         if each.accepted_per_position is not None
@@ -71,14 +89,49 @@ def drafts_of(windows: Sequence[Window], engine: EngineConfig) -> Drafts | None:
     return Drafts(accepted=accepted, share=min(per_step, 1.0), tokens=length)
 
 
-def check_told(recording: str, engine: EngineConfig, window: Window) -> None:
-    """Raise RecordingError where a server drafts and nothing tells how many tokens ahead."""
-    if engine.speculative is None and window.total(DRAFTS):
-        raise RecordingError(
-            f"{recording}: the server drafts, and how many tokens ahead is not known, so that a "
-            "replay would be wrong. Watch it again with the plugin (docs/attach.md), or with "
-            "metrics that count accepted tokens by position"
-        )
+def with_lengths(recording: Recording) -> Recording:
+    """Return a recording whose engines say how far ahead they draft, as their /metrics tell.
+
+    Its manifest may not: counters may begin later than the watch, and older versions of ttscope
+    kept no length. Raises RecordingError where a server drafts and nothing tells the length.
+    """
+    engines = recording.manifest.engines
+    lacking = [key for key, engine in engines.items() if engine.speculative is None]
+    if not lacking or not recording.rows("scrapes"):
+        return recording
+    columns = ("engine", "time", "name", "labels", "le", "value")
+    used = pl.col("name").is_in([DRAFTS, DRAFTED, ACCEPTED_AT, STARTED])
+    parts = begin_again(recording, lambda: list(batches(recording, "scrapes", columns, used)))
+    rows = pl.concat(parts)
+    found = dict(engines)
+    for key in lacking:
+        window = window_of(rows, key)
+        if window is None:
+            continue
+        drafts, drafted = window.total(DRAFTS), window.total(DRAFTED)
+        tokens = len(by_value(window.by_label(ACCEPTED_AT), "position"))
+        tokens = tokens or (round(drafted / drafts) if drafts and drafted else 0)
+        if tokens:
+            setting = Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=tokens)
+            found[key] = replace(engines[key], speculative=setting)
+        elif drafts:
+            raise RecordingError(f"{recording.name}: {_unknown_length(engines[key])}")
+    if found == engines:
+        return recording
+    return replace(recording, manifest=replace(recording.manifest, engines=found))
+
+
+def _unknown_length(engine: EngineConfig) -> str:
+    """Say that it is not known how many tokens ahead a server drafts, and what would tell it."""
+    why = (
+        "the server drafts, and how many tokens ahead is not known, so that a replay would be wrong"
+    )
+    if software_of(engine) == SGLANG:
+        return f"{why}. Watch it again and name SGLang's own URL, whose /server_info tells"
+    return (
+        f"{why}. Watch it again with the plugin (docs/attach.md), or with metrics that count "
+        "accepted tokens by position"
+    )
 
 
 def _counts(window: Window) -> tuple[float, float, float]:

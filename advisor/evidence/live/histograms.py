@@ -86,7 +86,7 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
         tokens = float(decoded.sum() * (1.0 if drafts is None else drafts.kept) + ended.sum())
         if generated is not None and not 1 / AGREE <= tokens / max(generated, 1e-9) <= AGREE:
             return None  # its gaps are not those between tokens, so that they tell of no step
-    steps = _steps(window, decoded, seconds)
+    steps = _steps(window, decoded, seconds, engine.data_parallel_size)
     computed = _counted(window, PROMPT)
     computed = np.zeros_like(steps) if computed is None else computed
     told, scale = _counted(window, CACHED), 1.0
@@ -139,8 +139,8 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     )
 
 
-def _steps(window: Window, decoded: Floats, seconds: Floats) -> Floats:
-    """Return the steps since the poll before, [polls]; nan where they are not known.
+def _steps(window: Window, decoded: Floats, seconds: Floats, ranks: int) -> Floats:
+    """Return the steps of all ranks since the poll before, [polls]; nan where they are not known.
 
     Where the page does not count them, only intervals that begin and end with running requests
     are known.
@@ -152,7 +152,7 @@ def _steps(window: Window, decoded: Floats, seconds: Floats) -> Floats:
     ran = np.nan_to_num(window.gauges[RUNNING]) > 0
     busy = ran & np.concatenate(([False], ran[:-1]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        at_once = np.maximum(decoded * seconds / lengths, 1.0)
+        at_once = np.maximum(decoded * seconds / lengths / ranks, 1.0)
         return np.asarray(np.where(busy, decoded / at_once, np.nan))
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.keys import URL, WORKER
-from advisor.evidence.live.drafts import with_drafts
+from advisor.evidence.live.drafts import with_drafts, with_lengths
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic
 from advisor.evidence.runs import ProblemRun, Run
@@ -140,6 +140,23 @@ def servers_of(recording: Recording) -> list[Servers]:
                 found.append(Servers(engine=_whole(setup, limit or None, own), members=own))
     order = list(engines)
     return sorted(found, key=lambda each: order.index(next(iter(each.members))))
+
+
+def run_with_length(recording: Recording, run: Summary) -> tuple[Recording, Summary]:
+    """Return a recording and a run of it, whose engine says how far ahead it drafts.
+
+    Raises RecordingError as `with_lengths` does.
+    """
+    known = with_lengths(recording)
+    if known is recording:
+        return recording, run
+    of_run = (each.members for each in servers_of(recording) if each.engine == run.engine)
+    keys = next(of_run, (recording.engine_key(run.engine),))
+    engines = known.manifest.engines
+    told = {engines[key].speculative for key in keys if key in engines}
+    if len(told) == 1:
+        run = replace(run, engine=replace(run.engine, speculative=told.pop()))
+    return known, run
 
 
 def _as_large(engine: EngineConfig, others: Iterable[EngineConfig]) -> bool:

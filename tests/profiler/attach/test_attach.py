@@ -328,6 +328,19 @@ def test_a_server_that_drafts_says_how_far_ahead_on_its_page_or_by_its_plugin(se
     assert told(by_plugin) == by_plugin
 
 
+def test_on_a_page_of_several_engines_those_draft_that_count_drafts(server):
+    server.engines = ("0", "1")
+    counter = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    server.lines += [f'{counter}{{engine="1",position="{at}"}} {9 - at}' for at in range(3)]
+    deployment = Deployment([Access.of(server.url)], period_s=0.1)
+    deployment.connect()
+    deployment.close()
+    (replica,) = deployment.replicas
+    drafts = Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=3)
+    told = {label: deployment.engines[key].speculative for label, key in replica.keys.items()}
+    assert told == {"": drafts, "0": None, "1": drafts}
+
+
 def test_the_key_goes_to_the_server_and_nowhere_else(server, tmp_path, capfd, caplog):
     caplog.set_level("DEBUG")
     server.key = KEY

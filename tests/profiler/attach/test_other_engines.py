@@ -97,6 +97,9 @@ def test_tensorrt_llms_page_is_beside_its_json(tmp_path):
 
         recording, _ = attach(state, folder=tmp_path / "rec", change=change)
         (watched,) = watched_engines(recording)
+        elsewhere = Deployment([Access.of(state.url).with_metrics(f"{state.url}/metrics")])
+        elsewhere.connect()
+        elsewhere.close()
         host = 'trtllm_kv_cache_host_utilization{model_name="m"} 0.5'
         state.lines.append(host)  # blocks of the host are among those
         deployment = Deployment([Access.of(state.url)])
@@ -108,6 +111,7 @@ def test_tensorrt_llms_page_is_beside_its_json(tmp_path):
     engine, numbers = watched.engine, watched.numbers
     assert software_of(engine) == "TensorRT-LLM"
     assert (engine.max_num_seqs, engine.max_num_batched_tokens) == (64, 8192)
+    assert elsewhere.replicas[0].config.max_num_seqs == 64
     assert (engine.block_size, engine.num_gpu_blocks) == (32, 1001)
     assert (numbers.running, numbers.waiting, numbers.kv_share) == (5, 2, 0.25)
     assert numbers.generated_tokens_per_s > 0 and numbers.itl_s.mean is None

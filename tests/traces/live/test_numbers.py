@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from benchmarks.servers.metrics_server import Metrics
 from traces.live import numbers as live_numbers
 from traces.live.metrics_page import LONGEST_LINE, MOST_ENGINES, MOST_EVER, PageReader, Series
-from traces.live.numbers import Bounds, Histogram, Polls, numbers_in, numbers_of
+from traces.live.numbers import (
+    FINISHED,
+    STARTED,
+    Bounds,
+    Histogram,
+    Polls,
+    numbers_in,
+    numbers_of,
+)
 from traces.live.verdict import Evidence, draft_gain, fixed_share, judge
 from traces.recording.tables import SCRAPES
 from traces.summary.kernels import Collective, DeviceTime
@@ -526,3 +534,20 @@ def test_what_a_draft_gains_is_measured_at_the_same_batch():
 def test_where_no_share_is_told_it_is_said_what_failed(given, needs):
     share, said = fixed_share(given and given())
     assert share is None and needs in said
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_counter_that_was_away_at_a_restart_counts_from_0(at_once):
+    """The start of the process alone tells of it: the counter comes back higher."""
+    rows = [
+        (poll * S, "e", name, "", None, value)
+        for poll, (began, finished) in enumerate(
+            [(1.0, 5.0), (1.0, 6.0), (2.0, None), (2.0, 10.0), (2.0, 11.0)]
+        )
+        for name, value in ((STARTED, began), (FINISHED, finished))
+    ]
+    polls = Polls()
+    for part in [rows] if at_once else [rows[at : at + 2] for at in range(0, len(rows), 2)]:
+        polls.add(pl.DataFrame(part, schema=SCRAPES, orient="row"))
+    window = polls.window()
+    assert (window.total(FINISHED), window.resets) == (12, 1)

@@ -32,12 +32,13 @@ def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -
     The first replay after an installation compiles for some seconds. Raises UsageError for what
     cannot be asked, and RecordingError for a recording that cannot be replayed.
     """
-    from advisor.evidence.live.servers import deployed
+    from advisor.evidence.live.servers import deployed, run_with_length
     from advisor.what_if.predict import predict
     from advisor.what_if.question import Question, changed
     from tui.text.replay import replay_lines
 
     measured([recording])
+    recording, run = run_with_length(recording, run)
     run = deployed(recording, run)
     engine, policy, _ = changed(run, words_of(changes))
     question = Question(engine=engine, policy=policy)

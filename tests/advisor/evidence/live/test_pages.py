@@ -4,11 +4,12 @@ import re
 import threading
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 
 from advisor.advice.advisor import Advisor
-from advisor.evidence.features import Reads
+from advisor.evidence.features import Features, Reads
 from advisor.evidence.live.histograms import mean_steps
 from advisor.evidence.live.servers import replayable
 from advisor.what_if.predict import predict
@@ -19,7 +20,21 @@ from profiler.attach.watch import watch
 from profiler.engines.server.access import accesses_of
 from traces.live.engine_names import NIM_NAMES
 from traces.live.metrics_page import PageReader
-from traces.live.numbers import numbers_in, window_of
+from traces.live.numbers import (
+    FLOPS,
+    GENERATED,
+    ITL,
+    KV,
+    PROMPT,
+    RUNNING,
+    STEP_TOKENS,
+    TTFT,
+    WAITING,
+    Histogram,
+    Window,
+    numbers_in,
+    window_of,
+)
 from traces.recording.reader import Recording
 from traces.recording.tables import SCRAPES
 from traces.schema.advice import Budget
@@ -106,6 +121,40 @@ def test_the_ranks_of_a_server_teach_the_law_of_one_of_them():
     assert found.composition == pytest.approx(expected.composition)
     assert found.seconds == pytest.approx(expected.seconds)
     assert numbers_in(server.with_ranks(ranks), "").running == 24
+
+
+def test_the_flops_of_a_server_are_those_of_one_gpu_of_its_ranks():
+    def window(*lines):
+        rows = [(poll * 10**9, "e", *line, poll * 6.0) for poll in range(3) for line in lines]
+        return window_of(pl.DataFrame(rows, schema=SCRAPES, orient="row"), "e")
+
+    ranks = [window((FLOPS, "", None), (GENERATED, "", None)) for _ in range(2)]
+    numbers = numbers_in(
+        window((RUNNING, "", None)).with_ranks([*ranks, window((KV, "", None))]), ""
+    )
+    assert numbers.flops_per_gpu_per_s == 6 and numbers.generated_tokens_per_s == 12
+
+
+def test_ranks_that_count_no_steps_have_the_composition_of_one():
+    """Eight requests decode on each rank, whose steps take 10 ms."""
+
+    def found(ranks):
+        polls, each = 14, np.full(14, 800.0 * ranks)
+        untold = np.full(polls, np.nan)
+        window = Window(
+            times=np.arange(polls) * 10**9, seconds=13.0, resets=0, increase={},
+            counted={f"{STEP_TOKENS}_count": untold, PROMPT: 0.0 * each},
+            gauges={RUNNING: np.full(polls, 8.0 * ranks), WAITING: 0.0 * each, KV: untold},
+            histograms={
+                ITL: Histogram(np.array([np.inf]), each[:, None], 0.01 * each),
+                TTFT: Histogram(np.array([np.inf]), 0.1 * each[:, None], each),
+            },
+        )  # fmt: skip
+        engine = EngineConfig(model="m", mode="server", data_parallel_size=ranks)
+        return Features(*mean_steps(window, engine, Reads()).composition.T)
+
+    assert found(1).requests == pytest.approx(found(2).requests)
+    assert found(2).requests == pytest.approx(8 * 1.1)  # and the prompts that end in a step
 
 
 @pytest.mark.slow

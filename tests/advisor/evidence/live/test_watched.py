@@ -616,10 +616,33 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
     found = predicted(Recording.open(tmp_path / "client"))
     assert any("tokens a step. Each request has that" in note for note in found.notes)
     untold = set_up(seen, tmp_path / "untold", rows, speculative=None)
-    with pytest.raises(RecordingError, match="how many tokens ahead is not known"):
-        predicted(untold)
-    with pytest.raises(RecordingError, match="how many tokens ahead is not known"):
-        gather([untold])
+    assert predicted(untold).predicted.latency_s == told.predicted.latency_s
+    (run,) = gather([untold], judged=False).runs
+    assert run.engine.speculative == unnamed
+    sums = rows.filter(pl.col("name") != ACCEPTED_AT)
+    of_sums = set_up(seen, tmp_path / "sums", sums, speculative=None)
+    assert gather([of_sums], judged=False).runs[0].engine.speculative == unnamed
+    bare = sums.filter(pl.col("name") != DRAFTED)
+    for other, remedy in ((), "with the plugin"), ((("engine_name", "SGLang"),), "/server_info"):
+        of_none = set_up(seen, tmp_path / remedy[-4:], bare, speculative=None, other=other)
+        with pytest.raises(RecordingError, match=f"tokens ahead is not known.*{remedy}"):
+            predicted(of_none)
+        with pytest.raises(RecordingError, match="how many tokens ahead is not known"):
+            gather([of_none])
+    none = rows.with_columns(
+        value=pl.when(pl.col("name").str.contains("spec_decode")).then(7.0).otherwise("value")
+    )
+    idle = set_up(seen, tmp_path / "idle", none, speculative=unnamed)
+    advances = [
+        sample.advance
+        for run in gather([idle], judged=False).runs
+        for problem in run.problems.values()
+        for sample in problem.samples
+    ]
+    assert {step for each in advances for step in each.tolist()} == {1}
+    assert predicted(idle).predicted.latency_s["mean"].value > 0
+    unknown = set_up(seen, tmp_path / "unknown", none, speculative=None)
+    assert predicted(unknown).predicted.latency_s == predicted(idle).predicted.latency_s
 
 
 def set_up(recording, folder, rows, **settings):
