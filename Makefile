@@ -34,10 +34,10 @@ test: install
 	@$(MAKE) --no-print-directory -j2 lint whole
 
 # A test that fails gets a second try, as real servers and terminals share a busy machine. The
-# summary names each one that needed it. Of the four processes two have engines at a time, while
-# other files are left: tests wait for servers and clocks for half of their time.
+# summary names each one that needed it. Of the three processes two have engines at a time, while
+# other files are left.
 whole: install
-	$(PYTEST) -n 4 --reruns 1 -rR
+	$(PYTEST) -n 3 --reruns 1 -rR
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
