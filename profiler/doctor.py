@@ -174,7 +174,7 @@ def examine_server(access: Access) -> list[Finding]:
 def _models(
     client: httpx.Client, access: Access, kinds: set[str], *, answers: bool
 ) -> tuple[list[Finding], Identity]:
-    """Return which model is served, and by what, of which its metrics have lines of these `kinds`.
+    """Return which model is served, and by what. Its metrics have lines of these `kinds`.
 
     `answers` says that the server's metrics were read.
     """

@@ -321,7 +321,7 @@ def _model_notes(recording: Recording) -> list[str]:
 
 
 def _untimed(windows: Windows) -> bool:
-    """Whether requests ended on servers, none of which tells the times between their tokens."""
+    """Whether requests ended, and no server tells the times between their tokens."""
     each = [window for window in windows.values() if window is not None]
     return any(w.total(FINISHED) for w in each) and not any(w.histograms.get(ITL) for w in each)
 

@@ -14,6 +14,6 @@ import vllm.v1.worker.cpu_worker  # noqa: F401
 from vllm.distributed.device_communicators import shm_broadcast
 
 # An engine and its workers spin while they wait for each other, which takes both cores of the tests
-# from whoever has work. There they look 5,000 times a second. Benchmarks keep vLLM as it is.
+# from whoever has work. In tests they look 5,000 times a second. Benchmarks keep vLLM as it is.
 if "PYTEST_CURRENT_TEST" in os.environ:
     shm_broadcast.sched_yield = lambda: time.sleep(0.0002)

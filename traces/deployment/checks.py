@@ -420,15 +420,16 @@ _WAS_CUT_OFF = (pl.col("state") == "failed") & pl.col("error").is_in(CUT_OFF).fi
 
 def _lost(before: Run | None, run: Run) -> list[str]:
     """Return how many problems have no decision, where any has none."""
-    counts = [(each, _ended(each)) for each in (before, run) if each is not None]
-    failed = [f"{int(ended['failed'].sum()):,} of {ended.height:,}" for _, ended in counts]
-    cut = [f"{_cut_off(each):,}" for each, _ in counts]
-    told = ((FAILED, failed), ("questions that were cut off", cut))
-    return [
-        f"{name} {' -> '.join(each)}"
-        for name, each in told
-        if any(not count.startswith("0") for count in each)
-    ]
+    runs = [each for each in (before, run) if each is not None]
+    ended = [_ended(each) for each in runs]
+    failed = [int(each["failed"].sum()) for each in ended]
+    cut, told = [_cut_off(each) for each in runs], []
+    if any(failed):
+        of = [f"{count:,} of {each.height:,}" for count, each in zip(failed, ended, strict=True)]
+        told.append(f"{FAILED} {' -> '.join(of)}")
+    if any(cut):
+        told.append(f"questions that were cut off {' -> '.join(f'{count:,}' for count in cut)}")
+    return told
 
 
 def _share_failed(run: Run) -> list[Check]:

@@ -23,7 +23,7 @@ from traces.live.engine_names import (
 )
 from traces.live.numbers import MOST_SERIES, STARTED, USED
 
-_COUNT = frozenset(USED)  # series of which an engine's numbers are computed
+_COUNT = frozenset(USED)  # series from which an engine's numbers are computed
 _PROCESS = "process_start_time_seconds"
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")

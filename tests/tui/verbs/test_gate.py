@@ -286,7 +286,7 @@ def test_acceptance_that_falls_breaks_the_gate(run, tmp_path):
 
 
 def losing(run, count, error="2 samples failed"):
-    """The run, of which the first problems have no decision."""
+    """The run, whose first problems have no decision."""
     lost = pl.int_range(pl.len()) < count
     rows = run.rows.with_columns(
         state=pl.when(lost).then(pl.lit("failed")).otherwise("state"),

@@ -646,7 +646,7 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
 
 
 def set_up(recording, folder, rows, **settings):
-    """Return a watch of a server of which other settings are known, with other rows of /metrics."""
+    """Return the watch of a server with other settings and other rows of /metrics."""
     (engine,) = recording.manifest.engines.values()
     engine = dataclasses.replace(engine, **settings)
     own = pl.lit(engine.key())
