@@ -148,7 +148,8 @@ FORCED = CheckpointCost(
 )
 def test_another_plans_recordings_are_not_taken(tmp_path, monkeypatch, asked, kept, other):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sums.jsonl").write_text('{"id": "a", "prompt": "1 + 1", "answer": "2"}\n' * 4)
+    lines = [{"id": str(i), "prompt": "1 + 1", "answer": "2"} for i in range(4)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, lines)))
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         f"{asked}\nproblems: 4\nengines: [{{model: a, policies: [{{n: 2, temperature: 0.8, "

@@ -105,7 +105,7 @@ def test_times_under_another_load_are_not_judged(run, tmp_path):
         for load in (8, 1)
     ]
     told = run.refused("show", *paths, "--fail-on", "p95>+5%", code=1)
-    assert "p95>+5% cannot be judged: the load is another one (concurrency 8 -> 1)" in told
+    assert "p95>+5% cannot be judged: the load is another one (load.concurrency 8 -> 1)" in told
     run.ok("show", *paths, "--fail-on", "tokens>+90%")
 
 
