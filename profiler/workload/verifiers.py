@@ -100,7 +100,8 @@ _NUMBER = (
 _WHOLE = re.compile(_NUMBER)
 # Not a part of a word, an index, a power, a longer number, or a list without spaces.
 _MANY = (
-    r"(?:[\s~]|\\[ ,;:!])*(?:\\(?:text|mathrm|mathbf)\{[\s~]*)?(?:hundred|thousand|[mbtr]+illion)"
+    r"(?:[\s~]|\\[ ,;:!])*(?:\\(?:text|mathrm|mathbf)\{[\s~]*)?"
+    r"(?i:hundred|thousand|[mbtr]+illion)\b"
 )
 _IN_TEXT = re.compile(
     rf"(?<![\w.^\\{{}}/])(?<![0-9][,:])(?<!\\[,!;:])(?<!\*\*){_NUMBER}"

@@ -242,7 +242,8 @@ class InspectLog:
         only = next(iter(calls.values())) if len(calls) == 1 else None
         every = calls.get(self._called or "", only)
         last = sample.output.usage if sample.output is not None else None
-        if every is None or last is None or every.output_tokens == last.output_tokens:
+        made = None if last is None else whole_number(last.output_tokens)
+        if every is None or last is None or made in (None, every.output_tokens):
             return every or last or _Usage()
         if _said(sample.messages) - _said(sample.input) == 1:
             self.skipped.add("uses of the model beside the answer, such as for grading", number)
