@@ -322,7 +322,8 @@ def _lost(samples: pl.DataFrame, rows: pl.DataFrame, left_out: int, *, imported:
     with_failed = pl.col("problem").is_in(failed.implode())
     error = pl.when(with_failed).then(pl.lit("samples failed")).otherwise("error")
     lost = lost_problems(rows.with_columns(error=error), imported=imported)
-    return replace(lost, failed=max(lost.failed, left_out))
+    known = replace(lost, failed=max(lost.failed, left_out))
+    return known if known.too_many else lost  # a problem that has n others is not lost
 
 
 def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
