@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from advisor.evidence.features import feature_matrix, reads_of
+from advisor.evidence.features import Work, feature_matrix, reads_of
 from advisor.evidence.keys import DECODER, decoder_of, law_key, learned_as, of_spans
 from advisor.evidence.live.drafts import with_drafts, with_lengths
 from advisor.evidence.live.front_end import (
@@ -57,8 +57,7 @@ PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import ha
 MOST_SEEN = 0.9  # share of the ended requests that spans must tell to stand for all
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled", "source"),
-    *COMPOSITION,
-    *WINDOWED,
+    *Work._fields,
     *NEEDED,
 )
 
