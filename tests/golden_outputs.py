@@ -36,7 +36,6 @@ from tests.advisor.step_time.prior import prior_files
 from tests.learned import Learned
 from tests.traces import synthetic
 from tests.tui.live_recordings import write_watched
-from traces.recording.reader import Recording
 from tui import cli
 from tui.text import commands
 from tui.text.recordings import show

@@ -135,6 +135,11 @@ class Run:
         """The samples of all problems."""
         return (sample for problem in self.problems.values() for sample in problem.samples)
 
+    @property
+    def drafts_untold(self) -> bool:
+        """Whether the engine drafts and some sample does not say how its drafts went."""
+        return self.engine.speculative is not None and any(s.advance is None for s in self.samples)
+
     @cached_property
     def answers_told(self) -> bool:
         """Whether every right sample has its answer. Some imports tell none, so that none votes."""

@@ -219,6 +219,7 @@ def _with_length(
 def _as_it_was(question: Question, own: Run) -> Question:
     """Return the question of what was recorded."""
     same = replace(question, engine=own.engine, policy=own.policy, replicas=Replicas())
+    same = replace(same, model_facts=None)
     same = replace(same, rate_per_s=None, concurrency=None)
     return by_replica(replace(same, operators=None, collectives=None, gpu=None))
 
@@ -474,7 +475,7 @@ def _outside(
             "the KV cache has blocks of several kinds, which are counted as the mean request holds "
             f"them{'. It nearly fills, so that results are marked *' if after.crowded else ''}"
         )
-    if after.drawn < after.recorded:
+    if not after.as_sent and after.drawn < after.recorded:
         times = "once" if len(after.runs) == 1 else f"{len(after.runs)} times"
         notes.append(f"{counted(after.drawn, 'recorded sample')} of each problem drawn {times}")
     if after.evenly is not None:

@@ -24,8 +24,6 @@ from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.published import PublishedCurve
-from traces.speculation.acceptance import Acceptance, acceptance
-from traces.speculation.lookup import NgramWhatIf, ngram_what_if
 from traces.statistics import mean, proportion, quantile, ratio, spread
 from traces.summary.energy import Energy, attribute_energy, run_window
 from traces.summary.kernels import (
@@ -54,6 +52,8 @@ from traces.summary.problems import (
     voting_samples,
     without_timed_out,
 )
+from traces.summary.speculation.acceptance import Acceptance, acceptance
+from traces.summary.speculation.lookup import NgramWhatIf, ngram_what_if
 from traces.summary.votes import PolicyOutcome, policies_within, published_votes
 
 Spread = Mapping[str, Estimate | None]
