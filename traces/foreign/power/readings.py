@@ -220,7 +220,7 @@ def _drawn(watts: float) -> float:
 
 def _columns(fields: list[str]) -> dict[str, int] | None:
     """Return where nvidia-smi's header has which column, None for a line that is none."""
-    names = [re.sub(r"\s*\[.*\]$", "", name) for name in fields]
+    names = [name.partition("[")[0].rstrip() if name[-1:] == "]" else name for name in fields]
     power = next((name for name in _POWER if name in names), None)
     if "timestamp" not in names or power is None:
         return None
