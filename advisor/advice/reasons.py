@@ -98,8 +98,8 @@ def reasons(
 
 def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Iterable[str]:
     """Say what a run of the pick measured, and under which load."""
-    made = check.metrics.space.made
-    run = made.measured(pick.candidate.engine, pick.candidate.policy, load)
+    made, engine = check.metrics.space.made, pick.candidate.engine
+    run = made.measured(engine, pick.candidate.policy, load, check.prices.of(engine))
     if run is None:
         return
     names = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j")
