@@ -145,7 +145,7 @@ def test_a_name_that_is_nearly_right_is_guessed(entry, change, told):
 
 
 def test_nothing_is_learned_from_a_prediction_and_none_is_the_base(run, entry, tmp_path):
-    run.ok("replay", entry.path, "--with", "engine.max_num_seqs=16", "-o", tmp_path / "predicted")
+    run.ok("replay", entry.path, "--set", "engine.max_num_seqs=16", "-o", tmp_path / "predicted")
     (predicted,) = load(tmp_path / "predicted")
     assert predicted.comparable and predicted.run.replay_of == entry.path.name
     pick = pick_of(entry, max_num_seqs=16)
