@@ -65,7 +65,7 @@ async def test_a_comparison_reads_them_again(tmp_path, monkeypatch):
         monkeypatch.setattr("tui.screens.library_app.fit_frames", fitted)
         async with opened(TtscopeApp([tmp_path]), (120, 40)) as (app, pilot):
             let_go = [each.path.name for each in app.entries if not each.frame_bytes]
-            assert len(let_go) == (0 if most_bytes else 3)
+            assert len(let_go) == (0 if most_bytes else 4)
             await settle(pilot)
             for each in app.entries:
                 if each.path.name in ("a", "b"):
