@@ -36,7 +36,6 @@ from tests.advisor.step_time.prior import prior_files
 from tests.learned import Learned
 from tests.traces import synthetic
 from tests.tui.live_recordings import write_watched
-from traces.recording.reader import Recording
 from tui import cli
 from tui.text import commands
 from tui.text.recordings import show
@@ -378,22 +377,9 @@ def _file(path: Path) -> str:
 
 @contextlib.contextmanager
 def learned_once() -> Iterator[None]:
-    """Have each set of recordings learned once; what was replayed for a case is in no other.
-
-    But a case and the same as JSON are replayed once.
-    """
-    learned, last = Learned(), {}
-
-    def kept(recordings: list[Recording], **options: Any) -> Advisor:
-        made = learned(recordings, **options)
-        asked = (id(made), *without_json(sys.argv))
-        if asked not in last:
-            last.clear()
-            last[asked] = Advisor(made.evidence, made.space, made.model, made.resampling)
-        return last[asked]
-
+    """Have each set of recordings learned once, and a case and the same as JSON replayed once."""
     with (
-        mock.patch.object(Advisor, "fit", kept),
+        mock.patch.object(Advisor, "fit", Learned()),
         mock.patch.object(predicting, "predict", Once(predicting.predict)),
         mock.patch.object(show, "evaluate", Once(show.evaluate)),
     ):

@@ -3,12 +3,15 @@
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 HEAVY = ("torch", "vllm", "scipy", "textual", "transformers", "pynvml", "httpx", "rich")
 PACKAGES = ("traces", "profiler", "advisor", "tui")
+ROOT = Path(__file__).parents[1]
 
 
 def loaded_by(*statements):
@@ -50,7 +53,28 @@ def test_imports_stay_light(absent):
 
 
 def test_no_benchmark_and_no_script_imports_a_test():
-    root = Path(__file__).parents[1]
     for folder in ("benchmarks", "scripts"):
-        for path in (root / folder).rglob("*.py"):
+        for path in (ROOT / folder).rglob("*.py"):
             assert not re.search(r"^\s*(from|import) tests\b", path.read_text(), re.M), path
+
+
+def test_no_modules_import_each_other_and_a_package_has_at_most_six_floors():
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)  # what only types need counts too
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    assert len(list(TopologicalSorter(imports).static_order())) == len(imports)
+    for package in PACKAGES:
+        for room in graph.find_children(package):
+            graph.squash_module(room)
+        rooms = {room: graph.find_modules_directly_imported_by(room) for room in graph.modules}
+        floor = {}
+        for room in TopologicalSorter(rooms).static_order():
+            below = [floor[other] for other in rooms[room] if other.startswith(f"{package}.")]
+            floor[room] = 1 + max(below, default=0)
+        assert max(floor[room] for room in floor if room.startswith(f"{package}.")) <= 6, floor
+
+
+def test_a_folder_has_at_most_eight_modules():
+    for package in PACKAGES:
+        for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
+            modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+            assert len(modules) <= 8 or folder == ROOT / "tui" / "verbs", folder

@@ -14,7 +14,7 @@ import numpy as np
 
 from advisor.accuracy.samples import FEWEST, ProblemSamples
 from advisor.evidence.runs import RecordedProblem, Run
-from traces.errors import TtscopeError
+from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
 from traces.statistics import Floats
@@ -95,6 +95,8 @@ class ReplayedOrder:
         own = [run for run in evidence.runs if (run.engine, run.policy) == (engine, policy)]
         self.run: Run | None = own[0] if own else None
         if self.run is not None:
+            if self.run.drafts_untold:
+                raise UsageError(f"{recording.name}: does not say how drafts went per sample")
             law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
             self.cost = linear_cost(law.seconds, law.reads)
             self.facts = evidence.models.get(self.run.engine.model)
@@ -116,8 +118,8 @@ class ReplayedOrder:
         return replace(part, first_token_s=first_token_s, finish_s=finish_s)
 
     def _replayed(self, start: int, n: int) -> Mapping[str, tuple[Floats, Floats]]:
-        from advisor.replay.limits import limits_of
-        from advisor.replay.replay import replay  # numba takes a third of a second to load
+        from advisor.replay.limits import limits_of  # numba takes a third of a second to load
+        from advisor.replay.replay import Replicas, replay
         from advisor.replay.workload import Workload
 
         assert self.run is not None
@@ -132,6 +134,7 @@ class ReplayedOrder:
             self.cost,
             limits_of(run.engine, self.facts, workload),
             concurrency=run.concurrency,
+            replicas=Replicas.of(run.engine),
         )
         since = np.repeat(found.arrival_s, n)
         first, end = found.first_token_s - since, found.end_s - since

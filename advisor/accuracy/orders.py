@@ -160,7 +160,8 @@ def tables_in_orders(
             for f in range(len(firsts)):
                 if not asked[f, c]:
                     continue
-                tally[:] = tallies[f]
+                for answer in range(kinds):  # numba takes seconds to compile a slice
+                    tally[answer] = tallies[f, answer]
                 first, second, leader = agree[f, o], others[f], leaders[f]
                 left, spent, last = counts[c] - firsts[f], spents[f], 0.0
                 for number in range(length):

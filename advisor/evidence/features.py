@@ -152,7 +152,7 @@ def work_in(row: npt.NDArray[np.float64]) -> Work[float]:
 
 
 def work_of_steps(steps: pl.DataFrame, reads: Reads = ALL) -> Work[npt.NDArray[np.float64]]:
-    """Return the work of rows of the steps table that have all of COMPOSITION, [steps] a field.
+    """Return the work of steps, or of means of them, that have all of COMPOSITION, [steps] a field.
 
     Where WINDOWED is not told it is inferred: as if the requests of a step had equal contexts.
     """
@@ -166,9 +166,10 @@ def work_of_steps(steps: pl.DataFrame, reads: Reads = ALL) -> Work[npt.NDArray[n
     if not reads.window:
         return Work(**known, **{name: np.zeros(steps.height) for name in WINDOWED})
     window = (reads.window, reads.chunked)
-    decodes, prompts = np.maximum(known["decode_requests"], 1), known["prefill_requests"]
+    decodes, prompts = known["decode_requests"], known["prefill_requests"]
+    decodes = np.where(decodes > 0, decodes, 1.0)  # a mean may be below 1
     inferred = decodes * [in_window(c, *window) for c in known["decode_kv_tokens"] / decodes]
-    count = np.maximum(prompts, 1)
+    count = np.where(prompts > 0, prompts, 1.0)
     each, upto = known["prefill_tokens"] / count, known["prefill_kv_tokens"] / count
     attended = prompts * [
         window_context(max(after - tokens, 0.0), tokens, *window)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from advisor.evidence.features import feature_matrix, reads_of
-from advisor.evidence.keys import decoder_of, law_key, learned_as
+from advisor.evidence.features import Work, feature_matrix, reads_of
+from advisor.evidence.keys import DECODER, decoder_of, law_key, learned_as, of_spans
 from advisor.evidence.live.drafts import with_drafts, with_lengths
 from advisor.evidence.live.front_end import (
     NEEDED,
@@ -26,7 +26,6 @@ from advisor.evidence.live.front_end import (
 )
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
-from advisor.evidence.live.servers import of_spans, with_decoders
 from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
@@ -58,8 +57,7 @@ PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import ha
 MOST_SEEN = 0.9  # share of the ended requests that spans must tell to stand for all
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled", "source"),
-    *COMPOSITION,
-    *WINDOWED,
+    *Work._fields,
     *NEEDED,
 )
 
@@ -201,7 +199,7 @@ def gather(
             untimed.append(_untimed(windows))
             found, more = _with_drawn(recording, windows, found, in_turn)
             found = with_front_end(recording, found, windows)
-            found = with_decoders(found, windows, recording)
+            found = _with_decoders(found, windows, recording)
             told += [*more, *_seen_limits(recording)]
             told += _counted_as(found) if watched else ()
         polls = {run.engine: windows_for(recording, polled, run.engine) for run in found}
@@ -611,6 +609,25 @@ class _Servers:
             f"{recording}: spans tell of {told:,} of {self.ended:,.0f} requests that ended{which}, "
             "so that lengths and arrivals are those of /metrics"
         ]
+
+
+def _with_decoders(runs: Sequence[Run], windows: Windows, recording: Recording) -> list[Run]:
+    """Return runs of spans with how their servers decode.
+
+    That is known where the servers of a model decode alike.
+    """
+    engines = recording.manifest.engines
+    servers = [engines[key] for key, window in windows.items() if window is not None]
+    found = []
+    for run in runs:
+        own = [each for each in servers if each.model == run.engine.model]
+        told = {tuple(getattr(each, name) for name in DECODER) for each in own}
+        engine = run.engine
+        if of_spans(engine) and len(told) == 1:
+            decoding = dict(zip(DECODER, told.pop(), strict=True))
+            engine = dataclasses.replace(engine, **decoding)
+        found.append(dataclasses.replace(run, engine=engine))
+    return found
 
 
 def _rate(runs: Sequence[Run]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
+from traces.live.otlp import RESOURCE
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.tts.policy import AS_SENT, Policy
 
@@ -85,6 +86,16 @@ def decoder_of(engine: EngineConfig) -> Decoder:
         engine.kv_cache_dtype,
         engine.speculative,
     )
+
+
+DECODER: Final = ("dtype", "quantization", "kv_cache_dtype", "speculative")  # beside the model
+
+
+def of_spans(engine: EngineConfig) -> bool:
+    """Whether nothing is known of an engine but what spans say, and how it decodes."""
+    decoding = {name: getattr(engine, name) for name in DECODER}
+    told = EngineConfig(model=engine.model, mode="server", other=engine.other, **decoding)
+    return engine == told and dict(engine.other).keys() <= RESOURCE
 
 
 def sampling_of(policy: Policy) -> Policy:

@@ -35,6 +35,7 @@ from advisor.replay.simulation.state import (
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost, needs_longest
 from traces.errors import UsageError
+from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import Stop
 from traces.statistics import Floats
@@ -54,6 +55,19 @@ class Replicas:
     count: int = 1
     routing: str = "round-robin"
     together: bool = False
+
+    @classmethod
+    def of(cls, engine: EngineConfig) -> Replicas:
+        """Return an engine's data-parallel ranks as replicas.
+
+        vLLM hands a request to the rank with the fewest, `ttscope attach` whole problems to its
+        servers in turn.
+        """
+        in_turn = "urls" in dict(engine.other)
+        routing = "round-robin" if in_turn else "least-outstanding"
+        if engine.data_parallel_size == 1:
+            return cls()
+        return cls(count=engine.data_parallel_size, routing=routing, together=in_turn)
 
 
 def replay(

@@ -119,8 +119,7 @@ def _replayed(run: Run, own: Sequence[StepTable], law: StepLaw) -> Replayed | No
     None for what cannot be replayed as it was: ranks, drafts that are not told, and samples that
     the cache has no room for.
     """
-    told = all(each.advance is not None for each in run.samples)
-    if run.engine.data_parallel_size > 1 or (run.engine.speculative is not None and not told):
+    if run.engine.data_parallel_size > 1 or run.drafts_untold:
         return None
     try:
         return replay_recorded(run, law.seconds, own[0].facts)

@@ -63,18 +63,17 @@ class Question:
 def by_replica(question: Question) -> Question:
     """Return the question with a replica for each data-parallel rank, as in advice.
 
-    vLLM hands a request to the rank with the fewest, `ttscope attach` whole problems to its servers
-    in turn. Ranks that wait for one another, as those of mixtures of experts do, are not replayed.
+    Ranks that wait for one another, as those of mixtures of experts do, are not replayed.
     """
     engine, replicas = question.engine, question.replicas
     if engine.data_parallel_size == 1:
         return question
+    own = Replicas.of(engine)
     if replicas.count == 1:
-        in_turn = "urls" in dict(engine.other)
-        routing = "round-robin" if in_turn else "least-outstanding"
-        replicas = replace(replicas, routing=routing, together=in_turn or replicas.together)
-    replicas = replace(replicas, count=engine.data_parallel_size * replicas.count)
-    return replace(question, engine=engine.one_replica(), replicas=replicas)
+        own = replace(own, together=own.together or replicas.together)
+    else:
+        own = replace(replicas, count=own.count * replicas.count)
+    return replace(question, engine=engine.one_replica(), replicas=own)
 
 
 def learned(law: StepLaw) -> StepTimes:

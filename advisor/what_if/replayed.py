@@ -101,7 +101,10 @@ class Replays:
         source = sources[0]
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
-        self.facts = evidence.models
+        given = question.model_facts
+        self.facts = dict(evidence.models)
+        if given is not None:
+            self.facts[self.engine.model] = given
         self.ids = [name for name in own.problems if name in source.problems]
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
         self.as_sent = question.policy == AS_SENT
@@ -125,8 +128,7 @@ class Replays:
         if question.gpu is not None and prior is not None:
             self.times = prior.times(self.engine, longest)
         elif operators is not None:
-            facts = evidence.models.get(self.engine.model)
-            self.times = tabled(question, operators, facts, longest)
+            self.times = tabled(question, operators, self.facts.get(self.engine.model), longest)
         elif model is not None:
             self.times = learned(law or model.law(self.engine))
         else:
@@ -213,14 +215,23 @@ class Replays:
         """Return a problem with samples of its own, drawn with replacement.
 
         What one sample would vary by is not known: those of other problems stand for it, which
-        vary by more.
+        vary by more. One that the cache cannot hold behind this prompt is none of them.
         """
-        own = loads[place].samples
-        if self.recorded > 1:
-            chosen = [own[i] for i in rng.integers(0, len(own), self.drawn)]
-        else:
-            chosen = [loads[i].samples[0] for i in rng.integers(0, len(loads), self.drawn)]
-        return replace(loads[place], samples=tuple(chosen))
+        own = loads[place]
+        among = own.samples
+        if self.recorded == 1:
+            room = self._most_tokens() - own.prompt_tokens
+            each = [load.samples[0] for load in loads]
+            among = [s for s in each if s.output_tokens <= room or s is own.samples[0]]
+        chosen = [among[i] for i in rng.integers(0, len(among), self.drawn)]
+        return replace(own, samples=tuple(chosen))
+
+    def _most_tokens(self) -> float:
+        """Return how many tokens of prompt and output a request can have, its drafts apart."""
+        blocks, drafts = self.limits.num_blocks, self.engine.speculative
+        cache = math.inf if blocks is None else blocks * self.limits.block_size
+        cache -= 0 if drafts is None else drafts.num_speculative_tokens
+        return min(cache, self.engine.max_model_len or math.inf)
 
     def _load(self, source: Run, name: str) -> RecordedProblem:
         problem = source.problems[name]
@@ -291,7 +302,7 @@ class Replays:
             clock_start=manifest.clock_start,
             engines=engines,
             policies={key[1]: self.question.policy},
-            models={name: self.facts[name] for name in self.facts},
+            models=self.facts,
             workload=manifest.workload,
             concurrency=self.concurrency,
             rate_per_s=self.question.rate_per_s,

@@ -12,7 +12,7 @@ from typing import Any
 
 from profiler.engines.interface import SampleResult
 from traces.schema.engine import EngineConfig
-from traces.speculation.ngram import STANDARD, draft_counts, lookup_of
+from traces.summary.speculation.ngram import STANDARD, draft_counts, lookup_of
 
 # The work is put off to the end of the run, so that it does not slow what is measured, until so
 # many tokens wait.

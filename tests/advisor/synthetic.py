@@ -16,7 +16,7 @@ from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig, ModelFacts, Speculative
 from traces.schema.layers import Attention, Experts, Layers, Matrix
 from traces.schema.tts.policy import Policy
-from traces.speculation.ngram import PromptLookup, draft_counts
+from traces.summary.speculation.ngram import PromptLookup, draft_counts
 
 START = 1_700_000_000_000_000_000
 FACTS = {

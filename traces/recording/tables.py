@@ -91,7 +91,7 @@ ANSWERS: Columns = {  # forced at a budget
     "logprob_mean": FLOAT,
 }
 
-# What prompt lookup would have done for a phase of a sample (traces/speculation/ngram.py).
+# What prompt lookup would have done for a phase of a sample (traces/summary/speculation/ngram.py).
 DRAFTS: Columns = {
     "problem_id": TEXT,
     "sample_index": INT,

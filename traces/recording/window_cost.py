@@ -18,8 +18,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from traces.statistics import Floats
-
 ALIKE = 40  # steps nearest in time that say what a profiled one would have taken
 FEWEST = 8
 _NEAR = (1_000, 20_000)  # steps on either side among which steps alike are looked for
@@ -28,6 +26,7 @@ _TOLERANCE = 0.15  # of tokens and requests, at least one
 _LOAD = ("prefill_tokens", "decode_requests")
 
 Times = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

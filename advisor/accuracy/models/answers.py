@@ -103,7 +103,7 @@ class AnswerModel:
         wrong = [problem.wrong for problem in problems]
 
         def propose(draw: int) -> Floats:
-            return law.chances(self._right, missed, rng, draws=np.full(_TRIES, draw))
+            return law.chances(self._right, missed, rng, draw=draw, tries=_TRIES)
 
         self._hit, self._laws = draw_laws(wrong, propose, self.draws, rng)
         self._lost = np.zeros_like(self._hit)

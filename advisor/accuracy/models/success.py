@@ -79,18 +79,27 @@ class SuccessLaw:
         return self
 
     def chances(
-        self, right: Ints, missed: Ints, rng: np.random.Generator, *, draws: Ints | None = None
+        self,
+        right: Ints,
+        missed: Ints,
+        rng: np.random.Generator,
+        *,
+        draw: int | None = None,
+        tries: int = 1,
     ) -> Floats:
         """Return [draws, problems], a chance to be right for each, as its counts make it likely.
 
-        `draws` are numbers of draws of the law, any of them several times; all by default.
+        By each draw of the law, or [tries, problems] by one `draw` of it.
         """
-        chosen = np.arange(self.draws) if draws is None else draws
+        chosen = np.arange(self.draws) if draw is None else np.array([draw])
         weights, betas = self.weights_[chosen], self.ends_[chosen]
         ends = np.cumsum(_chances(weights, betas, right, missed), axis=1)
-        aim = rng.random((len(ends), len(right))) * ends[:, -1]
-        kinds = np.minimum((ends <= aim[:, None, :]).sum(axis=1), KINDS - 1)
-        law = betas[np.arange(len(ends))[:, None], np.maximum(kinds - FIRST, 0)]
+        rows = np.arange(len(chosen)) if draw is None else np.zeros(tries, dtype=np.int64)
+        aim = rng.random((len(rows), len(right))) * ends[:, -1]
+        kinds = np.zeros(aim.shape, dtype=np.int64)
+        for kind in range(KINDS - 1):
+            kinds += ends[:, kind] <= aim
+        law = betas[rows[:, None], np.maximum(kinds - FIRST, 0)]
         drawn = rng.beta(law[..., 0] + right, law[..., 1] + missed)
         return np.where(kinds == NEVER, 0.0, np.where(kinds == ALWAYS, 1.0, drawn))
 

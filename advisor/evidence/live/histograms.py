@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
-from advisor.evidence.features import Features, Reads, Work, features_of
+from advisor.evidence.features import Features, Reads, features_of, work_of_steps
 from advisor.evidence.live.drafts import drafts_of
 from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
 from traces.live.engine_names import SGLANG, software_of
@@ -44,7 +45,6 @@ from traces.live.numbers import (
 )
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import AS_SENT
-from traces.schema.window import in_window, window_context
 from traces.statistics import Floats
 
 FEWEST_INTERVALS = 10  # between polls at which requests ran, below which no law is learned
@@ -104,19 +104,16 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     decodes, prompts, prompt_tokens, cached_tokens = each
     context = _context(window, engine, usable, decodes)
     length, before = (of / np.maximum(prompts, 1e-9) for of in (prompt_tokens, cached_tokens))
-    window_of = (reads.window, reads.chunked)
-    work = Work(
-        prefill_requests=prompts,
-        prefill_tokens=prompt_tokens,
-        decode_requests=decodes,
-        decode_tokens=decodes * (1.0 if drafts is None else drafts.forwarded),
-        prefill_kv_tokens=prompt_tokens + cached_tokens,
-        decode_kv_tokens=context,
-        prefill_query_context=prompt_tokens * (before + (length + 1) / 2),
-        decode_window_tokens=decodes * [in_window(each, *window_of) for each in context / decodes],
-        prefill_window_context=prompts
-        * [window_context(*each, *window_of) for each in zip(before, length, strict=True)],
-    )
+    means = {
+        "prefill_requests": prompts,
+        "prefill_tokens": prompt_tokens,
+        "decode_requests": decodes,
+        "decode_tokens": decodes * (1.0 if drafts is None else drafts.forwarded),
+        "prefill_kv_tokens": prompt_tokens + cached_tokens,
+        "decode_kv_tokens": context,
+        "prefill_query_context": prompt_tokens * (before + (length + 1) / 2),
+    }
+    work = work_of_steps(pl.DataFrame(means), reads)
     features = features_of(work, engine.speculative is not None, reads.experts)
     features = features._replace(prefill_step=np.minimum(prompts, 1.0))  # a share of the steps
     composition = np.column_stack(np.broadcast_arrays(*features)).astype(float)

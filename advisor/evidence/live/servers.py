@@ -10,19 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.evidence.keys import URL, WORKER
+from advisor.evidence.gather import Evidence
+from advisor.evidence.keys import URL, WORKER, of_spans
 from advisor.evidence.live.drafts import with_drafts, with_lengths
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic
 from advisor.evidence.runs import ProblemRun, Run
 from traces.live.numbers import E2E, FINISHED, GENERATED, TTFT, USED
-from traces.live.otlp import RESOURCE
 from traces.live.watched import RANK, Windows, only_watched, windows_for, windows_of
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
@@ -33,9 +32,6 @@ from traces.summary.energy import run_window
 from traces.summary.kernels import sample_times
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
-
-if TYPE_CHECKING:
-    from advisor.evidence.gather import Evidence
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,35 +70,6 @@ class Placing:
 
     told: bool
     even: bool
-
-
-def of_spans(engine: EngineConfig) -> bool:
-    """Whether nothing is known of an engine but what spans say, and how it decodes."""
-    decoding = {name: getattr(engine, name) for name in DECODER}
-    told = EngineConfig(model=engine.model, mode="server", other=engine.other, **decoding)
-    return engine == told and dict(engine.other).keys() <= RESOURCE
-
-
-DECODER = ("dtype", "quantization", "kv_cache_dtype", "speculative")  # beside the model
-
-
-def with_decoders(runs: Sequence[Run], windows: Windows, recording: Recording) -> list[Run]:
-    """Return runs of spans with how their servers decode.
-
-    That is known where the servers of a model decode alike.
-    """
-    engines = recording.manifest.engines
-    servers = [engines[key] for key, window in windows.items() if window is not None]
-    found = []
-    for run in runs:
-        own = [each for each in servers if each.model == run.engine.model]
-        told = {tuple(getattr(each, name) for name in DECODER) for each in own}
-        engine = run.engine
-        if of_spans(engine) and len(told) == 1:
-            decoding = dict(zip(DECODER, told.pop(), strict=True))
-            engine = replace(engine, **decoding)
-        found.append(replace(run, engine=engine))
-    return found
 
 
 def servers_of(recording: Recording) -> list[Servers]:

@@ -75,9 +75,9 @@ class Recalibration:
     all that is left, and `host` that of the host's part where it is known apart. `sigma` is the
     spread (sd) of the log of a run's time about the prediction; `checked` are the models (nameless)
     and tensor-parallel sizes that ran: a factor learned at one size is off at another
-    (docs/prior.md), so an interval is claimed for these alone. `recordings` taught it. Of `cases`
-    it is what the kernels alone took: the host's part, and so the interval, is the prior's, and
-    nothing is `checked`. `untaught` says, by recording, which cases taught nothing and why.
+    (docs/prior.md), so that others have a wider interval (OTHER_SIZE). `recordings` taught it. Of
+    `cases` it is what the kernels alone took: the host's part, and so the interval, is the prior's,
+    and nothing is `checked`. `untaught` says, by recording, which cases taught nothing and why.
     """
 
     families: Mapping[str, float]

@@ -24,9 +24,9 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.formats import percent
 from traces.schema.tts.policy import Policy
-from traces.speculation.acceptance import PHASES
-from traces.speculation.ngram import PromptLookup, lookup_of
 from traces.statistics import Ints
+from traces.summary.speculation.acceptance import PHASES
+from traces.summary.speculation.ngram import PromptLookup, lookup_of
 
 DRAWS: Final = 8  # of what is open
 DRAFTS: Final = (1, 2, 4)  # tokens of drafts that are offered by a published acceptance

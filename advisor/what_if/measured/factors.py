@@ -16,6 +16,7 @@ import numpy as np
 from advisor.evidence.features import FEATURES
 from advisor.replay.limits import Limits, limits_of
 from advisor.replay.replay import Replicas, replay
+from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cost_of, spread_of
 from advisor.what_if.measured.points import ITL, MeasuredPoint
@@ -40,14 +41,15 @@ _STEP: Final = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class PricedEngine:
-    """An engine as the prior has it: what its steps cost, `drafts` [FEATURES] of that, and limits.
+    """An engine as the prior has it: what its steps cost, `drafts` [FEATURES] of that.
 
+    `limits` are those of a workload, by which a cache of several kinds of blocks is counted.
     `replicas` are the ranks of data parallelism that take the measured load together.
     """
 
     cost: StepCost
     drafts: Floats
-    limits: Limits
+    limits: Callable[[Workload], Limits]
     replicas: Replicas
 
     @classmethod
@@ -59,7 +61,7 @@ class PricedEngine:
         return cls(
             cost=cost_of(times.prior(engine), times.shared(engine), drafting),
             drafts=np.zeros(len(FEATURES)) if drafting is None else drafting.seconds,
-            limits=limits_of(engine),
+            limits=lambda work: limits_of(engine, times.facts, work, times.models),
             replicas=replicas or Replicas(),
         )
 
@@ -75,7 +77,11 @@ class PricedEngine:
         work = point.workload
         try:
             run = replay(
-                work, cost, self.limits, concurrency=point.concurrency, replicas=self.replicas
+                work,
+                cost,
+                self.limits(work),
+                concurrency=point.concurrency,
+                replicas=self.replicas,
             )
         except ValueError as error:
             raise UsageError(f"--measured {point.name}: {error}") from None

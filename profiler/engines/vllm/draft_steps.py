@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from traces.schema.engine import Speculative
-from traces.speculation.ngram import KnownTokens, lookup_of
+from traces.summary.speculation.ngram import KnownTokens, lookup_of
 
 Steps = tuple[tuple[int, ...], tuple[int, ...]]
 

@@ -1,8 +1,10 @@
 """Rules that fire on what has finished, for fewer samples than were recorded."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from advisor.accuracy.counterfactual import evaluate
@@ -12,7 +14,7 @@ from advisor.evidence.gather import gather
 from advisor.evidence.runs import RecordedProblem
 from advisor.replay.limits import Limits
 from benchmarks.twin.replay_twin import naive_replay
-from tests.advisor.synthetic import VOTE16, engine_of, law_of, record
+from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, law_of, record
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
@@ -66,6 +68,29 @@ def test_the_order_is_that_of_a_run_of_so_few(recording, run):
     first = np.argmin(real, axis=1)
     assert np.mean(np.argmin(found, axis=1) == first) > 0.95
     assert np.mean(np.argmin(recorded, axis=1) == first) < 0.9
+
+
+def test_ranks_take_the_samples_as_they_did(recording, tmp_path):
+    """Two ranks have twice the slots, so that samples end sooner than on one."""
+    ends = {}
+    for ranks in (1, 2):
+        engine = replace(ENGINE, data_parallel_size=ranks)
+        ran = record(tmp_path / str(ranks), engine, VOTE16, concurrency=IN_FLIGHT, noise=0.0)
+        (one,) = summarise(ran)
+        order, samples = ReplayedOrder(ran, one), read_samples(one)
+        ends[ranks] = np.mean([order.of(each, 0, 8).finish_s.max() for each in samples.problems])
+    assert ends[2] < 0.75 * ends[1]
+
+
+def test_samples_that_do_not_tell_their_drafts_keep_the_recorded_order(tmp_path):
+    drafting = engine_of(max_num_seqs=SLOTS, speculative=NGRAM)
+    ran = record(tmp_path / "r", drafting, VOTE16, concurrency=IN_FLIGHT, noise=0.0)
+    assert replayed_order(ran, summarise(ran)[0]) is not None
+    (part,) = ran.path.glob("samples-*")
+    pl.read_parquet(part).drop("drafted_per_step", "accepted_per_step").write_parquet(part)
+    (ran.path / "checksums.sha256").unlink()
+    ran = Recording.open(ran.path)
+    assert replayed_order(ran, summarise(ran)[0]) is None
 
 
 def test_fewer_samples_are_judged_by_replay_and_all_as_recorded(recording, run):

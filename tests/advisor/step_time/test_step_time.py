@@ -3,6 +3,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import scipy
 
@@ -82,6 +83,21 @@ def test_windows_that_a_recording_does_not_tell_are_inferred(tmp_path):
         true, guess = (np.asarray(getattr(each, name)) for each in (told, guessed))
         assert guess.sum() == pytest.approx(true.sum(), rel=0.05)
     assert (np.asarray(guessed.decode_window_tokens) <= told.decode_kv_tokens).all()
+
+
+def test_the_mean_of_steps_with_less_than_a_request_reads_its_share():
+    row = {
+        "prefill_requests": 1.0, "prefill_tokens": 40.0, "decode_requests": 1.0,
+        "decode_tokens": 1.0, "prefill_kv_tokens": 60.0, "decode_kv_tokens": 100.0,
+        "prefill_query_context": 1620.0,
+    }  # fmt: skip
+    one, quarter = (
+        work_of_steps(pl.DataFrame({name: [share * row[name]] for name in row}), Reads(window=16.0))
+        for share in (1.0, 0.25)
+    )
+    assert one.decode_window_tokens == [16.0]
+    for name in Work._fields:
+        assert getattr(quarter, name) == pytest.approx(0.25 * getattr(one, name)), name
 
 
 @pytest.mark.slow
@@ -229,8 +245,6 @@ def test_every_feature_asks_for_something_and_has_its_words():
 
 
 def test_the_composition_counts_drafts_and_context():
-    import polars as pl
-
     row = {
         "prefill_requests": 1, "prefill_tokens": 10, "decode_requests": 2, "decode_tokens": 8,
         "prefill_kv_tokens": 10, "decode_kv_tokens": 100, "prefill_query_context": 55,

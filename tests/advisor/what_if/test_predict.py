@@ -559,6 +559,27 @@ def test_nothing_is_drawn_again_at_temperature_0_or_with_given_lengths(tmp_path)
     assert alone.latency_s["mean"].low < alone.latency_s["mean"].high
 
 
+def test_no_fresh_draw_is_longer_than_the_cache(tmp_path):
+    """A long output of one problem has no room behind the long prompt of another."""
+    engine = engine_of(max_model_len=640, num_gpu_blocks=41)
+    base = record(tmp_path / "r", engine, dataclasses.replace(FOUR, n=1), problems=24)
+    for name, column, lengths in (
+        ("problems", "prompt_tokens", (480, 40)),
+        ("samples", "prompt_tokens", (480, 40)),
+        ("samples", "output_tokens", (40, 460)),
+    ):
+        (part,) = base.path.glob(f"{name}-*")
+        rows = pl.read_parquet(part)
+        even = pl.col("problem_id").str.slice(1).cast(pl.Int64) % 2 == 0
+        long_or_short = pl.when(even).then(lengths[0]).otherwise(lengths[1])
+        rows.with_columns(long_or_short.cast(rows.schema[column]).alias(column)).write_parquet(part)
+    (base.path / "checksums.sha256").unlink()
+    found = asked(Recording.open(base.path)).predicted
+    tokens = found.tokens_per_problem
+    assert tokens.value == pytest.approx(250)
+    assert tokens.low < tokens.value < tokens.high
+
+
 def test_replicas_are_kept_as_one_engine_with_all_problems(votes, tmp_path):
     found = asked(votes, replicas=Replicas(count=2, together=True))
     run, engine = found.predicted, found.predicted.engine

@@ -16,7 +16,7 @@ from profiler.workload.verifiers import ByText
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig, Speculative
 from traces.schema.tts.policy import Policy
-from traces.speculation.ngram import STANDARD
+from traces.summary.speculation.ngram import STANDARD
 
 NGRAM = Speculative(
     method="ngram", num_speculative_tokens=3, prompt_lookup_min=2, prompt_lookup_max=4

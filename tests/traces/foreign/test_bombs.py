@@ -23,10 +23,11 @@ pytestmark = pytest.mark.slow
 
 MOST_MB = 500  # in all, of which Python and its libraries take some 130
 CODE = """
-import sys
+import resource, sys
 from pathlib import Path
 from traces.errors import TtscopeError
 from tui.screens.library import import_into
+resource.setrlimit(resource.RLIMIT_CPU, (300, 300))  # s, of which all these files take some 20
 for path in map(str.strip, sys.stdin):
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     try:
@@ -186,3 +187,11 @@ def test_nesting_without_end_is_one_line(imported, tmp_path, case, deep):
                                   "benchmarks") if f'"{each}":' in text)  # fmt: skip
     path.write_text(text.replace(f'"{name}":', f'"{name}": {deep * 200_000}', 1))
     imported(path)
+
+
+@pytest.mark.parametrize("begin", ["", '{"problem_id": '])
+def test_a_line_of_brackets_takes_no_longer_than_its_length(imported, tmp_path, begin):
+    """Read once for every bracket it would take an hour."""
+    path = tmp_path / "outcomes.jsonl"
+    path.write_text(begin + "[" * (4 * MB))
+    assert "outcomes.jsonl: " in imported(path)[0]

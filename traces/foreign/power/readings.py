@@ -113,7 +113,7 @@ class PowerFile:
 
     def _csv(self) -> Iterator[Reading]:
         columns = {name: place for place, name in enumerate(_ORDER)}
-        for number, raw in text_lines(self.path, self.limit_bytes, self.notes):
+        for number, raw in text_lines(self.path, self.limit_bytes, self.notes, ended=True):
             if raw is None or len(raw) > _LINE:
                 self.skipped.add("lines that are too long", number)
                 continue
@@ -220,7 +220,7 @@ def _drawn(watts: float) -> float:
 
 def _columns(fields: list[str]) -> dict[str, int] | None:
     """Return where nvidia-smi's header has which column, None for a line that is none."""
-    names = [re.sub(r"\s*\[.*\]$", "", name) for name in fields]
+    names = [name.partition("[")[0].rstrip() if name[-1:] == "]" else name for name in fields]
     power = next((name for name in _POWER if name in names), None)
     if "timestamp" not in names or power is None:
         return None

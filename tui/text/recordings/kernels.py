@@ -14,10 +14,10 @@ from traces.schema.formats import (
     value_of,
     with_interval,
 )
-from traces.speculation.acceptance import Acceptance
-from traces.speculation.lookup import NgramWhatIf
 from traces.summary.kernels import Collective, WindowSteps
 from traces.summary.run import Run
+from traces.summary.speculation.acceptance import Acceptance
+from traces.summary.speculation.lookup import NgramWhatIf
 from tui.text.layout import align, wrap
 
 NAME = 22

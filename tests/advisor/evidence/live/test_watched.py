@@ -449,6 +449,7 @@ def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, tmp_p
     assert longer == pytest.approx(took.mean(), rel=0.15)
     assert any("is in TTFT and latency" in note for note in found.notes)
     assert any("engine's part alone" in note for note in plain.notes)
+    assert not any("drawn" in note for note in found.notes)  # all siblings are replayed
     alone = watched(truth, tmp_path / "alone", took_s=took, spans=False, steps=False)
     (drawn, *_) = gather([alone], judged=False).runs
     for problem in drawn.problems.values():

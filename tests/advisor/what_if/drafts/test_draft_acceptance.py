@@ -19,8 +19,8 @@ from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.what_if.test_predict import asked
 from traces.errors import UsageError
 from traces.schema.engine import Speculative
-from traces.speculation.ngram import PromptLookup, draft_counts
 from traces.summary.run import summarise
+from traces.summary.speculation.ngram import PromptLookup, draft_counts
 
 DRAFT = Speculative(method="draft_model", model="small", num_speculative_tokens=3)
 

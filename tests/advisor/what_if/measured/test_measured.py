@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from advisor.evidence.live.servers import replayable
+from advisor.replay.limits import limits_of
 from advisor.replay.replay import Replicas
 from advisor.step_time.prior.drafting import VerifyStep
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration
@@ -18,6 +19,7 @@ from advisor.what_if.measured.points import imported_point, said_points
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from benchmarks.made.foreign_files import aiperf, guidellm, vllm_bench
+from tests.advisor.step_time.prior.kinds_files import HEADS, layer, matrix, model
 from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
 from tests.advisor.watched import deployed
@@ -36,14 +38,25 @@ def recorded(tmp_path_factory):
     return record(tmp_path_factory.mktemp("cpu") / "cpu", engine_of(), VOTE16, problems=12)
 
 
-def asked(recording, others=(), *, engine=None, **changes):
+MLP = (matrix("mlp.up_proj", 512, 1024), matrix("mlp.down_proj", 1024, 512))
+WINDOWS = dataclasses.replace(  # half of the layers have a window: blocks of two kinds
+    model(
+        layer(2, after=MLP),
+        layer(2, dataclasses.replace(HEADS, kind="sliding_attention", window=64), after=MLP),
+    ),
+    num_experts=None,
+    architecture="LlamaForCausalLM",
+)
+
+
+def asked(recording, others=(), *, engine=None, facts=TINY, **changes):
     run = replayable(recording)[0]
     wanted = {"enforce_eager": True, "max_num_seqs": 64, "max_num_batched_tokens": 2048}
     question = Question(
         engine=dataclasses.replace(run.engine, **wanted | (engine or {})),
         policy=run.policy or AS_SENT,
         gpu="test_gpu",
-        model_facts=dataclasses.replace(TINY, name=run.engine.model),
+        model_facts=dataclasses.replace(facts, name=run.engine.model),
         **changes,
     )
     return predict(recording, run, question, others)
@@ -96,6 +109,31 @@ def test_two_loads_bring_back_an_engine_whose_factors_are_known(recorded, monkey
     )
     assert ours == pytest.approx(truth, rel=0.03)
     assert alone < 0.9 * truth
+
+
+def test_what_was_measured_has_the_cache_that_is_replayed(recorded):
+    """Layers with windows take fewer blocks than the whole context has."""
+    wanted = {"num_gpu_blocks": 80}
+    found = asked(recorded, engine=wanted, facts=WINDOWS)
+    (engine,) = found.manifest.engines.values()
+    (point,) = said_points(["itl=1ms@16:300+600"], recorded)
+    times = dataclasses.replace(prior_times(recorded), facts=WINDOWS)
+    limits = PricedEngine.of(times, engine).limits(point.workload)
+    assert limits == limits_of(engine, WINDOWS, point.workload)
+    assert limits.several_kinds
+    assert limits.num_blocks != engine.num_gpu_blocks - 1
+
+
+def test_the_model_that_is_asked_about_counts_its_own_work(recorded):
+    """FLOPs and the kept manifest are those of the config that was given, not of the recorded."""
+    (engine,) = recorded.manifest.engines.values()
+    found, twice = (
+        asked(recorded, facts=dataclasses.replace(TINY, active_parameters=parameters))
+        for parameters in (9_000_000, 18_000_000)
+    )
+    assert twice.predicted.flops_per_problem.value > 1.5 * found.predicted.flops_per_problem.value
+    assert twice.manifest.models[engine.model].active_parameters == 18_000_000
+    assert found.replayed.flops_per_problem.value == twice.replayed.flops_per_problem.value
 
 
 def factors_of(found):

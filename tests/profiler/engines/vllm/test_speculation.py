@@ -14,7 +14,7 @@ from profiler.workload.problems import load_workload
 from tests.profiler.command import warm_ttscope
 from traces.recording.reader import Recording
 from traces.schema.engine import Speculative
-from traces.speculation.ngram import KnownTokens, PromptLookup
+from traces.summary.speculation.ngram import KnownTokens, PromptLookup
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]  # of vLLM
 

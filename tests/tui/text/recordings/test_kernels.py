@@ -1,8 +1,8 @@
 """Acceptance and n-gram lookup in plain lines."""
 
 from traces.schema.estimate import Estimate
-from traces.speculation.acceptance import Acceptance, BatchAcceptance, PhaseAcceptance
-from traces.speculation.lookup import NgramWhatIf
+from traces.summary.speculation.acceptance import Acceptance, BatchAcceptance, PhaseAcceptance
+from traces.summary.speculation.lookup import NgramWhatIf
 from tui.text.recordings.kernels import acceptance_lines, what_if_lines
 
 

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from traces.errors import UsageError
 from traces.schema.engine import Speculative
-from traces.speculation.ngram import STANDARD, KnownTokens, PromptLookup, draft_counts, lookup_of
+from traces.summary.speculation.ngram import (
+    STANDARD,
+    KnownTokens,
+    PromptLookup,
+    draft_counts,
+    lookup_of,
+)
 
 SHORT = PromptLookup(num_speculative_tokens=3, prompt_lookup_min=2, prompt_lookup_max=4)
 few_tokens = st.lists(st.integers(0, 2), max_size=40)

@@ -6,9 +6,9 @@ import pytest
 from tests.traces.synthetic import engine_config, simulate, speculative_engine, write_recording
 from traces.recording.tables import SAMPLES
 from traces.schema.engine import Speculative
-from traces.speculation.acceptance import decode_steps
-from traces.speculation.ngram import STANDARD, draft_counts
 from traces.summary.run import summarise
+from traces.summary.speculation.acceptance import decode_steps
+from traces.summary.speculation.ngram import STANDARD, draft_counts
 
 
 def samples(*rows):

@@ -8,14 +8,14 @@ import polars as pl
 
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
-from traces.speculation.acceptance import (
+from traces.statistics import ratio
+from traces.summary.speculation.acceptance import (
     PHASES,
     PhaseAcceptance,
     kept,
     position_sums,
     tokens_per_step,
 )
-from traces.statistics import ratio
 
 MOST_POSITIONS = 256  # each is a column
 _SETTING = ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max")
