@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,9 +35,9 @@ class Inflated:
 
     Afterwards `bytes_read` counts the bytes given, and `cut` says in a few words why gzip data
     ended early, None when they did not. While iterating `refuse` is raised, with a message that
-    names the file, when it cannot be opened, is empty, holds more than `limit_bytes`, or inflates
-    more than 200-fold to more than 64 MiB; `what`
-    the bytes are, and what the reader may do about it (`remedy`), stand there.
+    names the file, when it cannot be opened, is a pipe or device, is empty, holds more than
+    `limit_bytes`, or inflates more than 200-fold to more than 64 MiB; `what` the bytes are, and
+    what the reader may do about it (`remedy`), stand there.
     """
 
     def __init__(
@@ -58,6 +59,11 @@ class Inflated:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
+            kind = self.path.stat().st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # it is opened several times
+                raise self._refuse(
+                    f"{self.path}: is no regular file. Write what it gives to a file, and name that"
+                )
             with self.path.open("rb") as file:
                 first = file.read(PIECE_BYTES)
                 if not first:

@@ -637,8 +637,7 @@ def limited(run: Run, max_tokens: int) -> Run | None:
 
     None where that is not known: beyond a limit that cut samples, or of samples with drafts.
     """
-    recorded = run.policy.max_tokens
-    beyond = recorded is not None and max_tokens > recorded
+    beyond = max_tokens > cut_at(run)
     if run.engine.speculative is not None or (beyond and any(s.by_length for s in run.samples)):
         return None
     judged = any(sample.correct is not None for sample in run.samples)
@@ -649,6 +648,12 @@ def limited(run: Run, max_tokens: int) -> Run | None:
         for name, problem in run.problems.items()
     }
     return replace(run, policy=replace(run.policy, max_tokens=max_tokens), problems=problems)
+
+
+def cut_at(run: Run) -> int:
+    """Return the limit of tokens that a run's samples had, the longest one's where none is told."""
+    longest = max((sample.output_tokens for sample in run.samples), default=0)
+    return run.policy.max_tokens or longest
 
 
 def _limited(sample: Sample, most: int, *, judged: bool) -> Sample:

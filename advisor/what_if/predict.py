@@ -22,7 +22,7 @@ from advisor.evidence.gather import Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
 from advisor.evidence.live.drafts import with_lengths
 from advisor.evidence.live.servers import as_metrics_say, as_one, run_with_length, servers_of
-from advisor.evidence.runs import Run, limited
+from advisor.evidence.runs import Run, cut_at, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
@@ -824,7 +824,7 @@ def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
     what = ", ".join(f"policy.{name}={getattr(policy, name)}" for name in changed)
     if changed == ["max_tokens"] and engine.speculative is None:
         return (
-            f"{what}: samples were cut at {own.policy.max_tokens:,}, and how they would have gone "
+            f"{what}: samples were cut at {cut_at(own):,}, and how they would have gone "
             "on is not known. Ask for less, or record them"
         )
     return f"no samples with {what} were recorded. Lengths and answers would differ, record them"

@@ -99,18 +99,23 @@ _NUMBER = (
 )
 _WHOLE = re.compile(_NUMBER)
 # Not a part of a word, an index, a power, a longer number, or a list without spaces.
+_MANY = (
+    r"(?:[\s~]|\\[ ,;:!])*(?:\\(?:text|mathrm|mathbf)\{[\s~]*)?"
+    r"(?i:hundred|thousand|[mbtr]+illion)\b"
+)
 _IN_TEXT = re.compile(
     rf"(?<![\w.^\\{{}}/])(?<![0-9][,:])(?<!\\[,!;:])(?<!\*\*){_NUMBER}"
     r"(?!\.?[0-9]|[,:][0-9]|\s?(?:\^(?!\{?\\circ)|\*\*)|\s?/\s?[0-9]|_|[a-zA-Z](?![a-zA-Z])"
-    r"|\.?\s?\\(?!text|mathrm|mathbf|quad)[a-zA-Z]|\s?(?:hundred|thousand|[mbtr]+illion)\b)"
+    rf"|\.?\s?\\(?!text|mathrm|mathbf|quad)[a-zA-Z]|{_MANY})"
 )
 _FORMULA = r"(?:pi|sqrt|log|ln|sin|cos|tan|exp)(?![a-zA-Z])"
-_TERM_BEFORE = re.compile(r"[\w)}]\s*[+*/×·−-]\s*\Z")
+_TERM_BEFORE = re.compile(r"(?:(?:[\w)}]|[0-9]!)\s*[+*/×·−-]|\\pm|\\mp|±)\s*\Z")
 _TERM_AFTER = re.compile(
-    rf"\s*(?:[+*×·]|/(?!\s?(?!{_FORMULA})[a-zA-Z]{{2}})|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]"
+    rf"!?\s*(?:[+*×·±]|/(?!\s?(?!{_FORMULA})[a-zA-Z]{{2}})|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]"
 )
 _LEAD = re.compile(r"\A(?:\\\(|\\\[|\$+)?\s*(?:[a-zA-Z](?:_\w)?\s*=\s*)?")
 _TRAIL = re.compile(
+    rf"(?!{_MANY})"
     r"(?:\\text\{[^{}]*\}|\\mathrm\{[^{}]*\}|\^\{?\\circ\}?|°|\\\)|\\\]|\$|\.|\s)*\Z"
 )
 # Markdown's bold text, which is none of 2**10.
@@ -140,9 +145,9 @@ def number_in(text: str) -> Fraction | None:
 
     Read are thousands separators (1,234, 1\,234 or 1 234 567), decimals, fractions (3/4,
     \frac{3}{4}, 1 3/4), per cent (of one), powers of ten (1e-3, 2 \times 10^5), a dollar sign, and
-    Markdown's bold. A number that is part of a formula (2^10, 3\sqrt{2}) is none, and so are 1,5
-    and 2:3. Words around a number, units among them, are left out: units are not converted. Numbers
-    in words (5 million) are none.
+    Markdown's bold. A number that is part of a formula (2^10, 3\sqrt{2}, 5!, 3 \pm 1) is none, and
+    so are 1,5 and 2:3. Words around a number, units among them, are left out: units are not
+    converted. Numbers in words (5 million) are none.
     """
     return _number(unmarked(text[-4000:]).strip())
 
@@ -159,6 +164,8 @@ def _number(text: str) -> Fraction | None:
     whole = _WHOLE.match(text, start)
     if whole is not None and _TRAIL.match(text, whole.end()):
         return _value(whole)
+    if whole is not None and text[whole.end() :].rstrip(" $") == "!":
+        return None
     last = None
     for match in _IN_TEXT.finditer(text):
         last = match
@@ -276,6 +283,7 @@ _SAID = re.compile(
     r"[\s*_$\"`]*(?:\\boxed\{)?(?:\\(?:text|mathrm|mathbf|textbf)\{)?"
     r"(?:\(([A-Ja-j])\)|([A-HJ](?![A-Za-z'’])|I(?=[\s*_.)}\]$\"`]*(?:\Z|[.\n]))))"  # no pronoun
 )
+_TOLD = re.compile(r"(?i)answer|\bis\b|:")  # "option A" alone may be one that is wrong
 _BRACKETED = re.compile(r"\(([A-HJ])\)")  # (I) may be a number
 _LINE = re.compile(r"^[\s*_]*([A-HJ])(?:[\s*_]*$|[.:)]\s)", re.MULTILINE)
 _ALL, _USUAL = "ABCDEFGHIJ", "ABCDE"
@@ -299,8 +307,9 @@ class Choice:
     r"""A letter A to J, as models write it: (B), B., **B**, "The answer is B", \boxed{B}.
 
     The last `\boxed{...}` says it, else the last "answer is ..." (or choice, option), else a
-    letter that stands alone, else the last letter in brackets or at the head of a line. Of these
-    two F to J count only where the prompt lists them (`choices_of`).
+    letter that stands alone or at the head of the text, else the last "option B", else the last
+    letter in brackets or at the head of a line. Of these two F to J count only where the prompt
+    lists them (`choices_of`).
     """
 
     name = "choice"
@@ -322,10 +331,12 @@ class Choice:
 def _letter(answer: str, prompt: str | None = None) -> str | None:
     """Return the letter of an answer; one that nothing names is a choice of the prompt."""
     answer = _BOLD.sub(r"\1\2", answer[-4000:])
-    if alone := _LETTER_ALONE.match(answer.strip()[:_ALONE_CHARACTERS]):
+    said = list(_SAID.finditer(answer))
+    alone = _LETTER_ALONE.match(answer.strip()[:_ALONE_CHARACTERS])
+    if alone and not any(_TOLD.search(each[0]) for each in said):
         return alone[1].upper()
-    if said := _SAID.findall(answer):
-        return "".join(said[-1]).upper()
+    if said:
+        return (said[-1][1] or said[-1][2]).upper()
     passing = [pattern.findall(answer) for pattern in (_BRACKETED, _LINE)]
     known = _ALL if prompt is None or not any(passing) else choices_of(prompt)
     for letters in passing:

@@ -7,7 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -139,14 +139,20 @@ def objects_in(
 
 
 def text_lines(
-    path: Path, limit_bytes: int, notes: list[str]
+    path: Path, limit_bytes: int, notes: list[str], *, ended: bool = False
 ) -> Iterator[tuple[int, bytes | None]]:
     """Yield a file's lines with their numbers, None for one above 64 MiB.
 
-    `notes` tells of damaged gzip data. Raises OutcomesError as `Inflated` does.
+    A last line that damaged gzip data cut is left out, and with `ended` any that has no end: a
+    number there may lack digits. `notes` tells of both. Raises OutcomesError as `Inflated` does.
     """
     pieces = open_pieces(path, limit_bytes)
-    yield from _lines(pieces)
+    last = yield from _lines(pieces)
+    if last is not None and pieces.cut is None:
+        if ended:
+            notes.append(f"line {last[0]:,}, the last, has no end and is left out: it may be cut")
+        else:
+            yield last
     if pieces.cut is not None:
         notes.append(f"the file is cut off ({pieces.cut})")
 
@@ -156,8 +162,11 @@ def _left_out(skipped: Skipped) -> int:
     return sum(n for reason, n in skipped.counts.items() if not reason.startswith("values"))
 
 
-def _lines(pieces: Inflated) -> Iterator[tuple[int, bytes | None]]:
-    """Yield numbered lines, None for one that is too long to be held."""
+Line = tuple[int, bytes | None]
+
+
+def _lines(pieces: Inflated) -> Generator[Line, None, Line | None]:
+    """Yield numbered lines, None for one that is too long to be held; return one without an end."""
     number, size = 1, 0
     parts: list[bytes] = []
     for piece in pieces:
@@ -170,8 +179,7 @@ def _lines(pieces: Inflated) -> Iterator[tuple[int, bytes | None]]:
         for other in others:
             yield number, b"".join(parts) if size <= LINE_BYTES else None
             number, parts, size = number + 1, [other], len(other)
-    if size:
-        yield number, b"".join(parts) if size <= LINE_BYTES else None
+    return (number, b"".join(parts) if size <= LINE_BYTES else None) if size else None
 
 
 class ZipSource:

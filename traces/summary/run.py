@@ -213,7 +213,8 @@ def _run(
     )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
-    lost = _lost(samples, rows, imported=imported is not None) if votes else None
+    left_out = int(told.get("failed_problems") or 0)
+    lost = _lost(samples, rows, left_out, imported=imported is not None) if votes else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
@@ -250,7 +251,7 @@ def _run(
         conditions=conditions(manifest),
         imported=imported,
         identities=told.get("identities"),
-        failed_problems=int(told.get("failed_problems") or 0),
+        failed_problems=left_out,
         curve=curve,
         rows=rows,
         sample_rows=samples,
@@ -312,12 +313,17 @@ def _policies(
     return policies_within(own.with_columns(end=over), policy.n)
 
 
-def _lost(samples: pl.DataFrame, rows: pl.DataFrame, *, imported: bool) -> Lost:
-    """Return of which problems not all samples came: failed is one of which any sample did."""
+def _lost(samples: pl.DataFrame, rows: pl.DataFrame, left_out: int, *, imported: bool) -> Lost:
+    """Return of which problems not all samples came: failed is one of which any sample did.
+
+    An import leaves out samples that failed, and says of how many problems (`left_out`).
+    """
     failed = samples.filter(pl.col("error").is_not_null())["problem"].unique()
     with_failed = pl.col("problem").is_in(failed.implode())
     error = pl.when(with_failed).then(pl.lit("samples failed")).otherwise("error")
-    return lost_problems(rows.with_columns(error=error), imported=imported)
+    lost = lost_problems(rows.with_columns(error=error), imported=imported)
+    known = replace(lost, failed=max(lost.failed, left_out))
+    return known if known.too_many else lost  # a problem that has n others is not lost
 
 
 def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:

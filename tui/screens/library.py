@@ -111,6 +111,7 @@ def import_into(text: str, folder: Path) -> ImportMade:
     from traces.foreign.evaluations.reader import Choices
     from traces.foreign.profiler_traces import import_traces, remarks
     from traces.foreign.requests.importer import import_requests
+    from traces.foreign.source import own_name
     from traces.foreign.steps.bench_forward import import_forwards
     from traces.foreign.steps.forward_passes import import_passes
 
@@ -121,7 +122,7 @@ def import_into(text: str, folder: Path) -> ImportMade:
             "forward passes"
         )
     kind = kind_of(paths)
-    name = paths[0].name.split(".")[0] or "imported"
+    name = own_name(paths[0])
     target, count = folder / name, 2
     while target.exists():
         target, count = folder / f"{name}-{count}", count + 1

@@ -7,12 +7,13 @@ What a file is, its first bytes say: samples of an evaluation, requests, forward
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiler.engines.models.model_facts import given_facts
 from traces.errors import RecordingError, UsageError
@@ -36,6 +37,9 @@ from tui.terminal import say_all, say_json
 from tui.text.commands import next_lines
 from tui.text.layout import align, wrap
 from tui.verbs.progress import progress_bar
+
+if TYPE_CHECKING:
+    from profiler.workload.verifiers import Verifier
 
 _OF_SAMPLES = (
     "score", "verifier", "model", "model_config", "temperature", "top_p", "max_tokens",
@@ -135,8 +139,8 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
 
     Raises UsageError for options that the kind of file has no use for.
     """
-    if not asked.limit > 0:
-        raise UsageError(f"--limit must be above 0, not {asked.limit:g}")
+    if not 0 < asked.limit < math.inf:
+        raise UsageError(f"--limit must be above 0 and finite, not {asked.limit:g}")
     limit = int(asked.limit * 1e9)
     if asked.power is not None:
         return list(asked.files), _joined(asked, asked.power, limit)
@@ -184,11 +188,14 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
 def _samples_of(
     asked: Import, files: list[Path], limit_bytes: int, on_file: Callable[[Path], None]
 ) -> Imported:
-    judge = None if asked.verifier is None else _judge(asked.verifier)
+    from profiler.workload.verifiers import verifier
+
+    chosen = None if asked.verifier is None else verifier(asked.verifier)
     given, column = _given(asked)
     choices = Choices(
         score=asked.score,
-        judge=judge,
+        judge=None if chosen is None else _judge(chosen),
+        too_long=lambda: getattr(chosen, "too_long", 0),
         verifier=asked.verifier,
         prompt_column=column,
         same_problems=asked.same_problems,
@@ -330,17 +337,19 @@ def _given(asked: Import) -> tuple[Given, str | None]:
     return given, text
 
 
-def _judge(name: str) -> Judge:
-    """Return the verifier of that name as a rule that reads and judges completions."""
-    from profiler.workload.verifiers import read_answer, verifier
+def _judge(chosen: Verifier) -> Judge:
+    """Return the verifier as a rule that reads and judges completions."""
+    from profiler.workload.verifiers import read_answer
 
-    chosen = verifier(name)
+    gave_up = getattr(chosen, "gave_up", lambda canonical: False)
 
     def judge(text: str, expected: str | None, prompt: str) -> tuple[str | None, bool | None]:
         written = read_answer(chosen, text, prompt)
         answer = None if written is None else chosen.canonical(written)
-        if expected is None or chosen.canonical(expected) is None:
+        wanted = None if expected is None else chosen.canonical(expected)
+        if wanted is None or (wanted != answer and gave_up(wanted)):
             return answer, None
+        assert expected is not None
         return answer, answer is not None and chosen.matches(answer, expected)
 
     return judge

@@ -87,6 +87,8 @@ def test_nothing_is_said_beyond_a_limit_that_cut_samples(both):
         evaluate(real, max_tokens=0)
     (own,), *_ = read_runs(both[1])
     assert limited(own, 4096) is None
+    untold = dataclasses.replace(own, policy=dataclasses.replace(own.policy, max_tokens=None))
+    assert limited(untold, 4096) is None and limited(untold, LIMIT) is not None
     (whole,), *_ = read_runs(both[0])
     assert limited(whole, 30000).problems == whole.problems  # none was cut
 

@@ -47,6 +47,8 @@ NUMBERS = {
     "So 3 + 4 = 7": "7",
     "It is $42$ cm^2": "42",
     "7\\text{ cm}": "7",
+    "The answer is 5!": "5",
+    "5! = 120": "120",
     "90^\\circ": "90",
     "1, 2, 3": "3",
     "#### 18": "18",
@@ -69,7 +71,8 @@ NUMBERS = {
 NO_NUMBERS = (
     "2**10", "x = 3**2 + 4**2", "5:3", "at 12:30", "2^10", "2^{10}", "3\\sqrt{2}", "2\\pi", "3/pi",
     "0.\\overline{3}", "1/2 + 1/3", "x = 3 - 5", "10-5", "1,5", "(3,5)", "12,34", "2x", "3i",
-    "5 million", "1/0", "2/3/4", "2024-01-05", "1e99999", "9" * 500, "none", "",
+    "5 million", "5\\text{ million}", "1.5\\ \\mathrm{billion}", "5!", "$5!$", "5!/3!", "5! + 1",
+    "3 \\pm 1", "±1", "1/0", "2/3/4", "2024-01-05", "1e99999", "9" * 500, "none", "",
 )  # fmt: skip
 LETTERS = {
     "(B)": "B",
@@ -94,6 +97,11 @@ LETTERS = {
     "A good guess would be (C)": "C",
     "It follows that\n\nC": "C",
     "<think>(A)</think>(B)": "B",
+    "A) is wrong since it is hot. The answer is C.": "C",
+    "A. Mercury is hot.\nB. Venus is hotter.\nThe correct answer is B.": "B",
+    "A: false.\nB: true.\n\nAnswer: B": "B",
+    "I. Statement one is true. Answer: C": "C",
+    "B) 42. Option A is wrong, as it is odd.": "B",
     "The answer is a mystery": None,
     "I see": None,
     "F": "F",
@@ -259,7 +267,7 @@ def test_a_hostile_formula_is_wrong_and_counted():
     name = hasty.canonical("9^{9^{9^{9}}}")
     assert name == "9^{9^{9^{9}}}"
     assert hasty.matches(name, "7") is False
-    assert hasty.too_long == 1
+    assert hasty.too_long == 1 and hasty.gave_up(name) and not hasty.gave_up("0.25")
     assert hasty.canonical("2/8") == "0.25"
     assert time.monotonic() - begun < 60
 

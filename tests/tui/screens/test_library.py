@@ -69,6 +69,9 @@ def test_files_of_others_become_a_recording(folder):
     assert import_into(str(path), folder).folder == folder / "others-2"
     with pytest.raises(UsageError, match="name the files"):
         import_into("", folder)
+    for size in ("7B", "32B"):
+        path.rename(path := folder / f"Qwen2.5-{size}.jsonl")
+        assert import_into(str(path), folder).folder == folder / f"Qwen2.5-{size}"
 
 
 def test_requests_become_a_recording_too(folder):

@@ -84,6 +84,8 @@ OPTIONS = {
     "verifier of plain outcomes": (("--verifier", "exact"), "--verifier reads answers out of"),
     "a file twice": (("o.jsonl",), "hold the same"),
     "a benchmark's number": (("--run", "1"), "--run is for requests"),
+    "a score": (("--score", "nosuch"), "--score chooses a metric or scorer"),
+    "an endless limit": (("--limit", "inf"), "--limit must be above 0 and finite"),
     "no limit": (("--limit", "nan"), "--limit must be above 0"),
     "no number": (("--temperature", "warm"), "temperature"),
     "a limit below a sample": (("--max-tokens", "8"), "a sample has 9 output tokens"),

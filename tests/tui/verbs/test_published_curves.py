@@ -84,11 +84,13 @@ def test_advice_from_two_curves(run, tmp_path, prior):
         ('{"n": 1, "accuracy": 0.5, "tokens": 9}\nnot\n', "is no column names"),
         ('{"n": 1, "accuracy": NaN, "tokens": 9}\n', "line 1"),
         ("n,accuracy,tokens\n", "holds no point"),
+        ("n,accuracy,tokens\r1,53,900\r", "line 2: accuracy wants a share from 0 to 1"),
+        ("n" * 140_000, "line 1 is no CSV"),
         ("n,accuracy,tokens\n1,.5,900\n", "Give --problems N"),
     ],
 )
 def test_a_bad_curve_is_refused_in_one_line(run, tmp_path, text, said):
-    (tmp_path / "bad.csv").write_text(text)
+    (tmp_path / "bad.csv").write_bytes(text.encode())
     assert said in run.refused("import", "--curve", "bad.csv", "-o", "REC")
     assert not (tmp_path / "REC").exists()
 
@@ -99,3 +101,11 @@ def test_problems_come_from_the_published_interval(run, tmp_path):
     assert code == 0 and "over 96 problems (as the published intervals have it)" in " ".join(
         out.split()
     )
+
+
+def test_samples_are_no_longer_than_their_limit(run, tmp_path):
+    (tmp_path / "c.csv").write_bytes(CSV.replace("\n", "\r").encode())
+    asked = ("import", "--curve", "c.csv", "--problems", "40", "-o", "REC", "--max-tokens")
+    said = run.refused(*asked, "1000", code=2)
+    assert "--max-tokens 1,000: samples have 1,500 tokens each at n 1" in said
+    run.clean(*asked, "1500")

@@ -66,7 +66,7 @@ def import_curve(
     check_free(folder)
     rows = list(_rows(path, limit_bytes))
     points = sorted((_point(path, place, row) for place, row in rows), key=lambda each: each.n)
-    _check(path, points)
+    _check(path, points, given.max_tokens)
     if spread is not None and not 0 <= spread <= 3:
         raise UsageError(
             f"--length-spread {spread:g}: wants the standard deviation of the natural logarithm of "
@@ -89,8 +89,13 @@ def _rows(path: Path, limit_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]
     notes: list[str] = []
     header: list[str] | None = None
     count = 0
-    for number, line in text_lines(path, limit_bytes, notes):
-        text = (line or b"").decode("utf-8-sig", "replace").strip()
+    lines = (
+        (first + place, text)
+        for first, line in text_lines(path, limit_bytes, notes)
+        for place, text in enumerate((line or b"").strip().split(b"\r"))  # an old Mac's ends
+    )
+    for number, line in lines:
+        text = line.decode("utf-8-sig", "replace").strip()
         if not text:
             continue
         if count > MOST_POINTS:
@@ -105,7 +110,10 @@ def _rows(path: Path, limit_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]
             yield number, row
             count += 1
             continue
-        cells = [cell.strip() for cell in next(csv.reader([text]), [])]
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([text]), [])]
+        except csv.Error as error:
+            raise OutcomesError(f"{path}: line {number:,} is no CSV ({error}). {_SHAPE}") from None
         if header is None:
             header = [cell.lower() for cell in cells]
             if count or not set(_NEEDED) <= set(header):
@@ -118,6 +126,8 @@ def _rows(path: Path, limit_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]
             )
         yield number, {k: _number(v) for k, v in zip(header, cells, strict=True) if v != ""}
         count += 1
+    if notes:
+        raise OutcomesError(f"{path}: {notes[0]}. Export it again")
 
 
 _SHAPE = "A curve is lines of n, accuracy and tokens, as JSON objects or CSV (see docs/import.md)"
@@ -152,7 +162,7 @@ def _point(path: Path, place: int, row: Mapping[str, Any]) -> CurvePoint:
     return CurvePoint(n=count, accuracy=accuracy, tokens=tokens, ci=ci)
 
 
-def _check(path: Path, points: list[CurvePoint]) -> None:
+def _check(path: Path, points: list[CurvePoint], max_tokens: int | None) -> None:
     if not points:
         raise OutcomesError(f"{path}: holds no point. {_SHAPE}")
     counts = [point.n for point in points]
@@ -166,6 +176,11 @@ def _check(path: Path, points: list[CurvePoint]) -> None:
             raise OutcomesError(
                 f"{path}: samples have {each:,.0f} tokens each at n {point.n:,}, and {first:,.0f} "
                 f"at n {points[0].n:,}. Give votes whose samples all end, and the tokens of all n"
+            )
+        if max_tokens is not None and each > max_tokens:
+            raise UsageError(
+                f"--max-tokens {max_tokens:,}: samples have {each:,.0f} tokens each at n "
+                f"{point.n:,}. Give the limit that the samples were drawn with"
             )
 
 

@@ -101,6 +101,15 @@ def import_outcomes(
         raise UsageError(
             f"--verifier reads answers out of completions, and {chosen.name} has none. Leave it out"
         )
+    if choices.score is not None and not chosen.completions:
+        raise UsageError(
+            f"--score chooses a metric or scorer, and {chosen.name} has none. Leave it out"
+        )
+    if choices.prompt_column is not None and chosen.completions:
+        raise UsageError(
+            f"--prompt-tokens {choices.prompt_column}: {chosen.name} has no such name. Give a "
+            "number of tokens"
+        )
     table = OutcomeTable(
         keep_text=record_text,
         prompt_tokens=given.prompt_tokens,
@@ -139,6 +148,11 @@ def import_outcomes(
     if choices.judge is not None:
         notes.insert(
             1 + len(differing), f"answers read and judged by the verifier {choices.verifier}"
+        )
+    if late := choices.too_long():
+        notes.append(
+            f"answers that took too long to check: {late:,}. They count as wrong, and where the "
+            "expected answer did, samples are unjudged"
         )
     _write(folder, chosen, files, counted, notes, record_text, choices.verifier, given, differing)
     samples = counted.samples

@@ -36,7 +36,10 @@ _PROVIDER = re.compile(r"\A(?:vllm|hf|sglang|openai-api/[^/]+)/(?=.)")  # which 
 
 class _Usage(msgspec.Struct):
     input_tokens: Any = None
+    input_tokens_cache_read: Any = None
+    input_tokens_cache_write: Any = None
     output_tokens: Any = None
+    total_tokens: Any = None
     reasoning_tokens: Any = None
 
 
@@ -50,6 +53,7 @@ class _Sample(msgspec.Struct):
     epoch: Any = None
     uuid: Any = None
     input: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = msgspec.Raw(b"")
     choices: Any = None
     target: Any = None
     scores: Any = None
@@ -74,6 +78,7 @@ class _Evaluation(msgspec.Struct):
     task: Any = None
     model: Any = None
     dataset: _Dataset | None = None
+    scorers: Any = None
     model_generate_config: _Config | None = None
 
 
@@ -99,6 +104,7 @@ class InspectLog:
         self._scored = False
         self._ids: Any = None
         self._called: str | None = None  # the model, with the name of what served it
+        self._graded = False  # by a model, which is the evaluated one where no other is named
 
     def __iter__(self) -> Iterator[Outcome]:
         with self._path.open("rb") as file:
@@ -175,6 +181,7 @@ class InspectLog:
         self.facts.task = told.task if isinstance(told.task, str) else None
         self._called = told.model if isinstance(told.model, str) else None
         self.facts.model = self._called and _PROVIDER.sub("", self._called, count=1)
+        self._graded = b"model_graded" in msgspec.json.encode(told.scorers)
         self._ids = told.dataset.sample_ids if told.dataset is not None else None
         plan = header.plan.config if header.plan is not None else None
         for config in (told.model_generate_config, plan):  # the plan's settings win
@@ -200,7 +207,7 @@ class InspectLog:
             expected = target[0]
         answer, correct = self._judged(sample, expected, number)
         failed = sample.error is not None
-        usage = self._usage(sample)
+        usage = self._usage(sample, number)
         made, thought = whole_number(usage.output_tokens), whole_number(usage.reasoning_tokens)
         if thought is not None and made is not None and thought > made:
             thought = None
@@ -217,7 +224,7 @@ class InspectLog:
             answer=None if failed else answer,
             expected=expected,
             correct=None if failed else correct,
-            prompt_tokens=whole_number(usage.input_tokens),
+            prompt_tokens=_prompt_tokens(usage),
             output_tokens=made,
             think_tokens=thought,
             finish_reason=_finish_reason(sample.output),
@@ -225,15 +232,26 @@ class InspectLog:
             whole=self._choices.judge is None and _is_whole(answer, sample.output),
         )
 
-    def _usage(self, sample: _Sample) -> _Usage:
-        """Return the tokens of the evaluated model over all its calls, of the last one else."""
+    def _usage(self, sample: _Sample, number: int) -> _Usage:
+        """Return the tokens of the evaluated model over the calls that made the answer.
+
+        The log counts by models, so that a grader which is the same model is in the count. It is
+        not in that of the output, which is the whole answer where it is the only message.
+        """
         calls = sample.model_usage or {}
-        if self._called in calls:
-            return calls[self._called]
-        if len(calls) == 1:
-            return next(iter(calls.values()))
+        only = next(iter(calls.values())) if len(calls) == 1 else None
+        every = calls.get(self._called or "", only)
         last = sample.output.usage if sample.output is not None else None
-        return last or _Usage()
+        made = None if last is None else whole_number(last.output_tokens)
+        if every is None or last is None or made in (None, every.output_tokens):
+            return every or last or _Usage()
+        if _said(sample.messages) - _said(sample.input) == 1:
+            self.skipped.add("uses of the model beside the answer, such as for grading", number)
+            return last
+        if self._graded and only is not None:
+            self.skipped.add("counts of tokens that hold a grader's too", number)
+            return _Usage()
+        return every
 
     def _judged(
         self, sample: _Sample, expected: str | None, number: int
@@ -299,6 +317,33 @@ def _asked(raw: msgspec.Raw) -> bytes:
         for each in messages
     ]
     return msgspec.json.encode(said, order="sorted")
+
+
+def _said(raw: msgspec.Raw) -> int:
+    """Return how many of the messages a model said; 0 of a text."""
+    try:
+        messages = decode(bytes(raw), list[Any], LINE_VALUES)
+    except ValueError:
+        return 0
+    return sum(isinstance(each, dict) and each.get("role") == "assistant" for each in messages)
+
+
+def _prompt_tokens(usage: _Usage) -> int | None:
+    """Return the tokens of the prompt, cached ones too.
+
+    inspect_ai writes `input_tokens` without them. Before, they were in it, and the total shows it.
+    """
+    told = whole_number(usage.input_tokens)
+    cached = sum(
+        whole_number(each) or 0
+        for each in (usage.input_tokens_cache_read, usage.input_tokens_cache_write)
+    )
+    if told is None or not cached:
+        return told
+    total, made = whole_number(usage.total_tokens), whole_number(usage.output_tokens)
+    if total is None or made is None:
+        return None
+    return told if cached <= told and told + made == total else told + cached
 
 
 def _right(value: Any) -> bool | None:

@@ -85,9 +85,18 @@ def judged(
 _CUT = {"max_tokens", "model_length", "max_output_tokens", "max_new_tokens", "max_length"}
 
 
-def ended_by(reason: str) -> str:
-    """Return why a sample ended in vLLM's words, `length` where a limit of tokens cut it."""
-    return "length" if reason.lower() in _CUT | {"length"} else reason[:40]
+_UNTOLD = {"", "unknown", "none", "null"}
+
+
+def ended_by(reason: str) -> str | None:
+    """Return why a sample ended in vLLM's words, `length` where a limit of tokens cut it.
+
+    None where the reason tells nothing, such as inspect_ai's `unknown`.
+    """
+    word = reason.strip().lower()
+    if word in _UNTOLD:
+        return None
+    return "length" if word in _CUT | {"length"} else reason[:40]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +105,15 @@ class Choices:
 
     `judge` reads a completion itself, given the expected answer and the prompt, and returns the
     class of its answer and whether it is right (`verifier` names it); None takes the file's own
-    answers and scores. `prompt_column` has the tokens of a prompt in plain outcomes, None for
-    `prompt_tokens`.
-    `same_problems` says whether several files are of the same problems, None to find out.
+    answers and scores. `too_long` counts the answers that it gave up to check. `prompt_column` has
+    the tokens of a prompt in plain outcomes, None for `prompt_tokens`. `same_problems` says whether
+    several files are of the same problems, None to find out.
     """
 
     score: str | None = None
     judge: Judge | None = None
     verifier: str | None = None
+    too_long: Callable[[], int] = lambda: 0
     prompt_column: str | None = None
     same_problems: bool | None = None
     limit_bytes: int = LIMIT_BYTES

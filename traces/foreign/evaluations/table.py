@@ -164,7 +164,7 @@ class OutcomeTable:
         elif outcome.expected != self._first_expected[problem]:
             self._expected_differs.add(problem)
         answer = None if outcome.answer in self.no_answer else outcome.answer
-        latency, prompt_tokens = outcome.latency_s, outcome.prompt_tokens
+        latency, prompt_tokens = outcome.latency_s, outcome.prompt_tokens or None
         if prompt_tokens is None and self.prompt_tokens is not None:
             prompt_tokens = self.prompt_tokens
             self._prompts_filled += 1
@@ -524,8 +524,11 @@ def _suspects(frame: pl.DataFrame, problems: int) -> Iterator[Suspect]:
 def _classes(frame: pl.DataFrame) -> pl.DataFrame:
     """Return each problem's classes of answers with `answer` (its number, or text) and votes.
 
-    They are numbered in the order of their first sample; the text is that of the first.
+    They are numbered in the order of their first sample; the text is that of the first. A problem
+    has numbers where two classes would be named alike, as a right answer may have the text of a
+    wrong one.
     """
+    alike = pl.col("answer").is_duplicated().any().over("problem")
     return (
         frame.drop_nulls("key")
         .group_by("problem", "key")
@@ -539,6 +542,7 @@ def _classes(frame: pl.DataFrame) -> pl.DataFrame:
         .sort("problem", "first")
         .with_columns(number=pl.int_range(pl.len()).over("problem").cast(pl.Utf8))
         .with_columns(answer=pl.coalesce("text", "number"))
+        .with_columns(answer=pl.when(alike).then("number").otherwise("answer"))
     )
 
 

@@ -113,7 +113,7 @@ class PowerFile:
 
     def _csv(self) -> Iterator[Reading]:
         columns = {name: place for place, name in enumerate(_ORDER)}
-        for number, raw in text_lines(self.path, self.limit_bytes, self.notes):
+        for number, raw in text_lines(self.path, self.limit_bytes, self.notes, ended=True):
             if raw is None or len(raw) > _LINE:
                 self.skipped.add("lines that are too long", number)
                 continue

@@ -65,6 +65,8 @@ class AzureTrace(RequestReader):
                 lines = buffer[:end].decode(errors="replace").split("\n")
                 yield number, lines
                 number, buffer, end = number + len(lines), buffer[end + 1 :], -1
+        if pieces.cut is not None:  # the last line's number may lack digits
+            del buffer[end + 1 :]
         if buffer:
             yield number, buffer.removesuffix(b"\n").decode(errors="replace").split("\n")
 

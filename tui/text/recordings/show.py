@@ -309,6 +309,12 @@ def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width
         f"accuracy {value_of(accuracy)} gives a tie to the answer of the lowest sample number, "
         f"maj@{run.policy.n} {value_of(voted.accuracy)} shares it"
     )
+    answers = samples.drop_nulls(["answer", "correct"]).group_by("problem", "answer")
+    if (answers.agg(pl.col("correct").n_unique())["correct"] > 1).any():
+        text = (
+            f"answers are marked both right and wrong. accuracy {value_of(accuracy)} goes by most "
+            f"samples of an answer, maj@{run.policy.n} {value_of(voted.accuracy)} by the share"
+        )
     return wrap("", text, width=width, indent=0)
 
 

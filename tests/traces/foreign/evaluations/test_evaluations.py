@@ -645,6 +645,75 @@ def test_inspect_messages_are_the_same_under_other_ids(tmp_path):
     assert asked("a", "x7Kq") == asked("b", "Zp09") != asked("c", "x7Kq", "2 + 3")
 
 
+def usage(made, **more):
+    return {"input_tokens": 100, "output_tokens": made} | more
+
+
+@pytest.mark.parametrize(
+    ("told", "prompt_tokens"),
+    [
+        ({"total_tokens": 110}, 100),
+        ({"total_tokens": 1010, "input_tokens_cache_read": 900}, 1000),
+        ({"total_tokens": 1060, "input_tokens_cache_read": 900, "input_tokens_cache_write": 50},
+         1050),
+        ({"total_tokens": 110, "input_tokens_cache_read": 90}, 100),  # as older versions count
+        ({"total_tokens": 110, "input_tokens_cache_read": 900}, 1000),
+        ({"input_tokens_cache_read": 90}, None),
+    ],
+)  # fmt: skip
+def test_inspect_prompts_hold_the_cached_tokens(tmp_path, told, prompt_tokens):
+    changes = [{"model_usage": {"m": usage(10, **told)}}] * 9
+    _, recording = read(inspect_log(tmp_path / "l.json", *changes), tmp_path / "r")
+    assert set(recording.samples["prompt_tokens"]) == {prompt_tokens}
+
+
+@pytest.mark.parametrize("scorer", ["inspect_ai/model_graded_qa", "match"])
+def test_inspect_graders_of_the_same_model_are_no_part_of_a_sample(tmp_path, scorer):
+    asked, said = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+    header = {"eval": {"model": "m", "scorers": [{"name": scorer}]}}
+
+    def tokens(name, messages, calls, made=100, input="?"):
+        change = {
+            "input": input,
+            "messages": messages,
+            "output": {"usage": usage(made)},
+            "model_usage": calls,
+        }
+        path = inspect_log(tmp_path / f"{name}.json", *[change] * 9, header=header)
+        found, recording = read(path, tmp_path / name)
+        (made,) = set(recording.samples["output_tokens"])
+        return made, list(found.files[0].skipped.counts)
+
+    both, beside = {"m": usage(350)}, ["uses of the model beside the answer, such as for grading"]
+    assert tokens("alone", [asked, said], {"m": usage(100)}) == (100, [])
+    assert tokens("graded", [asked, said], both) == (100, beside)
+    shots = [asked, said, asked]
+    assert tokens("shots", [*shots, said], both, input=shots) == (100, beside)
+    other = both | {"judge": usage(50)}
+    assert tokens("turns of an agent", [asked, said, asked, said], other) == (350, [])
+    graded = scorer != "match"
+    hold = (None, ["counts of tokens that hold a grader's too"]) if graded else (350, [])
+    assert tokens("turns and a grader", [asked, said, asked, said], both) == hold
+
+
+@pytest.mark.parametrize("reason", ["unknown", "", None])
+def test_reasons_that_tell_nothing_hide_no_cut_sample(tmp_path, reason):
+    rows = [
+        {"problem_id": f"p{at}", "sample_index": 0, "correct": True, "output_tokens": made,
+         "finish_reason": reason} for at, made in enumerate([2048] * 4 + [500])
+    ]  # fmt: skip
+    rows.append(rows[-1] | {"problem_id": "r", "finish_reason": "unknown", "group": 1})  # no usual
+    path = lines(tmp_path / "o.jsonl", *rows)
+    found, _ = read(path, tmp_path / "r")
+    assert any("4 samples have 2,048 output tokens, the most" in note for note in found.notes)
+    _, recording = read(path, tmp_path / "cut", given=Given(max_tokens=2048))
+    assert recording.samples["finish_reason"].to_list() == ["length"] * 4 + [None] * 2
+    choice = {"message": {"role": "assistant", "content": "it"}, "stop_reason": reason}
+    log = inspect_log(tmp_path / "l.json", *[{"output": {"choices": [choice]}}] * 9)
+    _, recording = read(log, tmp_path / "l")
+    assert recording.samples["finish_reason"].null_count() == 9
+
+
 def test_inspect_values_of_right_and_wrong(tmp_path):
     values = ["C", "I", "N", True, False, 1, 0, 1.0, "correct"]
     changes = [{"scores": {"match": {"value": value, "answer": "a"}}} for value in values]
@@ -802,6 +871,12 @@ def test_why_accuracy_is_not_the_vote_of_all_is_said_in_words(tmp_path):
     import_outcomes([tmp_path / "b.jsonl"], tmp_path / "b")
     (run,) = summarise(Recording.open(tmp_path / "b"))
     assert "gives a tie" not in " ".join(show_lines([run]))
+    marked = [(f"p{p}", i, "5", i < 2) for p in range(6) for i in range(3)]
+    _, recording = read(outcome_lines(tmp_path / "c.jsonl", marked), tmp_path / "c")
+    told = " ".join(" ".join(show_lines(summarise(recording))).split())
+    assert "gives a tie" not in told
+    assert "answers are marked both right and wrong. accuracy 1.000 goes by most" in told
+    assert "maj@3 0.667 by the share" in told
 
 
 def outcome_lines(path, made, **more):
@@ -855,8 +930,9 @@ def test_failed_samples_make_room_for_the_others(tmp_path):
     path.write_text(json.dumps(HEADER | {"samples": samples}))
     found, recording = read(path, tmp_path / "r")
     (run,) = summarise(recording)
-    assert run.policy.n == 3 and run.policies and recording.samples["error"].null_count() == 9
+    assert run.policy.n == 3 and recording.samples["error"].null_count() == 9
     assert any("samples that failed: 3" in note for note in found.notes)
+    assert not run.policies and "3 failed" in " ".join(run.notes)  # as --policies and advise say
 
 
 def test_files_of_the_same_problems_are_joined(tmp_path):
@@ -939,6 +1015,71 @@ def test_votes_are_the_same_with_and_without_texts(tmp_path):
         answers = recording.samples["answer"].to_list()
         votes.append([answers.index(each) for each in answers])
     assert votes[0] == votes[1] == [0, 0, 0, 3, 3, 5, 5, 5]
+    unsaid = [("q", i, *each) for i, each in enumerate(
+        [(None, True), ("0", False), ("0", False), (None, True), ("1", False)])]  # fmt: skip
+    orders = [  # choices in another order for each sample
+        {"problem_id": "r", "sample_index": i, "answer": answer, "correct": right, "expected": own}
+        for i, (answer, right, own) in enumerate(
+            [("A", True, "A"), ("B", True, "B"), ("A", False, "B"), ("B", False, "A"),
+             ("A", False, "C"), ("D", False, "B")])
+    ]  # fmt: skip
+    for at, rows in enumerate((outcome_lines(path, unsaid), lines(tmp_path / "s.jsonl", *orders))):
+        kinds = []
+        for keep in (False, True):
+            _, recording = read(rows, tmp_path / f"{at} {keep}", record_text=keep)
+            answers = recording.samples["answer"].to_list()
+            kinds.append([answers.index(each) for each in answers])
+        assert kinds[0] == kinds[1]
+        assert kinds[0] == ([0, 1, 1, 0, 4], [0, 0, 2, 3, 2, 5])[at]
+
+
+def test_prompts_of_no_token_are_untold(tmp_path):
+    path = lines(tmp_path / "o.jsonl", GOOD | {"prompt_tokens": 0})
+    assert read(path, tmp_path / "r")[1].samples["prompt_tokens"].to_list() == [None]
+    _, recording = read(path, tmp_path / "g", given=Given(prompt_tokens=9))
+    assert recording.samples["prompt_tokens"].to_list() == [9]
+
+
+def test_options_of_another_format_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="--score chooses a metric or scorer, and outcomes JSONL"):
+        read(lines(tmp_path / "o.jsonl", GOOD), tmp_path / "r", choices=Choices(score="nosuch"))
+    with pytest.raises(UsageError, match="--prompt-tokens n: inspect_ai log has no such name"):
+        read(inspect_log(tmp_path / "l.json"), tmp_path / "r", choices=Choices(prompt_column="n"))
+
+
+def test_a_pipe_is_refused_as_it_is_read_several_times(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no regular file. Write what it gives" in refused(tmp_path / "pipe", tmp_path / "r")
+
+
+def test_an_expected_answer_that_took_too_long_judges_nothing():
+    from tui.verbs.import_export import _judge
+
+    class Slow:
+        name, too_long = "slow", 0
+
+        def answer_of(self, text):
+            return text
+
+        def canonical(self, answer):
+            return answer
+
+        def gave_up(self, canonical):
+            return canonical == "endless"
+
+        def matches(self, canonical, expected):
+            return canonical == expected
+
+    judge = _judge(Slow())
+    assert judge("10", "endless", "") == ("10", None)
+    assert judge("endless", "endless", "") == ("endless", True)
+    assert judge("endless", "10", "") == ("endless", False)
+
+
+def test_answers_that_took_too_long_are_noted(tmp_path):
+    choices = Choices(judge=lambda *_: ("1", True), verifier="math", too_long=lambda: 3)
+    found, _ = read(inspect_log(tmp_path / "l.json"), tmp_path / "r", choices=choices)
+    assert any("answers that took too long to check: 3" in note for note in found.notes)
 
 
 def test_a_sample_of_max_tokens_was_cut(tmp_path):
@@ -1019,17 +1160,21 @@ def test_inspect_models_have_no_provider(tmp_path, name, expected):
 
 
 def test_an_expected_answer_that_no_verifier_reads_judges_nothing(tmp_path):
+    from profiler.workload.verifiers import verifier
     from tui.verbs.import_export import _judge
 
-    assert _judge("numeric")("The answer is 5", "x^2+1", "") == ("5", None)
-    assert _judge("choice")("The answer is (J).", "J", "") == ("J", True)
+    assert _judge(verifier("numeric"))("The answer is 5", "x^2+1", "") == ("5", None)
+    assert _judge(verifier("choice"))("The answer is (J).", "J", "") == ("J", True)
     listed = "".join(f"\n{letter}. it" for letter in "ABCDEFG")
     for expected in ("G", "B"):  # which judges, and changes no answer
-        assert _judge("choice")("Only (G) remains", expected, listed) == ("G", expected == "G")
-        assert _judge("choice")("Only (G) remains", expected, "") == (None, False)
-    assert _judge("choice")("The answer is (B).", "Paris", "") == ("B", None)
+        assert _judge(verifier("choice"))("Only (G) remains", expected, listed) == (
+            "G",
+            expected == "G",
+        )
+        assert _judge(verifier("choice"))("Only (G) remains", expected, "") == (None, False)
+    assert _judge(verifier("choice"))("The answer is (B).", "Paris", "") == ("B", None)
     path = inspect_log(tmp_path / "l.json", *[{"target": "x^2+1"}] * 9)
-    choices = Choices(judge=_judge("numeric"), verifier="numeric")
+    choices = Choices(judge=_judge(verifier("numeric")), verifier="numeric")
     found, _ = read(path, tmp_path / "r", choices=choices)
     assert found.judged == 0
     assert any("expected answer the verifier cannot read" in note for note in found.notes)

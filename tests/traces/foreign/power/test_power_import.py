@@ -124,6 +124,18 @@ def test_bad_lines_are_counted_and_the_rest_is_read(made, tmp_path):
     assert told.reason is None
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_a_last_line_that_is_cut_is_left_out(made, tmp_path, units):
+    rows = lines(window_of(made), units=units, uuid=False)
+    header = "timestamp, index, power.draw [W]"
+    whole = import_power(made, csv(tmp_path, rows, header), tmp_path / "whole", zone="UTC")
+    path = csv(tmp_path, rows, header)
+    path.write_text(path.read_text() + rows[-1].rsplit(".00", 1)[0][:-1])
+    told = import_power(made, path, tmp_path / "cut", zone="UTC")
+    assert "the last, has no end and is left out" in " ".join(told.notes)
+    assert (told.gpus, told.joules, told.skipped.counts) == (whole.gpus, whole.joules, {})
+
+
 def test_a_pause_leaves_the_energy_null_and_is_said(made, tmp_path):
     window = window_of(made)
     middle = (window[0] + window[1]) // 2

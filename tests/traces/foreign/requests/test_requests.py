@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -340,6 +341,16 @@ def test_azure_line_numbers_over_many_stretches(tmp_path, monkeypatch):
         10 + i for i in range(40) if i not in (17, 38)
     ]
     assert recording.problems["problem_id"].to_list()[-1] == "41"
+
+
+def test_the_last_line_of_a_damaged_trace_is_left_out(tmp_path):
+    path = azure(tmp_path / "t.csv", [(float(i), 10 + i, 4044, 0, 0) for i in range(3)])
+    packed = zlib.compressobj(wbits=31)
+    cut = path.read_bytes()[:-3]  # 404 or less of 4,044
+    path.write_bytes(packed.compress(cut) + packed.flush(zlib.Z_SYNC_FLUSH))
+    found, recording = read(path, tmp_path / "r")
+    assert recording.samples["output_tokens"].to_list() == [4044, 4044]
+    assert any("the file is cut off" in each for each in found.notes)
 
 
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
