@@ -376,6 +376,11 @@ def test_errors_are_one_line(run, arguments, code, message):
     assert message in run.refused("report", one, *arguments, code=code)
 
 
+def test_a_folder_that_is_absent_is_said_before_anything_is_read(run):
+    refused = run.refused("report", "nothing", "-o", "no/r.html", code=1)
+    assert "no/r.html: cannot be written (No such file" in refused
+
+
 def test_report_takes_the_budget_of_advise():
     options = {
         verb: {option for parameter in loaded(verb).params for option in parameter.opts}

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from advisor.advice.command import servers_note
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import chance, value_of
 from traces.schema.quantities import Quantity, latency, objective, quantity, statistic
@@ -231,8 +232,9 @@ def _common(labels: Sequence[Sequence[str]]) -> frozenset[str]:
 
 
 def paste_text(pick: Pick) -> str:
-    """Return what `c` copies: the command and the policy as a comment."""
-    return f"{pick.command or '# no command'}\n# policy: {policy_text(pick.policy)}\n"
+    """Return what `c` copies: the command, how often it runs and the policy as comments."""
+    note = f"# {note}\n" if (note := servers_note(pick.engine)) else ""
+    return f"{pick.command or '# no command'}\n{note}# policy: {policy_text(pick.policy)}\n"
 
 
 def gone_lines(paths: Sequence[Path], width: int) -> list[str]:

@@ -241,7 +241,7 @@ def test_ranks_on_the_page_of_a_server_are_no_servers(others, count):
     """Ray's page has several replicas, each named behind its rank."""
     own = [engine_of(mode="server", other=tuple(each.items())) for each in others]
     (found,) = servers_of(polled(*own))
-    assert (found.count, found.replicas) == (count, len(own))
+    assert (found.engine.ranks, found.replicas) == (len(own) // count, len(own))
 
 
 def test_a_limit_that_bound_one_of_several_servers_may_be_raised():
