@@ -255,7 +255,7 @@ class Advisor:
     def metrics(self, rate_per_s: float | None) -> CandidateMetrics:
         """Replay every candidate of one replica, and return the metrics of all replayed."""
         state = self.under(rate_per_s)
-        state.replay([int(row) for row in np.flatnonzero(self.space.replicas == 1)])
+        state.replay([int(row) for row in np.flatnonzero(self.space.alone)])
         return state.metrics
 
     def shortlist(self, budget: Budget) -> Shortlist:

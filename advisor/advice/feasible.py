@@ -78,7 +78,7 @@ class BudgetCheck(Generic[M]):
         count = len(self.price)
         self.asked: Bools = np.ones(count, dtype=bool)
         if budget.max_gpus is None:
-            self.asked = metrics.space.replicas[metrics.rows] == 1
+            self.asked = metrics.space.alone[metrics.rows]
         self.sequence = np.arange(count)
         if looked_at is not None:
             self.sequence = np.full(count, count)

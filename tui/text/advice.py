@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from advisor.advice.command import servers_note
 from traces.schema import engine
 from traces.schema.advice import ESTIMATES, Budget, NearMiss, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
@@ -261,10 +262,12 @@ def limit_on(budget: Budget, shown: Quantity) -> float | None:
 
 
 def policy_lines(pick: Pick, width: int) -> list[str]:
-    """Return what to send a problem."""
-    if pick.policy == AS_SENT:
-        return ["Policy: the traffic as it was sent."]
-    return _wrap(f"Policy: {''.join(request_words(pick.policy))}", width)
+    """Return how several servers are started, and what to send a problem."""
+    note = servers_note(pick.engine) if pick.command else ""
+    sent = "the traffic as it was sent."
+    if pick.policy != AS_SENT:
+        sent = "".join(request_words(pick.policy))
+    return [*(_wrap(note, width) if note else ()), *_wrap(f"Policy: {sent}", width)]
 
 
 def estimate_lines(
