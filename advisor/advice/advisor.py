@@ -322,6 +322,10 @@ class Advisor:
             accuracy = float(state.metrics.values("accuracy")[system])
         for of in ("flops", "tokens"):
             state.replay(shortlist.fewest(of, accuracy))
+            check = self.check(shortlist.budget)
+            least = check.compute_optimal(check.best(), of=of)
+            if least is not None:
+                state.replay(shortlist.engines_of(state.metrics.rows[least]))
 
     def _at_rate(self, budget: Budget, rate_per_s: float) -> str | None:
         """Return the closed form's pick at a rate, without its limits; None where nothing fits."""

@@ -147,6 +147,13 @@ class Space:
         return np.array(by_kind).reshape(-1, 4)[self.kind]
 
     @cached_property
+    def policies(self) -> Ints:
+        """A number for each kind, the same where the model and the policy are."""
+        seen: dict[tuple[str, Policy], int] = {}
+        pairs = [(kind.engine.model, kind.policy) for kind in self.kinds]
+        return np.array([seen.setdefault(pair, len(seen)) for pair in pairs], dtype=np.int64)
+
+    @cached_property
     def preferred(self) -> Ints:
         """What decides between equals, less being better: a run of it, one of its engine, size."""
         runs = np.full(len(self), 2, dtype=np.int64)

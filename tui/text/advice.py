@@ -60,6 +60,7 @@ OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first kn
     "energy": ("energy_j",),
     "throughput": ("device_s",),
 }
+WORTH = 0.05  # of accuracy, from which more of it is worth a sentence
 LABEL = 9  # columns that the titles of the lists take
 
 
@@ -150,8 +151,28 @@ def verdict(answer: Recommendation) -> list[str]:
         f"{said}, {sure} sure." if budget_words(budget) else f"{said}. No limit was given."
     ]
     sentences.append("".join(against(answer)))
-    sentences += marks(pick)
+    sentences += [*unasked(answer), *marks(pick)]
     return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]
+
+
+def unasked(answer: Recommendation) -> list[str]:
+    """Say what accuracy the same limits allow, where nothing was asked of it."""
+    budget, pick = answer.budget, answer.system_optimal
+    if budget.min_accuracy is not None or budget.optimise == "accuracy" or pick is None:
+        return []
+    fitting = [
+        each.estimates["accuracy"].value
+        for each in answer.pareto
+        if each.probability_within_budget >= budget.confidence
+        and each.estimates["accuracy"] is not None
+    ]
+    ours = pick.estimates["accuracy"]
+    if ours is None or max(fitting, default=0.0) < ours.value + WORTH:
+        return []
+    return [
+        f"Nothing was asked of accuracy, which is {number(ours.value, '1')}. Within the same "
+        f"limits {number(max(fitting), '1')} can be had: --optimise accuracy."
+    ]
 
 
 def of_curve(pick: Pick) -> bool:
