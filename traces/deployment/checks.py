@@ -339,9 +339,12 @@ def _differs(expected: Expectations, run: Run, price: float | None) -> tuple[str
             "answers are the same is not known"
         )
     before, after = expected.engine.to_json(), run.engine.to_json()
+    servers, ranks = expected.engine.by_server()  # a server does not tell of others
+    several = servers > 1 and run.engine.data_parallel_size in (1, ranks)
+    unseen = ("tensor_parallel_size", *(("data_parallel_size",) if several else ()))
     for name, value in before.items():
         known = after[name] is not None and name not in _SETTINGS
-        untold = run.engine.mode == "server" and name == "tensor_parallel_size"
+        untold = run.engine.mode == "server" and name in unseen
         if known and not untold and after[name] != value:
             told.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
     told += _lost(None, run)

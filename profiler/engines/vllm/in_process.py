@@ -32,6 +32,7 @@ from profiler.engines.vllm.environment import (
     let_modules_be_scanned,
     on_cpu,
     prepare_environment,
+    without_garbage_search,
 )
 from profiler.engines.vllm.facts import draft_facts, engine_config, model_facts
 from profiler.engines.vllm.probes.draft_timer import install_draft_timer
@@ -124,9 +125,10 @@ class InProcessEngine(Engine):
                 reasoning_start_str=THINK_START, reasoning_end_str=THINK_END
             )
         try:
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.usage.usage_lib import UsageContext
-            from vllm.v1.engine.llm_engine import LLMEngine
+            with without_garbage_search():
+                from vllm.engine.arg_utils import EngineArgs
+                from vllm.usage.usage_lib import UsageContext
+                from vllm.v1.engine.llm_engine import LLMEngine
 
             let_modules_be_scanned()
             engine = LLMEngine.from_engine_args(
