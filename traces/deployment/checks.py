@@ -659,14 +659,9 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         if compared.reason is not None:
             raise TtscopeError(f"cannot be compared: {compared.reason}")
         chosen = [each for each in chosen if each.tag in there]
-    loads = [
-        f"{name} {_said(a)} -> {_said(b)}"
-        for name, (a, b) in compared.config.items()
-        if name in LOAD and not (a and b and abs(b / a - 1) < ROOM)
-    ]
-    other_load = f"the load is another one ({', '.join(loads)})" if loads else None
+    other_load = load_differs(compared)
     judged = judge(chosen, compared) if chosen else ()
-    timed = [each.limit.text for each in judged if each.timed and limits and loads]
+    timed = [each.limit.text for each in judged if each.timed and limits and other_load]
     checks = [_change_of(each, other_load) for each in judged]
     drafts = _acceptance(baseline, run)
     checks += [] if drafts is None or limits else [drafts]
@@ -686,6 +681,16 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         if any(each.timed for each in judged) and undone is None
         else None,
     )
+
+
+def load_differs(compared: Difference) -> str | None:
+    """Return how the load is another one, by a tenth or more, so that times cannot be judged."""
+    loads = [
+        f"{name} {_said(a)} -> {_said(b)}"
+        for name, (a, b) in compared.config.items()
+        if name in LOAD and not (a and b and abs(b / a - 1) < ROOM)
+    ]
+    return f"the load is another one ({', '.join(loads)})" if loads else None
 
 
 def _change_of(judged: Judged, other_load: str | None) -> Check:

@@ -40,12 +40,12 @@ from traces.summary.kernels import (
 )
 from traces.summary.problems import (
     ENDED,
-    MOST_UNTOLD,
     Lost,
     busy_seconds,
     engine_steps,
     engine_windows,
     lost_problems,
+    mostly_told,
     problem_rows,
     run_keys,
     samples_with_shares,
@@ -207,7 +207,7 @@ def _run(
     curve = PublishedCurve.told(manifest.provenance)
     published = () if curve is None else published_votes(curve)
     judged = rows.filter(pl.col("state") != "in_flight")
-    latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
+    latency, tokens = _numbers(decided, "latency_s"), _told(decided, "tokens")
     window = run_window(rows, samples)
     known = WindowTimes(rows=decided, windows=windows)
     of_each = _of_each(decided, samples, windows)
@@ -235,7 +235,7 @@ def _run(
         sample_latency_s=_imported_latency(samples),
         throughput_tokens_per_s=known.throughput(made, window),
         cost_per_token_device_s=None  # an import does not tell on how many devices
-        if imported is not None
+        if imported is not None or not tokens.size
         else known.estimate(ratio(latency * devices, tokens, "device-s/token")),
         steps=steps.height or None,
         step_time=step_times(steps),
@@ -271,7 +271,7 @@ def _run(
 def _of_each(decided: pl.DataFrame, samples: pl.DataFrame, windows: WindowCost) -> dict[str, Any]:
     """Return the fields of a `Run` that are of its decided problems, each by itself."""
     measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
-    latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
+    latency = _numbers(decided, "latency_s")
     known = WindowTimes(rows=decided, windows=windows)
     times = known.of_samples(samples)
 
@@ -284,7 +284,7 @@ def _of_each(decided: pl.DataFrame, samples: pl.DataFrame, windows: WindowCost) 
         "latency_s": known.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
         "ttft_s": of_samples("ttft", "s"),
         "tpot_s": of_samples("tpot", "s/token"),
-        "tokens_per_problem": mean(tokens, "tokens"),
+        "tokens_per_problem": mean(_told(decided, "tokens"), "tokens"),
         "flops_per_problem": mean(_told(decided, "flops"), "FLOP"),
         "device_s_per_problem": known.estimate(mean(_told(measured, "device_s"), "device-s")),
         "cost_usd_per_problem": known.estimate(mean(_told(measured, "cost_usd"), "USD")),
@@ -372,14 +372,8 @@ def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.fl
 
 
 def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the numbers, or none at all where too many problems have none.
-
-    Those that have one are then others than the rest: a stopping rule cancels samples of easy
-    problems.
-    """
     numbers = _numbers(frame, column)
-    untold = np.isnan(numbers).sum()
-    return numbers if untold <= MOST_UNTOLD * numbers.size else numbers[:0]
+    return numbers if mostly_told(numbers) else numbers[:0]
 
 
 def _sum_or_none(column: pl.Series) -> float | None:

@@ -31,6 +31,7 @@ from traces.statistics import mean, ratio, spread
 from traces.summary.comparison import BLOCKS_DIFFER
 from traces.summary.energy import run_window
 from traces.summary.kernels import sample_times
+from traces.summary.problems import mostly_told
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
 
@@ -358,7 +359,7 @@ def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
     decided = whole.filter(pl.col("state") == "decided")
     problem = timed["problem"].to_numpy()
     latency, tokens = (_floats(decided[name]) for name in ("latency_s", "tokens"))
-    window, speed = run_window(whole, asked), None
+    window, speed, told = run_window(whole, asked), None, mostly_told(tokens)
     if window is not None and window[1] > window[0] and not asked["output_tokens"].null_count():
         made = float(asked["output_tokens"].sum())
         speed = Estimate(value=made / (window[1] - window[0]) * 1e9, unit="tokens/s")
@@ -370,8 +371,10 @@ def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
         latency_s=spread(latency, "s"),
         ttft_s=spread(timed["ttft_s"].to_numpy(), "s", problem),
         tpot_s=spread(timed["tpot_s"].to_numpy(), "s/token", problem),
-        tokens_per_problem=mean(tokens, "tokens"),
-        cost_per_token_device_s=ratio(latency * found.engine.num_devices, tokens, "device-s/token"),
+        tokens_per_problem=mean(tokens, "tokens") if told else None,
+        cost_per_token_device_s=ratio(latency * found.engine.num_devices, tokens, "device-s/token")
+        if told
+        else None,
         throughput_tokens_per_s=speed,
         rows=whole,
         sample_rows=asked,

@@ -78,10 +78,10 @@ class Replicas(Engine):
                 results += self._ended(engine.cancel(mine))
         return results
 
-    def poll(self) -> list[SampleResult]:
-        ended = [result for engine in self._engines for result in engine.poll(wait_s=0.0)]
+    def poll(self, wait_s: float | None = None) -> list[SampleResult]:
+        ended = [result for engine in self._engines for result in engine.poll(0.0)]
         if not ended:
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S if wait_s is None else min(wait_s, _LOOK_S))
         return self._ended(ended)
 
     def _ended(self, results: list[SampleResult]) -> list[SampleResult]:

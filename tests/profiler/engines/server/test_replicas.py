@@ -28,9 +28,6 @@ class Served(StubEngine):
         self.got.append(request.request_id)
         super().submit(request)
 
-    def poll(self, wait_s=0.05):
-        return super().poll()
-
 
 @pytest.mark.parametrize("method", ["majority", "early_stopping", "first_finish"])
 def test_problems_go_round_and_their_samples_stay_together(tmp_path, method):
