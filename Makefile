@@ -34,8 +34,8 @@ test: install
 	@$(MAKE) --no-print-directory -j2 lint whole
 
 # A test that fails gets a second try, as real servers and terminals share a busy machine. The
-# summary names each one that needed it. Of the three processes two have engines at a time, while
-# other files are left.
+# summary names each one that needed it. Of the three processes two have engines, while other files
+# are left.
 whole: install
 	$(PYTEST) -n 3 --reruns 1 -rR
 

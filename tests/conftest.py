@@ -31,7 +31,7 @@ settings.load_profile("tests")
 LEARNED = re.compile(r"def test_\w+\([^)]*\b(?:advisor|fresh|fresh_advisor|recordings)\b")
 IN_PROCESS = re.compile(r"\b(?:InProcessEngine|start_engine)\(|^ +from vllm", re.M)
 IMPORTING = "tests that import vLLM"
-ENGINES = 2  # as many as there are cores where the tests run
+ENGINES = 2  # as many processes as there are cores where the tests run
 LONGEST = (  # files that take more than half a minute; one of those that share an advisor
     "profiler/serve/test_real_serve.py", "tui/test_terminal.py", "advisor/advice/test_advise.py",
     "tui/test_real_terminal.py", "test_golden.py", "profiler/attach/test_real_attach.py",
@@ -47,8 +47,8 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 def pytest_xdist_make_scheduler(config, log):
     """Have the tests of a file stay together, and all that share what an advisor has learned.
 
-    So do those that import vLLM, which takes ten seconds. No more than `ENGINES` processes have
-    files with real engines at a time, while other files are left.
+    So do those that import vLLM, which takes ten seconds. No more than `ENGINES` processes get
+    files with real engines, while other files are left.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -70,12 +70,11 @@ def pytest_xdist_make_scheduler(config, log):
             return group(nodeid.partition("::")[0])
 
         def _assign_work_unit(self, node):
-            running = sum(  # nodes: the next file of each is assigned before its own ends
-                each is not node
-                and any(starts_engines(scope) and not all(units[scope].values()) for scope in units)
-                for each, units in self.assigned_work.items()
+            importing = sum(  # nodes, of which each imports vLLM once
+                each is not node and any(map(starts_engines, scopes))
+                for each, scopes in self.assigned_work.items()
             )
-            if running >= ENGINES:
+            if importing >= ENGINES:
                 others = (scope for scope in self.workqueue if not starts_engines(scope))
                 if (other := next(others, None)) is not None:
                     self.workqueue.move_to_end(other, last=False)
@@ -100,6 +99,7 @@ def pytest_collection_finish():
     """Search for garbage from now on, and never again among what all tests keep."""
     gc.enable()
     gc.freeze()
+    gc.unfreeze = lambda: None  # which an engine calls when it ends
 
 
 def pytest_collection_modifyitems(config, items):

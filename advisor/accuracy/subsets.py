@@ -22,6 +22,7 @@ from traces.statistics import Floats, Ints
 from traces.summary.votes import majority_curve
 
 FEWEST_ORDERS, MOST_ORDERS, ALL_ORDERS = 64, 512, 20_000
+_VOTES = np.dtype(FIELDS)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class RandomOrders:
         """
         from advisor.accuracy.orders import vote_in_orders  # numba takes a third of a second
 
-        states = np.zeros(1, np.dtype(FIELDS))
+        states = np.zeros(1, _VOTES)
         states["samples"] = n
         return vote_in_orders(
             self.orders, self.answers, self.right, self.tokens, states, in_flight, stop.rule,
@@ -230,6 +231,7 @@ def expected_right(
     from advisor.replay.replay import stop_of  # numba takes a third of a second to load
 
     right = {policy: np.empty((2, len(problems))) for policy in policies}
+    stops = {policy: stop_of(policy) for policy in policies}
     numbers = {policy.n: np.random.default_rng([*seed, policy.n]) for policy in policies}
     for place, samples in enumerate(problems):
         orders: RandomOrders | None = None
@@ -240,7 +242,7 @@ def expected_right(
                 orders.draw(rng)
             for policy in policies:
                 if policy.n == n:
-                    stop, most = stop_of(policy), n
+                    stop, most = stops[policy], n
                     if tables is not None and policy in tables:
                         own = tables[policy][place]
                         stop, most = routed(own), max(own)

@@ -255,7 +255,7 @@ class Advisor:
     def metrics(self, rate_per_s: float | None) -> CandidateMetrics:
         """Replay every candidate of one replica, and return the metrics of all replayed."""
         state = self.under(rate_per_s)
-        state.replay([int(row) for row in np.flatnonzero(self.space.replicas == 1)])
+        state.replay([int(row) for row in np.flatnonzero(self.space.alone)])
         return state.metrics
 
     def shortlist(self, budget: Budget) -> Shortlist:
@@ -322,6 +322,10 @@ class Advisor:
             accuracy = float(state.metrics.values("accuracy")[system])
         for of in ("flops", "tokens"):
             state.replay(shortlist.fewest(of, accuracy))
+            check = self.check(shortlist.budget)
+            least = check.compute_optimal(check.best(), of=of)
+            if least is not None:
+                state.replay(shortlist.engines_of(state.metrics.rows[least]))
 
     def _at_rate(self, budget: Budget, rate_per_s: float) -> str | None:
         """Return the closed form's pick at a rate, without its limits; None where nothing fits."""

@@ -221,7 +221,9 @@ def _pick(answering: Answering, row: int) -> Pick:
 def _as_run(answering: Answering, row: int) -> Pick:
     """Return a pick with what a run of it measured."""
     pick = _pick(answering, row)
-    measured = answering.evidence.made.measured(pick.engine, pick.policy, answering.load)
+    price = answering.check.prices.of(pick.engine)
+    made = answering.evidence.made
+    measured = made.measured(pick.engine, pick.policy, answering.load, price)
     return dataclasses.replace(pick, measured=measured)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from advisor.evidence.keys import DEFAULT_BLOCK
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.formats import counted
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import ROUTED, WINDOWS
 
@@ -38,6 +39,7 @@ def serve_command(
 ) -> str:
     """Return the command that serves `engine`; `model_path` is the model's folder or name.
 
+    Of several servers it is that of one (`servers_note`).
     `draft_path` is that of the model that drafts, where one does. What is None is left to vLLM. A
     policy with a thinking budget needs `--reasoning-config`. An engine that ran on a processor, or
     that may have and `cpu_build` is here, is started as vLLM's CPU build must be: its `vllm` does
@@ -51,7 +53,7 @@ def serve_command(
         _flag("max-model-len", engine.max_model_len),
         _flag("tensor-parallel-size", engine.tensor_parallel_size, default=1),
         _flag("pipeline-parallel-size", engine.pipeline_parallel_size, default=1),
-        _flag("data-parallel-size", engine.data_parallel_size, default=1),
+        _flag("data-parallel-size", engine.by_server()[1], default=1),
         "--enable-expert-parallel" if engine.expert_parallel else None,
         _flag("max-num-seqs", engine.max_num_seqs),
         _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
@@ -77,6 +79,18 @@ def serve_command(
             _flag("model", model_path) or "",
         ]
     return " ".join([*words, *(flag for flag in flags if flag)])
+
+
+def servers_note(engine: EngineConfig) -> str:
+    """Say how an engine that stands for several servers is started; empty where it is one."""
+    servers, _ = engine.by_server()
+    if servers < 2:
+        return ""
+    devices = counted(engine.num_devices // servers, "GPU" if engine.gpu else "device")
+    return (
+        f"The command starts one server. {servers} of them run, each on {devices} of its own, "
+        "behind a router that sends a request to the server with the fewest."
+    )
 
 
 def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) -> list[str]:

@@ -29,6 +29,7 @@ from traces.statistics import Bools, Floats, Ints
 M = TypeVar("M", bound=Metrics)
 
 SAME = 0.01  # share by which FLOPs may differ and count as the same
+ORDER = 0.05  # the same of engines that run one policy: its samples end in another order
 SLACK = 0.1  # of probability that the few draws of the closed form may be short of
 FAR = 2.0  # times the spread of the closed form that a candidate may turn out better
 FRONT = 12  # candidates of the front that are replayed
@@ -36,6 +37,7 @@ NEAR = 3  # candidates nearest to a limit that are replayed
 TWIN = 0.05  # of the closed form's logarithm; the replay tells whether a limit was reached
 ALIKE = 0.1  # share by which FLOPs may differ and either may turn out the fewer
 CHEAP = 12  # kinds of fewest FLOPs, with two candidates replayed of each
+ENGINES = 8  # that may run the policy of fewest FLOPs, and are replayed
 
 
 class BudgetCheck(Generic[M]):
@@ -76,7 +78,7 @@ class BudgetCheck(Generic[M]):
         count = len(self.price)
         self.asked: Bools = np.ones(count, dtype=bool)
         if budget.max_gpus is None:
-            self.asked = metrics.space.replicas[metrics.rows] == 1
+            self.asked = metrics.space.alone[metrics.rows]
         self.sequence = np.arange(count)
         if looked_at is not None:
             self.sequence = np.full(count, count)
@@ -200,17 +202,36 @@ class BudgetCheck(Generic[M]):
         if metric is None and self.goal.metric == "accuracy":
             metric = "latency_s"
         cost = self.cost if metric is None else self.metrics.values(metric)
-        rows = self.order[(allowed & np.isfinite(cost))[self.order]]
+        allowed = allowed & np.isfinite(cost)
+        rows = self.order[allowed[self.order]]
         rows = rows[np.lexsort((-accuracy[rows], cost[rows]))]
         reached = np.maximum.accumulate(np.concatenate([[-np.inf], accuracy[rows]]))[:-1]
-        return [int(row) for row in rows[accuracy[rows] > reached + 1e-12]]
+        front = [int(row) for row in rows[accuracy[rows] > reached + 1e-12]]
+        if metric is None:
+            return front
+        found: list[int] = []
+        for row in front:
+            more = allowed & (accuracy > (accuracy[found[-1]] if found else -np.inf) + 1e-12)
+            if more[row]:
+                own = self.best(more & self._as_few(row, cost))
+                found.append(row if own is None else own)
+        return found
+
+    def _as_few(self, row: int, least: Floats) -> Bools:
+        """Whether candidates run a row's policy with its model, on as few FLOPs (or tokens).
+
+        What a stopping rule saves depends on which samples end first, and so on the engine's
+        limits. A difference of less than `ORDER` is no reason to choose one by.
+        """
+        policies = self.metrics.space.policies[self.metrics.kind]
+        return np.asarray((policies == policies[row]) & (least <= least[row] * (1 + ORDER)))
 
     def compute_optimal(self, system: int | None, *, of: str = "flops") -> int | None:
         """Return the candidate of fewest FLOPs, or tokens, that is as accurate as is asked for.
 
         That is `min_accuracy` with the wanted probability, else the accuracy of the pick. Among
-        engines with the same FLOPs (a rule's depend on who ends first) it is the best on the
-        objective, so that regret is no artefact.
+        engines with the same FLOPs (`_as_few`) it is the best on the objective, so that regret is
+        no artefact.
         """
         enough = self.within("max_gpus", "rate", "min_accuracy")
         if "min_accuracy" not in self.limits:
@@ -222,7 +243,8 @@ class BudgetCheck(Generic[M]):
         enough &= np.isfinite(least)
         if not enough.any():
             return None
-        return self.best(enough & (least <= least[enough].min() * (1 + SAME)))
+        row = self.best(enough & (least <= least[enough].min() * (1 + SAME)))
+        return None if row is None else self.best(enough & self._as_few(row, least))
 
     def equals(self, system: int) -> list[int]:
         """Return other feasible candidates whose objective cannot be told from the pick's."""
@@ -387,6 +409,12 @@ class Shortlist(BudgetCheck[ClosedForm]):
             alike = of_kind[least[of_kind] <= (1 + ALIKE) * least[of_kind[0]]]
             fewest += [int(of_kind[0]), *map(int, self._distinct(alike, self.cost)[:1])]
         return fewest
+
+    def engines_of(self, row: int) -> list[int]:
+        """Return candidates with a row's policy and model, on the most promising engines."""
+        policies = self.metrics.space.policies[self.metrics.kind]
+        rows = np.flatnonzero(self.allowed & (policies == policies[row]))
+        return self._cheapest(rows, self.cost, ENGINES)
 
     def front(self, metric: str | None = None) -> list[int]:
         """Return candidates all along the front, the most accurate first, at whatever rate."""

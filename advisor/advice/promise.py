@@ -20,6 +20,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from advisor.advice.advisor import Advisor
+from advisor.advice.command import servers_note
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under, latencies, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
@@ -39,7 +40,7 @@ from traces.live.watched import only_watched
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.schema.advice import Pick, Recommendation
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import RANKS, EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.routes import table_for
@@ -88,7 +89,8 @@ def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expe
     with whole_file(folder / SERVE) as partial:
         partial.write_text(
             f"#!/bin/sh\n# {named}, as ttscope advises. Options of its own go on: --port 8001\n"
-            f'{exec_} {command} "$@"\n'
+            + (f"# {note}\n" if (note := servers_note(pick.engine)) else "")
+            + f'{exec_} {command} "$@"\n'
         )
         os.chmod(partial, 0o755)  # noqa: PTH101
     policy = PolicyFile(
@@ -218,6 +220,8 @@ def _as_served(pick: EngineConfig, served: EngineConfig) -> EngineConfig | None:
     if any(told(name) != getattr(pick, name) for name in _ONE_ENGINE):
         return None
     if served.speculative != pick.speculative:
+        return None
+    if RANKS in dict(pick.other) and served.ranks != pick.ranks:  # that share the experts
         return None
     replicas, gpus = served.data_parallel_size, pick.one_replica().num_gpus
     return replace(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from advisor.advice.command import in_flight_at, planned, record_command
+from advisor.advice.command import in_flight_at, planned, record_command, servers_note
 from advisor.advice.feasible import ReplayedCheck
 from advisor.advice.measure_next.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
@@ -87,6 +87,8 @@ def reasons(
         lines += _equal_ones(check, system, equals)
         lines += _no_early_stop(check, system)
         lines += _certainty(pick)
+        if note := servers_note(pick.candidate.engine):
+            lines.append(f"{note[0].lower()}{note[1:-1]}")
         if pick.candidate.policy.routes is None:
             lines += _routed(check, pick)
     lines += _how_far(stages)
@@ -98,8 +100,8 @@ def reasons(
 
 def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Iterable[str]:
     """Say what a run of the pick measured, and under which load."""
-    made = check.metrics.space.made
-    run = made.measured(pick.candidate.engine, pick.candidate.policy, load)
+    made, engine = check.metrics.space.made, pick.candidate.engine
+    run = made.measured(engine, pick.candidate.policy, load, check.prices.of(engine))
     if run is None:
         return
     names = ("accuracy", "latency_s", "latency_p95_s", "device_s", "energy_j")
@@ -537,7 +539,8 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight:
         return ": start the server so, and watch its traffic again with ttscope attach"
     where = "" if engine.gpu in evidence.gpus else f", on {engine.gpu}"
     if engine.mode == "server" or engine.data_parallel_size > 1:
-        where += ", with its server started"
+        servers, _ = engine.by_server()
+        where += ", with its server started" if servers == 1 else f", with its {servers} servers up"
     if not evidence.posed:
         where += f", with the problems in {PROBLEMS_FILE}"
     if settings := planned(engine, evidence.models.get(engine.model)):

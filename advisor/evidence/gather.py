@@ -26,6 +26,7 @@ from advisor.evidence.live.front_end import (
 )
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.evidence.live.ranks import ranks_by_law
 from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
@@ -108,6 +109,7 @@ class Evidence:
     lost: tuple[str, ...] = ()  # what was cut off, inferred or never checked, in words
     posed: bool = True  # by ttscope, so that `workload` can be posed again by its name
     made: RunsMade = field(default_factory=RunsMade, compare=False)  # by any method
+    ranks: Mapping[EngineConfig, frozenset[int | None]] = field(default_factory=dict)  # by law
 
     @property
     def posable(self) -> str | None:
@@ -115,6 +117,23 @@ class Evidence:
         if not self.posed:
             return PROBLEMS_FILE
         return None if self.workload is None else self.workload.name
+
+    def ranks_of(self, engine: EngineConfig) -> int | None:
+        """Return the data-parallel ranks of a server that share the experts of an engine's law.
+
+        None of models that are not known for mixtures of experts, one of engines that were not
+        recorded. Raises UsageError where servers had different numbers of ranks, as the steps of
+        one do not tell those of another.
+        """
+        facts, found = self.models.get(engine.model), self.ranks.get(law_key(engine)) or {1}
+        if facts is None or not facts.num_experts:
+            return None
+        if len(found) > 1 or None in found:
+            raise UsageError(
+                f"{engine.model}: the data-parallel ranks of a server share the experts, and the "
+                "recorded servers had different numbers of ranks. Take recordings of one number"
+            )
+        return next(iter(found))
 
     @property
     def gpus(self) -> frozenset[str | None]:
@@ -224,6 +243,7 @@ def gather(
         lost=tuple(dict.fromkeys(lost)),
         posed=not any("imported" in each.manifest.provenance for each in recordings),
         made=RunsMade(made),
+        ranks=ranks_by_law([*recordings, *others]),
     )
 
 

@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Final
 
 from traces.live.otlp import RESOURCE
-from traces.schema.engine import EngineConfig, Speculative
+from traces.schema.engine import RANKS, EngineConfig, Speculative
 from traces.schema.tts.policy import AS_SENT, Policy
 
 WORKER: Final = frozenset(
-    {"namespace", "component", "producer", "worker", "dp_rank", "urls", "engine"}
+    {"namespace", "component", "producer", "worker", "dp_rank", "urls", "engine", RANKS}
 )
 """What says which worker of a deployment an engine is: of forward passes, of /metrics."""
 URL: Final = "url"  # of one server of several

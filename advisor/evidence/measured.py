@@ -15,11 +15,11 @@ from advisor.evidence.runs import Run as Evident
 from traces.errors import TtscopeError
 from traces.live.watched import only_watched
 from traces.recording.reader import Recording
-from traces.schema.advice import Measured
+from traces.schema.advice import Load, Measured
 from traces.schema.engine import Config, EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.summary.run import Run, summarise
+from traces.summary.run import Run, at_price, summarise
 
 
 @lru_cache(maxsize=4096)
@@ -152,7 +152,7 @@ class RunsMade:
         for each in made:
             self._made.setdefault(run_key(each.engine, each.policy), []).append(each)
         self._whatever_limits = {_without_limits(key) for key in self._made}
-        self._measured: dict[tuple[Path, EngineConfig, Policy], Measured | None] = {}
+        self._read: dict[tuple[Path, EngineConfig, Policy], Run | None] = {}
 
     def has(self, engine: EngineConfig, policy: Policy) -> bool:
         return run_key(engine, policy) in self._made
@@ -184,24 +184,39 @@ class RunsMade:
             if made.engine.mode == "server" and _place(made.engine.model) == _place(model)
         ]
 
-    def measured(self, engine: EngineConfig, policy: Policy, load: Under) -> Measured | None:
+    def measured(
+        self, engine: EngineConfig, policy: Policy, load: Under, price: float | None
+    ) -> Measured | None:
         """Return what the newest run of a configuration measured, one at the load if there is any.
 
-        None where it was not run, or its recording cannot be read any more.
+        Its cost is at a price, in USD per device-hour. None where it was not run, or its recording
+        cannot be read any more.
         """
         made = self._made.get(run_key(engine, policy), [])
         at_load = [each for each in made if same_load(each.load, load)]
         for each in sorted(at_load or made, key=_begun, reverse=True):
-            found = self._read(each)
-            if found is not None:
-                return dataclasses.replace(found, at_load=bool(at_load), runs=len(at_load or made))
+            run = self._run(each)
+            if run is not None:
+                in_flight, rate = each.load
+                return Measured(
+                    recording=run.recording,
+                    problems=run.problems,
+                    concurrency=in_flight,
+                    rate_per_s=rate,
+                    estimates=measured_estimates(at_price(run, price, rate)),
+                    at_load=bool(at_load),
+                    runs=len(at_load or made),
+                )
         return None
 
-    def _read(self, made: Made) -> Measured | None:
+    def _run(self, made: Made) -> Run | None:
         name = (made.recording.path, made.engine, made.policy)
-        if name not in self._measured:
-            self._measured[name] = _measured(made)
-        return self._measured[name]
+        if name not in self._read:
+            run = _run_of(made)
+            if run is not None:
+                run = dataclasses.replace(run, rows=None, sample_rows=None, step_rows=None)
+            self._read[name] = run
+        return self._read[name]
 
 
 def _begun(made: Made) -> int:
@@ -239,29 +254,6 @@ def latencies(made: Made) -> dict[str, float] | None:
     return {str(name): float(seconds) for name, seconds in rows.iter_rows()}
 
 
-def _measured(made: Made) -> Measured | None:
-    run = _run_of(made)
-    if run is None:
-        return None
-    in_flight, rate = made.load
-    estimates = {**measured_estimates(run)}
-    if rate is not None:  # what is paid, as of a pick, and not the busy part alone
-        paid = Estimate(value=made.engine.num_devices / rate, unit="device-s")
-        busy = run.device_s_per_problem
-        if busy is not None and busy.value > paid.value:  # it served fewer than came
-            paid = busy
-        price = made.recording.manifest.price_usd_per_device_hour
-        cost = None if price is None else paid.scaled(price / 3600, "USD")
-        estimates |= {"device_s": paid, "cost_usd": cost}
-    return Measured(
-        recording=run.recording,
-        problems=run.problems,
-        concurrency=in_flight,
-        rate_per_s=rate,
-        estimates=estimates,
-    )
-
-
 def measured_estimates(run: Run) -> Mapping[str, Estimate | None]:
     """Return what was measured of a run under the names of a pick's estimates."""
     return {
@@ -274,3 +266,28 @@ def measured_estimates(run: Run) -> Mapping[str, Estimate | None]:
         "tokens": run.tokens_per_problem,
         "flops": run.flops_per_problem,
     }
+
+
+OF_LOAD = ("latency_s", "latency_p95_s", "cost_usd", "device_s", "energy_j")
+
+
+def measured_beside(run: Run, load: Load | None, price: float | None) -> Measured:
+    """Return what was measured of a run, as it stands beside what is predicted for a load.
+
+    Its device time is what is paid at its rate, and its cost is at a price, in USD per device-hour.
+    What depends on the load is None where it ran under another one. An unknown load is no other.
+    """
+    own = run.load or Load(concurrency=None, rate_per_s=None)
+    in_flight = own.concurrency or 1 if own.rate_per_s is None else None
+    at_load = True
+    if run.load is not None and load is not None:
+        at_load = same_load((in_flight, own.rate_per_s), (load.concurrency, load.rate_per_s))
+    estimates = measured_estimates(at_price(run, price, own.rate_per_s))
+    return Measured(
+        recording=run.recording,
+        problems=run.problems,
+        concurrency=in_flight,
+        rate_per_s=own.rate_per_s,
+        estimates=estimates if at_load else {**estimates, **dict.fromkeys(OF_LOAD)},
+        at_load=at_load,
+    )

@@ -130,7 +130,7 @@ def unchecked(facts: ModelFacts, engine: EngineConfig) -> str | None:
     untried = not whole and not set(facts.attention or ()) <= _CHECKED
     if facts.num_experts and facts.experts_per_token:
         ranks = ", those of a rank as visited by its own tokens alone"
-        alone = ranks if engine.data_parallel_size > 1 else ""
+        alone = ranks if engine.ranks != 1 else ""
         untried = untried or bool(alone)
         parts.append(f"experts (each token's choice is taken as even{alone})")
     if not parts:

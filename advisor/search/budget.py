@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from traces.schema.advice import Budget, Objective, is_named
 from traces.schema.engine import EngineConfig
 from traces.schema.quantities import LIMITS, limited, objective
 from traces.statistics import Bools, Floats
+
+if TYPE_CHECKING:
+    from traces.summary.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,12 @@ class Prices:
         if not self.recorded:
             return self._budget.price_of(engine.gpu)
         return self.plain if self._gpus is None or engine.gpu in self._gpus else None
+
+    @classmethod
+    def of_run(cls, budget: Budget, run: Run) -> float | None:
+        """Return the price of a run's devices: the budget's, else that of its cost."""
+        gpus = frozenset({run.engine.gpu})
+        return cls(budget, run.price_usd_per_device_hour, gpus).of(run.engine)
 
     def check(self, engines: Sequence[EngineConfig]) -> None:
         """Raise UsageError for a type of device that no engine has."""

@@ -37,7 +37,7 @@ from advisor.search.routing import with_routings
 from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import Floats, Ints
+from traces.statistics import Bools, Floats, Ints
 from traces.summary.energy import Watts
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class Kind:
     """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
     The engine is without `max_num_seqs` and `max_num_batched_tokens`; it was recorded, or is one of
-    a `prior`. Without `facts` of a server's model its FLOPs are not known.
+    a `prior`. Without `facts` of a server's model its FLOPs are not known. Of a mixture `ranks` of
+    a server share the experts, and its replicas are servers of so many.
     """
 
     engine: EngineConfig
@@ -79,6 +80,7 @@ class Kind:
     policy: Policy
     facts: ModelFacts | None
     prior: str | None = None
+    ranks: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,12 @@ class Space:
         return np.asarray(np.searchsorted(self.kind, np.arange(len(self.kinds) + 1)))
 
     @cached_property
+    def alone(self) -> Bools:
+        """Whether a candidate is a single server, or a single replica."""
+        least = np.array([kind.ranks or 1 for kind in self.kinds], dtype=np.int64)
+        return np.asarray(self.replicas == least[self.kind])
+
+    @cached_property
     def devices(self) -> Ints:
         by_kind = np.array([kind.engine.num_devices for kind in self.kinds], dtype=np.int64)
         return np.asarray(by_kind[self.kind] * self.replicas)
@@ -137,6 +145,13 @@ class Space:
         found = [self.watts.get(law_key(kind.engine), unknown) for kind in self.kinds]
         by_kind = [(each.mean, each.busy_share, *each.idle) for each in found]
         return np.array(by_kind).reshape(-1, 4)[self.kind]
+
+    @cached_property
+    def policies(self) -> Ints:
+        """A number for each kind, the same where the model and the policy are."""
+        seen: dict[tuple[str, Policy], int] = {}
+        pairs = [(kind.engine.model, kind.policy) for kind in self.kinds]
+        return np.array([seen.setdefault(pair, len(seen)) for pair in pairs], dtype=np.int64)
 
     @cached_property
     def preferred(self) -> Ints:
@@ -158,6 +173,8 @@ class Space:
             data_parallel_size=replicas,
             num_gpus=None if gpus is None else gpus * replicas,
         )
+        if kind.ranks is not None and replicas > 1:
+            engine = engine.of_servers(kind.ranks)
         return Candidate(
             engine=engine,
             policy=kind.policy,
@@ -204,6 +221,7 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
     engines: dict[EngineConfig, tuple[str | None, Sequence[tuple[int, int]]]] = {
         engine: (None, choices) for engine, choices in _engines(evidence).items()
     }
+    sharing = {} if offers is None else offers.ranks
     if offers is not None:
         engines |= offers.engines
         for refused in offers.refused:
@@ -227,12 +245,16 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
                 dropped[reason] += len(pool.policies) * len(choices)
                 continue
             fitting = _fitting(engine, choices, dropped, len(pool.policies))
+            ranks = evidence.ranks_of(engine) if prior is None else sharing.get(engine)
             for policy in pool.policies if fitting else ():
                 facts = evidence.models.get(engine.model)
                 kinds.append(
-                    Kind(engine=engine, pool=pool, policy=policy, facts=facts, prior=prior)
-                )
-                columns.append(_rows(len(kinds) - 1, fitting, engine))
+                    Kind(
+                        engine=engine, pool=pool, policy=policy, facts=facts, prior=prior,
+                        ranks=ranks,
+                    )
+                )  # fmt: skip
+                columns.append(_rows(len(kinds) - 1, fitting, ranks or 1))
     rows = np.concatenate([np.zeros((0, 4), dtype=np.int64), *columns])
     return Space(
         kinds=tuple(kinds),
@@ -259,8 +281,8 @@ def _common(evidence: Evidence, pools: list[Pool]) -> tuple[tuple[str, ...], lis
     return tuple(name for name in order if name in common), pools
 
 
-def _rows(kind: int, choices: Sequence[tuple[int, int]], engine: EngineConfig) -> Ints:
-    replicas = REPLICAS if engine.data_parallel_size == 1 else (engine.data_parallel_size,)
+def _rows(kind: int, choices: Sequence[tuple[int, int]], ranks: int) -> Ints:
+    replicas = [ranks * count for count in REPLICAS]
     limits = np.repeat(np.array(choices, dtype=np.int64), len(replicas), axis=0)
     return np.column_stack(
         [np.full(len(limits), kind), limits, np.tile(replicas, len(choices))]

@@ -60,7 +60,7 @@ from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording, told_apart
-from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.engine import RANKS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
@@ -112,17 +112,15 @@ def predict(
     base, recorded, question = _with_length(base, recorded, question)
     base, *given = told_apart([base, *map(with_lengths, others)])
     others = [each for each in given if each.path != base.path]
-    prior = None if question.gpu is None else _prior(base, others, question)
-    asked, question = question, by_replica(question)
-    if prior is not None:
-        engine = replace(question.engine, gpu=prior.tables.device)
-        question = replace(question, engine=engine)
+    ranks, asked = _ranks(question.engine, recorded.engine), question
+    prior, question = _prior(base, others, question, ranks)
     operators = None if question.operators is None else read_operators(question.operators)
     on_tables = prior is not None or operators is not None
     alike = [base, *(each for each in others if _hash(each) == _hash(base))]
     rest = [] if on_tables else [each for each in others if each not in alike]
     evidence = gather(alike, judged=False, timed=not on_tables, others=rest)
     evidence, routed = _deployed(evidence, base, recorded)
+    question = _of_servers(evidence, prior, question, asked.engine.data_parallel_size, ranks)
     question = routed.of(question) if routed.answers(asked) else question
     question, placed = _placed(question, prior, operators, evidence)
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
@@ -141,7 +139,7 @@ def predict(
         on_tables=on_tables,
         on_prior=prior is not None,
     )
-    load = _measured_load(question, asked, own.engine, routed)
+    load = _measured_load(question, ranks)
     prior, untaught = _measured(prior, question, base, given, load, sources)
     if redrafted is not None and model is not None and not on_tables:
         law, told = draft_law(model, [base, *others], question.engine)
@@ -226,14 +224,13 @@ def _as_it_was(question: Question, own: Run) -> Question:
 
 @dataclass(frozen=True, kw_only=True)
 class _Routed:
-    """How requests come to the `count` engines of the `servers` that were watched together.
+    """How requests come to the `count` engines of servers that were watched together.
 
     Without a `routing` there are not several. Each of `others` may have been the router's way too.
     `keys` are the engines' in the recording.
     """
 
     count: int = 0
-    servers: int = 1
     keys: tuple[str, ...] = ()
     routing: str | None = None
     others: tuple[str, ...] = ()
@@ -259,7 +256,7 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Summary) -> tuple[E
     count = servers.replicas
     if count == 1:
         return evidence, _Routed()
-    routed = _Routed(count=count, servers=servers.count, keys=tuple(servers.members))
+    routed = _Routed(count=count, keys=tuple(servers.members))
     told = f"the {count} servers that were watched are replayed as replicas of one another"
     if placing.told and count == len(servers.members):
         note = f"{told}, each request on the one that had it"
@@ -336,20 +333,49 @@ def _placed(
     return replace(question, engine=engine), notes
 
 
-def _measured_load(
-    question: Question, asked: Question, recorded: EngineConfig, routed: _Routed
-) -> tuple[Replicas, list[str]]:
+def _ranks(asked: EngineConfig, recorded: EngineConfig) -> int | None:
+    """Return the data-parallel ranks of each server that is asked about; None where they differ.
+
+    The recorded engine may be several servers in one, whose number is then what is asked about.
+    """
+    told = asked if RANKS in dict(asked.other) else recorded
+    size, ranks = asked.data_parallel_size, told.ranks
+    if not {RANKS, "urls"} & dict(told.other).keys():
+        return size
+    return None if ranks is None or size % ranks else ranks
+
+
+def _of_servers(
+    evidence: Evidence, prior: PriorTimes | None, question: Question, size: int, ranks: int | None
+) -> Question:
+    """Return the question of an engine of so many replicas, which tells how many share experts.
+
+    Raises UsageError where the recorded steps do not tell what so many `ranks` take.
+    """
+    facts = evidence.models.get(question.engine.model) if prior is None else prior.facts
+    if facts is None or not facts.num_experts:
+        return question
+    known = prior is None and law_key(question.engine) in evidence.ranks
+    ran = (evidence.ranks_of(question.engine) if known else ranks) or 1
+    if known and ran != ranks:
+        raise UsageError(
+            f"engine.data_parallel_size={size}: the recorded steps are of a server of "
+            f"{counted(ran, 'data-parallel rank')}, and the ranks of one share the experts of "
+            f"{facts.name}. --replicas {'N' if size % ran else size // ran} asks for servers that "
+            "share nothing"
+        )
+    if ranks is None or question.replicas.count == ranks:
+        return question
+    return replace(question, engine=question.engine.of_servers(ranks))
+
+
+def _measured_load(question: Question, ranks: int | None) -> tuple[Replicas, list[str]]:
     """Return which engines take a measured load together, and whose load that is said to be.
 
-    They are a server with its ranks. The recorded engine may be several servers in one. Where
-    these have different ranks, the load is that of all replicas.
+    They are a server with its ranks. Where servers have different ranks, the load is that of all
+    replicas.
     """
-    size, urls = asked.engine.data_parallel_size, dict(recorded.other).get("urls", "").split()
-    merged = len(urls) or routed.servers
-    ranks, uneven = divmod(recorded.data_parallel_size, merged)
-    if merged == 1:
-        ranks = size
-    elif uneven or size % ranks:
+    if ranks is None:
         routing = question.replicas.routing.replace(PLACED, "least-outstanding")
         together = replace(question.replicas, routing=routing)
         return together, [f"all {together.count} replicas together"]
@@ -630,9 +656,15 @@ def _prefixes(base: Recording) -> list[str]:
     return []
 
 
-def _prior(base: Recording, others: Sequence[Recording], question: Question) -> PriorTimes:
-    """Open the prior of the question's GPU, and what recordings of that GPU say of it."""
-    assert question.gpu is not None
+def _prior(
+    base: Recording, others: Sequence[Recording], question: Question, ranks: int | None
+) -> tuple[PriorTimes | None, Question]:
+    """Open the prior of the question's GPU, and what recordings of that GPU say of it.
+
+    Servers have so many `ranks` each. Return the question of their replicas there too.
+    """
+    if question.gpu is None:
+        return None, by_replica(question)
     tables = read_gpu(question.gpu)
     facts = question.model_facts or base.manifest.models.get(question.engine.model)
     for other in others:
@@ -642,16 +674,23 @@ def _prior(base: Recording, others: Sequence[Recording], question: Question) -> 
             f"--gpu: no recording holds facts of the model {question.engine.model}. Give its "
             f"config.json with --model-config ({SHOWN})"
         )
+    if ranks is None and facts.num_experts:
+        raise UsageError(
+            f"--gpu: the data-parallel ranks of a server share the experts of {facts.name}, and "
+            f"{question.engine.data_parallel_size} ranks are not as many on each of these servers"
+        )
     models = {n: f for each in (base, *others) for n, f in each.manifest.models.items()}
-    return PriorTimes(
+    prior = PriorTimes(
         tables=tables,
         facts=facts,
         found=recalibrate(
             tables, [base, *others], models=models | {facts.name: facts}, asked=facts
         ),
-        ranks=question.engine.data_parallel_size,
+        ranks=ranks or 1,
         models=models,
     )
+    question = by_replica(question)
+    return prior, replace(question, engine=replace(question.engine, gpu=tables.device))
 
 
 def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:

@@ -389,6 +389,18 @@ class Replays:
             changes.append({name: other[name] / usual[name] for name in usual if usual[name]})
         return changes
 
+    @cached_property
+    def alone(self) -> list[dict[str, float]]:
+        """What each draw takes at the fast speed where one problem at a time is in flight.
+
+        Nothing is faster at given arrivals, where problems meet others or none. Empty otherwise.
+        """
+        if self.concurrency is not None or self.times.sigma is None:
+            return []
+        fast = float(np.exp(-Z95 * self.times.sigma[int(self.outside)]))
+        draws = [replace(each, arrivals=None) for each in self._redrawn() or self.workloads]
+        return [self._statistics(self._run(draw, fast, concurrency=1)) for draw in draws]
+
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
 
@@ -411,30 +423,34 @@ class Replays:
             values = np.array([each[name] for each in middle])
             if not np.isfinite(values).all():
                 return None
-            value = exact.get(name, float(values.mean()))
+            mean = float(values.mean())
+            value = exact.get(name, mean)
             outside = (self.outside or wider) and name not in exact
-            again = np.array([each[name] for each in fresh])
-            spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma * value))
-            if self.times.sigma is None:
+            if self.times.sigma is None or mean <= 0:
                 return Estimate(value=value, unit=unit, extrapolated=outside)
-            shift = value - float(values.mean())
-            ends = [float(np.mean([each[name] for each in side])) + shift for side in (slow, fast)]
-            ends += [value * each.get(name, 1.0) for each in self.otherwise]
-            low, high = min(ends), max(ends)
+            again = np.array([each[name] for each in fresh])
+            spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma))
+            ends = [float(np.mean([each[name] for each in side])) / mean for side in (slow, fast)]
+            ends += [each.get(name, 1.0) for each in self.otherwise]
+            low, high = _apart(value, (min(ends), max(ends)), (spread, spread))
+            if self.alone and name.startswith(("latency_s", "ttft_s")):
+                low = max(low, min(value, *(each[name] for each in self.alone)))
             return Estimate(
                 value=value,
-                low=max(value - float(np.hypot(value - low, spread)), 0.0),
-                high=value + float(np.hypot(high - value, spread)),
+                low=low,
+                high=high,
                 unit=unit,
                 runs=self.times.runs,
                 extrapolated=outside,
             )
 
         def three(name: str, unit: str, beyond: Mapping[str, float]) -> dict[str, Estimate | None]:
-            return {
+            found = {
                 which: estimate(f"{name}.{which}", unit, sigma=beyond.get(which, 0.0))
                 for which in ("mean", "p50", "p95")
             }
+            found["p50"], found["p95"] = _in_order(found["p50"], found["p95"])
+            return found
 
         device, drawn = estimate("device_s", "device-s"), None
         if self.power is not None:
@@ -444,6 +460,8 @@ class Replays:
             )
         price = self.manifest.price_usd_per_device_hour
         latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
+        ttft = three("ttft_s", "s", {})
+        ttft = {which: _in_order(each, latency[which])[0] for which, each in ttft.items()}
         per_token = latency["mean"]
         if per_token is not None and tokens is not None:
             each = self.whole.num_devices / tokens.value
@@ -454,7 +472,7 @@ class Replays:
             step_time=step_times(self.tables["steps"]),  # of all replicas
             accuracy=self._accuracy(),
             latency_s=latency,
-            ttft_s=self._undetermined(three("ttft_s", "s", {})),
+            ttft_s=self._undetermined(ttft),
             tpot_s=three("tpot_s", "s/token", {}),
             tokens_per_problem=tokens,
             flops_per_problem=self._flops(found.flops_per_problem),
@@ -489,26 +507,23 @@ class Replays:
                 moved = took[last] * np.exp(off[(last + first) % off.size])
                 ratios.append((smooth - begun) / ((came[last] + moved).max() - begun))
         slow, fast = np.quantile(ratios, (1 - LEVEL) / 2), np.quantile(ratios, (1 + LEVEL) / 2)
-        below = found.value * max(1.0 - float(slow), 0.0)
-        above = found.value * max(float(fast) - 1.0, 0.0)
-        return replace(
-            found,
-            low=max(found.value - float(np.hypot(found.value - found.low, below)), 0.0),
-            high=found.value + float(np.hypot(found.high - found.value, above)),
-        )
+        known = (found.low / found.value, found.high / found.value)
+        beyond = (max(-float(np.log(slow)), 0.0), max(float(np.log(fast)), 0.0))
+        low, high = _apart(found.value, known, beyond)
+        return replace(found, low=low, high=high)
 
     def _fresh_draw(self, values: Floats, fresh: Floats) -> float:
-        """Return the half-width of the 90 % interval of one draw more around the mean of `values`.
+        """Return the half-width, in logs, of the 90 % interval of one draw more around `values`.
 
         t s sqrt(1 + 1/k), with t the 95 % quantile of Student's law, k the draws behind the mean,
         and s the spread of `fresh` runs. The samples recorded are a draw themselves: n of N more
         where n of N are replayed. Drawn with replacement, N samples vary by (N - 1) / N too little.
         """
         again = fresh if fresh.size else values
-        again = again[np.isfinite(again)]
+        again = again[np.isfinite(again) & (again > 0)]
         if again.size < 2:
             return 0.0
-        variance = float(again.var(ddof=1))
+        variance = float(np.log(again).var(ddof=1))
         factor = 1 + (1 / values.size if values.size > 1 else 0.0)
         if fresh.size and self.samples_drawn:
             own = [self.sources[0].problems[name] for name in self.ids]
@@ -717,6 +732,35 @@ def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:
         if law_key(table.engine) == law_key(engine) and engine.num_gpu_blocks is None:
             return replace(engine, num_gpu_blocks=table.engine.num_gpu_blocks)
     return engine
+
+
+def _apart(
+    value: float, ratios: tuple[float, float], spreads: tuple[float, float]
+) -> tuple[float, float]:
+    """Return an interval whose ends lie off by ratios to the value and by independent log spreads.
+
+    These add up as squares in logs, so that no end of what is positive comes near to zero alone.
+    """
+    below, above = (
+        float(np.exp(np.hypot(np.log(ratio), spread)))
+        for ratio, spread in zip(ratios, spreads, strict=True)
+    )
+    return value / below, value * above
+
+
+def _in_order(
+    less: Estimate | None, more: Estimate | None
+) -> tuple[Estimate | None, Estimate | None]:
+    """Return two estimates, of which one is known to be no more than the other.
+
+    Where the less is above its lower end so is the more, and the other way round.
+    """
+    if less is None or more is None or less.high is None or more.low is None:
+        return less, more
+    assert less.low is not None and more.high is not None
+    high = max(less.value, min(less.high, more.high))
+    low = min(more.value, max(less.low, more.low))
+    return replace(less, high=high), replace(more, low=low)
 
 
 def _means(statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:

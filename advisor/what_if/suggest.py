@@ -62,9 +62,11 @@ def suggest(recording: Recording) -> Suggestion | str:
         )
     try:
         arguments = change.arguments
-        if len(alike) > 1 and arguments[0] == "--replicas":  # one more than there are
-            more = f"engine.data_parallel_size={run.engine.data_parallel_size + 1}"
-            arguments = ("--set", more)
+        if len(alike) > 1 and arguments[0] == "--replicas":
+            facts = recording.manifest.models.get(run.engine.model)
+            if facts is None or not facts.num_experts:  # one more than there are
+                more = f"engine.data_parallel_size={run.engine.data_parallel_size + 1}"
+                arguments = ("--set", more)
         prediction = _predicted(recording, run, arguments)
         return Suggestion(arguments=(*chosen, *arguments), why=change.why, prediction=prediction)
     except TtscopeError as error:

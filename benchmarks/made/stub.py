@@ -114,7 +114,7 @@ class StubEngine(Engine):
                 results.append(self._result(made, "abort"))
         return results
 
-    def poll(self):
+    def poll(self, wait_s=None):
         begun = time.monotonic_ns()
         if self.step_s:
             time.sleep(self.step_s)

@@ -102,6 +102,22 @@ class SampleResult:
     error: str | None = None
 
 
+NO_ROOM = "no room"  # the error of a request that was not sent
+
+
+def refusal(request_id: str, end: int, prompt_tokens: int | None = None) -> SampleResult:
+    """Return what became of a request to which max_tokens or the model's length leave nothing."""
+    return SampleResult(
+        request_id=request_id,
+        text="",
+        finish_reason=None,
+        end=end,
+        prompt_tokens=prompt_tokens,
+        output_tokens=0,
+        error=NO_ROOM,
+    )
+
+
 class StepSource(Protocol):
     """The steps of an engine: `dropped` were lost, `failure` says why none are watched any more."""
 
@@ -183,8 +199,11 @@ class Engine(ABC):
         """Stop samples that are still running; returns what they had by then."""
 
     @abstractmethod
-    def poll(self) -> list[SampleResult]:
-        """Advance the engine, or wait a moment for it; returns the samples that ended."""
+    def poll(self, wait_s: float | None = None) -> list[SampleResult]:
+        """Advance the engine, or wait a moment for it; returns the samples that ended.
+
+        `wait_s` is the longest to wait for a server. A step in this process takes what it takes.
+        """
 
     @abstractmethod
     def close(self) -> None:

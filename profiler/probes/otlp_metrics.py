@@ -11,6 +11,7 @@ Names are of the GenAI and hardware conventions where these have one (semantic c
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import threading
@@ -117,7 +118,30 @@ def exporter_arguments(url: str | None, signal: str) -> dict[str, Any] | None:
     path = f"/v1/{signal.lower()}"
     if url is not None:
         return {"endpoint": url if url.endswith(path) else url.rstrip("/") + path}
-    return {} if endpoint(signal) else None
+    named = (os.environ.get(f"OTEL_{signal}_EXPORTER") or "otlp").replace(" ", "").split(",")
+    return {} if endpoint(signal) and "otlp" in named else None
+
+
+def by_grpc(url: str | None, signal: str) -> bool:
+    """Return whether the environment asks for gRPC. Raises UsageError for a protocol of neither."""
+    protocol = (
+        os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL")
+        or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        or "http/protobuf"
+    )
+    if url is None and protocol not in ("grpc", "http/protobuf"):
+        raise UsageError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: http/protobuf or grpc")
+    return url is None and protocol == "grpc"
+
+
+def grpc_exporters(module: str) -> Any:
+    """Return a module of OpenTelemetry's exporters by gRPC. Raises UsageError without them."""
+    try:
+        return importlib.import_module(f"opentelemetry.exporter.otlp.proto.grpc.{module}")
+    except ImportError:
+        raise UsageError(
+            f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc: {install_command('grpc')}, or say http/protobuf"
+        ) from None
 
 
 def exporter_of(url: str | None = None) -> MetricExporter | None:
@@ -125,28 +149,12 @@ def exporter_of(url: str | None = None) -> MetricExporter | None:
 
     Raises UsageError where it asks for what is not there.
     """
-    named = os.environ.get("OTEL_METRICS_EXPORTER", "otlp").replace(" ", "").split(",")
-    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or "otlp" not in named
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     arguments = exporter_arguments(url, "METRICS")
     if arguments is None or (disabled and url is None):
         return None
-    protocol = (
-        os.environ.get("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL")
-        or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        or "http/protobuf"
-    )
-    if url is None and protocol == "grpc":
-        try:
-            from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
-                OTLPMetricExporter as GrpcExporter,
-            )
-        except ImportError:
-            raise UsageError(
-                f"OTEL_EXPORTER_OTLP_PROTOCOL=grpc: {install_command('grpc')}, or say http/protobuf"
-            ) from None
-        exporter: MetricExporter = GrpcExporter()
-    elif url is None and protocol != "http/protobuf":
-        raise UsageError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: http/protobuf or grpc")
+    if by_grpc(url, "METRICS"):
+        exporter: MetricExporter = grpc_exporters("metric_exporter").OTLPMetricExporter()
     else:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 

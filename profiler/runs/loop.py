@@ -23,6 +23,7 @@ from profiler.engines.interface import (
     Prompt,
     SampleRequest,
     SampleResult,
+    refusal,
 )
 from profiler.policies.interface import Decision, Draw, GoOn, Move, Revise, Vote
 from profiler.policies.registry import effort_for, start
@@ -42,7 +43,6 @@ from traces.schema.tts.policy import Policy
 Progress = Callable[[int, int], None]
 _SCORER_WAIT_S = 0.01
 _IDLE_S = 0.01
-NO_ROOM = "no room"  # the error of a request that was not sent
 
 
 @dataclass(kw_only=True)
@@ -50,8 +50,8 @@ class Run:
     """One policy over all problems of a workload; `go` works through them.
 
     Problems that take longer than `timeout_s` are answered by the votes there are; none begins
-    after `stop_after_s`. With `arrivals_s`, ascending, each begins at its time, however many are in
-    flight.
+    after `stop_after_s`. With `arrivals_s`, ascending, each arrives at its time, however many are
+    in flight, and begins between two steps of an engine in this process.
     """
 
     workload: Workload
@@ -79,7 +79,8 @@ class Run:
         total, done = len(waiting), 0
         self.open_spans()
         ended = False
-        self.begun_s, arrivals = time.monotonic(), deque(self.arrivals_s or ())
+        begun = now_ns()
+        arrivals = deque(begun + int(each * 1e9) for each in self.arrivals_s or ())
         last = float("inf") if self.stop_after_s is None else time.monotonic() + self.stop_after_s
         try:
             progress(0, total)
@@ -88,8 +89,8 @@ class Run:
                     total -= len(waiting)
                     waiting.clear()
                 while waiting and self._has_room(arrivals, concurrency):
-                    self._begin(waiting.popleft())
-                self._advance()
+                    self._begin(waiting.popleft(), arrivals.popleft() if arrivals else None)
+                self._advance(arrivals[0] if arrivals else None)
                 if (finished := total - len(waiting) - len(self.flights)) != done:
                     done = finished
                     progress(done, total)
@@ -111,20 +112,19 @@ class Run:
             keep_text=self.keep_text,
         )
 
-    def _has_room(self, arrivals: deque[float], concurrency: int) -> bool:
+    def _has_room(self, arrivals: deque[int], concurrency: int) -> bool:
         """Whether the next problem may begin now; waits a moment where nothing else is to do."""
         if not arrivals:
             return len(self.flights) < concurrency
-        early_s = arrivals[0] - (time.monotonic() - self.begun_s)
-        if early_s > 0:
-            if not self.open:
-                time.sleep(min(early_s, _IDLE_S))
-            return False
-        arrivals.popleft()
-        return True
+        early_s = (arrivals[0] - now_ns()) / 1e9
+        if early_s > 0 and not self.open:
+            time.sleep(min(early_s, _IDLE_S))
+        return early_s <= 0
 
-    def _advance(self) -> None:
-        for result in self.engine.poll():
+    def _advance(self, arrival: int | None) -> None:
+        """Take what ends before the next arrival, unix nanoseconds; None where none is set."""
+        until = () if arrival is None else (max(arrival - now_ns(), 0) / 1e9,)
+        for result in self.engine.poll(*until):
             self._take(result)
         self._take_refused()
         self._take_scores(wait_s=0.0 if self.open else _SCORER_WAIT_S)
@@ -238,7 +238,7 @@ class Run:
         if sent.fixed_tokens is not None:
             max_tokens = sent.fixed_tokens
         if max_tokens is not None and max_tokens < 1:
-            self.refused.append(_refusal(request_id))
+            self.refused.append(refusal(request_id, now_ns()))
             return
         context = sent.span.get_span_context()
         native = sent.forced_at is None and not self._continues(sent.draw)
@@ -405,15 +405,3 @@ def _held_to_its_length(sent: Sent, result: SampleResult) -> SampleResult:
     if given is None or came is None or came == given or result.error is not None:
         return result
     return replace(result, error="length not kept")
-
-
-def _refusal(request_id: str) -> SampleResult:
-    """A request that was not sent, since max_tokens or the model's length leave it nothing."""
-    return SampleResult(
-        request_id=request_id,
-        text="",
-        finish_reason=None,
-        end=now_ns(),
-        output_tokens=0,
-        error=NO_ROOM,
-    )

@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import (
@@ -34,8 +34,10 @@ from profiler.engines.server.access import without_secrets
 from profiler.probes.otlp_metrics import (
     OtlpMetrics,
     TableMetrics,
+    by_grpc,
     exporter_arguments,
     exporter_of,
+    grpc_exporters,
     once_a_message,
 )
 from traces.clock import now_ns
@@ -133,6 +135,17 @@ class KeptTracer:
         return KeptSpan(name, own, attributes, start_time, self._recorder)
 
 
+def _span_exporter(otlp: str | None) -> SpanExporter | None:
+    """Return the exporter of spans that is asked for, as `exporter_of` does for metrics."""
+    arguments = exporter_arguments(otlp, "TRACES")
+    if arguments is None:
+        return None
+    if by_grpc(otlp, "TRACES"):
+        exporter: SpanExporter = grpc_exporters("trace_exporter").OTLPSpanExporter()
+        return exporter
+    return OTLPSpanExporter(**arguments)
+
+
 class Telemetry:
     """A tracer whose spans the recording keeps, and the metrics of its steps.
 
@@ -145,7 +158,7 @@ class Telemetry:
         self, recorder: RecordingSpanProcessor, *, resource: Mapping[str, str], otlp: str | None
     ) -> None:
         check_settings(otlp)
-        spans, exporter = exporter_arguments(otlp, "TRACES"), exporter_of(otlp)
+        spans, exporter = _span_exporter(otlp), exporter_of(otlp)
         self.tracer: KeptTracer | Tracer = KeptTracer(recorder)
         self._traces: TracerProvider | None = None
         if spans is not None:
@@ -157,7 +170,7 @@ class Telemetry:
                 shutdown_on_exit=False,
             )
             self._traces.add_span_processor(recorder)
-            self._traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**spans)))
+            self._traces.add_span_processor(BatchSpanProcessor(spans))
             logging.getLogger("opentelemetry").addFilter(once_a_message)
             self.tracer = self._traces.get_tracer("ttscope")
         self._metrics: TableMetrics | None = None

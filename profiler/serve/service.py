@@ -22,10 +22,10 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from prometheus_client import Counter as Count
 from yarl import URL
 
+from profiler.engines.interface import NO_ROOM
 from profiler.engines.server.server import OWN_ERRORS
 from profiler.policies.registry import effort_for
 from profiler.runs.flight import Flight, Sent
-from profiler.runs.loop import NO_ROOM
 from profiler.runs.telemetry import Telemetry
 from profiler.serve.live_run import CLIENT, ENDED, SCORES_S, LiveRun
 from profiler.serve.question import (

@@ -23,17 +23,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from profiler.engines.options import EngineOptions
 from profiler.probes.power import HZ, check_hz
+from profiler.workload.problems import load_workload
 from profiler.workload.verifiers import NAMES as VERIFIERS
 from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.plain_yaml import plain_yaml
 from traces.recording.manifest import NAME, read_manifest
+from traces.recording.reader import Recording
 from traces.schema.record import Record
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
@@ -217,7 +222,8 @@ def run_plan(
 
     `on_line` hears of progress: {"job", "done", "total"} and {"job", "state"}. A job that fails
     leaves its error in `<folder>/failures.jsonl` and the rest goes on. `runner` runs engines
-    elsewhere than in processes of this machine, one at a time.
+    elsewhere than in processes of this machine, one at a time. Raises UsageError where a finished
+    recording in the folder is of another workload or load than the plan's.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,11 +231,13 @@ def run_plan(
         raise UsageError(f"-o {folder}: cannot be written ({error.strerror})") from None
     outcomes: list[Outcome] = []
     missing: list[EngineJobs] = []
+    hash_of = cache(_hash_of)  # reads each file once
     for group in plan:
         left = []
         for job in group.jobs:
             path = folder / job.name
             if finished(path):
+                _check_same(path, job, hash_of)
                 outcomes.append(Outcome(name=job.name, path=path, error=None, skipped=True))
                 on_line({"job": job.name, "state": "skipped"})
             else:
@@ -254,6 +262,42 @@ def finished(path: Path) -> bool:
         return read_manifest(path).complete
     except TtscopeError:
         return False
+
+
+def _check_same(path: Path, job: Job, hash_of: Callable[..., str]) -> None:
+    """Raise UsageError where a finished recording is not what the job would record."""
+    manifest = read_manifest(path)
+    asked = hash_of(job.workload, job.problems, job.seed, job.verifier, job.system_prompt)
+    kept = manifest.checkpoints
+    forced = () if kept is None else (*kept.budgets, kept.samples)
+    wanted = (*sorted(job.budget_checkpoints), min(job.checkpoint_samples, job.policy.n))
+    same = {
+        "workload": manifest.workload is not None and manifest.workload.hash == asked,
+        "concurrency": manifest.concurrency == job.concurrency,
+        "budget_checkpoints": not job.budget_checkpoints or forced == wanted,
+        "record_text": manifest.text_recorded or not job.record_text,
+        "logprobs": not job.logprobs or _has_logprobs(path),
+    }
+    if other := [name for name, alike in same.items() if not alike]:
+        raise UsageError(
+            f"{path}: was recorded with another {' and '.join(other)} than is asked for. "
+            "Name another folder"
+        )
+
+
+def _hash_of(
+    source: str, problems: int | None, seed: int, verifier: str | None, system_prompt: str | None
+) -> str:
+    """Return the hash of a workload's problems."""
+    loaded = load_workload(
+        source, problems=problems, seed=seed, verifier=verifier, system_prompt=system_prompt
+    )
+    return loaded.facts(None).hash
+
+
+def _has_logprobs(path: Path) -> bool:
+    ended = Recording.open(path).samples.filter(pl.col("finish_reason").is_in(["stop", "length"]))
+    return not ended.height or ended["logprob_mean"].null_count() < ended.height
 
 
 def run_here(plan: Sequence[EngineJobs], folder: Path, on_line: Listener) -> list[Outcome]:

@@ -152,7 +152,7 @@ def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str,
     """Return what a task asks of one node: a GPU for each rank.
 
     An engine on CPUs asks for a node of its own, since it computes on all cores. Raises EngineError
-    where no node is large enough.
+    where no node is large enough, or none has a CPU.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     ranks = group.engine.tensor_parallel_size or 1
@@ -160,7 +160,12 @@ def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str,
     if group.engine.endpoint is not None:
         return {"num_cpus": 1}
     if not gpus:
-        return {"num_cpus": min(each["CPU"] for each in resources if each.get("CPU"))}
+        if not (cpus := [each["CPU"] for each in resources if each.get("CPU")]):
+            raise EngineError(
+                "no node of the cluster has a CPU or a GPU to run on. Add one with ray start "
+                "--address HOST:PORT"
+            )
+        return {"num_cpus": min(cpus)}
     if gpus < ranks:
         raise EngineError(
             f"tensor_parallel_size {ranks} needs as many GPUs on one node. The largest has {gpus:g}"

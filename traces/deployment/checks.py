@@ -339,9 +339,12 @@ def _differs(expected: Expectations, run: Run, price: float | None) -> tuple[str
             "answers are the same is not known"
         )
     before, after = expected.engine.to_json(), run.engine.to_json()
+    servers, ranks = expected.engine.by_server()  # a server does not tell of others
+    several = servers > 1 and run.engine.data_parallel_size in (1, ranks)
+    unseen = ("tensor_parallel_size", *(("data_parallel_size",) if several else ()))
     for name, value in before.items():
         known = after[name] is not None and name not in _SETTINGS
-        untold = run.engine.mode == "server" and name == "tensor_parallel_size"
+        untold = run.engine.mode == "server" and name in unseen
         if known and not untold and after[name] != value:
             told.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
     told += _lost(None, run)
@@ -656,14 +659,9 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         if compared.reason is not None:
             raise TtscopeError(f"cannot be compared: {compared.reason}")
         chosen = [each for each in chosen if each.tag in there]
-    loads = [
-        f"{name} {_said(a)} -> {_said(b)}"
-        for name, (a, b) in compared.config.items()
-        if name in LOAD and not (a and b and abs(b / a - 1) < ROOM)
-    ]
-    other_load = f"the load is another one ({', '.join(loads)})" if loads else None
+    other_load = load_differs(compared)
     judged = judge(chosen, compared) if chosen else ()
-    timed = [each.limit.text for each in judged if each.timed and limits and loads]
+    timed = [each.limit.text for each in judged if each.timed and limits and other_load]
     checks = [_change_of(each, other_load) for each in judged]
     drafts = _acceptance(baseline, run)
     checks += [] if drafts is None or limits else [drafts]
@@ -683,6 +681,16 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
         if any(each.timed for each in judged) and undone is None
         else None,
     )
+
+
+def load_differs(compared: Difference) -> str | None:
+    """Return how the load is another one, by a tenth or more, so that times cannot be judged."""
+    loads = [
+        f"{name} {_said(a)} -> {_said(b)}"
+        for name, (a, b) in compared.config.items()
+        if name in LOAD and not (a and b and abs(b / a - 1) < ROOM)
+    ]
+    return f"the load is another one ({', '.join(loads)})" if loads else None
 
 
 def _change_of(judged: Judged, other_load: str | None) -> Check:

@@ -29,6 +29,7 @@ _PHASES = (  # name, begins at, ends at
     ("thinking", "first_token", "think_end"),
     ("answer", "think_end", "end"),
 )
+_TOOK = pl.coalesce("wall_ns", "interval_ns")  # of a step
 Slice = dict[str, Any]
 _FIRST_TRACK = 100_000  # above the numbers of processes: a thread of its process's is its main one
 
@@ -76,7 +77,10 @@ def _slices(recording: Recording, base: int, tracks: _Tracks) -> Iterator[tuple[
         lanes = _Lanes(tracks, f"engine {engine}", "steps")
         for row in steps.sort("begin").iter_rows(named=True):
             track = lanes.take(row["begin"], row["end"])
-            yield "steps", _slice("step", track, row["begin"], row["wall_ns"], _told(row, "begin"))
+            yield (
+                "steps",
+                _slice("step", track, row["begin"], row["took"], _told(row, "begin", "took")),
+            )
         own = kernels.filter(pl.col("engine") == engine)
         for piece in _kernels(own, steps, engine, base, tracks):
             yield "kernels", piece
@@ -87,12 +91,16 @@ def _slices(recording: Recording, base: int, tracks: _Tracks) -> Iterator[tuple[
 
 
 def _placed(steps: pl.DataFrame, first: int) -> pl.DataFrame:
-    """Return the steps that have a time, by it, with `begin`; undated ones in turn from `first`."""
-    known = steps.drop_nulls("wall_ns").sort("step")
+    """Return the steps by their times, with `begin` and `took`; undated ones in turn from `first`.
+
+    Where the wall time is not known a step began at the end of the step before. One without either
+    time is left out.
+    """
+    known = steps.with_columns(took=_TOOK).drop_nulls("took").sort("step")
     if known["end"].null_count() == known.height:
-        known = known.with_columns(end=first + pl.col("wall_ns").cum_sum())
+        known = known.with_columns(end=first + pl.col("took").cum_sum())
     known = known.drop_nulls("end").sort("end")
-    return known.with_columns(begin=pl.col("end") - pl.col("wall_ns"))
+    return known.with_columns(begin=pl.col("end") - pl.col("took"))
 
 
 def _problems(problems: pl.DataFrame, tracks: _Tracks) -> Iterator[Slice]:
@@ -178,7 +186,7 @@ def _told(row: Mapping[str, Any], *without: str) -> dict[str, Any]:
 
 def _first_time(recording: Recording) -> int:
     """Return the earliest time that a slice begins at, 0 when nothing has a date."""
-    steps = recording.steps.select(pl.col("end") - pl.col("wall_ns")).to_series()
+    steps = recording.steps.select(pl.col("end") - _TOOK).to_series()
     columns = [
         recording.problems["arrival"],
         recording.samples["arrival"],

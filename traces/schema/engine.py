@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 
 
 EXPERTS = "enable_expert_parallel"  # in `EngineConfig.other`, where it is so
+RANKS = "ranks"  # there: data-parallel ranks of each of the servers that an engine stands for
 LOOKUPS = ("ngram", "ngram_gpu", "suffix")  # methods of speculation without a model that drafts
 UNKNOWN_METHOD = "unknown"  # of speculation that a server's metrics alone tell
 
@@ -85,6 +86,38 @@ class EngineConfig(Record):
         """Whether the ranks of tensor and data parallelism share whole experts."""
         return dict(self.other).get(EXPERTS) == "true"
 
+    @property
+    def ranks(self) -> int | None:
+        """Data-parallel ranks of each server that it stands for, None where these differ.
+
+        Ranks of a mixture share its experts, and servers behind a router share nothing. An engine
+        without RANKS is one server, or those at its `urls`.
+        """
+        other = dict(self.other)
+        if RANKS in other:
+            return int(other[RANKS]) if re.fullmatch(r"[1-9]\d{0,5}", other[RANKS]) else None
+        servers = len(other.get("urls", "").split()) or 1
+        return None if self.data_parallel_size % servers else self.data_parallel_size // servers
+
+    def of_servers(self, ranks: int) -> EngineConfig:
+        """Return the engine as servers of so many data-parallel ranks each."""
+        rest = (pair for pair in self.other if pair[0] != RANKS)
+        return replace(self, other=(*rest, (RANKS, str(ranks))))
+
+    def by_server(self) -> tuple[int, int]:
+        """Return how many servers it is told to stand for, else one, and the ranks of each."""
+        size, ranks = self.data_parallel_size, self.ranks if RANKS in dict(self.other) else None
+        ranks = min(ranks or size, size) or 1
+        return (1, size) if size % ranks else (size // ranks, ranks)
+
+    def replica_words(self) -> str:
+        """Return what shares its load, such as `4 servers`; empty where it is one engine."""
+        servers, ranks = self.by_server()
+        told = RANKS in dict(self.other) and self.ranks is not None
+        what = "data-parallel ranks" if told else "replicas"
+        words = [f"{servers} servers"] if servers > 1 else []
+        return " of ".join([*words, *([f"{ranks} {what}"] if ranks > 1 else [])])
+
     def one_replica(self) -> EngineConfig:
         """Return the engine of one data-parallel rank: with its limits, blocks and devices."""
         count = self.data_parallel_size
@@ -94,8 +127,9 @@ class EngineConfig(Record):
     def label(self) -> str:
         """Return the short form shown in tables, such as `tp2 seqs64 ngram k3`."""
         parts = [f"tp{self.tensor_parallel_size}"]
-        if self.data_parallel_size > 1:
-            parts.append(f"dp{self.data_parallel_size}")
+        servers, ranks = self.by_server()
+        parts += [f"dp{ranks}"] if ranks > 1 else []
+        parts += [f"servers{servers}"] if servers > 1 else []
         if self.max_num_seqs is not None:
             parts.append(f"seqs{self.max_num_seqs}")
         if self.speculative is not None:
@@ -111,8 +145,7 @@ class EngineConfig(Record):
         words = [f"{count} {self.gpu}" if self.gpu else counted(count, "device")]
         if self.tensor_parallel_size > 1:
             words.append(f"tensor parallel {self.tensor_parallel_size}")
-        if self.data_parallel_size > 1:
-            words.append(f"{self.data_parallel_size} replicas")
+        words += [each for each in (self.replica_words(),) if each]
         if self.max_num_seqs is not None and limits:
             words.append(f"up to {counted(self.max_num_seqs, 'sample')} at once")
         if self.speculative is not None:

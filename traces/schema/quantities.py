@@ -146,7 +146,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         unit="problems/s",
         noun="throughput",
         title="throughput",
-        meaning="Problems a second that the engine answers when it is kept busy.",
+        meaning="Problems a second that are answered under the load that was asked for.",
         higher_is_better=True,
     ),
     Quantity(

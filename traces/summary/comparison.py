@@ -36,6 +36,7 @@ from traces.statistics import (
 )
 from traces.summary.kernels import sample_times
 from traces.summary.metrics import METRICS, Metric, latency_metric
+from traces.summary.problems import mostly_told
 from traces.summary.run import Run, conditions, summarise, to_plain
 
 # How far apart two runs of the same configuration lie: the spread from run to run.
@@ -392,6 +393,14 @@ class _Numbers:
         """Return a number for each of the problems, nan where it is not known."""
         return self._columns[column]
 
+    def tells(self, metric: Metric) -> bool:
+        """Whether nearly all problems have the number; of a time, those that have a latency."""
+        assert metric.column is not None
+        numbers = self._columns[metric.column]
+        of = np.isfinite(self._columns["latency_s"]) if metric.timed else slice(None)
+        # The unjudged count as in the accuracy, and joules are missing where the profiler was.
+        return metric.column in ("correct", "energy_j") or mostly_told(numbers[of])
+
     @cached_property
     def _samples(self) -> pl.DataFrame:
         if self._run.sample_rows is None or self._run.windows is None:
@@ -421,6 +430,8 @@ def _statistics(metric: Metric, runs: Sequence[_Numbers]) -> list[Drawn] | None:
     if metric.column is not None:
         columns = [run.per_problem(metric.column) for run in runs]
         finite = np.isfinite(columns).all(axis=0)
+        if not all(run.tells(metric) for run in runs):
+            return None
         return [drawn(each[finite], metric.q) for each in columns] if finite.any() else None
     if metric.sample_column is None:
         return None

@@ -479,12 +479,15 @@ def _table(recording: Recording, key: str, curve: Curve, window: Window) -> Powe
     if recording.manifest.dropped.get("steps"):
         return None
     steps = recording.frame("steps", _STEPS).filter(pl.col("engine") == key).sort("end")
-    steps = steps.drop_nulls(["end", "wall_ns", "prefill_requests", "decode_requests"])
+    steps = steps.drop_nulls(["end", "prefill_requests", "decode_requests"]).with_columns(
+        took=pl.coalesce("interval_ns", "wall_ns") / 1e9
+    )
+    steps = steps.drop_nulls("took")
     if steps.is_empty():
         return None
     start, end = window
     ended = (steps["end"].to_numpy() - start) / 1e9
-    took = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series().to_numpy() / 1e9
+    took = steps["took"].to_numpy()
     begun = np.maximum(ended - took, np.concatenate(([-np.inf], ended[:-1])))
     requests = (steps["prefill_requests"] + steps["decode_requests"]).to_numpy()
     # Both rise in a straight line while a step runs and stand still between steps.

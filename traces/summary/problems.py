@@ -305,6 +305,15 @@ FAILED_IMPORT = "Import outcomes in which they did not fail"
 MOST_UNTOLD = 0.05  # share of the problems without a number at which a mean is still given
 
 
+def mostly_told(numbers: Floats) -> bool:
+    """Return whether so few problems have no number, nan, that a mean of the others is of all.
+
+    Those that have one are else others than the rest: a stopping rule cancels samples of easy
+    problems.
+    """
+    return int(np.isnan(numbers).sum()) <= MOST_UNTOLD * numbers.size
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lost:
     """How many of the problems that a run posed were cut off by its timeout, or failed."""

@@ -19,6 +19,7 @@ from traces.clock import KIND
 from traces.recording.manifest import Manifest, WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.window_cost import WindowCost
+from traces.schema.advice import Load
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
@@ -39,12 +40,12 @@ from traces.summary.kernels import (
 )
 from traces.summary.problems import (
     ENDED,
-    MOST_UNTOLD,
     Lost,
     busy_seconds,
     engine_steps,
     engine_windows,
     lost_problems,
+    mostly_told,
     problem_rows,
     run_keys,
     samples_with_shares,
@@ -70,7 +71,8 @@ class Run:
     requests all failed.
     `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
     JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
-    `conditions` (the load and the machine, which repeats share), `imported` (the foreign format of
+    `conditions` (the load and the machine, which repeats share), `load` (by itself),
+    `price_usd_per_device_hour` (of the cost), `imported` (the foreign format of
     imported outcomes, whose engine is known by name only), `failed_problems` (of an import, of
     which a sample failed), `curve` (published averages of which
     the run is), and the frames behind the numbers:
@@ -112,6 +114,8 @@ class Run:
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
     workload: WorkloadFacts | None = None
     conditions: tuple[Hashable, ...] = ()
+    load: Load | None = None
+    price_usd_per_device_hour: float | None = None
     imported: str | None = None
     identities: str | None = field(default=None, repr=False, compare=False)
     failed_problems: int = 0
@@ -147,6 +151,7 @@ class Run:
         frames = {"rows", "sample_rows", "step_rows", "windows"}
         hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
         hidden |= frames | {"identities", "curve", "failed_problems"}
+        hidden |= {"load", "price_usd_per_device_hour"}
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
         engine = to_plain(self.engine)
         if self.imported is not None:
@@ -202,7 +207,7 @@ def _run(
     curve = PublishedCurve.told(manifest.provenance)
     published = () if curve is None else published_votes(curve)
     judged = rows.filter(pl.col("state") != "in_flight")
-    latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
+    latency, tokens = _numbers(decided, "latency_s"), _told(decided, "tokens")
     window = run_window(rows, samples)
     known = WindowTimes(rows=decided, windows=windows)
     of_each = _of_each(decided, samples, windows)
@@ -230,7 +235,7 @@ def _run(
         sample_latency_s=_imported_latency(samples),
         throughput_tokens_per_s=known.throughput(made, window),
         cost_per_token_device_s=None  # an import does not tell on how many devices
-        if imported is not None
+        if imported is not None or not tokens.size
         else known.estimate(ratio(latency * devices, tokens, "device-s/token")),
         steps=steps.height or None,
         step_time=step_times(steps),
@@ -249,6 +254,8 @@ def _run(
         seconds=seconds_by_kind(steps),
         workload=manifest.workload,
         conditions=conditions(manifest),
+        load=Load(concurrency=manifest.concurrency, rate_per_s=manifest.rate_per_s),
+        price_usd_per_device_hour=price,
         imported=imported,
         identities=told.get("identities"),
         failed_problems=left_out,
@@ -264,7 +271,7 @@ def _run(
 def _of_each(decided: pl.DataFrame, samples: pl.DataFrame, windows: WindowCost) -> dict[str, Any]:
     """Return the fields of a `Run` that are of its decided problems, each by itself."""
     measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
-    latency, tokens = _numbers(decided, "latency_s"), _numbers(decided, "tokens")
+    latency = _numbers(decided, "latency_s")
     known = WindowTimes(rows=decided, windows=windows)
     times = known.of_samples(samples)
 
@@ -277,11 +284,32 @@ def _of_each(decided: pl.DataFrame, samples: pl.DataFrame, windows: WindowCost) 
         "latency_s": known.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
         "ttft_s": of_samples("ttft", "s"),
         "tpot_s": of_samples("tpot", "s/token"),
-        "tokens_per_problem": mean(tokens, "tokens"),
+        "tokens_per_problem": mean(_told(decided, "tokens"), "tokens"),
         "flops_per_problem": mean(_told(decided, "flops"), "FLOP"),
         "device_s_per_problem": known.estimate(mean(_told(measured, "device_s"), "device-s")),
         "cost_usd_per_problem": known.estimate(mean(_told(measured, "cost_usd"), "USD")),
     }
+
+
+def at_price(run: Run, price: float | None, rate_per_s: float | None = None) -> Run:
+    """Return a run whose cost is that of its device time at a price, in USD per device-hour.
+
+    At a rate the devices are paid for while they idle: device time is at least devices / rate.
+    """
+    device = run.device_s_per_problem
+    if rate_per_s is not None:
+        floor = run.engine.num_devices / rate_per_s
+        paid = Estimate(value=floor, unit="device-s")
+        device = paid if device is None else device.at_least(floor)
+    elif price == run.price_usd_per_device_hour:
+        return run
+    cost = None if device is None or price is None else device.scaled(price / 3600, "USD")
+    return replace(
+        run,
+        device_s_per_problem=device,
+        cost_usd_per_problem=cost,
+        price_usd_per_device_hour=price,
+    )
 
 
 def latency_percentile(run: Run, percentile: int) -> Estimate | None:
@@ -344,14 +372,8 @@ def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.fl
 
 
 def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the numbers, or none at all where too many problems have none.
-
-    Those that have one are then others than the rest: a stopping rule cancels samples of easy
-    problems.
-    """
     numbers = _numbers(frame, column)
-    untold = np.isnan(numbers).sum()
-    return numbers if untold <= MOST_UNTOLD * numbers.size else numbers[:0]
+    return numbers if mostly_told(numbers) else numbers[:0]
 
 
 def _sum_or_none(column: pl.Series) -> float | None:

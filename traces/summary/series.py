@@ -81,7 +81,8 @@ class Timeline:
         times = ends.to_numpy()
         if not ends.is_sorted():
             times = np.maximum.accumulate(times)
-        begins = times - steps["wall_ns"].fill_null(0).to_numpy()
+        took = steps.select(pl.coalesce("wall_ns", "interval_ns").fill_null(0)).to_series()
+        begins = times - took.to_numpy()
         np.maximum(begins[1:], times[:-1], out=begins[1:])
         batch = pl.coalesce(pl.col("prefill_requests") + pl.col("decode_requests"), "running")
         tokens = steps.select(OUTPUT_TOKENS.cast(pl.Float64)).to_series()

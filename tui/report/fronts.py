@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from traces.schema.advice import Budget, Pick, Recommendation
+from traces.schema.advice import Budget, Measured, Pick, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.formats import with_interval
 from traces.schema.quantities import Quantity, quantity
-from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
 from tui.report.charts import Point, Shape, key, limit_key, scatter
 from tui.report.markup import Content, Html, empty, estimated, join, probability, table, tag, term
@@ -20,7 +19,7 @@ from tui.text.advice import limit_on, same
 from tui.text.words import budget_words, goal_words, plain
 
 MOST_ROWS = 60  # of the table; the charts have all
-
+Cross = tuple[Run, Measured]  # a run, and what was measured of it
 
 NO_ENERGY = (
     "No energy: none of the recordings holds readings of power. They are read where the machine "
@@ -83,10 +82,10 @@ def _value(estimate: Estimate | None) -> float:
 def fronts(material: Material) -> Html:
     """Return four charts and the table of what is on them."""
     answer = material.advice
+    crosses = _crosses(material)
     if answer is None:
-        runs = [run for run in material.runs if run.accuracy is not None]
         why = "No fronts: they come with the advice, and there is none (see above)."
-        charts = _charts(("latency_s", "device_s", "energy_j", "tokens"), [], runs, None)
+        charts = _charts(("latency_s", "device_s", "energy_j", "tokens"), [], crosses, None)
         if "<svg" not in charts:
             less = " No run holds an accuracy together with a latency, device time or tokens."
             return empty(why + less)
@@ -105,10 +104,35 @@ def fronts(material: Material) -> Html:
         [
             tag("p", _how_to_read(answer)),
             _legend(answer, rows),
-            _charts(names, rows, material.runs, answer.budget),
+            _charts(names, rows, crosses, answer.budget),
+            _under_another_load(answer, crosses),
             None if priced else tag("p", unpriced, class_="note"),
             _table(rows, limited=bool(budget_words(answer.budget))),
         ]
+    )
+
+
+def _crosses(material: Material) -> list[Cross]:
+    """Return the measured runs that are complete, each as it stands beside the answer."""
+    from advisor.evidence.measured import measured_beside
+    from advisor.search.budget import Prices
+
+    answer = material.advice
+    load, budget = (None, Budget()) if answer is None else (answer.load, answer.budget)
+    runs = [run for run in material.runs if run.complete and run.replay_of is None]
+    return [
+        (run, measured_beside(run, load, Prices.of_run(budget, run))) for run in runs[:MOST_RUNS]
+    ]
+
+
+def _under_another_load(answer: Recommendation, crosses: Sequence[Cross]) -> Html | None:
+    if answer.load is None or all(measured.at_load for _, measured in crosses):
+        return None
+    return tag(
+        "p",
+        f"The page is for {answer.load.words()}. Runs under another load have a cross against "
+        "tokens alone, as load changes times, costs and energy.",
+        class_="note",
     )
 
 
@@ -150,10 +174,10 @@ def _legend(answer: Recommendation, rows: Sequence[Row]) -> Html:
 
 
 def _charts(
-    names: Sequence[str], rows: Sequence[Row], runs: Sequence[Run], budget: Budget | None
+    names: Sequence[str], rows: Sequence[Row], crosses: Sequence[Cross], budget: Budget | None
 ) -> Html:
     """Return the charts, and below them why a quantity has none."""
-    parts = [_chart(quantity(name), rows, runs, budget) for name in names]
+    parts = [_chart(quantity(name), rows, crosses, budget) for name in names]
     drawn = [part for part in parts if "<svg" in part]
     class_ = "charts three" if len(drawn) == 3 else "charts"
     reasons = [part for part in parts if "<svg" not in part]
@@ -161,13 +185,13 @@ def _charts(
 
 
 def _chart(
-    across: Quantity, rows: Sequence[Row], runs: Sequence[Run], budget: Budget | None
+    across: Quantity, rows: Sequence[Row], crosses: Sequence[Cross], budget: Budget | None
 ) -> Html:
     noun = across.noun
     points: list[Point] = []
-    for run in runs[:MOST_RUNS]:
-        x, y = estimate_of(run, across.tag), run.accuracy
-        if x is not None and y is not None and run.complete:
+    for run, measured in crosses:
+        x, y = (measured.estimates[name] for name in (across.name, "accuracy"))
+        if x is not None and y is not None:
             name = plain(run.engine, run.policy, imported=run.imported is not None)
             tip = f"Measured: {name}. {_numbers(noun, x, y)}"
             points.append(Point(x=x, y=y, shape="measured", tip=tip))

@@ -12,7 +12,7 @@ from traces.live.watched import Watched, runs_and_servers
 from traces.recording.reader import Recording
 from traces.schema.advice import Recommendation
 from traces.schema.formats import counted
-from traces.summary.run import Run
+from traces.summary.run import Run, at_price
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts, Tariff
@@ -76,7 +76,7 @@ def gather_material(
     `tariff` the picks' costs are worked out, with `efforts` which of them to use. Raises
     UsageError for a budget that is not understood, or that limits what was not measured.
     """
-    from advisor.search.budget import parse_budget
+    from advisor.search.budget import Prices, parse_budget
 
     budget = parse_budget(given)
     if systems:
@@ -93,7 +93,12 @@ def gather_material(
         of_recording, servers = runs_and_servers(fresh, budget.price_usd_per_device_hour)
         watched += servers
         runs += [
-            replace(run, rows=None, sample_rows=None, step_rows=None)  # the page shows none
+            replace(  # the page shows no rows
+                at_price(run, Prices.of_run(budget, run)),
+                rows=None,
+                sample_rows=None,
+                step_rows=None,
+            )
             for run in of_recording
         ]
     posed = {run.recording for run in runs if run.problems or run.curve is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from traces.live.watched import Watched
 from traces.schema.estimate import Estimate
 from traces.schema.formats import integer, number, percent, percent_change
 from traces.schema.quantities import quantity
@@ -93,17 +94,24 @@ def _warnings(runs: Sequence[Run]) -> Html | None:
     return join([tag("h3", "To know before the numbers"), tag("ul", *items)])
 
 
-def time_breakdown(runs: Sequence[Run]) -> Html:
-    """Return how much of each run's time was prefill, decode, both at once, and idle."""
+def time_breakdown(runs: Sequence[Run], watched: Sequence[Watched] = ()) -> Html:
+    """Return how much of each run's time each kind of step took, and how much was idle."""
     timed = [(i, run) for i, run in enumerate(runs) if sum(run.seconds.values()) > 0]
+    if not timed and any(each.columns for each in watched):
+        return empty(
+            "No shares of time: no run of problems was recorded with steps. What the steps of the "
+            "servers say stands under Servers that were watched."
+        )
     if not timed:
         return empty(
             "No steps: these recordings do not hold what the engine did step by step. ttscope "
             "record holds it. Imported outcomes and servers watched from outside do not."
         )
+    some = {kind for _, run in timed for kind, spent in run.seconds.items() if spent > 0}
+    kinds = {kind: told for kind, told in KINDS.items() if kind != "other" or kind in some}
     length = "Mean seconds of one step of this kind."
     heads: list[Content] = ["run", "share of the time"]
-    heads += [term(kind, told) for kind, told in KINDS.items()]
+    heads += [term(kind, told) for kind, told in kinds.items()]
     heads += [
         term("whole", "From the first step to the last."),
         *(term(f"a {kind} step", length) for kind in ("prefill", "decode", "mixed")),
@@ -111,9 +119,9 @@ def time_breakdown(runs: Sequence[Run]) -> Html:
     rows = []
     for index, run in timed[:MOST_RUNS]:
         total = sum(run.seconds.values())
-        shares = {kind: run.seconds.get(kind, 0.0) / total for kind in KINDS}
+        shares = {kind: run.seconds.get(kind, 0.0) / total for kind in kinds}
         cells: list[Content] = [name_of(run, index), _stack(shares)]
-        for kind, told in KINDS.items():
+        for kind, told in kinds.items():
             spent = run.seconds.get(kind, 0.0)
             meaning = f"{told} {number(spent, 's')} of {number(total, 's')}."
             cells.append(figure(shares[kind], "1", meaning, text=percent(shares[kind])))
@@ -122,7 +130,7 @@ def time_breakdown(runs: Sequence[Run]) -> Html:
             where = f"runs.{index}.step_time.{kind}_s"
             cells.append(estimated(run.step_time.get(f"{kind}_s"), length, key=where))
         rows.append(cells)
-    keys = [tag("span", tag("i", class_=f"swatch {kind}"), kind, class_="key") for kind in KINDS]
+    keys = [tag("span", tag("i", class_=f"swatch {kind}"), kind, class_="key") for kind in kinds]
     none = len(runs) - len(timed)
     note = f"Without recorded steps, and so not shown: {none:,} of {len(runs):,} runs."
     return join(
@@ -242,9 +250,15 @@ def _collectives(run: Run) -> Html:
     return table(heads, rows, caption="Collectives: the devices talking to one another")
 
 
-def speculation(runs: Sequence[Run]) -> Html:
+def speculation(material: Material) -> Html:
     """Return which drafted tokens were accepted, by position, of the runs that speculated."""
-    speculated = [(i, run) for i, run in enumerate(runs) if run.acceptance is not None]
+    speculated = [(i, run) for i, run in enumerate(material.runs) if run.acceptance is not None]
+    numbers = [each.numbers for each in material.watched if each.numbers is not None]
+    if not speculated and any(each.acceptance_length is not None for each in numbers):
+        return empty(
+            "No acceptance by run: no recorded run of problems drafted. What the servers kept of "
+            "their drafts stands under Servers that were watched."
+        )
     if not speculated:
         return empty(
             "No acceptance: no run used speculative decoding. ttscope record --speculative "

@@ -34,9 +34,9 @@ SECTIONS: tuple[Section, ...] = (
     ("verdict", "Verdict", verdict),
     ("fronts", "Accuracy against what it takes", fronts),
     ("runs", "What was measured", lambda material: recorded_runs(material.runs)),
-    ("time", "Where the time went", lambda material: time_breakdown(material.runs)),
+    ("time", "Where the time went", lambda each: time_breakdown(each.runs, each.watched)),
     ("kernels", "Kernels and collectives", lambda material: kernels(material.runs)),
-    ("speculation", "Speculative decoding", lambda material: speculation(material.runs)),
+    ("speculation", "Speculative decoding", speculation),
     ("checked", "Predicted against measured", predicted_against_measured),
 )
 

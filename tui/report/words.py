@@ -59,6 +59,7 @@ KINDS: Mapping[str, str] = {
     "prefill": "Steps that only read prompts.",
     "decode": "Steps that only generate, a token (or a draft's worth) for each running sample.",
     "mixed": "Steps that read prompts and generate at once.",
+    "other": "Steps that are not known to read prompts or to generate.",
     "idle": "Time in which the engine ran no step.",
 }
 

@@ -189,6 +189,14 @@ def fit_frames(
     return [_without_frames(entry) if entry.key in gone else entry for entry in entries]
 
 
+def with_frames(entry: Entry, price_usd_per_device_hour: float | None = None) -> Entry:
+    """Return an entry with its samples and steps, read again where they were let go."""
+    if entry.run is None or entry.run.sample_rows is not None:
+        return entry
+    again = load(entry.path, price_usd_per_device_hour)
+    return next((each for each in again if each.key == entry.key and each.run), entry)
+
+
 def _without_frames(entry: Entry) -> Entry:
     run = None if entry.run is None else replace(entry.run, sample_rows=None, step_rows=None)
     return replace(entry, run=run, frame_bytes=0)

@@ -348,15 +348,22 @@ class LibraryApp(App[None]):
         return next((entry for entry in named if entry.run is not None), None)
 
     def present_entry(self) -> Entry | None:
-        """Return what runs today, to set beside advice: `present`, else the run that was opened."""
+        """Return what runs today, to set beside advice: `present`, else the run that was opened.
+
+        Of a prediction it is the run that it was replayed from.
+        """
 
         def is_meant(entry: Entry) -> bool:
             if self._present is None:
                 return entry.key == self._current
             return entry.path.resolve() == self._present
 
-        able = (e for e in self.entries if e.comparable and e.run and e.run.policy)
-        return next(filter(is_meant, able), None)
+        able = [e for e in self.entries if e.comparable and e.run and e.run.policy]
+        meant = next(filter(is_meant, able), None)
+        source = None if meant is None or meant.run is None else meant.run.replay_of
+        if source is None:
+            return meant
+        return next((e for e in able if e.path.name == source), None)
 
     def runs_today(self) -> tuple[EngineConfig, Policy] | None:
         """Return the configuration of what runs today, None where it is not known."""

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from advisor.advice.command import servers_note
 from traces.schema import engine
 from traces.schema.advice import ESTIMATES, Budget, NearMiss, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
@@ -59,6 +60,7 @@ OBJECTIVES = {  # what is optimised -> the regrets that tell of it, the first kn
     "energy": ("energy_j",),
     "throughput": ("device_s",),
 }
+WORTH = 0.05  # of accuracy, from which more of it is worth a sentence
 LABEL = 9  # columns that the titles of the lists take
 
 
@@ -149,8 +151,28 @@ def verdict(answer: Recommendation) -> list[str]:
         f"{said}, {sure} sure." if budget_words(budget) else f"{said}. No limit was given."
     ]
     sentences.append("".join(against(answer)))
-    sentences += marks(pick)
+    sentences += [*unasked(answer), *marks(pick)]
     return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]
+
+
+def unasked(answer: Recommendation) -> list[str]:
+    """Say what accuracy the same limits allow, where nothing was asked of it."""
+    budget, pick = answer.budget, answer.system_optimal
+    if budget.min_accuracy is not None or budget.optimise == "accuracy" or pick is None:
+        return []
+    fitting = [
+        each.estimates["accuracy"].value
+        for each in answer.pareto
+        if each.probability_within_budget >= budget.confidence
+        and each.estimates["accuracy"] is not None
+    ]
+    ours = pick.estimates["accuracy"]
+    if ours is None or max(fitting, default=0.0) < ours.value + WORTH:
+        return []
+    return [
+        f"Nothing was asked of accuracy, which is {number(ours.value, '1')}. Within the same "
+        f"limits {number(max(fitting), '1')} can be had: --optimise accuracy."
+    ]
 
 
 def of_curve(pick: Pick) -> bool:
@@ -240,10 +262,12 @@ def limit_on(budget: Budget, shown: Quantity) -> float | None:
 
 
 def policy_lines(pick: Pick, width: int) -> list[str]:
-    """Return what to send a problem."""
-    if pick.policy == AS_SENT:
-        return ["Policy: the traffic as it was sent."]
-    return _wrap(f"Policy: {''.join(request_words(pick.policy))}", width)
+    """Return how several servers are started, and what to send a problem."""
+    note = servers_note(pick.engine) if pick.command else ""
+    sent = "the traffic as it was sent."
+    if pick.policy != AS_SENT:
+        sent = "".join(request_words(pick.policy))
+    return [*(_wrap(note, width) if note else ()), *_wrap(f"Policy: {sent}", width)]
 
 
 def estimate_lines(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.advice.command import SERVED_AT, in_flight_at
+from advisor.advice.command import SERVED_AT, in_flight_at, servers_note
 from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from advisor.evidence.gather import PROBLEMS_FILE
 from traces.errors import TtscopeError, UsageError
@@ -215,12 +215,13 @@ def _files_lines(
     promised: Expectations, output: Path | None, own_name: str, *, posed: bool
 ) -> list[str]:
     """Return how the files of `-o` are run, what they lack, and what they can be held against."""
-    folder = shlex.quote(str(output))
+    folder, note = shlex.quote(str(output)), servers_note(promised.engine)
     return [
         "",
         f"serve.sh, policy.json and expect.json in {output}, run by:",
         f"sh {folder}/serve.sh",
         f"{own_name} serve {folder}/policy.json --upstream {SERVED_AT}",
+        *(wrap("", f"{note} --upstream is the router.", width=80, indent=0) if note else ()),
         *_not_told(promised),
         *_how_judged(promised, posed=posed),
         *_what_times_hold(promised, folder, own_name),
@@ -359,8 +360,8 @@ def _check(name: str, pick: Pick) -> None:
         )
     if pick.engine.data_parallel_size > 1:
         raise UsageError(
-            f"--verify: the {name} pick has {pick.engine.data_parallel_size} replicas, which are "
-            "not run here. Serve it and record it with --endpoint"
+            f"--verify: the {name} pick has {pick.engine.replica_words()}, which are not run here. "
+            "Serve it and record it with --endpoint"
         )
 
 

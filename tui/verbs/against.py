@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _UNKNOWN = ("accuracy", "device_s_per_problem", "cost_usd_per_problem", "energy_j.per_problem")
 TAGS = tuple(tag for tag in REPLAYED if tag not in _UNKNOWN)
-_WAIT_S = 0.002  # how late a problem may begin because results are waited for
 _LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # a server does not tell them
 _TOLD = ("max_model_len", "num_gpu_blocks", "enable_prefix_caching")
 
@@ -125,7 +124,6 @@ def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:
             "speculative": asked.speculative,
             **{name: getattr(asked, name) for name in _LIMITS},
         },
-        wait_s=_WAIT_S,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from traces.errors import UsageError
+from traces.errors import RecordingError, UsageError
 from traces.files import whole_file
 from traces.schema.formats import number
 from traces.summary.run import to_plain
@@ -65,6 +65,10 @@ def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: 
 
     if asked.output.suffix not in (".html", ".htm"):
         raise UsageError(f"-o {asked.output}: name a .html file")
+    try:
+        asked.output.parent.stat()  # before the work
+    except OSError as error:
+        raise RecordingError(f"{asked.output}: cannot be written ({error.strerror})") from None
     with progress_bar() as bar:
         task = bar.add_task("reading", total=1)
 

@@ -142,7 +142,7 @@ def _hold(
 
     Raises TtscopeError where a limit cannot be judged.
     """
-    from traces.deployment.checks import more_failed, unfinished
+    from traces.deployment.checks import load_differs, more_failed, unfinished
     from traces.summary.comparison import judge
 
     if (undone := unfinished(baseline) or unfinished(run)) is not None:
@@ -150,7 +150,11 @@ def _hold(
     failed = more_failed(compared, baseline, run)
     if compared.reason is not None and any(each.verdict == "broken" for each in failed):
         return (), failed  # no problem was decided in both
-    return judge(limits, compared), failed
+    judged = judge(limits, compared)
+    timed = next((each.limit.text for each in judged if each.timed), None)
+    if timed is not None and (other_load := load_differs(compared)) is not None:
+        raise TtscopeError(f"--fail-on {timed} cannot be judged: {other_load}")
+    return judged, failed
 
 
 def _counts(text: str | None) -> list[int] | None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.advice.advisor import Advisor
+from advisor.advice.command import servers_note
 from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.search.metrics import CandidateMetrics
 from advisor.search.resampling import Resampling
@@ -109,7 +110,7 @@ def effort_map(
     return EffortMap(
         model=pick.engine.model,
         budget=budget,
-        command=pick.command,
+        command=" # ".join(filter(None, (pick.command, servers_note(pick.engine)))) or None,
         problems=len(told),
         efforts=_efforts(advisor.check(budget), places, everyone),
         classes=found,

@@ -13,7 +13,7 @@ from advisor.advice.feasible import ReplayedCheck
 from advisor.advice.measure_next.experiments import WORTH, after_speed, regrets
 from advisor.search.closed_form import ClosedForm
 from advisor.search.space import Candidate
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import RANKS, EngineConfig
 from traces.schema.tts.policy import Policy
 
 PROBLEMS = 2  # of a short run, one after the other
@@ -84,6 +84,8 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
 def _problem_s(alone: ClosedForm, candidate: Candidate) -> float:
     """Return the seconds of a problem whose samples all end, on one replica."""
     engine, space = candidate.engine.one_replica(), alone.space
+    if RANKS in dict(engine.other):  # a server has all of them
+        engine = replace(engine, data_parallel_size=engine.ranks or 1)
     whole = replace(candidate.policy, method="majority", rule=())
     row, *_ = space.rows_of(engine, whole) or space.rows_of(engine, candidate.policy)
     return float(alone.latency_s[row])

@@ -7,7 +7,7 @@ one law of all their steps and one load, and `Placing` says what is known of who
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,26 +16,27 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.gather import Evidence
-from advisor.evidence.keys import URL, WORKER, of_spans
+from advisor.evidence.keys import URL, WORKER, law_key, of_spans
 from advisor.evidence.live.drafts import with_drafts, with_lengths
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic
+from advisor.evidence.live.ranks import server_of
 from advisor.evidence.runs import ProblemRun, Run
 from traces.live.numbers import E2E, FINISHED, GENERATED, TTFT, USED
 from traces.live.watched import RANK, Windows, only_watched, windows_for, windows_of
 from traces.recording.reader import Recording
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import RANKS, EngineConfig
 from traces.schema.estimate import Estimate
 from traces.statistics import mean, ratio, spread
 from traces.summary.comparison import BLOCKS_DIFFER
 from traces.summary.energy import run_window
 from traces.summary.kernels import sample_times
+from traces.summary.problems import mostly_told
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
 
 Floats = npt.NDArray[np.float64]
 
-_OF_RANK = re.compile(r"\A\d+(?: |\Z)")  # before the name of a replica, where there is one
 SURELY = 3.0  # standard deviations of chance, beyond which servers' shares of requests differ
 
 
@@ -50,11 +51,6 @@ class Servers:
     def replicas(self) -> int:
         """How many engines of the replay they are."""
         return self.engine.data_parallel_size
-
-    @property
-    def count(self) -> int:
-        """How many servers they are: ranks on the page of one are none, replicas of Ray's are."""
-        return len({_server(each) for each in _counted(list(self.members.values()))})
 
     def has(self, engine: EngineConfig) -> bool:
         return engine in self.members.values()
@@ -138,11 +134,20 @@ def _as_large(engine: EngineConfig, others: Iterable[EngineConfig]) -> bool:
 def _whole(
     setup: EngineConfig, max_num_seqs: int | None, members: Mapping[str, EngineConfig]
 ) -> EngineConfig:
-    """Return all servers as one engine, whose replicas they are, with the smallest cache."""
+    """Return all servers as one engine, whose replicas they are, with the smallest cache.
+
+    Ranks on the page of one server are no servers, replicas of Ray's are.
+    """
     each = list(members.values())
     if len(each) == 1:
         return each[0]
-    count = sum(one.data_parallel_size for one in _counted(each))
+    ranks: Counter[tuple[tuple[str, str], ...]] = Counter()
+    for one in _counted(each):
+        ranks[server_of(one)] += one.data_parallel_size
+    count = ranks.total()
+    if len(ranks) > 1:
+        told = " ".join(map(str, sorted(set(ranks.values()))))
+        setup = replace(setup, other=(*setup.other, (RANKS, told)))
     return replace(
         setup,
         max_num_seqs=max_num_seqs,
@@ -166,12 +171,6 @@ def _counted(engines: Sequence[EngineConfig]) -> list[EngineConfig]:
         for own in by_page.values()
         for one in [rank for rank in own if RANK in dict(rank.other)] or own
     ]
-
-
-def _server(engine: EngineConfig) -> tuple[tuple[str, str], ...]:
-    """Return which server an engine is on. Ray's page names replicas, behind their ranks."""
-    pairs = ((name, _OF_RANK.sub("", at) if name == RANK else at) for name, at in engine.other)
-    return tuple(pair for pair in pairs if pair != (RANK, ""))
 
 
 def _setup(engine: EngineConfig) -> EngineConfig:
@@ -216,7 +215,9 @@ def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[
         for each in evidence.steps
     )
     rest = (each for each in evidence.runs if id(each) not in taken)
-    return replace(evidence, steps=tuple(tables), runs=(*runs, *rest)), placing
+    own_ranks = (evidence.ranks.get(law_key(e), frozenset()) for e in servers.members.values())
+    ranks = {**evidence.ranks, law_key(servers.engine): frozenset[int | None]().union(*own_ranks)}
+    return replace(evidence, steps=tuple(tables), runs=(*runs, *rest), ranks=ranks), placing
 
 
 def together(runs: Sequence[Run], servers: Servers, windows: Windows) -> tuple[list[Run], Placing]:
@@ -358,7 +359,7 @@ def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
     decided = whole.filter(pl.col("state") == "decided")
     problem = timed["problem"].to_numpy()
     latency, tokens = (_floats(decided[name]) for name in ("latency_s", "tokens"))
-    window, speed = run_window(whole, asked), None
+    window, speed, told = run_window(whole, asked), None, mostly_told(tokens)
     if window is not None and window[1] > window[0] and not asked["output_tokens"].null_count():
         made = float(asked["output_tokens"].sum())
         speed = Estimate(value=made / (window[1] - window[0]) * 1e9, unit="tokens/s")
@@ -370,8 +371,10 @@ def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
         latency_s=spread(latency, "s"),
         ttft_s=spread(timed["ttft_s"].to_numpy(), "s", problem),
         tpot_s=spread(timed["tpot_s"].to_numpy(), "s/token", problem),
-        tokens_per_problem=mean(tokens, "tokens"),
-        cost_per_token_device_s=ratio(latency * found.engine.num_devices, tokens, "device-s/token"),
+        tokens_per_problem=mean(tokens, "tokens") if told else None,
+        cost_per_token_device_s=ratio(latency * found.engine.num_devices, tokens, "device-s/token")
+        if told
+        else None,
         throughput_tokens_per_s=speed,
         rows=whole,
         sample_rows=asked,

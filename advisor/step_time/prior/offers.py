@@ -56,12 +56,14 @@ class Refused:
 class Offers:
     """Engines without limits by the system of their tables and their limits, and their laws.
 
-    `laws` are by `law_key`. `untaught` says which recordings of cases taught nothing, and why.
+    `laws` are by `law_key`. `ranks` are those of a server that share a mixture's experts, as
+    recorded. `untaught` says which recordings of cases taught nothing, and why.
     """
 
     engines: Mapping[EngineConfig, tuple[str, Choices]]
     laws: Mapping[EngineConfig, StepLaw]
     refused: Sequence[Refused]
+    ranks: Mapping[EngineConfig, int] = field(default_factory=dict)
     untaught: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -75,6 +77,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     """
     engines: dict[EngineConfig, tuple[str, Choices]] = {}
     laws: dict[EngineConfig, StepLaw] = {}
+    ranks: dict[EngineConfig, int] = {}
     refused: list[Refused] = []
     untaught: dict[str, str] = {}
     for system in dict.fromkeys(systems):
@@ -85,32 +88,38 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
         untaught |= {} if found is None else found.untaught
         measured = {_shape(table.engine) for table in evidence.steps}
         offered, why = 0, "no recording tells of a model"
-        for base, choices in _bases(evidence, tables):
+        for base, choices, recorded in _bases(evidence, tables):
             facts = evidence.models.get(base.model)
             if facts is None:
                 why = f"what {base.model} weighs is not known. Import it with --model-config FILE"
                 refused.append(Refused(engine=base, choices=len(choices) * len(SIZES), why=why))
                 continue
+            sharing = (recorded or 1) if facts.num_experts else None
             for size in SIZES:
                 engine = replace(base, gpu=tables.device, tensor_parallel_size=size)
                 if _shape(engine) in measured:
                     offered += 1
                     continue
                 try:
-                    engine = _placed(engine, facts, tables, evidence.models)
-                    law = _law(evidence, engine, choices, PriorTimes(
-                        tables=tables, facts=facts, found=found, models=evidence.models
-                    ))  # fmt: skip
+                    times = PriorTimes(
+                        tables=tables, facts=facts, found=found, ranks=sharing or 1,
+                        models=evidence.models,
+                    )  # fmt: skip
+                    engine = _placed(engine, times)
+                    law = _law(evidence, engine, choices, times)
                 except (UsageError, TablesError) as error:
                     why = str(error).removeprefix("--gpu: ")
                     refused.append(Refused(engine=engine, choices=len(choices), why=why))
                     continue
                 engines[engine] = (system, choices)
                 laws[law_key(engine)] = law
+                ranks |= {} if sharing is None else {engine: sharing}
                 offered += 1
         if not offered:
             raise UsageError(f"--gpu {system}: nothing can be offered there: {why}")
-    return Offers(engines=engines, laws=laws, refused=tuple(refused), untaught=untaught)
+    return Offers(
+        engines=engines, laws=laws, refused=tuple(refused), ranks=ranks, untaught=untaught
+    )
 
 
 def _shape(engine: EngineConfig) -> tuple[object, ...]:
@@ -118,19 +127,26 @@ def _shape(engine: EngineConfig) -> tuple[object, ...]:
     return (engine.gpu, engine.tensor_parallel_size, *decoder_of(engine))
 
 
-def _bases(evidence: Evidence, tables: PriorTables) -> Iterator[tuple[EngineConfig, Choices]]:
-    """Yield an engine without limits for each recorded way of decoding, and its limits.
+def _bases(
+    evidence: Evidence, tables: PriorTables
+) -> Iterator[tuple[EngineConfig, Choices, int | None]]:
+    """Yield an engine without limits for each recorded way of decoding, its limits, its ranks.
 
-    These are the recorded ones, those that a server on the GPU has by default, and the powers of
-    two up to the largest.
+    These limits are the recorded ones, those that a server on the GPU has by default, and the
+    powers of two up to the largest, and these ranks share the experts of a mixture.
     """
     groups: dict[object, list[EngineConfig]] = {}
+    ranks: dict[object, int | None] = {}
     device = device_of(tables)
     usual = device.limits("server")
     for run in evidence.runs:
         there, _ = as_on(device, run.engine)
         groups.setdefault(decoder_of(run.engine), []).append(there)
-    for engines in groups.values():
+    told = [each.engine for each in evidence.steps]  # first, as spans tell of no ranks
+    for engine in [*told, *(each.engine for each in evidence.runs)]:
+        if law_key(engine) in evidence.ranks:
+            ranks.setdefault(decoder_of(engine), evidence.ranks_of(engine))
+    for decoder, engines in groups.items():
         first = engines[0]
         base = replace(
             without_limits(first),
@@ -142,7 +158,7 @@ def _bases(evidence: Evidence, tables: PriorTables) -> Iterator[tuple[EngineConf
         )
         seqs = powers([usual[0], *(each.max_num_seqs for each in engines)], 1)
         batched = powers([usual[1], *(each.max_num_batched_tokens for each in engines)], 256)
-        yield base, [(s, b) for s in seqs for b in batched]
+        yield base, [(s, b) for s in seqs for b in batched], ranks.get(decoder)
 
 
 def device_of(tables: PriorTables) -> Device:
@@ -170,21 +186,17 @@ def memory_on(
     )
 
 
-def _placed(
-    engine: EngineConfig,
-    facts: ModelFacts,
-    tables: PriorTables,
-    models: Mapping[str, ModelFacts],
-) -> EngineConfig:
+def _placed(engine: EngineConfig, times: PriorTimes) -> EngineConfig:
     """Return the engine with the KV blocks that its GPU has room for, where its memory is known.
 
     Raises UsageError where it does not fit.
     """
+    facts = times.facts
     if engine.dtype not in PRICED:
         raise UsageError(
             f"{facts.name} was recorded in {engine.dtype}, and the tables are bfloat16's"
         )
-    memory = memory_on(tables, engine, facts, models)
+    memory = memory_on(times.tables, times.shared(engine), facts, times.models)
     return engine if memory is None else with_blocks(memory, engine, facts)
 
 
@@ -204,7 +216,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     @lru_cache(maxsize=64)
     def cost(seqs: int | None, tokens: int | None) -> StepCost:
         asked = replace(engine, max_num_seqs=seqs, max_num_batched_tokens=tokens)
-        return cost_of(prior, asked, drafting)
+        return cost_of(prior, times.shared(asked), drafting)
 
     def of(asked: EngineConfig) -> StepCost:
         return cost(asked.max_num_seqs, asked.max_num_batched_tokens)

@@ -19,6 +19,7 @@ import polars as pl
 
 from advisor.compiled import compiled, wide
 from advisor.evidence.features import FEATURES, work_of_steps
+from advisor.evidence.live.ranks import ranks_in
 from advisor.step_time.cost import (
     StepCost,
     chunk_seconds,
@@ -53,6 +54,10 @@ MOST_STEPS: Final = 2000  # of a recording, evenly spaced, that are priced
 ROUTING_NOTE: Final = (
     "experts are visited unevenly, as by a power law of 1.01. Balanced, or by one of 1.2, a step "
     "of usual size takes up to {:.0f} % longer or less"
+)
+SHARING_NOTE: Final = (
+    "experts are shared by the {} data-parallel ranks of a server, which are taken to have as many "
+    "tokens at a time as one another"
 )
 CASE_NOISE: Final = 0.03  # of a case's time, beside its kernels'
 FAMILY_SPREAD: Final = 0.15  # of a family's factor (sd), before cases are seen
@@ -264,6 +269,8 @@ class PriorTimes:
         ]
         if self.facts.num_experts:
             told.insert(2, ROUTING_NOTE.format(100 * prior.routing))
+            if self.ranks > 1:
+                told.insert(3, SHARING_NOTE.format(self.ranks))
         drafting = self.drafting(engine)
         if drafting is not None:
             told.insert(2, drafting.what)
@@ -534,12 +541,15 @@ class _Ran:
 
 def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
     found = []
-    for key, engine in recording.manifest.engines.items():
-        facts = recording.manifest.models.get(engine.model)
+    ranks = ranks_in(recording.manifest.engines.values())
+    for key, told in recording.manifest.engines.items():
+        facts, engine = recording.manifest.models.get(told.model), told
         if facts is None or engine.gpu != tables.device:
             continue
         if engine.speculative is not None and engine.speculative.method not in LOOKUPS:
             continue  # its steps have a drafter's time
+        if facts.num_experts:
+            engine = replace(told, data_parallel_size=ranks.get(told) or told.data_parallel_size)
         try:
             prior = prior_of(tables, facts, engine)
         except (UsageError, TablesError):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from profiler.engines.interface import Engine, SampleRequest, SampleResult
 from profiler.engines.server.server import ServerEngine
 from traces.errors import UsageError
-from traces.schema.engine import EngineConfig
+from traces.schema.engine import RANKS, EngineConfig
 
 _LOOK_S = 0.002
 
@@ -29,11 +29,12 @@ def together(configs: Sequence[EngineConfig], urls: Sequence[str]) -> EngineConf
             "Name one that all have with --model"
         )
     gpus = [config.num_gpus for config in configs if config.num_gpus is not None]
+    ranks = sorted({config.data_parallel_size for config in configs})
     return dataclasses.replace(
         configs[0],
         data_parallel_size=sum(config.data_parallel_size for config in configs),
         num_gpus=sum(gpus) if len(gpus) == len(configs) else None,
-        other=(("urls", " ".join(urls)),),
+        other=(("urls", " ".join(urls)), (RANKS, " ".join(map(str, ranks)))),
     )
 
 
@@ -77,10 +78,10 @@ class Replicas(Engine):
                 results += self._ended(engine.cancel(mine))
         return results
 
-    def poll(self) -> list[SampleResult]:
-        ended = [result for engine in self._engines for result in engine.poll(wait_s=0.0)]
+    def poll(self, wait_s: float | None = None) -> list[SampleResult]:
+        ended = [result for engine in self._engines for result in engine.poll(0.0)]
         if not ended:
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S if wait_s is None else min(wait_s, _LOOK_S))
         return self._ended(ended)
 
     def _ended(self, results: list[SampleResult]) -> list[SampleResult]:

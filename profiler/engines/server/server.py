@@ -77,9 +77,8 @@ class ServerEngine(Engine):
     `url` is its base, with or without `/v1`; `model` names one of those it serves, by default
     its first. `declared` are engine settings that the server does not tell, such as its
     tensor_parallel_size; `chat_template` goes with every chat instead of the server's own;
-    `headers`, such as a key, go with every request; `poll` waits at most `wait_s`. Raises
-    EngineError when nothing answers there, or it takes no such template, UsageError for a URL that
-    is none or holds a password.
+    `headers`, such as a key, go with every request. Raises EngineError when nothing answers there,
+    or it takes no such template, UsageError for a URL that is none or holds a password.
     """
 
     provider = "vllm"
@@ -94,7 +93,6 @@ class ServerEngine(Engine):
         timeout_s: float = 600.0,
         declared: dict[str, Any] | None = None,
         chat_template: str | None = None,
-        wait_s: float = _POLL_S,
     ) -> None:
         self.url = Access.of(url).url  # it stands in messages and recordings
         self._headers = dict(headers or {})
@@ -106,7 +104,7 @@ class ServerEngine(Engine):
         self._counting: dict[str, asyncio.Task[int | None]] = {}  # prompts, being counted
         self._untold_until = 0.0  # on the monotonic clock, in seconds
         self._emptying: set[asyncio.Future[None]] = set()
-        self._unreachable, self._wait_s = 0, wait_s
+        self._unreachable = 0
         self.traces: set[str] = set()  # ids of the traces that requests were sent in
         self.chat_template = chat_template  # the server's own is not told
         self._served, self.config, self.model = self._look(model, name, declared or {})
@@ -256,7 +254,7 @@ class ServerEngine(Engine):
             return []
         ended = []
         with contextlib.suppress(queue.Empty):
-            wait_s = self._wait_s if wait_s is None else wait_s
+            wait_s = _POLL_S if wait_s is None else min(wait_s, _POLL_S)
             ended.append(self._results.get(block=wait_s > 0, timeout=wait_s or None))
             while True:
                 ended.append(self._results.get_nowait())

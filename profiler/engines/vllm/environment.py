@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from traces.errors import MissingDependencyError, installed
@@ -57,11 +60,29 @@ def let_modules_be_scanned() -> None:
     kind.__getattr__ = guarded
 
 
+@contextlib.contextmanager
+def without_garbage_search() -> Iterator[None]:
+    """Import without searches for garbage, and keep later ones from what was imported.
+
+    An engine that starts searches a million objects of modules six times. vLLM undoes the freeze
+    when the engine ends.
+    """
+    searches = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if searches:
+            gc.enable()
+
+
 def import_vllm() -> Any:
     """Return the module vllm. Raises MissingDependencyError where it cannot be imported."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     try:
-        import vllm
+        with without_garbage_search():
+            import vllm
     except ImportError as error:
         raise MissingDependencyError(
             f"vLLM cannot be imported ({first_line(error)}). In a checkout of ttscope: make "

@@ -22,6 +22,7 @@ from profiler.engines.interface import (
     SampleResult,
     find_tokens,
     leaves_open,
+    refusal,
 )
 from profiler.engines.options import EngineOptions, model_path, read_template
 from profiler.engines.vllm.cpu_sampler import mend_cpu_sampler
@@ -32,6 +33,7 @@ from profiler.engines.vllm.environment import (
     let_modules_be_scanned,
     on_cpu,
     prepare_environment,
+    without_garbage_search,
 )
 from profiler.engines.vllm.facts import draft_facts, engine_config, model_facts
 from profiler.engines.vllm.probes.draft_timer import install_draft_timer
@@ -94,6 +96,7 @@ class InProcessEngine(Engine):
         self.model = model_facts(vllm_config, options.model or "")
         self.draft_model = draft_facts(vllm_config, speculative)
         self._offset = OFFSET_NS
+        self._refused: list[SampleResult] = []
         self._live: dict[str, str] = {}  # request id -> vLLM's internal id
         self._windows: dict[str, int | None] = {}  # request id -> window of its confidence
         self._closed = False
@@ -124,9 +127,10 @@ class InProcessEngine(Engine):
                 reasoning_start_str=THINK_START, reasoning_end_str=THINK_END
             )
         try:
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.usage.usage_lib import UsageContext
-            from vllm.v1.engine.llm_engine import LLMEngine
+            with without_garbage_search():
+                from vllm.engine.arg_utils import EngineArgs
+                from vllm.usage.usage_lib import UsageContext
+                from vllm.v1.engine.llm_engine import LLMEngine
 
             let_modules_be_scanned()
             engine = LLMEngine.from_engine_args(
@@ -210,6 +214,11 @@ class InProcessEngine(Engine):
                 f"request {request.request_id}: {fixed:,} output_tokens behind a prompt of "
                 f"{len(prompt):,} exceed max_model_len {self.config.max_model_len:,}"
             )
+        if longest < 1:  # vLLM's server refuses this request too, and goes on
+            self._refused.append(
+                refusal(request.request_id, time.monotonic_ns() + self._offset, len(prompt))
+            )
+            return
         try:
             self._live[request.request_id] = self._engine.add_request(
                 request.request_id,
@@ -297,14 +306,15 @@ class InProcessEngine(Engine):
             )
         return results
 
-    def poll(self) -> list[SampleResult]:
+    def poll(self, wait_s: float | None = None) -> list[SampleResult]:
+        refused, self._refused = self._refused, []
         if not self._live:
-            return []
+            return refused
         try:
             outputs = self._engine.step()
         except Exception as error:
             raise EngineError(f"vLLM failed in a step: {first_line(error)}") from error
-        results = [self._result(output) for output in outputs if output.finished]
+        results = refused + [self._result(output) for output in outputs if output.finished]
         if self._kernel_windows is not None:
             self._kernel_windows.between_steps()
         return results

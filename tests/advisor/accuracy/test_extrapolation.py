@@ -19,7 +19,8 @@ def judged(laws, n, rng):
 
 def curves(answers, correct, counts):
     places = [k - 1 for k in counts]
-    voted = [majority_curve(a, c)[places] for a, c in zip(answers, correct, strict=True)]
+    pairs = zip(answers, correct, strict=True)
+    voted = [majority_curve(a, c, max(counts))[places] for a, c in pairs]
     passed = [pass_curve(len(c), sum(c))[places] for c in correct]
     return {"majority": np.array(voted), "pass_at_k": np.array(passed)}
 

@@ -62,6 +62,19 @@ def test_the_answer_says_how_many_problems_are_in_flight(advisor, given):
     assert "in flight" not in " ".join(verdict(at_rate))
 
 
+def test_a_limit_alone_says_what_accuracy_could_be_had(advisor):
+    alone = advisor.recommend(parse_budget({"max_latency": "10s"}))
+    best = advisor.recommend(parse_budget({"max_latency": "10s", "optimise": "accuracy"}))
+    most = best.system_optimal.estimates["accuracy"].value
+    ours = alone.system_optimal.estimates["accuracy"].value
+    assert most > ours + 0.05
+    (said,) = [each for each in verdict(alone) if "Nothing was asked of accuracy" in each]
+    assert f"which is {ours:.3f}. Within the same limits {most:.3f} can be had" in said
+    asked = [{"min_accuracy": "0.5"}, {"max_latency": "10s", "optimise": "accuracy"}]
+    for given in asked:
+        assert "Nothing was asked" not in " ".join(verdict(advisor.recommend(parse_budget(given))))
+
+
 def test_the_command_can_be_pasted(advisor):
     answer = advisor.recommend(parse_budget({"min_accuracy": "0.75"}))
     lines = advice_lines(answer)

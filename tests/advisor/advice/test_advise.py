@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from advisor.advice.advisor import Advisor
+from advisor.advice.feasible import ORDER
 from advisor.search.metrics import CandidateMetrics, nine_digits
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
@@ -177,9 +178,12 @@ def test_compute_optimal_needs_the_fewest_flops(advisor):
     answer = advisor.recommend(Budget(min_accuracy=0.6))
     metrics = advisor.metrics(None)
     compute = answer.compute_optimal
-    accurate = (metrics.draws("accuracy") >= 0.6).mean(axis=1) >= 0.95
-    fewest = metrics.values("flops")[accurate].min()
-    assert compute.estimates["flops"].value <= fewest * (1 + 1e-9)
+    accurate = (metrics.draws("accuracy") >= 0.6).mean(axis=1) >= answer.budget.confidence
+    flops, latency = metrics.values("flops"), metrics.values("latency_s")
+    as_few = np.flatnonzero(accurate & (flops <= flops[accurate].min() * (1 + ORDER)))
+    own = [row for row in as_few if metrics.candidate(row).policy == compute.policy]
+    assert compute.estimates["flops"].value in flops[own]
+    assert compute.estimates["latency_s"].value == latency[own].min()
     for name, regret in answer.regret.items():
         if regret is not None:
             mine = answer.system_optimal.estimates[name].value
@@ -287,16 +291,15 @@ def test_latency_grows_with_the_rate(advisor):
 
 
 @pytest.mark.slow
-def test_an_edit_of_the_budget_only_filters(fresh):
-    fresh.recommend(Budget(max_latency_s=0.2, latency_percentile=95, min_accuracy=0.6))
-    spent = []
-    for number in range(5):
+def test_an_edit_of_the_budget_only_filters(fresh_advisor):
+    asked, spent = fresh_advisor(), []
+    limits = [(0.2, 0.6), *((0.1 + number / 20, 0.7) for number in range(5))]
+    for latency_s, accuracy in limits:
+        budget = Budget(max_latency_s=latency_s, latency_percentile=95, min_accuracy=accuracy)
         begun = time.process_time()
-        fresh.recommend(
-            Budget(max_latency_s=0.1 + number / 20, latency_percentile=95, min_accuracy=0.7)
-        )
+        asked.recommend(budget)
         spent.append(time.process_time() - begun)
-    assert min(spent) < 0.05
+    assert min(spent[1:]) < spent[0] / 5
 
 
 def test_energy_is_the_power_over_the_device_time(tmp_path):

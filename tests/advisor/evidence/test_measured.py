@@ -8,15 +8,18 @@ import pytest
 
 from advisor.advice.advisor import Advisor
 from advisor.advice.command import record_command
-from advisor.evidence.measured import run_key
-from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
-from traces.schema.advice import Budget
+from advisor.evidence.measured import measured_beside, run_key
+from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
+from traces.recording.reader import Recording
+from traces.schema.advice import Budget, Load
 from traces.schema.tts.policy import Policy
+from traces.summary.run import summarise
 from tui.report.material import Material
 from tui.report.verdict import verdict
 from tui.screens.advice.pick import answer_sections
 from tui.screens.advice.rows import candidates
 from tui.text.advice import advice_json, advice_lines
+from tui.verbs.demo import SHIPPED
 from tui.verbs.record import record as record_verb
 
 pytestmark = pytest.mark.slow
@@ -122,6 +125,35 @@ def test_a_pick_is_never_run_until_it_was(tmp_path, recordings, fresh, budget):
     ) == under
     for each in again.experiments:
         assert run_key(each.engine, each.policy) not in ran
+
+
+def test_what_a_run_cost_is_at_the_prices_of_the_answer():
+    made = Recording.open(next(SHIPPED.glob("demo-s-*-greedy-t0-*")))
+    assert made.manifest.price_usd_per_device_hour is None
+    advisor = Advisor.fit([made], draws=40)
+    for given in ({"price_usd_per_device_hour": 3.6}, {"prices": (("cpu", 3.6),)}):
+        answer = advisor.recommend(Budget(optimise="cost", **given))
+        found = answer.compute_optimal.measured.estimates
+        assert found["cost_usd"].value == pytest.approx(found["device_s"].value / 1000)
+    answer = advisor.recommend(Budget(optimise="cost"))
+    assert answer.compute_optimal.measured.estimates["cost_usd"] is None
+
+
+def test_a_run_beside_an_answer_is_paid_for_at_its_rate_and_without_times_of_another_load(tmp_path):
+    (run,) = summarise(record(tmp_path / "r", engine_of(), GREEDY, problems=12, rate_per_s=2.0))
+    found = measured_beside(run, Load(concurrency=None, rate_per_s=2.01), 3.6)
+    assert found.at_load
+    assert found.estimates["latency_s"] == run.latency_s["mean"]
+    assert found.estimates["device_s"].value == pytest.approx(0.5)
+    assert found.estimates["cost_usd"].value == pytest.approx(0.0005)
+    for load in ((None, 4.0), (4, None)):
+        other = measured_beside(run, Load(concurrency=load[0], rate_per_s=load[1]), 3.6)
+        assert not other.at_load and other.load.rate_per_s == 2.0
+        for name in ("latency_s", "latency_p95_s", "device_s", "cost_usd", "energy_j"):
+            assert other.estimates[name] is None
+        for name in ("accuracy", "tokens"):
+            assert other.estimates[name] == found.estimates[name]
+        assert other.estimates["tokens"].value > 0
 
 
 def test_a_rule_that_was_run_is_run(tmp_path, recordings, fresh):

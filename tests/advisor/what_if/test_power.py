@@ -88,6 +88,17 @@ def test_stretches_hold_all_time_steps_and_joules(drawn):
     assert table.joules.sum() == pytest.approx(run.energy_j.total.value, rel=1e-3)
 
 
+def test_steps_without_wall_times_count(drawn, tmp_path):
+    writer = RecordingWriter(tmp_path / "r", dataclasses.replace(drawn.manifest, complete=False))
+    for name in ("problems", "samples", "steps", "power"):
+        for row in drawn.frame(name).iter_rows(named=True):
+            writer.append(name, row | ({"wall_ns": None} if name == "steps" else {}))
+    writer.close(complete=True)
+    key = engine_of().key()
+    known, untold = (power_table(each, key) for each in (drawn, Recording.open(tmp_path / "r")))
+    assert untold.amounts[:, 1].sum() == pytest.approx(known.amounts[:, 1].sum(), rel=0.02)
+
+
 def test_energy_of_the_run_and_of_smaller_batches_is_foretold(drawn, narrow):
     found = asked(drawn, [narrow], engine={"max_num_seqs": 8})
     assert not found.predicted.energy_j.total.extrapolated

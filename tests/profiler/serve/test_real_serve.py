@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TTSCOPE = Path(sys.executable).parent / "ttscope"
 QUESTIONS, IN_FLIGHT = 64, 4
-FEW = 16  # of a baseline that a slow engine is held against
+FEW = 10  # of a baseline that a slow engine is held against
 TURNS, SLOWER = 3, "latency>+10%"
 
 

@@ -81,6 +81,14 @@ def test_an_engine_on_cpus_is_alone_on_its_node():
     assert demanded(group(), [node(), node()]) == {"num_cpus": 8}
 
 
+def test_a_cluster_without_cpus_is_one_line():
+    """Such as the node that starts the sweep, before the others have come."""
+    for nodes in ([], [node(CPU=0.0)], [node(CPU=0.0), node(alive=False)]):
+        with pytest.raises(EngineError, match="no node of the cluster has a CPU"):
+            demanded(group(), nodes)
+    assert demanded(group(), [node(CPU=0.0), node()]) == {"num_cpus": 8}
+
+
 def test_files_come_whole_and_under_their_name(tmp_path, monkeypatch):
     monkeypatch.setattr("profiler.sweep.ray._PIECE", 5)
     there, here = tmp_path / "there", tmp_path / "here"

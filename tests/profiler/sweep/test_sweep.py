@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from profiler.sweep import plan as sweep
+from profiler.workload.problems import load_workload
 from traces.errors import UsageError
-from traces.recording.manifest import Manifest
+from traces.recording.manifest import CheckpointCost, Manifest
 from traces.recording.writer import RecordingWriter, read_clocks
 
 PLAN = """
@@ -113,12 +114,62 @@ def test_how_often_power_is_read(tmp_path):
         sweep.load_plan(path)
 
 
+def keep(path, *, problems=4, samples=(), **facts):
+    workload = load_workload("demo", problems=problems).facts("a template")
+    facts = {"workload": workload, "concurrency": 8} | facts
+    with RecordingWriter(path, Manifest(clock_start=read_clocks(), **facts)) as writer:
+        for number, sample in enumerate(samples):
+            row = {"problem_id": "p", "sample_index": number, "finish_reason": "stop"}
+            writer.append("samples", row | sample)
+
+
+FORCED = CheckpointCost(
+    budgets=(8, 16), samples=2, requests=1, failed=0, seconds=1, prompt_tokens=1, output_tokens=1
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept", "other"),
+    [
+        ("", {}, None),
+        ("budget_checkpoints: [16, 8]", {"checkpoints": FORCED}, None),
+        ("", {"checkpoints": FORCED}, None),  # more than is asked for
+        ("logprobs: true", {"samples": [{"logprob_mean": -1.0}, {}]}, None),
+        ("seed: 7", {}, "workload"),
+        ("", {"problems": 3}, "workload"),
+        ("", {"workload": None}, "workload"),
+        ("workload: sums.jsonl\nverifier: math", {}, "workload"),
+        ("concurrency: 64\nseed: 7", {}, "workload and concurrency"),
+        ("budget_checkpoints: [8]", {"checkpoints": FORCED}, "budget_checkpoints"),
+        ("budget_checkpoints: [8]", {}, "budget_checkpoints"),
+        ("logprobs: true", {"samples": [{}]}, "logprobs"),
+        ("record_text: true", {}, "record_text"),
+    ],
+)
+def test_another_plans_recordings_are_not_taken(tmp_path, monkeypatch, asked, kept, other):
+    monkeypatch.chdir(tmp_path)
+    lines = [{"id": str(i), "prompt": "1 + 1", "answer": "2"} for i in range(4)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        f"{asked}\nproblems: 4\nengines: [{{model: a, policies: [{{n: 2, temperature: 0.8, "
+        "method: majority}]}]\n"
+    )
+    loaded = sweep.load_plan(plan)
+    (job,) = loaded[0].jobs
+    keep(tmp_path / "runs" / job.name, **kept)
+    if other is None:
+        assert [outcome.skipped for outcome in sweep.run_plan(loaded, tmp_path / "runs")] == [True]
+    else:
+        with pytest.raises(UsageError, match=f"{job.name}: was recorded with another {other} than"):
+            sweep.run_plan(loaded, tmp_path / "runs")
+
+
 def test_finished_jobs_are_skipped_and_failures_recorded(plan, tmp_path, monkeypatch):
     folder = tmp_path / "runs"
     group = plan[0]
     done, half, bad = group.jobs
-    with RecordingWriter(folder / done.name, Manifest(clock_start=read_clocks())):
-        pass
+    keep(folder / done.name)
     RecordingWriter(folder / half.name, Manifest(clock_start=read_clocks())).close(complete=False)
     child = tmp_path / "child.py"
     child.write_text(

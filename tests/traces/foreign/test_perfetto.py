@@ -37,6 +37,22 @@ def exported(recording, tmp_path_factory):
     return path, export_trace(recording, path)
 
 
+def test_steps_without_wall_times_begin_where_the_one_before_ended(recording, tmp_path):
+    rows = {table: recording.frame(table).to_dicts() for table in ("steps", "kernels")}
+    for row in rows["steps"]:
+        row["wall_ns"] = None
+    untold = write_recording(tmp_path / "r", rows)
+    counts = export_trace(untold, tmp_path / "t.json")
+    assert counts["steps"] == len(rows["steps"]) - 1  # the first has neither time
+    data = load(tmp_path / "t.json")
+    check_format(data)
+    steps = [each for each in data["traceEvents"] if each["name"] == "step"]
+    ends = [round((each["ts"] + each["dur"]) * 1e3) for each in steps]
+    assert [round(each["ts"] * 1e3) for each in steps[1:]] == ends[:-1]
+    placed = [each for each in data["traceEvents"] if each.get("args", {}).get("step") == 1]
+    assert min(each["ts"] for each in placed if each["name"] != "step") == steps[0]["ts"]
+
+
 def load(path):
     raw = path.read_bytes()
     return json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)

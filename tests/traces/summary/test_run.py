@@ -103,6 +103,28 @@ def test_flops_by_hand(run, rows):
     assert run.flops_per_problem.value == pytest.approx(total / 24)
 
 
+def test_tokens_are_unknown_where_problems_do_not_tell_those_of_cancelled_samples(rows, tmp_path):
+    def untold(count):
+        easy = {row["problem_id"] for row in rows["problems"][:count]}
+        samples = [
+            {**row, "output_tokens": None, "cancelled_by": "decision"}
+            if row["problem_id"] in easy and row["sample_index"] == 3
+            else row
+            for row in rows["samples"]
+        ]
+        return summarise(write_recording(tmp_path / f"r{count}", rows | {"samples": samples}))[0]
+
+    one, two = untold(1), untold(2)  # of 24: 1 in 20 may lack them
+    told = [one.tokens_per_problem, one.cost_per_token_device_s]
+    assert None not in told and one.tokens_per_problem.low is not None
+    assert two.tokens_per_problem is None and two.cost_per_token_device_s is None
+    assert two.latency_s["mean"] is not None
+    compared = {change.metric.tag for change in compare(one, two).changes}
+    assert "latency_s.mean" in compared and "tokens_per_problem" not in compared
+    compared = {change.metric.tag for change in compare(one, one).changes}
+    assert "tokens_per_problem" in compared
+
+
 def test_flops_of_a_run_with_drafts_are_not_known(rows, tmp_path):
     engine = speculative_engine()
     samples = [{**row, "engine": engine.key()} for row in rows["samples"]]

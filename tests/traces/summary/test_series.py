@@ -20,7 +20,12 @@ def timeline(*steps, start=10**18):
         | {"wall_ns": None if wall is None else round(wall * MS)}
         for end, wall, size in steps
     ]
-    schema = {"end": pl.Int64, "wall_ns": pl.Int64, "accepted": pl.List(pl.Int64)}
+    schema = {
+        "end": pl.Int64,
+        "wall_ns": pl.Int64,
+        "interval_ns": pl.Int64,
+        "accepted": pl.List(pl.Int64),
+    }
     frame = pl.DataFrame(
         rows, schema=schema | dict.fromkeys(COUNTS, pl.Int64), orient="row", strict=False
     )
@@ -103,6 +108,7 @@ def test_a_million_steps_are_light():
     ends = 10**18 + np.arange(1, size + 1) * 3 * MS
     rows = pl.DataFrame({"end": ends}).with_columns(
         pl.lit(3 * MS).alias("wall_ns"),
+        pl.lit(None, dtype=pl.Int64).alias("interval_ns"),
         pl.lit(None, dtype=pl.List(pl.Int64)).alias("accepted"),
         *(pl.lit(8).alias(name) for name in COUNTS),
     )

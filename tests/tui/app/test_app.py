@@ -225,6 +225,23 @@ async def test_what_runs_today_may_be_named(folder):
         ]
 
 
+async def test_a_prediction_is_not_what_runs_today_but_its_source(folder, tmp_path):
+    write_recording(
+        tmp_path / "guess",
+        simulate(problems=10, n=4),
+        engine=engine_config(max_num_seqs=9),
+        provenance={"replayed": {"recording": "two"}},
+    )
+    advisors = Advisors()
+    present = tmp_path / "guess"
+    async with opened(TtscopeApp([folder], advisors, present=present)) as (app, pilot):
+        assert any(each.run and each.run.replay_of == "two" for each in app.entries)
+        await press(pilot, "4")
+        assert app.present_entry().path == folder / "two"
+        app.forget(folder / "two")
+        assert app.present_entry() is None
+
+
 async def test_no_recordings_at_all(tmp_path):
     async with opened(TtscopeApp([tmp_path])) as (app, pilot):
         for key in "1234":

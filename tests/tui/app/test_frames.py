@@ -54,6 +54,28 @@ def test_what_if_reads_them_again(tmp_path):
     assert what_if(fit_frames(entries, (), 0), pick, "engine.max_num_seqs=4") == found
 
 
+async def test_a_comparison_reads_them_again(tmp_path, monkeypatch):
+    """Of the two, and of the repeats that tell the spread from run to run."""
+    for seed, (name, seqs) in enumerate((("a", 4), ("a2", 4), ("a3", 4), ("b", 8))):
+        engine = engine_of(max_num_seqs=seqs)
+        record(tmp_path / name, engine, VOTE16, problems=12, seed=seed, drift=0.05 * seed)
+    panels = []
+    for most_bytes in (10**9, 0):
+        fitted = partial(fit_frames, most_bytes=most_bytes)
+        monkeypatch.setattr("tui.screens.library_app.fit_frames", fitted)
+        async with opened(TtscopeApp([tmp_path]), (120, 40)) as (app, pilot):
+            let_go = [each.path.name for each in app.entries if not each.frame_bytes]
+            assert len(let_go) == (0 if most_bytes else 4)
+            await settle(pilot)
+            for each in app.entries:
+                if each.path.name in ("a", "b"):
+                    app.toggle_mark(each.key)
+            await settle(pilot)
+            panels.append(text_of(app, "#detail"))
+    assert "TTFT" in panels[0] and "measured" in panels[0]
+    assert panels[0] == panels[1]
+
+
 async def test_a_run_that_was_let_go_is_read_again(folder, monkeypatch):
     monkeypatch.setattr("tui.screens.library_app.fit_frames", partial(fit_frames, most_bytes=0))
     async with opened(TtscopeApp([folder]), (120, 40)) as (app, pilot):

@@ -27,8 +27,8 @@ from traces.summary.run import Run
 from tui.cli import loaded
 from tui.report.charts import Axis, money
 from tui.report.markup import join, tag
-from tui.report.material import gather_material
-from tui.report.measured import predicted_against_measured
+from tui.report.material import Material, gather_material
+from tui.report.measured import predicted_against_measured, speculation, time_breakdown
 from tui.report.page import page
 from tui.verbs.demo import SHIPPED
 from tui.verbs.open_all import open_all
@@ -260,6 +260,32 @@ def test_a_server_that_was_watched(tmp_path):
     assert "No advice can be given." not in found.text
 
 
+def test_what_a_server_was_seen_to_do_is_not_denied():
+    numbers = SimpleNamespace(acceptance_length=None)
+    server = SimpleNamespace(columns={}, numbers=numbers)
+    assert "do not hold what the engine did step by step" in str(time_breakdown((), (server,)))
+    assert "no run used speculative decoding" in str(
+        speculation(Material(runs=(), watched=(server,)))
+    )
+    server = SimpleNamespace(
+        columns={"end": "measured"}, numbers=SimpleNamespace(acceptance_length=2.1)
+    )
+    seen = Material(runs=(), watched=(server,))
+    for text in map(str, (time_breakdown((), (server,)), speculation(seen))):
+        assert "stands under Servers that were watched" in text
+        assert "did step by step" not in text and "no run used" not in text
+
+
+def test_the_shares_of_the_time_are_of_all_that_the_whole_holds():
+    seconds = {"prefill": 1.0, "decode": 2.0, "mixed": 0.0, "other": 7.0, "idle": 0.0}
+    engine = EngineConfig(model="m")
+    run = Run(recording="r", complete=True, engine=engine, policy=None, seconds=seconds)
+    text = Page(str(time_breakdown((run,)))).text
+    assert "70 %" in text and "other" in text
+    run = dataclasses.replace(run, seconds=seconds | {"other": 0.0})
+    assert "other" not in Page(str(time_breakdown((run,)))).text
+
+
 @pytest.mark.slow
 def test_the_regret_told_is_of_what_is_optimised(material):
     other = dataclasses.replace(
@@ -348,6 +374,11 @@ def test_command_line(run, tmp_path):
 def test_errors_are_one_line(run, arguments, code, message):
     one = next(SHIPPED.glob("demo-s-*-greedy-t0-*"))
     assert message in run.refused("report", one, *arguments, code=code)
+
+
+def test_a_folder_that_is_absent_is_said_before_anything_is_read(run):
+    refused = run.refused("report", "nothing", "-o", "no/r.html", code=1)
+    assert "no/r.html: cannot be written (No such file" in refused
 
 
 def test_report_takes_the_budget_of_advise():

@@ -49,6 +49,11 @@ EVIDENCE = SimpleNamespace(workload=None, load=(2, None))
     [
         ({"mode": "server"}, EVIDENCE, "record it with --endpoint"),
         ({"data_parallel_size": 2}, EVIDENCE, "has 2 replicas"),
+        (
+            {"data_parallel_size": 4, "other": (("ranks", "2"),)},
+            EVIDENCE,
+            "has 2 servers of 2 data-parallel ranks, which are not run here",
+        ),
         ({}, SimpleNamespace(workload=None, load=(None, 3.0)), "sends none at a --rate"),
     ],
 )

@@ -276,6 +276,19 @@ def test_a_gate_that_nothing_was_measured_for_does_not_pass(runs):
     assert "nothing that was promised was measured" in found.not_judged
 
 
+def test_a_server_behind_a_router_does_not_tell_of_the_others(tmp_path):
+    server = engine_of(mode="server", data_parallel_size=2)
+    (base,) = summarise(record(tmp_path / "r", server, VOTE16, problems=4))
+    for engine, differs in (
+        (dataclasses.replace(server, data_parallel_size=4), ["engine.data_parallel_size 4 -> 2"]),
+        (dataclasses.replace(server, data_parallel_size=4).of_servers(2), []),
+        (dataclasses.replace(server, data_parallel_size=4).of_servers(1),
+         ["engine.data_parallel_size 4 -> 2"]),
+    ):  # fmt: skip
+        gated = against_promises(promised(base, engine=engine), base, "expect.json")
+        assert [each for each in gated.differs if "parallel" in each] == differs
+
+
 @pytest.mark.slow
 def test_acceptance_that_falls_breaks_the_gate(run, tmp_path):
     engine = engine_of(speculative=NGRAM)

@@ -83,7 +83,9 @@ def acceptance(
     method = engine.speculative.method
     decoding = steps.filter(pl.col("drafted").list.len() > 0)
     per_step: dict[str, Any] = {
-        "draft_s": _draft_time(steps),
+        "draft_s": _draft_time(
+            decoding if decoding.height else steps.filter(pl.col("decode_requests") > 0)
+        ),
         "by_batch": tuple(_by_batch(decoding)),
     }
     drafts = decode_steps(samples)

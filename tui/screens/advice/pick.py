@@ -39,6 +39,10 @@ NO_LIMIT = (
 NO_CANDIDATE = (
     "It is none of the candidates, so that no difference is known. Mark its recording as well."
 )
+ANOTHER_LOAD = (
+    "It was measured under another load ({}). Times, costs and energy depend on that, so they are "
+    "left out."
+)
 EMPTY = """\
 No complete recording to learn from.
 
@@ -152,6 +156,8 @@ def _other(answer: Recommendation, row: Candidate, width: int) -> Iterable[Secti
     if run is not None and run.at_load:
         problems = counted(run.problems, "problem")
         yield _text("text", f"It was run: {run.recording}, {problems}.", width)
+    elif run is not None and PRESENT in row.roles:
+        yield _text("text", ANOTHER_LOAD.format(run.load.words()), width)
     yield from _command(row, width)
     if row.roles == {PRESENT}:
         if answer.present is None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from advisor.advice.command import servers_note
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import chance, value_of
 from traces.schema.quantities import Quantity, latency, limited, objective, quantity, statistic
@@ -82,22 +83,21 @@ def _value(pick: Pick, name: str) -> float:
     return math.inf if estimate is None else estimate.value
 
 
-def present_candidate(run: Run, price_usd_per_device_hour: float | None = None) -> Candidate:
-    """Return a recorded run as a candidate: its numbers are measured."""
-    from advisor.evidence.measured import measured_estimates
+def present_candidate(run: Run, answer: Recommendation) -> Candidate:
+    """Return a recorded run as a candidate beside an answer: its numbers are measured."""
+    from advisor.evidence.measured import measured_beside
+    from advisor.search.budget import Prices
 
-    cost = run.cost_usd_per_problem
-    device = run.device_s_per_problem
-    if price_usd_per_device_hour is not None and device is not None:
-        cost = device.scaled(price_usd_per_device_hour / 3600, "USD")
     assert run.policy is not None
+    measured = measured_beside(run, answer.load, Prices.of_run(answer.budget, run))
     return Candidate(
         roles=frozenset({PRESENT}),
         pick=Pick(
             engine=run.engine,
             policy=run.policy,
-            estimates={**measured_estimates(run), "cost_usd": cost},
+            estimates=measured.estimates,
             probability_within_budget=float("nan"),
+            measured=measured,
         ),
     )
 
@@ -240,8 +240,9 @@ def _common(labels: Sequence[Sequence[str]]) -> frozenset[str]:
 
 
 def paste_text(pick: Pick) -> str:
-    """Return what `c` copies: the command and the policy as a comment."""
-    return f"{pick.command or '# no command'}\n# policy: {policy_text(pick.policy)}\n"
+    """Return what `c` copies: the command, how often it runs and the policy as comments."""
+    note = f"# {note}\n" if (note := servers_note(pick.engine)) else ""
+    return f"{pick.command or '# no command'}\n{note}# policy: {policy_text(pick.policy)}\n"
 
 
 def gone_lines(paths: Sequence[Path], width: int) -> list[str]:

@@ -18,7 +18,6 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Input, Label, ProgressBar, Static
 from textual.worker import Worker, get_current_worker
 
-from advisor.search.budget import Prices
 from traces.errors import TtscopeError, WorkloadsError
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import counted
@@ -474,8 +473,7 @@ class AdviceScreen(ModeScreen):
         rows = candidates(event.advice)
         present = self.ttscope.present_entry()
         if present is not None and present.run is not None:
-            price = Prices(event.advice.budget, None).of(present.run.engine)
-            rows.append(present_candidate(present.run, price))
+            rows.append(present_candidate(present.run, event.advice))
         self.set_status(counted(event.recordings, "recording"))
         if event.advice.budget.rate_per_s is None:
             self._form.set_load(event.advice.load)

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from advisor.search.budget import Prices
 from traces.errors import UsageError
 from traces.schema.advice import Budget, Pick
-from traces.schema.engine import EngineConfig
 from traces.schema.formats import interval, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
-from traces.summary.run import Run
+from traces.summary.run import at_price
 from tui.screens.advice.rows import pick_title
-from tui.screens.entries import Entry, load
+from tui.screens.entries import Entry, with_frames
 from tui.screens.library import words_of
 from tui.text.layout import align
 from tui.text.replay import change_words
@@ -51,9 +50,9 @@ def what_if(
     from advisor.what_if.question import Question, changed, device_asked
 
     words = words_of(changes)
-    base = _base(entries, pick)
-    if base.run is not None and base.run.sample_rows is None:  # let go (views.fit_frames)
-        base = next((each for each in load(base.path) if each.key == base.key), base)
+    entries = [each for each in entries if each.run is None or each.run.replay_of is None]
+    # Of what was measured: nothing is learned from a prediction.
+    base = with_frames(_base(entries, pick))
     if base.recording is None or base.run is None or base.run.sample_rows is None:
         raise UsageError("what-if: none of the recordings can be replayed")
     as_pick = dataclasses.replace(base.run, engine=pick.engine, policy=pick.policy)
@@ -68,7 +67,7 @@ def what_if(
     recorded = base.recording.manifest.price_usd_per_device_hour
     prices = Prices(budget, recorded, frozenset({base.run.engine.gpu}))
     before, after = (
-        _at_price(
+        at_price(
             predict(
                 base.recording,
                 base.run,
@@ -81,9 +80,8 @@ def what_if(
                 ),
                 others,
             ).predicted,
-            e,
+            prices.of(e),
             rate,
-            prices,
         )
         for e, p in ((pick.engine, pick.policy), (engine, policy))
     )
@@ -106,16 +104,6 @@ def what_if(
         )
     load_told = "" if rate is None else f", at {rate:g} problems/s"
     return [f"{pick_title(pick)}, {changes.strip()}{load_told}", *align(table, right=(1, 2, 4))]
-
-
-def _at_price(run: Run, engine: EngineConfig, rate: float | None, prices: Prices) -> Run:
-    """Return a prediction whose device time holds the idle one at a rate, and whose cost is its."""
-    device = run.device_s_per_problem
-    if device is not None and rate is not None:
-        device = device.at_least(engine.num_devices / rate)
-    price = prices.of(engine)
-    cost = None if device is None or price is None else device.scaled(price / 3600, "USD")
-    return dataclasses.replace(run, device_s_per_problem=device, cost_usd_per_problem=cost)
 
 
 def _base(entries: Sequence[Entry], pick: Pick) -> Entry:

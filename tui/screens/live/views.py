@@ -174,11 +174,11 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
     """Return mean, p50 and p95 of an engine's steps in the last seconds that were sent, in s."""
     if rows is None:
         return None
-    timed = rows.drop_nulls("wall_ns")
+    timed = rows.with_columns(took=pl.coalesce("wall_ns", "interval_ns")).drop_nulls("took")
     last = timed["end"].max()
     if not isinstance(last, int):
         return None
-    walls = pl.col("wall_ns") / 1e9
+    walls = pl.col("took") / 1e9
     quantiles = [walls.quantile(QUANTILES[name]).alias(name) for name in SHOWN]
     each = (
         timed.filter(pl.col("end") > last - round(LIVE_S * 1e9))

@@ -20,7 +20,7 @@ from textual.worker import get_current_worker
 
 from traces.errors import TtscopeError
 from traces.schema.formats import number
-from traces.summary.comparison import Difference, compare
+from traces.summary.comparison import Difference, compare, configuration
 from traces.summary.run import Run
 from tui.screens.base import ConfirmScreen, ModeScreen
 from tui.screens.entries import (
@@ -33,6 +33,7 @@ from tui.screens.entries import (
     matches,
     near_words,
     sort_key,
+    with_frames,
 )
 from tui.screens.library import (
     ImportMade,
@@ -571,10 +572,19 @@ class RecordingsScreen(ModeScreen):
 
     @work(thread=True, group="compare")
     def _work_out(self, pair: Pair) -> None:
-        repeats = [each.run for each in self.ttscope.entries if each.run is not None]
-        difference = compare(*pair.runs, repeats)
+        first, second = (self._with_frames(run) for run in pair.runs)
+        wanted = {configuration(run) for run in pair.runs} - {None}
+        runs = [each.run for each in self.ttscope.entries if each.run is not None]
+        repeats = [self._with_frames(run) for run in runs if configuration(run) in wanted]
+        difference = compare(first, second, repeats)
         if not get_current_worker().is_cancelled:
             self.post_message(Compared(pair, difference))
+
+    def _with_frames(self, run: Run) -> Run:
+        """Return a run with its samples and steps, without which its times are not compared."""
+        entry = next((each for each in self.ttscope.entries if each.run is run), None)
+        again = None if entry is None else with_frames(entry, self.ttscope.price).run
+        return again or run
 
     @on(Compared)
     def _show_difference(self, event: Compared) -> None:

@@ -12,6 +12,7 @@ from traces.statistics import Floats
 from traces.summary.kernels import Collective, FamilyTime
 from traces.summary.run import Run
 from traces.summary.series import Series
+from tui.screens.run.data import taken_ns
 from tui.text.layout import clock, clock_decimals, wrap
 from tui.widgets.lanes import LEFT, RIGHT, Lane
 
@@ -117,7 +118,8 @@ def step_lines(row: Mapping[str, Any] | None, *, width: int, joules: float | Non
     if row.get("preempted"):
         parts.append(f"preempted {row['preempted']:,}")
     if joules is not None:
-        watts = "" if not wall else f", {number(joules / wall, 'W')}"
+        took_ns = taken_ns(row)
+        watts = f", {number(joules / took_ns * 1e9, 'W')}" if took_ns else ""
         parts.append(f"{number(joules, 'J')}{watts}")
     return wrap("", " | ".join(parts), width=width, indent=2)
 

@@ -22,6 +22,16 @@ PAGE = 2_048  # steps that are read at once
 PAGES = 8
 
 
+def taken_ns(row: Mapping[str, Any]) -> int | None:
+    """Return how long a step ran, None where that is not known.
+
+    It begins at the end of the step before where that is later than its own start, as it is with
+    asynchronous scheduling.
+    """
+    times = (row.get("wall_ns"), row.get("interval_ns"))
+    return min((time for time in times if time is not None), default=None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunData:
     """A run's timeline, its kernels by step, and what its devices drew from `window` on.
@@ -48,10 +58,10 @@ class RunData:
         """Return what was drawn while a step ran."""
         if self.curve is None or self.window is None or row is None:
             return None
-        end, wall = row.get("end"), row.get("wall_ns")
-        if end is None or wall is None:
+        end, took = row.get("end"), taken_ns(row)
+        if end is None or took is None:
             return None
-        since, until = ((time - self.window[0]) / 1e9 for time in (end - wall, end))
+        since, until = ((time - self.window[0]) / 1e9 for time in (end - took, end))
         if since < self.curve.seconds[0] or until > self.curve.seconds[-1]:
             return None
         return float(self.curve.between(np.array([since]), np.array([until]))[0])

@@ -21,7 +21,7 @@ from tui.screens.run.charts import (
     run_title,
     step_lines,
 )
-from tui.screens.run.data import RunData, StepPages
+from tui.screens.run.data import RunData, StepPages, taken_ns
 from tui.screens.run.playback import Goto, Playback
 from tui.screens.run.problem import (
     Problem,
@@ -234,7 +234,7 @@ class RunModel:
         row = self.pages.known(self.position)
         if row is None or self.play is None:
             return None
-        begun = (row["end"] or 0) - (row["wall_ns"] or 0)
+        begun = (row["end"] or 0) - (taken_ns(row) or 0)
         column_ns = (self.play.right - self.play.left) // max(bins, 1)
         return None if begun > self.play.now + column_ns else row
 

@@ -150,7 +150,7 @@ def what_if_lines(settings: Sequence[NgramWhatIf] | None) -> list[str]:
                 f"  {each.num_speculative_tokens}  {window}",
                 with_interval(each.tokens_per_step),
                 value_of(each.drafted_steps),
-                _positions(each.accepted_per_position),
+                _positions(each.accepted_per_position, 5),
             )
         )
     return ["n-gram prompt lookup, counted without running it", *align(rows)]
@@ -161,6 +161,6 @@ def _row(length: Estimate | None, shares: Sequence[Estimate | None]) -> tuple[st
     return value, interval, _positions(shares)
 
 
-def _positions(shares: Sequence[Estimate | None]) -> str:
-    shown = [value_of(share).removeprefix("0") for share in shares[:_WIDE]]
-    return " ".join(shown) + (" ..." if len(shares) > _WIDE else "")
+def _positions(shares: Sequence[Estimate | None], most: int = _WIDE) -> str:
+    shown = [value_of(share).removeprefix("0") for share in shares[:most]]
+    return " ".join(shown) + (" ..." if len(shares) > most else "")

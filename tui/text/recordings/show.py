@@ -40,6 +40,7 @@ from traces.statistics import mean, of_others
 from traces.summary.comparison import RUN_TO_RUN, Difference, Judged, RunSpread
 from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
+from traces.summary.problems import mostly_told
 from traces.summary.run import Run
 from traces.summary.series import series
 from traces.summary.votes import PolicyOutcome
@@ -230,19 +231,18 @@ def _charts(run: Run, width: int) -> list[str]:
 
 
 def time_lines(run: Run, width: int) -> list[str]:
-    """Return how long steps take, and which share of the time each kind takes."""
+    """Return how long steps take, if that is known, and which share of the time each kind takes."""
     steps = run.step_time
     text = ", ".join(
         f"{kind} {with_interval(steps[f'{kind}_s'])}"
         for kind in ("prefill", "decode", "mixed")
         if steps.get(f"{kind}_s") is not None
     )
-    if not text:
-        return []
-    count = f"{run.steps:,} steps: {text}"
-    lines = wrap("step time", count, width=width, indent=INDENT)
+    lines = []
+    if text:
+        lines = wrap("step time", f"{run.steps:,} steps: {text}", width=width, indent=INDENT)
     total = sum(run.seconds.values())
-    if total:
+    if total > run.seconds.get("idle", 0.0):
         shares = [f"{name} {percent(part / total)}" for name, part in run.seconds.items()]
         where = f"{number(total, 's')} = {', '.join(shares)}"
         lines += wrap("time", where, width=width, indent=INDENT)
@@ -690,7 +690,8 @@ def sent_lines(run: Run) -> list[str]:
     lines: list[Sequence[str]] = [("samples as sent", "problems", "accuracy", "tokens", "interval")]
     for count in decided["samples"].unique().sort():
         each = decided.filter(pl.col("samples") == count)
-        tokens = mean(each["tokens"].cast(pl.Float64).fill_null(float("nan")).to_numpy(), "tokens")
+        known = each["tokens"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        tokens = mean(known, "tokens") if mostly_told(known) else None
         cells = (f"{each.height:,}", ABSENT, value_of(tokens), interval(tokens))
         lines.append((f"{count:,}", *cells))
     return [*align(lines, right=(0, 1, 2, 3)), ""]

@@ -151,23 +151,22 @@ def test_a_watch_is_under_the_load_of_all_its_requests_and_not_of_those_with_spa
 def test_at_a_rate_what_was_paid_stands_beside_what_is_predicted(tmp_path):
     """Not the part of the time in which the devices were busy."""
     engine = engine_of(tensor_parallel_size=2)
-    told = {"rate_per_s": 2.0, "price_usd_per_device_hour": 3.6}
-    made = runs_in(record(tmp_path / "r", engine, GREEDY, problems=4, **told))
-    found = RunsMade(made).measured(engine, GREEDY, (None, 2.0))
+    made = runs_in(record(tmp_path / "r", engine, GREEDY, problems=4, rate_per_s=2.0))
+    found = RunsMade(made).measured(engine, GREEDY, (None, 2.0), 3.6)
     assert found.estimates["device_s"].value == pytest.approx(2 / 2.0)
     assert found.estimates["cost_usd"].value == pytest.approx(0.001)
 
 
 def test_what_served_fewer_than_came_was_paid_for_its_busy_time(tmp_path, monkeypatch):
-    engine, told = engine_of(), {"rate_per_s": 10.0, "price_usd_per_device_hour": 3.6}
-    made = runs_in(record(tmp_path / "r", engine, GREEDY, problems=4, **told))
+    engine = engine_of()
+    made = runs_in(record(tmp_path / "r", engine, GREEDY, problems=4, rate_per_s=10.0))
     run = measured._run_of(made[0])
     for busy_s, paid in ((0.05, 0.1), (0.3, 0.3)):
         busy = Estimate(value=busy_s, unit="device-s")
         monkeypatch.setattr(
             measured, "_run_of", lambda _, busy=busy: replace(run, device_s_per_problem=busy)
         )
-        found = RunsMade(made).measured(engine, GREEDY, (None, 10.0)).estimates
+        found = RunsMade(made).measured(engine, GREEDY, (None, 10.0), 3.6).estimates
         assert found["device_s"].value == pytest.approx(paid)
         assert found["cost_usd"].value == pytest.approx(paid / 1000)
 
@@ -242,7 +241,7 @@ def test_ranks_on_the_page_of_a_server_are_no_servers(others, count):
     """Ray's page has several replicas, each named behind its rank."""
     own = [engine_of(mode="server", other=tuple(each.items())) for each in others]
     (found,) = servers_of(polled(*own))
-    assert (found.count, found.replicas) == (count, len(own))
+    assert (found.engine.ranks, found.replicas) == (len(own) // count, len(own))
 
 
 def test_a_limit_that_bound_one_of_several_servers_may_be_raised():
@@ -263,7 +262,7 @@ def test_what_is_drawn_has_run_and_nothing_of_it_was_measured_by_the_problem(tmp
     drawn = replace(spans_of(4), engine=engine_of(), drawn=True)
     made = RunsMade(runs_watched(recording, [drawn, drawn], 4.0))
     assert made.has(engine_of(), AS_SENT)
-    assert made.measured(engine_of(), AS_SENT, (None, 4.0)) is None
+    assert made.measured(engine_of(), AS_SENT, (None, 4.0), None) is None
 
 
 def test_what_was_measured_is_of_the_problems_that_are_replayed(tmp_path):

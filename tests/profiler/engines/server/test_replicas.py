@@ -28,9 +28,6 @@ class Served(StubEngine):
         self.got.append(request.request_id)
         super().submit(request)
 
-    def poll(self, wait_s=0.05):
-        return super().poll()
-
 
 @pytest.mark.parametrize("method", ["majority", "early_stopping", "first_finish"])
 def test_problems_go_round_and_their_samples_stay_together(tmp_path, method):
@@ -48,6 +45,9 @@ def test_problems_go_round_and_their_samples_stay_together(tmp_path, method):
     (config,) = recording.manifest.engines.values()
     assert (config.data_parallel_size, config.num_devices) == (3, 6)
     assert dict(config.other)["urls"] == " ".join(URLS)
+    assert (config.ranks, config.by_server()) == (1, (3, 1))
+    uneven = together([SERVED, dataclasses.replace(SERVED, data_parallel_size=2)], URLS[:2])
+    assert uneven.ranks is None and uneven.replica_words() == "3 replicas"
     assert not engine._of_request
 
 

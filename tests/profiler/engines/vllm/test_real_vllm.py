@@ -155,6 +155,22 @@ def test_jsonl_of_prompts_and_chats_under_a_verifier(tmp_path):
     assert not recording.manifest.text_recorded
 
 
+@pytest.mark.filterwarnings("ignore")  # of vLLM
+def test_a_prompt_without_room_fails_alone(tmp_path):
+    lines = [{"id": str(i), "prompt": "1 + 2 " * (200 if i == 1 else 1)} for i in range(3)]
+    (tmp_path / "w.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    engine = InProcessEngine(EngineOptions(model="demo/s", dtype="float32", max_model_len=64))
+    try:
+        path = record(load_workload(str(tmp_path / "w.jsonl")), GREEDY, engine, tmp_path / "r")
+    finally:
+        engine.close()
+    recording = Recording.open(path)
+    assert recording.complete
+    samples = recording.samples.sort("problem_id")
+    assert samples["error"].to_list() == [None, "no room", None]
+    assert samples["prompt_tokens"][1] > 64 and samples["output_tokens"][1] == 0
+
+
 def test_impossible_engine_is_one_line(tmp_path):
     done = warm_ttscope("record", "--model", tmp_path / "absent", "-o", tmp_path / "r")
     assert done.returncode == 1

@@ -80,6 +80,8 @@ def test_batches_and_draft_time(tmp_path):
                 "accepted": [batch, 0],
                 "draft_ns": 1_000_000 * batch,
             }
+        else:
+            row |= {"draft_ns": 90_000_000}  # of a prompt, which verifies nothing
     found = summarise(write_recording(tmp_path / "r", rows, engine=speculative_engine()))[
         0
     ].acceptance

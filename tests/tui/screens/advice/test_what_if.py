@@ -150,3 +150,14 @@ def test_what_was_asked_for_and_does_not_fit_says_what_to_set(entry):
 def test_a_name_that_is_nearly_right_is_guessed(entry, change, told):
     with pytest.raises(UsageError, match=re.escape(told)):
         changed(entry.run, [change])
+
+
+def test_nothing_is_learned_from_a_prediction_and_none_is_the_base(run, entry, tmp_path):
+    run.ok("replay", entry.path, "--set", "engine.max_num_seqs=16", "-o", tmp_path / "predicted")
+    (predicted,) = load(tmp_path / "predicted")
+    assert predicted.comparable and predicted.run.replay_of == entry.path.name
+    pick = pick_of(entry, max_num_seqs=16)
+    alone = what_if([entry], pick, "engine.max_num_seqs=8")
+    assert what_if([predicted, entry], pick, "engine.max_num_seqs=8") == alone
+    with pytest.raises(UsageError, match="no recording of small"):
+        what_if([predicted], pick, "engine.max_num_seqs=8")

@@ -17,7 +17,7 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from tui.app.app import TtscopeApp
 from tui.screens.live.screen import LiveScreen
-from tui.screens.live.views import History, problem_lines, sees_line, unread_lines
+from tui.screens.live.views import History, problem_lines, sees_line, spread_lines, unread_lines
 from tui.screens.live.watch import LiveWatch, Snapshot, parse_target
 
 
@@ -235,6 +235,13 @@ async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkey
         await pilot.press("s")
         await wait_for(pilot, seen, LiveScreen.Ended)
     assert server.profiler.open == 0
+
+
+def test_the_time_of_a_step_needs_no_wall_time():
+    rows = pl.DataFrame({"end": [0, 2 * 10**7], "interval_ns": [None, 2 * 10**7]})
+    rows = rows.with_columns(wall_ns=pl.lit(None, pl.Int64), engine=pl.lit("e"))
+    snapshot = Snapshot(now_ns=0, seconds=3.0, numbers={}, names={}, verdicts=(), step_rows=rows)
+    assert spread_lines(snapshot)[-1].split() == ["step", "20.0", "ms", "20.0", "ms", "20.0", "ms"]
 
 
 def test_problems_and_history():

@@ -20,6 +20,7 @@ from tui.screens.run.charts import (
 )
 from tui.screens.run.data import StepPages, read_run
 from tui.screens.run.model import RunModel
+from tui.screens.run.playback import Goto
 from tui.screens.run.problem import (
     NOTE,
     bar,
@@ -167,6 +168,28 @@ def test_kernels_and_power_of_a_step(tmp_path):
         assert wanted in text
     lanes, *_ = model.charts(50, tall=False)
     assert lanes[-1].name == "power"
+
+
+@pytest.mark.parametrize("walls", ["twice the interval", None])
+def test_steps_that_overlap_or_tell_no_wall_time_begin_where_the_one_before_ended(tmp_path, walls):
+    rows = simulate(problems=20, n=4)
+    for row in rows["steps"]:
+        row["wall_ns"] = None if walls is None else 2 * (row["interval_ns"] or 0)
+    first, last = rows["steps"][0]["end"], rows["steps"][-1]["end"]
+    rows["power"] = [
+        {"host": "h", "device": "0", "kind": "rapl", "time": time, "watts": 50.0}
+        for time in range(START - 10**7, last + 10**7, 10**6)
+    ]
+    (entry,) = load(write_recording(tmp_path / "x", rows).path)
+    data, pages = read_run(entry.recording, entry.run), StepPages(entry.recording, entry.run)
+    drawn = [data.joules(pages.known(at)) for at in range(1, len(rows["steps"]))]
+    assert sum(drawn) == pytest.approx(50.0 * (last - first) / 1e9, rel=0.01)
+    assert "50.0 W" in " ".join(step_lines(pages.known(3), width=78, joules=drawn[2]))
+    model = RunModel(entry, [])
+    model.show_data(data)
+    begun, ended = (rows["steps"][at]["end"] for at in (2, 3))
+    model.go_to(Goto("time", ((begun + ended) / 2 - model.play.start) / 1e9))
+    assert "step 3" in " ".join(model.step(10_000, 78))  # columns shorter than a step
 
 
 def test_bars_follow_the_clock(run):

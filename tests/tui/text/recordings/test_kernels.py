@@ -44,14 +44,19 @@ def test_bare_counts_have_no_tables():
     assert len(lines) == 3 and not any("batch" in line or "phase" in line for line in lines)
 
 
-def test_lines_of_prompt_lookup():
-    one = NgramWhatIf(
-        num_speculative_tokens=5, prompt_lookup_min=2, prompt_lookup_max=4, **kept(5),
+def looked_up(k):
+    return NgramWhatIf(
+        num_speculative_tokens=k, prompt_lookup_min=2, prompt_lookup_max=4, **kept(k),
         drafted_steps=share(0.5), tokens_per_step=share(1.234, "tokens"), by_phase=(),
     )  # fmt: skip
-    lines = what_if_lines([one])
+
+
+def test_lines_of_prompt_lookup():
+    lines = what_if_lines([looked_up(5)])
     assert "without running it" in lines[0] and lines[2].startswith(
         "  5  2-4     1.23 [1.21, 1.27]"
     )
     assert max(map(len, lines)) <= 80
     assert not what_if_lines(None)
+    long = [line for k in (6, 7, 8, 16) for line in what_if_lines([looked_up(k)])]
+    assert max(map(len, long)) <= 80 and long[-1].endswith(" ...")

@@ -15,7 +15,13 @@ from traces.summary.comparison import compare
 from traces.summary.run import summarise
 from tui.screens.advice.rows import paste_text, pick_title
 from tui.text.advice import _name
-from tui.text.recordings.show import config_lines, policy_text, show_json, show_lines
+from tui.text.recordings.show import (
+    config_lines,
+    policy_text,
+    show_json,
+    show_lines,
+    time_lines,
+)
 from tui.text.words import policy_words
 
 
@@ -40,6 +46,20 @@ def test_one_run_in_80_columns(recordings):
         assert wanted in text, wanted
     energy = next(line for line in lines if line.startswith("energy"))
     assert energy.split() == ["energy/problem", "-"]
+
+
+def test_shares_of_time_need_no_step_times(tmp_path):
+    rows = simulate(problems=6, n=2)
+    (known,) = summarise(write_recording(tmp_path / "known", rows))
+    for row in rows["steps"]:
+        row["wall_ns"] = None
+    (run,) = summarise(write_recording(tmp_path / "untold", rows))
+    both = time_lines(known, 80), time_lines(run, 80)
+    assert [any(line.startswith("step time") for line in lines) for lines in both] == [True, False]
+    assert all(any(line.startswith("time ") for line in lines) for lines in both)
+    for row in rows["steps"]:
+        row["profiled"] = True
+    assert time_lines(summarise(write_recording(tmp_path / "slowed", rows))[0], 80) == []
 
 
 def test_energy_is_shown_with_its_source(tmp_path):

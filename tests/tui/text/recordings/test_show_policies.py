@@ -97,6 +97,18 @@ def test_limits_decide_the_exit_code(run, slow):
     assert run("show", *paths, "--fail-on", "p95>+5%", "--json")[0] == 3
 
 
+def test_times_under_another_load_are_not_judged(run, tmp_path):
+    paths = [
+        write_recording(
+            tmp_path / f"{load}", simulate(problems=30, n=4, concurrency=load), concurrency=load
+        ).path
+        for load in (8, 1)
+    ]
+    told = run.refused("show", *paths, "--fail-on", "p95>+5%", code=1)
+    assert "p95>+5% cannot be judged: the load is another one (load.concurrency 8 -> 1)" in told
+    run.ok("show", *paths, "--fail-on", "tokens>+90%")
+
+
 def test_problems_that_fail_break_any_limit_and_a_run_that_was_cut_is_not_judged(run, tmp_path):
     rows = simulate(problems=30, n=4)
     paths = [write_recording(tmp_path / "base", rows).path]

@@ -1,0 +1,68 @@
+"""Which runs are drawn as measured, and what of them: one load, one price."""
+
+import dataclasses
+
+import pytest
+
+from tests.traces.synthetic import simulate, write_recording
+from tests.tui.fake_advisor import FakeAdvisor
+from traces.recording.reader import Recording
+from traces.schema.advice import Budget, Load
+from traces.summary.run import summarise
+from tui.report.fronts import fronts
+from tui.report.material import Material, gather_material
+
+CROSS = 'aria-label="Measured: '
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    (run,) = summarise(write_recording(folder, simulate(problems=8, n=4), concurrency=2))
+    return run
+
+
+def answer_for(load, **budget):
+    answer = FakeAdvisor([]).recommend(Budget(min_accuracy=0.7, **budget))
+    return dataclasses.replace(answer, load=Load(concurrency=load[0], rate_per_s=load[1]))
+
+
+def page_of(*runs, **more):
+    return str(fronts(Material(runs=runs, **more)))
+
+
+@pytest.mark.parametrize("advice", [None, answer_for((2, None))])
+def test_a_prediction_is_not_drawn_as_measured(run, advice):
+    alone = page_of(run, advice=advice)
+    assert alone.count(CROSS) == 3  # against latency, device time and tokens
+    predicted = dataclasses.replace(run, replay_of="one")
+    assert page_of(run, predicted, advice=advice).count(CROSS) == 3
+    assert CROSS not in page_of(predicted, advice=advice)
+
+
+def test_a_run_under_another_load_stands_against_tokens_alone(run):
+    under = page_of(run, advice=answer_for((2, None)))
+    assert "Runs under another load" not in under
+    for load in ((8, None), (None, 0.5)):
+        page = page_of(run, advice=answer_for(load))
+        assert page.count(CROSS) == 1
+        assert page.index("Accuracy against tokens") < page.index(CROSS)
+        assert "Runs under another load have a cross against tokens alone" in page
+    at_rate = dataclasses.replace(run, load=Load(concurrency=None, rate_per_s=0.01))
+    page = page_of(at_rate, advice=answer_for((None, 0.01)))
+    assert page.count(CROSS) == 3
+    assert "device time 100 dev-s" in page  # all that is paid, and not the busy part
+
+
+def test_runs_are_at_the_price_of_their_type_of_device(tmp_path):
+    for recorded in (None, 7.0):
+        folder = tmp_path / f"{recorded}"
+        rows = simulate(problems=8, n=4)
+        write_recording(folder, rows, price_usd_per_device_hour=recorded)
+        for price, cost in (("cpu=3.6", 3.6), ("H100=2.5", None), (None, recorded)):
+            (found,) = gather_material([Recording.open(folder)], {"price": price}, seed=0).runs
+            if cost is None:
+                assert found.cost_usd_per_problem is None
+            else:
+                whole = found.device_s_per_problem.value
+                assert found.cost_usd_per_problem.value == pytest.approx(whole * cost / 3600)
