@@ -399,7 +399,9 @@ def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits, unit):
 def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
     asked = []
     server_where_requests_wait(monkeypatch, told)
-    nothing = SimpleNamespace(replayed=None, predicted=SimpleNamespace(latency_s={"mean": None}))
+    nothing = SimpleNamespace(
+        replayed=None, predicted=SimpleNamespace(latency_s={"mean": None}), far_off=None
+    )
     monkeypatch.setattr(what_next, "_predicted", lambda *_: asked.append(1) or nothing)
     found = suggest(None)
     assert ("max_num_seqs is now is not known" in str(found)) == (told is None)
