@@ -260,11 +260,17 @@ def _stages(answering: Answering, system: int | None) -> Stages:
 
 
 def _present(answering: Answering, system: int | None, equals: list[int]) -> Present | None:
-    row = answering.present
+    row, check = answering.present, answering.check
     if row is None:
         return None
+    asked = answering
+    if not check.asked[row]:  # as it has several replicas, where `--gpus` asks about none of them
+        budget = dataclasses.replace(check.budget, max_gpus=int(check.metrics.devices[row]))
+        asked = dataclasses.replace(
+            answering, check=ReplayedCheck(check.metrics, budget, check.prices)
+        )
     return Present(
-        pick=_as_run(answering, row),
+        pick=_as_run(asked, row),
         best=system is not None and (row == system or row in equals),
         difference=_difference(answering, ("accuracy", *REGRETS), row, system),
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -229,6 +229,9 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
             policies = sum(len(pool.policies) for pool in kept if pool.key[0] == decoder)
             dropped[refused.why] += refused.choices * policies
     sizes = {pool.key: _Sizes(pool, names) for pool in kept}
+    ran: dict[EngineConfig, set[int]] = {}
+    for run in evidence.runs:
+        ran.setdefault(without_limits(run.engine), set()).add(run.engine.data_parallel_size)
     kinds: list[Kind] = []
     columns: list[Ints] = []
     for engine, (prior, choices) in engines.items():
@@ -254,7 +257,7 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
                         ranks=ranks,
                     )
                 )  # fmt: skip
-                columns.append(_rows(len(kinds) - 1, fitting, ranks or 1))
+                columns.append(_rows(len(kinds) - 1, fitting, ranks or 1, ran.get(engine, ())))
     rows = np.concatenate([np.zeros((0, 4), dtype=np.int64), *columns])
     return Space(
         kinds=tuple(kinds),
@@ -281,8 +284,12 @@ def _common(evidence: Evidence, pools: list[Pool]) -> tuple[tuple[str, ...], lis
     return tuple(name for name in order if name in common), pools
 
 
-def _rows(kind: int, choices: Sequence[tuple[int, int]], ranks: int) -> Ints:
-    replicas = [ranks * count for count in REPLICAS]
+def _rows(kind: int, choices: Sequence[tuple[int, int]], ranks: int, ran: Collection[int]) -> Ints:
+    """Return a row for each choice of limits and number of replicas, those that `ran` among them.
+
+    Ranks of a server are replicas too.
+    """
+    replicas = sorted({*(ranks * count for count in REPLICAS), *ran})
     limits = np.repeat(np.array(choices, dtype=np.int64), len(replicas), axis=0)
     return np.column_stack(
         [np.full(len(limits), kind), limits, np.tile(replicas, len(choices))]

@@ -5,12 +5,13 @@ import shlex
 import pytest
 import yaml
 
+from advisor.advice.advisor import Advisor
 from advisor.advice.measure_next.experiments import experiment_of, sweep_plan
 from advisor.advice.reasons import name_without_limits
 from advisor.advice.sensitivity import turnings
 from advisor.search.budget import is_given, parse_budget
 from profiler.sweep.plan import load_plan
-from tests.advisor.synthetic import VOTE16, engine_of
+from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.schema.engine import in_words
 from tui.text.advice import SHORT_LINES, advice_json, advice_lines, verdict
@@ -163,6 +164,20 @@ def name_of_pick(answer):
 
 
 @pytest.mark.slow
+def test_what_runs_today_may_have_any_number_of_replicas(tmp_path):
+    """Nobody asks about several engines without --gpus, but three may be what runs."""
+    three = engine_of(data_parallel_size=3)
+    ran = [
+        record(tmp_path / "one", engine_of(), VOTE16, problems=20),
+        record(tmp_path / "three", three, VOTE16, problems=20),
+    ]
+    for gpus in (None, 8):
+        budget = parse_budget({"max_latency": "1000s", "gpus": gpus})
+        present = Advisor.fit(ran, draws=20).recommend(budget, present=(three, VOTE16)).present
+        assert present.pick.engine.data_parallel_size == 3
+        assert present.pick.probability_within_budget == 1.0
+
+
 def test_the_present_configuration_is_compared_or_already_best(fresh):
     budget = parse_budget({"min_accuracy": "0.75"})
     pick = fresh.recommend(budget).system_optimal
