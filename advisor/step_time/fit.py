@@ -31,6 +31,7 @@ ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is
 PRIOR_STEPS = 300.0  # that the law of the engine's kind counts as in an engine's own fit
 HUBER = 2.0  # robust standard deviations beyond which residuals lose weight
 ITERATIONS = 6  # of reweighting
+VARIED = 1.5  # times more requests in large mean steps than in small ones, to tell a growth
 STALL = 10.0  # a step beyond so many times its prediction counts as that many times
 
 
@@ -91,8 +92,10 @@ class StepTimeModel:
                 sigma, sigma_outside = (
                     float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
                 )
+            ends = _growths(own, seconds) if all(table.coarse for table in own) else None
             self.laws_[key] = StepLaw(
-                seconds=seconds,
+                seconds=seconds if ends is None else ends.mean(axis=0),
+                ends=ends,
                 low=bounds[:, 0].min(axis=0),
                 high=bounds[:, 1].max(axis=0),
                 sigma=sigma,
@@ -245,6 +248,27 @@ class StepTimeModel:
         law = self._fit_own([few], None)
         predicted = float(many.composition.sum(axis=0) @ law)
         return abs(float(np.log(self._total(many, law) / predicted)))
+
+
+def _growths(own: Sequence[StepTable], seconds: Floats) -> Floats | None:
+    """Return [2, FEATURES]: a law without growth in requests and one in proportion to them.
+
+    Both give the mean step its time. None where the mean steps differ enough in their requests to
+    tell. What a prompt adds as such stays.
+    """
+    rows = Features(*np.concatenate([table.composition for table in own]).T)
+    few, many = np.quantile(rows.requests, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    if many >= VARIED * few:
+        return None
+    law, mean = Features(*seconds), Features(*(each.mean() for each in rows))
+    parts = {name: time for name, time in law._asdict().items() if name not in ("step", *_AS_SUCH)}
+    grown = sum(time * getattr(mean, name) for name, time in parts.items())
+    flat = law._replace(**dict.fromkeys(parts, 0.0), step=law.step + grown / mean.step)
+    steep = law._replace(step=0.0, requests=law.requests + law.step * mean.step / mean.requests)
+    return np.array([flat, steep], dtype=float)
+
+
+_AS_SUCH = ("prefill_step", "prefill_requests", "draft_step", "draft_requests", *HOST_WORK)
 
 
 def _starts_differ(tables: Sequence[StepTable]) -> bool:

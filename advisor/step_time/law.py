@@ -53,7 +53,8 @@ class StepLaw:
     `runs` are the recordings it was learned from, `repeats` and `repeats_outside` how many were
     held out to find the spreads (0: `RUN_TO_RUN` is assumed). With a `prior` nothing was recorded:
     `seconds` come near to its tables, from which replays take their times. `reads` is what its
-    features count.
+    features count. `ends` [2, FEATURES] are laws that its steps cannot tell from it, None where
+    they can: one whose steps do not grow with their requests, and one in proportion to them.
     """
 
     seconds: Floats
@@ -66,6 +67,7 @@ class StepLaw:
     repeats_outside: int
     prior: PriorCost | None = None
     reads: Reads = ALL
+    ends: Floats | None = None
 
     def predict(self, composition: Floats) -> Floats:
         """Return the seconds of steps, [steps] for a composition [steps, FEATURES]."""
@@ -136,7 +138,8 @@ class StepTimes:
     `sigma` is the spread of a whole run's speed inside and outside what was recorded, None for
     operator tables, which no run of the user's has checked; `runs` taught it, and `repeats` are the
     recordings left out from which these spreads are measured, 0 where they are assumed. `ends`
-    are the costs that fast and slow steps are made of, where they are others than `cost`. `ttft` is
+    are the costs that fast and slow steps are made of, where they are others than `cost`. `others`
+    are costs that the recorded steps cannot tell from it. `ttft` is
     between which ratios to the predicted TTFT those measured of others lie. `beyond` says which
     peaks lie outside of the recorded steps, as (value, largest recorded). `notes` are what else
     there is to say of them.
@@ -150,6 +153,7 @@ class StepTimes:
     repeats: tuple[int, int] | None = None
     beyond: Callable[[Mapping[str, float]], Mapping[str, tuple[float, float]]] = lambda _: {}
     ends: tuple[StepCost, StepCost] | None = None
+    others: tuple[StepCost, ...] = ()
     ttft: tuple[float, float] = (1.0, 1.0)
 
     def at(self, factor: float) -> StepCost:

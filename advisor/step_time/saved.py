@@ -19,7 +19,7 @@ from traces.files import whole_file
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 
-VERSION = 1
+VERSION = 2
 
 
 def fingerprint(recordings: Sequence[Recording]) -> str:

@@ -28,6 +28,7 @@ from advisor.replay.replay import Replicas, replay, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.waiting import Waited, longest_waits
 from advisor.replay.workload import Workload
+from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
 from advisor.step_time.operators.files import Operators
@@ -265,13 +266,14 @@ class Replays:
         concurrency: int | None = None,
         reserve: int | None = None,
         replicas: Replicas | None = None,
+        cost: StepCost | None = None,
     ) -> Replayed:
         if workload.front_end_s is not None:  # it runs on the same machine as the steps
             workload = replace(workload, front_end_s=factor * workload.front_end_s)
         try:
             return replay(
                 workload,
-                self.times.at(factor),
+                self.times.at(factor) if cost is None else scaled_cost(cost, factor),
                 self.limits,
                 concurrency=concurrency or (self.concurrency if reserve is None else None),
                 reserve=reserve,
@@ -399,7 +401,22 @@ class Replays:
             return []
         fast = float(np.exp(-Z95 * self.times.sigma[int(self.outside)]))
         draws = [replace(each, arrivals=None) for each in self._redrawn() or self.workloads]
-        return [self._statistics(self._run(draw, fast, concurrency=1)) for draw in draws]
+        return [
+            self._statistics(self._run(draw, fast, concurrency=1, cost=cost))
+            for cost in (None, *self.times.others)
+            for draw in draws
+        ]
+
+    @cached_property
+    def sides(self) -> list[list[dict[str, float]]]:
+        """What the draws take with slow and with fast steps, and with others as likely."""
+        sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
+        runs = [self.slow, self.fast] + [
+            [self._run(each, math.exp(sign * Z95 * sigma), cost=cost) for each in self.workloads]
+            for cost in self.times.others
+            for sign in (1, -1)
+        ]
+        return [[self._statistics(run) for run in side] for side in runs]
 
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
@@ -410,9 +427,8 @@ class Replays:
             path = Path(folder) / f"{self.base.name} (replayed)"
             write_recording(path, self.manifest, self.tables)
             found = summarise(Recording.open(path))[0]
-        middle, fresh, slow, fast = (
-            [self._statistics(run) for run in runs]
-            for runs in (self.runs, self.fresh, self.slow, self.fast)
+        middle, fresh = (
+            [self._statistics(run) for run in runs] for runs in (self.runs, self.fresh)
         )
 
         exact = {"tokens": self._of_any(lambda _, made: made)} if self._whole else {}
@@ -430,7 +446,7 @@ class Replays:
                 return Estimate(value=value, unit=unit, extrapolated=outside)
             again = np.array([each[name] for each in fresh])
             spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma))
-            ends = [float(np.mean([each[name] for each in side])) / mean for side in (slow, fast)]
+            ends = [float(np.mean([each[name] for each in side])) / mean for side in self.sides]
             ends += [each.get(name, 1.0) for each in self.otherwise]
             low, high = _apart(value, (min(ends), max(ends)), (spread, spread))
             if self.alone and name.startswith(("latency_s", "ttft_s")):

@@ -17,6 +17,7 @@ from traces.live.verdict import change_for
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
 from traces.schema.engine import RANKS
+from traces.schema.formats import number
 from traces.summary.run import Run, summarise
 
 
@@ -71,9 +72,23 @@ def suggest(recording: Recording) -> Suggestion | str:
                 more = run.engine.data_parallel_size + ranks
                 arguments = ("--set", f"engine.data_parallel_size={more}")
         prediction = _predicted(recording, run, arguments)
+        worse = _worse(prediction)
+        if arguments[0] != "--rate" and worse is not None:
+            return f"{change.why}, but {' '.join(arguments)} is no help: {worse}"
         return Suggestion(arguments=(*chosen, *arguments), why=change.why, prediction=prediction)
     except TtscopeError as error:
         return str(error)
+
+
+def _worse(prediction: Prediction) -> str | None:
+    """Say that a change makes the replay slower, where that is predicted; None where it is not."""
+    replayed = prediction.replayed
+    was = None if replayed is None else replayed.latency_s["mean"]
+    found = prediction.predicted.latency_s["mean"]
+    if prediction.far_off is not None or was is None or found is None or found.value <= was.value:
+        return None
+    told = "the replay has a mean latency of"
+    return f"{told} {number(found.value, 's')} with it, and {number(was.value, 's')} without"
 
 
 def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:

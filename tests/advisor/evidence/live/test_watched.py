@@ -45,6 +45,7 @@ from traces.live.verdict import Finding, Verdict
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.engine import UNKNOWN_METHOD, Speculative
+from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import summarise
 from tui.text.recordings.live import effect_text
@@ -208,6 +209,45 @@ def test_a_queue_behind_max_num_seqs_is_answered_with_more(base, tmp_path):
 
 
 @pytest.mark.slow
+def test_steps_that_were_seen_with_as_many_requests_tell_no_growth(base, tmp_path):
+    """A full server has as many at each poll. Steps of twice as many took twice as long."""
+    full = at_rate(base, 400.0, "engine.max_num_seqs=8")
+    recording = watched(full, tmp_path / "seen", spans=False, steps=False)
+    found = [predicted(recording, f"engine.max_num_seqs={seqs}") for seqs in (8, 16)]
+    before, after = (each.predicted.tpot_s["mean"] for each in found)
+    truth = at_rate(base, 400.0, "engine.max_num_seqs=16").predicted
+    assert after.low < before.value < after.value < 2 * before.value < after.high
+    assert after.low < truth.tpot_s["mean"].value < after.high
+    assert any("how a step grows with them" in note for note in found[1].notes)
+
+
+def server_where_requests_wait(monkeypatch, max_num_seqs):
+    engine = engine_of(max_num_seqs=max_num_seqs)
+    numbers = SimpleNamespace(running=8, running_max=8, capped_share=0.5, kv_share_max=0.1,
+                              requests_per_s=1.0)  # fmt: skip
+    finding = Finding(kind="queueing", evidence="")
+    server = SimpleNamespace(
+        engine=engine, numbers=numbers, verdict=Verdict(engine="e", found=(finding,))
+    )
+    runs = [SimpleNamespace(engine=engine, rows=None)]
+    monkeypatch.setattr(what_next, "summarise", lambda _: runs)
+    monkeypatch.setattr(what_next, "watched_engines", lambda *_: [server])
+    monkeypatch.setattr(what_next, "servers_of", lambda _: [])
+
+
+def test_what_the_replay_has_slower_is_not_proposed(monkeypatch):
+    def run(latency_s):
+        return SimpleNamespace(latency_s={"mean": Estimate(value=latency_s, unit="s")})
+
+    server_where_requests_wait(monkeypatch, 8)
+    for after, told in ((1.21, "1.21 s with it, and 1.03 s without"), (0.9, None)):
+        found = SimpleNamespace(replayed=run(1.03), predicted=run(after), far_off=None)
+        monkeypatch.setattr(what_next, "_predicted", lambda *_, found=found: found)
+        proposed = suggest(None)
+        assert (told in proposed) if told else (proposed.prediction is found)
+
+
+@pytest.mark.slow
 def test_the_watch_of_nothing_says_so(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False, metrics=False)
     assert suggest(recording) == "nothing was watched"
@@ -263,15 +303,25 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
     pick = advice([recording], optimise="latency").system_optimal
     assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
-    told = gather([recording, watched(truth, tmp_path / "spans")], judged=False).lost
+    told = gather([recording], judged=False).lost
     assert any(each.startswith("seen: each sample counts as a problem") for each in told)
-    assert "spans: a request of up to 4 samples is one problem" in told
+
+
+@pytest.mark.slow
+def test_samples_are_not_counted_among_requests_of_several(truth, tmp_path):
+    alone = watched(truth, tmp_path / "seen", spans=False, steps=False)
+    spans = watched(truth, tmp_path / "spans")
+    both, one = gather([alone, spans], judged=False), gather([spans], judged=False)
+    assert "spans: a request of up to 4 samples is one problem" in both.lost
+    assert any(each.startswith("seen: its /metrics do not tell which") for each in both.lost)
+    assert both.problem_ids == one.problem_ids
+    assert len(both.steps) > len(one.steps)
 
 
 @pytest.mark.slow
 def test_two_watches_of_one_name_are_advised_on_together(truth, tmp_path):
     alone = watched(truth, tmp_path / "mon" / "live", spans=False, steps=False)
-    seen = watched(truth, tmp_path / "tue" / "live")
+    seen = watched(truth, tmp_path / "tue" / "live", spans=False, steps=False)
     advisor = Advisor.fit([alone, seen])
     names = {run.recording: len(run.problems) for run in advisor.evidence.runs}
     assert names.keys() == {"mon/live", "tue/live"}
@@ -358,19 +408,11 @@ def test_the_coarse_law_reads_what_of_a_prompt_came_from_the_cache(hits, unit):
 @pytest.mark.parametrize("told", [None, 8])
 def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
     asked = []
-    engine = engine_of(max_num_seqs=told)
-    finding = Finding(kind="queueing", evidence="")
-    numbers = SimpleNamespace(running=8, running_max=8, capped_share=0.5, kv_share_max=0.1,
-                              requests_per_s=1.0)  # fmt: skip
-    server = SimpleNamespace(
-        engine=engine, numbers=numbers, verdict=Verdict(engine="e", found=(finding,))
+    server_where_requests_wait(monkeypatch, told)
+    nothing = SimpleNamespace(
+        replayed=None, predicted=SimpleNamespace(latency_s={"mean": None}), far_off=None
     )
-    monkeypatch.setattr(
-        what_next, "summarise", lambda _: [SimpleNamespace(engine=engine, rows=None)]
-    )
-    monkeypatch.setattr(what_next, "watched_engines", lambda *_: [server])
-    monkeypatch.setattr(what_next, "servers_of", lambda _: [])
-    monkeypatch.setattr(what_next, "_predicted", lambda *_: asked.append(1))
+    monkeypatch.setattr(what_next, "_predicted", lambda *_: asked.append(1) or nothing)
     found = suggest(None)
     assert ("max_num_seqs is now is not known" in str(found)) == (told is None)
     assert len(asked) == (told is not None)
