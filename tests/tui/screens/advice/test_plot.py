@@ -142,7 +142,8 @@ def test_the_present_is_what_was_measured(tmp_path):
 
 
 def test_the_present_under_another_load_has_no_times(tmp_path):
-    (entry,) = load(write_recording(tmp_path / "a", simulate(problems=8, n=4)).path)
+    simulated = simulate(problems=8, n=4)
+    (entry,) = load(write_recording(tmp_path / "a", simulated, concurrency=1).path)
     answer = dataclasses.replace(
         FakeAdvisor([]).recommend(BUDGET), load=Load(concurrency=None, rate_per_s=2.0)
     )
@@ -152,3 +153,9 @@ def test_the_present_under_another_load_has_no_times(tmp_path):
     sections, _ = answer_sections(answer, row, width=80)
     text = " ".join(line for each in sections for line in each.lines)
     assert "measured under another load (1 problem in flight)" in text
+    (untold,) = load(write_recording(tmp_path / "b", simulated).path)
+    row = present_candidate(untold.run, answer)
+    assert row.pick.measured.at_load and row.pick.measured.concurrency is None
+    assert row.pick.estimates["latency_s"] == untold.run.latency_s["mean"]
+    sections, _ = answer_sections(answer, row, width=80)
+    assert "another load" not in " ".join(line for each in sections for line in each.lines)
