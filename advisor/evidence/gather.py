@@ -184,17 +184,9 @@ def gather(
         [with_lengths(each) for each in several] for several in both_told_apart(recordings, others)
     )
     watched = all(map(only_watched, recordings))
-    left_out, lost = 0, []
-    if judged and not watched:  # the traffic of others teaches steps alone beside one's own
-        apart = [each for each in recordings if only_watched(each)]
-        others = [*others, *apart]
-        recordings = [each for each in recordings if not only_watched(each)]
-        lost += [
-            f"{each.name}: is of traffic that was watched. It teaches the times of its engine's "
-            "steps, and none of its requests is among the problems"
-            for each in apart
-        ]
-    judged = judged and not watched
+    judged, left_out = judged and not watched, 0
+    recordings, apart, lost = _set_apart(recordings, watched=watched, judged=judged)
+    others = [*others, *apart]
     workload = _same_workload(recordings)
     _check_models(recordings)
     steps: list[StepTable] = []
@@ -655,6 +647,44 @@ def _rate(runs: Sequence[Run]) -> float | None:
     each = {run.engine: run.rate_per_s for run in runs}
     told = [rate for rate in each.values() if rate is not None]
     return sum(told) if told else None
+
+
+NOT_OURS = (
+    "is of traffic that was watched. It teaches the times of its engine's steps, and none of its "
+    "requests is among the problems"
+)
+COUNTS_ONLY = (
+    "its /metrics do not tell which samples belong to one request. It teaches the times of its "
+    "engine's steps, and its samples are not among the problems"
+)
+
+
+def _set_apart(
+    recordings: Sequence[Recording], *, watched: bool, judged: bool
+) -> tuple[list[Recording], list[Recording], list[str]]:
+    """Return the recordings, those that teach steps alone beside them, and why."""
+    apart, why = list[Recording](), ""
+    if watched:
+        apart, why = _without_requests(recordings), COUNTS_ONLY
+    elif judged:
+        apart, why = [each for each in recordings if only_watched(each)], NOT_OURS
+    kept = [each for each in recordings if each not in apart]
+    return kept, apart, [f"{each.name}: {why}" for each in apart]
+
+
+def _without_requests(recordings: Sequence[Recording]) -> list[Recording]:
+    """Return the watched recordings whose samples would not count as others' requests do.
+
+    None where no request has several samples: a sample is a request then.
+    """
+
+    def several(recording: Recording) -> bool:
+        problems = recording.frame("problems").height
+        return 0 < problems < recording.frame("samples").height
+
+    if not any(map(several, recordings)):
+        return []
+    return [each for each in recordings if not each.rows("problems")]
 
 
 def _counted_as(runs: Sequence[Run]) -> list[str]:

@@ -278,9 +278,9 @@ def measured_beside(run: Run, load: Load | None, price: float | None) -> Measure
     What depends on the load is None where it ran under another one. An unknown load is no other.
     """
     own = run.load or Load(concurrency=None, rate_per_s=None)
-    in_flight = own.concurrency or 1 if own.rate_per_s is None else None
-    at_load = True
-    if run.load is not None and load is not None:
+    in_flight = own.concurrency if own.rate_per_s is None else None
+    at_load = load is None or (in_flight, own.rate_per_s) == (None, None)
+    if load is not None and not at_load:
         at_load = same_load((in_flight, own.rate_per_s), (load.concurrency, load.rate_per_s))
     estimates = measured_estimates(at_price(run, price, own.rate_per_s))
     return Measured(

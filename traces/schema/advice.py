@@ -76,7 +76,8 @@ class Measured(Record):
     """What a run of a configuration measured, under the names of a pick's estimates.
 
     `at_load` says that it ran under the load of the answer, and not under another one, which is
-    `concurrency` problems in flight or `rate_per_s`. `runs` counts the runs under that load.
+    `concurrency` problems in flight or `rate_per_s`. Both are None where the load is not known,
+    which is no other one. `runs` counts the runs under that load.
     """
 
     recording: str

@@ -8,6 +8,8 @@ from traces.schema.estimate import Estimate
 
 ABSENT = "-"
 OUTSIDE = "*"  # after a number that lies outside what was measured
+LONG = 9_995  # from which on an end of an interval has five digits
+LEAST_USD = 1e-9  # from which on dollars have no exponent
 TIMES = 4.0  # from this change on, how many times as much is easier to read than per cent
 _TIMES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
 _THOUSANDS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -37,14 +39,14 @@ def scale(value: float, unit: str) -> tuple[float, str]:
     return factor, f"{head}{mark}{prefix}{tail}"
 
 
-def digits(value: float) -> str:
-    """Return three significant digits: 0.0123, 1.23, 12.3, 1,234; below 0.0001 as 1.23e-05."""
+def digits(value: float, least: float = 1e-4) -> str:
+    """Return three significant digits: 0.0123, 1.23, 12.3, 1,234; below `least` as 1.23e-05."""
     if not math.isfinite(value):
         return ABSENT
     size = abs(float(f"{value:.3g}"))  # rounded, so that 9.996 is 10.0
     if size >= 100 or value == 0:
         return f"{value:,.0f}"
-    if size < 1e-4:
+    if size < least:
         return f"{value:.2e}"
     return f"{value:.{2 - math.floor(math.log10(size))}f}"
 
@@ -81,7 +83,7 @@ def _plain(value: float, unit: str) -> str:
     if unit == "1":
         return f"{value:.3f}"
     if unit == "USD":
-        return _dollars(value, digits(abs(value)))
+        return _dollars(value, digits(abs(value), LEAST_USD))
     return f"{value:,.0f}" if unit == "devices" else digits(value)
 
 
@@ -90,27 +92,41 @@ def _dollars(value: float, size: str) -> str:
 
 
 def written(value: float, unit: str) -> str:
-    """Return a number that somebody chose, such as a limit, without zeros at its end: `50 ms`."""
+    """Return a number that somebody chose, such as a limit, without zeros at its end: `50 ms`.
+
+    A rate has three digits where it has more than four, as one that was recorded or given a minute.
+    """
     factor, name = scale(value, unit)
     text = f"{value / factor:g}"
-    return f"{_dollars(value, text) if unit == 'USD' else text} {name}".rstrip()
+    if unit == "USD":
+        if 0 < abs(value) < 1e-4:  # where :g has an exponent
+            text = f"{abs(value):.15f}".rstrip("0")
+        text = _dollars(value, text.removeprefix("-"))
+    elif unit == "problems/s" and len(text.replace(".", "").lstrip("0")) > 4:
+        text = digits(value)
+    return f"{text} {name}".rstrip()
 
 
 def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     """Return `[low, high]` in the unit that `number` gives the value; empty without one.
 
-    An end that is not known is "-".
+    Where an end would have five digits, each has its own unit: `[13.9 ms, 26.2 s]`. An end that is
+    not known is "-". No end has a comma of its own.
     """
     if estimate is None or (estimate.low is None and estimate.high is None):
         return ""
     factor, _ = scale(estimate.value, estimate.unit)
+    ends = [end for end in (estimate.low, estimate.high) if end is not None]
+    apart = any(abs(end) / factor >= LONG and scale(end, estimate.unit)[0] > factor for end in ends)
 
     def told(end: float | None) -> str:
         if end is None:
             return ABSENT
         if sign and estimate.unit == "1":
             return _points(end).replace("±", "")
-        text = _plain(end / factor, estimate.unit).replace("$", "")
+        if apart:
+            return number(end, estimate.unit, sign=sign)
+        text = _plain(end / factor, estimate.unit).replace("$", "").replace(",", "")
         return f"+{text}" if sign and end > 0 else text
 
     return f"[{told(estimate.low)}, {told(estimate.high)}]"
@@ -195,7 +211,7 @@ def relative_change(share: Estimate | None) -> str:
         return text
     ends = (share.low, share.high)
     told = [digits(1 + end) if share.value >= TIMES else _signed(end) for end in ends]
-    return f"{text} [{', '.join(told)}]"
+    return f"{text} [{', '.join(each.replace(',', '') for each in told)}]"
 
 
 def compact(value: float | None) -> str:

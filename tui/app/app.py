@@ -175,6 +175,8 @@ class TtscopeApp(LibraryApp):
         """Show what every key does here, and what the columns are."""
         found: dict[DOMNode | None, dict[str, list[str]]] = {}
         for key, active in self.screen.active_bindings.items():
+            if key == "ctrl+q" and active.binding.id is None:  # Textual's, beside ours
+                continue
             if active.binding.tooltip:
                 rows = found.setdefault(active.node, {})
                 rows.setdefault(sentence(active.binding), []).append(shown_key(key))
@@ -188,7 +190,7 @@ class TtscopeApp(LibraryApp):
             (f"Keys of {dict(TABS)[self.current_mode]}", rows_of(self.screen)),
             ("Moving", [*rows_of(self.screen.focused), ("tab", "Go to the next panel or field.")]),
             ("Columns and marks", [*getattr(self.screen, "LEGEND", ()), *MARKS]),
-            ("Every screen", [*rows_of(self), ("ctrl+p", "Search all commands by name.")]),
+            ("Every screen", rows_of(self)),
         ]
         self.push_screen(HelpScreen(sections))
 

@@ -126,7 +126,12 @@ def _crosses(material: Material) -> list[Cross]:
 
 
 def _under_another_load(answer: Recommendation, crosses: Sequence[Cross]) -> Html | None:
-    if answer.load is None or all(measured.at_load for _, measured in crosses):
+    drawn = [
+        measured
+        for _, measured in crosses
+        if None not in (measured.estimates["accuracy"], measured.estimates["tokens"])
+    ]
+    if answer.load is None or all(measured.at_load for measured in drawn):
         return None
     return tag(
         "p",

@@ -116,7 +116,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "compute-optimal",
         "The configuration that is accurate enough with the fewest FLOPs: the usual measure in "
-        "papers, which does not see how the hardware is used.",
+        "papers, which does not see how the hardware is used. Of engines that run the same policy "
+        "with as few FLOPs (within 5 %), it is the best of what was asked for.",
     ),
     (
         "front",

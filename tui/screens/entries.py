@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -44,6 +43,12 @@ class Entry:
     def comparable(self) -> bool:
         """Whether the run ended by itself and decided something."""
         return self.run is not None and self.run.complete and self.run.problems > 0
+
+    @property
+    def teaches(self) -> bool:
+        """Whether advice can learn of it: of problems, or of a server that was only watched."""
+        watched = self.is_watched and self.run is not None and self.run.complete
+        return self.comparable or watched
 
     @property
     def is_watched(self) -> bool:
@@ -281,6 +286,8 @@ COLUMNS: tuple[Column, ...] = (
 
 
 NARROW, ENGINE = 110, 13
+NAME = 18  # columns of a recording's name beside others
+NAMES, ENGINE_AT = COLUMNS[-1].header, 2
 NO_PROBLEMS = "no problems captured"
 
 
@@ -296,7 +303,11 @@ def fitting_columns(entries: Sequence[Entry], width: int) -> list[tuple[Column, 
         cells = (len(cell_text(column, entry, engines, width)) for entry in entries)
         return max([len(column.header) + 1, *cells])
 
+    titles = [entry.title for entry in runs]
+    twins = len(set(titles)) < len(titles)
     able = [column for column in COLUMNS if column.from_width <= width]
+    if twins and able[-1].header != NAMES:  # nothing else tells them apart
+        able.insert(ENGINE_AT + 1, COLUMNS[-1])
     some = frozenset[str]().union(*(entry.told for entry in runs))
     filled = [column for column in able if not runs or column.header in some]
     chosen: dict[str, int] = {}
@@ -324,12 +335,13 @@ def engine_cells(entries: Iterable[Entry], width: int) -> dict[str, str]:
     for engine in engines:
         words = [word for word in engine.split() if word not in shared or len(engines) == 1]
         short[engine] = " ".join(words) or engine
-    half = (ENGINE - 1) // 2
-    cut = {
-        engine: text if len(text) <= ENGINE else f"{text[:half]}…{text[-half:]}"
-        for engine, text in short.items()
-    }
+    cut = {engine: _without_middle(text, ENGINE) for engine, text in short.items()}
     return next(each for each in (cut, short, whole) if len(set(each.values())) == len(engines))
+
+
+def _without_middle(text: str, most: int) -> str:
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: int) -> str:
@@ -345,18 +357,20 @@ def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: i
         if column.header == "policy" and run.complete:
             return NO_PROBLEMS if width >= NARROW else "0 problems"
     text = entry.cells[column.header]
+    if column.header == NAMES and width < column.from_width:
+        return _without_middle(text, NAME)
     return engines.get(text, text) if column.header == "engine" else text
 
 
 def matches(entry: Entry, words: str) -> bool:
     """Return whether every word is found in the entry; `a|b` means either.
 
-    A single character is one where a word begins: it would be found nearly everywhere.
+    A single character is one that a model, a policy or a recording begins with: it would be found
+    nearly everywhere.
     """
     text = f"{entry.title} {entry.path}".lower()
-    begins = {
-        word[0] for word in re.findall(r"[^\W_]+", f"{entry.title} {entry.path.name}".lower())
-    }
+    names = (entry.path.name, *(entry.cells.get(each, "") for each in ("model", "policy")))
+    begins = {name[:1].lower() for name in names}
 
     def found(part: str) -> bool:
         return part in begins if len(part) == 1 and part.isalnum() else part in text

@@ -294,9 +294,9 @@ class LibraryApp(App[None]):
         return [by_key[key] for key in self.marked if key in by_key]
 
     def advisable(self) -> list[Entry]:
-        """Return the runs that advice rests on: the marked ones, or every complete one."""
+        """Return the runs that advice rests on: the marked ones, or every one that teaches."""
         marked = self.marked_entries()
-        return marked or [entry for entry in self.entries if entry.comparable]
+        return marked or [entry for entry in self.entries if entry.teaches]
 
     def advisor_for(self, recordings: Sequence[Recording]) -> FittedAdvisor:
         """Return the advisor fitted to the recordings; the last one is kept. Call in a thread."""

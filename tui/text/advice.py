@@ -295,7 +295,13 @@ def estimate_lines(
     whole = align(wide if any(more[1:]) else rows)
     if max(map(len, whole)) > width:
         whole = align(wide, gap=1)
-    yield from whole if max(map(len, whole)) <= width else _beside(rows, width)
+    if max(map(len, whole)) <= width:
+        yield from whole
+    else:
+        yield from _beside(rows, width)
+        told = [f"{quantity(n).noun} {more[at]}" for at, n in enumerate(names, 1) if more[at]]
+        if told:
+            yield from _wrap(f"Difference: {', '.join(told)}.", width)
     if theirs is not None and not agree and explain:
         yield ""
         yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)

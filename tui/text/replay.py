@@ -83,7 +83,8 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
         if before is None and after is None:
             continue
         values = map(value_of, (before, replayed, after))
-        rows.append([quantity(tag).title, *values, interval(after), _change(tag, replayed, after)])
+        change = change_words(tag, replayed, after)
+        rows.append([quantity(tag).title, *values, interval(after), change])
     three = (recorded, prediction.replayed, predicted)
     steps = [ABSENT if run is None or not run.steps else f"{run.steps:,}" for run in three]
     rows.append(["steps", *steps, "", ""])
@@ -170,7 +171,7 @@ def _changes(recorded: Run, question: Question, predicted: Run) -> list[str]:
     return parts
 
 
-def _change(tag: str, replayed: Estimate | None, predicted: Estimate | None) -> str:
+def change_words(tag: str, replayed: Estimate | None, predicted: Estimate | None) -> str:
     """Return predicted against replayed: a share of it, of accuracy a difference in points."""
     if tag != "accuracy" or replayed is None or predicted is None:
         return percent_change(relative(replayed, predicted))

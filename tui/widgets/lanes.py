@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from textual.content import Content
@@ -84,10 +84,16 @@ class Lane:
         return bool(np.isfinite(self.values).any())
 
     @property
-    def scale(self) -> float | None:
-        """What the height of the chart stands for, None where nothing is known."""
+    def highest(self) -> float | None:
+        """The highest number, None where nothing is known."""
         finite = self.values[np.isfinite(self.values)]
-        return self.top if self.top is not None else float(finite.max()) if finite.size else None
+        return float(finite.max()) if finite.size else None
+
+    def readable(self) -> Lane:
+        """Return the lane, in seconds where its milliseconds are thousands."""
+        if self.unit != "ms" or (self.highest or 0.0) < 1000:
+            return self
+        return replace(self, values=self.values / 1e3, unit="s")
 
 
 def shown(value: float | None) -> str:
@@ -102,15 +108,18 @@ def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
 
     The number under the cursor stands at the right, without a cursor (-1) the newest.
     """
-    scale = lane.scale
+    lane = lane.readable()
+    highest = lane.highest
     inside = cursor < lane.values.size
     here = shown(float(lane.values[cursor])) if inside else ABSENT
-    most = " ".join(part for part in (shown(scale), lane.unit if scale is not None else "") if part)
+    most = " ".join(
+        part for part in (shown(highest), lane.unit if highest is not None else "") if part
+    )
     head = f"{lane.name} {most:>{LEFT - 2 - len(lane.name)}}│"
     tail = f"│{here:>{RIGHT - 1}}"
     if rows == 1:
         return [f"{head}{sparkline(lane.values.tolist(), lane.top)}{tail}"]
-    top = scale or 0.0
+    top = lane.top or highest or 0.0
     eighths = np.nan_to_num(lane.values / top if top > 0 else lane.values * 0) * rows * 8
     filled = np.clip(np.rint(eighths), 1, rows * 8).astype(int)
     seen = np.isfinite(lane.values)
@@ -131,7 +140,7 @@ def lanes_content(lanes: Sequence[Lane], cursor: int, at: str, room: int) -> lis
 
     A lane that is 0 throughout has one row. The cursor's column (-1: none) has the style `at`.
     """
-    flat = [lane.scale == 0 for lane in lanes]
+    flat = [not lane.top and lane.highest == 0 for lane in lanes]
     rows, gap = rows_for(room - 2 * sum(flat), len(lanes) - sum(flat))
     lines: list[Content] = []
     for lane, is_flat in zip(lanes, flat, strict=True):

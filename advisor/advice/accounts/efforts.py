@@ -8,6 +8,7 @@ which all problems share the engine, of their own problems alone.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def effort_map(
     sizes = Counter(each for each in told if each is not None)
     classes = [name for name, size in sizes.most_common(MOST_CLASSES) if size >= FEWEST]
     found = {}
-    for name in sorted(classes):
+    for name in sorted(classes, key=_as_counted):
         members = np.array([i for i, each in enumerate(told) if each == name])
         check = _of_class(advisor, budget, members)
         found[name] = ClassEfforts(problems=len(members), efforts=_efforts(check, places, members))
@@ -115,6 +116,11 @@ def effort_map(
         classes=found,
         left_out=len(told) - sum(each.problems for each in found.values()) if sizes else 0,
     )
+
+
+def _as_counted(name: str) -> list[str | int]:
+    """Return a key that puts `level 3` before `level 10`."""
+    return [int(part) if at % 2 else part for at, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _setting(policy: Policy) -> Setting:

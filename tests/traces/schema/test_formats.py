@@ -25,7 +25,7 @@ from traces.schema.formats import (
         (0.0123, "s", "12.3 ms"), (4.2e-6, "s/token", "4.20 us"), (123.4, "s", "123 s"),
         (790e6, "FLOP", "790 MFLOP"), (0.3235, "device-s", "324 dev-ms"),
         (3.2, "device-s", "3.20 dev-s"), (0.896, "1", "0.896"), (12345.0, "tokens", "12,345"),
-        (0.0123, "USD", "$0.0123"), (-0.002, "USD", "-$0.00200"), (2.66e-5, "USD", "$2.66e-05"),
+        (0.0123, "USD", "$0.0123"), (-0.002, "USD", "-$0.00200"), (2.66e-5, "USD", "$0.0000266"),
         (26.1, "problems/s", "26.1 problems/s"), (2.0, "devices", "2 devices"),
         (1.0, "devices", "1 device"), (22_100.0, "J", "22.1 kJ"), (0.25, "J/token", "250 mJ"),
         (0.0, "s", "0 s"), (None, "s", "-"), (math.nan, "s", "-"),
@@ -37,13 +37,30 @@ def test_numbers(value, unit, text):
 
 def test_an_interval_has_the_unit_of_its_value():
     estimate = Estimate(value=0.9, low=0.8, high=1.1, unit="s")
-    assert with_interval(estimate) == "900 ms [800, 1,100]"
+    assert with_interval(estimate) == "900 ms [800, 1100]"
     assert with_interval(Estimate(value=0.9, unit="s", extrapolated=True)) == "900 ms*"
     lower = Estimate(value=-0.9, low=-1.1, high=0.2, unit="s")
-    assert with_interval(lower, sign=True) == "-900 ms [-1,100, +200]"
+    assert with_interval(lower, sign=True) == "-900 ms [-1100, +200]"
     assert interval(None) == ""
     assert with_interval(None) == "-"
     assert with_interval(Estimate(value=0.9, low=0.8, unit="s")) == "900 ms [800, -]"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "unit", "text"),
+    [
+        (0.116, 0.0139, 26.225, "s", "116 ms [13.9 ms, 26.2 s]"),
+        (0.5, 0.0, 12.0, "device-s", "500 dev-ms [0 dev-s, 12.0 dev-s]"),
+        (0.3, 0.3, 3.929, "s", "300 ms [300, 3929]"),
+        (1.05, 0.95, 1.2, "s", "1.05 s [0.950, 1.20]"),
+        (1500.0, 1100.0, 2400.0, "s", "1,500 s [1100, 2400]"),
+        (790.0, 405.0, 1220.0, "tokens", "790 [405, 1220]"),
+        (790e6, 405e6, 12.2e9, "FLOP", "790 MFLOP [405 MFLOP, 12.2 GFLOP]"),
+        (1.85e-5, 1.67e-5, 2.04e-5, "USD", "$0.0000185 [0.0000167, 0.0000204]"),
+    ],
+)
+def test_an_interval_reads_as_two_numbers(value, low, high, unit, text):
+    assert with_interval(Estimate(value=value, low=low, high=high, unit=unit)) == text
 
 
 def test_shares_never_round_to_none_or_all():
@@ -66,6 +83,16 @@ def test_what_somebody_chose_has_no_zeros_at_its_end():
     assert written(0.002, "USD") == "$0.002"
     assert written(0.75, "1") == "0.75"
     assert written(3.0, "problems/s") == "3 problems/s"
+    assert written(2e-5, "USD") == "$0.00002"
+    assert written(4.63e-7, "USD") == "$0.000000463"
+
+
+def test_a_rate_that_nobody_chose_has_three_digits():
+    rates = (14.2668, 3.90125, 100 / 60, 0.125, 1234.0, 0.000125)
+    assert [written(each, "problems/s") for each in rates] == [
+        *("14.3 problems/s", "3.90 problems/s", "1.67 problems/s", "0.125 problems/s"),
+        *("1234 problems/s", "0.000125 problems/s"),
+    ]
 
 
 def test_a_change_is_in_per_cent():
@@ -80,6 +107,8 @@ def test_a_change_is_in_per_cent():
     ]
     large = Estimate(value=12.6, low=2.1, high=20.3, unit="share")
     assert relative_change(large) == "13.6 times [3.10, 21.3]"
+    larger = Estimate(value=900.0, low=100.0, high=1500.0, unit="share")
+    assert relative_change(larger) == "901 times [101, 1501]"
 
 
 def test_small_things():

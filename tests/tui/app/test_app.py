@@ -263,6 +263,7 @@ async def test_help_names_the_keys_and_closes(folder):
         shown = "\n".join(str(each.render()) for each in app.screen.query(Static))
         for wanted in ("1 2 3 4", "Mark the row.", "home g", "dev-s", "ctrl+p"):
             assert wanted in shown, wanted
+        assert shown.count("ctrl+p") == 1 and "ctrl+q" not in shown
         await pilot.press("escape")
         await pilot.pause()
         assert isinstance(app.screen, RecordingsScreen)

@@ -54,6 +54,15 @@ def test_a_run_under_another_load_stands_against_tokens_alone(run):
     assert "device time 100 dev-s" in page  # all that is paid, and not the busy part
 
 
+def test_a_load_that_is_not_known_is_no_other_one_and_runs_without_a_cross_are_not_spoken_of(run):
+    answer = answer_for((8, None))
+    untold = dataclasses.replace(run, load=Load(concurrency=None, rate_per_s=None))
+    page = page_of(untold, advice=answer)
+    assert page.count(CROSS) == 3 and "Runs under another load" not in page
+    unjudged = dataclasses.replace(run, accuracy=None)
+    assert "Runs under another load" not in page_of(unjudged, advice=answer)
+
+
 def test_runs_are_at_the_price_of_their_type_of_device(tmp_path):
     for recorded in (None, 7.0):
         folder = tmp_path / f"{recorded}"

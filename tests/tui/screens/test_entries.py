@@ -6,7 +6,15 @@ from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
 from traces.schema.advice import Budget
 from tui.screens.advice.rows import candidates, paste_text
-from tui.screens.entries import COLUMNS, load, matches, recording_paths, sort_key
+from tui.screens.entries import (
+    COLUMNS,
+    cell_text,
+    fitting_columns,
+    load,
+    matches,
+    recording_paths,
+    sort_key,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +53,7 @@ def test_filter_and_sort(folder):
     assert matches(good, "")
     assert not matches(good, "toy greedy")
     assert matches(good, "t") and matches(good, "oy") and not matches(good, "o")
+    assert "seqs" in good.title and not matches(good, "s")  # every engine has such words
     assert not cut.comparable
     p50 = next(column for column in COLUMNS if column.header == "p50 s")
     energy = next(column for column in COLUMNS if column.header == "J/pb")
@@ -67,3 +76,17 @@ def test_candidates_are_marked_once():
         "vllm serve large --max-num-seqs 8",
         "# policy: maj@4, temperature 0.8",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_runs_of_one_configuration_have_their_recordings_names(folder, tmp_path, width):
+    names = ("first", "live-localhost-8137-20261128-051924")
+    for name in names:
+        write_recording(tmp_path / name, simulate(problems=2, n=1))
+    alike = [load(tmp_path / name)[0] for name in names]
+    columns = [column for column, _ in fitting_columns(alike, width)]
+    (named,) = [column for column in columns if column.header == "recording"]
+    cells = [cell_text(named, entry, {}, width) for entry in alike]
+    assert cells == ["first", names[1] if width == 200 else "live-loc…8-051924"]
+    one = [column.header for column, _ in fitting_columns(alike[:1], 80)]
+    assert "recording" not in one

@@ -100,6 +100,9 @@ class FrontPanel(StillColumn):
         goal = known[0] if known else None
         if goal != self._goal or self._axis not in known:
             self._axis = self._goal = goal
+        self.plot.display = self._axis is not None
+        if self._axis is None:
+            self.border_title = "Front"
         keys = [row.key for row in rows]
         self._fill(0 if at is None or at.key not in keys else keys.index(at.key))
         out = sum(answer.infeasible.values())
@@ -111,6 +114,7 @@ class FrontPanel(StillColumn):
         """Draw accuracy against the next thing that is known."""
         if self._answer is not None:
             self._axis = next_axis(axes(self._answer.budget, self.rows), self._axis)
+            self._fill(self.table.cursor_row)
             self.draw()
 
     @on(Resize)
@@ -128,14 +132,15 @@ class FrontPanel(StillColumn):
         assert self._answer is not None
         table, width = self.table, self.size.width
         room = max(int(width * TABLE_SHARE), min(width - LEAST_PLOT, 50)) - EDGE
-        filled = (width, self.app.theme)
+        filled = (width, self.app.theme, self._axis)
         if filled == self._filled:  # it was hidden meanwhile
             return
         self._filled = filled
-        heads, cells = table_of(self.rows, self._answer.budget, room)
-        stacked = width < STACKED and any(CUT in row[1] for row in cells)
-        if stacked:
-            heads, cells = table_of(self.rows, self._answer.budget, width - EDGE)
+        alone, budget, axis = self._axis is None, self._answer.budget, self._axis
+        heads, cells = table_of(self.rows, budget, width - EDGE if alone else room, axis)
+        stacked = alone or (width < STACKED and any(CUT in row[1] for row in cells))
+        if stacked and not alone:
+            heads, cells = table_of(self.rows, budget, width - EDGE, axis)
         self.query_one("#middle").set_class(stacked, "stacked")
         with self.prevent(DataTable.RowHighlighted):
             table.clear(columns=True)
@@ -246,9 +251,10 @@ class FrontPanel(StillColumn):
             if symbol in seen or joined:
                 drawn = f"{symbol}{JOINTS[symbol] * 2}" if joined else symbol
                 parts.append((drawn, f"bold ${COLOURS[symbol]}", name))
-        if budget.limits():
+        if budget.limits() and self._axis is not None:
             parts.append(("┈┈", "$error", "limit"))
-        parts.append(("─┼─", "$foreground", "90 % interval"))
+        if self._axis is not None:
+            parts.append(("─┼─", "$foreground", "90 % interval"))
         legend, free = Content(""), self.size.width
         for mark, style, name in parts:
             entry = Content.assemble((mark, style), f" {name}")

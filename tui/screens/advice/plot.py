@@ -18,14 +18,18 @@ Line = tuple[list[float], list[float]]
 
 
 def axes(budget: Budget, rows: Sequence[Candidate]) -> list[Quantity]:
-    """Return what accuracy is drawn against, what is optimised first, as far as it is known."""
+    """Return what accuracy is drawn against, what is optimised first; none where none is known."""
     goal = goal_of(budget).name
     first = "device_s" if goal == "throughput_problems_per_s" else goal
     names = dict.fromkeys([first, latency(budget.latency_percentile).name, *AXES])
     return [
         quantity(name)
         for name in names
-        if any(row.pick.estimates.get(name) is not None for row in rows)
+        if any(
+            row.pick.estimates.get(name) is not None
+            and row.pick.estimates.get("accuracy") is not None
+            for row in rows
+        )
     ]
 
 

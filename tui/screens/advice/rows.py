@@ -10,7 +10,7 @@ from pathlib import Path
 from advisor.advice.command import servers_note
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import chance, value_of
-from traces.schema.quantities import Quantity, latency, objective, quantity, statistic
+from traces.schema.quantities import Quantity, latency, limited, objective, quantity, statistic
 from traces.summary.run import Run
 from tui.text.layout import model_name
 from tui.text.recordings.show import policy_text
@@ -146,10 +146,18 @@ def words_of(row: Candidate, budget: Budget) -> str:
 # The table.
 
 
-def shown_quantities(budget: Budget, rows: Sequence[Candidate]) -> list[Quantity]:
-    """Return the quantities that have a column, the most wanted first."""
+def shown_quantities(
+    budget: Budget, rows: Sequence[Candidate], axis: Quantity | None = None
+) -> list[Quantity]:
+    """Return the quantities that have a column, the most wanted first.
+
+    Beside accuracy that is what it is drawn against, then what is limited.
+    """
     goal = objective(budget.optimise, budget.latency_percentile)
-    names = ["accuracy", latency(budget.latency_percentile).name, goal.name, "device_s", "tokens"]
+    wanted = latency(budget.latency_percentile)
+    limits = [limited(field, budget.latency_percentile) for field in budget.limits()]
+    names = ["accuracy", (axis or wanted).name, *(each.name for each in limits)]
+    names += [wanted.name, goal.name, "device_s", "tokens"]
     names += ["flops", "latency_s", "latency_p95_s", "cost_usd", "energy_j"]
     return [
         quantity(name)
@@ -164,7 +172,7 @@ SHORT_HEADS = {latency(each).noun: statistic(each) for each in (None, 50, 95, 99
 
 
 def table_of(
-    rows: Sequence[Candidate], budget: Budget, width: int
+    rows: Sequence[Candidate], budget: Budget, width: int, axis: Quantity | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """Return the headers and cells of the table of rows in a width.
 
@@ -179,7 +187,7 @@ def table_of(
             SHORT_HEADS.get(each.noun, each.noun) if shorten else each.noun,
             [value_of(row.pick.estimates.get(each.name)) for row in rows],
         )
-        for each in shown_quantities(budget, rows)
+        for each in shown_quantities(budget, rows, axis)
     ]
     titles.insert(2, ("sure", [chance(row.pick.probability_within_budget) for row in rows]))
     wanted = min(max(map(len, names), default=0), max(width // 2, 26))

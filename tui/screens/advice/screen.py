@@ -346,6 +346,8 @@ class AdviceScreen(ModeScreen):
             self.query_one("#detail", Static).update(EMPTY)
             return
         self._say("\n".join(self._gone_lines()))
+        if self._advice is not None:
+            self._answer_panel.border_title = "Answer to the budget before"
         self._show_progress(f"Learning from {len(entries)} recordings ...")
         self._work_out(budget, api_price, question)
 
@@ -354,6 +356,7 @@ class AdviceScreen(ModeScreen):
         self._stop()
         self.workers.cancel_group(self, "what_if")
         self._advice, self._what_if, self._accounted, self._answers = None, [], None, {}
+        self._answer_panel.border_title = "Answer"
         self.refresh_bindings()
         self._whole = "all"
         self._show_panels()
@@ -459,6 +462,7 @@ class AdviceScreen(ModeScreen):
                 self.query_one("#detail", Static).update(event.mend)
             return
         first = self._advice is None
+        self._answer_panel.border_title = "Answer"
         self._advice, self._rests_on = event.advice, event.question[1:]
         if is_outline(event.advice):
             self._show_progress("Checking step times against runs that were left out ...")

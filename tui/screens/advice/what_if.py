@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from advisor.search.budget import Prices
 from traces.errors import UsageError
 from traces.schema.advice import Budget, Pick
-from traces.schema.formats import interval, percent_change, value_of
+from traces.schema.formats import interval, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import at_price
@@ -16,7 +16,7 @@ from tui.screens.advice.rows import pick_title
 from tui.screens.entries import Entry, with_frames
 from tui.screens.library import words_of
 from tui.text.layout import align
-from tui.text.replay import relative
+from tui.text.replay import change_words
 
 TAGS = (
     "accuracy",
@@ -99,7 +99,7 @@ def what_if(
                 value_of(one),
                 value_of(two),
                 interval(two),
-                percent_change(relative(one, two)),
+                change_words(tag, one, two),
             )
         )
     load_told = "" if rate is None else f", at {rate:g} problems/s"

@@ -168,7 +168,7 @@ class RecordingsScreen(ModeScreen):
     BINDINGS: ClassVar[list[BindingType]] = KEYS
     LEGEND = (
         *((column.header, column.about) for column in COLUMNS),
-        ("!", "Not compared: incomplete, damaged, or without a decided problem."),
+        ("!", "Not learned from: incomplete, damaged, or without a decided problem."),
         ("* in front", "Marked."),
     )
 
@@ -315,7 +315,7 @@ class RecordingsScreen(ModeScreen):
             table.move_cursor(row=keys.index(current))
 
     def _cells(self, entry: Entry, marked: bool) -> list[Text]:
-        able = entry.comparable or entry.listed is not None
+        able = entry.teaches or entry.listed is not None
         mark = "*" if marked else ("" if able else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
         run = entry.run or entry.listed
@@ -400,7 +400,10 @@ class RecordingsScreen(ModeScreen):
             self.notify("still to be read")
             return
         if not entry.comparable:
-            self.notify("not compared: it is incomplete or cannot be read", severity="warning")
+            why = "it is incomplete or cannot be read"
+            if entry.teaches:
+                why = "its /metrics tell of no problem by itself"
+            self.notify(f"not compared: {why}", severity="warning")
             return
         self.ttscope.toggle_mark(entry.key)
         self._table.action_cursor_down()

@@ -92,6 +92,13 @@ def test_classes_are_judged_by_their_own_problems(made):
     }  # fmt: skip
 
 
+def test_classes_are_in_the_order_of_their_numbers(made):
+    names = [f"level {at}" for at in (10, 3, 1)]
+    groups = {name: names[at // 20] for at, name in enumerate(sorted(made[1]))}
+    _, found = mapped(made, groups, min_accuracy="0.5")
+    assert [*found.classes] == ["level 1", "level 3", "level 10"]
+
+
 def test_the_same_problems_as_a_class_are_the_whole(made):
     """A class of all problems has the numbers of all."""
     groups = dict.fromkeys(made[1], "all")

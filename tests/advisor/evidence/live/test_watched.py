@@ -303,15 +303,25 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
     recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
     pick = advice([recording], optimise="latency").system_optimal
     assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
-    told = gather([recording, watched(truth, tmp_path / "spans")], judged=False).lost
+    told = gather([recording], judged=False).lost
     assert any(each.startswith("seen: each sample counts as a problem") for each in told)
-    assert "spans: a request of up to 4 samples is one problem" in told
+
+
+@pytest.mark.slow
+def test_samples_are_not_counted_among_requests_of_several(truth, tmp_path):
+    alone = watched(truth, tmp_path / "seen", spans=False, steps=False)
+    spans = watched(truth, tmp_path / "spans")
+    both, one = gather([alone, spans], judged=False), gather([spans], judged=False)
+    assert "spans: a request of up to 4 samples is one problem" in both.lost
+    assert any(each.startswith("seen: its /metrics do not tell which") for each in both.lost)
+    assert both.problem_ids == one.problem_ids
+    assert len(both.steps) > len(one.steps)
 
 
 @pytest.mark.slow
 def test_two_watches_of_one_name_are_advised_on_together(truth, tmp_path):
     alone = watched(truth, tmp_path / "mon" / "live", spans=False, steps=False)
-    seen = watched(truth, tmp_path / "tue" / "live")
+    seen = watched(truth, tmp_path / "tue" / "live", spans=False, steps=False)
     advisor = Advisor.fit([alone, seen])
     names = {run.recording: len(run.problems) for run in advisor.evidence.runs}
     assert names.keys() == {"mon/live", "tue/live"}

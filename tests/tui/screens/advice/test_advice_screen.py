@@ -316,6 +316,41 @@ class Alike(FakeAdvisor):
         return dataclasses.replace(answer, pareto=tuple(picks))
 
 
+class Unjudged(FakeAdvisor):
+    """Answers of traffic that was only watched: no accuracy is known."""
+
+    def recommend(self, budget, present=None, progress=None):
+        answer = super().recommend(budget, present, progress)
+        large = dataclasses.replace(LARGE, estimates={**LARGE.estimates, "accuracy": None})
+        return dataclasses.replace(
+            answer, system_optimal=large, compute_optimal=None, pareto=(large,), compute_pareto=()
+        )
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 40)])
+async def test_nothing_is_drawn_where_no_accuracy_is_known(folder, size):
+    async with Opened(folder, size, advisor=Unjudged) as opened:
+        await press(opened.pilot, "f", "x")
+        shown = screen_text(opened.app)
+        assert not opened.app.screen.query_one(Scatter).display
+        assert "accuracy against" not in shown and "limit" not in text_of(opened.app, "#legend")
+        assert "1.60 s" in shown and "mean latency" in shown
+
+
+async def test_an_axis_has_a_column(folder):
+    async with Opened(folder) as opened:
+
+        def heads():
+            table = opened.app.screen.query_one("#picks", DataTable)
+            return [str(column.label) for column in table.ordered_columns]
+
+        await press(opened.pilot, "f")
+        assert "p95 latency" not in heads()[2:4]
+        await press(opened.pilot, "x")
+        assert heads()[3] in ("p95 latency", "p95")
+        assert "against p95 latency" in screen_text(opened.app)
+
+
 async def test_long_names_stand_whole_under_the_plot(folder):
     async with Opened(folder, advisor=Alike) as opened:
         await press(opened.pilot, "f")

@@ -10,7 +10,7 @@ from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
 from traces.schema.advice import Budget, Stages
 from tui.screens.advice.pick import answer_sections, styled
 from tui.screens.advice.rows import PRESENT, Candidate, candidates
-from tui.text.advice import advice_lines
+from tui.text.advice import advice_lines, estimate_lines
 
 
 def text_of(answer, row, width=78):
@@ -18,6 +18,16 @@ def text_of(answer, row, width=78):
     lines = styled([*main, *rest]).plain.splitlines()
     assert max(map(len, lines)) <= width
     return "\n".join(lines)
+
+
+@pytest.mark.parametrize("width", range(56, 100, 4))
+def test_the_difference_is_said_at_every_width(width):
+    answer = FakeAdvisor([]).recommend(Budget(min_accuracy=0.8))
+    lines = [*estimate_lines(answer, width)]
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    apart = "Difference: mean latency -75.0 %." in text
+    assert apart != ("difference" in lines[0] and "-75.0 %" in text)
 
 
 @pytest.mark.parametrize("present", [None, (SMALL.engine, SMALL.policy)])

@@ -22,6 +22,8 @@ from tui.screens.advice.rows import (
     candidates,
     names_of,
     present_candidate,
+    shown_quantities,
+    table_of,
     words_of,
 )
 from tui.screens.advice.what_if import what_if
@@ -57,6 +59,27 @@ def test_points_error_bars_and_axes(rows):
     by_p95 = axes(dataclasses.replace(BUDGET, latency_percentile=95), rows)
     assert by_p95[0].name == "latency_p95_s"  # what is optimised
     assert axis_title(by_p95[0]) == "p95 latency (s)"
+
+
+def test_nothing_is_drawn_where_no_accuracy_is_known(rows):
+    unknown = []
+    for row in rows:
+        pick = dataclasses.replace(row.pick, estimates={**row.pick.estimates, "accuracy": None})
+        unknown.append(dataclasses.replace(row, pick=pick))
+    assert axes(BUDGET, unknown) == []
+
+
+def test_the_table_has_what_is_drawn_and_what_is_limited(rows):
+    def shown(budget, axis=None):
+        return [each.name for each in shown_quantities(budget, rows, axis)]
+
+    assert shown(BUDGET)[:2] == ["accuracy", "latency_s"]
+    assert shown(BUDGET, FLOPS_AXIS)[:3] == ["accuracy", "flops", "latency_s"]
+    by_cost = dataclasses.replace(BUDGET, max_device_s=2.0)
+    assert shown(by_cost)[:3] == ["accuracy", "latency_s", "device_s"]
+    heads, cells = table_of(rows, BUDGET, 60, quantity("latency_p95_s"))
+    assert heads[2:4] == ["accuracy", "p95 latency"]
+    assert cells[0][3] == "3.20 s*"
 
 
 def test_numbers_that_lie_far_apart_have_a_logarithmic_axis(rows):
@@ -119,7 +142,8 @@ def test_the_present_is_what_was_measured(tmp_path):
 
 
 def test_the_present_under_another_load_has_no_times(tmp_path):
-    (entry,) = load(write_recording(tmp_path / "a", simulate(problems=8, n=4)).path)
+    simulated = simulate(problems=8, n=4)
+    (entry,) = load(write_recording(tmp_path / "a", simulated, concurrency=1).path)
     answer = dataclasses.replace(
         FakeAdvisor([]).recommend(BUDGET), load=Load(concurrency=None, rate_per_s=2.0)
     )
@@ -129,3 +153,9 @@ def test_the_present_under_another_load_has_no_times(tmp_path):
     sections, _ = answer_sections(answer, row, width=80)
     text = " ".join(line for each in sections for line in each.lines)
     assert "measured under another load (1 problem in flight)" in text
+    (untold,) = load(write_recording(tmp_path / "b", simulated).path)
+    row = present_candidate(untold.run, answer)
+    assert row.pick.measured.at_load and row.pick.measured.concurrency is None
+    assert row.pick.estimates["latency_s"] == untold.run.latency_s["mean"]
+    sections, _ = answer_sections(answer, row, width=80)
+    assert "another load" not in " ".join(line for each in sections for line in each.lines)

@@ -85,6 +85,14 @@ def test_an_engine_changes_no_accuracy_of_the_pick(entry):
         assert cells[0] == cells[1] == value_of(pick.estimates["accuracy"])
 
 
+def test_a_change_of_accuracy_is_in_points(entry):
+    lines = what_if([entry], pick_of(entry), "policy.n=1")
+    (line,) = (line for line in lines if line.startswith("accuracy"))
+    before, after = map(float, row(lines, "accuracy"))
+    assert line.endswith(" pts") and before != after
+    assert float(line.split()[-2]) == pytest.approx(100 * (after - before), abs=0.11)
+
+
 RULES = [
     ("agreement", 8, {"agree": 5.0, "in_flight": 8.0}),
     ("agreement", 16, {"agree": 9.0, "in_flight": 4.0}),

@@ -34,7 +34,7 @@ from tui.screens.run.problem import (
     stop_lines,
     vote_lines,
 )
-from tui.widgets.lanes import LEFT, RIGHT, lane_lines, rows_for
+from tui.widgets.lanes import LEFT, RIGHT, Lane, lane_lines, rows_for
 from tui.widgets.sample_bars import SampleRow, Scale, _lines, legend_of
 
 
@@ -53,6 +53,16 @@ def run(entry):
 @pytest.fixture(scope="module")
 def data(entry):
     return read_run(entry.recording, entry.run)
+
+
+def test_a_lane_has_its_highest_number_and_a_unit_that_fits():
+    share = Lane(name="KV cache", values=np.array([0.02, 0.0733]), unit="%", top=100.0)
+    (line,) = lane_lines(share, 0, 1)
+    assert line[:LEFT].split() == ["KV", "cache", "0.0733", "%│"] and line.endswith("0.0200")
+    assert line[LEFT : LEFT + 2] == "▁▁"  # of 100 %
+    slow = Lane(name="TTFT", values=np.array([2220.0, 12_400.0]), unit="ms")
+    (line,) = lane_lines(slow, 0, 1)
+    assert line[:LEFT].split() == ["TTFT", "12.4", "s│"] and line.endswith(" 2.22")
 
 
 def test_charts_have_one_width(run, data):
