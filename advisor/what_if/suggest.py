@@ -16,6 +16,7 @@ from traces.live.numbers import FINISHED
 from traces.live.verdict import change_for
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
+from traces.schema.engine import RANKS
 from traces.schema.formats import number
 from traces.summary.run import Run, summarise
 
@@ -65,9 +66,11 @@ def suggest(recording: Recording) -> Suggestion | str:
         arguments = change.arguments
         if len(alike) > 1 and arguments[0] == "--replicas":
             facts = recording.manifest.models.get(run.engine.model)
-            if facts is None or not facts.num_experts:  # one more than there are
-                more = f"engine.data_parallel_size={run.engine.data_parallel_size + 1}"
-                arguments = ("--set", more)
+            servers = RANKS in dict(run.engine.other)
+            if servers or facts is None or not facts.num_experts:  # one more than there are
+                ranks = (run.engine.ranks or 1) if servers else 1
+                more = run.engine.data_parallel_size + ranks
+                arguments = ("--set", f"engine.data_parallel_size={more}")
         prediction = _predicted(recording, run, arguments)
         worse = _worse(prediction)
         if arguments[0] != "--rate" and worse is not None:

@@ -68,6 +68,7 @@ class ClassEfforts(Record):
 class EffortMap(Record):
     """The efforts of one model on one engine, for all problems and for each class of them.
 
+    `command` starts one server. `servers` says how several are run, and is None where it is one.
     `left_out` counts the problems of classes that have too few, or that have none.
     """
 
@@ -75,6 +76,7 @@ class EffortMap(Record):
     model: str
     budget: Budget
     command: str | None
+    servers: str | None
     problems: int
     efforts: tuple[Effort, ...]
     classes: Mapping[str, ClassEfforts]
@@ -110,7 +112,8 @@ def effort_map(
     return EffortMap(
         model=pick.engine.model,
         budget=budget,
-        command=" # ".join(filter(None, (pick.command, servers_note(pick.engine)))) or None,
+        command=pick.command,
+        servers=servers_note(pick.engine) or None,
         problems=len(told),
         efforts=_efforts(advisor.check(budget), places, everyone),
         classes=found,

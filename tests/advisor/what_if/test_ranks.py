@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
+from advisor.advice.accounts.efforts import effort_map
 from advisor.advice.advisor import Advisor
 from advisor.advice.command import serve_command, servers_note
 from advisor.advice.measure_next.experiments import write_plan
@@ -19,6 +20,7 @@ from advisor.search.space import explore
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.recalibration import recalibrate
 from advisor.step_time.prior.tables import read_prior
+from advisor.what_if import suggest as what_next
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
 from advisor.what_if.suggest import suggest
@@ -27,6 +29,7 @@ from tests.advisor.step_time.prior.prior_files import write_prior
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 from tests.advisor.watched import deployed
 from traces.errors import UsageError
+from traces.live.verdict import Change
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.engine import RANKS
@@ -39,6 +42,7 @@ MIXTURE = model(
     layer(), name="small", total_parameters=10**9, experts_per_token=2, kv_bytes_per_token=4096
 )
 URLS = (("urls", "http://a http://b http://c http://d"),)
+REPLICA = Change(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
 PLACED = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "vllm_version": "0.9.0"}
 
 
@@ -147,7 +151,9 @@ def test_steps_of_other_ranks_of_a_mixture_are_not_learned_together(ran):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("named", "ranks"), [("url", 1), ("engine", 2)])
-def test_ranks_that_were_watched_share_experts_and_servers_do_not(tmp_path, named, ranks):
+def test_ranks_that_were_watched_share_experts_and_servers_do_not(
+    tmp_path, monkeypatch, named, ranks
+):
     base = record(tmp_path / "base", engine_of(), GREEDY, problems=40)
     (run,) = summarise(base)
     question = Question(engine=run.engine, policy=run.policy, rate_per_s=100.0)
@@ -163,8 +169,13 @@ def test_ranks_that_were_watched_share_experts_and_servers_do_not(tmp_path, name
     else:
         with pytest.raises(UsageError, match="--replicas N asks for"):
             asked(seen, "engine.data_parallel_size=3")
+    monkeypatch.setattr(what_next, "change_for", lambda *_: REPLICA)
     proposed = suggest(seen)
-    assert "data_parallel_size" not in " ".join(proposed.arguments)
+    more, count = proposed.arguments, proposed.prediction.predicted.engine.data_parallel_size
+    if named == "url":  # one server more, else as many ranks on a second server
+        assert (more, count) == (("--set", "engine.data_parallel_size=3"), 3)
+    else:
+        assert (more, count) == (REPLICA.arguments, 4)
 
 
 @pytest.mark.slow
@@ -214,6 +225,8 @@ def test_replicas_of_a_mixture_are_servers_of_their_own_in_every_word(advised, t
     assert pick.engine.by_server() == (8, 1)
     assert "data-parallel" not in pick.command
     note = servers_note(pick.engine)
+    mapped = effort_map(advisor, BUDGET, pick, {})
+    assert (mapped.command, mapped.servers) == (pick.command, note)
     assert note.startswith("The command starts one server. 8 of them run, each on 1 device of its")
     shown = " ".join(" ".join(advice_lines(answer)).split())
     assert note in shown and "on 8 devices, 8 servers" in shown

@@ -247,7 +247,7 @@ class Costly(FakeAdvisor):
         ]  # fmt: skip
         classes = {"easy": ClassEfforts(problems=20, efforts=tuple(efforts[:1]))}
         mapped = EffortMap(
-            model="large", budget=answer.budget, command=None, problems=40,
+            model="large", budget=answer.budget, command=None, servers=None, problems=40,
             efforts=tuple(efforts), classes=classes, left_out=20,
         )  # fmt: skip
         if api_price is not None and answer.budget.price_usd_per_device_hour is None:
