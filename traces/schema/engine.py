@@ -108,7 +108,7 @@ class EngineConfig(Record):
         servers = len(other.get("urls", "").split()) or 1
         return None if self.data_parallel_size % servers else self.data_parallel_size // servers
 
-    def of_servers(self, ranks: int) -> EngineConfig:
+    def of_servers(self, ranks: int) -> Self:
         """Return the engine as servers of so many data-parallel ranks each."""
         rest = (pair for pair in self.other if pair[0] != RANKS)
         return replace(self, other=(*rest, (RANKS, str(ranks))))
