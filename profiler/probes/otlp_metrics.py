@@ -43,6 +43,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from traces.errors import UsageError, install_command
 from traces.recording.spans import ENGINE_KEY, GEN_AI_MODEL, GEN_AI_PROVIDER
+from traces.recording.tables import STEP_TOOK
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig
 
@@ -349,7 +350,7 @@ class TableMetrics:
             engine = self._attributes(str(key))
             self._stepped.add(str(key))
             batch = pl.coalesce(pl.col("prefill_requests") + pl.col("decode_requests"), "running")
-            steps = own.select(batch=batch, seconds=pl.coalesce("wall_ns", "interval_ns") / 1e9)
+            steps = own.select(batch=batch, seconds=STEP_TOOK / 1e9)
             self._metrics.record_all(STEP_TIME, steps["seconds"], engine)
             self._metrics.record_all(STEP_BATCH, steps["batch"], engine)
             newest = own.row(-1, named=True)

@@ -88,6 +88,7 @@ class Run:
                 if waiting and time.monotonic() > last:
                     total -= len(waiting)
                     waiting.clear()
+                    arrivals.clear()
                 while waiting and self._has_room(arrivals, concurrency):
                     self._begin(waiting.popleft(), arrivals.popleft() if arrivals else None)
                 self._advance(arrivals[0] if arrivals else None)

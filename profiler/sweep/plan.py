@@ -271,18 +271,17 @@ def _check_same(path: Path, job: Job, hash_of: Callable[..., str]) -> None:
     kept = manifest.checkpoints
     forced = () if kept is None else (*kept.budgets, kept.samples)
     wanted = (*sorted(job.budget_checkpoints), min(job.checkpoint_samples, job.policy.n))
-    same = {
-        "workload": manifest.workload is not None and manifest.workload.hash == asked,
-        "concurrency": manifest.concurrency == job.concurrency,
-        "budget_checkpoints": not job.budget_checkpoints or forced == wanted,
-        "record_text": manifest.text_recorded or not job.record_text,
-        "logprobs": not job.logprobs or _has_logprobs(path),
+    alike = {
+        "of another workload": manifest.workload is not None and manifest.workload.hash == asked,
+        "with another concurrency": manifest.concurrency == job.concurrency,
+        "without these budget_checkpoints and checkpoint_samples": (
+            not job.budget_checkpoints or forced == wanted
+        ),
+        "without record_text": manifest.text_recorded or not job.record_text,
+        "without logprobs": not job.logprobs or _has_logprobs(path),
     }
-    if other := [name for name, alike in same.items() if not alike]:
-        raise UsageError(
-            f"{path}: was recorded with another {' and '.join(other)} than is asked for. "
-            "Name another folder"
-        )
+    if other := [words for words, same in alike.items() if not same]:
+        raise UsageError(f"{path}: was recorded {' and '.join(other)}. Name another folder")
 
 
 def _hash_of(

@@ -100,8 +100,8 @@ _NUMBER = (
 _WHOLE = re.compile(_NUMBER)
 # Not a part of a word, an index, a power, a longer number, or a list without spaces.
 _MANY = (
-    r"(?:[\s~]|\\[ ,;:!])*(?:\\(?:text|mathrm|mathbf)\{[\s~]*)?"
-    r"(?i:hundred|thousand|[mbtr]+illion)\b"
+    r"(?:[\s~$]|\\[ ,;:!])*(?:\\(?:text(?:bf)?|mathrm|mathbf|mbox)\{[\s~]*)?"
+    r"(?i:hundred|thousand|[mbtr]+illion)s?\b"
 )
 _IN_TEXT = re.compile(
     rf"(?<![\w.^\\{{}}/])(?<![0-9][,:])(?<!\\[,!;:])(?<!\*\*){_NUMBER}"
@@ -109,9 +109,11 @@ _IN_TEXT = re.compile(
     rf"|\.?\s?\\(?!text|mathrm|mathbf|quad)[a-zA-Z]|{_MANY})"
 )
 _FORMULA = r"(?:pi|sqrt|log|ln|sin|cos|tan|exp)(?![a-zA-Z])"
-_TERM_BEFORE = re.compile(r"(?:(?:[\w)}]|[0-9]!)\s*[+*/×·−-]|\\pm|\\mp|±)\s*\Z")
+_TERM_BEFORE = re.compile(r"(?:(?:[\w)}]|[0-9]!)\s*[+*/×·−-]|\\pm|\\mp|±|\\times|\\cdot)\s*\Z")
+# "!" ends a sentence, but before the end of brackets or of math it makes a factorial.
+_FACTORIAL = re.compile(r"!(?=[^\S\n]*(?:[)\]$]|\\[)\]]))")
 _TERM_AFTER = re.compile(
-    rf"!?\s*(?:[+*×·±]|/(?!\s?(?!{_FORMULA})[a-zA-Z]{{2}})|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]"
+    rf"!?[^\S\n]*(?:[+*×±]|[/·](?!\s?(?!{_FORMULA})[a-zA-Z]{{2}})|\\times|\\cdot|[−-]\s*(?=[0-9(\\]))\s*[\w(\\]"
 )
 _LEAD = re.compile(r"\A(?:\\\(|\\\[|\$+)?\s*(?:[a-zA-Z](?:_\w)?\s*=\s*)?")
 _TRAIL = re.compile(
@@ -164,7 +166,7 @@ def _number(text: str) -> Fraction | None:
     whole = _WHOLE.match(text, start)
     if whole is not None and _TRAIL.match(text, whole.end()):
         return _value(whole)
-    if whole is not None and text[whole.end() :].rstrip(" $") == "!":
+    if whole is not None and text[whole.end() :].rstrip(" $.") == "!":
         return None
     last = None
     for match in _IN_TEXT.finditer(text):
@@ -177,9 +179,13 @@ def _is_term(text: str, match: re.Match[str]) -> bool:
     until = match.start() + len(match["sign"])
     if match["sign"].strip() and not match["sign"].endswith(" "):
         until = match.start()  # a sign that clings to its number
+    before = text[max(until - 12, 0) : until]
+    equals = before.rstrip().endswith("=") and text[match.end() :].rstrip() == "!"
     return bool(
-        _TERM_BEFORE.search(text[max(until - 12, 0) : until])
+        equals
+        or _TERM_BEFORE.search(before)
         or _TERM_AFTER.match(text, match.end())
+        or _FACTORIAL.match(text, match.end())
     )
 
 
@@ -283,7 +289,7 @@ _SAID = re.compile(
     r"[\s*_$\"`]*(?:\\boxed\{)?(?:\\(?:text|mathrm|mathbf|textbf)\{)?"
     r"(?:\(([A-Ja-j])\)|([A-HJ](?![A-Za-z'’])|I(?=[\s*_.)}\]$\"`]*(?:\Z|[.\n]))))"  # no pronoun
 )
-_TOLD = re.compile(r"(?i)answer|\bis\b|:")  # "option A" alone may be one that is wrong
+_TOLD = re.compile(r"(?i)\bis\b|:")  # "option A" or "answer A" alone may be one that is wrong
 _BRACKETED = re.compile(r"\(([A-HJ])\)")  # (I) may be a number
 _LINE = re.compile(r"^[\s*_]*([A-HJ])(?:[\s*_]*$|[.:)]\s)", re.MULTILINE)
 _ALL, _USUAL = "ABCDEFGHIJ", "ABCDE"

@@ -21,6 +21,7 @@ import polars as pl
 
 from traces.files import whole_file
 from traces.recording.reader import Recording
+from traces.recording.tables import STEP_TOOK
 
 LAID_OUT = "summed per step and laid end to end from its start, not when the kernels ran"
 _PHASES = (  # name, begins at, ends at
@@ -29,7 +30,6 @@ _PHASES = (  # name, begins at, ends at
     ("thinking", "first_token", "think_end"),
     ("answer", "think_end", "end"),
 )
-_TOOK = pl.coalesce("wall_ns", "interval_ns")  # of a step
 Slice = dict[str, Any]
 _FIRST_TRACK = 100_000  # above the numbers of processes: a thread of its process's is its main one
 
@@ -96,7 +96,7 @@ def _placed(steps: pl.DataFrame, first: int) -> pl.DataFrame:
     Where the wall time is not known a step began at the end of the step before. One without either
     time is left out.
     """
-    known = steps.with_columns(took=_TOOK).drop_nulls("took").sort("step")
+    known = steps.with_columns(took=STEP_TOOK).drop_nulls("took").sort("step")
     if known["end"].null_count() == known.height:
         known = known.with_columns(end=first + pl.col("took").cum_sum())
     known = known.drop_nulls("end").sort("end")
@@ -186,7 +186,7 @@ def _told(row: Mapping[str, Any], *without: str) -> dict[str, Any]:
 
 def _first_time(recording: Recording) -> int:
     """Return the earliest time that a slice begins at, 0 when nothing has a date."""
-    steps = recording.steps.select(pl.col("end") - _TOOK).to_series()
+    steps = recording.steps.select(pl.col("end") - STEP_TOOK).to_series()
     columns = [
         recording.problems["arrival"],
         recording.samples["arrival"],

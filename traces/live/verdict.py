@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from traces.live.numbers import KV_FULL, Numbers
+from traces.recording.tables import STEP_TOOK
 from traces.schema.engine import EngineConfig
 from traces.schema.formats import digits, number, percent
 from traces.schema.record import Record
@@ -344,7 +345,7 @@ def _timed(steps: pl.DataFrame | None) -> pl.DataFrame:
         return pl.DataFrame({"time": []})
     return (
         steps.filter(~pl.col("profiled").fill_null(False))
-        .with_columns(time=pl.coalesce("wall_ns", "interval_ns") / 1e9)
+        .with_columns(time=STEP_TOOK / 1e9)
         .drop_nulls("time")
     )
 

@@ -157,6 +157,8 @@ COMPOSITION = (
 )
 WINDOWED = ("decode_window_tokens", "prefill_window_context")  # and these, in models with a window
 
+# How long a step took, in ns: by its wall, or where none was measured since the step before it.
+STEP_TOOK = pl.coalesce("wall_ns", "interval_ns")
 # When a step ran and how large it was; a long recording's other columns are read when asked for.
 STEP_TIMES = (
     *("engine", "step", "end", "interval_ns", "wall_ns", "prefill_requests", "prefill_tokens"),

@@ -7,9 +7,9 @@ short, stable name in a recording. Units are in the fields' names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Self
 
 from traces.errors import UsageError
 from traces.schema.formats import counted
@@ -68,6 +68,15 @@ class EngineConfig(Record):
     vllm_version: str | None = None
     other: tuple[tuple[str, str], ...] = ()
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build as a `Record`, with RANKS where a recording before them holds `urls` alone."""
+        engine = super().from_json(data)
+        told = dict(engine.other)
+        if "urls" not in told or RANKS in told or engine.ranks is None:
+            return engine
+        return engine.of_servers(engine.ranks)
+
     @property
     def num_devices(self) -> int:
         """Devices that the engine occupies: GPUs, or worker processes where there is none."""
@@ -99,7 +108,7 @@ class EngineConfig(Record):
         servers = len(other.get("urls", "").split()) or 1
         return None if self.data_parallel_size % servers else self.data_parallel_size // servers
 
-    def of_servers(self, ranks: int) -> EngineConfig:
+    def of_servers(self, ranks: int) -> Self:
         """Return the engine as servers of so many data-parallel ranks each."""
         rest = (pair for pair in self.other if pair[0] != RANKS)
         return replace(self, other=(*rest, (RANKS, str(ranks))))

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from traces.recording.tables import STEP_TOOK
 from traces.statistics import Floats
 
 OUTPUT_TOKENS = pl.col("decode_requests") + pl.col("accepted").list.sum().fill_null(0)
@@ -81,7 +82,7 @@ class Timeline:
         times = ends.to_numpy()
         if not ends.is_sorted():
             times = np.maximum.accumulate(times)
-        took = steps.select(pl.coalesce("wall_ns", "interval_ns").fill_null(0)).to_series()
+        took = steps.select(STEP_TOOK.fill_null(0)).to_series()
         begins = times - took.to_numpy()
         np.maximum(begins[1:], times[:-1], out=begins[1:])
         batch = pl.coalesce(pl.col("prefill_requests") + pl.col("decode_requests"), "running")

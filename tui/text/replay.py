@@ -74,6 +74,8 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     yield from wrap("", policy_text(recorded.policy or AS_SENT), width=width, indent=10)
     changed = _changes(recorded, question, predicted)
     yield from wrap("asked", ", ".join(changed) or "as recorded", width=width, indent=10)
+    if prediction.far_off is not None:
+        yield from wrap("warning", prediction.far_off, width=width, indent=10)
     yield ""
     rows = [["", "recorded", "replayed", "predicted", "90 % interval", "change"]]
     for tag in TAGS:
@@ -97,7 +99,8 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     if prediction.waits:
         yield from _waits(prediction)
     for note in prediction.notes:
-        yield from wrap("note", note, width=width, indent=10)
+        if note != prediction.far_off:
+            yield from wrap("note", note, width=width, indent=10)
 
 
 def _compared(prediction: Prediction) -> Iterator[str]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from advisor.advice.command import SERVED_AT, in_flight_at, servers_note, urls_of
 from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from advisor.evidence.gather import PROBLEMS_FILE
-from traces.errors import TtscopeError, UsageError
-from traces.recording.reader import Recording
+from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -101,7 +101,7 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
             from advisor.advice.promise import check_has_policy
 
             check_has_policy(recordings, name)
-    today = None if asked.present is None else configuration_of(asked.present)
+    today = None if asked.present is None else configuration_of(asked.present, asked.recordings)
     print_advice(
         recordings,
         budget,
@@ -120,12 +120,24 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     )
 
 
-def configuration_of(path: Path) -> tuple[EngineConfig, Policy]:
+def configuration_of(path: Path, among: Sequence[Path]) -> tuple[EngineConfig, Policy]:
     """Return the engine and policy of what `--present` names.
 
-    Raises RecordingError where that is no recording, UsageError where it holds not one of each.
+    A prediction stands for the recording that it was replayed from, which is `among` recordings or
+    folders of them. Raises RecordingError where that is not there or the path is no recording, and
+    UsageError where it holds not one of each.
     """
-    manifest = Recording.open(path).manifest
+    recording = Recording.open(path)
+    if recording.replay_of is not None:
+        known = (each for folder in among for each in find_recordings(folder))
+        source = next((each for each in known if each.name == recording.replay_of), None)
+        if source is None:
+            raise RecordingError(
+                f"--present {path}: {recording.name} is a prediction. Give the recording that it "
+                f"was replayed from ({recording.replay_of})"
+            )
+        recording = Recording.open(source)
+    manifest = recording.manifest
     if len(manifest.engines) != 1 or len(manifest.policies) != 1:
         raise UsageError(
             f"--present {path}: holds several configurations. Name one of a single run"

@@ -62,7 +62,7 @@ def tui(asked: Terminal) -> None:
     from tui.app.app import screenshot as take
     from tui.app.keys import default_file
 
-    _check(asked.present, systems)
+    _check(asked.present, paths, systems)
     check_screen(asked.screen)
     limits = {} if asked.min_accuracy is None else {"min_accuracy": asked.min_accuracy}
     start = partial(TtscopeApp, limits=limits, present=asked.present, systems=systems)
@@ -99,7 +99,7 @@ def _serve(asked: Terminal, paths: Sequence[Path], systems: Sequence[str]) -> No
         raise MissingDependencyError(
             f"--web needs textual-serve: {install_command('web')}"
         ) from None
-    _check(asked.present, systems)
+    _check(asked.present, paths, systems)
     host, port = ("127.0.0.1", PORT) if asked.listen is None else parse_listen(asked.listen)
     if asked.keys is not None:
         from tui.app.app import key_ids
@@ -120,12 +120,12 @@ def _serve(asked: Terminal, paths: Sequence[Path], systems: Sequence[str]) -> No
     serve([*options, "--", *(str(path) for path in paths)], host, port)
 
 
-def _check(present: Path | None, systems: Sequence[str]) -> None:
+def _check(present: Path | None, paths: Sequence[Path], systems: Sequence[str]) -> None:
     """Raise UsageError now for what the advice screen would tell only when it is asked."""
     if present is not None:
         from tui.verbs.advise import configuration_of
 
-        configuration_of(present)
+        configuration_of(present, paths)
     if systems:
         from advisor.step_time.prior.relatives import read_gpu
 

@@ -29,6 +29,7 @@ from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
 from traces.summary.metrics import estimate_of
 from traces.summary.run import summarise
+from tui.text.replay import replay_lines
 
 pytestmark = pytest.mark.slow
 
@@ -70,12 +71,13 @@ def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):
     run = summarise(votes)[0]
     mean = run.latency_s["mean"]
     slow = {**run.latency_s, "mean": dataclasses.replace(mean, value=2 * mean.value)}
-    found = predict(
-        votes,
-        dataclasses.replace(run, latency_s=slow),
-        Question(engine=run.engine, policy=run.policy, replicas=Replicas(count=2)),
-    )
+    question = Question(engine=run.engine, policy=run.policy, replicas=Replicas(count=2))
+    found = predict(votes, dataclasses.replace(run, latency_s=slow), question)
     assert any("Do not rely on a change from a replay" in note for note in found.notes)
+    lines = [" ".join(line.split()) for line in replay_lines(found, question, width=400)]
+    (place,) = (i for i, line in enumerate(lines) if "Do not rely on a change" in line)
+    assert lines[place].startswith("warning the run as it was")
+    assert place < next(i for i, line in enumerate(lines) if line.startswith("latency mean"))
 
 
 def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):

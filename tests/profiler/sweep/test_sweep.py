@@ -135,15 +135,15 @@ FORCED = CheckpointCost(
         ("budget_checkpoints: [16, 8]", {"checkpoints": FORCED}, None),
         ("", {"checkpoints": FORCED}, None),  # more than is asked for
         ("logprobs: true", {"samples": [{"logprob_mean": -1.0}, {}]}, None),
-        ("seed: 7", {}, "workload"),
-        ("", {"problems": 3}, "workload"),
-        ("", {"workload": None}, "workload"),
-        ("workload: sums.jsonl\nverifier: math", {}, "workload"),
-        ("concurrency: 64\nseed: 7", {}, "workload and concurrency"),
-        ("budget_checkpoints: [8]", {"checkpoints": FORCED}, "budget_checkpoints"),
-        ("budget_checkpoints: [8]", {}, "budget_checkpoints"),
-        ("logprobs: true", {"samples": [{}]}, "logprobs"),
-        ("record_text: true", {}, "record_text"),
+        ("seed: 7", {}, "of another workload"),
+        ("", {"problems": 3}, "of another workload"),
+        ("", {"workload": None}, "of another workload"),
+        ("workload: sums.jsonl\nverifier: math", {}, "of another workload"),
+        ("concurrency: 64\nseed: 7", {}, "of another workload and with another concurrency"),
+        ("budget_checkpoints: [8]", {"checkpoints": FORCED}, "without these budget_checkpoints"),
+        ("budget_checkpoints: [8]", {}, "without these budget_checkpoints"),
+        ("logprobs: true", {"samples": [{}]}, "without logprobs"),
+        ("record_text: true", {}, "without record_text"),
     ],
 )
 def test_another_plans_recordings_are_not_taken(tmp_path, monkeypatch, asked, kept, other):
@@ -161,7 +161,7 @@ def test_another_plans_recordings_are_not_taken(tmp_path, monkeypatch, asked, ke
     if other is None:
         assert [outcome.skipped for outcome in sweep.run_plan(loaded, tmp_path / "runs")] == [True]
     else:
-        with pytest.raises(UsageError, match=f"{job.name}: was recorded with another {other} than"):
+        with pytest.raises(UsageError, match=f"{job.name}: was recorded {other}"):
             sweep.run_plan(loaded, tmp_path / "runs")
 
 

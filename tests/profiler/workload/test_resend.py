@@ -146,6 +146,23 @@ def test_no_result_is_waited_for_beyond_the_next_arrival(tmp_path):
             assert 0 <= wait_s <= gap
 
 
+def test_arrivals_that_a_stop_leaves_out_are_not_waited_for(tmp_path):
+    waits = []
+
+    class Waiting(StubEngine):
+        def poll(self, wait_s=None):
+            waits.append(wait_s)
+            return super().poll(wait_s)
+
+    record(
+        load_workload("demo", problems=4), Policy(max_tokens=300),
+        Waiting(step_s=0.01, lengths=(20, 20)), tmp_path / "r",
+        arrivals_s=(0.0, 0.001, 9000.0, 9000.1), stop_after_s=0.05,
+    )  # fmt: skip
+    assert waits[-1] is None
+    assert Recording.open(tmp_path / "r").problems.height == 2
+
+
 def test_arrivals_are_one_for_each_problem(tmp_path):
     with pytest.raises(UsageError, match="2 arrivals for 3 problems"):
         recorded(tmp_path, load_workload("demo", problems=3), arrivals_s=(0.0, 1.0))

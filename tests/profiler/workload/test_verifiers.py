@@ -15,6 +15,8 @@ from traces.errors import MissingDependencyError, UsageError
 
 NUMBERS = {
     "42": "42",
+    "The answer is 42!\n\n* That was fun": "42",
+    "The answer is 42! · bye": "42",
     "-7": "-7",
     "−7": "-7",
     "1,234,567": "1234567",
@@ -72,9 +74,15 @@ NO_NUMBERS = (
     "2**10", "x = 3**2 + 4**2", "5:3", "at 12:30", "2^10", "2^{10}", "3\\sqrt{2}", "2\\pi", "3/pi",
     "0.\\overline{3}", "1/2 + 1/3", "x = 3 - 5", "10-5", "1,5", "(3,5)", "12,34", "2x", "3i",
     "5 million", "5\\text{ million}", "1.5\\ \\mathrm{billion}", "5!", "$5!$", "5!/3!", "5! + 1",
+    "(5!)", "2 \\cdot 5!", "120 = 5!", "\\(5!\\)", "The answer is $5!$.", "5!.", "2 \\cdot 5",
+    "5\\text{ millions}", "5 \\textbf{ million}", "$5$ million",
     "3 \\pm 1", "±1", "1/0", "2/3/4", "2024-01-05", "1e99999", "9" * 500, "none", "",
 )  # fmt: skip
 LETTERS = {
+    "B. Answer choice A is incorrect because it is hot.": "B",
+    "C. While answer choice (A) is tempting, it ignores friction.": "C",
+    "B) Answer A is wrong as it is odd.": "B",
+    "B. The answer A would be wrong.": "B",
     "(B)": "B",
     "B": "B",
     "b": "B",

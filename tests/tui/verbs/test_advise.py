@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor, estimate
 from traces.deployment.documents import Expectations
 from traces.errors import UsageError
 from traces.recording.manifest import WorkloadFacts
 from traces.schema.advice import Budget
 from tui.text.advice import comparison_lines
-from tui.verbs.advise import _what_times_hold, verify_picks
+from tui.verbs.advise import _what_times_hold, configuration_of, verify_picks
 from tui.verbs.demo import SHIPPED
 
 GIVEN = ("--min-accuracy", "0.75")
@@ -39,6 +40,21 @@ def test_a_present_folder_that_is_no_recording_is_refused(run, tmp_path):
     assert "absent" in run.refused(
         "advise", SHIPPED, *GIVEN, "--present", tmp_path / "absent", code=1
     )
+
+
+def test_a_prediction_that_is_present_stands_for_its_source(run, tmp_path):
+    source = write_recording(tmp_path / "runs" / "source", simulate(problems=4, n=2))
+    guess = write_recording(
+        tmp_path / "guess",
+        simulate(problems=4, n=2),
+        engine=engine_config(max_num_seqs=9),
+        provenance={"replayed": {"recording": "source"}},
+    )
+    (engine,) = source.manifest.engines.values()
+    for among in (tmp_path / "runs", source.path):
+        assert configuration_of(guess.path, [SHIPPED, among])[0] == engine
+    told = run.refused("advise", SHIPPED, *GIVEN, "--present", guess.path, code=1)
+    assert "guess is a prediction. Give the recording" in told and "(source)" in told
 
 
 EVIDENCE = SimpleNamespace(workload=None, load=(2, None))

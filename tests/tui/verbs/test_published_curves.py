@@ -86,6 +86,7 @@ def test_advice_from_two_curves(run, tmp_path, prior):
         ("n,accuracy,tokens\n", "holds no point"),
         ("n,accuracy,tokens\r1,53,900\r", "line 2: accuracy wants a share from 0 to 1"),
         ("n" * 140_000, "line 1 is no CSV"),
+        pytest.param("11\r" * 400_000, "line 1 has more than 1,048,576 bytes", id="one line"),
         ("n,accuracy,tokens\n1,.5,900\n", "Give --problems N"),
     ],
 )

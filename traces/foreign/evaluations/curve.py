@@ -31,6 +31,7 @@ from traces.schema.tts.published import SPREAD, CurvePoint, PublishedCurve
 
 FORMAT = "published curve"
 MOST_POINTS = 4_096
+LONGEST_LINE = 1 << 20  # bytes
 MOST_SAMPLES = 65_536
 MOST_PROBLEMS = 10_000_000
 APART = 0.25  # by which the tokens of a sample may differ between points
@@ -84,6 +85,15 @@ def import_curve(
     return ImportedCurve(format=FORMAT, curve=curve, notes=tuple(notes))
 
 
+def _short(path: Path, number: int, line: bytes | None) -> bytes:
+    """Return a line. Raises OutcomesError for one that is too long for a curve."""
+    if line is not None and len(line) > LONGEST_LINE:
+        raise OutcomesError(
+            f"{path}: line {number:,} has more than {LONGEST_LINE:,} bytes, so it is no curve"
+        )
+    return (line or b"").strip()
+
+
 def _rows(path: Path, limit_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the lines that hold something, with their numbers: objects, or cells by column."""
     notes: list[str] = []
@@ -92,7 +102,7 @@ def _rows(path: Path, limit_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]
     lines = (
         (first + place, text)
         for first, line in text_lines(path, limit_bytes, notes)
-        for place, text in enumerate((line or b"").strip().split(b"\r"))  # an old Mac's ends
+        for place, text in enumerate(_short(path, first, line).split(b"\r"))  # an old Mac's ends
     )
     for number, line in lines:
         text = line.decode("utf-8-sig", "replace").strip()

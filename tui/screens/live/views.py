@@ -15,6 +15,7 @@ from profiler.engines.interface import Finding
 from traces.live.numbers import LIVE_S, QUANTILES, Numbers, Times
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests
+from traces.recording.tables import STEP_TOOK
 from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, counted, number, value_of
 from traces.statistics import Floats
@@ -174,7 +175,7 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
     """Return mean, p50 and p95 of an engine's steps in the last seconds that were sent, in s."""
     if rows is None:
         return None
-    timed = rows.with_columns(took=pl.coalesce("wall_ns", "interval_ns")).drop_nulls("took")
+    timed = rows.with_columns(took=STEP_TOOK).drop_nulls("took")
     last = timed["end"].max()
     if not isinstance(last, int):
         return None

@@ -310,7 +310,9 @@ def effect_text(found: Suggestion) -> str:
         if after is None:
             continue
         before = value_of(estimate_of(found.prediction.replayed, tag))
-        effects.append(f"{name} {before} -> {value_of(after)} {interval(after)}")
+        recorded = estimate_of(found.prediction.recorded, tag)
+        told = "" if recorded is None else f" (recorded {value_of(recorded)})"
+        effects.append(f"{name} {before}{told} -> {value_of(after)} {interval(after)}")
     return f"{found.why}. Predicted: {', '.join(effects)}"
 
 

@@ -456,6 +456,20 @@ def test_a_replay_that_is_far_off_tells_no_effect():
     assert effect_text(found) == "requests wait. Not predicted: far off"
 
 
+def test_the_effect_of_a_change_stands_beside_what_was_recorded():
+    def run(latency_s):
+        mean = Estimate(value=latency_s, unit="s")
+        return SimpleNamespace(
+            latency_s={"mean": mean, "p95": None}, throughput_tokens_per_s=None, engine=engine_of()
+        )
+
+    prediction = SimpleNamespace(
+        recorded=run(8.45), replayed=run(12.5), predicted=run(6.14), far_off=None
+    )
+    told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
+    assert "latency mean 12.5 s (recorded 8.45 s) -> 6.14 s" in told
+
+
 def took_by_a_front_end(truth):
     """Seconds of each problem, some two steps of the engine, and a few many more."""
     count = truth.tables["problems"].height

@@ -51,6 +51,17 @@ def test_problems_go_round_and_their_samples_stay_together(tmp_path, method):
     assert not engine._of_request
 
 
+@pytest.mark.parametrize(("ranks", "label"), [(1, "tp2 servers2"), (2, "tp2 dp2 servers2")])
+def test_a_recording_without_ranks_is_of_the_configuration_of_a_new_one(ranks, label):
+    now = together([dataclasses.replace(SERVED, data_parallel_size=ranks)] * 2, URLS[:2])
+    data = now.to_json()
+    assert EngineConfig.from_json(data) == now
+    before = EngineConfig.from_json(data | {"other": data["other"][:1]})
+    assert before == now and before.label() == label
+    uneven = data | {"other": data["other"][:1], "data_parallel_size": 3}
+    assert EngineConfig.from_json(uneven).ranks is None
+
+
 def test_different_models_are_refused():
     other = dataclasses.replace(SERVED, model="another")
     with pytest.raises(UsageError, match="different models \\(another, stub\\)"):
