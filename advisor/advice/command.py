@@ -93,6 +93,12 @@ def servers_note(engine: EngineConfig) -> str:
     )
 
 
+def urls_of(engine: EngineConfig) -> str:
+    """Return what stands for the URLs of the servers of an engine in a command."""
+    servers, _ = engine.by_server()
+    return " ".join(f"URL{number}" for number in range(1, servers + 1))
+
+
 def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) -> list[str]:
     """Return what the environment must say: vLLM's CPU build has no flags for it."""
     variables = {"OMP_NUM_THREADS": build.omp_threads}
@@ -168,28 +174,39 @@ def record_command(
 ) -> str:
     """Return the `ttscope record` command that would measure a configuration.
 
-    What was a server, or has replicas, is recorded at its endpoint.
+    What was a server, or has replicas, is recorded at its endpoint. Of several servers it is the
+    `ttscope attach` command that poses the workload to all of them, which tells how many they are.
     """
+    servers, _ = engine.by_server()
     served = engine.mode == "server" or engine.data_parallel_size > 1
     own_method = "greedy" if policy.n == 1 else "majority"
     flags = [
-        _flag("endpoint", SERVED_AT if served else None),
+        _flag("endpoint", SERVED_AT if served and servers == 1 else None),
         _flag("model", engine.model),
-        _flag("workload", workload, default="demo"),
+        _flag("workload", workload or "demo", default="demo" if servers == 1 else None),
         _flag("verifier", None if verifier is None or "+" in verifier else verifier),
         _flag("problems", problems),
         _flag("seed", seed, default=0),
         _flag("concurrency", concurrency),
         _flag("method", policy.method, default=own_method),
         _flag("n", policy.n, default=1),
-        *(_flag(name.replace("_", "-"), _plain(value)) for name, value in policy.rule),
+        *(
+            _flag(name.replace("_", "-"), _plain(value))
+            if servers == 1
+            else _flag("rule", f"{name}={_plain(value)}")
+            for name, value in policy.rule
+        ),
         _flag("thinking-budget", policy.thinking_token_budget),
         _flag("reasoning-effort", policy.reasoning_effort),
         _flag("max-tokens", policy.max_tokens),
         _flag("temperature", None if policy.temperature is None else f"{policy.temperature:g}"),
         _flag("top-p", policy.top_p, default=1.0),
-        _flag("dtype", engine.dtype, default="auto"),
         _flag("tensor-parallel-size", engine.tensor_parallel_size, default=1),
+    ]
+    if servers > 1:  # which tell the rest
+        return " ".join(["ttscope attach", urls_of(engine), *(flag for flag in flags if flag)])
+    flags += [
+        _flag("dtype", engine.dtype, default="auto"),
         _flag("max-num-seqs", engine.max_num_seqs),
         _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
         _flag("max-model-len", engine.max_model_len),

@@ -540,7 +540,8 @@ def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight:
     where = "" if engine.gpu in evidence.gpus else f", on {engine.gpu}"
     if engine.mode == "server" or engine.data_parallel_size > 1:
         servers, _ = engine.by_server()
-        where += ", with its server started" if servers == 1 else f", with its {servers} servers up"
+        several = f", with its {servers} servers up and the plugin in each (docs/attach.md)"
+        where += ", with its server started" if servers == 1 else several
     if not evidence.posed:
         where += f", with the problems in {PROBLEMS_FILE}"
     if settings := planned(engine, evidence.models.get(engine.model)):

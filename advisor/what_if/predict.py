@@ -358,11 +358,15 @@ def _of_servers(
     known = prior is None and law_key(question.engine) in evidence.ranks
     ran = (evidence.ranks_of(question.engine) if known else ranks) or 1
     if known and ran != ranks:
+        instead = f"--replicas {size // ran} asks for servers that share nothing"
+        if size % ran:
+            instead = (
+                f"Ask for {ran} ranks. --replicas N asks for N such servers, which share nothing"
+            )
         raise UsageError(
             f"engine.data_parallel_size={size}: the recorded steps are of a server of "
             f"{counted(ran, 'data-parallel rank')}, and the ranks of one share the experts of "
-            f"{facts.name}. --replicas {'N' if size % ran else size // ran} asks for servers that "
-            "share nothing"
+            f"{facts.name}. {instead}"
         )
     if ranks is None or question.replicas.count == ranks:
         return question

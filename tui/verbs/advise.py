@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.advice.command import SERVED_AT, in_flight_at, servers_note
+from advisor.advice.command import SERVED_AT, in_flight_at, servers_note, urls_of
 from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from advisor.evidence.gather import PROBLEMS_FILE
 from traces.errors import RecordingError, TtscopeError, UsageError
@@ -365,15 +365,17 @@ def verify_picks(
 
 
 def _check(name: str, pick: Pick) -> None:
+    how = "record it with --endpoint"
+    if pick.engine.by_server()[0] > 1:
+        how = f"run ttscope attach {urls_of(pick.engine)} --workload FILE"
     if pick.engine.mode == "server":
         raise UsageError(
-            f"--verify: the {name} engine was a server. Start it as the command says and "
-            "record it with --endpoint"
+            f"--verify: the {name} engine was a server. Start it as the command says and {how}"
         )
     if pick.engine.data_parallel_size > 1:
         raise UsageError(
             f"--verify: the {name} pick has {pick.engine.replica_words()}, which are not run here. "
-            "Serve it and record it with --endpoint"
+            f"Serve it and {how}"
         )
 
 

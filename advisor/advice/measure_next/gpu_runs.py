@@ -44,12 +44,13 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
     """Return the run of the pick and those that save most regret a second, the cheapest first.
 
     `alone` has the candidates with one problem at a time, as they are run. One run a model,
-    tensor-parallel size and GPU; nothing where the pick's times were measured.
+    tensor-parallel size and GPU. None of an engine whose ranks share experts, as a short run has
+    one rank, and nothing where the pick's times were measured.
     """
     metrics = check.metrics
     if metrics.replayed[system].law.prior is None:
         return []
-    pick = metrics.candidate(system).engine
+    pick, law = metrics.candidate(system).engine, metrics.replayed[system].law
     rows, regret = regrets(check, system)
     before = float(regret[0, ~metrics.choosing].mean())
     found: dict[int, ShortRun] = {}
@@ -57,11 +58,14 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
         replayed = metrics.replayed[row]
         if replayed.law.prior is None or id(replayed.law) in found:
             continue
+        ran = replayed.candidate.engine
+        if RANKS in dict(ran.other) and ran.by_server()[1] > 1:
+            continue
         after = min(after_speed(check, row, regret, seed), before)
         if row != system and before - after <= WORTH * before:
             continue
         engine = replace(
-            replayed.candidate.engine,
+            ran,
             max_num_seqs=pick.max_num_seqs,
             max_num_batched_tokens=pick.max_num_batched_tokens,
         )
@@ -76,16 +80,16 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
             regret=before,
             regret_after=after,
         )
-    own, *others = found.values()
-    others.sort(key=lambda each: (each.regret_after - each.regret) / each.device_s)
-    return sorted([own, *others[: MOST - 1]], key=lambda each: each.device_s)
+    own = [found.pop(id(law))] if id(law) in found else []
+    others = sorted(
+        found.values(), key=lambda each: (each.regret_after - each.regret) / each.device_s
+    )
+    return sorted([*own, *others[: MOST - len(own)]], key=lambda each: each.device_s)
 
 
 def _problem_s(alone: ClosedForm, candidate: Candidate) -> float:
     """Return the seconds of a problem whose samples all end, on one replica."""
     engine, space = candidate.engine.one_replica(), alone.space
-    if RANKS in dict(engine.other):  # a server has all of them
-        engine = replace(engine, data_parallel_size=engine.ranks or 1)
     whole = replace(candidate.policy, method="majority", rule=())
     row, *_ = space.rows_of(engine, whole) or space.rows_of(engine, candidate.policy)
     return float(alone.latency_s[row])

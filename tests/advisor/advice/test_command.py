@@ -1,3 +1,4 @@
+import inspect
 import json
 import shlex
 from dataclasses import replace
@@ -8,6 +9,7 @@ from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.schema.advice import Budget
 from traces.schema.engine import EXPERTS, EngineConfig, Speculative
 from traces.schema.tts.policy import Policy
+from tui.verbs.attach import attach
 
 DRAFT = Speculative(method="draft_model", num_speculative_tokens=3, model="it's small")
 
@@ -94,6 +96,20 @@ def test_a_run_to_record_has_all_that_makes_it_that_run():
     for served in (replace(engine, mode="server"), replace(engine, data_parallel_size=2)):
         command = record_command(served, policy, workload=None, problems=None, concurrency=1)
         assert command.startswith("ttscope record --endpoint http://localhost:8000 --model small")
+
+
+def test_several_servers_are_attached_to_as_no_endpoint_tells_how_many_they_are():
+    engine = engine_of(data_parallel_size=6, tensor_parallel_size=2).of_servers(2)
+    rule = (("agree", 5.0), ("in_flight", 8.0))
+    policy = Policy(method="agreement", n=8, temperature=0.8, rule=rule)
+    command = record_command(engine, policy, workload=None, problems=9, concurrency=3, seed=4)
+    words = shlex.split(command)
+    assert words[:7] == ["ttscope", "attach", "URL1", "URL2", "URL3", "--model", "small"]
+    flags = {word.removeprefix("--").replace("-", "_") for word in words if word[:2] == "--"}
+    assert flags <= set(inspect.signature(attach).parameters)
+    assert "--workload demo --problems 9 --seed 4 --concurrency 3 " in command
+    assert "--rule agree=5 --rule in_flight=8 " in command
+    assert command.endswith("--tensor-parallel-size 2")
 
 
 def test_a_thinking_budget_needs_the_reasoning_config():

@@ -123,7 +123,8 @@ def test_the_number_of_servers_may_be_asked_for_and_their_ranks_stay(ran):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ranks", "size", "instead"), [(1, 4, "--replicas 4"), (4, 8, "--replicas 2"), (4, 2, "N")]
+    ("ranks", "size", "instead"),
+    [(1, 4, "--replicas 4"), (4, 8, "--replicas 2"), (4, 2, "Ask for 4 ranks. --replicas N")],
 )
 def test_recorded_steps_do_not_tell_what_other_ranks_of_a_mixture_take(ran, ranks, size, instead):
     with pytest.raises(UsageError, match=f"data_parallel_size={size}: .* {instead} asks for"):
@@ -228,6 +229,9 @@ def test_replicas_of_a_mixture_are_servers_of_their_own_in_every_word(advised, t
     mapped = effort_map(advisor, BUDGET, pick, {})
     assert (mapped.command, mapped.servers) == (pick.command, note)
     assert note.startswith("The command starts one server. 8 of them run, each on 1 device of its")
+    (run,) = [line for line in answer.measure_next if "ttscope attach" in line]
+    assert "ttscope attach URL1 URL2 " in run and " URL8 --model small --workload " in run
+    assert "--endpoint" not in "".join(answer.measure_next)
     shown = " ".join(" ".join(advice_lines(answer)).split())
     assert note in shown and "on 8 devices, 8 servers" in shown
     assert note in paste_text(pick) and "servers8" in pick.engine.label()
@@ -283,6 +287,10 @@ def test_what_is_offered_on_a_gpu_is_priced_with_the_ranks_that_share_experts(ra
         and (c.engine.max_num_seqs, c.engine.max_num_batched_tokens) == (32, 512)
         and c.engine.by_server() == (1, ranks)
     ]
+    answer = advisor.recommend(dataclasses.replace(BUDGET, max_gpus=4))
+    assert answer.system_optimal.prior == "test_gpu"
+    short = [line for line in answer.measure_next if "a short run" in line]
+    assert bool(short) == (ranks == 1)  # which a run in this process has
     candidate = advisor.space.candidate(row)
     mine = advisor.replays.of(row, concurrency=16, rate_per_s=None)
     (run,) = summarise(recording)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from advisor.search.budget import Prices
 from traces.errors import UsageError
+from traces.recording.reader import Recording
 from traces.schema.advice import Budget, Pick
+from traces.schema.engine import EngineConfig
 from traces.schema.formats import interval, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
@@ -60,6 +62,7 @@ def what_if(
     others = [
         each.recording for each in entries if each.recording and each.recording != base.recording
     ]
+    engine = _of_servers(pick.engine, engine, [base.recording, *others])
     budget = budget or Budget()
     rate = budget.rate_per_s
     arrivals = base.recording.problems["arrival"].count()
@@ -104,6 +107,26 @@ def what_if(
         )
     load_told = "" if rate is None else f", at {rate:g} problems/s"
     return [f"{pick_title(pick)}, {changes.strip()}{load_told}", *align(table, right=(1, 2, 4))]
+
+
+def _of_servers(
+    pick: EngineConfig, engine: EngineConfig, recordings: Sequence[Recording]
+) -> EngineConfig:
+    """Return an engine of a changed size: of a mixture as servers with the ranks of the pick's.
+
+    Raises UsageError where these cannot have so many ranks together.
+    """
+    size, ranks = engine.data_parallel_size, pick.ranks
+    known = (each.manifest.models.get(engine.model) for each in recordings)
+    facts = next((each for each in known if each is not None), None)
+    if ranks is None or size == pick.data_parallel_size or facts is None or not facts.num_experts:
+        return engine
+    if size % ranks:
+        raise UsageError(
+            f"engine.data_parallel_size={size}: a server of this mixture has {ranks} data-parallel "
+            f"ranks. Ask for {ranks}, {2 * ranks} or another multiple"
+        )
+    return engine.of_servers(ranks)
 
 
 def _base(entries: Sequence[Entry], pick: Pick) -> Entry:

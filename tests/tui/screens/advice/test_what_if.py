@@ -10,7 +10,7 @@ from advisor.replay.replay import Replicas
 from advisor.search.budget import parse_budget
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
-from tests.advisor.synthetic import VOTE16, engine_of, record
+from tests.advisor.synthetic import FACTS, VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Pick
 from traces.schema.formats import value_of
@@ -127,6 +127,22 @@ def test_fewer_samples_take_the_rule_with_them(entry, n, rule):
     assert (policy.n, dict(policy.rule)) == (n, rule)
     _, policy, _ = changed(run, [f"policy.n={n}", "policy.agree=2"])
     assert dict(policy.rule) == rule | {"agree": 2.0}
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 2), (2, 4)])
+def test_more_ranks_of_a_mixture_are_servers_of_as_many_as_the_pick_has(tmp_path, ranks, size):
+    base = record(tmp_path / "one", engine_of(data_parallel_size=ranks), VOTE16, problems=24)
+    facts = dataclasses.replace(FACTS["small"], num_experts=8, experts_per_token=2)
+    dataclasses.replace(base.manifest, models={"small": facts}).write(base.path)
+    (entry,) = load(base.path)
+    lines = what_if([entry], pick_of(entry), f"engine.data_parallel_size={size}")
+    servers = dataclasses.replace(entry.run.engine, data_parallel_size=size).of_servers(ranks)
+    asked = Question(engine=servers, policy=entry.run.policy)
+    two = predict(entry.recording, entry.run, asked).predicted
+    assert row(lines, "latency mean")[1] == value_of(estimate_of(two, "latency_s.mean"))
+    if ranks == 2:
+        with pytest.raises(UsageError, match="has 2 data-parallel ranks. Ask for 2, 4 or another"):
+            what_if([entry], pick_of(entry), "engine.data_parallel_size=3")
 
 
 def test_what_was_asked_for_and_does_not_fit_says_what_to_set(entry):
