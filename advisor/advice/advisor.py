@@ -263,14 +263,14 @@ class Advisor:
 
         Raises UsageError when the budget limits what was not measured (energy) or has no price.
         """
-        prices = self._prices(budget)
+        prices = self.prices(budget)
         prices.check([kind.engine for kind in self.space.kinds])
         return Shortlist(self.under(budget.rate_per_s).closed_form, budget, prices)
 
     def check(self, budget: Budget) -> ReplayedCheck:
         """Return the second stage: the budget asked of the candidates replayed for it so far."""
         state = self.under(budget.rate_per_s)
-        return ReplayedCheck(state.metrics, budget, self._prices(budget), [*state.looked_at])
+        return ReplayedCheck(state.metrics, budget, self.prices(budget), [*state.looked_at])
 
     def recommend(
         self,
@@ -330,10 +330,11 @@ class Advisor:
     def _at_rate(self, budget: Budget, rate_per_s: float) -> str | None:
         """Return the closed form's pick at a rate, without its limits; None where nothing fits."""
         closed_form = ClosedForm(self.demands, concurrency=None, rate_per_s=rate_per_s)
-        row = Shortlist(closed_form, budget, self._prices(budget)).best()
+        row = Shortlist(closed_form, budget, self.prices(budget)).best()
         return None if row is None else name_without_limits(self.space.candidate(row))
 
-    def _prices(self, budget: Budget) -> Prices:
+    def prices(self, budget: Budget) -> Prices:
+        """Return the prices of every cost of an answer: the budget's, else the recorded one."""
         evidence = self.evidence
         return Prices(budget, evidence.price_usd_per_device_hour, evidence.gpus)
 

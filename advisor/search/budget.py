@@ -65,11 +65,11 @@ class Prices:
             return self._budget.price_of(engine.gpu)
         return self.plain if self._gpus is None or engine.gpu in self._gpus else None
 
-    @classmethod
-    def of_run(cls, budget: Budget, run: Run) -> float | None:
-        """Return the price of a run's devices: the budget's, else that of its cost."""
-        gpus = frozenset({run.engine.gpu})
-        return cls(budget, run.price_usd_per_device_hour, gpus).of(run.engine)
+    def of_run(self, run: Run) -> float | None:
+        """Return the price of a run's devices: that of its own cost where none is known here."""
+        price = self.of(run.engine)
+        given = self._types or (self.plain is not None and not self.recorded)
+        return run.price_usd_per_device_hour if price is None and not given else price
 
     def check(self, engines: Sequence[EngineConfig]) -> None:
         """Raise UsageError for a type of device that no engine has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from advisor.advice.measure_next.forward_shapes import Forwards
+from advisor.search.budget import Prices
 from tests.traces.synthetic import engine_config
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Budget, NearMiss, Pick, Present, Recommendation, Turning
@@ -91,6 +92,9 @@ class FakeAdvisor:
                 difference={"latency_p95_s": estimate(12.5, "s"), "cost_usd": None},
             ),
         )  # fmt: skip
+
+    def price_of(self, run, budget):
+        return Prices(budget, None).of_run(run)
 
     def accounts(self, answer, api_price):
         return None, None, None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.segment import Segment
+from textual.actions import ActionParseResult
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.color import Color
@@ -123,6 +124,7 @@ class TtscopeApp(LibraryApp):
         factory = advisor_factory or partial(FittedAdvisor, systems=systems)
         super().__init__(paths, factory, present, fitted)
         self._first = screen
+        self._left = False
         self._clean = CleanLines()
         self.stylesheet = ThemedStylesheet()
         self.stylesheet.set_variables(self.get_css_variables())
@@ -159,6 +161,21 @@ class TtscopeApp(LibraryApp):
                 yield SystemCommand(title, f"{sentence(binding)} Key: {key}", run)
         ours = {*titles, "Keys"}  # the help has them
         yield from (each for each in super().get_system_commands(screen) if each.title not in ours)
+
+    async def run_action(
+        self,
+        action: str | ActionParseResult,
+        default_namespace: DOMNode | None = None,
+        namespaces: Mapping[str, DOMNode] | None = None,
+    ) -> bool:
+        """Run what a key does. Keys that were typed after `q` do nothing, as screens are gone."""
+        if self._left:
+            return False
+        return await super().run_action(action, default_namespace, namespaces)
+
+    async def action_quit(self) -> None:
+        self._left = True
+        await super().action_quit()
 
     def action_show(self, mode: str) -> None:
         """Show a screen; from the table of runs, screen 2 with the one under the cursor."""

@@ -121,7 +121,8 @@ def _crosses(material: Material) -> list[Cross]:
     load, budget = (None, Budget()) if answer is None else (answer.load, answer.budget)
     runs = [run for run in material.runs if run.complete and run.replay_of is None]
     return [
-        (run, measured_beside(run, load, Prices.of_run(budget, run))) for run in runs[:MOST_RUNS]
+        (run, measured_beside(run, load, Prices(budget, None).of_run(run)))
+        for run in runs[:MOST_RUNS]
     ]
 
 

@@ -94,7 +94,7 @@ def gather_material(
         watched += servers
         runs += [
             replace(  # the page shows no rows
-                at_price(run, Prices.of_run(budget, run)),
+                at_price(run, Prices(budget, None).of_run(run)),
                 rows=None,
                 sample_rows=None,
                 step_rows=None,
@@ -112,6 +112,8 @@ def gather_material(
     advisor, no_advice = _advisor(complete, runs, watched, seed, systems)
     advice, accounts, mapped = None, None, None
     if advisor is not None:
+        prices = advisor.prices(budget)  # one price for a device on all of the page
+        runs = [at_price(run, prices.of_run(run)) for run in runs]
         from advisor.advice.accounts.costs import accounts_of
         from advisor.advice.accounts.efforts import efforts_of
         from tui.text.commands import here

@@ -21,6 +21,7 @@ from traces.recording.reader import Recording, measured
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
+from traces.summary.run import Run
 from tui.screens.entries import Entry, fit_frames, listed, load, recording_paths, to_list
 from tui.screens.index import Indexes, files_of
 
@@ -110,6 +111,10 @@ class FittedAdvisor:
             return accounts_of(self._advisor, answer, Tariff(api_price=api_price)), efforts, None
         except UsageError as problem:
             return None, efforts, str(problem)
+
+    def price_of(self, run: Run, budget: Budget) -> float | None:
+        """Return a run's USD per device-hour beside an answer for a budget."""
+        return self._advisor.prices(budget).of_run(run)
 
     def write_plan(self, path: Path, answer: Recommendation) -> Forwards:
         """Write what to measure next for `ttscope sweep`; raises TtscopeError.
@@ -319,6 +324,11 @@ class LibraryApp(App[None]):
         """Return the file of this folder that a plan of what to measure next goes into."""
         names = (Path(f"measure-next{number}.yaml") for number in ("", *range(2, 1000)))
         return next(each for each in names if not each.exists())
+
+    def price_in(self, answer: Recommendation, run: Run) -> float | None:
+        """Return a run's USD per device-hour beside an answer of the advisor asked last."""
+        assert self._advisor is not None
+        return self._advisor[1].price_of(run, answer.budget)
 
     def write_plan(self, answer: Recommendation, path: Path) -> Forwards:
         """Write what to measure next; return the files of shapes beside it.

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +114,19 @@ def test_a_device_has_the_price_of_its_own_type():
     assert {gpu: prices.of(engine) for gpu, engine in engines.items()} == expected
     with pytest.raises(UsageError, match="L4=0.7: no recorded engine runs on such a device"):
         Prices(parse_budget({"price": "L4=0.7"}), None).check([engines["NVIDIA L40S"]])
+
+
+def test_a_run_has_the_price_of_the_answer_and_its_own_where_that_has_none():
+    def price(given, recorded, gpu="L4", own=3.0, gpus=("L4",)):
+        run = SimpleNamespace(
+            engine=EngineConfig(model="m", gpu=gpu), price_usd_per_device_hour=own
+        )
+        return Prices(parse_budget({"price": given}), recorded, frozenset(gpus)).of_run(run)
+
+    assert price(None, 2.0) == price(None, 2.0, own=None) == 2.0
+    assert price(None, None) == price(None, 2.0, gpu="A10") == 3.0
+    assert price("1", 2.0) == 1.0
+    assert price("A10=1", 2.0) is None is price(None, None, own=None)
 
 
 @pytest.mark.parametrize(("text", "joules"), [("2MJ", 2e6), ("2mJ", 2e-3), ("2KJ", 2e3)])

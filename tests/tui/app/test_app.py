@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from textual import events
 from textual.widgets import DataTable, Input, Static
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
@@ -71,6 +72,17 @@ async def test_open_mark_compare_advise_quit(folder, size):
         await pilot.press("c")
         assert app.clipboard.startswith("vllm serve large")
         await pilot.press("q")
+    assert app.return_code == 0
+
+
+@pytest.mark.parametrize("key", ["2", "3", "4"])
+async def test_keys_after_q_do_nothing(folder, key):
+    app = TtscopeApp([folder])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+        for each in ("q", key):  # both are there before the app has left
+            app.post_message(events.Key(each, each))
+        await pilot.pause()
     assert app.return_code == 0
 
 

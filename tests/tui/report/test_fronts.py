@@ -1,6 +1,7 @@
 """Which runs are drawn as measured, and what of them: one load, one price."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -11,6 +12,8 @@ from traces.schema.advice import Budget, Load
 from traces.summary.run import summarise
 from tui.report.fronts import fronts
 from tui.report.material import Material, gather_material
+from tui.screens.library_app import FittedAdvisor
+from tui.verbs.demo import SHIPPED
 
 CROSS = 'aria-label="Measured: '
 
@@ -75,3 +78,24 @@ def test_runs_are_at_the_price_of_their_type_of_device(tmp_path):
             else:
                 whole = found.device_s_per_problem.value
                 assert found.cost_usd_per_problem.value == pytest.approx(whole * cost / 3600)
+
+
+@pytest.mark.slow
+def test_runs_are_at_the_price_of_the_answer_wherever_they_stand(tmp_path):
+    """One recording tells a price, which is that of all on its type of device."""
+    shipped = [next(SHIPPED.glob(f"demo-{size}-*-greedy-t0-*")) for size in "sm"]
+    made = [
+        Recording.open(shutil.copytree(path, tmp_path / f"{number}"))
+        for number, path in enumerate(shipped)
+    ]
+    dataclasses.replace(made[0].manifest, price_usd_per_device_hour=2.0).write(made[0].path)
+    made = [Recording.open(each.path) for each in made]
+    material = gather_material(made, {"optimise": "latency"}, seed=0)
+    measured = material.advice.system_optimal.measured
+    for run in material.runs:
+        whole = run.device_s_per_problem.value * 2.0 / 3600
+        assert run.cost_usd_per_problem.value == pytest.approx(whole)
+        if run.recording == measured.recording:
+            assert measured.estimates["cost_usd"] == run.cost_usd_per_problem
+    told = summarise(made[1])[0]
+    assert FittedAdvisor(made).price_of(told, material.advice.budget) == 2.0

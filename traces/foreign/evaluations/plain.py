@@ -19,7 +19,7 @@ import msgspec
 from traces.errors import UsageError
 from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, ended_by
 from traces.foreign.source import objects_in, text_lines
-from traces.foreign.values import LARGEST, Skipped, finite, truth, whole_number
+from traces.foreign.values import LARGEST, MOST_TOKENS, Skipped, finite, truth, whole_number
 
 _KEYS = re.compile(rb'"(?:sample_index|correct)"\s*:')
 _SAMPLE = re.compile(rb'"sample_index"\s*:')
@@ -30,6 +30,7 @@ _TEXTS = ("group", "finish_reason")
 Lines = Iterable[tuple[int, bytes | None]]
 _USUAL_BYTES = 1 << 16
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 _LONGEST_S = 1e9  # in nanoseconds it is within 64 bits
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)]
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
@@ -43,9 +44,9 @@ class _Usual(msgspec.Struct, gc=False):
     correct: bool | None
     answer: str | None = None
     expected: str | None = None
-    output_tokens: Count | None = None
-    prompt_tokens: Count | None = None
-    think_tokens: Count | None = None
+    output_tokens: Tokens | None = None
+    prompt_tokens: Tokens | None = None
+    think_tokens: Tokens | None = None
     latency_s: Seconds | None = None
     logprob_mean: Number | None = None
     group: str | None = None
@@ -126,9 +127,12 @@ class PlainOutcomes:
         found: dict[str, Any] = {}
         for name in _TOKENS:
             if (value := row.get(name)) is not None:
-                found[name] = whole_number(value)
-                if found[name] is None:
+                count = whole_number(value)
+                found[name] = None if count is None or count > MOST_TOKENS else count
+                if count is None:
                     self.skipped.add(f"values of {name} that are no whole number", number)
+                elif count > MOST_TOKENS:
+                    self.skipped.add(f"values of {name} above {MOST_TOKENS:,}", number)
         thought, made = found.get("think_tokens"), found.get("output_tokens")
         if thought is not None and made is not None and thought > made:
             found["think_tokens"] = None

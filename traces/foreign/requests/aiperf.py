@@ -11,13 +11,13 @@ from typing import Any
 
 from traces.foreign.requests.reader import (
     FAILED,
-    MOST_TOKENS,
     Request,
     RowReader,
     ascend,
     nanoseconds,
     token_count,
 )
+from traces.foreign.values import MOST_TOKENS
 
 _UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "sec": 1_000_000_000, "s": 1_000_000_000}
 _PROMPT = ("usage_prompt_tokens", "input_sequence_length")

@@ -16,7 +16,6 @@ import msgspec
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.requests.reader import (
     FAILED,
-    MOST_TOKENS,
     Request,
     RowReader,
     ascend,
@@ -24,7 +23,7 @@ from traces.foreign.requests.reader import (
     token_count,
 )
 from traces.foreign.source import ArrayStream, decode
-from traces.foreign.values import finite, whole_number
+from traces.foreign.values import MOST_TOKENS, finite, whole_number
 
 _S = 1_000_000_000
 _CUT = "cut off by the end of the benchmark"

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from traces.foreign.requests.reader import (
-    MOST_TOKENS,
     Request,
     RowReader,
     nanoseconds,
     token_count,
 )
+from traces.foreign.values import MOST_TOKENS
 
 _MS = 1_000_000
 _TOKENS = ("input_length", "output_length")

@@ -17,9 +17,15 @@ from typing import Any, ClassVar, NamedTuple
 import polars as pl
 
 from traces.foreign.source import objects
-from traces.foreign.values import BLOCK_TOKENS, LIMIT_BYTES, Skipped, finite, whole_number
+from traces.foreign.values import (
+    BLOCK_TOKENS,
+    LIMIT_BYTES,
+    MOST_TOKENS,
+    Skipped,
+    finite,
+    whole_number,
+)
 
-MOST_TOKENS = 100_000_000
 LATEST_NS = 1 << 62
 FAILED = "the request failed"
 _FRAME_ROWS = 50_000

@@ -21,7 +21,6 @@ from traces.errors import OutcomesError, UsageError
 from traces.files import DOCUMENT_VALUES
 from traces.foreign.requests.reader import (
     FAILED,
-    MOST_TOKENS,
     Request,
     RowReader,
     ascend,
@@ -29,7 +28,7 @@ from traces.foreign.requests.reader import (
     token_count,
 )
 from traces.foreign.source import ENTRY_BYTES, decode, decode_read, open_pieces
-from traces.foreign.values import finite
+from traces.foreign.values import MOST_TOKENS, finite
 
 _S = 1_000_000_000
 _ROW = re.compile(rb"\[[^][]*\]")

@@ -83,13 +83,15 @@ def _value(pick: Pick, name: str) -> float:
     return math.inf if estimate is None else estimate.value
 
 
-def present_candidate(run: Run, answer: Recommendation) -> Candidate:
-    """Return a recorded run as a candidate beside an answer: its numbers are measured."""
+def present_candidate(run: Run, answer: Recommendation, price: float | None) -> Candidate:
+    """Return a recorded run as a candidate beside an answer: its numbers are measured.
+
+    Its cost is at a price, in USD per device-hour.
+    """
     from advisor.evidence.measured import measured_beside
-    from advisor.search.budget import Prices
 
     assert run.policy is not None
-    measured = measured_beside(run, answer.load, Prices.of_run(answer.budget, run))
+    measured = measured_beside(run, answer.load, price)
     return Candidate(
         roles=frozenset({PRESENT}),
         pick=Pick(

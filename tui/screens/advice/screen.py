@@ -473,7 +473,8 @@ class AdviceScreen(ModeScreen):
         rows = candidates(event.advice)
         present = self.ttscope.present_entry()
         if present is not None and present.run is not None:
-            rows.append(present_candidate(present.run, event.advice))
+            price = self.ttscope.price_in(event.advice, present.run)
+            rows.append(present_candidate(present.run, event.advice, price))
         self.set_status(counted(event.recordings, "recording"))
         if event.advice.budget.rate_per_s is None:
             self._form.set_load(event.advice.load)

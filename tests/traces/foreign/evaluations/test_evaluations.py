@@ -272,6 +272,7 @@ def test_lines_that_are_no_samples(tmp_path, row, reason):
         ("output_tokens", "12", "output_tokens that are no whole number"),
         ("output_tokens", -3, "output_tokens that are no whole number"),
         ("output_tokens", True, "output_tokens that are no whole number"),
+        ("output_tokens", 10**12, "output_tokens above 100,000,000"),
         ("latency_s", -1, "latency_s that are no time"),
         ("latency_s", "1s", "latency_s that are no time"),
         ("latency_s", 1e300, "latency_s that are no time"),

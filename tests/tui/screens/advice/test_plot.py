@@ -130,12 +130,11 @@ def test_limits_stand_on_their_axis():
 def test_the_present_is_what_was_measured(tmp_path):
     (entry,) = load(write_recording(tmp_path / "a", simulate(problems=8, n=4)).path)
     answer = FakeAdvisor([]).recommend(Budget(price_usd_per_device_hour=3600.0))
-    row = present_candidate(entry.run, answer)
+    row = present_candidate(entry.run, answer, 3600.0)
     assert row.symbol == "◆"
     assert row.pick.estimates["accuracy"] == entry.run.accuracy
     assert row.pick.estimates["cost_usd"].value == entry.run.device_s_per_problem.value
-    by_type = Budget(prices=(("H100", 2.5),))
-    unpriced = present_candidate(entry.run, FakeAdvisor([]).recommend(by_type))
+    unpriced = present_candidate(entry.run, answer, None)
     assert unpriced.pick.estimates["cost_usd"] is None
     with pytest.raises(UsageError, match="no recording of large"):
         what_if([entry], LARGE, "engine.max_num_seqs=4")
@@ -147,14 +146,14 @@ def test_the_present_under_another_load_has_no_times(tmp_path):
     answer = dataclasses.replace(
         FakeAdvisor([]).recommend(BUDGET), load=Load(concurrency=None, rate_per_s=2.0)
     )
-    row = present_candidate(entry.run, answer)
+    row = present_candidate(entry.run, answer, None)
     assert row.pick.estimates["latency_s"] is None is row.pick.estimates["device_s"]
     assert row.pick.estimates["tokens"] == entry.run.tokens_per_problem
     sections, _ = answer_sections(answer, row, width=80)
     text = " ".join(line for each in sections for line in each.lines)
     assert "measured under another load (1 problem in flight)" in text
     (untold,) = load(write_recording(tmp_path / "b", simulated).path)
-    row = present_candidate(untold.run, answer)
+    row = present_candidate(untold.run, answer, None)
     assert row.pick.measured.at_load and row.pick.measured.concurrency is None
     assert row.pick.estimates["latency_s"] == untold.run.latency_s["mean"]
     sections, _ = answer_sections(answer, row, width=80)
