@@ -93,10 +93,11 @@ def servers_note(engine: EngineConfig) -> str:
     )
 
 
-def urls_of(engine: EngineConfig) -> str:
-    """Return what stands for the URLs of the servers of an engine in a command."""
+def attach_command(engine: EngineConfig) -> str:
+    """Return how to attach to the servers of an engine, whose plugins tell their settings."""
     servers, _ = engine.by_server()
-    return " ".join(f"URL{number}" for number in range(1, servers + 1))
+    urls = (f"URL{number}" for number in range(1, servers + 1))
+    return " ".join(["ttscope attach", *urls, "--listen 4318"])
 
 
 def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) -> list[str]:
@@ -204,7 +205,7 @@ def record_command(
         _flag("tensor-parallel-size", engine.tensor_parallel_size, default=1),
     ]
     if servers > 1:  # which tell the rest
-        return " ".join(["ttscope attach", urls_of(engine), *(flag for flag in flags if flag)])
+        return " ".join([attach_command(engine), *(flag for flag in flags if flag)])
     flags += [
         _flag("dtype", engine.dtype, default="auto"),
         _flag("max-num-seqs", engine.max_num_seqs),

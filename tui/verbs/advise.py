@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advisor.advice.command import SERVED_AT, in_flight_at, servers_note, urls_of
+from advisor.advice.command import SERVED_AT, attach_command, in_flight_at, servers_note
 from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from advisor.evidence.gather import PROBLEMS_FILE
 from traces.errors import RecordingError, TtscopeError, UsageError
@@ -367,7 +367,7 @@ def verify_picks(
 def _check(name: str, pick: Pick) -> None:
     how = "record it with --endpoint"
     if pick.engine.by_server()[0] > 1:
-        how = f"run ttscope attach {urls_of(pick.engine)} --workload FILE"
+        how = f"run {attach_command(pick.engine)} --workload FILE"
     if pick.engine.mode == "server":
         raise UsageError(
             f"--verify: the {name} engine was a server. Start it as the command says and {how}"

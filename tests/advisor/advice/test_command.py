@@ -5,6 +5,8 @@ from dataclasses import replace
 
 from advisor.advice.advisor import Advisor
 from advisor.advice.command import CpuBuild, planned, policy_request, record_command, serve_command
+from advisor.evidence.measured import Made, RunsMade
+from profiler.engines.server.replicas import together
 from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.schema.advice import Budget
 from traces.schema.engine import EXPERTS, EngineConfig, Speculative
@@ -99,12 +101,17 @@ def test_a_run_to_record_has_all_that_makes_it_that_run():
 
 
 def test_several_servers_are_attached_to_as_no_endpoint_tells_how_many_they_are():
-    engine = engine_of(data_parallel_size=6, tensor_parallel_size=2).of_servers(2)
+    one = engine_of(mode="server", data_parallel_size=2, tensor_parallel_size=2)
+    engine = replace(one, data_parallel_size=6).of_servers(2)
     rule = (("agree", 5.0), ("in_flight", 8.0))
     policy = Policy(method="agreement", n=8, temperature=0.8, rule=rule)
     command = record_command(engine, policy, workload=None, problems=9, concurrency=3, seed=4)
     words = shlex.split(command)
-    assert words[:7] == ["ttscope", "attach", "URL1", "URL2", "URL3", "--model", "small"]
+    attached = together([one] * 3, ["http://a", "http://b", "http://c"])
+    for run, counts in ((attached, True), (one, False)):
+        made = RunsMade([Made(recording=None, engine=run, policy=policy)])
+        assert made.has(engine, policy) == counts
+    assert command.startswith("ttscope attach URL1 URL2 URL3 --listen 4318 --model small ")
     flags = {word.removeprefix("--").replace("-", "_") for word in words if word[:2] == "--"}
     assert flags <= set(inspect.signature(attach).parameters)
     assert "--workload demo --problems 9 --seed 4 --concurrency 3 " in command

@@ -230,7 +230,10 @@ def test_replicas_of_a_mixture_are_servers_of_their_own_in_every_word(advised, t
     assert (mapped.command, mapped.servers) == (pick.command, note)
     assert note.startswith("The command starts one server. 8 of them run, each on 1 device of its")
     (run,) = [line for line in answer.measure_next if "ttscope attach" in line]
-    assert "ttscope attach URL1 URL2 " in run and " URL8 --model small --workload " in run
+    assert (
+        "ttscope attach URL1 URL2 " in run
+        and " URL8 --listen 4318 --model small --workload " in run
+    )
     assert "--endpoint" not in "".join(answer.measure_next)
     shown = " ".join(" ".join(advice_lines(answer)).split())
     assert note in shown and "on 8 devices, 8 servers" in shown

@@ -69,7 +69,7 @@ EVIDENCE = SimpleNamespace(workload=None, load=(2, None))
             {"data_parallel_size": 4, "other": (("ranks", "2"),)},
             EVIDENCE,
             "has 2 servers of 2 data-parallel ranks, which are not run here. "
-            "Serve it and run ttscope attach URL1 URL2 --workload FILE",
+            "Serve it and run ttscope attach URL1 URL2 --listen 4318 --workload FILE",
         ),
         ({}, SimpleNamespace(workload=None, load=(None, 3.0)), "sends none at a --rate"),
     ],
