@@ -72,7 +72,7 @@ async def test_a_comparison_reads_them_again(tmp_path, monkeypatch):
                     app.toggle_mark(each.key)
             await settle(pilot)
             panels.append(text_of(app, "#detail"))
-    assert "TTFT" in panels[0] and "measured" in panels[0]
+    assert "throughput" in panels[0] and "measured by 3" in panels[0]
     assert panels[0] == panels[1]
 
 
