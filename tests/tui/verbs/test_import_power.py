@@ -33,7 +33,13 @@ def test_power_is_joined_and_shown(run, joined, tmp_path):
     asked = ("import", "rec", "--power", "power.csv", "--power-zone", "UTC")
     out = run.clean(*asked, "-o", "out")
     assert max(map(len, out.splitlines())) <= 80
-    for wanted in ("nvidia-smi CSV", "GPU 0", "250 W", "taken as +00:00, as given", "it may be cut"):
+    for wanted in (
+        "nvidia-smi CSV",
+        "GPU 0",
+        "250 W",
+        "taken as +00:00, as given",
+        "it may be cut",
+    ):
         assert wanted in out, wanted
     _, out, _ = run("show", "out")
     assert "power of 1 GPU imported from nvidia-smi CSV" in out
