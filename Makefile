@@ -77,7 +77,8 @@ recordings: install
 	$(BIN)/ttscope sweep profiler/demo/plan.yaml -o profiler/demo/recordings
 	rm -f profiler/demo/recordings/engine.log
 
-# The pictures of README and docs, from the shipped recordings; the report's needs Chromium.
+# The pictures of README and docs, from the shipped recordings and a minute of a busy vLLM on a CPU
+# (scripts/watched); the report's needs Chromium.
 SHIPPED := profiler/demo/recordings
 CHROMIUM ?= chromium
 MAKE_REPORT = $(BIN)/ttscope report $(SHIPPED) --min-accuracy 0.75 -o build/report.html && \
@@ -88,6 +89,7 @@ pictures: install
 	$(BIN)/ttscope tui $(SHIPPED)/demo-l-tp1-seqs8-maj@16-* --screen run --size 120x36 \
 		--screenshot docs/run.svg
 	$(BIN)/ttscope tui $(SHIPPED) --size 120x40 --screenshot docs/recordings.svg
+	$(BIN)/ttscope tui scripts/watched --screen live --size 120x36 --screenshot docs/live.svg
 	$(BIN)/python -m scripts.animation docs/app.svg
 	$(BIN)/python -m scripts.without_paths docs/*.svg
 	mkdir -p build

@@ -349,7 +349,9 @@ class LibraryApp(App[None]):
         self._current = entry.key
 
     def opened_entry(self) -> Entry | None:
-        """Return the run that was opened, None where none was."""
+        """Return the run that was opened, or the only one if the app was started with it alone."""
+        if len(self.entries) == 1 and [self.entries[0].path] == self.first_paths:
+            return self.entries[0]
         return next((entry for entry in self.entries if entry.key == self._current), None)
 
     def entry_named(self, name: str) -> Entry | None:

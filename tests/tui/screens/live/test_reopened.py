@@ -63,6 +63,12 @@ async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
         assert app.screen.model.entry.path.name == name
 
 
+async def test_the_only_recording_is_shown_at_the_start(folder):
+    app = TtscopeApp([folder / "metrics"], screen="live")
+    async with opened(app, (80, 24)):
+        assert app.screen.query_one("NavBar").status.startswith("recorded: metrics  0:19")
+
+
 @pytest.mark.slow
 async def test_what_to_try_next_is_wrapped_anew_at_another_width():
     app = TtscopeApp([], screen="live")
