@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
@@ -65,8 +66,11 @@ def without_garbage_search() -> Iterator[None]:
     """Import without searches for garbage, and keep later ones from what was imported.
 
     An engine that starts searches a million objects of modules six times. vLLM undoes the freeze
-    when the engine ends.
+    when the engine ends. At the end of the process it is undone in any case: what nobody frees then
+    is listed on the screen (nanobind).
     """
+    atexit.unregister(gc.unfreeze)
+    atexit.register(gc.unfreeze)
     searches = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,6 @@
-"""What surrounds the import of vLLM."""
+"""What surrounds the import sys
+import subprocess
+import of vLLM."""
 
 import gc
 
@@ -21,3 +23,19 @@ def test_a_search_that_was_off_stays_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_the_end_of_the_process_frees_what_was_kept_from_searches():
+    """Else nanobind lists what nobody frees, on the screen of whoever records."""
+    code = (
+        "import atexit, gc\n"
+        "from profiler.engines.vllm.environment import without_garbage_search\n"
+        "atexit.register(lambda: print(gc.get_freeze_count()))\n"
+        "with without_garbage_search():\n"
+        "    pass\n"
+        "assert gc.get_freeze_count() > 0\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ran.stdout == "0\n"
