@@ -3,6 +3,8 @@ import subprocess
 import of vLLM."""
 
 import gc
+import subprocess
+import sys
 
 from profiler.engines.vllm.environment import without_garbage_search
 
