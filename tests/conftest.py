@@ -1,5 +1,6 @@
 """What all tests share: the rule for tests that need vLLM, and where foreign data lies."""
 
+import atexit
 import functools
 import gc
 import importlib.util
@@ -99,6 +100,7 @@ def pytest_collection_finish():
     """Search for garbage from now on, and never again among what all tests keep."""
     gc.enable()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else nanobind lists what nobody frees
     gc.unfreeze = lambda: None  # which an engine calls when it ends
 
 

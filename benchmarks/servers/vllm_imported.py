@@ -1,5 +1,6 @@
 """Imports what a vLLM engine or server needs, in the process that `warm` forks."""
 
+import atexit
 import gc
 import logging.config
 import os
@@ -38,5 +39,6 @@ if current_platform.is_cpu():
     type(current_platform).register_triton_kernel_overrides = staticmethod(lambda: None)
 # Starts and ends search for garbage. They find none among the million objects of these modules.
 gc.freeze()
+atexit.register(gc.unfreeze)  # else nanobind lists what nobody frees
 gc.unfreeze = lambda: None
 gc.enable()
