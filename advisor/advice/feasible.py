@@ -223,8 +223,12 @@ class BudgetCheck(Generic[M]):
         What a stopping rule saves depends on which samples end first, and so on the engine's
         limits. A difference of less than `ORDER` is no reason to choose one by.
         """
+        return np.asarray(self._of_policy(row) & (least <= least[row] * (1 + ORDER)))
+
+    def _of_policy(self, row: int) -> Bools:
+        """Whether candidates run a row's policy with its model."""
         policies = self.metrics.space.policies[self.metrics.kind]
-        return np.asarray((policies == policies[row]) & (least <= least[row] * (1 + ORDER)))
+        return np.asarray(policies == policies[row])
 
     def compute_optimal(self, system: int | None, *, of: str = "flops") -> int | None:
         """Return the candidate of fewest FLOPs, or tokens, that is as accurate as is asked for.
@@ -412,8 +416,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
 
     def engines_of(self, row: int) -> list[int]:
         """Return candidates with a row's policy and model, on the most promising engines."""
-        policies = self.metrics.space.policies[self.metrics.kind]
-        rows = np.flatnonzero(self.allowed & (policies == policies[row]))
+        rows = np.flatnonzero(self.allowed & self._of_policy(row))
         return self._cheapest(rows, self.cost, ENGINES)
 
     def front(self, metric: str | None = None) -> list[int]:

@@ -119,6 +119,11 @@ class EngineConfig(Record):
         ranks = min(ranks or size, size) or 1
         return (1, size) if size % ranks else (size // ranks, ranks)
 
+    @property
+    def shares_experts(self) -> bool:
+        """Whether it is told to have several ranks a server, which share a mixture's experts."""
+        return RANKS in dict(self.other) and self.by_server()[1] > 1
+
     def replica_words(self) -> str:
         """Return what shares its load, such as `4 servers`; empty where it is one engine."""
         servers, ranks = self.by_server()

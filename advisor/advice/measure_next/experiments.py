@@ -21,7 +21,6 @@ from advisor.evidence.measured import Under
 from advisor.search.replayed import ReplayedCandidate
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Experiment, Pick, Recommendation
-from traces.schema.engine import RANKS
 from traces.schema.tts.policy import AS_SENT
 from traces.statistics import Bools, Floats, Ints
 from traces.summary.comparison import RUN_TO_RUN
@@ -209,7 +208,7 @@ def write_plan(
         raise TtscopeError(f"--plan: {why}, so there is nothing to measure for it")
     if all(run.policy == AS_SENT for run in chosen):
         raise UsageError("--plan: traffic that was only watched has no policy that a plan can run")
-    if any(RANKS in dict(run.engine.other) and run.engine.by_server()[1] > 1 for run in chosen):
+    if any(run.engine.shares_experts for run in chosen):
         raise UsageError(
             "--plan: ttscope sweep starts one data-parallel rank, and those of this mixture share "
             "its experts. Serve it and record it with --endpoint"

@@ -13,7 +13,7 @@ from advisor.advice.feasible import ReplayedCheck
 from advisor.advice.measure_next.experiments import WORTH, after_speed, regrets
 from advisor.search.closed_form import ClosedForm
 from advisor.search.space import Candidate
-from traces.schema.engine import RANKS, EngineConfig
+from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 
 PROBLEMS = 2  # of a short run, one after the other
@@ -59,7 +59,7 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
         if replayed.law.prior is None or id(replayed.law) in found:
             continue
         ran = replayed.candidate.engine
-        if RANKS in dict(ran.other) and ran.by_server()[1] > 1:
+        if ran.shares_experts:
             continue
         after = min(after_speed(check, row, regret, seed), before)
         if row != system and before - after <= WORTH * before:
