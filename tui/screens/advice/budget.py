@@ -227,7 +227,7 @@ class BudgetForm(StillColumn):
     def enter(self) -> None:
         """Go to the first field."""
         self._open(True)
-        self.field(FIELDS[0].name).focus()
+        self.screen.set_focus(self.field(FIELDS[0].name))
 
     def _hint(self, field: Field) -> None:
         self.query_one(f"#hint_{field.name}").display = not self.field(field.name).value

@@ -34,6 +34,7 @@ from tui.widgets.still import Page, StillColumn, StillRow
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
     from advisor.advice.accounts.efforts import EffortMap
+    from advisor.advice.measure_next.forward_shapes import Forwards
 
 OF_AN_ANSWER = frozenset({"copy", "explain", "front", "axis", "what_if", "measure"})
 
@@ -82,6 +83,15 @@ class WhatIf(Message):
 
     lines: list[str]
     error: str | None = None
+
+
+@dataclass
+class Planned(Message):
+    """What to measure next is written into a file, or why it is not."""
+
+    path: Path
+    forwards: Forwards | None = None
+    error: str = ""
 
 
 class ChangeField(Input):
@@ -259,6 +269,11 @@ class AdviceScreen(ModeScreen):
 
     def _go_home(self) -> None:
         self.set_focus(self._home if self._advice is not None else None)
+
+    def _enter(self) -> None:
+        """Go to the first answer, unless a field was gone to before it came."""
+        if self.focused is None:
+            self._go_home()
 
     def action_explain(self) -> None:
         """Give the answer the whole screen, where it scrolls; or all panels again."""
@@ -483,8 +498,7 @@ class AdviceScreen(ModeScreen):
         self._show_answer()
         if first:
             self.refresh_bindings()
-            if self.focused is None:
-                self.call_after_refresh(self._go_home)
+            self.call_after_refresh(self._enter)
 
     @on(Accounted)
     def _with_accounts(self, event: Accounted) -> None:
@@ -583,13 +597,25 @@ class AdviceScreen(ModeScreen):
         self.app.push_screen(ConfirmScreen(question), answered)
 
     def _write_plan(self, path: Path) -> None:
-        if self._advice is None:
-            return
+        if self._advice is not None:
+            self._say("writing what to measure next ...", passing=True)
+            self._work_out_plan(self._advice, path)
+
+    @work(thread=True, group="plan")
+    def _work_out_plan(self, answer: Recommendation, path: Path) -> None:
         try:
-            forwards = self.ttscope.write_plan(self._advice, path)
-        except TtscopeError as error:
-            self._say(str(error), bad=True, passing=True)
+            with self.ttscope.advising:
+                planned = Planned(path, self.ttscope.write_plan(answer, path))
+        except Exception as problem:  # shown in place, the app goes on
+            planned = Planned(path, error=failure(problem))
+        self.post_message(planned)
+
+    @on(Planned)
+    def _plan_written(self, event: Planned) -> None:
+        if event.forwards is None:
+            self._say(event.error, bad=True, passing=True)
             return
+        path, forwards = event.path, event.forwards
         told = [f"plan in {path}, measured by ttscope sweep {path} -o runs"]
         if forwards.files:
             names = ", ".join(map(str, forwards.files))
@@ -612,7 +638,7 @@ class AdviceScreen(ModeScreen):
         hint = f"such as {examples(selected.pick)}. Enter replays both, esc leaves"
         self.query_one("#change_hint", Static).update(hint)
         self._ask_change(True)
-        self.query_one("#change").focus()
+        self.set_focus(self.query_one("#change"))
 
     def _ask_change(self, asking: bool) -> None:
         self.query_one("#asking").display = asking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
 
 import pytest
 from textual.widgets import DataTable, Input
@@ -205,7 +206,7 @@ async def test_numbers_stay_whole_where_a_configuration_is_long(folder, size):
 async def test_a_word_about_something_else_goes_when_the_row_changes(folder):
     async with Opened(folder, (120, 40)) as opened:
         app, pilot = opened.app, opened.pilot
-        await pilot.press("m", "y")
+        await press(pilot, "m", "y")
         assert "ttscope sweep" in text_of(app)
         await press(pilot, "down")
         assert text_of(app) == ""
@@ -229,6 +230,28 @@ async def test_a_word_about_the_plan_gives_way_to_what_is_wrong_with_the_budget(
         assert "ttscope sweep" in text_of(opened.app)
         await press(opened.pilot, "down")
         assert "latency at most soon" in text_of(opened.app)
+
+
+class Planning(FakeAdvisor):
+    """Writes a plan once it may."""
+
+    may = threading.Event()
+
+    def write_plan(self, path, answer):
+        assert self.may.wait(60)
+        return super().write_plan(path, answer)
+
+
+async def test_keys_pass_while_a_plan_is_written(folder):
+    async with Opened(folder, (120, 40), Planning) as opened:
+        app, pilot = opened.app, opened.pilot
+        await pilot.press("m", "y")
+        assert text_of(app) == "writing what to measure next ..."
+        await pilot.press("e")
+        assert app.screen.query_one("#answer").has_focus
+        Planning.may.set()
+        await settle(pilot)
+        assert "plan in measure-next.yaml" in text_of(app)
 
 
 class Costly(FakeAdvisor):
