@@ -65,7 +65,7 @@ async def in_app(budgets):
             app.screen.query_one("#statistic", Select).value = which
             app.screen.query_one("#objective", Select).value = goal
             await settle(pilot)
-            detail = text_of(app, "#detail")
+            detail = text_of(app, "#answer")
             found.append((told(advice_json(last(seen, Advised).advice)), detail))
     return found
 

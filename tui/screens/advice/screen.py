@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.events import DescendantBlur, DescendantFocus, Resize
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import DataTable, Input, Label, ProgressBar, Static
+from textual.widgets import DataTable, Input, Label, Static
 from textual.worker import Worker, get_current_worker
 
 from traces.errors import TtscopeError, WorkloadsError
@@ -29,7 +29,8 @@ from tui.screens.advice.what_if import examples, what_if
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
-from tui.widgets.still import Page, StillColumn, StillRow
+from tui.widgets.page import Page, beside
+from tui.widgets.still import StillColumn, StillRow
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
@@ -190,7 +191,6 @@ class AdviceScreen(ModeScreen):
         self._whole: Literal["all", "answer", "front"] = "all"  # who has the whole screen
         self._room = (False, False)  # whether one panel is shown beside the budget, and two columns
         self._answers: dict[object, tuple[Content, Content]] = {}  # answers by their rows
-        self._line_counts = (0, 0)  # of what is shown of them
         self._what_if: list[str] = []
         self._accounted: Accounted | None = None  # of `_advice`
 
@@ -198,13 +198,7 @@ class AdviceScreen(ModeScreen):
         with StillRow(id="above"):
             yield BudgetForm(self.ttscope.limits, id="budget")
             yield FrontPanel(id="front")
-        with Page(id="answer", classes="panel"):
-            with Horizontal(id="progress"):
-                yield Static(id="doing", markup=False)
-                yield ProgressBar(id="bar", show_eta=False, show_percentage=False)
-            with StillRow(id="text"):
-                yield Static(id="detail", markup=False)
-                yield Static(id="more", markup=False)
+        yield Page(id="answer", classes="panel")
         with StillColumn(id="asking"):
             with Horizontal(id="asking_row"):
                 yield Label("what if")
@@ -241,14 +235,13 @@ class AdviceScreen(ModeScreen):
 
     def _show_panels(self) -> None:
         """Show the panels that there is room for, without a look at the styles of all in them."""
-        (narrow, wide), given = self._room, self._whole
+        narrow, given = self._room[0], self._whole
         above = self.query_one("#above")
         above.display = given != "answer"
         above.styles.height = "1fr" if given == "front" else None
         self._front.display = given == "front" or not narrow
         self._form.display = given != "front"
         self._answer_panel.display = given != "front"
-        self.query_one("#more").display = wide
         self._form.fit(narrow)
 
     @on(DescendantFocus)
@@ -358,7 +351,7 @@ class AdviceScreen(ModeScreen):
         self._asked, self._gone = question, gone
         if not entries:
             self._say("\n".join(self._gone_lines()), bad=True)
-            self.query_one("#detail", Static).update(EMPTY)
+            self._answer_panel.show(Content(EMPTY))
             return
         self._say("\n".join(self._gone_lines()))
         if self._advice is not None:
@@ -376,9 +369,7 @@ class AdviceScreen(ModeScreen):
         self._whole = "all"
         self._show_panels()
         self._front.clear()
-        for name in ("#detail", "#more"):
-            self.query_one(name, Static).update("")
-        self._line_counts = (0, 0)
+        self._answer_panel.show(Content(""))
         self.set_status("")
 
     def _stop(self) -> None:
@@ -456,12 +447,7 @@ class AdviceScreen(ModeScreen):
             self._show_progress("Replaying candidates", event.done, event.total)
 
     def _show_progress(self, doing: str | None, done: int = 0, total: int | None = None) -> None:
-        """Say what goes on, with a bar, which runs to and fro while it has no total."""
-        self.query_one("#progress").display = doing is not None
-        bar = self.query_one("#bar", ProgressBar)
-        count = "" if total is None else f" {done} of {total}"
-        self.query_one("#doing", Static).update(f"{doing or ''}{count} ")
-        bar.update(total=total or (None if doing else 1), progress=done)
+        self._answer_panel.show_progress(doing, done, total)
 
     @on(Advised)
     def _answered(self, event: Advised) -> None:
@@ -474,7 +460,7 @@ class AdviceScreen(ModeScreen):
             self._show_progress(None)
             self._say(event.error or "no advice", bad=True)
             if event.mend:
-                self.query_one("#detail", Static).update(event.mend)
+                self._answer_panel.show(Content(event.mend))
             return
         first = self._advice is None
         self._answer_panel.border_title = "Answer"
@@ -547,11 +533,7 @@ class AdviceScreen(ModeScreen):
         if self._what_if:
             told = [Section(kind="table", lines=self._what_if)]
             drawn = (Content("\n\n").join([styled(told), drawn[0]]), drawn[1])
-        lines = (drawn[0].plain.count("\n"), drawn[1].plain.count("\n"))
-        same = lines == self._line_counts  # every line fits, so that the layout stays
-        self._line_counts = lines
-        for name, content in zip(("#detail", "#more"), drawn, strict=True):
-            self.query_one(name, Static).update(content, layout=not same)
+        self._answer_panel.show(beside(*drawn, inner // 2 + 2) if wide else drawn[0])
 
     def _answer_of(self, row: Candidate | None, width: int, wide: bool) -> tuple[Content, Content]:
         """Return what is said of a row, and why, where that stands beside it."""

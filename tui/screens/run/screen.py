@@ -26,6 +26,7 @@ from tui.screens.run.beside import Beside, replay_beside, told_here
 from tui.screens.run.data import RunData, read_run
 from tui.screens.run.model import PAGES, WIDE, RunModel
 from tui.screens.run.playback import parse_goto
+from tui.text.layout import whole_parts
 from tui.widgets.lanes import Lanes
 from tui.widgets.prompt import Field, Prompt, Question, Words
 from tui.widgets.sample_bars import SampleBars, Samples
@@ -413,8 +414,9 @@ class RunScreen(ModeScreen):
     @on(PageRead)
     def _draw_step(self) -> None:
         if self.model is not None:
-            lines = self.model.step(self._bins, self._width)
-            lines = lines[:1] if self._short else lines
+            lines = self.model.step(self._bins, 10_000 if self._short else self._width)
+            if self._short:
+                lines = [whole_parts(line, self._width, " | ") for line in lines[:1]]
             self.query_one("#step", Static).update("\n".join(lines))
 
     def _draw_problem(self) -> None:
@@ -424,7 +426,7 @@ class RunScreen(ModeScreen):
         title = "" if model is None else model.title(width)
         vote = [] if model is None else model.vote(width, tall=self._tall)
         if self._short:
-            title, vote = title[:width], vote[:2]
+            title, vote = whole_parts(title, width), vote[:2]
         text = [] if model is None else model.text(width)
         own, other = (None, None) if model is None or text else model.bars(width)
         self.query_one("#title", Static).update(title)
