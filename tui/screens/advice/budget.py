@@ -152,8 +152,9 @@ class BudgetField(Input):
 
     @hint.setter
     def hint(self, hint: str) -> None:
-        self._hint = hint
-        self.placeholder = f"{' ' * max(self.size.width - HINT, 1)}{hint}"
+        self._hint, width = hint, self.size.width
+        fits = len(hint) < width  # half of it may be another word
+        self.placeholder = " " * (width - max(HINT, len(hint))) + hint if fits else ""
 
     def on_resize(self) -> None:
         self.hint = self._hint

@@ -169,6 +169,7 @@ KEYS: list[BindingType] = [
     ),
 ]  # fmt: skip
 
+OF_PROBLEMS = frozenset({"problem", "worst"})
 OF_TIME = frozenset({"play", "pause", "move", "step", "speed", "zoom", "zoom_to"})
 FRAME_S = 1 / 15
 TALL = 32
@@ -455,7 +456,7 @@ class RunScreen(ModeScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer to play while nothing plays, to pause while it does, and rules of a vote.
 
-        A run without a time has nothing to play or to zoom.
+        A run without a time has nothing to play or to zoom, one without problems none to go to.
         """
         model = self.model
         if action in OF_TIME and model is not None and model.data and model.play is None:
@@ -463,6 +464,10 @@ class RunScreen(ModeScreen):
         if action in ("play", "pause"):
             play = None if model is None else model.play
             if (play is not None and play.playing) != (action == "pause"):
+                return False
+        if model is not None and not (model.run.rows is not None and model.run.rows.height):
+            untimed = bool(model.data) and model.play is None
+            if action in OF_PROBLEMS or (untimed and parameters == ("goto",)):
                 return False
         if action == "rule" and model is not None:
             untimed = model.problem is not None and model.problem.row["arrival"] is None
