@@ -211,8 +211,8 @@ class FrontPanel(StillColumn):
         plot.dots(*dotted(plane.front(self.rows, FLOPS), x_cell, y_cell / 2), self._colour("○"))
         if bar is not None:
             style = self.app.theme_variables["foreground"]
-            for x, y, across, up in bar.arms():
-                plot.bar(x, y, style, across=across, up=up)
+            for middle, height, half, rise in bar.arms():
+                plot.bar(middle, height, style, across=half, up=rise)
         for symbol in reversed(COLOURS):
             if symbol in by_symbol:
                 style = f"bold {self._colour(symbol)}"

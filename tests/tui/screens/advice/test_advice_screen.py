@@ -113,6 +113,7 @@ async def test_the_late_answer_of_an_earlier_question_leaves_an_error_standing(f
 async def test_the_price_of_screen_1_is_that_of_the_budget(folder):
     async with Opened(folder) as opened:
         assert opened.budget.price_usd_per_device_hour is None
+        await press(opened.pilot, "b")
         opened.app.set_price(3.0)
         await settle(opened.pilot)
         assert opened.budget.price_usd_per_device_hour == 3.0
