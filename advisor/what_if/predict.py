@@ -65,6 +65,7 @@ from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN
+from traces.summary.run import Printed
 from traces.summary.run import Run as Summary
 
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
@@ -96,8 +97,14 @@ class Prediction:
     far_off: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the predicted run as a recording. Raises RecordingError where one exists."""
-        write_recording(folder, self.manifest, self.tables)
+        """Write the predicted run as a recording, with the numbers that are printed of it.
+
+        Raises RecordingError where one exists.
+        """
+        told = self.manifest.provenance["replayed"]
+        printed = {"printed": Printed.of(self.predicted).to_json()}
+        manifest = replace(self.manifest, provenance={"replayed": told | printed})
+        write_recording(folder, manifest, self.tables)
 
 
 def predict(
