@@ -101,7 +101,9 @@ class Numbers:
         self.samples = Count(
             "ttscope_samples", "Samples of questions that ended, by outcome.", ["outcome"], **named
         )
-        self.tokens = Count("ttscope_generated_tokens", "Tokens of these samples.", **named)
+        self.tokens = Count(
+            "ttscope_generated_tokens", "Tokens of all samples, as the engine counts them.", **named
+        )
         self.efforts = Count(
             "ttscope_effort_questions",
             "Questions that ended, by the reasoning effort that the policy gave them.",
@@ -509,9 +511,9 @@ class Service:
         self.numbers.questions.labels(outcome).inc()
         if flight.effort is not None:
             self.numbers.efforts.labels(flight.effort).inc()
+        self.numbers.tokens.inc(flight.told_tokens)
         if answer is not None:
             self.numbers.latency.observe(took_s)
-            self.numbers.tokens.inc(answer.output_tokens or 0)
             if answer.told["agreement"] is not None:
                 self.numbers.agreement.observe(answer.told["agreement"])
         for each in ended:

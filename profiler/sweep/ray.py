@@ -69,15 +69,19 @@ class RayRunner:
     def __call__(
         self, plan: Sequence[EngineJobs], folder: Path, on_line: Listener
     ) -> list[Outcome]:
-        """Run engines, as many at a time as the cluster has room for."""
+        """Run engines, as many at a time as the cluster has room for, and one of each server."""
         lock, stop = threading.Lock(), threading.Event()
 
         def say(line: Mapping[str, Any]) -> None:
             with lock:
                 on_line(line)
 
-        with ThreadPoolExecutor(min(len(plan), MOST_TASKS)) as threads:
-            runs = [threads.submit(self._run, group, folder, say, stop) for group in plan]
+        def in_turn(groups: Sequence[EngineJobs]) -> list[Outcome]:
+            return [each for group in groups for each in self._run(group, folder, say, stop)]
+
+        turns = one_at_a_time(plan)
+        with ThreadPoolExecutor(min(len(turns), MOST_TASKS)) as threads:
+            runs = [threads.submit(in_turn, groups) for groups in turns]
             try:
                 return [outcome for run in runs for outcome in run.result()]
             except BaseException:
@@ -148,11 +152,21 @@ class RayRunner:
             on_line(piece)
 
 
+def one_at_a_time(plan: Sequence[EngineJobs]) -> list[list[EngineJobs]]:
+    """Return the engines of a plan, those of one server together: they would slow one another."""
+    turns: dict[str | int, list[EngineJobs]] = {}
+    for place, group in enumerate(plan):
+        url = group.engine.endpoint
+        server = place if url is None else url.rstrip("/").removesuffix("/v1")
+        turns.setdefault(server, []).append(group)
+    return list(turns.values())
+
+
 def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return what a task asks of one node: a GPU for each rank.
 
-    An engine on CPUs asks for a node of its own, since it computes on all cores. Raises EngineError
-    where no node is large enough, or none has a CPU.
+    An engine on CPUs asks for a node of its own, since it computes on all cores: for so many that
+    no node has room for two. Raises EngineError where no node is large enough, or none has a CPU.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     ranks = group.engine.tensor_parallel_size or 1
@@ -165,7 +179,7 @@ def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str,
                 "no node of the cluster has a CPU or a GPU to run on. Add one with ray start "
                 "--address HOST:PORT"
             )
-        return {"num_cpus": min(cpus)}
+        return {"num_cpus": max(min(cpus), max(cpus) // 2 + 1)}
     if gpus < ranks:
         raise EngineError(
             f"tensor_parallel_size {ranks} needs as many GPUs on one node. The largest has {gpus:g}"

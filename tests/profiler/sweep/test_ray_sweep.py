@@ -13,7 +13,15 @@ import pytest
 from benchmarks.servers.clients import until
 from profiler.engines.options import EngineOptions
 from profiler.sweep.plan import LOG, EngineJobs, Job, load_plan, run_plan
-from profiler.sweep.ray import RayRunner, bring_in, demanded, keep_piece, pieces_of, run_on_node
+from profiler.sweep.ray import (
+    RayRunner,
+    bring_in,
+    demanded,
+    keep_piece,
+    one_at_a_time,
+    pieces_of,
+    run_on_node,
+)
 from tests.tui.chat_server import chat_server
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
@@ -26,8 +34,7 @@ problems: 16
 concurrency: 2
 engines:
   - model: demo-s
-    endpoint: URL
-    tensor_parallel_size: [1, 2]
+    endpoint: [URLS]
     policies: [{method: majority, n: [2, 4], temperature: 0.8, max_tokens: 300}]
 """
 # Fewer than the requests of a job, and enough for one of two jobs to have solved two problems.
@@ -79,6 +86,22 @@ def test_a_sweep_that_is_interrupted_starts_no_task_again(tmp_path):
 
 def test_an_engine_on_cpus_is_alone_on_its_node():
     assert demanded(group(), [node(), node()]) == {"num_cpus": 8}
+    for sizes in ((4.0, 64.0), (8.0, 12.0), (1.0, 1.0), (2.0, 3.0, 8.0)):
+        asked = demanded(group(), [node(CPU=size) for size in sizes])["num_cpus"]
+        assert max(sizes) / 2 < asked <= max(sizes)  # two fit on none, and one on some
+
+
+def test_engines_of_one_server_take_turns():
+    """They would slow one another, and their times would be those of another load."""
+    plan = [
+        group(endpoint="http://a:8000", tensor_parallel_size=1),
+        group(endpoint="http://b:8000"),
+        group(),
+        group(endpoint="http://a:8000/v1/", tensor_parallel_size=2),
+        group(),
+    ]
+    turns = one_at_a_time(plan)
+    assert [[plan.index(each) for each in groups] for groups in turns] == [[0, 3], [1], [2], [2]]
 
 
 def test_a_cluster_without_cpus_is_one_line():
@@ -206,8 +229,8 @@ def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_pat
         if next(asked) > ANSWERS:
             killed.wait(180)
 
-    with chat_server(hold=hold) as url:
-        (tmp_path / "plan.yaml").write_text(PLAN.replace("URL", url))
+    with chat_server(hold=hold) as one, chat_server(hold=hold) as two:
+        (tmp_path / "plan.yaml").write_text(PLAN.replace("URLS", f"{one}, {two}"))
         plan = load_plan(tmp_path / "plan.yaml")
         runner = RayRunner(cluster)
         try:
