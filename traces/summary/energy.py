@@ -19,7 +19,7 @@ from traces.recording.reader import Recording
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.statistics import Floats, ratio
-from traces.summary.problems import share
+from traces.summary.problems import share, step_ns
 
 NOT_RECORDED = "no power was recorded"
 
@@ -76,11 +76,8 @@ def share_energy(
         return EnergyShares(
             total=total, idle=None, steps=np.full(steps.height, np.nan), samples=nowhere
         )
-    time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
-    begun, ended = (
-        steps.select(column).to_series().to_numpy().astype(float) / 1e9
-        for column in (pl.col("end") - window[0] - time, pl.col("end") - window[0])
-    )
+    ended = (steps["end"] - window[0]).to_numpy().astype(float) / 1e9
+    begun = ended - step_ns(steps, samples) / 1e9
     ended = np.maximum.accumulate(np.clip(ended, 0.0, length))
     before = np.concatenate(([0.0], ended[:-1]))
     begun = np.clip(np.maximum(begun, before), 0.0, ended)
@@ -479,10 +476,9 @@ def _table(recording: Recording, key: str, curve: Curve, window: Window) -> Powe
     if recording.manifest.dropped.get("steps"):
         return None
     steps = recording.frame("steps", _STEPS).filter(pl.col("engine") == key).sort("end")
-    steps = steps.drop_nulls(["end", "prefill_requests", "decode_requests"]).with_columns(
-        took=pl.coalesce("interval_ns", "wall_ns") / 1e9
-    )
-    steps = steps.drop_nulls("took")
+    steps = steps.drop_nulls(["end", "prefill_requests", "decode_requests"])
+    samples = recording.samples.filter(pl.col("engine") == key)
+    steps = steps.with_columns(took=step_ns(steps, samples) / 1e9).filter(pl.col("took") > 0)
     if steps.is_empty():
         return None
     start, end = window

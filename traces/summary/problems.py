@@ -199,9 +199,7 @@ def problem_rows(
     return (
         rows.join(totals, on="problem", how="left")
         .with_columns(
-            correct=pl.when(pl.col("timed_out").fill_null(False) & pl.col("correct").is_null())
-            .then(0.0)
-            .otherwise(pl.col("correct").cast(pl.Float64)),
+            correct=pl.col("correct").cast(pl.Float64),
             latency_s=pl.when(measured, pl.col("state") == "decided").then(
                 (pl.col("decided_at") - pl.col("arrival")) / 1e9 - pl.col("cost_s")
             ),
@@ -419,16 +417,31 @@ class Shares:
     busy_s: float
 
 
-def busy_seconds(steps: pl.DataFrame) -> Floats:
-    """Return the busy time of each step in seconds; 0 for steps slowed by the profiler.
+def step_ns(steps: pl.DataFrame, samples: pl.DataFrame | None = None) -> Floats:
+    """Return how long each step of one engine took in ns, 0 where that is not known.
 
-    That is the time since the end of the step before, or the step's own wall time where the
-    engine had been idle.
+    That is the time since the end of the step before, or the step's own wall time where the engine
+    had been idle. A front end does not see when a step behind a pause began. It began when the
+    first of the `samples` in that pause was scheduled.
     """
-    time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
-    profiled = pl.col("profiled").fill_null(False)
-    busy = steps.select(pl.when(profiled).then(0).otherwise(time).cast(pl.Float64) / 1e9)
-    return busy.to_series().to_numpy(writable=True)
+    told = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series()
+    took = told.cast(pl.Float64).fill_null(0.0).to_numpy(writable=True)
+    ends = steps["end"]
+    between = told.is_null() & ends.is_not_null() & ends.shift(1).is_not_null()
+    untold = np.flatnonzero(between.to_numpy())
+    if samples is None or not untold.size:
+        return took
+    since, until = ends.gather(untold - 1).to_numpy(), ends.gather(untold).to_numpy()
+    begun = np.append(np.sort(samples["scheduled"].drop_nulls().to_numpy()), np.iinfo(np.int64).max)
+    first = begun[np.searchsorted(begun, since, side="right")]
+    took[untold] = until - np.minimum(first, until)
+    return took
+
+
+def busy_seconds(steps: pl.DataFrame, samples: pl.DataFrame | None = None) -> Floats:
+    """Return the busy time of each step in seconds (`step_ns`); 0 for steps the profiler slowed."""
+    profiled = steps["profiled"].fill_null(False).to_numpy()
+    return np.where(profiled, 0.0, step_ns(steps, samples) / 1e9)
 
 
 def never_ran() -> pl.Expr:
@@ -452,7 +465,7 @@ def share_steps(
     """
     if not steps["step"].is_sorted():
         steps = steps.sort("step")
-    busy = busy_seconds(steps)
+    busy = busy_seconds(steps, samples)
     if cost is not None:
         busy[cost.places] = np.where(cost.known, cost.usual_ns, cost.ended - cost.begun) / 1e9
     return Shares(share(busy, steps, samples), float(busy.sum()))

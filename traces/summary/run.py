@@ -251,7 +251,7 @@ def _run(
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,
         policies=published or _policies(samples, rows, policy, lost),
-        seconds=seconds_by_kind(steps),
+        seconds=seconds_by_kind(steps, samples),
         workload=manifest.workload,
         conditions=conditions(manifest),
         load=Load(concurrency=manifest.concurrency, rate_per_s=manifest.rate_per_s),
@@ -415,7 +415,7 @@ def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
     return found
 
 
-def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
+def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, float]:
     """Return the busy seconds of prefill, decode and mixed steps, and the idle ones between.
 
     Idle is the time from the first step's start to the last one's end that no step accounts for;
@@ -429,7 +429,7 @@ def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
     if not known.height:
         return {}
     kinds = known.select(kind=_kind())["kind"].to_numpy()
-    sums = np.bincount(kinds, weights=busy_seconds(known), minlength=len(KINDS))
+    sums = np.bincount(kinds, weights=busy_seconds(known, samples), minlength=len(KINDS))
     spent = {
         kind: float(sums[KINDS.index(kind)]) for kind in ("prefill", "decode", "mixed", "other")
     }

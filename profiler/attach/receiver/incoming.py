@@ -129,19 +129,20 @@ class Incoming:
     def _take_steps(self) -> list[Row]:
         raw: dict[str, list[Any]] = {key: [] for key in self._rows}
         for batch in [*self._early, *self._taken()]:
-            key = self._key_of(batch) or self._own_key(batch)
-            if key is None:  # one engine too many
+            # Before a server listens, its plugin's port tells nothing: that is no other engine yet.
+            key = self._key_of(batch) or (self._own_key(batch) if batch.rows else None)
+            if key is None:  # or one engine too many
                 if self._writer is not None:
                     self._writer.dropped("steps", len(batch.rows))
                 continue
-            lacking = self._follows_a_gap(key, batch)
+            missing = self._missing_until(key, batch, raw.get(key, []))
             self._note_batch(key, batch)
             if not self._wants_steps:
                 continue
             config = self._deployment.engines[key]
             made = self._rows.setdefault(key, PluginRows(engine=key))
-            if lacking:
-                made.miss(batch.dropped_until or 0)
+            if missing is not None:
+                made.miss(missing)
             blocks = config.num_gpu_blocks
             made.usable_blocks = None if blocks is None else blocks - 1
             made.asynchronous = config.async_scheduling
@@ -159,13 +160,18 @@ class Incoming:
         self.steps += len(found)
         return found
 
-    def _follows_a_gap(self, key: str, batch: Batch) -> bool:
-        """Tell whether steps before a batch are missing, or are those of an earlier process."""
-        told, made = self._dropped.get((batch.instance, batch.engine)), self._rows.get(key)
-        if told is not None:
-            return batch.dropped > told
-        earlier = made is not None and made.is_before(batch.process_start_s)
-        return bool(batch.dropped or batch.first or earlier)
+    def _missing_until(self, key: str, batch: Batch, raw: list[Any]) -> int | None:
+        """Return until when steps before a batch are missing, or an earlier process's, unix ns.
+
+        `raw` are the engine's steps that came just before it. None where it follows on them.
+        """
+        name, until = (batch.instance, batch.engine), batch.dropped_until or 0
+        if name in self._dropped:
+            return until if batch.dropped > self._dropped[name] else None
+        start, made = round((batch.process_start_s or 0) * 1e9), self._rows.get(key)
+        if made is not None and made.has_earlier(raw, start):
+            return max(until, start)
+        return until if batch.dropped or batch.first else None
 
     def _note_batch(self, key: str, batch: Batch) -> None:
         """Take from a batch what it tells beside its steps: configuration, clock, and drops."""

@@ -114,3 +114,31 @@ def test_where_scheduling_is_not_told_a_cancelled_sample_stays_unknown():
         sample |= {"scheduled": None, "first_step": None, "cancelled_by": "decision"}
         sample["output_tokens"] = 0
     assert np.isnan(share_steps(*frames(rows)).sample_s).all()
+
+
+def test_a_step_behind_a_pause_begins_when_its_first_sample_is_scheduled():
+    """A front end sees its end alone: a prefill of 1 s, and three steps of 100 ms, twice."""
+    ends = [1.0, 1.1, 1.2, 1.3, 6.0, 6.1, 6.2, 6.3]
+    steps = pl.from_dicts(
+        [
+            {"engine": "e", "step": number, "end": round(end * 1e9), "interval_ns": interval}
+            for number, (end, interval) in enumerate(
+                zip(ends, [None, 100_000_000, 100_000_000, 100_000_000] * 2, strict=True)
+            )
+        ],
+        schema=TABLES["steps"],
+    )
+    samples = pl.from_dicts(
+        [
+            {"engine": "e", "prompt_tokens": 9, "cached_tokens": 0, "output_tokens": 4,
+             "scheduled": round(begun * 1e9), "end": round(end * 1e9)}
+            for begun, end in ((0.0, 1.3), (5.0, 6.3))
+        ],
+        schema=TABLES["samples"],
+    )  # fmt: skip
+    shares = share_steps(steps, samples)
+    # Where the first step began is not known: samples before it may have run for long.
+    assert shares.sample_s == pytest.approx([0.3, 1.3])
+    assert busy_seconds(steps).sum() == pytest.approx(0.6)  # nobody tells
+    alone = share_steps(steps, samples.with_columns(scheduled=pl.lit(6_050_000_000)))
+    assert alone.busy_s == pytest.approx(0.6)  # of others, which are not in the recording

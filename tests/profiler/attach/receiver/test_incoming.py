@@ -379,3 +379,23 @@ def test_the_context_behind_missing_steps_is_not_known_until_nothing_runs(receiv
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
     read = recording.steps.sort("end")["decode_kv_tokens"].to_list()
     assert read == [None, None, None, None, 0, 31, None, None, 0, 31]
+
+
+def test_a_restarted_server_that_does_not_listen_yet_is_no_other_engine(receiver, tmp_path):
+    end = time.time_ns() + 10**10
+    begun = {"running": 1, "first_tokens": 1, "generated": 1, "prompts": 5000}
+    fresh = {"running": 10, "first_tokens": 10, "generated": 10, "prompts": 300}
+    goes_on = {"running": 10, "continued": 10, "generated": 10}
+
+    def send(urls):
+        ports = [int(urls[0].rpartition(":")[2])]
+        receiver.put_batch(batch(begun | {"end": end}, ports=ports, process_start_s=1.7e9))
+        told = {"instance": "again", "first": 0, "process_start_s": end / 1e9 + 1}
+        receiver.put_batch(batch(**told))  # it says that it is there
+        rows = [each | {"end": end + n * 10**9} for n, each in enumerate([fresh, goes_on], 2)]
+        receiver.put_batch(batch(*rows, ports=ports, **told))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert len(recording.manifest.engines) == 1
+    # The requests of the process before are gone, and how many were left is not told.
+    assert recording.steps.sort("end")["decode_kv_tokens"].to_list() == [0, 0, None]
