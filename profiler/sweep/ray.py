@@ -8,6 +8,7 @@ jobs that are not finished; a job in which that happens twice has failed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -17,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -107,7 +108,8 @@ class RayRunner:
                 break
             for job in left:
                 shutil.rmtree(folder / f"{_GATHERING}{job.name}", ignore_errors=True)
-            pieces: Any = self._task.options(**demand).remote(now.to_json(), self._version)
+            order, files = now.to_json(), files_of(now)
+            pieces: Any = self._task.options(**demand).remote(order, self._version, files)
             try:
                 self._take(pieces, folder, on_line, errors, stop)
             except self._ray.exceptions.RayTaskError as error:
@@ -187,16 +189,50 @@ def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str,
     return {"num_cpus": 1, "num_gpus": ranks}
 
 
-def run_on_node(order: dict[str, Any], version: str) -> Generator[dict[str, Any]]:
-    """Run an engine's jobs on this node; the task. Gives its lines, and files before `finished`."""
+def files_of(group: EngineJobs) -> dict[str, bytes]:
+    """Return the workloads and the chat template of jobs by their paths, those that are files."""
+    named = {job.workload for job in group.jobs if job.workload.partition(":")[0] != "demo"}
+    found = {}
+    for path in named | {group.engine.chat_template or ""} - {""}:
+        with contextlib.suppress(OSError):  # the task says what it misses
+            found[path] = Path(path).read_bytes()
+    return found
+
+
+def with_files(group: EngineJobs, files: Mapping[str, bytes], folder: Path) -> EngineJobs:
+    """Return jobs whose files lie in `folder`, under their own names."""
+    kept = {}
+    for place, (path, data) in enumerate(sorted(files.items())):
+        kept[path] = folder / str(place) / PurePosixPath(path).name
+        kept[path].parent.mkdir(parents=True)
+        kept[path].write_bytes(data)
+
+    def of(path: str) -> str:
+        return str(kept.get(path, path))
+
+    template = group.engine.chat_template
+    return replace(
+        group,
+        engine=replace(group.engine, chat_template=None if template is None else of(template)),
+        jobs=tuple(replace(job, workload=of(job.workload)) for job in group.jobs),
+    )
+
+
+def run_on_node(
+    order: dict[str, Any], version: str, files: Mapping[str, bytes]
+) -> Generator[dict[str, Any]]:
+    """Run an engine's jobs on this node; the task. Gives its lines, and files before `finished`.
+
+    `files` are those that the jobs name, by their paths on the machine of the sweep.
+    """
     here = importlib.metadata.version("ttscope")
     if here != version:
         raise EngineError(f"a node has ttscope {here}, this machine {version}. Install the same")
-    group = EngineJobs.from_json(order)
     with tempfile.TemporaryDirectory(prefix="ttscope-sweep-") as made:
         folder = Path(made)
+        group = with_files(EngineJobs.from_json(order), files, folder / ".files")
         yield {"job": group.jobs[0].name, "state": "starting"}
-        with closing(engine_lines(group, folder)) as lines:
+        with contextlib.closing(engine_lines(group, folder)) as lines:
             for line in lines:
                 if name := line.get("finished"):
                     yield from pieces_of(folder, name)

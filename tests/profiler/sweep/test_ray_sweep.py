@@ -17,10 +17,12 @@ from profiler.sweep.ray import (
     RayRunner,
     bring_in,
     demanded,
+    files_of,
     keep_piece,
     one_at_a_time,
     pieces_of,
     run_on_node,
+    with_files,
 )
 from tests.tui.chat_server import chat_server
 from traces.errors import EngineError, UsageError
@@ -131,6 +133,29 @@ def test_files_come_whole_and_under_their_name(tmp_path, monkeypatch):
     assert not list(here.glob(".gathering-*"))
 
 
+def test_a_workload_and_a_template_go_to_the_node(tmp_path, monkeypatch):
+    """A node has no file of the sweep's machine, or another one of the same name."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "sub").mkdir(parents=True)
+    (here / "sub" / "w.jsonl").write_bytes(b"own")
+    (here / "t.jinja").write_bytes(b"{{ messages }}")
+    monkeypatch.chdir(here)
+    jobs = tuple(
+        Job(name=f"j{place}", policy=Policy(), workload=name, problems=1, seed=0, concurrency=1)
+        for place, name in enumerate(("sub/w.jsonl", "demo"))
+    )
+    engine = EngineOptions(model="m", chat_template="t.jinja")
+    asked = EngineJobs(engine=engine, jobs=jobs)
+    found = with_files(asked, files_of(asked), there)
+    monkeypatch.chdir(tmp_path)
+    assert Path(found.jobs[0].workload).read_bytes() == b"own"
+    assert Path(found.jobs[0].workload).name == "w.jsonl"  # which the recording tells
+    assert found.jobs[1] == jobs[1]
+    assert Path(found.engine.chat_template).read_bytes() == b"{{ messages }}"
+    bare = EngineJobs(engine=EngineOptions(model="m"), jobs=jobs[1:])
+    assert with_files(bare, files_of(bare), tmp_path / "none") == bare
+
+
 @pytest.mark.parametrize(
     ("job", "file"), [("..", "x"), ("a/b", "x"), ("a", "../x"), ("a", "/etc/x"), ("", "x")]
 )
@@ -141,7 +166,7 @@ def test_no_file_leaves_the_folder(tmp_path, job, file):
 
 def test_another_version_on_a_node():
     with pytest.raises(EngineError, match=r"a node has ttscope .*, this machine 0\.0\.7\. Install"):
-        next(run_on_node({}, "0.0.7"))
+        next(run_on_node({}, "0.0.7", {}))
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +285,7 @@ def test_what_an_engine_prints_comes_into_the_log_of_the_sweep(tmp_path, monkeyp
     order = EngineJobs(engine=EngineOptions(model="m"), jobs=jobs).to_json()
     runner, errors = object.__new__(RayRunner), {}
     runner._ray = SimpleNamespace(get=lambda piece, timeout: piece)
-    pieces = run_on_node(order, importlib.metadata.version("ttscope"))
+    pieces = run_on_node(order, importlib.metadata.version("ttscope"), {})
     runner._take(pieces, tmp_path, lambda line: None, errors, threading.Event())
     assert (tmp_path / LOG).read_bytes() == b"from an engine"
     assert errors == {"a": "the sweep's folder/a failed"}
