@@ -22,11 +22,12 @@ from traces.recording.window_cost import WindowCost
 from traces.schema.advice import Load
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import percent
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import mean, proportion, quantile, ratio, spread
-from traces.summary.energy import Energy, attribute_energy, run_window
+from traces.summary.energy import Energy, Window, attribute_energy, run_window
 from traces.summary.kernels import (
     Collective,
     DeviceTime,
@@ -57,6 +58,7 @@ from traces.summary.speculation.acceptance import Acceptance, acceptance
 from traces.summary.speculation.lookup import NgramWhatIf, ngram_what_if
 from traces.summary.votes import PolicyOutcome, policies_within, published_votes
 
+MOST_OF_ALL = 0.9  # of a server's busy time, from which on traced requests stand for all
 Spread = Mapping[str, Estimate | None]
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 
@@ -220,6 +222,8 @@ def _run(
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
     left_out = int(told.get("failed_problems") or 0)
     lost = _lost(samples, rows, left_out, imported=imported is not None) if votes else None
+    told_of = None if policy is not None else _told_of(steps, samples, window)
+    made = made if told_of is None or told_of >= MOST_OF_ALL else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
@@ -264,7 +268,7 @@ def _run(
         sample_rows=samples,
         step_rows=steps,
         windows=windows,
-        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known)),
+        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known, told_of)),
     )
 
 
@@ -367,6 +371,15 @@ def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
     return _sum_or_none(ran["output_tokens"])
 
 
+def _told_of(steps: pl.DataFrame, samples: pl.DataFrame, window: Window | None) -> float | None:
+    """Return the part of the busy time in a window that its samples had, None where not known."""
+    if window is None or not samples["busy_s"].count():
+        return None
+    inside = steps["end"].is_between(*window).fill_null(False).to_numpy()
+    busy = float(busy_seconds(steps, samples)[inside].sum())
+    return float(samples["busy_s"].sum()) / busy if busy else None
+
+
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
@@ -456,6 +469,7 @@ def _notes(
     rows: pl.DataFrame,
     lost: Lost | None,
     known: WindowTimes,
+    told_of: float | None,
 ) -> list[str]:
     manifest = recording.manifest
     events = recording.frame("events")
@@ -467,6 +481,11 @@ def _notes(
     notes += [str(each) for each in events.filter(kind=KIND)["detail"]]
     opened = events.filter(kind="window", engine=engine).height
     notes += known.notes(opened)
+    if told_of is not None and told_of < MOST_OF_ALL:
+        notes.append(
+            f"requests that were traced had {percent(told_of)} of the server's time. The "
+            "throughput of all is that of /metrics"
+        )
     failed = int((rows["state"] == "failed").sum())
     if failed:
         ended = f"problems that ended without a decision (timed out or failed): {failed:,}"
