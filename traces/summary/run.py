@@ -24,11 +24,12 @@ from traces.recording.window_cost import WindowCost
 from traces.schema.advice import Load
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import percent
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import mean, proportion, quantile, ratio, spread
-from traces.summary.energy import Energy, attribute_energy, run_window
+from traces.summary.energy import Energy, Window, attribute_energy, run_window
 from traces.summary.kernels import (
     Collective,
     DeviceTime,
@@ -59,6 +60,7 @@ from traces.summary.speculation.acceptance import Acceptance, acceptance
 from traces.summary.speculation.lookup import NgramWhatIf, ngram_what_if
 from traces.summary.votes import PolicyOutcome, policies_within, published_votes
 
+MOST_OF_ALL = 0.9  # of a server's busy time, from which on traced requests stand for all
 Spread = Mapping[str, Estimate | None]
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 
@@ -298,6 +300,8 @@ def _run(
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
     left_out = int(told.get("failed_problems") or 0)
     lost = _lost(samples, rows, left_out, imported=imported is not None) if votes else None
+    told_of = None if policy is not None else _told_of(steps, samples, window)
+    made = made if told_of is None or told_of >= MOST_OF_ALL else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
@@ -329,7 +333,7 @@ def _run(
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,
         policies=published or _policies(samples, rows, policy, lost),
-        seconds=seconds_by_kind(steps),
+        seconds=seconds_by_kind(steps, samples),
         workload=manifest.workload,
         conditions=conditions(manifest),
         load=Load(concurrency=manifest.concurrency, rate_per_s=manifest.rate_per_s),
@@ -342,7 +346,7 @@ def _run(
         sample_rows=samples,
         step_rows=steps,
         windows=windows,
-        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known)),
+        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known, told_of)),
     )
 
 
@@ -445,6 +449,15 @@ def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
     return _sum_or_none(ran["output_tokens"])
 
 
+def _told_of(steps: pl.DataFrame, samples: pl.DataFrame, window: Window | None) -> float | None:
+    """Return the part of the busy time in a window that its samples had, None where not known."""
+    if window is None or not samples["busy_s"].count():
+        return None
+    inside = steps["end"].is_between(*window).fill_null(False).to_numpy()
+    busy = float(busy_seconds(steps, samples)[inside].sum())
+    return float(samples["busy_s"].sum()) / busy if busy else None
+
+
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
@@ -493,7 +506,7 @@ def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
     return found
 
 
-def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
+def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, float]:
     """Return the busy seconds of prefill, decode and mixed steps, and the idle ones between.
 
     Idle is the time from the first step's start to the last one's end that no step accounts for;
@@ -507,7 +520,7 @@ def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
     if not known.height:
         return {}
     kinds = known.select(kind=_kind())["kind"].to_numpy()
-    sums = np.bincount(kinds, weights=busy_seconds(known), minlength=len(KINDS))
+    sums = np.bincount(kinds, weights=busy_seconds(known, samples), minlength=len(KINDS))
     spent = {
         kind: float(sums[KINDS.index(kind)]) for kind in ("prefill", "decode", "mixed", "other")
     }
@@ -534,6 +547,7 @@ def _notes(
     rows: pl.DataFrame,
     lost: Lost | None,
     known: WindowTimes,
+    told_of: float | None,
 ) -> list[str]:
     manifest = recording.manifest
     events = recording.frame("events")
@@ -551,6 +565,11 @@ def _notes(
     notes += [str(each) for each in events.filter(kind=KIND)["detail"]]
     opened = events.filter(kind="window", engine=engine).height
     notes += known.notes(opened)
+    if told_of is not None and told_of < MOST_OF_ALL:
+        notes.append(
+            f"requests that were traced had {percent(told_of)} of the server's time. The "
+            "throughput of all is that of /metrics"
+        )
     failed = int((rows["state"] == "failed").sum())
     if failed:
         ended = f"problems that ended without a decision (timed out or failed): {failed:,}"
