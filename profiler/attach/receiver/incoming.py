@@ -17,6 +17,7 @@ from profiler.plugin.batches import MOST_HELD, Batch, PluginRows
 from traces.clock import now_ns
 from traces.live.otlp import GenSpan
 from traces.live.span_groups import Row, SpanGroups
+from traces.recording.tables import SILENT
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -239,6 +240,13 @@ class Incoming:
         if before:
             yield None, "before", _before(before, "spans")
         receiver = self._receiver
+        if not receiver.received and not receiver.heard:
+            yield None, SILENT, self._why_silent()
+        elif self._rows and self._wants_steps:
+            for replica in self._deployment.replicas:
+                if self._rows.keys().isdisjoint(replica.keys.values()):
+                    told = "the plugin of this server never spoke, that of another did"
+                    yield replica.keys[""], SILENT, f"{told} (docs/attach.md)"
         if receiver.refused or receiver.bad:
             yield (
                 None,
@@ -254,6 +262,20 @@ class Incoming:
                 f"{receiver.overflowed:,} requests came faster than they could be taken, and got "
                 "503. What their senders did not send again is missing",
             )
+
+    def _why_silent(self) -> str:
+        """Say that neither plugin nor spans came, why that may be, and what to do."""
+        receiver = self._receiver
+        where = f"http://{receiver.host}:{receiver.port}"
+        told = f"the plugin never spoke, and no span came to {where}"
+        if receiver.strangers:
+            return f"{told}. Who sent had another token: give both sides one (docs/attach.md)"
+        if not self._wants_steps:
+            return f"no span came to {where}. Start the server with its exporter (docs/attach.md)"
+        return (
+            f"{told}. Start vLLM with TTSCOPE_PLUGIN={where}, in an environment where ttscope is "
+            "installed. Its Rust front end has no plugins (docs/attach.md)"
+        )
 
     def _marked(self, key: str, rows: list[Row]) -> list[Row]:
         profiled = self._profiled

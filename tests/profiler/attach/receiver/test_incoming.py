@@ -18,8 +18,10 @@ from profiler.plugin.batches import Batch
 from tests.advisor.synthetic import FACTS
 from tests.profiler.attach.receiver.test_receiver import raw_steps
 from traces.live.otlp import read_json
+from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
+from tui.text.recordings.live import watched_lines
 
 
 def batch(*rows, instance="i", **more):
@@ -287,6 +289,39 @@ def test_what_was_refused_is_told_in_the_recording(receiver, tmp_path):
     assert again.startswith("3 requests came faster than they could be taken")
     assert "1 requests (1 without the token), and 2 spans" in drop
     assert "canary" not in note + drop
+
+
+def test_a_plugin_that_never_speaks_is_named_with_what_to_do(receiver, tmp_path):
+    recording, _ = watched(tmp_path / "none", receiver, "1.7e+09", during=lambda _: None)
+    (told,) = watched_engines(recording)[0].losses
+    assert "the plugin never spoke" in told and "docs/attach.md" in told
+    assert f"TTSCOPE_PLUGIN=http://{receiver.host}:{receiver.port}" in told
+    assert told in " ".join(" ".join(watched_lines(watched_engines(recording)[0])).split())
+
+
+def test_of_several_servers_those_are_named_whose_plugin_never_speaks(receiver, tmp_path):
+    spoke = []
+
+    def send(urls):
+        spoke.append(urls[0])
+        step = {"running": 1, "generated": 1, "end": time.time_ns() + 10**10}
+        receiver.put_batch(batch(step, ports=[int(urls[0].rpartition(":")[2])]))
+
+    starts = "1.7e+09", "1.8e+09"
+    recording, _ = watched(tmp_path / "r", receiver, *starts, during=send)
+    for server in watched_engines(recording):
+        port = dict(server.engine.other)["url"].rpartition(":")[2]
+        assert bool(server.losses) != spoke[0].endswith(f":{port}")
+        assert all("the plugin of this server never spoke" in each for each in server.losses)
+
+
+def test_who_speaks_with_another_token_is_no_silent_plugin(receiver, tmp_path):
+    def send(_):
+        assert not receiver.knows("Bearer canary", spans=False)
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    (told,) = watched_engines(recording)[0].losses
+    assert "another token" in told and "canary" not in told
 
 
 def test_engines_named_by_plugins_and_spans_are_limited(receiver, tmp_path, monkeypatch):
