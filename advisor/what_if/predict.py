@@ -66,6 +66,7 @@ from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN
+from traces.summary.run import Printed
 from traces.summary.run import Run as Summary
 
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
@@ -97,8 +98,14 @@ class Prediction:
     far_off: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the predicted run as a recording. Raises RecordingError where one exists."""
-        write_recording(folder, self.manifest, self.tables)
+        """Write the predicted run as a recording, with the numbers that are printed of it.
+
+        Raises RecordingError where one exists.
+        """
+        told = self.manifest.provenance["replayed"]
+        printed = {"printed": Printed.of(self.predicted).to_json()}
+        manifest = replace(self.manifest, provenance={"replayed": told | printed})
+        write_recording(folder, manifest, self.tables)
 
 
 def predict(
@@ -456,6 +463,13 @@ def _untaught(name: str, why: str) -> str:
     return f"{name} {UNTAUGHT} {why}"
 
 
+UNTOLD: Final = (
+    "the recorded steps are too alike to tell what each request adds to a step. The interval holds "
+    "steps that grow little and much with them. A recording with other numbers of samples or "
+    "problems in flight tells (--with)"
+)
+
+
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
     """Say where step times come from."""
     runs = after.times.runs
@@ -487,6 +501,8 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
             elif after.outside and outside > inside:
                 spread += ". Outside, how far its larger batches lie off smaller ones is added"
             notes.append(f"the run-to-run spread in the intervals is {spread}")
+        if after.others:
+            notes.append(UNTOLD)
     return [*notes, *after.times.notes]
 
 

@@ -35,7 +35,8 @@ def test_the_files_say_what_was_recommended(advised, tmp_path):
     assert read_policy(folder / "policy.json").policy == pick.policy
     expected = read_expectations(folder / "expect.json")
     assert (expected.engine, expected.policy) == (pick.engine, pick.policy)
-    assert expected.promised == dict(pick.estimates)
+    known = {name: each for name, each in pick.estimates.items() if each is not None}
+    assert expected.promised == known and len(known) < len(pick.estimates)
     assert expected.concurrency == 4
 
 
