@@ -4,6 +4,7 @@ Importing vLLM takes fifteen seconds of a processor, the verbs two. The process 
 by all processes of a test run. It ends with the last of them.
 """
 
+import atexit
 import functools
 import importlib
 import json
@@ -146,6 +147,14 @@ def _user_of(client):
 
 
 def _run(request, line, listener):
+    atexit._clear()  # what the process that forked this one does at its end
+    try:
+        _program(request, line, listener)
+    finally:
+        atexit._run_exitfuncs()  # as programs do, and forks do not
+
+
+def _program(request, line, listener):
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

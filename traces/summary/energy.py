@@ -19,7 +19,7 @@ from traces.recording.reader import Recording
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.statistics import Floats, ratio
-from traces.summary.problems import share
+from traces.summary.problems import of_a_server, share, step_ns
 
 NOT_RECORDED = "no power was recorded"
 
@@ -62,12 +62,17 @@ class EnergyShares:
 
 
 def share_energy(
-    curve: Curve, window: Window, steps: pl.DataFrame, samples: pl.DataFrame
+    curve: Curve,
+    window: Window,
+    steps: pl.DataFrame,
+    samples: pl.DataFrame,
+    *,
+    shared: bool = False,
 ) -> EnergyShares:
     """Share the energy of a window among one engine's steps (in order) and its samples.
 
     A step runs from the end of the step before, or from its own start where the engine had been
-    idle, to its end; the part outside the window does not count.
+    idle, to its end; the part outside the window does not count. `shared` is as of `share`.
     """
     length = (window[1] - window[0]) / 1e9
     total = float(curve.between(np.array([0.0]), np.array([length]))[0])
@@ -76,18 +81,18 @@ def share_energy(
         return EnergyShares(
             total=total, idle=None, steps=np.full(steps.height, np.nan), samples=nowhere
         )
-    time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
-    begun, ended = (
-        steps.select(column).to_series().to_numpy().astype(float) / 1e9
-        for column in (pl.col("end") - window[0] - time, pl.col("end") - window[0])
-    )
+    ended = (steps["end"] - window[0]).to_numpy().astype(float) / 1e9
+    begun = ended - step_ns(steps, samples) / 1e9
     ended = np.maximum.accumulate(np.clip(ended, 0.0, length))
     before = np.concatenate(([0.0], ended[:-1]))
     begun = np.clip(np.maximum(begun, before), 0.0, ended)
     drawn = curve.between(begun, ended)
     gaps = curve.between(np.append(before, ended[-1]), np.append(begun, length))
     return EnergyShares(
-        total=total, idle=float(gaps.sum()), steps=drawn, samples=share(drawn, steps, samples)
+        total=total,
+        idle=float(gaps.sum()),
+        steps=drawn,
+        samples=share(drawn, steps, samples, shared=shared),
     )
 
 
@@ -104,7 +109,8 @@ def attribute_energy(
     """Return a run's energy, and its samples and problem rows with a column `energy_j`.
 
     A sample's is its share of the steps; a problem's is its samples' plus an equal part of idle,
-    so that the mean over problems is the total over problems. Null where it is not known, as for
+    so that the mean over problems is the total over problems. What others on a server had in its
+    steps is no problem's, and as large a part of idle. Null where it is not known, as for
     problems that the profiler slowed. `alone` says that no other run shares the recording.
     """
     power, kind = of_one_kind(recording.frame("power"))
@@ -119,12 +125,14 @@ def attribute_energy(
     if dropped.get("steps") or dropped.get("samples"):
         steps = steps.clear()
     own = (samples["engine"] == engine).fill_null(False)
-    shares = share_energy(curve, window, steps, samples.filter(own))
+    shared = of_a_server(recording, engine)
+    shares = share_energy(curve, window, steps, samples.filter(own), shared=shared)
     joules = np.full(samples.height, np.nan)
     joules[own.to_numpy()] = shares.samples
     samples = samples.with_columns(pl.Series("energy_j", joules).fill_nan(None))
-    rows = _by_problem(rows, samples, shares.idle)
-    energy = _numbers(curve, shares, kind, rows)
+    part = _part_of(shares) if shared else 1.0
+    rows = _by_problem(rows, samples, None if shares.idle is None else shares.idle * part)
+    energy = _numbers(curve, shares, kind, rows, part)
     slowed = pl.when(~pl.col("slowed")).then("energy_j")
     return energy, samples, rows.with_columns(energy_j=slowed)
 
@@ -203,11 +211,19 @@ def _by_problem(rows: pl.DataFrame, samples: pl.DataFrame, idle: float | None) -
     )
 
 
-def _numbers(curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.DataFrame) -> Energy:
+def _part_of(shares: EnergyShares) -> float:
+    """Return the part of what steps drew that samples have, 1 where it is not known."""
+    own, drawn = float(np.nansum(shares.samples)), float(np.nansum(shares.steps))
+    return min(own / drawn, 1.0) if own > 0 and drawn > 0 else 1.0
+
+
+def _numbers(
+    curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.DataFrame, part: float
+) -> Energy:
     decided = rows["state"] == "decided"
-    over = partial(_over, shares.total, rows["energy_j"])
+    over = partial(_over, shares.total * part, rows["energy_j"])
     if (rows["state"] == "in_flight").any():  # their tokens and answers are not known
-        over = partial(_over, shares.total, None)
+        over = partial(_over, shares.total * part, None)
     idle = shares.idle
     return Energy(
         total=Estimate(value=shares.total, unit="J"),
@@ -479,10 +495,9 @@ def _table(recording: Recording, key: str, curve: Curve, window: Window) -> Powe
     if recording.manifest.dropped.get("steps"):
         return None
     steps = recording.frame("steps", _STEPS).filter(pl.col("engine") == key).sort("end")
-    steps = steps.drop_nulls(["end", "prefill_requests", "decode_requests"]).with_columns(
-        took=pl.coalesce("interval_ns", "wall_ns") / 1e9
-    )
-    steps = steps.drop_nulls("took")
+    steps = steps.drop_nulls(["end", "prefill_requests", "decode_requests"])
+    samples = recording.samples.filter(pl.col("engine") == key)
+    steps = steps.with_columns(took=step_ns(steps, samples) / 1e9).filter(pl.col("took") > 0)
     if steps.is_empty():
         return None
     start, end = window

@@ -110,6 +110,31 @@ def test_samples_and_idle_are_the_integral(data, problems, n, seed):
     assert 0 < curve.max_w <= highest * (1 + 1e-9)
 
 
+def test_a_prefill_behind_a_pause_is_not_idle():
+    """A front end sees its end alone: 2 s at 300 W from 3 s on, and 100 W before and behind."""
+    steps = frame(
+        "steps",
+        [
+            {"engine": "e", "step": number, "end": START + round(end * S), "interval_ns": took}
+            for number, (end, took) in enumerate(((1.0, S // 2), (4.5, None), (5.0, S // 2)))
+        ],
+    )
+    samples = frame(
+        "samples",
+        [
+            {"engine": "e", "prompt_tokens": 9, "cached_tokens": 0, "output_tokens": 2,
+             "scheduled": START + begun * S, "end": START + end * S}
+            for begun, end in ((0, 1), (3, 5))
+        ],
+    )  # fmt: skip
+    times = np.array([0.0, 3.0, 5.0, 6.0])
+    power = readings(times, joules=np.array([0.0, 300.0, 900.0, 1000.0]))
+    curve = energy_curve(frame("power", power), (START, START + 6 * S))
+    shares = share_energy(curve, (START, START + 6 * S), steps, samples)
+    assert shares.steps == pytest.approx([50.0, 450.0, 150.0])
+    assert shares.idle == pytest.approx(350.0)
+
+
 def run_with(tmp_path, power, *, name="e", engine=None, **rows):
     made = {**simulate(problems=6, n=3, seed=5), **rows, "power": power}
     return summarise(write_recording(tmp_path / name, made, engine=engine))
