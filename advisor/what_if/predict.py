@@ -463,6 +463,13 @@ def _untaught(name: str, why: str) -> str:
     return f"{name} {UNTAUGHT} {why}"
 
 
+UNTOLD: Final = (
+    "the recorded steps are too alike to tell what each request adds to a step. The interval holds "
+    "steps that grow little and much with them. A recording with other numbers of samples or "
+    "problems in flight tells (--with)"
+)
+
+
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
     """Say where step times come from."""
     runs = after.times.runs
@@ -494,6 +501,8 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
             elif after.outside and outside > inside:
                 spread += ". Outside, how far its larger batches lie off smaller ones is added"
             notes.append(f"the run-to-run spread in the intervals is {spread}")
+        if after.others:
+            notes.append(UNTOLD)
     return [*notes, *after.times.notes]
 
 

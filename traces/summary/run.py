@@ -294,7 +294,14 @@ def _run(
     if published:
         of_each["tokens_per_problem"] = published[-1].tokens_per_problem
     energy, samples, rows = attribute_energy(
-        recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
+        recording,
+        engine_key,
+        window,
+        alone=runs == 1,
+        asked=policy is not None,
+        steps=steps,
+        samples=samples,
+        rows=rows,
     )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
