@@ -78,7 +78,6 @@ def reasons(
     lines: list[str] = []
     if system is not None:
         pick = check.metrics.replayed[system]
-        lines += _at_equal_cost(check, system)
         lines += _as_run(check, pick, load)
         lines += _small_steps(check, system)
         if pick.candidate.policy.routes is not None:
@@ -101,7 +100,7 @@ def reasons(
     return lines
 
 
-def _at_equal_cost(check: ReplayedCheck, system: int) -> Iterator[str]:
+def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
     """Name what is as good as the pick in what is optimised, and more accurate or clearly faster.
 
     At a rate it is much: engines of as many devices cost the same, whatever they run.

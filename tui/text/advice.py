@@ -151,6 +151,7 @@ def verdict(answer: Recommendation) -> list[str]:
         f"{said}, {sure} sure." if budget_words(budget) else f"{said}. No limit was given."
     ]
     sentences.append("".join(against(answer)))
+    sentences += [f"{each}." for each in answer.alternatives]  # which begin with a name
     sentences += [*unasked(answer), *marks(pick)]
     return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]
 
