@@ -114,6 +114,7 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
     if metrics.space.judged and accuracy[best] >= accuracy[system] + MORE:
         more = {best: "more accurate"} | more
     same = f"has the same {noun(check.goal.metric)}"
+    same = "costs the same" if check.budget.optimise == "cost" else same
     for row, what in more.items():
         told = [
             f"{noun(name)} {number(metrics.values(name)[row], quantity(name).unit)} against "
@@ -122,11 +123,11 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
         ]
         theirs, ours = chance(check.chance[row]), chance(check.chance[system])
         told += [] if theirs == ours else [f"{theirs} sure against {ours}"]
-        yield (
-            f"{name_of(metrics.candidate(row))} "
-            f"{'costs the same' if check.budget.optimise == 'cost' else same} and is {what}: "
-            f"{', '.join(told)}"
-        )
+        other, pick = metrics.candidate(row), metrics.candidate(system)
+        name = name_without_limits(other)
+        if name == name_without_limits(pick):  # they differ in limits alone
+            name = name_of(other)
+        yield f"{name} {same} and is {what}: {', '.join(told)}"
 
 
 def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Iterable[str]:
