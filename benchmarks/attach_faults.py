@@ -1,7 +1,7 @@
 """What `ttscope attach` keeps when a real server hangs, ends, is killed or restarted.
 
 ``python -m benchmarks.attach_faults`` runs one attach that waits, with the plugin's steps, while
-four clients keep a server busy (CPU, the small reasoner): it is stopped for 7 s, ended by SIGTERM
+two clients keep a server busy (CPU, the small reasoner): it is stopped for 7 s, ended by SIGTERM
 and started again three times, and killed. A second attach, with --on-loss end, ends at the kill. A
 third one is killed while a profiler window is open. The time of every step is noted in the server
 as well, so that what did not arrive can be counted.
@@ -67,16 +67,20 @@ def _last(folder: Path) -> int:
     return int(ends.max()) if len(ends) else 0
 
 
-def lost(bench: Bench, folder: Path, begun: int, ended: int) -> str:
-    """Say which of the steps noted between two times are not in the recording."""
+def lost(bench: Bench, recording: Recording, begun: int, ended: int) -> str:
+    """Say which of the steps noted between two times are not in the recording.
+
+    A recording has no steps from before it began.
+    """
     noted = bench.steps_noted()
-    noted = noted[(noted > begun) & (noted <= ended)]
-    kept = set(Recording.open(folder).steps["end"].to_list())
-    missing = [each for each in noted.tolist() if each not in kept]
-    if not missing:
-        return f"{len(noted):,} steps, none lost"
-    tail = (noted[-1] - missing[0]) / 1e9
-    return f"{len(noted):,} steps, {len(missing)} lost, all of the last {tail:.2f} s"
+    noted = noted[(noted > max(begun, recording.manifest.clock_start.unix_ns)) & (noted <= ended)]
+    missing = ~np.isin(noted, recording.steps["end"].to_numpy())
+    count, said = int(missing.sum()), f"{len(noted):,} steps"
+    if not count:
+        return f"{said}, none lost"
+    if not missing[-count:].all():
+        return f"{said}, {count} lost, not only the last ones"
+    return f"{said}, {count} lost, those of the last {(noted[-1] - noted[-count - 1]) / 1e9:.2f} s"
 
 
 def waiting(bench: Bench) -> None:
@@ -112,7 +116,7 @@ def waiting(bench: Bench) -> None:
     attach.communicate(timeout=120)
     recording = Recording.open(folder)
     for what, begun, ended in marks:
-        print(f"{what}: {lost(bench, folder, begun, ended)}")
+        print(f"{what}: {lost(bench, recording, begun, ended)}")
     kinds = recording.frame("events")["kind"].to_list()
     print(f"waiting: exit code {attach.returncode}, complete: {recording.complete}")
     print(f"    events: {', '.join(kinds)}")

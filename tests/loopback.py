@@ -1,8 +1,11 @@
-"""An HTTP server on loopback for tests."""
+"""Servers on loopback for tests: of HTTP, and of OTLP over gRPC."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
+
+import pytest
 
 
 class _Server(ThreadingHTTPServer):
@@ -26,3 +29,34 @@ def serving(handler):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def collecting(signal, export, request, response):
+    """A collector over gRPC, of "trace" or "metrics"; gives the URL. Skips where there is no gRPC.
+
+    `export` takes each message, a `request`, and its metadata, and a `response` is the answer.
+    """
+    grpc = pytest.importorskip("grpc")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
+
+    def answer(message, context):
+        export(message, context.invocation_metadata())
+        return response()
+
+    name = f"opentelemetry.proto.collector.{signal}.v1.{signal.title()}Service"
+    handler = grpc.unary_unary_rpc_method_handler(
+        answer,
+        request_deserializer=request.FromString,
+        response_serializer=response.SerializeToString,
+    )
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(name, {"Export": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None)

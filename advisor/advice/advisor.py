@@ -24,6 +24,7 @@ from advisor.advice.command import CpuBuild
 from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.advice.reasons import name_without_limits
 from advisor.evidence.gather import Evidence, gather
+from advisor.evidence.measured import Under
 from advisor.search.budget import Prices
 from advisor.search.closed_form import ClosedForm, Demands
 from advisor.search.metrics import CandidateMetrics
@@ -90,9 +91,7 @@ class UnderLoad:
     """All candidates under one load: in closed form, and replayed as far as that was asked for."""
 
     def __init__(self, advisor: Advisor, rate_per_s: float | None) -> None:
-        in_flight = advisor.evidence.load[0]
-        if in_flight is not None:  # no more than there are
-            in_flight = min(in_flight, len(advisor.space.problem_ids))
+        in_flight, _ = advisor.load_at(rate_per_s)
         self.closed_form = ClosedForm(advisor.demands, concurrency=in_flight, rate_per_s=rate_per_s)
         self.metrics = CandidateMetrics(advisor.space, advisor.resampling, rate_per_s=rate_per_s)
         self._replay = partial(advisor.replays.of, concurrency=in_flight, rate_per_s=rate_per_s)
@@ -245,12 +244,22 @@ class Advisor:
 
     def under(self, rate_per_s: float | None) -> UnderLoad:
         """Return all candidates at an arrival rate (None: the recorded load)."""
-        rate = self.evidence.load[1] if rate_per_s is None else rate_per_s
+        _, rate = self.load_at(rate_per_s)
         if rate not in self._loads:
             for old in list(self._loads)[: max(len(self._loads) - KEPT + 1, 0)]:
                 del self._loads[old]
             self._loads[rate] = UnderLoad(self, rate)
         return self._loads[rate]
+
+    def load_at(self, rate_per_s: float | None) -> Under:
+        """Return the load of answers at an arrival rate (None: the recorded load).
+
+        It has the recorded number in flight too, no more than there are problems.
+        """
+        in_flight, recorded = self.evidence.load
+        if in_flight is not None:
+            in_flight = min(in_flight, len(self.space.problem_ids))
+        return in_flight, recorded if rate_per_s is None else rate_per_s
 
     def metrics(self, rate_per_s: float | None) -> CandidateMetrics:
         """Replay every candidate of one replica, and return the metrics of all replayed."""

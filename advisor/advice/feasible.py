@@ -182,11 +182,13 @@ class BudgetCheck(Generic[M]):
     def _surest(self) -> list[Floats]:
         """Return what decides between equals [candidates], less being better.
 
-        The chance to meet all limits, to a percent, has a limited accuracy. Any other goes before
+        First is the chance to meet all limits, to a percent. What is limited need only meet that,
+        so what is not goes before it. Where both are limited, or neither, accuracy goes before
         latency.
         """
         latency, accuracy, *others = self.metrics.ties()
-        first = [latency, accuracy] if "min_accuracy" in self.limits else [accuracy, latency]
+        alone = "min_accuracy" in self.limits and "max_latency_s" not in self.limits
+        first = [latency, accuracy] if alone else [accuracy, latency]
         return [-np.round(self.chance, 2), *first, *others]
 
     def best(self, allowed: Bools | None = None) -> int | None:
@@ -372,11 +374,10 @@ class Shortlist(BudgetCheck[ClosedForm]):
     def _distinct(self, rows: Ints, key: Floats) -> Ints:
         """Return rows in the order of `key` [candidates], one for each that differ in closed form.
 
-        Of equal keys the surest of the limits comes first. It is the one that was run, if any was.
+        Of equal keys the one that would be the pick comes first. It was run, if any was.
         """
         space, metrics = self.metrics.space, self.metrics
-        rows = rows[np.isfinite(key[rows])]
-        order = rows[np.lexsort((space.preferred[rows], -self.chance[rows], key[rows]))]
+        order = self._sorted(rows[np.isfinite(key[rows])], key)
         names = np.column_stack(
             [
                 space.kind[order],
@@ -388,11 +389,16 @@ class Shortlist(BudgetCheck[ClosedForm]):
         _, first = np.unique(names, axis=0, return_index=True)
         return np.asarray(order[np.sort(first)])
 
+    def _sorted(self, rows: Ints, key: Floats) -> Ints:
+        """Return rows in the order of `key` [candidates], and equals as picks are chosen."""
+        keys = [each[rows] for each in (key, *self._surest())]
+        return np.asarray(rows[np.lexsort(keys[::-1])])
+
     def _cheapest(self, rows: Ints, key: Floats, count: int) -> list[int]:
         """Return rows of the least keys that differ from one another, at most `count`."""
         if len(rows) > 40 * count:
             rows = rows[key[rows] <= np.partition(key[rows], 40 * count)[40 * count]]
-            rows = rows[np.lexsort((-self.chance[rows], key[rows]))[: 40 * count]]
+            rows = self._sorted(rows, key)[: 40 * count]
         return [int(row) for row in self._distinct(rows, key)[:count]]
 
     def leaders(self, most: int) -> list[int]:

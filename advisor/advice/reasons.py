@@ -36,12 +36,14 @@ from traces.schema.formats import (
     with_interval,
     written,
 )
-from traces.schema.quantities import LIMITS, quantity, which_latency
+from traces.schema.quantities import LIMITS, latency, quantity, which_latency
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import Z95, of_others
 from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
+EXPECTED_LOSS = "how much worse than the best choice it is, on average over what is not known yet"
+MORE = 0.005  # of accuracy, from which more of it at the same cost is named
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
 
@@ -75,6 +77,7 @@ def reasons(
     lines: list[str] = []
     if system is not None:
         pick = check.metrics.replayed[system]
+        lines += _at_equal_cost(check, system)
         lines += _as_run(check, pick, load)
         lines += _small_steps(check, system)
         if pick.candidate.policy.routes is not None:
@@ -95,6 +98,35 @@ def reasons(
     if system is not None:
         lines += _other_problems(check, system)
     return lines
+
+
+def _at_equal_cost(check: ReplayedCheck, system: int) -> Iterator[str]:
+    """Name what is as good as the pick in what is optimised, and more accurate or clearly faster.
+
+    At a rate it is much: engines of as many devices cost the same, whatever they run.
+    """
+    metrics, cost = check.metrics, nine_digits(check.cost)
+    speed = latency(check.budget.latency_percentile).name
+    accuracy, seconds = metrics.values("accuracy"), metrics.values(speed)
+    tied = [int(row) for row in check.order[check.fits[check.order]] if cost[row] == cost[system]]
+    best, fastest = max(tied, key=accuracy.__getitem__), min(tied, key=seconds.__getitem__)
+    more = {fastest: "faster"} if seconds[fastest] * CLEARLY < seconds[system] else {}
+    if metrics.space.judged and accuracy[best] >= accuracy[system] + MORE:
+        more = {best: "more accurate"} | more
+    same = f"has the same {noun(check.goal.metric)}"
+    for row, what in more.items():
+        told = [
+            f"{noun(name)} {number(metrics.values(name)[row], quantity(name).unit)} against "
+            f"{number(metrics.values(name)[system], quantity(name).unit)}"
+            for name in (("accuracy", speed) if metrics.space.judged else (speed,))
+        ]
+        theirs, ours = chance(check.chance[row]), chance(check.chance[system])
+        told += [] if theirs == ours else [f"{theirs} sure against {ours}"]
+        yield (
+            f"{name_of(metrics.candidate(row))} "
+            f"{'costs the same' if check.budget.optimise == 'cost' else same} and is {what}: "
+            f"{', '.join(told)}"
+        )
 
 
 def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Iterable[str]:
@@ -455,9 +487,9 @@ def measure_next(
         [*_short(evidence, short)]
         if short
         else [
-            f"{run.reason}. Run it, and {_saves(run)}"
+            f"{run.reason}. Run it, and {_saves(run, meaning=not place)}"
             f"{_record(evidence, run.engine, run.policy, evidence.load[0])}"
-            for run in proposed
+            for place, run in enumerate(proposed)
         ]
     )
     lines += _not_told_apart(short or proposed)
@@ -486,12 +518,13 @@ def measure_next(
     return lines
 
 
-def _saves(run: ShortRun | Experiment) -> str:
-    """Return what a run does to the regret that is expected of the pick."""
+def _saves(run: ShortRun | Experiment, *, meaning: bool = False) -> str:
+    """Return what a run does to the expected loss of the pick, with `meaning` also what that is."""
     before, after = percent(run.regret, 1), percent(run.regret_after, 1)
-    if before == after:
-        return f"the pick's expected loss stays at {before}"
-    return f"the pick's expected loss falls from {before} to {after}"
+    what = f"the pick's expected loss{f' ({EXPECTED_LOSS})' if meaning else ''}"
+    return (
+        f"{what} stays at {before}" if before == after else f"{what} falls from {before} to {after}"
+    )
 
 
 def _not_told_apart(runs: Sequence[ShortRun | Experiment]) -> Iterator[str]:
@@ -527,7 +560,8 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
             command += f" -o {shlex.quote(run.folder)}"
         yield (
             f"{number_} of {len(runs)}, a short run for the step times of {engine.model} "
-            f"tp{engine.tensor_parallel_size}, about {takes}: {_saves(run)}. {on}: "
+            f"tp{engine.tensor_parallel_size}, about {takes}: "
+            f"{_saves(run, meaning=number_ == 1)}. {on}: "
             f"{command}"
         )
     folders = " ".join(f"--with {shlex.quote(run.folder)}" for run in runs)

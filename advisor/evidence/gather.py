@@ -26,6 +26,9 @@ from advisor.evidence.live.front_end import (
 )
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.evidence.live.passes import MOST as MOST_INFERRED
+from advisor.evidence.live.passes import NEEDED as OF_PASSES
+from advisor.evidence.live.passes import inferred_traffic
 from advisor.evidence.live.ranks import ranks_by_law
 from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
@@ -53,6 +56,19 @@ TOO_LITTLE = (
 UNTIMED = (
     "the server's /metrics have no times between tokens, so that they teach no law of its steps. "
     "Steps come from forward passes, and from vLLM's plugin (docs/attach.md)"
+)
+INFERRED = (
+    "requests are inferred from the sums of forward passes, to a step, with lengths. What the "
+    "sums leave open is drawn, and intervals hold each draw. Recorded latencies are of the first"
+)
+NO_CACHE = (
+    "forward passes do not tell the KV cache, which is taken to have room. For a replay --set "
+    "engine.num_gpu_blocks says it"
+)
+UNNAMED = "names no requests, and none can be inferred"
+NAMED_BY = (
+    "Watch the server with ttscope attach URL --fpm, whose /metrics tell requests and lengths "
+    "(docs/attach.md)"
 )
 PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import has no prompts
 MOST_SEEN = 0.9  # share of the ended requests that spans must tell to stand for all
@@ -131,7 +147,8 @@ class Evidence:
         if len(found) > 1 or None in found:
             raise UsageError(
                 f"{engine.model}: the data-parallel ranks of a server share the experts, and the "
-                "recorded servers had different numbers of ranks. Take recordings of one number"
+                "recorded servers had different numbers of ranks, or not all were watched. Take "
+                "recordings of one number"
             )
         return next(iter(found))
 
@@ -209,9 +226,10 @@ def gather(
         if windows is not None:
             untimed.append(_untimed(windows))
             found, more = _with_drawn(recording, windows, found, in_turn)
+            found, why = _with_inferred(recording, windows, found)
             found = with_front_end(recording, found, windows)
             found = _with_decoders(found, windows, recording)
-            told += [*more, *_seen_limits(recording)]
+            told += [*more, *why, *_seen_limits(recording)]
             told += _counted_as(found) if watched else ()
         polls = {run.engine: windows_for(recording, polled, run.engine) for run in found}
         found, drafted = with_drafts(found, polls)
@@ -281,6 +299,9 @@ def _check_enough(
     `untimed` says that requests ran, and that no server that was watched tells times of tokens.
     """
     names = ", ".join(recording.name for recording in recordings)
+    unnamed = [] if runs else [each for each in lost if UNNAMED in each]
+    if unnamed:
+        raise RecordingError(f"{unnamed[0]}. {NAMED_BY}")
     lacking = timed and not steps
     if all(map(only_watched, recordings)) and (lacking or not runs):
         dropped = [f". L{each[1:]}" for each in lost if each.startswith("left out of")]
@@ -576,6 +597,39 @@ def _with_drawn(
     return runs, notes
 
 
+def _with_inferred(
+    recording: Recording, windows: Windows, runs: list[Run]
+) -> tuple[list[Run], list[str]]:
+    """Return runs with those that forward passes tell of servers, and which tell none and why.
+
+    Spans stand before them, and so do the histograms of /metrics, where these are of lengths.
+    """
+    why, lost = [], recording.manifest.dropped.get("steps", 0)
+    for key, engine in recording.manifest.engines.items():
+        own = [
+            r
+            for r in runs
+            if r.engine == engine or (not r.drawn and r.engine.model == engine.model)
+        ]
+        if any(not run.spread_unknown for run in own):
+            continue
+        steps = recording.frame("steps", OF_PASSES).filter(pl.col("engine") == key)
+        if steps.is_empty():
+            continue
+        found = inferred_traffic(steps.sort("step"), engine, recording.name, key, lost)
+        begun = int(steps["prefill_requests"].sum())
+        if not isinstance(found, str):
+            runs = [run for run in runs if run.engine != engine] + found
+            if begun > MOST_INFERRED:
+                why.append(
+                    f"{recording.name}: the last {MOST_INFERRED:,} of {begun:,} requests are "
+                    "inferred"
+                )
+        elif windows.get(key) is None:
+            why.append(f"{recording.name}: {UNNAMED}: {found}")
+    return runs, why
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Servers:
     """The watched servers of a model, each with its key and what was polled of it."""
@@ -691,11 +745,16 @@ def _counted_as(runs: Sequence[Run]) -> list[str]:
     """Return what a problem is of traffic that was watched: a sample, or a request of several."""
     notes = []
     for run in runs:
+        if run.inferred:
+            notes.append(f"{run.recording}: {INFERRED}")
+        if run.inferred and run.engine.num_gpu_blocks is None:
+            notes.append(f"{run.recording}: {NO_CACHE}")
         most = max((len(each.samples) for each in run.problems.values()), default=1)
         if run.drawn:
+            told = "forward passes do" if run.inferred else "/metrics does"
             notes.append(
-                f"{run.recording}: each sample counts as a problem, at a rate too, for /metrics "
-                "does not tell which belong to one request"
+                f"{run.recording}: each sample counts as a problem, at a rate too, for {told} not "
+                "tell which belong to one request"
             )
         elif most > 1:
             notes.append(f"{run.recording}: a request of up to {most} samples is one problem")

@@ -112,7 +112,8 @@ class RecordedProblem:
 class Run:
     """The problems of one (engine, policy) in one recording.
 
-    `drawn` says that they are drawn from what a server's histograms tell, one of several draws.
+    `drawn` says that they are drawn from what a server's histograms tell, one of several draws, or
+    `inferred` from its forward passes (live/passes.py).
     `spread_unknown`: these tell no more of lengths than their
     mean. With a `curve` lengths are drawn, and what of votes is right it alone tells. With `texts`
     the answers are texts, which are the same in another run. Else they are numbers of this run's
@@ -126,6 +127,7 @@ class Run:
     concurrency: int | None
     rate_per_s: float | None
     drawn: bool = False
+    inferred: bool = False
     spread_unknown: bool = False
     curve: PublishedCurve | None = None
     texts: bool = False

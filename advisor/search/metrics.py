@@ -147,7 +147,9 @@ class CandidateMetrics(Metrics):
         self.place[row] = len(self.rows)
         self.rows.append(row)
         self.replayed.append(replayed)
-        factor = self.resampling.factor(engine, replayed.law, outside=replayed.extrapolated)
+        factor = self.resampling.factor(
+            engine, replayed.law, outside=replayed.extrapolated, totals=replayed.totals
+        )
         self.factors.append(factor)
         work = self.resampling.mean(replayed.device_s[0])
         self.loads.append(factor * work / max(point_mean(replayed.device_s[0]), 1e-12))

@@ -129,7 +129,9 @@ class CandidateReplays:
             device_s=np.array([[r.busy_share_s * devices for r in each] for each in runs]),
             capacity_per_s=capacity,
             keeps_up=keeps_up,
-            extrapolated=limits.crowded(peaks["kv_tokens"]) or not within,
+            extrapolated=limits.crowded(peaks["kv_tokens"])
+            or not within
+            or law.smaller(totals.requests / totals.step),
             totals=totals,
             paid=_paid(first, replicas),
         )

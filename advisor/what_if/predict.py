@@ -18,9 +18,10 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from advisor.evidence.gather import Evidence, gather
+from advisor.evidence.gather import NAMED_BY, UNNAMED, Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
 from advisor.evidence.live.drafts import with_lengths
+from advisor.evidence.live.passes import as_inferred
 from advisor.evidence.live.servers import as_metrics_say, as_one, run_with_length, servers_of
 from advisor.evidence.runs import Run, cut_at, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
@@ -65,6 +66,7 @@ from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN
+from traces.summary.run import Printed
 from traces.summary.run import Run as Summary
 
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
@@ -96,8 +98,14 @@ class Prediction:
     far_off: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the predicted run as a recording. Raises RecordingError where one exists."""
-        write_recording(folder, self.manifest, self.tables)
+        """Write the predicted run as a recording, with the numbers that are printed of it.
+
+        Raises RecordingError where one exists.
+        """
+        told = self.manifest.provenance["replayed"]
+        printed = {"printed": Printed.of(self.predicted).to_json()}
+        manifest = replace(self.manifest, provenance={"replayed": told | printed})
+        write_recording(folder, manifest, self.tables)
 
 
 def predict(
@@ -453,6 +461,13 @@ def _untaught(name: str, why: str) -> str:
     return f"{name} {UNTAUGHT} {why}"
 
 
+UNTOLD: Final = (
+    "the recorded steps are too alike to tell what each request adds to a step. The interval holds "
+    "steps that grow little and much with them. A recording with other numbers of samples or "
+    "problems in flight tells (--with)"
+)
+
+
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
     """Say where step times come from."""
     runs = after.times.runs
@@ -484,6 +499,8 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
             elif after.outside and outside > inside:
                 spread += ". Outside, how far its larger batches lie off smaller ones is added"
             notes.append(f"the run-to-run spread in the intervals is {spread}")
+        if after.others:
+            notes.append(UNTOLD)
     return [*notes, *after.times.notes]
 
 
@@ -624,9 +641,9 @@ def _measured_notes(
             "steps are means between two polls of /metrics, so that the law is coarse. The plugin "
             "tells every step (docs/attach.md)"
         )
-    elif tables:
+    elif tables and not own.inferred:
         notes.append("what prompts a step held is inferred from what the front end saw")
-    if own.drawn:
+    if own.drawn and not own.inferred:
         notes.append(
             "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
             "arrivals from its counters, where a request of several samples counts as several. "
@@ -642,6 +659,8 @@ def _measured_notes(
 
 def _of_replayed(base: Recording, recorded: Summary, own: Run, routed: _Routed) -> Summary:
     """Return what was recorded of the problems that are replayed."""
+    if own.inferred:
+        return as_inferred(recorded, own)
     if own.drawn:
         return as_metrics_say(recorded, base, routed.keys or [base.engine_key(recorded.engine)])
     return recorded.among(own.problems) if own.policy == AS_SENT else recorded
@@ -653,7 +672,8 @@ def _prefixes(base: Recording) -> list[str]:
     if workload is not None and workload.prompt_block_tokens is not None:
         size = workload.prompt_block_tokens
         return [f"prompts share what their blocks of {size:,} tokens have in common"]
-    if "imported" in base.manifest.provenance and not base.samples["cached_tokens"].count():
+    samples, imported = base.samples, "imported" in base.manifest.provenance
+    if imported and samples.height and not samples["cached_tokens"].count():
         return ["which prompts begin alike is not known: no prefix is shared"]
     return []
 
@@ -713,6 +733,9 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
         same = run.engine == recorded.engine and run.policy == (recorded.policy or AS_SENT)
         if run.recording == base.name and same:
             return run
+    unnamed = next((each for each in evidence.lost if UNNAMED in each), None)
+    if recorded.policy is None and unnamed is not None:
+        raise UsageError(f"{unnamed}. {NAMED_BY}")
     method = None if recorded.policy is None else recorded.policy.label()
     raise UsageError(
         f"{base.name}: the samples of {method or 'a run without a policy'} cannot be replayed. "

@@ -136,11 +136,13 @@ def with_probe(folder, code):
 
 NOTED = """
 import os
+from profiler.plugin.batches import COLUMNS, computed
 _noted = os.open("{path}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 _made = plugin._row
 def _row(*told):
     row = _made(*told)
-    os.write(_noted, b"%d\\n" % row[0])
+    if computed(dict(zip(COLUMNS, row))):
+        os.write(_noted, b"%d\\n" % row[0])
     return row
 plugin._row = _row
-"""  # for `with_probe`: the end of each step in a file, at once
+"""  # for `with_probe`: the end of each step that a recording has in a file, at once

@@ -1,5 +1,6 @@
 """Processes that begin with vLLM imported: forks of one that imported it, in ten seconds."""
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -47,6 +48,14 @@ class Warm:
 
 
 def _run(module, arguments, variables, cwd, files):
+    atexit._clear()  # what the process that forked this one does at its end
+    try:
+        _program(module, arguments, variables, cwd, files)
+    finally:
+        atexit._run_exitfuncs()  # as programs do, and forks do not
+
+
+def _program(module, arguments, variables, cwd, files):
     os.setsid()
     os.environ.clear()
     os.environ.update(variables)

@@ -65,6 +65,7 @@ class Replica:
     drafts: bool = False  # whether its metrics count drafts
     ahead: dict[str, Speculative | None] = field(default_factory=dict)  # by engine label
     adopted: bool = False  # whether a plugin told its configuration
+    joined: bool = False  # whether it is of one server with others, whose ranks are elsewhere
     ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
 
@@ -155,6 +156,7 @@ class Deployment:
         try:
             for access in self._accesses:
                 self.replicas.append(self._look(access, metrics_needed))
+            self._join_ranks()
         except BaseException:
             self.close()
             raise
@@ -226,9 +228,38 @@ class Deployment:
             facts = dataclasses.replace(self._facts, name=config.model)
         return config, facts
 
+    def _join_ranks(self) -> None:
+        """Take servers for one whose data-parallel ranks are each behind a URL of its own.
+
+        vLLM numbers the engines of a page by their rank (`engine_ranks_managed` of its
+        v1/engine/core_client.py), so that ranks behind an external balancer have numbers of their
+        own, 0 to N - 1 over all pages. Servers that share nothing are each a 0.
+        """
+        for model in {replica.config.model for replica in self.replicas}:
+            own = [each for each in self.replicas if each.config.model == model]
+            told = [[label for label in each.keys if label] for each in own]
+            numbers = [label for labels in told for label in labels]
+            ranks = len(numbers)
+            if len(own) < 2 or not all(told) or set(numbers) != set(map(str, range(ranks))):
+                continue
+            for replica, labels in zip(own, told, strict=True):
+                with self._lock:
+                    for key in replica.keys.values():
+                        self.engines.pop(key, None)
+                other = tuple(pair for pair in replica.config.other if pair[0] != "url")
+                config = dataclasses.replace(replica.config.one_replica(), other=other)
+                gpus = config.num_gpus and config.num_gpus * ranks
+                replica.config = dataclasses.replace(
+                    config, data_parallel_size=ranks, num_gpus=gpus
+                )
+                replica.joined = True
+                self._register(replica, labels)
+
     def _register(self, replica: Replica, labels: Sequence[str]) -> None:
         """Give each engine label of a server the key of its configuration."""
-        several = len([label for label in labels if label]) > 1
+        ranks = [label for label in labels if label]
+        alone = ranks != ["0"] and all(map(str.isdigit, ranks))  # a rank whose others are elsewhere
+        several = replica.joined or len(ranks) > 1 or (bool(ranks) and alone)
         where = replica.access.where if len(self._accesses) > 1 else ""
         with self._lock:
             replica.keys.clear()
@@ -312,8 +343,9 @@ class Deployment:
             return
         if config != replica.described:
             replica.config, replica.described, replica.facts = config, config, facts
-            replica.adopted = False
+            replica.adopted = replica.joined = False
             self._register(replica, _labels_of(replica, page))
+            self._join_ranks()
             self._event("note", f"{replica.access.where}: another configuration", config.key())
 
     def _keep(self, replica: Replica | None, page: pl.DataFrame) -> None:

@@ -26,6 +26,7 @@ from traces.errors import EngineError, MissingDependencyError, UsageError, insta
 from traces.forward_pass.record import MOST_BYTES, ForwardPass, read_message
 from traces.forward_pass.rows import SCOPES, ForwardPassRows, Row
 from traces.live.engine_names import VLLM
+from traces.recording.tables import SILENT
 from traces.recording.writer import RecordingWriter
 
 MOST_WAITING = 20_000  # records that nobody has taken yet
@@ -261,7 +262,7 @@ class PassSteps:
                     "restart", "its forward passes count from the start again", engine=rows.engine
                 )
         for endpoint in sorted(self._receiver.silent):
-            writer.event("drop", f"--fpm {endpoint}: nothing came from there")
+            writer.event(SILENT, f"--fpm {endpoint}: nothing came from there (docs/attach.md)")
         for reason, count in self._receiver.refused.most_common():
             writer.event("drop", f"--fpm: refused {count:,} {reason}")
         if self._left_out:

@@ -15,6 +15,7 @@ What came without it (`running` is null) is added to the step whose end is neare
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -170,6 +171,12 @@ def _check_values(told: Any) -> None:
         raise ValueError("a configuration with a number out of range")
 
 
+def computed(told: Mapping[str, Any]) -> bool:
+    """Whether a step computed something, so that it is a row of `steps`."""
+    worked = told["generated"] or told["computed"] or told["ctx_tokens"] or told["running"]
+    return bool(worked) and not told["dummy"]
+
+
 @dataclass
 class PluginRows:
     """Turns what the plugin of one engine sent into rows of `steps`, in the order of their ends.
@@ -200,11 +207,10 @@ class PluginRows:
         """Note that steps are missing, which ended up to then, unix ns."""
         insort(self._gaps, until)
 
-    def is_before(self, start_s: float | None) -> bool:
-        """Tell whether the newest step ended before then, unix seconds."""
-        if start_s is None or self._last_end is None:
-            return False
-        return self._last_end < start_s * 1e9
+    def has_earlier(self, raw: list[_Row], start_ns: int) -> bool:
+        """Tell whether a step ended before then, of these or of those that came before them."""
+        ends = [self._last_end, *(each["end"] for each in self._waiting), *(row[0] for row in raw)]
+        return any(end is not None and end < start_ns for end in ends)
 
     def rows(
         self,
@@ -253,8 +259,7 @@ class PluginRows:
         while self._gaps and told["end"] > self._gaps[0]:
             self._gaps.pop(0)
             self._context, self._alive = None, 0
-        worked = told["generated"] or told["computed"] or told["ctx_tokens"] or told["running"]
-        if told["dummy"] or not worked:
+        if not computed(told):
             self._last_end, self._ran, self._context, self._alive = told["end"], False, 0, 0
             return None
         detailed = told["gen_requests"] is not None

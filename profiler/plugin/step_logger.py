@@ -3,9 +3,9 @@
 It is off unless the environment variable TTSCOPE_PLUGIN names where to send, such as
 http://127.0.0.1:4318, where `ttscope attach --listen 4318` receives. `otlp`, alone or behind a
 comma, sends metrics to the collector of OTEL_EXPORTER_OTLP_ENDPOINT (step_metrics.py). On vLLM's
-thread it only reads
-numbers and appends one tuple per step to a bounded ring; a thread sends what is there twice a
-second. Whatever goes wrong, the server goes on: a full ring drops its oldest step and counts it, a
+thread it only reads numbers and appends one tuple per step to a bounded ring; a thread sends what
+is there twice a second. The end of the process waits for the last steps, as the thread ends with
+it. Whatever goes wrong, the server goes on: a full ring drops its oldest step and counts it, a
 receiver that is not there is tried again, and an exception switches the probe off with one line in
 the log. While nobody listens a try is a connection that is refused, which takes some 0.1 ms. The
 token of shared_token.py goes with all that is sent. Where the receiver has another, one line in the
@@ -47,6 +47,7 @@ PERIOD_S = 0.5
 _NEXT_S = 0.05  # until the next batch, where more than one wait
 _TIMEOUT_S = 2.0
 _LONGEST_PAUSE_S = 2.0  # who attaches waits a little longer (incoming.HELLO_S)
+_LAST_S = 0.5  # at most, that the end of the process waits for the last steps
 _MOST_PORTS = 16
 _FIX = "Run vLLM as the user who attaches, or give both the same TTSCOPE_TOKEN (16 letters or more)"
 _SCHEDULER = ("num_running_reqs", "num_waiting_reqs", "kv_cache_usage", "spec_decoding_stats")
@@ -60,7 +61,7 @@ _ITERATION = (
 )
 
 
-_SENDING: set[int] = set()  # engines of this process whose steps are sent
+_SENDING: dict[int, StepLogger] = {}  # by the engine whose steps are sent, of this process
 
 
 class StepLogger(StatLoggerBase):  # type: ignore[misc]
@@ -73,6 +74,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         self.on = False
         self._ring: deque[tuple[Any, ...]] = deque()
         self._sends = False
+        self._thread: threading.Thread | None = None
         self._metrics: StepMetrics | None = None
         try:
             target = os.environ.get(VARIABLE)
@@ -93,7 +95,9 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             log.info("ttscope: sending metrics of engine %s over OTLP", engine_index)
         urls = [each for each in asked if each != "otlp"]
         self._sends, self.on = bool(urls), True
-        _SENDING.add(engine_index)
+        if not _SENDING:
+            atexit.register(_end)
+        _SENDING[engine_index] = self
         if urls:
             self._start_sending(",".join(urls), vllm_config, engine_index)
 
@@ -114,11 +118,12 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         self._stopping = threading.Event()
         self._pending: list[tuple[Any, ...]] = []
         self._done = 0  # rows before `_pending`
+        self._pause = PERIOD_S  # until the next try, longer while nobody receives
         self._token: str | None = None
         self._refused = self._told = False
-        self._thread = threading.Thread(target=self._work, name="ttscope-steps", daemon=True)
-        self._thread.start()
-        atexit.register(self._stopping.set)
+        thread = threading.Thread(target=self._work, name="ttscope-steps", daemon=True)
+        thread.start()
+        self._thread = thread
         log.info("ttscope: sending the steps of engine %s to %s:%s", engine_index, *self._address)
 
     def record(
@@ -159,25 +164,37 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         """Nothing to say: the constructor did."""
 
     def _work(self) -> None:
-        """Send twice a second, less often while nobody receives."""
-        pause, last = PERIOD_S, 0.0
+        """Send twice a second, less often while nobody receives, and at the end all that waits."""
+        last = 0.0
         try:
             self._describe()
             while True:
-                ending = self._stopping.wait(pause)
+                ending = self._stopping.wait(self._pause)
                 quiet = not self._pending and not self._ring
                 if quiet and time.monotonic() - last < 1.0 and not ending:
                     continue
-                if self._send():
+                if sent := self._send():
                     more = len(self._ring) >= MOST_ROWS
-                    pause, last = _NEXT_S if more else PERIOD_S, time.monotonic()
+                    self._pause, last = _NEXT_S if more else PERIOD_S, time.monotonic()
                 else:
-                    pause = min(pause * 2, _LONGEST_PAUSE_S)
-                if ending or not (self.on or self._pending or self._ring):
+                    self._pause = min(max(self._pause, PERIOD_S) * 2, _LONGEST_PAUSE_S)
+                if not (self._pending or self._ring or (self.on and not ending)):
+                    return
+                if ending and not sent:
                     return
         except Exception as error:
             self.on = False
             log.warning("ttscope: the step probe stopped (%s: %s)", type(error).__name__, error)
+
+    def send_the_last(self) -> None:
+        """Have the thread send what waits, and then end."""
+        if self._thread is not None:
+            self._stopping.set()
+
+    def wait_for_the_last(self, seconds: float) -> None:
+        """Wait so long for it at most, and not where nobody took the steps before."""
+        if self._thread is not None and self._pause <= PERIOD_S:
+            self._thread.join(seconds)
 
     def _describe(self) -> None:
         with contextlib.suppress(Exception):  # steps without a configuration are worth having
@@ -267,6 +284,15 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             self._pending = self._pending[len(given_up) :]
             self._discarded += len(given_up)
             self._done += len(given_up)  # numbers are not given twice
+
+
+def _end() -> None:
+    """Wait for the last steps of all engines before the process ends."""
+    until = time.monotonic() + _LAST_S
+    for each in _SENDING.values():
+        each.send_the_last()
+    for each in _SENDING.values():
+        each.wait_for_the_last(max(until - time.monotonic(), 0.0))
 
 
 def _check_fields() -> None:

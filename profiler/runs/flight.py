@@ -146,6 +146,7 @@ class Flight:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None  # of the prompt
     output_tokens: int | None = 0  # of all requests, None where one does not tell
+    told_tokens: int = 0  # of those that tell, also where they failed
     requests: int = 0
     cancelled: int = 0
 
@@ -173,6 +174,7 @@ class Flight:
         self.failures += result.error is not None
         self.requests += 1
         self.cancelled += cancelled
+        self.told_tokens += result.output_tokens or 0
         if result.error is None:
             told = self.output_tokens is not None and result.output_tokens is not None
             self.output_tokens = (

@@ -49,6 +49,7 @@ from traces.recording.spans import RecordingSpanProcessor
 from traces.recording.writer import RecordingWriter
 from traces.schema.tts.parameters import complete, lowered, needs_of
 from traces.schema.tts.policy import Policy
+from traces.schema.tts.routes import EFFORTS
 
 HEADER = "X-Ttscope"
 MOST_RUNS = 256  # policies that differ in n and max_tokens, as requests ask for them
@@ -101,10 +102,12 @@ class Numbers:
         self.samples = Count(
             "ttscope_samples", "Samples of questions that ended, by outcome.", ["outcome"], **named
         )
-        self.tokens = Count("ttscope_generated_tokens", "Tokens of these samples.", **named)
+        self.tokens = Count(
+            "ttscope_generated_tokens", "Tokens of all samples, as the engine counts them.", **named
+        )
         self.efforts = Count(
             "ttscope_effort_questions",
-            "Questions that ended, by the reasoning effort that the policy gave them.",
+            "Questions that ended, by the reasoning effort that they were answered at.",
             ["effort"],
             **named,
         )
@@ -388,7 +391,7 @@ class Service:
         return 502, error_body(message + named, 502)
 
     def _policy_of(self, question: Question) -> Policy:
-        """Return the policy with what a request may change: n, and fewer tokens."""
+        """Return the policy with what a request may change: n, fewer tokens, an effort."""
         policy = self.policy
         wanted = question.override.n
         if wanted is not None and wanted != policy.n:
@@ -408,11 +411,14 @@ class Service:
                 "the policy goes on from thoughts by their token ids, which this engine does not "
                 "tell of a chat. Ask /v1/completions"
             )
-        most = question.max_tokens
+        own, most, effort = policy, question.max_tokens, question.reasoning_effort
         if most is not None and (policy.max_tokens is None or most < policy.max_tokens):
-            fewer = replace(policy, max_tokens=most)
-            if (fewer, question.chat) in self.runs or len(self.runs) < MOST_RUNS:
-                policy = fewer
+            own = replace(own, max_tokens=most)
+        unset = policy.reasoning_effort is None and policy.efforts is None
+        if question.chat and unset and effort in EFFORTS:
+            own = replace(own, reasoning_effort=effort)
+        if (own, question.chat) in self.runs or len(self.runs) < MOST_RUNS:
+            policy = own
         return policy
 
     def _run_of(self, policy: Policy, *, chat: bool) -> LiveRun:
@@ -509,9 +515,9 @@ class Service:
         self.numbers.questions.labels(outcome).inc()
         if flight.effort is not None:
             self.numbers.efforts.labels(flight.effort).inc()
+        self.numbers.tokens.inc(flight.told_tokens)
         if answer is not None:
             self.numbers.latency.observe(took_s)
-            self.numbers.tokens.inc(answer.output_tokens or 0)
             if answer.told["agreement"] is not None:
                 self.numbers.agreement.observe(answer.told["agreement"])
         for each in ended:

@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -120,7 +121,11 @@ def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
         raise UsageError(
             f"{path}: no field {sorted(unknown)[0]!r}, only {', '.join(sorted(known))}"
         )
-    return list(_engines(data if power_hz is None else data | {"power_hz": power_hz}, path))
+    plan = list(_engines(data if power_hz is None else data | {"power_hz": power_hz}, path))
+    names = Counter(job.name for group in plan for job in group.jobs)
+    if doubled := [name for name, count in names.items() if count > 1]:
+        raise UsageError(f"{path}: the plan holds {min(doubled)} twice")
+    return plan
 
 
 def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
@@ -157,9 +162,6 @@ def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
                 for repeat in range(repeats)
                 for policy in chosen
             ]
-            names = [job.name for job in jobs]
-            if doubled := {name for name in names if names.count(name) > 1}:
-                raise UsageError(f"{where}: the plan holds {sorted(doubled)[0]} twice")
             yield EngineJobs(engine=engine, jobs=tuple(jobs))
 
 

@@ -8,6 +8,7 @@ jobs that are not finished; a job in which that happens twice has failed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -17,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -69,15 +70,19 @@ class RayRunner:
     def __call__(
         self, plan: Sequence[EngineJobs], folder: Path, on_line: Listener
     ) -> list[Outcome]:
-        """Run engines, as many at a time as the cluster has room for."""
+        """Run engines, as many at a time as the cluster has room for, and one of each server."""
         lock, stop = threading.Lock(), threading.Event()
 
         def say(line: Mapping[str, Any]) -> None:
             with lock:
                 on_line(line)
 
-        with ThreadPoolExecutor(min(len(plan), MOST_TASKS)) as threads:
-            runs = [threads.submit(self._run, group, folder, say, stop) for group in plan]
+        def in_turn(groups: Sequence[EngineJobs]) -> list[Outcome]:
+            return [each for group in groups for each in self._run(group, folder, say, stop)]
+
+        turns = one_at_a_time(plan)
+        with ThreadPoolExecutor(min(len(turns), MOST_TASKS)) as threads:
+            runs = [threads.submit(in_turn, groups) for groups in turns]
             try:
                 return [outcome for run in runs for outcome in run.result()]
             except BaseException:
@@ -103,7 +108,8 @@ class RayRunner:
                 break
             for job in left:
                 shutil.rmtree(folder / f"{_GATHERING}{job.name}", ignore_errors=True)
-            pieces: Any = self._task.options(**demand).remote(now.to_json(), self._version)
+            order, files = now.to_json(), files_of(now)
+            pieces: Any = self._task.options(**demand).remote(order, self._version, files)
             try:
                 self._take(pieces, folder, on_line, errors, stop)
             except self._ray.exceptions.RayTaskError as error:
@@ -148,11 +154,21 @@ class RayRunner:
             on_line(piece)
 
 
+def one_at_a_time(plan: Sequence[EngineJobs]) -> list[list[EngineJobs]]:
+    """Return the engines of a plan, those of one server together: they would slow one another."""
+    turns: dict[str | int, list[EngineJobs]] = {}
+    for place, group in enumerate(plan):
+        url = group.engine.endpoint
+        server = place if url is None else url.rstrip("/").removesuffix("/v1")
+        turns.setdefault(server, []).append(group)
+    return list(turns.values())
+
+
 def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return what a task asks of one node: a GPU for each rank.
 
-    An engine on CPUs asks for a node of its own, since it computes on all cores. Raises EngineError
-    where no node is large enough, or none has a CPU.
+    An engine on CPUs asks for a node of its own, since it computes on all cores: for so many that
+    no node has room for two. Raises EngineError where no node is large enough, or none has a CPU.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     ranks = group.engine.tensor_parallel_size or 1
@@ -165,7 +181,7 @@ def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str,
                 "no node of the cluster has a CPU or a GPU to run on. Add one with ray start "
                 "--address HOST:PORT"
             )
-        return {"num_cpus": min(cpus)}
+        return {"num_cpus": max(min(cpus), max(cpus) // 2 + 1)}
     if gpus < ranks:
         raise EngineError(
             f"tensor_parallel_size {ranks} needs as many GPUs on one node. The largest has {gpus:g}"
@@ -173,16 +189,50 @@ def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str,
     return {"num_cpus": 1, "num_gpus": ranks}
 
 
-def run_on_node(order: dict[str, Any], version: str) -> Generator[dict[str, Any]]:
-    """Run an engine's jobs on this node; the task. Gives its lines, and files before `finished`."""
+def files_of(group: EngineJobs) -> dict[str, bytes]:
+    """Return the workloads and the chat template of jobs by their paths, those that are files."""
+    named = {job.workload for job in group.jobs if job.workload.partition(":")[0] != "demo"}
+    found = {}
+    for path in named | {group.engine.chat_template or ""} - {""}:
+        with contextlib.suppress(OSError):  # the task says what it misses
+            found[path] = Path(path).read_bytes()
+    return found
+
+
+def with_files(group: EngineJobs, files: Mapping[str, bytes], folder: Path) -> EngineJobs:
+    """Return jobs whose files lie in `folder`, under their own names."""
+    kept = {}
+    for place, (path, data) in enumerate(sorted(files.items())):
+        kept[path] = folder / str(place) / PurePosixPath(path).name
+        kept[path].parent.mkdir(parents=True)
+        kept[path].write_bytes(data)
+
+    def of(path: str) -> str:
+        return str(kept.get(path, path))
+
+    template = group.engine.chat_template
+    return replace(
+        group,
+        engine=replace(group.engine, chat_template=None if template is None else of(template)),
+        jobs=tuple(replace(job, workload=of(job.workload)) for job in group.jobs),
+    )
+
+
+def run_on_node(
+    order: dict[str, Any], version: str, files: Mapping[str, bytes]
+) -> Generator[dict[str, Any]]:
+    """Run an engine's jobs on this node; the task. Gives its lines, and files before `finished`.
+
+    `files` are those that the jobs name, by their paths on the machine of the sweep.
+    """
     here = importlib.metadata.version("ttscope")
     if here != version:
         raise EngineError(f"a node has ttscope {here}, this machine {version}. Install the same")
-    group = EngineJobs.from_json(order)
     with tempfile.TemporaryDirectory(prefix="ttscope-sweep-") as made:
         folder = Path(made)
+        group = with_files(EngineJobs.from_json(order), files, folder / ".files")
         yield {"job": group.jobs[0].name, "state": "starting"}
-        with closing(engine_lines(group, folder)) as lines:
+        with contextlib.closing(engine_lines(group, folder)) as lines:
             for line in lines:
                 if name := line.get("finished"):
                     yield from pieces_of(folder, name)

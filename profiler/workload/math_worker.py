@@ -33,6 +33,16 @@ _SAYS = re.compile(
 _WORD = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sqrt|arc(?:sin|cos|tan)|(?:sin|cos|tan)h|infty)\b)[A-Za-z]{4,}"
 )
+# Short words that no formula has between two of its own, as names of its variables are.
+_SHORT = r"is|are|so|we|to|of|in|at|it|be|as|by|on|an|the|and|get|has|was|for|its|out|all"
+_BETWEEN = re.compile(
+    rf"(?<![\\A-Za-z])(?:{_SHORT})(?![A-Za-z])|{_WORD.pattern}|[\n;?]|[.:](?=\s|\Z)", re.IGNORECASE
+)
+_MARKS = re.compile(r"(?<!\\)\$|\\\(|\\\[|boxed")
+_TORN = re.compile(  # a part of a formula
+    r"\A(?:[+*/×·^)]|\\(?:times|cdot|pm|div)(?![a-zA-Z]))"
+    r"|(?:[-+*/×·^(=]|\\(?:times|cdot|pm|div|frac|sqrt))\Z"
+)
 _IN_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{[^{}]*\}")
 _MOST_CHARACTERS = 500  # of a canonical form; longer ones do not come from answers
 
@@ -69,18 +79,44 @@ def _bare(text: str) -> str:
 
 
 def _is_line(text: str) -> bool:
-    marked = any(mark in text for mark in ("$", "\\(", "\\[", "boxed"))
-    return not marked and "\n" not in text and len(text) < _MOST_CHARACTERS
+    return not _MARKS.search(text) and "\n" not in text and len(text) < _MOST_CHARACTERS
 
 
 def _parsed(text: str) -> list[Any]:
-    """Return what math-verify reads: of a line all of it as one formula, unless it has words."""
+    r"""Return what math-verify reads of a text.
+
+    Without words that is all of it, as one formula. Of words without a formula that is marked it is
+    the last formula between them. math-verify itself takes the last number there, which may be a
+    part of a formula: 5 of 3 \times 5.
+    """
     from math_verify import parse
 
-    whole = parse(f"\\boxed{{{text}}}", parsing_timeout=None) if _is_line(text) else []
-    if whole and not isinstance(whole[0], str) and not _WORD.search(_IN_TEXT.sub("", text)):
-        return list(whole)
-    return list(parse(text, parsing_timeout=None) or whole)
+    if _MARKS.search(text):
+        return list(parse(text, parsing_timeout=None))
+    text = text.strip().rstrip(".")
+    if _is_line(text) and not _BETWEEN.search(_IN_TEXT.sub("", text)):
+        return list(parse(f"\\boxed{{{_worked_out(text)}}}", parsing_timeout=None))
+    formula = _last_formula(text)
+    if formula is None:
+        words = " ".join(text.split())
+        return [] if re.search(r"[0-9\\]", words) or len(words) >= _MOST_CHARACTERS else [words]
+    return list(parse(f"\\boxed{{{_worked_out(formula)}}}", parsing_timeout=None))
+
+
+def _worked_out(formula: str) -> str:
+    """Return what follows the last = where numbers alone stand before it."""
+    before, _, after = formula.rpartition("=")
+    alone = re.sub(r"\\[a-zA-Z]+", "", before)
+    return (
+        after if re.search(r"[0-9)}]\s*\Z", alone) and not re.search("[a-zA-Z]", alone) else formula
+    )
+
+
+def _last_formula(text: str) -> str | None:
+    """Return the last stretch between words that has a digit; None where a word tears it apart."""
+    parts = [each.strip(" \t,.*_=") for each in _BETWEEN.split(_IN_TEXT.sub("", text))]
+    numbers = [each for each in parts if re.search(r"[0-9]", each)]
+    return None if not numbers or _TORN.search(numbers[-1]) else numbers[-1]
 
 
 def _equal(expected: list[Any], answer: list[Any]) -> bool:

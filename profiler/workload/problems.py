@@ -12,8 +12,9 @@ from typing import Any
 from profiler.demo import task
 from profiler.engines.interface import Prompt
 from profiler.workload.lengths import Lengths, read_lengths
-from profiler.workload.verifiers import NAMES, ByText, Verifier, read_answer, verifier
+from profiler.workload.verifiers import NAMES, ByText, Verifier, is_right, read_answer, verifier
 from traces.errors import UsageError
+from traces.foreign.evaluations.reader import took_too_long
 from traces.recording.manifest import WorkloadFacts
 
 _MAX_LINE_BYTES = 4 << 20
@@ -65,15 +66,12 @@ class Workload:
     def is_correct(self, problem: Problem, answer: str | None) -> bool | None:
         """Return whether a class of answers is the expected one; None where none is known.
 
-        None too where the verifier cannot read the expected answer, and where samples were given
-        their length: the model did not end them.
+        None too where the verifier cannot read the expected answer in time, and where samples were
+        given their length: the model did not end them.
         """
-        if problem.expected is None or problem.output_tokens is not None:
+        if problem.output_tokens is not None:
             return None
-        chosen = problem.verifier or self.verifier
-        if chosen.canonical(problem.expected) is None:
-            return None
-        return answer is not None and chosen.matches(answer, problem.expected)
+        return is_right(problem.verifier or self.verifier, answer, problem.expected)
 
     def facts(self, template: str | None) -> WorkloadFacts:
         """Return what a recording says of it.
@@ -119,7 +117,7 @@ class Workload:
                 "problems: the model did not end their samples, so they are not judged"
             )
         if late:
-            told.append(f"answers that took too long to check, counted as wrong: {late:,}")
+            told.append(took_too_long(late))
         if seconds:
             told.append(f"checking answers took {seconds:.1f} s, in which the policy waited")
         return told

@@ -61,6 +61,20 @@ def verifier(name: str) -> Verifier:
     return made[name]()
 
 
+def is_right(chosen: Verifier, answer: str | None, expected: str | None) -> bool | None:
+    """Return whether a class of answers is the expected one, None where that cannot be told.
+
+    So it is without an expected answer, where the verifier cannot read it, and where that took too
+    long: of another answer it is not known then whether it is equal.
+    """
+    wanted = None if expected is None else chosen.canonical(expected)
+    if expected is None or wanted is None:
+        return None
+    if wanted != answer and getattr(chosen, "gave_up", lambda canonical: False)(wanted):
+        return None
+    return answer is not None and chosen.matches(answer, expected)
+
+
 def read_answer(chosen: Verifier, text: str, prompt: Prompt) -> str | None:
     """Return the answer that a completion of the prompt gives."""
     if isinstance(chosen, Choice):

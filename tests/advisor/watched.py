@@ -1,12 +1,15 @@
 """Recordings of a server that was only watched, made of an engine's run whose truth is known."""
 
 import dataclasses
+import gzip
+import json
 
 import numpy as np
 import polars as pl
 
 from advisor.replay.recording import write_recording
-from tests.traces.forward_pass.passes import passed
+from tests.traces.forward_pass.passes import enveloped, passed
+from traces.foreign.steps.forward_passes import import_passes
 from traces.forward_pass.record import read_object
 from traces.forward_pass.rows import ForwardPassRows
 from traces.recording.reader import Recording
@@ -108,20 +111,38 @@ def front_end(steps, samples, key):
 
 def passes(steps, samples, key):
     """Return steps as the engine's forward-pass metrics tell them, with a heartbeat when idle."""
-    rows, found, counter = ForwardPassRows(key, speculates=False), [], 0
+    rows, found = ForwardPassRows(key, speculates=False), []
+    for record, end in records(steps):
+        found += rows.rows(read_object(record), end)
+    return pl.DataFrame([*found, *rows.flush()], infer_schema_length=None)
+
+
+def records(steps):
+    """Yield an engine's records of forward passes, and when each was written, unix ns."""
+    counter = 0
     for step in steps.iter_rows(named=True):
         if step["interval_ns"] is None:
-            found += rows.rows(read_object(passed(counter, wall=0.0)), step["end"])
+            yield passed(counter, wall=0.0, queued_requests={}), step["end"]
             counter += 1
         record = passed(
             counter, wall=(step["wall_ns"] or step["interval_ns"] or 0) / 1e9,
             decodes=step["decode_requests"], context=step["decode_kv_tokens"],
             prefills=step["prefill_requests"], new=step["prefill_tokens"],
             cached=step["prefill_kv_tokens"] - step["prefill_tokens"],
+            queued_requests={"num_prefill_requests": step["waiting"] or 0},
         )  # fmt: skip
-        found += rows.rows(read_object(record), step["end"])
+        yield record, step["end"]
         counter += 1
-    return pl.DataFrame([*found, *rows.flush()], infer_schema_length=None)
+
+
+def imported(truth, folder):
+    """Write Dynamo's files of a `Prediction` taken for the truth, and import them."""
+    path = folder.with_suffix(".jsonl.gz")
+    with gzip.open(path, "wt") as file:
+        for record, end in records(truth.tables["steps"]):
+            file.write(json.dumps(enveloped(record, written_ms=end // 1_000_000)) + "\n")
+    import_passes([path], folder, model="toy")
+    return Recording.open(folder)
 
 
 def _whole(table, frame):

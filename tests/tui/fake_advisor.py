@@ -9,6 +9,7 @@ from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Budget, NearMiss, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import Policy
+from tui.screens.library import words_of
 
 
 def estimate(value: float, unit: str, *, extrapolated: bool = False) -> Estimate:
@@ -95,6 +96,10 @@ class FakeAdvisor:
 
     def price_of(self, run, budget):
         return Prices(budget, None).of_run(run)
+
+    def what_if(self, pick, changes, budget):
+        words_of(changes)
+        raise UsageError(f"what-if: no recording of {pick.engine.model}")
 
     def accounts(self, answer, api_price):
         return None, None, None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from math import hypot, inf
 from typing import Any, Final, Literal
 
+import numpy as np
 import polars as pl
 
 from traces.deployment.documents import ASSUMED, Expectations, names_hash, plain_policy
@@ -40,6 +41,7 @@ from traces.summary.comparison import (
     ran_at_once,
     spread_of,
 )
+from traces.summary.energy import run_window
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.problems import MOST_UNTOLD, voting_samples
 from traces.summary.run import Run, to_plain
@@ -199,12 +201,14 @@ def _held(
         measured = estimate_of(run, of.tag)
     except (AttributeError, KeyError):  # what no run tells, such as devices
         measured = None
+    paid = _paid_at_rate(expected, run, of.tag)
+    measured = paid if measured is None else measured
     why = None if measured is None else _unlike(expected, run, timed)
     if measured is not None and why is None and kind == "promise" and metric.startswith("latency"):
         why = _other_path(expected, run)
     if measured is None:
         why = "not measured in this recording"
-        if metric == "cost_usd" and run.device_s_per_problem is not None:
+        if metric == "cost_usd" and (run.device_s_per_problem or expected.rate_per_s) is not None:
             why = "no price is known. Give --price"
     elif measured.low is None and measured.high is None:
         why = "too few problems for an interval. Record more"
@@ -222,11 +226,36 @@ def _held(
         )
     if timed:
         measured = _from_run_to_run(measured, sd_of(of.tag))
+    if paid is not None:
+        measured = measured.at_least(paid.value)
     check = _judged(of.noun, kind, measured, bound, wanted, above=not of.higher_is_better)
-    lighter = _lighter(expected, run) if timed else None
-    if lighter is not None and check.verdict != "broken":  # under the whole load it may be
-        return replace(check, verdict="absent", why=lighter)
+    words, share = _load_beside(expected, run)
+    # Under the whole load a latency may be broken, and the devices' share may be less.
+    lighter = timed and share is not None and share < 1 - ROOM
+    if lighter and not (check.verdict == "broken" and of.tag.startswith("latency_s.")):
+        return replace(check, verdict="absent", why=words)
     return check
+
+
+def _paid_at_rate(expected: Expectations, run: Run, tag: str) -> Estimate | None:
+    """Return the device time or cost of a problem at the promised rate: idle devices are paid too.
+
+    Busy devices take no less, and no longer than the run, its problems' share. None of other
+    numbers. A server that does not tell its devices has those of the promise.
+    """
+    price_s = {"device_s_per_problem": 1.0}
+    if run.price_usd_per_device_hour is not None:
+        price_s["cost_usd_per_problem"] = run.price_usd_per_device_hour / 3600
+    rate, rows, samples = expected.rate_per_s, run.rows, run.sample_rows
+    if rate is None or tag not in price_s or rows is None or samples is None:
+        return None
+    if (window := run_window(rows, samples)) is None:
+        return None
+    untold = run.engine.mode == "server" and run.engine.num_devices == 1
+    devices = (expected.engine if untold else run.engine).num_devices
+    paid = devices / rate * price_s[tag] * (1 - 1e-9)  # of rounding
+    most = paid * max((window[1] - window[0]) / 1e9 / rows.height * rate, 1.0)
+    return Estimate(value=paid, low=paid, high=most, unit=quantity(tag).unit)
 
 
 def _judged(
@@ -263,20 +292,23 @@ def _unlike(expected: Expectations, run: Run, timed: bool) -> str | None:
     """Return why a number of a run is not the one that was promised; None where it is."""
     if (other := _other_problems(expected, run)) is not None:
         return other
-    if not timed:
-        return None
+    words, share = _load_beside(expected, run)
+    return words if timed and (share is None or share > 1 + ROOM) else None
+
+
+def _load_beside(expected: Expectations, run: Run) -> tuple[str, float | None]:
+    """Return a run's load beside the promised one in words, and its share of that, if known."""
     wanted, rate = expected.concurrency, expected.rate_per_s
     at = run.conditions[1] if run.conditions else None
     if rate is not None and isinstance(at, int | float) and at:
-        return None if abs(at / rate - 1) < ROOM else f"{at:.3g}/s arrived, not {rate:g}/s"
-    in_flight = _in_flight(run)
-    if wanted is not None and in_flight is not None and in_flight <= wanted * (1 + ROOM):
-        return None
+        return f"{at:.3g}/s arrived, and it was promised for {rate:g}/s", at / rate
     if wanted is None and rate is None:
-        return "the promise does not say its load"
+        return "the promise does not say its load", None
+    in_flight = _in_flight(run)
     load = f"{wanted} in flight" if wanted is not None else f"{rate:g}/s"
     ran = "an unknown load" if in_flight is None else f"{in_flight:.3g} in flight"
-    return f"ran with {ran}, and was promised for {load}"
+    share = None if wanted is None or in_flight is None else in_flight / wanted
+    return f"ran with {ran}, and was promised for {load}", share
 
 
 def _other_problems(expected: Expectations, run: Run) -> str | None:
@@ -292,25 +324,25 @@ def _other_problems(expected: Expectations, run: Run) -> str | None:
     return f"{told}, which outcomes know by name alone. Record all, each with its problem_id"
 
 
-def _lighter(expected: Expectations, run: Run) -> str | None:
-    """Return that a run had fewer problems in flight than was promised for; None where not so."""
-    wanted, in_flight = expected.concurrency, _in_flight(run)
-    if wanted is None or in_flight is None or in_flight >= wanted * (1 - ROOM):
-        return None
-    return (
-        f"it holds with {in_flight:.3g} in flight, and was promised for {wanted}, which may take "
-        "longer"
-    )
-
-
 def _in_flight(run: Run) -> float | None:
-    """Return the problems in flight: as they were kept, or on average, by Little's law."""
+    """Return the problems in flight: as they were kept, or as problems met them on average.
+
+    That is over the seconds of all problems, so that hours without any count for nothing. Other
+    runs of the recording are in the mean by Little's law alone, which is taken where it is more.
+    """
     kept, rate = run.conditions[:2] if run.conditions else (None, None)
     if isinstance(kept, int | float):
         return float(kept)
     latency = run.latency_s["mean"]
-    known = isinstance(rate, int | float) and latency is not None
-    return rate * latency.value if known and latency is not None else None  # type: ignore[operator]
+    if not isinstance(rate, int | float) or latency is None or run.rows is None:
+        return None
+    lives = run.rows.select("arrival", ended=pl.coalesce("decided_at", "end")).drop_nulls()
+    times = np.concatenate([lives["arrival"].to_numpy(), lives["ended"].to_numpy()])
+    order = np.argsort(times, kind="stable")
+    there = np.where(order < lives.height, 1, -1).cumsum()[:-1].astype(float)
+    problem_s = there * np.diff(times[order])
+    met = float(there @ problem_s / problem_s.sum()) if problem_s.any() else 0.0
+    return max(met, float(rate * latency.value))
 
 
 def _other_path(expected: Expectations, run: Run) -> str | None:
@@ -586,16 +618,20 @@ def drift(
 ) -> list[Check]:
     """Hold a deployment that was watched against what promises rest on.
 
-    Its servers are one each. What runs that were recorded with it tell counts before what their
-    metrics say.
+    Its servers are one each, but that the load of servers which a promise has together is theirs
+    together. What runs that were recorded with it tell counts before what their metrics say.
     """
     checks = []
     of_runs = [observed(run) for run in runs]
+    together = len(servers) > 1 and expected.engine.by_server()[0] > 1
+    if together:
+        checks.append(load_check(expected, *(each for _, each in servers)))
     for engine, each in servers:
         found = observed_live(each, engine, expected.policy)
         for told in of_runs:
             found |= {name: value for name, value in told.items() if value is not None}
-        held = [load_check(expected, each), *assumptions(expected, found)]
+        load = [] if together else [load_check(expected, each)]
+        held = [*load, *assumptions(expected, found)]
         where = f"{each.engine}: " if len(servers) > 1 else ""
         checks += [replace(check, name=where + check.name) for check in held]
     if not servers:
@@ -604,22 +640,28 @@ def drift(
     return checks
 
 
-def load_check(expected: Expectations, numbers: Numbers) -> Check:
-    """Hold the load of a server against the one that was assumed, in its requests.
+def load_check(expected: Expectations, *servers: Numbers) -> Check:
+    """Hold the load of servers against the one that was assumed of so many, in their requests.
 
     A problem makes so many requests at most, and so many at a time. More than a tenth above breaks
     it.
     """
     policy = expected.policy
+    share = len(servers) / max(expected.engine.by_server()[0], len(servers))
     if expected.rate_per_s is not None:
-        name, found, unit = "requests a second", numbers.requests_per_s, "requests/s"
-        most = expected.rate_per_s * most_requests(policy)
+        name, unit = "requests a second", "requests/s"
+        loads = [each.requests_per_s for each in servers]
+        most = expected.rate_per_s * most_requests(policy) * share
     else:
-        name, found, unit = "requests that run or wait", numbers.running, "requests"
-        found = None if found is None else found + (numbers.waiting or 0.0)
-        most = float((expected.concurrency or 1) * most_at_once(policy))
+        name, unit = "requests that run or wait", "requests"
+        loads = [
+            None if each.running is None else each.running + (each.waiting or 0.0)
+            for each in servers
+        ]
+        most = (expected.concurrency or 1) * most_at_once(policy) * share
     wanted = f"at most {number(most, unit)}"
-    if found is None:
+    found = sum(load for load in loads if load is not None)
+    if None in loads:
         return Check(
             name=name,
             kind="assumption",

@@ -169,15 +169,14 @@ class Expectations:
     served: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document."""
-        return {
+        """Return the document, without what is not known, not limited or not promised."""
+        document: dict[str, Any] = {
             "ttscope_expect": max(
                 PROBLEM_NAMES if self.problem_names else 1, _version(self.policy)
             ),
             "engine": self.engine.to_json(),
-            "policy": plain_policy(self.policy),
             "workload": None if self.workload is None else self.workload.to_json(),
-            **({"problem_names": self.problem_names} if self.problem_names else {}),
+            "problem_names": self.problem_names or None,
             "load": {"concurrency": self.concurrency, "rate_per_s": self.rate_per_s},
             "budget": self.budget.to_json(),
             "probability_within_budget": self.probability_within_budget,
@@ -185,6 +184,15 @@ class Expectations:
             "promised": {name: _plain(each) for name, each in self.promised.items()},
             "assumed": {name: _plain(each) for name, each in self.assumed.items()},
         }
+        told: dict[str, Any] = _told(document)
+        return told | {"policy": plain_policy(self.policy)}  # whose nulls must be put in
+
+
+def _told(document: Any) -> Any:
+    """Return JSON without the fields that are null."""
+    if not isinstance(document, dict):
+        return document
+    return {name: _told(each) for name, each in document.items() if each is not None}
 
 
 def names_hash(names: Iterable[str]) -> str:

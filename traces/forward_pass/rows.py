@@ -13,9 +13,12 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from traces.forward_pass.limits import SeenLimits
 from traces.forward_pass.record import ForwardPass
 
 Row = dict[str, Any]
+
+FORMAT = "forward-pass metrics"  # as an import is called
 
 EARLY = 0.25  # of a step's own time: a record that comes sooner behind the last one was waited for
 SCOPES = {  # what `wall_time` covers, by the engine's `timing_scope`
@@ -45,9 +48,11 @@ class ForwardPassRows:
     restarts: int = 0
     idle: int = 0
     scopes: Counter[str | None] = field(default_factory=Counter)
+    limits: SeenLimits = field(default_factory=SeenLimits)
     _counter: int | None = None
     _end: int | None = None  # of the step before, where this one follows it
     _held: Row | None = None  # its time is known when the next record has come
+    _stopped: int = 0  # requests that wait and decoded before
 
     def rows(self, record: ForwardPass, end: int | None) -> Iterator[Row]:
         """Yield the rows that are known now; `end` is when the record was written, unix ns."""
@@ -99,6 +104,10 @@ class ForwardPassRows:
         if done.num_prefill_requests == 1:
             context = new * cached + new * (new + 1) // 2
         decodes = done.num_decode_requests
+        waiting = queued.num_prefill_requests + queued.num_decode_requests
+        if decodes:  # steps of prompts alone may keep others waiting (SGLang)
+            self.limits.take(done.num_prefill_requests + decodes, new + decodes, waiting)
+        stopped, self._stopped = self._stopped, queued.num_decode_requests
         number, self.steps = self.steps, self.steps + 1
         return {
             "engine": self.engine,
@@ -110,7 +119,8 @@ class ForwardPassRows:
             "prefill_tokens": new,
             "decode_requests": decodes,
             "decode_tokens": decodes if self.speculates is False or not decodes else None,
-            "waiting": queued.num_prefill_requests + queued.num_decode_requests,
+            "waiting": waiting,
+            "preempted": max(self._stopped - stopped, 0),
             "prefill_kv_tokens": cached + new,
             "decode_kv_tokens": done.sum_decode_kv_tokens,
             "prefill_query_context": context,

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from traces.forward_pass.rows import FORMAT
 from traces.live.engine_names import REQUEST_LIMITS, software_of
 from traces.live.numbers import MOST_SERIES, TRAFFIC, USED, Numbers, Polls, Window, numbers_in
 from traces.live.verdict import STEPS_JUDGED, Evidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
-from traces.recording.tables import TABLES
+from traces.recording.tables import SILENT, TABLES
 from traces.schema.engine import EngineConfig
 from traces.schema.record import Record
 from traces.statistics import quantile, spread
@@ -85,9 +86,13 @@ ONLY_WATCHED = (
 
 
 def only_watched(recording: Recording) -> bool:
-    """Whether a recording holds nothing but the traffic of others on servers."""
+    """Whether a recording holds nothing but the traffic of others on servers.
+
+    An import of forward passes tells of such traffic too, without a name for any request.
+    """
     manifest = recording.manifest
-    return not manifest.policies and "imported" not in manifest.provenance
+    imported = manifest.provenance.get("imported")
+    return not manifest.policies and (imported is None or imported.get("format") == FORMAT)
 
 
 def runs_and_servers(
@@ -235,7 +240,11 @@ def _watched(
         numbers=numbers,
         verdict=judge(key, evidence),
         events={kind: counts[kind] for kind in EVENTS if counts.get(kind)},
-        losses=(*recording.losses, *_left_out(window)),
+        losses=(
+            *recording.losses,
+            *_left_out(window),
+            *mine.filter(kind=SILENT)["detail"].drop_nulls().unique(maintain_order=True),
+        ),
         columns=columns,
         window=window,
         requests=_requests([run for run in runs if run.engine == engine]),

@@ -143,6 +143,7 @@ STEPS: Columns = {
     "source": TEXT,  # measured | inferred | replayed | forward
 }
 
+SILENT = "silent"  # an event: what was asked for never came, in words
 FORWARD = "forward"  # a source of steps whose time is that of the model's forward alone
 
 # What a step computes: the columns that its time is a function of.

@@ -243,6 +243,7 @@ class RecordingWriter:
         self._gone: list[str] = []  # tables of which others deleted parts
         self._sources: list[tuple[str, Callable[[], Drained]]] = []
         self._lock = threading.Lock()
+        self._updating = threading.Lock()  # several threads tell of engines
         self._asked: dict[str, Callable[[], Any]] = {}
         self._listeners: list[Callable[[str, pl.DataFrame], None]] = []
         self._heard = dict.fromkeys(TABLES, 0)  # rows that wait and were listened to
@@ -305,18 +306,19 @@ class RecordingWriter:
 
     def update(self, **changes: Any) -> None:
         """Change fields of the manifest and write it."""
-        self.manifest = dataclasses.replace(self.manifest, **changes)
-        try:
-            self._check_folder()
-            self.manifest.write(self.path)
-            self._manifest_kept = True
-        except OSError as error:
-            self._fail(error)
-            self._manifest_kept = False
-            return
-        if not self._closing.is_set():
-            with contextlib.suppress(OSError):  # a full disk: the next one may find room
-                reserve(self.path)
+        with self._updating:
+            self.manifest = dataclasses.replace(self.manifest, **changes)
+            try:
+                self._check_folder()
+                self.manifest.write(self.path)
+                self._manifest_kept = True
+            except OSError as error:
+                self._fail(error)
+                self._manifest_kept = False
+                return
+            if not self._closing.is_set():
+                with contextlib.suppress(OSError):  # a full disk: the next one may find room
+                    reserve(self.path)
 
     def at_close(self, **changes: Callable[[], Any]) -> None:
         """Have `close` ask for fields of the manifest that are known when all is drained."""

@@ -332,9 +332,8 @@ def _paired_problems(first: Run, second: Run) -> pl.Series | str:
         return "there is no row per problem to pair"
     if first.curve is not None or second.curve is not None:
         return "a published curve knows no problem by itself, so nothing is paired"
-    hashes = [None if run.workload is None else run.workload.hash for run in (first, second)]
-    alike = None if None not in hashes and hashes[0] == hashes[1] else _alike(first, second)
-    if alike is None and (hashes[0] is None or hashes[0] != hashes[1]):
+    alike = None if _of_one_workload(first, second) else _alike(first, second)
+    if alike is None and not _of_one_workload(first, second):
         return "the recordings are not known to pose the same problems, so nothing is paired"
     decided = [
         run.rows.filter(pl.col("state") == "decided")["problem_id"].drop_nulls().unique()
@@ -345,6 +344,25 @@ def _paired_problems(first: Run, second: Run) -> pl.Series | str:
     if alike is not None:
         both = both.filter(both.is_in(pl.Series(sorted(alike), dtype=pl.Utf8).implode()))
     return both if both.len() else "no problem was decided in both"
+
+
+def _of_one_workload(first: Run, second: Run) -> bool:
+    hashes = [None if run.workload is None else run.workload.hash for run in (first, second)]
+    return hashes[0] is not None and hashes[0] == hashes[1]
+
+
+def by_problems(runs: Sequence[Run]) -> list[list[int]]:
+    """Return the places of runs, those together that are known to pose the same problems."""
+    sets: list[list[int]] = []
+    for place, run in enumerate(runs):
+        for each in sets:
+            first = runs[each[0]]
+            if _of_one_workload(first, run) or _alike(first, run) is not None:
+                each.append(place)
+                break
+        else:
+            sets.append([place])
+    return sets
 
 
 def _alike(first: Run, second: Run) -> set[str] | None:

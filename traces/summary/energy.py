@@ -19,7 +19,7 @@ from traces.recording.reader import Recording
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.statistics import Floats, ratio
-from traces.summary.problems import share
+from traces.summary.problems import of_a_server, share, step_ns
 
 NOT_RECORDED = "no power was recorded"
 
@@ -62,12 +62,17 @@ class EnergyShares:
 
 
 def share_energy(
-    curve: Curve, window: Window, steps: pl.DataFrame, samples: pl.DataFrame
+    curve: Curve,
+    window: Window,
+    steps: pl.DataFrame,
+    samples: pl.DataFrame,
+    *,
+    shared: bool = False,
 ) -> EnergyShares:
     """Share the energy of a window among one engine's steps (in order) and its samples.
 
     A step runs from the end of the step before, or from its own start where the engine had been
-    idle, to its end; the part outside the window does not count.
+    idle, to its end; the part outside the window does not count. `shared` is as of `share`.
     """
     length = (window[1] - window[0]) / 1e9
     total = float(curve.between(np.array([0.0]), np.array([length]))[0])
@@ -76,18 +81,18 @@ def share_energy(
         return EnergyShares(
             total=total, idle=None, steps=np.full(steps.height, np.nan), samples=nowhere
         )
-    time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
-    begun, ended = (
-        steps.select(column).to_series().to_numpy().astype(float) / 1e9
-        for column in (pl.col("end") - window[0] - time, pl.col("end") - window[0])
-    )
+    ended = (steps["end"] - window[0]).to_numpy().astype(float) / 1e9
+    begun = ended - step_ns(steps, samples) / 1e9
     ended = np.maximum.accumulate(np.clip(ended, 0.0, length))
     before = np.concatenate(([0.0], ended[:-1]))
     begun = np.clip(np.maximum(begun, before), 0.0, ended)
     drawn = curve.between(begun, ended)
     gaps = curve.between(np.append(before, ended[-1]), np.append(begun, length))
     return EnergyShares(
-        total=total, idle=float(gaps.sum()), steps=drawn, samples=share(drawn, steps, samples)
+        total=total,
+        idle=float(gaps.sum()),
+        steps=drawn,
+        samples=share(drawn, steps, samples, shared=shared),
     )
 
 
@@ -97,6 +102,7 @@ def attribute_energy(
     window: Window | None,
     *,
     alone: bool,
+    asked: bool = True,
     steps: pl.DataFrame,
     samples: pl.DataFrame,
     rows: pl.DataFrame,
@@ -104,8 +110,10 @@ def attribute_energy(
     """Return a run's energy, and its samples and problem rows with a column `energy_j`.
 
     A sample's is its share of the steps; a problem's is its samples' plus an equal part of idle,
-    so that the mean over problems is the total over problems. Null where it is not known, as for
-    problems that the profiler slowed. `alone` says that no other run shares the recording.
+    so that the mean over problems is the total over problems. What others on a server had in its
+    steps is no problem's, and as large a part of idle. Null where it is not known, as for
+    problems that the profiler slowed. `alone` says that no other run shares the recording, `asked`
+    that its requests were sent for it: of others' traffic some may be traced, and steps alone tell.
     """
     power, kind = of_one_kind(recording.frame("power"))
     curve = _curve(recording, engine, power, kind, window)
@@ -119,12 +127,16 @@ def attribute_energy(
     if dropped.get("steps") or dropped.get("samples"):
         steps = steps.clear()
     own = (samples["engine"] == engine).fill_null(False)
-    shares = share_energy(curve, window, steps, samples.filter(own))
+    shared = of_a_server(recording, engine)
+    shares = share_energy(curve, window, steps, samples.filter(own), shared=shared)
     joules = np.full(samples.height, np.nan)
     joules[own.to_numpy()] = shares.samples
     samples = samples.with_columns(pl.Series("energy_j", joules).fill_nan(None))
-    rows = _by_problem(rows, samples, shares.idle)
-    energy = _numbers(curve, shares, kind, rows)
+    part = _part_of(shares) if shared else 1.0
+    part = 1.0 if part is None and asked else part
+    idle = None if shares.idle is None or part is None else shares.idle * part
+    rows = _by_problem(rows, samples, idle)
+    energy = _numbers(curve, shares, kind, rows, part)
     slowed = pl.when(~pl.col("slowed")).then("energy_j")
     return energy, samples, rows.with_columns(energy_j=slowed)
 
@@ -203,11 +215,20 @@ def _by_problem(rows: pl.DataFrame, samples: pl.DataFrame, idle: float | None) -
     )
 
 
-def _numbers(curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.DataFrame) -> Energy:
+def _part_of(shares: EnergyShares) -> float | None:
+    """Return the part of what steps drew that samples have, None where it is not known."""
+    own, drawn = float(np.nansum(shares.samples)), float(np.nansum(shares.steps))
+    return min(own / drawn, 1.0) if own > 0 and drawn > 0 else None
+
+
+def _numbers(
+    curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.DataFrame, part: float | None
+) -> Energy:
     decided = rows["state"] == "decided"
-    over = partial(_over, shares.total, rows["energy_j"])
+    total = None if part is None else shares.total * part
+    over = partial(_over, total, rows["energy_j"])
     if (rows["state"] == "in_flight").any():  # their tokens and answers are not known
-        over = partial(_over, shares.total, None)
+        over = partial(_over, total, None)
     idle = shares.idle
     return Energy(
         total=Estimate(value=shares.total, unit="J"),
@@ -223,10 +244,12 @@ def _numbers(curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.Data
     )
 
 
-def _over(total: float, joules: pl.Series | None, counts: pl.Series, unit: str) -> Estimate | None:
+def _over(
+    total: float | None, joules: pl.Series | None, counts: pl.Series, unit: str
+) -> Estimate | None:
     """Return total / counts; an interval over problems where each problem's energy is known."""
     below = counts.cast(pl.Float64)
-    if joules is None or below.null_count() or not below.sum():
+    if total is None or joules is None or below.null_count() or not below.sum():
         return None
     value = total / float(below.sum())
     if joules.null_count():
@@ -479,10 +502,9 @@ def _table(recording: Recording, key: str, curve: Curve, window: Window) -> Powe
     if recording.manifest.dropped.get("steps"):
         return None
     steps = recording.frame("steps", _STEPS).filter(pl.col("engine") == key).sort("end")
-    steps = steps.drop_nulls(["end", "prefill_requests", "decode_requests"]).with_columns(
-        took=pl.coalesce("interval_ns", "wall_ns") / 1e9
-    )
-    steps = steps.drop_nulls("took")
+    steps = steps.drop_nulls(["end", "prefill_requests", "decode_requests"])
+    samples = recording.samples.filter(pl.col("engine") == key)
+    steps = steps.with_columns(took=step_ns(steps, samples) / 1e9).filter(pl.col("took") > 0)
     if steps.is_empty():
         return None
     start, end = window

@@ -149,7 +149,9 @@ def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]
     for (engine,), group in samples.group_by("engine"):
         steps, cost = engine_steps(recording, str(engine)), engine_windows(recording, str(engine))
-        seconds = share_steps(steps, group, cost).sample_s
+        seconds = share_steps(
+            steps, group, cost, shared=of_a_server(recording, str(engine))
+        ).sample_s
         piece = group.select("row").with_columns(pl.Series("busy_s", seconds).fill_nan(None))
         pieces.append(piece.select("row", "busy_s"))
     return samples.select("row").join(pl.concat(pieces), on="row", how="left")["busy_s"]
@@ -199,9 +201,7 @@ def problem_rows(
     return (
         rows.join(totals, on="problem", how="left")
         .with_columns(
-            correct=pl.when(pl.col("timed_out").fill_null(False) & pl.col("correct").is_null())
-            .then(0.0)
-            .otherwise(pl.col("correct").cast(pl.Float64)),
+            correct=pl.col("correct").cast(pl.Float64),
             latency_s=pl.when(measured, pl.col("state") == "decided").then(
                 (pl.col("decided_at") - pl.col("arrival")) / 1e9 - pl.col("cost_s")
             ),
@@ -419,16 +419,31 @@ class Shares:
     busy_s: float
 
 
-def busy_seconds(steps: pl.DataFrame) -> Floats:
-    """Return the busy time of each step in seconds; 0 for steps slowed by the profiler.
+def step_ns(steps: pl.DataFrame, samples: pl.DataFrame | None = None) -> Floats:
+    """Return how long each step of one engine took in ns, 0 where that is not known.
 
-    That is the time since the end of the step before, or the step's own wall time where the
-    engine had been idle.
+    That is the time since the end of the step before, or the step's own wall time where the engine
+    had been idle. A front end does not see when a step behind a pause began. It began when the
+    first of the `samples` in that pause was scheduled.
     """
-    time = pl.coalesce("interval_ns", "wall_ns").fill_null(0)
-    profiled = pl.col("profiled").fill_null(False)
-    busy = steps.select(pl.when(profiled).then(0).otherwise(time).cast(pl.Float64) / 1e9)
-    return busy.to_series().to_numpy(writable=True)
+    told = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series()
+    took = told.cast(pl.Float64).fill_null(0.0).to_numpy(writable=True)
+    ends = steps["end"]
+    between = told.is_null() & ends.is_not_null() & ends.shift(1).is_not_null()
+    untold = np.flatnonzero(between.to_numpy())
+    if samples is None or not untold.size:
+        return took
+    since, until = ends.gather(untold - 1).to_numpy(), ends.gather(untold).to_numpy()
+    begun = np.append(np.sort(samples["scheduled"].drop_nulls().to_numpy()), np.iinfo(np.int64).max)
+    first = begun[np.searchsorted(begun, since, side="right")]
+    took[untold] = until - np.minimum(first, until)
+    return took
+
+
+def busy_seconds(steps: pl.DataFrame, samples: pl.DataFrame | None = None) -> Floats:
+    """Return the busy time of each step in seconds (`step_ns`); 0 for steps the profiler slowed."""
+    profiled = steps["profiled"].fill_null(False).to_numpy()
+    return np.where(profiled, 0.0, step_ns(steps, samples) / 1e9)
 
 
 def never_ran() -> pl.Expr:
@@ -442,29 +457,42 @@ def never_ran() -> pl.Expr:
     return cancelled & nothing & ~scheduled & scheduled.any()
 
 
+def of_a_server(recording: Recording, engine: str) -> bool:
+    """Whether others, of whom the recording says nothing, may be in an engine's steps."""
+    known = recording.manifest.engines.get(engine)
+    return known is not None and known.mode == "server" and recording.replay_of is None
+
+
 def share_steps(
-    steps: pl.DataFrame, samples: pl.DataFrame, cost: WindowCost | None = None
+    steps: pl.DataFrame,
+    samples: pl.DataFrame,
+    cost: WindowCost | None = None,
+    *,
+    shared: bool = False,
 ) -> Shares:
-    """Share one engine's busy time among its samples, in the samples' order.
+    """Share one engine's busy time among its samples, in the samples' order (`share`).
 
     With the `cost` of the profiler's windows the profiled steps count with what they would have
     taken, or where that is not known, with what they took.
     """
     if not steps["step"].is_sorted():
         steps = steps.sort("step")
-    busy = busy_seconds(steps)
+    busy = busy_seconds(steps, samples)
     if cost is not None:
         busy[cost.places] = np.where(cost.known, cost.usual_ns, cost.ended - cost.begun) / 1e9
-    return Shares(share(busy, steps, samples), float(busy.sum()))
+    return Shares(share(busy, steps, samples, shared=shared), float(busy.sum()))
 
 
-def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats:
+def share(
+    amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame, *, shared: bool = False
+) -> Floats:
     """Share an amount of each step (seconds, joules; `steps` in order) among samples by tokens.
 
     Returns one number per sample, nan where its steps are not known, 0 where it never ran. The
     amounts of steps in which no sample of the recording ran (a warm-up, another client) are spread
     over all in proportion, so that the shares sum to the amounts. A sample in flight counts up to
-    the last step.
+    the last step. Of a step that is `shared` with others, who are not in the recording, samples
+    have the part that they are of the requests in it.
     """
     numbers = steps["step"].to_numpy()
     unknown = np.full(samples.height, np.nan)
@@ -482,7 +510,9 @@ def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats
     # its first step has nothing after it.
     opening = np.maximum(prompt, 1.0) + np.where(span == 0, decoded, 0.0)
     pace = np.where(span > 0, np.maximum(decoded, span) / np.maximum(span, 1), 0.0)
-    tokens = _tokens_by_step(first, last, opening, pace, steps.height)
+    tokens, running = _tokens_by_step(first, last, opening, pace, steps.height)
+    if shared:
+        amounts = amounts * _own_part(running, steps)
     # Of a million steps each array takes 8 MB: they are made in one another's place.
     rate = np.divide(amounts, tokens, out=tokens, where=tokens > 0)
     opened = opening * rate[first]
@@ -498,9 +528,17 @@ def share(amounts: Floats, steps: pl.DataFrame, samples: pl.DataFrame) -> Floats
     return unknown
 
 
+def _own_part(running: NDArray[np.int32], steps: pl.DataFrame) -> Floats:
+    """Return what part of each step's requests so many are, 1 where the step does not tell."""
+    told = pl.col("prefill_requests").fill_null(0) + pl.col("decode_requests")
+    requests = _floats(steps.select(told=told), "told")
+    return np.divide(running, requests, out=np.ones(running.size), where=requests > running)
+
+
 def _tokens_by_step(
     first: NDArray[np.intp], last: NDArray[np.intp], opening: Floats, pace: Floats, steps: int
-) -> Floats:
+) -> tuple[Floats, NDArray[np.int32]]:
+    """Return the tokens of samples in each step, and how many of them ran in it."""
     change = np.zeros(steps + 1)
     np.add.at(change, first + 1, pace)
     np.add.at(change, last + 1, -pace)
@@ -508,9 +546,10 @@ def _tokens_by_step(
     running = np.zeros(steps + 1, dtype=np.int32)
     np.add.at(running, first + 1, 1)
     np.add.at(running, last + 1, -1)
-    later[np.cumsum(running, out=running)[:steps] == 0] = 0.0  # dust of rounding: nobody runs
+    ran = np.cumsum(running, out=running)[:steps]
+    later[ran == 0] = 0.0  # dust of rounding: nobody runs
     np.add.at(later, first, opening)
-    return later
+    return later, ran
 
 
 def _step_range(

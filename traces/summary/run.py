@@ -12,21 +12,24 @@ from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
 from traces.clock import KIND
+from traces.errors import RecordingError
 from traces.recording.manifest import Manifest, WorkloadFacts
 from traces.recording.reader import Recording
 from traces.recording.window_cost import WindowCost
 from traces.schema.advice import Load
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
+from traces.schema.formats import percent
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import mean, proportion, quantile, ratio, spread
-from traces.summary.energy import Energy, attribute_energy, run_window
+from traces.summary.energy import Energy, Window, attribute_energy, run_window
 from traces.summary.kernels import (
     Collective,
     DeviceTime,
@@ -57,6 +60,7 @@ from traces.summary.speculation.acceptance import Acceptance, acceptance
 from traces.summary.speculation.lookup import NgramWhatIf, ngram_what_if
 from traces.summary.votes import PolicyOutcome, policies_within, published_votes
 
+MOST_OF_ALL = 0.9  # of a server's busy time, from which on traced requests stand for all
 Spread = Mapping[str, Estimate | None]
 NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 
@@ -174,16 +178,92 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Printed(Record):
+    """What a replay printed of the run that it predicted, by tag, and the votes within it.
+
+    These are means over all of its draws with their intervals. The tables of its recording are one
+    draw.
+    """
+
+    estimates: Mapping[str, Estimate]
+    policies: tuple[PolicyOutcome, ...] = ()
+    steps: int | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> Printed:
+        """Return what was printed of a run."""
+        found = {name: getattr(run, name) for name in _MEANS}
+        for name in _SPREADS:
+            found |= {f"{name}.{part}": each for part, each in getattr(run, name).items()}
+        energy = run.energy_j if run.energy_j.method == "law" else Energy()
+        found |= {f"energy_j.{name}": getattr(energy, name) for name in _JOULES}
+        told = {tag: each for tag, each in found.items() if each is not None}
+        return cls(estimates=told, policies=run.policies, steps=run.steps)
+
+    @classmethod
+    def told(cls, recording: Recording) -> Printed | None:
+        """Return what a recording's replay printed, None where it does not say.
+
+        Raises RecordingError where that is damaged.
+        """
+        replayed = recording.manifest.provenance.get("replayed")
+        data = replayed.get("printed") if isinstance(replayed, Mapping) else None
+        try:
+            return None if data is None else msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise RecordingError(
+                f"{recording.path}: what its replay printed is damaged ({error}). Replay it again"
+            ) from None
+
+    def on(self, run: Run) -> Run:
+        """Return a run with these numbers; its cost is that of the device time at its price."""
+        known, price = self.estimates, run.price_usd_per_device_hour
+        device, energy = known.get("device_s_per_problem"), run.energy_j
+        joules: dict[str, Any] = {name: known.get(f"energy_j.{name}") for name in _JOULES}
+        if any(joules.values()):
+            energy = Energy(**joules, method="law")
+        numbers: dict[str, Any] = {name: known.get(name) for name in _MEANS}
+        for name in _SPREADS:
+            numbers[name] = {part: known.get(f"{name}.{part}") for part in NOTHING}
+        cost = None
+        if price is not None and device is not None:
+            cost = device.scaled(price / 3600, "USD")
+        return replace(
+            run,
+            **numbers,
+            cost_usd_per_problem=cost,
+            energy_j=energy,
+            policies=self.policies,
+            steps=self.steps,
+        )
+
+
+_MEANS = (
+    "accuracy",
+    "tokens_per_problem",
+    "flops_per_problem",
+    "throughput_tokens_per_s",
+    "device_s_per_problem",
+    "cost_per_token_device_s",
+)
+_SPREADS = ("latency_s", "ttft_s", "tpot_s")
+_JOULES = ("total", "per_problem")
+
+
 def summarise(recording: Recording, price_usd_per_device_hour: float | None = None) -> list[Run]:
     """Return a run per engine and policy found, usually one.
 
-    The price overrides the recording's own. Raises RecordingError when a part is corrupt.
+    The price overrides the recording's own. That of a replay has the numbers that it printed.
+    Raises RecordingError when a part is corrupt.
     """
     price = price_usd_per_device_hour
     if price is None:
         price = recording.manifest.price_usd_per_device_hour
     pairs = run_keys(recording)
-    return [_run(recording, engine, policy, price, len(pairs)) for engine, policy in pairs]
+    runs = [_run(recording, engine, policy, price, len(pairs)) for engine, policy in pairs]
+    printed = Printed.told(recording) if len(runs) == 1 else None
+    return runs if printed is None else [printed.on(runs[0])]
 
 
 def _run(
@@ -214,12 +294,21 @@ def _run(
     if published:
         of_each["tokens_per_problem"] = published[-1].tokens_per_problem
     energy, samples, rows = attribute_energy(
-        recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
+        recording,
+        engine_key,
+        window,
+        alone=runs == 1,
+        asked=policy is not None,
+        steps=steps,
+        samples=samples,
+        rows=rows,
     )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
     left_out = int(told.get("failed_problems") or 0)
     lost = _lost(samples, rows, left_out, imported=imported is not None) if votes else None
+    told_of = None if policy is not None else _told_of(steps, samples, window)
+    made = made if told_of is None or told_of >= MOST_OF_ALL else None
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(
@@ -251,7 +340,7 @@ def _run(
         ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
         energy_j=energy,
         policies=published or _policies(samples, rows, policy, lost),
-        seconds=seconds_by_kind(steps),
+        seconds=seconds_by_kind(steps, samples),
         workload=manifest.workload,
         conditions=conditions(manifest),
         load=Load(concurrency=manifest.concurrency, rate_per_s=manifest.rate_per_s),
@@ -264,7 +353,7 @@ def _run(
         sample_rows=samples,
         step_rows=steps,
         windows=windows,
-        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known)),
+        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known, told_of)),
     )
 
 
@@ -367,6 +456,15 @@ def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
     return _sum_or_none(ran["output_tokens"])
 
 
+def _told_of(steps: pl.DataFrame, samples: pl.DataFrame, window: Window | None) -> float | None:
+    """Return the part of the busy time in a window that its samples had, None where not known."""
+    if window is None or not samples["busy_s"].count():
+        return None
+    inside = steps["end"].is_between(*window).fill_null(False).to_numpy()
+    busy = float(busy_seconds(steps, samples)[inside].sum())
+    return float(samples["busy_s"].sum()) / busy if busy else None
+
+
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
@@ -415,7 +513,7 @@ def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
     return found
 
 
-def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
+def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, float]:
     """Return the busy seconds of prefill, decode and mixed steps, and the idle ones between.
 
     Idle is the time from the first step's start to the last one's end that no step accounts for;
@@ -429,7 +527,7 @@ def seconds_by_kind(steps: pl.DataFrame) -> dict[str, float]:
     if not known.height:
         return {}
     kinds = known.select(kind=_kind())["kind"].to_numpy()
-    sums = np.bincount(kinds, weights=busy_seconds(known), minlength=len(KINDS))
+    sums = np.bincount(kinds, weights=busy_seconds(known, samples), minlength=len(KINDS))
     spent = {
         kind: float(sums[KINDS.index(kind)]) for kind in ("prefill", "decode", "mixed", "other")
     }
@@ -456,17 +554,29 @@ def _notes(
     rows: pl.DataFrame,
     lost: Lost | None,
     known: WindowTimes,
+    told_of: float | None,
 ) -> list[str]:
     manifest = recording.manifest
     events = recording.frame("events")
     told = events.filter(kind="note", engine=engine)["detail"]
     notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
     if recording.replay_of is not None:
-        notes.insert(0, f"predicted by replay of {recording.replay_of}. Its times are not measured")
+        draws = "The numbers are of one draw of it, and it printed the mean of all"
+        if Printed.told(recording) is not None:
+            draws = (
+                "The numbers are those that it printed. Problems, samples and steps are one draw"
+            )
+        predicted = f"predicted by replay of {recording.replay_of}. Its times are not measured"
+        notes.insert(0, f"{predicted}. {draws}")
     notes += recording.losses
     notes += [str(each) for each in events.filter(kind=KIND)["detail"]]
     opened = events.filter(kind="window", engine=engine).height
     notes += known.notes(opened)
+    if told_of is not None and told_of < MOST_OF_ALL:
+        notes.append(
+            f"requests that were traced had {percent(told_of)} of the server's time. The "
+            "throughput of all is that of /metrics"
+        )
     failed = int((rows["state"] == "failed").sum())
     if failed:
         ended = f"problems that ended without a decision (timed out or failed): {failed:,}"

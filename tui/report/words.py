@@ -125,6 +125,13 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "off it is never the best choice.",
     ),
     ("regret", "What it would cost to take the compute-optimal one instead."),
+    (
+        "expected loss",
+        "How much worse than the best choice the pick is in what was asked for, as a share, on "
+        "average over what is not known yet: step times, and the accuracy on all such problems. "
+        "Where the pick would break a limit it counts as 100 %. A run that is proposed under Next "
+        "shows some of that before you decide, so that less is lost.",
+    ),
     *((each.noun, each.meaning) for each in map(quantity, _EXPLAINED)),
     *((f"{kind} time", meaning) for kind, meaning in KINDS.items()),
     (

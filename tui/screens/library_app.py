@@ -18,7 +18,7 @@ from textual.worker import get_current_worker
 
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording, measured
-from traces.schema.advice import Budget, Recommendation
+from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 from traces.summary.run import Run
@@ -87,12 +87,22 @@ class FittedAdvisor:
 
         `progress` hears how many of how many candidates are replayed.
         """
-        if not self._whole:
-            self._advisor, self._whole = self._advisor.refined(), True
-            keep_imports()
+        self._refine()
         is_candidate = present is not None and bool(self._advisor.space.rows_of(*present))
         today = present if is_candidate else None
         return self._advisor.recommend(budget, **self._here, present=today, progress=progress)
+
+    def _refine(self) -> None:
+        if not self._whole:
+            self._advisor, self._whole = self._advisor.refined(), True
+            keep_imports()
+
+    def what_if(self, pick: Pick, changes: str, budget: Budget | None) -> list[str]:
+        """Return what a change makes of a pick, as the answer to the budget has it."""
+        from tui.screens.advice.what_if import what_if
+
+        self._refine()
+        return what_if(self._advisor, pick, changes, budget)
 
     def accounts(
         self, answer: Recommendation, api_price: float | None

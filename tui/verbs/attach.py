@@ -356,8 +356,10 @@ def _engine_of(
     from profiler.engines.server.server import ServerEngine
 
     replicas, chat_template = deployment.replicas, read_template(template)
-    configs = [replica.config for replica in replicas]
+    configs = [replica.described or replica.config for replica in replicas]
     whole = together(configs, [replica.access.where for replica in replicas])
+    if all(replica.joined for replica in replicas):
+        whole = whole.of_servers(whole.data_parallel_size)
     engines: list[ServerEngine] = []
     try:
         by_url: dict[str, Replica] = {}

@@ -339,18 +339,12 @@ def _given(asked: Import) -> tuple[Given, str | None]:
 
 def _judge(chosen: Verifier) -> Judge:
     """Return the verifier as a rule that reads and judges completions."""
-    from profiler.workload.verifiers import read_answer
-
-    gave_up = getattr(chosen, "gave_up", lambda canonical: False)
+    from profiler.workload.verifiers import is_right, read_answer
 
     def judge(text: str, expected: str | None, prompt: str) -> tuple[str | None, bool | None]:
         written = read_answer(chosen, text, prompt)
         answer = None if written is None else chosen.canonical(written)
-        wanted = None if expected is None else chosen.canonical(expected)
-        if wanted is None or (wanted != answer and gave_up(wanted)):
-            return answer, None
-        assert expected is not None
-        return answer, answer is not None and chosen.matches(answer, expected)
+        return answer, is_right(chosen, answer, expected)
 
     return judge
 

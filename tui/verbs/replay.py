@@ -213,7 +213,8 @@ def _chosen(runs: Sequence[Run], number: int, base: Recording) -> Run:
     name = base.name
     if not runs:
         raise UsageError(f"{name}: holds no run to replay")
-    if number == 0 and all(run.policy is None for run in runs) and not servers_of(base):
+    untold = all(run.policy is None for run in runs) and "imported" not in base.manifest.provenance
+    if number == 0 and untold and not servers_of(base):
         return runs[0]  # which says that none has a policy, or that too little was seen
     if number == 0 and len(runs) > 1:
         models = len({run.engine.model for run in runs}) > 1

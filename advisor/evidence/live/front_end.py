@@ -75,7 +75,7 @@ def _placed(
     Prompts that end in the same step have all of their tokens in it, but for the first of them.
     """
     count = np.maximum(prompts, 1.0)
-    alike = _siblings(tokens, count, cached)
+    alike = are_siblings(tokens, count, cached)
     made = {
         "prefill_requests": prompts.copy(),
         "prefill_tokens": tokens.copy(),
@@ -111,7 +111,7 @@ def _placed(
     return made
 
 
-def _siblings(tokens: Floats, count: Floats, cached: Floats) -> npt.NDArray[np.bool_]:
+def are_siblings(tokens: Floats, count: Floats, cached: Floats) -> npt.NDArray[np.bool_]:
     """Return where the prompts of a step are one prompt, computed once: [steps].
 
     So much was computed as one of them has, and more came from the cache.
@@ -125,7 +125,7 @@ def _query_context(tokens: Floats, count: Floats, cached: Floats) -> Floats:
     equal = tokens * ((mean - each) + (each + 1) / 2)
     more = np.where(count > 1, (tokens - mean) / np.maximum(count - 1, 1.0), 0.0)
     siblings = mean * (mean + 1) / 2 + (count - 1) * (more * (mean - more) + more * (more + 1) / 2)
-    return np.where(_siblings(tokens, count, cached), siblings, equal)
+    return np.where(are_siblings(tokens, count, cached), siblings, equal)
 
 
 def _measured_chunks(

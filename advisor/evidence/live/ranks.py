@@ -25,7 +25,8 @@ def server_of(engine: EngineConfig) -> tuple[tuple[str, str], ...]:
 def ranks_in(engines: Iterable[EngineConfig]) -> dict[EngineConfig, int | None]:
     """Return how many data-parallel ranks the server has that each of a recording's engines is of.
 
-    None where servers in one engine differ. A server whose ranks are there too is left out, as it
+    None where servers in one engine differ, and where ranks with lower numbers were not watched. A
+    server whose ranks are there too is left out, as it
     may not tell how many they are, and so are the replicas of a replayed one.
     """
     engines = list(engines)
@@ -33,8 +34,14 @@ def ranks_in(engines: Iterable[EngineConfig]) -> dict[EngineConfig, int | None]:
     pages = {_without(each, _OF_SERVER | {"worker"}) for each in ranks}
     parts = {each.one_replica() for each in engines if each.data_parallel_size > 1} | set(ranks)
     wholes = [e for e in engines if e not in parts and _without(e, frozenset()) not in pages]
-    count = Counter((server, model) for server, model, _ in {_of_rank(each) for each in ranks})
-    return {e: count[_of_rank(e)[:2]] for e in ranks} | {e: e.ranks for e in wholes}
+    known = {_of_rank(each) for each in ranks}
+    count = Counter((server, model) for server, model, _ in known)
+    highest = Counter[tuple[object, str]]()
+    for server, model, at in known:
+        number = max((int(each) for each in at if each.isdigit()), default=0)
+        highest[server, model] = max(highest[server, model], number)
+    told = {each: count[each] if highest[each] < count[each] else None for each in count}
+    return {e: told[_of_rank(e)[:2]] for e in ranks} | {e: e.ranks for e in wholes}
 
 
 def ranks_by_law(recordings: Iterable[Recording]) -> dict[EngineConfig, frozenset[int | None]]:

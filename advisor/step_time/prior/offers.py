@@ -239,7 +239,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     sigma = _sigma(times, most, of(most), evidence)
     return StepLaw(
         seconds=_with_drafts(_linear(of, most, evidence), drafting),
-        low=np.zeros(len(FEATURES)),
+        fewest=0.0,
         high=np.array(high),
         sigma=sigma,
         sigma_outside=2 * sigma,

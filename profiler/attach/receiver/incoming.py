@@ -17,6 +17,7 @@ from profiler.plugin.batches import MOST_HELD, Batch, PluginRows
 from traces.clock import now_ns
 from traces.live.otlp import GenSpan
 from traces.live.span_groups import Row, SpanGroups
+from traces.recording.tables import SILENT
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -128,19 +129,20 @@ class Incoming:
     def _take_steps(self) -> list[Row]:
         raw: dict[str, list[Any]] = {key: [] for key in self._rows}
         for batch in [*self._early, *self._taken()]:
-            key = self._key_of(batch) or self._own_key(batch)
-            if key is None:  # one engine too many
+            # Before a server listens, its plugin's port tells nothing: that is no other engine yet.
+            key = self._key_of(batch) or (self._own_key(batch) if batch.rows else None)
+            if key is None:  # or one engine too many
                 if self._writer is not None:
                     self._writer.dropped("steps", len(batch.rows))
                 continue
-            lacking = self._follows_a_gap(key, batch)
+            missing = self._missing_until(key, batch, raw.get(key, []))
             self._note_batch(key, batch)
             if not self._wants_steps:
                 continue
             config = self._deployment.engines[key]
             made = self._rows.setdefault(key, PluginRows(engine=key))
-            if lacking:
-                made.miss(batch.dropped_until or 0)
+            if missing is not None:
+                made.miss(missing)
             blocks = config.num_gpu_blocks
             made.usable_blocks = None if blocks is None else blocks - 1
             made.asynchronous = config.async_scheduling
@@ -158,13 +160,18 @@ class Incoming:
         self.steps += len(found)
         return found
 
-    def _follows_a_gap(self, key: str, batch: Batch) -> bool:
-        """Tell whether steps before a batch are missing, or are those of an earlier process."""
-        told, made = self._dropped.get((batch.instance, batch.engine)), self._rows.get(key)
-        if told is not None:
-            return batch.dropped > told
-        earlier = made is not None and made.is_before(batch.process_start_s)
-        return bool(batch.dropped or batch.first or earlier)
+    def _missing_until(self, key: str, batch: Batch, raw: list[Any]) -> int | None:
+        """Return until when steps before a batch are missing, or an earlier process's, unix ns.
+
+        `raw` are the engine's steps that came just before it. None where it follows on them.
+        """
+        name, until = (batch.instance, batch.engine), batch.dropped_until or 0
+        if name in self._dropped:
+            return until if batch.dropped > self._dropped[name] else None
+        start, made = round((batch.process_start_s or 0) * 1e9), self._rows.get(key)
+        if made is not None and made.has_earlier(raw, start):
+            return max(until, start)
+        return until if batch.dropped or batch.first else None
 
     def _note_batch(self, key: str, batch: Batch) -> None:
         """Take from a batch what it tells beside its steps: configuration, clock, and drops."""
@@ -233,6 +240,13 @@ class Incoming:
         if before:
             yield None, "before", _before(before, "spans")
         receiver = self._receiver
+        if not receiver.received and not receiver.heard:
+            yield None, SILENT, self._why_silent()
+        elif self._rows and self._wants_steps:
+            for replica in self._deployment.replicas:
+                if self._rows.keys().isdisjoint(replica.keys.values()):
+                    told = "the plugin of this server never spoke, that of another did"
+                    yield replica.keys[""], SILENT, f"{told} (docs/attach.md)"
         if receiver.refused or receiver.bad:
             yield (
                 None,
@@ -248,6 +262,20 @@ class Incoming:
                 f"{receiver.overflowed:,} requests came faster than they could be taken, and got "
                 "503. What their senders did not send again is missing",
             )
+
+    def _why_silent(self) -> str:
+        """Say that neither plugin nor spans came, why that may be, and what to do."""
+        receiver = self._receiver
+        where = f"http://{receiver.host}:{receiver.port}"
+        told = f"the plugin never spoke, and no span came to {where}"
+        if receiver.strangers:
+            return f"{told}. Who sent had another token: give both sides one (docs/attach.md)"
+        if not self._wants_steps:
+            return f"no span came to {where}. Start the server with its exporter (docs/attach.md)"
+        return (
+            f"{told}. Start vLLM with TTSCOPE_PLUGIN={where}, in an environment where ttscope is "
+            "installed. Its Rust front end has no plugins (docs/attach.md)"
+        )
 
     def _marked(self, key: str, rows: list[Row]) -> list[Row]:
         profiled = self._profiled

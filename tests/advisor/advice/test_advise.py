@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from advisor.advice.advisor import Advisor
 from advisor.advice.feasible import ORDER
+from advisor.advice.reasons import noun
 from advisor.search.metrics import CandidateMetrics, nine_digits
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
+from traces.schema.formats import number
 from traces.summary.run import summarise
 
 QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -269,6 +271,45 @@ def test_at_equal_cost_the_surest_is_the_pick(advisor):
     cost = nine_digits(check.cost)
     chances = check.chance[check.fits & (cost == cost[best])]
     assert check.chance[best] == chances.max() > chances.min()
+
+
+BOUNDS = {"min_accuracy": 0.3, "max_latency_s": 1e3}
+
+
+@pytest.mark.parametrize(
+    ("limited", "accurate"),
+    [((), True), (("min_accuracy",), False), (("max_latency_s",), True), (tuple(BOUNDS), True)],
+)
+def test_at_equal_cost_what_is_not_limited_is_best(fresh_advisor, limited, accurate):
+    """And accuracy where both are, or neither."""
+    limits = {name: BOUNDS[name] for name in limited}
+    budget = Budget(rate_per_s=2.0, optimise="cost", confidence=0.5, **limits)
+    advisor = fresh_advisor()
+    answer = advisor.recommend(budget)
+    check = advisor.check(budget)
+    best, cost, sure = check.best(), nine_digits(check.cost), np.round(check.chance, 2)
+    tied = np.flatnonzero(check.fits & (cost == cost[best]) & (sure == sure[best]))
+    accuracy, latency = (nine_digits(check.metrics.values(n)) for n in ("accuracy", "latency_s"))
+    assert len({*accuracy[tied]}) > 2 and len({*latency[tied]}) > 2
+    if accurate:
+        assert accuracy[best] == accuracy[tied].max()
+        assert latency[best] == latency[tied][accuracy[tied] == accuracy[best]].min()
+    else:
+        assert latency[best] == latency[tied].min()
+    other, name = ("faster", "latency_s") if accurate else ("more accurate", "accuracy")
+    told = [each for each in answer.reasons if f" costs the same and is {other}: " in each]
+    (line,) = told
+    assert line == answer.reasons[0]
+    row = (np.argmin if accurate else np.argmax)(check.metrics.values(name)[tied])
+    found = {each: check.metrics.values(each) for each in ("accuracy", "latency_s")}
+    for each, values in found.items():
+        value, unit = values[tied[row]], "1" if each == "accuracy" else "s"
+        assert f"{noun(each)} {number(value, unit)} against {number(values[best], unit)}" in line
+
+
+def test_what_costs_the_same_and_is_no_better_is_not_named(fresh):
+    answer = fresh.recommend(Budget(optimise="latency"))
+    assert not [each for each in answer.reasons if "the same" in each and " and is " in each]
 
 
 def test_a_rate_beyond_every_engine_fits_none(advisor):

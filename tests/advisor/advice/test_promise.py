@@ -35,7 +35,8 @@ def test_the_files_say_what_was_recommended(advised, tmp_path):
     assert read_policy(folder / "policy.json").policy == pick.policy
     expected = read_expectations(folder / "expect.json")
     assert (expected.engine, expected.policy) == (pick.engine, pick.policy)
-    assert expected.promised == dict(pick.estimates)
+    known = {name: each for name, each in pick.estimates.items() if each is not None}
+    assert expected.promised == known and len(known) < len(pick.estimates)
     assert expected.concurrency == 4
 
 
@@ -121,7 +122,7 @@ def test_without_a_run_of_a_server_no_latency_is_judged_of_one(advised, tmp_path
 @pytest.mark.parametrize(
     ("in_flight", "drift", "verdict", "why"),
     [
-        (2, -3.0, "absent", "it holds with 2 in flight, and was promised for 4"),
+        (2, -3.0, "absent", "ran with 2 in flight, and was promised for 4"),
         (2, 3.0, "broken", "the whole interval lies above"),
         (8, 3.0, "absent", "ran with 8 in flight"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advisor.advice.measure_next.gpu_runs import ShortRun
-from advisor.advice.reasons import _short, _small_steps, name_without_limits
+from advisor.advice.reasons import EXPECTED_LOSS, _short, _small_steps, name_without_limits
 from tests.advisor.synthetic import FACTS, VOTE16, engine_of
 from traces.schema.advice import Budget
 
@@ -123,6 +123,9 @@ def test_a_short_run_is_of_the_engine_that_is_offered(eager):
     else:
         assert "ttscope record --model small" in line and line.endswith(f"-o {folder}")
     assert then.endswith(f"--with {folder}")
+    assert f"the pick's expected loss ({EXPECTED_LOSS}) falls from 20.0 % to 10.0 %" in line
+    _, second, _ = _short(evidence, [run, run])
+    assert "the pick's expected loss falls from" in second  # it is said once
 
 
 def row_of(metrics, pick):

@@ -27,7 +27,7 @@ from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
-from traces.summary.metrics import estimate_of
+from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.run import summarise
 from tui.text.replay import replay_lines
 
@@ -65,6 +65,31 @@ def test_a_run_is_replayed_as_it_was_recorded(votes):
         assert ours.low < theirs.value < ours.high
     assert replayed.tokens_per_problem.value == recorded.tokens_per_problem.value
     assert not any("so far off" in note for note in found.notes)
+
+
+def test_a_kept_replay_has_the_numbers_that_were_printed(votes, tmp_path):
+    """Not those of the draw that its tables hold."""
+    found = asked(votes, policy={"n": 5}, engine={"max_num_seqs": 8})
+    found.write(tmp_path / "kept")
+    kept = Recording.open(tmp_path / "kept")
+    (run,) = summarise(kept)
+    for metric in METRICS:
+        assert estimate_of(run, metric.tag) == estimate_of(found.predicted, metric.tag), metric.tag
+    assert run.policies == found.predicted.policies and run.steps == found.predicted.steps
+    assert run.latency_s["mean"].low is not None
+    assert "The numbers are those that it printed" in run.notes[0]
+    (priced,) = summarise(kept, 3600.0)
+    assert priced.cost_usd_per_problem.value == run.device_s_per_problem.value
+    provenance = kept.manifest.provenance["replayed"]
+    for told, message in ((7, "is damaged"), (None, None)):
+        damaged = {"replayed": provenance | {"printed": told}}
+        dataclasses.replace(kept.manifest, provenance=damaged).write(kept.path)
+        if message is None:
+            (older,) = summarise(Recording.open(kept.path))
+            assert "The numbers are of one draw of it" in older.notes[0]
+        else:
+            with pytest.raises(RecordingError, match=message):
+                summarise(Recording.open(kept.path))
 
 
 def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):

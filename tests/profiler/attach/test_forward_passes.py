@@ -16,6 +16,7 @@ from profiler.attach.forward_passes import PassReceiver, check_endpoint
 from profiler.attach.watch import watch
 from tests.traces.forward_pass.passes import passed
 from traces.errors import MissingDependencyError, RecordingError, UsageError
+from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from tui.options import Watch
 
@@ -148,7 +149,7 @@ def test_ranks_are_engines_and_a_silent_endpoint_is_named(tmp_path, server):
         recording = attached(tmp_path / "rec", server, [endpoint, silent], act, steps=8)
     assert recording.steps["engine"].n_unique() == 2
     assert set(recording.steps["engine"]) <= set(recording.manifest.engines)
-    told = recording.frame("events").filter(kind="drop")["detail"].to_list()
+    told = watched_engines(recording)[0].losses
     assert any(silent in each and "nothing came" in each for each in told)
 
 

@@ -290,7 +290,7 @@ def events_of(folder):
 
 
 def test_a_server_that_hangs_and_then_ends(two, tmp_path):
-    """The recording is whole up to there and marked; SIGTERM loses the steps not yet sent."""
+    """The recording is whole up to there and marked; the last steps come as the server ends."""
     folder = tmp_path / "r"
     options = ["--listen", two.port, "--on-loss", "end", "--period", "500ms"]
     process = verb("attach", two.one.url, *options, "-o", folder)
@@ -319,5 +319,5 @@ def test_a_server_that_hangs_and_then_ends(two, tmp_path):
     ends = recording.steps.filter(engine=own)["end"]
     assert ends.is_sorted()
     lost = [each for each in noted if each > ends[-1]]
-    # Sent every half second; a machine that runs other tests beside it is later.
+    # The server waits half a second for them; a machine that runs other tests beside it is later.
     assert not lost or (noted[-1] - lost[0]) / 1e9 < 4.0

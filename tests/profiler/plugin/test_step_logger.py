@@ -1,6 +1,9 @@
 """The plugin in vLLM's own classes: it is off, it sends, and it never raises."""
 
+import atexit
 import logging
+import socket
+import threading
 import time
 from types import SimpleNamespace
 
@@ -202,8 +205,6 @@ def test_a_full_buffer_keeps_the_newest_steps(monkeypatch):
 
 def test_what_was_taken_from_a_full_buffer_is_given_up_first(monkeypatch):
     """A receiver takes connections and never answers: its batch is the oldest there is."""
-    import socket
-
     import profiler.plugin.step_logger as module
 
     monkeypatch.setattr(module, "CAPACITY", 100)
@@ -218,6 +219,45 @@ def test_what_was_taken_from_a_full_buffer_is_given_up_first(monkeypatch):
         assert made._discarded > 0
         assert len(made._pending) + len(made._ring) <= 101
         assert made._dropped_until < (made._pending or made._ring)[0][0]
+
+
+def ending(monkeypatch, target):
+    """Return a logger, and what the end of its process would call."""
+    ends = []
+    monkeypatch.setattr(atexit, "register", ends.append)
+    made = logger(monkeypatch, target)
+    (end,) = ends
+    return made, end
+
+
+def test_the_end_of_the_process_waits_for_all_steps(monkeypatch, receiver):
+    import profiler.plugin.step_logger as module
+
+    monkeypatch.setattr(module, "PERIOD_S", 3600.0)  # no round before the end
+    monkeypatch.setattr(module, "_LAST_S", 60.0)
+    made, end = ending(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    seen, steps = step(), module.MOST_ROWS + 10  # of two batches
+    for _ in range(steps):
+        made.record(*seen)
+    end()
+    assert sum(len(each.rows) for each in receiver.take_batches()) == steps
+
+
+def test_the_end_of_the_process_waits_for_nobody_who_takes_nothing(monkeypatch):
+    import profiler.plugin.step_logger as module
+
+    monkeypatch.setattr(module, "PERIOD_S", 0.05)
+    for name in ("_TIMEOUT_S", "_LAST_S"):
+        monkeypatch.setattr(module, name, 3600.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        made, end = ending(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        made.record(*step())
+        silent.accept()[0].close()
+        with silent.accept()[0]:  # it tries again, and has no answer
+            ended = threading.Thread(target=end, daemon=True)
+            ended.start()
+            ended.join(60.0)
+            assert not ended.is_alive()
 
 
 def test_a_receiver_with_another_token_is_told_of_in_one_line_and_costs_only_rows(

@@ -5,7 +5,6 @@ import http.server
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import polars as pl
@@ -36,6 +35,7 @@ from profiler.probes.otlp_metrics import (
     TableMetrics,
     exporter_of,
 )
+from tests.loopback import collecting
 from traces.errors import UsageError
 from traces.live import numbers
 from traces.recording.tables import TABLES
@@ -108,34 +108,18 @@ def over_http(monkeypatch):
 
 @contextmanager
 def over_grpc(monkeypatch):
-    grpc = pytest.importorskip("grpc")
-    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
     received = Received()
 
-    def export(request, context):
-        assert ("x-team", "a") in context.invocation_metadata()
+    def export(request, metadata):
+        assert ("x-team", "a") in metadata
         received.append(request)
-        return ExportMetricsServiceResponse()
 
-    server = grpc.server(ThreadPoolExecutor(2))
-    name = "opentelemetry.proto.collector.metrics.v1.MetricsService"
-    handler = grpc.unary_unary_rpc_method_handler(
-        export,
-        request_deserializer=ExportMetricsServiceRequest.FromString,
-        response_serializer=ExportMetricsServiceResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(name, {"Export": handler}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-team=a")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    try:
+    kinds = ExportMetricsServiceRequest, ExportMetricsServiceResponse
+    with collecting("metrics", export, *kinds) as url:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-team=a")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
         yield received
-    finally:
-        server.stop(None)
 
 
 def frame(table, *rows):

@@ -4,7 +4,6 @@ import gzip
 import http.server
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import ClassVar
 
@@ -18,6 +17,7 @@ from benchmarks.made.stub import StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import Problem, Workload, load_workload
 from profiler.workload.verifiers import ByText, verifier
+from tests.loopback import collecting
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
@@ -182,38 +182,22 @@ def receiver():
 
 
 def test_spans_go_by_grpc_where_that_is_asked_for(tmp_path, monkeypatch):
-    grpc = pytest.importorskip("grpc")
-    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
     spans = []
 
-    def export(request, context):
+    def export(request, _):
         for resource in request.resource_spans:
             spans.extend(span for scope in resource.scope_spans for span in scope.spans)
-        return ExportTraceServiceResponse()
 
-    server = grpc.server(ThreadPoolExecutor(2))
-    handler = grpc.unary_unary_rpc_method_handler(
-        export,
-        request_deserializer=ExportTraceServiceRequest.FromString,
-        response_serializer=ExportTraceServiceResponse.SerializeToString,
-    )
-    name = "opentelemetry.proto.collector.trace.v1.TraceService"
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(name, {"Export": handler}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    try:
+    kinds = ExportTraceServiceRequest, ExportTraceServiceResponse
+    with collecting("trace", export, *kinds) as url:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
         record(private_workload(), Policy(), StubEngine(), tmp_path / "r")
         assert [span.name for span in spans].count("tts.problem") == 3
         spans.clear()
         monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
         record(private_workload(), Policy(), StubEngine(), tmp_path / "none")
         assert not spans
-    finally:
-        server.stop(None)
     monkeypatch.delenv("OTEL_TRACES_EXPORTER")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json")
     with pytest.raises(UsageError, match="http/protobuf or grpc"):

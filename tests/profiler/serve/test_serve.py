@@ -158,6 +158,20 @@ def test_a_question_is_answered_at_the_effort_of_its_class(engine, upstream, tmp
     assert recording.problems["group"].to_list() == ["easy", "plain", "new", "plain", "plain"]
 
 
+def test_questions_at_a_clients_effort_are_a_run_of_their_own(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        told = [
+            ask(url, **({} if effort is None else {"reasoning_effort": effort})).json()["ttscope"]
+            for effort in (None, "high", "high", "of my own")
+        ]
+    assert [each["reasoning_effort"] for each in told] == [None, "high", "high", None]
+    asked = [body.get("reasoning_effort") for body in engine.asked[::2]]
+    assert asked == [None, "high", "high", "of my own"]  # the engine knows best
+    runs = summarise(Recording.open(tmp_path / "kept"))
+    efforts = {run.policy.reasoning_effort: run.problems for run in runs}
+    assert efforts == {None: 2, "high": 2}
+
+
 def test_a_question_is_a_trace_of_its_own_or_its_clients(engine, upstream, tmp_path):
     with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
         headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
@@ -295,8 +309,12 @@ def test_a_slow_engine_is_answered_by_the_votes_there_are(engine, upstream, tmp_
         engine.fault = "hang"
         late = ask(url)
         assert (late.status_code, "no sample ended in time" in late.text) == (502, True)
-    problems = Recording.open(tmp_path / "kept").problems
-    assert problems["timed_out"].to_list() == [True, True]
+        # Two letters each of two samples. What the others generated is not told.
+        assert "ttscope_generated_tokens_total 4.0" in httpx.get(f"{url}/metrics").text
+    recording = Recording.open(tmp_path / "kept")
+    assert recording.problems["timed_out"].to_list() == [True, True]
+    (run,) = summarise(recording)
+    assert run.accuracy is None  # nobody knows the right answers
 
 
 @pytest.mark.parametrize("stream", [False, True])

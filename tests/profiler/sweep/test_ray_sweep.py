@@ -13,7 +13,17 @@ import pytest
 from benchmarks.servers.clients import until
 from profiler.engines.options import EngineOptions
 from profiler.sweep.plan import LOG, EngineJobs, Job, load_plan, run_plan
-from profiler.sweep.ray import RayRunner, bring_in, demanded, keep_piece, pieces_of, run_on_node
+from profiler.sweep.ray import (
+    RayRunner,
+    bring_in,
+    demanded,
+    files_of,
+    keep_piece,
+    one_at_a_time,
+    pieces_of,
+    run_on_node,
+    with_files,
+)
 from tests.tui.chat_server import chat_server
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
@@ -26,8 +36,7 @@ problems: 16
 concurrency: 2
 engines:
   - model: demo-s
-    endpoint: URL
-    tensor_parallel_size: [1, 2]
+    endpoint: [URLS]
     policies: [{method: majority, n: [2, 4], temperature: 0.8, max_tokens: 300}]
 """
 # Fewer than the requests of a job, and enough for one of two jobs to have solved two problems.
@@ -79,6 +88,22 @@ def test_a_sweep_that_is_interrupted_starts_no_task_again(tmp_path):
 
 def test_an_engine_on_cpus_is_alone_on_its_node():
     assert demanded(group(), [node(), node()]) == {"num_cpus": 8}
+    for sizes in ((4.0, 64.0), (8.0, 12.0), (1.0, 1.0), (2.0, 3.0, 8.0)):
+        asked = demanded(group(), [node(CPU=size) for size in sizes])["num_cpus"]
+        assert max(sizes) / 2 < asked <= max(sizes)  # two fit on none, and one on some
+
+
+def test_engines_of_one_server_take_turns():
+    """They would slow one another, and their times would be those of another load."""
+    plan = [
+        group(endpoint="http://a:8000", tensor_parallel_size=1),
+        group(endpoint="http://b:8000"),
+        group(),
+        group(endpoint="http://a:8000/v1/", tensor_parallel_size=2),
+        group(),
+    ]
+    turns = one_at_a_time(plan)
+    assert [[plan.index(each) for each in groups] for groups in turns] == [[0, 3], [1], [2], [2]]
 
 
 def test_a_cluster_without_cpus_is_one_line():
@@ -108,6 +133,29 @@ def test_files_come_whole_and_under_their_name(tmp_path, monkeypatch):
     assert not list(here.glob(".gathering-*"))
 
 
+def test_a_workload_and_a_template_go_to_the_node(tmp_path, monkeypatch):
+    """A node has no file of the sweep's machine, or another one of the same name."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "sub").mkdir(parents=True)
+    (here / "sub" / "w.jsonl").write_bytes(b"own")
+    (here / "t.jinja").write_bytes(b"{{ messages }}")
+    monkeypatch.chdir(here)
+    jobs = tuple(
+        Job(name=f"j{place}", policy=Policy(), workload=name, problems=1, seed=0, concurrency=1)
+        for place, name in enumerate(("sub/w.jsonl", "demo"))
+    )
+    engine = EngineOptions(model="m", chat_template="t.jinja")
+    asked = EngineJobs(engine=engine, jobs=jobs)
+    found = with_files(asked, files_of(asked), there)
+    monkeypatch.chdir(tmp_path)
+    assert Path(found.jobs[0].workload).read_bytes() == b"own"
+    assert Path(found.jobs[0].workload).name == "w.jsonl"  # which the recording tells
+    assert found.jobs[1] == jobs[1]
+    assert Path(found.engine.chat_template).read_bytes() == b"{{ messages }}"
+    bare = EngineJobs(engine=EngineOptions(model="m"), jobs=jobs[1:])
+    assert with_files(bare, files_of(bare), tmp_path / "none") == bare
+
+
 @pytest.mark.parametrize(
     ("job", "file"), [("..", "x"), ("a/b", "x"), ("a", "../x"), ("a", "/etc/x"), ("", "x")]
 )
@@ -118,7 +166,7 @@ def test_no_file_leaves_the_folder(tmp_path, job, file):
 
 def test_another_version_on_a_node():
     with pytest.raises(EngineError, match=r"a node has ttscope .*, this machine 0\.0\.7\. Install"):
-        next(run_on_node({}, "0.0.7"))
+        next(run_on_node({}, "0.0.7", {}))
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +254,8 @@ def test_a_worker_that_is_killed_costs_only_the_job_that_it_ran(cluster, tmp_pat
         if next(asked) > ANSWERS:
             killed.wait(180)
 
-    with chat_server(hold=hold) as url:
-        (tmp_path / "plan.yaml").write_text(PLAN.replace("URL", url))
+    with chat_server(hold=hold) as one, chat_server(hold=hold) as two:
+        (tmp_path / "plan.yaml").write_text(PLAN.replace("URLS", f"{one}, {two}"))
         plan = load_plan(tmp_path / "plan.yaml")
         runner = RayRunner(cluster)
         try:
@@ -237,7 +285,7 @@ def test_what_an_engine_prints_comes_into_the_log_of_the_sweep(tmp_path, monkeyp
     order = EngineJobs(engine=EngineOptions(model="m"), jobs=jobs).to_json()
     runner, errors = object.__new__(RayRunner), {}
     runner._ray = SimpleNamespace(get=lambda piece, timeout: piece)
-    pieces = run_on_node(order, importlib.metadata.version("ttscope"))
+    pieces = run_on_node(order, importlib.metadata.version("ttscope"), {})
     runner._take(pieces, tmp_path, lambda line: None, errors, threading.Event())
     assert (tmp_path / LOG).read_bytes() == b"from an engine"
     assert errors == {"a": "the sweep's folder/a failed"}

@@ -76,6 +76,7 @@ def test_the_demo_plan_loads():
         ("engines: [{model: a, policies: [{n: 0}]}]", "n must be at least 1"),
         ("engines: [{model: a, max_num_seqs: 0, policies: [{}]}]", "at least 1"),
         ("engines: [{model: a, policies: [{}, {}]}]", "twice"),
+        ("engines: [{model: a, policies: [{}]}, {model: a, policies: [{}]}]", "twice"),
         ("engines: [{model: a, policies: [{method: adaptive, n: 4, window: 2}]}]",
          "window is for early_stopping"),
         ("engines: [{model: a, policies: [{rounds: 2}]}]", "no Policy field 'rounds'"),

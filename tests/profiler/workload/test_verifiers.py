@@ -258,6 +258,34 @@ def test_math_classes(math, same):
     assert all(math.matches(name, text) for text in same)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("3 \\times 5", "15"),
+        ("3 \\times 5 = 15", "15"),
+        ("So the total is 3 \\times 5.", "15"),
+        ("the total = 3 \\times 5 = 15", "15"),
+        ("First 2.\nSo 3 \\times 5", "15"),
+        ("Thus\nAnswer: 3 \\times 5", "15"),
+        ("The result becomes 2 \\times 10^5", "200000"),
+        ("So we get \\frac{3}{4}", "0.75"),
+        ("the value becomes 3\\sqrt{2}", "4.242641"),
+        ("so the area equals 2\\pi", "6.283185"),
+        ("hence 50\\%", "0.5"),
+        ("it costs \\$5", "5"),
+        ("that makes 1,234 apples", "1234"),
+        ("total 15 \\text{ cm}", "15"),
+        ("Step one: 3\nStep two: x^2+1", "x^{2} + 1"),
+        ("3 apples \\times 5", None),  # a word tears the formula apart
+        ("even", "even"),
+    ],
+)
+def test_math_reads_formulas_without_marks(math, text, name):
+    """math-verify alone takes the last number, such as 5 of the first."""
+    assert math.canonical(text) == name
+    assert name is None or math.matches(name, name)
+
+
 def test_math_tells_apart(math):
     different = ["1/2", "2", "x+1", "(1,2)", "[1,2]", "\\text{even}", "\\pi"]
     names = [math.canonical(text) for text in different]

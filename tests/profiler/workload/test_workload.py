@@ -5,7 +5,7 @@ import json
 import pytest
 
 from profiler.workload.answers import final_answer
-from profiler.workload.problems import load_workload
+from profiler.workload.problems import Problem, Workload, load_workload
 from traces.errors import UsageError
 
 
@@ -173,3 +173,35 @@ def test_a_verifier_that_is_none(tmp_path):
         load_workload(path)
     with pytest.raises(UsageError, match="--verifier: no verifier 'guess'"):
         load_workload(path, verifier="guess")
+
+
+class Slow:
+    """Takes too long over one text."""
+
+    name, too_long, seconds = "slow", 2, 0.0
+
+    def answer_of(self, text):
+        return text
+
+    def canonical(self, answer):
+        return answer
+
+    def gave_up(self, canonical):
+        return canonical == "endless"
+
+    def matches(self, canonical, expected):
+        return canonical == expected
+
+
+def test_an_expected_answer_that_took_too_long_judges_nothing():
+    slow = Slow()
+    problems = [Problem(problem_id=each, prompt="a", expected=each) for each in ("endless", "10")]
+    workload = Workload(name="w", problems=problems, verifier=slow)
+    endless, ten = problems
+    judged = [
+        (workload.is_correct(endless, a), workload.is_correct(ten, a))
+        for a in ("10", "endless", None)
+    ]
+    assert judged == [(None, True), (True, False), (None, False)]
+    (note,) = workload.notes()
+    assert note.startswith("answers that took too long to check: 2. They count as wrong, and where")

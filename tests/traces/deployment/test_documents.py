@@ -100,13 +100,19 @@ def test_expectations_read_back_as_they_were_written(tmp_path):
         probability_within_budget=0.9,
     )
     write_document(tmp_path / "expect.json", kept)
-    assert read_expectations(tmp_path / "expect.json") == kept
+    text = (tmp_path / "expect.json").read_text()
+    assert "null" not in text and text.startswith('{\n  "ttscope_expect": 1,')
+    known = dataclasses.replace(kept, promised={"accuracy": estimate})
+    assert read_expectations(tmp_path / "expect.json") == known
+    untold = dataclasses.replace(kept.policy, temperature=None)
+    write_document(tmp_path / "expect.json", dataclasses.replace(kept, policy=untold))
+    assert '"temperature": null' in (tmp_path / "expect.json").read_text()
     endless = dataclasses.replace(estimate, high=float("inf"))
     unknown = dataclasses.replace(estimate, value=float("nan"))
     told = dataclasses.replace(kept, promised={"accuracy": endless, "latency_s": unknown})
     write_document(tmp_path / "expect.json", told)
     found = read_expectations(tmp_path / "expect.json").promised
-    assert found == {"accuracy": dataclasses.replace(estimate, high=None), "latency_s": None}
+    assert found == {"accuracy": dataclasses.replace(estimate, high=None)}
 
 
 POLICY = {"ttscope_policy": 1, "policy": {"method": "majority", "n": 4, "temperature": 0.8}}

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -165,6 +166,29 @@ def test_full_buffer_drops_and_counts(tmp_path):
     assert not recording.complete
     assert recording.steps.height == 10
     assert recording.losses == ["rows of steps lost while recording: 15"]
+
+
+def test_two_threads_change_the_manifest_one_after_the_other(tmp_path, monkeypatch):
+    """Both write into the same file, which then takes the place of the one before."""
+    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=60)
+    other = threading.Thread(target=lambda: writer.update(probe_cost_us=2.0))
+    write, began, both = Manifest.write, [], threading.Event()
+
+    def slow(manifest, folder):
+        began.append(manifest)
+        if len(began) == 2:
+            both.set()
+        elif len(began) == 1:
+            other.start()
+            assert not both.wait(0.3)
+        write(manifest, folder)
+
+    monkeypatch.setattr(Manifest, "write", slow)
+    writer.update(price_usd_per_device_hour=3.0)
+    other.join()
+    writer.close(complete=True)
+    manifest = Recording.open(writer.path).manifest
+    assert (manifest.probe_cost_us, manifest.price_usd_per_device_hour) == (2.0, 3.0)
 
 
 def test_a_manifest_that_cannot_be_closed_is_told(tmp_path, monkeypatch):

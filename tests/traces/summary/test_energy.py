@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.traces.synthetic import START, engine_config, simulate, write_recording
+from traces.foreign.written import written_into
+from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
 from traces.schema.tts.policy import Policy
-from traces.summary.energy import energy_curve, share_energy
+from traces.summary.energy import energy_curve, run_window, share_energy
 from traces.summary.run import summarise
 
 S = 10**9
@@ -108,6 +112,31 @@ def test_samples_and_idle_are_the_integral(data, problems, n, seed):
     assert shares.steps[place] == pytest.approx(one, **close)
     highest = sum(watts.max() for _, watts, _, _ in found)
     assert 0 < curve.max_w <= highest * (1 + 1e-9)
+
+
+def test_a_prefill_behind_a_pause_is_not_idle():
+    """A front end sees its end alone: 2 s at 300 W from 3 s on, and 100 W before and behind."""
+    steps = frame(
+        "steps",
+        [
+            {"engine": "e", "step": number, "end": START + round(end * S), "interval_ns": took}
+            for number, (end, took) in enumerate(((1.0, S // 2), (4.5, None), (5.0, S // 2)))
+        ],
+    )
+    samples = frame(
+        "samples",
+        [
+            {"engine": "e", "prompt_tokens": 9, "cached_tokens": 0, "output_tokens": 2,
+             "scheduled": START + begun * S, "end": START + end * S}
+            for begun, end in ((0, 1), (3, 5))
+        ],
+    )  # fmt: skip
+    times = np.array([0.0, 3.0, 5.0, 6.0])
+    power = readings(times, joules=np.array([0.0, 300.0, 900.0, 1000.0]))
+    curve = energy_curve(frame("power", power), (START, START + 6 * S))
+    shares = share_energy(curve, (START, START + 6 * S), steps, samples)
+    assert shares.steps == pytest.approx([50.0, 450.0, 150.0])
+    assert shares.idle == pytest.approx(350.0)
 
 
 def run_with(tmp_path, power, *, name="e", engine=None, **rows):
@@ -268,3 +297,28 @@ def test_nonsense_readings_are_left_out():
     assert energy_curve(frame("power", twice + twice), WINDOW).joules[-1] == pytest.approx(
         energy_curve(frame("power", twice), WINDOW).joules[-1]
     )
+
+
+def test_joules_of_others_traffic_without_steps_are_nobodys(tmp_path):
+    """How much of the traffic was traced is not known then. The devices drew what they drew."""
+    watched = Recording.open(Path(__file__).parents[3] / "scripts" / "watched")
+    since, until = run_window(watched.problems, watched.samples)
+    power = frame(
+        "power", readings(np.linspace(-1, (until - since) / S + 1, 600), watts=[250] * 600)
+    )
+    power = power.with_columns(pl.col("time") - START + since)
+    for name, left in (("with", ()), ("without", ("steps",))):
+        with written_into(tmp_path / name) as tables:
+            for table in TABLES:
+                if table not in left:
+                    tables.copy(table, watched.paths(table))
+            tables.add("power", power)
+            watched.manifest.write(tmp_path / name)
+    energies = [
+        summarise(Recording.open(tmp_path / name))[0].energy_j for name in ("with", "without")
+    ]
+    for energy in energies:
+        assert energy.total.value == pytest.approx(250 * (until - since) / S)
+    told, untold = energies
+    assert 0.9 < told.per_problem.value * 111 / told.total.value <= 1
+    assert (untold.per_problem, untold.per_token) == (None, None)

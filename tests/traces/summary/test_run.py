@@ -209,12 +209,19 @@ def test_nothing_yet(tmp_path):
 
 def test_timed_out_is_wrong_and_has_no_latency(rows, tmp_path):
     problems = [dict(row) for row in rows["problems"]]
-    problems[0] |= {"decided_at": None, "answer": None, "correct": None, "timed_out": True}
+    problems[0] |= {"decided_at": None, "answer": None, "correct": False, "timed_out": True}
     (found,) = summarise(write_recording(tmp_path / "late", {**rows, "problems": problems}))
     right = sum(bool(row["correct"]) for row in problems)
     assert found.accuracy.value == right / 24
     assert (found.problems, found.problems_failed) == (23, 1)
     assert "without a decision" in found.notes[0]
+
+
+def test_a_timeout_without_a_known_answer_is_not_judged(rows, tmp_path):
+    problems = [row | {"correct": None} for row in rows["problems"]]
+    problems[0] |= {"answer": None, "timed_out": True}
+    (found,) = summarise(write_recording(tmp_path / "unknown", {**rows, "problems": problems}))
+    assert found.accuracy is None
 
 
 def refused(row):

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.traces.synthetic import simulate
+from tests.traces.synthetic import engine_config, simulate, write_recording
+from traces.foreign.written import written_into
+from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
 from traces.summary.problems import busy_seconds, share, share_steps
+from traces.summary.run import summarise
 
 
 def frames(rows):
@@ -114,3 +119,82 @@ def test_where_scheduling_is_not_told_a_cancelled_sample_stays_unknown():
         sample |= {"scheduled": None, "first_step": None, "cancelled_by": "decision"}
         sample["output_tokens"] = 0
     assert np.isnan(share_steps(*frames(rows)).sample_s).all()
+
+
+def test_a_step_behind_a_pause_begins_when_its_first_sample_is_scheduled():
+    """A front end sees its end alone: a prefill of 1 s, and three steps of 100 ms, twice."""
+    ends = [1.0, 1.1, 1.2, 1.3, 6.0, 6.1, 6.2, 6.3]
+    steps = pl.from_dicts(
+        [
+            {"engine": "e", "step": number, "end": round(end * 1e9), "interval_ns": interval}
+            for number, (end, interval) in enumerate(
+                zip(ends, [None, 100_000_000, 100_000_000, 100_000_000] * 2, strict=True)
+            )
+        ],
+        schema=TABLES["steps"],
+    )
+    samples = pl.from_dicts(
+        [
+            {"engine": "e", "prompt_tokens": 9, "cached_tokens": 0, "output_tokens": 4,
+             "scheduled": round(begun * 1e9), "end": round(end * 1e9)}
+            for begun, end in ((0.0, 1.3), (5.0, 6.3))
+        ],
+        schema=TABLES["samples"],
+    )  # fmt: skip
+    shares = share_steps(steps, samples)
+    # Where the first step began is not known: samples before it may have run for long.
+    assert shares.sample_s == pytest.approx([0.3, 1.3])
+    assert busy_seconds(steps).sum() == pytest.approx(0.6)  # nobody tells
+    alone = share_steps(steps, samples.with_columns(scheduled=pl.lit(6_050_000_000)))
+    assert alone.busy_s == pytest.approx(0.6)  # of others, which are not in the recording
+
+
+def test_requests_of_others_on_a_server_have_their_part_of_its_steps(tmp_path):
+    rows = simulate(problems=40, n=2, concurrency=8, seed=3)
+    ends = np.linspace(0, 1, 50) * (rows["steps"][-1]["end"] - rows["steps"][0]["end"])
+    power = [
+        {"host": "h", "device": "g", "kind": "nvml", "watts": 300.0,
+         "time": rows["steps"][0]["end"] + round(end)}
+        for end in ends
+    ]  # fmt: skip
+    few = {
+        table: [row for row in rows[table] if int(row["problem_id"].removeprefix("p")) % 4 == 0]
+        for table in ("problems", "samples")
+    }
+    engine = engine_config(mode="server")
+    (whole,), (part,) = (
+        summarise(
+            write_recording(
+                tmp_path / name, {**rows, **kept, "power": power}, engine=engine, workload=name
+            )
+        )
+        for name, kept in (("whole", {}), ("part", few))
+    )
+    assert (whole.problems, part.problems) == (40, 10)
+    for one, other in (
+        (whole.device_s_per_problem, part.device_s_per_problem),
+        (whole.energy_j.per_problem, part.energy_j.per_problem),
+        (whole.energy_j.per_token, part.energy_j.per_token),
+    ):
+        assert other.value == pytest.approx(one.value, rel=0.15)
+    assert part.energy_j.total.value == pytest.approx(whole.energy_j.total.value, rel=0.1)
+
+
+def test_where_few_requests_are_traced_the_throughput_of_all_is_not_known(tmp_path):
+    watched = Recording.open(Path(__file__).parents[3] / "scripts" / "watched")
+    (whole,) = summarise(watched)
+    some = watched.problems["problem_id"].sort().gather_every(10).implode()
+    with written_into(tmp_path / "few") as tables:
+        for name in TABLES:
+            if name in ("problems", "samples"):
+                rows = watched.frame(name)
+                tables.add(name, rows.filter(pl.col("problem_id").is_in(some)))
+            else:
+                tables.copy(name, watched.paths(name))
+        watched.manifest.write(tmp_path / "few")
+    (part,) = summarise(Recording.open(tmp_path / "few"))
+    assert (whole.problems, part.problems) == (111, 12)
+    times = whole.device_s_per_problem, part.device_s_per_problem
+    assert times[1].value == pytest.approx(times[0].value, rel=0.1)
+    assert whole.throughput_tokens_per_s is not None and part.throughput_tokens_per_s is None
+    assert any("traced had 10 % of the server's time" in note for note in part.notes)

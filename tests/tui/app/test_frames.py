@@ -7,9 +7,7 @@ import pytest
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.pilot import opened, settle, text_of
-from traces.schema.advice import Pick
 from tui.app.app import TtscopeApp
-from tui.screens.advice.what_if import what_if
 from tui.screens.entries import fit_frames, load
 from tui.screens.run.screen import RunScreen
 
@@ -41,17 +39,6 @@ def test_the_largest_go_first_and_what_is_shown_stays(folder):
     assert kept[1].run.rows is two.run.rows
     shown = fit_frames(entries, {two.key}, 0)
     assert [each.frame_bytes > 0 for each in shown] == [False, True, False]
-
-
-def test_what_if_reads_them_again(tmp_path):
-    entries = load(record(tmp_path / "one", engine_of(), VOTE16, problems=6).path)
-    run = entries[0].run
-    pick = Pick(
-        engine=run.engine, policy=run.policy, command=None, estimates={},
-        probability_within_budget=1.0,
-    )  # fmt: skip
-    found = what_if(entries, pick, "engine.max_num_seqs=4")
-    assert what_if(fit_frames(entries, (), 0), pick, "engine.max_num_seqs=4") == found
 
 
 async def test_a_comparison_reads_them_again(tmp_path, monkeypatch):

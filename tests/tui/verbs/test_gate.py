@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
-from traces.deployment.checks import against_baseline, against_promises, load_check
+from traces.deployment.checks import against_baseline, against_promises, drift, load_check
 from traces.deployment.documents import Expectations, names_hash, read_expectations, write_document
 from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
@@ -400,6 +400,20 @@ def test_a_load_above_the_one_assumed_is_said():
     assert load_check(rate, numbers(requests_per_s=9.0)).verdict == "broken"
 
 
+def test_servers_of_one_promise_have_its_load_together():
+    policy = make_policy({"method": "majority", "n": 4, "temperature": 0.8})
+    four = dataclasses.replace(engine_of(), data_parallel_size=4).of_servers(1)
+    told = Expectations(engine=four, policy=policy, promised={}, concurrency=8)
+    for running, verdict in ((8.0, "ok"), (20.0, "broken")):
+        servers = [(engine_of(), numbers(running=running)) for _ in range(4)]
+        (load, *others) = drift(told, servers, [])
+        assert (load.measured.value, load.verdict) == (4 * running, verdict)
+        assert load.name not in {check.name for check in others}
+        assert load_check(told, servers[0][1]).verdict == verdict  # a quarter of it
+    one = dataclasses.replace(told, engine=engine_of())
+    assert [check.verdict for check in drift(one, servers, [])] == ["ok"] * 4
+
+
 @pytest.mark.parametrize(
     ("method", "most", "at_once"),
     [
@@ -424,3 +438,73 @@ def test_other_problems_are_not_held_to_a_promise(runs):
     told = promised(base, workload=WorkloadFacts(name="w", hash="x", problems=3))
     found = against_promises(told, base, "expect.json")
     assert {each.verdict for each in found.checks if each.kind != "assumption"} == {"absent"}
+
+
+@pytest.mark.slow
+def test_at_a_rate_idle_devices_are_paid(tmp_path):
+    (base,) = summarise(record(tmp_path / "r", engine_of(), FEW, problems=60, host=(0.0,) * 3))
+    assert base.device_s_per_problem.value < 0.3
+    run = dataclasses.replace(
+        base, conditions=(None, 2.0, *base.conditions[2:]), price_usd_per_device_hour=3600.0
+    )
+    served = dataclasses.replace(
+        run,
+        engine=dataclasses.replace(run.engine, mode="server"),
+        device_s_per_problem=None,
+        cost_usd_per_problem=None,
+    )
+    paid = Estimate(value=0.5, low=0.5, high=0.5, unit="device-s")
+    for given, most, verdicts in (
+        (run, 0.4, ["broken", "ok"]),
+        (run, 0.6, ["ok", "ok"]),
+        (served, 0.4, ["broken", "ok"]),
+        (served, 90.0, ["ok", "ok"]),
+    ):
+        told = promised(
+            base, concurrency=None, rate_per_s=2.0, promised={"device_s": paid},
+            budget=Budget(max_device_s=most),
+        )  # fmt: skip
+        checks = against_promises(told, given, "expect.json").checks[:2]
+        found = [each.verdict for each in checks]
+        if given is served:  # busy for no longer than the run: its last latencies are beside
+            assert checks[1].measured.low == pytest.approx(0.5)
+            found[1] = "ok" if checks[1].verdict == "unsure" else found[1]
+        assert found == verdicts, (most, checks)
+        cost = dataclasses.replace(told, budget=Budget(max_cost_usd=most), promised={})
+        (check, *_) = against_promises(cost, given, "expect.json").checks
+        assert (check.name, check.verdict) == ("cost", verdicts[0])
+
+
+@pytest.mark.slow
+def test_a_lighter_load_breaks_no_device_time(tmp_path):
+    """Fewer requests share a step then, and each pays for more of it."""
+    same = {"problems": 60, "host": (0.0,) * 3}
+    alone, four = (
+        summarise(record(tmp_path / str(count), engine_of(), FEW, concurrency=count, **same))[0]
+        for count in (1, 4)
+    )
+    assert alone.device_s_per_problem.low > 1.2 * four.device_s_per_problem.high
+    told = promised(four, promised={"device_s": four.device_s_per_problem}, budget=Budget())
+    (check, *_) = against_promises(told, alone, "expect.json").checks
+    assert check.verdict == "absent"
+    assert check.why == "ran with 1 in flight, and was promised for 4 in flight"
+    rate = dataclasses.replace(four, conditions=(None, 1.0, *four.conditions[2:]))
+    for factor, verdict in ((0.1, "broken"), (9.0, "absent")):
+        budget = Budget(max_latency_s=factor * four.latency_s["mean"].value)
+        told = promised(four, concurrency=None, rate_per_s=2.0, promised={}, budget=budget)
+        (check, *_) = against_promises(told, rate, "expect.json").checks
+        assert check.verdict == verdict, check
+    assert check.why == "1/s arrived, and it was promised for 2/s"
+
+
+@pytest.mark.slow
+def test_hours_without_a_problem_make_no_load_lighter(runs):
+    (busy,) = summarise(runs["busy"])
+    night = pl.when(pl.col("problem") >= 30).then(36_000_000_000_000).otherwise(0)
+    rows = busy.rows.with_columns(pl.col("arrival", "decided_at", "end") + night)
+    rate = (busy.problems - 1) / ((rows["arrival"].max() - rows["arrival"].min()) / 1e9)
+    served = dataclasses.replace(busy, rows=rows, conditions=(None, rate, *busy.conditions[2:]))
+    told = promised(busy, promised={}, budget=Budget(max_latency_s=1e-6))
+    (check, *_) = against_promises(told, served, "expect.json").checks
+    assert check.verdict == "absent", check
+    assert check.why == "ran with 13.6 in flight, and was promised for 4 in flight"

@@ -304,12 +304,33 @@ def test_a_folder_of_forward_passes(run, tmp_path):
     assert [each["sampled"] for each in told["engines"]] == [False, True]
     code, out, _ = run("show", tmp_path / "rec")
     assert code == 0 and out.count("step time") == 2 and "sampled (DYN_FPM_MODE)" in out
-    assert "nothing to replay" in run.refused(
-        "replay", tmp_path / "rec", "--set", "engine.max_num_seqs=8", code=2
-    )
+    replay = ["replay", tmp_path / "rec", "--set", "engine.max_num_seqs=4"]
+    assert "choose one with --run: 1 " in run.refused(*replay, code=2)
+    told = run.refused(*replay, "--run", 2, code=2)
+    assert "names no requests, and none can be inferred: its steps" in told
+    assert "ttscope attach URL --fpm" in told
     assert "holds no files *fpm*.jsonl.gz" in run.refused(
         "import", tmp_path, "-o", tmp_path / "none", code=2
     )
+
+
+@pytest.mark.slow
+def test_forward_passes_alone_are_replayed_and_advised_on(run, tmp_path):
+    passes = sorted(FOREIGN.glob("fpm_dynamo.4192.*"))
+    run.ok("import", *passes, "--model", "demo", "-o", tmp_path / "rec")
+    told = json.loads(
+        run.ok("replay", tmp_path / "rec", "--set", "engine.max_num_seqs=4", "--json")
+    )
+    recorded, replayed, predicted = (
+        told[name]["latency_s"]["mean"] for name in ("recorded", "replayed", "predicted")
+    )
+    assert replayed["value"] == pytest.approx(recorded["value"], rel=0.1)
+    assert predicted["low"] > replayed["value"]
+    assert any("inferred from the sums of forward passes" in note for note in told["notes"])
+    assert not any("no prefix is shared" in note for note in told["notes"])
+    answer = json.loads(run("advise", tmp_path / "rec", "--max-latency", "2s", "--json")[1])
+    assert answer["system_optimal"]["estimates"]["latency_s"]["value"] < 2
+    assert any("inferred from the sums" in note for note in answer["notes"])
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import filecmp
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,13 @@ from traces.errors import OutcomesError, UsageError
 from traces.foreign.evaluations import inspect_log, lm_eval
 from traces.foreign.evaluations import plain as plain_outcomes
 from traces.foreign.evaluations.alike import unlike
-from traces.foreign.evaluations.reader import Choices, FileFacts, Given, OutcomeFormat
+from traces.foreign.evaluations.reader import (
+    Choices,
+    FileFacts,
+    Given,
+    OutcomeFormat,
+    took_too_long,
+)
 from traces.foreign.evaluations.table import Counted, Joined, OutcomeTable, Suspect
 from traces.foreign.source import head_of, own_name
 from traces.foreign.values import UNKNOWN_MODEL, Skipped, models_named
@@ -97,6 +103,7 @@ def import_outcomes(
     check_free(folder)
     chosen = _same_format(paths)
     choices, given = choices or Choices(), given or Given()
+    choices = replace(choices, model=given.model)
     if choices.judge is not None and not chosen.completions:
         raise UsageError(
             f"--verifier reads answers out of completions, and {chosen.name} has none. Leave it out"
@@ -150,10 +157,7 @@ def import_outcomes(
             1 + len(differing), f"answers read and judged by the verifier {choices.verifier}"
         )
     if late := choices.too_long():
-        notes.append(
-            f"answers that took too long to check: {late:,}. They count as wrong, and where the "
-            "expected answer did, samples are unjudged"
-        )
+        notes.append(took_too_long(late))
     _write(folder, chosen, files, counted, notes, record_text, choices.verifier, given, differing)
     samples = counted.samples
     return Imported(

@@ -4,21 +4,23 @@
 
 Needed are problem_id, sample_index and correct (null where it was not judged). May be there:
 answer, expected, output_tokens, prompt_tokens, think_tokens, latency_s, logprob_mean, group,
-finish_reason.
+finish_reason, model. Other names are not read, and a note names them.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from traces.errors import UsageError
+from traces.errors import OutcomesError, UsageError
 from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, ended_by
-from traces.foreign.source import objects_in, text_lines
+from traces.foreign.source import head_of, objects_in, text_lines
 from traces.foreign.values import LARGEST, MOST_TOKENS, Skipped, finite, truth, whole_number
 
 _KEYS = re.compile(rb'"(?:sample_index|correct)"\s*:')
@@ -36,7 +38,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)]
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
 
 
-class _Usual(msgspec.Struct, gc=False):
+class _Usual(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """A line as nearly all are: each value of its type. Others are looked at one by one."""
 
     problem_id: str
@@ -51,20 +53,95 @@ class _Usual(msgspec.Struct, gc=False):
     logprob_mean: Number | None = None
     group: str | None = None
     finish_reason: str | None = None
+    model: str | None = None
+
+
+_READ = frozenset(_Usual.__struct_fields__)
+_MOST_UNREAD = 100  # names that are counted
+_MISSPELT = 0.8  # how like a name is to one that is read, from which that one is meant
+_TOKENS_OF = ("tokens", "num_tokens", "completion_tokens", "generated_tokens")  # of the output
+
+
+class _OfModel(msgspec.Struct, gc=False):
+    """What a line says of its model."""
+
+    model: Any = None
 
 
 class PlainOutcomes:
-    """Reads a file of plain outcomes (see `OutcomeReader`)."""
+    """Reads a file of plain outcomes (see `OutcomeReader`).
+
+    Of a file with several models only the lines of the one that is chosen are read.
+    """
 
     def __init__(self, path: Path, choices: Choices) -> None:
         self.facts = FileFacts()
         self.skipped = Skipped(unit="line")
         self._path, self._limit = path, choices.limit_bytes
         self._prompt_column = choices.prompt_column
+        self._chosen, self._only = choices.model, False
+        self._unread = Skipped(unit="line")  # names of which nothing is read
 
     def __iter__(self) -> Iterator[Outcome]:
+        self._only = self._chosen is not None and self._is_one_of_several(self._chosen)
+        self.facts.model = self._chosen if self._only else None
         lines = text_lines(self._path, self._limit, self.facts.notes)
-        return self._of_rows(lines) if self._prompt_column else self._of_lines(lines)
+        yield from self._of_rows(lines) if self._prompt_column else self._of_lines(lines)
+        if self._unread.counts:
+            self.facts.notes.append(self._not_read())
+
+    def _is_one_of_several(self, model: str) -> bool:
+        """Whether the file has lines of a model, and of others."""
+        if b'"model"' not in head_of(self._path):
+            return False
+        decode, seen = msgspec.json.Decoder(_OfModel).decode, {model: False}
+        for _, line in text_lines(self._path, self._limit, []):
+            if line is None or b'"model"' not in line:
+                continue
+            try:
+                name = decode(line).model
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                continue
+            if isinstance(name, str):
+                seen[name] = True
+                if len(seen) > 1 and seen[model]:
+                    return True
+        return False
+
+    def _is_read(self, model: str | None, number: int) -> bool:
+        """Whether a line is of the model that is read.
+
+        Raises OutcomesError for the line of a second one where none is chosen.
+        """
+        if model == self.facts.model:
+            return True
+        if self._only:
+            self.skipped.add("lines of other models" if model else "lines without model", number)
+            return False
+        if model is not None and self.facts.model is not None:
+            one, other = self.facts.model, model
+            raise OutcomesError(
+                f"{self._path}: line {number:,} is of the model {other[:60]}, those before are of "
+                f"{one[:60]}. Import each by itself: --model {shlex.quote(one)} takes the lines of "
+                "that one alone"
+            )
+        self.facts.model = model or self.facts.model
+        return True
+
+    def _not_read(self) -> str:
+        """Say which names the lines have that are not read, and what may be meant by them."""
+        told = []
+        for name, count in sorted(self._unread.counts.items(), key=lambda item: -item[1])[:6]:
+            meant = _meant(name)
+            asked = "" if meant is None else f", is {meant} meant?"
+            many = "1 line" if count == 1 else f"{count:,} lines"
+            told.append(f"{name[:40]} (in {many}, first: line {self._unread.first[name]:,}{asked})")
+        more = len(self._unread.counts) - len(told)
+        rest = f" and {more:,} more" if more > 0 else ""
+        return (
+            f"names that are not read: {', '.join(told)}{rest}. Rename what is meant. "
+            "docs/import.md has the names that are read"
+        )
 
     def _of_lines(self, lines: Lines) -> Iterator[Outcome]:
         """Yield the samples: of usual lines at once, which is twice as fast, of others by rows."""
@@ -77,6 +154,8 @@ class PlainOutcomes:
                 each = decode(line)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 yield from self._of_rows([(number, line)])
+                continue
+            if not self._is_read(each.model, number):
                 continue
             thought, made = each.think_tokens, each.output_tokens
             if thought is not None and made is not None and thought > made:
@@ -101,9 +180,14 @@ class PlainOutcomes:
     def _of_rows(self, lines: Lines) -> Iterator[Outcome]:
         asked, column_seen = self._prompt_column, False
         for number, row in objects_in(lines, self.skipped):
+            for name in row.keys() - _READ - {asked}:
+                if name in self._unread.counts or len(self._unread.counts) < _MOST_UNREAD:
+                    self._unread.add(name, number)
             reason = _fault(row)
             if reason is not None:
                 self.skipped.add(f"lines {reason}", number)
+                continue
+            if not self._is_read(self._text(row, "model", number), number):
                 continue
             if asked is not None:
                 column_seen = column_seen or asked in row
@@ -173,7 +257,8 @@ def _fault(row: dict[str, Any]) -> str | None:
         return None
     for name in _NEEDED:
         if name not in row:
-            return f"without {name}"
+            instead = next((each for each in row.keys() - _READ if _meant(each) == name), None)
+            return f"without {name}" + ("" if instead is None else f", but with {instead}")
     problem = row["problem_id"]
     if isinstance(problem, bool) or not isinstance(problem, str | int):
         return "whose problem_id is neither text nor whole number"
@@ -182,6 +267,13 @@ def _fault(row: dict[str, Any]) -> str | None:
     if row["correct"] is not None and truth(row["correct"]) is None:
         return "whose correct is neither true, false nor null"
     return None
+
+
+def _meant(name: str) -> str | None:
+    """Return the name that is read for which another one may stand, None where none is like it."""
+    if name.lower() in _TOKENS_OF:
+        return "output_tokens"
+    return next(iter(get_close_matches(name.lower(), sorted(_READ), 1, _MISSPELT)), None)
 
 
 def _recognises(head: bytes) -> bool:

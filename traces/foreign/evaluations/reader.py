@@ -107,7 +107,8 @@ class Choices:
     class of its answer and whether it is right (`verifier` names it); None takes the file's own
     answers and scores. `too_long` counts the answers that it gave up to check. `prompt_column` has
     the tokens of a prompt in plain outcomes, None for `prompt_tokens`. `same_problems` says whether
-    several files are of the same problems, None to find out.
+    several files are of the same problems, None to find out. `model` is whose lines are read of a
+    file of plain outcomes that has several.
     """
 
     score: str | None = None
@@ -116,7 +117,16 @@ class Choices:
     too_long: Callable[[], int] = lambda: 0
     prompt_column: str | None = None
     same_problems: bool | None = None
+    model: str | None = None
     limit_bytes: int = LIMIT_BYTES
+
+
+def took_too_long(answers: int) -> str:
+    """Return the note on answers that a verifier gave up to check."""
+    return (
+        f"answers that took too long to check: {answers:,}. They count as wrong, and where the "
+        "expected answer did, samples are unjudged"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,11 @@ from traces.forward_pass.record import (
     OtherVersionError,
     read_object,
 )
-from traces.forward_pass.rows import KEPT, SCOPES, ForwardPassRows, tokens_kept
+from traces.forward_pass.rows import FORMAT, KEPT, SCOPES, ForwardPassRows, tokens_kept
 from traces.recording.tables import TABLES
 from traces.schema.engine import EngineConfig, ModelFacts
 
 SCHEMA = "dynamo.fpm.trace.v1"
-FORMAT = "forward-pass metrics"
 MOST_ENGINES = 256  # workers and ranks
 _FAMILY = re.compile(rb'"schema"\s*:\s*"dynamo\.fpm\.trace\.')
 _ALONE = re.compile(rb'"wall_time"\s*:')
@@ -238,6 +237,15 @@ class _Engine:
         for line in lines:
             yield from self.rows.rows(line.record, line.time)
 
+    def with_limits(self, config: EngineConfig) -> EngineConfig:
+        """Return the engine with the limits that its steps run into, under the key that it has."""
+        limits = self.rows.limits
+        return replace(
+            config,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+        )
+
     def told(self) -> ImportedEngine:
         known = self.first is not None and self.last is not None
         return ImportedEngine(
@@ -317,7 +325,10 @@ class _Passes:
                 for key, engine in self.engines.items()
                 for note in (*(notes if engine is first else ()), *_notes_of(engine))
             ),
-            engines={each.key(): each for each in configs},
+            engines={
+                each.key(): engine.with_limits(each)
+                for each, engine in zip(configs, self.engines.values(), strict=True)
+            },
             models={}
             if self.facts is None or self.model is None
             else {self.model: replace(self.facts, name=self.model)},
@@ -355,8 +366,8 @@ def _notes(paths: Sequence[Path], reader: _Reader, written: _Passes) -> list[str
     """Return what holds for the files, the first line naming them."""
     names = ", ".join(path.name for path in paths[:3])
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    lack = "name no model and " if written.model is None else ""
-    notes = [f"imported from {FORMAT}: {names}{more}. They {lack}tell of no request"]
+    lack = "no model and " if written.model is None else ""
+    notes = [f"imported from {FORMAT}: {names}{more}. They name {lack}no request"]
     notes += reader.notes
     engines = list(written.engines.values())
     restarts, again = sum(e.rows.restarts for e in engines), sum(e.rows.again for e in engines)
@@ -382,6 +393,10 @@ def _notes_of(engine: _Engine) -> list[str]:
             "counter tells of, by the clock, so that those before a long step or a pause come more "
             "often. Their times are left out. DYN_FPM_MODE=full keeps all"
         )
+    limits = rows.limits
+    for name in ("max_num_seqs", "max_num_batched_tokens"):
+        if (most := getattr(limits, name)) is not None:
+            notes.append(f"{name} is taken as {most:,}. So many ran while others waited")
     if rows.speculates is None:
         notes.append(
             "so few neighbouring steps do not say whether the engine speculates, so the tokens "

@@ -25,7 +25,7 @@ from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
 from tui.screens.advice.pick import EMPTY, MIXED, Section, answer_sections, is_outline, styled
 from tui.screens.advice.rows import Candidate, candidates, gone_lines, paste_text, present_candidate
-from tui.screens.advice.what_if import examples, what_if
+from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
@@ -34,6 +34,7 @@ from tui.widgets.still import Page, StillColumn, StillRow
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
     from advisor.advice.accounts.efforts import EffortMap
+    from traces.recording.reader import Recording
 
 OF_AN_ANSWER = frozenset({"copy", "explain", "front", "axis", "what_if", "measure"})
 
@@ -373,9 +374,7 @@ class AdviceScreen(ModeScreen):
     @work(thread=True, exclusive=True, group="advice")
     def _work_out(self, budget: Budget, api_price: float | None, question: Question) -> None:
         worker = get_current_worker()
-        recordings = [
-            entry.recording for entry in self.ttscope.advisable() if entry.recording is not None
-        ]
+        recordings = self._recordings()
         tell = partial(self._tell, worker, question, len(recordings))
         try:
             with self.ttscope.advising:
@@ -406,6 +405,10 @@ class AdviceScreen(ModeScreen):
             tell(None, str(problem))
         except Exception as problem:  # shown in place, the app goes on
             tell(None, f"the advisor failed ({failure(problem)})")
+
+    def _recordings(self) -> list[Recording]:
+        """Return what advice rests on."""
+        return [each.recording for each in self.ttscope.advisable() if each.recording is not None]
 
     def _account(
         self,
@@ -631,7 +634,9 @@ class AdviceScreen(ModeScreen):
     def _work_out_change(self, pick: Pick, changes: str, budget: Budget | None) -> None:
         worker = get_current_worker()
         try:
-            message = WhatIf(what_if(self.ttscope.advisable(), pick, changes, budget))
+            with self.ttscope.advising:
+                advisor = self.ttscope.advisor_for(self._recordings())
+                message = WhatIf(advisor.what_if(pick, changes, budget))
         except Exception as problem:  # shown in place, the app goes on
             message = WhatIf([], failure(problem))
         if not worker.is_cancelled:

@@ -261,7 +261,7 @@ def _charts(watched: Watched, width: int) -> list[str]:
 
 def _column_lines(columns: Mapping[str, str], width: int) -> list[str]:
     lines = ["engine steps"]
-    for kind in ("measured", "inferred", "null"):
+    for kind in ("measured", "inferred"):
         names = ", ".join(name for name, source in columns.items() if source == kind)
         lines += wrap(f"  {kind}", names or "none", width=width, indent=12)
     return lines

@@ -37,7 +37,7 @@ from traces.schema.quantities import quantity
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import mean, of_others
-from traces.summary.comparison import RUN_TO_RUN, Difference, Judged, RunSpread
+from traces.summary.comparison import RUN_TO_RUN, Difference, Judged, RunSpread, by_problems
 from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
 from traces.summary.problems import mostly_told
@@ -49,6 +49,7 @@ from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_
 
 INDENT = 10
 UNSTEADY = 1.5 * RUN_TO_RUN
+MOST_SETS = 6  # of problems, named
 _TAGS = (
     "accuracy",
     "tokens_per_problem",
@@ -88,10 +89,34 @@ def show_lines(
     for index, run in enumerate(runs, 1):
         lines += wrap(f"{index}", run.recording, width=width, indent=3)
         lines += [f"   {line}" for line in _head(run, width - 3)]
-    lines += ["", *_side_by_side(runs, width)]
-    if compared is not None:
+    apart = _other_problems(runs, width)
+    lines += ["", *apart, *_side_by_side(runs, width)]
+    if compared is not None and apart:
+        lines += ["", *config_lines(compared, width)]
+    elif compared is not None:
         lines += ["", *difference_lines(compared, width=width)]
     return lines
+
+
+def _other_problems(runs: Sequence[Run], width: int) -> list[str]:
+    """Say which runs are not known to be of the same problems, nothing where all are.
+
+    Traffic of others poses none.
+    """
+    sets = by_problems(runs)
+    if len(sets) < 2 or all(run.policy is None for run in runs):
+        return []
+    told = []
+    for places in sets[:MOST_SETS]:
+        workload = runs[places[0]].workload
+        name = "" if workload is None else f" ({workload.name})"
+        told.append(f"{', '.join(str(place + 1) for place in places)}{name}")
+    told += [f"{len(sets) - MOST_SETS:,} sets more"] if len(sets) > MOST_SETS else []
+    text = (
+        f"not known to be of the same problems: {' | '.join(told)}. Only numbers of the same "
+        "problems can be compared, so no difference is shown"
+    )
+    return wrap("!", text, width=width, indent=2)
 
 
 def engine_text(engine: EngineConfig) -> str:

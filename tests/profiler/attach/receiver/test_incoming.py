@@ -18,8 +18,10 @@ from profiler.plugin.batches import Batch
 from tests.advisor.synthetic import FACTS
 from tests.profiler.attach.receiver.test_receiver import raw_steps
 from traces.live.otlp import read_json
+from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
+from tui.text.recordings.live import watched_lines
 
 
 def batch(*rows, instance="i", **more):
@@ -289,6 +291,39 @@ def test_what_was_refused_is_told_in_the_recording(receiver, tmp_path):
     assert "canary" not in note + drop
 
 
+def test_a_plugin_that_never_speaks_is_named_with_what_to_do(receiver, tmp_path):
+    recording, _ = watched(tmp_path / "none", receiver, "1.7e+09", during=lambda _: None)
+    (told,) = watched_engines(recording)[0].losses
+    assert "the plugin never spoke" in told and "docs/attach.md" in told
+    assert f"TTSCOPE_PLUGIN=http://{receiver.host}:{receiver.port}" in told
+    assert told in " ".join(" ".join(watched_lines(watched_engines(recording)[0])).split())
+
+
+def test_of_several_servers_those_are_named_whose_plugin_never_speaks(receiver, tmp_path):
+    spoke = []
+
+    def send(urls):
+        spoke.append(urls[0])
+        step = {"running": 1, "generated": 1, "end": time.time_ns() + 10**10}
+        receiver.put_batch(batch(step, ports=[int(urls[0].rpartition(":")[2])]))
+
+    starts = "1.7e+09", "1.8e+09"
+    recording, _ = watched(tmp_path / "r", receiver, *starts, during=send)
+    for server in watched_engines(recording):
+        port = dict(server.engine.other)["url"].rpartition(":")[2]
+        assert bool(server.losses) != spoke[0].endswith(f":{port}")
+        assert all("the plugin of this server never spoke" in each for each in server.losses)
+
+
+def test_who_speaks_with_another_token_is_no_silent_plugin(receiver, tmp_path):
+    def send(_):
+        assert not receiver.knows("Bearer canary", spans=False)
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    (told,) = watched_engines(recording)[0].losses
+    assert "another token" in told and "canary" not in told
+
+
 def test_engines_named_by_plugins_and_spans_are_limited(receiver, tmp_path, monkeypatch):
     monkeypatch.setattr("profiler.attach.receiver.incoming.MOST_ENGINES", 2)
 
@@ -344,3 +379,23 @@ def test_the_context_behind_missing_steps_is_not_known_until_nothing_runs(receiv
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
     read = recording.steps.sort("end")["decode_kv_tokens"].to_list()
     assert read == [None, None, None, None, 0, 31, None, None, 0, 31]
+
+
+def test_a_restarted_server_that_does_not_listen_yet_is_no_other_engine(receiver, tmp_path):
+    end = time.time_ns() + 10**10
+    begun = {"running": 1, "first_tokens": 1, "generated": 1, "prompts": 5000}
+    fresh = {"running": 10, "first_tokens": 10, "generated": 10, "prompts": 300}
+    goes_on = {"running": 10, "continued": 10, "generated": 10}
+
+    def send(urls):
+        ports = [int(urls[0].rpartition(":")[2])]
+        receiver.put_batch(batch(begun | {"end": end}, ports=ports, process_start_s=1.7e9))
+        told = {"instance": "again", "first": 0, "process_start_s": end / 1e9 + 1}
+        receiver.put_batch(batch(**told))  # it says that it is there
+        rows = [each | {"end": end + n * 10**9} for n, each in enumerate([fresh, goes_on], 2)]
+        receiver.put_batch(batch(*rows, ports=ports, **told))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    assert len(recording.manifest.engines) == 1
+    # The requests of the process before are gone, and how many were left is not told.
+    assert recording.steps.sort("end")["decode_kv_tokens"].to_list() == [0, 0, None]

@@ -3,6 +3,9 @@
 import json
 import random
 
+import pytest
+
+from traces.errors import OutcomesError
 from traces.foreign.evaluations.plain import PlainOutcomes
 from traces.foreign.evaluations.reader import Choices
 
@@ -17,6 +20,7 @@ VALUES = {
     "latency_s": [0.5, 1, None, -1, "x", 1e17, True],
     "logprob_mean": [-0.5, None, 0, "x", 1e308],
     "group": ["a", None, 3, {}],
+    "model": ["m", None, ["m"]],
     "other": [1, None, {"a": [1, 2]}],
 }
 
@@ -28,14 +32,73 @@ def test_both_ways_read_the_same(tmp_path):
         row = {
             name: rng.choice(values if rng.random() < 0.2 else values[:1])
             for name, values in VALUES.items()
-            if rng.random() < 0.97
+            if rng.random() < (0.3 if name == "other" else 0.97)
         }
         lines.append(json.dumps(row).encode())
     path = tmp_path / "o.jsonl"
     path.write_bytes(b"\n".join(lines))
-    fast, slow = (PlainOutcomes(path, Choices()) for _ in range(2))
+    fast, slow = (PlainOutcomes(path, Choices(model="m")) for _ in range(2))
     numbered = [(at, line) for at, line in enumerate(lines, 1)]
     ours, theirs = list(fast._of_lines(numbered)), list(slow._of_rows(numbered))
     assert ours == theirs and len(ours) > 1000
     assert (fast.skipped.counts, fast.skipped.first) == (slow.skipped.counts, slow.skipped.first)
     assert len(fast.skipped.counts) > 8
+
+
+ROW = {"problem_id": "p", "sample_index": 0, "correct": True}
+
+
+def read(path, *rows, **choices):
+    """Read numbered samples that have these fields; return them, the notes and what was skipped."""
+    lines = [json.dumps(ROW | {"sample_index": at} | row) for at, row in enumerate(rows)]
+    path.write_text("\n".join(lines))
+    reader = PlainOutcomes(path, Choices(**choices))
+    return list(reader), reader.facts, reader.skipped.counts
+
+
+def test_names_that_are_not_read_are_named(tmp_path):
+    path = tmp_path / "o.jsonl"
+    found, facts, _ = read(path, {"answr": "1"}, {"tokens": 9, "seed": 1}, {"tokens": 8})
+    (note,) = facts.notes
+    assert len(found) == 3 and note.startswith(
+        "names that are not read: tokens (in 2 lines, first: line 2, is output_tokens meant?), "
+    )
+    assert "answr (in 1 line, first: line 1, is answer meant?)" in note
+    assert "seed (in 1 line, first: line 2)" in note
+    assert read(path, {"output_tokens": 9, "group": "a"})[1].notes == []
+    assert read(path, {"length": 9}, prompt_column="length")[1].notes == []
+
+
+def test_of_many_names_some_are_named(tmp_path):
+    rows = [{f"name {at} {'x' * 90}": 1} for at in range(300)]
+    (note,) = read(tmp_path / "o.jsonl", *rows)[1].notes
+    assert len(note) < 700 and " and 94 more" in note
+
+
+def test_a_needed_name_that_is_misspelt_is_named(tmp_path):
+    path = tmp_path / "o.jsonl"
+    path.write_text(json.dumps({"problem_id": "p", "sample_index": 0, "corect": True}))
+    reader = PlainOutcomes(path, Choices())
+    assert list(reader) == []
+    assert reader.skipped.counts == {"lines without correct, but with corect": 1}
+
+
+@pytest.mark.parametrize("more", [{}, {"seed": 1}])  # lines of both ways to read them
+def test_a_file_of_two_models_is_refused_unless_one_is_chosen(tmp_path, more):
+    path = tmp_path / "o.jsonl"
+    rows = [{"model": name, **more} for name in ("org/a", "org/b", "org/a", "org/b")]
+    with pytest.raises(OutcomesError, match="line 2 is of the model org/b.*: --model org/a takes"):
+        read(path, *rows)
+    for model, indices in (("org/a", [0, 2]), ("org/b", [1, 3])):
+        found, facts, skipped = read(path, *rows, {**more}, model=model)
+        assert [each.sample_index for each in found] == indices
+        assert facts.model == model
+        assert skipped == {"lines of other models": 2, "lines without model": 1}
+    with pytest.raises(OutcomesError, match="line 2 is of the model org/b"):
+        read(path, *rows, model="org/c")
+
+
+@pytest.mark.parametrize("model", [None, "other"])
+def test_a_file_of_one_model_says_which(tmp_path, model):
+    found, facts, skipped = read(tmp_path / "o.jsonl", {}, {"model": "org/a"}, model=model)
+    assert (len(found), facts.model, skipped) == (2, "org/a", {})

@@ -7,8 +7,7 @@ import dataclasses
 import pytest
 
 from tests.traces.synthetic import simulate, write_recording
-from tests.tui.fake_advisor import LARGE, FakeAdvisor, estimate
-from traces.errors import UsageError
+from tests.tui.fake_advisor import FakeAdvisor, estimate
 from traces.schema.advice import Budget, Load
 from traces.schema.quantities import quantity
 from tui.screens.advice.pick import answer_sections
@@ -26,7 +25,6 @@ from tui.screens.advice.rows import (
     table_of,
     words_of,
 )
-from tui.screens.advice.what_if import what_if
 from tui.screens.entries import load
 from tui.text.advice import limit_on
 
@@ -136,8 +134,6 @@ def test_the_present_is_what_was_measured(tmp_path):
     assert row.pick.estimates["cost_usd"].value == entry.run.device_s_per_problem.value
     unpriced = present_candidate(entry.run, answer, None)
     assert unpriced.pick.estimates["cost_usd"] is None
-    with pytest.raises(UsageError, match="no recording of large"):
-        what_if([entry], LARGE, "engine.max_num_seqs=4")
 
 
 def test_the_present_under_another_load_has_no_times(tmp_path):

@@ -6,15 +6,14 @@ import re
 import pytest
 
 from advisor.advice.advisor import Advisor
-from advisor.replay.replay import Replicas
+from advisor.advice.beside import beside
 from advisor.search.budget import parse_budget
-from advisor.what_if.predict import predict
-from advisor.what_if.question import Question, changed
+from advisor.what_if.question import changed
 from tests.advisor.synthetic import FACTS, VOTE16, engine_of, record
 from traces.errors import UsageError
-from traces.schema.advice import Pick
+from traces.schema.advice import ESTIMATES, Budget, Pick
 from traces.schema.formats import value_of
-from traces.summary.metrics import estimate_of
+from traces.schema.quantities import quantity
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.entries import load
 
@@ -25,6 +24,11 @@ pytestmark = pytest.mark.slow
 def entry(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "one"
     return load(record(folder, engine_of(), VOTE16, problems=24, concurrency=4).path)[0]
+
+
+@pytest.fixture(scope="module")
+def advisor(entry):
+    return Advisor.fit([entry.recording], draws=40)
 
 
 def pick_of(entry, **changes):
@@ -41,52 +45,58 @@ def row(lines, title):
     return re.split(r"  +", line)[1:3]
 
 
-def test_ranks_are_replicas(entry):
-    lines = what_if([entry], pick_of(entry), "engine.data_parallel_size=2")
-    two = predict(
-        entry.recording,
-        entry.run,
-        Question(
-            engine=entry.run.engine,
-            policy=entry.run.policy,
-            replicas=Replicas(count=2, routing="least-outstanding"),
-        ),
-    ).predicted
-    for title, tag in (("latency mean", "latency_s.mean"), ("device-s", "device_s_per_problem")):
-        one, changed = row(lines, title)
-        assert changed == value_of(estimate_of(two, tag))
-        assert (title == "device-s") or changed != one
+@pytest.mark.parametrize("rate", [None, 2.0])
+@pytest.mark.parametrize(
+    ("change", "engine", "policy"),
+    [
+        ("engine.data_parallel_size=2", {"data_parallel_size": 2}, {}),
+        ("engine.max_num_seqs=4", {"max_num_seqs": 4}, {}),
+        ("policy.n=8", {}, {"n": 8}),
+    ],
+)
+def test_a_change_to_another_candidate_has_its_numbers(
+    entry, advisor, rate, change, engine, policy
+):
+    budget = Budget(optimise="latency", rate_per_s=rate, price_usd_per_device_hour=2.5)
+    lines = what_if(advisor, pick_of(entry), change, budget)
+    engine = dataclasses.replace(entry.run.engine, **engine)
+    rows = advisor.space.rows_of(engine, dataclasses.replace(entry.run.policy, **policy))
+    state = advisor.under(rate)
+    state.replay(rows)
+    (place,) = (state.metrics.place[each] for each in rows)
+    check = advisor.check(budget)
+    for name in ESTIMATES:
+        if (found := check.estimate(name, place)) is not None:
+            assert row(lines, quantity(name).title)[1] == value_of(found), name
 
 
-def test_the_rate_and_the_prices_are_the_budgets(entry):
+@pytest.mark.parametrize("limits", [{}, {"rate": "2/s"}, {"rate": "2/s", "percentile": "95"}])
+def test_the_pick_has_the_numbers_of_the_answer(advisor, limits):
+    """All of them, at a rate too, whatever is changed."""
+    asked = {"optimise": "latency", "price": "2.5", **limits}
+    budget = parse_budget(asked)
+    for pick in advisor.recommend(budget).pareto[:3]:
+        for change in examples(pick).split(" or "):
+            lines = what_if(advisor, pick, change, budget)
+            told = [each for each in pick.estimates.items() if each[1] is not None]
+            assert len(told) == len(lines) - 2 >= 7
+            for name, each in told:
+                assert row(lines, quantity(name).title)[0] == value_of(each), (name, change)
+
+
+def test_the_rate_and_the_prices_are_the_budgets(entry, advisor):
     budget = parse_budget({"rate": "2/s", "price": "cpu=3.6", "optimise": "cost"})
-    lines = what_if([entry], pick_of(entry), "engine.max_num_seqs=4", budget)
+    lines = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4", budget)
     assert lines[0].endswith("engine.max_num_seqs=4, at 2 problems/s")
     # An engine that idles is paid for: a device for the half second in which a problem comes.
     assert row(lines, "device-s") == ["500 dev-ms", "500 dev-ms"]
     assert row(lines, "cost") == ["$0.000500", "$0.000500"]
-    closed = what_if([entry], pick_of(entry), "engine.max_num_seqs=4")
+    closed = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4")
     assert row(closed, "latency mean") != row(lines, "latency mean")
 
 
-def test_a_pick_at_a_rate_costs_what_the_table_says(entry):
-    budget = parse_budget({"rate": "2/s", "price": "3.6", "optimise": "cost"})
-    answer = Advisor.fit([entry.recording], draws=40).recommend(budget)
-    pick = answer.system_optimal
-    lines = what_if([entry], pick, "engine.max_num_seqs=4", budget)
-    assert row(lines, "cost")[0] == value_of(pick.estimates["cost_usd"])
-
-
-def test_an_engine_changes_no_accuracy_of_the_pick(entry):
-    answer = Advisor.fit([entry.recording], draws=40).recommend(parse_budget({"rate": "2/s"}))
-    picks = [pick for pick in answer.pareto if pick.policy.method in ("adaptive", "early_stopping")]
-    for pick in picks[:2] or answer.pareto[:1]:
-        cells = row(what_if([entry], pick, "engine.max_num_seqs=4"), "accuracy")
-        assert cells[0] == cells[1] == value_of(pick.estimates["accuracy"])
-
-
-def test_a_change_of_accuracy_is_in_points(entry):
-    lines = what_if([entry], pick_of(entry), "policy.n=1")
+def test_a_change_of_accuracy_is_in_points(entry, advisor):
+    lines = what_if(advisor, pick_of(entry), "policy.n=1")
     (line,) = (line for line in lines if line.startswith("accuracy"))
     before, after = map(float, row(lines, "accuracy"))
     assert line.endswith(" pts") and before != after
@@ -109,10 +119,10 @@ def rule_of(method, n, rule):
 
 
 @pytest.mark.parametrize(("method", "n", "rule"), RULES)
-def test_the_examples_work_for_the_pick_that_they_stand_beside(entry, method, n, rule):
+def test_the_examples_work_for_the_pick_that_they_stand_beside(entry, advisor, method, n, rule):
     pick = dataclasses.replace(pick_of(entry), policy=rule_of(method, n, rule))
     for change in examples(pick).split(" or "):
-        lines = what_if([entry], pick, change)
+        lines = what_if(advisor, pick, change)
         assert lines[0].endswith(change)
         assert row(lines, "latency mean")[1] != "-"
     assert ("policy.n" in examples(pick)) == (n > 1)
@@ -135,14 +145,15 @@ def test_more_ranks_of_a_mixture_are_servers_of_as_many_as_the_pick_has(tmp_path
     facts = dataclasses.replace(FACTS["small"], num_experts=8, experts_per_token=2)
     dataclasses.replace(base.manifest, models={"small": facts}).write(base.path)
     (entry,) = load(base.path)
-    lines = what_if([entry], pick_of(entry), f"engine.data_parallel_size={size}")
+    advisor = Advisor.fit([entry.recording], draws=40)
+    lines = what_if(advisor, pick_of(entry), f"engine.data_parallel_size={size}")
     servers = dataclasses.replace(entry.run.engine, data_parallel_size=size).of_servers(ranks)
-    asked = Question(engine=servers, policy=entry.run.policy)
-    two = predict(entry.recording, entry.run, asked).predicted
-    assert row(lines, "latency mean")[1] == value_of(estimate_of(two, "latency_s.mean"))
+    check = beside(advisor, [(servers, entry.run.policy)], Budget())
+    assert row(lines, "latency mean")[1] == value_of(check.estimate("latency_s", 0))
+    assert check.metrics.candidate(0).engine == servers
     if ranks == 2:
         with pytest.raises(UsageError, match="has 2 data-parallel ranks. Ask for 2, 4 or another"):
-            what_if([entry], pick_of(entry), "engine.data_parallel_size=3")
+            what_if(advisor, pick_of(entry), "engine.data_parallel_size=3")
 
 
 def test_what_was_asked_for_and_does_not_fit_says_what_to_set(entry):
@@ -168,12 +179,16 @@ def test_a_name_that_is_nearly_right_is_guessed(entry, change, told):
         changed(entry.run, [change])
 
 
-def test_nothing_is_learned_from_a_prediction_and_none_is_the_base(run, entry, tmp_path):
-    run.ok("replay", entry.path, "--set", "engine.max_num_seqs=16", "-o", tmp_path / "predicted")
-    (predicted,) = load(tmp_path / "predicted")
-    assert predicted.comparable and predicted.run.replay_of == entry.path.name
-    pick = pick_of(entry, max_num_seqs=16)
-    alone = what_if([entry], pick, "engine.max_num_seqs=8")
-    assert what_if([predicted, entry], pick, "engine.max_num_seqs=8") == alone
-    with pytest.raises(UsageError, match="no recording of small"):
-        what_if([predicted], pick, "engine.max_num_seqs=8")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("policy.n=64", "16 samples per problem were recorded. Record more, or ask for fewer"),
+        ("policy.temperature=0.1", "no samples of small were recorded for maj@16 T=0.1 on such"),
+        ("engine.tensor_parallel_size=4", "was never recorded with"),
+        ("engine.max_num_batched_tokens=2", "vLLM needs a token for each of max_num_seqs"),
+        ("policy.method=best_of_n", "the samples answer for"),
+    ],
+)
+def test_what_the_recordings_cannot_say_is_refused(entry, advisor, change, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        what_if(advisor, pick_of(entry), change)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -212,3 +213,25 @@ def test_traffic_of_others_stands_side_by_side(tmp_path):
     assert "300 ms" in latency and "600 ms" in latency
     assert "not known: whether engine and policy are the same" in " ".join(lines)
     assert max(map(len, lines)) <= 80
+
+
+def test_runs_of_other_problems_are_not_compared(recordings, tmp_path):
+    """Several runs stand side by side, and a line says which are of the same problems."""
+    others = write_recording(tmp_path / "others", simulate(problems=9, n=4))
+    facts = replace(others.manifest.workload, name="other", hash="another")
+    replace(others.manifest, workload=facts).write(others.path)
+    fast, slow = (summarise(each)[0] for each in recordings)
+    (other,) = summarise(Recording.open(others.path))
+    head = "! not known to be of the same problems: "
+    for runs, told in (
+        ([fast, slow, other], "1, 2 (sums) | 3 (other)."),
+        ([fast, other], "1 (sums) | 2 (other)."),
+    ):
+        compared = compare(*runs) if len(runs) == 2 else None
+        lines = show_lines(runs, compared)
+        (place,) = (at for at, line in enumerate(lines) if line.startswith(head[:40]))
+        assert head + told in " ".join(" ".join(lines[place : place + 3]).split())
+        assert not [line for line in lines if "paired" in line]
+    both = show_lines([fast, slow], compare(fast, slow))
+    assert not [line for line in both if line.startswith("!")]
+    assert [line for line in both if "paired" in line]
