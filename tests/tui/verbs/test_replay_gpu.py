@@ -167,7 +167,7 @@ def test_what_is_not_priced_is_one_line(run, model, arguments, change, message):
 @pytest.fixture
 def measured(run, tmp_path):
     """An import of requests that a client measured of the model `m`."""
-    vllm_bench(tmp_path / "client.json", [(0.1 * i, 64, 20, 0.02, 0.06) for i in range(8)])
+    vllm_bench(tmp_path / "client.json", [(0.1 * i, 64, 20, 0.02, 0.039) for i in range(8)])
     run.ok("import", tmp_path / "client.json", "-o", tmp_path / "measured")
     return tmp_path / "measured"
 
@@ -176,7 +176,7 @@ def measured(run, tmp_path):
     ("gpu", "why"),
     [
         (("--gpu", "test_gpu"), "it is of m, and model is asked about"),
-        ((), "it has no steps. Requests correct a --gpu"),
+        ((), "it is of m, and demo/s is asked about"),
     ],
 )
 def test_an_import_that_teaches_nothing_is_refused(run, model, measured, gpu, why):
