@@ -659,7 +659,7 @@ def _measured_notes(
 
 def _of_replayed(base: Recording, recorded: Summary, own: Run, routed: _Routed) -> Summary:
     """Return what was recorded of the problems that are replayed."""
-    if own.inferred:
+    if own.inferred and not base.rows("scrapes"):
         return as_inferred(recorded, own)
     if own.drawn:
         return as_metrics_say(recorded, base, routed.keys or [base.engine_key(recorded.engine)])

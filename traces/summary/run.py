@@ -308,7 +308,8 @@ def _run(
     left_out = int(told.get("failed_problems") or 0)
     lost = _lost(samples, rows, left_out, imported=imported is not None) if votes else None
     told_of = None if policy is not None else _told_of(steps, samples, window)
-    made = made if told_of is None or told_of >= MOST_OF_ALL else None
+    if policy is None and (told_of or 0.0) < MOST_OF_ALL and recording.rows("scrapes"):
+        made = None  # /metrics tells it of all, and spans of what was traced
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(

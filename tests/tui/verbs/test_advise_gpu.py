@@ -113,7 +113,7 @@ async def test_the_advice_screen_offers_it(recording):
         assert rows[0].estimates["cost_usd"].value == pytest.approx(
             rows[0].estimates["device_s"].value * 2.5 / 3600
         )
-        assert "(the prior), not from a run." in " ".join(text_of(app, "#detail").split())
+        assert "(the prior), not from a run." in " ".join(text_of(app, "#answer").split())
         table = app.screen.query_one("#picks", DataTable)
         table.move_cursor(row=0)
         await pilot.press("w")

@@ -126,8 +126,9 @@ def relative(found, wanted, name, which=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [True, "passes"])
-@pytest.mark.parametrize("change", ["engine.max_num_seqs=8", "engine.max_num_seqs=64"])
+@pytest.mark.parametrize(
+    ("change", "steps"), [("engine.max_num_seqs=8", True), ("engine.max_num_seqs=64", "passes")]
+)
 def test_spans_and_steps_predict_other_limits(base, truth, tmp_path, change, steps):
     recording = watched(truth, tmp_path / "seen", steps=steps)
     found = predicted(recording, change)
