@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ settings.register_profile("new", **ANY_PACE)
 settings.load_profile("tests")
 
 LEARNED = re.compile(r"def test_\w+\([^)]*\b(?:advisor|fresh|fresh_advisor|recordings)\b")
+OF_SHIPPED = re.compile(r"\(\[SHIPPED\]|run\.ok\(\"demo\"")  # of all of them
 IN_PROCESS = re.compile(r"\b(?:InProcessEngine|start_engine)\(|^ +from vllm", re.M)
 IMPORTING = "tests that import vLLM"
 ENGINES = 2  # as many processes as there are cores where the tests run
@@ -48,8 +50,9 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 def pytest_xdist_make_scheduler(config, log):
     """Have the tests of a file stay together, and all that share what an advisor has learned.
 
-    So do those that import vLLM, which takes ten seconds. No more than `ENGINES` processes get
-    files with real engines, while other files are left.
+    There are two: that of `tests/advisor`, and that of all shipped recordings. So do those that
+    import vLLM, which takes ten seconds. No more than `ENGINES` processes get files with real
+    engines, while other files are left.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -61,10 +64,12 @@ def pytest_xdist_make_scheduler(config, log):
     def group(file):
         if file.startswith("tests/advisor/") and LEARNED.search(text(file)):
             return "advisor"
+        if file.startswith("tests/tui/") and OF_SHIPPED.search(text(file)):
+            return "shipped"
         return IMPORTING if starts_engines(file) and IN_PROCESS.search(text(file)) else file
 
     def starts_engines(scope):
-        return scope == IMPORTING or (scope != "advisor" and "mark.vllm" in text(scope))
+        return scope == IMPORTING or (scope.endswith(".py") and "mark.vllm" in text(scope))
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
@@ -91,6 +96,23 @@ def pytest_ignore_collect(collection_path, config):
         return None
     marks = re.search(r"^pytestmark = (\[.*?^\]|.*?$)", collection_path.read_text(), re.M | re.S)
     return True if marks and re.search(rf"mark\.({'|'.join(left_out)})\b", marks[1]) else None
+
+
+def pytest_sessionstart(session):
+    """Import a part of the files, each process another, before all collect all of them.
+
+    A first run rewrites their assertions, which takes ten seconds of a processor. So each file is
+    rewritten by one process.
+    """
+    config, count = session.config, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if count == 1 or config.args != ["tests"] or not hasattr(config, "workerinput"):
+        return
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    for path in files[int(os.environ["PYTEST_XDIST_WORKER"][2:]) :: count]:
+        if not pytest_ignore_collect(path, config):
+            name = ".".join(path.relative_to(config.rootpath).with_suffix("").parts)
+            with suppress(Exception, pytest.skip.Exception):  # which collecting it tells
+                importlib.import_module(name)
 
 
 gc.disable()  # while tests are collected, which leaves hardly any garbage

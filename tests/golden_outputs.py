@@ -219,11 +219,11 @@ def cases() -> dict[str, str]:
         found[name] = command
         found[f"{name}-json"] = f"{command} --json"
 
-    recordings = ("votes", "large", "narrow", "drafts", "greedy", "tp2", "ngram", "tiny",
+    recordings = ("votes", "large", "drafts", "greedy", "tp2", "ngram", "tiny",
                   "cut_off", "watched", "scraped")  # fmt: skip
     for name in recordings:
         both(f"show-{name}", f"show {{{name}}} --price 2.5")
-    for name in ("votes", "narrow", "tiny", "tp2", "scraped"):
+    for name in ("votes", "tiny", "tp2", "scraped"):
         both(f"show-policies-{name}", f"show {{{name}}} --policies")
     both("compare-engines", "show {large} {narrow} --fail-on p95>+5% --fail-on accuracy<-1%")
     both("compare-models", "show {votes} {large}")

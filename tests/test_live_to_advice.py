@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from advisor.evidence.live.histograms import FEWEST_INTERVALS
-from benchmarks.servers.clients import verb as started
 from benchmarks.servers.vllm_server import end, free_port, launch, wait_for, with_probe
 from profiler.plugin.shared_token import shared_token
+from tests.profiler.command import Running, ttscope
 from traces.live.numbers import RUNNING
 from traces.live.watched import windows_of
 from traces.recording.reader import Recording
@@ -30,10 +30,9 @@ FEW, MORE = 4, 16
 
 def verb(*arguments):
     """Run a verb of the command line; return what it printed."""
-    process = started(*arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+    done = ttscope(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def served(folder, port, limit):
@@ -99,7 +98,7 @@ def load(url, _folder):
 
 def watched(server, folder, send, *options):
     """Watch while requests are sent; return what attach printed."""
-    watch = started("attach", server.url, *options, "--period", "200ms", "-o", folder)
+    watch = Running("attach", server.url, *options, "--period", "200ms", "-o", folder)
     deadline = time.monotonic() + 120
     while not (folder / "recording.json").exists():
         assert time.monotonic() < deadline

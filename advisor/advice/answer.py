@@ -289,7 +289,7 @@ def _near_miss(answering: Answering, field: str, row: int) -> NearMiss:
             replayed.capacity_per_s / metrics.loads[row],
             "problems/s",
             runs=replayed.law.runs,
-            extrapolated=replayed.unmeasured,
+            extrapolated=replayed.extrapolated,
         )
     else:
         nearest = check.estimate(limited(field, check.budget.latency_percentile).name, row)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from advisor.advice.command import in_flight_at, planned, record_command, servers_note
-from advisor.advice.feasible import ReplayedCheck
+from advisor.advice.feasible import TOLD, ReplayedCheck
 from advisor.advice.measure_next.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
 from advisor.evidence.gather import PROBLEMS_FILE, Evidence
@@ -43,7 +43,6 @@ from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
 EXPECTED_LOSS = "how much worse than the best choice it is, on average over what is not known yet"
-TOLD = 0.005  # share below which two times are one number in three digits
 MORE = 0.005  # of accuracy, from which more of it at the same cost is named
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
@@ -311,7 +310,8 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         ("max_num_batched_tokens", "tokens come in a step"),
     ):
         values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
-        if values:
+        usual = name == "max_num_batched_tokens" and _has_usual(check, system)
+        if values and not usual:
             *most, last = map(str, values)
             listed = f"{', '.join(most)} or {last}" if most else last
             yield f"a {name} of {listed} gives the same result: no more {what}"
@@ -321,6 +321,12 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         named = " | ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         yield f"statistically tied with the pick in {noun(check.goal.metric)}: {named}{more}"
+
+
+def _has_usual(check: ReplayedCheck, row: int) -> bool:
+    """Whether a candidate's max_num_batched_tokens is its engine's own default."""
+    space, own = check.metrics.space, check.metrics.rows[row]
+    return bool(space.batched[own] == space.max_num_batched_tokens[own])
 
 
 def _small_steps(check: ReplayedCheck, system: int) -> Iterator[str]:
@@ -418,7 +424,7 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     if prior.drafts is not None:
         yield prior.drafts
     if beyond:
-        yield "extrapolated: the pick makes larger steps than the tables hold"
+        yield "extrapolated: the pick makes larger steps or contexts than the tables hold"
 
 
 def _how_far(stages: Stages) -> Iterable[str]:

@@ -58,8 +58,9 @@ UNTIMED = (
     "Steps come from forward passes, and from vLLM's plugin (docs/attach.md)"
 )
 INFERRED = (
-    "requests are inferred from the sums of forward passes, to a step, with lengths. What the "
-    "sums leave open is drawn, and intervals hold each draw. Recorded latencies are of the first"
+    "requests are inferred from the sums of forward passes, to a step, with lengths. What the sums "
+    "leave open is drawn, and intervals hold each draw. Recorded latencies are of the first, or of "
+    "/metrics"
 )
 NO_CACHE = (
     "forward passes do not tell the KV cache, which is taken to have room. For a replay --set "
@@ -602,16 +603,12 @@ def _with_inferred(
 ) -> tuple[list[Run], list[str]]:
     """Return runs with those that forward passes tell of servers, and which tell none and why.
 
-    Spans stand before them, and so do the histograms of /metrics, where these are of lengths.
+    Spans stand before them. Histograms of /metrics tell less: they are of no request by itself.
     """
     why, lost = [], recording.manifest.dropped.get("steps", 0)
     for key, engine in recording.manifest.engines.items():
-        own = [
-            r
-            for r in runs
-            if r.engine == engine or (not r.drawn and r.engine.model == engine.model)
-        ]
-        if any(not run.spread_unknown for run in own):
+        own = [run for run in runs if run.engine == engine] or runs
+        if not all(run.drawn for run in own):
             continue
         steps = recording.frame("steps", OF_PASSES).filter(pl.col("engine") == key)
         if steps.is_empty():

@@ -77,6 +77,7 @@ class Demands:
         laws = [model.law(kind.engine) for kind in space.kinds]
         self.seconds = np.array([law.seconds for law in laws])
         self.high = np.array([law.high for law in laws])
+        self.fewest = np.array([law.fewest for law in laws])
         self.visited = np.array([law.reads.experts for law in laws])
         self.factors = np.array(  # [kinds, inside or outside, DRAWS]
             [
@@ -230,7 +231,8 @@ class ClosedForm(Metrics):
         requests = np.minimum(self.room, np.ceil(in_flight * self.n / self.space.replicas))
         if self.rate_per_s is not None:
             requests = np.minimum(self.room, 2 * requests)
-        beyond = requests > 1.1 * high.requests
+        fewest = self.demands.fewest[self.space.kind]
+        beyond = (requests > 1.1 * high.requests) | (1.1 * requests < fewest)
         return np.asarray(beyond | (requests * self.context > 1.1 * high.kv_tokens))
 
     # -- metrics -------------------------------------------------------------------------------

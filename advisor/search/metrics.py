@@ -147,7 +147,9 @@ class CandidateMetrics(Metrics):
         self.place[row] = len(self.rows)
         self.rows.append(row)
         self.replayed.append(replayed)
-        factor = self.resampling.factor(engine, replayed.law, outside=replayed.extrapolated)
+        factor = self.resampling.factor(
+            engine, replayed.law, outside=replayed.extrapolated, totals=replayed.totals
+        )
         self.factors.append(factor)
         work = self.resampling.mean(replayed.device_s[0])
         self.loads.append(factor * work / max(point_mean(replayed.device_s[0]), 1e-12))
@@ -214,7 +216,7 @@ class CandidateMetrics(Metrics):
             self.draws(source, np.array([row]))[0] * scale,
             quantity(name).unit,
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
-            extrapolated=drawn or (not exact and replayed.unmeasured),
+            extrapolated=drawn or (not exact and replayed.extrapolated),
         )
 
     def _idle_unknown(self, row: int) -> bool:

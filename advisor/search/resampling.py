@@ -12,6 +12,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from advisor.evidence.features import Features
 from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
@@ -35,21 +36,36 @@ class Resampling:
         # Half a right and half a wrong answer (Jeffreys): no answer is ever certain.
         self.unseen = rng.gamma(0.5, size=(2, count))
         self.choosing = np.arange(count) % 2 == 0
-        self.idle = np.empty(count)  # shares from 0 to 1 of what is between two bounds
-        for half in (self.choosing, ~self.choosing):
-            self.idle[half] = rng.permutation((np.arange(half.sum()) + 0.5) / max(half.sum(), 1))
+        # Shares from 0 to 1 of what is between two bounds.
+        self.idle, self.growth = np.empty(count), np.empty(count)
+        for shares in (self.idle, self.growth):
+            for half in (self.choosing, ~self.choosing):
+                shares[half] = rng.permutation((np.arange(half.sum()) + 0.5) / max(half.sum(), 1))
         self._scores: dict[EngineConfig, Floats] = {}
 
-    def factor(self, engine: EngineConfig, law: StepLaw, *, outside: bool) -> Floats:
+    def factor(
+        self,
+        engine: EngineConfig,
+        law: StepLaw,
+        *,
+        outside: bool,
+        totals: Features[float] | None = None,
+    ) -> Floats:
         """Return the factor on an engine's step time per draw, log-normal with mean 1.
 
-        `outside` says that the candidate lies outside the law's recorded domain.
+        `outside` says that the candidate lies outside the law's recorded domain. With the `totals`
+        of its steps there is what the law's `ends` differ by in them, too.
         """
         key = law_key(engine)
         if key not in self._scores:
             self._scores[key] = self.scores(repr(key))
         sigma = law.sigma_outside if outside else law.sigma
-        return np.exp(sigma * self._scores[key] - sigma**2 / 2)
+        speed = np.exp(sigma * self._scores[key] - sigma**2 / 2)
+        if totals is None or law.ends is None:
+            return speed
+        flat, steep = law.ends @ np.array(totals)
+        shape = 2 * ((1 - self.growth) * flat + self.growth * steep) / (flat + steep)
+        return np.asarray(speed * shape)
 
     def scores(self, name: str) -> Floats:
         """Return standard normal draws of what has that name, [draws]."""

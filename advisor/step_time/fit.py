@@ -9,8 +9,9 @@ for an engine that was never recorded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from advisor.evidence.live.histograms import SPREAD
 from advisor.evidence.unrecorded import differences, recording_of, what_differs
-from advisor.step_time.held_out import inside, left_out_groups
+from advisor.step_time.held_out import fewest_requests, inside, left_out_groups
 from advisor.step_time.law import StepLaw, non_negative_least_squares
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
@@ -31,8 +32,48 @@ ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is
 PRIOR_STEPS = 300.0  # that the law of the engine's kind counts as in an engine's own fit
 HUBER = 2.0  # robust standard deviations beyond which residuals lose weight
 ITERATIONS = 6  # of reweighting
-VARIED = 1.5  # times more requests in large mean steps than in small ones, to tell a growth
+HELD = 6.0  # standard deviations of a step, against which FLAT and STEEP are one step each
 STALL = 10.0  # a step beyond so many times its prediction counts as that many times
+
+
+# Between which a feature's cost is taken to lie where no steps tell it, in times of a step's fixed
+# part: much comes with each step and little with each request, or the other way round. GPUs read
+# weights for many requests at once (docs/validation.md, "One recording alone").
+FLAT: Final = ZERO._replace(
+    step=1.0,
+    prefill_step=1.0,
+    draft_step=1.0,
+    requests=0.001,
+    tokens=0.001,
+    problem_starts=0.5,
+)
+STEEP: Final = ZERO._replace(
+    step=1.0,
+    requests=0.03,
+    prefill_requests=0.2,
+    draft_requests=0.03,
+    tokens=0.03,
+    experts=1.0,
+    kv_tokens=1e-4,
+    query_context=1e-4,
+    window_tokens=1e-4,
+    window_context=1e-4,
+    sample_starts=0.15,
+    sample_ends=0.15,
+)
+STEEP_ON_GPU: Final = STEEP._replace(
+    requests=0.01,
+    draft_requests=0.01,
+    tokens=0.01,
+    kv_tokens=2e-5,
+    query_context=2e-5,
+    window_tokens=2e-5,
+    window_context=2e-5,
+)
+
+
+# Features that cost an engine nothing in which they never were.
+UNSEEN: Final = (*HOST_WORK, "draft_step", "draft_requests")
 
 
 class StepTimeModel:
@@ -62,7 +103,7 @@ class StepTimeModel:
         Without `held_out` the spread is assumed, as it is where there is only one recording.
         """
         tables = [table for table in tables if len(table.seconds)]
-        fitted = self.fit_laws(tables)
+        fitted = self.fit_ends(tables)
         self.errors_: dict[tuple[str, EngineConfig], float] = {}
         self.inside_: dict[tuple[str, EngineConfig], bool] = {}
         for group in left_out_groups(tables) if held_out else ():
@@ -83,21 +124,19 @@ class StepTimeModel:
         configurations = {table.recording: table.configuration for table in tables}
         self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
         self.laws_: dict[EngineConfig, StepLaw] = {}
-        for key, seconds in fitted.items():
+        for key, ends in fitted.items():
             own = [table for table in tables if law_key(table.engine) == key]
-            bounds = np.array([table.low_high for table in own])
-            sigma, repeats = self._spread(key, own, outside=False)
-            sigma_outside, repeats_outside = self._spread(key, own, outside=True)
+            sigma, repeats = self._spread(key, own, ends.mean(axis=0), outside=False)
+            sigma_outside, repeats_outside = self._spread(key, own, ends.mean(axis=0), outside=True)
             if any(table.coarse for table in own):
                 sigma, sigma_outside = (
                     float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
                 )
-            ends = _growths(own, seconds) if all(table.coarse for table in own) else None
             self.laws_[key] = StepLaw(
-                seconds=seconds if ends is None else ends.mean(axis=0),
+                seconds=ends.mean(axis=0),
                 ends=ends,
-                low=bounds[:, 0].min(axis=0),
-                high=bounds[:, 1].max(axis=0),
+                fewest=fewest_requests(own),
+                high=np.max([table.low_high[1] for table in own], axis=0),
                 sigma=sigma,
                 sigma_outside=max(sigma, sigma_outside),
                 runs=len({table.recording for table in own}),
@@ -127,6 +166,25 @@ class StepTimeModel:
 
         With `of`, of these laws alone.
         """
+        found = self._fit_towards(tables, of, lambda kind: _shapes(kind).mean(axis=0)[None])
+        return {key: each[0] for key, each in found.items()}
+
+    def fit_ends(
+        self, tables: Sequence[StepTable], *, of: Collection[EngineConfig] | None = None
+    ) -> dict[EngineConfig, Floats]:
+        """Return two laws [2, FEATURES] by `law_key`, one towards each of its `_shapes`.
+
+        Where the recorded steps tell what a feature costs, the two are alike.
+        """
+        return self._fit_towards(tables, of, _shapes)
+
+    def _fit_towards(
+        self,
+        tables: Sequence[StepTable],
+        of: Collection[EngineConfig] | None,
+        shapes_of: Callable[[EngineConfig], Floats],
+    ) -> dict[EngineConfig, Floats]:
+        """Return laws [shapes, FEATURES] by `law_key`."""
         laws: dict[EngineConfig, Floats] = {}
         for kind in dict.fromkeys(_kind(table.engine) for table in tables):
             group = [table for table in tables if _kind(table.engine) == kind]
@@ -136,28 +194,43 @@ class StepTimeModel:
                     dataclasses.replace(table, composition=np.where(apart, 0.0, table.composition))
                     for table in group
                 ]
-            known = [(t, demands(t.facts, t.engine)) for t in group if t.facts is not None]
-            names = list(dict.fromkeys(name for _, asked in known for name in asked))
-            shared = self._fit_shared([table for table, _ in known], names) if known else None
-            for key in dict.fromkeys(law_key(table.engine) for table in group):
+            by_law: dict[EngineConfig, list[StepTable]] = {}
+            for table in group:
+                by_law.setdefault(law_key(table.engine), []).append(table)
+            known = [table for table in group if table.facts is not None]
+            names = list(dict.fromkeys(n for t in known for n in _asked(t)))
+            shapes = shapes_of(kind)
+            shared = [self._fit_shared(known, names, shape) for shape in shapes] if known else []
+            for key, own in by_law.items():
                 if of is not None and key not in of:
                     continue
-                own = [table for table in group if law_key(table.engine) == key]
-                prior = None
-                if shared is not None and own[0].facts is not None:
-                    prior = _demanded(own[0], names).T @ shared
-                laws[key] = self._fit_own(own, prior)
+                priors: list[Floats | None] = [None] * len(shapes)
+                if own[0].facts is not None:
+                    priors = [_demanded(own[0], names).T @ each for each in shared]
+                laws[key] = np.array(
+                    [self._fit_own(own, *each) for each in zip(shapes, priors, strict=True)]
+                )
         return laws
 
-    def _fit_shared(self, tables: Sequence[StepTable], names: Sequence[str]) -> Floats:
+    def _fit_shared(
+        self, tables: Sequence[StepTable], names: Sequence[str], shape: Floats
+    ) -> Floats:
         """Return the seconds per unit of each demand that one kind of engine makes."""
-        rows = np.concatenate([table.composition @ _demanded(table, names).T for table in tables])
-        return self._solve(rows, np.concatenate([t.seconds for t in tables]), prior=None)
+        asked = [_demanded(table, names).T for table in tables]
+        rows = np.concatenate([t.composition @ each for t, each in zip(tables, asked, strict=True)])
+        held = [  # each recording its part, so that many are held as one
+            _towards(shape, t.composition, t.seconds, each) / np.sqrt(len(tables))
+            for t, each in zip(tables, asked, strict=True)
+        ]
+        seconds = np.concatenate([table.seconds for table in tables])
+        return self._solve(rows, seconds, np.concatenate(held))
 
-    def _fit_own(self, own: Sequence[StepTable], prior: Floats | None) -> Floats:
+    def _fit_own(self, own: Sequence[StepTable], shape: Floats, prior: Floats | None) -> Floats:
         composition = np.concatenate([table.composition for table in own])
         seconds = np.concatenate([table.seconds for table in own])
-        found = self._solve(composition, seconds, prior=prior)
+        held = _towards(shape, composition, seconds, np.eye(len(FEATURES)))
+        found = self._solve(composition, seconds, held, prior=prior)
+        found[~composition.any(axis=0) & np.isin(FEATURES, UNSEEN)] = 0.0
         recorded = predicted = 0.0
         for name in dict.fromkeys(table.configuration for table in own):
             repeats = [table for table in own if table.configuration == name]
@@ -167,23 +240,30 @@ class StepTimeModel:
             recorded += float(totals.sum() * np.median(ratios))
         return np.asarray(found * (recorded / predicted), dtype=float)
 
-    def _solve(self, rows: Floats, seconds: Floats, *, prior: Floats | None) -> Floats:
-        """Return the non-negative coefficients of `rows` for `seconds`, robustly."""
+    def _solve(
+        self, rows: Floats, seconds: Floats, held: Floats, *, prior: Floats | None = None
+    ) -> Floats:
+        """Return the non-negative coefficients of `rows` for `seconds`, robustly.
+
+        The last column of `held` is what its others are to come near to, in the spread of steps.
+        """
         predicted = seconds.copy()
         weights = np.ones_like(seconds)
+        spread = 0.1
         found = np.zeros(rows.shape[1])
         for _ in range(ITERATIONS):
-            scaled = rows * (weights / predicted)[:, None]
-            target = seconds * weights / predicted
+            towards = HELD * spread * held
+            scaled = np.concatenate([rows * (weights / predicted)[:, None], towards[:, :-1]])
+            target = np.concatenate([seconds * weights / predicted, towards[:, -1]])
             if prior is not None:
-                size = np.sqrt(np.mean(np.square(scaled), axis=0) * PRIOR_STEPS)
+                size = np.sqrt(np.mean(np.square(scaled[: len(rows)]), axis=0) * PRIOR_STEPS)
                 scaled = np.concatenate([scaled, np.diag(size)])
                 target = np.concatenate([target, size * prior])
             found = non_negative_least_squares(scaled, target)
             predicted = np.maximum(rows @ found, 1e-3 * seconds)
             residual = (seconds - predicted) / predicted
-            spread = 1.4826 * float(np.median(np.abs(residual)))
-            bound = HUBER * max(spread, 0.01)
+            spread = max(1.4826 * float(np.median(np.abs(residual))), 0.01)
+            bound = HUBER * spread
             weights = np.sqrt(np.minimum(1.0, bound / np.maximum(np.abs(residual), 1e-12)))
         return found
 
@@ -191,7 +271,7 @@ class StepTimeModel:
         return float(np.minimum(table.seconds, STALL * (table.composition @ law)).sum())
 
     def _spread(
-        self, key: EngineConfig, own: Sequence[StepTable], *, outside: bool
+        self, key: EngineConfig, own: Sequence[StepTable], seconds: Floats, *, outside: bool
     ) -> tuple[float, int]:
         """Return the spread of a law's log error for a fresh run, and the repeats it rests on.
 
@@ -221,7 +301,7 @@ class StepTimeModel:
             for table in own
             for part, whole in zip(
                 np.array_split(table.seconds, 8),
-                np.array_split(table.composition @ self._fit_own(own, np.zeros(len(FEATURES))), 8),
+                np.array_split(table.composition @ seconds, 8),
                 strict=True,
             )
             if len(part)
@@ -245,30 +325,9 @@ class StepTimeModel:
             dataclasses.replace(own[0], composition=composition[which], seconds=seconds[which])
             for which in (~large, large)
         )
-        law = self._fit_own([few], None)
+        law = self._fit_own([few], _shapes(few.engine).mean(axis=0), None)
         predicted = float(many.composition.sum(axis=0) @ law)
         return abs(float(np.log(self._total(many, law) / predicted)))
-
-
-def _growths(own: Sequence[StepTable], seconds: Floats) -> Floats | None:
-    """Return [2, FEATURES]: a law without growth in requests and one in proportion to them.
-
-    Both give the mean step its time. None where the mean steps differ enough in their requests to
-    tell. What a prompt adds as such stays.
-    """
-    rows = Features(*np.concatenate([table.composition for table in own]).T)
-    few, many = np.quantile(rows.requests, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    if many >= VARIED * few:
-        return None
-    law, mean = Features(*seconds), Features(*(each.mean() for each in rows))
-    parts = {name: time for name, time in law._asdict().items() if name not in ("step", *_AS_SUCH)}
-    grown = sum(time * getattr(mean, name) for name, time in parts.items())
-    flat = law._replace(**dict.fromkeys(parts, 0.0), step=law.step + grown / mean.step)
-    steep = law._replace(step=0.0, requests=law.requests + law.step * mean.step / mean.requests)
-    return np.array([flat, steep], dtype=float)
-
-
-_AS_SUCH = ("prefill_step", "prefill_requests", "draft_step", "draft_requests", *HOST_WORK)
 
 
 def _starts_differ(tables: Sequence[StepTable]) -> bool:
@@ -280,6 +339,21 @@ def _starts_differ(tables: Sequence[StepTable]) -> bool:
     totals = [Features(*table.composition.sum(axis=0)) for table in tables]
     ratios = {round(t.sample_starts / t.problem_starts) for t in totals if t.problem_starts > 0}
     return len(ratios) > 1
+
+
+def _shapes(engine: EngineConfig) -> Floats:
+    """Return between which shapes the laws of an engine lie, [2, FEATURES]."""
+    return np.array([FLAT, STEEP if engine.gpu is None else STEEP_ON_GPU])
+
+
+def _towards(shape: Floats, composition: Floats, seconds: Floats, asked: Floats) -> Floats:
+    """Return rows that hold coefficients towards a shape, as `StepTimeModel._solve` takes them.
+
+    `asked` [FEATURES, coefficients] says what a feature's time is made of.
+    """
+    unit = float(np.median(seconds / (composition @ shape)))  # of a step's fixed part
+    weights = 1 / (unit * np.maximum(FLAT, STEEP))
+    return np.column_stack([asked * weights[:, None], shape * unit * weights])
 
 
 @lru_cache(maxsize=4096)
@@ -299,5 +373,9 @@ def _kind(engine: EngineConfig) -> EngineConfig:
 
 def _demanded(table: StepTable, names: Sequence[str]) -> Floats:
     """Return [names, FEATURES]: how much of each demand a unit of a step's feature makes."""
-    asked = {} if table.facts is None else demands(table.facts, table.engine)
+    asked = _asked(table)
     return np.array([asked.get(name, ZERO) for name in names])
+
+
+def _asked(table: StepTable) -> dict[str, Features[float]]:
+    return {} if table.facts is None else demands(table.facts, table.engine)

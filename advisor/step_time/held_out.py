@@ -41,6 +41,12 @@ def left_out_groups(tables: Sequence[StepTable]) -> list[list[StepTable]]:
     return found
 
 
+def fewest_requests(tables: Sequence[StepTable]) -> float:
+    """Return how many requests nearly all steps had at least."""
+    place = FEATURES.index("requests")
+    return float(np.quantile(np.concatenate([t.composition[:, place] for t in tables]), 0.05))
+
+
 def inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:
     """Whether steps lie, but for a few, within the batches and contexts of the others."""
     for place in (FEATURES.index("requests"), FEATURES.index("kv_tokens")):

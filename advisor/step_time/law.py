@@ -17,6 +17,7 @@ from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
 
 if TYPE_CHECKING:
+    from advisor.replay.result import Replayed
     from advisor.step_time.cost import StepCost
 
 
@@ -29,8 +30,9 @@ class PriorCost:
 
     `system` names the tables, `label` with their version; `recordings` recalibrated them, of their
     `kernels` alone if that is so, and `checked` says that one of these was of this model and
-    tensor-parallel size; `told` says where the spread is from. `drafts` says up to which batch the
-    engine's drafts pay there, None without any.
+    tensor-parallel size; `told` says where the spread is from, and `holds` whether the tables hold
+    the largest values of a replay, of contexts up to the longest. `drafts` says up to which batch
+    the engine's drafts pay there, None without any.
     """
 
     system: str
@@ -39,6 +41,7 @@ class PriorCost:
     told: str
     checked: bool
     cost: Callable[[EngineConfig], StepCost]
+    holds: Callable[[Mapping[str, float], int], bool]
     drafts: str | None = None
     kernels: bool = False
 
@@ -47,18 +50,20 @@ class PriorCost:
 class StepLaw:
     """Seconds of a step of one engine: `seconds` [FEATURES] times its composition.
 
-    `low` and `high` bound each feature in the recorded steps. `sigma` is the spread of the log of
+    `high` is the most of each feature in the recorded steps, `fewest` the requests that nearly all
+    of them had. `sigma` is the spread of the log of
     (recorded / predicted) total time in a run that was not learned from, inside the recorded
     domain; `sigma_outside` the same with runs that lay outside what was left to learn from.
     `runs` are the recordings it was learned from, `repeats` and `repeats_outside` how many were
     held out to find the spreads (0: `RUN_TO_RUN` is assumed). With a `prior` nothing was recorded:
     `seconds` come near to its tables, from which replays take their times. `reads` is what its
-    features count. `ends` [2, FEATURES] are laws that its steps cannot tell from it, None where
-    they can: one whose steps do not grow with their requests, and one in proportion to them.
+    features count. `ends` [2, FEATURES] are two laws that fit its steps as well, one that grows
+    little with requests and one that grows much, and it is their mean (None of a prior). Where the
+    steps tell what each feature costs they are alike.
     """
 
     seconds: Floats
-    low: Floats
+    fewest: float
     high: Floats
     sigma: float
     sigma_outside: float
@@ -76,6 +81,10 @@ class StepLaw:
     def within(self, peaks: Mapping[str, float], *, slack: float = 1.1) -> bool:
         """Whether the largest values of the named features lie in the recorded domain."""
         return not self.beyond(peaks, slack=slack)
+
+    def smaller(self, requests: float, *, slack: float = 1.1) -> bool:
+        """Whether steps of so many requests in the mean are smaller than those recorded."""
+        return slack * requests < self.fewest
 
     def beyond(
         self, peaks: Mapping[str, float], *, slack: float = 1.1
@@ -141,8 +150,10 @@ class StepTimes:
     are the costs that fast and slow steps are made of, where they are others than `cost`. `others`
     are costs that the recorded steps cannot tell from it. `ttft` is
     between which ratios to the predicted TTFT those measured of others lie. `beyond` says which
-    peaks lie outside of the recorded steps, as (value, largest recorded). `notes` are what else
-    there is to say of them.
+    peaks lie outside of the recorded steps, as (value, largest recorded), `smaller` whether so many
+    requests a step do, and `fewest` how many there were. `notes` are what else
+    there is to say of them. `at_load` gives those of a load, which it sees from what a run of it
+    does with a cost, where loads were measured.
     """
 
     cost: StepCost
@@ -152,9 +163,16 @@ class StepTimes:
     notes: tuple[str, ...] = ()
     repeats: tuple[int, int] | None = None
     beyond: Callable[[Mapping[str, float]], Mapping[str, tuple[float, float]]] = lambda _: {}
+    smaller: Callable[[float], bool] = lambda _: False
+    fewest: float = 0.0
     ends: tuple[StepCost, StepCost] | None = None
     others: tuple[StepCost, ...] = ()
     ttft: tuple[float, float] = (1.0, 1.0)
+    at_load: Callable[[Callable[[StepCost], Replayed]], StepTimes] | None = None
+
+    def under(self, run: Callable[[StepCost], Replayed]) -> StepTimes:
+        """Return those of the load of a run, which `run` replays with a cost."""
+        return self if self.at_load is None else self.at_load(run)
 
     def at(self, factor: float) -> StepCost:
         """Return the cost of steps that take `factor` times as long."""

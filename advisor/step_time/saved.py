@@ -19,7 +19,7 @@ from traces.files import whole_file
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 
-VERSION = 2
+VERSION = 3
 
 
 def fingerprint(recordings: Sequence[Recording]) -> str:

@@ -15,6 +15,7 @@ from advisor.evidence.gather import Evidence, StepTable, gather
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import Run
 from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.held_out import fewest_requests
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import TtscopeError, UsageError
@@ -67,14 +68,15 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
     key = law_key(run.engine)
     others = _others(evidence.steps, run)
     own = [table for table in others if law_key(table.engine) == key]
-    bounds = np.array([table.low_high for table in own])
     left = StepTimeModel()
+    ends = left.fit_ends(others, of=(key,))[key]
     left.laws_ = {
         key: replace(
             model.law(run.engine),
-            seconds=left.fit_laws(others, of=(key,))[key],
-            low=bounds[:, 0].min(axis=0),
-            high=bounds[:, 1].max(axis=0),
+            seconds=ends.mean(axis=0),
+            ends=ends,
+            fewest=fewest_requests(own),
+            high=np.max([table.low_high[1] for table in own], axis=0),
             runs=len({table.recording for table in own}),
         )
     }

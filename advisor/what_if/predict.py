@@ -47,7 +47,7 @@ from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_scatter, latency_spread
 from advisor.what_if.measured.beside import Compared, beside
-from advisor.what_if.measured.factors import fit_points
+from advisor.what_if.measured.correction import corrected
 from advisor.what_if.measured.points import (
     MeasuredPoint,
     gpus_of,
@@ -433,14 +433,12 @@ def _measured(
                 "engine.speculative=null, or measure without drafts"
             )
         points = [point.drafted(step) for point in points]
-    fitted = fit_points(prior, question.engine, points, load[0])
-    notes = fitted.notes()
+    found = corrected(prior, question.engine, points, load[0])
+    notes = found.notes()
     if step is not None and question.engine.speculative is not None:
         notes.append(f"measured with drafts that give {step.kept:.2f} tokens a step, as replayed")
     notes += [f"what was measured is the load of {whose}" for whose in load[1]]
-    if prior.found is not None and prior.found.cases:
-        notes.insert(0, prior.found.cases_note())
-    return replace(prior, found=fitted.found, told=tuple(notes)), untaught
+    return replace(prior, measured=found.measured, told=tuple(notes)), untaught
 
 
 def _cases_untaught(prior: PriorTimes | None, cases: Sequence[Recording]) -> list[str]:
@@ -461,6 +459,13 @@ def _cases_untaught(prior: PriorTimes | None, cases: Sequence[Recording]) -> lis
 
 def _untaught(name: str, why: str) -> str:
     return f"{name} {UNTAUGHT} {why}"
+
+
+UNTOLD: Final = (
+    "the recorded steps are too alike to tell what each request adds to a step. The interval holds "
+    "steps that grow little and much with them. A recording with other numbers of samples or "
+    "problems in flight tells (--with)"
+)
 
 
 def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
@@ -494,6 +499,8 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
             elif after.outside and outside > inside:
                 spread += ". Outside, how far its larger batches lie off smaller ones is added"
             notes.append(f"the run-to-run spread in the intervals is {spread}")
+        if after.others:
+            notes.append(UNTOLD)
     return [*notes, *after.times.notes]
 
 
@@ -652,7 +659,7 @@ def _measured_notes(
 
 def _of_replayed(base: Recording, recorded: Summary, own: Run, routed: _Routed) -> Summary:
     """Return what was recorded of the problems that are replayed."""
-    if own.inferred:
+    if own.inferred and not base.rows("scrapes"):
         return as_inferred(recorded, own)
     if own.drawn:
         return as_metrics_say(recorded, base, routed.keys or [base.engine_key(recorded.engine)])

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,12 +76,6 @@ def by_replica(question: Question) -> Question:
     return replace(question, engine=engine.one_replica(), replicas=own)
 
 
-UNSEEN_GROWTH: Final = (
-    "as many requests ran at each poll, so that it was not seen how a step grows with them. The "
-    "interval holds steps that do not grow, and steps in proportion to their requests"
-)
-
-
 def learned(law: StepLaw) -> StepTimes:
     """Return the step times of recorded steps."""
     return StepTimes(
@@ -90,9 +84,10 @@ def learned(law: StepLaw) -> StepTimes:
         runs=law.runs,
         within=law.within,
         beyond=law.beyond,
+        smaller=law.smaller,
+        fewest=law.fewest,
         repeats=(law.repeats, law.repeats_outside),
         others=() if law.ends is None else tuple(linear_cost(e, law.reads) for e in law.ends),
-        notes=() if law.ends is None else (UNSEEN_GROWTH,),
     )
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.accuracy.subsets import decides_as_vote
-from advisor.evidence.features import FEATURES, feature_matrix
+from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, Run, Sample
@@ -53,6 +53,7 @@ from traces.summary.votes import PolicyOutcome, policies_within
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
+UNLIKE: Final = 0.01  # change of the mean latency, from which other step times are another run
 ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
 STEADY_PASSES: Final = 32  # over the problems, whose latencies are those of a steady stream
 MOST_SAMPLES: Final = 200_000  # of a stream
@@ -103,9 +104,7 @@ class Replays:
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
         given = question.model_facts
-        self.facts = dict(evidence.models)
-        if given is not None:
-            self.facts[self.engine.model] = given
+        self.facts = {**evidence.models} | ({} if given is None else {self.engine.model: given})
         self.ids = [name for name in own.problems if name in source.problems]
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
         self.as_sent = question.policy == AS_SENT
@@ -148,10 +147,11 @@ class Replays:
                 )
                 for draw in range(DRAWS)
             ]
+        self.times = self.times.under(lambda cost: self._run(self.workloads[0], 1.0, cost=cost))
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]
-        inside = all(self.times.within(run.peak) for run in self.runs)
+        inside = all(self.times.within(run.peak) for run in self.runs) and not self.smaller
         self.crowded = any(self.limits.crowded(run.peak["kv_tokens"]) for run in self.runs)
         self.outside = extrapolated or self.crowded or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
@@ -362,8 +362,27 @@ class Replays:
             around = max(2 * around, math.ceil(stay / count))
         return None
 
+    @cached_property
+    def requests_per_step(self) -> float:
+        """How many requests a step has in the mean."""
+        totals = Features(*np.sum([run.totals for run in self.runs], axis=0).tolist())
+        return float(totals.requests / max(totals.step, 1.0))
+
+    @property
+    def smaller(self) -> bool:
+        """Whether its batches are smaller than those recorded."""
+        return self.times.smaller(self.requests_per_step)
+
     def larger(self) -> str | None:
-        """Return what is larger than in the recorded steps, and in how many steps of a draw."""
+        """Return what is larger than in the recorded steps, and in how many steps of a draw.
+
+        Or how much smaller the batches are.
+        """
+        if self.smaller:
+            return (
+                f"{self.requests_per_step:.2g} requests in the mean step, {self.times.fewest:,.0f} "
+                "and more recorded"
+            )
         peaks = {name: max(run.peak[name] for run in self.runs) for name in self.runs[0].peak}
         beyond = self.times.beyond(peaks)
         if not beyond:
@@ -403,20 +422,28 @@ class Replays:
         draws = [replace(each, arrivals=None) for each in self._redrawn() or self.workloads]
         return [
             self._statistics(self._run(draw, fast, concurrency=1, cost=cost))
-            for cost in (None, *self.times.others)
+            for cost in (None, *self.others)
             for draw in draws
         ]
 
     @cached_property
-    def sides(self) -> list[list[dict[str, float]]]:
-        """What the draws take with slow and with fast steps, and with others as likely."""
-        sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
-        runs = [self.slow, self.fast] + [
-            [self._run(each, math.exp(sign * Z95 * sigma), cost=cost) for each in self.workloads]
-            for cost in self.times.others
-            for sign in (1, -1)
+    def others(self) -> list[StepCost]:
+        """Step times that the recorded steps cannot tell from its own, and that change its runs."""
+        first = self.runs[0].latency_s.mean()
+        runs = [(cost, self._run(self.workloads[0], 1.0, cost=cost)) for cost in self.times.others]
+        return [cost for cost, run in runs if abs(run.latency_s.mean() / first - 1) > UNLIKE]
+
+    @cached_property
+    def sides(self) -> tuple[list[list[dict[str, float]]], list[list[dict[str, float]]]]:
+        """What the draws take with slow and fast steps, and with others that may be theirs."""
+        other = [
+            [self._run(each, 1.0, cost=cost) for each in self.workloads] for cost in self.others
         ]
-        return [[self._statistics(run) for run in side] for side in runs]
+        slow_fast, others = (
+            [[self._statistics(run) for run in side] for side in sides]
+            for sides in ((self.slow, self.fast), other)
+        )
+        return slow_fast, others
 
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
@@ -446,9 +473,14 @@ class Replays:
                 return Estimate(value=value, unit=unit, extrapolated=outside)
             again = np.array([each[name] for each in fresh])
             spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma))
-            ends = [float(np.mean([each[name] for each in side])) / mean for side in self.sides]
+            ends, others = (
+                [float(np.mean([each[name] for each in side])) / mean for side in sides]
+                for sides in self.sides
+            )
             ends += [each.get(name, 1.0) for each in self.otherwise]
-            low, high = _apart(value, (min(ends), max(ends)), (spread, spread))
+            others.append(1.0)
+            spreads = [float(np.hypot(spread, np.log(of(others)))) for of in (min, max)]
+            low, high = _apart(value, (min(ends), max(ends)), (spreads[0], spreads[1]))
             if self.alone and name.startswith(("latency_s", "ttft_s")):
                 low = max(low, min(value, *(each[name] for each in self.alone)))
             return Estimate(

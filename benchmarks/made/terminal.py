@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.servers.warm import VERBS, Warm
+
 ROOT = Path(__file__).parents[2]
 TTSCOPE = (sys.executable, "-c", "from tui.cli import main; main()")
 CTRL_C = "\x03"
@@ -160,29 +162,37 @@ class Seen:
 
 
 def in_terminal(
-    *command, columns=80, rows=40, keys=(), env=None, cwd=None, redirected=False, timeout_s=180
-):
+    *command, columns=80, rows=40, keys=(), env=None, cwd=None, redirected=False, timeout_s=180,
+    forked=False,
+):  # fmt: skip
     """Run a command with a terminal of its own as stdin, stdout and stderr.
 
     `keys` are pairs: when the first, a text or a pattern, stands on the screen, the second is
     typed. CTRL_C interrupts as in any terminal, a signal is sent to it alone. With `redirected`,
     stdout is a file. What an inherited environment says of terminals is left out, `env` goes on
-    top.
+    top. With `forked` the command are the arguments of ttscope, whose modules are imported already.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     inherited = {name: text for name, text in os.environ.items() if name not in NOT_INHERITED}
     variables = inherited | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)} | (env or {})
-    with tempfile.TemporaryFile() as file:
-        process = subprocess.Popen(
-            [sys.executable, "-ISc", OWN_TERMINAL, *map(str, command)],
-            stdin=theirs,
-            stdout=file if redirected else theirs,
-            stderr=theirs,
-            env=variables,
-            cwd=cwd,
-            start_new_session=True,
-        )
+    with tempfile.NamedTemporaryFile() as file:
+        if forked:
+            line = os.ttyname(theirs)
+            process = Warm(
+                command, imported=VERBS, stdin=line, stdout=file.name if redirected else line,
+                stderr=line, env=variables, cwd=cwd,
+            )  # fmt: skip
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-ISc", OWN_TERMINAL, *map(str, command)],
+                stdin=theirs,
+                stdout=file if redirected else theirs,
+                stderr=theirs,
+                env=variables,
+                cwd=cwd,
+                start_new_session=True,
+            )
         os.close(theirs)
         screen = Screen(columns, rows)
         try:
@@ -232,9 +242,10 @@ def _watch(process, ours, screen, keys, deadline):
         assert time.monotonic() < deadline, f"it goes on{waits}:\n{shown}"
 
 
-def ttscope(*arguments, **options):
-    """Run ttscope in a terminal."""
-    return in_terminal(*TTSCOPE, *arguments, **options)
+def ttscope(*arguments, fresh=False, **options):
+    """Run ttscope in a terminal: its modules are imported already, unless it is to be fresh."""
+    command = (*TTSCOPE, *arguments) if fresh else arguments
+    return in_terminal(*command, forked=not fresh, **options)
 
 
 if __name__ == "__main__":

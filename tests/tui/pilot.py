@@ -2,7 +2,7 @@
 
 from contextlib import asynccontextmanager
 
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable
 
 from tui.app.app import settle
 
@@ -24,8 +24,8 @@ async def press(pilot, *keys):
 
 
 def text_of(app, selector="#message"):
-    """Return what a static text of the screen says."""
-    return str(app.screen.query_one(selector, Static).render())
+    """Return what a text of the screen says."""
+    return str(app.screen.query_one(selector).render())
 
 
 def entry_at_cursor(app):

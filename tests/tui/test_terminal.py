@@ -58,7 +58,7 @@ def url():
     ids=lambda value: " ".join(map(str, value[:1])) if isinstance(value, tuple) else None,
 )
 def test_a_verb(tmp_path, arguments, code, said):
-    seen = ttscope(*arguments, cwd=tmp_path)
+    seen = ttscope(*arguments, cwd=tmp_path, fresh=True)
     check(seen, code, paths=[SHIPPED, FOREIGN])
     assert said in seen.text
     if code == 0 and arguments[0] in ("advise", "show", "replay", "report"):
@@ -89,7 +89,7 @@ def test_progress_stays_in_its_place():
 
 def test_the_demo_ends_in_the_app(tmp_path):
     keys = [("A system-optimal", "q")]
-    seen = ttscope("demo", "--shipped", cwd=tmp_path, keys=keys)
+    seen = ttscope("demo", "--shipped", cwd=tmp_path, keys=keys, fresh=True)
     check(seen, paths=[SHIPPED])
     assert f"recordings in {SHIPPED}" in seen.text
     assert any("Run demo/s with 8 samples" in line for line in seen.app)
@@ -137,7 +137,7 @@ def test_every_screen_and_prompt_of_the_app(tmp_path):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_record_and_sweep_on_a_server(tmp_path, url, as_json):
     shape = ("--json",) if as_json else ()
-    options = {"cwd": tmp_path, "redirected": as_json}
+    options = {"cwd": tmp_path, "redirected": as_json, "fresh": not as_json}
     seen = ttscope("record", "--endpoint", url, *RECORD, "-o", "made", *shape, **options)
     check(seen)
     assert b"6/6" in seen.raw or b"0/6" in seen.raw
@@ -156,7 +156,7 @@ def test_record_and_sweep_on_a_server(tmp_path, url, as_json):
 
 
 def test_a_server_is_watched_and_asked(tmp_path, url):
-    seen = ttscope("attach", url, "--duration", "2s", "-o", "live", cwd=tmp_path)
+    seen = ttscope("attach", url, "--duration", "2s", "-o", "live", cwd=tmp_path, fresh=True)
     check(seen)
     assert "kept in live" in seen.text
     ended = ttscope("attach", url, "-o", "cut", cwd=tmp_path, keys=[(SOME_SECONDS, CTRL_C)])
@@ -164,7 +164,7 @@ def test_a_server_is_watched_and_asked(tmp_path, url):
     assert "kept in cut" in ended.text and "^C" in ended.text
     posed = ttscope("attach", url, "--workload", "demo", *RECORD, "-o", "posed", cwd=tmp_path)
     check(posed)
-    looked = ttscope("doctor", url)
+    looked = ttscope("doctor", url, fresh=True)
     check(looked, paths=["OTEL_EXPORTER_OTLP_HEADERS="])  # a setting is one word
     assert "vLLM 0.32.0" in looked.text
 
@@ -234,12 +234,12 @@ def test_a_pipe_that_closes(tmp_path, arguments, reader):
 
 @pytest.mark.parametrize("arguments", [IMPORT, ("nonsense",)])
 def test_no_color(tmp_path, arguments):
-    seen = ttscope(*arguments, env={"NO_COLOR": "1"}, cwd=tmp_path)
+    seen = ttscope(*arguments, env={"NO_COLOR": "1"}, cwd=tmp_path, fresh=True)
     assert not seen.coloured
     assert seen.code == (2 if arguments == ("nonsense",) else 0)
 
 
 def test_a_terminal_that_says_nothing_of_itself(tmp_path):
-    seen = ttscope(*IMPORT, env={"TERM": "dumb"}, cwd=tmp_path)
+    seen = ttscope(*IMPORT, env={"TERM": "dumb"}, cwd=tmp_path, fresh=True)
     check(seen)
     assert b"\x1b" not in seen.raw

@@ -102,6 +102,7 @@ def attribute_energy(
     window: Window | None,
     *,
     alone: bool,
+    asked: bool = True,
     steps: pl.DataFrame,
     samples: pl.DataFrame,
     rows: pl.DataFrame,
@@ -111,7 +112,8 @@ def attribute_energy(
     A sample's is its share of the steps; a problem's is its samples' plus an equal part of idle,
     so that the mean over problems is the total over problems. What others on a server had in its
     steps is no problem's, and as large a part of idle. Null where it is not known, as for
-    problems that the profiler slowed. `alone` says that no other run shares the recording.
+    problems that the profiler slowed. `alone` says that no other run shares the recording, `asked`
+    that its requests were sent for it: of others' traffic some may be traced, and steps alone tell.
     """
     power, kind = of_one_kind(recording.frame("power"))
     curve = _curve(recording, engine, power, kind, window)
@@ -131,7 +133,9 @@ def attribute_energy(
     joules[own.to_numpy()] = shares.samples
     samples = samples.with_columns(pl.Series("energy_j", joules).fill_nan(None))
     part = _part_of(shares) if shared else 1.0
-    rows = _by_problem(rows, samples, None if shares.idle is None else shares.idle * part)
+    part = 1.0 if part is None and asked else part
+    idle = None if shares.idle is None or part is None else shares.idle * part
+    rows = _by_problem(rows, samples, idle)
     energy = _numbers(curve, shares, kind, rows, part)
     slowed = pl.when(~pl.col("slowed")).then("energy_j")
     return energy, samples, rows.with_columns(energy_j=slowed)
@@ -211,19 +215,20 @@ def _by_problem(rows: pl.DataFrame, samples: pl.DataFrame, idle: float | None) -
     )
 
 
-def _part_of(shares: EnergyShares) -> float:
-    """Return the part of what steps drew that samples have, 1 where it is not known."""
+def _part_of(shares: EnergyShares) -> float | None:
+    """Return the part of what steps drew that samples have, None where it is not known."""
     own, drawn = float(np.nansum(shares.samples)), float(np.nansum(shares.steps))
-    return min(own / drawn, 1.0) if own > 0 and drawn > 0 else 1.0
+    return min(own / drawn, 1.0) if own > 0 and drawn > 0 else None
 
 
 def _numbers(
-    curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.DataFrame, part: float
+    curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.DataFrame, part: float | None
 ) -> Energy:
     decided = rows["state"] == "decided"
-    over = partial(_over, shares.total * part, rows["energy_j"])
+    total = None if part is None else shares.total * part
+    over = partial(_over, total, rows["energy_j"])
     if (rows["state"] == "in_flight").any():  # their tokens and answers are not known
-        over = partial(_over, shares.total * part, None)
+        over = partial(_over, total, None)
     idle = shares.idle
     return Energy(
         total=Estimate(value=shares.total, unit="J"),
@@ -239,10 +244,12 @@ def _numbers(
     )
 
 
-def _over(total: float, joules: pl.Series | None, counts: pl.Series, unit: str) -> Estimate | None:
+def _over(
+    total: float | None, joules: pl.Series | None, counts: pl.Series, unit: str
+) -> Estimate | None:
     """Return total / counts; an interval over problems where each problem's energy is known."""
     below = counts.cast(pl.Float64)
-    if joules is None or below.null_count() or not below.sum():
+    if total is None or joules is None or below.null_count() or not below.sum():
         return None
     value = total / float(below.sum())
     if joules.null_count():

@@ -294,14 +294,22 @@ def _run(
     if published:
         of_each["tokens_per_problem"] = published[-1].tokens_per_problem
     energy, samples, rows = attribute_energy(
-        recording, engine_key, window, alone=runs == 1, steps=steps, samples=samples, rows=rows
+        recording,
+        engine_key,
+        window,
+        alone=runs == 1,
+        asked=policy is not None,
+        steps=steps,
+        samples=samples,
+        rows=rows,
     )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
     left_out = int(told.get("failed_problems") or 0)
     lost = _lost(samples, rows, left_out, imported=imported is not None) if votes else None
     told_of = None if policy is not None else _told_of(steps, samples, window)
-    made = made if told_of is None or told_of >= MOST_OF_ALL else None
+    if policy is None and (told_of or 0.0) < MOST_OF_ALL and recording.rows("scrapes"):
+        made = None  # /metrics tells it of all, and spans of what was traced
     kernels = recording.frame("kernels").filter(pl.col("engine") == engine_key)
     kernels = kernels.clear() if runs > 1 else kernels  # windows do not say of which run they are
     return Run(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.segment import Segment
-from textual.actions import ActionParseResult
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.color import Color
 from textual.dom import DOMNode
+from textual.events import Event, Key
 from textual.filter import LineFilter
+from textual.message_pump import MessagePump
 from textual.screen import Screen
 
 from traces.errors import UsageError
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 SCREENS = ("recordings", "run", "live", "advice")
 SCREENS_TOLD = "Go to Recordings, Run, Live or Advice."
 QUIT_TOLD = "Leave ttscope. The recording of a server that is being watched is completed first."
+MOST_ROUNDS = 200  # of the event loop that a key waits for: something may never rest
 MARKS = [("-", "Not measured."), ("*", "Outside what was measured.")]
 
 
@@ -125,6 +128,8 @@ class TtscopeApp(LibraryApp):
         super().__init__(paths, factory, present, fitted)
         self._first = screen
         self._left = False
+        self._typed: deque[Key] = deque()  # keys that wait for the one before
+        self._passing: asyncio.Task[None] | None = None  # gives them on
         self._clean = CleanLines()
         self.stylesheet = ThemedStylesheet()
         self.stylesheet.set_variables(self.get_css_variables())
@@ -162,16 +167,45 @@ class TtscopeApp(LibraryApp):
         ours = {*titles, "Keys"}  # the help has them
         yield from (each for each in super().get_system_commands(screen) if each.title not in ours)
 
-    async def run_action(
-        self,
-        action: str | ActionParseResult,
-        default_namespace: DOMNode | None = None,
-        namespaces: Mapping[str, DOMNode] | None = None,
-    ) -> bool:
-        """Run what a key does. Keys that were typed after `q` do nothing, as screens are gone."""
-        if self._left:
-            return False
-        return await super().run_action(action, default_namespace, namespaces)
+    async def on_event(self, event: Event) -> None:
+        """Let a key on its way once the one before has done all, so that it reaches what opened.
+
+        Textual gives it to what has the focus when it comes, however busy that is. Keys that were
+        typed after `q` do nothing, as screens are gone.
+        """
+        if not isinstance(event, Key):
+            await super().on_event(event)
+        elif self._left:
+            pass
+        elif event.is_forwarded:
+            await super().on_event(event)
+        elif self._passing is not None:
+            self._typed.append(event)
+        else:
+            await super().on_event(event)
+            self._passing = asyncio.create_task(self._pass_on())
+
+    async def _pass_on(self) -> None:
+        """Give each key that waits to the app, once no message is left of the one before."""
+        while True:
+            for _ in range(MOST_ROUNDS):
+                await asyncio.sleep(0)
+                if not any(each.message_queue_size for each in self._who_listens()):
+                    break
+            if self._left or not (self._typed and self.is_running):
+                break
+            await super().on_event(self._typed.popleft())
+        self._passing = None
+
+    @property
+    def keys_waiting(self) -> bool:
+        """Whether a key is on its way, or waits for that."""
+        return self._passing is not None
+
+    def _who_listens(self) -> Iterable[MessagePump]:
+        yield self
+        for screen in self.screen_stack:
+            yield from screen.walk_children(with_self=True)
 
     async def action_quit(self) -> None:
         self._left = True

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from traces.errors import TtscopeError
-from traces.live.watched import Watched, runs_and_servers
+from traces.live.watched import Watched, only_watched, runs_and_servers
 from traces.recording.reader import Recording
 from traces.schema.advice import Recommendation
 from traces.schema.formats import counted
@@ -103,6 +103,7 @@ def gather_material(
         ]
     posed = {run.recording for run in runs if run.problems or run.curve is not None}
     posed |= {each.recording for each in watched if each.numbers is not None}
+    posed |= {each.name for each in recordings if only_watched(each) and not each.rows("scrapes")}
     complete = [
         each
         for each in recordings

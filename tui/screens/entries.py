@@ -47,12 +47,17 @@ class Entry:
     @property
     def teaches(self) -> bool:
         """Whether advice can learn of it: of problems, or of a server that was only watched."""
-        watched = self.is_watched and self.run is not None and self.run.complete
-        return self.comparable or watched
+        ended = self.run is not None and self.run.complete
+        return self.comparable or (self._is_of_others and ended)
 
     @property
     def is_watched(self) -> bool:
-        """Whether it holds nothing but the traffic of others on servers."""
+        """Whether it holds nothing but the traffic of others on servers whose pages were read."""
+        polled = self.recording is not None and bool(self.recording.rows("scrapes"))
+        return polled and self._is_of_others
+
+    @property
+    def _is_of_others(self) -> bool:
         recording, run = self.recording, self.run
         if recording is None or run is None:
             return False

@@ -166,7 +166,7 @@ def _stand_apart(
     columns: int,
     labels: Sequence[str] | None = None,
 ) -> bool:
-    """Return whether a blank is left between labels, put as textual-plot puts them."""
+    """Return whether a blank is left between labels, put as a chart puts them."""
     free = -math.inf
     for tick, label in zip(places, labels or tick_labels(places), strict=True):
         middle = 1 + math.floor((tick - low) * columns / (high - low)) - (tick == low)
@@ -175,3 +175,10 @@ def _stand_apart(
             return False
         free = begin + len(label)
     return free <= columns + 2  # the axis and its frame; what lies behind is cut
+
+
+def whole_parts(line: str, width: int, mark: str = "  ") -> str:
+    """Return a line without the last of its parts where it is too long: no number is cut."""
+    while len(line) > width and mark in line:
+        line = line.rpartition(mark)[0]
+    return line[:width]

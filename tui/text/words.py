@@ -106,3 +106,13 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
         return sent + missing, body, f"{wins}{cancel}."
     rest = f" and the {names} of the samples, which {are} not known" if unknown else ""
     return f"{sent}, each with ", body, f"{rest}{wins}{cancel}."
+
+
+def strange_questions(model: str | None, workload: str) -> str | None:
+    """Return what is to know where a bundled reasoner is asked other questions, None elsewhere."""
+    if model is None or not model.startswith("demo/") or workload.startswith("demo"):
+        return None
+    return (
+        f"{model} knows the demo's sums alone. Its accuracy on other questions is about 0, "
+        "and only its times can be used"
+    )

@@ -41,6 +41,7 @@ from tui.options import (
     verifier_for,
 )  # fmt: skip
 from tui.terminal import say_all, tell
+from tui.text.words import strange_questions
 from tui.verbs.interrupted import says_what_is_kept
 from tui.verbs.progress import own_stdout, progress_bar
 
@@ -178,6 +179,8 @@ def run_workload(
         check(loaded)
     folder = asked.output or default_output(options, policy)
     check_free(folder)
+    if told := strange_questions(ask.model, loaded.name):
+        tell(told)
     with progress_bar() as bar:
         task = bar.add_task("starting the engine", total=None)
         engine = start_engine(
@@ -195,8 +198,8 @@ def run_workload(
             )
         for note in getattr(engine, "notes", ()):
             tell(note)
-        if engine.config.model.startswith("demo/") and not loaded.name.startswith("demo"):
-            tell(f"{engine.config.model} answers the demo's problems alone, and no others")
+        if ask.model is None and (told := strange_questions(engine.config.model, loaded.name)):
+            tell(told)
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
         with says_what_is_kept(folder), contextlib.closing(engine):
             run_and_keep(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from traces.errors import Interrupted, TtscopeError
 from tui.options import Json, argument, option, takes
-from tui.terminal import say, say_all, say_json
+from tui.terminal import say, say_all, say_json, tell
 from tui.text.commands import next_lines
+from tui.text.words import strange_questions
 from tui.verbs.interrupted import sigterm_as_ctrl_c
 from tui.verbs.progress import own_stdout, progress_bar, sweep_progress
 
@@ -75,6 +76,9 @@ def run_shown(
     """
     from profiler.sweep.plan import finished, run_plan
 
+    asked = {(group.engine.model, job.workload): None for group in plan for job in group.jobs}
+    for told in filter(None, (strange_questions(*each) for each in asked)):
+        tell(told)
     with progress_bar() as bar:
         listen = sweep_progress(bar, plan, at_a_time=runner is not None)
         try:

@@ -154,7 +154,7 @@ def lanes_content(lanes: Sequence[Lane], cursor: int, at: str, room: int) -> lis
     return lines
 
 
-def rows_for(room: int, lanes: int, most: int = 8) -> tuple[int, bool]:
+def rows_for(room: int, lanes: int, most: int = 14) -> tuple[int, bool]:
     """Return how many rows each of so many lanes has in a room, and whether with gaps."""
     if lanes == 0 or room < 2 * lanes - 1:
         return 1, False

@@ -29,6 +29,8 @@ class NavBar(Static):
             label = Content.styled(f" {number} {title} ", style)
             tabs.append(label.stylize(f"@click=app.show('{mode}')"))
         left = Content.assemble((" ttscope ", "bold $accent"), *tabs)
+        if left.cell_length + len(self.status) + 2 > self.size.width:
+            left = Content.assemble(*tabs)
         room = self.size.width - left.cell_length - 2
         status = self.status if len(self.status) <= room else f"{self.status[: max(room - 1, 0)]}…"
         space = " " * max(room - len(status) + 1, 1)

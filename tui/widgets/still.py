@@ -6,7 +6,7 @@ stands on its own: a common base in front would take Textual's styles of contain
 
 from __future__ import annotations
 
-from textual.containers import Grid, Horizontal, Vertical, VerticalScroll
+from textual.containers import Grid, Horizontal, Vertical
 from textual.geometry import Size
 from textual.reactive import Reactive
 
@@ -27,11 +27,3 @@ class StillGrid(Grid):
     """Children in a grid."""
 
     virtual_size = Reactive(Size(0, 0))
-
-
-class Page(VerticalScroll):
-    """A page that scrolls. No style of what is in it depends on whether the page has the focus."""
-
-    def watch_has_focus(self, _has_focus: bool) -> None:
-        """Find the page's own styles again, and not those of everything in it."""
-        self.app.stylesheet.apply(self)

@@ -76,7 +76,7 @@ def judge(folder, rows, *, policy=VOTE, **options):
 
 @pytest.fixture(scope="module")
 def rows():
-    return make_rows()
+    return make_rows(problems=20)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_every_kind_of_policy_is_there(found):
         ("early_stopping", "monte_carlo"), ("adaptive", "finish_order"),
         ("first_finish", "finish_order"), ("majority", "model"), ("pass_at_k", "model"),
     }  # fmt: skip
-    assert (found.n, found.problems) == (N, 40)
+    assert (found.n, found.problems) == (N, 20)
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_all_right_and_all_wrong(rows, tmp_path):
         found = judge(tmp_path / str(right), rows | {"samples": same})
         exact = [o for o in found.outcomes if o.basis != "model" and o.budget_tokens is None]
         assert [o.accuracy.value for o in exact] == pytest.approx([float(right)] * len(exact))
-        # 40 problems that agree do not say that all do.
+        # 20 problems that agree do not say that all do.
         assert all(o.accuracy.high - o.accuracy.low > 0.02 for o in exact)
 
 
@@ -158,7 +158,7 @@ def test_all_right_and_all_wrong(rows, tmp_path):
     ("change", "message"),
     [
         (lambda s: [*s, s[3] | {"span_id": "z"}], "sample 3 of problem p0 is there more than once"),
-        (lambda s: [], "its 40 problems have no samples"),
+        (lambda s: [], "its 20 problems have no samples"),
         (lambda s: [r | {"answer": None, "correct": False} for r in s], "could be parsed"),
         (lambda s: [r | {"correct": None} for r in s], "marked right or wrong"),
         (lambda s: [s[0] | {"cancelled_by": "first_finish"}, *s[1:]], "1 samples were cancelled"),
@@ -181,16 +181,16 @@ def test_problems_without_all_their_samples_are_left_out_and_told(rows, tmp_path
     kept = [r for r in rows["samples"] if r["problem_id"] != "p1"]
     kept = [r for r in kept if (r["problem_id"], r["sample_index"]) != ("p2", 0)]
     found = judge(tmp_path / "r", rows | {"samples": kept})
-    assert found.problems == 38
-    assert "problems without samples, left out: 1 of 40" in found.notes
-    assert "problems without 8 judged samples, left out: 1 of 40" in found.notes
+    assert found.problems == 18
+    assert "problems without samples, left out: 1 of 20" in found.notes
+    assert "problems without 8 judged samples, left out: 1 of 20" in found.notes
 
 
 @pytest.mark.slow
 def test_scores_that_are_not_numbers_are_told(rows, tmp_path):
     some = [r | {"logprob_mean": float("nan")} for r in rows["samples"][:5]]
     found = judge(tmp_path / "some", rows | {"samples": [*some, *rows["samples"][5:]]})
-    assert any("not a number: 5 of 320" in note for note in found.notes)
+    assert any("not a number: 5 of 160" in note for note in found.notes)
     none = [r | {"logprob_mean": None} for r in rows["samples"]]
     found = judge(tmp_path / "none", rows | {"samples": none})
     assert any("no logprob_mean is known" in note for note in found.notes)
@@ -215,7 +215,7 @@ def test_weights_of_any_size_decide_as_they_compare(rows, tmp_path, shift):
 @pytest.mark.slow
 def test_weights_that_nobody_has_leave_the_plurality(rows, tmp_path):
     """A problem without any log-probability is decided by its votes, not wrong."""
-    names = {f"p{number}" for number in range(20)}
+    names = {f"p{number}" for number in range(10)}
     some = [
         r | {"logprob_mean": None if r["problem_id"] in names else -0.5} for r in rows["samples"]
     ]

@@ -52,32 +52,31 @@ def outcomes_of(found, counts):
 def held():
     """Whether fresh runs of k fell in the interval that a run of 64 gave: by family, method, k."""
     found = {}
-    for seed in range(2):
-        for name in ("beta", "bimodal", "popular mistake", "easy"):
-            rng = np.random.default_rng([seed, 3])
-            laws = family(name, 100, rng)
-            answers, correct = judged(laws, 64, rng)
-            model = AnswerModel(draws=100, seed=seed).fit(
-                [count_answers(a, c) for a, c in zip(answers, correct, strict=True)]
-            )
-            said = outcomes_of(curves(answers, correct, COUNTS), COUNTS)
-            for outcome, fresh in fresh_runs(model, said, methods=("majority", "pass_at_k")):
-                again = of_all(*judged(laws, outcome.n, rng))[outcome.method]
-                inside = fresh.low - 1e-9 <= again <= fresh.high + 1e-9
-                found[name, seed, outcome.method, outcome.n] = inside
+    for name in ("beta", "bimodal", "popular mistake", "easy"):
+        rng = np.random.default_rng([0, 3])
+        laws = family(name, 100, rng)
+        answers, correct = judged(laws, 64, rng)
+        model = AnswerModel(draws=100, seed=0).fit(
+            [count_answers(a, c) for a, c in zip(answers, correct, strict=True)]
+        )
+        said = outcomes_of(curves(answers, correct, COUNTS), COUNTS)
+        for outcome, fresh in fresh_runs(model, said, methods=("majority", "pass_at_k")):
+            again = of_all(*judged(laws, outcome.n, rng))[outcome.method]
+            inside = fresh.low - 1e-9 <= again <= fresh.high + 1e-9
+            found[name, outcome.method, outcome.n] = inside
     return found
 
 
 @pytest.mark.slow
 def test_a_fresh_run_falls_in_its_interval_nine_times_in_ten(held):
-    assert len(held) == 96
+    assert len(held) == 48
     assert 0.86 <= np.mean(list(held.values())) <= 0.97
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["majority", "pass_at_k"])
 def test_for_votes_and_for_pass(held, method):
-    assert np.mean([inside for key, inside in held.items() if key[2] == method]) >= 0.83
+    assert np.mean([inside for key, inside in held.items() if key[1] == method]) >= 0.83
 
 
 @pytest.mark.slow

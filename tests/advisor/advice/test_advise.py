@@ -19,7 +19,7 @@ from traces.schema.formats import number
 from traces.summary.run import summarise
 from tui.text.advice import verdict
 
-QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LATENCIES = st.floats(0.005, 1.0)
 ACCURACIES = st.floats(0.1, 0.99)
 OBJECTIVES = st.sampled_from(["latency", "cost", "accuracy", "throughput"])

@@ -29,8 +29,8 @@ RULE = Policy(
 )  # fmt: skip
 NEVER = "the pick was never run"
 BUDGETS = [
-    Budget(optimise="latency"), Budget(optimise="accuracy"), Budget(min_accuracy=0.6),
-    Budget(min_accuracy=0.75, optimise="cost"), Budget(min_accuracy=0.5, rate_per_s=2.0),
+    Budget(optimise="accuracy"), Budget(min_accuracy=0.75, optimise="cost"),
+    Budget(min_accuracy=0.5, rate_per_s=2.0),
 ]  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_a_sample_gives_nearly_the_law_of_all(runs, monkeypatch):
         assert set(map(tuple, some.composition)) <= set(map(tuple, every.composition))
     found = StepTimeModel().fit(fewer).law(engine_of())
     np.testing.assert_array_equal(found.high, law.high)
-    np.testing.assert_array_equal(found.low, law.low)
+    assert found.fewest == law.fewest
     for table in tables:
         total = table.composition.sum(axis=0)
         assert total @ found.seconds == pytest.approx(total @ law.seconds, rel=0.01)

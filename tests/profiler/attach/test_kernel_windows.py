@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import pty
-import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -246,10 +245,10 @@ def verb(server, tmp_path, *more, answer=None):
     """Run the verb; `answer` is typed at a terminal."""
     command = ["attach", server.url, "--duration", "1s", "--kernels", tmp_path / "traces"]
     if answer is None:
-        return ttscope(*command, "-o", tmp_path / "r", *more, stdin=subprocess.DEVNULL)
+        return ttscope(*command, "-o", tmp_path / "r", *more)
     ours, theirs = pty.openpty()
     os.write(ours, answer.encode())
-    done = ttscope(*command, "-o", tmp_path / "r", *more, stdin=theirs)
+    done = ttscope(*command, "-o", tmp_path / "r", *more, stdin=os.ttyname(theirs))
     os.close(ours)
     os.close(theirs)
     return done

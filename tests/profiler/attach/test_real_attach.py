@@ -15,7 +15,7 @@ import httpx
 import polars as pl
 import pytest
 
-from benchmarks.servers.clients import CANARY, asking, everything_in, until, verb
+from benchmarks.servers.clients import CANARY, asking, everything_in, until
 from benchmarks.servers.vllm_server import NOTED, end, free_port, launch, wait_for, with_probe
 from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import ServerPlan, ServerWindows
@@ -25,6 +25,7 @@ from profiler.attach.watch import watch
 from profiler.attach.window_steps import SeenSteps
 from profiler.engines.server.access import Access
 from profiler.plugin.shared_token import shared_token
+from tests.profiler.command import Running
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from traces.summary.kernels import device_time
@@ -164,7 +165,7 @@ def test_a_workload_over_two_replicas_with_nothing_of_it_kept(two, tmp_path):
     folder, logs = tmp_path / "r", [len(each.log.read_text()) for each in (two.one, two.two)]
     options = ["--workload", workload, "--n", "3", "--max-tokens", "40", "--top-p", "0.95"]
     options += ["--listen", two.port, "--raw-prompts", "--verifier", "exact", "--period", "500ms"]
-    process = verb("attach", *urls, *options, "-o", folder, "--json")
+    process = Running("attach", *urls, *options, "-o", folder, "--json")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     document = json.loads(out)
@@ -189,7 +190,7 @@ def test_a_workload_over_two_replicas_with_nothing_of_it_kept(two, tmp_path):
     assert of_two["end"].is_sorted()
     assert set(of_two["source"]) == {"inferred"}
     exported = tmp_path / "trace.json"
-    export = verb("export", folder, "-o", exported)
+    export = Running("export", folder, "-o", exported)
     said = "".join(export.communicate(timeout=120))
     assert export.returncode == 0, said
     kept = everything_in(folder) + out + err + said + exported.read_text()
@@ -293,7 +294,7 @@ def test_a_server_that_hangs_and_then_ends(two, tmp_path):
     """The recording is whole up to there and marked; the last steps come as the server ends."""
     folder = tmp_path / "r"
     options = ["--listen", two.port, "--on-loss", "end", "--period", "500ms"]
-    process = verb("attach", two.one.url, *options, "-o", folder)
+    process = Running("attach", two.one.url, *options, "-o", folder)
     with asking(two.one.url):
         until(lambda: list(folder.glob("steps-*.parquet")))
         two.one.signal(signal.SIGSTOP)

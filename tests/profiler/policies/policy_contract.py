@@ -34,6 +34,10 @@ POLICIES = {
 CANCELLING = {
     "adaptive", "adaptive in turn", "agreement", "agreement in turn", "first_finish", "routed",
 }  # fmt: skip
+ON_ENGINES = (  # whose requests differ; how the others decide is the same on any engine
+    "greedy", "confidence", "early_stopping", "adaptive", "routed", "budget_forcing", "sequential",
+    "beam", "thinking budget", "forced thinking budget",
+)  # fmt: skip
 
 
 def policy_of(name):

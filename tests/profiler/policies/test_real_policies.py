@@ -16,7 +16,7 @@ from profiler.engines.server.server import ServerEngine
 from profiler.engines.start import start_engine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
-from tests.profiler.policies.policy_contract import POLICIES, check, policy_of
+from tests.profiler.policies.policy_contract import ON_ENGINES, check, policy_of
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.parameters import make_policy
@@ -49,7 +49,7 @@ def decoded(recording):
     return recording.steps["decode_tokens"].sum() + started
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ON_ENGINES)
 def test_contract_in_process(in_process, name, tmp_path):
     recording = check(
         name,
@@ -74,7 +74,7 @@ def metric(url, name):
     return sum(float(value) for value in re.findall(rf"^{name}{{.*}} (.*)$", page, re.M))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ON_ENGINES)
 def test_contract_on_a_server(server, name, tmp_path):
     def made():
         return metric(server.url, "vllm:generation_tokens_total")

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.servers.vllm_server import Server, end, free_port, vllm_server, wait_for
 from benchmarks.servers.warm import Warm
 from profiler.demo import task
-from tests.profiler.command import warm_ttscope
+from tests.profiler import command
 from traces.deployment.documents import read_expectations, read_policy
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
@@ -32,9 +32,7 @@ TURNS, SLOWER = 3, "latency>+10%"
 
 
 def ttscope(folder, *arguments, code=0):
-    ran = subprocess.run(
-        [TTSCOPE, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False
-    )
+    ran = command.ttscope(*arguments, cwd=folder)
     assert code in (ran.returncode, None), ran.stdout + ran.stderr
     return ran.stdout
 
@@ -113,18 +111,20 @@ def verdicts(text):
 def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
     load = ("--seed", 7, "--concurrency", IN_FLIGHT)
     posed = ("--problems", QUESTIONS, *load)
-    recorded = warm_ttscope(
+    recorded = command.warm_ttscope(
         "record", "--model", "demo/s", "--dtype", "float32", *posed, "--n", 8,
         "--max-num-seqs", 64, "--max-model-len", 1024, "--max-tokens", 400,
         "-o", tmp_path / "runs" / "vote",
     )  # fmt: skip
     assert recorded.returncode == 0, recorded.stderr
     wanted = ("--min-accuracy", "0.7")
-    printed = ttscope(tmp_path, "advise", "runs", *wanted, "-o", "alone")
+    printed = subprocess.check_output(
+        [TTSCOPE, "advise", "runs", *wanted, "-o", "alone"], cwd=tmp_path, text=True
+    )
     alone = read_expectations(tmp_path / "alone" / "expect.json")
     assert alone.served is None
-    command = command_of(printed, (tmp_path / "alone" / "serve.sh").read_text())
-    with started(tmp_path, command, free_port()) as engine:
+    words = command_of(printed, (tmp_path / "alone" / "serve.sh").read_text())
+    with started(tmp_path, words, free_port()) as engine:
         recorded = ("record", "--endpoint", engine, "--policy", "alone/policy.json", *posed)
         ttscope(tmp_path, *recorded, "-o", "runs/served")
         ttscope(tmp_path, "advise", "runs", *wanted, "-o", "config")

@@ -84,16 +84,16 @@ def many(value, megabytes, name=b"scores"):
     yield b"0]}"
 
 
-@pytest.mark.parametrize("value", [b"[]", b"{}", b'{"":{}}', b"0"])
+@pytest.mark.parametrize("value", [b'{"":{}}', b"[]"])
 def test_an_inspect_log_that_swells_is_refused(imported, tmp_path, value):
-    path = log_of(tmp_path / "log.eval", many(value, 100))
+    path = log_of(tmp_path / "log.eval", many(value, 80))
     assert path.stat().st_size < 2 * MB
     told, peak = imported(path)
     assert "inflates more than 200-fold" in told
     assert peak < MOST_MB
 
 
-@pytest.mark.parametrize("field", [b"scores", b"output", b"model_usage", b"target", b"id"])
+@pytest.mark.parametrize("field", [b"scores", b"id"])
 def test_a_sample_of_many_values_is_skipped_and_the_others_read(imported, tmp_path, field):
     path = log_of(tmp_path / "log.eval", many(b"[]", 40, field), zipfile.ZIP_STORED)
     told, peak = imported(path)
@@ -112,7 +112,7 @@ def test_what_is_not_read_of_a_sample_may_be_of_any_size(imported, tmp_path):
 
 def test_a_zstandard_entry_that_swells_is_refused(imported, tmp_path):
     """Its size in the directory is false too."""
-    body = zstandard.ZstdCompressor().compress(b"".join(many(b"[]", 100)))
+    body = zstandard.ZstdCompressor().compress(b"".join(many(b"[]", 80)))
     path = tmp_path / "log.eval"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("header.json", json.dumps(HEADER))

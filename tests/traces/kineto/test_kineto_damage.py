@@ -16,7 +16,7 @@ from benchmarks.made.kineto_files import cpu_events, device_events, document, ev
 from traces.errors import TraceError
 from traces.kineto.read import read_trace, skipped_text
 
-ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "400"))
+ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "150"))
 
 
 def long_trace(count=3000):
@@ -214,7 +214,7 @@ def test_a_bomb_meets_the_limit(tmp_path):
     assert path.stat().st_size < 100_000
     assert "holds more than 4,000,000 bytes" in refused(path, limit_bytes=4_000_000)
     many = 33 << 20  # bytes; without an event in 32 MiB it is refused
-    for filler in (b" ", b"{", b"\0", b'{"a":'):
+    for filler in (b"\0", b'{"a":'):
         path.write_bytes(gzip.compress(b'{"traceEvents": [' + filler * (many // len(filler)), 1))
         assert "no event in" in refused(path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.traces.synthetic import START, engine_config, simulate, write_recording
+from traces.foreign.written import written_into
+from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
 from traces.schema.tts.policy import Policy
-from traces.summary.energy import energy_curve, share_energy
+from traces.summary.energy import energy_curve, run_window, share_energy
 from traces.summary.run import summarise
 
 S = 10**9
@@ -293,3 +297,28 @@ def test_nonsense_readings_are_left_out():
     assert energy_curve(frame("power", twice + twice), WINDOW).joules[-1] == pytest.approx(
         energy_curve(frame("power", twice), WINDOW).joules[-1]
     )
+
+
+def test_joules_of_others_traffic_without_steps_are_nobodys(tmp_path):
+    """How much of the traffic was traced is not known then. The devices drew what they drew."""
+    watched = Recording.open(Path(__file__).parents[3] / "scripts" / "watched")
+    since, until = run_window(watched.problems, watched.samples)
+    power = frame(
+        "power", readings(np.linspace(-1, (until - since) / S + 1, 600), watts=[250] * 600)
+    )
+    power = power.with_columns(pl.col("time") - START + since)
+    for name, left in (("with", ()), ("without", ("steps",))):
+        with written_into(tmp_path / name) as tables:
+            for table in TABLES:
+                if table not in left:
+                    tables.copy(table, watched.paths(table))
+            tables.add("power", power)
+            watched.manifest.write(tmp_path / name)
+    energies = [
+        summarise(Recording.open(tmp_path / name))[0].energy_j for name in ("with", "without")
+    ]
+    for energy in energies:
+        assert energy.total.value == pytest.approx(250 * (until - since) / S)
+    told, untold = energies
+    assert 0.9 < told.per_problem.value * 111 / told.total.value <= 1
+    assert (untold.per_problem, untold.per_token) == (None, None)

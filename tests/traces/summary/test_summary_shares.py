@@ -184,14 +184,17 @@ def test_where_few_requests_are_traced_the_throughput_of_all_is_not_known(tmp_pa
     watched = Recording.open(Path(__file__).parents[3] / "scripts" / "watched")
     (whole,) = summarise(watched)
     some = watched.problems["problem_id"].sort().gather_every(10).implode()
-    with written_into(tmp_path / "few") as tables:
-        for name in TABLES:
-            if name in ("problems", "samples"):
-                rows = watched.frame(name)
-                tables.add(name, rows.filter(pl.col("problem_id").is_in(some)))
-            else:
-                tables.copy(name, watched.paths(name))
-        watched.manifest.write(tmp_path / "few")
+    for folder, left in (("few", ()), ("few without steps", ("steps",))):
+        with written_into(tmp_path / folder) as tables:
+            for name in TABLES:
+                if name in ("problems", "samples"):
+                    rows = watched.frame(name)
+                    tables.add(name, rows.filter(pl.col("problem_id").is_in(some)))
+                elif name not in left:
+                    tables.copy(name, watched.paths(name))
+            watched.manifest.write(tmp_path / folder)
+    (untold,) = summarise(Recording.open(tmp_path / "few without steps"))
+    assert untold.throughput_tokens_per_s is None  # how many were traced is not known
     (part,) = summarise(Recording.open(tmp_path / "few"))
     assert (whole.problems, part.problems) == (111, 12)
     times = whole.device_s_per_problem, part.device_s_per_problem

@@ -122,7 +122,7 @@ async def test_advice_that_fails_leaves_no_picks_of_others(folder):
         assert "spans" in text_of(app, "#message")
         assert not app.screen.query_one(DataTable).row_count
         assert not app.screen.query_one("#middle").display
-        assert text_of(app, "#detail") == ""
+        assert text_of(app, "#answer") == ""
         assert app.screen.query_one("NavBar").status == ""
 
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
+from traces.foreign.steps.forward_passes import import_passes
 from traces.schema.advice import Budget
+from tui.report.material import gather_material
 from tui.screens.advice.rows import candidates, paste_text
 from tui.screens.entries import (
     COLUMNS,
@@ -90,3 +94,13 @@ def test_runs_of_one_configuration_have_their_recordings_names(folder, tmp_path,
     assert cells == ["first", names[1] if width == 200 else "live-loc…8-051924"]
     one = [column.header for column, _ in fitting_columns(alike[:1], 80)]
     assert "recording" not in one
+
+
+@pytest.mark.slow
+def test_forward_passes_are_no_servers_on_the_live_screen_and_teach_advice(tmp_path):
+    foreign = Path(__file__).parents[2] / "data" / "foreign"
+    import_passes(sorted(foreign.glob("fpm_dynamo.4192.*")), tmp_path / "passes", model="demo")
+    (entry,) = load(tmp_path / "passes")
+    assert entry.teaches and not entry.is_watched
+    found = gather_material([entry.recording], {"max_latency": "2s"}, seed=0)
+    assert found.advice is not None and found.no_advice is None

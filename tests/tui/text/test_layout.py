@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tui.text.layout import align, clock, clock_decimals, sparkline, wrap
+from tui.text.layout import align, clock, clock_decimals, sparkline, whole_parts, wrap
 
 
 def test_small_things():
@@ -14,6 +14,8 @@ def test_small_things():
     assert clock(59.96) == "1:00.0"
     assert clock(4.90123, 4) == "0:04.9012"
     assert align([("a", "1"), ("bb", "22")], right=(1,)) == ["a    1", "bb  22"]
+    assert whole_parts("p50 31.7 ms  p95 107 ms", 17) == "p50 31.7 ms"
+    assert whole_parts("step 0 | 2.60 ms", 16, " | ") == "step 0 | 2.60 ms"
     assert wrap("x", "one two three", width=10, indent=3) == ["x  one two", "   three"]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
 from textual.events import DescendantBlur, DescendantFocus
 from textual.message import Message
-from textual.widgets import Input, Label, Select, Static
+from textual.widget import Widget
+from textual.widgets import Input, Select, Static
 
 from advisor.search.budget import parse_budget
 from traces.errors import UsageError
@@ -48,6 +48,13 @@ FIELDS = (
         example="0.9 or 90%",
         empty=f"{Budget.confidence:g}",
     ),
+)
+HINT = 11  # columns at the right of a field
+NAMES = (  # of fields and choices in their order
+    *(field.label for field in FIELDS[:2]),
+    "which latency",
+    *(field.label for field in FIELDS[2:]),
+    "optimise",
 )
 STATISTICS = tuple((statistic(each), each) for each in (None, 50, 95, 99))
 OBJECTIVES = get_args(Objective)
@@ -124,13 +131,33 @@ def api_price_of(text: str) -> float | None:
 
 
 class BudgetField(Input):
-    """A field of the budget; the footer says what ends it."""
+    """A field of the budget; the footer says what ends it.
+
+    While it is empty, what holds without it stands at its right.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "submit", "apply", key_display="enter"),
         Binding("escape", "screen.leave", "take it back", key_display="esc"),
         Binding("tab", "app.focus_next", "next field"),
     ]
+
+    def __init__(self, field: Field, value: str) -> None:
+        super().__init__(value, id=f"field_{field.name}", classes="budget", compact=True)
+        self._hint = field.empty
+
+    @property
+    def hint(self) -> str:
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str) -> None:
+        self._hint, width = hint, self.size.width
+        fits = len(hint) < width  # half of it may be another word
+        self.placeholder = " " * (width - max(HINT, len(hint))) + hint if fits else ""
+
+    def on_resize(self) -> None:
+        self.hint = self._hint
 
 
 class BudgetForm(StillColumn):
@@ -156,42 +183,37 @@ class BudgetForm(StillColumn):
     def compose(self) -> ComposeResult:
         yield Static(id="summary", markup=False)
         with StillGrid(id="fields"):
-            for field in FIELDS:
-                start = self._limits.get(field.name, "")
-                with Horizontal(classes="row"):
-                    yield Label(field.label)
-                    yield BudgetField(
-                        start, id=f"field_{field.name}", classes="budget", compact=True
-                    )
-                    yield Static(field.empty, id=f"hint_{field.name}", classes="hint", markup=False)
-                if field.name == "max_latency":
-                    statistics = [(latency(each).noun, name) for name, each in STATISTICS]
-                    start = statistic(Budget.latency_percentile)  # what the command line takes too
-                    yield from self._choice("which latency", "statistic", statistics, start)
-            objectives = [(name, name) for name in OBJECTIVES]
-            yield from self._choice("optimise", "objective", objectives, Budget.optimise)
+            cells = [*self._cells()]
+            yield Static(id="left", classes="labels", markup=False)
+            yield cells[0]
+            yield Static(id="right", classes="labels", markup=False)
+            yield from cells[1:]
 
-    def _choice(
-        self, label: str, name: str, options: list[tuple[str, str]], start: str
-    ) -> ComposeResult:
-        with Horizontal(classes="row"):
-            yield Label(label)
-            yield Select(options, value=start, allow_blank=False, compact=True, id=name)
+    def _cells(self) -> Iterator[Widget]:
+        """Yield the fields and choices in their order."""
+        for field in FIELDS:
+            yield BudgetField(field, self._limits.get(field.name, ""))
+            if field.name == "max_latency":
+                start = statistic(Budget.latency_percentile)  # what the command line takes too
+                options = [(latency(each).noun, name) for name, each in STATISTICS]
+                yield self._choice("statistic", options, start)
+        objectives = [(name, name) for name in OBJECTIVES]
+        yield self._choice("objective", objectives, Budget.optimise)
+
+    def _choice(self, name: str, options: list[tuple[str, str]], start: str) -> Widget:
+        return Select(options, value=start, allow_blank=False, compact=True, id=name)
 
     def on_mount(self) -> None:
         self.border_subtitle = "b edits"
-        for field in FIELDS:
-            self._hint(field)
 
     def set_price(self, price: float | None) -> None:
         """Say which price holds while none is in the field."""
         self._price = price
-        hint = "none" if price is None else f"{price:g} (screen 1)"
-        self.query_one("#hint_price", Static).update(hint)
+        self.field("price").hint = "none" if price is None else f"{price:g} (screen 1)"
 
     def set_load(self, load: Load | None) -> None:
         """Say which load holds while no rate is in the field."""
-        self.query_one("#hint_rate", Static).update(load_hint(load))
+        self.field("rate").hint = load_hint(load)
 
     def read(self) -> Budget:
         """Return what the fields ask for. Raises UsageError."""
@@ -211,12 +233,15 @@ class BudgetForm(StillColumn):
         """Return the price of an API that the picks are compared with. Raises UsageError."""
         return api_price_of(self.field("api_price").value)
 
-    def field(self, name: str) -> Input:
-        return self.query_one(f"#field_{name}", Input)
+    def field(self, name: str) -> BudgetField:
+        return self.query_one(f"#field_{name}", BudgetField)
 
     def fit(self, narrow: bool) -> None:
         """Show the fields, or where there is little room a line instead while none is entered."""
         self._narrow = narrow
+        labels = NAMES[::2], NAMES[1::2]
+        for side, names in zip(("#left", "#right"), labels if narrow else (NAMES, ()), strict=True):
+            self.query_one(side, Static).update("\n".join(names))
         self._open(self._is_open)
 
     def _open(self, is_open: bool) -> None:
@@ -227,10 +252,7 @@ class BudgetForm(StillColumn):
     def enter(self) -> None:
         """Go to the first field."""
         self._open(True)
-        self.field(FIELDS[0].name).focus()
-
-    def _hint(self, field: Field) -> None:
-        self.query_one(f"#hint_{field.name}").display = not self.field(field.name).value
+        self.screen.set_focus(self.field(FIELDS[0].name))
 
     def take_back(self) -> None:
         """Put back what the field held when it was entered."""
@@ -261,9 +283,6 @@ class BudgetForm(StillColumn):
     @on(Input.Changed, ".budget")
     def _typed(self, event: Input.Changed) -> None:
         event.stop()
-        for field in FIELDS:
-            if event.input.id == f"field_{field.name}":
-                self._hint(field)
         self.post_message(self.Changed(typing=event.input.has_focus))
 
     @on(Input.Blurred, ".budget")

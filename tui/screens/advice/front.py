@@ -14,7 +14,6 @@ from textual.content import Content
 from textual.events import Resize
 from textual.message import Message
 from textual.widgets import DataTable, Static
-from textual_plot import HiResMode
 
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.quantities import Quantity
@@ -22,11 +21,10 @@ from tui.screens.advice.plot import Plane, axes, axis_title, dotted, next_axis
 from tui.screens.advice.rows import COLOURS, CUT, FLOPS, FRONT, Candidate, names_of, table_of
 from tui.text.advice import limit_on
 from tui.text.layout import ticks, with_room
-from tui.widgets.scatter import Scatter
+from tui.widgets.scatter import Axis, Scatter
 from tui.widgets.still import StillColumn, StillRow
 from tui.widgets.table import RowTable
 
-TALL = 12  # rows of the plot from which it has labels at its axes
 TABLE_SHARE = 0.6  # of the width, at most
 LEAST_PLOT = 28
 STACKED = 100  # columns below which the rows stand under the plot where their names are cut
@@ -62,7 +60,6 @@ class FrontPanel(StillColumn):
         yield Static(id="legend", markup=False)
 
     def on_mount(self) -> None:
-        self.plot.margin_left = 7
         self.app.theme_changed_signal.subscribe(self, lambda _: self._recolour())
 
     @property
@@ -169,32 +166,20 @@ class FrontPanel(StillColumn):
 
     @on(Scatter.Resized)
     def draw(self) -> None:
-        """Draw once more, after the layout that other margins need."""
-        margins = (1, 3) if self.plot.size.height >= TALL else (0, 1)
-        if margins == (self.plot.margin_top, self.plot.margin_bottom):
-            self._redraw()
-        else:
-            self.plot.margin_top, self.plot.margin_bottom = margins
-            self.call_after_refresh(self._redraw)
-
-    def _redraw(self) -> None:
         self._plot()
         self._say_legend()
 
     def _plot(self) -> None:
         axis, plot = self._axis, self.plot
-        plotted = (axis, self.table.cursor_row, plot.size, plot.margin_bottom, self.app.theme)
+        plotted = (axis, self.table.cursor_row, plot.size, self.app.theme)
         if self._answer is None or axis is None or plotted == self._plotted or not plot.size:
             return
         self._plotted, budget = plotted, self._answer.budget
-        plot.fit()
         self.border_title = f"Front: accuracy against {axis_title(axis)}"
-        plot.clear()
-        plot.set_xlabel(axis_title(axis))
-        plot.set_ylabel("accuracy")
         plane = Plane.of(self.rows, axis)
         by_symbol = plane.points(self.rows)
         if not by_symbol:
+            plot.clear()
             return
         bar = None if self.selected is None else plane.error_bar(self.selected)
         xs, ys = ([v for pair in by_symbol.values() for v in pair[side]] for side in (0, 1))
@@ -205,39 +190,33 @@ class FrontPanel(StillColumn):
             xs.append(plane.x(limit))
         (left, right), (bottom, top) = plane.room(xs), with_room(ys)
         top = min(top, 1.02)
-        plot.set_x_log(plane.log)
-        plot.set_xlimits(left, right)
-        plot.set_ylimits(bottom, top)
-        plot.set_xticks(plane.ticks(left, right, plot.columns))
-        plot.set_yticks(ticks(bottom, top, plot.rows // 2))
+        plot.begin(
+            Axis(
+                label=axis_title(axis), low=left, high=right, log=plane.log,
+                ticks=plane.ticks(left, right, plot.columns),
+            ),
+            Axis(label="accuracy", low=bottom, high=top, ticks=ticks(bottom, top, plot.rows // 2)),
+        )  # fmt: skip
         style = self.app.theme_variables["error"]
         if limit is not None and limit > 0:
             heights = np.linspace(bottom, top, 2 * plot.rows)
             x = [plane.x(limit)] * len(heights)
-            plot.scatter(x, heights, marker="┊", marker_style=style)
+            plot.points(x, heights, "┊", style)
         if budget.min_accuracy is not None and bottom <= budget.min_accuracy <= top:
             across = np.linspace(left, right, 2 * plot.columns)
             y = [budget.min_accuracy] * len(across)
-            plot.scatter(across, y, marker="┈", marker_style=style)
-        plot.plot(
-            *plane.front(self.rows, FRONT),
-            line_style=self._colour("●"),
-            hires_mode=HiResMode.BRAILLE,
-        )
+            plot.points(across, y, "┈", style)
+        plot.line(*plane.front(self.rows, FRONT), self._colour("●"))
         x_cell, y_cell = (right - left) / plot.columns, (top - bottom) / plot.rows
-        plot.scatter(
-            *dotted(plane.front(self.rows, FLOPS), x_cell, y_cell / 2),
-            marker_style=self._colour("○"),
-            hires_mode=HiResMode.BRAILLE,
-        )
+        plot.dots(*dotted(plane.front(self.rows, FLOPS), x_cell, y_cell / 2), self._colour("○"))
         if bar is not None:
             style = self.app.theme_variables["foreground"]
-            for mark, *places in bar.arms():
-                plot.errorbar(*places, marker=mark, marker_style=style)
+            for middle, height, half, rise in bar.arms():
+                plot.bar(middle, height, style, across=half, up=rise)
         for symbol in reversed(COLOURS):
             if symbol in by_symbol:
                 style = f"bold {self._colour(symbol)}"
-                plot.scatter(*by_symbol[symbol], marker=symbol, marker_style=style)
+                plot.points(*by_symbol[symbol], symbol, style)
 
     def _say_legend(self) -> None:
         if self._answer is None:

@@ -54,11 +54,11 @@ class Bar:
     across: tuple[float, float]
     up: tuple[float, float]
 
-    def arms(self) -> Iterator[tuple[str, list[float], list[float], list[float], list[float]]]:
-        """Yield each bar: its mark, middle (x, y) and half widths (x, y), NaN where none."""
+    def arms(self) -> Iterator[tuple[float, float, float, float]]:
+        """Yield each bar: its middle (x, y), and half of its width and height, one of them 0."""
         (left, right), (bottom, top) = self.across, self.up
-        yield "─", [(left + right) / 2], [self.y], [(right - left) / 2], [math.nan]
-        yield "│", [self.x], [(bottom + top) / 2], [math.nan], [(top - bottom) / 2]
+        yield (left + right) / 2, self.y, (right - left) / 2, 0.0
+        yield self.x, (bottom + top) / 2, 0.0, (top - bottom) / 2
 
 
 @dataclass(frozen=True, kw_only=True)

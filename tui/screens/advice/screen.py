@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.events import DescendantBlur, DescendantFocus, Resize
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import DataTable, Input, Label, ProgressBar, Static
+from textual.widgets import DataTable, Input, Label, Static
 from textual.worker import Worker, get_current_worker
 
 from traces.errors import TtscopeError, WorkloadsError
@@ -29,11 +29,13 @@ from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
-from tui.widgets.still import Page, StillColumn, StillRow
+from tui.widgets.page import Page, beside
+from tui.widgets.still import StillColumn, StillRow
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
     from advisor.advice.accounts.efforts import EffortMap
+    from advisor.advice.measure_next.forward_shapes import Forwards
     from traces.recording.reader import Recording
 
 OF_AN_ANSWER = frozenset({"copy", "explain", "front", "axis", "what_if", "measure"})
@@ -83,6 +85,15 @@ class WhatIf(Message):
 
     lines: list[str]
     error: str | None = None
+
+
+@dataclass
+class Planned(Message):
+    """What to measure next is written into a file, or why it is not."""
+
+    path: Path
+    forwards: Forwards | None = None
+    error: str = ""
 
 
 class ChangeField(Input):
@@ -181,7 +192,6 @@ class AdviceScreen(ModeScreen):
         self._whole: Literal["all", "answer", "front"] = "all"  # who has the whole screen
         self._room = (False, False)  # whether one panel is shown beside the budget, and two columns
         self._answers: dict[object, tuple[Content, Content]] = {}  # answers by their rows
-        self._line_counts = (0, 0)  # of what is shown of them
         self._what_if: list[str] = []
         self._accounted: Accounted | None = None  # of `_advice`
 
@@ -189,13 +199,7 @@ class AdviceScreen(ModeScreen):
         with StillRow(id="above"):
             yield BudgetForm(self.ttscope.limits, id="budget")
             yield FrontPanel(id="front")
-        with Page(id="answer", classes="panel"):
-            with Horizontal(id="progress"):
-                yield Static(id="doing", markup=False)
-                yield ProgressBar(id="bar", show_eta=False, show_percentage=False)
-            with StillRow(id="text"):
-                yield Static(id="detail", markup=False)
-                yield Static(id="more", markup=False)
+        yield Page(id="answer", classes="panel")
         with StillColumn(id="asking"):
             with Horizontal(id="asking_row"):
                 yield Label("what if")
@@ -232,14 +236,13 @@ class AdviceScreen(ModeScreen):
 
     def _show_panels(self) -> None:
         """Show the panels that there is room for, without a look at the styles of all in them."""
-        (narrow, wide), given = self._room, self._whole
+        narrow, given = self._room[0], self._whole
         above = self.query_one("#above")
         above.display = given != "answer"
         above.styles.height = "1fr" if given == "front" else None
         self._front.display = given == "front" or not narrow
         self._form.display = given != "front"
         self._answer_panel.display = given != "front"
-        self.query_one("#more").display = wide
         self._form.fit(narrow)
 
     @on(DescendantFocus)
@@ -260,6 +263,11 @@ class AdviceScreen(ModeScreen):
 
     def _go_home(self) -> None:
         self.set_focus(self._home if self._advice is not None else None)
+
+    def _enter(self) -> None:
+        """Go to the first answer, unless a field was gone to before it came."""
+        if self.focused is None:
+            self._go_home()
 
     def action_explain(self) -> None:
         """Give the answer the whole screen, where it scrolls; or all panels again."""
@@ -344,7 +352,7 @@ class AdviceScreen(ModeScreen):
         self._asked, self._gone = question, gone
         if not entries:
             self._say("\n".join(self._gone_lines()), bad=True)
-            self.query_one("#detail", Static).update(EMPTY)
+            self._answer_panel.show(Content(EMPTY))
             return
         self._say("\n".join(self._gone_lines()))
         if self._advice is not None:
@@ -362,9 +370,7 @@ class AdviceScreen(ModeScreen):
         self._whole = "all"
         self._show_panels()
         self._front.clear()
-        for name in ("#detail", "#more"):
-            self.query_one(name, Static).update("")
-        self._line_counts = (0, 0)
+        self._answer_panel.show(Content(""))
         self.set_status("")
 
     def _stop(self) -> None:
@@ -444,12 +450,7 @@ class AdviceScreen(ModeScreen):
             self._show_progress("Replaying candidates", event.done, event.total)
 
     def _show_progress(self, doing: str | None, done: int = 0, total: int | None = None) -> None:
-        """Say what goes on, with a bar, which runs to and fro while it has no total."""
-        self.query_one("#progress").display = doing is not None
-        bar = self.query_one("#bar", ProgressBar)
-        count = "" if total is None else f" {done} of {total}"
-        self.query_one("#doing", Static).update(f"{doing or ''}{count} ")
-        bar.update(total=total or (None if doing else 1), progress=done)
+        self._answer_panel.show_progress(doing, done, total)
 
     @on(Advised)
     def _answered(self, event: Advised) -> None:
@@ -462,7 +463,7 @@ class AdviceScreen(ModeScreen):
             self._show_progress(None)
             self._say(event.error or "no advice", bad=True)
             if event.mend:
-                self.query_one("#detail", Static).update(event.mend)
+                self._answer_panel.show(Content(event.mend))
             return
         first = self._advice is None
         self._answer_panel.border_title = "Answer"
@@ -486,8 +487,7 @@ class AdviceScreen(ModeScreen):
         self._show_answer()
         if first:
             self.refresh_bindings()
-            if self.focused is None:
-                self.call_after_refresh(self._go_home)
+            self.call_after_refresh(self._enter)
 
     @on(Accounted)
     def _with_accounts(self, event: Accounted) -> None:
@@ -536,11 +536,7 @@ class AdviceScreen(ModeScreen):
         if self._what_if:
             told = [Section(kind="table", lines=self._what_if)]
             drawn = (Content("\n\n").join([styled(told), drawn[0]]), drawn[1])
-        lines = (drawn[0].plain.count("\n"), drawn[1].plain.count("\n"))
-        same = lines == self._line_counts  # every line fits, so that the layout stays
-        self._line_counts = lines
-        for name, content in zip(("#detail", "#more"), drawn, strict=True):
-            self.query_one(name, Static).update(content, layout=not same)
+        self._answer_panel.show(beside(*drawn, inner // 2 + 2) if wide else drawn[0])
 
     def _answer_of(self, row: Candidate | None, width: int, wide: bool) -> tuple[Content, Content]:
         """Return what is said of a row, and why, where that stands beside it."""
@@ -586,13 +582,25 @@ class AdviceScreen(ModeScreen):
         self.app.push_screen(ConfirmScreen(question), answered)
 
     def _write_plan(self, path: Path) -> None:
-        if self._advice is None:
-            return
+        if self._advice is not None:
+            self._say("writing what to measure next ...", passing=True)
+            self._work_out_plan(self._advice, path)
+
+    @work(thread=True, group="plan")
+    def _work_out_plan(self, answer: Recommendation, path: Path) -> None:
         try:
-            forwards = self.ttscope.write_plan(self._advice, path)
-        except TtscopeError as error:
-            self._say(str(error), bad=True, passing=True)
+            with self.ttscope.advising:
+                planned = Planned(path, self.ttscope.write_plan(answer, path))
+        except Exception as problem:  # shown in place, the app goes on
+            planned = Planned(path, error=failure(problem))
+        self.post_message(planned)
+
+    @on(Planned)
+    def _plan_written(self, event: Planned) -> None:
+        if event.forwards is None:
+            self._say(event.error, bad=True, passing=True)
             return
+        path, forwards = event.path, event.forwards
         told = [f"plan in {path}, measured by ttscope sweep {path} -o runs"]
         if forwards.files:
             names = ", ".join(map(str, forwards.files))
@@ -615,7 +623,7 @@ class AdviceScreen(ModeScreen):
         hint = f"such as {examples(selected.pick)}. Enter replays both, esc leaves"
         self.query_one("#change_hint", Static).update(hint)
         self._ask_change(True)
-        self.query_one("#change").focus()
+        self.set_focus(self.query_one("#change"))
 
     def _ask_change(self, asking: bool) -> None:
         self.query_one("#asking").display = asking

@@ -35,7 +35,7 @@ from tui.screens.run.problem import (
     stop_lines,
     vote_lines,
 )
-from tui.text.layout import clock
+from tui.text.layout import clock, whole_parts
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
 from tui.text.recordings.live import watched_lines
 from tui.text.recordings.show import energy_lines, policy_lines, warning_lines
@@ -193,7 +193,7 @@ class RunModel:
         """Return what the run amounts to in a line, and the first of its warnings in another."""
         notes = warning_lines(self.run, 10_000)
         more = f"  ({len(notes)} notes: k)" if len(notes) > 1 else ""
-        lines = [f"{self.entry.title}  {run_title(self.run)}"[:width]]
+        lines = [whole_parts(f"{self.entry.title}  {run_title(self.run)}", width)]
         if notes:
             text = notes[0]
             if len(text) + len(more) > width:

@@ -26,6 +26,7 @@ from tui.screens.run.beside import Beside, replay_beside, told_here
 from tui.screens.run.data import RunData, read_run
 from tui.screens.run.model import PAGES, WIDE, RunModel
 from tui.screens.run.playback import parse_goto
+from tui.text.layout import whole_parts
 from tui.widgets.lanes import Lanes
 from tui.widgets.prompt import Field, Prompt, Question, Words
 from tui.widgets.sample_bars import SampleBars, Samples
@@ -168,6 +169,7 @@ KEYS: list[BindingType] = [
     ),
 ]  # fmt: skip
 
+OF_PROBLEMS = frozenset({"problem", "worst"})
 OF_TIME = frozenset({"play", "pause", "move", "step", "speed", "zoom", "zoom_to"})
 FRAME_S = 1 / 15
 TALL = 32
@@ -413,8 +415,9 @@ class RunScreen(ModeScreen):
     @on(PageRead)
     def _draw_step(self) -> None:
         if self.model is not None:
-            lines = self.model.step(self._bins, self._width)
-            lines = lines[:1] if self._short else lines
+            lines = self.model.step(self._bins, 10_000 if self._short else self._width)
+            if self._short:
+                lines = [whole_parts(line, self._width, " | ") for line in lines[:1]]
             self.query_one("#step", Static).update("\n".join(lines))
 
     def _draw_problem(self) -> None:
@@ -424,7 +427,7 @@ class RunScreen(ModeScreen):
         title = "" if model is None else model.title(width)
         vote = [] if model is None else model.vote(width, tall=self._tall)
         if self._short:
-            title, vote = title[:width], vote[:2]
+            title, vote = whole_parts(title, width), vote[:2]
         text = [] if model is None else model.text(width)
         own, other = (None, None) if model is None or text else model.bars(width)
         self.query_one("#title", Static).update(title)
@@ -453,7 +456,7 @@ class RunScreen(ModeScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer to play while nothing plays, to pause while it does, and rules of a vote.
 
-        A run without a time has nothing to play or to zoom.
+        A run without a time has nothing to play or to zoom, one without problems none to go to.
         """
         model = self.model
         if action in OF_TIME and model is not None and model.data and model.play is None:
@@ -461,6 +464,10 @@ class RunScreen(ModeScreen):
         if action in ("play", "pause"):
             play = None if model is None else model.play
             if (play is not None and play.playing) != (action == "pause"):
+                return False
+        if model is not None and not (model.run.rows is not None and model.run.rows.height):
+            untimed = bool(model.data) and model.play is None
+            if action in OF_PROBLEMS or (untimed and parameters == ("goto",)):
                 return False
         if action == "rule" and model is not None:
             untimed = model.problem is not None and model.problem.row["arrival"] is None

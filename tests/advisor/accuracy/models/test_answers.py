@@ -10,17 +10,15 @@ from advisor.accuracy.models.mistakes import LAWS, draw_mistakes, partition_like
 from advisor.accuracy.models.success import SuccessLaw
 from benchmarks.votes_ahead import FAMILIES, fit_beta_binomial, score_family
 
-SEEDS = range(2)
-
 
 @pytest.fixture(scope="module")
 def scores():
-    """Log score and coverage by (family, seed), forecaster and vote."""
-    return {(name, seed): score_family(name, seed, 200) for name in FAMILIES for seed in SEEDS}
+    """Log score and coverage by family, forecaster and vote."""
+    return {name: score_family(name, 0, 200) for name in FAMILIES}
 
 
 def mean_score(scores, family, rival, vote):
-    return np.mean([scores[family, seed][rival, vote].logs.mean() for seed in SEEDS])
+    return scores[family][rival, vote].logs.mean()
 
 
 def coverage(scores, rival, vote):

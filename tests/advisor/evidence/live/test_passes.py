@@ -14,7 +14,7 @@ from advisor.evidence.live.passes import inferred_traffic
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
-from tests.advisor.watched import imported
+from tests.advisor.watched import imported, watched
 from traces.forward_pass.limits import SeenLimits
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
@@ -238,3 +238,18 @@ def test_other_limits_are_predicted_of_what_was_inferred(base, rate, truth, tmp_
         each, real = (getattr(one, name)["mean"] for one in (found.predicted, wanted))
         assert each.value == pytest.approx(real.value, rel=0.2), name
         assert each.low <= real.value <= each.high, name
+
+
+@pytest.mark.slow
+def test_beside_metrics_requests_are_those_that_passes_tell(base, rate, truth, tmp_path):
+    change = "engine.max_num_seqs=16"
+    found = asked(watched(truth, tmp_path / "seen", spans=False, steps="passes"), change)
+    wanted = asked(base, change, rate=rate).predicted
+    assert any("inferred from the sums of forward passes" in note for note in found.notes)
+    assert not any("lengths are drawn from the histograms" in note for note in found.notes)
+    assert found.recorded.ttft_s["mean"] is not None  # of /metrics
+    alone = summarise(base)[0].policy.n == 1
+    for name, which in (("tpot_s", "mean"), ("latency_s", "mean"), ("latency_s", "p95")):
+        each, real = (getattr(one, name)[which] for one in (found.predicted, wanted))
+        if alone or name == "tpot_s":
+            assert each.low <= real.value <= each.high, (name, which)

@@ -126,8 +126,9 @@ def relative(found, wanted, name, which=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [True, "passes"])
-@pytest.mark.parametrize("change", ["engine.max_num_seqs=8", "engine.max_num_seqs=64"])
+@pytest.mark.parametrize(
+    ("change", "steps"), [("engine.max_num_seqs=8", True), ("engine.max_num_seqs=64", "passes")]
+)
 def test_spans_and_steps_predict_other_limits(base, truth, tmp_path, change, steps):
     recording = watched(truth, tmp_path / "seen", steps=steps)
     found = predicted(recording, change)
@@ -210,15 +211,15 @@ def test_a_queue_behind_max_num_seqs_is_answered_with_more(base, tmp_path):
 
 @pytest.mark.slow
 def test_steps_that_were_seen_with_as_many_requests_tell_no_growth(base, tmp_path):
-    """A full server has as many at each poll. Steps of twice as many took twice as long."""
+    """A full server has as many at each poll."""
     full = at_rate(base, 400.0, "engine.max_num_seqs=8")
     recording = watched(full, tmp_path / "seen", spans=False, steps=False)
     found = [predicted(recording, f"engine.max_num_seqs={seqs}") for seqs in (8, 16)]
     before, after = (each.predicted.tpot_s["mean"] for each in found)
     truth = at_rate(base, 400.0, "engine.max_num_seqs=16").predicted
-    assert after.low < before.value < after.value < 2 * before.value < after.high
+    assert after.low < before.value < after.value < 1.5 * before.value < after.high
     assert after.low < truth.tpot_s["mean"].value < after.high
-    assert any("how a step grows with them" in note for note in found[1].notes)
+    assert any("too alike to tell" in note for note in found[1].notes)
 
 
 def server_where_requests_wait(monkeypatch, max_num_seqs):

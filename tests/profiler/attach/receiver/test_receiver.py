@@ -330,12 +330,12 @@ def memory_mb():
 
 
 @pytest.mark.slow
-def test_ten_thousand_malformed_bodies(receiver):
+def test_thousands_of_malformed_bodies(receiver):
     good = json.dumps(request(*[span(n) for n in range(1, 21)])).encode()
     proto, draw = as_protobuf(request(*[span(n) for n in range(1, 21)])), random.Random(1)
     statuses, before = set(), None
     connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=10)
-    for number in range(10_000):
+    for number in range(4_000):
         kind = (JSON, PROTOBUF)[number % 2]
         body = bytearray((good, proto)[number % 2])
         headers = {}
@@ -353,8 +353,8 @@ def test_ten_thousand_malformed_bodies(receiver):
             before = memory_mb()
     connection.close()
     assert statuses <= {400, 200}  # a cut protobuf can be a whole shorter one
-    assert receiver.refused > 7_000
-    assert memory_mb() - before < 20
+    assert receiver.refused > 2_800
+    assert memory_mb() - before < 10
     assert post(receiver, good)[0] == 200
 
 

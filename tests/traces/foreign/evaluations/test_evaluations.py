@@ -23,7 +23,7 @@ from traces.summary.run import summarise
 from tui.text.recordings.show import show_json, show_lines
 
 DATA = Path(__file__).parents[3] / "data" / "foreign"
-ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "120"))
+ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "60"))
 SAMPLES = [
     ("p", 0, "42", True), ("p", 1, "7", False), ("p", 2, "42", True), ("q", 0, "8", False),
     ("q", 1, "9", False), ("q", 2, "9", False), ("r", 0, None, False), ("r", 1, None, False),

@@ -33,7 +33,7 @@ from tui.text.recordings.show import show_json, show_lines
 
 DATA = Path(__file__).parents[3] / "data" / "foreign"
 WORKLOADS = Path(__file__).parents[5] / "shared" / "data" / "workloads"
-ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "120"))
+ROUNDS = int(os.environ.get("TTSCOPE_FUZZ", "60"))
 SENT = [  # arrival, tokens of prompt and output, ttft, latency
     (0.0, 700, 44, 0.05, 0.5),
     (0.25, 1024, 9, 0.06, 0.2),

@@ -30,8 +30,10 @@ async def test_layouts_and_styles(tmp_path, monkeypatch):
         assert len(layouts) == 1
         await press(pilot, "f")
         assert len(layouts) == 2
-        assert "Run large" in text_of(app, "#detail")
+        assert "Run large" in text_of(app, "#answer")
         styled.clear()
         await press(pilot, "b", "escape")
         assert app.screen.query_one("#answer") in styled
-        assert app.screen.query_one("#detail") not in styled
+        layouts.clear()
+        await press(pilot, "f", "down", "up")  # other rows have other lines
+        assert len(layouts) == 1

@@ -43,10 +43,10 @@ def test_points_error_bars_and_axes(rows):
     bar = plane.error_bar(rows[0])
     estimates = [rows[0].pick.estimates[name] for name in ("latency_s", "accuracy")]
     assert [bar.across, bar.up] == [(each.low, each.high) for each in estimates]
-    (_, *across), (_, *up) = bar.arms()
-    (x,), (y,), (half,), _ = across
+    (x, y, half, none), (above, middle, nothing, height) = bar.arms()
     assert (x - half, x + half) == pytest.approx(bar.across) and y == bar.y
-    (x,), (y,), _, (half,) = up
+    assert none == nothing == 0
+    x, y, half = above, middle, height
     assert (y - half, y + half) == pytest.approx(bar.up) and x == bar.x
     assert Plane(axis=quantity("cost_usd"), log=False).error_bar(rows[0]) is None
     known = axes(BUDGET, rows)

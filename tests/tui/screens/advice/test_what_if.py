@@ -105,11 +105,9 @@ def test_a_change_of_accuracy_is_in_points(entry, advisor):
 
 RULES = [
     ("agreement", 8, {"agree": 5.0, "in_flight": 8.0}),
-    ("agreement", 16, {"agree": 9.0, "in_flight": 4.0}),
     ("first_finish", 8, {"first": 4.0}),
     ("adaptive", 8, {"threshold": 0.95, "in_flight": 4.0}),
     ("early_stopping", 8, {"window": 4.0}),
-    ("majority", 16, {}),
     ("majority", 1, {}),
 ]
 

@@ -10,7 +10,7 @@ from textual.widgets import Input
 
 import profiler.demo
 from tests.traces.synthetic import simulate, write_recording
-from tests.tui.pilot import opened, press, settle, text_of
+from tests.tui.pilot import opened, press, screen_text, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.library import delete_recording
 from tui.screens.run.screen import RunScreen
@@ -231,6 +231,11 @@ async def test_nothing_is_cut_below_and_lanes_take_what_is_free(folder, size):
         lines = text_of(opened.app, "#lanes").splitlines()
         assert all(len(line.rstrip()) <= size[0] for line in lines)
         assert len(lines) > 10 if size[1] == 40 else 4 <= len(lines) <= 7
+        whole = screen.model.head(1000)[0], screen.model.title(1000)
+        for name, line in zip(("#head", "#title"), whole, strict=True):
+            shown = text_of(opened.app, name).splitlines()[0]
+            assert f"{line}  ".startswith(f"{shown}  ")  # no number is cut
+        assert "paused x1/" in screen_text(opened.app).splitlines()[0]
 
 
 async def test_the_footer_says_pause_while_the_run_plays(folder):

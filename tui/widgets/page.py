@@ -1,0 +1,113 @@
+"""A page of lines that scrolls, and a line above them about what goes on."""
+
+from __future__ import annotations
+
+import time
+from itertools import zip_longest
+
+from textual.content import Content
+from textual.events import Resize
+from textual.geometry import Size
+from textual.reactive import Reactive
+from textual.scroll_view import ScrollView
+from textual.selection import Selection
+from textual.strip import Strip
+from textual.timer import Timer
+from textual.visual import Visual
+
+BAR = 40  # columns at most
+TURN_S = 2.0  # that the piece of a bar without a total takes to and fro
+
+
+class Page(ScrollView):
+    """Other lines ask for no layout of the screen: what is not their own is not drawn again."""
+
+    DEFAULT_CSS = "Page { overflow-y: scroll; overflow-x: hidden; }"
+
+    virtual_size = Reactive(Size(0, 0))
+
+    def __init__(self, *, id: str, classes: str) -> None:
+        super().__init__(id=id, classes=classes)
+        self._content = Content("")
+        self._strips: list[Strip] = []
+        self._doing: tuple[str, int, int | None] | None = None
+        self._timer: Timer | None = None
+
+    def on_mount(self) -> None:
+        self._timer = self.set_interval(TURN_S / 20, self._draw, pause=True)
+
+    def show(self, content: Content) -> None:
+        self._content = content
+        self._draw()
+
+    def show_progress(self, doing: str | None, done: int = 0, total: int | None = None) -> None:
+        """Say what goes on, with a bar, of which a piece runs to and fro while it has no total."""
+        self._doing = None if doing is None else (doing, done, total)
+        if self._timer is not None:
+            self._timer.resume() if self._doing and total is None else self._timer.pause()
+        self._draw()
+
+    def render(self) -> Content:
+        if self._doing is None:
+            return self._content
+        return Content("\n").join([self._busy_line(*self._doing), self._content])
+
+    def render_line(self, y: int) -> Strip:
+        at, width = y + round(self.scroll_y), self.scrollable_content_region.width
+        if at >= len(self._strips):
+            return Strip.blank(width, self.visual_style.rich_style)
+        return self._strips[at].adjust_cell_length(width, self.visual_style.rich_style)
+
+    def _draw(self) -> None:
+        width = self.scrollable_content_region.width
+        if not width:
+            return
+        drawn = Visual.to_strips(self, self.render(), width, None, self.visual_style)
+        if len(drawn) != len(self._strips):
+            self.virtual_size = Size(width, len(drawn))
+            self._scroll_update(self.virtual_size)
+        self._strips = drawn
+        self.refresh()
+
+    def _busy_line(self, doing: str, done: int, total: int | None) -> Content:
+        count = "" if total is None else f" {done} of {total}"
+        width = min(BAR, self.scrollable_content_region.width - len(doing) - len(count) - 1)
+        width = max(width, 0)
+        if total:
+            begins, ends = 0, round(width * done / total)
+        else:
+            turn = abs(time.monotonic() % TURN_S / TURN_S * 2 - 1)
+            begins = round(turn * (width - width // 4))
+            ends = begins + width // 4
+        bar = [
+            (mark * columns, style)
+            for mark, columns, style in (
+                ("─", begins, "$foreground 35%"),
+                ("━", ends - begins, "$primary"),
+                ("─", width - ends, "$foreground 35%"),
+            )
+        ]
+        return Content.assemble((f"{doing}{count} ", "$text-muted"), *bar)
+
+    def on_resize(self, _: Resize) -> None:
+        self._draw()
+
+    def notify_style_update(self) -> None:
+        """Draw in the colours of another theme."""
+        super().notify_style_update()
+        self._draw()
+
+    def selection_updated(self, selection: Selection | None) -> None:
+        self._draw()
+
+    def watch_has_focus(self, _has_focus: bool) -> None:
+        """Find the page's own styles again, and not those of everything around it."""
+        self.app.stylesheet.apply(self)
+
+
+def beside(left: Content, right: Content, columns: int) -> Content:
+    """Return lines beside others, which begin at a column."""
+    pairs = zip_longest(left.split("\n"), right.split("\n"), fillvalue=Content(""))
+    return Content("\n").join(
+        [one.pad_right(columns - one.cell_length) + other for one, other in pairs]
+    )
