@@ -101,7 +101,7 @@ class Row:
         cost = self.cost
         if prompts != AS_KERNELS and self.has_prompts:
             cost = _cost(self.point, prompts)[1]
-        cost = _with(cost, self.engine, seconds, hidden)
+        cost = with_host(cost, self.engine, seconds, hidden)
         work, done = replayed(self.point, self.engine, cost)
         if self.point.load == TOGETHER:
             assert self.point.latency_s
@@ -116,7 +116,8 @@ def _cost(point: Point, prompts: PromptPart) -> tuple[EngineConfig, StepCost]:
     return priced_engine(point.system, point.facts, point.engine, prompts=prompts)
 
 
-def _with(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: bool) -> StepCost:
+def with_host(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: bool) -> StepCost:
+    """Return kernels with a host's part [TERMS], behind them where it is hidden."""
     law = in_features(seconds, engine)
     if generation_of(engine) != ASYNCHRONOUS:
         return cost._replace(linear=law)
@@ -163,7 +164,7 @@ def row_of(point: Point) -> Row | None:
         laws = [USUAL]
         if not hidden:  # what is hidden teaches nothing
             laws += [USUAL * np.where(np.arange(len(TERMS)) == at, 1 + SMALL, 1) for at in range(4)]
-        ran = [replayed(point, engine, _with(cost, engine, law, hidden)) for law in laws]
+        ran = [replayed(point, engine, with_host(cost, engine, law, hidden)) for law in laws]
     except (UsageError, TablesError, ValueError):
         return None
     usual, *moved = (_a_token(point, work, done) for work, done in ran)

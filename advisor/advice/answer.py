@@ -13,7 +13,7 @@ from advisor.advice.command import CpuBuild, serve_command
 from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.advice.measure_next.experiments import experiments
 from advisor.advice.measure_next.gpu_runs import short_runs
-from advisor.advice.reasons import measure_next, name_of, reasons, why_nothing
+from advisor.advice.reasons import alternatives, measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under
@@ -99,6 +99,7 @@ def answer(answering: Answering) -> Recommendation:
         pareto=tuple(_pick(answering, row) for row in check.front()),
         compute_pareto=tuple(_pick(answering, row) for row in check.front("flops")),
         reasons=tuple(why),
+        alternatives=() if system is None else tuple(alternatives(check, system)),
         near_misses=misses,
         measure_next=tuple(
             measure_next(evidence, check.metrics, system, proposed, load=load, short=short)
@@ -288,7 +289,7 @@ def _near_miss(answering: Answering, field: str, row: int) -> NearMiss:
             replayed.capacity_per_s / metrics.loads[row],
             "problems/s",
             runs=replayed.law.runs,
-            extrapolated=replayed.unmeasured,
+            extrapolated=replayed.extrapolated,
         )
     else:
         nearest = check.estimate(limited(field, check.budget.latency_percentile).name, row)

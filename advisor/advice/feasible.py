@@ -28,6 +28,7 @@ from traces.statistics import Bools, Floats, Ints
 
 M = TypeVar("M", bound=Metrics)
 
+TOLD = 0.005  # share below which two times are one number in three digits
 SAME = 0.01  # share by which FLOPs may differ and count as the same
 ORDER = 0.05  # the same of engines that run one policy: its samples end in another order
 SLACK = 0.1  # of probability that the few draws of the closed form may be short of
@@ -193,7 +194,18 @@ class BudgetCheck(Generic[M]):
     def best(self, allowed: Bools | None = None) -> int | None:
         wanted = (self.fits if allowed is None else allowed & self.asked) & np.isfinite(self.cost)
         rows = self.order[wanted[self.order]]
-        return int(rows[0]) if len(rows) else None
+        return self._as_usual(int(rows[0]), wanted) if len(rows) else None
+
+    def _as_usual(self, row: int, wanted: Bools) -> int:
+        """Return a row with the engine's own max_num_batched_tokens that does as well, if any."""
+        space, rows = self.metrics.space, np.arange(len(self.metrics.space))[self.metrics.rows]
+        least, own = self.cost[row], rows[row]
+        alike = wanted & (self.cost <= least + TOLD * abs(least))
+        alike &= np.round(self.chance, 2) >= round(float(self.chance[row]), 2)
+        alike &= space.max_num_batched_tokens[rows] == space.batched[rows]
+        for values in (space.kind, space.replicas, space.max_num_seqs):
+            alike &= values[rows] == values[own]
+        return int(np.flatnonzero(alike)[0]) if alike.any() else row
 
     def front(self, metric: str | None = None) -> list[int]:
         """Return the Pareto front of accuracy against a metric, the objective's, best first."""

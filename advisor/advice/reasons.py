@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from advisor.advice.command import in_flight_at, planned, record_command, servers_note
-from advisor.advice.feasible import ReplayedCheck
+from advisor.advice.feasible import TOLD, ReplayedCheck
 from advisor.advice.measure_next.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
 from advisor.evidence.gather import PROBLEMS_FILE, Evidence
@@ -43,7 +43,6 @@ from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
 EXPECTED_LOSS = "how much worse than the best choice it is, on average over what is not known yet"
-TOLD = 0.005  # share below which two times are one number in three digits
 MORE = 0.005  # of accuracy, from which more of it at the same cost is named
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
@@ -78,7 +77,6 @@ def reasons(
     lines: list[str] = []
     if system is not None:
         pick = check.metrics.replayed[system]
-        lines += _at_equal_cost(check, system)
         lines += _as_run(check, pick, load)
         lines += _small_steps(check, system)
         if pick.candidate.policy.routes is not None:
@@ -101,7 +99,7 @@ def reasons(
     return lines
 
 
-def _at_equal_cost(check: ReplayedCheck, system: int) -> Iterator[str]:
+def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
     """Name what is as good as the pick in what is optimised, and more accurate or clearly faster.
 
     At a rate it is much: engines of as many devices cost the same, whatever they run.
@@ -115,6 +113,7 @@ def _at_equal_cost(check: ReplayedCheck, system: int) -> Iterator[str]:
     if metrics.space.judged and accuracy[best] >= accuracy[system] + MORE:
         more = {best: "more accurate"} | more
     same = f"has the same {noun(check.goal.metric)}"
+    same = "costs the same" if check.budget.optimise == "cost" else same
     for row, what in more.items():
         told = [
             f"{noun(name)} {number(metrics.values(name)[row], quantity(name).unit)} against "
@@ -123,11 +122,11 @@ def _at_equal_cost(check: ReplayedCheck, system: int) -> Iterator[str]:
         ]
         theirs, ours = chance(check.chance[row]), chance(check.chance[system])
         told += [] if theirs == ours else [f"{theirs} sure against {ours}"]
-        yield (
-            f"{name_of(metrics.candidate(row))} "
-            f"{'costs the same' if check.budget.optimise == 'cost' else same} and is {what}: "
-            f"{', '.join(told)}"
-        )
+        other, pick = metrics.candidate(row), metrics.candidate(system)
+        name = name_without_limits(other)
+        if name == name_without_limits(pick):  # they differ in limits alone
+            name = name_of(other)
+        yield f"{name} {same} and is {what}: {', '.join(told)}"
 
 
 def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Iterable[str]:
@@ -311,7 +310,8 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         ("max_num_batched_tokens", "tokens come in a step"),
     ):
         values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
-        if values:
+        usual = name == "max_num_batched_tokens" and _has_usual(check, system)
+        if values and not usual:
             *most, last = map(str, values)
             listed = f"{', '.join(most)} or {last}" if most else last
             yield f"a {name} of {listed} gives the same result: no more {what}"
@@ -321,6 +321,12 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         named = " | ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         yield f"statistically tied with the pick in {noun(check.goal.metric)}: {named}{more}"
+
+
+def _has_usual(check: ReplayedCheck, row: int) -> bool:
+    """Whether a candidate's max_num_batched_tokens is its engine's own default."""
+    space, own = check.metrics.space, check.metrics.rows[row]
+    return bool(space.batched[own] == space.max_num_batched_tokens[own])
 
 
 def _small_steps(check: ReplayedCheck, system: int) -> Iterator[str]:
@@ -418,7 +424,7 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     if prior.drafts is not None:
         yield prior.drafts
     if beyond:
-        yield "extrapolated: the pick makes larger steps than the tables hold"
+        yield "extrapolated: the pick makes larger steps or contexts than the tables hold"
 
 
 def _how_far(stages: Stages) -> Iterable[str]:

@@ -216,7 +216,7 @@ class CandidateMetrics(Metrics):
             self.draws(source, np.array([row]))[0] * scale,
             quantity(name).unit,
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
-            extrapolated=drawn or (not exact and replayed.unmeasured),
+            extrapolated=drawn or (not exact and replayed.extrapolated),
         )
 
     def _idle_unknown(self, row: int) -> bool:

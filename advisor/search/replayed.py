@@ -68,11 +68,6 @@ class ReplayedCandidate:
     def requests_per_step(self) -> float:
         return self.totals.requests / self.totals.step
 
-    @property
-    def unmeasured(self) -> bool:
-        """Whether its times lie outside what was recorded, or are of a prior."""
-        return self.extrapolated or self.law.prior is not None
-
 
 class CandidateReplays:
     """Replays candidates under a load; replays that cannot differ are made once."""
@@ -111,9 +106,12 @@ class CandidateReplays:
             else:
                 runs = [self._closed(candidate, law, count)]
         first = runs[0]
-        workload = self.policy_work.workloads(kind.pool, kind.policy)[0]
-        limits = limits_of(candidate.engine, candidate.facts, workload, self._models)
+        workloads = self.policy_work.workloads(kind.pool, kind.policy)
+        limits = limits_of(candidate.engine, candidate.facts, workloads[0], self._models)
         peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
+        within = law.within(peaks)
+        if law.prior is not None:
+            within = law.prior.holds(peaks, max(each.longest for each in workloads))
         if kind.policy.all_samples_end:
             accuracy = self.policy_work.correctness(kind.pool, kind.policy)
             tokens, flops = self.policy_work.tokens_and_flops(kind)
@@ -132,7 +130,7 @@ class CandidateReplays:
             capacity_per_s=capacity,
             keeps_up=keeps_up,
             extrapolated=limits.crowded(peaks["kv_tokens"])
-            or not law.within(peaks)
+            or not within
             or law.smaller(totals.requests / totals.step),
             totals=totals,
             paid=_paid(first, replicas),

@@ -154,6 +154,13 @@ class Space:
         return np.array([seen.setdefault(pair, len(seen)) for pair in pairs], dtype=np.int64)
 
     @cached_property
+    def batched(self) -> Ints:
+        """The max_num_batched_tokens that a candidate's engine has by default, -1: not known."""
+        known = {} if self.offers is None else self.offers.batched
+        by_kind = [known.get(kind.engine, -1) for kind in self.kinds]
+        return np.array(by_kind, dtype=np.int64)[self.kind]
+
+    @cached_property
     def preferred(self) -> Ints:
         """What decides between equals, less being better: a run of it, one of its engine, size."""
         runs = np.full(len(self), 2, dtype=np.int64)

@@ -17,6 +17,7 @@ from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
 
 if TYPE_CHECKING:
+    from advisor.replay.result import Replayed
     from advisor.step_time.cost import StepCost
 
 
@@ -29,8 +30,9 @@ class PriorCost:
 
     `system` names the tables, `label` with their version; `recordings` recalibrated them, of their
     `kernels` alone if that is so, and `checked` says that one of these was of this model and
-    tensor-parallel size; `told` says where the spread is from. `drafts` says up to which batch the
-    engine's drafts pay there, None without any.
+    tensor-parallel size; `told` says where the spread is from, and `holds` whether the tables hold
+    the largest values of a replay, of contexts up to the longest. `drafts` says up to which batch
+    the engine's drafts pay there, None without any.
     """
 
     system: str
@@ -39,6 +41,7 @@ class PriorCost:
     told: str
     checked: bool
     cost: Callable[[EngineConfig], StepCost]
+    holds: Callable[[Mapping[str, float], int], bool]
     drafts: str | None = None
     kernels: bool = False
 
@@ -149,7 +152,8 @@ class StepTimes:
     between which ratios to the predicted TTFT those measured of others lie. `beyond` says which
     peaks lie outside of the recorded steps, as (value, largest recorded), `smaller` whether so many
     requests a step do, and `fewest` how many there were. `notes` are what else
-    there is to say of them.
+    there is to say of them. `at_load` gives those of a load, which it sees from what a run of it
+    does with a cost, where loads were measured.
     """
 
     cost: StepCost
@@ -164,6 +168,11 @@ class StepTimes:
     ends: tuple[StepCost, StepCost] | None = None
     others: tuple[StepCost, ...] = ()
     ttft: tuple[float, float] = (1.0, 1.0)
+    at_load: Callable[[Callable[[StepCost], Replayed]], StepTimes] | None = None
+
+    def under(self, run: Callable[[StepCost], Replayed]) -> StepTimes:
+        """Return those of the load of a run, which `run` replays with a cost."""
+        return self if self.at_load is None else self.at_load(run)
 
     def at(self, factor: float) -> StepCost:
         """Return the cost of steps that take `factor` times as long."""

@@ -47,7 +47,7 @@ from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_scatter, latency_spread
 from advisor.what_if.measured.beside import Compared, beside
-from advisor.what_if.measured.factors import fit_points
+from advisor.what_if.measured.correction import corrected
 from advisor.what_if.measured.points import (
     MeasuredPoint,
     gpus_of,
@@ -433,14 +433,12 @@ def _measured(
                 "engine.speculative=null, or measure without drafts"
             )
         points = [point.drafted(step) for point in points]
-    fitted = fit_points(prior, question.engine, points, load[0])
-    notes = fitted.notes()
+    found = corrected(prior, question.engine, points, load[0])
+    notes = found.notes()
     if step is not None and question.engine.speculative is not None:
         notes.append(f"measured with drafts that give {step.kept:.2f} tokens a step, as replayed")
     notes += [f"what was measured is the load of {whose}" for whose in load[1]]
-    if prior.found is not None and prior.found.cases:
-        notes.insert(0, prior.found.cases_note())
-    return replace(prior, found=fitted.found, told=tuple(notes)), untaught
+    return replace(prior, measured=found.measured, told=tuple(notes)), untaught
 
 
 def _cases_untaught(prior: PriorTimes | None, cases: Sequence[Recording]) -> list[str]:

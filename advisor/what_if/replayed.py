@@ -104,9 +104,7 @@ class Replays:
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
         given = question.model_facts
-        self.facts = dict(evidence.models)
-        if given is not None:
-            self.facts[self.engine.model] = given
+        self.facts = {**evidence.models} | ({} if given is None else {self.engine.model: given})
         self.ids = [name for name in own.problems if name in source.problems]
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
         self.as_sent = question.policy == AS_SENT
@@ -149,6 +147,7 @@ class Replays:
                 )
                 for draw in range(DRAWS)
             ]
+        self.times = self.times.under(lambda cost: self._run(self.workloads[0], 1.0, cost=cost))
         self.runs = [
             self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
         ]

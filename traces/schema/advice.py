@@ -220,7 +220,8 @@ class Recommendation(Record):
 
     `pareto` is the front of accuracy against what is optimised (against latency where that is
     accuracy), `compute_pareto` against FLOPs. `load` is what
-    it holds for, and `notes` say what to know of the recordings.
+    it holds for, and `notes` say what to know of the recordings. `alternatives` name what is as
+    good in what is optimised, and more accurate or faster, a sentence each.
     """
 
     budget: Budget
@@ -230,6 +231,7 @@ class Recommendation(Record):
     pareto: tuple[Pick, ...]
     compute_pareto: tuple[Pick, ...] = ()
     reasons: tuple[str, ...]
+    alternatives: tuple[str, ...] = ()
     near_misses: tuple[NearMiss, ...]
     measure_next: tuple[str, ...]
     candidates: int

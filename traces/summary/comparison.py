@@ -665,7 +665,10 @@ LOAD = ("load.concurrency", "load.rate_per_s")
 
 
 def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
-    """Return `engine.field`, `policy.field` and parts of the load that differ, with both values."""
+    """Return `engine.field`, `policy.field` and parts of the load that differ, with both values.
+
+    Of an imported engine the model alone is known, so that its other fields are None.
+    """
     changes: dict[str, tuple[Any, Any]] = {}
     for name, *values in zip(LOAD, first.conditions, second.conditions, strict=False):
         if values[0] != values[1]:
@@ -674,8 +677,15 @@ def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
         one, two = (_fields(getattr(run, part)) for run in (first, second))
         for name in one | two:
             if one.get(name) != two.get(name):
-                changes[f"{part}.{name}"] = (one.get(name), two.get(name))
-    return changes
+                told = (_told(run, part, name, each) for run, each in ((first, one), (second, two)))
+                changes[f"{part}.{name}"] = (next(told), next(told))
+    return {name: values for name, values in changes.items() if values != (None, None)}
+
+
+def _told(run: Run, part: str, name: str, fields: Mapping[str, Any]) -> Any:
+    """Return a field of a configuration, None where an import does not tell it."""
+    unknown = run.imported is not None and part == "engine" and name != "model"
+    return None if unknown else fields.get(name)
 
 
 def _not_told(first: Run, second: Run) -> tuple[str, ...]:

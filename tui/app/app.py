@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SCREENS = ("recordings", "run", "live", "advice")
 SCREENS_TOLD = "Go to Recordings, Run, Live or Advice."
 QUIT_TOLD = "Leave ttscope. The recording of a server that is being watched is completed first."
-MOST_ROUNDS = 200  # of the event loop that a key waits for: something may never rest
+ROUNDS, MOST_ROUNDS = 100, 300  # that a key waits for, later ones of 5 ms: some may never rest
 MARKS = [("-", "Not measured."), ("*", "Outside what was measured.")]
 
 
@@ -188,8 +188,8 @@ class TtscopeApp(LibraryApp):
     async def _pass_on(self) -> None:
         """Give each key that waits to the app, once no message is left of the one before."""
         while True:
-            for _ in range(MOST_ROUNDS):
-                await asyncio.sleep(0)
+            for at in range(MOST_ROUNDS):
+                await asyncio.sleep(0 if at < ROUNDS else 0.005)
                 if not any(each.message_queue_size for each in self._who_listens()):
                     break
             if self._left or not (self._typed and self.is_running):

@@ -329,7 +329,7 @@ def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:
         names = ", ".join(left_out)
         considered.append(f"not used, being incomplete, predicted or without problems: {names}")
     listed = (
-        ("Why", answer.reasons),
+        ("Why", (*answer.alternatives, *answer.reasons)),
         ("What was considered", considered),
         ("What to measure next", answer.measure_next),
         ("What to know of the recordings", answer.notes),

@@ -151,6 +151,7 @@ def verdict(answer: Recommendation) -> list[str]:
         f"{said}, {sure} sure." if budget_words(budget) else f"{said}. No limit was given."
     ]
     sentences.append("".join(against(answer)))
+    sentences += [f"{each}." for each in answer.alternatives]  # which begin with a name
     sentences += [*unasked(answer), *marks(pick)]
     return [f"Run {in_words(pick, device=True)}.", " ".join(sentences)]
 
@@ -183,17 +184,16 @@ def of_curve(pick: Pick) -> bool:
 
 def marks(pick: Pick) -> list[str]:
     """Return the sentence that says which of a pick's numbers were not measured."""
+    told = []
     if pick.prior is not None:
-        more = ""
-        if of_curve(pick):
-            more = " Its accuracy and lengths are those of a published curve, by laws of answers."
-        return [
+        told += [
             f"Its times come from operator tables of {pick.prior} (the prior), not from a run."
-            f"{more} They are marked {OUTSIDE}."
         ]
+    if of_curve(pick):
+        told += ["Its accuracy and lengths are those of a published curve, by laws of answers."]
     if any(each is not None and each.extrapolated for each in pick.estimates.values()):
-        return [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
-    return []
+        told += [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
+    return [" ".join(told)] if told else []
 
 
 def against(answer: Recommendation) -> tuple[str, str, str]:
@@ -306,7 +306,7 @@ def estimate_lines(
         yield ""
         yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)
         yield from _differences(answer.regret, width)
-    signs = _signs([cell for row in rows for cell in row], picks)
+    signs = _signs([cell for row in rows for cell in row])
     if signs:
         yield signs
 
@@ -331,14 +331,10 @@ def _intervals(picks: Iterable[Pick]) -> str:
     return "90 % intervals" if any(each.low is not None for each in values) else "first estimate"
 
 
-def _signs(cells: Sequence[str], picks: Sequence[Pick]) -> str:
+def _signs(cells: Sequence[str]) -> str:
     """Return what the marks of a table mean."""
-    of_prior = [pick.prior is not None for pick in picks]
-    marked = "by the prior, not measured" if all(of_prior) else "outside what was measured"
-    if any(map(of_curve, picks)):
-        marked = "by the prior or by a published curve, not measured"
-    marked += ", or by the prior" if any(of_prior) and not all(of_prior) else ""
-    signs = [f"{OUTSIDE} {marked}"] if any(OUTSIDE in cell for cell in cells) else []
+    outside = any(OUTSIDE in cell for cell in cells)
+    signs = [f"{OUTSIDE} outside what was measured"] if outside else []
     signs += [f"{ABSENT} not measured"] if ABSENT in cells else []
     return ", ".join(signs)
 
@@ -351,7 +347,7 @@ def beside_lines(
     for name in _shown(budget, picks, all_names=False):
         cells = [with_interval(pick.estimates.get(name)) for pick in picks]
         rows.append([quantity(name).noun, *cells])
-    signs = _signs([cell for row in rows for cell in row], picks)
+    signs = _signs([cell for row in rows for cell in row])
     return [*_beside(rows, width), *([signs] if signs else [])]
 
 

@@ -146,7 +146,7 @@ def _changes(recorded: Run, question: Question, predicted: Run) -> list[str]:
     # The KV cache has as many blocks as the GPU has room for.
     engine = replace(question.engine, num_gpu_blocks=predicted.engine.num_gpu_blocks)
     sent = replace(recorded, policy=recorded.policy or AS_SENT)
-    asked = replace(sent, engine=engine, policy=question.policy)
+    asked = replace(sent, engine=engine, policy=question.policy, imported=None)
     parts = changed_fields(config_changes(sent, asked))
     if question.rate_per_s is not None:
         parts.append(f"arrivals at {question.rate_per_s:g}/s")

@@ -144,6 +144,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     from advisor.replay.replay import ROUTINGS, Replicas
     from advisor.search.budget import parse_value
     from advisor.step_time.prior.tables import named_tables
+    from advisor.what_if.measured.points import check_used
     from advisor.what_if.question import Question
     from tui.verbs.open_all import open_all
 
@@ -185,6 +186,8 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         measured=tuple(asked.measured or ()),
         model_facts=None if asked.model_config is None else given_facts(asked.model_config),
     )
+    names = [engine.model, *([question.model_facts.name] if question.model_facts else ())]
+    check_used(others, base, names, priced=gpu is not None)
     return base, recorded, question, others
 
 

@@ -126,7 +126,7 @@ def _costs(advisor: Advisor, check: ReplayedCheck, pick: Pick, tariff: Tariff) -
             draws,
             unit,
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
-            extrapolated=not exact and replayed.unmeasured,
+            extrapolated=not exact and replayed.extrapolated,
         )
 
     price, found = check.price_of(row), dict[str, Estimate | None]()

@@ -57,7 +57,8 @@ class Offers:
     """Engines without limits by the system of their tables and their limits, and their laws.
 
     `laws` are by `law_key`. `ranks` are those of a server that share a mixture's experts, as
-    recorded. `untaught` says which recordings of cases taught nothing, and why.
+    recorded. `untaught` says which recordings of cases taught nothing, and why. `batched` is the
+    max_num_batched_tokens that each has there by default.
     """
 
     engines: Mapping[EngineConfig, tuple[str, Choices]]
@@ -65,6 +66,7 @@ class Offers:
     refused: Sequence[Refused]
     ranks: Mapping[EngineConfig, int] = field(default_factory=dict)
     untaught: Mapping[str, str] = field(default_factory=dict)
+    batched: Mapping[EngineConfig, int] = field(default_factory=dict)
 
 
 def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence[str]) -> Offers:
@@ -80,6 +82,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     ranks: dict[EngineConfig, int] = {}
     refused: list[Refused] = []
     untaught: dict[str, str] = {}
+    batched: dict[EngineConfig, int] = {}
     for system in dict.fromkeys(systems):
         tables = read_gpu(system)
         found = recalibrate(
@@ -112,13 +115,19 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                     refused.append(Refused(engine=engine, choices=len(choices), why=why))
                     continue
                 engines[engine] = (system, choices)
+                batched[engine] = device_of(tables).limits("server")[1]
                 laws[law_key(engine)] = law
                 ranks |= {} if sharing is None else {engine: sharing}
                 offered += 1
         if not offered:
             raise UsageError(f"--gpu {system}: nothing can be offered there: {why}")
     return Offers(
-        engines=engines, laws=laws, refused=tuple(refused), ranks=ranks, untaught=untaught
+        engines=engines,
+        laws=laws,
+        refused=tuple(refused),
+        ranks=ranks,
+        untaught=untaught,
+        batched=batched,
     )
 
 
@@ -245,6 +254,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             kernels=times.found is not None and found is None,
             told=times.published(engine).note(),
             cost=of,
+            holds=prior.holds,
             drafts=_paying(evidence, engine, times),
         ),
     )

@@ -110,6 +110,11 @@ class Prior:
             context=int(min(contexts, default=FARTHEST)),
         )
 
+    def holds(self, peaks: Mapping[str, float], longest: int) -> bool:
+        """Whether the tables hold a replay's largest steps, of contexts up to the `longest`."""
+        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
+        return not self.domain.beyond(most) and peaks["tokens"] <= self.most_tokens
+
     def step_tables(
         self, *, max_num_batched_tokens: int, max_num_seqs: int, capture_sizes: Sequence[int]
     ) -> StepTables:

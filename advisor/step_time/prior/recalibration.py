@@ -6,23 +6,28 @@ tables lack (the host's work, gaps between kernels) is in that last factor. The 
 GPU, so a recording of one model and tensor-parallel size speaks for others.
 
 Cases of `vllm bench forward` say it of the kernels alone, by family, where no steps were recorded.
+
+A mean time between tokens that somebody measured at a load (`MeasuredLoads`) corrects steps of that
+load, and those of others the less the farther they are from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from advisor.compiled import compiled, wide
-from advisor.evidence.features import FEATURES, work_of_steps
+from advisor.evidence.features import FEATURES, Features, work_of_steps
 from advisor.evidence.live.ranks import ranks_in
 from advisor.step_time.cost import (
     StepCost,
     chunk_seconds,
+    scaled_cost,
     steps_seconds,
     table_cost,
     with_hidden,
@@ -45,6 +50,9 @@ from traces.schema.formats import counted, percent
 from traces.statistics import Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
+if TYPE_CHECKING:
+    from advisor.replay.result import Replayed
+
 MATTERS: Final = 0.02  # of a step
 MOST_HIDDEN: Final = 2.0  # times the host's part, of an engine that hides it
 # How far a recalibration is off at another tensor-parallel size (sd of a log): up to 18 % in the
@@ -63,6 +71,11 @@ CASE_NOISE: Final = 0.03  # of a case's time, beside its kernels'
 FAMILY_SPREAD: Final = 0.15  # of a family's factor (sd), before cases are seen
 UNLIKE: Final = 2.5  # times what tables give, beyond which a case is of another model or GPU
 UNTAUGHT: Final = "teaches no step times:"
+# What a measured load says of others, as published runs have it (benchmarks/measured_loads.py).
+AGAIN: Final = 0.02  # spread (sd) of the log of a mean time that is measured again on a GPU
+FADES: Final = (3.0, 6.0)  # doublings, of requests and of contexts, over which it falls to 1/e
+ROUNDS: Final = 2  # of looking at the load that corrected steps have
+FREEDOM: Final = 6.0  # of the law of all errors of an engine: how well their spread is known
 STALL: Final = 10.0  # steps beyond so many times the usual count as that many times
 FAMILY_OF_KERNELS: Final = {
     "gemm": "gemm",
@@ -77,12 +90,12 @@ class Recalibration:
     """What recordings of the GPU say of the prior.
 
     `families` are factors by family, of those whose kernels were profiled; `step` is the factor of
-    all that is left, and `host` that of the host's part where it is known apart. `sigma` is the
-    spread (sd) of the log of a run's time about the prediction; `checked` are the models (nameless)
-    and tensor-parallel sizes that ran: a factor learned at one size is off at another
-    (docs/prior.md), so that others have a wider interval (OTHER_SIZE). `recordings` taught it. Of
-    `cases` it is what the kernels alone took: the host's part, and so the interval, is the prior's,
-    and nothing is `checked`. `untaught` says, by recording, which cases taught nothing and why.
+    all that is left. `sigma` is the spread (sd) of the log of a run's time about the prediction;
+    `checked` are the models (nameless) and tensor-parallel sizes that ran: a factor learned at one
+    size is off at another (docs/prior.md), so that others have a wider interval (OTHER_SIZE).
+    `recordings` taught it. Of `cases` it is what the kernels alone took: the host's part, and so
+    the interval, is the prior's, and nothing is `checked`. `untaught` says, by recording, which
+    cases taught nothing and why.
     """
 
     families: Mapping[str, float]
@@ -90,14 +103,8 @@ class Recalibration:
     sigma: float
     checked: frozenset[tuple[ModelFacts, int]]
     recordings: tuple[str, ...]
-    host: float | None = None
     cases: int = 0
     untaught: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def host_factor(self) -> float:
-        """The factor of the host's part: that of steps where it is not known apart."""
-        return self.step if self.host is None else self.host
 
     def has(self, facts: ModelFacts, tensor_parallel_size: int) -> bool:
         """Whether this model ran at this tensor-parallel size."""
@@ -117,13 +124,61 @@ class Recalibration:
         )
 
 
+class Load(NamedTuple):
+    """What an engine has in a step on average: requests, and tokens of context of each."""
+
+    requests: float
+    context: float
+
+    @classmethod
+    def of(cls, run: Replayed) -> Load:
+        """Return the load of a replay."""
+        totals = Features(*run.totals.tolist())
+        requests = max(totals.requests, 1.0)
+        return cls(requests / max(totals.step, 1.0), max(totals.kv_tokens / requests, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredLoads:
+    """Loads whose mean time per token was measured on the GPU.
+
+    `logs` [loads] are of measured over predicted time, and `spreads` [loads, 2] the prior's own
+    there before anything was measured (`spread_at`).
+    """
+
+    loads: tuple[Load, ...]
+    logs: Floats
+    spreads: Floats
+
+    def correction(self, load: Load, spread: Floats) -> tuple[float, float]:
+        """Return the log of the factor of steps at a load, and its spread (sd), a fresh run's too.
+
+        The posterior of a Gaussian process (kriging). The prior's errors at two loads have the
+        correlation exp(-distance), each doubling of requests or contexts being 1 / FADES of it,
+        and a mean that is measured again differs by AGAIN. Their common scale is not known better
+        than a spread of FREEDOM degrees is: where the loads lie farther off than the prior's
+        `spread` [2] is wide, that of others is wider too, else narrower.
+        """
+        places = np.log2(np.array([*self.loads, load])) / FADES
+        alike = np.exp(-np.abs(places[:, None] - places[None]).sum(axis=2))
+        sizes = np.vstack([self.spreads, spread])
+        errors = alike * (sizes @ sizes.T)
+        known, to = errors[:-1, :-1], errors[:-1, -1]
+        again = AGAIN**2 * np.eye(len(self.logs))
+        surprise = float(self.logs @ np.linalg.solve(known + again, self.logs))
+        scale = (FREEDOM - 2 + surprise) / (FREEDOM - 2 + len(self.logs))
+        weights = np.linalg.solve(scale * known + again, scale * to)
+        left = scale * (float(errors[-1, -1]) - float(weights @ to))
+        return float(weights @ self.logs), float(np.sqrt(max(left, 0.0) + AGAIN**2))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PriorTimes:
     """The prior of one GPU and model; `found` is what recordings said of it, None without any.
 
     An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
-    share its experts, and are taken to have as many tokens at a time. `told` says how it was
-    corrected, where not by recordings of steps.
+    share its experts, and are taken to have as many tokens at a time. `told` says how what was
+    `measured` corrects it.
     """
 
     tables: PriorTables
@@ -132,6 +187,7 @@ class PriorTimes:
     ranks: int = 1
     told: tuple[str, ...] = ()
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
+    measured: MeasuredLoads | None = None
 
     @property
     def ran(self) -> Recalibration | None:
@@ -185,24 +241,21 @@ class PriorTimes:
         measured.
         """
         prior = self.prior(engine)
-        measured = prior.domain
-
-        def within(peaks: Mapping[str, float]) -> bool:
-            most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
-            return not measured.beyond(most) and peaks["tokens"] <= prior.most_tokens
-
         sigma = self.sigma(engine)
         runs = None if self.ran is None else len(self.ran.recordings)
         cost = cost_of(prior, self.shared(engine), self.drafting(engine))
         first = first_tokens_of(self.facts, engine)
-        return StepTimes(
+        times = StepTimes(
             cost=cost,
             sigma=(sigma, 2 * sigma),
             runs=runs,
-            within=within,
+            within=partial(prior.holds, longest=longest),
             ends=None if self.ran is not None else ends_of(cost),
             ttft=(1.0, 1.0) if self.ran is not None else (first.low, first.high),
         )
+        if self.measured is None:
+            return times
+        return replace(times, at_load=partial(_at_load, self.measured, times))
 
     def sigma(self, engine: EngineConfig) -> float:
         """Return the spread (sd) of the log of an engine's time about the prediction.
@@ -285,12 +338,9 @@ class PriorTimes:
             return [
                 *told,
                 *by_cases,
-                host_note(self.shared(engine)),
-                self.published(engine).note(),
+                *(self.told or (host_note(self.shared(engine)), self.published(engine).note())),
                 first_tokens_of(self.facts, engine).note(),
             ]
-        if self.told:
-            return [*told, *self.told]
         scales = f"{ran.scales}, " if ran.scales else "no kernels were profiled: one scale, "
         names = ", ".join(ran.recordings)
         told = [
@@ -303,7 +353,34 @@ class PriorTimes:
                 f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
                 f"{tensor_parallel_size}: the interval holds how far other sizes were off"
             )
-        return told
+        return [*told, *self.told]
+
+
+def spread_at(times: StepTimes, run: Callable[[StepCost], Replayed], sigma: float) -> Floats:
+    """Return the spreads [2] (sd) of the log of a load's time: of the prior, and of the host.
+
+    That of the host is 0 where kernels do not hide it.
+    """
+    if times.ends is None:
+        return np.array([sigma, 0.0])
+    fast, slow = (run(cost).busy_s for cost in times.ends)
+    return np.array([sigma, np.log(slow / fast) / 2 / Z95])
+
+
+def _at_load(
+    measured: MeasuredLoads, times: StepTimes, run: Callable[[StepCost], Replayed]
+) -> StepTimes:
+    """Return step times as measured loads correct them at the load of a run."""
+    assert times.sigma is not None
+    cost, load = times.cost, Load.of(run(times.cost))
+    spreads = [spread_at(times, run, sigma) for sigma in times.sigma]
+    for _ in range(ROUNDS):  # faster steps have fewer requests where these arrive by themselves
+        factor, _ = measured.correction(load, spreads[0])
+        cost = scaled_cost(times.cost, float(np.exp(factor)))
+        load = Load.of(run(cost))
+    inside, outside = (measured.correction(load, spread)[1] for spread in spreads)
+    runs = (times.runs or 0) + len(measured.loads)
+    return replace(times, cost=cost, sigma=(inside, outside), ends=None, runs=runs, at_load=None)
 
 
 def _shape(facts: ModelFacts, tensor_parallel_size: int) -> tuple[ModelFacts, int]:
@@ -482,7 +559,6 @@ def _by_cases(tables: PriorTables, here: Sequence[_Here]) -> Recalibration:
     return Recalibration(
         families={name: float(each) for name, each in zip(names, scales, strict=True)},
         step=1.0,
-        host=1.0,
         sigma=float(np.sqrt(np.mean(np.square(off)))),
         checked=frozenset(),  # no whole step ran
         recordings=tuple(dict.fromkeys(each.recording for each in found)),
@@ -626,7 +702,7 @@ def _recalibrated(prior: Prior, found: Recalibration) -> Prior:
     prompts = prior.prompts._replace(seconds=prior.prompts.seconds * found.step)
     return replace(
         prior.scaled(found.families).scaled(step),
-        host=prior.host * found.host_factor,
+        host=prior.host * found.step,
         prompts=prompts,
     )
 

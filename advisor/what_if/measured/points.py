@@ -14,6 +14,7 @@ import polars as pl
 
 from advisor.replay.workload import Workload
 from advisor.step_time.prior.drafting import VerifyStep
+from advisor.step_time.prior.recalibration import UNTAUGHT
 from traces.errors import UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
@@ -139,7 +140,7 @@ def imported_point(recording: Recording, models: Sequence[str]) -> MeasuredPoint
     names = {_plain(name) for name in models}
     engine = next(iter(recording.manifest.engines.values()), None)
     if engine is not None and engine.model != UNKNOWN_MODEL and _plain(engine.model) not in names:
-        return f"it is of {engine.model}, not of {models[-1]}"
+        return f"it is of {engine.model}, and {models[-1]} is asked about"
     ended = recording.samples.filter(
         pl.col("output_tokens") > 1,
         pl.col("prompt_tokens") > 0,
@@ -162,6 +163,27 @@ def imported_point(recording: Recording, models: Sequence[str]) -> MeasuredPoint
         workload=workload,
         concurrency=load,
     )
+
+
+def check_used(
+    imports: Sequence[Recording], base: Recording, models: Sequence[str], *, priced: bool
+) -> None:
+    """Raise UsageError for imports of measured requests that say nothing of what is asked.
+
+    `models` are the names of the one that is asked about, and `priced` says that a prior has its
+    times. Samples of the problems of `base` are of use in any case, and so are facts of the model.
+    """
+    own = base.manifest.workload
+    for each in imports:
+        workload = each.manifest.workload
+        alike = own is not None and workload is not None and own.hash == workload.hash
+        if alike or models[0] in each.manifest.models:
+            continue
+        point = imported_point(each, models)
+        if point is None or (priced and not isinstance(point, str)):
+            continue
+        why = point if isinstance(point, str) else "it has no steps. Requests correct a --gpu"
+        raise UsageError(f"--with {each.path}: {UNTAUGHT} {why}. Leave it out")
 
 
 def of_forwards(recording: Recording) -> bool:

@@ -91,8 +91,8 @@ def test_the_document_is_the_contract(advisor):
     document = json.loads(json.dumps(advice_json(answer), allow_nan=False))
     assert list(document) == [
         "budget", "system_optimal", "compute_optimal", "regret", "pareto", "compute_pareto",
-        "reasons", "near_misses", "measure_next", "candidates", "infeasible", "equals",
-        "sensitivity", "stages", "present", "experiments", "routings", "load", "notes",
+        "reasons", "alternatives", "near_misses", "measure_next", "candidates", "infeasible",
+        "equals", "sensitivity", "stages", "present", "experiments", "routings", "load", "notes",
     ]  # fmt: skip
     pick = document["system_optimal"]
     known = {

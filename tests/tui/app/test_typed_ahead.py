@@ -30,8 +30,15 @@ async def test_keys_reach_what_the_keys_before_open(tmp_path, typed, mode, field
             await settle(pilot)
         for key in typed:
             app.post_message(Key(key, key if len(key) == 1 else None))
-        while app.message_queue_size or app.keys_waiting:
+
+        def reached():
+            there = [each.value for each in app.screen.query(f"#{field}").results(Input)]
+            return app.current_mode == mode and there == [text] and not app.keys_waiting
+
+        for _ in range(300):
             await pilot.pause()
+            if reached():
+                break
         await settle(pilot)
         assert (app.current_mode, app.screen.query_one(f"#{field}", Input).value) == (mode, text)
         assert isinstance(app.screen.focused, Input) == (typed[-1] == "t")

@@ -34,7 +34,7 @@ def test_the_pick_is_said_to_be_of_the_prior(run, recording):
     assert "tensor parallel 2" in told
     assert "operator tables of test_gpu (the prior)" in told
     assert "(the prior), not from a run." in told
-    assert "*" in out
+    assert "*" not in out  # nothing lies outside the tables
     assert "the interval is that of" in told
     assert "the GPU left out" in told
 
@@ -48,7 +48,7 @@ def test_the_document_names_the_prior_of_each_pick(run, recording):
     assert fast["prior"] == "test_gpu"
     assert fast["engine"]["gpu"] == DEVICE
     assert fast["engine"]["tensor_parallel_size"] > 1
-    assert fast["estimates"]["latency_s"]["extrapolated"]
+    assert not fast["estimates"]["latency_s"]["extrapolated"]
     assert cheap["engine"]["tensor_parallel_size"] == 1
     assert {pick["prior"] for pick in found["latency"]["pareto"]} <= {None, "test_gpu"}
     assert any("no all-reduce of 8 GPUs" in why for why in found["latency"]["infeasible"])
@@ -144,6 +144,5 @@ def test_drafts_are_offered_by_a_published_acceptance(run, tmp_path, recording, 
     assert drafted
     assert {pick["engine"]["speculative"]["method"] for pick in drafted} == {"eagle3"}
     assert all(pick["prior"] == "test_gpu" for pick in drafted)
-    assert all(pick["estimates"]["latency_s"]["extrapolated"] for pick in drafted)
     out = run.ok("advise", made.path, *GIVEN, "--optimise", "latency", "--explain")
     assert "by a published acceptance, as none ran" in " ".join(out.split())

@@ -111,7 +111,9 @@ def test_outcomes_know_their_problems_by_name(run, runs, tmp_path):
     names = names_hash(base.rows["problem_id"])
     told = promised(base, workload=outcomes, problem_names=names)
     write_document(tmp_path / "expect.json", told)
-    assert read_expectations(tmp_path / "expect.json") == told
+    known = {name: each for name, each in told.promised.items() if each is not None}
+    found = read_expectations(tmp_path / "expect.json")
+    assert found == dataclasses.replace(told, promised=known)
     left, out, err = gate(run, "expect.json", runs["base"].path)
     assert left == 0, out + err
     assert "the names of the imported outcomes" in " ".join(out.split())

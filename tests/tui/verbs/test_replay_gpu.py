@@ -7,6 +7,7 @@ import pytest
 
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.tables import tables_folder
+from benchmarks.made.foreign_files import vllm_bench
 from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
 
 pytestmark = pytest.mark.slow
@@ -161,6 +162,37 @@ def test_tables_may_lie_anywhere(run, model, tmp_path, monkeypatch):
 def test_what_is_not_priced_is_one_line(run, model, arguments, change, message):
     (model / "config.json").write_text(json.dumps(CONFIG | change))
     assert message in run.refused("replay", VOTES, *arguments)
+
+
+@pytest.fixture
+def measured(run, tmp_path):
+    """An import of requests that a client measured of the model `m`."""
+    vllm_bench(tmp_path / "client.json", [(0.1 * i, 64, 20, 0.02, 0.039) for i in range(8)])
+    run.ok("import", tmp_path / "client.json", "-o", tmp_path / "measured")
+    return tmp_path / "measured"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "why"),
+    [
+        (("--gpu", "test_gpu"), "it is of m, and model is asked about"),
+        ((), "it is of m, and demo/s is asked about"),
+    ],
+)
+def test_an_import_that_teaches_nothing_is_refused(run, model, measured, gpu, why):
+    asked = (*gpu, "--model-config", model) if gpu else ()
+    message = run.refused("replay", VOTES, *asked, "--with", measured, code=2)
+    assert f"--with {measured}: teaches no step times: {why}. Leave it out" in message
+    named = ("--set", "engine.model=m", "--gpu", "test_gpu", "--model-config", model)
+    out = run.ok("replay", measured, *named, "--with", measured)
+    assert "recalibrated by measured" in " ".join(out.split())
+
+
+def test_what_an_import_does_not_tell_is_not_known(run, model, measured):
+    asked = ("--gpu", "test_gpu", "--model-config", model, "--set")
+    told = " ".join(run.ok("replay", measured, *asked, "engine.tensor_parallel_size=2").split())
+    assert "asked engine.tensor_parallel_size - -> 2, engine.max_num_seqs - -> 256" in told
+    assert "1 -> 2" not in told
 
 
 def test_without_the_package_the_extra_is_named(run, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from advisor.advice import feasible
 from advisor.advice.advisor import Advisor
 from advisor.evidence.features import FEATURES
 from advisor.step_time.host.law import HostPart
@@ -15,6 +16,7 @@ from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.recalibration import OTHER_SIZE
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
+from tests.advisor.step_time.prior import prior_files
 from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
 from tests.advisor.step_time.prior.test_recalibration import measured
 from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
@@ -94,7 +96,7 @@ def test_latency_asks_for_more_gpus_and_cost_for_one(advisor):
     assert fast.prior == cheap.prior == "test_gpu"
     assert "--tensor-parallel-size 4" in fast.command
     for name in ("latency_s", "device_s", "cost_usd", "throughput_problems_per_s"):
-        assert fast.estimates[name].extrapolated
+        assert not fast.estimates[name].extrapolated  # the tables hold it
     assert not fast.estimates["tokens"].extrapolated
     assert fast.estimates["energy_j"] is None
 
@@ -163,6 +165,29 @@ def test_times_are_those_that_a_replay_on_the_gpu_gives(advisor, wide, size):
     assert mine.latency_s.mean() == pytest.approx(told.value, rel=1e-3)
     closed_form = advisor.under(None).closed_form
     assert closed_form.latency_s[row] == pytest.approx(told.value, rel=0.15)
+
+
+def test_of_equals_the_gpu_has_its_own_limit_of_tokens(advisor, monkeypatch):
+    """However little others save, as where all that cost less than 10 times as much are equal."""
+    monkeypatch.setattr(feasible, "TOLD", 10.0)
+    for goal in ("latency", "cost"):
+        answer = advisor.recommend(Budget(optimise=goal, max_gpus=8, prices=PRICES[:1]))
+        assert answer.system_optimal.engine.max_num_batched_tokens == 2048
+        assert not any("max_num_batched_tokens" in reason for reason in answer.reasons)
+
+
+def test_what_the_tables_do_not_hold_is_marked_as_in_a_replay(wide, tmp_path, monkeypatch):
+    monkeypatch.setattr(prior_files, "CONTEXTS", (1, 15, 63))  # tokens, fewer than recorded
+    folder = write_prior(tmp_path)
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
+    pick = Advisor.fit([wide], gpus=["test_gpu"]).recommend(Budget(optimise="latency"))
+    pick = pick.system_optimal
+    assert pick.prior == "test_gpu" and pick.estimates["latency_s"].extrapolated
+    engine = dataclasses.replace(pick.engine, max_model_len=1024)
+    question = Question(engine=engine, policy=pick.policy, gpu="test_gpu")
+    found = predict(wide, summarise(wide)[0], question)
+    assert found.predicted.latency_s["mean"].extrapolated
+    assert any("outside what the tables measured" in note for note in found.notes)
 
 
 def test_memory_rules_out_what_does_not_fit(wide, tmp_path, monkeypatch):

@@ -8,13 +8,21 @@ import pytest
 
 from advisor.evidence.live.servers import replayable
 from advisor.replay.limits import limits_of
-from advisor.replay.replay import Replicas
+from advisor.replay.replay import Replicas, replay
+from advisor.step_time.cost import scaled_cost
 from advisor.step_time.prior.drafting import VerifyStep
-from advisor.step_time.prior.recalibration import PriorTimes, Recalibration
+from advisor.step_time.prior.recalibration import (
+    AGAIN,
+    FADES,
+    Load,
+    MeasuredLoads,
+    PriorTimes,
+    Recalibration,
+    cost_of,
+)
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if import predict as predicting
-from advisor.what_if.measured import factors
-from advisor.what_if.measured.factors import PricedEngine
+from advisor.what_if.measured.correction import PricedEngine, corrected, seconds_of
 from advisor.what_if.measured.points import imported_point, said_points
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
@@ -79,36 +87,78 @@ def test_a_line_of_what_was_measured_moves_the_prior(recorded):
     point = f"itl={was * 1.5e3:.4f}ms@4:64+200"
     found = asked(recorded, concurrency=1, measured=(point,))
     assert tpot(found).low < tpot(found).value < tpot(found).high
-    assert 1.3 * tpot(prior).value < tpot(found).value < 1.6 * tpot(prior).value
+    assert 1.2 * tpot(prior).value < tpot(found).value < 1.5 * tpot(prior).value
     assert said(found).startswith(f"recalibrated by {point} (itl {was * 1.5e3:.2f} ms measured, ")
     assert f"{was * 1e3:.2f} by the prior, " in said(found)
-    assert any("one load does not tell kernels and host apart" in note for note in found.notes)
+    assert "a third as much where a step has 8 times the requests" in said(found)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheduling", [False, True])
-def test_two_loads_bring_back_an_engine_whose_factors_are_known(recorded, monkeypatch, scheduling):
-    """A made GPU with 1.15 times the kernels and 1.5 times the host's part."""
-    monkeypatch.setattr(factors, "NOISE", 0.003)  # what is measured here has none
+def test_two_loads_correct_one_between_them(recorded, scheduling):
+    """A made GPU that takes 1.15 times as long with 2 requests and 1.5 times with 8."""
     prior = asked(recorded, engine={"async_scheduling": scheduling})
-    (engine,) = prior.manifest.engines.values()
-    read = said_points(["itl=1ms@1:64+100", "itl=1ms@64:3000+300"], recorded)
-    times = prior_times(recorded)
-    plain = PricedEngine.of(times, engine)
-    real = [dataclasses.replace(p, seconds=plain.seconds(p, 1.15, 1.5)) for p in read]
-    fitted = factors.fit_points(times, engine, real)
-    if not scheduling:  # a part that kernels hide cannot be told from the times
-        assert fitted.found.step == pytest.approx(1.15, abs=0.07)
-        assert fitted.found.host == pytest.approx(1.5, abs=0.12)
-    np.testing.assert_allclose(fitted.after, [p.seconds for p in real], rtol=0.01)
-    # A third load that was not learned from comes out too, and the prior alone is far off.
-    (other,) = said_points(["itl=1ms@16:1000+300"], recorded)
-    learned = fitted.found.step, fitted.found.host
-    truth, ours, alone = (
-        plain.seconds(other, *each) for each in ((1.15, 1.5), learned, (1.0, 1.0))
-    )
-    assert ours == pytest.approx(truth, rel=0.03)
-    assert alone < 0.9 * truth
+    (engine,), times = prior.manifest.engines.values(), prior_times(recorded)
+    read = said_points(["itl=1ms@2:64+100", "itl=1ms@8:64+100", "itl=1ms@4:64+100"], recorded)
+    usual = times_of(recorded, engine, read)
+    real = [
+        dataclasses.replace(point, seconds=was * factor)
+        for point, was, factor in zip(read, usual, (1.15, 1.5, 1.3), strict=True)
+    ]
+    found = corrected(times, engine, real[:2])
+    np.testing.assert_allclose(found.after, [p.seconds for p in real[:2]], rtol=0.02)
+    steps = dataclasses.replace(times, measured=found.measured).times(engine, 0)
+    priced = PricedEngine(times=times, engine=engine)
+    between = steps.at_load(lambda cost: priced.run(read[2], cost))
+    (ours,) = times_of(recorded, engine, read[2:], between.cost)
+    assert ours == pytest.approx(real[2].seconds, rel=0.05)
+    assert ours > 1.2 * usual[2]
+
+
+SPREAD = np.array([0.08, 0.0])
+
+
+def at(requests, log=0.0, context=512.0):
+    return Load(requests, context), log
+
+
+def measured_at(*points, spread=SPREAD):
+    loads, logs = zip(*points, strict=True)
+    return MeasuredLoads(loads=loads, logs=np.array(logs), spreads=np.array([spread] * len(logs)))
+
+
+@pytest.mark.parametrize("log", [0.0, 0.05, -0.2, 0.7])
+def test_a_load_that_was_measured_is_predicted_as_it_was(log):
+    """And as surely as it is measured again, however far the prior was off."""
+    value, sigma = measured_at(at(32, log)).correction(at(32)[0], SPREAD)
+    assert value == pytest.approx(log, abs=0.012)
+    assert AGAIN < sigma < 1.5 * AGAIN
+
+
+def test_what_was_measured_says_less_of_a_load_the_farther_it_is():
+    found = measured_at(at(8, 0.1))
+    loads = [at(8)[0], at(16)[0], at(64)[0], at(512)[0]]
+    values, sigmas = zip(*(found.correction(load, SPREAD) for load in loads), strict=True)
+    assert sorted(values, reverse=True) == list(values) and values[-1] > 0
+    assert sorted(sigmas) == list(sigmas)
+    assert values[2] == pytest.approx(values[0] * np.exp(-1), rel=1e-6)  # 8 times the requests
+    longer = found.correction(at(8, context=512.0 * 2 ** FADES[1])[0], SPREAD)
+    assert longer[0] == pytest.approx(values[2])
+
+
+def test_a_measurement_as_predicted_narrows_and_one_far_off_widens_other_loads():
+    far = at(256)[0]
+    spread = [measured_at(at(8, log)).correction(far, SPREAD)[1] for log in (0.0, 0.08, 0.4)]
+    assert spread[0] < SPREAD[0] < spread[2] and spread[0] < spread[1] < spread[2]
+    assert spread[2] > 2 * SPREAD[0]
+
+
+def test_what_kernels_hide_is_corrected_where_the_host_decides_alone():
+    """A load of kernels says nothing of the host's part, and one of the host nothing of kernels."""
+    host = np.array([0.08, 0.4])
+    of_kernels = measured_at(at(8, 0.1))
+    assert of_kernels.correction(at(8)[0], host)[0] < 0.1
+    assert of_kernels.correction(at(8)[0], host)[1] > 0.3
+    assert measured_at(at(8, 0.1), spread=host).correction(at(8)[0], SPREAD)[0] < 0.02
 
 
 def test_what_was_measured_has_the_cache_that_is_replayed(recorded):
@@ -118,10 +168,12 @@ def test_what_was_measured_has_the_cache_that_is_replayed(recorded):
     (engine,) = found.manifest.engines.values()
     (point,) = said_points(["itl=1ms@16:300+600"], recorded)
     times = dataclasses.replace(prior_times(recorded), facts=WINDOWS)
-    limits = PricedEngine.of(times, engine).limits(point.workload)
-    assert limits == limits_of(engine, WINDOWS, point.workload)
-    assert limits.several_kinds
-    assert limits.num_blocks != engine.num_gpu_blocks - 1
+    limits = limits_of(engine, WINDOWS, point.workload)
+    assert limits.several_kinds and limits.num_blocks != engine.num_gpu_blocks - 1
+    cost = cost_of(times.prior(engine), engine)
+    run = PricedEngine(times=times, engine=engine).run(point, cost)
+    wanted = replay(point.workload, cost, limits, concurrency=16)
+    assert (run.makespan_s, run.preemptions) == (wanted.makespan_s, wanted.preemptions)
 
 
 def test_the_model_that_is_asked_about_counts_its_own_work(recorded):
@@ -136,9 +188,10 @@ def test_the_model_that_is_asked_about_counts_its_own_work(recorded):
     assert found.replayed.flops_per_problem.value == twice.replayed.flops_per_problem.value
 
 
-def factors_of(found):
-    """Factors of kernels and of the host that a note tells."""
-    return [float(each) for each in re.findall(r"x(\d\.\d\d)", said(found))]
+def off_of(found):
+    """Return measured over predicted time, as a note tells both."""
+    told = re.search(r"([\d.]+) ms measured, ([\d.]+) by the prior", said(found))
+    return float(told[1]) / float(told[2])
 
 
 def itl_of(found):
@@ -162,7 +215,7 @@ def test_what_a_replay_predicts_leaves_the_prior_as_it_is(tmp_path, ran, engine,
     for what, seconds in zip(("tpot", "itl"), tpots, strict=True):
         point = f"{what}={seconds * 1e3:.5f}ms@16"
         found = asked(recording, engine=engine, measured=(point,))
-        assert factors_of(found) == pytest.approx([1.0, 1.0], abs=0.03)
+        assert off_of(found) == pytest.approx(1.0, abs=0.03)
         assert any(note in each for each in found.notes)
 
 
@@ -171,7 +224,7 @@ def test_what_is_measured_of_several_servers_is_the_load_of_one(tmp_path):
     recording = record(tmp_path / "run", engine_of(), GREEDY, concurrency=16)
     point = f"itl={itl_of(asked(recording)) * 1e3:.5f}ms@16"
     found = asked(recording, replicas=Replicas(count=2), measured=(point,))
-    assert factors_of(found) == pytest.approx([1.0, 1.0], abs=0.03)
+    assert off_of(found) == pytest.approx(1.0, abs=0.03)
     assert "what was measured is the load of one server of the 2" in found.notes
 
 
@@ -196,7 +249,7 @@ def test_servers_that_took_problems_in_turn_are_no_ranks_of_one(tmp_path, ranks,
     servers = engine_of(data_parallel_size=ranks, **SERVERS)
     recording = record(tmp_path / "both", servers, GREEDY, concurrency=16)
     found = asked(recording, engine={"data_parallel_size": asked_for}, measured=(point,))
-    assert factors_of(found) == pytest.approx([1.0, 1.0], abs=0.03)
+    assert off_of(found) == pytest.approx(1.0, abs=0.03)
     start = "what was measured is the load of "
     assert [n.removeprefix(start) for n in found.notes if n.startswith(start)] == whose
 
@@ -241,7 +294,7 @@ def test_a_form_that_is_not_known_of_the_samples_is_not_said(tmp_path, was, aske
 
 
 @pytest.mark.parametrize("scheduling", [False, True])
-def test_drafting_is_of_the_kernels(recorded, scheduling):
+def test_drafting_is_in_what_a_client_measures(recorded, scheduling):
     times = prior_times(recorded)
     engine = engine_of(
         model=recorded_model(recorded), async_scheduling=scheduling, enforce_eager=True,
@@ -250,14 +303,11 @@ def test_drafting_is_of_the_kernels(recorded, scheduling):
     (point,) = said_points(["tpot=1ms@4:64+200"], recorded)
     point = point.drafted(VerifyStep(computed=4.0, kept=2.5))
     assert point.workload.verify_steps.tolist() == [80] * 16  # of 199 tokens
-    once = PricedEngine.of(times, engine)
+    (once,) = times_of(recorded, engine, [point])
     alone = dataclasses.replace(engine, speculative=None)
-    assert once.seconds(point) > 1.05 * PricedEngine.of(times, alone).seconds(point)
-    twice = Recalibration(
-        families={}, step=2.0, host=1.0, sigma=0.1, checked=frozenset(), recordings=()
-    )
-    again = PricedEngine.of(dataclasses.replace(times, found=twice), engine)
-    assert again.seconds(point) == pytest.approx(once.seconds(point, kernels=2.0), rel=1e-6)
+    assert once > 1.05 * times_of(recorded, alone, [point])[0]
+    cost = scaled_cost(times.times(engine, 0).cost, 2.0)
+    assert times_of(recorded, engine, [point], cost) == pytest.approx([2 * once])
 
 
 @pytest.mark.slow
@@ -269,10 +319,12 @@ def test_drafts_that_no_recording_tells_of_are_refused(recorded, monkeypatch):
         predicting._measured(prior_times(recorded), question, recorded, (), (Replicas(), ()), ())
 
 
-def times_of(recorded, engine, points):
-    """Seconds of points by the prior as it comes."""
-    priced = PricedEngine.of(prior_times(recorded), engine)
-    return [priced.seconds(point) for point in said_points(points, recorded)]
+def times_of(recorded, engine, points, cost=None):
+    """Seconds of points by the prior as it comes, or by another cost."""
+    times = prior_times(recorded)
+    priced, cost = PricedEngine(times=times, engine=engine), cost or times.times(engine, 0).cost
+    read = [said_points([p], recorded)[0] if isinstance(p, str) else p for p in points]
+    return [seconds_of(point, priced.run(point, cost)) for point in read]
 
 
 def prior_times(recorded):
@@ -302,11 +354,10 @@ def recorded_model(recorded):
         (("itl=2ms@4:64+9", "itl=3ms@04:064+9"), "two times of one load. Give one"),
         (("itl=40s@4",), "itl 40.0 s is "),
         (("itl=1us@4",), "Check the time, the model and the GPU"),
-        (("itl=4ms@2:64+200", "itl=1.8ms@64:64+200"),
-         "itl=4ms@2:64+200 and itl=1.8ms@64:64+200 contradict one another"),
-        (("itl=2ms@4:64+200", "tpot=2.4ms@4:64+200"),
-         "2 ms and 2.4 ms were measured of what the prior takes for one load"),
-        (("itl=2ms@4:64+200", "itl=2.4ms@4:65+200"), "takes for one load"),
+        (("itl=4ms@4:64+200",), "itl 4.00 ms is 4."),
+        (("itl=1ms@4:64+200", "tpot=1.2ms@4:64+200"),
+         "1 ms and 1.2 ms were measured of what the prior takes for one load"),
+        (("itl=1ms@4:64+200", "itl=1.2ms@4:65+200"), "takes for one load"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(recorded, points, message):
@@ -319,8 +370,9 @@ def test_what_cannot_be_is_one_line(recorded, points, message):
 @pytest.mark.parametrize("write", [vllm_bench, aiperf, guidellm])
 def test_an_import_that_is_named_corrects_the_prior(recorded, tmp_path, write):
     """Requests as the prior has them, 1.3 times as slow, come back from the file of a client."""
-    load = asked(recorded, rate_per_s=400.0)
-    samples = load.tables["samples"].filter(load.tables["samples"]["sample_index"] == 0)
+    one = record(tmp_path / "one", engine_of(), GREEDY, problems=48)
+    load = asked(one, rate_per_s=400.0)
+    samples = load.tables["samples"]
     begun = samples["arrival"].min()
     sent = sorted(
         (
@@ -350,9 +402,8 @@ def test_an_import_that_is_named_corrects_the_prior(recorded, tmp_path, write):
     else:
         assert tpot(found).value == tpot(prior).value
         told = [note for note in found.notes if "teaches no step times" in note]
-        assert told == [
-            f"import teaches no step times: it is of {model}, not of {recorded_model(recorded)}"
-        ]
+        whose = f"it is of {model}, and {recorded_model(recorded)} is asked about"
+        assert told == [f"import teaches no step times: {whose}"]
 
 
 @pytest.mark.slow
@@ -369,10 +420,10 @@ def test_an_import_says_why_it_teaches_nothing(recorded, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_measured_beside_cases_says_both_and_checks_its_own_size_alone(recorded):
+def test_what_was_measured_beside_cases_says_both(recorded):
     times = prior_times(recorded)
     cases = Recalibration(
-        families={"gemm": 1.2}, step=1.0, host=1.0, sigma=0.02, checked=frozenset(),
+        families={"gemm": 1.2}, step=1.0, sigma=0.02, checked=frozenset(),
         recordings=("cases",), cases=3,
     )  # fmt: skip
     times = dataclasses.replace(times, found=cases)
@@ -382,11 +433,8 @@ def test_what_was_measured_beside_cases_says_both_and_checks_its_own_size_alone(
     question = Question(engine=engine, policy=VOTE16, gpu="test_gpu", measured=(point,))
     fitted, told = predicting._measured(times, question, recorded, (), (Replicas(), ()), ())
     assert told == []
-    assert fitted.told[0] == (
-        "kernels recalibrated by 3 cases of vllm bench forward (cases): gemm x1.20. With these "
-        "factors they are 2 % off on average (root mean square)"
-    )
-    assert fitted.told[1].startswith(f"recalibrated by {point}")
-    assert fitted.found.checked == {times.shape(engine)}
-    assert fitted.found.families == {"gemm": 1.2}
-    assert fitted.found.recordings == question.measured
+    assert fitted.told[0].startswith(f"recalibrated by {point}")
+    assert fitted.found is cases and fitted.measured.loads[0].requests == pytest.approx(4, rel=0.1)
+    told = fitted.notes(engine)
+    assert any("gemm x1.20. With these factors they are 2 % off" in note for note in told)
+    assert not any("no run of this GPU has checked it" in note for note in told)

@@ -89,8 +89,8 @@ def test_the_rate_and_the_prices_are_the_budgets(entry, advisor):
     lines = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4", budget)
     assert lines[0].endswith("engine.max_num_seqs=4, at 2 problems/s")
     # An engine that idles is paid for: a device for the half second in which a problem comes.
-    assert row(lines, "device-s") == ["500 dev-ms", "500 dev-ms"]
-    assert row(lines, "cost") == ["$0.000500", "$0.000500"]
+    told = [[each.rstrip("*") for each in row(lines, name)] for name in ("device-s", "cost")]
+    assert told == [["500 dev-ms"] * 2, ["$0.000500"] * 2]
     closed = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4")
     assert row(closed, "latency mean") != row(lines, "latency mean")
 
