@@ -306,7 +306,10 @@ def estimate_lines(
         yield ""
         yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)
         yield from _differences(answer.regret, width)
-    signs = _signs([cell for row in rows for cell in row])
+    signs = _signs(
+        [cell for row in rows for cell in row],
+        said=any(OUTSIDE in each for each in marks(picks[0])),
+    )
     if signs:
         yield signs
 
@@ -331,9 +334,9 @@ def _intervals(picks: Iterable[Pick]) -> str:
     return "90 % intervals" if any(each.low is not None for each in values) else "first estimate"
 
 
-def _signs(cells: Sequence[str]) -> str:
-    """Return what the marks of a table mean."""
-    outside = any(OUTSIDE in cell for cell in cells)
+def _signs(cells: Sequence[str], *, said: bool = False) -> str:
+    """Return what the marks of a table mean, unless `marks` said what lies outside."""
+    outside = not said and any(OUTSIDE in cell for cell in cells)
     signs = [f"{OUTSIDE} outside what was measured"] if outside else []
     signs += [f"{ABSENT} not measured"] if ABSENT in cells else []
     return ", ".join(signs)
