@@ -232,7 +232,7 @@ class ClosedForm(Metrics):
         if self.rate_per_s is not None:
             requests = np.minimum(self.room, 2 * requests)
         fewest = self.demands.fewest[self.space.kind]
-        beyond = (requests > 1.1 * high.requests) | (1.1 * requests < fewest)
+        beyond = (requests > 1.1 * high.requests) | (2 * requests < fewest)
         return np.asarray(beyond | (requests * self.context > 1.1 * high.kv_tokens))
 
     # -- metrics -------------------------------------------------------------------------------

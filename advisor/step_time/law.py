@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
 
 if TYPE_CHECKING:
-    from advisor.replay.result import Replayed
     from advisor.step_time.cost import StepCost
 
 
@@ -82,8 +81,8 @@ class StepLaw:
         """Whether the largest values of the named features lie in the recorded domain."""
         return not self.beyond(peaks, slack=slack)
 
-    def smaller(self, requests: float, *, slack: float = 1.1) -> bool:
-        """Whether steps of so many requests in the mean are smaller than those recorded."""
+    def smaller(self, requests: float, *, slack: float = 2.0) -> bool:
+        """Whether steps of so many requests in the mean are much smaller than those recorded."""
         return slack * requests < self.fewest
 
     def beyond(
@@ -140,6 +139,16 @@ def _nnls() -> Callable[[Floats, Floats], tuple[Floats, float]]:
     return solve
 
 
+class Steps(Protocol):
+    """What a law asks of a replay: `totals` [FEATURES] of its steps, and the seconds they took."""
+
+    @property
+    def totals(self) -> Floats: ...
+
+    @property
+    def busy_s(self) -> float: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
     """Where a question's step times come from.
@@ -168,9 +177,9 @@ class StepTimes:
     ends: tuple[StepCost, StepCost] | None = None
     others: tuple[StepCost, ...] = ()
     ttft: tuple[float, float] = (1.0, 1.0)
-    at_load: Callable[[Callable[[StepCost], Replayed]], StepTimes] | None = None
+    at_load: Callable[[Callable[[StepCost], Steps]], StepTimes] | None = None
 
-    def under(self, run: Callable[[StepCost], Replayed]) -> StepTimes:
+    def under(self, run: Callable[[StepCost], Steps]) -> StepTimes:
         """Return those of the load of a run, which `run` replays with a cost."""
         return self if self.at_load is None else self.at_load(run)
 

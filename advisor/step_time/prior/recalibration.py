@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -36,7 +36,7 @@ from advisor.step_time.cost import (
 from advisor.step_time.host.law import host_note, host_part
 from advisor.step_time.host.spread import Spread, first_tokens_of
 from advisor.step_time.host.spread import spread_of as published_spread
-from advisor.step_time.law import StepTimes, non_negative_least_squares
+from advisor.step_time.law import Steps, StepTimes, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
@@ -49,9 +49,6 @@ from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, percent
 from traces.statistics import Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
-
-if TYPE_CHECKING:
-    from advisor.replay.result import Replayed
 
 MATTERS: Final = 0.02  # of a step
 MOST_HIDDEN: Final = 2.0  # times the host's part, of an engine that hides it
@@ -131,7 +128,7 @@ class Load(NamedTuple):
     context: float
 
     @classmethod
-    def of(cls, run: Replayed) -> Load:
+    def of(cls, run: Steps) -> Load:
         """Return the load of a replay."""
         totals = Features(*run.totals.tolist())
         requests = max(totals.requests, 1.0)
@@ -356,7 +353,7 @@ class PriorTimes:
         return [*told, *self.told]
 
 
-def spread_at(times: StepTimes, run: Callable[[StepCost], Replayed], sigma: float) -> Floats:
+def spread_at(times: StepTimes, run: Callable[[StepCost], Steps], sigma: float) -> Floats:
     """Return the spreads [2] (sd) of the log of a load's time: of the prior, and of the host.
 
     That of the host is 0 where kernels do not hide it.
@@ -368,7 +365,7 @@ def spread_at(times: StepTimes, run: Callable[[StepCost], Replayed], sigma: floa
 
 
 def _at_load(
-    measured: MeasuredLoads, times: StepTimes, run: Callable[[StepCost], Replayed]
+    measured: MeasuredLoads, times: StepTimes, run: Callable[[StepCost], Steps]
 ) -> StepTimes:
     """Return step times as measured loads correct them at the load of a run."""
     assert times.sigma is not None
