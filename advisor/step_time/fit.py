@@ -3,7 +3,8 @@
 Two fits, both non-negative and linear. First one of the physical features over every engine of a
 kind (same device, software and precision), which says what a layer, a byte and a FLOP cost there.
 Then one law per engine, held towards the first where its own steps do not tell: no law is made
-for an engine that was never recorded.
+for an engine that was never recorded. Both are made twice, towards `FLAT` and towards `STEEP`, as
+steps of one load do not tell what comes with a step and what with each of its requests.
 """
 
 from __future__ import annotations
