@@ -100,7 +100,12 @@ def _connected(imported):
             process.returncode = 0  # it ends when this process has ended
 
 
-_kept = functools.cache(_connected)  # while it stands, the process goes on
+@functools.cache
+def _kept(imported):
+    """Connect once, and while that stands the process goes on."""
+    line = _connected(imported)
+    atexit.register(line.close)
+    return line
 
 
 def serve(imported, number):
@@ -124,7 +129,7 @@ def serve(imported, number):
                     ready.register(client, selectors.EVENT_READ)
             elif key.fileobj == ended:
                 os.read(ended, 1024)
-            elif request := key.fileobj.recv(_MOST):
+            elif request := _received(key.fileobj):
                 process = multiprocessing.get_context("fork").Process(
                     target=_run, args=(json.loads(request), key.fileobj, listener)
                 )
@@ -139,6 +144,14 @@ def serve(imported, number):
                 running.pop(process).send(b"code %d" % process.exitcode)
         if not clients:
             os._exit(0)
+
+
+def _received(client):
+    """Return a request, or nothing where the client has gone, with or without what it was sent."""
+    try:
+        return client.recv(_MOST)
+    except ConnectionError:
+        return b""
 
 
 def _user_of(client):

@@ -52,7 +52,7 @@ class ForwardPassRows:
     _counter: int | None = None
     _end: int | None = None  # of the step before, where this one follows it
     _held: Row | None = None  # its time is known when the next record has come
-    _stopped: int = 0  # requests that wait and decoded before
+    _stopped: int | None = None  # requests that wait and decoded before
 
     def rows(self, record: ForwardPass, end: int | None) -> Iterator[Row]:
         """Yield the rows that are known now; `end` is when the record was written, unix ns."""
@@ -120,7 +120,7 @@ class ForwardPassRows:
             "decode_requests": decodes,
             "decode_tokens": decodes if self.speculates is False or not decodes else None,
             "waiting": waiting,
-            "preempted": max(self._stopped - stopped, 0),
+            "preempted": None if stopped is None else max(self._stopped - stopped, 0),
             "prefill_kv_tokens": cached + new,
             "decode_kv_tokens": done.sum_decode_kv_tokens,
             "prefill_query_context": context,

@@ -33,6 +33,7 @@ def test_a_step_is_what_its_record_says():
         "decode_requests": 3,
         "decode_tokens": 3,
         "waiting": 3,
+        "preempted": None,  # one waits that had decoded, since when is not known
         "prefill_kv_tokens": 164,
         "decode_kv_tokens": 900,
         "prefill_query_context": 100 * 64 + 100 * 101 // 2,

@@ -23,13 +23,13 @@ from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import counted
 from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
+from tui.screens.advice.page import Page, beside
 from tui.screens.advice.pick import EMPTY, MIXED, Section, answer_sections, is_outline, styled
 from tui.screens.advice.rows import Candidate, candidates, gone_lines, paste_text, present_candidate
 from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
-from tui.widgets.page import Page, beside
 from tui.widgets.still import StillColumn, StillRow
 
 if TYPE_CHECKING:
