@@ -88,7 +88,7 @@ class StepTable:
 
     `configuration` names what was run there (engines, policies, load): recordings of the same are
     repeats. Where there were too many steps to keep, some stand for all (steps.py), and
-    `bounds` [2, features] are the least and the most of all of them. `facts` are None where a
+    `most_of_all` [features] are the most of all of them. `facts` are None where a
     server's model is not known here. `coarse` says that each step is the mean of many.
     """
 
@@ -98,15 +98,15 @@ class StepTable:
     facts: ModelFacts | None
     composition: Floats
     seconds: Floats
-    bounds: Floats | None = None
+    most_of_all: Floats | None = None
     coarse: bool = False
 
     @property
-    def low_high(self) -> Floats:
-        """The least and the most of each feature in the engine's steps, [2, features]."""
-        if self.bounds is not None:
-            return self.bounds
-        return np.array([self.composition.min(axis=0), self.composition.max(axis=0)])
+    def most(self) -> Floats:
+        """The most of each feature in the engine's steps, [features]."""
+        if self.most_of_all is not None:
+            return self.most_of_all
+        return np.asarray(self.composition.max(axis=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -483,7 +483,7 @@ def _steps(recording: Recording, windows: Windows | None, most: int | None) -> l
                 facts=facts,
                 composition=found.composition,
                 seconds=found.seconds,
-                bounds=found.bounds,
+                most_of_all=found.most,
                 coarse=True,
             )
             tables.append(table)
@@ -536,7 +536,7 @@ def _steps_of(
             table,
             composition=composition[kept],
             seconds=table.seconds[kept],
-            bounds=table.low_high,
+            most_of_all=table.most,
         )
     ]
 

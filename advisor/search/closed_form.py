@@ -25,6 +25,7 @@ from advisor.search.policy_work import PolicyWork, Work
 from advisor.search.resampling import Resampling
 from advisor.search.space import Space
 from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.law import FEWER
 from traces.statistics import Bools, Floats, Ints, weighted_quantiles
 
 DRAWS = 64  # of the joint draws, for all candidates
@@ -232,7 +233,7 @@ class ClosedForm(Metrics):
         if self.rate_per_s is not None:
             requests = np.minimum(self.room, 2 * requests)
         fewest = self.demands.fewest[self.space.kind]
-        beyond = (requests > 1.1 * high.requests) | (2 * requests < fewest)
+        beyond = (requests > 1.1 * high.requests) | (FEWER * requests < fewest)
         return np.asarray(beyond | (requests * self.context > 1.1 * high.kv_tokens))
 
     # -- metrics -------------------------------------------------------------------------------

@@ -343,7 +343,7 @@ def _bound(evidence: Evidence) -> set[EngineConfig]:
         for table in evidence.steps
         if decoder_of(table.engine) in sent
         and table.engine.max_num_seqs is not None
-        and table.low_high[1, most] >= table.engine.max_num_seqs
+        and table.most[most] >= table.engine.max_num_seqs
     }
 
 

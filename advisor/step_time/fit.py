@@ -126,18 +126,19 @@ class StepTimeModel:
         self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
         self.laws_: dict[EngineConfig, StepLaw] = {}
         for key, ends in fitted.items():
+            seconds = ends.mean(axis=0)
             own = [table for table in tables if law_key(table.engine) == key]
-            sigma, repeats = self._spread(key, own, ends.mean(axis=0), outside=False)
-            sigma_outside, repeats_outside = self._spread(key, own, ends.mean(axis=0), outside=True)
+            sigma, repeats = self._spread(key, own, seconds, outside=False)
+            sigma_outside, repeats_outside = self._spread(key, own, seconds, outside=True)
             if any(table.coarse for table in own):
                 sigma, sigma_outside = (
                     float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
                 )
             self.laws_[key] = StepLaw(
-                seconds=ends.mean(axis=0),
+                seconds=seconds,
                 ends=ends,
                 fewest=fewest_requests(own),
-                high=np.max([table.low_high[1] for table in own], axis=0),
+                high=np.max([table.most for table in own], axis=0),
                 sigma=sigma,
                 sigma_outside=max(sigma, sigma_outside),
                 runs=len({table.recording for table in own}),

@@ -52,7 +52,7 @@ def inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:
     for place in (FEATURES.index("requests"), FEATURES.index("kv_tokens")):
         values = np.concatenate([table.composition[:, place] for table in held])
         others = np.concatenate([table.composition[:, place] for table in rest])
-        low, high = np.quantile(others, 0.05), max(t.low_high[1, place] for t in rest)
+        low, high = np.quantile(others, 0.05), max(t.most[place] for t in rest)
         if np.median(values) < low or np.quantile(values, 0.95) > 1.1 * high:
             return False
     return True

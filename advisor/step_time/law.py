@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
 
 
+FEWER: Final = 2.0  # times fewer requests than recorded, from which a step is outside of that
 _TRIED: Final = "1.17."  # version of scipy; of others all of scipy.optimize is loaded
 
 
@@ -81,9 +82,9 @@ class StepLaw:
         """Whether the largest values of the named features lie in the recorded domain."""
         return not self.beyond(peaks, slack=slack)
 
-    def smaller(self, requests: float, *, slack: float = 2.0) -> bool:
+    def smaller(self, requests: float) -> bool:
         """Whether steps of so many requests in the mean are much smaller than those recorded."""
-        return slack * requests < self.fewest
+        return FEWER * requests < self.fewest
 
     def beyond(
         self, peaks: Mapping[str, float], *, slack: float = 1.1

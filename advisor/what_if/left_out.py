@@ -76,7 +76,7 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
             seconds=ends.mean(axis=0),
             ends=ends,
             fewest=fewest_requests(own),
-            high=np.max([table.low_high[1] for table in own], axis=0),
+            high=np.max([table.most for table in own], axis=0),
             runs=len({table.recording for table in own}),
         )
     }

@@ -57,16 +57,16 @@ MOST_SPREAD = 1.2  # sd of the log of lengths whose mean alone is known: from no
 
 @dataclass(frozen=True, kw_only=True)
 class MeanSteps:
-    """Mean steps: `composition` [rows, FEATURES], `seconds` [rows]; bounds of both.
+    """Mean steps: `composition` [rows, FEATURES], `seconds` [rows].
 
     An interval between polls has rows in proportion to the steps that it is the mean of, `ROWS` on
     average. One of few steps has one row: those of long prompts are in no other.
-    `bounds` [2, FEATURES] are the least and the most of single steps, as far as gauges tell.
+    `most` [FEATURES] is the most of single steps, as far as gauges tell.
     """
 
     composition: Floats
     seconds: Floats
-    bounds: Floats
+    most: Floats
 
 
 def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps | None:
@@ -126,13 +126,12 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
         prefill_requests=max(high.prefill_requests, most),
         tokens=max(high.tokens, most + longest),
     )
-    bounds = np.array([composition.min(axis=0), high])
     ran = steps[usable]
     times = np.maximum(np.rint(ROWS * ran / ran.mean()), 1).astype(np.int64)
     return MeanSteps(
         composition=np.repeat(composition, times, axis=0),
         seconds=np.repeat(seconds[usable], times),
-        bounds=bounds,
+        most=np.array(high),
     )
 
 

@@ -576,10 +576,8 @@ def _logs(ran: Sequence[_Ran], families: Mapping[str, float]) -> Floats:
     return np.array([np.mean(group) for group in found.values()])
 
 
-def spread_of(logs: Floats, raw: float, *, mean: float | None = None) -> float:
+def spread_of(logs: Floats, raw: float) -> float:
     """Return the spread of the log of time in a run that was not learned from.
-
-    With a `mean`, `logs` are errors of left-out configurations about it.
 
     Of several configurations each is predicted from the others; these errors are pooled with
     `RUN_TO_RUN`, which counts for `PRIOR_REPEATS` of them, and few widen the spread as Student's t
@@ -589,7 +587,7 @@ def spread_of(logs: Floats, raw: float, *, mean: float | None = None) -> float:
     count = len(logs)
     if count < 2:
         return float(np.hypot(RUN_TO_RUN, raw))
-    errors = (logs - logs.mean()) * count / (count - 1) if mean is None else logs - mean
+    errors = (logs - logs.mean()) * count / (count - 1)
     freedom = PRIOR_REPEATS + count
     squares = PRIOR_REPEATS * RUN_TO_RUN**2 + float(np.sum(np.square(errors)))
     return float(np.sqrt(squares / freedom)) * student_95(freedom) / Z95

@@ -32,7 +32,7 @@ from traces.schema.formats import digits, number
 from traces.statistics import Floats
 
 SAME_LOAD: Final = np.log(1.02)  # by the prior: points of as many requests that are one load
-AGAIN: Final = np.log(1.10)  # by which measurements of one load differ at most
+MOST_APART: Final = np.log(1.10)  # by which measurements of one load differ at most
 NEAR: Final = 1e-3  # of the log of a time, that a factor of steps is found to
 _ROUNDS: Final = 12
 
@@ -108,10 +108,9 @@ def corrected(
     _check_again(points, before)
     logs, loads, spreads = [], [], []
     for point, was in zip(points, before.tolist(), strict=True):
-        log = _log_factor(priced, point, steps.cost, was)
-        cost = scaled_cost(steps.cost, float(np.exp(log)))
+        log, load = _log_factor(priced, point, steps.cost, was)
         logs.append(log)
-        loads.append(Load.of(priced.run(point, cost)))
+        loads.append(load)
         spreads.append(spread_at(steps, partial(priced.run, point), steps.sigma[0]))
     measured = MeasuredLoads(loads=tuple(loads), logs=np.array(logs), spreads=np.array(spreads))
     after = []
@@ -123,8 +122,8 @@ def corrected(
 
 def _log_factor(
     priced: PricedEngine, point: MeasuredPoint, cost: StepCost, usual_s: float
-) -> float:
-    """Return the log of the factor of steps by which a point takes as long as was measured.
+) -> tuple[float, Load]:
+    """Return the log of the factor of steps with which a point takes its time, and its load.
 
     Where requests arrive by themselves, slower steps have more of them. By the secant, inside of
     UNLIKE. Raises UsageError where no factor there gives the time.
@@ -133,10 +132,10 @@ def _log_factor(
     before, gap = 0.0, float(np.log(point.seconds / usual_s))
     log, slope = float(np.clip(gap, -most, most)), 1.0
     for _ in range(_ROUNDS):
-        now = seconds_of(point, priced.run(point, scaled_cost(cost, float(np.exp(log)))))
-        left = float(np.log(point.seconds / now))
+        run = priced.run(point, scaled_cost(cost, float(np.exp(log))))
+        left = float(np.log(point.seconds / seconds_of(point, run)))
         if abs(left) < NEAR:
-            return log
+            return log, Load.of(run)
         if log != before:
             slope = max((gap - left) / (log - before), 1.0)
         before, gap = log, left
@@ -154,7 +153,7 @@ def _check_again(points: Sequence[MeasuredPoint], before: Floats) -> None:
     for (one, was), (other, then) in itertools.combinations(known, 2):
         alike = one.concurrency == other.concurrency is not None
         apart = abs(np.log(one.seconds / other.seconds))
-        if alike and abs(np.log(was / then)) < SAME_LOAD and apart > AGAIN:
+        if alike and abs(np.log(was / then)) < SAME_LOAD and apart > MOST_APART:
             raise UsageError(
                 f"{one.name} and {other.name} contradict one another: "
                 f"{one.seconds * 1e3:.3g} ms and {other.seconds * 1e3:.3g} ms were measured of "

@@ -61,7 +61,7 @@ def test_a_small_fit_is_not_touched(runs):
     assert sum(whole) < MOST_STEPS
     tables = gather(runs).steps
     assert [len(table.seconds) for table in tables] == whole
-    assert all(table.bounds is None for table in tables)
+    assert all(table.most_of_all is None for table in tables)
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_a_sample_gives_nearly_the_law_of_all(runs, monkeypatch):
     for some, same, every in zip(fewer, again, tables, strict=True):
         assert len(some.seconds) < len(every.seconds) / 2
         np.testing.assert_array_equal(some.composition, same.composition)
-        np.testing.assert_array_equal(some.low_high, every.low_high)
+        np.testing.assert_array_equal(some.most, every.most)
         assert set(map(tuple, some.composition)) <= set(map(tuple, every.composition))
     found = StepTimeModel().fit(fewer).law(engine_of())
     np.testing.assert_array_equal(found.high, law.high)

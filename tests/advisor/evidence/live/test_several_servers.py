@@ -247,11 +247,11 @@ def test_ranks_on_the_page_of_a_server_are_no_servers(others, count):
 def test_a_limit_that_bound_one_of_several_servers_may_be_raised():
     """Spans say no server, so their engine has no limit."""
     engine = engine_of(mode="server", max_num_seqs=8)
-    low_high = np.zeros((2, len(FEATURES)))
-    low_high[1, FEATURES.index("requests")] = 8
+    most = np.zeros(len(FEATURES))
+    most[FEATURES.index("requests")] = 8
     evidence = SimpleNamespace(
         runs=[replace(spans_of(1), engine=replace(engine, max_num_seqs=None, other=()))],
-        steps=[SimpleNamespace(engine=engine, low_high=low_high)],
+        steps=[SimpleNamespace(engine=engine, most=most)],
     )
     assert space._bound(evidence) == {engine}
 
