@@ -146,7 +146,7 @@ class Flight:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None  # of the prompt
     output_tokens: int | None = 0  # of all requests, None where one does not tell
-    told_tokens: int = 0  # of those that tell, also where they failed
+    told_tokens: int = 0  # of the samples that report them, failed ones too
     requests: int = 0
     cancelled: int = 0
 

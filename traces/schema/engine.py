@@ -121,7 +121,7 @@ class EngineConfig(Record):
 
     @property
     def shares_experts(self) -> bool:
-        """Whether it is told to have several ranks a server, which share a mixture's experts."""
+        """Whether its server has several ranks, which share a mixture's experts."""
         return RANKS in dict(self.other) and self.by_server()[1] > 1
 
     def replica_words(self) -> str:

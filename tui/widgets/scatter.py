@@ -99,7 +99,7 @@ class Scatter(Widget):
         self._begin(None, None)
 
     def begin(self, x: Axis, y: Axis) -> None:
-        """Draw anew, between these axes."""
+        """Draw again between these axes."""
         self._begin(x, y)
 
     def _begin(self, x: Axis | None, y: Axis | None) -> None:
@@ -113,7 +113,7 @@ class Scatter(Widget):
             self._put(place, mark, style)
 
     def line(self, xs: Sequence[float], ys: Sequence[float], style: str) -> None:
-        """Join places by lines of dots, of which a cell holds two by four."""
+        """Join places by lines of dots. A cell holds two by four dots."""
         dots: list[tuple[int, int]] = []
         for (x0, y0), (x1, y1) in pairwise(map(self._dot, xs, ys)):
             steps = max(abs(x1 - x0), abs(y1 - y0), 1)
@@ -182,7 +182,7 @@ class Scatter(Widget):
             self._draw_axes(self.x, self.y, lines)
             top = self._margins[0] + 1
             for (column, row), (mark, style) in self._cells.items():
-                if column < self.columns and row < self.rows:  # else it is yet to be drawn anew
+                if column < self.columns and row < self.rows:  # else it is still to be drawn
                     lines[top + row][LEFT + 1 + column] = (mark, base + style)
         for line in lines:
             yield Strip(

@@ -1,10 +1,10 @@
 """Requests that forward passes do not name, inferred from who comes and goes between two of them.
 
 A record tells sums over the requests of a step: how many decode, and how many tokens of context
-they have together. Each decoding request gains a token a step. So what the next record lacks of
-that is the context of those that ended, and of one that ended alone its length. A prompt that is
-alone in a step has its length in the sums. Requests that wait come and go by one, so that the
-queue tells when each came, to a step.
+they have together. Each decoding request gains a token a step. Where the next record's sum is short
+of that, requests ended, and what is missing is their context. If one ended alone, that is its
+length. A prompt that is alone in a step has its length in the sums. Requests that wait come and go
+by one, so that the queue tells when each came, to a step.
 
 What the sums leave open is drawn: how prompts that began in one step share their tokens, which of
 several requests ended where the sums fit some alike, and when within a step a request came.
@@ -171,13 +171,17 @@ class _Followed:
             self._begin(step)
         return self
 
+    def _clock(self, step: int) -> int:
+        """Return how many steps decode before a step."""
+        return int(self.steps.clock[step - 1]) if step else 0
+
     def _context(self, of: Sequence[_Request], step: int) -> Ints:
-        clock = int(self.steps.clock[step - 1]) if step else 0
+        clock = self._clock(step)
         return np.array([r.prompt + self.newest + clock - r.joined for r in of], dtype=np.int64)
 
     def _strangers(self, step: int, count: int, total: int) -> None:
-        """Take some that run at a step for requests of which nothing is known but their sum."""
-        clock = int(self.steps.clock[step - 1]) if step else 0
+        """Add requests that run at a step already, of whose contexts only the sum is known."""
+        clock = self._clock(step)
         group: list[_Request] = []
         for each in _shares(total - count * self.newest, np.ones(count)):
             group.append(_Request(max(each, 1), joined=clock, group=group, stranger=True))
@@ -251,7 +255,7 @@ class _Followed:
         steps = self.steps
         last = max(int(steps.decoded[step]), request.at)
         request.end = int(steps.end[last])
-        request.output = 1 + int(steps.clock[step - 1]) - request.joined
+        request.output = 1 + self._clock(step) - request.joined
 
     def _begin(self, step: int) -> None:
         """Begin the prompts of a step, and note when those came that wait."""

@@ -80,7 +80,7 @@ class PlainOutcomes:
         self._path, self._limit = path, choices.limit_bytes
         self._prompt_column = choices.prompt_column
         self._chosen, self._only = choices.model, False
-        self._unread = Skipped(unit="line")  # names of which nothing is read
+        self._unread = Skipped(unit="line")  # names that are not read
 
     def __iter__(self) -> Iterator[Outcome]:
         self._only = self._chosen is not None and self._is_one_of_several(self._chosen)

@@ -41,7 +41,7 @@ class Page(ScrollView):
         self._draw()
 
     def show_progress(self, doing: str | None, done: int = 0, total: int | None = None) -> None:
-        """Say what goes on, with a bar, of which a piece runs to and fro while it has no total."""
+        """Say what goes on, with a bar. Without a total a piece of it runs to and fro."""
         self._doing = None if doing is None else (doing, done, total)
         if self._timer is not None:
             self._timer.resume() if self._doing and total is None else self._timer.pause()

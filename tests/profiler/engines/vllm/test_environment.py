@@ -28,7 +28,7 @@ def test_a_search_that_was_off_stays_off():
 
 
 def test_the_end_of_the_process_frees_what_was_kept_from_searches():
-    """Else nanobind lists what nobody frees, on the screen of whoever records."""
+    """Without it nanobind prints what nobody frees, on the screen of a recording."""
     code = (
         "import atexit, gc\n"
         "from profiler.engines.vllm.environment import without_garbage_search\n"

@@ -1054,22 +1054,8 @@ def test_a_pipe_is_refused_as_it_is_read_several_times(tmp_path):
 
 
 def test_an_expected_answer_that_took_too_long_judges_nothing():
+    from tests.profiler.workload.test_workload import Slow
     from tui.verbs.import_export import _judge
-
-    class Slow:
-        name, too_long = "slow", 0
-
-        def answer_of(self, text):
-            return text
-
-        def canonical(self, answer):
-            return answer
-
-        def gave_up(self, canonical):
-            return canonical == "endless"
-
-        def matches(self, canonical, expected):
-            return canonical == expected
 
     judge = _judge(Slow())
     assert judge("10", "endless", "") == ("10", None)
