@@ -128,8 +128,8 @@ class StepTimeModel:
         configurations = {table.recording: table.configuration for table in tables}
         self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
         self.laws_: dict[EngineConfig, StepLaw] = {}
-        for key, laws in fitted.items():
-            seconds = middle_of(laws)
+        for key, shapes in fitted.items():
+            seconds = middle_of(shapes)
             own = [table for table in tables if law_key(table.engine) == key]
             sigma, repeats = self._spread(key, own, seconds, outside=False)
             sigma_outside, repeats_outside = self._spread(key, own, seconds, outside=True)
@@ -139,7 +139,7 @@ class StepTimeModel:
                 )
             self.laws_[key] = StepLaw(
                 seconds=seconds,
-                ends=laws,
+                ends=shapes,
                 fewest=fewest_requests(own),
                 high=np.max([table.most for table in own], axis=0),
                 sigma=sigma,
