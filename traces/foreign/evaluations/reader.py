@@ -15,6 +15,7 @@ import msgspec
 
 from traces.foreign.values import LIMIT_BYTES, Skipped
 from traces.schema.engine import ModelFacts
+from traces.schema.formats import listed
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -179,6 +180,4 @@ class OutcomeFormat:
 
 def some(names: Iterable[str]) -> str:
     """Return names of a file in a line, however many and long they are."""
-    known = list(names)
-    told = ", ".join(name if len(name) <= 60 else f"{name[:59]}…" for name in known[:12])
-    return told if len(known) <= 12 else f"{told} and {len(known) - 12:,} more"
+    return listed([name if len(name) <= 60 else f"{name[:59]}…" for name in names], 12)
