@@ -34,7 +34,7 @@ from traces.foreign.evaluations.reader import (
 )
 from traces.foreign.evaluations.table import Counted, Joined, OutcomeTable, Suspect
 from traces.foreign.source import head_of, own_name
-from traces.foreign.values import UNKNOWN_MODEL, Skipped, models_named
+from traces.foreign.values import Skipped, models_named
 from traces.foreign.written import written_into
 from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
@@ -505,12 +505,11 @@ def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:
 
 
 def _model(files: Sequence[ImportedFile], given: Given) -> str:
-    """Return the model's name as it is given, as the files have it, or as its config has it."""
+    """Return the model's name. Raises UsageError for files of several models."""
     models = {each.facts.model for each in files} - {None}
     if len(models) > 1:
         raise UsageError(f"the files are of different models ({', '.join(map(str, models))})")
-    of_config = None if given.facts is None else given.facts.name
-    return given.model or next(iter(models), None) or of_config or UNKNOWN_MODEL
+    return given.model_name(next(iter(models), None))
 
 
 def _write(

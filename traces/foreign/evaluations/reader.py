@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from traces.foreign.values import LIMIT_BYTES, Skipped
+from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped
 from traces.schema.engine import ModelFacts
 from traces.schema.formats import listed
 
@@ -144,6 +144,11 @@ class Given:
     max_tokens: int | None = None
     prompt_tokens: int | None = None
     no_answer: tuple[str, ...] = ()
+
+    def model_name(self, told: str | None = None) -> str:
+        """Return the model's name as it is given, as files have it, or as its config has it."""
+        of_config = None if self.facts is None else self.facts.name
+        return self.model or told or of_config or UNKNOWN_MODEL
 
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if v not in (None, ()) and k != "facts"}
