@@ -82,6 +82,20 @@ def test_leaders_are_distinct_and_ordered(fresh):
     assert len({(space.kind[r], round(float(least[i]), 9)) for i, r in enumerate(leaders)}) > 1
 
 
+def test_of_equals_the_recorded_limits_come_first_by_any_number_of_replicas(fresh):
+    space = fresh.space
+    recorded = {(e.max_num_seqs, e.max_num_batched_tokens) for e in space.made.engines}
+    for replicas in (1, 2):
+        rows = np.flatnonzero((space.kind == 0) & (space.replicas == replicas))
+        first = rows[space.preferred[rows].argmin()]
+        limits = (space.max_num_seqs[first], space.max_num_batched_tokens[first])
+        assert limits in recorded and len(rows) > len(recorded)
+    budget = Budget(max_latency_s=1.0, max_gpus=2)
+    pick = fresh.recommend(budget).system_optimal.engine
+    assert pick.data_parallel_size == 2
+    assert (pick.max_num_seqs, pick.max_num_batched_tokens) in recorded
+
+
 def test_replicas_share_the_load(fresh):
     """Two engines serve twice the problems, and no problem is slower there."""
     space, state = fresh.space, fresh.under(None)
