@@ -76,10 +76,6 @@ class Check(Record):
     measured: Estimate | None
     why: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the document."""
-        return {name: to_plain(value) for name, value in vars(self).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Record):
@@ -131,7 +127,7 @@ class Gate(Record):
             "verdict": self.verdict,
             "differs": list(self.differs),
             "run_to_run": None if self.run_to_run is None else self.run_to_run.to_json(),
-            "checks": [each.to_json() for each in self.checks],
+            "checks": to_plain(self.checks),
         }
 
 

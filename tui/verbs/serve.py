@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from traces.errors import MissingDependencyError, UsageError, install_command
 from traces.recording.manifest import check_free
-from tui.options import Output, Price, Verifier, takes
+from tui.options import Output, Price, Verifier, argument, check_price, option, takes
 from tui.terminal import say_all, tell
 from tui.text.commands import next_lines
 
@@ -21,33 +18,25 @@ from tui.text.commands import next_lines
 class Serve:
     """The policy, the engine behind it, and where to listen."""
 
-    policy: Annotated[Path, typer.Argument(help="The policy.json of ttscope advise -o.")]
-    upstream: Annotated[str, typer.Option(metavar="URL", help="The engine that draws samples.")]
-    model: Annotated[str | None, typer.Option(help="Which of the engine's models.")] = None
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Variable with a key for looking at the engine at the start.")
-    ] = None
+    policy: Path = argument("The policy.json of ttscope advise -o.")
+    upstream: str = option(MISSING, "The engine that draws samples.", metavar="URL")
+    model: str | None = option(None, "Which of the engine's models.")
+    api_key_env: str | None = option(
+        None, "Variable with a key for looking at the engine at the start."
+    )
     verifier: Verifier = None
     price: Price = None
-    otlp: Annotated[str | None, typer.Option(help="Also send spans to this OTLP/HTTP URL.")] = None
+    otlp: str | None = option(None, "Also send spans to this OTLP/HTTP URL.")
     output: Output = None
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="And port. 0 takes a free one.")] = (
-        8100
-    )
-    allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Also answer to this Host.")
-    ] = None
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(metavar="ORIGIN", help="Also answer web pages of it.")
-    ] = None
-    in_flight: Annotated[int, typer.Option(min=1, help="Questions worked on at a time.")] = 64
-    queue: Annotated[int, typer.Option(min=0, help="Questions that wait. More get 503.")] = 256
-    timeout: Annotated[
-        float, typer.Option(help="Seconds per question, then the votes there are decide.")
-    ] = 600.0
-    drain: Annotated[float, typer.Option(help="Seconds for what runs when it ends.")] = 30.0
-    max_body: Annotated[int, typer.Option(min=1, help="MiB of a request at most.")] = 4
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8100, "And port. 0 takes a free one.", min=0, max=65535)
+    allow_host: list[str] | None = option(None, "Also answer to this Host.", metavar="NAME")
+    allow_origin: list[str] | None = option(None, "Also answer web pages of it.", metavar="ORIGIN")
+    in_flight: int = option(64, "Questions worked on at a time.", min=1)
+    queue: int = option(256, "Questions that wait. More get 503.", min=0)
+    timeout: float = option(600.0, "Seconds per question, then the votes there are decide.")
+    drain: float = option(30.0, "Seconds for what runs when it ends.")
+    max_body: int = option(4, "MiB of a request at most.", min=1)
 
 
 @takes(Serve, panels={"host": "Where it listens", "in_flight": "Limits"})
@@ -66,8 +55,7 @@ def serve(asked: Serve) -> None:
     for name in ("timeout", "drain"):
         if not 0 <= getattr(asked, name) < 1e6 or (name == "timeout" and not asked.timeout):
             raise UsageError(f"--{name} must be a number of seconds, not {getattr(asked, name)}")
-    if asked.price is not None and not asked.price > 0:
-        raise UsageError(f"--price must be above 0, not {asked.price}")
+    check_price(asked.price)
     check_settings(asked.otlp)
     folder = asked.output or Path("runs") / f"served-{time.strftime('%Y%m%d-%H%M%S')}"
     check_free(folder)

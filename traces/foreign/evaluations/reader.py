@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from traces.foreign.values import LIMIT_BYTES, Skipped
+from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped
 from traces.schema.engine import ModelFacts
+from traces.schema.formats import listed
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -144,6 +145,11 @@ class Given:
     prompt_tokens: int | None = None
     no_answer: tuple[str, ...] = ()
 
+    def model_name(self, told: str | None = None) -> str:
+        """Return the model's name as it is given, as files have it, or as its config has it."""
+        of_config = None if self.facts is None else self.facts.name
+        return self.model or told or of_config or UNKNOWN_MODEL
+
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if v not in (None, ()) and k != "facts"}
 
@@ -179,6 +185,4 @@ class OutcomeFormat:
 
 def some(names: Iterable[str]) -> str:
     """Return names of a file in a line, however many and long they are."""
-    known = list(names)
-    told = ", ".join(name if len(name) <= 60 else f"{name[:59]}…" for name in known[:12])
-    return told if len(known) <= 12 else f"{told} and {len(known) - 12:,} more"
+    return listed([name if len(name) <= 60 else f"{name[:59]}…" for name in names], 12)
