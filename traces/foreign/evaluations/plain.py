@@ -4,7 +4,8 @@
 
 Needed are problem_id, sample_index and correct (null where it was not judged). May be there:
 answer, expected, output_tokens, prompt_tokens, think_tokens, latency_s, logprob_mean, group,
-finish_reason, model. Other names are not read, and a note names them.
+finish_reason, model, error (of a sample that failed, which is no draw). Other names are not read,
+and a note names them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from typing import Annotated, Any
 import msgspec
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, ended_by
+from traces.foreign.evaluations.reader import (
+    FAILED,
+    Choices,
+    FileFacts,
+    Outcome,
+    OutcomeFormat,
+    ended_by,
+)
 from traces.foreign.source import head_of, objects_in, text_lines
 from traces.foreign.values import LARGEST, MOST_TOKENS, Skipped, finite, truth, whole_number
 from traces.schema.formats import listed
@@ -55,6 +63,7 @@ class _Usual(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     group: str | None = None
     finish_reason: str | None = None
     model: str | None = None
+    error: str | None = None
 
 
 _READ = frozenset(_Usual.__struct_fields__)
@@ -150,7 +159,7 @@ class PlainOutcomes:
                 each = decode(line) if line is not None and len(line) <= _USUAL_BYTES else None
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 each = None
-            if each is None or _thinks_more(each.think_tokens, each.output_tokens):
+            if each is None or each.error or _thinks_more(each.think_tokens, each.output_tokens):
                 yield from self._of_rows([(number, line)])
             elif self._is_read(each.model, number):
                 yield Outcome(
@@ -184,13 +193,16 @@ class PlainOutcomes:
             if asked is not None:
                 column_seen = column_seen or asked in row
                 row["prompt_tokens"] = row.get(asked)
+            failed = bool(row.get("error"))
+            untold = failed or row["correct"] is None
             yield Outcome(
                 problem_id=str(row["problem_id"]),
                 sample_index=int(row["sample_index"]),
                 place=number,
-                answer=self._text(row, "answer", number),
+                answer=None if failed else self._text(row, "answer", number),
                 expected=self._text(row, "expected", number),
-                correct=None if row["correct"] is None else truth(row["correct"]),
+                correct=None if untold else truth(row["correct"]),
+                error=FAILED if failed else None,
                 **self._optional(row, number),
             )
         if asked is not None and not column_seen:

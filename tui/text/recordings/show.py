@@ -436,6 +436,8 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
             text += f", because the speed varied that much while {ran} ran"
         again = "each" if len(each) > 1 else "it"
         text += f". Record {again} again into the same folder to measure it"
+    if spread.printed:
+        text += f". Of {' and '.join(spread.printed)} it is what the replay printed"
     return wrap("", f"run-to-run spread of times, in the intervals: {text}", width=width, indent=2)
 
 
