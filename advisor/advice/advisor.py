@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -323,6 +324,8 @@ class Advisor:
     def _look_for_picks(self, state: UnderLoad, shortlist: Shortlist) -> None:
         """Replay what may be a pick, or else comes nearest to one."""
         system = self._improve(state, shortlist)
+        if system is None:
+            system = self._look_surely(state, shortlist)
         accuracy = None
         if system is None:
             self._look_near(state, shortlist)
@@ -360,6 +363,23 @@ class Advisor:
             state.replay(batch)
             check = self.check(shortlist.budget)
         return check.best()
+
+    def _look_surely(self, state: UnderLoad, shortlist: Shortlist) -> int | None:
+        """Replay the surest, and return the pick. Without one, more devices are tried in turn.
+
+        That ends with the fewest of which a candidate fits, which is then the nearest to `--gpus`.
+        """
+        budget = shortlist.budget
+        state.replay(shortlist.surest())
+        system, most = self.check(budget).best(), budget.max_gpus
+        if system is None and most is not None:
+            counts = [int(count) for count in np.unique(self.space.devices) if count > most]
+            for fewer, count in pairwise([most, *counts]):
+                more = replace(budget, max_gpus=count)
+                state.replay(self.shortlist(more).surest(above=fewer))
+                if self.check(more).fits.any():
+                    break
+        return system
 
     def _look_near(self, state: UnderLoad, shortlist: Shortlist) -> None:
         """Replay those nearest to each limit: the best on it under the others."""

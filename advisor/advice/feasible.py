@@ -432,6 +432,11 @@ class Shortlist(BudgetCheck[ClosedForm]):
             fewest += [int(of_kind[0]), *map(int, self._distinct(alike, self.cost)[:1])]
         return fewest
 
+    def surest(self, above: int = 0) -> list[int]:
+        """Return the candidates of more than `above` devices that most surely meet all limits."""
+        rows = np.flatnonzero(self.possible & (self.metrics.devices > above))
+        return self._cheapest(rows, -self.chance, ENGINES)
+
     def engines_of(self, row: int) -> list[int]:
         """Return candidates with a row's policy and model, on the most promising engines."""
         rows = np.flatnonzero(self.allowed & self._of_policy(row))

@@ -9,8 +9,8 @@ from advisor.advice.advisor import Advisor
 from advisor.advice.reasons import _enough
 from advisor.search.budget import parse_budget
 from tests.advisor import synthetic
-from tests.advisor.synthetic import GREEDY, engine_of, record
-from tui.text.advice import advice_lines, nearest_line
+from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
+from tui.text.advice import advice_lines, fits, nearest_line
 
 FIELDS = {
     "--max-latency": "max_latency_s",
@@ -81,6 +81,37 @@ def test_a_value_within_the_limit_that_is_not_sure_enough_says_so(fresh):
     wanted = fastest.estimates["latency_s"].value * 1.001
     line = nearest_line(fresh.recommend(parse_budget({"max_latency": f"{wanted}s"})))
     assert re.search(r"but that is only [1-8]\d % sure, not 90 %$", line), line
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    runs = [
+        record(folder / model, engine_of(model), VOTE16, problems=20) for model in ("small", "large")
+    ]
+    return Advisor.fit(runs, draws=100)
+
+
+@pytest.mark.slow
+def test_the_nearest_number_of_devices_is_the_fewest_that_are_enough(two_models):
+    """The closed form's nearest do not fit by the replay, so that more are looked at in turn."""
+    given = {"rate": "65/s", "gpus": 1, "min_accuracy": "0.7", "optimise": "cost"}
+    budget = parse_budget(given)
+    answer = two_models.recommend(budget)
+    (miss,) = (each for each in answer.near_misses if each.limit == "max_gpus")
+    for count in (2, 4, 8):
+        more = two_models.recommend(dataclasses.replace(budget, max_gpus=count))
+        assert (more.system_optimal is not None) == (count >= miss.nearest.value)
+
+
+def test_where_nothing_fits_no_candidate_is_counted_as_fitting(two_models):
+    """Some fit by the closed form. One that stands for them was replayed, and does not."""
+    budget = parse_budget({"rate": "33/s", "gpus": 1, "min_accuracy": "0.7"})
+    answer = two_models.recommend(budget)
+    assert answer.system_optimal is None
+    assert two_models.shortlist(budget).fits.any()
+    assert sum(answer.infeasible.values()) == answer.candidates
+    assert fits(answer)[0].startswith("0 of ")
 
 
 def test_an_engine_without_a_price_is_near_no_limit_of_cost(tmp_path):
