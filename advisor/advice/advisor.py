@@ -334,9 +334,16 @@ class Advisor:
             accuracy = float(state.metrics.values("accuracy")[system])
         for of in ("flops", "tokens"):
             state.replay(shortlist.fewest(of, accuracy))
-            check = self.check(shortlist.budget)
-            least = check.compute_optimal(check.best(), of=of)
-            if least is not None:
+            seen: set[int] = set()
+            while True:  # on other engines a policy may need more, and another is the least
+                check = self.check(shortlist.budget)
+                least = check.compute_optimal(check.best(), of=of)
+                policy = (
+                    -1 if least is None else int(self.space.policies[check.metrics.kind[least]])
+                )
+                if least is None or policy in seen:
+                    break
+                seen.add(policy)
                 state.replay(shortlist.engines_of(state.metrics.rows[least]))
 
     def _at_rate(self, budget: Budget, rate_per_s: float) -> str | None:

@@ -9,7 +9,7 @@ from advisor.advice.advisor import Advisor
 from advisor.advice.reasons import _enough
 from advisor.search.budget import parse_budget
 from tests.advisor import synthetic
-from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
+from tests.advisor.synthetic import GREEDY, engine_of, record
 from tui.text.advice import advice_lines, fits, nearest_line
 
 FIELDS = {
@@ -81,15 +81,6 @@ def test_a_value_within_the_limit_that_is_not_sure_enough_says_so(fresh):
     wanted = fastest.estimates["latency_s"].value * 1.001
     line = nearest_line(fresh.recommend(parse_budget({"max_latency": f"{wanted}s"})))
     assert re.search(r"but that is only [1-8]\d % sure, not 90 %$", line), line
-
-
-@pytest.fixture(scope="module")
-def two_models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    runs = [
-        record(folder / model, engine_of(model), VOTE16, problems=20) for model in ("small", "large")
-    ]
-    return Advisor.fit(runs, draws=100)
 
 
 @pytest.mark.slow
