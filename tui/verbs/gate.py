@@ -47,7 +47,7 @@ class GateOptions:
     ] = None
     fail_on: Annotated[
         list[str] | None,
-        typer.Option(metavar="LIMIT", help="Against a recording: p95>+5%, as of show."),
+        typer.Option(metavar="LIMIT", help="Limit against a recording, as in show: p95>+5%."),
     ] = None
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None
     markdown: Annotated[
@@ -57,7 +57,7 @@ class GateOptions:
         str | None, typer.Option(metavar="URL", help="Record this server now, and judge that.")
     ] = None
     workload: Annotated[
-        str | None, typer.Option(help="What to pose to it, where it is a file.")
+        str | None, typer.Option(help="JSONL file of problems to send, if not the demo's.")
     ] = None
     problems: Problems = None
     verifier: VerifierOption = None
@@ -73,7 +73,7 @@ class GateOptions:
 
 @takes(GateOptions, panels={"endpoint": "Record a server now", "as_json": OPTIONS})
 def gate(asked: GateOptions) -> int:
-    """Hold a recording or a server against what was promised, or an earlier recording: for CI."""
+    """Check a recording or a server against a promise or an earlier recording, for CI."""
     from traces.deployment.reports import junit, markdown
     from traces.files import whole_file
     from tui.text.commands import next_lines

@@ -22,32 +22,39 @@ class Serve:
     """The policy, the engine behind it, and where to listen."""
 
     policy: Annotated[Path, typer.Argument(help="The policy.json of ttscope advise -o.")]
-    upstream: Annotated[str, typer.Option(metavar="URL", help="The engine that draws samples.")]
+    upstream: Annotated[str, typer.Option(metavar="URL", help="The engine that samples answers.")]
     model: Annotated[str | None, typer.Option(help="Which of the engine's models.")] = None
     api_key_env: Annotated[
-        str | None, typer.Option(help="Variable with a key for looking at the engine at the start.")
+        str | None,
+        typer.Option(
+            help="Environment variable with the key for the check of the engine at the start."
+        ),
     ] = None
     verifier: Verifier = None
     price: Price = None
     otlp: Annotated[str | None, typer.Option(help="Also send spans to this OTLP/HTTP URL.")] = None
     output: Output = None
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="And port. 0 takes a free one.")] = (
-        8100
-    )
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")
+    ] = 8100
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Also answer to this Host.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Also accept requests to this host name."),
     ] = None
     allow_origin: Annotated[
-        list[str] | None, typer.Option(metavar="ORIGIN", help="Also answer web pages of it.")
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Also accept requests of web pages of this origin."),
     ] = None
     in_flight: Annotated[int, typer.Option(min=1, help="Questions worked on at a time.")] = 64
     queue: Annotated[int, typer.Option(min=0, help="Questions that wait. More get 503.")] = 256
     timeout: Annotated[
-        float, typer.Option(help="Seconds per question, then the votes there are decide.")
+        float, typer.Option(help="Seconds per question. Then its ended samples decide.")
     ] = 600.0
-    drain: Annotated[float, typer.Option(help="Seconds for what runs when it ends.")] = 30.0
-    max_body: Annotated[int, typer.Option(min=1, help="MiB of a request at most.")] = 4
+    drain: Annotated[float, typer.Option(help="Seconds that running questions get at the end.")] = (
+        30.0
+    )
+    max_body: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 4
 
 
 @takes(Serve, panels={"host": "Where it listens", "in_flight": "Limits"})
