@@ -53,7 +53,7 @@ Floats = npt.NDArray[np.float64]
 PROMPTS: Final = tuple(
     PromptPart(factor, seconds)
     for factor in (1.0, 1.1, 1.2, 1.3)
-    for seconds in (0.0, 5e-3, 1e-2, 1.5e-2)
+    for seconds in (0.0, 5e-3, 1e-2, 1.5e-2, 2e-2, 2.5e-2, 3e-2)
 )
 USUAL: Final = np.array([8e-4, 4e-4, 4e-5, 2e-3])  # seconds [TERMS] that exposures are taken at
 SMALL: Final = 0.2  # of these: how far a term is moved
@@ -73,7 +73,10 @@ class Off(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
-    """A priced point: seconds of a token, as measured and by kernels alone, and its exposure."""
+    """A priced point: seconds of a token, as measured and by kernels alone, and its exposure.
+
+    Where the lengths of prompts are a guess that matters (`guessed`), it teaches nothing.
+    """
 
     point: Point
     engine: EngineConfig
@@ -83,6 +86,7 @@ class Row:
     kernels: float
     exposure: Floats
     waited: bool
+    guessed: bool
     teaches: bool
 
     @property
@@ -188,6 +192,7 @@ def row_of(point: Point) -> Row | None:
         kernels=usual - float(exposure @ USUAL),
         exposure=exposure,
         waited=waited,
+        guessed=guessed,
         teaches=not (waited or hidden or old_wires or guessed) and kind_of(point.facts) == PLAIN,
     )
 

@@ -2,23 +2,25 @@
 
 RUNS is a folder of recordings, such as `benchmarks/held_out_runs.py` or `kinds_of_models.py` fill,
 or the bundled ones. Each of its configurations alone predicts each other one of the same engine, as
-`ttscope replay` does, and what it predicts is held against the mean of that one's repeats. With
-`--published` the rows of Argonne's LLM-Inference-Bench are read, too: the time of a step at one
-batch alone predicts that at the others, with and without the word that it was a GPU.
+`ttscope replay` does, and what it predicts is held against the mean of that one's repeats, with
+`--unnamed` as if nobody had said on what they ran. With `--published` the rows of Argonne's
+LLM-Inference-Bench are read, too: the time of a step at one batch alone predicts that at the
+others, with and without the word that it was a GPU.
 """
 
 import argparse
 import csv
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from advisor.evidence.features import ZERO
-from advisor.evidence.gather import StepTable, gather
+from advisor.evidence.gather import Evidence, StepTable, gather
 from advisor.evidence.keys import law_key
-from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.fit import StepTimeModel, middle_of
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.recording.reader import Recording
@@ -43,12 +45,28 @@ def pooled(name: str, rows: list[tuple[float, float, float]]) -> None:
     )
 
 
-def recorded(folder: Path) -> None:
-    """Print how each configuration predicts each other one."""
+def unnamed(engine: EngineConfig) -> EngineConfig:
+    """Return an engine as a watch without the plugin tells it: not on what it runs."""
+    return replace(engine, mode="server", gpu=None, enforce_eager=None)
+
+
+def watched(evidence: Evidence) -> Evidence:
+    """Return evidence of engines that do not say on what they ran."""
+    return replace(
+        evidence,
+        steps=tuple(replace(each, engine=unnamed(each.engine)) for each in evidence.steps),
+        runs=tuple(replace(each, engine=unnamed(each.engine)) for each in evidence.runs),
+    )
+
+
+def recorded(folder: Path, told: bool) -> None:
+    """Print how each configuration predicts each other one; `told` says whether of what device."""
     runs: dict[str, list[Recording]] = defaultdict(list)
     for path in sorted(each.parent for each in folder.glob("*/recording.json")):
         runs[re.sub(r"-r\d+$", "", path.name)].append(Recording.open(path))
     evidence = {name: [gather([r], judged=False) for r in each] for name, each in runs.items()}
+    if not told:
+        evidence = {name: [watched(each) for each in found] for name, found in evidence.items()}
     found = defaultdict(list)
     for name, (first, *_) in evidence.items():
         model = StepTimeModel().fit(first.steps)
@@ -92,7 +110,9 @@ def published(path: Path) -> None:
     for gpu in ("NVIDIA H100", None):
         found = defaultdict(list)
         for (_, size, model, length), steps in took.items():
-            engine = EngineConfig(model=model, tensor_parallel_size=int(size), gpu=gpu)
+            engine = EngineConfig(
+                model=model, tensor_parallel_size=int(size), gpu=gpu, mode="server"
+            )
             for batch, seconds in steps.items():
                 table = StepTable(
                     recording="published",
@@ -102,12 +122,12 @@ def published(path: Path) -> None:
                     composition=np.tile(step(batch, int(length)), (200, 1)),
                     seconds=np.full(200, seconds),
                 )
-                (ends,) = StepTimeModel().fit_ends([table]).values()
+                (laws,) = StepTimeModel().fit_shapes([table]).values()
                 for other, truth in steps.items():
                     if other == batch:
                         continue
-                    both = ends @ step(other, int(length))
-                    middle = both.mean()
+                    asked = step(other, int(length))
+                    both, middle = laws @ asked, middle_of(laws) @ asked
                     low, high = (np.log(of(both) / middle) for of in (min, max))
                     found["larger" if other > batch else "smaller"].append(
                         (
@@ -124,8 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--published", type=Path)
+    parser.add_argument("--unnamed", action="store_true", help="as if no device were told")
     given = parser.parse_args()
-    recorded(given.runs)
+    recorded(given.runs, not given.unnamed)
     if given.published:
         published(given.published)
 

@@ -228,6 +228,8 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
         unknown = unknown or "its prompts came from a prefix cache, whose hits are not told"
     if not version and date and date[1] < "2025-12":
         version = "0.11"  # the newest release at the time of the measurement
+    if version.startswith("nightly") and date and date[1] < "2026-05":
+        version = "0.19"  # the release of those days
     # InferenceX sets async-scheduling in what it starts, the others what vLLM does by default.
     overlapped = async_by_default(version) if aic else True
     flight, prompt = int(told[1]) if told else None, int(row["isl"])

@@ -80,6 +80,15 @@ CONFIG = {
 }  # fmt: skip
 
 
+RUNS = {  # of the shipped recordings
+    "votes": "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e",
+    "large": "demo-l-tp1-seqs64-maj@16-t0.8-09e0005e",
+    "narrow": "demo-l-tp1-seqs8-maj@16-t0.8-39b7005e",
+    "drafts": "demo-l-tp1-seqs64-draft-model-k3-greedy-t0-863e7ae0",
+    "greedy": "demo-l-tp1-seqs64-greedy-t0-09e07ae0",
+}
+
+
 class Fixtures:
     """The inputs of the cases, written on first use."""
 
@@ -88,7 +97,8 @@ class Fixtures:
 
     def __getitem__(self, name: str) -> str:
         """Return a path relative to the folder: the width of no line depends on where that is."""
-        return os.path.relpath(getattr(self, name), self.folder)
+        path = self.shipped / RUNS[name] if name in RUNS else getattr(self, name)
+        return os.path.relpath(path, self.folder)
 
     @cached_property
     def shipped(self) -> Path:
@@ -99,26 +109,6 @@ class Fixtures:
     def foreign(self) -> Path:
         (self.folder / "foreign").symlink_to(FOREIGN)
         return self.folder / "foreign"
-
-    @cached_property
-    def votes(self) -> Path:
-        return self.shipped / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
-
-    @cached_property
-    def large(self) -> Path:
-        return self.shipped / "demo-l-tp1-seqs64-maj@16-t0.8-09e0005e"
-
-    @cached_property
-    def narrow(self) -> Path:
-        return self.shipped / "demo-l-tp1-seqs8-maj@16-t0.8-39b7005e"
-
-    @cached_property
-    def drafts(self) -> Path:
-        return self.shipped / "demo-l-tp1-seqs64-draft-model-k3-greedy-t0-863e7ae0"
-
-    @cached_property
-    def greedy(self) -> Path:
-        return self.shipped / "demo-l-tp1-seqs64-greedy-t0-09e07ae0"
 
     @property
     def out(self) -> Path:

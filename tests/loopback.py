@@ -1,9 +1,10 @@
 """Servers on loopback for tests: of HTTP, and of OTLP over gRPC."""
 
+import gzip
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -29,6 +30,24 @@ def serving(handler):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def taking(path, accept):
+    """A collector over OTLP/HTTP; gives the URL. `accept` takes bodies for a path, and headers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            if self.path == path:
+                accept(body, self.headers)
+            self.send_response(200)
+            self.end_headers()
+
+    with serving(Handler) as url:
+        yield url
 
 
 @contextmanager

@@ -3,11 +3,8 @@
 What its panels show of them is what was measured.
 """
 
-import gzip
-import http.server
 import json
 import re
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from profiler.probes.otlp_metrics import INSTRUMENTS
 from profiler.runs.telemetry import Telemetry
+from tests.loopback import taking
 from traces.recording.spans import ENGINE_KEY, RecordingSpanProcessor
 from traces.recording.tables import TABLES
 
@@ -64,26 +62,8 @@ def collector():
     """A place that takes OTLP/HTTP; gives its URL and the bodies of metrics that came."""
     bodies = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            if self.path == "/v1/metrics":
-                bodies.append(body)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", bodies
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with taking("/v1/metrics", lambda body, _: bodies.append(body)) as url:
+        yield url, bodies
 
 
 def shown_in_grafana(bodies, panel):

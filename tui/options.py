@@ -132,6 +132,12 @@ class Sampling:
         )
 
 
+def check_price(price: float | None) -> None:
+    """Raise UsageError for a price of a device-hour that is none."""
+    if price is not None and not price > 0:
+        raise UsageError(f"--price must be above 0, not {price}")
+
+
 def verifier_for(sampling: Sampling, workload: str, given: str | None) -> str | None:
     """Return what judges a workload: what was given, or else what its policy's file names."""
     demo = workload.partition(":")[0] == "demo"

@@ -82,7 +82,6 @@ def evaluate(
     order: ReplayedOrder | None = None,
     counts: Sequence[int] | None = None,
     max_tokens: int | None = None,
-    seed: int = 0,
 ) -> Counterfactuals:
     """Return what other policies would have given on a run's problems.
 
@@ -93,7 +92,7 @@ def evaluate(
     Raises RecordingError when the run cannot say (samples.py), UsageError for counts below 1 or
     above four times those recorded, and for limits beyond one that cut samples.
     """
-    samples = read_samples(run, MOST, seed)
+    samples = read_samples(run, MOST)
     if not samples.problems:
         raise RecordingError(
             f"{samples.name}: no problem has {samples.n:,} judged samples that ended. Record again"
@@ -107,7 +106,7 @@ def evaluate(
     if samples.n == 1:
         notes.append("one sample per problem: votes need more. Record with --n 8 or so")
     elif samples.answers_told:
-        columns += _scored(samples, inside, seed, notes)
+        columns += _scored(samples, inside, notes)
         columns += _finishing(samples, inside, order, notes)
     else:
         notes.append(
@@ -121,7 +120,7 @@ def evaluate(
         outcomes, of = _of_all(samples, inside, outcomes), samples.of
     if samples.n > 1:
         told = samples.answers_told
-        model = AnswerModel(seed=seed).fit(
+        model = AnswerModel().fit(
             [
                 count_answers(p.answers, p.correct)
                 if told
@@ -139,7 +138,7 @@ def evaluate(
             if told or each.method == "pass_at_k"
         ]
     if samples.answers_told:
-        outcomes += _budgets(samples, answers, seed, notes)
+        outcomes += _budgets(samples, answers, notes)
     return Counterfactuals(
         n=samples.n,
         problems=samples.of,
@@ -154,7 +153,6 @@ def evaluate_curve(
     *,
     counts: Sequence[int] | None = None,
     max_tokens: int | None = None,
-    seed: int = 0,
 ) -> Counterfactuals:
     """Return votes of a run that is a published curve: at its points, between and beyond them.
 
@@ -178,7 +176,7 @@ def evaluate_curve(
     known = {point.n: point for point in curve.points}
     usual = {*learned(list(known)), *sample_counts(curve.most), 2 * curve.most, most}
     wanted = sorted(usual if counts is None else {*counts})
-    model = CurveAccuracy(curve, wanted, seed)
+    model = CurveAccuracy(curve, wanted)
     outcomes = []
     for n in wanted:
         share = model.estimate(n)
@@ -271,9 +269,7 @@ def _outcome(method: str, n: int, **fields: Any) -> PolicyOutcome:
     )
 
 
-def _scored(
-    samples: SampledRun, counts: Sequence[int], seed: int, notes: list[str]
-) -> Iterator[Column]:
+def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Iterator[Column]:
     """Return best-of-k, weighted and filtered votes, windows and adaptive votes one by one."""
     problems = samples.problems
     scores = [p.logprob_mean for p in problems]
@@ -289,7 +285,7 @@ def _scored(
         each = np.array([float(p.tokens.mean()) for p in problems])
         for k in several:
             yield Column(_outcome("best_of_n", k), curves[:, k - 1], each * k)
-    rng = np.random.default_rng([seed, 4])
+    rng = np.random.default_rng([0, 4])
     each_gets = order_count(len(problems))
     orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
     for k in several:
@@ -454,7 +450,7 @@ def _with_fresh_runs(
 
 
 def _budgets(
-    samples: SampledRun, answers: pl.DataFrame | None, seed: int, notes: list[str]
+    samples: SampledRun, answers: pl.DataFrame | None, notes: list[str]
 ) -> list[PolicyOutcome]:
     """Return votes at budgets of thought; those at checkpoints with the interval of a fresh run."""
     cut = [] if answers is None else at_checkpoints(samples, answers)
@@ -473,7 +469,7 @@ def _budgets(
         here = [each for each in cut if each.budget_tokens == budget]
         found = _estimates([_budget_column(each) for each in here])
         if max(each.n for each in here) > 1:
-            model = AnswerModel(seed=seed).fit(here[0].counts)
+            model = AnswerModel().fit(here[0].counts)
             found = _with_fresh_runs(model, found, ("majority",), len(here[0].counts))
         outcomes += found
     for n in sorted({each.n for each in cut}):

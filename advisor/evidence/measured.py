@@ -52,8 +52,8 @@ def run_key(engine: EngineConfig, policy: Policy) -> Config:
     return Config(engine=same, policy=dataclasses.replace(policy, rule=tuple(sorted(policy.rule))))
 
 
-def _of_any_worker(engine: EngineConfig) -> EngineConfig:
-    return dataclasses.replace(engine, other=any_worker(engine))
+def _one_of_any(engine: EngineConfig) -> EngineConfig:
+    return dataclasses.replace(engine.one_replica(), other=any_worker(engine))
 
 
 def _without_limits(key: Config) -> Config:
@@ -147,7 +147,7 @@ class RunsMade:
 
     def __init__(self, made: Sequence[Made] = ()) -> None:
         self.engines = frozenset(each.engine for each in made)
-        self._of_any_worker = frozenset(map(_of_any_worker, self.engines))
+        self._one_of_any = frozenset(map(_one_of_any, self.engines))
         self._made: dict[Config, list[Made]] = {}
         for each in made:
             self._made.setdefault(run_key(each.engine, each.policy), []).append(each)
@@ -158,8 +158,8 @@ class RunsMade:
         return run_key(engine, policy) in self._made
 
     def has_engine(self, engine: EngineConfig) -> bool:
-        """Return whether an engine ran, whichever worker of a deployment it was."""
-        return _of_any_worker(engine) in self._of_any_worker
+        """Return whether an engine ran with its limits, by any number of replicas, any worker."""
+        return _one_of_any(engine) in self._one_of_any
 
     def has_sibling(self, engine: EngineConfig, policy: Policy) -> bool:
         """Return whether it was run with any limits of the scheduler, by any number of replicas."""

@@ -173,7 +173,7 @@ class CandidateMetrics(Metrics):
         return np.asarray(np.minimum(*halves))
 
     def ties(self) -> list[Floats]:
-        """Return better metrics, then no early stop, what was run and its engine, lower limits."""
+        """Return better metrics, then no early stop, what was run and its limits, lower limits."""
         candidates = [each.candidate for each in self.replayed]
         engines, ran = [each.engine for each in candidates], self.space.made.has_engine
         keys = [

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
 
 
-PASSES = 2  # over the problems that arrive at a rate, each with its own draw
+PASSES = 2  # over the problems that arrive at a rate, each with its own draw, at the least
+ENOUGH = 100  # problems that arrive in all passes, so that few of them queue as many do
 LEAD, TAIL = 0.5, 0.25  # of a pass, before and after, so that the load is steady in between
 MOST_MORE = 20_000  # samples before and after these, where few problems last for long
 STEADY = 0.9  # of the capacity, up to which a load has a steady state that is reached soon
@@ -204,15 +205,18 @@ class CandidateReplays:
     ) -> list[Replayed]:
         """Replay passes over the problems among others.
 
-        Where there is a steady state, so many come before and after them that the longest stay is
-        over. These are added to arrivals that are the same for all candidates.
+        They come at exactly the rate, as one draw of so few may be a fifth off. Where there is a
+        steady state, so many come before and after them that the longest stay is over. These are
+        added to arrivals that are the same for all candidates.
         """
         count = len(self.space.problem_ids)
         lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
         rng = np.random.default_rng([self.policy_work.seed, 3])
-        passes = [rng.permutation(count) for _ in range(PASSES)]
+        passes = [rng.permutation(count) for _ in range(max(PASSES, -(-ENOUGH // count)))]
         order = np.concatenate([rng.permutation(count)[:lead], *passes, passes[0][:tail]])
         arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
+        own = len(passes) * count
+        arrivals *= own / rate_per_s / (arrivals[lead + own] - arrivals[lead])
         draws = self.policy_work.problems(candidate.pool, candidate.policy)
         problems = [draws[max(i - lead, 0) // count % len(draws)][p] for i, p in enumerate(order)]
         cost = _cost(law, candidate, speed)

@@ -63,9 +63,8 @@ class Resampling:
         speed = np.exp(sigma * self._scores[key] - sigma**2 / 2)
         if totals is None or law.ends is None:
             return speed
-        flat, steep = law.ends @ np.array(totals)
-        shape = 2 * ((1 - self.growth) * flat + self.growth * steep) / (flat + steep)
-        return np.asarray(speed * shape)
+        ratios = law.ends @ np.array(totals) / (law.seconds @ np.array(totals))
+        return np.asarray(speed * _between(ratios, self.growth))
 
     def scores(self, name: str) -> Floats:
         """Return standard normal draws of what has that name, [draws]."""
@@ -124,6 +123,17 @@ class Resampling:
 
     def _turn(self, replays: int) -> npt.NDArray[np.int64]:
         return np.arange(self.count) // 2 % replays
+
+
+def _between(ratios: Floats, shares: Floats) -> Floats:
+    """Return draws from the ratios' least to their largest, with a mean of 1, which lies between.
+
+    `shares` are from 0 to 1, and go from the first ratio's end to the last one's.
+    """
+    low, high = ratios.min(), ratios.max()
+    first, last = (low, high) if ratios[-1] >= ratios[0] else (high, low)
+    below = (last - 1) / (last - first) if last != first else 0.5  # the nearer end is the likelier
+    return np.asarray(np.interp(shares, [0.0, below, 1.0], [first, 1.0, last]))
 
 
 def _normal_scores(count: int) -> Floats:

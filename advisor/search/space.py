@@ -162,13 +162,19 @@ class Space:
 
     @cached_property
     def preferred(self) -> Ints:
-        """What decides between equals, less being better: a run of it, one of its engine, size."""
-        runs = np.full(len(self), 2, dtype=np.int64)
+        """What decides between equals, less being better.
+
+        A run of it comes first, then one of its engine, then fewer replicas, then recorded limits.
+        """
+        runs, other_limits = np.full(len(self), 2, dtype=np.int64), np.ones(len(self), np.int64)
         for engine in self.made.engines:
-            for row in self.rows_with(engine):
-                ran = self.made.has(engine, self.kinds[self.kind[row]].policy)
-                runs[row] = min(runs[row], 0 if ran else 1)
-        return np.asarray(runs * 64 + np.log2(self.replicas).astype(np.int64))
+            for row in self.rows_with(engine, replicas=None):
+                other_limits[row] = 0
+                if self.replicas[row] == engine.data_parallel_size:
+                    ran = self.made.has(engine, self.kinds[self.kind[row]].policy)
+                    runs[row] = min(runs[row], 0 if ran else 1)
+        replicas = np.log2(self.replicas).astype(np.int64)
+        return np.asarray(runs * 128 + replicas * 2 + other_limits)
 
     def candidate(self, row: int) -> Candidate:
         kind = self.kinds[self.kind[row]]
@@ -193,18 +199,21 @@ class Space:
 
     def rows_of(self, engine: EngineConfig, policy: Policy) -> list[int]:
         """Return the candidates with an engine and a policy: one, or none."""
-        rows = self.rows_with(engine)
+        rows = self.rows_with(engine, replicas=engine.data_parallel_size)
         return [row for row in rows if self.kinds[self.kind[row]].policy == policy]
 
-    def rows_with(self, engine: EngineConfig) -> list[int]:
-        """Return the candidates with an engine and its limits, with any policy."""
+    def rows_with(self, engine: EngineConfig, *, replicas: int | None) -> list[int]:
+        """Return the candidates with an engine and its limits, with any policy.
+
+        Without `replicas` there are those with any number of them.
+        """
         kinds = self._by_engine.get(without_limits(engine), [])
         parts = [np.arange(self._first[kind], self._first[kind + 1]) for kind in kinds]
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
         same_limits = (
             (self.max_num_seqs[rows] == (engine.max_num_seqs or 0))
             & (self.max_num_batched_tokens[rows] == (engine.max_num_batched_tokens or 0))
-            & (self.replicas[rows] == engine.data_parallel_size)
+            & ((self.replicas[rows] == replicas) | (replicas is None))
         )
         return [int(row) for row in rows[same_limits]]
 

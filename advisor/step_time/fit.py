@@ -3,8 +3,8 @@
 Two fits, both non-negative and linear. First one of the physical features over every engine of a
 kind (same device, software and precision), which says what a layer, a byte and a FLOP cost there.
 Then one law per engine, held towards the first where its own steps do not tell: no law is made
-for an engine that was never recorded. Both are made twice, towards `FLAT` and towards `STEEP`, as
-steps of one load do not tell what comes with a step and what with each of its requests.
+for an engine that was never recorded. Both are made towards `FLAT` and towards `STEEP`, as steps
+of one load do not tell what comes with a step and what with each of its requests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -35,6 +35,9 @@ HUBER = 2.0  # robust standard deviations beyond which residuals lose weight
 ITERATIONS = 6  # of reweighting
 HELD = 6.0  # standard deviations of a step, against which FLAT and STEEP are one step each
 STALL = 10.0  # a step beyond so many times its prediction counts as that many times
+# Bytes of weights a second that a rank on a processor never reads: a socket with HBM (Xeon Max) has
+# 1.0 TB/s at most by STREAM, one with MRDIMMs (Xeon 6) a peak of 0.85.
+FASTEST_PROCESSOR = 1.2e12
 
 
 # Between which a feature's cost is taken to lie where no steps tell it, in times of a step's fixed
@@ -104,7 +107,7 @@ class StepTimeModel:
         Without `held_out` the spread is assumed, as it is where there is only one recording.
         """
         tables = [table for table in tables if len(table.seconds)]
-        fitted = self.fit_ends(tables)
+        fitted = self.fit_shapes(tables)
         self.errors_: dict[tuple[str, EngineConfig], float] = {}
         self.inside_: dict[tuple[str, EngineConfig], bool] = {}
         for group in left_out_groups(tables) if held_out else ():
@@ -125,8 +128,8 @@ class StepTimeModel:
         configurations = {table.recording: table.configuration for table in tables}
         self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
         self.laws_: dict[EngineConfig, StepLaw] = {}
-        for key, ends in fitted.items():
-            seconds = ends.mean(axis=0)
+        for key, shapes in fitted.items():
+            seconds = middle_of(shapes)
             own = [table for table in tables if law_key(table.engine) == key]
             sigma, repeats = self._spread(key, own, seconds, outside=False)
             sigma_outside, repeats_outside = self._spread(key, own, seconds, outside=True)
@@ -135,13 +138,9 @@ class StepTimeModel:
                     float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
                 )
             self.laws_[key] = StepLaw(
-                seconds=seconds,
-                ends=ends,
-                fewest=fewest_requests(own),
-                high=np.max([table.most for table in own], axis=0),
+                **of_steps(own, shapes),
                 sigma=sigma,
                 sigma_outside=max(sigma, sigma_outside),
-                runs=len({table.recording for table in own}),
                 repeats=repeats,
                 repeats_outside=repeats_outside,
                 reads=reads_of(own[0].facts),
@@ -168,15 +167,15 @@ class StepTimeModel:
 
         With `of`, of these laws alone.
         """
-        found = self._fit_towards(tables, of, lambda kind: _shapes(kind).mean(axis=0)[None])
+        found = self._fit_towards(tables, of, lambda group: middle_of(_shapes(group))[None])
         return {key: each[0] for key, each in found.items()}
 
-    def fit_ends(
+    def fit_shapes(
         self, tables: Sequence[StepTable], *, of: Collection[EngineConfig] | None = None
     ) -> dict[EngineConfig, Floats]:
-        """Return two laws [2, FEATURES] by `law_key`, one towards each of its `_shapes`.
+        """Return laws [shapes, FEATURES] by `law_key`, one towards each of its `_shapes`.
 
-        Where the recorded steps tell what a feature costs, the two are alike.
+        Where the recorded steps tell what a feature costs, they are alike.
         """
         return self._fit_towards(tables, of, _shapes)
 
@@ -184,7 +183,7 @@ class StepTimeModel:
         self,
         tables: Sequence[StepTable],
         of: Collection[EngineConfig] | None,
-        shapes_of: Callable[[EngineConfig], Floats],
+        shapes_of: Callable[[Sequence[StepTable]], Floats],
     ) -> dict[EngineConfig, Floats]:
         """Return laws [shapes, FEATURES] by `law_key`."""
         laws: dict[EngineConfig, Floats] = {}
@@ -201,7 +200,7 @@ class StepTimeModel:
                 by_law.setdefault(law_key(table.engine), []).append(table)
             known = [table for table in group if table.facts is not None]
             names = list(dict.fromkeys(n for t in known for n in _asked(t)))
-            shapes = shapes_of(kind)
+            shapes = shapes_of(group)
             shared = [self._fit_shared(known, names, shape) for shape in shapes] if known else []
             for key, own in by_law.items():
                 if of is not None and key not in of:
@@ -327,9 +326,20 @@ class StepTimeModel:
             dataclasses.replace(own[0], composition=composition[which], seconds=seconds[which])
             for which in (~large, large)
         )
-        law = self._fit_own([few], _shapes(few.engine).mean(axis=0), None)
+        law = self._fit_own([few], middle_of(_shapes([few])), None)
         predicted = float(many.composition.sum(axis=0) @ law)
         return abs(float(np.log(self._total(many, law) / predicted)))
+
+
+def of_steps(own: Sequence[StepTable], ends: Floats) -> dict[str, Any]:
+    """Return the fields of a `StepLaw` that follow from its steps and from its `ends`."""
+    return {
+        "seconds": middle_of(ends),
+        "ends": ends,
+        "fewest": fewest_requests(own),
+        "high": np.max([table.most for table in own], axis=0),
+        "runs": len({table.recording for table in own}),
+    }
 
 
 def _starts_differ(tables: Sequence[StepTable]) -> bool:
@@ -343,9 +353,40 @@ def _starts_differ(tables: Sequence[StepTable]) -> bool:
     return len(ratios) > 1
 
 
-def _shapes(engine: EngineConfig) -> Floats:
-    """Return between which shapes the laws of an engine lie, [2, FEATURES]."""
-    return np.array([FLAT, STEEP if engine.gpu is None else STEEP_ON_GPU])
+def middle_of(laws: Floats) -> Floats:
+    """Return the likeliest [FEATURES] of the laws or shapes [shapes, FEATURES] of `_shapes`."""
+    return np.asarray(laws[:2].mean(axis=0))
+
+
+def _shapes(tables: Sequence[StepTable]) -> Floats:
+    """Return the shapes [2 or 3, FEATURES] that laws of a kind of engine are made towards.
+
+    The mean of the first two is the likeliest. What nobody names is most likely a GPU, but may
+    grow as a processor does.
+    """
+    on_gpu = _on_gpu(tables)
+    if on_gpu is None:
+        return np.array([FLAT, STEEP_ON_GPU, STEEP])
+    return np.array([FLAT, STEEP_ON_GPU if on_gpu else STEEP])
+
+
+def _on_gpu(tables: Sequence[StepTable]) -> bool | None:
+    """Whether engines of a kind ran on GPUs: as told, or by steps that no processor makes.
+
+    None where neither says it, as of imports and of watches without the plugin.
+    """
+    told = tables[0].engine.on_gpu
+    if told is None and any(_weights_read(each) > FASTEST_PROCESSOR for each in tables):
+        return True
+    return told
+
+
+def _weights_read(table: StepTable) -> float:
+    """Return the bytes of weights a second that each rank read at least, 0 where not known."""
+    size = None if table.facts is None else table.facts.read_weight_bytes(1.0)
+    engine = table.engine
+    ranks = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    return (size or 0.0) / ranks / float(np.median(table.seconds))
 
 
 def _towards(shape: Floats, composition: Floats, seconds: Floats, asked: Floats) -> Floats:

@@ -57,9 +57,9 @@ class StepLaw:
     `runs` are the recordings it was learned from, `repeats` and `repeats_outside` how many were
     held out to find the spreads (0: `RUN_TO_RUN` is assumed). With a `prior` nothing was recorded:
     `seconds` come near to its tables, from which replays take their times. `reads` is what its
-    features count. `ends` [2, FEATURES] are two laws that fit its steps as well, one that grows
-    little with requests and one that grows much, and it is their mean (None of a prior). Where the
-    steps tell what each feature costs they are alike.
+    features count. `ends` [2 or 3, FEATURES] are laws that fit its steps as well, from one that
+    grows little with requests to one that grows much, between which it lies (None of a prior).
+    Where the steps tell what each feature costs they are alike.
     """
 
     seconds: Floats

@@ -23,7 +23,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -44,20 +44,6 @@ from traces.schema.record import Record
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
-RUN_FIELDS = (
-    "workload",
-    "problems",
-    "seed",
-    "concurrency",
-    "record_text",
-    "power_hz",
-    "logprobs",
-    "timeout_s",
-    "budget_checkpoints",
-    "checkpoint_samples",
-    "verifier",
-    "system_prompt",
-)
 MOST_REPEATS = 10_000
 _WHOLE = ("problems", "seed", "concurrency", "checkpoint_samples", "repeats")
 LOG = "engine.log"  # what the engine printed, in the folder of the recordings
@@ -86,6 +72,12 @@ class Job(Record):
 
     def __post_init__(self) -> None:
         check_hz(self.power_hz)
+
+
+# What a plan says of all of its runs.
+RUN_FIELDS = tuple(
+    each.name for each in fields(Job) if each.name not in ("name", "policy", "repeat")
+)
 
 
 @dataclass(frozen=True, kw_only=True)

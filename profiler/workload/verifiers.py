@@ -16,7 +16,7 @@ from itertools import takewhile
 from typing import Protocol
 
 from profiler.engines.interface import Prompt
-from profiler.workload.answers import after_thinking, final_answer, last_boxed
+from profiler.workload.answers import final_answer
 from traces.errors import UsageError
 
 NAMES = ("exact", "numeric", "choice", "math")
@@ -335,11 +335,8 @@ class Choice:
     name = "choice"
 
     def answer_of(self, text: str, prompt: str = "") -> str | None:
-        tail = after_thinking(text)
-        if tail is None:
-            return None
-        boxed = last_boxed(tail)
-        return _letter(tail if boxed is None else boxed, prompt)
+        answer = final_answer(text)
+        return None if answer is None else _letter(answer, prompt)
 
     def canonical(self, answer: str) -> str | None:
         return _letter(answer)

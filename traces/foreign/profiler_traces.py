@@ -17,13 +17,13 @@ from typing import Any
 import polars as pl
 
 from traces.errors import UsageError
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.kineto.read import TraceTables, read_trace, skipped_text
 from traces.kineto.stream import LIMIT_BYTES
 from traces.recording.manifest import Manifest, check_free
 from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import EngineConfig
-
-UNKNOWN_MODEL = "imported"
+from traces.schema.formats import listed
 
 
 def import_traces(
@@ -73,9 +73,8 @@ def import_traces(
 
 def remarks(traces: Sequence[TraceTables]) -> list[str]:
     """Return in one line each what a reader must know: skipped events, cuts, unlike ranks."""
-    names = ", ".join(trace.path.name for trace in traces[:4])
-    more = f" and {len(traces) - 4} more" if len(traces) > 4 else ""
-    lines = [f"imported from profiler traces: {names}{more}"]
+    names = listed([trace.path.name for trace in traces], 4)
+    lines = [f"imported from profiler traces: {names}"]
     for trace in traces:
         told = [*trace.notes]
         if trace.skipped:

@@ -71,14 +71,13 @@ def read_trace(
     path: str | Path,
     *,
     engine: str | None = None,
-    rank: int | None = None,
     window_id: int = 0,
     limit_bytes: int = LIMIT_BYTES,
 ) -> TraceTables:
     """Read a PyTorch profiler trace (.json or .json.gz), whole or damaged.
 
-    `engine` and `window_id` are written into the kernels' rows, `rank` stands instead of the
-    trace's own, and `limit_bytes` of inflated JSON protect against a file that never ends.
+    `engine` and `window_id` are written into the kernels' rows, and `limit_bytes` of inflated JSON
+    protect against a file that never ends.
 
     Raises TraceError when the file cannot be opened, is empty, is no profiler trace, is larger
     than the limit, or has neither a kernel nor an operator that can be read.
@@ -103,12 +102,12 @@ def read_trace(
     rows = (
         device_rows(found, steps, group) if found.device_events else cpu_rows(found, steps, group)
     )
-    own = _whole(info.get("rank"))
+    rank = _whole(info.get("rank"))
     return TraceTables(
         path=Path(path),
-        rank=own if rank is None else rank,
+        rank=rank,
         world_size=_whole(info.get("world_size")),
-        kernels=rows.frame(engine, own if rank is None else rank, window_id, steps),
+        kernels=rows.frame(engine, rank, window_id, steps),
         steps=tuple(steps.described(rows.last_ends)),
         window=rows.window,
         on_device=bool(found.device_events),

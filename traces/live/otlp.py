@@ -87,9 +87,6 @@ def read_protobuf(body: bytes | bytearray) -> Received:
     for told, spans in TraceRequest(body, _NAMES, 4 * LONGEST_TEXT):
         resource = _resource(told)
         for span in spans:
-            if not _is_request(span.name, span.attributes):
-                found.others += 1
-                continue
             _take(
                 found,
                 span.name,
@@ -172,16 +169,12 @@ def read_json(body: bytes | bytearray) -> Received:
         resource = _resource(_json_values(told))
         for scope in part.scope_spans or ():
             for span in scope.spans or ():
-                attributes = list(_json_values(span.attributes))
-                if not _is_request(span.name, attributes):
-                    found.others += 1
-                    continue
                 _take(
                     found,
                     span.name,
                     ids=(_id(span.trace_id, 16), _id(span.span_id, 8), _id(span.parent_span_id, 8)),
                     times=(_time(span.start_time_unix_nano), _time(span.end_time_unix_nano)),
-                    attributes=attributes,
+                    attributes=list(_json_values(span.attributes)),
                     resource=resource,
                     failed=span.status is not None and span.status.code in _STATUS_ERROR,
                 )
@@ -301,6 +294,9 @@ def _take(
     resource: tuple[tuple[str, str], ...] | None,
     failed: bool,
 ) -> None:
+    if not _is_request(name, attributes):
+        found.others += 1
+        return
     trace_id, span_id, parent_id = ids
     start, end = times
     try:
@@ -316,18 +312,17 @@ def _take(
     if not named or not timed or resource is None:
         found.bad += 1
         return
-    parent = parent_id.hex() if any(parent_id) else ""
     found.spans.append(
         GenSpan(
-            trace_id.hex(),
-            span_id.hex(),
-            parent,
-            start,
-            end,
-            _is_engines(name, attributes),
-            values,
-            resource,
-            failed,
+            trace_id=trace_id.hex(),
+            span_id=span_id.hex(),
+            parent_id=parent_id.hex() if any(parent_id) else "",
+            start=start,
+            end=end,
+            from_engine=_is_engines(name, attributes),
+            values=values,
+            resource=resource,
+            failed=failed,
         )
     )
 

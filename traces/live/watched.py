@@ -39,10 +39,6 @@ class Requests(Record):
     decode_s: Spread
     e2e_s: Spread
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the document; estimates without the count of runs they rest on."""
-        return {name: to_plain(value) for name, value in vars(self).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
@@ -70,7 +66,7 @@ class Watched:
             "complete": self.complete,
             "engine": self.engine.to_json(),
             "numbers": None if self.numbers is None else self.numbers.to_json(),
-            "requests": None if self.requests is None else self.requests.to_json(),
+            "requests": to_plain(self.requests),
             "verdict": self.verdict.to_json(),
             "events": self.events,
             "losses": list(self.losses),

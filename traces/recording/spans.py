@@ -50,20 +50,17 @@ ERROR_TYPE = "error.type"
 
 # Span attribute -> column of the recording's table; a column's own name otherwise, as
 # `tts.problem.<column>` and `tts.sample.<column>`.
-SAMPLE_COLUMNS = {
-    GEN_AI_INPUT_TOKENS: "prompt_tokens",
-    GEN_AI_OUTPUT_TOKENS: "output_tokens",
-    GEN_AI_RESPONSE_ID: "request_id",
-    ERROR_TYPE: "error",
-    ENGINE_KEY: "engine",
-    POLICY_KEY: "policy",
-    "tts.problem.id": "problem_id",
-}
 PROBLEM_COLUMNS = {
     ERROR_TYPE: "error",
     ENGINE_KEY: "engine",
     POLICY_KEY: "policy",
     "tts.problem.id": "problem_id",
+}
+SAMPLE_COLUMNS = {
+    GEN_AI_INPUT_TOKENS: "prompt_tokens",
+    GEN_AI_OUTPUT_TOKENS: "output_tokens",
+    GEN_AI_RESPONSE_ID: "request_id",
+    **PROBLEM_COLUMNS,
 }
 
 Append = Callable[[str, Mapping[str, Any]], None]

@@ -91,6 +91,18 @@ class EngineConfig(Record):
         return None if told is None else (int(told[1]), int(told[2]))
 
     @property
+    def on_gpu(self) -> bool | None:
+        """Whether it runs on GPUs, None where nobody told.
+
+        An engine in this process and vLLM's plugin tell their GPU, and tell none on a processor.
+        Nothing but the plugin tells of a server of vLLM whether it is eager.
+        """
+        if self.gpu is not None:
+            return True
+        by_plugin = self.vllm_version is not None and self.enforce_eager is not None
+        return False if by_plugin or self.mode == "in_process" else None
+
+    @property
     def expert_parallel(self) -> bool:
         """Whether the ranks of tensor and data parallelism share whole experts."""
         return dict(self.other).get(EXPERTS) == "true"

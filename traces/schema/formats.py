@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from traces.schema.estimate import Estimate
 
@@ -155,6 +156,12 @@ def half_width(estimate: Estimate | None) -> str:
 def integer(value: float | None) -> str:
     """Return a count with its thousands set apart: `1,024`."""
     return ABSENT if value is None else f"{value:,.0f}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first names, and how many more there are: `a, b and 3 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def counted(count: int, word: str) -> str:

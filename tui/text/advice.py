@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from advisor.advice.command import servers_note
@@ -70,7 +71,7 @@ def advice_lines(
     """Return the answer as lines of at most `width` columns, the headline first.
 
     Without `explain` a recommendation takes at most `SHORT_LINES` lines, or as many as its command
-    and numbers need.
+    and numbers need. Alternatives are left out there before what to measure next is.
     """
     answer, pick = recommendation, recommendation.system_optimal
     lines = verdict_lines(answer, width)
@@ -91,7 +92,16 @@ def advice_lines(
         lines += ["", *present_lines(answer.present, width, required=required)]
     if explain or pick is None:
         return [*lines, "", *closing_lines(answer, width)]
-    return [*lines, "", *_in_short(answer, width, SHORT_LINES - len(lines) - 1)]
+    short = [*lines, "", *_in_short(answer, width, SHORT_LINES - len(lines) - 1)]
+    if not answer.alternatives or any(map(_is_next, short)):
+        return short
+    reasons = (*answer.reasons, *answer.alternatives)
+    fewer = advice_lines(replace(answer, alternatives=(), reasons=reasons), width=width)
+    return fewer if any(map(_is_next, fewer)) else short
+
+
+def _is_next(line: str) -> bool:
+    return line.startswith(f"{'Next':<{LABEL}}")
 
 
 def _in_short(answer: Recommendation, width: int, room: int) -> list[str]:
@@ -226,7 +236,7 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     elif share is not None and share >= TIMES:
         size, more = percent_change(share), "the"
     elif share is not None:
-        size += f" ({percent_change(share)})"
+        size += f" ({percent_change(share) if share > 0 else percent(-share, 1)})"
     if regret.value > 0:
         return f"{head}, but has ", size, f" {more} {noun}."
     enough = other.probability_within_budget >= answer.budget.confidence

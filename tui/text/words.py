@@ -16,11 +16,9 @@ def policy_words(policy: Policy | None) -> str:
     return "policy not known" if policy is None else policy.words()
 
 
-def engine_words(
-    engine: EngineConfig, *, imported: bool = False, prior: str | None = None, limits: bool = True
-) -> str:
+def engine_words(engine: EngineConfig, *, imported: bool = False, prior: str | None = None) -> str:
     """Return how an engine is started, as `EngineConfig.words` does."""
-    return "engine not known" if imported else engine.words(prior=prior, limits=limits)
+    return "engine not known" if imported else engine.words(prior=prior)
 
 
 def plain(

@@ -129,6 +129,7 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> int:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.
     from traces.recording.reader import Recording
+    from traces.summary.run import to_plain
     from tui.verbs.show import print_show
 
     expected = None
@@ -139,7 +140,7 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> int:
     folder, terminated = watch_servers(watched, pose, sampling, asked)
     recording = Recording.open(folder)
     moved = [] if expected is None else _drift(expected, recording)
-    more = None if expected is None else {"drift": [each.to_json() for each in moved]}
+    more = None if expected is None else {"drift": to_plain(moved)}
     if terminated and recording.problems.height > MOST_SUMMED_UP:
         tell(f"ended by SIGTERM. Sum it up with ttscope show {folder}")
     else:

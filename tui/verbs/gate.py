@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
@@ -21,6 +19,9 @@ from tui.options import (
     RuleOptions,
     Sampling,
     SystemPrompt,
+    argument,
+    check_price,
+    option,
     takes,
 )
 from tui.options import Verifier as VerifierOption
@@ -39,33 +40,20 @@ if TYPE_CHECKING:
 class GateOptions:
     """What is held against what, and how it is told."""
 
-    against: Annotated[
-        Path, typer.Argument(help="The expect.json of ttscope advise -o, or a recording.")
-    ]
-    recording: Annotated[
-        Path | None, typer.Argument(help="The recording to judge, or else --endpoint.")
-    ] = None
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LIMIT", help="Limit against a recording, as in show: p95>+5%."),
-    ] = None
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also append a Markdown summary.")
-    ] = None
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="Record this server now, and judge that.")
-    ] = None
-    workload: Annotated[
-        str | None, typer.Option(help="JSONL file of problems to send, if not the demo's.")
-    ] = None
+    against: Path = argument("The expect.json of ttscope advise -o, or a recording.")
+    recording: Path | None = argument("The recording to judge, or else --endpoint.", default=None)
+    fail_on: list[str] | None = option(
+        None, "Limit against a recording, as in show: p95>+5%.", metavar="LIMIT"
+    )
+    junit: Path | None = option(None, "Also write JUnit XML.", metavar="FILE")
+    markdown: Path | None = option(None, "Also append a Markdown summary.", metavar="FILE")
+    endpoint: str | None = option(None, "Record this server now, and judge that.", metavar="URL")
+    workload: str | None = option(None, "JSONL file of problems to send, if not the demo's.")
     problems: Problems = None
     verifier: VerifierOption = None
     raw_prompts: RawPrompts = False
     system_prompt: SystemPrompt = None
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the server's key.")
-    ] = None
+    api_key_env: str | None = option(None, "Environment variable that holds the server's key.")
     price: Price = None
     output: Output = None
     as_json: Json = False
@@ -104,8 +92,7 @@ def gate(asked: GateOptions) -> int:
 def _check(asked: GateOptions) -> None:
     if (asked.recording is None) == (asked.endpoint is None):
         raise UsageError("name a recording to judge, or a server with --endpoint, and not both")
-    if asked.price is not None and not asked.price > 0:
-        raise UsageError(f"--price must be above 0, not {asked.price}")
+    check_price(asked.price)
     if asked.fail_on and asked.against.is_file():
         raise UsageError(
             f"--fail-on compares recordings. The promises of {asked.against} are its limits"

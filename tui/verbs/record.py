@@ -36,6 +36,7 @@ from tui.options import (
     SystemPrompt,
     Timeout,
     Verifier,
+    check_price,
     option,
     takes,
     verifier_for,
@@ -153,8 +154,7 @@ def run_workload(
         speculative=parse_speculative(asked.speculative),
         chat_template=asked.chat_template,
     )
-    if asked.price is not None and not asked.price > 0:
-        raise UsageError(f"--price must be above 0, not {asked.price}")
+    check_price(asked.price)
     check_hz(asked.power_hz)
     check_settings(asked.otlp)
     if ask.concurrency < 1:

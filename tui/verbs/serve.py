@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from traces.errors import MissingDependencyError, UsageError, install_command
 from traces.recording.manifest import check_free
-from tui.options import Output, Price, Verifier, takes
+from tui.options import Output, Price, Verifier, argument, check_price, option, takes
 from tui.terminal import say_all, tell
 from tui.text.commands import next_lines
 
@@ -21,40 +18,29 @@ from tui.text.commands import next_lines
 class Serve:
     """The policy, the engine behind it, and where to listen."""
 
-    policy: Annotated[Path, typer.Argument(help="The policy.json of ttscope advise -o.")]
-    upstream: Annotated[str, typer.Option(metavar="URL", help="The engine that samples answers.")]
-    model: Annotated[str | None, typer.Option(help="Which of the engine's models.")] = None
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            help="Environment variable with the key for the check of the engine at the start."
-        ),
-    ] = None
+    policy: Path = argument("The policy.json of ttscope advise -o.")
+    upstream: str = option(MISSING, "The engine that samples answers.", metavar="URL")
+    model: str | None = option(None, "Which of the engine's models.")
+    api_key_env: str | None = option(
+        None, "Environment variable with the key for a first look at the engine."
+    )
     verifier: Verifier = None
     price: Price = None
-    otlp: Annotated[str | None, typer.Option(help="Also send spans to this OTLP/HTTP URL.")] = None
+    otlp: str | None = option(None, "Also send spans to this OTLP/HTTP URL.")
     output: Output = None
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one.")
-    ] = 8100
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Also accept requests to this host name."),
-    ] = None
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Also accept requests of web pages of this origin."),
-    ] = None
-    in_flight: Annotated[int, typer.Option(min=1, help="Questions worked on at a time.")] = 64
-    queue: Annotated[int, typer.Option(min=0, help="Questions that wait. More get 503.")] = 256
-    timeout: Annotated[
-        float, typer.Option(help="Seconds per question. Then its ended samples decide.")
-    ] = 600.0
-    drain: Annotated[float, typer.Option(help="Seconds that running questions get at the end.")] = (
-        30.0
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8100, "Port to listen on. 0 takes a free one.", min=0, max=65535)
+    allow_host: list[str] | None = option(
+        None, "Also accept requests to this host name.", metavar="NAME"
     )
-    max_body: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 4
+    allow_origin: list[str] | None = option(
+        None, "Also accept requests of web pages of this origin.", metavar="ORIGIN"
+    )
+    in_flight: int = option(64, "Questions worked on at a time.", min=1)
+    queue: int = option(256, "Questions that wait. More get 503.", min=0)
+    timeout: float = option(600.0, "Seconds per question. Then its ended samples decide.")
+    drain: float = option(30.0, "Seconds that running questions get at the end.")
+    max_body: int = option(4, "Largest request, in MiB.", min=1)
 
 
 @takes(Serve, panels={"host": "Where it listens", "in_flight": "Limits"})
@@ -73,8 +59,7 @@ def serve(asked: Serve) -> None:
     for name in ("timeout", "drain"):
         if not 0 <= getattr(asked, name) < 1e6 or (name == "timeout" and not asked.timeout):
             raise UsageError(f"--{name} must be a number of seconds, not {getattr(asked, name)}")
-    if asked.price is not None and not asked.price > 0:
-        raise UsageError(f"--price must be above 0, not {asked.price}")
+    check_price(asked.price)
     check_settings(asked.otlp)
     folder = asked.output or Path("runs") / f"served-{time.strftime('%Y%m%d-%H%M%S')}"
     check_free(folder)

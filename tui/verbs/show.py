@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording
-from tui.options import OPTIONS, Json, argument, option, takes
+from tui.options import OPTIONS, Json, argument, check_price, option, takes
 from tui.terminal import say_all, say_json
 from tui.text.commands import next_lines
 from tui.text.layout import wrap
@@ -98,7 +98,7 @@ def print_show(
     from tui.text.recordings.live import watched_lines
     from tui.text.recordings.show import limit_lines, show_json, show_lines
 
-    _check_price(price)
+    check_price(price)
     recordings = [Recording.open(path) for path in paths]
     both = [runs_and_servers(recording, price) for recording in recordings]
     of_each = [runs for runs, _ in both]
@@ -185,7 +185,7 @@ def print_policies(
     )
     from tui.verbs.progress import progress_bar
 
-    _check_price(price)
+    check_price(price)
     recording = Recording.open(path)
     runs = summarise(recording, price_usd_per_device_hour=price)
     judged: list[Counterfactuals | str] = []
@@ -222,8 +222,3 @@ def _after_policies(recording: Recording, n: int) -> list[str]:
         text = "for times, import again with --model, --model-config and --prompt-tokens"
         return ["", *wrap("next", text, width=80, indent=10)]
     return next_lines("tui", recording.path)
-
-
-def _check_price(price: float | None) -> None:
-    if price is not None and not price > 0:
-        raise UsageError(f"--price must be above 0, not {price}")

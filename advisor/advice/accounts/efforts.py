@@ -93,7 +93,7 @@ def effort_map(
     space, state = advisor.space, advisor.under(budget.rate_per_s)
     shortlist = advisor.shortlist(budget)
     by_setting: dict[Setting, list[int]] = {}
-    for row in space.rows_with(pick.engine):
+    for row in space.rows_with(pick.engine, replicas=pick.engine.data_parallel_size):
         by_setting.setdefault(_setting(space.kinds[space.kind[row]].policy), []).append(row)
     tried = {name: _promising(shortlist, np.array(rows)) for name, rows in by_setting.items()}
     tried[_setting(pick.policy)] += space.rows_of(pick.engine, pick.policy)

@@ -41,6 +41,11 @@ NORM_BYTES: Final = 2 * 4  # of a token: the variance of its queries and of its 
 # MiniMaxText01RMSNormTP).
 NORM_OVER_HEADS: Final = ("MiniMaxM2",)
 QK_NORM: Final = ("Qwen3", "MiniMaxM2", "Gemma3", "Gemma4", "Glm4Moe", "Step3p")
+# Of these the router's weights are in float32, and cuBLAS multiplies them without tensor cores
+# (vllm-project/vllm pull request 41332): before vLLM had kernels of its own for them.
+FLOAT32_ROUTERS: Final = ("MiniMaxM2", "Glm4Moe", "Ernie4_5_Moe", "Step3p5")
+ROUTER_FORM: Final = "float32_cores"
+OWN_ROUTERS: Final = (0, 23)
 # Architectures of recordings that do not have a model's layers: all of them are alike.
 ARCHITECTURES: Final = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -166,6 +171,19 @@ def layers_of(facts: ModelFacts) -> tuple[tuple[Layers, ...], tuple[Matrix, ...]
     return (layer,), (lm_head,)
 
 
+def with_router(facts: ModelFacts, version: tuple[int, int] | None) -> ModelFacts:
+    """Return a model with the form of its router's weights in a version of vLLM."""
+    told = (facts.architecture or "").startswith(FLOAT32_ROUTERS)
+    if not told or facts.layers is None or version is None or version >= OWN_ROUTERS:
+        return facts
+
+    def form(each: Matrix) -> Matrix:
+        return replace(each, precision=ROUTER_FORM) if each.name.endswith(".gate") else each
+
+    layers = (replace(g, matrices=tuple(map(form, g.matrices))) for g in facts.layers)
+    return replace(facts, layers=tuple(layers))
+
+
 def check_split(facts: ModelFacts, layers: Sequence[Layers], split: Split) -> None:
     """Raise UsageError, with both numbers, for what the GPUs do not divide."""
 
@@ -246,6 +264,8 @@ def parts_of(
                 dense.append(_norm_reduce(tables, split.tensor, count))
         for name, n, k, form in _kernels(facts, group, split, online):
             absorbed = whole and name == "self_attn.kv_b_proj"
+            if form == ROUTER_FORM:
+                moved("router_input", count, 3 * k)  # read in bfloat16, written in float32
             if ".shared_experts." not in name and not absorbed:
                 dense.append(
                     Part(name=name, family="gemm", calls=count, times=product(tables, n, k, form))

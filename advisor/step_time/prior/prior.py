@@ -22,7 +22,7 @@ from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
 from advisor.step_time.prior.operations.attention import Mixer, beside
 from advisor.step_time.prior.operations.collectives import handed_on
-from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of
+from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of, with_router
 from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
 from traces.errors import UsageError
@@ -50,8 +50,9 @@ USUAL_CONTEXT: Final = 2048
 MATTERS: Final = 0.01  # of that step
 
 PRIOR_RULES: Final = (
-    "norms, activation, rotary positions, embedding and sampling: the fewest bytes they move, at "
-    "the bandwidth and with the start of a kernel that the tables' authors state",
+    "norms, activation, rotary positions, embedding, the choice of experts and sampling: the "
+    "fewest bytes they move, at the bandwidth and with the start of a kernel that the tables' "
+    "authors state",
     "a chunk after earlier tokens: the whole prompt less the earlier part, no less than reading it",
     "a chunk beside decoding requests: the sum of both less one start",
 )
@@ -363,7 +364,8 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     online = "fp8" if facts.quantization is None and engine.quantization in ONLINE else None
     fp8 = (kv or "").startswith("fp8")
     apart = generation_of(engine) == OLD
-    return _priced(tables, facts, Split.of(engine), fp8, online, prompt_part(facts, engine), apart)
+    prompts, facts = prompt_part(facts, engine), with_router(facts, engine.version)
+    return _priced(tables, facts, Split.of(engine), fp8, online, prompts, apart)
 
 
 def check(facts: ModelFacts, engine: EngineConfig) -> None:

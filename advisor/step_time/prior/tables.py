@@ -143,6 +143,12 @@ def _read_rows(path: Path) -> pl.DataFrame:
     return table.with_columns(seconds=pl.col("latency") / 1e3).filter(pl.col("seconds") > 0)
 
 
+# By how much the peak in bfloat16 is above that of the float32 cores, by the chip's generation:
+# data sheets of A100 (312 and 19.5 TFLOP/s), L40S (362, 91.6), H100 (989, 67), B200 (2,250, 75),
+# B300 (2,500, 77) and RTX PRO 6000 (504, 126).
+FLOAT32: Final = {80: 16.0, 89: 4.0, 90: 14.8, 100: 30.0, 103: 32.0, 120: 4.0}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PriorTables:
     """The tables of one system; times in seconds. Made by `read_prior`.
@@ -165,9 +171,11 @@ class PriorTables:
     def peak(self, kind: str) -> float:
         """Return the FLOP/s of a kind of tensor cores: `bfloat16`, `fp8`, `fp4`.
 
-        A GPU without cores for narrow values multiplies them in bfloat16. Raises TablesError where
-        the tables do not say it.
+        A GPU without cores for narrow values multiplies them in bfloat16. `float32` is that of the
+        cores that are no tensor cores. Raises TablesError where the tables do not say it.
         """
+        if kind == "float32":
+            return self.peak("bfloat16") / FLOAT32.get(self.gpu.get("sm_version") or 0, 1.0)
         for name in (kind, "bfloat16"):
             if value := self.gpu.get(f"{name}_tc_flops"):
                 return float(value)

@@ -131,18 +131,29 @@ def _from_published(run: Run, engine: EngineConfig) -> Redrafted | None:
     k, runs = engine.speculative.num_speculative_tokens, []
     for number in range(DRAWS):
         rng = np.random.default_rng([7, number])
-        problems = {}
-        for name, problem in run.problems.items():
-            samples = tuple(
-                _redrafted(each, k, known.chances, None, rng)[0] for each in problem.samples
-            )
-            problems[name] = dataclasses.replace(problem, samples=samples)
-        runs.append(dataclasses.replace(run, engine=engine, problems=problems))
+        runs.append(_with_drafts(run, engine, k, known.chances, None, rng)[0])
     note = (
         f"drafts never ran: how many are kept is drawn by the acceptance that was published for "
         f"{known.name}, on other prompts"
     )
     return Redrafted(runs=tuple(runs), note=note, extrapolated=True)
+
+
+def _with_drafts(
+    run: Run,
+    engine: EngineConfig,
+    k: int,
+    chances: Chances,
+    temperature: float | None,
+    rng: np.random.Generator,
+) -> tuple[Run, int]:
+    """Return a run whose samples have drafts of `k`, and how many tokens had to be drawn."""
+    problems, drawn = {}, 0
+    for name, problem in run.problems.items():
+        made = [_redrafted(each, k, chances, temperature, rng) for each in problem.samples]
+        drawn += sum(some for _, some in made)
+        problems[name] = dataclasses.replace(problem, samples=tuple(each for each, _ in made))
+    return dataclasses.replace(run, engine=engine, problems=problems), drawn
 
 
 # -- from the recorded steps of samples ------------------------------------------------------------
@@ -164,20 +175,13 @@ def _from_steps(evidence: Evidence, run: Run, engine: EngineConfig) -> Redrafted
         model = AcceptanceModel().fit(counts)
     except ValueError:
         return None
-    drawn = tokens = 0
-    runs = []
+    drawn, runs = 0, []
     for number in range(DRAWS):
         rng = np.random.default_rng([7, number])
-        chances = model.draw(rng)
-        problems = {}
-        for name, problem in run.problems.items():
-            samples = []
-            for sample in problem.samples:
-                made, some = _redrafted(sample, k, chances, run.policy.temperature, rng)
-                samples.append(made)
-                drawn, tokens = drawn + some, tokens + sample.output_tokens
-            problems[name] = dataclasses.replace(problem, samples=tuple(samples))
-        runs.append(dataclasses.replace(run, engine=engine, problems=problems))
+        made, some = _with_drafts(run, engine, k, model.draw(rng), run.policy.temperature, rng)
+        drawn += some
+        runs.append(made)
+    tokens = DRAWS * sum(sample.output_tokens for sample in run.samples)
     note = (
         f"drafts of {k} are made of the recorded ones of {recorded}, token by token, and "
         f"{percent(drawn / max(tokens, 1))} of the tokens followed a whole kept draft and were "

@@ -88,9 +88,9 @@ class Fields:
             raise UsageError(f"{self.where}: no field {names[0]}. {of}")
         return found
 
-    def flag(self, *names: str, around: bool = False) -> bool | None:
+    def flag(self, *names: str) -> bool | None:
         """Return whether something is so, None where it is not said."""
-        value = self.get(*names, around=around)
+        value = self.get(*names)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(names, value, "true or false")
         return value

@@ -38,3 +38,4 @@ def test_the_engine_of_a_candidate_ran_whichever_worker_it_was():
         without_limits(ran[0]), max_num_seqs=32, max_num_batched_tokens=512
     )
     assert made.has_engine(candidate) and not made.has_engine(other)
+    assert made.has_engine(dataclasses.replace(candidate, data_parallel_size=2))

@@ -161,7 +161,7 @@ def test_a_rule_that_was_run_is_run(tmp_path, recordings, fresh):
     engine = engine_of("large")
     row = next(
         row
-        for row in fresh.space.rows_with(engine)
+        for row in fresh.space.rows_with(engine, replicas=engine.data_parallel_size)
         if fresh.space.candidate(row).policy.method == "agreement"
     )
     policy = fresh.space.candidate(row).policy

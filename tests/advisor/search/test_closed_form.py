@@ -31,6 +31,20 @@ def test_the_closed_form_lies_near_the_replay(fresh, rate):
     assert np.quantile(errors, 0.9) < 0.25
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [None, 4.0, 20.0])
+def test_how_far_the_closed_form_lies_off_is_told_with_what_queues_add(fresh, rate):
+    state = fresh.under(rate)
+    state.begin()
+    closed, places = state.closed_form.values("latency_s"), state.metrics.place
+    ratios = np.array([
+        state.metrics.replayed[places[row]].latency_s[0].mean() / closed[row]
+        for row in places if state.metrics.replayed[places[row]].keeps_up
+    ])  # fmt: skip
+    off = np.maximum(ratios, 1 / ratios) - 1
+    assert np.mean(off <= state.closed_form.off * (1 + 1e-9)) >= 0.9
+
+
 def test_what_is_known_exactly_is_exact(fresh):
     """FLOPs, tokens and accuracy of whole votes do not depend on the load."""
     state = fresh.under(None)
@@ -80,6 +94,20 @@ def test_leaders_are_distinct_and_ordered(fresh):
     space = fresh.space
     assert (space.replicas[leaders] == 1).all()  # no --gpus, no replicas
     assert len({(space.kind[r], round(float(least[i]), 9)) for i, r in enumerate(leaders)}) > 1
+
+
+def test_of_equals_the_recorded_limits_come_first_by_any_number_of_replicas(fresh):
+    space = fresh.space
+    recorded = {(e.max_num_seqs, e.max_num_batched_tokens) for e in space.made.engines}
+    for replicas in (1, 2):
+        rows = np.flatnonzero((space.kind == 0) & (space.replicas == replicas))
+        first = rows[space.preferred[rows].argmin()]
+        limits = (space.max_num_seqs[first], space.max_num_batched_tokens[first])
+        assert limits in recorded and len(rows) > len(recorded)
+    budget = Budget(max_latency_s=1.0, max_gpus=2)
+    pick = fresh.recommend(budget).system_optimal.engine
+    assert pick.data_parallel_size == 2
+    assert (pick.max_num_seqs, pick.max_num_batched_tokens) in recorded
 
 
 def test_replicas_share_the_load(fresh):

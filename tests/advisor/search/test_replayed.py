@@ -46,6 +46,19 @@ def test_a_few_problems_wait_as_long_as_copies_of_them(tmp_path):
     assert latency[0] == pytest.approx(latency[1], rel=0.08)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_few_problems_come_as_often_as_asked(tmp_path, seed):
+    """An engine that never idles is busy for all of the time between two problems."""
+    few = gather([record(tmp_path / "few", engine_of("large"), GREEDY, problems=24)])
+    space = explore(few)
+    model, draws = StepTimeModel().fit(few.steps), Resampling(24, seed=seed)
+    advisor = Advisor(few, space, model, draws)
+    (row,) = space.rows_of(engine_of("large"), GREEDY)
+    rate = 0.6 * advisor.replays.capacity_per_s(int(row))
+    found = advisor.replays.of(int(row), concurrency=None, rate_per_s=rate)
+    assert rate * np.mean(found.device_s[0]) == pytest.approx(1.0, abs=0.08)
+
+
 @pytest.mark.slow
 def test_a_rule_at_a_rate_takes_the_tokens_of_that_load(tmp_path):
     """Samples that wait for a slot when the rule decides are never run, which saves tokens."""

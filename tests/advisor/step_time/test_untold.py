@@ -1,5 +1,6 @@
 """Laws of steps that were all alike: what each request adds is not told, and both ends are held."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 
 import profiler.demo
 from advisor.advice.advisor import Advisor
-from advisor.evidence.features import ZERO
+from advisor.evidence.features import ZERO, Features
 from advisor.evidence.gather import StepTable
+from advisor.search.resampling import Resampling
 from advisor.step_time.fit import StepTimeModel
 from advisor.what_if.predict import UNTOLD
+from tests.advisor.step_time.prior.kinds_files import layer, matrix, model
 from tests.advisor.synthetic import engine_of
 from tests.advisor.what_if.test_predict import asked
 from traces.recording.reader import Recording
@@ -47,6 +50,51 @@ def test_a_processor_is_taken_to_grow_more_with_requests_than_a_gpu():
     ]
     row = decoding(64, 1.0).composition[0]
     assert laws[0].predict(row) > 1.5 * laws[1].predict(row)
+
+
+WATCHED = {"mode": "server", "vllm_version": "0.32.0"}  # without the plugin
+
+
+def of(table, engine, seconds=None, facts=None):
+    """Return steps as if another engine had made them."""
+    given = table.seconds if seconds is None else np.full_like(table.seconds, seconds)
+    return dataclasses.replace(table, engine=engine, seconds=given, facts=facts)
+
+
+def test_a_device_that_nobody_names_grows_as_a_gpu_and_may_as_a_processor():
+    gpu, processor = (decoding(1, 7e-3, name) for name in ("NVIDIA H100", None))
+    unnamed = of(gpu, engine_of(gpu=None, enforce_eager=None, **WATCHED))
+    told = of(gpu, engine_of(gpu=None, enforce_eager=True, **WATCHED))  # by the plugin
+    row = decoding(64, 1.0).composition[0]
+    laws = [StepTimeModel().fit([t]).law(t.engine) for t in (gpu, unnamed, told, processor)]
+    on_gpu, either, by_plugin, on_processor = laws
+    assert either.predict(row) == pytest.approx(on_gpu.predict(row))
+    assert by_plugin.predict(row) == pytest.approx(on_processor.predict(row))
+    ends = either.ends @ row
+    assert ends.min() == pytest.approx((on_gpu.ends @ row).min())
+    assert ends.max() == pytest.approx((on_processor.ends @ row).max())
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(7e-3, 2), (5e-2, 3)])
+def test_steps_that_no_processor_makes_were_a_gpus(seconds, ends):
+    plain = (matrix("mlp.up_proj", 512, 1024), matrix("mlp.down_proj", 1024, 512))
+    facts = model(layer(after=plain), num_experts=None, kv_bytes_per_token=4096)
+    times = 16e9 / facts.read_weight_bytes(1.0)  # as long as the weights of 8B would take
+    engine = engine_of(gpu=None, enforce_eager=None, **WATCHED)
+    table = of(decoding(1, 1.0), engine, seconds / times, facts)
+    assert len(StepTimeModel().fit([table]).law(engine).ends) == ends
+
+
+def test_draws_of_uneven_ends_have_the_law_as_their_mean():
+    engine = engine_of(gpu=None, enforce_eager=None, **WATCHED)
+    law = StepTimeModel().fit([of(decoding(1, 7e-3), engine)]).law(engine)
+    many = Features(*decoding(64, 1.0).composition[0])
+    sure = dataclasses.replace(law, sigma=0.0, sigma_outside=0.0)
+    draws = Resampling(20, count=4000).factor(engine, sure, outside=False, totals=many)
+    ends = law.ends @ np.array(many) / (law.seconds @ np.array(many))
+    assert draws.mean() == pytest.approx(1.0, rel=1e-3)
+    assert ends.min() <= draws.min() < 0.7
+    assert ends.max() >= draws.max() > 1.4
 
 
 def test_two_batches_tell_what_requests_add():

@@ -38,6 +38,14 @@ from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, Speculative
 KEY = "sk-canary-31415926"
 
 
+def looked_at(*accesses):
+    """Return what is known of servers once they were looked at."""
+    deployment = Deployment(accesses, period_s=0.1)
+    deployment.connect()
+    deployment.close()
+    return deployment
+
+
 def attach(*servers, folder, seconds=None, change=None, headers=None, **options):
     """Watch at ten polls a second, for twelve polls or for so long; `change` runs in the middle."""
     deployment = Deployment(
@@ -289,9 +297,7 @@ def test_engines_by_label(server, tmp_path):
 
 def test_a_plugin_tells_the_gpus_of_one_replica(server):
     server.engines = ("0", "1")
-    deployment = Deployment([Access.of(server.url)], period_s=0.1)
-    deployment.connect()
-    deployment.close()
+    deployment = looked_at(Access.of(server.url))
     (replica,) = deployment.replicas
     told = EngineConfig(model="m", tensor_parallel_size=2, num_gpus=2, data_parallel_size=2)
     deployment.adopt(replica.keys["0"], told)
@@ -311,9 +317,7 @@ def test_a_server_that_drafts_says_how_far_ahead_on_its_page_or_by_its_plugin(se
     server.lines += drafts
 
     def told(*adopted):
-        deployment = Deployment([Access.of(server.url)], period_s=0.1)
-        deployment.connect()
-        deployment.close()
+        deployment = looked_at(Access.of(server.url))
         (replica,) = deployment.replicas
         for each in adopted:
             deployment.adopt(replica.keys["0"], EngineConfig(model="m", speculative=each))
@@ -332,9 +336,7 @@ def test_on_a_page_of_several_engines_those_draft_that_count_drafts(server):
     server.engines = ("0", "1")
     counter = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
     server.lines += [f'{counter}{{engine="1",position="{at}"}} {9 - at}' for at in range(3)]
-    deployment = Deployment([Access.of(server.url)], period_s=0.1)
-    deployment.connect()
-    deployment.close()
+    deployment = looked_at(Access.of(server.url))
     (replica,) = deployment.replicas
     drafts = Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=3)
     told = {label: deployment.engines[key].speculative for label, key in replica.keys.items()}

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.engines.server.access import Access, accesses_of
-from tests.profiler.attach.test_attach import attach
+from tests.profiler.attach.test_attach import attach, looked_at
 from traces.errors import EngineError, UsageError
 from traces.live.engine_names import software_of
 from traces.live.watched import watched_engines
@@ -38,9 +38,7 @@ def test_each_rank_of_attention_has_its_share_of_the_gpus():
         page = "\n".join(state.lines)
         pages = (page.replace("{", f'{{dp_rank="{rank}",') for rank in range(8))
         state.lines = "\n".join(pages).splitlines()
-        deployment = Deployment([Access.of(state.url)], period_s=0.1)
-        deployment.connect()
-        deployment.close()
+        deployment = looked_at(Access.of(state.url))
     (replica,) = deployment.replicas
     ranks = [deployment.engines[key] for label, key in replica.keys.items() if label]
     assert [each.num_devices for each in ranks] == [1] * 8
@@ -53,9 +51,7 @@ def test_an_engine_behind_another_front_end_is_the_one_of_its_page():
 
         def seen():
             access = Access.of(api.url).with_metrics(f"{pod.url}/metrics")
-            deployment = Deployment([access], period_s=0.1)
-            deployment.connect()
-            deployment.close()
+            deployment = looked_at(access)
             (engine,) = {software_of(each) for each in deployment.engines.values()}
             return engine, deployment.replicas[0].config.vllm_version
 
@@ -97,14 +93,10 @@ def test_tensorrt_llms_page_is_beside_its_json(tmp_path):
 
         recording, _ = attach(state, folder=tmp_path / "rec", change=change)
         (watched,) = watched_engines(recording)
-        elsewhere = Deployment([Access.of(state.url).with_metrics(f"{state.url}/metrics")])
-        elsewhere.connect()
-        elsewhere.close()
+        elsewhere = looked_at(Access.of(state.url).with_metrics(f"{state.url}/metrics"))
         host = 'trtllm_kv_cache_host_utilization{model_name="m"} 0.5'
         state.lines.append(host)  # blocks of the host are among those
-        deployment = Deployment([Access.of(state.url)])
-        deployment.connect()
-        deployment.close()
+        deployment = looked_at(Access.of(state.url))
         state.status = 404
         with pytest.raises(EngineError, match="return_perf_metrics.*404"):
             Deployment([Access.of(state.url)]).connect()
@@ -148,10 +140,7 @@ def test_pods_behind_one_url_are_replicas(tmp_path):
     with metrics_server() as api, metrics_server() as one, metrics_server() as two:
         api.status = 404
         two.metrics = "/v1/metrics"
-        accesses = accesses_of([api.url], [one.url, f"{two.url}/v1/metrics"], {})
-        deployment = Deployment(accesses, period_s=0.1)
-        deployment.connect()
-        deployment.close()
+        deployment = looked_at(*accesses_of([api.url], [one.url, f"{two.url}/v1/metrics"], {}))
         assert len(deployment.engines) == 2
         assert not [path for path, _, _ in api.asked if path == "/metrics"]
         shown = {name for name in deployment.shown.values() if name}

@@ -3,7 +3,6 @@
 import http.server
 import json
 import random
-import threading
 
 import polars as pl
 import pytest
@@ -13,6 +12,7 @@ from profiler.runs.record import record
 from profiler.workload.problems import Problem, Workload
 from profiler.workload.scorers import Scores
 from profiler.workload.verifiers import ByText
+from tests.loopback import serving
 from tests.profiler.policies.policy_contract import CANCELLING, POLICIES, check, policy_of
 from traces.errors import UsageError
 from traces.recording.reader import Recording
@@ -184,18 +184,13 @@ class RewardModel(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
 
-    def log_message(self, *args):
-        pass
-
 
 def test_a_reward_model_behind_http(tmp_path):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), RewardModel) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/score"
-        policy = make_policy({"method": "best_of_n", "n": 3, "scorer": url, "temperature": 1})
+    with serving(RewardModel) as url:
+        scorer = f"{url}/score"
+        policy = make_policy({"method": "best_of_n", "n": 3, "scorer": scorer, "temperature": 1})
         engine = StubEngine(answers=lambda name: f"so</think>{name[-1]}")
         path = record(workload(), policy, engine, tmp_path / "r", record_text=True)
-        server.shutdown()
     recording = Recording.open(path)
     answers = dict(recording.problems.select("problem_id", "answer").iter_rows())
     assert answers == {f"p{i}": "0" if i == 3 else "2" for i in range(7)}

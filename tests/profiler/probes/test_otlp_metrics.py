@@ -1,7 +1,5 @@
 """Metrics over OTLP, against receivers that speak it: HTTP and gRPC."""
 
-import gzip
-import http.server
 import socket
 import threading
 import time
@@ -35,7 +33,7 @@ from profiler.probes.otlp_metrics import (
     TableMetrics,
     exporter_of,
 )
-from tests.loopback import collecting
+from tests.loopback import collecting, taking
 from traces.errors import UsageError
 from traces.live import numbers
 from traces.recording.tables import TABLES
@@ -79,31 +77,14 @@ class Received(list):
 def over_http(monkeypatch):
     received = Received()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            assert self.path == "/v1/metrics"
-            assert self.headers["x-team"] == "a"
-            received.append(ExportMetricsServiceRequest.FromString(body))
-            self.send_response(200)
-            self.end_headers()
+    def accept(body, headers):
+        assert headers["x-team"] == "a"
+        received.append(ExportMetricsServiceRequest.FromString(body))
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-team=a")
-    try:
+    with taking("/v1/metrics", accept) as url:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-team=a")
         yield received
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @contextmanager

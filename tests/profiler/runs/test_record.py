@@ -1,11 +1,7 @@
 """A run from workload to recording, on an engine without a model."""
 
-import gzip
-import http.server
 import json
-import threading
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -17,7 +13,7 @@ from benchmarks.made.stub import StubEngine
 from profiler.runs.record import record
 from profiler.workload.problems import Problem, Workload, load_workload
 from profiler.workload.verifiers import ByText, verifier
-from tests.loopback import collecting
+from tests.loopback import collecting, taking
 from traces.errors import EngineError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
@@ -147,46 +143,32 @@ def test_policies_that_cannot_run_leave_nothing_behind(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-class Receiver(http.server.BaseHTTPRequestHandler):
-    """Keeps the spans of every OTLP/HTTP request."""
-
-    spans: ClassVar[list] = []
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        if self.path == "/v1/traces":
-            request = ExportTraceServiceRequest.FromString(body)
-            for resource in request.resource_spans:
-                for scope in resource.scope_spans:
-                    self.spans.extend(scope.spans)
-        self.send_response(200)
-        self.send_header("content-type", "application/x-protobuf")
-        self.end_headers()
-
-    def log_message(self, *args):
-        pass
+def spans_in(request):
+    return [
+        span
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
 
 
 @pytest.fixture
 def receiver():
-    Receiver.spans.clear()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """A collector over HTTP; gives its URL and the spans that came."""
+    spans = []
+
+    def accept(body, _):
+        spans.extend(spans_in(ExportTraceServiceRequest.FromString(body)))
+
+    with taking("/v1/traces", accept) as url:
+        yield url, spans
 
 
 def test_spans_go_by_grpc_where_that_is_asked_for(tmp_path, monkeypatch):
     spans = []
 
     def export(request, _):
-        for resource in request.resource_spans:
-            spans.extend(span for scope in resource.scope_spans for span in scope.spans)
+        spans.extend(spans_in(request))
 
     kinds = ExportTraceServiceRequest, ExportTraceServiceResponse
     with collecting("trace", export, *kinds) as url:
@@ -206,13 +188,14 @@ def test_spans_go_by_grpc_where_that_is_asked_for(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
 def test_otlp_receiver_sees_parent_links(tmp_path, receiver, monkeypatch, how):
+    url, sent = receiver
     if how == "environment":
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
     policy = Policy(method="majority", n=3, temperature=0.8)
     engine = StubEngine(answers=voting(f"{CANARY}-a", f"{CANARY}-b", f"{CANARY}-a"))
-    otlp = receiver if how == "flag" else None
+    otlp = url if how == "flag" else None
     record(private_workload(), policy, engine, tmp_path / "r", otlp=otlp)
-    spans = {span.span_id: span for span in Receiver.spans}
+    spans = {span.span_id: span for span in sent}
     names = [span.name for span in spans.values()]
     assert names.count("tts.run") == 1
     assert names.count("tts.problem") == 3
@@ -232,10 +215,10 @@ def test_spans_say_the_reasoning_effort_of_their_class(tmp_path, receiver):
     engine, workload = StubEngine(), load_workload("demo", problems=12)
     engine.chat_template = "{{ reasoning_effort }}"
     policy = Policy(method="routed", rule=(("route", "level 3=1@high | *=1"),))
-    record(workload, policy, engine, tmp_path / "r", otlp=receiver)
+    record(workload, policy, engine, tmp_path / "r", otlp=receiver[0])
     high = {each.problem_id for each in workload.problems if each.group == "level 3"}
     efforts = {"tts.problem": {}, "tts.sample": {}}
-    for span in Receiver.spans:
+    for span in receiver[1]:
         said = {each.key: each.value.string_value for each in span.attributes}
         if span.name in efforts:
             effort = said.get("tts.policy.reasoning_effort")

@@ -22,7 +22,7 @@ import msgspec
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.evaluations.reader import Given
 from traces.foreign.source import own_name, text_lines
-from traces.foreign.values import UNKNOWN_MODEL, finite, models_named, whole_number
+from traces.foreign.values import finite, models_named, whole_number
 from traces.foreign.written import written_into
 from traces.recording.manifest import WorkloadFacts, check_free
 from traces.schema.engine import EngineConfig
@@ -261,8 +261,7 @@ def _write(
         temperature=given.temperature,
         top_p=given.top_p,
     )
-    of_config = None if given.facts is None else given.facts.name
-    engine = EngineConfig(model=given.model or of_config or UNKNOWN_MODEL, mode="server")
+    engine = EngineConfig(model=given.model_name(), mode="server")
     digest = hashlib.sha256(f"{FORMAT} {name} {curve.problems}".encode()).hexdigest()[:16]
     with written_into(folder) as tables:
         tables.finish(

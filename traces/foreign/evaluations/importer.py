@@ -34,10 +34,11 @@ from traces.foreign.evaluations.reader import (
 )
 from traces.foreign.evaluations.table import Counted, Joined, OutcomeTable, Suspect
 from traces.foreign.source import head_of, own_name
-from traces.foreign.values import UNKNOWN_MODEL, Skipped, models_named
+from traces.foreign.values import Skipped, models_named
 from traces.foreign.written import written_into
 from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import listed
 from traces.schema.tts.policy import Policy
 from traces.summary.problems import MOST_UNTOLD
 
@@ -147,15 +148,11 @@ def import_outcomes(
     _check_copied(counted, files)
     _check_longest(counted, given)
     differing = list(unlike(counted.samples, counted.most))
-    notes = _notes(chosen, files, counted, given)
-    notes[1:1] = told
+    head, *rest = _notes(chosen, files, counted, given)
+    by = f"answers read and judged by the verifier {choices.verifier}"
+    notes = [head, *differing, *([] if choices.judge is None else [by]), *told, *rest]
     if limit is None and (note := _at_one_length(counted)) is not None:
         notes.append(note)
-    notes[1:1] = differing
-    if choices.judge is not None:
-        notes.insert(
-            1 + len(differing), f"answers read and judged by the verifier {choices.verifier}"
-        )
     if late := choices.too_long():
         notes.append(took_too_long(late))
     _write(folder, chosen, files, counted, notes, record_text, choices.verifier, given, differing)
@@ -234,10 +231,7 @@ def _joined(
     told, names = [], _names(files)
     if len(sets) < len(files):
         named = " and ".join(
-            ", ".join(names[at] for at in each[:4])
-            + (f" and {len(each) - 4} more" if len(each) > 4 else "")
-            for each in sets[:3]
-            if len(each) > 1
+            listed([names[at] for at in each], 4) for each in sets[:3] if len(each) > 1
         )
         told.append(
             f"files of the same problems, joined as further samples of these: {named}. If they are "
@@ -371,9 +365,8 @@ def _check_longest(counted: Counted, given: Given) -> None:
 def _notes(
     chosen: OutcomeFormat, files: Sequence[ImportedFile], counted: Counted, given: Given
 ) -> list[str]:
-    names = ", ".join(each.path.name for each in files[:4])
-    more = f" and {len(files) - 4} more" if len(files) > 4 else ""
-    notes = [f"imported from {chosen.name}: {names}{more}. Times and engine are not known"]
+    names = listed([each.path.name for each in files], 4)
+    notes = [f"imported from {chosen.name}: {names}. Times and engine are not known"]
     known = given.to_json() | ({} if counted.prompts_filled else {"prompt_tokens": None})
     if given.no_answer:
         known["no_answer"] = " ".join(map(repr, given.no_answer))
@@ -461,11 +454,9 @@ def _of_numbers(chosen: OutcomeFormat, counted: Counted) -> list[str]:
         if counted.sets_differ:
             note += _BY_ITSELF
         elif counted.short:
-            named = ", ".join(f"{name[:40]} has {count:,}" for name, count in counted.short[:3])
-            more = f" and {len(counted.short) - 3:,} more" if len(counted.short) > 3 else ""
+            named = listed([f"{name[:40]} has {count:,}" for name, count in counted.short], 3)
             note += (
-                f". Most have {counted.short_of:,}, but {named}{more}. Complete these, or leave "
-                "them out"
+                f". Most have {counted.short_of:,}, but {named}. Complete these, or leave them out"
             )
         notes.append(note)
     if counted.fewer:
@@ -514,12 +505,11 @@ def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:
 
 
 def _model(files: Sequence[ImportedFile], given: Given) -> str:
-    """Return the model's name as it is given, as the files have it, or as its config has it."""
+    """Return the model's name. Raises UsageError for files of several models."""
     models = {each.facts.model for each in files} - {None}
     if len(models) > 1:
         raise UsageError(f"the files are of different models ({', '.join(map(str, models))})")
-    of_config = None if given.facts is None else given.facts.name
-    return given.model or next(iter(models), None) or of_config or UNKNOWN_MODEL
+    return given.model_name(next(iter(models), None))
 
 
 def _write(

@@ -4,7 +4,8 @@
 
 Needed are problem_id, sample_index and correct (null where it was not judged). May be there:
 answer, expected, output_tokens, prompt_tokens, think_tokens, latency_s, logprob_mean, group,
-finish_reason, model. Other names are not read, and a note names them.
+finish_reason, model, error (of a sample that failed, which is no draw). Other names are not read,
+and a note names them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from typing import Annotated, Any
 import msgspec
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, ended_by
+from traces.foreign.evaluations.reader import (
+    FAILED,
+    Choices,
+    FileFacts,
+    Outcome,
+    OutcomeFormat,
+    ended_by,
+)
 from traces.foreign.source import head_of, objects_in, text_lines
 from traces.foreign.values import LARGEST, MOST_TOKENS, Skipped, finite, truth, whole_number
+from traces.schema.formats import listed
 
 _KEYS = re.compile(rb'"(?:sample_index|correct)"\s*:')
 _SAMPLE = re.compile(rb'"sample_index"\s*:')
@@ -54,6 +63,7 @@ class _Usual(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     group: str | None = None
     finish_reason: str | None = None
     model: str | None = None
+    error: str | None = None
 
 
 _READ = frozenset(_Usual.__struct_fields__)
@@ -131,15 +141,13 @@ class PlainOutcomes:
     def _not_read(self) -> str:
         """Say which names the lines have that are not read, and what may be meant by them."""
         told = []
-        for name, count in sorted(self._unread.counts.items(), key=lambda item: -item[1])[:6]:
+        for name, count in sorted(self._unread.counts.items(), key=lambda item: -item[1]):
             meant = _meant(name)
             asked = "" if meant is None else f", is {meant} meant?"
             many = "1 line" if count == 1 else f"{count:,} lines"
             told.append(f"{name[:40]} (in {many}, first: line {self._unread.first[name]:,}{asked})")
-        more = len(self._unread.counts) - len(told)
-        rest = f" and {more:,} more" if more > 0 else ""
         return (
-            f"names that are not read: {', '.join(told)}{rest}. Rename what is meant. "
+            f"names that are not read: {listed(told, 6)}. Rename what is meant. "
             "docs/import.md has the names that are read"
         )
 
@@ -147,35 +155,28 @@ class PlainOutcomes:
         """Yield the samples: of usual lines at once, which is twice as fast, of others by rows."""
         decode = msgspec.json.Decoder(_Usual).decode
         for number, line in lines:
-            if line is None or len(line) > _USUAL_BYTES:
-                yield from self._of_rows([(number, line)])
-                continue
             try:
-                each = decode(line)
+                each = decode(line) if line is not None and len(line) <= _USUAL_BYTES else None
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                each = None
+            if each is None or each.error or _thinks_more(each.think_tokens, each.output_tokens):
                 yield from self._of_rows([(number, line)])
-                continue
-            if not self._is_read(each.model, number):
-                continue
-            thought, made = each.think_tokens, each.output_tokens
-            if thought is not None and made is not None and thought > made:
-                yield from self._of_rows([(number, line)])
-                continue
-            yield Outcome(
-                problem_id=each.problem_id,
-                sample_index=each.sample_index,
-                place=number,
-                answer=each.answer,
-                expected=each.expected,
-                correct=each.correct,
-                prompt_tokens=each.prompt_tokens,
-                output_tokens=made,
-                think_tokens=thought,
-                latency_s=each.latency_s,
-                logprob_mean=each.logprob_mean,
-                group=each.group,
-                finish_reason=None if each.finish_reason is None else ended_by(each.finish_reason),
-            )
+            elif self._is_read(each.model, number):
+                yield Outcome(
+                    problem_id=each.problem_id,
+                    sample_index=each.sample_index,
+                    place=number,
+                    answer=each.answer,
+                    expected=each.expected,
+                    correct=each.correct,
+                    prompt_tokens=each.prompt_tokens,
+                    output_tokens=each.output_tokens,
+                    think_tokens=each.think_tokens,
+                    latency_s=each.latency_s,
+                    logprob_mean=each.logprob_mean,
+                    group=each.group,
+                    finish_reason=ended_by(each.finish_reason or ""),
+                )
 
     def _of_rows(self, lines: Lines) -> Iterator[Outcome]:
         asked, column_seen = self._prompt_column, False
@@ -183,6 +184,8 @@ class PlainOutcomes:
             for name in row.keys() - _READ - {asked}:
                 if name in self._unread.counts or len(self._unread.counts) < _MOST_UNREAD:
                     self._unread.add(name, number)
+            if failed := bool(row.get("error")):  # whatever it says of the answer
+                row |= {"answer": None, "correct": None}
             reason = _fault(row)
             if reason is not None:
                 self.skipped.add(f"lines {reason}", number)
@@ -199,6 +202,7 @@ class PlainOutcomes:
                 answer=self._text(row, "answer", number),
                 expected=self._text(row, "expected", number),
                 correct=None if row["correct"] is None else truth(row["correct"]),
+                error=FAILED if failed else None,
                 **self._optional(row, number),
             )
         if asked is not None and not column_seen:
@@ -217,8 +221,7 @@ class PlainOutcomes:
                     self.skipped.add(f"values of {name} that are no whole number", number)
                 elif count > MOST_TOKENS:
                     self.skipped.add(f"values of {name} above {MOST_TOKENS:,}", number)
-        thought, made = found.get("think_tokens"), found.get("output_tokens")
-        if thought is not None and made is not None and thought > made:
+        if _thinks_more(found.get("think_tokens"), found.get("output_tokens")):
             found["think_tokens"] = None
             self.skipped.add("values of think_tokens that are above output_tokens", number)
         if (value := row.get("latency_s")) is not None:
@@ -234,8 +237,7 @@ class PlainOutcomes:
         for name in _TEXTS:
             if name in row:
                 found[name] = self._text(row, name, number)
-        if found.get("finish_reason") is not None:
-            found["finish_reason"] = ended_by(found["finish_reason"])
+        found["finish_reason"] = ended_by(found.get("finish_reason") or "")
         return found
 
     def _text(self, row: dict[str, Any], name: str, number: int) -> str | None:
@@ -247,6 +249,11 @@ class PlainOutcomes:
             return str(int(value)) if whole else str(value)
         self.skipped.add(f"values of {name} that are neither text nor number", number)
         return None
+
+
+def _thinks_more(thought: int | None, made: int | None) -> bool:
+    """Whether a thought has more tokens than the output that it is part of."""
+    return thought is not None and made is not None and thought > made
 
 
 def _fault(row: dict[str, Any]) -> str | None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from traces.foreign.values import LIMIT_BYTES, Skipped
+from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped
 from traces.schema.engine import ModelFacts
+from traces.schema.formats import listed
+
+FAILED: Final = "the sample failed"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -25,7 +28,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `prompt` are bytes that are the same for what a model is asked in the same words and by the same
     task. `uuid` names one sample wherever it is written again. `characters` is how long the
     completion is. `place` is where the sample stands: the number of its line or entry. `whole` says
-    that the answer is the whole completion, and no short one.
+    that the answer is the whole completion, and no short one. With an `error` the sample failed,
+    and is no draw.
     """
 
     problem_id: str
@@ -144,6 +148,11 @@ class Given:
     prompt_tokens: int | None = None
     no_answer: tuple[str, ...] = ()
 
+    def model_name(self, told: str | None = None) -> str:
+        """Return the model's name as it is given, as files have it, or as its config has it."""
+        of_config = None if self.facts is None else self.facts.name
+        return self.model or told or of_config or UNKNOWN_MODEL
+
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if v not in (None, ()) and k != "facts"}
 
@@ -179,6 +188,4 @@ class OutcomeFormat:
 
 def some(names: Iterable[str]) -> str:
     """Return names of a file in a line, however many and long they are."""
-    known = list(names)
-    told = ", ".join(name if len(name) <= 60 else f"{name[:59]}…" for name in known[:12])
-    return told if len(known) <= 12 else f"{told} and {len(known) - 12:,} more"
+    return listed([name if len(name) <= 60 else f"{name[:59]}…" for name in names], 12)

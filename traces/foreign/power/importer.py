@@ -22,7 +22,7 @@ from traces.recording.manifest import Manifest, check_free
 from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
 from traces.schema.engine import EngineConfig
-from traces.schema.formats import counted, number
+from traces.schema.formats import counted, listed, number
 from traces.summary.energy import Window, energy_curve, run_window
 
 KIND = "nvml"  # the counters that nvidia-smi, DCGM and aiperf read are NVML's
@@ -233,8 +233,7 @@ def _names(found: _Found) -> str:
         device if index is None or device == f"GPU {index}" else f"{index} {device[:12]}"
         for (_, device), index in found.gpus.items()
     )
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"{', '.join(names[:8])}{more}"
+    return listed(names, 8)
 
 
 def _shown(row: Reading) -> str:

@@ -20,7 +20,13 @@ import polars as pl
 
 from traces.errors import OutcomesError
 from traces.foreign.source import head_of, objects
-from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped, whole_number
+from traces.foreign.values import (
+    LIMIT_BYTES,
+    UNKNOWN_MODEL,
+    Skipped,
+    models_named,
+    whole_number,
+)
 from traces.foreign.written import Written, written_into
 from traces.forward_pass.record import (
     LONGEST_NAME,
@@ -32,6 +38,7 @@ from traces.forward_pass.record import (
 from traces.forward_pass.rows import FORMAT, KEPT, SCOPES, ForwardPassRows, tokens_kept
 from traces.recording.tables import TABLES
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.formats import listed
 
 SCHEMA = "dynamo.fpm.trace.v1"
 MOST_ENGINES = 256  # workers and ranks
@@ -189,10 +196,9 @@ class _Reader:
         parts = [names.get(name, "") for name in ("namespace", "component", "producer_id")]
         if not all(map(_plain, parts)):
             raise ValueError("records with an odd name")
-        written = whole_number(event.get("observed_at_unix_ms"))
-        if written is None and event.get("observed_at_unix_ms") is not None:
-            raise ValueError("records with a time that is none")
-        if written is not None and not 0 < written < _LATEST_MS:
+        told_ms = event.get("observed_at_unix_ms")
+        written = whole_number(told_ms)
+        if told_ms is not None and not 0 < (written or 0) < _LATEST_MS:
             raise ValueError("records with a time that is none")
         return _Line(
             (*parts, record.worker_id, str(record.dp_rank)),
@@ -329,9 +335,7 @@ class _Passes:
                 each.key(): engine.with_limits(each)
                 for each, engine in zip(configs, self.engines.values(), strict=True)
             },
-            models={}
-            if self.facts is None or self.model is None
-            else {self.model: replace(self.facts, name=self.model)},
+            models=models_named(self.facts, configs[0]),
             dropped={"steps": lost} if lost else {},
         )
 
@@ -364,10 +368,9 @@ def _why_nothing(reader: _Reader, written: _Passes) -> str:
 
 def _notes(paths: Sequence[Path], reader: _Reader, written: _Passes) -> list[str]:
     """Return what holds for the files, the first line naming them."""
-    names = ", ".join(path.name for path in paths[:3])
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    names = listed([path.name for path in paths], 3)
     lack = "no model and " if written.model is None else ""
-    notes = [f"imported from {FORMAT}: {names}{more}. They name {lack}no request"]
+    notes = [f"imported from {FORMAT}: {names}. They name {lack}no request"]
     notes += reader.notes
     engines = list(written.engines.values())
     restarts, again = sum(e.rows.restarts for e in engines), sum(e.rows.again for e in engines)

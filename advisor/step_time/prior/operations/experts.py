@@ -51,6 +51,9 @@ SLOW: Final = 2.0
 ENOUGH: Final = 0.5  # of the most counts of tokens, that a shape or a routing was measured at
 USUAL: Final = (8.0, 1024.0)  # tokens of steps that the spread of the routing is taken over
 TRUE: Final = 0.4  # of the roofline of a uniform choice: less is no time of all the work
+# Kernels that were given the experts of each token: their times lack the kernel that chooses them.
+GIVEN: Final = ("vllm_fused_moe", "vllm_marlin_int4_moe", "vllm_flashinfer_trtllm_moe_fp4")
+LOGIT_BYTES: Final = 4  # of an expert and token, which that kernel reads in float32
 KEY: Final = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
 
 
@@ -228,6 +231,13 @@ def _table(
     work = shape.work(FORMS.get(dtype) or PRECISIONS[dtype])
     least = TRUE * work.seconds(tables, kept["num_tokens"].to_numpy().astype(float))
     kept = kept.filter(pl.col("seconds") >= pl.Series(least))
+    if "kernel_source" in kept.columns:
+        choosing = LOGIT_BYTES * total / tables.bandwidth_bytes_per_s * pl.col("num_tokens")
+        chosen = pl.col("kernel_source").is_in(GIVEN).fill_null(False)
+        kept = kept.with_columns(
+            seconds=pl.col("seconds")
+            + pl.when(chosen).then(tables.kernel_s + choosing).otherwise(0)
+        )
     by = kept.group_by("distribution", "num_tokens").agg(pl.col("seconds").min())
     names = set(by["distribution"])
     if not names:

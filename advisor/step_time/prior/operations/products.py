@@ -33,6 +33,7 @@ NEAREST: Final = {
     "nvfp4": ("nvfp4",),
     "mxfp4": (),
     "int4": (),
+    "float32_cores": (),
 }
 ON_GPU: Final = (
     "products of FP8 blocks where their table has the host's time: as FP8 with one scale"
@@ -67,7 +68,7 @@ def product(tables: PriorTables, n: int, k: int, form: str = "bfloat16") -> Time
     rows = carried(plain, _work(n, k, "bfloat16"), _work(n, k, form), tables)
     return Times(
         rows=rows,
-        rule=f"products in {form}: those in bfloat16 by bytes and peak",
+        rule=f"products in {form.removesuffix('_cores')}: those in bfloat16 by bytes and peak",
         spread=PRECISION_SPREAD,
     )
 

@@ -60,6 +60,7 @@ PRECISIONS: Final = {
     "nvfp4": Precision(parameter_bytes=0.5 + 1 / 16, peak="fp4"),
     "mxfp4": Precision(parameter_bytes=0.5 + 1 / 32, peak="bfloat16"),  # weights alone
     "int4": Precision(parameter_bytes=0.5 + 2 / 128, peak="bfloat16"),
+    "float32_cores": Precision(parameter_bytes=4.0, peak="float32"),  # without tensor cores
 }
 WHOLE: Final = ("float16", "half", "float32", "float")  # are asked about in bfloat16
 

@@ -95,6 +95,34 @@ def test_narrow_weights_are_in_products_and_in_experts(tables):
     assert seconds(online, "mlp.gate") == seconds(prior, "mlp.gate")
 
 
+def test_times_of_experts_that_were_given_get_the_kernel_that_chooses_them(tables, tmp_path):
+    folder = write_kinds(write_prior(tmp_path))
+    path = next(folder.rglob("moe_perf.parquet"))
+    pl.read_parquet(path).with_columns(kernel_source=pl.lit("vllm_fused_moe")).write_parquet(path)
+    shape = Shape(hidden=512, width=256, active=2, total=8)
+    given, whole = (routed(each, shape, "bfloat16").rows
+                    for each in (read_prior("test_gpu", folder), tables))  # fmt: skip
+    choosing = tables.kernel_s + whole[:, 0] * 8 * 4 / tables.bandwidth_bytes_per_s
+    assert given[:, 1] == pytest.approx(whole[:, 1] + choosing)
+
+
+def test_a_router_in_float32_is_multiplied_without_tensor_cores(tables):
+    hopper = dataclasses.replace(tables, gpu={**tables.gpu, "sm_version": 90})
+    mixture = model(layer(), architecture="MiniMaxM2ForCausalLM")
+    many = np.array([4096.0])
+    usual = priced(hopper, mixture, vllm_version="0.23.0")  # has kernels of its own for it
+    slow = priced(hopper, mixture, vllm_version="0.19.0")
+    start = tables.kernel_s
+    ratio = (seconds(slow, "mlp.gate", many) - start) / (seconds(usual, "mlp.gate", many) - start)
+    flops, moved = 2 * 4096 * 512 * 8, 2.0 * (4096 * (512 + 8) + 512 * 8)
+    least = max(moved / tables.bandwidth_bytes_per_s, flops / tables.peak("bfloat16"))
+    longer = flops / (tables.peak("bfloat16") / 14.8) / least
+    assert ratio == pytest.approx(max(longer, 1.0), rel=0.05)
+    assert part(slow, "router_input").calls == 4
+    other = priced(hopper, model(layer(), architecture="KimiK2ForCausalLM"), vllm_version="0.19.0")
+    assert seconds(other, "mlp.gate") == seconds(usual, "mlp.gate")
+
+
 def test_a_precision_without_a_table_goes_by_bytes_and_peak(tables):
     whole, narrow = product(tables, 4096, 4096).rows, product(tables, 4096, 4096, "int4")
     start = tables.kernel_s

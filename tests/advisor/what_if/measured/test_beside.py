@@ -17,16 +17,27 @@ from traces.summary.run import summarise
 SENT = [(0.05 * i, 64, 20 + i, 0.01 + 0.001 * i, 0.2 + 0.01 * i) for i in range(40)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("write", [vllm_bench, aiperf])
-def test_every_time_of_a_client_stands_beside_the_predicted(tmp_path, prior, write):
-    write(tmp_path / "client", SENT)
+def imported(tmp_path, sent, write=vllm_bench):
+    """Requests that a client sent; gives the recording, and what predicts it."""
+    write(tmp_path / "client", sent)
     import_requests(tmp_path / "client", tmp_path / "import")
     base = Recording.open(tmp_path / "import")
     run = summarise(base)[0]
-    engine = dataclasses.replace(run.engine, max_num_seqs=16, max_num_batched_tokens=2048)
-    asked = Question(engine=engine, policy=run.policy, gpu="test_gpu", model_facts=TINY)
-    found = {(each.name, each.part): each for each in predict(base, run, asked).compared}
+
+    def predicted(max_num_batched_tokens=2048, **load):
+        limits = {"max_num_seqs": 16, "max_num_batched_tokens": max_num_batched_tokens}
+        engine = dataclasses.replace(run.engine, **limits)
+        asked = Question(engine=engine, policy=run.policy, gpu="test_gpu", model_facts=TINY, **load)
+        return predict(base, run, asked)
+
+    return base, predicted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [vllm_bench, aiperf])
+def test_every_time_of_a_client_stands_beside_the_predicted(tmp_path, prior, write):
+    base, predicted = imported(tmp_path, SENT, write)
+    found = {(each.name, each.part): each for each in predicted().compared}
     assert len(found) == 3 * len(PARTS)
     ttft = np.array([each[3] for each in SENT])
     tpot = np.array([(each[4] - each[3]) / (each[2] - 1) for each in SENT])
@@ -48,15 +59,8 @@ def test_every_time_of_a_client_stands_beside_the_predicted(tmp_path, prior, wri
 
 
 def test_itl_of_a_replay_is_over_tokens(tmp_path, prior):
-    vllm_bench(tmp_path / "client", SENT)
-    import_requests(tmp_path / "client", tmp_path / "import")
-    base = Recording.open(tmp_path / "import")
-    run = summarise(base)[0]
-    engine = dataclasses.replace(run.engine, max_num_seqs=16, max_num_batched_tokens=2048)
-    asked = Question(
-        engine=engine, policy=run.policy, gpu="test_gpu", model_facts=TINY, concurrency=1
-    )
-    prediction = predict(base, run, asked)
+    _, predicted = imported(tmp_path, SENT)
+    prediction = predicted(concurrency=1)
     (mean,) = [e for e in prediction.compared if (e.name, e.part) == ("ITL", "mean")]
     samples = prediction.tables["samples"]
     took = (samples["end"] - samples["first_token"]).sum() / 1e9
@@ -67,17 +71,8 @@ def test_itl_of_a_replay_is_over_tokens(tmp_path, prior):
 @pytest.mark.parametrize("longer", [0, 30])
 def test_ttft_of_requests_of_one_length_in_a_closed_loop_is_not_determined(tmp_path, prior, longer):
     alike = [(0.05 * i, 512, 60 + longer * (i % 5), 0.01, 0.2) for i in range(60)]
-    vllm_bench(tmp_path / "client", alike)
-    import_requests(tmp_path / "client", tmp_path / "import")
-    base = Recording.open(tmp_path / "import")
-    run = summarise(base)[0]
-    engine = dataclasses.replace(run.engine, max_num_seqs=16, max_num_batched_tokens=1024)
-    found = {}
-    for load in (1, 12):
-        asked = Question(
-            engine=engine, policy=run.policy, gpu="test_gpu", model_facts=TINY, concurrency=load
-        )
-        found[load] = predict(base, run, asked)
+    _, predicted = imported(tmp_path, alike)
+    found = {load: predicted(1024, concurrency=load) for load in (1, 12)}
     told = [any("TTFT is not determined" in n for n in each.notes) for each in found.values()]
     assert told == [False, not longer]
     ttft = found[12].predicted.ttft_s["mean"]

@@ -4,7 +4,7 @@ import gzip
 import json
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -12,6 +12,7 @@ from profiler.engines.server import served
 from profiler.engines.server.server import ServerEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
+from tests.loopback import serving
 from traces.errors import EngineError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
@@ -59,18 +60,8 @@ def server(*, card=CARD, stream=None, version=None, models=None, headers=()):
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
-        made.daemon_threads = True
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{made.server_port}"
-        finally:
-            made.shutdown()
-            thread.join()
+    with serving(Handler) as url:
+        yield url
 
 
 def recorded(tmp_path, url, **options):
