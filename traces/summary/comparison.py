@@ -62,9 +62,9 @@ class RunSpread:
     """The spread from run to run of each time of one run or two, as the sd of its log.
 
     `recordings` are the repeats that it was measured from, 0 where it is assumed; `measured` maps
-    a metric's tag to it. The assumed one of each run is `assumed`: `RUN_TO_RUN` and how much the
-    speed of its own steps varied. `repeats` are the names of
-    the recordings that were taken as repeats, those that are compared left out. `printed` names the
+    a metric's tag to it. `assumed` is the assumed one of each run that is not in `printed`:
+    `RUN_TO_RUN` and how much the speed of its own steps varied. `repeats` are the names of the
+    recordings that were taken as repeats, those that are compared left out. `printed` names the
     replays whose times have the intervals that they printed.
     """
 
@@ -325,7 +325,13 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
         unpaired=_unpaired(first, second, ids),
         changes=tuple(each for each in changes if each is not None),
         run_to_run=replace(
-            spread, printed=tuple(run.recording for run in (first, second) if run.printed)
+            spread,
+            assumed=tuple(
+                sd
+                for run, sd in zip((first, second), spread.assumed, strict=True)
+                if not run.printed
+            ),
+            printed=tuple(run.recording for run in (first, second) if run.printed),
         ),
         config=config_changes(first, second),
         not_told=_not_told(first, second),

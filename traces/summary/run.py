@@ -145,6 +145,7 @@ class Run:
         kept = replace(
             self,
             rows=rows,
+            printed=False,
             throughput_tokens_per_s=None,
             cost_per_token_device_s=None,
             energy_j=Energy(),

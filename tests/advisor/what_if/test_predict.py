@@ -27,9 +27,10 @@ from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
-from traces.summary.comparison import compare
+from traces.summary.comparison import assumed, compare
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.run import summarise
+from tui.text.recordings.show import spread_lines
 from tui.text.replay import replay_lines
 
 pytestmark = pytest.mark.slow
@@ -106,6 +107,10 @@ def test_a_kept_replay_is_compared_as_it_was_printed(votes, tmp_path):
         assert ours.value == pytest.approx(printed.value - was.value), tag
         assert ours.high - ours.low > 0.9 * (printed.high - printed.low) > 0
     assert compared.run_to_run.printed == (kept.recording,)
+    (alone,), both = (compare(recorded, kept).run_to_run.assumed, compare(kept, kept).run_to_run)
+    assert alone == pytest.approx(assumed([recorded])[0]) and both.assumed == ()
+    for spread, told in ((compared.run_to_run, "has the spread that it"), (both, "what each of")):
+        assert told in " ".join(spread_lines(spread, 200))
     assert compare(recorded, recorded).run_to_run.printed == ()
 
 

@@ -184,6 +184,8 @@ class PlainOutcomes:
             for name in row.keys() - _READ - {asked}:
                 if name in self._unread.counts or len(self._unread.counts) < _MOST_UNREAD:
                     self._unread.add(name, number)
+            if failed := bool(row.get("error")):  # whatever it says of the answer
+                row |= {"answer": None, "correct": None}
             reason = _fault(row)
             if reason is not None:
                 self.skipped.add(f"lines {reason}", number)
@@ -193,15 +195,13 @@ class PlainOutcomes:
             if asked is not None:
                 column_seen = column_seen or asked in row
                 row["prompt_tokens"] = row.get(asked)
-            failed = bool(row.get("error"))
-            untold = failed or row["correct"] is None
             yield Outcome(
                 problem_id=str(row["problem_id"]),
                 sample_index=int(row["sample_index"]),
                 place=number,
-                answer=None if failed else self._text(row, "answer", number),
+                answer=self._text(row, "answer", number),
                 expected=self._text(row, "expected", number),
-                correct=None if untold else truth(row["correct"]),
+                correct=None if row["correct"] is None else truth(row["correct"]),
                 error=FAILED if failed else None,
                 **self._optional(row, number),
             )

@@ -426,6 +426,9 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
         )
         text = f"measured by {spread.recordings} recordings: {told} (one standard deviation)"
         text += f". Taken as repeats: {', '.join(spread.repeats)}"
+    elif not spread.assumed:  # of two replays
+        text = "what each of them printed"
+        return wrap("", f"spread of times, in the intervals: {text}", width=width, indent=2)
     else:
         each = [percent(sd) for sd in spread.assumed]
         sizes = " and ".join(f"{sd} for {place}" for place, sd in enumerate(each, 1))
@@ -437,7 +440,7 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
         again = "each" if len(each) > 1 else "it"
         text += f". Record {again} again into the same folder to measure it"
     if spread.printed:
-        text += f". Of {' and '.join(spread.printed)} it is what the replay printed"
+        text += f". The replay {' and '.join(spread.printed)} has the spread that it printed"
     return wrap("", f"run-to-run spread of times, in the intervals: {text}", width=width, indent=2)
 
 

@@ -65,6 +65,9 @@ def test_a_line_with_an_error_is_of_a_sample_that_failed(tmp_path):
     assert [(each.answer, each.correct) for each in found] == [(None, None)] * 3 + [("1", True)] * 3
     assert not facts.notes and not skipped
     assert "timed out" not in str(found)
+    path.write_text('{"problem_id": "p", "sample_index": 0, "error": "timed out"}')
+    (alone,) = PlainOutcomes(path, Choices())
+    assert alone.error is not None and alone.correct is None
 
 
 def test_names_that_are_not_read_are_named(tmp_path):
