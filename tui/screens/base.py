@@ -44,7 +44,9 @@ class CalmScreen(Screen[Result]):
         event.refresh_styles, self._is_styled = not self._is_styled, True
 
     def _compositor_refresh(self) -> None:
-        if self._settling is None:
+        if self is not self.app.screen:  # behind a question or the help, which draw it
+            super()._compositor_refresh()
+        elif self._settling is None:
             self._settling = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
@@ -63,13 +65,12 @@ class CalmScreen(Screen[Result]):
                 self._scroll_required = False
         finally:
             self._settling = None
-        if self.is_running:
-            self.call_next(self._draw_all)
-
-    def _draw_all(self) -> None:
-        if not self.app._batch_count:
-            self._compositor.update_widgets(self._dirty_widgets)
-            super()._compositor_refresh()
+        if self.is_running and not self.app._batch_count:
+            try:
+                self._compositor.update_widgets(self._dirty_widgets)
+                super()._compositor_refresh()
+            except Exception as error:
+                self.app._handle_exception(error)
 
 
 class KeyFooter(Static):

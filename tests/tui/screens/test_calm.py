@@ -35,6 +35,10 @@ async def test_a_key_draws_what_changes_and_once(tmp_path, monkeypatch):
         charts.clear()
         await press(pilot, "f", "f", "f", "f")  # each lays out, and the chart has another size
         assert len(charts) <= 6
+        await press(pilot, "m")
+        screens.clear()
+        await pilot.pause(0.2)
+        assert len(screens) <= 2  # behind a question it rests
 
 
 class Texts(App):
