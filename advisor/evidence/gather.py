@@ -215,7 +215,8 @@ def gather(
     made: list[Made] = []
     untimed: list[bool] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
-    for recording in (each.afresh() for each in recordings):  # tables go once the next is read
+    kept = len(recordings) + len(others) == 1 and recordings[0].in_memory
+    for recording in recordings if kept else (each.afresh() for each in recordings):
         windows, polled = _polled(recording)
         steps += _steps(recording, windows, most)
         models.update(recording.manifest.models)

@@ -471,7 +471,7 @@ def _told_of(steps: pl.DataFrame, samples: pl.DataFrame, window: Window | None) 
 
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return frame[column].cast(pl.Float64).to_numpy()  # null is nan
 
 
 def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:

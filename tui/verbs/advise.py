@@ -36,7 +36,6 @@ from tui.terminal import say_all, say_json, tell
 from tui.text.advice import COMPARED, comparison_lines
 from tui.text.layout import wrap
 from tui.verbs.open_all import open_measured
-from tui.verbs.sweep import run_shown
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Tariff
@@ -323,6 +322,7 @@ def verify_picks(
     from advisor.advice.measure_next.experiments import sweep_plan
     from advisor.evidence.measured import measured_estimates
     from profiler.sweep.plan import load_plan
+    from tui.verbs.sweep import run_shown
 
     named = {"system-optimal": answer.system_optimal, "compute-optimal": answer.compute_optimal}
     picks = {name: pick for name, pick in named.items() if pick is not None}

@@ -25,7 +25,8 @@ from tests.advisor.step_time.operators.operator_tables import (
 from tests.advisor.step_time.prior import prior_files
 from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
-from traces.recording.reader import Recording
+from traces.recording.reader import Held, Recording
+from traces.recording.tables import TABLES
 from traces.schema.tts.policy import Policy
 from traces.summary.comparison import assumed, compare
 from traces.summary.metrics import METRICS, estimate_of
@@ -420,12 +421,12 @@ def test_a_run_that_stopped_early_has_no_samples_to_replay(tmp_path):
         asked(recording)
 
 
-def test_problems_that_timed_out_are_told(tmp_path, monkeypatch):
+def test_problems_that_timed_out_are_told(tmp_path):
     recording = record(tmp_path / "r", engine_of(), GREEDY, problems=40)
     late = pl.when(pl.col("problem_id") == "p3").then(True)
     rows = recording.problems.with_columns(timed_out=late)
-    monkeypatch.setattr(Recording, "problems", rows)
-    found = asked(recording)
+    tables = {name: recording.frame(name) for name in TABLES} | {"problems": rows}
+    found = asked(Held(recording.path, recording.manifest, tables=tables))
     assert "left out of r, greedy: of 40 problems 1 cut off by the timeout" in found.notes
 
 
