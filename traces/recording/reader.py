@@ -241,7 +241,7 @@ class Held(Recording):
     def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         whole = self.tables.get(table)
         whole = pl.DataFrame(schema=TABLES[table]) if whole is None else whole
-        return whole if columns is None else whole.select(columns)
+        return whole if columns is None else whole.select(*dict.fromkeys(columns))
 
     def rows(self, table: str) -> int:
         return self.frame(table).height

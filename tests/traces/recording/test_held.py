@@ -27,7 +27,7 @@ def test_its_tables_are_those_of_a_recording_on_disk(written, held):
     for name, columns in TABLES.items():
         assert held.rows(name) == written.rows(name)
         assert_frame_equal(held.frame(name), written.frame(name))
-        some = KEYS.get(name, tuple(columns)[:2])
+        some = KEYS.get(name, tuple(columns)[:2]) * 2  # as readers put them together
         assert_frame_equal(held.frame(name, some), written.frame(name, some))
     assert_frame_equal(held.step_times, written.step_times)
 
