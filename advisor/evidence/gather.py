@@ -246,6 +246,8 @@ def gather(
     for recording in (each.afresh() for each in others):
         steps += _steps(recording, _polled(recording)[0], most)
     _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed, untimed=all(untimed))
+    names = {name for run in runs for name in run.problems}
+    lost += [ONE_PROBLEM] if judged and len(names) == 1 else []
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
     return Evidence(
@@ -255,7 +257,7 @@ def gather(
         steps=tuple(steps),
         runs=tuple(runs),
         cut=tuple(cut),
-        problem_ids=tuple(sorted({name for run in runs for name in run.problems})),
+        problem_ids=tuple(sorted(names)),
         watts={key: _watts(drawn) for key, drawn in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
@@ -700,6 +702,9 @@ def _rate(runs: Sequence[Run]) -> float | None:
     return sum(told) if told else None
 
 
+ONE_PROBLEM = (
+    "one problem does not tell how others differ. How sure an answer is holds for this one alone"
+)
 NOT_OURS = (
     "is of traffic that was watched. It teaches the times of its engine's steps, and none of its "
     "requests is among the problems"
