@@ -2,26 +2,103 @@
 
 Needs ttscope[prior], and what `host_term.py` reads. Each published point is predicted with the
 host's part of points of other models. Then each load of an engine (a model, GPU and size of a lab)
-corrects that engine's other loads, as `ttscope replay --gpu --measured` does. Printed are the mean
-absolute errors before and after, the share of 90 % intervals that hold, and their half-width, by
-how far the loads are apart.
+corrects that engine's other loads, as `ttscope replay --gpu --measured` does: what is corrected is
+the time of steps, and where requests arrive by themselves slower steps have more of them. Printed
+are the mean absolute errors of a token's time before and after, the share of 90 % intervals that
+hold, and the half-width of those of steps, by how far the loads are apart. Arrivals at a server
+that has seen none of the prompts are left out: how long these are is a guess, and matters only
+there.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from host_term import Row, by_kind, family, fitted, row_of, seconds_of, with_host
+from serving_points import OPEN, Point
 from silicon import chosen, kept_of, options, priced_engine, replayed
 
+from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.host.law import ASYNCHRONOUS
 from advisor.step_time.host.spread import spread_of
-from advisor.step_time.prior.recalibration import Load, MeasuredLoads
+from advisor.step_time.prior.recalibration import ROUNDS, UNLIKE, Load, MeasuredLoads
+from traces.schema.engine import EngineConfig
 from traces.statistics import Z95
 
-Known = tuple[Load, float, float]  # the load, log of measured over predicted, the prior's spread
+HALVED = 12  # times, until the factor of steps is found
 DISTANCES = (("as many requests", 0.0, 0.1), ("up to twice", 0.1, 1.1), ("up to 4 times", 1.1, 2.1),
              ("more", 2.1, np.inf))  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Priced:
+    """A measured load of an engine, what its steps cost by the prior, and the prior's spread."""
+
+    point: Point
+    engine: EngineConfig
+    cost: StepCost
+    sigma: float
+
+    def off(self, log: float) -> float:
+        """Return the log of measured over predicted of steps that take exp(log) times as long."""
+        work, run = replayed(self.point, self.engine, self._slower(log))
+        if self.point.tpot_s is None:
+            assert self.point.latency_s
+            return float(np.log(self.point.latency_s / run.makespan_s))
+        kept = kept_of(self.point, work)
+        spent = (run.end_s - run.first_token_s)[kept]
+        each = spent / np.maximum(work.output_tokens[kept] - 1, 1)
+        return float(np.log(self.point.tpot_s / np.mean(each)))
+
+    def load(self, log: float) -> Load:
+        """Return the load of such steps: of the point's own requests, not of runs before it."""
+        alone = replace(self.point, before=())
+        return Load.of(replayed(alone, self.engine, self._slower(log))[1])
+
+    def _slower(self, log: float) -> StepCost:
+        return scaled_cost(self.cost, float(np.exp(log)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Known:
+    """A load with the log of the factor of steps with which it takes its time."""
+
+    priced: Priced
+    log: float
+    load: Load  # with that factor
+    usual: Load  # by the prior
+
+    @property
+    def arrives(self) -> bool:
+        """Whether requests arrive by themselves, so that slower steps have more of them."""
+        return self.priced.point.load == OPEN
+
+    @classmethod
+    def of(cls, priced: Priced) -> "Known":
+        """Find the factor: nothing but the clock changes where requests are kept in flight."""
+        log, usual = priced.off(0.0), priced.load(0.0)
+        if priced.point.load != OPEN:
+            return cls(priced=priced, log=log, load=usual, usual=usual)
+        low, high = -np.log(UNLIKE), np.log(UNLIKE)
+        for _ in range(HALVED):
+            log = (low + high) / 2
+            low, high = (log, high) if priced.off(log) > 0 else (low, log)
+        return cls(priced=priced, log=log, load=priced.load(log), usual=usual)
+
+    def corrects(self, other: "Known") -> tuple[float, float, float]:
+        """Return another load's log of measured over predicted, of its time and steps; the spread.
+
+        The load is looked at as `ttscope replay` does.
+        """
+        spread = np.array([other.priced.sigma, 0.0])
+        one = MeasuredLoads(loads=(self.load,), logs=np.array([self.log]), spreads=spread[None])
+        value, wide = one.correction(other.usual, spread)
+        if not other.arrives:
+            return other.log - value, other.log - value, wide
+        for _ in range(ROUNDS):
+            value, wide = one.correction(other.priced.load(value), spread)
+        return other.priced.off(value), other.log - value, wide
 
 
 def known(rows: Iterable[Row]) -> dict[tuple[object, ...], list[Known]]:
@@ -30,7 +107,7 @@ def known(rows: Iterable[Row]) -> dict[tuple[object, ...], list[Known]]:
     laws, found = {}, defaultdict(list)
     for row in every:
         point, facts = row.point, row.point.facts
-        if row.waited or facts is None:
+        if row.waited or row.guessed or facts is None:
             continue
         if (name := family(point)) not in laws:
             laws[name] = fitted([each for each in every if family(each.point) != name])
@@ -39,21 +116,12 @@ def known(rows: Iterable[Row]) -> dict[tuple[object, ...], list[Known]]:
         else:
             hidden = row.generation == ASYNCHRONOUS
             cost = with_host(row.cost, row.engine, seconds_of(laws[name], row), hidden)
-        work, run = replayed(point, row.engine, cost)
-        kept = kept_of(point, work)
-        if point.tpot_s is None:
-            assert point.latency_s
-            log = np.log(point.latency_s / run.makespan_s)
-        else:
-            spent = (run.end_s - run.first_token_s)[kept]
-            log = np.log(
-                point.tpot_s / np.mean(spent / np.maximum(work.output_tokens[kept] - 1, 1))
-            )
         sizes = row.engine.tensor_parallel_size, row.engine.data_parallel_size
         versions = point.engine.vllm_version, row.engine.expert_parallel
         engine = (by_kind(row), point.model, point.precision, point.system, *sizes, *versions)
         sigma = spread_of(point.system, facts, row.engine).sigma
-        found[engine].append((Load.of(run), float(log), sigma))
+        priced = Priced(point=point, engine=row.engine, cost=cost, sigma=sigma)
+        found[engine].append(Known.of(priced))
     return found
 
 
@@ -62,14 +130,14 @@ def main() -> None:
     rows = [row for point in chosen(given) if (row := row_of(point)) is not None]
     pairs = defaultdict(list)
     for engine, loads in known(rows).items():
-        for load, log, sigma in loads:
-            spread = np.array([sigma, 0.0])
-            one = MeasuredLoads(loads=(load,), logs=np.array([log]), spreads=spread[None])
-            for other, off, _ in loads:
-                if other is not load:
-                    value, wide = one.correction(other, spread)
-                    apart = abs(np.log2(other.requests / load.requests))
-                    pairs[engine[0]].append((apart, off, off - value, sigma, wide))
+        for one in loads:
+            for other in loads:
+                if other is not one:
+                    off, steps, wide = one.corrects(other)
+                    apart = abs(np.log2(other.load.requests / one.load.requests))
+                    before = other.priced.off(0.0) if other.arrives else other.log
+                    sigma = other.priced.sigma
+                    pairs[engine[0]].append((apart, before, other.log, off, steps, sigma, wide))
     print("pairs of loads, mean |error| % by the prior and with one load, held and half-width %")
     for name, values in sorted(pairs.items()):
         found = np.array(values)
@@ -77,12 +145,12 @@ def main() -> None:
             own = found[(found[:, 0] >= low) & (found[:, 0] < high)]
             if not len(own):
                 continue
-            _, before, after, sigma, wide = own.T
+            _, before, unscaled, after, left, sigma, wide = own.T
             cells = [
                 f"{100 * np.mean(np.abs(error)):>6.1f}"
-                f"{100 * np.mean(np.abs(error) <= Z95 * s):>5.0f}"
+                f"{100 * np.mean(np.abs(steps) <= Z95 * s):>5.0f}"
                 f"{100 * (np.exp(Z95 * np.median(s)) - 1):>6.1f}"
-                for error, s in ((before, sigma), (after, wide))
+                for error, steps, s in ((before, unscaled, sigma), (after, left, wide))
             ]
             print(f"  {name:<32}{title:<18}{len(own):>7}   " + "   ".join(cells))
 

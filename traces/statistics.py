@@ -372,6 +372,10 @@ class Drawn:
         """Return the same with every draw multiplied by a factor of its own."""
         return replace(self, draws=self.draws * factors)
 
+    def scaled(self, factor: float) -> Drawn:
+        """Return the same with the value and every draw multiplied by one factor."""
+        return replace(self, value=self.value * factor, draws=self.draws * factor)
+
 
 def drawn(
     values: Floats, q: float | None = None, *, problems: NDArray[np.intp] | None = None
@@ -379,7 +383,9 @@ def drawn(
     """Return the mean, or the `q` quantile, of finite values with its draws.
 
     `problems` has each value's problem, from 0; without it every value is a problem. Draws of as
-    many problems are the same ones, so that two runs of the same problems are paired.
+    many problems are the same ones, so that two runs of the same problems are paired. Of a quantile
+    beyond which not one of the values lies they are nan: it is the largest value, and where the
+    next one would lie no draw of these tells.
     """
     owners = np.arange(values.size) if problems is None else problems
     size = int(owners.max()) + 1
@@ -392,8 +398,11 @@ def drawn(
     drawn_of, blocks = owners[order], size
     if size > MANY:
         drawn_of, blocks = _block_of(size)[drawn_of], _BLOCKS
+    value = float(np.quantile(values, q))
+    if size > 1 and _as_many_as(values > value, owners) * min(q, 1 - q) < 1 - 1e-9:
+        return Drawn(value=value, draws=np.full(REPLICATES, np.nan), problems=size)
     draws = weighted_quantiles(values[order], drawn_of, _weights(blocks), q)
-    return Drawn(value=float(np.quantile(values, q)), draws=draws, problems=size)
+    return Drawn(value=value, draws=draws, problems=size)
 
 
 def difference(first: Drawn, second: Drawn, unit: str) -> Estimate:

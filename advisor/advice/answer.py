@@ -173,7 +173,7 @@ def outline(shortlist: Shortlist, in_flight: int | None) -> Recommendation:
         stages=Stages(
             screened=int(shortlist.asked.sum()),
             replayed=0,
-            spread=metrics.spreads["latency_s"] if metrics.compared else None,
+            spread=metrics.off,
             first=None,
         ),
         load=_load((in_flight, metrics.rate_per_s)),
@@ -255,7 +255,7 @@ def _stages(answering: Answering, system: int | None) -> Stages:
     return Stages(
         screened=int(shortlist.asked.sum()),
         replayed=int(check.asked.sum()),
-        spread=closed_form.spreads["latency_s"] if closed_form.compared else None,
+        spread=closed_form.off,
         first=changed,
     )
 

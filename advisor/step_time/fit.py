@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -138,13 +138,9 @@ class StepTimeModel:
                     float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
                 )
             self.laws_[key] = StepLaw(
-                seconds=seconds,
-                ends=shapes,
-                fewest=fewest_requests(own),
-                high=np.max([table.most for table in own], axis=0),
+                **of_steps(own, shapes),
                 sigma=sigma,
                 sigma_outside=max(sigma, sigma_outside),
-                runs=len({table.recording for table in own}),
                 repeats=repeats,
                 repeats_outside=repeats_outside,
                 reads=reads_of(own[0].facts),
@@ -333,6 +329,17 @@ class StepTimeModel:
         law = self._fit_own([few], middle_of(_shapes([few])), None)
         predicted = float(many.composition.sum(axis=0) @ law)
         return abs(float(np.log(self._total(many, law) / predicted)))
+
+
+def of_steps(own: Sequence[StepTable], ends: Floats) -> dict[str, Any]:
+    """Return the fields of a `StepLaw` that follow from its steps and from its `ends`."""
+    return {
+        "seconds": middle_of(ends),
+        "ends": ends,
+        "fewest": fewest_requests(own),
+        "high": np.max([table.most for table in own], axis=0),
+        "runs": len({table.recording for table in own}),
+    }
 
 
 def _starts_differ(tables: Sequence[StepTable]) -> bool:

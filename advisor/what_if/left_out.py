@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from advisor.evidence.gather import Evidence, StepTable, gather
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import Run
-from advisor.step_time.fit import StepTimeModel, middle_of
-from advisor.step_time.held_out import fewest_requests
+from advisor.step_time.fit import StepTimeModel, of_steps
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import TtscopeError, UsageError
@@ -70,16 +67,7 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
     own = [table for table in others if law_key(table.engine) == key]
     left = StepTimeModel()
     laws = left.fit_shapes(others, of=(key,))[key]
-    left.laws_ = {
-        key: replace(
-            model.law(run.engine),
-            seconds=middle_of(laws),
-            ends=laws,
-            fewest=fewest_requests(own),
-            high=np.max([table.most for table in own], axis=0),
-            runs=len({table.recording for table in own}),
-        )
-    }
+    left.laws_ = {key: replace(model.law(run.engine), **of_steps(own, laws))}
     question = by_replica(Question(engine=run.engine, policy=run.policy))
     return Replays(base, evidence, left, run, (run,), question).summary()
 

@@ -51,6 +51,8 @@ Kind = Literal["promise", "limit", "change", "assumption"]
 DEFAULT_LIMITS: Final = ("accuracy<-.02", "p95>+10%", "tokens>+10%", "energy>+10%")
 ACCEPTANCE: Final = -0.05  # of the tokens that a drafted step gives
 ROOM: Final = 0.1  # by which traffic may differ from what was assumed
+NEIGHBOURS: Final = 4  # problems that come after one, whose gap tells the rate that it met
+BURSTS: Final = 2.0  # times the mean rate, from which problems came in bursts
 FAILED: Final = "problems that failed"
 MOST_FAILED: Final = 0.02  # of the problems: as much as accuracy may fall by default
 CUT_OFF: Final = ("client gone", "server ended")  # errors of served questions that were cut off
@@ -297,7 +299,9 @@ def _load_beside(expected: Expectations, run: Run) -> tuple[str, float | None]:
     wanted, rate = expected.concurrency, expected.rate_per_s
     at = run.conditions[1] if run.conditions else None
     if rate is not None and isinstance(at, int | float) and at:
-        return f"{at:.3g}/s arrived, and it was promised for {rate:g}/s", at / rate
+        times = _times_in_bursts(run)
+        came = "arrived" if times == 1.0 else "arrived in its bursts"
+        return f"{times * at:.3g}/s {came}, and it was promised for {rate:g}/s", times * at / rate
     if wanted is None and rate is None:
         return "the promise does not say its load", None
     in_flight = _in_flight(run)
@@ -305,6 +309,20 @@ def _load_beside(expected: Expectations, run: Run) -> tuple[str, float | None]:
     ran = "an unknown load" if in_flight is None else f"{in_flight:.3g} in flight"
     share = None if wanted is None or in_flight is None else in_flight / wanted
     return f"ran with {ran}, and was promised for {load}", share
+
+
+def _times_in_bursts(run: Run) -> float:
+    """Return how many times the mean rate problems met, 1 where they did not come in bursts.
+
+    Of problems at random the gap over k of them is k - 1/3 of the mean gap in the median (of the
+    gamma law). They came in bursts where it is less than 1 / BURSTS of that.
+    """
+    came = np.zeros(0) if run.rows is None else np.sort(run.rows["arrival"].drop_nulls().to_numpy())
+    if came.size <= NEIGHBOURS:
+        return 1.0
+    mean_gap = float(came[-1] - came[0]) / (came.size - 1)
+    near = float(np.median(came[NEIGHBOURS:] - came[:-NEIGHBOURS])) / (NEIGHBOURS - 1 / 3)
+    return mean_gap / near if 0 < BURSTS * near < mean_gap else 1.0
 
 
 def _other_problems(expected: Expectations, run: Run) -> str | None:

@@ -256,6 +256,11 @@ def _read(path: Path) -> bytes:
         if path.stat().st_size > MOST_BYTES:
             raise RecordingError(f"{path}: is larger than {MOST_BYTES:,} bytes, so not of ttscope")
         raw = path.read_bytes()
+        if not raw and not any(path.parent.glob("*.parquet")):
+            raise RecordingError(
+                f"{path.parent}: a recording begins there, or was cut off as it began. Try again, "
+                "or delete the folder if nothing records into it"
+            )
         wanted = checksums.read_checksums(path.parent).get(NAME)
         if wanted is None or checksums.digest(raw) in wanted:
             return raw

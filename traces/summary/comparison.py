@@ -35,7 +35,7 @@ from traces.statistics import (
     wilson,
 )
 from traces.summary.kernels import sample_times
-from traces.summary.metrics import METRICS, Metric, latency_metric
+from traces.summary.metrics import METRICS, Metric, estimate_of, latency_metric
 from traces.summary.problems import mostly_told
 from traces.summary.run import Run, conditions, summarise, to_plain
 
@@ -62,15 +62,17 @@ class RunSpread:
     """The spread from run to run of each time of one run or two, as the sd of its log.
 
     `recordings` are the repeats that it was measured from, 0 where it is assumed; `measured` maps
-    a metric's tag to it. The assumed one of each run is `assumed`: `RUN_TO_RUN` and how much the
-    speed of its own steps varied. `repeats` are the names of
-    the recordings that were taken as repeats, those that are compared left out.
+    a metric's tag to it. `assumed` is the assumed one of each run that is not in `printed`:
+    `RUN_TO_RUN` and how much the speed of its own steps varied. `repeats` are the names of the
+    recordings that were taken as repeats, those that are compared left out. `printed` names the
+    replays whose times have the intervals that they printed.
     """
 
     recordings: int = 0
     repeats: tuple[str, ...] = ()
     measured: Mapping[str, float] = field(default_factory=dict)
     assumed: tuple[float, ...] = (RUN_TO_RUN, RUN_TO_RUN)
+    printed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -78,6 +80,7 @@ class RunSpread:
             "recordings": self.recordings,
             "repeats": list(self.repeats),
             "sd": dict(self.measured) if self.recordings else list(self.assumed),
+            "printed": list(self.printed),
         }
 
 
@@ -299,7 +302,8 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
     """Return what the second run changes, over the problems that both decided.
 
     Intervals hold the problems and, of times, the spread from run to run: as `repeats` of the two
-    have it (others are not looked at), else as is assumed.
+    have it (others are not looked at), else as is assumed. Of a replay that kept what it printed
+    they hold that: its rows are one draw, and what it printed is the mean of all.
     """
     ids = _paired_problems(first, second)
     if isinstance(ids, str):
@@ -320,7 +324,15 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
         problems=ids.len(),
         unpaired=_unpaired(first, second, ids),
         changes=tuple(each for each in changes if each is not None),
-        run_to_run=spread,
+        run_to_run=replace(
+            spread,
+            assumed=tuple(
+                sd
+                for run, sd in zip((first, second), spread.assumed, strict=True)
+                if not run.printed
+            ),
+            printed=tuple(run.recording for run in (first, second) if run.printed),
+        ),
         config=config_changes(first, second),
         not_told=_not_told(first, second),
     )
@@ -434,6 +446,32 @@ class _Numbers:
         """Return the samples' numbers that are known, and the place of each one's problem."""
         values = self._samples.select("place", column).drop_nulls().drop_nans()
         return values[column].to_numpy(), values["place"].to_numpy().astype(np.intp)
+
+    def as_printed(self, metric: Metric, found: Drawn) -> Drawn:
+        """Return a metric of one draw of a replay as it printed it, the mean of all draws."""
+        known = estimate_of(self._run, metric.tag) if self._run.printed else None
+        own = None if known is None else _statistics(metric, [self._of_all])
+        if known is None or own is None or own[0].value <= 0:
+            return found
+        return found.scaled(known.value / own[0].value)
+
+    def printed_sd(self, metric: Metric) -> float | None:
+        """Return the sd of a metric's log that a replay printed, None where it holds no spread.
+
+        The intervals of accuracy and of FLOPs are those of its problems, which are drawn here.
+        """
+        if not self._run.printed or not (metric.timed or metric.column == "tokens"):
+            return None
+        known = estimate_of(self._run, metric.tag)
+        low = None if known is None else known.low
+        if known is None or known.high is None or low is None or low <= 0:
+            return None
+        return float(np.log(known.high / low)) / (2 * Z95)
+
+    @cached_property
+    def _of_all(self) -> _Numbers:
+        """The numbers of all problems that the run decided."""
+        return _Numbers(self._run, self._decided["problem_id"].drop_nulls().unique().sort())
 
     def throughput(self) -> float | None:
         """Return the throughput where it is that of these very problems."""
@@ -592,19 +630,27 @@ def _change(
         return None
     one, two = statistics
     size = one.problems
-    same = bool(np.array_equal(one.draws, two.draws)) and _equal(metric, first, second)
+    same = np.array_equal(one.draws, two.draws, equal_nan=True) and _equal(metric, first, second)
+    if not same:
+        one, two = first.as_printed(metric, one), second.as_printed(metric, two)
     narrow = difference(one, two, metric.quantity.unit)
-    if metric.timed and size > 1:
+    sds = [
+        (own if metric.timed else 0.0) if sd is None else sd
+        for sd, own in zip(
+            (each.printed_sd(metric) for each in (first, second)), spread, strict=True
+        )
+    ]
+    if any(sds) and size > 1:
         one, two = (
             each.times(np.exp(sd * normal_scores(each.draws.size, seed)))
-            for seed, (each, sd) in enumerate(zip(statistics, spread, strict=True))
+            for seed, (each, sd) in enumerate(zip((one, two), sds, strict=True))
         )
     absolute, relative = difference(one, two, metric.quantity.unit), change(one, two)
     if metric.column == "correct" and same:
         right = first.per_problem("correct")
         absolute, relative = _all_agree(absolute, relative, right[np.isfinite(right)])
     of_problems = 1.0
-    if metric.timed and _width(absolute):
+    if any(sds) and _width(absolute):
         of_problems = min((_width(narrow) / _width(absolute)) ** 2, 1.0)
     verdict, times = _verdict(absolute, metric, size, of_problems)
     return Change(
@@ -816,7 +862,8 @@ def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
         )
     if beyond.low is None or beyond.high is None:
         raise TtscopeError(
-            f"--fail-on {limit.text!r} cannot be judged: one problem has no interval. Record more"
+            f"--fail-on {limit.text!r} cannot be judged: too few problems for an interval. "
+            "Record more"
         )
     assert change is not None
     low, high = limit.beyond(beyond.low), limit.beyond(beyond.high)

@@ -74,7 +74,8 @@ class Run:
     off by the recording's end, `problems_failed` those that ended without a decision, or whose
     requests all failed.
     `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
-    JSON: `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
+    JSON: `printed` (the numbers are those that a replay printed, and the frames one draw of it),
+    `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
     `conditions` (the load and the machine, which repeats share), `load` (by itself),
     `price_usd_per_device_hour` (of the cost), `imported` (the foreign format of
     imported outcomes, whose engine is known by name only), `failed_problems` (of an import, of
@@ -86,6 +87,7 @@ class Run:
 
     recording: str
     replay_of: str | None = None
+    printed: bool = False
     complete: bool
     engine: EngineConfig
     policy: Policy | None
@@ -143,6 +145,7 @@ class Run:
         kept = replace(
             self,
             rows=rows,
+            printed=False,
             throughput_tokens_per_s=None,
             cost_per_token_device_s=None,
             energy_j=Energy(),
@@ -155,7 +158,7 @@ class Run:
         frames = {"rows", "sample_rows", "step_rows", "windows"}
         hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
         hidden |= frames | {"identities", "curve", "failed_problems"}
-        hidden |= {"load", "price_usd_per_device_hour"}
+        hidden |= {"load", "price_usd_per_device_hour", "printed"}
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
         engine = to_plain(self.engine)
         if self.imported is not None:
@@ -231,6 +234,7 @@ class Printed(Record):
             cost = device.scaled(price / 3600, "USD")
         return replace(
             run,
+            printed=True,
             **numbers,
             cost_usd_per_problem=cost,
             energy_j=energy,
@@ -575,8 +579,8 @@ def _notes(
     notes += known.notes(opened)
     if told_of is not None and told_of < MOST_OF_ALL:
         notes.append(
-            f"requests that were traced had {percent(told_of)} of the server's time. The "
-            "throughput of all is that of /metrics"
+            f"traced requests took {percent(told_of)} of the server's time. The throughput is that "
+            "of all requests, from /metrics"
         )
     failed = int((rows["state"] == "failed").sum())
     if failed:

@@ -62,9 +62,9 @@ class Pose:
     """A workload that is posed to the servers."""
 
     workload: str | None = option(
-        None, "Pose this, URLs in turn: demo, demo:preamble, or a JSONL file."
+        None, "Send this, to the URLs in turn: demo, demo:preamble, or a JSONL file."
     )
-    passive: bool = option(False, "Only watch its own traffic (the default).")
+    passive: bool = option(False, "Only watch the servers' own traffic (the default).")
     problems: Problems = None
     seed: Seed = 0
     concurrency: Concurrency = 8
@@ -102,7 +102,7 @@ class Keep(Measures):
     verifier: Verifier = None
     record_text: RecordText = False
     expect: Path | None = option(
-        None, "Say what moved against this expect.json. Then exit 3.", metavar="FILE"
+        None, "Exit 3 where this expect.json is not kept, and say where.", metavar="FILE"
     )
     output: Output = None
     as_json: Json = False

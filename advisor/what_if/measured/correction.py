@@ -32,7 +32,7 @@ from traces.schema.formats import digits, number
 from traces.statistics import Floats
 
 SAME_LOAD: Final = np.log(1.02)  # by the prior: points of as many requests that are one load
-MOST_APART: Final = np.log(1.10)  # by which measurements of one load differ at most
+MOST_APART: Final = np.log(1.10)  # by which measurements of one load differ at most, or fall
 NEAR: Final = 1e-3  # of the log of a time, that a factor of steps is found to
 _ROUNDS: Final = 12
 
@@ -148,9 +148,23 @@ def _log_factor(
 
 
 def _check_again(points: Sequence[MeasuredPoint], before: Floats) -> None:
-    """Raise UsageError for times that differ where the prior has them alike: it is one load."""
+    """Raise UsageError for times that contradict one another.
+
+    They differ where the prior has them alike: it is one load. Or more requests in flight, of the
+    same lengths, take less.
+    """
     known = zip(points, before.tolist(), strict=True)
     for (one, was), (other, then) in itertools.combinations(known, 2):
+        few, many = sorted((one, other), key=lambda each: each.concurrency or 0)
+        if (
+            0 < (few.concurrency or 0) < (many.concurrency or 0)
+            and few.has_lengths_of(many)
+            and np.log(few.seconds / many.seconds) > MOST_APART
+        ):
+            raise UsageError(
+                f"{few.name} and {many.name} contradict one another: {many.concurrency} requests "
+                f"in flight cannot take less a token than {few.concurrency} of the same lengths"
+            )
         alike = one.concurrency == other.concurrency is not None
         apart = abs(np.log(one.seconds / other.seconds))
         if alike and abs(np.log(was / then)) < SAME_LOAD and apart > MOST_APART:

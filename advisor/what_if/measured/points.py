@@ -58,11 +58,15 @@ class MeasuredPoint:
 
     def is_load_of(self, other: MeasuredPoint) -> bool:
         """Whether another point is of as many requests in flight, of the same lengths."""
+        return self.concurrency == other.concurrency and self.has_lengths_of(other)
+
+    def has_lengths_of(self, other: MeasuredPoint) -> bool:
+        """Whether the requests of another point are as long."""
         ours, theirs = (
             {*zip(each.prompt_tokens.tolist(), each.output_tokens.tolist(), strict=True)}
             for each in (self.workload, other.workload)
         )
-        return self.concurrency == other.concurrency and ours == theirs
+        return ours == theirs
 
 
 def said_points(texts: Sequence[str], recording: Recording) -> list[MeasuredPoint]:

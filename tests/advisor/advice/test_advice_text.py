@@ -14,7 +14,8 @@ from profiler.sweep.plan import load_plan
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.schema.engine import in_words
-from tui.text.advice import SHORT_LINES, advice_json, advice_lines, verdict
+from traces.schema.estimate import Estimate
+from tui.text.advice import SHORT_LINES, advice_json, advice_lines, against, verdict
 
 BUDGETS = [
     {},
@@ -51,6 +52,29 @@ def test_the_answer_in_short_says_that_there_is_more(advisor):
     text = " ".join(" ".join(whole).split()).casefold()
     for each in answer.reasons:
         assert each.casefold() in text
+
+
+def test_what_to_measure_next_is_told_however_many_alternatives_there_are(advisor):
+    answer = advisor.recommend(parse_budget({"min_accuracy": "0.75"}))
+    answer = dataclasses.replace(answer, measure_next=("run it once more",))
+    for times, kept in ((1, True), (60, False)):
+        other = " ".join(["small costs the same"] * times)
+        lines = advice_lines(dataclasses.replace(answer, alternatives=(other,)), width=120)
+        assert any(line.startswith("Next ") for line in lines) and len(lines) <= SHORT_LINES
+        assert (other in " ".join(" ".join(lines).split())) == kept
+
+
+def test_what_is_less_has_a_share_without_a_sign(advisor):
+    answer = advisor.recommend(parse_budget({"min_accuracy": "0.75"}))
+    pick = answer.system_optimal
+    other = next(each for each in answer.pareto if each.policy != pick.policy)
+    ours = pick.estimates["latency_s"].value
+    for share, told in ((-0.75, " (75.0 %)"), (0.5, " (+50.0 %)")):
+        ends = {"low": share * 1.1 * ours, "high": share * 0.9 * ours}
+        regret = Estimate(value=share * ours, unit="s", **ends)
+        changed = dataclasses.replace(answer, compute_optimal=other, regret={"latency_s": regret})
+        _, size, tail = against(changed)
+        assert size.endswith(told) and (" less " if share < 0 else " more ") in tail
 
 
 @pytest.mark.parametrize("given", [{"min_accuracy": "0.75"}, {"max_latency": "1us"}])

@@ -31,6 +31,20 @@ def test_the_closed_form_lies_near_the_replay(fresh, rate):
     assert np.quantile(errors, 0.9) < 0.25
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [None, 4.0, 20.0])
+def test_how_far_the_closed_form_lies_off_is_told_with_what_queues_add(fresh, rate):
+    state = fresh.under(rate)
+    state.begin()
+    closed, places = state.closed_form.values("latency_s"), state.metrics.place
+    ratios = np.array([
+        state.metrics.replayed[places[row]].latency_s[0].mean() / closed[row]
+        for row in places if state.metrics.replayed[places[row]].keeps_up
+    ])  # fmt: skip
+    off = np.maximum(ratios, 1 / ratios) - 1
+    assert np.mean(off <= state.closed_form.off * (1 + 1e-9)) >= 0.9
+
+
 def test_what_is_known_exactly_is_exact(fresh):
     """FLOPs, tokens and accuracy of whole votes do not depend on the load."""
     state = fresh.under(None)

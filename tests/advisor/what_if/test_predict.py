@@ -27,8 +27,10 @@ from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
+from traces.summary.comparison import assumed, compare
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.run import summarise
+from tui.text.recordings.show import spread_lines
 from tui.text.replay import replay_lines
 
 pytestmark = pytest.mark.slow
@@ -92,6 +94,26 @@ def test_a_kept_replay_has_the_numbers_that_were_printed(votes, tmp_path):
                 summarise(Recording.open(kept.path))
 
 
+def test_a_kept_replay_is_compared_as_it_was_printed(votes, tmp_path):
+    """Its rows are one draw of 5 of 16 samples, and the interval holds those of a fresh run."""
+    found = asked(votes, policy={"n": 5}, engine={"max_num_seqs": 8})
+    found.write(tmp_path / "kept")
+    (recorded,), (kept,) = summarise(votes), summarise(Recording.open(tmp_path / "kept"))
+    compared = compare(recorded, kept)
+    changes = {each.metric.tag: each for each in compared.changes}
+    for tag in ("latency_s.mean", "latency_s.p95", "tokens_per_problem"):
+        printed, was = (estimate_of(each, tag) for each in (kept, recorded))
+        ours = changes[tag].difference
+        assert ours.value == pytest.approx(printed.value - was.value), tag
+        assert ours.high - ours.low > 0.9 * (printed.high - printed.low) > 0
+    assert compared.run_to_run.printed == (kept.recording,)
+    (alone,), both = (compare(recorded, kept).run_to_run.assumed, compare(kept, kept).run_to_run)
+    assert alone == pytest.approx(assumed([recorded])[0]) and both.assumed == ()
+    for spread, told in ((compared.run_to_run, "has the spread that it"), (both, "what each of")):
+        assert told in " ".join(spread_lines(spread, 200))
+    assert compare(recorded, recorded).run_to_run.printed == ()
+
+
 def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):
     run = summarise(votes)[0]
     mean = run.latency_s["mean"]
@@ -103,6 +125,11 @@ def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):
     (place,) = (i for i, line in enumerate(lines) if "Do not rely on a change" in line)
     assert lines[place].startswith("warning the run as it was")
     assert place < next(i for i, line in enumerate(lines) if line.startswith("latency mean"))
+    narrow = [*replay_lines(found, question, width=59)]
+    assert max(map(len, narrow)) <= 59
+    assert [line.split()[:3] for line in narrow if " change" in line and "predicted" in line] == [
+        ["predicted", "90", "%"]
+    ]
 
 
 def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):

@@ -17,7 +17,7 @@ from benchmarks.servers.clients import until
 from traces.errors import NewerSchemaError, RecordingError
 from traces.recording import checksums, parts
 from traces.recording import writer as merging
-from traces.recording.manifest import Manifest
+from traces.recording.manifest import Manifest, take_folder
 from traces.recording.reader import Recording, find_recordings
 from traces.recording.tables import STEP_TIMES, TABLES
 from traces.recording.writer import RecordingWriter, read_clocks
@@ -145,6 +145,17 @@ def test_manifest_errors(tmp_path):
     manifest.write_text(json.dumps(data | {"engines": {"e": {"dtype": "x"}}}))
     with pytest.raises(RecordingError, match="malformed"):
         Recording.open(folder)
+
+
+def test_a_recording_that_begins_is_not_called_damaged(tmp_path):
+    """Its name is taken before its first words are on the disk. With rows it has begun."""
+    folder = tmp_path / "new"
+    take_folder(folder)
+    for rows, message in ((False, "a recording begins there"), (True, "Restore it from a copy")):
+        if rows:
+            (folder / "steps-000000.parquet").touch()
+        with pytest.raises(RecordingError, match=message):
+            Recording.open(folder)
 
 
 def test_a_taken_folder_is_refused(tmp_path):

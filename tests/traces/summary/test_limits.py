@@ -75,7 +75,7 @@ def test_one_problem_has_no_interval_and_cannot_be_judged(tmp_path):
     runs = [
         summarise(write_recording(tmp_path / name, simulate(problems=1, n=2)))[0] for name in "ab"
     ]
-    with pytest.raises(TtscopeError, match="one problem has no interval"):
+    with pytest.raises(TtscopeError, match="too few problems for an interval"):
         judge([parse_limit("p95>+5%")], compare(*runs))
 
 

@@ -510,3 +510,7 @@ def test_hours_without_a_problem_make_no_load_lighter(runs):
     (check, *_) = against_promises(told, served, "expect.json").checks
     assert check.verdict == "absent", check
     assert check.why == "ran with 13.6 in flight, and was promised for 4 in flight"
+    told = dataclasses.replace(told, concurrency=None, rate_per_s=2.0)
+    (check, *_) = against_promises(told, served, "expect.json").checks
+    assert check.verdict == "absent", check
+    assert check.why.endswith("/s arrived in its bursts, and it was promised for 2/s")

@@ -16,6 +16,7 @@ import msgspec
 from traces.errors import OutcomesError, UsageError
 from traces.files import LINE_VALUES
 from traces.foreign.evaluations.reader import (
+    FAILED,
     Choices,
     FileFacts,
     Outcome,
@@ -228,7 +229,7 @@ class InspectLog:
             output_tokens=made,
             think_tokens=thought,
             finish_reason=_finish_reason(sample.output),
-            error="the sample failed" if failed else None,
+            error=FAILED if failed else None,
             whole=self._choices.judge is None and _is_whole(answer, sample.output),
         )
 

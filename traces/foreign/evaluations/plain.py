@@ -4,7 +4,8 @@
 
 Needed are problem_id, sample_index and correct (null where it was not judged). May be there:
 answer, expected, output_tokens, prompt_tokens, think_tokens, latency_s, logprob_mean, group,
-finish_reason, model. Other names are not read, and a note names them.
+finish_reason, model, error (of a sample that failed, which is no draw). Other names are not read,
+and a note names them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from typing import Annotated, Any
 import msgspec
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.evaluations.reader import Choices, FileFacts, Outcome, OutcomeFormat, ended_by
+from traces.foreign.evaluations.reader import (
+    FAILED,
+    Choices,
+    FileFacts,
+    Outcome,
+    OutcomeFormat,
+    ended_by,
+)
 from traces.foreign.source import head_of, objects_in, text_lines
 from traces.foreign.values import LARGEST, MOST_TOKENS, Skipped, finite, truth, whole_number
 from traces.schema.formats import listed
@@ -55,6 +63,7 @@ class _Usual(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     group: str | None = None
     finish_reason: str | None = None
     model: str | None = None
+    error: str | None = None
 
 
 _READ = frozenset(_Usual.__struct_fields__)
@@ -151,7 +160,11 @@ class PlainOutcomes:
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 each = None
             thought = None if each is None else each.think_tokens
-            if each is None or (thought is not None and _thinks_more(thought, each.output_tokens)):
+            if (
+                each is None
+                or each.error
+                or (thought is not None and _thinks_more(thought, each.output_tokens))
+            ):
                 yield from self._of_rows([(number, line)])
             elif self._is_read(each.model, number):
                 yield Outcome(
@@ -178,6 +191,8 @@ class PlainOutcomes:
             for name in row.keys() - _READ - {asked}:
                 if name in self._unread.counts or len(self._unread.counts) < _MOST_UNREAD:
                     self._unread.add(name, number)
+            if failed := bool(row.get("error")):  # whatever it says of the answer
+                row |= {"answer": None, "correct": None}
             reason = _fault(row)
             if reason is not None:
                 self.skipped.add(f"lines {reason}", number)
@@ -194,6 +209,7 @@ class PlainOutcomes:
                 answer=self._text(row, "answer", number),
                 expected=self._text(row, "expected", number),
                 correct=None if row["correct"] is None else truth(row["correct"]),
+                error=FAILED if failed else None,
                 **self._optional(row, number),
             )
         if asked is not None and not column_seen:

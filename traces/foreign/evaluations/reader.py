@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, Skipped
 from traces.schema.engine import ModelFacts
 from traces.schema.formats import listed
+
+FAILED: Final = "the sample failed"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -26,7 +28,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `prompt` are bytes that are the same for what a model is asked in the same words and by the same
     task. `uuid` names one sample wherever it is written again. `characters` is how long the
     completion is. `place` is where the sample stands: the number of its line or entry. `whole` says
-    that the answer is the whole completion, and no short one.
+    that the answer is the whole completion, and no short one. With an `error` the sample failed,
+    and is no draw.
     """
 
     problem_id: str

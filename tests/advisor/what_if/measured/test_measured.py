@@ -352,6 +352,10 @@ def recorded_model(recorded):
         (("itl=2ms@4:0+9",), "tokens are from 1 to"),
         (("itl=2ms@4", "itl=3ms@4"), "itl=2ms@4 and --measured itl=3ms@4: two times of one load"),
         (("itl=2ms@4:64+9", "itl=3ms@04:064+9"), "two times of one load. Give one"),
+        (
+            ("itl=0.2ms@32:64+9", "itl=0.4ms@4:64+9"),
+            "contradict one another: 32 requests in flight cannot take less a token than 4",
+        ),
         (("itl=40s@4",), "itl 40.0 s is "),
         (("itl=1us@4",), "Check the time, the model and the GPU"),
         (("itl=4ms@4:64+200",), "itl 4.00 ms is 4."),

@@ -56,6 +56,20 @@ def read(path, *rows, **choices):
     return list(reader), reader.facts, reader.skipped.counts
 
 
+def test_a_line_with_an_error_is_of_a_sample_that_failed(tmp_path):
+    """Whatever it says of the answer, it is no draw; null, false and an empty text are no error."""
+    path = tmp_path / "o.jsonl"
+    said = ["timed out", {"code": 500}, True, None, "", False]
+    found, facts, skipped = read(path, *({"answer": "1", "error": each} for each in said))
+    assert [each.error is not None for each in found] == [True] * 3 + [False] * 3
+    assert [(each.answer, each.correct) for each in found] == [(None, None)] * 3 + [("1", True)] * 3
+    assert not facts.notes and not skipped
+    assert "timed out" not in str(found)
+    path.write_text('{"problem_id": "p", "sample_index": 0, "error": "timed out"}')
+    (alone,) = PlainOutcomes(path, Choices())
+    assert alone.error is not None and alone.correct is None
+
+
 def test_names_that_are_not_read_are_named(tmp_path):
     path = tmp_path / "o.jsonl"
     found, facts, _ = read(path, {"answr": "1"}, {"tokens": 9, "seed": 1}, {"tokens": 8})
