@@ -562,19 +562,19 @@ def _step_range(
     """
     highest = numbers.size - 1
     end_times = ends.fill_null(0).to_numpy()
-    told = samples.select(
+    known = samples.select(
         name
         for each in ("first_step", "scheduled", "last_step", "end")
         for name in (
-            pl.col(each).fill_null(0), pl.col(each).is_not_null().alias(f"{each} told")
+            pl.col(each).fill_null(0), pl.col(each).is_not_null().alias(f"{each} known")
         )
     )  # fmt: skip
 
     def find(number: str, time: str, ended: int) -> NDArray[np.intp]:
-        by_number = np.searchsorted(numbers, told[number].to_numpy())
-        times = told[time].to_numpy()
+        by_number = np.searchsorted(numbers, known[number].to_numpy())
+        times = known[time].to_numpy()
         by_time = np.maximum(np.searchsorted(end_times, times, side="right") - ended, 0)
-        counted, timed = (told[f"{each} told"].to_numpy() for each in (number, time))
+        counted, timed = (known[f"{each} known"].to_numpy() for each in (number, time))
         position = np.where(counted, by_number, by_time)
         return np.where(counted | timed, np.minimum(position, highest), -1)
 
