@@ -581,8 +581,8 @@ def _notes(
     notes += known.notes(opened)
     if told_of is not None and told_of < MOST_OF_ALL:
         notes.append(
-            f"requests that were traced had {percent(told_of)} of the server's time. The "
-            "throughput of all is that of /metrics"
+            f"traced requests took {percent(told_of)} of the server's time. The throughput is that "
+            "of all requests, from /metrics"
         )
     failed = int((rows["state"] == "failed").sum())
     if failed:

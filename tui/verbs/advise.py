@@ -198,7 +198,7 @@ def print_advice(
         promised = write_config(output, answer, advisor)
     pick = answer.system_optimal if budget.optimise == "cost" else None
     if pick is not None and pick.estimates.get("cost_usd") is None:
-        tell("--optimise cost without a price makes device time least. --price 2.5 tells USD")
+        tell("without a price, --optimise cost minimises device time. Give --price 2.5 for USD")
     if efforts and answer.system_optimal is not None:
         from advisor.advice.accounts.efforts import efforts_of
 

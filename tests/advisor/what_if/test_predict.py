@@ -125,6 +125,11 @@ def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):
     (place,) = (i for i, line in enumerate(lines) if "Do not rely on a change" in line)
     assert lines[place].startswith("warning the run as it was")
     assert place < next(i for i, line in enumerate(lines) if line.startswith("latency mean"))
+    narrow = [*replay_lines(found, question, width=59)]
+    assert max(map(len, narrow)) <= 59
+    assert [line.split()[:3] for line in narrow if " change" in line and "predicted" in line] == [
+        ["predicted", "90", "%"]
+    ]
 
 
 def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):
