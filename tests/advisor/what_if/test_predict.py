@@ -125,6 +125,11 @@ def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):
     (place,) = (i for i, line in enumerate(lines) if "Do not rely on a change" in line)
     assert lines[place].startswith("warning the run as it was")
     assert place < next(i for i, line in enumerate(lines) if line.startswith("latency mean"))
+    narrow = [*replay_lines(found, question, width=59)]
+    assert max(map(len, narrow)) <= 59
+    assert [line.split()[:3] for line in narrow if " change" in line and "predicted" in line] == [
+        ["predicted", "90", "%"]
+    ]
 
 
 def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):
@@ -222,6 +227,17 @@ def test_fewer_samples_are_as_show_says(votes):
     assert first == pytest.approx(second, rel=2e-4)
     part = first / summarise(votes)[0].flops_per_problem.value
     assert 4 / 16 < part < 5 / 16  # the prompt is computed once
+
+
+def test_more_problems_in_flight_than_there_are_is_said(votes):
+    count = len(Recording.open(votes.path).frame("problems"))
+    for concurrency in (count, count + 29):
+        notes = asked(votes, concurrency=concurrency).notes
+        told = [note for note in notes if "are never in flight" in note]
+        assert len(told) == (concurrency > count)
+    assert told[0].startswith(
+        f"{count + 29} problems are never in flight: the recording has {count}"
+    )
 
 
 def test_only_what_depends_on_times_is_marked(votes):

@@ -208,13 +208,16 @@ def _one_run(run: Run, width: int) -> list[str]:
     lines = [run.recording[:width], *_head(run, width)]
     if run.policy is None and not run.problems:  # an imported trace: nothing is known of problems
         times = time_lines(run, width)  # none of a profiler's trace, whose steps are slowed
-        shown = (_charts(run, width) if times else [], times, kernel_lines(run))
+        shown = (_charts(run, width) if times else [], times, kernel_lines(run, width))
         told = [line for part in shown if part for line in ("", *part)]
         return [*lines, *(told or ["", "no kernels"])]
     lines += ["", *_metrics(run)]
     parts = (_charts(run, width), time_lines(run, width), energy_lines(run, width))
-    drafts = (acceptance_lines(run.acceptance), what_if_lines(run.ngram_what_if))
-    for part in (*parts, *drafts, kernel_lines(run)):
+    drafts = (
+        acceptance_lines(run.acceptance, width),
+        what_if_lines(run.ngram_what_if, width),
+    )
+    for part in (*parts, *drafts, kernel_lines(run, width)):
         lines += ["", *part] if part else []
     table = policy_lines(run, width)
     lines += ["", *table] if table else []
@@ -314,7 +317,8 @@ def policy_lines(run: Run, width: int = 80) -> list[str]:
     ties = "maj@k of random subsets, ties shared equally"
     if run.curve is not None:
         ties = "maj@k as published. show --policies has intervals and what lies between"
-    return [*align(rows, right=(0, 1, 3, 5)), ties, *_other_ties(run, by_key, width)]
+    lines = align(rows, right=(0, 1, 3, 5), width=width)
+    return [*lines, *wrap("", ties, width=width, indent=0), *_other_ties(run, by_key, width)]
 
 
 def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width: int) -> list[str]:
@@ -552,7 +556,7 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
         rows += [_row(each) for each in group]
     if of_curve:
         rows = [row[:-1] for row in rows]
-    lines += ["", *align(rows, right=(1, 3))]
+    lines += ["", *align(rows, right=(1, 3), width=width)]
     shown = {row[4] for row in rows}
     for mark, text in _OF_CURVE if of_curve else _LEGEND:
         if any(cell.startswith(mark) for cell in shown) or (
@@ -704,10 +708,10 @@ def policies_lines(run: Run, judged: Counterfactuals | str, *, width: int = 80) 
         ]
         by_key = {(each.method, each.n): each for each in plain}
         return [*table, *_other_ties(run, by_key, width)]
-    return [*sent_lines(run), *wrap("!", f"no policies: {judged}", width=width, indent=2)]
+    return [*sent_lines(run, width), *wrap("!", f"no policies: {judged}", width=width, indent=2)]
 
 
-def sent_lines(run: Run) -> list[str]:
+def sent_lines(run: Run, width: int = 80) -> list[str]:
     """Return how many samples problems had as sent, and their tokens; none without samples."""
     rows, samples = run.rows, run.sample_rows
     if rows is None or samples is None or not samples.height:
@@ -724,7 +728,7 @@ def sent_lines(run: Run) -> list[str]:
         tokens = mean(known, "tokens") if mostly_told(known) else None
         cells = (f"{each.height:,}", ABSENT, value_of(tokens), interval(tokens))
         lines.append((f"{count:,}", *cells))
-    return [*align(lines, right=(0, 1, 2, 3)), ""]
+    return [*align(lines, right=(0, 1, 2, 3), width=width), ""]
 
 
 def own_answers(recording: Recording, run: Run) -> pl.DataFrame:
