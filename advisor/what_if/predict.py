@@ -547,6 +547,12 @@ def _outside(
         )
     elif rate is not None and after.steady_after > MOST_BEFORE * len(after.ids):
         notes.append(_of_a_start(after, rate))
+    if question.concurrency is not None and question.concurrency > len(after.ids):
+        notes.append(
+            f"{question.concurrency:,} problems are never in flight: the recording has "
+            f"{len(after.ids):,}. They all start at once, so that throughput is that of a run "
+            "whose batches only shrink"
+        )
     if after.tables["steps"].is_empty():
         notes.append(
             f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "

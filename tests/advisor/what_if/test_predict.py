@@ -230,6 +230,17 @@ def test_fewer_samples_are_as_show_says(votes):
     assert 4 / 16 < part < 5 / 16  # the prompt is computed once
 
 
+def test_more_problems_in_flight_than_there_are_is_said(votes):
+    count = len(Recording.open(votes.path).frame("problems"))
+    for concurrency in (count, count + 29):
+        notes = asked(votes, concurrency=concurrency).notes
+        told = [note for note in notes if "are never in flight" in note]
+        assert len(told) == (concurrency > count)
+    assert told[0].startswith(
+        f"{count + 29} problems are never in flight: the recording has {count}"
+    )
+
+
 def test_only_what_depends_on_times_is_marked(votes):
     found = asked(votes, concurrency=40, engine={"max_num_seqs": 512}).predicted
     assert found.latency_s["mean"].extrapolated
