@@ -45,20 +45,6 @@ def argument(help: str, *, default: Any = MISSING) -> Any:
 Problems = Annotated[int | None, typer.Option(help="Ask only the first N problems.")]
 Seed = Annotated[int, typer.Option(help="Seed of the demo's problems.")]
 Concurrency = Annotated[int, typer.Option(help="Problems in flight at a time.")]
-Timeout = Annotated[
-    float | None, typer.Option(help="Seconds per problem. Then its ended samples decide.")
-]
-BudgetCheckpoints = Annotated[
-    str | None,
-    typer.Option(metavar="64,128,..", help="Force answers at these tokens, after the run."),
-]
-CheckpointSamples = Annotated[
-    int, typer.Option(help="Samples of each problem that --budget-checkpoints cut.")
-]
-Logprobs = Annotated[
-    bool,
-    typer.Option("--logprobs", help="Measure log-probabilities and confidence of every sample."),
-]
 RawPrompts = Annotated[
     bool, typer.Option("--raw-prompts", help="Send prompts as they are, without a chat template.")
 ]
@@ -130,6 +116,18 @@ class Sampling:
                 **rule,
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """How long a problem may take, and what is measured of its samples: of `record`, `attach`."""
+
+    timeout: float | None = option(None, "Seconds per problem. Then its ended samples decide.")
+    budget_checkpoints: str | None = option(
+        None, "Force answers at these tokens, after the run.", metavar="64,128,.."
+    )
+    checkpoint_samples: int = option(8, "Samples of each problem that --budget-checkpoints cut.")
+    logprobs: bool = option(False, "Measure log-probabilities and confidence of every sample.")
 
 
 def check_price(price: float | None) -> None:

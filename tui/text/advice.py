@@ -70,8 +70,8 @@ def advice_lines(
 ) -> list[str]:
     """Return the answer as lines of at most `width` columns, the headline first.
 
-    Without `explain` a recommendation takes at most `SHORT_LINES` lines, or as many as its command
-    and numbers need. Alternatives are left out there before what to measure next is.
+    Without `explain` a recommendation takes at most `SHORT_LINES` lines beside its alternatives, or
+    as many as its command and numbers need.
     """
     answer, pick = recommendation, recommendation.system_optimal
     lines = verdict_lines(answer, width)
@@ -92,16 +92,9 @@ def advice_lines(
         lines += ["", *present_lines(answer.present, width, required=required)]
     if explain or pick is None:
         return [*lines, "", *closing_lines(answer, width)]
-    short = [*lines, "", *_in_short(answer, width, SHORT_LINES - len(lines) - 1)]
-    if not answer.alternatives or any(map(_is_next, short)):
-        return short
-    reasons = (*answer.reasons, *answer.alternatives)
-    fewer = advice_lines(replace(answer, alternatives=(), reasons=reasons), width=width)
-    return fewer if any(map(_is_next, fewer)) else short
-
-
-def _is_next(line: str) -> bool:
-    return line.startswith(f"{'Next':<{LABEL}}")
+    alone = verdict_lines(replace(answer, alternatives=()), width)
+    room = SHORT_LINES - len(lines) - 1 + len(verdict_lines(answer, width)) - len(alone)
+    return [*lines, "", *_in_short(answer, width, room)]
 
 
 def _in_short(answer: Recommendation, width: int, room: int) -> list[str]:

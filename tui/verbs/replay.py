@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.what_if.question import changed, device_asked
-from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
@@ -173,6 +172,11 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     others = measured_ones(open_all(asked.learn or ()))
     recorded = _chosen(replayable(base), asked.run, base)
     engine, policy, assumed = changed(recorded, changes, device=device_asked(asked.operators, gpu))
+    facts = None
+    if asked.model_config is not None:
+        from profiler.engines.models.model_facts import given_facts
+
+        facts = given_facts(asked.model_config)
     question = Question(
         engine=engine,
         policy=policy,
@@ -186,7 +190,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         collectives=asked.collectives,
         gpu=gpu,
         measured=tuple(asked.measured or ()),
-        model_facts=None if asked.model_config is None else given_facts(asked.model_config),
+        model_facts=facts,
     )
     names = [engine.model, *([question.model_facts.name] if question.model_facts else ())]
     check_used(others, base, names, priced=gpu is not None)

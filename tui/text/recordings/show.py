@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from advisor.accuracy.counterfactual import (
-    MARGIN,
-    Comparison,
-    Counterfactuals,
-    cheapest_as_good,
-    evaluate,
-    evaluate_curve,
-)
-from advisor.accuracy.finish_order import replayed_order
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.watched import ONLY_WATCHED, only_watched
 from traces.recording.reader import Recording
@@ -46,6 +37,9 @@ from traces.summary.series import series
 from traces.summary.votes import PolicyOutcome
 from tui.text.layout import align, chart_line, clock, wrap
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
+
+if TYPE_CHECKING:
+    from advisor.accuracy.counterfactual import Comparison, Counterfactuals
 
 INDENT = 10
 UNSTEADY = 1.5 * RUN_TO_RUN
@@ -599,6 +593,8 @@ def _by_difficulty(judged: Counterfactuals, width: int) -> list[str]:
 
 def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
     """Return the verdict: the cheapest policy that loses little, and how sure that is."""
+    from advisor.accuracy.counterfactual import MARGIN
+
     if best is None:
         lost = f"{MARGIN * 100:.1f} points of accuracy"
         text = f"no cheaper policy is shown to lose at most {lost} against the vote of all"
@@ -687,6 +683,9 @@ def judged_policies(
     `counts` and `max_tokens` as in `evaluate`. Raises RecordingError when the run cannot say,
     UsageError for counts and limits that it cannot answer for.
     """
+    from advisor.accuracy.counterfactual import evaluate, evaluate_curve
+    from advisor.accuracy.finish_order import replayed_order
+
     if run.curve is not None:
         return evaluate_curve(run, counts=counts, max_tokens=max_tokens)
     if run.policy is None:
@@ -699,6 +698,8 @@ def judged_policies(
 
 def policies_lines(run: Run, judged: Counterfactuals | str, *, width: int = 80) -> list[str]:
     """Return the table of a run's policies, or what was sent and why there is none."""
+    from advisor.accuracy.counterfactual import cheapest_as_good
+
     if not isinstance(judged, str):
         table = policy_table(judged, cheapest_as_good(judged), width=width)
         plain = [
