@@ -126,7 +126,8 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
         name = name_without_limits(other)
         if name == name_without_limits(pick):  # they differ in limits alone
             name = name_of(other)
-        yield f"{name} {same} and is {what}: {', '.join(told)}"
+        comma = "," * ("," in name)
+        yield f"{name}{comma} {same} and is {what}: {', '.join(told)}"
 
 
 def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Iterable[str]:

@@ -60,7 +60,7 @@ from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
-from traces.recording.reader import Recording, told_apart
+from traces.recording.reader import Held, Recording, told_apart
 from traces.schema.engine import RANKS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
@@ -84,7 +84,8 @@ class Prediction:
     `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
     `compared` beside those predicted. `far_off` says that the replay does not give what was
     recorded, None where it does. `waits` are the predicted run's
-    problems that queued longest. `tables` and `manifest` are the predicted run as a recording.
+    problems that queued longest. `drawn` is the predicted run as a recording, with its `tables` and
+    `manifest`.
     """
 
     recorded: Summary
@@ -92,20 +93,29 @@ class Prediction:
     predicted: Summary
     waits: tuple[Waited, ...]
     notes: tuple[str, ...]
-    tables: Mapping[str, pl.DataFrame]
-    manifest: Manifest
+    drawn: Held
     compared: tuple[Compared, ...] = ()
     far_off: str | None = None
 
-    def write(self, folder: Path) -> None:
-        """Write the predicted run as a recording, with the numbers that are printed of it.
+    @property
+    def tables(self) -> Mapping[str, pl.DataFrame]:
+        return self.drawn.tables
 
-        Raises RecordingError where one exists.
-        """
+    @property
+    def manifest(self) -> Manifest:
+        return self.drawn.manifest
+
+    @property
+    def kept(self) -> Held:
+        """The predicted run as a recording, with the numbers that are printed of it."""
         told = self.manifest.provenance["replayed"]
         printed = {"printed": Printed.of(self.predicted).to_json()}
         manifest = replace(self.manifest, provenance={"replayed": told | printed})
-        write_recording(folder, manifest, self.tables)
+        return replace(self.drawn, manifest=manifest)
+
+    def write(self, folder: Path) -> None:
+        """Write the predicted run as a recording. Raises RecordingError where one exists."""
+        write_recording(folder, self.kept.manifest, self.tables)
 
 
 def predict(
@@ -193,7 +203,7 @@ def predict(
     made = None if redrafted is None else redrafted.note
     notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
-    predicted, replayed = after.summary(), None if before is None else before.summary()
+    predicted, replayed = after.summary, None if before is None else before.summary
     notes += [
         *filter(None, [_far_off(recorded, replayed)]),
         *_ties(recorded, replayed or (predicted if question.policy == own.policy else None)),
@@ -204,8 +214,7 @@ def predict(
         predicted=predicted,
         waits=tuple(after.waits()),
         notes=tuple(notes),
-        tables=after.tables,
-        manifest=after.manifest,
+        drawn=after.recording,
         compared=beside(base, after.runs, on_tables=on_tables),
         far_off=_far_off(recorded, replayed),
     )
@@ -538,6 +547,12 @@ def _outside(
         )
     elif rate is not None and after.steady_after > MOST_BEFORE * len(after.ids):
         notes.append(_of_a_start(after, rate))
+    if question.concurrency is not None and question.concurrency > len(after.ids):
+        notes.append(
+            f"{question.concurrency:,} problems are never in flight: the recording has "
+            f"{len(after.ids):,}. They all start at once, so that throughput is that of a run "
+            "whose batches only shrink"
+        )
     if after.tables["steps"].is_empty():
         notes.append(
             f"{after.runs[0].steps:,} steps are more than a recording keeps: with -o it has the "
