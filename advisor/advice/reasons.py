@@ -441,7 +441,8 @@ def _how_far(stages: Stages) -> Iterable[str]:
 def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
     metrics = check.metrics
     if metrics.rate_per_s is not None:
-        yield f"the load: {number(metrics.rate_per_s, 'problems/s')} arrive at random"
+        come = "when they did as recorded" if metrics.as_sent else "at random"
+        yield f"the load: {number(metrics.rate_per_s, 'problems/s')} arrive {come}"
     else:
         in_flight = evidence.load[0]
         noted = {run.concurrency for run in evidence.runs}

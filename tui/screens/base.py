@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import time
 from collections.abc import Sequence
 from typing import ClassVar, TypeVar, cast
 
@@ -23,7 +22,7 @@ from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
 
 Result = TypeVar("Result")
-SETTLING_S = 0.05  # that a drawing waits at most
+SETTLING = 100  # rounds of messages that a drawing waits for at most
 
 
 class CalmScreen(Screen[Result]):
@@ -45,15 +44,18 @@ class CalmScreen(Screen[Result]):
         event.refresh_styles, self._is_styled = not self._is_styled, True
 
     def _compositor_refresh(self) -> None:
-        if self._settling is None:
+        if self is not self.app.screen:  # behind a question or the help, which draw it
+            super()._compositor_refresh()
+        elif self._settling is None:
             self._settling = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
-        """Have it drawn once no widget has a message left, or after a time."""
+        """Have it drawn once no widget has a message left."""
         try:
-            until = time.monotonic() + SETTLING_S
-            while time.monotonic() < until and self.is_running:
+            for _ in range(SETTLING):
                 await asyncio.sleep(0)
+                if not self.is_running:
+                    return
                 if any(each.message_queue_size for each in self.walk_children(with_self=True)):
                     continue
                 if not self._layout_required:
@@ -63,13 +65,12 @@ class CalmScreen(Screen[Result]):
                 self._scroll_required = False
         finally:
             self._settling = None
-        if self.is_running:
-            self.call_next(self._draw_all)
-
-    def _draw_all(self) -> None:
-        if not self.app._batch_count:
-            self._compositor.update_widgets(self._dirty_widgets)
-            super()._compositor_refresh()
+        if self.is_running and not self.app._batch_count:
+            try:
+                self._compositor.update_widgets(self._dirty_widgets)
+                super()._compositor_refresh()
+            except Exception as error:
+                self.app._handle_exception(error)
 
 
 class KeyFooter(Static):

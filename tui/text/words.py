@@ -55,7 +55,7 @@ def given_words(answer: Recommendation) -> str:
     load, told = answer.load, budget_words(answer.budget)
     if load is None or answer.budget.rate_per_s is not None:
         return " and ".join(filter(None, told.rpartition(", ")[::2]))
-    recorded = " as recorded" if load.rate_per_s is not None else ""
+    recorded = ", the recorded rate" if load.rate_per_s is not None else ""
     return " and ".join(filter(None, (told, f"{load.words()}{recorded}")))
 
 

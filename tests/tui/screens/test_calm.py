@@ -34,7 +34,11 @@ async def test_a_key_draws_what_changes_and_once(tmp_path, monkeypatch):
         await press(pilot, "escape")
         charts.clear()
         await press(pilot, "f", "f", "f", "f")  # each lays out, and the chart has another size
-        assert len(charts) <= 5
+        assert len(charts) <= 6
+        await press(pilot, "m")
+        screens.clear()
+        await pilot.pause(0.2)
+        assert len(screens) <= 2  # behind a question it rests
 
 
 class Texts(App):

@@ -309,6 +309,25 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("spans", [True, False])
+def test_advice_at_the_recorded_load_is_the_replay_of_it(base, tmp_path, spans):
+    """A client kept 12 problems in flight. As many a second at random would meet longer queues."""
+    (run,) = summarise(base)
+    engine, policy, _ = changed(run, ())
+    truth = predict(base, run, Question(engine=engine, policy=policy, concurrency=12))
+    recording = watched(truth, tmp_path / "seen", spans=spans)
+    found = advice([recording], optimise="latency", latency_percentile=95)
+    pick = found.system_optimal
+    told = pick.estimates["latency_p95_s"]
+    wanted = predicted(recording, f"engine.max_num_seqs={pick.engine.max_num_seqs}").predicted
+    wanted = wanted.latency_s["p95"]
+    assert told.value == pytest.approx(wanted.value, rel=0.02)
+    assert told.low == pytest.approx(wanted.low, rel=0.05)
+    assert told.high == pytest.approx(wanted.high, rel=0.05)
+    assert any("arrive when they did as recorded" in reason for reason in found.reasons)
+
+
+@pytest.mark.slow
 def test_samples_are_not_counted_among_requests_of_several(truth, tmp_path):
     alone = watched(truth, tmp_path / "seen", spans=False, steps=False)
     spans = watched(truth, tmp_path / "spans")
