@@ -4,8 +4,8 @@ A key counts from its press until the thread that draws rests. The time is the p
 that thread, and what a terminal would be sent is made too. It does not wait from within, as
 Textual's pilot does: that calls each widget, a seventh of what a key took. Printed are the medians
 of so many presses and the slowest, by screen and size. A watched server that is made stands on
-screen 3. Before them stand the first paint and the answers of the advice screen, from the start of
-the app.
+screen 3. Behind them stand the first paint, and the first estimate and the answer of the advice
+screen: with it opened at once, and with it opened once the app has learned.
 """
 
 import argparse
@@ -122,22 +122,39 @@ async def press(app: TtscopeApp, key: str) -> float:
     return (time.thread_time() - begun) * 1e3
 
 
-async def answer(paths: list[Path], size: tuple[int, int]) -> None:
-    """Print when the first estimate and the answer are there, with screen 4 opened at once."""
-    began, heard = (time.perf_counter(), time.process_time()), []
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+async def answer(paths: list[Path], size: tuple[int, int], *, learned: bool) -> None:
+    """Print when the estimate and the answer of screen 4 are there, opened at once or later.
+
+    The times are from its opening, by the wall and of the process.
+    """
+    began, heard = now(), dict[int, tuple[float, float]]()
 
     def hear(message: Any) -> None:
         if isinstance(message, Advised):
-            heard.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+            heard.setdefault(id(message.advice), now())
 
-    app = draw_all(TtscopeApp(paths, limits={"min_accuracy": "0.75"}, screen="advice"))
+    screen = "recordings" if learned else "advice"
+    app = draw_all(TtscopeApp(paths, limits={"min_accuracy": "0.75"}, screen=screen))
+    app.learns_ahead = True
     async with app.run_test(size=size, message_hook=hear) as pilot:
-        paint = (time.perf_counter() - began[0], time.process_time() - began[1])
+        times = {"first paint": now()}
+        if learned:
+            await settle(pilot)
+            times, began = {}, now()
+            await pilot.press("4")
         while not isinstance(app.screen, AdviceScreen) or len(heard) < 2:
             await asyncio.sleep(0.01)
         await settle(pilot)
-    told = ", ".join(f"{wall:.2f} s ({cpu:.2f} s)" for wall, cpu in (paint, *heard))
-    print(f"first paint, estimate and answer, wall (processor): {told}")
+    times |= dict(zip(("estimate", "answer"), heard.values(), strict=False))
+    told = ", ".join(
+        f"{what} {wall - began[0]:.2f} s ({cpu - began[1]:.2f} s)"
+        for what, (wall, cpu) in times.items()
+    )
+    print(f"screen 4 opened {'once learned' if learned else 'at once'}, wall (processor): {told}")
 
 
 async def drive(paths: list[Path], size: tuple[int, int], times: int, screens: list[str]) -> None:
@@ -179,7 +196,8 @@ def main() -> None:
             size = (int(columns), int(rows))
             print(f"{told}, milliseconds of the thread that draws, median and slowest")
             asyncio.run(drive([SHIPPED, folder], size, given.times, screens))
-        asyncio.run(answer([SHIPPED], size))
+        for learned in (False, True):
+            asyncio.run(answer([SHIPPED], size, learned=learned))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 # Before numpy is imported: threads of small products wait for each other longer than they work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("POLARS_MAX_THREADS", "1")  # of small tables: a tenth of the tests' time
 
 # So that receivers, plugins and servers of the tests know each other, and the user's file is left.
 os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"

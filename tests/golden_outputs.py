@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from advisor.accuracy import counterfactual
 from advisor.advice.advisor import Advisor
 from advisor.advice.command import CpuBuild
 from advisor.step_time.prior import tables as prior_tables
@@ -38,7 +39,6 @@ from tests.traces import synthetic
 from tests.tui.live_recordings import write_watched
 from tui import cli
 from tui.text import commands
-from tui.text.recordings import show
 
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).parent / "golden"
@@ -371,7 +371,7 @@ def learned_once() -> Iterator[None]:
     with (
         mock.patch.object(Advisor, "fit", Learned()),
         mock.patch.object(predicting, "predict", Once(predicting.predict)),
-        mock.patch.object(show, "evaluate", Once(show.evaluate)),
+        mock.patch.object(counterfactual, "evaluate", Once(counterfactual.evaluate)),
     ):
         yield
 

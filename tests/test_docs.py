@@ -55,7 +55,7 @@ def test_the_reference_has_every_verb_group_option_and_default():
         assert panels <= set(re.findall(r"^\| (.*) \| \|$", section, re.MULTILINE))
         assert all(line in section for line in VERBS[verb][3])
     attach = sections["ttscope attach"]
-    assert "| `--period TEXT` | Between polls of /metrics.  [default: 1s] |" in attach
+    assert "| `--period TEXT` | Time between polls of /metrics.  [default: 1s] |" in attach
     codes = {
         int(code) for code in re.findall(r"^\| (\d+) \|", sections["Exit codes"], re.MULTILINE)
     }

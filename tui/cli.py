@@ -49,7 +49,7 @@ VERBS = {  # name: its function, what `ttscope --help` says of it, its group the
     ),
     "sweep": (
         "sweep.sweep",
-        "Measure a list or grid of configurations, but none twice.",
+        "Measure a list or grid of configurations, each once.",
         MEASURE,
         ("ttscope sweep plan.yaml -o runs",),
     ),
@@ -116,7 +116,7 @@ VERBS = {  # name: its function, what `ttscope --help` says of it, its group the
     ),
     "gate": (
         "gate.gate",
-        "Hold a recording or a server against what was promised, or an earlier recording: for CI.",
+        "Check a recording or a server against a promise or an earlier recording, for CI.",
         DECIDE,
         (
             "ttscope gate deploy/expect.json runs/after",
@@ -142,7 +142,7 @@ def examples(lines: Sequence[str]) -> str:
 
 TYPES = {  # what Typer calls a value, and what a help calls it
     "<bool>": "", "<str>": "TEXT", "<int>": "NUMBER", "<float>": "NUMBER", "<path>": "PATH",
-    "<list[str]>": "TEXT ..", "<list[Path]>": "PATH ..",
+    "<int range>": "NUMBER", "<list[str]>": "TEXT ..", "<list[Path]>": "PATH ..",
 }  # fmt: skip
 
 

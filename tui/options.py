@@ -42,28 +42,14 @@ def argument(help: str, *, default: Any = MISSING) -> Any:
     return field(default=default, metadata={_TOLD: typer.Argument(help=help)})
 
 
-Problems = Annotated[int | None, typer.Option(help="Ask only so many, the first ones.")]
+Problems = Annotated[int | None, typer.Option(help="Ask only the first N problems.")]
 Seed = Annotated[int, typer.Option(help="Seed of the demo's problems.")]
 Concurrency = Annotated[int, typer.Option(help="Problems in flight at a time.")]
-Timeout = Annotated[
-    float | None, typer.Option(help="Seconds per problem, then the votes there are decide.")
-]
-BudgetCheckpoints = Annotated[
-    str | None,
-    typer.Option(metavar="64,128,..", help="Force answers at these tokens, after the run."),
-]
-CheckpointSamples = Annotated[
-    int, typer.Option(help="Samples of each problem that --budget-checkpoints cut.")
-]
-Logprobs = Annotated[
-    bool,
-    typer.Option("--logprobs", help="Measure log-probabilities and confidence of every sample."),
-]
 RawPrompts = Annotated[
     bool, typer.Option("--raw-prompts", help="Send prompts as they are, without a chat template.")
 ]
 SystemPrompt = Annotated[
-    str | None, typer.Option(help="Said before every chat of a JSONL workload.")
+    str | None, typer.Option(help="System prompt of every chat of a JSONL workload.")
 ]
 Verifier = Annotated[
     str | None, typer.Option(help="exact, numeric, choice or math, for a JSONL workload.")
@@ -95,15 +81,15 @@ class Sampling:
 
     policy: Path | None = option(None, "The policy.json of ttscope advise -o.", metavar="FILE")
     method: str | None = option(None, "See docs/policies.md. Greedy, or majority at n > 1.")
-    n: int = option(1, "Samples per problem, which vote above 1.", "--n")
+    n: int = option(1, "Samples per problem. Several vote.", "--n")
     thinking_budget: int | None = option(
         None, "Tokens of thought per sample, then the answer is forced."
     )
     reasoning_effort: str | None = option(
-        None, "vLLM's: low, high, .. where the chat template knows it."
+        None, "low, high, .. if the model's chat template has it."
     )
     max_tokens: int | None = option(None, "Tokens per sample.")
-    temperature: float | None = option(None, "0 for one sample, else 0.8, unless given.")
+    temperature: float | None = option(None, "By default 0 for one sample, 0.8 for several.")
     top_p: float = option(1.0, "Nucleus sampling.")
 
     def chosen(self, rule: Mapping[str, Any]) -> Policy:
@@ -130,6 +116,18 @@ class Sampling:
                 **rule,
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """How long a problem may take, and what is measured of its samples: of `record`, `attach`."""
+
+    timeout: float | None = option(None, "Seconds per problem. Then its ended samples decide.")
+    budget_checkpoints: str | None = option(
+        None, "Force answers at these tokens, after the run.", metavar="64,128,.."
+    )
+    checkpoint_samples: int = option(8, "Samples of each problem that --budget-checkpoints cut.")
+    logprobs: bool = option(False, "Measure log-probabilities and confidence of every sample.")
 
 
 def check_price(price: float | None) -> None:
@@ -163,7 +161,7 @@ class BudgetOptions:
     price: list[str] | None = option(None, "USD per device-hour: 2.5, or by type H100=2.5.")
     optimise: str | None = option(None, "accuracy, latency, cost, energy or throughput.")
     confidence: str = option("0.9", "How sure every limit must be met: 0.9 or 90%.")
-    gpu: list[str] | None = option(None, "Offer this GPU, not measured, by the prior: h100_sxm.")
+    gpu: list[str] | None = option(None, "Also offer this GPU, by the prior: h100_sxm.")
     tables: Path | None = option(None, "--gpu: folder of its tables, if not installed.")
 
     def given(self) -> dict[str, Any]:
@@ -183,11 +181,11 @@ class BudgetOptions:
 class AccountOptions:
     """What is told of an answer beside it: of `advise` and `report`."""
 
-    effort_map: bool = option(False, "Which effort or budget of thought to use (as JSON).")
-    kwh_price: float | None = option(None, "USD per kWh: what the energy of the picks costs.")
+    effort_map: bool = option(False, "Print which reasoning effort to use, as JSON.")
+    kwh_price: float | None = option(None, "USD per kWh, for the electricity of the picks.")
     pue: float | None = option(None, "Power of the site over its devices', such as 1.3.")
     api_price: float | None = option(
-        None, "USD per million output tokens of an API: from which rate renting pays."
+        None, "USD per million output tokens of an API, to compare renting with."
     )
 
     def tariff(self) -> Tariff:
@@ -203,20 +201,18 @@ class Watch:
 
     urls: list[str] = argument("vLLM servers: http://HOST:PORT, replicas too.")
     duration: str | None = option(None, "End after 90s, 10m or 2h, else at Ctrl-C.")
-    model: str | None = option(None, "Which of the served models.")
-    gpus: str = option(
-        "auto", "Read the power of the servers' GPUs, if here.", metavar="auto|none|N"
-    )
+    model: str | None = option(None, "Which of the served models to watch.")
+    gpus: str = option("auto", "Read the power of this machine's GPUs.", metavar="auto|none|N")
     model_config: Path | None = option(
-        None, "Its config.json: what its steps cost.", metavar="FILE"
+        None, "The model's config.json, for FLOPs and bytes of its steps.", metavar="FILE"
     )
-    tensor_parallel_size: int | None = option(None, "As the servers', which do not tell it.")
+    tensor_parallel_size: int | None = option(None, "That of the servers, if their pages lack it.")
     price: Price = None
     metrics_url: list[str] | None = option(
-        None, "Where a server's metrics are, several for its pods.", metavar="URL"
+        None, "A server's metrics page, or one for each of its pods.", metavar="URL"
     )
-    period: str = option("1s", "Between polls of /metrics.")
-    on_loss: str = option("wait", "When a server is gone: wait for it, or end.")
+    period: str = option("1s", "Time between polls of /metrics.")
+    on_loss: str = option("wait", "What to do when a server is gone: wait or end.")
     listen: str | None = option(
         None, "Receive spans and the plugin's steps: 4318.", metavar="[HOST:]PORT"
     )
@@ -224,7 +220,7 @@ class Watch:
         None, "Receive spans over gRPC: 4317 (extra grpc).", metavar="[HOST:]PORT"
     )
     spans_without_token: bool = option(
-        False, "Opens the recording to every user of this machine: spans need no token."
+        False, "Take spans without a token, from any user of this machine."
     )
     fpm: list[str] | None = option(
         None, "Take forward passes from tcp://HOST:PORT as steps (extra fpm).", metavar="ENDPOINT"
@@ -233,13 +229,13 @@ class Watch:
         None, "Open profiler windows. The servers' traces lie here.", metavar="FOLDER"
     )
     kernel_windows: str = option(
-        "4/60s", "N steps each, every T seconds or less often.", metavar="N/Ts"
+        "4/60s", "N steps in each window, every T seconds at most.", metavar="N/Ts"
     )
     yes: bool = option(False, "Open windows without asking.")
     api_key_env: str | None = option(None, "Environment variable that holds the servers' key.")
-    api_key_file: Path | None = option(None, "File that holds it.")
+    api_key_file: Path | None = option(None, "File that holds the key.")
     header: list[str] | None = option(
-        None, "Goes with every request. $VAR is read.", metavar="'NAME: VALUE'"
+        None, "Header of every request. $VAR is filled in.", metavar="'NAME: VALUE'"
     )
 
 

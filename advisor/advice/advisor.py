@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,9 @@ from advisor.advice.answer import Answering, answer, outline
 from advisor.advice.command import CpuBuild
 from advisor.advice.feasible import ReplayedCheck, Shortlist
 from advisor.advice.reasons import name_without_limits
-from advisor.evidence.gather import Evidence, gather
+from advisor.evidence.gather import MOST_SEEN, Evidence, gather
 from advisor.evidence.measured import Under
+from advisor.evidence.runs import arrival_rate
 from advisor.search.budget import Prices
 from advisor.search.closed_form import ClosedForm, Demands
 from advisor.search.metrics import CandidateMetrics
@@ -39,7 +40,8 @@ from traces.errors import RecordingError, UsageError
 from traces.recording.reader import Recording, both_told_apart
 from traces.schema.advice import Budget, Objective, Recommendation
 from traces.schema.engine import EngineConfig
-from traces.schema.tts.policy import Policy
+from traces.schema.tts.policy import AS_SENT, Policy
+from traces.statistics import Floats
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
@@ -92,10 +94,15 @@ class UnderLoad:
     """All candidates under one load: in closed form, and replayed as far as that was asked for."""
 
     def __init__(self, advisor: Advisor, rate_per_s: float | None) -> None:
-        in_flight, _ = advisor.load_at(rate_per_s)
-        self.closed_form = ClosedForm(advisor.demands, concurrency=in_flight, rate_per_s=rate_per_s)
-        self.metrics = CandidateMetrics(advisor.space, advisor.resampling, rate_per_s=rate_per_s)
-        self._replay = partial(advisor.replays.of, concurrency=in_flight, rate_per_s=rate_per_s)
+        in_flight, rate = advisor.load_at(rate_per_s)
+        arrivals = advisor.sent if rate_per_s is None else None
+        self.closed_form = ClosedForm(advisor.demands, concurrency=in_flight, rate_per_s=rate)
+        self.metrics = CandidateMetrics(
+            advisor.space, advisor.resampling, rate_per_s=rate, as_sent=arrivals is not None
+        )
+        self._replay = partial(
+            advisor.replays.of, concurrency=in_flight, rate_per_s=rate, arrivals=arrivals
+        )
         self._probes: list[int] | None = None
         self.looked_at: dict[int, None] = {}  # places in `metrics`, for the budget asked, in order
 
@@ -245,12 +252,30 @@ class Advisor:
 
     def under(self, rate_per_s: float | None) -> UnderLoad:
         """Return all candidates at an arrival rate (None: the recorded load)."""
-        _, rate = self.load_at(rate_per_s)
-        if rate not in self._loads:
+        if rate_per_s not in self._loads:
             for old in list(self._loads)[: max(len(self._loads) - KEPT + 1, 0)]:
                 del self._loads[old]
-            self._loads[rate] = UnderLoad(self, rate)
-        return self._loads[rate]
+            self._loads[rate_per_s] = UnderLoad(self, rate_per_s)
+        return self._loads[rate_per_s]
+
+    @cached_property
+    def sent(self) -> Floats | None:
+        """When the problems of one watch came [problems], in seconds since the first of them.
+
+        None of other recordings, and where they are fewer than came: those left out are a load too.
+        """
+        runs = self.evidence.runs
+        rate = self.evidence.load[1]
+        one = len({run.recording for run in runs}) == 1
+        if not one or rate is None or any(run.policy != AS_SENT for run in runs):
+            return None
+        told = {name: each.arrival_ns for run in runs for name, each in run.problems.items()}
+        times = [told[name] for name in self.space.problem_ids]
+        own = arrival_rate(times)
+        if None in times or own is None or own < MOST_SEEN * rate:
+            return None
+        arrivals = np.array(times, dtype=np.int64)
+        return np.asarray((arrivals - arrivals.min()) / 1e9)
 
     def load_at(self, rate_per_s: float | None) -> Under:
         """Return the load of answers at an arrival rate (None: the recorded load).

@@ -126,7 +126,8 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
         name = name_without_limits(other)
         if name == name_without_limits(pick):  # they differ in limits alone
             name = name_of(other)
-        yield f"{name} {same} and is {what}: {', '.join(told)}"
+        comma = "," * ("," in name)
+        yield f"{name}{comma} {same} and is {what}: {', '.join(told)}"
 
 
 def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Iterable[str]:
@@ -440,7 +441,8 @@ def _how_far(stages: Stages) -> Iterable[str]:
 def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
     metrics = check.metrics
     if metrics.rate_per_s is not None:
-        yield f"the load: {number(metrics.rate_per_s, 'problems/s')} arrive at random"
+        come = "when they did as recorded" if metrics.as_sent else "at random"
+        yield f"the load: {number(metrics.rate_per_s, 'problems/s')} arrive {come}"
     else:
         in_flight = evidence.load[0]
         noted = {run.concurrency for run in evidence.runs}

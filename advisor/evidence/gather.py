@@ -28,7 +28,7 @@ from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.live.passes import MOST as MOST_INFERRED
 from advisor.evidence.live.passes import NEEDED as OF_PASSES
-from advisor.evidence.live.passes import inferred_traffic
+from advisor.evidence.live.passes import inferred_traffic, ran_at_ends
 from advisor.evidence.live.ranks import ranks_by_law
 from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
@@ -48,6 +48,7 @@ from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Floats
 from traces.summary.energy import PowerTable, Watts, mean_and_table, watts_of
+from traces.summary.problems import MOST_UNTOLD
 
 TOO_LITTLE = (
     "too little of the server was seen to learn from. Watch it under load for at least 10 polls, "
@@ -215,7 +216,8 @@ def gather(
     made: list[Made] = []
     untimed: list[bool] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
-    for recording in (each.afresh() for each in recordings):  # tables go once the next is read
+    kept = len(recordings) + len(others) == 1 and recordings[0].in_memory
+    for recording in recordings if kept else (each.afresh() for each in recordings):
         windows, polled = _polled(recording)
         steps += _steps(recording, windows, most)
         models.update(recording.manifest.models)
@@ -246,6 +248,8 @@ def gather(
     for recording in (each.afresh() for each in others):
         steps += _steps(recording, _polled(recording)[0], most)
     _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed, untimed=all(untimed))
+    names = {name for run in runs for name in run.problems}
+    lost += [ONE_PROBLEM] if judged and len(names) == 1 else []
     prices = [r.manifest.price_usd_per_device_hour for r in recordings]
     given = {price for price in prices if price is not None}
     return Evidence(
@@ -255,7 +259,7 @@ def gather(
         steps=tuple(steps),
         runs=tuple(runs),
         cut=tuple(cut),
-        problem_ids=tuple(sorted({name for run in runs for name in run.problems})),
+        problem_ids=tuple(sorted(names)),
         watts={key: _watts(drawn) for key, drawn in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         left_out=left_out,
@@ -613,7 +617,8 @@ def _with_inferred(
         steps = recording.frame("steps", OF_PASSES).filter(pl.col("engine") == key)
         if steps.is_empty():
             continue
-        found = inferred_traffic(steps.sort("step"), engine, recording.name, key, lost)
+        steps = steps.sort("step")
+        found = inferred_traffic(steps, engine, recording.name, key, lost)
         begun = int(steps["prefill_requests"].sum())
         if not isinstance(found, str):
             runs = [run for run in runs if run.engine != engine] + found
@@ -621,6 +626,12 @@ def _with_inferred(
                 why.append(
                     f"{recording.name}: the last {MOST_INFERRED:,} of {begun:,} requests are "
                     "inferred"
+                )
+            cut, kept = ran_at_ends(steps), len(found[0].problems)
+            if cut > MOST_UNTOLD * (cut + kept):
+                why.append(
+                    f"{recording.name}: of {cut + kept:,} requests {cut:,} ran as its steps began "
+                    "or ended, and are left out. The others are shorter"
                 )
         elif windows.get(key) is None:
             why.append(f"{recording.name}: {UNNAMED}: {found}")
@@ -700,6 +711,9 @@ def _rate(runs: Sequence[Run]) -> float | None:
     return sum(told) if told else None
 
 
+ONE_PROBLEM = (
+    "one problem does not tell how others differ. How sure an answer is holds for this one alone"
+)
 NOT_OURS = (
     "is of traffic that was watched. It teaches the times of its engine's steps, and none of its "
     "requests is among the problems"

@@ -27,6 +27,7 @@ class Pool:
     that was learned without it. Where such a table names reasoning efforts, its pool has the
     samples of several: `by_problem` is the pool that each problem's are of, by the effort that its
     table gives it. Such a pool answers for that policy alone, which is the second part of its key.
+    `draws` are other draws of the runs, where their traffic is drawn.
     """
 
     key: SampleKey
@@ -35,6 +36,7 @@ class Pool:
     problem_ids: frozenset[str]
     tables: Mapping[Policy, Mapping[str, Table]] = field(default_factory=dict)
     by_problem: Mapping[str, Pool] = field(default_factory=dict)
+    draws: tuple[tuple[Run, ...], ...] = ()
 
     def most_samples(self, policy: Policy) -> int:
         """Return how many samples a policy draws of a problem at most."""
@@ -116,9 +118,13 @@ def find_pools(evidence: Evidence) -> list[Pool]:
     pools = []
     for key, runs in groups.items():
         if key[1] == AS_SENT:
-            draw = _one_draw(runs)
-            names = frozenset(name for run in draw for name in run.problems)
-            pools.append(Pool(key=key, runs=draw, policies=(AS_SENT,), problem_ids=names))
+            first, *draws = _few_draws(runs)
+            names = frozenset(name for run in first for name in run.problems)
+            pools.append(
+                Pool(
+                    key=key, runs=first, policies=(AS_SENT,), problem_ids=names, draws=tuple(draws)
+                )
+            )
             continue
         curve = next((run.curve for run in runs if run.curve is not None), None)
         if curve is not None:
@@ -148,12 +154,16 @@ def find_pools(evidence: Evidence) -> list[Pool]:
     return pools
 
 
-def _one_draw(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Return a run of each watched server: where its traffic was drawn, the first draw."""
-    first: dict[tuple[str, EngineConfig], Run] = {}
+def _few_draws(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Return a run of each watched server: where traffic was drawn, the first, middle, last draw.
+
+    Of lengths whose mean alone is known these are alike, and further and further apart.
+    """
+    each: dict[tuple[str, EngineConfig], list[Run]] = {}
     for run in runs:
-        first.setdefault((run.recording, run.engine), run)
-    return tuple(first.values())
+        each.setdefault((run.recording, run.engine), []).append(run)
+    few = (0.0, 0.5, 1.0) if any(len(draws) > 1 for draws in each.values()) else (0.0,)
+    return [tuple(d[round(share * (len(d) - 1))] for d in each.values()) for share in few]
 
 
 FEW_POINTS = 12  # of a published curve: up to so many are all candidates

@@ -6,13 +6,59 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.runs import RecordedProblem, Sample
+from advisor.evidence.runs import RecordedProblem
 from advisor.replay.simulation.state import NONE
 from traces.statistics import Bools, Floats, Ints
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """What a replay takes of samples, in arrays.
+
+    Equal numbers of `answer` are equal answers, whosever they are. `forwarded` is 1 where a sample
+    has not `drafted`.
+    """
+
+    output_tokens: Ints
+    verify_steps: Ints
+    forwarded: Floats
+    drafted: Bools
+    answer: Ints
+    correct: Bools
+    by_length: Bools
+
+    @classmethod
+    def of(cls, loads: Sequence[RecordedProblem]) -> Samples:
+        """Return the samples of problems in their order."""
+        samples = [sample for load in loads for sample in load.samples]
+        output = np.array([sample.output_tokens for sample in samples], dtype=np.int64)
+        verify, forwarded = output - 1, np.ones(len(samples))
+        drafted = np.array([sample.scheduled is not None for sample in samples], dtype=bool)
+        for place in np.flatnonzero(drafted):
+            scheduled = samples[place].scheduled
+            assert scheduled is not None
+            verify[place] = len(scheduled)
+            forwarded[place] = scheduled.mean() if len(scheduled) else 1.0
+        known: dict[str | None, int] = {None: NONE}
+        numbers = [known.setdefault(sample.answer, len(known) - 1) for sample in samples]
+        return cls(
+            output_tokens=output,
+            verify_steps=verify,
+            forwarded=forwarded,
+            drafted=drafted,
+            answer=np.array(numbers, dtype=np.int64),
+            correct=np.array([bool(sample.correct) for sample in samples], dtype=bool),
+            by_length=np.array([sample.by_length for sample in samples], dtype=bool),
+        )
+
+    def at(self, places: Ints) -> Samples:
+        """Return those at some places."""
+        return Samples(**{name: values[places] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,11 +110,8 @@ class Workload:
         problem found in the cache it shares with all problems (the first found nothing: the engine
         was fresh).
         """
-        flat = [(load, sample) for load in loads for sample in load.samples]
         counts = np.array([len(load.samples) for load in loads], dtype=np.int64)
-        output = np.array([sample.output_tokens for _, sample in flat], dtype=np.int64)
-        verify, forwarded = _verify_steps([sample for _, sample in flat])
-        first_answer, answer, right = _answers(loads)
+        prompts = np.array([load.prompt_tokens for load in loads], dtype=np.int64)
         servers = [load.server for load in loads if load.server is not None]
         if prompt_block_tokens is None:
             first_segment, path, starts, ends = _levels(loads)
@@ -76,19 +119,12 @@ class Workload:
             first_segment, path, starts, ends = _segments(
                 [load.prompt_blocks for load in loads],
                 prompt_block_tokens,
-                [load.prompt_tokens for load in loads],
+                prompts.tolist(),
                 counts.tolist(),
             )
         return cls(
-            first=np.concatenate([[0], np.cumsum(counts)]),
-            prompt_tokens=np.array([load.prompt_tokens for load, _ in flat], dtype=np.int64),
-            output_tokens=output,
-            verify_steps=verify,
-            forwarded=forwarded,
-            answer=answer,
-            by_length=np.array([sample.by_length for _, sample in flat], dtype=bool),
-            first_answer=first_answer,
-            right=right,
+            **_of_samples(Samples.of(loads), counts),
+            prompt_tokens=np.repeat(prompts, counts),
             arrivals=None if arrivals is None else ascending(arrivals),
             first_segment=first_segment,
             path=path,
@@ -141,6 +177,10 @@ class Workload:
             segment_start=starts,
             segment_end=ends,
         )
+
+    def with_samples(self, samples: Samples) -> Workload:
+        """Return the same problems with others of as many samples, in their order."""
+        return replace(self, **_of_samples(samples, np.diff(self.first)))
 
     def posed(self, places: Ints) -> Workload:
         """Return the problems at these places in this order, each as often as it stands there.
@@ -208,33 +248,32 @@ def ascending(arrivals: Sequence[float] | Floats) -> Floats:
     return times
 
 
-def _verify_steps(samples: Sequence[Sample]) -> tuple[Ints, Floats | None]:
-    verify = np.array([sample.output_tokens - 1 for sample in samples], dtype=np.int64)
-    drafted = [s for s, sample in enumerate(samples) if sample.scheduled is not None]
-    if not drafted:
-        return verify, None
-    forwarded = np.ones(len(samples))
-    for s in drafted:
-        scheduled = samples[s].scheduled
-        assert scheduled is not None
-        verify[s] = len(scheduled)
-        forwarded[s] = scheduled.mean() if len(scheduled) else 1.0
-    return verify, forwarded
+def _of_samples(samples: Samples, counts: Ints) -> dict[str, Any]:
+    """Return what a workload tells of samples, of which each problem has so many.
 
-
-def _answers(loads: Sequence[RecordedProblem]) -> tuple[Ints, Ints, Bools]:
-    """Return each problem's first answer, each sample's answer, and which answers are right."""
-    right: list[bool] = []
-    first, answer = [0], list[int]()
-    for load in loads:
-        places: dict[str, int] = {}
-        for sample in load.samples:
-            if sample.answer is not None and sample.answer not in places:
-                places[sample.answer] = len(right)
-                right.append(bool(sample.correct))
-            answer.append(NONE if sample.answer is None else places[sample.answer])
-        first.append(len(right))
-    return np.array(first), np.array(answer, dtype=np.int64), np.array(right, dtype=bool)
+    Answers are numbered as they are first met. Whether one is right its first sample says.
+    """
+    told = np.flatnonzero(samples.answer != NONE)
+    owner = np.repeat(np.arange(len(counts)), counts)[told]
+    each = owner * (samples.answer.max(initial=0) + 1) + samples.answer[told]
+    _, met, same = np.unique(each, return_index=True, return_inverse=True)
+    order = np.argsort(met)
+    number = np.empty_like(order)
+    number[order] = np.arange(len(order))
+    answer = np.full(len(samples.answer), NONE, dtype=np.int64)
+    answer[told] = number[same]
+    firsts = met[order]
+    answers = np.bincount(owner[firsts], minlength=len(counts))
+    return {
+        "first": np.concatenate([[0], np.cumsum(counts)]),
+        "output_tokens": samples.output_tokens,
+        "verify_steps": samples.verify_steps,
+        "forwarded": samples.forwarded if samples.drafted.any() else None,
+        "answer": answer,
+        "by_length": samples.by_length,
+        "first_answer": np.concatenate([[0], np.cumsum(answers)]),
+        "right": samples.correct[told][firsts],
+    }
 
 
 Segments = tuple[Ints, npt.NDArray[np.int32], Ints, Ints]

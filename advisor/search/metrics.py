@@ -129,8 +129,10 @@ class CandidateMetrics(Metrics):
         resampling: Resampling,
         *,
         rate_per_s: float | None,
+        as_sent: bool = False,
     ) -> None:
         self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
+        self.as_sent = as_sent  # problems come when they did, and else at random
         self.choosing, self.idle_draws = resampling.choosing, resampling.idle
         self.rows: list[int] = []
         self.place: dict[int, int] = {}  # of a row of the space
@@ -342,9 +344,14 @@ def _at_speed(factor: Floats, speeds: Floats, by_speed: Sequence[Floats]) -> Flo
     """Return what draws give when steps take `factor` times as long.
 
     With one replay all times scale; with a second, slower one they go with the power of the factor
-    that leads from the first to it, more than 1 where problems queue.
+    that leads from the first to it, more than 1 where problems queue. A third one is faster, and
+    gives the power of factors below 1.
     """
     if len(by_speed) == 1:
         return np.asarray(factor * by_speed[0])
-    power = np.log(by_speed[1] / by_speed[0]) / np.log(speeds[1])
+    slow, *fast = (
+        np.log(other / by_speed[0]) / np.log(speed)
+        for other, speed in zip(by_speed[1:], speeds[1:], strict=True)
+    )
+    power = np.where(factor < 1, fast[0], slow) if fast else slow
     return np.asarray(by_speed[0] * factor**power)

@@ -109,7 +109,8 @@ class PolicyWork:
             each = zip(problems, routes, strict=True)
             problems = [dataclasses.replace(problem, route=route) for problem, route in each]
         if policy == AS_SENT:
-            return [problems]
+            others = (dataclasses.replace(pool, runs=runs) for runs in pool.draws)
+            return [problems, *map(self._loads, others)]
         ordered = not policy.all_samples_end
         if not ordered and all(len(problem.samples) == n for problem in problems):
             return [problems]
@@ -129,7 +130,10 @@ class PolicyWork:
         return [list(map(some, problems, draw)) for draw in draws]
 
     def _problems(self, pool: Pool) -> list[RecordedProblem]:
-        problems = self._once(("all", pool.key), lambda: pool.loads(self.space.problem_ids))
+        return self._once(("all", pool.key), lambda: self._loads(pool))
+
+    def _loads(self, pool: Pool) -> list[RecordedProblem]:
+        problems = pool.loads(self.space.problem_ids)
         assert problems is not None  # space drops such a candidate
         return problems
 

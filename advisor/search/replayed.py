@@ -80,59 +80,70 @@ class CandidateReplays:
         self._models = policy_work.evidence.models
 
     def of(
-        self, row: int, *, concurrency: int | None, rate_per_s: float | None
+        self,
+        row: int,
+        *,
+        concurrency: int | None,
+        rate_per_s: float | None,
+        arrivals: Floats | None = None,
     ) -> ReplayedCandidate:
-        """Return a candidate of the space, replayed at a load."""
+        """Return a candidate of the space, replayed at a load.
+
+        Problems come at random at the rate, or at `arrivals` [problems], in seconds, of that rate.
+        """
         candidate = self.space.candidate(row)
         kind = self.space.kinds[self.space.kind[row]]
         law = self.model.law(candidate.engine)
         replicas = candidate.engine.data_parallel_size
         devices = candidate.engine.num_devices / replicas  # of the engine that a step runs on
         count = len(self.space.problem_ids)
-        speeds = np.ones(1)
-        keeps_up = True
-        if rate_per_s is None:
-            runs = [self._closed(candidate, law, concurrency or 1)]
-            capacity = count * replicas / float(np.mean([r.busy_s for r in runs[0]]))
-        else:
-            capacity = self.capacity_per_s(row)
-            keeps_up = rate_per_s <= OVERLOAD * capacity
-            if keeps_up:
-                speeds = np.array([1.0, np.exp(law.sigma * Z95)])
-                steady = speeds * rate_per_s <= STEADY * capacity
-                runs = [
-                    self._open(candidate, law, rate_per_s, float(speed), steady=bool(each))
-                    for speed, each in zip(speeds, steady, strict=True)
-                ]
-            else:
-                runs = [self._closed(candidate, law, count)]
-        first = runs[0]
         workloads = self.policy_work.workloads(kind.pool, kind.policy)
+        served = self.capacity_per_s(row) if rate_per_s is not None else np.inf
+        keeps_up = (rate_per_s or 0.0) <= OVERLOAD * served
+
+        def at(speed: float) -> list[Replayed]:
+            if rate_per_s is None:
+                return self._closed(candidate, law, concurrency or 1)
+            if not keeps_up:
+                return self._closed(candidate, law, count)
+            if arrivals is not None:
+                return self._sent(candidate, law, arrivals, speed)
+            steady = speed * rate_per_s <= STEADY * served
+            return self._open(candidate, law, rate_per_s, speed, steady=steady)
+
+        first = at(1.0)
         limits = limits_of(candidate.engine, candidate.facts, workloads[0], self._models)
         peaks = {name: max(r.peak[name] for r in first) for name in first[0].peak}
         within = law.within(peaks)
         if law.prior is not None:
             within = law.prior.holds(peaks, max(each.longest for each in workloads))
+        totals = Features(*np.mean([r.totals for r in first], axis=0).tolist())
+        outside = limits.crowded(peaks["kv_tokens"]) or not within
+        outside |= law.smaller(totals.requests / totals.step)
+        speeds = [1.0]
+        if rate_per_s is not None and keeps_up:
+            slow = float(np.exp((law.sigma_outside if outside else law.sigma) * Z95))
+            speeds += [slow] if arrivals is None else [slow, 1 / slow]
+        runs = [first, *map(at, speeds[1:])]
         if kind.policy.all_samples_end:
             accuracy = self.policy_work.correctness(kind.pool, kind.policy)
             tokens, flops = self.policy_work.tokens_and_flops(kind)
         else:
             accuracy, tokens, flops = self.policy_work.stopped(kind, first)
-        totals = Features(*np.mean([r.totals for r in first], axis=0).tolist())
         return ReplayedCandidate(
             candidate=candidate,
             law=law,
             accuracy=accuracy,
             tokens=tokens,
             flops=flops,
-            speeds=speeds,
+            speeds=np.array(speeds),
             latency_s=np.array([[r.latency_s for r in each] for each in runs]),
             device_s=np.array([[r.busy_share_s * devices for r in each] for each in runs]),
-            capacity_per_s=capacity,
+            capacity_per_s=served
+            if rate_per_s is not None
+            else count * replicas / float(np.mean([r.busy_s for r in first])),
             keeps_up=keeps_up,
-            extrapolated=limits.crowded(peaks["kv_tokens"])
-            or not within
-            or law.smaller(totals.requests / totals.step),
+            extrapolated=outside,
             totals=totals,
             paid=_paid(first, replicas),
         )
@@ -189,6 +200,20 @@ class CandidateReplays:
                 return results
         made.append((seqs, batched, run()))
         return made[-1][2]
+
+    def _sent(
+        self, candidate: Candidate, law: StepLaw, arrivals: Floats, speed: float
+    ) -> list[Replayed]:
+        """Replay with problems arriving when they did."""
+
+        def run() -> list[Replayed]:
+            cost = _cost(law, candidate, speed)
+            return [
+                self._replay(dataclasses.replace(workload, arrivals=arrivals), cost, candidate)
+                for workload in self.policy_work.workloads(candidate.pool, candidate.policy)
+            ]
+
+        return self._once(candidate, ("sent", speed), run)
 
     def _open(
         self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float, *, steady: bool

@@ -69,7 +69,7 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
     laws = left.fit_shapes(others, of=(key,))[key]
     left.laws_ = {key: replace(model.law(run.engine), **of_steps(own, laws))}
     question = by_replica(Question(engine=run.engine, policy=run.policy))
-    return Replays(base, evidence, left, run, (run,), question).summary()
+    return Replays(base, evidence, left, run, (run,), question).summary
 
 
 def _others(tables: Sequence[StepTable], run: Run) -> list[StepTable]:

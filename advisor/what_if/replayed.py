@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -23,11 +22,11 @@ from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, Run, Sample
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
-from advisor.replay.recording import replayed_tables, replica_keys, write_recording
+from advisor.replay.recording import replayed_tables, replica_keys
 from advisor.replay.replay import Replicas, replay, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.waiting import Waited, longest_waits
-from advisor.replay.workload import Workload
+from advisor.replay.workload import Samples, Workload
 from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
@@ -38,14 +37,14 @@ from advisor.what_if.power import PowerLaw
 from advisor.what_if.question import Question, learned, tabled
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
-from traces.recording.reader import Recording
+from traces.recording.reader import Held, Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.formats import percent
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.routes import OTHERS, most_samples, table_for
 from traces.schema.tts.stop_rules import ROUTED, Stop
-from traces.statistics import LEVEL, Z95, Floats, column_means
+from traces.statistics import LEVEL, Z95, Floats, Ints, column_means
 from traces.summary.energy import Energy
 from traces.summary.run import Run as Summary
 from traces.summary.run import step_times, summarise
@@ -109,6 +108,9 @@ class Replays:
         self.stop, self.drawn = stop_of(question.policy), question.policy.n
         self.as_sent = question.policy == AS_SENT
         self.recorded = min(len(source.problems[name].samples) for name in self.ids)
+        self.recorded_loads = [
+            [self._load(source, name) for name in self.ids] for source in sources
+        ]
         self.loads = self._draws()
         arrivals = self._arrivals(own)
         self.concurrency = None
@@ -155,7 +157,7 @@ class Replays:
         self.crowded = any(self.limits.crowded(run.peak["kv_tokens"]) for run in self.runs)
         self.outside = extrapolated or self.crowded or not inside
         sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
-        self.fresh = [self._run(workload, 1.0) for workload in self._redrawn()]
+        self.fresh = [self._run(workload, 1.0) for workload in self.redrawn]
         self.slow, self.fast = (
             [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
             for sign in (1, -1)
@@ -175,7 +177,7 @@ class Replays:
         )
 
     def _draws(self) -> list[list[RecordedProblem]]:
-        each = [[self._load(source, name) for name in self.ids] for source in self.sources]
+        each = self.recorded_loads
         whole_draw = all(len(load.samples) == self.drawn for load in each[0])
         if self.as_sent or (self.stop == Stop() and whole_draw):
             return each
@@ -190,42 +192,49 @@ class Replays:
             found.append(drawn)
         return found
 
-    def _redrawn(self) -> list[Workload]:
-        """Return workloads of fresh runs: their samples drawn again, and arrivals where drawn.
+    @cached_property
+    def redrawn(self) -> list[Workload]:
+        """Workloads of fresh runs: their samples drawn again, and arrivals where drawn.
 
-        Empty where a fresh run draws nothing otherwise: at temperature 0, where lengths are given,
-        and where no interval is known.
+        A problem's are drawn with replacement. Empty where a fresh run draws nothing otherwise: at
+        temperature 0, where lengths are given, and where no interval is known.
         """
         if self.times.sigma is None or not self.samples_drawn:
             return self.workloads if self.arrivals_drawn else []
-        each = [[self._load(source, name) for name in self.ids] for source in self.sources]
+        each = [(Samples.of(loads), self._among(loads)) for loads in self.recorded_loads]
         found = []
         for number in range(DRAWS):
-            whole = each[number % len(each)]
             rng = np.random.default_rng([self.question.seed, number, 1])
-            loads = [self._drawn_again(whole, place, rng) for place in range(len(whole))]
-            arrivals = self.workloads[number % len(self.workloads)].arrivals
-            found.append(
-                Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
-            )
+            samples, among = each[number % len(each)]
+            places = [own[rng.integers(0, len(own), self.drawn)] for own in among]
+            workload = self._of_as_many(number)
+            found.append(workload.with_samples(samples.at(np.concatenate(places))))
         return found
 
-    def _drawn_again(
-        self, loads: Sequence[RecordedProblem], place: int, rng: np.random.Generator
-    ) -> RecordedProblem:
-        """Return a problem with samples of its own, drawn with replacement.
+    def _of_as_many(self, number: int) -> Workload:
+        """Return a draw's workload whose problems all have as many samples as are drawn."""
+        workload = self.workloads[number % len(self.workloads)]
+        if (np.diff(workload.first) == self.drawn).all():
+            return workload
+        loads = self.recorded_loads[number % len(self.recorded_loads)]
+        full = [replace(load, samples=[load.samples[0]] * self.drawn) for load in loads]
+        return Workload.from_loads(full, workload.arrivals, prompt_block_tokens=self.block_tokens)
+
+    def _among(self, loads: Sequence[RecordedProblem]) -> list[Ints]:
+        """Return among which samples, by their places, those of each problem are drawn.
 
         What one sample would vary by is not known: those of other problems stand for it, which
         vary by more. One that the cache cannot hold behind this prompt is none of them.
         """
-        own = loads[place]
-        among = own.samples
-        if self.recorded == 1:
-            room = self._most_tokens() - own.prompt_tokens
-            each = [load.samples[0] for load in loads]
-            among = [s for s in each if s.output_tokens <= room or s is own.samples[0]]
-        chosen = [among[i] for i in rng.integers(0, len(among), self.drawn)]
-        return replace(own, samples=tuple(chosen))
+        counts = [len(load.samples) for load in loads]
+        begins = np.cumsum([0, *counts[:-1]])
+        if self.recorded > 1:
+            return [np.arange(first, first + n) for first, n in zip(begins, counts, strict=True)]
+        tokens = np.array([load.samples[0].output_tokens for load in loads])
+        rooms = self._most_tokens() - np.array([load.prompt_tokens for load in loads])
+        return [
+            begins[(tokens <= rooms[own]) | (begins == begins[own])] for own in range(len(loads))
+        ]
 
     def _most_tokens(self) -> float:
         """Return how many tokens of prompt and output a request can have, its drafts apart."""
@@ -419,7 +428,7 @@ class Replays:
         if self.concurrency is not None or self.times.sigma is None:
             return []
         fast = float(np.exp(-Z95 * self.times.sigma[int(self.outside)]))
-        draws = [replace(each, arrivals=None) for each in self._redrawn() or self.workloads]
+        draws = [replace(each, arrivals=None) for each in self.redrawn or self.workloads]
         return [
             self._statistics(self._run(draw, fast, concurrency=1, cost=cost))
             for cost in (None, *self.others)
@@ -448,12 +457,15 @@ class Replays:
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
 
+    @property
+    def recording(self) -> Held:
+        """The first draw."""
+        return Held(Path(f"{self.base.name} (replayed)"), self.manifest, tables=self.tables)
+
+    @cached_property
     def summary(self) -> Summary:
-        """Return the first draw's summary with the estimates of all draws and speeds."""
-        with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:
-            path = Path(folder) / f"{self.base.name} (replayed)"
-            write_recording(path, self.manifest, self.tables)
-            found = summarise(Recording.open(path))[0]
+        """The first draw's summary with the estimates of all draws and speeds."""
+        found = summarise(self.recording)[0]
         middle, fresh = (
             [self._statistics(run) for run in runs] for runs in (self.runs, self.fresh)
         )
@@ -517,7 +529,9 @@ class Replays:
         return replace(
             found,
             steps=self.runs[0].steps,  # its table may keep none
-            step_time=step_times(self.tables["steps"]),  # of all replicas
+            step_time=found.step_time
+            if self.question.replicas.count == 1
+            else step_times(self.tables["steps"]),  # of all replicas
             accuracy=self._accuracy(),
             latency_s=latency,
             ttft_s=self._undetermined(ttft),
@@ -574,12 +588,18 @@ class Replays:
         variance = float(np.log(again).var(ddof=1))
         factor = 1 + (1 / values.size if values.size > 1 else 0.0)
         if fresh.size and self.samples_drawn:
-            own = [self.sources[0].problems[name] for name in self.ids]
-            counts = np.array([len(problem.samples) for problem in own])
-            drawn = [_most_drawn(self.question.policy, problem.group) for problem in own]
-            factor += float(np.mean(drawn / counts))
-            variance *= float(np.mean(counts / np.maximum(counts - 1, 1)))
+            share, too_little = self._draws_of_samples
+            factor += share
+            variance *= too_little
         return float(T95 * np.sqrt(factor * variance))
+
+    @cached_property
+    def _draws_of_samples(self) -> tuple[float, float]:
+        """The share of the recorded samples that is drawn, and N / (N - 1), in the mean."""
+        own = [self.sources[0].problems[name] for name in self.ids]
+        counts = np.array([len(problem.samples) for problem in own])
+        drawn = [_most_drawn(self.question.policy, problem.group) for problem in own]
+        return float(np.mean(drawn / counts)), float(np.mean(counts / np.maximum(counts - 1, 1)))
 
     @property
     def _whole(self) -> bool:
@@ -823,8 +843,8 @@ def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str,
     for name, values in (("latency_s", run.latency_s), ("ttft_s", ttft), ("tpot_s", tpot)):
         numbers = values[np.isfinite(values)]
         found[f"{name}.mean"] = float(numbers.mean()) if numbers.size else np.nan
-        for q in (50, 95):
-            found[f"{name}.p{q}"] = float(np.quantile(numbers, q / 100)) if numbers.size else np.nan
+        p50, p95 = np.quantile(numbers, (0.5, 0.95)) if numbers.size else (np.nan, np.nan)
+        found |= {f"{name}.p50": float(p50), f"{name}.p95": float(p95)}
     tokens = float(run.generated_tokens.sum())
     found["tokens"] = tokens / problems
     found["throughput"] = tokens / (run.makespan_s - float(run.arrival_s.min()))

@@ -54,6 +54,10 @@ class Warm:
         assert name == what, f"the process that forks sent {name!r} and not {what!r}"
         return int(number)
 
+    def fileno(self):
+        """Return what `select` finds ready when the process has ended."""
+        return self._line.fileno()
+
     def poll(self):
         with suppress(subprocess.TimeoutExpired):
             self.wait(0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -87,6 +87,11 @@ class Recording:
         For readers of many recordings: what one read goes with it.
         """
         return replace(self, unread=TOKENS)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its samples are in memory already."""
+        return "samples" in vars(self)
 
     @property
     def name(self) -> str:
@@ -217,6 +222,34 @@ class Recording:
         schema = {name: TABLES["steps"][name] for name in STEP_TIMES}
         schema |= dict.fromkeys(texts, pl.Categorical())
         return pl.concat([pl.DataFrame(schema=schema), *self._of_parts("steps", read)])
+
+
+@dataclass(frozen=True)
+class Held(Recording):
+    """A complete recording of which nothing is on disk: its `tables` are in memory."""
+
+    tables: Mapping[str, pl.DataFrame] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def complete(self) -> bool:
+        return True
+
+    @property
+    def losses(self) -> list[str]:
+        return self.manifest.losses
+
+    def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        whole = self.tables.get(table)
+        whole = pl.DataFrame(schema=TABLES[table]) if whole is None else whole
+        return whole if columns is None else whole.select(*dict.fromkeys(columns))
+
+    def rows(self, table: str) -> int:
+        return self.frame(table).height
+
+    @cached_property
+    def step_times(self) -> pl.DataFrame:
+        texts = pl.col("engine", "source").cast(pl.Categorical)
+        return self.frame("steps", STEP_TIMES).with_columns(texts)
 
 
 def measured(recordings: Sequence[Recording]) -> list[Recording]:

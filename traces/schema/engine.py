@@ -95,9 +95,10 @@ class EngineConfig(Record):
         """Whether it runs on GPUs, None where nobody told.
 
         An engine in this process and vLLM's plugin tell their GPU, and tell none on a processor.
-        Nothing but the plugin tells of a server of vLLM whether it is eager.
+        Nothing but the plugin tells of a server of vLLM whether it is eager. GPUs that are only
+        counted are those of a profiler's trace, or of imported watts.
         """
-        if self.gpu is not None:
+        if self.gpu is not None or self.num_gpus is not None:
             return True
         by_plugin = self.vllm_version is not None and self.enforce_eager is not None
         return False if by_plugin or self.mode == "in_process" else None

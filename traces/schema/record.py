@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -24,7 +25,7 @@ class Record:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build from `to_json`'s dict; fields it does not name keep their defaults."""
-        hints = get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         return cls(**{name: _typed(hints[name], data[name]) for name in names if name in data})
 
@@ -33,6 +34,9 @@ class Record:
         text = json.dumps(self.to_json(), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{type(self).__name__[0].lower()}-{digest}"
+
+
+_hints = functools.cache(get_type_hints)
 
 
 def _plain(value: Any) -> Any:

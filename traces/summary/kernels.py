@@ -292,19 +292,24 @@ class WindowTimes:
         frame = samples.filter(pl.col("role").fill_null("sample") == "sample").join(
             timed.select("problem"), on="problem", how="semi", maintain_order="left"
         )
-        more = pl.when(pl.col("output_tokens") > 1).then(pl.col("output_tokens") - 1)
-        tokens = _floats(frame, more)
-        columns: dict[str, Any] = {"problem": frame["problem"].to_numpy()}
         parts = (
-            ("ttft", "arrival", "first_token", 1.0),
-            ("tpot", "first_token", "end", tokens),
-            ("prefill", "scheduled", "first_token", 1.0),
-            ("decode", "first_token", "end", 1.0),
-            ("e2e", "arrival", "end", 1.0),
+            ("ttft", "arrival", "first_token"),
+            ("tpot", "first_token", "end"),
+            ("prefill", "scheduled", "first_token"),
+            ("decode", "first_token", "end"),
+            ("e2e", "arrival", "end"),
         )
-        for name, begin, end, per in parts:
-            since, until = (frame[each].fill_null(0).to_numpy() for each in (begin, end))
-            took = _floats(frame, (pl.col(end) - pl.col(begin)) / 1e9)
+        more = pl.when(pl.col("output_tokens") > 1).then(pl.col("output_tokens") - 1)
+        told = frame.select(
+            pl.col("problem", "arrival", "scheduled", "first_token", "end").fill_null(0),
+            more.cast(pl.Float64).alias("tokens"),
+            *(((pl.col(end) - pl.col(begin)) / 1e9).alias(name) for name, begin, end in parts),
+        )
+        columns: dict[str, Any] = {"problem": told["problem"].to_numpy()}
+        for name, begin, end in parts:
+            since, until = (told[each].to_numpy() for each in (begin, end))
+            per = told["tokens"].to_numpy() if name == "tpot" else 1.0  # null is nan
+            took = told[name].to_numpy(writable=True)
             took -= self.windows.within_s(since, until)
             if not self.as_measured:
                 took[self.windows.unknown(since, until)] = np.nan
@@ -357,11 +362,6 @@ class WindowTimes:
                 "Times are as measured"
             )
         return notes
-
-
-def _floats(frame: pl.DataFrame, column: pl.Expr) -> Floats:
-    numbers = frame.select(column.cast(pl.Float64).fill_null(float("nan"))).to_series()
-    return numbers.to_numpy(writable=True)
 
 
 def _wider(found: Estimate | None, more: float) -> Estimate | None:

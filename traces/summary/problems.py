@@ -562,14 +562,21 @@ def _step_range(
     """
     highest = numbers.size - 1
     end_times = ends.fill_null(0).to_numpy()
+    known = samples.select(
+        name
+        for each in ("first_step", "scheduled", "last_step", "end")
+        for name in (
+            pl.col(each).fill_null(0), pl.col(each).is_not_null().alias(f"{each} known")
+        )
+    )  # fmt: skip
 
     def find(number: str, time: str, ended: int) -> NDArray[np.intp]:
-        by_number = np.searchsorted(numbers, samples[number].fill_null(0).to_numpy())
-        times = samples[time].fill_null(0).to_numpy()
+        by_number = np.searchsorted(numbers, known[number].to_numpy())
+        times = known[time].to_numpy()
         by_time = np.maximum(np.searchsorted(end_times, times, side="right") - ended, 0)
-        counted, timed = samples[number].is_not_null(), samples[time].is_not_null()
-        position = np.where(counted.to_numpy(), by_number, by_time)
-        return np.where((counted | timed).to_numpy(), np.minimum(position, highest), -1)
+        counted, timed = (known[f"{each} known"].to_numpy() for each in (number, time))
+        position = np.where(counted, by_number, by_time)
+        return np.where(counted | timed, np.minimum(position, highest), -1)
 
     first, last = find("first_step", "scheduled", 0), find("last_step", "end", 1)
     return first, np.where((last < 0) & (first >= 0), highest, last)

@@ -471,7 +471,7 @@ def _told_of(steps: pl.DataFrame, samples: pl.DataFrame, window: Window | None) 
 
 
 def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return frame[column].cast(pl.Float64).to_numpy()  # null is nan
 
 
 def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -502,13 +502,15 @@ def _kind() -> pl.Expr:
 
 
 def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
-    """Return the mean wall time of steps with only prefill tokens, only decode tokens, or both.
+    """Return the mean time of steps with only prefill tokens, only decode tokens, or both.
 
-    The interval draws 40 stretches of neighbouring steps, because neighbours are alike.
+    It is since the step before, as `seconds_by_kind` counts it (`step_ns`). The interval draws 40
+    stretches of neighbouring steps, because neighbours are alike.
     """
-    usual = ~pl.col("profiled").fill_null(False) & pl.col("wall_ns").is_not_null()
-    timed = steps.lazy().filter(usual).select("wall_ns", kind=_kind()).collect()
-    walls, kinds = timed["wall_ns"].to_numpy(), timed["kind"].to_numpy()
+    took = pl.coalesce("interval_ns", "wall_ns")
+    usual = ~pl.col("profiled").fill_null(False) & took.is_not_null()
+    timed = steps.lazy().filter(usual).select(took=took, kind=_kind()).collect()
+    walls, kinds = timed["took"].to_numpy(), timed["kind"].to_numpy()
     found: dict[str, Estimate | None] = {}
     for kind in ("prefill", "decode", "mixed"):
         wall = walls[kinds == KINDS.index(kind)] / 1e9
@@ -579,8 +581,8 @@ def _notes(
     notes += known.notes(opened)
     if told_of is not None and told_of < MOST_OF_ALL:
         notes.append(
-            f"requests that were traced had {percent(told_of)} of the server's time. The "
-            "throughput of all is that of /metrics"
+            f"traced requests took {percent(told_of)} of the server's time. The throughput is that "
+            "of all requests, from /metrics"
         )
     failed = int((rows["state"] == "failed").sum())
     if failed:

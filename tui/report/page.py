@@ -12,6 +12,7 @@ from importlib.resources import files
 from string import Template
 
 from traces.schema.engine import EngineConfig, model_words
+from traces.schema.formats import counted
 from traces.summary.run import Run
 from tui.report.fronts import fronts
 from tui.report.markup import Content, Html, join, tag
@@ -122,7 +123,9 @@ def _header(material: Material) -> Html:
 def _facts(runs: Sequence[Run], models: str) -> str:
     if not runs:
         return "No runs."
-    parts = [f"{len(runs):,} recorded run{'s' if len(runs) > 1 else ''} of {models}"]
+    predicted = sum(run.replay_of is not None for run in runs)
+    counts = ((len(runs) - predicted, "recorded run"), (predicted, "predicted run"))
+    parts = [f"{' and '.join(counted(n, what) for n, what in counts if n)} of {models}"]
     workloads = dict.fromkeys(run.workload for run in runs if run.workload is not None)
     for workload in list(workloads)[:3]:
         parts.append(f"Workload {workload.name}, {workload.problems:,} problems")

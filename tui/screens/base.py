@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar, TypeVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
+from textual.events import ScreenResume
+from textual.reactive import Reactive
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
@@ -17,6 +20,57 @@ from textual.widgets import Input, Static
 from tui.screens.library_app import LibraryApp
 from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
+
+Result = TypeVar("Result")
+SETTLING = 100  # rounds of messages that a drawing waits for at most
+
+
+class CalmScreen(Screen[Result]):
+    """Draws once what a layout changes, and what widgets change as they have another size.
+
+    Textual draws all of it after each layout, and layouts follow each other until the widgets have
+    heard of theirs. It also draws everything when the focus moves, beside what shows that.
+    """
+
+    focused: Reactive[Widget | None] = Reactive(None, repaint=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._settling: asyncio.Task[None] | None = None
+        self._is_styled = False
+
+    def on_screen_resume(self, event: ScreenResume) -> None:
+        """Find no styles again that were found: those of another theme are, without this."""
+        event.refresh_styles, self._is_styled = not self._is_styled, True
+
+    def _compositor_refresh(self) -> None:
+        if self is not self.app.screen:  # behind a question or the help, which draw it
+            super()._compositor_refresh()
+        elif self._settling is None:
+            self._settling = asyncio.create_task(self._settle())
+
+    async def _settle(self) -> None:
+        """Have it drawn once no widget has a message left."""
+        try:
+            for _ in range(SETTLING):
+                await asyncio.sleep(0)
+                if not self.is_running:
+                    return
+                if any(each.message_queue_size for each in self.walk_children(with_self=True)):
+                    continue
+                if not self._layout_required:
+                    break
+                self._layout_required = False
+                self._refresh_layout(scroll=self._scroll_required)
+                self._scroll_required = False
+        finally:
+            self._settling = None
+        if self.is_running and not self.app._batch_count:
+            try:
+                self._compositor.update_widgets(self._dirty_widgets)
+                super()._compositor_refresh()
+            except Exception as error:
+                self.app._handle_exception(error)
 
 
 class KeyFooter(Static):
@@ -84,7 +138,7 @@ def set_class_alone(widget: Widget, on: bool, name: str) -> None:
         widget.app.stylesheet.apply(widget)
 
 
-class ModeScreen(Screen[None]):
+class ModeScreen(CalmScreen[None]):
     """A screen under one of the keys 1 to 4; `show_library` is called when recordings load.
 
     `LEGEND` are columns and marks of it with their meaning, for the help.
@@ -110,7 +164,7 @@ class ModeScreen(Screen[None]):
         self.ttscope.library_changed.subscribe(self, lambda _: self._changed())
         self.show_library()
 
-    def on_screen_resume(self) -> None:
+    def on_screen_resume(self, event: ScreenResume) -> None:
         """Show what was opened, loaded or marked meanwhile."""
         self.show_library()
 
@@ -153,7 +207,7 @@ def sentence(binding: Binding) -> str:
     return words if words.endswith((".", "!")) else f"{words[:1].upper()}{words[1:]}."
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(CalmScreen[None], ModalScreen[None]):
     """Keys with what they do, in sections; any of escape, ? and q closes it."""
 
     CSS_PATH = "help.tcss"
@@ -190,7 +244,7 @@ class HelpScreen(ModalScreen[None]):
 # A question before something that cannot be undone.
 
 
-class ConfirmScreen(ModalScreen[bool]):
+class ConfirmScreen(CalmScreen[bool], ModalScreen[bool]):
     """Answers True for y; n, escape and q are no."""
 
     CSS_PATH = "confirm.tcss"

@@ -70,8 +70,8 @@ def advice_lines(
 ) -> list[str]:
     """Return the answer as lines of at most `width` columns, the headline first.
 
-    Without `explain` a recommendation takes at most `SHORT_LINES` lines, or as many as its command
-    and numbers need. Alternatives are left out there before what to measure next is.
+    Without `explain` a recommendation takes at most `SHORT_LINES` lines beside its alternatives, or
+    as many as its command and numbers need.
     """
     answer, pick = recommendation, recommendation.system_optimal
     lines = verdict_lines(answer, width)
@@ -92,16 +92,9 @@ def advice_lines(
         lines += ["", *present_lines(answer.present, width, required=required)]
     if explain or pick is None:
         return [*lines, "", *closing_lines(answer, width)]
-    short = [*lines, "", *_in_short(answer, width, SHORT_LINES - len(lines) - 1)]
-    if not answer.alternatives or any(map(_is_next, short)):
-        return short
-    reasons = (*answer.reasons, *answer.alternatives)
-    fewer = advice_lines(replace(answer, alternatives=(), reasons=reasons), width=width)
-    return fewer if any(map(_is_next, fewer)) else short
-
-
-def _is_next(line: str) -> bool:
-    return line.startswith(f"{'Next':<{LABEL}}")
+    alone = verdict_lines(replace(answer, alternatives=()), width)
+    room = SHORT_LINES - len(lines) - 1 + len(verdict_lines(answer, width)) - len(alone)
+    return [*lines, "", *_in_short(answer, width, room)]
 
 
 def _in_short(answer: Recommendation, width: int, room: int) -> list[str]:
@@ -302,16 +295,7 @@ def estimate_lines(
         rows.append([quantity(name).noun, *cells])
     more = ["difference", *("" if agree else _change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
-    whole = align(wide if any(more[1:]) else rows)
-    if max(map(len, whole)) > width:
-        whole = align(wide, gap=1)
-    if max(map(len, whole)) <= width:
-        yield from whole
-    else:
-        yield from _beside(rows, width)
-        told = [f"{quantity(n).noun} {more[at]}" for at, n in enumerate(names, 1) if more[at]]
-        if told:
-            yield from _wrap(f"Difference: {', '.join(told)}.", width)
+    yield from _beside(wide if any(more[1:]) else rows, width)
     if theirs is not None and not agree and explain:
         yield ""
         yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)
@@ -365,12 +349,10 @@ def beside_lines(
 
 
 def _beside(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Return columns side by side, or below each other where that is too wide."""
-    lines = align(rows)
-    if max(map(len, lines)) > width:
-        parts = range(1, len(rows[0]))
-        lines = [line for part in parts for line in align([[r[0], r[part]] for r in rows])]
-    return [line[:width] for line in lines]
+    """Return columns side by side, those for which there is no room below the first."""
+    close = align(rows, gap=1)
+    fits = max(map(len, close)) <= width < max(map(len, align(rows)))
+    return close if fits else align(rows, width=width)
 
 
 COSTS = {  # of `Costs`, in the order in which they are shown

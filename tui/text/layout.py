@@ -49,19 +49,35 @@ def clock_decimals(span_s: float) -> int:
     return max(2 - math.floor(math.log10(max(span_s, 1e-9))), 1)
 
 
-def align(rows: Sequence[Sequence[str]], right: Iterable[int] = (), gap: int = 2) -> list[str]:
-    """Return rows as lines with aligned columns; `right` names those flushed right."""
+def align(
+    rows: Sequence[Sequence[str]],
+    right: Iterable[int] = (),
+    gap: int = 2,
+    width: int | None = None,
+) -> list[str]:
+    """Return rows as lines with aligned columns; `right` names those flushed right.
+
+    Where they do not fit into `width` the last columns follow below, again beside the first one.
+    """
     if not rows:
         return []
     flush = set(right)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    blocks, used = [[0]], widths[0]
+    for column in range(len(widths) - 1, 0, -1):
+        used += gap + widths[column]
+        if width is not None and used > width and len(blocks[0]) > 1:
+            blocks.insert(0, [0])
+            used = widths[0] + gap + widths[column]
+        blocks[0].insert(1, column)
     lines = []
-    for row in rows:
-        cells = [
-            text.rjust(width) if column in flush else text.ljust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append((" " * gap).join(cells).rstrip())
+    for columns in blocks:
+        for row in rows:
+            cells = [
+                row[each].rjust(widths[each]) if each in flush else row[each].ljust(widths[each])
+                for each in columns
+            ]
+            lines.append((" " * gap).join(cells).rstrip())
     return lines
 
 

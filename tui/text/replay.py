@@ -75,54 +75,59 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     changed = _changes(recorded, question, predicted)
     yield from wrap("asked", ", ".join(changed) or "as recorded", width=width, indent=10)
     if prediction.far_off is not None:
-        yield from wrap("warning", prediction.far_off, width=width, indent=10)
+        yield from wrap("warning", prediction.far_off.text, width=width, indent=10)
     yield ""
-    rows = [["", "recorded", "replayed", "predicted", "90 % interval", "change"]]
-    for tag in TAGS:
-        before, replayed, after = _three(prediction, tag)
-        if before is None and after is None:
-            continue
-        values = map(value_of, (before, replayed, after))
-        change = change_words(tag, replayed, after)
-        rows.append([quantity(tag).title, *values, interval(after), change])
+    estimates = {tag: _three(prediction, tag) for tag in TAGS}
+    shown = {tag: each for tag, each in estimates.items() if each[0] or each[2]}
     three = (recorded, prediction.replayed, predicted)
     steps = [ABSENT if run is None or not run.steps else f"{run.steps:,}" for run in three]
-    rows.append(["steps", *steps, "", ""])
-    yield from align(rows, right=(1, 2, 3, 5), gap=1 if width <= 80 else 2)
+    gap = 1 if width <= 80 else 2
+    wide = max(map(len, ["predicted", steps[2], *(value_of(each[2]) for each in shown.values())]))
+    between = " " * gap
+    rows = [["", "recorded", "replayed", f"{'predicted':>{wide}}{between}90 % interval", "change"]]
+    for tag, (before, replayed, after) in shown.items():
+        told = f"{value_of(after):>{wide}}{between}{interval(after)}"
+        change = change_words(tag, replayed, after)
+        rows.append([quantity(tag).title, value_of(before), value_of(replayed), told, change])
+    rows.append(["steps", *steps[:2], f"{steps[2]:>{wide}}", ""])
+    yield from align(rows, right=(1, 2, 4), gap=gap, width=width)
     yield ""
     if prediction.replayed is not None:
         yield from wrap("", "change: predicted against replayed, so that the replay's own error "
                         "drops out", width=width, indent=0)  # fmt: skip
         yield ""
     if prediction.compared:
-        yield from _compared(prediction)
+        yield from _compared(prediction, width)
     if prediction.waits:
-        yield from _waits(prediction)
+        yield from _waits(prediction, width)
+    warned = None if prediction.far_off is None else prediction.far_off.text
     for note in prediction.notes:
-        if note != prediction.far_off:
+        if note != warned:
             yield from wrap("note", note, width=width, indent=10)
 
 
-def _compared(prediction: Prediction) -> Iterator[str]:
+def _compared(prediction: Prediction, width: int) -> Iterator[str]:
     """Yield what a client measured beside what is predicted of the same requests."""
     if all(each.measured_s is None for each in prediction.compared):
         told = ", ".join(
             f"{each.part} {number(each.predicted_s, 's')}" for each in prediction.compared
         )
-        yield from wrap("", f"{prediction.compared[0].name} predicted: {told}", width=80, indent=0)
+        yield from wrap(
+            "", f"{prediction.compared[0].name} predicted: {told}", width=width, indent=0
+        )
         yield ""
         return
     rows = [["client", "measured", "predicted", "off"]]
     for each in prediction.compared:
         values = (number(v, "s") for v in (each.measured_s, each.predicted_s))
         rows.append([f"{each.name} {each.part}", *values, percent_change(each.relative)])
-    yield from align(rows, right=(1, 2, 3))
+    yield from align(rows, right=(1, 2, 3), width=width)
     yield from wrap("", "off: predicted against measured, an error where the file is of the engine "
                     "and the load that are asked about", width=80, indent=0)  # fmt: skip
     yield ""
 
 
-def _waits(prediction: Prediction) -> Iterator[str]:
+def _waits(prediction: Prediction, width: int) -> Iterator[str]:
     rows = [["who waited", "latency", "queued", "prefill", "decoded", "most behind (slot-s)"]]
     for each in prediction.waits:
         behind = ", ".join(f"{_short(name)} {number(sec, 's')}" for name, sec in each.behind[:1])
@@ -134,7 +139,7 @@ def _waits(prediction: Prediction) -> Iterator[str]:
                 behind or ABSENT,
             ]
         )
-    yield from align(rows, right=(1, 2, 3, 4))
+    yield from align(rows, right=(1, 2, 3, 4), width=width)
 
 
 def _short(problem_id: str) -> str:

@@ -54,8 +54,8 @@ def given_words(answer: Recommendation) -> str:
     """Return every limit of an answer's budget and the load that it holds for, which may be one."""
     load, told = answer.load, budget_words(answer.budget)
     if load is None or answer.budget.rate_per_s is not None:
-        return told
-    recorded = " as recorded" if load.rate_per_s is not None else ""
+        return " and ".join(filter(None, told.rpartition(", ")[::2]))
+    recorded = ", the recorded rate" if load.rate_per_s is not None else ""
     return " and ".join(filter(None, (told, f"{load.words()}{recorded}")))
 
 
@@ -78,8 +78,8 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
     """
     request = policy_request(policy)
     count, at_a_time = request["requests"], request["at_a_time"]
-    many = counted(count, "request") + (f", {at_a_time} at a time," if at_a_time < count else "")
-    sent, winner = f"send {many} a problem", request["answer"]
+    slowly = f", {at_a_time} at a time" if at_a_time < count else ""
+    sent, winner = f"send {counted(count, 'request')} a problem{slowly}", request["answer"]
     if policy.routes is not None:
         tables = policy.routes.values()
         table = tables_in_words(write_routes(policy.routes, policy.efforts))
@@ -103,7 +103,8 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
     if not body:
         return sent + missing, body, f"{wins}{cancel}."
     rest = f" and the {names} of the samples, which {are} not known" if unknown else ""
-    return f"{sent}, each with ", body, f"{rest}{wins}{cancel}."
+    each = ", each with " if count > 1 else " with "
+    return f"{sent}{each}", body, f"{rest}{wins}{cancel}."
 
 
 def strange_questions(model: str | None, workload: str) -> str | None:

@@ -13,12 +13,13 @@ from advisor.advice.command import SERVED_AT, attach_command, in_flight_at, serv
 from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from advisor.evidence.gather import PROBLEMS_FILE
 from traces.errors import RecordingError, TtscopeError, UsageError
+from traces.live.watched import only_watched
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.formats import with_interval
-from traces.schema.tts.policy import Policy
+from traces.schema.tts.policy import AS_SENT, Policy
 from traces.summary.run import Run, summarise, to_plain
 from tui.options import (
     ACCOUNTS,
@@ -36,7 +37,6 @@ from tui.terminal import say_all, say_json, tell
 from tui.text.advice import COMPARED, comparison_lines
 from tui.text.layout import wrap
 from tui.verbs.open_all import open_measured
-from tui.verbs.sweep import run_shown
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Tariff
@@ -137,13 +137,16 @@ def configuration_of(path: Path, among: Sequence[Path]) -> tuple[EngineConfig, P
                 f"was replayed from ({recording.replay_of})"
             )
         recording = Recording.open(source)
-    manifest = recording.manifest
-    if len(manifest.engines) != 1 or len(manifest.policies) != 1:
+    engines = list(recording.manifest.engines.values())
+    policies = list(recording.manifest.policies.values())
+    if only_watched(recording):
+        policies = [AS_SENT]
+    if len(engines) != 1 or len(policies) != 1:
         raise UsageError(
-            f"--present {path}: holds several configurations. Name one of a single run"
+            f"--present {path}: holds {len(engines)} engines and {len(policies)} policies. Name a "
+            "recording of one of each"
         )
-    (engine,), (policy,) = manifest.engines.values(), manifest.policies.values()
-    return engine, policy
+    return engines[0], policies[0]
 
 
 def print_advice(
@@ -194,7 +197,7 @@ def print_advice(
         promised = write_config(output, answer, advisor)
     pick = answer.system_optimal if budget.optimise == "cost" else None
     if pick is not None and pick.estimates.get("cost_usd") is None:
-        tell("--optimise cost without a price makes device time least. --price 2.5 tells USD")
+        tell("without a price, --optimise cost minimises device time. Give --price 2.5 for USD")
     if efforts and answer.system_optimal is not None:
         from advisor.advice.accounts.efforts import efforts_of
 
@@ -323,6 +326,7 @@ def verify_picks(
     from advisor.advice.measure_next.experiments import sweep_plan
     from advisor.evidence.measured import measured_estimates
     from profiler.sweep.plan import load_plan
+    from tui.verbs.sweep import run_shown
 
     named = {"system-optimal": answer.system_optimal, "compute-optimal": answer.compute_optimal}
     picks = {name: pick for name, pick in named.items() if pick is not None}

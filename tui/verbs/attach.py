@@ -30,11 +30,9 @@ from tui.options import (
     OPTIONS,
     PROMPTS,
     SAMPLES,
-    BudgetCheckpoints,
-    CheckpointSamples,
     Concurrency,
     Json,
-    Logprobs,
+    Measures,
     Output,
     Problems,
     RawPrompts,
@@ -42,7 +40,6 @@ from tui.options import (
     Sampling,
     Seed,
     SystemPrompt,
-    Timeout,
     Verifier,
     Watch,
     option,
@@ -65,37 +62,21 @@ class Pose:
     """A workload that is posed to the servers."""
 
     workload: str | None = option(
-        None, "Pose this, URLs in turn: demo, demo:preamble, or a JSONL file."
+        None, "Send this, to the URLs in turn: demo, demo:preamble, or a JSONL file."
     )
-    passive: bool = option(False, "Only watch its own traffic (the default).")
+    passive: bool = option(False, "Only watch the servers' own traffic (the default).")
     problems: Problems = None
     seed: Seed = 0
     concurrency: Concurrency = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
-    """How the workload is judged, and where the recording goes."""
+class Rules:
+    """The parameters of the method."""
 
     rule: list[str] | None = option(
         None, "Parameters of the method: window=4.", metavar="NAME=VALUE"
     )
-    timeout: Timeout = None
-    budget_checkpoints: BudgetCheckpoints = None
-    checkpoint_samples: CheckpointSamples = 8
-    logprobs: Logprobs = False
-    raw_prompts: RawPrompts = False
-    chat_template: str | None = option(
-        None, "A Jinja template instead of the servers'.", metavar="FILE"
-    )
-    system_prompt: SystemPrompt = None
-    verifier: Verifier = None
-    record_text: RecordText = False
-    expect: Path | None = option(
-        None, "Say what moved against this expect.json. Then exit 3.", metavar="FILE"
-    )
-    output: Output = None
-    as_json: Json = False
 
     def parameters(self) -> dict[str, float | int | str]:
         """Return the parameters of `--rule` by name. Raises UsageError."""
@@ -109,10 +90,29 @@ class Keep:
         return values
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keep(Measures):
+    """How the workload is judged, and where the recording goes."""
+
+    raw_prompts: RawPrompts = False
+    chat_template: str | None = option(
+        None, "A Jinja template instead of the servers'.", metavar="FILE"
+    )
+    system_prompt: SystemPrompt = None
+    verifier: Verifier = None
+    record_text: RecordText = False
+    expect: Path | None = option(
+        None, "Exit 3 where this expect.json is not kept, and say where.", metavar="FILE"
+    )
+    output: Output = None
+    as_json: Json = False
+
+
 @takes(
     Watch,
     Pose,
     Sampling,
+    Rules,
     Keep,
     panels={
         "gpus": "What the servers run on",
@@ -125,7 +125,7 @@ class Keep:
         "expect": OPTIONS,
     },
 )
-def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> int:
+def attach(watched: Watch, pose: Pose, sampling: Sampling, rules: Rules, asked: Keep) -> int:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.
     from traces.recording.reader import Recording
@@ -137,7 +137,7 @@ def attach(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> int:
         from traces.deployment.documents import read_expectations
 
         expected = read_expectations(asked.expect)
-    folder, terminated = watch_servers(watched, pose, sampling, asked)
+    folder, terminated = watch_servers(watched, pose, sampling, rules, asked)
     recording = Recording.open(folder)
     moved = [] if expected is None else _drift(expected, recording)
     more = None if expected is None else {"drift": to_plain(moved)}
@@ -186,14 +186,16 @@ def _print_next(recording: Recording) -> None:
     say_all(next_lines(str(recording.path), suggest(recording)))
 
 
-def watch_servers(watched: Watch, pose: Pose, sampling: Sampling, asked: Keep) -> tuple[Path, bool]:
+def watch_servers(
+    watched: Watch, pose: Pose, sampling: Sampling, rules: Rules, asked: Keep
+) -> tuple[Path, bool]:
     """Watch until the end; return the recording's folder and whether SIGTERM ended it."""
     from profiler.attach.watch import watch
 
     if pose.workload is not None and pose.passive:
         raise UsageError("--workload and --passive exclude each other")
     wanted = attachment_of(vars(watched))
-    policy = None if pose.workload is None else sampling.chosen(asked.parameters())
+    policy = None if pose.workload is None else sampling.chosen(rules.parameters())
     folder = asked.output or default_folder(wanted.accesses[0])
     check_free(folder)
     line, own_traces, terminated = LiveLine(), set[str](), False

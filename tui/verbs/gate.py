@@ -43,12 +43,12 @@ class GateOptions:
     against: Path = argument("The expect.json of ttscope advise -o, or a recording.")
     recording: Path | None = argument("The recording to judge, or else --endpoint.", default=None)
     fail_on: list[str] | None = option(
-        None, "Against a recording: p95>+5%, as of show.", metavar="LIMIT"
+        None, "Limit against a recording, as in show: p95>+5%.", metavar="LIMIT"
     )
     junit: Path | None = option(None, "Also write JUnit XML.", metavar="FILE")
     markdown: Path | None = option(None, "Also append a Markdown summary.", metavar="FILE")
     endpoint: str | None = option(None, "Record this server now, and judge that.", metavar="URL")
-    workload: str | None = option(None, "What to pose to it, where it is a file.")
+    workload: str | None = option(None, "JSONL file of problems to send, if not the demo's.")
     problems: Problems = None
     verifier: VerifierOption = None
     raw_prompts: RawPrompts = False
@@ -61,7 +61,7 @@ class GateOptions:
 
 @takes(GateOptions, panels={"endpoint": "Record a server now", "as_json": OPTIONS})
 def gate(asked: GateOptions) -> int:
-    """Hold a recording or a server against what was promised, or an earlier recording: for CI."""
+    """Check a recording or a server against a promise or an earlier recording, for CI."""
     from traces.deployment.reports import junit, markdown
     from traces.files import whole_file
     from tui.text.commands import next_lines

@@ -66,25 +66,23 @@ class Import:
         "forward passes, or of vllm bench forward. With --power a recording."
     )
     output: Path = option(MISSING, "The recording's folder.", "-o", "--output")
-    limit: float = option(16.0, "GB of JSON per file, inflated, before it is refused.")
-    score: str | None = option(None, "Metric, metric,filter or scorer that says what is right.")
+    limit: float = option(16.0, "Refuse files of more GB of JSON, unpacked.")
+    score: str | None = option(None, "Metric, metric,filter or scorer that judges an answer.")
     verifier: str | None = option(None, "Judge completions by exact, numeric, choice or math.")
     record_text: bool = option(False, "Keep the answers' texts.")
-    model: str | None = option(
-        None, "Samples, passes, vllm bench forward: the model's name, if files lack it."
+    model: str | None = option(None, "Name of the model, if the files lack it.")
+    model_config: Path | None = option(None, "config.json of the model, for its times.")
+    shapes: Path | None = option(
+        None, "vllm bench forward: its --shapes file, written by advise --plan."
     )
-    model_config: Path | None = option(
-        None, "Samples, passes, vllm bench forward: the model's config.json, for its times."
-    )
-    shapes: Path | None = option(None, "vllm bench forward: its --shapes, if of advise --plan.")
-    temperature: float | None = option(None, "Samples: that they were drawn at.")
-    top_p: float | None = option(None, "Samples: nucleus sampling.")
-    max_tokens: int | None = option(None, "Samples: tokens of each at most.")
+    temperature: float | None = option(None, "Samples: the temperature they were drawn at.")
+    top_p: float | None = option(None, "Samples: nucleus sampling they were drawn with.")
+    max_tokens: int | None = option(None, "Samples: limit of tokens of each.")
     prompt_tokens: str | None = option(
-        None, "Samples: tokens of a prompt, or what has them.", metavar="N|NAME"
+        None, "Samples: tokens of a prompt, or the field that has them.", metavar="N|NAME"
     )
     no_answer: list[str] | None = option(
-        None, "Samples: an answer that stands for none, repeatable.", metavar="TEXT"
+        None, "Samples: text that stands for no answer, repeatable.", metavar="TEXT"
     )
     same_problems: bool | None = option(
         None,
@@ -92,13 +90,15 @@ class Import:
         "--same-problems/--other-problems",
         show_default=False,
     )
-    curve: bool = option(False, "The file is one: n, accuracy and tokens of votes.")
-    problems: int | None = option(None, "That the averages are over.", metavar="N")
+    curve: bool = option(False, "The file is a curve: n, accuracy and tokens of votes.")
+    problems: int | None = option(None, "Number of problems that were averaged.", metavar="N")
     length_spread: float | None = option(
         None, "Spread of the logarithm of lengths (0.6).", metavar="SD"
     )
-    benchmark: str | None = option(None, "Name of its problems, to compare models.", metavar="NAME")
-    run: int | None = option(None, "Which of a file's benchmarks, from 1, of requests.")
+    benchmark: str | None = option(
+        None, "Name of the benchmark, to compare models.", metavar="NAME"
+    )
+    run: int | None = option(None, "Which benchmark of a file, counted from 1.")
     block_tokens: int | None = option(None, "Tokens per hash id of a Mooncake trace (512).")
     power: Path | None = option(
         None, "Power readings of nvidia-smi or aiperf, joined with a recording."

@@ -20,11 +20,9 @@ from tui.options import (
     OPTIONS,
     PROMPTS,
     SAMPLES,
-    BudgetCheckpoints,
-    CheckpointSamples,
     Concurrency,
     Json,
-    Logprobs,
+    Measures,
     Output,
     Price,
     Problems,
@@ -34,7 +32,6 @@ from tui.options import (
     Sampling,
     Seed,
     SystemPrompt,
-    Timeout,
     Verifier,
     check_price,
     option,
@@ -63,13 +60,9 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class Keep(Measures):
     """What is measured and kept, and the engine's own options."""
 
-    timeout: Timeout = None
-    budget_checkpoints: BudgetCheckpoints = None
-    checkpoint_samples: CheckpointSamples = 8
-    logprobs: Logprobs = False
     kernels: str | None = option(None, "Profile the kernels of M steps every N.", metavar="M/N")
     power_hz: float = option(20.0, "Readings of the devices' power a second, 10 to 50.")
     otlp: str | None = option(None, "Also send spans and metrics to this OTLP/HTTP URL.")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.what_if.question import changed, device_asked
-from profiler.engines.models.model_facts import given_facts
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
@@ -34,27 +33,27 @@ class Replay:
         None, "engine.FIELD or policy.FIELD, repeatable.", "--set", metavar="NAME=VALUE"
     )
     learn: list[Path] | None = option(
-        None, "Recordings that teach other engines' steps, repeatable.", "--with"
+        None, "Recordings to learn step times of other engines from, repeatable.", "--with"
     )
     run: int = option(0, "Which of its runs, from 1, if several.", show_default=False)
-    seed: int = option(0, "Seed of what is drawn.")
+    seed: int = option(0, "Seed of the random draws.")
     rate: str | None = option(None, "Problems arriving: 2/s, 30/min.")
     concurrency: int | None = option(None, "Problems in flight.")
     replicas: int = option(1, "Engines that share the load.")
     routing: str = option("round-robin", "round-robin or least-outstanding.")
-    together: bool = option(False, "A problem's samples to one engine.")
+    together: bool = option(False, "Send all samples of a problem to one engine.")
     gpu: list[str] | None = option(None, "Step times of a GPU from the prior: h100_sxm.")
     tables: Path | None = option(None, "--gpu: folder of its tables, if not installed.")
     measured: list[str] | None = option(
-        None, "--gpu: a time measured there, @ requests in flight.", metavar="itl=12ms@32"
+        None, "--gpu: a time measured there, at so many requests in flight.", metavar="itl=12ms@32"
     )
     model_config: Path | None = option(
-        None, "config.json of the model on that GPU, if not the recorded."
+        None, "config.json of the model to predict, if not the recorded one."
     )
     operators: Path | None = option(None, "Operator tables of a GPU to take step times from.")
-    num_hidden_layers: int | None = option(None, "Of the model whose tables these are.")
+    num_hidden_layers: int | None = option(None, "--operators: layers of the model.")
     collectives: Path | None = option(
-        None, "--operators: all-reduces: CSV, recording, Parquet, h100_sxm."
+        None, "--operators: times of all-reduces, by CSV, Parquet, recording or h100_sxm."
     )
 
 
@@ -62,12 +61,14 @@ class Replay:
 class Answer:
     """Whether a server answers instead, and where the run is kept."""
 
-    against: str | None = option(None, "Send the run to a server, for real.", metavar="URL")
+    against: str | None = option(
+        None, "Send the run to this server, and measure it.", metavar="URL"
+    )
     workload: str | None = option(None, "--against: the file that the prompts came from.")
-    raw_prompts: bool = option(False, "--against: without a chat template, if recorded so.")
+    raw_prompts: bool = option(False, "--against: without a chat template, as recorded.")
     api_key_env: str | None = option(None, "--against: variable that holds the server's key.")
     output: Path | None = option(
-        None, "Keep the predicted run, with --against the measured.", "-o", "--output"
+        None, "Keep the predicted run, or the measured one of --against.", "-o", "--output"
     )
     as_json: Json = False
 
@@ -171,6 +172,11 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     others = measured_ones(open_all(asked.learn or ()))
     recorded = _chosen(replayable(base), asked.run, base)
     engine, policy, assumed = changed(recorded, changes, device=device_asked(asked.operators, gpu))
+    facts = None
+    if asked.model_config is not None:
+        from profiler.engines.models.model_facts import given_facts
+
+        facts = given_facts(asked.model_config)
     question = Question(
         engine=engine,
         policy=policy,
@@ -184,7 +190,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
         collectives=asked.collectives,
         gpu=gpu,
         measured=tuple(asked.measured or ()),
-        model_facts=None if asked.model_config is None else given_facts(asked.model_config),
+        model_facts=facts,
     )
     names = [engine.model, *([question.model_facts.name] if question.model_facts else ())]
     check_used(others, base, names, priced=gpu is not None)

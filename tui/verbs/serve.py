@@ -19,24 +19,28 @@ class Serve:
     """The policy, the engine behind it, and where to listen."""
 
     policy: Path = argument("The policy.json of ttscope advise -o.")
-    upstream: str = option(MISSING, "The engine that draws samples.", metavar="URL")
+    upstream: str = option(MISSING, "The engine that samples answers.", metavar="URL")
     model: str | None = option(None, "Which of the engine's models.")
     api_key_env: str | None = option(
-        None, "Variable with a key for looking at the engine at the start."
+        None, "Environment variable with the key for a first look at the engine."
     )
     verifier: Verifier = None
     price: Price = None
     otlp: str | None = option(None, "Also send spans to this OTLP/HTTP URL.")
     output: Output = None
     host: str = option("127.0.0.1", "Address to listen on.")
-    port: int = option(8100, "And port. 0 takes a free one.", min=0, max=65535)
-    allow_host: list[str] | None = option(None, "Also answer to this Host.", metavar="NAME")
-    allow_origin: list[str] | None = option(None, "Also answer web pages of it.", metavar="ORIGIN")
+    port: int = option(8100, "Port to listen on. 0 takes a free one.", min=0, max=65535)
+    allow_host: list[str] | None = option(
+        None, "Also accept requests to this host name.", metavar="NAME"
+    )
+    allow_origin: list[str] | None = option(
+        None, "Also accept requests of web pages of this origin.", metavar="ORIGIN"
+    )
     in_flight: int = option(64, "Questions worked on at a time.", min=1)
     queue: int = option(256, "Questions that wait. More get 503.", min=0)
-    timeout: float = option(600.0, "Seconds per question, then the votes there are decide.")
-    drain: float = option(30.0, "Seconds for what runs when it ends.")
-    max_body: int = option(4, "MiB of a request at most.", min=1)
+    timeout: float = option(600.0, "Seconds per question. Then its ended samples decide.")
+    drain: float = option(30.0, "Seconds that running questions get at the end.")
+    max_body: int = option(4, "Largest request, in MiB.", min=1)
 
 
 @takes(Serve, panels={"host": "Where it listens", "in_flight": "Limits"})

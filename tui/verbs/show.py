@@ -27,11 +27,11 @@ class Show:
 
     recording: Path = argument("A recording.")
     other: Path | None = argument("Another, to compare with.", default=None)
-    policies: bool = option(False, "Accuracy and tokens of policies never run.")
-    k: str | None = option(None, "--policies: of so many samples.", metavar="3,5,7")
-    max_tokens: int | None = option(None, "--policies: under this limit of tokens per sample.")
+    policies: bool = option(False, "Show accuracy and tokens of policies that were not run.")
+    k: str | None = option(None, "--policies: for these numbers of samples.", metavar="3,5,7")
+    max_tokens: int | None = option(None, "--policies: with this limit of tokens per sample.")
     fail_on: list[str] | None = option(
-        None, "Exit 3 when OTHER is beyond it: p95>+5%.", metavar="LIMIT"
+        None, "Exit 3 when OTHER breaks this limit: p95>+5%.", metavar="LIMIT"
     )
     price: float | None = option(None, "USD per device-hour.")
     as_json: Json = False

@@ -35,7 +35,7 @@ class Sweep:
 
 @takes(Sweep)
 def sweep(asked: Sweep) -> None:
-    """Measure a list or grid of configurations, but none twice."""
+    """Measure a list or grid of configurations, each once."""
     # A job that fails ends no other; the exit code is 1 then.
     from profiler.sweep.plan import load_plan
 

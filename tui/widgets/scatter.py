@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
-from textual.message import Message
+from textual.geometry import Size
+from textual.reactive import Reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -50,7 +51,11 @@ class Axis:
 
 
 class Scatter(Widget):
-    """Takes axes, then what is drawn in their frame: later things hide earlier ones."""
+    """Takes axes, then what is drawn in their frame: later things hide earlier ones.
+
+    `draw` is called before it is shown in another size, or after `redraw`. Its size asks for no
+    layout of the screen.
+    """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"scatter--axis", "scatter--text"}
     DEFAULT_CSS = """
@@ -60,34 +65,32 @@ class Scatter(Widget):
     }
     """
 
-    @dataclass
-    class Resized(Message):
-        """The plot was given another size."""
+    virtual_size = Reactive(Size(0, 0))
 
-    def __init__(self, *, id: str) -> None:
+    def __init__(self, *, id: str, draw: Callable[[], None] | None = None) -> None:
         super().__init__(id=id)
         self.x: Axis | None = None
         self.y: Axis | None = None
+        self.columns = 1  # of the x axis: what the left margin and the frame leave
+        self.rows = 1  # of the y axis
+        self._draw = draw
+        self._is_stale = False
+        self._fitted = Size(0, 0)
+        self._margins = (0, 1)  # rows above the frame and below it
         self._cells: dict[tuple[int, int], Cell] = {}  # in the frame, by column and row
         self._strips: list[Strip] | None = None
 
-    @property
-    def _margins(self) -> tuple[int, int]:
-        """How many rows are above the frame and below it."""
-        return (1, 3) if self.size.height >= TALL else (0, 1)
+    def _fit(self) -> None:
+        self._fitted = self.size
+        self._margins = (1, 3) if self.size.height >= TALL else (0, 1)
+        self.columns = max(self.size.width - LEFT - 2, 1)
+        self.rows = max(self.size.height - sum(self._margins) - 2, 1)
+        self._is_stale, self._strips = self._draw is not None, None
 
-    @property
-    def columns(self) -> int:
-        """How many columns the x axis has: what the left margin and the frame leave."""
-        return max(self.size.width - LEFT - 2, 1)
-
-    @property
-    def rows(self) -> int:
-        """How many rows the y axis has."""
-        return max(self.size.height - sum(self._margins) - 2, 1)
-
-    def on_resize(self) -> None:
-        self.post_message(self.Resized())
+    def redraw(self) -> None:
+        """Have it drawn again before it is shown next."""
+        self._is_stale = self._draw is not None
+        self.refresh()
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
@@ -96,16 +99,14 @@ class Scatter(Widget):
     # -- what is drawn -------------------------------------------------------------------------
 
     def clear(self) -> None:
-        self._begin(None, None)
+        self.begin(None, None)
 
-    def begin(self, x: Axis, y: Axis) -> None:
+    def begin(self, x: Axis | None, y: Axis | None) -> None:
         """Draw again between these axes."""
-        self._begin(x, y)
-
-    def _begin(self, x: Axis | None, y: Axis | None) -> None:
         self.x, self.y, self._strips = x, y, None
         self._cells.clear()
-        self.refresh()
+        if not self._is_stale:
+            self.refresh()
 
     def points(self, xs: Iterable[float], ys: Iterable[float], mark: str, style: str) -> None:
         """Draw a mark at each place."""
@@ -169,7 +170,12 @@ class Scatter(Widget):
     # -- how -----------------------------------------------------------------------------------
 
     def render_line(self, y: int) -> Strip:
-        if self._strips is None or len(self._strips) != self.size.height:
+        if self._fitted != self.size:
+            self._fit()
+        if self._is_stale and self._draw is not None:
+            self._draw()
+            self._is_stale, self._strips = False, None
+        if self._strips is None:
             self._strips = [*self._drawn()]
         return self._strips[y] if y < len(self._strips) else Strip.blank(self.size.width)
 

@@ -1,14 +1,18 @@
-"""Containers without scroll bars, of which another size of their content asks for no layout.
+"""Containers and texts that ask for no layout of the screen where it would change nothing.
 
-Textual lays the screen out and draws it a second time then, as scroll bars may come or go. Each
-stands on its own: a common base in front would take Textual's styles of containers away.
+Textual lays the screen out and draws it again whenever a container's content has another size, as
+scroll bars may come or go, and whenever a text is another. Each container stands on its own: a
+common base in front would take Textual's styles of containers away.
 """
 
 from __future__ import annotations
 
 from textual.containers import Grid, Horizontal, Vertical
+from textual.content import Content
 from textual.geometry import Size
 from textual.reactive import Reactive
+from textual.visual import VisualType
+from textual.widgets import Static
 
 
 class StillRow(Horizontal):
@@ -27,3 +31,21 @@ class StillGrid(Grid):
     """Children in a grid."""
 
     virtual_size = Reactive(Size(0, 0))
+
+
+class StillText(Static):
+    """Text as wide as it may be. Another asks for a layout only where it takes other rows."""
+
+    def __init__(self, *, id: str, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes, markup=False)
+        self._text = Content("")
+
+    def update(self, content: VisualType = "", *, layout: bool = True) -> None:
+        text = Content(content) if isinstance(content, str) else content
+        assert isinstance(text, Content)
+        before, self._text = self._text, text
+        if text.is_same(before):
+            return
+        width = self.content_size.width
+        fits = width > 0 and before.get_height({}, width) == text.get_height({}, width)
+        super().update(text, layout=layout and not fits)

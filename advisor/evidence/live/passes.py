@@ -394,6 +394,12 @@ def _run(engine: EngineConfig, recording: str, requests: dict[str, _Request]) ->
     )
 
 
+def ran_at_ends(steps: pl.DataFrame) -> int:
+    """Return how many requests ran or waited at the first step or the last, which are no run's."""
+    last = ("decode_requests", "prefill_requests", "waiting")
+    return int(steps["decode_requests"][0]) + sum(int(steps[name][-1]) for name in last)
+
+
 def as_inferred(found: Summary, run: Run) -> Summary:
     """Return a run's summary with the latencies, tokens and throughput of its inferred requests."""
     problems = run.problems.values()

@@ -114,11 +114,11 @@ def test_an_engine_without_a_price_is_near_no_limit_of_cost(tmp_path):
         ],
         draws=40,
     )
-    for cost, fits in (("$0.0000000001", False), ("$1", True)):
+    for cost, enough in (("$0.0000000001", False), ("$1", True)):
         answer = advisor.recommend(parse_budget({"price": ("CPU=0.05",), "max_cost": cost}))
-        assert (answer.system_optimal is not None) == fits
+        assert (answer.system_optimal is not None) == enough
         assert all(miss.pick.engine.gpu is None for miss in answer.near_misses)
-        assert len(answer.near_misses) == (not fits)
+        assert len(answer.near_misses) == (not enough)
         assert not any("h100" in str(each.pick) for each in answer.sensitivity)
 
 

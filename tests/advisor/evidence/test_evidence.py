@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from advisor.evidence.gather import gather
+from advisor.evidence.gather import ONE_PROBLEM, gather
 from advisor.evidence.pools import find_pools
 from advisor.evidence.runs import ProblemRun, Run, Sample, read_runs
 from advisor.search.space import explore
@@ -377,3 +377,10 @@ def test_samples_that_all_ended_are_evidence(method, tmp_path):
     rows = simulate(problems=3, n=n)
     runs, *_ = read_runs(write_recording(tmp_path / "a", rows, policy=policy))
     assert [run.policy for run in runs] == [policy] * method.all_samples_end
+
+
+def test_one_problem_tells_nothing_of_others(tmp_path):
+    for problems, notes in ((1, (ONE_PROBLEM,)), (2, ())):
+        recording = record(tmp_path / str(problems), engine_of(), GREEDY, problems=problems)
+        assert gather([recording]).lost == notes
+        assert gather([recording], judged=False).lost == ()  # a replay is of these alone

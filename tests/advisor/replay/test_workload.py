@@ -1,11 +1,11 @@
-"""Problems that are posed again and again, as of their recorded problems."""
+"""Problems that are posed again and again, and with other samples, as of their records."""
 
 import dataclasses
 
 import numpy as np
 
 from advisor.evidence.runs import RecordedProblem, Sample
-from advisor.replay.workload import Workload
+from advisor.replay.workload import Samples, Workload
 
 
 def problems_of(count: int) -> list[RecordedProblem]:
@@ -37,12 +37,58 @@ def test_problems_posed_again_are_those_of_their_records():
     places = np.concatenate([rng.permutation(9) for _ in range(4)])
     posed = Workload.from_loads(problems).posed(places)
     same = Workload.from_loads([problems[place] for place in places])
+    check_same(posed, same)
+
+
+def check_same(made: Workload, same: Workload):
     for field in dataclasses.fields(Workload):
-        one, other = getattr(posed, field.name), getattr(same, field.name)
+        one, other = getattr(made, field.name), getattr(same, field.name)
         assert (one is None) == (other is None), field.name
         if one is not None:
             assert one.dtype == other.dtype and one.tolist() == other.tolist(), field.name
-    assert posed.longest == same.longest
+    assert made.longest == same.longest
+
+
+def test_samples_drawn_again_are_those_of_their_records():
+    problems, rng = problems_of(9), np.random.default_rng(7)
+    counts = [len(problem.samples) for problem in problems]
+    places = rng.integers(0, sum(counts), sum(counts))  # of any problem
+    made = Workload.from_loads(problems).with_samples(Samples.of(problems).at(places))
+    each = [sample for problem in problems for sample in problem.samples]
+    drawn = [each[place] for place in places]
+    begins = np.cumsum([0, *counts])
+    check_same(
+        made,
+        Workload.from_loads(
+            [
+                dataclasses.replace(problem, samples=tuple(drawn[first:last]))
+                for problem, first, last in zip(problems, begins[:-1], begins[1:], strict=True)
+            ]
+        ),
+    )
+    plain = [problems[0], *(dataclasses.replace(p, samples=p.samples[1:]) for p in problems[1:])]
+    assert Samples.of(plain).drafted.sum() == 1
+    assert made.with_samples(Samples.of(plain).at(np.full(sum(counts), -1))).forwarded is None
+
+
+def test_answers_are_numbered_as_they_are_met_and_the_first_sample_says_which_are_right():
+    answers = [["b", None, "a", "b"], [], ["a", "a"], [None], ["a", "c"]]
+    right = [[False, True, True, True], [], [True, False], [True], [False, True]]
+    problems = [
+        RecordedProblem(
+            prompt_tokens=9,
+            cached_tokens=0,
+            samples=[
+                Sample(output_tokens=3, answer=answer, correct=correct)
+                for answer, correct in zip(*each, strict=True)
+            ],
+        )
+        for each in zip(answers, right, strict=True)
+    ]
+    made = Workload.from_loads(problems)
+    assert made.answer.tolist() == [0, -1, 1, 0, 2, 2, -1, 3, 4]
+    assert made.first_answer.tolist() == [0, 2, 2, 3, 3, 5]
+    assert made.right.tolist() == [False, True, True, False, True]
 
 
 def test_draws_in_turn_are_posed_as_those_of_their_records():

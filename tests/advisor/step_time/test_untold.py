@@ -65,9 +65,12 @@ def test_a_device_that_nobody_names_grows_as_a_gpu_and_may_as_a_processor():
     gpu, processor = (decoding(1, 7e-3, name) for name in ("NVIDIA H100", None))
     unnamed = of(gpu, engine_of(gpu=None, enforce_eager=None, **WATCHED))
     told = of(gpu, engine_of(gpu=None, enforce_eager=True, **WATCHED))  # by the plugin
+    counted = of(gpu, engine_of(gpu=None, enforce_eager=None, num_gpus=1, **WATCHED))
     row = decoding(64, 1.0).composition[0]
-    laws = [StepTimeModel().fit([t]).law(t.engine) for t in (gpu, unnamed, told, processor)]
-    on_gpu, either, by_plugin, on_processor = laws
+    tables = (gpu, unnamed, told, counted, processor)
+    laws = [StepTimeModel().fit([t]).law(t.engine) for t in tables]
+    on_gpu, either, by_plugin, by_watts, on_processor = laws
+    assert by_watts.ends == pytest.approx(on_gpu.ends)
     assert either.predict(row) == pytest.approx(on_gpu.predict(row))
     assert by_plugin.predict(row) == pytest.approx(on_processor.predict(row))
     ends = either.ends @ row

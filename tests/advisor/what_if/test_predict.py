@@ -25,7 +25,8 @@ from tests.advisor.step_time.operators.operator_tables import (
 from tests.advisor.step_time.prior import prior_files
 from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
 from traces.errors import RecordingError, TablesError, UsageError
-from traces.recording.reader import Recording
+from traces.recording.reader import Held, Recording
+from traces.recording.tables import TABLES
 from traces.schema.tts.policy import Policy
 from traces.summary.comparison import assumed, compare
 from traces.summary.metrics import METRICS, estimate_of
@@ -125,6 +126,11 @@ def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):
     (place,) = (i for i, line in enumerate(lines) if "Do not rely on a change" in line)
     assert lines[place].startswith("warning the run as it was")
     assert place < next(i for i, line in enumerate(lines) if line.startswith("latency mean"))
+    narrow = [*replay_lines(found, question, width=59)]
+    assert max(map(len, narrow)) <= 59
+    assert [line.split()[:3] for line in narrow if " change" in line and "predicted" in line] == [
+        ["predicted", "90", "%"]
+    ]
 
 
 def test_a_model_of_experts_and_windows_is_foretold_with_a_note(tmp_path):
@@ -222,6 +228,17 @@ def test_fewer_samples_are_as_show_says(votes):
     assert first == pytest.approx(second, rel=2e-4)
     part = first / summarise(votes)[0].flops_per_problem.value
     assert 4 / 16 < part < 5 / 16  # the prompt is computed once
+
+
+def test_more_problems_in_flight_than_there_are_is_said(votes):
+    count = len(Recording.open(votes.path).frame("problems"))
+    for concurrency in (count, count + 29):
+        notes = asked(votes, concurrency=concurrency).notes
+        told = [note for note in notes if "are never in flight" in note]
+        assert len(told) == (concurrency > count)
+    assert told[0].startswith(
+        f"{count + 29} problems are never in flight: the recording has {count}"
+    )
 
 
 def test_only_what_depends_on_times_is_marked(votes):
@@ -420,12 +437,12 @@ def test_a_run_that_stopped_early_has_no_samples_to_replay(tmp_path):
         asked(recording)
 
 
-def test_problems_that_timed_out_are_told(tmp_path, monkeypatch):
+def test_problems_that_timed_out_are_told(tmp_path):
     recording = record(tmp_path / "r", engine_of(), GREEDY, problems=40)
     late = pl.when(pl.col("problem_id") == "p3").then(True)
     rows = recording.problems.with_columns(timed_out=late)
-    monkeypatch.setattr(Recording, "problems", rows)
-    found = asked(recording)
+    tables = {name: recording.frame(name) for name in TABLES} | {"problems": rows}
+    found = asked(Held(recording.path, recording.manifest, tables=tables))
     assert "left out of r, greedy: of 40 problems 1 cut off by the timeout" in found.notes
 
 

@@ -43,7 +43,7 @@ def test_a_workers_files_are_one_engine_in_the_order_of_their_records(tmp_path):
     assert steps["interval_ns"].null_count() < 10
     assert (steps["decode_tokens"] == steps["decode_requests"]).all()
     kinds = summarise(Recording.open(tmp_path / "rec"))[0].step_time
-    assert kinds["decode_s"].value == pytest.approx(0.00909, rel=0.01)
+    assert kinds["decode_s"].value == pytest.approx(0.00949, rel=0.01)
 
 
 def test_a_folder_holds_all_its_workers(tmp_path):

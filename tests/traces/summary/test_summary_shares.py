@@ -200,4 +200,4 @@ def test_where_few_requests_are_traced_the_throughput_of_all_is_not_known(tmp_pa
     times = whole.device_s_per_problem, part.device_s_per_problem
     assert times[1].value == pytest.approx(times[0].value, rel=0.1)
     assert whole.throughput_tokens_per_s is not None and part.throughput_tokens_per_s is None
-    assert any("traced had 10 % of the server's time" in note for note in part.notes)
+    assert any("traced requests took 10 % of the server's time" in note for note in part.notes)

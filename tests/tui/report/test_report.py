@@ -232,8 +232,11 @@ def test_an_incomplete_run_is_shown_and_not_used(tmp_path):
     assert "no measured recording is complete and holds answered problems" in found.text
     assert "incomplete: the run was cut off or is still going" in found.text
     whole = [Recording.open(path) for path in sorted(SHIPPED.glob("demo-s-*"))]
-    found = of([*whole, cut], min_accuracy="0.6")
-    assert "Not used, being incomplete, predicted or without problems: cut" in found.text
+    provenance = {"replayed": {"recording": "other", "seed": 0}}
+    guess = write_recording(tmp_path / "guess", simulate(problems=4, n=2), provenance=provenance)
+    found = of([*whole, cut, guess], min_accuracy="0.6")
+    assert "Not used, being incomplete, predicted or without problems: cut, guess" in found.text
+    assert f"{len(whole) + 1} recorded runs and 1 predicted run of" in found.text
     assert "system_optimal.estimates.accuracy" in found.values
 
 

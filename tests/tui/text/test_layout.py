@@ -19,6 +19,20 @@ def test_small_things():
     assert wrap("x", "one two three", width=10, indent=3) == ["x  one two", "   three"]
 
 
+def test_columns_without_room_follow_below():
+    rows = [("name", "one", "two", "three"), ("a", "1.00", "2", "3")]
+    assert align(rows, right=(1, 2, 3), width=17) == [
+        "name   one",
+        "a     1.00",
+        "name  two  three",
+        "a       2      3",
+    ]
+    assert align(rows, width=80) == align(rows)
+    assert align(rows, width=3) == [
+        *("name  one", "a     1.00", "name  two", "a     2", "name  three", "a     3"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("span_s", "decimals"),
     [(7200, 1), (10, 1), (9.9, 2), (1, 2), (0.99, 3), (0.1, 3), (0.099, 4), (1e-3, 5), (0, 11)],

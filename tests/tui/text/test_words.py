@@ -33,6 +33,10 @@ def rule(**values):
             "are not known.",
         ),
         (
+            Policy(method="greedy", n=1, **KNOWN),
+            "send 1 request a problem with temperature 0.8, max_tokens 96.",
+        ),
+        (
             Policy(method="majority", n=8, temperature=None, top_p=0.95, max_tokens=96),
             "send 8 requests a problem, each with top_p 0.95, max_tokens 96 and the temperature of "
             "the samples, which is not known, and the most frequent answer wins.",
@@ -57,7 +61,7 @@ def rule(**values):
         ),
         (
             Policy(method="early_stopping", n=8, rule=rule(window=4), **KNOWN),
-            "send 8 requests, 4 at a time, a problem, each with temperature 0.8, max_tokens 96, "
+            "send 8 requests a problem, 4 at a time, each with temperature 0.8, max_tokens 96, "
             "and the most frequent answer as soon as 4 in a row agree wins.",
         ),
         (
@@ -69,6 +73,7 @@ def rule(**values):
     ids=[
         "vote, unknown",
         "one, unknown",
+        "one",
         "temperature unknown",
         "table",
         "tables",

@@ -10,8 +10,10 @@ from tests.traces.synthetic import engine_config, simulate, write_recording
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor, estimate
 from traces.deployment.documents import Expectations
 from traces.errors import UsageError
-from traces.recording.manifest import WorkloadFacts
+from traces.recording.manifest import Manifest, WorkloadFacts
+from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.advice import Budget
+from traces.schema.tts.policy import AS_SENT, Policy
 from tui.text.advice import comparison_lines
 from tui.verbs.advise import _what_times_hold, configuration_of, verify_picks
 from tui.verbs.demo import SHIPPED
@@ -55,6 +57,17 @@ def test_a_prediction_that_is_present_stands_for_its_source(run, tmp_path):
         assert configuration_of(guess.path, [SHIPPED, among])[0] == engine
     told = run.refused("advise", SHIPPED, *GIVEN, "--present", guess.path, code=1)
     assert "guess is a prediction. Give the recording" in told and "(source)" in told
+
+
+def test_a_watched_server_that_is_present_has_its_traffic_as_sent(run, tmp_path):
+    engines, greedy = {"one": engine_config(mode="server")}, Policy(method="greedy", n=1)
+    kinds = {"live": {}, "two": {"a": greedy, "b": AS_SENT}}
+    for name, policies in kinds.items():
+        manifest = Manifest(clock_start=read_clocks(), engines=engines, policies=policies)
+        RecordingWriter(tmp_path / name, manifest).close(complete=True)
+    assert configuration_of(tmp_path / "live", [])[1] == AS_SENT
+    told = run.refused("advise", SHIPPED, *GIVEN, "--present", tmp_path / "two", code=2)
+    assert "holds 1 engines and 2 policies" in told
 
 
 EVIDENCE = SimpleNamespace(workload=None, load=(2, None))

@@ -159,7 +159,12 @@ class PlainOutcomes:
                 each = decode(line) if line is not None and len(line) <= _USUAL_BYTES else None
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 each = None
-            if each is None or each.error or _thinks_more(each.think_tokens, each.output_tokens):
+            thought = None if each is None else each.think_tokens
+            if (
+                each is None
+                or each.error
+                or (thought is not None and _thinks_more(thought, each.output_tokens))
+            ):
                 yield from self._of_rows([(number, line)])
             elif self._is_read(each.model, number):
                 yield Outcome(
@@ -171,11 +176,13 @@ class PlainOutcomes:
                     correct=each.correct,
                     prompt_tokens=each.prompt_tokens,
                     output_tokens=each.output_tokens,
-                    think_tokens=each.think_tokens,
+                    think_tokens=thought,
                     latency_s=each.latency_s,
                     logprob_mean=each.logprob_mean,
                     group=each.group,
-                    finish_reason=ended_by(each.finish_reason or ""),
+                    finish_reason=None
+                    if each.finish_reason is None
+                    else ended_by(each.finish_reason),
                 )
 
     def _of_rows(self, lines: Lines) -> Iterator[Outcome]:

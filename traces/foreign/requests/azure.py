@@ -1,25 +1,29 @@
 """Azure's traces of LLM inference: `TIMESTAMP,ContextTokens,GeneratedTokens`, a line per request.
 
 Those of 2023 have times without a zone (UTC) to 100 ns, those of 2024 with one. Lines are read in
-stretches, so that a week of them is never held whole.
+stretches of 8 MiB, so that a week of them is never held whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Literal
 
 import polars as pl
 
 from traces.errors import OutcomesError
-from traces.foreign.requests.reader import LATEST_NS, REQUESTS, RequestReader
-from traces.foreign.source import LINE_BYTES, text_lines
+from traces.files import Inflated
+from traces.foreign.requests.reader import (
+    LATEST_NS,
+    REQUESTS,
+    RequestReader,
+)
+from traces.foreign.source import LINE_BYTES, open_pieces
 from traces.foreign.values import MOST_TOKENS
 
 _COLUMNS = {"timestamp": "arrival", "contexttokens": "prompt", "generatedtokens": "output"}
 _NAMES = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-_STRETCH_LINES = 200_000
+_STRETCH_BYTES = 8 << 20
 
 
 class AzureTrace(RequestReader):
@@ -34,22 +38,37 @@ class AzureTrace(RequestReader):
         return set(_COLUMNS) <= {name.strip(' "\r').lower() for name in first.split(",")}
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
-        lines = text_lines(self._path, self._choices.limit_bytes, self.facts.notes)
-        header = next(lines, None)
-        places = [] if header is None else _places(self._text(*header))
-        while some := list(islice(lines, _STRETCH_LINES)):
-            frame = self._frame(some[0][0], [self._text(*each) for each in some], places)
+        places: list[int] | None = None
+        pieces = open_pieces(self._path, self._choices.limit_bytes)
+        for first, lines in self._stretches(pieces):
+            head = 0 if places else 1  # the line of the columns' names
+            places = places or _places(lines[0])
+            frame = self._frame(first + head, lines[head:], places)
             if frame.height:
                 yield frame
+        if pieces.cut is not None:
+            self.facts.notes.append(f"the file is cut off ({pieces.cut})")
 
-    def _text(self, number: int, line: bytes | None) -> str:
-        """Return a line's text. Raises OutcomesError for one that is too long to be held."""
-        if line is None:
-            raise OutcomesError(
-                f"{self._path}: line {number} has more than {LINE_BYTES >> 20} MiB. It is no "
-                "trace of requests"
-            )
-        return line.decode(errors="replace")
+    def _stretches(self, pieces: Inflated) -> Iterator[tuple[int, list[str]]]:
+        """Yield the number of the first line and the lines of each stretch."""
+        number, buffer, end = 1, bytearray(), -1
+        for piece in pieces:
+            last = piece.rfind(b"\n")
+            end = end if last < 0 else len(buffer) + last
+            buffer += piece
+            if end < 0 and len(buffer) > LINE_BYTES:
+                raise OutcomesError(
+                    f"{self._path}: line {number} has more than {LINE_BYTES >> 20} MiB. It is no "
+                    "trace of requests"
+                )
+            if len(buffer) >= _STRETCH_BYTES and end >= 0:
+                lines = buffer[:end].decode(errors="replace").split("\n")
+                yield number, lines
+                number, buffer, end = number + len(lines), buffer[end + 1 :], -1
+        if pieces.cut is not None:  # the last line's number may lack digits
+            del buffer[end + 1 :]
+        if buffer:
+            yield number, buffer.removesuffix(b"\n").decode(errors="replace").split("\n")
 
     def _frame(self, first: int, lines: list[str], places: list[int]) -> pl.DataFrame:
         """Return the requests of some lines; what is wrong with the others is counted."""

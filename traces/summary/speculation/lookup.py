@@ -47,6 +47,8 @@ def ngram_what_if(drafts: pl.DataFrame) -> tuple[NgramWhatIf, ...] | None:
     Rows without a setting, or of over 256 drafted tokens, are left out. Settings are in the order
     of their numbers. Intervals are over problems.
     """
+    if drafts.is_empty():
+        return None
     setting_is_one = pl.col("num_speculative_tokens").is_between(1, MOST_POSITIONS)
     drafts = drafts.drop_nulls(_SETTING).filter(setting_is_one)
     if not drafts.height:
@@ -54,8 +56,9 @@ def ngram_what_if(drafts: pl.DataFrame) -> tuple[NgramWhatIf, ...] | None:
     found = []
     for setting, rows in drafts.sort(*_SETTING).group_by(*_SETTING, maintain_order=True):
         values = [int(value) for value in setting]
-        sums = _sums(rows, values[0])
-        phases = [(name, _sums(rows.filter(phase=name), values[0])) for name in PHASES]
+        parts = _sums(rows, values[0])
+        sums = parts.drop("phase").group_by("problem_id").sum().sort("problem_id")
+        phases = [(name, parts.filter(phase=name).sort("problem_id")) for name in PHASES]
         found.append(
             NgramWhatIf(
                 num_speculative_tokens=values[0],
@@ -75,11 +78,9 @@ def ngram_what_if(drafts: pl.DataFrame) -> tuple[NgramWhatIf, ...] | None:
 
 
 def _sums(rows: pl.DataFrame, positions: int) -> pl.DataFrame:
-    """Return sums per problem in the columns that `kept` reads."""
-    return (
-        rows.group_by("problem_id")
-        .agg(pl.col("steps").sum(), pl.col("tokens").sum(), *position_sums(positions))
-        .sort("problem_id")
+    """Return sums per problem and phase in the columns that `kept` reads."""
+    return rows.group_by("problem_id", "phase").agg(
+        pl.col("steps").sum(), pl.col("tokens").sum(), *position_sums(positions)
     )
 
 

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.events import DescendantBlur, DescendantFocus
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import Input, Select, Static
+from textual.widgets import Input, Select
 
 from advisor.search.budget import parse_budget
 from traces.errors import UsageError
@@ -20,7 +20,7 @@ from traces.schema.advice import Budget, Load, Objective
 from traces.schema.formats import percent
 from traces.schema.quantities import latency, statistic
 from tui.text.words import budget_words, goal_words
-from tui.widgets.still import StillColumn, StillGrid
+from tui.widgets.still import StillColumn, StillGrid, StillText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,12 +181,12 @@ class BudgetForm(StillColumn):
         self.border_title = "Budget"
 
     def compose(self) -> ComposeResult:
-        yield Static(id="summary", markup=False)
+        yield StillText(id="summary")
         with StillGrid(id="fields"):
             cells = [*self._cells()]
-            yield Static(id="left", classes="labels", markup=False)
+            yield StillText(id="left", classes="labels")
             yield cells[0]
-            yield Static(id="right", classes="labels", markup=False)
+            yield StillText(id="right", classes="labels")
             yield from cells[1:]
 
     def _cells(self) -> Iterator[Widget]:
@@ -224,7 +224,7 @@ class BudgetForm(StillColumn):
             objective=str(self.query_one("#objective", Select).value),
             price=self._price,
         )
-        summary = self.query_one("#summary", Static)
+        summary = self.query_one("#summary", StillText)
         if summary.content != (told := summary_of(budget)):
             summary.update(told)
         return budget
@@ -241,7 +241,7 @@ class BudgetForm(StillColumn):
         self._narrow = narrow
         labels = NAMES[::2], NAMES[1::2]
         for side, names in zip(("#left", "#right"), labels if narrow else (NAMES, ()), strict=True):
-            self.query_one(side, Static).update("\n".join(names))
+            self.query_one(side, StillText).update("\n".join(names))
         self._open(self._is_open)
 
     def _open(self, is_open: bool) -> None:

@@ -13,7 +13,7 @@ from textual.app import ComposeResult
 from textual.content import Content
 from textual.events import Resize
 from textual.message import Message
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable
 
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.quantities import Quantity
@@ -22,7 +22,7 @@ from tui.screens.advice.rows import COLOURS, CUT, FLOPS, FRONT, Candidate, names
 from tui.text.advice import limit_on
 from tui.text.layout import ticks, with_room
 from tui.widgets.scatter import Axis, Scatter
-from tui.widgets.still import StillColumn, StillRow
+from tui.widgets.still import StillColumn, StillRow, StillText
 from tui.widgets.table import RowTable
 
 TABLE_SHARE = 0.6  # of the width, at most
@@ -55,9 +55,9 @@ class FrontPanel(StillColumn):
 
     def compose(self) -> ComposeResult:
         with StillRow(id="middle"):
-            yield Scatter(id="scatter")
+            yield Scatter(id="scatter", draw=self._draw_plot)
             yield RowTable(id="picks")
-        yield Static(id="legend", markup=False)
+        yield StillText(id="legend")
 
     def on_mount(self) -> None:
         self.app.theme_changed_signal.subscribe(self, lambda _: self._recolour())
@@ -164,18 +164,23 @@ class FrontPanel(StillColumn):
         self._plot()
         self.post_message(self.RowChanged())
 
-    @on(Scatter.Resized)
     def draw(self) -> None:
         self._plot()
         self._say_legend()
 
     def _plot(self) -> None:
+        """Have the plot drawn where it shows something else."""
+        plotted = (self._axis, self.table.cursor_row, self.app.theme)
+        if self._axis is not None and plotted != self._plotted:
+            self._plotted = plotted
+            self.border_title = f"Front: accuracy against {axis_title(self._axis)}"
+            self.plot.redraw()
+
+    def _draw_plot(self) -> None:
         axis, plot = self._axis, self.plot
-        plotted = (axis, self.table.cursor_row, plot.size, self.app.theme)
-        if self._answer is None or axis is None or plotted == self._plotted or not plot.size:
+        if self._answer is None or axis is None:
             return
-        self._plotted, budget = plotted, self._answer.budget
-        self.border_title = f"Front: accuracy against {axis_title(axis)}"
+        budget = self._answer.budget
         plane = Plane.of(self.rows, axis)
         by_symbol = plane.points(self.rows)
         if not by_symbol:
@@ -247,4 +252,4 @@ class FrontPanel(StillColumn):
     def _show_legend(self, legend: Content) -> None:
         if legend != self._legend:
             self._legend = legend
-            self.query_one("#legend", Static).update(legend)
+            self.query_one("#legend", StillText).update(legend)

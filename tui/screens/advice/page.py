@@ -30,6 +30,7 @@ class Page(ScrollView):
         super().__init__(id=id, classes=classes)
         self._content = Content("")
         self._strips: list[Strip] = []
+        self._blank = Strip([])
         self._doing: tuple[str, int, int | None] | None = None
         self._timer: Timer | None = None
 
@@ -53,16 +54,17 @@ class Page(ScrollView):
         return Content("\n").join([self._busy_line(*self._doing), self._content])
 
     def render_line(self, y: int) -> Strip:
-        at, width = y + round(self.scroll_y), self.scrollable_content_region.width
-        if at >= len(self._strips):
-            return Strip.blank(width, self.visual_style.rich_style)
-        return self._strips[at].adjust_cell_length(width, self.visual_style.rich_style)
+        at = y + round(self.scroll_y)
+        return self._strips[at] if at < len(self._strips) else self._blank
 
     def _draw(self) -> None:
         width = self.scrollable_content_region.width
         if not width:
             return
-        drawn = Visual.to_strips(self, self.render(), width, None, self.visual_style)
+        look = self.visual_style
+        drawn = Visual.to_strips(self, self.render(), width, None, look)
+        drawn = [strip.adjust_cell_length(width, look.rich_style) for strip in drawn]
+        self._blank = Strip.blank(width, look.rich_style)
         if len(drawn) != len(self._strips):
             self.virtual_size = Size(width, len(drawn))
             self._scroll_update(self.virtual_size)

@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.events import DescendantBlur, DescendantFocus, Resize
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import DataTable, Input, Label, Static
+from textual.widgets import DataTable, Input, Label
 from textual.worker import Worker, get_current_worker
 
 from traces.errors import TtscopeError, WorkloadsError
@@ -30,7 +30,7 @@ from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
-from tui.widgets.still import StillColumn, StillRow
+from tui.widgets.still import StillColumn, StillRow, StillText
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
@@ -204,8 +204,8 @@ class AdviceScreen(ModeScreen):
             with Horizontal(id="asking_row"):
                 yield Label("what if")
                 yield ChangeField(id="change", compact=True)
-            yield Static(id="change_hint", markup=False)
-        yield Static(id="message", markup=False)
+            yield StillText(id="change_hint")
+        yield StillText(id="message")
 
     def on_mount(self) -> None:
         self._answer_panel.border_title = "Answer"
@@ -510,7 +510,7 @@ class AdviceScreen(ModeScreen):
 
     def _say(self, text: str, *, bad: bool = False, passing: bool = False) -> None:
         self._passing = passing
-        message = self.query_one("#message", Static)
+        message = self.query_one("#message", StillText)
         message.set_class(bad, "bad")
         message.display = bool(text)
         message.update(in_fields(text) if bad else text)
@@ -621,7 +621,7 @@ class AdviceScreen(ModeScreen):
         if selected is None:
             return
         hint = f"such as {examples(selected.pick)}. Enter replays both, esc leaves"
-        self.query_one("#change_hint", Static).update(hint)
+        self.query_one("#change_hint", StillText).update(hint)
         self._ask_change(True)
         self.set_focus(self.query_one("#change"))
 

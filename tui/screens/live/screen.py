@@ -53,6 +53,7 @@ from tui.text.recordings.live import INDENT, next_lines, silence_told
 from tui.widgets.lanes import Lanes
 from tui.widgets.panel import Panel, PanelView
 from tui.widgets.prompt import Field, Prompt, Question, Words
+from tui.widgets.still import StillText
 
 if TYPE_CHECKING:
     from advisor.what_if.suggest import Suggestion
@@ -167,17 +168,17 @@ class LiveScreen(ModeScreen):
 
     def compose_body(self) -> ComposeResult:
         yield Prompt(field="url", id="prompt")
-        yield Static(id="message", markup=False)
-        yield Static(id="verdict", markup=False)
-        yield Static(id="next", markup=False)
+        yield StillText(id="message")
+        yield StillText(id="verdict")
+        yield StillText(id="next")
         with Container(id="panels"):
             for _ in range(PANELS):
                 yield PanelView()
         yield Lanes(id="gauges")
-        yield Static(id="spreads", markup=False)
-        yield Static(id="sees", markup=False)
+        yield StillText(id="spreads")
+        yield StillText(id="sees")
         with VerticalScroll(id="page"):
-            yield Static(HOW, id="text", markup=False)
+            yield StillText(id="text")
 
     def show_library(self) -> None:
         """Show the recording of watched servers that was opened, unless a server is watched."""
@@ -365,7 +366,7 @@ class LiveScreen(ModeScreen):
         return status(self._history.last, _servers_told(self._target))
 
     def _say(self, text: str, *, bad: bool = False) -> None:
-        message = self.query_one("#message", Static)
+        message = self.query_one("#message", StillText)
         message.display = bool(text)
         message.set_class(bad, "bad").update(text)
 
@@ -388,7 +389,7 @@ class LiveScreen(ModeScreen):
         self.set_class(last is not None or self._recorded is not None, "shown")
         self.set_class(self._is_dashboard, "dashboard")
         told = [] if self._next is None else self._next(self._width)
-        self.query_one("#next", Static).update("\n".join(told))
+        self.query_one("#next", StillText).update("\n".join(told))
         self.query_one("#next").display = bool(told)
         self.set_status(self._status())
         if self._recorded is not None:
@@ -403,7 +404,7 @@ class LiveScreen(ModeScreen):
             self._tell(self._depths(None) if self._depth else [waits or HOW])
 
     def _tell(self, lines: Sequence[str]) -> None:
-        self.query_one("#text", Static).update("\n".join(lines))
+        self.query_one("#text", StillText).update("\n".join(lines))
 
     def _draw_panels(self, panels: Sequence[Panel]) -> None:
         shown = panels if self._is_dashboard else ()
@@ -418,17 +419,17 @@ class LiveScreen(ModeScreen):
         verdict = verdict_text(
             last.verdicts, last.names, width=width, unseen=True, most=self._headlines
         )
-        self.query_one("#verdict", Static).update(verdict)
+        self.query_one("#verdict", StillText).update(verdict)
         self._draw_panels(live_panels(self._history))
         if not self._is_dashboard:
             gauges = self._history.lanes(Lanes.bins(width))
             gauges = [lane for lane in gauges if lane.name not in TIMES]  # the table has them
             self.query_one("#gauges", Lanes).show(gauges, None)
-            self.query_one("#spreads", Static).update("\n".join(spread_lines(last)))
+            self.query_one("#spreads", StillText).update("\n".join(spread_lines(last)))
         rates = wrap("sees", sees_line(last, self._findings), width=width, indent=6)
         kernels = family_line(last.families, width)
         told = [kernels, *held_texts(last.held)] if kernels else []
-        self.query_one("#sees", Static).update("\n".join([*rates, *(t[:width] for t in told)]))
+        self.query_one("#sees", StillText).update("\n".join([*rates, *(t[:width] for t in told)]))
         listening = self._target is not None and self._target.listens
         problems = problem_lines(last, now_ns=last.now_ns, listening=listening)
         self._tell(self._depths(last) if self._depth else problems)
@@ -439,13 +440,13 @@ class LiveScreen(ModeScreen):
         text = verdict_text(
             verdicts, recorded.names, width=width, unseen=False, most=self._headlines
         )
-        self.query_one("#verdict", Static).update(text)
+        self.query_one("#verdict", StillText).update(text)
         self._draw_panels(recorded_panels(recorded))
         if not self._is_dashboard:
             self.query_one("#gauges", Lanes).show(recorded.lanes(Lanes.bins(width)), None)
             spreads = recorded.spreads(FEW_SERVERS)
-            self.query_one("#spreads", Static).update("\n".join(spreads))
-        self.query_one("#sees", Static).update("")
+            self.query_one("#spreads", StillText).update("\n".join(spreads))
+        self.query_one("#sees", StillText).update("")
         self._tell(recorded_lines(recorded, width=width))
 
     def _depths(self, last: Snapshot | None) -> list[str]:

@@ -11,10 +11,10 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Container, VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import DataTable, Input
 from textual.widgets.data_table import CellDoesNotExist, ColumnKey
 from textual.worker import get_current_worker
 
@@ -56,6 +56,7 @@ from tui.screens.recordings.details import (
     status_of,
 )
 from tui.widgets.prompt import Field, Paths, Prompt, Question
+from tui.widgets.still import StillText
 from tui.widgets.table import RowTable
 
 # What the workers of the Recordings screen tell it.
@@ -156,6 +157,7 @@ Drawn = tuple[dict[str, str], bool, int, str]  # cells, whether marked, the widt
 WIDE = 100
 TALL = 36  # from which the columns are told too
 BESIDE = 120  # from which charts stand beside the row's numbers
+WIDER, PANEL = 180, 70  # from which these stand beside the table, and in how many columns
 MOST_GONE = 20  # rows that are taken out one by one
 
 
@@ -190,14 +192,25 @@ class RecordingsScreen(ModeScreen):
     def compose_body(self) -> ComposeResult:
         yield Prompt(field="filter", id="filtering")
         yield Prompt(field="ask", id="asking")
-        yield RowTable(id="runs", zebra_stripes=True)
-        yield Static(id="message", markup=False)
-        with VerticalScroll(id="panel"), Horizontal(id="parts"):
-            yield Static(id="detail", markup=False)
-            yield Static(id="side", markup=False)
+        yield StillText(id="message")
+        with Container(id="both"):
+            yield RowTable(id="runs", zebra_stripes=True)
+            with VerticalScroll(id="panel"), Container(id="parts"):
+                yield StillText(id="detail")
+                yield StillText(id="side")
 
     def on_resize(self) -> None:
+        self.set_class(self._is_beside, "beside")
         self.show_library()
+
+    @property
+    def _is_beside(self) -> bool:
+        """Whether the panel stands beside the table."""
+        return self.app.size.width >= WIDER
+
+    @property
+    def _table_width(self) -> int:
+        return self.app.size.width - (PANEL if self._is_beside else 0)
 
     @property
     def _table(self) -> RowTable:
@@ -208,7 +221,7 @@ class RecordingsScreen(ModeScreen):
 
         The table would measure every cell for their widths.
         """
-        fitting = fitting_columns(self.ttscope.entries, self.app.size.width)
+        fitting = fitting_columns(self.ttscope.entries, self._table_width)
         order = (COLUMNS[self._sort].header, self._reverse)
         if (fitting, order) == (self._columns, self._order):
             return
@@ -251,7 +264,7 @@ class RecordingsScreen(ModeScreen):
             self.refresh_bindings()
         self._shown = entries
         current = self._current_key()
-        self._engines = engine_cells(self.ttscope.entries, self.app.size.width)
+        self._engines = engine_cells(self.ttscope.entries, self._table_width)
         self._fit_columns()
         self._fill(entries, current)
         status = status_of(
@@ -276,7 +289,7 @@ class RecordingsScreen(ModeScreen):
             each.key: (
                 each.cells,
                 each.key in marked,
-                self.app.size.width,
+                self._table_width,
                 self._engines.get(each.cells.get("engine", ""), ""),
             )
             for each in entries
@@ -320,7 +333,7 @@ class RecordingsScreen(ModeScreen):
         style = "bold" if marked else ("" if entry.comparable else "dim")
         run = entry.run or entry.listed
         numbers = run is not None and run.problems > 0
-        width = self.app.size.width
+        width = self._table_width
         cells = [Text(mark, style="bold")]
         for column, _ in self._columns:
             side: JustifyMethod = "right" if column.right and numbers else "left"
@@ -526,30 +539,37 @@ class RecordingsScreen(ModeScreen):
         self.ttscope.forget(path)
 
     def _say(self, text: str, *, bad: bool = False) -> None:
-        message = self.query_one("#message", Static)
+        message = self.query_one("#message", StillText)
         message.update(text)
         message.set_class(bool(text), "said").set_class(bad, "bad")
 
     def _show_panel(self) -> None:
-        width = max(self.app.size.width - 4, 40)
-        side = width * 2 // 5 if self.app.size.width >= BESIDE else 0
-        room = width - side - 2 if side else width
-        told = Content("\n".join(self._panel(room)))
-        if side and self._shown and self.app.size.height >= TALL:
-            legend = columns_lines([column for column, _ in self._columns], room)
-            told = Content.assemble(told, "\n\n", ("\n".join(legend), "$text-muted"))
-        self.query_one("#detail", Static).update(told)
-        beside = self.query_one("#side", Static)
-        beside.display = side > 0
+        size, below = self.app.size, self._is_beside  # whether charts stand below the numbers
+        width = max((PANEL if below else size.width) - 4, 40)
+        side = width if below else width * 2 // 5 if size.width >= BESIDE else 0
+        lines = self._panel(width - side - 2 if side and not below else width)
+        legend: list[str] = []
+        if side and self._shown and size.height >= TALL:
+            columns = [column for column, _ in self._columns]
+            legend = columns_lines(columns, width - side - 2 if not below else width)
+        rows = size.height * 11 // 20 - 4  # of the panel, as in recordings.tcss
+        if below:
+            rows = size.height - len(lines) - len(legend) - 6
+        detail, beside = [Content("\n".join(lines))], [self._charts(side - 2, rows)] if side else []
+        if legend:
+            told = Content.styled("\n".join(legend), "$text-muted")
+            (beside if below else detail).append(told)
+        self.query_one("#detail", StillText).update(Content("\n\n").join(detail))
+        charts = self.query_one("#side", StillText)
+        charts.display = side > 0
         if side:
-            beside.styles.width = side
-            beside.update(self._charts(side - 2))
+            charts.styles.width = side
+            charts.update(Content("\n\n").join(beside))
 
-    def _charts(self, width: int) -> Content:
+    def _charts(self, width: int, room: int) -> Content:
         """Return the row's distribution of times, and where it stands among the others."""
         entry = self._current()
         run = None if entry is None else entry.run
-        room = self.app.size.height * 11 // 20 - 4  # of the panel, as in recordings.tcss
         rows = max(min(room // 3, 8), 3)
         histogram = [] if run is None else latency_lines(run, width, rows)
         parts = [Content(histogram[0])] if histogram else []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from traces.recording.reader import Recording, measured
 from traces.summary.run import Run, summarise
@@ -43,12 +41,8 @@ def replay_beside(recording: Recording, run: Run, changes: str, *, width: int) -
     engine, policy, _ = changed(run, words_of(changes))
     question = Question(engine=engine, policy=policy)
     prediction = predict(recording, run, question)
-    with tempfile.TemporaryDirectory(prefix="ttscope-") as folder:
-        path = Path(folder) / f"{recording.name} (replayed)"
-        prediction.write(path)
-        replayed = summarise(Recording.open(path))[0]
     return Beside(
-        run=replayed,
+        run=summarise(prediction.kept)[0],
         word="replay",
         asked=changes.strip() or "as recorded",
         lines=tuple(replay_lines(prediction, question, width=width)),

@@ -35,7 +35,7 @@ from tui.screens.run.problem import (
     stop_lines,
     vote_lines,
 )
-from tui.text.layout import clock, whole_parts
+from tui.text.layout import clock, whole_parts, wrap
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
 from tui.text.recordings.live import watched_lines
 from tui.text.recordings.show import energy_lines, policy_lines, warning_lines
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 ROUNDED_S = 0.05  # by which a time that was read off the screen may lie beyond the end
 PAGES = ("problem", "kernels", "policies", "replay")
 WIDE = 150  # from which a replay's samples stand beside the recorded ones
+NO_KERNELS = "no kernels were profiled: record with --kernels M/N"
 NO_REPLAY = (
     "nothing has been replayed: v replays this run, as recorded or with a change such as "
     "engine.max_num_seqs=8 policy.n=4"
@@ -323,16 +324,18 @@ class RunModel:
         if self.page == "kernels":
             parts = (
                 warning_lines(self.run, width),
-                kernel_lines(self.run) or ["no kernels were profiled: record with --kernels M/N"],
-                acceptance_lines(self.run.acceptance),
-                what_if_lines(self.run.ngram_what_if),
+                kernel_lines(self.run, width) or [NO_KERNELS],
+                acceptance_lines(self.run.acceptance, width),
+                what_if_lines(self.run.ngram_what_if, width),
                 energy_lines(self.run, width),
             )
             return [line for part in parts if part for line in (*part, "")]
         if self.page == "policies":
-            fewer = policy_lines(self.run)
-            return list(self.policies or ["judging policies that were not run ...", "", *fewer])
-        return list(self.beside.lines) if self.beside and self.beside.lines else [NO_REPLAY]
+            if self.policies is not None:
+                return [*self.policies]
+            return ["judging policies that were not run ...", "", *policy_lines(self.run, width)]
+        none = wrap("", NO_REPLAY, width=width, indent=0)
+        return [*self.beside.lines] if self.beside and self.beside.lines else none
 
     def _watched_lines(self, width: int) -> list[str]:
         """Return what /metrics told of the servers that were watched."""

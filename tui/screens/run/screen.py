@@ -13,7 +13,7 @@ from textual.containers import Container
 from textual.events import Resize
 from textual.message import Message
 from textual.timer import Timer
-from textual.widgets import Input, Static
+from textual.widgets import Input
 from textual.worker import get_current_worker
 
 from advisor.accuracy.stopping import RULES, Savings, StopRule, savings
@@ -30,6 +30,7 @@ from tui.text.layout import whole_parts
 from tui.widgets.lanes import Lanes
 from tui.widgets.prompt import Field, Prompt, Question, Words
 from tui.widgets.sample_bars import SampleBars, Samples
+from tui.widgets.still import StillText
 
 # What the workers of the Run screen tell it.
 
@@ -209,18 +210,18 @@ class RunScreen(ModeScreen):
         self._last = 0.0
 
     def compose_body(self) -> ComposeResult:
-        yield Static(id="head", markup=False)
+        yield StillText(id="head")
         yield Lanes(id="lanes")
-        yield Static(id="step", markup=False)
-        yield Static(id="message", markup=False)
+        yield StillText(id="step")
+        yield StillText(id="message")
         yield Prompt(field="ask", id="prompt")
-        yield Static(id="title", markup=False)
+        yield StillText(id="title")
         with Samples(id="page"):
             with Container(id="both"):
                 yield SampleBars(id="bars")
                 yield SampleBars(id="other")
-            yield Static(id="text", markup=False)
-        yield Static(id="vote", markup=False)
+            yield StillText(id="text")
+        yield StillText(id="vote")
 
     def on_mount(self) -> None:
         self._timer = self.set_interval(FRAME_S, self._tick, pause=True)
@@ -379,7 +380,7 @@ class RunScreen(ModeScreen):
         return self.app.size.height < SHORT
 
     def _say(self, text: str, waiting: bool = False) -> None:
-        message = self.query_one("#message", Static)
+        message = self.query_one("#message", StillText)
         message.update(text)
         message.set_class(bool(text), "said").set_class(waiting, "waiting")
 
@@ -388,7 +389,7 @@ class RunScreen(ModeScreen):
         if not self.is_mounted:
             return
         head = [] if self.model is None else self.model.head(self._width)
-        self.query_one("#head", Static).update("\n".join(head))
+        self.query_one("#head", StillText).update("\n".join(head))
         self._draw_time()
         self._draw_problem()
 
@@ -397,7 +398,7 @@ class RunScreen(ModeScreen):
         if model is None:
             self.set_status("")
             self.query_one(Lanes).show([], None)
-            self.query_one("#step", Static).update("")
+            self.query_one("#step", StillText).update("")
             return
         self.set_status(model.status())
         lanes, cursor, below = model.charts(self._bins, tall=self._tall)
@@ -418,7 +419,7 @@ class RunScreen(ModeScreen):
             lines = self.model.step(self._bins, 10_000 if self._short else self._width)
             if self._short:
                 lines = [whole_parts(line, self._width, " | ") for line in lines[:1]]
-            self.query_one("#step", Static).update("\n".join(lines))
+            self.query_one("#step", StillText).update("\n".join(lines))
 
     def _draw_problem(self) -> None:
         if not self.is_mounted:
@@ -430,10 +431,10 @@ class RunScreen(ModeScreen):
             title, vote = whole_parts(title, width), vote[:2]
         text = [] if model is None else model.text(width)
         own, other = (None, None) if model is None or text else model.bars(width)
-        self.query_one("#title", Static).update(title)
-        self.query_one("#vote", Static).update("\n".join(vote))
+        self.query_one("#title", StillText).update(title)
+        self.query_one("#vote", StillText).update("\n".join(vote))
         self.query_one("#page").set_class(bool(text), "text")
-        self.query_one("#text", Static).update("\n".join(text))
+        self.query_one("#text", StillText).update("\n".join(text))
         both = self.query_one("#both")
         both.set_class(other is not None, "beside")
         both.set_class(self._width >= WIDE, "wide")

@@ -23,7 +23,7 @@ from tui.text.layout import align, wrap
 NAME = 22
 
 
-def kernel_lines(run: Run) -> list[str]:
+def kernel_lines(run: Run, width: int = 80) -> list[str]:
     """Return families, collectives and idle time; empty when no kernels were captured."""
     if not run.time_by_family:
         return []
@@ -35,11 +35,11 @@ def kernel_lines(run: Run) -> list[str]:
     if run.device_time is not None:
         device = run.device_time
         spans = f"busy {number(device.busy_s, 's')}, idle {number(device.idle_s, 's')}"
-        windows = f"{device.windows} window{'s' if device.windows > 1 else ''}"
+        windows = counted(device.windows, "window")
         of_steps = f", {device.steps:,} steps" if device.steps else ""
-        lines.append(f"in {windows}{of_steps}: {spans} ({percent(device.idle_share)})")
-        if device.ranks > 1:
-            lines[-1] += f" over {device.ranks} ranks"
+        ranks = f" over {device.ranks} ranks" if device.ranks > 1 else ""
+        where = f"in {windows}{of_steps}: {spans} ({percent(device.idle_share)}){ranks}"
+        lines += wrap("", where, width=width, indent=0)
         cost = [
             *([f"steps took {device.slowdown:.2f} times as long"] if device.slowdown else ()),
             *(
@@ -48,15 +48,16 @@ def kernel_lines(run: Run) -> list[str]:
                 else ()
             ),
         ]
-        lines += [f"  profiled, {', '.join(cost)}"] if cost else []
+        lines += wrap("  ", f"profiled, {', '.join(cost)}", width=width, indent=2) if cost else []
         for text in held_texts(device.held):
-            lines += wrap("  ", text, width=80, indent=2)
+            lines += wrap("  ", text, width=width, indent=2)
     tops = [
-        (f"  {shortened(each.name, 44)}", integer(each.calls), number(each.s, "s"))
+        (f"  {shortened(each.name, min(44, width - 24))}", integer(each.calls), number(each.s, "s"))
         for each in run.top_kernels or ()
     ]
     header = ("most expensive", "calls", "time")
-    return [*lines, *collective_lines(run.collectives or ()), *align([header, *tops], right=(1, 2))]
+    lines += collective_lines(run.collectives or (), width)
+    return [*lines, *align([header, *tops], right=(1, 2), width=width)]
 
 
 def held_texts(held: Sequence[WindowSteps]) -> list[str]:
@@ -82,7 +83,7 @@ def shortened(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[:half]}…{name[-half:]}"
 
 
-def collective_lines(collectives: tuple[Collective, ...]) -> list[str]:
+def collective_lines(collectives: tuple[Collective, ...], width: int) -> list[str]:
     """Return the table of collectives; `exposed` is what no other stream hid."""
     if not collectives:
         return []
@@ -99,7 +100,7 @@ def collective_lines(collectives: tuple[Collective, ...]) -> list[str]:
                 number(each.busbw_bytes_per_s, "B/s"),
             )
         )
-    return align(rows, right=(1, 2, 3, 4, 5, 6))
+    return align(rows, right=(1, 2, 3, 4, 5, 6), width=width)
 
 
 # Speculative decoding in plain lines of at most 80 columns: what was kept, and what would be.
@@ -109,19 +110,19 @@ _RANGES = 4  # of steps, that are named
 _SHARE, _WIDE = 20, 7  # width of a bar; positions that fit side by side
 
 
-def acceptance_lines(acceptance: Acceptance | None) -> list[str]:
+def acceptance_lines(acceptance: Acceptance | None, width: int = 80) -> list[str]:
     """Return what was accepted: by position, phase and batch size."""
     if acceptance is None:
         return []
-    lines = [
-        f"{acceptance.method}: length {with_interval(acceptance.length)} tokens, kept by position"
-    ]
+    length = with_interval(acceptance.length)
+    head = f"{acceptance.method}: length {length} tokens, kept by position"
+    lines = wrap("", head, width=width, indent=0)
     rows = [
         (f"  {place}", with_interval(share), "#" * round(_SHARE * share.value))
         for place, share in enumerate(acceptance.accepted_per_position, 1)
         if share is not None
     ]
-    lines += align(rows)
+    lines += align(rows, width=width)
     if acceptance.tokens_per_step is not None:
         lines.append(f"  {with_interval(acceptance.tokens_per_step)} tokens per decode step")
     if acceptance.draft_s is not None:
@@ -129,16 +130,16 @@ def acceptance_lines(acceptance: Acceptance | None) -> list[str]:
     table: list[tuple[str, ...]] = [("  phase", "length", "", "kept by position")]
     for phase in acceptance.by_phase:
         table.append((f"  {phase.phase}", *_row(phase.length, phase.accepted_per_position)))
-    lines += align(table, right=(1,)) if acceptance.by_phase else []
+    lines += align(table, right=(1,), width=width) if acceptance.by_phase else []
     table = [("  batch", "steps", "length", "", "kept by position")]
     for batch in acceptance.by_batch:
         low, high = batch.batch_low, batch.batch_high
         size = f"  {low}" if low == high else f"  {low}-{high}"
         table.append((size, f"{batch.steps:,}", *_row(batch.length, batch.accepted_per_position)))
-    return lines + (align(table, right=(1, 2)) if len(acceptance.by_batch) > 1 else [])
+    return lines + (align(table, right=(1, 2), width=width) if acceptance.by_batch[1:] else [])
 
 
-def what_if_lines(settings: Sequence[NgramWhatIf] | None) -> list[str]:
+def what_if_lines(settings: Sequence[NgramWhatIf] | None, width: int = 80) -> list[str]:
     """Return what prompt lookup would have kept, a line per setting."""
     if not settings:
         return []
@@ -153,7 +154,7 @@ def what_if_lines(settings: Sequence[NgramWhatIf] | None) -> list[str]:
                 _positions(each.accepted_per_position, 5),
             )
         )
-    return ["n-gram prompt lookup, counted without running it", *align(rows)]
+    return ["n-gram prompt lookup, counted without running it", *align(rows, width=width)]
 
 
 def _row(length: Estimate | None, shares: Sequence[Estimate | None]) -> tuple[str, str, str]:

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from advisor.accuracy.counterfactual import (
-    MARGIN,
-    Comparison,
-    Counterfactuals,
-    cheapest_as_good,
-    evaluate,
-    evaluate_curve,
-)
-from advisor.accuracy.finish_order import replayed_order
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.watched import ONLY_WATCHED, only_watched
 from traces.recording.reader import Recording
@@ -46,6 +37,9 @@ from traces.summary.series import series
 from traces.summary.votes import PolicyOutcome
 from tui.text.layout import align, chart_line, clock, wrap
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
+
+if TYPE_CHECKING:
+    from advisor.accuracy.counterfactual import Comparison, Counterfactuals
 
 INDENT = 10
 UNSTEADY = 1.5 * RUN_TO_RUN
@@ -208,13 +202,16 @@ def _one_run(run: Run, width: int) -> list[str]:
     lines = [run.recording[:width], *_head(run, width)]
     if run.policy is None and not run.problems:  # an imported trace: nothing is known of problems
         times = time_lines(run, width)  # none of a profiler's trace, whose steps are slowed
-        shown = (_charts(run, width) if times else [], times, kernel_lines(run))
+        shown = (_charts(run, width) if times else [], times, kernel_lines(run, width))
         told = [line for part in shown if part for line in ("", *part)]
         return [*lines, *(told or ["", "no kernels"])]
     lines += ["", *_metrics(run)]
     parts = (_charts(run, width), time_lines(run, width), energy_lines(run, width))
-    drafts = (acceptance_lines(run.acceptance), what_if_lines(run.ngram_what_if))
-    for part in (*parts, *drafts, kernel_lines(run)):
+    drafts = (
+        acceptance_lines(run.acceptance, width),
+        what_if_lines(run.ngram_what_if, width),
+    )
+    for part in (*parts, *drafts, kernel_lines(run, width)):
         lines += ["", *part] if part else []
     table = policy_lines(run, width)
     lines += ["", *table] if table else []
@@ -314,7 +311,8 @@ def policy_lines(run: Run, width: int = 80) -> list[str]:
     ties = "maj@k of random subsets, ties shared equally"
     if run.curve is not None:
         ties = "maj@k as published. show --policies has intervals and what lies between"
-    return [*align(rows, right=(0, 1, 3, 5)), ties, *_other_ties(run, by_key, width)]
+    lines = align(rows, right=(0, 1, 3, 5), width=width)
+    return [*lines, *wrap("", ties, width=width, indent=0), *_other_ties(run, by_key, width)]
 
 
 def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width: int) -> list[str]:
@@ -552,7 +550,7 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
         rows += [_row(each) for each in group]
     if of_curve:
         rows = [row[:-1] for row in rows]
-    lines += ["", *align(rows, right=(1, 3))]
+    lines += ["", *align(rows, right=(1, 3), width=width)]
     shown = {row[4] for row in rows}
     for mark, text in _OF_CURVE if of_curve else _LEGEND:
         if any(cell.startswith(mark) for cell in shown) or (
@@ -595,6 +593,8 @@ def _by_difficulty(judged: Counterfactuals, width: int) -> list[str]:
 
 def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
     """Return the verdict: the cheapest policy that loses little, and how sure that is."""
+    from advisor.accuracy.counterfactual import MARGIN
+
     if best is None:
         lost = f"{MARGIN * 100:.1f} points of accuracy"
         text = f"no cheaper policy is shown to lose at most {lost} against the vote of all"
@@ -683,6 +683,9 @@ def judged_policies(
     `counts` and `max_tokens` as in `evaluate`. Raises RecordingError when the run cannot say,
     UsageError for counts and limits that it cannot answer for.
     """
+    from advisor.accuracy.counterfactual import evaluate, evaluate_curve
+    from advisor.accuracy.finish_order import replayed_order
+
     if run.curve is not None:
         return evaluate_curve(run, counts=counts, max_tokens=max_tokens)
     if run.policy is None:
@@ -695,6 +698,8 @@ def judged_policies(
 
 def policies_lines(run: Run, judged: Counterfactuals | str, *, width: int = 80) -> list[str]:
     """Return the table of a run's policies, or what was sent and why there is none."""
+    from advisor.accuracy.counterfactual import cheapest_as_good
+
     if not isinstance(judged, str):
         table = policy_table(judged, cheapest_as_good(judged), width=width)
         plain = [
@@ -704,10 +709,10 @@ def policies_lines(run: Run, judged: Counterfactuals | str, *, width: int = 80) 
         ]
         by_key = {(each.method, each.n): each for each in plain}
         return [*table, *_other_ties(run, by_key, width)]
-    return [*sent_lines(run), *wrap("!", f"no policies: {judged}", width=width, indent=2)]
+    return [*sent_lines(run, width), *wrap("!", f"no policies: {judged}", width=width, indent=2)]
 
 
-def sent_lines(run: Run) -> list[str]:
+def sent_lines(run: Run, width: int = 80) -> list[str]:
     """Return how many samples problems had as sent, and their tokens; none without samples."""
     rows, samples = run.rows, run.sample_rows
     if rows is None or samples is None or not samples.height:
@@ -724,7 +729,7 @@ def sent_lines(run: Run) -> list[str]:
         tokens = mean(known, "tokens") if mostly_told(known) else None
         cells = (f"{each.height:,}", ABSENT, value_of(tokens), interval(tokens))
         lines.append((f"{count:,}", *cells))
-    return [*align(lines, right=(0, 1, 2, 3)), ""]
+    return [*align(lines, right=(0, 1, 2, 3), width=width), ""]
 
 
 def own_answers(recording: Recording, run: Run) -> pl.DataFrame:

@@ -236,7 +236,8 @@ def test_other_limits_are_predicted_of_what_was_inferred(base, rate, truth, tmp_
     alone = summarise(base)[0].policy.n == 1  # else a problem has several requests
     for name in ("latency_s", "tpot_s") if alone else ("tpot_s",):
         each, real = (getattr(one, name)["mean"] for one in (found.predicted, wanted))
-        assert each.value == pytest.approx(real.value, rel=0.2), name
+        # No device is told, so it is taken for a GPU, and this engine grows as a processor does.
+        assert each.value == pytest.approx(real.value, rel=0.25), name
         assert each.low <= real.value <= each.high, name
 
 
@@ -253,3 +254,15 @@ def test_beside_metrics_requests_are_those_that_passes_tell(base, rate, truth, t
         each, real = (getattr(one, name)[which] for one in (found.predicted, wanted))
         if alone or name == "tpot_s":
             assert each.low <= real.value <= each.high, (name, which)
+
+
+def test_requests_that_a_short_recording_cuts_off_are_said_to_be_left_out(tmp_path):
+    (path,) = SHIPPED.glob("demo-s-tp1-seqs64-maj@16-*")
+    steps = Recording.open(path).steps
+    for name, part, told in (("short", 0.2, True), ("whole", 1.0, False)):
+        frame = steps.head(round(part * steps.height))
+        passes = imported(SimpleNamespace(tables={"steps": frame}), tmp_path / name)
+        evidence = gather([passes])
+        kept = len(evidence.runs[0].problems)
+        assert any("are left out. The others are shorter" in each for each in evidence.lost) == told
+        assert kept < 300 if told else kept > 1400

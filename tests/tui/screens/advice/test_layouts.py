@@ -10,10 +10,14 @@ from tui.app.app import TtscopeApp
 pytestmark = pytest.mark.slow
 
 
+def made(folder):
+    """Return the app with an answer on the Advice screen."""
+    write_recording(folder / "one", simulate(problems=10, n=4))
+    return TtscopeApp([folder], FakeAdvisor, limits={"min_accuracy": "0.7"}, screen="advice")
+
+
 async def test_layouts_and_styles(tmp_path, monkeypatch):
-    write_recording(tmp_path / "one", simulate(problems=10, n=4))
-    limits = {"min_accuracy": "0.7"}
-    app = TtscopeApp([tmp_path], FakeAdvisor, limits=limits, screen="advice")
+    app = made(tmp_path)
     async with opened(app) as (_, pilot):
         layouts, styled = [], []
         app.screen.screen_layout_refresh_signal.subscribe(app.screen, layouts.append)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
-from tests.tui.kept_screens import is_kept
+from tests.tui.kept_screens import SIZES, is_kept
 from tests.tui.live_recordings import write_watched
 from tests.tui.pilot import opened, press
 from tui.app.app import TtscopeApp
@@ -47,7 +47,7 @@ async def test_states(tmp_path, monkeypatch):
     outcomes(Path("evals.jsonl"))
     import_into("evals.jsonl", Path("runs"))
     async with opened(TtscopeApp([Path("runs")])) as (_, pilot):
-        await is_kept(pilot, "recordings")
+        await is_kept(pilot, "recordings", (*SIZES, (200, 60)))
         await press(pilot, "down", "space", "space")
         await is_kept(pilot, "recordings-compared")
         await press(pilot, "u", "slash", *"evals", "enter")

@@ -236,6 +236,11 @@ async def test_nothing_is_cut_below_and_lanes_take_what_is_free(folder, size):
             shown = text_of(opened.app, name).splitlines()[0]
             assert f"{line}  ".startswith(f"{shown}  ")  # no number is cut
         assert "paused x1/" in screen_text(opened.app).splitlines()[0]
+        for page in ("kernels", "policies", "replay"):
+            await press(opened.pilot, "k")
+            lines = text_of(opened.app, "#text").splitlines()
+            assert screen.model.page == page and lines
+            assert max(map(len, lines)) < size[0]  # nothing is wrapped in the middle of a table
 
 
 async def test_the_footer_says_pause_while_the_run_plays(folder):

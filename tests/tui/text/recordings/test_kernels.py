@@ -37,6 +37,7 @@ def test_lines_of_what_was_accepted():
     assert any(line.startswith("  thinking") and ".987 .493" in line for line in lines)
     assert max(map(len, lines)) <= 80
     assert not acceptance_lines(None)
+    assert max(map(len, acceptance_lines(found, 59))) <= 59
 
 
 def test_bare_counts_have_no_tables():
@@ -58,5 +59,7 @@ def test_lines_of_prompt_lookup():
     )
     assert max(map(len, lines)) <= 80
     assert not what_if_lines(None)
+    narrow = what_if_lines([looked_up(5)], 59)
+    assert max(map(len, narrow)) <= 59 and " ".join(narrow).count("kept by position") == 1
     long = [line for k in (6, 7, 8, 16) for line in what_if_lines([looked_up(k)])]
     assert max(map(len, long)) <= 80 and long[-1].endswith(" ...")

@@ -1,0 +1,61 @@
+"""How often the app draws for a key, and what it lays out for another text."""
+
+import pytest
+from textual.app import App
+
+from tests.tui.pilot import opened, press, settle
+from tests.tui.screens.advice.test_layouts import made
+from tui.screens.advice.screen import AdviceScreen
+from tui.widgets.scatter import Scatter
+from tui.widgets.still import StillText
+
+
+def times_called(monkeypatch, widget, name):
+    """Return a list with an entry for each call of a method of a widget."""
+    times, method = [], getattr(widget, name)
+
+    def called(self, *given, **named):
+        times.append(named)
+        return method(self, *given, **named)
+
+    monkeypatch.setattr(widget, name, called)
+    return times
+
+
+@pytest.mark.slow
+async def test_a_key_draws_what_changes_and_once(tmp_path, monkeypatch):
+    charts = times_called(monkeypatch, Scatter, "render_lines")
+    screens = times_called(monkeypatch, AdviceScreen, "refresh")
+    async with opened(made(tmp_path), (120, 40)) as (app, pilot):
+        screens.clear()
+        await press(pilot, "b")
+        assert app.screen.focused.id == "field_min_accuracy"
+        assert not screens  # another focus draws two panels, not all
+        await press(pilot, "escape")
+        charts.clear()
+        await press(pilot, "f", "f", "f", "f")  # each lays out, and the chart has another size
+        assert len(charts) <= 6
+        await press(pilot, "m")
+        screens.clear()
+        await pilot.pause(0.2)
+        assert len(screens) <= 2  # behind a question it rests
+
+
+class Texts(App):
+    def compose(self):
+        yield StillText(id="text")
+
+
+async def test_a_text_of_as_many_rows_asks_for_no_layout():
+    app = Texts()
+    async with app.run_test(size=(20, 10)) as pilot:
+        text, layouts = app.query_one(StillText), []
+        app.screen.screen_layout_refresh_signal.subscribe(app.screen, layouts.append)
+        text.update("one")
+        await settle(pilot)
+        for told, height, asked in (("two", 1, False), ("x " * 15, 2, True), ("1\n2", 2, False)):
+            layouts.clear()
+            text.update(told)
+            await settle(pilot)
+            assert (text.size.height, bool(layouts)) == (height, asked)
+            assert str(text.render()) == told
