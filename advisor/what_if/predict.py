@@ -22,7 +22,13 @@ from advisor.evidence.gather import NAMED_BY, UNNAMED, Evidence, gather
 from advisor.evidence.keys import decoder_of, law_key, sampling_of
 from advisor.evidence.live.drafts import with_lengths
 from advisor.evidence.live.passes import as_inferred
-from advisor.evidence.live.servers import as_metrics_say, as_one, run_with_length, servers_of
+from advisor.evidence.live.servers import (
+    as_metrics_say,
+    as_one,
+    latency_bounds,
+    run_with_length,
+    servers_of,
+)
 from advisor.evidence.runs import Run, cut_at, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
@@ -59,22 +65,33 @@ from advisor.what_if.power import power_law
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
+from traces.live.numbers import Bounds
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording, told_apart
 from traces.schema.engine import RANKS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
+from traces.statistics import Z95
 from traces.summary.comparison import RUN_TO_RUN
+from traces.summary.metrics import estimate_of
 from traces.summary.run import Printed
 from traces.summary.run import Run as Summary
 
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
-FAR_OFF: Final = 1.5  # times the recorded latency, from which a replay does not tell of changes
+FAR_OFF: Final = 1.5  # times what was recorded, from which a replay does not tell of changes
 _TTFT: Final = (
     "recorded TTFT starts when a sample reached the engine in this process. Replayed TTFT starts "
     "at its draw, so it includes tokenising and vLLM's input processing"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FarOff:
+    """Which numbers of the run as it was a replay does not give, by their tags, and the words."""
+
+    tags: tuple[str, ...]
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +112,7 @@ class Prediction:
     notes: tuple[str, ...]
     drawn: Held
     compared: tuple[Compared, ...] = ()
-    far_off: str | None = None
+    far_off: FarOff | None = None
 
     @property
     def tables(self) -> Mapping[str, pl.DataFrame]:
@@ -204,8 +221,10 @@ def predict(
     notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary, None if before is None else before.summary
+    keys = routed.keys or [base.engine_key(recorded.engine)]
+    off = far_off_of(recorded, replayed, latency_bounds(base, keys) if own.drawn else {})
     notes += [
-        *filter(None, [_far_off(recorded, replayed)]),
+        *([] if off is None else [off.text]),
         *_ties(recorded, replayed or (predicted if question.policy == own.policy else None)),
     ]
     return Prediction(
@@ -216,7 +235,7 @@ def predict(
         notes=tuple(notes),
         drawn=after.recording,
         compared=beside(base, after.runs, on_tables=on_tables),
-        far_off=_far_off(recorded, replayed),
+        far_off=off,
     )
 
 
@@ -590,21 +609,42 @@ def _of_a_start(after: Replays, rate_per_s: float) -> str:
     )
 
 
-def _far_off(recorded: Summary, replayed: Summary | None) -> str | None:
-    """Say that the replay does not give what was recorded, where that is so."""
-    was = recorded.latency_s["mean"]
-    found = None if replayed is None else replayed.latency_s["mean"]
-    if (
-        was is None
-        or found is None
-        or was.value <= 0
-        or 1 / FAR_OFF < found.value / was.value < FAR_OFF
-    ):
+_GIVEN: Final = {  # what a replay is held against, and what it is called
+    "latency_s.mean": "a mean latency",
+    "latency_s.p95": "a p95 latency",
+    "throughput_tokens_per_s": "a throughput",
+}
+
+
+def far_off_of(
+    recorded: Summary, replayed: Summary | None, bounds: Mapping[str, Bounds]
+) -> FarOff | None:
+    """Say that the replay does not give what was recorded, where that is so.
+
+    It lies off by `FAR_OFF`, or outside the replay's own interval by more than runs differ. Of a
+    p95 latency that is not known by itself the `bounds` of /metrics are held against it.
+    """
+    told: dict[str, str] = {}
+    for tag, name in _GIVEN.items():
+        was, found = estimate_of(recorded, tag), estimate_of(replayed, tag) if replayed else None
+        seen = bounds.get("p95") if tag == "latency_s.p95" else None
+        if was is not None:
+            seen = Bounds(low=was.value, high=was.value, unit=was.unit)
+        if found is None or found.value <= 0 or seen is None or seen.high == 0:
+            continue
+        low, high = found.low or found.value, found.high or found.value
+        most = seen.high or np.inf
+        off = max(seen.low / found.value, found.value / most)
+        outside = max(seen.low / high, low / most) if found.low is not None else 1.0
+        if off >= FAR_OFF or outside > np.exp(Z95 * RUN_TO_RUN):
+            value = number(found.value, found.unit)
+            told[tag] = f"{name} of {value} in the replay, and {seen.words()} as recorded"
+    if not told:
         return None
-    return (
-        f"the run as it was has a mean latency of {number(found.value, 's')} in the replay, and "
-        f"{number(was.value, 's')} as recorded. Do not rely on a change from a replay that is so "
-        "far off"
+    return FarOff(
+        tags=tuple(told),
+        text=f"the run as it was has {'. It has '.join(told.values())}. Do not rely on a change "
+        "from a replay that is so far off",
     )
 
 

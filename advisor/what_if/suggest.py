@@ -85,7 +85,8 @@ def _worse(prediction: Prediction) -> str | None:
     replayed = prediction.replayed
     was = None if replayed is None else replayed.latency_s["mean"]
     found = prediction.predicted.latency_s["mean"]
-    if prediction.far_off is not None or was is None or found is None or found.value <= was.value:
+    off = () if prediction.far_off is None else prediction.far_off.tags
+    if "latency_s.mean" in off or was is None or found is None or found.value <= was.value:
         return None
     told = "the replay has a mean latency of"
     return f"{told} {number(found.value, 's')} with it, and {number(was.value, 's')} without"

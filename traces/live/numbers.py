@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from traces.recording.tables import TABLES
 from traces.schema.estimate import Estimate
+from traces.schema.formats import digits, number, scale
 from traces.schema.record import Record
 
 Key = tuple[str, str]  # name and labels
@@ -103,6 +104,17 @@ class Bounds(Record):
     low: float
     high: float | None
     unit: str
+
+    def words(self) -> str:
+        """Return `5.00 to 10.0 s`, `up to 10.0 ms`, `over 60.0 s`, or one number if they agree."""
+        if self.high is None:
+            return f"over {number(self.low, self.unit)}"
+        high = number(self.high, self.unit)
+        factor, unit = scale(self.high, self.unit)
+        low = digits(self.low / factor)
+        if f"{low} {unit}" == high:
+            return high
+        return f"up to {high}" if self.low <= 0 else f"{low} to {high}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of an estimate whose value is not known."""

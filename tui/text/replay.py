@@ -75,7 +75,7 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     changed = _changes(recorded, question, predicted)
     yield from wrap("asked", ", ".join(changed) or "as recorded", width=width, indent=10)
     if prediction.far_off is not None:
-        yield from wrap("warning", prediction.far_off, width=width, indent=10)
+        yield from wrap("warning", prediction.far_off.text, width=width, indent=10)
     yield ""
     estimates = {tag: _three(prediction, tag) for tag in TAGS}
     shown = {tag: each for tag, each in estimates.items() if each[0] or each[2]}
@@ -100,8 +100,9 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
         yield from _compared(prediction, width)
     if prediction.waits:
         yield from _waits(prediction, width)
+    warned = None if prediction.far_off is None else prediction.far_off.text
     for note in prediction.notes:
-        if note != prediction.far_off:
+        if note != warned:
             yield from wrap("note", note, width=width, indent=10)
 
 

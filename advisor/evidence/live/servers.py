@@ -22,7 +22,16 @@ from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic
 from advisor.evidence.live.ranks import server_of
 from advisor.evidence.runs import ProblemRun, Run
-from traces.live.numbers import E2E, FINISHED, GENERATED, TTFT, USED
+from traces.live.numbers import (
+    E2E,
+    FINISHED,
+    GENERATED,
+    QUANTILES,
+    TTFT,
+    USED,
+    Bounds,
+    Window,
+)
 from traces.live.watched import RANK, Windows, only_watched, windows_for, windows_of
 from traces.recording.reader import Recording
 from traces.schema.engine import RANKS, EngineConfig
@@ -401,10 +410,47 @@ def as_metrics_say(found: Summary, recording: Recording, keys: Iterable[str]) ->
         value = Estimate(value=total / count, unit="s") if count and total else None
         return {"mean": value, "p50": None, "p95": None}
 
-    rates = [rate for window in windows if (rate := window.rate(GENERATED)) is not None]
+    rate = _busy_rate(windows)
     return replace(
         found,
         latency_s=mean_of(E2E),
         ttft_s=mean_of(TTFT),
-        throughput_tokens_per_s=Estimate(value=sum(rates), unit="tokens/s") if rates else None,
+        throughput_tokens_per_s=None if rate is None else Estimate(value=rate, unit="tokens/s"),
     )
+
+
+def _busy_rate(windows: Sequence[Window]) -> float | None:
+    """Return the tokens a second of servers from the first to the last that was generated.
+
+    A replay has no time before its requests or behind them.
+    """
+    made = [np.nan_to_num(window.counted[GENERATED]) for window in windows]
+    spans = [
+        (window.times[max(places[0] - 1, 0)], window.times[places[-1]])
+        for window, tokens in zip(windows, made, strict=True)
+        if (places := np.flatnonzero(tokens)).size
+    ]
+    if not spans:
+        return None
+    begin, end = min(first for first, _ in spans), max(last for _, last in spans)
+    rate = 0.0
+    for window, tokens in zip(windows, made, strict=True):
+        inside = (window.times > begin) & (window.times <= end)
+        inside &= np.isfinite(window.counted[GENERATED])  # none over a restart
+        lengths = np.diff(window.times, prepend=window.times[0])
+        rate += float(tokens[inside].sum() / max(lengths[inside].sum() / 1e9, 1e-9))
+    return rate
+
+
+def latency_bounds(recording: Recording, keys: Sequence[str]) -> dict[str, Bounds]:
+    """Return between what a server's /metrics have the quantiles of latency, by their names.
+
+    Empty of several servers, whose quantiles do not add up, and where /metrics do not tell them.
+    """
+    polls = windows_of(recording)
+    windows = [window for key in keys if (window := polls.get(key)) is not None]
+    told = windows[0].histograms.get(E2E) if len(windows) == 1 else None
+    if told is None:
+        return {}
+    found = {name: told.quantile(q) for name, q in QUANTILES.items()}
+    return {name: bounds for name, bounds in found.items() if bounds is not None}

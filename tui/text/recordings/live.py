@@ -28,11 +28,9 @@ from traces.schema.formats import (
     ABSENT,
     compact,
     counted,
-    digits,
     interval,
     number,
     percent,
-    scale,
     value_of,
 )
 from traces.summary.metrics import estimate_of
@@ -213,17 +211,8 @@ def latency_lines(
 
 
 def bounds_text(bounds: Bounds | None) -> str:
-    """Return `5.00 to 10.0 s`, `up to 10.0 ms`, `over 60.0 s`, or one number where they agree."""
-    if bounds is None:
-        return ABSENT
-    if bounds.high is None:
-        return f"over {number(bounds.low, bounds.unit)}"
-    high = number(bounds.high, bounds.unit)
-    factor, unit = scale(bounds.high, bounds.unit)
-    low = digits(bounds.low / factor)
-    if f"{low} {unit}" == high:
-        return high
-    return f"up to {high}" if bounds.low <= 0 else f"{low} to {high}"
+    """Return the bounds in words, and `-` where they are not known."""
+    return ABSENT if bounds is None else bounds.words()
 
 
 def _rate(value: float | None) -> str:
@@ -302,18 +291,20 @@ def next_lines(path: str, found: Suggestion | str, width: int = 80) -> list[str]
 
 def effect_text(found: Suggestion) -> str:
     """Return why a replay is suggested, and what it predicts or why that is not to be told."""
-    if found.prediction.far_off is not None:
-        return f"{found.why}. Not predicted: {found.prediction.far_off}"
+    off = found.prediction.far_off
+    if off is not None and "latency_s.mean" in off.tags:
+        return f"{found.why}. Not predicted: {off.text}"
     effects = []
     for tag, name in _EFFECTS:
         after = estimate_of(found.prediction.predicted, tag)
-        if after is None:
+        if after is None or (off is not None and tag in off.tags):
             continue
         before = value_of(estimate_of(found.prediction.replayed, tag))
         recorded = estimate_of(found.prediction.recorded, tag)
         told = "" if recorded is None else f" (recorded {value_of(recorded)})"
         effects.append(f"{name} {before}{told} -> {value_of(after)} {interval(after)}")
-    return f"{found.why}. Predicted: {', '.join(effects)}"
+    told = "" if off is None else f". Not predicted: {off.text}"
+    return f"{found.why}. Predicted: {', '.join(effects)}{told}"
 
 
 def server_name(watched: Watched) -> str:

@@ -16,7 +16,7 @@ from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
 from advisor.search.space import explore
-from advisor.what_if.predict import predict
+from advisor.what_if.predict import FarOff, far_off_of, predict
 from advisor.what_if.question import Question, changed
 from advisor.what_if.suggest import suggest
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
@@ -38,6 +38,7 @@ from traces.live.numbers import (
     STEP_TOKENS,
     TTFT,
     WAITING,
+    Bounds,
     Histogram,
     Window,
 )
@@ -70,6 +71,10 @@ def at_rate(base, rate, *changes):
         question = Question(engine=engine, policy=policy, rate_per_s=rate)
         REPLAYED[key] = predict(base, run, question)
     return REPLAYED[key]
+
+
+def with_tables(truth, tables):
+    return dataclasses.replace(truth, drawn=dataclasses.replace(truth.drawn, tables=tables))
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +168,11 @@ def test_metrics_alone_predict_within_a_wide_interval(base, truth, tmp_path):
 @pytest.mark.slow
 def test_spans_of_a_part_do_not_stand_for_all(truth, tmp_path):
     keep = truth.tables["problems"]["problem_id"][::2].to_list()
-    half = dataclasses.replace(
-        truth,
-        tables={
-            name: frame.filter(pl.col("problem_id").is_in(keep)) if name != "steps" else frame
-            for name, frame in truth.tables.items()
-        },
-    )
+    tables = {
+        name: frame.filter(pl.col("problem_id").is_in(keep)) if name != "steps" else frame
+        for name, frame in truth.tables.items()
+    }
+    half = with_tables(truth, tables)
     recording = watched(half, tmp_path / "half", polled=truth)
     evidence = gather([recording], judged=False)
     assert all(run.drawn for run in evidence.runs)
@@ -472,7 +475,8 @@ def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
 
 
 def test_a_replay_that_is_far_off_tells_no_effect():
-    found = SimpleNamespace(why="requests wait", prediction=SimpleNamespace(far_off="far off"))
+    off = FarOff(tags=("latency_s.mean",), text="far off")
+    found = SimpleNamespace(why="requests wait", prediction=SimpleNamespace(far_off=off))
     assert effect_text(found) == "requests wait. Not predicted: far off"
 
 
@@ -488,6 +492,60 @@ def test_the_effect_of_a_change_stands_beside_what_was_recorded():
     )
     told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
     assert "latency mean 12.5 s (recorded 8.45 s) -> 6.14 s" in told
+
+
+def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
+    def run(latency_s, p95_s=None):
+        mean = Estimate(value=latency_s, unit="s")
+        p95 = None if p95_s is None else Estimate(value=p95_s, unit="s")
+        return SimpleNamespace(
+            latency_s={"mean": mean, "p95": p95}, throughput_tokens_per_s=None, engine=engine_of()
+        )
+
+    recorded, replayed = run(0.85), run(0.6, 1.14)
+    bounds = {"p95": Bounds(low=2.0, high=2.5, unit="s")}
+    off = far_off_of(recorded, replayed, bounds)
+    assert "a p95 latency of 1.14 s in the replay, and 2.00 to 2.50 s as recorded" in off.text
+    prediction = SimpleNamespace(
+        recorded=recorded, replayed=replayed, predicted=run(0.5, 0.67), far_off=off
+    )
+    told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
+    assert "latency mean 600 ms (recorded 850 ms) -> 500 ms" in told
+    assert "670 ms" not in told and told.endswith(off.text)
+    near = {"p95": Bounds(low=1.0, high=2.5, unit="s")}
+    assert far_off_of(recorded, replayed, near) is None
+
+
+def test_a_run_outside_of_its_replays_narrow_interval_is_far_off():
+    def run(value, low=None, high=None):
+        mean = Estimate(value=value, low=low, high=high, unit="s")
+        return SimpleNamespace(
+            latency_s={"mean": mean, "p95": None}, throughput_tokens_per_s=None, engine=engine_of()
+        )
+
+    replayed = run(1.0, 0.95, 1.05)
+    assert far_off_of(run(1.15), replayed, {}) is None  # runs differ by as much
+    assert far_off_of(run(1.2), replayed, {}).tags == ("latency_s.mean",)
+    assert far_off_of(run(0.8), replayed, {}) is not None
+    assert far_off_of(run(1.2), run(1.0, 0.8, 1.3), {}) is None
+
+
+@pytest.mark.slow
+def test_recorded_and_replayed_throughput_are_of_one_span(truth, tmp_path):
+    """The watch went on as long again after the load had ended."""
+    recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
+    rows = recording.frame("scrapes")
+    last = rows.filter(pl.col("time") == rows["time"].max())
+    step = 250_000_000
+    idle = [last.with_columns(time=pl.col("time") + place * step) for place in range(1, 40)]
+    longer = rewritten(recording, tmp_path / "longer", pl.concat([rows, *idle]))
+    first, second = (
+        predicted(each).recorded.throughput_tokens_per_s for each in (recording, longer)
+    )
+    assert second.value == pytest.approx(first.value, rel=1e-6)
+    assert second.value == pytest.approx(
+        predicted(longer).replayed.throughput_tokens_per_s.value, rel=0.05
+    )
 
 
 def took_by_a_front_end(truth):
@@ -560,7 +618,7 @@ def disturbed(truth, seed):
         "problems": problems.with_columns(decided_at=later, end=later),
         "samples": moved.with_columns(end=ends.cast(pl.Int64)).drop("stretch"),
     }
-    return dataclasses.replace(truth, tables=tables)
+    return with_tables(truth, tables)
 
 
 @pytest.mark.slow
