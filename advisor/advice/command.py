@@ -93,6 +93,32 @@ def servers_note(engine: EngineConfig) -> str:
     )
 
 
+_UNPUBLISHED = ("dtype", "quantization", "kv_cache_dtype")  # None and none are one but for a dtype
+_MAY_BE_UNTOLD = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
+
+
+def untold_note(engine: EngineConfig) -> str:
+    """Say which settings of a watched server its pages do not tell; empty where all are told."""
+    if engine.mode != "server":
+        return ""
+    names = [*(_UNPUBLISHED if engine.dtype is None else ())]
+    names += [name for name in _MAY_BE_UNTOLD if getattr(engine, name) is None]
+    if not names:
+        return ""
+    flags = [f"--{name.replace('_', '-')}" for name in names]
+    *most, last = flags
+    told = f"{', '.join(most)} and {last} are" if most else f"{last} is"
+    return (
+        f"{told} not known of this server, so that the command leaves "
+        f"{'them' if most else 'it'} to vLLM. Give what it was started with."
+    )
+
+
+def command_note(engine: EngineConfig) -> str:
+    """Return what to know of the command of an engine; empty where it says all."""
+    return " ".join(filter(None, (servers_note(engine), untold_note(engine))))
+
+
 def attach_command(engine: EngineConfig) -> str:
     """Return how to attach to the servers of an engine, whose plugins tell their settings."""
     servers, _ = engine.by_server()

@@ -20,7 +20,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from advisor.advice.advisor import Advisor
-from advisor.advice.command import servers_note
+from advisor.advice.command import command_note
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under, latencies, same_load
 from advisor.evidence.runs import ProblemRun, Run, Sample
@@ -89,7 +89,7 @@ def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expe
     with whole_file(folder / SERVE) as partial:
         partial.write_text(
             f"#!/bin/sh\n# {named}, as ttscope advises. Options of its own go on: --port 8001\n"
-            + (f"# {note}\n" if (note := servers_note(pick.engine)) else "")
+            + (f"# {note}\n" if (note := command_note(pick.engine)) else "")
             + f'{exec_} {command} "$@"\n'
         )
         os.chmod(partial, 0o755)  # noqa: PTH101

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from advisor.advice.command import servers_note
+from advisor.advice.command import command_note
 from traces.live.watched import Watched
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.quantities import latency, quantity
@@ -132,7 +132,7 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
         yield tag("h3", "Start it with")
         yield _command(pick.command)
     yield tag("p", _requests(pick))
-    if pick.command and (note := servers_note(pick.engine)):
+    if pick.command and (note := command_note(pick.engine)):
         yield tag("p", note)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from advisor.advice.command import servers_note
+from advisor.advice.command import command_note
 from traces.schema import engine
 from traces.schema.advice import ESTIMATES, Budget, NearMiss, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
@@ -266,7 +266,7 @@ def limit_on(budget: Budget, shown: Quantity) -> float | None:
 
 def policy_lines(pick: Pick, width: int) -> list[str]:
     """Return how several servers are started, and what to send a problem."""
-    note = servers_note(pick.engine) if pick.command else ""
+    note = command_note(pick.engine) if pick.command else ""
     sent = "the traffic as it was sent."
     if pick.policy != AS_SENT:
         sent = "".join(request_words(pick.policy))

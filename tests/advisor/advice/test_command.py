@@ -4,13 +4,22 @@ import shlex
 from dataclasses import replace
 
 from advisor.advice.advisor import Advisor
-from advisor.advice.command import CpuBuild, planned, policy_request, record_command, serve_command
+from advisor.advice.command import (
+    CpuBuild,
+    command_note,
+    planned,
+    policy_request,
+    record_command,
+    serve_command,
+)
 from advisor.evidence.measured import Made, RunsMade
 from profiler.engines.server.replicas import together
 from tests.advisor.synthetic import FACTS, GREEDY, VOTE16, engine_of, record
-from traces.schema.advice import Budget
+from traces.schema.advice import Budget, Pick
 from traces.schema.engine import EXPERTS, EngineConfig, Speculative
-from traces.schema.tts.policy import Policy
+from traces.schema.tts.policy import AS_SENT, Policy
+from tui.screens.advice.rows import paste_text
+from tui.text.advice import policy_lines
 from tui.verbs.attach import attach
 
 DRAFT = Speculative(method="draft_model", num_speculative_tokens=3, model="it's small")
@@ -31,6 +40,24 @@ def test_the_command_parses_back():
         "num_speculative_tokens": 3,
         "model": "it's small",
     }
+
+
+def test_what_a_page_does_not_tell_of_a_server_is_named():
+    page = engine_of(mode="server", dtype=None, max_num_batched_tokens=None)
+    note = command_note(page)
+    for flag in ("--dtype", "--quantization", "--kv-cache-dtype", "--max-num-batched-tokens"):
+        assert flag in note and flag not in serve_command(page, model_path="m")
+    assert "--max-num-seqs" not in note
+    pick = Pick(
+        engine=page, policy=AS_SENT, command="vllm serve m", estimates={},
+        probability_within_budget=1.0,
+    )  # fmt: skip
+    assert note in " ".join(" ".join(policy_lines(pick, 80)).split())
+    assert note in paste_text(pick)
+    assert command_note(engine_of(mode="server")) == ""
+    one = command_note(engine_of(mode="server", max_num_batched_tokens=None))
+    assert one.startswith("--max-num-batched-tokens is not known of this server")
+    assert command_note(engine_of(max_num_batched_tokens=None)) == ""
 
 
 def test_the_model_that_drafts_is_named_by_its_folder_too():

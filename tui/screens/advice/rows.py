@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advisor.advice.command import servers_note
+from advisor.advice.command import command_note
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import chance, value_of
 from traces.schema.quantities import Quantity, latency, limited, objective, quantity, statistic
@@ -243,7 +243,7 @@ def _common(labels: Sequence[Sequence[str]]) -> frozenset[str]:
 
 def paste_text(pick: Pick) -> str:
     """Return what `c` copies: the command, how often it runs and the policy as comments."""
-    note = f"# {note}\n" if (note := servers_note(pick.engine)) else ""
+    note = f"# {note}\n" if (note := command_note(pick.engine)) else ""
     return f"{pick.command or '# no command'}\n{note}# policy: {policy_text(pick.policy)}\n"
 
 
