@@ -44,7 +44,8 @@ class ReplayedCandidate:
     `capacity_per_s` is how many problems per second it can serve, at a rate in a steady state.
     Without `keeps_up` it was not replayed at the rate, and its latency is that of all problems at
     once. `paid` are the device-seconds from the first arrival to the last decision for each in
-    which a device is busy.
+    which a device is busy. `step_s` is how long a step takes on average, with
+    `requests_per_step` samples: so many over so long are decoded in a busy second.
     """
 
     candidate: Candidate
@@ -60,14 +61,8 @@ class ReplayedCandidate:
     extrapolated: bool
     totals: Features[float]
     paid: float
-
-    @property
-    def step_s(self) -> float:
-        return float(self.law.seconds @ np.array(self.totals) / self.totals.step)
-
-    @property
-    def requests_per_step(self) -> float:
-        return self.totals.requests / self.totals.step
+    step_s: float
+    requests_per_step: float
 
 
 class CandidateReplays:
@@ -130,6 +125,9 @@ class CandidateReplays:
             tokens, flops = self.policy_work.tokens_and_flops(kind)
         else:
             accuracy, tokens, flops = self.policy_work.stopped(kind, first)
+        steps, busy = totals.step, float(np.mean([r.busy_s for r in first]))
+        if rate_per_s is not None and keeps_up and arrivals is None:
+            steps, busy = _steps_of_passes(first, totals.requests)
         return ReplayedCandidate(
             candidate=candidate,
             law=law,
@@ -146,6 +144,8 @@ class CandidateReplays:
             extrapolated=outside,
             totals=totals,
             paid=_paid(first, replicas),
+            step_s=busy / steps,
+            requests_per_step=totals.requests / steps,
         )
 
     def capacity_per_s(self, row: int) -> float:
@@ -302,6 +302,17 @@ def _paid(runs: Sequence[Replayed], replicas: int) -> float:
     return max(whole / max(sum(run.busy_s for run in runs), 1e-12), 1.0)
 
 
+def _steps_of_passes(runs: Sequence[Replayed], requests: float) -> tuple[float, float]:
+    """Return the steps of passes at a rate and their time, without the start and end of the stream.
+
+    By Little's law as many samples run at once as their times take of the busy time. So many are in
+    a step, of the `requests` in all steps of a pass.
+    """
+    busy = float(np.mean([run.busy_share_s.sum() for run in runs]))
+    running = float(np.mean([np.nansum(run.end_s - run.scheduled_s) for run in runs]))
+    return requests * busy / max(running, 1e-12), busy
+
+
 def _same(limit: int, known: int, peak: float) -> bool:
     """Whether a replay under the limit `known`, whose peak is known, is that under `limit`."""
     return limit == known or (peak <= limit and (limit <= known or peak < known))
@@ -329,9 +340,8 @@ def _pass(
         values[problems] = getattr(replayed, name)[start : start + len(problems)]
         in_order[name] = values
     places = start + np.argsort(problems)
-    made = replayed.generated_tokens
-    own = np.concatenate([made[first[place] : first[place + 1]] for place in places])
-    share = own.sum() / max(made.sum(), 1)
-    return dataclasses.replace(
-        replayed, **in_order, generated_tokens=own, totals=replayed.totals * share
-    )
+    own = np.concatenate([np.arange(first[place], first[place + 1]) for place in places])
+    for name in ("generated_tokens", "scheduled_s", "end_s"):
+        in_order[name] = getattr(replayed, name)[own]
+    share = in_order["generated_tokens"].sum() / max(replayed.generated_tokens.sum(), 1)
+    return dataclasses.replace(replayed, **in_order, totals=replayed.totals * share)

@@ -142,3 +142,22 @@ def test_a_queue_that_grows_has_no_latency(tmp_path):
     metrics.draws = lambda name, rows: {1: first, 2: second / 5}[int(rows[0])]
     found = metrics.difference("latency_s", 1, 2, prices=(None, None))
     assert found.low == 0 < found.high  # draws in which both queues grow differ by nothing
+
+
+@pytest.mark.parametrize("load", [None, 0.5, 0.88])
+def test_samples_over_the_time_of_a_step_are_the_tokens_of_a_busy_second(two_models, load):
+    """At a rate the start and the end of the stream are left out, where few samples run."""
+    space = two_models.space
+    row = max(
+        np.flatnonzero(space.alone),
+        key=lambda each: (
+            space.kinds[space.kind[each]].engine.model == "large",
+            space.kinds[space.kind[each]].policy.n == 4,
+            space.kinds[space.kind[each]].policy.all_samples_end,
+            space.max_num_seqs[each],
+        ),
+    )
+    rate = None if load is None else load * two_models.replays.capacity_per_s(int(row))
+    pick = two_models.replays.of(int(row), concurrency=4, rate_per_s=rate)
+    tokens = pick.tokens.mean() / pick.device_s[0].mean()
+    assert pick.requests_per_step / pick.step_s == pytest.approx(tokens, rel=0.02)
