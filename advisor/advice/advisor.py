@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -348,6 +349,8 @@ class Advisor:
     def _look_for_picks(self, state: UnderLoad, shortlist: Shortlist) -> None:
         """Replay what may be a pick, or else comes nearest to one."""
         system = self._improve(state, shortlist)
+        if system is None:
+            system = self._look_surely(state, shortlist)
         accuracy = None
         if system is None:
             self._look_near(state, shortlist)
@@ -356,9 +359,16 @@ class Advisor:
             accuracy = float(state.metrics.values("accuracy")[system])
         for of in ("flops", "tokens"):
             state.replay(shortlist.fewest(of, accuracy))
-            check = self.check(shortlist.budget)
-            least = check.compute_optimal(check.best(), of=of)
-            if least is not None:
+            seen: set[int] = set()
+            while True:  # on other engines a policy may need more, and another is the least
+                check = self.check(shortlist.budget)
+                least = check.compute_optimal(check.best(), of=of)
+                policy = (
+                    -1 if least is None else int(self.space.policies[check.metrics.kind[least]])
+                )
+                if least is None or policy in seen:
+                    break
+                seen.add(policy)
                 state.replay(shortlist.engines_of(state.metrics.rows[least]))
 
     def _at_rate(self, budget: Budget, rate_per_s: float) -> str | None:
@@ -385,6 +395,23 @@ class Advisor:
             state.replay(batch)
             check = self.check(shortlist.budget)
         return check.best()
+
+    def _look_surely(self, state: UnderLoad, shortlist: Shortlist) -> int | None:
+        """Replay the surest, and return the pick. Without one, more devices are tried in turn.
+
+        That ends with the fewest of which a candidate fits, which is then the nearest to `--gpus`.
+        """
+        budget = shortlist.budget
+        state.replay(shortlist.surest())
+        system, most = self.check(budget).best(), budget.max_gpus
+        if system is None and most is not None:
+            counts = [int(count) for count in np.unique(self.space.devices) if count > most]
+            for fewer, count in pairwise([most, *counts]):
+                more = replace(budget, max_gpus=count)
+                state.replay(self.shortlist(more).surest(above=fewer))
+                if self.check(more).fits.any():
+                    break
+        return system
 
     def _look_near(self, state: UnderLoad, shortlist: Shortlist) -> None:
         """Replay those nearest to each limit: the best on it under the others."""

@@ -231,13 +231,16 @@ def _as_run(answering: Answering, row: int) -> Pick:
 def _infeasible(shortlist: Shortlist, check: ReplayedCheck | None = None) -> Counter[str]:
     """Return how many candidates each limit rules out, each counted once.
 
-    By the closed form, and by the replay where it was made.
+    By the closed form, and by the replay where it was made. Where none of these fits, the closed
+    form's surest are among them, so that what it has as fitting is not sure enough either.
     """
     why = [*(LIMITS[field].why for field in shortlist.limits), UNSURE]
     broken = shortlist.broken.copy()
     if check is not None:
         rows = np.array(check.metrics.rows, dtype=np.int64)
         broken[rows[check.asked]] = check.broken[check.asked]
+        if not check.fits.any():
+            broken[broken < 0] = len(shortlist.limits)
     counts = np.bincount(broken[shortlist.asked] + 1, minlength=len(why) + 1)[1:]
     return Counter({name: int(count) for name, count in zip(why, counts, strict=True) if count})
 

@@ -36,8 +36,7 @@ FAR = 2.0  # times the spread of the closed form that a candidate may turn out b
 FRONT = 12  # candidates of the front that are replayed
 NEAR = 3  # candidates nearest to a limit that are replayed
 TWIN = 0.05  # of the closed form's logarithm; the replay tells whether a limit was reached
-ALIKE = 0.1  # share by which FLOPs may differ and either may turn out the fewer
-CHEAP = 12  # kinds of fewest FLOPs, with two candidates replayed of each
+CHEAP = 16  # policies of fewest FLOPs, each replayed on its fastest engine
 ENGINES = 8  # that may run the policy of fewest FLOPs, and are replayed
 
 
@@ -217,7 +216,8 @@ class BudgetCheck(Generic[M]):
             metric = "latency_s"
         cost = self.cost if metric is None else self.metrics.values(metric)
         allowed = allowed & np.isfinite(cost)
-        rows = self.order[allowed[self.order]]
+        usual = allowed if metric is None else self._fastest(allowed)
+        rows = self.order[usual[self.order]]
         rows = rows[np.lexsort((-accuracy[rows], cost[rows]))]
         reached = np.maximum.accumulate(np.concatenate([[-np.inf], accuracy[rows]]))[:-1]
         front = [int(row) for row in rows[accuracy[rows] > reached + 1e-12]]
@@ -244,12 +244,26 @@ class BudgetCheck(Generic[M]):
         policies = self.metrics.space.policies[self.metrics.kind]
         return np.asarray(policies == policies[row])
 
+    def _fastest(self, allowed: Bools) -> Bools:
+        """Whether candidates are the allowed one of their kind with the lowest mean latency.
+
+        A kind's FLOPs are those of it, whatever is optimised or limited: a rule that stops early
+        draws fewer samples under limits that let few run at once, which nobody would serve with.
+        """
+        rows = np.flatnonzero(allowed)
+        keys = [self.metrics.kind, *self.metrics.ties(), self.sequence]
+        rows = rows[np.lexsort([key[rows] for key in keys][::-1])]
+        fastest = np.zeros(len(allowed), dtype=bool)
+        fastest[rows[np.unique(self.metrics.kind[rows], return_index=True)[1]]] = True
+        return fastest
+
     def compute_optimal(self, system: int | None, *, of: str = "flops") -> int | None:
         """Return the candidate of fewest FLOPs, or tokens, that is as accurate as is asked for.
 
-        That is `min_accuracy` with the wanted probability, else the accuracy of the pick. Among
-        engines with the same FLOPs (`_as_few`) it is the best on the objective, so that regret is
-        no artefact.
+        That is `min_accuracy` with the wanted probability, else the accuracy of the pick. Which
+        policy needs the fewest (`_fastest`) hangs on nothing else: of the same FLOPs it is the
+        fastest. Of its engines with as few (`_as_few`) it is the best on the objective, so that
+        regret is no artefact.
         """
         enough = self.within("max_gpus", "rate", "min_accuracy")
         if "min_accuracy" not in self.limits:
@@ -259,10 +273,12 @@ class BudgetCheck(Generic[M]):
             enough &= accuracy >= accuracy[system] - 1e-12
         least = self.metrics.values(of)
         enough &= np.isfinite(least)
-        if not enough.any():
+        rows = np.flatnonzero(self._fastest(enough))
+        if not len(rows):
             return None
-        row = self.best(enough & (least <= least[enough].min() * (1 + SAME)))
-        return None if row is None else self.best(enough & self._as_few(row, least))
+        rows = rows[least[rows] <= least[rows].min() * (1 + SAME)]
+        first = np.lexsort([key[rows] for key in [*self.metrics.ties(), self.sequence]][::-1])[0]
+        return self.best(enough & self._as_few(int(rows[first]), least))
 
     def equals(self, system: int) -> list[int]:
         """Return other feasible candidates whose objective cannot be told from the pick's."""
@@ -406,7 +422,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
         return self._cheapest(np.flatnonzero(self.possible), self.least, most)
 
     def fewest(self, of: str, accuracy: float | None) -> list[int]:
-        """Return the candidates of fewest FLOPs or tokens that are accurate enough.
+        """Return one candidate of each policy of fewest FLOPs or tokens that is accurate enough.
 
         That is the budget's accuracy, or else at least `accuracy`.
         """
@@ -420,22 +436,21 @@ class Shortlist(BudgetCheck[ClosedForm]):
             enough[rows[chance < self.budget.confidence - SLACK / 2]] = False
         elif accuracy is not None:
             enough &= metrics.values("accuracy") >= accuracy - 0.02
-        least = metrics.values(of)
-        rows = np.flatnonzero(enough)
-        # Of each kind the row of fewest, and the best of those that may be as few.
-        order = rows[np.lexsort((space.preferred[rows], least[rows]))]
-        kinds, first = np.unique(space.kind[order], return_index=True)
-        fewest: list[int] = []
-        for place in np.argsort(first, kind="stable")[:CHEAP]:
-            of_kind = order[space.kind[order] == kinds[place]]
-            alike = of_kind[least[of_kind] <= (1 + ALIKE) * least[of_kind[0]]]
-            fewest += [int(of_kind[0]), *map(int, self._distinct(alike, self.cost)[:1])]
-        return fewest
+        rows = np.flatnonzero(self._fastest(enough))
+        rows = rows[np.argsort(metrics.values(of)[rows], kind="stable")]
+        _, first = np.unique(space.policies[space.kind[rows]], return_index=True)
+        return [int(row) for row in rows[np.sort(first)[:CHEAP]]]
+
+    def surest(self, above: int = 0) -> list[int]:
+        """Return the candidates of more than `above` devices that most surely meet all limits."""
+        rows = np.flatnonzero(self.possible & (self.metrics.devices > above))
+        return self._cheapest(rows, -self.chance, ENGINES)
 
     def engines_of(self, row: int) -> list[int]:
-        """Return candidates with a row's policy and model, on the most promising engines."""
+        """Return candidates with a row's policy and model, on the best and the fastest engines."""
         rows = np.flatnonzero(self.allowed & self._of_policy(row))
-        return self._cheapest(rows, self.cost, ENGINES)
+        keys = (self.cost, self.metrics.values("latency_s"))
+        return [each for key in keys for each in self._cheapest(rows, key, ENGINES)]
 
     def front(self, metric: str | None = None) -> list[int]:
         """Return candidates all along the front, the most accurate first, at whatever rate."""

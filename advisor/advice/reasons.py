@@ -628,7 +628,8 @@ def why_nothing(
         yield f"no candidate is {percent(wanted)} sure of {options}, whatever the other limits"
     elif len(alone) > 1:
         listed = " and ".join(LIMITS[field].option for field in alone)
-        yield f"{listed} contradict each other: each alone is met, all together are not"
+        most = float(check.chance.max())
+        yield f"{listed}: each alone is met, all together with {chance(most)} probability at most"
     for miss, (_, row) in zip(misses, rows, strict=True):
         yield from _would_take(check, miss, row)
 

@@ -38,3 +38,14 @@ def fresh(advisor):
 def fresh_advisor(fresh):
     """Make advisors that have replayed nothing, from what was learned once."""
     return lambda: Advisor.of(fresh.evidence, model=fresh.model)
+
+
+@pytest.fixture(scope="session")
+def two_models(tmp_path_factory):
+    """An advisor of few draws, from one run of votes of each model."""
+    folder = tmp_path_factory.mktemp("models")
+    runs = [
+        record(folder / model, engine_of(model), VOTE16, problems=20)
+        for model in ("small", "large")
+    ]
+    return Advisor.fit(runs, draws=100)

@@ -194,6 +194,20 @@ def test_compute_optimal_needs_the_fewest_flops(advisor):
     assert answer.regret["latency_s"].value >= 0  # the same limits bind both
 
 
+@pytest.mark.parametrize("accuracy", [0.4, 0.65, 0.7])
+def test_what_needs_the_fewest_flops_hangs_on_the_accuracy_alone(two_models, accuracy):
+    """Engines that run one sample at a time save samples of a rule, and are not what one serves."""
+    plain = Budget(min_accuracy=accuracy)
+    changes = ({}, {"latency_percentile": 95}, {"max_latency_s": 0.2}, {"max_gpus": 1},
+               {"max_latency_s": 0.3, "latency_percentile": 95}, {"optimise": "cost"})  # fmt: skip
+    budgets = [dataclasses.replace(plain, **each) for each in changes]
+    picks = [two_models.recommend(budget).compute_optimal for budget in budgets]
+    assert len({(pick.engine.model, pick.policy) for pick in picks}) == 1
+    flops = [pick.estimates["flops"].value for pick in picks]
+    assert max(flops) <= min(flops) * (1 + ORDER)
+    assert {pick.engine.max_num_seqs for pick in picks} == {32}
+
+
 def test_flops_are_those_of_the_definition(tmp_path):
     """2 x parameters x tokens forwarded, and attention, for one greedy sample."""
     recording = record(tmp_path / "r", engine_of(), GREEDY, problems=10)

@@ -10,7 +10,7 @@ from advisor.advice.reasons import _enough
 from advisor.search.budget import parse_budget
 from tests.advisor import synthetic
 from tests.advisor.synthetic import GREEDY, engine_of, record
-from tui.text.advice import advice_lines, nearest_line
+from tui.text.advice import advice_lines, fits, nearest_line
 
 FIELDS = {
     "--max-latency": "max_latency_s",
@@ -83,6 +83,28 @@ def test_a_value_within_the_limit_that_is_not_sure_enough_says_so(fresh):
     assert re.search(r"but that is only [1-8]\d % sure, not 90 %$", line), line
 
 
+@pytest.mark.slow
+def test_the_nearest_number_of_devices_is_the_fewest_that_are_enough(two_models):
+    """The closed form's nearest do not fit by the replay, so that more are looked at in turn."""
+    given = {"rate": "65/s", "gpus": 1, "min_accuracy": "0.7", "optimise": "cost"}
+    budget = parse_budget(given)
+    answer = two_models.recommend(budget)
+    (miss,) = (each for each in answer.near_misses if each.limit == "max_gpus")
+    for count in (2, 4, 8):
+        more = two_models.recommend(dataclasses.replace(budget, max_gpus=count))
+        assert (more.system_optimal is not None) == (count >= miss.nearest.value)
+
+
+def test_where_nothing_fits_no_candidate_is_counted_as_fitting(two_models):
+    """Some fit by the closed form. One that stands for them was replayed, and does not."""
+    budget = parse_budget({"rate": "33/s", "gpus": 1, "min_accuracy": "0.7"})
+    answer = two_models.recommend(budget)
+    assert answer.system_optimal is None
+    assert two_models.shortlist(budget).fits.any()
+    assert sum(answer.infeasible.values()) == answer.candidates
+    assert fits(answer)[0].startswith("0 of ")
+
+
 def test_an_engine_without_a_price_is_near_no_limit_of_cost(tmp_path):
     """The faster one has no price, so that no limit of cost is ever said to be enough for it."""
     advisor = Advisor.fit(
@@ -92,11 +114,11 @@ def test_an_engine_without_a_price_is_near_no_limit_of_cost(tmp_path):
         ],
         draws=40,
     )
-    for cost, fits in (("$0.0000000001", False), ("$1", True)):
+    for cost, enough in (("$0.0000000001", False), ("$1", True)):
         answer = advisor.recommend(parse_budget({"price": ("CPU=0.05",), "max_cost": cost}))
-        assert (answer.system_optimal is not None) == fits
+        assert (answer.system_optimal is not None) == enough
         assert all(miss.pick.engine.gpu is None for miss in answer.near_misses)
-        assert len(answer.near_misses) == (not fits)
+        assert len(answer.near_misses) == (not enough)
         assert not any("h100" in str(each.pick) for each in answer.sensitivity)
 
 

@@ -47,7 +47,7 @@ BAD = [  # what is given, what the line must hold
 ]
 CONTRADICTORY = [  # what is given, what is said of it
     ({"max_latency": "1us", "min_accuracy": "50%"}, "no candidate is 90 % sure of --max-latency"),
-    ({"max_latency": "35ms", "min_accuracy": "0.8"}, "contradict each other"),
+    ({"max_latency": "35ms", "min_accuracy": "0.8"}, "each alone is met, all together with "),
     ({"max_cost": "2ms", "min_accuracy": "0.5"}, "no candidate is 90 % sure of --max-cost"),
     ({"rate": "100000/s", "min_accuracy": "0.5"}, "no candidate is 90 % sure of --rate"),
     ({"min_accuracy": "99.99%"}, "no candidate is 90 % sure of --min-accuracy"),
