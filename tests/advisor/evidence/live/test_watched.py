@@ -73,8 +73,8 @@ def at_rate(base, rate, *changes):
     return REPLAYED[key]
 
 
-def with_tables(truth, tables):
-    return dataclasses.replace(truth, drawn=dataclasses.replace(truth.drawn, tables=tables))
+def with_drawn(truth, **changes):
+    return dataclasses.replace(truth, drawn=dataclasses.replace(truth.drawn, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_spans_of_a_part_do_not_stand_for_all(truth, tmp_path):
         name: frame.filter(pl.col("problem_id").is_in(keep)) if name != "steps" else frame
         for name, frame in truth.tables.items()
     }
-    half = with_tables(truth, tables)
+    half = with_drawn(truth, tables=tables)
     recording = watched(half, tmp_path / "half", polled=truth)
     evidence = gather([recording], judged=False)
     assert all(run.drawn for run in evidence.runs)
@@ -181,7 +181,8 @@ def test_spans_of_a_part_do_not_stand_for_all(truth, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
-    blind = dataclasses.replace(truth, manifest=dataclasses.replace(truth.manifest, models={}))
+    unknown = dataclasses.replace(truth.manifest, models={})
+    blind = with_drawn(truth, manifest=unknown)
     recording = watched(blind, tmp_path / "seen")
     found = predicted(recording, "engine.max_num_seqs=8")
     known = predicted(watched(truth, tmp_path / "known"), "engine.max_num_seqs=8")
@@ -618,7 +619,7 @@ def disturbed(truth, seed):
         "problems": problems.with_columns(decided_at=later, end=later),
         "samples": moved.with_columns(end=ends.cast(pl.Int64)).drop("stretch"),
     }
-    return with_tables(truth, tables)
+    return with_drawn(truth, tables=tables)
 
 
 @pytest.mark.slow
