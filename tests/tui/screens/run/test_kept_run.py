@@ -41,4 +41,4 @@ async def test_states(tmp_path, monkeypatch):
         assert "problem" in keys and not {"play", "time", "rule"} & set(keys)
         assert "notes: k)" in text_of(app, "#head")
         rows = text_of(app, "#bars").splitlines()[1:]  # a row each, though without a time
-        assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]
+        assert [row.split()[0] for row in rows] == ["0", "1", "2"]
