@@ -66,7 +66,9 @@ def test_the_problems_are_those_of_the_baseline_before_any_is_asked(run, problem
             assert code == 2, err
             assert "these are not the 10 problems of base (w.jsonl)" in " ".join(err.split())
         assert len(engine.asked) == 10
-        code, out, err = run("gate", "base", *asked, *brief, "-o", "new", "--fail-on", "latency>+900%")
+        code, out, err = run(
+            "gate", "base", *asked, *brief, "-o", "new", "--fail-on", "latency>+900%"
+        )
         assert code == 0, out + err
     assert Recording.open("new").problems.height == 10
 

@@ -157,7 +157,8 @@ def test_from_advice_to_a_gate_that_holds_and_one_that_fails(tmp_path):
         ttscope(tmp_path, "record", "--endpoint", engine, "--policy", config / "policy.json",
                 "--problems", FEW, *load, "-o", "base")  # fmt: skip
         # Samples are drawn anew, so the limits leave room for what chance does to a few questions.
-        roomy = [word for limit in ("accuracy<-.6", "latency>+400%") for word in ("--fail-on", limit)]
+        limits = ("accuracy<-.6", "latency>+400%")
+        roomy = [word for limit in limits for word in ("--fail-on", limit)]
         print(ttscope(tmp_path, "gate", "base", *asked, *roomy, "-o", "again"))
         # Fewer samples fail, and the reason is said.
         document = json.loads((config / "policy.json").read_text())
