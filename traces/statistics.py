@@ -61,20 +61,19 @@ def proportion(answers: ArrayLike, unit: str = "1") -> Estimate | None:
     return column_means(found[:, None], unit)[0] if found.size else None
 
 
-def mean(values: ArrayLike, unit: str) -> Estimate | None:
-    """Return the mean over problems of one number each; null numbers (nan) are left out."""
+def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | None:
+    """Return the mean over problems of one number each; null numbers (nan) are left out.
+
+    `signed` numbers may be below 0, also where none of these is.
+    """
     finite = _finite(values)
     if not finite.size:
         return None
     if finite.size > MANY:
         return _normal(finite, unit, 0.0, (float(finite.min()), float(finite.max())))
-    return _mean(finite, unit, positive=bool(finite.min() > 0))
-
-
-def _mean(values: Floats, unit: str, *, positive: bool = False) -> Estimate:
-    draws = _weighted_sums(values) / values.size
-    value = float(values.sum() / values.size)
-    return _estimate(value, draws, values.size, unit, positive=positive)
+    draws = _weighted_sums(finite) / finite.size
+    positive = not signed and bool(finite.min() > 0)
+    return _estimate(float(finite.sum() / finite.size), draws, finite.size, unit, positive=positive)
 
 
 def _normal(values: Floats, unit: str, more: float, within: tuple[float, float]) -> Estimate:
@@ -360,11 +359,7 @@ def _binomial(size: int, chance: float) -> Floats:
 def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:
     """Return mean(second) - mean(first) over problems that have both, with its interval."""
     before, after = _both(first, second)
-    if not before.size:
-        return None
-    if before.size > MANY:
-        return mean(after - before, unit)
-    return _mean(after - before, unit)
+    return mean(after - before, unit, signed=True)
 
 
 def paired_change(first: ArrayLike, second: ArrayLike, q: float | None = None) -> Estimate | None:

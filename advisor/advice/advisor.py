@@ -363,10 +363,10 @@ class Advisor:
             while True:  # on other engines a policy may need more, and another is the least
                 check = self.check(shortlist.budget)
                 least = check.compute_optimal(check.best(), of=of)
-                policy = (
-                    -1 if least is None else int(self.space.policies[check.metrics.kind[least]])
-                )
-                if least is None or policy in seen:
+                if least is None:
+                    break
+                policy = int(self.space.policies[check.metrics.kind[least]])
+                if policy in seen:
                     break
                 seen.add(policy)
                 state.replay(shortlist.engines_of(state.metrics.rows[least]))
@@ -399,7 +399,7 @@ class Advisor:
     def _look_surely(self, state: UnderLoad, shortlist: Shortlist) -> int | None:
         """Replay the surest, and return the pick. Without one, more devices are tried in turn.
 
-        That ends with the fewest of which a candidate fits, which is then the nearest to `--gpus`.
+        It ends at the fewest devices on which a candidate fits. They are then nearest to `--gpus`.
         """
         budget = shortlist.budget
         state.replay(shortlist.surest())

@@ -98,7 +98,7 @@ _MAY_BE_UNTOLD = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
 
 
 def untold_note(engine: EngineConfig) -> str:
-    """Say which settings of a watched server its pages do not tell; empty where all are told."""
+    """Name the settings of a watched server that its pages do not tell. Empty if they tell all."""
     if engine.mode != "server":
         return ""
     names = [*(_UNPUBLISHED if engine.dtype is None else ())]

@@ -16,6 +16,7 @@ import polars as pl
 
 from advisor.evidence.features import HOST_WORK
 from traces.recording.reader import Recording
+from traces.recording.tables import STEP_INTERVAL
 from traces.schema.engine import EngineConfig
 from traces.statistics import Ints
 
@@ -32,7 +33,7 @@ def with_host_work(
     `first_step`, lost steps.
     """
     steps = steps.sort("step")
-    own = (pl.coalesce("interval_ns", "wall_ns") / 1e9).alias("seconds")
+    own = (STEP_INTERVAL / 1e9).alias("seconds")
     samples = recording.samples.filter(pl.col("engine") == key)
     joined = samples["first_step"].is_not_null().any() and engine.mode == "in_process"
     whole = steps["end"].null_count() == 0 and not recording.manifest.dropped.get("steps")

@@ -249,7 +249,7 @@ def ascending(arrivals: Sequence[float] | Floats) -> Floats:
 
 
 def _of_samples(samples: Samples, counts: Ints) -> dict[str, Any]:
-    """Return what a workload tells of samples, of which each problem has so many.
+    """Return the fields of a workload that its samples give. `counts` are those of each problem.
 
     Answers are numbered as they are first met. Whether one is right its first sample says.
     """

@@ -110,8 +110,8 @@ class ClosedForm(Metrics):
     """Metrics of all candidates of a space under one load.
 
     `spreads` are by how much, as a logarithm, nine in ten replays lie off at most, where a problem
-    is slowed no more than its steps are. `off` is how far the latency of nine in ten of those that
-    it was compared with lay off, a share, None before any was.
+    is slowed no more than its steps are. `off` is by how much, as a share, the latency of nine in
+    ten replays lay off at most. It is None before any was compared.
     """
 
     rows = ALL

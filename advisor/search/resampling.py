@@ -63,7 +63,8 @@ class Resampling:
         speed = np.exp(sigma * self._scores[key] - sigma**2 / 2)
         if totals is None or law.ends is None:
             return speed
-        ratios = law.ends @ np.array(totals) / (law.seconds @ np.array(totals))
+        counts = np.array(totals)
+        ratios = law.ends @ counts / (law.seconds @ counts)
         return np.asarray(speed * _between(ratios, self.growth))
 
     def scores(self, name: str) -> Floats:

@@ -128,8 +128,8 @@ class StepTimeModel:
         configurations = {table.recording: table.configuration for table in tables}
         self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
         self.laws_: dict[EngineConfig, StepLaw] = {}
-        for key, shapes in fitted.items():
-            seconds = middle_of(shapes)
+        for key, ends in fitted.items():
+            seconds = middle_of(ends)
             own = [table for table in tables if law_key(table.engine) == key]
             sigma, repeats = self._spread(key, own, seconds, outside=False)
             sigma_outside, repeats_outside = self._spread(key, own, seconds, outside=True)
@@ -138,7 +138,7 @@ class StepTimeModel:
                     float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
                 )
             self.laws_[key] = StepLaw(
-                **of_steps(own, shapes),
+                **of_steps(own, ends),
                 sigma=sigma,
                 sigma_outside=max(sigma, sigma_outside),
                 repeats=repeats,

@@ -66,8 +66,8 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
     others = _others(evidence.steps, run)
     own = [table for table in others if law_key(table.engine) == key]
     left = StepTimeModel()
-    laws = left.fit_shapes(others, of=(key,))[key]
-    left.laws_ = {key: replace(model.law(run.engine), **of_steps(own, laws))}
+    ends = left.fit_shapes(others, of=(key,))[key]
+    left.laws_ = {key: replace(model.law(run.engine), **of_steps(own, ends))}
     question = by_replica(Question(engine=run.engine, policy=run.policy))
     return Replays(base, evidence, left, run, (run,), question).summary
 

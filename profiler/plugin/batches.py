@@ -208,7 +208,7 @@ class PluginRows:
         insort(self._gaps, until)
 
     def has_earlier(self, raw: list[_Row], start_ns: int) -> bool:
-        """Whether any of these steps, or of those that came before them, ended before then."""
+        """Whether one of these steps, or one that came before them, ended before `start_ns`."""
         ends = [self._last_end, *(each["end"] for each in self._waiting), *(row[0] for row in raw)]
         return any(end is not None and end < start_ns for end in ends)
 

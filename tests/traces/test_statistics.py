@@ -224,7 +224,7 @@ def test_changes_as_a_share_of_the_first():
         assert found.value == pytest.approx(0.1)
         assert found.high - found.low < 1e-9
     assert paired_change([0.0, 0.0], [1.0, 1.0]) is None
-    for size, told in ((19, False), (20, True)):  # of which one lies beyond the p95, or none
+    for size, told in ((19, False), (20, True)):  # one lies beyond the p95, or none
         found = paired_change(before[:size], before[:size] * 1.1, 0.95)
         assert found.value == pytest.approx(0.1) and (found.low is not None) == told
     assert paired_change([np.nan], [1.0]) is None

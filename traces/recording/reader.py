@@ -226,7 +226,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Held(Recording):
-    """A complete recording of which nothing is on disk: its `tables` are in memory."""
+    """A complete recording that is on no disk: its `tables` are in memory."""
 
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 

@@ -160,6 +160,9 @@ WINDOWED = ("decode_window_tokens", "prefill_window_context")  # and these, in m
 
 # How long a step took, in ns: by its wall, or where none was measured since the step before it.
 STEP_TOOK = pl.coalesce("wall_ns", "interval_ns")
+# How much time a step accounts for: since the step before it, or its wall where the engine had been
+# idle. Laws and shares of time are of this.
+STEP_INTERVAL = pl.coalesce("interval_ns", "wall_ns")
 # When a step ran and how large it was; a long recording's other columns are read when asked for.
 STEP_TIMES = (
     *("engine", "step", "end", "interval_ns", "wall_ns", "prefill_requests", "prefill_tokens"),

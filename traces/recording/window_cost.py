@@ -18,6 +18,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from traces.recording.tables import STEP_INTERVAL
+
 ALIKE = 40  # steps nearest in time that say what a profiled one would have taken
 FEWEST = 8
 _NEAR = (1_000, 20_000)  # steps on either side among which steps alike are looked for
@@ -127,7 +129,7 @@ def window_cost(steps: pl.DataFrame) -> WindowCost:
             alike_sd_ns=none,
         )
     ended = steps["end"].fill_null(0).to_numpy().astype(np.int64)
-    took = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series()
+    took = steps.select(STEP_INTERVAL).to_series()
     known = (took.is_not_null() & steps["end"].is_not_null()).to_numpy()
     times = took.fill_null(0).to_numpy().astype(np.int64)
     profiled = steps["profiled"].fill_null(False).to_numpy()

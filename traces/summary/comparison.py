@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.recording.manifest import WorkloadFacts, identities_of
 from traces.recording.reader import Recording, find_recordings
+from traces.recording.tables import STEP_INTERVAL
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import GATES
@@ -98,7 +99,7 @@ def within(steps: pl.DataFrame | None) -> float:
     if steps is None:
         return 0.0
     timed = steps.filter(~pl.col("profiled").fill_null(False)).select(
-        pl.coalesce("interval_ns", "wall_ns").alias("time"),
+        STEP_INTERVAL.alias("time"),
         pl.col("decode_requests", "prefill_tokens").cast(pl.Float64).fill_null(0.0),
     )
     timed = timed.drop_nulls("time").filter(pl.col("time") > 0)

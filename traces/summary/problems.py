@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from traces.recording.reader import Recording
+from traces.recording.tables import STEP_INTERVAL
 from traces.recording.window_cost import WindowCost, window_cost
 from traces.schema.engine import ModelFacts
 from traces.statistics import Floats
@@ -426,7 +427,7 @@ def step_ns(steps: pl.DataFrame, samples: pl.DataFrame | None = None) -> Floats:
     had been idle. A front end does not see when a step behind a pause began. It began when the
     first of the `samples` in that pause was scheduled.
     """
-    told = steps.select(pl.coalesce("interval_ns", "wall_ns")).to_series()
+    told = steps.select(STEP_INTERVAL).to_series()
     took = told.cast(pl.Float64).fill_null(0.0).to_numpy(writable=True)
     ends = steps["end"]
     between = told.is_null() & ends.is_not_null() & ends.shift(1).is_not_null()

@@ -20,6 +20,7 @@ from traces.clock import KIND
 from traces.errors import RecordingError
 from traces.recording.manifest import Manifest, WorkloadFacts
 from traces.recording.reader import Recording
+from traces.recording.tables import STEP_INTERVAL
 from traces.recording.window_cost import WindowCost
 from traces.schema.advice import Load
 from traces.schema.engine import EngineConfig
@@ -507,14 +508,13 @@ def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
     It is since the step before, as `seconds_by_kind` counts it (`step_ns`). The interval draws 40
     stretches of neighbouring steps, because neighbours are alike.
     """
-    took = pl.coalesce("interval_ns", "wall_ns")
-    usual = ~pl.col("profiled").fill_null(False) & took.is_not_null()
-    timed = steps.lazy().filter(usual).select(took=took, kind=_kind()).collect()
-    walls, kinds = timed["took"].to_numpy(), timed["kind"].to_numpy()
+    usual = ~pl.col("profiled").fill_null(False) & STEP_INTERVAL.is_not_null()
+    timed = steps.lazy().filter(usual).select(took=STEP_INTERVAL, kind=_kind()).collect()
+    took, kinds = timed["took"].to_numpy(), timed["kind"].to_numpy()
     found: dict[str, Estimate | None] = {}
     for kind in ("prefill", "decode", "mixed"):
-        wall = walls[kinds == KINDS.index(kind)] / 1e9
-        stretches = np.array_split(wall, min(40, max(wall.size, 1)))
+        own = took[kinds == KINDS.index(kind)] / 1e9
+        stretches = np.array_split(own, min(40, max(own.size, 1)))
         sums, counts = [part.sum() for part in stretches], [part.size for part in stretches]
         found[f"{kind}_s"] = ratio(sums, counts, "s")
     return found
@@ -540,7 +540,7 @@ def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, flo
     }
     span = (int(known["end"][-1]) - int(known["end"][0]) + int(known["wall_ns"][0] or 0)) / 1e9
     profiled = known.filter(pl.col("profiled").fill_null(False))
-    aside = float(profiled.select(pl.coalesce("interval_ns", "wall_ns").sum()).item() or 0) / 1e9
+    aside = float(profiled.select(STEP_INTERVAL.sum()).item() or 0) / 1e9
     idle = span - aside - sum(spent.values())
     spent["idle"] = idle if idle > 1e-6 * span else 0.0  # below that it is rounding
     if not spent["other"]:

@@ -123,7 +123,7 @@ def _compared(prediction: Prediction, width: int) -> Iterator[str]:
         rows.append([f"{each.name} {each.part}", *values, percent_change(each.relative)])
     yield from align(rows, right=(1, 2, 3), width=width)
     yield from wrap("", "off: predicted against measured, an error where the file is of the engine "
-                    "and the load that are asked about", width=80, indent=0)  # fmt: skip
+                    "and the load that are asked about", width=width, indent=0)  # fmt: skip
     yield ""
 
 

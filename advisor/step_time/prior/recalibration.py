@@ -44,7 +44,7 @@ from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
-from traces.recording.tables import COMPOSITION, FORWARD
+from traces.recording.tables import COMPOSITION, FORWARD, STEP_INTERVAL
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, percent
 from traces.statistics import Z95, Floats, student_95
@@ -631,7 +631,7 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
                 ~pl.col("source").fill_null("measured").is_in(["replayed", FORWARD]),
             )
             .with_columns(
-                seconds=pl.coalesce("interval_ns", "wall_ns") / 1e9,
+                seconds=STEP_INTERVAL / 1e9,
                 profiled=pl.col("profiled").fill_null(False),
             )
             .drop_nulls(["seconds", *COMPOSITION])

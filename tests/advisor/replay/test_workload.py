@@ -1,4 +1,4 @@
-"""Problems that are posed again and again, and with other samples, as of their records."""
+"""Problems that are posed again, and with other samples, are as if made of their records."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A recording of which nothing is on disk."""
+"""A recording that is on no disk."""
 
 from dataclasses import replace
 

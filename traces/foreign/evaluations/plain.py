@@ -30,7 +30,7 @@ from traces.foreign.evaluations.reader import (
 )
 from traces.foreign.source import head_of, objects_in, text_lines
 from traces.foreign.values import LARGEST, MOST_TOKENS, Skipped, finite, truth, whole_number
-from traces.schema.formats import listed
+from traces.schema.formats import counted, listed
 
 _KEYS = re.compile(rb'"(?:sample_index|correct)"\s*:')
 _SAMPLE = re.compile(rb'"sample_index"\s*:')
@@ -144,7 +144,7 @@ class PlainOutcomes:
         for name, count in sorted(self._unread.counts.items(), key=lambda item: -item[1]):
             meant = _meant(name)
             asked = "" if meant is None else f", is {meant} meant?"
-            many = "1 line" if count == 1 else f"{count:,} lines"
+            many = counted(count, "line")
             told.append(f"{name[:40]} (in {many}, first: line {self._unread.first[name]:,}{asked})")
         return (
             f"names that are not read: {listed(told, 6)}. Rename what is meant. "

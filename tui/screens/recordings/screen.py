@@ -547,11 +547,12 @@ class RecordingsScreen(ModeScreen):
         size, below = self.app.size, self._is_beside  # whether charts stand below the numbers
         width = max((PANEL if below else size.width) - 4, 40)
         side = width if below else width * 2 // 5 if size.width >= BESIDE else 0
-        lines = self._panel(width - side - 2 if side and not below else width)
+        room = width - side - 2 if side and not below else width
+        lines = self._panel(room)
         legend: list[str] = []
         if side and self._shown and size.height >= TALL:
             columns = [column for column, _ in self._columns]
-            legend = columns_lines(columns, width - side - 2 if not below else width)
+            legend = columns_lines(columns, room)
         rows = size.height * 11 // 20 - 4  # of the panel, as in recordings.tcss
         if below:
             rows = size.height - len(lines) - len(legend) - 6

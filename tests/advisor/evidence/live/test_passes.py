@@ -236,7 +236,7 @@ def test_other_limits_are_predicted_of_what_was_inferred(base, rate, truth, tmp_
     alone = summarise(base)[0].policy.n == 1  # else a problem has several requests
     for name in ("latency_s", "tpot_s") if alone else ("tpot_s",):
         each, real = (getattr(one, name)["mean"] for one in (found.predicted, wanted))
-        # No device is told, so it is taken for a GPU, and this engine grows as a processor does.
+        # Nobody names the device, so it is taken for a GPU. Its steps grow as a processor's do.
         assert each.value == pytest.approx(real.value, rel=0.25), name
         assert each.low <= real.value <= each.high, name
 
