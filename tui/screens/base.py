@@ -71,6 +71,7 @@ class CalmScreen(Screen[Result]):
                 super()._compositor_refresh()
             except Exception as error:
                 self.app._handle_exception(error)
+            self.check_idle()  # a layout pauses the timer that what follows a drawing waits for
 
 
 class KeyFooter(Static):

@@ -6,6 +6,7 @@ from textual.app import App
 from tests.tui.pilot import opened, press, settle
 from tests.tui.screens.advice.test_layouts import made
 from tui.screens.advice.screen import AdviceScreen
+from tui.screens.base import CalmScreen
 from tui.widgets.scatter import Scatter
 from tui.widgets.still import StillText
 
@@ -39,6 +40,23 @@ async def test_a_key_draws_what_changes_and_once(tmp_path, monkeypatch):
         screens.clear()
         await pilot.pause(0.2)
         assert len(screens) <= 2  # behind a question it rests
+
+
+class Calm(App):
+    def get_default_screen(self):
+        return CalmScreen()
+
+
+async def test_what_waits_for_a_drawing_runs_though_a_layout_paused_the_timer(monkeypatch):
+    app, ran = Calm(), []
+    async with app.run_test() as pilot:
+        await pilot.pause(0.1)
+        monkeypatch.setattr(app.screen._update_timer, "resume", lambda: None)  # it is asleep
+        app.screen._compositor_refresh()
+        app.screen._layout_required = True
+        app.screen.call_after_refresh(ran.append, True)
+        await pilot.pause(0.1)
+        assert ran
 
 
 class Texts(App):
