@@ -14,6 +14,7 @@ from advisor.step_time.prior.operations.attention import attending
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, prior_of
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cost_of
+from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import known_systems, read_prior, tables_folder
 from tests.advisor.step_time.prior.prior_files import (
     BANDWIDTH,
@@ -279,6 +280,19 @@ def test_the_newest_version_of_each_family_is_read(tmp_path):
     tables = read_prior("test_gpu", tmp_path)
     assert tables.versions == {"gemm": "0.10.1", "attention": "0.9.0", "comm": "0.9.0"}
     assert tables.device == DEVICE
+
+
+def test_tables_are_opened_once_until_a_file_of_theirs_changes(tmp_path):
+    write_prior(tmp_path)
+    tables = read_prior("test_gpu", tmp_path)
+    assert read_prior("test_gpu", tmp_path) is tables
+    assert read_gpu("test_gpu", tmp_path) is tables
+    told = tmp_path / "test_gpu.yaml"
+    told.write_text(told.read_text() + "# read again\n")
+    again = read_prior("test_gpu", tmp_path)
+    assert again is not tables and read_prior("test_gpu", tmp_path) is again
+    (tmp_path / "data/test_gpu/gemm/vllm/0.9.0").rename(tmp_path / "data/test_gpu/gemm/vllm/0.10.1")
+    assert read_prior("test_gpu", tmp_path).versions["gemm"] == "0.10.1"
 
 
 @pytest.mark.parametrize("damage", ["text", "yaml", "column"])

@@ -11,7 +11,7 @@ from advisor.step_time.host.spread import spread_of
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.prior import Prior, prior_of
 from advisor.step_time.prior.recalibration import cost_of, predicted_steps, recalibrate
-from advisor.step_time.prior.tables import PriorTables, read_prior
+from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
@@ -102,16 +102,15 @@ def test_only_what_lies_outside_the_tables_is_marked(recorded, monkeypatch):
 
 
 def test_steps_of_more_tokens_than_any_all_reduce_that_was_measured_are_marked(
-    recorded, monkeypatch
+    recorded, tmp_path, monkeypatch
 ):
     two = {"tensor_parallel_size": 2}
     assert not mean_latency(asked(recorded, engine=two)).extrapolated
-    whole = PriorTables.all_reduces
-
-    def small(self, size):
-        return {graph: rows[:1] for graph, rows in whole(self, size).items()}
-
-    monkeypatch.setattr(PriorTables, "all_reduces", small)
+    folder = write_prior(tmp_path / "systems")
+    comm = folder / "data/test_gpu/comm/vllm/0.9.0/custom_allreduce_perf.parquet"
+    rows = pl.read_parquet(comm)
+    rows.filter(message_size=rows["message_size"].min()).write_parquet(comm)
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
     assert mean_latency(asked(recorded, engine=two)).extrapolated
 
 
