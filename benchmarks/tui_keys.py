@@ -29,6 +29,7 @@ from textual.events import Key
 import profiler.demo
 from benchmarks import live_day
 from tui.app.app import TtscopeApp
+from tui.cli import COLLECTED_AT
 from tui.screens.advice.screen import AdviceScreen, Advised
 
 SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
@@ -191,6 +192,7 @@ def main() -> None:
         live_day.make(folder, 300)
         live_day.close(folder, 300)
         gc.freeze()  # as `ttscope tui` does
+        gc.set_threshold(*COLLECTED_AT)
         for told in SIZES if given.size is None else [given.size]:
             columns, _, rows = told.partition("x")
             size = (int(columns), int(rows))

@@ -61,6 +61,19 @@ def test_a_product_wider_than_any_measured_takes_in_proportion(tables):
     np.testing.assert_allclose(rows[:, 1], 2 * gemm_s(rows[:, 0], 4096, 512), rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("version", "sorts"), [("0.8.5", True), ("0.16.0", True), ("0.17.0", False), (None, False)]
+)
+def test_sampling_within_top_p_sorts_the_logits_of_older_engines(tables, version, sorts):
+    engine = EngineConfig(model="tiny", vllm_version=version)
+    plain, within = (prior_of(tables, TINY, engine, truncated=each) for each in (False, True))
+    for batch in (1, 16):
+        longer = decode_step(within, batch, 100) - decode_step(plain, batch, 100)
+        assert longer == pytest.approx(sorts * 1.35e-10 * TINY.vocab_size * batch, abs=1e-15)
+    assert any("sorting the logits" in rule for rule in within.rules) == sorts
+    assert (within.spread > plain.spread) == sorts
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_decode_step_is_the_sum_of_its_operators(tables, size):
     batch, context, layers = 4, 255, TINY.num_hidden_layers
@@ -257,6 +270,17 @@ def test_a_system_without_all_reduces_serves_one_gpu(tmp_path):
     assert priced(tables).all_reduces == {}
     with pytest.raises(TablesError, match="no all-reduces were measured"):
         priced(tables, 2)
+
+
+def test_an_all_reduce_takes_no_longer_than_a_larger_one(tmp_path):
+    comm = write_prior(tmp_path) / "data/test_gpu/comm/vllm/0.9.0/custom_allreduce_perf.parquet"
+    table = pl.read_parquet(comm)
+    sizes = sorted(table["message_size"].unique())
+    slow = pl.when(message_size=sizes[1]).then(pl.col("latency") * 100).otherwise("latency")
+    table.with_columns(latency=slow).write_parquet(comm)
+    for rows in read_prior("test_gpu", tmp_path).all_reduces(2).values():
+        assert rows[1, 1] == rows[2, 1] and rows[0, 1] < rows[1, 1]
+        assert np.all(np.diff(rows[:, 1]) >= 0)
 
 
 def test_a_wrong_name_lists_the_systems_that_have_tables(tmp_path):

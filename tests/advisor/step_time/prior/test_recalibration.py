@@ -42,8 +42,7 @@ def asked(recording, others=(), *, engine=None, **changes):
         engine=dataclasses.replace(run.engine, **ENGINE | (engine or {})),
         policy=run.policy,
         gpu="test_gpu",
-        model_facts=TINY,
-        **changes,
+        **{"model_facts": TINY} | changes,
     )
     return predict(recording, run, question, others)
 
@@ -137,6 +136,20 @@ def test_the_version_of_the_tables_is_the_engines_and_others_are_told_of(
     assert any("test_gpu, vLLM 0.9.0, all-reduces of 0.7.0)" in n for n in old.notes)
     one = asked(recorded, engine={"vllm_version": "0.8.5"})
     assert not any("all-reduces" in note for note in one.notes)
+
+
+def test_samples_within_top_p_take_an_older_engine_longer(recorded, tmp_path):
+    policy = dataclasses.replace(VOTE16, top_p=0.9)
+    within = record(tmp_path / "within", engine_of(), policy, problems=12)
+    facts = dataclasses.replace(TINY, vocab_size=150_000)
+    for version, sorts in (("0.12.0", True), ("0.32.0", False)):
+        engine = {"vllm_version": version}
+        plain, sorting = (
+            asked(each, engine=engine, model_facts=facts) for each in (recorded, within)
+        )
+        longer = mean_latency(sorting).value / mean_latency(plain).value
+        assert longer > 1.1 if sorts else longer == pytest.approx(1, abs=0.02)
+        assert ("sorting the logits" in " ".join(sorting.notes)) == sorts
 
 
 def test_two_gpus_are_two_devices(recorded):
