@@ -24,7 +24,7 @@ from advisor.replay.result import Replayed
 from advisor.step_time.fit import StepTimeModel
 from advisor.what_if.latency_spread import latency_spread, replay_recorded
 from traces.recording.reader import Recording
-from traces.statistics import Z95, wilson
+from traces.statistics import Z95, jeffreys
 
 Errors = Mapping[str, np.ndarray]
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
@@ -104,7 +104,7 @@ def pooled(errors: Mapping[str, Errors], statistic: str) -> None:
             score.append(interval_score(truth, np.exp(-bound), np.exp(bound)))
             plain.append(interval_score(truth, 1 - relative, 1 + relative))
     hits = int(np.sum(inside))
-    low, high = wilson(hits, len(inside), 0.9)
+    low, high = jeffreys(hits, len(inside))
     print(
         f"{statistic}: mean absolute error {100 * np.abs(whole).mean():.1f} % of a run, "
         f"{100 * np.abs(middles).mean():.1f} % of the mean of its repeats; noise floor "
@@ -138,7 +138,7 @@ def told(data: Mapping[str, Sequence[Evidence]]) -> None:
                 inside[statistic].append(abs(np.log(truth)) <= bound)
                 score[statistic].append(interval_score(truth, np.exp(-bound), np.exp(bound)))
     for statistic, held in inside.items():
-        low, high = wilson(sum(held), len(held), 0.9)
+        low, high = jeffreys(sum(held), len(held))
         print(
             f"told of {statistic}: 90 % intervals hold {sum(held)} of {len(held)} [{low:.3f}, "
             f"{high:.3f}], half-width {100 * np.median(half[statistic]):.1f} %, interval score "

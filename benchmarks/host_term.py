@@ -45,7 +45,7 @@ from advisor.step_time.host.spread import GPU, PLAIN, SEEN, LeftOutSpread, kind_
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
-from traces.statistics import Z95
+from traces.statistics import Z95, wilson
 
 Floats = npt.NDArray[np.float64]
 
@@ -117,7 +117,9 @@ class Row:
 
 def _cost(point: Point, prompts: PromptPart) -> tuple[EngineConfig, StepCost]:
     assert point.facts is not None
-    return priced_engine(point.system, point.facts, point.engine, prompts=prompts)
+    return priced_engine(
+        point.system, point.facts, point.engine, truncated=point.truncated, prompts=prompts
+    )
 
 
 def with_host(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: bool) -> StepCost:
@@ -363,6 +365,12 @@ def intervals(
             f"  {name:<32}{width:>6.1f} %{len(own):>6}{len(kinds):>4}"
             f"   {100 * shares.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
         )
+        for kind, share in zip(kinds, shares, strict=True):
+            count = int(np.sum(groups[own] == kind))
+            inside = " to ".join(
+                f"{100 * each:.0f}" for each in wilson(round(share * count), count)
+            )
+            print(f"    {kind:<40}{count:>6}   {100 * share:.0f} % ({inside})")
     for far in [name for name in whole.sigma_ if GPU in name]:  # a GPU more is no less unlike
         whole.sigma_[far] = max(whole.sigma_[far.replace(GPU, SEEN)], whole.sigma_[far])
     return {
@@ -494,6 +502,16 @@ def main() -> None:
         ("load", lambda r: f"{by_kind(r)} {r.point.in_flight or r.point.rate_per_s:>6}"),
     ):
         table(f"model left out, by {what}", rows, asked, key)
+    dense = [
+        at
+        for at, row in enumerate(rows)
+        if row.point.lab in SILICON and row.point.facts and kind_of(row.point.facts) == PLAIN
+    ]
+    for title in ("model left out", "GPU left out"):
+        told, ratios = [rows[at] for at in dense], [found[title][at].tpot for at in dense]
+        table(f"silicon_sample.csv, dense 16-bit, {title}, all", told, ratios, by_kind)
+        table("by TP", told, ratios, lambda r: f"TP {r.engine.tensor_parallel_size}")
+        table("by load", told, ratios, lambda r: f"{r.point.in_flight:>4} in flight")
     gains(rows, asked)
     spread = intervals(rows, found)
     ttft = of_ttft(rows, found["model left out"])

@@ -25,7 +25,7 @@ from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
-from traces.statistics import Z95, wilson
+from traces.statistics import Z95, jeffreys
 from traces.summary.comparison import RUN_TO_RUN
 
 STATISTICS = {"mean": np.mean, "p50": np.median, "p95": lambda values: np.quantile(values, 0.95)}
@@ -35,7 +35,7 @@ def pooled(name: str, rows: list[tuple[float, float, float]]) -> None:
     """Print how far off (truth, low, high) are, each over what was predicted, and how many hold."""
     truth, low, high = np.array(rows).T
     held = int(np.sum((low <= truth) & (truth <= high)))
-    ends = wilson(held, len(rows), 0.9)
+    ends = jeffreys(held, len(rows))
     off = 1 / truth - 1
     print(
         f"{name:<28}{len(rows):>5} cases, mean |error| {100 * np.abs(off).mean():.1f} % (worst "

@@ -32,7 +32,7 @@ from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
-from traces.statistics import wilson
+from traces.statistics import jeffreys
 from traces.summary.run import summarise
 
 PLAN = """\
@@ -272,7 +272,7 @@ def _line(rows: Sequence[Any], optimise: str, confidence: float | str, kind: str
     losses = np.array([row[kind] for row in some], dtype=float)
     known = [row[f"{kind}_known"] for row in some if f"{kind}_known" in row]
     met = [flag for row in some for flag in row[f"{kind}_met"]]
-    low, high = wilson(sum(met), len(met))
+    low, high = jeffreys(sum(met), len(met))
     promised = float(np.mean([row[f"{kind}_promised"] for row in some]))
     interval = f"{np.mean(met):.0%} [{low:.0%}, {high:.0%}]"
     print(f"{confidence:<5}{optimise:<10}{len(some):>6}  {kind:<8}{np.median(losses):>13.1%}"

@@ -33,7 +33,7 @@ from advisor.replay.workload import Workload
 from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
 from traces.recording.reader import Recording
-from traces.statistics import wilson
+from traces.statistics import jeffreys
 
 CONFIDENCE = 0.9
 REPEATS = 3  # that are read
@@ -161,7 +161,7 @@ def main() -> None:
             some = [each for each in told if each[:2] == (goal, kind)]
             losses = [each[2] for each in some]
             met = [flag for each in some for flag in each[3]]
-            low, high = wilson(sum(met), len(met))
+            low, high = jeffreys(sum(met), len(met))
             interval = f"{np.mean(met):.0%} [{low:.0%}, {high:.0%}]"
             print(f"{goal:<12}{kind:<9}{len(some):>6}{np.median(losses):>14.1%}"
                   f"{np.quantile(losses, 0.9):>9.1%}{interval:>22}"

@@ -32,7 +32,7 @@ from advisor.search import routing
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
-from traces.statistics import wilson
+from traces.statistics import jeffreys
 
 SAMPLES, FRESH = 8, 1_500
 RECORDINGS = Path(__file__).parent.parent / "profiler" / "demo" / "recordings"
@@ -180,7 +180,7 @@ def made(law: str, sets: int, count: int) -> None:
         offered += bool(gains)
         spanning += any(each.option.spans for each, is_offered in tried if is_offered)
         false += any(gain <= 0 for gain in gains)
-    low, high = wilson(false, sets)
+    low, high = jeffreys(false, sets)
     spent = (time.process_time() - begun) / sets
     print(
         f"{law:16} offered in {offered:4} of {sets}, over efforts in {spanning}, falsely in "

@@ -32,8 +32,8 @@ class Point:
     the seconds it took, to the same server. A closed loop begins with all its requests at once and
     has `ROUNDS` times as many in all. `tpot_s` and `ttft_s` are means of all, `latency_s` is from
     the first arrival to the last token. Lengths of a closed loop are drawn between `drawn` times
-    the named ones. `facts` is None where the model has none, and `unknown` says why a point is not
-    priced.
+    the named ones. Its tokens may be drawn from `truncated` vocabularies. `facts` is None where the
+    model has none, and `unknown` says why a point is not priced.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Point:
     ttft_s: float | None = None
     latency_s: float | None = None
     drawn: tuple[float, float] = (1.0, 1.0)
+    truncated: bool = False
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -264,6 +265,9 @@ def _silicon_point(row: dict[str, str], folder: Path) -> Point:
         tpot_s=tpot_s,
         ttft_s=ttft_s,
         drawn=_EQUAL if aic else _DRAWN,
+        # One client names no temperature, so that Qwen3's generation_config.json holds (0.6, top_k
+        # 20, top_p 0.95). The other's is 0, as that of `vllm bench serve` until 0.14 (iog).
+        truncated=aic,
     )
 
 

@@ -71,11 +71,13 @@ def priced_engine(
     facts: ModelFacts,
     engine: EngineConfig,
     *,
+    truncated: bool = False,
     prompts: PromptPart | None = None,
 ) -> tuple[EngineConfig, StepCost]:
     """Return an engine as vLLM starts it on a GPU, and what its steps cost.
 
-    `prompts` stands for what was learned of steps with prompts.
+    Tokens may be drawn from `truncated` vocabularies. `prompts` stands for what was learned of
+    steps with prompts.
 
     Raises UsageError and TablesError for what cannot be priced, with the reason.
     """
@@ -88,7 +90,7 @@ def priced_engine(
     if memory is not None:
         there = with_blocks(memory, there, facts)
     ranks = there.data_parallel_size
-    times = PriorTimes(tables=tables, facts=facts, found=None, ranks=ranks)
+    times = PriorTimes(tables=tables, facts=facts, found=None, ranks=ranks, truncated=truncated)
     if prompts is not None:
         return there, cost_of(replace(times.prior(there), prompts=prompts), there)
     return there, times.times(there, 0).cost
@@ -163,7 +165,9 @@ def priced(
         if price is not None:
             engine, cost = price(point)
         else:
-            engine, cost = priced_engine(point.system, point.facts, point.engine)
+            engine, cost = priced_engine(
+                point.system, point.facts, point.engine, truncated=point.truncated
+            )
         work, done = replayed(point, engine, cost)
     except (UsageError, TablesError, ValueError) as error:
         return Priced(point=point, why=str(error).removeprefix("--gpu: "))

@@ -94,23 +94,19 @@ def _host() -> Iterator[Finding]:
 
 
 SPANS = (
-    "start vLLM so, and ttscope attach URL --listen 4318. For gRPC leave out the first variable, "
-    "name http://127.0.0.1:4317 and give --listen-grpc 4317"
+    "start vLLM so, for spans and steps, and ttscope attach URL --listen 4318. For spans over gRPC "
+    "leave out the first variable, name http://127.0.0.1:4317 and give --listen-grpc 4317"
 )
 PLUGIN = (
-    "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM so as the "
-    "user who attaches (else give both the same TTSCOPE_TOKEN), and ttscope attach URL --listen "
-    "4318"
+    "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM by the "
+    "command of spans as the user who attaches (else give both the same TTSCOPE_TOKEN), and "
+    "ttscope attach URL --listen 4318"
 )
 _EXPORTER = (
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf "
     'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}" '
 )
 _ENDPOINT = "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces"
-WITH_SPANS = f"{_EXPORTER}vllm serve MODEL {_ENDPOINT}"
-WITH_PLUGIN = (
-    "TTSCOPE_PLUGIN=http://127.0.0.1:4318 vllm serve MODEL --enable-logging-iteration-details"
-)
 _RAY_ENVIRONMENT = "in the environment of Ray's replicas (of ray start, or env_vars of runtime_env)"
 RAY_SPANS = (
     'otlp_traces_endpoint="http://127.0.0.1:4318/v1/traces" in engine_kwargs, the variables '
@@ -124,6 +120,10 @@ RAY_PLUGIN = (
     "PAGE --listen 4318"
 )
 _SERVE = "vllm serve MODEL"
+_PLUGIN = "TTSCOPE_PLUGIN=http://127.0.0.1:4318 "
+_DETAILS = "--enable-logging-iteration-details"
+WITH_BOTH = f"{_PLUGIN}{_EXPORTER}{_SERVE} {_DETAILS} {_ENDPOINT}"
+WITH_PLUGIN = f"VLLM_USE_RUST_FRONTEND=0 {_PLUGIN}{_SERVE} {_DETAILS}"
 _MODULE = "vllm.entrypoints.openai.api_server"  # as vLLM's CPU build is started
 FPM = "vLLM with #52061 (--forward-pass-metrics-port 20380), and attach URL --fpm tcp://HOST:20380"
 SPANS_OF = {SGLANG: "start SGLang so, and ttscope attach URL --listen 4318"}
@@ -293,7 +293,7 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
     start = (
         ()
         if rust or not own or serve is None
-        else _with_token(WITH_SPANS_OF.get(engine or "", WITH_SPANS).replace(_SERVE, serve))
+        else _with_token(WITH_SPANS_OF.get(engine or "", WITH_BOTH).replace(_SERVE, serve))
     )
     yield Finding(what="spans", present=None, detail=silent, needs=spans, run=start)
     if serve is None:
@@ -301,9 +301,9 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
     elif engine in STEPS_OF:
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
     else:
-        front_end = "VLLM_USE_RUST_FRONTEND=0 " if rust else ""
-        start = (front_end + WITH_PLUGIN.replace(_SERVE, serve),)
-        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=PLUGIN, run=start)
+        start = (WITH_PLUGIN.replace(_SERVE, serve),) if rust else start
+        needs = PLUGIN.replace("by the command of spans", "so") if rust else PLUGIN
+        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=needs, run=start)
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=FPM)
     known = routes(client)
     profiler = None if known is None else "/start_profile" in known["paths"]

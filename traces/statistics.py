@@ -1,4 +1,4 @@
-"""Intervals: Wilson for one answer per problem, ranks for quantiles, the bootstrap for all else.
+"""Intervals: Jeffreys' for shares, ranks for quantiles, the bootstrap for all else.
 
 Every interval holds 90 % (`LEVEL`), those of 2 to 5 problems 80 to 90. The bootstrap draws
 problems, never samples or tokens: the samples of one problem resemble each other, and counting them
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, inf
+from math import ceil
 from statistics import NormalDist
 
 import numpy as np
@@ -33,29 +33,68 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-def wilson(successes: int, total: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion of independent answers.
+def jeffreys(successes: float, total: int) -> tuple[float, float]:
+    """Return the interval of a proportion of independent answers, a beta law's quantiles.
 
-    Wilson (1927): (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). Raises ValueError
-    when `total` is not positive.
+    The law is Beta(successes + 1/2, failures + 1/2) (Brown, Cai and DasGupta 2001). Raises
+    ValueError when `total` is not positive.
     """
     if total < 1:
-        raise ValueError("wilson: needs at least one answer")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    share = successes / total
-    centre = share + z * z / (2 * total)
-    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    low = 0.0 if successes == 0 else float((centre - half) / scale)
-    high = 1.0 if successes == total else float((centre + half) / scale)
-    return low, high
+        raise ValueError("jeffreys: needs at least one answer")
+    rate = successes / total
+    found = share(rate, rate * (1 - rate), total)
+    assert found.low is not None and found.high is not None
+    return found.low, found.high
+
+
+def share_law(value: float, variance: float, problems: int) -> tuple[float, float]:
+    """Return the beta law (a, b) of a mean share over all problems like these.
+
+    One problem more, half right and half wrong (Jeffreys), is mixed into `problems` of a mean
+    `value` and a `variance`: where the problems agree, all others need not. The variance of few is
+    as Student's law has it (`wider`), at most that of answers that are right or wrong.
+    """
+    most = value * (1 - value)
+    own = min(variance * wider(problems) ** 2, most) if problems > 1 else most
+    own = max(own, variance)
+    mean = (problems * value + 0.5) / (problems + 1)
+    spread = problems * (own + (value - mean) ** 2) + 0.25 + (0.5 - mean) ** 2
+    worth = mean * (1 - mean) * (problems + 1) * (problems + 2) / spread - 1
+    worth = max(worth, 0.5 / min(mean, 1 - mean))
+    return worth * mean, worth * (1 - mean)
+
+
+def beta_quantiles(a: float, b: float, levels: ArrayLike) -> Floats:
+    """Return quantiles of Beta(a, b), neither below 1/2, to five digits.
+
+    The density is summed over the angle whose squared sine is the share, over which it is smooth.
+    scipy has the same, and takes half a second to load.
+    """
+    a, b = max(a, 0.5), max(b, 0.5)
+    middle, reach = np.arctan2(np.sqrt(a), np.sqrt(b)), 5 / np.sqrt(a + b)
+    angles = np.linspace(max(middle - reach, 0.0), min(middle + reach, np.pi / 2), 4001)
+    logs = (2 * a - 1) * np.log(np.maximum(np.sin(angles), 1e-300))
+    logs += (2 * b - 1) * np.log(np.maximum(np.cos(angles), 1e-300))
+    density = np.exp(logs - logs.max())
+    below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return np.asarray(np.sin(np.interp(np.asarray(levels) * below[-1], below, angles)) ** 2)
+
+
+def share(value: float, variance: float, problems: int, *, extrapolated: bool = False) -> Estimate:
+    """Return a mean share with its interval (`share_law`): the one of accuracy everywhere.
+
+    `variance` is that of the problems about their mean, or `problems` times that of the mean.
+    """
+    law = share_law(value, variance, problems)
+    low, high = beta_quantiles(*law, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+    low, high = min(float(low), value), max(float(high), value)
+    return Estimate(value=value, low=low, high=high, unit="1", extrapolated=extrapolated)
 
 
 def proportion(answers: ArrayLike, unit: str = "1") -> Estimate | None:
     """Return the mean of one number per problem in [0, 1], None when there is none.
 
-    Wilson when each is right or wrong; the bootstrap when some are in between, such as the
-    expected result of a vote with ties.
+    Some may be in between right and wrong, such as the expected result of a vote with ties.
     """
     found = _finite(answers)
     return column_means(found[:, None], unit)[0] if found.size else None
@@ -70,20 +109,17 @@ def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | No
     if not finite.size:
         return None
     if finite.size > MANY:
-        return _normal(finite, unit, 0.0, (float(finite.min()), float(finite.max())))
+        return _normal(finite, unit)
     draws = _weighted_sums(finite) / finite.size
     positive = not signed and bool(finite.min() > 0)
     return _estimate(float(finite.sum() / finite.size), draws, finite.size, unit, positive=positive)
 
 
-def _normal(values: Floats, unit: str, more: float, within: tuple[float, float]) -> Estimate:
-    """Return the mean of many values with the normal interval, `more` being added to its variance.
-
-    The interval ends at the ends of what a mean may be, `within`.
-    """
+def _normal(values: Floats, unit: str) -> Estimate:
+    """Return the mean of many values with the normal interval."""
     centre = float(values.mean())
-    half = Z95 * float(np.sqrt(float(values.var()) / values.size + more))
-    low, high = max(centre - half, within[0]), min(centre + half, within[1])
+    half = Z95 * float(np.sqrt(float(values.var()) / values.size))
+    low, high = max(centre - half, float(values.min())), min(centre + half, float(values.max()))
     return Estimate(value=centre, low=min(low, centre), high=max(high, centre), unit=unit)
 
 
@@ -128,61 +164,21 @@ def _draw(size: int, replicates: int) -> Iterator[Floats]:
 def column_means(values: Floats, unit: str) -> list[Estimate]:
     """Return the mean over problems of every column of [problems, columns], with its interval.
 
-    Shares (unit 1) have Wilson's where every problem is right or wrong, else a bootstrap with one
-    problem more (`with_jeffreys`), or the normal law's of more than MANY. Raises ValueError without
-    problems.
+    Shares (unit 1) have that of `share`, else it is a bootstrap's, or the normal law's of more
+    than MANY. Raises ValueError without problems.
     """
     if not len(values):
         raise ValueError("column_means: needs at least one problem")
-    values = np.asarray(values, dtype=float)
-    shares = [_share(column, unit) for column in values.T]
-    told = [share for share in shares if share is not None]
-    if len(told) == len(shares):
-        return told
-    if len(values) > MANY:
-        several = zip(shares, values.T, strict=True)
-        one, ends = (0.25 / len(values) ** 2, (0.0, 1.0)) if unit == "1" else (0.0, (-inf, inf))
-        return [share or _normal(column, unit, one, ends) for share, column in several]
-    draws = bootstrap_means(values)
+    values, size = np.asarray(values, dtype=float), len(values)
     if unit == "1":
-        draws = with_jeffreys(draws, len(values), np.random.default_rng([1, len(values)]))
+        return [share(float(each.mean()), float(each.var()), size) for each in values.T]
+    if size > MANY:
+        return [_normal(column, unit) for column in values.T]
+    draws = bootstrap_means(values)
     return [
-        share
-        or (
-            around(float(column.mean()), drawn, unit)  # one problem more widened it
-            if unit == "1"
-            else _estimate(float(column.mean()), drawn, len(column), unit)
-        )
-        for share, column, drawn in zip(shares, values.T, draws.T, strict=True)
+        _estimate(float(column.mean()), drawn, size, unit)
+        for column, drawn in zip(values.T, draws.T, strict=True)
     ]
-
-
-def around(value: float, draws: Floats, unit: str = "1", *, extrapolated: bool = False) -> Estimate:
-    """Return a value with the LEVEL interval of its draws.
-
-    Rounding, or a quantile of few problems, may leave the value just outside: it is taken in.
-    """
-    low, high = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
-    low, high = min(float(low), value), max(float(high), value)
-    return Estimate(value=value, low=low, high=high, unit=unit, extrapolated=extrapolated)
-
-
-def with_jeffreys(means: Floats, problems: int, rng: np.random.Generator) -> Floats:
-    """Return draws of mean shares, [replicates] or [replicates, columns], with a problem more.
-
-    It is half right and half wrong, by gamma weights. Without it, where the problems happen to
-    agree, the bootstrap would have it that all others do.
-    """
-    right, wrong = rng.gamma(0.5, size=(2, len(means), *[1] * (means.ndim - 1)))
-    return np.asarray((problems * means + right) / (problems + right + wrong))
-
-
-def _share(values: Floats, unit: str) -> Estimate | None:
-    """Return Wilson's interval where every value is 0 or 1 and they are shares."""
-    if unit != "1" or not np.isin(values, (0.0, 1.0)).all():
-        return None
-    low, high = wilson(int(values.sum()), values.size)
-    return Estimate(value=float(values.mean()), low=low, high=high, unit=unit)
 
 
 def of_others(found: Estimate, problems: int, count: int) -> Estimate:
@@ -551,27 +547,44 @@ def _divide(above: Floats, below: Floats) -> Floats:
     return np.asarray(np.divide(above, below, out=empty, where=below != 0), dtype=float)
 
 
+def wider(problems: int) -> float:
+    """Return by how much an interval of few problems, two at least, is wider than its bootstrap's.
+
+    Draws of n problems vary by (n - 1) / n too little, and the normal law knows their spread where
+    Student's does not: sqrt(n / (n - 1)) t / z.
+    """
+    return float(np.sqrt(problems / (problems - 1)) * student_95(problems - 1) / Z95)
+
+
+def widened(
+    value: float | Floats, draws: Floats, problems: int, *, positive: bool = False
+) -> Floats:
+    """Return draws that lie `wider` times as far from the value; one problem's are left.
+
+    Of what is `positive` that is so in logs.
+    """
+    if problems < 2:
+        return draws
+    if positive and np.min(value) > 0 and np.min(draws) > 0:
+        return np.asarray(value * (draws / value) ** wider(problems))
+    return np.asarray(value + wider(problems) * (draws - value))
+
+
 def _estimate(
     value: float, draws: Floats, problems: int, unit: str, *, positive: bool = False
 ) -> Estimate:
-    """Return the percentile interval, widened for few problems; one problem has none.
+    """Return the percentile interval, `widened` for few problems; one problem has none.
 
-    Draws of n problems vary by (n - 1) / n too little, and the normal law knows their spread where
-    Student's does not: both ends are sqrt(n / (n - 1)) t / z times as far from the value. Of what
-    is `positive` that is so in logs.
+    Rounding, or a quantile of few problems, may leave the value just outside: it is taken in.
     """
     draws = draws[np.isfinite(draws)]
     if problems < 2 or not draws.size:
         return Estimate(value=value, unit=unit)
-    found = around(value, draws, unit)
-    if found.low is None or found.high is None:
-        return found
-    wider = np.sqrt(problems / (problems - 1)) * student_95(problems - 1) / Z95
-    if positive and found.low > 0:
-        low, high = (value * (end / value) ** wider for end in (found.low, found.high))
-    else:
-        low, high = (value + wider * (end - value) for end in (found.low, found.high))
-    return replace(found, low=float(low), high=float(high))
+    ends: Floats = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)).astype(float)
+    low, high = widened(value, ends, problems, positive=positive)
+    return Estimate(
+        value=value, low=min(float(low), value), high=max(float(high), value), unit=unit
+    )
 
 
 def _finite(values: ArrayLike) -> Floats:

@@ -245,12 +245,15 @@ app = typer.Typer(
 )
 
 
+COLLECTED_AT = 50_000, 20, 20  # modules are no garbage: looking for it takes a tenth longer
+
+
 def main() -> NoReturn:
     """Run the command line; the one place where errors become exit codes."""
     from traces.errors import TtscopeError
 
     os.environ["PYTHONSAFEPATH"] = "1"  # no child imports from the folder that the user stands in
-    gc.set_threshold(50_000, 20, 20)  # modules are no garbage: looking for it takes a tenth longer
+    gc.set_threshold(*COLLECTED_AT)
     atexit.register(gc.freeze)  # nor is it looked for at the end, when all goes with the process
     code: Any = None
     try:

@@ -8,12 +8,11 @@ import numpy as np
 
 from advisor.accuracy.models.answers import AnswerModel, Votes
 from traces.schema.estimate import Estimate
-from traces.statistics import LEVEL, Floats, around, column_means, with_jeffreys
+from traces.statistics import LEVEL, Floats, beta_quantiles, column_means, share
 from traces.summary.votes import PolicyOutcome
 
 FARTHEST = 4  # times the recorded samples
 REPEATS = 4  # runs per draw whose mean stands for the expectation
-_BETAS = 20_000  # draws for the quantiles of a beta law
 
 
 def extrapolate(
@@ -34,7 +33,6 @@ def extrapolate(
     if not counts:
         return []
     runs = model.simulate(counts, repeats=REPEATS)
-    rng = np.random.default_rng([model.seed, 3])
     found = []
     for method, name in (("majority", "majority"), ("pass_at_k", "any_right")):
         for k in counts:
@@ -42,14 +40,14 @@ def extrapolate(
             shares = votes.mean(axis=0)
             value = float(shares.mean())
             value = max(value, reached) if method == "pass_at_k" else value
-            others = with_jeffreys((model.importance_ * shares).sum(axis=1), shares.shape[1], rng)
+            others, size = (model.importance_ * shares).sum(axis=1), shares.shape[1]
             tokens = column_means(k * tokens_per_sample[:, None], "tokens")[0]
             found.append(
                 PolicyOutcome(
                     method=method,
                     n=k,
                     budget_tokens=None,
-                    accuracy=around(value, others, extrapolated=True),
+                    accuracy=share(value, size * float(others.var()), size, extrapolated=True),
                     tokens_per_problem=tokens if np.isfinite(tokens.value) else None,
                     basis="model",
                     fresh_run=fresh_interval(value, votes, of=of, extrapolated=True),
@@ -107,8 +105,8 @@ def fresh_interval(
         spread = max(own, drawn * joint) / size
     mean = (size * value + 0.5) / (size + 1)
     worth = mean * (1 - mean) / (spread + 0.5 / size**2)
-    draws = np.random.default_rng([size, 8]).beta(worth * mean, worth * (1 - mean), _BETAS)
-    ends = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)) * size
+    levels = (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)
+    ends = beta_quantiles(worth * mean, worth * (1 - mean), levels) * size
     return Estimate(
         value=value,
         low=min(float(np.floor(ends[0])) / size, value),

@@ -26,7 +26,7 @@ from advisor.search.resampling import Resampling
 from advisor.search.space import Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import FEWER
-from traces.statistics import LEVEL, Bools, Floats, Ints, weighted_quantiles
+from traces.statistics import LEVEL, Bools, Floats, Ints, weighted_quantiles, widened
 
 DRAWS = 64  # of the joint draws, for all candidates
 SHARP = 4.0  # of the smooth maximum where a limit begins to bind
@@ -89,7 +89,9 @@ class Demands:
         self._quantiles: dict[float, tuple[Floats, Floats]] = {}
 
     def _relative(self, values: Floats) -> Floats:
-        return np.asarray(self.weights @ values / values.size / max(values.mean(), 1e-12))
+        drawn = self.weights @ values / values.size
+        mean = max(values.mean(), 1e-12)
+        return np.asarray(widened(mean, drawn, values.size, positive=True) / mean)
 
     def quantile(self, q: float) -> tuple[Floats, Floats]:
         """Return a quantile of the steps over problems: [works], and relative draws of it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from advisor.search.resampling import Resampling, point_mean, point_quantile
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
-from traces.statistics import Bools, Floats, Ints
+from traces.statistics import Bools, Floats, Ints, share
 from traces.summary.energy import SELDOM
 
 Rows = Ints | slice
@@ -213,6 +214,10 @@ class CandidateMetrics(Metrics):
         exact = name in EXACT
         drawn = replayed.candidate.pool.curve is not None and name != "devices"
         drawn |= name == "energy_j" and self._idle_unknown(row)
+        if name == "accuracy":
+            right = np.atleast_2d(replayed.accuracy).mean(axis=0)
+            known = share(value, float(right.var()), right.size, extrapolated=drawn)
+            return replace(known, runs=len(replayed.candidate.pool.runs))
         return self.resampling.estimate(
             value * scale,
             self.draws(source, np.array([row]))[0] * scale,

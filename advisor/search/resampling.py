@@ -17,7 +17,7 @@ from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.statistics import Floats, weighted_quantiles
+from traces.statistics import Floats, beta_quantiles, share_law, weighted_quantiles, widened
 
 Ints32 = npt.NDArray[np.int32]
 
@@ -78,11 +78,13 @@ class Resampling:
     def mean(self, values: Floats) -> Floats:
         """Return the mean over problems per draw of [problems] or [replays, problems] values.
 
-        With several replays, draws take them in turn.
+        With several replays, draws take them in turn. Means of few problems lie as far apart as
+        Student's law has them (`widened`).
         """
         rows = np.atleast_2d(values)
-        means = self.weights @ rows.T / rows.shape[1]
-        return np.asarray(means[np.arange(self.count), self._turn(len(rows))])
+        turn = self._turn(len(rows))
+        means = (self.weights @ rows.T / rows.shape[1])[np.arange(self.count), turn]
+        return widened(rows.mean(axis=1)[turn], means, rows.shape[1], positive=True)
 
     def quantile(self, values: Floats, q: float) -> Floats:
         """Return the quantile over problems per draw, values as for `mean`."""
@@ -96,11 +98,20 @@ class Resampling:
         return quantiles
 
     def accuracy(self, values: Floats) -> Floats:
-        """Return the mean over problems and one more, values as for `mean`."""
+        """Return the mean share over problems and one more, values as for `mean`.
+
+        The draws say which of two candidates is the better where both are drawn. How far they lie
+        from the value is the law of shares (`share_law`), so that they agree with its interval.
+        """
         right, wrong = self.unseen
-        problems = values.shape[-1]
-        sums = self.weights @ values if values.ndim == 1 else problems * self.mean(values)
-        return np.asarray((np.clip(sums, 0.0, problems) + right) / (problems + right + wrong))
+        problems, expected = values.shape[-1], values.mean(axis=tuple(range(values.ndim - 1)))
+        drawn = (self.weights @ expected + right) / (problems + right + wrong)
+        law = share_law(float(expected.mean()), float(expected.var()), problems)
+        found = np.empty(self.count)
+        for half in (self.choosing, ~self.choosing):
+            levels = (np.arange(half.sum()) + 0.5) / max(half.sum(), 1)
+            found[half] = beta_quantiles(*law, levels)[np.argsort(np.argsort(drawn[half]))]
+        return found
 
     def estimate(
         self, value: float, draws: Floats, unit: str, *, runs: int | None, extrapolated: bool

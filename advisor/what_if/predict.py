@@ -764,6 +764,7 @@ def _prior(
             tables, [base, *others], models=models | {facts.name: facts}, asked=facts
         ),
         ranks=ranks or 1,
+        truncated=question.policy.truncated,
         models=models,
     )
     question = by_replica(question)

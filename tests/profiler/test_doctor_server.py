@@ -11,7 +11,7 @@ from profiler.doctor import examine_server
 from profiler.engines.server.access import Access
 from profiler.plugin.process_clock import process_start
 from traces.errors import EngineError
-from tui.text.commands import command_lines
+from tui.text.commands import command_lines, findings_text
 
 
 def look(state):
@@ -35,7 +35,9 @@ def test_a_server_with_metrics():
         (spans,) = found["spans"].run
         assert "http/protobuf" in spans
         assert 'HEADERS="authorization=Bearer%20$TTSCOPE_TOKEN"' in spans
-        assert "TTSCOPE_PLUGIN" in found["steps (plugin)"].run[0]
+        assert found["steps (plugin)"].run == (spans,)  # one server sends both
+        told = "\n".join(findings_text(list(found.values()), width=80, indent=26))
+        assert told.count("vllm serve MODEL") == told.count("TTSCOPE_PLUGIN=") == 1
         assert found["profiler"].present is None
         assert {path for path, _, _ in state.asked} == {
             "/v1/models", "/version", "/metrics", "/openapi.json",
@@ -169,4 +171,5 @@ def test_what_spans_need_can_be_pasted_at_80_columns(monkeypatch, tmp_path):
     made = subprocess.run(run, capture_output=True, text=True, env=path, check=True)
     told = made.stdout
     assert f"OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20{'secret-' * 8}\n" in told
-    assert "serve MODEL --otlp-traces-endpoint http://127.0.0.1:4318/v1/traces\n" in told
+    assert "TTSCOPE_PLUGIN=http://127.0.0.1:4318\n" in told
+    assert "serve MODEL --enable-logging-iteration-details --otlp-traces-endpoint http" in told

@@ -11,9 +11,11 @@ from traces import statistics
 from traces.schema.estimate import Estimate
 from traces.statistics import (
     Z95,
+    beta_quantiles,
     bootstrap_means,
     column_means,
     drawn,
+    jeffreys,
     mean,
     of_others,
     paired,
@@ -25,30 +27,42 @@ from traces.statistics import (
     spread,
     student_95,
     weighted_quantiles,
-    wilson,
 )
 
 
+@pytest.mark.parametrize(
+    ("law", "level", "value"),  # by scipy.special.betaincinv
+    [((60.5, 36.5), 0.05, 0.541728), ((96.5, 0.5), 0.05, 0.980242), ((0.5, 2.5), 0.95, 0.569259),
+     ((1, 1), 0.05, 0.05), ((4000.5, 6000.5), 0.95, 0.408079)],
+)  # fmt: skip
+def test_quantiles_of_a_beta_law(law, level, value):
+    assert float(beta_quantiles(*law, level)) == pytest.approx(value, abs=1e-5)
+
+
 @pytest.mark.parametrize(("right", "total"), [(59, 64), (5, 10), (1, 3), (0, 10), (10, 10)])
-def test_wilson_ends_are_where_the_score_test_just_rejects(right, total):
-    share = right / total
-    for end in wilson(right, total):
-        if end not in (0.0, 1.0):
-            score = abs(share - end) / np.sqrt(end * (1 - end) / total)
-            assert score == pytest.approx(1.6448536, abs=1e-6)
-    low, high = wilson(right, total)
-    assert 0 <= low <= share <= high <= 1
+def test_jeffreys_is_the_beta_law_with_a_problem_more(right, total):
+    low, high = jeffreys(right, total)
+    ends = beta_quantiles(right + 0.5, total - right + 0.5, (0.05, 0.95))
+    assert low == pytest.approx(ends[0] if right else 0.0)
+    assert high == pytest.approx(ends[1] if right < total else 1.0)
 
 
-def test_wilson_of_nothing():
+def test_jeffreys_of_nothing():
     with pytest.raises(ValueError, match="at least one"):
-        wilson(0, 0)
+        jeffreys(0, 0)
 
 
-def test_proportion_of_ties_is_not_wilson():
-    whole, ties = proportion([0, 1, 1, 0]), proportion([0, 1, 0.5, 0.5])
+def test_shares_of_few_problems_that_agree_may_differ_in_others():
+    """One problem says as little as one answer: no share of its samples is that of all others."""
+    one, three = proportion([0.5]), proportion([0.5, 0.5, 0.5])
+    assert (one.low, one.high) == pytest.approx((0.05, 0.95), abs=1e-3)
+    assert three.low < 0.35 and three.high > 0.65
+
+
+def test_proportion_of_ties_is_narrower():
+    whole, ties = proportion([0, 1] * 8), proportion([0, 1, 0.5, 0.5] * 4)
     assert whole.value == ties.value == 0.5
-    assert (whole.low, whole.high) == pytest.approx(wilson(2, 4))
+    assert (whole.low, whole.high) == pytest.approx(jeffreys(8, 16))
     assert ties.high - ties.low < whole.high - whole.low
     assert proportion([]) is None
     assert proportion([np.nan]) is None
@@ -141,7 +155,7 @@ def test_bootstrap_means_are_what_a_loop_over_replicates_gives():
 def test_problems_that_agree_do_not_say_that_all_do():
     (estimate,) = column_means(np.full((40, 1), 0.999), "1")
     assert estimate.low < 0.97
-    assert column_means(np.ones((40, 1)), "1")[0].low == pytest.approx(wilson(40, 40)[0])
+    assert column_means(np.ones((40, 1)), "1")[0].low == pytest.approx(jeffreys(40, 40)[0])
     with pytest.raises(ValueError, match="at least one problem"):
         column_means(np.zeros((0, 2)), "1")
 
@@ -239,15 +253,16 @@ def test_a_mean_is_a_ratio_to_ones(size):
     assert mean(values[3:4], "s") is None
 
 
-def test_shares_that_are_right_or_wrong_draw_nothing(monkeypatch):
+def test_shares_draw_nothing(monkeypatch):
     answers = (np.arange(40) % 3 > 0).astype(float)
-    both = column_means(np.stack([answers, answers * 0.5], axis=1), "1")
 
     def drawn(*_, **__):
         raise AssertionError("drawn in vain")
 
     monkeypatch.setattr("traces.statistics.bootstrap_means", drawn)
-    assert column_means(answers[:, None], "1") == [both[0]]
+    whole, half = column_means(np.stack([answers, answers * 0.5], axis=1), "1")
+    assert (whole.low, whole.high) == jeffreys(26, 40)
+    assert half.high - half.low < whole.high - whole.low
 
 
 def test_a_difference_of_shares_may_be_below_none():

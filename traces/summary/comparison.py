@@ -29,11 +29,11 @@ from traces.statistics import (
     change,
     difference,
     drawn,
+    jeffreys,
     normal_scores,
     problems_to_reach,
     problems_to_tell,
     student_95,
-    wilson,
 )
 from traces.summary.kernels import sample_times
 from traces.summary.metrics import METRICS, Metric, estimate_of, latency_metric
@@ -685,9 +685,9 @@ def _all_agree(
     """Return the difference, 0, and its share with the interval of what other problems may show.
 
     That no problem was won or lost of so many does not prove that none would be: either may be as
-    frequent as Wilson's upper end for none of them.
+    frequent as Jeffreys' upper end for none of them.
     """
-    most = wilson(0, right.size)[1]
+    most = jeffreys(0, right.size)[1]
     wide = replace(absolute, low=-most, high=most)
     if relative is None:
         return wide, None

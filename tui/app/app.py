@@ -128,6 +128,7 @@ class TtscopeApp(LibraryApp):
         super().__init__(paths, factory, present, fitted)
         self._first = screen
         self._left = False
+        self._unheeded = False  # whether the last key was a letter that does nothing
         self._typed: deque[Key] = deque()  # keys that wait for the one before
         self._passing: asyncio.Task[None] | None = None  # gives them on
         self._clean = CleanLines()
@@ -184,6 +185,26 @@ class TtscopeApp(LibraryApp):
         else:
             await super().on_event(event)
             self._passing = asyncio.create_task(self._pass_on())
+
+    def on_key(self, event: Key) -> None:
+        """Say of a letter that it does nothing here: who types it may think a field is open.
+
+        Right behind one, a key that changes screens or leaves is of the same text and waits to be
+        pressed again. Fields keep their letters, so these never come here.
+        """
+        if not event.is_printable or len(self.screen_stack) > 1:
+            return
+        active = self.screen.active_bindings.get(event.key)
+        typed, key = self._unheeded, shown_key(event.key)
+        self._unheeded = active is None or not active.enabled
+        if self._unheeded and not typed:
+            self.clear_notifications()
+            self.notify(f"{key} does nothing here now, and no field is open. ? lists the keys")
+        elif typed and active is not None and active.node is self and key != "?":
+            event.prevent_default()
+            self.clear_notifications()
+            does = active.binding.description.lower()
+            self.notify(f"No field is open. Press {key} again for: {does}")
 
     async def _pass_on(self) -> None:
         """Give each key that waits to the app, once no message is left of the one before."""

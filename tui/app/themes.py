@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from textual.css.model import RuleSet
+from textual.css.styles import RulesMap
 from textual.css.stylesheet import Stylesheet
+from textual.dom import DOMNode
 from textual.theme import Theme
 
 DARK = Theme(
@@ -56,9 +58,8 @@ class ThemedStylesheet(Stylesheet):
             super().set_variables(variables)
 
     def reparse(self) -> None:
-        """Parse what is new, or everything where the theme is another."""
+        """Parse everything where the theme is another; what is new is parsed when it is needed."""
         if self._parsed == self._theme:
-            self.parse()
             return
         theme = tuple((self._theme or {}).items()), tuple(self.source.items())
         if theme in self._by_theme:
@@ -68,3 +69,15 @@ class ThemedStylesheet(Stylesheet):
             super().reparse()
             self._by_theme[theme] = self._rules
         self._parsed = self._theme
+
+    @classmethod
+    def replace_rules(cls, node: DOMNode, rules: RulesMap, animate: bool = False) -> None:
+        """Ask for a drawing of the node and of all in it once, and not for each of its colours."""
+        base, asked = node.styles.base, dict[tuple[tuple[str, bool], ...], None]()
+        base.refresh = lambda **how: asked.setdefault((*how.items(),))  # type: ignore[method-assign]
+        try:
+            super().replace_rules(node, rules, animate=animate)
+        finally:
+            del base.refresh
+        for how in asked:
+            base.refresh(**dict(how))

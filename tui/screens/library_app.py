@@ -97,7 +97,9 @@ class FittedAdvisor:
             self._advisor, self._whole = self._advisor.refined(), True
             keep_imports()
 
-    def what_if(self, pick: Pick, changes: str, budget: Budget | None) -> list[str]:
+    def what_if(
+        self, pick: Pick, changes: str, budget: Budget | None
+    ) -> tuple[str, list[Sequence[str]]]:
         """Return what a change makes of a pick, as the answer to the budget has it."""
         from tui.screens.advice.what_if import what_if
 

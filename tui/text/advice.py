@@ -295,7 +295,7 @@ def estimate_lines(
         rows.append([quantity(name).noun, *cells])
     more = ["difference", *("" if agree else _change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
-    yield from _beside(wide if any(more[1:]) else rows, width)
+    yield from side_by_side(wide if any(more[1:]) else rows, width)
     if theirs is not None and not agree and explain:
         yield ""
         yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)
@@ -345,10 +345,10 @@ def beside_lines(
         cells = [with_interval(pick.estimates.get(name)) for pick in picks]
         rows.append([quantity(name).noun, *cells])
     signs = _signs([cell for row in rows for cell in row])
-    return [*_beside(rows, width), *([signs] if signs else [])]
+    return [*side_by_side(rows, width), *([signs] if signs else [])]
 
 
-def _beside(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+def side_by_side(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Return columns side by side, those for which there is no room below the first."""
     close = align(rows, gap=1)
     fits = max(map(len, close)) <= width < max(map(len, align(rows)))
@@ -376,7 +376,7 @@ def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> l
             rows.append([noun, *map(with_interval, found)])
     if len(rows) == 1:
         return []
-    return ["", *_beside(rows, width), *_wrap(" ".join(cost_words(accounts)), width)]
+    return ["", *side_by_side(rows, width), *_wrap(" ".join(cost_words(accounts)), width)]
 
 
 def costed(answer: Recommendation, accounts: Accounts) -> list[tuple[str, Costs]]:
@@ -431,7 +431,7 @@ def effort_lines(efforts: EffortMap, width: int) -> list[str]:
         if any(each.cut_share is not None for each in every):
             rows.append(["samples cut off", *(with_interval(each.cut_share) for each in every)])
         sure = [chance(each.probability_within_budget) for each in every]
-        lines = _beside([*rows, ["sure of the limits", *sure]], width)
+        lines = side_by_side([*rows, ["sure of the limits", *sure]], width)
     groups = {name: each.efforts for name, each in efforts.classes.items()}
     if len(every) < 2 and not groups:
         return []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from textual.content import Content
 from textual.widgets import Static
 
+from tui.text.layout import whole_parts
 from tui.widgets.lanes import Lane, Lanes, lanes_content
 
 
@@ -18,6 +19,11 @@ class Panel:
     title: str
     lanes: Callable[[int], Sequence[Lane]] | None = None
     lines: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> int:
+        """The rows that show all of it, the frame included."""
+        return (0 if self.lanes is None else len(self.lanes(1))) + len(self.lines) + 2
 
 
 class PanelView(Static):
@@ -47,5 +53,5 @@ class PanelView(Static):
         lanes = [] if panel.lanes is None else panel.lanes(Lanes.bins(width + 1))
         lines = panel.lines[: max(height - len(lanes), 0)]
         shown = lanes_content(lanes, -1, "", height - len(lines))
-        shown += [Content(line[:width]) for line in lines]
+        shown += [Content(whole_parts(line, width)) for line in lines]
         return Content("\n").join(shown[:height])

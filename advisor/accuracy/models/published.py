@@ -14,7 +14,7 @@ import numpy as np
 from advisor.accuracy.models.vote_curve import VoteCurve
 from traces.schema.estimate import Estimate
 from traces.schema.tts.published import PublishedCurve
-from traces.statistics import Floats, around, with_jeffreys
+from traces.statistics import Floats, share
 
 LEARNED = 8  # points that the laws are weighted by, evenly spread on a logarithmic scale
 DRAWS = 400  # of sets of problems, for intervals
@@ -67,8 +67,8 @@ class CurveAccuracy:
         # As far as the set lies off, another way: which problems were taken.
         shrink = np.sqrt(min(problems, 2_000) / problems)
         means = np.clip(means + shrink * off[:, place], 0.0, 1.0)
-        draws = with_jeffreys(means, problems, np.random.default_rng([self._seed, 10]))
-        return around(value, draws, extrapolated=count not in self.curve.accuracy)
+        variance = problems * float(means.var())
+        return share(value, variance, problems, extrapolated=count not in self.curve.accuracy)
 
 
 def learned(counts: Sequence[int]) -> list[int]:

@@ -26,7 +26,7 @@ from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
-from traces.statistics import Ints
+from traces.statistics import Ints, share
 
 Setting = tuple[str | None, int | None]  # reasoning effort, thinking budget
 
@@ -224,10 +224,5 @@ def _cut_share(check: ReplayedCheck, row: int, members: Ints) -> Estimate | None
     shares = np.array([np.mean(each) for each in cut])
     if not len(shares) or (most is None and not shares.any()):
         return None
-    return metrics.resampling.estimate(
-        float(shares.mean()),
-        metrics.resampling.accuracy(shares),
-        "1",
-        runs=len(candidate.pool.runs),
-        extrapolated=False,
-    )
+    known = share(float(shares.mean()), float(shares.var()), len(shares))
+    return dataclasses.replace(known, runs=len(candidate.pool.runs))

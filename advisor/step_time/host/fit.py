@@ -11,8 +11,8 @@ import numpy.typing as npt
 from advisor.step_time.law import non_negative_least_squares
 from traces.statistics import Floats
 
-# Seconds of a step, of each doubling of its ranks, of a request in it, of prompts in it.
-TERMS: Final = ("step", "doublings", "requests", "prefill_step")
+# Seconds of a step, of one that several ranks share, of a request in it, of prompts in it.
+TERMS: Final = ("step", "shared_step", "requests", "prefill_step")
 POOLED: Final = 30.0  # points that the law of all generations counts as in the fit of one
 NOISE: Final = 0.05  # the relative error that each of these points is taken to have
 HUBER: Final = 0.05  # relative errors beyond this lose weight

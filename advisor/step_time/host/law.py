@@ -82,8 +82,8 @@ def host_part(engine: EngineConfig) -> HostPart:
 
 def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
     """Return seconds [FEATURES] of the seconds [TERMS] of an engine."""
-    step, doublings, requests, prefill_step = seconds.tolist()
-    whole = step + doublings * float(np.log2(ranks_of(engine)))
+    step, shared_step, requests, prefill_step = seconds.tolist()
+    whole = step + (shared_step if ranks_of(engine) > 1 else 0.0)
     law = ZERO._replace(step=whole, requests=requests, prefill_step=prefill_step)
     assert len(law) == len(FEATURES)
     return np.array(law)

@@ -83,6 +83,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     refused: list[Refused] = []
     untaught: dict[str, str] = {}
     batched: dict[EngineConfig, int] = {}
+    truncated = any(run.policy.truncated for run in evidence.runs)
     for system in dict.fromkeys(systems):
         tables = read_gpu(system)
         found = recalibrate(
@@ -106,7 +107,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                 try:
                     times = PriorTimes(
                         tables=tables, facts=facts, found=found, ranks=sharing or 1,
-                        models=evidence.models,
+                        truncated=truncated, models=evidence.models,
                     )  # fmt: skip
                     engine = _placed(engine, times)
                     law = _law(evidence, engine, choices, times)

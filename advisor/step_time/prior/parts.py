@@ -20,6 +20,9 @@ from advisor.step_time.prior.operations.modules import modules_of, whole_layer
 from advisor.step_time.prior.operations.moving import (
     SAMPLER_BYTES,
     SAMPLER_KERNELS,
+    SORT_RULE,
+    SORT_S,
+    SORT_SPREAD,
     connected,
     moving,
 )
@@ -225,12 +228,19 @@ def check_split(facts: ModelFacts, layers: Sequence[Layers], split: Split) -> No
 
 
 def parts_of(
-    tables: PriorTables, facts: ModelFacts, split: Split, *, kv_fp8: bool, online: str | None
+    tables: PriorTables,
+    facts: ModelFacts,
+    split: Split,
+    *,
+    kv_fp8: bool,
+    online: str | None,
+    sorts: bool,
 ) -> Parts:
     """Return the operations of a step.
 
-    `online` is the form that the engine brings the weights of layers to. Raises UsageError for what
-    the GPUs do not divide and for matrices that are not known, TablesError for what is in no table.
+    `online` is the form that the engine brings the weights of layers to, and `sorts` says that
+    sampling sorts the logits. Raises UsageError for what the GPUs do not divide and for matrices
+    that are not known, TablesError for what is in no table.
     """
     layers, others = layers_of(facts)
     check_split(facts, layers, split)
@@ -291,7 +301,7 @@ def parts_of(
         reduces += count * (follows and (split.data == 1 or group.experts is None))
     return Parts(
         dense=tuple(dense),
-        logits=_logits(tables, facts, others, split.tensor),
+        logits=_logits(tables, facts, others, split.tensor, sorts=sorts),
         mixers=tuple(mixers),
         reduces=reduces,
     )
@@ -422,16 +432,20 @@ def _experts(
 
 
 def _logits(
-    tables: PriorTables, facts: ModelFacts, others: Sequence[Matrix], size: int
+    tables: PriorTables, facts: ModelFacts, others: Sequence[Matrix], size: int, *, sorts: bool
 ) -> tuple[Part, ...]:
     step = VOCABULARY_PADDING * size
     vocabulary = -(-facts.vocab_size // step) * VOCABULARY_PADDING
     form = next((each.precision for each in others if each.name == "lm_head"), "bfloat16")
     head = product(tables, vocabulary, facts.hidden_size, form)
-    sampler = moving(
-        tables, head.rows[:, 0], SAMPLER_BYTES * facts.vocab_size, kernels=SAMPLER_KERNELS
-    )
-    return (
+    counts = head.rows[:, 0]
+    sampler = moving(tables, counts, SAMPLER_BYTES * facts.vocab_size, kernels=SAMPLER_KERNELS)
+    parts = (
         Part(name="lm_head", family="gemm", calls=1, times=head),
         Part(name="sampler", family="other", calls=1, times=Times(rows=sampler)),
     )
+    if not sorts:
+        return parts
+    rows = np.column_stack([counts, SORT_S * facts.vocab_size * counts])
+    times = Times(rows=rows, rule=SORT_RULE, spread=SORT_SPREAD)
+    return (*parts, Part(name="sort", family="other", calls=1, times=times))

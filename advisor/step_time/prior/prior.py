@@ -22,6 +22,7 @@ from advisor.step_time.operators.grids import doubled
 from advisor.step_time.operators.tables import Collectives, Domain, interpolated, padded
 from advisor.step_time.prior.operations.attention import Mixer, beside
 from advisor.step_time.prior.operations.collectives import handed_on
+from advisor.step_time.prior.operations.moving import SORTED_UNTIL
 from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of, with_router
 from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
@@ -338,23 +339,26 @@ def _priced(
     online: str | None,
     prompts: PromptPart,
     apart: bool,
+    sorts: bool,
 ) -> Prior:
     return Prior(
         tables=tables,
         facts=facts,
         split=split,
-        parts=parts_of(tables, facts, split, kv_fp8=kv_fp8, online=online),
+        parts=parts_of(tables, facts, split, kv_fp8=kv_fp8, online=online, sorts=sorts),
         all_reduces=tables.all_reduces(split.tensor) if split.tensor > 1 else {},
         prompts=prompts,
         apart=apart,
     )
 
 
-def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Prior:
+def prior_of(
+    tables: PriorTables, facts: ModelFacts, engine: EngineConfig, *, truncated: bool = False
+) -> Prior:
     """Return the prior of a model on a system, split as the engine is.
 
-    Raises UsageError for what cannot be priced, with the reason, and TablesError, naming the table,
-    for what is in none.
+    Samples may be drawn from `truncated` vocabularies (`Policy.truncated`). Raises UsageError for
+    what cannot be priced, with the reason, and TablesError, naming the table, for what is in none.
     """
     check(facts, engine)
     tables = tables.of_version(engine.vllm_version)
@@ -365,7 +369,9 @@ def prior_of(tables: PriorTables, facts: ModelFacts, engine: EngineConfig) -> Pr
     fp8 = (kv or "").startswith("fp8")
     apart = generation_of(engine) == OLD
     prompts, facts = prompt_part(facts, engine), with_router(facts, engine.version)
-    return _priced(tables, facts, Split.of(engine), fp8, online, prompts, apart)
+    version = engine.version
+    sorts = truncated and version is not None and version < SORTED_UNTIL
+    return _priced(tables, facts, Split.of(engine), fp8, online, prompts, apart, sorts)
 
 
 def check(facts: ModelFacts, engine: EngineConfig) -> None:

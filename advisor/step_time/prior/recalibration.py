@@ -173,15 +173,16 @@ class MeasuredLoads:
 class PriorTimes:
     """The prior of one GPU and model; `found` is what recordings said of it, None without any.
 
-    An engine of a replay is one of `ranks` of data parallelism, each a replica: those of a mixture
-    share its experts, and are taken to have as many tokens at a time. `told` says how what was
-    `measured` corrects it.
+    Samples may be drawn from `truncated` vocabularies. An engine of a replay is one of `ranks` of
+    data parallelism, each a replica: those of a mixture share its experts, and are taken to have as
+    many tokens at a time. `told` says how what was `measured` corrects it.
     """
 
     tables: PriorTables
     facts: ModelFacts
     found: Recalibration | None
     ranks: int = 1
+    truncated: bool = False
     told: tuple[str, ...] = ()
     models: Mapping[str, ModelFacts] = field(default_factory=dict)
     measured: MeasuredLoads | None = None
@@ -226,7 +227,8 @@ class PriorTimes:
         Raises UsageError for an engine that cannot be priced, TablesError for shapes that were not
         measured.
         """
-        return self._scaled(prior_of(self.tables, self.facts, self.shared(engine)))
+        shared, truncated = self.shared(engine), self.truncated
+        return self._scaled(prior_of(self.tables, self.facts, shared, truncated=truncated))
 
     def _scaled(self, prior: Prior) -> Prior:
         return prior if self.found is None else _recalibrated(prior, self.found)
@@ -613,6 +615,7 @@ class _Ran:
 def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
     found = []
     ranks = ranks_in(recording.manifest.engines.values())
+    truncated = any(each.truncated for each in recording.manifest.policies.values())
     for key, told in recording.manifest.engines.items():
         facts, engine = recording.manifest.models.get(told.model), told
         if facts is None or engine.gpu != tables.device:
@@ -622,7 +625,7 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
         if facts.num_experts:
             engine = replace(told, data_parallel_size=ranks.get(told) or told.data_parallel_size)
         try:
-            prior = prior_of(tables, facts, engine)
+            prior = prior_of(tables, facts, engine, truncated=truncated)
         except (UsageError, TablesError):
             continue
         steps = (

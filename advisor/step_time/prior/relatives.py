@@ -12,7 +12,7 @@ from the file of the system where the tables' authors have one, else from the ma
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -146,8 +146,14 @@ def read_gpu(system: str, folder: Path | None = None) -> PriorTables:
         return read_prior(system, folder, more=tuple(RELATIVES))
     if folder is None and len(Path(system).parts) > 1:
         folder = Path(system).parent
-    system = Path(system).name
     base, wires = read_prior(known.of, folder), read_prior(known.wires, folder)
+    return _relative(Path(system).name, known, base, wires)
+
+
+@lru_cache(maxsize=32)
+def _relative(
+    system: str, known: Relative, base: PriorTables, wires: PriorTables
+) -> RelativeTables:
     folder = base.folder.parent.parent
     theirs = gpu_facts(folder, known.of)
     mine = gpu_facts(folder, system) if known.bandwidth is None else {}

@@ -8,6 +8,7 @@ messages are elements of bfloat16.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -95,11 +96,12 @@ def collectives_of(name: str, vllm: str | None) -> list[Path]:
 
 def known_systems(folder: Path) -> list[str]:
     """Return the systems that have vLLM's times of matrix products and of attention."""
-    return sorted(
-        path.name
-        for path in (folder / "data").iterdir()
-        if (folder / f"{path.name}.yaml").is_file()
-        and all(_versions(path, family) for family in ("gemm", "attention"))
+    return sorted(path.name for path in (folder / "data").iterdir() if _known(folder, path.name))
+
+
+def _known(folder: Path, system: str) -> bool:
+    return (folder / f"{system}.yaml").is_file() and all(
+        _versions(folder / "data" / system, family) for family in ("gemm", "attention")
     )
 
 
@@ -238,6 +240,8 @@ class PriorTables:
     def all_reduces(self, group_size: int) -> dict[bool, Floats]:
         """Return [rows, (bytes, seconds)] of all-reduces, those in CUDA graphs under True.
 
+        A message takes no longer than a larger one: between the sizes of two kernels the tables
+        have a third and slow one, where engines have others (fused with the norm behind it).
         Raises TablesError, naming what there is, where the group was not measured.
         """
         if "comm" not in self.versions:
@@ -254,8 +258,9 @@ class PriorTables:
             graph: rows.filter(pl.col("kernel_source").str.ends_with("graph") == graph)
             for graph in (True, False)
         }
+        least = pl.col("seconds").cum_min(reverse=True)
         return {
-            graph: part.select("message_size", "seconds").to_numpy().astype(float)
+            graph: part.select("message_size", least).to_numpy().astype(float)
             for graph, part in parts.items()
             if len(part)
         }
@@ -309,6 +314,7 @@ def _of_version(tables: PriorTables, vllm: str) -> PriorTables:
 def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()) -> PriorTables:
     """Open the tables of a system, in the installed package or in `folder`.
 
+    Asked again, the same ones with all that was read of them, while none of their files changes.
     A system may be `FOLDER/NAME` (`named_tables`). Raises UsageError, naming those there are and
     `more`, for a system without tables; MissingDependencyError where the package is not installed;
     TablesError for damage.
@@ -316,15 +322,27 @@ def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()
     if folder is None and len(Path(system).parts) > 1:
         folder, system = Path(system).parent, Path(system).name
     folder = folder or tables_folder()
-    known = known_systems(folder)
-    if system not in known:
-        names = [*known, *more]
+    if not _known(folder, system):
+        names = [*known_systems(folder), *more]
         near = [each for each in names if system.lower() in each.lower()]
         near = near or difflib.get_close_matches(system.lower(), names, n=1)
         hint = f"Did you mean {' or '.join(near)}? " if near and system else ""
         raise UsageError(
             f"--gpu {system}: no operator tables. {hint}Choose one of {', '.join(names)}"
         )
+    return _opened(system, folder, _files(folder, system))
+
+
+def _files(folder: Path, system: str) -> tuple[tuple[str, int, int], ...]:
+    """Return a system's tables and all YAML files: path, when it changed (ns), bytes."""
+    places = os.walk(folder / "data" / system)
+    paths = [Path(place, name) for place, _, names in places for name in names]
+    found = [(str(path), path.stat()) for path in (*paths, *folder.glob("*.yaml")) if path.exists()]
+    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
+@lru_cache(maxsize=32)
+def _opened(system: str, folder: Path, files: tuple[tuple[str, int, int], ...]) -> PriorTables:
     data = folder / "data" / system
     measured = {family: found for family in FILES if (found := _versions(data, family))}
     gpu, misc, node = _gpu(folder / f"{system}.yaml")

@@ -2,6 +2,7 @@ import pytest
 
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from traces.errors import TtscopeError, UsageError
+from traces.statistics import jeffreys
 from traces.summary.comparison import compare, judge, parse_limit
 from traces.summary.run import summarise
 
@@ -111,10 +112,10 @@ def test_problems_that_agree_do_not_prove_that_all_do(compared):
     (accuracy,) = [each for each in compared.changes if each.metric.tag == "accuracy"]
     assert accuracy.difference.value == 0
     high = accuracy.difference.high
-    assert high == -accuracy.difference.low == pytest.approx(2.706 / (30 + 2.706), rel=1e-3)
+    assert high == -accuracy.difference.low == pytest.approx(jeffreys(0, 30)[1])
     assert accuracy.verdict == "cannot be told apart"
     near, far = judge([parse_limit("accuracy<-.02"), parse_limit("accuracy<-.2")], compared)
     assert (near.broken, near.sure) == (False, False)
     assert (far.broken, far.sure) == (False, True)
-    n = near.problems_to_settle  # so many that agree would be beyond doubt, by Wilson's interval
-    assert 2.706 / (n + 2.706) == pytest.approx(0.02, rel=0.1)
+    n = near.problems_to_settle  # so many that agree would be beyond doubt, by Jeffreys' interval
+    assert jeffreys(0, n)[1] == pytest.approx(0.02, rel=0.1)

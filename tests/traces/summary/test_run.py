@@ -16,7 +16,7 @@ from tests.traces.synthetic import (
 )
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
-from traces.statistics import wilson
+from traces.statistics import jeffreys
 from traces.summary.comparison import compare
 from traces.summary.kernels import bus_bandwidth
 from traces.summary.metrics import METRICS, estimate_of
@@ -75,7 +75,7 @@ def test_numbers_by_hand(run, rows):
     problems, samples = rows["problems"], rows["samples"]
     right = sum(row["correct"] for row in problems)
     assert run.accuracy.value == right / 24
-    assert (run.accuracy.low, run.accuracy.high) == pytest.approx(wilson(right, 24))
+    assert (run.accuracy.low, run.accuracy.high) == pytest.approx(jeffreys(right, 24))
     latency = [(row["decided_at"] - row["arrival"]) / 1e9 for row in problems]
     assert run.latency_s["mean"].value == pytest.approx(np.mean(latency))
     assert run.latency_s["p95"].value == pytest.approx(np.quantile(latency, 0.95))

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from textual.widgets import Input
 
-from tests.tui.pilot import opened
+from tests.tui.pilot import opened, press
 from traces.errors import UsageError
 from tui.app.app import TtscopeApp, key_ids
 from tui.app.keys import default_file, read_keys
@@ -43,3 +44,25 @@ def test_mistakes_are_told(tmp_path, text, told):
 def test_where_the_file_is(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert default_file() == tmp_path / "ttscope" / "keys.toml"
+
+
+async def test_text_typed_where_no_field_is_open_changes_no_screen(tmp_path):
+    """As `w` before there is an answer, and then what the field would take."""
+    said = []
+    app = TtscopeApp([tmp_path], screen="advice")
+    app.notify = lambda message, **_: said.append(message)
+    async with opened(app, (120, 40)) as (app, pilot):
+        await press(pilot, *"w0.4")
+        assert app.current_mode == "advice"
+        assert said == [
+            "w does nothing here now, and no field is open. ? lists the keys",
+            "No field is open. Press 4 again for: advice",
+        ]
+        await press(pilot, "n", "1")
+        assert app.current_mode == "advice"
+        await press(pilot, "1")
+        assert app.current_mode == "recordings"
+        await press(pilot, "h", "question_mark", "x", "escape", "n", "q")
+        assert app.is_running
+        await press(pilot, "o", *"n1")  # a field has its letters
+        assert isinstance(app.focused, Input) and app.focused.value == "n1"

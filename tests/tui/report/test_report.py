@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -251,6 +252,13 @@ def test_kernels_and_collectives(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_times_without_accuracy_have_no_charts_and_are_not_called_unmeasured():
+    found = of([Recording.open(Path(__file__).parents[3] / "scripts" / "watched")])
+    assert "No charts: accuracy was not measured" in found.text
+    assert "No mean latency" not in found.text
+
+
 def test_a_server_that_was_watched(tmp_path):
     with metrics_server() as server:
         watched, _ = attach(server, folder=tmp_path / "live")

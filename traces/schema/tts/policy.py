@@ -68,6 +68,11 @@ class Policy(Record):
                 raise UsageError(f"policy: {name} must be at least 1, not {value}")
 
     @property
+    def truncated(self) -> bool:
+        """Whether samples are drawn from the likeliest tokens alone (`top_p`)."""
+        return self.temperature != 0 and self.top_p is not None and self.top_p < 1
+
+    @property
     def spec(self) -> Method:
         return METHODS[self.method]
 

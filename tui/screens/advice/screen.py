@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
 from tui.screens.library_app import FittedAdvisor
+from tui.text.advice import side_by_side
 from tui.widgets.still import StillColumn, StillRow, StillText
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ class Progress(Message):
 class WhatIf(Message):
     """What a change makes of a pick, or why that cannot be said."""
 
-    lines: list[str]
+    title: str
+    rows: Sequence[Sequence[str]]
     error: str | None = None
 
 
@@ -142,13 +145,6 @@ KEYS: list[BindingType] = [
         tooltip="Give the front and its rows the whole screen, and again for all panels.",
     ),
     Binding(
-        "x",
-        "axis",
-        "axis",
-        id="advice.axis",
-        tooltip="Draw accuracy against the next quantity.",
-    ),
-    Binding(
         "w",
         "what_if",
         "what if",
@@ -161,6 +157,13 @@ KEYS: list[BindingType] = [
         "measure",
         id="advice.measure",
         tooltip="Write what to measure next as a plan for ttscope sweep.",
+    ),
+    Binding(
+        "x",
+        "axis",
+        "axis",
+        id="advice.axis",
+        tooltip="Draw accuracy against the next quantity.",
     ),
     Binding("escape", "leave", "to the answer", show=False),
 ]
@@ -192,7 +195,7 @@ class AdviceScreen(ModeScreen):
         self._whole: Literal["all", "answer", "front"] = "all"  # who has the whole screen
         self._room = (False, False)  # whether one panel is shown beside the budget, and two columns
         self._answers: dict[object, tuple[Content, Content]] = {}  # answers by their rows
-        self._what_if: list[str] = []
+        self._what_if: WhatIf | None = None
         self._accounted: Accounted | None = None  # of `_advice`
 
     def compose_body(self) -> ComposeResult:
@@ -364,7 +367,7 @@ class AdviceScreen(ModeScreen):
         """Take away what is said of other recordings."""
         self._stop()
         self.workers.cancel_group(self, "what_if")
-        self._advice, self._what_if, self._accounted, self._answers = None, [], None, {}
+        self._advice, self._what_if, self._accounted, self._answers = None, None, None, {}
         self._answer_panel.border_title = "Answer"
         self.refresh_bindings()
         self._whole = "all"
@@ -473,7 +476,7 @@ class AdviceScreen(ModeScreen):
         else:
             self._show_progress(None)
         self.workers.cancel_group(self, "what_if")
-        self._what_if, self._accounted, self._answers = [], None, {}
+        self._what_if, self._accounted, self._answers = None, None, {}
         rows = candidates(event.advice)
         present = self.ttscope.present_entry()
         if present is not None and present.run is not None:
@@ -534,7 +537,8 @@ class AdviceScreen(ModeScreen):
             self._answers[key] = self._answer_of(row, width, wide)
         drawn = self._answers[key]
         if self._what_if:
-            told = [Section(kind="table", lines=self._what_if)]
+            lines = [self._what_if.title, *side_by_side(self._what_if.rows, width)]
+            told = [Section(kind="table", lines=lines)]
             drawn = (Content("\n\n").join([styled(told), drawn[0]]), drawn[1])
         self._answer_panel.show(beside(*drawn, inner // 2 + 2) if wide else drawn[0])
 
@@ -644,9 +648,9 @@ class AdviceScreen(ModeScreen):
         try:
             with self.ttscope.advising:
                 advisor = self.ttscope.advisor_for(self._recordings())
-                message = WhatIf(advisor.what_if(pick, changes, budget))
+                message = WhatIf(*advisor.what_if(pick, changes, budget))
         except Exception as problem:  # shown in place, the app goes on
-            message = WhatIf([], failure(problem))
+            message = WhatIf("", [], failure(problem))
         if not worker.is_cancelled:
             self.post_message(message)
 
@@ -656,7 +660,7 @@ class AdviceScreen(ModeScreen):
         if event.error is not None:
             self._say(event.error, bad=True, passing=True)
             return
-        self._what_if = event.lines
+        self._what_if = event
         self._say("\n".join(self._gone_lines()))
         self._ask_change(False)
         self._give("all" if self._whole == "front" else self._whole)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from traces.errors import UsageError
 from traces.schema.advice import ESTIMATES, Budget, Pick
 from traces.schema.engine import EngineConfig
-from traces.schema.formats import interval, value_of
+from traces.schema.formats import value_of, with_interval
 from traces.schema.quantities import latency, quantity
 from traces.summary.run import Run
 from tui.screens.advice.rows import pick_title
 from tui.screens.library import words_of
-from tui.text.layout import align
 from tui.text.replay import change_words
 
 if TYPE_CHECKING:
@@ -29,8 +28,10 @@ def examples(pick: Pick) -> str:
     return " or ".join(changes)
 
 
-def what_if(advisor: Advisor, pick: Pick, changes: str, budget: Budget | None = None) -> list[str]:
-    """Return what a change such as `engine.max_num_seqs=8` makes of a pick of the advisor.
+def what_if(
+    advisor: Advisor, pick: Pick, changes: str, budget: Budget | None = None
+) -> tuple[str, list[Sequence[str]]]:
+    """Return what a change such as `engine.max_num_seqs=8` makes of a pick: title and table.
 
     Both are at the load and the prices of the budget's answer. Raises UsageError for what cannot be
     asked or answered from the recordings.
@@ -46,16 +47,16 @@ def what_if(advisor: Advisor, pick: Pick, changes: str, budget: Budget | None = 
     two = [(pick.engine, pick.policy), (engine, policy)]
     check = beside(advisor, two, budget, prior=pick.prior)
     wanted = latency(budget.latency_percentile).name
-    table: list[Sequence[str]] = [("", "pick", "changed", "90 % interval", "change")]
+    table: list[Sequence[str]] = [("90 % intervals", "pick", "changed", "change")]
     for name in dict.fromkeys((*ESTIMATES[:3], wanted, *ESTIMATES[3:])):
         one, other = check.estimate(name, 0), check.estimate(name, 1)
         if one is None and other is None:
             continue
-        told = value_of(one), value_of(other), interval(other), change_words(name, one, other)
-        table.append((quantity(name).title, *told))
+        told = value_of(one), with_interval(other), change_words(name, one, other)
+        table.append((quantity(name).noun, *told))
     rate = budget.rate_per_s
     load = "" if rate is None else f", at {rate:g} problems/s"
-    return [f"{pick_title(pick)}, {changes.strip()}{load}", *align(table, right=(1, 2, 4))]
+    return f"{pick_title(pick)}, {changes.strip()}{load}", table
 
 
 def _of_servers(advisor: Advisor, pick: EngineConfig, engine: EngineConfig) -> EngineConfig:

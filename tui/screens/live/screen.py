@@ -28,6 +28,7 @@ from tui.screens.library import failure
 from tui.screens.live.panels import (
     Recorded,
     live_panels,
+    rate_lines,
     read_recorded,
     recorded_lines,
     recorded_panels,
@@ -58,8 +59,9 @@ from tui.widgets.still import StillText
 if TYPE_CHECKING:
     from advisor.what_if.suggest import Suggestion
 
-WIDE, TALL = 100, 30  # from which there are framed panels
+WIDE, TALL = 116, 38  # from which framed panels have room for their numbers
 WIDER = 160  # from which three stand side by side
+ROOMY = 30  # rows from which rates stand below the times, without panels
 PANELS = 8  # at most
 FEW_SERVERS = 4  # rows of a table of servers where there is little room
 HOW = (
@@ -69,8 +71,9 @@ HOW = (
     "(HTTP) or --listen-grpc 4317 also receives spans and engine steps, and --kernels FOLDER opens "
     "profiler windows. The power of this machine's GPUs is read.\n\n"
     "Press s to stop. What was seen is then a recording on screen 1, and enter on it opens it "
-    "here again. To send a workload to a server: ttscope attach URL --workload problems.jsonl "
-    "--n 8."
+    "here again. To send a workload: ttscope attach URL --workload FILE --n 8. A line of FILE is "
+    '{"id": "1", "prompt": "6*7=", "answer": "42"}. In place of FILE, demo sends the problems of '
+    "ttscope demo."
 )
 URL = Question(
     label="URL",
@@ -410,7 +413,11 @@ class LiveScreen(ModeScreen):
         shown = panels if self._is_dashboard else ()
         most = 3 if self.app.size.width >= WIDER else 2
         columns = min(most, max((len(shown) + 1) // 2, 1))
-        self.query_one("#panels").styles.grid_size_columns = columns
+        grid = self.query_one("#panels").styles
+        grid.grid_size_columns = columns
+        needs = [each.needs for each in shown]
+        rows = [max(needs[at : at + columns]) for at in range(0, len(needs), columns)]
+        grid.grid_rows = " ".join(f"{each}fr" for each in rows) or "1fr"
         for at, view in enumerate(self.query(PanelView)):
             view.show(shown[at] if at < len(shown) else None)
 
@@ -425,7 +432,11 @@ class LiveScreen(ModeScreen):
             gauges = self._history.lanes(Lanes.bins(width))
             gauges = [lane for lane in gauges if lane.name not in TIMES]  # the table has them
             self.query_one("#gauges", Lanes).show(gauges, None)
-            self.query_one("#spreads", StillText).update("\n".join(spread_lines(last)))
+            engines = [each for each in last.numbers.values() if each is not None]
+            told = spread_lines(last)
+            if self.app.size.height >= ROOMY:
+                told += rate_lines(engines)
+            self.query_one("#spreads", StillText).update("\n".join(told))
         rates = wrap("sees", sees_line(last, self._findings), width=width, indent=6)
         kernels = family_line(last.families, width)
         told = [kernels, *held_texts(last.held)] if kernels else []

@@ -109,6 +109,25 @@ SPEED = "Play slower or faster."
 KEYS: list[BindingType] = [
     Binding("space", "play", "play", id="run.play", tooltip="Play the run from the cursor on."),
     Binding("space", "pause", "pause", id="run.play", tooltip="Stop playing at the cursor."),
+    Binding(
+        "g", "ask('goto')", "go to", id="run.goto", tooltip="Go to a problem, a step or a time."
+    ),
+    Binding(
+        "w", "worst", "slowest problem", id="run.slowest", show=False,
+        tooltip="Show the problem that took longest.",
+    ),
+    Binding(
+        "r", "rule", "rule", id="run.rule",
+        tooltip="Judge the next stopping rule on this problem and on all.",
+    ),
+    Binding(
+        "k", "page", "more", id="run.page",
+        tooltip="Show the next page: kernels and energy, policies, the replay, the problem.",
+    ),
+    Binding(
+        "v", "ask('replay')", "replay", id="run.replay",
+        tooltip="Replay the run, as recorded or with changes, and show it beside.",
+    ),
     Binding("left", "move(-1)", "time", key_display="← →", id="run.earlier", tooltip=SEEK),
     Binding("right", "move(1)", "later", id="run.later", show=False, tooltip=SEEK),
     Binding(
@@ -144,25 +163,6 @@ KEYS: list[BindingType] = [
     Binding(
         "right_square_bracket", "problem(1)", "next problem", id="run.next", show=False,
         tooltip=NEXT,
-    ),
-    Binding(
-        "g", "ask('goto')", "go to", id="run.goto", tooltip="Go to a problem, a step or a time."
-    ),
-    Binding(
-        "w", "worst", "slowest problem", id="run.slowest", show=False,
-        tooltip="Show the problem that took longest.",
-    ),
-    Binding(
-        "r", "rule", "rule", id="run.rule",
-        tooltip="Judge the next stopping rule on this problem and on all.",
-    ),
-    Binding(
-        "k", "page", "more", id="run.page",
-        tooltip="Show the next page: kernels and energy, policies, the replay, the problem.",
-    ),
-    Binding(
-        "v", "ask('replay')", "replay", id="run.replay",
-        tooltip="Replay the run, as recorded or with changes, and show it beside.",
     ),
     Binding(
         "escape", "leave", "leave", show=False,

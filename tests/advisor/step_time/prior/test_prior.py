@@ -14,6 +14,7 @@ from advisor.step_time.prior.operations.attention import attending
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, prior_of
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cost_of
+from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import known_systems, read_prior, tables_folder
 from tests.advisor.step_time.prior.prior_files import (
     BANDWIDTH,
@@ -58,6 +59,19 @@ def test_a_product_between_measured_shapes_is_bilinear(tables, n, k):
 def test_a_product_wider_than_any_measured_takes_in_proportion(tables):
     rows = product(tables, 8192, 512).rows
     np.testing.assert_allclose(rows[:, 1], 2 * gemm_s(rows[:, 0], 4096, 512), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("version", "sorts"), [("0.8.5", True), ("0.16.0", True), ("0.17.0", False), (None, False)]
+)
+def test_sampling_within_top_p_sorts_the_logits_of_older_engines(tables, version, sorts):
+    engine = EngineConfig(model="tiny", vllm_version=version)
+    plain, within = (prior_of(tables, TINY, engine, truncated=each) for each in (False, True))
+    for batch in (1, 16):
+        longer = decode_step(within, batch, 100) - decode_step(plain, batch, 100)
+        assert longer == pytest.approx(sorts * 1.35e-10 * TINY.vocab_size * batch, abs=1e-15)
+    assert any("sorting the logits" in rule for rule in within.rules) == sorts
+    assert (within.spread > plain.spread) == sorts
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -258,6 +272,17 @@ def test_a_system_without_all_reduces_serves_one_gpu(tmp_path):
         priced(tables, 2)
 
 
+def test_an_all_reduce_takes_no_longer_than_a_larger_one(tmp_path):
+    comm = write_prior(tmp_path) / "data/test_gpu/comm/vllm/0.9.0/custom_allreduce_perf.parquet"
+    table = pl.read_parquet(comm)
+    sizes = sorted(table["message_size"].unique())
+    slow = pl.when(message_size=sizes[1]).then(pl.col("latency") * 100).otherwise("latency")
+    table.with_columns(latency=slow).write_parquet(comm)
+    for rows in read_prior("test_gpu", tmp_path).all_reduces(2).values():
+        assert rows[1, 1] == rows[2, 1] and rows[0, 1] < rows[1, 1]
+        assert np.all(np.diff(rows[:, 1]) >= 0)
+
+
 def test_a_wrong_name_lists_the_systems_that_have_tables(tmp_path):
     write_prior(tmp_path)
     (tmp_path / "data" / "empty_gpu").mkdir()
@@ -279,6 +304,19 @@ def test_the_newest_version_of_each_family_is_read(tmp_path):
     tables = read_prior("test_gpu", tmp_path)
     assert tables.versions == {"gemm": "0.10.1", "attention": "0.9.0", "comm": "0.9.0"}
     assert tables.device == DEVICE
+
+
+def test_tables_are_opened_once_until_a_file_of_theirs_changes(tmp_path):
+    write_prior(tmp_path)
+    tables = read_prior("test_gpu", tmp_path)
+    assert read_prior("test_gpu", tmp_path) is tables
+    assert read_gpu("test_gpu", tmp_path) is tables
+    told = tmp_path / "test_gpu.yaml"
+    told.write_text(told.read_text() + "# read again\n")
+    again = read_prior("test_gpu", tmp_path)
+    assert again is not tables and read_prior("test_gpu", tmp_path) is again
+    (tmp_path / "data/test_gpu/gemm/vllm/0.9.0").rename(tmp_path / "data/test_gpu/gemm/vllm/0.10.1")
+    assert read_prior("test_gpu", tmp_path).versions["gemm"] == "0.10.1"
 
 
 @pytest.mark.parametrize("damage", ["text", "yaml", "column"])

@@ -11,7 +11,7 @@ from advisor.step_time.host.spread import spread_of
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.prior import Prior, prior_of
 from advisor.step_time.prior.recalibration import cost_of, predicted_steps, recalibrate
-from advisor.step_time.prior.tables import PriorTables, read_prior
+from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
@@ -42,8 +42,7 @@ def asked(recording, others=(), *, engine=None, **changes):
         engine=dataclasses.replace(run.engine, **ENGINE | (engine or {})),
         policy=run.policy,
         gpu="test_gpu",
-        model_facts=TINY,
-        **changes,
+        **{"model_facts": TINY} | changes,
     )
     return predict(recording, run, question, others)
 
@@ -102,16 +101,15 @@ def test_only_what_lies_outside_the_tables_is_marked(recorded, monkeypatch):
 
 
 def test_steps_of_more_tokens_than_any_all_reduce_that_was_measured_are_marked(
-    recorded, monkeypatch
+    recorded, tmp_path, monkeypatch
 ):
     two = {"tensor_parallel_size": 2}
     assert not mean_latency(asked(recorded, engine=two)).extrapolated
-    whole = PriorTables.all_reduces
-
-    def small(self, size):
-        return {graph: rows[:1] for graph, rows in whole(self, size).items()}
-
-    monkeypatch.setattr(PriorTables, "all_reduces", small)
+    folder = write_prior(tmp_path / "systems")
+    comm = folder / "data/test_gpu/comm/vllm/0.9.0/custom_allreduce_perf.parquet"
+    rows = pl.read_parquet(comm)
+    rows.filter(message_size=rows["message_size"].min()).write_parquet(comm)
+    monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
     assert mean_latency(asked(recorded, engine=two)).extrapolated
 
 
@@ -138,6 +136,20 @@ def test_the_version_of_the_tables_is_the_engines_and_others_are_told_of(
     assert any("test_gpu, vLLM 0.9.0, all-reduces of 0.7.0)" in n for n in old.notes)
     one = asked(recorded, engine={"vllm_version": "0.8.5"})
     assert not any("all-reduces" in note for note in one.notes)
+
+
+def test_samples_within_top_p_take_an_older_engine_longer(recorded, tmp_path):
+    policy = dataclasses.replace(VOTE16, top_p=0.9)
+    within = record(tmp_path / "within", engine_of(), policy, problems=12)
+    facts = dataclasses.replace(TINY, vocab_size=150_000)
+    for version, sorts in (("0.12.0", True), ("0.32.0", False)):
+        engine = {"vllm_version": version}
+        plain, sorting = (
+            asked(each, engine=engine, model_facts=facts) for each in (recorded, within)
+        )
+        longer = mean_latency(sorting).value / mean_latency(plain).value
+        assert longer > 1.1 if sorts else longer == pytest.approx(1, abs=0.02)
+        assert ("sorting the logits" in " ".join(sorting.notes)) == sorts
 
 
 def test_two_gpus_are_two_devices(recorded):

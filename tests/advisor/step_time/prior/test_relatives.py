@@ -1,5 +1,6 @@
 """A GPU that is the chip of one with tables, with other memory or another peak."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -72,3 +73,13 @@ def test_a_window_bounds_what_is_read(both):
 @pytest.mark.parametrize("name", ["h100_pcie", "a100_sxm_40gb"])
 def test_what_a_relative_lacks_is_the_same_chips(name):
     assert read_gpu(name).others[0].system == RELATIVES[name].of
+
+
+def test_the_tables_of_a_relative_are_opened_once(tmp_path, monkeypatch):
+    folder = write_prior(tmp_path)
+    relative = Relative(of="test_gpu", wires="test_gpu", device="Half", bandwidth=SPEED / 2)
+    monkeypatch.setitem(RELATIVES, "half", replace(relative, bf16_flops=PEAK, memory_bytes=1e9))
+    half = read_gpu("half", folder)
+    assert read_gpu("half", folder) is half
+    (folder / "data/test_gpu/gemm/vllm/0.9.0").rename(folder / "data/test_gpu/gemm/vllm/0.10.1")
+    assert read_gpu("half", folder).versions["gemm"] == "0.10.1"

@@ -358,7 +358,7 @@ def recorded_model(recorded):
         ),
         (("itl=40s@4",), "itl 40.0 s is "),
         (("itl=1us@4",), "Check the time, the model and the GPU"),
-        (("itl=4ms@4:64+200",), "itl 4.00 ms is 4."),
+        (("itl=4ms@4:64+200",), "itl 4.00 ms is "),
         (("itl=1ms@4:64+200", "tpot=1.2ms@4:64+200"),
          "1 ms and 1.2 ms were measured of what the prior takes for one load"),
         (("itl=1ms@4:64+200", "itl=1.2ms@4:65+200"), "takes for one load"),

@@ -16,6 +16,7 @@ from traces.schema.formats import value_of
 from traces.schema.quantities import quantity
 from tui.screens.advice.what_if import examples, what_if
 from tui.screens.entries import load
+from tui.text.advice import side_by_side
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +40,10 @@ def pick_of(entry, **changes):
     )  # fmt: skip
 
 
-def row(lines, title):
-    """The pick's cell and the changed one's."""
-    (line,) = (line for line in lines if line.startswith(title))
-    return re.split(r"  +", line)[1:3]
+def row(told, noun):
+    """The pick's value and the changed one's."""
+    (cells,) = (cells for cells in told[1] if cells[0] == noun)
+    return [each.partition(" [")[0] for each in cells[1:3]]
 
 
 @pytest.mark.parametrize("rate", [None, 2.0])
@@ -58,7 +59,7 @@ def test_a_change_to_another_candidate_has_its_numbers(
     entry, advisor, rate, change, engine, policy
 ):
     budget = Budget(optimise="latency", rate_per_s=rate, price_usd_per_device_hour=2.5)
-    lines = what_if(advisor, pick_of(entry), change, budget)
+    told = what_if(advisor, pick_of(entry), change, budget)
     engine = dataclasses.replace(entry.run.engine, **engine)
     rows = advisor.space.rows_of(engine, dataclasses.replace(entry.run.policy, **policy))
     state = advisor.under(rate)
@@ -67,7 +68,7 @@ def test_a_change_to_another_candidate_has_its_numbers(
     check = advisor.check(budget)
     for name in ESTIMATES:
         if (found := check.estimate(name, place)) is not None:
-            assert row(lines, quantity(name).title)[1] == value_of(found), name
+            assert row(told, quantity(name).noun)[1] == value_of(found), name
 
 
 @pytest.mark.parametrize("limits", [{}, {"rate": "2/s"}, {"rate": "2/s", "percentile": "95"}])
@@ -77,30 +78,30 @@ def test_the_pick_has_the_numbers_of_the_answer(advisor, limits):
     budget = parse_budget(asked)
     for pick in advisor.recommend(budget).pareto[:3]:
         for change in examples(pick).split(" or "):
-            lines = what_if(advisor, pick, change, budget)
-            told = [each for each in pick.estimates.items() if each[1] is not None]
-            assert len(told) == len(lines) - 2 >= 7
-            for name, each in told:
-                assert row(lines, quantity(name).title)[0] == value_of(each), (name, change)
+            told = what_if(advisor, pick, change, budget)
+            known = [each for each in pick.estimates.items() if each[1] is not None]
+            assert len(known) == len(told[1]) - 1 >= 7
+            for name, each in known:
+                assert row(told, quantity(name).noun)[0] == value_of(each), (name, change)
 
 
 def test_the_rate_and_the_prices_are_the_budgets(entry, advisor):
     budget = parse_budget({"rate": "2/s", "price": "cpu=3.6", "optimise": "cost"})
-    lines = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4", budget)
-    assert lines[0].endswith("engine.max_num_seqs=4, at 2 problems/s")
+    told = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4", budget)
+    assert told[0].endswith("engine.max_num_seqs=4, at 2 problems/s")
     # An engine that idles is paid for: a device for the half second in which a problem comes.
-    told = [[each.rstrip("*") for each in row(lines, name)] for name in ("device-s", "cost")]
-    assert told == [["500 dev-ms"] * 2, ["$0.000500"] * 2]
+    paid = [[each.rstrip("*") for each in row(told, name)] for name in ("device time", "cost")]
+    assert paid == [["500 dev-ms"] * 2, ["$0.000500"] * 2]
     closed = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4")
-    assert row(closed, "latency mean") != row(lines, "latency mean")
+    assert row(closed, "mean latency") != row(told, "mean latency")
 
 
 def test_a_change_of_accuracy_is_in_points(entry, advisor):
-    lines = what_if(advisor, pick_of(entry), "policy.n=1")
-    (line,) = (line for line in lines if line.startswith("accuracy"))
-    before, after = map(float, row(lines, "accuracy"))
-    assert line.endswith(" pts") and before != after
-    assert float(line.split()[-2]) == pytest.approx(100 * (after - before), abs=0.11)
+    told = what_if(advisor, pick_of(entry), "policy.n=1")
+    (change,) = (cells[-1] for cells in told[1] if cells[0] == "accuracy")
+    before, after = map(float, row(told, "accuracy"))
+    assert change.endswith(" pts") and before != after
+    assert float(change.split()[-2]) == pytest.approx(100 * (after - before), abs=0.11)
 
 
 RULES = [
@@ -120,9 +121,9 @@ def rule_of(method, n, rule):
 def test_the_examples_work_for_the_pick_that_they_stand_beside(entry, advisor, method, n, rule):
     pick = dataclasses.replace(pick_of(entry), policy=rule_of(method, n, rule))
     for change in examples(pick).split(" or "):
-        lines = what_if(advisor, pick, change)
-        assert lines[0].endswith(change)
-        assert row(lines, "latency mean")[1] != "-"
+        told = what_if(advisor, pick, change)
+        assert told[0].endswith(change)
+        assert row(told, "mean latency")[1] != "-"
     assert ("policy.n" in examples(pick)) == (n > 1)
 
 
@@ -144,10 +145,10 @@ def test_more_ranks_of_a_mixture_are_servers_of_as_many_as_the_pick_has(tmp_path
     dataclasses.replace(base.manifest, models={"small": facts}).write(base.path)
     (entry,) = load(base.path)
     advisor = Advisor.fit([entry.recording], draws=40)
-    lines = what_if(advisor, pick_of(entry), f"engine.data_parallel_size={size}")
+    told = what_if(advisor, pick_of(entry), f"engine.data_parallel_size={size}")
     servers = dataclasses.replace(entry.run.engine, data_parallel_size=size).of_servers(ranks)
     check = beside(advisor, [(servers, entry.run.policy)], Budget())
-    assert row(lines, "latency mean")[1] == value_of(check.estimate("latency_s", 0))
+    assert row(told, "mean latency")[1] == value_of(check.estimate("latency_s", 0))
     assert check.metrics.candidate(0).engine == servers
     if ranks == 2:
         with pytest.raises(UsageError, match="has 2 data-parallel ranks. Ask for 2, 4 or another"):
@@ -190,3 +191,10 @@ def test_a_name_that_is_nearly_right_is_guessed(entry, change, told):
 def test_what_the_recordings_cannot_say_is_refused(entry, advisor, change, told):
     with pytest.raises(UsageError, match=re.escape(told)):
         what_if(advisor, pick_of(entry), change)
+
+
+def test_the_table_is_whole_at_80_columns_and_named_as_the_answer(entry, advisor):
+    _, rows = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4")
+    lines = side_by_side(rows, 75)
+    assert len(lines) == len(rows) and max(map(len, lines)) <= 75
+    assert {"mean latency", "device time", "tokens"} <= {cells[0] for cells in rows}

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tests.tui.live_recordings import BEGIN, write_watched
-from tests.tui.pilot import opened, press, text_of
+from tests.tui.pilot import opened, press, screen_text, text_of
 from traces.live.numbers import numbers_of
 from traces.live.verdict import Finding, Verdict, change_for
 from traces.recording.reader import Recording
+from traces.schema.formats import number
 from traces.summary.run import summarise
 from tui.app.app import TtscopeApp
 from tui.screens.live.panels import gauge_in, live_panels, rate_in, read_recorded
@@ -154,3 +155,19 @@ def test_the_change_that_a_verdict_asks_for(numbers):
     assert [panel.title for panel in live_panels(history)][:3] == [
         "Throughput", "Requests", "KV cache",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(100, 30), (116, 38), (120, 40), (200, 60)])
+async def test_no_number_is_cut_at_any_size(folder, size):
+    recording = Recording.open(folder / "spans")
+    recorded = read_recorded(recording, summarise(recording)[0])
+    async with opened(TtscopeApp([folder / "spans"]), size) as (app, pilot):
+        await press(pilot, "enter")
+        found = screen_text(app)
+        assert len(recorded.spreads()) == 5
+        assert all(line in found for line in recorded.spreads())
+        assert (
+            size == (100, 30)
+            or f"steps {number(recorded.engines[0].steps_per_s, 'tokens')} /s" in found
+        )
