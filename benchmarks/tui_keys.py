@@ -1,11 +1,12 @@
 """What each key of the app costs on the shipped recordings: ``python -m benchmarks.tui_keys``.
 
 A key counts from its press until the thread that draws rests. The time is the processor time of
-that thread, and what a terminal would be sent is made too. It does not wait from within, as
-Textual's pilot does: that calls each widget, a seventh of what a key took. Printed are the medians
-of so many presses and the slowest, by screen and size. A watched server that is made stands on
-screen 3. Behind them stand the first paint, and the first estimate and the answer of the advice
-screen: with it opened at once, and with it opened once the app has learned.
+that thread, and what a terminal would be sent is made too. What scrolls smoothly, or plays, counts
+until its last frame. It does not wait from within, as Textual's pilot does: that calls each widget,
+a seventh of what a key took. Printed are the medians of so many presses and the slowest, by screen
+and size. A watched server that is made stands on screen 3. Behind them stand the first paint, and
+the first estimate and the answer of the advice screen: with it opened at once, and with it opened
+once the app has learned.
 """
 
 import argparse

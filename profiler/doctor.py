@@ -16,7 +16,7 @@ from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
 from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, TGI, VLLM
-from traces.live.numbers import DRAFTS, FLOPS, STARTED, tells
+from traces.live.numbers import ADDED, DRAFTS, FLOPS, tells
 
 if TYPE_CHECKING:
     import httpx
@@ -107,6 +107,18 @@ _EXPORTER = (
     'OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20{token}" '
 )
 _ENDPOINT = "--otlp-traces-endpoint http://127.0.0.1:4318/v1/traces"
+_RAY_ENVIRONMENT = "in the environment of Ray's replicas (of ray start, or env_vars of runtime_env)"
+RAY_SPANS = (
+    'otlp_traces_endpoint="http://127.0.0.1:4318/v1/traces" in engine_kwargs, the variables '
+    f"OTEL_EXPORTER_OTLP_... of docs/attach.md {_RAY_ENVIRONMENT}, and ttscope attach URL "
+    "--metrics-url PAGE --listen 4318"
+)
+RAY_PLUGIN = (
+    "pip install CHECKOUT, the folder of ttscope's sources, in the Python of Ray's replicas, "
+    f"TTSCOPE_PLUGIN=http://127.0.0.1:4318 {_RAY_ENVIRONMENT}, "
+    "enable_logging_iteration_details=True in engine_kwargs, and ttscope attach URL --metrics-url "
+    "PAGE --listen 4318"
+)
 _SERVE = "vllm serve MODEL"
 _PLUGIN = "TTSCOPE_PLUGIN=http://127.0.0.1:4318 "
 _DETAILS = "--enable-logging-iteration-details"
@@ -168,7 +180,9 @@ def examine_server(access: Access) -> list[Finding]:
         metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
         found, identity = _models(client, access, kinds, answers=answers)
-        return [*found, *metrics, *_inside(client, identity, _serve(access, started)), *_allowed()]
+        on_ray = any(kind.endswith(ON_RAY) for kind in kinds)
+        serve = None if on_ray else _serve(access, started)
+        return [*found, *metrics, *_inside(client, identity, serve), *_allowed()]
 
 
 def _models(
@@ -218,7 +232,7 @@ def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
         return [Finding(what="metrics", present=False, detail=why, needs=needs)], set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
     kinds = scraper.reader.engines
-    series = sum(each.name != STARTED for each in page.values)  # which ttscope adds
+    series = sum(each.name not in ADDED for each in page.values)  # which ttscope adds
     told = f"{series} series of {engines} engine{'s' if engines != 1 else ''} "
     told += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"
     found = [Finding(what="metrics", present=True, detail=told), *_on_page(page, kinds)]
@@ -260,7 +274,8 @@ def _on_page(page: Page, kinds: set[str]) -> Iterator[Finding]:
     )
 
 
-def _inside(client: httpx.Client, identity: Identity, serve: str) -> Iterator[Finding]:
+def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iterator[Finding]:
+    """Say what is to be had from inside; `serve` starts such a server, None where Ray does."""
     from profiler.attach.kernel_windows import SERVER_FLAGS
     from profiler.engines.server.served import routes
 
@@ -273,15 +288,17 @@ def _inside(client: httpx.Client, identity: Identity, serve: str) -> Iterator[Fi
         shared_token()  # so that the file is there
     own = engine in (None, VLLM, SGLANG)  # None: a proxy may be before vLLM
     spans = SPANS_OF.get(engine or "", SPANS) if own else SPANS_ELSEWHERE
-    spans = RUST_NEEDS if rust else spans
+    spans = RAY_SPANS if serve is None else RUST_NEEDS if rust else spans
     silent = "none where the Rust front end answers" if rust else outside
     start = (
         ()
-        if rust or not own
+        if rust or not own or serve is None
         else _with_token(WITH_SPANS_OF.get(engine or "", WITH_BOTH).replace(_SERVE, serve))
     )
     yield Finding(what="spans", present=None, detail=silent, needs=spans, run=start)
-    if engine in STEPS_OF:
+    if serve is None:
+        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=RAY_PLUGIN)
+    elif engine in STEPS_OF:
         yield Finding(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
     else:
         start = (WITH_PLUGIN.replace(_SERVE, serve),) if rust else start

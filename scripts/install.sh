@@ -19,7 +19,7 @@ if command -v uv >/dev/null 2>&1; then
     remove() { uv pip uninstall --python "$VENV/bin/python" "$@"; }
 else
     [ -d "$VENV" ] || "$PYTHON" -m venv "$VENV"
-    # Compiling all files takes pip as long as all else. What is imported below is then compiled.
+    # Compiling all files is two fifths of pip's work. What is imported below is then compiled.
     install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -q --no-compile "$@"; }
     remove() { "$VENV/bin/python" -m pip uninstall -q -y "$@"; }
 fi

@@ -55,8 +55,8 @@ TOO_LITTLE = (
     "or with the plugin (docs/attach.md)"
 )
 UNTIMED = (
-    "the server's /metrics have no times between tokens, so that they teach no law of its steps. "
-    "Steps come from forward passes, and from vLLM's plugin (docs/attach.md)"
+    "the server's /metrics do not tell the mean time between tokens, so that they teach no law of "
+    "its steps. Steps come from forward passes, and from vLLM's plugin (docs/attach.md)"
 )
 INFERRED = (
     "requests are inferred from the sums of forward passes, to a step, with lengths. What the sums "
@@ -359,7 +359,9 @@ def _model_notes(recording: Recording) -> list[str]:
 def _untimed(windows: Windows) -> bool:
     """Whether requests ended, and no server tells the times between their tokens."""
     each = [window for window in windows.values() if window is not None]
-    return any(w.total(FINISHED) for w in each) and not any(w.histograms.get(ITL) for w in each)
+    times = [window.histograms[ITL] for window in each if ITL in window.histograms]
+    told = any(np.isfinite(histogram.sums).any() for histogram in times)
+    return any(window.total(FINISHED) for window in each) and not told
 
 
 def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:

@@ -18,7 +18,13 @@ from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
-from traces.live.engine_names import TENSORRT_LLM_HOST, TENSORRT_LLM_LIMITS
+from traces.live.engine_names import (
+    ON_RAY,
+    RAY_REPORTS_S,
+    TENSORRT_LLM_HOST,
+    TENSORRT_LLM_LIMITS,
+    engine_of,
+)
 from traces.live.numbers import (
     ACCEPTED_AT,
     DRAFTED,
@@ -37,6 +43,7 @@ from traces.recording.writer import RecordingWriter
 from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
 
 _LIVE_PAGES = 61  # kept of each replica for the live line
+REPORTS = 2.5  # of Ray's page, of which a live line looks back on at least
 _ADOPTED = (  # of what a plugin tells
     *("dtype", "quantization", "kv_cache_dtype", "max_model_len", "tensor_parallel_size"),
     *("pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "block_size"),
@@ -46,8 +53,9 @@ _ADOPTED = (  # of what a plugin tells
 NO_METRICS = (
     "has nothing of an engine: name the engine's own host and port, not a router's, or its "
     "--metrics-url (Dynamo http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's "
-    "metrics port). Start vLLM without --disable-log-stats, SGLang with --enable-metrics, "
-    "trtllm-serve with return_perf_metrics and enable_iter_perf_stats in its --config"
+    "metrics port, which tells of an engine once it has served a request). Start vLLM without "
+    "--disable-log-stats, SGLang with --enable-metrics, trtllm-serve with return_perf_metrics and "
+    "enable_iter_perf_stats in its --config"
 )
 
 
@@ -68,6 +76,17 @@ class Replica:
     joined: bool = False  # whether it is of one server with others, whose ranks are elsewhere
     ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
+
+    def key_of(self, rank: int, replica: str | None) -> str | None:
+        """Return the key of the engine that a plugin tells of; None where it is not on the page.
+
+        A page of Ray Serve has several replicas, each with ranks from 0.
+        """
+        keys = dict(self.keys)
+        told = engine_of({"engine": str(rank), "ReplicaId": replica or ""})
+        own = {key for label, key in keys.items() if label.partition(" ")[0] == str(rank)}
+        only = own.pop() if len(own) == 1 and replica is None else None
+        return keys.get(told) or keys.get(str(rank)) or only
 
 
 def _speculation_on(page: Page | None, label: str | None = None) -> Speculative | None:
@@ -416,6 +435,8 @@ class Deployment:
         found: dict[str, Numbers | None] = {}
         for replica in self.replicas:
             pages = list(replica.pages)
+            if any(kind.endswith(ON_RAY) for kind in replica.scraper.reader.engines):
+                seconds = max(seconds, REPORTS * RAY_REPORTS_S)
             since = pages[-1]["time"][0] - round((seconds + 0.5) * 1e9) if pages else 0
             recent = [page for page in pages if page["time"][0] >= since]
             frames = recent if len(recent) > 1 else pages[-2:]

@@ -104,7 +104,7 @@ class Batch(Struct):
     late is sent again, and more with it. `dropped` counts the steps that were never sent, since
     the engine began, and `dropped_until` is the end of the newest of them. `now` is the sender's
     clock, and `ahead` how far that is before ours, which the receiver says. Times are unix
-    nanoseconds. `model` is what the served model costs.
+    nanoseconds. `model` is what the served model costs, `replica` the sender's of Ray Serve.
     """
 
     v: int
@@ -123,6 +123,7 @@ class Batch(Struct):
     ports: Annotated[list[Annotated[int, Meta(ge=0, lt=65_536)]], Meta(max_length=64)] = []
     config: EngineConfig | None = None
     model: ModelFacts | None = None
+    replica: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
 
 
 _DECODER = msgspec.json.Decoder(Batch)
@@ -141,7 +142,7 @@ def read_batch(body: bytes | bytearray) -> Batch:
         raise ValueError("not a batch of steps") from None
     if batch.v != 1 or tuple(batch.columns) != COLUMNS or len(batch.rows) > MOST_ROWS:
         raise ValueError("a batch of another version")
-    if not batch.instance.isprintable():
+    if not batch.instance.isprintable() or not (batch.replica or "").isprintable():
         raise ValueError("an odd name")
     for row in batch.rows:
         if len({each is None for each in row[1:4]}) > 1:

@@ -19,6 +19,7 @@ import contextlib
 import http.client
 import logging
 import os
+import sys
 import threading
 import time
 import uuid
@@ -114,6 +115,7 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             "process_start_s": process_start(),
             "config": None,
             "ports": [],
+            "replica": _ray_replica(),
         }
         self._stopping = threading.Event()
         self._pending: list[tuple[Any, ...]] = []
@@ -284,6 +286,16 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             self._pending = self._pending[len(given_up) :]
             self._discarded += len(given_up)
             self._done += len(given_up)  # numbers are not given twice
+
+
+def _ray_replica() -> str | None:
+    """Return which replica of Ray Serve this is, as vLLM's ray_wrappers.py labels its metrics."""
+    serve = sys.modules.get("ray.serve")
+    if serve is None:
+        return None
+    with contextlib.suppress(Exception):  # not a replica, or another Ray
+        return str(serve.get_replica_context().replica_id.unique_id)
+    return None
 
 
 def _end() -> None:

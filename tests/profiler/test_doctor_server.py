@@ -137,6 +137,16 @@ def test_metrics_may_be_elsewhere():
         assert {path for path, _, _ in page.asked} == {"/v1/metrics"}
 
 
+def test_ray_serve_starts_its_engines_itself():
+    with metrics_server() as state, metrics_server() as page:
+        page.lines = ['ray_vllm_num_requests_running{ReplicaId="r",engine="0"} 1']
+        access = Access.of(state.url).with_metrics(f"{page.url}/metrics")
+        found = {each.what: each for each in examine_server(access)}
+    assert found["metrics"].detail.startswith("1 series of 1 engine (vLLM on Ray Serve)")
+    for what in ("spans", "steps (plugin)"):
+        assert "engine_kwargs" in found[what].needs and not found[what].run
+
+
 def test_each_depth_says_beforehand_what_it_allows():
     with metrics_server() as state:
         found = look(state)

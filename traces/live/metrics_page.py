@@ -14,14 +14,17 @@ from typing import NamedTuple
 from traces.live.engine_names import (
     COPY,
     OLDER,
+    ON_RAY,
     RANKS,
+    RAY_REPORTS_S,
     engine_named,
     engine_of,
     is_copy,
+    is_made_up,
     known_name,
     vllm_names,
 )
-from traces.live.numbers import MOST_SERIES, STARTED, USED
+from traces.live.numbers import MOST_SERIES, REPORTED, STARTED, USED
 
 _COUNT = frozenset(USED)  # series from which an engine's numbers are computed
 _PROCESS = "process_start_time_seconds"
@@ -58,6 +61,7 @@ class PageReader:
     cache_config: dict[str, dict[str, str]] = field(default_factory=dict)  # by engine
     engines: set[str] = field(default_factory=set)
     _ever: set[str] = field(default_factory=set)  # engines
+    _on_ray: set[str] = field(default_factory=set)  # engines
     _known: dict[str, tuple[Series, ...]] = field(default_factory=dict)
     _ranks: dict[str, tuple[str | None, ...]] = field(
         default_factory=dict
@@ -70,21 +74,25 @@ class PageReader:
         Raises ValueError when nothing of it looks like a metrics page.
         """
         values, left_out = self._read(page)
+        if self._on_ray:  # the agent's, which writes the page
+            values.pop(Series("", _PROCESS), None)
         started = values.get(Series("", _PROCESS))
         if started is not None and self._started not in (None, started):
             self.forget()
             values, left_out = self._read(page)
         self._started = started if started is not None else self._started
         if started is not None:  # all engines of a server begin anew with it
-            engines = {series.engine for series in values if series.name in _COUNT}
-            values |= {Series(engine, STARTED): started for engine in engines}
+            values |= {Series(engine, STARTED): started for engine in _counted(values)}
+        if self._on_ray:
+            on_ray = self._on_ray & _counted(values)
+            values |= {Series(engine, REPORTED): RAY_REPORTS_S for engine in on_ray}
         self.left_out = max(self.left_out, left_out)
         self.pages_cut += left_out > 0
         return values
 
     def forget(self) -> None:
         """Forget what an earlier process told: the next page is another's."""
-        for told in (self.cache_config, self.engines, self._ranks, self._known):
+        for told in (self.cache_config, self.engines, self._on_ray, self._ranks, self._known):
             told.clear()
 
     def _read(self, page: str) -> tuple[dict[Series, float], int]:
@@ -146,7 +154,12 @@ class PageReader:
             for key, text in _LABEL.findall(rest)
         }
         engine = engine_of(labels)
-        self.engines.add(engine_named(whole.strip()) or "")
+        kind = engine_named(whole.strip()) or ""
+        self.engines.add(kind)
+        if kind.endswith(ON_RAY):
+            self._on_ray.add(engine)
+        if is_made_up(whole.strip()):
+            return ()
         labels.pop("engine", None)
         labels.pop("dp_rank", None)
         if name == "vllm:cache_config_info":
@@ -163,6 +176,11 @@ class PageReader:
         copied = COPY if is_copy(whole.strip()) else ""
         names = vllm_names(name, labels)
         return tuple(Series(engine, copied + own, text, le) for own, text in names)
+
+
+def _counted(values: dict[Series, float]) -> set[str]:
+    """Return the engines of which a page tells numbers."""
+    return {series.engine for series in values if series.name in _COUNT}
 
 
 def _by_new_names(values: dict[Series, float]) -> dict[Series, float]:

@@ -26,6 +26,7 @@ Key = tuple[str, str]  # name and labels
 Floats = NDArray[np.float64]
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 FEW = 16  # observations between two polls, up to which they are looked at one by one
+SAME_REPORT = 0.5  # of the time between reports, in which changes of a page are one report's
 LIVE_S = 10.0  # that a live line looks back
 KV_FULL = 0.95  # a cache with more of its blocks in use cannot take a new prompt of some length
 
@@ -56,7 +57,9 @@ FLOPS, READ_BYTES = (
 PER_GPU = (FLOPS, READ_BYTES)
 ACCEPTED_LENGTH = "sglang:spec_accept_length"  # a gauge, of which vLLM tells the counts
 STARTED = "engine_process_start_time_seconds"  # of the page's process, with each engine of it
-GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH, STARTED)
+REPORTED = "engine_report_interval_seconds"  # of a page that is written so often (Ray's)
+ADDED = (STARTED, REPORTED)  # by ttscope, to each engine of a page
+GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH, *ADDED)
 MOST_SERIES = 50_000  # of a page, and of an engine in all its pages; more are left out
 _CELLS = 500_000  # of a table of polls and series in memory
 _LOWER = 1 - 1e-9  # times a sum, which may be rounded otherwise
@@ -91,7 +94,7 @@ _USED = frozenset((*USED, *TRAFFIC))
 
 def tells(name: str) -> bool:
     """Whether a series, under vLLM's name, is what a server's numbers are computed of."""
-    return (name in _USED and name != STARTED) or name.startswith("vllm:")
+    return (name in _USED and name not in ADDED) or name.startswith("vllm:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,9 +237,10 @@ class _InOrder(NamedTuple):
 class Window:
     """Increases of counters and readings of gauges over a stretch of one engine's polls.
 
-    `times` are those of the polls, `increase` is by name and labels, `histograms` of times by
-    name. `gauges` by name and `counted`, what counters gained since the poll before, have one
-    number per poll, nan where it was not told. `seconds` leaves out the intervals of `resets`.
+    `times` are those of the polls, or where a page is written now and then those of its reports.
+    Then `until_ns` is when the last poll was. `increase` is by name and labels, `histograms` of
+    times by name. `gauges` by name and `counted`, what counters gained since the poll before, have
+    one number per poll, nan where it was not told. `seconds` leaves out the intervals of `resets`.
     `left_out` says that the pages had more than `MOST_SERIES` series.
     """
 
@@ -248,6 +252,7 @@ class Window:
     gauges: Mapping[str, Floats]
     counted: Mapping[str, Floats]
     left_out: bool = False
+    until_ns: int | None = None
 
     def total(self, name: str) -> float | None:
         """Return a counter's increase over all its labels, None where it was not told."""
@@ -333,6 +338,8 @@ class Polls:
         self._resets: list[NDArray[np.bool_]] = []
         self._still: list[NDArray[np.bool_]] = []  # polls at which no counter grew
         self._late: list[int] = []  # polls with a reset that only a later one told
+        self._first_ns: int | None = None  # when the first poll was
+        self._partly_ns: int | None = None  # until when counters tell of what came before it too
         self._last_reset = -1
         self._last_restart = -1  # that a poll told at once
         self._began = np.nan  # when the process began that answered last, unix s
@@ -365,7 +372,6 @@ class Polls:
             return None
         times, resets = np.concatenate(self._times), np.concatenate(self._resets)
         resets[self._late] = True
-        lengths = np.maximum(np.diff(times), 0)[~resets[1:]]
         sums = {
             (name, labels): float(self._increase[place])
             for (name, labels, le), place in self._places.items()
@@ -374,19 +380,35 @@ class Polls:
         told = {name: np.concatenate(each) for name, each in self._told.items()}
         for name in self._counted:
             told[name][self._late] = np.nan
+        histograms = {
+            name: found
+            for name, each in self._grown.items()
+            if (found := _histogram(each)) is not None
+        }
+        until_ns = None
+        if np.isfinite(told[REPORTED]).any():
+            until_ns, every_ns = int(times[-1]), round(float(np.nanmax(told[REPORTED])) * 1e9)
+            kept = _Kept.of_reports(times, np.concatenate(self._still), every_ns)
+            times, resets = times[kept.polls], kept.any_of(resets)
+            told = {
+                name: kept.last_of(each) if name in GAUGES else kept.sum_of(each)
+                for name, each in told.items()
+            }
+            histograms = {
+                name: Histogram(each.bounds, kept.sum_of(each.counts), kept.sum_of(each.sums))
+                for name, each in histograms.items()
+            }
+        lengths = np.maximum(np.diff(times), 0)[~resets[1:]]
         return Window(
             times=times,
             seconds=float(lengths.sum()) / 1e9,
             resets=int(resets.sum()),
             increase=sums,
-            histograms={
-                name: found
-                for name, each in self._grown.items()
-                if (found := _histogram(each)) is not None
-            },
+            histograms=histograms,
             gauges={name: told[name] for name in GAUGES},
             counted={name: told[name] for name in self._counted},
             left_out=self._left_out,
+            until_ns=until_ns,
         )
 
     def _take(self, rows: pl.DataFrame, poll: NDArray[Any]) -> None:
@@ -459,6 +481,9 @@ class Polls:
         still = np.ones(times.size, dtype=bool)
         still[told.poll[grown > 0]] = False
         self._still.append(still)
+        partly = self._in_first_report(times, still, _reading(columns.gauges, REPORTED, filled))
+        if partly.any():
+            grown[partly[told.poll]] = 0.0
         emptied = self._restart(told.poll[anew.at], anew.ended, resets)
         if emptied.any():
             left = emptied[told.poll]
@@ -479,6 +504,23 @@ class Polls:
             self._told[counter].append(gained)
         for name, kept in self._grown.items():
             kept.append(columns.histogram(name, table))
+
+    def _in_first_report(
+        self, times: NDArray[np.int64], still: NDArray[np.bool_], every_s: Floats
+    ) -> NDArray[np.bool_]:
+        """Return the polls of a page's first report, part of which is of before the first poll.
+
+        None where the page stood still before for as long as a report takes.
+        """
+        none = np.zeros(times.size, dtype=bool)
+        self._first_ns = int(times[0]) if self._first_ns is None else self._first_ns
+        if not np.isfinite(every_s).any() or (self._partly_ns is None and still.all()):
+            return none
+        if self._partly_ns is None:
+            first, every_ns = int(times[~still][0]), float(np.nanmax(every_s)) * 1e9
+            is_partly = first - self._first_ns < every_ns
+            self._partly_ns = first + round(every_ns * SAME_REPORT) if is_partly else 0
+        return times <= self._partly_ns
 
     def _filled(self, polls: int, events: _Events) -> Floats:
         """Return the gauges at each poll [polls, gauges], nan where there is none."""
@@ -582,6 +624,42 @@ class Polls:
         if resets.any():
             self._last_reset = max(self._last_reset, first + int(np.flatnonzero(resets)[-1]))
         return emptied
+
+
+class _Kept(NamedTuple):
+    """The polls that are kept of a page which is written now and then, by their numbers.
+
+    What came at others is added to the next.
+    """
+
+    polls: NDArray[np.int64]
+
+    @classmethod
+    def of_reports(cls, times: NDArray[np.int64], still: NDArray[np.bool_], every_ns: int) -> _Kept:
+        """Return the polls at which a report was there whole, and those long after the last.
+
+        A page that stands still until its next report does not say that nothing happened.
+        """
+        changes = np.flatnonzero(~still)
+        after = np.searchsorted(changes, np.arange(times.size), side="right")
+        ahead = np.append(times[changes], times[-1] + 1)[after] - times
+        polls = np.flatnonzero(ahead >= np.where(still, every_ns, every_ns * SAME_REPORT))
+        last = changes[-1:] if changes.size else np.zeros(1, dtype=int)
+        return cls(np.unique(np.concatenate((polls, last))))
+
+    def any_of(self, told: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.asarray(np.logical_or.reduceat(told[: self.polls[-1] + 1], self._starts))
+
+    def sum_of(self, told: NDArray[Any]) -> NDArray[Any]:
+        """Return what counters gained [polls, ...], nan where that is not known of a part."""
+        return np.asarray(np.add.reduceat(told[: self.polls[-1] + 1], self._starts, axis=0))
+
+    def last_of(self, told: Floats) -> Floats:
+        return told[self.polls]
+
+    @property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.append(0, self.polls[:-1] + 1)
 
 
 Line = tuple[str, str, float | None]  # name, labels and bound
@@ -868,7 +946,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     return Numbers(
         engine=engine,
         start_ns=int(window.times[0]),
-        end_ns=int(window.times[-1]),
+        end_ns=int(window.times[-1]) if window.until_ns is None else window.until_ns,
         seconds=window.seconds,
         polls=window.times.size,
         resets=window.resets,

@@ -61,7 +61,10 @@ def doctor(asked: Doctor) -> None:
         return
     lines = findings_text(findings, width=80, indent=26)
     if asked.url is not None:
-        lines += next_lines("attach", asked.url, "--duration", "10m")
+        if any(each.present for each in findings if each.what == "metrics"):
+            elsewhere = ("--metrics-url", asked.metrics_url) if asked.metrics_url else ()
+            key = ("--api-key-env", asked.api_key_env) if asked.api_key_env else ()
+            lines += next_lines("attach", asked.url, *elsewhere, *key, "--duration", "10m")
     elif any(each.present for each in findings if each.what == "vLLM in process"):
         words = "record --model demo/s --problems 24 --n 8 -o runs/votes"
         lines += next_lines(*words.split())

@@ -307,7 +307,7 @@ class Incoming:
             # The only one, unless it is known to be another's, or both tell when they began.
             told = batch.process_start_s is not None and replicas[0].started is not None
             fitting = [] if told or replicas[0].access.url in self._found_by_port else replicas
-        return fitting[0].keys.get(str(batch.engine)) if len(fitting) == 1 else None
+        return fitting[0].key_of(batch.engine, batch.replica) if len(fitting) == 1 else None
 
     def _on_port(self, batch: Batch) -> list[Replica]:
         return [r for r in self._deployment.replicas if _port(r.access.url) in batch.ports]

@@ -74,10 +74,11 @@ class Identity:
     def with_page(self, kinds: Collection[str]) -> Identity:
         """Return the engine whose lines its metrics page has, where these are of one kind.
 
-        Another front end may answer for it, and vLLM's names are NIM's too.
+        Another front end may answer for it, and vLLM's names are NIM's too, but on Ray's page.
         """
         engines = {kind.removesuffix(ON_RAY) for kind in kinds}
-        if len(engines) != 1 or engines <= {VLLM, self.engine}:
+        on_ray = any(kind.endswith(ON_RAY) for kind in kinds)
+        if len(engines) != 1 or engines <= {None if on_ray else VLLM, self.engine}:
             return self
         return Identity(engine=engines.pop(), front_end=self.front_end)
 

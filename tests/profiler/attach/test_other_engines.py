@@ -173,3 +173,20 @@ def test_a_router_without_metrics_says_where_to_look():
         state.body = "dynamo_frontend_requests_total 3\n"
         with pytest.raises(EngineError, match="--metrics-url.*8081"):
             Deployment([Access.of(state.url)]).connect()
+
+
+def test_a_plugin_of_ray_serve_is_of_the_replica_that_it_names():
+    """Its page's process is Ray's agent, whose start is none of an engine's."""
+    with metrics_server() as state:
+        page = "\n".join(state.lines).replace("vllm:", "ray_vllm_")
+        both = [page.replace("{", f'{{ReplicaId="{each}",') for each in ("r1", "r2")]
+        state.lines = both[0].splitlines()
+        (alone,) = looked_at(Access.of(state.url)).replicas
+        state.lines = "\n".join(both).splitlines()
+        (replica,) = looked_at(Access.of(state.url)).replicas
+    assert alone.started is None and alone.config.vllm_version == "0.32.0"
+    assert alone.key_of(0, None) == alone.key_of(0, "r1") == alone.keys["0 r1"]
+    assert alone.key_of(0, "r2") is alone.key_of(1, "r1") is None
+    keys = [replica.key_of(0, each) for each in ("r1", "r2")]
+    assert keys == [replica.keys["0 r1"], replica.keys["0 r2"]] and len(set(keys)) == 2
+    assert replica.key_of(0, None) is None  # of which one is not told

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import socket
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -450,3 +451,20 @@ def test_completions_are_the_same_whatever_is_wrong_with_it(completions, monkeyp
     monkeypatch.setattr(module, "_row", lambda *_: row(*_) and 1 / 0)
     assert completions(raising) == plain
     assert not raising.on
+
+
+def test_a_replica_of_ray_serve_names_itself(monkeypatch):
+    class Serve:
+        @staticmethod
+        def get_replica_context():
+            return SimpleNamespace(replica_id=SimpleNamespace(unique_id="f70zy46t"))
+
+    def named():
+        made = logger(monkeypatch, f"http://127.0.0.1:{free_port()}", engine=0)
+        made.on = False
+        return made._head["replica"]
+
+    monkeypatch.setitem(sys.modules, "ray.serve", Serve)
+    assert named() == "f70zy46t"
+    monkeypatch.setitem(sys.modules, "ray.serve", object())
+    assert named() is None

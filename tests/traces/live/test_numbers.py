@@ -91,6 +91,56 @@ def test_any_text_is_read_or_refused(page):
     assert all(math.isfinite(v) or math.isinf(v) for v in values.values())
 
 
+def ray_page(reports, gauge=0):
+    """A page of Ray's after so many reports of 60 tokens and 6 gaps of up to 10 ms."""
+    lines = {
+        "generation_tokens_total": 60 * reports,
+        'inter_token_latency_seconds_bucket{le="0.01"}': 6 * reports,
+        'inter_token_latency_seconds_bucket{le="+Inf"}': 6 * reports,
+        "inter_token_latency_seconds_count": 6 * reports,
+        "inter_token_latency_seconds_sum": 0.005 * 6 * reports,  # Ray's middle of the bucket
+        "num_requests_running": gauge,
+    }
+    parts = ((name.partition("{"), value) for name, value in lines.items())
+    return "".join(
+        f'ray_vllm_{name}{{ReplicaId="r",{rest.rstrip("}")}}} {value}\n'
+        for (name, _, rest), value in parts
+    )
+
+
+def test_rays_page_is_written_every_ten_seconds_with_sums_that_are_made_up():
+    """Polls every second; reports at 3.5 s, 13.5 s, ..., the first of traffic from before too."""
+    pages = [(t, ray_page(1 + math.floor((t + 6.5) / 10), gauge=t // 10)) for t in range(60)]
+    window = live_numbers.window_of(scrapes(pages), "e")
+    assert (window.times // S).tolist() == [4, 14, 24, 34, 44, 54]
+    found = numbers_in(window, "e")
+    assert (found.seconds, found.generated_tokens_per_s) == (50, 6)
+    assert found.end_ns == 59 * S  # so that nobody takes the server for silent
+    assert (window.counted[live_numbers.GENERATED][1:] == 60).all()
+    assert window.gauges[live_numbers.RUNNING].tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.itl_s.mean is None and found.itl_s.p50.high == 0.01
+    assert window.histograms[live_numbers.ITL].counts.sum(axis=1).tolist()[1:] == [6] * 5
+    assert numbers_of(scrapes([(t + 0.5, page) for t, page in pages[:9]]), "e").seconds == 0
+
+
+@pytest.mark.parametrize("idle", [range(40), range(15, 30)])
+def test_rays_page_stands_still_where_nothing_runs(idle):
+    """A report that two polls see is one, and seconds without requests have their own rate."""
+    pages, reports, written = [], 1, 0
+    for t in range(60):
+        page = ray_page(reports)
+        if t - written >= 10 and t not in idle:
+            reports, written = reports + 1, t
+            old, tokens = page, f"}} {60 * (reports - 1)}"
+            page = ray_page(reports).replace(f"}} {60 * reports}", tokens)  # and the rest later
+            assert page not in (old, ray_page(reports))
+        pages.append((t, page))
+    window = live_numbers.window_of(scrapes(pages), "e")
+    told, seconds = window.counted[live_numbers.GENERATED][1:], np.diff(window.times) / S
+    assert set(told.tolist()) == {0, 60} and (told > 0).sum() == reports - 1
+    assert (told / seconds).max() <= 60 / 9
+
+
 def test_recorded_page_gives_the_numbers_that_are_in_it():
     recorded = Metrics()
     pages = []

@@ -186,7 +186,7 @@ def recorded_panels(recorded: Recorded) -> list[Panel]:
 def _gauges(source: History | Recorded, engines: Sequence[Numbers]) -> list[Panel]:
     there = {lane.name for lane in source.lanes(10)}
     parts = [
-        ("Throughput", only(source, "tok/s"), _rates(engines)),
+        ("Throughput", only(source, "tok/s"), rate_lines(engines)),
         ("Requests", only(source, "running", "waiting"), _finished(engines)),
         ("KV cache", only(source, "KV cache", "preempt"), _cache(engines)),
         ("Speculation", only(source, "accept"), _drafts(engines)),
@@ -205,7 +205,8 @@ def only(source: History | Recorded, *names: str) -> Callable[[int], Sequence[La
     return lambda bins: [lane for lane in source.lanes(bins) if lane.name in names]
 
 
-def _rates(engines: Sequence[Numbers]) -> tuple[str, ...]:
+def rate_lines(engines: Sequence[Numbers]) -> tuple[str, ...]:
+    """Return prompt tokens, requests and steps a second, of all engines."""
     parts = (
         ("prompts", "prompt_tokens_per_s", "tok/s"),
         ("requests", "requests_per_s", "/s"),

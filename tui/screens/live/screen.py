@@ -28,6 +28,7 @@ from tui.screens.library import failure
 from tui.screens.live.panels import (
     Recorded,
     live_panels,
+    rate_lines,
     read_recorded,
     recorded_lines,
     recorded_panels,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 WIDE, TALL = 116, 38  # from which framed panels have room for their numbers
 WIDER = 160  # from which three stand side by side
+ROOMY = 30  # rows from which rates stand below the times, without panels
 PANELS = 8  # at most
 FEW_SERVERS = 4  # rows of a table of servers where there is little room
 HOW = (
@@ -430,7 +432,11 @@ class LiveScreen(ModeScreen):
             gauges = self._history.lanes(Lanes.bins(width))
             gauges = [lane for lane in gauges if lane.name not in TIMES]  # the table has them
             self.query_one("#gauges", Lanes).show(gauges, None)
-            self.query_one("#spreads", StillText).update("\n".join(spread_lines(last)))
+            engines = [each for each in last.numbers.values() if each is not None]
+            told = spread_lines(last)
+            if self.app.size.height >= ROOMY:
+                told += rate_lines(engines)
+            self.query_one("#spreads", StillText).update("\n".join(told))
         rates = wrap("sees", sees_line(last, self._findings), width=width, indent=6)
         kernels = family_line(last.families, width)
         told = [kernels, *held_texts(last.held)] if kernels else []

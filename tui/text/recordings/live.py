@@ -205,7 +205,9 @@ def latency_lines(
         text = f"{counted(requests.count, 'request')}, {how}"
         lines += wrap(requests.source, text, width=width, indent=INDENT)
     if "/metrics" in used:
-        text = f"{software}'s histograms: a mean is exact, a quantile lies between two bounds"
+        exact = any(row[1] != ABSENT and row[-1] == "/metrics" for row in rows)
+        means = "a mean is exact, " if exact else ""
+        text = f"{software}'s histograms: {means}a quantile lies between two bounds"
         lines += wrap("/metrics", text, width=width, indent=INDENT)
     return lines
 

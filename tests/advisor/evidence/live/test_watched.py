@@ -703,7 +703,7 @@ def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path
 def test_a_page_without_times_between_tokens_says_that_it_lacks_them(truth, tmp_path):
     seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
     rows = seen.frame("scrapes").filter(~pl.col("name").str.starts_with(ITL))
-    with pytest.raises(RecordingError, match="no times between tokens"):
+    with pytest.raises(RecordingError, match="mean time between tokens"):
         predicted(rewritten(seen, tmp_path / "bare", rows))
 
 

@@ -262,3 +262,19 @@ def test_problems_and_history():
     title, _, row = problem_lines(snapshot, now_ns=5 * 10**9, listening=True)
     assert title.startswith("1 problems")
     assert row.split() == ["abc", "4", "2.00", "s", "400", "250", "3.00", "s"]
+
+
+@pytest.mark.slow
+async def test_rates_are_whole_where_there_are_no_panels(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    app = TtscopeApp([tmp_path], screen="live")
+    async with app.run_test(size=(100, 30), message_hook=seen.append) as pilot:
+        await pilot.pause()
+        await attach_to(pilot, server.url)
+        await wait_for(pilot, seen, LiveScreen.Ticked, 3)
+        assert not app.screen.query_one("#panels").display
+        line = text_of(app, "#spreads").splitlines()[-1]
+        assert line.startswith("prompts") and line.count("/s") == 3
+        await pilot.press("s")
+        await wait_for(pilot, seen, LiveScreen.Ended)
