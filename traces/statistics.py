@@ -339,8 +339,16 @@ def _ranks(size: int, q: float) -> tuple[float | None, float | None]:
     ranks = np.arange(size, -1, -1.0)
     tail = 0.5 - LEVEL / 2
     low = None if (1 - q) ** size > tail else float(np.interp(1 - tail, at_least, ranks))
-    high = None if q**size > tail else float(np.interp(tail, at_least, ranks))
+    high = float(np.interp(tail, at_least, ranks)) if tells_above(size, q) else None
     return low, high
+
+
+def tells_above(size: int, q: float) -> bool:
+    """Whether so many values have an upper end of the true `q` quantile's interval.
+
+    All of them lie below it with a chance of q^size.
+    """
+    return q**size <= 0.5 - LEVEL / 2
 
 
 def _binomial(size: int, chance: float) -> Floats:

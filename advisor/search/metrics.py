@@ -17,7 +17,7 @@ from advisor.search.resampling import Resampling, point_mean, point_quantile
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
-from traces.statistics import Bools, Floats, Ints, share
+from traces.statistics import Bools, Floats, Ints, share, tells_above
 from traces.summary.energy import SELDOM
 
 Rows = Ints | slice
@@ -218,13 +218,17 @@ class CandidateMetrics(Metrics):
             right = np.atleast_2d(replayed.accuracy).mean(axis=0)
             known = share(value, float(right.var()), right.size, extrapolated=drawn)
             return replace(known, runs=len(replayed.candidate.pool.runs))
-        return self.resampling.estimate(
+        found = self.resampling.estimate(
             value * scale,
             self.draws(source, np.array([row]))[0] * scale,
             quantity(name).unit,
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
             extrapolated=drawn or (not exact and replayed.extrapolated),
         )
+        if not name.startswith("latency_p"):
+            return found
+        problems, q = self.resampling.weights.shape[1], quantile_of(name)
+        return found if tells_above(problems, q) else replace(found, high=None)
 
     def _idle_unknown(self, row: int) -> bool:
         """Whether a candidate's devices idle otherwise than recorded, and at what is not known."""
