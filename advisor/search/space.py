@@ -164,9 +164,11 @@ class Space:
     def preferred(self) -> Ints:
         """What decides between equals, less being better.
 
-        A run of it comes first, then one of its engine, then fewer replicas, then recorded limits.
+        A run of it comes first, then one of its engine, then fewer replicas, then recorded limits,
+        or of an offered engine vLLM's own.
         """
-        runs, other_limits = np.full(len(self), 2, dtype=np.int64), np.ones(len(self), np.int64)
+        runs = np.full(len(self), 2, dtype=np.int64)
+        other_limits = (self.max_num_batched_tokens != self.batched).astype(np.int64)
         for engine in self.made.engines:
             for row in self.rows_with(engine, replicas=None):
                 other_limits[row] = 0

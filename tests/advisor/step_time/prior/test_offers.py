@@ -190,6 +190,14 @@ def test_what_the_tables_do_not_hold_is_marked_as_in_a_replay(wide, tmp_path, mo
     assert any("outside what the tables measured" in note for note in found.notes)
 
 
+def test_of_equal_limits_vllms_own_come_first(wide):
+    space = Advisor.fit([wide], gpus=["test_gpu"]).space
+    rows = np.flatnonzero((space.kind == space.kind[space.batched > 0][0]) & space.alone)
+    values = set(space.max_num_batched_tokens[rows].tolist())
+    first = rows[space.preferred[rows].argmin()]
+    assert space.max_num_batched_tokens[first] == space.batched[first] > min(values)
+
+
 def test_memory_rules_out_what_does_not_fit(wide, tmp_path, monkeypatch):
     write_prior(tmp_path)
     file = tmp_path / "test_gpu.yaml"
