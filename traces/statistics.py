@@ -86,8 +86,9 @@ def share(value: float, variance: float, problems: int, *, extrapolated: bool = 
     `variance` is that of the problems about their mean, or `problems` times that of the mean.
     """
     law = share_law(value, variance, problems)
-    low, high = beta_quantiles(*law, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
-    low, high = min(float(low), value), max(float(high), value)
+    low, high = beta_quantiles(*law, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)).tolist()
+    value = float(value)  # no number of numpy's, which JSON and the report's HTML write otherwise
+    low, high = min(low, value), max(high, value)
     return Estimate(value=value, low=low, high=high, unit="1", extrapolated=extrapolated)
 
 

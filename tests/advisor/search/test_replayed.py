@@ -137,7 +137,8 @@ def test_a_queue_that_grows_has_no_latency(tmp_path):
         assert 0.2 < some < 0.8 and none == 0
         near = metrics.estimate(name, 1, price=None)  # the surest draws have no upper end
         assert near.low is not None and near.high is None
-        assert metrics.estimate(name, 2, price=None).high is not None
+        none = name == "latency_p95_s"  # six problems do not bound it
+        assert (metrics.estimate(name, 2, price=None).high is None) == none
     first, second = (metrics.draws("latency_s")[[place]] for place in (1, 1))
     metrics.draws = lambda name, rows: {1: first, 2: second / 5}[int(rows[0])]
     found = metrics.difference("latency_s", 1, 2, prices=(None, None))
