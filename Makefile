@@ -89,7 +89,7 @@ pictures: install
 	$(BIN)/ttscope tui $(SHIPPED)/demo-l-tp1-seqs8-maj@16-* --screen run --size 120x36 \
 		--screenshot docs/run.svg
 	$(BIN)/ttscope tui $(SHIPPED) --size 120x40 --screenshot docs/recordings.svg
-	$(BIN)/ttscope tui scripts/watched --screen live --size 120x36 --screenshot docs/live.svg
+	$(BIN)/ttscope tui scripts/watched --screen live --size 120x40 --screenshot docs/live.svg
 	$(BIN)/python -m scripts.animation docs/app.svg
 	$(BIN)/python -m scripts.without_paths docs/*.svg
 	mkdir -p build
