@@ -45,7 +45,7 @@ from advisor.step_time.host.spread import GPU, PLAIN, SEEN, LeftOutSpread, kind_
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
-from traces.statistics import Z95, wilson
+from traces.statistics import Z95, jeffreys
 
 Floats = npt.NDArray[np.float64]
 
@@ -368,7 +368,7 @@ def intervals(
         for kind, share in zip(kinds, shares, strict=True):
             count = int(np.sum(groups[own] == kind))
             inside = " to ".join(
-                f"{100 * each:.0f}" for each in wilson(round(share * count), count)
+                f"{100 * each:.0f}" for each in jeffreys(round(share * count), count)
             )
             print(f"    {kind:<40}{count:>6}   {100 * share:.0f} % ({inside})")
     for far in [name for name in whole.sigma_ if GPU in name]:  # a GPU more is no less unlike

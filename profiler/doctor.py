@@ -15,7 +15,7 @@ from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
-from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, TGI, VLLM
+from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, TGI, VLLM, is_on_ray
 from traces.live.numbers import ADDED, DRAFTS, FLOPS, tells
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ def examine_server(access: Access) -> list[Finding]:
         metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
         found, identity = _models(client, access, kinds, answers=answers)
-        on_ray = any(kind.endswith(ON_RAY) for kind in kinds)
-        serve = None if on_ray else _serve(access, started)
+        serve = None if is_on_ray(kinds) else _serve(access, started)
         return [*found, *metrics, *_inside(client, identity, serve), *_allowed()]
 
 

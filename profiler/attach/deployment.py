@@ -19,11 +19,11 @@ from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
 from traces.live.engine_names import (
-    ON_RAY,
     RAY_REPORTS_S,
     TENSORRT_LLM_HOST,
     TENSORRT_LLM_LIMITS,
     engine_of,
+    is_on_ray,
 )
 from traces.live.numbers import (
     ACCEPTED_AT,
@@ -43,7 +43,7 @@ from traces.recording.writer import RecordingWriter
 from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
 
 _LIVE_PAGES = 61  # kept of each replica for the live line
-REPORTS = 2.5  # of Ray's page, of which a live line looks back on at least
+REPORTS = 2.5  # A live line looks back on so many reports of Ray's page.
 _ADOPTED = (  # of what a plugin tells
     *("dtype", "quantization", "kv_cache_dtype", "max_model_len", "tensor_parallel_size"),
     *("pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "block_size"),
@@ -435,7 +435,7 @@ class Deployment:
         found: dict[str, Numbers | None] = {}
         for replica in self.replicas:
             pages = list(replica.pages)
-            if any(kind.endswith(ON_RAY) for kind in replica.scraper.reader.engines):
+            if is_on_ray(replica.scraper.reader.engines):
                 seconds = max(seconds, REPORTS * RAY_REPORTS_S)
             since = pages[-1]["time"][0] - round((seconds + 0.5) * 1e9) if pages else 0
             recent = [page for page in pages if page["time"][0] >= since]

@@ -12,7 +12,7 @@ TensorRT-LLM ("TensorRT-LLM Prometheus Metrics" of Dynamo's documents, 1.1.0rc5;
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -249,6 +249,11 @@ def engine_named(name: str) -> str | None:
         if plain.startswith(prefix):
             return engine + ON_RAY if name.startswith("ray_") else engine
     return NIM
+
+
+def is_on_ray(kinds: Iterable[str]) -> bool:
+    """Whether one of the engines of a page (`engine_named`) is on Ray Serve."""
+    return any(kind.endswith(ON_RAY) for kind in kinds)
 
 
 def software_of(config: EngineConfig) -> str:

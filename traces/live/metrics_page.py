@@ -179,7 +179,7 @@ class PageReader:
 
 
 def _counted(values: dict[Series, float]) -> set[str]:
-    """Return the engines of which a page tells numbers."""
+    """Return the engines that have numbers on a page."""
     return {series.engine for series in values if series.name in _COUNT}
 
 

@@ -508,9 +508,9 @@ class Polls:
     def _in_first_report(
         self, times: NDArray[np.int64], still: NDArray[np.bool_], every_s: Floats
     ) -> NDArray[np.bool_]:
-        """Return the polls of a page's first report, part of which is of before the first poll.
+        """Return the polls of a page's first report, which began before the first poll.
 
-        None where the page stood still before for as long as a report takes.
+        None if the page stood still for a whole report before it.
         """
         none = np.zeros(times.size, dtype=bool)
         self._first_ns = int(times[0]) if self._first_ns is None else self._first_ns

@@ -16,7 +16,7 @@ import httpx
 
 from profiler.engines.server.served import LONGEST_NAME, MOST_TOKENS, ask_version, asked
 from traces.errors import UsageError
-from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, VLLM
+from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, VLLM, is_on_ray
 from traces.schema.engine import Speculative
 
 _OWNERS = {"vllm": VLLM, "sglang": SGLANG, "tensorrt_llm": TENSORRT_LLM}  # of a model's card
@@ -77,8 +77,7 @@ class Identity:
         Another front end may answer for it, and vLLM's names are NIM's too, but on Ray's page.
         """
         engines = {kind.removesuffix(ON_RAY) for kind in kinds}
-        on_ray = any(kind.endswith(ON_RAY) for kind in kinds)
-        if len(engines) != 1 or engines <= {None if on_ray else VLLM, self.engine}:
+        if len(engines) != 1 or engines <= {None if is_on_ray(kinds) else VLLM, self.engine}:
             return self
         return Identity(engine=engines.pop(), front_end=self.front_end)
 

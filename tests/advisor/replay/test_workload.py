@@ -1,4 +1,4 @@
-"""Problems that are posed again, and with other samples, are as if made of their records."""
+"""Problems that are posed again, or with other samples, equal a workload of their records."""
 
 import dataclasses
 

@@ -189,4 +189,4 @@ def test_a_plugin_of_ray_serve_is_of_the_replica_that_it_names():
     assert alone.key_of(0, "r2") is alone.key_of(1, "r1") is None
     keys = [replica.key_of(0, each) for each in ("r1", "r2")]
     assert keys == [replica.keys["0 r1"], replica.keys["0 r2"]] and len(set(keys)) == 2
-    assert replica.key_of(0, None) is None  # of which one is not told
+    assert replica.key_of(0, None) is None  # The plugin names no replica.
