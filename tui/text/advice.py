@@ -266,7 +266,7 @@ def limit_on(budget: Budget, shown: Quantity) -> float | None:
 
 def policy_lines(pick: Pick, width: int) -> list[str]:
     """Return how several servers are started, and what to send a problem."""
-    note = command_note(pick.engine) if pick.command else ""
+    note = command_note(pick) if pick.command else ""
     sent = "the traffic as it was sent."
     if pick.policy != AS_SENT:
         sent = "".join(request_words(pick.policy))
@@ -609,7 +609,8 @@ def _turnings(turnings: Iterable[Turning], budget: Budget) -> list[str]:
 def fits(answer: Recommendation) -> list[str]:
     """Return the sentence that says how many candidates fit, and what each limit rules out."""
     out = sum(answer.infeasible.values())
-    line = f"{answer.candidates - out:,} of {answer.candidates:,} candidates meet the budget"
+    of = f"{answer.candidates:,} candidates (each a model, a policy and an engine's settings)"
+    line = f"{answer.candidates - out:,} of {of} meet the budget"
     reasons = ", ".join(f"{count:,} ({why})" for why, count in answer.infeasible.items())
     return [f"{line}. Ruled out: {reasons}"] if reasons else [line]
 
