@@ -88,10 +88,17 @@ _TTFT: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class FarOff:
-    """Which numbers of the run as it was a replay does not give, by their tags, and the words."""
+    """Which numbers of the run as it was a replay does not give, by their tags, and how far.
+
+    `words` say how far, and `text` also what to make of it.
+    """
 
     tags: tuple[str, ...]
-    text: str
+    words: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.words}. Do not rely on a change from a replay that is so far off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -643,8 +650,7 @@ def far_off_of(
         return None
     return FarOff(
         tags=tuple(told),
-        text=f"the run as it was has {'. It has '.join(told.values())}. Do not rely on a change "
-        "from a replay that is so far off",
+        words=f"the run as it was has {'. It has '.join(told.values())}",
     )
 
 
