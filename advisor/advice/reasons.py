@@ -433,9 +433,9 @@ def _how_far(stages: Stages) -> Iterable[str]:
         yield f"the replay changed the pick: by the closed form it was {stages.first}"
     if stages.replayed < stages.screened and stages.spread is not None:
         yield (
-            f"of the {stages.screened:,} candidates that can be judged the {stages.replayed:,} most "
-            f"promising were replayed. A closed form judged the others, 90 % of the time within "
-            f"{percent(stages.spread)}"
+            f"replayed the {stages.replayed:,} most promising of the {stages.screened:,} "
+            "candidates that can be judged. A closed form judged the others, 90 % of the time "
+            f"within {percent(stages.spread)}"
         )
 
 

@@ -65,6 +65,7 @@ from advisor.what_if.power import power_law
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import Bounds
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording, told_apart
@@ -753,9 +754,11 @@ def _prior(
     for other in others:
         facts = facts or other.manifest.models.get(question.engine.model)
     if facts is None:
+        model = question.engine.model
+        named = "the model" if model == UNKNOWN_MODEL else f"the model {model}"
         raise UsageError(
-            f"--gpu: no recording holds facts of the model {question.engine.model}. Give its "
-            f"config.json with --model-config ({SHOWN})"
+            f"--gpu: no recording holds facts of {named}. Give its config.json with "
+            f"--model-config ({SHOWN})"
         )
     if ranks is None and facts.num_experts:
         raise UsageError(

@@ -35,8 +35,8 @@ class Material:
     """All that the page tells; where a part is None or empty, the reason stands beside it.
 
     `left_out` are recordings that the advice does not rest on: incomplete, without problems, or
-    predicted by a replay. `suggested` are the replays to run next, by a live recording's path. `command`
-    made the page, at `written`. The runs were recorded on `machines`, from `begun` on.
+    predicted by a replay. `suggested` are the replays to run next, by a live recording's path.
+    `command` made the page, at `written`. The runs were recorded on `machines`, from `begun` on.
     """
 
     runs: tuple[Run, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +34,7 @@ from traces.schema.quantities import (
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import to_plain
 from tui.text.commands import command_lines, split_command
-from tui.text.layout import align
+from tui.text.layout import align, fold
 from tui.text.words import (
     budget_words,
     given_words,
@@ -623,13 +622,7 @@ def _listed(title: str, items: Sequence[str], width: int, *, commands: bool = Tr
         said = capital(said)
         if command is not None and not commands:
             said = said.removesuffix(":") + " (--explain has the command)"
-        lines += textwrap.wrap(
-            said,
-            width,
-            initial_indent=head,
-            subsequent_indent=" " * (LABEL + 2),
-            break_on_hyphens=False,
-        )
+        lines += fold(said, width, head, " " * (LABEL + 2))
         if command is not None and commands:
             lines += command_lines(command, width=width, indent=LABEL + 2)
     return lines
@@ -642,13 +635,7 @@ def capital(text: str) -> str:
 
 
 def _wrap(text: str, width: int, *, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent + "  ",
-        break_on_hyphens=False,
-    )
+    return fold(text, width, indent, indent + "  ")
 
 
 def advice_json(recommendation: Recommendation) -> dict[str, Any]:

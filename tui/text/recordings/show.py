@@ -429,7 +429,9 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
         return wrap("", f"spread of times, in the intervals: {text}", width=width, indent=2)
     else:
         each = [percent(sd) for sd in spread.assumed]
-        sizes = " and ".join(f"{sd} for {run}" for run, sd in zip(("the first", "the second"), each, strict=False))
+        sizes = " and ".join(
+            f"{sd} for {run}" for run, sd in zip(("the first", "the second"), each, strict=False)
+        )
         sizes = each[0] if len(set(each)) == 1 else sizes
         text = f"assumed, not measured: {sizes} (one standard deviation)"
         if max(spread.assumed) > UNSTEADY:
