@@ -20,7 +20,7 @@ from advisor.evidence.measured import Under
 from advisor.search.metrics import CandidateMetrics, nine_digits
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import HIGH, LOW
-from advisor.search.space import Candidate
+from advisor.search.space import REPLICAS, Candidate
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
 from advisor.step_time.law import PriorCost
 from traces.schema.advice import Experiment, NearMiss, Stages
@@ -643,6 +643,12 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
     if miss.limit in ("max_gpus", "rate"):
         if missed:
             yield f"{option}: {name} comes nearest, with {with_interval(miss.nearest)}"
+        if missed and check.budget.max_gpus is None:
+            most = REPLICAS[-1]
+            yield (
+                f"only single engines were asked about. --gpus {most * engine.num_devices} offers "
+                f"up to {most} of this one"
+            )
         return
     needed, end = check.needed(miss.limit, row, alone=False), "fits"
     if not isfinite(needed):

@@ -50,11 +50,11 @@ _ADOPTED = (  # of what a plugin tells
     *("num_gpu_blocks", "gpu_memory_utilization", "enable_prefix_caching", "enforce_eager"),
     *("async_scheduling", "speculative", "gpu", "vllm_version"),
 )
-NO_METRICS = (
-    "has nothing of an engine: name the engine's own host and port, not a router's, or its "
-    "--metrics-url (Dynamo http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's "
-    "metrics port, which tells of an engine once it has served a request). Start vLLM without "
-    "--disable-log-stats, SGLang with --enable-metrics, trtllm-serve with return_perf_metrics and "
+ENGINES_PAGE = (
+    "the engine's own host and port, not a router's, or its --metrics-url (Dynamo "
+    "http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's metrics port, which "
+    "tells of an engine once it has served a request). Start vLLM without --disable-log-stats, "
+    "SGLang with --enable-metrics, trtllm-serve with return_perf_metrics and "
     "enable_iter_perf_stats in its --config"
 )
 
@@ -218,7 +218,9 @@ class Deployment:
                 raise EngineError(f"{access.where}: /metrics cannot be read ({error})") from None
         told = page is not None and any(tells(series.name) for series in page.values)
         if metrics_needed and not told:
-            raise EngineError(f"{access.where}: /metrics {NO_METRICS}")
+            raise EngineError(
+                f"{access.where}: /metrics has nothing of an engine: name {ENGINES_PAGE}"
+            )
         config, facts = self._describe(access, scraper, page)
         replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
         replica.described = config
