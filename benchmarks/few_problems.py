@@ -64,7 +64,12 @@ class Stub(SimpleNamespace):
         return len(self.kind)
 
 
-def metrics_of(times: Floats, right: Floats, seed: int) -> CandidateMetrics:
+@cache
+def resampling(problems: int) -> Resampling:
+    return Resampling(problems)
+
+
+def metrics_of(times: Floats, right: Floats) -> CandidateMetrics:
     """Return the metrics of candidates, each of one replay: [candidates, problems] of both."""
     engines = [
         EngineConfig(model=f"m{place}", dtype="bfloat16", max_model_len=1024)
@@ -84,9 +89,7 @@ def metrics_of(times: Floats, right: Floats, seed: int) -> CandidateMetrics:
         made=SimpleNamespace(has_engine=lambda _: True),
         judged=True,
     )
-    found = CandidateMetrics(
-        cast(Space, space), Resampling(times.shape[1], seed=seed), rate_per_s=None
-    )
+    found = CandidateMetrics(cast(Space, space), resampling(times.shape[1]), rate_per_s=None)
     law = StepLaw(
         seconds=np.zeros(len(ZERO)), fewest=0.0, high=np.zeros(len(ZERO)), sigma=MODEL,
         sigma_outside=MODEL, runs=3, repeats=3, repeats_outside=3,
@@ -165,9 +168,9 @@ def intervals() -> None:
             for size in SIZES:
                 rng = np.random.default_rng([size, 1])
                 told = np.zeros(3)
-                for number in range(SETS):
+                for _ in range(SETS):
                     values = draw(rng, size)
-                    drawn = metrics_of(values[None], values[None], number)
+                    drawn = metrics_of(values[None], values[None])
                     true = truth(draw, metric)
                     true *= 1.0 if metric == "accuracy" else float(off(rng)[0])
                     found = drawn.estimate(metric, 0, price=None)
@@ -192,9 +195,9 @@ def chances() -> None:
             rng = np.random.default_rng([size, 2])
             said, met = [], []
             for _, draw, metrics in laws():
-                for number in range(SETS if metric in metrics else 0):
+                for _ in range(SETS if metric in metrics else 0):
                     values, true = draw(rng, size), truth(draw, metric)
-                    drawn = metrics_of(values[None], values[None], number)
+                    drawn = metrics_of(values[None], values[None])
                     if metric == "accuracy":
                         limit = float(rng.uniform(0, 1))
                         met.append(true >= limit)
@@ -223,7 +226,7 @@ def picks() -> None:
         for size in SIZES:
             rng = np.random.default_rng([size, 3])
             said, met, lost = [], [], []
-            for number in range(SETS):
+            for number in range(SETS // 2):
                 draw = list(TIMES.values())[number % len(TIMES)]
                 speed = np.exp(rng.uniform(-0.7, 0.7, CANDIDATES))
                 skill = 0.5 + 0.3 * np.log(speed) + rng.normal(0, 0.1, CANDIDATES)
@@ -232,7 +235,7 @@ def picks() -> None:
                 many = draw(rng, 50_000) * np.exp(rng.normal(0, 0.3, 50_000))
                 true = speed * true_value(metric, many) * off(rng, CANDIDATES)
                 right = (rng.random((CANDIDATES, size)) < skill[:, None]).astype(float)
-                drawn = metrics_of(speed[:, None] * draw(rng, size) * apart, right, number)
+                drawn = metrics_of(speed[:, None] * draw(rng, size) * apart, right)
                 limit = float(rng.uniform(*np.quantile(true, (0.2, 1.0)))) * 1.3
                 budget = budget_of(metric, limit, optimise="accuracy")
                 check = ReplayedCheck(drawn, budget, Prices(budget, None))
@@ -241,7 +244,7 @@ def picks() -> None:
                     said.append(check.chance[pick])
                     met.append(able[pick])
                     lost.append(max(skill[able].max(initial=0.0) - skill[pick], 0.0))
-            none = f"{1 - len(said) / SETS:.0%}"
+            none = f"{1 - len(said) / (SETS // 2):.0%}"
             if not said:
                 row_of(metric, size, none, "", "", "", "")
                 continue

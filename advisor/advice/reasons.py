@@ -625,10 +625,10 @@ def why_nothing(
     yield f"no candidate meets every limit with {percent(wanted)} probability"
     yield from _too_few(check)
     alone = {field: bool(check.within(field).any()) for field in check.limits}
-    capped = {field for field, _ in _capped(check)}
+    capped = dict(_capped(check))
     never = [LIMITS[field].option for field, met in alone.items() if not met]
-    never = [] if capped >= {field for field, met in alone.items() if not met} else never
-    most = float(check.chance.max())
+    never = [] if {*capped} >= {field for field, met in alone.items() if not met} else never
+    most = min([float(check.chance.max()), *(most for most, _ in capped.values())])
     if never:
         options = " or ".join(never)
         yield f"no candidate is {percent(wanted)} sure of {options}, whatever the other limits"
