@@ -229,7 +229,7 @@ class BudgetCheck(Generic[M]):
         reached = np.maximum.accumulate(np.concatenate([[-np.inf], accuracy[rows]]))[:-1]
         front = [int(row) for row in rows[accuracy[rows] > reached + 1e-12]]
         if metric is None:
-            return front
+            return [self._as_usual(row, allowed) for row in front]
         found: list[int] = []
         for row in front:
             more = allowed & (accuracy > (accuracy[found[-1]] if found else -np.inf) + 1e-12)
@@ -469,9 +469,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
         That is the budget's accuracy, or else at least `accuracy`.
         """
         metrics, space = self.metrics, self.metrics.space
-        enough = self.allowed.copy()
-        if metrics.rate_per_s is not None:
-            enough &= metrics.rate_per_s < metrics.capacity_per_s
+        enough = self._keeping_up()
         if "min_accuracy" in self.limits:
             rows = np.flatnonzero(enough)
             chance = metrics.chance(self._met(self.limits["min_accuracy"], rows))
@@ -494,9 +492,16 @@ class Shortlist(BudgetCheck[ClosedForm]):
         keys = (self.cost, self.metrics.values("latency_s"))
         return [each for key in keys for each in self._cheapest(rows, key, ENGINES)]
 
+    def _keeping_up(self) -> Bools:
+        """Return which allowed candidates serve as many problems as arrive."""
+        metrics = self.metrics
+        if metrics.rate_per_s is None:
+            return self.allowed.copy()
+        return np.asarray(self.allowed & (metrics.rate_per_s < metrics.capacity_per_s))
+
     def front(self, metric: str | None = None) -> list[int]:
-        """Return candidates all along the front, the most accurate first, at whatever rate."""
-        front = self._front(metric, self.allowed)[::-1]
+        """Return candidates all along the front, the most accurate first."""
+        front = self._front(metric, self._keeping_up())[::-1]
         if len(front) > FRONT:
             places = np.unique(np.linspace(0, len(front) - 1, FRONT).round().astype(int))
             front = [front[place] for place in places]

@@ -20,7 +20,7 @@ from advisor.evidence.measured import Under
 from advisor.search.metrics import CandidateMetrics, nine_digits
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import HIGH, LOW
-from advisor.search.space import Candidate
+from advisor.search.space import REPLICAS, Candidate
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
 from advisor.step_time.law import PriorCost
 from traces.schema.advice import Experiment, NearMiss, Stages
@@ -434,8 +434,9 @@ def _how_far(stages: Stages) -> Iterable[str]:
         yield f"the replay changed the pick: by the closed form it was {stages.first}"
     if stages.replayed < stages.screened and stages.spread is not None:
         yield (
-            f"replayed the {stages.replayed:,} most promising of {stages.screened:,} candidates. "
-            f"A closed form judged the others, 90 % of the time within {percent(stages.spread)}"
+            f"replayed the {stages.replayed:,} most promising of the {stages.screened:,} "
+            "candidates that can be judged. A closed form judged the others, 90 % of the time "
+            f"within {percent(stages.spread)}"
         )
 
 
@@ -671,6 +672,12 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
     if miss.limit in ("max_gpus", "rate"):
         if missed:
             yield f"{option}: {name} comes nearest, with {with_interval(miss.nearest)}"
+        if missed and check.budget.max_gpus is None:
+            most = REPLICAS[-1]
+            yield (
+                f"only single engines were asked about. --gpus {most * engine.num_devices} offers "
+                f"up to {most} of this one"
+            )
         return
     needed, end = check.needed(miss.limit, row, alone=False), "fits"
     if not isfinite(needed):

@@ -66,7 +66,7 @@ class Incoming:
         self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
         self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
-        self._found_by_port: set[str] = set()  # addresses of servers
+        self._found_by_port: set[str] = set()  # where servers are
         self._ending = self._told = self._warned = False
         self._samples: list[Row] = []
         self._writer: RecordingWriter | None = None
@@ -298,7 +298,7 @@ class Incoming:
             fitting = [
                 replica
                 for replica in replicas
-                if replica.access.url not in self._found_by_port
+                if replica.access.where not in self._found_by_port
                 and batch.process_start_s is not None
                 and replica.started is not None
                 and abs(replica.started - batch.process_start_s) < _SAME_START_S
@@ -306,18 +306,24 @@ class Incoming:
         if len(fitting) != 1 and len(replicas) == 1:
             # The only one, unless it is known to be another's, or both tell when they began.
             told = batch.process_start_s is not None and replicas[0].started is not None
-            fitting = [] if told or replicas[0].access.url in self._found_by_port else replicas
+            fitting = [] if told or replicas[0].access.where in self._found_by_port else replicas
         return fitting[0].key_of(batch.engine, batch.replica) if len(fitting) == 1 else None
 
     def _on_port(self, batch: Batch) -> list[Replica]:
-        return [r for r in self._deployment.replicas if _port(r.access.url) in batch.ports]
+        """Return the servers on a plugin's ports: by the metrics page, else by the URL.
+
+        Workers behind one front end, as of Dynamo, share its URL and have pages of their own.
+        """
+        replicas = self._deployment.replicas
+        pages = [r for r in replicas if _port(r.access.metrics_page) in batch.ports]
+        return pages or [r for r in replicas if _port(r.access.url) in batch.ports]
 
     def _taken(self) -> list[Batch]:
         """Return the batches that came, after noting which servers are known by their ports."""
         batches = self._receiver.take_batches()
         for batch in batches:
             if len(fitting := self._on_port(batch)) == 1:
-                self._found_by_port.add(fitting[0].access.url)
+                self._found_by_port.add(fitting[0].access.where)
         return batches
 
     def _own_key(self, batch: Batch) -> str | None:

@@ -119,6 +119,11 @@ def test_where_nothing_fits_no_candidate_is_counted_as_fitting(two_models):
     assert two_models.shortlist(budget).fits.any()
     assert sum(answer.infeasible.values()) == answer.candidates
     assert fits(answer)[0].startswith("0 of ")
+    told = "only single engines were asked about"
+    assert not any(told in each for each in answer.reasons)
+    answer = two_models.recommend(dataclasses.replace(budget, max_gpus=None))
+    (hint,) = (each for each in answer.reasons if told in each)
+    assert hint.endswith("--gpus 8 offers up to 8 of this one")
 
 
 def test_an_engine_without_a_price_is_near_no_limit_of_cost(tmp_path):
