@@ -202,7 +202,7 @@ class AccountOptions:
 class Watch:
     """What is watched and how: of `ttscope attach`, and what is typed on the Live screen."""
 
-    urls: list[str] = argument("vLLM servers: http://HOST:PORT, replicas too.")
+    urls: list[str] = argument("vLLM or SGLang: http://HOST:PORT, replicas too.")
     duration: str | None = option(None, "End after 90s, 10m or 2h, else at Ctrl-C.")
     model: str | None = option(None, "Which of the served models to watch.")
     gpus: str = option("auto", "Read the power of this machine's GPUs.", metavar="auto|none|N")
