@@ -22,7 +22,7 @@ BUDGETS = [
     {"max_latency": "35ms", "min_accuracy": "0.8"},
     {"max_latency": "1s", "min_accuracy": "0.999", "max_cost": "1ms"},
     {"max_latency": "1us", "max_cost": "9s", "min_accuracy": "0.999"},
-    {"max_latency": "30ms", "percentile": 95, "min_accuracy": "0.6"},
+    {"max_latency": "30ms", "percentile": 90, "min_accuracy": "0.6"},
 ]
 
 
@@ -81,6 +81,22 @@ def test_a_value_within_the_limit_that_is_not_sure_enough_says_so(fresh):
     wanted = fastest.estimates["latency_s"].value * 1.001
     line = nearest_line(fresh.recommend(parse_budget({"max_latency": f"{wanted}s"})))
     assert re.search(r"but that is only [1-8]\d % sure, not 90 %$", line), line
+
+
+def test_problems_that_are_too_few_for_any_limit_say_how_many_it_takes(two_models):
+    """No limit on p95 is surer than 1 - .95 ** 20 = 64 %, and no candidate is refused for that."""
+    given = {"max_latency": "100s", "percentile": 95, "min_accuracy": "0.3"}
+    answer = two_models.recommend(parse_budget(given))
+    assert answer.system_optimal is None
+    (miss,) = (each for each in answer.near_misses if each.limit == "max_latency_s")
+    assert miss.sure == pytest.approx(1 - 0.95**20, abs=0.011) and miss.nearest.high is None
+    text = " ".join(" ".join(advice_lines(answer)).split())
+    assert "--max-latency (p95): 20 problems can be 64 % sure of it at most" in text
+    assert "For 90 % it takes 45" in text and "would have to be" not in text
+    (sure,) = re.findall(r"--confidence (0\.\d+) has an answer", text)
+    pick = two_models.recommend(parse_budget(given | {"confidence": sure})).system_optimal
+    assert pick.probability_within_budget >= float(sure)
+    assert two_models.recommend(parse_budget(given | {"percentile": 50})).system_optimal is not None
 
 
 @pytest.mark.slow
