@@ -34,7 +34,7 @@ from tui.cli import COLLECTED_AT
 from tui.screens.advice.screen import AdviceScreen, Advised
 
 SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
-SIZES = ("80x24", "120x40")
+SIZES = ("80x24", "120x40", "200x60")
 TYPED = ("m", "a", "x", "backspace")
 MOVES = ("down", "up", "j", "k", "end", "home", "G", "g", "pagedown", "pageup")
 SCREENS: dict[str, Sequence[tuple[str, Sequence[str]]]] = {  # what is open, and its keys in order

@@ -15,7 +15,16 @@ from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
 from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
-from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, TGI, VLLM, is_on_ray
+from traces.live.engine_names import (
+    NIM,
+    SGLANG,
+    TENSORRT_LLM,
+    TGI,
+    VLLM,
+    is_on_ray,
+    is_under_dynamo,
+    unwrapped,
+)
 from traces.live.numbers import ADDED, DRAFTS, FLOPS, tells
 
 if TYPE_CHECKING:
@@ -119,13 +128,19 @@ RAY_PLUGIN = (
     "enable_logging_iteration_details=True in engine_kwargs, and ttscope attach URL --metrics-url "
     "PAGE --listen 4318"
 )
-_SERVE = "vllm serve MODEL"
+_SERVE, _DYNAMO = "vllm serve MODEL", "python -m dynamo.vllm --model MODEL"
 _PLUGIN = "TTSCOPE_PLUGIN=http://127.0.0.1:4318 "
 _DETAILS = "--enable-logging-iteration-details"
 WITH_BOTH = f"{_PLUGIN}{_EXPORTER}{_SERVE} {_DETAILS} {_ENDPOINT}"
 WITH_PLUGIN = f"VLLM_USE_RUST_FRONTEND=0 {_PLUGIN}{_SERVE} {_DETAILS}"
 _MODULE = "vllm.entrypoints.openai.api_server"  # as vLLM's CPU build is started
 FPM = "vLLM with #52061 (--forward-pass-metrics-port 20380), and attach URL --fpm tcp://HOST:20380"
+DYNAMO_FPM = (
+    "DYN_FORWARDPASS_METRIC_PORT=20380 before python -m dynamo.vllm, and attach URL --metrics-url "
+    "PAGE --fpm tcp://HOST:20380. Or DYN_FPM_TRACE=1 DYN_FPM_MODE=full, and ttscope import "
+    "/tmp/dynamo-fpm.*.jsonl.gz"
+)
+_DYNAMO_PROFILER = "none: Dynamo's route for it takes no number of steps, so that nothing ends it"
 SPANS_OF = {SGLANG: "start SGLang so, and ttscope attach URL --listen 4318"}
 WITH_SPANS_OF = {
     SGLANG: f"{_EXPORTER}python -m sglang.launch_server --model-path MODEL --enable-trace "
@@ -154,6 +169,10 @@ RUST_NEEDS = (
     "VLLM_USE_RUST_FRONTEND=0 for plugin and spans, or keep it, and for steps the engine's own "
     f"stream: {FPM}"
 )
+_NEEDS = {  # by what an error of `ask_model` says
+    "wants a key": "a key: --api-key-env NAME",
+    "no model yet": "an engine that has started",
+}
 ALLOWS = (  # what each depth of attach gives, from the outside in
     (
         "HTTP alone",
@@ -180,7 +199,7 @@ def examine_server(access: Access) -> list[Finding]:
         metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
         found, identity = _models(client, access, kinds, answers=answers)
-        serve = None if is_on_ray(kinds) else _serve(access, started)
+        serve = None if is_on_ray(kinds) else _serve(access, started, kinds)
         return [*found, *metrics, *_inside(client, identity, serve), *_allowed()]
 
 
@@ -199,7 +218,7 @@ def _models(
     except EngineError as error:
         if isinstance(error, Unanswered) and not answers:
             raise
-        needs = "a key: --api-key-env NAME" if "wants a key" in str(error) else "its URL"
+        needs = next((each for why, each in _NEEDS.items() if why in str(error)), "its URL")
         found = [Finding(what="models", present=False, detail=str(error), needs=needs)]
         return found, Identity().with_page(kinds)
     identity = identify(client, card).with_page(kinds)
@@ -213,7 +232,7 @@ def _models(
 
 def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
     """Return what a server's page has, whose lines, and when the server began (unix seconds)."""
-    from profiler.attach.deployment import NO_METRICS
+    from profiler.attach.deployment import ENGINES_PAGE
     from profiler.attach.scraper import ScrapeError, Scraper
 
     scraper = Scraper(access, lambda label: label, on_event=lambda kind, detail: None)
@@ -227,8 +246,8 @@ def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
         scraper.close()
     names = {series.name for series in page.values} if page is not None else set()
     if page is None or not any(map(tells, names)):
-        needs = f"a page that is read: this {NO_METRICS}"
-        return [Finding(what="metrics", present=False, detail=why, needs=needs)], set(), None
+        found = [Finding(what="metrics", present=False, detail=why, needs=ENGINES_PAGE)]
+        return found, set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
     kinds = scraper.reader.engines
     series = sum(each.name not in ADDED for each in page.values)  # which ttscope adds
@@ -238,10 +257,12 @@ def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
     return found, kinds, page.started
 
 
-def _serve(access: Access, started: float | None) -> str:
+def _serve(access: Access, started: float | None, kinds: set[str]) -> str:
     """Return the command that starts a vLLM: that of the server, where it runs here."""
     from profiler.attach.gpus_here import processes_here
 
+    if is_under_dynamo(kinds):
+        return _DYNAMO
     for pid in processes_here(access, started):
         with suppress(OSError):
             if _MODULE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
@@ -252,7 +273,7 @@ def _serve(access: Access, started: float | None) -> str:
 def _on_page(page: Page, kinds: set[str]) -> Iterator[Finding]:
     """Say what a page has of drafts and FLOPs, which those of some engines never have."""
     names = {series.name for series in page.values}
-    if {kind.removesuffix(ON_RAY) for kind in kinds} - {VLLM, SGLANG}:
+    if unwrapped(kinds) - {VLLM, SGLANG}:
         for what in ("speculation", "FLOPs, bytes"):
             yield Finding(what=what, present=None, detail="this page does not tell")
         return
@@ -303,7 +324,11 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
         start = (WITH_PLUGIN.replace(_SERVE, serve),) if rust else start
         needs = PLUGIN.replace("by the command of spans", "so") if rust else PLUGIN
         yield Finding(what="steps (plugin)", present=None, detail=silent, needs=needs, run=start)
-        yield Finding(what="steps (FPM)", present=None, detail=outside, needs=FPM)
+        fpm = DYNAMO_FPM if serve == _DYNAMO else FPM
+        yield Finding(what="steps (FPM)", present=None, detail=outside, needs=fpm)
+    if serve == _DYNAMO:
+        yield Finding(what="profiler", present=False, detail=_DYNAMO_PROFILER)
+        return
     known = routes(client)
     profiler = None if known is None else "/start_profile" in known["paths"]
     detail = {

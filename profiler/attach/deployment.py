@@ -50,11 +50,11 @@ _ADOPTED = (  # of what a plugin tells
     *("num_gpu_blocks", "gpu_memory_utilization", "enable_prefix_caching", "enforce_eager"),
     *("async_scheduling", "speculative", "gpu", "vllm_version"),
 )
-NO_METRICS = (
-    "has nothing of an engine: name the engine's own host and port, not a router's, or its "
-    "--metrics-url (Dynamo http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's "
-    "metrics port, which tells of an engine once it has served a request). Start vLLM without "
-    "--disable-log-stats, SGLang with --enable-metrics, trtllm-serve with return_perf_metrics and "
+ENGINES_PAGE = (
+    "the engine's own host and port, not a router's, or its --metrics-url (Dynamo "
+    "http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's metrics port, which "
+    "tells of an engine once it has served a request). Start vLLM without --disable-log-stats, "
+    "SGLang with --enable-metrics, trtllm-serve with return_perf_metrics and "
     "enable_iter_perf_stats in its --config"
 )
 
@@ -218,7 +218,9 @@ class Deployment:
                 raise EngineError(f"{access.where}: /metrics cannot be read ({error})") from None
         told = page is not None and any(tells(series.name) for series in page.values)
         if metrics_needed and not told:
-            raise EngineError(f"{access.where}: /metrics {NO_METRICS}")
+            raise EngineError(
+                f"{access.where}: /metrics has nothing of an engine: name {ENGINES_PAGE}"
+            )
         config, facts = self._describe(access, scraper, page)
         replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
         replica.described = config
@@ -435,9 +437,9 @@ class Deployment:
         found: dict[str, Numbers | None] = {}
         for replica in self.replicas:
             pages = list(replica.pages)
-            if is_on_ray(replica.scraper.reader.engines):
-                seconds = max(seconds, REPORTS * RAY_REPORTS_S)
-            since = pages[-1]["time"][0] - round((seconds + 0.5) * 1e9) if pages else 0
+            on_ray = is_on_ray(replica.scraper.reader.engines)
+            back = max(seconds, REPORTS * RAY_REPORTS_S) if on_ray else seconds
+            since = pages[-1]["time"][0] - round((back + 0.5) * 1e9) if pages else 0
             recent = [page for page in pages if page["time"][0] >= since]
             frames = recent if len(recent) > 1 else pages[-2:]
             scrapes = pl.concat([pl.DataFrame(schema=SCRAPES), *frames])

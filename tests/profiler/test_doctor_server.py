@@ -147,6 +147,32 @@ def test_ray_serve_starts_its_engines_itself():
         assert "engine_kwargs" in found[what].needs and not found[what].run
 
 
+def test_a_front_end_without_engines_serves_no_model_yet():
+    with metrics_server() as state:
+        state.answers["/v1/models"] = '{"object": "list", "data": []}'
+        state.lines = ["dynamo_frontend_queued_requests 0"]
+        found = look(state)
+    assert "serves no model yet" in found["models"].detail
+    assert found["models"].needs == "an engine that has started"
+    assert "Dynamo http://POD:8081" in found["metrics"].needs
+
+
+def test_dynamo_is_told_by_its_labels_and_has_commands_of_its_own():
+    line = 'vllm:num_requests_running{dynamo_component="backend",engine="0"} 1'
+    with metrics_server() as state, metrics_server() as page:
+        state.answers |= {"/version": None, "/openapi.json": None}
+        state.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "nvidia"}]}'
+        page.lines = [line]
+        access = Access.of(state.url).with_metrics(f"{page.url}/metrics")
+        found = {each.what: each for each in examine_server(access)}
+    assert found["metrics"].detail.startswith("2 series of 1 engine (vLLM under Dynamo)")
+    assert found["models"].detail == "m, vLLM"
+    for what in ("spans", "steps (plugin)"):
+        assert "python -m dynamo.vllm --model MODEL" in found[what].run[-1]
+    assert "DYN_FORWARDPASS_METRIC_PORT" in found["steps (FPM)"].needs
+    assert found["profiler"].present is False and found["profiler"].needs is None
+
+
 def test_each_depth_says_beforehand_what_it_allows():
     with metrics_server() as state:
         found = look(state)

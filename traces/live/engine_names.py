@@ -45,7 +45,7 @@ from traces.live.numbers import (
 from traces.schema.engine import EngineConfig
 
 VLLM, SGLANG, NIM, TENSORRT_LLM, TGI = "vLLM", "SGLang", "NIM", "TensorRT-LLM", "TGI"
-ON_RAY = " on Ray Serve"  # behind the name of an engine
+ON_RAY, UNDER_DYNAMO = " on Ray Serve", " under Dynamo"  # behind the name of an engine
 # Ray's page has what its processes report: metrics_report_interval_ms of its ray_config_def.h.
 RAY_REPORTS_S = 10.0
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
@@ -239,21 +239,35 @@ def engine_of(labels: Mapping[str, str]) -> str:
     return " ".join(part for part in (own, replica[:24]) if part)
 
 
-def engine_named(name: str) -> str | None:
-    """Return whose line it is, by its prefix, NIM's without one; None for others."""
+def engine_named(name: str, labels: Mapping[str, str]) -> str | None:
+    """Return whose line it is, by its prefix, NIM's without one; None for others.
+
+    A worker of Dynamo has the names of its engine, and labels of its own.
+    """
     plain = known_name(name)
     if plain is None:
         return None
     engines = {"vllm:": VLLM, "sglang:": SGLANG, "trtllm": TENSORRT_LLM, "tgi_": TGI}
     for prefix, engine in engines.items():
         if plain.startswith(prefix):
-            return engine + ON_RAY if name.startswith("ray_") else engine
+            dynamo = UNDER_DYNAMO if "dynamo_component" in labels else ""
+            return engine + (ON_RAY if name.startswith("ray_") else dynamo)
     return NIM
 
 
 def is_on_ray(kinds: Iterable[str]) -> bool:
     """Whether one of the engines of a page (`engine_named`) is on Ray Serve."""
     return any(kind.endswith(ON_RAY) for kind in kinds)
+
+
+def is_under_dynamo(kinds: Iterable[str]) -> bool:
+    """Whether one of the engines of a page (`engine_named`) is a worker of Dynamo."""
+    return any(kind.endswith(UNDER_DYNAMO) for kind in kinds)
+
+
+def unwrapped(kinds: Iterable[str]) -> set[str]:
+    """Return the engines of a page without what they run on."""
+    return {kind.removesuffix(ON_RAY).removesuffix(UNDER_DYNAMO) for kind in kinds}
 
 
 def software_of(config: EngineConfig) -> str:

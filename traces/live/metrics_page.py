@@ -154,7 +154,7 @@ class PageReader:
             for key, text in _LABEL.findall(rest)
         }
         engine = engine_of(labels)
-        kind = engine_named(whole.strip()) or ""
+        kind = engine_named(whole.strip(), labels) or ""
         self.engines.add(kind)
         if kind.endswith(ON_RAY):
             self._on_ray.add(engine)

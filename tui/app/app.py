@@ -154,6 +154,10 @@ class TtscopeApp(LibraryApp):
             self.switch_mode(self._first)
         self.open_first()
 
+    def refresh_css(self, animate: bool = False) -> None:
+        """Find the styles of another theme; colours change at once, on screens shown later too."""
+        super().refresh_css(animate=animate)
+
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer every key of the screen that is shown in the palette, and what Textual has more."""
         titles = set()

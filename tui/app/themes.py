@@ -40,6 +40,10 @@ LIGHT = Theme(
 )
 
 
+# Textual's is Python code that gives the same, called a hundred thousand times for a theme.
+RuleSet.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
 class ThemedStylesheet(Stylesheet):
     """Parses what it has parsed before only for another theme, and once for each.
 

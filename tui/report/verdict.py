@@ -132,7 +132,7 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
         yield tag("h3", "Start it with")
         yield _command(pick.command)
     yield tag("p", _requests(pick))
-    if pick.command and (note := command_note(pick.engine)):
+    if pick.command and (note := command_note(pick)):
         yield tag("p", note)
 
 

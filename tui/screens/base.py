@@ -37,11 +37,11 @@ class CalmScreen(Screen[Result]):
     def __init__(self) -> None:
         super().__init__()
         self._settling: asyncio.Task[None] | None = None
-        self._is_styled = False
+        self._css_update_count = self.app._css_update_count  # its widgets find the styles of today
 
     def on_screen_resume(self, event: ScreenResume) -> None:
         """Find no styles again that were found: those of another theme are, without this."""
-        event.refresh_styles, self._is_styled = not self._is_styled, True
+        event.refresh_styles = False
 
     def _compositor_refresh(self) -> None:
         if self is not self.app.screen:  # behind a question or the help, which draw it
@@ -161,13 +161,11 @@ class ModeScreen(CalmScreen[None]):
         raise NotImplementedError
 
     def on_mount(self) -> None:
-        """Listen for recordings, and show what is there."""
         self.ttscope.library_changed.subscribe(self, lambda _: self._changed())
-        self.show_library()
 
     def on_screen_resume(self, event: ScreenResume) -> None:
         """Show what was opened, loaded or marked meanwhile."""
-        self.show_library()
+        self._changed()
 
     def _changed(self) -> None:
         if self.is_current:

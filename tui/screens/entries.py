@@ -28,7 +28,8 @@ class Entry:
     """One row of the Recordings screen: a run, or a path that cannot be read and why.
 
     `frame_bytes` are those of the run's samples and steps, 0 where they were let go (`fit_frames`):
-    `load` brings them back. `listed` is what is known of one that is still to be read.
+    `load` brings them back. `listed` is what is known of one that is still to be read, whose
+    `recording` is there where advice may learn of it before (`foreseen`).
     """
 
     key: str
@@ -47,6 +48,8 @@ class Entry:
     @property
     def teaches(self) -> bool:
         """Whether advice can learn of it: of problems, or of a server that was only watched."""
+        if self.listed is not None:
+            return self.recording is not None
         ended = self.run is not None and self.run.complete
         return self.comparable or (self._is_of_others and ended)
 
@@ -156,6 +159,24 @@ def _by_manifest(name: str, manifest: Manifest) -> list[Listed]:
     values: dict[str, float | str | None] = {c.header: names.get(c.header) for c in COLUMNS}
     title = "  ".join(names[each] for each in ("model", "policy", "engine"))
     return [Listed(title=title, cells=cells, values=values, problems=1, complete=True)]
+
+
+def foreseen(entries: Sequence[Entry]) -> list[Entry] | None:
+    """Return entries that are still to be read with their recordings, as `load` will find them.
+
+    None where some may turn out to be such that advice does not learn of them.
+    """
+    found = []
+    for entry in entries:
+        try:
+            recording = Recording.open(entry.path)
+            whole = recording.complete and recording.rows("problems") > 0
+        except TtscopeError:
+            return None
+        if not whole or len(recording.manifest.engines) * len(recording.manifest.policies) != 1:
+            return None
+        found.append(replace(entry, recording=recording))
+    return found
 
 
 def to_list(entry: Entry) -> Listed | None:
@@ -360,6 +381,8 @@ def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: i
             is_told = column.header.startswith("acc") and not run.complete
             return "incomplete" if is_told else ""
         if column.header == "policy" and run.complete:
+            if entry.is_watched:
+                return "watched"
             return NO_PROBLEMS if width >= NARROW else "0 problems"
     text = entry.cells[column.header]
     if column.header == NAMES and width < column.from_width:

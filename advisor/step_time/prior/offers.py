@@ -32,6 +32,7 @@ from advisor.step_time.prior.recalibration import (
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, TABLES
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -96,6 +97,8 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
             facts = evidence.models.get(base.model)
             if facts is None:
                 why = f"what {base.model} weighs is not known. Import it with --model-config FILE"
+                if base.model == UNKNOWN_MODEL:
+                    why = "no model is named. Import it with --model NAME and --model-config FILE"
                 refused.append(Refused(engine=base, choices=len(choices) * len(SIZES), why=why))
                 continue
             sharing = (recorded or 1) if facts.num_experts else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,8 @@ _STRANGER = (
     "somebody sends without the token of ttscope and is refused. See docs/attach.md for how a "
     "sender gets it"
 )
+_INSTANCE, _PROCESS = "service.instance.id", "vllm.process_id"  # of a span's resource
+_MOST_PROCESSES = 4_096
 _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 
 
@@ -66,7 +69,8 @@ class Incoming:
         self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
         self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
-        self._found_by_port: set[str] = set()  # addresses of servers
+        self._processes: defaultdict[tuple[str, str], set[str]] = defaultdict(set)  # engines
+        self._found_by_port: set[str] = set()  # where servers are
         self._ending = self._told = self._warned = False
         self._samples: list[Row] = []
         self._writer: RecordingWriter | None = None
@@ -176,6 +180,9 @@ class Incoming:
     def _note_batch(self, key: str, batch: Batch) -> None:
         """Take from a batch what it tells beside its steps: configuration, clock, and drops."""
         name = batch.instance, batch.engine
+        for each, told in ((_INSTANCE, batch.tracer), (_PROCESS, batch.process_id)):
+            if told is not None and len(self._processes) < _MOST_PROCESSES:
+                self._processes[each, str(told)].add(key)
         if batch.config is not None and name not in self._learned:
             self._learned.add(name)
             if self._key_of(batch) == key:
@@ -298,7 +305,7 @@ class Incoming:
             fitting = [
                 replica
                 for replica in replicas
-                if replica.access.url not in self._found_by_port
+                if replica.access.where not in self._found_by_port
                 and batch.process_start_s is not None
                 and replica.started is not None
                 and abs(replica.started - batch.process_start_s) < _SAME_START_S
@@ -306,18 +313,24 @@ class Incoming:
         if len(fitting) != 1 and len(replicas) == 1:
             # The only one, unless it is known to be another's, or both tell when they began.
             told = batch.process_start_s is not None and replicas[0].started is not None
-            fitting = [] if told or replicas[0].access.url in self._found_by_port else replicas
+            fitting = [] if told or replicas[0].access.where in self._found_by_port else replicas
         return fitting[0].key_of(batch.engine, batch.replica) if len(fitting) == 1 else None
 
     def _on_port(self, batch: Batch) -> list[Replica]:
-        return [r for r in self._deployment.replicas if _port(r.access.url) in batch.ports]
+        """Return the servers on a plugin's ports: by the metrics page, else by the URL.
+
+        Workers behind one front end, as of Dynamo, share its URL and have pages of their own.
+        """
+        replicas = self._deployment.replicas
+        pages = [r for r in replicas if _port(r.access.metrics_page) in batch.ports]
+        return pages or [r for r in replicas if _port(r.access.url) in batch.ports]
 
     def _taken(self) -> list[Batch]:
         """Return the batches that came, after noting which servers are known by their ports."""
         batches = self._receiver.take_batches()
         for batch in batches:
             if len(fitting := self._on_port(batch)) == 1:
-                self._found_by_port.add(fitting[0].access.url)
+                self._found_by_port.add(fitting[0].access.where)
         return batches
 
     def _own_key(self, batch: Batch) -> str | None:
@@ -331,10 +344,25 @@ class Incoming:
         if len(known) == 1:
             return next(iter(known))
         resource = dict(span.resource)
+        if (key := self._engine_in(resource)) is not None:
+            return key
         names = (span.values.get(f"gen_ai.{side}.model") for side in ("request", "response"))
         model = str(next(filter(None, names), None) or resource.get("service.name") or "-")
         config = EngineConfig(model=model, mode="server", other=span.resource)
         return self._registered((model, span.resource), config) or next(iter(known))
+
+    def _engine_in(self, resource: Mapping[str, str]) -> str | None:
+        """Return the engine of the process that sent a span, as the plugin in it tells.
+
+        None where that process has several, or is not known. Processes of several machines may have
+        one number, so that it tells only where no plugin is silent, and spans have no better name.
+        """
+        named = _INSTANCE if _INSTANCE in resource else _PROCESS
+        keys = self._processes.get((named, resource.get(named, "")), set())
+        heard = set().union(*self._processes.values())
+        replicas = self._deployment.replicas
+        silent = any(heard.isdisjoint(each.keys.values()) for each in replicas)
+        return None if len(keys) != 1 or (named == _PROCESS and silent) else next(iter(keys))
 
     def _registered(self, name: Any, config: EngineConfig) -> str | None:
         if name not in self._engines:

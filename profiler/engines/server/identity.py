@@ -16,7 +16,7 @@ import httpx
 
 from profiler.engines.server.served import LONGEST_NAME, MOST_TOKENS, ask_version, asked
 from traces.errors import UsageError
-from traces.live.engine_names import NIM, ON_RAY, SGLANG, TENSORRT_LLM, VLLM, is_on_ray
+from traces.live.engine_names import NIM, SGLANG, TENSORRT_LLM, VLLM, unwrapped
 from traces.schema.engine import Speculative
 
 _OWNERS = {"vllm": VLLM, "sglang": SGLANG, "tensorrt_llm": TENSORRT_LLM}  # of a model's card
@@ -74,10 +74,11 @@ class Identity:
     def with_page(self, kinds: Collection[str]) -> Identity:
         """Return the engine whose lines its metrics page has, where these are of one kind.
 
-        Another front end may answer for it, and vLLM's names are NIM's too, but on Ray's page.
+        Another front end may answer for it. vLLM's names are NIM's too, but not on pages of Ray
+        and Dynamo.
         """
-        engines = {kind.removesuffix(ON_RAY) for kind in kinds}
-        if len(engines) != 1 or engines <= {None if is_on_ray(kinds) else VLLM, self.engine}:
+        engines = unwrapped(kinds)
+        if len(engines) != 1 or engines <= {VLLM if VLLM in kinds else None, self.engine}:
             return self
         return Identity(engine=engines.pop(), front_end=self.front_end)
 

@@ -58,6 +58,8 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise EngineError(f"{url}: /v1/models is not an OpenAI-compatible answer") from None
+    if not served:  # as of a front end of Dynamo without workers
+        raise EngineError(f"{url}: serves no model yet. Try again once an engine has joined it")
     found: dict[str, Any] | None = next((c for c in cards if model in {None, c["id"]}), None)
     if found is None:
         raise EngineError(f"{url}: does not serve {model}. It serves {', '.join(served)}")

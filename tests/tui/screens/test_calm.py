@@ -3,9 +3,13 @@
 import pytest
 from textual.app import App
 
-from tests.tui.pilot import opened, press, settle
+from tests.traces.synthetic import simulate, write_recording
+from tests.tui.fake_advisor import FakeAdvisor
+from tests.tui.pilot import opened, press, settle, text_of
 from tests.tui.screens.advice.test_layouts import made
-from tui.screens.advice.screen import AdviceScreen
+from tui.app.app import TtscopeApp
+from tui.app.themes import LIGHT
+from tui.screens.advice.screen import AdviceScreen, Advised
 from tui.screens.base import CalmScreen
 from tui.widgets.scatter import Scatter
 from tui.widgets.still import StillText
@@ -40,6 +44,18 @@ async def test_a_key_draws_what_changes_and_once(tmp_path, monkeypatch):
         screens.clear()
         await pilot.pause(0.2)
         assert len(screens) <= 2  # behind a question it rests
+
+
+async def test_a_screen_is_made_before_its_key_and_asks_nothing_until_shown(tmp_path, monkeypatch):
+    composed, heard = times_called(monkeypatch, AdviceScreen, "compose_body"), []
+    write_recording(tmp_path / "one", simulate(problems=4, n=2))
+    app = TtscopeApp([tmp_path], FakeAdvisor, limits={"min_accuracy": "0.7"})
+    app.learns_ahead = True
+    async with opened(app, message_hook=heard.append) as (_, pilot):
+        assert len(composed) == 1 and not any(isinstance(each, Advised) for each in heard)
+        await press(pilot, "t", "4")
+        assert len(composed) == 1 and "Run large" in text_of(app, "#answer")
+        assert app.screen.styles.background.hex == LIGHT.background
 
 
 class Calm(App):

@@ -14,11 +14,14 @@ from tui.screens.entries import (
     COLUMNS,
     cell_text,
     fitting_columns,
+    foreseen,
+    listed,
     load,
     matches,
     recording_paths,
     sort_key,
 )
+from tui.screens.index import Indexes
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,14 @@ def test_a_damaged_recording_is_an_entry(folder, tmp_path):
     part.write_bytes(part.read_bytes()[:50])
     (entry,) = load(tmp_path / "x")
     assert "truncated" in entry.error
+
+
+def test_what_advice_learns_of_is_foreseen_where_all_is_whole(folder):
+    whole, cut = (listed(folder / name, Indexes()) for name in "ab")
+    (found,) = foreseen(whole)
+    assert found.teaches and found.run is None and not whole[0].teaches
+    assert found.key == load(folder / "a")[0].key
+    assert foreseen([*whole, *cut]) is None
 
 
 def test_filter_and_sort(folder):

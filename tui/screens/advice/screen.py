@@ -190,6 +190,7 @@ class AdviceScreen(ModeScreen):
         self._rests_on: tuple[object, ...] | None = (
             None  # the question of `_advice`, its budget aside
         )
+        self._in_vain = False  # whether what was asked before all was read had no answer
         self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._passing = False  # whether the message goes when something else is shown
         self._whole: Literal["all", "answer", "front"] = "all"  # who has the whole screen
@@ -306,17 +307,22 @@ class AdviceScreen(ModeScreen):
     # -- what is asked -------------------------------------------------------------------------
 
     def show_library(self) -> None:
-        """Ask once everything is loaded; the same question is not asked twice."""
-        if self.ttscope.loading_paths:
+        """Ask once it is known what there is; the same question is not asked twice."""
+        if self._waits:
             self._say("loading the recordings ...")
             return
         self._form.set_price(self.ttscope.price)
         self._ask()
 
+    @property
+    def _waits(self) -> bool:
+        """Whether it is not known yet what advice rests on, or was foreseen in vain."""
+        return self.ttscope.loading_paths and (not self.ttscope.foresees or self._in_vain)
+
     @on(BudgetForm.Changed)
     def _budget_changed(self, event: BudgetForm.Changed) -> None:
         """Answer while one types, once there is an answer at all; half a number is no mistake."""
-        if self.ttscope.loading_paths:
+        if self._waits or not self.is_current:
             return
         if event.typing:
             try:
@@ -389,8 +395,9 @@ class AdviceScreen(ModeScreen):
             with self.ttscope.advising:
                 if worker.is_cancelled:
                     return
-                advisor = self.ttscope.advisor_for(recordings)
-                outline = advisor.outline(budget)
+                with self.ttscope.estimating:
+                    advisor = self.ttscope.advisor_for(recordings)
+                    outline = advisor.outline(budget)
                 if outline is not None:
                     tell(outline, None)
 
@@ -464,6 +471,10 @@ class AdviceScreen(ModeScreen):
                 self._clear()
             self._asked = None
             self._show_progress(None)
+            self._in_vain = self.ttscope.loading_paths
+            if self._in_vain:  # what cannot be read is not asked about
+                self._say("loading the recordings ...")
+                return
             self._say(event.error or "no advice", bad=True)
             if event.mend:
                 self._answer_panel.show(Content(event.mend))

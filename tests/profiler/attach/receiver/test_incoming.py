@@ -28,12 +28,12 @@ def batch(*rows, instance="i", **more):
     return Batch(v=1, instance=instance, engine=0, columns=[], rows=raw_steps(*rows), **more)
 
 
-def watched(folder, receiver, *starts, during, goes_on=False, **options):
+def watched(folder, receiver, *starts, during, goes_on=False, front=False, **options):
     """Watch servers that began at `starts` while `during` runs, which gets their URLs.
 
     The watch waits little for plugins that say nothing more, so that the recording takes what came
     when it is closed. Where `during` goes on behind the end, it gets what ends the watch, and
-    plugins are waited for.
+    plugins are waited for. With a `front` the servers are workers behind it.
     """
 
     def send():
@@ -57,7 +57,11 @@ def watched(folder, receiver, *starts, during, goes_on=False, **options):
         servers = [stack.enter_context(metrics_server()) for _ in starts]
         for server, start in zip(servers, starts, strict=True):
             server.started = start
-        deployment = Deployment([Access.of(each.url) for each in servers], period_s=0.1)
+        accesses = [Access.of(each.url) for each in servers]
+        if front:
+            url = stack.enter_context(metrics_server()).url
+            accesses = [Access.of(url).with_metrics(each.url) for each in servers]
+        deployment = Deployment(accesses, period_s=0.1)
         deployment.connect()
         incoming, stop = Incoming(receiver, deployment, **options), threading.Event()
         urls, before, sending = [each.url for each in servers], [], threading.Thread(target=send)
@@ -91,6 +95,22 @@ def test_a_plugin_belongs_to_the_server_that_began_with_it_or_listens_there(rece
     assert rows[now + 1]["finished"] == 3
     assert rows[now + 9]["engine"] not in keys
     assert len(rows) == 3
+
+
+def test_plugins_of_workers_behind_one_front_end_are_found_by_the_ports_of_their_pages(
+    receiver, tmp_path
+):
+    step, now = {"running": 1, "generated": 1}, time.time_ns() + 10**10
+
+    def send(urls):  # Dynamo's pages do not tell when a process began.
+        for at, url in enumerate(urls):
+            port = int(url.rpartition(":")[2])
+            receiver.put_batch(batch(step | {"end": now + at}, instance=f"{at}", ports=[port]))
+
+    recording, by_url = watched(tmp_path / "r", receiver, "nan", "nan", during=send, front=True)
+    rows = {row["end"]: row["engine"] for row in recording.steps.to_dicts()}
+    assert len(by_url) == len(recording.manifest.engines) == 2
+    assert [rows[now], rows[now + 1]] == list(by_url.values())
 
 
 def test_a_plugin_tells_what_its_model_costs(receiver, tmp_path):
@@ -171,6 +191,31 @@ def test_spans_of_our_own_requests_are_left_out(receiver, tmp_path):
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send, own_traces={"aa" * 16})
     assert recording.problems["trace_id"].to_list() == ["bb" * 16]
     assert recording.samples.height == 1
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("heard", [1, 2])
+def test_a_span_is_of_the_server_in_whose_process_the_plugin_is(receiver, tmp_path, named, heard):
+    """By its tracer's name; else by its number, where no server's plugin is silent."""
+    now, span_s = time.time_ns() + 10**10, (time.time_ns() - T0) / 1e9 + 10
+    process = "service__instance__id" if named else "vllm__process_id"
+
+    def send(urls):
+        for at, url in enumerate(urls[:heard]):
+            told = {"tracer": f"{at}"} if named else {"process_id": at}
+            step, port = {"running": 1, "end": now + at}, int(url.rpartition(":")[2])
+            receiver.put_batch(batch(step, instance=f"{at}", ports=[port], **told))
+        until(lambda: not receiver.batches)
+        for at in range(3):  # nobody watches the third's server
+            sent = request(span(at + 1, trace=f"a{at}", start=span_s), **{process: f"{at}"})
+            receiver.put_spans(read_json(json.dumps(sent).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", "1.8e+09", during=send)
+    engines = dict(recording.steps.sort("end").with_row_index()["index", "engine"].iter_rows())
+    found = dict(recording.problems["trace_id", "engine"].iter_rows())
+    known = [found[f"a{at}" * 16] == engines.get(at) for at in range(3)]
+    assert known == [named or heard == 2, heard == 2, False]
+    assert len(set(found.values())) == 3
 
 
 STEP = {"running": 1, "generated": 1, "computed": 0}

@@ -85,6 +85,23 @@ async def test_the_rest_still_advises_where_a_folder_is_gone(folder):
         assert app.entries == []
 
 
+async def test_advice_is_asked_for_before_the_recordings_are_read(folder):
+    opened = Opened(folder)
+    app = opened.app
+    with app.estimating:  # nothing is read, and nobody learns, meanwhile
+        pilot = await opened.run.__aenter__()
+        while not any(each.group == "advice" for each in app.workers):
+            await pilot.pause()
+        assert app.loading_paths and all(entry.run is None for entry in app.entries)
+    await settle(pilot)
+    assert not app.loading_paths and all(entry.run for entry in app.entries)
+    assert [len(each.recordings) for each in opened.made] == [2] and len(
+        opened.made[0].budgets
+    ) == 1
+    assert "Run large" in text_of(app, "#answer")
+    await opened.run.__aexit__(None, None, None)
+
+
 async def test_keys_that_need_an_answer_are_offered_once_there_is_one(folder):
     def keys():
         return {each.binding.description for each in app.screen.active_bindings.values()}
