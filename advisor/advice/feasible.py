@@ -379,7 +379,7 @@ class BudgetCheck(Generic[M]):
         None where they are no bound. Of a percentile so few say little of the slowest of all, and
         one problem says nothing of others.
         """
-        metric, problems = self.limits[field].metric, len(self.metrics.space.problem_ids)
+        metric, problems = self.limits[field].metric, self.metrics.problems
         if metric.startswith("latency_p"):
             q = quantile_of(metric)
             return most_sure(problems, q), enough_values(self.budget.confidence, q)

@@ -653,7 +653,7 @@ def _capped(check: ReplayedCheck) -> Iterator[tuple[str, tuple[float, int]]]:
 
 def _too_few(check: ReplayedCheck) -> Iterator[str]:
     """Say how sure so few problems let any limit be, and how many would be enough."""
-    problems, wanted = len(check.metrics.space.problem_ids), check.budget.confidence
+    problems, wanted = check.metrics.problems, check.budget.confidence
     for field, (most, enough) in _capped(check):
         least = "at least " if problems == 1 else ""
         yield (
