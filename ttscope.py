@@ -59,7 +59,10 @@ def show(recording: reader.Recording | str | Path, *, price: float | None = None
     """Sum up a recording; with a price (USD per device-hour) also its cost."""
     from traces.live.watched import runs_and_servers
     from tui.notebook import Summary
+    from tui.options import check_price, read_as
 
+    price = None if price is None else read_as("price", price, float)
+    check_price(price)
     return Summary(*runs_and_servers(open(_path(recording)), price))
 
 
@@ -74,7 +77,7 @@ def replay(
     from tui.options import grouped
     from tui.verbs.replay import Replay, question_of
 
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (changes or {}).items()}
+    texts = {k: v if isinstance(v, str) else _written(k, v) for k, v in (changes or {}).items()}
     options["recording"] = _path(recording)
     options["change"] = [f"{name}={text}" for name, text in texts.items()]
     base, recorded, question, others = question_of(*grouped(options, Replay))
@@ -101,7 +104,7 @@ def advise(
     from advisor.advice.promise import check_folder, check_has_policy, write_config
     from advisor.search.budget import parse_budget
     from tui.notebook import Recommendation
-    from tui.options import AccountOptions, BudgetOptions, grouped
+    from tui.options import AccountOptions, BudgetOptions, grouped, read_as
     from tui.text.commands import here
     from tui.verbs.open_all import open_measured
 
@@ -115,7 +118,7 @@ def advise(
     if folder is not None:
         check_folder(folder)
         check_has_policy(opened, "output")
-    advisor = Advisor.fit(opened, seed=seed, gpus=options.systems())
+    advisor = Advisor.fit(opened, seed=read_as("seed", seed, int), gpus=options.systems())
     answer = advisor.recommend(wanted, **here())
     if folder is not None and answer.system_optimal is not None:
         write_config(folder, answer, advisor)
@@ -128,3 +131,13 @@ def advise(
 
 def _path(recording: reader.Recording | str | Path) -> Path:
     return Path(recording) if isinstance(recording, str | Path) else recording.path
+
+
+def _written(name: str, value: Any) -> str:
+    """Return the value of a change as it is typed. Raises UsageError for what cannot be."""
+    from traces.errors import UsageError
+
+    try:
+        return json.dumps(value, default=lambda number: number.item())  # numpy's
+    except (TypeError, ValueError, AttributeError):
+        raise UsageError(f"{name}: {str(value)[:60]} is no value of a setting") from None

@@ -296,16 +296,16 @@ def _quantile(numbers: Floats, owners: NDArray[np.intp], q: float, unit: str) ->
         return found
     size = _as_many_as(numbers > value, owners)
     low, high = _ranks(size, q)
+    places = np.arange(1, numbers.size + 1) / (numbers.size + 1)
     ordered = np.sort(numbers)
-    places = np.arange(1, ordered.size + 1)
 
-    def at(rank: float) -> float:
-        return float(np.interp(rank / (size + 1) * (ordered.size + 1), places, ordered))
+    def at(rank: int) -> float:
+        return float(np.interp(rank / (size + 1), places, ordered))
 
     return replace(
         found,
-        low=None if low is None else min(at(low), value),
-        high=None if high is None else max(at(high), value),
+        low=min(at(low), value) if low else None,
+        high=max(at(high), value) if high <= size else None,
     )
 
 
@@ -327,29 +327,51 @@ def _as_many_as(above: NDArray[np.bool_], owners: NDArray[np.intp]) -> int:
     return max(int(owners.size / max(effect, 1.0)), 1)
 
 
+def quantile_law(ordered: Floats, q: float, levels: Floats, *, lower: bool = False) -> Floats:
+    """Return a value below which the true `q` quantile lies with each chance of `levels`.
+
+    It is one of the ascending values (`_below`), and infinite where even the last of them is not
+    sure enough. With `lower` it is one above which the quantile lies with the chance 1 - level.
+    """
+    ends = np.concatenate([[-np.inf], ordered, [np.inf]])
+    ranks = np.searchsorted(_below(ordered.size, q), levels - 1e-12) + 1
+    return np.asarray(ends[ranks - lower], dtype=float)
+
+
 @lru_cache(maxsize=64)
-def _ranks(size: int, q: float) -> tuple[float | None, float | None]:
-    """Return the ranks, from 1, between which the true `q` quantile of so many values lies.
+def _below(size: int, q: float) -> Floats:
+    """Return the chances that the true `q` quantile lies below each of so many ascending values.
 
-    The value at rank r lies below it where at least r of them do, whose number is binomial
-    (order statistics; whole ranks are read as points of a line). None where even the first or the
-    last value leaves more out than an interval may: 20 of 20 lie below the true p95 with a chance
-    of .95^20 = 36 %.
+    It lies below the value at rank r where fewer than r of them lie below it, whose number is
+    binomial, whatever their law is (order statistics).
     """
-    at_least = np.cumsum(_binomial(size, q)[::-1])  # of size, size - 1, .., 0 values
-    ranks = np.arange(size, -1, -1.0)
-    tail = 0.5 - LEVEL / 2
-    low = None if (1 - q) ** size > tail else float(np.interp(1 - tail, at_least, ranks))
-    high = float(np.interp(tail, at_least, ranks)) if tells_above(size, q) else None
-    return low, high
+    return np.asarray(1 - np.cumsum(_binomial(size, q)[:0:-1])[::-1])
 
 
-def tells_above(size: int, q: float) -> bool:
-    """Whether so many values have an upper end of the true `q` quantile's interval.
+def _ranks(size: int, q: float) -> tuple[int, int]:
+    """Return the ranks, from 1, of the values between which the true `q` quantile lies.
 
-    All of them lie below it with a chance of q^size.
+    Between two ranks an end would be wrong too often where times jump, as of problems that run
+    into max_tokens: by 13 % for the lower end of p95 from 13 problems. 0 where even the first value
+    leaves out more than an end may, size + 1 where the last does: 20 of 20 lie below the true p95
+    with a chance of .95^20 = 36 %.
     """
-    return q**size <= 0.5 - LEVEL / 2
+    below, tail = _below(size, q), 0.5 - LEVEL / 2
+    low = np.searchsorted(below, tail + 1e-12, side="right")
+    return int(low), int(np.searchsorted(below, 1 - tail - 1e-12)) + 1
+
+
+def most_sure(size: int, q: float) -> float:
+    """Return the chance that so many values all leave below them the true `q` quantile's share.
+
+    No limit on it is surer, however loose: q^size is the chance that all lie below it.
+    """
+    return 1 - float(q**size)
+
+
+def enough_values(chance: float, q: float) -> int:
+    """Return how many values there must be for a limit on the `q` quantile to be so sure."""
+    return ceil(float(np.log1p(-chance) / np.log(q)) - 1e-9)
 
 
 def _binomial(size: int, chance: float) -> Floats:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -132,8 +135,8 @@ class Measures:
 
 def check_price(price: float | None) -> None:
     """Raise UsageError for a price of a device-hour that is none."""
-    if price is not None and not price > 0:
-        raise UsageError(f"--price must be above 0, not {price}")
+    if price is not None and not 0 < price < inf:
+        raise UsageError(f"--price must be above 0 and finite, not {price}")
 
 
 def verifier_for(sampling: Sampling, workload: str, given: str | None) -> str | None:
@@ -199,7 +202,7 @@ class AccountOptions:
 class Watch:
     """What is watched and how: of `ttscope attach`, and what is typed on the Live screen."""
 
-    urls: list[str] = argument("vLLM servers: http://HOST:PORT, replicas too.")
+    urls: list[str] = argument("vLLM or SGLang: http://HOST:PORT, replicas too.")
     duration: str | None = option(None, "End after 90s, 10m or 2h, else at Ctrl-C.")
     model: str | None = option(None, "Which of the served models to watch.")
     gpus: str = option("auto", "Read the power of this machine's GPUs.", metavar="auto|none|N")
@@ -287,27 +290,66 @@ def _fields(groups: Sequence[type[Any]]) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def grouped(given: Mapping[str, Any], *groups: type[Any]) -> list[Any]:
-    """Return one of each dataclass, made of options by name. Raises UsageError for other names.
+    """Return one of each dataclass, made of options by name.
 
-    A path may be a text, and a list a single value.
+    A value may be what its type can be read from: a path as a text, a list as a single value, a
+    number as a text or as numpy's, a text as a number. None leaves the default. Raises UsageError
+    for other names and values.
     """
     hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
     if unknown := sorted(given.keys() - hints.keys()):
         raise UsageError(f"no option {unknown[0]}: {meant(unknown[0], sorted(hints))}")
-    values = {name: _of_type(value, hints[name]) for name, value in given.items()}
+    values = {
+        name: read_as(name, value, hints[name])
+        for name, value in given.items()
+        if value is not None
+    }
     return [
         group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
         for group in groups
     ]
 
 
-def _of_type(value: Any, hint: Any) -> Any:
+def read_as(name: str, value: Any, hint: Any) -> Any:
+    """Return an option's value as its type. Raises UsageError for what is none."""
     kinds = (hint, *get_args(hint))
     several = next((kind for kind in kinds if get_origin(kind) is list), None)
-    if several is not None and value is not None:
+    if several is not None:
         items = value if isinstance(value, list | tuple) else [value]
-        return [_of_type(item, get_args(several)[0]) for item in items]
-    return Path(value) if Path in kinds and isinstance(value, str) else value
+        return [read_as(name, item, get_args(several)[0]) for item in items]
+    kind = next(each for each in _READ if each in kinds)
+    wanted, read = _READ[kind]
+    truth = isinstance(value, bool) or type(value).__name__ == "bool"  # numpy's too
+    found = None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        found = read(value) if truth == (kind is bool) else None
+    if found is None:
+        raise UsageError(f"{name}={str(value)[:60]}: wants {wanted}")
+    if name == "seed" and found < 0:
+        raise UsageError(f"--seed {found}: must be at least 0")
+    return found
+
+
+def _whole(value: Any) -> int:
+    number = value if isinstance(value, Integral) else float(value)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | Real):
+        raise TypeError
+    return str(value)
+
+
+_READ: dict[type[Any], tuple[str, Callable[[Any], Any]]] = {
+    bool: ("True or False", bool),
+    int: ("a whole number", _whole),
+    float: ("a number", float),
+    Path: ("a path", Path),
+    str: ("a text", _text),
+}
 
 
 def read_words(group: type[Group], words: Sequence[str]) -> Group:

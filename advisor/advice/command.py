@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from advisor.evidence.keys import DEFAULT_BLOCK
+from traces.schema.advice import Pick
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.formats import counted
 from traces.schema.tts.policy import Policy
@@ -97,9 +98,13 @@ _UNPUBLISHED = ("dtype", "quantization", "kv_cache_dtype")  # None and none are 
 _MAY_BE_UNTOLD = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
 
 
-def untold_note(engine: EngineConfig) -> str:
-    """Name the settings of a watched server that its pages do not tell. Empty if they tell all."""
-    if engine.mode != "server":
+def untold_note(pick: Pick) -> str:
+    """Name the settings of a watched server that its pages do not tell. Empty if they tell all.
+
+    A pick whose times are a prior's was no server: what it leaves out is vLLM's to choose.
+    """
+    engine = pick.engine
+    if engine.mode != "server" or pick.prior is not None:
         return ""
     names = [*(_UNPUBLISHED if engine.dtype is None else ())]
     names += [name for name in _MAY_BE_UNTOLD if getattr(engine, name) is None]
@@ -114,9 +119,9 @@ def untold_note(engine: EngineConfig) -> str:
     )
 
 
-def command_note(engine: EngineConfig) -> str:
-    """Return what to know of the command of an engine; empty where it says all."""
-    return " ".join(filter(None, (servers_note(engine), untold_note(engine))))
+def command_note(pick: Pick) -> str:
+    """Return what to know of the command of a pick; empty where it says all."""
+    return " ".join(filter(None, (servers_note(pick.engine), untold_note(pick))))
 
 
 def attach_command(engine: EngineConfig) -> str:

@@ -20,11 +20,11 @@ import numpy as np
 
 from advisor.search.budget import Limit, Prices, goal_of, limits_of_budget
 from advisor.search.closed_form import ClosedForm
-from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits
+from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits, quantile_of
 from advisor.search.resampling import HIGH, LOW
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
-from traces.statistics import Bools, Floats, Ints
+from traces.statistics import Bools, Floats, Ints, enough_values, most_sure
 
 M = TypeVar("M", bound=Metrics)
 
@@ -35,6 +35,7 @@ SLACK = 0.1  # of probability that the few draws of the closed form may be short
 FAR = 2.0  # times the spread of the closed form that a candidate may turn out better
 FRONT = 12  # candidates of the front that are replayed
 NEAR = 3  # candidates nearest to a limit that are replayed
+FASTEST = 12  # the same of a rate, of those that may serve most
 TWIN = 0.05  # of the closed form's logarithm; the replay tells whether a limit was reached
 CHEAP = 16  # policies of fewest FLOPs, each replayed on its fastest engine
 ENGINES = 8  # that may run the policy of fewest FLOPs, and are replayed
@@ -101,8 +102,14 @@ class BudgetCheck(Generic[M]):
         return np.asarray(cost / lower if self.goal.higher else cost * lower)
 
     def cost_draws(self) -> Floats:
-        """Return [candidates, draws] of `cost`."""
+        """Return [candidates, draws] of `cost`.
+
+        A percentile beyond the slowest problem counts as far as draws tell it.
+        """
         values = self.metrics.draws(self.goal.metric) * self.goal.scale[:, None]
+        if self.goal.metric.startswith("latency_p"):
+            told = np.where(np.isfinite(values), values, -np.inf).max(axis=1, keepdims=True)
+            values = np.where(np.isfinite(told), np.minimum(values, told), values)
         return -values if self.goal.higher else np.asarray(values)
 
     # -- limits --------------------------------------------------------------------------------
@@ -222,7 +229,7 @@ class BudgetCheck(Generic[M]):
         reached = np.maximum.accumulate(np.concatenate([[-np.inf], accuracy[rows]]))[:-1]
         front = [int(row) for row in rows[accuracy[rows] > reached + 1e-12]]
         if metric is None:
-            return front
+            return [self._as_usual(row, allowed) for row in front]
         found: list[int] = []
         for row in front:
             more = allowed & (accuracy > (accuracy[found[-1]] if found else -np.inf) + 1e-12)
@@ -298,10 +305,13 @@ class BudgetCheck(Generic[M]):
         """Return the limit that a candidate would meet with the wanted probability.
 
         `alone`: whatever the other limits are; else together with them, and infinite (-infinite for
-        the accuracy) where these are not met surely enough themselves.
+        the accuracy) where these are not met surely enough themselves, or the problems are too few
+        for any limit.
         """
         limit = self.limits[field]
         sign = -1.0 if limit.above else 1.0
+        if field in self.capped:
+            return sign * np.inf
         draws = sign * self.metrics.draws(limit.metric)[row]
         if field == "max_cost_usd":
             draws = draws * self.per_second[row]
@@ -344,8 +354,46 @@ class BudgetCheck(Generic[M]):
             short = np.where(told, short, np.inf)
         finite = short[np.isfinite(short)]
         if not len(finite):
-            return None
+            return self._surest_of(field, rows)
         return int(rows[short <= finite.min() + 1e-12 * abs(finite.min())][0])
+
+    def _surest_of(self, field: str, rows: Ints) -> int | None:
+        """Return the candidate that most surely meets a limit that none meets surely enough.
+
+        So it is where the problems are too few to be so sure of any limit. Of equals the first of
+        `rows` is taken, but of those that never meet it the nearest.
+        """
+        values = self.metrics.values(self.limits[field].metric)[rows]
+        rows, values = rows[np.isfinite(values)], values[np.isfinite(values)]
+        if not len(rows):
+            return None
+        sure = self.metrics.chance(self.met[field][rows])
+        if sure.max() > 0:
+            return int(rows[sure >= sure.max() - TOLD][0])
+        return int(rows[np.argmin(-values if self.limits[field].above else values)])
+
+    def most_sure(self, field: str) -> tuple[float, int] | None:
+        """Return how sure the problems let a limit on time be, and how many would be enough.
+
+        None where they are no bound. Of a percentile so few say little of the slowest of all, and
+        one problem says nothing of others.
+        """
+        metric, problems = self.limits[field].metric, self.metrics.problems
+        if metric.startswith("latency_p"):
+            q, draws = quantile_of(metric), int(self.metrics.choosing.sum())
+            most = np.floor(most_sure(problems, q) * draws + 0.5) / draws  # as draws have it
+            return float(most), enough_values(self.budget.confidence, q)
+        if problems == 1 and metric not in ("accuracy", "devices"):
+            return 0.5, 2
+        return None
+
+    @cached_property
+    def capped(self) -> Mapping[str, tuple[float, int]]:
+        """By field, what `most_sure` gives where that is less than the wanted probability."""
+        most = {field: self.most_sure(field) for field in self.limits}
+        return {
+            f: known for f, known in most.items() if known and known[0] < self.budget.confidence
+        }
 
     # -- estimates of what was replayed --------------------------------------------------------
 
@@ -380,7 +428,9 @@ class Shortlist(BudgetCheck[ClosedForm]):
     def possible(self) -> Bools:
         """Whether a candidate may fit."""
         chance, _ = self._judge(FAR)
-        return self.allowed & (chance >= self.budget.confidence - SLACK)
+        most = [known for known, _ in self.capped.values()]
+        wanted = min([self.budget.confidence, *most])  # the surest that there may be
+        return self.allowed & (chance >= wanted - SLACK) & (chance > 0)
 
     @cached_property
     def order(self) -> Ints:
@@ -427,9 +477,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
         That is the budget's accuracy, or else at least `accuracy`.
         """
         metrics, space = self.metrics, self.metrics.space
-        enough = self.allowed.copy()
-        if metrics.rate_per_s is not None:
-            enough &= metrics.rate_per_s < metrics.capacity_per_s
+        enough = self._keeping_up()
         if "min_accuracy" in self.limits:
             rows = np.flatnonzero(enough)
             chance = metrics.chance(self._met(self.limits["min_accuracy"], rows))
@@ -452,9 +500,16 @@ class Shortlist(BudgetCheck[ClosedForm]):
         keys = (self.cost, self.metrics.values("latency_s"))
         return [each for key in keys for each in self._cheapest(rows, key, ENGINES)]
 
+    def _keeping_up(self) -> Bools:
+        """Return which allowed candidates serve as many problems as arrive."""
+        metrics = self.metrics
+        if metrics.rate_per_s is None:
+            return self.allowed.copy()
+        return np.asarray(self.allowed & (metrics.rate_per_s < metrics.capacity_per_s))
+
     def front(self, metric: str | None = None) -> list[int]:
-        """Return candidates all along the front, the most accurate first, at whatever rate."""
-        front = self._front(metric, self.allowed)[::-1]
+        """Return candidates all along the front, the most accurate first."""
+        front = self._front(metric, self._keeping_up())[::-1]
         if len(front) > FRONT:
             places = np.unique(np.linspace(0, len(front) - 1, FRONT).round().astype(int))
             front = [front[place] for place in places]
@@ -477,7 +532,11 @@ class Shortlist(BudgetCheck[ClosedForm]):
             meets = rows
             if others:
                 meets = rows[self.metrics.chance(np.all(others, axis=0)) >= enough]
-            nearest += self._cheapest(meets if len(meets) else rows, short, NEAR)
+            meets, count = meets if len(meets) else rows, NEAR
+            if field == "rate":  # nothing else looks for what serves most
+                far = np.exp(FAR * self.metrics.spread("device_s")[meets])
+                meets, count = meets[short[meets] <= short[meets].min() * far], FASTEST
+            nearest += self._cheapest(meets, short, count)
         return nearest
 
     def twins(self, row: int) -> list[int]:

@@ -89,7 +89,7 @@ def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expe
     with whole_file(folder / SERVE) as partial:
         partial.write_text(
             f"#!/bin/sh\n# {named}, as ttscope advises. Options of its own go on: --port 8001\n"
-            + (f"# {note}\n" if (note := command_note(pick.engine)) else "")
+            + (f"# {note}\n" if (note := command_note(pick)) else "")
             + f'{exec_} {command} "$@"\n'
         )
         os.chmod(partial, 0o755)  # noqa: PTH101

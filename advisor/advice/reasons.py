@@ -20,7 +20,7 @@ from advisor.evidence.measured import Under
 from advisor.search.metrics import CandidateMetrics, nine_digits
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import HIGH, LOW
-from advisor.search.space import Candidate
+from advisor.search.space import REPLICAS, Candidate
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
 from advisor.step_time.law import PriorCost
 from traces.schema.advice import Experiment, NearMiss, Stages
@@ -44,6 +44,7 @@ from traces.summary.comparison import RUN_TO_RUN
 ENOUGH_PROBLEMS = 100
 EXPECTED_LOSS = "how much worse than the best choice it is, on average over what is not known yet"
 MORE = 0.005  # of accuracy, from which more of it at the same cost is named
+SOME = 0.5  # chance to meet all limits, from which it may be worth an answer
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
 
@@ -433,8 +434,9 @@ def _how_far(stages: Stages) -> Iterable[str]:
         yield f"the replay changed the pick: by the closed form it was {stages.first}"
     if stages.replayed < stages.screened and stages.spread is not None:
         yield (
-            f"replayed the {stages.replayed:,} most promising of {stages.screened:,} candidates. "
-            f"A closed form judged the others, 90 % of the time within {percent(stages.spread)}"
+            f"replayed the {stages.replayed:,} most promising of the {stages.screened:,} "
+            "candidates that can be judged. A closed form judged the others, 90 % of the time "
+            f"within {percent(stages.spread)}"
         )
 
 
@@ -455,7 +457,8 @@ def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
         yield f"for {len(metrics.space.problem_ids):,} problems as they were sent"
         return
     named = evidence.workload.name if evidence.workload else "unnamed"
-    yield f"judged on {len(metrics.space.problem_ids)} problems of the workload {named}"
+    problems = counted(len(metrics.space.problem_ids), "problem")
+    yield f"judged on {problems} of the workload {named}"
     if check.prices.recorded:
         yield f"price: ${check.prices.plain:g} per device-hour, as recorded"
 
@@ -621,17 +624,36 @@ def why_nothing(
     """Yield the sentences; `rows` are the limits and candidates of `misses`."""
     wanted = check.budget.confidence
     yield f"no candidate meets every limit with {percent(wanted)} probability"
+    yield from _too_few(check)
     alone = {field: bool(check.within(field).any()) for field in check.limits}
+    capped = check.capped
     never = [LIMITS[field].option for field, met in alone.items() if not met]
+    never = [] if {*capped} >= {field for field, met in alone.items() if not met} else never
+    most = min([float(check.chance.max()), *(most for most, _ in capped.values())])
     if never:
         options = " or ".join(never)
         yield f"no candidate is {percent(wanted)} sure of {options}, whatever the other limits"
+    elif capped:
+        if most >= SOME:
+            yield f"--confidence {floor(most * 100 + 1e-9) / 100:g} has an answer"
     elif len(alone) > 1:
         listed = " and ".join(LIMITS[field].option for field in alone)
-        most = float(check.chance.max())
         yield f"{listed}: each alone is met, all together with {chance(most)} probability at most"
     for miss, (_, row) in zip(misses, rows, strict=True):
         yield from _would_take(check, miss, row)
+
+
+def _too_few(check: ReplayedCheck) -> Iterator[str]:
+    """Say how sure so few problems let any limit be, and how many would be enough."""
+    problems, wanted = check.metrics.problems, check.budget.confidence
+    for field, (most, enough) in check.capped.items():
+        least = "at least " if problems == 1 else ""
+        yield (
+            f"{LIMITS[field].option}{which_latency(field, check.budget.latency_percentile)}: "
+            f"{counted(problems, 'problem')} can be {chance(most)} sure of it at most, however "
+            f"loose it is, as others may take longer than all of these. For {percent(wanted)} it "
+            f"takes {least}{enough:,}"
+        )
 
 
 def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]:
@@ -642,12 +664,20 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
     if miss.limit in ("max_gpus", "rate"):
         if missed:
             yield f"{option}: {name} comes nearest, with {with_interval(miss.nearest)}"
+        if missed and check.budget.max_gpus is None:
+            most = REPLICAS[-1]
+            yield (
+                f"only single engines were asked about. --gpus {most * engine.num_devices} offers "
+                f"up to {most} of this one"
+            )
         return
     needed, end = check.needed(miss.limit, row, alone=False), "fits"
     if not isfinite(needed):
         if not missed:
             return
         needed, end = check.needed(miss.limit, row), "surely meets it"
+    if not isfinite(needed):  # the problems are too few for any limit
+        return
     above = check.limits[miss.limit].above
     value = written(_enough(needed, above=above), miss.nearest.unit)
     which = which_latency(miss.limit, check.budget.latency_percentile)

@@ -26,7 +26,15 @@ from advisor.search.resampling import Resampling
 from advisor.search.space import Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import FEWER
-from traces.statistics import LEVEL, Bools, Floats, Ints, weighted_quantiles, widened
+from traces.statistics import (
+    LEVEL,
+    Bools,
+    Floats,
+    Ints,
+    quantile_law,
+    weighted_quantiles,
+    widened,
+)
 
 DRAWS = 64  # of the joint draws, for all candidates
 SHARP = 4.0  # of the smooth maximum where a limit begins to bind
@@ -47,6 +55,7 @@ class Demands:
     ) -> None:
         self.space, self.weights = space, resampling.weights[:DRAWS]
         self.choosing, self.idle = resampling.choosing[:DRAWS], resampling.idle[:DRAWS]
+        self.unlike = resampling.unlike[:DRAWS]
         works: list[Work] = []
         places: dict[Hashable, int] = {}
         work, prompts = [], []
@@ -91,10 +100,16 @@ class Demands:
     def _relative(self, values: Floats) -> Floats:
         drawn = self.weights @ values / values.size
         mean = max(values.mean(), 1e-12)
+        if values.size == 1:
+            drawn = drawn * self.unlike
         return np.asarray(widened(mean, drawn, values.size, positive=True) / mean)
 
     def quantile(self, q: float) -> tuple[Floats, Floats]:
-        """Return a quantile of the steps over problems: [works], and relative draws of it."""
+        """Return a quantile of the steps over problems: [works], and relative draws of it.
+
+        As in `Resampling.quantile`, the draws say in which it is larger, and order statistics by
+        how much.
+        """
         if q not in self._quantiles:
             values, draws = [], []
             for work in self.works:
@@ -102,7 +117,10 @@ class Demands:
                 order = np.argsort(flat, kind="stable")
                 weights = np.tile(self.weights, len(work.steps))
                 values.append(float(np.mean([np.quantile(row, q) for row in work.steps])))
-                quantiles = weighted_quantiles(flat[order], order, weights, q)
+                drawn = weighted_quantiles(flat[order], order, weights, q)
+                place = np.argsort(np.lexsort((weights @ flat, drawn)))
+                ordered = np.sort(work.steps, axis=1).mean(axis=0)
+                quantiles = quantile_law(ordered, q, (place + 0.5) / place.size)
                 draws.append(quantiles / max(values[-1], 1e-12))
             self._quantiles[q] = np.array(values), np.array(draws)
         return self._quantiles[q]
@@ -122,6 +140,7 @@ class ClosedForm(Metrics):
         self, demands: Demands, *, concurrency: int | None, rate_per_s: float | None
     ) -> None:
         self.demands, self.space, self.rate_per_s = demands, demands.space, rate_per_s
+        self.problems = demands.weights.shape[1]
         self.choosing, self.idle_draws = demands.choosing, demands.idle
         most = len(self.space.problem_ids)  # problems in flight
         self._in_flight = concurrency or 1

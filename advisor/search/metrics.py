@@ -17,7 +17,7 @@ from advisor.search.resampling import Resampling, point_mean, point_quantile
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
-from traces.statistics import Bools, Floats, Ints, share, tells_above
+from traces.statistics import Bools, Floats, Ints, share
 from traces.summary.energy import SELDOM
 
 Rows = Ints | slice
@@ -36,6 +36,7 @@ class Metrics(ABC):
     space: Space
     rows: Sequence[int] | slice
     rate_per_s: float | None
+    problems: int  # that the draws are of
     choosing: Bools  # [draws]: those that choose; the others state what was chosen
     idle_draws: Floats  # [draws]: how idle power lies between the least and the most it can be
 
@@ -134,6 +135,7 @@ class CandidateMetrics(Metrics):
     ) -> None:
         self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
         self.as_sent = as_sent  # problems come when they did, and else at random
+        self.problems = resampling.weights.shape[1]
         self.choosing, self.idle_draws = resampling.choosing, resampling.idle
         self.rows: list[int] = []
         self.place: dict[int, int] = {}  # of a row of the space
@@ -227,8 +229,9 @@ class CandidateMetrics(Metrics):
         )
         if not name.startswith("latency_p"):
             return found
-        problems, q = self.resampling.weights.shape[1], quantile_of(name)
-        return found if tells_above(problems, q) else replace(found, high=None)
+        _, lower = self._time_row(name, replayed, row, lower=True)
+        low = self.resampling.estimate(value, lower, "s", runs=None, extrapolated=False).low
+        return replace(found, low=low)
 
     def _idle_unknown(self, row: int) -> bool:
         """Whether a candidate's devices idle otherwise than recorded, and at what is not known."""
@@ -252,8 +255,12 @@ class CandidateMetrics(Metrics):
             source, scale = _at_price(name, price)
             draws.append(self.draws(source, np.array([row]))[0] * scale)
         both = np.isinf(draws[0]) & (draws[0] == draws[1])
+        # Beyond the slowest problem nothing is told of a percentile, nor of how two of them differ.
+        same = np.nan if name.startswith("latency_p") else 0.0
         with np.errstate(invalid="ignore"):
-            difference = np.where(both, 0.0, draws[0] - draws[1])
+            difference = np.where(both, same, draws[0] - draws[1])
+        if name.startswith("latency_p"):
+            difference = np.where(np.isinf(difference), np.nan, difference)
         return self.resampling.estimate(
             one.value - other.value,
             difference,
@@ -294,7 +301,9 @@ class CandidateMetrics(Metrics):
             self._times[key] = self._time_row(name, replayed, row)
         return self._times[key]
 
-    def _time_row(self, name: str, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
+    def _time_row(
+        self, name: str, replayed: ReplayedCandidate, row: int, *, lower: bool = False
+    ) -> tuple[float, Floats]:
         factor = self.factors[row]
         if name == "device_s":
             return self._device_row(replayed, row)
@@ -310,7 +319,10 @@ class CandidateMetrics(Metrics):
         else:
             q = quantile_of(name)
             value = point_quantile(recorded_speed, q)
-            by_speed = [resampling.quantile(latency, q) for latency in replayed.latency_s]
+            order = resampling.quantile_order(recorded_speed, q)  # of all speeds
+            by_speed = [
+                resampling.quantile(each, q, order, lower=lower) for each in replayed.latency_s
+            ]
         rate, capacity = self.rate_per_s or 0.0, replayed.capacity_per_s
         draws = _at_speed(factor, replayed.speeds, by_speed)
         draws = np.where(rate * self.loads[row] > capacity, np.inf, draws)  # as above
@@ -358,9 +370,10 @@ def _at_speed(factor: Floats, speeds: Floats, by_speed: Sequence[Floats]) -> Flo
     """
     if len(by_speed) == 1:
         return np.asarray(factor * by_speed[0])
-    slow, *fast = (
-        np.log(other / by_speed[0]) / np.log(speed)
-        for other, speed in zip(by_speed[1:], speeds[1:], strict=True)
-    )
+    with np.errstate(invalid="ignore"):  # of infinite ones, which stay so
+        slow, *fast = (
+            np.nan_to_num(np.log(other / by_speed[0]) / np.log(speed))
+            for other, speed in zip(by_speed[1:], speeds[1:], strict=True)
+        )
     power = np.where(factor < 1, fast[0], slow) if fast else slow
     return np.asarray(by_speed[0] * factor**power)

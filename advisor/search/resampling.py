@@ -17,11 +17,19 @@ from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.statistics import Floats, beta_quantiles, share_law, weighted_quantiles, widened
+from traces.statistics import (
+    Floats,
+    beta_quantiles,
+    quantile_law,
+    share_law,
+    weighted_quantiles,
+    widened,
+)
 
 Ints32 = npt.NDArray[np.int32]
 
 LOW, HIGH = 0.05, 0.95
+UNTOLD = 1e9  # times the value of one problem, which does not tell by how much others are above it
 
 
 class Resampling:
@@ -37,8 +45,8 @@ class Resampling:
         self.unseen = rng.gamma(0.5, size=(2, count))
         self.choosing = np.arange(count) % 2 == 0
         # Shares from 0 to 1 of what is between two bounds.
-        self.idle, self.growth = np.empty(count), np.empty(count)
-        for shares in (self.idle, self.growth):
+        self.idle, self.growth, self.others = np.empty((3, count))
+        for shares in (self.idle, self.growth, self.others):
             for half in (self.choosing, ~self.choosing):
                 shares[half] = rng.permutation((np.arange(half.sum()) + 0.5) / max(half.sum(), 1))
         self._scores: dict[EngineConfig, Floats] = {}
@@ -79,23 +87,60 @@ class Resampling:
         """Return the mean over problems per draw of [problems] or [replays, problems] values.
 
         With several replays, draws take them in turn. Means of few problems lie as far apart as
-        Student's law has them (`widened`).
+        Student's law has them (`widened`). One problem has no spread: in half of the draws the mean
+        of all others like it is beyond any limit.
         """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
         means = (self.weights @ rows.T / rows.shape[1])[np.arange(self.count), turn]
+        if rows.shape[1] == 1:
+            means = means * self.unlike
         return widened(rows.mean(axis=1)[turn], means, rows.shape[1], positive=True)
 
-    def quantile(self, values: Floats, q: float) -> Floats:
-        """Return the quantile over problems per draw, values as for `mean`."""
+    @property
+    def unlike(self) -> Floats:
+        """How many times what one problem takes others may take on average, [draws]."""
+        return np.where(self.others < 0.5, 1.0, UNTOLD)
+
+    def quantile(
+        self, values: Floats, q: float, order: Floats | None = None, *, lower: bool = False
+    ) -> Floats:
+        """Return the quantile over problems per draw, values as for `mean`.
+
+        The draws say in which of them it is larger, or others do that lie in that `order` [draws].
+        How large is the law of order statistics (`quantile_law`), as no draw has a problem that is
+        worse than the worst. It is infinite where the problems do not bound it so surely. Limits
+        that it must not exceed take the upper law, and lower ends of intervals the `lower` one.
+        """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
-        quantiles = np.empty(self.count)
-        for number, row in enumerate(rows):
+        drawn = self.quantile_order(rows, q) if order is None else order
+        found, turns = np.empty(self.count), min(len(rows), (self.count + 1) // 2)
+        for number in range(turns):
+            ordered = np.sort(rows[number])
+            for half in (self.choosing, ~self.choosing):
+                mine = np.flatnonzero(half & (turn == number))
+                place = np.argsort(np.argsort(drawn[mine], kind="stable"), kind="stable")
+                levels = (place + (number + 0.5) / turns) / max(mine.size, 1)
+                found[mine] = quantile_law(ordered, q, levels, lower=lower)
+        return found
+
+    def quantile_order(self, values: Floats, q: float) -> Floats:
+        """Return numbers [draws] that are larger where more of the drawn problems take long.
+
+        They are the draws' quantiles, and of draws that have the same one their means.
+        """
+        rows = np.atleast_2d(values)
+        turn = self._turn(len(rows))
+        drawn = np.empty(self.count)
+        for number in np.unique(turn):  # of very many replays not all have one
+            row, of_row = rows[number], turn == number
             order = np.argsort(row, kind="stable")
-            of_row = turn == number
-            quantiles[of_row] = weighted_quantiles(row[order], order, self.weights[of_row], q)
-        return quantiles
+            weights = self.weights[of_row]
+            quantiles = weighted_quantiles(row[order], order, weights, q)
+            by_mean = np.lexsort((weights @ row, quantiles))
+            drawn[np.flatnonzero(of_row)[by_mean]] = np.arange(by_mean.size)
+        return drawn
 
     def accuracy(self, values: Floats) -> Floats:
         """Return the mean share over problems and one more, values as for `mean`.
@@ -118,12 +163,14 @@ class Resampling:
     ) -> Estimate:
         """Return a value with the interval of its draws. One problem has none, but for shares.
 
-        An end is None where the draws have none.
+        An end is None where the draws have none. A draw that is nan may lie beyond either end.
         """
         if self.weights.shape[1] < 2 and unit != "1":
             return Estimate(value=float(value), unit=unit, runs=runs, extrapolated=extrapolated)
+        stated = draws[~self.choosing]
         with np.errstate(invalid="ignore"):  # between infinite ones
-            low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
+            low = np.quantile(np.where(np.isnan(stated), -np.inf, stated), LOW)
+            high = np.quantile(np.where(np.isnan(stated), np.inf, stated), HIGH)
         return Estimate(
             value=float(value),
             low=float(min(low, value)) if np.isfinite(low) else None,

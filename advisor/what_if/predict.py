@@ -65,6 +65,7 @@ from advisor.what_if.power import power_law
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import Bounds
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording, told_apart
@@ -88,10 +89,17 @@ _TTFT: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class FarOff:
-    """Which numbers of the run as it was a replay does not give, by their tags, and the words."""
+    """Which numbers of the run as it was a replay does not give, by their tags, and how far.
+
+    `words` say how far, and `text` also what to make of it.
+    """
 
     tags: tuple[str, ...]
-    text: str
+    words: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.words}. Do not rely on a change from a replay that is so far off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -643,8 +651,7 @@ def far_off_of(
         return None
     return FarOff(
         tags=tuple(told),
-        text=f"the run as it was has {'. It has '.join(told.values())}. Do not rely on a change "
-        "from a replay that is so far off",
+        words=f"the run as it was has {'. It has '.join(told.values())}",
     )
 
 
@@ -747,9 +754,11 @@ def _prior(
     for other in others:
         facts = facts or other.manifest.models.get(question.engine.model)
     if facts is None:
+        model = question.engine.model
+        named = "the model" if model == UNKNOWN_MODEL else f"the model {model}"
         raise UsageError(
-            f"--gpu: no recording holds facts of the model {question.engine.model}. Give its "
-            f"config.json with --model-config ({SHOWN})"
+            f"--gpu: no recording holds facts of {named}. Give its config.json with "
+            f"--model-config ({SHOWN})"
         )
     if ranks is None and facts.num_experts:
         raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from advisor.step_time.operators.files import Operators
 from traces.errors import UsageError
 from traces.plain_yaml import plain_yaml
 from traces.schema.engine import EXPERTS, EngineConfig, ModelFacts
+from traces.schema.record import misfit
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import Floats
 
@@ -344,14 +344,6 @@ def _value(text: str, value: str) -> Any:
         raise UsageError(f"--set {text}: the value cannot be read") from None
 
 
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": (bool, "true or false"),
-    "str": (str, "a text"),
-}
-
-
 def _check_values(
     part: str, config: type[EngineConfig | Policy], changes: Mapping[str, Any]
 ) -> None:
@@ -359,17 +351,11 @@ def _check_values(
 
     What is no field is left to the caller, as the parameters of a policy are none.
     """
-    known = {field.name: str(field.type) for field in dataclasses.fields(config)}
     for name, value in changes.items():
         option = f"--set {part}.{name}={value}"
         if name == "rule":
             raise UsageError(f"{option}: give its parameters by name, as policy.window=4")
-        kind, _, absent = known.get(name, "").partition(" | ")
-        if kind not in _KINDS or (value is None and absent):
-            continue
-        types, words = _KINDS[kind]
-        fits = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
-        if not fits or (kind == "float" and not math.isfinite(value)):
+        if (words := misfit(config, name, value)) is not None:
             raise UsageError(f"{option}: give {words}")
 
 

@@ -40,8 +40,11 @@ def client(number, *, parent, **more):
     return span(number, parent=parent, name="chat demo", **operation, **more)
 
 
-def request(*spans, service="vllm"):
-    resource = {"attributes": [{"key": "service.name", "value": value(service)}]}
+def request(*spans, service="vllm", **process):
+    told = {"service.name": service} | {
+        key.replace("__", "."): each for key, each in process.items()
+    }
+    resource = {"attributes": [{"key": key, "value": value(each)} for key, each in told.items()]}
     return {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": list(spans)}]}]}
 
 

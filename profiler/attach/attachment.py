@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -88,8 +89,8 @@ def attachment_of(given: Mapping[str, Any]) -> Attachment:
     listen, listen_grpc = given["listen"], given["listen_grpc"]
     if on_loss not in {"wait", "end"}:
         raise UsageError(f"--on-loss {on_loss}: wait or end")
-    if price is not None and not price > 0:
-        raise UsageError(f"--price must be above 0, not {price}")
+    if price is not None and not 0 < price < inf:
+        raise UsageError(f"--price must be above 0 and finite, not {price}")
     if given["spans_without_token"] and listen is None and listen_grpc is None:
         raise UsageError("--spans-without-token: nobody listens. Add --listen or --listen-grpc")
     return Attachment(

@@ -437,9 +437,9 @@ class Deployment:
         found: dict[str, Numbers | None] = {}
         for replica in self.replicas:
             pages = list(replica.pages)
-            if is_on_ray(replica.scraper.reader.engines):
-                seconds = max(seconds, REPORTS * RAY_REPORTS_S)
-            since = pages[-1]["time"][0] - round((seconds + 0.5) * 1e9) if pages else 0
+            on_ray = is_on_ray(replica.scraper.reader.engines)
+            back = max(seconds, REPORTS * RAY_REPORTS_S) if on_ray else seconds
+            since = pages[-1]["time"][0] - round((back + 0.5) * 1e9) if pages else 0
             recent = [page for page in pages if page["time"][0] >= since]
             frames = recent if len(recent) > 1 else pages[-2:]
             scrapes = pl.concat([pl.DataFrame(schema=SCRAPES), *frames])

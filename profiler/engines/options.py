@@ -12,6 +12,7 @@ from traces.schema.engine import Speculative
 from traces.schema.record import Record
 
 DEMO_PREFIX = "demo/"
+_COUNTS = ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens", "block_size")
 MOST_TEMPLATE_BYTES = 1 << 20  # the longest that models come with have some 30 KB
 
 
@@ -39,10 +40,13 @@ class EngineOptions(Record):
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}")
+        share = self.gpu_memory_utilization
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"gpu_memory_utilization must be above 0 and at most 1, not {share}")
         if self.model is None and self.endpoint is None:
             raise UsageError("needs --model, or --endpoint for a running server")
 

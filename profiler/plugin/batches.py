@@ -105,6 +105,7 @@ class Batch(Struct):
     the engine began, and `dropped_until` is the end of the newest of them. `now` is the sender's
     clock, and `ahead` how far that is before ours, which the receiver says. Times are unix
     nanoseconds. `model` is what the served model costs, `replica` the sender's of Ray Serve.
+    `process_id` and `tracer`, the `service.instance.id`, are what spans of the sender tell of it.
     """
 
     v: int
@@ -124,6 +125,8 @@ class Batch(Struct):
     config: EngineConfig | None = None
     model: ModelFacts | None = None
     replica: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    process_id: _Count | None = None
+    tracer: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
 
 
 _DECODER = msgspec.json.Decoder(Batch)

@@ -116,6 +116,8 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
             "config": None,
             "ports": [],
             "replica": _ray_replica(),
+            "process_id": os.getpid(),
+            "tracer": None,
         }
         self._stopping = threading.Event()
         self._pending: list[tuple[Any, ...]] = []
@@ -265,6 +267,8 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         if not self._ring or not self._head["ports"]:
             # By them attach finds the server.
             self._head["ports"] = sorted(listening_ports())[:_MOST_PORTS]
+        if self._head["tracer"] is None:  # vLLM may begin to trace later than to count
+            self._head["tracer"] = _tracer_instance()
         while len(self._pending) < MOST_ROWS and self._ring and not self._refused:
             self._pending.append(self._ring.popleft())
         batch = self._head | {
@@ -295,6 +299,17 @@ def _ray_replica() -> str | None:
         return None
     with contextlib.suppress(Exception):  # not a replica, or another Ray
         return str(serve.get_replica_context().replica_id.unique_id)
+    return None
+
+
+def _tracer_instance() -> str | None:
+    """Return the `service.instance.id` that spans of this process have; None without one."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    with contextlib.suppress(Exception):  # not vLLM's tracer
+        resource = trace.get_tracer_provider().resource
+        return str(resource.attributes["service.instance.id"])[:64]
     return None
 
 

@@ -40,12 +40,14 @@ from traces.errors import TtscopeError, UsageError
 from traces.plain_yaml import plain_yaml
 from traces.recording.manifest import NAME, read_manifest
 from traces.recording.reader import Recording
-from traces.schema.record import Record
+from traces.schema.engine import Speculative
+from traces.schema.record import Record, misfit
 from traces.schema.tts.parameters import make_policy
 from traces.schema.tts.policy import Policy
 
 MOST_REPEATS = 10_000
-_WHOLE = ("problems", "seed", "concurrency", "checkpoint_samples", "repeats")
+_LEAST = {"problems": 1, "seed": 0, "concurrency": 1, "checkpoint_samples": 1, "repeats": 1}
+DRAFTS = ("method", "num_speculative_tokens")  # what a setting of `speculative` must have
 LOG = "engine.log"  # what the engine printed, in the folder of the recordings
 _DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
@@ -121,20 +123,25 @@ def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
 
 
 def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
-    run = _DEFAULTS | {name: data[name] for name in RUN_FIELDS if name in data}
+    run = _DEFAULTS | {name: data[name] for name in RUN_FIELDS if data.get(name) is not None}
     budgets = run.get("budget_checkpoints", [])
-    if not isinstance(budgets, list) or not all(isinstance(budget, int) for budget in budgets):
+    counts = isinstance(budgets, list) and all(type(each) is int and each > 0 for each in budgets)
+    if not counts:
         raise UsageError(f"{path}: budget_checkpoints must be a list of token counts")
     run["budget_checkpoints"] = tuple(budgets)
     if run.get("verifier") not in (None, *VERIFIERS):
         raise UsageError(
             f"{path}: no verifier {run['verifier']!r}. Choose one of {', '.join(VERIFIERS)}"
         )
-    for name in _WHOLE:
-        value = data.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise UsageError(f"{path}: {name} must be a whole number, not {value}")
-    repeats = data.get("repeats") or 1
+    _check_kinds(Job, run, str(path))
+    repeats = 1 if data.get("repeats") is None else data["repeats"]
+    if type(repeats) is not int:
+        raise UsageError(f"{path}: repeats must be a whole number, not {repeats}")
+    for name, least in _LEAST.items():
+        if (value := data.get(name)) is not None and value < least:
+            raise UsageError(f"{path}: {name} must be at least {least}, not {value}")
+    if run.get("timeout_s", 1) <= 0:
+        raise UsageError(f"{path}: timeout_s must be above 0, not {run['timeout_s']}")
     if repeats > MOST_REPEATS:
         raise UsageError(f"{path}: repeats must be at most {MOST_REPEATS:,}")
     for number, entry in enumerate(_list(data["engines"], f"{path}: engines"), 1):
@@ -169,12 +176,25 @@ def _grid(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**settings, **dict(zip(lists, choice, strict=True))}
 
 
+def _check_kinds(kind: type[Any], given: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError for a value of another kind than its field."""
+    for name, value in given.items():
+        if (words := misfit(kind, name, value)) is not None:
+            raise UsageError(f"{where}: {name} must be {words}, not {str(value)[:60]}")
+
+
 def _build(kind: type[Any], fields: Mapping[str, Any], where: str) -> Any:
     names = kind.__dataclass_fields__
     if unknown := fields.keys() - names.keys():
         raise UsageError(
             f"{where}: no {kind.__name__} field {sorted(unknown)[0]!r}, only {', '.join(names)}"
         )
+    _check_kinds(kind, fields, where)
+    drafts = fields.get("speculative")
+    if drafts is not None:
+        if not isinstance(drafts, Mapping) or not {*DRAFTS} <= drafts.keys():
+            raise UsageError(f"{where}: speculative must have {' and '.join(DRAFTS)}")
+        _check_kinds(Speculative, drafts, f"{where}: speculative")
     try:
         return kind.from_json(fields)
     except (UsageError, TypeError, ValueError) as error:
@@ -187,6 +207,9 @@ def _policy(fields: Mapping[str, Any], where: str) -> Policy:
             f"{where}: temperature is not known, as outcomes do not tell it. Give the one with "
             "which they were drawn"
         )
+    _check_kinds(
+        Policy, {name: value for name, value in fields.items() if value is not None}, where
+    )
     try:
         return make_policy(fields)
     except (UsageError, TypeError, ValueError) as error:
@@ -216,8 +239,9 @@ def run_plan(
 
     `on_line` hears of progress: {"job", "done", "total"} and {"job", "state"}. A job that fails
     leaves its error in `<folder>/failures.jsonl` and the rest goes on. `runner` runs engines
-    elsewhere than in processes of this machine, one at a time. Raises UsageError where a finished
-    recording in the folder is of another workload or load than the plan's.
+    elsewhere than in processes of this machine, one at a time. Raises UsageError for a workload
+    that cannot be read, and where a finished recording in the folder is of another workload or
+    load than the plan's.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,6 +259,7 @@ def run_plan(
                 outcomes.append(Outcome(name=job.name, path=path, error=None, skipped=True))
                 on_line({"job": job.name, "state": "skipped"})
             else:
+                hash_of(job.workload, job.problems, job.seed, job.verifier, job.system_prompt)
                 set_aside(path)
                 left.append(job)
         if left:

@@ -28,7 +28,7 @@ from traces.schema.quantities import LIMITS, latency, limited, quantity, which_l
 from traces.schema.record import Record
 from traces.schema.tts.parameters import most_at_once, most_requests
 from traces.schema.tts.policy import Policy
-from traces.statistics import Z95, difference, drawn, mean, proportion
+from traces.statistics import LEVEL, Z95, difference, drawn, mean, proportion
 from traces.summary.comparison import (
     LOAD,
     Difference,
@@ -121,6 +121,16 @@ class Gate(Record):
             return "failed"
         return "passed" if self.not_judged is None else "not judged"
 
+    @property
+    def by_noise(self) -> float | None:
+        """How often noise alone breaks one of the checks that were judged, at most.
+
+        The end of an interval misses in 5 %, and each check has one that breaks it. Checks that go
+        together break together, so that it is less often then. None where nothing was judged.
+        """
+        judged = sum(each.verdict != "absent" for each in self.checks if each.kind != "assumption")
+        return 1 - (0.5 + LEVEL / 2) ** judged if judged else None
+
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
@@ -129,6 +139,7 @@ class Gate(Record):
             "verdict": self.verdict,
             "differs": list(self.differs),
             "run_to_run": None if self.run_to_run is None else self.run_to_run.to_json(),
+            "by_noise": self.by_noise,
             "checks": to_plain(self.checks),
         }
 

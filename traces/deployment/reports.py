@@ -6,7 +6,8 @@ import re
 from xml.etree import ElementTree
 
 from traces.deployment.checks import Check, Gate
-from traces.schema.formats import ABSENT, relative_change, with_interval
+from traces.schema.formats import ABSENT, percent, relative_change, with_interval
+from traces.statistics import LEVEL
 
 WORDS = {"ok": "ok", "broken": "FAIL", "unsure": "not sure", "absent": ABSENT}
 
@@ -24,6 +25,17 @@ def measured_text(check: Check) -> str:
         return with_interval(found)
     share = found.unit == "share" or check.name.endswith("%")
     return relative_change(found) if share else with_interval(found, sign=True)
+
+
+def noise_text(gate: Gate) -> str | None:
+    """Return how often noise alone breaks a gate of several checks, None of one or none."""
+    share, one = gate.by_noise, 0.5 - LEVEL / 2
+    if share is None or share < 1.5 * one:
+        return None
+    return (
+        f"Without any change noise breaks a check in up to {percent(one)} of runs, and one of "
+        f"these in up to {percent(share)}"
+    )
 
 
 def junit(gate: Gate) -> bytes:
@@ -75,6 +87,8 @@ def markdown(gate: Gate) -> str:
         cells = (word_of(each), name, each.wanted, measured_text(each))
         why = _code(each.why).replace("|", "¦")  # it may hold names
         lines.append("| " + " | ".join((*map(_cell, cells), why)) + " |")
+    if (noise := noise_text(gate)) is not None:
+        lines += ["", f"{noise}."]
     if gate.differs:
         lines += ["", "The configuration differs:", ""]
         lines += [f"- {_code(each)}" for each in gate.differs]

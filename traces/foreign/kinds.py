@@ -17,6 +17,8 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
 
     Raises UsageError for a folder without any.
     """
+    if not paths:
+        raise UsageError("name the files to import")
     found: list[Path] = []
     for path in paths:
         inside = sorted(path.glob("*fpm*.jsonl*")) if path.is_dir() else [path]

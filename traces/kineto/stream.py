@@ -152,10 +152,8 @@ class TraceStream:
             self._check_head(len(head))
         reason = self.cut or "it has no traceEvents"
         raise TraceError(
-            f"{self.path}: not a PyTorch profiler trace ({reason}), nor samples of "
-            "lm-evaluation-harness, inspect_ai or plain outcomes, nor requests of Azure, Mooncake, "
-            "vLLM's or SGLang's benchmark, aiperf or guidellm. See docs/import.md for what each "
-            "must hold"
+            f"{self.path}: not a PyTorch profiler trace ({reason}), nor samples or requests in a "
+            "format that ttscope knows. docs/import.md lists them, and what each must hold"
         )
 
     def _check_head(self, size: int) -> None:

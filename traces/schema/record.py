@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -37,6 +38,26 @@ class Record:
 
 
 _hints = functools.cache(get_type_hints)
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}
+
+
+def misfit(record: type[Any], name: str, value: Any) -> str | None:
+    """Return what the value of a field must be, such as "a whole number", None where it fits.
+
+    A name that is no field, and a field of another kind than these, fits all.
+    """
+    types_of = {field.name: str(field.type) for field in dataclasses.fields(record)}
+    kind, _, absent = types_of.get(name, "").partition(" | ")
+    if kind not in _KINDS or (value is None and absent):
+        return None
+    allowed, words = _KINDS[kind]
+    fits = isinstance(value, allowed) and (kind == "bool" or not isinstance(value, bool))
+    return None if fits and (kind != "float" or math.isfinite(value)) else words
 
 
 def _plain(value: Any) -> Any:

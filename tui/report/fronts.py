@@ -100,11 +100,12 @@ def fronts(material: Material) -> Html:
         "No price was given, so cost is shown as device time. --price 2.50 (USD per device-hour) "
         "turns it into dollars."
     )
+    charts = _charts(names, rows, crosses, answer.budget)
+    reading = [tag("p", _how_to_read(answer)), _legend(answer, rows)]
     return join(
         [
-            tag("p", _how_to_read(answer)),
-            _legend(answer, rows),
-            _charts(names, rows, crosses, answer.budget),
+            *(reading if "<svg" in charts else ()),
+            charts,
             _under_another_load(answer, crosses),
             None if priced else tag("p", unpriced, class_="note"),
             _table(rows, limited=bool(budget_words(answer.budget))),

@@ -147,6 +147,12 @@ def table(
     )
 
 
-def empty(reason: str) -> Html:
+class Empty(Html):
+    """Why a section has nothing to show."""
+
+    __slots__ = ()
+
+
+def empty(reason: str) -> Empty:
     """Return why a section has nothing to show."""
-    return tag("p", reason, class_="empty")
+    return Empty(tag("p", reason, class_="empty"))

@@ -26,6 +26,7 @@ MOST_FORETOLD = 40  # recordings: each takes a fit and three replays
 NO_STEPS = (
     "no recording holds engine steps, from which times are learned. Imported outcomes have none"
 )
+BY_TABLES = "--gpu h100_sxm takes them from operator tables"
 Progress = Callable[[str, int, int], None]
 
 
@@ -34,8 +35,8 @@ class Material:
     """All that the page tells; where a part is None or empty, the reason stands beside it.
 
     `left_out` are recordings that the advice does not rest on: incomplete, without problems, or
-    predicted by a replay. `suggested` are the replays to run next, by live recording. `command`
-    made the page, at `written`. The runs were recorded on `machines`, from `begun` on.
+    predicted by a replay. `suggested` are the replays to run next, by a live recording's path.
+    `command` made the page, at `written`. The runs were recorded on `machines`, from `begun` on.
     """
 
     runs: tuple[Run, ...]
@@ -165,7 +166,7 @@ def _suggested(
     found = {}
     for number, recording in enumerate(live):
         report("what to change", number, len(live))
-        found[recording.name] = suggest(recording)
+        found[str(recording.path)] = suggest(recording)
     return found
 
 
@@ -183,7 +184,8 @@ def _advisor(
             "no measured recording is complete and holds answered problems. Record to the end"
         )
     if not systems and not watched and not any(run.steps for run in runs):
-        return None, NO_STEPS
+        judged = any(run.accuracy is not None for run in runs)
+        return None, f"{NO_STEPS}. {BY_TABLES}" if judged else NO_STEPS
     try:
         return Advisor.fit(recordings, seed=seed, gpus=systems), None
     except TtscopeError as error:

@@ -357,7 +357,8 @@ def predicted_against_measured(material: Material) -> Html:
         notes.append(tag("p", few, class_="note"))
     if not rows:
         why = material.not_foretold or "no run can be predicted from the others"
-        return join([empty(f"Nothing to hold against one another. Why: {why}."), *notes])
+        nothing = empty(f"Nothing to hold against one another. Why: {why}.")
+        return join([nothing, *notes]) if notes else nothing
     heads = (
         "run",
         term("measured", MEASURED),

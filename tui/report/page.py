@@ -6,16 +6,15 @@ import base64
 import hashlib
 import html
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.resources import files
 from string import Template
 
 from traces.schema.engine import EngineConfig, model_words
 from traces.schema.formats import counted
-from traces.summary.run import Run
 from tui.report.fronts import fronts
-from tui.report.markup import Content, Html, join, tag
+from tui.report.markup import Content, Empty, Html, join, tag
 from tui.report.material import Material
 from tui.report.measured import (
     kernels,
@@ -50,18 +49,21 @@ def page(material: Material) -> str:
             1 if material.of_live else 3, ("watched", "Servers that were watched", _watched)
         )
     sections.append(("words", "What the words mean", _glossary))
+    made = [(name, title, make(material)) for name, title, make in sections]
+    parts = [each for each in made if not isinstance(each[2], Empty)]
+    lacking = [each for each in made if isinstance(each[2], Empty)]
+    if lacking:
+        reasons = (tag("dt", title) + tag("dd", why) for _, title, why in lacking)
+        told = tag("dl", *map(Html, reasons))
+        parts.insert(-1, ("lacking", "What these recordings do not hold", told))
     main = join(
-        (
-            tag("section", tag("h2", title), make(material), id=name)
-            for name, title, make in sections
-        ),
-        "\n",
+        (tag("section", tag("h2", title), told, id=name) for name, title, told in parts), "\n"
     )
-    links = [tag("a", title, href=f"#{name}") for name, title, _ in sections]
+    links = [tag("a", title, href=f"#{name}") for name, title, _ in parts]
     script = _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     version = importlib.metadata.version("ttscope")
-    parts: Mapping[str, str] = {
+    filled: Mapping[str, str] = {
         "hash": digest,
         "version": html.escape(version),
         "title": html.escape(clean(_title(material))),
@@ -72,7 +74,7 @@ def page(material: Material) -> str:
         "footer": _footer(version),
         "script": script,
     }
-    return Template(_resource("page.html")).substitute(parts)
+    return Template(_resource("page.html")).substitute(filled)
 
 
 def _resource(name: str) -> str:
@@ -99,6 +101,8 @@ def _header(material: Material) -> Html:
         "with time, money and energy. This page tells from measured runs which configuration to "
         "serve: model, policy (how many samples, how chosen) and engine settings."
     )
+    if material.advice is None:
+        intro = "This page shows what was recorded, and says what advice would need."
     if material.of_live:
         intro = "This page tells what a watched deployment spends its time on, and what to try."
     reading = (
@@ -113,16 +117,17 @@ def _header(material: Material) -> Html:
         [
             tag("h1", _title(material)),
             tag("p", intro, class_="about"),
-            tag("p", _facts(runs, models), _made(material), class_="about"),
+            tag("p", _facts(material, models), _made(material), class_="about"),
             tag("p", reading, class_="about screen"),
             tag("p", printed, class_="about paper"),
         ]
     )
 
 
-def _facts(runs: Sequence[Run], models: str) -> str:
+def _facts(material: Material, models: str) -> str:
+    runs, servers = material.runs, len(material.watched)
     if not runs:
-        return "No runs."
+        return f"{counted(servers, 'server')} watched." if servers else "No runs."
     predicted = sum(run.replay_of is not None for run in runs)
     counts = ((len(runs) - predicted, "recorded run"), (predicted, "predicted run"))
     parts = [f"{' and '.join(counted(n, what) for n, what in counts if n)} of {models}"]
@@ -143,7 +148,9 @@ def _made(material: Material) -> Html:
         parts.append(f" Recorded from {_moment(material.begun)} on.")
     if material.written is not None:
         parts += [f" This page was written at {_moment(material.written)} by "]
-        parts += [tag("code", material.command or ""), "."]
+        words = (material.command or "").split(" ")
+        spans = (tag("span", each, class_="option") if each[:2] == "--" else each for each in words)
+        parts += [tag("code", join(spans, " ")), "."]
     return join(parts)
 
 

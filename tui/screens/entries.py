@@ -381,6 +381,8 @@ def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: i
             is_told = column.header.startswith("acc") and not run.complete
             return "incomplete" if is_told else ""
         if column.header == "policy" and run.complete:
+            if entry.is_watched:
+                return "watched"
             return NO_PROBLEMS if width >= NARROW else "0 problems"
     text = entry.cells[column.header]
     if column.header == NAMES and width < column.from_width:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +34,7 @@ from traces.schema.quantities import (
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import to_plain
 from tui.text.commands import command_lines, split_command
-from tui.text.layout import align
+from tui.text.layout import align, fold
 from tui.text.words import (
     budget_words,
     given_words,
@@ -266,7 +265,7 @@ def limit_on(budget: Budget, shown: Quantity) -> float | None:
 
 def policy_lines(pick: Pick, width: int) -> list[str]:
     """Return how several servers are started, and what to send a problem."""
-    note = command_note(pick.engine) if pick.command else ""
+    note = command_note(pick) if pick.command else ""
     sent = "the traffic as it was sent."
     if pick.policy != AS_SENT:
         sent = "".join(request_words(pick.policy))
@@ -532,10 +531,16 @@ def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
         text = (
             f"{subject.noun}: wanted {written(miss.wanted, subject.unit)}, nearest "
             f"{with_interval(miss.nearest)}{short} by {_name(miss.pick)} "
-            f"({chance(miss.sure)} sure of it, "
+            f"({chance(miss.sure)} sure of it{_at_most(miss)}, "
             f"{chance(miss.pick.probability_within_budget)} sure of all)"
         )
         yield from _wrap(text, width, indent="  ")
+
+
+def _at_most(miss: NearMiss) -> str:
+    """Say that more certainty is not to be had of so few problems, where that is so."""
+    most = miss.most_sure
+    return "" if most is None else f", {chance(most)} at most with so few problems"
 
 
 def _value_meets(miss: NearMiss) -> bool:
@@ -609,7 +614,8 @@ def _turnings(turnings: Iterable[Turning], budget: Budget) -> list[str]:
 def fits(answer: Recommendation) -> list[str]:
     """Return the sentence that says how many candidates fit, and what each limit rules out."""
     out = sum(answer.infeasible.values())
-    line = f"{answer.candidates - out:,} of {answer.candidates:,} candidates meet the budget"
+    of = f"{answer.candidates:,} candidates (each a model, a policy and an engine's settings)"
+    line = f"{answer.candidates - out:,} of {of} meet the budget"
     reasons = ", ".join(f"{count:,} ({why})" for why, count in answer.infeasible.items())
     return [f"{line}. Ruled out: {reasons}"] if reasons else [line]
 
@@ -622,13 +628,7 @@ def _listed(title: str, items: Sequence[str], width: int, *, commands: bool = Tr
         said = capital(said)
         if command is not None and not commands:
             said = said.removesuffix(":") + " (--explain has the command)"
-        lines += textwrap.wrap(
-            said,
-            width,
-            initial_indent=head,
-            subsequent_indent=" " * (LABEL + 2),
-            break_on_hyphens=False,
-        )
+        lines += fold(said, width, head, " " * (LABEL + 2))
         if command is not None and commands:
             lines += command_lines(command, width=width, indent=LABEL + 2)
     return lines
@@ -641,13 +641,7 @@ def capital(text: str) -> str:
 
 
 def _wrap(text: str, width: int, *, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent + "  ",
-        break_on_hyphens=False,
-    )
+    return fold(text, width, indent, indent + "  ")
 
 
 def advice_json(recommendation: Recommendation) -> dict[str, Any]:

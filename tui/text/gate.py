@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from traces.deployment.checks import Check, Gate
-from traces.deployment.reports import measured_text, word_of
+from traces.deployment.reports import measured_text, noise_text, word_of
 from tui.text.layout import wrap
 from tui.text.recordings.show import spread_lines
 
@@ -21,6 +21,8 @@ def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
         lines += ["", "what the promises rest on"]
         for each in assumed:
             lines += check_lines(each, width=width)
+    if (noise := noise_text(gate)) is not None:
+        lines += ["", *wrap("", noise, width=width, indent=0)]
     if gate.differs:
         lines += ["", "the configuration differs"]
         for text in gate.differs:

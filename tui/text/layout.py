@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from traces.schema.formats import ABSENT, compact
@@ -82,9 +84,12 @@ def align(
 
 
 def wrap(label: str, text: str, *, width: int, indent: int) -> list[str]:
-    """Return text in lines of `width`, the first led by `label`, the others indented."""
+    """Return text in lines of `width`, the first led by `label`, the others indented.
+
+    A number stays with its %, as in `fold`.
+    """
     lines, line = [], label.ljust(indent)
-    for word in text.split():
+    for word in re.findall(r"\S+(?: %\S*)?", text):
         joint = "" if line.endswith(" ") or not line.strip() else " "
         if len(line) + len(joint) + len(word) > width and line.strip():
             lines.append(line.rstrip())
@@ -92,6 +97,15 @@ def wrap(label: str, text: str, *, width: int, indent: int) -> list[str]:
         else:
             line += joint + word
     return [*lines, line.rstrip()]
+
+
+def fold(text: str, width: int, first: str = "", later: str = "") -> list[str]:
+    """Return text in lines of `width`, led by `first` and then by `later`."""
+    whole = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    lines = textwrap.wrap(
+        whole, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False
+    )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def model_name(model: str) -> str:

@@ -73,10 +73,9 @@ class Advise:
 def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     """Recommend the system-optimal configuration for a budget."""
     from advisor.search.budget import is_given, parse_budget
+    from advisor.step_time.prior.relatives import read_gpu
 
     given, systems = options.given(), options.systems()
-    if not is_given(given):
-        raise UsageError("the budget is empty. Give a limit, such as --min-accuracy 0.75")
     budget = parse_budget(given)
     tariff = told.tariff()
     if asked.plan is not None and asked.plan.exists():
@@ -91,7 +90,11 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
         raise UsageError("--verify runs the picks on this machine, not on a --gpu. Give one")
     if asked.learn and not systems:
         raise UsageError("--with checks the prior of a --gpu. Give both")
+    for system in systems:
+        read_gpu(system)
     recordings = open_measured(asked.recordings)
+    if not is_given(given):
+        raise UsageError("the budget is empty. Give a limit, such as --min-accuracy 0.75")
     for name, value in (
         ("-o", asked.output),
         ("--plan", asked.plan),

@@ -19,9 +19,9 @@ class Doctor:
     url: str | None = argument("A running server, looked at from outside.", default=None)
     metrics_url: str | None = option(None, "Where the server's metrics are.", metavar="URL")
     api_key_env: str | None = option(None, "Environment variable that holds the server's key.")
-    api_key_file: Path | None = option(None, "File that holds it.")
+    api_key_file: Path | None = option(None, "File that holds the key.")
     header: list[str] | None = option(
-        None, "Goes with every request. $VAR is read.", metavar="'NAME: VALUE'"
+        None, "Header of every request. $VAR is filled in.", metavar="'NAME: VALUE'"
     )
     model_config: Path | None = option(None, "A model's config.json: what is known of it.")
     gpu: str | None = option(None, "System of the prior that would price it, such as h100_sxm.")

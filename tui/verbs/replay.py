@@ -230,6 +230,6 @@ def _chosen(runs: Sequence[Run], number: int, base: Recording) -> Run:
             for i, run in enumerate(runs, 1)
         )
         raise UsageError(f"{name}: holds {len(runs)} runs, choose one with --run: {labels}")
-    if number > len(runs):
-        raise UsageError(f"--run {number}: {name} holds {len(runs)}")
+    if not 0 <= number <= len(runs):
+        raise UsageError(f"--run {number}: {name} holds {len(runs)}, counted from 1")
     return runs[max(number, 1) - 1]

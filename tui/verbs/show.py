@@ -73,9 +73,13 @@ def after_show(paths: Sequence[Path]) -> list[str]:
         return next_lines("tui", *paths)
     if any(each.n > 1 and each.all_samples_end for each in policies):
         return next_lines("show", paths[0], "--policies")
-    if not recording.rows("steps"):
-        return next_lines("tui", *paths)
-    return next_lines("replay", paths[0], "--set", "engine.max_num_seqs=32")
+    if recording.rows("steps"):
+        return next_lines("replay", paths[0], "--set", "engine.max_num_seqs=32")
+    files = recording.manifest.provenance.get("imported", {}).get("files", [])
+    if files and "requests" in files[0]:
+        given = ("--gpu", "h100_sxm", "--model-config", "config.json")
+        return next_lines("replay", paths[0], *given)
+    return next_lines("tui", *paths)
 
 
 def print_show(

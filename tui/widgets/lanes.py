@@ -106,16 +106,21 @@ def shown(value: float | None) -> str:
 def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
     """Return a lane as so many lines: name, highest number and unit first, 0 at the bottom.
 
+    Where the height is fixed it comes first, and the highest number below.
+
     The number under the cursor stands at the right, without a cursor (-1) the newest.
     """
     lane = lane.readable()
     highest = lane.highest
     inside = cursor < lane.values.size
     here = shown(float(lane.values[cursor])) if inside else ABSENT
-    most = " ".join(
-        part for part in (shown(highest), lane.unit if highest is not None else "") if part
-    )
-    head = f"{lane.name} {most:>{LEFT - 2 - len(lane.name)}}│"
+
+    def labelled(name: str, value: float | None) -> str:
+        said = f"{shown(value)} {lane.unit if value is not None else ''}".rstrip()
+        return f"{name} {said:>{LEFT - 2 - len(name)}}│"
+
+    scaled = lane.top is not None and highest is not None and rows > 2  # a row more says the most
+    head = labelled(lane.name, lane.top if scaled else highest)
     tail = f"│{here:>{RIGHT - 1}}"
     if rows == 1:
         return [f"{head}{sparkline(lane.values.tolist(), lane.top)}{tail}"]
@@ -127,12 +132,11 @@ def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
     for above in range(rows - 1, -1, -1):
         level = np.where(seen, np.clip(filled - above * 8, 0, 8), 0)
         lines.append("".join(BLOCKS[each] for each in level))
-    blank, bottom = f"{'│':>{LEFT}}", f"{'0│':>{LEFT}}"
-    return [
-        f"{head}{lines[0]}{tail}",
-        *(f"{blank}{line}│" for line in lines[1:-1]),
-        f"{bottom}{lines[-1]}│",
-    ]
+    left = [head, *[f"{'│':>{LEFT}}"] * (rows - 2), f"{'0│':>{LEFT}}"]
+    if scaled:
+        left[1] = labelled("most", highest)
+    right = [tail, *["│"] * (rows - 1)]
+    return ["".join(parts) for parts in zip(left, lines, right, strict=True)]
 
 
 def lanes_content(lanes: Sequence[Lane], cursor: int, at: str, room: int) -> list[Content]:

@@ -67,7 +67,7 @@ class SampleBars(Static):
         middle = scale.columns - len(scale.end) - 2  # between 0 and the end
         fits = legend.cell_length + 2 <= middle
         if not fits and legend.cell_length:
-            lines.append(legend)
+            lines.append(legend_of(rows, letters=letters, width=len(scale.left) + scale.columns))
         left = (middle - legend.cell_length) // 2 if fits else 0
         blank = middle - left - (legend.cell_length if fits else 0)
         lines.append(
@@ -82,10 +82,13 @@ class SampleBars(Static):
         self.update(Content("\n").join(lines))
 
 
-def legend_of(rows: Sequence[SampleRow], *, letters: bool) -> Content:
-    """Return what the bars and marks of these rows are, and of no others."""
+def legend_of(rows: Sequence[SampleRow], *, letters: bool, width: int | None = None) -> Content:
+    """Return what the bars and marks of these rows are, and of no others.
+
+    What does not fit into a width begins a line.
+    """
     there = set("".join(row.bar for row in rows))
-    parts: list[Content | str | tuple[str, str]] = []
+    items: list[Content] = []
     for states, word in WORDS:
         drawn = {
             (state if letters else STATES[state][0], STATES[state][1]): None
@@ -93,12 +96,18 @@ def legend_of(rows: Sequence[SampleRow], *, letters: bool) -> Content:
             if state in there
         }
         if drawn:
-            parts += ["  " if parts else "", *drawn, (f" {word}", "$text-muted")]
+            items.append(Content.assemble(*drawn, (f" {word}", "$text-muted")))
     for correct, mark, word in ((True, "+", "right"), (False, "-", "wrong")):
         if any(row.correct is correct for row in rows):
             style = "$text-success" if correct else "$text-error"
-            parts += ["  " if parts else "", (mark, style), (f" {word}", "$text-muted")]
-    return Content.assemble(*parts)
+            items.append(Content.assemble((mark, style), (f" {word}", "$text-muted")))
+    lines: list[Content] = []
+    for item in items:
+        if lines and (width is None or lines[-1].cell_length + 2 + item.cell_length <= width):
+            lines[-1] = Content.assemble(lines[-1], "  ", item)
+        else:
+            lines.append(item)
+    return Content("\n").join(lines)
 
 
 def _lines(row: SampleRow, mark: str, scale: Scale, letters: bool) -> list[Content]:

@@ -32,6 +32,7 @@ from advisor.step_time.prior.recalibration import (
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
+from traces.foreign.values import UNKNOWN_MODEL
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, TABLES
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -96,6 +97,8 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
             facts = evidence.models.get(base.model)
             if facts is None:
                 why = f"what {base.model} weighs is not known. Import it with --model-config FILE"
+                if base.model == UNKNOWN_MODEL:
+                    why = "no model is named. Import it with --model NAME and --model-config FILE"
                 refused.append(Refused(engine=base, choices=len(choices) * len(SIZES), why=why))
                 continue
             sharing = (recorded or 1) if facts.num_experts else None
@@ -284,12 +287,17 @@ def _paying(evidence: Evidence, engine: EngineConfig, times: PriorTimes) -> str 
 def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Evidence) -> float:
     """Return the spread (sd) of the log of a run's time about the prior.
 
-    Where the host hides behind kernels it holds what it may be, in the usual step.
+    Of the host's share in the usual step. Where the host hides behind kernels it holds what it may
+    be there.
     """
-    sigma, ends = times.sigma(engine), ends_of(cost)
-    if ends is None or times.ran is not None:
-        return sigma
+    ends = ends_of(cost)
+    if times.ran is not None:
+        return times.sigma(engine, 0.0)
     steps = steps_to_come(engine, evidence)
+    spent = feature_matrix(steps, speculative=False) @ times.host(engine)
+    sigma = times.sigma(engine, float(np.median(spent / predicted_steps(cost, steps))))
+    if ends is None:
+        return sigma
     fast, slow = (predicted_steps(each, steps) for each in ends)
     return float(np.hypot(sigma, np.median(np.log(slow / fast)) / 2 / Z95))
 

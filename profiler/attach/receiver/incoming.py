@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,8 @@ _STRANGER = (
     "somebody sends without the token of ttscope and is refused. See docs/attach.md for how a "
     "sender gets it"
 )
+_INSTANCE, _PROCESS = "service.instance.id", "vllm.process_id"  # of a span's resource
+_MOST_PROCESSES = 4_096
 _SAME_START_S = 1.5  # clocks of /proc and of the metrics page are read apart
 
 
@@ -66,6 +69,7 @@ class Incoming:
         self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
         self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
+        self._processes: defaultdict[tuple[str, str], set[str]] = defaultdict(set)  # engines
         self._found_by_port: set[str] = set()  # where servers are
         self._ending = self._told = self._warned = False
         self._samples: list[Row] = []
@@ -176,6 +180,9 @@ class Incoming:
     def _note_batch(self, key: str, batch: Batch) -> None:
         """Take from a batch what it tells beside its steps: configuration, clock, and drops."""
         name = batch.instance, batch.engine
+        for each, told in ((_INSTANCE, batch.tracer), (_PROCESS, batch.process_id)):
+            if told is not None and len(self._processes) < _MOST_PROCESSES:
+                self._processes[each, str(told)].add(key)
         if batch.config is not None and name not in self._learned:
             self._learned.add(name)
             if self._key_of(batch) == key:
@@ -337,10 +344,25 @@ class Incoming:
         if len(known) == 1:
             return next(iter(known))
         resource = dict(span.resource)
+        if (key := self._engine_in(resource)) is not None:
+            return key
         names = (span.values.get(f"gen_ai.{side}.model") for side in ("request", "response"))
         model = str(next(filter(None, names), None) or resource.get("service.name") or "-")
         config = EngineConfig(model=model, mode="server", other=span.resource)
         return self._registered((model, span.resource), config) or next(iter(known))
+
+    def _engine_in(self, resource: Mapping[str, str]) -> str | None:
+        """Return the engine of the process that sent a span, as the plugin in it tells.
+
+        None where that process has several, or is not known. Processes of several machines may have
+        one number, so that it tells only where no plugin is silent, and spans have no better name.
+        """
+        named = _INSTANCE if _INSTANCE in resource else _PROCESS
+        keys = self._processes.get((named, resource.get(named, "")), set())
+        heard = set().union(*self._processes.values())
+        replicas = self._deployment.replicas
+        silent = any(heard.isdisjoint(each.keys.values()) for each in replicas)
+        return None if len(keys) != 1 or (named == _PROCESS and silent) else next(iter(keys))
 
     def _registered(self, name: Any, config: EngineConfig) -> str | None:
         if name not in self._engines:

@@ -44,20 +44,23 @@ def test_the_command_parses_back():
 
 def test_what_a_page_does_not_tell_of_a_server_is_named():
     page = engine_of(mode="server", dtype=None, max_num_batched_tokens=None)
-    note = command_note(page)
-    for flag in ("--dtype", "--quantization", "--kv-cache-dtype", "--max-num-batched-tokens"):
-        assert flag in note and flag not in serve_command(page, model_path="m")
-    assert "--max-num-seqs" not in note
     pick = Pick(
         engine=page, policy=AS_SENT, command="vllm serve m", estimates={},
         probability_within_budget=1.0,
     )  # fmt: skip
+    note = command_note(pick)
+    for flag in ("--dtype", "--quantization", "--kv-cache-dtype", "--max-num-batched-tokens"):
+        assert flag in note and flag not in serve_command(page, model_path="m")
+    assert "--max-num-seqs" not in note
     assert note in " ".join(" ".join(policy_lines(pick, 80)).split())
     assert note in paste_text(pick)
-    assert command_note(engine_of(mode="server")) == ""
-    one = command_note(engine_of(mode="server", max_num_batched_tokens=None))
+    assert command_note(replace(pick, prior="h100_sxm")) == ""
+    assert command_note(replace(pick, engine=engine_of(mode="server"))) == ""
+    untold = engine_of(mode="server", max_num_batched_tokens=None)
+    one = command_note(replace(pick, engine=untold))
     assert one.startswith("--max-num-batched-tokens is not known of this server")
-    assert command_note(engine_of(max_num_batched_tokens=None)) == ""
+    in_process = engine_of(max_num_batched_tokens=None)
+    assert command_note(replace(pick, engine=in_process)) == ""
 
 
 def test_the_model_that_drafts_is_named_by_its_folder_too():

@@ -22,7 +22,7 @@ BUDGETS = [
     {"max_latency": "35ms", "min_accuracy": "0.8"},
     {"max_latency": "1s", "min_accuracy": "0.999", "max_cost": "1ms"},
     {"max_latency": "1us", "max_cost": "9s", "min_accuracy": "0.999"},
-    {"max_latency": "30ms", "percentile": 95, "min_accuracy": "0.6"},
+    {"max_latency": "30ms", "percentile": 90, "min_accuracy": "0.6"},
 ]
 
 
@@ -83,6 +83,23 @@ def test_a_value_within_the_limit_that_is_not_sure_enough_says_so(fresh):
     assert re.search(r"but that is only [1-8]\d % sure, not 90 %$", line), line
 
 
+def test_problems_that_are_too_few_for_any_limit_say_how_many_it_takes(two_models):
+    """No limit on p95 is surer than 1 - .95 ** 20 = 64 %, and no candidate is refused for that."""
+    given = {"max_latency": "100s", "percentile": 95, "min_accuracy": "0.3"}
+    answer = two_models.recommend(parse_budget(given))
+    assert answer.system_optimal is None
+    (miss,) = (each for each in answer.near_misses if each.limit == "max_latency_s")
+    assert miss.sure == pytest.approx(1 - 0.95**20, abs=0.011) and miss.nearest.high is None
+    text = " ".join(" ".join(advice_lines(answer)).split())
+    assert "--max-latency (p95): 20 problems can be 64 % sure of it at most" in text
+    assert "For 90 % it takes 45" in text and "would have to be" not in text
+    assert miss.most_sure == miss.sure and "sure of it, 64 % at most with so few problems" in text
+    (sure,) = re.findall(r"--confidence (0\.\d+) has an answer", text)
+    pick = two_models.recommend(parse_budget(given | {"confidence": sure})).system_optimal
+    assert pick.probability_within_budget >= float(sure)
+    assert two_models.recommend(parse_budget(given | {"percentile": 50})).system_optimal is not None
+
+
 @pytest.mark.slow
 def test_the_nearest_number_of_devices_is_the_fewest_that_are_enough(two_models):
     """The closed form's nearest do not fit by the replay, so that more are looked at in turn."""
@@ -103,6 +120,11 @@ def test_where_nothing_fits_no_candidate_is_counted_as_fitting(two_models):
     assert two_models.shortlist(budget).fits.any()
     assert sum(answer.infeasible.values()) == answer.candidates
     assert fits(answer)[0].startswith("0 of ")
+    told = "only single engines were asked about"
+    assert not any(told in each for each in answer.reasons)
+    answer = two_models.recommend(dataclasses.replace(budget, max_gpus=None))
+    (hint,) = (each for each in answer.reasons if told in each)
+    assert hint.endswith("--gpus 8 offers up to 8 of this one")
 
 
 def test_an_engine_without_a_price_is_near_no_limit_of_cost(tmp_path):

@@ -1,5 +1,6 @@
 """A first answer by the closed form, and the whole one that follows from the same advisor."""
 
+import numpy as np
 import pytest
 
 from advisor.advice.advisor import Advisor
@@ -62,3 +63,11 @@ def test_the_outline_recommends_nothing_where_nothing_is_required(quick):
     assert outline.system_optimal is None and outline.pareto
     with pytest.raises(UsageError, match="no recording holds power"):
         quick.outline(parse_budget({"max_energy": "5J"}))
+
+
+def test_the_fronts_at_a_rate_are_of_engines_that_keep_up(quick):
+    rate = float(np.median(quick.under(1.0).closed_form.capacity_per_s))
+    shortlist = quick.shortlist(Budget(rate_per_s=rate))
+    for metric in (None, "flops"):
+        rows = shortlist.front(metric)
+        assert rows and (shortlist.metrics.capacity_per_s[rows] > rate).all()

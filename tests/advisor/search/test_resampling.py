@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from advisor.search.resampling import Resampling
-from traces.statistics import mean, proportion
+from traces.statistics import mean, most_sure, proportion, quantile
 
 
 @pytest.mark.parametrize("problems", [2, 3, 10, 40])
@@ -41,3 +41,36 @@ def test_the_chance_of_an_accuracy_is_that_of_its_interval(right, seed):
     if shown.high > values.mean():
         assert (draws <= shown.high).mean() == pytest.approx(0.95, abs=0.01)
     assert drawn.accuracy(np.stack([values, values])) == pytest.approx(draws)  # of two replays
+
+
+@pytest.mark.parametrize("problems", [1, 6, 20, 45, 96, 300])
+@pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
+def test_no_limit_of_a_percentile_is_surer_than_the_slowest_of_so_few_problems(problems, q):
+    """All of them lie below the true one with the chance q^n, whatever else there may be."""
+    times = np.random.default_rng(problems).lognormal(0, 0.5, problems)
+    for values in (times, np.stack([times, times * 2, times * 3])):
+        drawn = Resampling(problems, seed=1)
+        draws = drawn.quantile(values, q)
+        assert (draws < 1e6).mean() == pytest.approx(1 - q**problems, abs=0.01)
+        assert most_sure(problems, q) == pytest.approx(1 - q**problems)
+    if problems > 1:
+        known, shown = Resampling(problems, count=2000), quantile(times, q, "s")
+        for at, lower in (("high", False), ("low", True)):
+            draws = known.quantile(times, q, lower=lower)
+            found = known.estimate(shown.value, draws, "s", runs=None, extrapolated=False)
+            assert getattr(found, at) == getattr(shown, at)
+
+
+def test_the_chance_of_a_percentile_is_true_of_times_that_jump():
+    """As 5.1 % take eight times as long the true p95 does. In between 90 % sure is rarely said."""
+    rng, drawn, sure = np.random.default_rng(0), Resampling(50), 0
+    for _ in range(400):
+        times = np.where(rng.random(50) < 0.051, 8.0, 1.0)
+        sure += (drawn.quantile(times, 0.95) <= 4).mean() >= 0.9
+    assert 0.03 < sure / 400 <= 0.1
+
+
+def test_one_problem_says_nothing_of_others_that_take_longer():
+    drawn = Resampling(1)
+    means = drawn.mean(np.array([2.0]))
+    assert (means <= 1e6).mean() == 0.5 and means.min() == 2.0

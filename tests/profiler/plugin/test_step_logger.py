@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import os
 import socket
 import sys
 import threading
@@ -468,3 +469,18 @@ def test_a_replica_of_ray_serve_names_itself(monkeypatch):
     assert named() == "f70zy46t"
     monkeypatch.setitem(sys.modules, "ray.serve", object())
     assert named() is None
+
+
+def test_a_batch_names_the_tracer_of_its_process(monkeypatch, receiver):
+    def named(provider):
+        trace = SimpleNamespace(get_tracer_provider=lambda: provider)
+        monkeypatch.setitem(sys.modules, "opentelemetry.trace", trace)
+        made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+        made.record(*step())
+        made.on = False
+        last = taken(receiver, 1)[-1]
+        return last.process_id, last.tracer
+
+    own = SimpleNamespace(attributes={"service.instance.id": "93afe4da-4068"})
+    assert named(SimpleNamespace(resource=own)) == (os.getpid(), "93afe4da-4068")
+    assert named(object()) == (os.getpid(), None)

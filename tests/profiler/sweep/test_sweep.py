@@ -71,6 +71,17 @@ def test_the_demo_plan_loads():
         ("engines: 3", "engines must be a list of settings"),
         ("engines: [{model: a, policies: {n: 2}}]", "engine 1: policies must be a list"),
         ("repeats: two\nengines: [{model: a, policies: [{}]}]", "repeats must be a whole number"),
+        ("repeats: 0\nengines: [{model: a, policies: [{}]}]", "repeats must be at least 1, not 0"),
+        ("seed: -1\nengines: [{model: a, policies: [{}]}]", "seed must be at least 0, not -1"),
+        ("timeout_s: 0\nengines: [{model: a, policies: [{}]}]", "timeout_s must be above 0, not 0"),
+        ("logprobs: si\nengines: [{model: a, policies: [{}]}]", "logprobs must be true or false"),
+        ("workload: 5\nengines: [{model: a, policies: [{}]}]", "workload must be a text, not 5"),
+        ("engines: [{model: 5, policies: [{}]}]", "engine 1: model must be a text, not 5"),
+        ("engines: [{model: a, max_num_seqs: 4.5, policies: [{}]}]", "must be a whole number"),
+        ("engines: [{model: a, max_num_seqs: [4, x], policies: [{}]}]", "whole number, not x"),
+        ("engines: [{model: a, gpu_memory_utilization: 7, policies: [{}]}]", "at most 1, not 7"),
+        ("engines: [{model: a, speculative: ngram, policies: [{}]}]", "method and num_speculative"),
+        ("engines: [{model: a, policies: [{n: two}]}]", "engine 1: n must be a whole number"),
         ("nonsense: 1\nengines: [{model: a, policies: [{}]}]", "no field 'nonsense'"),
         ("engines: [{model: a, seqs: 3, policies: [{}]}]", "no EngineOptions field 'seqs'"),
         ("engines: [{model: a, policies: [{n: 0}]}]", "n must be at least 1"),
@@ -89,6 +100,13 @@ def test_bad_plans_are_told(tmp_path, text, message):
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UsageError, match=message):
         sweep.load_plan(path)
+
+
+def test_a_workload_that_cannot_be_read_starts_no_engine(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"workload: {tmp_path}/none.jsonl\nengines: [{{model: a, policies: [{{}}]}}]")
+    with pytest.raises(UsageError, match=r"none.jsonl"):
+        sweep.run_plan(sweep.load_plan(path), tmp_path / "runs", runner=pytest.fail)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -111,7 +129,7 @@ def test_how_often_power_is_read(tmp_path):
     (job,) = sweep.load_plan(path)[0].jobs
     assert sweep.Job.from_json(job.to_json()) == job
     path.write_text(text + "power_hz: often\n")
-    with pytest.raises(UsageError, match="10 to 50 readings a second, not often"):
+    with pytest.raises(UsageError, match="power_hz must be a number, not often"):
         sweep.load_plan(path)
 
 

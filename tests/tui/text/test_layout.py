@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tui.text.layout import align, clock, clock_decimals, sparkline, whole_parts, wrap
+from tui.text.layout import align, clock, clock_decimals, fold, sparkline, whole_parts, wrap
 
 
 def test_small_things():
@@ -17,6 +17,8 @@ def test_small_things():
     assert whole_parts("p50 31.7 ms  p95 107 ms", 17) == "p50 31.7 ms"
     assert whole_parts("step 0 | 2.60 ms", 16, " | ") == "step 0 | 2.60 ms"
     assert wrap("x", "one two three", width=10, indent=3) == ["x  one two", "   three"]
+    assert wrap("x", "one <1 % (two)", width=10, indent=3) == ["x  one", "   <1 %", "   (two)"]
+    assert fold("one two 96 %.", 12, "- ") == ["- one two", "96 %."]
 
 
 def test_columns_without_room_follow_below():

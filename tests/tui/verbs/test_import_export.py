@@ -131,7 +131,7 @@ def test_completions_are_judged_anew(run):
         (["inspect_sums.eval", "--limit", "1e-6"], 1, "Raise --limit"),
         (["inspect_sums.eval", "samples_toy_choice.jsonl"], 2, "different formats"),
         (["README.md"], 1, "not a PyTorch profiler trace"),
-        (["README.md"], 1, "nor samples of lm-evaluation-harness, inspect_ai or plain outcomes"),
+        (["README.md"], 1, "nor samples or requests in a format that ttscope knows"),
     ],
 )
 def test_refusals_of_outcomes(run, arguments, code, message):

@@ -84,6 +84,7 @@ def test_advice_from_two_curves(run, tmp_path, prior):
         ('{"n": 1, "accuracy": 0.5, "tokens": 9}\nnot\n', "is no column names"),
         ('{"n": 1, "accuracy": NaN, "tokens": 9}\n', "line 1"),
         ("n,accuracy,tokens\n", "holds no point"),
+        ('[{"n": 1, "accuracy": 0.5, "tokens": 9}]', "is a JSON array. A curve is lines of n"),
         ("n,accuracy,tokens\r1,53,900\r", "line 2: accuracy wants a share from 0 to 1"),
         ("n" * 140_000, "line 1 is no CSV"),
         pytest.param("11\r" * 400_000, "line 1 has more than 1,048,576 bytes", id="one line"),

@@ -120,6 +120,8 @@ def _rows(path: Path, limit_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]
             yield number, row
             count += 1
             continue
+        if header is None and text.startswith("["):
+            raise OutcomesError(f"{path}: is a JSON array. {_SHAPE}")
         try:
             cells = [cell.strip() for cell in next(csv.reader([text]), [])]
         except csv.Error as error:

@@ -121,7 +121,7 @@ def import_outcomes(
     table = OutcomeTable(
         keep_text=record_text,
         prompt_tokens=given.prompt_tokens,
-        no_answer=frozenset(given.no_answer),
+        no_answer=frozenset(each.strip() for each in given.no_answer),
     )
     files: list[ImportedFile] = []
     _check_copies(paths)

@@ -31,6 +31,7 @@ from traces.foreign.values import Skipped, finite, truth, whole_number
 _JSON = re.compile(rb'\A\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:')
 _RIGHT, _WRONG = ("C", "CORRECT"), ("I", "INCORRECT", "N")  # N: no answer was given
 _SAMPLE = "samples/"
+_CHUNK = re.compile(r"_epoch_\d+/(?!sample\.json\Z)")  # events and messages of a sample in parts
 _LONG = 40  # characters of more than a few words
 _PROVIDER = re.compile(r"\A(?:vllm|hf|sglang|openai-api/[^/]+)/(?=.)")  # which serves any model
 
@@ -138,7 +139,8 @@ class InspectLog:
                 self._keep_header(decode(source.read(head), _Header))
             except ValueError:
                 self.facts.notes.append(f"its {head} cannot be read")
-            inside = [n for n in names if n.startswith(_SAMPLE) and n.endswith(".json")]
+            entries = [n for n in names if n.startswith(_SAMPLE) and n.endswith(".json")]
+            inside = [n for n in entries if _CHUNK.search(n) is None]
             for number, name in enumerate(inside, 1):
                 try:
                     raw = source.read(name)

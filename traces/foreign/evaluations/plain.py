@@ -301,6 +301,7 @@ _NAMES = (
     "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "finish_reason",
 )  # fmt: skip
 _NEEDED = _NAMES[:3]
+_REQUESTS = "TIMESTAMP,ContextTokens,GeneratedTokens"
 _LINES = "Plain outcomes are one JSON object a line (see docs/import.md)"
 
 
@@ -314,7 +315,7 @@ def not_lines(head: bytes) -> str | None:
     first = text.partition(b"\n")[0].decode("utf-8", "replace")
     cells = [cell.strip(' "\r').lower() for cell in re.split(r"[,;\t]", first)]
     if len(cells) > 1 and not text.startswith(b"{") and set(cells) & set(_NAMES):
-        return f"is a table with columns, such as CSV. {_LINES}"
+        return f"is a table with columns, such as CSV. Requests have {_REQUESTS} there. {_LINES}"
     if text.startswith(b"{") and b'"problem_id"' not in text and _SAMPLE.search(text):
         return f"has no problem_id. {_LINES}"
     return _lacking(text)
@@ -332,6 +333,11 @@ def _lacking(text: bytes) -> str | None:
     lacking = [name for name in _NEEDED if name not in row]
     if "problem_id" not in lacking and len(lacking) < 2:  # so that the others are read and counted
         return None
+    if len(lacking) == len(_NEEDED):
+        return (
+            f"has lines of JSON without {', '.join(lacking)}, so no samples, and without "
+            "timestamp, input_length, output_length, so no requests (see docs/import.md)"
+        )
     return f"has lines of JSON without {', '.join(lacking)}, so no samples. {_LINES}"
 
 

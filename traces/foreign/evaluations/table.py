@@ -163,7 +163,8 @@ class OutcomeTable:
             self._prompts.append(None if outcome.prompt is None else _hash_of(outcome.prompt))
         elif outcome.expected != self._first_expected[problem]:
             self._expected_differs.add(problem)
-        answer = None if outcome.answer in self.no_answer else outcome.answer
+        answer = None if outcome.answer is None else outcome.answer.strip()
+        answer = None if answer in self.no_answer else answer
         latency, prompt_tokens = outcome.latency_s, outcome.prompt_tokens or None
         if prompt_tokens is None and self.prompt_tokens is not None:
             prompt_tokens = self.prompt_tokens

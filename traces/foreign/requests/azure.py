@@ -118,15 +118,16 @@ class AzureTrace(RequestReader):
 
 
 def _tokens(name: str) -> pl.Expr:
-    count = pl.col(name).cast(pl.Int64, strict=False)
-    return pl.when(count.is_between(1, MOST_TOKENS)).then(count)
+    count = pl.col(name).cast(pl.Float64, strict=False)  # pandas writes 44.0 beside a gap
+    whole = count.is_between(1, MOST_TOKENS) & (count == count.floor())
+    return pl.when(whole).then(count).cast(pl.Int64)
 
 
 def _nanoseconds() -> pl.Expr:
     """Return unix nanoseconds; microseconds guard against years that do not fit in them."""
 
     def read(pattern: str, unit: Literal["us", "ns"]) -> pl.Expr:
-        text = pl.col("arrival").str.replace("T", " ", literal=True)
+        text = pl.col("arrival").str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
         time = text.str.to_datetime(pattern, time_unit=unit, strict=False)
         if "z" not in pattern:
             return time

@@ -48,9 +48,9 @@ class _Stats(msgspec.Struct):
     info: _Info | None = None
     input_metrics: _Usage | None = None
     output_metrics: _Usage | None = None
-    prompt_tokens: Any = None  # of 0.2 and 0.3, as those below
+    prompt_tokens: Any = None
     output_tokens: Any = None
-    start_time: Any = None
+    start_time: Any = None  # of 0.2 and 0.3, as those below
     end_time: Any = None
     first_token_time: Any = None
 
@@ -209,8 +209,8 @@ def _request(place: int, stats: _Stats, error: str | None) -> Request | str:
     """Return a request, or why it is none."""
     usage = stats.input_metrics or _Usage()
     made = stats.output_metrics or _Usage()
-    prompt = token_count(_first(usage.text_tokens, stats.prompt_tokens))
-    output = token_count(_first(made.text_tokens, stats.output_tokens))
+    prompt = token_count(_first(stats.prompt_tokens, usage.text_tokens))  # images are in the first
+    output = token_count(_first(stats.output_tokens, made.text_tokens))
     arrival = nanoseconds(_first(stats.request_start_time, stats.start_time), _S)
     if arrival is None:
         return "without request_start_time"

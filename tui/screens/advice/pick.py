@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +26,7 @@ from tui.text.advice import (
     verdict,
 )
 from tui.text.commands import command_lines
+from tui.text.layout import fold
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
@@ -173,7 +173,7 @@ def _closing(answer: Recommendation, width: int) -> list[Section]:
 
 
 def _text(kind: Kind, text: str, width: int) -> Section:
-    return Section(kind=kind, lines=textwrap.wrap(text, width, break_on_hyphens=False))
+    return Section(kind=kind, lines=fold(text, width))
 
 
 def styled(sections: Sequence[Section]) -> Content:

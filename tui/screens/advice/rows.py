@@ -243,7 +243,7 @@ def _common(labels: Sequence[Sequence[str]]) -> frozenset[str]:
 
 def paste_text(pick: Pick) -> str:
     """Return what `c` copies: the command, how often it runs and the policy as comments."""
-    note = f"# {note}\n" if (note := command_note(pick.engine)) else ""
+    note = f"# {note}\n" if (note := command_note(pick)) else ""
     return f"{pick.command or '# no command'}\n{note}# policy: {policy_text(pick.policy)}\n"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from traces.live.numbers import GENERATED, KV, LIVE_S, RUNNING, WAITING, Numbers, Window
+from traces.live.numbers import GENERATED, KV, RUNNING, WAITING, Numbers, Window
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
 from traces.schema.formats import ABSENT, number, percent
@@ -20,6 +20,7 @@ from tui.screens.live.views import (
     TIMES,
     History,
     gauge_lanes,
+    looked_back,
     problem_table,
     recorded_spreads,
     server_spreads,
@@ -157,7 +158,7 @@ def live_panels(history: History) -> list[Panel]:
         return []
     engines = [each for each in last.numbers.values() if each is not None]
     panels = _gauges(history, engines)
-    title = f"Latency, means and last {LIVE_S:.0f} s"
+    title = f"Latency, means and {looked_back(engines)}"
     lines = tuple(spread_lines(last))
     panels.insert(3, Panel(title=title, lanes=only(history, *TIMES), lines=lines))
     made = total(engines, "generated_tokens_per_s")

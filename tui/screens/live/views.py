@@ -116,11 +116,16 @@ def gauge_lanes(values: Mapping[str, Floats]) -> list[Lane]:
     return lanes
 
 
+def looked_back(engines: Sequence[Numbers]) -> str:
+    """Return over which last seconds the numbers are: longer on pages that are seldom written."""
+    return f"last {max((each.seconds for each in engines), default=LIVE_S):.0f} s"
+
+
 def spread_lines(snapshot: Snapshot) -> list[str]:
     """Return the times of requests, and of steps that are seen: those of the slowest engine."""
     engines = [each for each in snapshot.numbers.values() if each is not None]
     many = len(snapshot.numbers) > 1
-    head = f"slowest of {len(snapshot.numbers)}" if many else f"last {LIVE_S:.0f} s"
+    head = f"slowest of {len(snapshot.numbers)}" if many else looked_back(engines)
     rows: list[Sequence[str]] = [(head, "mean", *SHOWN)]
     for title, name in _SPREADS:
         worst = slowest(engines, name)

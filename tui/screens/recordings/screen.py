@@ -571,13 +571,13 @@ class RecordingsScreen(ModeScreen):
         """Return the row's distribution of times, and where it stands among the others."""
         entry = self._current()
         run = None if entry is None else entry.run
-        rows = max(min(room // 3, 8), 3)
+        rows = max(min(room // 3, 12), 3)
         histogram = [] if run is None else latency_lines(run, width, rows)
         parts = [Content(histogram[0])] if histogram else []
         parts += [Content(line).stylize("$primary", 5) for line in histogram[1:-1]]
         parts += [Content.styled(line, "$text-muted") for line in histogram[-1:]]
         room -= len(parts)
-        front = front_text(self._shown, entry, width, min(room - 3, 16))
+        front = front_text(self._shown, entry, width, min(room - 3, 28))
         parts += [Content(""), front] if front is not None and parts else [front] if front else []
         return Content("\n").join(parts)
 

@@ -305,8 +305,11 @@ def effect_text(found: Suggestion) -> str:
         recorded = estimate_of(found.prediction.recorded, tag)
         told = "" if recorded is None else f" (recorded {value_of(recorded)})"
         effects.append(f"{name} {before}{told} -> {value_of(after)} {interval(after)}")
-    told = "" if off is None else f". Not predicted: {off.text}"
-    return f"{found.why}. Predicted: {', '.join(effects)}{told}"
+    told = f"{found.why}. Predicted: {', '.join(effects)}"
+    if off is None:
+        return told
+    names = " and ".join(name for tag, name in _EFFECTS if tag in off.tags)
+    return f"{told}, but not {names}: {off.words}"
 
 
 def server_name(watched: Watched) -> str:

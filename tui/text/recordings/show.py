@@ -429,7 +429,9 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
         return wrap("", f"spread of times, in the intervals: {text}", width=width, indent=2)
     else:
         each = [percent(sd) for sd in spread.assumed]
-        sizes = " and ".join(f"{sd} for {place}" for place, sd in enumerate(each, 1))
+        sizes = " and ".join(
+            f"{sd} for {run}" for run, sd in zip(("the first", "the second"), each, strict=False)
+        )
         sizes = each[0] if len(set(each)) == 1 else sizes
         text = f"assumed, not measured: {sizes} (one standard deviation)"
         if max(spread.assumed) > UNSTEADY:
@@ -474,7 +476,7 @@ def _setting(value: Any) -> str:
     if isinstance(value, dict):
         items = [f"{name}={item}" for name, item in value.items() if item is not None]
         return ",".join(items) or ABSENT
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # `ttscope show A B --fail-on`: which limits were broken, and how sure that is.

@@ -476,9 +476,9 @@ def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
 
 
 def test_a_replay_that_is_far_off_tells_no_effect():
-    off = FarOff(tags=("latency_s.mean",), text="far off")
+    off = FarOff(tags=("latency_s.mean",), words="far off")
     found = SimpleNamespace(why="requests wait", prediction=SimpleNamespace(far_off=off))
-    assert effect_text(found) == "requests wait. Not predicted: far off"
+    assert effect_text(found) == f"requests wait. Not predicted: {off.text}"
 
 
 def test_the_effect_of_a_change_stands_beside_what_was_recorded():
@@ -512,7 +512,7 @@ def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
     )
     told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
     assert "latency mean 600 ms (recorded 850 ms) -> 500 ms" in told
-    assert "670 ms" not in told and told.endswith(off.text)
+    assert "670 ms" not in told and told.endswith(f", but not latency p95: {off.words}")
     near = {"p95": Bounds(low=1.0, high=2.5, unit="s")}
     assert far_off_of(recorded, replayed, near) is None
 

@@ -193,6 +193,31 @@ def test_spans_of_our_own_requests_are_left_out(receiver, tmp_path):
     assert recording.samples.height == 1
 
 
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("heard", [1, 2])
+def test_a_span_is_of_the_server_in_whose_process_the_plugin_is(receiver, tmp_path, named, heard):
+    """By its tracer's name; else by its number, where no server's plugin is silent."""
+    now, span_s = time.time_ns() + 10**10, (time.time_ns() - T0) / 1e9 + 10
+    process = "service__instance__id" if named else "vllm__process_id"
+
+    def send(urls):
+        for at, url in enumerate(urls[:heard]):
+            told = {"tracer": f"{at}"} if named else {"process_id": at}
+            step, port = {"running": 1, "end": now + at}, int(url.rpartition(":")[2])
+            receiver.put_batch(batch(step, instance=f"{at}", ports=[port], **told))
+        until(lambda: not receiver.batches)
+        for at in range(3):  # nobody watches the third's server
+            sent = request(span(at + 1, trace=f"a{at}", start=span_s), **{process: f"{at}"})
+            receiver.put_spans(read_json(json.dumps(sent).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", "1.8e+09", during=send)
+    engines = dict(recording.steps.sort("end").with_row_index()["index", "engine"].iter_rows())
+    found = dict(recording.problems["trace_id", "engine"].iter_rows())
+    known = [found[f"a{at}" * 16] == engines.get(at) for at in range(3)]
+    assert known == [named or heard == 2, heard == 2, False]
+    assert len(set(found.values())) == 3
+
+
 STEP = {"running": 1, "generated": 1, "computed": 0}
 S = 10**9
 

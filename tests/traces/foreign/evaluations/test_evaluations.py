@@ -658,8 +658,11 @@ def test_an_evaluation_that_is_still_going(tmp_path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("_journal/start.json", json.dumps(HEADER | {"status": "started"}))
         file.writestr("samples/p_epoch_1.json", json.dumps(inspect_samples(SAMPLES)[0]))
+        inside = "samples/a/b_epoch_1"  # a sample whose events are entries of their own
+        file.writestr(f"{inside}/sample.json", json.dumps(inspect_samples(SAMPLES)[0] | {"id": 7}))
+        file.writestr(f"{inside}/events/0.json", "[]")
     found, _ = read(path, tmp_path / "r")
-    assert found.samples == 1
+    assert (found.samples, found.files[0].skipped.counts) == (2, {})
     assert found.files[0].facts.notes[0] == "the evaluation's status is 'started'"
 
 
@@ -719,7 +722,8 @@ def test_an_answer_that_stands_for_none_is_asked_about(tmp_path, text):
     assert "4 samples of 2 problems, and never right" in note
     assert note.endswith(f"--no-answer {shlex.quote(text)}")
     assert Recording.open(tmp_path / "a").problems["correct"].to_list() == [False, False]
-    given = Given(no_answer=(text,))
+    voted(tmp_path / "a.jsonl", [[each, f" {text}", text] for each, *_ in answers])
+    given = Given(no_answer=(f"{text} ",))  # the space around it is no part of an answer
     found = import_outcomes([tmp_path / "a.jsonl"], tmp_path / "b", given=given)
     assert not any("It votes" in note for note in found.notes)
     assert found.answered == 2

@@ -205,6 +205,7 @@ def test_the_whole_azure_trace(tmp_path):
         ("2024-05-10 00:00:00.009930+00:00", 1_715_299_200_009_930_000),
         ("2024-05-10 02:00:00.009930+02:00", 1_715_299_200_009_930_000),
         ("2024-05-10T00:00:00.00993", 1_715_299_200_009_930_000),
+        ("2024-05-10T00:00:00Z", 1_715_299_200_000_000_000),
         ("9999-01-01 00:00:00", None),
         ("1969-01-01 00:00:00", None),
         ("1700158546", None),
@@ -229,12 +230,18 @@ def test_azure_columns_in_another_order(tmp_path):
         "\n"
         'eu, 44 ,"374",2023-11-16 18:15:46.68\n'
         "eu,1\n"
+        "eu,44.0,374.0,2023-11-16 18:15:46.68\n"  # as pandas writes a column with a gap
+        "eu,4.5,374,2023-11-16 18:15:46.68\n"
     )
     found, recording = read(path, tmp_path / "r")
-    row = recording.samples.select("prompt_tokens", "output_tokens", "problem_id").row(0)
-    assert row == (374, 44, "3")
-    assert found.skipped.counts == {"lines that have too few columns": 1}
-    assert found.skipped.first == {"lines that have too few columns": 4}
+    rows = recording.samples.select("prompt_tokens", "output_tokens", "problem_id").rows()
+    assert rows == [(374, 44, "3"), (374, 44, "5")]
+    reasons = [
+        "lines that have too few columns",
+        "lines whose GeneratedTokens is no whole number from 1 to 100,000,000",
+    ]
+    assert found.skipped.counts == dict.fromkeys(reasons, 1)
+    assert found.skipped.first == dict(zip(reasons, (4, 6), strict=True))
 
 
 def test_azure_line_numbers_over_many_stretches(tmp_path, monkeypatch):
@@ -438,6 +445,18 @@ def test_the_load_of_guidellm(tmp_path):
     assert load({"type_": "concurrent", "streams": 4}) == (4, None)
     assert load({"type_": "throughput", "max_concurrency": None}) == (None, None)
     assert load({"type_": "poisson", "rate": 2.5}) == (None, 2.5)
+
+
+def test_the_tokens_of_images_are_prompt(tmp_path):
+    """guidellm counts them beside those of text, and its prompt_tokens are the sum."""
+    path = guidellm(tmp_path / "g.json", SENT)
+    report = json.loads(path.read_text())
+    stats = report["benchmarks"][0]["requests"]["successful"]
+    for each in stats:
+        each["prompt_tokens"] = each["input_metrics"]["text_tokens"] + 576
+    path.write_text(json.dumps(report))
+    found, _ = read(path, tmp_path / "r")
+    assert found.prompt_tokens == sum(each[1] + 576 for each in SENT)
 
 
 def test_one_of_several_benchmarks_is_chosen(tmp_path):

@@ -42,7 +42,7 @@ def test_the_pick_is_told_in_the_words_of_advise(present):
         "With --min-accuracy below 0.900, or sooner, another is better: small greedy"
         in " ".join(text.split())
     )
-    assert "9 of 12 candidates meet the budget. Ruled out: 3 (does not fit" in text
+    assert "9 of 12 candidates (each a model, a policy" in text and "3 (does not fit" in text
     assert "90 % intervals  A system-optimal         B compute-optimal         differ" in text
     assert "mean latency    1.60 s [1.44, 1.76]      400 ms [360, 440]         -75.0 %" in text
     assert "vllm serve large" in text

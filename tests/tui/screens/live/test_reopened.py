@@ -152,8 +152,8 @@ def test_the_change_that_a_verdict_asks_for(numbers):
     assert text.plain == "VERDICT   QUEUEING  they wait"
     history = History()
     history.add(snapshot)
-    assert [panel.title for panel in live_panels(history)][:3] == [
-        "Throughput", "Requests", "KV cache",
+    assert [panel.title for panel in live_panels(history)][:4] == [
+        "Throughput", "Requests", "KV cache", f"Latency, means and last {known.seconds:.0f} s",
     ]  # fmt: skip
 
 

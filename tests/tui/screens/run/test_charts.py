@@ -259,6 +259,9 @@ def test_a_rule_is_told_of_one_problem_and_of_all(run):
     assert any("~" in row.bar or "a" in row.bar for row in rows)
     assert "▂ after the stop" in legend_of(rows, letters=False).plain
     assert "a after the stop" in legend_of(rows, letters=True).plain
+    whole = legend_of(rows, letters=False).plain
+    narrow = legend_of(rows, letters=False, width=len(whole) - 1).plain
+    assert narrow.count("\n") == 1 and narrow.replace("\n", "  ") == whole
 
 
 @pytest.mark.parametrize("bar", ["=" * 5, "=" * 30, "=" * 60])
