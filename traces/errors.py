@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 
 class TtscopeError(Exception):
     """A failure told in one line: what happened, where, and what mends it."""
@@ -56,6 +58,7 @@ class MissingDependencyError(TtscopeError):
     """An optional package is not installed."""
 
 
+@functools.cache
 def installed(package: str) -> str | None:
     """Return the installed version of a package, None where it is absent."""
     import importlib.metadata
