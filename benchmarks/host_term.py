@@ -329,59 +329,115 @@ def seen(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
     return found
 
 
+def shares_of(rows: Sequence[Row], model: HostTerm) -> Floats:
+    """Return the host's share of each point's time, 0 where kernels hide it."""
+    host = np.array([row.exposure @ seconds_of(model, row) for row in rows])
+    return host / (host + np.array([row.kernels for row in rows]))
+
+
 def intervals(
-    rows: Sequence[Row], found: Mapping[str, Sequence[Off]]
+    rows: Sequence[Row], found: Mapping[str, Sequence[Off]], host: Floats
 ) -> dict[str, dict[str, float]]:
-    """Return the spread by what was left out, and print what it covers of clusters left out."""
-    errors_, clusters, strata = [], [], []
-    for unseen in (SEEN, GPU):
-        for row, off in zip(rows, found[f"{unseen} left out"], strict=True):
-            if not row.waited and row.point.facts is not None:
-                errors_.append(np.log(off.tpot))
-                clusters.append(f"{row.point.lab} {family(row.point)} {row.point.system}")
-                strata.append(stratum(f"{row.generation}, {kind_of(row.point.facts)}", unseen))
-    sizes, groups, names = np.array(errors_), np.array(clusters), np.array(strata)
-    whole = LeftOutSpread().fit(sizes, clusters, strata)
+    """Return the spread by what was left out, and print what it covers of clusters left out.
+
+    `host` is its share of each point's time.
+    """
+    kept_ = [at for at, row in enumerate(rows) if not row.waited and row.point.facts is not None]
+    own_rows = [rows[at] for at in kept_]
+    kinds_ = [
+        f"{row.generation}, {kind_of(row.point.facts)}" for row in own_rows if row.point.facts
+    ]
+    errors_ = {
+        unseen: np.log([found[f"{unseen} left out"][at].tpot for at in kept_])
+        for unseen in (SEEN, GPU, "lab")
+    }
+    strata = [stratum(kind, unseen) for unseen in (SEEN, GPU) for kind in kinds_]
+    clusters = 2 * [f"{r.point.lab} {family(r.point)} {r.point.system}" for r in own_rows]
+    sizes = np.concatenate([errors_[SEEN], errors_[GPU]])
+    groups, names, shares = np.array(clusters), np.array(strata), np.tile(host[kept_], 2)
+    whole = LeftOutSpread().fit(sizes, shares, clusters, strata)
     print(
-        "\n90 % intervals: half-width, points, clusters; held of clusters left out (95 % interval)"
+        "\n90 % intervals: spread of kernels and host, half-width (least and most), points,"
+        " clusters; held of clusters left out (95 % interval)"
     )
     draw = np.random.default_rng(SEED)
     for name in sorted(set(strata)):
         own = np.flatnonzero(names == name)
         held = np.zeros(len(own), dtype=bool)
         for cluster in sorted(set(groups[own].tolist())):
-            kept_ = own[groups[own] != cluster]
-            if not len(kept_):
-                continue
-            rest = LeftOutSpread().fit(sizes[kept_], groups[kept_].tolist(), names[kept_].tolist())
+            rest_ = own[groups[own] != cluster]
             asked = groups[own] == cluster
-            held[asked] = np.abs(sizes[own][asked]) <= Z95 * rest.sigma_[name]
+            if len(rest_):
+                held[asked] = _held(rest_, own[asked], sizes, shares, groups, names)
         kinds = sorted(set(groups[own].tolist()))
-        shares = np.array([held[groups[own] == cluster].mean() for cluster in kinds])
-        again = shares[draw.integers(0, len(shares), (2000, len(shares)))].mean(axis=1)
+        by = np.array([held[groups[own] == cluster].mean() for cluster in kinds])
+        again = by[draw.integers(0, len(by), (2000, len(by)))].mean(axis=1)
         low, high = np.quantile(again, [0.025, 0.975])
-        width = 100 * (np.exp(Z95 * whole.sigma_[name]) - 1)
+        width = 100 * np.expm1(Z95 * whole.sigma(name, shares[own]))
         print(
-            f"  {name:<32}{width:>6.1f} %{len(own):>6}{len(kinds):>4}"
-            f"   {100 * shares.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+            f"  {name:<32}{whole.kernels_[name]:>7.3f}{whole.host_[name]:>7.3f}"
+            f"{np.median(width):>6.1f} % ({width.min():.1f} to {width.max():.1f}){len(own):>6}"
+            f"{len(kinds):>4}   {100 * by.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})"
         )
-        for kind, share in zip(kinds, shares, strict=True):
-            count = int(np.sum(groups[own] == kind))
+        for kind, share in zip(kinds, by, strict=True):
+            here = groups[own] == kind
             inside = " to ".join(
-                f"{100 * each:.0f}" for each in jeffreys(round(share * count), count)
+                f"{100 * each:.0f}"
+                for each in jeffreys(round(share * int(here.sum())), int(here.sum()))
             )
-            print(f"    {kind:<40}{count:>6}   {100 * share:.0f} % ({inside})")
-    for far in [name for name in whole.sigma_ if GPU in name]:  # a GPU more is no less unlike
-        whole.sigma_[far] = max(whole.sigma_[far.replace(GPU, SEEN)], whole.sigma_[far])
+            print(
+                f"    {kind:<40}{np.median(width[here]):>6.1f} %{int(here.sum()):>6}"
+                f"   {100 * share:.0f} % ({inside})"
+            )
+    print("\nof a lab, by the interval that models of the others give: points, held, half-width")
+    count = len(own_rows)
+    labs = np.array([row.point.lab for row in own_rows])
+    for lab in sorted(set(labs.tolist())):
+        for name in sorted({n for n, of in zip(names[:count], labs, strict=True) if of == lab}):
+            own = np.flatnonzero((names[:count] == name) & (labs == lab))
+            rest_ = np.flatnonzero((names[:count] == name) & (labs != lab))
+            if len(rest_):
+                with_lab = np.concatenate([errors_["lab"], errors_[GPU]])
+                held = _held(rest_, own, sizes, shares, groups, names, asked=with_lab)
+                law = LeftOutSpread().fit(sizes[rest_], shares[rest_], groups[rest_].tolist(),
+                                          names[rest_].tolist())  # fmt: skip
+                width = 100 * np.expm1(Z95 * law.sigma(name, shares[own]))
+                print(f"  {lab} {name:<40}{len(own):>6}{100 * held.mean():>6.0f} %"
+                      f"{np.median(width):>7.1f} %")  # fmt: skip
+    kept_names = [name for name in whole.kernels_ if whole.clusters_[name] >= FEWEST]
+    for far in [name for name in kept_names if GPU in name]:  # a GPU more is no less unlike
+        for spreads in (whole.kernels_, whole.host_):
+            spreads[far] = max(spreads[far.replace(GPU, SEEN)], spreads[far])
     return {
         name: {
-            "sigma": float(f"{whole.sigma_[name]:.4g}"),
+            "kernels": float(f"{whole.kernels_[name]:.4g}"),
+            "host": float(f"{whole.host_[name]:.4g}"),
             "points": whole.points_[name],
             "clusters": whole.clusters_[name],
         }
-        for name in whole.sigma_
-        if whole.clusters_[name] >= FEWEST
+        for name in kept_names
     }
+
+
+def _held(
+    rest: npt.NDArray[np.int_],
+    own: npt.NDArray[np.int_],
+    sizes: Floats,
+    shares: Floats,
+    groups: npt.NDArray[np.str_],
+    names: npt.NDArray[np.str_],
+    *,
+    asked: Floats | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Return whether intervals that the `rest` of a stratum teaches hold the errors of `own`.
+
+    These are `asked`, where others than `sizes`.
+    """
+    law = LeftOutSpread().fit(
+        sizes[rest], shares[rest], groups[rest].tolist(), names[rest].tolist()
+    )
+    errors_ = (sizes if asked is None else asked)[own]
+    return np.abs(errors_) <= Z95 * law.sigma(str(names[own[0]]), shares[own])
 
 
 def of_ttft(rows: Sequence[Row], found: Sequence[Off]) -> dict[str, dict[str, float]]:
@@ -513,7 +569,7 @@ def main() -> None:
         table("by TP", told, ratios, lambda r: f"TP {r.engine.tensor_parallel_size}")
         table("by load", told, ratios, lambda r: f"{r.point.in_flight:>4} in flight")
     gains(rows, asked)
-    spread = intervals(rows, found)
+    spread = intervals(rows, found, shares_of(rows, model))
     ttft = of_ttft(rows, found["model left out"])
     if given.write:
         KEPT.write_text(json.dumps(

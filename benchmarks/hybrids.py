@@ -147,7 +147,7 @@ def main() -> None:
         engine, _ = as_on(device_of(tables), asked.engine, given=["async_scheduling"])
         try:
             times = PriorTimes(tables=tables, facts=facts, found=None)
-            sigma, rules = times.sigma(engine), times.prior(engine).rules
+            sigma, rules = times.sigma(engine, 0.0), times.prior(engine).rules
         except (UsageError, TablesError) as error:
             print(f"{what}: {error}")
             continue

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from host_term import Row, by_kind, family, fitted, row_of, seconds_of, with_host
+from host_term import Row, by_kind, family, fitted, row_of, seconds_of, shares_of, with_host
 from serving_points import OPEN, Point
 from silicon import chosen, kept_of, options, priced_engine, replayed
 
@@ -119,7 +119,8 @@ def known(rows: Iterable[Row]) -> dict[tuple[object, ...], list[Known]]:
         sizes = row.engine.tensor_parallel_size, row.engine.data_parallel_size
         versions = point.engine.vllm_version, row.engine.expert_parallel
         engine = (by_kind(row), point.model, point.precision, point.system, *sizes, *versions)
-        sigma = spread_of(point.system, facts, row.engine).sigma
+        share = float(shares_of([row], laws[name])[0])
+        sigma = spread_of(point.system, facts, row.engine).sigma(share)
         priced = Priced(point=point, engine=row.engine, cost=cost, sigma=sigma)
         found[engine].append(Known.of(priced))
     return found

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import re
+import ssl
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,9 @@ os.environ["TTSCOPE_TOKEN"] = "a-token-of-the-tests-and-of-nobody"
 
 # No test cuts the power: what is written stays in memory until the disk has time.
 os.fsync = lambda file: None
+
+# Each HTTP client reads the certificates of all authorities: of small tests, a third of the time.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 # A machine may be busy: how long an example takes is no fault. The examples are the same in each
 # run; `--hypothesis-profile new` draws others.

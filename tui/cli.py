@@ -182,10 +182,18 @@ class Verbs(TyperGroup):
 
 def _typed(parameters: Any) -> Any:
     for each in parameters:
-        each.display_type_rich = lambda ctx, of=each.display_type: TYPES.get(of(ctx), of(ctx))
+        each.display_type_rich = partial(_value_of, each, each.display_type)
         if read := getattr(type(each), "get_runtime_param", None):  # it reads by pydantic
             each.get_runtime_param = partial(_Plain, partial(read, each))
     return parameters
+
+
+def _value_of(param: Any, typed: Callable[[Any], str], ctx: Any) -> str:
+    """Return what a help calls a value: as its parameter says, else by its type."""
+    told = TYPES.get(typed(ctx), typed(ctx))
+    if not param.metavar or not told:
+        return told
+    return f"{param.metavar} .." if told.endswith("..") else str(param.metavar)
 
 
 class _Plain:

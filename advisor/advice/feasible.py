@@ -310,8 +310,7 @@ class BudgetCheck(Generic[M]):
         """
         limit = self.limits[field]
         sign = -1.0 if limit.above else 1.0
-        known = self.most_sure(field)
-        if known is not None and known[0] < self.budget.confidence:
+        if field in self.capped:
             return sign * np.inf
         draws = sign * self.metrics.draws(limit.metric)[row]
         if field == "max_cost_usd":
@@ -379,13 +378,22 @@ class BudgetCheck(Generic[M]):
         None where they are no bound. Of a percentile so few say little of the slowest of all, and
         one problem says nothing of others.
         """
-        metric, problems = self.limits[field].metric, len(self.metrics.space.problem_ids)
+        metric, problems = self.limits[field].metric, self.metrics.problems
         if metric.startswith("latency_p"):
-            q = quantile_of(metric)
-            return most_sure(problems, q), enough_values(self.budget.confidence, q)
+            q, draws = quantile_of(metric), int(self.metrics.choosing.sum())
+            most = np.floor(most_sure(problems, q) * draws + 0.5) / draws  # as draws have it
+            return float(most), enough_values(self.budget.confidence, q)
         if problems == 1 and metric not in ("accuracy", "devices"):
             return 0.5, 2
         return None
+
+    @cached_property
+    def capped(self) -> Mapping[str, tuple[float, int]]:
+        """By field, what `most_sure` gives where that is less than the wanted probability."""
+        most = {field: self.most_sure(field) for field in self.limits}
+        return {
+            f: known for f, known in most.items() if known and known[0] < self.budget.confidence
+        }
 
     # -- estimates of what was replayed --------------------------------------------------------
 
@@ -420,7 +428,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
     def possible(self) -> Bools:
         """Whether a candidate may fit."""
         chance, _ = self._judge(FAR)
-        most = [known[0] for known in map(self.most_sure, self.limits) if known is not None]
+        most = [known for known, _ in self.capped.values()]
         wanted = min([self.budget.confidence, *most])  # the surest that there may be
         return self.allowed & (chance >= wanted - SLACK) & (chance > 0)
 

@@ -626,7 +626,7 @@ def why_nothing(
     yield f"no candidate meets every limit with {percent(wanted)} probability"
     yield from _too_few(check)
     alone = {field: bool(check.within(field).any()) for field in check.limits}
-    capped = dict(_capped(check))
+    capped = check.capped
     never = [LIMITS[field].option for field, met in alone.items() if not met]
     never = [] if {*capped} >= {field for field, met in alone.items() if not met} else never
     most = min([float(check.chance.max()), *(most for most, _ in capped.values())])
@@ -643,18 +643,10 @@ def why_nothing(
         yield from _would_take(check, miss, row)
 
 
-def _capped(check: ReplayedCheck) -> Iterator[tuple[str, tuple[float, int]]]:
-    """Yield the limits of which no number of problems so small is sure enough, and what it is."""
-    for field in check.limits:
-        known = check.most_sure(field)
-        if known is not None and known[0] < check.budget.confidence:
-            yield field, known
-
-
 def _too_few(check: ReplayedCheck) -> Iterator[str]:
     """Say how sure so few problems let any limit be, and how many would be enough."""
-    problems, wanted = len(check.metrics.space.problem_ids), check.budget.confidence
-    for field, (most, enough) in _capped(check):
+    problems, wanted = check.metrics.problems, check.budget.confidence
+    for field, (most, enough) in check.capped.items():
         least = "at least " if problems == 1 else ""
         yield (
             f"{LIMITS[field].option}{which_latency(field, check.budget.latency_percentile)}: "

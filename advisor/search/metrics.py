@@ -36,6 +36,7 @@ class Metrics(ABC):
     space: Space
     rows: Sequence[int] | slice
     rate_per_s: float | None
+    problems: int  # that the draws are of
     choosing: Bools  # [draws]: those that choose; the others state what was chosen
     idle_draws: Floats  # [draws]: how idle power lies between the least and the most it can be
 
@@ -134,6 +135,7 @@ class CandidateMetrics(Metrics):
     ) -> None:
         self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
         self.as_sent = as_sent  # problems come when they did, and else at random
+        self.problems = resampling.weights.shape[1]
         self.choosing, self.idle_draws = resampling.choosing, resampling.idle
         self.rows: list[int] = []
         self.place: dict[int, int] = {}  # of a row of the space

@@ -102,7 +102,7 @@ class RayRunner:
                 break
             now = EngineJobs(engine=group.engine, jobs=tuple(left))
             try:
-                demand = demanded(group, self._ray.nodes())  # type: ignore[no-untyped-call]
+                demand = demanded(group, self._ray.nodes())
             except TtscopeError as error:
                 errors |= {job.name: str(error) for job in left}
                 break

@@ -160,7 +160,7 @@ def record(
         writer.append(
             "steps",
             {
-                "engine": engine.key(),
+                "engine": keys["engine"],
                 "step": number,
                 "end": START + _ns(step["end"]),
                 "interval_ns": None if step["idle"] else nanoseconds,

@@ -132,7 +132,7 @@ def write_recording(
     policy = policy or Policy(
         method="greedy" if n == 1 else "majority", n=n, temperature=0.0 if n == 1 else 0.8
     )
-    names = {"engine": engine.key(), "policy": policy.key()}
+    at, names = {"engine": engine.key()}, {"engine": engine.key(), "policy": policy.key()}
     facts = Manifest(
         clock_start=read_clocks(),
         engines={engine.key(): engine},
@@ -146,9 +146,7 @@ def write_recording(
     writer = RecordingWriter(folder, facts, period_s=60)
     for table, table_rows in rows.items():
         for index, row in enumerate(table_rows):
-            extra = (
-                names if table in ("problems", "samples", "drafts") else {"engine": engine.key()}
-            )
+            extra = names if table in ("problems", "samples", "drafts") else at
             if table in ("power", "events"):
                 extra = {}
             if table == "problems":

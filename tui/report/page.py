@@ -148,7 +148,9 @@ def _made(material: Material) -> Html:
         parts.append(f" Recorded from {_moment(material.begun)} on.")
     if material.written is not None:
         parts += [f" This page was written at {_moment(material.written)} by "]
-        parts += [tag("code", material.command or ""), "."]
+        words = (material.command or "").split(" ")
+        spans = (tag("span", each, class_="option") if each[:2] == "--" else each for each in words)
+        parts += [tag("code", join(spans, " ")), "."]
     return join(parts)
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from advisor.advice.accounts.efforts import EffortMap
 
 COMMAND_WIDTH = 80
+LISTED_WIDTH = 52  # of a command in one of two columns
 
 
 def verdict(material: Material) -> Html:
@@ -276,8 +277,8 @@ def _requests(pick: Pick) -> Html:
     return join([f"and {sent}", tag("code", body) if body else None, wins])
 
 
-def _command(command: str) -> Html:
-    lines = command_lines(command, width=COMMAND_WIDTH)
+def _command(command: str, width: int = COMMAND_WIDTH) -> Html:
+    lines = command_lines(command, width=width)
     return tag("pre", tag("code", join(lines, "\n")), class_="command", tabindex="0")
 
 
@@ -320,7 +321,7 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
 def _item(text: str) -> Html:
     """Return a sentence, and the command that it ends with as lines to be pasted."""
     said, command = split_command(text)
-    return join([capital(said), None if command is None else _command(command)])
+    return join([capital(said), None if command is None else _command(command, LISTED_WIDTH)])
 
 
 def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:

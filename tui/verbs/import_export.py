@@ -66,7 +66,7 @@ class Import:
         "forward passes, or of vllm bench forward. With --power a recording."
     )
     output: Path = option(MISSING, "The recording's folder.", "-o", "--output")
-    limit: float = option(16.0, "Refuse files of more GB of JSON, unpacked.")
+    limit: float = option(16.0, "Largest file, in GB of JSON once unpacked.")
     score: str | None = option(None, "Metric, metric,filter or scorer that judges an answer.")
     verifier: str | None = option(None, "Judge completions by exact, numeric, choice or math.")
     record_text: bool = option(False, "Keep the answers' texts.")

@@ -9,12 +9,15 @@ from typing import Final
 import numpy as np
 
 from advisor.step_time.host.law import SYNCHRONOUS, generation_of, kept, ranks_of
+from advisor.step_time.law import non_negative_least_squares
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.statistics import LEVEL, Z95, Floats
 
 # What of a question no point that taught the host's part was like, from near to far.
 SEEN, GPU = "model", "GPU"
 PLAIN, QUANTISED, EXPERTS = "16-bit", "quantised", "experts"
+ITERATIONS: Final = 12  # of reweighting
+LEAST: Final = 1e-3  # of a spread, below which none is told from nothing
 ENOUGH: Final = 5  # models of a lab and GPU, whose TTFTs say how far off another one is
 OTHER_KIND: Final = 1.5  # a model of a kind that no point had: so many times the spread, a rule
 
@@ -29,41 +32,84 @@ class LeftOutSpread:
 
     Attributes
     ----------
-    sigma_: by stratum, the standard deviation whose interval of LEVEL reaches the quantile of
-        the left-out errors' size.
+    kernels_, host_: by stratum, the standard deviations of the log of the kernels' time and of
+        the host's. A point has both, each by its share of the time (`together`).
     points_, clusters_: how many taught each.
 
     Notes
     -----
-    Split conformal prediction with clusters: points of a model in a lab err alike, so each such
-    cluster weighs the same in the quantile, and what is covered is told for clusters left out.
+    Tables and the host's part err apart from one another, so that a step whose host takes half
+    is known less well than one of long kernels. The two variances are those that squared errors
+    have by likelihood. Both are then widened or narrowed alike by cross-conformal prediction, until
+    intervals of LEVEL hold the points of clusters that are left out. Points of a model in a lab
+    err alike, so each such cluster weighs the same.
 
     """
 
-    def fit(self, errors: Floats, clusters: Sequence[str], strata: Sequence[str]) -> LeftOutSpread:
-        """Learn from log errors [points], each of a cluster and a stratum."""
+    def fit(
+        self, errors: Floats, shares: Floats, clusters: Sequence[str], strata: Sequence[str]
+    ) -> LeftOutSpread:
+        """Learn from log errors and the host's shares [points], each of a cluster and a stratum."""
         names, groups = np.array(strata), np.array(clusters)
-        self.sigma_: dict[str, float] = {}
+        self.kernels_: dict[str, float] = {}
+        self.host_: dict[str, float] = {}
         self.points_: dict[str, int] = {}
         self.clusters_: dict[str, int] = {}
         for name in sorted(set(strata)):
-            size, own = np.abs(errors[names == name]), groups[names == name]
-            weight = np.array([1 / np.sum(own == each) for each in own])
+            own = names == name
+            error, share, group = errors[own], shares[own], groups[own]
+            kinds = sorted(set(group.tolist()))
+            weight = np.array([1 / np.sum(group == each) for each in group])
+            kernels, host = _spreads(error, share, weight)
+            size = np.abs(error) / together(kernels, host, share)
+            for kind in kinds if len(kinds) > 1 else []:
+                here = group == kind
+                others = _spreads(error[~here], share[~here], weight[~here])
+                size[here] = np.abs(error[here]) / together(*others, share[here])
             order = np.argsort(size)
-            share = np.cumsum(weight[order]) / weight.sum()
-            at = min(int(np.searchsorted(share, LEVEL)), len(size) - 1)
-            self.sigma_[name] = float(size[order][at]) / Z95
-            self.points_[name], self.clusters_[name] = len(size), len(set(own.tolist()))
+            reached = np.cumsum(weight[order]) / weight.sum()
+            at = min(int(np.searchsorted(reached, LEVEL)), len(size) - 1)
+            factor = float(size[order][at]) / Z95
+            self.kernels_[name], self.host_[name] = factor * kernels, factor * host
+            self.points_[name], self.clusters_[name] = len(size), len(kinds)
         return self
+
+    def sigma(self, name: str, shares: Floats) -> Floats:
+        """Return the spreads of points of a stratum, by the host's shares [points]."""
+        return together(self.kernels_[name], self.host_[name], shares)
+
+
+def together(kernels: float, host: float, shares: Floats) -> Floats:
+    """Return the spreads of times that have so large shares of the host [points]."""
+    return np.hypot((1 - shares) * kernels, shares * host)
+
+
+def _spreads(errors: Floats, shares: Floats, weights: Floats) -> tuple[float, float]:
+    """Return the spread of the kernels' time and of the host's, by Gaussian likelihood.
+
+    By least squares of squared errors, weighted again by what they are expected to be.
+    """
+    rows = np.column_stack([(1 - shares) ** 2, shares**2])
+    found = np.full(2, float(np.average(errors**2, weights=weights)))
+    for _ in range(ITERATIONS):
+        weight = np.sqrt(weights) / np.maximum(rows @ found, LEAST**2)
+        found = non_negative_least_squares(rows * weight[:, None], errors**2 * weight)
+    kernels, host = np.sqrt(np.maximum(found, LEAST**2)).tolist()
+    return kernels, host
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How far off the prior may be: the sd of a log, from points like which, and their number."""
+    """How far off the prior may be: sds of logs, from points like which, and their number."""
 
-    sigma: float
+    kernels: float
+    host: float
     unseen: tuple[str, ...]
     points: int
+
+    def sigma(self, share: float) -> float:
+        """Return the spread (sd) of the log of a time of which the host has that share."""
+        return float(together(self.kernels, self.host, np.array(share)))
 
     def note(self) -> str:
         """Say where the interval is from."""
@@ -132,34 +178,37 @@ def spread_of(
     """Return how far off the prior may be for an engine, from what the learned-from points were.
 
     Points of the same generation and kind of model say it. Where there are none, those of that kind
-    in another generation, but no less than those of 16-bit models in its own. Where no point had
-    the kind, OTHER_KIND times those of 16-bit models. GPUs and numbers of ranks that none of these
-    had are unseen: another GPU is as far off as those that 16-bit models of any generation had.
+    in another generation, but no less than those of dense models in its own. Where no point had
+    the kind, OTHER_KIND times those of dense models. GPUs and numbers of ranks that none of these
+    had are unseen: another GPU is as far off as those that 16-bit models of any generation had. Of
+    several, the kernels' and the host's spread are the widest of each.
     """
     data = kept() if table is None else table
     seen, found = data["seen"], data["spread"]
     assert isinstance(seen, dict) and isinstance(found, dict)
     generation, kind = generation_of(engine), kind_of(facts)
     alike = [name for name in seen if name.endswith(f", {kind}")]
-    own, plain = f"{generation}, {kind}", f"{generation}, {PLAIN}"
-    plain = plain if plain in seen else f"{SYNCHRONOUS}, {PLAIN}"
+    own = f"{generation}, {kind}"
+    dense = [f"{generation}, {each}" for each in (PLAIN, QUANTISED)]
+    plain = next((name for name in dense if name in seen), f"{SYNCHRONOUS}, {PLAIN}")
     used = own if own in seen else alike[0] if alike else plain
-
-    def spread(name: str) -> tuple[float, list[str], int]:
-        unseen = [] if system in seen[name]["systems"] else ["the GPU"]
-        unseen += [] if ranks_of(engine) <= seen[name]["ranks"] else ["the number of GPUs"]
-        names = [stratum(name, GPU if unseen else SEEN)]
-        if system not in seen[name]["systems"]:
-            # GPUs of one generation may be of one chip: another one is no nearer than elsewhere.
-            names += [stratum(each, GPU) for each in seen if each.endswith(f", {PLAIN}")]
-        widest = max((found[each] for each in names), key=lambda each: float(each["sigma"]))
-        return float(widest["sigma"]), unseen, int(widest["points"])
-
-    sigma, unseen, points = spread(used)
-    if used != own:
-        other, _, more = spread(plain)
-        sigma, points = max((sigma, points), (other, more))
+    unseen: list[str] = []
+    laws = []
+    for name in dict.fromkeys([used] if used == own else [used, plain]):
+        new = system not in seen[name]["systems"]
+        more = ranks_of(engine) > seen[name]["ranks"]
+        laws.append(found[stratum(name, GPU if new or more else SEEN)])
+        if name == used:
+            unseen += ["the GPU"] * new + ["the number of GPUs"] * more
+        if new:  # GPUs of one generation may be of one chip: another one is no nearer elsewhere
+            laws += [found[stratum(each, GPU)] for each in seen if each.endswith(f", {PLAIN}")]
+    factor = 1.0
     if kind != PLAIN and not alike:
-        sigma *= OTHER_KIND
+        factor = OTHER_KIND
         unseen.append("mixtures of experts" if kind == EXPERTS else f"{kind} weights")
-    return Spread(sigma=sigma, unseen=tuple(unseen), points=points)
+    return Spread(
+        kernels=factor * max(float(law["kernels"]) for law in laws),
+        host=factor * max(float(law["host"]) for law in laws),
+        unseen=tuple(unseen),
+        points=int(max(laws, key=lambda law: float(law["kernels"]))["points"]),
+    )

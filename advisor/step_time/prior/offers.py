@@ -287,12 +287,17 @@ def _paying(evidence: Evidence, engine: EngineConfig, times: PriorTimes) -> str 
 def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Evidence) -> float:
     """Return the spread (sd) of the log of a run's time about the prior.
 
-    Where the host hides behind kernels it holds what it may be, in the usual step.
+    Of the host's share in the usual step. Where the host hides behind kernels it holds what it may
+    be there.
     """
-    sigma, ends = times.sigma(engine), ends_of(cost)
-    if ends is None or times.ran is not None:
-        return sigma
+    ends = ends_of(cost)
+    if times.ran is not None:
+        return times.sigma(engine, 0.0)
     steps = steps_to_come(engine, evidence)
+    spent = feature_matrix(steps, speculative=False) @ times.host(engine)
+    sigma = times.sigma(engine, float(np.median(spent / predicted_steps(cost, steps))))
+    if ends is None:
+        return sigma
     fast, slow = (predicted_steps(each, steps) for each in ends)
     return float(np.hypot(sigma, np.median(np.log(slow / fast)) / 2 / Z95))
 

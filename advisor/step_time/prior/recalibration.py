@@ -33,7 +33,7 @@ from advisor.step_time.cost import (
     with_hidden,
     work_at,
 )
-from advisor.step_time.host.law import host_note, host_part
+from advisor.step_time.host.law import HostPart, host_note, host_part
 from advisor.step_time.host.spread import Spread, first_tokens_of
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import Steps, StepTimes, non_negative_least_squares
@@ -240,7 +240,7 @@ class PriorTimes:
         measured.
         """
         prior = self.prior(engine)
-        sigma = self.sigma(engine)
+        sigma = self.sigma(engine, 0.0)
         runs = None if self.ran is None else len(self.ran.recordings)
         cost = cost_of(prior, self.shared(engine), self.drafting(engine))
         first = first_tokens_of(self.facts, engine)
@@ -252,22 +252,32 @@ class PriorTimes:
             ends=None if self.ran is not None else ends_of(cost),
             ttft=(1.0, 1.0) if self.ran is not None else (first.low, first.high),
         )
-        if self.measured is None:
+        if self.ran is not None and self.measured is None:
             return times
-        return replace(times, at_load=partial(_at_load, self.measured, times))
+        spread = partial(self.sigma_of, engine)
+        return replace(times, at_load=partial(_at_load, self.measured, times, spread))
 
-    def sigma(self, engine: EngineConfig) -> float:
+    def sigma_of(self, engine: EngineConfig, run: Steps) -> float:
+        """Return the spread of an engine's time about the prediction (`sigma`), at a run's load."""
+        return self.sigma(engine, float(self.host(engine) @ run.totals) / max(run.busy_s, 1e-9))
+
+    def host(self, engine: EngineConfig) -> Floats:
+        """Return the host's seconds [FEATURES] in an engine's steps, none where kernels hide it."""
+        part = host_of(self.facts, self.shared(engine))
+        return np.zeros(len(FEATURES)) if part.hidden else part.seconds
+
+    def sigma(self, engine: EngineConfig, share: float) -> float:
         """Return the spread (sd) of the log of an engine's time about the prediction.
 
-        Of a model and a size that ran on this GPU, that of the recalibration. Else that of the
-        published runs that were left out, with how far other sizes were off where one ran, and of
-        the rules that stand for what no table has.
+        The host has that `share` of the time. Of a model and a size that ran on this GPU, that of
+        the recalibration. Else that of the published runs that were left out, with how far other
+        sizes were off where one ran, and of the rules that stand for what no table has.
         """
         if self.ran is not None and self.ran.has(self.facts, engine.tensor_parallel_size):
             return self.ran.sigma  # its runs hold what rules add
         ruled = self.prior(engine).spread
         if self.ran is None:
-            published = self.published(engine).sigma
+            published = self.published(engine).sigma(share)
             return float(np.hypot(published, ruled))
         return float(np.hypot(self.ran.sigma, np.hypot(OTHER_SIZE, ruled)))
 
@@ -367,12 +377,21 @@ def spread_at(times: StepTimes, run: Callable[[StepCost], Steps], sigma: float) 
 
 
 def _at_load(
-    measured: MeasuredLoads, times: StepTimes, run: Callable[[StepCost], Steps]
+    measured: MeasuredLoads | None,
+    times: StepTimes,
+    spread: Callable[[Steps], float],
+    run: Callable[[StepCost], Steps],
 ) -> StepTimes:
-    """Return step times as measured loads correct them at the load of a run."""
-    assert times.sigma is not None
-    cost, load = times.cost, Load.of(run(times.cost))
-    spreads = [spread_at(times, run, sigma) for sigma in times.sigma]
+    """Return step times with the spread that they have at the load of a run.
+
+    Corrected by loads where some were measured.
+    """
+    cost, usual = times.cost, run(times.cost)
+    sigma = spread(usual)
+    if measured is None:
+        return replace(times, sigma=(sigma, 2 * sigma), at_load=None)
+    load = Load.of(usual)
+    spreads = [spread_at(times, run, each) for each in (sigma, 2 * sigma)]
     for _ in range(ROUNDS):  # faster steps have fewer requests where these arrive by themselves
         factor, _ = measured.correction(load, spreads[0])
         cost = scaled_cost(times.cost, float(np.exp(factor)))
@@ -722,12 +741,16 @@ def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None
         max_num_seqs=engine.max_num_seqs,
         capture_sizes=captured_sizes(replace(engine, gpu=prior.tables.device)),
     )
-    together = engine if prior.facts.num_experts else engine.one_replica()
-    host = host_part(together).scaled(prior.host)
+    host = host_of(prior.facts, engine).scaled(prior.host)
     drafts = np.zeros(len(FEATURES)) if drafting is None else drafting.seconds
     if host.hidden:
         return table_cost(tables, drafts, hidden=host.seconds)
     return table_cost(tables, host.seconds + drafts)
+
+
+def host_of(facts: ModelFacts, engine: EngineConfig) -> HostPart:
+    """Return the host's part of a step: of all ranks that it has to itself in a mixture alone."""
+    return host_part(engine if facts.num_experts else engine.one_replica())
 
 
 def ends_of(cost: StepCost) -> tuple[StepCost, StepCost] | None:

@@ -47,6 +47,12 @@ COLUMNS: Final = {
     "comm": ("allreduce_dtype", "num_gpus", "message_size", "kernel_source"),
 }  # fmt: skip
 BYTES_PER_ELEMENT: Final = 2
+# From its version 0.11 on vLLM reduces large messages in PyTorch's symmetric memory
+# (vllm-project/vllm pull request 24111): on Hopper those among eight GPUs from 256 KiB on, and all
+# that are larger than what its own kernels take. The all-reduces of Hopper that were measured with
+# 0.14 are without it, those from 0.18 on with it.
+SYMMETRIC_MEMORY: Final = (0, 11, 0)
+MEASURED_WITH_IT: Final = {90: (0, 18, 0)}
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, five times as fast
 _AGAIN: Final = "Install aiconfigurator-core again (pip install --force-reinstall)"
 
@@ -307,8 +313,13 @@ class PriorTables:
 
 @lru_cache(maxsize=64)
 def _of_version(tables: PriorTables, vllm: str) -> PriorTables:
-    versions = {family: _nearest(found, vllm) for family, found in tables.measured.items()}
-    return replace(tables, versions=versions)
+    measured = dict(tables.measured)
+    if _numbers(vllm) >= SYMMETRIC_MEMORY and "comm" in measured:
+        least = MEASURED_WITH_IT.get(tables.gpu.get("sm_version") or 0, (0, 0, 0))
+        alike = tuple(each for each in measured["comm"] if _numbers(each) >= least)
+        measured["comm"] = alike or measured["comm"]
+    versions = {family: _nearest(found, vllm) for family, found in measured.items()}
+    return replace(tables, versions=versions, measured=measured)
 
 
 def read_prior(system: str, folder: Path | None = None, more: Sequence[str] = ()) -> PriorTables:

@@ -103,15 +103,15 @@ def corrected(
     """
     priced = PricedEngine(times=times, engine=engine, replicas=replicas or Replicas())
     steps = times.times(engine, 0)
-    assert steps.sigma is not None
-    before = np.array([seconds_of(each, priced.run(each, steps.cost)) for each in points])
+    runs = [priced.run(each, steps.cost) for each in points]
+    before = np.array([seconds_of(each, run) for each, run in zip(points, runs, strict=True)])
     _check_again(points, before)
     logs, loads, spreads = [], [], []
-    for point, was in zip(points, before.tolist(), strict=True):
+    for point, was, usual in zip(points, before.tolist(), runs, strict=True):
         log, load = _log_factor(priced, point, steps.cost, was)
         logs.append(log)
         loads.append(load)
-        spreads.append(spread_at(steps, partial(priced.run, point), steps.sigma[0]))
+        spreads.append(spread_at(steps, partial(priced.run, point), times.sigma_of(engine, usual)))
     measured = MeasuredLoads(loads=tuple(loads), logs=np.array(logs), spreads=np.array(spreads))
     after = []
     for point, load, spread in zip(points, loads, spreads, strict=True):

@@ -297,11 +297,10 @@ BOUNDS = {"min_accuracy": 0.3, "max_latency_s": 1e3}
     ("limited", "accurate"),
     [((), True), (("min_accuracy",), False), (("max_latency_s",), True), (tuple(BOUNDS), True)],
 )
-def test_at_equal_cost_what_is_not_limited_is_best(fresh_advisor, limited, accurate):
+def test_at_equal_cost_what_is_not_limited_is_best(advisor, limited, accurate):
     """And accuracy where both are, or neither."""
     limits = {name: BOUNDS[name] for name in limited}
     budget = Budget(rate_per_s=2.0, optimise="cost", confidence=0.5, **limits)
-    advisor = fresh_advisor()
     answer = advisor.recommend(budget)
     check = advisor.check(budget)
     best, cost, sure = check.best(), nine_digits(check.cost), np.round(check.chance, 2)

@@ -93,6 +93,7 @@ def test_problems_that_are_too_few_for_any_limit_say_how_many_it_takes(two_model
     text = " ".join(" ".join(advice_lines(answer)).split())
     assert "--max-latency (p95): 20 problems can be 64 % sure of it at most" in text
     assert "For 90 % it takes 45" in text and "would have to be" not in text
+    assert miss.most_sure == miss.sure and "sure of it, 64 % at most with so few problems" in text
     (sure,) = re.findall(r"--confidence (0\.\d+) has an answer", text)
     pick = two_models.recommend(parse_budget(given | {"confidence": sure})).system_optimal
     assert pick.probability_within_budget >= float(sure)

@@ -147,12 +147,25 @@ def test_nine_of_ten_left_out_points_lie_inside_and_clusters_weigh_alike():
     rng = np.random.default_rng(3)
     errors = rng.normal(0, 0.1, 4000)
     clusters = [str(i % 40) for i in range(4000)]
-    model = LeftOutSpread().fit(errors, clusters, ["near"] * 4000)
-    assert model.sigma_["near"] == pytest.approx(0.1, rel=0.05)
+    none = np.zeros(4000)
+    model = LeftOutSpread().fit(errors, none, clusters, ["near"] * 4000)
+    assert model.sigma("near", none) == pytest.approx(0.1, rel=0.05)
     # A cluster of 1,000 points that fit well does not hide three that do not.
     many = np.concatenate([np.full(1000, 0.01), np.full(3, 0.5)])
     names = ["a"] * 1000 + ["b", "c", "d"]
-    assert LeftOutSpread().fit(many, names, ["far"] * 1003).sigma_["far"] > 0.29
+    assert LeftOutSpread().fit(many, none[:1003], names, ["far"] * 1003).kernels_["far"] > 0.29
+
+
+def test_the_spread_follows_the_hosts_share_of_a_step():
+    rng = np.random.default_rng(4)
+    shares = rng.uniform(0, 0.6, 4000)
+    kernels, host = rng.normal(0, 0.05, 4000), rng.normal(0, 0.4, 4000)
+    clusters = [str(i % 40) for i in range(4000)]
+    model = LeftOutSpread().fit(
+        (1 - shares) * kernels + shares * host, shares, clusters, ["near"] * 4000
+    )
+    found = model.sigma("near", np.array([0.0, 0.5]))
+    assert found == pytest.approx([0.05, np.hypot(0.025, 0.2)], rel=0.1)
 
 
 def test_what_was_never_seen_is_wider():
@@ -162,9 +175,10 @@ def test_what_was_never_seen_is_wider():
     assert "another model on that GPU" in seen.note()
     other = spread_of("gb300", TINY, engine)
     assert other.unseen == ("the GPU",)
-    assert other.sigma >= seen.sigma
+    assert seen.sigma(0.5) > seen.sigma(0.1)
+    assert all(other.sigma(share) >= seen.sigma(share) for share in (0.0, 0.1, 0.5))
     mixture = dataclasses.replace(TINY, num_experts=8, experts_per_token=2)
-    assert spread_of("h100_sxm", mixture, engine).sigma > seen.sigma
+    assert spread_of("h100_sxm", mixture, engine).sigma(0.0) > seen.sigma(0.0)
     many = dataclasses.replace(engine, tensor_parallel_size=64)
     assert "the number of GPUs" in spread_of("h100_sxm", TINY, many).unseen
 
@@ -185,15 +199,20 @@ def test_ttft_is_as_far_off_as_models_of_the_kind_were_or_all_where_few_were():
 def test_a_kind_of_model_that_no_point_had_is_wider_by_a_rule_and_so_is_said():
     seen = {"synchronous, 16-bit": {"systems": ["a"], "ranks": 8}}
     found = {
-        f"synchronous, 16-bit, {what} left out": {"sigma": 0.1, "points": 9}
+        f"synchronous, 16-bit, {what} left out": {"kernels": 0.1, "host": 0.3, "points": 9}
         for what in ("model", "GPU")
     }
     engine = EngineConfig(model="m", vllm_version="0.20.0")
     mixture = dataclasses.replace(TINY, num_experts=8, experts_per_token=2)
     told = spread_of("a", mixture, engine, {"seen": seen, "spread": found})
-    assert told.sigma == pytest.approx(0.15)
+    assert (told.sigma(0.0), told.sigma(1.0)) == pytest.approx((0.15, 0.45))
     assert "mixtures of experts left out" in told.note()
-    # Points of the kind in another generation say it, but not less than 16-bit ones of its own.
+    # Points of the kind in another generation say it of the kernels, but not less than dense ones
+    # of its own generation, which say it of the host.
     seen["v0, experts"] = {"systems": ["a"], "ranks": 8}
-    found["v0, experts, model left out"] = {"sigma": 0.05, "points": 4}
-    assert spread_of("a", mixture, engine, {"seen": seen, "spread": found}).sigma == 0.1
+    few = {"kernels": 0.2, "host": 0.0, "points": 4}
+    found["v0, experts, model left out"] = few
+    told = spread_of("a", mixture, engine, {"seen": seen, "spread": found})
+    assert (told.kernels, told.host, told.points) == (0.2, 0.3, 4)
+    few["kernels"] = 0.05
+    assert spread_of("a", mixture, engine, {"seen": seen, "spread": found}).kernels == 0.1

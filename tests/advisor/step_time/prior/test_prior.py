@@ -306,6 +306,25 @@ def test_the_newest_version_of_each_family_is_read(tmp_path):
     assert tables.device == DEVICE
 
 
+@pytest.mark.parametrize(
+    ("chip", "vllm", "found"),
+    [
+        (90, "0.12.0", "0.18.0"),
+        (90, "0.10.2", "0.14.0"),
+        (90, "0.24.1", "0.24.0"),
+        (80, "0.12.0", "0.14.0"),
+    ],
+)
+def test_an_engine_with_symmetric_memory_has_all_reduces_that_were_measured_with_it(
+    tables, chip, vllm, found
+):
+    versions = {"comm": ("0.14.0", "0.18.0", "0.24.0")}
+    made = dataclasses.replace(
+        tables, gpu={"sm_version": chip}, measured=tables.measured | versions
+    )
+    assert made.of_version(vllm).versions["comm"] == found
+
+
 def test_tables_are_opened_once_until_a_file_of_theirs_changes(tmp_path):
     write_prior(tmp_path)
     tables = read_prior("test_gpu", tmp_path)

@@ -46,6 +46,7 @@ def recorded(tmp_path_factory):
     return record(tmp_path_factory.mktemp("cpu") / "cpu", engine_of(), VOTE16, problems=12)
 
 
+FULL = {"concurrency": 16, "problems": 64}  # with so many that the last few are no matter
 MLP = (matrix("mlp.up_proj", 512, 1024), matrix("mlp.down_proj", 1024, 512))
 WINDOWS = dataclasses.replace(  # half of the layers have a window: blocks of two kinds
     model(
@@ -221,7 +222,7 @@ def test_what_a_replay_predicts_leaves_the_prior_as_it_is(tmp_path, ran, engine,
 
 @pytest.mark.slow
 def test_what_is_measured_of_several_servers_is_the_load_of_one(tmp_path):
-    recording = record(tmp_path / "run", engine_of(), GREEDY, concurrency=16)
+    recording = record(tmp_path / "run", engine_of(), GREEDY, **FULL)
     point = f"itl={itl_of(asked(recording)) * 1e3:.5f}ms@16"
     found = asked(recording, replicas=Replicas(count=2), measured=(point,))
     assert off_of(found) == pytest.approx(1.0, abs=0.03)
@@ -244,10 +245,10 @@ SERVERS = {"mode": "server", "other": (("urls", "http://a http://b"),)}
 def test_servers_that_took_problems_in_turn_are_no_ranks_of_one(tmp_path, ranks, asked_for, whose):
     """As `attach URL URL --workload` keeps them: an engine with the ranks of both."""
     together = {2: 1, 4: 2, 3: 3}[ranks]
-    one = record(tmp_path / "one", engine_of(data_parallel_size=together), GREEDY, concurrency=16)
+    one = record(tmp_path / "one", engine_of(data_parallel_size=together), GREEDY, **FULL)
     point = f"itl={itl_of(asked(one)) * 1e3:.5f}ms@16"
     servers = engine_of(data_parallel_size=ranks, **SERVERS)
-    recording = record(tmp_path / "both", servers, GREEDY, concurrency=16)
+    recording = record(tmp_path / "both", servers, GREEDY, **FULL)
     found = asked(recording, engine={"data_parallel_size": asked_for}, measured=(point,))
     assert off_of(found) == pytest.approx(1.0, abs=0.03)
     start = "what was measured is the load of "
