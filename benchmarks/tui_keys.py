@@ -1,10 +1,11 @@
 """What each key of the app costs on the shipped recordings: ``python -m benchmarks.tui_keys``.
 
-A key counts from its press until the thread that draws rests. The time is the processor time of
-that thread, and what a terminal would be sent is made too. What scrolls smoothly, or plays, counts
-until its last frame. It does not wait from within, as Textual's pilot does: that calls each widget,
-a seventh of what a key took. Printed are the medians of so many presses and the slowest, by screen
-and size. A watched server that is made stands on screen 3. Behind them stand the first paint, and
+A key counts from its press until something is drawn, and until the thread that draws rests. The
+time is the processor time of that thread, and what a terminal would be sent is made too. What
+scrolls smoothly, plays, or answers later counts until its last frame. It does not wait from within,
+as Textual's pilot does: that calls each widget, a seventh of what a key took. Printed are the
+medians of so many presses and the slowest, by screen and size, those that rest last first. A
+watched server that is made stands on screen 3. Behind them stand the first paint, and
 the first estimate and the answer of the advice screen: with it opened at once, and with it opened
 once the app has learned.
 """
@@ -91,6 +92,9 @@ SCREENS: dict[str, Sequence[tuple[str, Sequence[str]]]] = {  # what is open, and
 }
 
 
+DRAWN: list[float] = []  # when something was, by the processor time of the thread
+
+
 def draw_all(app: TtscopeApp) -> TtscopeApp:
     """Have the app make what it would send to a terminal, though it has none."""
     display = app._display
@@ -98,6 +102,7 @@ def draw_all(app: TtscopeApp) -> TtscopeApp:
     def drawn(screen: Any, renderable: Any) -> None:
         if not app._batch_count and hasattr(renderable, "render_segments"):
             renderable.render_segments(app.console)
+            DRAWN.append(time.thread_time())
         display(screen, renderable)
 
     app._display = drawn  # type: ignore[method-assign]
@@ -112,8 +117,12 @@ async def settle(pilot: Any) -> None:
         await pilot.pause()
 
 
-async def press(app: TtscopeApp, key: str) -> float:
-    """Press a key, and return the milliseconds that the thread works until it rests."""
+async def press(app: TtscopeApp, key: str) -> tuple[float, float]:
+    """Press a key, and return the milliseconds that the thread works until it draws, and rests.
+
+    What draws nothing has the same for both.
+    """
+    DRAWN.clear()
     begun, quiet = time.thread_time(), 0
     app.post_message(Key(key, key if len(key) == 1 else None))
     while quiet < 4:  # the screen is drawn up to 60 times a second
@@ -121,7 +130,8 @@ async def press(app: TtscopeApp, key: str) -> float:
         await asyncio.sleep(0.012)
         working = time.thread_time() - before > 4e-4
         quiet = 0 if working or any(not each.is_finished for each in app.workers) else quiet + 1
-    return (time.thread_time() - begun) * 1e3
+    rests = time.thread_time()
+    return ((DRAWN or [rests])[0] - begun) * 1e3, (rests - begun) * 1e3
 
 
 def now() -> tuple[float, float]:
@@ -162,6 +172,7 @@ async def answer(paths: list[Path], size: tuple[int, int], *, learned: bool) -> 
 async def drive(paths: list[Path], size: tuple[int, int], times: int, screens: list[str]) -> None:
     """Print what the keys of screens cost at a size."""
     app = draw_all(TtscopeApp(paths, limits={"min_accuracy": "0.75"}))
+    app.learns_ahead = True
     async with app.run_test(size=size) as pilot:
         await settle(pilot)
         for screen in screens:
@@ -170,15 +181,19 @@ async def drive(paths: list[Path], size: tuple[int, int], times: int, screens: l
             else:
                 await app.switch_mode(screen)
             await settle(pilot)
-            spent: dict[str, list[float]] = defaultdict(list)
+            spent: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for _ in range(times):
                 for opened, keys in SCREENS[screen]:
                     for key in keys:
                         spent[f"{opened} {key}".strip()].append(await press(app, key))
             assert app.current_mode == screen, f"{screen}: its keys lead to {app.current_mode}"
-            print(f"{screen}:")
-            for key, each in sorted(spent.items(), key=lambda pair: -statistics.median(pair[1])):
-                print(f"  {statistics.median(each):4.0f}  {max(each):4.0f}  {key}")
+            print(f"{screen}, {len(spent)} keys:")
+            told = {key: tuple(zip(*each, strict=True)) for key, each in spent.items()}
+            for key, (drawn, rests) in sorted(
+                told.items(), key=lambda pair: -statistics.median(pair[1][1])
+            ):
+                medians = f"{statistics.median(drawn):4.0f}  {statistics.median(rests):4.0f}"
+                print(f"  {medians}  {max(rests):4.0f}  {key}")
 
 
 def main() -> None:
@@ -197,7 +212,7 @@ def main() -> None:
         for told in SIZES if given.size is None else [given.size]:
             columns, _, rows = told.partition("x")
             size = (int(columns), int(rows))
-            print(f"{told}, milliseconds of the thread that draws, median and slowest")
+            print(f"{told}, milliseconds: medians until drawn and at rest, and the slowest")
             asyncio.run(drive([SHIPPED, folder], size, given.times, screens))
         for learned in (False, True):
             asyncio.run(answer([SHIPPED], size, learned=learned))

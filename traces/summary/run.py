@@ -1,7 +1,7 @@
 """What happened in a recording: every number, its unit and its formula.
 
 `summarise` recomputes everything from the raw tables. What was not measured is None. Intervals
-hold 90 %: Wilson for accuracy, ranks for quantiles, the bootstrap over problems for the rest
+hold 90 %: Jeffreys for accuracy, ranks for quantiles, the bootstrap over problems for the rest
 (traces/statistics.py).
 The table of metrics (tag, header, unit, formula) is traces/summary/metrics.py.
 """

@@ -125,8 +125,8 @@ class TtscopeApp(LibraryApp):
         screen: str = DEFAULT_MODE,
     ) -> None:
         factory = advisor_factory or partial(FittedAdvisor, systems=systems)
+        self.DEFAULT_MODE = screen  # type: ignore[misc]
         super().__init__(paths, factory, present, fitted)
-        self._first = screen
         self._left = False
         self._unheeded = False  # whether the last key was a letter that does nothing
         self._typed: deque[Key] = deque()  # keys that wait for the one before
@@ -150,8 +150,6 @@ class TtscopeApp(LibraryApp):
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = DARK.name
-        if self._first != self.DEFAULT_MODE:
-            self.switch_mode(self._first)
         self.open_first()
 
     def refresh_css(self, animate: bool = False) -> None:
