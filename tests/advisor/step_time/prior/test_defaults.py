@@ -1,6 +1,7 @@
 """What vLLM does on a GPU where nothing was said: limits by memory, and blocks that fit."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -14,6 +15,7 @@ from advisor.step_time.prior.defaults import (
 )
 from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.synthetic import engine_of
+from tests.profiler.command import warm_ttscope
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 
@@ -56,24 +58,18 @@ def test_limits_are_those_of_vllm_by_memory_and_caller(name, gib, server, offlin
     assert before == ((1024, 8192) if server == (1024, 16384) else server)
 
 
+@pytest.mark.vllm
 @pytest.mark.slow
-def test_limits_are_those_of_the_installed_vllm(monkeypatch):
-    arguments = pytest.importorskip("vllm.engine.arg_utils")
-    from vllm.usage.usage_lib import UsageContext
-
-    modes = {"server": UsageContext.OPENAI_API_SERVER, "in_process": UsageContext.LLM_CLASS}
-    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L4", "NVIDIA B200"):
-        device = Device.named(name)
-
-        class Platform:
-            get_device_total_memory = staticmethod(lambda size=device.memory_bytes: size)
-            get_device_name = staticmethod(lambda name=name: name)
-            is_tpu = is_cpu = staticmethod(lambda: False)
-
-        monkeypatch.setattr(arguments, "current_platform", Platform)
-        batched, seqs = arguments.EngineArgs.get_batch_defaults(1)
-        for mode, context in modes.items():
-            assert device.limits(mode) == (seqs[context], batched[context])
+def test_limits_are_those_of_the_installed_vllm():
+    names = ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L4", "NVIDIA B200")
+    devices = {name: Device.named(name) for name in names}
+    asked = json.dumps({name: each.memory_bytes for name, each in devices.items()})
+    done = warm_ttscope(asked, module="tests.advisor.step_time.prior.limits_read")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = [each for each in done.stdout.splitlines() if each.startswith("READ ")]
+    for name, read in json.loads(line.removeprefix("READ ")).items():
+        ours = [devices[name].limits(mode) for mode in ("server", "in_process")]
+        assert [tuple(each) for each in read] == ours, name
 
 
 def test_what_an_import_does_not_tell_is_the_targets_default():
