@@ -24,7 +24,7 @@ def open(path: str | Path) -> Recording:
     """Open the recording in a folder."""
     from tui.notebook import Recording
 
-    return Recording.open(path)
+    return Recording.open(_path(path))
 
 
 def record(output: str | Path, **options: Any) -> Recording:
@@ -130,7 +130,15 @@ def advise(
 
 
 def _path(recording: reader.Recording | str | Path) -> Path:
-    return Path(recording) if isinstance(recording, str | Path) else recording.path
+    """Return where a recording lies. Raises UsageError for what is none."""
+    if isinstance(recording, str | Path):
+        return Path(recording)
+    path = getattr(recording, "path", None)
+    if not isinstance(path, Path):
+        from traces.errors import UsageError
+
+        raise UsageError(f"{str(recording)[:60]}: is no recording. Give its path")
+    return path
 
 
 def _written(name: str, value: Any) -> str:

@@ -14,11 +14,13 @@ import polars as pl
 
 from advisor.what_if.predict import Prediction
 from advisor.what_if.question import Question
+from traces.errors import UsageError
 from traces.live.watched import Watched
 from traces.recording import reader
 from traces.recording.tables import TABLES
 from traces.schema import advice
 from traces.schema.estimate import Estimate
+from traces.schema.tts.parameters import meant
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.run import Run
 from tui.report.markup import Html, join, table, tag
@@ -51,7 +53,9 @@ class Recording(reader.Recording):
         yield from ((name, count) for name in TABLES if (count := self.rows(name)))
 
     def to_polars(self, table: str = "problems") -> pl.DataFrame:
-        """Return one of its tables (docs/recording-format.md)."""
+        """Return one of its tables (docs/recording-format.md). Raises UsageError for another."""
+        if table not in TABLES:
+            raise UsageError(f"no table {table!r}: {meant(str(table), list(TABLES))}")
         return self.frame(table)
 
 

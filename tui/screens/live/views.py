@@ -387,8 +387,7 @@ def problem_table(
                 row["problem_id"][-16:],
                 ABSENT if row["samples"] is None else f"{row['samples']:,}",
                 number(took, "s"),
-                number(row["tokens"], "tokens"),
-                number(row["longest"], "tokens"),
+                *(ABSENT if row[n] is None else f"{row[n]:,}" for n in ("tokens", "longest")),
                 "in flight" if row["end"] is None else ended,
             )
         )
