@@ -136,7 +136,6 @@ def test_steps_say_what_was_computed_whoever_comes_and_goes(events, budget, seat
     assert rows["aborted"].sum() <= aborted
 
 
-
 def test_a_step_whose_update_never_came_is_lost_and_shifts_none():
     scheduler, probe = watched([decoding([4, 9]), decoding([5, 10]), decoding([6, 11])])
     scheduler.running = ["r0", "r1"]
