@@ -44,7 +44,7 @@ def test_costs_are_those_of_the_estimates(advisor):
 def test_idle_time_is_what_the_rate_leaves(advisor):
     """A problem takes as much of the devices at twice the rate, or less where steps are shared."""
     busy = []
-    for rate in (0.1, 0.2):
+    for rate in (1.0, 2.0):
         answer, found = accounts(advisor, rate=f"{rate}/s")
         share = found.system_optimal.idle_share
         assert 0 <= share.low <= share.value <= share.high <= 1
