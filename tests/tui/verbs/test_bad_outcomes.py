@@ -36,7 +36,7 @@ def zipped(name="header.json", text=b"{}"):
 FILES = {
     "empty": ("", READ, "the file is empty"),
     "blank lines": ("\n\n  \n", READ, "o.jsonl"),
-    "prose": ("accuracy was .75\n", READ, "plain outcomes"),
+    "prose": ("accuracy was .75\n", READ, "in a format that ttscope knows"),
     "binary": (b"\0\1\2\3" * 400, READ, "o.jsonl"),
     "CSV": ("problem_id,sample_index,correct\np,0,true\n", READ, "one JSON object a line"),
     "TSV": ("problem_id\tanswer\tcorrect\np\t4\ttrue\n", READ, "one JSON object a line"),

@@ -28,7 +28,7 @@ def test_names_are_checked_before_the_app_starts(run, tmp_path, picture):
 def test_the_screen_is_the_first_and_a_wrong_one_is_refused(run, monkeypatch):
     monkeypatch.setattr("gc.freeze", lambda: None)
     shown = []
-    monkeypatch.setattr(TtscopeApp, "run", lambda app: shown.append(app._first))
+    monkeypatch.setattr(TtscopeApp, "run", lambda app: shown.append(app.DEFAULT_MODE))
     assert run("tui", "--screen", "advice")[0] == 0
     assert run("tui")[0] == 0
     assert shown == ["advice", "recordings"]
