@@ -5,7 +5,7 @@ Problems are drawn from known laws and judged by the code of `advise`. Times are
 right with a chance of 0.8, or shares of 16 samples that a problem of beta-distributed difficulty
 has right. The truth is that of a million draws, with a step time that is off by 5 %.
 
-    python -m benchmarks.few_problems [intervals] [chances] [picks]
+    python -m benchmarks.few_problems [intervals] [chances] [picks] [jumps]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from advisor.step_time.law import StepLaw
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
-from traces.statistics import Floats
+from traces.statistics import Floats, quantile_law
 
 SETS = 200
 SIZES = (5, 10, 20, 50, 100, 200)
@@ -253,8 +253,29 @@ def picks() -> None:
             row_of(metric, size, none, *shares, *losses)
 
 
+def jumps() -> None:
+    """Print how often 90 % sure limits on p95 are met where some problems run into max_tokens.
+
+    They take eight times the usual time, the others are log-normal (sigma 0.5).
+    """
+    row_of("run into it", *SIZES)
+    row_of(*["---"] * (1 + len(SIZES)))
+    for share in (0.03, 0.05, 0.07, 0.1):
+
+        def draw(rng: np.random.Generator, size: int, share: float = share) -> Floats:
+            return np.where(rng.random(size) < share, 8.0, rng.lognormal(0, 0.5, size))
+
+        cells, true = [], truth(draw, "latency_p95_s")
+        for size in SIZES:
+            rng = np.random.default_rng([size, 4])
+            sets = [np.sort(draw(rng, size)) for _ in range(10 * SETS)]
+            limits = [quantile_law(each, 0.95, np.array([0.9]))[0] for each in sets]
+            cells.append(f"{np.mean(np.array(limits) >= true):.0%}")
+        row_of(f"{share:.0%}", *cells)
+
+
 def main() -> None:
-    parts = {"intervals": intervals, "chances": chances, "picks": picks}
+    parts = {"intervals": intervals, "chances": chances, "picks": picks, "jumps": jumps}
     for name in sys.argv[1:] or parts:
         parts[name]()
         print()

@@ -327,15 +327,24 @@ def _as_many_as(above: NDArray[np.bool_], owners: NDArray[np.intp]) -> int:
     return max(int(owners.size / max(effect, 1.0)), 1)
 
 
+TAIL = 1.0  # index of the Pareto law of what is longer than all that was seen
+
+
 def quantile_law(ordered: Floats, q: float, levels: Floats, *, lower: bool = False) -> Floats:
     """Return a value below which the true `q` quantile lies with each chance of `levels`.
 
-    It is one of the ascending values (`_below`), and infinite where even the last of them is not
-    sure enough. With `lower` it is one above which the quantile lies with the chance 1 - level.
+    It is one of the ascending values (`_below`). Where even the last of them is not sure enough,
+    the share of what lies above it has a beta law, and is taken to fall from there as a Pareto
+    law's of index `TAIL` does, whose mean is infinite: half of it lies beyond twice that value.
+    With `lower` it is a value above which the quantile lies with the chance 1 - level.
     """
-    ends = np.concatenate([[-np.inf], ordered, [np.inf]])
+    ends = np.concatenate([[-np.inf], ordered, ordered[-1:]])
     ranks = np.searchsorted(_below(ordered.size, q), levels - 1e-12) + 1
-    return np.asarray(ends[ranks - lower], dtype=float)
+    found = np.asarray(ends[ranks - lower], dtype=float)
+    if lower:
+        return found
+    above = 1 - (1 - levels) ** (1 / ordered.size)  # so many may lie above the last
+    return np.where(ranks > ordered.size, found * (above / (1 - q)) ** (1 / TAIL), found)
 
 
 @lru_cache(maxsize=64)
@@ -361,17 +370,12 @@ def _ranks(size: int, q: float) -> tuple[int, int]:
     return int(low), int(np.searchsorted(below, 1 - tail - 1e-12)) + 1
 
 
-def most_sure(size: int, q: float) -> float:
-    """Return the chance that so many values all leave below them the true `q` quantile's share.
+def tells_above(size: int, q: float) -> bool:
+    """Whether so many values by themselves have an upper end of the true `q` quantile's interval.
 
-    No limit on it is surer, however loose: q^size is the chance that all lie below it.
+    All of them lie below it with a chance of q^size.
     """
-    return 1 - float(q**size)
-
-
-def enough_values(chance: float, q: float) -> int:
-    """Return how many values there must be for a limit on the `q` quantile to be so sure."""
-    return ceil(float(np.log1p(-chance) / np.log(q)) - 1e-9)
+    return q**size <= 0.5 - LEVEL / 2
 
 
 def _binomial(size: int, chance: float) -> Floats:

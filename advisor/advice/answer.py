@@ -302,6 +302,5 @@ def _near_miss(answering: Answering, field: str, row: int) -> NearMiss:
         wanted=float(wanted),
         nearest=nearest,
         sure=float(metrics.chance(check.met[field])[row]),
-        most_sure=check.capped.get(field, (None, 0))[0],
         pick=_pick(answering, row),
     )

@@ -20,11 +20,11 @@ import numpy as np
 
 from advisor.search.budget import Limit, Prices, goal_of, limits_of_budget
 from advisor.search.closed_form import ClosedForm
-from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits, quantile_of
+from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits
 from advisor.search.resampling import HIGH, LOW
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
-from traces.statistics import Bools, Floats, Ints, enough_values, most_sure
+from traces.statistics import Bools, Floats, Ints
 
 M = TypeVar("M", bound=Metrics)
 
@@ -102,14 +102,8 @@ class BudgetCheck(Generic[M]):
         return np.asarray(cost / lower if self.goal.higher else cost * lower)
 
     def cost_draws(self) -> Floats:
-        """Return [candidates, draws] of `cost`.
-
-        A percentile beyond the slowest problem counts as far as draws tell it.
-        """
+        """Return [candidates, draws] of `cost`."""
         values = self.metrics.draws(self.goal.metric) * self.goal.scale[:, None]
-        if self.goal.metric.startswith("latency_p"):
-            told = np.where(np.isfinite(values), values, -np.inf).max(axis=1, keepdims=True)
-            values = np.where(np.isfinite(told), np.minimum(values, told), values)
         return -values if self.goal.higher else np.asarray(values)
 
     # -- limits --------------------------------------------------------------------------------
@@ -305,13 +299,10 @@ class BudgetCheck(Generic[M]):
         """Return the limit that a candidate would meet with the wanted probability.
 
         `alone`: whatever the other limits are; else together with them, and infinite (-infinite for
-        the accuracy) where these are not met surely enough themselves, or the problems are too few
-        for any limit.
+        the accuracy) where these are not met surely enough themselves.
         """
         limit = self.limits[field]
         sign = -1.0 if limit.above else 1.0
-        if field in self.capped:
-            return sign * np.inf
         draws = sign * self.metrics.draws(limit.metric)[row]
         if field == "max_cost_usd":
             draws = draws * self.per_second[row]
@@ -354,46 +345,8 @@ class BudgetCheck(Generic[M]):
             short = np.where(told, short, np.inf)
         finite = short[np.isfinite(short)]
         if not len(finite):
-            return self._surest_of(field, rows)
-        return int(rows[short <= finite.min() + 1e-12 * abs(finite.min())][0])
-
-    def _surest_of(self, field: str, rows: Ints) -> int | None:
-        """Return the candidate that most surely meets a limit that none meets surely enough.
-
-        So it is where the problems are too few to be so sure of any limit. Of equals the first of
-        `rows` is taken, but of those that never meet it the nearest.
-        """
-        values = self.metrics.values(self.limits[field].metric)[rows]
-        rows, values = rows[np.isfinite(values)], values[np.isfinite(values)]
-        if not len(rows):
             return None
-        sure = self.metrics.chance(self.met[field][rows])
-        if sure.max() > 0:
-            return int(rows[sure >= sure.max() - TOLD][0])
-        return int(rows[np.argmin(-values if self.limits[field].above else values)])
-
-    def most_sure(self, field: str) -> tuple[float, int] | None:
-        """Return how sure the problems let a limit on time be, and how many would be enough.
-
-        None where they are no bound. Of a percentile so few say little of the slowest of all, and
-        one problem says nothing of others.
-        """
-        metric, problems = self.limits[field].metric, self.metrics.problems
-        if metric.startswith("latency_p"):
-            q, draws = quantile_of(metric), int(self.metrics.choosing.sum())
-            most = np.floor(most_sure(problems, q) * draws + 0.5) / draws  # as draws have it
-            return float(most), enough_values(self.budget.confidence, q)
-        if problems == 1 and metric not in ("accuracy", "devices"):
-            return 0.5, 2
-        return None
-
-    @cached_property
-    def capped(self) -> Mapping[str, tuple[float, int]]:
-        """By field, what `most_sure` gives where that is less than the wanted probability."""
-        most = {field: self.most_sure(field) for field in self.limits}
-        return {
-            f: known for f, known in most.items() if known and known[0] < self.budget.confidence
-        }
+        return int(rows[short <= finite.min() + 1e-12 * abs(finite.min())][0])
 
     # -- estimates of what was replayed --------------------------------------------------------
 
@@ -428,9 +381,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
     def possible(self) -> Bools:
         """Whether a candidate may fit."""
         chance, _ = self._judge(FAR)
-        most = [known for known, _ in self.capped.values()]
-        wanted = min([self.budget.confidence, *most])  # the surest that there may be
-        return self.allowed & (chance >= wanted - SLACK) & (chance > 0)
+        return self.allowed & (chance >= self.budget.confidence - SLACK)
 
     @cached_property
     def order(self) -> Ints:

@@ -38,13 +38,12 @@ from traces.schema.formats import (
 )
 from traces.schema.quantities import LIMITS, latency, quantity, which_latency
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import Z95, of_others
+from traces.statistics import Z95, of_others, tells_above
 from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
 EXPECTED_LOSS = "how much worse than the best choice it is, on average over what is not known yet"
 MORE = 0.005  # of accuracy, from which more of it at the same cost is named
-SOME = 0.5  # chance to meet all limits, from which it may be worth an answer
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
 
@@ -441,7 +440,13 @@ def _how_far(stages: Stages) -> Iterable[str]:
 
 
 def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
-    metrics = check.metrics
+    metrics, q = check.metrics, check.budget.latency_percentile
+    count = len(metrics.space.problem_ids)
+    if q is not None and not tells_above(count, q / 100):
+        yield (
+            f"of {counted(count, 'problem')} the slowest does not bound p{q:g}. How many take "
+            "longer is assumed: half as many twice as long"
+        )
     if metrics.rate_per_s is not None:
         come = "when they did as recorded" if metrics.as_sent else "at random"
         yield f"the load: {number(metrics.rate_per_s, 'problems/s')} arrive {come}"
@@ -624,36 +629,17 @@ def why_nothing(
     """Yield the sentences; `rows` are the limits and candidates of `misses`."""
     wanted = check.budget.confidence
     yield f"no candidate meets every limit with {percent(wanted)} probability"
-    yield from _too_few(check)
     alone = {field: bool(check.within(field).any()) for field in check.limits}
-    capped = check.capped
     never = [LIMITS[field].option for field, met in alone.items() if not met]
-    never = [] if {*capped} >= {field for field, met in alone.items() if not met} else never
-    most = min([float(check.chance.max()), *(most for most, _ in capped.values())])
     if never:
         options = " or ".join(never)
         yield f"no candidate is {percent(wanted)} sure of {options}, whatever the other limits"
-    elif capped:
-        if most >= SOME:
-            yield f"--confidence {floor(most * 100 + 1e-9) / 100:g} has an answer"
     elif len(alone) > 1:
         listed = " and ".join(LIMITS[field].option for field in alone)
+        most = float(check.chance.max())
         yield f"{listed}: each alone is met, all together with {chance(most)} probability at most"
     for miss, (_, row) in zip(misses, rows, strict=True):
         yield from _would_take(check, miss, row)
-
-
-def _too_few(check: ReplayedCheck) -> Iterator[str]:
-    """Say how sure so few problems let any limit be, and how many would be enough."""
-    problems, wanted = check.metrics.problems, check.budget.confidence
-    for field, (most, enough) in check.capped.items():
-        least = "at least " if problems == 1 else ""
-        yield (
-            f"{LIMITS[field].option}{which_latency(field, check.budget.latency_percentile)}: "
-            f"{counted(problems, 'problem')} can be {chance(most)} sure of it at most, however "
-            f"loose it is, as others may take longer than all of these. For {percent(wanted)} it "
-            f"takes {least}{enough:,}"
-        )
 
 
 def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]:

@@ -714,7 +714,8 @@ def _rate(runs: Sequence[Run]) -> float | None:
 
 
 ONE_PROBLEM = (
-    "one problem does not tell how others differ. How sure an answer is holds for this one alone"
+    "one problem does not tell how others differ. The logarithms of their times are taken to have "
+    "a standard deviation of 1"
 )
 NOT_OURS = (
     "is of traffic that was watched. It teaches the times of its engine's steps, and none of its "

@@ -140,7 +140,6 @@ class ClosedForm(Metrics):
         self, demands: Demands, *, concurrency: int | None, rate_per_s: float | None
     ) -> None:
         self.demands, self.space, self.rate_per_s = demands, demands.space, rate_per_s
-        self.problems = demands.weights.shape[1]
         self.choosing, self.idle_draws = demands.choosing, demands.idle
         most = len(self.space.problem_ids)  # problems in flight
         self._in_flight = concurrency or 1

@@ -17,7 +17,7 @@ from advisor.search.resampling import Resampling, point_mean, point_quantile
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
-from traces.statistics import Bools, Floats, Ints, share
+from traces.statistics import Bools, Floats, Ints, share, tells_above
 from traces.summary.energy import SELDOM
 
 Rows = Ints | slice
@@ -36,7 +36,6 @@ class Metrics(ABC):
     space: Space
     rows: Sequence[int] | slice
     rate_per_s: float | None
-    problems: int  # that the draws are of
     choosing: Bools  # [draws]: those that choose; the others state what was chosen
     idle_draws: Floats  # [draws]: how idle power lies between the least and the most it can be
 
@@ -135,7 +134,6 @@ class CandidateMetrics(Metrics):
     ) -> None:
         self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
         self.as_sent = as_sent  # problems come when they did, and else at random
-        self.problems = resampling.weights.shape[1]
         self.choosing, self.idle_draws = resampling.choosing, resampling.idle
         self.rows: list[int] = []
         self.place: dict[int, int] = {}  # of a row of the space
@@ -231,7 +229,8 @@ class CandidateMetrics(Metrics):
             return found
         _, lower = self._time_row(name, replayed, row, lower=True)
         low = self.resampling.estimate(value, lower, "s", runs=None, extrapolated=False).low
-        return replace(found, low=low)
+        told = tells_above(self.resampling.weights.shape[1], quantile_of(name))
+        return replace(found, low=low, high=found.high if told else None)
 
     def _idle_unknown(self, row: int) -> bool:
         """Whether a candidate's devices idle otherwise than recorded, and at what is not known."""
@@ -255,12 +254,8 @@ class CandidateMetrics(Metrics):
             source, scale = _at_price(name, price)
             draws.append(self.draws(source, np.array([row]))[0] * scale)
         both = np.isinf(draws[0]) & (draws[0] == draws[1])
-        # Beyond the slowest problem nothing is told of a percentile, nor of how two of them differ.
-        same = np.nan if name.startswith("latency_p") else 0.0
         with np.errstate(invalid="ignore"):
-            difference = np.where(both, same, draws[0] - draws[1])
-        if name.startswith("latency_p"):
-            difference = np.where(np.isinf(difference), np.nan, difference)
+            difference = np.where(both, 0.0, draws[0] - draws[1])
         return self.resampling.estimate(
             one.value - other.value,
             difference,

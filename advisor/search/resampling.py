@@ -29,7 +29,7 @@ from traces.statistics import (
 Ints32 = npt.NDArray[np.int32]
 
 LOW, HIGH = 0.05, 0.95
-UNTOLD = 1e9  # times the value of one problem, which does not tell by how much others are above it
+SPREAD = 1.0  # (sd of the log) of the problems' times, where one alone is seen
 
 
 class Resampling:
@@ -45,11 +45,14 @@ class Resampling:
         self.unseen = rng.gamma(0.5, size=(2, count))
         self.choosing = np.arange(count) % 2 == 0
         # Shares from 0 to 1 of what is between two bounds.
-        self.idle, self.growth, self.others = np.empty((3, count))
-        for shares in (self.idle, self.growth, self.others):
+        self.idle, self.growth = np.empty((2, count))
+        for shares in (self.idle, self.growth):
             for half in (self.choosing, ~self.choosing):
                 shares[half] = rng.permutation((np.arange(half.sum()) + 0.5) / max(half.sum(), 1))
         self._scores: dict[EngineConfig, Floats] = {}
+        # How many times what one problem takes others may take on average: the mean of a
+        # log-normal law over one value of it.
+        self.unlike = np.exp(SPREAD**2 / 2 + SPREAD * self.scores("others"))
 
     def factor(
         self,
@@ -87,8 +90,8 @@ class Resampling:
         """Return the mean over problems per draw of [problems] or [replays, problems] values.
 
         With several replays, draws take them in turn. Means of few problems lie as far apart as
-        Student's law has them (`widened`). One problem has no spread: in half of the draws the mean
-        of all others like it is beyond any limit.
+        Student's law has them (`widened`). One problem tells no spread, so that one is assumed
+        (`SPREAD`).
         """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
@@ -97,11 +100,6 @@ class Resampling:
             means = means * self.unlike
         return widened(rows.mean(axis=1)[turn], means, rows.shape[1], positive=True)
 
-    @property
-    def unlike(self) -> Floats:
-        """How many times what one problem takes others may take on average, [draws]."""
-        return np.where(self.others < 0.5, 1.0, UNTOLD)
-
     def quantile(
         self, values: Floats, q: float, order: Floats | None = None, *, lower: bool = False
     ) -> Floats:
@@ -109,8 +107,8 @@ class Resampling:
 
         The draws say in which of them it is larger, or others do that lie in that `order` [draws].
         How large is the law of order statistics (`quantile_law`), as no draw has a problem that is
-        worse than the worst. It is infinite where the problems do not bound it so surely. Limits
-        that it must not exceed take the upper law, and lower ends of intervals the `lower` one.
+        worse than the worst. Limits that it must not exceed take the upper law, and lower ends of
+        intervals the `lower` one.
         """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))

@@ -128,7 +128,6 @@ class NearMiss(Record):
     """The candidate that comes closest to a limit of those that nothing meets together.
 
     `sure` is the probability that it meets this limit, which may be met where the others are not.
-    `most_sure` is the most that so few problems let any limit of it be, None where that is enough.
     """
 
     limit: str
@@ -136,7 +135,6 @@ class NearMiss(Record):
     nearest: Estimate
     sure: float
     pick: Pick
-    most_sure: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -531,16 +531,10 @@ def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
         text = (
             f"{subject.noun}: wanted {written(miss.wanted, subject.unit)}, nearest "
             f"{with_interval(miss.nearest)}{short} by {_name(miss.pick)} "
-            f"({chance(miss.sure)} sure of it{_at_most(miss)}, "
+            f"({chance(miss.sure)} sure of it, "
             f"{chance(miss.pick.probability_within_budget)} sure of all)"
         )
         yield from _wrap(text, width, indent="  ")
-
-
-def _at_most(miss: NearMiss) -> str:
-    """Say that more certainty is not to be had of so few problems, where that is so."""
-    most = miss.most_sure
-    return "" if most is None else f", {chance(most)} at most with so few problems"
 
 
 def _value_meets(miss: NearMiss) -> bool:

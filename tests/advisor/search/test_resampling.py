@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from advisor.search.resampling import Resampling
-from traces.statistics import mean, most_sure, proportion, quantile
+from traces.statistics import mean, proportion, quantile
 
 
 @pytest.mark.parametrize("problems", [2, 3, 10, 40])
@@ -45,20 +45,20 @@ def test_the_chance_of_an_accuracy_is_that_of_its_interval(right, seed):
 
 @pytest.mark.parametrize("problems", [1, 6, 20, 45, 96, 300])
 @pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
-def test_no_limit_of_a_percentile_is_surer_than_the_slowest_of_so_few_problems(problems, q):
-    """All of them lie below the true one with the chance q^n, whatever else there may be."""
+def test_how_sure_a_percentile_is_beyond_the_slowest_problem(problems, q):
+    """All lie below the true one with the chance q^n. Half of the slower take twice as long."""
     times = np.random.default_rng(problems).lognormal(0, 0.5, problems)
-    for values in (times, np.stack([times, times * 2, times * 3])):
-        drawn = Resampling(problems, seed=1)
-        draws = drawn.quantile(values, q)
-        assert (draws < 1e6).mean() == pytest.approx(1 - q**problems, abs=0.01)
-        assert most_sure(problems, q) == pytest.approx(1 - q**problems)
+    for values in (times, np.stack([times, times])):
+        draws = Resampling(problems, seed=1).quantile(values, q)
+        for factor in (1, 2, 5):
+            below = 1 - max(1 - factor * (1 - q), 0) ** problems
+            assert (draws <= factor * times.max()).mean() == pytest.approx(below, abs=0.01)
     if problems > 1:
         known, shown = Resampling(problems, count=2000), quantile(times, q, "s")
         for at, lower in (("high", False), ("low", True)):
             draws = known.quantile(times, q, lower=lower)
             found = known.estimate(shown.value, draws, "s", runs=None, extrapolated=False)
-            assert getattr(found, at) == getattr(shown, at)
+            assert getattr(shown, at) in (None, getattr(found, at))  # what is shown was seen
 
 
 def test_the_chance_of_a_percentile_is_true_of_times_that_jump():
@@ -70,7 +70,7 @@ def test_the_chance_of_a_percentile_is_true_of_times_that_jump():
     assert 0.03 < sure / 400 <= 0.1
 
 
-def test_one_problem_says_nothing_of_others_that_take_longer():
-    drawn = Resampling(1)
-    means = drawn.mean(np.array([2.0]))
-    assert (means <= 1e6).mean() == 0.5 and means.min() == 2.0
+def test_of_one_problem_others_are_taken_to_spread_as_times_do():
+    means = Resampling(1, count=2000).mean(np.array([2.0]))
+    assert np.median(means) == pytest.approx(2 * np.exp(0.5), rel=0.01)
+    assert np.std(np.log(means)) == pytest.approx(1, rel=0.01)
