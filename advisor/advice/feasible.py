@@ -102,8 +102,15 @@ class BudgetCheck(Generic[M]):
         return np.asarray(cost / lower if self.goal.higher else cost * lower)
 
     def cost_draws(self) -> Floats:
-        """Return [candidates, draws] of `cost`."""
+        """Return [candidates, draws] of `cost`.
+
+        The tail that is assumed of a percentile has no mean, so that what lies beyond the upper end
+        of its interval counts as that end.
+        """
         values = self.metrics.draws(self.goal.metric) * self.goal.scale[:, None]
+        if self.goal.metric.startswith("latency_p"):
+            ends = np.quantile(values, HIGH, axis=1, keepdims=True, method="higher")
+            values = np.minimum(values, ends)
         return -values if self.goal.higher else np.asarray(values)
 
     # -- limits --------------------------------------------------------------------------------

@@ -229,8 +229,11 @@ class CandidateMetrics(Metrics):
             return found
         _, lower = self._time_row(name, replayed, row, lower=True)
         low = self.resampling.estimate(value, lower, "s", runs=None, extrapolated=False).low
-        told = tells_above(self.resampling.weights.shape[1], quantile_of(name))
-        return replace(found, low=low, high=found.high if told else None)
+        return replace(found, low=low, high=found.high if self._bounds(name) else None)
+
+    def _bounds(self, name: str) -> bool:
+        """Whether so many problems bound a percentile by themselves."""
+        return tells_above(self.resampling.weights.shape[1], quantile_of(name))
 
     def _idle_unknown(self, row: int) -> bool:
         """Whether a candidate's devices idle otherwise than recorded, and at what is not known."""
@@ -256,6 +259,8 @@ class CandidateMetrics(Metrics):
         both = np.isinf(draws[0]) & (draws[0] == draws[1])
         with np.errstate(invalid="ignore"):
             difference = np.where(both, 0.0, draws[0] - draws[1])
+        if name.startswith("latency_p") and not self._bounds(name):
+            difference = np.full_like(difference, np.nan)  # nothing tells how slow others differ
         return self.resampling.estimate(
             one.value - other.value,
             difference,

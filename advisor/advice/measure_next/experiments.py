@@ -35,6 +35,7 @@ TRIED = 16  # candidates that a run of is considered
 BINS = 3  # groups of draws by step time, and by accuracy
 MOST = 3  # runs proposed
 WORTH = 0.05  # share of the regret that a run must save
+LEAST = 0.001  # of regret that it must save, as it is shown to a tenth of a percent
 PLANNED = (  # fields of an engine in a plan
     "model", "dtype", "max_model_len", "tensor_parallel_size", "max_num_seqs",
     "max_num_batched_tokens", "block_size", "gpu_memory_utilization", "enforce_eager",
@@ -58,7 +59,7 @@ def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) ->
         if _is_known(check, check.metrics.replayed[row], load):
             continue
         saved = max(still - _after(regret, _learned(check, row, seed), choosing), 0.0)
-        if saved > WORTH * before:
+        if saved > max(WORTH * before, LEAST):
             worth.append((before - min(saved, before), int(row)))
     chosen, seen = [], set[object]()
     for after, row in sorted(worth):
