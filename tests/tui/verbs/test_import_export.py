@@ -223,7 +223,7 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
         "engine.max_num_batched_tokens - -> 2048",
         "not set, so the defaults of vLLM 0.32 hold, of a server on NVIDIA Test with a memory that "
         "is not known, taken as under 70 GiB:",
-        "engine.enable_prefix_caching - -> True",
+        "engine.enable_prefix_caching - -> true",
         "no step was recorded, so that the run cannot be replayed as it was",
     ):
         assert wanted in told, wanted
