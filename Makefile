@@ -23,12 +23,12 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 # Before each commit: without an engine, and without what is heavy by nature (CONTRIBUTING.md).
-# The tests run beside the lint. Three processes on two cores, as many wait for a server or a clock.
+# The tests run beside the lint. Four processes on two cores, as many wait for a server or a clock.
 check: install
 	@$(MAKE) --no-print-directory -j2 lint quick
 
 quick: install
-	$(PYTEST) -n 3 -m "not vllm and not slow"
+	$(PYTEST) -n 4 -m "not vllm and not slow"
 
 test: install
 	@$(MAKE) --no-print-directory -j2 lint whole
