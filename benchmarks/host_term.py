@@ -31,10 +31,11 @@ from silicon import SEED, chosen, errors, kept_of, options, priced_engine, repla
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost
-from advisor.step_time.host.fit import TERMS, HostTerm, as_table
+from advisor.step_time.host.fit import SHARED, TERMS, HostTerm, as_table
 from advisor.step_time.host.law import (
     ASYNCHRONOUS,
     KEPT,
+    OLD,
     SYNCHRONOUS,
     generation_of,
     in_features,
@@ -55,7 +56,9 @@ PROMPTS: Final = tuple(
     for factor in (1.0, 1.1, 1.2, 1.3)
     for seconds in (0.0, 5e-3, 1e-2, 1.5e-2, 2e-2, 2.5e-2, 3e-2)
 )
-USUAL: Final = np.array([8e-4, 4e-4, 4e-5, 2e-3])  # seconds [TERMS] that exposures are taken at
+USUAL: Final = np.array(
+    [8e-4, 4e-4, 4e-5, 2e-3, 1e-8]
+)  # seconds [TERMS] that exposures are taken at
 SMALL: Final = 0.2  # of these: how far a term is moved
 FEWEST: Final = 3  # models of a lab on a GPU that a spread is kept of
 WAITED: Final = 0.5  # seconds in the queue, on average, from which a point waited,
@@ -167,9 +170,10 @@ def row_of(point: Point) -> Row | None:
     try:
         engine, cost = _cost(point, AS_KERNELS)
         hidden = generation == ASYNCHRONOUS
-        laws = [USUAL]
+        law = USUAL * (SHARED if generation != OLD else 1.0)
+        laws = [law]
         if not hidden:  # what is hidden teaches nothing
-            laws += [USUAL * np.where(np.arange(len(TERMS)) == at, 1 + SMALL, 1) for at in range(4)]
+            laws += [law * (1 + SMALL * term) for term in np.eye(len(TERMS))]
         ran = [replayed(point, engine, with_host(cost, engine, law, hidden)) for law in laws]
     except (UsageError, TablesError, ValueError):
         return None
@@ -509,7 +513,7 @@ def main() -> None:
     print(Counter((row.point.lab, row.generation, row.teaches) for row in rows))
     model = fitted(rows)
     for name, law in as_table(model).items():
-        print(f"  {name:<14}" + "  ".join(f"{t} {1e6 * s:.1f} us" for t, s in law.items()))
+        print(f"  {name:<14}" + "  ".join(f"{t} {1e6 * s:.4g} us" for t, s in law.items()))
     zero = np.zeros(len(TERMS))
     prompts, without = taught_prompts(rows, model.seconds(SYNCHRONOUS))
     print(f"  prompts {prompts}, and without a model {without}")

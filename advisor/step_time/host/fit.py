@@ -11,8 +11,10 @@ import numpy.typing as npt
 from advisor.step_time.law import non_negative_least_squares
 from traces.statistics import Floats
 
-# Seconds of a step, of one that several ranks share, of a request in it, of prompts in it.
-TERMS: Final = ("step", "shared_step", "requests", "prefill_step")
+# Seconds of a step, of one that several ranks share, of a request in it, of prompts in it, and of a
+# token of context: V0 builds lists of all tokens and blocks of a request in each step.
+TERMS: Final = ("step", "shared_step", "requests", "prefill_step", "kv_tokens")
+SHARED: Final = np.array([1.0, 1.0, 1.0, 1.0, 0.0])  # [TERMS], 0 of what one generation has alone
 POOLED: Final = 30.0  # points that the law of all generations counts as in the fit of one
 NOISE: Final = 0.05  # the relative error that each of these points is taken to have
 HUBER: Final = 0.05  # relative errors beyond this lose weight
@@ -36,7 +38,8 @@ class HostTerm:
     of each, in which each generation counts alike. Then of each generation by itself, held towards
     its factor times the shape: a coefficient that differs by its own size costs as much as POOLED
     points that are off by NOISE. So a generation that ran at few sizes has the gain of ranks of
-    the others, and one that never ran has the mean factor.
+    the others, and one that never ran has the mean factor. What one generation has alone (SHARED)
+    is in no shape, and 0 where no point is exposed to it.
 
     """
 
@@ -55,8 +58,8 @@ class HostTerm:
         alike = np.sqrt([1 / np.sum(generation == name) for name in generation])
         for _ in range(ITERATIONS):
             factor = np.array([self.factors_[str(name)] for name in generation])
-            rows = exposure * (factor * weight * alike)[:, None]
-            self.shape_ = non_negative_least_squares(rows, gap * weight * alike)
+            rows = exposure * SHARED * (factor * weight * alike)[:, None]
+            self.shape_ = non_negative_least_squares(rows, gap * weight * alike) * SHARED
             for name in names:
                 own = generation == name
                 whole = exposure[own] @ self.shape_ * weight[own]
@@ -91,7 +94,7 @@ class HostTerm:
 
     def _own(self, usual: Floats, exposure: Floats, kernels: Floats, measured: Floats) -> Floats:
         """Return the seconds [TERMS] of one generation, held towards `usual`."""
-        hold = NOISE * np.sqrt(POOLED) / np.maximum(usual, 1e-9)
+        hold = SHARED * NOISE * np.sqrt(POOLED) / np.maximum(usual, 1e-9)
         weight, found = 1 / measured, usual
         for _ in range(ITERATIONS):
             rows = np.vstack([exposure * weight[:, None], np.diag(hold)])

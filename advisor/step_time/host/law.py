@@ -82,9 +82,11 @@ def host_part(engine: EngineConfig) -> HostPart:
 
 def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
     """Return seconds [FEATURES] of the seconds [TERMS] of an engine."""
-    step, shared_step, requests, prefill_step = seconds.tolist()
+    step, shared_step, requests, prefill_step, kv_tokens = seconds.tolist()
     whole = step + (shared_step if ranks_of(engine) > 1 else 0.0)
-    law = ZERO._replace(step=whole, requests=requests, prefill_step=prefill_step)
+    law = ZERO._replace(
+        step=whole, requests=requests, prefill_step=prefill_step, kv_tokens=kv_tokens
+    )
     assert len(law) == len(FEATURES)
     return np.array(law)
 
@@ -92,10 +94,11 @@ def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
 def host_note(engine: EngineConfig) -> str:
     """Say what an engine's steps take beyond their kernels, and where that is from."""
     part = Features(*host_part(engine).seconds.tolist())
+    context = f", {1e9 * part.kv_tokens:.0f} ns a token of context" if part.kv_tokens else ""
     what = (
         f"beyond its kernels a step takes {1e3 * part.step:.2f} ms, {1e6 * part.requests:.0f} us a "
-        f"request and {1e3 * part.prefill_step:.1f} ms with prompts, as in published runs of a "
-        "vLLM that schedules step by step"
+        f"request{context} and {1e3 * part.prefill_step:.1f} ms with prompts, as in published runs "
+        "of a vLLM that schedules step by step"
     )
     if generation_of(engine) != ASYNCHRONOUS:
         return what

@@ -24,14 +24,19 @@ from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.step_time.step_costs import leap_seconds
 from traces.schema.engine import EngineConfig
 
-TRUE = {OLD: np.array([1.4e-3, 6e-4, 6e-5, 8e-4]), SYNCHRONOUS: np.array([5e-4, 2e-4, 2e-5, 3e-4])}
+TRUE = {
+    OLD: np.array([1.4e-3, 6e-4, 6e-5, 8e-4, 2e-8]),
+    SYNCHRONOUS: np.array([5e-4, 2e-4, 2e-5, 3e-4, 0.0]),
+}
 NONE = np.zeros(0)
 
 
 def points(rng, count, name, ranks=(1, 2, 4, 8)):
     requests = rng.integers(1, 129, count)
     shared = rng.choice(ranks, count) > 1
-    exposure = np.column_stack([np.ones(count), shared, requests, rng.uniform(0, 0.3, count)])
+    context = requests * rng.integers(50, 500, count) * (name == OLD)
+    prompts = rng.uniform(0, 0.3, count)
+    exposure = np.column_stack([np.ones(count), shared, requests, prompts, context])
     kernels = rng.uniform(3e-3, 3e-2, count)
     measured = kernels + exposure @ TRUE[name]
     return exposure, kernels, measured * np.exp(rng.normal(0, 0.01, count)), np.repeat(name, count)
@@ -46,6 +51,7 @@ def test_the_terms_of_each_generation_are_found():
     model = fitted(points(rng, 200, OLD), points(rng, 200, SYNCHRONOUS))
     for name, law in TRUE.items():
         assert model.seconds(name)[:3] == pytest.approx(law[:3], rel=0.15)
+        assert model.seconds(name)[4] == pytest.approx(law[4], rel=0.15)  # one has it alone
     exposure, kernels, measured, names = points(rng, 50, OLD)
     assert np.abs(model.predict(exposure, kernels, names) / measured - 1).mean() < 0.015
 
@@ -55,7 +61,7 @@ def test_a_generation_that_ran_on_one_gpu_alone_gains_ranks_as_the_others_do():
     model = fitted(points(rng, 200, OLD), points(rng, 60, SYNCHRONOUS, ranks=(1,)))
     # About a third of the other's, as its other terms are; nothing of its own tells.
     assert model.seconds(SYNCHRONOUS)[1] == pytest.approx(2e-4, rel=0.4)
-    assert np.all(model.seconds("another") >= 0)
+    assert np.all(model.seconds("another") >= 0) and model.seconds("another")[4] == 0
 
 
 def test_points_that_are_wildly_off_do_not_move_it_and_nothing_is_negative():
@@ -98,9 +104,12 @@ def test_more_ranks_and_requests_take_longer():
         assert more[FEATURES.index("step")] == pytest.approx(law["shared_step"])
     assert host_part(one).seconds[FEATURES.index("requests")] == law["requests"] > 0
     assert set(law) == set(TERMS)
+    old = host_part(EngineConfig(model="m", vllm_version="0.6.0")).seconds
+    context = FEATURES.index("kv_tokens")
+    assert old[context] > host_part(one).seconds[context] == 0  # lists of all tokens, each step
 
 
-def growing(hidden, *, linear=0.0):
+def growing(hidden, *, linear=0.0, context=0.0):
     """Attention of 1 us a token of context, layers of 1 ms, and a host that may be hidden."""
     tables = StepTables(
         tokens=np.full(50, 1e-3), sequences=NONE, decode_batch=np.array([1.0, 8.0]),
@@ -111,6 +120,7 @@ def growing(hidden, *, linear=0.0):
     )  # fmt: skip
     law = np.zeros(len(FEATURES))
     law[FEATURES.index("requests")] = linear
+    law[FEATURES.index("kv_tokens")] = context
     beside = np.zeros(len(FEATURES))
     beside[FEATURES.index("step")] = hidden
     return table_cost(tables, law, hidden=beside)
@@ -126,13 +136,15 @@ def decoding(cost, steps, context, requests=4):
 @pytest.mark.parametrize("hidden", [0.0, 5e-4, 1.9e-3, 2.4e-3, 1.0])
 @pytest.mark.parametrize("context", [0, 700, 2500])
 def test_a_leap_is_the_sum_of_its_steps_each_the_longer_of_host_and_kernels(hidden, context):
-    cost = growing(hidden, linear=1e-5)
-    steps = 1500
+    cost, steps = growing(hidden, linear=1e-5), 1500
     one_by_one = sum(decoding(cost, 1, context + i) for i in range(steps))
     assert decoding(cost, steps, context) == pytest.approx(one_by_one, rel=1e-9)
     kernels = growing(0.0)
     each = sum(max(decoding(kernels, 1, context + i), hidden) for i in range(steps))
     assert one_by_one == pytest.approx(each + steps * 4e-5, rel=1e-9)
+    more = decoding(growing(hidden, linear=1e-5, context=2e-8), steps, context) - one_by_one
+    read = sum(4 * (context + i + 1) for i in range(steps))
+    assert more == pytest.approx(2e-8 * read, rel=1e-6)
 
 
 def test_an_engine_whose_host_may_hide_is_between_kernels_alone_and_twice_the_host():
