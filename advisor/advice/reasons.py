@@ -444,7 +444,7 @@ def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
     count = len(metrics.space.problem_ids)
     if q is not None and not tells_above(count, q / 100):
         yield (
-            f"of {counted(count, 'problem')} the slowest does not bound p{q:g}. How many take "
+            f"the slowest of {counted(count, 'problem')} does not bound p{q:g}. How many take "
             "longer is assumed: half as many twice as long"
         )
     if metrics.rate_per_s is not None:
@@ -662,8 +662,6 @@ def _would_take(check: ReplayedCheck, miss: NearMiss, row: int) -> Iterable[str]
         if not missed:
             return
         needed, end = check.needed(miss.limit, row), "surely meets it"
-    if not isfinite(needed):  # the problems are too few for any limit
-        return
     above = check.limits[miss.limit].above
     value = written(_enough(needed, above=above), miss.nearest.unit)
     which = which_latency(miss.limit, check.budget.latency_percentile)

@@ -259,15 +259,16 @@ class CandidateMetrics(Metrics):
         both = np.isinf(draws[0]) & (draws[0] == draws[1])
         with np.errstate(invalid="ignore"):
             difference = np.where(both, 0.0, draws[0] - draws[1])
-        if name.startswith("latency_p") and not self._bounds(name):
-            difference = np.full_like(difference, np.nan)  # nothing tells how slow others differ
-        return self.resampling.estimate(
+        found = self.resampling.estimate(
             one.value - other.value,
             difference,
             one.unit,
             runs=one.runs,
             extrapolated=one.extrapolated or other.extrapolated,
         )
+        if name.startswith("latency_p") and not self._bounds(name):
+            return replace(found, low=None, high=None)  # nothing tells how slow others differ
+        return found
 
     def _get(self, name: str) -> tuple[Floats, Floats]:
         rows = self._by_row.setdefault(name, [])

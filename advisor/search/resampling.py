@@ -161,14 +161,12 @@ class Resampling:
     ) -> Estimate:
         """Return a value with the interval of its draws. One problem has none, but for shares.
 
-        An end is None where the draws have none. A draw that is nan may lie beyond either end.
+        An end is None where the draws have none.
         """
         if self.weights.shape[1] < 2 and unit != "1":
             return Estimate(value=float(value), unit=unit, runs=runs, extrapolated=extrapolated)
-        stated = draws[~self.choosing]
         with np.errstate(invalid="ignore"):  # between infinite ones
-            low = np.quantile(np.where(np.isnan(stated), -np.inf, stated), LOW)
-            high = np.quantile(np.where(np.isnan(stated), np.inf, stated), HIGH)
+            low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
         return Estimate(
             value=float(value),
             low=float(min(low, value)) if np.isfinite(low) else None,

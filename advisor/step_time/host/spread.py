@@ -17,7 +17,7 @@ from traces.statistics import LEVEL, Z95, Floats
 SEEN, GPU = "model", "GPU"
 PLAIN, QUANTISED, EXPERTS = "16-bit", "quantised", "experts"
 ITERATIONS: Final = 12  # of reweighting
-LEAST: Final = 1e-3  # of a spread, below which none is told from nothing
+LEAST: Final = 1e-3  # the smallest spread that is told from none
 ENOUGH: Final = 5  # models of a lab and GPU, whose TTFTs say how far off another one is
 OTHER_KIND: Final = 1.5  # a model of a kind that no point had: so many times the spread, a rule
 
@@ -108,7 +108,7 @@ class Spread:
     points: int
 
     def sigma(self, share: float) -> float:
-        """Return the spread (sd) of the log of a time of which the host has that share."""
+        """Return the spread (sd of the log) of a time, given the host's share of it."""
         return float(together(self.kernels, self.host, np.array(share)))
 
     def note(self) -> str:

@@ -359,10 +359,13 @@ class Incoming:
         """
         named = _INSTANCE if _INSTANCE in resource else _PROCESS
         keys = self._processes.get((named, resource.get(named, "")), set())
-        heard = set().union(*self._processes.values())
-        replicas = self._deployment.replicas
-        silent = any(heard.isdisjoint(each.keys.values()) for each in replicas)
-        return None if len(keys) != 1 or (named == _PROCESS and silent) else next(iter(keys))
+        if len(keys) != 1:
+            return None
+        if named == _PROCESS:
+            heard = set().union(*self._processes.values())
+            if any(heard.isdisjoint(each.keys.values()) for each in self._deployment.replicas):
+                return None
+        return next(iter(keys))
 
     def _registered(self, name: Any, config: EngineConfig) -> str | None:
         if name not in self._engines:

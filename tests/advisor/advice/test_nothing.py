@@ -87,7 +87,7 @@ def test_a_limit_beyond_the_slowest_of_few_problems_is_met_as_far_as_it_is_beyon
     """All of 20 lie below p95 in 36 %, so that 90 % takes a limit above the slowest of them."""
     given = {"percentile": 95, "min_accuracy": "0.3"}
     answer = two_models.recommend(parse_budget(given | {"max_latency": "100s"}))
-    pick, assumed = answer.system_optimal, "of 20 problems the slowest does not bound p95"
+    pick, assumed = answer.system_optimal, "the slowest of 20 problems does not bound p95"
     assert pick.probability_within_budget >= 0.9 and pick.estimates["latency_p95_s"].high is None
     assert any(each.startswith(assumed) for each in answer.reasons)
     seen = pick.estimates["latency_p95_s"].value

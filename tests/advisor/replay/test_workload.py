@@ -1,4 +1,4 @@
-"""Problems that are posed again, or with other samples, equal a workload of their records."""
+"""A workload posed again, or with other samples, equals the one made of its own records."""
 
 import dataclasses
 
