@@ -2,10 +2,10 @@
 
 Nothing is proposed whose step time or samples were never recorded: models, tensor-parallel sizes
 and speculative settings are those of the recordings, but for engines of a prior that was asked for
-(advisor/step_time/prior/offers.py). `max_num_seqs` and `max_num_batched_tokens`
-take powers of two up to the largest recorded, n those up to the samples recorded, and an engine
-may stand several times. A server that was only watched and ran as many requests as it may is
-offered more of them, whose steps are larger than any that was measured.
+(advisor/step_time/prior/offers.py). `max_num_seqs` and `max_num_batched_tokens` take powers of two
+up to the largest recorded. n takes every number up to 8, and then quarters of powers of two up to
+the samples recorded. An engine may stand several times. A server that was only watched and ran as
+many requests as it may is offered more of them, whose steps are larger than any that was measured.
 
 Candidates are rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
 """
@@ -220,12 +220,12 @@ class Space:
         return [int(row) for row in rows[same_limits]]
 
 
-def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = True) -> Space:
+def explore(evidence: Evidence, offers: Offers | None = None, *, quick: bool = False) -> Space:
     """Return every candidate that the evidence can judge, and those that a prior offers.
 
-    Without `routed` no tables by difficulty are learned.
+    With `quick` n goes in powers of two alone, and no tables by difficulty are learned.
     """
-    pools = find_pools(evidence)
+    pools = find_pools(evidence, few=quick)
     fullest = max((len(pool.problem_ids) for pool in pools), default=0)
     dropped: Counter[str] = Counter()
     kept = []
@@ -235,7 +235,7 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
         else:
             kept.append(pool)
     names, kept = _common(evidence, kept)
-    kept, routings = with_routings(kept, names) if routed else (kept, ())
+    kept, routings = (kept, ()) if quick else with_routings(kept, names)
     engines: dict[EngineConfig, tuple[str | None, Sequence[tuple[int, int]]]] = {
         engine: (None, choices) for engine, choices in _engines(evidence).items()
     }
