@@ -15,10 +15,12 @@ from typing import Any, Final
 import numpy as np
 
 from advisor.evidence.features import FEATURES, ZERO, Features
-from advisor.step_time.host.fit import TERMS
 from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
 
+# Seconds of a step, of one that several ranks share, of a request in it, of prompts in it, and of a
+# token of context: V0 builds lists of all tokens and blocks of a request in each step.
+TERMS: Final = ("step", "shared_step", "requests", "prefill_step", "kv_tokens")
 KEPT: Final = Path(__file__).with_name("host_term.json")
 OLD, SYNCHRONOUS, ASYNCHRONOUS = "v0", "synchronous", "asynchronous"
 FIRST_V1: Final = (0, 8)  # of vLLM, where engine V1 is the default

@@ -7,19 +7,20 @@ import pytest
 
 from advisor.evidence.features import FEATURES
 from advisor.step_time.cost import table_cost
-from advisor.step_time.host.fit import TERMS, HostTerm
 from advisor.step_time.host.law import (
     ASYNCHRONOUS,
     OLD,
     SYNCHRONOUS,
+    TERMS,
     generation_of,
     host_note,
     host_part,
     kept,
 )
-from advisor.step_time.host.spread import ENOUGH, LeftOutSpread, first_tokens_of, spread_of
+from advisor.step_time.host.spread import ENOUGH, first_tokens_of, spread_of
 from advisor.step_time.prior.recalibration import ends_of
 from advisor.step_time.table_cost import NO_TABLES, StepTables
+from benchmarks.host_fit import HostTerm, LeftOutSpread
 from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.step_time.step_costs import leap_seconds
 from traces.schema.engine import EngineConfig
