@@ -21,7 +21,7 @@ from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
-from advisor.step_time.prior.drafting import Drafting, drafter_in, verify_step
+from advisor.step_time.prior.drafting import drafter_in, verify_step
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
     cost_of,
@@ -242,7 +242,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
     sigma = _sigma(times, most, of(most), evidence)
     return StepLaw(
-        seconds=_with_drafts(_linear(of, most, evidence), drafting),
+        seconds=_linear(of, most, evidence) + (0.0 if drafting is None else drafting.seconds),
         fewest=0.0,
         high=np.array(high),
         sigma=sigma,
@@ -261,16 +261,6 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             holds=prior.holds,
             drafts=_paying(evidence, engine, times),
         ),
-    )
-
-
-def _with_drafts(seconds: Floats, drafting: Drafting | None) -> Floats:
-    """Return seconds per feature with those of drafting."""
-    if drafting is None:
-        return seconds
-    found = Features(*seconds)
-    return np.array(
-        found._replace(draft_step=drafting.launch_s, draft_requests=drafting.each_s), dtype=float
     )
 
 

@@ -151,7 +151,7 @@ def test_a_form_that_was_measured_at_few_shapes_is_the_nearest_other_one(tmp_pat
 
 def test_experts_of_another_shape_are_the_nearest_by_bytes_and_flops(tables):
     measured = Shape(hidden=512, width=256, active=2, total=8)
-    twice = dataclasses.replace(measured, width=512)
+    twice = measured._replace(width=512)
     rows, wide = routed(tables, measured, "bfloat16"), routed(tables, twice, "bfloat16")
     start = tables.kernel_s
     ratio = (wide.rows[:, 1] - start) / (rows.rows[:, 1] - start)
