@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.gather import Evidence
@@ -36,15 +35,13 @@ from traces.live.watched import RANK, Windows, only_watched, windows_for, window
 from traces.recording.reader import Recording
 from traces.schema.engine import RANKS, EngineConfig
 from traces.schema.estimate import Estimate
-from traces.statistics import mean, ratio, spread
+from traces.statistics import Floats, mean, ratio, spread
 from traces.summary.comparison import BLOCKS_DIFFER
 from traces.summary.energy import run_window
 from traces.summary.kernels import sample_times
 from traces.summary.problems import mostly_told
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
-
-Floats = npt.NDArray[np.float64]
 
 SURELY = 3.0  # standard deviations of chance, beyond which servers' shares of requests differ
 
