@@ -36,6 +36,7 @@ from traces.summary.comparison import (
     RunSpread,
     exceeds,
     judge,
+    of_one_workload,
     parse_limit,
     ran_apart,
     ran_at_once,
@@ -504,7 +505,7 @@ def _share_failed(run: Run) -> list[Check]:
 
 def more_failed(compared: Difference, baseline: Run, run: Run) -> list[Check]:
     """Hold the problems that failed against those of an earlier run, paired, where any did."""
-    if compared.reason is not None and not _pose_the_same(baseline, run):
+    if compared.reason is not None and not of_one_workload(baseline, run):
         return []
     one, two = (_ended(each).group_by("problem_id").mean() for each in (baseline, run))
     both = one.join(two, on="problem_id", suffix="_after").sort("problem_id")
@@ -514,11 +515,6 @@ def more_failed(compared: Difference, baseline: Run, run: Run) -> list[Check]:
     measured = difference(drawn(before), drawn(after), "1")
     wanted = f"at most {number(MOST_FAILED, '1', sign=True)}"
     return [_judged(FAILED, "change", measured, MOST_FAILED, wanted, above=True)]
-
-
-def _pose_the_same(one: Run, two: Run) -> bool:
-    workloads = one.workload, two.workload
-    return None not in workloads and len({each.hash for each in workloads if each}) == 1
 
 
 def _unless(undone: str | None, checks: Sequence[Check]) -> tuple[Check, ...]:
@@ -604,15 +600,23 @@ def assumptions(expected: Expectations, found: Mapping[str, Estimate | None]) ->
         ends = (low * (1 - ROOM), high * (1 + ROOM))
         if name in ("acceptance_length", "agreement"):
             ends = (ends[0], float("inf"))  # more of it is no harm
-        checks.append(_moved(ASSUMED[name], assumed, measured, ends))
+        wanted = with_interval(assumed)
+        checks.append(_moved(ASSUMED[name], wanted, measured, ends, assumed.value))
     return checks
 
 
 def _moved(
-    name: str, assumed: Estimate, measured: Estimate | None, ends: tuple[float, float]
+    name: str,
+    wanted: str,
+    measured: Estimate | None,
+    ends: tuple[float, float],
+    assumed: float,
+    *,
+    what: str = "what was assumed",
+    absent: str = "not measured in this recording",
 ) -> Check:
     verdict: Verdict = "absent"
-    why = "not measured in this recording"
+    why = absent
     if measured is not None:
         low = measured.value if measured.low is None else measured.low
         high = measured.value if measured.high is None else measured.high
@@ -620,13 +624,13 @@ def _moved(
         inside = low >= ends[0] and high <= ends[1]
         verdict = "broken" if beyond else "ok" if inside else "unsure"
         why = "none was assumed"
-        if assumed.value:
-            why = _against(measured.value / assumed.value - 1, "what was assumed")
+        if assumed:
+            why = _against(measured.value / assumed - 1, what)
     return Check(
         name=name,
         kind="assumption",
         verdict=verdict,
-        wanted=with_interval(assumed),
+        wanted=wanted,
         measured=measured,
         why=why,
     )
@@ -684,25 +688,15 @@ def load_check(expected: Expectations, *servers: Numbers) -> Check:
             for each in servers
         ]
         most = (expected.concurrency or 1) * most_at_once(policy) * share
-    wanted = f"at most {number(most, unit)}"
     found = sum(load for load in loads if load is not None)
-    if None in loads:
-        return Check(
-            name=name,
-            kind="assumption",
-            verdict="absent",
-            wanted=wanted,
-            measured=None,
-            why="the server does not tell it",
-        )
-    beyond = found > most * (1 + ROOM)
-    return Check(
-        name=name,
-        kind="assumption",
-        verdict="broken" if beyond else "ok",
-        wanted=wanted,
-        measured=Estimate(value=found, unit=unit),
-        why=_against(found / most - 1, "the most that was assumed"),
+    return _moved(
+        name,
+        f"at most {number(most, unit)}",
+        None if None in loads else Estimate(value=found, unit=unit),
+        (0.0, most * (1 + ROOM)),
+        most,
+        what="the most that was assumed",
+        absent="the server does not tell it",
     )
 
 

@@ -54,6 +54,16 @@ def open_pieces(path: Path, limit_bytes: int) -> Inflated:
     )
 
 
+def whole_text(path: Path, limit_bytes: int, what: str) -> bytes:
+    """Return the text of a file, inflated. Raises OutcomesError where it has over 512 MiB."""
+    text = bytearray()
+    for piece in open_pieces(path, limit_bytes):
+        text += piece
+        if len(text) > ENTRY_BYTES:
+            raise OutcomesError(f"{path}: more than {ENTRY_BYTES >> 20} MiB in one file of {what}")
+    return bytes(text)
+
+
 def decode(text: bytes, kind: type[T], most: int | None = DOCUMENT_VALUES) -> T:
     """Return the JSON of `text`; NaN, Infinity and numbers beyond a float's as null.
 

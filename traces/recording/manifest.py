@@ -92,7 +92,7 @@ class CheckpointCost(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Record):
     """The contents of `recording.json`.
 
     `engines`, `policies` and `models` map a key to what it stands for (the key of a model is
@@ -126,14 +126,6 @@ class Manifest:
         """What is missing from the tables, one line a table."""
         counts = sorted(self.dropped.items())
         return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
-
-    def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = dict(vars(self))
-        for name in ("engines", "policies", "models"):
-            plain[name] = {key: value.to_json() for key, value in plain[name].items()}
-        for name in ("clock_start", "clock_end", "workload", "checkpoints"):
-            plain[name] = None if plain[name] is None else plain[name].to_json()
-        return plain
 
     def write(self, folder: Path) -> None:
         """Write `recording.json` so that it is replaced whole or not at all.
@@ -234,7 +226,7 @@ def read_manifest(folder: Path) -> Manifest:
             len(data.get(name, ())) > MOST_ENGINES for name in ("engines", "policies", "models")
         ):
             raise ValueError(f"its version is below 1, or it has over {MOST_ENGINES:,} engines")
-        return _parse(data)
+        return Manifest.from_json(data)
     except (TtscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordingError(
             f"{path}: malformed ({type(error).__name__}: {error}). Restore it from a copy"
@@ -280,17 +272,3 @@ def _check_numbers(value: Any) -> None:
             _check_numbers(each)
     elif isinstance(value, int) and abs(value) >= 1 << 63:
         raise ValueError("a number that is out of range")
-
-
-def _parse(data: dict[str, Any]) -> Manifest:
-    def one(kind: type[Record], value: Any) -> Any:
-        return None if value is None else kind.from_json(value)
-
-    known = {name: data[name] for name in Manifest.__dataclass_fields__ if name in data}
-    for name, kind in (("engines", EngineConfig), ("policies", Policy), ("models", ModelFacts)):
-        known[name] = {key: kind.from_json(value) for key, value in data.get(name, {}).items()}
-    known["clock_start"] = ClockReading.from_json(data["clock_start"])
-    known["clock_end"] = one(ClockReading, data.get("clock_end"))
-    known["workload"] = one(WorkloadFacts, data.get("workload"))
-    known["checkpoints"] = one(CheckpointCost, data.get("checkpoints"))
-    return Manifest(**known)

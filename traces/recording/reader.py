@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
@@ -142,14 +143,13 @@ class Recording:
 
     def _of_parts(self, table: str, read: Callable[[Path, Checksums], Found]) -> list[Found]:
         """Read every part, again where a writer merged some meanwhile."""
-        for _ in range(5):
-            try:
-                parts, sums = self._parts(table), read_checksums(self.path)
-                own = own_parts(parts, sums, closed=self.manifest.complete)
-                return [read(part.path, sums) for part in own]
-            except FileNotFoundError:
-                continue
-        raise RecordingError(f"{self.path}: its files change faster than they can be read")
+
+        def once() -> list[Found]:
+            parts, sums = self._parts(table), read_checksums(self.path)
+            own = own_parts(parts, sums, closed=self.manifest.complete)
+            return [read(part.path, sums) for part in own]
+
+        return begin_again(self, once)
 
     def _parts(self, table: str) -> list[Part]:
         try:
@@ -281,12 +281,6 @@ def find_recordings(folder: Path) -> list[Path]:
 
 ROWS = 200_000  # at a time
 
-Read = TypeVar("Read")
-
-
-class Merged(Exception):
-    """A writer that is still at work merged the parts while they were read: begin again."""
-
 
 def batches(
     recording: Recording,
@@ -297,45 +291,34 @@ def batches(
     """Give the rows of a table in their order, `ROWS` at a time before `where` chooses among them.
 
     A column that a file lacks is null. Tables whose rows supersede others are not for this. Raises
-    RecordingError naming the file when a part is corrupt, `Merged` when the parts change meanwhile.
+    RecordingError naming the file when a part is corrupt, FileNotFoundError where a writer that is
+    still at work merged it meanwhile (`begin_again`).
     """
     schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
     needed = sorted(set(schema).union(() if where is None else where.meta.root_names()))
     for part in recording.paths(table):
-        for lazy in _of_part(part, table, needed):
-            chosen = lazy if where is None else lazy.filter(where)
-            yield _collected(chosen.select(list(schema)), part)
+        count, lazy = part_rows(part, {}), scan_part(part, table, needed)
+        for first in range(0, count, ROWS):
+            piece = lazy.slice(first, ROWS)
+            chosen = piece if where is None else piece.filter(where)
+            try:
+                rows = chosen.select(list(schema)).collect()
+            except FileNotFoundError:
+                raise
+            except (Exception, pl.exceptions.PanicException) as error:
+                raise damaged(part) from error
+            yield rows
 
 
-def begin_again(recording: Recording, read: Callable[[], Read]) -> Read:
-    """Return what `read` makes of batches, from the start where parts were merged meanwhile.
+def begin_again(recording: Recording, read: Callable[[], Found]) -> Found:
+    """Return what `read` gives, from the start where a writer merged parts meanwhile.
 
     Raises RecordingError where that happens over and over.
     """
     for _ in range(5):
-        try:
+        with suppress(FileNotFoundError):
             return read()
-        except Merged:
-            continue
     raise RecordingError(f"{recording.path}: its files change faster than they can be read")
-
-
-def _of_part(path: Path, table: str, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
-    try:
-        count, lazy = part_rows(path, {}), scan_part(path, table, columns)
-    except FileNotFoundError:
-        raise Merged from None
-    for first in range(0, count, ROWS):
-        yield lazy.slice(first, ROWS)
-
-
-def _collected(lazy: pl.LazyFrame, path: Path) -> pl.DataFrame:
-    try:
-        return lazy.collect()
-    except FileNotFoundError:
-        raise Merged from None
-    except (Exception, pl.exceptions.PanicException) as error:
-        raise damaged(path) from error
 
 
 def distinct(

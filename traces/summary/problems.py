@@ -150,9 +150,7 @@ def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]
     for (engine,), group in samples.group_by("engine"):
         steps, cost = engine_steps(recording, str(engine)), engine_windows(recording, str(engine))
-        seconds = share_steps(
-            steps, group, cost, shared=of_a_server(recording, str(engine))
-        ).sample_s
+        seconds = share_steps(steps, group, cost, shared=of_a_server(recording, str(engine)))
         piece = group.select("row").with_columns(pl.Series("busy_s", seconds).fill_nan(None))
         pieces.append(piece.select("row", "busy_s"))
     return samples.select("row").join(pl.concat(pieces), on="row", how="left")["busy_s"]
@@ -412,14 +410,6 @@ def unanswered(samples: pl.DataFrame) -> Unanswered:
 # therefore shared approximately, but nothing is lost: the shares sum to the busy time.
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Seconds of each sample, nan where its steps are not known, and the engine's busy seconds."""
-
-    sample_s: Floats
-    busy_s: float
-
-
 def step_ns(steps: pl.DataFrame, samples: pl.DataFrame | None = None) -> Floats:
     """Return how long each step of one engine took in ns, 0 where that is not known.
 
@@ -470,8 +460,8 @@ def share_steps(
     cost: WindowCost | None = None,
     *,
     shared: bool = False,
-) -> Shares:
-    """Share one engine's busy time among its samples, in the samples' order (`share`).
+) -> Floats:
+    """Share one engine's busy seconds among its samples, in the samples' order (`share`).
 
     With the `cost` of the profiler's windows the profiled steps count with what they would have
     taken, or where that is not known, with what they took.
@@ -481,7 +471,7 @@ def share_steps(
     busy = busy_seconds(steps, samples)
     if cost is not None:
         busy[cost.places] = np.where(cost.known, cost.usual_ns, cost.ended - cost.begun) / 1e9
-    return Shares(share(busy, steps, samples, shared=shared), float(busy.sum()))
+    return share(busy, steps, samples, shared=shared)
 
 
 def share(

@@ -458,8 +458,8 @@ def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
     nothing = pl.lit(imported) | (
         pl.col("first_token").is_null() & pl.col("output_tokens").is_null()
     )
-    ran = samples.filter(pl.col("error").is_null() | ~nothing)
-    return _sum_or_none(ran["output_tokens"])
+    tokens = samples.filter(pl.col("error").is_null() | ~nothing)["output_tokens"]
+    return None if not tokens.len() or tokens.null_count() else float(tokens.sum())
 
 
 def _told_of(steps: pl.DataFrame, samples: pl.DataFrame, window: Window | None) -> float | None:
@@ -478,10 +478,6 @@ def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.fl
 def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     numbers = _numbers(frame, column)
     return numbers if mostly_told(numbers) else numbers[:0]
-
-
-def _sum_or_none(column: pl.Series) -> float | None:
-    return None if not column.len() or column.null_count() else float(column.sum())
 
 
 def _imported_latency(samples: pl.DataFrame) -> Spread:

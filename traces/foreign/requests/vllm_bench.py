@@ -27,7 +27,7 @@ from traces.foreign.requests.reader import (
     nanoseconds,
     token_count,
 )
-from traces.foreign.source import ENTRY_BYTES, decode, decode_read, open_pieces
+from traces.foreign.source import decode, decode_read, whole_text
 from traces.foreign.values import MOST_TOKENS, finite
 
 _S = 1_000_000_000
@@ -124,17 +124,11 @@ class VllmBench(RowReader):
 
     def _documents(self) -> list[bytes]:
         """Return the file's documents: one a line, or a single one over many lines."""
-        text = bytearray()
-        for piece in open_pieces(self._path, self._choices.limit_bytes):
-            text += piece
-            if len(text) > ENTRY_BYTES:
-                raise OutcomesError(
-                    f"{self._path}: more than {ENTRY_BYTES >> 20} MiB in one file of results. "
-                    "Benchmark fewer requests at a time"
-                )
+        what = "results. Benchmark fewer requests at a time"
+        text = whole_text(self._path, self._choices.limit_bytes, what)
         if text.count(b"\n") > _MOST_LINES or text.lstrip().partition(b"\n")[0].strip() == b"{":
-            return [bytes(text)]
-        return [line for line in bytes(text).split(b"\n") if line.strip()]
+            return [text]
+        return [line for line in text.split(b"\n") if line.strip()]
 
     def _read_load(self, result: _Result) -> None:
         if isinstance(result.model_id, str):
