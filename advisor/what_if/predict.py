@@ -345,8 +345,7 @@ def _placed(
     Raises UsageError where the model does not fit in the memory.
     """
     engine = question.engine
-    device: Device | None = None
-    facts: ModelFacts | None = None
+    facts: ModelFacts | None
     memory: Memory | None = None
     if prior is not None:
         device, facts = device_of(prior.tables), prior.facts
@@ -354,12 +353,12 @@ def _placed(
     elif operators is not None:
         device = Device.named(operators.gpu)
         facts = question.model_facts or evidence.models.get(engine.model)
-        memory = None if facts is None else memory_of(device, engine, facts)
-        with suppress(UsageError):  # of a drafter that is not known the model's stays
-            drafter = None if facts is None else drafter_in(engine, facts, evidence.models)
-            if facts is not None and drafter is not None:
+        if facts is not None:
+            memory = memory_of(device, engine, facts)
+            with suppress(UsageError):  # of a drafter that is not known the model's stays
+                drafter = drafter_in(engine, facts, evidence.models)
                 memory = memory_of(device, engine, facts, drafter=drafter) or memory
-    if device is None:
+    else:
         return question, []
     notes = [] if not question.assumed else [assumed_note(device, engine, question.assumed)]
     given = engine.num_gpu_blocks is not None
@@ -750,9 +749,9 @@ def _prior(
     if question.gpu is None:
         return None, by_replica(question)
     tables = read_gpu(question.gpu)
-    facts = question.model_facts or base.manifest.models.get(question.engine.model)
-    for other in others:
-        facts = facts or other.manifest.models.get(question.engine.model)
+    facts = question.model_facts
+    for each in (base, *others):
+        facts = facts or each.manifest.models.get(question.engine.model)
     if facts is None:
         model = question.engine.model
         named = "the model" if model == UNKNOWN_MODEL else f"the model {model}"
