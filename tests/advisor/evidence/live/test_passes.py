@@ -11,8 +11,7 @@ import pytest
 import profiler.demo
 from advisor.evidence.gather import gather
 from advisor.evidence.live.passes import inferred_traffic
-from advisor.what_if.predict import predict
-from advisor.what_if.question import Question, changed
+from tests.advisor.asking import predicted
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 from tests.advisor.watched import imported, watched
 from traces.forward_pass.limits import SeenLimits
@@ -148,12 +147,6 @@ def test_limits_are_those_that_steps_run_into():
 VOTE4 = dataclasses.replace(VOTE16, n=4)
 
 
-def asked(recording, *changes, rate=None):
-    (run,) = summarise(recording)
-    engine, policy, _ = changed(run, changes)
-    return predict(recording, run, Question(engine=engine, policy=policy, rate_per_s=rate))
-
-
 @pytest.fixture(scope="module", params=["alone", "siblings"])
 def base(request, tmp_path_factory):
     """A run of 300 requests, or of 150 with 4 samples each, as recorded in the engine's process."""
@@ -170,7 +163,7 @@ def rate(base):
 @pytest.fixture(scope="module")
 def truth(base, rate):
     """What really happens at a rate where requests wait."""
-    return asked(base, "engine.max_num_seqs=8", rate=rate)
+    return predicted(base, "engine.max_num_seqs=8", rate_per_s=rate)
 
 
 def inferred(recording):
@@ -228,8 +221,8 @@ def test_steps_of_a_real_vllm_tell_its_requests(tmp_path, of, requests, prompt, 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["engine.max_num_seqs=4", "engine.max_num_seqs=16"])
 def test_other_limits_are_predicted_of_what_was_inferred(base, rate, truth, tmp_path, change):
-    found = asked(imported(truth, tmp_path / "passes"), change)
-    wanted = asked(base, change, rate=rate).predicted
+    found = predicted(imported(truth, tmp_path / "passes"), change)
+    wanted = predicted(base, change, rate_per_s=rate).predicted
     assert found.recorded.engine.max_num_seqs == 8
     assert found.far_off is None
     assert any("inferred from the sums of forward passes" in note for note in found.notes)
@@ -244,8 +237,8 @@ def test_other_limits_are_predicted_of_what_was_inferred(base, rate, truth, tmp_
 @pytest.mark.slow
 def test_beside_metrics_requests_are_those_that_passes_tell(base, rate, truth, tmp_path):
     change = "engine.max_num_seqs=16"
-    found = asked(watched(truth, tmp_path / "seen", spans=False, steps="passes"), change)
-    wanted = asked(base, change, rate=rate).predicted
+    found = predicted(watched(truth, tmp_path / "seen", spans=False, steps="passes"), change)
+    wanted = predicted(base, change, rate_per_s=rate).predicted
     assert any("inferred from the sums of forward passes" in note for note in found.notes)
     assert not any("lengths are drawn from the histograms" in note for note in found.notes)
     assert found.recorded.ttft_s["mean"] is not None  # of /metrics

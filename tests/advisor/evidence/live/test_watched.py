@@ -16,9 +16,9 @@ from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
 from advisor.search.space import explore
-from advisor.what_if.predict import FarOff, far_off_of, predict
-from advisor.what_if.question import Question, changed
+from advisor.what_if.predict import FarOff, far_off_of
 from advisor.what_if.suggest import suggest
+from tests.advisor.asking import predicted
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import RecordingError, UsageError
@@ -66,10 +66,7 @@ def at_rate(base, rate, *changes):
     """The same problems arriving at random: what would really happen; replayed once each."""
     key = base.path, rate, changes
     if key not in REPLAYED:
-        (run,) = summarise(base)
-        engine, policy, _ = changed(run, changes)
-        question = Question(engine=engine, policy=policy, rate_per_s=rate)
-        REPLAYED[key] = predict(base, run, question)
+        REPLAYED[key] = predicted(base, *changes, rate_per_s=rate)
     return REPLAYED[key]
 
 
@@ -116,12 +113,6 @@ def test_measured_chunks_get_the_context_before_them():
     seen = with_prompt_context(pl.DataFrame(rows, schema=schema), 100)
     assert seen["prefill_kv_tokens"].to_list() == [100, 150, 0]
     assert seen["prefill_query_context"].to_list() == [5050, 50 * 100 + 1275, 0]
-
-
-def predicted(recording, *changes, **load):
-    (run,) = summarise(recording)
-    engine, policy, _ = changed(run, changes)
-    return predict(recording, run, Question(engine=engine, policy=policy, **load))
 
 
 def relative(found, wanted, name, which=None):
@@ -240,13 +231,19 @@ def server_where_requests_wait(monkeypatch, max_num_seqs):
     monkeypatch.setattr(what_next, "servers_of", lambda _: [])
 
 
-def test_what_the_replay_has_slower_is_not_proposed(monkeypatch):
-    def run(latency_s):
-        return SimpleNamespace(latency_s={"mean": Estimate(value=latency_s, unit="s")})
+def took(mean_s, p95_s=None, low=None, high=None):
+    """A run of which latencies alone are known."""
+    mean = Estimate(value=mean_s, low=low, high=high, unit="s")
+    p95 = None if p95_s is None else Estimate(value=p95_s, unit="s")
+    return SimpleNamespace(
+        latency_s={"mean": mean, "p95": p95}, throughput_tokens_per_s=None, engine=engine_of()
+    )
 
+
+def test_what_the_replay_has_slower_is_not_proposed(monkeypatch):
     server_where_requests_wait(monkeypatch, 8)
     for after, told in ((1.21, "1.21 s with it, and 1.03 s without"), (0.9, None)):
-        found = SimpleNamespace(replayed=run(1.03), predicted=run(after), far_off=None)
+        found = SimpleNamespace(replayed=took(1.03), predicted=took(after), far_off=None)
         monkeypatch.setattr(what_next, "_predicted", lambda *_, found=found: found)
         proposed = suggest(None)
         assert (told in proposed) if told else (proposed.prediction is found)
@@ -316,9 +313,7 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
 @pytest.mark.parametrize("spans", [True, False])
 def test_advice_at_the_recorded_load_is_the_replay_of_it(base, tmp_path, spans):
     """A client kept 12 problems in flight. As many a second at random would meet longer queues."""
-    (run,) = summarise(base)
-    engine, policy, _ = changed(run, ())
-    truth = predict(base, run, Question(engine=engine, policy=policy, concurrency=12))
+    truth = predicted(base, concurrency=12)
     recording = watched(truth, tmp_path / "seen", spans=spans)
     found = advice([recording], optimise="latency", latency_percentile=95)
     pick = found.system_optimal
@@ -362,20 +357,23 @@ def lengths_told(bounds, values):
     return Histogram(bounds=np.array(bounds), counts=counts, sums=sums)
 
 
+def drawn_window(prompts, outputs, began, **parts):
+    """Ten intervals between polls in which so many requests of these lengths began."""
+    told = {
+        "times": np.arange(11) * 10**9, "seconds": 10.0, "resets": 0, "increase": {}, "counted": {},
+        "gauges": {WAITING: np.zeros(11)},
+    }  # fmt: skip
+    firsts = lengths_told([0.1, np.inf], np.full(began, 0.05))
+    histograms = {PROMPT_LENGTH: prompts, OUTPUT_LENGTH: outputs, TTFT: firsts}
+    return Window(**told | parts, histograms=histograms)
+
+
 def test_drawn_requests_fit_in_the_context_that_the_server_allows():
     """Prompts above the last bound and long outputs: both drawn for themselves may be too long."""
     rng = np.random.default_rng(0)
     prompts, outputs = rng.integers(100, 24_000, 2000), rng.integers(500, 8_000, 2000)
     bounds = [1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0, np.inf]
-    window = Window(
-        times=np.arange(11) * 10**9, seconds=10.0, resets=0, increase={}, counted={},
-        gauges={WAITING: np.zeros(11)},
-        histograms={
-            PROMPT_LENGTH: lengths_told(bounds, prompts),
-            OUTPUT_LENGTH: lengths_told(bounds, outputs),
-            TTFT: lengths_told([0.1, np.inf], np.full(2000, 0.05)),
-        },
-    )  # fmt: skip
+    window = drawn_window(lengths_told(bounds, prompts), lengths_told(bounds, outputs), 2000)
     for run in drawn_traffic(window, engine_of(max_model_len=32_768), "live", "e"):
         lengths = [(p.prompt_tokens, p.samples[0].output_tokens) for p in run.problems.values()]
         assert len(lengths) == 2000
@@ -387,14 +385,7 @@ def test_drawn_requests_fit_in_the_context_that_the_server_allows():
 def test_what_waits_at_the_first_poll_is_replayed_too():
     lengths = lengths_told([100.0, np.inf], np.full(20, 50))
     waiting = 40.0 - 4.0 * np.arange(11)  # of 60 that began, 6 in each interval
-    window = Window(
-        times=np.arange(11) * 10**9, seconds=10.0, resets=0, increase={}, counted={},
-        gauges={WAITING: waiting},
-        histograms={
-            PROMPT_LENGTH: lengths, OUTPUT_LENGTH: lengths,
-            TTFT: lengths_told([0.1, np.inf], np.full(60, 0.05)),
-        },
-    )  # fmt: skip
+    window = drawn_window(lengths, lengths, 60, gauges={WAITING: waiting})
     run = drawn_traffic(window, engine_of(), "live", "e")[0]
     arrivals = np.array([each.arrival_ns for each in run.problems.values()])
     assert len(arrivals) == 60 and (arrivals == 0).sum() == 40
@@ -482,33 +473,20 @@ def test_a_replay_that_is_far_off_tells_no_effect():
 
 
 def test_the_effect_of_a_change_stands_beside_what_was_recorded():
-    def run(latency_s):
-        mean = Estimate(value=latency_s, unit="s")
-        return SimpleNamespace(
-            latency_s={"mean": mean, "p95": None}, throughput_tokens_per_s=None, engine=engine_of()
-        )
-
     prediction = SimpleNamespace(
-        recorded=run(8.45), replayed=run(12.5), predicted=run(6.14), far_off=None
+        recorded=took(8.45), replayed=took(12.5), predicted=took(6.14), far_off=None
     )
     told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
     assert "latency mean 12.5 s (recorded 8.45 s) -> 6.14 s" in told
 
 
 def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
-    def run(latency_s, p95_s=None):
-        mean = Estimate(value=latency_s, unit="s")
-        p95 = None if p95_s is None else Estimate(value=p95_s, unit="s")
-        return SimpleNamespace(
-            latency_s={"mean": mean, "p95": p95}, throughput_tokens_per_s=None, engine=engine_of()
-        )
-
-    recorded, replayed = run(0.85), run(0.6, 1.14)
+    recorded, replayed = took(0.85), took(0.6, 1.14)
     bounds = {"p95": Bounds(low=2.0, high=2.5, unit="s")}
     off = far_off_of(recorded, replayed, bounds)
     assert "a p95 latency of 1.14 s in the replay, and 2.00 to 2.50 s as recorded" in off.text
     prediction = SimpleNamespace(
-        recorded=recorded, replayed=replayed, predicted=run(0.5, 0.67), far_off=off
+        recorded=recorded, replayed=replayed, predicted=took(0.5, 0.67), far_off=off
     )
     told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
     assert "latency mean 600 ms (recorded 850 ms) -> 500 ms" in told
@@ -518,17 +496,11 @@ def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
 
 
 def test_a_run_outside_of_its_replays_narrow_interval_is_far_off():
-    def run(value, low=None, high=None):
-        mean = Estimate(value=value, low=low, high=high, unit="s")
-        return SimpleNamespace(
-            latency_s={"mean": mean, "p95": None}, throughput_tokens_per_s=None, engine=engine_of()
-        )
-
-    replayed = run(1.0, 0.95, 1.05)
-    assert far_off_of(run(1.15), replayed, {}) is None  # runs differ by as much
-    assert far_off_of(run(1.2), replayed, {}).tags == ("latency_s.mean",)
-    assert far_off_of(run(0.8), replayed, {}) is not None
-    assert far_off_of(run(1.2), run(1.0, 0.8, 1.3), {}) is None
+    replayed = took(1.0, low=0.95, high=1.05)
+    assert far_off_of(took(1.15), replayed, {}) is None  # runs differ by as much
+    assert far_off_of(took(1.2), replayed, {}).tags == ("latency_s.mean",)
+    assert far_off_of(took(0.8), replayed, {}) is not None
+    assert far_off_of(took(1.2), took(1.0, low=0.8, high=1.3), {}) is None
 
 
 @pytest.mark.slow
@@ -539,7 +511,7 @@ def test_recorded_and_replayed_throughput_are_of_one_span(truth, tmp_path):
     last = rows.filter(pl.col("time") == rows["time"].max())
     step = 250_000_000
     idle = [last.with_columns(time=pl.col("time") + place * step) for place in range(1, 40)]
-    longer = rewritten(recording, tmp_path / "longer", pl.concat([rows, *idle]))
+    longer = set_up(recording, tmp_path / "longer", pl.concat([rows, *idle]))
     first, second = (
         predicted(each).recorded.throughput_tokens_per_s for each in (recording, longer)
     )
@@ -676,10 +648,17 @@ def test_seconds_of_few_long_steps_are_in_the_law():
     assert tokens.max() == tokens[tokens > 8000].min() == 8008
 
 
-def rewritten(recording, folder, rows):
-    """Return a recording of the same with other rows of /metrics."""
-    kept = {name: recording.frame(name) for name in ("problems", "samples", "steps")}
-    write_recording(folder, recording.manifest, {**kept, "scrapes": rows})
+def set_up(recording, folder, rows, **settings):
+    """Return the watch of a server with other rows of /metrics, and other settings."""
+    (engine,) = recording.manifest.engines.values()
+    engine = dataclasses.replace(engine, **settings)
+    own = pl.lit(engine.key())
+    kept = {
+        name: recording.frame(name).with_columns(engine=own)
+        for name in ("problems", "samples", "steps")
+    }
+    manifest = dataclasses.replace(recording.manifest, engines={engine.key(): engine})
+    write_recording(folder, manifest, {**kept, "scrapes": rows.with_columns(engine=own)})
     return Recording.open(folder)
 
 
@@ -689,7 +668,7 @@ def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path
     seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
     untold = [PROMPT_LENGTH, OUTPUT_LENGTH, *([] if steps_counted else [STEP_TOKENS])]
     rows = seen.frame("scrapes").filter(~pl.col("name").str.contains("|".join(untold)))
-    found = predicted(rewritten(seen, tmp_path / "bare", rows))
+    found = predicted(set_up(seen, tmp_path / "bare", rows))
     whole = predicted(seen)
     told, real = (each.predicted.latency_s["mean"] for each in (found, truth))
     assert told.low <= real.value <= told.high
@@ -704,7 +683,7 @@ def test_a_page_without_times_between_tokens_says_that_it_lacks_them(truth, tmp_
     seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
     rows = seen.frame("scrapes").filter(~pl.col("name").str.starts_with(ITL))
     with pytest.raises(RecordingError, match="mean time between tokens"):
-        predicted(rewritten(seen, tmp_path / "bare", rows))
+        predicted(set_up(seen, tmp_path / "bare", rows))
 
 
 @pytest.mark.slow
@@ -728,7 +707,7 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
         for place, at in enumerate(times) for (name, labels), count in counts.items()
     ]  # fmt: skip
     rows = pl.concat([rows, pl.DataFrame(more, schema=rows.schema)]).sort("time")
-    found = predicted(rewritten(seen, tmp_path / "told", rows), "engine.max_num_seqs=16")
+    found = predicted(set_up(seen, tmp_path / "told", rows), "engine.max_num_seqs=16")
     wanted = at_rate(base, 60.0, "engine.max_num_seqs=16").predicted
     assert abs(relative(found.predicted, wanted, "latency_s", "mean")) < 0.1
     assert any("tokens a step. Each request has that" in note for note in found.notes)
@@ -738,7 +717,7 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
     told = predicted(set_up(seen, tmp_path / "unnamed", rows, speculative=unnamed))
     assert (
         told.predicted.latency_s
-        == predicted(rewritten(seen, tmp_path / "again", rows)).predicted.latency_s
+        == predicted(set_up(seen, tmp_path / "again", rows)).predicted.latency_s
     )
     assert any("3 tokens ahead" in note for note in told.notes)
     server = dataclasses.replace(drafting, mode="server")
@@ -779,17 +758,3 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
     assert predicted(idle).predicted.latency_s["mean"].value > 0
     unknown = set_up(seen, tmp_path / "unknown", none, speculative=None)
     assert predicted(unknown).predicted.latency_s == predicted(idle).predicted.latency_s
-
-
-def set_up(recording, folder, rows, **settings):
-    """Return the watch of a server with other settings and other rows of /metrics."""
-    (engine,) = recording.manifest.engines.values()
-    engine = dataclasses.replace(engine, **settings)
-    own = pl.lit(engine.key())
-    kept = {
-        name: recording.frame(name).with_columns(engine=own)
-        for name in ("problems", "samples", "steps")
-    }
-    manifest = dataclasses.replace(recording.manifest, engines={engine.key(): engine})
-    write_recording(folder, manifest, {**kept, "scrapes": rows.with_columns(engine=own)})
-    return Recording.open(folder)
