@@ -6,12 +6,8 @@ from hypothesis import strategies as st
 from advisor.evidence.features import FEATURES, ZERO
 from advisor.step_time.cost import linear_cost, needs_longest, table_cost
 from advisor.step_time.table_cost import StepTables
-from tests.advisor.step_time.step_costs import (
-    chunk_seconds,
-    host_seconds,
-    leap_seconds,
-    step_seconds,
-)
+from tests.advisor.step_time import step_costs
+from tests.advisor.step_time.step_costs import host_seconds, leap_seconds
 
 LAW = np.array(
     ZERO._replace(
@@ -22,17 +18,8 @@ LAW = np.array(
 )  # fmt: skip
 
 
-def step(tables, *, chunks=(), decodes=0, tokens=None, context=0.0, longest=0.0, drafting=False):
-    """The seconds of a step whose chunks are (tokens, before)."""
-    cost = table_cost(tables) if isinstance(tables, StepTables) else tables
-    read = sum(c + p for c, p in chunks)
-    query = sum(c * p + c * (c + 1) / 2 for c, p in chunks)
-    return step_seconds(
-        cost, len(chunks), sum(c for c, _ in chunks), float(read), float(query),
-        sum((chunk_seconds(cost, c, p) for c, p in chunks), 0.0),
-        decodes, float(decodes if tokens is None else tokens), float(context), float(longest),
-        drafting,
-    )  # fmt: skip
+def step(tables, **what):
+    return step_costs.step(table_cost(tables) if isinstance(tables, StepTables) else tables, **what)
 
 
 def attention(chunk, before, batch, context):

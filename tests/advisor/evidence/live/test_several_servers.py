@@ -24,7 +24,6 @@ from advisor.evidence.measured import (
     runs_watched,
     same_load,
 )
-from advisor.evidence.runs import ProblemRun, Run, Sample
 from advisor.search import space
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
@@ -32,7 +31,7 @@ from advisor.what_if.suggest import suggest
 from tests.advisor.asking import predicted
 from tests.advisor.evidence.live.test_watched import drawn_window, lengths_told
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
-from tests.advisor.watched import NAMED, UNNAMED, deployed
+from tests.advisor.watched import NAMED, UNNAMED, deployed, requests
 from traces.live.numbers import FINISHED, ITL, Histogram
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
@@ -49,18 +48,7 @@ def window_of(requests):
 def spans_of(count):
     """What spans tell, which do not say on which server a request was."""
     engine = EngineConfig(model="small", mode="server", other=(("service.name", "vllm"),))
-    problems = {
-        f"s{place}": ProblemRun(
-            problem_id=f"s{place}", arrival_ns=place, prompt_tokens=50, cached_tokens=0,
-            latency_s=1.0, samples=(Sample(output_tokens=50, answer=None, correct=None),),
-            indices=(0,),
-        )
-        for place in range(count)
-    }  # fmt: skip
-    return Run(
-        recording="live", engine=engine, policy=AS_SENT, problems=problems, concurrency=None,
-        rate_per_s=4.0,
-    )  # fmt: skip
+    return requests("live", engine, [f"s{place}" for place in range(count)])
 
 
 def traffic(spans, dtype=None, in_turn=None, more=()):

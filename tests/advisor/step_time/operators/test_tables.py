@@ -13,17 +13,16 @@ from advisor.step_time.operators.tables import (
     domain,
     step_tables,
 )
+from tests.advisor.step_time import step_costs
 from tests.advisor.step_time.operators.operator_tables import (
     BEFORE,
     LAYERS,
     META,
     attention_rows,
     attention_us,
-    context_sums,
     dense_us,
     write_tables,
 )
-from tests.advisor.step_time.step_costs import chunk_seconds, step_seconds
 from traces.errors import TablesError
 from traces.schema.engine import EngineConfig
 
@@ -36,13 +35,10 @@ def tables(folder, **engine):
 
 def step(made, *, chunks=(), decodes=0, context=0.0, longest=None):
     """The seconds of a step; each of `decodes` has had `context` tokens before it."""
-    cost = table_cost(made)
-    tokens, read, query = context_sums(chunks)
-    own = sum((chunk_seconds(cost, c, p) for c, p in chunks), 0.0)
     longest = context if longest is None else longest
-    return step_seconds(
-        cost, len(chunks), int(tokens), read, query, own, decodes, float(decodes),
-        decodes * (context + 1.0), longest + 1.0, False,
+    return step_costs.step(
+        table_cost(made), chunks=chunks, decodes=decodes, context=decodes * (context + 1.0),
+        longest=longest + 1.0,
     )  # fmt: skip
 
 
