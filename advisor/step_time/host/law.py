@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from advisor.evidence.features import FEATURES, ZERO, Features
+from advisor.evidence.features import ZERO, Features
 from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
 
@@ -84,13 +84,10 @@ def host_part(engine: EngineConfig) -> HostPart:
 
 def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
     """Return seconds [FEATURES] of the seconds [TERMS] of an engine."""
-    step, shared_step, requests, prefill_step, kv_tokens = seconds.tolist()
-    whole = step + (shared_step if ranks_of(engine) > 1 else 0.0)
-    law = ZERO._replace(
-        step=whole, requests=requests, prefill_step=prefill_step, kv_tokens=kv_tokens
-    )
-    assert len(law) == len(FEATURES)
-    return np.array(law)
+    found = dict(zip(TERMS, seconds.tolist(), strict=True))
+    shared = found.pop("shared_step")
+    found["step"] += shared if ranks_of(engine) > 1 else 0.0
+    return np.array(ZERO._replace(**found))
 
 
 def host_note(engine: EngineConfig) -> str:
