@@ -60,8 +60,7 @@ class ProblemRun:
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
     which is what it shares with other problems; `prompt_blocks` name its blocks where an import
     tells them. `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
-    there.
-    `indices` are the samples' own. `front_end_s` is what a server's front end took of it
+    there. `indices` are the samples' own. `front_end_s` is what a server's front end took of it
     (live/front_end_time.py). `server` is its place among those that were watched together.
     """
 
@@ -114,11 +113,10 @@ class Run:
     """The problems of one (engine, policy) in one recording.
 
     `drawn` says that they are drawn from what a server's histograms tell, one of several draws, or
-    `inferred` from its forward passes (live/passes.py).
-    `spread_unknown`: these tell no more of lengths than their
-    mean. With a `curve` lengths are drawn, and what of votes is right it alone tells. With `texts`
-    the answers are texts, which are the same in another run. Else they are numbers of this run's
-    own.
+    `inferred` from its forward passes (live/passes.py). `spread_unknown`: these tell no more of
+    lengths than their mean. With a `curve` lengths are drawn, and what of votes is right it alone
+    tells. With `texts` the answers are texts, which are the same in another run. Else they are
+    numbers of this run's own.
     """
 
     recording: str

@@ -108,9 +108,8 @@ class Prediction:
 
     `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
     `compared` beside those predicted. `far_off` says that the replay does not give what was
-    recorded, None where it does. `waits` are the predicted run's
-    problems that queued longest. `drawn` is the predicted run as a recording, with its `tables` and
-    `manifest`.
+    recorded, None where it does. `waits` are the predicted run's problems that queued longest.
+    `drawn` is the predicted run as a recording, with its `tables` and `manifest`.
     """
 
     recorded: Summary

@@ -74,9 +74,8 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     """Return what the recorded models could be served on of the named systems of the prior.
 
     Recordings of such a GPU recalibrate it; what those of the evidence measured themselves is not
-    offered again.
-    Raises UsageError for a system without tables and for one on which nothing can be offered,
-    MissingDependencyError where the tables are not installed, TablesError for damage.
+    offered again. Raises UsageError for a system without tables and for one on which nothing can be
+    offered, MissingDependencyError where the tables are not installed, TablesError for damage.
     """
     engines: dict[EngineConfig, tuple[str, Choices]] = {}
     laws: dict[EngineConfig, StepLaw] = {}
