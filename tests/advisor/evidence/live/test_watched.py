@@ -79,6 +79,18 @@ def truth(base):
     return at_rate(base, 60.0)
 
 
+@pytest.fixture(scope="module")
+def seen(truth, tmp_path_factory):
+    """What spans and the plugin tell of it."""
+    return watched(truth, tmp_path_factory.mktemp("whole") / "seen")
+
+
+@pytest.fixture(scope="module")
+def polled(truth, tmp_path_factory):
+    """What /metrics alone tell of it."""
+    return watched(truth, tmp_path_factory.mktemp("polled") / "seen", spans=False, steps=False)
+
+
 @pytest.mark.slow
 def test_chunks_and_context_of_prompts_are_inferred(base):
     tables = at_rate(
@@ -142,9 +154,8 @@ def test_spans_and_steps_predict_other_limits(base, truth, tmp_path, change, ste
 
 
 @pytest.mark.slow
-def test_metrics_alone_predict_within_a_wide_interval(base, truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
-    found = predicted(recording, "engine.max_num_seqs=8")
+def test_metrics_alone_predict_within_a_wide_interval(base, polled):
+    found = predicted(polled, "engine.max_num_seqs=8")
     wanted = at_rate(base, 60.0, "engine.max_num_seqs=8").predicted
     for name, which in (("ttft_s", "mean"), ("throughput_tokens_per_s", None)):
         estimate = getattr(found.predicted, name)
@@ -171,16 +182,15 @@ def test_spans_of_a_part_do_not_stand_for_all(truth, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
+def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, seen, tmp_path):
     unknown = dataclasses.replace(truth.manifest, models={})
     blind = with_drawn(truth, manifest=unknown)
-    recording = watched(blind, tmp_path / "seen")
-    found = predicted(recording, "engine.max_num_seqs=8")
-    known = predicted(watched(truth, tmp_path / "known"), "engine.max_num_seqs=8")
+    recording = watched(blind, tmp_path / "blind")
+    found, known = (predicted(each, "engine.max_num_seqs=8") for each in (recording, seen))
     assert abs(relative(found.predicted, known.predicted, "latency_s", "mean")) < 0.05
     assert sum("not known here" in note for note in found.notes) == 1
     pick = advice([recording], rate_per_s=20.0, optimise="latency").system_optimal
-    wanted = advice([Recording.open(tmp_path / "known")], rate_per_s=20.0, optimise="latency")
+    wanted = advice([seen], rate_per_s=20.0, optimise="latency")
     assert pick.estimates["latency_s"].value == pytest.approx(
         wanted.system_optimal.estimates["latency_s"].value, rel=0.05
     )
@@ -188,10 +198,9 @@ def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_policy_of_others_cannot_be_changed(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
+def test_the_policy_of_others_cannot_be_changed(seen):
     with pytest.raises(UsageError, match="replayed as it was sent"):
-        predicted(recording, "policy.n=2")
+        predicted(seen, "policy.n=2")
 
 
 @pytest.mark.slow
@@ -275,37 +284,29 @@ def test_advice_for_the_traffic_of_others_has_no_accuracy(truth, tmp_path, steps
 
 
 @pytest.mark.slow
-def test_advice_at_another_rate_says_what_keeps_up(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
-    calm = advice([recording], rate_per_s=20.0, optimise="cost")
-    assert calm.system_optimal is not None
-    assert advice([recording], rate_per_s=2_000.0).system_optimal is None
-
-
-@pytest.mark.slow
-def test_accuracy_cannot_be_asked_of_what_is_not_judged(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
+def test_advice_on_what_was_watched_says_what_keeps_up_and_nothing_of_accuracy(seen):
+    advisor = Advisor.fit([seen])
+    assert advisor.recommend(Budget(rate_per_s=20.0, optimise="cost")).system_optimal is not None
+    assert advisor.recommend(Budget(rate_per_s=2_000.0)).system_optimal is None
     for budget in ({"min_accuracy": 0.5}, {"optimise": "accuracy"}):
         with pytest.raises(UsageError, match="not judged"):
-            advice([recording], **budget)
+            advisor.recommend(Budget(**budget))
 
 
 @pytest.mark.slow
-def test_watched_traffic_beside_ones_own_runs_teaches_steps_alone(base, truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
-    evidence = gather([base, recording])
+def test_watched_traffic_beside_ones_own_runs_teaches_steps_alone(base, seen):
+    evidence = gather([base, seen])
     assert {run.policy for run in evidence.runs} == {VOTE4}
     assert {table.engine.mode for table in evidence.steps} == {"in_process", "server"}
-    (told,) = [each for each in evidence.lost if each.startswith(f"{recording.name}: ")]
+    (told,) = [each for each in evidence.lost if each.startswith(f"{seen.name}: ")]
     assert "none of its requests is among the problems" in told
 
 
 @pytest.mark.slow
-def test_metrics_alone_are_advised_on(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
-    pick = advice([recording], optimise="latency").system_optimal
+def test_metrics_alone_are_advised_on(polled):
+    pick = advice([polled], optimise="latency").system_optimal
     assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
-    told = gather([recording], judged=False).lost
+    told = gather([polled], judged=False).lost
     assert any(each.startswith("seen: each sample counts as a problem") for each in told)
 
 
@@ -327,10 +328,9 @@ def test_advice_at_the_recorded_load_is_the_replay_of_it(base, tmp_path, spans):
 
 
 @pytest.mark.slow
-def test_samples_are_not_counted_among_requests_of_several(truth, tmp_path):
-    alone = watched(truth, tmp_path / "seen", spans=False, steps=False)
+def test_samples_are_not_counted_among_requests_of_several(truth, polled, tmp_path):
     spans = watched(truth, tmp_path / "spans")
-    both, one = gather([alone, spans], judged=False), gather([spans], judged=False)
+    both, one = gather([polled, spans], judged=False), gather([spans], judged=False)
     assert "spans: a request of up to 4 samples is one problem" in both.lost
     assert any(each.startswith("seen: its /metrics do not tell which") for each in both.lost)
     assert both.problem_ids == one.problem_ids
@@ -504,21 +504,17 @@ def test_a_run_outside_of_its_replays_narrow_interval_is_far_off():
 
 
 @pytest.mark.slow
-def test_recorded_and_replayed_throughput_are_of_one_span(truth, tmp_path):
+def test_recorded_and_replayed_throughput_are_of_one_span(polled, tmp_path):
     """The watch went on as long again after the load had ended."""
-    recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
-    rows = recording.frame("scrapes")
+    rows = polled.frame("scrapes")
     last = rows.filter(pl.col("time") == rows["time"].max())
     step = 250_000_000
     idle = [last.with_columns(time=pl.col("time") + place * step) for place in range(1, 40)]
-    longer = set_up(recording, tmp_path / "longer", pl.concat([rows, *idle]))
-    first, second = (
-        predicted(each).recorded.throughput_tokens_per_s for each in (recording, longer)
-    )
+    longer = predicted(set_up(polled, tmp_path / "longer", pl.concat([rows, *idle])))
+    first = predicted(polled).recorded.throughput_tokens_per_s
+    second, replayed = (each.throughput_tokens_per_s for each in (longer.recorded, longer.replayed))
     assert second.value == pytest.approx(first.value, rel=1e-6)
-    assert second.value == pytest.approx(
-        predicted(longer).replayed.throughput_tokens_per_s.value, rel=0.05
-    )
+    assert second.value == pytest.approx(replayed.value, rel=0.05)
 
 
 def took_by_a_front_end(truth):
@@ -543,10 +539,10 @@ def test_spans_and_steps_tell_the_front_ends_part_and_not_the_step_that_ran(base
 
 
 @pytest.mark.slow
-def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, tmp_path):
+def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, seen, tmp_path):
     took = took_by_a_front_end(truth)
     change = "engine.max_num_seqs=64"
-    plain = predicted(watched(truth, tmp_path / "plain"), change)
+    plain = predicted(seen, change)
     found = predicted(watched(truth, tmp_path / "live", took_s=took), change)
     wanted = at_rate(base, 60.0, change).predicted
     for name, more in (("ttft_s", took.mean()), ("latency_s", took.mean()), ("tpot_s", 0.0)):
@@ -564,12 +560,10 @@ def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, tmp_p
 
 
 @pytest.mark.slow
-def test_advice_has_the_front_end_in_latency(truth, tmp_path):
+def test_advice_has_the_front_end_in_latency(truth, seen, tmp_path):
     took = took_by_a_front_end(truth)
-    found = [
-        advice([watched(truth, tmp_path / name, took_s=given)], rate_per_s=20.0, optimise="latency")
-        for name, given in (("plain", None), ("live", took))
-    ]
+    later = watched(truth, tmp_path / "live", took_s=took)
+    found = [advice([each], rate_per_s=20.0, optimise="latency") for each in (seen, later)]
     plain, longer = (each.system_optimal.estimates["latency_s"].value for each in found)
     assert longer - plain == pytest.approx(took.mean(), rel=0.2)
 
@@ -595,7 +589,7 @@ def disturbed(truth, seed):
 
 
 @pytest.mark.slow
-def test_the_interval_of_throughput_has_what_the_last_problems_lie_off(truth, tmp_path):
+def test_the_interval_of_throughput_has_what_the_last_problems_lie_off(truth, seen, tmp_path):
     recording = watched(disturbed(truth, 0), tmp_path / "seen")
     told = predicted(recording).predicted.throughput_tokens_per_s
     tokens = int(truth.tables["samples"]["output_tokens"].sum())
@@ -605,7 +599,7 @@ def test_the_interval_of_throughput_has_what_the_last_problems_lie_off(truth, tm
         seconds = (problems["decided_at"].max() - problems["arrival"].min()) / 1e9
         inside.append(told.low <= tokens / seconds <= told.high)
     assert np.mean(inside) >= 0.8
-    calm = predicted(watched(truth, tmp_path / "calm")).predicted.throughput_tokens_per_s
+    calm = predicted(seen).predicted.throughput_tokens_per_s
     assert told.high - told.low > 1.5 * (calm.high - calm.low)
 
 
@@ -664,12 +658,13 @@ def set_up(recording, folder, rows, **settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps_counted", [True, False])  # as SGLang's page, and as NIM's
-def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path, steps_counted):
-    seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
+def test_a_page_without_lengths_is_replayed_with_a_wide_interval(
+    truth, polled, tmp_path, steps_counted
+):
     untold = [PROMPT_LENGTH, OUTPUT_LENGTH, *([] if steps_counted else [STEP_TOKENS])]
-    rows = seen.frame("scrapes").filter(~pl.col("name").str.contains("|".join(untold)))
-    found = predicted(set_up(seen, tmp_path / "bare", rows))
-    whole = predicted(seen)
+    rows = polled.frame("scrapes").filter(~pl.col("name").str.contains("|".join(untold)))
+    found = predicted(set_up(polled, tmp_path / "bare", rows))
+    whole = predicted(polled)
     told, real = (each.predicted.latency_s["mean"] for each in (found, truth))
     assert told.low <= real.value <= told.high
     wide, known = (each.predicted.latency_s["p95"] for each in (found, whole))
@@ -679,11 +674,10 @@ def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path
 
 
 @pytest.mark.slow
-def test_a_page_without_times_between_tokens_says_that_it_lacks_them(truth, tmp_path):
-    seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
-    rows = seen.frame("scrapes").filter(~pl.col("name").str.starts_with(ITL))
+def test_a_page_without_times_between_tokens_says_that_it_lacks_them(polled, tmp_path):
+    rows = polled.frame("scrapes").filter(~pl.col("name").str.starts_with(ITL))
     with pytest.raises(RecordingError, match="mean time between tokens"):
-        predicted(set_up(seen, tmp_path / "bare", rows))
+        predicted(set_up(polled, tmp_path / "bare", rows))
 
 
 @pytest.mark.slow
