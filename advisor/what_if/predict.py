@@ -259,10 +259,9 @@ def _with_length(
 
 def _as_it_was(question: Question, own: Run) -> Question:
     """Return the question of what was recorded."""
-    same = replace(question, engine=own.engine, policy=own.policy, replicas=Replicas())
-    same = replace(same, model_facts=None)
-    same = replace(same, rate_per_s=None, concurrency=None)
-    return by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    seed, sent = question.seed, question.arrivals_sent
+    same = Question(engine=own.engine, policy=own.policy, seed=seed, arrivals_sent=sent)
+    return by_replica(same)
 
 
 @dataclass(frozen=True, kw_only=True)
