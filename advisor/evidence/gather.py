@@ -119,7 +119,6 @@ class Evidence:
     models: Mapping[str, ModelFacts]
     steps: tuple[StepTable, ...]
     runs: tuple[Run, ...]
-    problem_ids: tuple[str, ...]
     watts: Mapping[EngineConfig, Watts]
     price_usd_per_device_hour: float | None
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
@@ -257,7 +256,6 @@ def gather(
         steps=tuple(steps),
         runs=tuple(runs),
         cut=tuple(cut),
-        problem_ids=tuple(sorted(names)),
         watts={key: _watts(drawn) for key, drawn in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         lost=tuple(dict.fromkeys(lost)),

@@ -464,7 +464,6 @@ class _Cases:
     """Cases of the forward alone on an engine that the prior can price."""
 
     recording: str
-    engine: EngineConfig
     prior: Prior
     steps: pl.DataFrame
 
@@ -528,7 +527,7 @@ def _priced(tables: PriorTables, here: _Here) -> _Cases | str:
     )
     if steps.is_empty():
         return "its cases are larger than what the tables hold"
-    cases = _Cases(recording=here.recording, engine=engine, prior=prior, steps=steps)
+    cases = _Cases(recording=here.recording, prior=prior, steps=steps)
     ratio = float(np.median(steps["seconds"].to_numpy() / cases.seconds({})))
     if not 1 / UNLIKE <= ratio <= UNLIKE:
         raise UsageError(

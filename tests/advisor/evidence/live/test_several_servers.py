@@ -62,7 +62,7 @@ def traffic(spans, dtype=None, in_turn=None, more=()):
     windows = {"a": window_of(20), "b": window_of(20)}
     runs, notes = _with_drawn(recording, windows, spans, in_turn or {})
     evidence = Evidence(
-        recordings=("live",), workload=None, models={}, steps=(), runs=tuple(runs), problem_ids=(),
+        recordings=("live",), workload=None, models={}, steps=(), runs=tuple(runs),
         watts={}, price_usd_per_device_hour=None,
     )  # fmt: skip
     return ranks, evidence, notes
