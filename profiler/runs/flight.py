@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -198,9 +199,4 @@ def revised_prompt(template: str, prompt: Prompt, earlier: Chain) -> Prompt:
 def _filled(template: str, prompt: str, earlier: Chain) -> str:
     """Return the prompt of a revision; braces in what is filled in stay as they are."""
     known = {"prompt": prompt, "answer": earlier.answer or "", "thought": earlier.thought}
-    parts = template.split("{")
-    filled = [parts[0]]
-    for part in parts[1:]:
-        name, brace, rest = part.partition("}")
-        filled.append(known[name] + rest if brace and name in known else "{" + part)
-    return "".join(filled)
+    return re.sub(r"\{(prompt|answer|thought)\}", lambda name: known[name[1]], template)
