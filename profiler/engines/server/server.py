@@ -281,6 +281,10 @@ class ServerEngine(Engine):
             rest = asyncio.ensure_future(_emptied(pieces))
             self._emptying.add(rest)
             rest.add_done_callback(self._emptying.discard)
+        self._ended(result)
+
+    def _ended(self, result: SampleResult) -> None:
+        """Take a result, on the loop's thread."""
         self._results.put(result)
 
     async def _result(
