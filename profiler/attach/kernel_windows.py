@@ -162,7 +162,7 @@ class ServerWindows:
                 "torch_profiler_dir"
             )
         for replica in self._deployment.replicas:
-            with self._client(replica) as client:
+            with replica.access.client(_ANSWER_S) as client:
                 self._check_route(client, replica)
 
     def rehearse(self) -> None:
@@ -172,7 +172,7 @@ class ServerWindows:
         """
         for replica in self._deployment.replicas:
             try:
-                with self._client(replica) as client:
+                with replica.access.client(_ANSWER_S) as client:
                     found = self._window(client, replica, steps=0)
             except httpx.HTTPError as error:
                 raise EngineError(
@@ -261,7 +261,7 @@ class ServerWindows:
                 continue
             begun = time.monotonic()
             try:
-                with self._client(replica) as client:
+                with replica.access.client(_ANSWER_S) as client:
                     self._read(replica, self._window(client, replica, steps=self._plan.steps))
             except (EngineError, httpx.HTTPError) as error:
                 why = str(error) if isinstance(error, EngineError) else type(error).__name__
@@ -269,10 +269,6 @@ class ServerWindows:
                 self._usable.remove(replica)
             took = time.monotonic() - begun
             due = begun + max(self._plan.every_s, took / BUDGET)
-
-    def _client(self, replica: Replica) -> httpx.Client:
-        access = replica.access
-        return httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=_ANSWER_S)
 
     def _window(self, client: httpx.Client, replica: Replica, *, steps: int) -> list[Path]:
         """Open a window, wait until it has ended, and return its traces."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from profiler.attach.deployment import Deployment, Replica
 from profiler.attach.receiver.receiver import Receiver
 from profiler.attach.window_steps import CLOCK_NS
+from profiler.engines.server.access import port_of
 from profiler.plugin.batches import MOST_HELD, Batch, PluginRows
 from traces.clock import now_ns
 from traces.live.otlp import GenSpan
@@ -322,8 +322,8 @@ class Incoming:
         Workers behind one front end, as of Dynamo, share its URL and have pages of their own.
         """
         replicas = self._deployment.replicas
-        pages = [r for r in replicas if _port(r.access.metrics_page) in batch.ports]
-        return pages or [r for r in replicas if _port(r.access.url) in batch.ports]
+        pages = [r for r in replicas if port_of(r.access.metrics_page) in batch.ports]
+        return pages or [r for r in replicas if port_of(r.access.url) in batch.ports]
 
     def _taken(self) -> list[Batch]:
         """Return the batches that came, after noting which servers are known by their ports."""
@@ -395,8 +395,3 @@ class Incoming:
 
 def _before(count: int, what: str) -> str:
     return f"{count:,} {what} that ended before the recording began were left out"
-
-
-def _port(url: str) -> int:
-    parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
