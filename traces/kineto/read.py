@@ -84,12 +84,12 @@ def read_trace(
 
     """
     stream, found = _collect(path, limit_bytes, keep_ops=False)
-    if not found.device_events and not found.cpu_ops:
+    if not found.devices.size and not found.ops.size:
         stream, found = _collect(path, limit_bytes, keep_ops=True)
     skipped = stream.skipped + found.skipped
     info = stream.metadata.get("distributedInfo")
     info = info if isinstance(info, dict) else {}
-    if not found.device_events and not found.cpu_ops:
+    if not found.devices.size and not found.ops.size:
         left = f", skipped: {skipped_text(skipped)}" if skipped else ""
         raise TraceError(
             f"{path}: no kernel and no operator in {found.seen:,} events{left}. Profile with "
@@ -99,9 +99,7 @@ def read_trace(
     if stream.cut:
         notes.append(f"the file is cut off ({stream.cut}). What is lost of it counts as idle")
     group = _group_size(info)
-    rows = (
-        device_rows(found, steps, group) if found.device_events else cpu_rows(found, steps, group)
-    )
+    rows = device_rows(found, steps, group) if found.devices.size else cpu_rows(found, steps, group)
     rank = _whole(info.get("rank"))
     return TraceTables(
         path=Path(path),
@@ -110,7 +108,7 @@ def read_trace(
         kernels=rows.frame(engine, rank, window_id, steps),
         steps=tuple(steps.described(rows.last_ends)),
         window=rows.window,
-        on_device=bool(found.device_events),
+        on_device=bool(found.devices.size),
         unix_offset_ns=_unix_offset(stream.metadata, rows.window.start_ns),
         device_name=_device_name(stream.metadata, rows.device),
         vllm_version=_text(stream.metadata.get("vllm_version")),

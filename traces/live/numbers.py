@@ -388,14 +388,19 @@ class Polls:
         until_ns = None
         if np.isfinite(told[REPORTED]).any():
             until_ns, every_ns = int(times[-1]), round(float(np.nanmax(told[REPORTED])) * 1e9)
-            kept = _Kept.of_reports(times, np.concatenate(self._still), every_ns)
-            times, resets = times[kept.polls], kept.any_of(resets)
+            polls = _reports(times, np.concatenate(self._still), every_ns)
+            starts, end = np.append(0, polls[:-1] + 1), int(polls[-1]) + 1
+
+            def gained(each: NDArray[Any]) -> NDArray[Any]:
+                """Return what came at polls [polls, ...], that of others with the next."""
+                return np.asarray(np.add.reduceat(each[:end], starts, axis=0))
+
+            times, resets = times[polls], gained(resets) > 0
             told = {
-                name: kept.last_of(each) if name in GAUGES else kept.sum_of(each)
-                for name, each in told.items()
+                name: each[polls] if name in GAUGES else gained(each) for name, each in told.items()
             }
             histograms = {
-                name: Histogram(each.bounds, kept.sum_of(each.counts), kept.sum_of(each.sums))
+                name: Histogram(each.bounds, gained(each.counts), gained(each.sums))
                 for name, each in histograms.items()
             }
         lengths = np.maximum(np.diff(times), 0)[~resets[1:]]
@@ -626,40 +631,19 @@ class Polls:
         return emptied
 
 
-class _Kept(NamedTuple):
-    """The polls that are kept of a page which is written now and then, by their numbers.
+def _reports(
+    times: NDArray[np.int64], still: NDArray[np.bool_], every_ns: int
+) -> NDArray[np.int64]:
+    """Return the polls at which a report was there whole, and those long after the last.
 
-    What came at others is added to the next.
+    A page that stands still until its next report does not say that nothing happened.
     """
-
-    polls: NDArray[np.int64]
-
-    @classmethod
-    def of_reports(cls, times: NDArray[np.int64], still: NDArray[np.bool_], every_ns: int) -> _Kept:
-        """Return the polls at which a report was there whole, and those long after the last.
-
-        A page that stands still until its next report does not say that nothing happened.
-        """
-        changes = np.flatnonzero(~still)
-        after = np.searchsorted(changes, np.arange(times.size), side="right")
-        ahead = np.append(times[changes], times[-1] + 1)[after] - times
-        polls = np.flatnonzero(ahead >= np.where(still, every_ns, every_ns * SAME_REPORT))
-        last = changes[-1:] if changes.size else np.zeros(1, dtype=int)
-        return cls(np.unique(np.concatenate((polls, last))))
-
-    def any_of(self, told: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.asarray(np.logical_or.reduceat(told[: self.polls[-1] + 1], self._starts))
-
-    def sum_of(self, told: NDArray[Any]) -> NDArray[Any]:
-        """Return what counters gained [polls, ...], nan where that is not known of a part."""
-        return np.asarray(np.add.reduceat(told[: self.polls[-1] + 1], self._starts, axis=0))
-
-    def last_of(self, told: Floats) -> Floats:
-        return told[self.polls]
-
-    @property
-    def _starts(self) -> NDArray[np.int64]:
-        return np.append(0, self.polls[:-1] + 1)
+    changes = np.flatnonzero(~still)
+    after = np.searchsorted(changes, np.arange(times.size), side="right")
+    ahead = np.append(times[changes], times[-1] + 1)[after] - times
+    polls = np.flatnonzero(ahead >= np.where(still, every_ns, every_ns * SAME_REPORT))
+    last = changes[-1:] if changes.size else np.zeros(1, dtype=int)
+    return np.unique(np.concatenate((polls, last)))
 
 
 Line = tuple[str, str, float | None]  # name, labels and bound

@@ -304,22 +304,21 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
     have it (others are not looked at), else as is assumed. Of a replay that kept what it printed
     they hold that: its rows are one draw, and what it printed is the mean of all.
     """
+    unpaired = Difference(
+        first=first.recording,
+        second=second.recording,
+        problems=0,
+        config=config_changes(first, second),
+        not_told=_not_told(first, second),
+    )
     ids = _paired_problems(first, second)
     if isinstance(ids, str):
-        return Difference(
-            first=first.recording,
-            second=second.recording,
-            problems=0,
-            config=config_changes(first, second),
-            not_told=_not_told(first, second),
-            reason=ids,
-        )
+        return replace(unpaired, reason=ids)
     one, two = _Numbers(first, ids), _Numbers(second, ids)
     spread, beyond = _run_to_run((first, second), (one, two), repeats, METRICS)
     changes = (_change(metric, one, two, beyond(metric)) for metric in METRICS)
-    return Difference(
-        first=first.recording,
-        second=second.recording,
+    return replace(
+        unpaired,
         problems=ids.len(),
         unpaired=_unpaired(first, second, ids),
         changes=tuple(each for each in changes if each is not None),
@@ -332,8 +331,6 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
             ),
             printed=tuple(run.recording for run in (first, second) if run.printed),
         ),
-        config=config_changes(first, second),
-        not_told=_not_told(first, second),
     )
 
 
@@ -726,8 +723,8 @@ def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
         one, two = (_fields(getattr(run, part)) for run in (first, second))
         for name in one | two:
             if one.get(name) != two.get(name):
-                told = (_told(run, part, name, each) for run, each in ((first, one), (second, two)))
-                changes[f"{part}.{name}"] = (next(told), next(told))
+                told = _told(first, part, name, one), _told(second, part, name, two)
+                changes[f"{part}.{name}"] = told
     return {name: values for name, values in changes.items() if values != (None, None)}
 
 

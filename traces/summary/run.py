@@ -343,7 +343,9 @@ def _run(
             recording.frame("events"), engine_key, manifest.kernel_windows_cost, kernels
         ),
         acceptance=acceptance(engine, steps, samples),
-        ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
+        ngram_what_if=ngram_what_if(
+            recording.frame("drafts").filter(engine=engine_key, policy=policy_key)
+        ),
         energy_j=energy,
         policies=published or _policies(samples, rows, policy, lost),
         seconds=seconds_by_kind(steps, samples),
@@ -542,11 +544,6 @@ def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, flo
     if not spent["other"]:
         del spent["other"]
     return spent
-
-
-def _drafts(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
-    own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
-    return recording.frame("drafts").filter(own)
 
 
 def _notes(

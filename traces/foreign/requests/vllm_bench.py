@@ -17,13 +17,14 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from traces.errors import OutcomesError, UsageError
+from traces.errors import OutcomesError
 from traces.files import DOCUMENT_VALUES
 from traces.foreign.requests.reader import (
     FAILED,
     Request,
     RowReader,
     ascend,
+    check_run,
     nanoseconds,
     token_count,
 )
@@ -74,12 +75,7 @@ class VllmBench(RowReader):
     def _result(self) -> _Result:
         """Return the chosen document. Raises OutcomesError and UsageError as a reader does."""
         documents, run = self._documents(), self._choices.run
-        if run is None and len(documents) > 1:
-            raise UsageError(
-                f"{self._path}: holds {len(documents)} results. Choose one with --run N"
-            )
-        if not 1 <= (run or 1) <= len(documents):
-            raise UsageError(f"--run {run}: {self._path} holds {len(documents)} results")
+        check_run(self._path, run, len(documents), "results")
         chosen = documents[(run or 1) - 1]
         try:
             result = decode_read(chosen, _Result, DOCUMENT_VALUES)
