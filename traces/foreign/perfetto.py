@@ -87,7 +87,8 @@ def _slices(recording: Recording, base: int, tracks: _Tracks) -> Iterator[tuple[
     for row in events.drop_nulls("time").iter_rows(named=True):
         track = tracks.of(f"engine {row['engine'] or ''}".strip(), "events")
         told = _told({"detail": row["detail"]})
-        yield "events", {**_mark(row["kind"] or "event", track, row["time"]), "args": told}
+        mark = {"name": row["kind"] or "event", "ph": "i", "s": "t", "ts": row["time"]}
+        yield "events", mark | {"pid": track[0], "tid": track[1], "args": told}
 
 
 def _placed(steps: pl.DataFrame, first: int) -> pl.DataFrame:
@@ -165,10 +166,6 @@ def _slice(
     else:
         piece["dur"] = length
     return piece | {"args": dict(args)}
-
-
-def _mark(name: str, track: tuple[int, int], time: int) -> Slice:
-    return {"name": name, "ph": "i", "s": "t", "pid": track[0], "tid": track[1], "ts": time}
 
 
 def _span(begin: int, end: int | None) -> int | None:

@@ -63,9 +63,7 @@ class PageReader:
     _ever: set[str] = field(default_factory=set)  # engines
     _on_ray: set[str] = field(default_factory=set)  # engines
     _known: dict[str, tuple[Series, ...]] = field(default_factory=dict)
-    _ranks: dict[str, tuple[str | None, ...]] = field(
-        default_factory=dict
-    )  # by engine: whose lines
+    _ranks: dict[str, tuple[str | None, ...]] = field(default_factory=dict)  # by engine
     _started: float | None = None
 
     def read(self, page: str) -> dict[Series, float]:

@@ -45,15 +45,11 @@ PROMPT_LENGTH = "vllm:request_prompt_tokens"
 OUTPUT_LENGTH = "vllm:request_generation_tokens"
 FINISHED, PREEMPTED = "vllm:request_success_total", "vllm:num_preemptions_total"
 HIT_TOKENS, ASKED_TOKENS = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
-DRAFTS, DRAFTED = (
-    "vllm:spec_decode_num_drafts_total",
-    "vllm:spec_decode_num_draft_tokens_total",
-)
+DRAFTS = "vllm:spec_decode_num_drafts_total"
+DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
-FLOPS, READ_BYTES = (
-    "vllm:estimated_flops_per_gpu_total",
-    "vllm:estimated_read_bytes_per_gpu_total",
-)
+FLOPS = "vllm:estimated_flops_per_gpu_total"
+READ_BYTES = "vllm:estimated_read_bytes_per_gpu_total"
 PER_GPU = (FLOPS, READ_BYTES)
 ACCEPTED_LENGTH = "sglang:spec_accept_length"  # a gauge, of which vLLM tells the counts
 STARTED = "engine_process_start_time_seconds"  # of the page's process, with each engine of it
@@ -71,12 +67,8 @@ _END = np.uint64(0xFFFF)
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
-_COUNTED = (
-    PROMPT,
-    CACHED,
-    HIT_TOKENS,
-    f"{STEP_TOKENS}_count",
-)  # from poll to poll, where lengths are too
+# Counted from poll to poll where lengths are too.
+_COUNTED = (PROMPT, CACHED, HIT_TOKENS, f"{STEP_TOKENS}_count")
 
 
 def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
