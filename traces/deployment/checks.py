@@ -544,7 +544,7 @@ def observed(run: Run) -> dict[str, Estimate | None]:
     if ended.height == whole.height:
         found["output_tokens"] = _mean_by_problem(whole, "output_tokens")
     if run.policy.n > 1:
-        found["agreement"] = _agreement(run, whole)
+        found["agreement"] = _agreement(whole)
     return found
 
 
@@ -553,7 +553,7 @@ def _mean_by_problem(samples: pl.DataFrame, column: str) -> Estimate | None:
     return mean(known.agg(pl.col(column).mean())[column].cast(pl.Float64).to_numpy(), "tokens")
 
 
-def _agreement(run: Run, samples: pl.DataFrame) -> Estimate | None:
+def _agreement(samples: pl.DataFrame) -> Estimate | None:
     """Return the mean share of a problem's answers that are the one most gave."""
     counts = (
         samples.drop_nulls("answer").group_by("problem", "answer").len("votes").group_by("problem")

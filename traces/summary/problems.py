@@ -365,41 +365,28 @@ def lost_problems(problems: pl.DataFrame, *, imported: bool = False) -> Lost:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unanswered:
-    """How many samples ended by themselves or at a limit without an answer, of so many."""
-
-    count: int
-    cut: int  # of them, at max_tokens or the model's length
-    samples: int
-
-    @property
-    def text(self) -> str | None:
-        """What a reader must know; None where nearly all have an answer."""
-        if self.count <= MOST_UNTOLD * self.samples:
-            return None
-        ended = self.count - self.cut
-        parts = [f"{self.cut:,} were cut at max_tokens or the model's length"] if self.cut else []
-        parts += [f"{ended:,} ended by themselves"] if ended else []
-        advice = "" if not ended else ". Check the verifier, and a server's --reasoning-parser"
-        told = f"{self.count:,} of {self.samples:,} samples have no answer"
-        return f"{told}: {' and '.join(parts)}{advice}"
-
-
-def unanswered(samples: pl.DataFrame) -> Unanswered:
-    """Return how many of a run's own samples have no answer.
+def unanswered(samples: pl.DataFrame) -> str | None:
+    """Return how many of a run's own samples have no answer, None where nearly all have one.
 
     Left out are those that failed, were cancelled, or were given their length.
     """
-    cut = pl.col("finish_reason") == "length"
-    ended = samples.filter(
+    at_limit = pl.col("finish_reason") == "length"
+    own = samples.filter(
         pl.col("role").fill_null("sample") == "sample",
         pl.col("finish_reason").is_not_null(),
         pl.col("error").is_null() & pl.col("cancelled_by").is_null(),
-        ~(cut & ~pl.col("censored").fill_null(False)),
+        ~(at_limit & ~pl.col("censored").fill_null(False)),
     )
-    none = ended.filter(pl.col("answer").is_null())
-    return Unanswered(count=none.height, cut=none.filter(cut).height, samples=ended.height)
+    none = own.filter(pl.col("answer").is_null())
+    if none.height <= MOST_UNTOLD * own.height:
+        return None
+    cut = none.filter(at_limit).height
+    ended = none.height - cut
+    parts = [f"{cut:,} were cut at max_tokens or the model's length"] if cut else []
+    parts += [f"{ended:,} ended by themselves"] if ended else []
+    advice = ". Check the verifier, and a server's --reasoning-parser" if ended else ""
+    told = f"{none.height:,} of {own.height:,} samples have no answer"
+    return f"{told}: {' and '.join(parts)}{advice}"
 
 
 # Who occupied the engine: each step's time, shared among the samples it computed.

@@ -587,7 +587,7 @@ def _notes(
     # Others' traffic is not read for answers, and a step of beam search has none.
     whole = policy is not None and not policy.spec.in_steps
     asked = whole and "imported" not in manifest.provenance
-    if asked and (text := unanswered(samples).text) is not None:
+    if asked and (text := unanswered(samples)) is not None:
         notes.append(text)
     if lost is not None and lost.too_many:
         notes.append(f"no table of maj@k and pass@k: {lost.why_not}")
