@@ -35,10 +35,7 @@ _FIRST_TRACK = 100_000  # above the numbers of processes: a thread of its proces
 
 
 def export_trace(recording: Recording, path: Path) -> dict[str, int]:
-    """Write the trace (gzip when `path` ends in .gz) and return how many slices of each kind.
-
-    Raises RecordingError when the file cannot be written or a part of the recording is corrupt.
-    """
+    """Write a trace (gzip for .gz); return how many slices of each kind. Raises RecordingError."""
     opened = gzip.open if path.suffix == ".gz" else open
     with whole_file(path) as partial, opened(partial, "wt", encoding="utf-8") as file:
         return _write(recording, file)

@@ -76,12 +76,9 @@ def read_trace(
 ) -> TraceTables:
     """Read a PyTorch profiler trace (.json or .json.gz), whole or damaged.
 
-    `engine` and `window_id` are written into the kernels' rows, and `limit_bytes` of inflated JSON
-    protect against a file that never ends.
-
-    Raises TraceError when the file cannot be opened, is empty, is no profiler trace, is larger
-    than the limit, or has neither a kernel nor an operator that can be read.
-
+    `engine` and `window_id` are written into the kernels' rows. Raises TraceError when the file
+    cannot be opened, is empty, is no trace, holds more than `limit_bytes` of JSON, or nothing that
+    can be read.
     """
     stream, found = _collect(path, limit_bytes, keep_ops=False)
     if not found.devices.size and not found.ops.size:

@@ -91,10 +91,7 @@ def tells(name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds(Record):
-    """Where a number lies that only a histogram tells: above `low`, and at `high` at most.
-
-    `high` is None above the last bound of the histogram.
-    """
+    """Where a histogram's number lies: above `low`, at most `high`, None above its last bound."""
 
     low: float
     high: float | None
@@ -343,10 +340,7 @@ class Polls:
         self._held = pl.DataFrame()  # of a poll that may go on in the next rows
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add rows of `scrapes` of one engine and of names in `USED`, poll after poll.
-
-        With `lengths` those of `TRAFFIC` are taken too.
-        """
+        """Add rows of `scrapes` of an engine and of `USED` (`lengths`: and `TRAFFIC`), in order."""
         if self._held.height:
             rows = pl.concat([self._held, rows])
         if not rows.height:
@@ -505,10 +499,7 @@ class Polls:
     def _in_first_report(
         self, times: NDArray[np.int64], still: NDArray[np.bool_], every_s: Floats
     ) -> NDArray[np.bool_]:
-        """Return the polls of a page's first report, which began before the first poll.
-
-        None if the page stood still for a whole report before it.
-        """
+        """Return the polls of a page's first report, if it began before the first poll."""
         none = np.zeros(times.size, dtype=bool)
         self._first_ns = int(times[0]) if self._first_ns is None else self._first_ns
         if not np.isfinite(every_s).any() or (self._partly_ns is None and still.all()):
@@ -535,10 +526,7 @@ class Polls:
         return found
 
     def _began_anew(self, began: Floats) -> NDArray[np.bool_]:
-        """Return the polls that another process answered than the one before.
-
-        Its counters may be higher than those of the one before.
-        """
+        """Return the polls of another process than the one before, whose counters may be higher."""
         known = np.flatnonzero(~np.isnan(began))
         values = np.append(self._began, began[known])
         self._began = float(values[-1])
@@ -961,10 +949,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
 
 
 def by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
-    """Add up counts by the value of one label: a page may give its lines others, such as instance.
-
-    What lacks the label is left out.
-    """
+    """Add up counts by the value of one of their labels; what lacks it is left out."""
     found: dict[str, float] = {}
     named = re.compile(rf'(?:^|,){label}="([^"]*)"')
     for labels, count in counts.items():

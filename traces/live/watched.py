@@ -82,10 +82,7 @@ ONLY_WATCHED = (
 
 
 def only_watched(recording: Recording) -> bool:
-    """Whether a recording holds nothing but the traffic of others on servers.
-
-    An import of forward passes tells of such traffic too, without a name for any request.
-    """
+    """Whether a recording has others' traffic alone, as an import of forward passes has too."""
     manifest = recording.manifest
     imported = manifest.provenance.get("imported")
     return not manifest.policies and (imported is None or imported.get("format") == FORMAT)
@@ -105,10 +102,7 @@ def runs_and_servers(
 
 
 def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watched]:
-    """Return the engines whose /metrics a recording holds, in the manifest's order.
-
-    `runs` are the recording's, from which the times of single requests are taken.
-    """
+    """Return the engines whose /metrics a recording holds; `runs` give times of single requests."""
     windows = windows_of(recording)
     return [
         _watched(recording, key, engine, windows[key], runs)
@@ -141,10 +135,7 @@ def servers_in(
 
 
 def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
-    """Return what the polls of each engine say, of those whose /metrics was read.
-
-    With `lengths` also what only a law and traffic are made of (`Polls`).
-    """
+    """Return what each engine's polls say; with `lengths` what laws and traffic are made of too."""
     return begin_again(recording, lambda: _windows(recording, lengths))
 
 

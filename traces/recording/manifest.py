@@ -128,10 +128,7 @@ class Manifest(Record):
         return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
 
     def write(self, folder: Path) -> None:
-        """Write `recording.json` so that it is replaced whole or not at all.
-
-        It survives a power failure. Room that `reserve` has kept is used. Raises OSError.
-        """
+        """Replace `recording.json` whole, to survive a power failure. Raises OSError."""
         data = json.dumps(self.to_json(), indent=1).encode()
         partial = folder / PARTIAL
         partial.touch()
@@ -167,10 +164,7 @@ def check_free(folder: Path) -> None:
 
 
 def take_folder(folder: Path) -> None:
-    """Make a folder for a recording, or take an empty one: of two that try, one gets it.
-
-    Raises RecordingError when it holds a recording already or cannot be written.
-    """
+    """Make or take an empty folder: of two that try one gets it. Raises RecordingError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         os.close(os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -183,11 +177,7 @@ def take_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `recording.json`: at most `MOST_BYTES`, each field of its type.
-
-    Raises RecordingError (NewerSchemaError for one from the future) that names the path and says
-    how to go on.
-    """
+    """Read `recording.json`, each field of its type. Raises RecordingError, or NewerSchemaError."""
     path = folder / NAME
     if not folder.exists():
         raise RecordingError(f"{folder}: no such recording")
@@ -239,10 +229,7 @@ def recordings_in(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> bytes:
-    """Return the bytes of `recording.json` as they were written.
-
-    A writer that is at work replaces it, so what does not match is read again.
-    """
+    """Return `recording.json`, read again where a writer at work replaces it meanwhile."""
     for _ in range(3):
         checksums.check_regular(path)
         if path.stat().st_size > MOST_BYTES:

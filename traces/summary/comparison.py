@@ -193,10 +193,7 @@ def ran_at_once(run: Run) -> tuple[int, int | None]:
 
 
 def beside(recordings: Sequence[Recording]) -> list[Run]:
-    """Return the runs that repeat those of the given recordings and lie in the same folders.
-
-    What cannot be read, was cut off or is a prediction is left out.
-    """
+    """Return the runs in the same folders that repeat the given, measured, whole and readable."""
     given = {each.path.resolve() for each in recordings}
     wanted = {name for each in recordings for name in _configurations(each)} - {None}
     repeats: list[Run] = []
@@ -787,11 +784,9 @@ class Limit:
 class Judged:
     """A limit with the difference it was held against, in the limit's own terms.
 
-    `timed`: the number differs from run to run.
-
-    `broken`: the whole 90 % interval lies beyond the limit. `sure`: it lies on one side, beyond or
-    within. `problems_to_settle` is how many problems would put it on one side if the difference
-    stayed as it is, None where it lies there or no number would.
+    `broken`: the whole 90 % interval lies beyond it. `sure`: on one side. `timed`: the number
+    differs from run to run. `problems_to_settle` would put it on one side if the difference stayed,
+    None where it lies there or no number would.
     """
 
     limit: Limit
@@ -839,11 +834,7 @@ def parse_limit(text: str) -> Limit:
 
 
 def judge(limits: Sequence[Limit], compared: Difference) -> tuple[Judged, ...]:
-    """Hold limits against the paired differences of two runs.
-
-    Raises TtscopeError where one cannot be held: a gate that nothing was measured for must not
-    pass.
-    """
+    """Hold limits against paired differences. Raises TtscopeError where one cannot be held."""
     if compared.reason is not None:
         raise TtscopeError(f"--fail-on cannot be judged: {compared.reason}")
     changes = {change.metric.tag: change for change in compared.changes}

@@ -24,9 +24,8 @@ ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
 def run_keys(recording: Recording) -> list[tuple[str, str]]:
     """Return the (engine, policy) pairs that problems ran under, in the manifest's order.
 
-    A recording without problems has the pair that it was made for, or those of the engines whose
-    steps were imported; an imported trace has no policy, nor has traffic that was only watched, and
-    an empty key stands for it.
+    Without problems they are those that it was made for, or of engines whose steps were imported.
+    An imported trace and traffic that was only watched have no policy, but an empty key.
     """
     manifest = recording.manifest
     seen = set(recording.problems.select("engine", "policy").drop_nulls().unique().iter_rows())
@@ -305,11 +304,7 @@ MOST_UNTOLD = 0.05  # share of the problems without a number at which a mean is 
 
 
 def mostly_told(numbers: Floats) -> bool:
-    """Return whether so few problems have no number, nan, that a mean of the others is of all.
-
-    Those that have one are else others than the rest: a stopping rule cancels samples of easy
-    problems.
-    """
+    """Return whether so few are nan that a mean of the others, who may be unlike, is of all."""
     return int(np.isnan(numbers).sum()) <= MOST_UNTOLD * numbers.size
 
 

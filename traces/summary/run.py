@@ -184,11 +184,7 @@ def to_plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Printed(Record):
-    """What a replay printed of the run that it predicted, by tag, and the votes within it.
-
-    These are means over all of its draws with their intervals. The tables of its recording are one
-    draw.
-    """
+    """What a replay printed, by tag: means over all draws. Its recording's tables are one draw."""
 
     estimates: Mapping[str, Estimate]
     policies: tuple[PolicyOutcome, ...] = ()
@@ -207,10 +203,7 @@ class Printed(Record):
 
     @classmethod
     def told(cls, recording: Recording) -> Printed | None:
-        """Return what a recording's replay printed, None where it does not say.
-
-        Raises RecordingError where that is damaged.
-        """
+        """Return what a replay printed, None if untold. Raises RecordingError if damaged."""
         replayed = recording.manifest.provenance.get("replayed")
         data = replayed.get("printed") if isinstance(replayed, Mapping) else None
         try:

@@ -96,10 +96,7 @@ class VllmBench(RowReader):
         return result
 
     def _in_turn(self, result: _Result) -> list[float]:
-        """Return the starts of requests of which so many were kept in flight, in their order.
-
-        Raises OutcomesError where they were sent at a rate, by which nothing tells them.
-        """
+        """Return the starts of so many kept in flight, in order. Raises OutcomesError at a rate."""
         rate = result.request_rate
         if result.ramp_up_strategy is not None or rate not in (None, "inf"):
             raise OutcomesError(
@@ -173,10 +170,7 @@ class VllmBench(RowReader):
                 yield Request(place, told[0], told[1], arrival, arrival + first, arrival + length)
 
     def _itl_s(self, result: _Result) -> dict[str, float] | None:
-        """Return mean and quantiles of the times between tokens; None where they are not told.
-
-        As in vLLM's own, those of failed requests do not count.
-        """
+        """Return mean and quantiles of gaps between tokens of requests that ended, if told."""
         rows = self._rows(result)
         errors = _full(result.errors, len(rows)) or [None] * len(rows)
         ended = zip(rows, errors, result.output_lens or (), strict=False)
