@@ -111,7 +111,6 @@ class PassReceiver:
             self._destroy()
 
     def take(self) -> list[Passed]:
-        """Return the records that came since the last call."""
         return [self.waiting.popleft() for _ in range(len(self.waiting))]
 
     def _destroy(self) -> None:

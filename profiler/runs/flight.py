@@ -38,12 +38,10 @@ class Chain:
 
     @property
     def thought_ended(self) -> bool:
-        """Whether its thought is closed."""
         return THINK_END in self.text
 
     @property
     def thought(self) -> str:
-        """The text of its thought."""
         return self.text.partition(THINK_END)[0]
 
     @property

@@ -182,7 +182,6 @@ class Service:
             self._looks = asyncio.create_task(self._look_at_scores())
 
     def app(self) -> web.Application:
-        """Return the routes."""
         app = web.Application(
             middlewares=[self._guarded], client_max_size=self.settings.most_body_bytes
         )

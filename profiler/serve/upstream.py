@@ -34,7 +34,6 @@ class Upstream(ServerEngine):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, timeout_s: float) -> None:
-        """Open the connections."""
         self._asyncio = asyncio.get_running_loop()
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -45,7 +44,6 @@ class Upstream(ServerEngine):
         )
 
     def submit(self, request: SampleRequest) -> None:
-        """Send a sample (see `Engine`)."""
         stream = self._stream_of(request)
         if request.stop:  # the engine keeps stop strings in the text
             stream.cuts = self.questions[request.request_id.rpartition(".")[0]].stop
@@ -117,7 +115,6 @@ class Upstream(ServerEngine):
 
     @property
     def served(self) -> str:
-        """The name that the server gives its model."""
         return self._served
 
     def close(self) -> None:

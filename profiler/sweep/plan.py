@@ -76,7 +76,6 @@ class Job(Record):
 
     @property
     def posed(self) -> dict[str, Any]:
-        """What `load_workload` is called with."""
         names = ("problems", "seed", "verifier", "system_prompt")
         return {"source": self.workload} | {name: getattr(self, name) for name in names}
 

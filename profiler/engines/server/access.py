@@ -50,7 +50,6 @@ class Access:
 
     @property
     def metrics_page(self) -> str:
-        """The URL of its metrics page."""
         return self.metrics or f"{self.url}/metrics"
 
     @property

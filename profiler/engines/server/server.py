@@ -127,7 +127,6 @@ class ServerEngine(Engine):
     def _look(
         self, model: str | None, name: str | None, declared: dict[str, Any]
     ) -> tuple[str, EngineConfig, ModelFacts | None]:
-        """Ask the server what it serves."""
         with httpx.Client(base_url=self.url, headers=self._headers, timeout=10.0) as client:
             card = ask_model(client, self.url, model)
             found = identify(client, card)
