@@ -52,7 +52,7 @@ class Incoming:
         self,
         receiver: Receiver,
         deployment: Deployment,
-        profiled: Callable[[Row, int | None], bool] | None = None,
+        profiled: Callable[[Row, int | None], bool | None] = lambda row, error_ns: None,
         own_traces: Collection[str] = (),
         *,
         steps: bool = True,
@@ -159,8 +159,9 @@ class Incoming:
         for key, rows in raw.items():
             wait = len(self._senders[key]) > 1 and not self._ending
             until = now_ns() - HOLD_NS if wait else None
-            ended = self._rows[key].rows(rows, since=self._since(key), until=until, most=most)
-            found += self._marked(key, ended)
+            error = CLOCK_NS + abs(self._ahead.get(key, 0))
+            for row in self._rows[key].rows(rows, since=self._since(key), until=until, most=most):
+                found.append(row | {"profiled": self._profiled(row, error)})
         self.steps += len(found)
         return found
 
@@ -283,15 +284,6 @@ class Incoming:
             f"{told}. Start vLLM with TTSCOPE_PLUGIN={where}, in an environment where ttscope is "
             "installed. Its Rust front end has no plugins (docs/attach.md)"
         )
-
-    def _marked(self, key: str, rows: list[Row]) -> list[Row]:
-        profiled = self._profiled
-        if profiled is None:
-            return rows
-        error = CLOCK_NS + abs(self._ahead.get(key, 0))
-        for row in rows:
-            row["profiled"] = profiled(row, error)
-        return rows
 
     def _key_of(self, batch: Batch) -> str | None:
         """Return the engine that a plugin belongs to: by its port, its start, or the only one.
