@@ -108,6 +108,12 @@ def fold(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
+def without_middle(text: str, width: int) -> str:
+    """Return text of at most so many columns; what is too long loses its middle."""
+    tail = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
 def model_name(model: str) -> str:
     """Return the last part of a model's name or path."""
     return model.rstrip("/").rpartition("/")[2] or model

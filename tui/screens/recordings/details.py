@@ -32,26 +32,6 @@ def price_told(price: float | None) -> str:
     return "those of the recordings" if price is None else f"at ${digits(price)} a device-hour"
 
 
-def status_of(
-    *,
-    shown: int,
-    total: int,
-    marked: int,
-    read: int,
-    loading: bool,
-    sort: str,
-    price: float | None,
-    wide: bool,
-) -> str:
-    """Return what stands in the bar above the table; a price takes the room of the order."""
-    parts = [f"reading {read}/{total}" if loading else f"{shown}/{total}"]
-    if price is not None:
-        parts.append(f"${digits(price)} an hour")
-    if price is None or wide:
-        parts.append(f"sort {sort}")
-    return "  ".join([*parts, f"{marked} marked"])
-
-
 KEYS_TOLD = "enter: open   ?: help, columns   - not measured   ! not compared"
 
 

@@ -439,11 +439,7 @@ class RunScreen(ModeScreen):
         both.set_class(other is not None, "beside")
         both.set_class(self._width >= WIDE, "wide")
         for name, drawn in (("#bars", own), ("#other", other)):
-            bars = self.query_one(name, SampleBars)
-            if drawn is None:
-                bars.update("")
-            else:
-                bars.show(drawn.scale, drawn.rows, title=drawn.title, after=drawn.after)
+            self.query_one(name, SampleBars).show(drawn)
 
     # -- keys ----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from traces.summary.kernels import Collective, WindowSteps
 from traces.summary.run import Run
 from traces.summary.speculation.acceptance import Acceptance
 from traces.summary.speculation.lookup import NgramWhatIf
-from tui.text.layout import align, wrap
+from tui.text.layout import align, without_middle, wrap
 
 NAME = 22
 
@@ -52,7 +52,11 @@ def kernel_lines(run: Run, width: int = 80) -> list[str]:
         for text in held_texts(device.held):
             lines += wrap("  ", text, width=width, indent=2)
     tops = [
-        (f"  {shortened(each.name, min(44, width - 24))}", integer(each.calls), number(each.s, "s"))
+        (
+            f"  {without_middle(each.name, min(43, width - 25))}",
+            integer(each.calls),
+            number(each.s, "s"),
+        )
         for each in run.top_kernels or ()
     ]
     header = ("most expensive", "calls", "time")
@@ -75,12 +79,6 @@ def held_texts(held: Sequence[WindowSteps]) -> list[str]:
     for reason, count in Counter(each.unknown for each in held if each.unknown).most_common(3):
         texts.append(f"{counted(count, 'window')}, which steps is not known: {reason}")
     return texts
-
-
-def shortened(name: str, width: int) -> str:
-    """Cut a kernel's name in the middle: its end tells the shape or type apart."""
-    half = (width - 1) // 2
-    return name if len(name) <= width else f"{name[:half]}…{name[-half:]}"
 
 
 def collective_lines(collectives: tuple[Collective, ...], width: int) -> list[str]:

@@ -190,14 +190,8 @@ def latency_lines(
         ("decode", "decode_s"),
         ("request", "e2e_s"),
     ):
-        each = getattr(requests, name, None)
-        if requests is not None and each is not None and each["mean"] is not None:
-            cells = [value_of(each[q]) for q in ("mean", *QUANTILES)]
-            rows.append((title, *cells, requests.source))
-            continue
-        times: Times = getattr(numbers, name)
-        cells = [bounds_text(getattr(times, q)) for q in QUANTILES]
-        rows.append((title, value_of(times.mean), *cells, "/metrics"))
+        mean, cells, source = time_cells(numbers, requests, name, QUANTILES)
+        rows.append((title, value_of(mean), *cells, source))
     lines = align(rows, right=(1, 2, 3, 4))
     used = {row[-1] for row in rows}
     if requests is not None and requests.source in used:
@@ -210,6 +204,17 @@ def latency_lines(
         text = f"{software}'s histograms: {means}a quantile lies between two bounds"
         lines += wrap("/metrics", text, width=width, indent=INDENT)
     return lines
+
+
+def time_cells(
+    numbers: Numbers, requests: Requests | None, name: str, quantiles: Iterable[str] = ()
+) -> tuple[Estimate | None, list[str], str]:
+    """Return a time of requests: its mean, its quantiles as text, and where these are from."""
+    each = getattr(requests, name, None)
+    if requests is not None and each is not None and each["mean"] is not None:
+        return each["mean"], [value_of(each[q]) for q in quantiles], requests.source
+    times: Times = getattr(numbers, name)
+    return times.mean, [bounds_text(getattr(times, q)) for q in quantiles], "/metrics"
 
 
 def bounds_text(bounds: Bounds | None) -> str:
