@@ -38,7 +38,6 @@ from tui.screens.entries import (
 from tui.screens.library import (
     ImportMade,
     delete_recording,
-    failure,
     import_into,
     price_of,
     recordings_at,
@@ -479,12 +478,9 @@ class RecordingsScreen(ModeScreen):
 
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:
-        try:
-            made = import_into(text, Path("runs"))
-        except Exception as error:  # a file of others may be broken in any way
-            self.post_message(Failed(failure(error), text))
-        else:
-            self.post_message(ImportDone(made))
+        self.post_made(
+            lambda: ImportDone(import_into(text, Path("runs"))), lambda why: Failed(why, text)
+        )
 
     @on(ImportDone)
     def _imported(self, event: ImportDone) -> None:

@@ -654,7 +654,7 @@ def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], .
 
 def _row(outcome: PolicyOutcome) -> tuple[str, ...]:
     tokens = outcome.tokens_per_problem
-    cells: Sequence[str] = (
+    return (
         label(outcome),
         value_of(outcome.accuracy),
         interval(outcome.accuracy),
@@ -662,7 +662,6 @@ def _row(outcome: PolicyOutcome) -> tuple[str, ...]:
         _how(outcome),
         interval(outcome.fresh_run),
     )
-    return tuple(cells)
 
 
 def _how(outcome: PolicyOutcome) -> str:
