@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 from textual.widgets import Input
 
-import profiler.demo
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.pilot import opened, press, screen_text, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.library import delete_recording
 from tui.screens.run.screen import RunScreen
+from tui.verbs.demo import SHIPPED
 
 pytestmark = pytest.mark.slow
 
-SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
 RECORDED = next(SHIPPED.glob("demo-s-*maj@16*"))
 
 
