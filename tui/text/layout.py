@@ -99,6 +99,11 @@ def wrap(label: str, text: str, *, width: int, indent: int) -> list[str]:
     return [*lines, line.rstrip()]
 
 
+def labelled(rows: Iterable[tuple[str, str]], *, width: int, indent: int) -> list[str]:
+    """Return texts, each led by its label, in lines of `width`."""
+    return [line for label, text in rows for line in wrap(label, text, width=width, indent=indent)]
+
+
 def fold(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     """Return text in lines of `width`, led by `first` and then by `later`."""
     whole = text.replace(" %", "\N{NO-BREAK SPACE}%")

@@ -20,7 +20,7 @@ from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
 from tui.terminal import say_all
 from tui.text.commands import next_lines
-from tui.text.layout import align, wrap
+from tui.text.layout import align, labelled
 from tui.text.recordings.show import engine_text
 from tui.text.replay import TAGS as REPLAYED
 from tui.text.replay import relative
@@ -236,13 +236,13 @@ def _change(answered: Answered, tag: str) -> Mapping[str, Any]:
 def against_lines(answered: Answered, url: str) -> Iterator[str]:
     """Return the lines of a run that was sent."""
     yield answered.recorded.recording
-    for label, text in (
+    head = [
         ("recorded", engine_text(answered.recorded.engine)),
         ("sent to", url),
         ("", engine_text(answered.measured.engine)),
         ("sent", answered.load),
-    ):
-        yield from wrap(label, text, width=80, indent=10)
+    ]
+    yield from labelled(head, width=80, indent=10)
     yield ""
     rows = [["", "recorded", "predicted", "90 % interval", "measured", "off by", ""]]
     before = answered.recorded if answered.predicted is None else answered.predicted
@@ -264,8 +264,7 @@ def against_lines(answered: Answered, url: str) -> Iterator[str]:
     yield from align(rows, right=(1, 2, 4, 5), gap=1)
     yield ""
     yield f"off by: measured against {'recorded' if answered.predicted is None else 'predicted'}"
-    for note in answered.notes:
-        yield from wrap("note", note, width=80, indent=10)
+    yield from labelled((("note", note) for note in answered.notes), width=80, indent=10)
     yield ""
     yield f"kept in {answered.folder}"
 

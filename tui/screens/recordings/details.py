@@ -11,7 +11,7 @@ from traces.schema.formats import counted, digits, number
 from traces.summary.comparison import Difference
 from traces.summary.run import Run
 from tui.screens.entries import Column, Entry
-from tui.text.layout import BLOCKS, wrap
+from tui.text.layout import BLOCKS, labelled, wrap
 from tui.text.recordings.show import difference_lines, energy_lines, time_lines, warning_lines
 
 EMPTY = (
@@ -77,10 +77,7 @@ def _watched(entry: Entry, run: Run) -> str:
 
 def columns_lines(columns: Sequence[Column], width: int) -> list[str]:
     """Return what the columns hold, a sentence each."""
-    lines: list[str] = []
-    for column in columns:
-        lines += wrap(column.header, column.about, width=width, indent=11)
-    return lines
+    return labelled(((each.header, each.about) for each in columns), width=width, indent=11)
 
 
 def latency_lines(run: Run, width: int, rows: int) -> list[str]:

@@ -35,7 +35,7 @@ from traces.summary.problems import mostly_told
 from traces.summary.run import Run
 from traces.summary.series import series
 from traces.summary.votes import PolicyOutcome
-from tui.text.layout import align, chart_line, clock, wrap
+from tui.text.layout import align, chart_line, clock, labelled, wrap
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def warnings_of(run: Run) -> list[str]:
 
 def warning_lines(run: Run, width: int = 80) -> list[str]:
     """Return the warnings in lines marked `!`."""
-    return [line for text in warnings_of(run) for line in wrap("!", text, width=width, indent=2)]
+    return labelled((("!", text) for text in warnings_of(run)), width=width, indent=2)
 
 
 def show_policies_head(run: Run) -> list[str]:
@@ -561,9 +561,7 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
             lines += wrap(mark.rstrip("."), text, width=width, indent=8)
     verdict = [] if of_curve else best_lines(best, width=width)
     lines += ["", *_others_lines(judged, width), *verdict, *_by_difficulty(judged, width)]
-    for note in judged.notes:
-        lines += wrap("!", note, width=width, indent=2)
-    return lines
+    return lines + labelled((("!", note) for note in judged.notes), width=width, indent=2)
 
 
 def _others_lines(judged: Counterfactuals, width: int) -> list[str]:
