@@ -331,8 +331,7 @@ class RecordingsScreen(ModeScreen):
         able = entry.teaches or entry.listed is not None
         mark = "*" if marked else ("" if able else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
-        run = entry.run or entry.listed
-        numbers = run is not None and run.problems > 0
+        numbers = entry.row is not None and entry.row.problems > 0
         width = self._table_width
         cells = [Text(mark, style="bold")]
         for column, _ in self._columns:
