@@ -199,7 +199,6 @@ class LiveScreen(ModeScreen):
         self._reopen(entry)
 
     def _clear(self) -> None:
-        """Forget what was shown."""
         self.workers.cancel_group(self, "recorded")
         self._target, self._history, self._findings = None, History(), []
         self._shown, self._recorded, self._next, self._depth = None, None, None, False
@@ -474,6 +473,5 @@ class LiveScreen(ModeScreen):
         self._draw()
 
     def action_stop(self) -> None:
-        """End the watching; the recording is complete then."""
         if self._watch is not None:
             self._watch.stop()

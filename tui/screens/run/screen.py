@@ -554,7 +554,6 @@ class RunScreen(ModeScreen):
         self.query_one("#page").scroll_home(animate=False)
 
     def action_ask(self, what: str, text: str = "") -> None:
-        """Ask where to go, or what to change in a replay."""
         self._asking = what
         self.query_one(Prompt).ask(QUESTIONS[what], text)
 
