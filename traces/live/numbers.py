@@ -472,7 +472,8 @@ class Polls:
         grown[new] = told.value[new]
         np.nan_to_num(grown, copy=False, nan=0.0)
         resets = self._began_anew(_reading(columns.gauges, STARTED, filled))
-        resets[told.poll[(grown < 0) & columns.only_grows[told.place]]] = True
+        fell = (grown < 0) & (columns.only_grows[told.place] | (told.value < before * _LOWER))
+        resets[told.poll[fell]] = True
         away = self._away_at_a_restart(told.poll[back.at], back.ended, resets)
         anew = back.chosen(back.lower | away)
         grown[anew.at] = told.value[anew.at]

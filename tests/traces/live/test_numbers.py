@@ -246,6 +246,18 @@ def test_an_interval_with_a_restart_is_left_out():
     assert found.generated_tokens_per_s == 100.0
 
 
+def test_no_time_is_negative_where_a_sum_alone_fell():
+    """As of two servers behind a load balancer, which began at the same moment."""
+    name = 'vllm:time_to_first_token_seconds_{}{{engine="0"}} {}\n'
+    told = [(5, 9.0), (6, 2.0), (7, 2.5), (8, 3.0)]
+    pages = [
+        (second, name.format("count", count) + name.format("sum", seconds))
+        for second, (count, seconds) in enumerate(told)
+    ]
+    found = numbers_of(scrapes(pages), "e")
+    assert (found.resets, found.ttft_s.mean.value) == (1, 0.5)
+
+
 def test_a_restart_is_seen_where_the_new_counters_are_higher():
     """The process began at another time: so say all engines of its page."""
     lives = [(1000, 100), (1000, 200), (2000, 1500), (2000, 1600)]
