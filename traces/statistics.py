@@ -598,17 +598,17 @@ def wider(problems: int) -> float:
     return float(np.sqrt(problems / (problems - 1)) * student_95(problems - 1) / Z95)
 
 
-def skew_of_mean(values: Floats) -> float:
-    """Return the skewness of the mean of values: their own over the root of their number.
+def skew_of_mean(values: Floats) -> Floats:
+    """Return the skewness of means of values [.., n]: theirs over the root of their number.
 
     It lies between -1 and 1, above 0 where a few values are much larger than the others.
     """
-    off = values - values.mean()
-    if not (most := np.abs(off).max()):
-        return 0.0
-    off /= most  # so that no cube is too small or too large for a float
-    squares = off**2
-    return float(squares @ off / squares.sum() ** 1.5)
+    off = values - values.mean(axis=-1, keepdims=True)
+    most = np.abs(off).max(axis=-1, keepdims=True)
+    off /= np.where(most > 0, most, 1.0)  # so that no cube is too small or too large for a float
+    squares = off * off
+    sums = squares.sum(axis=-1)
+    return np.asarray((squares * off).sum(axis=-1) / np.where(sums > 0, sums, 1.0) ** 1.5)
 
 
 def widened(
@@ -639,7 +639,7 @@ def _estimate(
     problems: int,
     unit: str,
     *,
-    skew: float = 0.0,
+    skew: float | Floats = 0.0,
     positive: bool = False,
 ) -> Estimate:
     """Return the percentile interval, `widened` for few problems; one problem has none.

@@ -99,7 +99,7 @@ class Resampling:
         means = (self.weights @ rows.T / rows.shape[1])[np.arange(self.count), turn]
         if rows.shape[1] == 1:
             means = means * self.unlike
-        skew = np.array([skew_of_mean(row) for row in rows])[turn]
+        skew = skew_of_mean(rows)[turn]
         return widened(rows.mean(axis=1)[turn], means, rows.shape[1], skew=skew, positive=True)
 
     def quantile(
