@@ -193,9 +193,7 @@ ALLOWS = (  # what each depth of attach gives, from the outside in
 
 def examine_server(access: Access) -> list[Finding]:
     """Look at a server from outside. Raises EngineError where nothing answers at all."""
-    import httpx
-
-    with httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=10.0) as client:
+    with access.client() as client:
         metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
         found, identity = _models(client, access, kinds, answers=answers)

@@ -397,7 +397,7 @@ class Run:
 
 def _least(limits: list[int | None]) -> int | None:
     known = [limit for limit in limits if limit is not None]
-    return min(known) if known else None
+    return min(known, default=None)
 
 
 def _held_to_its_length(sent: Sent, result: SampleResult) -> SampleResult:
