@@ -212,7 +212,10 @@ class Deployment:
             if metrics_needed:
                 with access.client() as client:
                     ask_model(client, access.url, self._model)  # says it better, if it fails too
-                raise EngineError(f"{access.where}: /metrics cannot be read ({error})") from None
+                elsewhere = str(error).startswith(("HTTP 3", "HTTP 404", "no metrics page"))
+                hint = f". Name {ENGINES_PAGE}" if elsewhere else ""
+                why = f"/metrics cannot be read ({error})"
+                raise EngineError(f"{access.where}: {why}{hint}") from None
         told = page is not None and any(tells(series.name) for series in page.values)
         if metrics_needed and not told:
             raise EngineError(
