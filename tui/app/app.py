@@ -44,9 +44,18 @@ MARKS = [("-", "Not measured."), ("*", "Outside what was measured.")]
 
 
 class CleanLines(LineFilter):
-    """Takes out the characters of `COMMANDS`, all without a width; Textual's own pass by."""
+    """Takes out the characters of `COMMANDS`, all without a width; Textual's own pass by.
+
+    It does so behind other filters: each by itself would make a line anew.
+    """
+
+    def __init__(self, before: Sequence[LineFilter] = ()) -> None:
+        super().__init__()
+        self.before = before
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        for each in self.before:
+            segments = each.apply(segments, background)
         if not any(COMMANDS.search(segment.text) for segment in segments):
             return segments
         return [
@@ -139,8 +148,11 @@ class TtscopeApp(LibraryApp):
         self.limits = dict(limits or {})
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """Return Textual's filters, and the one that keeps commands from the terminal."""
-        return [*super().get_line_filters(), self._clean]
+        """Return the filter that keeps commands from the terminal, behind Textual's."""
+        before = super().get_line_filters()
+        if before != self._clean.before:
+            self._clean = CleanLines(before)
+        return [self._clean]
 
     def notify(self, message: str, **given: Any) -> None:
         """Show a message as it is: a name in it may look like Textual's markup."""

@@ -20,6 +20,7 @@ from textual.widgets import Input, Static
 from tui.screens.library_app import LibraryApp
 from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
+from tui.widgets.still import blank_lines
 
 Result = TypeVar("Result")
 SETTLING = 100  # rounds of messages that a drawing waits for at most
@@ -147,6 +148,7 @@ class ModeScreen(CalmScreen[None]):
 
     MODE: ClassVar[str]
     LEGEND: ClassVar[Sequence[tuple[str, str]]] = ()
+    render_lines = blank_lines
 
     @property
     def ttscope(self) -> LibraryApp:
