@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +19,7 @@ from textual.events import Event, Key
 from textual.filter import LineFilter
 from textual.message_pump import MessagePump
 from textual.screen import Screen
+from textual.worker import WorkerCancelled
 
 from traces.errors import UsageError
 from tui.app.keys import read_keys
@@ -323,7 +325,8 @@ async def _take(app: TtscopeApp, screen: str, size: tuple[int, int]) -> str:
 async def settle(pilot: Pilot[None]) -> None:
     """Wait until no worker runs, and no message is left that would start another."""
     while True:
-        await pilot.app.workers.wait_for_complete()
+        with suppress(WorkerCancelled):  # what was asked meanwhile has taken its place
+            await pilot.app.workers.wait_for_complete()
         await pilot.pause()
         await pilot.pause()
         if all(worker.is_finished for worker in pilot.app.workers):

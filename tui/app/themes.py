@@ -121,11 +121,11 @@ class ThemedStylesheet(Stylesheet):
 
     def update_nodes(self, nodes: Iterable[DOMNode], animate: bool = False) -> None:
         """Ask for one drawing of each node once all have their styles."""
-        self._asked = {}
+        before, self._asked = self._asked, {}
         try:
             super().update_nodes(nodes, animate=animate)
         finally:
-            asked, self._asked = self._asked, None
+            asked, self._asked = self._asked, before
             _draw(asked)
 
     def apply(
@@ -147,6 +147,8 @@ class ThemedStylesheet(Stylesheet):
         if styled.parts:
             node._component_styles.clear()
             node._component_styles.update(styled.parts)
+            if self._asked is not None:
+                self._asked.setdefault(node, Asked())
 
     def _process_component_classes(self, node: DOMNode) -> None:
         super()._process_component_classes(node)
@@ -174,7 +176,7 @@ class ThemedStylesheet(Stylesheet):
             own.layout, own.children = own.layout or layout, own.children or children
 
         before = base.get_rules()
-        base.refresh = ask
+        base.refresh = ask  # type: ignore[assignment, method-assign]
         try:
             for key in before.keys() | rules.keys():
                 if before.get(key) != rules.get(key):
