@@ -51,15 +51,9 @@ def _devices() -> Iterator[Finding]:
 
 
 def _gpus() -> list[str]:
-    folder = Path("/proc/driver/nvidia/gpus")
-    if not folder.is_dir():
-        return []
-    names = []
-    for gpu in sorted(folder.iterdir()):
-        for line in (gpu / "information").read_text().splitlines():
-            if line.startswith("Model:"):
-                names.append(line.partition(":")[2].strip())
-    return names
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for each in files for line in each.read_text().splitlines()]
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
 
 
 def _telemetry() -> Finding:
@@ -173,7 +167,7 @@ _NEEDS = {  # by what an error of `ask_model` says
     "wants a key": "a key: --api-key-env NAME",
     "no model yet": "an engine that has started",
 }
-ALLOWS = (  # what each depth of attach gives, from the outside in
+_ALLOWS = (  # what each depth of attach gives, from the outside in
     (
         "HTTP alone",
         "rates, latencies within bounds, running, waiting, KV cache, drafts, and whether it is "
@@ -189,18 +183,17 @@ ALLOWS = (  # what each depth of attach gives, from the outside in
     ),
     ("with kernels", "what steps are made of, and launch- and communication-bound"),
 )
+ALLOWED = [Finding(what=what, present=None, detail=detail) for what, detail in _ALLOWS]
 
 
 def examine_server(access: Access) -> list[Finding]:
     """Look at a server from outside. Raises EngineError where nothing answers at all."""
-    import httpx
-
-    with httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=10.0) as client:
+    with access.client() as client:
         metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
         found, identity = _models(client, access, kinds, answers=answers)
         serve = None if is_on_ray(kinds) else _serve(access, started, kinds)
-        return [*found, *metrics, *_inside(client, identity, serve), *_allowed()]
+        return [*found, *metrics, *_inside(client, identity, serve), *ALLOWED]
 
 
 def _models(
@@ -233,13 +226,15 @@ def _models(
 def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
     """Return what a server's page has, whose lines, and when the server began (unix seconds)."""
     from profiler.attach.deployment import ENGINES_PAGE
-    from profiler.attach.scraper import ScrapeError, Scraper
+    from profiler.attach.scraper import EACH, SEVERAL, ScrapeError, Scraper
 
     scraper = Scraper(access, lambda label: label, on_event=lambda kind, detail: None)
     page: Page | None = None
+    others = False
     try:
-        page = scraper.poll()
+        page = scraper.poll(leave=True)
         why = "nothing of an engine on the page"
+        others = scraper.meets_others(page)
     except ScrapeError as error:
         why = str(error)
     finally:
@@ -250,6 +245,8 @@ def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
         return found, set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
     kinds = scraper.reader.engines
+    if others:
+        return [Finding(what="metrics", present=False, detail=SEVERAL, needs=EACH)], kinds, None
     series = sum(each.name not in ADDED for each in page.values)  # which ttscope adds
     told = f"{series} series of {engines} engine{'s' if engines != 1 else ''} "
     told += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"
@@ -299,11 +296,8 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
     from profiler.attach.kernel_windows import SERVER_FLAGS
     from profiler.engines.server.served import routes
 
-    outside, engine, rust = (
-        "cannot be seen from outside",
-        identity.engine,
-        identity.front_end == "rust",
-    )
+    outside, engine = "cannot be seen from outside", identity.engine
+    rust = identity.front_end == "rust"
     with suppress(UsageError):  # attach says it
         shared_token()  # so that the file is there
     own = engine in (None, VLLM, SGLANG)  # None: a proxy may be before vLLM
@@ -348,9 +342,3 @@ def _with_token(command: str) -> tuple[str, ...]:
     if token.startswith("$("):
         return f"TOKEN={token}", command.format(token="$TOKEN")
     return (command.format(token=token),)
-
-
-def _allowed() -> Iterator[Finding]:
-    """Say what each depth will allow, before anybody attaches."""
-    for what, detail in ALLOWS:
-        yield Finding(what=what, present=None, detail=detail)
