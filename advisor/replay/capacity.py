@@ -84,6 +84,4 @@ def _of_all(
         if end >= (1 + SPAN) * first or 2 * len(workload.prompt_tokens) > MOST:
             break
         passes *= 2
-    if end <= 0:
-        return len(begun) / float(decided.max())
     return _between(begun, decided, first)

@@ -156,10 +156,8 @@ def _steps(
     *,
     speculative: bool,
 ) -> pl.DataFrame:
-    log = replayed.log
-    if log is None:
-        raise ValueError("the replay kept no log")
-    count = log["steps"]
+    assert replayed.log is not None
+    log, count = replayed.log, replayed.log["steps"]
     ends = _step_ends(cost, log, speculative)
     row = np.repeat(np.arange(len(log)), count)
     place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)

@@ -1,9 +1,8 @@
 """What a policy gives on the recorded problems, whatever the engine: samples, votes, work.
 
-Votes of a fixed number of samples are exact expectations over subsets; what is replayed are a few
-draws of them. A rule that stops early looks at samples in a random order: how often it is right is
-expected over many orders (advisor/accuracy/subsets.py); what it takes alone on an engine, step by
-step, is replayed here in a few, and again under load in advisor/search/replayed.py.
+Votes of a fixed number of samples are exact expectations over subsets. How often a rule that stops
+early is right is expected over many orders (advisor/accuracy/subsets.py). What it takes alone on an
+engine is replayed here in a few of them, and under load in advisor/search/replayed.py.
 """
 
 from __future__ import annotations
@@ -42,9 +41,8 @@ class Work:
     """What one problem takes of an engine that it has to itself.
 
     `steps` [draws, problems] until it is decided, `totals` [FEATURES] of its steps, the mean over
-    problems; `totals_one` where samples run one after the other, which is less where a rule
-    cancels those that wait. Per problem [problems] `right` (`right_one` one after the other,
-    [sets, problems] both by a published curve),
+    problems; `totals_one` and `right_one` where samples run one after the other, as a rule then
+    cancels those that wait. Per problem [problems] `right` ([sets, problems] by a published curve),
     `tokens` generated and `flops`, infinite where they are not known.
     """
 
@@ -295,10 +293,7 @@ class PolicyWork:
 
     def _run_alone(self, kind: Kind, seqs: int | None) -> list[Replayed]:
         """Replay one problem at a time on an engine without limits whose steps take a second."""
-        from advisor.replay.replay import (
-            replay,  # numba takes a third of a second to load
-            stop_of,
-        )
+        from advisor.replay.replay import replay, stop_of  # numba takes a third of a second
         from advisor.step_time.cost import linear_cost
 
         own = limits_of(kind.engine)
@@ -315,9 +310,10 @@ class PolicyWork:
         def alone() -> list[Replayed]:
             cost = linear_cost(np.array(ZERO._replace(step=1.0)), reads)
             stop = stop_of(kind.policy)
+            none = np.zeros(len(self.space.problem_ids))  # steps alone are counted
             return [
                 replay(
-                    dataclasses.replace(workload, front_end_s=None),  # steps alone are counted
+                    dataclasses.replace(workload, front_end_s=none),
                     cost,
                     limits,
                     concurrency=1,

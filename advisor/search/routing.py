@@ -1,14 +1,11 @@
 """Tables of samples by difficulty: learned, and held against the best single policy.
 
-A price of tokens makes one number of right answers and tokens, the gain. For a price the table is
-learned that gains most: by class, or by how many of the first samples agree. Where the problems
-were recorded with several reasoning efforts and otherwise alike, a table by class may give each
-class its effort too: what it would have answered under each was measured. By agreement it cannot,
-since the first samples have an effort already. Which of these it goes by is chosen by
-cross-validation inside of the problems that it is learned from. It is judged on problems that it
-was not learned from, against the single policy that is best on all of them, of any effort, which
-favours that policy. It is offered only where the difference is above 0, at LEVEL over all prices
-and models.
+A price of tokens makes one number of right answers and tokens, the gain. For each price the table
+that gains most is learned: by class, or by how many of the first samples agree, as cross-validation
+inside of the problems says. By class it may choose a reasoning effort too, where problems were
+recorded with several and otherwise alike. It is judged on problems that it was not learned from,
+against the single policy that is best on all of them, which favours that policy, and offered only
+where it gains at LEVEL over all prices and models.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
 """The candidates: recorded engines with other limits, and policies that the samples can answer.
 
-Nothing is proposed whose step time or samples were never recorded: models, tensor-parallel sizes
-and speculative settings are those of the recordings, but for engines of a prior that was asked for
-(advisor/step_time/prior/offers.py). `max_num_seqs` and `max_num_batched_tokens`
-take powers of two up to the largest recorded, n those up to the samples recorded, and an engine
-may stand several times. A server that was only watched and ran as many requests as it may is
-offered more of them, whose steps are larger than any that was measured.
-
-Candidates are rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
+Nothing is proposed whose step time or samples were never recorded, but for engines of a prior that
+was asked for (advisor/step_time/prior/offers.py). Limits take powers of two up to the largest
+recorded, n those up to the samples recorded, and an engine may stand several times. Candidates are
+rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -267,14 +263,10 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
                 continue
             fitting = _fitting(engine, choices, dropped, len(pool.policies))
             ranks = evidence.ranks_of(engine) if prior is None else sharing.get(engine)
+            facts = evidence.models.get(engine.model)
+            kind = partial(Kind, engine=engine, pool=pool, facts=facts, prior=prior, ranks=ranks)
             for policy in pool.policies if fitting else ():
-                facts = evidence.models.get(engine.model)
-                kinds.append(
-                    Kind(
-                        engine=engine, pool=pool, policy=policy, facts=facts, prior=prior,
-                        ranks=ranks,
-                    )
-                )  # fmt: skip
+                kinds.append(kind(policy=policy))
                 columns.append(_rows(len(kinds) - 1, fitting, ranks or 1, ran.get(engine, ())))
     rows = np.concatenate([np.zeros((0, 4), dtype=np.int64), *columns])
     return Space(

@@ -165,12 +165,11 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         engine.decode_window_tokens += engine.window_growth * steps
     if steps > 1 and rules.speculative and blocks_are_kept(world, e):
         take(world, e, draft_growth(world, rules, e, wide(1), wide(1)))
-    drained = engine.draining
     for i in range(engine.draining):
         sample = world.samples[world.slots[e, i].drain]
         if not sample.by_length:
             world.problems[sample.problem].busy += each * sample.forward
-    if drained:
+    if engine.draining:
         drain(world, rules, e)
     for i in range(engine.prefill_requests):
         s, chunk = world.slots[e, i].prompt, world.slots[e, i].chunk
