@@ -128,8 +128,7 @@ def evaluate(
                 for p in samples.problems
             ]
         )
-        fixed = ("majority", "pass_at_k")
-        outcomes = _with_fresh_runs(model, outcomes, fixed, of)
+        outcomes = [*fresh_runs(model, outcomes, methods=("majority", "pass_at_k"), of=of)]
         tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
         reached = float(np.mean([any(p.correct) for p in samples.problems]))
         outcomes += [
@@ -440,15 +439,6 @@ def _weighed(problem: ProblemSamples) -> Decided:
     return decide(problem, Stop(rule=SETTLED, value=bound), np.exp(logs - most))
 
 
-def _with_fresh_runs(
-    model: AnswerModel, outcomes: Sequence[PolicyOutcome], methods: Sequence[str], of: int
-) -> list[PolicyOutcome]:
-    like = [each for each in outcomes if each.max_tokens is None]
-    others = [each for each in outcomes if each.max_tokens is not None]  # unlike those of the model
-    pairs = fresh_runs(model, like, methods=methods, of=of)
-    return [replace(each, fresh_run=fresh) for each, fresh in pairs] + others
-
-
 def _budgets(
     samples: SampledRun, answers: pl.DataFrame | None, notes: list[str]
 ) -> list[PolicyOutcome]:
@@ -462,19 +452,18 @@ def _budgets(
                 "--budget-checkpoints to know them"
             )
         return _estimates([_budget_column(each) for each in bounds])
-    cuts = sorted({each.budget_tokens for each in cut})
-    halves = [(low + high) // 2 for low, high in pairwise(cuts)]
     outcomes: list[PolicyOutcome] = []
-    for budget in cuts:
+    for budget in sorted({each.budget_tokens for each in cut}):
         here = [each for each in cut if each.budget_tokens == budget]
         found = _estimates([_budget_column(each) for each in here])
         if max(each.n for each in here) > 1:
             model = AnswerModel().fit(here[0].counts)
-            found = _with_fresh_runs(model, found, ("majority",), len(here[0].counts))
+            found = [*fresh_runs(model, found, methods=("majority",), of=len(here[0].counts))]
         outcomes += found
     for n in sorted({each.n for each in cut}):
-        between_ = [between(cut, half, n) for half in halves if half not in cuts]
-        outcomes += _estimates([_budget_column(each) for each in between_ if each is not None])
+        pairs = pairwise(each for each in cut if each.n == n)  # by their budgets
+        apart = [(low, high) for low, high in pairs if high.budget_tokens - low.budget_tokens > 1]
+        outcomes += _estimates([_budget_column(between(*each)) for each in apart])
     return sorted(outcomes, key=lambda each: (each.n, each.budget_tokens or 0))
 
 
@@ -537,8 +526,7 @@ class Comparison:
 def compare_policies(column: Column, reference: Column) -> Comparison:
     """Return the paired comparison of two policies judged on the same problems."""
     found = paired(reference.right, column.right, "1")
-    if found is None:
-        raise ValueError("compare_policies: needs at least one problem")
+    assert found is not None  # of no problem there is no column
     return Comparison(
         policy=column.outcome,
         reference=reference.outcome,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from advisor.accuracy.models.answers import AnswerModel, Votes
+from advisor.accuracy.models.answers import AnswerModel
 from traces.schema.estimate import Estimate
 from traces.statistics import LEVEL, Floats, beta_quantiles, column_means, share
 from traces.summary.votes import PolicyOutcome
@@ -62,21 +63,22 @@ def fresh_runs(
     *,
     methods: Sequence[str],
     of: int | None = None,
-) -> Iterator[tuple[PolicyOutcome, Estimate | None]]:
-    """Yield each outcome with the interval in which a fresh run on the same problems falls.
+) -> Iterator[PolicyOutcome]:
+    """Yield the outcomes with the interval in which a fresh run on the same problems falls.
 
-    Only for fixed votes of samples like those that the model was fitted on. The outcomes are of
-    all `of` problems. The model was fitted on a random sample of these.
+    Only of fixed votes of samples like those that the model was fitted on: not under a limit of
+    tokens. The outcomes are of all `of` problems, of which the model was fitted on a random sample.
     """
-    counts = sorted({each.n for each in outcomes if each.method in methods})
-    votes: dict[int, Votes] = model.simulate(counts) if counts else {}
-    for each in outcomes:
-        if each.method not in methods or each.accuracy is None:
-            yield each, None
+    alike = [each.method in methods and each.max_tokens is None for each in outcomes]
+    counts = sorted({each.n for each, own in zip(outcomes, alike, strict=True) if own})
+    votes = model.simulate(counts) if counts else {}
+    for each, own in zip(outcomes, alike, strict=True):
+        if not own or each.accuracy is None:
+            yield each
             continue
         vote = votes[each.n]
         runs = vote.majority if each.method == "majority" else vote.any_right
-        yield each, fresh_interval(each.accuracy.value, runs, of=of)
+        yield replace(each, fresh_run=fresh_interval(each.accuracy.value, runs, of=of))
 
 
 def fresh_interval(

@@ -1,8 +1,7 @@
 """Stopping rules in the order in which the samples finished.
 
-Short samples end first. A rule that stops early sees more of them than a random subset has, so it
-is judged only on the recorded finish times. The tokens of a cancelled sample are estimated from its
-pace between its first token and its end.
+A rule that stops early sees more short samples than a random subset has, so it is judged on finish
+times. The tokens of a cancelled sample are estimated from its pace.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from advisor.accuracy.samples import FEWEST, ProblemSamples
-from advisor.evidence.runs import RecordedProblem, Run
-from traces.errors import TtscopeError, UsageError
+from advisor.evidence.runs import RecordedProblem
+from traces.errors import RecordingError, TtscopeError
 from traces.recording.reader import Recording
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
 from traces.statistics import Floats
@@ -82,7 +81,7 @@ def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
 class ReplayedOrder:
     """The ends of a recorded run's samples, by problem and block of samples.
 
-    Raises RecordingError or UsageError when the run cannot be replayed.
+    Raises RecordingError when the run cannot be replayed.
     """
 
     def __init__(self, recording: Recording, summary: Summary) -> None:
@@ -91,15 +90,14 @@ class ReplayedOrder:
         from advisor.step_time.fit import StepTimeModel
 
         evidence = gather([recording], judged=False)
-        engine, policy = summary.engine, summary.policy
-        own = [run for run in evidence.runs if (run.engine, run.policy) == (engine, policy)]
-        self.run: Run | None = own[0] if own else None
-        if self.run is not None:
-            if self.run.drafts_untold:
-                raise UsageError(f"{recording.name}: does not say how drafts went per sample")
-            law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
-            self.cost = linear_cost(law.seconds, law.reads)
-            self.facts = evidence.models.get(self.run.engine.model)
+        wanted = (summary.engine, summary.policy)
+        own = [run for run in evidence.runs if (run.engine, run.policy) == wanted]
+        if not own or own[0].drafts_untold:
+            raise RecordingError(f"{recording.name}: cannot be replayed sample by sample")
+        self.run = own[0]
+        law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
+        self.cost = linear_cost(law.seconds, law.reads)
+        self.facts = evidence.models.get(self.run.engine.model)
         self.blocks: dict[tuple[int, int], Mapping[str, tuple[Floats, Floats]]] = {}
 
     def of(self, problem: ProblemSamples, start: int, n: int) -> ProblemSamples | None:
@@ -107,7 +105,7 @@ class ReplayedOrder:
 
         None where the problem is not among those that can be replayed.
         """
-        known = None if self.run is None else self.run.problems.get(problem.problem_id)
+        known = self.run.problems.get(problem.problem_id)
         tokens = [] if known is None else [sample.output_tokens for sample in known.samples]
         if not np.array_equal(tokens, problem.tokens):
             return None
@@ -122,7 +120,6 @@ class ReplayedOrder:
         from advisor.replay.replay import Replicas, replay
         from advisor.replay.workload import Workload
 
-        assert self.run is not None
         run, problems = self.run, self.run.problems
         loads = [
             RecordedProblem.of(each, each.samples[start : start + n]) for each in problems.values()
@@ -151,7 +148,6 @@ def replayed_order(recording: Recording, summary: Summary) -> ReplayedOrder | No
     if not recording.rows("steps"):  # nothing that a law of steps is learned from
         return None
     try:
-        order = ReplayedOrder(recording, summary)
+        return ReplayedOrder(recording, summary)
     except TtscopeError:
         return None
-    return None if order.run is None else order

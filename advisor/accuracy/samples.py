@@ -314,8 +314,3 @@ def _problems(
         )
         for at in range(0, rows.height, max(n, 1))
     )
-
-
-def by_id(run: SampledRun) -> Mapping[str, ProblemSamples]:
-    """Return the problems by their id; of one posed several times the last."""
-    return {problem.problem_id: problem for problem in run.problems}

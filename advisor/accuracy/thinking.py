@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
 
 from advisor.accuracy.models.answers import AnswerCounts, count_answers
-from advisor.accuracy.samples import ProblemSamples, SampledRun, by_id
+from advisor.accuracy.samples import ProblemSamples, SampledRun
 from traces.statistics import Floats
 from traces.summary.votes import majority_curve, sample_counts
 
@@ -74,10 +73,9 @@ _Cuts = Mapping[int, Sequence[tuple[str | None, bool, float]]]
 
 def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
     """Return by problem and budget the answers, whether right, and tokens, in order of samples."""
-    problems = by_id(run)
-    whole = {
-        (problem_id, index): float(tokens)
-        for problem_id, problem in problems.items()
+    whole = {  # of a problem that was posed several times the last
+        (problem.problem_id, index): float(tokens)
+        for problem in run.problems
         for index, tokens in zip(problem.indices, problem.tokens, strict=True)
     }
     table: dict[str, dict[int, list[tuple[str | None, bool, float]]]] = {}
@@ -95,23 +93,17 @@ def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
     return dict(table)
 
 
-def between(outcomes: Sequence[BudgetOutcome], budget_tokens: int, n: int) -> BudgetOutcome | None:
-    """Return a vote at a budget between two checkpoints, linear per problem, labelled so.
-
-    At a checkpoint it is that one; outside of them None.
-    """
-    mine = sorted((o for o in outcomes if o.n == n), key=lambda o: o.budget_tokens)
-    for low, high in pairwise(mine):
-        if low.budget_tokens < budget_tokens < high.budget_tokens:
-            part = (budget_tokens - low.budget_tokens) / (high.budget_tokens - low.budget_tokens)
-            return BudgetOutcome(
-                budget_tokens=budget_tokens,
-                n=n,
-                right=(1 - part) * low.right + part * high.right,
-                tokens=(1 - part) * low.tokens + part * high.tokens,
-                bound="interpolated",
-            )
-    return next((o for o in mine if o.budget_tokens == budget_tokens), None)
+def between(low: BudgetOutcome, high: BudgetOutcome) -> BudgetOutcome:
+    """Return the same vote at the budget in the middle of two, linear per problem, marked so."""
+    budget_tokens = (low.budget_tokens + high.budget_tokens) // 2
+    part = (budget_tokens - low.budget_tokens) / (high.budget_tokens - low.budget_tokens)
+    return BudgetOutcome(
+        budget_tokens=budget_tokens,
+        n=low.n,
+        right=(1 - part) * low.right + part * high.right,
+        tokens=(1 - part) * low.tokens + part * high.tokens,
+        bound="interpolated",
+    )
 
 
 def lower_bounds(run: SampledRun) -> list[BudgetOutcome]:

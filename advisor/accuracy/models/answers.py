@@ -29,11 +29,6 @@ class AnswerCounts:
     wrong: tuple[int, ...] = ()
     unparsed: int = 0
 
-    @property
-    def samples(self) -> int:
-        """How many samples that is."""
-        return sum(self.right) + sum(self.wrong) + self.unparsed
-
 
 def count_answers(answers: Sequence[Hashable], correct: Sequence[bool | None]) -> AnswerCounts:
     """Return the counts of one problem; an answer judged both ways counts as most often judged."""
@@ -88,8 +83,6 @@ class AnswerModel:
         self.draws, self.seed = draws, seed
 
     def fit(self, problems: Sequence[AnswerCounts]) -> AnswerModel:
-        if not any(problem.samples for problem in problems):
-            raise ValueError("no samples to learn from")
         rng = np.random.default_rng([self.seed, 0])
         self._rights = max(1, *(len(problem.right) for problem in problems))
         self._wrongs = max(len(problem.wrong) for problem in problems)

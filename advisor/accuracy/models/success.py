@@ -47,8 +47,6 @@ class SuccessLaw:
     """
 
     def __init__(self, *, draws: int = 200, seed: int = 0) -> None:
-        if not 1 <= draws <= PARTICLES:
-            raise ValueError(f"draws must be 1 to {PARTICLES}, not {draws}")
         self.draws, self.seed = draws, seed
 
     def fit(self, right: Ints, missed: Ints) -> SuccessLaw:

@@ -46,11 +46,9 @@ class VoteCurve:
     def fit(self, accuracy: Mapping[int, float], farthest: Sequence[int]) -> VoteCurve:
         """Learn from accuracy by number of samples, to predict at `farthest` numbers.
 
-        Raises ValueError without an average, OutcomesError where no law has the first one: near 0
-        or 1 over very many problems.
+        Raises OutcomesError where no law has the first average: near 0 or 1 over very many
+        problems.
         """
-        if not accuracy:
-            raise ValueError("no average to learn from")
         seen = sorted(accuracy)
         self.counts_ = sorted({*seen, *farthest})
         values = np.array([accuracy[count] for count in seen])
@@ -111,24 +109,16 @@ class VoteCurve:
         return votes, off
 
     def predict(self, count: int) -> Estimate:
-        return self._mixture(np.eye(len(self.counts_))[self.counts_.index(count)], low=0, high=1)
-
-    def change(self, first: int, second: int) -> Estimate:
-        """Return the change to expect between two numbers of samples; noise lies inside it."""
-        every = np.eye(len(self.counts_))
-        return self._mixture(
-            every[self.counts_.index(second)] - every[self.counts_.index(first)], low=-1, high=1
-        )
-
-    def _mixture(self, direction: Floats, *, low: float, high: float) -> Estimate:
+        """Return the accuracy of votes of `count` samples of the same problems."""
         rng = np.random.default_rng([self.seed, 7])
+        place = self.counts_.index(count)
         chosen = rng.choice(len(self.weights_), size=4000, p=self.weights_)
-        centre = self.means_ @ direction
-        spread = np.sqrt(np.maximum(self.covariances_ @ direction @ direction, 0.0))
-        draws = np.clip(centre[chosen] + spread[chosen] * rng.normal(size=4000), low, high)
+        centre = self.means_[:, place]
+        spread = np.sqrt(np.maximum(self.covariances_[:, place, place], 0.0))
+        draws = np.clip(centre[chosen] + spread[chosen] * rng.normal(size=4000), 0, 1)
         ends = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
         return Estimate(
-            value=float(np.clip(self.weights_ @ centre, low, high)),
+            value=float(np.clip(self.weights_ @ centre, 0, 1)),
             low=float(ends[0]),
             high=float(ends[1]),
             unit="1",
