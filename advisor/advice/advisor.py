@@ -1,12 +1,8 @@
 """A budget -> what to run: the system-optimal and the compute-optimal configuration.
 
-The system-optimal candidate is the best on what is optimised among those that meet every limit
-with the wanted probability. The compute-optimal one needs the fewest FLOPs for the same accuracy;
-the difference of the two is the regret of having taken FLOPs as the measure.
-
-There are two stages. All candidates' metrics are worked out once in closed form
-(search/closed_form.py). Those that may be the answer are replayed, and the answer is among them.
-Both are kept: another budget filters and sorts, and replays what is new.
+The metrics of all candidates are worked out once in closed form (search/closed_form.py). Those that
+may be the answer are replayed, and the answer is among them. Both are kept: another budget filters
+and sorts, and replays what is new.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ import numpy as np
 from advisor.advice.answer import Answering, answer, outline
 from advisor.advice.command import CpuBuild
 from advisor.advice.feasible import ReplayedCheck, Shortlist
-from advisor.advice.reasons import name_without_limits
+from advisor.advice.reasons import name_of
 from advisor.evidence.gather import MOST_SEEN, Evidence, gather
 from advisor.evidence.measured import Under
 from advisor.evidence.runs import arrival_rate
@@ -375,7 +371,7 @@ class Advisor:
         """Return the closed form's pick at a rate, without its limits; None where nothing fits."""
         closed_form = ClosedForm(self.demands, concurrency=None, rate_per_s=rate_per_s)
         row = Shortlist(closed_form, budget, self.prices(budget)).best()
-        return None if row is None else name_without_limits(self.space.candidate(row))
+        return None if row is None else name_of(self.space.candidate(row), limits=False)
 
     def prices(self, budget: Budget) -> Prices:
         """Return the prices of every cost of an answer: the budget's, else the recorded one."""

@@ -64,11 +64,7 @@ def serve_command(
         "--enforce-eager" if engine.enforce_eager else None,
         _switch("async-scheduling", engine.async_scheduling),
     ]
-    if engine.speculative is not None:
-        settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
-        if draft_path is not None:
-            settings["model"] = draft_path
-        flags.append(_flag("speculative-config", json.dumps(settings)))
+    flags.append(_flag("speculative-config", _drafts(engine, draft_path)))
     if policy is not None and policy.thinking_token_budget is not None:
         flags.append(_flag("reasoning-config", json.dumps(REASONING)))
     words = ["vllm serve", shlex.quote(model_path)]
@@ -144,6 +140,14 @@ def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) 
         cores = range(engine.tensor_parallel_size)
         variables["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
     return [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+
+
+def _drafts(engine: EngineConfig, model: str | None = None) -> str | None:
+    """Return how an engine speculates as JSON, with `model` for the one that drafts."""
+    if engine.speculative is None:
+        return None
+    settings = engine.speculative.to_json() | ({} if model is None else {"model": model})
+    return json.dumps({name: value for name, value in settings.items() if value is not None})
 
 
 def _plain(value: float | str) -> str:
@@ -243,9 +247,7 @@ def record_command(
         _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
         _flag("max-model-len", engine.max_model_len),
     ]
-    if engine.speculative is not None:
-        settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
-        flags.append(_flag("speculative", json.dumps(settings)))
+    flags.append(_flag("speculative", _drafts(engine)))
     return " ".join(["ttscope record", *(flag for flag in flags if flag)])
 
 

@@ -1,13 +1,8 @@
 """A budget read against the metrics of candidates: which meet it, which is best, what is near.
 
 A candidate is feasible when the wanted share of the joint draws meets all limits at once. Values
-are those of the data themselves (all problems once, no model error), which is what the mean of the
-draws tends to, so that a looser budget never gives a worse objective.
-
-`Shortlist` reads the budget against the closed form, and says which candidates to replay. One may
-meet a limit when it would with its metric lowered by twice the distance that nine tenths of the
-replays keep within. Candidates whose limits never bind are one and the same; one of them stands for
-all.
+are those of the data themselves, to which the mean of the draws tends, so that a looser budget
+never gives a worse objective.
 """
 
 from __future__ import annotations
@@ -375,7 +370,10 @@ ReplayedCheck = BudgetCheck[CandidateMetrics]
 
 
 class Shortlist(BudgetCheck[ClosedForm]):
-    """A budget read against the closed form of all candidates: which of them to replay."""
+    """A budget read against the closed form of all candidates: which of them to replay.
+
+    One may meet a limit that it would meet with its metric `FAR` spreads lower.
+    """
 
     counts_last = True
 

@@ -1,9 +1,8 @@
 """A pick as files: the command that serves it, its policy, and what is promised of it.
 
-Replays know an engine's steps, and nothing of what HTTP adds to them: the server's own process, the
-text that it sends token by token, and what both take of the cores that the engine runs on. How many
-times as long that makes a problem is learned from runs of a server that the advice rests on too.
-Without one no latency is promised for a server: a factor of another machine or model is a guess.
+Replays know an engine's steps, and nothing of what HTTP adds to them. How many times as long that
+makes a problem is learned from runs of a server that the advice rests on too. Without one no
+latency is promised for a server: a factor of another machine or model is a guess.
 """
 
 from __future__ import annotations
@@ -345,5 +344,4 @@ def _agreement(problem: ProblemRun, policy: Policy, group: str | None) -> float 
             break
         for more in range(drawn, votes.wanted):
             heapq.heappush(running, (now + samples[more].output_tokens, more))
-    del tallies[NO_ANSWER]
-    return max(tallies.values()) / tallies.total() if tallies.total() else None
+    return votes.first / votes.answered if votes.answered else None

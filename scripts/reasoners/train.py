@@ -11,10 +11,6 @@ One schedule for all sizes, by steps of about 1,000 tokens, with a fixed seed:
 Each is there because training without it failed: results at once disturb the walk, the table
 starts only with few terms, and random results from the beginning keep it from starting at all. The
 level grows from 3 to 10 over the first 400 steps.
-
-What a size knows is set by its shares of unknown products, not by when it is stopped: a model
-that has learned everything gains nothing from votes, and one stopped on its way there is a matter
-of luck.
 """
 
 import argparse

@@ -1,11 +1,10 @@
 """What to measure next: the runs after which the pick is expected to lose least.
 
-In a joint draw the best candidate is known; what the pick loses against it is its regret there, as
-a share of what is optimised (all of it where the pick breaks a limit). A run of a candidate shows
-its engine's step time but for the run-to-run spread, and its accuracy as well as its samples do
-now. Draws in which both come out alike are put together, and the best candidate is chosen in each
-of these groups. What it then loses is the regret after the run (the expected value of sample
-information; Raiffa and Schlaifer 1961). Half of the draws choose, the others state.
+What the pick loses against a joint draw's best candidate is its regret there, as a share of what is
+optimised (all of it where it breaks a limit). A run of a candidate shows its engine's step time but
+for the run-to-run spread, and its accuracy as well as its samples do now. In draws in which both
+come out alike the best candidate is chosen. What that loses is the regret after the run (expected
+value of sample information; Raiffa and Schlaifer 1961). Half of the draws choose, the others state.
 """
 
 from __future__ import annotations

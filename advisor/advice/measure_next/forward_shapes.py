@@ -1,9 +1,8 @@
 """Shapes of steps for `vllm bench forward`, of an engine on a GPU that nobody measured.
 
-vLLM 0.33 times the model's forward of exact batches with dummy weights, so that neither weights nor
-prompts are needed on that GPU. The batches are those of the recorded steps that the engine's limits
-allow, or where none were recorded those that it will meet. Each file says beside its cases, which
-vLLM reads, what they are to run on, which `ttscope import --shapes` reads.
+vLLM 0.33 times the forward of exact batches with dummy weights, so that neither weights nor prompts
+are needed there. The batches are those of the recorded steps that the engine's limits allow, or
+else those that it will meet. Each file says too what its cases run on (`ttscope import --shapes`).
 """
 
 from __future__ import annotations
