@@ -158,11 +158,9 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     answers = np.zeros(len(workload.right), ANSWER)
     answers["right"] = workload.right
     states = np.zeros(engines, ENGINE)
-    for name in (
-        "waiting_first", "waiting_last", "running_first", "running_last", "partial", "doomed",
-        "free_first", "free_last",
-    ):  # fmt: skip
-        states[name] = NONE
+    states["partial"] = states["doomed"] = NONE
+    for name in ("queue", "runners", "free"):
+        states[name]["first"] = states[name]["last"] = NONE
     states["idle"], states["empty"], states["due"], states["virgin"] = 1, 1, np.inf, blocks
     states["segments"] = len(segments)
     return World(

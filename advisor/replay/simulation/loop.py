@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.compiled import compiled, inner, wide
-from advisor.replay.simulation.queues import longest, stop_waiting, wait
+from advisor.replay.simulation.queues import append, longest, unlink
 from advisor.replay.simulation.requests import end, generated, leave_window, work_of
 from advisor.replay.simulation.scheduling import cut_short, owed, pass_steps, plan
 from advisor.replay.simulation.state import (
@@ -186,7 +186,8 @@ def _draw(world: World, rules: Rules, cost: StepCost, p: int, now: float, turn: 
             cut_short(world, rules, cost, e, now, wide(rules.asynchronous))
         sample.engine, sample.state, sample.known = e, WAITING, sample.prompt
         sample.queued = now + owed(world, cost, e)
-        wait(world, e, s, wide(0))
+        append(world.samples, engine.queue, s)
+        engine.waiting += 1
         engine.outstanding += 1
     return turn
 
@@ -247,9 +248,10 @@ def _cancel_rest(world: World, rules: Rules, cost: StepCost, p: int, now: float,
 
 @inner
 def _cancel_waiting(world: World, e: int, s: int, now: float) -> None:
-    sample = world.samples[s]
-    stop_waiting(world, e, s)
-    world.engines[e].outstanding -= 1
-    if world.engines[e].outstanding == 0:
-        world.engines[e].empty = 1
+    engine, sample = world.engines[e], world.samples[s]
+    unlink(world.samples, engine.queue, s)
+    engine.waiting -= 1
+    engine.outstanding -= 1
+    if engine.outstanding == 0:
+        engine.empty = 1
     sample.state, sample.end, sample.generated = CANCELLED, now, generated(world, s)

@@ -25,7 +25,7 @@ from advisor.replay.simulation.kv_cache import (
     reach,
     take,
 )
-from advisor.replay.simulation.queues import longest, start, stop_waiting
+from advisor.replay.simulation.queues import append, longest, unlink
 from advisor.replay.simulation.requests import begin_decoding, drain, work_of
 from advisor.replay.simulation.room import blocks_are_kept, drafted_steps, make_room
 from advisor.replay.simulation.state import NONE, PREFILL, Rules, World
@@ -77,7 +77,7 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
         and engine.decode_requests
         and not preempted
     ):
-        unseen = engine.waiting > 0 and world.samples[engine.waiting_first].queued > seen
+        unseen = engine.waiting > 0 and world.samples[engine.queue.first].queued > seen
         if not unseen or engine.running >= rules.max_seqs:
             steps = world.samples[world.slots[e, 0].heap].turns - engine.clock
             if steps > 1 and rules.speculative:
@@ -210,14 +210,16 @@ def _admit(
         if s != NONE:
             engine.partial = NONE
         else:
-            s = engine.waiting_first
+            s = engine.queue.first
             if s == NONE or engine.running >= rules.max_seqs or world.samples[s].queued > seen:
                 break
             computed = admit(world, rules, e, s, blocks - engine.used)
             if computed == NONE:
                 break
-            stop_waiting(world, e, s)
-            start(world, e, s)
+            unlink(world.samples, engine.queue, s)
+            append(world.samples, engine.runners, s)
+            engine.waiting -= 1
+            engine.running += 1
             sample = world.samples[s]
             sample.state, sample.computed = PREFILL, computed
             if sample.preemptions == 0:
