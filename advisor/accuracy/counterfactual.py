@@ -85,10 +85,9 @@ def evaluate(
 ) -> Counterfactuals:
     """Return what other policies would have given on a run's problems.
 
-    `answers` is the recording's table of forced answers. `order` says when fewer samples would
-    have ended; without it the recorded ends are taken. `counts` are numbers of samples, else
-    1, 2, 4, ... to those recorded, and twice and four times as many. With `max_tokens` all is
-    under that limit, else votes of one and of all also under limits that cut some samples.
+    `answers` is the recording's table of forced answers. `order` says when fewer samples would have
+    ended, else the recorded ends are taken. `counts` are numbers of samples, else 1, 2, 4, ... to
+    those recorded, and twice and four times as many. With `max_tokens` all is under that limit.
     Raises RecordingError when the run cannot say (samples.py), UsageError for counts below 1 or
     above four times those recorded, and for limits beyond one that cut samples.
     """
@@ -347,10 +346,7 @@ def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) ->
 def _finishing(
     samples: SampledRun, counts: Sequence[int], order: ReplayedOrder | None, notes: list[str]
 ) -> Iterator[Column]:
-    """Return the rules that go by the order of ends: as recorded, or replayed for fewer samples.
-
-    Of samples without times that is the order of their tokens, which all take equal steps.
-    """
+    """Return the rules that go by the order of ends: as recorded, replayed, or of the tokens."""
     problems = samples.problems
     unknown = sum(int((~np.isfinite(p.finish_s)).sum()) for p in problems)
     total = sum(len(p.finish_s) for p in problems)

@@ -26,10 +26,9 @@ def extrapolate(
 ) -> list[PolicyOutcome]:
     """Return maj@k and pass@k for more samples than the model was fitted on, marked so.
 
-    The interval holds both the choice of problems and what the samples leave open about the laws
-    and about every problem. `tokens_per_sample` are [problems], nan where not told. `reached` is
-    the pass@n of the recorded samples, below which more of them cannot fall. A fresh run is of all
-    `of` problems. Those of the model are a random sample of them.
+    The interval holds the choice of problems and what the samples leave open. `tokens_per_sample`
+    are [problems], nan where not told. `reached` is the pass@n of the recorded samples, below which
+    more cannot fall. A fresh run is of all `of` problems, of which the model's are a random sample.
     """
     if not counts:
         return []
@@ -86,15 +85,13 @@ def fresh_interval(
 ) -> Estimate:
     """Return the interval of a fresh run's accuracy; `runs` [repeats, draws, problems] are drawn.
 
-    The accuracy is a sum of one answer per problem, each right with the posterior chance m that
-    such a vote is. m (1 - m) is the variance of the fresh answer plus that of the chance as the
-    samples leave it, so that both runs are in it; what the draws of the laws have in common may add
-    to that, and for a value that is extrapolated it is no less for more problems. A beta law of
-    this variance and one problem more, half right (Jeffreys), is cut at numbers of problems: where
-    all are right, that does not say that all will be.
+    Each problem is right with the posterior chance m that such a vote is. m (1 - m) is the variance
+    of the fresh answer plus that of the chance as the samples leave it, so that both runs are in
+    it; what the draws of the laws have in common may add to that. A beta law of this variance and
+    one problem more, half right (Jeffreys), is cut at numbers of problems.
 
-    Both runs are of `of` problems, and those drawn are a random sample of these. A value that is
-    extrapolated rests on these alone, so that it lies off that of all by their choice too.
+    Both runs are of `of` problems, of which those drawn are a random sample. A value that is
+    extrapolated rests on these alone, so that their choice is in its interval too.
     """
     drawn = runs.shape[-1]
     size = of or drawn

@@ -59,10 +59,7 @@ def decide(problem: ProblemSamples, stop: Stop, weights: Floats | None = None) -
 
 
 def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
-    """Return the tokens that each sample had generated: even pace from first token to end.
-
-    Where the first token's time was not recorded, the pace is even from the problem's arrival.
-    """
+    """Return the tokens that each sample had generated: even pace from first token, or arrival."""
     begun = np.where(np.isfinite(problem.first_token_s), problem.first_token_s, 0.0)
     first = np.where(np.isfinite(problem.first_token_s), 1.0, 0.0)
     span = np.maximum(problem.finish_s - begun, 1e-12)

@@ -53,9 +53,8 @@ ALL_END = StopRule("all", ALL, lambda n: 0)
 class Stopped:
     """A problem under a rule, which decides after `seconds` from the arrival.
 
-    `ended` samples were counted by then: `lead` votes for the answer in front and `second` for the
-    next. `right` is the share of right samples among those of the answers in front. `early` says
-    that some sample was still running.
+    `ended` samples were counted by then, `lead` votes for the answer in front and `second` for the
+    next. `right` is the right share of those in front. `early`: some sample was still running.
     """
 
     seconds: float
@@ -77,8 +76,7 @@ class Savings:
     """A rule on all problems of a run, against waiting for every sample, paired by problem.
 
     Changes of latency and tokens are shares of what the run took; accuracy is a difference.
-    `same_answers` says that no problem is right more or less often under the rule. `stopped` maps a
-    problem's id to where the rule ends it.
+    `same_answers`: no problem is right more or less often. `stopped` are by the problem's id.
     """
 
     rule: str

@@ -35,8 +35,7 @@ class BudgetOutcome:
 def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome]:
     """Return the votes at every recorded budget, for 1, 2, 4, ... of the samples cut there.
 
-    `answers` is the recording's table. Every problem counts with as many samples as most problems
-    have at all budgets; those that have fewer are left out.
+    Every problem counts with as many samples as most problems have at all budgets, or not at all.
     """
     table = _by_problem(run, answers)
     if not table:
@@ -109,8 +108,7 @@ def between(low: BudgetOutcome, high: BudgetOutcome) -> BudgetOutcome:
 def lower_bounds(run: SampledRun) -> list[BudgetOutcome]:
     """Return what one sample gets right at least at 1, 2, 4, ... tokens of thought.
 
-    Right at least are the samples that had thought no longer and are right: the others would be
-    cut, and what they would answer is not known. Nothing where no length of thought was recorded.
+    Those that had thought no longer and are right. Nothing where no length of thought is recorded.
     """
     thought = np.concatenate([np.zeros(0), *(p.think_tokens for p in run.problems)])
     known = thought[np.isfinite(thought)]

@@ -168,13 +168,12 @@ class Advisor:
     ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
-        With `saved`, step-time laws are read from that file if they are of these recordings, and
-        else learned and written to it. `gpus` are systems of the prior on which the recorded models
-        are offered too, and `checks` recordings of any workload on such GPUs, which recalibrate
-        the prior. With `quick` the spread of step times is assumed and no table by difficulty is
-        offered, which is enough for `outline`. `refined` learns them. Raises UsageError when
-        recordings answer different workloads and for what cannot be offered, RecordingError when
-        they hold nothing to learn from.
+        `saved` is a file of step-time laws, read if they are of these recordings, and else written.
+        `gpus` are systems of the prior on which the recorded models are offered too, and `checks`
+        recordings of any workload on such GPUs, which recalibrate the prior. `quick` is enough for
+        `outline`: the spread of step times is assumed and no table by difficulty is offered until
+        `refined`. Raises UsageError when recordings answer different workloads and for what cannot
+        be offered, RecordingError when they hold nothing to learn from.
         """
         recordings, checks = both_told_apart(recordings, checks)
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
@@ -230,8 +229,7 @@ class Advisor:
     def outline(self, budget: Budget) -> Recommendation:
         """Return a first answer by the closed form: values without intervals, and no command.
 
-        A few candidates are replayed, to say how far it lies from the replay (`Stages.spread`).
-        Raises UsageError as `shortlist` does.
+        A few candidates are replayed for `Stages.spread`. Raises UsageError as `shortlist` does.
         """
         self._check_judged(budget)
         state = self.under(budget.rate_per_s)
@@ -393,10 +391,7 @@ class Advisor:
         return check.best()
 
     def _look_surely(self, state: UnderLoad, shortlist: Shortlist) -> int | None:
-        """Replay the surest, and return the pick. Without one, more devices are tried in turn.
-
-        It ends at the fewest devices on which a candidate fits. They are then nearest to `--gpus`.
-        """
+        """Replay the surest; without a pick, of more devices in turn, up to the fewest that fit."""
         budget = shortlist.budget
         state.replay(shortlist.surest())
         system, most = self.check(budget).best(), budget.max_gpus

@@ -118,10 +118,7 @@ def answer(answering: Answering) -> Recommendation:
 
 
 def outline(shortlist: Shortlist, in_flight: int | None) -> Recommendation:
-    """Return what the closed form says: picks and fronts as values alone, nothing replayed.
-
-    So many problems are in flight where none arrive at a rate.
-    """
+    """Return the closed form's picks and fronts as values, so many in flight without a rate."""
     budget, space, metrics = shortlist.budget, shortlist.metrics.space, shortlist.metrics
     rate = metrics.rate_per_s
     system = shortlist.best() if budget.required else None

@@ -173,9 +173,8 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
     """Return how many times as long a problem takes through a server as its replay says.
 
     From runs of a server like the pick's engine but for limits, problem by problem, each against a
-    replay under its own limits. None without such a run. The interval holds the spread from run to
-    run. What of the factor is not 1 may be half as much again or half as little where no run had
-    the pick's limits, policy and load.
+    replay under its own limits. None without one. The interval holds the spread from run to run,
+    and `UNLIKE` where no run had the pick's limits, policy and load.
     """
     found, direct = [], False
     for made in advisor.evidence.made.served(pick.engine.model):
@@ -208,8 +207,7 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
 def _as_served(pick: EngineConfig, served: EngineConfig) -> EngineConfig | None:
     """Return the pick's engine with a server's limits and replicas, None where it is another one.
 
-    A field that is None counts as the pick's. Speculation is an exception, as None means that there
-    is none. So are parallel sizes, which are 1 where a server does not tell them.
+    None counts as the pick's, but for speculation (none) and parallel sizes (1).
     """
 
     def told(name: str) -> Any:
@@ -320,10 +318,9 @@ def _kept(samples: Sequence[Sample]) -> Ints:
 
 
 def _agreement(problem: ProblemRun, policy: Policy, group: str | None) -> float | None:
-    """Return which share of the answers by the decision is the one that is given.
+    """Return which share of the answers by the decision is the one that is given, None if unknown.
 
-    The first n samples, or as many as its class has at most, end as their lengths say. None where
-    the policy goes on from answers, or too few samples were recorded.
+    The first n samples, or as many as its class has at most, end as their lengths say.
     """
     stop, routes = policy.stop_for(group), policy.routes
     most = policy.n if routes is None else max(table_for(routes, group))

@@ -330,11 +330,10 @@ class CandidateMetrics(Metrics):
         return value if rate <= capacity else np.inf, draws
 
     def _device_row(self, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
-        """Return device-seconds of a problem: devices over problems served a second.
+        """Return device-seconds of a problem: devices over problems served a second, idle ones too.
 
-        Devices are paid for while they idle. At a rate those that arrive share all the time that
-        there is. Of several replicas some may idle with few problems in flight, and all are paid
-        for until the last of them is done, as one engine is, which is busy all that time.
+        At a rate those that arrive share all the time that there is. Of several replicas all are
+        paid for until the last of them is done, as one engine is, which is busy all that time.
         """
         engine = replayed.candidate.engine
         if self.rate_per_s is not None:
@@ -365,9 +364,8 @@ def _at_price(name: str, price: float | None) -> tuple[str, float]:
 def _at_speed(factor: Floats, speeds: Floats, by_speed: Sequence[Floats]) -> Floats:
     """Return what draws give when steps take `factor` times as long.
 
-    With one replay all times scale; with a second, slower one they go with the power of the factor
-    that leads from the first to it, more than 1 where problems queue. A third one is faster, and
-    gives the power of factors below 1.
+    With one replay all times scale. With a second, slower one they go with the power of the factor
+    that leads to it, more than 1 where problems queue, and with a third, faster one below 1.
     """
     if len(by_speed) == 1:
         return np.asarray(factor * by_speed[0])

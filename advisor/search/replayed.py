@@ -300,10 +300,7 @@ def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
 def _pass(
     replayed: Replayed, problems: npt.NDArray[np.int64], start: int, first: npt.NDArray[np.int64]
 ) -> Replayed:
-    """Return one pass over the problems, in their own order, with its share of the work.
-
-    `first` are the places of the samples of the problems replayed.
-    """
+    """Return one pass over the problems, in their order; `first` are places of replayed samples."""
     in_order: dict[str, Any] = {}
     for name in ("latency_s", "busy_share_s", "right"):
         values = np.empty(len(problems))

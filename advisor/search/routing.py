@@ -65,10 +65,9 @@ class Single:
 class Option:
     """What tables of one shape give: `right` and `tokens` [problems, levels, choices].
 
-    `levels` are how many of the first `first` samples agree, or, where that is 0, classes, of which
-    the last has those of the others. Both are means over orders in which other levels count 0.
-    `counts` [choices] are the samples in all, and `pools` those that they are drawn from: of one
-    reasoning effort each.
+    `levels` are how many of the first `first` samples agree, or, where that is 0, classes, the last
+    for the others. Both are means over orders in which other levels count 0. `counts` [choices] are
+    the samples in all, drawn from `pools`, of one reasoning effort each.
     """
 
     pools: tuple[Pool, ...]
@@ -124,10 +123,9 @@ class Option:
 class Tried:
     """A table under a price: what it would be, and how it did on problems that it had not seen.
 
-    `held_out` and `single` are [2, problems]: right and tokens of both, `held_out` by the option
-    that was best without each problem. `tables` are those that `option` learns without each
-    problem, and `pools` what these draw from, both by class. `sure` is by how many standard errors
-    it gains.
+    `held_out`, by the option that was best without each problem, and `single` are [2, problems]:
+    right and tokens. `tables` are those that `option` learns without each problem, and `pools` what
+    these draw from, both by class. It gains by `sure` standard errors.
     """
 
     price: float
@@ -406,10 +404,7 @@ def _by_class(
 
 
 def _prices(singles: Sequence[Single]) -> list[float]:
-    """Return prices of a token at which each of some policies is the best single one.
-
-    They are of the convex front of accuracy and tokens, in its middle.
-    """
+    """Return prices of a token, of the middle of the front, at which some policies are the best."""
     best: dict[float, float] = {}
     for each in singles:
         tokens, right = float(each.tokens.mean()), float(each.right.mean())

@@ -66,9 +66,8 @@ class Candidate:
 class Kind:
     """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
-    The engine is without `max_num_seqs` and `max_num_batched_tokens`; it was recorded, or is one of
-    a `prior`. Without `facts` of a server's model its FLOPs are not known. Of a mixture `ranks` of
-    a server share the experts, and its replicas are servers of so many.
+    The engine is without limits; it was recorded, or is one of a `prior`. Without `facts` its FLOPs
+    are not known. `ranks` of a server of a mixture share the experts, and are replicas.
     """
 
     engine: EngineConfig

@@ -44,9 +44,8 @@ PLANNED = (  # fields of an engine in a plan
 def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) -> list[Experiment]:
     """Return the runs that save most of the expected regret, the best first; none may be worth it.
 
-    Runs of the same law or of the same samples show the same; the best of them is proposed. What
-    was run under the `load` of the answer is no news, nor is it with other limits where its steps
-    are like those recorded.
+    Of runs of the same law or samples the best is proposed. What was run under the `load` of the
+    answer is no news, nor with other limits where its steps are like those recorded.
     """
     rows, regret = regrets(check, system)
     choosing = check.metrics.choosing

@@ -39,11 +39,10 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
 ) -> tuple[float, int]:
     """Replay all problems; return when the last was decided, and the number of leaps.
 
-    Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time, or, with
-    a `reserve`, whenever fewer samples than that wait for an engine. Then it ends when there is no
-    other problem. One thread does what is to do between steps, in order: a problem is decided, and
-    the next one arrives, when what was before them is done. The first leaps are written into `log`,
-    as many as it has room for. Nothing is allocated, which is quicker to compile.
+    Problems arrive at their `arrival`, ascending, or so many `in_flight`, or, with a `reserve`,
+    while fewer samples wait for an engine, until there is no other. One thread does what is to do
+    between steps, in order: a problem is decided, and the next one arrives, when what was before
+    them is done. The first leaps are written into `log`, as many as it has room for.
     """
     leaps = 0
     now = 0.0
