@@ -23,7 +23,14 @@ from advisor.accuracy.extrapolation import FARTHEST, extrapolate, fresh_runs
 from advisor.accuracy.finish_order import Decided, ReplayedOrder, decide
 from advisor.accuracy.models.answers import AnswerCounts, AnswerModel, count_answers
 from advisor.accuracy.models.published import CurveAccuracy, learned
-from advisor.accuracy.samples import FEWEST, ProblemSamples, SampledRun, limited, read_samples
+from advisor.accuracy.samples import (
+    FEWEST,
+    Column,
+    ProblemSamples,
+    SampledRun,
+    limited,
+    read_samples,
+)
 from advisor.accuracy.subsets import (
     RandomOrders,
     best_of_curve,
@@ -31,7 +38,7 @@ from advisor.accuracy.subsets import (
     decides_as_vote,
     order_count,
 )
-from advisor.accuracy.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
+from advisor.accuracy.thinking import at_checkpoints, between, lower_bounds
 from advisor.evidence.runs import limits_that_cut
 from traces.errors import RecordingError, UsageError
 from traces.schema.estimate import Estimate
@@ -50,15 +57,6 @@ from traces.summary.votes import (
 )
 
 MOST = 4_000  # problems that are judged one by one; of more, so many at random
-
-
-@dataclass(frozen=True)
-class Column:
-    """A policy with its right share and tokens per problem: [problems] each."""
-
-    outcome: PolicyOutcome
-    right: Floats
-    tokens: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,7 +437,7 @@ def _budgets(
     samples: SampledRun, answers: pl.DataFrame | None, notes: list[str]
 ) -> list[PolicyOutcome]:
     """Return votes at budgets of thought; those at checkpoints with the interval of a fresh run."""
-    cut = [] if answers is None else at_checkpoints(samples, answers)
+    cut = {} if answers is None else at_checkpoints(samples, answers)
     if not cut:
         bounds = lower_bounds(samples)
         if bounds:
@@ -447,30 +445,18 @@ def _budgets(
                 "thinking budgets are lower bounds (finished in time and right). Record with "
                 "--budget-checkpoints to know them"
             )
-        return _estimates([_budget_column(each) for each in bounds])
+        return _estimates(bounds)
     outcomes: list[PolicyOutcome] = []
-    for budget in sorted({each.budget_tokens for each in cut}):
-        here = [each for each in cut if each.budget_tokens == budget]
-        found = _estimates([_budget_column(each) for each in here])
-        if max(each.n for each in here) > 1:
-            model = AnswerModel().fit(here[0].counts)
-            found = [*fresh_runs(model, found, methods=("majority",), of=len(here[0].counts))]
+    for columns, counts in cut.values():
+        found = _estimates(columns)
+        if len(found) > 1:
+            model = AnswerModel().fit(counts)
+            found = [*fresh_runs(model, found, methods=("majority",), of=len(counts))]
         outcomes += found
-    for n in sorted({each.n for each in cut}):
-        pairs = pairwise(each for each in cut if each.n == n)  # by their budgets
-        apart = [(low, high) for low, high in pairs if high.budget_tokens - low.budget_tokens > 1]
-        outcomes += _estimates([_budget_column(between(*each)) for each in apart])
+    for (one, (low, _)), (two, (high, _)) in pairwise(cut.items()):
+        if two - one > 1:
+            outcomes += _estimates(list(map(between, low, high)))
     return sorted(outcomes, key=lambda each: (each.n, each.budget_tokens or 0))
-
-
-def _budget_column(each: BudgetOutcome) -> Column:
-    outcome = replace(
-        _outcome("majority", each.n, basis="subsets" if each.bound == "lower" else "checkpoints"),
-        budget_tokens=each.budget_tokens,
-        bound=each.bound,
-        tokens_estimated=each.estimated,
-    )
-    return Column(outcome, each.right, each.tokens)
 
 
 def _estimates(columns: Sequence[Column]) -> list[PolicyOutcome]:
