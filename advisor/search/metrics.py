@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from advisor.search.replayed import ReplayedCandidate
-from advisor.search.resampling import Resampling, point_mean, point_quantile
+from advisor.search.resampling import Resampling
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
@@ -155,7 +155,7 @@ class CandidateMetrics(Metrics):
         )
         self.factors.append(factor)
         work = self.resampling.mean(replayed.device_s[0])
-        self.loads.append(factor * work / max(point_mean(replayed.device_s[0]), 1e-12))
+        self.loads.append(factor * work / max(float(replayed.device_s[0].mean()), 1e-12))
 
     def candidate(self, row: int) -> Candidate:
         return self.replayed[row].candidate
@@ -283,11 +283,11 @@ class CandidateMetrics(Metrics):
     def _row(self, name: str, row: int) -> tuple[float, Floats]:
         replayed, resampling = self.replayed[row], self.resampling
         if name == "accuracy":
-            return point_mean(replayed.accuracy), resampling.accuracy(replayed.accuracy)
+            return float(replayed.accuracy.mean()), resampling.accuracy(replayed.accuracy)
         if name in ("tokens", "flops"):
             values: Floats = getattr(replayed, name)
             known = np.isfinite(values).all()
-            return point_mean(values), (
+            return float(values.mean()), (
                 resampling.mean(values) if known else np.full(resampling.count, np.inf)
             )
         if name == "load_per_s":  # too much of it was not replayed
@@ -310,16 +310,16 @@ class CandidateMetrics(Metrics):
             return self._device_row(replayed, row)
         if name == "busy_s":  # of devices, while steps run
             busy = [self.resampling.mean(busy) for busy in replayed.device_s]
-            return point_mean(replayed.device_s[0]), _at_speed(factor, replayed.speeds, busy)
+            return float(replayed.device_s[0].mean()), _at_speed(factor, replayed.speeds, busy)
         if not replayed.keeps_up:  # its queue grows for ever
             return np.inf, np.full(self.resampling.count, np.inf)
         resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
-            value = point_mean(recorded_speed)
+            value = float(recorded_speed.mean())
             by_speed = [resampling.mean(latency) for latency in replayed.latency_s]
         else:
             q = quantile_of(name)
-            value = point_quantile(recorded_speed, q)
+            value = float(np.quantile(recorded_speed, q, axis=1).mean())
             order = resampling.quantile_order(recorded_speed, q)  # of all speeds
             by_speed = [
                 resampling.quantile(each, q, order, lower=lower) for each in replayed.latency_s

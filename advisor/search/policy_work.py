@@ -22,7 +22,7 @@ from advisor.evidence.features import ZERO, Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import RecordedProblem, Run
-from advisor.replay.limits import Limits, limits_of
+from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.space import Kind, Space
@@ -297,23 +297,18 @@ class PolicyWork:
         from advisor.step_time.cost import linear_cost
 
         own = limits_of(kind.engine)
-        limits = Limits(
-            max_num_seqs=seqs,
-            block_size=own.block_size,
-            prefix_caching=own.prefix_caching,
-            async_scheduling=own.async_scheduling,
-            speculative=own.speculative,
+        limits = dataclasses.replace(
+            own, max_num_seqs=seqs, max_num_batched_tokens=None, num_blocks=None
         )
-
         reads = reads_of(kind.facts)
 
         def alone() -> list[Replayed]:
             cost = linear_cost(np.array(ZERO._replace(step=1.0)), reads)
             stop = stop_of(kind.policy)
-            none = np.zeros(len(self.space.problem_ids))  # steps alone are counted
+            front_end_s = np.zeros(len(self.space.problem_ids))  # steps alone are counted
             return [
                 replay(
-                    dataclasses.replace(workload, front_end_s=none),
+                    dataclasses.replace(workload, front_end_s=front_end_s),
                     cost,
                     limits,
                     concurrency=1,

@@ -195,13 +195,3 @@ def _normal_scores(count: int) -> Floats:
     inverse = NormalDist().inv_cdf
     scores = np.array([inverse((i + 0.5) / count) for i in range(count)])
     return np.asarray(scores / np.sqrt(np.mean(np.square(scores))))
-
-
-def point_mean(values: Floats) -> float:
-    """Return the mean over replays and problems."""
-    return float(np.mean(values))
-
-
-def point_quantile(values: Floats, q: float) -> float:
-    """Return the quantile over problems, averaged over replays."""
-    return float(np.mean(np.quantile(np.atleast_2d(values), q, axis=1)))
