@@ -15,7 +15,15 @@ from advisor.accuracy.samples import FEWEST, ProblemSamples
 from advisor.evidence.runs import RecordedProblem
 from traces.errors import RecordingError, TtscopeError
 from traces.recording.reader import Recording
-from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
+from traces.schema.tts.stop_rules import (
+    DECIDE,
+    NO_ANSWER,
+    Stop,
+    Votes,
+    begin,
+    lead_is_safe,
+    take,
+)
 from traces.statistics import Floats
 from traces.summary.run import Run as Summary
 
@@ -24,13 +32,25 @@ from traces.summary.run import Run as Summary
 class Decided:
     """A problem at its decision, after `seconds`: the votes by then and the tokens generated.
 
-    `right` is the share of right samples among those of the answers that led.
+    `right` is the share of right samples among those of the answers that led. `early` says that
+    some sample was still running.
     """
 
     right: float
     tokens: float
     seconds: float
     votes: Votes
+    early: bool
+
+    @property
+    def ended(self) -> int:
+        """How many samples were counted."""
+        return self.votes.ended
+
+    @property
+    def certainty(self) -> float:
+        """The posterior that the lead lasts."""
+        return lead_is_safe(int(self.votes.first), int(self.votes.second))
 
 
 def decide(problem: ProblemSamples, stop: Stop, weights: Floats | None = None) -> Decided:
@@ -55,7 +75,8 @@ def decide(problem: ProblemSamples, stop: Stop, weights: Floats | None = None) -
     bar = votes.first * (1 - 1e-12)
     leads = [answer for answer, tally in enumerate(tallies) if tally >= bar and tally > 0]
     share = float(right[leads].mean()) if leads else 0.0
-    return Decided(share, float(generated_by(problem, now).sum()), now, votes)
+    early = bool((problem.finish_s > now).any())
+    return Decided(share, float(generated_by(problem, now).sum()), now, votes, early)
 
 
 def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
