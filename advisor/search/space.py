@@ -48,21 +48,6 @@ MORE: Final = (2, 4)  # times the max_num_seqs that bound a server that was watc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A configuration that could be run; `recorded` says that it was.
-
-    `prior` is the system of whose tables its step times are, None where they were recorded.
-    """
-
-    engine: EngineConfig
-    policy: Policy
-    pool: Pool
-    facts: ModelFacts | None
-    recorded: bool
-    prior: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Kind:
     """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
@@ -76,6 +61,13 @@ class Kind:
     facts: ModelFacts | None
     prior: str | None = None
     ranks: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Kind):
+    """A configuration that could be run, with limits and replicas; `recorded` says that it was."""
+
+    recorded: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,14 +177,8 @@ class Space:
         )
         if kind.ranks is not None and replicas > 1:
             engine = engine.of_servers(kind.ranks)
-        return Candidate(
-            engine=engine,
-            policy=kind.policy,
-            pool=kind.pool,
-            facts=kind.facts,
-            recorded=self.made.has(engine, kind.policy),
-            prior=kind.prior,
-        )
+        recorded = self.made.has(engine, kind.policy)
+        return Candidate(**vars(kind) | {"engine": engine, "recorded": recorded})
 
     def rows_of(self, engine: EngineConfig, policy: Policy) -> list[int]:
         """Return the candidates with an engine and a policy: one, or none."""
