@@ -233,13 +233,15 @@ def _models(
 def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
     """Return what a server's page has, whose lines, and when the server began (unix seconds)."""
     from profiler.attach.deployment import ENGINES_PAGE
-    from profiler.attach.scraper import ScrapeError, Scraper
+    from profiler.attach.scraper import EACH, SEVERAL, ScrapeError, Scraper
 
     scraper = Scraper(access, lambda label: label, on_event=lambda kind, detail: None)
     page: Page | None = None
+    others = False
     try:
-        page = scraper.poll()
+        page = scraper.poll(leave=True)
         why = "nothing of an engine on the page"
+        others = scraper.meets_others(page)
     except ScrapeError as error:
         why = str(error)
     finally:
@@ -250,6 +252,8 @@ def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
         return found, set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
     kinds = scraper.reader.engines
+    if others:
+        return [Finding(what="metrics", present=False, detail=SEVERAL, needs=EACH)], kinds, None
     series = sum(each.name not in ADDED for each in page.values)  # which ttscope adds
     told = f"{series} series of {engines} engine{'s' if engines != 1 else ''} "
     told += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"

@@ -102,10 +102,7 @@ def proportion(answers: ArrayLike, unit: str = "1") -> Estimate | None:
 
 
 def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | None:
-    """Return the mean over problems of one number each; null numbers (nan) are left out.
-
-    `signed` numbers may be below 0, also where none of these is.
-    """
+    """Return the mean over problems without nan; `signed` numbers may be below 0 though none is."""
     finite = _finite(values)
     if not finite.size:
         return None
@@ -205,9 +202,8 @@ def problems_to_tell(
 ) -> int | None:
     """Return how many problems would tell a true difference of this size from none.
 
-    The share `of_problems` of the interval's squared width narrows with their number. `problems`
-    where it is told already, None where no number would do, no interval is known or the difference
-    is 0.
+    The share `of_problems` of the interval's squared width narrows with them. None where no number
+    would do, no interval is known or the difference is 0.
     """
     if difference.low is None or difference.high is None or not difference.value:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import polars as pl
 
-from profiler.attach.scraper import PERIOD_S, Page, ScrapeError, Scraper
+from profiler.attach.scraper import EACH, PERIOD_S, SEVERAL, Page, ScrapeError, Scraper
 from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
@@ -207,7 +207,7 @@ class Deployment:
         )
         self._scrapers.append(scraper)
         try:
-            page: Page | None = scraper.poll()
+            page: Page | None = scraper.poll(leave=True)
         except ScrapeError as error:
             page = None
             if metrics_needed:
@@ -221,6 +221,8 @@ class Deployment:
             raise EngineError(
                 f"{access.where}: /metrics has nothing of an engine: name {ENGINES_PAGE}"
             )
+        if metrics_needed and page is not None and scraper.meets_others(page):
+            raise EngineError(f"{access.where}: {SEVERAL}. Name {EACH}")
         config, facts = self._describe(access, scraper, page)
         replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
         replica.described = config

@@ -26,7 +26,7 @@ from profiler.engines.server.access import Access
 from traces.clock import now_ns
 from traces.live.metrics_page import PageReader, Series
 from traces.live.numbers import RUNNING
-from traces.recording.tables import SCRAPES
+from traces.recording.tables import SCRAPES, SILENT
 
 PERIOD_S = 1.0
 _TIMEOUT = httpx.Timeout(5.0, connect=3.0)
@@ -39,6 +39,13 @@ _SAME_CLOCK_S = 5.0
 _JSON = "trtllm-serve needs return_perf_metrics in its --config: /prometheus/metrics answers "
 _BESIDE_JSON = "/prometheus/metrics"  # where trtllm-serve has it, whose /metrics are steps in JSON
 _WHOLE_S = 60.0  # between pages that are kept with what did not change
+_LOOKS = 3  # further polls at first, which tell whether another server answers too
+_CONNECTED_S = 60.0  # after which a poll takes a connection of its own, as another may answer it
+SEVERAL = "several servers answer there, as behind a load balancer"
+EACH = (
+    "the URL of each, or their pages: --metrics-url http://HOST1:8000/metrics --metrics-url "
+    "http://HOST2:8000/metrics"
+)
 _STARTED = "process_start_time_seconds"
 
 
@@ -105,6 +112,9 @@ class Scraper:
         self._period_s, self._reconnect = period_s, reconnect
         self._frames: deque[pl.DataFrame] = deque()
         self._last: Page | None = None
+        self._before: set[float] = set()  # when processes began that answered, but for the last
+        self._balanced = False  # whether one of them answered again
+        self._leave = 0.0  # when the connection is left, monotonic
         self._kept: Page | None = None  # the last one that is kept
         self._keys: dict[str, str] = {}  # of its engines
         self._whole_ns = 0  # when a page was last kept whole
@@ -117,13 +127,16 @@ class Scraper:
         )
         self._thread = threading.Thread(target=self._work, name="ttscope-scrape", daemon=True)
 
-    def poll(self) -> Page:
-        """Ask once. Raises ScrapeError."""
+    def poll(self, *, leave: bool = False) -> Page:
+        """Ask once, and `leave` the connection then. Raises ScrapeError."""
         begun = time.monotonic()
+        if leave or begun >= self._leave:
+            leave, self._leave = True, begun + _CONNECTED_S
         before = now_ns()
         body, ahead_ns = bytearray(), 0
         try:
-            with self._client.stream("GET", self.access.metrics_page) as answer:
+            headers = {"Connection": "close"} if leave else {}
+            with self._client.stream("GET", self.access.metrics_page, headers=headers) as answer:
                 if answer.status_code != 200:
                     beside = self.access.metrics_page.endswith(_BESIDE_JSON)
                     raise ScrapeError(f"{_JSON if beside else ''}HTTP {answer.status_code}")
@@ -139,7 +152,7 @@ class Scraper:
             if at_metrics and body.lstrip()[:1] == b"[":
                 prometheus = page.removesuffix("/metrics") + _BESIDE_JSON
                 self.access = self.access.with_metrics(prometheus)
-                return self.poll()
+                return self.poll(leave=leave)
             values = self.reader.read(body.decode("utf-8", "replace"))
         except httpx.TimeoutException:
             raise ScrapeError("no answer in time") from None
@@ -150,6 +163,22 @@ class Scraper:
         # The server read its counters somewhere between both times.
         took_s = time.monotonic() - begun
         return Page((before + now_ns()) // 2, took_s, values, ahead_ns)
+
+    def meets_others(self, page: Page) -> bool:
+        """Whether another server than the page's answers too, asked on connections of their own.
+
+        Counters that fall tell it too, of servers that began at the same moment or that do not
+        say when: none is restarted between two of these polls.
+        """
+        for _ in range(_LOOKS):
+            last = page
+            try:
+                page = self.poll(leave=True)
+            except ScrapeError:
+                continue
+            if page.started != last.started or _fell(last, page):
+                return True
+        return False
 
     def start(self) -> None:
         self._thread.start()
@@ -244,7 +273,19 @@ class Scraper:
         """Return a page, read anew where its process may be another one.
 
         The page of several front ends does not say when they began, so that its counters tell.
+        No process comes back after another one. So where one does, several servers answer, and
+        raises ScrapeError, so that the recording is of one of them.
         """
+        began, last = page.started, None if self._last is None else self._last.started
+        if began in self._before:
+            if not self._balanced:
+                self._balanced = True
+                told = f"{self.access.where}: {SEVERAL}. The numbers are of one at a time"
+                self._on_event(SILENT, f"{told}. Name {EACH}")
+            self._leave = 0.0
+            raise ScrapeError("another server answers")
+        if last is not None and began != last:
+            self._before.add(last)
         if page.started is None and self._last is not None and _fell(self._last, page):
             self.reader.forget()
             return self.poll()

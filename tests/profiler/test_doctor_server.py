@@ -125,6 +125,17 @@ def test_the_rust_front_end_is_silent_and_what_helps_is_said():
     assert found["spans"].run == ()
     assert found["steps (plugin)"].run[0].startswith("VLLM_USE_RUST_FRONTEND=0 ")
     assert "--fpm" in found["steps (FPM)"].needs
+    with metrics_server() as state:
+        state.software = "nginx/1.26.3"
+        assert "front end" not in look(state)
+
+
+def test_a_load_balancer_is_told():
+    with metrics_server() as state:
+        state.turns = iter([("1.7e+09", 1.0), ("1.8e+09", 1.0)])
+        found = look(state)
+    assert "load balancer" in found["metrics"].detail
+    assert "--metrics-url" in found["metrics"].needs
 
 
 def test_metrics_may_be_elsewhere():

@@ -36,6 +36,7 @@ from traces.summary.comparison import (
     RunSpread,
     exceeds,
     judge,
+    of_one_workload,
     parse_limit,
     ran_apart,
     ran_at_once,
@@ -504,7 +505,7 @@ def _share_failed(run: Run) -> list[Check]:
 
 def more_failed(compared: Difference, baseline: Run, run: Run) -> list[Check]:
     """Hold the problems that failed against those of an earlier run, paired, where any did."""
-    if compared.reason is not None and not _pose_the_same(baseline, run):
+    if compared.reason is not None and not of_one_workload(baseline, run):
         return []
     one, two = (_ended(each).group_by("problem_id").mean() for each in (baseline, run))
     both = one.join(two, on="problem_id", suffix="_after").sort("problem_id")
@@ -514,11 +515,6 @@ def more_failed(compared: Difference, baseline: Run, run: Run) -> list[Check]:
     measured = difference(drawn(before), drawn(after), "1")
     wanted = f"at most {number(MOST_FAILED, '1', sign=True)}"
     return [_judged(FAILED, "change", measured, MOST_FAILED, wanted, above=True)]
-
-
-def _pose_the_same(one: Run, two: Run) -> bool:
-    workloads = one.workload, two.workload
-    return None not in workloads and len({each.hash for each in workloads if each}) == 1
 
 
 def _unless(undone: str | None, checks: Sequence[Check]) -> tuple[Check, ...]:
@@ -548,7 +544,7 @@ def observed(run: Run) -> dict[str, Estimate | None]:
     if ended.height == whole.height:
         found["output_tokens"] = _mean_by_problem(whole, "output_tokens")
     if run.policy.n > 1:
-        found["agreement"] = _agreement(run, whole)
+        found["agreement"] = _agreement(whole)
     return found
 
 
@@ -557,7 +553,7 @@ def _mean_by_problem(samples: pl.DataFrame, column: str) -> Estimate | None:
     return mean(known.agg(pl.col(column).mean())[column].cast(pl.Float64).to_numpy(), "tokens")
 
 
-def _agreement(run: Run, samples: pl.DataFrame) -> Estimate | None:
+def _agreement(samples: pl.DataFrame) -> Estimate | None:
     """Return the mean share of a problem's answers that are the one most gave."""
     counts = (
         samples.drop_nulls("answer").group_by("problem", "answer").len("votes").group_by("problem")
@@ -569,10 +565,9 @@ def _agreement(run: Run, samples: pl.DataFrame) -> Estimate | None:
 def observed_live(
     numbers: Numbers, engine: EngineConfig, policy: Policy
 ) -> dict[str, Estimate | None]:
-    """Return what a server's metrics say of the traffic that promises rest on.
+    """Return what a server's metrics say of the traffic that promises rest on: means of a window.
 
-    These are means over the window, without an interval. A rule that cancels samples makes them
-    shorter than they would be, so that their length is not told then.
+    A sample's length is not told where a rule cancels samples, which makes them shorter.
     """
     requests = numbers.requests_per_s
     found: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
@@ -590,10 +585,7 @@ def observed_live(
 
 
 def assumptions(expected: Expectations, found: Mapping[str, Estimate | None]) -> list[Check]:
-    """Hold what traffic is like against what was assumed: more than a tenth beyond it breaks it.
-
-    Where what is found has an interval, all of it must lie beyond.
-    """
+    """Hold traffic against what was assumed: all of it more than a tenth beyond breaks it."""
     checks = []
     for name, assumed in expected.assumed.items():
         measured = found.get(name)
@@ -604,15 +596,23 @@ def assumptions(expected: Expectations, found: Mapping[str, Estimate | None]) ->
         ends = (low * (1 - ROOM), high * (1 + ROOM))
         if name in ("acceptance_length", "agreement"):
             ends = (ends[0], float("inf"))  # more of it is no harm
-        checks.append(_moved(ASSUMED[name], assumed, measured, ends))
+        wanted = with_interval(assumed)
+        checks.append(_moved(ASSUMED[name], wanted, measured, ends, assumed.value))
     return checks
 
 
 def _moved(
-    name: str, assumed: Estimate, measured: Estimate | None, ends: tuple[float, float]
+    name: str,
+    wanted: str,
+    measured: Estimate | None,
+    ends: tuple[float, float],
+    assumed: float,
+    *,
+    what: str = "what was assumed",
+    absent: str = "not measured in this recording",
 ) -> Check:
     verdict: Verdict = "absent"
-    why = "not measured in this recording"
+    why = absent
     if measured is not None:
         low = measured.value if measured.low is None else measured.low
         high = measured.value if measured.high is None else measured.high
@@ -620,13 +620,13 @@ def _moved(
         inside = low >= ends[0] and high <= ends[1]
         verdict = "broken" if beyond else "ok" if inside else "unsure"
         why = "none was assumed"
-        if assumed.value:
-            why = _against(measured.value / assumed.value - 1, "what was assumed")
+        if assumed:
+            why = _against(measured.value / assumed - 1, what)
     return Check(
         name=name,
         kind="assumption",
         verdict=verdict,
-        wanted=with_interval(assumed),
+        wanted=wanted,
         measured=measured,
         why=why,
     )
@@ -666,11 +666,7 @@ def drift(
 
 
 def load_check(expected: Expectations, *servers: Numbers) -> Check:
-    """Hold the load of servers against the one that was assumed of so many, in their requests.
-
-    A problem makes so many requests at most, and so many at a time. More than a tenth above breaks
-    it.
-    """
+    """Hold the load of servers against the most requests that was assumed of so many."""
     policy = expected.policy
     share = len(servers) / max(expected.engine.by_server()[0], len(servers))
     if expected.rate_per_s is not None:
@@ -684,25 +680,15 @@ def load_check(expected: Expectations, *servers: Numbers) -> Check:
             for each in servers
         ]
         most = (expected.concurrency or 1) * most_at_once(policy) * share
-    wanted = f"at most {number(most, unit)}"
     found = sum(load for load in loads if load is not None)
-    if None in loads:
-        return Check(
-            name=name,
-            kind="assumption",
-            verdict="absent",
-            wanted=wanted,
-            measured=None,
-            why="the server does not tell it",
-        )
-    beyond = found > most * (1 + ROOM)
-    return Check(
-        name=name,
-        kind="assumption",
-        verdict="broken" if beyond else "ok",
-        wanted=wanted,
-        measured=Estimate(value=found, unit=unit),
-        why=_against(found / most - 1, "the most that was assumed"),
+    return _moved(
+        name,
+        f"at most {number(most, unit)}",
+        None if None in loads else Estimate(value=found, unit=unit),
+        (0.0, most * (1 + ROOM)),
+        most,
+        what="the most that was assumed",
+        absent="the server does not tell it",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import polars as pl
 
 from traces.errors import UsageError
 from traces.foreign.values import UNKNOWN_MODEL
+from traces.foreign.written import written_into
 from traces.kineto.read import TraceTables, read_trace, skipped_text
 from traces.kineto.stream import LIMIT_BYTES
-from traces.recording.manifest import Manifest, check_free
-from traces.recording.writer import RecordingWriter, read_clocks
+from traces.recording.manifest import check_free
+from traces.recording.tables import TABLES
 from traces.schema.engine import EngineConfig
 from traces.schema.formats import listed
 
@@ -48,26 +49,18 @@ def import_traces(
         read.append(read_trace(path, limit_bytes=limit_bytes))
     traces = _with_ranks(read)
     engine = _engine(traces)
-    manifest = Manifest(
-        clock_start=read_clocks(),
-        engines={engine.key(): engine},
-        provenance={
-            "imported": {
-                "format": "PyTorch profiler",
-                "files": [_provenance(trace) for trace in traces],
-            }
-        },
-    )
-    with RecordingWriter(folder, manifest, capacity=10_000_000) as writer:
-        kernels = pl.concat([trace.kernels for trace in traces])
-        waiting = [kernels.with_columns(engine=pl.lit(engine.key()))]
-        writer.add_source("kernels", lambda: waiting.pop() if waiting else kernels.clear())
-        for trace in traces:
-            writer.append("events", _window_row(trace, engine.key()))
-        for row in step_rows(max(traces, key=lambda trace: len(trace.steps)), engine.key()):
-            writer.append("steps", row)
-        for note in remarks(traces):
-            writer.append("events", {"engine": engine.key(), "kind": "note", "detail": note})
+    key = engine.key()
+    steps = step_rows(max(traces, key=lambda trace: len(trace.steps)))
+    with written_into(folder) as tables:
+        tables.add("kernels", pl.concat([trace.kernels for trace in traces]), engine=key)
+        tables.add("steps", pl.DataFrame(steps, schema=TABLES["steps"]), engine=key)
+        windows = pl.DataFrame([*map(_window_row, traces)], schema=TABLES["events"])
+        tables.add("events", windows, engine=key, kind="window")
+        tables.finish(
+            {"format": "PyTorch profiler", "files": [_provenance(trace) for trace in traces]},
+            [(key, note) for note in remarks(traces)],
+            engines={key: engine},
+        )
     return traces
 
 
@@ -90,18 +83,14 @@ def remarks(traces: Sequence[TraceTables]) -> list[str]:
     return lines
 
 
-def step_rows(trace: TraceTables, engine: str) -> list[dict[str, Any]]:
-    """Return rows of the steps table; a step lasts until its last kernel has ended.
-
-    `end` is null where the trace does not tell the date.
-    """
+def step_rows(trace: TraceTables) -> list[dict[str, Any]]:
+    """Return rows of steps until their last kernel's end; `end` is null where no date is told."""
     rows = []
     for step in trace.steps:
         end = max(step.end_ns, step.last_kernel_ns or step.end_ns)
         told = {name: value for name, value in vars(step.mark).items() if name != "number"}
         rows.append(
             {
-                "engine": engine,
                 "step": step.number,
                 "end": _unix(trace, end),
                 "wall_ns": end - step.start_ns,
@@ -117,13 +106,9 @@ def _unix(trace: TraceTables, time_ns: int) -> int | None:
     return None if trace.unix_offset_ns is None else time_ns + trace.unix_offset_ns
 
 
-def _window_row(trace: TraceTables, engine: str) -> Mapping[str, Any]:
-    return {
-        "time": _unix(trace, trace.window.start_ns),
-        "engine": engine,
-        "kind": "window",
-        "detail": json.dumps({"window": 0} | trace.window_detail()),
-    }
+def _window_row(trace: TraceTables) -> dict[str, Any]:
+    detail = json.dumps({"window": 0} | trace.window_detail())
+    return {"time": _unix(trace, trace.window.start_ns), "detail": detail}
 
 
 def _with_ranks(traces: Sequence[TraceTables]) -> list[TraceTables]:

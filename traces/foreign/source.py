@@ -54,6 +54,16 @@ def open_pieces(path: Path, limit_bytes: int) -> Inflated:
     )
 
 
+def whole_text(path: Path, limit_bytes: int, what: str) -> bytes:
+    """Return the text of a file, inflated. Raises OutcomesError where it has over 512 MiB."""
+    text = bytearray()
+    for piece in open_pieces(path, limit_bytes):
+        text += piece
+        if len(text) > ENTRY_BYTES:
+            raise OutcomesError(f"{path}: more than {ENTRY_BYTES >> 20} MiB in one file of {what}")
+    return bytes(text)
+
+
 def decode(text: bytes, kind: type[T], most: int | None = DOCUMENT_VALUES) -> T:
     """Return the JSON of `text`; NaN, Infinity and numbers beyond a float's as null.
 
@@ -310,14 +320,12 @@ _MOST_BRACKETS = 4_000_000  # of one element, or beside them; each is looked at
 class ArrayStream:
     """Iterate once over the raw elements of the array `key` of the document's outermost object.
 
-    An element of more than 512 MiB is given as None. `outside` has the document without them, as
-    far as it was read: at the first element what stands before the array, its bracket included,
-    and afterwards all of it. `cut` says in a few words why the file ended early, None when it did
-    not. Brackets and strings alone are looked at; whether what is between them is JSON, a decoder
-    says.
+    An element of more than 512 MiB is None. `outside` has the document without them, as far as it
+    was read: at the first element what stands before the array, with its bracket. `cut` says why
+    the file ended early. Only brackets and strings are looked at.
 
-    Raises OutcomesError while iterating as `Inflated` does, where more than 64 MiB stand beside
-    the array, and where an element has more than 4 million brackets.
+    Raises OutcomesError as `Inflated` does, for more than 64 MiB beside the array, and for an
+    element of more than 4 million brackets.
     """
 
     def __init__(self, path: Path, limit_bytes: int, key: bytes) -> None:

@@ -113,14 +113,12 @@ def _checked(record: ForwardPass) -> ForwardPass:
     if record.version != VERSION:
         raise OtherVersionError(str(record.version)[:20])
     done, queued = record.scheduled_requests, record.queued_requests
-    if not math.isfinite(record.wall_time):  # JSON has none, msgpack may
-        raise ValueError(_FAULT)
     names = (record.worker_id, record.timing_scope or "")
-    if not all(name.isprintable() for name in names):
-        raise ValueError(_FAULT)
-    spread = (done.var_prefill_length, done.var_decode_kv_tokens)
-    waits = (queued.var_prefill_length, queued.var_decode_kv_tokens)
-    if not all(math.isfinite(each) for each in (*spread, *waits)):
+    numbers = (  # JSON has none that is infinite, msgpack may
+        *(record.wall_time, done.var_prefill_length, done.var_decode_kv_tokens),
+        *(queued.var_prefill_length, queued.var_decode_kv_tokens),
+    )
+    if not all(map(math.isfinite, numbers)) or not all(map(str.isprintable, names)):
         raise ValueError(_FAULT)
     return record
 

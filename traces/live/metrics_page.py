@@ -63,16 +63,11 @@ class PageReader:
     _ever: set[str] = field(default_factory=set)  # engines
     _on_ray: set[str] = field(default_factory=set)  # engines
     _known: dict[str, tuple[Series, ...]] = field(default_factory=dict)
-    _ranks: dict[str, tuple[str | None, ...]] = field(
-        default_factory=dict
-    )  # by engine: whose lines
+    _ranks: dict[str, tuple[str | None, ...]] = field(default_factory=dict)  # by engine
     _started: float | None = None
 
     def read(self, page: str) -> dict[Series, float]:
-        """Return the values of a page. Lines that are not understood are left out.
-
-        Raises ValueError when nothing of it looks like a metrics page.
-        """
+        """Return a page's values, of lines that are understood. Raises ValueError for no page."""
         values, left_out = self._read(page)
         if self._on_ray:  # the agent's, which writes the page
             values.pop(Series("", _PROCESS), None)
@@ -184,10 +179,7 @@ def _counted(values: dict[Series, float]) -> set[str]:
 
 
 def _by_new_names(values: dict[Series, float]) -> dict[Series, float]:
-    """Return a page's values, those under older names by new ones where these are not there.
-
-    So is a copy of a line where that line is not there.
-    """
+    """Return a page's values; older names and copies stand in where the new ones are not there."""
     for prefix in (COPY, OLDER):
         older = [series for series in values if series.name.startswith(prefix)]
         there = {(series.engine, series.name) for series in values} if older else set()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from traces.live.otlp_wire import ODD, TraceRequest, Value
+from traces.live.otlp_wire import ODD, RawSpan, TraceRequest, Value
 
 VLLM_SPAN = "llm_request"
 LONGEST_TEXT = 256
@@ -70,11 +70,7 @@ class GenSpan:
 
 @dataclass
 class Received:
-    """What a request brought: spans of requests to models.
-
-    `others` counts the spans of other things, `bad` those of requests that have a number out of
-    range, an odd name or no valid id.
-    """
+    """Spans of requests, how many there were of `others`, and how many of requests were `bad`."""
 
     spans: list[GenSpan] = field(default_factory=list)
     others: int = 0
@@ -87,15 +83,7 @@ def read_protobuf(body: bytes | bytearray) -> Received:
     for told, spans in TraceRequest(body, _NAMES, 4 * LONGEST_TEXT):
         resource = _resource(told)
         for span in spans:
-            _take(
-                found,
-                span.name,
-                ids=(span.trace_id, span.span_id, span.parent_id),
-                times=(span.start, span.end),
-                attributes=span.attributes,
-                resource=resource,
-                failed=span.failed,
-            )
+            _take(found, span, resource)
     return found
 
 
@@ -169,15 +157,17 @@ def read_json(body: bytes | bytearray) -> Received:
         resource = _resource(_json_values(told))
         for scope in part.scope_spans or ():
             for span in scope.spans or ():
-                _take(
-                    found,
-                    span.name,
-                    ids=(_id(span.trace_id, 16), _id(span.span_id, 8), _id(span.parent_span_id, 8)),
-                    times=(_time(span.start_time_unix_nano), _time(span.end_time_unix_nano)),
-                    attributes=list(_json_values(span.attributes)),
-                    resource=resource,
+                raw = RawSpan(
+                    trace_id=_id(span.trace_id, 16),
+                    span_id=_id(span.span_id, 8),
+                    parent_id=_id(span.parent_span_id, 8),
+                    name=span.name,
+                    start=_int(span.start_time_unix_nano) or 0,
+                    end=_int(span.end_time_unix_nano) or 0,
                     failed=span.status is not None and span.status.code in _STATUS_ERROR,
+                    attributes=list(_json_values(span.attributes)),
                 )
+                _take(found, raw, resource)
     return found
 
 
@@ -209,10 +199,6 @@ def _int(value: str | int) -> int | None:
         return value
     digits = value.removeprefix("-")
     return int(value) if len(digits) < 20 and digits.isascii() and digits.isdecimal() else None
-
-
-def _time(value: str | int) -> int:
-    return _int(value) or 0
 
 
 def _id(text: str, size: int) -> bytes:
@@ -269,60 +255,49 @@ def _values(attributes: Iterable[tuple[str, Value]]) -> dict[str, float | str]:
     return values
 
 
-def _is_request(name: str, attributes: list[tuple[str, Value]]) -> bool:
+def _is_request(span: RawSpan) -> bool:
     """Whether a span is of a request to a model."""
-    told = (value for key, value in attributes if key == "gen_ai.operation.name")
-    return _is_engines(name, attributes) or any(value in _OPERATIONS for value in told)
+    told = (value for key, value in span.attributes if key == "gen_ai.operation.name")
+    return _is_engines(span) or any(value in _OPERATIONS for value in told)
 
 
-def _is_engines(name: str, attributes: list[tuple[str, Value]]) -> bool:
+def _is_engines(span: RawSpan) -> bool:
     """Whether an engine made a span: vLLM's by its name, SGLang's by what no client tells.
 
     SGLang's root span is called after its request, and has this at its end; the slices below it
     (tokenize, prefill, decode) have no tokens and are left out.
     """
-    return name == VLLM_SPAN or any(key == "gen_ai.latency.e2e" for key, _ in attributes)
+    return span.name == VLLM_SPAN or any(key == "gen_ai.latency.e2e" for key, _ in span.attributes)
 
 
-def _take(
-    found: Received,
-    name: str,
-    *,
-    ids: tuple[bytes, bytes, bytes],
-    times: tuple[int, int],
-    attributes: list[tuple[str, Value]],
-    resource: tuple[tuple[str, str], ...] | None,
-    failed: bool,
-) -> None:
-    if not _is_request(name, attributes):
+def _take(found: Received, span: RawSpan, resource: tuple[tuple[str, str], ...] | None) -> None:
+    if not _is_request(span):
         found.others += 1
         return
-    trace_id, span_id, parent_id = ids
-    start, end = times
     try:
-        values = _values(attributes)
-        if name != VLLM_SPAN:  # SGLang's begins before the queue
+        values = _values(span.attributes)
+        if span.name != VLLM_SPAN:  # SGLang's begins before the queue
             values.pop("gen_ai.latency.time_in_model_prefill", None)
     except _Bad:
         found.bad += 1
         return
-    sizes = len(trace_id) == 16 and len(span_id) == 8 and len(parent_id) in {0, 8}
-    named = sizes and any(trace_id) and any(span_id)
-    timed = 0 < start <= end <= LATEST_NS
+    sizes = len(span.trace_id) == 16 and len(span.span_id) == 8 and len(span.parent_id) in {0, 8}
+    named = sizes and any(span.trace_id) and any(span.span_id)
+    timed = 0 < span.start <= span.end <= LATEST_NS
     if not named or not timed or resource is None:
         found.bad += 1
         return
     found.spans.append(
         GenSpan(
-            trace_id=trace_id.hex(),
-            span_id=span_id.hex(),
-            parent_id=parent_id.hex() if any(parent_id) else "",
-            start=start,
-            end=end,
-            from_engine=_is_engines(name, attributes),
+            trace_id=span.trace_id.hex(),
+            span_id=span.span_id.hex(),
+            parent_id=span.parent_id.hex() if any(span.parent_id) else "",
+            start=span.start,
+            end=span.end,
+            from_engine=_is_engines(span),
             values=values,
             resource=resource,
-            failed=failed,
+            failed=span.failed,
         )
     )
 

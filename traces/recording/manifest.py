@@ -92,7 +92,7 @@ class CheckpointCost(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Record):
     """The contents of `recording.json`.
 
     `engines`, `policies` and `models` map a key to what it stands for (the key of a model is
@@ -127,19 +127,8 @@ class Manifest:
         counts = sorted(self.dropped.items())
         return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
 
-    def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = dict(vars(self))
-        for name in ("engines", "policies", "models"):
-            plain[name] = {key: value.to_json() for key, value in plain[name].items()}
-        for name in ("clock_start", "clock_end", "workload", "checkpoints"):
-            plain[name] = None if plain[name] is None else plain[name].to_json()
-        return plain
-
     def write(self, folder: Path) -> None:
-        """Write `recording.json` so that it is replaced whole or not at all.
-
-        It survives a power failure. Room that `reserve` has kept is used. Raises OSError.
-        """
+        """Replace `recording.json` whole, to survive a power failure. Raises OSError."""
         data = json.dumps(self.to_json(), indent=1).encode()
         partial = folder / PARTIAL
         partial.touch()
@@ -175,10 +164,7 @@ def check_free(folder: Path) -> None:
 
 
 def take_folder(folder: Path) -> None:
-    """Make a folder for a recording, or take an empty one: of two that try, one gets it.
-
-    Raises RecordingError when it holds a recording already or cannot be written.
-    """
+    """Make or take an empty folder: of two that try one gets it. Raises RecordingError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         os.close(os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -191,11 +177,7 @@ def take_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `recording.json`: at most `MOST_BYTES`, each field of its type.
-
-    Raises RecordingError (NewerSchemaError for one from the future) that names the path and says
-    how to go on.
-    """
+    """Read `recording.json`, each field of its type. Raises RecordingError, or NewerSchemaError."""
     path = folder / NAME
     if not folder.exists():
         raise RecordingError(f"{folder}: no such recording")
@@ -234,7 +216,7 @@ def read_manifest(folder: Path) -> Manifest:
             len(data.get(name, ())) > MOST_ENGINES for name in ("engines", "policies", "models")
         ):
             raise ValueError(f"its version is below 1, or it has over {MOST_ENGINES:,} engines")
-        return _parse(data)
+        return Manifest.from_json(data)
     except (TtscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordingError(
             f"{path}: malformed ({type(error).__name__}: {error}). Restore it from a copy"
@@ -247,11 +229,8 @@ def recordings_in(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> bytes:
-    """Return the bytes of `recording.json` as they were written.
-
-    A writer that is at work replaces it, so what does not match is read again.
-    """
-    for last in (False, False, True):
+    """Return `recording.json`, read again where a writer at work replaces it meanwhile."""
+    for _ in range(3):
         checksums.check_regular(path)
         if path.stat().st_size > MOST_BYTES:
             raise RecordingError(f"{path}: is larger than {MOST_BYTES:,} bytes, so not of ttscope")
@@ -264,10 +243,8 @@ def _read(path: Path) -> bytes:
         wanted = checksums.read_checksums(path.parent).get(NAME)
         if wanted is None or checksums.digest(raw) in wanted:
             return raw
-        if last:
-            raise checksums.changed(path)
         time.sleep(0.01)
-    raise AssertionError("unreachable")
+    raise checksums.changed(path)
 
 
 def _check_numbers(value: Any) -> None:
@@ -280,17 +257,3 @@ def _check_numbers(value: Any) -> None:
             _check_numbers(each)
     elif isinstance(value, int) and abs(value) >= 1 << 63:
         raise ValueError("a number that is out of range")
-
-
-def _parse(data: dict[str, Any]) -> Manifest:
-    def one(kind: type[Record], value: Any) -> Any:
-        return None if value is None else kind.from_json(value)
-
-    known = {name: data[name] for name in Manifest.__dataclass_fields__ if name in data}
-    for name, kind in (("engines", EngineConfig), ("policies", Policy), ("models", ModelFacts)):
-        known[name] = {key: kind.from_json(value) for key, value in data.get(name, {}).items()}
-    known["clock_start"] = ClockReading.from_json(data["clock_start"])
-    known["clock_end"] = one(ClockReading, data.get("clock_end"))
-    known["workload"] = one(WorkloadFacts, data.get("workload"))
-    known["checkpoints"] = one(CheckpointCost, data.get("checkpoints"))
-    return Manifest(**known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
@@ -52,11 +53,7 @@ class Recording:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open the recording in the folder `path`.
-
-        Raises RecordingError when it is no recording, lacks its manifest or has a truncated
-        part, and NewerSchemaError when a newer ttscope wrote it.
-        """
+        """Open the recording in `path`. Raises RecordingError, or NewerSchemaError."""
         folder = Path(path)
         recording = cls(folder, read_manifest(folder))
         for table in TABLES:
@@ -82,10 +79,7 @@ class Recording:
         return [*self.manifest.losses, *gone]
 
     def afresh(self) -> Recording:
-        """Return the same recording with nothing of it in memory, to read samples without tokens.
-
-        For readers of many recordings: what one read goes with it.
-        """
+        """Return the same with nothing in memory, its samples without tokens, for many."""
         return replace(self, unread=TOKENS)
 
     @property
@@ -100,10 +94,7 @@ class Recording:
 
     @property
     def complete(self) -> bool:
-        """Whether the run ended by itself and none of its files is missing.
-
-        False for one that was killed, is still going, or lost rows.
-        """
+        """Whether the run ended by itself (not killed, nothing lost) and no file is missing."""
         return self.manifest.complete and not self._missing
 
     @property
@@ -121,10 +112,9 @@ class Recording:
         return next((key for key, each in known if each == engine), engine.key())
 
     def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Return a table in memory, with every column of `traces.recording.tables` or with some.
+        """Return a table in memory, with all columns or some, each span's last row.
 
-        Rows of problems and samples that were written at their start and again at their end
-        stand once. Raises RecordingError naming the file when a part is corrupt.
+        Raises RecordingError naming the file when a part is corrupt.
         """
         frames = self._of_parts(table, lambda path, sums: read_part(path, table, columns, sums))
         schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
@@ -134,22 +124,18 @@ class Recording:
         return last_rows(whole.lazy(), table).collect()
 
     def rows(self, table: str) -> int:
-        """Return how many rows a table's files hold, superseded ones too, without reading them.
-
-        Raises RecordingError naming the file when a part is corrupt.
-        """
+        """Return how many rows a table's footers tell, superseded too. Raises RecordingError."""
         return sum(self._of_parts(table, part_rows))
 
     def _of_parts(self, table: str, read: Callable[[Path, Checksums], Found]) -> list[Found]:
         """Read every part, again where a writer merged some meanwhile."""
-        for _ in range(5):
-            try:
-                parts, sums = self._parts(table), read_checksums(self.path)
-                own = own_parts(parts, sums, closed=self.manifest.complete)
-                return [read(part.path, sums) for part in own]
-            except FileNotFoundError:
-                continue
-        raise RecordingError(f"{self.path}: its files change faster than they can be read")
+
+        def once() -> list[Found]:
+            parts, sums = self._parts(table), read_checksums(self.path)
+            own = own_parts(parts, sums, closed=self.manifest.complete)
+            return [read(part.path, sums) for part in own]
+
+        return begin_again(self, once)
 
     def _parts(self, table: str) -> list[Part]:
         try:
@@ -160,10 +146,7 @@ class Recording:
             ) from None
 
     def paths(self, table: str) -> list[Path]:
-        """Return the table's files, in order, each as it was written.
-
-        Raises RecordingError naming the file when one is corrupt.
-        """
+        """Return the table's files in order, as they were written. Raises RecordingError."""
         return self._of_parts(table, checked_part)
 
     def table(self, table: str) -> pl.LazyFrame:
@@ -253,10 +236,7 @@ class Held(Recording):
 
 
 def measured(recordings: Sequence[Recording]) -> list[Recording]:
-    """Return the recordings that no replay predicted: nothing is learned from a prediction.
-
-    Raises RecordingError where only predictions are given.
-    """
+    """Return what no replay predicted. Raises RecordingError where only predictions are given."""
     found = [each for each in recordings if each.replay_of is None]
     if recordings and not found:
         first = recordings[0]
@@ -281,12 +261,6 @@ def find_recordings(folder: Path) -> list[Path]:
 
 ROWS = 200_000  # at a time
 
-Read = TypeVar("Read")
-
-
-class Merged(Exception):
-    """A writer that is still at work merged the parts while they were read: begin again."""
-
 
 def batches(
     recording: Recording,
@@ -297,45 +271,31 @@ def batches(
     """Give the rows of a table in their order, `ROWS` at a time before `where` chooses among them.
 
     A column that a file lacks is null. Tables whose rows supersede others are not for this. Raises
-    RecordingError naming the file when a part is corrupt, `Merged` when the parts change meanwhile.
+    RecordingError naming the file when a part is corrupt, FileNotFoundError where a writer that is
+    still at work merged it meanwhile (`begin_again`).
     """
     schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
     needed = sorted(set(schema).union(() if where is None else where.meta.root_names()))
     for part in recording.paths(table):
-        for lazy in _of_part(part, table, needed):
-            chosen = lazy if where is None else lazy.filter(where)
-            yield _collected(chosen.select(list(schema)), part)
+        count, lazy = part_rows(part, {}), scan_part(part, table, needed)
+        for first in range(0, count, ROWS):
+            piece = lazy.slice(first, ROWS)
+            chosen = piece if where is None else piece.filter(where)
+            try:
+                rows = chosen.select(list(schema)).collect()
+            except FileNotFoundError:
+                raise
+            except (Exception, pl.exceptions.PanicException) as error:
+                raise damaged(part) from error
+            yield rows
 
 
-def begin_again(recording: Recording, read: Callable[[], Read]) -> Read:
-    """Return what `read` makes of batches, from the start where parts were merged meanwhile.
-
-    Raises RecordingError where that happens over and over.
-    """
+def begin_again(recording: Recording, read: Callable[[], Found]) -> Found:
+    """Return what `read` gives, again where parts were merged meanwhile. Raises RecordingError."""
     for _ in range(5):
-        try:
+        with suppress(FileNotFoundError):
             return read()
-        except Merged:
-            continue
     raise RecordingError(f"{recording.path}: its files change faster than they can be read")
-
-
-def _of_part(path: Path, table: str, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
-    try:
-        count, lazy = part_rows(path, {}), scan_part(path, table, columns)
-    except FileNotFoundError:
-        raise Merged from None
-    for first in range(0, count, ROWS):
-        yield lazy.slice(first, ROWS)
-
-
-def _collected(lazy: pl.LazyFrame, path: Path) -> pl.DataFrame:
-    try:
-        return lazy.collect()
-    except FileNotFoundError:
-        raise Merged from None
-    except (Exception, pl.exceptions.PanicException) as error:
-        raise damaged(path) from error
 
 
 def distinct(

@@ -80,9 +80,11 @@ def _typed(hint: Any, value: Any) -> Any:
         return _typed(options[0], value)
     if origin is tuple:
         inner = get_args(hint)
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            return tuple(_typed(inner[0], item) for item in value)
+        if inner[-1] is Ellipsis:
+            inner = (inner[0],) * len(value)
         return tuple(_typed(part, item) for part, item in zip(inner, value, strict=True))
+    if origin is dict:
+        return {key: _typed(get_args(hint)[1], item) for key, item in value.items()}
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_json(value)
     return value

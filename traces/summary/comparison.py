@@ -187,18 +187,13 @@ def ran_at_once(run: Run) -> tuple[int, int | None]:
     behind = float(lasted[waited].sum())
     full = float(lasted[waited & (ran >= most)].sum())
     limited = behind >= _WAITED * busy and full >= behind / 2
-    prompt = (
-        (began["first_token"] - began["arrival"]).to_numpy().min()
-    )  # of the one that waited least
-    limited = limited and float(prompt) * began.height <= busy / 2
+    least_wait = float((began["first_token"] - began["arrival"]).to_numpy().min())
+    limited = limited and least_wait * began.height <= busy / 2
     return most, most if limited else None
 
 
 def beside(recordings: Sequence[Recording]) -> list[Run]:
-    """Return the runs that repeat those of the given recordings and lie in the same folders.
-
-    What cannot be read, was cut off or is a prediction is left out.
-    """
+    """Return the runs in the same folders that repeat the given, measured, whole and readable."""
     given = {each.path.resolve() for each in recordings}
     wanted = {name for each in recordings for name in _configurations(each)} - {None}
     repeats: list[Run] = []
@@ -306,22 +301,21 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
     have it (others are not looked at), else as is assumed. Of a replay that kept what it printed
     they hold that: its rows are one draw, and what it printed is the mean of all.
     """
+    unpaired = Difference(
+        first=first.recording,
+        second=second.recording,
+        problems=0,
+        config=config_changes(first, second),
+        not_told=_not_told(first, second),
+    )
     ids = _paired_problems(first, second)
     if isinstance(ids, str):
-        return Difference(
-            first=first.recording,
-            second=second.recording,
-            problems=0,
-            config=config_changes(first, second),
-            not_told=_not_told(first, second),
-            reason=ids,
-        )
+        return replace(unpaired, reason=ids)
     one, two = _Numbers(first, ids), _Numbers(second, ids)
     spread, beyond = _run_to_run((first, second), (one, two), repeats, METRICS)
     changes = (_change(metric, one, two, beyond(metric)) for metric in METRICS)
-    return Difference(
-        first=first.recording,
-        second=second.recording,
+    return replace(
+        unpaired,
         problems=ids.len(),
         unpaired=_unpaired(first, second, ids),
         changes=tuple(each for each in changes if each is not None),
@@ -334,8 +328,6 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
             ),
             printed=tuple(run.recording for run in (first, second) if run.printed),
         ),
-        config=config_changes(first, second),
-        not_told=_not_told(first, second),
     )
 
 
@@ -345,21 +337,24 @@ def _paired_problems(first: Run, second: Run) -> pl.Series | str:
         return "there is no row per problem to pair"
     if first.curve is not None or second.curve is not None:
         return "a published curve knows no problem by itself, so nothing is paired"
-    alike = None if _of_one_workload(first, second) else _alike(first, second)
-    if alike is None and not _of_one_workload(first, second):
+    same = of_one_workload(first, second)
+    alike = None if same else _alike(first, second)
+    if alike is None and not same:
         return "the recordings are not known to pose the same problems, so nothing is paired"
-    decided = [
-        run.rows.filter(pl.col("state") == "decided")["problem_id"].drop_nulls().unique()
-        for run in (first, second)
-        if run.rows is not None
-    ]
-    both = decided[0].filter(decided[0].is_in(decided[1].implode())).sort()
+    one, two = _decided(first.rows), _decided(second.rows)
+    both = one.filter(one.is_in(two.implode()))
     if alike is not None:
         both = both.filter(both.is_in(pl.Series(sorted(alike), dtype=pl.Utf8).implode()))
     return both if both.len() else "no problem was decided in both"
 
 
-def _of_one_workload(first: Run, second: Run) -> bool:
+def _decided(rows: pl.DataFrame) -> pl.Series:
+    """Return the problems with a decision, sorted, each once."""
+    return rows.filter(pl.col("state") == "decided")["problem_id"].drop_nulls().unique().sort()
+
+
+def of_one_workload(first: Run, second: Run) -> bool:
+    """Whether both are known to pose the same problems."""
     hashes = [None if run.workload is None else run.workload.hash for run in (first, second)]
     return hashes[0] is not None and hashes[0] == hashes[1]
 
@@ -370,7 +365,7 @@ def by_problems(runs: Sequence[Run]) -> list[list[int]]:
     for place, run in enumerate(runs):
         for each in sets:
             first = runs[each[0]]
-            if _of_one_workload(first, run) or _alike(first, run) is not None:
+            if of_one_workload(first, run) or _alike(first, run) is not None:
                 each.append(place)
                 break
         else:
@@ -393,7 +388,7 @@ def _alike(first: Run, second: Run) -> set[str] | None:
 def _unpaired(first: Run, second: Run, ids: pl.Series) -> dict[str, int]:
     """Return how many problems are not paired: of one run alone, or others of the same name."""
     assert first.rows is not None and second.rows is not None
-    one, two = (set(run.rows["problem_id"]) for run in (first, second) if run.rows is not None)
+    one, two = set(first.rows["problem_id"]), set(second.rows["problem_id"])
     found = {
         "of 1 alone": len(one - two),
         "of 2 alone": len(two - one),
@@ -472,7 +467,7 @@ class _Numbers:
     @cached_property
     def _of_all(self) -> _Numbers:
         """The numbers of all problems that the run decided."""
-        return _Numbers(self._run, self._decided["problem_id"].drop_nulls().unique().sort())
+        return _Numbers(self._run, _decided(self._decided))
 
     def throughput(self) -> float | None:
         """Return the throughput where it is that of these very problems."""
@@ -526,9 +521,10 @@ def spread_of(
     `percentiles` of the latency are measured too, beside those of `METRICS`.
     """
     assert run.rows is not None
-    ids = run.rows.filter(pl.col("state") == "decided")["problem_id"].drop_nulls().unique().sort()
     by_tag = {metric.tag: metric for metric in (*map(latency_metric, percentiles), *METRICS)}
-    spread, of = _run_to_run((run,), (_Numbers(run, ids),), repeats, tuple(by_tag.values()))
+    spread, of = _run_to_run(
+        (run,), (_Numbers(run, _decided(run.rows)),), repeats, tuple(by_tag.values())
+    )
     return spread, lambda tag: of(by_tag[tag])[0] if tag in by_tag else spread.assumed[0]
 
 
@@ -724,8 +720,8 @@ def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
         one, two = (_fields(getattr(run, part)) for run in (first, second))
         for name in one | two:
             if one.get(name) != two.get(name):
-                told = (_told(run, part, name, each) for run, each in ((first, one), (second, two)))
-                changes[f"{part}.{name}"] = (next(told), next(told))
+                told = _told(first, part, name, one), _told(second, part, name, two)
+                changes[f"{part}.{name}"] = told
     return {name: values for name, values in changes.items() if values != (None, None)}
 
 
@@ -788,11 +784,9 @@ class Limit:
 class Judged:
     """A limit with the difference it was held against, in the limit's own terms.
 
-    `timed`: the number differs from run to run.
-
-    `broken`: the whole 90 % interval lies beyond the limit. `sure`: it lies on one side, beyond or
-    within. `problems_to_settle` is how many problems would put it on one side if the difference
-    stayed as it is, None where it lies there or no number would.
+    `broken`: the whole 90 % interval lies beyond it. `sure`: on one side. `timed`: the number
+    differs from run to run. `problems_to_settle` would put it on one side if the difference stayed,
+    None where it lies there or no number would.
     """
 
     limit: Limit
@@ -840,11 +834,7 @@ def parse_limit(text: str) -> Limit:
 
 
 def judge(limits: Sequence[Limit], compared: Difference) -> tuple[Judged, ...]:
-    """Hold limits against the paired differences of two runs.
-
-    Raises TtscopeError where one cannot be held: a gate that nothing was measured for must not
-    pass.
-    """
+    """Hold limits against paired differences. Raises TtscopeError where one cannot be held."""
     if compared.reason is not None:
         raise TtscopeError(f"--fail-on cannot be judged: {compared.reason}")
     changes = {change.metric.tag: change for change in compared.changes}

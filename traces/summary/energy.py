@@ -115,8 +115,7 @@ def attribute_energy(
     problems that the profiler slowed. `alone` says that no other run shares the recording, `asked`
     that its requests were sent for it: of others' traffic some may be traced, and steps alone tell.
     """
-    power, kind = of_one_kind(recording.frame("power"))
-    curve = _curve(recording, engine, power, kind, window)
+    curve = _curve(recording, engine, window)
     if isinstance(curve, Curve) and not alone:
         curve = "several runs of the recording share its devices"
     unknown = pl.lit(None, pl.Float64).alias("energy_j")
@@ -136,7 +135,7 @@ def attribute_energy(
     part = 1.0 if part is None and asked else part
     idle = None if shares.idle is None or part is None else shares.idle * part
     rows = _by_problem(rows, samples, idle)
-    energy = _numbers(curve, shares, kind, rows, part)
+    energy = _numbers(curve, shares, rows, part)
     slowed = pl.when(~pl.col("slowed")).then("energy_j")
     return energy, samples, rows.with_columns(energy_j=slowed)
 
@@ -151,15 +150,11 @@ def run_window(problems: pl.DataFrame, samples: pl.DataFrame) -> Window | None:
 
 
 def run_energy(recording: Recording, engine: str) -> tuple[Curve, Window] | None:
-    """Return the energy curve of an engine's devices over its run and the run's window.
-
-    None where that is not known, or where several engines share the recording.
-    """
+    """Return an engine's energy curve and window, None where not known or several share it."""
     if len(recording.manifest.engines) != 1:
         return None
     window = run_window(recording.problems, recording.samples)
-    power, kind = of_one_kind(recording.frame("power"))
-    curve = _curve(recording, engine, power, kind, window)
+    curve = _curve(recording, engine, window)
     return None if isinstance(curve, str) or window is None else (curve, window)
 
 
@@ -168,27 +163,21 @@ def _mean_w(curve: Curve) -> float:
     return float(rise / (curve.seconds[-1] - curve.seconds[0]))
 
 
-def of_one_kind(power: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
+def of_one_kind(power: pl.DataFrame) -> pl.DataFrame:
     """The GPUs' readings when there are any, else the host's; never both added."""
-    kinds = power["kind"].unique().to_list()
-    kind = next((name for name in ("nvml", "rapl") if name in kinds), None)
-    return power.filter(pl.col("kind") == (kind or "")), kind
+    of_gpus = power.filter(kind="nvml")
+    return of_gpus if of_gpus.height else power.filter(kind="rapl")
 
 
-def _curve(
-    recording: Recording,
-    engine: str,
-    power: pl.DataFrame,
-    kind: str | None,
-    window: Window | None,
-) -> Curve | str:
-    if kind is None:
+def _curve(recording: Recording, engine: str, window: Window | None) -> Curve | str:
+    power = of_one_kind(recording.frame("power"))
+    if power.is_empty():
         return _trouble(recording) or NOT_RECORDED
     if window is None:
         return "no problem ended"
     wanted = recording.manifest.engines[engine].num_devices
     read = power.select("host", "device").unique().height
-    if kind == "nvml" and read != wanted:
+    if power["kind"][0] == "nvml" and read != wanted:
         reason = f"{read} devices were read, the engine has {wanted}"
     else:
         curve = energy_curve(power, window)
@@ -221,9 +210,7 @@ def _part_of(shares: EnergyShares) -> float | None:
     return min(own / drawn, 1.0) if own > 0 and drawn > 0 else None
 
 
-def _numbers(
-    curve: Curve, shares: EnergyShares, kind: str | None, rows: pl.DataFrame, part: float | None
-) -> Energy:
+def _numbers(curve: Curve, shares: EnergyShares, rows: pl.DataFrame, part: float | None) -> Energy:
     decided = rows["state"] == "decided"
     total = None if part is None else shares.total * part
     over = partial(_over, total, rows["energy_j"])
@@ -239,7 +226,7 @@ def _numbers(
         idle_share=None if idle is None else Estimate(value=idle / shares.total, unit="1"),
         mean_w=Estimate(value=_mean_w(curve), unit="W"),
         max_w=Estimate(value=curve.max_w, unit="W"),
-        kind=kind,
+        kind=curve.kind,
         method=curve.method,
     )
 
@@ -288,8 +275,8 @@ class Curve:
 
     seconds: Floats
     joules: Floats
+    kind: str
     method: Method
-    devices: int
     max_w: float
 
     def between(self, start_s: Floats, end_s: Floats) -> Floats:
@@ -322,7 +309,7 @@ def energy_curve(power: pl.DataFrame, window: Window) -> Curve | str:
             return f"{device}: {curve}"
         found.append(curve)
     if not found:
-        return "no power was recorded"
+        return NOT_RECORDED
     grid = np.unique(np.concatenate([each.seconds for each in found] + [np.array([0.0, length])]))
     grid = grid[(grid >= 0) & (grid <= length)]
     joules = np.sum([np.interp(grid, each.seconds, each.joules) for each in found], axis=0)
@@ -332,8 +319,8 @@ def energy_curve(power: pl.DataFrame, window: Window) -> Curve | str:
     return Curve(
         seconds=grid,
         joules=np.asarray(joules, dtype=float),
+        kind=power["kind"][0],
         method="power" if by_power else "counter",
-        devices=len(found),
         max_w=_highest(found, grid, joules, length),
     )
 
@@ -540,9 +527,9 @@ def watts_of(mean_w: float, tables: Sequence[PowerTable]) -> Watts:
     seconds, busy_s = spent.sum(axis=0)
     if busy_s <= 0:
         return found
-    found = replace(found, mean=float(joules.sum() / seconds), busy_share=float(busy_s / seconds))
-    found = replace(found, idle=(0.0, found.mean))
+    mean = float(joules.sum() / seconds)
+    found = Watts(mean=mean, busy_share=float(busy_s / seconds), idle=(0.0, mean))
     if found.busy_share > 1 - SELDOM or (spent[:, 1] > (1 - IDLE) * spent[:, 0]).all():
         return found
-    idle = float(np.clip(np.linalg.lstsq(spent, joules)[0][0], 0.0, found.mean))
+    idle = float(np.clip(np.linalg.lstsq(spent, joules)[0][0], 0.0, mean))
     return replace(found, idle=(idle, idle))

@@ -24,9 +24,8 @@ ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
 def run_keys(recording: Recording) -> list[tuple[str, str]]:
     """Return the (engine, policy) pairs that problems ran under, in the manifest's order.
 
-    A recording without problems has the pair that it was made for, or those of the engines whose
-    steps were imported; an imported trace has no policy, nor has traffic that was only watched, and
-    an empty key stands for it.
+    Without problems they are those that it was made for, or of engines whose steps were imported.
+    An imported trace and traffic that was only watched have no policy, but an empty key.
     """
     manifest = recording.manifest
     seen = set(recording.problems.select("engine", "policy").drop_nulls().unique().iter_rows())
@@ -150,9 +149,7 @@ def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
     pieces = [pl.DataFrame(schema={"row": pl.UInt32, "busy_s": pl.Float64})]
     for (engine,), group in samples.group_by("engine"):
         steps, cost = engine_steps(recording, str(engine)), engine_windows(recording, str(engine))
-        seconds = share_steps(
-            steps, group, cost, shared=of_a_server(recording, str(engine))
-        ).sample_s
+        seconds = share_steps(steps, group, cost, shared=of_a_server(recording, str(engine)))
         piece = group.select("row").with_columns(pl.Series("busy_s", seconds).fill_nan(None))
         pieces.append(piece.select("row", "busy_s"))
     return samples.select("row").join(pl.concat(pieces), on="row", how="left")["busy_s"]
@@ -307,11 +304,7 @@ MOST_UNTOLD = 0.05  # share of the problems without a number at which a mean is 
 
 
 def mostly_told(numbers: Floats) -> bool:
-    """Return whether so few problems have no number, nan, that a mean of the others is of all.
-
-    Those that have one are else others than the rest: a stopping rule cancels samples of easy
-    problems.
-    """
+    """Return whether so few are nan that a mean of the others, who may be unlike, is of all."""
     return int(np.isnan(numbers).sum()) <= MOST_UNTOLD * numbers.size
 
 
@@ -367,41 +360,28 @@ def lost_problems(problems: pl.DataFrame, *, imported: bool = False) -> Lost:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unanswered:
-    """How many samples ended by themselves or at a limit without an answer, of so many."""
-
-    count: int
-    cut: int  # of them, at max_tokens or the model's length
-    samples: int
-
-    @property
-    def text(self) -> str | None:
-        """What a reader must know; None where nearly all have an answer."""
-        if self.count <= MOST_UNTOLD * self.samples:
-            return None
-        ended = self.count - self.cut
-        parts = [f"{self.cut:,} were cut at max_tokens or the model's length"] if self.cut else []
-        parts += [f"{ended:,} ended by themselves"] if ended else []
-        advice = "" if not ended else ". Check the verifier, and a server's --reasoning-parser"
-        told = f"{self.count:,} of {self.samples:,} samples have no answer"
-        return f"{told}: {' and '.join(parts)}{advice}"
-
-
-def unanswered(samples: pl.DataFrame) -> Unanswered:
-    """Return how many of a run's own samples have no answer.
+def unanswered(samples: pl.DataFrame) -> str | None:
+    """Return how many of a run's own samples have no answer, None where nearly all have one.
 
     Left out are those that failed, were cancelled, or were given their length.
     """
-    cut = pl.col("finish_reason") == "length"
-    ended = samples.filter(
+    at_limit = pl.col("finish_reason") == "length"
+    own = samples.filter(
         pl.col("role").fill_null("sample") == "sample",
         pl.col("finish_reason").is_not_null(),
         pl.col("error").is_null() & pl.col("cancelled_by").is_null(),
-        ~(cut & ~pl.col("censored").fill_null(False)),
+        ~(at_limit & ~pl.col("censored").fill_null(False)),
     )
-    none = ended.filter(pl.col("answer").is_null())
-    return Unanswered(count=none.height, cut=none.filter(cut).height, samples=ended.height)
+    none = own.filter(pl.col("answer").is_null())
+    if none.height <= MOST_UNTOLD * own.height:
+        return None
+    cut = none.filter(at_limit).height
+    ended = none.height - cut
+    parts = [f"{cut:,} were cut at max_tokens or the model's length"] if cut else []
+    parts += [f"{ended:,} ended by themselves"] if ended else []
+    advice = ". Check the verifier, and a server's --reasoning-parser" if ended else ""
+    told = f"{none.height:,} of {own.height:,} samples have no answer"
+    return f"{told}: {' and '.join(parts)}{advice}"
 
 
 # Who occupied the engine: each step's time, shared among the samples it computed.
@@ -410,14 +390,6 @@ def unanswered(samples: pl.DataFrame) -> Unanswered:
 # which step is known from its first and its last step: its uncached prompt in the first, its output
 # evenly over the steps after it. Samples that were cut into several prefills or preempted are
 # therefore shared approximately, but nothing is lost: the shares sum to the busy time.
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Seconds of each sample, nan where its steps are not known, and the engine's busy seconds."""
-
-    sample_s: Floats
-    busy_s: float
 
 
 def step_ns(steps: pl.DataFrame, samples: pl.DataFrame | None = None) -> Floats:
@@ -470,8 +442,8 @@ def share_steps(
     cost: WindowCost | None = None,
     *,
     shared: bool = False,
-) -> Shares:
-    """Share one engine's busy time among its samples, in the samples' order (`share`).
+) -> Floats:
+    """Share one engine's busy seconds among its samples, in the samples' order (`share`).
 
     With the `cost` of the profiler's windows the profiled steps count with what they would have
     taken, or where that is not known, with what they took.
@@ -481,7 +453,7 @@ def share_steps(
     busy = busy_seconds(steps, samples)
     if cost is not None:
         busy[cost.places] = np.where(cost.known, cost.usual_ns, cost.ended - cost.begun) / 1e9
-    return Shares(share(busy, steps, samples, shared=shared), float(busy.sum()))
+    return share(busy, steps, samples, shared=shared)
 
 
 def share(

@@ -184,11 +184,7 @@ def to_plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Printed(Record):
-    """What a replay printed of the run that it predicted, by tag, and the votes within it.
-
-    These are means over all of its draws with their intervals. The tables of its recording are one
-    draw.
-    """
+    """What a replay printed, by tag: means over all draws. Its recording's tables are one draw."""
 
     estimates: Mapping[str, Estimate]
     policies: tuple[PolicyOutcome, ...] = ()
@@ -207,10 +203,7 @@ class Printed(Record):
 
     @classmethod
     def told(cls, recording: Recording) -> Printed | None:
-        """Return what a recording's replay printed, None where it does not say.
-
-        Raises RecordingError where that is damaged.
-        """
+        """Return what a replay printed, None if untold. Raises RecordingError if damaged."""
         replayed = recording.manifest.provenance.get("replayed")
         data = replayed.get("printed") if isinstance(replayed, Mapping) else None
         try:
@@ -343,7 +336,9 @@ def _run(
             recording.frame("events"), engine_key, manifest.kernel_windows_cost, kernels
         ),
         acceptance=acceptance(engine, steps, samples),
-        ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
+        ngram_what_if=ngram_what_if(
+            recording.frame("drafts").filter(engine=engine_key, policy=policy_key)
+        ),
         energy_j=energy,
         policies=published or _policies(samples, rows, policy, lost),
         seconds=seconds_by_kind(steps, samples),
@@ -458,8 +453,8 @@ def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
     nothing = pl.lit(imported) | (
         pl.col("first_token").is_null() & pl.col("output_tokens").is_null()
     )
-    ran = samples.filter(pl.col("error").is_null() | ~nothing)
-    return _sum_or_none(ran["output_tokens"])
+    tokens = samples.filter(pl.col("error").is_null() | ~nothing)["output_tokens"]
+    return None if not tokens.len() or tokens.null_count() else float(tokens.sum())
 
 
 def _told_of(steps: pl.DataFrame, samples: pl.DataFrame, window: Window | None) -> float | None:
@@ -478,10 +473,6 @@ def _numbers(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.fl
 def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     numbers = _numbers(frame, column)
     return numbers if mostly_told(numbers) else numbers[:0]
-
-
-def _sum_or_none(column: pl.Series) -> float | None:
-    return None if not column.len() or column.null_count() else float(column.sum())
 
 
 def _imported_latency(samples: pl.DataFrame) -> Spread:
@@ -548,11 +539,6 @@ def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, flo
     return spent
 
 
-def _drafts(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
-    own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
-    return recording.frame("drafts").filter(own)
-
-
 def _notes(
     recording: Recording,
     engine: str,
@@ -594,7 +580,7 @@ def _notes(
     # Others' traffic is not read for answers, and a step of beam search has none.
     whole = policy is not None and not policy.spec.in_steps
     asked = whole and "imported" not in manifest.provenance
-    if asked and (text := unanswered(samples).text) is not None:
+    if asked and (text := unanswered(samples)) is not None:
         notes.append(text)
     if lost is not None and lost.too_many:
         notes.append(f"no table of maj@k and pass@k: {lost.why_not}")

@@ -32,10 +32,6 @@ class Series:
     tokens_per_s: Floats
     first_step: NDArray[np.int64]
 
-    @property
-    def bins(self) -> int:
-        return int(self.batch.size)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:

@@ -272,14 +272,11 @@ def policies_within(
     most: int | None = None,
     counts: Sequence[int] | None = None,
 ) -> tuple[PolicyOutcome, ...]:
-    """Return maj@k and pass@k of samples with `problem` numbers, k = 1, 2, 4, .. and `most` or n.
+    """Return maj@k and pass@k of samples with `problem` numbers, k = 1, 2, 4 .. n, or `counts`.
 
-    Or of `counts` of samples.
-
-    Only problems with n ended samples whose answers were judged count. Where right samples come
-    without their answers the only vote known is that of one sample, which is pass@1. The tokens
-    are k/n of the problem's, which is what a random subset takes on average, None where a sample
-    has none.
+    The last k is `most` where given. Only problems with n ended samples that were judged count.
+    Where right samples lack their answers the only vote known is of one sample, pass@1. The tokens
+    are k/n of the problem's, as a random subset takes on average, None where a sample has none.
     """
     counted = (
         samples.select("problem", "answer", "correct", "end", "output_tokens")

@@ -285,10 +285,8 @@ def check_screen(screen: str) -> None:
 def screenshot(app: TtscopeApp, screen: str, size: tuple[int, int], target: Path) -> None:
     """Write a screen as SVG, once everything it shows has been loaded and worked out.
 
-    Raises UsageError when there is no such screen, the size is too small or the file cannot be
-    written.
+    Raises UsageError when the size is too small or the file cannot be written.
     """
-    check_screen(screen)
     if size[0] < 40 or size[1] < 12:
         raise UsageError(f"--size {size[0]}x{size[1]}: wants at least 40x12")
     text = asyncio.run(_take(app, screen, size))

@@ -18,7 +18,7 @@ from traces.schema.formats import ABSENT, compact, half_width, value_of
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise
 from tui.screens.index import Indexes, Listed, files_of
-from tui.text.layout import labels, model_name
+from tui.text.layout import labels, model_name, without_middle
 
 FRAME_BYTES = 128 * 2**20  # of samples and steps of recordings that are not looked at
 
@@ -312,7 +312,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 NARROW, ENGINE = 110, 13
-NAME = 18  # columns of a recording's name beside others
+NAME = 17  # columns of a recording's name beside others
 NAMES, ENGINE_AT = COLUMNS[-1].header, 2
 NO_PROBLEMS = "no problems captured"
 
@@ -361,13 +361,8 @@ def engine_cells(entries: Iterable[Entry], width: int) -> dict[str, str]:
     for engine in engines:
         words = [word for word in engine.split() if word not in shared or len(engines) == 1]
         short[engine] = " ".join(words) or engine
-    cut = {engine: _without_middle(text, ENGINE) for engine, text in short.items()}
+    cut = {engine: without_middle(text, ENGINE) for engine, text in short.items()}
     return next(each for each in (cut, short, whole) if len(set(each.values())) == len(engines))
-
-
-def _without_middle(text: str, most: int) -> str:
-    half = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: int) -> str:
@@ -386,7 +381,7 @@ def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: i
             return NO_PROBLEMS if width >= NARROW else "0 problems"
     text = entry.cells[column.header]
     if column.header == NAMES and width < column.from_width:
-        return _without_middle(text, NAME)
+        return without_middle(text, NAME)
     return engines.get(text, text) if column.header == "engine" else text
 
 

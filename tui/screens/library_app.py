@@ -365,19 +365,12 @@ class LibraryApp(App[None]):
         names = (Path(f"measure-next{number}.yaml") for number in ("", *range(2, 1000)))
         return next(each for each in names if not each.exists())
 
-    def price_in(self, answer: Recommendation, run: Run) -> float | None:
-        """Return a run's USD per device-hour beside an answer of the advisor asked last."""
-        assert self._advisor is not None
-        return self._advisor[1].price_of(run, answer.budget)
-
-    def write_plan(self, answer: Recommendation, path: Path) -> Forwards:
-        """Write what to measure next; return the files of shapes beside it.
-
-        Raises TtscopeError where nothing fits, or the file cannot be written.
-        """
+    @property
+    def advisor(self) -> FittedAdvisor:
+        """The advisor that was asked last. Raises UsageError where none was."""
         if self._advisor is None:
             raise UsageError("nothing has been advised yet")
-        return self._advisor[1].write_plan(path, answer)
+        return self._advisor[1]
 
     def open_run(self, entry: Entry) -> None:
         """Show a run: on screen 3 one of watched servers, unless a server is watched there."""

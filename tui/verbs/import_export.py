@@ -35,7 +35,7 @@ from traces.schema.formats import counted, number
 from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all, say_json
 from tui.text.commands import next_lines
-from tui.text.layout import align, wrap
+from tui.text.layout import align, labelled, wrap
 from tui.verbs.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -498,7 +498,7 @@ def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> S
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
-    return [line for note in notes for line in wrap("!", note, width=80, indent=2)]
+    return labelled((("!", note) for note in notes), width=80, indent=2)
 
 
 def _file(trace: TraceTables) -> dict[str, Any]:

@@ -112,9 +112,12 @@ def identify(client: httpx.Client, card: Mapping[str, Any]) -> Identity:
 
 
 def _without_python(client: httpx.Client) -> bool:
-    """Whether a vLLM answers without its Python front end, of which every answer says `uvicorn`."""
+    """Whether a vLLM answers without its Python front end, of which every answer says `uvicorn`.
+
+    A proxy before it may name itself instead, such as nginx. The Rust front end names nothing.
+    """
     with contextlib.suppress(httpx.HTTPError), client.stream("GET", "/version") as answer:
-        return "uvicorn" not in answer.headers.get("server", "").lower()
+        return not answer.headers.get("server")
     return False
 
 

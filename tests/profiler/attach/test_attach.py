@@ -204,6 +204,27 @@ def test_a_restart_is_noted_and_the_new_configuration_read(server, tmp_path):
     assert all(each.numbers.generated_tokens_per_s == 0 for each in watched_engines(recording))
 
 
+@pytest.mark.parametrize("began", [(17, 18), ("nan", "nan"), (17, "nan"), (17, 17)])
+def test_a_load_balancer_is_refused(server, began):
+    server.turns = itertools.cycle(zip(began, (1.0, 2.0), strict=True))
+    with pytest.raises(EngineError, match=r"several servers answer there.*--metrics-url"):
+        looked_at(Access.of(server.url))
+    pages = [headers for path, headers, _ in server.asked if path == "/metrics"]
+    assert len(pages) > 1 and all(each["Connection"] == "close" for each in pages)
+
+
+def test_of_servers_that_answer_in_turn_later_one_is_kept(server, tmp_path):
+    def balance():
+        turns = itertools.cycle([("1.7e+09", 1.0), ("1.8e+09", 2.0)])
+        server.turns = itertools.chain([("1.8e+09", 2.0)], turns)
+
+    recording, _ = attach(server, folder=tmp_path / "r", change=balance, seconds=2.0)
+    (told,) = watched_engines(recording)
+    assert told.events["restart"] == 1 and told.events["gap"] >= 1
+    assert "several servers answer there" in told.losses[0]
+    assert told.numbers.generated_tokens_per_s == 0.0
+
+
 def test_what_an_earlier_process_told_is_forgotten(server):
     lines, block = server.lines, 'block_size="128"'
     reader, told = PageReader(), []
@@ -271,7 +292,11 @@ def test_a_slow_page_is_asked_for_a_tenth_of_the_time(server, tmp_path, monkeypa
     monkeypatch.setattr(profiler.attach.scraper, "_LONGEST_PAUSE_S", 0.2)  # of failures alone
     server.hang_s = 0.1
     attach(server, folder=tmp_path / "r", seconds=3)
-    asked = [at for path, _, at in server.asked if path == "/metrics"]
+    asked = [
+        at
+        for path, headers, at in server.asked
+        if path == "/metrics" and headers["Connection"] != "close"  # as those before the watch
+    ]
     assert len(asked) <= 5
 
 

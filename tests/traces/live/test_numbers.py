@@ -246,6 +246,18 @@ def test_an_interval_with_a_restart_is_left_out():
     assert found.generated_tokens_per_s == 100.0
 
 
+def test_no_time_is_negative_where_a_sum_alone_fell():
+    """As of two servers behind a load balancer, which began at the same moment."""
+    name = 'vllm:time_to_first_token_seconds_{}{{engine="0"}} {}\n'
+    told = [(5, 9.0), (6, 2.0), (7, 2.5), (8, 3.0)]
+    pages = [
+        (second, name.format("count", count) + name.format("sum", seconds))
+        for second, (count, seconds) in enumerate(told)
+    ]
+    found = numbers_of(scrapes(pages), "e")
+    assert (found.resets, found.ttft_s.mean.value) == (1, 0.5)
+
+
 def test_a_restart_is_seen_where_the_new_counters_are_higher():
     """The process began at another time: so say all engines of its page."""
     lives = [(1000, 100), (1000, 200), (2000, 1500), (2000, 1600)]
@@ -257,31 +269,20 @@ def test_a_restart_is_seen_where_the_new_counters_are_higher():
     found = numbers_of(rows, "e")
     assert (found.resets, found.seconds) == (1, 2.0)
     assert found.generated_tokens_per_s == 100.0
-    polls = Polls()  # poll after poll
-    for second in range(4):
-        polls.add(rows.filter(pl.col("time") == second * S))
-    assert numbers_in(polls.window(), "e") == found
+    assert numbers_in(fed(rows, 1), "e") == found
 
 
 def test_a_counter_that_a_restart_ended_counts_from_0():
     """A server makes some series at their first use: the page lacks them, and then has them."""
-    gen, name = "vllm:generation_tokens_total", "vllm:request_success_total"
-    told = {gen: [100, 200, None, None, 150, 160], name: [50, 60, None, 5, 6, 7]}
-    rows = [
-        (second * S, "e", each, 'finished_reason="stop"' if each == name else "", None, value)
-        for second in range(6)
-        for each, values in told.items()
-        for value in [values[second]]
-        if second < 2 or value is not None or told[each][second - 1] is not None
-    ]
-    found = numbers_of(pl.DataFrame(rows, schema=SCRAPES, orient="row"), "e")
+    told = {GEN: [100, 200, None, ..., 150, 160], STOPPED: [50, 60, None, 5, 6, 7]}
+    found = numbers_of(polled(told), "e")
     assert (found.resets, found.seconds) == (1, 4.0)
     assert found.generated_tokens_per_s == (100 + 160) / 4
     assert found.finished == {"stop": 10 + 7}
 
 
 GEN, PROMPTS = "vllm:generation_tokens_total", "vllm:prompt_tokens_total"
-RUNS = "vllm:num_requests_running"
+RUNS, STOPPED = "vllm:num_requests_running", (FINISHED, 'finished_reason="stop"', None)
 
 
 def polled(told):
@@ -310,7 +311,7 @@ def test_a_counter_that_a_page_lacks_for_a_while_goes_on():
 )
 def test_a_counter_that_comes_back_lower_is_one_restart(others, prompts, seconds):
     told = {GEN: [100, 200, None, 150, 160], PROMPTS: others}
-    told[("vllm:request_success_total", 'finished_reason="stop"', None)] = [9, 9, None, ..., 5]
+    told[STOPPED] = [9, 9, None, ..., 5]
     found = numbers_of(polled(told), "e")
     assert (found.resets, found.seconds) == (1, seconds)
     assert found.generated_tokens_per_s * seconds == 100 + 150 + 10
@@ -589,15 +590,6 @@ def test_where_no_share_is_told_it_is_said_what_failed(given, needs):
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_counter_that_was_away_at_a_restart_counts_from_0(at_once):
     """The start of the process alone tells of it: the counter comes back higher."""
-    rows = [
-        (poll * S, "e", name, "", None, value)
-        for poll, (began, finished) in enumerate(
-            [(1.0, 5.0), (1.0, 6.0), (2.0, None), (2.0, 10.0), (2.0, 11.0)]
-        )
-        for name, value in ((STARTED, began), (FINISHED, finished))
-    ]
-    polls = Polls()
-    for part in [rows] if at_once else [rows[at : at + 2] for at in range(0, len(rows), 2)]:
-        polls.add(pl.DataFrame(part, schema=SCRAPES, orient="row"))
-    window = polls.window()
+    rows = polled({STARTED: [1, 1, 2, 2, 2], FINISHED: [5, 6, None, 10, 11]})
+    window = fed(rows, 5 if at_once else 1)
     assert (window.total(FINISHED), window.resets) == (12, 1)

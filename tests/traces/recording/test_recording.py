@@ -202,27 +202,22 @@ def test_two_threads_change_the_manifest_one_after_the_other(tmp_path, monkeypat
     assert (manifest.probe_cost_us, manifest.price_usd_per_device_hour) == (2.0, 3.0)
 
 
-def test_a_manifest_that_cannot_be_closed_is_told(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("failing", "told"),
+    [
+        ("manifest.Manifest.write", "every row was kept, and recording.json has no end"),
+        ("writer.write_part", r"1 rows were lost \(1 of steps\).*No space left"),
+    ],
+)
+def test_a_failing_disk_does_not_stop_the_run(tmp_path, monkeypatch, failing, told):
     writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Manifest, "write", full)
-    with pytest.raises(RecordingError, match="every row was kept, and recording.json has no end"):
-        writer.close(complete=True)
-    assert not Recording.open(tmp_path / "r").complete
-
-
-def test_a_failing_disk_does_not_stop_the_run(tmp_path, monkeypatch):
-    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=0.01)
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("traces.recording.writer.write_part", full)
+    monkeypatch.setattr(f"traces.recording.{failing}", full)
     writer.append("steps", {"engine": "e", "step": 0})
-    with pytest.raises(RecordingError, match=r"1 rows were lost \(1 of steps\).*No space left"):
+    with pytest.raises(RecordingError, match=told):
         writer.close(complete=True)
     assert not Recording.open(tmp_path / "r").complete
 
@@ -349,15 +344,15 @@ def test_what_a_full_disk_cost_is_counted_and_the_recording_can_be_read(small_di
     assert recording.steps.height == 0
 
 
-@pytest.mark.parametrize("linked", [False, True])
-def test_nothing_is_written_into_a_folder_in_the_place_of_ours(tmp_path, linked):
+@pytest.mark.parametrize("instead", ["a folder", "a link", "nothing"])
+def test_nothing_is_written_into_a_folder_in_the_place_of_ours(tmp_path, instead):
     folder, other = tmp_path / "r", make(tmp_path / "other")
     writer = RecordingWriter(folder, Manifest(clock_start=read_clocks()), period_s=60)
     writer.append("steps", {"engine": "e", "step": 0})
     folder.rename(tmp_path / "moved")
-    if linked:
+    if instead == "a link":
         folder.symlink_to(other)
-    else:
+    elif instead == "a folder":
         other = other.rename(folder)
     before = {path.name: path.read_bytes() for path in other.iterdir()}
     with pytest.raises(RecordingError, match=r"1 rows were lost.*deleted or moved while"):
@@ -383,14 +378,6 @@ def test_a_recording_can_be_made_in_a_linked_folder(tmp_path):
     with RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks())) as writer:
         writer.append("steps", {"engine": "e", "step": 0})
     assert Recording.open(tmp_path / "real").steps.height == 1
-
-
-def test_a_folder_that_vanished_is_said_to_be_gone(tmp_path):
-    writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()), period_s=60)
-    writer.append("steps", {"engine": "e", "step": 0})
-    shutil.rmtree(tmp_path / "r")
-    with pytest.raises(RecordingError, match="1 rows were lost.*deleted or moved while"):
-        writer.close(complete=True)
 
 
 def test_a_table_that_cannot_be_written_costs_no_other(tmp_path, monkeypatch):
@@ -511,21 +498,12 @@ def test_a_manifest_of_another_shape_is_one_line(tmp_path, text):
         Recording.open(folder)
 
 
-def test_numbers_that_nothing_can_be_computed_with_are_damage(tmp_path):
+@pytest.mark.parametrize("end", [pl.lit(9223372036854775807, pl.Int64), pl.struct("end")])
+def test_what_nothing_can_be_computed_with_is_damage(tmp_path, end):
     folder = make(tmp_path / "r")
     part = folder / "steps-000000.parquet"
     (folder / checksums.NAME).unlink()
-    huge = pl.lit(9223372036854775807, pl.Int64).alias("end")
-    pl.read_parquet(part).with_columns(huge).write_parquet(part)
-    with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
-        Recording.open(folder).frame("steps")
-
-
-def test_a_column_that_cannot_be_of_its_type_is_damage(tmp_path):
-    folder = make(tmp_path / "r")
-    part = folder / "steps-000000.parquet"
-    (folder / checksums.NAME).unlink()
-    pl.read_parquet(part).with_columns(end=pl.struct("end")).write_parquet(part)
+    pl.read_parquet(part).with_columns(end=end).write_parquet(part)
     with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
         Recording.open(folder).frame("steps")
 

@@ -358,37 +358,6 @@ def test_acceptance_from_samples_and_from_steps(rows, tmp_path):
     assert summed.acceptance.length.value == pytest.approx(found.acceptance.length.value)
 
 
-@pytest.mark.parametrize("counter", [True, False])
-def test_energy_is_what_the_device_drew(rows, tmp_path, counter):
-    end = max(row["end"] for row in rows["samples"])
-    times = np.linspace(START - 1e9, end + 1e9, 50).astype(np.int64)
-    power = [
-        {
-            "host": "h",
-            "device": "0",
-            "kind": "nvml",
-            "time": int(time),
-            "watts": 200.0,
-            "energy_j": (int(time) - START) / 1e9 * 200 if counter else None,
-        }
-        for time in times
-    ]
-    (found,) = summarise(write_recording(tmp_path / "e", {**rows, "power": power}))
-    joules = 200 * (end - START) / 1e9
-    assert found.energy_j.total.value == pytest.approx(joules, rel=1e-3)
-    assert found.energy_j.per_problem.value == pytest.approx(joules / 24, rel=1e-3)
-
-
-def test_energy_that_misses_the_end_is_not_known(rows, tmp_path):
-    power = [
-        {"host": "h", "device": "0", "kind": "nvml", "time": START - n * 10**10, "watts": 200.0}
-        for n in (3, 4)
-    ]
-    (found,) = summarise(write_recording(tmp_path / "e", {**rows, "power": power}))
-    assert found.energy_j.total is None
-    assert "before the run's end" in found.energy_j.reason
-
-
 def test_kernels_by_family_and_collectives(rows, tmp_path):
     kernels = [
         {"rank": rank, "family": family, "name": family, "self_time": time, "time": time}
@@ -476,7 +445,7 @@ def test_other_problems_are_not_paired(run, rows, tmp_path):
 
 def test_series_take_the_highest_of_a_bin(run, rows):
     found = series(run.step_rows, 101, 7)
-    assert found.bins == 7
+    assert found.batch.size == 7
     batch = [row["running"] for row in rows["steps"]]
     assert np.nanmax(found.batch) == max(batch)
     assert np.nanmax(found.kv_share) == max(row["kv_blocks"] for row in rows["steps"]) / 100

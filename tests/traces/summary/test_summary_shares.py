@@ -32,9 +32,8 @@ def test_shares_sum_to_the_busy_time(problems, n, seqs, concurrency, seed):
     rows = simulate(problems=problems, n=n, seqs=seqs, concurrency=concurrency, seed=seed)
     steps, samples = frames(rows)
     shares = share_steps(steps, samples)
-    assert (shares.sample_s > 0).all()
-    assert shares.sample_s.sum() == pytest.approx(shares.busy_s)
-    assert shares.busy_s == pytest.approx(busy_seconds(steps).sum())
+    assert (shares > 0).all()
+    assert shares.sum() == pytest.approx(busy_seconds(steps).sum())
 
 
 def test_shares_match_a_step_by_step_count():
@@ -50,35 +49,34 @@ def test_shares_match_a_step_by_step_count():
             elif sample["first_step"] < step["step"] <= sample["last_step"]:
                 tokens[row] = 1
         exact += seconds[position] * tokens / tokens.sum()
-    assert share_steps(steps, samples).sample_s == pytest.approx(exact)
+    assert share_steps(steps, samples) == pytest.approx(exact)
 
 
 def test_alone_a_sample_occupies_everything():
     steps, samples = frames(simulate(problems=1, n=1))
     shares = share_steps(steps, samples)
-    assert shares.sample_s[0] == pytest.approx(busy_seconds(steps).sum())
+    assert shares[0] == pytest.approx(busy_seconds(steps).sum())
 
 
 def test_steps_are_found_by_time_where_their_numbers_are_not_recorded():
     steps, samples = frames(simulate(problems=4, n=3, seed=4))
-    by_number = share_steps(steps, samples).sample_s
+    by_number = share_steps(steps, samples)
     blind = samples.with_columns(first_step=None, last_step=None).cast(TABLES["samples"])
-    assert share_steps(steps, blind).sample_s == pytest.approx(by_number)
+    assert share_steps(steps, blind) == pytest.approx(by_number)
 
 
 def test_unknown_samples_have_no_share():
     steps, samples = frames(simulate(problems=2, n=2))
     nowhere = samples.with_columns(first_step=None, last_step=None, scheduled=None, end=None)
-    assert np.isnan(share_steps(steps, nowhere.cast(TABLES["samples"])).sample_s).all()
-    assert np.isnan(share_steps(steps.clear(), samples).sample_s).all()
+    assert np.isnan(share_steps(steps, nowhere.cast(TABLES["samples"]))).all()
+    assert np.isnan(share_steps(steps.clear(), samples)).all()
 
 
 def test_profiled_steps_cost_nothing():
     steps, samples = frames(simulate(problems=2, n=2))
     marked = steps.with_columns(profiled=pl.col("step") < 3)
     shares = share_steps(marked, samples)
-    assert shares.busy_s == pytest.approx(busy_seconds(steps)[3:].sum())
-    assert shares.sample_s.sum() == pytest.approx(shares.busy_s)
+    assert shares.sum() == pytest.approx(busy_seconds(steps)[3:].sum())
 
 
 def test_what_nobody_ran_for_is_nobodys():
@@ -104,11 +102,11 @@ def cancelled_before_it_ran(rows):
 
 def test_a_sample_that_never_ran_cost_nothing_and_changes_no_share():
     rows = simulate(problems=8, n=4, seqs=6, seed=5)
-    before = share_steps(*frames(rows)).sample_s
+    before = share_steps(*frames(rows))
     idle = cancelled_before_it_ran(rows)
     assert idle
     steps, samples = frames(rows | {"samples": rows["samples"] + idle})
-    after = share_steps(steps, samples).sample_s
+    after = share_steps(steps, samples)
     assert after[: len(before)] == pytest.approx(before)
     assert (after[len(before) :] == 0).all()
 
@@ -118,7 +116,7 @@ def test_where_scheduling_is_not_told_a_cancelled_sample_stays_unknown():
     for sample in rows["samples"]:
         sample |= {"scheduled": None, "first_step": None, "cancelled_by": "decision"}
         sample["output_tokens"] = 0
-    assert np.isnan(share_steps(*frames(rows)).sample_s).all()
+    assert np.isnan(share_steps(*frames(rows))).all()
 
 
 def test_a_step_behind_a_pause_begins_when_its_first_sample_is_scheduled():
@@ -143,10 +141,10 @@ def test_a_step_behind_a_pause_begins_when_its_first_sample_is_scheduled():
     )  # fmt: skip
     shares = share_steps(steps, samples)
     # Where the first step began is not known: samples before it may have run for long.
-    assert shares.sample_s == pytest.approx([0.3, 1.3])
+    assert shares == pytest.approx([0.3, 1.3])
     assert busy_seconds(steps).sum() == pytest.approx(0.6)  # nobody tells
-    alone = share_steps(steps, samples.with_columns(scheduled=pl.lit(6_050_000_000)))
-    assert alone.busy_s == pytest.approx(0.6)  # of others, which are not in the recording
+    late = samples.with_columns(scheduled=pl.lit(6_050_000_000))
+    assert busy_seconds(steps, late).sum() == pytest.approx(0.6)  # of others, who are not in it
 
 
 def test_requests_of_others_on_a_server_have_their_part_of_its_steps(tmp_path):

@@ -17,17 +17,18 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from traces.errors import OutcomesError, UsageError
+from traces.errors import OutcomesError
 from traces.files import DOCUMENT_VALUES
 from traces.foreign.requests.reader import (
     FAILED,
     Request,
     RowReader,
     ascend,
+    check_run,
     nanoseconds,
     token_count,
 )
-from traces.foreign.source import ENTRY_BYTES, decode, decode_read, open_pieces
+from traces.foreign.source import decode, decode_read, whole_text
 from traces.foreign.values import MOST_TOKENS, finite
 
 _S = 1_000_000_000
@@ -74,12 +75,7 @@ class VllmBench(RowReader):
     def _result(self) -> _Result:
         """Return the chosen document. Raises OutcomesError and UsageError as a reader does."""
         documents, run = self._documents(), self._choices.run
-        if run is None and len(documents) > 1:
-            raise UsageError(
-                f"{self._path}: holds {len(documents)} results. Choose one with --run N"
-            )
-        if not 1 <= (run or 1) <= len(documents):
-            raise UsageError(f"--run {run}: {self._path} holds {len(documents)} results")
+        check_run(self._path, run, len(documents), "results")
         chosen = documents[(run or 1) - 1]
         try:
             result = decode_read(chosen, _Result, DOCUMENT_VALUES)
@@ -100,10 +96,7 @@ class VllmBench(RowReader):
         return result
 
     def _in_turn(self, result: _Result) -> list[float]:
-        """Return the starts of requests of which so many were kept in flight, in their order.
-
-        Raises OutcomesError where they were sent at a rate, by which nothing tells them.
-        """
+        """Return the starts of so many kept in flight, in order. Raises OutcomesError at a rate."""
         rate = result.request_rate
         if result.ramp_up_strategy is not None or rate not in (None, "inf"):
             raise OutcomesError(
@@ -124,17 +117,11 @@ class VllmBench(RowReader):
 
     def _documents(self) -> list[bytes]:
         """Return the file's documents: one a line, or a single one over many lines."""
-        text = bytearray()
-        for piece in open_pieces(self._path, self._choices.limit_bytes):
-            text += piece
-            if len(text) > ENTRY_BYTES:
-                raise OutcomesError(
-                    f"{self._path}: more than {ENTRY_BYTES >> 20} MiB in one file of results. "
-                    "Benchmark fewer requests at a time"
-                )
+        what = "results. Benchmark fewer requests at a time"
+        text = whole_text(self._path, self._choices.limit_bytes, what)
         if text.count(b"\n") > _MOST_LINES or text.lstrip().partition(b"\n")[0].strip() == b"{":
-            return [bytes(text)]
-        return [line for line in bytes(text).split(b"\n") if line.strip()]
+            return [text]
+        return [line for line in text.split(b"\n") if line.strip()]
 
     def _read_load(self, result: _Result) -> None:
         if isinstance(result.model_id, str):
@@ -183,10 +170,7 @@ class VllmBench(RowReader):
                 yield Request(place, told[0], told[1], arrival, arrival + first, arrival + length)
 
     def _itl_s(self, result: _Result) -> dict[str, float] | None:
-        """Return mean and quantiles of the times between tokens; None where they are not told.
-
-        As in vLLM's own, those of failed requests do not count.
-        """
+        """Return mean and quantiles of gaps between tokens of requests that ended, if told."""
         rows = self._rows(result)
         errors = _full(result.errors, len(rows)) or [None] * len(rows)
         ended = zip(rows, errors, result.output_lens or (), strict=False)

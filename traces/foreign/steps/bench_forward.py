@@ -18,7 +18,7 @@ import polars as pl
 from msgspec import Meta, Struct
 
 from traces.errors import OutcomesError, UsageError
-from traces.foreign.source import ENTRY_BYTES, decode, head_of, open_pieces
+from traces.foreign.source import decode, head_of, whole_text
 from traces.foreign.values import LIMIT_BYTES, UNKNOWN_MODEL, models_named
 from traces.foreign.written import written_into
 from traces.recording.tables import FORWARD, TABLES
@@ -138,22 +138,14 @@ def import_forwards(
 
 def _read(path: Path, kind: type[T], limit_bytes: int, what: str) -> T:
     """Return a whole file of JSON. Raises OutcomesError where it is none of this kind."""
-    text = bytearray()
-    for piece in open_pieces(path, limit_bytes):
-        text += piece
-        if len(text) > ENTRY_BYTES:
-            raise OutcomesError(f"{path}: more than {ENTRY_BYTES >> 20} MiB in one file of {what}")
     try:
-        return decode(bytes(text), kind)
+        return decode(whole_text(path, limit_bytes, what), kind)
     except ValueError as error:
         raise OutcomesError(f"{path}: no {what} of {FORMAT} ({error})") from None
 
 
 def _sound(path: Path, cases: list[_Case]) -> tuple[list[_Case], Counter[str]]:
-    """Return the cases that tell of the model's forward, and why others do not, counted.
-
-    Raises OutcomesError where none does.
-    """
+    """Return the usable cases, and why others are not, counted. Raises OutcomesError for none."""
     kept, left_out = list[_Case](), Counter[str]()
     for case in cases:
         first = case.ranks[0]

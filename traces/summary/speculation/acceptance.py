@@ -17,7 +17,7 @@ import polars as pl
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
-from traces.statistics import Floats, ratio
+from traces.statistics import ratio
 
 PHASES = ("thinking", "answer")
 STRETCHES = 40  # neighbouring steps are alike: intervals draw stretches of them
@@ -177,8 +177,8 @@ def kept(sums: pl.DataFrame) -> dict[str, Any]:
 
     Columns: drafts, drafted and at0, at1, ...: how many drafts kept their token at each position.
     """
-    made = _floats(sums["drafts"])
-    at = [_floats(sums[name]) for name in sums.columns if name.startswith("at")]
+    made = sums["drafts"]
+    at = [sums[name] for name in sums.columns if name.startswith("at")]
     return {
         "drafted": int(sums["drafted"].sum()),
         "accepted_per_position": tuple(ratio(each, made, "1") for each in at),
@@ -188,7 +188,7 @@ def kept(sums: pl.DataFrame) -> dict[str, Any]:
 
 def tokens_per_step(sums: pl.DataFrame) -> Estimate | None:
     """Return the tokens that a request gets from a decode step."""
-    return ratio(_floats(sums["tokens"]), _floats(sums["steps"]), "tokens")
+    return ratio(sums["tokens"], sums["steps"], "tokens")
 
 
 def _by_batch(steps: pl.DataFrame) -> Iterator[BatchAcceptance]:
@@ -236,7 +236,3 @@ def _draft_time(steps: pl.DataFrame) -> Estimate | None:
     timed = steps.filter(~pl.col("profiled").fill_null(False))["draft_ns"].drop_nulls()
     parts = np.array_split(timed.to_numpy() / 1e9, min(STRETCHES, max(timed.len(), 1)))
     return ratio([part.sum() for part in parts], [part.size for part in parts], "s")
-
-
-def _floats(column: pl.Series) -> Floats:
-    return column.cast(pl.Float64).to_numpy()

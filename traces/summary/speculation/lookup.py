@@ -65,7 +65,7 @@ def ngram_what_if(drafts: pl.DataFrame) -> tuple[NgramWhatIf, ...] | None:
                 prompt_lookup_min=values[1],
                 prompt_lookup_max=values[2],
                 **kept(sums),
-                drafted_steps=_drafted_steps(sums),
+                drafted_steps=ratio(sums["drafts"], sums["steps"], "1"),
                 tokens_per_step=tokens_per_step(sums),
                 by_phase=tuple(
                     PhaseAcceptance(phase=name, **kept(each), tokens_per_step=tokens_per_step(each))
@@ -82,8 +82,3 @@ def _sums(rows: pl.DataFrame, positions: int) -> pl.DataFrame:
     return rows.group_by("problem_id", "phase").agg(
         pl.col("steps").sum(), pl.col("tokens").sum(), *position_sums(positions)
     )
-
-
-def _drafted_steps(sums: pl.DataFrame) -> Estimate | None:
-    drafts, steps = (sums[name].cast(pl.Float64).to_numpy() for name in ("drafts", "steps"))
-    return ratio(drafts, steps, "1")

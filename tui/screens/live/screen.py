@@ -15,7 +15,6 @@ from textual.containers import Container, VerticalScroll
 from textual.events import Resize
 from textual.message import Message
 from textual.widgets import Input, Static
-from textual.worker import get_current_worker
 
 from profiler.attach.attachment import CAUTION, Attachment, default_folder
 from profiler.engines.interface import Finding
@@ -207,16 +206,12 @@ class LiveScreen(ModeScreen):
 
     @work(thread=True, group="recorded")
     def _reopen(self, entry: Entry) -> None:
-        worker = get_current_worker()
-        recorded: Recorded | str
-        try:
-            if entry.recording is None or entry.run is None:
-                return
-            recorded = read_recorded(replace(entry.recording), entry.run)
-        except Exception as problem:  # said in place, the app goes on
-            recorded = failure(problem)
-        if not worker.is_cancelled:
-            self.post_message(self.Reopened(entry, recorded))
+        recording, run = entry.recording, entry.run
+        if recording is not None and run is not None:
+            self.post_made(
+                lambda: self.Reopened(entry, read_recorded(replace(recording), run)),
+                lambda why: self.Reopened(entry, why),
+            )
 
     @on(Reopened)
     def _show_reopened(self, event: Reopened) -> None:
@@ -341,12 +336,10 @@ class LiveScreen(ModeScreen):
         """Replay what was watched with the change that its verdict asks for."""
         from advisor.what_if.suggest import suggest
 
-        found: Suggestion | str
-        try:
-            found = suggest(Recording.open(folder))
-        except Exception as problem:  # said in place, the app goes on
-            found = failure(problem)
-        self.post_message(self.Suggested(folder, found))
+        self.post_made(
+            lambda: self.Suggested(folder, suggest(Recording.open(folder))),
+            lambda why: self.Suggested(folder, why),
+        )
 
     @on(Suggested)
     def _show_next(self, event: Suggested) -> None:

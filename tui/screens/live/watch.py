@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -92,7 +93,7 @@ class LiveWatch:
         self.said: list[str] = []  # what a user must see
         self._stop = threading.Event()
         self._read = 0.0
-        self._inside: dict[str, object] = {}
+        self._inside: dict[str, Any] = {}
         self._came = -1  # rows of windows that were read
         self._profiled: dict[str, tuple[tuple[Collective, ...] | None, DeviceTime | None]] = {}
         self.lost = False
@@ -141,8 +142,7 @@ class LiveWatch:
         if time.monotonic() - self._read > READ_S:
             self._read = time.monotonic()
             self._inside = self._look_inside(steps)
-        rows = self._inside.get("step_rows")
-        step_rows = rows if isinstance(rows, pl.DataFrame) else None
+        step_rows = self._inside.get("step_rows")
         verdicts = [
             judge(
                 key,
@@ -173,17 +173,17 @@ class LiveWatch:
                 verdicts=tuple(verdicts),
                 steps=steps,
                 unpowered=attached.unpowered,
-                **inside,  # type: ignore[arg-type]
+                **inside,
             )
         )
 
-    def _look_inside(self, steps: int | None) -> dict[str, object]:
+    def _look_inside(self, steps: int | None) -> dict[str, Any]:
         """Return what the recording holds so far of problems, steps and events."""
         try:
             recording = Recording.open(self.folder)
             events = recording.frame("events")
             kinds = dict(events.group_by("kind").len().iter_rows())
-            seen: dict[str, object] = {
+            seen: dict[str, Any] = {
                 "events": kinds,
                 "watts": _watts(recording),
                 "kept_bytes": size_bytes(self.folder),
@@ -203,7 +203,7 @@ class LiveWatch:
         except TtscopeError:  # it is being written: the next look will do
             return dict(self._inside)
 
-    def _look_at_windows(self, recording: Recording, events: pl.DataFrame) -> dict[str, object]:
+    def _look_at_windows(self, recording: Recording, events: pl.DataFrame) -> dict[str, Any]:
         """Return how many windows there were and the newest one's kernels; read when one came."""
         came = events.filter(pl.col("kind") == "window").height
         if came == self._came:
@@ -226,7 +226,7 @@ class LiveWatch:
         }
 
 
-def newest_problems(recording: Recording) -> dict[str, object]:
+def newest_problems(recording: Recording) -> dict[str, Any]:
     """Return how many problems a recording holds, and the newest with what their samples took."""
     problems = recording.table("problems").select("problem_id", "arrival", "end").collect()
     newest = problems.sort("arrival", descending=True).head(MOST_PROBLEMS)

@@ -19,7 +19,7 @@ from textual.widgets.data_table import CellDoesNotExist, ColumnKey
 from textual.worker import get_current_worker
 
 from traces.errors import TtscopeError
-from traces.schema.formats import number
+from traces.schema.formats import digits, number
 from traces.summary.comparison import Difference, compare, configuration
 from traces.summary.run import Run
 from tui.screens.base import ConfirmScreen, ModeScreen
@@ -38,7 +38,6 @@ from tui.screens.entries import (
 from tui.screens.library import (
     ImportMade,
     delete_recording,
-    failure,
     import_into,
     price_of,
     recordings_at,
@@ -53,7 +52,6 @@ from tui.screens.recordings.details import (
     front_text,
     latency_lines,
     price_told,
-    status_of,
 )
 from tui.widgets.prompt import Field, Paths, Prompt, Question
 from tui.widgets.still import StillText
@@ -267,18 +265,20 @@ class RecordingsScreen(ModeScreen):
         self._engines = engine_cells(self.ttscope.entries, self._table_width)
         self._fit_columns()
         self._fill(entries, current)
-        status = status_of(
-            shown=len(entries),
-            total=len(self.ttscope.entries),
-            marked=len(self.ttscope.marked),
-            read=sum(entry.listed is None for entry in self.ttscope.entries),
-            loading=self.ttscope.loading_paths,
-            sort=f"{column.header} {arrow(self._reverse)}",
-            price=self.ttscope.price,
-            wide=self.app.size.width >= WIDE,
-        )
-        self.set_status(status)
+        self.set_status(self._status())
         self._show_panel()
+
+    def _status(self) -> str:
+        """Return what stands in the bar above the table; a price takes the room of the order."""
+        every, price = self.ttscope.entries, self.ttscope.price
+        read = sum(entry.listed is None for entry in every)
+        loading = self.ttscope.loading_paths
+        parts = [f"reading {read}/{len(every)}" if loading else f"{len(self._shown)}/{len(every)}"]
+        if price is not None:
+            parts.append(f"${digits(price)} an hour")
+        if price is None or self.app.size.width >= WIDE:
+            parts.append(f"sort {COLUMNS[self._sort].header} {arrow(self._reverse)}")
+        return "  ".join([*parts, f"{len(self.ttscope.marked)} marked"])
 
     def _fill(self, entries: list[Entry], current: str | None) -> None:
         """Change the cells that differ; rows that stay are kept, for new ones are measured."""
@@ -478,12 +478,9 @@ class RecordingsScreen(ModeScreen):
 
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:
-        try:
-            made = import_into(text, Path("runs"))
-        except Exception as error:  # a file of others may be broken in any way
-            self.post_message(Failed(failure(error), text))
-        else:
-            self.post_message(ImportDone(made))
+        self.post_made(
+            lambda: ImportDone(import_into(text, Path("runs"))), lambda why: Failed(why, text)
+        )
 
     @on(ImportDone)
     def _imported(self, event: ImportDone) -> None:

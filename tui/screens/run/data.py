@@ -90,7 +90,7 @@ def read_run(recording: Recording | None, run: Run) -> RunData:
     if run.rows is not None and run.sample_rows is not None and run.energy_j.total is not None:
         window = run_window(run.rows, run.sample_rows)
         if window is not None:
-            reading = energy_curve(of_one_kind(recording.frame("power"))[0], window)
+            reading = energy_curve(of_one_kind(recording.frame("power")), window)
             curve = reading if isinstance(reading, Curve) else None
     watched = () if run.rows is not None and run.rows.height else watched_engines(recording, [run])
     return RunData(

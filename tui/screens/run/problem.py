@@ -237,11 +237,10 @@ def _note(problem: Problem, sample: Sample, order: int) -> str:
     return "differs" if final is not None and sample.answer != final else ""
 
 
-def scale_of(problem: Problem, width: int, span_s: float | None = None) -> Scale:
+def scale_of(problem: Problem, width: int, span_s: float) -> Scale:
     """Return the header of the samples: the columns, and the span at the end of the bars."""
     size, space = columns(problem, width)
-    span = problem.span_s if span_s is None else span_s
-    end = number(span, "s") if span > 0 else ""  # no time is known
+    end = number(span_s, "s") if span_s > 0 else ""  # no time is known
     left = f"{'#':>4}   {'answer':<{size}} {'tokens':>6} "
     return Scale(left=left, columns=space, end=end, width=width)
 

@@ -259,51 +259,38 @@ class RunScreen(ModeScreen):
 
     @work(thread=True, group="run")
     def _read(self, model: RunModel) -> None:
-        worker = get_current_worker()
-        try:
-            data = read_run(model.recording, model.run)
-        except Exception as error:  # shown in place, the app goes on
-            self.post_message(Failed(model, failure(error), unread=True))
-            return
-        if not worker.is_cancelled:
-            self.post_message(Read(model, data))
+        self.post_made(
+            lambda: Read(model, read_run(model.recording, model.run)),
+            lambda why: Failed(model, why, unread=True),
+        )
 
     @work(thread=True, group="run")
     def _judge(self, model: RunModel, rule: StopRule) -> None:
-        worker = get_current_worker()
-        judged: Savings | str
-        try:
-            judged = savings(model.run, rule)
-        except Exception as error:
-            judged = failure(error)
-        if not worker.is_cancelled:
-            self.post_message(Judged(model, rule.label, judged))
+        self.post_made(
+            lambda: Judged(model, rule.label, savings(model.run, rule)),
+            lambda why: Judged(model, rule.label, why),
+        )
 
     @work(thread=True, group="policies", exclusive=True)
     def _tell_policies(self, model: RunModel) -> None:
         from tui.text.recordings.show import judged_policies, policies_lines
 
-        worker = get_current_worker()
-        try:
+        def told() -> Told:
             policies = judged_policies(model.recording, model.run)
-            lines = policies_lines(model.run, policies, width=self._width)
-        except Exception as error:
-            lines = [failure(error)]
-        if not worker.is_cancelled:
-            self.post_message(Told(model, lines))
+            return Told(model, policies_lines(model.run, policies, width=self._width))
+
+        self.post_made(told, lambda why: Told(model, [why]))
 
     @work(thread=True, group="replay", exclusive=True)
     def _replay(self, model: RunModel, changes: str) -> None:
-        worker = get_current_worker()
-        if model.recording is None:
-            return
-        try:
-            beside = replay_beside(model.recording, model.run, changes, width=self._width)
-        except Exception as error:
-            self.post_message(Failed(model, failure(error), asked=True))
-            return
-        if not worker.is_cancelled:
-            self.post_message(Replayed(model, beside))
+        recording = model.recording
+        if recording is not None:
+            self.post_made(
+                lambda: Replayed(
+                    model, replay_beside(recording, model.run, changes, width=self._width)
+                ),
+                lambda why: Failed(model, why, asked=True),
+            )
 
     @work(thread=True, group="steps", exclusive=True)
     def _read_page(self, model: RunModel, position: int) -> None:
@@ -439,11 +426,7 @@ class RunScreen(ModeScreen):
         both.set_class(other is not None, "beside")
         both.set_class(self._width >= WIDE, "wide")
         for name, drawn in (("#bars", own), ("#other", other)):
-            bars = self.query_one(name, SampleBars)
-            if drawn is None:
-                bars.update("")
-            else:
-                bars.show(drawn.scale, drawn.rows, title=drawn.title, after=drawn.after)
+            self.query_one(name, SampleBars).show(drawn)
 
     # -- keys ----------------------------------------------------------------------------------
 

@@ -206,6 +206,7 @@ def test_lines_that_are_no_samples(tmp_path, row, reason):
         ("latency_s", -1, "latency_s that are no time"),
         ("latency_s", "1s", "latency_s that are no time"),
         ("latency_s", 1e300, "latency_s that are no time"),
+        ("latency_s", 9e15, "latency_s that are no time"),  # beyond 64 bits of nanoseconds
         ("logprob_mean", [], "logprob_mean that are no number"),
         ("answer", {"a": 1}, "answer that are neither text nor number"),
     ],
@@ -333,6 +334,8 @@ def test_long_lines_are_left_out(tmp_path, monkeypatch):
 
 
 def test_paths_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # a file is read several times
+    assert "is no regular file. Write what it gives" in refused(tmp_path / "pipe", tmp_path / "r")
     assert "No such file" in refused(tmp_path / "absent", tmp_path / "r")
     assert "Is a directory" in refused(tmp_path, tmp_path / "r")
 
@@ -395,36 +398,37 @@ def test_one_answer_made_of_many_responses_is_no_sample(tmp_path):
     assert recording.samples.select(kept).equals(again.samples.select(kept))
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_a_judge_sees_the_prompt_of_lm_eval(tmp_path, older):
+def asking():
+    """A judge by whom all is right, and the prompts that it was asked with."""
     asked = []
 
     def judge(text, expected, prompt):
         asked.append(prompt)
         return text, True
 
-    settings = {"temperature": 0.5}
+    return Choices(judge=judge, verifier="v"), asked
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_judge_sees_the_prompt_of_lm_eval(tmp_path, older):
+    choices, asked = asking()
+    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "max_gen_toks": 512}
     told = [["2?", settings]] if older else {"gen_args_0": {"arg_0": "2?", "arg_1": settings}}
     rows = [
         {"doc_id": number, "target": "2", "arguments": each, "resps": [["2"]]}
         for number, each in enumerate((told, None))
     ]
-    path = tmp_path / "samples_t.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    _, recording = read(path, tmp_path / "r", choices=Choices(judge=judge, verifier="v"))
+    path = lines(tmp_path / "samples_t.jsonl", *rows)
+    _, recording = read(path, tmp_path / "r", choices=choices)
     assert asked == ["2?", ""]
-    assert next(iter(recording.manifest.policies.values())).temperature == 0.5
+    (policy,) = recording.manifest.policies.values()
+    assert (policy.temperature, policy.top_p, policy.max_tokens) == (0.6, 0.95, 512)
 
 
 def test_a_judge_sees_the_choices_of_inspect(tmp_path):
-    asked = []
-
-    def judge(text, expected, prompt):
-        asked.append(prompt)
-        return text, True
-
+    choices, asked = asking()
     path = inspect_log(tmp_path / "l.json", {"input": "Why?", "choices": ["a", "b"]})
-    read(path, tmp_path / "r", choices=Choices(judge=judge, verifier="v"))
+    read(path, tmp_path / "r", choices=choices)
     assert asked[0] == '"Why?"\nA)\nB)'
 
 
@@ -468,17 +472,9 @@ def test_lm_eval_takes_a_metric_of_the_answer_before_one_of_its_parts(tmp_path):
     }  # as IFEval's, instruction by instruction
     row = lm_eval_row(metrics=["parts", "whole"], **parts)
     path = lines(tmp_path / "s.jsonl", row, row | {"doc_id": 1, "whole": True})
-    found = import_outcomes([path], tmp_path / "r")
+    found, recording = read(path, tmp_path / "r")
     assert found.judged == 2
-    assert Recording.open(tmp_path / "r").samples["correct"].to_list() == [False, True]
-
-
-def test_lm_eval_settings_of_older_versions_are_a_list(tmp_path):
-    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "max_gen_toks": 512}
-    path = lines(tmp_path / "s.jsonl", lm_eval_row(arguments=[["p", settings]]))
-    import_outcomes([path], tmp_path / "r")
-    (policy,) = Recording.open(tmp_path / "r").manifest.policies.values()
-    assert (policy.temperature, policy.top_p, policy.max_tokens) == (0.6, 0.95, 512)
+    assert recording.samples["correct"].to_list() == [False, True]
 
 
 def test_lm_eval_pass_at_1_of_none_or_all_says_what_each_response_is(tmp_path):
@@ -490,10 +486,9 @@ def test_lm_eval_pass_at_1_of_none_or_all_says_what_each_response_is(tmp_path):
             for number, share in enumerate((0.0, 1.0, 0.5))
         ),
     )
-    found = import_outcomes([path], tmp_path / "r")
-    right = Recording.open(tmp_path / "r").samples["correct"].to_list()
-    assert right == [False, False, True, True, None, None]
-    assert found.judged == 4
+    found, recording = read(path, tmp_path / "r")
+    right = [False, False, True, True, None, None]
+    assert recording.samples["correct"].to_list() == right and found.judged == 4
 
 
 def test_lm_eval_without_a_metric_of_right_or_wrong(tmp_path):
@@ -970,11 +965,6 @@ def test_options_of_another_format_are_refused(tmp_path):
         read(inspect_log(tmp_path / "l.json"), tmp_path / "r", choices=Choices(prompt_column="n"))
 
 
-def test_a_pipe_is_refused_as_it_is_read_several_times(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    assert "is no regular file. Write what it gives" in refused(tmp_path / "pipe", tmp_path / "r")
-
-
 def test_an_expected_answer_that_took_too_long_judges_nothing():
     from tests.profiler.workload.test_workload import Slow
     from tui.verbs.import_export import _judge
@@ -1008,13 +998,6 @@ def test_a_sample_of_max_tokens_was_cut(tmp_path):
     rows[1]["problem_id"] = 7  # which is read the other way
     _, recording = read(lines(tmp_path / "q.jsonl", *rows), tmp_path / "t")
     assert recording.samples["finish_reason"].to_list() == ["length", "length"]
-
-
-def test_latencies_beyond_64_bits_are_no_times(tmp_path):
-    row = {**GOOD, "latency_s": 9e15}
-    found, recording = read(lines(tmp_path / "o.jsonl", row), tmp_path / "r")
-    assert found.files[0].skipped.counts == {"values of latency_s that are no time": 1}
-    assert recording.samples["correct"].to_list() == [True]
 
 
 def test_a_first_line_longer_than_the_head_is_recognised(tmp_path):
