@@ -127,13 +127,11 @@ class UnderLoad:
         self.replay(self._probes)
         replayed = {row: metrics.replayed[metrics.place[row]] for row in self._probes}
         kept_up = {row: each for row, each in replayed.items() if each.keeps_up}
-        self.closed_form.learn(
-            list(kept_up),
-            {
-                "latency_s": np.array([each.latency_s[0].mean() for each in kept_up.values()]),
-                "device_s": np.array([each.device_s[0].mean() for each in kept_up.values()]),
-            },
-        )
+        means = {
+            name: np.array([getattr(each, name)[0].mean() for each in kept_up.values()])
+            for name in ("latency_s", "device_s")
+        }
+        self.closed_form.learn(list(kept_up), means)
         return self._probes
 
 

@@ -108,10 +108,9 @@ def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
     """Return what is promised of the pick, and what of its traffic that rests on."""
     pick, evidence = answer.system_optimal, advisor.evidence
     assert pick is not None
-    in_flight, rate = evidence.load
+    asked_rate = answer.budget.rate_per_s
+    in_flight, rate = evidence.load if asked_rate is None else (None, asked_rate)
     price = advisor.check(answer.budget).prices.of(pick.engine)
-    if answer.budget.rate_per_s is not None:
-        in_flight, rate = None, answer.budget.rate_per_s
     served = served_factor(advisor, pick, (in_flight, rate))
     promised = {
         name: _served(each, served) if name.startswith("latency") else each

@@ -301,13 +301,14 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         and goal[row] == goal[system]
         and np.array_equal(metrics.replayed[row].latency_s, latency)
     ]
+    space, own = metrics.space, metrics.rows[system]
+    default = space.batched[own] == space.max_num_batched_tokens[own]  # vLLM's own
     for name, what in (
         ("max_num_seqs", "samples run at once"),
         ("max_num_batched_tokens", "tokens come in a step"),
     ):
         values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
-        usual = name == "max_num_batched_tokens" and _has_usual(check, system)
-        if values and not usual:
+        if values and not (name == "max_num_batched_tokens" and default):
             *most, last = map(str, values)
             listed = f"{', '.join(most)} or {last}" if most else last
             yield f"a {name} of {listed} gives the same result: no more {what}"
@@ -317,12 +318,6 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         named = " | ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         yield f"statistically tied with the pick in {noun(check.goal.metric)}: {named}{more}"
-
-
-def _has_usual(check: ReplayedCheck, row: int) -> bool:
-    """Whether a candidate's max_num_batched_tokens is its engine's own default."""
-    space, own = check.metrics.space, check.metrics.rows[row]
-    return bool(space.batched[own] == space.max_num_batched_tokens[own])
 
 
 def _small_steps(check: ReplayedCheck, system: int) -> Iterator[str]:

@@ -110,7 +110,9 @@ def forward_shapes(
     engine: EngineConfig, evidence: Evidence, recordings: Sequence[Recording]
 ) -> dict[str, Any]:
     """Return the document of an engine's shapes."""
-    chosen = _chosen(_all_recorded(recordings, engine), engine)
+    plain = pl.DataFrame(schema={name: TABLES["steps"][name] for name in COMPOSITION})
+    steps = pl.concat([plain, *(_recorded(each, engine) for each in recordings)])
+    chosen = _chosen(steps, engine)
     if chosen.is_empty():  # none ran, or none without drafts and within the limits
         chosen = _chosen(steps_to_come(replace(engine, speculative=None), evidence), engine)
     return {
@@ -147,11 +149,6 @@ def commands(engine: EngineConfig, shapes: Path) -> list[str]:
 
 def _beside(shapes: Path, ending: str) -> Path:
     return shapes.with_name(shapes.name.removesuffix(".forward.json") + ending)
-
-
-def _all_recorded(recordings: Sequence[Recording], engine: EngineConfig) -> pl.DataFrame:
-    plain = pl.DataFrame(schema={name: TABLES["steps"][name] for name in COMPOSITION})
-    return pl.concat([plain, *(_recorded(each, engine) for each in recordings)])
 
 
 def _recorded(recording: Recording, engine: EngineConfig) -> pl.DataFrame:
