@@ -210,7 +210,6 @@ def _pick(answering: Answering, row: int) -> Pick:
 
 
 def _as_run(answering: Answering, row: int) -> Pick:
-    """Return a pick with what a run of it measured."""
     pick = _pick(answering, row)
     price = answering.check.prices.of(pick.engine)
     made = answering.evidence.made

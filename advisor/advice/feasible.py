@@ -241,7 +241,6 @@ class BudgetCheck(Generic[M]):
         return np.asarray(self._of_policy(row) & (least <= least[row] * (1 + ORDER)))
 
     def _of_policy(self, row: int) -> Bools:
-        """Whether candidates run a row's policy with its model."""
         policies = self.metrics.space.policies[self.metrics.kind]
         return np.asarray(policies == policies[row])
 

@@ -237,7 +237,6 @@ def _ends(factor: Estimate, unlike: float) -> tuple[float, float]:
 
 
 def _served(promised: Estimate | None, factor: Estimate | None) -> Estimate | None:
-    """Return a latency through a server."""
     if promised is None or factor is None:
         return promised
     value = promised.value * factor.value

@@ -53,7 +53,6 @@ class Samples:
         )
 
     def at(self, places: Ints) -> Samples:
-        """Return those at some places."""
         return Samples(**{name: values[places] for name, values in vars(self).items()})
 
 
@@ -216,7 +215,6 @@ class Workload:
         )
 
     def segment_blocks(self, block_size: int) -> Ints:
-        """Return how many whole blocks each segment has."""
         return self.segment_end // block_size - self.segment_start // block_size
 
     @cached_property

@@ -100,7 +100,6 @@ class Metrics(ABC):
 
     @property
     def powered(self) -> Bools:
-        """Whether it is known what the devices of a candidate draw."""
         return np.isfinite(self.space.power[self.rows, 0])
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:

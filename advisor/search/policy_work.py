@@ -268,7 +268,6 @@ class PolicyWork:
         return right, tokens, tokens * (flops / tokens.sum())
 
     def work(self, kind: Kind) -> Work:
-        """Return what a problem of this kind takes of an engine alone."""
         runs = self._run_alone(kind, None)
         whole = kind.policy.all_samples_end
         one = runs if whole else self._run_alone(kind, 1)

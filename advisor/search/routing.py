@@ -78,7 +78,6 @@ class Option:
     tokens: Floats
 
     def tables(self, chosen: Ints) -> dict[str, Table]:
-        """Return the tables of choices by level."""
         numbers = tuple(self.counts[place] for place in chosen)
         if self.first:
             return {OTHERS: (self.first,) if set(numbers) == {self.first} else numbers}

@@ -100,13 +100,11 @@ class Progress:
         return max(FLOOR, 1 - (step - self.since) / self.plan.settle_steps)
 
     def unknown(self) -> Products:
-        """Return the products that the size is not to know."""
         return unknown_products(
             by_term=self.plan.unknown_by_term, by_prime=self.plan.unknown_by_prime
         )
 
     def mix(self, step: int) -> Mix:
-        """Return what the batch of a step holds."""
         settling = self.stage == "settle"
         spread = LEVELS[-1] - LEVELS[0] + 1
         return Mix(

@@ -202,7 +202,6 @@ def _count(
 def _admit(
     world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: float, seen: float
 ) -> None:
-    """Choose the prompts that the step computes, in chunks."""
     engine = world.engines[e]
     budget = rules.max_tokens - int(engine.decode_tokens + engine.drain_decode_tokens)
     while budget > 0:
