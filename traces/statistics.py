@@ -182,10 +182,9 @@ def column_means(values: Floats, unit: str) -> list[Estimate]:
 def of_others(found: Estimate, problems: int, count: int) -> Estimate:
     """Return a mean over `problems` with the interval in which that of `count` others falls.
 
-    Wider than that of the mean, which `found` has, by sqrt(1 + problems / count): the others differ
-    from these, and an interval of the mean alone holds that of as many others only 75.5 % of the
-    time. Of shares (unit 1) the ends are numbers of problems: where nearly all are right, all
-    others may be.
+    Wider than that of the mean, which `found` has, by sqrt(1 + problems / count): an interval of
+    the mean alone holds that of as many others only 75.5 % of the time. Of shares (unit 1) the ends
+    are numbers of problems: where nearly all are right, all others may be.
     """
     if found.low is None or found.high is None:
         return found

@@ -132,6 +132,19 @@ class Measures:
     checkpoint_samples: int = option(8, "Samples of each problem that --budget-checkpoints cut.")
     logprobs: bool = option(False, "Measure log-probabilities and confidence of every sample.")
 
+    def settings(self) -> dict[str, Any]:
+        """Return them as `profiler.runs.record.record` takes them. Raises UsageError."""
+        given = self.budget_checkpoints
+        parts = [] if given is None else given.split(",")
+        if not all(part.strip().isdecimal() for part in parts):
+            raise UsageError(f"--budget-checkpoints {given}: give token counts, such as 64,128,256")
+        return {
+            "timeout_s": self.timeout,
+            "budget_checkpoints": tuple(int(part) for part in parts),
+            "checkpoint_samples": self.checkpoint_samples,
+            "logprobs": self.logprobs,
+        }
+
 
 def check_price(price: float | None) -> None:
     """Raise UsageError for a price of a device-hour that is none."""

@@ -333,6 +333,7 @@ class ArrayStream:
         self.cut: str | None = None
         self._path = path
         self._pieces = open_pieces(path, limit_bytes)
+        self._key = key.decode()
         self._opens = re.compile(rb'(?<!\\)"' + re.escape(key) + rb'"\s*:\s*\Z')
         self._buffer = bytearray()
         self._kept = 0  # where in the buffer begins what was neither given nor put outside
@@ -422,8 +423,8 @@ class ArrayStream:
         self._kept = end
         if len(self.outside) > _OUTSIDE_BYTES:
             raise OutcomesError(
-                f"{self._path}: more than {_OUTSIDE_BYTES >> 20} MiB stand beside its samples. "
-                "Give the .eval file"
+                f"{self._path}: more than {_OUTSIDE_BYTES >> 20} MiB stand beside its {self._key}. "
+                + ("Give the .eval file" if self._key == "samples" else "Export fewer at a time")
             )
 
 

@@ -482,7 +482,7 @@ class Polls:
             left[anew.at] = False
             grown[left] = 0.0
         self._increase += np.bincount(told.place, grown, self._increase.size)
-        known = self._counted_since(told, times.size)
+        since = {name: self._first_told(told, name, times.size) for name in self._counted}
         self._last[told.place] = told.value  # the last of each stays
         self._times.append(times)
         self._resets.append(resets)
@@ -492,7 +492,7 @@ class Polls:
         for counter in self._counted:
             at = columns.kept.get((counter, 0.0))
             gained = np.full(times.size, np.nan) if at is None else table[at].copy()
-            gained[resets | ~known[counter]] = np.nan
+            gained[: since[counter]] = gained[resets] = np.nan
             self._told[counter].append(gained)
         for name, kept in self._grown.items():
             kept.append(columns.histogram(name, table))
@@ -535,16 +535,12 @@ class Polls:
         anew[known[(np.diff(values) != 0) & ~np.isnan(values[:-1])]] = True
         return anew
 
-    def _counted_since(self, told: _Events, polls: int) -> dict[str, NDArray[np.bool_]]:
-        """Return of each counter at which polls it was there, or had been."""
-        known = {}
-        for counter in self._counted:
-            own = self._columns.places.get(counter, np.empty(0, dtype=int))
-            first = 0
-            if np.isnan(self._last[own]).all():
-                first = int(told.poll[np.isin(told.place, own)].min(initial=polls))
-            known[counter] = np.arange(polls) >= first
-        return known
+    def _first_told(self, told: _Events, counter: str, polls: int) -> int:
+        """Return the first of so many polls at which a counter is there, or had been."""
+        own = self._columns.places[counter]
+        if not np.isnan(self._last[own]).all():
+            return 0
+        return int(told.poll[np.isin(told.place, own)].min(initial=polls))
 
     def _away_at_a_restart(
         self, back: NDArray[np.int64], ended: NDArray[np.int64], resets: NDArray[np.bool_]

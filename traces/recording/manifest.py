@@ -95,12 +95,11 @@ class CheckpointCost(Record):
 class Manifest(Record):
     """The contents of `recording.json`.
 
-    `engines`, `policies` and `models` map a key to what it stands for (the key of a model is
-    its name, as in `EngineConfig.model`). `probe_cost_us` is the median time that the step probe
-    took per step, `kernel_windows_cost` the share of the run's time that profiler windows took,
-    `dropped` counts rows per table that were measured but not kept.
-    `checkpoints` says what forced answers cost.
-    `complete` is False until the run has ended by itself.
+    `engines`, `policies` and `models` map a key to what it stands for (the key of a model is its
+    name). `probe_cost_us` is the median time that the step probe took per step,
+    `kernel_windows_cost` the share of the run's time that profiler windows took, `dropped` counts
+    rows per table that were measured but not kept. `complete` is False until the run has ended by
+    itself.
     """
 
     schema_version: int = SCHEMA_VERSION

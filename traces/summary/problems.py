@@ -162,10 +162,9 @@ def problem_rows(
 
     Columns: problem, problem_id, group, state (decided, failed, in_flight), correct (0 or 1),
     latency_s = decided_at - arrival, tokens (generated, every role), flops, busy_s (engine
-    seconds), slowed (whether the profiler slowed it). What the profiler's windows cost is taken
-    out of latency and seconds, and `cost_sd_s` is the standard error of that; a problem that they
-    slowed by what is not known has none of them. `as_measured` says that this is so of every
-    decided problem: then they are as measured.
+    seconds), slowed (by the profiler). What the profiler's windows cost is taken out of latency and
+    seconds, with the standard error `cost_sd_s`; a problem slowed by what is not known has neither.
+    `as_measured` says that this is so of every decided problem: then they are as measured.
     """
     manifest = recording.manifest
     # An import tells of what has ended, whether or not it tells when.

@@ -70,20 +70,18 @@ NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 class Run:
     """One engine and one policy of a recording; `to_json` is the documented contract.
 
-    `replay_of` names the recording that a replay predicted the run from, None for measured ones.
-    `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
-    off by the recording's end, `problems_failed` those that ended without a decision, or whose
-    requests all failed.
-    `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
-    JSON: `printed` (the numbers are those that a replay printed, and the frames one draw of it),
+    `replay_of` names the recording that a replay predicted the run from. `problems` counts the
+    decided ones, on which every mean rests, `problems_in_flight` those cut off by the recording's
+    end, `problems_failed` those that ended without a decision, or whose requests all failed.
+    `sample_latency_s` is of imported samples, whose latency is known without a clock.
+
+    Not in the JSON: `printed` (a replay printed the numbers, and the frames are one draw),
     `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
-    `conditions` (the load and the machine, which repeats share), `load` (by itself),
-    `price_usd_per_device_hour` (of the cost), `imported` (the foreign format of
-    imported outcomes, whose engine is known by name only), `failed_problems` (of an import, of
-    which a sample failed), `curve` (published averages of which
-    the run is), and the frames behind the numbers:
-    `rows` has one row per problem (problems.py), `sample_rows` and `step_rows` the run's
-    samples and its engine's steps (`STEP_TIMES`), `windows` what the profiler's cost these.
+    `conditions` (load and machine, which repeats share), `load`, `price_usd_per_device_hour` (of
+    the cost), `imported` (the format of imported outcomes, whose engine is known by name alone),
+    `failed_problems` (of an import), `curve` (published averages). `rows` has one row per problem
+    (problems.py), `sample_rows` and `step_rows` the run's samples and its engine's steps
+    (`STEP_TIMES`), `windows` what the profiler's cost these.
     """
 
     recording: str

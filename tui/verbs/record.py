@@ -155,8 +155,8 @@ def run_workload(
     if asked.timeout is not None and not asked.timeout > 0:
         raise UsageError(f"--timeout must be above 0, not {asked.timeout}")
     scorer_of(policy, None)
-    budgets = parse_budgets(asked.budget_checkpoints)
-    if budgets:
+    measured = asked.settings()
+    if budgets := measured["budget_checkpoints"]:
         check_budgets(budgets, asked.checkpoint_samples, policy)
     if options.chat_template is not None and asked.raw_prompts:
         raise UsageError("--chat-template and --raw-prompts exclude each other")
@@ -204,10 +204,7 @@ def run_workload(
                 arrivals_s=None
                 if rate_per_s is None
                 else arrivals_at(rate_per_s, len(loaded.problems)),
-                timeout_s=asked.timeout,
-                logprobs=asked.logprobs,
-                budget_checkpoints=budgets,
-                checkpoint_samples=asked.checkpoint_samples,
+                **measured,
                 otlp=asked.otlp,
                 record_text=asked.record_text,
                 price_usd_per_device_hour=asked.price,
@@ -248,14 +245,6 @@ def parse_speculative(text: str | None) -> Speculative | None:
     if not isinstance(data["num_speculative_tokens"], int):
         raise UsageError("--speculative: num_speculative_tokens must be a whole number")
     return Speculative.from_json(data)
-
-
-def parse_budgets(text: str | None) -> tuple[int, ...]:
-    """Read --budget-checkpoints. Raises UsageError when it is no list of whole numbers."""
-    parts = [] if text is None else text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--budget-checkpoints {text}: give token counts, such as 64,128,256")
-    return tuple(int(part) for part in parts)
 
 
 def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:
