@@ -322,7 +322,6 @@ def _pose(
     from profiler.runs.record import record
     from profiler.workload.problems import load_workload
     from tui.verbs.interrupted import says_what_is_kept
-    from tui.verbs.record import parse_budgets
 
     assert pose.workload is not None
     with says_what_is_kept(folder):
@@ -339,10 +338,7 @@ def _pose(
             engine,
             folder,
             concurrency=pose.concurrency,
-            timeout_s=asked.timeout,
-            logprobs=asked.logprobs,
-            budget_checkpoints=parse_budgets(asked.budget_checkpoints),
-            checkpoint_samples=asked.checkpoint_samples,
+            **asked.settings(),
             record_text=asked.record_text,
             price_usd_per_device_hour=wanted.price,
             probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),
