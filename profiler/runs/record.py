@@ -63,18 +63,17 @@ def record(
     """Run all problems, `concurrency` at a time, and return the recording's folder.
 
     With `arrivals_s` [problems], ascending, they come at these times instead, and the recording
-    tells their rate.
+    tells their rate. A problem that takes longer than `timeout_s` is answered by the votes there
+    are, and none begins after `stop_after_s`. `scorer` is what the policy's parameter `scorer`
+    names, where that is no URL. `logprobs` measures every sample's mean log-probability and
+    confidence, whatever the policy. After the run the first `checkpoint_samples` samples of each
+    problem are made to answer at `budget_checkpoints` tokens of thought. Texts and token ids are
+    kept for generated workloads or with `record_text`. The devices' power is read `power_hz` times
+    a second, 10 to 50. `probes` write into the recording too, while the run goes on.
 
-    A problem that takes longer than `timeout_s` is answered by the votes there are. `scorer` is
-    what the policy's parameter `scorer` names, where that is no URL. `logprobs` measures every
-    sample's mean log-probability and confidence, whatever the policy. `budget_checkpoints` are
-    tokens of thought at which, after the run, the first `checkpoint_samples` samples of each
-    problem are made to answer.
-    Texts and token ids are kept for generated workloads or with `record_text`. When the engine
-    fails or the user interrupts, the recording is closed as incomplete and the error goes on.
-    `power_hz` is how often the devices' power is read a second, 10 to 50. `probes` write into the
-    recording too, while the run goes on. No problem begins after `stop_after_s`.
-    Raises UsageError for a policy that cannot be run, RecordingError when `folder` is taken.
+    When the engine fails or the user interrupts, the recording is closed as incomplete and the
+    error goes on. Raises UsageError for a policy that cannot be run, RecordingError when `folder`
+    is taken.
     """
     # Refuse before anything is written.
     _check_limits(policy, concurrency, timeout_s, len(workload.problems), arrivals_s)

@@ -17,6 +17,7 @@ from traces.live.engine_names import (
     ON_RAY,
     RANKS,
     RAY_REPORTS_S,
+    VLLM,
     engine_named,
     engine_of,
     is_copy,
@@ -24,10 +25,13 @@ from traces.live.engine_names import (
     known_name,
     vllm_names,
 )
-from traces.live.numbers import MOST_SERIES, REPORTED, STARTED, USED
+from traces.live.numbers import MOST_SERIES, REPORTED, STARTED, STEP_TOKENS, USED
 
 _COUNT = frozenset(USED)  # series from which an engine's numbers are computed
 _PROCESS = "process_start_time_seconds"
+# Each front end of a vLLM counts the steps in which it got a token, and their page adds these up.
+# It has no start of a process then (prometheus_client's multiprocess mode).
+_BY_FRONT_END = frozenset(f"{STEP_TOKENS}_{part}" for part in ("count", "sum", "bucket"))
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 LONGEST_LINE = 8192
@@ -76,6 +80,9 @@ class PageReader:
             self.forget()
             values, left_out = self._read(page)
         self._started = started if started is not None else self._started
+        if started is None and self.engines == {VLLM}:
+            for series in [each for each in values if each.name in _BY_FRONT_END]:
+                del values[series]
         if started is not None:  # all engines of a server begin anew with it
             values |= {Series(engine, STARTED): started for engine in _counted(values)}
         if self._on_ray:

@@ -23,6 +23,7 @@ from tui.screens.library import failure
 from tui.screens.library_app import LibraryApp
 from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
+from tui.widgets.still import StillText, blank_lines
 
 Result = TypeVar("Result")
 SETTLING = 100  # rounds of messages that a drawing waits for at most
@@ -148,8 +149,17 @@ class ModeScreen(CalmScreen[None]):
     `LEGEND` are columns and marks of it with their meaning, for the help.
     """
 
+    DEFAULT_CSS = """
+    ModeScreen #message {
+        height: auto;
+        display: none;
+        color: $text-muted;
+        &.bad { color: $text-error; }
+    }
+    """
     MODE: ClassVar[str]
     LEGEND: ClassVar[Sequence[tuple[str, str]]] = ()
+    render_lines = blank_lines
 
     @property
     def ttscope(self) -> LibraryApp:
@@ -193,6 +203,12 @@ class ModeScreen(CalmScreen[None]):
             message = failed(failure(problem))
         if not worker.is_cancelled:
             self.post_message(message)
+
+    def say(self, text: str, *, bad: bool = False) -> None:
+        """Show a word about what was asked in the line for that, or nothing."""
+        message = self.query_one("#message", StillText)
+        message.display = bool(text)
+        message.set_class(bad, "bad").update(text)
 
     def set_status(self, text: str) -> None:
         self.query_one(NavBar).status = text

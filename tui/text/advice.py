@@ -315,7 +315,6 @@ def _table_of(picks: Sequence[Pick], heads: Sequence[str], names: Iterable[str])
 
 
 def _shown(budget: Budget, picks: Sequence[Pick], *, all_names: bool) -> list[str]:
-    """Return which estimates a table of picks has."""
     wanted = latency(budget.latency_percentile).name
     names = [*ESTIMATES, *([] if wanted in ESTIMATES else [wanted])]
     if not all_names:

@@ -61,7 +61,6 @@ def _cache(facts: ModelFacts) -> str:
 
 
 def _layer(group: Layers, layers: int) -> str:
-    """Return what a group of layers is."""
     parts = [f"{group.count} of {layers} ({_places(group.places)}): {_mixer(group)}"]
     if group.mlp_width is not None:
         parts.append(f"MLP of {group.mlp_width:,}")

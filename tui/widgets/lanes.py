@@ -81,7 +81,6 @@ class Lane:
 
     @property
     def known(self) -> bool:
-        """Whether there is any number."""
         return bool(np.isfinite(self.values).any())
 
     @property

@@ -109,7 +109,6 @@ class Scatter(Widget):
             self.refresh()
 
     def points(self, xs: Iterable[float], ys: Iterable[float], mark: str, style: str) -> None:
-        """Draw a mark at each place."""
         for place in map(self._cell, xs, ys):
             self._put(place, mark, style)
 
@@ -125,7 +124,6 @@ class Scatter(Widget):
         self._put_dots(dots, style)
 
     def dots(self, xs: Iterable[float], ys: Iterable[float], style: str) -> None:
-        """Draw a dot at each place."""
         self._put_dots(map(self._dot, xs, ys), style)
 
     def bar(self, x: float, y: float, style: str, *, across: float = 0.0, up: float = 0.0) -> None:

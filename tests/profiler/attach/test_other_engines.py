@@ -165,9 +165,9 @@ def test_a_key_goes_to_no_other_host():
 
 
 def test_a_router_without_metrics_says_where_to_look(server):
-    server.body = "dynamo_frontend_requests_total 3\n"
-    with pytest.raises(EngineError, match="--metrics-url.*8081"):
-        Deployment([Access.of(server.url)]).connect()
+    for server.status, server.body in (200, "dynamo_frontend_requests_total 3\n"), (307, ""):
+        with pytest.raises(EngineError, match="--metrics-url.*8081"):  # 307: LiteLLM
+            Deployment([Access.of(server.url)]).connect()
 
 
 def test_a_plugin_of_ray_serve_is_of_the_replica_that_it_names(server):

@@ -524,10 +524,7 @@ class AdviceScreen(ModeScreen):
 
     def _say(self, text: str, *, bad: bool = False, passing: bool = False) -> None:
         self._passing = passing
-        message = self.query_one("#message", StillText)
-        message.set_class(bad, "bad")
-        message.display = bool(text)
-        message.update(in_fields(text) if bad else text)
+        self.say(in_fields(text) if bad else text, bad=bad)
 
     @on(FrontPanel.RowChanged)
     def _row_changed(self) -> None:

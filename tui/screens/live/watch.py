@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,63 +114,46 @@ class LiveWatch:
             attached = attach_to(
                 stack, self._target, may_open=lambda told: False, say=self.said.append
             )
-            deployment = attached.deployment
-
-            def tick(seconds: float, numbers: Mapping[str, Numbers | None]) -> None:
-                whole = deployment.numbers(VERDICT_S)
-                self._tick(seconds, numbers, whole, dict(deployment.shown), attached)
-
             watch(
-                deployment,
+                attached.deployment,
                 self.folder,
                 stop=self._stop,
                 duration_s=self._target.duration_s,
                 probes=attached.probes,
-                on_tick=tick,
+                on_tick=partial(self._tick, attached),
                 price_usd_per_device_hour=self._target.price,
             )
-            self.lost = deployment.lost
+            self.lost = attached.deployment.lost
 
     def _tick(
-        self,
-        seconds: float,
-        numbers: Mapping[str, Numbers | None],
-        minute: Mapping[str, Numbers | None],
-        names: Mapping[str, str],
-        attached: Attached,
+        self, attached: Attached, seconds: float, numbers: Mapping[str, Numbers | None]
     ) -> None:
-        steps = attached.steps
+        deployment, steps = attached.deployment, attached.steps
+        minute = deployment.numbers(VERDICT_S)
         if time.monotonic() - self._read > READ_S:
             self._read = time.monotonic()
             self._inside = self._look_inside(steps)
         step_rows = self._inside.get("step_rows")
-        verdicts = [
-            judge(
-                key,
-                Evidence(
-                    numbers=each,
-                    steps=_of_engine(step_rows, key),
-                    collectives=self._profiled.get(key, (None, None))[0],
-                    device_time=self._profiled.get(key, (None, None))[1],
-                ),
-            )
-            for key, each in minute.items()
-        ]
+        verdicts: list[Verdict] = []
+        changes: list[Change | None] = []
+        for key, each in minute.items():
+            moved, device = self._profiled.get(key, (None, None))
+            steps_of = _of_engine(step_rows, key)
+            seen = Evidence(numbers=each, steps=steps_of, collectives=moved, device_time=device)
+            verdicts.append(judge(key, seen))
+            engine = deployment.engines.get(key)
+            if each is None or engine is None or verdicts[-1].reason is not None:
+                changes.append(None)
+            else:
+                changes.append(change_for(verdicts[-1], each, engine, each.requests_per_s or 0.0))
         inside = {name: value for name, value in self._inside.items() if value is not None}
-        engines = attached.deployment.engines
-        changes = [
-            None
-            if each is None or key not in engines or verdict.reason is not None
-            else change_for(verdict, each, engines[key], each.requests_per_s or 0.0)
-            for (key, each), verdict in zip(minute.items(), verdicts, strict=True)
-        ]
         self._on_snapshot(
             Snapshot(
                 now_ns=now_ns(),
                 changes=tuple(changes),
                 seconds=seconds,
                 numbers=numbers,
-                names=names,
+                names=dict(deployment.shown),
                 verdicts=tuple(verdicts),
                 steps=steps,
                 unpowered=attached.unpowered,

@@ -331,8 +331,7 @@ class RecordingsScreen(ModeScreen):
         able = entry.teaches or entry.listed is not None
         mark = "*" if marked else ("" if able else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
-        run = entry.run or entry.listed
-        numbers = run is not None and run.problems > 0
+        numbers = entry.row is not None and entry.row.problems > 0
         width = self._table_width
         cells = [Text(mark, style="bold")]
         for column, _ in self._columns:
@@ -395,7 +394,7 @@ class RecordingsScreen(ModeScreen):
             self._filtered()
         else:
             self.query_one("#asking", Prompt).close()
-            self._say("")
+            self.say("")
             self._table.focus()
 
     def action_leave(self) -> None:
@@ -459,19 +458,19 @@ class RecordingsScreen(ModeScreen):
         text = event.value
         try:
             if not text.strip():
-                self._say("")
+                self.say("")
             elif self._asking == "import":
-                self._say("importing ...")
+                self.say("importing ...")
                 self._import(text)
             elif self._asking == "price":
                 price = price_of(text)
                 self.ttscope.set_price(price)
-                self._say(f"costs are {price_told(price)}")
+                self.say(f"costs are {price_told(price)}")
             else:
                 self.ttscope.open_paths(recordings_at(text))
-                self._say("")
+                self.say("")
         except TtscopeError as error:
-            self._say(str(error), bad=True)
+            self.say(str(error), bad=True)
             return
         self.query_one("#asking", Prompt).close()
         self._table.focus()
@@ -485,12 +484,12 @@ class RecordingsScreen(ModeScreen):
     @on(ImportDone)
     def _imported(self, event: ImportDone) -> None:
         notes = "".join(f". {note}" for note in event.made.notes[:2])
-        self._say(f"{event.made.told}, kept in {event.made.folder}{notes}")
+        self.say(f"{event.made.told}, kept in {event.made.folder}{notes}")
         self.ttscope.open_paths([event.made.folder])
 
     @on(Failed)
     def _failed(self, event: Failed) -> None:
-        self._say(event.text, bad=True)
+        self.say(event.text, bad=True)
         if self.is_current and not self.query_one("#asking", Prompt).is_open:
             self.action_ask("import", event.asked)
 
@@ -501,7 +500,7 @@ class RecordingsScreen(ModeScreen):
             self._drop(entry.path)
             return
         if entry is None or (entry.recording is None and entry.listed is None):
-            self._say("nothing to delete: this is no recording", bad=True)
+            self.say("nothing to delete: this is no recording", bad=True)
             return
         path = entry.path
         try:
@@ -521,24 +520,19 @@ class RecordingsScreen(ModeScreen):
             self._not_deleted(path, error)
             return
         kept = f", where {len(left)} other files stay" if left else ""
-        self._say(f"deleted {path}{kept}")
+        self.say(f"deleted {path}{kept}")
         self.ttscope.forget(path)
 
     def _not_deleted(self, path: Path, error: TtscopeError) -> None:
         """Say why, or take a recording whose folder is gone out of the list."""
         if path.exists():
-            self._say(str(error), bad=True)
+            self.say(str(error), bad=True)
         else:
             self._drop(path)
 
     def _drop(self, path: Path) -> None:
-        self._say(f"{path}: its folder is gone. It is out of the list now", bad=True)
+        self.say(f"{path}: its folder is gone. It is out of the list now", bad=True)
         self.ttscope.forget(path)
-
-    def _say(self, text: str, *, bad: bool = False) -> None:
-        message = self.query_one("#message", StillText)
-        message.update(text)
-        message.set_class(bool(text), "said").set_class(bad, "bad")
 
     def _show_panel(self) -> None:
         size, below = self.app.size, self._is_beside  # whether charts stand below the numbers

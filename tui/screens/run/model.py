@@ -332,7 +332,6 @@ class RunModel:
         return [*self.beside.lines] if self.beside and self.beside.lines else none
 
     def _watched_lines(self, width: int) -> list[str]:
-        """Return what /metrics told of the servers that were watched."""
         watched = () if self.data is None else self.data.watched
         return [line for each in watched for line in (*watched_lines(each, width=width), "")][:-1]
 

@@ -233,15 +233,16 @@ class RunScreen(ModeScreen):
         if entry is None or entry.run is None:
             waits = self.ttscope.loading_paths
             self._show(None)
-            self._say("loading ..." if waits else "no run to show: open one on screen 1", waits)
+            told = "loading ..." if waits else "no run to show: open one on screen 1"
+            self.say(told, bad=not waits)
             return
         if self.ttscope.bring_back():
             if self.model is not None and self.model.entry.key != entry.key:
                 self._show(None)
-            self._say("loading ...", waiting=True)
+            self.say("loading ...")
         elif self.model is None or entry.run is not self.model.run:
             self._show(RunModel(entry, [rule.label for rule in RULES]))
-            self._say("")
+            self.say("")
 
     def _show(self, model: RunModel | None) -> None:
         """Show another run, or none; nothing that was asked of the one before is left."""
@@ -331,7 +332,7 @@ class RunScreen(ModeScreen):
     @on(Replayed)
     def _beside_made(self, event: Replayed) -> None:
         if event.model is self.model:
-            self._say("")
+            self.say("")
             self.model.show_beside(event.beside)
             self.draw()
 
@@ -339,7 +340,7 @@ class RunScreen(ModeScreen):
     def _failed(self, event: Failed) -> None:
         if event.model is not self.model:
             return
-        self._say(told_here(event.text))
+        self.say(told_here(event.text), bad=True)
         if event.asked and self.is_current and not self.query_one(Prompt).is_open:
             self.action_ask("replay", self._asked)
         if event.unread:
@@ -365,11 +366,6 @@ class RunScreen(ModeScreen):
     @property
     def _short(self) -> bool:
         return self.app.size.height < SHORT
-
-    def _say(self, text: str, waiting: bool = False) -> None:
-        message = self.query_one("#message", StillText)
-        message.update(text)
-        message.set_class(bool(text), "said").set_class(waiting, "waiting")
 
     def draw(self) -> None:
         """Draw all of the run, or nothing where none is shown."""
@@ -558,7 +554,6 @@ class RunScreen(ModeScreen):
         self.query_one("#page").scroll_home(animate=False)
 
     def action_ask(self, what: str, text: str = "") -> None:
-        """Ask where to go, or what to change in a replay."""
         self._asking = what
         self.query_one(Prompt).ask(QUESTIONS[what], text)
 
@@ -570,7 +565,7 @@ class RunScreen(ModeScreen):
             return
         if self._asking == "replay":
             self.action_leave()
-            self._say("replaying (the first replay compiles for some seconds) ...", waiting=True)
+            self.say("replaying (the first replay compiles for some seconds) ...")
             self._asked = text
             self._replay(model, text)
             return
@@ -579,7 +574,7 @@ class RunScreen(ModeScreen):
         except UsageError as error:
             told = str(error)
         if told:
-            self._say(told)  # and the text stays, to be mended
+            self.say(told, bad=True)  # and the text stays, to be mended
             return
         self.action_leave()
         self.draw()
@@ -590,7 +585,7 @@ class RunScreen(ModeScreen):
         prompt = self.query_one(Prompt)
         if prompt.is_open:
             prompt.close()
-            self._say("")
+            self.say("")
             self.query_one("#page").focus()
             return
         if self.model is not None and self.model.cut:
