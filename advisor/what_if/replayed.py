@@ -277,8 +277,8 @@ class Replays:
         replicas: Replicas | None = None,
         cost: StepCost | None = None,
     ) -> Replayed:
-        if workload.front_end_s is not None:  # it runs on the same machine as the steps
-            workload = replace(workload, front_end_s=factor * workload.front_end_s)
+        # The front end runs on the same machine as the steps.
+        workload = replace(workload, front_end_s=factor * workload.front_end_s)
         try:
             return replay(
                 workload,
