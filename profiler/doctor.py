@@ -51,15 +51,9 @@ def _devices() -> Iterator[Finding]:
 
 
 def _gpus() -> list[str]:
-    folder = Path("/proc/driver/nvidia/gpus")
-    if not folder.is_dir():
-        return []
-    names = []
-    for gpu in sorted(folder.iterdir()):
-        for line in (gpu / "information").read_text().splitlines():
-            if line.startswith("Model:"):
-                names.append(line.partition(":")[2].strip())
-    return names
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for each in files for line in each.read_text().splitlines()]
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
 
 
 def _telemetry() -> Finding:
@@ -173,7 +167,7 @@ _NEEDS = {  # by what an error of `ask_model` says
     "wants a key": "a key: --api-key-env NAME",
     "no model yet": "an engine that has started",
 }
-ALLOWS = (  # what each depth of attach gives, from the outside in
+_ALLOWS = (  # what each depth of attach gives, from the outside in
     (
         "HTTP alone",
         "rates, latencies within bounds, running, waiting, KV cache, drafts, and whether it is "
@@ -189,18 +183,17 @@ ALLOWS = (  # what each depth of attach gives, from the outside in
     ),
     ("with kernels", "what steps are made of, and launch- and communication-bound"),
 )
+ALLOWED = [Finding(what=what, present=None, detail=detail) for what, detail in _ALLOWS]
 
 
 def examine_server(access: Access) -> list[Finding]:
     """Look at a server from outside. Raises EngineError where nothing answers at all."""
-    import httpx
-
-    with httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=10.0) as client:
+    with access.client() as client:
         metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
         found, identity = _models(client, access, kinds, answers=answers)
         serve = None if is_on_ray(kinds) else _serve(access, started, kinds)
-        return [*found, *metrics, *_inside(client, identity, serve), *_allowed()]
+        return [*found, *metrics, *_inside(client, identity, serve), *ALLOWED]
 
 
 def _models(
@@ -303,11 +296,8 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
     from profiler.attach.kernel_windows import SERVER_FLAGS
     from profiler.engines.server.served import routes
 
-    outside, engine, rust = (
-        "cannot be seen from outside",
-        identity.engine,
-        identity.front_end == "rust",
-    )
+    outside, engine = "cannot be seen from outside", identity.engine
+    rust = identity.front_end == "rust"
     with suppress(UsageError):  # attach says it
         shared_token()  # so that the file is there
     own = engine in (None, VLLM, SGLANG)  # None: a proxy may be before vLLM
@@ -352,9 +342,3 @@ def _with_token(command: str) -> tuple[str, ...]:
     if token.startswith("$("):
         return f"TOKEN={token}", command.format(token="$TOKEN")
     return (command.format(token=token),)
-
-
-def _allowed() -> Iterator[Finding]:
-    """Say what each depth will allow, before anybody attaches."""
-    for what, detail in ALLOWS:
-        yield Finding(what=what, present=None, detail=detail)

@@ -70,10 +70,7 @@ def installed(package: str) -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that gives this Python the packages of an extra of ttscope.
-
-    ttscope itself is on no package index, so its packages are named one by one.
-    """
+    """Return the command that installs an extra's packages, as ttscope is on no package index."""
     import importlib.metadata
     import re
     import shlex

@@ -119,10 +119,7 @@ class Inflated:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes `path` when the block ends without an error.
-
-    Raises RecordingError when it cannot be written.
-    """
+    """Give a path that becomes `path` behind the block, or nothing. Raises RecordingError."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial

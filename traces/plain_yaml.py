@@ -9,10 +9,7 @@ _WRONG = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 
 
 def plain_yaml(text: str, loader: Any = None) -> Any:
-    """Return what YAML holds, read by PyYAML's safe loader or another one.
-
-    Raises ValueError, with what is wrong in one line, where it cannot be read.
-    """
+    """Return what YAML holds (safe loader, or another). Raises ValueError in one line."""
     import yaml
 
     try:

@@ -132,6 +132,19 @@ class Measures:
     checkpoint_samples: int = option(8, "Samples of each problem that --budget-checkpoints cut.")
     logprobs: bool = option(False, "Measure log-probabilities and confidence of every sample.")
 
+    def settings(self) -> dict[str, Any]:
+        """Return them as `profiler.runs.record.record` takes them. Raises UsageError."""
+        given = self.budget_checkpoints
+        parts = [] if given is None else given.split(",")
+        if not all(part.strip().isdecimal() for part in parts):
+            raise UsageError(f"--budget-checkpoints {given}: give token counts, such as 64,128,256")
+        return {
+            "timeout_s": self.timeout,
+            "budget_checkpoints": tuple(int(part) for part in parts),
+            "checkpoint_samples": self.checkpoint_samples,
+            "logprobs": self.logprobs,
+        }
+
 
 def check_price(price: float | None) -> None:
     """Raise UsageError for a price of a device-hour that is none."""
@@ -240,6 +253,22 @@ class Watch:
     header: list[str] | None = option(
         None, "Header of every request. $VAR is filled in.", metavar="'NAME: VALUE'"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Whether a server answers instead, and where the run is kept: of `replay`."""
+
+    against: str | None = option(
+        None, "Send the run to this server, and measure it.", metavar="URL"
+    )
+    workload: str | None = option(None, "--against: the file that the prompts came from.")
+    raw_prompts: bool = option(False, "--against: without a chat template, as recorded.")
+    api_key_env: str | None = option(None, "--against: variable that holds the server's key.")
+    output: Path | None = option(
+        None, "Keep the predicted run, or the measured one of --against.", "-o", "--output"
+    )
+    as_json: Json = False
 
 
 def takes(

@@ -22,6 +22,7 @@ from traces.statistics import (
     beta_quantiles,
     quantile_law,
     share_law,
+    skew_of_mean,
     weighted_quantiles,
     widened,
 )
@@ -90,25 +91,25 @@ class Resampling:
         """Return the mean over problems per draw of [problems] or [replays, problems] values.
 
         With several replays, draws take them in turn. Means of few problems lie as far apart as
-        Student's law has them (`widened`). One problem tells no spread, so that one is assumed
-        (`SPREAD`).
+        Student's law has them, and farther on the side of the long tail (`widened`). One problem
+        tells no spread, so that one is assumed (`SPREAD`).
         """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
         means = (self.weights @ rows.T / rows.shape[1])[np.arange(self.count), turn]
         if rows.shape[1] == 1:
             means = means * self.unlike
-        return widened(rows.mean(axis=1)[turn], means, rows.shape[1], positive=True)
+        skew = skew_of_mean(rows)[turn]
+        return widened(rows.mean(axis=1)[turn], means, rows.shape[1], skew=skew, positive=True)
 
     def quantile(
         self, values: Floats, q: float, order: Floats | None = None, *, lower: bool = False
     ) -> Floats:
         """Return the quantile over problems per draw, values as for `mean`.
 
-        The draws say in which of them it is larger, or others do that lie in that `order` [draws].
-        How large is the law of order statistics (`quantile_law`), as no draw has a problem that is
-        worse than the worst. Limits that it must not exceed take the upper law, and lower ends of
-        intervals the `lower` one.
+        The draws (or `order` [draws]) say in which of them it is larger. How large is the law of
+        order statistics (`quantile_law`), as no draw has a problem that is worse than the worst.
+        Limits take the upper law, and lower ends of intervals the `lower` one.
         """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
@@ -196,13 +197,3 @@ def _normal_scores(count: int) -> Floats:
     inverse = NormalDist().inv_cdf
     scores = np.array([inverse((i + 0.5) / count) for i in range(count)])
     return np.asarray(scores / np.sqrt(np.mean(np.square(scores))))
-
-
-def point_mean(values: Floats) -> float:
-    """Return the mean over replays and problems."""
-    return float(np.mean(values))
-
-
-def point_quantile(values: Floats, q: float) -> float:
-    """Return the quantile over problems, averaged over replays."""
-    return float(np.mean(np.quantile(np.atleast_2d(values), q, axis=1)))

@@ -108,9 +108,8 @@ class Prediction:
 
     `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
     `compared` beside those predicted. `far_off` says that the replay does not give what was
-    recorded, None where it does. `waits` are the predicted run's
-    problems that queued longest. `drawn` is the predicted run as a recording, with its `tables` and
-    `manifest`.
+    recorded, None where it does. `waits` are the predicted run's problems that queued longest.
+    `drawn` is the predicted run as a recording, with its `tables` and `manifest`.
     """
 
     recorded: Summary
@@ -225,8 +224,12 @@ def predict(
         *([] if on_tables else _unlike(evidence, own, model)),
         *_measured_notes(evidence, own, question, on_tables=on_tables),
     ]
-    made = None if redrafted is None else redrafted.note
-    notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
+    of_drafts = (
+        None if redrafted is None else redrafted.note,
+        told,
+        None if prior is None else prior.pays(question.engine, sources),
+    )
+    notes += [each for each in of_drafts if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary, None if before is None else before.summary
     keys = routed.keys or [base.engine_key(recorded.engine)]
@@ -260,10 +263,9 @@ def _with_length(
 
 def _as_it_was(question: Question, own: Run) -> Question:
     """Return the question of what was recorded."""
-    same = replace(question, engine=own.engine, policy=own.policy, replicas=Replicas())
-    same = replace(same, model_facts=None)
-    same = replace(same, rate_per_s=None, concurrency=None)
-    return by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    seed, sent = question.seed, question.arrivals_sent
+    same = Question(engine=own.engine, policy=own.policy, seed=seed, arrivals_sent=sent)
+    return by_replica(same)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,8 +347,7 @@ def _placed(
     Raises UsageError where the model does not fit in the memory.
     """
     engine = question.engine
-    device: Device | None = None
-    facts: ModelFacts | None = None
+    facts: ModelFacts | None
     memory: Memory | None = None
     if prior is not None:
         device, facts = device_of(prior.tables), prior.facts
@@ -354,12 +355,12 @@ def _placed(
     elif operators is not None:
         device = Device.named(operators.gpu)
         facts = question.model_facts or evidence.models.get(engine.model)
-        memory = None if facts is None else memory_of(device, engine, facts)
-        with suppress(UsageError):  # of a drafter that is not known the model's stays
-            drafter = None if facts is None else drafter_in(engine, facts, evidence.models)
-            if facts is not None and drafter is not None:
+        if facts is not None:
+            memory = memory_of(device, engine, facts)
+            with suppress(UsageError):  # of a drafter that is not known the model's stays
+                drafter = drafter_in(engine, facts, evidence.models)
                 memory = memory_of(device, engine, facts, drafter=drafter) or memory
-    if device is None:
+    else:
         return question, []
     notes = [] if not question.assumed else [assumed_note(device, engine, question.assumed)]
     given = engine.num_gpu_blocks is not None
@@ -750,9 +751,9 @@ def _prior(
     if question.gpu is None:
         return None, by_replica(question)
     tables = read_gpu(question.gpu)
-    facts = question.model_facts or base.manifest.models.get(question.engine.model)
-    for other in others:
-        facts = facts or other.manifest.models.get(question.engine.model)
+    facts = question.model_facts
+    for each in (base, *others):
+        facts = facts or each.manifest.models.get(question.engine.model)
     if facts is None:
         model = question.engine.model
         named = "the model" if model == UNKNOWN_MODEL else f"the model {model}"
@@ -778,14 +779,6 @@ def _prior(
     )
     question = by_replica(question)
     return prior, replace(question, engine=replace(question.engine, gpu=tables.device))
-
-
-def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:
-    """Say up to which batch the drafts of an engine pay on a GPU, where it has any."""
-    step, engine = verify_step(sources), question.engine
-    if prior is None or engine.speculative is None or step is None:
-        return None
-    return prior.pays(engine, step.kept)
 
 
 def _hash(recording: Recording) -> str | None:

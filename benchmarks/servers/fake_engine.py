@@ -51,6 +51,7 @@ class FakeEngine:
     asked: list = field(default_factory=list)  # bodies
     headers: list = field(default_factory=list)
     connections: set = field(default_factory=set)  # ports that completions were asked from
+    held: threading.Event = field(default_factory=threading.Event)  # while set, nothing is sent
     draw: random.Random = field(default_factory=lambda: random.Random(0))
     aborted: int = 0
     finished: int = 0
@@ -121,8 +122,9 @@ class FakeEngine:
         self.finished += 1
         return response
 
-    @staticmethod
-    async def _send(response, event):
+    async def _send(self, response, event):
+        while self.held.is_set():
+            await asyncio.sleep(0.01)
         await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
 
 

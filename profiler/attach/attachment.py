@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import inf
@@ -20,7 +20,7 @@ from traces.errors import UsageError
 
 if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment
-    from profiler.attach.forward_passes import PassReceiver, PassSteps
+    from profiler.attach.forward_passes import PassSteps
     from profiler.attach.kernel_windows import ServerPlan, ServerWindows
     from profiler.attach.receiver.incoming import Incoming
     from profiler.attach.receiver.receiver import Receiver
@@ -155,7 +155,7 @@ def attach_to(
     may_open: Callable[[str], bool],
     say: Callable[[str], None],
     metrics_needed: bool = True,
-    own_traces: set[str] | None = None,
+    own_traces: Collection[str] = (),
 ) -> Attached:
     """Connect to a deployment until the stack unwinds.
 
@@ -175,8 +175,14 @@ def attach_to(
         declared=wanted.declared,
         period_s=wanted.period_s,
         reconnect=wanted.reconnect,
+        say=say,
     )
-    receiver, passes = _listening(stack, wanted, say), _passes(stack, wanted)
+    receiver, passes = _listening(stack, wanted, say), None
+    if wanted.fpm:
+        from profiler.attach.forward_passes import PassReceiver, PassSteps
+
+        passes = PassReceiver(wanted.fpm)
+        stack.callback(passes.close)
     stack.callback(deployment.close)
     deployment.connect(metrics_needed=metrics_needed)
     probes: list[Probe] = []
@@ -186,15 +192,14 @@ def attach_to(
         stack.callback(metrics.close)
         probes.append(metrics.watched)
     windows, incoming = _windows(deployment, wanted, may_open), None
-    profiled, steps = None if windows is None else windows.saw, None
+    seen, steps = {} if windows is None else {"profiled": windows.saw}, None
     if passes is not None:
-        from profiler.attach.forward_passes import PassSteps
-
-        steps = PassSteps(passes, deployment, profiled)
+        steps = PassSteps(passes, deployment, **seen)
         probes.append(steps.watched)
     if receiver is not None:
-        own = set() if own_traces is None else own_traces
-        incoming = Incoming(receiver, deployment, profiled, own, steps=passes is None)
+        incoming = Incoming(
+            receiver, deployment, own_traces=own_traces, steps=passes is None, **seen
+        )
         incoming.adopt()
         probes.append(incoming.watched)
     if windows is not None:
@@ -234,17 +239,6 @@ def _listening(stack: ExitStack, wanted: Attachment, say: Callable[[str], None])
     for host in sorted(set(hosts) - {"127.0.0.1", "::1", "localhost"}):
         say(f"listening on {host}: others on the network who have the token can send here")
     return receiver
-
-
-def _passes(stack: ExitStack, wanted: Attachment) -> PassReceiver | None:
-    """Connect to where engines publish their forward passes, until the stack unwinds."""
-    if not wanted.fpm:
-        return None
-    from profiler.attach.forward_passes import PassReceiver
-
-    passes = PassReceiver(wanted.fpm)
-    stack.callback(passes.close)
-    return passes
 
 
 def _windows(

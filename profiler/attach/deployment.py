@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import polars as pl
 
 from profiler.attach.scraper import EACH, PERIOD_S, SEVERAL, Page, ScrapeError, Scraper
@@ -38,7 +37,7 @@ from traces.live.numbers import (
     tells,
 )
 from traces.live.verdict import TAKEN, SeenLimit
-from traces.recording.tables import SCRAPES
+from traces.recording.tables import SCRAPES, SILENT
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
 
@@ -141,6 +140,7 @@ class Deployment:
     period_s: seconds between polls.
     reconnect: wait for a server that is gone; else `lost` says that one is.
     facts: what the served model costs, whatever the servers tell of it.
+    say: takes a line that the user must see while the servers are watched.
 
     """
 
@@ -153,6 +153,7 @@ class Deployment:
         period_s: float = PERIOD_S,
         reconnect: bool = True,
         facts: ModelFacts | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if not 0.1 <= period_s <= 3600:
             raise UsageError(f"--period must be 0.1 s to an hour, not {period_s:g} s")
@@ -160,7 +161,7 @@ class Deployment:
             raise UsageError("the same URL is named twice")
         self._accesses, self._model, self._declared = list(accesses), model, dict(declared or {})
         self._period_s, self._reconnect, self._facts = period_s, reconnect, facts
-        self._lock = threading.Lock()
+        self._say, self._lock = say, threading.Lock()
         self._writer: RecordingWriter | None = None
         self._keys_kept = False  # by a recording, whose rows have them
         self._scrapers: list[Scraper] = []
@@ -194,6 +195,8 @@ class Deployment:
         replica: Replica | None = None
 
         def note(kind: str, detail: str) -> None:
+            if kind == SILENT:
+                self._say(detail)
             self._event(kind, detail, None if replica is None else replica.config.key())
 
         scraper = Scraper(
@@ -211,11 +214,12 @@ class Deployment:
         except ScrapeError as error:
             page = None
             if metrics_needed:
-                with httpx.Client(
-                    base_url=access.url, headers=dict(access.headers), timeout=10.0
-                ) as client:
+                with access.client() as client:
                     ask_model(client, access.url, self._model)  # says it better, if it fails too
-                raise EngineError(f"{access.where}: /metrics cannot be read ({error})") from None
+                elsewhere = str(error).startswith(("HTTP 3", "HTTP 404", "no metrics page"))
+                hint = f". Name {ENGINES_PAGE}" if elsewhere else ""
+                why = f"/metrics cannot be read ({error})"
+                raise EngineError(f"{access.where}: {why}{hint}") from None
         told = page is not None and any(tells(series.name) for series in page.values)
         if metrics_needed and not told:
             raise EngineError(
@@ -235,9 +239,7 @@ class Deployment:
     def _describe(
         self, access: Access, scraper: Scraper, page: Page | None
     ) -> tuple[EngineConfig, ModelFacts | None]:
-        with httpx.Client(
-            base_url=access.url, headers=dict(access.headers), timeout=10.0
-        ) as client:
+        with access.client() as client:
             card = ask_model(client, access.url, self._model)
             found = identify(client, card).with_page(scraper.reader.engines)
         settings = {**found.settings, **cache_settings(scraper.reader.cache_config)}
@@ -300,8 +302,7 @@ class Deployment:
                 self.shown[key] = " ".join(p for p in (where, label if several else "") if p)
             if replica.facts is not None:
                 self.models[replica.facts.name] = replica.facts
-        if self._writer is not None:
-            self._writer.update(engines=dict(self.engines), models=dict(self.models))
+        self._tell()
 
     def adopt(self, key: str, told: EngineConfig, model: ModelFacts | None = None) -> str:
         """Take over what an engine's own process tells of its configuration; return its key.
@@ -326,8 +327,7 @@ class Deployment:
             with self._lock:
                 for own in set(replica.keys.values()):
                     self.engines[own] = self._with_told(self.engines[own], told)
-            if self._writer is not None:
-                self._writer.update(**self._manifest(self._writer))
+            self._tell()
             return key
         return key
 
@@ -345,8 +345,7 @@ class Deployment:
         key = config.key()
         with self._lock:
             self.engines[key] = config
-        if self._writer is not None:
-            self._writer.update(engines=dict(self.engines))
+        self._tell()
         return key
 
     def _key(self, replica: Replica | None, label: str) -> str:
@@ -402,11 +401,11 @@ class Deployment:
     def watched(self, writer: RecordingWriter) -> Iterator[None]:
         """Poll the servers into a recording while the block runs."""
         self._writer, self._keys_kept = writer, True
-        writer.update(**self._manifest(writer))
+        self._begun = writer.manifest
+        self._tell()
         # The last rows, which the writer takes behind the block, may tell of engines too.
         writer.at_close(
-            engines=lambda: self._manifest(writer)["engines"],
-            models=lambda: self._manifest(writer)["models"],
+            engines=lambda: self._manifest()["engines"], models=lambda: self._manifest()["models"]
         )
         for replica in self.replicas:
             writer.add_source("scrapes", replica.scraper.drain)
@@ -425,13 +424,18 @@ class Deployment:
             self._keep_limits()
             self._writer = None
 
-    def _manifest(self, writer: RecordingWriter) -> dict[str, Any]:
-        """Return the engines and models of a recording with those of the servers."""
-        kept = writer.manifest
+    def _tell(self) -> None:
+        """Have the recording, where there is one, name the engines and models."""
+        if self._writer is not None:
+            self._writer.update(**self._manifest())
+
+    def _manifest(self) -> dict[str, Any]:
+        """Return the engines and models of a recording, which may be a run's, with the servers'."""
+        begun = self._begun
         with self._lock:
             return {
-                "engines": {**kept.engines, **self.engines},
-                "models": {**kept.models, **self.models},
+                "engines": {**begun.engines, **self.engines},
+                "models": {**begun.models, **self.models},
             }
 
     def numbers(self, seconds: float) -> dict[str, Numbers | None]:

@@ -111,7 +111,6 @@ class PassReceiver:
             self._destroy()
 
     def take(self) -> list[Passed]:
-        """Return the records that came since the last call."""
         return [self.waiting.popleft() for _ in range(len(self.waiting))]
 
     def _destroy(self) -> None:
@@ -176,7 +175,7 @@ class PassSteps:
         self,
         receiver: PassReceiver,
         deployment: Deployment,
-        profiled: Callable[[Row, int | None], bool] | None = None,
+        profiled: Callable[[Row, int | None], bool | None] = lambda row, error_ns: None,
     ) -> None:
         servers, endpoints = len(deployment.replicas), len(receiver.endpoints)
         if servers not in (1, endpoints):
@@ -184,7 +183,7 @@ class PassSteps:
                 f"--fpm: {endpoints} of {servers} servers. Name one for each URL, in their order"
             )
         self._receiver, self._deployment, self._profiled = receiver, deployment, profiled
-        self._of_rank: dict[tuple[int, str, int], ForwardPassRows | None] = {}
+        self._of_rank: dict[tuple[int, str, int], ForwardPassRows] = {}
         self._writer: RecordingWriter | None = None
         self._left_out = self.steps = 0
         self._ending = self._told = False
@@ -214,15 +213,12 @@ class PassSteps:
                 self._writer.dropped("steps", rows.lost - lost)
         if self._ending and not self._told and self._writer is not None:
             self._told = True
-            found += [row for rows in self._of_rank.values() if rows for row in rows.flush()]
+            found += [row for rows in self._of_rank.values() for row in rows.flush()]
             self._say_all(self._writer)
         self.steps += len(found)
-        return [self._marked(row) for row in found]
-
-    def _marked(self, row: Row) -> Row:
-        if self._profiled is not None:
+        for row in found:
             row["profiled"] = self._profiled(row, None)  # it came here by a way of its own
-        return row
+        return found
 
     def _rows_of(self, passed: Passed) -> ForwardPassRows | None:
         """Return the rows of a record's rank, None for one too many."""
@@ -237,7 +233,7 @@ class PassSteps:
 
     def _key(self, replica: Replica, record: ForwardPass) -> str:
         """Return the engine that a rank is, which may be one that only its records tell of."""
-        taken = {rows.engine for rows in self._of_rank.values() if rows is not None}
+        taken = {rows.engine for rows in self._of_rank.values()}
         labels = [label for label in replica.keys if label]
         rank = str(record.dp_rank)
         if rank in replica.keys:
@@ -253,11 +249,10 @@ class PassSteps:
     def _say_all(self, writer: RecordingWriter) -> None:
         """Write what a reader must know of the steps: what their times are, what was refused."""
         for rows in self._of_rank.values():
-            for scope in () if rows is None else rows.scopes:
+            for scope in rows.scopes:
                 meant = SCOPES.get(scope, f"what the engine calls {scope}")
-                assert rows is not None
                 writer.event("note", f"the time of a step is {meant}", engine=rows.engine)
-            if rows is not None and rows.restarts:
+            if rows.restarts:
                 writer.event(
                     "restart", "its forward passes count from the start again", engine=rows.engine
                 )

@@ -6,16 +6,15 @@ this machine began at the very moment that its /metrics tells as its own start.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from profiler.attach.deployment import Deployment, Replica
-from profiler.engines.server.access import Access
+from profiler.engines.server.access import Access, is_loopback, port_of
 from profiler.plugin.process_clock import listening_ports, process_start
 from profiler.probes.nvml import Gpu, GpuUser, open_gpus, open_gpus_of
 from profiler.probes.power import watch_gpus_here
@@ -62,15 +61,13 @@ def power_probe(deployment: Deployment, gpus: int | None) -> Probe:
     return partial(watch_gpus_here, partial(_opened, deployment.replicas))
 
 
-@contextmanager
-def _opened(replicas: Sequence[Replica]) -> Iterator[list[Gpu]]:
+def _opened(replicas: Sequence[Replica]) -> AbstractContextManager[list[Gpu]]:
     found = [processes_here(each.access, each.started) for each in replicas]
     users = [
         GpuUser(count=_gpus_of(replica), environs=[_shown_to(pid) for pid in pids])
         for replica, pids in zip(replicas, found, strict=True)
     ]
-    with open_gpus_of(users, _with_children({pid for pids in found for pid in pids})) as gpus:
-        yield gpus
+    return open_gpus_of(users, _with_children({pid for pids in found for pid in pids}))
 
 
 def _shown_to(pid: int) -> dict[str, str] | None:
@@ -111,15 +108,9 @@ def processes_here(access: Access, started: float | None) -> list[int]:
 
     `started` is in unix seconds, as its /metrics tells it. There are none where its URL leads away.
     """
-    parts = urlsplit(access.url)
-    try:
-        near = (
-            parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
-        )
-    except ValueError:
-        near = False
+    near = is_loopback(urlsplit(access.url).hostname)
     found = _began_here(started) if near and started is not None else []
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = port_of(access.url)
     return [pid for pid in found if port in listening_ports(pid)] or found
 
 

@@ -136,7 +136,6 @@ class ServerWindows:
         self._seen: defaultdict[str, SeenSteps] = defaultdict(SeenSteps)
         self._ending = False
         self.awaits_steps = False  # that somebody sends
-        self._events: deque[dict[str, Any]] = deque()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ttscope-windows", daemon=True)
 
@@ -162,7 +161,7 @@ class ServerWindows:
                 "torch_profiler_dir"
             )
         for replica in self._deployment.replicas:
-            with self._client(replica) as client:
+            with replica.access.client(_ANSWER_S) as client:
                 self._check_route(client, replica)
 
     def rehearse(self) -> None:
@@ -172,7 +171,7 @@ class ServerWindows:
         """
         for replica in self._deployment.replicas:
             try:
-                with self._client(replica) as client:
+                with replica.access.client(_ANSWER_S) as client:
                     found = self._window(client, replica, steps=0)
             except httpx.HTTPError as error:
                 raise EngineError(
@@ -208,7 +207,7 @@ class ServerWindows:
     def watched(self, writer: RecordingWriter) -> Iterator[None]:
         """Open windows while the block runs, into a recording; a probe."""
         writer.add_source("kernels", self._drain)
-        writer.add_source("events", self._drain_events)
+        self._event = writer.event
         self._thread.start()
         try:
             yield
@@ -245,12 +244,9 @@ class ServerWindows:
             step = pl.col("step").replace_strict(
                 own, list(held), default=None, return_dtype=pl.Int64
             )
-        self._say(waiting.key, "window", json.dumps(detail))
+        self._event("window", json.dumps(detail), engine=waiting.key)
         rows = trace.kernels.with_columns(step=step)
         return rows.select(pl.col(name).cast(kind) for name, kind in KERNELS.items())
-
-    def _drain_events(self) -> list[dict[str, Any]]:
-        return [self._events.popleft() for _ in range(len(self._events))]
 
     def _work(self) -> None:
         due, turn = time.monotonic() + FIRST_S, 0
@@ -261,18 +257,14 @@ class ServerWindows:
                 continue
             begun = time.monotonic()
             try:
-                with self._client(replica) as client:
+                with replica.access.client(_ANSWER_S) as client:
                     self._read(replica, self._window(client, replica, steps=self._plan.steps))
             except (EngineError, httpx.HTTPError) as error:
                 why = str(error) if isinstance(error, EngineError) else type(error).__name__
-                self._say(engine_key(replica), "drop", f"no more kernel windows: {why}")
+                self._event("drop", f"no more kernel windows: {why}", engine=engine_key(replica))
                 self._usable.remove(replica)
             took = time.monotonic() - begun
             due = begun + max(self._plan.every_s, took / BUDGET)
-
-    def _client(self, replica: Replica) -> httpx.Client:
-        access = replica.access
-        return httpx.Client(base_url=access.url, headers=dict(access.headers), timeout=_ANSWER_S)
 
     def _window(self, client: httpx.Client, replica: Replica, *, steps: int) -> list[Path]:
         """Open a window, wait until it has ended, and return its traces."""
@@ -334,7 +326,7 @@ class ServerWindows:
             except TraceError as error:
                 # The path is the server's own; what is wrong with the file is enough.
                 why = str(error).removeprefix(f"{path}: ")
-                self._say(key, "window", json.dumps({"window": number, "error": why}))
+                self._event("window", json.dumps({"window": number, "error": why}), engine=key)
                 continue
             ended = span.ended or now_ns()
             detail = {"window": number} | trace.window_detail() | {"open_ns": ended - span.begun}
@@ -346,9 +338,6 @@ class ServerWindows:
             )
             self._waiting.append(_Waiting(key, trace, detail, opened))
         self._delete(paths)
-
-    def _say(self, key: str, kind: str, detail: str) -> None:
-        self._events.append({"time": now_ns(), "engine": key, "kind": kind, "detail": detail})
 
     def _delete(self, paths: list[Path]) -> None:
         """Delete what the server wrote for a window: its traces, and tables of totals."""

@@ -194,7 +194,6 @@ class Scraper:
             self._client.close()
 
     def drain(self) -> pl.DataFrame:
-        """Return rows of `scrapes` read since the last call."""
         frames = [self._frames.popleft() for _ in range(len(self._frames))]
         return pl.concat([pl.DataFrame(schema=SCRAPES), *frames])
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -27,33 +27,6 @@ from traces.live.otlp import LATEST_NS
 from traces.schema.engine import EngineConfig, ModelFacts
 
 STEPS_PATH = "/v1/ttscope/steps"
-_Column = Literal[
-    "end",
-    "running",
-    "waiting",
-    "kv_usage",
-    "first_tokens",  # requests whose prefill ended in the step
-    "computed",  # their prompt tokens that were computed
-    "cached",  # and those from the cache
-    "prompts",  # all of them
-    "continued",  # requests that got a further token
-    "generated",
-    "finished",
-    "finished_context",  # tokens of the finished requests
-    "preempted",
-    "drafted",
-    "accepted",
-    "ctx_requests",
-    "ctx_tokens",
-    "gen_requests",
-    "gen_tokens",
-    "elapsed_ms",
-    "dummy",
-    "flops",
-    "read_bytes",
-]
-COLUMNS: tuple[str, ...] = get_args(_Column)
-_COUNTED = COLUMNS[4:13]  # what is counted by request, so by front end
 MOST_ROWS = 5_000  # of a batch
 MOST_BYTES = 4 << 20  # of a batch
 MOST_HELD = 20_000  # rows that wait for those of other front ends, of all engines
@@ -68,33 +41,39 @@ _Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 _MaybeCount = _Count | None
 _MaybeTime = _Time | None
 _Much = Annotated[float, Meta(ge=0, le=1e24)] | None
-_Share = Annotated[float, Meta(ge=0, le=2)] | None
 _Places = Annotated[list[_Count], Meta(max_length=1_024)] | None
-_Row = tuple[  # one item for each of COLUMNS
-    _Time,
-    _MaybeCount,
-    _MaybeCount,
-    _Share,
-    _Count,
-    _Count,
-    _Count,
-    _Count,
-    _Count,
-    _Count,
-    _Count,
-    _Count,
-    _Count,
-    _Places,
-    _Places,
-    _MaybeCount,
-    _MaybeCount,
-    _MaybeCount,
-    _MaybeCount,
-    Annotated[float, Meta(ge=0, le=1e10)] | None,
-    bool | None,
-    _Much,
-    _Much,
-]
+
+
+class Step(NamedTuple):
+    """A row of a batch, whose items have the order of these fields."""
+
+    end: _Time
+    running: _MaybeCount
+    waiting: _MaybeCount
+    kv_usage: Annotated[float, Meta(ge=0, le=2)] | None
+    first_tokens: _Count  # requests whose prefill ended in the step
+    computed: _Count  # their prompt tokens that were computed
+    cached: _Count  # and those from the cache
+    prompts: _Count  # all of them
+    continued: _Count  # requests that got a further token
+    generated: _Count
+    finished: _Count
+    finished_context: _Count  # tokens of the finished requests
+    preempted: _Count
+    drafted: _Places
+    accepted: _Places
+    ctx_requests: _MaybeCount
+    ctx_tokens: _MaybeCount
+    gen_requests: _MaybeCount
+    gen_tokens: _MaybeCount
+    elapsed_ms: Annotated[float, Meta(ge=0, le=1e10)] | None
+    dummy: bool | None
+    flops: _Much
+    read_bytes: _Much
+
+
+COLUMNS = Step._fields
+_COUNTED = COLUMNS[4:13]  # what is counted by request, so by front end
 
 
 class Batch(Struct):
@@ -111,8 +90,8 @@ class Batch(Struct):
     v: int
     instance: Annotated[str, Meta(min_length=1, max_length=64)]
     engine: Annotated[int, Meta(ge=0, lt=1 << 20)]
-    columns: list[_Column]
-    rows: list[_Row]
+    columns: list[Literal[COLUMNS]]  # type: ignore[valid-type]
+    rows: list[Step]
     first: _MaybeCount = None
     dropped: _Count = 0
     dropped_until: _MaybeTime = None
@@ -211,14 +190,14 @@ class PluginRows:
         """Note that steps are missing, which ended up to then, unix ns."""
         insort(self._gaps, until)
 
-    def has_earlier(self, raw: list[_Row], start_ns: int) -> bool:
+    def has_earlier(self, raw: list[Step], start_ns: int) -> bool:
         """Whether one of these steps, or one that came before them, ended before `start_ns`."""
         ends = [self._last_end, *(each["end"] for each in self._waiting), *(row[0] for row in raw)]
         return any(end is not None and end < start_ns for end in ends)
 
     def rows(
         self,
-        raw: list[_Row],
+        raw: list[Step],
         *,
         since: int | None = None,
         until: int | None = None,

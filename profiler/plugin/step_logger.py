@@ -1,15 +1,13 @@
 """The step probe inside a vLLM server; vLLM loads it through `ttscope_plugin`.
 
-It is off unless the environment variable TTSCOPE_PLUGIN names where to send, such as
-http://127.0.0.1:4318, where `ttscope attach --listen 4318` receives. `otlp`, alone or behind a
-comma, sends metrics to the collector of OTEL_EXPORTER_OTLP_ENDPOINT (step_metrics.py). On vLLM's
-thread it only reads numbers and appends one tuple per step to a bounded ring; a thread sends what
-is there twice a second. The end of the process waits for the last steps, as the thread ends with
-it. Whatever goes wrong, the server goes on: a full ring drops its oldest step and counts it, a
-receiver that is not there is tried again, and an exception switches the probe off with one line in
-the log. While nobody listens a try is a connection that is refused, which takes some 0.1 ms. The
-token of shared_token.py goes with all that is sent. Where the receiver has another, one line in the
-log says so, and steps wait as they do for one that is away.
+It is off unless the environment variable TTSCOPE_PLUGIN names where to send: http://HOST:PORT,
+where `ttscope attach --listen PORT` receives, `otlp` for the collector of
+OTEL_EXPORTER_OTLP_ENDPOINT (step_metrics.py), or both with a comma. vLLM's thread only reads
+numbers and appends one tuple per step to a bounded ring. A thread sends what is there twice a
+second, and the end of the process waits for its last steps. Whatever goes wrong, the server goes
+on: a full ring drops its oldest step and counts it, a receiver that is away or has another token
+(shared_token.py) is tried again, and an exception switches the probe off with one line in the log.
+While nobody listens a try is a connection that is refused, which takes some 0.1 ms.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,15 @@ class NoDriverError(SensorError):
     """There is no NVIDIA driver on this machine."""
 
 
-@contextmanager
-def open_gpus(count: int | None, environ: Mapping[str, str] = os.environ) -> Iterator[list[Gpu]]:
+def open_gpus(
+    count: int | None, environ: Mapping[str, str] = os.environ
+) -> AbstractContextManager[list[Gpu]]:
     """Open the first `count` GPUs (None: all) that CUDA shows to this process, in CUDA's order.
 
     Fewer come back where fewer are visible. Raises SensorError where there is no driver or no
     visible GPU, or where CUDA's order is not known.
     """
-    with _driver(lambda nvml: _visible(nvml, environ)[:count]) as gpus:
-        yield gpus
+    return _driver(lambda nvml: _visible(nvml, environ)[:count])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,14 @@ class GpuUser:
     environs: Sequence[Mapping[str, str] | None]
 
 
-@contextmanager
-def open_gpus_of(users: Sequence[GpuUser], processes: Collection[int]) -> Iterator[list[Gpu]]:
+def open_gpus_of(
+    users: Sequence[GpuUser], processes: Collection[int]
+) -> AbstractContextManager[list[Gpu]]:
     """Open the GPUs on which these processes compute, or else those that CUDA shows to the users.
 
     Raises SensorError as `open_gpus` does, and where it cannot be seen which ones they are.
     """
-    with _driver(lambda nvml: _used(nvml, users, processes)) as gpus:
-        yield gpus
+    return _driver(lambda nvml: _used(nvml, users, processes))
 
 
 @contextmanager

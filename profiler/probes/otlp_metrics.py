@@ -237,7 +237,6 @@ class OtlpMetrics:
                 self._of(instrument, attributes, lambda: [0.0])[0] = float(value)
 
     def add(self, instrument: Instrument, value: float, attributes: Attributes = ()) -> None:
-        """Add to a counter."""
         with self._lock:
             self._of(instrument, attributes, lambda: [0])[0] += value
 
@@ -330,7 +329,6 @@ class TableMetrics:
         yield
 
     def close(self, *, hurry: bool = False) -> None:
-        """Send what is left (`OtlpMetrics.close`)."""
         self._metrics.close(hurry=hurry)
 
     def observe(self, table: str, rows: pl.DataFrame) -> None:

@@ -153,13 +153,9 @@ def watch_power(config: EngineConfig, writer: RecordingWriter, *, hz: float = HZ
         yield
 
 
-@contextmanager
 def watch_gpus_here(
-    opened: Callable[[], AbstractContextManager[list[Gpu]]],
-    writer: RecordingWriter,
-    *,
-    hz: float = HZ,
-) -> Iterator[None]:
+    opened: Callable[[], AbstractContextManager[list[Gpu]]], writer: RecordingWriter
+) -> AbstractContextManager[None]:
     """Record the power of the GPUs that are `opened`, for servers that run here.
 
     Without a driver there is nothing to say: the servers run on something else.
@@ -173,8 +169,7 @@ def watch_gpus_here(
         except NoDriverError:
             yield []
 
-    with _sampled(PowerSampler(found, hz=hz), writer):
-        yield
+    return _sampled(PowerSampler(found), writer)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -37,12 +38,10 @@ class Chain:
 
     @property
     def thought_ended(self) -> bool:
-        """Whether its thought is closed."""
         return THINK_END in self.text
 
     @property
     def thought(self) -> str:
-        """The text of its thought."""
         return self.text.partition(THINK_END)[0]
 
     @property
@@ -198,9 +197,4 @@ def revised_prompt(template: str, prompt: Prompt, earlier: Chain) -> Prompt:
 def _filled(template: str, prompt: str, earlier: Chain) -> str:
     """Return the prompt of a revision; braces in what is filled in stay as they are."""
     known = {"prompt": prompt, "answer": earlier.answer or "", "thought": earlier.thought}
-    parts = template.split("{")
-    filled = [parts[0]]
-    for part in parts[1:]:
-        name, brace, rest = part.partition("}")
-        filled.append(known[name] + rest if brace and name in known else "{" + part)
-    return "".join(filled)
+    return re.sub(r"\{(prompt|answer|thought)\}", lambda name: known[name[1]], template)

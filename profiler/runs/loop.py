@@ -346,7 +346,8 @@ class Run:
         self._close_sample(sent)
         flight.chains[sent.draw.index] = chain
         failed, paused = result.error is not None, sent.paused
-        room = _least([self._room(chain, " " * 16), self._thought_room(chain)])
+        thought = self._thought_left(chain.reopened(self.engine.think_end_ids))
+        room = _least([self._room(chain, " " * 16), thought])
         vote = Vote(
             sample_index=sent.draw.index,
             answer=None if paused else chain.answer,
@@ -360,10 +361,6 @@ class Run:
             room=room,
         )
         self._follow(flight, flight.run.on_sample(vote))
-
-    def _thought_room(self, chain: Chain) -> int | None:
-        reopened = chain.reopened(self.engine.think_end_ids)
-        return self._thought_left(reopened)
 
     def _close_sample(self, sent: Sent, *, cancelled_by: str | None = None) -> None:
         correct = self.spans.end_sample(sent, cancelled_by=cancelled_by)
@@ -397,7 +394,7 @@ class Run:
 
 def _least(limits: list[int | None]) -> int | None:
     known = [limit for limit in limits if limit is not None]
-    return min(known) if known else None
+    return min(known, default=None)
 
 
 def _held_to_its_length(sent: Sent, result: SampleResult) -> SampleResult:

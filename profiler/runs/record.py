@@ -10,12 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import polars as pl
 
-from profiler.engines.interface import Engine, KernelSource, StepSource
+from profiler.engines.interface import Engine
 from profiler.probes.power import HZ, check_hz, watch_power
 from profiler.runs.checkpoints import Checkpoints, check_budgets
 from profiler.runs.lookup import NgramWhatIf
@@ -63,18 +63,17 @@ def record(
     """Run all problems, `concurrency` at a time, and return the recording's folder.
 
     With `arrivals_s` [problems], ascending, they come at these times instead, and the recording
-    tells their rate.
+    tells their rate. A problem that takes longer than `timeout_s` is answered by the votes there
+    are, and none begins after `stop_after_s`. `scorer` is what the policy's parameter `scorer`
+    names, where that is no URL. `logprobs` measures every sample's mean log-probability and
+    confidence, whatever the policy. After the run the first `checkpoint_samples` samples of each
+    problem are made to answer at `budget_checkpoints` tokens of thought. Texts and token ids are
+    kept for generated workloads or with `record_text`. The devices' power is read `power_hz` times
+    a second, 10 to 50. `probes` write into the recording too, while the run goes on.
 
-    A problem that takes longer than `timeout_s` is answered by the votes there are. `scorer` is
-    what the policy's parameter `scorer` names, where that is no URL. `logprobs` measures every
-    sample's mean log-probability and confidence, whatever the policy. `budget_checkpoints` are
-    tokens of thought at which, after the run, the first `checkpoint_samples` samples of each
-    problem are made to answer.
-    Texts and token ids are kept for generated workloads or with `record_text`. When the engine
-    fails or the user interrupts, the recording is closed as incomplete and the error goes on.
-    `power_hz` is how often the devices' power is read a second, 10 to 50. `probes` write into the
-    recording too, while the run goes on. No problem begins after `stop_after_s`.
-    Raises UsageError for a policy that cannot be run, RecordingError when `folder` is taken.
+    When the engine fails or the user interrupts, the recording is closed as incomplete and the
+    error goes on. Raises UsageError for a policy that cannot be run, RecordingError when `folder`
+    is taken.
     """
     # Refuse before anything is written.
     _check_limits(policy, concurrency, timeout_s, len(workload.problems), arrivals_s)
@@ -112,7 +111,6 @@ def record(
     report = progress or (lambda done, total: None)
     with RecordingWriter(folder, manifest) as writer:
         writer.add_source("events", ClockWatch().drain)
-        steps = _Steps(engine.steps)
         with watch_power(engine.config, writer, hz=power_hz), _all_of(probes, writer):
             recorder = RecordingSpanProcessor(writer.append)
             resource = {"tts.model": engine.config.model}
@@ -128,9 +126,7 @@ def record(
                 if not workload.chat and policy.max_tokens is None:
                     free = (each for each in workload.problems if each.output_tokens is None)
                     engine.foresee(each.prompt for each in free if isinstance(each.prompt, str))
-                steps.watch(engine.config.key(), writer, telemetry)
-                _watch_kernels(engine.kernels, writer)
-                Run(
+                run = Run(
                     workload=workload,
                     policy=policy,
                     engine=engine,
@@ -144,15 +140,14 @@ def record(
                     checkpoints=checkpoints,
                     stop_after_s=stop_after_s,
                     arrivals_s=arrivals_s,
-                ).go(concurrency, report)
+                )
+                with _watched(engine, writer, telemetry):
+                    run.go(concurrency, report)
             finally:
-                steps.end()
                 if scoring is not None:
                     scoring.close()
                 telemetry.close(hurry=isinstance(sys.exception(), KeyboardInterrupt))
                 what_if.finish()
-                _note_steps(engine.steps, writer)
-                _note_kernels(engine.kernels, writer)
                 for note in engine.notes:
                     writer.event("note", note, engine=engine.config.key())
         if checkpoints is not None:
@@ -223,57 +218,38 @@ def _check_effort(policy: Policy, workload: Workload, engine: Engine) -> None:
             )
 
 
-@dataclass
-class _Steps:
-    """Drains an engine's steps into the recording and the metrics.
+@contextmanager
+def _watched(engine: Engine, writer: RecordingWriter, telemetry: Telemetry) -> Iterator[None]:
+    """Have an engine's steps and profiler windows, where it has them, come into the recording.
 
-    What runs after `end` is no part of the timed run, and its steps are not kept.
+    What runs after the block is no part of the timed run, and its steps are not kept.
     """
+    steps, kernels, kept = engine.steps, engine.kernels, inf
 
-    source: StepSource | None
-    kept: int | None = None  # steps, once the run has ended
+    def drain() -> pl.DataFrame:
+        assert steps is not None
+        found = steps.drain().filter(pl.col("step") < kept)
+        telemetry.observe_steps(found)
+        return found
 
-    def watch(self, engine_key: str, writer: RecordingWriter, telemetry: Telemetry) -> None:
-        source = self.source
-        if source is None:
-            return
-        source.reset(engine_key)
-
-        def drain() -> pl.DataFrame:
-            steps = source.drain()
-            if self.kept is not None:
-                steps = steps.filter(pl.col("step") < self.kept)
-            telemetry.observe_steps(steps)
-            return steps
-
+    if steps is not None:
+        steps.reset(engine.config.key())
         writer.add_source("steps", drain)
-
-    def end(self) -> None:
-        self.kept = None if self.source is None else self.source.step
-
-
-def _note_steps(source: StepSource | None, writer: RecordingWriter) -> None:
-    if source is None:
-        return
-    writer.update(probe_cost_us=source.cost_us)
-    if source.dropped:
-        writer.dropped("steps", source.dropped)
-    if source.failure:
-        writer.event("drop", source.failure)
-
-
-def _watch_kernels(source: KernelSource | None, writer: RecordingWriter) -> None:
-    """Have profiler windows, if the engine was started for them, read into the recording."""
-    if source is not None:
-        source.reset()
-        writer.add_source("kernels", source.drain)
-        writer.add_source("events", source.events)
-
-
-def _note_kernels(source: KernelSource | None, writer: RecordingWriter) -> None:
-    if source is None:
-        return
-    source.finish()
-    writer.at_close(kernel_windows_cost=lambda: source.cost_share)
-    if source.failure:
-        writer.event("drop", source.failure)
+    if kernels is not None:
+        kernels.reset()
+        writer.add_source("kernels", kernels.drain)
+        writer.add_source("events", kernels.events)
+    try:
+        yield
+    finally:
+        if steps is not None:
+            kept = steps.step
+            writer.update(probe_cost_us=steps.cost_us)
+            if steps.dropped:
+                writer.dropped("steps", steps.dropped)
+        if kernels is not None:
+            kernels.finish()
+            writer.at_close(kernel_windows_cost=lambda: kernels.cost_share)
+        for source in (steps, kernels):
+            if source is not None and source.failure:
+                writer.event("drop", source.failure)

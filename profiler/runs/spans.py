@@ -62,30 +62,22 @@ class RunSpans:
             names.GEN_AI_MODEL: engine.config.model,
             names.GEN_AI_TEMPERATURE: policy.temperature,
             names.GEN_AI_TOP_P: policy.top_p,
+            names.GEN_AI_MAX_TOKENS: policy.max_tokens,
         }
-        if policy.max_tokens is not None:
-            self._request[names.GEN_AI_MAX_TOKENS] = policy.max_tokens
-        self._root = self._tracer.start_span(
-            names.SPAN_RUN,
-            attributes=self._run_attributes(workload, policy, run_id),
-            start_time=now_ns(),
-        )
-
-    def _run_attributes(self, workload: Workload, policy: Policy, run_id: str) -> dict[str, Any]:
         facts = workload.facts(None)
-        attributes: dict[str, Any] = {
+        attributes = {
             names.RUN_ID: run_id,
             names.WORKLOAD_NAME: facts.name,
             names.WORKLOAD_HASH: facts.hash,
             names.POLICY_METHOD: policy.method,
             names.POLICY_N: policy.n,
+            names.POLICY_BUDGET: policy.thinking_token_budget,
+            names.POLICY_EFFORT: policy.reasoning_effort,
             **self._keys,
         }
-        if policy.thinking_token_budget is not None:
-            attributes[names.POLICY_BUDGET] = policy.thinking_token_budget
-        if policy.reasoning_effort is not None:
-            attributes[names.POLICY_EFFORT] = policy.reasoning_effort
-        return attributes
+        self._root = self._tracer.start_span(
+            names.SPAN_RUN, attributes=_known(attributes), start_time=now_ns()
+        )
 
     def end(self) -> None:
         self._root.end(now_ns())
@@ -104,19 +96,17 @@ class RunSpans:
         It may have arrived before, and waited. It is in the run's trace, or in the `context`.
         `effort` is the reasoning effort of its class.
         """
-        attributes: dict[str, Any] = {
+        attributes = {
             **self._keys,
             "tts.problem.id": problem.problem_id,
             "tts.problem.start": begun,
+            "tts.problem.group": problem.group,
+            names.POLICY_EFFORT: effort,
         }
-        if problem.group is not None:
-            attributes["tts.problem.group"] = problem.group
-        if effort is not None:
-            attributes[names.POLICY_EFFORT] = effort
         return self._tracer.start_span(
             names.SPAN_PROBLEM,
             context=set_span_in_context(self._root) if context is None else context,
-            attributes=attributes,
+            attributes=_known(attributes),
             start_time=begun if arrival is None else arrival,
         )
 
@@ -126,22 +116,18 @@ class RunSpans:
         attributes: dict[str, Any] = {
             **({names.POLICY_KEY: self._policy_key} if scorer else self._request),
             names.GEN_AI_RESPONSE_ID: request_id,
+            names.POLICY_EFFORT: None if scorer else flight.effort,
             "tts.problem.id": flight.problem.problem_id,
             "tts.sample.sample_index": draw.index,
             "tts.sample.role": draw.role,
+            "tts.sample.parent_sample": draw.parent,
+            "tts.sample.round": draw.round,
+            "tts.sample.depth": draw.depth,
         }
-        if flight.effort is not None and not scorer:
-            attributes[names.POLICY_EFFORT] = flight.effort
-        if draw.parent is not None:
-            attributes["tts.sample.parent_sample"] = draw.parent
-        if draw.round is not None:
-            attributes["tts.sample.round"] = draw.round
-        if draw.depth is not None:
-            attributes["tts.sample.depth"] = draw.depth
         return self._tracer.start_span(
             names.SPAN_SAMPLE,
             context=set_span_in_context(flight.span),
-            attributes=attributes,
+            attributes=_known(attributes),
             start_time=now_ns(),
         )
 
@@ -165,7 +151,8 @@ class RunSpans:
             "tts.sample.correct": correct,
             "tts.sample.score": sent.score,
         }
-        _set(span, own | {name: getattr(result, column) for name, column in _MEASURED.items()})
+        measured = {name: getattr(result, column) for name, column in _MEASURED.items()}
+        span.set_attributes(_known(own | measured))
         if result.error is not None:
             span.set_status(Status(StatusCode.ERROR))
         private: dict[str, Any] = {"answer": flight.shown(answer, keep_text=self._keep_text)}
@@ -177,7 +164,7 @@ class RunSpans:
 
     def abandon_problem(self, flight: Flight, why: str) -> None:
         """Write the row of a problem that nobody waits for any more, and that has no decision."""
-        _set(flight.span, {names.ERROR_TYPE: why})
+        flight.span.set_attribute(names.ERROR_TYPE, why)
         flight.span.end(now_ns())
 
     def end_problem(self, flight: Flight, *, timed_out: bool) -> None:
@@ -187,18 +174,16 @@ class RunSpans:
         answered = decision.answer is not None or timed_out or not flight.failures
         right = self._workload.is_correct(problem, decision.answer) if answered else None
         failed = f"{flight.failures} samples failed" if flight.failures else None
-        _set(
-            span,
-            {
-                "tts.problem.decided_at": now,
-                "tts.problem.decided_by_sample": decision.by_sample,
-                "tts.problem.timed_out": timed_out or None,
-                "tts.problem.correct": right,
-                "tts.problem.prompt_tokens": flight.prompt_tokens,
-                "tts.problem.cached_prompt_tokens": flight.cached_tokens,
-                names.ERROR_TYPE: failed,
-            },
-        )
+        attributes = {
+            "tts.problem.decided_at": now,
+            "tts.problem.decided_by_sample": decision.by_sample,
+            "tts.problem.timed_out": timed_out or None,
+            "tts.problem.correct": right,
+            "tts.problem.prompt_tokens": flight.prompt_tokens,
+            "tts.problem.cached_prompt_tokens": flight.cached_tokens,
+            names.ERROR_TYPE: failed,
+        }
+        span.set_attributes(_known(attributes))
         self._recorder.attach(
             span,
             answer=flight.shown(decision.answer, keep_text=self._keep_text),
@@ -215,15 +200,13 @@ class RunSpans:
         error: str | None = None,
         cancelled_by: str | None = None,
     ) -> None:
-        _set(
-            span,
-            {
-                names.GEN_AI_INPUT_TOKENS: prompt_tokens,
-                names.GEN_AI_OUTPUT_TOKENS: output_tokens,
-                names.ERROR_TYPE: error,
-                "tts.sample.cancelled_by": cancelled_by,
-            },
-        )
+        attributes = {
+            names.GEN_AI_INPUT_TOKENS: prompt_tokens,
+            names.GEN_AI_OUTPUT_TOKENS: output_tokens,
+            names.ERROR_TYPE: error,
+            "tts.sample.cancelled_by": cancelled_by,
+        }
+        span.set_attributes(_known(attributes))
         span.end(now_ns())
 
 
@@ -240,6 +223,6 @@ def _censored(sent: Sent, result: SampleResult) -> bool | None:
     return result.finish_reason == "length" and sent.fixed_tokens is None
 
 
-def _set(span: Span, attributes: Mapping[str, Any]) -> None:
-    """Set those attributes that have a value: OpenTelemetry knows no null."""
-    span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+def _known(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those attributes that have a value: OpenTelemetry knows no null."""
+    return {name: value for name, value in attributes.items() if value is not None}

@@ -47,7 +47,6 @@ class LiveRun(Run):
         self._take_refused()
 
     def take(self, result: SampleResult) -> None:
-        """Take a request that ended."""
         sent = self.open.get(result.request_id)
         if sent is None or self.checked_in is None or result.error is not None:
             self._take_all(result)
@@ -82,7 +81,6 @@ class LiveRun(Run):
         self._take_refused()
 
     def look_at_scores(self) -> None:
-        """Take the scores that have come."""
         self._take_scores(wait_s=0.0)
         self._take_refused()
 

@@ -40,7 +40,7 @@ def serve(
     otlp: str | None = None,
     price_usd_per_device_hour: float | None = None,
     ready: Callable[[str], None],
-    handed: Callable[[Callable[[], None]], None] | None = None,
+    handed: Callable[[Callable[[], object]], None] | None = None,
 ) -> None:
     """Answer questions by the policy until SIGINT or SIGTERM; `ready` hears of the URL.
 
@@ -93,7 +93,7 @@ def serve(
             if handed is None:
                 _end_by_signals(ended, asyncio.current_task())
             else:
-                handed(lambda: _soon(loop, ended))
+                handed(lambda: loop.call_soon_threadsafe(ended.set))
             async with listening(service) as where:
                 gc.freeze()  # what is there stays: a full collection would hold up answers
                 sys.setswitchinterval(_SWITCH_S)
@@ -109,10 +109,6 @@ def serve(
         finally:
             sys.setswitchinterval(switch_s)
             telemetry.close()
-
-
-def _soon(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
-    loop.call_soon_threadsafe(ended.set)
 
 
 def _end_by_signals(ended: asyncio.Event, task: asyncio.Task[None] | None) -> None:

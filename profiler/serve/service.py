@@ -182,7 +182,6 @@ class Service:
             self._looks = asyncio.create_task(self._look_at_scores())
 
     def app(self) -> web.Application:
-        """Return the routes."""
         app = web.Application(
             middlewares=[self._guarded], client_max_size=self.settings.most_body_bytes
         )
@@ -352,19 +351,17 @@ class Service:
         while not done.done():
             await asyncio.wait([done], timeout=_WAIT_S)
             if not done.done():
-                if not response.prepared:
-                    await response.prepare(request)
+                await response.prepare(request)
                 await response.write(b": the votes are not in yet\n\n")
         answer = done.result()
         if answer is None:
             if not response.prepared:
                 return self._refused(waiting)
-            told = waiting.failure[1]
-            await response.write(b"data: " + told.replace(b"\n", b" ") + b"\n\n")
+            told = b"data: " + waiting.failure[1].replace(b"\n", b" ") + b"\n\n"
         else:
-            if not response.prepared:
-                await response.prepare(request)
-            await response.write(b"".join(streamed_answer(question, answer)))
+            told = b"".join(streamed_answer(question, answer))
+        await response.prepare(request)
+        await response.write(told)
         await response.write_eof()
         return response
 
@@ -578,7 +575,8 @@ class Service:
         if _leads_out(request.rel_url.raw_path):
             raise BadRequest("no such path", 404)
         self.numbers.passed.labels(why).inc()
-        own = _HOP | {each.strip().lower() for each in _named(request)}
+        named = ",".join(request.headers.getall("Connection", [])).split(",")
+        own = _HOP | {each.strip().lower() for each in named}
         headers = {k: v for k, v in request.headers.items() if k.lower() not in own}
         headers["X-Request-Id"] = uuid.uuid4().hex
         sent: dict[str, Any] = {"json": body} if isinstance(body, dict) else {"data": body or None}
@@ -619,11 +617,6 @@ async def _body_of(request: web.Request) -> bytes:
         raise BadRequest("the body did not come in time", 408) from None
     except web.RequestPayloadError:
         raise BadRequest("the body is cut off, or is not compressed as it says") from None
-
-
-def _named(request: web.Request) -> list[str]:
-    """Return the headers that a client's Connection names: they end here."""
-    return ",".join(request.headers.getall("Connection", [])).split(",")
 
 
 def _leads_out(path: str) -> bool:

@@ -19,13 +19,6 @@ _MOST_REFUSAL = 64 << 10  # bytes of an error's body that go on to the client
 _JSON = "application/json"
 
 
-class _Hand:
-    """Stands in for the queue of results: each goes on as it comes."""
-
-    def __init__(self, give: Callable[[SampleResult], None]) -> None:
-        self.put = give
-
-
 class Upstream(ServerEngine):
     """A server whose samples run on this thread's event loop, and end by a call of `on_result`.
 
@@ -38,11 +31,9 @@ class Upstream(ServerEngine):
 
     def _connect(self) -> None:
         self.questions: dict[str, Question] = {}  # by run and problem
-        self._results = _Hand(self._end)  # type: ignore[assignment]
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, timeout_s: float) -> None:
-        """Open the connections."""
         self._asyncio = asyncio.get_running_loop()
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -53,7 +44,6 @@ class Upstream(ServerEngine):
         )
 
     def submit(self, request: SampleRequest) -> None:
-        """Send a sample (see `Engine`)."""
         stream = self._stream_of(request)
         if request.stop:  # the engine keeps stop strings in the text
             stream.cuts = self.questions[request.request_id.rpartition(".")[0]].stop
@@ -63,7 +53,7 @@ class Upstream(ServerEngine):
         task.add_done_callback(self._tasks.discard)
         self._live[request.request_id] = (task, stream)  # type: ignore[assignment]
 
-    def _end(self, result: SampleResult) -> None:
+    def _ended(self, result: SampleResult) -> None:
         _, stream = self._live.pop(result.request_id, (None, None))
         if stream is not None:
             question = self.questions.get(result.request_id.rpartition(".")[0])
@@ -125,7 +115,6 @@ class Upstream(ServerEngine):
 
     @property
     def served(self) -> str:
-        """The name that the server gives its model."""
         return self._served
 
     def close(self) -> None:

@@ -68,13 +68,7 @@ def main() -> int:
 def _run(job: Job, engine: Engine, folder: Path, say: Any) -> str | None:
     try:
         record(
-            load_workload(
-                job.workload,
-                problems=job.problems,
-                seed=job.seed,
-                verifier=job.verifier,
-                system_prompt=job.system_prompt,
-            ),
+            load_workload(**job.posed),
             job.policy,
             engine,
             folder / job.name,

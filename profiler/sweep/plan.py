@@ -49,7 +49,6 @@ MOST_REPEATS = 10_000
 _LEAST = {"problems": 1, "seed": 0, "concurrency": 1, "checkpoint_samples": 1, "repeats": 1}
 DRAFTS = ("method", "num_speculative_tokens")  # what a setting of `speculative` must have
 LOG = "engine.log"  # what the engine printed, in the folder of the recordings
-_DEFAULTS = {"workload": "demo", "problems": None, "seed": 0, "concurrency": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +57,10 @@ class Job(Record):
 
     name: str
     policy: Policy
-    workload: str
-    problems: int | None
-    seed: int
-    concurrency: int
+    workload: str = "demo"
+    problems: int | None = None
+    seed: int = 0
+    concurrency: int = 8
     record_text: bool = False
     power_hz: float = HZ
     logprobs: bool = False
@@ -74,6 +73,11 @@ class Job(Record):
 
     def __post_init__(self) -> None:
         check_hz(self.power_hz)
+
+    @property
+    def posed(self) -> dict[str, Any]:
+        names = ("problems", "seed", "verifier", "system_prompt")
+        return {"source": self.workload} | {name: getattr(self, name) for name in names}
 
 
 # What a plan says of all of its runs.
@@ -123,7 +127,7 @@ def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
 
 
 def _engines(data: Mapping[str, Any], path: Path) -> Iterator[EngineJobs]:
-    run = _DEFAULTS | {name: data[name] for name in RUN_FIELDS if data.get(name) is not None}
+    run = {name: data[name] for name in RUN_FIELDS if data.get(name) is not None}
     budgets = run.get("budget_checkpoints", [])
     counts = isinstance(budgets, list) and all(type(each) is int and each > 0 for each in budgets)
     if not counts:
@@ -249,17 +253,17 @@ def run_plan(
         raise UsageError(f"-o {folder}: cannot be written ({error.strerror})") from None
     outcomes: list[Outcome] = []
     missing: list[EngineJobs] = []
-    hash_of = cache(_hash_of)  # reads each file once
+    hash_of = cache(lambda **posed: load_workload(**posed).facts(None).hash)  # reads a file once
     for group in plan:
         left = []
         for job in group.jobs:
             path = folder / job.name
             if finished(path):
-                _check_same(path, job, hash_of)
+                _check_same(path, job, hash_of(**job.posed))
                 outcomes.append(Outcome(name=job.name, path=path, error=None, skipped=True))
                 on_line({"job": job.name, "state": "skipped"})
             else:
-                hash_of(job.workload, job.problems, job.seed, job.verifier, job.system_prompt)
+                hash_of(**job.posed)
                 set_aside(path)
                 left.append(job)
         if left:
@@ -283,10 +287,12 @@ def finished(path: Path) -> bool:
         return False
 
 
-def _check_same(path: Path, job: Job, hash_of: Callable[..., str]) -> None:
-    """Raise UsageError where a finished recording is not what the job would record."""
+def _check_same(path: Path, job: Job, asked: str) -> None:
+    """Raise UsageError where a finished recording is not what the job would record.
+
+    `asked` is the hash of the job's workload.
+    """
     manifest = read_manifest(path)
-    asked = hash_of(job.workload, job.problems, job.seed, job.verifier, job.system_prompt)
     kept = manifest.checkpoints
     forced = () if kept is None else (*kept.budgets, kept.samples)
     wanted = (*sorted(job.budget_checkpoints), min(job.checkpoint_samples, job.policy.n))
@@ -301,16 +307,6 @@ def _check_same(path: Path, job: Job, hash_of: Callable[..., str]) -> None:
     }
     if other := [words for words, same in alike.items() if not same]:
         raise UsageError(f"{path}: was recorded {' and '.join(other)}. Name another folder")
-
-
-def _hash_of(
-    source: str, problems: int | None, seed: int, verifier: str | None, system_prompt: str | None
-) -> str:
-    """Return the hash of a workload's problems."""
-    loaded = load_workload(
-        source, problems=problems, seed=seed, verifier=verifier, system_prompt=system_prompt
-    )
-    return loaded.facts(None).hash
 
 
 def _has_logprobs(path: Path) -> bool:

@@ -138,10 +138,9 @@ def load_workload(
     """Load `demo`, `demo:preamble` or a JSONL file.
 
     A line of the file is {"id", "prompt" or "messages", "answer"?, "group"?, "verifier"?,
-    "output_tokens"?}.
-    `problems` keeps the first so many; the demo makes 100 unless told otherwise. `verifier` judges
-    lines that name none, exactly unless told otherwise; `system_prompt` goes before every chat.
-    Raises UsageError naming the line at fault.
+    "output_tokens"?}. `problems` keeps the first so many; the demo makes 100 unless told otherwise.
+    `verifier` judges lines that name none, exactly unless told otherwise; `system_prompt` goes
+    before every chat. Raises UsageError naming the line at fault.
     """
     if problems is not None and problems < 1:
         raise UsageError(f"--problems must be at least 1, not {problems}")

@@ -18,30 +18,29 @@ def look(state):
     return {each.what: each for each in examine_server(Access.of(state.url))}
 
 
-def test_a_server_with_metrics():
-    with metrics_server() as state:
-        found = look(state)
-        assert found["models"].present
-        state.lines, lines = (
-            ["vllm:num_requests_running 1", "process_start_time_seconds 5"],
-            state.lines,
-        )
-        assert look(state)["metrics"].detail.startswith("2 series of 1 engine")
-        state.lines = lines
-        assert "demo-s, 1024 tokens, vLLM 0.32.0" in found["models"].detail
-        assert found["metrics"].present
-        assert found["speculation"].present is None
-        assert found["FLOPs, bytes"].needs == "--enable-mfu-metrics"
-        (spans,) = found["spans"].run
-        assert "http/protobuf" in spans
-        assert 'HEADERS="authorization=Bearer%20$TTSCOPE_TOKEN"' in spans
-        assert found["steps (plugin)"].run == (spans,)  # one server sends both
-        told = "\n".join(findings_text(list(found.values()), width=80, indent=26))
-        assert told.count("vllm serve MODEL") == told.count("TTSCOPE_PLUGIN=") == 1
-        assert found["profiler"].present is None
-        assert {path for path, _, _ in state.asked} == {
-            "/v1/models", "/version", "/metrics", "/openapi.json",
-        }  # fmt: skip
+def test_a_server_with_metrics(server):
+    found = look(server)
+    assert found["models"].present
+    server.lines, lines = (
+        ["vllm:num_requests_running 1", "process_start_time_seconds 5"],
+        server.lines,
+    )
+    assert look(server)["metrics"].detail.startswith("2 series of 1 engine")
+    server.lines = lines
+    assert "demo-s, 1024 tokens, vLLM 0.32.0" in found["models"].detail
+    assert found["metrics"].present
+    assert found["speculation"].present is None
+    assert found["FLOPs, bytes"].needs == "--enable-mfu-metrics"
+    (spans,) = found["spans"].run
+    assert "http/protobuf" in spans
+    assert 'HEADERS="authorization=Bearer%20$TTSCOPE_TOKEN"' in spans
+    assert found["steps (plugin)"].run == (spans,)  # one server sends both
+    told = "\n".join(findings_text(list(found.values()), width=80, indent=26))
+    assert told.count("vllm serve MODEL") == told.count("TTSCOPE_PLUGIN=") == 1
+    assert found["profiler"].present is None
+    assert {path for path, _, _ in server.asked} == {
+        "/v1/models", "/version", "/metrics", "/openapi.json",
+    }  # fmt: skip
 
 
 def test_a_server_here_is_started_again_as_it_was():
@@ -66,7 +65,7 @@ def test_what_is_missing_says_what_it_needs():
         assert "--api-key-env" in found["models"].needs
         assert "--disable-log-stats" in found["metrics"].needs
         state.gone = True
-        with pytest.raises(EngineError, match="no server answers"):
+        with pytest.raises(EngineError, match="no server answers.*may speak https"):
             look(state)
         with metrics_server() as page:  # which is elsewhere, and answers
             access = Access.of(state.url).with_metrics(f"{page.url}/metrics")
@@ -74,50 +73,46 @@ def test_what_is_missing_says_what_it_needs():
             assert found["metrics"] and not found["models"]
 
 
-def test_sglang_is_named_and_what_it_needs_is_its_own():
-    with metrics_server() as state:
-        found = look(state.as_sglang())
-        assert found["models"].detail == "demo-s, 1024 tokens, SGLang 0.5.23"
-        assert "1 engine (SGLang)" in found["metrics"].detail
-        assert found["speculation"].present
-        assert "--enable-trace" in found["spans"].run[0]
-        assert "--enable-forward-pass-metrics" in found["steps (FPM)"].needs
-        assert "steps (plugin)" not in found
-        assert {path for path, _, _ in state.asked} == {
-            "/v1/models", "/server_info", "/metrics", "/openapi.json",
-        }  # fmt: skip
+def test_sglang_is_named_and_what_it_needs_is_its_own(server):
+    found = look(server.as_sglang())
+    assert found["models"].detail == "demo-s, 1024 tokens, SGLang 0.5.23"
+    assert "1 engine (SGLang)" in found["metrics"].detail
+    assert found["speculation"].present
+    assert "--enable-trace" in found["spans"].run[0]
+    assert "--enable-forward-pass-metrics" in found["steps (FPM)"].needs
+    assert "steps (plugin)" not in found
+    assert {path for path, _, _ in server.asked} == {
+        "/v1/models", "/server_info", "/metrics", "/openapi.json",
+    }  # fmt: skip
 
 
-def test_what_a_page_never_tells_is_not_denied():
+def test_what_a_page_never_tells_is_not_denied(server):
     lines = ("trtllm_num_requests_running 5", "num_requests_running 5", "tgi_queue_size 1")
-    with metrics_server() as state:
-        state.answers |= {"/version": None}
-        for line, engine in zip(lines, ("TensorRT-LLM", "NIM", "TGI"), strict=True):
-            state.body = f"{line}\n"
-            found = look(state)
-            assert engine in found["models"].detail
-            for each in (found["speculation"], found["FLOPs, bytes"]):
-                assert (each.present, each.needs) == (None, None)
-                assert each.detail == "this page does not tell"
-            assert "steps (plugin)" not in found
+    server.answers |= {"/version": None}
+    for line, engine in zip(lines, ("TensorRT-LLM", "NIM", "TGI"), strict=True):
+        server.body = f"{line}\n"
+        found = look(server)
+        assert engine in found["models"].detail
+        for each in (found["speculation"], found["FLOPs, bytes"]):
+            assert (each.present, each.needs) == (None, None)
+            assert each.detail == "this page does not tell"
+        assert "steps (plugin)" not in found
 
 
-def test_an_engine_that_is_not_vllm_is_not_started_as_vllm():
-    with metrics_server() as state:
-        state.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0"}'}
-        state.software = ""
-        state.body = "num_requests_running 0\n"
-        found = look(state)
+def test_an_engine_that_is_not_vllm_is_not_started_as_vllm(server):
+    server.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0"}'}
+    server.software = ""
+    server.body = "num_requests_running 0\n"
+    found = look(server)
     assert "NIM" in found["models"].detail
     assert found["spans"].run == () and "vllm" not in found["spans"].needs.lower()
     assert "steps (plugin)" not in found
 
 
-def test_the_rust_front_end_is_silent_and_what_helps_is_said():
-    with metrics_server() as state:
-        state.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "vllm"}]}'
-        state.software = ""
-        found = look(state)
+def test_the_rust_front_end_is_silent_and_what_helps_is_said(server):
+    server.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "vllm"}]}'
+    server.software = ""
+    found = look(server)
     assert found["front end"].present is False
     assert "VLLM_USE_RUST_FRONTEND=0" in found["front end"].needs
     for silent in ("spans", "steps (plugin)"):
@@ -158,11 +153,10 @@ def test_ray_serve_starts_its_engines_itself():
         assert "engine_kwargs" in found[what].needs and not found[what].run
 
 
-def test_a_front_end_without_engines_serves_no_model_yet():
-    with metrics_server() as state:
-        state.answers["/v1/models"] = '{"object": "list", "data": []}'
-        state.lines = ["dynamo_frontend_queued_requests 0"]
-        found = look(state)
+def test_a_front_end_without_engines_serves_no_model_yet(server):
+    server.answers["/v1/models"] = '{"object": "list", "data": []}'
+    server.lines = ["dynamo_frontend_queued_requests 0"]
+    found = look(server)
     assert "serves no model yet" in found["models"].detail
     assert found["models"].needs == "an engine that has started"
     assert "Dynamo http://POD:8081" in found["metrics"].needs
@@ -184,21 +178,19 @@ def test_dynamo_is_told_by_its_labels_and_has_commands_of_its_own():
     assert found["profiler"].present is False and found["profiler"].needs is None
 
 
-def test_each_depth_says_beforehand_what_it_allows():
-    with metrics_server() as state:
-        found = look(state)
+def test_each_depth_says_beforehand_what_it_allows(server):
+    found = look(server)
     assert "KV-bound" in found["HTTP alone"].detail
     for depth in ("with spans", "with steps", "with kernels"):
         assert found[depth].present is None and found[depth].detail
 
 
-def test_what_spans_need_can_be_pasted_at_80_columns(monkeypatch, tmp_path):
+def test_what_spans_need_can_be_pasted_at_80_columns(server, monkeypatch, tmp_path):
     monkeypatch.delenv("TTSCOPE_TOKEN", raising=False)
     monkeypatch.setenv("TTSCOPE_TOKEN_FILE", str(tmp_path / "a token"))
     (tmp_path / "a token").write_text("secret-" * 8 + "\n")
     (tmp_path / "a token").chmod(0o600)
-    with metrics_server() as state:
-        commands = look(state)["spans"].run
+    commands = look(server)["spans"].run
     lines = [line for each in commands for line in command_lines(each, width=80, indent=4)]
     assert all(len(line) <= 80 for line in lines if "a token" not in line)  # a path
     (tmp_path / "vllm").write_text('#!/bin/sh\nenv\necho "$@"\n')

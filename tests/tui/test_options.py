@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import ttscope
-from benchmarks.made.terminal import ROOT
 from traces.errors import RecordingError, UsageError
 from tui.options import AccountOptions, BudgetOptions, grouped
+from tui.verbs.demo import SHIPPED
 from tui.verbs.replay import Replay
 
-SHIPPED = next((ROOT / "profiler" / "demo" / "recordings").iterdir())
+RUN = next(SHIPPED.iterdir())
 GIVEN = {"recording": "r", "change": "policy.n=4"}
 
 
@@ -51,7 +51,7 @@ def test_what_is_no_value_of_an_option_is_named(name, value, said):
         (lambda: ttscope.import_files(output="r"), "name the files to import"),
         (lambda: ttscope.open(None), "None: is no recording. Give its path"),
         (lambda: ttscope.advise([5], min_accuracy=0.5), "5: is no recording. Give its path"),
-        (lambda: ttscope.open(SHIPPED).to_polars("step"), "no table 'step': did you mean steps"),
+        (lambda: ttscope.open(RUN).to_polars("step"), "no table 'step': did you mean steps"),
         (lambda: ttscope.show("r", price="x"), "price=x: wants a number"),
         (lambda: ttscope.show("r", price=float("inf")), "--price must be above 0 and finite"),
         (lambda: ttscope.replay("r", {"policy.n": object()}), "policy.n: .* no value of a setting"),

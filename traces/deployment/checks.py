@@ -544,7 +544,7 @@ def observed(run: Run) -> dict[str, Estimate | None]:
     if ended.height == whole.height:
         found["output_tokens"] = _mean_by_problem(whole, "output_tokens")
     if run.policy.n > 1:
-        found["agreement"] = _agreement(run, whole)
+        found["agreement"] = _agreement(whole)
     return found
 
 
@@ -553,7 +553,7 @@ def _mean_by_problem(samples: pl.DataFrame, column: str) -> Estimate | None:
     return mean(known.agg(pl.col(column).mean())[column].cast(pl.Float64).to_numpy(), "tokens")
 
 
-def _agreement(run: Run, samples: pl.DataFrame) -> Estimate | None:
+def _agreement(samples: pl.DataFrame) -> Estimate | None:
     """Return the mean share of a problem's answers that are the one most gave."""
     counts = (
         samples.drop_nulls("answer").group_by("problem", "answer").len("votes").group_by("problem")
@@ -565,10 +565,9 @@ def _agreement(run: Run, samples: pl.DataFrame) -> Estimate | None:
 def observed_live(
     numbers: Numbers, engine: EngineConfig, policy: Policy
 ) -> dict[str, Estimate | None]:
-    """Return what a server's metrics say of the traffic that promises rest on.
+    """Return what a server's metrics say of the traffic that promises rest on: means of a window.
 
-    These are means over the window, without an interval. A rule that cancels samples makes them
-    shorter than they would be, so that their length is not told then.
+    A sample's length is not told where a rule cancels samples, which makes them shorter.
     """
     requests = numbers.requests_per_s
     found: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
@@ -586,10 +585,7 @@ def observed_live(
 
 
 def assumptions(expected: Expectations, found: Mapping[str, Estimate | None]) -> list[Check]:
-    """Hold what traffic is like against what was assumed: more than a tenth beyond it breaks it.
-
-    Where what is found has an interval, all of it must lie beyond.
-    """
+    """Hold traffic against what was assumed: all of it more than a tenth beyond breaks it."""
     checks = []
     for name, assumed in expected.assumed.items():
         measured = found.get(name)
@@ -670,11 +666,7 @@ def drift(
 
 
 def load_check(expected: Expectations, *servers: Numbers) -> Check:
-    """Hold the load of servers against the one that was assumed of so many, in their requests.
-
-    A problem makes so many requests at most, and so many at a time. More than a tenth above breaks
-    it.
-    """
+    """Hold the load of servers against the most requests that was assumed of so many."""
     policy = expected.policy
     share = len(servers) / max(expected.engine.by_server()[0], len(servers))
     if expected.rate_per_s is not None:

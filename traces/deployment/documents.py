@@ -146,14 +146,10 @@ class _ExpectDocument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Expectations:
     """What `expect.json` holds: the promises of a pick, and what they rest on.
 
-    `served` is how many times as long a problem takes through a server as in the engine alone, and
-    the promised latencies have it. Without it they are of the engine alone.
-
     `promised` are the pick's estimates, `assumed` what traffic must be like for them to hold
-    (`ASSUMED`). The load is so many problems in flight, or arriving a second.
-
-    `problem_names` is the `names_hash` of imported outcomes: no run has their hash, which is of
-    what their files held, so that a run's problems are known by their names alone.
+    (`ASSUMED`). The load is problems in flight, or arriving a second. `served` is how many times as
+    long a problem takes through a server, which the promised latencies have. None: they are of the
+    engine alone. `problem_names` is the `names_hash` of imported outcomes, whose hash no run has.
     """
 
     engine: EngineConfig

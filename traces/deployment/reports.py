@@ -39,10 +39,7 @@ def noise_text(gate: Gate) -> str | None:
 
 
 def junit(gate: Gate) -> bytes:
-    """Return JUnit XML: a case for each check. What is not judged counts as skipped.
-
-    A gate that does not pass has a failure or an error. An assumption that moved is neither.
-    """
+    """Return JUnit XML, a case for each check; only a gate that passes has no failure or error."""
     judged = [each for each in gate.checks if each.kind != "assumption"]
     why = None if gate.broken else gate.not_judged
     suite = ElementTree.Element(

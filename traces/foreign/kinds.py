@@ -13,10 +13,7 @@ FileKind = Literal["samples", "requests", "traces", "passes", "forwards"]
 
 
 def files_in(paths: Sequence[Path]) -> list[Path]:
-    """Return the paths, each folder as its files of forward passes, which are many.
-
-    Raises UsageError for a folder without any.
-    """
+    """Return the paths, folders as their forward passes. Raises UsageError for one without any."""
     if not paths:
         raise UsageError("name the files to import")
     found: list[Path] = []

@@ -35,10 +35,7 @@ _FIRST_TRACK = 100_000  # above the numbers of processes: a thread of its proces
 
 
 def export_trace(recording: Recording, path: Path) -> dict[str, int]:
-    """Write the trace (gzip when `path` ends in .gz) and return how many slices of each kind.
-
-    Raises RecordingError when the file cannot be written or a part of the recording is corrupt.
-    """
+    """Write a trace (gzip for .gz); return how many slices of each kind. Raises RecordingError."""
     opened = gzip.open if path.suffix == ".gz" else open
     with whole_file(path) as partial, opened(partial, "wt", encoding="utf-8") as file:
         return _write(recording, file)
@@ -87,7 +84,8 @@ def _slices(recording: Recording, base: int, tracks: _Tracks) -> Iterator[tuple[
     for row in events.drop_nulls("time").iter_rows(named=True):
         track = tracks.of(f"engine {row['engine'] or ''}".strip(), "events")
         told = _told({"detail": row["detail"]})
-        yield "events", {**_mark(row["kind"] or "event", track, row["time"]), "args": told}
+        mark = {"name": row["kind"] or "event", "ph": "i", "s": "t", "ts": row["time"]}
+        yield "events", mark | {"pid": track[0], "tid": track[1], "args": told}
 
 
 def _placed(steps: pl.DataFrame, first: int) -> pl.DataFrame:
@@ -165,10 +163,6 @@ def _slice(
     else:
         piece["dur"] = length
     return piece | {"args": dict(args)}
-
-
-def _mark(name: str, track: tuple[int, int], time: int) -> Slice:
-    return {"name": name, "ph": "i", "s": "t", "pid": track[0], "tid": track[1], "ts": time}
 
 
 def _span(begin: int, end: int | None) -> int | None:

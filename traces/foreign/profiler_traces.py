@@ -84,10 +84,7 @@ def remarks(traces: Sequence[TraceTables]) -> list[str]:
 
 
 def step_rows(trace: TraceTables) -> list[dict[str, Any]]:
-    """Return rows of the steps table; a step lasts until its last kernel has ended.
-
-    `end` is null where the trace does not tell the date.
-    """
+    """Return rows of steps until their last kernel's end; `end` is null where no date is told."""
     rows = []
     for step in trace.steps:
         end = max(step.end_ns, step.last_kernel_ns or step.end_ns)

@@ -320,14 +320,12 @@ _MOST_BRACKETS = 4_000_000  # of one element, or beside them; each is looked at
 class ArrayStream:
     """Iterate once over the raw elements of the array `key` of the document's outermost object.
 
-    An element of more than 512 MiB is given as None. `outside` has the document without them, as
-    far as it was read: at the first element what stands before the array, its bracket included,
-    and afterwards all of it. `cut` says in a few words why the file ended early, None when it did
-    not. Brackets and strings alone are looked at; whether what is between them is JSON, a decoder
-    says.
+    An element of more than 512 MiB is None. `outside` has the document without them, as far as it
+    was read: at the first element what stands before the array, with its bracket. `cut` says why
+    the file ended early. Only brackets and strings are looked at.
 
-    Raises OutcomesError while iterating as `Inflated` does, where more than 64 MiB stand beside
-    the array, and where an element has more than 4 million brackets.
+    Raises OutcomesError as `Inflated` does, for more than 64 MiB beside the array, and for an
+    element of more than 4 million brackets.
     """
 
     def __init__(self, path: Path, limit_bytes: int, key: bytes) -> None:
@@ -335,6 +333,7 @@ class ArrayStream:
         self.cut: str | None = None
         self._path = path
         self._pieces = open_pieces(path, limit_bytes)
+        self._key = key.decode()
         self._opens = re.compile(rb'(?<!\\)"' + re.escape(key) + rb'"\s*:\s*\Z')
         self._buffer = bytearray()
         self._kept = 0  # where in the buffer begins what was neither given nor put outside
@@ -424,8 +423,8 @@ class ArrayStream:
         self._kept = end
         if len(self.outside) > _OUTSIDE_BYTES:
             raise OutcomesError(
-                f"{self._path}: more than {_OUTSIDE_BYTES >> 20} MiB stand beside its samples. "
-                "Give the .eval file"
+                f"{self._path}: more than {_OUTSIDE_BYTES >> 20} MiB stand beside its {self._key}. "
+                + ("Give the .eval file" if self._key == "samples" else "Export fewer at a time")
             )
 
 

@@ -34,10 +34,7 @@ class Written:
         self._write(table, in_table(table, rows))
 
     def add_whole(self, table: str, rows: pl.DataFrame, slice_rows: int, **same: str) -> None:
-        """Write all rows of a table in parts, with those of its columns that hold something.
-
-        `same` are columns that have one value. Raises OSError.
-        """
+        """Write rows in parts, without empty columns; `same` have one value. Raises OSError."""
         held = {*same, *(name for name in rows.columns if rows[name].null_count() < rows.height)}
         for part in rows.iter_slices(slice_rows):
             whole = in_table(table, part.with_columns(**{k: pl.lit(v) for k, v in same.items()}))

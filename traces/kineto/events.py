@@ -96,7 +96,7 @@ class TraceEvents:
         self._waiting: dict[str, list[_Any]] = {
             role: [] for role in ("device", "launch", "cpu", "mark")
         }
-        self._devices = Columns(
+        self.devices = Columns(
             start=np.int64,
             time=np.int64,
             correlation=np.int64,
@@ -108,7 +108,7 @@ class TraceEvents:
             copy=np.int8,
         )
         self.launches = Columns(start=np.int64, correlation=np.int64, thread=np.int32)
-        self._ops = Columns(
+        self.ops = Columns(
             start=np.int64,
             time=np.int64,
             thread=np.int32,
@@ -118,22 +118,14 @@ class TraceEvents:
             apart=np.int8,
         )
 
-    @property
-    def device_events(self) -> int:
-        return self._devices.size
-
-    @property
-    def cpu_ops(self) -> int:
-        return self._ops.size
-
     def device_chunks(self, group: int | None) -> Iterator[dict[str, Any]]:
         """Yield the device events; `group` stands in for group sizes not told."""
         self._fill_groups(group)
-        return self._devices.chunks()
+        return self.devices.chunks()
 
     def cpu_columns(self, group: int | None) -> dict[str, Any]:
         self._fill_groups(group)
-        return self._ops.whole()
+        return self.ops.whole()
 
     def _fill_groups(self, group: int | None) -> None:
         self.messages = [
@@ -153,7 +145,7 @@ class TraceEvents:
                 self._waiting[role] += some
             elif role is not None:
                 self.skipped[role] += len(some)
-        first = self._waiting["device"] and not self.device_events
+        first = self._waiting["device"] and not self.devices.size
         if first or any(len(some) > _TOGETHER for some in self._waiting.values()):
             self.finish()
 
@@ -189,7 +181,7 @@ class TraceEvents:
         events, starts, times = self._timed(events)
         if not events:
             return
-        self._ops.clear()
+        self.ops.clear()
         self._keep_ops = False
         arguments = [event.args or _NONE for event in events]
         pairs = list(zip(events, arguments, strict=True))
@@ -202,7 +194,7 @@ class TraceEvents:
             if family_of(event.name) == "communication":
                 messages[index], moved[index] = self._message(event)
                 self.message_places.add((devices[index], streams[index]))
-        self._devices.add(
+        self.devices.add(
             start=starts,
             time=times,
             correlation=_wholes([args.correlation for args in arguments], 0),
@@ -257,7 +249,7 @@ class TraceEvents:
             self._message(event) if family_of(event.name) == "communication" else (-1, -1)
             for event in events
         ]
-        self._ops.add(
+        self.ops.add(
             start=starts,
             time=times,
             thread=[self._threads[event.pid, event.tid] for event in events],

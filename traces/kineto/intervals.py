@@ -75,9 +75,8 @@ def length(starts: Ints, ends: Ints) -> int:
 class Union:
     """The union of intervals that arrive a chunk at a time.
 
-    Chunks that follow one another in time, as a trace's do, are kept beside one another. Others
-    are merged when they are of about one size, so that no interval is looked at more often than
-    the logarithm of their number.
+    Chunks in the order of time are kept beside one another. Others are merged when about of one
+    size, so that none is looked at more often than the logarithm of their number.
     """
 
     def __init__(self) -> None:

@@ -75,23 +75,18 @@ def _sglang(stage: str, requests: int, more: str) -> StepMark | None:
     """Return what SGLang says of a step, None of a part of one that a draft model runs."""
     pairs = (each.partition("=") for each in more.split())
     told = {name: int(text) for name, _, text in pairs if text.isdecimal() and len(text) <= 17}
-    prefills: int | None
-    decodes: int | None
-    prefill_tokens: int | None
-    tokens: int | None
     if stage.startswith("draft"):
         return None
+    known = told.get("ext", 0) + told.get("dec", 0) == requests
+    prefills = told.get("c", told.get("ext") if known else None)
+    decodes = told.get("g", told.get("dec") if known else None)
+    prefill_tokens, tokens = told.get("c_sq"), told.get("g_sq", decodes)
     if stage in {"decode", "verify", "idle"}:  # of a step that verifies, the drafts are in the sums
-        tokens = told.get("g_sq", requests if stage != "verify" else None)
         prefills, decodes, prefill_tokens = 0, requests, 0
+        tokens = told.get("g_sq", requests if stage != "verify" else None)
     elif stage in {"extend", "prefill"}:
-        tokens, prefill_tokens = 0, told.get("toks", told.get("c_sq"))
-        prefills, decodes = requests, 0
-    else:
-        known = told.get("ext", 0) + told.get("dec", 0) == requests
-        prefills = told.get("c", told.get("ext") if known else None)
-        decodes = told.get("g", told.get("dec") if known else None)
-        prefill_tokens, tokens = told.get("c_sq"), told.get("g_sq", decodes)
+        prefills, decodes, tokens = requests, 0, 0
+        prefill_tokens = told.get("toks", told.get("c_sq"))
     context = None
     if {"c_sq", "c_sqsq", "c_sqsk"} <= told.keys():
         context = max(told["c_sqsk"] - (told["c_sqsq"] - told["c_sq"]) // 2, 0)

@@ -29,21 +29,6 @@ import msgspec
 
 from traces.kineto.stream import Arguments
 
-FAMILIES = (
-    "attention",
-    "gemm",
-    "norm",
-    "activation",
-    "embedding",
-    "sampling",
-    "speculative",
-    "moe",
-    "kv-cache",
-    "communication",
-    "memory copy",
-    "other",
-)
-
 # Copies, views and allocations of PyTorch; the rest of ATen is arithmetic.
 _MOVES = (
     "alias|arange|as_strided|broadcast_tensors|cat|chunk|clone|contiguous|copy|detach|diag"
@@ -157,7 +142,7 @@ _LONGEST = 300  # a mangled template may have a hundred times as many letters as
 
 @lru_cache(maxsize=65_536)
 def family_of(name: str) -> str:
-    """Return the family of a kernel or operator: one of `FAMILIES`, `other` when unknown."""
+    """Return the family of a kernel or operator, `other` when unknown."""
     text = name[:_LONGEST].lower()
     return next((family for family, pattern in _COMPILED if pattern.search(text)), "other")
 
@@ -228,8 +213,7 @@ _KINDS = (
 _REGEXES = tuple((kind, re.compile(text, re.IGNORECASE)) for kind, text in _KINDS)
 _NCCL = re.compile(r"(nccl|rccl)", re.IGNORECASE)
 _NCCL_WAY = re.compile(
-    r"_(RING|TREE|COLLNET_DIRECT|COLLNET_CHAIN|NVLS_TREE|NVLS|PAT)_(LL128|LL|SIMPLE)\b|"
-    r"_(RING|TREE|COLLNET_DIRECT|COLLNET_CHAIN|NVLS_TREE|NVLS|PAT)_(LL128|LL|SIMPLE)_"
+    r"_(RING|TREE|COLLNET_DIRECT|COLLNET_CHAIN|NVLS_TREE|NVLS|PAT)_(LL128|LL|SIMPLE)(?=_|\b)"
 )
 _NCCL_TYPE = re.compile(
     r"_(?:Sum|Prod|Max|Min|MinMax|PreMulSum|SumPostDiv)_(\w+?)(?:_RING|_TREE"
@@ -278,7 +262,7 @@ def _algorithm(name: str) -> str | None:
         return "symmetric memory"
     if _NCCL.search(name):
         way = _NCCL_WAY.search(name)
-        return "nccl" if way is None else " ".join(["nccl", *filter(None, way.groups())]).lower()
+        return "nccl" if way is None else " ".join(["nccl", *way.groups()]).lower()
     if "shm_" in lower:
         return "shared memory"
     prefix = re.match(r"(gloo|mpi|ucc):", lower)

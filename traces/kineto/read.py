@@ -76,20 +76,17 @@ def read_trace(
 ) -> TraceTables:
     """Read a PyTorch profiler trace (.json or .json.gz), whole or damaged.
 
-    `engine` and `window_id` are written into the kernels' rows, and `limit_bytes` of inflated JSON
-    protect against a file that never ends.
-
-    Raises TraceError when the file cannot be opened, is empty, is no profiler trace, is larger
-    than the limit, or has neither a kernel nor an operator that can be read.
-
+    `engine` and `window_id` are written into the kernels' rows. Raises TraceError when the file
+    cannot be opened, is empty, is no trace, holds more than `limit_bytes` of JSON, or nothing that
+    can be read.
     """
     stream, found = _collect(path, limit_bytes, keep_ops=False)
-    if not found.device_events and not found.cpu_ops:
+    if not found.devices.size and not found.ops.size:
         stream, found = _collect(path, limit_bytes, keep_ops=True)
     skipped = stream.skipped + found.skipped
     info = stream.metadata.get("distributedInfo")
     info = info if isinstance(info, dict) else {}
-    if not found.device_events and not found.cpu_ops:
+    if not found.devices.size and not found.ops.size:
         left = f", skipped: {skipped_text(skipped)}" if skipped else ""
         raise TraceError(
             f"{path}: no kernel and no operator in {found.seen:,} events{left}. Profile with "
@@ -99,9 +96,7 @@ def read_trace(
     if stream.cut:
         notes.append(f"the file is cut off ({stream.cut}). What is lost of it counts as idle")
     group = _group_size(info)
-    rows = (
-        device_rows(found, steps, group) if found.device_events else cpu_rows(found, steps, group)
-    )
+    rows = device_rows(found, steps, group) if found.devices.size else cpu_rows(found, steps, group)
     rank = _whole(info.get("rank"))
     return TraceTables(
         path=Path(path),
@@ -110,7 +105,7 @@ def read_trace(
         kernels=rows.frame(engine, rank, window_id, steps),
         steps=tuple(steps.described(rows.last_ends)),
         window=rows.window,
-        on_device=bool(found.device_events),
+        on_device=bool(found.devices.size),
         unix_offset_ns=_unix_offset(stream.metadata, rows.window.start_ns),
         device_name=_device_name(stream.metadata, rows.device),
         vllm_version=_text(stream.metadata.get("vllm_version")),

@@ -195,8 +195,7 @@ class TraceStream:
     def _decode(self, text: bytes, *, last: bool = False) -> tuple[Any, bytes | None, int]:
         """Return the events of `text`, what follows the array where it ends, and how much is read.
 
-        The end of `text` may be a boundary only seemingly, inside a string; what is left of the
-        event is then not read.
+        The end of `text` may only seem a boundary, inside a string. What is left is not read then.
         """
         rest, used = None, len(text)
         try:
@@ -262,10 +261,7 @@ class TraceStream:
         return events, None, len(text)
 
     def _decode_one(self, piece: bytes) -> tuple[Any, int]:
-        """Return the event at the start of `piece`, None when unusable, and where it ends.
-
-        The end is 0 where no whole JSON value is.
-        """
+        """Return the event that begins `piece`, None if unusable, and its end, 0 if no value."""
         end = _value_end(piece)
         if not end:
             return None, 0

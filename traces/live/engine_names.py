@@ -201,10 +201,7 @@ def is_copy(name: str) -> bool:
 
 
 def vllm_names(name: str, labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Return what a line is called by vLLM, and the text of its labels; itself where by nothing.
-
-    `name` is as `known_name` returns it.
-    """
+    """Return a line's names and labels as vLLM has them; `name` is as `known_name` returns it."""
     part = _PART.search(name)
     base = name if part is None or name in NAMES else name[: part.start()]
     wanted = NAMES.get(base.replace("trtllm:", "trtllm_", 1))
@@ -230,10 +227,7 @@ def _text(labels: Mapping[str, str]) -> str:
 
 
 def engine_of(labels: Mapping[str, str]) -> str:
-    """Return which engine of a page a line is of: a rank, a replica of Ray Serve, or "".
-
-    Ray's page has all replicas of a node.
-    """
+    """Return whose line it is: a rank's, a replica's (Ray's page has all of a node), or ""."""
     own = labels.get("engine") or labels.get("dp_rank") or ""
     replica = labels.get("ReplicaId") or labels.get("replica") or labels.get("WorkerId") or ""
     return " ".join(part for part in (own, replica[:24]) if part)

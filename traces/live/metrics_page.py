@@ -17,6 +17,7 @@ from traces.live.engine_names import (
     ON_RAY,
     RANKS,
     RAY_REPORTS_S,
+    VLLM,
     engine_named,
     engine_of,
     is_copy,
@@ -24,10 +25,13 @@ from traces.live.engine_names import (
     known_name,
     vllm_names,
 )
-from traces.live.numbers import MOST_SERIES, REPORTED, STARTED, USED
+from traces.live.numbers import MOST_SERIES, REPORTED, STARTED, STEP_TOKENS, USED
 
 _COUNT = frozenset(USED)  # series from which an engine's numbers are computed
 _PROCESS = "process_start_time_seconds"
+# Each front end of a vLLM counts the steps in which it got a token, and their page adds these up.
+# It has no start of a process then (prometheus_client's multiprocess mode).
+_BY_FRONT_END = frozenset(f"{STEP_TOKENS}_{part}" for part in ("count", "sum", "bucket"))
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 LONGEST_LINE = 8192
@@ -63,16 +67,11 @@ class PageReader:
     _ever: set[str] = field(default_factory=set)  # engines
     _on_ray: set[str] = field(default_factory=set)  # engines
     _known: dict[str, tuple[Series, ...]] = field(default_factory=dict)
-    _ranks: dict[str, tuple[str | None, ...]] = field(
-        default_factory=dict
-    )  # by engine: whose lines
+    _ranks: dict[str, tuple[str | None, ...]] = field(default_factory=dict)  # by engine
     _started: float | None = None
 
     def read(self, page: str) -> dict[Series, float]:
-        """Return the values of a page. Lines that are not understood are left out.
-
-        Raises ValueError when nothing of it looks like a metrics page.
-        """
+        """Return a page's values, of lines that are understood. Raises ValueError for no page."""
         values, left_out = self._read(page)
         if self._on_ray:  # the agent's, which writes the page
             values.pop(Series("", _PROCESS), None)
@@ -81,6 +80,9 @@ class PageReader:
             self.forget()
             values, left_out = self._read(page)
         self._started = started if started is not None else self._started
+        if started is None and self.engines == {VLLM}:
+            for series in [each for each in values if each.name in _BY_FRONT_END]:
+                del values[series]
         if started is not None:  # all engines of a server begin anew with it
             values |= {Series(engine, STARTED): started for engine in _counted(values)}
         if self._on_ray:
@@ -184,10 +186,7 @@ def _counted(values: dict[Series, float]) -> set[str]:
 
 
 def _by_new_names(values: dict[Series, float]) -> dict[Series, float]:
-    """Return a page's values, those under older names by new ones where these are not there.
-
-    So is a copy of a line where that line is not there.
-    """
+    """Return a page's values; older names and copies stand in where the new ones are not there."""
     for prefix in (COPY, OLDER):
         older = [series for series in values if series.name.startswith(prefix)]
         there = {(series.engine, series.name) for series in values} if older else set()

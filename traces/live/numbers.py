@@ -45,15 +45,11 @@ PROMPT_LENGTH = "vllm:request_prompt_tokens"
 OUTPUT_LENGTH = "vllm:request_generation_tokens"
 FINISHED, PREEMPTED = "vllm:request_success_total", "vllm:num_preemptions_total"
 HIT_TOKENS, ASKED_TOKENS = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
-DRAFTS, DRAFTED = (
-    "vllm:spec_decode_num_drafts_total",
-    "vllm:spec_decode_num_draft_tokens_total",
-)
+DRAFTS = "vllm:spec_decode_num_drafts_total"
+DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
-FLOPS, READ_BYTES = (
-    "vllm:estimated_flops_per_gpu_total",
-    "vllm:estimated_read_bytes_per_gpu_total",
-)
+FLOPS = "vllm:estimated_flops_per_gpu_total"
+READ_BYTES = "vllm:estimated_read_bytes_per_gpu_total"
 PER_GPU = (FLOPS, READ_BYTES)
 ACCEPTED_LENGTH = "sglang:spec_accept_length"  # a gauge, of which vLLM tells the counts
 STARTED = "engine_process_start_time_seconds"  # of the page's process, with each engine of it
@@ -71,12 +67,8 @@ _END = np.uint64(0xFFFF)
 _PART = re.compile(r"_(?:bucket|count|sum)\Z")
 _TIMES = (TTFT, ITL, QUEUE, E2E, PREFILL, DECODE)
 _LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
-_COUNTED = (
-    PROMPT,
-    CACHED,
-    HIT_TOKENS,
-    f"{STEP_TOKENS}_count",
-)  # from poll to poll, where lengths are too
+# Counted from poll to poll where lengths are too.
+_COUNTED = (PROMPT, CACHED, HIT_TOKENS, f"{STEP_TOKENS}_count")
 
 
 def _parts_of(names: Sequence[str]) -> tuple[str, ...]:
@@ -99,10 +91,7 @@ def tells(name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds(Record):
-    """Where a number lies that only a histogram tells: above `low`, and at `high` at most.
-
-    `high` is None above the last bound of the histogram.
-    """
+    """Where a histogram's number lies: above `low`, at most `high`, None above its last bound."""
 
     low: float
     high: float | None
@@ -351,10 +340,7 @@ class Polls:
         self._held = pl.DataFrame()  # of a poll that may go on in the next rows
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add rows of `scrapes` of one engine and of names in `USED`, poll after poll.
-
-        With `lengths` those of `TRAFFIC` are taken too.
-        """
+        """Add rows of `scrapes` of an engine and of `USED` (`lengths`: and `TRAFFIC`), in order."""
         if self._held.height:
             rows = pl.concat([self._held, rows])
         if not rows.height:
@@ -388,14 +374,19 @@ class Polls:
         until_ns = None
         if np.isfinite(told[REPORTED]).any():
             until_ns, every_ns = int(times[-1]), round(float(np.nanmax(told[REPORTED])) * 1e9)
-            kept = _Kept.of_reports(times, np.concatenate(self._still), every_ns)
-            times, resets = times[kept.polls], kept.any_of(resets)
+            polls = _reports(times, np.concatenate(self._still), every_ns)
+            starts, end = np.append(0, polls[:-1] + 1), int(polls[-1]) + 1
+
+            def gained(each: NDArray[Any]) -> NDArray[Any]:
+                """Return what came at polls [polls, ...], that of others with the next."""
+                return np.asarray(np.add.reduceat(each[:end], starts, axis=0))
+
+            times, resets = times[polls], gained(resets) > 0
             told = {
-                name: kept.last_of(each) if name in GAUGES else kept.sum_of(each)
-                for name, each in told.items()
+                name: each[polls] if name in GAUGES else gained(each) for name, each in told.items()
             }
             histograms = {
-                name: Histogram(each.bounds, kept.sum_of(each.counts), kept.sum_of(each.sums))
+                name: Histogram(each.bounds, gained(each.counts), gained(each.sums))
                 for name, each in histograms.items()
             }
         lengths = np.maximum(np.diff(times), 0)[~resets[1:]]
@@ -491,7 +482,7 @@ class Polls:
             left[anew.at] = False
             grown[left] = 0.0
         self._increase += np.bincount(told.place, grown, self._increase.size)
-        known = self._counted_since(told, times.size)
+        since = {name: self._first_told(told, name, times.size) for name in self._counted}
         self._last[told.place] = told.value  # the last of each stays
         self._times.append(times)
         self._resets.append(resets)
@@ -501,7 +492,7 @@ class Polls:
         for counter in self._counted:
             at = columns.kept.get((counter, 0.0))
             gained = np.full(times.size, np.nan) if at is None else table[at].copy()
-            gained[resets | ~known[counter]] = np.nan
+            gained[: since[counter]] = gained[resets] = np.nan
             self._told[counter].append(gained)
         for name, kept in self._grown.items():
             kept.append(columns.histogram(name, table))
@@ -509,10 +500,7 @@ class Polls:
     def _in_first_report(
         self, times: NDArray[np.int64], still: NDArray[np.bool_], every_s: Floats
     ) -> NDArray[np.bool_]:
-        """Return the polls of a page's first report, which began before the first poll.
-
-        None if the page stood still for a whole report before it.
-        """
+        """Return the polls of a page's first report, if it began before the first poll."""
         none = np.zeros(times.size, dtype=bool)
         self._first_ns = int(times[0]) if self._first_ns is None else self._first_ns
         if not np.isfinite(every_s).any() or (self._partly_ns is None and still.all()):
@@ -539,10 +527,7 @@ class Polls:
         return found
 
     def _began_anew(self, began: Floats) -> NDArray[np.bool_]:
-        """Return the polls that another process answered than the one before.
-
-        Its counters may be higher than those of the one before.
-        """
+        """Return the polls of another process than the one before, whose counters may be higher."""
         known = np.flatnonzero(~np.isnan(began))
         values = np.append(self._began, began[known])
         self._began = float(values[-1])
@@ -550,16 +535,12 @@ class Polls:
         anew[known[(np.diff(values) != 0) & ~np.isnan(values[:-1])]] = True
         return anew
 
-    def _counted_since(self, told: _Events, polls: int) -> dict[str, NDArray[np.bool_]]:
-        """Return of each counter at which polls it was there, or had been."""
-        known = {}
-        for counter in self._counted:
-            own = self._columns.places.get(counter, np.empty(0, dtype=int))
-            first = 0
-            if np.isnan(self._last[own]).all():
-                first = int(told.poll[np.isin(told.place, own)].min(initial=polls))
-            known[counter] = np.arange(polls) >= first
-        return known
+    def _first_told(self, told: _Events, counter: str, polls: int) -> int:
+        """Return the first of so many polls at which a counter is there, or had been."""
+        own = self._columns.places[counter]
+        if not np.isnan(self._last[own]).all():
+            return 0
+        return int(told.poll[np.isin(told.place, own)].min(initial=polls))
 
     def _away_at_a_restart(
         self, back: NDArray[np.int64], ended: NDArray[np.int64], resets: NDArray[np.bool_]
@@ -627,40 +608,19 @@ class Polls:
         return emptied
 
 
-class _Kept(NamedTuple):
-    """The polls that are kept of a page which is written now and then, by their numbers.
+def _reports(
+    times: NDArray[np.int64], still: NDArray[np.bool_], every_ns: int
+) -> NDArray[np.int64]:
+    """Return the polls at which a report was there whole, and those long after the last.
 
-    What came at others is added to the next.
+    A page that stands still until its next report does not say that nothing happened.
     """
-
-    polls: NDArray[np.int64]
-
-    @classmethod
-    def of_reports(cls, times: NDArray[np.int64], still: NDArray[np.bool_], every_ns: int) -> _Kept:
-        """Return the polls at which a report was there whole, and those long after the last.
-
-        A page that stands still until its next report does not say that nothing happened.
-        """
-        changes = np.flatnonzero(~still)
-        after = np.searchsorted(changes, np.arange(times.size), side="right")
-        ahead = np.append(times[changes], times[-1] + 1)[after] - times
-        polls = np.flatnonzero(ahead >= np.where(still, every_ns, every_ns * SAME_REPORT))
-        last = changes[-1:] if changes.size else np.zeros(1, dtype=int)
-        return cls(np.unique(np.concatenate((polls, last))))
-
-    def any_of(self, told: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.asarray(np.logical_or.reduceat(told[: self.polls[-1] + 1], self._starts))
-
-    def sum_of(self, told: NDArray[Any]) -> NDArray[Any]:
-        """Return what counters gained [polls, ...], nan where that is not known of a part."""
-        return np.asarray(np.add.reduceat(told[: self.polls[-1] + 1], self._starts, axis=0))
-
-    def last_of(self, told: Floats) -> Floats:
-        return told[self.polls]
-
-    @property
-    def _starts(self) -> NDArray[np.int64]:
-        return np.append(0, self.polls[:-1] + 1)
+    changes = np.flatnonzero(~still)
+    after = np.searchsorted(changes, np.arange(times.size), side="right")
+    ahead = np.append(times[changes], times[-1] + 1)[after] - times
+    polls = np.flatnonzero(ahead >= np.where(still, every_ns, every_ns * SAME_REPORT))
+    last = changes[-1:] if changes.size else np.zeros(1, dtype=int)
+    return np.unique(np.concatenate((polls, last)))
 
 
 Line = tuple[str, str, float | None]  # name, labels and bound
@@ -986,10 +946,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
 
 
 def by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
-    """Add up counts by the value of one label: a page may give its lines others, such as instance.
-
-    What lacks the label is left out.
-    """
+    """Add up counts by the value of one of their labels; what lacks it is left out."""
     found: dict[str, float] = {}
     named = re.compile(rf'(?:^|,){label}="([^"]*)"')
     for labels, count in counts.items():

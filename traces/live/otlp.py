@@ -70,11 +70,7 @@ class GenSpan:
 
 @dataclass
 class Received:
-    """What a request brought: spans of requests to models.
-
-    `others` counts the spans of other things, `bad` those of requests that have a number out of
-    range, an odd name or no valid id.
-    """
+    """Spans of requests, how many there were of `others`, and how many of requests were `bad`."""
 
     spans: list[GenSpan] = field(default_factory=list)
     others: int = 0

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
 
 from traces.forward_pass.rows import FORMAT
@@ -22,6 +21,7 @@ from traces.statistics import quantile, spread
 from traces.summary.kernels import collectives, device_time, sample_times
 from traces.summary.run import Run, Spread, summarise, to_plain
 
+_SERIES_LEFT_OUT = (f"scrapes: series beyond the first {MOST_SERIES:,} of the engine",)
 EVENTS = ("restart", "counter_reset", "gap", "reconnect", "killed", "drop", "clock")
 
 
@@ -82,10 +82,7 @@ ONLY_WATCHED = (
 
 
 def only_watched(recording: Recording) -> bool:
-    """Whether a recording holds nothing but the traffic of others on servers.
-
-    An import of forward passes tells of such traffic too, without a name for any request.
-    """
+    """Whether a recording has others' traffic alone, as an import of forward passes has too."""
     manifest = recording.manifest
     imported = manifest.provenance.get("imported")
     return not manifest.policies and (imported is None or imported.get("format") == FORMAT)
@@ -105,10 +102,7 @@ def runs_and_servers(
 
 
 def watched_engines(recording: Recording, runs: Sequence[Run] = ()) -> list[Watched]:
-    """Return the engines whose /metrics a recording holds, in the manifest's order.
-
-    `runs` are the recording's, from which the times of single requests are taken.
-    """
+    """Return the engines whose /metrics a recording holds; `runs` give times of single requests."""
     windows = windows_of(recording)
     return [
         _watched(recording, key, engine, windows[key], runs)
@@ -141,10 +135,7 @@ def servers_in(
 
 
 def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
-    """Return what the polls of each engine say, of those whose /metrics was read.
-
-    With `lengths` also what only a law and traffic are made of (`Polls`).
-    """
+    """Return what each engine's polls say; with `lengths` what laws and traffic are made of too."""
     return begin_again(recording, lambda: _windows(recording, lengths))
 
 
@@ -238,18 +229,13 @@ def _watched(
         events={kind: counts[kind] for kind in EVENTS if counts.get(kind)},
         losses=(
             *recording.losses,
-            *_left_out(window),
+            *(_SERIES_LEFT_OUT if window is not None and window.left_out else ()),
             *mine.filter(kind=SILENT)["detail"].drop_nulls().unique(maintain_order=True),
         ),
         columns=columns,
         window=window,
         requests=_requests([run for run in runs if run.engine == engine]),
     )
-
-
-def _left_out(window: Window | None) -> list[str]:
-    cut = window is not None and window.left_out
-    return [f"scrapes: series beyond the first {MOST_SERIES:,} of the engine"] if cut else []
 
 
 def _steps(recording: Recording, key: str) -> tuple[pl.DataFrame, dict[str, str]]:
@@ -274,23 +260,22 @@ def _requests(runs: Sequence[Run]) -> Requests | None:
     """Return the times of the requests of an engine's only run; several were told apart."""
     if len(runs) != 1:
         return None
-    frames = runs[0].rows, runs[0].sample_rows, runs[0].windows
-    if frames[0] is None or frames[1] is None or frames[2] is None:
+    (run,) = runs
+    if run.rows is None or run.sample_rows is None or run.windows is None:
         return None
-    times = sample_times(frames[0], frames[1], frames[2])
+    times = sample_times(run.rows, run.sample_rows, run.windows)
     if not times.height:
         return None
     problems = times["problem"].to_numpy()
 
     def of(name: str) -> Spread:
         values = times[name].to_numpy()  # nan where not known
-        known = np.isfinite(values)
-        p99 = quantile(values[known], 0.99, "s", problems=problems[known])
+        p99 = quantile(values, 0.99, "s", problems=problems)
         return {**spread(values, "s", problems), "p99": p99}
 
     names = ("ttft_s", "prefill_s", "decode_s", "e2e_s")
     return Requests(
-        source="spans" if runs[0].policy is None else "client",
+        source="spans" if run.policy is None else "client",
         count=times.height,
         **{name: of(name) for name in names},
     )

@@ -41,10 +41,7 @@ def add(folder: Path, name: str, digest: str) -> None:
 
 
 def read_checksums(folder: Path) -> Checksums:
-    """Return the checksums that each file may have; empty where none were written.
-
-    Raises RecordingError where the file is not a regular one or too large.
-    """
+    """Return the checksums that each file may have, none if unwritten. Raises RecordingError."""
     path = folder / NAME
     try:
         check_regular(path)
@@ -110,10 +107,7 @@ def file_digest(path: Path) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Raise RecordingError where a path is a link, a pipe or another special file.
-
-    Raises FileNotFoundError where there is none.
-    """
+    """Raise RecordingError for a link or special file, FileNotFoundError for none."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise RecordingError(
             f"{path}: is a link or a special file, which a recording never has. "

@@ -95,12 +95,11 @@ class CheckpointCost(Record):
 class Manifest(Record):
     """The contents of `recording.json`.
 
-    `engines`, `policies` and `models` map a key to what it stands for (the key of a model is
-    its name, as in `EngineConfig.model`). `probe_cost_us` is the median time that the step probe
-    took per step, `kernel_windows_cost` the share of the run's time that profiler windows took,
-    `dropped` counts rows per table that were measured but not kept.
-    `checkpoints` says what forced answers cost.
-    `complete` is False until the run has ended by itself.
+    `engines`, `policies` and `models` map a key to what it stands for (the key of a model is its
+    name). `probe_cost_us` is the median time that the step probe took per step,
+    `kernel_windows_cost` the share of the run's time that profiler windows took, `dropped` counts
+    rows per table that were measured but not kept. `complete` is False until the run has ended by
+    itself.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -128,10 +127,7 @@ class Manifest(Record):
         return [f"rows of {table} lost while recording: {n:,}" for table, n in counts if n]
 
     def write(self, folder: Path) -> None:
-        """Write `recording.json` so that it is replaced whole or not at all.
-
-        It survives a power failure. Room that `reserve` has kept is used. Raises OSError.
-        """
+        """Replace `recording.json` whole, to survive a power failure. Raises OSError."""
         data = json.dumps(self.to_json(), indent=1).encode()
         partial = folder / PARTIAL
         partial.touch()
@@ -167,10 +163,7 @@ def check_free(folder: Path) -> None:
 
 
 def take_folder(folder: Path) -> None:
-    """Make a folder for a recording, or take an empty one: of two that try, one gets it.
-
-    Raises RecordingError when it holds a recording already or cannot be written.
-    """
+    """Make or take an empty folder: of two that try one gets it. Raises RecordingError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         os.close(os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -183,11 +176,7 @@ def take_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `recording.json`: at most `MOST_BYTES`, each field of its type.
-
-    Raises RecordingError (NewerSchemaError for one from the future) that names the path and says
-    how to go on.
-    """
+    """Read `recording.json`, each field of its type. Raises RecordingError, or NewerSchemaError."""
     path = folder / NAME
     if not folder.exists():
         raise RecordingError(f"{folder}: no such recording")
@@ -239,11 +228,8 @@ def recordings_in(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> bytes:
-    """Return the bytes of `recording.json` as they were written.
-
-    A writer that is at work replaces it, so what does not match is read again.
-    """
-    for last in (False, False, True):
+    """Return `recording.json`, read again where a writer at work replaces it meanwhile."""
+    for _ in range(3):
         checksums.check_regular(path)
         if path.stat().st_size > MOST_BYTES:
             raise RecordingError(f"{path}: is larger than {MOST_BYTES:,} bytes, so not of ttscope")
@@ -256,10 +242,8 @@ def _read(path: Path) -> bytes:
         wanted = checksums.read_checksums(path.parent).get(NAME)
         if wanted is None or checksums.digest(raw) in wanted:
             return raw
-        if last:
-            raise checksums.changed(path)
         time.sleep(0.01)
-    raise AssertionError("unreachable")
+    raise checksums.changed(path)
 
 
 def _check_numbers(value: Any) -> None:

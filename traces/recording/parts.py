@@ -70,11 +70,7 @@ def list_parts(folder: Path, table: str) -> list[Part]:
 
 
 def own_parts(parts: Sequence[Part], sums: Checksums, *, closed: bool) -> list[Part]:
-    """Leave out copies of a part under other names.
-
-    Raises RecordingError for a part that a `closed` recording with checksums has none for: it is
-    not of this recording.
-    """
+    """Leave out copies of parts. Raises RecordingError for one not of a `closed` recording."""
     sizes = Counter(size for part in parts if (size := _size(part.path)) is not None)
     seen: set[str] = set()
     kept = []
@@ -157,10 +153,7 @@ def write_part(folder: Path, table: str, frame: pl.DataFrame, first: int, last: 
 
 @contextlib.contextmanager
 def whole_part(target: Path) -> Iterator[BinaryIO]:
-    """Give a file that becomes the part `target`, synced and with its checksum, after the block.
-
-    Nothing is left of it where the block or the disk fails. Raises OSError.
-    """
+    """Give a file that becomes the part `target`, with its checksum, or nothing. Raises OSError."""
     partial = target.with_suffix(".partial")
     try:
         with partial.open("w+b") as file:
@@ -198,10 +191,7 @@ def remove_leftovers(folder: Path, table: str) -> None:
 
 
 def part_rows(path: Path, sums: Checksums) -> int:
-    """Return how many rows a part holds, from its footer.
-
-    Raises RecordingError naming the file when it is truncated or corrupt.
-    """
+    """Return how many rows a part holds, from its footer. Raises RecordingError for damage."""
     with _reading(path, sums):
         return _count_rows(path)
 
@@ -232,10 +222,7 @@ def part_schema(path: Path) -> Mapping[str, pl.DataType]:
 def read_part(
     path: Path, table: str, columns: Sequence[str] | None = None, sums: Checksums | None = None
 ) -> pl.DataFrame:
-    """Read one part with the table's columns, or some; a column that the file lacks is null.
-
-    Raises RecordingError naming the file when it is truncated, corrupt or not as it was written.
-    """
+    """Read some columns of a part, null where it lacks them. Raises RecordingError for damage."""
     schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
     with _reading(path, sums or {}) as sure:
         held = part_schema(path)

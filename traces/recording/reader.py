@@ -53,11 +53,7 @@ class Recording:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open the recording in the folder `path`.
-
-        Raises RecordingError when it is no recording, lacks its manifest or has a truncated
-        part, and NewerSchemaError when a newer ttscope wrote it.
-        """
+        """Open the recording in `path`. Raises RecordingError, or NewerSchemaError."""
         folder = Path(path)
         recording = cls(folder, read_manifest(folder))
         for table in TABLES:
@@ -83,10 +79,7 @@ class Recording:
         return [*self.manifest.losses, *gone]
 
     def afresh(self) -> Recording:
-        """Return the same recording with nothing of it in memory, to read samples without tokens.
-
-        For readers of many recordings: what one read goes with it.
-        """
+        """Return the same with nothing in memory, its samples without tokens, for many."""
         return replace(self, unread=TOKENS)
 
     @property
@@ -101,10 +94,7 @@ class Recording:
 
     @property
     def complete(self) -> bool:
-        """Whether the run ended by itself and none of its files is missing.
-
-        False for one that was killed, is still going, or lost rows.
-        """
+        """Whether the run ended by itself (not killed, nothing lost) and no file is missing."""
         return self.manifest.complete and not self._missing
 
     @property
@@ -122,10 +112,9 @@ class Recording:
         return next((key for key, each in known if each == engine), engine.key())
 
     def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Return a table in memory, with every column of `traces.recording.tables` or with some.
+        """Return a table in memory, with all columns or some, each span's last row.
 
-        Rows of problems and samples that were written at their start and again at their end
-        stand once. Raises RecordingError naming the file when a part is corrupt.
+        Raises RecordingError naming the file when a part is corrupt.
         """
         frames = self._of_parts(table, lambda path, sums: read_part(path, table, columns, sums))
         schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
@@ -135,10 +124,7 @@ class Recording:
         return last_rows(whole.lazy(), table).collect()
 
     def rows(self, table: str) -> int:
-        """Return how many rows a table's files hold, superseded ones too, without reading them.
-
-        Raises RecordingError naming the file when a part is corrupt.
-        """
+        """Return how many rows a table's footers tell, superseded too. Raises RecordingError."""
         return sum(self._of_parts(table, part_rows))
 
     def _of_parts(self, table: str, read: Callable[[Path, Checksums], Found]) -> list[Found]:
@@ -160,10 +146,7 @@ class Recording:
             ) from None
 
     def paths(self, table: str) -> list[Path]:
-        """Return the table's files, in order, each as it was written.
-
-        Raises RecordingError naming the file when one is corrupt.
-        """
+        """Return the table's files in order, as they were written. Raises RecordingError."""
         return self._of_parts(table, checked_part)
 
     def table(self, table: str) -> pl.LazyFrame:
@@ -253,10 +236,7 @@ class Held(Recording):
 
 
 def measured(recordings: Sequence[Recording]) -> list[Recording]:
-    """Return the recordings that no replay predicted: nothing is learned from a prediction.
-
-    Raises RecordingError where only predictions are given.
-    """
+    """Return what no replay predicted. Raises RecordingError where only predictions are given."""
     found = [each for each in recordings if each.replay_of is None]
     if recordings and not found:
         first = recordings[0]
@@ -311,10 +291,7 @@ def batches(
 
 
 def begin_again(recording: Recording, read: Callable[[], Found]) -> Found:
-    """Return what `read` gives, from the start where a writer merged parts meanwhile.
-
-    Raises RecordingError where that happens over and over.
-    """
+    """Return what `read` gives, again where parts were merged meanwhile. Raises RecordingError."""
     for _ in range(5):
         with suppress(FileNotFoundError):
             return read()

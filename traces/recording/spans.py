@@ -105,8 +105,7 @@ class SpanFacts(Protocol):
 class RecordingSpanProcessor(SpanProcessor):
     """Turns `tts.problem` and `tts.sample` spans into rows through `append(table, row)`.
 
-    A span's start is its row's `arrival`; its end is the row's `end`, null in the row that is
-    written at the start.
+    Its start is the row's `arrival`, its end the row's `end`, null in the row written at the start.
     """
 
     def __init__(self, append: Append) -> None:

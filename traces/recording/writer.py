@@ -67,10 +67,7 @@ def merge_full_levels(folder: Path, table: str, fan_in: int = FAN_IN) -> None:
 
 
 def merge_all(folder: Path, table: str) -> None:
-    """Merge a table that will not grow any more into one file, without superseded rows.
-
-    A table of more than `MERGE_ALL_BYTES` keeps its ranges, so that closing takes seconds.
-    """
+    """Merge a table that grows no more into one file without superseded rows, if not large."""
     parts = list_parts(folder, table)
     if len(parts) > 1 and sum(part.path.stat().st_size for part in parts) <= MERGE_ALL_BYTES:
         _merge(folder, table, parts, last_only=True)
@@ -209,17 +206,10 @@ def read_clocks() -> ClockReading:
 
 
 class RecordingWriter:
-    """Creates a recording and appends to it until `close`.
+    """Creates a recording in `folder`, of what `manifest` knows, and appends to it until `close`.
 
-    Parameters
-    ----------
-    folder: where the recording is made; created when absent.
-    manifest: what is known at the start; `update` changes it.
-    capacity: rows per table that may wait for the writer thread.
-    period_s: seconds between parts.
-
-    Raises RecordingError when the folder already holds a recording or cannot be written.
-
+    `capacity` rows per table may wait for the thread, which makes parts every `period_s`. Raises
+    RecordingError when the folder already holds a recording or cannot be written.
     """
 
     def __init__(
@@ -275,10 +265,7 @@ class RecordingWriter:
             raise RecordingError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def append(self, table: str, row: Row) -> None:
-        """Add a row: column name to value, absent columns are null. Cheap; never blocks on disk.
-
-        Raises KeyError when a name is not a column of the table.
-        """
+        """Add a row; absent columns are null. Never blocks on disk. KeyError for no column."""
         unknown = row.keys() - TABLES[table].keys()
         if unknown:
             raise KeyError(f"{table}: no column {', '.join(sorted(unknown))}")
@@ -332,9 +319,7 @@ class RecordingWriter:
     def close(self, *, complete: bool) -> None:
         """Write what waits and stop. `complete` says that the run ended by itself.
 
-        The recording is not complete when this writer lost a row, or one did not fit its table.
-        Raises RecordingError when it lost rows, or when the end of `recording.json` could not be
-        written.
+        Raises RecordingError when rows were lost, or `recording.json` could not be ended.
         """
         if not self._closing.is_set():
             self._closing.set()

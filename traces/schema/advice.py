@@ -218,10 +218,9 @@ class Experiment(Record):
 class Recommendation(Record):
     """What to run for a budget; picks are None when nothing fits.
 
-    `pareto` is the front of accuracy against what is optimised (against latency where that is
-    accuracy), `compute_pareto` against FLOPs. `load` is what
-    it holds for, and `notes` say what to know of the recordings. `alternatives` name what is as
-    good in what is optimised, and more accurate or faster, a sentence each.
+    `pareto` is the front of accuracy against what is optimised (latency where that is accuracy),
+    `compute_pareto` against FLOPs. `load` is what it holds for, `notes` what to know of the
+    recordings. `alternatives` are as good in what is optimised, and more accurate or faster.
     """
 
     budget: Budget

@@ -220,11 +220,10 @@ class ModelFacts(Record):
     `layer_types` (full_attention, sliding_attention, linear_attention, ...) and `latent_attention`
     for MLA; `sliding_window` is in tokens; `quantization` is that of the checkpoint's weights.
     `layers` holds what each layer has, and `others` the matrices outside of them (embedding,
-    logits, what looks at images). `kv_bytes_per_token` is what the layers keep of a token while it
-    is in every window, `kv_value_bytes` the bytes of one value in that cache. `mtp_layers` only
-    draft and are in no total. `uncounted` says what of a config is not understood, so that the
-    totals are None.
-    None: not known, as in older recordings, or not counted.
+    logits, what looks at images). `kv_bytes_per_token` is what the layers keep of a token in every
+    window, `kv_value_bytes` the bytes of one value there. `mtp_layers` only draft and are in no
+    total. `uncounted` says what of a config is not understood: totals are None then, as what is not
+    known.
     """
 
     name: str

@@ -193,10 +193,7 @@ def ran_at_once(run: Run) -> tuple[int, int | None]:
 
 
 def beside(recordings: Sequence[Recording]) -> list[Run]:
-    """Return the runs that repeat those of the given recordings and lie in the same folders.
-
-    What cannot be read, was cut off or is a prediction is left out.
-    """
+    """Return the runs in the same folders that repeat the given, measured, whole and readable."""
     given = {each.path.resolve() for each in recordings}
     wanted = {name for each in recordings for name in _configurations(each)} - {None}
     repeats: list[Run] = []
@@ -304,22 +301,21 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
     have it (others are not looked at), else as is assumed. Of a replay that kept what it printed
     they hold that: its rows are one draw, and what it printed is the mean of all.
     """
+    unpaired = Difference(
+        first=first.recording,
+        second=second.recording,
+        problems=0,
+        config=config_changes(first, second),
+        not_told=_not_told(first, second),
+    )
     ids = _paired_problems(first, second)
     if isinstance(ids, str):
-        return Difference(
-            first=first.recording,
-            second=second.recording,
-            problems=0,
-            config=config_changes(first, second),
-            not_told=_not_told(first, second),
-            reason=ids,
-        )
+        return replace(unpaired, reason=ids)
     one, two = _Numbers(first, ids), _Numbers(second, ids)
     spread, beyond = _run_to_run((first, second), (one, two), repeats, METRICS)
     changes = (_change(metric, one, two, beyond(metric)) for metric in METRICS)
-    return Difference(
-        first=first.recording,
-        second=second.recording,
+    return replace(
+        unpaired,
         problems=ids.len(),
         unpaired=_unpaired(first, second, ids),
         changes=tuple(each for each in changes if each is not None),
@@ -332,8 +328,6 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
             ),
             printed=tuple(run.recording for run in (first, second) if run.printed),
         ),
-        config=config_changes(first, second),
-        not_told=_not_told(first, second),
     )
 
 
@@ -726,8 +720,8 @@ def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
         one, two = (_fields(getattr(run, part)) for run in (first, second))
         for name in one | two:
             if one.get(name) != two.get(name):
-                told = (_told(run, part, name, each) for run, each in ((first, one), (second, two)))
-                changes[f"{part}.{name}"] = (next(told), next(told))
+                told = _told(first, part, name, one), _told(second, part, name, two)
+                changes[f"{part}.{name}"] = told
     return {name: values for name, values in changes.items() if values != (None, None)}
 
 
@@ -790,11 +784,9 @@ class Limit:
 class Judged:
     """A limit with the difference it was held against, in the limit's own terms.
 
-    `timed`: the number differs from run to run.
-
-    `broken`: the whole 90 % interval lies beyond the limit. `sure`: it lies on one side, beyond or
-    within. `problems_to_settle` is how many problems would put it on one side if the difference
-    stayed as it is, None where it lies there or no number would.
+    `broken`: the whole 90 % interval lies beyond it. `sure`: on one side. `timed`: the number
+    differs from run to run. `problems_to_settle` would put it on one side if the difference stayed,
+    None where it lies there or no number would.
     """
 
     limit: Limit
@@ -842,11 +834,7 @@ def parse_limit(text: str) -> Limit:
 
 
 def judge(limits: Sequence[Limit], compared: Difference) -> tuple[Judged, ...]:
-    """Hold limits against the paired differences of two runs.
-
-    Raises TtscopeError where one cannot be held: a gate that nothing was measured for must not
-    pass.
-    """
+    """Hold limits against paired differences. Raises TtscopeError where one cannot be held."""
     if compared.reason is not None:
         raise TtscopeError(f"--fail-on cannot be judged: {compared.reason}")
     changes = {change.metric.tag: change for change in compared.changes}

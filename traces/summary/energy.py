@@ -150,10 +150,7 @@ def run_window(problems: pl.DataFrame, samples: pl.DataFrame) -> Window | None:
 
 
 def run_energy(recording: Recording, engine: str) -> tuple[Curve, Window] | None:
-    """Return the energy curve of an engine's devices over its run and the run's window.
-
-    None where that is not known, or where several engines share the recording.
-    """
+    """Return an engine's energy curve and window, None where not known or several share it."""
     if len(recording.manifest.engines) != 1:
         return None
     window = run_window(recording.problems, recording.samples)

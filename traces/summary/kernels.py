@@ -72,10 +72,7 @@ def bus_bandwidth(name: str, size: float | None, seconds: float, ranks: int | No
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSteps(Record):
-    """Which of the recorded steps a profiled window holds, `first` to `last`.
-
-    Where they are None, `unknown` says why.
-    """
+    """Which steps a profiled window holds, `first` to `last`, or why that is `unknown`."""
 
     window: int
     first: int | None = None
@@ -207,10 +204,7 @@ def top_kernels(kernels: pl.DataFrame, count: int = 5) -> tuple[KernelTime, ...]
 
 
 def collectives(kernels: pl.DataFrame) -> tuple[Collective, ...] | None:
-    """Return the collectives by falling time, None when no kernels were captured.
-
-    Bytes and exposed time are None where a part of them is not known.
-    """
+    """Return the collectives by falling time, None without kernels; unknown sums are None."""
     if not kernels.height:
         return None
     found = kernels.drop_nulls("collective")

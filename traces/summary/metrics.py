@@ -65,10 +65,7 @@ def latency_metric(percentile: int) -> Metric:
 
 
 def estimate_of(run: Run | None, tag: str) -> Estimate | None:
-    """Return a number of a run by its tag, any percentile of its latency too.
-
-    None without a run, or where it was not measured.
-    """
+    """Return a number of a run by tag, also any latency percentile; None if not measured."""
     if run is None:
         return None
     name, _, part = tag.partition(".")

@@ -24,9 +24,8 @@ ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
 def run_keys(recording: Recording) -> list[tuple[str, str]]:
     """Return the (engine, policy) pairs that problems ran under, in the manifest's order.
 
-    A recording without problems has the pair that it was made for, or those of the engines whose
-    steps were imported; an imported trace has no policy, nor has traffic that was only watched, and
-    an empty key stands for it.
+    Without problems they are those that it was made for, or of engines whose steps were imported.
+    An imported trace and traffic that was only watched have no policy, but an empty key.
     """
     manifest = recording.manifest
     seen = set(recording.problems.select("engine", "policy").drop_nulls().unique().iter_rows())
@@ -163,10 +162,9 @@ def problem_rows(
 
     Columns: problem, problem_id, group, state (decided, failed, in_flight), correct (0 or 1),
     latency_s = decided_at - arrival, tokens (generated, every role), flops, busy_s (engine
-    seconds), slowed (whether the profiler slowed it). What the profiler's windows cost is taken
-    out of latency and seconds, and `cost_sd_s` is the standard error of that; a problem that they
-    slowed by what is not known has none of them. `as_measured` says that this is so of every
-    decided problem: then they are as measured.
+    seconds), slowed (by the profiler). What the profiler's windows cost is taken out of latency and
+    seconds, with the standard error `cost_sd_s`; a problem slowed by what is not known has neither.
+    `as_measured` says that this is so of every decided problem: then they are as measured.
     """
     manifest = recording.manifest
     # An import tells of what has ended, whether or not it tells when.
@@ -305,11 +303,7 @@ MOST_UNTOLD = 0.05  # share of the problems without a number at which a mean is 
 
 
 def mostly_told(numbers: Floats) -> bool:
-    """Return whether so few problems have no number, nan, that a mean of the others is of all.
-
-    Those that have one are else others than the rest: a stopping rule cancels samples of easy
-    problems.
-    """
+    """Return whether so few are nan that a mean of the others, who may be unlike, is of all."""
     return int(np.isnan(numbers).sum()) <= MOST_UNTOLD * numbers.size
 
 
@@ -365,41 +359,28 @@ def lost_problems(problems: pl.DataFrame, *, imported: bool = False) -> Lost:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unanswered:
-    """How many samples ended by themselves or at a limit without an answer, of so many."""
-
-    count: int
-    cut: int  # of them, at max_tokens or the model's length
-    samples: int
-
-    @property
-    def text(self) -> str | None:
-        """What a reader must know; None where nearly all have an answer."""
-        if self.count <= MOST_UNTOLD * self.samples:
-            return None
-        ended = self.count - self.cut
-        parts = [f"{self.cut:,} were cut at max_tokens or the model's length"] if self.cut else []
-        parts += [f"{ended:,} ended by themselves"] if ended else []
-        advice = "" if not ended else ". Check the verifier, and a server's --reasoning-parser"
-        told = f"{self.count:,} of {self.samples:,} samples have no answer"
-        return f"{told}: {' and '.join(parts)}{advice}"
-
-
-def unanswered(samples: pl.DataFrame) -> Unanswered:
-    """Return how many of a run's own samples have no answer.
+def unanswered(samples: pl.DataFrame) -> str | None:
+    """Return how many of a run's own samples have no answer, None where nearly all have one.
 
     Left out are those that failed, were cancelled, or were given their length.
     """
-    cut = pl.col("finish_reason") == "length"
-    ended = samples.filter(
+    at_limit = pl.col("finish_reason") == "length"
+    own = samples.filter(
         pl.col("role").fill_null("sample") == "sample",
         pl.col("finish_reason").is_not_null(),
         pl.col("error").is_null() & pl.col("cancelled_by").is_null(),
-        ~(cut & ~pl.col("censored").fill_null(False)),
+        ~(at_limit & ~pl.col("censored").fill_null(False)),
     )
-    none = ended.filter(pl.col("answer").is_null())
-    return Unanswered(count=none.height, cut=none.filter(cut).height, samples=ended.height)
+    none = own.filter(pl.col("answer").is_null())
+    if none.height <= MOST_UNTOLD * own.height:
+        return None
+    cut = none.filter(at_limit).height
+    ended = none.height - cut
+    parts = [f"{cut:,} were cut at max_tokens or the model's length"] if cut else []
+    parts += [f"{ended:,} ended by themselves"] if ended else []
+    advice = ". Check the verifier, and a server's --reasoning-parser" if ended else ""
+    told = f"{none.height:,} of {own.height:,} samples have no answer"
+    return f"{told}: {' and '.join(parts)}{advice}"
 
 
 # Who occupied the engine: each step's time, shared among the samples it computed.

@@ -70,20 +70,18 @@ NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 class Run:
     """One engine and one policy of a recording; `to_json` is the documented contract.
 
-    `replay_of` names the recording that a replay predicted the run from, None for measured ones.
-    `problems` counts the decided ones, on which every mean rests; `problems_in_flight` those cut
-    off by the recording's end, `problems_failed` those that ended without a decision, or whose
-    requests all failed.
-    `sample_latency_s` is of imported samples, whose latency is known without a clock. Not in the
-    JSON: `printed` (the numbers are those that a replay printed, and the frames one draw of it),
+    `replay_of` names the recording that a replay predicted the run from. `problems` counts the
+    decided ones, on which every mean rests, `problems_in_flight` those cut off by the recording's
+    end, `problems_failed` those that ended without a decision, or whose requests all failed.
+    `sample_latency_s` is of imported samples, whose latency is known without a clock.
+
+    Not in the JSON: `printed` (a replay printed the numbers, and the frames are one draw),
     `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
-    `conditions` (the load and the machine, which repeats share), `load` (by itself),
-    `price_usd_per_device_hour` (of the cost), `imported` (the foreign format of
-    imported outcomes, whose engine is known by name only), `failed_problems` (of an import, of
-    which a sample failed), `curve` (published averages of which
-    the run is), and the frames behind the numbers:
-    `rows` has one row per problem (problems.py), `sample_rows` and `step_rows` the run's
-    samples and its engine's steps (`STEP_TIMES`), `windows` what the profiler's cost these.
+    `conditions` (load and machine, which repeats share), `load`, `price_usd_per_device_hour` (of
+    the cost), `imported` (the format of imported outcomes, whose engine is known by name alone),
+    `failed_problems` (of an import), `curve` (published averages). `rows` has one row per problem
+    (problems.py), `sample_rows` and `step_rows` the run's samples and its engine's steps
+    (`STEP_TIMES`), `windows` what the profiler's cost these.
     """
 
     recording: str
@@ -184,11 +182,7 @@ def to_plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Printed(Record):
-    """What a replay printed of the run that it predicted, by tag, and the votes within it.
-
-    These are means over all of its draws with their intervals. The tables of its recording are one
-    draw.
-    """
+    """What a replay printed, by tag: means over all draws. Its recording's tables are one draw."""
 
     estimates: Mapping[str, Estimate]
     policies: tuple[PolicyOutcome, ...] = ()
@@ -207,10 +201,7 @@ class Printed(Record):
 
     @classmethod
     def told(cls, recording: Recording) -> Printed | None:
-        """Return what a recording's replay printed, None where it does not say.
-
-        Raises RecordingError where that is damaged.
-        """
+        """Return what a replay printed, None if untold. Raises RecordingError if damaged."""
         replayed = recording.manifest.provenance.get("replayed")
         data = replayed.get("printed") if isinstance(replayed, Mapping) else None
         try:
@@ -343,7 +334,9 @@ def _run(
             recording.frame("events"), engine_key, manifest.kernel_windows_cost, kernels
         ),
         acceptance=acceptance(engine, steps, samples),
-        ngram_what_if=ngram_what_if(_drafts(recording, engine_key, policy_key)),
+        ngram_what_if=ngram_what_if(
+            recording.frame("drafts").filter(engine=engine_key, policy=policy_key)
+        ),
         energy_j=energy,
         policies=published or _policies(samples, rows, policy, lost),
         seconds=seconds_by_kind(steps, samples),
@@ -544,11 +537,6 @@ def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, flo
     return spent
 
 
-def _drafts(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
-    own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
-    return recording.frame("drafts").filter(own)
-
-
 def _notes(
     recording: Recording,
     engine: str,
@@ -590,7 +578,7 @@ def _notes(
     # Others' traffic is not read for answers, and a step of beam search has none.
     whole = policy is not None and not policy.spec.in_steps
     asked = whole and "imported" not in manifest.provenance
-    if asked and (text := unanswered(samples).text) is not None:
+    if asked and (text := unanswered(samples)) is not None:
         notes.append(text)
     if lost is not None and lost.too_many:
         notes.append(f"no table of maj@k and pass@k: {lost.why_not}")

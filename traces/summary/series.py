@@ -18,11 +18,10 @@ OUTPUT_TOKENS = pl.col("decode_requests") + pl.col("accepted").list.sum().fill_n
 class Series:
     """Equal bins of time; nan where no step ran.
 
-    `edges_ns` has one entry more than the bins (unix nanoseconds). `batch` (requests in the
-    step), `waiting` and `kv_share` (of the allocated blocks) are the highest of the steps that
-    ran in a bin; `tokens_per_s` the tokens that decoding gave in it over its length, those of a
-    step spread evenly over the time it ran. `first_step` is the position in the table of steps
-    of the first step that ended in each bin, -1 where none did.
+    `edges_ns` has one entry more than the bins (unix nanoseconds). `batch` (requests in the step),
+    `waiting` and `kv_share` (of the allocated blocks) are the highest of the steps that ran in a
+    bin; `tokens_per_s` what decoding gave in it over its length, a step's spread evenly over its
+    time. `first_step` is the row of the first step that ended in each bin, -1 where none did.
     """
 
     edges_ns: NDArray[np.int64]
@@ -31,10 +30,6 @@ class Series:
     kv_share: Floats
     tokens_per_s: Floats
     first_step: NDArray[np.int64]
-
-    @property
-    def bins(self) -> int:
-        return int(self.batch.size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,13 +34,12 @@ class PolicyOutcome(Record):
     `method` is a `Policy`'s, or `pass_at_k`; `rule` its parameters. `bound` is None where the
     accuracy is what it would have been, `lower` where it would have been at least that, and
     `interpolated` between two budgets at which it is known. `basis` says what it rests on:
-    `subsets` (exact), `monte_carlo` (random subsets, `error` being the standard error that this
-    adds), `finish_order` (as recorded), `replayed_order`, `token_order` (no times are known),
-    `checkpoints`, `published` (a point of a curve) or `model`.
-    `max_tokens` is a limit below the recorded one, whose cut samples have no vote.
-    `tokens_estimated` says that the tokens of cancelled samples were taken from their pace.
-    `fresh_run` has the interval in which the accuracy of a fresh run on the same problems falls,
-    `other_problems` that of a run on as many others like them.
+    `subsets` (exact), `monte_carlo` (random subsets, which add the standard error `error`),
+    `finish_order` (as recorded), `replayed_order`, `token_order` (no times are known),
+    `checkpoints`, `published` (a point of a curve) or `model`. Samples cut at `max_tokens`, below
+    the recorded limit, have no vote. `tokens_estimated`: the tokens of cancelled samples were taken
+    from their pace. The accuracy of a fresh run on the same problems falls into the interval of
+    `fresh_run`, that of a run on as many others into that of `other_problems`.
     """
 
     method: str
@@ -272,14 +271,11 @@ def policies_within(
     most: int | None = None,
     counts: Sequence[int] | None = None,
 ) -> tuple[PolicyOutcome, ...]:
-    """Return maj@k and pass@k of samples with `problem` numbers, k = 1, 2, 4, .. and `most` or n.
+    """Return maj@k and pass@k of samples with `problem` numbers, k = 1, 2, 4 .. n, or `counts`.
 
-    Or of `counts` of samples.
-
-    Only problems with n ended samples whose answers were judged count. Where right samples come
-    without their answers the only vote known is that of one sample, which is pass@1. The tokens
-    are k/n of the problem's, which is what a random subset takes on average, None where a sample
-    has none.
+    The last k is `most` where given. Only problems with n ended samples that were judged count.
+    Where right samples lack their answers the only vote known is of one sample, pass@1. The tokens
+    are k/n of the problem's, as a random subset takes on average, None where a sample has none.
     """
     counted = (
         samples.select("problem", "answer", "correct", "end", "output_tokens")

@@ -15,7 +15,7 @@ from tui.report.markup import Content, Html, empty, estimated, join, probability
 from tui.report.material import Material
 from tui.report.measured import MOST_RUNS
 from tui.report.words import SURE, configuration
-from tui.text.advice import limit_on, same
+from tui.text.advice import limit_on
 from tui.text.words import budget_words, goal_words, plain
 
 MOST_ROWS = 60  # of the table; the charts have all
@@ -29,50 +29,44 @@ NO_ENERGY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A configuration on a front or picked, and its part."""
+    """A configuration: its place in the document of `advise`, and all that it is.
+
+    That is `system` and `compute` on these fronts, and A and B where it is picked.
+    """
 
     pick: Pick
     where: str
-    on_system: bool = False
-    on_compute: bool = False
-    letter: str = ""
+    roles: frozenset[str]
 
     @property
-    def shape(self) -> Shape:
-        """Return how it is drawn on a front."""
-        if self.on_system and self.on_compute:
+    def letter(self) -> str:
+        return next((letter for letter in "AB" if letter in self.roles), "")
+
+    @property
+    def shape(self) -> Shape | None:
+        """How it is drawn on a front, None where it is on none."""
+        if self.roles >= {"system", "compute"}:
             return "both"
-        return "system" if self.on_system else "compute"
+        if "system" in self.roles:
+            return "system"
+        return "compute" if "compute" in self.roles else None
 
 
 def rows_of(answer: Recommendation) -> list[Row]:
-    """Return the picks and both fronts, each configuration once, by accuracy.
-
-    `where` is its place in the JSON document of `advise`.
-    """
-    unique: list[tuple[Pick, str]] = []
+    """Return the picks and both fronts, each configuration once, by accuracy."""
     listed = [
-        *((pick, f"pareto.{i}") for i, pick in enumerate(answer.pareto)),
-        *((pick, f"compute_pareto.{i}") for i, pick in enumerate(answer.compute_pareto)),
-        (answer.system_optimal, "system_optimal"),
-        (answer.compute_optimal, "compute_optimal"),
+        *(("system", pick, f"pareto.{i}") for i, pick in enumerate(answer.pareto)),
+        *(("compute", pick, f"compute_pareto.{i}") for i, pick in enumerate(answer.compute_pareto)),
+        ("A", answer.system_optimal, "system_optimal"),
+        ("B", answer.compute_optimal, "compute_optimal"),
     ]
-    for pick, where in listed:
-        if pick is not None and not any(same(pick, other) for other, _ in unique):
-            unique.append((pick, where))
-    rows = [
-        Row(
-            pick=pick,
-            where=where,
-            on_system=any(same(pick, other) for other in answer.pareto),
-            on_compute=any(same(pick, other) for other in answer.compute_pareto),
-            letter="A"
-            if same(pick, answer.system_optimal)
-            else ("B" if same(pick, answer.compute_optimal) else ""),
-        )
-        for pick, where in unique
-    ]
-    return sorted(rows, key=lambda row: _value(row.pick.estimates.get("accuracy")))
+    rows: dict[tuple[object, object], Row] = {}
+    for role, pick, where in listed:
+        if pick is not None:
+            new = Row(pick=pick, where=where, roles=frozenset())
+            row = rows.get((pick.engine, pick.policy), new)
+            rows[pick.engine, pick.policy] = replace(row, roles=row.roles | {role})
+    return sorted(rows.values(), key=lambda row: _value(row.pick.estimates.get("accuracy")))
 
 
 def _value(estimate: Estimate | None) -> float:
@@ -211,7 +205,7 @@ def _chart(
             continue
         name = plain(row.pick.engine, row.pick.policy, prior=row.pick.prior)
         tip = f"{name}. {_numbers(noun, x, y)}"
-        if row.on_system or row.on_compute:
+        if row.shape is not None:
             points.append(Point(x=x, y=y, shape=row.shape, tip=tip))
         if row.letter:
             who = "System-optimal" if row.letter == "A" else "Compute-optimal"
@@ -244,8 +238,7 @@ def _table(rows: Sequence[Row], *, limited: bool) -> Html:
     heads += [term("within budget", SURE)] if limited else []
     body = []
     for row in rows[:MOST_ROWS]:
-        on = [word for word, there in (("system", row.on_system), ("compute", row.on_compute))
-              if there]  # fmt: skip
+        on = [front for front in ("system", "compute") if front in row.roles]
         cells: list[Content] = [
             configuration(row.pick.engine, row.pick.policy, lead=row.letter, prior=row.pick.prior),
             " + ".join(on) or "-",

@@ -265,16 +265,13 @@ def speculation(material: Material) -> Html:
             "records one that does."
         )
     meaning = "Share of the drafts whose token at this position the model kept."
-    parts: list[Content] = [
-        tag(
-            "p",
-            "A draft guesses the next tokens and the model keeps the leading ones that it would "
-            "have written itself. The higher the bars and the slower they fall, the more "
-            "speculation pays. The line on a bar is its 90 % interval.",
-        )
-    ]
+    reading = (
+        "A draft guesses the next tokens and the model keeps the leading ones that it would "
+        "have written itself. The higher the bars and the slower they fall, the more "
+        "speculation pays. The line on a bar is its 90 % interval."
+    )
     drawn = [_accepted(run, index, meaning) for index, run in speculated[:MOST_RUNS]]
-    return join([*parts, tag("div", *drawn, class_="charts")])
+    return join([tag("p", reading), tag("div", *drawn, class_="charts")])
 
 
 def _accepted(run: Run, index: int, meaning: str) -> Html:
@@ -384,10 +381,7 @@ def _summary(ratios: Sequence[tuple[float, bool | None]]) -> Html:
         "How far to trust the advice: each run was predicted as if it had never been made, from "
         "the other recordings alone, and is held against what was measured. The mean error is ",
         figure(
-            error,
-            "1",
-            "Mean of the absolute errors of the rows below.",
-            text=f"{error * 100:.1f} %",
+            error, "1", "Mean of the absolute errors of the rows below.", text=percent(error, 1)
         ),
     ]
     if judged:

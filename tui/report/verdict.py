@@ -37,7 +37,7 @@ from tui.text.advice import (
     fits,
     in_words,
     marks,
-    same,
+    picks_of,
     telling_regret,
 )
 from tui.text.commands import command_lines, split_command
@@ -167,19 +167,14 @@ def _against(answer: Recommendation) -> Html:
 
 
 def _numbers(answer: Recommendation) -> Html:
-    pick, other = answer.system_optimal, answer.compute_optimal
-    assert pick is not None
-    apart = other is not None and not same(pick, other)
-    columns = [("system_optimal", pick)]
-    if apart and other is not None:
-        columns.append(("compute_optimal", other))
-    both = "Also compute-optimal: fewest FLOPs." if other is not None and not apart else ""
-    heads: list[Content] = ["expected per problem", _head("A", "system-optimal", pick, both)]
-    if apart and other is not None:
-        heads += [
-            _head("B", "compute-optimal", other, ""),
-            term("B minus A (regret)", REGRET),
-        ]
+    columns = [*picks_of(answer).items()]
+    (_, pick), apart = columns[0], len(columns) > 1
+    heads: list[Content] = ["expected per problem"]
+    for letter, (name, each) in zip("AB", columns, strict=False):
+        both = answer.compute_optimal is not None and not apart
+        note = "Also compute-optimal: fewest FLOPs." if both else ""
+        heads.append(_head(letter, name, each, note))
+    heads += [term("B minus A (regret)", REGRET)] if apart else []
     run = pick.measured if pick.measured is not None and pick.measured.at_load else None
     if run is not None:
         note = f"measured in {run.recording}, {run.problems} problems"
@@ -191,18 +186,16 @@ def _numbers(answer: Recommendation) -> Html:
             continue
         meaning = quantity(name).meaning
         row: list[Content] = [term(quantity(name).noun, meaning)]
-        for (who, _), estimate in zip(columns, estimates, strict=True):
+        for (title, _), estimate in zip(columns, estimates, strict=True):
+            who = title.replace("-", "_")
             row.append(estimated(estimate, meaning, key=f"{who}.estimates.{name}"))
             if run is not None and who == "system_optimal":
                 key = f"{who}.measured.estimates.{name}"
                 measured = name in run.estimates
                 row.append(estimated(run.estimates[name], meaning, key=key) if measured else "-")
         if apart:
-            if name in answer.regret:
-                regret = answer.regret[name]
-                row.append(estimated(regret, REGRET, key=f"regret.{name}", sign=True))
-            else:
-                row.append("")
+            known, key = name in answer.regret, f"regret.{name}"
+            row.append(estimated(answer.regret[name], REGRET, key=key, sign=True) if known else "")
         rows.append(row)
     return table(heads, rows, caption="What to expect, with 90 % intervals", class_="verdict")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar, cast
 
 from textual.app import ComposeResult
@@ -12,14 +12,18 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.events import ScreenResume
+from textual.message import Message
 from textual.reactive import Reactive
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
+from textual.worker import get_current_worker
 
+from tui.screens.library import failure
 from tui.screens.library_app import LibraryApp
 from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
+from tui.widgets.still import StillText, blank_lines
 
 Result = TypeVar("Result")
 SETTLING = 100  # rounds of messages that a drawing waits for at most
@@ -145,8 +149,17 @@ class ModeScreen(CalmScreen[None]):
     `LEGEND` are columns and marks of it with their meaning, for the help.
     """
 
+    DEFAULT_CSS = """
+    ModeScreen #message {
+        height: auto;
+        display: none;
+        color: $text-muted;
+        &.bad { color: $text-error; }
+    }
+    """
     MODE: ClassVar[str]
     LEGEND: ClassVar[Sequence[tuple[str, str]]] = ()
+    render_lines = blank_lines
 
     @property
     def ttscope(self) -> LibraryApp:
@@ -177,6 +190,25 @@ class ModeScreen(CalmScreen[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Leave the keys to a field while one is typed into, so that the footer is true."""
         return not isinstance(self.focused, Input) or action.startswith("leave")
+
+    def post_made(self, make: Callable[[], Message], failed: Callable[[str], Message]) -> None:
+        """Post what a worker makes, or that it failed and why, unless it was cancelled meanwhile.
+
+        It is called in the thread of the worker, and no error of it ends the app.
+        """
+        worker = get_current_worker()
+        try:
+            message = make()
+        except Exception as problem:
+            message = failed(failure(problem))
+        if not worker.is_cancelled:
+            self.post_message(message)
+
+    def say(self, text: str, *, bad: bool = False) -> None:
+        """Show a word about what was asked in the line for that, or nothing."""
+        message = self.query_one("#message", StillText)
+        message.display = bool(text)
+        message.set_class(bad, "bad").update(text)
 
     def set_status(self, text: str) -> None:
         self.query_one(NavBar).status = text

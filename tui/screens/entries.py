@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
+
 from traces.errors import TtscopeError
 from traces.live.watched import only_watched
 from traces.recording.manifest import Manifest, read_manifest
@@ -18,7 +20,7 @@ from traces.schema.formats import ABSENT, compact, half_width, value_of
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise
 from tui.screens.index import Indexes, Listed, files_of
-from tui.text.layout import labels, model_name
+from tui.text.layout import labels, model_name, without_middle
 
 FRAME_BYTES = 128 * 2**20  # of samples and steps of recordings that are not looked at
 
@@ -67,27 +69,33 @@ class Entry:
         return run.engine.mode == "server" and only_watched(recording)
 
     @cached_property
+    def row(self) -> Listed | None:
+        """What the table shows of the run, None where there is none."""
+        run = self.run
+        if run is None:
+            return self.listed
+        return Listed(
+            title="  ".join((model_name(run.engine.model), *labels(run))),
+            cells={column.header: column.cell(run) for column in COLUMNS},
+            values={column.header: column.sort(run) for column in COLUMNS},
+            problems=run.problems,
+            complete=run.complete,
+        )
+
+    @property
     def title(self) -> str:
         """Return model, policy and engine in short."""
-        if self.run is None:
-            return self.path.name if self.listed is None else self.listed.title
-        return "  ".join((model_name(self.run.engine.model), *labels(self.run)))
+        return self.path.name if self.row is None else self.row.title
 
-    @cached_property
+    @property
     def cells(self) -> dict[str, str]:
-        """Return the cells of the Recordings table by header, none where there is no run."""
-        run = self.run
-        if run is None:
-            return {} if self.listed is None else self.listed.cells
-        return {column.header: column.cell(run) for column in COLUMNS}
+        """Return the cells of the table by header."""
+        return {} if self.row is None else self.row.cells
 
-    @cached_property
+    @property
     def values(self) -> Mapping[str, float | str | None]:
-        """Return what the rows sort by, by header, nothing where nothing is known."""
-        run = self.run
-        if run is None:
-            return {} if self.listed is None else self.listed.values
-        return {column.header: column.sort(run) for column in COLUMNS}
+        """Return what the rows sort by, by header."""
+        return {} if self.row is None else self.row.values
 
     @cached_property
     def told(self) -> frozenset[str]:
@@ -181,20 +189,13 @@ def foreseen(entries: Sequence[Entry]) -> list[Entry] | None:
 
 def to_list(entry: Entry) -> Listed | None:
     """Return what an index notes of a run, None of what is none."""
-    run = entry.run
-    if run is None:
+    if entry.run is None or entry.row is None:
         return None
     values = {
         header: value if not isinstance(value, float) or math.isfinite(value) else None
         for header, value in entry.values.items()
     }
-    return Listed(
-        title=entry.title,
-        cells=dict(entry.cells),
-        values=values,
-        problems=run.problems,
-        complete=run.complete,
-    )
+    return msgspec.structs.replace(entry.row, cells=dict(entry.cells), values=values)
 
 
 def fit_frames(
@@ -361,18 +362,13 @@ def engine_cells(entries: Iterable[Entry], width: int) -> dict[str, str]:
     for engine in engines:
         words = [word for word in engine.split() if word not in shared or len(engines) == 1]
         short[engine] = " ".join(words) or engine
-    cut = {engine: _without_middle(text, ENGINE) for engine, text in short.items()}
+    cut = {engine: without_middle(text, ENGINE) for engine, text in short.items()}
     return next(each for each in (cut, short, whole) if len(set(each.values())) == len(engines))
-
-
-def _without_middle(text: str, most: int) -> str:
-    half = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: int) -> str:
     """Return a cell, in place of numbers why there are none; `engines` are of `engine_cells`."""
-    run = entry.run or entry.listed
+    run = entry.row
     if run is None:
         texts = {"model": entry.path.name, "policy": "cannot be read"}
         return texts.get(column.header, "")
@@ -386,7 +382,7 @@ def cell_text(column: Column, entry: Entry, engines: Mapping[str, str], width: i
             return NO_PROBLEMS if width >= NARROW else "0 problems"
     text = entry.cells[column.header]
     if column.header == NAMES and width < column.from_width:
-        return _without_middle(text, NAME)
+        return without_middle(text, NAME)
     return engines.get(text, text) if column.header == "engine" else text
 
 

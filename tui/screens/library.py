@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.foreign.kinds import files_in, kind_of
@@ -126,30 +127,25 @@ def import_into(text: str, folder: Path) -> ImportMade:
     target, count = folder / name, 2
     while target.exists():
         target, count = folder / f"{name}-{count}", count + 1
-    if kind == "requests":
-        load = import_requests(paths[0], target)
-        summary = (
-            f"{load.format}: {counted(load.requests, 'request')} in {number(load.span_s, 's')}"
-        )
-        return ImportMade(folder=target, told=summary, notes=tuple(load.notes[1:]))
-    if kind == "passes":
-        passes = import_passes(paths, target)
-        summary = f"{passes.format}: {counted(passes.steps, 'step')}"
-        return ImportMade(folder=target, told=summary, notes=tuple(passes.notes[1:]))
-    if kind == "forwards":
-        cases = import_forwards(paths[0], target)
-        summary = f"{cases.format}: {counted(cases.cases, 'case')}"
-        return ImportMade(folder=target, told=summary, notes=tuple(cases.notes[1:]))
+    made: Any
     if kind == "traces":
-        traces = import_traces(paths, target)
-        return ImportMade(
-            folder=target,
-            told=f"PyTorch profiler: {len(traces)} files",
-            notes=tuple(remarks(traces)[1:]),
-        )
-    imported = import_outcomes(paths, target, choices=Choices())
-    summary = f"{imported.format}: {imported.samples:,} samples of {imported.problems:,} problems"
-    return ImportMade(folder=target, told=summary, notes=tuple(imported.notes[1:]))
+        made = import_traces(paths, target)
+        told = f"PyTorch profiler: {len(made)} files"
+        return ImportMade(folder=target, told=told, notes=tuple(remarks(made)[1:]))
+    if kind == "requests":
+        made = import_requests(paths[0], target)
+        told = f"{counted(made.requests, 'request')} in {number(made.span_s, 's')}"
+    elif kind == "passes":
+        made = import_passes(paths, target)
+        told = counted(made.steps, "step")
+    elif kind == "forwards":
+        made = import_forwards(paths[0], target)
+        told = counted(made.cases, "case")
+    else:
+        made = import_outcomes(paths, target, choices=Choices())
+        told = f"{made.samples:,} samples of {made.problems:,} problems"
+    told = f"{made.format}: {told}"
+    return ImportMade(folder=target, told=told, notes=tuple(made.notes[1:]))
 
 
 def size_bytes(folder: Path) -> int:

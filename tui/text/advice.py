@@ -178,12 +178,6 @@ def unasked(answer: Recommendation) -> list[str]:
     ]
 
 
-def of_curve(pick: Pick) -> bool:
-    """Whether what a pick gets right is only known of a published curve."""
-    accuracy = pick.estimates.get("accuracy")
-    return accuracy is not None and accuracy.extrapolated
-
-
 def marks(pick: Pick) -> list[str]:
     """Return the sentence that says which of a pick's numbers were not measured."""
     told = []
@@ -191,7 +185,8 @@ def marks(pick: Pick) -> list[str]:
         told += [
             f"Its times come from operator tables of {pick.prior} (the prior), not from a run."
         ]
-    if of_curve(pick):
+    accuracy = pick.estimates.get("accuracy")
+    if accuracy is not None and accuracy.extrapolated:
         told += ["Its accuracy and lengths are those of a published curve, by laws of answers."]
     if any(each is not None and each.extrapolated for each in pick.estimates.values()):
         told += [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
@@ -279,25 +274,21 @@ def estimate_lines(
 
     With `letters` the picks have those that they have in a plot, A and B.
     """
-    ours, theirs = answer.system_optimal, answer.compute_optimal
-    assert ours is not None
-    agree = theirs is None or same(ours, theirs)
-    picks = [ours] if agree or theirs is None else [ours, theirs]
+    named = picks_of(answer)
+    picks, other = [*named.values()], named.get("compute-optimal")
     names = _shown(answer.budget, picks, all_names=explain)
-    both = theirs is not None and same(ours, theirs)
-    heads = ["system- and compute-optimal" if both else "system-optimal", "compute-optimal"]
+    heads = [*named]
+    if answer.compute_optimal is not None and other is None:
+        heads = ["system- and compute-optimal"]
     if letters:
-        heads = [f"{letter} {head}" for letter, head in zip("AB", heads, strict=True)]
-    rows = [[_intervals(picks), *heads[: len(picks)]]]
-    for name in names:
-        cells = [with_interval(pick.estimates.get(name)) for pick in picks]
-        rows.append([quantity(name).noun, *cells])
-    more = ["difference", *("" if agree else _change(answer, name) for name in names)]
+        heads = [f"{letter} {head}" for letter, head in zip("AB", heads, strict=False)]
+    rows = _table_of(picks, heads, names)
+    more = ["difference", *("" if other is None else _change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
     yield from side_by_side(wide if any(more[1:]) else rows, width)
-    if theirs is not None and not agree and explain:
+    if other is not None and explain:
         yield ""
-        yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(theirs)}:", width)
+        yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(other)}:", width)
         yield from _differences(answer.regret, width)
     signs = _signs(
         [cell for row in rows for cell in row],
@@ -307,8 +298,23 @@ def estimate_lines(
         yield signs
 
 
+def picks_of(answer: Recommendation) -> dict[str, Pick]:
+    """Return the picks by name, the compute-optimal one where it is another configuration."""
+    ours, theirs = answer.system_optimal, answer.compute_optimal
+    named = {"system-optimal": ours, "compute-optimal": None if same(ours, theirs) else theirs}
+    return {name: pick for name, pick in named.items() if pick is not None}
+
+
+def _table_of(picks: Sequence[Pick], heads: Sequence[str], names: Iterable[str]) -> list[list[str]]:
+    """Return a row for each name, with a column for each pick."""
+    rows = [[_intervals(picks), *heads[: len(picks)]]]
+    for name in names:
+        cells = [with_interval(pick.estimates.get(name)) for pick in picks]
+        rows.append([quantity(name).noun, *cells])
+    return rows
+
+
 def _shown(budget: Budget, picks: Sequence[Pick], *, all_names: bool) -> list[str]:
-    """Return which estimates a table of picks has."""
     wanted = latency(budget.latency_percentile).name
     names = [*ESTIMATES, *([] if wanted in ESTIMATES else [wanted])]
     if not all_names:
@@ -339,10 +345,7 @@ def beside_lines(
     budget: Budget, picks: Sequence[Pick], width: int, *, heads: Sequence[str]
 ) -> list[str]:
     """Return the table of some configurations, each under its head."""
-    rows = [[_intervals(picks), *heads[: len(picks)]]]
-    for name in _shown(budget, picks, all_names=False):
-        cells = [with_interval(pick.estimates.get(name)) for pick in picks]
-        rows.append([quantity(name).noun, *cells])
+    rows = _table_of(picks, heads, _shown(budget, picks, all_names=False))
     signs = _signs([cell for row in rows for cell in row])
     return [*side_by_side(rows, width), *([signs] if signs else [])]
 
@@ -478,13 +481,9 @@ def _differences(differences: Mapping[str, Estimate | None], width: int) -> Iter
 
 def as_run_lines(answer: Recommendation, width: int) -> Iterable[str]:
     """Yield what was measured of the picks that were run, beside what is predicted."""
-    ours, theirs = answer.system_optimal, answer.compute_optimal
-    named = {"system-optimal": ours, "compute-optimal": theirs}
-    if same(ours, theirs):
-        del named["compute-optimal"]
-    for name, pick in named.items():
-        run = None if pick is None else pick.measured
-        if pick is not None and run is not None and run.at_load:
+    for name, pick in picks_of(answer).items():
+        run = pick.measured
+        if run is not None and run.at_load:
             yield from comparison_lines(name, pick, run.estimates, within=False)
             yield from _wrap(f"measured in {run.recording}, {run.problems} problems", width)
 

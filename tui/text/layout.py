@@ -99,6 +99,11 @@ def wrap(label: str, text: str, *, width: int, indent: int) -> list[str]:
     return [*lines, line.rstrip()]
 
 
+def labelled(rows: Iterable[tuple[str, str]], *, width: int, indent: int) -> list[str]:
+    """Return texts, each led by its label, in lines of `width`."""
+    return [line for label, text in rows for line in wrap(label, text, width=width, indent=indent)]
+
+
 def fold(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     """Return text in lines of `width`, led by `first` and then by `later`."""
     whole = text.replace(" %", "\N{NO-BREAK SPACE}%")
@@ -106,6 +111,12 @@ def fold(text: str, width: int, first: str = "", later: str = "") -> list[str]:
         whole, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False
     )
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def without_middle(text: str, width: int) -> str:
+    """Return text of at most so many columns; what is too long keeps as much of both ends."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[len(text) - half :]}"
 
 
 def model_name(model: str) -> str:

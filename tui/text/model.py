@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from traces.schema.engine import ModelFacts
 from traces.schema.formats import ABSENT, counted, digits, number
 from traces.schema.layers import Attention, Layers
-from tui.text.layout import wrap
+from tui.text.layout import labelled
 
-_WIDTH = 80
-_INDENT = 16
 _STATES = {"mamba": "Mamba", "linear_attention": "linear attention", "conv": "a convolution"}
 _BATCH = 64
 _CONTEXT = 32_768
@@ -33,9 +31,7 @@ def model_lines(facts: ModelFacts) -> list[str]:
         rows.append(("drafts", f"{drafting} more that only draft (MTP), which no total counts"))
     if facts.uncounted is not None:
         rows.append(("not counted", facts.uncounted))
-    return [
-        line for label, text in rows for line in wrap(label, text, width=_WIDTH, indent=_INDENT)
-    ]
+    return labelled(rows, width=80, indent=16)
 
 
 def _bytes(size: float | None) -> str:
@@ -65,7 +61,6 @@ def _cache(facts: ModelFacts) -> str:
 
 
 def _layer(group: Layers, layers: int) -> str:
-    """Return what a group of layers is."""
     parts = [f"{group.count} of {layers} ({_places(group.places)}): {_mixer(group)}"]
     if group.mlp_width is not None:
         parts.append(f"MLP of {group.mlp_width:,}")

@@ -14,7 +14,7 @@ from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import config_changes
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, to_plain
-from tui.text.layout import align, wrap
+from tui.text.layout import align, labelled, wrap
 from tui.text.recordings.show import changed_fields, engine_text, imported_text, policy_text
 
 if TYPE_CHECKING:
@@ -70,12 +70,11 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     recorded, predicted = prediction.recorded, prediction.predicted
     yield recorded.recording
     engine = engine_text(recorded.engine) if recorded.imported is None else imported_text(recorded)
-    yield from wrap("recorded", engine, width=width, indent=10)
-    yield from wrap("", policy_text(recorded.policy or AS_SENT), width=width, indent=10)
-    changed = _changes(recorded, question, predicted)
-    yield from wrap("asked", ", ".join(changed) or "as recorded", width=width, indent=10)
-    if prediction.far_off is not None:
-        yield from wrap("warning", prediction.far_off.text, width=width, indent=10)
+    asked = ", ".join(_changes(recorded, question, predicted)) or "as recorded"
+    warned = None if prediction.far_off is None else prediction.far_off.text
+    head = [("recorded", engine), ("", policy_text(recorded.policy or AS_SENT)), ("asked", asked)]
+    head += [] if warned is None else [("warning", warned)]
+    yield from labelled(head, width=width, indent=10)
     yield ""
     estimates = {tag: _three(prediction, tag) for tag in TAGS}
     shown = {tag: each for tag, each in estimates.items() if each[0] or each[2]}
@@ -100,10 +99,8 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
         yield from _compared(prediction, width)
     if prediction.waits:
         yield from _waits(prediction, width)
-    warned = None if prediction.far_off is None else prediction.far_off.text
-    for note in prediction.notes:
-        if note != warned:
-            yield from wrap("note", note, width=width, indent=10)
+    notes = (("note", note) for note in prediction.notes if note != warned)
+    yield from labelled(notes, width=width, indent=10)
 
 
 def _compared(prediction: Prediction, width: int) -> Iterator[str]:

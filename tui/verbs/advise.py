@@ -108,18 +108,12 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
     print_advice(
         recordings,
         budget,
-        seed=asked.seed,
+        asked,
         present=today,
-        plan=asked.plan,
-        models=asked.models,
-        output=asked.output,
-        verify=(asked.output or Path("runs") / "verify") if asked.verify else None,
         systems=systems,
-        explain=asked.explain,
         tariff=tariff,
         checks=open_measured(asked.learn) if asked.learn else (),
         efforts=told.effort_map,
-        as_json=asked.as_json,
     )
 
 
@@ -155,19 +149,13 @@ def configuration_of(path: Path, among: Sequence[Path]) -> tuple[EngineConfig, P
 def print_advice(
     recordings: Sequence[Recording],
     budget: Budget,
+    asked: Advise,
     *,
-    seed: int = 0,
     present: tuple[EngineConfig, Policy] | None = None,
-    plan: Path | None = None,
-    models: Path | None = None,
-    output: Path | None = None,
-    verify: Path | None = None,
     systems: Sequence[str] = (),
-    explain: bool = False,
     tariff: Tariff | None = None,
     checks: Sequence[Recording] = (),
     efforts: bool = False,
-    as_json: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> Advisor:
     """Fit the models, choose, and print; `extra` goes into the JSON document. Return the models.
@@ -181,9 +169,12 @@ def print_advice(
     from tui.text.commands import here, own_name
     from tui.verbs.progress import progress_bar
 
+    plan, output = asked.plan, asked.output
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
-        advisor = Advisor.fit(recordings, seed=seed, saved=models, gpus=systems, checks=checks)
+        advisor = Advisor.fit(
+            recordings, seed=asked.seed, saved=asked.models, gpus=systems, checks=checks
+        )
         for note in advisor.evidence.lost:
             tell(note)
 
@@ -207,10 +198,10 @@ def print_advice(
         say_json(to_plain(efforts_of(advisor, recordings, answer)))
     costed = {} if accounts is None or not accounts.known else {"costs": to_plain(accounts)}
     document = advice_json(answer) | costed | dict(extra or {})
-    if not as_json and not efforts:
-        shown = accounts if explain or (tariff is not None and tariff.asked) else None
+    if not asked.as_json and not efforts:
+        shown = accounts if asked.explain or (tariff is not None and tariff.asked) else None
         costs = [] if shown is None else cost_lines(answer, shown)
-        lines = [*advice_lines(answer, explain=explain), *costs]
+        lines = [*advice_lines(answer, explain=asked.explain), *costs]
         if plan is not None:
             lines += ["", f"plan in {plan}, measured by:"]
             lines.append(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
@@ -220,9 +211,10 @@ def print_advice(
         if promised is not None:
             lines += _files_lines(promised, output, own_name(), posed=advisor.evidence.posed)
         say_all(lines)
-    if verify is not None and answer.system_optimal is not None:
-        document["verified"] = verify_picks(answer, advisor.evidence, verify, as_json=as_json)
-    if as_json:
+    if asked.verify and answer.system_optimal is not None:
+        folder = output or Path("runs") / "verify"
+        document["verified"] = verify_picks(answer, advisor.evidence, folder, as_json=asked.as_json)
+    if asked.as_json:
         say_json(document)
     if answer.system_optimal is None:
         raise TtscopeError(f"nothing fits the budget, {nearest_line(answer)}")

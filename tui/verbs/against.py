@@ -18,9 +18,10 @@ from traces.schema.formats import interval, percent_change, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
+from tui.options import Answer
 from tui.terminal import say_all
 from tui.text.commands import next_lines
-from tui.text.layout import align, wrap
+from tui.text.layout import align, labelled
 from tui.text.recordings.show import engine_text
 from tui.text.replay import TAGS as REPLAYED
 from tui.text.replay import relative
@@ -34,17 +35,6 @@ _UNKNOWN = ("accuracy", "device_s_per_problem", "cost_usd_per_problem", "energy_
 TAGS = tuple(tag for tag in REPLAYED if tag not in _UNKNOWN)
 _LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # a server does not tell them
 _TOLD = ("max_model_len", "num_gpu_blocks", "enable_prefix_caching")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sending:
-    """Where a run is sent, and where its prompts come from; `given` are the names in `--set`."""
-
-    url: str
-    workload: str | None
-    raw_prompts: bool
-    api_key_env: str | None
-    given: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +54,17 @@ def run_against(
     recorded: Run,
     question: Question,
     others: Sequence[Recording],
-    sending: Sending,
-    *,
-    output: Path | None,
-    as_json: bool,
+    answer: Answer,
+    given: frozenset[str],
 ) -> None:
-    """Predict the run on the server, send it, and print both; keep what was measured."""
+    """Predict the run on the server, send it, and print both; keep what was measured.
+
+    `given` are the names in `--set`.
+    """
     from profiler.workload.resend import pose_again
     from tui.terminal import say_json
 
-    folder = output or Path("runs") / f"{base.name}-against-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = answer.output or Path("runs") / f"{base.name}-against-{time.strftime('%Y%m%d-%H%M%S')}"
     check_free(folder)
     assert recorded.policy is not None
     resent = pose_again(
@@ -81,13 +72,14 @@ def run_against(
         recorded.engine,
         recorded.policy,
         question.policy,
-        source=sending.workload,
-        chat=not sending.raw_prompts,
+        source=answer.workload,
+        chat=not answer.raw_prompts,
     )
-    engine = _connect(question.engine, sending)
+    url = answer.against or ""
+    engine = _connect(question.engine, url, answer.api_key_env)
     try:
         question = dataclasses.replace(
-            question, engine=_as_served(question.engine, engine.config, sending.given)
+            question, engine=_as_served(question.engine, engine.config, given)
         )
         predicted, notes = _predicted(base, recorded, question, others)
         load = _send(base, resent, question, engine, folder)
@@ -99,25 +91,25 @@ def run_against(
         measured=summarise(Recording.open(folder))[0],
         folder=folder,
         load=load,
-        notes=(*notes, *_notes(base, folder, resent, sending.given)),
+        notes=(*notes, *_notes(base, folder, resent, given)),
     )
-    if as_json:
+    if answer.as_json:
         say_json(against_json(answered))
         return
-    lines = against_lines(answered, sending.url)
+    lines = against_lines(answered, url)
     say_all([*lines, *next_lines("show", base.path, folder)])
 
 
-def _connect(asked: EngineConfig, sending: Sending) -> ServerEngine:
+def _connect(asked: EngineConfig, url: str, api_key_env: str | None) -> ServerEngine:
     from profiler.engines.options import model_path
     from profiler.engines.server.access import read_headers, read_key
     from profiler.engines.server.server import ServerEngine
 
     return ServerEngine(
-        sending.url,
+        url,
         model=model_path(asked.model),
         name=asked.model,
-        headers=read_headers(read_key(sending.api_key_env, None), ()),
+        headers=read_headers(read_key(api_key_env, None), ()),
         declared={
             "tensor_parallel_size": asked.tensor_parallel_size,
             "dtype": asked.dtype,
@@ -241,21 +233,21 @@ def _change(answered: Answered, tag: str) -> Mapping[str, Any]:
     }
 
 
-def against_lines(answered: Answered, url: str, *, width: int = 80) -> Iterator[str]:
+def against_lines(answered: Answered, url: str) -> Iterator[str]:
     """Return the lines of a run that was sent."""
     yield answered.recorded.recording
-    yield from wrap("recorded", engine_text(answered.recorded.engine), width=width, indent=10)
-    yield from wrap("sent to", url, width=width, indent=10)
-    yield from wrap("", engine_text(answered.measured.engine), width=width, indent=10)
-    yield from wrap("sent", answered.load, width=width, indent=10)
+    head = [
+        ("recorded", engine_text(answered.recorded.engine)),
+        ("sent to", url),
+        ("", engine_text(answered.measured.engine)),
+        ("sent", answered.load),
+    ]
+    yield from labelled(head, width=80, indent=10)
     yield ""
     rows = [["", "recorded", "predicted", "90 % interval", "measured", "off by", ""]]
     before = answered.recorded if answered.predicted is None else answered.predicted
     for tag in TAGS:
-        predicted, measured = (
-            estimate_of(answered.predicted, tag),
-            estimate_of(answered.measured, tag),
-        )
+        predicted, measured = (estimate_of(r, tag) for r in (answered.predicted, answered.measured))
         share = relative(estimate_of(before, tag), measured)
         inside = _inside(predicted, measured)
         rows.append(
@@ -272,8 +264,7 @@ def against_lines(answered: Answered, url: str, *, width: int = 80) -> Iterator[
     yield from align(rows, right=(1, 2, 4, 5), gap=1)
     yield ""
     yield f"off by: measured against {'recorded' if answered.predicted is None else 'predicted'}"
-    for note in answered.notes:
-        yield from wrap("note", note, width=width, indent=10)
+    yield from labelled((("note", note) for note in answered.notes), width=80, indent=10)
     yield ""
     yield f"kept in {answered.folder}"
 

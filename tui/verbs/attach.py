@@ -205,7 +205,7 @@ def watch_servers(
             stack,
             wanted,
             may_open=_may_open,
-            say=lambda text: say(text, file=sys.stderr),
+            say=line.say,
             metrics_needed=policy is None,
             own_traces=own_traces,
         )
@@ -289,9 +289,16 @@ class LiveLine:
                 sys.stderr.write(f"{clean(line)}\n")
             sys.stderr.flush()
 
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+        self.end()
+        with contextlib.suppress(OSError):
+            say(text, file=sys.stderr)
+
     def end(self) -> None:
         """Leave the last line where it is."""
         if self._written:
+            self._written = False
             with contextlib.suppress(OSError):
                 sys.stderr.write("\n")
                 sys.stderr.flush()
@@ -322,7 +329,6 @@ def _pose(
     from profiler.runs.record import record
     from profiler.workload.problems import load_workload
     from tui.verbs.interrupted import says_what_is_kept
-    from tui.verbs.record import parse_budgets
 
     assert pose.workload is not None
     with says_what_is_kept(folder):
@@ -339,10 +345,7 @@ def _pose(
             engine,
             folder,
             concurrency=pose.concurrency,
-            timeout_s=asked.timeout,
-            logprobs=asked.logprobs,
-            budget_checkpoints=parse_budgets(asked.budget_checkpoints),
-            checkpoint_samples=asked.checkpoint_samples,
+            **asked.settings(),
             record_text=asked.record_text,
             price_usd_per_device_hour=wanted.price,
             probes=(deployment.watched, *probes, lambda _: Ticker(deployment, line)),

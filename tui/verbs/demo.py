@@ -14,7 +14,7 @@ from traces.schema.advice import Budget
 from tui.options import Json, option, takes
 from tui.terminal import say_all, tell
 from tui.text.commands import own_name
-from tui.verbs.advise import print_advice
+from tui.verbs.advise import Advise, print_advice
 from tui.verbs.sweep import run_shown
 
 DEMO = Path(__file__).parents[2] / "profiler" / "demo"
@@ -51,7 +51,8 @@ def demo(asked: Demo) -> None:
         raise TtscopeError(f"{folder}: no complete recording to advise from")
     extra = {"recordings": [str(path) for path in paths]}
     try:
-        fitted = print_advice(recordings, BUDGET, as_json=asked.as_json, extra=extra)
+        answer = Advise(recordings=paths, as_json=asked.as_json)
+        fitted = print_advice(recordings, BUDGET, answer, extra=extra)
     finally:  # whatever the advice, what was measured is there
         lines = ["", f"recordings in {folder}, opened by:"]
         lines.append(f"{own_name()} tui {shlex.quote(str(folder))}")

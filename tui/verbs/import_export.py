@@ -35,7 +35,7 @@ from traces.schema.formats import counted, number
 from tui.options import OPTIONS, Json, argument, option, takes
 from tui.terminal import say_all, say_json
 from tui.text.commands import next_lines
-from tui.text.layout import align, wrap
+from tui.text.layout import align, labelled, wrap
 from tui.verbs.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -150,6 +150,8 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
     files = files_in(asked.files)
     kind = kind_of(files)
     _check_kind(asked, kind, files[0])
+    given, column = _given(asked)
+    of_model: dict[str, Any] = {"model": given.model, "facts": given.facts, "limit_bytes": limit}
     with progress_bar() as bar:
         task = bar.add_task("reading", total=None if kind == "requests" else len(files))
         begun = itertools.count()
@@ -157,19 +159,14 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
         def on_file(path: Path) -> None:
             bar.update(task, description=path.name, completed=next(begun))
 
+        imported: Any
         if kind == "passes":
-            given, _ = _given(asked)
-            return files, import_passes(
-                files,
-                asked.output,
-                model=given.model,
-                facts=given.facts,
-                limit_bytes=limit,
-                on_file=on_file,
-            )
-        if kind == "traces":
-            return files, import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
-        if kind == "requests":
+            imported = import_passes(files, asked.output, **of_model, on_file=on_file)
+        elif kind == "forwards":
+            imported = import_forwards(files[0], asked.output, shapes=asked.shapes, **of_model)
+        elif kind == "traces":
+            imported = import_traces(files, asked.output, limit_bytes=limit, on_file=on_file)
+        elif kind == "requests":
             wanted = RequestChoices(
                 run=asked.run, block_tokens=asked.block_tokens or BLOCK_TOKENS, limit_bytes=limit
             )
@@ -177,48 +174,30 @@ def import_files(asked: Import) -> tuple[list[Path], Any]:
             def on_rows(count: int) -> None:
                 bar.update(task, description=f"{count:,} requests")
 
-            return files, import_requests(files[0], asked.output, choices=wanted, on_rows=on_rows)
-        if kind == "forwards":
-            imported: Any = _cases_of(asked, files[0], limit)
+            imported = import_requests(files[0], asked.output, choices=wanted, on_rows=on_rows)
         else:
-            imported = _samples_of(asked, files, limit, on_file)
+            imported = import_outcomes(
+                files,
+                asked.output,
+                choices=_choices(asked, column, limit),
+                given=given,
+                record_text=asked.record_text,
+                on_file=on_file,
+            )
     return files, imported
 
 
-def _samples_of(
-    asked: Import, files: list[Path], limit_bytes: int, on_file: Callable[[Path], None]
-) -> Imported:
+def _choices(asked: Import, prompt_column: str | None, limit_bytes: int) -> Choices:
     from profiler.workload.verifiers import verifier
 
     chosen = None if asked.verifier is None else verifier(asked.verifier)
-    given, column = _given(asked)
-    choices = Choices(
+    return Choices(
         score=asked.score,
         judge=None if chosen is None else _judge(chosen),
         too_long=lambda: getattr(chosen, "too_long", 0),
         verifier=asked.verifier,
-        prompt_column=column,
+        prompt_column=prompt_column,
         same_problems=asked.same_problems,
-        limit_bytes=limit_bytes,
-    )
-    return import_outcomes(
-        files,
-        asked.output,
-        choices=choices,
-        given=given,
-        record_text=asked.record_text,
-        on_file=on_file,
-    )
-
-
-def _cases_of(asked: Import, path: Path, limit_bytes: int) -> ImportedForwards:
-    given, _ = _given(asked)
-    return import_forwards(
-        path,
-        asked.output,
-        shapes=asked.shapes,
-        model=given.model,
-        facts=given.facts,
         limit_bytes=limit_bytes,
     )
 
@@ -411,10 +390,11 @@ def _requests(imported: ImportedRequests, files: Sequence[Path], output: Path) -
 def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Shown:
     rows: list[tuple[str, ...]] = [("engine", "steps", "lost", "heartbeats", "span")]
     for each in imported.engines:
-        span = "-" if each.span_s is None else number(each.span_s, "s")
         lost = "sampled" if each.sampled else f"{each.lost:,}"
         name = each.name if len(each.name) <= 40 else f"...{each.name[-37:]}"
-        rows.append((name, f"{each.steps:,}", lost, f"{each.heartbeats:,}", span))
+        rows.append(
+            (name, f"{each.steps:,}", lost, f"{each.heartbeats:,}", number(each.span_s, "s"))
+        )
     engines = counted(len(imported.engines), "engine")
     lines = [
         f"{imported.format}: {counted(imported.steps, 'step')} of {engines}",
@@ -498,7 +478,7 @@ def _traces(traces: list[TraceTables], files: Sequence[Path], output: Path) -> S
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
-    return [line for note in notes for line in wrap("!", note, width=80, indent=2)]
+    return labelled((("!", note) for note in notes), width=80, indent=2)
 
 
 def _file(trace: TraceTables) -> dict[str, Any]:

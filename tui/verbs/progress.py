@@ -18,6 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from tui.terminal import clean, say
+from tui.text.layout import without_middle
 
 LINE_EVERY_S = 30.0  # in a log
 DRAW_EVERY_S = 0.1  # on a terminal
@@ -34,7 +35,7 @@ class _Cell(ProgressColumn):
         self._text, self._width = text, width
 
     def render(self, task: Task) -> Text:
-        return Text(shortened(clean(self._text(task)), self._width), no_wrap=True)
+        return Text(without_middle(clean(self._text(task)), self._width), no_wrap=True)
 
 
 class Bars(Progress):
@@ -93,14 +94,6 @@ def _count(task: Task) -> str:
 def _clock(seconds: float | None) -> str:
     minutes, rest = divmod(int(seconds or 0), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def shortened(text: str, width: int) -> str:
-    """Return text of at most `width` columns; what is too long loses its middle."""
-    if len(text) <= width:
-        return text
-    tail = (width - 1) // 2
-    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from profiler.engines.options import EngineOptions
 from traces.errors import UsageError
 from traces.recording.manifest import CheckpointCost, check_free, read_manifest
 from traces.schema.engine import Speculative
+from traces.schema.formats import integer
 from traces.schema.tts.policy import Policy
 from tui.options import (
     OPTIONS,
@@ -155,8 +156,8 @@ def run_workload(
     if asked.timeout is not None and not asked.timeout > 0:
         raise UsageError(f"--timeout must be above 0, not {asked.timeout}")
     scorer_of(policy, None)
-    budgets = parse_budgets(asked.budget_checkpoints)
-    if budgets:
+    measured = asked.settings()
+    if budgets := measured["budget_checkpoints"]:
         check_budgets(budgets, asked.checkpoint_samples, policy)
     if options.chat_template is not None and asked.raw_prompts:
         raise UsageError("--chat-template and --raw-prompts exclude each other")
@@ -204,10 +205,7 @@ def run_workload(
                 arrivals_s=None
                 if rate_per_s is None
                 else arrivals_at(rate_per_s, len(loaded.problems)),
-                timeout_s=asked.timeout,
-                logprobs=asked.logprobs,
-                budget_checkpoints=budgets,
-                checkpoint_samples=asked.checkpoint_samples,
+                **measured,
                 otlp=asked.otlp,
                 record_text=asked.record_text,
                 price_usd_per_device_hour=asked.price,
@@ -250,27 +248,16 @@ def parse_speculative(text: str | None) -> Speculative | None:
     return Speculative.from_json(data)
 
 
-def parse_budgets(text: str | None) -> tuple[int, ...]:
-    """Read --budget-checkpoints. Raises UsageError when it is no list of whole numbers."""
-    parts = [] if text is None else text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--budget-checkpoints {text}: give token counts, such as 64,128,256")
-    return tuple(int(part) for part in parts)
-
-
 def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:
     """Return what forced answers took, which is in none of the run's numbers."""
     if cost is None:
         return []
     budgets = ", ".join(f"{budget:,}" for budget in cost.budgets)
-    tokens = [
-        "-" if count is None else f"{count:,}" for count in (cost.prompt_tokens, cost.output_tokens)
-    ]
     lines = [
         f"checkpoints at {budgets} tokens of thought, {cost.samples:,} samples per problem: "
         f"{cost.requests:,} answers",
-        f"forced after the run in {cost.seconds:.1f} s, {tokens[0]} prompt tokens, "
-        f"{tokens[1]} generated, in no number above",
+        f"forced after the run in {cost.seconds:.1f} s, {integer(cost.prompt_tokens)} prompt "
+        f"tokens, {integer(cost.output_tokens)} generated, in no number above",
     ]
     return [*lines, *([f"of these failed: {cost.failed:,}"] if cost.failed else [])]
 

@@ -15,7 +15,7 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
 from traces.schema.tts.policy import AS_SENT
-from tui.options import OPTIONS, Json, argument, option, takes
+from tui.options import OPTIONS, Answer, argument, option, takes
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 
@@ -57,22 +57,6 @@ class Replay:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Whether a server answers instead, and where the run is kept."""
-
-    against: str | None = option(
-        None, "Send the run to this server, and measure it.", metavar="URL"
-    )
-    workload: str | None = option(None, "--against: the file that the prompts came from.")
-    raw_prompts: bool = option(False, "--against: without a chat template, as recorded.")
-    api_key_env: str | None = option(None, "--against: variable that holds the server's key.")
-    output: Path | None = option(
-        None, "Keep the predicted run, or the measured one of --against.", "-o", "--output"
-    )
-    as_json: Json = False
-
-
 @takes(
     Replay,
     Answer,
@@ -95,18 +79,10 @@ def replay(asked: Replay, answer: Answer) -> None:
         raise UsageError("--workload, --raw-prompts and --api-key-env go with --against URL")
     base, recorded, question, others = question_of(asked)
     if answer.against is not None:
-        from tui.verbs.against import Sending, run_against
+        from tui.verbs.against import run_against
 
-        sending = Sending(
-            url=answer.against,
-            workload=answer.workload,
-            raw_prompts=answer.raw_prompts,
-            api_key_env=answer.api_key_env,
-            given=frozenset(text.partition("=")[0].strip() for text in asked.change or ()),
-        )
-        run_against(
-            base, recorded, question, others, sending, output=answer.output, as_json=answer.as_json
-        )
+        given = frozenset(text.partition("=")[0].strip() for text in asked.change or ())
+        run_against(base, recorded, question, others, answer, given)
         return
     with contextlib.ExitStack() as stack:
         if sys.stderr.isatty():  # the first one compiles, which takes a while
@@ -162,9 +138,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     gpu = next(iter(named_tables(asked.tables, gpus)), None)
     if asked.tables is not None and gpu is None:
         raise UsageError("--tables goes with --gpu, which says the system in it")
-    _check_sources(
-        asked.operators, asked.num_hidden_layers, asked.collectives, gpu, asked.model_config
-    )
+    _check_sources(asked, gpu)
     if asked.measured and gpu is None:
         raise UsageError("--measured goes with --gpu, whose prior it corrects")
     base = with_lengths(Recording.open(asked.recording))
@@ -197,19 +171,14 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     return base, recorded, question, others
 
 
-def _check_sources(
-    operators: Path | None,
-    num_hidden_layers: int | None,
-    collectives: Path | None,
-    gpu: str | None,
-    model_config: Path | None,
-) -> None:
+def _check_sources(asked: Replay, gpu: str | None) -> None:
     """Raise UsageError where options that say where step times come from do not go together."""
-    if gpu is not None and (operators is not None or num_hidden_layers is not None):
+    operators = asked.operators
+    if gpu is not None and (operators is not None or asked.num_hidden_layers is not None):
         raise UsageError("--gpu excludes --operators and --num-hidden-layers: the prior's or yours")
-    if model_config is not None and gpu is None and operators is None:
+    if asked.model_config is not None and gpu is None and operators is None:
         raise UsageError("--model-config goes with --gpu or --operators, whose times are a model's")
-    if collectives is not None and operators is None:
+    if asked.collectives is not None and operators is None:
         raise UsageError("--collectives goes with --operators, whose tables leave them out")
 
 

@@ -46,13 +46,7 @@ def show(asked: Show) -> int:
     if asked.policies:
         if asked.other is not None or limits:
             raise UsageError("--policies judges one recording. Give it alone")
-        print_policies(
-            asked.recording,
-            price=asked.price,
-            as_json=asked.as_json,
-            counts=_counts(asked.k),
-            max_tokens=asked.max_tokens,
-        )
+        print_policies(asked)
         return 0
     if asked.k is not None or asked.max_tokens is not None:
         raise UsageError("--k and --max-tokens go with --policies")
@@ -171,14 +165,7 @@ def _counts(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def print_policies(
-    path: Path,
-    *,
-    price: float | None,
-    as_json: bool,
-    counts: Sequence[int] | None = None,
-    max_tokens: int | None = None,
-) -> None:
+def print_policies(asked: Show) -> None:
     """Print the accuracy and tokens of policies that a recording's samples contain."""
     from traces.summary.run import summarise
     from tui.text.recordings.show import (
@@ -189,16 +176,19 @@ def print_policies(
     )
     from tui.verbs.progress import progress_bar
 
-    check_price(price)
-    recording = Recording.open(path)
-    runs = summarise(recording, price_usd_per_device_hour=price)
+    counts = _counts(asked.k)
+    check_price(asked.price)
+    recording = Recording.open(asked.recording)
+    runs = summarise(recording, price_usd_per_device_hour=asked.price)
     judged: list[Counterfactuals | str] = []
     with progress_bar() as bar:
         task = bar.add_task("judging policies", total=len(runs))
         for run in runs:
-            judged.append(judged_policies(recording, run, counts=counts, max_tokens=max_tokens))
+            judged.append(
+                judged_policies(recording, run, counts=counts, max_tokens=asked.max_tokens)
+            )
             bar.advance(task)
-    if as_json:
+    if asked.as_json:
         whole = [
             replace(run, policies=() if isinstance(each, str) else each.outcomes)
             for run, each in zip(runs, judged, strict=True)

@@ -62,6 +62,7 @@ class Lanes(Static):
 
 LEFT = 18  # columns before a chart's bars
 RIGHT = 8
+MOST_ROWS = 14  # of a chart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,6 @@ class Lane:
 
     @property
     def known(self) -> bool:
-        """Whether there is any number."""
         return bool(np.isfinite(self.values).any())
 
     @property
@@ -158,8 +158,8 @@ def lanes_content(lanes: Sequence[Lane], cursor: int, at: str, room: int) -> lis
     return lines
 
 
-def rows_for(room: int, lanes: int, most: int = 14) -> tuple[int, bool]:
+def rows_for(room: int, lanes: int) -> tuple[int, bool]:
     """Return how many rows each of so many lanes has in a room, and whether with gaps."""
     if lanes == 0 or room < 2 * lanes - 1:
         return 1, False
-    return max(min((room + 1) // lanes - 1, most), 1), True
+    return max(min((room + 1) // lanes - 1, MOST_ROWS), 1), True

@@ -45,24 +45,19 @@ class Samples(VerticalScroll, inherit_bindings=False):
 
 
 class SampleBars(Static):
-    """Takes a header and rows."""
+    """Draws samples."""
 
     DEFAULT_CSS = "SampleBars { height: auto; width: 1fr; }"
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, markup=False)
 
-    def show(
-        self,
-        scale: Scale,
-        rows: Sequence[SampleRow],
-        *,
-        title: str = "",
-        after: tuple[int, str] | None = None,
-    ) -> None:
-        """Draw the rows; `after` is how many of them stand before a mark, and its text."""
-        letters = self.app.no_color
-        lines = [Content.styled(title, "bold")] if title else []
+    def show(self, bars: Bars | None) -> None:
+        if bars is None:
+            self.update("")
+            return
+        letters, scale, rows, after = self.app.no_color, bars.scale, bars.rows, bars.after
+        lines = [Content.styled(bars.title, "bold")] if bars.title else []
         legend = legend_of(rows, letters=letters)
         middle = scale.columns - len(scale.end) - 2  # between 0 and the end
         fits = legend.cell_length + 2 <= middle
@@ -126,6 +121,16 @@ def _lines(row: SampleRow, mark: str, scale: Scale, letters: bool) -> list[Conte
         return [Content.assemble(line, (f" {mark}", "bold $text-accent"))]
     indent = max(min(len(row.left), scale.width - len(mark)), 0)
     return [line, Content.styled(f"{' ' * indent}{mark[: scale.width]}", "bold $text-accent")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """A problem's samples as lines: after how many of them a rule stops, and its mark."""
+
+    title: str
+    scale: Scale
+    rows: tuple[SampleRow, ...]
+    after: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ class Scatter(Widget):
 
     virtual_size = Reactive(Size(0, 0))
 
-    def __init__(self, *, id: str, draw: Callable[[], None] | None = None) -> None:
+    def __init__(self, *, id: str, draw: Callable[[], None]) -> None:
         super().__init__(id=id)
         self.x: Axis | None = None
         self.y: Axis | None = None
@@ -85,11 +85,11 @@ class Scatter(Widget):
         self._margins = (1, 3) if self.size.height >= TALL else (0, 1)
         self.columns = max(self.size.width - LEFT - 2, 1)
         self.rows = max(self.size.height - sum(self._margins) - 2, 1)
-        self._is_stale, self._strips = self._draw is not None, None
+        self._is_stale, self._strips = True, None
 
     def redraw(self) -> None:
         """Have it drawn again before it is shown next."""
-        self._is_stale = self._draw is not None
+        self._is_stale = True
         self.refresh()
 
     def notify_style_update(self) -> None:
@@ -109,7 +109,6 @@ class Scatter(Widget):
             self.refresh()
 
     def points(self, xs: Iterable[float], ys: Iterable[float], mark: str, style: str) -> None:
-        """Draw a mark at each place."""
         for place in map(self._cell, xs, ys):
             self._put(place, mark, style)
 
@@ -125,7 +124,6 @@ class Scatter(Widget):
         self._put_dots(dots, style)
 
     def dots(self, xs: Iterable[float], ys: Iterable[float], style: str) -> None:
-        """Draw a dot at each place."""
         self._put_dots(map(self._dot, xs, ys), style)
 
     def bar(self, x: float, y: float, style: str, *, across: float = 0.0, up: float = 0.0) -> None:
@@ -172,7 +170,7 @@ class Scatter(Widget):
     def render_line(self, y: int) -> Strip:
         if self._fitted != self.size:
             self._fit()
-        if self._is_stale and self._draw is not None:
+        if self._is_stale:
             self._draw()
             self._is_stale, self._strips = False, None
         if self._strips is None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from profiler.attach.deployment import Deployment, Replica
 from profiler.attach.receiver.receiver import Receiver
 from profiler.attach.window_steps import CLOCK_NS
+from profiler.engines.server.access import port_of
 from profiler.plugin.batches import MOST_HELD, Batch, PluginRows
 from traces.clock import now_ns
 from traces.live.otlp import GenSpan
@@ -52,7 +52,7 @@ class Incoming:
         self,
         receiver: Receiver,
         deployment: Deployment,
-        profiled: Callable[[Row, int | None], bool] | None = None,
+        profiled: Callable[[Row, int | None], bool | None] = lambda row, error_ns: None,
         own_traces: Collection[str] = (),
         *,
         steps: bool = True,
@@ -159,8 +159,9 @@ class Incoming:
         for key, rows in raw.items():
             wait = len(self._senders[key]) > 1 and not self._ending
             until = now_ns() - HOLD_NS if wait else None
-            ended = self._rows[key].rows(rows, since=self._since(key), until=until, most=most)
-            found += self._marked(key, ended)
+            error = CLOCK_NS + abs(self._ahead.get(key, 0))
+            for row in self._rows[key].rows(rows, since=self._since(key), until=until, most=most):
+                found.append(row | {"profiled": self._profiled(row, error)})
         self.steps += len(found)
         return found
 
@@ -284,15 +285,6 @@ class Incoming:
             "installed. Its Rust front end has no plugins (docs/attach.md)"
         )
 
-    def _marked(self, key: str, rows: list[Row]) -> list[Row]:
-        profiled = self._profiled
-        if profiled is None:
-            return rows
-        error = CLOCK_NS + abs(self._ahead.get(key, 0))
-        for row in rows:
-            row["profiled"] = profiled(row, error)
-        return rows
-
     def _key_of(self, batch: Batch) -> str | None:
         """Return the engine that a plugin belongs to: by its port, its start, or the only one.
 
@@ -322,8 +314,8 @@ class Incoming:
         Workers behind one front end, as of Dynamo, share its URL and have pages of their own.
         """
         replicas = self._deployment.replicas
-        pages = [r for r in replicas if _port(r.access.metrics_page) in batch.ports]
-        return pages or [r for r in replicas if _port(r.access.url) in batch.ports]
+        pages = [r for r in replicas if port_of(r.access.metrics_page) in batch.ports]
+        return pages or [r for r in replicas if port_of(r.access.url) in batch.ports]
 
     def _taken(self) -> list[Batch]:
         """Return the batches that came, after noting which servers are known by their ports."""
@@ -347,9 +339,15 @@ class Incoming:
         if (key := self._engine_in(resource)) is not None:
             return key
         names = (span.values.get(f"gen_ai.{side}.model") for side in ("request", "response"))
-        model = str(next(filter(None, names), None) or resource.get("service.name") or "-")
-        config = EngineConfig(model=model, mode="server", other=span.resource)
-        return self._registered((model, span.resource), config) or next(iter(known))
+        replicas = self._deployment.replicas
+        served = {each.config.model for each in replicas}
+        only = served.pop() if len(served) == 1 else resource.get("service.name")  # as vLLM's
+        model = str(next(filter(None, names), None) or only or "-")
+        # Which front end of the only server took a request says nothing of the rank that it was on.
+        ranks = len(replicas) == 1 and all(map(str.isdigit, replicas[0].keys.keys() - {""}))
+        other = () if ranks and model == replicas[0].config.model else span.resource
+        config = EngineConfig(model=model, mode="server", other=other)
+        return self._registered((model, other), config) or next(iter(known))
 
     def _engine_in(self, resource: Mapping[str, str]) -> str | None:
         """Return the engine of the process that sent a span, as the plugin in it tells.
@@ -395,8 +393,3 @@ class Incoming:
 
 def _before(count: int, what: str) -> str:
     return f"{count:,} {what} that ended before the recording began were left out"
-
-
-def _port(url: str) -> int:
-    parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hmac
-import ipaddress
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from collections import deque
 from urllib.parse import urlsplit
 
 from profiler.attach.receiver.http_listener import HttpListener
+from profiler.engines.server.access import is_loopback
 from profiler.plugin.batches import MOST_HELD, Batch
 from profiler.plugin.shared_token import shared_token
 from traces.clock import now_ns
@@ -40,13 +40,13 @@ def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def is_loopback(host: str) -> bool:
+def reaches_only_here(host: str) -> bool:
     """Whether only this machine reaches what listens on a host."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return False
-    return all(ipaddress.ip_address(str(each[4][0])).is_loopback for each in found)
+    return all(is_loopback(str(each[4][0])) for each in found)
 
 
 class Receiver:
@@ -123,8 +123,8 @@ class Receiver:
         Where others on the network may send, by whatever name, the token alone decides.
         """
         try:
-            name = urlsplit(f"//{host}").hostname or ""
-            return not self._local or name in {"localhost", self.host.lower()} or _is_local(name)
+            name = urlsplit(f"//{host}").hostname
+            return not self._local or name == self.host.lower() or is_loopback(name)
         except ValueError:
             return False
 
@@ -186,18 +186,11 @@ class Receiver:
 
 def check_open(host: str, option: str, spans_without_token: bool) -> None:
     """Raise UsageError where others on the network could send spans without the token."""
-    if spans_without_token and not is_loopback(host):
+    if spans_without_token and not reaches_only_here(host):
         raise UsageError(
             f"{option} {host}: others on the network reach it, so the token is needed. Leave out "
             "--spans-without-token"
         )
-
-
-def _is_local(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _give_large_blocks_back() -> None:

@@ -169,36 +169,6 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Raw:
-    """A matrix before it is known in which form it is stored."""
-
-    path: str
-    inputs: int
-    outputs: int
-    copies: int = 1
-    used: int = 1
-
-    def names(self) -> list[str]:
-        """Return the names that checkpoints have for it."""
-        block, _, rest = self.path.partition(".")
-        paths = [""]
-        for part in rest.split(".") if rest else []:
-            paths = [f"{path}.{each}" for path in paths for each in _LEAVES.get(part, (part,))]
-        return [
-            f"{each}{path}".strip(".") for each in _BLOCKS.get(block, (block,)) for path in paths
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Layer:
-    attention: Attention | None = None
-    state: State | None = None
-    mlp_width: int | None = None
-    experts: Experts | None = None
-    raw: tuple[_Raw, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Place:
     """What a layer is: what mixes tokens, what follows, and what else makes it another's equal."""
 
@@ -223,20 +193,17 @@ def parts_of(fields: Fields, quantised: Quantised, plain: Form, *, tied: bool) -
     kinds = _kinds(fields, mixers)
     try:
         _check_fields(fields)
-        built: dict[_Place, _Layer] = {}
+        built: dict[_Place, Layers] = {}
         groups: dict[Layers, list[int]] = {}
         words: set[str] = set()
         for number, place in enumerate(_places(fields, mixers, count)):
             layer = built.get(place)
             if layer is None:
                 layer = built[place] = _layer(fields, place, plain)
-                words |= {w for raw in layer.raw for name in raw.names() for w in name.split(".")}
-            matrices = tuple(_stored(raw, number, quantised, plain) for raw in layer.raw)
-            group = Layers(
-                places=(), attention=layer.attention, state=layer.state,
-                mlp_width=layer.mlp_width, experts=layer.experts, matrices=matrices,
-            )  # fmt: skip
-            groups.setdefault(group, []).append(number)
+                names = [name for each in layer.matrices for name in _names(each.name)]
+                words |= {word for name in names for word in name.split(".")}
+            matrices = tuple(_stored(each, number, quantised, plain) for each in layer.matrices)
+            groups.setdefault(replace(layer, matrices=matrices), []).append(number)
         others = tuple(_others(fields, quantised, plain, tied=tied, layers=count))
         quantised.check(words | {"Linear", "head", "lm_head", "experts", "router", "0"}, count)
     except ListedError as error:
@@ -498,8 +465,18 @@ def _afters(fields: Fields, count: int) -> Iterator[str]:
 # What a layer of each kind holds.
 
 
-def _layer(fields: Fields, place: _Place, plain: Form) -> _Layer:
-    hidden, raw = fields.need("hidden_size"), list[_Raw]()
+def _matrix(
+    path: str, inputs: int, outputs: int, copies: int = 1, used: int | None = None
+) -> Matrix:
+    """Return a matrix of which it is not known yet in which form it is stored."""
+    return Matrix(
+        name=path, inputs=inputs, outputs=outputs, precision="", parameter_bytes=None,
+        copies=copies, used=copies if used is None else used,
+    )  # fmt: skip
+
+
+def _layer(fields: Fields, place: _Place, plain: Form) -> Layers:
+    hidden, raw = fields.need("hidden_size"), list[Matrix]()
     attention = state = width = experts = None
     if place.block is not None:
         return _shaped(fields, place.block)
@@ -524,15 +501,14 @@ def _layer(fields: Fields, place: _Place, plain: Form) -> _Layer:
         raw += matrices
     if streams := fields.count("hc_mult"):
         size = (2 + streams) * streams  # mHC (arXiv 2512.24880): before, after and between streams
-        raw.append(
-            _Raw(path="hyper_connection", inputs=streams * hidden, outputs=size, copies=2, used=2)
-        )
+        raw.append(_matrix("hyper_connection", streams * hidden, size, 2))
     if beside := fields.count("hidden_size_per_layer_input", least=0):
-        raw.append(_Raw(path="per_layer_input_gate", inputs=hidden, outputs=beside))
-        raw.append(_Raw(path="per_layer_projection", inputs=beside, outputs=hidden))
-    return _Layer(
-        attention=attention, state=state, mlp_width=width, experts=experts, raw=tuple(raw)
-    )
+        raw.append(_matrix("per_layer_input_gate", hidden, beside))
+        raw.append(_matrix("per_layer_projection", beside, hidden))
+    return Layers(
+        places=(), attention=attention, state=state, mlp_width=width, experts=experts,
+        matrices=tuple(raw),
+    )  # fmt: skip
 
 
 def head_dim(fields: Fields) -> int:
@@ -610,12 +586,11 @@ def _index(fields: Fields, place: _Place) -> tuple[int | None, int | None, int |
     return top, _part(fields, "index_n_heads"), _part(fields, "index_head_dim")
 
 
-def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_Raw]:
-    def raw(name: str, inputs: int, outputs: int, copies: int = 1) -> _Raw:
-        return _Raw(
-            path=f"self_attn.{name}", inputs=inputs, outputs=outputs, copies=copies, used=copies
-        )
+def _of_attention(name: str, *sizes: int) -> Matrix:
+    return _matrix(f"self_attn.{name}", *sizes)
 
+
+def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[Matrix]:
     queries, values = each.heads * each.head_dim, each.heads * each.v_head_dim
     low = fields.count("q_lora_rank", least=0)
     if _drafts_by_eagle(fields):  # the embedding beside what the model's hidden states make
@@ -624,31 +599,33 @@ def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterato
     if gate is None:
         gate = bool(_GATED_QUERIES.match(str(fields.get("model_type"))))
     if low and (each.latent is not None or fields.get("o_lora_rank")):
-        yield raw("q_a_proj", hidden, low)
-        yield raw("q_b_proj", low, queries)
+        yield _of_attention("q_a_proj", hidden, low)
+        yield _of_attention("q_b_proj", low, queries)
     else:
-        yield raw("q_proj", hidden, queries * (2 if gate else 1))
+        yield _of_attention("q_proj", hidden, queries * (2 if gate else 1))
     if fields.get("model_type") == "afmoe":
-        yield raw("gate_proj", hidden, values)
+        yield _of_attention("gate_proj", hidden, values)
     if each.latent is not None:
         rope = each.rope or 0
-        yield raw("kv_a_proj_with_mqa", hidden, each.latent + rope)
-        yield raw("kv_b_proj", each.latent, each.heads * (each.head_dim - rope + each.v_head_dim))
+        yield _of_attention("kv_a_proj_with_mqa", hidden, each.latent + rope)
+        yield _of_attention(
+            "kv_b_proj", each.latent, each.heads * (each.head_dim - rope + each.v_head_dim)
+        )
         if fields.flag("mla_use_output_gate"):
-            yield raw("g_proj", hidden, values)
+            yield _of_attention("g_proj", hidden, values)
     elif fields.get("o_lora_rank"):
-        yield raw("kv_proj", hidden, each.head_dim)
+        yield _of_attention("kv_proj", hidden, each.head_dim)
     elif each.kept:
-        yield raw("k_proj", hidden, each.kv_heads * each.head_dim)
+        yield _of_attention("k_proj", hidden, each.kv_heads * each.head_dim)
         if not (fields.flag("attention_k_eq_v") and each.window is None):
-            yield raw("v_proj", hidden, each.kv_heads * each.v_head_dim)
+            yield _of_attention("v_proj", hidden, each.kv_heads * each.v_head_dim)
     hidden = fields.need("hidden_size")
     if outputs := fields.count("o_lora_rank"):
         groups = fields.count("o_groups") or 1
-        yield raw("o_a_proj", values // groups, outputs, groups)
-        yield raw("o_b_proj", groups * outputs, hidden)
+        yield _of_attention("o_a_proj", values // groups, outputs, groups)
+        yield _of_attention("o_b_proj", groups * outputs, hidden)
     else:
-        yield raw("o_proj", values, hidden)
+        yield _of_attention("o_proj", values, hidden)
 
 
 def _drafts_by_eagle(fields: Fields) -> bool:
@@ -657,32 +634,28 @@ def _drafts_by_eagle(fields: Fields) -> bool:
     return fields.get("num_hidden_layers") == 1 and any(_EAGLE_3.search(each) for each in words)
 
 
-def _index_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[_Raw]:
+def _index_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[Matrix]:
     """Yield the matrices of an index, and of what makes one entry of several tokens."""
-
-    def raw(name: str, inputs: int, outputs: int) -> _Raw:
-        return _Raw(path=f"self_attn.{name}", inputs=inputs, outputs=outputs)
-
     packed = each.kind == "compressed_attention"
     if each.index_dim is not None and each.index_heads is not None:
         keys = each.index_heads * each.index_dim
         if _sparse(fields) is not None:
-            yield raw("index_q_proj", hidden, keys)
-            yield raw("index_k_proj", hidden, each.index_dim)
+            yield _of_attention("index_q_proj", hidden, keys)
+            yield _of_attention("index_k_proj", hidden, each.index_dim)
         else:
             low = fields.count("q_lora_rank", least=0) or hidden
             name, width = ("compressor", 4) if packed else ("wk", 1)
-            yield raw("indexer.wq_b", low, keys)
-            yield raw("indexer.weights_proj", hidden, each.index_heads)
-            yield raw(f"indexer.{name}", hidden, width * each.index_dim)
+            yield _of_attention("indexer.wq_b", low, keys)
+            yield _of_attention("indexer.weights_proj", hidden, each.index_heads)
+            yield _of_attention(f"indexer.{name}", hidden, width * each.index_dim)
     if packed:  # of windows that overlap where there is an index
-        yield raw("compressor", hidden, (4 if each.index_dim else 2) * each.head_dim)
+        yield _of_attention("compressor", hidden, (4 if each.index_dim else 2) * each.head_dim)
 
 
 _StateShape = tuple[int, int, int, int, list[tuple[str, int, int]]]
 
 
-def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, list[_Raw]]:
+def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, list[Matrix]]:
     """Return the state that a layer keeps of a request, and the layer's matrices."""
     named = fields.get(*_STATE_DTYPES)
     wide = plain.parameter_bytes if named in (None, "auto") else bytes_of(str(named))
@@ -708,8 +681,7 @@ def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, 
         kind=kind, heads=heads, values=values, value_bytes=wide,
         convolved_values=(kernel - 1) * convolved, convolved_bytes=plain.parameter_bytes,
     )  # fmt: skip
-    raw = [_Raw(path=f"linear_attn.{name}", inputs=n, outputs=k) for name, n, k in matrices]
-    return state, raw
+    return state, [_matrix(f"linear_attn.{name}", *sizes) for name, *sizes in matrices]
 
 
 # Each returns heads, values of the state, width of the convolution, what it runs over, matrices.
@@ -818,18 +790,14 @@ def _gated(fields: Fields) -> bool:
 
 def _mlp(
     path: str, inputs: int, width: int, gated: bool, copies: int = 1, used: int = 1
-) -> list[_Raw]:
+) -> list[Matrix]:
     """Return the matrices of an MLP, or of experts."""
     names = ("gate_proj", "up_proj") if gated else ("up_proj",)
-    found = [
-        _Raw(path=f"{path}.{name}", inputs=inputs, outputs=width, copies=copies, used=used)
-        for name in names
-    ]
-    down = _Raw(path=f"{path}.down_proj", inputs=width, outputs=inputs, copies=copies, used=used)
-    return [*found, down]
+    found = [_matrix(f"{path}.{name}", inputs, width, copies, used) for name in names]
+    return [*found, _matrix(f"{path}.down_proj", width, inputs, copies, used)]
 
 
-def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[_Raw]]:
+def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[Matrix]]:
     total, active = fields.need(*EXPERTS), _part(fields, *VISITED)
     width = _part(fields, *_EXPERT_WIDTH, "intermediate_size")
     shared = fields.count(*_SHARED, least=0) or 0
@@ -838,13 +806,13 @@ def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[_Raw
         shared, shared_width = 1, width
     shared_width = shared_width or shared * width
     gated, inner = _gated(fields), fields.count(*_LATENT_EXPERTS) or hidden
-    raw = [_Raw(path=f"{path}.gate", inputs=hidden, outputs=total)]
+    raw = [_matrix(f"{path}.gate", hidden, total)]
     raw += _mlp(f"{path}.experts.0", inner, width, gated, total, active)
     if shared_width:
         raw += _mlp(f"{path}.shared_experts", hidden, shared_width, gated)
     if inner != hidden:
-        raw.append(_Raw(path=f"{path}.fc1_latent_proj", inputs=hidden, outputs=inner))
-        raw.append(_Raw(path=f"{path}.fc2_latent_proj", inputs=inner, outputs=hidden))
+        raw.append(_matrix(f"{path}.fc1_latent_proj", hidden, inner))
+        raw.append(_matrix(f"{path}.fc2_latent_proj", inner, hidden))
     experts = Experts(
         total=total, active=active, width=width, shared=max(shared, 1) if shared_width else 0,
         shared_width=shared_width,
@@ -852,7 +820,7 @@ def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[_Raw
     return experts, raw
 
 
-def _shaped(fields: Fields, number: int) -> _Layer:
+def _shaped(fields: Fields, number: int) -> Layers:
     """Return a layer of a config that gives each one a shape of its own (arXiv 2411.19146)."""
     block = Fields(fields.get("block_configs")[number], f"{fields.where}: block_configs {number}")
     attention_of, mlp_of = block.inner("attention"), block.inner("ffn")
@@ -866,7 +834,7 @@ def _shaped(fields: Fields, number: int) -> _Layer:
         fields.need("num_attention_heads"),
         head_dim(fields),
     )
-    raw: list[_Raw] = []
+    raw: list[Matrix] = []
     attention = size = None
     if not attention_of.flag("no_op"):
         kv_heads = max(heads // attention_of.need("n_heads_in_group"), 1)
@@ -882,21 +850,30 @@ def _shaped(fields: Fields, number: int) -> _Layer:
                 raise mlp_of.wrong(("ffn_mult",), factor, "a number above 0")
             size = -(-int(2 * factor * hidden / 3) // 256) * 256
         raw += _mlp("mlp", hidden, size, _gated(fields))
-    return _Layer(attention=attention, mlp_width=size, raw=tuple(raw))
+    return Layers(places=(), attention=attention, mlp_width=size, matrices=tuple(raw))
 
 
 # In which form, and what is outside of the layers.
 
 
-def _stored(raw: _Raw, number: int, quantised: Quantised, plain: Form) -> Matrix:
-    names = [f"layers.{number}.{name}" for name in raw.names()]
-    leaf = raw.path.rpartition(".")[2]
+def _names(path: str) -> list[str]:
+    """Return the names that checkpoints have for a matrix."""
+    block, _, rest = path.partition(".")
+    paths = [""]
+    for part in rest.split(".") if rest else []:
+        paths = [f"{each}.{leaf}" for each in paths for leaf in _LEAVES.get(part, (part,))]
+    return [f"{each}{path}".strip(".") for each in _BLOCKS.get(block, (block,)) for path in paths]
+
+
+def _stored(matrix: Matrix, number: int, quantised: Quantised, plain: Form) -> Matrix:
+    names = [f"layers.{number}.{name}" for name in _names(matrix.name)]
+    leaf = matrix.name.rpartition(".")[2]
     found = quantised.of(names, plain, linear=leaf not in _PLAIN)
-    return Matrix(
-        name=raw.path.replace(".0.", "."), inputs=raw.inputs, outputs=raw.outputs,
-        precision=found.name, parameter_bytes=found.parameter_bytes, copies=raw.copies,
-        used=raw.used,
-    )  # fmt: skip
+    return _in_form(replace(matrix, name=matrix.name.replace(".0.", ".")), found)
+
+
+def _in_form(matrix: Matrix, form: Form) -> Matrix:
+    return replace(matrix, precision=form.name, parameter_bytes=form.parameter_bytes)
 
 
 def _others(
@@ -906,10 +883,7 @@ def _others(
     hidden, vocabulary = fields.need("hidden_size"), fields.need("vocab_size")
 
     def matrix(name: str, inputs: int, outputs: int, *, used: int, form: Form = plain) -> Matrix:
-        return Matrix(
-            name=name, inputs=inputs, outputs=outputs, precision=form.name,
-            parameter_bytes=form.parameter_bytes, used=used,
-        )  # fmt: skip
+        return _in_form(_matrix(name, inputs, outputs, 1, used), form)
 
     yield matrix("embed_tokens", hidden, vocabulary, used=1 if tied else 0)
     if not tied:

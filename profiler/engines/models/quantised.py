@@ -97,7 +97,7 @@ class Quantised:
     ) -> None:
         self._fields, self._told = fields, _told(fields, beside)
         self.kind = self._kind()
-        self._skipped = self._patterns(
+        self._skipped = _Patterns(
             itertools.chain(
                 (each for name in _SKIPPED for each in self._list(self._told.get(name), name)),
                 itertools.chain.from_iterable(n for own, n in self._own_forms() if own is None),
@@ -191,7 +191,7 @@ class Quantised:
         told = self._told
         ordered = self._dynamic()
         own_forms = ((own, names) for own, names in self._own_forms() if own)
-        yield from ((self._patterns(names), own) for own, names in [*ordered, *own_forms])
+        yield from ((_Patterns(names), own) for own, names in [*ordered, *own_forms])
         groups = told.get("config_groups")
         named = told.get("quantized_layers")
         for group in groups.values() if isinstance(groups, Mapping) else ():
@@ -205,7 +205,7 @@ class Quantised:
                 if others := [each for each in targets if each != _LINEAR]:
                     self._targets += others
                     modules = (_CLASSES.get(each, each) for each in others)
-                    yield self._patterns(modules), _of_group(weights)
+                    yield _Patterns(modules), _of_group(weights)
         if isinstance(named, Mapping):
             by_form: dict[Form, list[str]] = {}
             for name, each in named.items():
@@ -213,7 +213,7 @@ class Quantised:
                     found = _of_algorithm(each.get("quant_algo"), each.get("group_size"))
                     by_form.setdefault(found, []).append(str(name))
             for found, names in by_form.items():
-                yield self._patterns(names), found
+                yield _Patterns(names), found
         if not groups and not named and (rest := self._rest()) is not None:
             yield None, rest
         elif self._over_blocks:
@@ -280,9 +280,6 @@ class Quantised:
         method = str(self._told.get("quant_method") or "").lower()
         four = self._fields.get("expert_dtype") == "fp4"
         return form("mxfp4") if method == "mxfp4" or (four and method == "fp8") else None
-
-    def _patterns(self, names: Iterable[str]) -> _Patterns:
-        return _Patterns(list(names))
 
     def _list(self, value: Any, name: str) -> list[str]:
         if value is None or isinstance(value, str):
@@ -354,7 +351,7 @@ def _of_group(weights: Mapping[str, Any]) -> Form:
 class _Patterns:
     """Names of modules: whole ones, parts of them, globs, and `re:` with simple expressions."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         self.plain: set[str] = set()
         globs: set[str] = set()
         for name in names:

@@ -5,6 +5,7 @@ Keys and header values never get into a recording, a log or an error.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import ssl
@@ -12,10 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from traces.errors import UsageError
+
+if TYPE_CHECKING:
+    import httpx
 
 _MOST_KEY_BYTES = 16_384
 _OURS = {"host", "content-length", "transfer-encoding", "connection", "accept-encoding"}
@@ -32,6 +37,12 @@ class Access:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     metrics: str | None = None
 
+    def client(self, timeout_s: float = 10.0) -> httpx.Client:
+        """Return a client of the server, to be closed."""
+        import httpx
+
+        return httpx.Client(base_url=self.url, headers=dict(self.headers), timeout=timeout_s)
+
     @property
     def where(self) -> str:
         """What tells this server from others: its URL, or that of its metrics."""
@@ -39,7 +50,6 @@ class Access:
 
     @property
     def metrics_page(self) -> str:
-        """The URL of its metrics page."""
         return self.metrics or f"{self.url}/metrics"
 
     @property
@@ -74,6 +84,20 @@ class Access:
         check_environment()
         base = url.rstrip("/").removesuffix("/metrics").removesuffix("/v1")
         return Access(url=base, headers=dict(headers or {}))
+
+
+def port_of(url: str) -> int:
+    """Return the port of a URL of HTTP, the usual one where it names none."""
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def is_loopback(name: str | None) -> bool:
+    """Whether a host's name or address is that of one's own machine, without asking a resolver."""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name or "").is_loopback
+    except ValueError:
+        return False
 
 
 def check_environment() -> None:

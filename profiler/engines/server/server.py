@@ -127,7 +127,6 @@ class ServerEngine(Engine):
     def _look(
         self, model: str | None, name: str | None, declared: dict[str, Any]
     ) -> tuple[str, EngineConfig, ModelFacts | None]:
-        """Ask the server what it serves."""
         with httpx.Client(base_url=self.url, headers=self._headers, timeout=10.0) as client:
             card = ask_model(client, self.url, model)
             found = identify(client, card)
@@ -281,6 +280,10 @@ class ServerEngine(Engine):
             rest = asyncio.ensure_future(_emptied(pieces))
             self._emptying.add(rest)
             rest.add_done_callback(self._emptying.discard)
+        self._ended(result)
+
+    def _ended(self, result: SampleResult) -> None:
+        """Take a result, on the loop's thread."""
         self._results.put(result)
 
     async def _result(

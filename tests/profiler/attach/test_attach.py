@@ -31,8 +31,10 @@ from traces.errors import EngineError, UsageError
 from traces.live.metrics_page import PageReader, Series
 from traces.live.numbers import numbers_in, window_of
 from traces.live.watched import watched_engines
+from traces.recording.manifest import Manifest
 from traces.recording.reader import Recording
 from traces.recording.tables import SCRAPES
+from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, Speculative
 
 KEY = "sk-canary-31415926"
@@ -218,8 +220,10 @@ def test_of_servers_that_answer_in_turn_later_one_is_kept(server, tmp_path):
         turns = itertools.cycle([("1.7e+09", 1.0), ("1.8e+09", 2.0)])
         server.turns = itertools.chain([("1.8e+09", 2.0)], turns)
 
-    recording, _ = attach(server, folder=tmp_path / "r", change=balance, seconds=2.0)
+    said, folder = [], tmp_path / "r"
+    recording, _ = attach(server, folder=folder, change=balance, seconds=2.0, say=said.append)
     (told,) = watched_engines(recording)
+    assert said == [told.losses[0]]
     assert told.events["restart"] == 1 and told.events["gap"] >= 1
     assert "several servers answer there" in told.losses[0]
     assert told.numbers.generated_tokens_per_s == 0.0
@@ -366,6 +370,14 @@ def test_on_a_page_of_several_engines_those_draft_that_count_drafts(server):
     drafts = Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=3)
     told = {label: deployment.engines[key].speculative for label, key in replica.keys.items()}
     assert told == {"": drafts, "0": None, "1": drafts}
+
+
+def test_an_engine_that_is_added_leaves_that_of_a_run_in_its_recording(tmp_path):
+    run, more = EngineConfig(model="of a workload"), EngineConfig(model="of a plugin")
+    manifest, deployment = Manifest(clock_start=read_clocks(), engines={"run": run}), Deployment([])
+    with RecordingWriter(tmp_path / "r", manifest) as writer, deployment.watched(writer):
+        key = deployment.add(more)
+        assert writer.manifest.engines == {"run": run, key: more}
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(server, tmp_path, capfd, caplog):

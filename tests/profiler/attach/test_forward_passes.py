@@ -1,7 +1,6 @@
 """`attach --fpm`: the messages of an engine's ZMQ stream become steps, whatever comes there."""
 
 import json
-import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.attachment import attach_to, attachment_of
 from profiler.attach.forward_passes import PassReceiver, check_endpoint
-from profiler.attach.watch import watch
+from tests.profiler.watching import watch_while
 from tests.traces.forward_pass.passes import passed
 from traces.errors import MissingDependencyError, RecordingError, UsageError
 from traces.live.watched import watched_engines
@@ -68,24 +67,14 @@ def kept(folder, table, count):
 def attached(folder, server, endpoints, act, *, steps=0, **options):
     """Attach until `act` has returned and so many steps are kept."""
     given = vars(Watch(urls=[server.url])) | {"fpm": endpoints, "period": "0.1s", **options}
-    stop, failed = threading.Event(), []
+
+    def until_kept():
+        act()
+        until(lambda: kept(folder, "steps", steps) and kept(folder, "scrapes", 1))
+
     with ExitStack() as stack:
         found = attach_to(stack, attachment_of(given), may_open=lambda _: True, say=print)
-
-        def run():
-            try:
-                act()
-                until(lambda: kept(folder, "steps", steps) and kept(folder, "scrapes", 1))
-            except BaseException as error:
-                failed.append(error)
-            stop.set()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        watch(found.deployment, folder, stop=stop, probes=found.probes)
-        thread.join()
-    assert not failed, failed
-    return Recording.open(folder)
+        return watch_while(until_kept, found.deployment, folder, probes=found.probes)
 
 
 def test_sglangs_messages_become_steps(tmp_path, server):

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import subprocess
-import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -12,11 +12,10 @@ from benchmarks.made.fake_nvml import DRIVER_NOT_LOADED
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.gpus_here import parse_gpus, power_probe, why_unread
-from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from profiler.plugin.process_clock import process_start
+from tests.profiler.watching import watch_while
 from traces.errors import UsageError
-from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 
 
@@ -40,9 +39,7 @@ def powered(folder, *servers, gpus="auto", change=None, told=None):
         deployment.close()
         return why
     probe = power_probe(deployment, parse_gpus(gpus))
-    stop = threading.Event()
-    threading.Timer(0.5, stop.set).start()
-    recording = Recording.open(watch(deployment, folder, stop=stop, probes=[probe]))
+    recording = watch_while(lambda: time.sleep(0.5), deployment, folder, probes=[probe])
     assert recording.complete
     return recording
 

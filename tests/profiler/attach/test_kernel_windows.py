@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import pty
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,10 @@ from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import BUDGET, ServerPlan, ServerWindows
-from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from tests.profiler.command import ttscope
+from tests.profiler.watching import watch_while
 from traces.errors import EngineError, UsageError
-from traces.recording.reader import Recording
 
 
 class Profiler:
@@ -98,12 +96,9 @@ def connected(*servers):
 def run(tmp_path, *servers, seconds, plan, monkeypatch, budget=1.0, enough=lambda: True):
     """Watch for so many seconds, and on until `enough`."""
 
-    def ends():
+    def long_enough():
         time.sleep(seconds)
-        try:
-            until(enough)
-        finally:
-            stop.set()
+        until(enough)
 
     monkeypatch.setattr("profiler.attach.kernel_windows.BUDGET", budget)
     monkeypatch.setattr("profiler.attach.kernel_windows.FIRST_S", 0.2)
@@ -111,10 +106,8 @@ def run(tmp_path, *servers, seconds, plan, monkeypatch, budget=1.0, enough=lambd
         windows = ServerWindows(deployment, tmp_path / "traces", plan)
         windows.look()
         windows.rehearse()
-        stop = threading.Event()
-        threading.Thread(target=ends).start()
-        path = watch(deployment, tmp_path / "r", stop=stop, probes=[windows.watched])
-    return Recording.open(path), windows
+        made = watch_while(long_enough, deployment, tmp_path / "r", probes=[windows.watched])
+    return made, windows
 
 
 def test_windows_become_kernels_of_their_engine(server, tmp_path, monkeypatch):
@@ -318,17 +311,15 @@ class SGLangProfiler(Profiler):
             json.dump({"traceEvents": events}, file)
 
 
-def test_sglangs_windows_end_by_themselves(tmp_path, monkeypatch):
-    (tmp_path / "traces").mkdir()
-    with metrics_server() as state:
-        state.as_sglang()
-        state.profiler = SGLangProfiler(tmp_path / "traces")
-        made = {"plan": ServerPlan(steps=4, every_s=0.4), "monkeypatch": monkeypatch}
-        made["enough"] = lambda: len(state.profiler.starts) > 2
-        recording, _ = run(tmp_path, state, seconds=0, **made)
-    steps = [body["num_steps"] for _, body in state.profiler.starts]
+def test_sglangs_windows_end_by_themselves(server, tmp_path, monkeypatch):
+    server.as_sglang()
+    server.profiler = SGLangProfiler(tmp_path / "traces")
+    made = {"plan": ServerPlan(steps=4, every_s=0.4), "monkeypatch": monkeypatch}
+    made["enough"] = lambda: len(server.profiler.starts) > 2
+    recording, _ = run(tmp_path, server, seconds=0, **made)
+    steps = [body["num_steps"] for _, body in server.profiler.starts]
     assert steps[:2] == [1, 4]
-    assert not {body["with_stack"] for _, body in state.profiler.starts} - {False}
+    assert not {body["with_stack"] for _, body in server.profiler.starts} - {False}
     kernels = recording.frame("kernels")
     assert kernels.filter(name="aten::mm")["count"].sum() == len(steps) - 1
     assert not list((tmp_path / "traces").iterdir())

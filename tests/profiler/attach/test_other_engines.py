@@ -13,14 +13,13 @@ from traces.live.watched import watched_engines
 INFO = {"tp_size": 2, "page_size": 16, "max_total_num_tokens": 65_536, "max_running_requests": 48}
 
 
-def test_sglang_is_watched_under_the_same_numbers(tmp_path):
-    with metrics_server() as state:
-        state.as_sglang(INFO)
+def test_sglang_is_watched_under_the_same_numbers(server, tmp_path):
+    server.as_sglang(INFO)
 
-        def change():
-            state.scale = 2.0
+    def change():
+        server.scale = 2.0
 
-        recording, ticks = attach(state, folder=tmp_path / "rec", change=change)
+    recording, ticks = attach(server, folder=tmp_path / "rec", change=change)
     (watched,) = watched_engines(recording)
     assert watched.engine.tensor_parallel_size == 2 and watched.engine.vllm_version is None
     assert watched.engine.max_num_seqs == 48 and watched.engine.num_gpu_blocks == 4_097
@@ -31,14 +30,13 @@ def test_sglang_is_watched_under_the_same_numbers(tmp_path):
     assert ticks[-1][1]
 
 
-def test_each_rank_of_attention_has_its_share_of_the_gpus():
+def test_each_rank_of_attention_has_its_share_of_the_gpus(server):
     told = {"tp_size": 8, "pp_size": 1, "dp_size": 8, "enable_dp_attention": True}
-    with metrics_server() as state:
-        state.as_sglang(told)
-        page = "\n".join(state.lines)
-        pages = (page.replace("{", f'{{dp_rank="{rank}",') for rank in range(8))
-        state.lines = "\n".join(pages).splitlines()
-        deployment = looked_at(Access.of(state.url))
+    server.as_sglang(told)
+    page = "\n".join(server.lines)
+    pages = (page.replace("{", f'{{dp_rank="{rank}",') for rank in range(8))
+    server.lines = "\n".join(pages).splitlines()
+    deployment = looked_at(Access.of(server.url))
     (replica,) = deployment.replicas
     ranks = [deployment.engines[key] for label, key in replica.keys.items() if label]
     assert [each.num_devices for each in ranks] == [1] * 8
@@ -81,25 +79,24 @@ trtllm_time_per_output_token_seconds_count{model_name="m",engine_type="trtllm"} 
 """
 
 
-def test_tensorrt_llms_page_is_beside_its_json(tmp_path):
-    with metrics_server() as state:
-        state.metrics = "/prometheus/metrics"
-        card = '{"data": [{"id": "m", "owned_by": "tensorrt_llm"}]}'
-        state.answers |= {"/metrics": '[{"iter": 1}]', "/v1/models": card}
-        state.lines = TRTLLM.split("\n")[1:-1]
+def test_tensorrt_llms_page_is_beside_its_json(server, tmp_path):
+    server.metrics = "/prometheus/metrics"
+    card = '{"data": [{"id": "m", "owned_by": "tensorrt_llm"}]}'
+    server.answers |= {"/metrics": '[{"iter": 1}]', "/v1/models": card}
+    server.lines = TRTLLM.split("\n")[1:-1]
 
-        def change():
-            state.scale = 2.0
+    def change():
+        server.scale = 2.0
 
-        recording, _ = attach(state, folder=tmp_path / "rec", change=change)
-        (watched,) = watched_engines(recording)
-        elsewhere = looked_at(Access.of(state.url).with_metrics(f"{state.url}/metrics"))
-        host = 'trtllm_kv_cache_host_utilization{model_name="m"} 0.5'
-        state.lines.append(host)  # blocks of the host are among those
-        deployment = looked_at(Access.of(state.url))
-        state.status = 404
-        with pytest.raises(EngineError, match="return_perf_metrics.*404"):
-            Deployment([Access.of(state.url)]).connect()
+    recording, _ = attach(server, folder=tmp_path / "rec", change=change)
+    (watched,) = watched_engines(recording)
+    elsewhere = looked_at(Access.of(server.url).with_metrics(f"{server.url}/metrics"))
+    host = 'trtllm_kv_cache_host_utilization{model_name="m"} 0.5'
+    server.lines.append(host)  # blocks of the host are among those
+    deployment = looked_at(Access.of(server.url))
+    server.status = 404
+    with pytest.raises(EngineError, match="return_perf_metrics.*404"):
+        Deployment([Access.of(server.url)]).connect()
     engine, numbers = watched.engine, watched.numbers
     assert software_of(engine) == "TensorRT-LLM"
     assert (engine.max_num_seqs, engine.max_num_batched_tokens) == (64, 8192)
@@ -110,24 +107,23 @@ def test_tensorrt_llms_page_is_beside_its_json(tmp_path):
     assert deployment.replicas[0].config.num_gpu_blocks is None
 
 
-def test_tgi_is_watched(tmp_path):
+def test_tgi_is_watched(server, tmp_path):
     lengths = ("tgi_request_input_length", 40), ("tgi_request_generated_tokens", 80)
-    with metrics_server() as state:
-        state.answers |= {"/version": None}
-        state.lines = [
-            *("tgi_batch_current_size 5", "tgi_queue_size 2", "tgi_request_success 4"),
-            *(f'{name}_bucket{{le="+Inf"}} 4' for name, _ in lengths),
-            *(f"{name}_sum {tokens}" for name, tokens in lengths),
-            *("tgi_request_queue_duration_sum 8", "tgi_request_queue_duration_count 4"),
+    server.answers |= {"/version": None}
+    server.lines = [
+        *("tgi_batch_current_size 5", "tgi_queue_size 2", "tgi_request_success 4"),
+        *(f'{name}_bucket{{le="+Inf"}} 4' for name, _ in lengths),
+        *(f"{name}_sum {tokens}" for name, tokens in lengths),
+        *("tgi_request_queue_duration_sum 8", "tgi_request_queue_duration_count 4"),
+    ]
+
+    def change():
+        server.lines = [
+            f"{name} {float(value) * 2}"
+            for name, value in (line.rsplit(" ", 1) for line in server.lines)
         ]
 
-        def change():
-            state.lines = [
-                f"{name} {float(value) * 2}"
-                for name, value in (line.rsplit(" ", 1) for line in state.lines)
-            ]
-
-        recording, _ = attach(state, folder=tmp_path / "rec", change=change)
+    recording, _ = attach(server, folder=tmp_path / "rec", change=change)
     (watched,) = watched_engines(recording)
     numbers = watched.numbers
     assert software_of(watched.engine) == "TGI"
@@ -168,22 +164,20 @@ def test_a_key_goes_to_no_other_host():
     assert not access.with_metrics("https://a:8081").metrics_headers
 
 
-def test_a_router_without_metrics_says_where_to_look():
-    with metrics_server() as state:
-        state.body = "dynamo_frontend_requests_total 3\n"
-        with pytest.raises(EngineError, match="--metrics-url.*8081"):
-            Deployment([Access.of(state.url)]).connect()
+def test_a_router_without_metrics_says_where_to_look(server):
+    for server.status, server.body in (200, "dynamo_frontend_requests_total 3\n"), (307, ""):
+        with pytest.raises(EngineError, match="--metrics-url.*8081"):  # 307: LiteLLM
+            Deployment([Access.of(server.url)]).connect()
 
 
-def test_a_plugin_of_ray_serve_is_of_the_replica_that_it_names():
+def test_a_plugin_of_ray_serve_is_of_the_replica_that_it_names(server):
     """Its page's process is Ray's agent, whose start is none of an engine's."""
-    with metrics_server() as state:
-        page = "\n".join(state.lines).replace("vllm:", "ray_vllm_")
-        both = [page.replace("{", f'{{ReplicaId="{each}",') for each in ("r1", "r2")]
-        state.lines = both[0].splitlines()
-        (alone,) = looked_at(Access.of(state.url)).replicas
-        state.lines = "\n".join(both).splitlines()
-        (replica,) = looked_at(Access.of(state.url)).replicas
+    page = "\n".join(server.lines).replace("vllm:", "ray_vllm_")
+    both = [page.replace("{", f'{{ReplicaId="{each}",') for each in ("r1", "r2")]
+    server.lines = both[0].splitlines()
+    (alone,) = looked_at(Access.of(server.url)).replicas
+    server.lines = "\n".join(both).splitlines()
+    (replica,) = looked_at(Access.of(server.url)).replicas
     assert alone.started is None and alone.config.vllm_version == "0.32.0"
     assert alone.key_of(0, None) == alone.key_of(0, "r1") == alone.keys["0 r1"]
     assert alone.key_of(0, "r2") is alone.key_of(1, "r1") is None

@@ -1,6 +1,5 @@
 """Data-parallel ranks that are each behind a URL of their own are one server."""
 
-import threading
 from contextlib import ExitStack
 
 import pytest
@@ -10,10 +9,9 @@ from advisor.evidence.live.servers import servers_of
 from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
-from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
+from tests.profiler.watching import watch_while
 from traces.live.watched import servers_in, watched_engines
-from traces.recording.reader import Recording
 
 
 @pytest.fixture
@@ -57,16 +55,11 @@ def test_a_rank_whose_others_are_not_watched_is_no_server_of_one(deployed):
 
 def test_such_ranks_are_watched_and_replayed_as_one_server(deployed, tmp_path):
     found, servers = deployed(("0",), ("1",))
-    stop = threading.Event()
 
-    def end():
+    def polled():
         until(lambda: all(len(each.asked) > 20 for each in servers))
-        stop.set()
 
-    ending = threading.Thread(target=end)
-    ending.start()
-    recording = Recording.open(watch(found, tmp_path / "r", stop=stop))
-    ending.join()
+    recording = watch_while(polled, found, tmp_path / "r")
     (one,) = servers_of(recording)
     assert one.engine.by_server() == (1, 2)
     assert not {"url", "ranks"} & dict(one.engine.other).keys()

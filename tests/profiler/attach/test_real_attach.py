@@ -6,7 +6,6 @@ They are started once for all tests here; the last one ends the first server.
 import json
 import os
 import signal
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,11 +20,11 @@ from profiler.attach.deployment import Deployment
 from profiler.attach.kernel_windows import ServerPlan, ServerWindows
 from profiler.attach.receiver.incoming import Incoming
 from profiler.attach.receiver.receiver import Receiver
-from profiler.attach.watch import watch
 from profiler.attach.window_steps import SeenSteps
 from profiler.engines.server.access import Access
 from profiler.plugin.shared_token import shared_token
 from tests.profiler.command import Running
+from tests.profiler.watching import watch_while
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
 from traces.summary.kernels import device_time
@@ -97,29 +96,23 @@ def test_all_depths_agree(two, tmp_path):
         deployment.connect()
         incoming = Incoming(receiver, deployment)
         assert incoming.adopt(30) == 1
-        stop, texts = threading.Event(), []
+        texts = []
 
         def polled():
             parts = list((tmp_path / "r").glob("scrapes-*.parquet"))
             return parts and Recording.open(tmp_path / "r").frame("scrapes")["time"].max()
 
         def between_two_polls():  # what comes before the first is in no rate of /metrics
-            try:
-                until(polled)
-                spans = receiver.received
-                ask(two.one.url, texts)
-                ended = time.time_ns()
-                until(lambda: receiver.received >= spans + PROBLEMS * SAMPLES)
-                until(lambda: polled() > ended + 200_000_000)
-            finally:
-                stop.set()
+            until(polled)
+            spans = receiver.received
+            ask(two.one.url, texts)
+            ended = time.time_ns()
+            until(lambda: receiver.received >= spans + PROBLEMS * SAMPLES)
+            until(lambda: polled() > ended + 200_000_000)
 
-        client = threading.Thread(target=between_two_polls)
         receiver.take_batches()
-        client.start()
-        path = watch(deployment, tmp_path / "r", stop=stop, probes=[incoming.watched])
-        client.join()
-    recording = Recording.open(path)
+        made = {"folder": tmp_path / "r", "probes": [incoming.watched]}
+        recording = watch_while(between_two_polls, deployment, **made)
     (watched,) = watched_engines(recording)
     samples, steps = recording.samples, recording.steps
     assert recording.manifest.engines[watched.verdict.engine].max_num_seqs == 16
@@ -138,7 +131,7 @@ def test_all_depths_agree(two, tmp_path):
     assert watched.columns["decode_kv_tokens"] == "inferred"
     assert watched.columns["aborted"] == "null"
     assert (samples["first_token"] <= samples["end"]).all()
-    kept = everything_in(path)
+    kept = everything_in(recording.path)
     assert CANARY not in kept
     assert "token_ids" not in kept or samples["token_ids"].null_count() == samples.height
     assert all(text not in kept for text in texts if len(text) > 12)
@@ -233,7 +226,6 @@ def test_windows_of_a_real_profiler_end_by_themselves(two, tmp_path, monkeypatch
         SeenSteps, "holding", lambda *told: asked.append((*told, holding(*told))) or asked[-1][-1]
     )
     monkeypatch.setattr("profiler.attach.kernel_windows.BUDGET", 1.0)
-    stop = threading.Event()
     with receiving(two) as receiver, asking(two.one.url):
         deployment = Deployment([Access.of(two.one.url)], period_s=0.5)
         deployment.connect()
@@ -242,18 +234,17 @@ def test_windows_of_a_real_profiler_end_by_themselves(two, tmp_path, monkeypatch
         windows.rehearse()
         incoming, windows.awaits_steps = Incoming(receiver, deployment, windows.saw), True
         assert incoming.adopt(30) == 1
-        folder = tmp_path / "r"
-        read = lambda: len(asked) > 3  # noqa: E731
-        timer = threading.Thread(target=lambda: (until(read), stop.set()))
-        timer.start()
-        path = watch(deployment, folder, stop=stop, probes=[incoming.watched, windows.watched])
-        timer.join()
+
+        def read():
+            until(lambda: len(asked) > 3)
+
+        probes = [incoming.watched, windows.watched]
+        recording = watch_while(read, deployment, tmp_path / "r", probes=probes)
         # As after a kill: nobody stops it.
         body = {"profile_prefix": "alone", "max_iterations": 3}
         assert httpx.post(f"{two.one.url}/start_profile", json=body).status_code == 200
         until(lambda: list(two.traces.glob("alone_*.json*")))
     assert httpx.post(f"{two.one.url}/stop_profile", timeout=30).status_code == 200
-    recording = Recording.open(path)
     told = recording.frame("events").filter(kind="window")["detail"]
     details = [json.loads(each) for each in told]
     # A window without any event, as a busy machine may leave one, has an error and no steps.

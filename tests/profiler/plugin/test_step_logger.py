@@ -19,15 +19,37 @@ from traces.schema.engine import Speculative
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 
-def logger(monkeypatch, target, engine=3, config=None):
+@pytest.fixture
+def logger():
+    """Makes loggers that send to a target, which are switched off in the end."""
     from profiler.plugin.step_logger import _SENDING, VARIABLE, StepLogger
 
-    if target is None:
-        monkeypatch.delenv(VARIABLE, raising=False)
-    else:
-        monkeypatch.setenv(VARIABLE, target)
-    _SENDING.clear()
-    return StepLogger(config or SimpleNamespace(), engine)
+    made = []
+
+    def make(target, engine=3, config=None):
+        os.environ.pop(VARIABLE, None)
+        if target is not None:
+            os.environ[VARIABLE] = target
+        _SENDING.clear()
+        made.append(StepLogger(config or SimpleNamespace(), engine))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.on = False
+
+
+@pytest.fixture
+def there(receiver):
+    """Where the receiver listens."""
+    return f"http://127.0.0.1:{receiver.port}"
+
+
+@pytest.fixture
+def module():
+    from profiler.plugin import step_logger
+
+    return step_logger
 
 
 def step(running=2, tokens=2):
@@ -47,22 +69,14 @@ def taken(receiver, rows):
     return batches
 
 
-def test_it_is_what_vllm_takes():
-    from vllm.v1.metrics.loggers import StatLoggerBase
-
-    from profiler.plugin.step_logger import StepLogger
-
-    assert issubclass(StepLogger, StatLoggerBase)
-
-
-def test_off_unless_told(monkeypatch):
-    made = logger(monkeypatch, None)
+def test_off_unless_told(logger):
+    made = logger(None)
     made.record(*step())
     assert (made.on, len(made._ring)) == (False, 0)
 
 
-def test_steps_arrive_with_what_was_seen(monkeypatch, receiver):
-    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+def test_steps_arrive_with_what_was_seen(logger, receiver, there):
+    made = logger(there)
     for _ in range(50):
         made.record(*step())
     made.record(None, None)
@@ -76,7 +90,6 @@ def test_steps_arrive_with_what_was_seen(monkeypatch, receiver):
     assert {batch.engine for batch in batches} == {3}
     assert rows[0][1:4] == (2, 0, 0.25)
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
-    made.on = False
 
 
 @pytest.mark.parametrize(
@@ -87,7 +100,7 @@ def test_steps_arrive_with_what_was_seen(monkeypatch, receiver):
         ("eagle3", "e", (0, 0), ("e", None, None)),
     ],
 )
-def test_it_says_how_the_engine_drafts(monkeypatch, receiver, method, model, window, told):
+def test_it_says_how_the_engine_drafts(logger, receiver, there, method, model, window, told):
     drafts = SimpleNamespace(
         method=method, model=model, num_speculative_tokens=3,
         prompt_lookup_min=window[0], prompt_lookup_max=window[1],
@@ -110,10 +123,9 @@ def test_it_says_how_the_engine_drafts(monkeypatch, receiver, method, model, win
         cache_config=cache, speculative_config=drafts,
         observability_config=SimpleNamespace(enable_logging_iteration_details=False),
     )  # fmt: skip
-    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}", config=config)
+    made = logger(there, config=config)
     made.record(*step())
     batch = taken(receiver, 1)[0]
-    made.on = False
     model, low, high = told
     assert batch.config.speculative == Speculative(
         method=method, num_speculative_tokens=3, model=model,
@@ -121,7 +133,7 @@ def test_it_says_how_the_engine_drafts(monkeypatch, receiver, method, model, win
     )  # fmt: skip
 
 
-def test_metrics_over_otlp_with_and_without_an_attach(monkeypatch, receiver):
+def test_metrics_over_otlp_with_and_without_an_attach(logger, monkeypatch, receiver, there):
     from vllm.v1.metrics.stats import FinishedRequestStats
 
     from profiler.probes.otlp_metrics import INSTRUMENTS as known
@@ -129,9 +141,9 @@ def test_metrics_over_otlp_with_and_without_an_attach(monkeypatch, receiver):
     from tests.profiler.probes.test_otlp_metrics import over_http
 
     config = SimpleNamespace(model_config=SimpleNamespace(served_model_name="m"))
-    for target in ("otlp", f"http://127.0.0.1:{receiver.port}, otlp"):
+    for target in ("otlp", f"{there}, otlp"):
         with over_http(monkeypatch) as received:
-            made = logger(monkeypatch, target, config=config)
+            made = logger(target, config=config)
             for number in range(20):
                 stats, iteration = step()
                 if number == 5:
@@ -142,7 +154,6 @@ def test_metrics_over_otlp_with_and_without_an_attach(monkeypatch, receiver):
                     iteration.finished_requests = [ended]
                 made.record(stats, iteration)
             made._metrics.close()
-            made.on = False
         assert received.only(STEP_TIME).count == 19
         assert (received.only(STEP_BATCH).count, received.only(STEP_BATCH).sum) == (20, 41)
         assert received.only(RUNNING).as_double == 2
@@ -152,25 +163,22 @@ def test_metrics_over_otlp_with_and_without_an_attach(monkeypatch, receiver):
         assert len(made._ring) + len(taken(receiver, 20)) > 0 if "," in target else not made._ring
 
 
-def test_metrics_without_a_collector_are_one_line(monkeypatch, caplog):
+def test_metrics_without_a_collector_are_one_line(logger, monkeypatch, caplog):
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     config = SimpleNamespace(model_config=SimpleNamespace(served_model_name="m"))
     # vLLM's own logger, where it was imported, hands nothing on, and a verb may have made it quiet.
     caplog.set_level(logging.WARNING, logger="vllm.ttscope")
     monkeypatch.setattr(logging.getLogger("vllm.ttscope"), "handlers", [caplog.handler])
-    made = logger(monkeypatch, "otlp", config=config)
+    made = logger("otlp", config=config)
     made.record(*step())
     assert not made.on
     assert "set OTEL_EXPORTER_OTLP_ENDPOINT" in caplog.text
 
 
-def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):
-    import profiler.plugin.step_logger as module
-
+def test_a_receiver_that_is_away_costs_only_rows(logger, monkeypatch, module, receiver, there):
     monkeypatch.setattr(module, "CAPACITY", 100)
-    target = f"http://127.0.0.1:{receiver.port}"
     receiver.close()
-    made = logger(monkeypatch, target)
+    made = logger(there)
     begun = time.monotonic()
     seen = step()
     for _ in range(10_000):
@@ -179,15 +187,12 @@ def test_a_receiver_that_is_away_costs_only_rows(monkeypatch, receiver):
     assert made.on
     assert made.dropped > 1000
     assert len(made._ring) <= 100
-    made.on = False
 
 
-def test_a_full_buffer_keeps_the_newest_steps(monkeypatch):
-    import profiler.plugin.step_logger as module
-
+def test_a_full_buffer_keeps_the_newest_steps(logger, monkeypatch, module):
     monkeypatch.setattr(module, "CAPACITY", 100)
     port = free_port()
-    made = logger(monkeypatch, f"http://127.0.0.1:{port}")
+    made = logger(f"http://127.0.0.1:{port}")
     seen, ends = step(), []
     for _ in range(1_000):
         made.record(*seen)
@@ -205,14 +210,12 @@ def test_a_full_buffer_keeps_the_newest_steps(monkeypatch):
     assert {(each.dropped, each.dropped_until) for each in batches} == {(900, ends[899])}
 
 
-def test_what_was_taken_from_a_full_buffer_is_given_up_first(monkeypatch):
+def test_what_was_taken_from_a_full_buffer_is_given_up_first(logger, monkeypatch, module):
     """A receiver takes connections and never answers: its batch is the oldest there is."""
-    import profiler.plugin.step_logger as module
-
     monkeypatch.setattr(module, "CAPACITY", 100)
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        made = logger(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        made = logger(f"http://127.0.0.1:{silent.getsockname()[1]}")
         seen, deadline = step(), time.monotonic() + 20
         while not made._discarded and time.monotonic() < deadline:
             made.record(*seen)
@@ -223,21 +226,18 @@ def test_what_was_taken_from_a_full_buffer_is_given_up_first(monkeypatch):
         assert made._dropped_until < (made._pending or made._ring)[0][0]
 
 
-def ending(monkeypatch, target):
-    """Return a logger, and what the end of its process would call."""
+@pytest.fixture
+def ending(logger, monkeypatch):
+    """Makes a logger, and what the end of its process would call."""
     ends = []
     monkeypatch.setattr(atexit, "register", ends.append)
-    made = logger(monkeypatch, target)
-    (end,) = ends
-    return made, end
+    return lambda target: (logger(target), *ends)
 
 
-def test_the_end_of_the_process_waits_for_all_steps(monkeypatch, receiver):
-    import profiler.plugin.step_logger as module
-
+def test_the_end_of_the_process_waits_for_all_steps(ending, monkeypatch, module, receiver, there):
     monkeypatch.setattr(module, "PERIOD_S", 3600.0)  # no round before the end
     monkeypatch.setattr(module, "_LAST_S", 60.0)
-    made, end = ending(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    made, end = ending(there)
     seen, steps = step(), module.MOST_ROWS + 10  # of two batches
     for _ in range(steps):
         made.record(*seen)
@@ -245,14 +245,12 @@ def test_the_end_of_the_process_waits_for_all_steps(monkeypatch, receiver):
     assert sum(len(each.rows) for each in receiver.take_batches()) == steps
 
 
-def test_the_end_of_the_process_waits_for_nobody_who_takes_nothing(monkeypatch):
-    import profiler.plugin.step_logger as module
-
+def test_the_end_of_the_process_waits_for_nobody_who_takes_nothing(ending, monkeypatch, module):
     monkeypatch.setattr(module, "PERIOD_S", 0.05)
     for name in ("_TIMEOUT_S", "_LAST_S"):
         monkeypatch.setattr(module, name, 3600.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        made, end = ending(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        made, end = ending(f"http://127.0.0.1:{silent.getsockname()[1]}")
         made.record(*step())
         silent.accept()[0].close()
         with silent.accept()[0]:  # it tries again, and has no answer
@@ -263,17 +261,15 @@ def test_the_end_of_the_process_waits_for_nobody_who_takes_nothing(monkeypatch):
 
 
 def test_a_receiver_with_another_token_is_told_of_in_one_line_and_costs_only_rows(
-    monkeypatch, caplog, receiver
+    logger, monkeypatch, caplog, module, receiver, there
 ):
     """Steps wait; who attaches next with the token that the plugin has gets them."""
-    import profiler.plugin.step_logger as module
-
     monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.1)
     monkeypatch.setattr(module, "PERIOD_S", 0.05)
     monkeypatch.setattr(module, "CAPACITY", 100)
     monkeypatch.setenv("TTSCOPE_TOKEN", "another-token-of-nobody")
     with caplog.at_level(logging.WARNING, "vllm.ttscope"):
-        made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+        made = logger(there)
         seen, deadline = step(), time.monotonic() + 20
         while receiver.strangers < 5 and time.monotonic() < deadline:
             made.record(*seen)
@@ -282,7 +278,6 @@ def test_a_receiver_with_another_token_is_told_of_in_one_line_and_costs_only_row
             made.record(*seen)
         monkeypatch.undo()  # the token is read again before each try
         rows = [row for each in taken(receiver, 50) for row in each.rows]
-        made.on = False
     assert len(rows) >= 50
     (line,) = [each.message for each in caplog.records]
     assert "another token" in line and "TTSCOPE_TOKEN" in line
@@ -290,52 +285,48 @@ def test_a_receiver_with_another_token_is_told_of_in_one_line_and_costs_only_row
     assert receiver.strangers >= 5
 
 
-def test_without_a_token_it_says_one_line_and_goes_on(monkeypatch, caplog, receiver):
+def test_without_a_token_it_says_one_line_and_goes_on(logger, monkeypatch, caplog, there):
     monkeypatch.setenv("TTSCOPE_TOKEN", "short")
     with caplog.at_level(logging.WARNING, "vllm.ttscope"):
-        made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+        made = logger(there)
         made.record(*step())
         deadline = time.monotonic() + 10
         while not caplog.records and time.monotonic() < deadline:
             time.sleep(0.02)
     assert made.on
-    made.on = False
     (line,) = [each.message for each in caplog.records]
     assert "TTSCOPE_TOKEN: holds no token" in line
 
 
-def test_every_attach_learns_the_configuration(monkeypatch):
+def test_every_attach_learns_the_configuration(server, logger):
     """Eight of them, one after the other, at any moment between two tries of the plugin."""
     import random
 
-    from benchmarks.servers.metrics_server import metrics_server
     from profiler.attach.deployment import Deployment
     from profiler.attach.receiver.incoming import Incoming
     from profiler.engines.server.access import Access
 
     port, draw, learned = free_port(), random.Random(1), 0
-    made = logger(monkeypatch, f"http://127.0.0.1:{port}", engine=0)
-    with metrics_server() as server:
-        made._head |= {"config": {"model": "m", "mode": "server", "max_num_seqs": 17}}
-        made._head |= {"process_start_s": 1.7e9}
-        server.started = "1.7e+09"
-        for _ in range(8):
-            time.sleep(draw.uniform(0, 2.5))
-            receiver = Receiver("127.0.0.1", port)
-            receiver.start()
-            deployment = Deployment([Access.of(server.url)])
-            deployment.connect()
-            learned += Incoming(receiver, deployment).adopt()
-            assert [each.max_num_seqs for each in deployment.engines.values()] == [17]
-            deployment.close()
-            receiver.close()
-    made.on = False
+    made = logger(f"http://127.0.0.1:{port}", engine=0)
+    made._head |= {"config": {"model": "m", "mode": "server", "max_num_seqs": 17}}
+    made._head |= {"process_start_s": 1.7e9}
+    server.started = "1.7e+09"
+    for _ in range(8):
+        time.sleep(draw.uniform(0, 2.5))
+        receiver = Receiver("127.0.0.1", port)
+        receiver.start()
+        deployment = Deployment([Access.of(server.url)])
+        deployment.connect()
+        learned += Incoming(receiver, deployment).adopt()
+        assert [each.max_num_seqs for each in deployment.engines.values()] == [17]
+        deployment.close()
+        receiver.close()
     assert learned == 8
 
 
-def test_a_batch_whose_answer_came_too_late_counts_once(monkeypatch, receiver):
-    import profiler.plugin.step_logger as module
-
+def test_a_batch_whose_answer_came_too_late_counts_once(
+    logger, monkeypatch, module, receiver, there
+):
     kept, put = [], receiver.put_batch
 
     def late(batch):
@@ -347,13 +338,12 @@ def test_a_batch_whose_answer_came_too_late_counts_once(monkeypatch, receiver):
 
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
     monkeypatch.setattr(receiver, "put_batch", late)
-    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+    made = logger(there)
     seen = step()
     for _ in range(40):
         made.record(*seen)
         time.sleep(0.05)
     batches = taken(receiver, 40)
-    made.on = False
     ends = [row[0] for each in batches for row in each.rows]
     assert sum(kept) > 40  # some came twice
     assert len(ends) == 40 and ends == sorted(set(ends))
@@ -363,16 +353,16 @@ def test_a_batch_whose_answer_came_too_late_counts_once(monkeypatch, receiver):
 @pytest.mark.parametrize(
     "target", ["nonsense", "https://x", "http://", "http://h:99999", "http://[::1"]
 )
-def test_a_broken_configuration_is_one_line(monkeypatch, caplog, target):
+def test_a_broken_configuration_is_one_line(logger, caplog, target):
     with caplog.at_level(logging.WARNING, "vllm.ttscope"):
-        made = logger(monkeypatch, target)
+        made = logger(target)
     made.record(*step())
     assert not made.on
     assert len(caplog.records) == 1
 
 
-def test_a_probe_that_raises_switches_itself_off(monkeypatch, caplog, receiver):
-    made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
+def test_a_probe_that_raises_switches_itself_off(logger, monkeypatch, caplog, there):
+    made = logger(there)
     monkeypatch.setattr(logging.getLogger("vllm.ttscope"), "propagate", True)
     with caplog.at_level(logging.WARNING, "vllm.ttscope"):
         for _ in range(3):
@@ -381,18 +371,14 @@ def test_a_probe_that_raises_switches_itself_off(monkeypatch, caplog, receiver):
     assert sum("switched itself off" in r.message for r in caplog.records) <= 1
 
 
-def test_other_field_names_are_noticed_before_the_first_step(monkeypatch):
-    import profiler.plugin.step_logger as module
-
+def test_other_field_names_are_noticed_before_the_first_step(logger, monkeypatch, module):
     monkeypatch.setattr(module, "_SCHEDULER", (*module._SCHEDULER, "renamed"))
-    assert not logger(monkeypatch, "http://127.0.0.1:1").on
+    assert not logger("http://127.0.0.1:1").on
 
 
-def test_announced_twice_each_step_counts_once(monkeypatch, receiver):
-    from profiler.plugin.step_logger import StepLogger
-
-    first = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
-    second = StepLogger(SimpleNamespace(), 3)
+def test_announced_twice_each_step_counts_once(logger, module, receiver, there):
+    first = logger(there)
+    second = module.StepLogger(SimpleNamespace(), 3)
     assert (first.on, second.on) == (True, False)
     for each in (first, second):
         each.record(*step())
@@ -432,38 +418,35 @@ def completions():
     made.close()
 
 
-def test_completions_are_the_same_whatever_is_wrong_with_it(completions, monkeypatch, receiver):
+def test_completions_are_the_same_whatever_is_wrong_with_it(
+    completions, logger, monkeypatch, module, receiver, there
+):
     """The same by servers and with 200 completions: benchmarks/plugin_harmless.py."""
-    import profiler.plugin.step_logger as module
-
     plain = completions()
     assert completions() == plain
     assert len(set(plain)) > 10
-    here, row = f"http://127.0.0.1:{receiver.port}", module._row
-    seen = logger(monkeypatch, here)
+    row, seen = module._row, logger(there)
     assert completions(seen) == plain
     assert len([each for batch in taken(receiver, 20) for each in batch.rows]) >= 20
     seen.on = False
     for target in ("nonsense://", "http://127.0.0.1:1"):
-        broken = logger(monkeypatch, target)
+        broken = logger(target)
         assert completions(broken) == plain
         broken.on = False
-    raising = logger(monkeypatch, here)
+    raising = logger(there)
     monkeypatch.setattr(module, "_row", lambda *_: row(*_) and 1 / 0)
     assert completions(raising) == plain
     assert not raising.on
 
 
-def test_a_replica_of_ray_serve_names_itself(monkeypatch):
+def test_a_replica_of_ray_serve_names_itself(logger, monkeypatch):
     class Serve:
         @staticmethod
         def get_replica_context():
             return SimpleNamespace(replica_id=SimpleNamespace(unique_id="f70zy46t"))
 
     def named():
-        made = logger(monkeypatch, f"http://127.0.0.1:{free_port()}", engine=0)
-        made.on = False
-        return made._head["replica"]
+        return logger(f"http://127.0.0.1:{free_port()}", engine=0)._head["replica"]
 
     monkeypatch.setitem(sys.modules, "ray.serve", Serve)
     assert named() == "f70zy46t"
@@ -471,13 +454,11 @@ def test_a_replica_of_ray_serve_names_itself(monkeypatch):
     assert named() is None
 
 
-def test_a_batch_names_the_tracer_of_its_process(monkeypatch, receiver):
+def test_a_batch_names_the_tracer_of_its_process(logger, monkeypatch, receiver, there):
     def named(provider):
         trace = SimpleNamespace(get_tracer_provider=lambda: provider)
         monkeypatch.setitem(sys.modules, "opentelemetry.trace", trace)
-        made = logger(monkeypatch, f"http://127.0.0.1:{receiver.port}")
-        made.record(*step())
-        made.on = False
+        logger(there).record(*step())
         last = taken(receiver, 1)[-1]
         return last.process_id, last.tracer
 

@@ -1,9 +1,8 @@
 """Metrics over OTLP, against receivers that speak it: HTTP and gRPC."""
 
 import socket
-import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import polars as pl
 import pytest
@@ -15,7 +14,6 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.attachment import Attachment, attach_to
-from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
 from profiler.probes.otlp_metrics import (
     ACCEPTED,
@@ -34,6 +32,7 @@ from profiler.probes.otlp_metrics import (
     exporter_of,
 )
 from tests.loopback import collecting, taking
+from tests.profiler.watching import watch_while
 from traces.errors import UsageError
 from traces.live import numbers
 from traces.recording.tables import TABLES
@@ -162,23 +161,17 @@ def test_what_is_written_arrives(collector, monkeypatch):
 
 
 def test_attach_sends_what_it_reads_and_the_recording_is_as_without(monkeypatch, tmp_path):
-    from contextlib import ExitStack
-
     with over_http(monkeypatch) as received, metrics_server() as server:
         server.gauges = {"vllm:num_requests_running": 3, "vllm:num_requests_waiting": 2}
         with ExitStack() as stack:
             wanted = Attachment(accesses=(Access.of(server.url),), period_s=0.1)
             attached = attach_to(stack, wanted, may_open=lambda _: False, say=print)
-            asked, stop = len(server.asked), threading.Event()
+            asked = len(server.asked)
 
-            def end():
-                try:
-                    until(lambda: len(server.asked) > asked + 3)
-                finally:
-                    stop.set()
+            def polled():
+                until(lambda: len(server.asked) > asked + 3)
 
-            threading.Thread(target=end).start()
-            watch(attached.deployment, tmp_path / "r", stop=stop, probes=attached.probes)
+            watch_while(polled, attached.deployment, tmp_path / "r", probes=attached.probes)
         (key,) = attached.deployment.engines
     assert received.only(RUNNING).as_double == 3
     assert received.only(WAITING).as_double == 2

@@ -6,7 +6,6 @@ import time
 import pytest
 
 from benchmarks.made.stub import StubEngine
-from benchmarks.servers.metrics_server import metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access
@@ -76,26 +75,25 @@ def test_a_jump_changes_no_latency_and_no_timeout_of_a_run(tmp_path, wall, secon
 
 
 @JUMPS
-def test_a_jump_changes_no_rate_of_an_attach(tmp_path, wall, seconds, told):
-    with metrics_server() as server:
-        deployment = Deployment([Access.of(server.url, None)], period_s=0.1)
-        deployment.connect()
-        stop, polls = threading.Event(), []
-        take = deployment.replicas[0].scraper._on_page
+def test_a_jump_changes_no_rate_of_an_attach(server, tmp_path, wall, seconds, told):
+    deployment = Deployment([Access.of(server.url, None)], period_s=0.1)
+    deployment.connect()
+    stop, polls = threading.Event(), []
+    take = deployment.replicas[0].scraper._on_page
 
-        def on_page(rows):
-            take(rows)
-            polls.append(rows["time"][0])
-            server.scale += 0.1
-            if len(polls) == 5:
-                wall(seconds)
-            if len(polls) == 15:
-                stop.set()
+    def on_page(rows):
+        take(rows)
+        polls.append(rows["time"][0])
+        server.scale += 0.1
+        if len(polls) == 5:
+            wall(seconds)
+        if len(polls) == 15:
+            stop.set()
 
-        deployment.replicas[0].scraper._on_page = on_page
-        begun = time.monotonic()
-        path = watch(deployment, tmp_path / "r", stop=stop)
-        took_s = time.monotonic() - begun
+    deployment.replicas[0].scraper._on_page = on_page
+    begun = time.monotonic()
+    path = watch(deployment, tmp_path / "r", stop=stop)
+    took_s = time.monotonic() - begun
     recording = Recording.open(path)
     (watched,) = watched_engines(recording)
     assert 1.0 <= watched.numbers.seconds <= took_s

@@ -340,17 +340,8 @@ async def test_the_samples_of_a_client_that_vanishes_are_cancelled(
     assert (run.problems, run.problems_failed) == (0, 1)
 
 
-async def test_more_questions_than_places_wait_and_then_are_refused(
-    engine, upstream, tmp_path, monkeypatch
-):
-    send, goes_on = engine._send, threading.Event()
-
-    async def send_later(response, event):
-        while not goes_on.is_set():
-            await asyncio.sleep(0.01)
-        await send(response, event)
-
-    monkeypatch.setattr(engine, "_send", send_later)
+async def test_more_questions_than_places_wait_and_then_are_refused(engine, upstream, tmp_path):
+    engine.held.set()
     settings = {"in_flight": 1, "waiting": 2}
     with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
         async with httpx.AsyncClient(timeout=60) as asking:
@@ -358,7 +349,7 @@ async def test_more_questions_than_places_wait_and_then_are_refused(
             asked = [asyncio.create_task(asking.post(where, json=body)) for _ in range(6)]
             await until(lambda: sum(each.done() for each in asked) == 3)
             refused = [each.result().status_code for each in asked if each.done()]
-            goes_on.set()
+            engine.held.clear()
             codes = sorted(each.status_code for each in await asyncio.gather(*asked))
     assert refused == [503, 503, 503]
     assert codes == [200, 200, 200, 503, 503, 503]
@@ -506,17 +497,7 @@ def test_what_has_not_ended_or_begun_by_then_is_refused(engine, upstream, tmp_pa
     assert recording.samples["cancelled_by"].to_list() == ["server ended"] * 2
 
 
-def test_a_name_is_free_again_before_its_answer_has_been_read(
-    engine, upstream, tmp_path, monkeypatch
-):
-    send, held = engine._send, threading.Event()
-
-    async def send_later(response, event):
-        while held.is_set():
-            await asyncio.sleep(0.01)
-        await send(response, event)
-
-    monkeypatch.setattr(engine, "_send", send_later)
+def test_a_name_is_free_again_before_its_answer_has_been_read(engine, upstream, tmp_path):
     # The first answer is longer than what the connection holds.
     engine.answers = lambda body, number: ("" if number else "x" * (8 << 20)) + "</think>12"
     body = {"model": "fake", "messages": MESSAGES, "stream": True, "ttscope": {"id": "q"}}
@@ -527,12 +508,12 @@ def test_a_name_is_free_again_before_its_answer_has_been_read(
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as first:
             pieces = first.iter_raw()
             next(pieces)
-            held.set()
+            engine.held.set()
             second = asking.submit(ask, url, ttscope={"id": "q"})
             wait_for(lambda: len(engine.asked) == 2)
             for _ in pieces:
                 pass
-        held.clear()
+        engine.held.clear()
         assert second.result().status_code == 200
     assert Recording.open(tmp_path / "kept").problems["error"].to_list() == [None, None]
 

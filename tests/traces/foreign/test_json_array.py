@@ -31,8 +31,8 @@ class Pieces:
         return iter([self.raw[i : i + self.size] for i in range(0, len(self.raw), self.size)])
 
 
-def stream_of(tmp_path, raw, size=5, **pieces):
-    stream = ArrayStream(tmp_path, 1 << 30, b"samples")
+def stream_of(tmp_path, raw, size=5, key=b"samples", **pieces):
+    stream = ArrayStream(tmp_path, 1 << 30, key)
     stream._pieces = Pieces(raw, size, **pieces)
     return stream
 
@@ -77,5 +77,6 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     stream = stream_of(tmp_path, b'{"samples": [%s, %s, %s]}' % (small, large, small))
     assert list(stream) == [small, None, small]
     monkeypatch.setattr(json_array, "_OUTSIDE_BYTES", 100)
-    with pytest.raises(OutcomesError, match="stand beside its samples"):
-        list(stream_of(tmp_path, b'{"a": "%s"}' % (b"b" * 200)))
+    for key, advice in ("samples", "Give the .eval file"), ("benchmarks", "Export fewer"):
+        with pytest.raises(OutcomesError, match=f"stand beside its {key}. {advice}"):
+            list(stream_of(tmp_path, b'{"a": "%s"}' % (b"b" * 200), key=key.encode()))

@@ -108,6 +108,18 @@ def ray_page(reports, gauge=0):
     )
 
 
+def test_steps_that_each_front_end_counts_are_not_those_of_the_engine():
+    """A page of several has no start of a process (vLLM 0.32, --api-server-count 2)."""
+    page = 'vllm:iteration_tokens_total_count{engine="0"} 7\nvllm:generation_tokens_total 9\n'
+    counted = Series("0", "vllm:iteration_tokens_total_count")
+    assert counted not in PageReader().read(page)
+    for one in (
+        f"process_start_time_seconds 5\n{page}",
+        page.replace("{", '{dynamo_component="b",'),
+    ):
+        assert PageReader().read(one)[counted] == 7
+
+
 def test_rays_page_is_written_every_ten_seconds_with_sums_that_are_made_up():
     """Polls every second; reports at 3.5 s, 13.5 s, ..., the first of traffic from before too."""
     pages = [(t, ray_page(1 + math.floor((t + 6.5) / 10), gauge=t // 10)) for t in range(60)]

@@ -445,7 +445,7 @@ def test_other_problems_are_not_paired(run, rows, tmp_path):
 
 def test_series_take_the_highest_of_a_bin(run, rows):
     found = series(run.step_rows, 101, 7)
-    assert found.bins == 7
+    assert found.batch.size == 7
     batch = [row["running"] for row in rows["steps"]]
     assert np.nanmax(found.batch) == max(batch)
     assert np.nanmax(found.kv_share) == max(row["kv_blocks"] for row in rows["steps"]) / 100

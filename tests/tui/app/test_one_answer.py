@@ -9,7 +9,7 @@ from textual.widgets import Input, Select
 
 import advisor.what_if.left_out
 from advisor.advice.advisor import Advisor
-from tests.tui.pilot import last, press, settle, text_of
+from tests.tui.pilot import last, opened, press, settle, text_of
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
@@ -55,8 +55,7 @@ async def in_app(budgets):
     from tui.text.advice import advice_json
 
     app, found, seen = TtscopeApp([SHIPPED]), [], []
-    async with app.run_test(size=(80, 24), message_hook=seen.append) as pilot:
-        await settle(pilot)
+    async with opened(app, message_hook=seen.append) as (_, pilot):
         await press(pilot, "4")
         for given in budgets:
             for field in app.screen.query(Input):

@@ -51,14 +51,18 @@ def source(material):
 
 @pytest.mark.slow
 def test_the_page_names_the_percentile_that_is_lowest(material):
-    advice = dataclasses.replace(
-        material.advice, budget=dataclasses.replace(material.advice.budget, latency_percentile=95)
-    )
-    found = Page(page(dataclasses.replace(material, advice=advice)))
+    found = under(material, latency_percentile=95)
     assert "It has the lowest p95 latency with " in found.text
     assert "front by p95 latency" in found.text
     assert "with the lowest p95 latency for each accuracy" in found.text
     assert "mean latency for each" not in found.text
+
+
+def under(material, **budget):
+    """The page of the same answer, were its budget another."""
+    asked = dataclasses.replace(material.advice.budget, **budget)
+    advice = dataclasses.replace(material.advice, budget=asked)
+    return Page(page(dataclasses.replace(material, advice=advice)))
 
 
 def of(recordings, **given):
@@ -252,7 +256,6 @@ def test_kernels_and_collectives(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_times_without_accuracy_have_no_charts_and_are_not_called_unmeasured():
     found = of([Recording.open(Path(__file__).parents[3] / "scripts" / "watched")])
     assert "No charts: accuracy was not measured" in found.text
@@ -299,10 +302,7 @@ def test_the_shares_of_the_time_are_of_all_that_the_whole_holds():
 
 @pytest.mark.slow
 def test_the_regret_told_is_of_what_is_optimised(material):
-    other = dataclasses.replace(
-        material.advice, budget=dataclasses.replace(material.advice.budget, optimise="cost")
-    )
-    text = Page(page(dataclasses.replace(material, advice=other))).text
+    text = under(material, optimise="cost").text
     assert re.search(r"but has \$0\.0+\d{3} \(\+[\d.]+ %\) more cost\.", text)
     assert re.search(r"but has \S+ ms \(\+[\d.]+ %\) more mean", Page(page(material)).text)
 

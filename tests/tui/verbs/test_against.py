@@ -1,7 +1,6 @@
 """`ttscope replay --against`, with a stub in place of the server."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +10,11 @@ from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
+from tui.verbs.demo import SHIPPED
 
 VOTE = Policy(method="majority", n=2, temperature=0.8, max_tokens=50)
 URL = "http://127.0.0.1:9"
-RECORDINGS = Path(__file__).parents[3] / "profiler" / "demo" / "recordings"
-GREEDY = RECORDINGS / "demo-s-tp1-seqs64-greedy-t0-a1b97ae0"
+GREEDY = SHIPPED / "demo-s-tp1-seqs64-greedy-t0-a1b97ae0"
 
 
 class StubServer(StubEngine):

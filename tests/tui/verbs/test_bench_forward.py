@@ -21,6 +21,7 @@ from advisor.step_time.prior.recalibration import PriorTimes, _Cases, recalibrat
 from advisor.step_time.prior.tables import read_prior
 from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
 from tests.advisor.synthetic import VOTE16, engine_of, record
+from tests.tui.model_config import llama_config
 from traces.errors import UsageError
 from traces.foreign.steps.bench_forward import import_forwards
 from traces.recording.reader import Recording
@@ -309,10 +310,7 @@ def test_what_tells_nothing_of_the_kernels_is_left_out_and_counted(tmp_path, cha
 
 
 def test_the_file_of_shapes_names_the_model_whose_config_is_given(run, tmp_path):
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000}
-    config |= {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
-    config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "torch_dtype": "bfloat16"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(llama_config()))
     shapes = shapes_of(*BATCHES)
     (tmp_path / "shapes.json").write_text(json.dumps(shapes))
     (tmp_path / "result.json").write_text(json.dumps(results(shapes, 2, [1e-3] * 4)))

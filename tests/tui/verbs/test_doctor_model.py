@@ -8,12 +8,11 @@ import sys
 import pytest
 
 from tests.advisor.step_time.prior.prior_files import DEVICE
+from tests.tui.model_config import llama_config
 
-DENSE = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-    "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "num_hidden_layers": 4, "vocab_size": 1000,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+DENSE = llama_config() | {
+    "model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
 }  # fmt: skip
 MIXTURE = DENSE | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 LATENT = MIXTURE | {

@@ -7,9 +7,12 @@ import pytest
 
 from benchmarks.made.foreign_files import azure, mooncake, vllm_bench
 from benchmarks.made.kineto_files import cpu_events, device_events, document, kernel, write
+from tests.tui.model_config import llama_config
 from traces.recording.reader import Recording
 
 FOREIGN = Path(__file__).parents[2] / "data" / "foreign"
+SUMS, LOG = FOREIGN / "samples_toy_sums_self.jsonl", FOREIGN / "inspect_sums.eval"
+SENT = [(0.0, 700, 4, 0.05, 0.5), (0.25, 1024, 9, 0.06, 0.2), (2.0, 91, 1, 0.07, 0.07)]
 
 
 @pytest.fixture
@@ -80,10 +83,32 @@ def test_what_was_skipped_is_one_line(run, tmp_path):
         (["import", "trace.json.gz", "trace.json.gz", "-o", "r"], 2, "both say rank 0"),
         (["export", "absent", "-o", "t.json"], 1, "absent: no such recording"),
         (["export", "absent", "-o", "t.txt"], 2, "name a .json or .json.gz file"),
+        (["import", "trace.json.gz", "-o", "r", "--score", "f1"], 2, "--score is for samples"),
+        (["import", "trace.json.gz", "-o", "r", "--verifier", "x"], 2, "--verifier is for samples"),
+        (["import", "t.csv", "t.csv", "-o", "r"], 2, "one file of requests at a time"),
+        (["import", "t.csv", "-o", "r", "--score", "f1"], 2, "--score is for samples"),
+        (["import", "trace.json.gz", "-o", "r", "--run", "1"], 2, "--run is for requests"),
+        (["import", "trace.json.gz", "-o", "r", "--block-tokens", "16"], 2, "is for requests"),
+        (["import", "t.csv", "-o", "r", "--block-tokens", "0"], 2, "must be at least 1, not 0"),
+        (["import", "b.json", "-o", "r", "--run", "3"], 2, "--run 3: b.json holds 1 results"),
+        (["import", "head.csv", "-o", "r"], 1, "no request in it can be read"),
+        (["import", SUMS, "-o", "r"], 2, "Give --verifier numeric"),
+        (["import", SUMS, "-o", "r", "--verifier", "guess"], 2, "no verifier 'guess'"),
+        (["import", LOG, "-o", "r", "--score", "f1"], 2, "no such scorer. Choose one of match"),
+        (["import", LOG, "-o", "r", "--limit", "1e-6"], 1, "Raise --limit"),
+        (["import", LOG, SUMS, "-o", "r"], 2, "different formats"),
+        (["import", FOREIGN / "README.md", "-o", "r"], 1, "not a PyTorch profiler trace (it "
+         "has no traceEvents), nor samples or requests in a format that ttscope knows"),
+        (["export", "r", "-o", "t.jsonl", "--format", "csv"], 2, "one of perfetto, mooncake"),
+        (["export", "r", "-o", "t.json", "--format", "mooncake"], 2, "name a .jsonl file"),
     ],
-)
-def test_refusals(run, trace, arguments, code, message):
+)  # fmt: skip
+def test_refusals(run, trace, tmp_path, arguments, code, message):
+    azure(tmp_path / "t.csv", SENT)
+    azure(tmp_path / "head.csv", [])
+    vllm_bench(tmp_path / "b.json", SENT)
     assert message in run.refused(*arguments, code=code)
+    assert not Path("r", "recording.json").exists()
 
 
 def test_a_folder_that_holds_a_recording_is_kept(run, trace):
@@ -114,40 +139,11 @@ def test_outcomes_are_imported_and_shown(run, tmp_path):
 
 
 def test_completions_are_judged_anew(run):
-    path = FOREIGN / "samples_toy_sums_self.jsonl"
-    out = run.clean("import", path, "-o", "r", "--verifier", "numeric")
+    out = run.clean("import", SUMS, "-o", "r", "--verifier", "numeric")
     assert "20 samples of 5 problems" in out
     assert "judged by the verifier numeric" in out
-    code, out, _ = run("import", FOREIGN / "inspect_sums.eval", "-o", "s", "--score", "includes")
+    code, out, _ = run("import", LOG, "-o", "s", "--score", "includes")
     assert code == 0 and "judged by includes" in " ".join(out.split())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["samples_toy_sums_self.jsonl"], 2, "Give --verifier numeric"),
-        (["samples_toy_sums_self.jsonl", "--verifier", "guess"], 2, "no verifier 'guess'"),
-        (["inspect_sums.eval", "--score", "f1"], 2, "no such scorer. Choose one of match"),
-        (["inspect_sums.eval", "--limit", "1e-6"], 1, "Raise --limit"),
-        (["inspect_sums.eval", "samples_toy_choice.jsonl"], 2, "different formats"),
-        (["README.md"], 1, "not a PyTorch profiler trace"),
-        (["README.md"], 1, "nor samples or requests in a format that ttscope knows"),
-    ],
-)
-def test_refusals_of_outcomes(run, arguments, code, message):
-    files = [FOREIGN / each if (FOREIGN / each).exists() else each for each in arguments]
-    assert message in run.refused("import", *files, "-o", "r", code=code)
-    assert not Path("r", "recording.json").exists()
-
-
-def test_score_and_verifier_are_not_for_traces(run, trace):
-    for option in ("--score", "--verifier"):
-        assert f"{option} is for samples" in run.refused(
-            "import", trace, "-o", "r", option, "numeric", code=2
-        )
-
-
-SENT = [(0.0, 700, 4, 0.05, 0.5), (0.25, 1024, 9, 0.06, 0.2), (2.0, 91, 1, 0.07, 0.07)]
 
 
 def test_requests_are_imported_shown_and_exported(run, tmp_path):
@@ -179,28 +175,6 @@ def test_requests_as_json(run, tmp_path):
     counts = [document_[name] for name in ("requests", "measured", "failed", "span_s")]
     assert counts == [3, 3, 0, 2.0]
     assert (document_["prompt_tokens"], document_["output_tokens"]) == (1815, 14)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["import", "t.csv", "t.csv", "-o", "r"], 2, "one file of requests at a time"),
-        (["import", "t.csv", "-o", "r", "--score", "f1"], 2, "--score is for samples"),
-        (["import", "trace.json.gz", "-o", "r", "--run", "1"], 2, "--run is for requests"),
-        (["import", "trace.json.gz", "-o", "r", "--block-tokens", "16"], 2, "is for requests"),
-        (["import", "t.csv", "-o", "r", "--block-tokens", "0"], 2, "must be at least 1, not 0"),
-        (["import", "b.json", "-o", "r", "--run", "3"], 2, "--run 3: b.json holds 1 results"),
-        (["import", "head.csv", "-o", "r"], 1, "no request in it can be read"),
-        (["export", "r", "-o", "t.jsonl", "--format", "csv"], 2, "one of perfetto, mooncake"),
-        (["export", "r", "-o", "t.json", "--format", "mooncake"], 2, "name a .jsonl file"),
-    ],
-)
-def test_refusals_of_requests(run, trace, tmp_path, arguments, code, message):
-    azure(tmp_path / "t.csv", SENT)
-    azure(tmp_path / "head.csv", [])
-    vllm_bench(tmp_path / "b.json", SENT)
-    assert message in run.refused(*arguments, code=code)
-    assert not Path("r", "recording.json").exists()
 
 
 @pytest.mark.slow
@@ -254,15 +228,6 @@ def test_votes_of_answers_that_are_not_told_are_not_known(run, tmp_path, n):
     _, out, _ = run("show", "r", "--policies")
     assert ("right samples come without their answers" in out) == (n > 1)
     assert "0.000 " not in out.replace("[0.000", "")
-
-
-def test_plain_outcomes_are_not_judged_anew(run, tmp_path):
-    row = {"problem_id": "a", "sample_index": 0, "correct": True, "answer": "1", "expected": "1"}
-    (tmp_path / "o.jsonl").write_text(json.dumps(row) + "\n")
-    assert "outcomes JSONL has none. Leave it out" in run.refused(
-        "import", "o.jsonl", "--verifier", "math", "-o", "r", code=2
-    )
-    assert not (tmp_path / "r").exists()
 
 
 def test_numbers_that_are_none_are_null_and_counted(run, tmp_path):
@@ -336,10 +301,7 @@ def test_forward_passes_alone_are_replayed_and_advised_on(run, tmp_path):
 @pytest.mark.slow
 def test_forward_passes_teach_the_steps_of_the_model_that_is_named(run, tmp_path):
     """Requests of a load generator are replayed by a law of their engine's own steps."""
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32_000}
-    config |= {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
-    config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "torch_dtype": "bfloat16"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(llama_config()))
     passes = sorted(FOREIGN.glob("fpm_dynamo.4192.*"))
     named = ["--model", "demo/s", "--model-config", tmp_path / "config.json"]
     assert run("import", *passes, *named, "-o", tmp_path / "passes")[0] == 0

@@ -16,6 +16,7 @@ from advisor.what_if.question import Question
 from tests.advisor.step_time.operators.operator_tables import write_tables
 from tests.advisor.step_time.prior.prior_files import KERNEL_S, decode_s, gemm_s
 from tests.advisor.step_time.prior.test_recalibration import measured
+from tests.tui.model_config import llama_config
 from traces.recording.reader import Recording
 from traces.schema.formats import value_of
 from traces.summary.run import summarise
@@ -31,14 +32,6 @@ MODELS = {
 }
 GPU = ("--gpu", "test_gpu", "--gpus", "8", "--price", "Test=2.5")
 PROMPT = 120
-
-
-def config(layers, hidden):
-    return {
-        "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "vocab_size": 1000,
-        "intermediate_size": 2 * hidden, "num_attention_heads": hidden // 64,
-        "num_key_value_heads": 4, "num_hidden_layers": layers,
-    }  # fmt: skip
 
 
 def outcomes(path, skill, tokens, *, problems=30, samples=8, seed=0, **more):
@@ -74,7 +67,7 @@ def three(run, tmp_path, prior, imported):
         return tokens
     for seed, (name, (layers, hidden, skill, length)) in enumerate(MODELS.items()):
         tokens[name] = outcomes(tmp_path / f"{name}.jsonl", skill, length, seed=seed)
-        (tmp_path / f"{name}.json").write_text(json.dumps(config(layers, hidden)))
+        (tmp_path / f"{name}.json").write_text(json.dumps(llama_config(layers, hidden)))
         out = run.clean(
             "import", f"{name}.jsonl", "--model", f"org/{name}", "--model-config", f"{name}.json",
             "--temperature", "0.6", "--top-p", "0.95", "--max-tokens", "16384",
@@ -326,43 +319,6 @@ def test_what_is_lacking_is_said_as_it_is(run, three, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (("--model", " "), "--model: wants the model's name"),
-        (("--temperature", "-1"), "--temperature -1: wants a number from 0"),
-        (("--temperature", "nan"), "--temperature nan: wants"),
-        (("--top-p", "0"), "--top-p 0: wants a number above 0"),
-        (("--top-p", "1.5"), "--top-p 1.5: wants"),
-        (("--max-tokens", "0"), "--max-tokens 0: wants"),
-        (("--max-tokens", "9"), "--max-tokens 9: a sample has "),
-        (("--prompt-tokens", "0"), "--prompt-tokens 0: wants a whole number"),
-        (("--prompt-tokens", "1.5"), "--prompt-tokens 1.5: wants a whole number"),
-        (("--prompt-tokens", "input"), "no line of small.jsonl has it"),
-        (("--model-config", "nowhere.json"), "--model-config nowhere.json cannot be read"),
-    ],
-)
-def test_what_no_run_can_have_is_one_line(run, tmp_path, options, reason):
-    outcomes(tmp_path / "small.jsonl", 0.5, 100, problems=2)
-    assert reason in run.refused("import", "small.jsonl", "-o", "r", *options, code=2)
-    assert not (tmp_path / "r").exists()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "problem_id,sample_index,correct\np,0,true\n",
-        "id\tanswer\tcorrect\np\t1\ttrue\n",
-        '[{"problem_id": "p", "sample_index": 0, "correct": true}]',
-        '[\n  {\n    "problem_id": "p",\n    "sample_index": 0,\n    "correct": true\n  }\n]\n',
-        '[{"id": 1, "answer": "4"}]',
-    ],
-)
-def test_other_shapes_of_outcomes_are_told_to_be_lines(run, tmp_path, text):
-    (tmp_path / "out.txt").write_text(text)
-    assert "one JSON object a line" in run.refused("import", "out.txt", "-o", "r", "--model", "m")
-
-
 def test_what_contradicts_itself_is_told(run, tmp_path):
     outcomes(tmp_path / "a.jsonl", 0.5, 100, problems=2, think_tokens=7)
     first, *lines = (tmp_path / "a.jsonl").read_text().splitlines()
@@ -464,7 +420,7 @@ def test_other_problems_have_an_interval_of_their_own(run, tmp_path):
 @pytest.mark.slow
 def test_policies_of_outcomes_end_with_what_gives_times(run, tmp_path):
     outcomes(tmp_path / "a.jsonl", 0.6, 1500)
-    (tmp_path / "a.json").write_text(json.dumps(config(4, 512)))
+    (tmp_path / "a.json").write_text(json.dumps(llama_config()))
     model = ("--model", "org/a", "--model-config", "a.json", "--prompt-tokens", PROMPT)
     ends = {"bare": "import again with --model, --model-config", "known": "advise known --gpu "}
     for (name, end), options in zip(ends.items(), ((), model), strict=True):

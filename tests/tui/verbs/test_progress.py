@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tui.verbs.progress import Bars, progress_bar, shortened, sweep_progress
+from tui.text.layout import without_middle
+from tui.verbs.progress import Bars, progress_bar, sweep_progress
 
 PLAN = [SimpleNamespace(jobs=["a", "b"]), SimpleNamespace(jobs=["c"])]
 
@@ -119,5 +120,5 @@ def test_one_run_at_a_time_has_one_row_and_several_have_one_each():
 
 def test_a_long_name_keeps_both_ends():
     name = "demo-l-tp1-seqs64-draft-model-k3-greedy-high-t0-863e3479"
-    assert shortened(name, 21) == "demo-l-tp1…0-863e3479"
-    assert shortened(name, 60) == name
+    assert without_middle(name, 21) == "demo-l-tp1…0-863e3479"
+    assert without_middle(name, 60) == name

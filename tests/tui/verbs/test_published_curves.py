@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.tui.verbs.test_outcomes_alone import GPU, config
+from tests.tui.model_config import llama_config
+from tests.tui.verbs.test_outcomes_alone import GPU
 from traces.recording.reader import Recording
 
 pytestmark = pytest.mark.slow
@@ -14,7 +15,7 @@ CSV = "n,accuracy,tokens\n1,0.5,1500\n2,0.5,3000\n4,0.6,6000\n8,0.7,12000\n"
 
 def imported(run, folder, name="curve", text=CSV, layers=8, *more):
     (folder / f"{name}.csv").write_text(text)
-    (folder / f"{name}.json").write_text(json.dumps(config(layers, 1024)))
+    (folder / f"{name}.json").write_text(json.dumps(llama_config(layers, 1024)))
     out = run.clean(
         "import", "--curve", f"{name}.csv", "--problems", "40", "--model", f"org/{name}",
         "--model-config", f"{name}.json", "--prompt-tokens", "100", "--benchmark", "made",

@@ -1,7 +1,6 @@
 """`ttscope replay --gpu`: what is said, and what is refused in one line."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,15 +8,13 @@ from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.tables import tables_folder
 from benchmarks.made.foreign_files import vllm_bench
 from tests.advisor.step_time.prior.prior_files import DEVICE, write_prior
+from tests.tui.model_config import llama_config
+from tui.verbs.demo import SHIPPED
 
 pytestmark = pytest.mark.slow
 
-RECORDINGS = Path(__file__).parents[3] / "profiler" / "demo" / "recordings"
-VOTES = RECORDINGS / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "intermediate_size": 1024,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 4, "vocab_size": 1000,
-}  # fmt: skip
+VOTES = SHIPPED / "demo-s-tp1-seqs64-maj@16-t0.8-a1b9005e"
+CONFIG = llama_config()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tui.pilot import settle
+from tests.tui.pilot import opened
 from tui.app.app import TtscopeApp
 
 
@@ -40,7 +40,5 @@ def test_the_screen_is_the_first_and_a_wrong_one_is_refused(run, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("screen", ["recordings", "run", "live", "advice"])
 async def test_the_app_opens_on_a_screen(tmp_path, screen):
-    app = TtscopeApp([tmp_path], screen=screen)
-    async with app.run_test() as pilot:
-        await settle(pilot)
+    async with opened(TtscopeApp([tmp_path], screen=screen)) as (app, _):
         assert app.current_mode == screen

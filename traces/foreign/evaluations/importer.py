@@ -77,10 +77,7 @@ class Imported:
 
 
 def format_of(path: Path) -> OutcomeFormat | None:
-    """Return the format of a file by its first bytes, None for one that holds no outcomes.
-
-    Raises OutcomesError when it cannot be read or is empty.
-    """
+    """Return a file's format by its first bytes, None for none. Raises OutcomesError."""
     head = head_of(path)
     return next((each for each in FORMATS if each.recognises(head)), None)
 
@@ -210,8 +207,7 @@ def _joined(
 ) -> tuple[list[Joined], list[str]]:
     """Return which files are of the same problems, with the names of each set, and what to say.
 
-    `wanted` is what the user says of it, None for nothing. Raises UsageError for sets that have the
-    same name.
+    `wanted` is what the user says of it. Raises UsageError for sets of the same name.
     """
     sets: list[list[int]] = []
     unsure = list[tuple[int, int, str]]()
@@ -297,12 +293,11 @@ def _names(files: Sequence[ImportedFile]) -> list[str]:
 
 
 def _labels(files: Sequence[ImportedFile], unsure: str | None) -> list[str]:
-    """Return what is before the names of each set's problems: its task, or what its file has own.
+    """Return what is before the names of each set's problems, nothing for a single set.
 
-    `unsure` is why sets may be of the same problems. Raises UsageError for files of one name.
-
-    Nothing for a single set. What all files' names begin or end with, such as the model, is left
-    out, so that names are the same for another model.
+    It is its task, or what its file's name has own: not what all begin or end with, such as the
+    model. `unsure` is why sets may be of the same problems. Raises UsageError for files of one
+    name.
     """
     if len(files) == 1:
         return [""]
@@ -489,10 +484,7 @@ def _suspected(suspects: Sequence[Suspect], files: Sequence[ImportedFile]) -> It
 
 
 def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:
-    """Return what all files say of a setting, None where they differ; what is given if they do not.
-
-    Raises UsageError where a file says another value than the one given.
-    """
+    """Return what all files say of a setting, else what is given. UsageError where these differ."""
     values = {getattr(each.facts, name) for each in files}
     for told in values - {None} if given is not None else ():
         if told != given:

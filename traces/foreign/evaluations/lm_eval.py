@@ -215,10 +215,8 @@ class LmEvalSamples:
             return
         self._settings_read = True
         self.facts.max_tokens = whole_number(settings.get("max_gen_toks"))
-        temperature, greedy = (
-            finite(settings.get("temperature")),
-            settings.get("do_sample") is False,
-        )
+        temperature = finite(settings.get("temperature"))
+        greedy = settings.get("do_sample") is False
         if greedy and temperature:
             self.facts.notes.append(
                 f"do_sample false and temperature {temperature:g}: with vLLM lm-eval draws at this "

@@ -79,10 +79,7 @@ class _OfModel(msgspec.Struct, gc=False):
 
 
 class PlainOutcomes:
-    """Reads a file of plain outcomes (see `OutcomeReader`).
-
-    Of a file with several models only the lines of the one that is chosen are read.
-    """
+    """Reads plain outcomes (see `OutcomeReader`), of several models the lines of the one chosen."""
 
     def __init__(self, path: Path, choices: Choices) -> None:
         self.facts = FileFacts()

@@ -76,10 +76,7 @@ Judge = Callable[[str, str | None, str], tuple[str | None, bool | None]]
 def judged(
     judge: Judge, text: str, expected: str | None, prompt: str, skipped: Skipped, place: int
 ) -> tuple[str | None, bool | None]:
-    """Return what the verifier says of a completion, and count what it cannot judge.
-
-    The prompt may be JSON.
-    """
+    """Return the verifier's verdict, and count what it cannot judge. The prompt may be JSON."""
     answer, right = judge(text, expected, prompt)
     if right is None and expected is not None:
         skipped.add("samples whose expected answer the verifier cannot read, unjudged", place)
@@ -93,10 +90,7 @@ _UNTOLD = {"", "unknown", "none", "null"}
 
 
 def ended_by(reason: str) -> str | None:
-    """Return why a sample ended in vLLM's words, `length` where a limit of tokens cut it.
-
-    None where the reason tells nothing, such as inspect_ai's `unknown`.
-    """
+    """Return why a sample ended in vLLM's words (`length`: cut), None where nothing is told."""
     word = reason.strip().lower()
     if word in _UNTOLD:
         return None
@@ -135,10 +129,7 @@ def took_too_long(answers: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the user says of a run where its files do not; `facts` are those of its model.
-
-    `no_answer` are answers that stand for none.
-    """
+    """What the user says where files do not. `no_answer` are answers that stand for none."""
 
     model: str | None = None
     facts: ModelFacts | None = None

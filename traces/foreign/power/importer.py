@@ -130,10 +130,11 @@ def _run_of(recording: Recording) -> tuple[str, Window]:
 def _in_window(source: PowerFile, window: Window) -> tuple[list[Reading], _Found, int]:
     """Return the readings of the run and a little around it, and how many others there are."""
     kept: list[Reading] = []
-    outside, first, last = 0, 1 << 62, -1
-    found = _Found({}, 0, 0)
+    outside = 0
+    found = _Found({}, 1 << 62, -1)
     for reading in source:
-        first, last = min(first, reading.time), max(last, reading.time)
+        found.first = min(found.first, reading.time)
+        found.last = max(found.last, reading.time)
         if not window[0] - _MARGIN_NS <= reading.time <= window[1] + _MARGIN_NS:
             outside += 1
             continue
@@ -142,10 +143,9 @@ def _in_window(source: PowerFile, window: Window) -> tuple[list[Reading], _Found
             found.gpus.setdefault((reading.host, reading.device), reading.index)
             if len(found.gpus) > MOST_DEVICES:
                 raise OutcomesError(f"{source.path}: has more than {MOST_DEVICES:,} GPUs")
-    if last < 0:
+    if found.last < 0:
         why = source.skipped.text() or "it has none"
         raise OutcomesError(f"{source.path}: no power reading in it can be read ({why})")
-    found.first, found.last = first, last
     if not found.gpus:
         raise OutcomesError(f"{source.path}: {_apart(source, found, window)}")
     return kept, found, outside

@@ -62,10 +62,7 @@ def format_of(path: Path) -> Format | None:
 
 
 def zone_named(name: str | None) -> tzinfo | None:
-    """Return a zone by `UTC`, `+02:00` or `Europe/Berlin`; None, this machine's, for None.
-
-    Raises UsageError for a name that is none.
-    """
+    """Return the zone of a name such as `UTC`, `+02:00` or `Europe/Berlin`. Raises UsageError."""
     if name is None:
         return None
     offset = _OFFSET.fullmatch(name)

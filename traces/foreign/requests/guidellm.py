@@ -13,12 +13,13 @@ from typing import Any
 
 import msgspec
 
-from traces.errors import OutcomesError, UsageError
+from traces.errors import OutcomesError
 from traces.foreign.requests.reader import (
     FAILED,
     Request,
     RowReader,
     ascend,
+    check_run,
     nanoseconds,
     token_count,
 )
@@ -131,10 +132,7 @@ class GuidellmReport(RowReader):
             chosen = raw if count == (run or 1) else chosen
         if stream.cut is not None:
             raise OutcomesError(f"{self._path}: {stream.cut}. Export it again")
-        if run is None and count > 1:
-            raise UsageError(f"{self._path}: holds {count} benchmarks. Choose one with --run N")
-        if chosen is None and run is not None:
-            raise UsageError(f"--run {run}: {self._path} holds {count} benchmarks")
+        check_run(self._path, run, count, "benchmarks")
         if chosen is None:
             raise OutcomesError(f"{self._path}: holds no benchmark. Was it stopped early?")
         try:

@@ -62,10 +62,7 @@ class ImportedRequests:
 
 
 def format_of(path: Path) -> type[RequestReader] | None:
-    """Return the format of a file by its first bytes, None for one that holds no requests.
-
-    Raises OutcomesError when it cannot be read or is empty.
-    """
+    """Return a file's format by its first bytes, None for none. Raises OutcomesError."""
     head = head_of(path)
     return next((each for each in FORMATS if each.recognises(head)), None)
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import polars as pl
 
+from traces.errors import UsageError
 from traces.foreign.source import objects
 from traces.foreign.values import (
     BLOCK_TOKENS,
@@ -136,6 +137,14 @@ class RowReader(RequestReader):
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the file's lines of JSON with their numbers."""
         return objects(self._path, self._choices.limit_bytes, self.skipped, self.facts.notes)
+
+
+def check_run(path: Path, run: int | None, count: int, what: str) -> None:
+    """Raise UsageError where a file has several benchmarks, or not the one that is chosen."""
+    if run is None and count > 1:
+        raise UsageError(f"{path}: holds {count} {what}. Choose one with --run N")
+    if run is not None and not 1 <= run <= count:
+        raise UsageError(f"--run {run}: {path} holds {count} {what}")
 
 
 def token_count(value: Any, *, least: int = 1) -> int | None:

@@ -17,13 +17,14 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from traces.errors import OutcomesError, UsageError
+from traces.errors import OutcomesError
 from traces.files import DOCUMENT_VALUES
 from traces.foreign.requests.reader import (
     FAILED,
     Request,
     RowReader,
     ascend,
+    check_run,
     nanoseconds,
     token_count,
 )
@@ -74,12 +75,7 @@ class VllmBench(RowReader):
     def _result(self) -> _Result:
         """Return the chosen document. Raises OutcomesError and UsageError as a reader does."""
         documents, run = self._documents(), self._choices.run
-        if run is None and len(documents) > 1:
-            raise UsageError(
-                f"{self._path}: holds {len(documents)} results. Choose one with --run N"
-            )
-        if not 1 <= (run or 1) <= len(documents):
-            raise UsageError(f"--run {run}: {self._path} holds {len(documents)} results")
+        check_run(self._path, run, len(documents), "results")
         chosen = documents[(run or 1) - 1]
         try:
             result = decode_read(chosen, _Result, DOCUMENT_VALUES)
@@ -100,10 +96,7 @@ class VllmBench(RowReader):
         return result
 
     def _in_turn(self, result: _Result) -> list[float]:
-        """Return the starts of requests of which so many were kept in flight, in their order.
-
-        Raises OutcomesError where they were sent at a rate, by which nothing tells them.
-        """
+        """Return the starts of so many kept in flight, in order. Raises OutcomesError at a rate."""
         rate = result.request_rate
         if result.ramp_up_strategy is not None or rate not in (None, "inf"):
             raise OutcomesError(
@@ -177,10 +170,7 @@ class VllmBench(RowReader):
                 yield Request(place, told[0], told[1], arrival, arrival + first, arrival + length)
 
     def _itl_s(self, result: _Result) -> dict[str, float] | None:
-        """Return mean and quantiles of the times between tokens; None where they are not told.
-
-        As in vLLM's own, those of failed requests do not count.
-        """
+        """Return mean and quantiles of gaps between tokens of requests that ended, if told."""
         rows = self._rows(result)
         errors = _full(result.errors, len(rows)) or [None] * len(rows)
         ended = zip(rows, errors, result.output_lens or (), strict=False)

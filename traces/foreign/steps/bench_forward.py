@@ -145,10 +145,7 @@ def _read(path: Path, kind: type[T], limit_bytes: int, what: str) -> T:
 
 
 def _sound(path: Path, cases: list[_Case]) -> tuple[list[_Case], Counter[str]]:
-    """Return the cases that tell of the model's forward, and why others do not, counted.
-
-    Raises OutcomesError where none does.
-    """
+    """Return the usable cases, and why others are not, counted. Raises OutcomesError for none."""
     kept, left_out = list[_Case](), Counter[str]()
     for case in cases:
         first = case.ranks[0]

@@ -83,10 +83,7 @@ class ImportedPasses:
 
 
 def holds_passes(path: Path) -> bool:
-    """Whether a file's first bytes are of records of this kind, of whatever version.
-
-    Raises OutcomesError when it cannot be read or is empty.
-    """
+    """Whether a file begins with such records, of whatever version. Raises OutcomesError."""
     head = head_of(path)
     alone = _ALONE.search(head) is not None and _REQUESTS.search(head) is not None
     return _FAMILY.search(head) is not None or alone
@@ -313,10 +310,7 @@ class _Passes:
         }
 
     def finish(self, paths: Sequence[Path], reader: _Reader, notes: Sequence[str]) -> None:
-        """Write notes and manifest, which makes the folder a recording. Raises OSError.
-
-        `notes` hold for all, and stand with the first engine.
-        """
+        """Write the notes, those of all with the first engine, and the manifest. Raises OSError."""
         first = next(iter(self.engines.values()))
         configs = [_config(key, self.model) for key in self.engines]
         lost = sum(each.rows.lost for each in self.engines.values() if not each.sampled)

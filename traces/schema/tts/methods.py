@@ -167,15 +167,13 @@ Judged = Callable[[int], Iterable[Mapping[str, float]]]
 class Method:
     """A method of test-time scaling.
 
-    `rule` of `stop_rules` says when a problem is decided. It is None where requests go on from
-    earlier answers, so that no other recording says what they would be. `decisive` is the
-    parameter that labels show, and the value of the rule. `at_a_time` is the one that says how
-    many samples are drawn first, else all are.
-
-    `in_turn` says that a request begins when the one before has ended.
-    `plurality` says that the most frequent answer is given. `continues` and `in_steps` say that
-    requests go on from token ids, and that a request is a step of a sample and not a whole one.
-    `of_others` says that it is what somebody else sent, which can be replayed and not run.
+    `rule` of `stop_rules` says when a problem is decided, None where requests go on from earlier
+    answers, so that no other recording says what they would be. `decisive` is the parameter that
+    labels show, and the value of the rule. `at_a_time` is the one that says how many samples are
+    drawn first, else all are. `in_turn` says that a request begins when the one before has ended,
+    `plurality` that the most frequent answer is given. `continues` and `in_steps` say that requests
+    go on from token ids, and that a request is a step of a sample. `of_others` is what somebody
+    else sent, which can be replayed and not run.
 
     `words` describe the method and `answer` which answer it gives, with {n} and the parameters.
     `judged` gives the parameters for which `show` says what n samples would have given.

@@ -33,10 +33,7 @@ def meant(name: str, known: Sequence[str]) -> str:
 
 
 def make_policy(given: Mapping[str, Any]) -> Policy:
-    """Return a policy from its fields and its parameters by name; None counts as not given.
-
-    Raises UsageError for a field, a parameter or a value that its method has no use for.
-    """
+    """Return a policy from fields and parameters by name, None not given. Raises UsageError."""
     own = {field.name for field in fields(Policy)}
     said = {name: value for name, value in given.items() if value is not None}
     if unknown := said.keys() - own - PARAMETER.keys():
@@ -67,10 +64,7 @@ def lowered(policy: Policy, n: int) -> dict[str, Value]:
 
 
 def complete(policy: Policy) -> Policy:
-    """Return the policy with its parameters checked, defaults filled in, sorted by name.
-
-    Raises UsageError in one line.
-    """
+    """Return the policy, checked, defaults filled in, sorted by name. Raises UsageError."""
     given = dict(policy.rule)
     names = policy.spec.parameters
     for name in given:

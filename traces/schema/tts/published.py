@@ -53,10 +53,7 @@ class PublishedCurve(Record):
 
     @classmethod
     def told(cls, provenance: Mapping[str, Any]) -> PublishedCurve | None:
-        """Return the curve of which a recording is, None where it is of none.
-
-        Raises RecordingError where it is damaged.
-        """
+        """Return a recording's curve, None for none. Raises RecordingError if damaged."""
         imported = provenance.get("imported")
         data = imported.get("curve") if isinstance(imported, Mapping) else None
         if data is None:

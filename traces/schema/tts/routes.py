@@ -98,12 +98,11 @@ def write_routes(
         name: ",".join(map(str, tables[name])) + (AT + told[name] if name in told else "")
         for name in sorted(tables)
     }
-    if set(texts) == {OTHERS}:
-        return texts[OTHERS]
     others = texts.pop(OTHERS)
-    return f" {SPLIT} ".join(
-        [*(f"{name}={text}" for name, text in texts.items()), f"{OTHERS}={others}"]
-    )
+    if not texts:
+        return others
+    texts[OTHERS] = others  # behind those of classes
+    return f" {SPLIT} ".join(f"{name}={text}" for name, text in texts.items())
 
 
 def first_of(table: Table) -> int:

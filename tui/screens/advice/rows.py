@@ -12,7 +12,7 @@ from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.formats import chance, value_of
 from traces.schema.quantities import Quantity, latency, limited, objective, quantity, statistic
 from traces.summary.run import Run
-from tui.text.layout import model_name
+from tui.text.layout import model_name, without_middle
 from tui.text.recordings.show import policy_text
 
 PICK, RIVAL, FRONT, FLOPS, MISS, PRESENT = "pick", "rival", "front", "flops", "miss", "present"
@@ -210,18 +210,10 @@ def table_of(
         for name, brief in zip(names, short, strict=True)
     ]
     table = [
-        [row.symbol, _cut(name, max(room, 6)), *(column[place] for _, column in columns)]
+        [row.symbol, without_middle(name, max(room, 6)), *(column[place] for _, column in columns)]
         for place, (row, name) in enumerate(zip(rows, names, strict=True))
     ]
     return heads, table
-
-
-def _cut(text: str, width: int) -> str:
-    """Return a text without its middle where it is too long: it ends with the policy."""
-    if len(text) <= width:
-        return text
-    tail = (width - 1) // 2
-    return f"{text[: width - 1 - tail]}{CUT}{text[len(text) - tail :]}"
 
 
 def pick_title(pick: Pick, *, without: Collection[str] = ()) -> str:

@@ -491,7 +491,7 @@ class AdviceScreen(ModeScreen):
         rows = candidates(event.advice)
         present = self.ttscope.present_entry()
         if present is not None and present.run is not None:
-            price = self.ttscope.price_in(event.advice, present.run)
+            price = self.ttscope.advisor.price_of(present.run, event.advice.budget)
             rows.append(present_candidate(present.run, event.advice, price))
         self.set_status(counted(event.recordings, "recording"))
         if event.advice.budget.rate_per_s is None:
@@ -524,10 +524,7 @@ class AdviceScreen(ModeScreen):
 
     def _say(self, text: str, *, bad: bool = False, passing: bool = False) -> None:
         self._passing = passing
-        message = self.query_one("#message", StillText)
-        message.set_class(bad, "bad")
-        message.display = bool(text)
-        message.update(in_fields(text) if bad else text)
+        self.say(in_fields(text) if bad else text, bad=bad)
 
     @on(FrontPanel.RowChanged)
     def _row_changed(self) -> None:
@@ -603,12 +600,11 @@ class AdviceScreen(ModeScreen):
 
     @work(thread=True, group="plan")
     def _work_out_plan(self, answer: Recommendation, path: Path) -> None:
-        try:
+        def planned() -> Planned:
             with self.ttscope.advising:
-                planned = Planned(path, self.ttscope.write_plan(answer, path))
-        except Exception as problem:  # shown in place, the app goes on
-            planned = Planned(path, error=failure(problem))
-        self.post_message(planned)
+                return Planned(path, self.ttscope.advisor.write_plan(path, answer))
+
+        self.post_made(planned, lambda why: Planned(path, error=why))
 
     @on(Planned)
     def _plan_written(self, event: Planned) -> None:
@@ -655,15 +651,12 @@ class AdviceScreen(ModeScreen):
 
     @work(thread=True, exclusive=True, group="what_if")
     def _work_out_change(self, pick: Pick, changes: str, budget: Budget | None) -> None:
-        worker = get_current_worker()
-        try:
+        def told() -> WhatIf:
             with self.ttscope.advising:
                 advisor = self.ttscope.advisor_for(self._recordings())
-                message = WhatIf(*advisor.what_if(pick, changes, budget))
-        except Exception as problem:  # shown in place, the app goes on
-            message = WhatIf("", [], failure(problem))
-        if not worker.is_cancelled:
-            self.post_message(message)
+                return WhatIf(*advisor.what_if(pick, changes, budget))
+
+        self.post_made(told, lambda why: WhatIf("", [], why))
 
     @on(WhatIf)
     def _change_told(self, event: WhatIf) -> None:

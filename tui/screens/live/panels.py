@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from traces.live.numbers import GENERATED, KV, RUNNING, WAITING, Numbers, Window
 from traces.live.watched import Watched, watched_engines
@@ -248,7 +247,7 @@ def _drafts(engines: Sequence[Numbers]) -> tuple[str, ...]:
 def recorded_lines(recorded: Recorded, *, width: int) -> list[str]:
     """Return a recording's newest problems, and the numbers of its servers."""
     problems = recorded.problems
-    if isinstance(problems["problems"], pl.DataFrame) and problems["problems"].height:
+    if problems["problems"].height:
         lines = problem_table(problems["problems"], problems["problems_seen"], width=width)
         lines += ["", "Press 2 for each of them with its samples and steps."]
     else:

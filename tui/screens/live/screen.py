@@ -15,7 +15,6 @@ from textual.containers import Container, VerticalScroll
 from textual.events import Resize
 from textual.message import Message
 from textual.widgets import Input, Static
-from textual.worker import get_current_worker
 
 from profiler.attach.attachment import CAUTION, Attachment, default_folder
 from profiler.engines.interface import Finding
@@ -195,35 +194,30 @@ class LiveScreen(ModeScreen):
             return
         self._clear()
         self._shown = entry
-        self._say("")
+        self.say("")
         self._draw()
         self._reopen(entry)
 
     def _clear(self) -> None:
-        """Forget what was shown."""
         self.workers.cancel_group(self, "recorded")
         self._target, self._history, self._findings = None, History(), []
         self._shown, self._recorded, self._next, self._depth = None, None, None, False
 
     @work(thread=True, group="recorded")
     def _reopen(self, entry: Entry) -> None:
-        worker = get_current_worker()
-        recorded: Recorded | str
-        try:
-            if entry.recording is None or entry.run is None:
-                return
-            recorded = read_recorded(replace(entry.recording), entry.run)
-        except Exception as problem:  # said in place, the app goes on
-            recorded = failure(problem)
-        if not worker.is_cancelled:
-            self.post_message(self.Reopened(entry, recorded))
+        recording, run = entry.recording, entry.run
+        if recording is not None and run is not None:
+            self.post_made(
+                lambda: self.Reopened(entry, read_recorded(replace(recording), run)),
+                lambda why: self.Reopened(entry, why),
+            )
 
     @on(Reopened)
     def _show_reopened(self, event: Reopened) -> None:
         if event.entry is not self._shown:
             return
         if isinstance(event.recorded, str):
-            self._say(event.recorded, bad=True)
+            self.say(event.recorded, bad=True)
             return
         self._recorded = event.recorded
         self._next = _replaying
@@ -245,12 +239,12 @@ class LiveScreen(ModeScreen):
     @on(Input.Submitted, "#url")
     def _attach_to(self, event: Input.Submitted) -> None:
         if self._watch is not None:
-            self._say("this is being watched: s stops it", bad=True)
+            self.say("this is being watched: s stops it", bad=True)
             return
         try:
             target = parse_target(event.value)
         except UsageError as error:
-            self._say(str(error), bad=True)
+            self.say(str(error), bad=True)
             return
         self._asked = event.value
         if target.kernels is None or target.yes:
@@ -261,7 +255,7 @@ class LiveScreen(ModeScreen):
             if yes:
                 self._begin(replace(target, yes=True))
             else:
-                self._say("--kernels: not opened. Leave it out to watch without", bad=True)
+                self.say("--kernels: not opened. Leave it out to watch without", bad=True)
 
         question = f"Open {target.windows_told()}?\n\n{CAUTION}"
         self.app.push_screen(ConfirmScreen(question), answered)
@@ -273,7 +267,7 @@ class LiveScreen(ModeScreen):
         self._watch = LiveWatch(target, folder, self._ticked)
         self.ttscope.watching = True
         self.query_one(Prompt).close()
-        self._say(f"attaching to {_servers_told(target)} ...")
+        self.say(f"attaching to {_servers_told(target)} ...")
         self.set_status(self._status())
         self.query_one("#page").focus()
         self.refresh_bindings()
@@ -309,7 +303,7 @@ class LiveScreen(ModeScreen):
             snapshot = event.snapshot
             self._history.add(snapshot)
             silent = silence_told(snapshot.numbers, snapshot.now_ns)
-            self._say(
+            self.say(
                 ", ".join([*([silent] if silent else []), *event.watch.said]), bad=bool(silent)
             )
             self._next = partial(action_lines, snapshot)
@@ -322,11 +316,11 @@ class LiveScreen(ModeScreen):
         self.refresh_bindings()
         kept = (event.watch.folder / "recording.json").exists()
         if event.error is not None:
-            self._say(event.error, bad=True)
+            self.say(event.error, bad=True)
         elif event.watch.lost:
-            self._say(f"the server is gone, kept in {event.watch.folder}", bad=True)
+            self.say(f"the server is gone, kept in {event.watch.folder}", bad=True)
         else:
-            self._say(f"kept in {event.watch.folder}. It is on screen 1 now")
+            self.say(f"kept in {event.watch.folder}. It is on screen 1 now")
         if kept:
             self.ttscope.open_paths([event.watch.folder])
             self._next = _replaying
@@ -341,12 +335,10 @@ class LiveScreen(ModeScreen):
         """Replay what was watched with the change that its verdict asks for."""
         from advisor.what_if.suggest import suggest
 
-        found: Suggestion | str
-        try:
-            found = suggest(Recording.open(folder))
-        except Exception as problem:  # said in place, the app goes on
-            found = failure(problem)
-        self.post_message(self.Suggested(folder, found))
+        self.post_made(
+            lambda: self.Suggested(folder, suggest(Recording.open(folder))),
+            lambda why: self.Suggested(folder, why),
+        )
 
     @on(Suggested)
     def _show_next(self, event: Suggested) -> None:
@@ -367,11 +359,6 @@ class LiveScreen(ModeScreen):
         if self._watch is None or self._target is None:
             return "not connected"
         return status(self._history.last, _servers_told(self._target))
-
-    def _say(self, text: str, *, bad: bool = False) -> None:
-        message = self.query_one("#message", StillText)
-        message.display = bool(text)
-        message.set_class(bad, "bad").update(text)
 
     @property
     def _width(self) -> int:
@@ -476,7 +463,7 @@ class LiveScreen(ModeScreen):
     def action_leave(self) -> None:
         """Leave the URL, so that keys are keys, and what was wrong with it."""
         if self.query_one("#message").has_class("bad"):
-            self._say("")
+            self.say("")
         self.query_one(Prompt).close()
         self.query_one("#page").focus()
 
@@ -486,6 +473,5 @@ class LiveScreen(ModeScreen):
         self._draw()
 
     def action_stop(self) -> None:
-        """End the watching; the recording is complete then."""
         if self._watch is not None:
             self._watch.stop()

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import polars as pl
 from textual.content import Content
 
 from profiler.engines.interface import Finding
-from traces.live.numbers import LIVE_S, QUANTILES, Numbers, Times
+from traces.live.numbers import LIVE_S, QUANTILES, Numbers
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests
 from traces.recording.tables import STEP_TOOK
-from traces.schema.estimate import Estimate
-from traces.schema.formats import ABSENT, counted, number, value_of
+from traces.schema.formats import counted, integer, number, value_of
 from traces.statistics import Floats
 from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
@@ -30,6 +28,7 @@ from tui.text.recordings.live import (
     highest,
     silence_s,
     slowest,
+    time_cells,
     total,
     verdict_lines,
 )
@@ -141,12 +140,8 @@ def recorded_spreads(numbers: Numbers, requests: Requests | None) -> list[str]:
     """Return the times of requests of a recording, one by one where they are known."""
     rows: list[Sequence[str]] = [("", "mean", *SHOWN)]
     for title, name in _SPREADS:
-        each = getattr(requests, name, None)
-        if each is not None and each["mean"] is not None:
-            rows.append((title, *(value_of(each[q]) for q in ("mean", *SHOWN))))
-            continue
-        times: Times = getattr(numbers, name)
-        rows.append((title, value_of(times.mean), *(bounds_text(getattr(times, q)) for q in SHOWN)))
+        mean, cells, _ = time_cells(numbers, requests, name, SHOWN)
+        rows.append((title, value_of(mean), *cells))
     return align(rows, right=(1, 2, 3))
 
 
@@ -157,15 +152,8 @@ def server_spreads(
 
     With `most` only so many are rows, and a line counts the others.
     """
-
-    def mean(numbers: Numbers, requests: Requests | None, name: str) -> Estimate | None:
-        each = getattr(requests, name, None)
-        if each is not None and each["mean"] is not None:
-            return cast(Estimate, each["mean"])
-        return cast(Times, getattr(numbers, name)).mean
-
     table = [
-        (name, [mean(numbers, requests, time) for _, time in _SPREADS])
+        (name, [time_cells(numbers, requests, time)[0] for _, time in _SPREADS])
         for name, numbers, requests in servers
     ]
     table.sort(key=lambda row: [-each.value if each else 0.0 for each in row[1][::-1]])
@@ -385,9 +373,9 @@ def problem_table(
         rows.append(
             (
                 row["problem_id"][-16:],
-                ABSENT if row["samples"] is None else f"{row['samples']:,}",
+                integer(row["samples"]),
                 number(took, "s"),
-                *(ABSENT if row[n] is None else f"{row[n]:,}" for n in ("tokens", "longest")),
+                *(integer(row[name]) for name in ("tokens", "longest")),
                 "in flight" if row["end"] is None else ended,
             )
         )

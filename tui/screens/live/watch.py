@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -92,7 +94,7 @@ class LiveWatch:
         self.said: list[str] = []  # what a user must see
         self._stop = threading.Event()
         self._read = 0.0
-        self._inside: dict[str, object] = {}
+        self._inside: dict[str, Any] = {}
         self._came = -1  # rows of windows that were read
         self._profiled: dict[str, tuple[tuple[Collective, ...] | None, DeviceTime | None]] = {}
         self.lost = False
@@ -112,78 +114,60 @@ class LiveWatch:
             attached = attach_to(
                 stack, self._target, may_open=lambda told: False, say=self.said.append
             )
-            deployment = attached.deployment
-
-            def tick(seconds: float, numbers: Mapping[str, Numbers | None]) -> None:
-                whole = deployment.numbers(VERDICT_S)
-                self._tick(seconds, numbers, whole, dict(deployment.shown), attached)
-
             watch(
-                deployment,
+                attached.deployment,
                 self.folder,
                 stop=self._stop,
                 duration_s=self._target.duration_s,
                 probes=attached.probes,
-                on_tick=tick,
+                on_tick=partial(self._tick, attached),
                 price_usd_per_device_hour=self._target.price,
             )
-            self.lost = deployment.lost
+            self.lost = attached.deployment.lost
 
     def _tick(
-        self,
-        seconds: float,
-        numbers: Mapping[str, Numbers | None],
-        minute: Mapping[str, Numbers | None],
-        names: Mapping[str, str],
-        attached: Attached,
+        self, attached: Attached, seconds: float, numbers: Mapping[str, Numbers | None]
     ) -> None:
-        steps = attached.steps
+        deployment, steps = attached.deployment, attached.steps
+        minute = deployment.numbers(VERDICT_S)
         if time.monotonic() - self._read > READ_S:
             self._read = time.monotonic()
             self._inside = self._look_inside(steps)
-        rows = self._inside.get("step_rows")
-        step_rows = rows if isinstance(rows, pl.DataFrame) else None
-        verdicts = [
-            judge(
-                key,
-                Evidence(
-                    numbers=each,
-                    steps=_of_engine(step_rows, key),
-                    collectives=self._profiled.get(key, (None, None))[0],
-                    device_time=self._profiled.get(key, (None, None))[1],
-                ),
-            )
-            for key, each in minute.items()
-        ]
+        step_rows = self._inside.get("step_rows")
+        verdicts: list[Verdict] = []
+        changes: list[Change | None] = []
+        for key, each in minute.items():
+            moved, device = self._profiled.get(key, (None, None))
+            steps_of = _of_engine(step_rows, key)
+            seen = Evidence(numbers=each, steps=steps_of, collectives=moved, device_time=device)
+            verdicts.append(judge(key, seen))
+            engine = deployment.engines.get(key)
+            if each is None or engine is None or verdicts[-1].reason is not None:
+                changes.append(None)
+            else:
+                changes.append(change_for(verdicts[-1], each, engine, each.requests_per_s or 0.0))
         inside = {name: value for name, value in self._inside.items() if value is not None}
-        engines = attached.deployment.engines
-        changes = [
-            None
-            if each is None or key not in engines or verdict.reason is not None
-            else change_for(verdict, each, engines[key], each.requests_per_s or 0.0)
-            for (key, each), verdict in zip(minute.items(), verdicts, strict=True)
-        ]
         self._on_snapshot(
             Snapshot(
                 now_ns=now_ns(),
                 changes=tuple(changes),
                 seconds=seconds,
                 numbers=numbers,
-                names=names,
+                names=dict(deployment.shown),
                 verdicts=tuple(verdicts),
                 steps=steps,
                 unpowered=attached.unpowered,
-                **inside,  # type: ignore[arg-type]
+                **inside,
             )
         )
 
-    def _look_inside(self, steps: int | None) -> dict[str, object]:
+    def _look_inside(self, steps: int | None) -> dict[str, Any]:
         """Return what the recording holds so far of problems, steps and events."""
         try:
             recording = Recording.open(self.folder)
             events = recording.frame("events")
             kinds = dict(events.group_by("kind").len().iter_rows())
-            seen: dict[str, object] = {
+            seen: dict[str, Any] = {
                 "events": kinds,
                 "watts": _watts(recording),
                 "kept_bytes": size_bytes(self.folder),
@@ -203,7 +187,7 @@ class LiveWatch:
         except TtscopeError:  # it is being written: the next look will do
             return dict(self._inside)
 
-    def _look_at_windows(self, recording: Recording, events: pl.DataFrame) -> dict[str, object]:
+    def _look_at_windows(self, recording: Recording, events: pl.DataFrame) -> dict[str, Any]:
         """Return how many windows there were and the newest one's kernels; read when one came."""
         came = events.filter(pl.col("kind") == "window").height
         if came == self._came:
@@ -226,7 +210,7 @@ class LiveWatch:
         }
 
 
-def newest_problems(recording: Recording) -> dict[str, object]:
+def newest_problems(recording: Recording) -> dict[str, Any]:
     """Return how many problems a recording holds, and the newest with what their samples took."""
     problems = recording.table("problems").select("problem_id", "arrival", "end").collect()
     newest = problems.sort("arrival", descending=True).head(MOST_PROBLEMS)

@@ -11,7 +11,7 @@ from traces.schema.formats import counted, digits, number
 from traces.summary.comparison import Difference
 from traces.summary.run import Run
 from tui.screens.entries import Column, Entry
-from tui.text.layout import BLOCKS, wrap
+from tui.text.layout import BLOCKS, labelled, wrap
 from tui.text.recordings.show import difference_lines, energy_lines, time_lines, warning_lines
 
 EMPTY = (
@@ -30,26 +30,6 @@ def arrow(reverse: bool) -> str:
 def price_told(price: float | None) -> str:
     """Return what costs rest on: a price of a device-hour, or the recordings' own."""
     return "those of the recordings" if price is None else f"at ${digits(price)} a device-hour"
-
-
-def status_of(
-    *,
-    shown: int,
-    total: int,
-    marked: int,
-    read: int,
-    loading: bool,
-    sort: str,
-    price: float | None,
-    wide: bool,
-) -> str:
-    """Return what stands in the bar above the table; a price takes the room of the order."""
-    parts = [f"reading {read}/{total}" if loading else f"{shown}/{total}"]
-    if price is not None:
-        parts.append(f"${digits(price)} an hour")
-    if price is None or wide:
-        parts.append(f"sort {sort}")
-    return "  ".join([*parts, f"{marked} marked"])
 
 
 KEYS_TOLD = "enter: open   ?: help, columns   - not measured   ! not compared"
@@ -97,10 +77,7 @@ def _watched(entry: Entry, run: Run) -> str:
 
 def columns_lines(columns: Sequence[Column], width: int) -> list[str]:
     """Return what the columns hold, a sentence each."""
-    lines: list[str] = []
-    for column in columns:
-        lines += wrap(column.header, column.about, width=width, indent=11)
-    return lines
+    return labelled(((each.header, each.about) for each in columns), width=width, indent=11)
 
 
 def latency_lines(run: Run, width: int, rows: int) -> list[str]:

@@ -19,7 +19,7 @@ from textual.widgets.data_table import CellDoesNotExist, ColumnKey
 from textual.worker import get_current_worker
 
 from traces.errors import TtscopeError
-from traces.schema.formats import number
+from traces.schema.formats import digits, number
 from traces.summary.comparison import Difference, compare, configuration
 from traces.summary.run import Run
 from tui.screens.base import ConfirmScreen, ModeScreen
@@ -38,7 +38,6 @@ from tui.screens.entries import (
 from tui.screens.library import (
     ImportMade,
     delete_recording,
-    failure,
     import_into,
     price_of,
     recordings_at,
@@ -53,7 +52,6 @@ from tui.screens.recordings.details import (
     front_text,
     latency_lines,
     price_told,
-    status_of,
 )
 from tui.widgets.prompt import Field, Paths, Prompt, Question
 from tui.widgets.still import StillText
@@ -267,18 +265,20 @@ class RecordingsScreen(ModeScreen):
         self._engines = engine_cells(self.ttscope.entries, self._table_width)
         self._fit_columns()
         self._fill(entries, current)
-        status = status_of(
-            shown=len(entries),
-            total=len(self.ttscope.entries),
-            marked=len(self.ttscope.marked),
-            read=sum(entry.listed is None for entry in self.ttscope.entries),
-            loading=self.ttscope.loading_paths,
-            sort=f"{column.header} {arrow(self._reverse)}",
-            price=self.ttscope.price,
-            wide=self.app.size.width >= WIDE,
-        )
-        self.set_status(status)
+        self.set_status(self._status())
         self._show_panel()
+
+    def _status(self) -> str:
+        """Return what stands in the bar above the table; a price takes the room of the order."""
+        every, price = self.ttscope.entries, self.ttscope.price
+        read = sum(entry.listed is None for entry in every)
+        loading = self.ttscope.loading_paths
+        parts = [f"reading {read}/{len(every)}" if loading else f"{len(self._shown)}/{len(every)}"]
+        if price is not None:
+            parts.append(f"${digits(price)} an hour")
+        if price is None or self.app.size.width >= WIDE:
+            parts.append(f"sort {COLUMNS[self._sort].header} {arrow(self._reverse)}")
+        return "  ".join([*parts, f"{len(self.ttscope.marked)} marked"])
 
     def _fill(self, entries: list[Entry], current: str | None) -> None:
         """Change the cells that differ; rows that stay are kept, for new ones are measured."""
@@ -331,8 +331,7 @@ class RecordingsScreen(ModeScreen):
         able = entry.teaches or entry.listed is not None
         mark = "*" if marked else ("" if able else "!")
         style = "bold" if marked else ("" if entry.comparable else "dim")
-        run = entry.run or entry.listed
-        numbers = run is not None and run.problems > 0
+        numbers = entry.row is not None and entry.row.problems > 0
         width = self._table_width
         cells = [Text(mark, style="bold")]
         for column, _ in self._columns:
@@ -395,7 +394,7 @@ class RecordingsScreen(ModeScreen):
             self._filtered()
         else:
             self.query_one("#asking", Prompt).close()
-            self._say("")
+            self.say("")
             self._table.focus()
 
     def action_leave(self) -> None:
@@ -459,41 +458,38 @@ class RecordingsScreen(ModeScreen):
         text = event.value
         try:
             if not text.strip():
-                self._say("")
+                self.say("")
             elif self._asking == "import":
-                self._say("importing ...")
+                self.say("importing ...")
                 self._import(text)
             elif self._asking == "price":
                 price = price_of(text)
                 self.ttscope.set_price(price)
-                self._say(f"costs are {price_told(price)}")
+                self.say(f"costs are {price_told(price)}")
             else:
                 self.ttscope.open_paths(recordings_at(text))
-                self._say("")
+                self.say("")
         except TtscopeError as error:
-            self._say(str(error), bad=True)
+            self.say(str(error), bad=True)
             return
         self.query_one("#asking", Prompt).close()
         self._table.focus()
 
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:
-        try:
-            made = import_into(text, Path("runs"))
-        except Exception as error:  # a file of others may be broken in any way
-            self.post_message(Failed(failure(error), text))
-        else:
-            self.post_message(ImportDone(made))
+        self.post_made(
+            lambda: ImportDone(import_into(text, Path("runs"))), lambda why: Failed(why, text)
+        )
 
     @on(ImportDone)
     def _imported(self, event: ImportDone) -> None:
         notes = "".join(f". {note}" for note in event.made.notes[:2])
-        self._say(f"{event.made.told}, kept in {event.made.folder}{notes}")
+        self.say(f"{event.made.told}, kept in {event.made.folder}{notes}")
         self.ttscope.open_paths([event.made.folder])
 
     @on(Failed)
     def _failed(self, event: Failed) -> None:
-        self._say(event.text, bad=True)
+        self.say(event.text, bad=True)
         if self.is_current and not self.query_one("#asking", Prompt).is_open:
             self.action_ask("import", event.asked)
 
@@ -504,7 +500,7 @@ class RecordingsScreen(ModeScreen):
             self._drop(entry.path)
             return
         if entry is None or (entry.recording is None and entry.listed is None):
-            self._say("nothing to delete: this is no recording", bad=True)
+            self.say("nothing to delete: this is no recording", bad=True)
             return
         path = entry.path
         try:
@@ -524,24 +520,19 @@ class RecordingsScreen(ModeScreen):
             self._not_deleted(path, error)
             return
         kept = f", where {len(left)} other files stay" if left else ""
-        self._say(f"deleted {path}{kept}")
+        self.say(f"deleted {path}{kept}")
         self.ttscope.forget(path)
 
     def _not_deleted(self, path: Path, error: TtscopeError) -> None:
         """Say why, or take a recording whose folder is gone out of the list."""
         if path.exists():
-            self._say(str(error), bad=True)
+            self.say(str(error), bad=True)
         else:
             self._drop(path)
 
     def _drop(self, path: Path) -> None:
-        self._say(f"{path}: its folder is gone. It is out of the list now", bad=True)
+        self.say(f"{path}: its folder is gone. It is out of the list now", bad=True)
         self.ttscope.forget(path)
-
-    def _say(self, text: str, *, bad: bool = False) -> None:
-        message = self.query_one("#message", StillText)
-        message.update(text)
-        message.set_class(bool(text), "said").set_class(bad, "bad")
 
     def _show_panel(self) -> None:
         size, below = self.app.size, self._is_beside  # whether charts stand below the numbers

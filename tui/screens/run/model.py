@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from traces.schema.formats import number
@@ -40,7 +40,7 @@ from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_
 from tui.text.recordings.live import watched_lines
 from tui.text.recordings.show import energy_lines, policy_lines, warning_lines
 from tui.widgets.lanes import Lane
-from tui.widgets.sample_bars import SampleRow, Scale
+from tui.widgets.sample_bars import Bars
 
 if TYPE_CHECKING:
     from advisor.accuracy.stopping import Savings
@@ -53,16 +53,6 @@ NO_REPLAY = (
     "nothing has been replayed: v replays this run, as recorded or with a change such as "
     "engine.max_num_seqs=8 policy.n=4"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bars:
-    """A problem's samples as lines: the row that a rule's stop follows, and its mark."""
-
-    title: str
-    scale: Scale
-    rows: tuple[SampleRow, ...]
-    after: tuple[int, str] | None = None
 
 
 class RunModel:
@@ -91,6 +81,10 @@ class RunModel:
 
     # -- what is looked at ---------------------------------------------------------------------
 
+    @property
+    def timeline(self) -> Timeline | None:
+        return None if self.data is None else self.data.timeline
+
     def show_data(self, data: RunData) -> None:
         self.data = data
         if data.timeline is not None:
@@ -115,7 +109,7 @@ class RunModel:
 
     def step_by(self, steps: int) -> None:
         """Move the cursor to the end of a step so many steps on."""
-        timeline = None if self.data is None else self.data.timeline
+        timeline = self.timeline
         if self.play is None or timeline is None:
             return
         place = int(timeline.ends_ns.searchsorted(self.play.now, side="left")) + steps
@@ -147,7 +141,7 @@ class RunModel:
     def go_to(self, target: Goto) -> str | None:
         """Go to a problem, a step or a time; return why it cannot be where it cannot."""
         problems = 0 if self.run.rows is None else self.run.rows.height
-        timeline = None if self.data is None else self.data.timeline
+        timeline = self.timeline
         if target.what == "problem":
             if not 1 <= target.number <= problems:
                 return f"problem {target.number:,.0f}: there are {problems:,}"
@@ -182,7 +176,7 @@ class RunModel:
     @property
     def position(self) -> int:
         """The step under the cursor as a row of the run's steps, -1 where there is none."""
-        timeline = None if self.data is None else self.data.timeline
+        timeline = self.timeline
         return -1 if timeline is None or self.play is None else timeline.step_at(self.play.now)
 
     # -- what there is to draw -----------------------------------------------------------------
@@ -207,7 +201,7 @@ class RunModel:
         self, bins: int, *, tall: bool
     ) -> tuple[list[Lane], int | None, list[tuple[str, str]]]:
         """Return the lanes, the cursor's column, and styled lines for below them."""
-        timeline = None if self.data is None else self.data.timeline
+        timeline = self.timeline
         if self.data is None:
             told = "the steps cannot be read" if self.unread else "reading the steps ..."
             return [], None, [(told, "")]
@@ -338,7 +332,6 @@ class RunModel:
         return [*self.beside.lines] if self.beside and self.beside.lines else none
 
     def _watched_lines(self, width: int) -> list[str]:
-        """Return what /metrics told of the servers that were watched."""
         watched = () if self.data is None else self.data.watched
         return [line for each in watched for line in (*watched_lines(each, width=width), "")][:-1]
 

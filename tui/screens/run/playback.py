@@ -59,7 +59,6 @@ class Playback:
         return self.seek(self.left - (-length * place // max(bins, 1)))
 
     def column(self, bins: int) -> int:
-        """Return the column under the cursor."""
         return min((self.now - self.left) * bins // (self.right - self.left), bins - 1)
 
     def zoom(self, factor: float) -> Playback:

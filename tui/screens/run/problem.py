@@ -24,7 +24,8 @@ from tui.text.layout import wrap
 from tui.widgets.sample_bars import SampleRow, Scale
 
 if TYPE_CHECKING:
-    from advisor.accuracy.stopping import Savings, Stopped
+    from advisor.accuracy.finish_order import Decided
+    from advisor.accuracy.stopping import Savings
 
 
 NOTE = 12  # columns right of the bars
@@ -187,7 +188,7 @@ def sample_rows(
     problem: Problem,
     width: int,
     *,
-    stop: Stopped | None = None,
+    stop: Decided | None = None,
     span_s: float | None = None,
     until: float | None = None,
 ) -> list[SampleRow]:
@@ -236,11 +237,10 @@ def _note(problem: Problem, sample: Sample, order: int) -> str:
     return "differs" if final is not None and sample.answer != final else ""
 
 
-def scale_of(problem: Problem, width: int, span_s: float | None = None) -> Scale:
+def scale_of(problem: Problem, width: int, span_s: float) -> Scale:
     """Return the header of the samples: the columns, and the span at the end of the bars."""
     size, space = columns(problem, width)
-    span = problem.span_s if span_s is None else span_s
-    end = number(span, "s") if span > 0 else ""  # no time is known
+    end = number(span_s, "s") if span_s > 0 else ""  # no time is known
     left = f"{'#':>4}   {'answer':<{size}} {'tokens':>6} "
     return Scale(left=left, columns=space, end=end, width=width)
 
@@ -343,7 +343,7 @@ def stop_lines(
     return lines
 
 
-def _without_saving(problem: Problem, stop: Stopped) -> str:
+def _without_saving(problem: Problem, stop: Decided) -> str:
     """Return what to say of a rule that spares nothing: it was met as the last ended, or not."""
     sure = f"({percent(stop.certainty)} sure)"
     ends = [

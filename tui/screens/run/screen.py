@@ -233,15 +233,16 @@ class RunScreen(ModeScreen):
         if entry is None or entry.run is None:
             waits = self.ttscope.loading_paths
             self._show(None)
-            self._say("loading ..." if waits else "no run to show: open one on screen 1", waits)
+            told = "loading ..." if waits else "no run to show: open one on screen 1"
+            self.say(told, bad=not waits)
             return
         if self.ttscope.bring_back():
             if self.model is not None and self.model.entry.key != entry.key:
                 self._show(None)
-            self._say("loading ...", waiting=True)
+            self.say("loading ...")
         elif self.model is None or entry.run is not self.model.run:
             self._show(RunModel(entry, [rule.label for rule in RULES]))
-            self._say("")
+            self.say("")
 
     def _show(self, model: RunModel | None) -> None:
         """Show another run, or none; nothing that was asked of the one before is left."""
@@ -259,51 +260,38 @@ class RunScreen(ModeScreen):
 
     @work(thread=True, group="run")
     def _read(self, model: RunModel) -> None:
-        worker = get_current_worker()
-        try:
-            data = read_run(model.recording, model.run)
-        except Exception as error:  # shown in place, the app goes on
-            self.post_message(Failed(model, failure(error), unread=True))
-            return
-        if not worker.is_cancelled:
-            self.post_message(Read(model, data))
+        self.post_made(
+            lambda: Read(model, read_run(model.recording, model.run)),
+            lambda why: Failed(model, why, unread=True),
+        )
 
     @work(thread=True, group="run")
     def _judge(self, model: RunModel, rule: StopRule) -> None:
-        worker = get_current_worker()
-        judged: Savings | str
-        try:
-            judged = savings(model.run, rule)
-        except Exception as error:
-            judged = failure(error)
-        if not worker.is_cancelled:
-            self.post_message(Judged(model, rule.label, judged))
+        self.post_made(
+            lambda: Judged(model, rule.label, savings(model.run, rule)),
+            lambda why: Judged(model, rule.label, why),
+        )
 
     @work(thread=True, group="policies", exclusive=True)
     def _tell_policies(self, model: RunModel) -> None:
         from tui.text.recordings.show import judged_policies, policies_lines
 
-        worker = get_current_worker()
-        try:
+        def told() -> Told:
             policies = judged_policies(model.recording, model.run)
-            lines = policies_lines(model.run, policies, width=self._width)
-        except Exception as error:
-            lines = [failure(error)]
-        if not worker.is_cancelled:
-            self.post_message(Told(model, lines))
+            return Told(model, policies_lines(model.run, policies, width=self._width))
+
+        self.post_made(told, lambda why: Told(model, [why]))
 
     @work(thread=True, group="replay", exclusive=True)
     def _replay(self, model: RunModel, changes: str) -> None:
-        worker = get_current_worker()
-        if model.recording is None:
-            return
-        try:
-            beside = replay_beside(model.recording, model.run, changes, width=self._width)
-        except Exception as error:
-            self.post_message(Failed(model, failure(error), asked=True))
-            return
-        if not worker.is_cancelled:
-            self.post_message(Replayed(model, beside))
+        recording = model.recording
+        if recording is not None:
+            self.post_made(
+                lambda: Replayed(
+                    model, replay_beside(recording, model.run, changes, width=self._width)
+                ),
+                lambda why: Failed(model, why, asked=True),
+            )
 
     @work(thread=True, group="steps", exclusive=True)
     def _read_page(self, model: RunModel, position: int) -> None:
@@ -344,7 +332,7 @@ class RunScreen(ModeScreen):
     @on(Replayed)
     def _beside_made(self, event: Replayed) -> None:
         if event.model is self.model:
-            self._say("")
+            self.say("")
             self.model.show_beside(event.beside)
             self.draw()
 
@@ -352,7 +340,7 @@ class RunScreen(ModeScreen):
     def _failed(self, event: Failed) -> None:
         if event.model is not self.model:
             return
-        self._say(told_here(event.text))
+        self.say(told_here(event.text), bad=True)
         if event.asked and self.is_current and not self.query_one(Prompt).is_open:
             self.action_ask("replay", self._asked)
         if event.unread:
@@ -378,11 +366,6 @@ class RunScreen(ModeScreen):
     @property
     def _short(self) -> bool:
         return self.app.size.height < SHORT
-
-    def _say(self, text: str, waiting: bool = False) -> None:
-        message = self.query_one("#message", StillText)
-        message.update(text)
-        message.set_class(bool(text), "said").set_class(waiting, "waiting")
 
     def draw(self) -> None:
         """Draw all of the run, or nothing where none is shown."""
@@ -439,11 +422,7 @@ class RunScreen(ModeScreen):
         both.set_class(other is not None, "beside")
         both.set_class(self._width >= WIDE, "wide")
         for name, drawn in (("#bars", own), ("#other", other)):
-            bars = self.query_one(name, SampleBars)
-            if drawn is None:
-                bars.update("")
-            else:
-                bars.show(drawn.scale, drawn.rows, title=drawn.title, after=drawn.after)
+            self.query_one(name, SampleBars).show(drawn)
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -575,7 +554,6 @@ class RunScreen(ModeScreen):
         self.query_one("#page").scroll_home(animate=False)
 
     def action_ask(self, what: str, text: str = "") -> None:
-        """Ask where to go, or what to change in a replay."""
         self._asking = what
         self.query_one(Prompt).ask(QUESTIONS[what], text)
 
@@ -587,7 +565,7 @@ class RunScreen(ModeScreen):
             return
         if self._asking == "replay":
             self.action_leave()
-            self._say("replaying (the first replay compiles for some seconds) ...", waiting=True)
+            self.say("replaying (the first replay compiles for some seconds) ...")
             self._asked = text
             self._replay(model, text)
             return
@@ -596,7 +574,7 @@ class RunScreen(ModeScreen):
         except UsageError as error:
             told = str(error)
         if told:
-            self._say(told)  # and the text stays, to be mended
+            self.say(told, bad=True)  # and the text stays, to be mended
             return
         self.action_leave()
         self.draw()
@@ -607,7 +585,7 @@ class RunScreen(ModeScreen):
         prompt = self.query_one(Prompt)
         if prompt.is_open:
             prompt.close()
-            self._say("")
+            self.say("")
             self.query_one("#page").focus()
             return
         if self.model is not None and self.model.cut:

@@ -18,7 +18,7 @@ from traces.summary.kernels import Collective, WindowSteps
 from traces.summary.run import Run
 from traces.summary.speculation.acceptance import Acceptance
 from traces.summary.speculation.lookup import NgramWhatIf
-from tui.text.layout import align, wrap
+from tui.text.layout import align, labelled, without_middle, wrap
 
 NAME = 22
 
@@ -40,19 +40,20 @@ def kernel_lines(run: Run, width: int = 80) -> list[str]:
         ranks = f" over {device.ranks} ranks" if device.ranks > 1 else ""
         where = f"in {windows}{of_steps}: {spans} ({percent(device.idle_share)}){ranks}"
         lines += wrap("", where, width=width, indent=0)
-        cost = [
-            *([f"steps took {device.slowdown:.2f} times as long"] if device.slowdown else ()),
-            *(
-                [f"windows cost {percent(device.cost_share, 1)} of the run"]
-                if device.cost_share
-                else ()
-            ),
-        ]
-        lines += wrap("  ", f"profiled, {', '.join(cost)}", width=width, indent=2) if cost else []
-        for text in held_texts(device.held):
-            lines += wrap("  ", text, width=width, indent=2)
+        cost = []
+        if device.slowdown:
+            cost.append(f"steps took {device.slowdown:.2f} times as long")
+        if device.cost_share:
+            cost.append(f"windows cost {percent(device.cost_share, 1)} of the run")
+        told = [f"profiled, {', '.join(cost)}"] if cost else []
+        told += held_texts(device.held)
+        lines += labelled((("", text) for text in told), width=width, indent=2)
     tops = [
-        (f"  {shortened(each.name, min(44, width - 24))}", integer(each.calls), number(each.s, "s"))
+        (
+            f"  {without_middle(each.name, min(44, width - 24))}",
+            integer(each.calls),
+            number(each.s, "s"),
+        )
         for each in run.top_kernels or ()
     ]
     header = ("most expensive", "calls", "time")
@@ -75,12 +76,6 @@ def held_texts(held: Sequence[WindowSteps]) -> list[str]:
     for reason, count in Counter(each.unknown for each in held if each.unknown).most_common(3):
         texts.append(f"{counted(count, 'window')}, which steps is not known: {reason}")
     return texts
-
-
-def shortened(name: str, width: int) -> str:
-    """Cut a kernel's name in the middle: its end tells the shape or type apart."""
-    half = (width - 1) // 2
-    return name if len(name) <= width else f"{name[:half]}…{name[-half:]}"
 
 
 def collective_lines(collectives: tuple[Collective, ...], width: int) -> list[str]:

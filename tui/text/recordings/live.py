@@ -28,13 +28,14 @@ from traces.schema.formats import (
     ABSENT,
     compact,
     counted,
+    integer,
     interval,
     number,
     percent,
     value_of,
 )
 from traces.summary.metrics import estimate_of
-from tui.text.layout import align, chart_line, wrap
+from tui.text.layout import align, chart_line, labelled, wrap
 
 if TYPE_CHECKING:
     from advisor.what_if.suggest import Suggestion
@@ -125,13 +126,10 @@ def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
     where = dict(watched.engine.other)
     if where:
         lines += wrap("engine", " ".join(where.values()), width=width, indent=INDENT)
-    if not watched.complete:
-        lines += wrap("!", "incomplete: cut off, or still going", width=width, indent=2)
-    for loss in watched.losses:
-        lines += wrap("!", loss, width=width, indent=2)
-    if watched.events:
-        events = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in watched.events.items())
-        lines += wrap("!", events, width=width, indent=2)
+    cut = [] if watched.complete else ["incomplete: cut off, or still going"]
+    events = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in watched.events.items())
+    warned = [*cut, *watched.losses, *([events] if events else [])]
+    lines += labelled((("!", text) for text in warned), width=width, indent=2)
     if numbers is not None:
         lines += ["", *_number_lines(watched, numbers, width), "", *_charts(watched, width)]
     if watched.columns:
@@ -141,12 +139,9 @@ def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
 
 def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
     finished = [f"{n} {numbers.finished[n]:,}" for n in _FINISHED if n in numbers.finished]
-    lines = wrap(
-        "polls",
+    polls = (
         f"{numbers.polls:,} over {numbers.seconds:,.0f} s, requests finished: "
-        f"{', '.join(finished) or 'none'}",
-        width=width,
-        indent=INDENT,
+        f"{', '.join(finished) or 'none'}"
     )
     rates = (
         f"generated {_rate(numbers.generated_tokens_per_s)} tok/s, prompts "
@@ -154,27 +149,24 @@ def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
         f"{percent(numbers.prefix_hit_share)}), requests {_rate(numbers.requests_per_s)}/s, steps "
         f"{_rate(numbers.steps_per_s)}/s of {_rate(numbers.tokens_per_step)} tokens"
     )
-    lines += wrap("rates", rates, width=width, indent=INDENT)
     load = (
         f"running {_rate(numbers.running)} (highest {_rate(numbers.running_max)}), waiting "
         f"{_rate(numbers.waiting)} (highest {_rate(numbers.waiting_max)}), KV cache "
         f"{percent(numbers.kv_share)} (highest {percent(numbers.kv_share_max)}), "
         f"preemptions {ABSENT if numbers.preemptions is None else numbers.preemptions}"
     )
-    lines += wrap("load", load, width=width, indent=INDENT)
+    rows = [("polls", polls), ("rates", rates), ("load", load)]
     if numbers.acceptance_length is not None:
         shares = " ".join(f"{share:.2f}" for share in numbers.accepted_per_position or ())
         drafts = (
-            f"{ABSENT if numbers.drafts is None else f'{numbers.drafts:,}'} drafts, "
+            f"{integer(numbers.drafts)} drafts, "
             f"{f'accepted by position {shares}, ' if shares else ''}"
             f"length {numbers.acceptance_length:.2f}"
         )
-        lines += wrap("drafts", drafts, width=width, indent=INDENT)
-    return [
-        *lines,
-        "",
-        *latency_lines(numbers, watched.requests, software_of(watched.engine), width),
-    ]
+        rows.append(("drafts", drafts))
+    lines = labelled(rows, width=width, indent=INDENT)
+    software = software_of(watched.engine)
+    return [*lines, "", *latency_lines(numbers, watched.requests, software, width)]
 
 
 def latency_lines(
@@ -190,14 +182,8 @@ def latency_lines(
         ("decode", "decode_s"),
         ("request", "e2e_s"),
     ):
-        each = getattr(requests, name, None)
-        if requests is not None and each is not None and each["mean"] is not None:
-            cells = [value_of(each[q]) for q in ("mean", *QUANTILES)]
-            rows.append((title, *cells, requests.source))
-            continue
-        times: Times = getattr(numbers, name)
-        cells = [bounds_text(getattr(times, q)) for q in QUANTILES]
-        rows.append((title, value_of(times.mean), *cells, "/metrics"))
+        mean, cells, source = time_cells(numbers, requests, name, QUANTILES)
+        rows.append((title, value_of(mean), *cells, source))
     lines = align(rows, right=(1, 2, 3, 4))
     used = {row[-1] for row in rows}
     if requests is not None and requests.source in used:
@@ -210,6 +196,17 @@ def latency_lines(
         text = f"{software}'s histograms: {means}a quantile lies between two bounds"
         lines += wrap("/metrics", text, width=width, indent=INDENT)
     return lines
+
+
+def time_cells(
+    numbers: Numbers, requests: Requests | None, name: str, quantiles: Iterable[str] = ()
+) -> tuple[Estimate | None, list[str], str]:
+    """Return a time of requests: its mean, its quantiles as text, and where these are from."""
+    each = getattr(requests, name, None)
+    if requests is not None and each is not None and each["mean"] is not None:
+        return each["mean"], [value_of(each[q]) for q in quantiles], requests.source
+    times: Times = getattr(numbers, name)
+    return times.mean, [bounds_text(getattr(times, q)) for q in quantiles], "/metrics"
 
 
 def bounds_text(bounds: Bounds | None) -> str:
@@ -260,14 +257,12 @@ def _column_lines(columns: Mapping[str, str], width: int) -> list[str]:
 
 def verdict_lines(verdict: Verdict, *, width: int = 80) -> list[str]:
     """Return the bottleneck in words with its evidence, and what could not be seen."""
-    lines = wrap("VERDICT", verdict_text(verdict), width=width, indent=INDENT)
-    for each in verdict.found[1:]:
-        lines += wrap("also", f"{each.kind}: {each.evidence}", width=width, indent=INDENT)
-    for missing in verdict.unseen:
-        lines += wrap(
-            "unseen", f"{missing.kind}: needs {missing.needs}", width=width, indent=INDENT
-        )
-    return lines
+    rows = [
+        ("VERDICT", verdict_text(verdict)),
+        *(("also", f"{each.kind}: {each.evidence}") for each in verdict.found[1:]),
+        *(("unseen", f"{each.kind}: needs {each.needs}") for each in verdict.unseen),
+    ]
+    return labelled(rows, width=width, indent=INDENT)
 
 
 def verdict_text(verdict: Verdict) -> str:

@@ -35,7 +35,7 @@ from traces.summary.problems import mostly_told
 from traces.summary.run import Run
 from traces.summary.series import series
 from traces.summary.votes import PolicyOutcome
-from tui.text.layout import align, chart_line, clock, wrap
+from tui.text.layout import align, chart_line, clock, labelled, wrap
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def warnings_of(run: Run) -> list[str]:
 
 def warning_lines(run: Run, width: int = 80) -> list[str]:
     """Return the warnings in lines marked `!`."""
-    return [line for text in warnings_of(run) for line in wrap("!", text, width=width, indent=2)]
+    return labelled((("!", text) for text in warnings_of(run)), width=width, indent=2)
 
 
 def show_policies_head(run: Run) -> list[str]:
@@ -561,9 +561,7 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
             lines += wrap(mark.rstrip("."), text, width=width, indent=8)
     verdict = [] if of_curve else best_lines(best, width=width)
     lines += ["", *_others_lines(judged, width), *verdict, *_by_difficulty(judged, width)]
-    for note in judged.notes:
-        lines += wrap("!", note, width=width, indent=2)
-    return lines
+    return lines + labelled((("!", note) for note in judged.notes), width=width, indent=2)
 
 
 def _others_lines(judged: Counterfactuals, width: int) -> list[str]:
@@ -654,7 +652,7 @@ def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], .
 
 def _row(outcome: PolicyOutcome) -> tuple[str, ...]:
     tokens = outcome.tokens_per_problem
-    cells: Sequence[str] = (
+    return (
         label(outcome),
         value_of(outcome.accuracy),
         interval(outcome.accuracy),
@@ -662,7 +660,6 @@ def _row(outcome: PolicyOutcome) -> tuple[str, ...]:
         _how(outcome),
         interval(outcome.fresh_run),
     )
-    return tuple(cells)
 
 
 def _how(outcome: PolicyOutcome) -> str:

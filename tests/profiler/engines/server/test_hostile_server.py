@@ -1,9 +1,11 @@
 """A server that answers badly, endlessly or not at all: samples fail, recordings can be read."""
 
 import gzip
+import itertools
 import json
+import os
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -30,9 +32,16 @@ def events(*told, done=True):
     return "".join(f"data: {line}\n\n" for line in [*lines, *(["[DONE]"] if done else [])]).encode()
 
 
+ANSWER = events(*GOOD)
+
+
 @contextmanager
-def server(*, card=CARD, stream=None, version=None, models=None, headers=()):
-    """Serve one model; `stream` is the body of every completion, `models` writes that answer."""
+def server(*, card=CARD, stream=ANSWER, version=None, models=None):
+    """Serve one model; `models` writes the list of them.
+
+    `stream` is the body of a completion, or gives it by how many there were before.
+    """
+    numbers = itertools.count()  # several threads answer
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -48,15 +57,14 @@ def server(*, card=CARD, stream=None, version=None, models=None, headers=()):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
             if self.path.endswith("completions"):
-                self._answer(stream or events(*GOOD), "text/event-stream")
+                body = stream(next(numbers)) if callable(stream) else stream
+                self._answer(body, "text/event-stream")
             else:
                 self.send_error(404)
 
         def _answer(self, body, kind):
             self.send_response(200)
             self.send_header("Content-Type", kind)
-            for name, value in headers:
-                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
@@ -64,21 +72,13 @@ def server(*, card=CARD, stream=None, version=None, models=None, headers=()):
         yield url
 
 
-def recorded(tmp_path, url, **options):
-    workload = load_workload(_problems(tmp_path), chat=False)
-    engine = ServerEngine(url)
-    try:
-        path = record(workload, Policy(), engine, tmp_path / "r", **options)
-    finally:
-        engine.close()
-    return Recording.open(path)
-
-
-def _problems(tmp_path):
-    rows = [{"id": at, "prompt": "6 + 6?", "answer": "12"} for at in range(2)]
-    path = tmp_path / "w.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+def recorded(tmp_path, url, *, problems=2, answer="12", chat=False):
+    """A recording of a server that is asked so many problems."""
+    rows = [{"id": at, "prompt": "6 + 6?", "answer": answer} for at in range(problems)]
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workload = load_workload(str(tmp_path / "w.jsonl"), chat=chat)
+    with closing(ServerEngine(url)) as engine:
+        return Recording.open(record(workload, Policy(), engine, tmp_path / "r"))
 
 
 @pytest.mark.parametrize(
@@ -179,11 +179,10 @@ def test_an_answer_without_end_is_one_line(monkeypatch, models):
 
 
 def test_a_folder_that_a_server_names_is_read_only_where_it_holds_a_file(tmp_path):
-    import os
-
     (tmp_path / "model").mkdir()
     os.mkfifo(tmp_path / "model" / "config.json")
-    with server(card=CARD | {"root": str(tmp_path / "model")}) as url:
-        engine = ServerEngine(url)
-        engine.close()
-    assert engine.model is None
+    with (
+        server(card=CARD | {"root": str(tmp_path / "model")}) as url,
+        closing(ServerEngine(url)) as engine,
+    ):
+        assert engine.model is None

@@ -5,7 +5,6 @@ import json
 import httpx
 import pytest
 
-from benchmarks.servers.metrics_server import metrics_server
 from profiler.engines.server.identity import identify
 from traces.schema.engine import Speculative
 
@@ -40,9 +39,8 @@ def identity(state):
         return identify(client, card)
 
 
-def test_sglang_says_how_it_was_started():
-    with metrics_server() as state:
-        found = identity(state.as_sglang(INFO))
+def test_sglang_says_how_it_was_started(server):
+    found = identity(server.as_sglang(INFO))
     assert (found.text, found.front_end, found.vllm_version) == ("SGLang 0.5.23", "python", None)
     assert found.settings == {
         "tensor_parallel_size": 4,
@@ -71,34 +69,31 @@ def test_sglang_says_how_it_was_started():
         {"internal_states": "none", "speculative_num_steps": 0, "disable_radix_cache": "yes"},
     ],
 )
-def test_what_sglang_says_is_checked(odd):
-    with metrics_server() as state:
-        found = identity(state.as_sglang(odd))
+def test_what_sglang_says_is_checked(server, odd):
+    found = identity(server.as_sglang(odd))
     assert found.engine == "SGLang"
     assert not found.settings
 
 
-def test_other_servers_by_what_they_say():
-    with metrics_server() as state:
-        found = identity(state)
-        assert (found.text, found.other) == ("vLLM 0.32.0", ())
-        card = {"id": "m", "owned_by": "tensorrt_llm"}
-        state.answers["/v1/models"] = json.dumps({"data": [card]})
-        found = identity(state)
-        assert found.text == "TensorRT-LLM 0.32.0"
-        assert found.other == (("engine_name", "TensorRT-LLM 0.32.0"),)
-        state.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0", "api": "1.0"}'}
-        state.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "system"}]}'
-        found = identity(state)
-        assert (found.text, found.other) == ("NIM 1.8.0", (("engine_name", "NIM 1.8.0"),))
-        state.answers["/v1/version"] = None
-        assert identity(state).engine is None
+def test_other_servers_by_what_they_say(server):
+    found = identity(server)
+    assert (found.text, found.other) == ("vLLM 0.32.0", ())
+    card = {"id": "m", "owned_by": "tensorrt_llm"}
+    server.answers["/v1/models"] = json.dumps({"data": [card]})
+    found = identity(server)
+    assert found.text == "TensorRT-LLM 0.32.0"
+    assert found.other == (("engine_name", "TensorRT-LLM 0.32.0"),)
+    server.answers |= {"/version": None, "/v1/version": '{"release": "1.8.0", "api": "1.0"}'}
+    server.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "system"}]}'
+    found = identity(server)
+    assert (found.text, found.other) == ("NIM 1.8.0", (("engine_name", "NIM 1.8.0"),))
+    server.answers["/v1/version"] = None
+    assert identity(server).engine is None
 
 
-def test_vllms_rust_front_end_is_not_uvicorn():
-    with metrics_server() as state:
-        state.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "vllm"}]}'
-        assert identity(state).front_end is None
-        state.software = ""
-        found = identity(state)
+def test_vllms_rust_front_end_is_not_uvicorn(server):
+    server.answers["/v1/models"] = '{"data": [{"id": "m", "owned_by": "vllm"}]}'
+    assert identity(server).front_end is None
+    server.software = ""
+    found = identity(server)
     assert (found.text, found.front_end) == ("vLLM 0.32.0", "rust")

@@ -1,5 +1,7 @@
 """Real servers with a reasoning parser give the answers that the engine in this process gives."""
 
+from contextlib import closing
+
 import pytest
 
 from benchmarks.servers.vllm_server import running
@@ -37,14 +39,14 @@ def test_the_answers_are_the_same_behind_a_parser(parser, in_process, tmp_path):
     """Several tokens a delta, so that many deltas have the end of a thought and the answer."""
     flags = ["--dtype", "float32", "--stream-interval", "3"]
     flags += [] if parser is None else ["--reasoning-parser", parser]
-    with running(tmp_path / "server", *flags) as server:
-        engine = ServerEngine(server.url, name="demo/s", declared={"tensor_parallel_size": 1})
-        try:
-            for most in (LONG, SHORT):
-                workload = load_workload("demo", problems=PROBLEMS, seed=5)
-                record(workload, Policy(max_tokens=most), engine, tmp_path / str(most))
-        finally:
-            engine.close()
+    declared = {"tensor_parallel_size": 1}
+    with (
+        running(tmp_path / "server", *flags) as server,
+        closing(ServerEngine(server.url, name="demo/s", declared=declared)) as engine,
+    ):
+        for most in (LONG, SHORT):
+            workload = load_workload("demo", problems=PROBLEMS, seed=5)
+            record(workload, Policy(max_tokens=most), engine, tmp_path / str(most))
     for most, mine in in_process.items():
         theirs = samples(tmp_path / str(most))
         for column in ("answer", "correct", "output_tokens", "censored"):

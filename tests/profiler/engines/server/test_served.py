@@ -2,7 +2,6 @@
 
 import json
 
-from benchmarks.servers.metrics_server import metrics_server
 from profiler.engines.server.served import describe
 from profiler.engines.server.server import ServerEngine
 
@@ -35,11 +34,10 @@ def test_a_model_that_is_not_here_has_none(tmp_path, monkeypatch):
         assert facts is None
 
 
-def test_data_parallel_replicas_of_vllm_are_devices():
-    with metrics_server() as state:
-        state.answers["/version"] = '{"version": "0.32.0"}'
-        state.engines = ("0", "1", "2")
-        engine = ServerEngine(state.url, declared={"tensor_parallel_size": 2})
-        engine.close()
+def test_data_parallel_replicas_of_vllm_are_devices(server):
+    server.answers["/version"] = '{"version": "0.32.0"}'
+    server.engines = ("0", "1", "2")
+    engine = ServerEngine(server.url, declared={"tensor_parallel_size": 2})
+    engine.close()
     assert (engine.config.data_parallel_size, engine.config.num_devices) == (3, 6)
     assert engine.config.block_size == 128

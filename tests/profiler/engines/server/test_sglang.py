@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
@@ -108,12 +108,8 @@ def counting(tokenize):
         counted.append(1)
         return tokenize()
 
-    with sglang(count) as (url, asked):
-        engine = ServerEngine(url)
-        try:
-            yield engine, asked, counted
-        finally:
-            engine.close()
+    with sglang(count) as (url, asked), closing(ServerEngine(url)) as engine:
+        yield engine, asked, counted
 
 
 def raw(*prompts):
@@ -121,13 +117,12 @@ def raw(*prompts):
 
 
 def test_requests_have_what_sglang_knows():
-    with sglang() as (url, asked):
-        engine = ServerEngine(url, declared={"tensor_parallel_size": None})
-        try:
-            chat = answered(engine, stop=("END",), top_logprobs=3, want_token_ids=True)
-            text = answered(engine, chat=False, fixed_length=True, want_token_ids=True)
-        finally:
-            engine.close()
+    with (
+        sglang() as (url, asked),
+        closing(ServerEngine(url, declared={"tensor_parallel_size": None})) as engine,
+    ):
+        chat = answered(engine, stop=("END",), top_logprobs=3, want_token_ids=True)
+        text = answered(engine, chat=False, fixed_length=True, want_token_ids=True)
     (_, of_chat), (_, of_text) = asked
     assert set(of_chat) <= OF_CHAT and set(of_text) <= OF_TEXT
     assert of_chat["no_stop_trim"] and of_chat["rid"] == "run.p.0"

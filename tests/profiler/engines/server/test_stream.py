@@ -1,21 +1,14 @@
 """What a server's stream amounts to, however its reasoning parser cuts thought and answer."""
 
-import itertools
 import json
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from profiler.engines.server.server import Events, ServerEngine
+from profiler.engines.server.server import Events
 from profiler.engines.server.stream import Stream
-from profiler.runs.record import record
 from profiler.workload.answers import final_answer
-from profiler.workload.problems import load_workload
 from profiler.workload.verifiers import Numeric
-from tests.loopback import serving
-from traces.recording.reader import Recording
-from traces.schema.tts.policy import Policy
+from tests.profiler.engines.server.test_hostile_server import events, recorded, server
 from traces.summary.run import summarise
 
 START, END = (3,), (4,)  # the tokens of the marks
@@ -59,11 +52,11 @@ def read(result):
     ],
 )
 def test_thought_and_answer_are_parted(field, deltas, answer):
-    events = [
+    told = [
         delta(**{name: part for name, part in ((field, thought), ("content", said)) if part})
         for thought, said in deltas
     ]
-    assert final_answer(read(result_of(delta(role="assistant", content=""), *events))) == answer
+    assert final_answer(read(result_of(delta(role="assistant", content=""), *told))) == answer
 
 
 def test_both_in_one_delta_end_the_thought_there():
@@ -137,71 +130,31 @@ def test_several_choices_and_calls_of_tools():
 
 
 def test_ids_are_kept_only_where_they_are_wanted():
-    events = (delta(reasoning="ab", ids=[10, 11]), delta(content="J", ids=[4, 20]))
-    kept, not_kept = (result_of(*events, prompt=[1], want_ids=w) for w in (True, False))
+    told = (delta(reasoning="ab", ids=[10, 11]), delta(content="J", ids=[4, 20]))
+    kept, not_kept = (result_of(*told, prompt=[1], want_ids=w) for w in (True, False))
     assert (kept.token_ids, kept.prompt_token_ids) == ((10, 11, 4, 20), (1,))
     assert (not_kept.token_ids, not_kept.prompt_token_ids, not_kept.think_tokens) == (None, None, 2)
 
 
-@contextmanager
-def chat_server(events_of):
-    """An OpenAI-compatible server whose chats are these events, by how many there were before."""
-    numbers = itertools.count()  # chats are answered by several threads
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send({"data": [{"id": "m", "max_model_len": 1024}]}, self.path == "/v1/models")
-
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path != "/v1/chat/completions":
-                self.send({}, False)
-                return
-            number = next(numbers)
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.end_headers()
-            for event in events_of(number):
-                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-            self.wfile.write(b"data: [DONE]\n\n")
-
-        def send(self, document, good):
-            body = json.dumps(document).encode()
-            self.send_response(200 if good else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    with serving(Handler) as url:
-        yield url
-
-
-def recorded(tmp_path, events_of, problems=8):
-    rows = [{"id": n, "prompt": f"{n}", "answer": "7"} for n in range(problems)]
-    file = tmp_path / "w.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with chat_server(events_of) as url:
-        engine = ServerEngine(url)
-        try:
-            record(load_workload(str(file)), Policy(max_tokens=9), engine, tmp_path / "r")
-        finally:
-            engine.close()
-    return Recording.open(tmp_path / "r")
+def chats(tmp_path, told):
+    """A recording of eight chats that have these events, by how many there were before."""
+    with server(stream=lambda number: events(*told(number))) as url:
+        return recorded(tmp_path, url, problems=8, answer="7", chat=True)
 
 
 def test_answers_of_a_server_whose_deltas_have_both(tmp_path):
-    def events(number):
+    def told(number):
         split = [delta(reasoning="1 + 6"), delta(content="7", finish="stop")]
         return split if number % 2 else [delta(reasoning="1 + 6", content="7", finish="stop")]
 
-    recording = recorded(tmp_path, events)
+    recording = chats(tmp_path, told)
     assert recording.samples["correct"].to_list() == [True] * 8
     assert recording.samples["think_end"].null_count() == 0
     assert not [note for note in summarise(recording)[0].notes if "no answer" in note]
 
 
 def test_samples_without_an_answer_are_told(tmp_path):
-    def events(number):
+    def told(number):
         if number < 2:
             return [delta(reasoning="1 +", finish="length")]
         return (
@@ -210,7 +163,7 @@ def test_samples_without_an_answer_are_told(tmp_path):
             else [delta(reasoning="1 + 6"), delta(content="7", finish="stop")]
         )
 
-    recording = recorded(tmp_path, events)
+    recording = chats(tmp_path, told)
     assert recording.samples["answer"].null_count() == 3
     assert recording.samples["censored"].sum() == 2
     (note,) = [note for note in summarise(recording)[0].notes if "no answer" in note]
@@ -223,7 +176,7 @@ def test_events_are_the_same_however_their_bytes_are_cut(size):
     told = [{"a": 1}, {"b": float("nan")}, {"c": "\u2028 \n"}, {"d": 2**70}]
     lines = [f"data:{' ' * n}{json.dumps(each)}" for n, each in enumerate(told)]
     body = "\r\n\n".join([": a comment", *lines, "data: [DONE]", 'data: {"late": 1}', ""]).encode()
-    events = Events()
-    got = [e for at in range(0, len(body), size) for e in events.of(body[at : at + size])]
-    assert events.done
+    cut = Events()
+    got = [e for at in range(0, len(body), size) for e in cut.of(body[at : at + size])]
+    assert cut.done
     assert repr(got) == repr(told)

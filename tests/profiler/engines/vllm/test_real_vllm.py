@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import closing
 from itertools import pairwise
 
 import pytest
@@ -159,11 +160,9 @@ def test_jsonl_of_prompts_and_chats_under_a_verifier(tmp_path):
 def test_a_prompt_without_room_fails_alone(tmp_path):
     lines = [{"id": str(i), "prompt": "1 + 2 " * (200 if i == 1 else 1)} for i in range(3)]
     (tmp_path / "w.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    engine = InProcessEngine(EngineOptions(model="demo/s", dtype="float32", max_model_len=64))
-    try:
+    options = EngineOptions(model="demo/s", dtype="float32", max_model_len=64)
+    with closing(InProcessEngine(options)) as engine:
         path = record(load_workload(str(tmp_path / "w.jsonl")), GREEDY, engine, tmp_path / "r")
-    finally:
-        engine.close()
     recording = Recording.open(path)
     assert recording.complete
     samples = recording.samples.sort("problem_id")
@@ -216,11 +215,9 @@ def test_server_gives_the_same_answers_as_in_process(server, in_process, tmp_pat
 
         problems = [replace(p, prompt=f"<bos>{p.prompt}.<think>") for p in workload.problems]
         workload = replace(workload, problems=problems, chat=False)
-    engine = ServerEngine(server, name="demo/s", declared={"tensor_parallel_size": 1})
-    try:
+    declared = {"tensor_parallel_size": 1}
+    with closing(ServerEngine(server, name="demo/s", declared=declared)) as engine:
         record(workload, GREEDY, engine, tmp_path / "r", concurrency=6)
-    finally:
-        engine.close()
     mine = Recording.open(in_process[0] / "greedy").samples.sort("problem_id")
     theirs = Recording.open(tmp_path / "r").samples.sort("problem_id")
     assert theirs["error"].null_count() == theirs.height
@@ -237,11 +234,9 @@ def test_a_server_keeps_given_lengths(server, tmp_path):
     rows = [{"id": i, "prompt": "aCb6", "output_tokens": each} for i, each in enumerate(lengths)]
     file = tmp_path / "w.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    engine, policy = ServerEngine(server), Policy(method="majority", n=2, temperature=0.8)
-    try:
+    policy = Policy(method="majority", n=2, temperature=0.8)
+    with closing(ServerEngine(server)) as engine:
         record(load_workload(str(file)), policy, engine, tmp_path / "r")
-    finally:
-        engine.close()
     samples = Recording.open(tmp_path / "r").samples.sort("problem_id", "sample_index")
     assert samples["output_tokens"].to_list() == [tokens for each in lengths for tokens in each]
     assert samples["finish_reason"].to_list() == ["length"] * 6
@@ -291,8 +286,6 @@ def test_sweep_like_record_over_the_endpoint(server, tmp_path):
 
 
 def test_cancel_closes_the_stream(server):
-    from profiler.engines.interface import SampleRequest
-
     engine = ServerEngine(server)
     names = [f"c.{index}.0" for index in range(12)]
     for name in names:

@@ -114,17 +114,14 @@ def test_no_text_is_kept(case, tmp_path):
 
 
 BAD = [
-    ({"prompt": -5}, "whole number"), ({"output": -1}, "whole number"),
-    ({"prompt": 0}, "whole number"), ({"prompt": 10**30}, "whole number"),
-    ({"output": 200_000_000}, "whole number"), ({"output": 1.5}, "whole number"),
-    ({"output": NAN}, "NaN"), ({"prompt": "many"}, "whole number"), ({"arrival": NAN}, "NaN"),
-    ({"arrival": "noon"}, "time"), ({"arrival": -3}, "time"), ({"arrival": 1e300}, "time"),
-    ({"arrival": ...}, "absent"),
+    {"prompt": -5}, {"prompt": 0}, {"prompt": 10**30}, {"prompt": "many"}, {"output": -1},
+    {"output": 200_000_000}, {"output": 1.5}, {"output": NAN}, {"arrival": NAN},
+    {"arrival": "noon"}, {"arrival": -3}, {"arrival": 1e300}, {"arrival": ...},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "kind"), BAD, ids=lambda value: str(value)[:40])
-def test_a_bad_request_is_left_out_and_told(case, tmp_path, change, kind):
+@pytest.mark.parametrize("change", BAD, ids=str)
+def test_a_bad_request_is_left_out_and_told(case, tmp_path, change):
     path = case.write(tmp_path / case.file, SENT, {1: change})
     found, recording = read(path, tmp_path / "r")
     assert recording.samples["prompt_tokens"].to_list() == [700, 700, 91]
@@ -137,7 +134,7 @@ def test_a_bad_request_is_left_out_and_told(case, tmp_path, change, kind):
 
 
 def test_what_was_left_out_is_in_the_summary(case, tmp_path):
-    found, recording = read(case.write(tmp_path / case.file, SENT, {1: BAD[0][0]}), tmp_path / "r")
+    found, recording = read(case.write(tmp_path / case.file, SENT, {1: BAD[0]}), tmp_path / "r")
     (note,) = [note for note in found.notes if "skipped" in note]
     assert note in summarise(recording)[0].notes
 

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from textual.widgets import Input
 
+from tests.tui.kept_screens import compare
 from tests.tui.pilot import press, screen_text, settle
 from tests.tui.screens.advice.test_advice_screen import Opened, folder  # noqa: F401
 from traces.schema.advice import Stages
@@ -22,29 +22,20 @@ SEEN = Path(__file__).parent / "seen"
 SMALL_SIZE, USUAL = (80, 24), (120, 40)
 
 
-def compare(app, name):
-    text, kept = screen_text(app) + "\n", SEEN / f"{name}.txt"
-    if os.environ.get("KEEP_SEEN"):
-        SEEN.mkdir(exist_ok=True)
-        kept.write_text(text, encoding="utf-8")
-    assert text == kept.read_text(encoding="utf-8")
-    assert max(map(len, text.splitlines())) <= app.size.width
-
-
 async def test_small(folder):  # noqa: F811
     """The answer first; the front, the open budget and a mistake each whole at 80x24."""
     async with Opened(folder, SMALL_SIZE) as opened:
         app, pilot = opened.app, opened.pilot
-        compare(app, "answer-80x24")
+        compare(app, SEEN / "answer-80x24.txt")
         await press(pilot, "f")
-        compare(app, "front-80x24")
+        compare(app, SEEN / "front-80x24.txt")
         await pilot.press("escape")
         field = app.screen.query_one("#field_gpus", Input)
         await pilot.press("b")
         field.value = "many"
         field.focus()
         await press(pilot, "enter")
-        compare(app, "mistake-80x24")
+        compare(app, SEEN / "mistake-80x24.txt")
 
 
 async def test_usual(folder):  # noqa: F811
@@ -57,9 +48,9 @@ async def test_usual(folder):  # noqa: F811
         screen.post_message(Advised(screen._asked, advice, None, 2))
         screen.post_message(Progress(screen._asked, 6, 24))
         await settle(opened.pilot)
-        compare(app, "first-estimate-120x40")
+        compare(app, SEEN / "first-estimate-120x40.txt")
         screen.post_message(Progress(("another question",), 7, 24))
         await settle(opened.pilot)
         assert "6 of 24" in screen_text(app)
         await opened.give("max_latency", "100ms")
-        compare(app, "nothing-fits-120x40")
+        compare(app, SEEN / "nothing-fits-120x40.txt")

@@ -35,8 +35,7 @@ async def ask(pilot, key, text):
 async def test_open_import_and_delete(folder):
     seen = []
     app = TtscopeApp([folder / "runs"])
-    async with app.run_test(size=(100, 30), message_hook=seen.append) as pilot:
-        await settle(pilot)
+    async with opened(app, (100, 30), message_hook=seen.append) as (_, pilot):
         table = app.screen.query_one(DataTable)
         assert table.row_count == 1
         await ask(pilot, "o", str(folder / "elsewhere"))
@@ -108,8 +107,7 @@ async def test_a_price_is_told_at_80_columns(folder):
 @pytest.mark.slow
 async def test_a_click_on_a_header_sorts(folder):
     app = TtscopeApp([folder / "runs", folder / "elsewhere"])
-    async with app.run_test(size=(100, 30)) as pilot:
-        await settle(pilot)
+    async with opened(app, (100, 30)) as (_, pilot):
         screen = app.screen
         table = screen.query_one(DataTable)
         for arrow in ("▲", "▼"):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from contextlib import asynccontextmanager
 
 import pytest
 from textual.widgets import Input
 
-import profiler.demo
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.pilot import opened, press, screen_text, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.library import delete_recording
 from tui.screens.run.screen import RunScreen
+from tui.verbs.demo import SHIPPED
 
 pytestmark = pytest.mark.slow
 
-SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
 RECORDED = next(SHIPPED.glob("demo-s-*maj@16*"))
 
 
@@ -34,34 +33,24 @@ async def go(pilot, text):
     await pilot.press("enter")
 
 
-class Opened:
-    """The app on its Run screen, with the names of the messages that its workers posted."""
+@asynccontextmanager
+async def on_run(path, size=(80, 24)):
+    """The app on its Run screen, its pilot, and the names of what its workers posted."""
+    known, posted = [], []
 
-    def __init__(self, path, size=(80, 24)):
-        self.messages, self._known = [], []
-        self.app = TtscopeApp([path])
-        self.run = self.app.run_test(size=size, message_hook=self._seen)
+    def seen(message):
+        if type(message).__module__ == "tui.screens.run.screen" and message not in known:
+            known.append(message)
+            posted.append(type(message).__name__)
 
-    def _seen(self, message):
-        if type(message).__module__ == "tui.screens.run.screen" and message not in self._known:
-            self._known.append(message)
-            self.messages.append(type(message).__name__)
-
-    async def __aenter__(self):
-        self.pilot = await self.run.__aenter__()
-        await settle(self.pilot)
-        await self.pilot.press("2")
-        await settle(self.pilot)
-        return self
-
-    async def __aexit__(self, *error):
-        await self.run.__aexit__(*error)
+    async with opened(TtscopeApp([path]), size, message_hook=seen) as (app, pilot):
+        await press(pilot, "2")
+        yield app, pilot, posted
 
 
 async def test_steps_and_problems(folder):
-    async with Opened(folder / "one") as opened:
-        app, pilot = opened.app, opened.pilot
-        assert {"Read", "Judged", "PageRead"} <= set(opened.messages)
+    async with on_run(folder / "one") as (app, pilot, posted):
+        assert {"Read", "Judged", "PageRead"} <= set(posted)
         assert "step 0 |" in text_of(app, "#step")
         assert "reads 80 KV tok" in text_of(app, "#step")
         await pilot.press("full_stop")
@@ -78,7 +67,7 @@ async def test_steps_and_problems(folder):
         for _ in range(3):
             await press(pilot, "k")
             if app.screen.model.page == "policies":
-                assert opened.messages[-1] == "Told"
+                assert posted[-1] == "Told"
                 assert "maj@4" in text_of(app, "#text")
         assert "v replays" in text_of(app, "#text")
         await pilot.press("k")
@@ -86,8 +75,7 @@ async def test_steps_and_problems(folder):
 
 
 async def test_seek_by_number_step_and_time(folder):
-    async with Opened(folder / "one") as opened:
-        app, pilot = opened.app, opened.pilot
+    async with on_run(folder / "one") as (app, pilot, _):
         model = app.screen.model
         for text, told in (("4", "problem 4 of 10"), ("10", "problem 10 of 10")):
             await go(pilot, text)
@@ -120,8 +108,7 @@ async def test_seek_by_number_step_and_time(folder):
 
 
 async def test_play_pause_and_speed(folder):
-    async with Opened(folder / "one") as opened:
-        app, pilot = opened.app, opened.pilot
+    async with on_run(folder / "one") as (app, pilot, _):
         model, screen = app.screen.model, app.screen
         await pilot.press("space")
         assert model.play.playing
@@ -145,12 +132,11 @@ async def test_play_pause_and_speed(folder):
 
 
 async def test_rules_are_judged_one_by_one(folder):
-    async with Opened(folder / "one", (120, 40)) as opened:
-        app, pilot = opened.app, opened.pilot
+    async with on_run(folder / "one", (120, 40)) as (app, pilot, posted):
         assert "ASC .90" in text_of(app, "#vote")
-        judged = opened.messages.count("Judged")
+        judged = posted.count("Judged")
         await press(pilot, "r")
-        assert opened.messages.count("Judged") == judged + 1
+        assert posted.count("Judged") == judged + 1
         assert "ASC .95" in text_of(app, "#vote")
         assert "all 10: " in text_of(app, "#vote")
 
@@ -174,8 +160,7 @@ async def test_a_replay_on_disk_is_shown_beside_its_recording(folder, tmp_path):
         row["source"] = "replayed"
     made_from = {"replayed": {"recording": "one", "seed": 0}}
     write_recording(tmp_path / "two", rows, provenance=made_from)
-    async with Opened(tmp_path, (120, 40)) as opened:
-        app, pilot = opened.app, opened.pilot
+    async with on_run(tmp_path, (120, 40)) as (app, pilot, _):
         app.open_run(next(entry for entry in app.entries if entry.path.name == "two"))
         app.screen.show_library()
         await settle(pilot)
@@ -186,13 +171,12 @@ async def test_a_replay_on_disk_is_shown_beside_its_recording(folder, tmp_path):
 
 
 async def test_a_replay_is_shown_beside_its_recording():
-    async with Opened(RECORDED, (160, 50)) as opened:
-        app, pilot = opened.app, opened.pilot
+    async with on_run(RECORDED, (160, 50)) as (app, pilot, posted):
         await pilot.press("v")
         field = app.screen.query_one("#ask", Input)
         field.value = "engine.max_num_seqs=4"
         await press(pilot, "enter")
-        assert opened.messages[-1] == "Replayed"
+        assert posted[-1] == "Replayed"
         assert app.screen.model.beside.run.step_rows["source"][0] == "replayed"
         assert isinstance(app.screen, RunScreen)
         assert "replay" in text_of(app, "#lanes")
@@ -203,7 +187,7 @@ async def test_a_replay_is_shown_beside_its_recording():
         await pilot.press("v")
         field.value = "engine.nothing=4"
         await press(pilot, "enter")
-        assert "Failed" in opened.messages
+        assert "Failed" in posted
         assert "no such field" in text_of(app, "#message")
 
 
@@ -213,8 +197,8 @@ async def test_letters_stand_for_blocks_without_colours(folder, monkeypatch, pla
         monkeypatch.setenv("NO_COLOR", "1")
     else:
         monkeypatch.delenv("NO_COLOR", raising=False)
-    async with Opened(folder / "one") as opened:
-        bars = text_of(opened.app, "#bars")
+    async with on_run(folder / "one") as (app, _, _):
+        bars = text_of(app, "#bars")
         legend = " ".join(bars.splitlines()[:2])
         assert ("= thinking" in legend) == ("===" in bars) == plain
         assert ("▆ thinking" in legend) == ("▆▆▆" in bars) == (not plain)
@@ -222,33 +206,33 @@ async def test_letters_stand_for_blocks_without_colours(folder, monkeypatch, pla
 
 @pytest.mark.parametrize("size", [(60, 18), (80, 24), (120, 40)])
 async def test_nothing_is_cut_below_and_lanes_take_what_is_free(folder, size):
-    async with Opened(folder / "one", size) as opened:
-        screen = opened.app.screen
+    async with on_run(folder / "one", size) as (app, pilot, _):
+        screen = app.screen
         assert screen.max_scroll_y == 0
         bottom = size[1] - 1
         assert all(each.region.bottom <= bottom for each in screen.query("#page, #vote"))
         assert screen.query_one("#page").region.height >= 3
-        lines = text_of(opened.app, "#lanes").splitlines()
+        lines = text_of(app, "#lanes").splitlines()
         assert all(len(line.rstrip()) <= size[0] for line in lines)
         assert len(lines) > 10 if size[1] == 40 else 4 <= len(lines) <= 7
         whole = screen.model.head(1000)[0], screen.model.title(1000)
         for name, line in zip(("#head", "#title"), whole, strict=True):
-            shown = text_of(opened.app, name).splitlines()[0]
+            shown = text_of(app, name).splitlines()[0]
             assert f"{line}  ".startswith(f"{shown}  ")  # no number is cut
-        assert "paused x1/" in screen_text(opened.app).splitlines()[0]
+        assert "paused x1/" in screen_text(app).splitlines()[0]
         for page in ("kernels", "policies", "replay"):
-            await press(opened.pilot, "k")
-            lines = text_of(opened.app, "#text").splitlines()
+            await press(pilot, "k")
+            lines = text_of(app, "#text").splitlines()
             assert screen.model.page == page and lines
             assert max(map(len, lines)) < size[0]  # nothing is wrapped in the middle of a table
 
 
 async def test_the_footer_says_pause_while_the_run_plays(folder):
-    async with Opened(folder / "one") as opened:
-        keys = [each.binding.description for each in opened.app.screen.active_bindings.values()]
+    async with on_run(folder / "one") as (app, pilot, _):
+        keys = [each.binding.description for each in app.screen.active_bindings.values()]
         assert "play" in keys and "pause" not in keys and "rule" in keys
-        await opened.pilot.press("space")
-        keys = [each.binding.description for each in opened.app.screen.active_bindings.values()]
+        await pilot.press("space")
+        keys = [each.binding.description for each in app.screen.active_bindings.values()]
         assert "pause" in keys and "play" not in keys
-        await opened.pilot.press("space")
-        assert not opened.app.screen.model.play.playing
+        await pilot.press("space")
+        assert not app.screen.model.play.playing
