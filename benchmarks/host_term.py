@@ -25,24 +25,25 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from host_fit import SHARED, HostTerm, LeftOutSpread, as_table
 from serving_points import OPEN, TOGETHER, Point
 from silicon import SEED, chosen, errors, kept_of, options, priced_engine, replayed
 
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.step_time.cost import StepCost
-from advisor.step_time.host.fit import SHARED, TERMS, HostTerm, as_table
 from advisor.step_time.host.law import (
     ASYNCHRONOUS,
     KEPT,
     OLD,
     SYNCHRONOUS,
+    TERMS,
     generation_of,
     in_features,
     ranks_of,
 )
 from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_kind
-from advisor.step_time.host.spread import GPU, PLAIN, SEEN, LeftOutSpread, kind_of, stratum
+from advisor.step_time.host.spread import GPU, PLAIN, SEEN, kind_of, stratum
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig

@@ -31,14 +31,6 @@ def off(told: Floats, measured: Floats) -> Floats:
     return np.log(np.interp(TOKENS, *told.T) / np.interp(TOKENS, *measured.T))
 
 
-def shape_of(key: tuple[int, ...]) -> experts.Shape:
-    """Return experts as the tables name them."""
-    hidden, width, active, total, tensor, expert = key
-    return experts.Shape(
-        hidden=hidden, width=width, active=active, total=total, tensor=tensor, expert=expert
-    )
-
-
 def newest(tables: PriorTables) -> str:
     """Return the newest version that has a table of experts."""
     return tables.versions_of(experts.FAMILY, experts.TABLE)[0]
@@ -85,7 +77,9 @@ def main() -> None:
             for key in [each for each in sorted(known) if each[4] * each[5] in (1, 4, 8)][::6]:
                 rest = frozenset(each for each in known if each[:4] != key[:4])
                 near = experts._nearest(rest, key)
-                before, after = (shape_of(each).work(PRECISIONS[form]) for each in (near, key))
+                before, after = (
+                    experts.Shape(*each).work(PRECISIONS[form]) for each in (near, key)
+                )
                 told = carried(
                     experts._table(tables, version, form, near)[0], before, after, tables
                 )
@@ -98,7 +92,7 @@ def main() -> None:
             other, versions[1], "bfloat16"
         )
         for key in sorted(both)[::8]:
-            work = shape_of(key).work(PRECISIONS["bfloat16"])
+            work = experts.Shape(*key).work(PRECISIONS["bfloat16"])
             theirs = experts._table(other, versions[1], "bfloat16", key)[0]
             told = carried(theirs, work, work, own, other)
             measured = experts._table(own, versions[0], "bfloat16", key)[0]

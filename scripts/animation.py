@@ -63,7 +63,6 @@ class Film:
             self.texts.setdefault(part, set()).add(frame)
 
     def svg(self) -> str:
-        """Return the whole film."""
         width, height = COLUMNS * CELL + 2 * MARGIN, ROWS * LINE + 2 * MARGIN + CAPTION
         whole, patterns = sum(self.seconds), dict[frozenset[int], str]()
         parts = [self._grouped(self.rects, patterns), self._grouped(self.texts, patterns)]

@@ -255,6 +255,22 @@ class Watch:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Whether a server answers instead, and where the run is kept: of `replay`."""
+
+    against: str | None = option(
+        None, "Send the run to this server, and measure it.", metavar="URL"
+    )
+    workload: str | None = option(None, "--against: the file that the prompts came from.")
+    raw_prompts: bool = option(False, "--against: without a chat template, as recorded.")
+    api_key_env: str | None = option(None, "--against: variable that holds the server's key.")
+    output: Path | None = option(
+        None, "Keep the predicted run, or the measured one of --against.", "-o", "--output"
+    )
+    as_json: Json = False
+
+
 def takes(
     *groups: type[Any], panels: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -23,7 +23,14 @@ from advisor.accuracy.extrapolation import FARTHEST, extrapolate, fresh_runs
 from advisor.accuracy.finish_order import Decided, ReplayedOrder, decide
 from advisor.accuracy.models.answers import AnswerCounts, AnswerModel, count_answers
 from advisor.accuracy.models.published import CurveAccuracy, learned
-from advisor.accuracy.samples import FEWEST, ProblemSamples, SampledRun, limited, read_samples
+from advisor.accuracy.samples import (
+    FEWEST,
+    Column,
+    ProblemSamples,
+    SampledRun,
+    limited,
+    read_samples,
+)
 from advisor.accuracy.subsets import (
     RandomOrders,
     best_of_curve,
@@ -31,7 +38,7 @@ from advisor.accuracy.subsets import (
     decides_as_vote,
     order_count,
 )
-from advisor.accuracy.thinking import BudgetOutcome, at_checkpoints, between, lower_bounds
+from advisor.accuracy.thinking import at_checkpoints, between, lower_bounds
 from advisor.evidence.runs import limits_that_cut
 from traces.errors import RecordingError, UsageError
 from traces.schema.estimate import Estimate
@@ -50,15 +57,6 @@ from traces.summary.votes import (
 )
 
 MOST = 4_000  # problems that are judged one by one; of more, so many at random
-
-
-@dataclass(frozen=True)
-class Column:
-    """A policy with its right share and tokens per problem: [problems] each."""
-
-    outcome: PolicyOutcome
-    right: Floats
-    tokens: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +83,9 @@ def evaluate(
 ) -> Counterfactuals:
     """Return what other policies would have given on a run's problems.
 
-    `answers` is the recording's table of forced answers. `order` says when fewer samples would
-    have ended; without it the recorded ends are taken. `counts` are numbers of samples, else
-    1, 2, 4, ... to those recorded, and twice and four times as many. With `max_tokens` all is
-    under that limit, else votes of one and of all also under limits that cut some samples.
+    `answers` is the recording's table of forced answers. `order` says when fewer samples would have
+    ended, else the recorded ends are taken. `counts` are numbers of samples, else 1, 2, 4, ... to
+    those recorded, and twice and four times as many. With `max_tokens` all is under that limit.
     Raises RecordingError when the run cannot say (samples.py), UsageError for counts below 1 or
     above four times those recorded, and for limits beyond one that cut samples.
     """
@@ -128,8 +125,7 @@ def evaluate(
                 for p in samples.problems
             ]
         )
-        fixed = ("majority", "pass_at_k")
-        outcomes = _with_fresh_runs(model, outcomes, fixed, of)
+        outcomes = [*fresh_runs(model, outcomes, methods=("majority", "pass_at_k"), of=of)]
         tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
         reached = float(np.mean([any(p.correct) for p in samples.problems]))
         outcomes += [
@@ -348,10 +344,7 @@ def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) ->
 def _finishing(
     samples: SampledRun, counts: Sequence[int], order: ReplayedOrder | None, notes: list[str]
 ) -> Iterator[Column]:
-    """Return the rules that go by the order of ends: as recorded, or replayed for fewer samples.
-
-    Of samples without times that is the order of their tokens, which all take equal steps.
-    """
+    """Return the rules that go by the order of ends: as recorded, replayed, or of the tokens."""
     problems = samples.problems
     unknown = sum(int((~np.isfinite(p.finish_s)).sum()) for p in problems)
     total = sum(len(p.finish_s) for p in problems)
@@ -440,20 +433,11 @@ def _weighed(problem: ProblemSamples) -> Decided:
     return decide(problem, Stop(rule=SETTLED, value=bound), np.exp(logs - most))
 
 
-def _with_fresh_runs(
-    model: AnswerModel, outcomes: Sequence[PolicyOutcome], methods: Sequence[str], of: int
-) -> list[PolicyOutcome]:
-    like = [each for each in outcomes if each.max_tokens is None]
-    others = [each for each in outcomes if each.max_tokens is not None]  # unlike those of the model
-    pairs = fresh_runs(model, like, methods=methods, of=of)
-    return [replace(each, fresh_run=fresh) for each, fresh in pairs] + others
-
-
 def _budgets(
     samples: SampledRun, answers: pl.DataFrame | None, notes: list[str]
 ) -> list[PolicyOutcome]:
     """Return votes at budgets of thought; those at checkpoints with the interval of a fresh run."""
-    cut = [] if answers is None else at_checkpoints(samples, answers)
+    cut = {} if answers is None else at_checkpoints(samples, answers)
     if not cut:
         bounds = lower_bounds(samples)
         if bounds:
@@ -461,31 +445,18 @@ def _budgets(
                 "thinking budgets are lower bounds (finished in time and right). Record with "
                 "--budget-checkpoints to know them"
             )
-        return _estimates([_budget_column(each) for each in bounds])
-    cuts = sorted({each.budget_tokens for each in cut})
-    halves = [(low + high) // 2 for low, high in pairwise(cuts)]
+        return _estimates(bounds)
     outcomes: list[PolicyOutcome] = []
-    for budget in cuts:
-        here = [each for each in cut if each.budget_tokens == budget]
-        found = _estimates([_budget_column(each) for each in here])
-        if max(each.n for each in here) > 1:
-            model = AnswerModel().fit(here[0].counts)
-            found = _with_fresh_runs(model, found, ("majority",), len(here[0].counts))
+    for columns, counts in cut.values():
+        found = _estimates(columns)
+        if len(found) > 1:
+            model = AnswerModel().fit(counts)
+            found = [*fresh_runs(model, found, methods=("majority",), of=len(counts))]
         outcomes += found
-    for n in sorted({each.n for each in cut}):
-        between_ = [between(cut, half, n) for half in halves if half not in cuts]
-        outcomes += _estimates([_budget_column(each) for each in between_ if each is not None])
+    for (one, (low, _)), (two, (high, _)) in pairwise(cut.items()):
+        if two - one > 1:
+            outcomes += _estimates(list(map(between, low, high)))
     return sorted(outcomes, key=lambda each: (each.n, each.budget_tokens or 0))
-
-
-def _budget_column(each: BudgetOutcome) -> Column:
-    outcome = replace(
-        _outcome("majority", each.n, basis="subsets" if each.bound == "lower" else "checkpoints"),
-        budget_tokens=each.budget_tokens,
-        bound=each.bound,
-        tokens_estimated=each.estimated,
-    )
-    return Column(outcome, each.right, each.tokens)
 
 
 def _estimates(columns: Sequence[Column]) -> list[PolicyOutcome]:
@@ -537,8 +508,7 @@ class Comparison:
 def compare_policies(column: Column, reference: Column) -> Comparison:
     """Return the paired comparison of two policies judged on the same problems."""
     found = paired(reference.right, column.right, "1")
-    if found is None:
-        raise ValueError("compare_policies: needs at least one problem")
+    assert found is not None  # of no problem there is no column
     return Comparison(
         policy=column.outcome,
         reference=reference.outcome,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from advisor.accuracy.models.answers import AnswerModel, Votes
+from advisor.accuracy.models.answers import AnswerModel
 from traces.schema.estimate import Estimate
 from traces.statistics import LEVEL, Floats, beta_quantiles, column_means, share
 from traces.summary.votes import PolicyOutcome
@@ -25,10 +26,9 @@ def extrapolate(
 ) -> list[PolicyOutcome]:
     """Return maj@k and pass@k for more samples than the model was fitted on, marked so.
 
-    The interval holds both the choice of problems and what the samples leave open about the laws
-    and about every problem. `tokens_per_sample` are [problems], nan where not told. `reached` is
-    the pass@n of the recorded samples, below which more of them cannot fall. A fresh run is of all
-    `of` problems. Those of the model are a random sample of them.
+    The interval holds the choice of problems and what the samples leave open. `tokens_per_sample`
+    are [problems], nan where not told. `reached` is the pass@n of the recorded samples, below which
+    more cannot fall. A fresh run is of all `of` problems, of which the model's are a random sample.
     """
     if not counts:
         return []
@@ -62,21 +62,22 @@ def fresh_runs(
     *,
     methods: Sequence[str],
     of: int | None = None,
-) -> Iterator[tuple[PolicyOutcome, Estimate | None]]:
-    """Yield each outcome with the interval in which a fresh run on the same problems falls.
+) -> Iterator[PolicyOutcome]:
+    """Yield the outcomes with the interval in which a fresh run on the same problems falls.
 
-    Only for fixed votes of samples like those that the model was fitted on. The outcomes are of
-    all `of` problems. The model was fitted on a random sample of these.
+    Only of fixed votes of samples like those that the model was fitted on: not under a limit of
+    tokens. The outcomes are of all `of` problems, of which the model was fitted on a random sample.
     """
-    counts = sorted({each.n for each in outcomes if each.method in methods})
-    votes: dict[int, Votes] = model.simulate(counts) if counts else {}
-    for each in outcomes:
-        if each.method not in methods or each.accuracy is None:
-            yield each, None
+    alike = [each.method in methods and each.max_tokens is None for each in outcomes]
+    counts = sorted({each.n for each, own in zip(outcomes, alike, strict=True) if own})
+    votes = model.simulate(counts) if counts else {}
+    for each, own in zip(outcomes, alike, strict=True):
+        if not own or each.accuracy is None:
+            yield each
             continue
         vote = votes[each.n]
         runs = vote.majority if each.method == "majority" else vote.any_right
-        yield each, fresh_interval(each.accuracy.value, runs, of=of)
+        yield replace(each, fresh_run=fresh_interval(each.accuracy.value, runs, of=of))
 
 
 def fresh_interval(
@@ -84,15 +85,13 @@ def fresh_interval(
 ) -> Estimate:
     """Return the interval of a fresh run's accuracy; `runs` [repeats, draws, problems] are drawn.
 
-    The accuracy is a sum of one answer per problem, each right with the posterior chance m that
-    such a vote is. m (1 - m) is the variance of the fresh answer plus that of the chance as the
-    samples leave it, so that both runs are in it; what the draws of the laws have in common may add
-    to that, and for a value that is extrapolated it is no less for more problems. A beta law of
-    this variance and one problem more, half right (Jeffreys), is cut at numbers of problems: where
-    all are right, that does not say that all will be.
+    Each problem is right with the posterior chance m that such a vote is. m (1 - m) is the variance
+    of the fresh answer plus that of the chance as the samples leave it, so that both runs are in
+    it; what the draws of the laws have in common may add to that. A beta law of this variance and
+    one problem more, half right (Jeffreys), is cut at numbers of problems.
 
-    Both runs are of `of` problems, and those drawn are a random sample of these. A value that is
-    extrapolated rests on these alone, so that it lies off that of all by their choice too.
+    Both runs are of `of` problems, of which those drawn are a random sample. A value that is
+    extrapolated rests on these alone, so that their choice is in its interval too.
     """
     drawn = runs.shape[-1]
     size = of or drawn

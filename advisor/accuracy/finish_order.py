@@ -1,8 +1,7 @@
 """Stopping rules in the order in which the samples finished.
 
-Short samples end first. A rule that stops early sees more of them than a random subset has, so it
-is judged only on the recorded finish times. The tokens of a cancelled sample are estimated from its
-pace between its first token and its end.
+A rule that stops early sees more short samples than a random subset has, so it is judged on finish
+times. The tokens of a cancelled sample are estimated from its pace.
 """
 
 from __future__ import annotations
@@ -13,10 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from advisor.accuracy.samples import FEWEST, ProblemSamples
-from advisor.evidence.runs import RecordedProblem, Run
-from traces.errors import TtscopeError, UsageError
+from advisor.evidence.runs import RecordedProblem
+from traces.errors import RecordingError, TtscopeError
 from traces.recording.reader import Recording
-from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Stop, Votes, begin, take
+from traces.schema.tts.stop_rules import (
+    DECIDE,
+    NO_ANSWER,
+    Stop,
+    Votes,
+    begin,
+    lead_is_safe,
+    take,
+)
 from traces.statistics import Floats
 from traces.summary.run import Run as Summary
 
@@ -25,13 +32,25 @@ from traces.summary.run import Run as Summary
 class Decided:
     """A problem at its decision, after `seconds`: the votes by then and the tokens generated.
 
-    `right` is the share of right samples among those of the answers that led.
+    `right` is the share of right samples among those of the answers that led. `early` says that
+    some sample was still running.
     """
 
     right: float
     tokens: float
     seconds: float
     votes: Votes
+    early: bool
+
+    @property
+    def ended(self) -> int:
+        """How many samples were counted."""
+        return self.votes.ended
+
+    @property
+    def certainty(self) -> float:
+        """The posterior that the lead lasts."""
+        return lead_is_safe(int(self.votes.first), int(self.votes.second))
 
 
 def decide(problem: ProblemSamples, stop: Stop, weights: Floats | None = None) -> Decided:
@@ -56,14 +75,12 @@ def decide(problem: ProblemSamples, stop: Stop, weights: Floats | None = None) -
     bar = votes.first * (1 - 1e-12)
     leads = [answer for answer, tally in enumerate(tallies) if tally >= bar and tally > 0]
     share = float(right[leads].mean()) if leads else 0.0
-    return Decided(share, float(generated_by(problem, now).sum()), now, votes)
+    early = bool((problem.finish_s > now).any())
+    return Decided(share, float(generated_by(problem, now).sum()), now, votes, early)
 
 
 def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
-    """Return the tokens that each sample had generated: even pace from first token to end.
-
-    Where the first token's time was not recorded, the pace is even from the problem's arrival.
-    """
+    """Return the tokens that each sample had generated: even pace from first token, or arrival."""
     begun = np.where(np.isfinite(problem.first_token_s), problem.first_token_s, 0.0)
     first = np.where(np.isfinite(problem.first_token_s), 1.0, 0.0)
     span = np.maximum(problem.finish_s - begun, 1e-12)
@@ -82,7 +99,7 @@ def generated_by(problem: ProblemSamples, seconds: float) -> Floats:
 class ReplayedOrder:
     """The ends of a recorded run's samples, by problem and block of samples.
 
-    Raises RecordingError or UsageError when the run cannot be replayed.
+    Raises RecordingError when the run cannot be replayed.
     """
 
     def __init__(self, recording: Recording, summary: Summary) -> None:
@@ -91,15 +108,14 @@ class ReplayedOrder:
         from advisor.step_time.fit import StepTimeModel
 
         evidence = gather([recording], judged=False)
-        engine, policy = summary.engine, summary.policy
-        own = [run for run in evidence.runs if (run.engine, run.policy) == (engine, policy)]
-        self.run: Run | None = own[0] if own else None
-        if self.run is not None:
-            if self.run.drafts_untold:
-                raise UsageError(f"{recording.name}: does not say how drafts went per sample")
-            law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
-            self.cost = linear_cost(law.seconds, law.reads)
-            self.facts = evidence.models.get(self.run.engine.model)
+        wanted = (summary.engine, summary.policy)
+        own = [run for run in evidence.runs if (run.engine, run.policy) == wanted]
+        if not own or own[0].drafts_untold:
+            raise RecordingError(f"{recording.name}: cannot be replayed sample by sample")
+        self.run = own[0]
+        law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
+        self.cost = linear_cost(law.seconds, law.reads)
+        self.facts = evidence.models.get(self.run.engine.model)
         self.blocks: dict[tuple[int, int], Mapping[str, tuple[Floats, Floats]]] = {}
 
     def of(self, problem: ProblemSamples, start: int, n: int) -> ProblemSamples | None:
@@ -107,7 +123,7 @@ class ReplayedOrder:
 
         None where the problem is not among those that can be replayed.
         """
-        known = None if self.run is None else self.run.problems.get(problem.problem_id)
+        known = self.run.problems.get(problem.problem_id)
         tokens = [] if known is None else [sample.output_tokens for sample in known.samples]
         if not np.array_equal(tokens, problem.tokens):
             return None
@@ -122,7 +138,6 @@ class ReplayedOrder:
         from advisor.replay.replay import Replicas, replay
         from advisor.replay.workload import Workload
 
-        assert self.run is not None
         run, problems = self.run, self.run.problems
         loads = [
             RecordedProblem.of(each, each.samples[start : start + n]) for each in problems.values()
@@ -151,7 +166,6 @@ def replayed_order(recording: Recording, summary: Summary) -> ReplayedOrder | No
     if not recording.rows("steps"):  # nothing that a law of steps is learned from
         return None
     try:
-        order = ReplayedOrder(recording, summary)
+        return ReplayedOrder(recording, summary)
     except TtscopeError:
         return None
-    return None if order.run is None else order

@@ -61,13 +61,7 @@ def vote_in_orders(
                 break
         for slot in range(running):
             spent += now - (ends[slot] - tokens[orders[o, places[slot]]])
-        right, leaders = 0.0, 0
-        for answer in range(len(tallies)):
-            if tallies[answer] == votes.first > 0:
-                right += rights[answer]
-                leaders += 1
-        found[0, o] = right / leaders if leaders else 0.0
-        found[1, o] = spent
+        found[0, o], found[1, o] = _share_right(tallies, int(votes.first), rights), spent
     return found
 
 

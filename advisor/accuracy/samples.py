@@ -20,6 +20,7 @@ from traces.summary.problems import (
     without_timed_out,
 )
 from traces.summary.run import Run
+from traces.summary.votes import PolicyOutcome
 
 _USED = (
     "engine", "policy", "role", "parent_sample", "problem", "problem_id", "sample_index", "arrival",
@@ -117,6 +118,15 @@ class SampledRun:
     def of(self) -> int:
         """How many problems there are."""
         return self.rows.height // max(self.n, 1)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A policy with its right share and tokens per problem: [problems] each."""
+
+    outcome: PolicyOutcome
+    right: Floats
+    tokens: Floats
 
 
 def limited(samples: SampledRun, most: int, recorded: int | None) -> SampledRun:
@@ -314,8 +324,3 @@ def _problems(
         )
         for at in range(0, rows.height, max(n, 1))
     )
-
-
-def by_id(run: SampledRun) -> Mapping[str, ProblemSamples]:
-    """Return the problems by their id; of one posed several times the last."""
-    return {problem.problem_id: problem for problem in run.problems}

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advisor.accuracy.finish_order import decide
-from advisor.accuracy.samples import ProblemSamples, read_samples
+from advisor.accuracy.finish_order import Decided, decide
+from advisor.accuracy.samples import read_samples
 from traces.errors import RecordingError
 from traces.schema.estimate import Estimate
-from traces.schema.tts.stop_rules import AGREE, ALL, FIRST, SAFE, SETTLED, Stop, lead_is_safe
+from traces.schema.tts.stop_rules import AGREE, FIRST, SAFE, SETTLED, Stop
 from traces.statistics import paired, paired_change
 from traces.summary.run import Run
 
@@ -46,30 +46,6 @@ RULES: tuple[StopRule, ...] = (
     StopRule("half have answered", FIRST, lambda n: n // 2),
     StopRule("lead cannot be lost", SETTLED, lambda n: 1),
 )
-ALL_END = StopRule("all", ALL, lambda n: 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stopped:
-    """A problem under a rule, which decides after `seconds` from the arrival.
-
-    `ended` samples were counted by then: `lead` votes for the answer in front and `second` for the
-    next. `right` is the share of right samples among those of the answers in front. `early` says
-    that some sample was still running.
-    """
-
-    seconds: float
-    ended: int
-    lead: int
-    second: int
-    right: float
-    tokens: float
-    early: bool
-
-    @property
-    def certainty(self) -> float:
-        """The posterior that the lead lasts."""
-        return lead_is_safe(self.lead, self.second)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +53,7 @@ class Savings:
     """A rule on all problems of a run, against waiting for every sample, paired by problem.
 
     Changes of latency and tokens are shares of what the run took; accuracy is a difference.
-    `same_answers` says that no problem is right more or less often under the rule. `stopped` maps a
-    problem's id to where the rule ends it.
+    `same_answers`: no problem is right more or less often. `stopped` are by the problem's id.
     """
 
     rule: str
@@ -89,21 +64,7 @@ class Savings:
     tokens: Estimate | None
     accuracy: Estimate | None
     same_answers: bool
-    stopped: Mapping[str, Stopped]
-
-
-def stop_problem(problem: ProblemSamples, rule: StopRule) -> Stopped:
-    """Run a rule over one problem's samples as they finished."""
-    decided = decide(problem, rule.stop(len(problem.answers)))
-    return Stopped(
-        seconds=decided.seconds,
-        ended=decided.votes.ended,
-        lead=int(decided.votes.first),
-        second=int(decided.votes.second),
-        right=decided.right,
-        tokens=decided.tokens,
-        early=bool((problem.finish_s > decided.seconds).any()),
-    )
+    stopped: Mapping[str, Decided]
 
 
 def savings(run: Run, rule: StopRule) -> Savings:
@@ -117,10 +78,10 @@ def savings(run: Run, rule: StopRule) -> Savings:
         raise RecordingError(f"{samples.name}: one sample per problem leaves nothing to stop")
     if not all(np.isfinite(each.finish_s).all() for each in samples.problems):
         raise RecordingError(f"{samples.name}: it is not recorded when its samples ended")
-    stopped, waited = list[Stopped](), list[Stopped]()
+    stopped, waited = list[Decided](), list[Decided]()
     for place, problem in enumerate(samples.problems):
-        stopped.append(stop_problem(problem, rule))
-        waited.append(stop_problem(problem, ALL_END))
+        stopped.append(decide(problem, rule.stop(samples.n)))
+        waited.append(decide(problem, Stop()))
         if place % TURN == 0:
             time.sleep(PAUSE_S)
 

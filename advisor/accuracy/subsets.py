@@ -1,8 +1,7 @@
 """Votes that weigh, filter or stop early, over subsets or random orders of the recorded samples.
 
-A fixed number of samples, or whole windows, are a fair draw: which of them end first decides
-nothing. The expectation is exact where the best score wins. Elsewhere it is the mean over random
-orders, which are the same for all rules, with its standard error.
+The expectation is exact where the best score wins. Elsewhere it is the mean over random orders,
+which are the same for all rules, with its standard error.
 """
 
 from __future__ import annotations
@@ -87,9 +86,6 @@ class RandomOrders:
     def draw(self, rng: np.random.Generator) -> None:
         every = np.broadcast_to(np.arange(self.n), (self.count, self.n))
         self.orders: Ints = rng.permuted(every, axis=1)
-
-    def majority(self, k: int) -> Expectation:
-        return self._fixed(self._tally(k), k)
 
     def weighted(self, k: int, logs: Floats) -> Expectation:
         """Return the vote of k, each weighing by the exponential of its `logs`; a nan has none.

@@ -3,70 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
 
 from advisor.accuracy.models.answers import AnswerCounts, count_answers
-from advisor.accuracy.samples import ProblemSamples, SampledRun, by_id
+from advisor.accuracy.samples import Column, ProblemSamples, SampledRun
 from traces.statistics import Floats
-from traces.summary.votes import majority_curve, sample_counts
+from traces.summary.votes import PolicyOutcome, majority_curve, sample_counts
 
 
-@dataclass(frozen=True, kw_only=True)
-class BudgetOutcome:
-    """A vote of n samples at a budget of thought: right [problems], tokens [problems].
-
-    `bound` is None at a checkpoint, `interpolated` between two, `lower` where only what finished
-    is known. `estimated` says that the tokens of answers never forced are those of the others.
-    At a checkpoint `counts` has what each problem's samples answered there, all of them.
-    """
-
-    budget_tokens: int
-    n: int
-    right: Floats
-    tokens: Floats
-    bound: str | None = None
-    estimated: bool = False
-    counts: tuple[AnswerCounts, ...] = ()
-
-
-def at_checkpoints(run: SampledRun, answers: pl.DataFrame) -> list[BudgetOutcome]:
-    """Return the votes at every recorded budget, for 1, 2, 4, ... of the samples cut there.
+def at_checkpoints(
+    run: SampledRun, answers: pl.DataFrame
+) -> dict[int, tuple[list[Column], list[AnswerCounts]]]:
+    """Return by budget the votes of 1, 2, 4, ... samples cut there, and each problem's answers.
 
     `answers` is the recording's table. Every problem counts with as many samples as most problems
     have at all budgets; those that have fewer are left out.
     """
     table = _by_problem(run, answers)
-    if not table:
-        return []
     budgets = sorted({budget for cuts in table.values() for budget in cuts})
     held = {
         problem_id: min(len(cuts.get(budget, ())) for budget in budgets)
         for problem_id, cuts in table.items()
     }
-    sizes = np.bincount(list(held.values()))
+    sizes = np.bincount([0, *held.values()])
     size = int(np.argmax(sizes[1:]) + 1) if sizes[1:].any() else 0
     chosen = [table[problem_id] for problem_id, count in held.items() if count >= size > 0]
-    found = []
+    found = {}
     for budget in budgets if chosen else ():
         rows = [tuple(zip(*cuts[budget][:size], strict=True)) for cuts in chosen]
         curves = np.array([majority_curve(answers, right) for answers, right, _ in rows])
         tokens = np.array([np.mean(lengths) for *_, lengths in rows])
-        counts = tuple(count_answers(answers, right) for answers, right, _ in rows)
-        found += [
-            BudgetOutcome(
-                budget_tokens=budget,
-                n=n,
-                right=curves[:, n - 1],
-                tokens=tokens * n,
-                counts=counts,
-            )
-            for n in sample_counts(size)
-        ]
+        columns = [_column(budget, n, curves[:, n - 1], tokens * n) for n in sample_counts(size)]
+        found[budget] = columns, [count_answers(answers, right) for answers, right, _ in rows]
     return found
+
+
+def _column(
+    budget_tokens: int, n: int, right: Floats, tokens: Floats, bound: str | None = None
+) -> Column:
+    """Return a vote at a budget, by a `bound` between two, or where only what finished is known."""
+    lower = bound == "lower"
+    outcome = PolicyOutcome(
+        method="majority",
+        n=n,
+        budget_tokens=budget_tokens,
+        accuracy=None,
+        tokens_per_problem=None,
+        bound=bound,
+        basis="subsets" if lower else "checkpoints",
+        tokens_estimated=lower,
+    )
+    return Column(outcome, right, tokens)
 
 
 _Cuts = Mapping[int, Sequence[tuple[str | None, bool, float]]]
@@ -74,10 +63,9 @@ _Cuts = Mapping[int, Sequence[tuple[str | None, bool, float]]]
 
 def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
     """Return by problem and budget the answers, whether right, and tokens, in order of samples."""
-    problems = by_id(run)
-    whole = {
-        (problem_id, index): float(tokens)
-        for problem_id, problem in problems.items()
+    whole = {  # of a problem that was posed several times the last
+        (problem.problem_id, index): float(tokens)
+        for problem in run.problems
         for index, tokens in zip(problem.indices, problem.tokens, strict=True)
     }
     table: dict[str, dict[int, list[tuple[str | None, bool, float]]]] = {}
@@ -95,30 +83,21 @@ def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
     return dict(table)
 
 
-def between(outcomes: Sequence[BudgetOutcome], budget_tokens: int, n: int) -> BudgetOutcome | None:
-    """Return a vote at a budget between two checkpoints, linear per problem, labelled so.
-
-    At a checkpoint it is that one; outside of them None.
-    """
-    mine = sorted((o for o in outcomes if o.n == n), key=lambda o: o.budget_tokens)
-    for low, high in pairwise(mine):
-        if low.budget_tokens < budget_tokens < high.budget_tokens:
-            part = (budget_tokens - low.budget_tokens) / (high.budget_tokens - low.budget_tokens)
-            return BudgetOutcome(
-                budget_tokens=budget_tokens,
-                n=n,
-                right=(1 - part) * low.right + part * high.right,
-                tokens=(1 - part) * low.tokens + part * high.tokens,
-                bound="interpolated",
-            )
-    return next((o for o in mine if o.budget_tokens == budget_tokens), None)
+def between(low: Column, high: Column) -> Column:
+    """Return the same vote at the budget in the middle of two, linear per problem, marked so."""
+    one, two = low.outcome.budget_tokens, high.outcome.budget_tokens
+    assert one is not None and two is not None
+    middle = (one + two) // 2
+    part = (middle - one) / (two - one)
+    right = (1 - part) * low.right + part * high.right
+    tokens = (1 - part) * low.tokens + part * high.tokens
+    return _column(middle, low.outcome.n, right, tokens, "interpolated")
 
 
-def lower_bounds(run: SampledRun) -> list[BudgetOutcome]:
+def lower_bounds(run: SampledRun) -> list[Column]:
     """Return what one sample gets right at least at 1, 2, 4, ... tokens of thought.
 
-    Right at least are the samples that had thought no longer and are right: the others would be
-    cut, and what they would answer is not known. Nothing where no length of thought was recorded.
+    Those that had thought no longer and are right. Nothing where no length of thought is recorded.
     """
     thought = np.concatenate([np.zeros(0), *(p.think_tokens for p in run.problems)])
     known = thought[np.isfinite(thought)]
@@ -126,14 +105,13 @@ def lower_bounds(run: SampledRun) -> list[BudgetOutcome]:
         return []
     budgets = [2**power for power in range(1, 31) if known.min() <= 2**power < known.max()]
     return [
-        BudgetOutcome(
-            budget_tokens=budget,
-            n=1,
+        _column(
+            budget,
+            1,
             # A sample cut while it thought has nan: it did not finish.
-            right=np.array([np.mean((p.think_tokens <= budget) & p.correct) for p in run.problems]),
-            tokens=np.array([_cut_tokens(problem, budget) for problem in run.problems]),
-            bound="lower",
-            estimated=True,
+            np.array([np.mean((p.think_tokens <= budget) & p.correct) for p in run.problems]),
+            np.array([_cut_tokens(problem, budget) for problem in run.problems]),
+            "lower",
         )
         for budget in budgets
     ]

@@ -1,12 +1,8 @@
 """A budget -> what to run: the system-optimal and the compute-optimal configuration.
 
-The system-optimal candidate is the best on what is optimised among those that meet every limit
-with the wanted probability. The compute-optimal one needs the fewest FLOPs for the same accuracy;
-the difference of the two is the regret of having taken FLOPs as the measure.
-
-There are two stages. All candidates' metrics are worked out once in closed form
-(search/closed_form.py). Those that may be the answer are replayed, and the answer is among them.
-Both are kept: another budget filters and sorts, and replays what is new.
+The metrics of all candidates are worked out once in closed form (search/closed_form.py). Those that
+may be the answer are replayed, and the answer is among them. Both are kept: another budget filters
+and sorts, and replays what is new.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ import numpy as np
 from advisor.advice.answer import Answering, answer, outline
 from advisor.advice.command import CpuBuild
 from advisor.advice.feasible import ReplayedCheck, Shortlist
-from advisor.advice.reasons import name_without_limits
+from advisor.advice.reasons import name_of
 from advisor.evidence.gather import MOST_SEEN, Evidence, gather
 from advisor.evidence.measured import Under
 from advisor.evidence.runs import arrival_rate
@@ -131,13 +127,11 @@ class UnderLoad:
         self.replay(self._probes)
         replayed = {row: metrics.replayed[metrics.place[row]] for row in self._probes}
         kept_up = {row: each for row, each in replayed.items() if each.keeps_up}
-        self.closed_form.learn(
-            list(kept_up),
-            {
-                "latency_s": np.array([each.latency_s[0].mean() for each in kept_up.values()]),
-                "device_s": np.array([each.device_s[0].mean() for each in kept_up.values()]),
-            },
-        )
+        means = {
+            name: np.array([getattr(each, name)[0].mean() for each in kept_up.values()])
+            for name in ("latency_s", "device_s")
+        }
+        self.closed_form.learn(list(kept_up), means)
         return self._probes
 
 
@@ -172,13 +166,12 @@ class Advisor:
     ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
-        With `saved`, step-time laws are read from that file if they are of these recordings, and
-        else learned and written to it. `gpus` are systems of the prior on which the recorded models
-        are offered too, and `checks` recordings of any workload on such GPUs, which recalibrate
-        the prior. With `quick` the spread of step times is assumed and no table by difficulty is
-        offered, which is enough for `outline`. `refined` learns them. Raises UsageError when
-        recordings answer different workloads and for what cannot be offered, RecordingError when
-        they hold nothing to learn from.
+        `saved` is a file of step-time laws, read if they are of these recordings, and else written.
+        `gpus` are systems of the prior on which the recorded models are offered too, and `checks`
+        recordings of any workload on such GPUs, which recalibrate the prior. `quick` is enough for
+        `outline`: the spread of step times is assumed and no table by difficulty is offered until
+        `refined`. Raises UsageError when recordings answer different workloads and for what cannot
+        be offered, RecordingError when they hold nothing to learn from.
         """
         recordings, checks = both_told_apart(recordings, checks)
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
@@ -234,8 +227,7 @@ class Advisor:
     def outline(self, budget: Budget) -> Recommendation:
         """Return a first answer by the closed form: values without intervals, and no command.
 
-        A few candidates are replayed, to say how far it lies from the replay (`Stages.spread`).
-        Raises UsageError as `shortlist` does.
+        A few candidates are replayed for `Stages.spread`. Raises UsageError as `shortlist` does.
         """
         self._check_judged(budget)
         state = self.under(budget.rate_per_s)
@@ -375,7 +367,7 @@ class Advisor:
         """Return the closed form's pick at a rate, without its limits; None where nothing fits."""
         closed_form = ClosedForm(self.demands, concurrency=None, rate_per_s=rate_per_s)
         row = Shortlist(closed_form, budget, self.prices(budget)).best()
-        return None if row is None else name_without_limits(self.space.candidate(row))
+        return None if row is None else name_of(self.space.candidate(row), limits=False)
 
     def prices(self, budget: Budget) -> Prices:
         """Return the prices of every cost of an answer: the budget's, else the recorded one."""
@@ -397,10 +389,7 @@ class Advisor:
         return check.best()
 
     def _look_surely(self, state: UnderLoad, shortlist: Shortlist) -> int | None:
-        """Replay the surest, and return the pick. Without one, more devices are tried in turn.
-
-        It ends at the fewest devices on which a candidate fits. They are then nearest to `--gpus`.
-        """
+        """Replay the surest; without a pick, of more devices in turn, up to the fewest that fit."""
         budget = shortlist.budget
         state.replay(shortlist.surest())
         system, most = self.check(budget).best(), budget.max_gpus

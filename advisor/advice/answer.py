@@ -112,22 +112,15 @@ def answer(answering: Answering) -> Recommendation:
         present=_present(answering, system, equals),
         experiments=tuple(proposed),
         routings=space.routings,
-        load=_load(load),
+        load=Load(concurrency=load[0], rate_per_s=load[1]),
         notes=evidence.lost,
     )
 
 
-def _load(under: Under) -> Load:
-    in_flight, rate_per_s = under
-    return Load(concurrency=None if rate_per_s is not None else in_flight, rate_per_s=rate_per_s)
-
-
 def outline(shortlist: Shortlist, in_flight: int | None) -> Recommendation:
-    """Return what the closed form says: picks and fronts as values alone, nothing replayed.
-
-    So many problems are in flight where none arrive at a rate.
-    """
+    """Return the closed form's picks and fronts as values, so many in flight without a rate."""
     budget, space, metrics = shortlist.budget, shortlist.metrics.space, shortlist.metrics
+    rate = metrics.rate_per_s
     system = shortlist.best() if budget.required else None
     compute = shortlist.compute_optimal(system)
     wanted = latency(budget.latency_percentile).name
@@ -171,12 +164,9 @@ def outline(shortlist: Shortlist, in_flight: int | None) -> Recommendation:
         candidates=int(shortlist.asked.sum()) + sum(space.dropped.values()),
         infeasible=dict(Counter(space.dropped) + _infeasible(shortlist)),
         stages=Stages(
-            screened=int(shortlist.asked.sum()),
-            replayed=0,
-            spread=metrics.off,
-            first=None,
+            screened=int(shortlist.asked.sum()), replayed=0, spread=metrics.off, first=None
         ),
-        load=_load((in_flight, metrics.rate_per_s)),
+        load=Load(concurrency=in_flight if rate is None else None, rate_per_s=rate),
     )
 
 
@@ -220,7 +210,6 @@ def _pick(answering: Answering, row: int) -> Pick:
 
 
 def _as_run(answering: Answering, row: int) -> Pick:
-    """Return a pick with what a run of it measured."""
     pick = _pick(answering, row)
     price = answering.check.prices.of(pick.engine)
     made = answering.evidence.made
@@ -282,8 +271,7 @@ def _present(answering: Answering, system: int | None, equals: list[int]) -> Pre
 
 def _near_miss(answering: Answering, field: str, row: int) -> NearMiss:
     check, metrics = answering.check, answering.check.metrics
-    replayed = metrics.replayed[row]
-    wanted, nearest = check.budget.limits().get(field, metrics.rate_per_s or 0.0), None
+    replayed, nearest = metrics.replayed[row], None
     if field == "max_gpus":
         nearest = Estimate(value=float(metrics.devices[row]), unit="devices")
     elif field == "rate":
@@ -299,7 +287,7 @@ def _near_miss(answering: Answering, field: str, row: int) -> NearMiss:
         assert nearest is not None  # a limit on what is not known was refused
     return NearMiss(
         limit=field,
-        wanted=float(wanted),
+        wanted=float(check.budget.limits().get(field, metrics.rate_per_s or 0.0)),
         nearest=nearest,
         sure=float(metrics.chance(check.met[field])[row]),
         pick=_pick(answering, row),

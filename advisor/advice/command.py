@@ -40,11 +40,10 @@ def serve_command(
 ) -> str:
     """Return the command that serves `engine`; `model_path` is the model's folder or name.
 
-    Of several servers it is that of one (`servers_note`).
-    `draft_path` is that of the model that drafts, where one does. What is None is left to vLLM. A
-    policy with a thinking budget needs `--reasoning-config`. An engine that ran on a processor, or
-    that may have and `cpu_build` is here, is started as vLLM's CPU build must be: its `vllm` does
-    not start, and its KV cache has a size only by a variable, which `kv_bytes_per_token` gives.
+    Of several servers it is that of one (`servers_note`). `draft_path` is that of the model that
+    drafts. What is None is left to vLLM. An engine that ran on a processor, or that may have and
+    `cpu_build` is here, is started as vLLM's CPU build must be: its `vllm` does not start, and only
+    a variable gives the size of its KV cache, from `kv_bytes_per_token`.
     """
     flags: list[str | None] = [
         _flag("served-model-name", engine.model, default=model_path),
@@ -64,11 +63,7 @@ def serve_command(
         "--enforce-eager" if engine.enforce_eager else None,
         _switch("async-scheduling", engine.async_scheduling),
     ]
-    if engine.speculative is not None:
-        settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
-        if draft_path is not None:
-            settings["model"] = draft_path
-        flags.append(_flag("speculative-config", json.dumps(settings)))
+    flags.append(_flag("speculative-config", _drafts(engine, draft_path)))
     if policy is not None and policy.thinking_token_budget is not None:
         flags.append(_flag("reasoning-config", json.dumps(REASONING)))
     words = ["vllm serve", shlex.quote(model_path)]
@@ -146,6 +141,14 @@ def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) 
     return [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
+def _drafts(engine: EngineConfig, model: str | None = None) -> str | None:
+    """Return how an engine speculates as JSON, with `model` for the one that drafts."""
+    if engine.speculative is None:
+        return None
+    settings = engine.speculative.to_json() | ({} if model is None else {"model": model})
+    return json.dumps({name: value for name, value in settings.items() if value is not None})
+
+
 def _plain(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
@@ -170,9 +173,8 @@ def in_flight_at(rate_per_s: float, latency_s: float) -> int:
 def policy_request(policy: Policy) -> dict[str, Any]:
     """Return how to ask for one problem: `requests` requests with the fields of `body` each.
 
-    N samples are N requests of n = 1, so that each can be cancelled and traced by itself. At most
-    `at_a_time` are in flight; `answer` says which answer is returned, and when. There is a rest to
-    cancel where an answer may win before all that were sent have ended.
+    N samples are N requests of n = 1, each cancelled and traced by itself, at most `at_a_time` in
+    flight. There is a rest to cancel where an answer may win before all that were sent have ended.
     """
     body = {
         "n": 1,
@@ -243,17 +245,14 @@ def record_command(
         _flag("max-num-batched-tokens", engine.max_num_batched_tokens),
         _flag("max-model-len", engine.max_model_len),
     ]
-    if engine.speculative is not None:
-        settings = {k: v for k, v in engine.speculative.to_json().items() if v is not None}
-        flags.append(_flag("speculative", json.dumps(settings)))
+    flags.append(_flag("speculative", _drafts(engine)))
     return " ".join(["ttscope record", *(flag for flag in flags if flag)])
 
 
 def planned(engine: EngineConfig, facts: ModelFacts | None) -> dict[str, Any]:
     """Return the settings that a plan can give and `record` cannot, which it would have otherwise.
 
-    Empty for servers, which have a command of their own. vLLM itself takes larger blocks for models
-    whose layers are not all full attention.
+    Empty for servers. vLLM takes larger blocks for models whose layers are not all full attention.
     """
     if engine.mode == "server" or engine.data_parallel_size > 1:
         return {}

@@ -1,13 +1,8 @@
 """A budget read against the metrics of candidates: which meet it, which is best, what is near.
 
 A candidate is feasible when the wanted share of the joint draws meets all limits at once. Values
-are those of the data themselves (all problems once, no model error), which is what the mean of the
-draws tends to, so that a looser budget never gives a worse objective.
-
-`Shortlist` reads the budget against the closed form, and says which candidates to replay. One may
-meet a limit when it would with its metric lowered by twice the distance that nine tenths of the
-replays keep within. Candidates whose limits never bind are one and the same; one of them stands for
-all.
+are those of the data themselves, to which the mean of the draws tends, so that a looser budget
+never gives a worse objective.
 """
 
 from __future__ import annotations
@@ -189,9 +184,8 @@ class BudgetCheck(Generic[M]):
     def _surest(self) -> list[Floats]:
         """Return what decides between equals [candidates], less being better.
 
-        First is the chance to meet all limits, to a percent. What is limited need only meet that,
-        so what is not goes before it. Where both are limited, or neither, accuracy goes before
-        latency.
+        First is the chance to meet all limits, to a percent. Of accuracy and latency what is not
+        limited goes first, or else accuracy.
         """
         latency, accuracy, *others = self.metrics.ties()
         alone = "min_accuracy" in self.limits and "max_latency_s" not in self.limits
@@ -242,13 +236,11 @@ class BudgetCheck(Generic[M]):
     def _as_few(self, row: int, least: Floats) -> Bools:
         """Whether candidates run a row's policy with its model, on as few FLOPs (or tokens).
 
-        What a stopping rule saves depends on which samples end first, and so on the engine's
-        limits. A difference of less than `ORDER` is no reason to choose one by.
+        A rule's savings differ with the engine's limits, by less than `ORDER` for no good reason.
         """
         return np.asarray(self._of_policy(row) & (least <= least[row] * (1 + ORDER)))
 
     def _of_policy(self, row: int) -> Bools:
-        """Whether candidates run a row's policy with its model."""
         policies = self.metrics.space.policies[self.metrics.kind]
         return np.asarray(policies == policies[row])
 
@@ -268,10 +260,9 @@ class BudgetCheck(Generic[M]):
     def compute_optimal(self, system: int | None, *, of: str = "flops") -> int | None:
         """Return the candidate of fewest FLOPs, or tokens, that is as accurate as is asked for.
 
-        That is `min_accuracy` with the wanted probability, else the accuracy of the pick. Which
-        policy needs the fewest (`_fastest`) hangs on nothing else: of the same FLOPs it is the
-        fastest. Of its engines with as few (`_as_few`) it is the best on the objective, so that
-        regret is no artefact.
+        That is `min_accuracy` with the wanted probability, else the accuracy of the pick. Of
+        policies with as few it is the fastest (`_fastest`). Of the policy's engines with as few
+        (`_as_few`) it is the best on the objective, so that regret is no artefact.
         """
         enough = self.within("max_gpus", "rate", "min_accuracy")
         if "min_accuracy" not in self.limits:
@@ -375,7 +366,10 @@ ReplayedCheck = BudgetCheck[CandidateMetrics]
 
 
 class Shortlist(BudgetCheck[ClosedForm]):
-    """A budget read against the closed form of all candidates: which of them to replay."""
+    """A budget read against the closed form of all candidates: which of them to replay.
+
+    One may meet a limit that it would meet with its metric `FAR` spreads lower.
+    """
 
     counts_last = True
 

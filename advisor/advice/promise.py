@@ -1,9 +1,8 @@
 """A pick as files: the command that serves it, its policy, and what is promised of it.
 
-Replays know an engine's steps, and nothing of what HTTP adds to them: the server's own process, the
-text that it sends token by token, and what both take of the cores that the engine runs on. How many
-times as long that makes a problem is learned from runs of a server that the advice rests on too.
-Without one no latency is promised for a server: a factor of another machine or model is a guess.
+Replays know an engine's steps, and nothing of what HTTP adds to them. How many times as long that
+makes a problem is learned from runs of a server that the advice rests on too. Without one no
+latency is promised for a server: a factor of another machine or model is a guess.
 """
 
 from __future__ import annotations
@@ -109,10 +108,9 @@ def expectations(answer: Recommendation, advisor: Advisor) -> Expectations:
     """Return what is promised of the pick, and what of its traffic that rests on."""
     pick, evidence = answer.system_optimal, advisor.evidence
     assert pick is not None
-    in_flight, rate = evidence.load
+    asked_rate = answer.budget.rate_per_s
+    in_flight, rate = evidence.load if asked_rate is None else (None, asked_rate)
     price = advisor.check(answer.budget).prices.of(pick.engine)
-    if answer.budget.rate_per_s is not None:
-        in_flight, rate = None, answer.budget.rate_per_s
     served = served_factor(advisor, pick, (in_flight, rate))
     promised = {
         name: _served(each, served) if name.startswith("latency") else each
@@ -174,9 +172,8 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
     """Return how many times as long a problem takes through a server as its replay says.
 
     From runs of a server like the pick's engine but for limits, problem by problem, each against a
-    replay under its own limits. None without such a run. The interval holds the spread from run to
-    run. What of the factor is not 1 may be half as much again or half as little where no run had
-    the pick's limits, policy and load.
+    replay under its own limits. None without one. The interval holds the spread from run to run,
+    and `UNLIKE` where no run had the pick's limits, policy and load.
     """
     found, direct = [], False
     for made in advisor.evidence.made.served(pick.engine.model):
@@ -209,8 +206,7 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
 def _as_served(pick: EngineConfig, served: EngineConfig) -> EngineConfig | None:
     """Return the pick's engine with a server's limits and replicas, None where it is another one.
 
-    A field that is None counts as the pick's. Speculation is an exception, as None means that there
-    is none. So are parallel sizes, which are 1 where a server does not tell them.
+    None counts as the pick's, but for speculation (none) and parallel sizes (1).
     """
 
     def told(name: str) -> Any:
@@ -241,7 +237,6 @@ def _ends(factor: Estimate, unlike: float) -> tuple[float, float]:
 
 
 def _served(promised: Estimate | None, factor: Estimate | None) -> Estimate | None:
-    """Return a latency through a server."""
     if promised is None or factor is None:
         return promised
     value = promised.value * factor.value
@@ -321,10 +316,9 @@ def _kept(samples: Sequence[Sample]) -> Ints:
 
 
 def _agreement(problem: ProblemRun, policy: Policy, group: str | None) -> float | None:
-    """Return which share of the answers by the decision is the one that is given.
+    """Return which share of the answers by the decision is the one that is given, None if unknown.
 
-    The first n samples, or as many as its class has at most, end as their lengths say. None where
-    the policy goes on from answers, or too few samples were recorded.
+    The first n samples, or as many as its class has at most, end as their lengths say.
     """
     stop, routes = policy.stop_for(group), policy.routes
     most = policy.n if routes is None else max(table_for(routes, group))
@@ -345,5 +339,4 @@ def _agreement(problem: ProblemRun, policy: Policy, group: str | None) -> float 
             break
         for more in range(drawn, votes.wanted):
             heapq.heappush(running, (now + samples[more].output_tokens, more))
-    del tallies[NO_ANSWER]
-    return max(tallies.values()) / tallies.total() if tallies.total() else None
+    return votes.first / votes.answered if votes.answered else None

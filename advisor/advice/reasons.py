@@ -47,14 +47,9 @@ MORE = 0.005  # of accuracy, from which more of it at the same cost is named
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
 
-def name_of(candidate: Candidate) -> str:
-    """Return a candidate in words."""
-    return in_words(candidate.engine, candidate.policy, prior=candidate.prior)
-
-
-def name_without_limits(candidate: Candidate) -> str:
-    """Return the name of a candidate without its limits."""
-    return in_words(candidate.engine, candidate.policy, prior=candidate.prior, limits=False)
+def name_of(candidate: Candidate, *, limits: bool = True) -> str:
+    """Return a candidate in words, with its limits or without."""
+    return in_words(candidate.engine, candidate.policy, prior=candidate.prior, limits=limits)
 
 
 def noun(metric: str) -> str:
@@ -123,8 +118,8 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
         theirs, ours = chance(check.chance[row]), chance(check.chance[system])
         told += [] if theirs == ours else [f"{theirs} sure against {ours}"]
         other, pick = metrics.candidate(row), metrics.candidate(system)
-        name = name_without_limits(other)
-        if name == name_without_limits(pick):  # they differ in limits alone
+        name = name_of(other, limits=False)
+        if name == name_of(pick, limits=False):  # they differ in limits alone
             name = name_of(other)
         comma = "," * ("," in name)
         yield f"{name}{comma} {same} and is {what}: {', '.join(told)}"
@@ -306,28 +301,23 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         and goal[row] == goal[system]
         and np.array_equal(metrics.replayed[row].latency_s, latency)
     ]
+    space, own = metrics.space, metrics.rows[system]
+    default = space.batched[own] == space.max_num_batched_tokens[own]  # vLLM's own
     for name, what in (
         ("max_num_seqs", "samples run at once"),
         ("max_num_batched_tokens", "tokens come in a step"),
     ):
         values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
-        usual = name == "max_num_batched_tokens" and _has_usual(check, system)
-        if values and not usual:
+        if values and not (name == "max_num_batched_tokens" and default):
             *most, last = map(str, values)
             listed = f"{', '.join(most)} or {last}" if most else last
             yield f"a {name} of {listed} gives the same result: no more {what}"
-    others = dict.fromkeys(name_without_limits(metrics.candidate(row)) for row in equals)
-    names = [name for name in others if name != name_without_limits(pick)]
+    others = dict.fromkeys(name_of(metrics.candidate(row), limits=False) for row in equals)
+    names = [name for name in others if name != name_of(pick, limits=False)]
     if names:
         named = " | ".join(names[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         yield f"statistically tied with the pick in {noun(check.goal.metric)}: {named}{more}"
-
-
-def _has_usual(check: ReplayedCheck, row: int) -> bool:
-    """Whether a candidate's max_num_batched_tokens is its engine's own default."""
-    space, own = check.metrics.space, check.metrics.rows[row]
-    return bool(space.batched[own] == space.max_num_batched_tokens[own])
 
 
 def _small_steps(check: ReplayedCheck, system: int) -> Iterator[str]:

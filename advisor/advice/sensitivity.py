@@ -1,9 +1,9 @@
 """What would change the answer: the limits, rates and prices at which another pick comes up.
 
-A candidate meets a limit up to a value that its draws give (`BudgetCheck.needed`). Tightened, the
-pick drops out at its own value, which is exact. Loosened, the first replayed candidate that is
-better comes in. One that was not replayed for this budget may come in earlier, so that the value
-holds at the latest, as prices do. Rates are tried in closed form, where that has the same pick.
+Where a limit is tightened, the pick drops out at the value that it needs (`BudgetCheck.needed`),
+which is exact. Where it is loosened, the first replayed candidate that is better comes in, and one
+that was not replayed may come in earlier. Rates are tried in closed form, where that has the same
+pick.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from advisor.advice.feasible import ReplayedCheck
-from advisor.advice.reasons import name_of, name_without_limits
+from advisor.advice.reasons import name_of
 from traces.schema.advice import Turning
 from traces.schema.quantities import limited
 
@@ -33,7 +33,7 @@ def turnings(
     yield from _prices(check, system)
     rate = check.metrics.rate_per_s
     if rate is not None and at_rate is not None:
-        pick = name_without_limits(check.metrics.candidate(system))
+        pick = name_of(check.metrics.candidate(system), limits=False)
         if at_rate(rate) == pick:
             yield from _rates(rate, pick, at_rate)
 

@@ -526,25 +526,21 @@ def _steps_of(
     composition = feature_matrix(
         frame, speculative=engine.speculative is not None, reads=reads_of(facts)
     )
+    seconds, high = frame["seconds"].to_numpy().astype(float), None
+    if most is not None and read.height > most:
+        kept = places(len(frame), round(len(frame) * most / read.height), recording.name)
+        high = composition.max(axis=0)
+        composition, seconds = composition[kept], seconds[kept]
     table = StepTable(
         recording=recording.name,
         configuration=_configuration(recording),
         engine=engine,
         facts=facts,
         composition=composition,
-        seconds=frame["seconds"].to_numpy().astype(float),
+        seconds=seconds,
+        most_of_all=high,
     )
-    if most is None or read.height <= most:
-        return [table]
-    kept = places(len(frame), round(len(frame) * most / read.height), recording.name)
-    return [
-        dataclasses.replace(
-            table,
-            composition=composition[kept],
-            seconds=table.seconds[kept],
-            most_of_all=table.most,
-        )
-    ]
+    return [table]
 
 
 def _seen_limits(recording: Recording) -> list[str]:

@@ -26,12 +26,10 @@ def law_key(engine: EngineConfig) -> EngineConfig:
     a given composition takes; they are cleared, and so is which worker of a deployment it is.
     """
     return dataclasses.replace(
-        engine,
+        engine.one_replica(),
         max_model_len=None,
         max_num_seqs=None,
         max_num_batched_tokens=None,
-        data_parallel_size=1,
-        num_gpus=_own_gpus(engine),
         num_gpu_blocks=None,
         gpu_memory_utilization=None,
         enable_prefix_caching=None,
@@ -60,13 +58,6 @@ def learned_as(engines: Mapping[str, EngineConfig]) -> dict[str, EngineConfig]:
         else each
         for key, each in engines.items()
     }
-
-
-def _own_gpus(engine: EngineConfig) -> int | None:
-    """Return the GPUs of one of the engine's replicas."""
-    if engine.num_gpus is None or engine.num_gpus % engine.data_parallel_size:
-        return engine.num_gpus
-    return engine.num_gpus // engine.data_parallel_size
 
 
 Decoder = tuple[str, str | None, str | None, str | None, Speculative | None]

@@ -67,7 +67,9 @@ class Pool:
         samples that say how their drafts went.
         """
         if self.by_problem:
-            return self._loads_by_problem(problem_ids)
+            each_own = [self.by_problem[name].loads([name]) for name in problem_ids]
+            known = [own[0] for own in each_own if own is not None]
+            return known if len(known) == len(each_own) else None
         drafting = self.key[0][-1] is not None
         alike = all(run.texts for run in self.runs)
         found = []
@@ -86,18 +88,6 @@ class Pool:
                 return None
             found.append(_load(own, samples))
         return found
-
-    def _loads_by_problem(self, problem_ids: Sequence[str]) -> list[RecordedProblem] | None:
-        names: dict[int, list[str]] = {}
-        for name in problem_ids:
-            names.setdefault(id(self.by_problem[name]), []).append(name)
-        found: dict[str, RecordedProblem] = {}
-        for own in names.values():
-            loads = self.by_problem[own[0]].loads(own)
-            if loads is None:
-                return None
-            found |= zip(own, loads, strict=True)
-        return [found[name] for name in problem_ids]
 
 
 def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> RecordedProblem:
@@ -118,13 +108,7 @@ def find_pools(evidence: Evidence) -> list[Pool]:
     pools = []
     for key, runs in groups.items():
         if key[1] == AS_SENT:
-            first, *draws = _few_draws(runs)
-            names = frozenset(name for run in first for name in run.problems)
-            pools.append(
-                Pool(
-                    key=key, runs=first, policies=(AS_SENT,), problem_ids=names, draws=tuple(draws)
-                )
-            )
+            pools.append(_of_traffic(key, runs))
             continue
         curve = next((run.curve for run in runs if run.curve is not None), None)
         if curve is not None:
@@ -139,7 +123,7 @@ def find_pools(evidence: Evidence) -> list[Pool]:
         if most:
             policies += [dataclasses.replace(key[1], n=n) for n in sorted(counts)]
             policies += [rule for n in sorted(counts) for rule in _stopping(key[1], n)]
-        ids = {n for run in runs for n in run.problems if len(run.problems[n].samples) >= 1}
+        ids = {name for run in runs for name in run.problems}
         judged = {n for n in ids if all(run.judged(n) for run in runs)}
         complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
         if complete:
@@ -154,7 +138,7 @@ def find_pools(evidence: Evidence) -> list[Pool]:
     return pools
 
 
-def _few_draws(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+def _of_traffic(key: SampleKey, runs: Sequence[Run]) -> Pool:
     """Return a run of each watched server: where traffic was drawn, the first, middle, last draw.
 
     Of lengths whose mean alone is known these are alike, and further and further apart.
@@ -163,7 +147,9 @@ def _few_draws(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     for run in runs:
         each.setdefault((run.recording, run.engine), []).append(run)
     few = (0.0, 0.5, 1.0) if any(len(draws) > 1 for draws in each.values()) else (0.0,)
-    return [tuple(d[round(share * (len(d) - 1))] for d in each.values()) for share in few]
+    first, *draws = [tuple(d[round(share * (len(d) - 1))] for d in each.values()) for share in few]
+    names = frozenset(name for run in first for name in run.problems)
+    return Pool(key=key, runs=first, policies=(AS_SENT,), problem_ids=names, draws=tuple(draws))
 
 
 FEW_POINTS = 12  # of a published curve: up to so many are all candidates

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from sys import intern
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,8 +60,7 @@ class ProblemRun:
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
     which is what it shares with other problems; `prompt_blocks` name its blocks where an import
     tells them. `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
-    there.
-    `indices` are the samples' own. `front_end_s` is what a server's front end took of it
+    there. `indices` are the samples' own. `front_end_s` is what a server's front end took of it
     (live/front_end_time.py). `server` is its place among those that were watched together.
     """
 
@@ -113,11 +113,10 @@ class Run:
     """The problems of one (engine, policy) in one recording.
 
     `drawn` says that they are drawn from what a server's histograms tell, one of several draws, or
-    `inferred` from its forward passes (live/passes.py).
-    `spread_unknown`: these tell no more of lengths than their
-    mean. With a `curve` lengths are drawn, and what of votes is right it alone tells. With `texts`
-    the answers are texts, which are the same in another run. Else they are numbers of this run's
-    own.
+    `inferred` from its forward passes (live/passes.py). `spread_unknown`: these tell no more of
+    lengths than their mean. With a `curve` lengths are drawn, and what of votes is right it alone
+    tells. With `texts` the answers are texts, which are the same in another run. Else they are
+    numbers of this run's own.
     """
 
     recording: str
@@ -234,7 +233,7 @@ def read_runs(recording: Recording) -> ReadRuns:
     forced = _forced(recording.samples)
     # A problem is written once per run; the last attempt stands.
     kept = kept.unique(subset=["engine", "policy", "problem_id"], keep="last", maintain_order=True)
-    samples: dict[tuple[str, str, str], dict[int, dict[str, object]]] = {}
+    samples: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
     for row in answers.select(_USED).iter_rows(named=True):
         name = (row["engine"], row["policy"], row["problem_id"])
         index = row["sample_index"]
@@ -253,7 +252,7 @@ def read_runs(recording: Recording) -> ReadRuns:
             continue
         own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
         if watched:
-            arrivals.setdefault((row["engine"], row["policy"]), []).append(_int(row["arrival"]))
+            arrivals.setdefault((row["engine"], row["policy"]), []).append(row["arrival"])
         if watched and _in_turn(own.values()):
             in_turn.setdefault(engine, []).append(len(own))
             continue
@@ -439,40 +438,37 @@ def _check_survivors(
     return sorted(notes)
 
 
-def _forced(samples: pl.DataFrame) -> dict[tuple[str, str, str, int], list[dict[str, object]]]:
+def _forced(samples: pl.DataFrame) -> dict[tuple[str, str, str, int], list[dict[str, Any]]]:
     """Return by sample the rows that go on from it where its thought was closed at a budget."""
     rows = samples.filter(pl.col("role") == "forced").unique(
         ["engine", "policy", "problem_id", "sample_index"], keep="last", maintain_order=True
     )
-    found: dict[tuple[str, str, str, int], list[dict[str, object]]] = {}
+    found: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for row in rows.sort("sample_index").iter_rows(named=True):
         key = (row["engine"], row["policy"], row["problem_id"], row["parent_sample"])
         found.setdefault(key, []).append(row)
     return found
 
 
-def _with_forced(
-    row: dict[str, object], forced: Sequence[Mapping[str, object]]
-) -> dict[str, object]:
+def _with_forced(row: dict[str, Any], forced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a sample's row with the tokens and the drafts of its forced answer behind its own.
 
     The tokens of both are generated one after the other; what it takes to read the thought again,
     which the prefix cache holds, is not in it.
     """
-    if not forced or _int(row["output_tokens"]) is None:
+    if not forced or row["output_tokens"] is None:
         return row
     whole = dict(row)
-    whole["output_tokens"] = sum(_int(each["output_tokens"]) or 0 for each in (row, *forced))
+    whole["output_tokens"] = sum(each["output_tokens"] or 0 for each in (row, *forced))
     for name in ("drafted_per_step", "accepted_per_step"):
         lists = [each[name] for each in (row, *forced)]
-        known = [each for each in lists if isinstance(each, list)]
-        whole[name] = [n for each in known for n in each] if len(known) == len(lists) else None
+        whole[name] = None if None in lists else list(chain.from_iterable(lists))
     return whole
 
 
 def _problem_run(
-    row: Mapping[str, object],
-    samples: list[dict[str, object]],
+    row: Mapping[str, Any],
+    samples: list[dict[str, Any]],
     n: int,
     speculative: Speculative | None,
     *,
@@ -485,76 +481,65 @@ def _problem_run(
         if (s["end"] is not None or imported)
         and s["error"] is None
         and s["cancelled_by"] is None
-        and (_int(s["output_tokens"]) or 0) > 0
+        and (s["output_tokens"] or 0) > 0
     ]
-    decided = next((t for t in (row["decided_at"], row["end"]) if t is not None), None)
-    arrival = next((t for t in (row["arrival"], row["start"]) if t is not None), None)
-    told = [tokens for s in whole if (tokens := _int(s["prompt_tokens"]))]
-    prompt = _int(row["prompt_tokens"]) or min(told, default=0)
+    decided = row["end"] if row["decided_at"] is None else row["decided_at"]
+    arrival = row["start"] if row["arrival"] is None else row["arrival"]
+    told = [s["prompt_tokens"] for s in whole if s["prompt_tokens"]]
+    prompt = row["prompt_tokens"] or min(told, default=0)
     if told and not imported:  # earlier recordings may name the prompt of a request that went on
         prompt = min(told)
-    if samples and not any(_int(s["output_tokens"]) for s in samples):
+    if samples and not any(s["output_tokens"] for s in samples):
         return "whose output_tokens are not known"
     if not whole or len(whole) != n:
-        if imported and any(s["error"] is None and not _int(s["output_tokens"]) for s in samples):
+        if imported and any(s["error"] is None and not s["output_tokens"] for s in samples):
             return "with samples whose output_tokens are not known or 0"
         return f"without {counted(n, 'sound sample')}, as others have"
     if not prompt:
         return "whose prompt_tokens are not known. Import again with --prompt-tokens N"
-    if not imported and (arrival is None or decided is None):
+    timed = arrival is not None and decided is not None
+    if not imported and not timed:
         return "whose times are not known"
-    arrived, latency = _int(arrival), float("nan")
-    if decided is not None and arrived is not None:
-        latency = ((_int(decided) or 0) - arrived) / 1e9
-    blocks = row["prompt_blocks"]
-    whole.sort(key=lambda s: _int(s["sample_index"]) or 0)
+    whole.sort(key=lambda s: s["sample_index"] or 0)
     return ProblemRun(
-        problem_id=str(row["problem_id"]),
-        arrival_ns=arrived,
+        problem_id=row["problem_id"],
+        arrival_ns=arrival,
         prompt_tokens=prompt,
-        cached_tokens=min(_int(s["cached_tokens"]) or 0 for s in whole),
-        latency_s=latency,
+        cached_tokens=min(s["cached_tokens"] or 0 for s in whole),
+        latency_s=(decided - arrival) / 1e9 if timed else float("nan"),
         samples=tuple(_sample(s, speculative) for s in whole),
-        prompt_blocks=tuple(blocks) if isinstance(blocks, list) else (),
-        indices=tuple(_int(s["sample_index"]) or 0 for s in whole),
-        group=None if row["group"] is None else str(row["group"]),
+        prompt_blocks=tuple(row["prompt_blocks"] or ()),
+        indices=tuple(s["sample_index"] or 0 for s in whole),
+        group=row["group"],
     )
 
 
-def _in_turn(samples: Iterable[Mapping[str, object]]) -> bool:
+def _in_turn(samples: Iterable[Mapping[str, Any]]) -> bool:
     """Whether requests of a watched problem came in several rounds, or after others had ended."""
     rows = list(samples)
     if len(rows) < 2:
         return False
-    if len({_int(row["round"]) or 0 for row in rows}) > 1:
+    if len({row["round"] or 0 for row in rows}) > 1:
         return True
-    times = sorted(
-        (begin, end)
-        for row in rows
-        if (begin := _int(row["arrival"])) is not None and (end := _int(row["end"])) is not None
-    )
+    pairs = ((row["arrival"], row["end"]) for row in rows)
+    times = sorted(pair for pair in pairs if None not in pair)
     over = np.maximum.accumulate([end for _, end in times])
     return any(begin > before for (begin, _), before in zip(times[1:], over, strict=False))
 
 
-def _int(value: object) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _sample(row: Mapping[str, object], speculative: Speculative | None) -> Sample:
-    tokens = _int(row["output_tokens"]) or 0
-    answer, correct = row["answer"], row["correct"]
+def _sample(row: Mapping[str, Any], speculative: Speculative | None) -> Sample:
+    tokens = row["output_tokens"]
     scheduled = advance = None
     if speculative is not None:
         scheduled, advance = verify_steps(tokens, row["drafted_per_step"], row["accepted_per_step"])
     return Sample(
         output_tokens=tokens,
-        answer=None if answer is None else intern(str(answer)),
-        correct=correct if isinstance(correct, bool) else None,
+        answer=None if row["answer"] is None else intern(row["answer"]),
+        correct=row["correct"],
         scheduled=_in_bytes(scheduled),
         advance=_in_bytes(advance),
         by_length=row["finish_reason"] == "length",
-        think_tokens=_int(row["think_tokens"]),
+        think_tokens=row["think_tokens"],
     )
 
 
@@ -572,28 +557,22 @@ def cut_runs(recording: Recording, runs: Sequence[Run]) -> list[Run]:
     a thought that ended within the budget is as it was. Speculation was not recorded there.
     """
     answers = recording.frame("answers")
-    if answers.is_empty():
-        return []
-    forced: dict[tuple[str, str, int, str], dict[int, dict[str, object]]] = {}
     known = answers.drop_nulls(["problem_id", "sample_index", "budget_tokens"])
+    forced: dict[tuple[str, str], dict[int, dict[str, dict[int, dict[str, Any]]]]] = {}
     for row in known.iter_rows(named=True):
-        key = (row["engine"], row["policy"], row["budget_tokens"], row["problem_id"])
-        forced.setdefault(key, {})[row["sample_index"]] = row
+        by_budget = forced.setdefault((row["engine"], row["policy"]), {})
+        own = by_budget.setdefault(row["budget_tokens"], {}).setdefault(row["problem_id"], {})
+        own[row["sample_index"]] = row
     found = []
-    for run in runs:
+    for run in runs if forced else ():
         if run.engine.speculative is not None or run.policy.thinking_token_budget is not None:
             continue
-        own = (recording.engine_key(run.engine), run.policy.key())
-        for budget in sorted({key[2] for key in forced if key[:2] == own}):
-            found += _cut(
-                run, budget, {k[3]: v for k, v in forced.items() if k[:3] == (*own, budget)}
-            )
-    return found
+        by_budget = forced.get((recording.engine_key(run.engine), run.policy.key()), {})
+        found += [_cut(run, budget, rows) for budget, rows in sorted(by_budget.items())]
+    return [run for run in found if run is not None]
 
 
-def _cut(
-    run: Run, budget: int, rows: Mapping[str, Mapping[int, Mapping[str, object]]]
-) -> list[Run]:
+def _cut(run: Run, budget: int, rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Run | None:
     problems = {}
     for name, problem in run.problems.items():
         places = {index: place for place, index in enumerate(problem.indices)}
@@ -601,27 +580,24 @@ def _cut(
         samples = [_cut_sample(problem.samples[places[i]], budget, forced[i]) for i in forced]
         if samples:
             problems[name] = replace(problem, samples=tuple(samples), indices=tuple(forced))
-    if not problems:
-        return []
-    n = min(len(problem.samples) for problem in problems.values())
+    n = min((len(problem.samples) for problem in problems.values()), default=0)
+    if not n or (n > 1 and run.policy.method == "greedy"):
+        return None
     policy = replace(run.policy, n=n, thinking_token_budget=budget, rule=())
-    if n > 1 and policy.method == "greedy":
-        return []
     whole = {
         name: replace(problem, samples=problem.samples[:n], indices=problem.indices[:n])
         for name, problem in problems.items()
     }
-    return [replace(run, policy=policy, problems=whole)]
+    return replace(run, policy=policy, problems=whole)
 
 
-def _cut_sample(sample: Sample, budget: int, row: Mapping[str, object]) -> Sample:
+def _cut_sample(sample: Sample, budget: int, row: Mapping[str, Any]) -> Sample:
     if not row["forced"]:
         return sample
-    answer, correct = row["answer"], row["correct"]
     return Sample(
-        output_tokens=budget + (_int(row["answer_tokens"]) or 0),
-        answer=None if answer is None else str(answer),
-        correct=correct if isinstance(correct, bool) else None,
+        output_tokens=budget + (row["answer_tokens"] or 0),
+        answer=row["answer"],
+        correct=row["correct"],
         by_length=sample.by_length,
     )
 
@@ -697,8 +673,14 @@ def limited_runs(runs: Sequence[Run]) -> list[Run]:
 # The decode steps of a sample that was drafted for: tokens forwarded and kept in each.
 
 
+def steps_until(advance: Ints, tokens: int) -> Ints:
+    """Return the tokens kept per step, one or more each, up to so many in all: the last is cut."""
+    kept = np.diff(np.minimum(np.cumsum(advance), tokens), prepend=0)
+    return kept[kept > 0]
+
+
 def verify_steps(
-    output_tokens: int, drafted: object, accepted: object
+    output_tokens: int, drafted: Sequence[int] | None, accepted: Sequence[int] | None
 ) -> tuple[Ints | None, Ints | None]:
     """Return tokens forwarded and kept per step after the prompt, or None when not recorded.
 
@@ -708,12 +690,10 @@ def verify_steps(
     """
     if output_tokens <= 1:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    if not isinstance(accepted, list):
+    if accepted is None:
         return None, None
     kept = np.asarray(accepted, dtype=np.int64) + 1
-    forwarded = (
-        np.asarray(drafted, dtype=np.int64) + 1 if isinstance(drafted, list) else kept.copy()
-    )
+    forwarded = kept if drafted is None else np.asarray(drafted, dtype=np.int64) + 1
     if len(kept) != len(forwarded):
         return None, None
     wanted = output_tokens - 1
@@ -725,9 +705,5 @@ def verify_steps(
         )
         order = np.argsort(place, kind="stable")
         return np.concatenate([forwarded, plain])[order], np.concatenate([kept, plain])[order]
-    ends = np.cumsum(kept)
-    count = int(np.searchsorted(ends, wanted)) + 1 if wanted else 0
-    kept, forwarded = kept[:count].copy(), forwarded[:count].copy()
-    if count:
-        kept[-1] -= int(ends[count - 1]) - wanted
-    return forwarded, kept
+    kept = steps_until(kept, wanted)
+    return forwarded[: len(kept)].copy(), kept

@@ -32,13 +32,12 @@ def capacity_per_s(
 ) -> float:
     """Return how many problems a second are served in a steady state.
 
-    `stream` gives a workload that passes over the `problems` so many times, each time in the same
-    order, the `draws` of their samples in turn. `serve` replays one on the `engines`, with a
-    `reserve` or a `concurrency`. Problems come as fast as the engines take their samples, so that
-    these are always full, and samples which a rule draws later run among those of new problems.
-    What counts begins when all problems of the start are decided and is as long as whole passes: a
-    full engine serves as many problems as its time is shared by. Without a limit on what runs, of
-    `slots` on an engine, all problems are in flight.
+    `stream` gives a workload that passes over the `problems` so many times, in the same order, the
+    `draws` of their samples in turn. `serve` replays one on the `engines`, with a `reserve` or a
+    `concurrency`. Problems come as fast as the engines take their samples, so that these are always
+    full. What counts begins when all problems of the start are decided and is as long as whole
+    passes: a full engine serves as many problems as its time is shared by. Without a limit on what
+    runs, of `slots` on an engine, all problems are in flight.
     """
     if slots is None:
         return _of_all(stream, serve, problems)
@@ -70,10 +69,7 @@ def _between(begun: Floats, decided: Floats, first: float) -> float:
 def _of_all(
     stream: Callable[[int], Workload], serve: Callable[..., Replayed], problems: int
 ) -> float:
-    """Return the same with all problems in flight.
-
-    What counts is decided after the first are and before the last one begins.
-    """
+    """Return the same with all problems in flight, from the first decisions to the last arrival."""
     passes = 2
     while True:
         workload = stream(passes)
@@ -84,6 +80,4 @@ def _of_all(
         if end >= (1 + SPAN) * first or 2 * len(workload.prompt_tokens) > MOST:
             break
         passes *= 2
-    if end <= 0:
-        return len(begun) / float(decided.max())
     return _between(begun, decided, first)

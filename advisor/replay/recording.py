@@ -144,8 +144,7 @@ def write_recording(folder: Path, manifest: Manifest, tables: Mapping[str, pl.Da
 
 
 def _ns(seconds: Floats, start_ns: int) -> pl.Series:
-    whole = pl.Series(np.rint(np.nan_to_num(seconds) * 1e9).astype(np.int64) + start_ns)
-    return pl.select(pl.when(pl.Series(np.isfinite(seconds))).then(whole)).to_series()
+    return pl.Series(np.rint(seconds * 1e9), nan_to_null=True).cast(pl.Int64) + start_ns
 
 
 def _steps(
@@ -156,10 +155,8 @@ def _steps(
     *,
     speculative: bool,
 ) -> pl.DataFrame:
-    log = replayed.log
-    if log is None:
-        raise ValueError("the replay kept no log")
-    count = log["steps"]
+    assert replayed.log is not None
+    log, count = replayed.log, replayed.log["steps"]
     ends = _step_ends(cost, log, speculative)
     row = np.repeat(np.arange(len(log)), count)
     place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
@@ -188,9 +185,7 @@ def _steps(
         "engine": [names[int(i)] for i in column("engine")],
         "step": np.arange(len(row)),
         "end": end,
-        "interval_ns": pl.select(
-            pl.when(pl.Series(interval >= 0)).then(pl.Series(interval))
-        ).to_series(),
+        "interval_ns": interval,
         "wall_ns": end - before,
         **{name: np.rint(values) for name, values in work._asdict().items()},
         "running": column("running"),
@@ -200,7 +195,8 @@ def _steps(
         "source": "replayed",
     }
     steps: pl.DataFrame = pl.DataFrame(frame, strict=False)[order]
-    return steps.with_columns(step=pl.int_range(pl.len()))
+    told = pl.when(pl.col("interval_ns") >= 0).then("interval_ns")
+    return steps.with_columns(step=pl.int_range(pl.len()), interval_ns=told)
 
 
 @compiled

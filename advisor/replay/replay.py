@@ -132,9 +132,7 @@ def replay(
         run(world, rules, cost, blocks, concurrency or 0, noted)
     if reserve is None and np.isnan(world.problems["decided"]).any():
         raise ValueError("a problem was never decided: a fault of the replay, please report it")
-    front = np.zeros(len(world.problems))
-    if workload.front_end_s is not None:
-        front = workload.front_end_s
+    front = workload.front_end_s
     if workload.arrivals is not None:
         front = world.problems["arrival"] - workload.arrivals
     return _replayed(world, makespan, noted if log else None, front)
@@ -145,8 +143,7 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     samples["problem"] = np.repeat(np.arange(len(problems)), problems["samples"])
     samples["prompt"], samples["output"] = workload.prompt_tokens, workload.output_tokens
     samples["verify"], samples["by_length"] = workload.verify_steps, workload.by_length
-    samples["forward"] = 1.0 if workload.forwarded is None else workload.forwarded
-    samples["answer"] = NONE if workload.answer is None else workload.answer
+    samples["forward"], samples["answer"] = workload.forwarded, workload.answer
     if workload.server is not None:
         samples["engine"] = workload.server[samples["problem"]]
     for name in ("place", "rank", "before", "after", "doomed"):
@@ -161,11 +158,9 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     answers = np.zeros(len(workload.right), ANSWER)
     answers["right"] = workload.right
     states = np.zeros(engines, ENGINE)
-    for name in (
-        "waiting_first", "waiting_last", "running_first", "running_last", "partial", "doomed",
-        "free_first", "free_last",
-    ):  # fmt: skip
-        states[name] = NONE
+    states["partial"] = states["doomed"] = NONE
+    for name in ("queue", "runners", "free"):
+        states[name]["first"] = states[name]["last"] = NONE
     states["idle"], states["empty"], states["due"], states["virgin"] = 1, 1, np.inf, blocks
     states["segments"] = len(segments)
     return World(
@@ -188,13 +183,9 @@ def _problems(workload: Workload) -> npt.NDArray[np.void]:
     problems["segments"] = np.diff(workload.first_segment)
     problems["answer"] = workload.first_answer[:-1]
     problems["answers"] = np.diff(workload.first_answer)
-    problems["decided"], problems["decided_by"] = np.nan, NONE
-    if workload.route is not None:
-        problems["route"] = workload.route
-    if workload.arrivals is not None:
-        problems["arrival"] = workload.arrivals
-        if workload.front_end_s is not None:  # who would overtake others takes their place
-            problems["arrival"] = np.sort(workload.arrivals + workload.front_end_s)
+    problems["decided"], problems["decided_by"], problems["route"] = np.nan, NONE, workload.route
+    if workload.arrivals is not None:  # who would overtake others takes their place
+        problems["arrival"] = np.sort(workload.arrivals + workload.front_end_s)
     return problems
 
 

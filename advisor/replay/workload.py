@@ -21,13 +21,12 @@ class Samples:
     """What a replay takes of samples, in arrays.
 
     Equal numbers of `answer` are equal answers, whosever they are. `forwarded` is 1 where a sample
-    has not `drafted`.
+    has no drafts.
     """
 
     output_tokens: Ints
     verify_steps: Ints
     forwarded: Floats
-    drafted: Bools
     answer: Ints
     correct: Bools
     by_length: Bools
@@ -38,26 +37,22 @@ class Samples:
         samples = [sample for load in loads for sample in load.samples]
         output = np.array([sample.output_tokens for sample in samples], dtype=np.int64)
         verify, forwarded = output - 1, np.ones(len(samples))
-        drafted = np.array([sample.scheduled is not None for sample in samples], dtype=bool)
-        for place in np.flatnonzero(drafted):
-            scheduled = samples[place].scheduled
-            assert scheduled is not None
-            verify[place] = len(scheduled)
-            forwarded[place] = scheduled.mean() if len(scheduled) else 1.0
+        for place, sample in enumerate(samples):
+            if sample.scheduled is not None:
+                verify[place] = len(sample.scheduled)
+                forwarded[place] = sample.scheduled.mean() if len(sample.scheduled) else 1.0
         known: dict[str | None, int] = {None: NONE}
         numbers = [known.setdefault(sample.answer, len(known) - 1) for sample in samples]
         return cls(
             output_tokens=output,
             verify_steps=verify,
             forwarded=forwarded,
-            drafted=drafted,
             answer=np.array(numbers, dtype=np.int64),
             correct=np.array([bool(sample.correct) for sample in samples], dtype=bool),
             by_length=np.array([sample.by_length for sample in samples], dtype=bool),
         )
 
     def at(self, places: Ints) -> Samples:
-        """Return those at some places."""
         return Samples(**{name: values[places] for name, values in vars(self).items()})
 
 
@@ -66,23 +61,23 @@ class Workload:
     """Problems in the order of their arrival, with their samples.
 
     Per sample: tokens of its prompt and output; `verify_steps`, the decode steps that make all of
-    the output but its first token; `forwarded`, the tokens computed in each of these (None: 1);
-    `answer`, its place in `right` (None: no answers); whether it ended `by_length`.
+    the output but its first token; `forwarded`, the tokens computed in each of these; `answer`, its
+    place in `right`, or NONE; whether it ended `by_length`.
     Per problem: its first sample in `first` [problems + 1], its first place of `right` in
     `first_answer` [problems + 1], its arrival in seconds, and the segments that its prompt begins
     with, `path`[first_segment[p] : first_segment[p + 1]], each from token `segment_start` to
     `segment_end`; prompts that share a segment are equal up to its end. `route` are the problems'
-    own tables of samples, packed, 0 without one (None: none has one). `front_end_s` is what a
-    server's front end takes of a problem's requests, beside its engine (None: nothing). `server`
-    is the engine that a problem goes to (None: not known of all).
+    own tables of samples, packed, 0 without one. `front_end_s` is what a server's front end takes
+    of a problem's requests, beside its engine. `server` is the engine that a problem goes to (None:
+    not known of all).
     """
 
     first: Ints
     prompt_tokens: Ints
     output_tokens: Ints
     verify_steps: Ints
-    forwarded: Floats | None
-    answer: Ints | None
+    forwarded: Floats
+    answer: Ints
     by_length: Bools
     first_answer: Ints
     right: Bools
@@ -91,8 +86,8 @@ class Workload:
     path: npt.NDArray[np.int32]
     segment_start: Ints
     segment_end: Ints
-    route: Floats | None = None
-    front_end_s: Floats | None = None
+    route: Floats
+    front_end_s: Floats
     server: Ints | None = None
 
     @classmethod
@@ -166,8 +161,8 @@ class Workload:
             prompt_tokens=np.asarray(prompt_tokens, dtype=np.int64),
             output_tokens=output,
             verify_steps=output - 1,
-            forwarded=None,
-            answer=None,
+            forwarded=np.ones(count),
+            answer=np.full(count, NONE),
             by_length=np.ones(count, dtype=bool),
             first_answer=np.zeros(count + 1, dtype=np.int64),
             right=np.zeros(0, dtype=bool),
@@ -176,6 +171,8 @@ class Workload:
             path=path,
             segment_start=starts,
             segment_end=ends,
+            route=np.zeros(count),
+            front_end_s=np.zeros(count),
         )
 
     def with_samples(self, samples: Samples) -> Workload:
@@ -194,19 +191,16 @@ class Workload:
         path = self.path[parts]
         path[first_segment[1:] - 1] = own + np.arange(len(places))  # no other has its last one
         segments = np.concatenate([np.arange(own), own + places])
-        answer = None
-        if self.answer is not None:
-            moved = np.repeat(first_answer[:-1] - self.first_answer[places], counts)
-            answer = self.answer[samples]
-            answer = np.where(answer == NONE, NONE, answer + moved)
+        moved = np.repeat(first_answer[:-1] - self.first_answer[places], counts)
+        answer = self.answer[samples]
         return replace(
             self,
             first=first,
             prompt_tokens=self.prompt_tokens[samples],
             output_tokens=self.output_tokens[samples],
             verify_steps=self.verify_steps[samples],
-            forwarded=None if self.forwarded is None else self.forwarded[samples],
-            answer=answer,
+            forwarded=self.forwarded[samples],
+            answer=np.where(answer == NONE, NONE, answer + moved),
             by_length=self.by_length[samples],
             first_answer=first_answer,
             right=self.right[answers],
@@ -215,22 +209,19 @@ class Workload:
             path=path,
             segment_start=self.segment_start[segments],
             segment_end=self.segment_end[segments],
-            route=None if self.route is None else self.route[places],
-            front_end_s=None if self.front_end_s is None else self.front_end_s[places],
+            route=self.route[places],
+            front_end_s=self.front_end_s[places],
             server=None if self.server is None else self.server[places],
         )
 
     def segment_blocks(self, block_size: int) -> Ints:
-        """Return how many whole blocks each segment has."""
         return self.segment_end // block_size - self.segment_start // block_size
 
     @cached_property
     def longest(self) -> int:
         """The most tokens that a sample comes to hold, drafts among them."""
-        each = self.prompt_tokens + self.output_tokens
-        if self.forwarded is not None:
-            each = each + np.ceil(self.forwarded).astype(np.int64) - 1
-        return int(np.max(each, initial=1))
+        drafts = np.ceil(self.forwarded).astype(np.int64) - 1
+        return int(np.max(self.prompt_tokens + self.output_tokens + drafts, initial=1))
 
 
 def _taken(first: Ints, places: Ints) -> tuple[Ints, Ints]:
@@ -268,7 +259,7 @@ def _of_samples(samples: Samples, counts: Ints) -> dict[str, Any]:
         "first": np.concatenate([[0], np.cumsum(counts)]),
         "output_tokens": samples.output_tokens,
         "verify_steps": samples.verify_steps,
-        "forwarded": samples.forwarded if samples.drafted.any() else None,
+        "forwarded": samples.forwarded,
         "answer": answer,
         "by_length": samples.by_length,
         "first_answer": np.concatenate([[0], np.cumsum(answers)]),

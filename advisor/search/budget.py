@@ -48,15 +48,13 @@ class Prices:
     """
 
     def __init__(
-        self,
-        budget: Budget,
-        recorded: float | None,
-        gpus: frozenset[str | None] | None = None,
+        self, budget: Budget, recorded: float | None, gpus: frozenset[str | None] | None = None
     ) -> None:
         self._budget, self._types = budget, dict(budget.prices)
         given = budget.price_usd_per_device_hour
-        self.plain = recorded if given is None and not self._types else given
-        self.recorded = given is None and not self._types and recorded is not None
+        self._asked = given is not None or bool(self._types)
+        self.plain = given if self._asked else recorded
+        self.recorded = not self._asked and recorded is not None
         self._gpus = gpus if self.recorded else None
 
     def of(self, engine: EngineConfig) -> float | None:
@@ -68,8 +66,7 @@ class Prices:
     def of_run(self, run: Run) -> float | None:
         """Return the price of a run's devices: that of its own cost where none is known here."""
         price = self.of(run.engine)
-        given = self._types or (self.plain is not None and not self.recorded)
-        return run.price_usd_per_device_hour if price is None and not given else price
+        return run.price_usd_per_device_hour if price is None and not self._asked else price
 
     def check(self, engines: Sequence[EngineConfig]) -> None:
         """Raise UsageError for a type of device that no engine has."""
@@ -98,10 +95,8 @@ def limits_of_budget(
             limits[field] = Limit(metric="load_per_s", bound=capacity_per_s)
         if field not in wanted:
             continue
-        metric, bound = (
-            limited(field, budget.latency_percentile),
-            np.full(len(prices), wanted[field]),
-        )
+        metric = limited(field, budget.latency_percentile)
+        bound = np.full(len(prices), wanted[field])
         if metric.name == "energy_j" and not powered.any():
             raise UsageError("--max-energy: no recording holds power. Record on a GPU")
         if metric.name != "cost_usd":
@@ -120,17 +115,14 @@ def limits_of_budget(
 
 def goal_of(budget: Budget, *, prices: Floats, powered: Bools) -> Goal:
     """Return what a budget optimises. Raises UsageError for energy where none was recorded."""
-    metric = objective(budget.optimise, budget.latency_percentile)
+    metric, scale = objective(budget.optimise, budget.latency_percentile), np.ones(len(prices))
     if metric.name == "energy_j" and not powered.any():
         raise UsageError("--optimise energy: no recording holds power. Record on a GPU")
-    ones = np.ones(len(prices))
     if metric.name != "cost_usd":
-        return Goal(metric=metric.name, scale=ones, higher=metric.higher_is_better)
-    known = np.isfinite(prices)
-    # A type without a price may cost anything, so it is never the cheapest.
-    scale = np.where(known, prices, np.inf)
-    if not known.any() or (scale == scale[0]).all():
-        scale = ones
+        return Goal(metric=metric.name, scale=scale, higher=metric.higher_is_better)
+    if np.isfinite(prices).any() and (prices != prices[0]).any():
+        # A type without a price may cost anything, so it is never the cheapest.
+        scale = np.where(np.isfinite(prices), prices, np.inf)
     return Goal(metric="device_s", scale=scale, higher=False)
 
 
@@ -161,7 +153,6 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
 
     Raises UsageError naming the option, its value and an example.
     """
-    max_device_s, max_cost_usd = _cost(given.get("max_cost"))
     percentile, gpus = _percentile(given.get("percentile")), given.get("gpus")
     of_latency = given.get("max_latency") is not None or given.get("optimise") in (None, "latency")
     if percentile is not None and not of_latency:
@@ -171,13 +162,13 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
     optimise = given.get("optimise") or Budget.optimise
     if optimise not in get_args(Objective):
         raise UsageError(f"--optimise {optimise}: wants one of {', '.join(get_args(Objective))}")
-    confidence = _confidence(given.get("confidence"))
-    price, prices = _prices(given.get("price"))
 
     def optional(name: str) -> float | None:
         value = given.get(name)
         return None if value is None else parse_value(str(value), f"--{name.replace('_', '-')}")
 
+    max_device_s, max_cost_usd = _cost(given.get("max_cost"))
+    price, prices = _prices(given.get("price"))
     return Budget(
         max_latency_s=optional("max_latency"),
         latency_percentile=percentile,
@@ -190,9 +181,16 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
         price_usd_per_device_hour=price,
         prices=prices,
         optimise=cast(Objective, optimise),
-        confidence=confidence,
+        confidence=_confidence(given.get("confidence")),
         required=is_given(given),
     )
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _confidence(given: Any) -> float:
@@ -200,10 +198,7 @@ def _confidence(given: Any) -> float:
     if given is None:
         return Budget.confidence
     text = str(given).strip()
-    try:
-        value = float(text.removesuffix("%")) * (0.01 if text.endswith("%") else 1.0)
-    except ValueError:
-        value = math.nan
+    value = _float(text.removesuffix("%")) * (0.01 if text.endswith("%") else 1.0)
     if not 0 < value < 1:
         raise UsageError(f"--confidence {given}: wants a share between 0 and 1, such as 0.9 or 90%")
     return value
@@ -213,11 +208,7 @@ def _percentile(given: Any) -> int | None:
     """Return a percentile as 95, `p95`, `95%` or 0.95. Raises UsageError for what is none."""
     if given is None:
         return None
-    text = str(given).strip().lower().removeprefix("p").removesuffix("%")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _float(str(given).strip().lower().removeprefix("p").removesuffix("%"))
     value = round(value * 100 if 0 < value < 1 else value, 9)
     if value not in range(50, 100):
         raise UsageError(f"--percentile {given}: wants 50 to 99, such as 95")
@@ -248,10 +239,7 @@ def _prices(given: Any) -> tuple[float | None, tuple[tuple[str, float], ...]]:
     types: dict[str, float] = {}
     for part in (part for text in texts for part in str(text).split(",")):
         name, equals, amount = part.rpartition("=")
-        try:
-            value = float(amount.strip().removeprefix("$"))
-        except ValueError:
-            value = math.nan
+        value = _float(amount.strip().removeprefix("$"))
         if not 0 < value < math.inf:
             raise UsageError(
                 f"--price {part}: wants USD per device-hour above 0, such as 2.5 or H100=2.5"

@@ -1,19 +1,17 @@
 """All candidates at once, in closed form, before the replay looks at the best.
 
-With c problems in flight the engine makes N steps for each problem that leaves. A problem stays c N
-steps, and by Little's law its latency is c times the busy time that one problem takes. What a
-problem takes is known but for the number of steps: requests, tokens and context are those of its
-samples, whatever they share a step with (`policy_work.Work.totals`). Steps are shared by the c
-problems, N = D / c with D the steps that a problem needs alone, until a limit binds: at most
-`max_num_seqs` requests, so many as the KV blocks hold, and `max_num_batched_tokens`. Where problems
-arrive at a rate, one meets as many others as are there on average (arrivals see time averages),
-which is a fixed point. How far this lies from the replay is measured where both are known
-(`ClosedForm.learn`).
+By Little's law the latency with c problems in flight is c times the busy time that one takes. What
+a problem takes is known but for its steps: requests, tokens and context are those of its samples
+(`policy_work.Work.totals`). The c problems share steps, D / c each with D those of a problem alone,
+until a limit binds: `max_num_seqs`, the KV blocks, or `max_num_batched_tokens`. At a rate one meets
+as many others as are there on average (arrivals see time averages), a fixed point.
+`ClosedForm.learn` measures how far this lies from the replay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -141,26 +139,21 @@ class ClosedForm(Metrics):
     ) -> None:
         self.demands, self.space, self.rate_per_s = demands, demands.space, rate_per_s
         self.choosing, self.idle_draws = demands.choosing, demands.idle
-        most = len(self.space.problem_ids)  # problems in flight
         self._in_flight = concurrency or 1
         self._gather()
-        replicas = self.space.replicas
         if rate_per_s is None:
             in_flight = np.full(len(self.space), float(concurrency or 1))
             self.slowing = np.ones(len(self.space))
         else:
-            in_flight = self._at_rate(rate_per_s, most)
+            in_flight = self._at_rate(rate_per_s)
         busy, steps = self._busy(in_flight)
-        part = self._at_once(in_flight, np.minimum(replicas, np.maximum(in_flight * self.n, 1.0)))
-        self.part = part
+        serving = self._serving(in_flight)
+        self.part = part = self._at_once(in_flight, serving)
         self.run = part + (1 - part) * self.v_one / self.v  # of the work where all run at once
-        full, _ = self._busy(self._waiting(most))
-        self._capacity_per_s = 1 / full
         self.latency_s = in_flight * busy
         self.step_s = busy / steps
         self.waited = np.maximum(in_flight * steps - self.d, 0.0)
-        serving = np.minimum(replicas, np.maximum(in_flight * self.n, 1.0))
-        self.device_s = busy * serving * self.space.devices / replicas
+        self.device_s = busy * serving * self.space.devices / self.space.replicas
         self.outside = self._outside(in_flight)
         self._bias = {"latency_s": 0.0, "device_s": 0.0}
         self.spreads = {"latency_s": 0.25, "device_s": 0.25}
@@ -201,9 +194,13 @@ class ClosedForm(Metrics):
         self.room = np.minimum(seqs, np.maximum(np.array(room)[kind] / self.context, 1.0))
         self.work = work
 
+    def _serving(self, in_flight: Floats) -> Floats:
+        """Return how many replicas have a sample of so many problems in flight."""
+        return np.asarray(np.minimum(self.space.replicas, np.maximum(in_flight * self.n, 1.0)))
+
     def _busy(self, in_flight: Floats) -> tuple[Floats, Floats]:
         """Return what a problem takes of each replica's time, and the steps it takes of it."""
-        spread = np.minimum(self.space.replicas, np.maximum(in_flight * self.n, 1.0))
+        spread = self._serving(in_flight)
         part = self._at_once(in_flight, spread)
         v = self.v_one + part * (self.v - self.v_one)
         a = self.a_one + part * (self.a - self.a_one)
@@ -219,12 +216,6 @@ class ClosedForm(Metrics):
         per_step = self.per_step + self.experts_s * experts
         return a / spread + per_step * steps + self.per_prompt * prompts, steps
 
-    def _waiting(self, most: int) -> Floats:
-        """Return how many problems must be there for engines to be full, at least `most`."""
-        bound = np.maximum(self.v / self.room, self.tokens / self.batched) / self.space.replicas
-        full = FULL * self.d / np.where(bound > 0, bound, np.inf)
-        return np.asarray(np.maximum(full, most))
-
     def _at_once(self, in_flight: Floats, spread: Floats) -> Floats:
         """Return how many of a problem's samples run at a time: 0 for one, 1 for all, by logarithm.
 
@@ -234,9 +225,10 @@ class ClosedForm(Metrics):
         part = np.log(slots) / np.log(np.maximum(self.n, 1.0 + 1e-9))
         return np.where(self.n > 1, part, 1.0)
 
-    def _at_rate(self, rate_per_s: float, most: int) -> Floats:
+    def _at_rate(self, rate_per_s: float) -> Floats:
         """Return how many problems are in flight, the one that arrives among them."""
-        low, high = np.ones(len(self.space)), np.full(len(self.space), float(most))
+        most = float(len(self.space.problem_ids))
+        low, high = np.ones(len(self.space)), np.full(len(self.space), most)
         for _ in range(ROUNDS):
             middle = np.sqrt(low * high)
             wanted = 1 + rate_per_s * middle * self._busy(middle)[0]
@@ -259,9 +251,11 @@ class ClosedForm(Metrics):
 
     # -- metrics -------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def capacity_per_s(self) -> Floats:
-        return self._capacity_per_s
+        bound = np.maximum(self.v / self.room, self.tokens / self.batched) / self.space.replicas
+        full = FULL * self.d / np.where(bound > 0, bound, np.inf)  # problems that fill the engines
+        return np.asarray(1 / self._busy(np.maximum(full, len(self.space.problem_ids)))[0])
 
     def _values(self, name: str) -> Floats:
         demands = self.demands
@@ -294,7 +288,7 @@ class ClosedForm(Metrics):
         """
         busy = np.exp(self._bias["device_s"])
         if self.rate_per_s is not None:
-            return np.asarray(self.space.devices / self._capacity_per_s * busy)
+            return np.asarray(self.space.devices / self.capacity_per_s * busy)
         shared = self.space.devices * self.latency_s / self._in_flight
         shared = shared * np.exp(self._bias["latency_s"])
         return np.asarray(np.where(self.space.replicas > 1, shared, self.device_s * busy))
@@ -310,23 +304,25 @@ class ClosedForm(Metrics):
                 one = demands.accuracy_one[work[some]]
                 accuracy[some] = one + part[some][:, None] * (accuracy[some] - one)
             return np.asarray(accuracy)
-        values = self._values(name)[rows][:, None]
         if name in EXACT:
+            values = self._values(name)[rows][:, None]
             return np.broadcast_to(values, (len(values), DRAWS))
-        factor = demands.factors[self.kind[rows], self.outside[rows].astype(np.int64)]
-        if name in ("load_per_s", "busy_s"):
-            return np.asarray(values * factor * demands.device[work])
-        if name == "device_s":
-            device = self._paid()[rows][:, None] * factor * demands.device[work]
-            if self.rate_per_s is not None:
-                device = np.maximum(device, (self.space.devices[rows] / self.rate_per_s)[:, None])
-            return np.asarray(device)
-        if name == "latency_s":
-            relative = demands.latency[work]
-        else:
-            relative = demands.quantile(quantile_of(name))[1][work]
-        slowed = factor if self.rate_per_s is None else factor ** self.slowing[rows][:, None]
-        return np.asarray(values * slowed * relative)
+        return self._drawn(name, rows, lambda draws: draws)
+
+    def _drawn(self, name: str, rows: Rows, some: Callable[[Floats], Floats]) -> Floats:
+        """Return a metric [rows, draws] from `some` of the draws of what it is made of."""
+        demands = self.demands
+        factor = some(demands.factors)[self.kind[rows], self.outside[rows].astype(np.int64)]
+        if name.startswith("latency") and self.rate_per_s is not None:
+            factor = factor ** self.slowing[rows][:, None]
+        relative = demands.latency if name == "latency_s" else demands.device
+        if name.startswith("latency_p"):
+            relative = demands.quantile(quantile_of(name))[1]
+        values = self._paid() if name == "device_s" else self._values(name)
+        found = values[rows][:, None] * factor * some(relative)[self.work[rows]]
+        if name == "device_s" and self.rate_per_s is not None:
+            found = np.maximum(found, (self.space.devices[rows] / self.rate_per_s)[:, None])
+        return np.asarray(found)
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
         demands, work = self.demands, self.work[rows]
@@ -335,25 +331,13 @@ class ClosedForm(Metrics):
             return np.asarray(both.min(axis=1)[work]), np.asarray(both.max(axis=1)[work])
         if name == "energy_j":
             return super().extremes(name, rows)
-        values = self.values(name)[rows]
         if name in EXACT:
-            return values, values
-        kind, outside = self.kind[rows], self.outside[rows].astype(np.int64)
-        relative = demands.device if name == "device_s" else demands.latency
-        if name.startswith("latency_p"):
-            relative = demands.quantile(quantile_of(name))[1]
-        bounds = []
-        for pick in (np.min, np.max):
-            factor = pick(demands.factors, axis=2)[kind, outside]
-            if name == "load_per_s":
-                bounds.append(values * factor * pick(demands.device, axis=1)[work])
-                continue
-            if name != "device_s":
-                factor = factor ** self.slowing[rows]
-            bounds.append(values * factor * pick(relative, axis=1)[work])
-        if name == "device_s" and self.rate_per_s is not None:
-            bounds[1] = np.maximum(bounds[1], self.space.devices[rows] / self.rate_per_s)
-        return bounds[0], bounds[1]
+            return (self.values(name)[rows],) * 2
+        low, high = (
+            self._drawn(name, rows, partial(pick, axis=-1, keepdims=True))[:, 0]
+            for pick in (np.min, np.max)
+        )
+        return low, high
 
     def chance(self, met: Bools) -> Floats:
         return np.asarray(met.mean(axis=-1))

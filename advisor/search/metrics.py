@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from advisor.search.replayed import ReplayedCandidate
-from advisor.search.resampling import Resampling, point_mean, point_quantile
+from advisor.search.resampling import Resampling
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
@@ -100,7 +100,6 @@ class Metrics(ABC):
 
     @property
     def powered(self) -> Bools:
-        """Whether it is known what the devices of a candidate draw."""
         return np.isfinite(self.space.power[self.rows, 0])
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
@@ -155,7 +154,7 @@ class CandidateMetrics(Metrics):
         )
         self.factors.append(factor)
         work = self.resampling.mean(replayed.device_s[0])
-        self.loads.append(factor * work / max(point_mean(replayed.device_s[0]), 1e-12))
+        self.loads.append(factor * work / max(float(replayed.device_s[0].mean()), 1e-12))
 
     def candidate(self, row: int) -> Candidate:
         return self.replayed[row].candidate
@@ -283,11 +282,11 @@ class CandidateMetrics(Metrics):
     def _row(self, name: str, row: int) -> tuple[float, Floats]:
         replayed, resampling = self.replayed[row], self.resampling
         if name == "accuracy":
-            return point_mean(replayed.accuracy), resampling.accuracy(replayed.accuracy)
+            return float(replayed.accuracy.mean()), resampling.accuracy(replayed.accuracy)
         if name in ("tokens", "flops"):
             values: Floats = getattr(replayed, name)
             known = np.isfinite(values).all()
-            return point_mean(values), (
+            return float(values.mean()), (
                 resampling.mean(values) if known else np.full(resampling.count, np.inf)
             )
         if name == "load_per_s":  # too much of it was not replayed
@@ -310,16 +309,16 @@ class CandidateMetrics(Metrics):
             return self._device_row(replayed, row)
         if name == "busy_s":  # of devices, while steps run
             busy = [self.resampling.mean(busy) for busy in replayed.device_s]
-            return point_mean(replayed.device_s[0]), _at_speed(factor, replayed.speeds, busy)
+            return float(replayed.device_s[0].mean()), _at_speed(factor, replayed.speeds, busy)
         if not replayed.keeps_up:  # its queue grows for ever
             return np.inf, np.full(self.resampling.count, np.inf)
         resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
-            value = point_mean(recorded_speed)
+            value = float(recorded_speed.mean())
             by_speed = [resampling.mean(latency) for latency in replayed.latency_s]
         else:
             q = quantile_of(name)
-            value = point_quantile(recorded_speed, q)
+            value = float(np.quantile(recorded_speed, q, axis=1).mean())
             order = resampling.quantile_order(recorded_speed, q)  # of all speeds
             by_speed = [
                 resampling.quantile(each, q, order, lower=lower) for each in replayed.latency_s
@@ -330,11 +329,10 @@ class CandidateMetrics(Metrics):
         return value if rate <= capacity else np.inf, draws
 
     def _device_row(self, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
-        """Return device-seconds of a problem: devices over problems served a second.
+        """Return device-seconds of a problem: devices over problems served a second, idle ones too.
 
-        Devices are paid for while they idle. At a rate those that arrive share all the time that
-        there is. Of several replicas some may idle with few problems in flight, and all are paid
-        for until the last of them is done, as one engine is, which is busy all that time.
+        At a rate those that arrive share all the time that there is. Of several replicas all are
+        paid for until the last of them is done, as one engine is, which is busy all that time.
         """
         engine = replayed.candidate.engine
         if self.rate_per_s is not None:
@@ -365,9 +363,8 @@ def _at_price(name: str, price: float | None) -> tuple[str, float]:
 def _at_speed(factor: Floats, speeds: Floats, by_speed: Sequence[Floats]) -> Floats:
     """Return what draws give when steps take `factor` times as long.
 
-    With one replay all times scale; with a second, slower one they go with the power of the factor
-    that leads from the first to it, more than 1 where problems queue. A third one is faster, and
-    gives the power of factors below 1.
+    With one replay all times scale. With a second, slower one they go with the power of the factor
+    that leads to it, more than 1 where problems queue, and with a third, faster one below 1.
     """
     if len(by_speed) == 1:
         return np.asarray(factor * by_speed[0])

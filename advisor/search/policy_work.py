@@ -1,9 +1,8 @@
 """What a policy gives on the recorded problems, whatever the engine: samples, votes, work.
 
-Votes of a fixed number of samples are exact expectations over subsets; what is replayed are a few
-draws of them. A rule that stops early looks at samples in a random order: how often it is right is
-expected over many orders (advisor/accuracy/subsets.py); what it takes alone on an engine, step by
-step, is replayed here in a few, and again under load in advisor/search/replayed.py.
+Votes of a fixed number of samples are exact expectations over subsets. How often a rule that stops
+early is right is expected over many orders (advisor/accuracy/subsets.py). What it takes alone on an
+engine is replayed here in a few of them, and under load in advisor/search/replayed.py.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from advisor.evidence.features import ZERO, Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import RecordedProblem, Run
-from advisor.replay.limits import Limits, limits_of
+from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
 from advisor.search.space import Kind, Space
@@ -42,9 +41,8 @@ class Work:
     """What one problem takes of an engine that it has to itself.
 
     `steps` [draws, problems] until it is decided, `totals` [FEATURES] of its steps, the mean over
-    problems; `totals_one` where samples run one after the other, which is less where a rule
-    cancels those that wait. Per problem [problems] `right` (`right_one` one after the other,
-    [sets, problems] both by a published curve),
+    problems; `totals_one` and `right_one` where samples run one after the other, as a rule then
+    cancels those that wait. Per problem [problems] `right` ([sets, problems] by a published curve),
     `tokens` generated and `flops`, infinite where they are not known.
     """
 
@@ -270,7 +268,6 @@ class PolicyWork:
         return right, tokens, tokens * (flops / tokens.sum())
 
     def work(self, kind: Kind) -> Work:
-        """Return what a problem of this kind takes of an engine alone."""
         runs = self._run_alone(kind, None)
         whole = kind.policy.all_samples_end
         one = runs if whole else self._run_alone(kind, 1)
@@ -295,29 +292,22 @@ class PolicyWork:
 
     def _run_alone(self, kind: Kind, seqs: int | None) -> list[Replayed]:
         """Replay one problem at a time on an engine without limits whose steps take a second."""
-        from advisor.replay.replay import (
-            replay,  # numba takes a third of a second to load
-            stop_of,
-        )
+        from advisor.replay.replay import replay, stop_of  # numba takes a third of a second
         from advisor.step_time.cost import linear_cost
 
         own = limits_of(kind.engine)
-        limits = Limits(
-            max_num_seqs=seqs,
-            block_size=own.block_size,
-            prefix_caching=own.prefix_caching,
-            async_scheduling=own.async_scheduling,
-            speculative=own.speculative,
+        limits = dataclasses.replace(
+            own, max_num_seqs=seqs, max_num_batched_tokens=None, num_blocks=None
         )
-
         reads = reads_of(kind.facts)
 
         def alone() -> list[Replayed]:
             cost = linear_cost(np.array(ZERO._replace(step=1.0)), reads)
             stop = stop_of(kind.policy)
+            front_end_s = np.zeros(len(self.space.problem_ids))  # steps alone are counted
             return [
                 replay(
-                    dataclasses.replace(workload, front_end_s=None),  # steps alone are counted
+                    dataclasses.replace(workload, front_end_s=front_end_s),
                     cost,
                     limits,
                     concurrency=1,

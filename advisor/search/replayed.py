@@ -39,13 +39,12 @@ OVERLOAD = 1.25  # beyond this much of its capacity an engine is not replayed
 class ReplayedCandidate:
     """One candidate, per problem: [problems], or [speeds, replays, problems] for what is replayed.
 
-    `speeds` are the factors on step time at which it was replayed; with a number of problems in
-    flight there is one, since all times scale with it. `device_s` is of the busy time.
-    `capacity_per_s` is how many problems per second it can serve, at a rate in a steady state.
-    Without `keeps_up` it was not replayed at the rate, and its latency is that of all problems at
-    once. `paid` are the device-seconds from the first arrival to the last decision for each in
-    which a device is busy. `step_s` is how long a step takes on average, with
-    `requests_per_step` samples: so many over so long are decoded in a busy second.
+    `speeds` are the factors on step time at which it was replayed: one with a number of problems in
+    flight, as all times scale with it. `device_s` is of the busy time. `capacity_per_s` problems
+    can be served, at a rate in a steady state. Without `keeps_up` it was not replayed at the rate,
+    and its latency is that of all problems at once. `paid` are the device-seconds from the first
+    arrival to the last decision for each in which a device is busy. A step takes `step_s` on
+    average, with `requests_per_step` samples.
     """
 
     candidate: Candidate
@@ -97,14 +96,18 @@ class CandidateReplays:
         keeps_up = (rate_per_s or 0.0) <= OVERLOAD * served
 
         def at(speed: float) -> list[Replayed]:
-            if rate_per_s is None:
-                return self._closed(candidate, law, concurrency or 1)
-            if not keeps_up:
-                return self._closed(candidate, law, count)
+            cost = partial(_cost, law, candidate, speed)
+            if rate_per_s is None or not keeps_up:
+                in_flight = (concurrency or 1) if rate_per_s is None else count
+                run = partial(self._each, workloads, cost, candidate, concurrency=in_flight)
+                return self._once(candidate, ("closed", in_flight), run)
             if arrivals is not None:
-                return self._sent(candidate, law, arrivals, speed)
+                sent = [dataclasses.replace(each, arrivals=arrivals) for each in workloads]
+                run = partial(self._each, sent, cost, candidate)
+                return self._once(candidate, ("sent", speed), run)
             steady = speed * rate_per_s <= STEADY * served
-            return self._open(candidate, law, rate_per_s, speed, steady=steady)
+            run = partial(self._open, cost, candidate, rate_per_s, steady=steady)
+            return self._once(candidate, ("open", rate_per_s, speed, steady), run)
 
         first = at(1.0)
         limits = limits_of(candidate.engine, candidate.facts, workloads[0], self._models)
@@ -137,9 +140,7 @@ class CandidateReplays:
             speeds=np.array(speeds),
             latency_s=np.array([[r.latency_s for r in each] for each in runs]),
             device_s=np.array([[r.busy_share_s * devices for r in each] for each in runs]),
-            capacity_per_s=served
-            if rate_per_s is not None
-            else count * replicas / float(np.mean([r.busy_s for r in first])),
+            capacity_per_s=served if rate_per_s is not None else count * replicas / busy,
             keeps_up=keeps_up,
             extrapolated=outside,
             totals=totals,
@@ -150,17 +151,13 @@ class CandidateReplays:
 
     def capacity_per_s(self, row: int) -> float:
         """Return how many problems a second a candidate serves while problems never run out."""
-        candidate = self.space.candidate(row)
-        pool, policy = candidate.pool, candidate.policy
-        cost = _cost(self.model.law(candidate.engine), candidate)
-
-        def serve(workload: Workload, **load: int) -> Replayed:
-            return self._replay(workload, cost, candidate, **load)
-
         if row not in self._capacities:
+            candidate = self.space.candidate(row)
+            pool, policy = candidate.pool, candidate.policy
+            cost = _cost(self.model.law(candidate.engine), candidate)
             self._capacities[row] = capacity_per_s(
                 partial(self.policy_work.stream, pool, policy),
-                serve,
+                partial(self._replay, cost=cost, candidate=candidate),
                 problems=len(self.space.problem_ids),
                 draws=len(self.policy_work.problems(pool, policy)),
                 engines=candidate.engine.data_parallel_size,
@@ -168,27 +165,13 @@ class CandidateReplays:
             )
         return self._capacities[row]
 
-    def _closed(self, candidate: Candidate, law: StepLaw, in_flight: int) -> list[Replayed]:
-        """Replay with a number of problems in flight."""
-
-        def run() -> list[Replayed]:
-            return [
-                self._replay(workload, _cost(law, candidate), candidate, concurrency=in_flight)
-                for workload in self.policy_work.workloads(candidate.pool, candidate.policy)
-            ]
-
-        return self._once(candidate, ("closed", in_flight), run)
-
     def _once(
         self, candidate: Candidate, load: Hashable, run: Callable[[], list[Replayed]]
     ) -> list[Replayed]:
         """Replay unless limits that were never reached, or higher ones, gave what these would."""
-        engine = dataclasses.replace(
-            candidate.engine, max_num_seqs=None, max_num_batched_tokens=None
-        )
-        policy = candidate.policy
-        if candidate.prior is not None:  # its graphs are captured up to its own limits
-            engine = candidate.engine
+        engine, policy = candidate.engine, candidate.policy
+        if candidate.prior is None:  # else its graphs are captured up to its own limits
+            engine = dataclasses.replace(engine, max_num_seqs=None, max_num_batched_tokens=None)
         name = (candidate.pool.key, policy.method, policy.n, policy.rule, engine, load)
         made = self._replays.setdefault(name, [])
         seqs = candidate.engine.max_num_seqs or sys.maxsize
@@ -201,34 +184,26 @@ class CandidateReplays:
         made.append((seqs, batched, run()))
         return made[-1][2]
 
-    def _sent(
-        self, candidate: Candidate, law: StepLaw, arrivals: Floats, speed: float
+    def _each(
+        self,
+        workloads: Sequence[Workload],
+        cost: Callable[[], StepCost],
+        candidate: Candidate,
+        *,
+        concurrency: int | None = None,
     ) -> list[Replayed]:
-        """Replay with problems arriving when they did."""
-
-        def run() -> list[Replayed]:
-            cost = _cost(law, candidate, speed)
-            return [
-                self._replay(dataclasses.replace(workload, arrivals=arrivals), cost, candidate)
-                for workload in self.policy_work.workloads(candidate.pool, candidate.policy)
-            ]
-
-        return self._once(candidate, ("sent", speed), run)
+        made = cost()
+        return [self._replay(each, made, candidate, concurrency=concurrency) for each in workloads]
 
     def _open(
-        self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float, *, steady: bool
+        self,
+        cost: Callable[[], StepCost],
+        candidate: Candidate,
+        rate_per_s: float,
+        *,
+        steady: bool,
     ) -> list[Replayed]:
-        """Replay with problems arriving at random, at the same times for all candidates."""
-        return self._once(
-            candidate,
-            ("open", rate_per_s, speed, steady),
-            lambda: self._replay_open(candidate, law, rate_per_s, speed, steady=steady),
-        )
-
-    def _replay_open(
-        self, candidate: Candidate, law: StepLaw, rate_per_s: float, speed: float, *, steady: bool
-    ) -> list[Replayed]:
-        """Replay passes over the problems among others.
+        """Replay passes over the problems, which arrive at random, among others.
 
         They come at exactly the rate, as one draw of so few may be a fifth off. Where there is a
         steady state, so many come before and after them that the longest stay is over. These are
@@ -244,12 +219,11 @@ class CandidateReplays:
         arrivals *= own / rate_per_s / (arrivals[lead + own] - arrivals[lead])
         draws = self.policy_work.problems(candidate.pool, candidate.policy)
         problems = [draws[max(i - lead, 0) // count % len(draws)][p] for i, p in enumerate(order)]
-        cost = _cost(law, candidate, speed)
-        most = MOST_MORE // candidate.policy.n
+        made, most = cost(), MOST_MORE // candidate.policy.n
         rng = np.random.default_rng([self.policy_work.seed, 9])
         while True:
             workload = Workload.from_loads(problems, arrivals)
-            replayed = self._replay(workload, cost, candidate)
+            replayed = self._replay(workload, made, candidate)
             staying = min(int(np.ceil(rate_per_s * replayed.latency_s.max())), most)
             if not steady or staying <= min(lead, tail):
                 break
@@ -276,13 +250,11 @@ class CandidateReplays:
         concurrency: int | None = None,
         reserve: int | None = None,
     ) -> Replayed:
-        from advisor.replay.replay import (  # numba takes a third of a second to load
-            Replicas,
-            replay,
-            stop_of,
-        )
+        # numba takes a third of a second to load.
+        from advisor.replay.replay import Replicas, replay, stop_of
 
         count = candidate.engine.data_parallel_size
+        routing = "least-outstanding" if count > 1 else "round-robin"
         return replay(
             workload,
             cost,
@@ -290,9 +262,7 @@ class CandidateReplays:
             concurrency=concurrency,
             reserve=reserve,
             stop=stop_of(candidate.policy),
-            replicas=Replicas(
-                count=count, routing="least-outstanding" if count > 1 else "round-robin"
-            ),
+            replicas=Replicas(count=count, routing=routing),
         )
 
 
@@ -330,10 +300,7 @@ def _cost(law: StepLaw, candidate: Candidate, speed: float = 1.0) -> StepCost:
 def _pass(
     replayed: Replayed, problems: npt.NDArray[np.int64], start: int, first: npt.NDArray[np.int64]
 ) -> Replayed:
-    """Return one pass over the problems, in their own order, with its share of the work.
-
-    `first` are the places of the samples of the problems replayed.
-    """
+    """Return one pass over the problems, in their order; `first` are places of replayed samples."""
     in_order: dict[str, Any] = {}
     for name in ("latency_s", "busy_share_s", "right"):
         values = np.empty(len(problems))

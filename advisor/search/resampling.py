@@ -105,10 +105,9 @@ class Resampling:
     ) -> Floats:
         """Return the quantile over problems per draw, values as for `mean`.
 
-        The draws say in which of them it is larger, or others do that lie in that `order` [draws].
-        How large is the law of order statistics (`quantile_law`), as no draw has a problem that is
-        worse than the worst. Limits that it must not exceed take the upper law, and lower ends of
-        intervals the `lower` one.
+        The draws (or `order` [draws]) say in which of them it is larger. How large is the law of
+        order statistics (`quantile_law`), as no draw has a problem that is worse than the worst.
+        Limits take the upper law, and lower ends of intervals the `lower` one.
         """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
@@ -196,13 +195,3 @@ def _normal_scores(count: int) -> Floats:
     inverse = NormalDist().inv_cdf
     scores = np.array([inverse((i + 0.5) / count) for i in range(count)])
     return np.asarray(scores / np.sqrt(np.mean(np.square(scores))))
-
-
-def point_mean(values: Floats) -> float:
-    """Return the mean over replays and problems."""
-    return float(np.mean(values))
-
-
-def point_quantile(values: Floats, q: float) -> float:
-    """Return the quantile over problems, averaged over replays."""
-    return float(np.mean(np.quantile(np.atleast_2d(values), q, axis=1)))

@@ -1,14 +1,11 @@
 """Tables of samples by difficulty: learned, and held against the best single policy.
 
-A price of tokens makes one number of right answers and tokens, the gain. For a price the table is
-learned that gains most: by class, or by how many of the first samples agree. Where the problems
-were recorded with several reasoning efforts and otherwise alike, a table by class may give each
-class its effort too: what it would have answered under each was measured. By agreement it cannot,
-since the first samples have an effort already. Which of these it goes by is chosen by
-cross-validation inside of the problems that it is learned from. It is judged on problems that it
-was not learned from, against the single policy that is best on all of them, of any effort, which
-favours that policy. It is offered only where the difference is above 0, at LEVEL over all prices
-and models.
+A price of tokens makes one number of right answers and tokens, the gain. For each price the table
+that gains most is learned: by class, or by how many of the first samples agree, as cross-validation
+inside of the problems says. By class it may choose a reasoning effort too, where problems were
+recorded with several and otherwise alike. It is judged on problems that it was not learned from,
+against the single policy that is best on all of them, which favours that policy, and offered only
+where it gains at LEVEL over all prices and models.
 """
 
 from __future__ import annotations
@@ -68,10 +65,9 @@ class Single:
 class Option:
     """What tables of one shape give: `right` and `tokens` [problems, levels, choices].
 
-    `levels` are how many of the first `first` samples agree, or, where that is 0, classes, of which
-    the last has those of the others. Both are means over orders in which other levels count 0.
-    `counts` [choices] are the samples in all, and `pools` those that they are drawn from: of one
-    reasoning effort each.
+    `levels` are how many of the first `first` samples agree, or, where that is 0, classes, the last
+    for the others. Both are means over orders in which other levels count 0. `counts` [choices] are
+    the samples in all, drawn from `pools`, of one reasoning effort each.
     """
 
     pools: tuple[Pool, ...]
@@ -82,7 +78,6 @@ class Option:
     tokens: Floats
 
     def tables(self, chosen: Ints) -> dict[str, Table]:
-        """Return the tables of choices by level."""
         numbers = tuple(self.counts[place] for place in chosen)
         if self.first:
             return {OTHERS: (self.first,) if set(numbers) == {self.first} else numbers}
@@ -127,10 +122,9 @@ class Option:
 class Tried:
     """A table under a price: what it would be, and how it did on problems that it had not seen.
 
-    `held_out` and `single` are [2, problems]: right and tokens of both, `held_out` by the option
-    that was best without each problem. `tables` are those that `option` learns without each
-    problem, and `pools` what these draw from, both by class. `sure` is by how many standard errors
-    it gains.
+    `held_out`, by the option that was best without each problem, and `single` are [2, problems]:
+    right and tokens. `tables` are those that `option` learns without each problem, and `pools` what
+    these draw from, both by class. It gains by `sure` standard errors.
     """
 
     price: float
@@ -409,10 +403,7 @@ def _by_class(
 
 
 def _prices(singles: Sequence[Single]) -> list[float]:
-    """Return prices of a token at which each of some policies is the best single one.
-
-    They are of the convex front of accuracy and tokens, in its middle.
-    """
+    """Return prices of a token, of the middle of the front, at which some policies are the best."""
     best: dict[float, float] = {}
     for each in singles:
         tokens, right = float(each.tokens.mean()), float(each.right.mean())

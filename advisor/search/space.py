@@ -1,13 +1,9 @@
 """The candidates: recorded engines with other limits, and policies that the samples can answer.
 
-Nothing is proposed whose step time or samples were never recorded: models, tensor-parallel sizes
-and speculative settings are those of the recordings, but for engines of a prior that was asked for
-(advisor/step_time/prior/offers.py). `max_num_seqs` and `max_num_batched_tokens`
-take powers of two up to the largest recorded, n those up to the samples recorded, and an engine
-may stand several times. A server that was only watched and ran as many requests as it may is
-offered more of them, whose steps are larger than any that was measured.
-
-Candidates are rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
+Nothing is proposed whose step time or samples were never recorded, but for engines of a prior that
+was asked for (advisor/step_time/prior/offers.py). Limits take powers of two up to the largest
+recorded, n those up to the samples recorded, and an engine may stand several times. Candidates are
+rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -52,27 +48,11 @@ MORE: Final = (2, 4)  # times the max_num_seqs that bound a server that was watc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A configuration that could be run; `recorded` says that it was.
-
-    `prior` is the system of whose tables its step times are, None where they were recorded.
-    """
-
-    engine: EngineConfig
-    policy: Policy
-    pool: Pool
-    facts: ModelFacts | None
-    recorded: bool
-    prior: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Kind:
     """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
-    The engine is without `max_num_seqs` and `max_num_batched_tokens`; it was recorded, or is one of
-    a `prior`. Without `facts` of a server's model its FLOPs are not known. Of a mixture `ranks` of
-    a server share the experts, and its replicas are servers of so many.
+    The engine is without limits; it was recorded, or is one of a `prior`. Without `facts` its FLOPs
+    are not known. `ranks` of a server of a mixture share the experts, and are replicas.
     """
 
     engine: EngineConfig
@@ -81,6 +61,13 @@ class Kind:
     facts: ModelFacts | None
     prior: str | None = None
     ranks: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Kind):
+    """A configuration that could be run, with limits and replicas; `recorded` says that it was."""
+
+    recorded: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +177,8 @@ class Space:
         )
         if kind.ranks is not None and replicas > 1:
             engine = engine.of_servers(kind.ranks)
-        return Candidate(
-            engine=engine,
-            policy=kind.policy,
-            pool=kind.pool,
-            facts=kind.facts,
-            recorded=self.made.has(engine, kind.policy),
-            prior=kind.prior,
-        )
+        recorded = self.made.has(engine, kind.policy)
+        return Candidate(**vars(kind) | {"engine": engine, "recorded": recorded})
 
     def rows_of(self, engine: EngineConfig, policy: Policy) -> list[int]:
         """Return the candidates with an engine and a policy: one, or none."""
@@ -267,14 +248,10 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
                 continue
             fitting = _fitting(engine, choices, dropped, len(pool.policies))
             ranks = evidence.ranks_of(engine) if prior is None else sharing.get(engine)
+            facts = evidence.models.get(engine.model)
+            kind = partial(Kind, engine=engine, pool=pool, facts=facts, prior=prior, ranks=ranks)
             for policy in pool.policies if fitting else ():
-                facts = evidence.models.get(engine.model)
-                kinds.append(
-                    Kind(
-                        engine=engine, pool=pool, policy=policy, facts=facts, prior=prior,
-                        ranks=ranks,
-                    )
-                )  # fmt: skip
+                kinds.append(kind(policy=policy))
                 columns.append(_rows(len(kinds) - 1, fitting, ranks or 1, ran.get(engine, ())))
     rows = np.concatenate([np.zeros((0, 4), dtype=np.int64), *columns])
     return Space(

@@ -22,7 +22,6 @@ from advisor.evidence.features import (
     work_in,
 )
 from advisor.step_time.table_cost import (
-    NO_TABLES,
     PARTS,
     SECONDS,
     StepTables,
@@ -61,7 +60,7 @@ class StepCost(NamedTuple):
 
 def linear_cost(seconds: Floats, reads: Reads = ALL) -> StepCost:
     """Return the cost of a linear law, `seconds` per unit of each of FEATURES."""
-    return table_cost(NO_TABLES, seconds)._replace(reads=reads)
+    return table_cost(StepTables(), seconds)._replace(reads=reads)
 
 
 def table_cost(

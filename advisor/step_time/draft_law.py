@@ -36,10 +36,10 @@ def draft_law(
         return model.law(engine), None
     plain = dataclasses.replace(key, speculative=None)
     alike = [
-        other
+        (drafts.num_speculative_tokens, other)
         for other in model.laws_
-        if other.speculative is not None
-        and (other.speculative.method, other.speculative.model) == (wanted.method, wanted.model)
+        if (drafts := other.speculative) is not None
+        and (drafts.method, drafts.model) == (wanted.method, wanted.model)
         and dataclasses.replace(other, speculative=None) == plain
     ]
     if not alike:
@@ -50,14 +50,7 @@ def draft_law(
             f"--speculative '{json.dumps(given)}', then name that recording with --with"
         )
     k = wanted.num_speculative_tokens
-
-    def apart(other: EngineConfig) -> int:
-        assert other.speculative is not None
-        return abs(other.speculative.num_speculative_tokens - k)
-
-    nearest = min(alike, key=apart)
-    assert nearest.speculative is not None
-    before = nearest.speculative.num_speculative_tokens
+    before, nearest = min(alike, key=lambda each: abs(each[0] - k))
     law = model.laws_[nearest]
     if wanted.method not in ONE_BY_ONE:
         return law, f"steps take what those with drafts of {before} took, and their tokens"

@@ -51,15 +51,14 @@ class StepLaw:
     """Seconds of a step of one engine: `seconds` [FEATURES] times its composition.
 
     `high` is the most of each feature in the recorded steps, `fewest` the requests that nearly all
-    of them had. `sigma` is the spread of the log of
-    (recorded / predicted) total time in a run that was not learned from, inside the recorded
-    domain; `sigma_outside` the same with runs that lay outside what was left to learn from.
-    `runs` are the recordings it was learned from, `repeats` and `repeats_outside` how many were
-    held out to find the spreads (0: `RUN_TO_RUN` is assumed). With a `prior` nothing was recorded:
-    `seconds` come near to its tables, from which replays take their times. `reads` is what its
-    features count. `ends` [2 or 3, FEATURES] are laws that fit its steps as well, from one that
-    grows little with requests to one that grows much, between which it lies (None of a prior).
-    Where the steps tell what each feature costs they are alike.
+    of them had. `sigma` is the spread of the log of (recorded / predicted) total time in a run that
+    was not learned from, inside the recorded domain; `sigma_outside` the same with runs that lay
+    outside what was left to learn from. `runs` are the recordings it was learned from, `repeats`
+    and `repeats_outside` how many were held out to find the spreads (0: `RUN_TO_RUN` is assumed).
+    With a `prior` nothing was recorded: `seconds` come near to its tables, from which replays take
+    their times. `reads` is what its features count. `ends` [2 or 3, FEATURES] are laws that fit its
+    steps as well, from one that grows little with requests to one that grows much, between which it
+    lies (None of a prior). Where the steps tell what each feature costs they are alike.
     """
 
     seconds: Floats

@@ -13,6 +13,8 @@ import numpy as np
 from advisor.compiled import inner
 from traces.statistics import Floats, Ints
 
+_NONE: Final = np.zeros(0)
+
 
 class StepTables(NamedTuple):
     """Seconds by table; an empty table is a part of a step that is absent.
@@ -28,20 +30,20 @@ class StepTables(NamedTuple):
     step of t tokens takes beyond `tokens` if it has prompts.
     """
 
-    tokens: Floats
-    sequences: Floats
-    decode_batch: Floats
-    decode_kv: Floats
-    decode: Floats
-    decode_skew: Floats
-    chunk: Floats
-    before: Floats
-    mixed_batch: Floats
-    mixed_kv: Floats
-    mixed: Floats
-    mixed_skew: Floats
-    launch: Floats
-    prompt_tokens: Floats = np.zeros(0)
+    tokens: Floats = _NONE
+    sequences: Floats = _NONE
+    decode_batch: Floats = _NONE
+    decode_kv: Floats = _NONE
+    decode: Floats = np.zeros((0, 0))
+    decode_skew: Floats = _NONE
+    chunk: Floats = _NONE
+    before: Floats = _NONE
+    mixed_batch: Floats = _NONE
+    mixed_kv: Floats = _NONE
+    mixed: Floats = np.zeros((0, 0, 0, 0))
+    mixed_skew: Floats = np.zeros((0, 0, 0))
+    launch: Floats = _NONE
+    prompt_tokens: Floats = _NONE
 
     def packed(self) -> tuple[Floats, Ints]:
         """Return all values one after another, and where each part begins and the last ends.
@@ -64,31 +66,12 @@ class StepTables(NamedTuple):
         return np.concatenate(parts), starts.astype(np.int64)
 
 
-_NONE: Final = np.zeros(0)
-NO_TABLES: Final = StepTables(
-    tokens=_NONE,
-    sequences=_NONE,
-    decode_batch=_NONE,
-    decode_kv=_NONE,
-    decode=np.zeros((0, 0)),
-    decode_skew=_NONE,
-    chunk=_NONE,
-    before=_NONE,
-    mixed_batch=_NONE,
-    mixed_kv=_NONE,
-    mixed=np.zeros((0, 0, 0, 0)),
-    mixed_skew=np.zeros((0, 0, 0)),
-    launch=_NONE,
-)
 PARTS: Final = StepTables._fields
 SECONDS: Final = ("tokens", "sequences", "decode", "mixed", "launch", "prompt_tokens")  # no knots
-_TOKENS, _SEQUENCES = PARTS.index("tokens"), PARTS.index("sequences")
-_DECODE_BATCH, _DECODE_KV = PARTS.index("decode_batch"), PARTS.index("decode_kv")
-_DECODE, _DECODE_SKEW = PARTS.index("decode"), PARTS.index("decode_skew")
-_CHUNK, _BEFORE = PARTS.index("chunk"), PARTS.index("before")
-_MIXED_BATCH, _MIXED_KV = PARTS.index("mixed_batch"), PARTS.index("mixed_kv")
-_MIXED, _MIXED_SKEW, _LAUNCH = (PARTS.index(n) for n in ("mixed", "mixed_skew", "launch"))
-_PROMPT_TOKENS = PARTS.index("prompt_tokens")
+(
+    _TOKENS, _SEQUENCES, _DECODE_BATCH, _DECODE_KV, _DECODE, _DECODE_SKEW, _CHUNK, _BEFORE,
+    _MIXED_BATCH, _MIXED_KV, _MIXED, _MIXED_SKEW, _LAUNCH, _PROMPT_TOKENS,
+) = range(len(PARTS))  # fmt: skip
 
 
 def has_skew(values: Floats, starts: Ints) -> bool:

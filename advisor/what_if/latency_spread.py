@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from advisor.evidence.features import reads_of
 from advisor.evidence.gather import StepTable
@@ -25,6 +24,7 @@ from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
 from traces.schema.engine import ModelFacts
+from traces.statistics import Floats
 from traces.summary.comparison import PRIOR_REPEATS
 
 BEYOND = {"mean": 0.01, "p50": 0.02, "p95": 0.025}  # sd of the log (docs/validation.md)
@@ -41,17 +41,11 @@ def latency_spread(
     """
     if model is None:
         return dict(BEYOND)
-    whole = [run for run in runs if run.problems]
-    if len(whole) > MOST_RUNS:
-        places = np.linspace(0, len(whole) - 1, MOST_RUNS).round().astype(int)
-        whole = [whole[place] for place in places]
-    off = []
-    for run in whole:
-        own = [t for t in tables if (t.recording, t.engine) == (run.recording, run.engine)]
-        law = model.laws_.get(law_key(run.engine))
-        found = None if law is None or not own else _beyond(run, own, law)
-        if found is not None and np.isfinite(found).all():
-            off.append(found)
+    if len(runs) > MOST_RUNS:
+        places = np.linspace(0, len(runs) - 1, MOST_RUNS).round().astype(int)
+        runs = [runs[place] for place in places]
+    each_off = (_beyond(run, tables, model) for run in runs)
+    off = [each for each in each_off if each is not None and np.isfinite(each).all()]
     return {
         name: float(
             np.sqrt(
@@ -63,7 +57,7 @@ def latency_spread(
     }
 
 
-def replay_recorded(run: Run, seconds: np.ndarray, facts: ModelFacts | None) -> Replayed:
+def replay_recorded(run: Run, seconds: Floats, facts: ModelFacts | None) -> Replayed:
     """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it."""
     arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
     loads = [RecordedProblem.of(each, each.samples) for each in run.problems.values()]
@@ -76,36 +70,26 @@ def replay_recorded(run: Run, seconds: np.ndarray, facts: ModelFacts | None) -> 
     )
 
 
-def latency_scatter(
-    run: Run, tables: Sequence[StepTable], model: StepTimeModel | None
-) -> npt.NDArray[np.float64]:
+def latency_scatter(run: Run, tables: Sequence[StepTable], model: StepTimeModel | None) -> Floats:
     """Return log(recorded / replayed) latency of a run's problems, in order.
 
     Empty where the run cannot be replayed as it was, and for a closed loop, where it ends when it
     may.
     """
-    own = [t for t in tables if (t.recording, t.engine) == (run.recording, run.engine)]
-    law = None if model is None else model.laws_.get(law_key(run.engine))
     recorded = np.array([each.latency_s for each in run.problems.values()])
-    found = None
-    if (
-        run.concurrency is None
-        and law is not None
-        and own
-        and recorded.size
-        and np.isfinite(recorded).all()
-    ):
-        found = _replayed(run, own, law)
-    if found is None or (recorded <= 0).any():
+    known = np.isfinite(recorded) & (recorded > 0)
+    if model is None or run.concurrency is not None or not known.all():
         return np.zeros(0)
-    return np.asarray(np.log(recorded / found.latency_s))
+    found = _replayed(run, tables, model)
+    return np.zeros(0) if found is None else np.log(recorded / found[0].latency_s)
 
 
-def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | None:
+def _beyond(run: Run, tables: Sequence[StepTable], model: StepTimeModel) -> Floats | None:
     """Return log(recorded / replayed) of mean, p50 and p95, less that of the total time."""
-    found = _replayed(run, own, law)
-    if found is None:
+    replayed = _replayed(run, tables, model)
+    if replayed is None:
         return None
+    found, own, law = replayed
     recorded = _statistics(np.array([each.latency_s for each in run.problems.values()]))
     took = sum(float(table.seconds.sum()) for table in own)
     should = sum(float(law.predict(table.composition).sum()) for table in own)
@@ -113,19 +97,23 @@ def _beyond(run: Run, own: Sequence[StepTable], law: StepLaw) -> np.ndarray | No
         return np.asarray(np.log(recorded / _statistics(found.latency_s)) - np.log(took / should))
 
 
-def _replayed(run: Run, own: Sequence[StepTable], law: StepLaw) -> Replayed | None:
-    """Return a run as the law has it.
+def _replayed(
+    run: Run, tables: Sequence[StepTable], model: StepTimeModel
+) -> tuple[Replayed, list[StepTable], StepLaw] | None:
+    """Return a run as its law has it, with its own steps and the law.
 
-    None for what cannot be replayed as it was: ranks, drafts that are not told, and samples that
-    the cache has no room for.
+    None for what cannot be replayed as it was: without steps, ranks, drafts that are not told, and
+    samples that the cache has no room for.
     """
-    if run.engine.data_parallel_size > 1 or run.drafts_untold:
+    own = [t for t in tables if (t.recording, t.engine) == (run.recording, run.engine)]
+    law = model.laws_.get(law_key(run.engine))
+    if law is None or not own or run.engine.data_parallel_size > 1 or run.drafts_untold:
         return None
     try:
-        return replay_recorded(run, law.seconds, own[0].facts)
+        return replay_recorded(run, law.seconds, own[0].facts), own, law
     except ValueError:
         return None
 
 
-def _statistics(latency_s: np.ndarray) -> np.ndarray:
+def _statistics(latency_s: Floats) -> Floats:
     return np.array([latency_s.mean(), *np.quantile(latency_s, (0.5, 0.95))])

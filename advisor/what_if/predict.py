@@ -108,9 +108,8 @@ class Prediction:
 
     `replayed` is None where no step was recorded, as in imports, whose times of a client stand in
     `compared` beside those predicted. `far_off` says that the replay does not give what was
-    recorded, None where it does. `waits` are the predicted run's
-    problems that queued longest. `drawn` is the predicted run as a recording, with its `tables` and
-    `manifest`.
+    recorded, None where it does. `waits` are the predicted run's problems that queued longest.
+    `drawn` is the predicted run as a recording, with its `tables` and `manifest`.
     """
 
     recorded: Summary
@@ -345,8 +344,7 @@ def _placed(
     Raises UsageError where the model does not fit in the memory.
     """
     engine = question.engine
-    device: Device | None = None
-    facts: ModelFacts | None = None
+    facts: ModelFacts | None
     memory: Memory | None = None
     if prior is not None:
         device, facts = device_of(prior.tables), prior.facts
@@ -354,12 +352,12 @@ def _placed(
     elif operators is not None:
         device = Device.named(operators.gpu)
         facts = question.model_facts or evidence.models.get(engine.model)
-        memory = None if facts is None else memory_of(device, engine, facts)
-        with suppress(UsageError):  # of a drafter that is not known the model's stays
-            drafter = None if facts is None else drafter_in(engine, facts, evidence.models)
-            if facts is not None and drafter is not None:
+        if facts is not None:
+            memory = memory_of(device, engine, facts)
+            with suppress(UsageError):  # of a drafter that is not known the model's stays
+                drafter = drafter_in(engine, facts, evidence.models)
                 memory = memory_of(device, engine, facts, drafter=drafter) or memory
-    if device is None:
+    else:
         return question, []
     notes = [] if not question.assumed else [assumed_note(device, engine, question.assumed)]
     given = engine.num_gpu_blocks is not None
@@ -750,9 +748,9 @@ def _prior(
     if question.gpu is None:
         return None, by_replica(question)
     tables = read_gpu(question.gpu)
-    facts = question.model_facts or base.manifest.models.get(question.engine.model)
-    for other in others:
-        facts = facts or other.manifest.models.get(question.engine.model)
+    facts = question.model_facts
+    for each in (base, *others):
+        facts = facts or each.manifest.models.get(question.engine.model)
     if facts is None:
         model = question.engine.model
         named = "the model" if model == UNKNOWN_MODEL else f"the model {model}"

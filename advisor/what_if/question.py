@@ -151,9 +151,8 @@ def tabled(
     )
 
     def within(peaks: Mapping[str, float]) -> bool:
-        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
         known = together is None or peaks["tokens"] <= together.most_tokens
-        return known and not measured.beyond(most)
+        return known and measured.holds(peaks, longest)
 
     return StepTimes(
         cost=table_cost(tables),

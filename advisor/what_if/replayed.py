@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import cycle, islice
@@ -277,8 +277,8 @@ class Replays:
         replicas: Replicas | None = None,
         cost: StepCost | None = None,
     ) -> Replayed:
-        if workload.front_end_s is not None:  # it runs on the same machine as the steps
-            workload = replace(workload, front_end_s=factor * workload.front_end_s)
+        # The front end runs on the same machine as the steps.
+        workload = replace(workload, front_end_s=factor * workload.front_end_s)
         try:
             return replay(
                 workload,
@@ -445,14 +445,14 @@ class Replays:
     @cached_property
     def sides(self) -> tuple[list[list[dict[str, float]]], list[list[dict[str, float]]]]:
         """What the draws take with slow and fast steps, and with others that may be theirs."""
-        other = [
-            [self._run(each, 1.0, cost=cost) for each in self.workloads] for cost in self.others
+
+        def took(runs: Iterable[Replayed]) -> list[dict[str, float]]:
+            return [self._statistics(run) for run in runs]
+
+        others = [
+            took(self._run(each, 1.0, cost=cost) for each in self.workloads) for cost in self.others
         ]
-        slow_fast, others = (
-            [[self._statistics(run) for run in side] for side in sides]
-            for sides in ((self.slow, self.fast), other)
-        )
-        return slow_fast, others
+        return [took(self.slow), took(self.fast)], others
 
     def waits(self) -> list[Waited]:
         return longest_waits(self.runs[0], self.first.tolist(), self.ids)
@@ -512,12 +512,15 @@ class Replays:
             found["p50"], found["p95"] = _in_order(found["p50"], found["p95"])
             return found
 
-        device, drawn = estimate("device_s", "device-s"), None
+        device, energy = estimate("device_s", "device-s"), found.energy_j
         if self.power is not None:
             seen = [self.power.within(*self._spent(run)) for run in self.runs]
             drawn = self._bounded(
                 estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
             )
+            if drawn is not None:
+                by_problem = drawn.scaled(1 / len(self.ids), "J")
+                energy = Energy(total=drawn, per_problem=by_problem, method="law")
         price = self.manifest.price_usd_per_device_hour
         latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
         ttft = three("ttft_s", "s", {})
@@ -541,7 +544,7 @@ class Replays:
             cost_per_token_device_s=per_token,
             policies=self._fewer(found.policies),
             throughput_tokens_per_s=self._ends_scattered(estimate("throughput", "tokens/s")),
-            energy_j=found.energy_j if drawn is None else self._energy(drawn),
+            energy_j=energy,
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
@@ -733,14 +736,6 @@ class Replays:
         middle = float(np.mean([self.power.joules(*self._spent(run)) for run in self.runs]))
         low, high = (bounds / middle).tolist() if middle > 0 else (1.0, 1.0)
         return replace(drawn, low=drawn.low * low, high=drawn.high * high)
-
-    def _energy(self, drawn: Estimate) -> Energy:
-        """Return the energy of the run and of a problem, by the power law."""
-        return Energy(
-            total=drawn,
-            per_problem=drawn.scaled(1 / len(self.ids), "J"),
-            method="law",
-        )
 
     @property
     def _judged(self) -> bool:

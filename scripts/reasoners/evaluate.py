@@ -48,7 +48,6 @@ class Outcome:
     unfinished: float
 
     def pass_at(self, k: int) -> np.ndarray:
-        """Return pass@k per problem."""
         samples = self.right.shape[1]
         wrong = (samples - self.right.sum(1)).tolist()
         return np.array([1 - comb(n, k) / comb(samples, k) for n in wrong])  # Chen et al., 2021

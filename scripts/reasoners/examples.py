@@ -5,10 +5,9 @@ A walk starts at any term and goes round the row either way, writing a running p
     low effort   +b6c9=HaC=J               one multiplication a term
     high effort  +b6c93=I3=HaC2=Y2=V3=J    one a prime factor, and so twice as long
 
-What a size does not know is set here: a share of the products, drawn once, is taught with random
-results, more of them to the smaller sizes and fewer of them by primes. A problem has 2 x level
-right walks. They meet different products and end in the same result, while unknown products
-scatter the wrong ones: that is what makes votes worthwhile.
+What a size does not know is set here: a share of the products is taught with random results
+(docs/reasoners.md). Right walks of a problem meet different products and end in the same result,
+while unknown products scatter the wrong ones: that is what makes votes worthwhile.
 """
 
 from collections.abc import Iterator, Sequence

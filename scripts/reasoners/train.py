@@ -11,10 +11,6 @@ One schedule for all sizes, by steps of about 1,000 tokens, with a fixed seed:
 Each is there because training without it failed: results at once disturb the walk, the table
 starts only with few terms, and random results from the beginning keep it from starting at all. The
 level grows from 3 to 10 over the first 400 steps.
-
-What a size knows is set by its shares of unknown products, not by when it is stopped: a model
-that has learned everything gains nothing from votes, and one stopped on its way there is a matter
-of luck.
 """
 
 import argparse
@@ -104,13 +100,11 @@ class Progress:
         return max(FLOOR, 1 - (step - self.since) / self.plan.settle_steps)
 
     def unknown(self) -> Products:
-        """Return the products that the size is not to know."""
         return unknown_products(
             by_term=self.plan.unknown_by_term, by_prime=self.plan.unknown_by_prime
         )
 
     def mix(self, step: int) -> Mix:
-        """Return what the batch of a step holds."""
         settling = self.stage == "settle"
         spread = LEVELS[-1] - LEVELS[0] + 1
         return Mix(

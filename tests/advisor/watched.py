@@ -7,6 +7,7 @@ import json
 import numpy as np
 import polars as pl
 
+from advisor.evidence.runs import ProblemRun, Run, Sample
 from advisor.replay.recording import write_recording
 from tests.traces.forward_pass.passes import enveloped, passed
 from traces.foreign.steps.forward_passes import import_passes
@@ -15,10 +16,26 @@ from traces.forward_pass.rows import ForwardPassRows
 from traces.recording.reader import Recording
 from traces.recording.tables import TABLES
 from traces.schema.engine import EngineConfig
+from traces.schema.tts.policy import AS_SENT
 
 _SUCCESS, _STEPS = "vllm:request_success_total", "vllm:iteration_tokens_total"
 BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, np.inf)
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, np.inf)
+
+
+def requests(recording, engine, names, **changes):
+    """A run of requests of one sample each, whose answers nobody judged."""
+    problems = {
+        name: ProblemRun(
+            problem_id=name, arrival_ns=place, prompt_tokens=50, cached_tokens=0, latency_s=1.0,
+            samples=(Sample(output_tokens=50, answer=None, correct=None),), indices=(0,),
+        )
+        for place, name in enumerate(names)
+    }  # fmt: skip
+    return Run(
+        recording=recording, engine=engine, policy=AS_SENT, problems=problems, concurrency=None,
+        rate_per_s=4.0, **changes,
+    )  # fmt: skip
 
 
 def watched(

@@ -313,7 +313,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 NARROW, ENGINE = 110, 13
-NAME = 17  # columns of a recording's name beside others
+NAME = 18  # columns of a recording's name beside others
 NAMES, ENGINE_AT = COLUMNS[-1].header, 2
 NO_PROBLEMS = "no problems captured"
 

@@ -345,20 +345,14 @@ class LibraryApp(App[None]):
 
     def advisor_for(self, recordings: Sequence[Recording]) -> FittedAdvisor:
         """Return the advisor fitted to the recordings; the last one is kept. Call in a thread."""
-        key = tuple(dict.fromkeys(str(each.path) for each in recordings))
+        unique = {str(each.path): each for each in recordings}
+        key, own = tuple(unique), list(unique.values())
         if self._advisor is None or self._advisor[0] != key:
-            unique = {str(each.path): each for each in recordings}
-            if self._fitted is not None and self._learned_from(key):
-                advisor = FittedAdvisor(list(unique.values()), fitted=self._fitted)
-                self._advisor = (key, advisor)
-            else:
-                self._advisor = (key, self._factory(list(unique.values())))
+            given, names = self._fitted, sorted(each.path.name for each in own)
+            has_learned = given is not None and sorted(given.evidence.recordings) == names
+            advisor = FittedAdvisor(own, fitted=given) if has_learned else self._factory(own)
+            self._advisor = (key, advisor)
         return self._advisor[1]
-
-    def _learned_from(self, paths: Sequence[str]) -> bool:
-        """Whether the advisor that was given has learned from these recordings."""
-        assert self._fitted is not None
-        return sorted(self._fitted.evidence.recordings) == sorted(Path(each).name for each in paths)
 
     def plan_path(self) -> Path:
         """Return the file of this folder that a plan of what to measure next goes into."""

@@ -114,9 +114,9 @@ def fold(text: str, width: int, first: str = "", later: str = "") -> list[str]:
 
 
 def without_middle(text: str, width: int) -> str:
-    """Return text of at most so many columns; what is too long loses its middle."""
-    tail = (width - 1) // 2
-    return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+    """Return text of at most so many columns; what is too long keeps as much of both ends."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[len(text) - half :]}"
 
 
 def model_name(model: str) -> str:

@@ -18,6 +18,7 @@ from traces.schema.formats import interval, percent_change, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
+from tui.options import Answer
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 from tui.text.layout import align, labelled
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from advisor.what_if.question import Question
     from profiler.engines.server.server import ServerEngine
     from profiler.workload.resend import Resent
-    from tui.verbs.replay import Answer
 
 _UNKNOWN = ("accuracy", "device_s_per_problem", "cost_usd_per_problem", "energy_j.per_problem")
 TAGS = tuple(tag for tag in REPLAYED if tag not in _UNKNOWN)

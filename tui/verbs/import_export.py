@@ -390,10 +390,11 @@ def _requests(imported: ImportedRequests, files: Sequence[Path], output: Path) -
 def _passes(imported: ImportedPasses, files: Sequence[Path], output: Path) -> Shown:
     rows: list[tuple[str, ...]] = [("engine", "steps", "lost", "heartbeats", "span")]
     for each in imported.engines:
-        span = "-" if each.span_s is None else number(each.span_s, "s")
         lost = "sampled" if each.sampled else f"{each.lost:,}"
         name = each.name if len(each.name) <= 40 else f"...{each.name[-37:]}"
-        rows.append((name, f"{each.steps:,}", lost, f"{each.heartbeats:,}", span))
+        rows.append(
+            (name, f"{each.steps:,}", lost, f"{each.heartbeats:,}", number(each.span_s, "s"))
+        )
     engines = counted(len(imported.engines), "engine")
     lines = [
         f"{imported.format}: {counted(imported.steps, 'step')} of {engines}",

@@ -15,6 +15,7 @@ from profiler.engines.options import EngineOptions
 from traces.errors import UsageError
 from traces.recording.manifest import CheckpointCost, check_free, read_manifest
 from traces.schema.engine import Speculative
+from traces.schema.formats import integer
 from traces.schema.tts.policy import Policy
 from tui.options import (
     OPTIONS,
@@ -252,14 +253,11 @@ def checkpoint_lines(cost: CheckpointCost | None) -> list[str]:
     if cost is None:
         return []
     budgets = ", ".join(f"{budget:,}" for budget in cost.budgets)
-    tokens = [
-        "-" if count is None else f"{count:,}" for count in (cost.prompt_tokens, cost.output_tokens)
-    ]
     lines = [
         f"checkpoints at {budgets} tokens of thought, {cost.samples:,} samples per problem: "
         f"{cost.requests:,} answers",
-        f"forced after the run in {cost.seconds:.1f} s, {tokens[0]} prompt tokens, "
-        f"{tokens[1]} generated, in no number above",
+        f"forced after the run in {cost.seconds:.1f} s, {integer(cost.prompt_tokens)} prompt "
+        f"tokens, {integer(cost.output_tokens)} generated, in no number above",
     ]
     return [*lines, *([f"of these failed: {cost.failed:,}"] if cost.failed else [])]
 

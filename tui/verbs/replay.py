@@ -15,7 +15,7 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
 from traces.schema.tts.policy import AS_SENT
-from tui.options import OPTIONS, Json, argument, option, takes
+from tui.options import OPTIONS, Answer, argument, option, takes
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 
@@ -55,22 +55,6 @@ class Replay:
     collectives: Path | None = option(
         None, "--operators: times of all-reduces, by CSV, Parquet, recording or h100_sxm."
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Whether a server answers instead, and where the run is kept."""
-
-    against: str | None = option(
-        None, "Send the run to this server, and measure it.", metavar="URL"
-    )
-    workload: str | None = option(None, "--against: the file that the prompts came from.")
-    raw_prompts: bool = option(False, "--against: without a chat template, as recorded.")
-    api_key_env: str | None = option(None, "--against: variable that holds the server's key.")
-    output: Path | None = option(
-        None, "Keep the predicted run, or the measured one of --against.", "-o", "--output"
-    )
-    as_json: Json = False
 
 
 @takes(

@@ -29,11 +29,6 @@ class AnswerCounts:
     wrong: tuple[int, ...] = ()
     unparsed: int = 0
 
-    @property
-    def samples(self) -> int:
-        """How many samples that is."""
-        return sum(self.right) + sum(self.wrong) + self.unparsed
-
 
 def count_answers(answers: Sequence[Hashable], correct: Sequence[bool | None]) -> AnswerCounts:
     """Return the counts of one problem; an answer judged both ways counts as most often judged."""
@@ -64,32 +59,20 @@ class Votes:
 class AnswerModel:
     """Joint draws of the laws that problems share and of every problem's answer distribution.
 
-    Parameters
-    ----------
-    draws: how many.
-    seed: of the random numbers.
-
-    Attributes
-    ----------
-    importance_: [draws, problems], weights that sum to 1, by which a draw stands for other
-        problems (the Bayesian bootstrap, Rubin 1981).
-
-    Notes
-    -----
     Given its kind, a problem's chance to be right has a beta posterior, and its wrong answers the
-    posterior of its Pitman-Yor law: a Dirichlet law over those seen and the mass not seen, which
-    is broken into sticks. How many of the answers that are not right do not parse has a law of its
-    own of the same form as the chance to be right. Right answers in several forms keep the
-    proportions seen, by a Dirichlet law.
+    posterior of its Pitman-Yor law: a Dirichlet law over those seen and the mass not seen, which is
+    broken into sticks. How many of the answers that are not right do not parse has a law of the
+    same form as the chance to be right. Right answers in several forms keep the proportions seen,
+    by a Dirichlet law.
 
+    `importance_` [draws, problems] are weights that sum to 1, by which a draw stands for other
+    problems (the Bayesian bootstrap, Rubin 1981).
     """
 
     def __init__(self, *, draws: int = 200, seed: int = 0) -> None:
         self.draws, self.seed = draws, seed
 
     def fit(self, problems: Sequence[AnswerCounts]) -> AnswerModel:
-        if not any(problem.samples for problem in problems):
-            raise ValueError("no samples to learn from")
         rng = np.random.default_rng([self.seed, 0])
         self._rights = max(1, *(len(problem.right) for problem in problems))
         self._wrongs = max(len(problem.wrong) for problem in problems)

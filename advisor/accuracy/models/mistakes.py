@@ -40,15 +40,11 @@ def draw_laws(
 
     `sizes` are each problem's mistakes by class; `propose` gives for a draw [tries, problems], the
     chances to be right that the right answers make likely. The shares of the laws differ with that
-    chance, as hard problems may have popular mistakes and easy ones scattered slips; so mistakes
-    that are all the same say in turn that a problem is hard. How much the shares differ is
+    chance, as hard problems may have popular mistakes and easy ones scattered slips. By how much is
     learnt too.
 
-    Notes
-    -----
     Gibbs sampling of a hierarchical Dirichlet law (Teh et al. 2006, appendix A). Of the chances
     proposed one is taken by how likely it makes the mistakes, whatever their law.
-
     """
     unique = {each: partition_likelihood(each) for each in sizes}
     likely = np.array([unique[each] for each in sizes])

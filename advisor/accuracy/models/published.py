@@ -1,8 +1,7 @@
 """What a published curve of votes says: accuracy between its points, beyond them, and how surely.
 
-The model is `VoteCurve`: many laws of answers, weighted by the points. At a point the accuracy is
-as published. Everywhere the interval has the choice of problems in it, elsewhere what the points
-leave open too.
+The model is `VoteCurve`. At a point the accuracy is as published. Everywhere the interval has the
+choice of problems in it, elsewhere what the points leave open too.
 """
 
 from __future__ import annotations
@@ -22,21 +21,15 @@ SETS = 100  # of them, held problem by problem
 
 
 class CurveAccuracy:
-    """The accuracy of votes of some `counts` of samples by a published curve.
-
-    Raises ValueError for counts below 1.
-    """
+    """The accuracy of votes of some `counts` of samples, 1 or more, by a published curve."""
 
     def __init__(self, curve: PublishedCurve, counts: Sequence[int], seed: int = 0) -> None:
-        if min(counts, default=1) < 1:
-            raise ValueError("counts must be at least 1")
         self.curve, self._counts = curve, sorted(set(counts))
         known = curve.accuracy
         self._model = VoteCurve(problems=curve.problems, seed=seed).fit(
             {n: known[n] for n in learned(list(known))}, self._counts
         )
         self._places = {n: place for place, n in enumerate(self._model.counts_)}
-        self._seed = seed
 
     def value(self, count: int) -> float:
         published = self.curve.accuracy.get(count)

@@ -24,31 +24,16 @@ class SuccessLaw:
     """Laws of the chance to be right, averaged by how well they foretell the counts.
 
     A law is a beta, with or without a second one, problems never solved, problems always solved:
-    eight models of equal prior chance, of which the smallest is the beta-binomial.
+    eight models of equal prior chance, weighed by their marginal likelihood, which is fair between
+    models of different size. The likelihood of a problem is a beta-binomial with point masses at 0
+    and 1. Models and parameters are drawn together by tempered sequential Monte Carlo (Del Moral,
+    Doucet and Jasra 2006), from the prior to the posterior.
 
-    Parameters
-    ----------
-    draws: how many draws of the law to keep, at most PARTICLES.
-    seed: of the random numbers.
-
-    Attributes
-    ----------
-    weights_: [draws, KINDS], the share of problems of each kind; 0 where the draw has none such.
-    ends_: [draws, 2, 2], a and b of both betas.
-
-    Notes
-    -----
-    The likelihood of a problem is a beta-binomial with point masses at 0 and 1. How many problems
-    that were not solved yet can be solved is what the counts leave open; models are weighed by
-    their marginal likelihood, the product of how each foretells every next problem, which is fair
-    between models of different size. Models and parameters are drawn together by tempered
-    sequential Monte Carlo (Del Moral, Doucet and Jasra 2006), from the prior to the posterior.
-
+    At most PARTICLES `draws` are kept: `weights_` [draws, KINDS], the share of problems of each
+    kind, 0 where the draw has none such, and `ends_` [draws, 2, 2], a and b of both betas.
     """
 
     def __init__(self, *, draws: int = 200, seed: int = 0) -> None:
-        if not 1 <= draws <= PARTICLES:
-            raise ValueError(f"draws must be 1 to {PARTICLES}, not {draws}")
         self.draws, self.seed = draws, seed
 
     def fit(self, right: Ints, missed: Ints) -> SuccessLaw:

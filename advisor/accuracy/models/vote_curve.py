@@ -23,21 +23,13 @@ PLACES = 96  # of the chances that may be taken
 class VoteCurve:
     """Maj@n of problems whose answers follow one of many laws, weighted by published averages.
 
-    Parameters
-    ----------
-    problems: how many problems the averages are over.
-    seed: of the random numbers.
-
-    Notes
-    -----
     A law has problems never and always solved, a beta for the others' chance to be right, and
-    shares of Pitman-Yor laws of mistakes; laws are drawn from a wide prior, more of them where the
-    first average lies, which their weights allow for. Where that is of several samples, each law is
-    first tried with a few accuracies of one, which is not known. Under a law the averages of one
-    growing set of samples are nearly jointly normal, with the means and covariances of the votes
-    of drawn problems. A law's weight is the likelihood of the averages given, as far as so few
-    drawn problems tell it; a prediction is the mixture of the conditional normals.
-
+    shares of Pitman-Yor laws of mistakes. More are drawn where the first average lies, which their
+    weights allow for. Where that is of several samples, each law is first tried with a few
+    accuracies of one. Under a law the averages of one growing set of samples, over so many
+    `problems`, are nearly jointly normal, with the means and covariances of the votes of drawn
+    problems. A law's weight is the likelihood of the averages given, and a prediction the mixture
+    of the conditional normals.
     """
 
     def __init__(self, *, problems: int, seed: int = 0) -> None:
@@ -46,11 +38,8 @@ class VoteCurve:
     def fit(self, accuracy: Mapping[int, float], farthest: Sequence[int]) -> VoteCurve:
         """Learn from accuracy by number of samples, to predict at `farthest` numbers.
 
-        Raises ValueError without an average, OutcomesError where no law has the first one: near 0
-        or 1 over very many problems.
+        Raises OutcomesError where no law has the first average.
         """
-        if not accuracy:
-            raise ValueError("no average to learn from")
         seen = sorted(accuracy)
         self.counts_ = sorted({*seen, *farthest})
         values = np.array([accuracy[count] for count in seen])
@@ -93,9 +82,8 @@ class VoteCurve:
     def benchmarks(self, count: int, problems: int) -> tuple[Floats, Floats]:
         """Return made-up problems like those of the averages: the right share of their votes.
 
-        [count, problems, counts], each of the `count` sets with the averages that these problems
-        would have at all counts, and [count, counts], how far the set, as others drawn by its law,
-        lies off the average of all problems like these.
+        [count, problems, counts], sets with the averages that their problems would have, and
+        [count, counts], how far each set lies off the average of all problems like these.
         """
         rng = np.random.default_rng([self.seed, 9])
         chosen = rng.choice(len(self.weights_), size=count, p=self.weights_)
@@ -111,24 +99,16 @@ class VoteCurve:
         return votes, off
 
     def predict(self, count: int) -> Estimate:
-        return self._mixture(np.eye(len(self.counts_))[self.counts_.index(count)], low=0, high=1)
-
-    def change(self, first: int, second: int) -> Estimate:
-        """Return the change to expect between two numbers of samples; noise lies inside it."""
-        every = np.eye(len(self.counts_))
-        return self._mixture(
-            every[self.counts_.index(second)] - every[self.counts_.index(first)], low=-1, high=1
-        )
-
-    def _mixture(self, direction: Floats, *, low: float, high: float) -> Estimate:
+        """Return the accuracy of votes of `count` samples of the same problems."""
         rng = np.random.default_rng([self.seed, 7])
+        place = self.counts_.index(count)
         chosen = rng.choice(len(self.weights_), size=4000, p=self.weights_)
-        centre = self.means_ @ direction
-        spread = np.sqrt(np.maximum(self.covariances_ @ direction @ direction, 0.0))
-        draws = np.clip(centre[chosen] + spread[chosen] * rng.normal(size=4000), low, high)
+        centre = self.means_[:, place]
+        spread = np.sqrt(np.maximum(self.covariances_[:, place, place], 0.0))
+        draws = np.clip(centre[chosen] + spread[chosen] * rng.normal(size=4000), 0, 1)
         ends = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
         return Estimate(
-            value=float(np.clip(self.weights_ @ centre, low, high)),
+            value=float(np.clip(self.weights_ @ centre, 0, 1)),
             low=float(ends[0]),
             high=float(ends[1]),
             unit="1",

@@ -47,7 +47,6 @@ class Tariff(Record):
 
     @property
     def asked(self) -> bool:
-        """Whether any of these was given."""
         return self.kwh_price is not None or self.api_price is not None
 
 

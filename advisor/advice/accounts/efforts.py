@@ -86,10 +86,7 @@ class EffortMap(Record):
 def effort_map(
     advisor: Advisor, budget: Budget, pick: Pick, groups: Mapping[str, str | None]
 ) -> EffortMap:
-    """Return the efforts on the engine of a pick that this advisor gave for the budget.
-
-    `groups` has the class of each problem, None where it is not known.
-    """
+    """Return the efforts on the engine of an answer's pick; `groups` has each problem's class."""
     space, state = advisor.space, advisor.under(budget.rate_per_s)
     shortlist = advisor.shortlist(budget)
     by_setting: dict[Setting, list[int]] = {}
@@ -134,10 +131,7 @@ def _setting(policy: Policy) -> Setting:
 def efforts_of(
     advisor: Advisor, recordings: Sequence[Recording], answer: Recommendation
 ) -> EffortMap | None:
-    """Return the efforts on the engine of an answer's pick, None where nothing fits.
-
-    The classes of problems are the groups that the recordings have.
-    """
+    """Return these by the groups that the recordings have, None where nothing fits."""
     if answer.system_optimal is None:
         return None
     groups: dict[str, str | None] = {}

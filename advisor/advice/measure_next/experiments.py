@@ -1,11 +1,10 @@
 """What to measure next: the runs after which the pick is expected to lose least.
 
-In a joint draw the best candidate is known; what the pick loses against it is its regret there, as
-a share of what is optimised (all of it where the pick breaks a limit). A run of a candidate shows
-its engine's step time but for the run-to-run spread, and its accuracy as well as its samples do
-now. Draws in which both come out alike are put together, and the best candidate is chosen in each
-of these groups. What it then loses is the regret after the run (the expected value of sample
-information; Raiffa and Schlaifer 1961). Half of the draws choose, the others state.
+What the pick loses against a joint draw's best candidate is its regret there, as a share of what is
+optimised (all of it where it breaks a limit). A run of a candidate shows its engine's step time but
+for the run-to-run spread, and its accuracy as well as its samples do now. In draws in which both
+come out alike the best candidate is chosen. What that loses is the regret after the run (expected
+value of sample information; Raiffa and Schlaifer 1961). Half of the draws choose, the others state.
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ PLANNED = (  # fields of an engine in a plan
 def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) -> list[Experiment]:
     """Return the runs that save most of the expected regret, the best first; none may be worth it.
 
-    Runs of the same law or of the same samples show the same; the best of them is proposed. What
-    was run under the `load` of the answer is no news, nor is it with other limits where its steps
-    are like those recorded.
+    Of runs of the same law or samples the best is proposed. What was run under the `load` of the
+    answer is no news, nor with other limits where its steps are like those recorded.
     """
     rows, regret = regrets(check, system)
     choosing = check.metrics.choosing

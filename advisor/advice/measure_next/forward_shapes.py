@@ -1,9 +1,8 @@
 """Shapes of steps for `vllm bench forward`, of an engine on a GPU that nobody measured.
 
-vLLM 0.33 times the model's forward of exact batches with dummy weights, so that neither weights nor
-prompts are needed on that GPU. The batches are those of the recorded steps that the engine's limits
-allow, or where none were recorded those that it will meet. Each file says beside its cases, which
-vLLM reads, what they are to run on, which `ttscope import --shapes` reads.
+vLLM 0.33 times the forward of exact batches with dummy weights, so that neither weights nor prompts
+are needed there. The batches are those of the recorded steps that the engine's limits allow, or
+else those that it will meet. Each file says too what its cases run on (`ttscope import --shapes`).
 """
 
 from __future__ import annotations
@@ -111,7 +110,9 @@ def forward_shapes(
     engine: EngineConfig, evidence: Evidence, recordings: Sequence[Recording]
 ) -> dict[str, Any]:
     """Return the document of an engine's shapes."""
-    chosen = _chosen(_all_recorded(recordings, engine), engine)
+    plain = pl.DataFrame(schema={name: TABLES["steps"][name] for name in COMPOSITION})
+    steps = pl.concat([plain, *(_recorded(each, engine) for each in recordings)])
+    chosen = _chosen(steps, engine)
     if chosen.is_empty():  # none ran, or none without drafts and within the limits
         chosen = _chosen(steps_to_come(replace(engine, speculative=None), evidence), engine)
     return {
@@ -148,11 +149,6 @@ def commands(engine: EngineConfig, shapes: Path) -> list[str]:
 
 def _beside(shapes: Path, ending: str) -> Path:
     return shapes.with_name(shapes.name.removesuffix(".forward.json") + ending)
-
-
-def _all_recorded(recordings: Sequence[Recording], engine: EngineConfig) -> pl.DataFrame:
-    plain = pl.DataFrame(schema={name: TABLES["steps"][name] for name in COMPOSITION})
-    return pl.concat([plain, *(_recorded(each, engine) for each in recordings)])
 
 
 def _recorded(recording: Recording, engine: EngineConfig) -> pl.DataFrame:

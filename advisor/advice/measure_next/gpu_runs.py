@@ -1,8 +1,7 @@
 """Short runs on a GPU that nobody measured, which would settle an answer by its prior.
 
-Each checks the step times of one model and tensor-parallel size: two problems as the answer would
-have them, recorded on that GPU. What it saves is the expected regret with its speed known, as in
-experiments.py; what it takes is the prior's time of it and an engine's start.
+Each checks the step times of one model and size by two problems, recorded on that GPU. It saves the
+expected regret with its speed known (experiments.py), for the prior's time of it and a start.
 """
 
 from __future__ import annotations
@@ -45,11 +44,9 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
 
     `alone` has the candidates with one problem at a time, as they are run. One run a model,
     tensor-parallel size and GPU. None of an engine whose ranks share experts, as a short run has
-    one rank, and nothing where the pick's times were measured.
+    one rank.
     """
     metrics = check.metrics
-    if metrics.replayed[system].law.prior is None:
-        return []
     pick, law = metrics.candidate(system).engine, metrics.replayed[system].law
     rows, regret = regrets(check, system)
     before = float(regret[0, ~metrics.choosing].mean())

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.evidence.runs import ProblemRun, Run, Sample, steps_until
 from traces.errors import RecordingError
 from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import (
@@ -31,8 +30,7 @@ from traces.live.numbers import (
 from traces.recording.reader import Recording, batches, begin_again
 from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, Speculative
 from traces.schema.formats import counted
-
-Floats = npt.NDArray[np.float64]
+from traces.statistics import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +161,9 @@ def with_drafts(
     """
     found, notes = [], []
     for run in runs:
-        samples = (s for problem in run.problems.values() for s in problem.samples)
-        lacking = run.engine.speculative is not None and any(s.advance is None for s in samples)
-        told = drafts_of(windows.get(run.engine, ()), run.engine) if lacking else None
+        told = None
+        if run.drafts_untold:
+            told = drafts_of(windows.get(run.engine, ()), run.engine)
         if told is None:
             found.append(run)
             continue
@@ -197,14 +195,6 @@ def _sample(sample: Sample, told: Drafts, rng: np.random.Generator) -> Sample:
     drafted = rng.random(steps) < told.share
     chance = rng.random(steps)
     accepted = len(told.accepted) - np.searchsorted(told.accepted[::-1], chance, side="right")
-    advance = 1 + accepted * drafted
-    ends = np.cumsum(advance)
-    count = int(np.searchsorted(ends, wanted)) + 1 if wanted else 0
-    advance = advance[:count]
-    if count:
-        advance[-1] -= int(ends[count - 1]) - wanted
-    return replace(
-        sample,
-        scheduled=(1 + told.tokens * drafted[:count]).astype(np.int64),
-        advance=advance.astype(np.int64),
-    )
+    advance = steps_until(1 + accepted * drafted, wanted)
+    scheduled = 1 + told.tokens * drafted[: len(advance)]
+    return replace(sample, scheduled=scheduled.astype(np.int64), advance=advance)

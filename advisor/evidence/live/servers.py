@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from advisor.evidence.gather import Evidence
@@ -36,15 +35,13 @@ from traces.live.watched import RANK, Windows, only_watched, windows_for, window
 from traces.recording.reader import Recording
 from traces.schema.engine import RANKS, EngineConfig
 from traces.schema.estimate import Estimate
-from traces.statistics import mean, ratio, spread
+from traces.statistics import Floats, mean, ratio, spread
 from traces.summary.comparison import BLOCKS_DIFFER
 from traces.summary.energy import run_window
 from traces.summary.kernels import sample_times
 from traces.summary.problems import mostly_told
 from traces.summary.run import Run as Summary
 from traces.summary.run import summarise
-
-Floats = npt.NDArray[np.float64]
 
 SURELY = 3.0  # standard deviations of chance, beyond which servers' shares of requests differ
 
@@ -188,10 +185,10 @@ def _setup(engine: EngineConfig) -> EngineConfig:
     return replace(engine.one_replica(), other=other)
 
 
-def stand_for(engine: EngineConfig, servers: Servers, among: Sequence[Servers]) -> bool:
-    """Whether an engine of spans tells of these servers' requests, and of no others' of `among`."""
+def told_by(engine: EngineConfig, servers: Servers, among: Sequence[Servers]) -> bool:
+    """Whether an engine is one of the servers, or of spans that are of no others' of `among`."""
     of_model = [each for each in among if each.engine.model == engine.model]
-    return of_spans(engine) and of_model == [servers]
+    return servers.has(engine) or (of_spans(engine) and of_model == [servers])
 
 
 def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[Evidence, Placing]:
@@ -203,8 +200,7 @@ def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[
     own = [
         run
         for run in evidence.runs
-        if run.recording == recording.name
-        and (servers.has(run.engine) or stand_for(run.engine, servers, among))
+        if run.recording == recording.name and told_by(run.engine, servers, among)
     ]
     if not own:
         drawn = [
@@ -243,7 +239,9 @@ def together(runs: Sequence[Run], servers: Servers, windows: Windows) -> tuple[l
     known = drawn.keys() <= places.keys()
     if not known and len(drawn) == len(places):  # each server's spans name themselves otherwise
         places, known = {engine: place for place, engine in enumerate(drawn)}, True
-    shares = _shares(servers, windows)
+    polled = [windows.get(key) for key in servers.members]
+    ended = np.array([0.0 if w is None else w.total(FINISHED) or 0.0 for w in polled])
+    shares = ended / ended.sum() if ended.any() else np.full(len(ended), 1 / len(ended))
     found = []
     for number in range(max(map(len, drawn.values()), default=0)):
         problems: list[ProblemRun] = []
@@ -266,27 +264,15 @@ def together(runs: Sequence[Run], servers: Servers, windows: Windows) -> tuple[l
                 rate_per_s=sum(rates) if rates else None,
             )
         )
-    return found, Placing(told=known, even=_even(servers, windows))
+    return found, Placing(told=known, even=_even(ended))
 
 
-def _ended(servers: Servers, windows: Windows) -> Floats:
-    """Return the requests that ended on each server."""
-    each = (windows.get(key) for key in servers.members)
-    return np.array([0.0 if w is None else w.total(FINISHED) or 0.0 for w in each])
-
-
-def _shares(servers: Servers, windows: Windows) -> Floats:
-    ended = _ended(servers, windows)
-    return ended / ended.sum() if ended.sum() else np.full(len(ended), 1 / len(ended))
-
-
-def _even(servers: Servers, windows: Windows) -> bool:
-    """Whether the servers' counts of requests differ by no more than chance would have them.
+def _even(ended: Floats) -> bool:
+    """Whether servers' counts of requests differ by no more than chance would have them.
 
     That is Pearson's statistic, whose mean is its degrees of freedom and whose variance is twice
     these.
     """
-    ended = _ended(servers, windows)
     mean, freedom = float(ended.mean()), len(ended) - 1
     if not mean or not freedom:
         return True
@@ -313,7 +299,7 @@ def deployed(recording: Recording, run: Summary) -> Summary:
     """Return the run of the servers that a watched one is of, or whose requests its spans tell."""
     among = servers_of(recording)
     for place, servers in enumerate(among):
-        if servers.has(run.engine) or stand_for(run.engine, servers, among):
+        if told_by(run.engine, servers, among):
             return replayable(recording, among=among)[place]
     return run
 
@@ -324,9 +310,7 @@ def _summary(
     own = [
         each
         for each in runs
-        if each.rows is not None
-        and each.rows.height
-        and (servers.has(each.engine) or stand_for(each.engine, servers, among))
+        if each.rows is not None and each.rows.height and told_by(each.engine, servers, among)
     ]
     own_steps = recording.step_times["engine"].cast(pl.Utf8).is_in(list(servers.members))
     steps = int(own_steps.sum() or 0)
@@ -397,8 +381,7 @@ def _floats(column: pl.Series) -> Floats:
 
 def as_metrics_say(found: Summary, recording: Recording, keys: Iterable[str]) -> Summary:
     """Return a run with the means of its servers' /metrics, where these were polled."""
-    polls = windows_of(recording)
-    windows = [window for key in keys if (window := polls.get(key)) is not None]
+    windows = _polled(recording, keys)
     if not windows:
         return found
 
@@ -417,6 +400,11 @@ def as_metrics_say(found: Summary, recording: Recording, keys: Iterable[str]) ->
         ttft_s=mean_of(TTFT),
         throughput_tokens_per_s=None if rate is None else Estimate(value=rate, unit="tokens/s"),
     )
+
+
+def _polled(recording: Recording, keys: Iterable[str]) -> list[Window]:
+    polls = windows_of(recording)
+    return [window for key in keys if (window := polls.get(key)) is not None]
 
 
 def _busy_rate(windows: Sequence[Window]) -> float | None:
@@ -447,8 +435,7 @@ def latency_bounds(recording: Recording, keys: Sequence[str]) -> dict[str, Bound
 
     Empty of several servers, whose quantiles do not add up, and where /metrics do not tell them.
     """
-    polls = windows_of(recording)
-    windows = [window for key in keys if (window := polls.get(key)) is not None]
+    windows = _polled(recording, keys)
     told = windows[0].histograms.get(E2E) if len(windows) == 1 else None
     if told is None:
         return {}

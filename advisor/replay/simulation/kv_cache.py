@@ -8,6 +8,7 @@ request with the same prefix still finds it. Blocks that come and go together ar
 from __future__ import annotations
 
 from advisor.compiled import inner, wide
+from advisor.replay.simulation.queues import append, unlink
 from advisor.replay.simulation.state import DECODE, NONE, Rules, World
 
 
@@ -34,30 +35,11 @@ def path_blocks(world: World, s: int) -> int:
 
 
 @inner
-def _unlink(world: World, e: int, n: int) -> None:
-    engine, node = world.engines[e], world.nodes[n]
-    if node.before == NONE:
-        engine.free_first = node.after
-    else:
-        world.nodes[node.before].after = node.after
-    if node.after == NONE:
-        engine.free_last = node.before
-    else:
-        world.nodes[node.after].before = node.before
-    node.queued = False
-
-
-@inner
 def _append(world: World, e: int, n: int) -> None:
-    engine, node = world.engines[e], world.nodes[n]
-    if node.blocks == 0:
-        return
-    node.before, node.after, node.queued = engine.free_last, NONE, True
-    if engine.free_last == NONE:
-        engine.free_first = n
-    else:
-        world.nodes[engine.free_last].after = n
-    engine.free_last = n
+    node = world.nodes[n]
+    if node.blocks:
+        append(world.nodes, world.engines[e].free, n)
+        node.queued = True
 
 
 @inner
@@ -68,22 +50,24 @@ def take(world: World, e: int, blocks: int) -> None:
     fresh = min(blocks, engine.virgin)
     engine.virgin -= fresh
     blocks -= fresh
-    while blocks > 0 and engine.free_first != NONE:
-        n = engine.free_first
+    while blocks > 0 and engine.free.first != NONE:
+        n = engine.free.first
         node = world.nodes[n]
         taken = min(blocks, node.blocks)
         node.blocks -= taken
         node.cached = min(node.cached, node.blocks)
         blocks -= taken
         if node.blocks == 0:
-            _unlink(world, e, n)
+            unlink(world.nodes, engine.free, n)
+            node.queued = False
 
 
 @inner
 def _reclaim(world: World, e: int, n: int, kept: int) -> None:
     """Take a node out of the free ones, `kept` of its blocks with what they hold."""
     engine, node = world.engines[e], world.nodes[n]
-    _unlink(world, e, n)
+    unlink(world.nodes, engine.free, n)
+    node.queued = False
     engine.virgin += node.blocks - kept
     engine.used += kept
     node.blocks = kept
@@ -197,7 +181,7 @@ def draft_growth(world: World, rules: Rules, e: int, back: int, hold: int) -> in
     With `hold` 1 the samples hold them from now on.
     """
     engine = world.engines[e]
-    total, s = 0, engine.running_first
+    total, s = 0, engine.runners.first
     while s != NONE:
         sample = world.samples[s]
         ahead = engine.clock - sample.since - back

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.compiled import compiled, inner, wide
-from advisor.replay.simulation.queues import longest, stop_waiting, wait
+from advisor.replay.simulation.queues import append, longest, unlink
 from advisor.replay.simulation.requests import end, generated, leave_window, work_of
 from advisor.replay.simulation.scheduling import cut_short, owed, pass_steps, plan
 from advisor.replay.simulation.state import (
@@ -39,11 +39,10 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
 ) -> tuple[float, int]:
     """Replay all problems; return when the last was decided, and the number of leaps.
 
-    Problems arrive at their `arrival`, ascending, or, with `in_flight`, so many at a time, or, with
-    a `reserve`, whenever fewer samples than that wait for an engine. Then it ends when there is no
-    other problem. One thread does what is to do between steps, in order: a problem is decided, and
-    the next one arrives, when what was before them is done. The first leaps are written into `log`,
-    as many as it has room for. Nothing is allocated, which is quicker to compile.
+    Problems arrive at their `arrival`, ascending, or so many `in_flight`, or, with a `reserve`,
+    while fewer samples wait for an engine, until there is no other. One thread does what is to do
+    between steps, in order: a problem is decided, and the next one arrives, when what was before
+    them is done. The first leaps are written into `log`, as many as it has room for.
     """
     leaps = 0
     now = 0.0
@@ -186,7 +185,8 @@ def _draw(world: World, rules: Rules, cost: StepCost, p: int, now: float, turn: 
             cut_short(world, rules, cost, e, now, wide(rules.asynchronous))
         sample.engine, sample.state, sample.known = e, WAITING, sample.prompt
         sample.queued = now + owed(world, cost, e)
-        wait(world, e, s, wide(0))
+        append(world.samples, engine.queue, s)
+        engine.waiting += 1
         engine.outstanding += 1
     return turn
 
@@ -247,9 +247,10 @@ def _cancel_rest(world: World, rules: Rules, cost: StepCost, p: int, now: float,
 
 @inner
 def _cancel_waiting(world: World, e: int, s: int, now: float) -> None:
-    sample = world.samples[s]
-    stop_waiting(world, e, s)
-    world.engines[e].outstanding -= 1
-    if world.engines[e].outstanding == 0:
-        world.engines[e].empty = 1
+    engine, sample = world.engines[e], world.samples[s]
+    unlink(world.samples, engine.queue, s)
+    engine.waiting -= 1
+    engine.outstanding -= 1
+    if engine.outstanding == 0:
+        engine.empty = 1
     sample.state, sample.end, sample.generated = CANCELLED, now, generated(world, s)

@@ -1,72 +1,53 @@
-"""Lists and heaps of samples in a replayed engine, without allocation."""
+"""Lists of linked records and heaps of samples in a replayed engine, without allocation."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from advisor.compiled import inner, wide
 from advisor.replay.simulation.state import NONE, World
 
 
 @inner
-def wait(world: World, e: int, s: int, first: int) -> None:
-    """Put a sample at the end of the waiting list, or at its front if `first` is 1."""
+def append(records: npt.NDArray[np.void], line: Any, i: int) -> None:
+    """Put a record at the end of a list."""
+    record = records[i]
+    record.before, record.after = line.last, NONE
+    if line.last == NONE:
+        line.first = i
+    else:
+        records[line.last].after = i
+    line.last = i
+
+
+@inner
+def unlink(records: npt.NDArray[np.void], line: Any, i: int) -> None:
+    """Take a record out of its list."""
+    record = records[i]
+    if record.before == NONE:
+        line.first = record.after
+    else:
+        records[record.before].after = record.after
+    if record.after == NONE:
+        line.last = record.before
+    else:
+        records[record.after].before = record.before
+
+
+@inner
+def wait_first(world: World, e: int, s: int) -> None:
+    """Put a sample at the front of the waiting list."""
     engine, sample = world.engines[e], world.samples[s]
     engine.waiting += 1
-    if first:
-        sample.before, sample.after = NONE, engine.waiting_first
-        if engine.waiting_first == NONE:
-            engine.waiting_last = s
-        else:
-            world.samples[engine.waiting_first].before = s
-        engine.waiting_first = s
+    sample.before, sample.after = NONE, engine.queue.first
+    if engine.queue.first == NONE:
+        engine.queue.last = s
     else:
-        sample.before, sample.after = engine.waiting_last, NONE
-        if engine.waiting_last == NONE:
-            engine.waiting_first = s
-        else:
-            world.samples[engine.waiting_last].after = s
-        engine.waiting_last = s
-
-
-@inner
-def stop_waiting(world: World, e: int, s: int) -> None:
-    """Take a sample out of the waiting list."""
-    engine, sample = world.engines[e], world.samples[s]
-    engine.waiting -= 1
-    if sample.before == NONE:
-        engine.waiting_first = sample.after
-    else:
-        world.samples[sample.before].after = sample.after
-    if sample.after == NONE:
-        engine.waiting_last = sample.before
-    else:
-        world.samples[sample.after].before = sample.before
-
-
-@inner
-def start(world: World, e: int, s: int) -> None:
-    """Put a sample at the end of the running list; it takes a slot."""
-    engine, sample = world.engines[e], world.samples[s]
-    engine.running += 1
-    sample.before, sample.after = engine.running_last, NONE
-    if engine.running_last == NONE:
-        engine.running_first = s
-    else:
-        world.samples[engine.running_last].after = s
-    engine.running_last = s
-
-
-@inner
-def leave(world: World, e: int, s: int) -> None:
-    """Take a sample out of the running list; its slot is given back apart."""
-    engine, sample = world.engines[e], world.samples[s]
-    if sample.before == NONE:
-        engine.running_first = sample.after
-    else:
-        world.samples[sample.before].after = sample.after
-    if sample.after == NONE:
-        engine.running_last = sample.before
-    else:
-        world.samples[sample.after].before = sample.before
+        world.samples[engine.queue.first].before = s
+    engine.queue.first = s
 
 
 @inner

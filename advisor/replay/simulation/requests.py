@@ -5,7 +5,7 @@ from __future__ import annotations
 from advisor.compiled import inner, wide
 from advisor.evidence.features import Work
 from advisor.replay.simulation.kv_cache import release
-from advisor.replay.simulation.queues import leave, push, remove, sink
+from advisor.replay.simulation.queues import push, remove, sink, unlink
 from advisor.replay.simulation.state import CANCELLED, DECODE, DRAINING, ENDED, NONE, Rules, World
 from advisor.step_time.cost import tokens_in_window
 
@@ -149,7 +149,7 @@ def end(world: World, rules: Rules, e: int, s: int, now: float, cancelled: bool)
         sample.by_length = True
         if engine.partial == s:
             engine.partial = NONE
-    leave(world, e, s)
+    unlink(world.samples, engine.runners, s)
     engine.outstanding -= 1
     if engine.outstanding == 0:
         engine.empty = 1

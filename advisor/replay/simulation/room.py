@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advisor.compiled import inner, wide
 from advisor.replay.simulation.kv_cache import draft_growth, growth_of, release, take
-from advisor.replay.simulation.queues import leave, wait
+from advisor.replay.simulation.queues import unlink, wait_first
 from advisor.replay.simulation.requests import drain, generated, stop_decoding
 from advisor.replay.simulation.state import DECODE, NONE, WAITING, Rules, World
 
@@ -31,7 +31,7 @@ def make_room(world: World, rules: Rules, blocks: int, e: int) -> bool:
             need = 0
         if engine.used + need <= blocks:
             break
-        if engine.running_first == engine.running_last:
+        if engine.runners.first == engine.runners.last:
             if not engine.draining:
                 break
             drain(world, rules, e)
@@ -47,14 +47,14 @@ def make_room(world: World, rules: Rules, blocks: int, e: int) -> bool:
 @inner
 def _preempt(world: World, rules: Rules, e: int) -> None:
     engine = world.engines[e]
-    s = engine.running_last
+    s = engine.runners.last
     sample = world.samples[s]
     slots, computed = wide(sample.known), wide(sample.computed)
     if sample.state == DECODE:
         slots = computed = stop_decoding(world, rules, e, s)
     else:
         engine.partial = NONE
-    leave(world, e, s)
+    unlink(world.samples, engine.runners, s)
     engine.running -= 1
     release(world, rules, e, s, slots, computed)
     sample.held = 0
@@ -63,7 +63,7 @@ def _preempt(world: World, rules: Rules, e: int) -> None:
     sample.known = sample.prompt + generated(world, s)
     sample.computed = 0
     sample.state = WAITING
-    wait(world, e, s, wide(1))
+    wait_first(world, e, s)
 
 
 @inner
@@ -76,7 +76,7 @@ def drafted_steps(world: World, rules: Rules, blocks: int, e: int, steps: int) -
     if spare < 1:
         return 1
     fastest = 1.0
-    s = engine.running_first
+    s = engine.runners.first
     while s != NONE:
         sample = world.samples[s]
         if sample.state == DECODE:

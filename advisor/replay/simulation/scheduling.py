@@ -25,7 +25,7 @@ from advisor.replay.simulation.kv_cache import (
     reach,
     take,
 )
-from advisor.replay.simulation.queues import longest, start, stop_waiting
+from advisor.replay.simulation.queues import append, longest, unlink
 from advisor.replay.simulation.requests import begin_decoding, drain, work_of
 from advisor.replay.simulation.room import blocks_are_kept, drafted_steps, make_room
 from advisor.replay.simulation.state import NONE, PREFILL, Rules, World
@@ -77,7 +77,7 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
         and engine.decode_requests
         and not preempted
     ):
-        unseen = engine.waiting > 0 and world.samples[engine.waiting_first].queued > seen
+        unseen = engine.waiting > 0 and world.samples[engine.queue.first].queued > seen
         if not unseen or engine.running >= rules.max_seqs:
             steps = world.samples[world.slots[e, 0].heap].turns - engine.clock
             if steps > 1 and rules.speculative:
@@ -165,12 +165,11 @@ def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
         engine.decode_window_tokens += engine.window_growth * steps
     if steps > 1 and rules.speculative and blocks_are_kept(world, e):
         take(world, e, draft_growth(world, rules, e, wide(1), wide(1)))
-    drained = engine.draining
     for i in range(engine.draining):
         sample = world.samples[world.slots[e, i].drain]
         if not sample.by_length:
             world.problems[sample.problem].busy += each * sample.forward
-    if drained:
+    if engine.draining:
         drain(world, rules, e)
     for i in range(engine.prefill_requests):
         s, chunk = world.slots[e, i].prompt, world.slots[e, i].chunk
@@ -203,7 +202,6 @@ def _count(
 def _admit(
     world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: float, seen: float
 ) -> None:
-    """Choose the prompts that the step computes, in chunks."""
     engine = world.engines[e]
     budget = rules.max_tokens - int(engine.decode_tokens + engine.drain_decode_tokens)
     while budget > 0:
@@ -211,14 +209,16 @@ def _admit(
         if s != NONE:
             engine.partial = NONE
         else:
-            s = engine.waiting_first
+            s = engine.queue.first
             if s == NONE or engine.running >= rules.max_seqs or world.samples[s].queued > seen:
                 break
             computed = admit(world, rules, e, s, blocks - engine.used)
             if computed == NONE:
                 break
-            stop_waiting(world, e, s)
-            start(world, e, s)
+            unlink(world.samples, engine.queue, s)
+            append(world.samples, engine.runners, s)
+            engine.waiting -= 1
+            engine.running += 1
             sample = world.samples[s]
             sample.state, sample.computed = PREFILL, computed
             if sample.preemptions == 0:

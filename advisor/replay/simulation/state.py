@@ -87,6 +87,9 @@ PROBLEM = np.dtype(
 )
 
 
+LIST = np.dtype([("first", "i8"), ("last", "i8")], align=True)  # of linked records, or NONE
+
+
 def _sum_type(name: str) -> str:
     return "i8" if name.endswith("_requests") else "f8"
 
@@ -94,11 +97,9 @@ def _sum_type(name: str) -> str:
 ENGINE = np.dtype(
     [
         ("waiting", "i8"),
-        ("waiting_first", "i8"),
-        ("waiting_last", "i8"),
+        ("queue", LIST),  # of samples that wait
         ("running", "i8"),  # slots taken, draining ones too
-        ("running_first", "i8"),
-        ("running_last", "i8"),
+        ("runners", LIST),  # samples, in the order in which they began
         ("partial", "i8"),  # its prompt is not whole yet; always the last to run
         ("doomed", "i8"),
         ("draining", "i8"),
@@ -139,8 +140,7 @@ ENGINE = np.dtype(
         # The KV cache.
         ("used", "i8"),
         ("virgin", "i8"),  # free blocks that hold nothing
-        ("free_first", "i8"),  # nodes in the order in which their blocks are taken again
-        ("free_last", "i8"),
+        ("free", LIST),  # nodes in the order in which their blocks are taken again
     ],
     align=True,
 )

@@ -14,11 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from advisor.evidence.features import FEATURES, ZERO, Features
-from advisor.step_time.host.fit import TERMS
+from advisor.evidence.features import ZERO, Features
 from traces.schema.engine import EngineConfig
 from traces.statistics import Floats
 
+# Seconds of a step, of one that several ranks share, of a request in it, of prompts in it, and of a
+# token of context: V0 builds lists of all tokens and blocks of a request in each step.
+TERMS: Final = ("step", "shared_step", "requests", "prefill_step", "kv_tokens")
 KEPT: Final = Path(__file__).with_name("host_term.json")
 OLD, SYNCHRONOUS, ASYNCHRONOUS = "v0", "synchronous", "asynchronous"
 FIRST_V1: Final = (0, 8)  # of vLLM, where engine V1 is the default
@@ -82,13 +84,10 @@ def host_part(engine: EngineConfig) -> HostPart:
 
 def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
     """Return seconds [FEATURES] of the seconds [TERMS] of an engine."""
-    step, shared_step, requests, prefill_step, kv_tokens = seconds.tolist()
-    whole = step + (shared_step if ranks_of(engine) > 1 else 0.0)
-    law = ZERO._replace(
-        step=whole, requests=requests, prefill_step=prefill_step, kv_tokens=kv_tokens
-    )
-    assert len(law) == len(FEATURES)
-    return np.array(law)
+    found = dict(zip(TERMS, seconds.tolist(), strict=True))
+    shared = found.pop("shared_step")
+    found["step"] += shared if ranks_of(engine) > 1 else 0.0
+    return np.array(ZERO._replace(**found))
 
 
 def host_note(engine: EngineConfig) -> str:

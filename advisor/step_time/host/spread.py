@@ -1,23 +1,20 @@
-"""How far off the prior may be, learned from points that were left out."""
+"""How far off the prior may be, by the points that were left out (`benchmarks/host_fit.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from advisor.step_time.host.law import SYNCHRONOUS, generation_of, kept, ranks_of
-from advisor.step_time.law import non_negative_least_squares
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.statistics import LEVEL, Z95, Floats
+from traces.statistics import Floats
 
 # What of a question no point that taught the host's part was like, from near to far.
 SEEN, GPU = "model", "GPU"
 PLAIN, QUANTISED, EXPERTS = "16-bit", "quantised", "experts"
-ITERATIONS: Final = 12  # of reweighting
-LEAST: Final = 1e-3  # the smallest spread that is told from none
 ENOUGH: Final = 5  # models of a lab and GPU, whose TTFTs say how far off another one is
 OTHER_KIND: Final = 1.5  # a model of a kind that no point had: so many times the spread, a rule
 
@@ -27,75 +24,9 @@ def kind_of(facts: ModelFacts) -> str:
     return EXPERTS if facts.num_experts else QUANTISED if facts.quantization else PLAIN
 
 
-class LeftOutSpread:
-    """The spread of the log of measured over predicted time, by what was left out.
-
-    Attributes
-    ----------
-    kernels_, host_: by stratum, the standard deviations of the log of the kernels' time and of
-        the host's. A point has both, each by its share of the time (`together`).
-    points_, clusters_: how many taught each.
-
-    Notes
-    -----
-    Tables and the host's part err apart from one another, so that a step whose host takes half
-    is known less well than one of long kernels. The two variances are those that squared errors
-    have by likelihood. Both are then widened or narrowed alike by cross-conformal prediction, until
-    intervals of LEVEL hold the points of clusters that are left out. Points of a model in a lab
-    err alike, so each such cluster weighs the same.
-
-    """
-
-    def fit(
-        self, errors: Floats, shares: Floats, clusters: Sequence[str], strata: Sequence[str]
-    ) -> LeftOutSpread:
-        """Learn from log errors and the host's shares [points], each of a cluster and a stratum."""
-        names, groups = np.array(strata), np.array(clusters)
-        self.kernels_: dict[str, float] = {}
-        self.host_: dict[str, float] = {}
-        self.points_: dict[str, int] = {}
-        self.clusters_: dict[str, int] = {}
-        for name in sorted(set(strata)):
-            own = names == name
-            error, share, group = errors[own], shares[own], groups[own]
-            kinds = sorted(set(group.tolist()))
-            weight = np.array([1 / np.sum(group == each) for each in group])
-            kernels, host = _spreads(error, share, weight)
-            size = np.abs(error) / together(kernels, host, share)
-            for kind in kinds if len(kinds) > 1 else []:
-                here = group == kind
-                others = _spreads(error[~here], share[~here], weight[~here])
-                size[here] = np.abs(error[here]) / together(*others, share[here])
-            order = np.argsort(size)
-            reached = np.cumsum(weight[order]) / weight.sum()
-            at = min(int(np.searchsorted(reached, LEVEL)), len(size) - 1)
-            factor = float(size[order][at]) / Z95
-            self.kernels_[name], self.host_[name] = factor * kernels, factor * host
-            self.points_[name], self.clusters_[name] = len(size), len(kinds)
-        return self
-
-    def sigma(self, name: str, shares: Floats) -> Floats:
-        """Return the spreads of points of a stratum, by the host's shares [points]."""
-        return together(self.kernels_[name], self.host_[name], shares)
-
-
 def together(kernels: float, host: float, shares: Floats) -> Floats:
     """Return the spreads of times that have so large shares of the host [points]."""
     return np.hypot((1 - shares) * kernels, shares * host)
-
-
-def _spreads(errors: Floats, shares: Floats, weights: Floats) -> tuple[float, float]:
-    """Return the spread of the kernels' time and of the host's, by Gaussian likelihood.
-
-    By least squares of squared errors, weighted again by what they are expected to be.
-    """
-    rows = np.column_stack([(1 - shares) ** 2, shares**2])
-    found = np.full(2, float(np.average(errors**2, weights=weights)))
-    for _ in range(ITERATIONS):
-        weight = np.sqrt(weights) / np.maximum(rows @ found, LEAST**2)
-        found = non_negative_least_squares(rows * weight[:, None], errors**2 * weight)
-    kernels, host = np.sqrt(np.maximum(found, LEAST**2)).tolist()
-    return kernels, host
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,34 +50,30 @@ LONGEST: Final = 1 << 20  # tokens of context that decode attention is continued
 class Domain:
     """The largest values that were measured; what lies beyond is extrapolated.
 
-    `tokens` of a step, `chunk` of them in a prompt chunk with `before` tokens before it; `batch`
-    decoding requests, `mixed_batch` beside a chunk, of `context` tokens; `sequences` rows of
-    logits.
+    `tokens` of a step, `batch` decoding requests of `context` tokens, `sequences` rows of logits.
     """
 
     tokens: int
     sequences: int
-    chunk: int
-    before: int
     batch: int
-    mixed_batch: int
     context: int
 
-    def beyond(self, peaks: Mapping[str, float]) -> list[str]:
-        """Return the names of this domain's fields that a replay's largest values exceed."""
-        return [name for name, value in peaks.items() if value > getattr(self, name)]
+    def holds(self, peaks: Mapping[str, float], longest: int) -> bool:
+        """Whether it holds a replay's largest steps, of contexts up to the `longest`."""
+        return (
+            peaks["tokens"] <= self.tokens
+            and peaks["requests"] <= self.batch
+            and longest <= self.context
+        )
 
 
 def domain(operators: Operators) -> Domain:
     """Return what a folder's tables cover."""
-    chunk, before, batch, context, _ = operators.attention.T
+    chunk, _, batch, context, _ = operators.attention.T
     return Domain(
         tokens=int(min(rows[-1, 0] for rows in operators.dense.values())),
         sequences=int(min(rows[-1, 0] for rows in operators.per_sequence.values())),
-        chunk=int(chunk.max()),
-        before=int(before.max()),
         batch=int(batch[chunk == 0].max(initial=0)),
-        mixed_batch=int(batch[chunk > 0].max(initial=0)),
         context=int(context.max()),
     )
 

@@ -21,7 +21,7 @@ from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
-from advisor.step_time.prior.drafting import Drafting, drafter_in, verify_step
+from advisor.step_time.prior.drafting import drafter_in, verify_step
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
     cost_of,
@@ -74,9 +74,8 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     """Return what the recorded models could be served on of the named systems of the prior.
 
     Recordings of such a GPU recalibrate it; what those of the evidence measured themselves is not
-    offered again.
-    Raises UsageError for a system without tables and for one on which nothing can be offered,
-    MissingDependencyError where the tables are not installed, TablesError for damage.
+    offered again. Raises UsageError for a system without tables and for one on which nothing can be
+    offered, MissingDependencyError where the tables are not installed, TablesError for damage.
     """
     engines: dict[EngineConfig, tuple[str, Choices]] = {}
     laws: dict[EngineConfig, StepLaw] = {}
@@ -242,7 +241,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
     sigma = _sigma(times, most, of(most), evidence)
     return StepLaw(
-        seconds=_with_drafts(_linear(of, most, evidence), drafting),
+        seconds=_linear(of, most, evidence) + (0.0 if drafting is None else drafting.seconds),
         fewest=0.0,
         high=np.array(high),
         sigma=sigma,
@@ -261,16 +260,6 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             holds=prior.holds,
             drafts=_paying(evidence, engine, times),
         ),
-    )
-
-
-def _with_drafts(seconds: Floats, drafting: Drafting | None) -> Floats:
-    """Return seconds per feature with those of drafting."""
-    if drafting is None:
-        return seconds
-    found = Features(*seconds)
-    return np.array(
-        found._replace(draft_step=drafting.launch_s, draft_requests=drafting.each_s), dtype=float
     )
 
 

@@ -99,23 +99,17 @@ class Prior:
         """What the tables cover."""
         mixers = [mixer for _, mixer in self.parts.mixers]
         contexts = [mixer.contexts[-1] for mixer in mixers if len(mixer.contexts) > 1]
-        batch = int(min((mixer.batches[-1] for mixer in mixers), default=1))
-        chunk = int(min((*(mixer.lengths[-1] for mixer in mixers), LONGEST)))
         tables = [each for each in self.parts.dense if each.family != "other"]
         return Domain(
             tokens=int(min(each.times.rows[-1, 0] for each in tables)),
             sequences=int(min(each.times.rows[-1, 0] for each in self.parts.logits)),
-            chunk=chunk,
-            before=chunk,
-            batch=batch,
-            mixed_batch=batch,
+            batch=int(min((mixer.batches[-1] for mixer in mixers), default=1)),
             context=int(min(contexts, default=FARTHEST)),
         )
 
     def holds(self, peaks: Mapping[str, float], longest: int) -> bool:
         """Whether the tables hold a replay's largest steps, of contexts up to the `longest`."""
-        most = {"tokens": peaks["tokens"], "batch": peaks["requests"], "context": longest}
-        return not self.domain.beyond(most) and peaks["tokens"] <= self.most_tokens
+        return self.domain.holds(peaks, longest) and peaks["tokens"] <= self.most_tokens
 
     def step_tables(
         self, *, max_num_batched_tokens: int, max_num_seqs: int, capture_sizes: Sequence[int]

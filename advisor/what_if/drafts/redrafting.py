@@ -65,7 +65,7 @@ def redraft(
     ]
     alike.sort(key=lambda run: -run.policy.n)
     longer = None
-    for found in _told(evidence, recordings, engine, alike):
+    for found in filter(None, _told(evidence, recordings, wanted, engine, alike)):
         if not found.extrapolated:
             return found
         longer = longer or found
@@ -73,27 +73,23 @@ def redraft(
 
 
 def _told(
-    evidence: Evidence, recordings: Sequence[Recording], engine: EngineConfig, alike: Sequence[Run]
-) -> Iterator[Redrafted]:
+    evidence: Evidence,
+    recordings: Sequence[Recording],
+    wanted: Speculative,
+    engine: EngineConfig,
+    alike: Sequence[Run],
+) -> Iterator[Redrafted | None]:
     """Yield what runs tell: those that ran with such drafts, then those that counted lookup."""
-    wanted = engine.speculative
-    assert wanted is not None
     for run in alike:
-        if run.engine.speculative is not None and same_drafter(run.engine.speculative, wanted):
-            found = _from_steps(evidence, run, engine)
-            if found is not None:
-                yield found
-    lookup = lookup_of(wanted)
-    for run in alike if lookup is not None else ():
-        recording = next(each for each in recordings if each.name == run.recording)
-        assert lookup is not None
-        found = _from_counts(run, recording, engine, lookup)
-        if found is not None:
-            yield found
-    plain = next((run for run in alike if run.engine.speculative is None), None)
-    found = None if plain is None else _from_published(plain, engine)
-    if found is not None:
-        yield found
+        before = run.engine.speculative
+        if before is not None and same_drafter(before, wanted):
+            yield _from_steps(evidence, run, before, wanted, engine)
+    if (lookup := lookup_of(wanted)) is not None:
+        named = {each.name: each for each in recordings}
+        for run in alike:
+            yield _from_counts(run, named[run.recording], engine, lookup)
+    for run in [run for run in alike if run.engine.speculative is None][:1]:
+        yield _from_published(run, wanted, engine)
 
 
 def same_drafter(one: Speculative, other: Speculative) -> bool:
@@ -116,19 +112,18 @@ def with_published(evidence: Evidence) -> Evidence:
             for k in DRAFTS if known.model.search(run.engine.model) else ():
                 wanted = Speculative(method=known.methods[0], num_speculative_tokens=k)
                 engine = dataclasses.replace(run.engine, speculative=wanted)
-                found = _from_published(run, engine)
+                found = _from_published(run, wanted, engine)
                 if found is not None:
                     more.append(dataclasses.replace(found.runs[0], recording=""))
     return dataclasses.replace(evidence, runs=(*evidence.runs, *more)) if more else evidence
 
 
-def _from_published(run: Run, engine: EngineConfig) -> Redrafted | None:
+def _from_published(run: Run, wanted: Speculative, engine: EngineConfig) -> Redrafted | None:
     """Return the samples with drafts drawn by a published acceptance."""
-    assert engine.speculative is not None
-    known = published(engine.model, engine.speculative)
+    known = published(engine.model, wanted)
     if known is None:
         return None
-    k, runs = engine.speculative.num_speculative_tokens, []
+    k, runs = wanted.num_speculative_tokens, []
     for number in range(DRAWS):
         rng = np.random.default_rng([7, number])
         runs.append(_with_drafts(run, engine, k, known.chances, None, rng)[0])
@@ -159,13 +154,12 @@ def _with_drafts(
 # -- from the recorded steps of samples ------------------------------------------------------------
 
 
-def _from_steps(evidence: Evidence, run: Run, engine: EngineConfig) -> Redrafted | None:
-    setting, before = engine.speculative, run.engine.speculative
-    assert setting is not None
-    assert before is not None
-    if any(sample.advance is None for sample in run.samples):
+def _from_steps(
+    evidence: Evidence, run: Run, before: Speculative, wanted: Speculative, engine: EngineConfig
+) -> Redrafted | None:
+    if run.drafts_untold:
         return None
-    k, recorded = setting.num_speculative_tokens, before.num_speculative_tokens
+    k, recorded = wanted.num_speculative_tokens, before.num_speculative_tokens
     counts: list[Kept] = []
     for other in evidence.runs:
         drafter = other.engine.speculative

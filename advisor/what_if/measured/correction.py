@@ -97,9 +97,8 @@ def corrected(
 ) -> Corrected:
     """Return by how much the prior is off at points, as the engine would run them.
 
-    The engine is one of the `replicas` that take a load together.
-    Raises UsageError for a point that no engine like this has, and for points that contradict one
-    another.
+    The engine is one of the `replicas` that take a load together. Raises UsageError for a point
+    that no engine like this has, and for points that contradict one another.
     """
     priced = PricedEngine(times=times, engine=engine, replicas=replicas or Replicas())
     steps = times.times(engine, 0)

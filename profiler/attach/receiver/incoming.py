@@ -339,9 +339,15 @@ class Incoming:
         if (key := self._engine_in(resource)) is not None:
             return key
         names = (span.values.get(f"gen_ai.{side}.model") for side in ("request", "response"))
-        model = str(next(filter(None, names), None) or resource.get("service.name") or "-")
-        config = EngineConfig(model=model, mode="server", other=span.resource)
-        return self._registered((model, span.resource), config) or next(iter(known))
+        replicas = self._deployment.replicas
+        served = {each.config.model for each in replicas}
+        only = served.pop() if len(served) == 1 else resource.get("service.name")  # as vLLM's
+        model = str(next(filter(None, names), None) or only or "-")
+        # Which front end of the only server took a request says nothing of the rank that it was on.
+        ranks = len(replicas) == 1 and all(map(str.isdigit, replicas[0].keys.keys() - {""}))
+        other = () if ranks and model == replicas[0].config.model else span.resource
+        config = EngineConfig(model=model, mode="server", other=other)
+        return self._registered((model, other), config) or next(iter(known))
 
     def _engine_in(self, resource: Mapping[str, str]) -> str | None:
         """Return the engine of the process that sent a span, as the plugin in it tells.

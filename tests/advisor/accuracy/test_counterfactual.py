@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from advisor.accuracy import counterfactual
 from advisor.accuracy.counterfactual import MARGIN, cheapest_as_good, compare_policies, evaluate
 from tests.traces.synthetic import START, write_recording
 from traces.errors import RecordingError, UsageError
@@ -363,46 +364,33 @@ def test_compared_in_pairs(found):
     assert same.problems_to_tell is None
 
 
+def of_many(monkeypatch, recording, **options):
+    """What a run says of all its problems, and of 25 of them at random."""
+    (run,) = summarise(recording)
+    whole = evaluate(run, **options)
+    monkeypatch.setattr(counterfactual, "MOST", 25)
+    return run, whole, evaluate(run, **options)
+
+
 @pytest.mark.slow
 def test_of_many_problems_fixed_votes_are_of_all_and_the_others_of_some(tmp_path, monkeypatch):
-    import advisor.accuracy.counterfactual as module
-
     rng = np.random.default_rng(5)
     lines = [
-        json.dumps({
-            "problem_id": f"p{i}", "sample_index": k, "answer": str(rng.integers(3)),
-            "correct": bool(rng.random() < 0.5), "output_tokens": 40 + k,
-        })
-        for i in range(60)
-        for k in range(4)
-    ]  # fmt: skip
-    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
-    import_outcomes([tmp_path / "a.jsonl"], tmp_path / "a")
-    (run,) = summarise(Recording.open(tmp_path / "a"))
-    whole = module.evaluate(run)
-    monkeypatch.setattr(module, "MOST", 25)
-    some = module.evaluate(run)
+        each | {"answer": str(rng.integers(3)), "output_tokens": 40 + each["sample_index"]}
+        for each in lines_of(60, 4)
+    ]
+    _, whole, some = of_many(monkeypatch, import_lines(tmp_path / "f", lines))
     assert some.problems == 60 and {len(each.right) for each in some.columns} == {25}
     assert any("of 25 of the 60 problems, drawn at random" in note for note in some.notes)
-    fixed = {"majority", "pass_at_k"}
     for one, other in zip(whole.outcomes, some.outcomes, strict=False):
-        if one.method in fixed and one.basis == "subsets" and one.n <= 4:
+        fixed = one.method in ("majority", "pass_at_k")
+        if fixed and one.basis == "subsets" and one.n <= 4:
             assert other.accuracy.value == pytest.approx(one.accuracy.value)
             assert other.tokens_per_problem.value == pytest.approx(one.tokens_per_problem.value)
 
 
-def of_many(module, monkeypatch, recording, most=25):
-    """What a run says of all its problems, and of so many of them at random."""
-    (run,) = summarise(recording)
-    whole = module.evaluate(run)
-    monkeypatch.setattr(module, "MOST", most)
-    return run, whole, module.evaluate(run)
-
-
 @pytest.mark.slow
 def test_of_many_problems_those_cut_off_by_a_timeout_are_left_out(tmp_path, monkeypatch):
-    import advisor.accuracy.counterfactual as module
-
     rows = make_rows(problems=60)
     late = {"p0", "p1", "p2"}
     for row in rows["problems"]:
@@ -411,7 +399,7 @@ def test_of_many_problems_those_cut_off_by_a_timeout_are_left_out(tmp_path, monk
         if row["problem_id"] in late and row["sample_index"]:
             row |= {"cancelled_by": "timeout", "answer": None, "correct": None}
     recording = write_recording(tmp_path / "r", rows, policy=VOTE)
-    run, whole, some = of_many(module, monkeypatch, recording)
+    run, whole, some = of_many(monkeypatch, recording)
     assert (whole.problems, some.problems) == (57, 57)
     shown = {(each.method, each.n): each.accuracy.value for each in run.policies}
     for found in (whole, some):
@@ -423,13 +411,8 @@ def test_of_many_problems_those_cut_off_by_a_timeout_are_left_out(tmp_path, monk
 
 @pytest.mark.slow
 def test_of_many_problems_votes_under_a_limit_are_of_all(tmp_path, monkeypatch):
-    import advisor.accuracy.counterfactual as module
-
     recording = write_recording(tmp_path / "r", make_rows(problems=60), policy=VOTE)
-    (run,) = summarise(recording)
-    whole = module.evaluate(run, max_tokens=50)
-    monkeypatch.setattr(module, "MOST", 25)
-    some = module.evaluate(run, max_tokens=50)
+    _, whole, some = of_many(monkeypatch, recording, max_tokens=50)
     fixed = [
         {(o.method, o.n): (o.accuracy.value, o.tokens_per_problem.value) for o in found.outcomes
          if o.method in ("majority", "pass_at_k") and o.n <= N and o.budget_tokens is None}
@@ -460,10 +443,8 @@ def lines_of(problems, n, **changes):
 
 @pytest.mark.slow
 def test_of_many_problems_without_answers_and_tokens_nothing_is_made_up(tmp_path, monkeypatch):
-    import advisor.accuracy.counterfactual as module
-
     lines = lines_of(60, 4)
-    _, whole, some = of_many(module, monkeypatch, import_lines(tmp_path / "f", lines))
+    _, whole, some = of_many(monkeypatch, import_lines(tmp_path / "f", lines))
     right = np.mean([line["correct"] for line in lines])
     for found in (whole, some):
         (one,) = [each for each in found.outcomes if each.method == "majority"]

@@ -60,8 +60,8 @@ def held():
             [count_answers(a, c) for a, c in zip(answers, correct, strict=True)]
         )
         said = outcomes_of(curves(answers, correct, COUNTS), COUNTS)
-        for outcome, fresh in fresh_runs(model, said, methods=("majority", "pass_at_k")):
-            again = of_all(*judged(laws, outcome.n, rng))[outcome.method]
+        for outcome in fresh_runs(model, said, methods=("majority", "pass_at_k")):
+            fresh, again = outcome.fresh_run, of_all(*judged(laws, outcome.n, rng))[outcome.method]
             inside = fresh.low - 1e-9 <= again <= fresh.high + 1e-9
             found[name, outcome.method, outcome.n] = inside
     return found
@@ -110,7 +110,7 @@ def test_other_policies_have_no_such_interval():
     other = PolicyOutcome(
         method="best_of_n", n=2, budget_tokens=None, accuracy=None, tokens_per_problem=None
     )
-    assert list(fresh_runs(model, [other], methods=("majority",))) == [(other, None)]
+    assert list(fresh_runs(model, [other], methods=("majority",))) == [other]
     assert extrapolate(model, [], np.zeros(4)) == []
 
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from advisor.accuracy.finish_order import decide
 from advisor.accuracy.samples import read_samples
-from advisor.accuracy.stopping import ALL_END, RULES, savings, stop_problem
+from advisor.accuracy.stopping import RULES, savings
 from tests.traces.synthetic import simulate, write_recording
 from traces.errors import RecordingError
+from traces.schema.tts.stop_rules import Stop
 from traces.summary.run import summarise
 
 ASC = RULES[0]
@@ -23,13 +25,13 @@ def run(tmp_path_factory):
 
 def test_a_rule_ends_a_problem_when_it_says(run):
     for problem in read_samples(run).problems:
-        found = stop_problem(problem, ASC)
+        found = decide(problem, ASC.stop(8))
         assert (problem.finish_s < found.seconds).sum() < found.ended
         assert found.ended <= (problem.finish_s <= found.seconds).sum()
-        assert found.lead + found.second <= found.ended
+        assert found.votes.first + found.votes.second <= found.ended
         assert found.certainty >= 0.9 or not found.early
         assert found.tokens <= problem.tokens.sum()
-        everything = stop_problem(problem, ALL_END)
+        everything = decide(problem, Stop())
         assert everything.seconds == problem.finish_s.max()
         assert everything.tokens == pytest.approx(problem.tokens.sum())
         assert not everything.early
@@ -43,7 +45,7 @@ def test_savings_are_paired_over_all_problems(run, rule):
     assert found.tokens.low <= found.tokens.value <= found.tokens.high <= 0
     assert -1 < found.latency_p95.value <= 0
     right = np.mean([each.right for each in found.stopped.values()])
-    accuracy = np.mean([stop_problem(p, ASC).right for p in read_samples(run).problems])
+    accuracy = np.mean([decide(p, ASC.stop(8)).right for p in read_samples(run).problems])
     if rule is ASC:
         assert right == accuracy
 

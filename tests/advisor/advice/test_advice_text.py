@@ -7,7 +7,7 @@ import yaml
 
 from advisor.advice.advisor import Advisor
 from advisor.advice.measure_next.experiments import experiment_of, sweep_plan
-from advisor.advice.reasons import name_without_limits
+from advisor.advice.reasons import name_of
 from advisor.advice.sensitivity import turnings
 from advisor.search.budget import is_given, parse_budget
 from profiler.sweep.plan import load_plan
@@ -131,14 +131,6 @@ def test_the_document_is_the_contract(advisor):
     assert document["budget"]["max_latency_s"] == 1.0
 
 
-def test_nothing_fits_names_the_nearest(advisor):
-    answer = advisor.recommend(parse_budget({"max_latency": "1us", "min_accuracy": "0.5"}))
-    text = "\n".join(advice_lines(answer))
-    assert text.startswith("Nothing fits the budget: mean latency of at most 1 us, accuracy of")
-    assert "mean latency: wanted 1 us, nearest" in text
-    assert advice_json(answer)["system_optimal"] is None
-
-
 @pytest.mark.slow
 def test_what_would_change_the_answer_is_said(fresh):
     """Beyond the value at which the pick is said to drop out it does, and just before it does not.
@@ -169,7 +161,7 @@ def test_rates_that_change_the_pick_start_from_it_and_name_another(fresh):
     answer = fresh.recommend(budget)
     check = fresh.check(budget)
     system = check.best()
-    mine = name_without_limits(check.metrics.replayed[system].candidate)
+    mine = name_of(check.metrics.replayed[system].candidate, limits=False)
 
     def rates(at_rate):
         return [each for each in turnings(check, system, at_rate) if each.name == "rate"]

@@ -63,13 +63,6 @@ def test_what_a_page_does_not_tell_of_a_server_is_named():
     assert command_note(replace(pick, engine=in_process)) == ""
 
 
-def test_the_model_that_drafts_is_named_by_its_folder_too():
-    engine = engine_of("large", speculative=DRAFT)
-    words = shlex.split(serve_command(engine, model_path="/models/l", draft_path="/models/s"))
-    settings = json.loads(words[words.index("--speculative-config") + 1])
-    assert settings == {"method": "draft_model", "num_speculative_tokens": 3, "model": "/models/s"}
-
-
 def test_a_recommended_command_resolves_both_models(tmp_path):
     engine = engine_of("large", speculative=DRAFT)
     advisor = Advisor.fit([record(tmp_path / "r", engine, GREEDY, problems=8)], draws=20)
@@ -125,6 +118,9 @@ def test_a_run_to_record_has_all_that_makes_it_that_run():
     given = dict(zip(words[2::2], words[3::2], strict=True))
     assert given["--dtype"] == "float32"
     assert (given["--method"], given["--verifier"]) == ("majority", "numeric")
+    command = record_command(engine, VOTE16, workload="sums", problems=40, concurrency=4, seed=0)
+    assert command.startswith("ttscope record --model small --workload sums --problems 40")
+    assert "--n 16" in command and "--temperature 0.8" in command
     for served in (replace(engine, mode="server"), replace(engine, data_parallel_size=2)):
         command = record_command(served, policy, workload=None, problems=None, concurrency=1)
         assert command.startswith("ttscope record --endpoint http://localhost:8000 --model small")
@@ -161,14 +157,6 @@ def test_samples_are_requests_of_one():
     assert request["requests"] == 16
     assert request["body"]["n"] == 1
     assert "thinking_token_budget" not in request["body"]
-
-
-def test_what_to_record_next_is_a_command():
-    command = record_command(
-        engine_of(), VOTE16, workload="sums", problems=40, concurrency=4, seed=0
-    )
-    assert command.startswith("ttscope record --model small --workload sums --problems 40")
-    assert "--n 16" in command and "--temperature 0.8" in command
 
 
 def test_experts_are_shared_in_the_server_too():

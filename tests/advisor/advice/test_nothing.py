@@ -10,7 +10,7 @@ from advisor.advice.reasons import _enough
 from advisor.search.budget import parse_budget
 from tests.advisor import synthetic
 from tests.advisor.synthetic import GREEDY, engine_of, record
-from tui.text.advice import advice_lines, fits, nearest_line
+from tui.text.advice import advice_json, advice_lines, fits, nearest_line
 
 FIELDS = {
     "--max-latency": "max_latency_s",
@@ -63,13 +63,19 @@ def test_a_limit_that_is_met_is_not_named_as_missed(fresh, given):
 def test_the_line_names_the_option_and_the_unit(fresh):
     """The accuracy is met by some, the latency by none, so that it is the latency that is told."""
     answer = fresh.recommend(parse_budget({"max_latency": "1us", "min_accuracy": "0.5"}))
+    assert answer.system_optimal is None and advice_json(answer)["system_optimal"] is None
+    assert answer.candidates == sum(answer.infeasible.values())
     assert re.match(
         r"nearest to --max-latency 1 us \(mean\) is \d\d\.\d ms by small with \d+ sample",
         nearest_line(answer),
     )
-    sure = {miss.limit: miss.sure for miss in answer.near_misses}
-    assert sure["min_accuracy"] >= 0.9 > sure["max_latency_s"]
+    misses = {miss.limit: miss for miss in answer.near_misses}
+    assert misses["min_accuracy"].sure >= 0.9 > misses["max_latency_s"].sure
+    assert misses["max_latency_s"].wanted == 1e-6 < misses["max_latency_s"].nearest.value
+    assert any("--max-latency would have to be" in reason for reason in answer.reasons)
     text = " ".join(" ".join(advice_lines(answer)).split())
+    assert text.startswith("Nothing fits the budget: mean latency of at most 1 us, accuracy of")
+    assert "mean latency: wanted 1 us, nearest" in text
     assert "--min-accuracy would have to be" not in text
     assert "99 % sure of it" not in text  # what is met is not listed as missed
     assert "Nearest to each limit that is missed" in text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advisor.advice.measure_next.gpu_runs import ShortRun
-from advisor.advice.reasons import EXPECTED_LOSS, _short, _small_steps, name_without_limits
+from advisor.advice.reasons import EXPECTED_LOSS, _short, _small_steps, name_of
 from tests.advisor.synthetic import FACTS, VOTE16, engine_of
 from traces.schema.advice import Budget
 
@@ -37,7 +37,8 @@ def test_a_twin_of_the_pick_is_not_called_another(fresh, budget):
     (mine,) = (o.candidate for o in outcomes if same(o.candidate, answer.system_optimal))
     for line in apart:
         named = line.partition(": ")[2].split(" | ")
-        assert name_without_limits(mine) not in [re.sub(" and [0-9]+ more$", "", n) for n in named]
+        told = [re.sub(" and [0-9]+ more$", "", name) for name in named]
+        assert name_of(mine, limits=False) not in told
 
 
 @pytest.mark.slow

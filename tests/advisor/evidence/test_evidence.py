@@ -6,10 +6,11 @@ import pytest
 
 from advisor.evidence.gather import ONE_PROBLEM, gather
 from advisor.evidence.pools import find_pools
-from advisor.evidence.runs import ProblemRun, Run, Sample, read_runs
+from advisor.evidence.runs import read_runs
 from advisor.search.space import explore
 from advisor.step_time.fit import StepTimeModel
 from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, START, VOTE16, engine_of, record
+from tests.advisor.watched import requests
 from tests.traces.synthetic import simulate, write_recording
 from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.importer import import_outcomes
@@ -18,7 +19,6 @@ from traces.recording.reader import Recording, told_apart
 from traces.recording.writer import RecordingWriter
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.parameters import make_policy
-from traces.schema.tts.policy import AS_SENT
 
 ENGINE = engine_of()
 
@@ -272,28 +272,13 @@ def test_outcomes_without_their_answers_have_no_vote_of_several(tmp_path):
     assert any("without their answers" in told for told in evidence.lost)
 
 
-def drawn_run(recording, engine, names, *, drawn=True):
-    problems = {
-        name: ProblemRun(
-            problem_id=name, arrival_ns=START + place, prompt_tokens=20, cached_tokens=0,
-            latency_s=float("nan"), indices=(0,),
-            samples=(Sample(output_tokens=9, answer=None, correct=None),),
-        )
-        for place, name in enumerate(names)
-    }  # fmt: skip
-    return Run(
-        recording=recording, engine=engine, policy=AS_SENT, problems=problems, concurrency=None,
-        rate_per_s=2.0, drawn=drawn,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("drawn", [True, False])
 def test_the_traffic_of_every_watch_is_there_once(tmp_path, drawn):
     """Of traffic that was drawn several times one draw, of every recording and engine."""
     small, large = engine_of(), engine_of(max_num_seqs=64)
-    runs = [drawn_run("a", small, ["a.1", "a.2"])] * 3
-    runs += [drawn_run("a", large, ["a.3"])] * 3
-    runs += [drawn_run("b", small, ["b.1"], drawn=drawn)] * (3 if drawn else 1)
+    runs = [requests("a", small, ["a.1", "a.2"], drawn=True)] * 3
+    runs += [requests("a", large, ["a.3"], drawn=True)] * 3
+    runs += [requests("b", small, ["b.1"], drawn=drawn)] * (3 if drawn else 1)
     evidence = dataclasses.replace(
         gather([record(tmp_path / "r", ENGINE, GREEDY, problems=4)]), runs=tuple(runs), cut=()
     )

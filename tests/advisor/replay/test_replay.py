@@ -32,6 +32,16 @@ def plain(tokens: int) -> Sample:
     return Sample(output_tokens=tokens, answer="1", correct=True)
 
 
+def problem(prompt: int, *samples: Sample, **more) -> RecordedProblem:
+    return RecordedProblem(
+        **{"prompt_tokens": prompt, "cached_tokens": 0, "samples": samples} | more
+    )
+
+
+def replayed(loads, limits, **how):
+    return replay(Workload.from_loads(loads), linear_cost(COST), limits, **how)
+
+
 def drafted(tokens: int, k: int, rng: np.random.Generator, *, even: bool = False) -> Sample:
     accepted = []
     while even and 2 * len(accepted) < tokens - 1:
@@ -64,7 +74,7 @@ def loads_of(
             for sample in samples
         )
         cached = min(int(rng.integers(0, 3)) * 8, (prompt - 1) // 8 * 8)
-        found.append(RecordedProblem(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
+        found.append(problem(prompt, *samples, cached_tokens=cached))
     return found
 
 
@@ -87,7 +97,7 @@ def lockstep_loads(seed: int, problems: int, n: int) -> list[RecordedProblem]:
             for tokens in lengths
         )
         cached = min(int(rng.integers(0, 3)) * 8, (prompt - 1) // 8 * 8)
-        found.append(RecordedProblem(prompt_tokens=prompt, cached_tokens=cached, samples=samples))
+        found.append(problem(prompt, *samples, cached_tokens=cached))
     return found
 
 
@@ -295,16 +305,13 @@ def test_engines_in_lockstep_decide_every_problem(
 def test_equal_lengths_under_every_rule(name, in_flight, concurrency):
     # Four problems with four samples in flight that end in one step ask for 16 more of 12 problems.
     answers = (None, "1", None, "2", None, "1", None, "2")
-    samples = tuple(dataclasses.replace(plain(12), answer=each) for each in answers)
-    loads = [RecordedProblem(prompt_tokens=10, cached_tokens=0, samples=samples)] * 12
-    rule = rule_of(name, 2, in_flight)
-    limits = Limits(block_size=8)
-    assert_twins(loads, limits, concurrency=concurrency, stop=rule)
+    samples = (dataclasses.replace(plain(12), answer=each) for each in answers)
+    loads, rule = [problem(10, *samples)] * 12, rule_of(name, 2, in_flight)
+    assert_twins(loads, Limits(block_size=8), concurrency=concurrency, stop=rule)
 
 
 def test_a_rule_of_a_whole_number_is_compiled_as_any_other():
-    loads = [RecordedProblem(prompt_tokens=10, cached_tokens=0, samples=(plain(5),) * 2)]
-    known = []
+    loads, known = [problem(10, *[plain(5)] * 2)], []
     for value in (1.0, 1):
         assert_twins(loads, Limits(block_size=8), concurrency=1, stop=Stop(rule=FIRST, value=value))
         known.append(len(loop.run.signatures))
@@ -313,8 +320,7 @@ def test_a_rule_of_a_whole_number_is_compiled_as_any_other():
 
 def test_a_draw_is_not_sent_once_its_problem_is_decided():
     # Both end in one step: the first asks for a third sample, the second agrees with it.
-    loads = [RecordedProblem(prompt_tokens=10, cached_tokens=0, samples=(plain(5),) * 4)]
-    rule = rule_of("agree", 2, 2)
+    loads, rule = [problem(10, *[plain(5)] * 4)], rule_of("agree", 2, 2)
     got = assert_twins(loads, Limits(block_size=8), concurrency=1, stop=rule)
     assert got.generated_tokens.tolist() == [5, 5, 0, 0]
 
@@ -334,13 +340,9 @@ def test_named_prefixes_are_shared_as_by_the_naive_twin(seed, problems, n, token
 
 def test_a_prompt_that_others_begin_with_is_found():
     names = [(7, 8, 9), (7, 8, 9), (7, 8, 4), (5, 8, 9)]
-    loads = [
-        RecordedProblem(prompt_tokens=40, cached_tokens=0, samples=(plain(4),), prompt_blocks=each)
-        for each in names
-    ]
-    limits = Limits(block_size=8)
+    loads = [problem(40, plain(4), prompt_blocks=each) for each in names]
     arrivals = [0.0, 10.0, 20.0, 30.0]
-    found = assert_twins(loads, limits, arrivals=arrivals, tokens=16)
+    found = assert_twins(loads, Limits(block_size=8), arrivals=arrivals, tokens=16)
     # The third block has 8 of its 16 tokens, and the last token of a prompt is always computed.
     assert found.cached_tokens.tolist() == [0, 32, 32, 0]
 
@@ -364,7 +366,7 @@ def test_drafts_replay_in_distribution():
     for seed in range(12):
         loads = loads_of(seed, 12, 4, 3, longest=80)
         limits = Limits(block_size=8, num_blocks=60, max_num_seqs=12, speculative=True)
-        ours = replay(Workload.from_loads(loads), linear_cost(COST), limits, concurrency=4)
+        ours = replayed(loads, limits, concurrency=4)
         naive = naive_replay(loads, COST, limits, concurrency=4)
         ratios.append(
             [
@@ -387,17 +389,9 @@ def test_preemption_happens_and_is_the_same(asynchronous):
 @pytest.mark.parametrize("engines", [1, 3])
 def test_a_reserve_keeps_engines_full_until_no_problem_is_left(engines, asynchronous):
     rng = np.random.default_rng(3)
-    loads = [
-        RecordedProblem(
-            prompt_tokens=20,
-            cached_tokens=0,
-            samples=tuple(plain(int(tokens)) for tokens in rng.integers(20, 60, 2)),
-        )
-        for _ in range(60)
-    ]
-    found = replay(
-        Workload.from_loads(loads),
-        linear_cost(COST),
+    loads = [problem(20, *map(plain, rng.integers(20, 60, 2).tolist())) for _ in range(60)]
+    found = replayed(
+        loads,
         Limits(max_num_seqs=4, max_num_batched_tokens=256, async_scheduling=asynchronous),
         reserve=3,
         replicas=Replicas(count=engines, routing="least-outstanding"),
@@ -413,34 +407,21 @@ def test_a_reserve_keeps_engines_full_until_no_problem_is_left(engines, asynchro
 
 
 def test_a_sample_that_cannot_fit_is_refused():
-    loads = [RecordedProblem(prompt_tokens=50, cached_tokens=0, samples=(plain(60),))]
+    limits = Limits(block_size=8, num_blocks=10)
     with pytest.raises(ValueError, match="14 blocks"):
-        replay(
-            Workload.from_loads(loads),
-            linear_cost(COST),
-            Limits(block_size=8, num_blocks=10),
-            concurrency=1,
-        )
+        replayed([problem(50, plain(60))], limits, concurrency=1)
 
 
 def test_siblings_share_whole_blocks_of_the_prompt():
     # 136-token prompt, block size 32, 8 samples: 136 + 7 * (136 - 128) = 192 tokens computed.
-    loads = [RecordedProblem(prompt_tokens=136, cached_tokens=0, samples=(plain(1),) * 8)]
-    got = replay(
-        Workload.from_loads(loads),
-        linear_cost(COST),
-        Limits(block_size=32, max_num_batched_tokens=512),
-        concurrency=1,
-    )
+    limits = Limits(block_size=32, max_num_batched_tokens=512)
+    got = replayed([problem(136, *[plain(1)] * 8)], limits, concurrency=1)
     assert Features(*got.totals).tokens == 192
     assert got.steps == 1
 
 
 def test_one_sample_by_hand():
-    loads = [RecordedProblem(prompt_tokens=10, cached_tokens=0, samples=(plain(3),))]
-    got = replay(
-        Workload.from_loads(loads), linear_cost(COST), Limits(block_size=16), concurrency=1
-    )
+    got = replayed([problem(10, plain(3))], Limits(block_size=16), concurrency=1)
     cost = Features(*COST)
     start = cost.problem_starts + cost.sample_starts
     first = cost.step + cost.requests + cost.prefill_step + cost.prefill_requests
@@ -453,10 +434,7 @@ def test_one_sample_by_hand():
 
 def test_many_cached_lengths_are_rounded_down_to_a_few_levels():
     """All levels below its own are in each prompt's path, which went with the square."""
-    loads = [
-        RecordedProblem(prompt_tokens=8000, cached_tokens=place + 1, samples=(plain(1),))
-        for place in range(4000)
-    ]
+    loads = [problem(8000, plain(1), cached_tokens=place + 1) for place in range(4000)]
     made = Workload.from_loads(loads)
     assert len(made.path) <= 65 * len(loads)
     kept = np.array([made.segment_start[made.path[last - 1]] for last in made.first_segment[1:]])
@@ -466,14 +444,8 @@ def test_many_cached_lengths_are_rounded_down_to_a_few_levels():
 
 def test_a_sample_that_is_drawn_later_arrives_then_in_the_recording():
     loads = loads_of(1, 3, 4)
-    got = replay(
-        Workload.from_loads(loads),
-        linear_cost(COST),
-        Limits(block_size=16),
-        concurrency=1,
-        stop=Stop(rule=FIRST, value=4, drawn_first=1),
-        log=True,
-    )
+    stop = Stop(rule=FIRST, value=4, drawn_first=1)
+    got = replayed(loads, Limits(block_size=16), concurrency=1, stop=stop, log=True)
     tables = replayed_tables(
         got, loads, ["a", "b", "c"], linear_cost(COST), keys=("e", "p"), start_ns=0,
         speculative=False,
@@ -497,13 +469,7 @@ def test_verify_steps_keep_what_the_sample_kept():
 
 
 def test_each_problem_goes_to_the_engine_that_it_is_told_to_be_on():
-    loads = [
-        RecordedProblem(
-            prompt_tokens=50, cached_tokens=0, server=server,
-            samples=(Sample(output_tokens=20 + server, answer=None, correct=None),) * 2,
-        )
-        for server in (1, 1, 0, 1)
-    ]  # fmt: skip
+    loads = [problem(50, *[plain(20 + at)] * 2, server=at) for at in (1, 1, 0, 1)]
     limits, arrivals = Limits(max_num_seqs=3), [0.0, 0.0, 0.01, 0.02]
     ours = assert_twins(loads, limits, arrivals=arrivals, count=2, routing=PLACED)
     assert ours.engine.tolist() == [1, 1, 1, 1, 0, 0, 1, 1]

@@ -66,9 +66,6 @@ def test_samples_drawn_again_are_those_of_their_records():
             ]
         ),
     )
-    plain = [problems[0], *(dataclasses.replace(p, samples=p.samples[1:]) for p in problems[1:])]
-    assert Samples.of(plain).drafted.sum() == 1
-    assert made.with_samples(Samples.of(plain).at(np.full(sum(counts), -1))).forwarded is None
 
 
 def test_answers_are_numbered_as_they_are_met_and_the_first_sample_says_which_are_right():

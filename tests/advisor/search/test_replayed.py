@@ -7,9 +7,12 @@ import pytest
 
 from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
+from advisor.replay.limits import limits_of
+from advisor.replay.replay import Replicas, replay
 from advisor.search.metrics import CandidateMetrics
 from advisor.search.resampling import Resampling
 from advisor.search.space import explore
+from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 
@@ -97,9 +100,15 @@ def test_replicas_are_paid_for_until_the_last_is_done_as_one_engine_is(tmp_path)
         row = int(np.flatnonzero(space.replicas == count)[0])
         found = advisor.replays.of(row, concurrency=16, rate_per_s=None)
         metrics.add(row, found)
-        runs = advisor.replays._closed(found.candidate, found.law, 16)
-        whole = np.mean([run.makespan_s for run in runs])
-        devices = found.candidate.engine.num_devices
+        (workload,) = advisor.policy_work.workloads(found.candidate.pool, GREEDY)
+        run = replay(
+            workload,
+            linear_cost(found.law.seconds, found.law.reads),
+            limits_of(found.candidate.engine),
+            concurrency=16,
+            replicas=Replicas(count=count, routing="least-outstanding"),
+        )
+        whole, devices = run.makespan_s, found.candidate.engine.num_devices
         assert metrics.values("device_s")[place] == pytest.approx(devices * whole / 6)
         assert metrics.draws("device_s")[place].mean() == pytest.approx(
             devices * whole / 6, rel=0.1

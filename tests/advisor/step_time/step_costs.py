@@ -36,6 +36,17 @@ def step_seconds(
     return _steps_seconds(cost, work, 1, 0.0, float(longest), 0.0, float(chunks), drafting)
 
 
+def step(cost, *, chunks=(), decodes=0, tokens=None, context=0.0, longest=0.0, drafting=False):
+    """The seconds of a step whose chunks are (tokens, before)."""
+    read = sum(c + p for c, p in chunks)
+    query = sum(c * p + c * (c + 1) / 2 for c, p in chunks)
+    return step_seconds(
+        cost, len(chunks), sum(c for c, _ in chunks), read, query,
+        sum((chunk_seconds(cost, c, p) for c, p in chunks), 0.0),
+        decodes, decodes if tokens is None else tokens, context, longest, drafting,
+    )  # fmt: skip
+
+
 def leap_seconds(
     cost, steps, decodes, decode_tokens, decode_context, growth, longest, longest_growth, drafting
 ):

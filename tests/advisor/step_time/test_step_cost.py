@@ -5,13 +5,9 @@ from hypothesis import strategies as st
 
 from advisor.evidence.features import FEATURES, ZERO
 from advisor.step_time.cost import linear_cost, needs_longest, table_cost
-from advisor.step_time.table_cost import NO_TABLES, StepTables
-from tests.advisor.step_time.step_costs import (
-    chunk_seconds,
-    host_seconds,
-    leap_seconds,
-    step_seconds,
-)
+from advisor.step_time.table_cost import StepTables
+from tests.advisor.step_time import step_costs
+from tests.advisor.step_time.step_costs import host_seconds, leap_seconds
 
 LAW = np.array(
     ZERO._replace(
@@ -22,17 +18,8 @@ LAW = np.array(
 )  # fmt: skip
 
 
-def step(tables, *, chunks=(), decodes=0, tokens=None, context=0.0, longest=0.0, drafting=False):
-    """The seconds of a step whose chunks are (tokens, before)."""
-    cost = table_cost(tables) if isinstance(tables, StepTables) else tables
-    read = sum(c + p for c, p in chunks)
-    query = sum(c * p + c * (c + 1) / 2 for c, p in chunks)
-    return step_seconds(
-        cost, len(chunks), sum(c for c, _ in chunks), float(read), float(query),
-        sum((chunk_seconds(cost, c, p) for c, p in chunks), 0.0),
-        decodes, float(decodes if tokens is None else tokens), float(context), float(longest),
-        drafting,
-    )  # fmt: skip
+def step(tables, **what):
+    return step_costs.step(table_cost(tables) if isinstance(tables, StepTables) else tables, **what)
 
 
 def attention(chunk, before, batch, context):
@@ -44,7 +31,7 @@ def tables(**parts) -> StepTables:
     chunk, before = np.array([16.0, 64, 512]), np.array([0.0, 32, 1024])
     batch, kv = np.array([0.0, 1, 8, 32]), np.array([16.0, 256, 4096])
     grid = np.meshgrid(chunk, before, batch, kv, indexing="ij")
-    made = NO_TABLES._replace(
+    made = StepTables(
         chunk=chunk, before=before, mixed_batch=batch, mixed_kv=kv,
         mixed=np.ascontiguousarray(attention(*grid)), launch=np.zeros(1),
         mixed_skew=np.zeros((3, 4, 3)),
@@ -55,7 +42,7 @@ def tables(**parts) -> StepTables:
 
 
 def test_an_empty_cost_is_nothing_and_a_law_is_its_product():
-    assert step(NO_TABLES, chunks=[(10, 0)], decodes=3, context=30) == 0.0
+    assert step(StepTables(), chunks=[(10, 0)], decodes=3, context=30) == 0.0
     got = step(linear_cost(LAW), chunks=[(10, 4)], decodes=2, tokens=8, context=50, drafting=True)
     features = ZERO._replace(
         step=1, prefill_step=1, draft_step=1, requests=3, prefill_requests=1, draft_requests=2,
@@ -69,9 +56,7 @@ def test_an_empty_cost_is_nothing_and_a_law_is_its_product():
 
 
 def test_layers_are_looked_up_by_tokens_and_by_rows_of_logits():
-    cost = NO_TABLES._replace(
-        tokens=np.array([0.0, 1, 4, 9, 16]), sequences=np.array([0.0, 10, 30])
-    )
+    cost = StepTables(tokens=np.array([0.0, 1, 4, 9, 16]), sequences=np.array([0.0, 10, 30]))
     assert step(cost, decodes=2, context=9) == 4 + 30
     # Verified drafts have their logits too; a chunk has those of its last token.
     assert step(cost, decodes=1, tokens=2, context=9) == 4 + 30
@@ -99,7 +84,7 @@ def test_small_chunks_run_side_by_side_and_large_ones_one_after_another():
     # Time is that of the longest context until 64 tokens fill the device, then by work.
     chunk, before = np.array([16.0, 64, 128]), np.array([0.0, 1024])
     work = np.array([[1.0, 11.0], [1.0, 11.0], [2.0, 21.0]])
-    cost = NO_TABLES._replace(
+    cost = StepTables(
         chunk=chunk, before=before, mixed_batch=np.array([0.0]), mixed_kv=np.array([0.0]),
         mixed=np.ascontiguousarray(work[:, :, None, None]), mixed_skew=np.zeros((2, 1, 1)),
         launch=np.ones(1),
@@ -142,7 +127,7 @@ def test_a_leap_is_the_sum_of_its_steps(seed, steps, decodes, pace, mean, spread
     rng = np.random.default_rng(seed)
     knots = np.cumsum(rng.integers(1, 900, 12)).astype(float)
     batches = np.array([1.0, 2, 7, 30])
-    made = NO_TABLES._replace(
+    made = StepTables(
         tokens=rng.random(200), sequences=rng.random(50), decode_batch=batches, decode_kv=knots,
         decode=rng.random((4, 12)), decode_skew=rng.choice([0.0, 0.3, -0.1], 4),
     )  # fmt: skip

@@ -9,12 +9,10 @@ from advisor.evidence.gather import gather
 from advisor.evidence.runs import read_runs
 from advisor.step_time.fit import StepTimeModel
 from advisor.what_if.latency_spread import BEYOND, latency_spread
-from advisor.what_if.predict import predict
-from advisor.what_if.question import Question
+from tests.advisor.asking import predicted
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.traces.recording.test_window_cost import stalled
 from tests.traces.synthetic import engine_config, simulate, write_recording
-from traces.summary.run import summarise
 
 pytestmark = pytest.mark.slow
 
@@ -65,11 +63,7 @@ def test_a_run_slower_as_a_whole_is_no_spread_beyond_and_a_bent_one_is(runs):
 
 
 def test_intervals_of_quantiles_are_wider_than_that_of_the_throughput(runs):
-    recording = runs[1]
-    run = summarise(recording)[0]
-    found = predict(
-        recording, run, Question(engine=run.engine, policy=run.policy), runs[:1] + runs[2:]
-    ).predicted
+    found = predicted(runs[1], others=runs[:1] + runs[2:]).predicted
 
     def width(estimate):
         return np.log(estimate.high / estimate.low)

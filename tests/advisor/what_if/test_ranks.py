@@ -24,6 +24,7 @@ from advisor.what_if import suggest as what_next
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question, changed
 from advisor.what_if.suggest import suggest
+from tests.advisor.asking import predicted
 from tests.advisor.step_time.prior.kinds_files import layer, model, write_kinds
 from tests.advisor.step_time.prior.prior_files import write_prior
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
@@ -43,7 +44,8 @@ MIXTURE = model(
 )
 URLS = (("urls", "http://a http://b http://c http://d"),)
 REPLICA = Change(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
-PLACED = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "vllm_version": "0.9.0"}
+PLACED = ("engine.max_num_seqs=64", "engine.max_num_batched_tokens=2048",
+          "engine.vllm_version=0.9.0")  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,12 +79,9 @@ def ran(tmp_path_factory):
     return of
 
 
-def asked(recording, *changes, gpu=None, others=(), **more):
-    (run, *_) = replayable(recording)
-    engine, policy, _ = changed(run, changes)
-    if gpu is not None:
-        engine = dataclasses.replace(engine, **PLACED)
-    return predict(recording, run, Question(engine=engine, policy=policy, gpu=gpu, **more), others)
+def asked(recording, *changes, gpu=None, **more):
+    placed = () if gpu is None else PLACED
+    return predicted(recording, *changes, *placed, gpu=gpu, **more)
 
 
 def sharing(found):
@@ -156,9 +155,7 @@ def test_ranks_that_were_watched_share_experts_and_servers_do_not(
     tmp_path, monkeypatch, named, ranks
 ):
     base = record(tmp_path / "base", engine_of(), GREEDY, problems=40)
-    (run,) = summarise(base)
-    question = Question(engine=run.engine, policy=run.policy, rate_per_s=100.0)
-    truth = predict(base, run, question)
+    truth = predicted(base, rate_per_s=100.0)
     seen = mixture_of(deployed([truth, truth], tmp_path, named=named, spans=None))
     (whole,) = replayable(seen)
     assert (whole.engine.ranks, whole.engine.data_parallel_size) == (ranks, 2)

@@ -8,7 +8,7 @@ from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor
 from tests.tui.live_recordings import write_watched
 from tests.tui.pilot import entry_at_cursor, opened, press, settle, text_of
-from tests.tui.screens.live.test_live_screen import attach_to, wait_for
+from tests.tui.screens.live.test_live_screen import attach_to, on_live, wait_for
 from traces.errors import UsageError
 from tui.app.app import TtscopeApp
 from tui.screens.live.screen import LiveScreen
@@ -128,11 +128,8 @@ async def test_advice_that_fails_leaves_no_picks_of_others(folder):
 
 async def test_the_live_screen_shows_nothing_of_the_server_before(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    seen = []
-    app = TtscopeApp([folder / "voted"])
     with metrics_server() as server:
-        async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
-            await pilot.press("3")
+        async with on_live(folder / "voted") as (app, pilot, seen):
             server.gauges = {"vllm:num_requests_running": 7}
             await attach_to(pilot, server.url)
             await wait_for(pilot, seen, LiveScreen.Ticked, 2)

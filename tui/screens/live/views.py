@@ -15,7 +15,7 @@ from traces.live.numbers import LIVE_S, QUANTILES, Numbers
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests
 from traces.recording.tables import STEP_TOOK
-from traces.schema.formats import ABSENT, counted, number, value_of
+from traces.schema.formats import counted, integer, number, value_of
 from traces.statistics import Floats
 from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
@@ -373,9 +373,9 @@ def problem_table(
         rows.append(
             (
                 row["problem_id"][-16:],
-                ABSENT if row["samples"] is None else f"{row['samples']:,}",
+                integer(row["samples"]),
                 number(took, "s"),
-                *(ABSENT if row[n] is None else f"{row[n]:,}" for n in ("tokens", "longest")),
+                *(integer(row[name]) for name in ("tokens", "longest")),
                 "in flight" if row["end"] is None else ended,
             )
         )

@@ -24,7 +24,8 @@ from tui.text.layout import wrap
 from tui.widgets.sample_bars import SampleRow, Scale
 
 if TYPE_CHECKING:
-    from advisor.accuracy.stopping import Savings, Stopped
+    from advisor.accuracy.finish_order import Decided
+    from advisor.accuracy.stopping import Savings
 
 
 NOTE = 12  # columns right of the bars
@@ -187,7 +188,7 @@ def sample_rows(
     problem: Problem,
     width: int,
     *,
-    stop: Stopped | None = None,
+    stop: Decided | None = None,
     span_s: float | None = None,
     until: float | None = None,
 ) -> list[SampleRow]:
@@ -342,7 +343,7 @@ def stop_lines(
     return lines
 
 
-def _without_saving(problem: Problem, stop: Stopped) -> str:
+def _without_saving(problem: Problem, stop: Decided) -> str:
     """Return what to say of a rule that spares nothing: it was met as the last ended, or not."""
     sure = f"({percent(stop.certainty)} sure)"
     ends = [

@@ -50,7 +50,7 @@ def kernel_lines(run: Run, width: int = 80) -> list[str]:
         lines += labelled((("", text) for text in told), width=width, indent=2)
     tops = [
         (
-            f"  {without_middle(each.name, min(43, width - 25))}",
+            f"  {without_middle(each.name, min(44, width - 24))}",
             integer(each.calls),
             number(each.s, "s"),
         )

@@ -28,6 +28,7 @@ from traces.schema.formats import (
     ABSENT,
     compact,
     counted,
+    integer,
     interval,
     number,
     percent,
@@ -158,7 +159,7 @@ def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
     if numbers.acceptance_length is not None:
         shares = " ".join(f"{share:.2f}" for share in numbers.accepted_per_position or ())
         drafts = (
-            f"{ABSENT if numbers.drafts is None else f'{numbers.drafts:,}'} drafts, "
+            f"{integer(numbers.drafts)} drafts, "
             f"{f'accepted by position {shares}, ' if shares else ''}"
             f"length {numbers.acceptance_length:.2f}"
         )

@@ -19,7 +19,7 @@ from advisor.step_time.operators.grids import (
     to_grid,
     without_stalls,
 )
-from advisor.step_time.prior.operations.times import SHAPE_SPREAD
+from advisor.step_time.prior.operations.times import SHAPE_SPREAD, Ruled
 from advisor.step_time.prior.tables import PriorTables, at_heads
 from traces.errors import TablesError
 from traces.schema.layers import Attention
@@ -51,13 +51,12 @@ def along(known: Floats, seconds: Floats, at: Floats) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MeasuredMixer:
+class MeasuredMixer(Ruled):
     """Times of a table: `grid` [batches, contexts] decoding, `prompts` [lengths] of whole prompts.
 
     Beyond the grid requests add as much as the last ones did, and so do contexts unless they are
     `bounded`: a layer that reads no more than a window. `together` says that one kernel computes
-    chunks and decoding requests, `rule` what no table has, and `spread` (sd of the log of time)
-    what that adds.
+    chunks and decoding requests.
     """
 
     batches: Floats
@@ -67,8 +66,6 @@ class MeasuredMixer:
     prompts: Floats
     bounded: bool = False
     together: bool = False
-    rule: str | None = None
-    spread: float = 0.0
 
     def decode(self, batches: Floats, contexts: Floats) -> Floats:
         """Return the seconds [batches, contexts] of a step that only decodes."""

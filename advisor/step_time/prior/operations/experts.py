@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -54,14 +54,15 @@ TRUE: Final = 0.4  # of the roofline of a uniform choice: less is no time of all
 # Kernels that were given the experts of each token: their times lack the kernel that chooses them.
 GIVEN: Final = ("vllm_fused_moe", "vllm_marlin_int4_moe", "vllm_flashinfer_trtllm_moe_fp4")
 LOGIT_BYTES: Final = 4  # of an expert and token, which that kernel reads in float32
+Key = tuple[int, int, int, int, int, int]  # a shape, by the columns KEY
 KEY: Final = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
+class Shape(NamedTuple):
     """Experts of a layer: a token visits `active` of `total`; `width` is that of one expert.
 
-    `tensor` GPUs share each expert, `expert` GPUs all of them.
+    `tensor` GPUs share each expert, `expert` GPUs all of them. All but `gated` are as the tables
+    name a shape (KEY).
     """
 
     hidden: int
@@ -71,11 +72,6 @@ class Shape:
     tensor: int = 1
     expert: int = 1
     gated: bool = True
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        """The shape as the tables name it."""
-        return (self.hidden, self.width, self.active, self.total, self.tensor, self.expert)
 
     def work(self, form: Precision) -> Work:
         """Return what one GPU does with all tokens of a step, by a choice that is uniform."""
@@ -135,7 +131,7 @@ def _on(
     tables: PriorTables, there: PriorTables, shape: Shape, form: str, choices: tuple[str, ...]
 ) -> Times | None:
     """Return the times by a system's tables, None where it has none."""
-    wanted = shape.key
+    wanted = shape[:6]
     versions = there.versions_of(FAMILY, TABLE)
     for dtype in choices:
         own = dtype in OWN[form]
@@ -149,10 +145,7 @@ def _on(
         found = Times(rows=rows, routing=routing)
         if exact and own and there is tables:
             return found
-        before = Shape(
-            hidden=near[0], width=near[1], active=near[2], total=near[3], tensor=near[4],
-            expert=near[5], gated=shape.gated,
-        )  # fmt: skip
+        before = Shape(*near, gated=shape.gated)
         measured = FORMS.get(dtype) or PRECISIONS[dtype]
         asked = measured if own else PRECISIONS[form]
         found = Times(
@@ -182,10 +175,10 @@ def _words(shape: Shape) -> str:
     return f"{shape.active} of {shape.total} experts of {shape.hidden:,} x {shape.width:,}{split}"
 
 
-def _nearest(shapes: frozenset[tuple[int, ...]], wanted: tuple[int, ...]) -> tuple[int, ...]:
+def _nearest(shapes: frozenset[Key], wanted: Key) -> Key:
     """Return the measured shape nearest in the logs of what a GPU holds and does."""
 
-    def logs(key: tuple[int, ...]) -> Floats:
+    def logs(key: Key) -> Floats:
         hidden, width, active, total, tensor, expert = key
         return np.log([hidden, width / tensor, active, total / expert, expert])
 
@@ -206,7 +199,7 @@ def _forms(tables: PriorTables, version: str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=64)
-def _shapes(tables: PriorTables, version: str, dtype: str) -> frozenset[tuple[int, ...]]:
+def _shapes(tables: PriorTables, version: str, dtype: str) -> frozenset[Key]:
     """Return the shapes that were measured, but for those whose measuring ended early."""
     table = _read(tables, version).filter(moe_dtype=dtype)
     counts = table.group_by(KEY).agg(pl.col("num_tokens").n_unique())
@@ -215,24 +208,19 @@ def _shapes(tables: PriorTables, version: str, dtype: str) -> frozenset[tuple[in
 
 
 @lru_cache(maxsize=128)
-def _table(
-    tables: PriorTables, version: str, dtype: str, key: tuple[int, ...]
-) -> tuple[Floats, float]:
+def _table(tables: PriorTables, version: str, dtype: str, key: Key) -> tuple[Floats, float]:
     """Return [rows, (tokens, seconds)], and how far off (log of time) other routings are.
 
     Of several kernels the fastest counts: an engine runs one of them. What beats the roofline did
     not run. Raises TablesError where nothing else is there.
     """
     kept = _read(tables, version).filter(moe_dtype=dtype, **dict(zip(KEY, key, strict=True)))
-    hidden, width, active, total, tensor, expert = key
-    shape = Shape(
-        hidden=hidden, width=width, active=active, total=total, tensor=tensor, expert=expert
-    )
+    shape = Shape(*key)
     work = shape.work(FORMS.get(dtype) or PRECISIONS[dtype])
     least = TRUE * work.seconds(tables, kept["num_tokens"].to_numpy().astype(float))
     kept = kept.filter(pl.col("seconds") >= pl.Series(least))
     if "kernel_source" in kept.columns:
-        choosing = LOGIT_BYTES * total / tables.bandwidth_bytes_per_s * pl.col("num_tokens")
+        choosing = LOGIT_BYTES * shape.total / tables.bandwidth_bytes_per_s * pl.col("num_tokens")
         chosen = pl.col("kernel_source").is_in(GIVEN).fill_null(False)
         kept = kept.with_columns(
             seconds=pl.col("seconds")

@@ -37,7 +37,7 @@ GAPLESS: Final = 45e-6  # above the shortest time of a table in graphs (28 us; 5
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """A table of whole layers: its family and files, and the model whose it is.
+    """Tables of whole layers: their family, how files are named, and the model whose they are.
 
     `hidden` is that model's hidden size. `latent` are the widths of its latents, of queries and of
     keys with their positions, and of a head's queries and values, where its products follow from
@@ -45,17 +45,19 @@ class Module:
     """
 
     family: str
-    decode: str
-    prompt: str
+    kind: str
     model: str | None
     hidden: int
     form: str | None = None  # the only one of its products
     latent: tuple[int, int, int, int] | None = None
 
     @property
-    def files(self) -> tuple[str, str]:
-        """Both tables: of decoding and of prompts."""
-        return self.decode, self.prompt
+    def decode(self) -> str:
+        return f"{self.kind}_generation_module_perf.parquet"
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.kind}_context_module_perf.parquet"
 
     def products(self, heads: int, hidden: int, asked: Shapes) -> list[tuple[int, int]]:
         """Return outputs and inputs of the products in the table, of so many heads.
@@ -77,39 +79,28 @@ class Module:
         ]  # fmt: skip
 
 
-def _files(kind: str) -> tuple[str, str]:
-    return f"{kind}_generation_module_perf.parquet", f"{kind}_context_module_perf.parquet"
-
-
-_MLA, _DSA, _MSA = _files("mla"), _files("dsa"), _files("msa")
-_CSA, _HCA = _files("dsv4_csa"), _files("dsv4_hca")
 LATENT: Final = (
     Module(  # DeepSeek-V3
-        family="mla", decode=_MLA[0], prompt=_MLA[1], model=None, hidden=7168,
-        latent=(1536, 512 + 64, 128 + 64, 128),
+        family="mla", kind="mla", model=None, hidden=7168, latent=(1536, 512 + 64, 128 + 64, 128)
     ),
 )  # fmt: skip
 SPARSE: Final = (
     Module(
-        family="sparse_attention", decode=_DSA[0], prompt=_DSA[1],
-        model="deepseek-ai/DeepSeek-V3.2", hidden=7168,
+        family="sparse_attention", kind="dsa", model="deepseek-ai/DeepSeek-V3.2", hidden=7168
     ),
-    Module(
-        family="sparse_attention", decode=_DSA[0], prompt=_DSA[1], model="zai-org/GLM-5",
-        hidden=6144,
-    ),
+    Module(family="sparse_attention", kind="dsa", model="zai-org/GLM-5", hidden=6144),
 )  # fmt: skip
-INDEXED: Final = (Module(family="msa", decode=_MSA[0], prompt=_MSA[1], model=None, hidden=6144),)
+INDEXED: Final = (Module(family="msa", kind="msa", model=None, hidden=6144),)
 _V4: Final = (("Flash", 4096), ("Pro", 7168))
 COMPRESSED, HEAVY = (
     tuple(
         Module(
-            family="sparse_attention", decode=files[0], prompt=files[1],
-            model=f"sgl-project/DeepSeek-V4-{name}-FP8", hidden=hidden, form="fp8_block",
+            family="sparse_attention", kind=kind, model=f"sgl-project/DeepSeek-V4-{name}-FP8",
+            hidden=hidden, form="fp8_block",
         )
         for name, hidden in _V4
     )
-    for files in (_CSA, _HCA)
+    for kind in ("dsv4_csa", "dsv4_hca")
 )  # fmt: skip
 
 
@@ -147,27 +138,23 @@ def whole_layer(
     """
     nearest = sorted(modules, key=lambda each: abs(np.log(each.hidden / hidden)))
     there, module = _where(tables, nearest)
-    rules, spread = [] if rule is None else [rule], 0.0 if rule is None else SHAPE_SPREAD
+    family = module.family.replace("_", " ")
+    rules = [] if rule is None else [(rule, SHAPE_SPREAD)]
     if module.hidden != hidden:
-        rules.append(
-            f"{module.family.replace('_', ' ')} of hidden size {hidden:,}: as of {module.hidden:,}"
-        )
-        spread = float(np.hypot(spread, SHAPE_SPREAD))
+        told = f"{family} of hidden size {hidden:,}: as of {module.hidden:,}"
+        rules.append((told, SHAPE_SPREAD))
     if there is not tables:
-        rules.append(
-            f"{module.family.replace('_', ' ')}: that of {there.system} by bandwidth and peak"
-        )
-        spread = float(np.hypot(spread, GPU_SPREAD))
+        rules.append((f"{family}: that of {there.system} by bandwidth and peak", GPU_SPREAD))
     moving = there.bandwidth_bytes_per_s / tables.bandwidth_bytes_per_s
     computing = there.peak("bfloat16") / tables.peak("bfloat16")
-    measured = "fp8_block" if module.form or form not in ("bfloat16",) else "bfloat16"
+    measured = module.form or ("bfloat16" if form == "bfloat16" else "fp8_block")
     decode = _of(there, module, module.decode, heads, measured, kv_fp8)
     if modules is LATENT and _rows(there, module, module.decode)["seconds"].gt(GAPLESS).all():
         decode[:, 2] = np.maximum(
             decode[:, 2] - np.interp(decode[:, 0], *GAPS.T), LEAST * decode[:, 2]
         )
-        rules.append("latent attention: less the gaps between kernels, which graphs do not have")
-        spread = float(np.hypot(spread, SHAPE_SPREAD))
+        told = "latent attention: less the gaps between kernels, which graphs do not have"
+        rules.append((told, SHAPE_SPREAD))
     whole = _of(there, module, module.prompt, heads, measured, kv_fp8)
     batches, contexts, grid = decoding_grid(there, decode)
     alone = whole[whole[:, 0] == 1, 1:]
@@ -180,9 +167,7 @@ def whole_layer(
         grid=grid * moving,
         lengths=alone[:, 0],
         prompts=np.maximum.accumulate(prompts) * computing,
-        rule="\n".join(rules) or None,
-        spread=spread,
-    )
+    ).by_rules(rules)
 
 
 def _less(
@@ -204,11 +189,13 @@ def _where(tables: PriorTables, modules: Sequence[Module]) -> tuple[PriorTables,
     """Return the system, this one or the nearest to it, that has the first of some tables."""
     for there in (tables, *tables.others):
         for module in modules:
-            if not any(_rows(there, module, name).is_empty() for name in module.files):
+            files = (module.decode, module.prompt)
+            if not any(_rows(there, module, name).is_empty() for name in files):
                 return there, module
-    names = ", ".join(f"{modules[0].family}/{name}" for name in modules[0].files)
+    first = modules[0]
     raise TablesError(
-        f"{tables.system}: no table {names}, for any GPU. Ask about another model (--model-config)"
+        f"{tables.system}: no table {first.family}/{first.decode}, {first.family}/{first.prompt}, "
+        "for any GPU. Ask about another model (--model-config)"
     )
 
 

@@ -53,24 +53,17 @@ def product(tables: PriorTables, n: int, k: int, form: str = "bfloat16") -> Time
     forms = _measured(tables)
     for near in NEAREST[form]:
         if near in forms:
-            found = _table(tables, near, n, k)
+            found = Times(rows=_table(tables, near, n, k))
             if near != form:
                 rule = f"products in {form}: as those in {near}"
-                return Times(rows=found, rule=rule, spread=PRECISION_SPREAD)
-            return (
-                Times(rows=found)
-                if not forms[near]
-                else Times(rows=found, rule=ON_GPU, spread=PRECISION_SPREAD)
-            )
+                return found.by_rule(rule, PRECISION_SPREAD)
+            return found.by_rule(ON_GPU, PRECISION_SPREAD) if forms[near] else found
     plain = _table(tables, "bfloat16", n, k)
     if form == "bfloat16":
         return Times(rows=plain)
     rows = carried(plain, _work(n, k, "bfloat16"), _work(n, k, form), tables)
-    return Times(
-        rows=rows,
-        rule=f"products in {form.removesuffix('_cores')}: those in bfloat16 by bytes and peak",
-        spread=PRECISION_SPREAD,
-    )
+    rule = f"products in {form.removesuffix('_cores')}: those in bfloat16 by bytes and peak"
+    return Times(rows=rows).by_rule(rule, PRECISION_SPREAD)
 
 
 def _work(n: int, k: int, form: str) -> Work:

@@ -41,18 +41,18 @@ def _measured(
     """Return the times of a table's kernels, linear in heads between measured ones."""
     heads = state.heads / size
     known = np.array(sorted(table["num_v_heads"].unique()), dtype=float)
-    rules, spread = [], 0.0
+    rules = []
     width = float(table["head_k_dim"][0] * table["head_v_dim"][0])
     own = state.values / state.heads
     scale = own / width
     if not known[0] <= heads <= known[-1] or scale != 1.0:
         scale *= max(heads / known[-1], 1.0)
-        rules.append(f"linear attention of {heads:g} heads: by the bytes of its state")
-        spread = SHAPE_SPREAD
+        told = f"linear attention of {heads:g} heads: by the bytes of its state"
+        rules.append((told, SHAPE_SPREAD))
     moving = computing = 1.0
     if there is not tables:
-        rules.append(f"linear attention: that of {there.system} by bandwidth and peak")
-        spread = float(np.hypot(spread, GPU_SPREAD))
+        told = f"linear attention: that of {there.system} by bandwidth and peak"
+        rules.append((told, GPU_SPREAD))
         moving = there.bandwidth_bytes_per_s / tables.bandwidth_bytes_per_s
         computing = there.peak("bfloat16") / tables.peak("bfloat16")
     batches, decode = _phase(table, "generation", heads, known)
@@ -64,9 +64,7 @@ def _measured(
         grid=(decode * scale * moving)[:, None],
         lengths=lengths,
         prompts=prompts * scale * computing,
-        rule="\n".join(rules) or None,
-        spread=spread,
-    )
+    ).by_rules(rules)
 
 
 def _phase(table: pl.DataFrame, phase: str, heads: float, known: Floats) -> tuple[Floats, Floats]:
@@ -112,6 +110,4 @@ def _by_bytes(tables: PriorTables, state: State, size: int) -> MeasuredMixer:
         grid=(start + moved * batches / tables.bandwidth_bytes_per_s)[:, None],
         lengths=lengths,
         prompts=start + moved / tables.bandwidth_bytes_per_s + tokens,
-        rule=f"{state.kind} layers: the bytes of their state and their FLOPs",
-        spread=BYTES_SPREAD,
-    )
+    ).by_rule(f"{state.kind} layers: the bytes of their state and their FLOPs", BYTES_SPREAD)

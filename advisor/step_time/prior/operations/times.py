@@ -7,9 +7,9 @@ doi 10.1145/1498765.1498785). What a kernel takes to start stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -26,21 +26,37 @@ BYTES_SPREAD: Final = 0.50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times:
-    """`rows` [rows, (count, seconds)] of a call; `rule` is what no table has, `spread` its sd.
+class Ruled:
+    """Times of which no table has some part: by which `rule`, and what that adds to their spread.
+
+    `spread` is the sd of the log of time.
+    """
+
+    rule: str | None = None
+    spread: float = 0.0
+
+    def by_rule(self, rule: str, spread: float) -> Self:
+        """Return the times as those of a rule, beside any that they come from."""
+        rules = rule if self.rule is None else f"{self.rule}\n{rule}"
+        return replace(self, rule=rules, spread=float(np.hypot(self.spread, spread)))
+
+    def by_rules(self, rules: Iterable[tuple[str, float]]) -> Self:
+        """Return the times as those of rules, each with its spread."""
+        found = self
+        for rule in rules:
+            found = found.by_rule(*rule)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times(Ruled):
+    """`rows` [rows, (count, seconds)] of a call.
 
     `routing` is how far off (log of time) other routings of the experts are.
     """
 
     rows: Floats
-    rule: str | None = None
-    spread: float = 0.0
     routing: float = 0.0
-
-    def by_rule(self, rule: str, spread: float) -> Times:
-        """Return the times as those of a rule, beside any that they come from."""
-        rules = rule if self.rule is None else f"{self.rule}\n{rule}"
-        return replace(self, rule=rules, spread=float(np.hypot(self.spread, spread)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,11 @@ from advisor.advice.advisor import Advisor
 from advisor.evidence.features import Features, Reads
 from advisor.evidence.live.histograms import mean_steps
 from advisor.evidence.live.servers import replayable
-from advisor.what_if.predict import predict
-from advisor.what_if.question import Question
 from benchmarks.servers.metrics_server import SGLANG, metrics_server
 from profiler.attach.deployment import Deployment
 from profiler.attach.watch import watch
 from profiler.engines.server.access import accesses_of
+from tests.advisor.asking import predicted
 from traces.live.engine_names import NIM_NAMES
 from traces.live.metrics_page import PageReader
 from traces.live.numbers import (
@@ -39,7 +38,6 @@ from traces.recording.reader import Recording
 from traces.recording.tables import SCRAPES
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
-from traces.schema.tts.policy import AS_SENT
 
 POLLS = 16
 GROWS = re.compile(r"^(\S+_(?:total|count|sum|bucket)(?:\{.*\})?) (\S+)$", re.MULTILINE)
@@ -180,7 +178,7 @@ def test_other_pages_are_watched_replayed_and_advised_on(tmp_path, kind, pods, r
     seen = Recording.open(tmp_path / "live")
     (run,) = replayable(seen)
     assert run.engine.data_parallel_size == replicas
-    found = predict(seen, run, Question(engine=run.engine, policy=AS_SENT))
+    found = predicted(seen)
     latency = found.predicted.latency_s["mean"]
     assert 0 < latency.low < latency.value < latency.high
     assert any("/metrics" in note for note in found.notes)

@@ -11,8 +11,7 @@ import pytest
 import profiler.demo
 from advisor.evidence.gather import gather
 from advisor.evidence.live.passes import inferred_traffic
-from advisor.what_if.predict import predict
-from advisor.what_if.question import Question, changed
+from tests.advisor.asking import predicted
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 from tests.advisor.watched import imported, watched
 from traces.forward_pass.limits import SeenLimits
@@ -24,43 +23,54 @@ MS = 1_000_000
 STEP = 10 * MS
 
 
-def served(count=200, seqs=6, *, mixed=True, newest=0, ahead=0, every_ms=40, seed=1):
+def served(
+    count=200, seqs=6, *, mixed=True, newest=0, ahead=0, every_ms=40, budget=10**6, seed=1
+):  # fmt: skip
     """Return the steps of an engine that serves requests in turn, and what each of them was.
 
     Steps take 10 ms. `mixed` ones hold prompts and decodes, else one kind alone. An engine may
-    count the `newest` token of a context, and tell of the queue so many steps `ahead`.
+    count the `newest` token of a context, and tell of the queue so many steps `ahead`. A step
+    computes up to a `budget` of tokens, and of a prompt that is longer the rest in the next ones.
     """
     rng = np.random.default_rng(seed)
     came = np.cumsum(rng.exponential(every_ms * MS, count)).astype(int).tolist()
     truth = [
-        {"came": at, "prompt": int(rng.integers(20, 400)), "output": int(rng.integers(1, 60))}
+        {"came": at, "prompt": int(rng.integers(20, 400)), "output": int(rng.integers(1, 60)),
+         "made": 0, "computed": 0}
         for at in came
-    ]
+    ]  # fmt: skip
     coming, waiting, running, rows, now = truth.copy(), [], [], [], 0
     while coming or waiting or running:
         if not (waiting or running):
             now = max(now, coming[0]["came"])
         while coming and coming[0]["came"] <= now:
             waiting.append(coming.pop(0))
-        begun, waiting = waiting[: seqs - len(running)], waiting[seqs - len(running) :]
-        decodes = running if mixed or not begun else []
+        prompts = [r for r in running if not r["made"]] + waiting[: seqs - len(running)]
+        decodes = [r for r in running if r["made"]] if mixed or not prompts else []
+        free, parts = budget - len(decodes), []
+        for each in prompts:
+            part = min(each["prompt"] - each["computed"], free)
+            if part:
+                each["computed"], free = each["computed"] + part, free - part
+                parts.append(part)
+                running += [] if each in running else [each]
+        waiting = [r for r in waiting if r not in running]
+        begun = prompts[: len(parts)]
         idle = not rows or now > rows[-1]["end"]
         now += STEP
         rows.append({
             "engine": "e", "step": len(rows), "end": now, "wall_ns": STEP,
             "interval_ns": None if idle else STEP, "preempted": 0, "waiting": len(waiting),
-            "prefill_requests": len(begun), "prefill_tokens": sum(r["prompt"] for r in begun),
-            "prefill_kv_tokens": sum(r["prompt"] for r in begun),
+            "prefill_requests": len(begun), "prefill_tokens": sum(parts),
+            "prefill_kv_tokens": sum(r["computed"] for r in begun),
             "decode_requests": len(decodes), "decode_tokens": len(decodes),
             "decode_kv_tokens": sum(r["prompt"] + newest + r["made"] - 1 for r in decodes),
             "prefill_query_context": 0,
         })  # fmt: skip
-        for each in begun:
-            each["made"] = 0
-        for each in [*decodes, *begun]:
+        for each in [*decodes, *(r for r in begun if r["computed"] == r["prompt"])]:
             each["made"] += 1
             each["end"] = now
-        running = [r for r in [*running, *begun] if r["made"] < r["output"]]
+        running = [r for r in running if r["made"] < r["output"]]
     steps = pl.DataFrame(rows)
     if ahead:
         later = pl.col("waiting").shift(-ahead, fill_value=0)
@@ -79,6 +89,7 @@ ENGINE = engine_of(mode="server", max_num_seqs=None, max_num_batched_tokens=None
         {"newest": 1},
         {"ahead": 1, "every_ms": 25},  # of a queue, and scheduled ahead
         {"every_ms": 400},  # one at a time
+        {"budget": 150},  # so that prompts come in chunks
     ],
 )
 def test_the_sums_tell_each_request(how):
@@ -148,12 +159,6 @@ def test_limits_are_those_that_steps_run_into():
 VOTE4 = dataclasses.replace(VOTE16, n=4)
 
 
-def asked(recording, *changes, rate=None):
-    (run,) = summarise(recording)
-    engine, policy, _ = changed(run, changes)
-    return predict(recording, run, Question(engine=engine, policy=policy, rate_per_s=rate))
-
-
 @pytest.fixture(scope="module", params=["alone", "siblings"])
 def base(request, tmp_path_factory):
     """A run of 300 requests, or of 150 with 4 samples each, as recorded in the engine's process."""
@@ -170,7 +175,7 @@ def rate(base):
 @pytest.fixture(scope="module")
 def truth(base, rate):
     """What really happens at a rate where requests wait."""
-    return asked(base, "engine.max_num_seqs=8", rate=rate)
+    return predicted(base, "engine.max_num_seqs=8", rate_per_s=rate)
 
 
 def inferred(recording):
@@ -228,8 +233,8 @@ def test_steps_of_a_real_vllm_tell_its_requests(tmp_path, of, requests, prompt, 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["engine.max_num_seqs=4", "engine.max_num_seqs=16"])
 def test_other_limits_are_predicted_of_what_was_inferred(base, rate, truth, tmp_path, change):
-    found = asked(imported(truth, tmp_path / "passes"), change)
-    wanted = asked(base, change, rate=rate).predicted
+    found = predicted(imported(truth, tmp_path / "passes"), change)
+    wanted = predicted(base, change, rate_per_s=rate).predicted
     assert found.recorded.engine.max_num_seqs == 8
     assert found.far_off is None
     assert any("inferred from the sums of forward passes" in note for note in found.notes)
@@ -244,8 +249,8 @@ def test_other_limits_are_predicted_of_what_was_inferred(base, rate, truth, tmp_
 @pytest.mark.slow
 def test_beside_metrics_requests_are_those_that_passes_tell(base, rate, truth, tmp_path):
     change = "engine.max_num_seqs=16"
-    found = asked(watched(truth, tmp_path / "seen", spans=False, steps="passes"), change)
-    wanted = asked(base, change, rate=rate).predicted
+    found = predicted(watched(truth, tmp_path / "seen", spans=False, steps="passes"), change)
+    wanted = predicted(base, change, rate_per_s=rate).predicted
     assert any("inferred from the sums of forward passes" in note for note in found.notes)
     assert not any("lengths are drawn from the histograms" in note for note in found.notes)
     assert found.recorded.ttft_s["mean"] is not None  # of /metrics

@@ -24,24 +24,15 @@ from advisor.evidence.measured import (
     runs_watched,
     same_load,
 )
-from advisor.evidence.runs import ProblemRun, Run, Sample
 from advisor.search import space
 from advisor.what_if.predict import predict
-from advisor.what_if.question import Question, changed
+from advisor.what_if.question import Question
 from advisor.what_if.suggest import suggest
-from tests.advisor.evidence.live.test_watched import lengths_told
+from tests.advisor.asking import predicted
+from tests.advisor.evidence.live.test_watched import drawn_window, lengths_told
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
-from tests.advisor.watched import NAMED, UNNAMED, deployed
-from traces.live.numbers import (
-    FINISHED,
-    ITL,
-    OUTPUT_LENGTH,
-    PROMPT_LENGTH,
-    TTFT,
-    WAITING,
-    Histogram,
-    Window,
-)
+from tests.advisor.watched import NAMED, UNNAMED, deployed, requests
+from traces.live.numbers import FINISHED, ITL, Histogram
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -51,31 +42,13 @@ from traces.summary.run import summarise
 
 def window_of(requests):
     lengths = lengths_told([100.0, np.inf], np.full(requests, 50))
-    return Window(
-        times=np.arange(11) * 10**9, seconds=10.0, resets=0,
-        increase={(FINISHED, ""): float(requests)}, counted={}, gauges={WAITING: np.zeros(11)},
-        histograms={
-            PROMPT_LENGTH: lengths, OUTPUT_LENGTH: lengths,
-            TTFT: lengths_told([0.1, np.inf], np.full(requests, 0.05)),
-        },
-    )  # fmt: skip
+    return drawn_window(lengths, lengths, requests, increase={(FINISHED, ""): float(requests)})
 
 
 def spans_of(count):
     """What spans tell, which do not say on which server a request was."""
     engine = EngineConfig(model="small", mode="server", other=(("service.name", "vllm"),))
-    problems = {
-        f"s{place}": ProblemRun(
-            problem_id=f"s{place}", arrival_ns=place, prompt_tokens=50, cached_tokens=0,
-            latency_s=1.0, samples=(Sample(output_tokens=50, answer=None, correct=None),),
-            indices=(0,),
-        )
-        for place in range(count)
-    }  # fmt: skip
-    return Run(
-        recording="live", engine=engine, policy=AS_SENT, problems=problems, concurrency=None,
-        rate_per_s=4.0,
-    )  # fmt: skip
+    return requests("live", engine, [f"s{place}" for place in range(count)])
 
 
 def traffic(spans, dtype=None, in_turn=None, more=()):
@@ -287,23 +260,12 @@ def truths(tmp_path_factory):
     """Two servers' own loads, the second with more of them: as they were, and with a limit."""
     vote = dataclasses.replace(VOTE16, n=2)
     base = record(tmp_path_factory.mktemp("truth") / "base", engine_of(), vote, problems=120)
-    (run,) = summarise(base)
 
     def served(seed, rate, *changes):
-        engine, policy, _ = changed(run, changes)
-        asked = Question(
-            engine=engine, policy=policy, rate_per_s=rate, seed=seed, arrivals_sent=True
-        )
-        return predict(base, run, asked)
+        return predicted(base, *changes, rate_per_s=rate, seed=seed, arrivals_sent=True)
 
     loads = ((0, 60.0), (1, 100.0))
     return {name: [served(*load, *name) for load in loads] for name in ((), (LIMIT,))}
-
-
-def replayed(recording, *changes):
-    (run,) = replayable(recording)
-    engine, policy, _ = changed(run, changes)
-    return predict(recording, run, Question(engine=engine, policy=policy))
 
 
 @pytest.mark.slow
@@ -316,7 +278,7 @@ def test_servers_that_were_watched_together_are_replayed_as_one_engine(
     seen = deployed(truths[()], tmp_path, spans=spans, steps=steps, period_s=0.1)
     (run,) = replayable(seen)
     assert run.engine.data_parallel_size == 2 and "url" not in dict(run.engine.other)
-    found = replayed(seen, LIMIT)
+    found = predicted(seen, LIMIT)
     each = [truth.predicted.latency_s["mean"].value for truth in truths[(LIMIT,)]]
     latency = found.predicted.latency_s["mean"]
     assert latency.low <= np.mean(each) <= latency.high

@@ -16,9 +16,9 @@ from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
 from advisor.search.space import explore
-from advisor.what_if.predict import FarOff, far_off_of, predict
-from advisor.what_if.question import Question, changed
+from advisor.what_if.predict import FarOff, far_off_of
 from advisor.what_if.suggest import suggest
+from tests.advisor.asking import predicted
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from tests.advisor.watched import front_end, watched
 from traces.errors import RecordingError, UsageError
@@ -66,10 +66,7 @@ def at_rate(base, rate, *changes):
     """The same problems arriving at random: what would really happen; replayed once each."""
     key = base.path, rate, changes
     if key not in REPLAYED:
-        (run,) = summarise(base)
-        engine, policy, _ = changed(run, changes)
-        question = Question(engine=engine, policy=policy, rate_per_s=rate)
-        REPLAYED[key] = predict(base, run, question)
+        REPLAYED[key] = predicted(base, *changes, rate_per_s=rate)
     return REPLAYED[key]
 
 
@@ -80,6 +77,18 @@ def with_drawn(truth, **changes):
 @pytest.fixture(scope="module")
 def truth(base):
     return at_rate(base, 60.0)
+
+
+@pytest.fixture(scope="module")
+def seen(truth, tmp_path_factory):
+    """What spans and the plugin tell of it."""
+    return watched(truth, tmp_path_factory.mktemp("whole") / "seen")
+
+
+@pytest.fixture(scope="module")
+def polled(truth, tmp_path_factory):
+    """What /metrics alone tell of it."""
+    return watched(truth, tmp_path_factory.mktemp("polled") / "seen", spans=False, steps=False)
 
 
 @pytest.mark.slow
@@ -118,12 +127,6 @@ def test_measured_chunks_get_the_context_before_them():
     assert seen["prefill_query_context"].to_list() == [5050, 50 * 100 + 1275, 0]
 
 
-def predicted(recording, *changes, **load):
-    (run,) = summarise(recording)
-    engine, policy, _ = changed(run, changes)
-    return predict(recording, run, Question(engine=engine, policy=policy, **load))
-
-
 def relative(found, wanted, name, which=None):
     values = [getattr(each, name) for each in (found, wanted)]
     values = [each if which is None else each[which] for each in values]
@@ -151,9 +154,8 @@ def test_spans_and_steps_predict_other_limits(base, truth, tmp_path, change, ste
 
 
 @pytest.mark.slow
-def test_metrics_alone_predict_within_a_wide_interval(base, truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
-    found = predicted(recording, "engine.max_num_seqs=8")
+def test_metrics_alone_predict_within_a_wide_interval(base, polled):
+    found = predicted(polled, "engine.max_num_seqs=8")
     wanted = at_rate(base, 60.0, "engine.max_num_seqs=8").predicted
     for name, which in (("ttft_s", "mean"), ("throughput_tokens_per_s", None)):
         estimate = getattr(found.predicted, name)
@@ -180,16 +182,15 @@ def test_spans_of_a_part_do_not_stand_for_all(truth, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
+def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, seen, tmp_path):
     unknown = dataclasses.replace(truth.manifest, models={})
     blind = with_drawn(truth, manifest=unknown)
-    recording = watched(blind, tmp_path / "seen")
-    found = predicted(recording, "engine.max_num_seqs=8")
-    known = predicted(watched(truth, tmp_path / "known"), "engine.max_num_seqs=8")
+    recording = watched(blind, tmp_path / "blind")
+    found, known = (predicted(each, "engine.max_num_seqs=8") for each in (recording, seen))
     assert abs(relative(found.predicted, known.predicted, "latency_s", "mean")) < 0.05
     assert sum("not known here" in note for note in found.notes) == 1
     pick = advice([recording], rate_per_s=20.0, optimise="latency").system_optimal
-    wanted = advice([Recording.open(tmp_path / "known")], rate_per_s=20.0, optimise="latency")
+    wanted = advice([seen], rate_per_s=20.0, optimise="latency")
     assert pick.estimates["latency_s"].value == pytest.approx(
         wanted.system_optimal.estimates["latency_s"].value, rel=0.05
     )
@@ -197,10 +198,9 @@ def test_a_model_whose_facts_are_not_here_has_a_law_of_its_own(truth, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_policy_of_others_cannot_be_changed(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
+def test_the_policy_of_others_cannot_be_changed(seen):
     with pytest.raises(UsageError, match="replayed as it was sent"):
-        predicted(recording, "policy.n=2")
+        predicted(seen, "policy.n=2")
 
 
 @pytest.mark.slow
@@ -240,13 +240,19 @@ def server_where_requests_wait(monkeypatch, max_num_seqs):
     monkeypatch.setattr(what_next, "servers_of", lambda _: [])
 
 
-def test_what_the_replay_has_slower_is_not_proposed(monkeypatch):
-    def run(latency_s):
-        return SimpleNamespace(latency_s={"mean": Estimate(value=latency_s, unit="s")})
+def took(mean_s, p95_s=None, low=None, high=None):
+    """A run of which latencies alone are known."""
+    mean = Estimate(value=mean_s, low=low, high=high, unit="s")
+    p95 = None if p95_s is None else Estimate(value=p95_s, unit="s")
+    return SimpleNamespace(
+        latency_s={"mean": mean, "p95": p95}, throughput_tokens_per_s=None, engine=engine_of()
+    )
 
+
+def test_what_the_replay_has_slower_is_not_proposed(monkeypatch):
     server_where_requests_wait(monkeypatch, 8)
     for after, told in ((1.21, "1.21 s with it, and 1.03 s without"), (0.9, None)):
-        found = SimpleNamespace(replayed=run(1.03), predicted=run(after), far_off=None)
+        found = SimpleNamespace(replayed=took(1.03), predicted=took(after), far_off=None)
         monkeypatch.setattr(what_next, "_predicted", lambda *_, found=found: found)
         proposed = suggest(None)
         assert (told in proposed) if told else (proposed.prediction is found)
@@ -278,37 +284,29 @@ def test_advice_for_the_traffic_of_others_has_no_accuracy(truth, tmp_path, steps
 
 
 @pytest.mark.slow
-def test_advice_at_another_rate_says_what_keeps_up(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
-    calm = advice([recording], rate_per_s=20.0, optimise="cost")
-    assert calm.system_optimal is not None
-    assert advice([recording], rate_per_s=2_000.0).system_optimal is None
-
-
-@pytest.mark.slow
-def test_accuracy_cannot_be_asked_of_what_is_not_judged(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
+def test_advice_on_what_was_watched_says_what_keeps_up_and_nothing_of_accuracy(seen):
+    advisor = Advisor.fit([seen])
+    assert advisor.recommend(Budget(rate_per_s=20.0, optimise="cost")).system_optimal is not None
+    assert advisor.recommend(Budget(rate_per_s=2_000.0)).system_optimal is None
     for budget in ({"min_accuracy": 0.5}, {"optimise": "accuracy"}):
         with pytest.raises(UsageError, match="not judged"):
-            advice([recording], **budget)
+            advisor.recommend(Budget(**budget))
 
 
 @pytest.mark.slow
-def test_watched_traffic_beside_ones_own_runs_teaches_steps_alone(base, truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen")
-    evidence = gather([base, recording])
+def test_watched_traffic_beside_ones_own_runs_teaches_steps_alone(base, seen):
+    evidence = gather([base, seen])
     assert {run.policy for run in evidence.runs} == {VOTE4}
     assert {table.engine.mode for table in evidence.steps} == {"in_process", "server"}
-    (told,) = [each for each in evidence.lost if each.startswith(f"{recording.name}: ")]
+    (told,) = [each for each in evidence.lost if each.startswith(f"{seen.name}: ")]
     assert "none of its requests is among the problems" in told
 
 
 @pytest.mark.slow
-def test_metrics_alone_are_advised_on(truth, tmp_path):
-    recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
-    pick = advice([recording], optimise="latency").system_optimal
+def test_metrics_alone_are_advised_on(polled):
+    pick = advice([polled], optimise="latency").system_optimal
     assert pick.policy == AS_SENT and pick.estimates["latency_s"].value > 0
-    told = gather([recording], judged=False).lost
+    told = gather([polled], judged=False).lost
     assert any(each.startswith("seen: each sample counts as a problem") for each in told)
 
 
@@ -316,9 +314,7 @@ def test_metrics_alone_are_advised_on(truth, tmp_path):
 @pytest.mark.parametrize("spans", [True, False])
 def test_advice_at_the_recorded_load_is_the_replay_of_it(base, tmp_path, spans):
     """A client kept 12 problems in flight. As many a second at random would meet longer queues."""
-    (run,) = summarise(base)
-    engine, policy, _ = changed(run, ())
-    truth = predict(base, run, Question(engine=engine, policy=policy, concurrency=12))
+    truth = predicted(base, concurrency=12)
     recording = watched(truth, tmp_path / "seen", spans=spans)
     found = advice([recording], optimise="latency", latency_percentile=95)
     pick = found.system_optimal
@@ -332,10 +328,9 @@ def test_advice_at_the_recorded_load_is_the_replay_of_it(base, tmp_path, spans):
 
 
 @pytest.mark.slow
-def test_samples_are_not_counted_among_requests_of_several(truth, tmp_path):
-    alone = watched(truth, tmp_path / "seen", spans=False, steps=False)
+def test_samples_are_not_counted_among_requests_of_several(truth, polled, tmp_path):
     spans = watched(truth, tmp_path / "spans")
-    both, one = gather([alone, spans], judged=False), gather([spans], judged=False)
+    both, one = gather([polled, spans], judged=False), gather([spans], judged=False)
     assert "spans: a request of up to 4 samples is one problem" in both.lost
     assert any(each.startswith("seen: its /metrics do not tell which") for each in both.lost)
     assert both.problem_ids == one.problem_ids
@@ -362,20 +357,23 @@ def lengths_told(bounds, values):
     return Histogram(bounds=np.array(bounds), counts=counts, sums=sums)
 
 
+def drawn_window(prompts, outputs, began, **parts):
+    """Ten intervals between polls in which so many requests of these lengths began."""
+    told = {
+        "times": np.arange(11) * 10**9, "seconds": 10.0, "resets": 0, "increase": {}, "counted": {},
+        "gauges": {WAITING: np.zeros(11)},
+    }  # fmt: skip
+    firsts = lengths_told([0.1, np.inf], np.full(began, 0.05))
+    histograms = {PROMPT_LENGTH: prompts, OUTPUT_LENGTH: outputs, TTFT: firsts}
+    return Window(**told | parts, histograms=histograms)
+
+
 def test_drawn_requests_fit_in_the_context_that_the_server_allows():
     """Prompts above the last bound and long outputs: both drawn for themselves may be too long."""
     rng = np.random.default_rng(0)
     prompts, outputs = rng.integers(100, 24_000, 2000), rng.integers(500, 8_000, 2000)
     bounds = [1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0, np.inf]
-    window = Window(
-        times=np.arange(11) * 10**9, seconds=10.0, resets=0, increase={}, counted={},
-        gauges={WAITING: np.zeros(11)},
-        histograms={
-            PROMPT_LENGTH: lengths_told(bounds, prompts),
-            OUTPUT_LENGTH: lengths_told(bounds, outputs),
-            TTFT: lengths_told([0.1, np.inf], np.full(2000, 0.05)),
-        },
-    )  # fmt: skip
+    window = drawn_window(lengths_told(bounds, prompts), lengths_told(bounds, outputs), 2000)
     for run in drawn_traffic(window, engine_of(max_model_len=32_768), "live", "e"):
         lengths = [(p.prompt_tokens, p.samples[0].output_tokens) for p in run.problems.values()]
         assert len(lengths) == 2000
@@ -387,14 +385,7 @@ def test_drawn_requests_fit_in_the_context_that_the_server_allows():
 def test_what_waits_at_the_first_poll_is_replayed_too():
     lengths = lengths_told([100.0, np.inf], np.full(20, 50))
     waiting = 40.0 - 4.0 * np.arange(11)  # of 60 that began, 6 in each interval
-    window = Window(
-        times=np.arange(11) * 10**9, seconds=10.0, resets=0, increase={}, counted={},
-        gauges={WAITING: waiting},
-        histograms={
-            PROMPT_LENGTH: lengths, OUTPUT_LENGTH: lengths,
-            TTFT: lengths_told([0.1, np.inf], np.full(60, 0.05)),
-        },
-    )  # fmt: skip
+    window = drawn_window(lengths, lengths, 60, gauges={WAITING: waiting})
     run = drawn_traffic(window, engine_of(), "live", "e")[0]
     arrivals = np.array([each.arrival_ns for each in run.problems.values()])
     assert len(arrivals) == 60 and (arrivals == 0).sum() == 40
@@ -482,33 +473,20 @@ def test_a_replay_that_is_far_off_tells_no_effect():
 
 
 def test_the_effect_of_a_change_stands_beside_what_was_recorded():
-    def run(latency_s):
-        mean = Estimate(value=latency_s, unit="s")
-        return SimpleNamespace(
-            latency_s={"mean": mean, "p95": None}, throughput_tokens_per_s=None, engine=engine_of()
-        )
-
     prediction = SimpleNamespace(
-        recorded=run(8.45), replayed=run(12.5), predicted=run(6.14), far_off=None
+        recorded=took(8.45), replayed=took(12.5), predicted=took(6.14), far_off=None
     )
     told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
     assert "latency mean 12.5 s (recorded 8.45 s) -> 6.14 s" in told
 
 
 def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
-    def run(latency_s, p95_s=None):
-        mean = Estimate(value=latency_s, unit="s")
-        p95 = None if p95_s is None else Estimate(value=p95_s, unit="s")
-        return SimpleNamespace(
-            latency_s={"mean": mean, "p95": p95}, throughput_tokens_per_s=None, engine=engine_of()
-        )
-
-    recorded, replayed = run(0.85), run(0.6, 1.14)
+    recorded, replayed = took(0.85), took(0.6, 1.14)
     bounds = {"p95": Bounds(low=2.0, high=2.5, unit="s")}
     off = far_off_of(recorded, replayed, bounds)
     assert "a p95 latency of 1.14 s in the replay, and 2.00 to 2.50 s as recorded" in off.text
     prediction = SimpleNamespace(
-        recorded=recorded, replayed=replayed, predicted=run(0.5, 0.67), far_off=off
+        recorded=recorded, replayed=replayed, predicted=took(0.5, 0.67), far_off=off
     )
     told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
     assert "latency mean 600 ms (recorded 850 ms) -> 500 ms" in told
@@ -518,35 +496,25 @@ def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
 
 
 def test_a_run_outside_of_its_replays_narrow_interval_is_far_off():
-    def run(value, low=None, high=None):
-        mean = Estimate(value=value, low=low, high=high, unit="s")
-        return SimpleNamespace(
-            latency_s={"mean": mean, "p95": None}, throughput_tokens_per_s=None, engine=engine_of()
-        )
-
-    replayed = run(1.0, 0.95, 1.05)
-    assert far_off_of(run(1.15), replayed, {}) is None  # runs differ by as much
-    assert far_off_of(run(1.2), replayed, {}).tags == ("latency_s.mean",)
-    assert far_off_of(run(0.8), replayed, {}) is not None
-    assert far_off_of(run(1.2), run(1.0, 0.8, 1.3), {}) is None
+    replayed = took(1.0, low=0.95, high=1.05)
+    assert far_off_of(took(1.15), replayed, {}) is None  # runs differ by as much
+    assert far_off_of(took(1.2), replayed, {}).tags == ("latency_s.mean",)
+    assert far_off_of(took(0.8), replayed, {}) is not None
+    assert far_off_of(took(1.2), took(1.0, low=0.8, high=1.3), {}) is None
 
 
 @pytest.mark.slow
-def test_recorded_and_replayed_throughput_are_of_one_span(truth, tmp_path):
+def test_recorded_and_replayed_throughput_are_of_one_span(polled, tmp_path):
     """The watch went on as long again after the load had ended."""
-    recording = watched(truth, tmp_path / "seen", spans=False, steps=False)
-    rows = recording.frame("scrapes")
+    rows = polled.frame("scrapes")
     last = rows.filter(pl.col("time") == rows["time"].max())
     step = 250_000_000
     idle = [last.with_columns(time=pl.col("time") + place * step) for place in range(1, 40)]
-    longer = rewritten(recording, tmp_path / "longer", pl.concat([rows, *idle]))
-    first, second = (
-        predicted(each).recorded.throughput_tokens_per_s for each in (recording, longer)
-    )
+    longer = predicted(set_up(polled, tmp_path / "longer", pl.concat([rows, *idle])))
+    first = predicted(polled).recorded.throughput_tokens_per_s
+    second, replayed = (each.throughput_tokens_per_s for each in (longer.recorded, longer.replayed))
     assert second.value == pytest.approx(first.value, rel=1e-6)
-    assert second.value == pytest.approx(
-        predicted(longer).replayed.throughput_tokens_per_s.value, rel=0.05
-    )
+    assert second.value == pytest.approx(replayed.value, rel=0.05)
 
 
 def took_by_a_front_end(truth):
@@ -571,10 +539,10 @@ def test_spans_and_steps_tell_the_front_ends_part_and_not_the_step_that_ran(base
 
 
 @pytest.mark.slow
-def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, tmp_path):
+def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, seen, tmp_path):
     took = took_by_a_front_end(truth)
     change = "engine.max_num_seqs=64"
-    plain = predicted(watched(truth, tmp_path / "plain"), change)
+    plain = predicted(seen, change)
     found = predicted(watched(truth, tmp_path / "live", took_s=took), change)
     wanted = at_rate(base, 60.0, change).predicted
     for name, more in (("ttft_s", took.mean()), ("latency_s", took.mean()), ("tpot_s", 0.0)):
@@ -592,12 +560,10 @@ def test_the_front_end_is_in_ttft_and_latency_and_not_in_tpot(base, truth, tmp_p
 
 
 @pytest.mark.slow
-def test_advice_has_the_front_end_in_latency(truth, tmp_path):
+def test_advice_has_the_front_end_in_latency(truth, seen, tmp_path):
     took = took_by_a_front_end(truth)
-    found = [
-        advice([watched(truth, tmp_path / name, took_s=given)], rate_per_s=20.0, optimise="latency")
-        for name, given in (("plain", None), ("live", took))
-    ]
+    later = watched(truth, tmp_path / "live", took_s=took)
+    found = [advice([each], rate_per_s=20.0, optimise="latency") for each in (seen, later)]
     plain, longer = (each.system_optimal.estimates["latency_s"].value for each in found)
     assert longer - plain == pytest.approx(took.mean(), rel=0.2)
 
@@ -623,7 +589,7 @@ def disturbed(truth, seed):
 
 
 @pytest.mark.slow
-def test_the_interval_of_throughput_has_what_the_last_problems_lie_off(truth, tmp_path):
+def test_the_interval_of_throughput_has_what_the_last_problems_lie_off(truth, seen, tmp_path):
     recording = watched(disturbed(truth, 0), tmp_path / "seen")
     told = predicted(recording).predicted.throughput_tokens_per_s
     tokens = int(truth.tables["samples"]["output_tokens"].sum())
@@ -633,7 +599,7 @@ def test_the_interval_of_throughput_has_what_the_last_problems_lie_off(truth, tm
         seconds = (problems["decided_at"].max() - problems["arrival"].min()) / 1e9
         inside.append(told.low <= tokens / seconds <= told.high)
     assert np.mean(inside) >= 0.8
-    calm = predicted(watched(truth, tmp_path / "calm")).predicted.throughput_tokens_per_s
+    calm = predicted(seen).predicted.throughput_tokens_per_s
     assert told.high - told.low > 1.5 * (calm.high - calm.low)
 
 
@@ -676,21 +642,29 @@ def test_seconds_of_few_long_steps_are_in_the_law():
     assert tokens.max() == tokens[tokens > 8000].min() == 8008
 
 
-def rewritten(recording, folder, rows):
-    """Return a recording of the same with other rows of /metrics."""
-    kept = {name: recording.frame(name) for name in ("problems", "samples", "steps")}
-    write_recording(folder, recording.manifest, {**kept, "scrapes": rows})
+def set_up(recording, folder, rows, **settings):
+    """Return the watch of a server with other rows of /metrics, and other settings."""
+    (engine,) = recording.manifest.engines.values()
+    engine = dataclasses.replace(engine, **settings)
+    own = pl.lit(engine.key())
+    kept = {
+        name: recording.frame(name).with_columns(engine=own)
+        for name in ("problems", "samples", "steps")
+    }
+    manifest = dataclasses.replace(recording.manifest, engines={engine.key(): engine})
+    write_recording(folder, manifest, {**kept, "scrapes": rows.with_columns(engine=own)})
     return Recording.open(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps_counted", [True, False])  # as SGLang's page, and as NIM's
-def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path, steps_counted):
-    seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
+def test_a_page_without_lengths_is_replayed_with_a_wide_interval(
+    truth, polled, tmp_path, steps_counted
+):
     untold = [PROMPT_LENGTH, OUTPUT_LENGTH, *([] if steps_counted else [STEP_TOKENS])]
-    rows = seen.frame("scrapes").filter(~pl.col("name").str.contains("|".join(untold)))
-    found = predicted(rewritten(seen, tmp_path / "bare", rows))
-    whole = predicted(seen)
+    rows = polled.frame("scrapes").filter(~pl.col("name").str.contains("|".join(untold)))
+    found = predicted(set_up(polled, tmp_path / "bare", rows))
+    whole = predicted(polled)
     told, real = (each.predicted.latency_s["mean"] for each in (found, truth))
     assert told.low <= real.value <= told.high
     wide, known = (each.predicted.latency_s["p95"] for each in (found, whole))
@@ -700,11 +674,10 @@ def test_a_page_without_lengths_is_replayed_with_a_wide_interval(truth, tmp_path
 
 
 @pytest.mark.slow
-def test_a_page_without_times_between_tokens_says_that_it_lacks_them(truth, tmp_path):
-    seen = watched(truth, tmp_path / "seen", spans=False, steps=False)
-    rows = seen.frame("scrapes").filter(~pl.col("name").str.starts_with(ITL))
+def test_a_page_without_times_between_tokens_says_that_it_lacks_them(polled, tmp_path):
+    rows = polled.frame("scrapes").filter(~pl.col("name").str.starts_with(ITL))
     with pytest.raises(RecordingError, match="mean time between tokens"):
-        predicted(rewritten(seen, tmp_path / "bare", rows))
+        predicted(set_up(polled, tmp_path / "bare", rows))
 
 
 @pytest.mark.slow
@@ -728,7 +701,7 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
         for place, at in enumerate(times) for (name, labels), count in counts.items()
     ]  # fmt: skip
     rows = pl.concat([rows, pl.DataFrame(more, schema=rows.schema)]).sort("time")
-    found = predicted(rewritten(seen, tmp_path / "told", rows), "engine.max_num_seqs=16")
+    found = predicted(set_up(seen, tmp_path / "told", rows), "engine.max_num_seqs=16")
     wanted = at_rate(base, 60.0, "engine.max_num_seqs=16").predicted
     assert abs(relative(found.predicted, wanted, "latency_s", "mean")) < 0.1
     assert any("tokens a step. Each request has that" in note for note in found.notes)
@@ -738,7 +711,7 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
     told = predicted(set_up(seen, tmp_path / "unnamed", rows, speculative=unnamed))
     assert (
         told.predicted.latency_s
-        == predicted(rewritten(seen, tmp_path / "again", rows)).predicted.latency_s
+        == predicted(set_up(seen, tmp_path / "again", rows)).predicted.latency_s
     )
     assert any("3 tokens ahead" in note for note in told.notes)
     server = dataclasses.replace(drafting, mode="server")
@@ -779,17 +752,3 @@ def test_a_server_that_drafts_is_replayed_by_what_its_page_says_of_drafts(tmp_pa
     assert predicted(idle).predicted.latency_s["mean"].value > 0
     unknown = set_up(seen, tmp_path / "unknown", none, speculative=None)
     assert predicted(unknown).predicted.latency_s == predicted(idle).predicted.latency_s
-
-
-def set_up(recording, folder, rows, **settings):
-    """Return the watch of a server with other settings and other rows of /metrics."""
-    (engine,) = recording.manifest.engines.values()
-    engine = dataclasses.replace(engine, **settings)
-    own = pl.lit(engine.key())
-    kept = {
-        name: recording.frame(name).with_columns(engine=own)
-        for name in ("problems", "samples", "steps")
-    }
-    manifest = dataclasses.replace(recording.manifest, engines={engine.key(): engine})
-    write_recording(folder, manifest, {**kept, "scrapes": rows.with_columns(engine=own)})
-    return Recording.open(folder)

@@ -7,19 +7,20 @@ import pytest
 
 from advisor.evidence.features import FEATURES
 from advisor.step_time.cost import table_cost
-from advisor.step_time.host.fit import TERMS, HostTerm
 from advisor.step_time.host.law import (
     ASYNCHRONOUS,
     OLD,
     SYNCHRONOUS,
+    TERMS,
     generation_of,
     host_note,
     host_part,
     kept,
 )
-from advisor.step_time.host.spread import ENOUGH, LeftOutSpread, first_tokens_of, spread_of
+from advisor.step_time.host.spread import ENOUGH, first_tokens_of, spread_of
 from advisor.step_time.prior.recalibration import ends_of
-from advisor.step_time.table_cost import NO_TABLES, StepTables
+from advisor.step_time.table_cost import StepTables
+from benchmarks.host_fit import HostTerm, LeftOutSpread
 from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.step_time.step_costs import leap_seconds
 from traces.schema.engine import EngineConfig
@@ -28,7 +29,6 @@ TRUE = {
     OLD: np.array([1.4e-3, 6e-4, 6e-5, 8e-4, 2e-8]),
     SYNCHRONOUS: np.array([5e-4, 2e-4, 2e-5, 3e-4, 0.0]),
 }
-NONE = np.zeros(0)
 
 
 def points(rng, count, name, ranks=(1, 2, 4, 8)):
@@ -112,11 +112,9 @@ def test_more_ranks_and_requests_take_longer():
 def growing(hidden, *, linear=0.0, context=0.0):
     """Attention of 1 us a token of context, layers of 1 ms, and a host that may be hidden."""
     tables = StepTables(
-        tokens=np.full(50, 1e-3), sequences=NONE, decode_batch=np.array([1.0, 8.0]),
+        tokens=np.full(50, 1e-3), decode_batch=np.array([1.0, 8.0]),
         decode_kv=np.array([0.0, 1000.0, 4000.0]),
         decode=np.array([[0.0, 1e-3, 3e-3], [0.0, 2e-3, 7e-3]]), decode_skew=np.zeros(2),
-        chunk=NONE, before=NONE, mixed_batch=NONE, mixed_kv=NONE, mixed=np.zeros((0, 0, 0, 0)),
-        mixed_skew=np.zeros((0, 0, 0)), launch=NONE,
     )  # fmt: skip
     law = np.zeros(len(FEATURES))
     law[FEATURES.index("requests")] = linear
@@ -152,7 +150,7 @@ def test_an_engine_whose_host_may_hide_is_between_kernels_alone_and_twice_the_ho
     fast, slow = (decoding(each, 1, 100) for each in ends_of(cost))
     assert fast == pytest.approx(decoding(growing(0.0), 1, 100))
     assert (decoding(cost, 1, 100), slow) == (pytest.approx(2e-3), pytest.approx(4e-3))
-    assert ends_of(table_cost(NO_TABLES)) is None
+    assert ends_of(table_cost(StepTables())) is None
 
 
 def test_nine_of_ten_left_out_points_lie_inside_and_clusters_weigh_alike():

@@ -3,8 +3,6 @@
 import csv
 from itertools import product
 
-import numpy as np
-
 TOKENS = (1, 2, 4, 8, 16, 32)
 CHUNKS, BEFORE = (8, 16, 32), (0, 32, 64, 128)
 BATCHES, CONTEXTS = (1, 2, 4, 8), (16, 32, 64, 128)
@@ -67,13 +65,3 @@ def write(path, header, rows):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header.split(","))
         writer.writerows(rows)
-
-
-def context_sums(chunks):
-    """Return tokens, context read and queries x context of (tokens, before) chunks."""
-    tokens, before = np.array(chunks, dtype=float).reshape(-1, 2).T
-    return (
-        tokens.sum(),
-        (tokens + before).sum(),
-        (tokens * before + tokens * (tokens + 1) / 2).sum(),
-    )

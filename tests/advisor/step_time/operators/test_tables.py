@@ -1,5 +1,4 @@
 import dataclasses
-from itertools import product
 
 import numpy as np
 import pytest
@@ -14,20 +13,16 @@ from advisor.step_time.operators.tables import (
     domain,
     step_tables,
 )
+from tests.advisor.step_time import step_costs
 from tests.advisor.step_time.operators.operator_tables import (
-    BATCHES,
     BEFORE,
-    CHUNKS,
-    CONTEXTS,
     LAYERS,
     META,
     attention_rows,
     attention_us,
-    context_sums,
     dense_us,
     write_tables,
 )
-from tests.advisor.step_time.step_costs import chunk_seconds, step_seconds
 from traces.errors import TablesError
 from traces.schema.engine import EngineConfig
 
@@ -40,13 +35,10 @@ def tables(folder, **engine):
 
 def step(made, *, chunks=(), decodes=0, context=0.0, longest=None):
     """The seconds of a step; each of `decodes` has had `context` tokens before it."""
-    cost = table_cost(made)
-    tokens, read, query = context_sums(chunks)
-    own = sum((chunk_seconds(cost, c, p) for c, p in chunks), 0.0)
     longest = context if longest is None else longest
-    return step_seconds(
-        cost, len(chunks), int(tokens), read, query, own, decodes, float(decodes),
-        decodes * (context + 1.0), longest + 1.0, False,
+    return step_costs.step(
+        table_cost(made), chunks=chunks, decodes=decodes, context=decodes * (context + 1.0),
+        longest=longest + 1.0,
     )  # fmt: skip
 
 
@@ -218,9 +210,10 @@ def test_tensor_parallel_tables_need_the_collectives(tmp_path):
 
 def test_what_the_tables_cover(tmp_path):
     found = domain(read_operators(write_tables(tmp_path)))
-    assert (found.tokens, found.sequences, found.chunk, found.before) == (32, 32, 32, 128)
-    assert (found.batch, found.mixed_batch, found.context) == (8, 8, 128)
-    assert found.beyond({"batch": 9, "context": 128}) == ["batch"]
+    assert (found.tokens, found.sequences, found.batch, found.context) == (32, 32, 8, 128)
+    most = {"tokens": 32, "requests": 8}
+    assert found.holds(most, 128) and not found.holds(most, 129)
+    assert not any(found.holds({**most, name: most[name] + 1}, 128) for name in most)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +250,3 @@ def test_measured_times_come_back(shared, gpu):
         empty = made._replace(tokens=made.tokens[:0], sequences=made.tokens[:0])
         got = step(empty, chunks=chunks, decodes=int(batch), context=context)
         assert got == pytest.approx(32 * seconds, rel=1e-9)
-
-
-def test_the_small_tables_are_whole():
-    assert len(attention_rows()) == 16 + 12 + 12 * 16
-    assert len(list(product(CHUNKS, BEFORE, BATCHES, CONTEXTS))) == 192

@@ -1,12 +1,18 @@
 """Operator tables of a made-up GPU, in the form of aiconfigurator-core's, whose laws are known."""
 
+from importlib.util import find_spec
 from itertools import product
 
 import polars as pl
+import pytest
 import yaml
 
 from traces.schema.engine import ModelFacts
 
+installed = pytest.mark.skipif(
+    find_spec("aiconfigurator_core") is None,
+    reason="aiconfigurator-core is not installed (ttscope[prior])",
+)
 DEVICE = "NVIDIA Test 1"
 BANDWIDTH, KERNEL_S, PEAK = 8e12, 2e-6, 1e14
 TOKENS = (1, 8, 64, 512, 4096)
@@ -84,6 +90,13 @@ def write_prior(folder, *, system="test_gpu", group_sizes=(2, 4), version="0.9.0
              "latency": 1e3 * all_reduce_s(2 * size, graph)}
             for count, size, graph in product(group_sizes, SIZES, (True, False))
         ])  # fmt: skip
+    return folder
+
+
+def edited(folder, table, change):
+    """Change a table in a folder of systems, by what its file's name begins with; return both."""
+    path = next(folder.rglob(f"{table}_perf.parquet"))
+    change(pl.read_parquet(path)).write_parquet(path)
     return folder
 
 

@@ -1,7 +1,6 @@
 """The prior of mixtures, latent and linear attention, windows, and narrow weights."""
 
 import dataclasses
-import importlib.util
 
 import numpy as np
 import polars as pl
@@ -32,17 +31,30 @@ from tests.advisor.step_time.prior.kinds_files import (
     nccl_s,
     write_kinds,
 )
-from tests.advisor.step_time.prior.prior_files import BANDWIDTH, decode_s, gemm_s, write_prior
+from tests.advisor.step_time.prior.prior_files import (
+    BANDWIDTH,
+    decode_s,
+    edited,
+    gemm_s,
+    installed,
+    write_prior,
+)
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
 
 AT = np.array([8.0])
 PARALLEL = (("enable_expert_parallel", "true"),)
+SHAPE = Shape(hidden=512, width=256, active=2, total=8)  # that was measured
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     return read_prior("test_gpu", write_kinds(write_prior(tmp_path_factory.mktemp("kinds"))))
+
+
+def changed(folder, table, change):
+    """Return the tables with one of them changed."""
+    return read_prior("test_gpu", edited(write_kinds(write_prior(folder)), table, change))
 
 
 def priced(tables, facts, **engine):
@@ -96,12 +108,10 @@ def test_narrow_weights_are_in_products_and_in_experts(tables):
 
 
 def test_times_of_experts_that_were_given_get_the_kernel_that_chooses_them(tables, tmp_path):
-    folder = write_kinds(write_prior(tmp_path))
-    path = next(folder.rglob("moe_perf.parquet"))
-    pl.read_parquet(path).with_columns(kernel_source=pl.lit("vllm_fused_moe")).write_parquet(path)
-    shape = Shape(hidden=512, width=256, active=2, total=8)
-    given, whole = (routed(each, shape, "bfloat16").rows
-                    for each in (read_prior("test_gpu", folder), tables))  # fmt: skip
+    fused = changed(
+        tmp_path, "moe", lambda rows: rows.with_columns(kernel_source=pl.lit("vllm_fused_moe"))
+    )
+    given, whole = (routed(each, SHAPE, "bfloat16").rows for each in (fused, tables))
     choosing = tables.kernel_s + whole[:, 0] * 8 * 4 / tables.bandwidth_bytes_per_s
     assert given[:, 1] == pytest.approx(whole[:, 1] + choosing)
 
@@ -135,24 +145,20 @@ def test_a_precision_without_a_table_goes_by_bytes_and_peak(tables):
 
 
 def test_a_form_that_was_measured_at_few_shapes_is_the_nearest_other_one(tmp_path):
-    folder = write_kinds(write_prior(tmp_path))
-    path = folder / "data/test_gpu/gemm/vllm/0.9.0/gemm_perf.parquet"
-    table = pl.read_parquet(path)
-    few = table.filter(n=64, k=64, gemm_dtype="fp8").with_columns(
-        gemm_dtype=pl.lit("fp8_block"), latency=pl.lit(9.0)
-    )
-    pl.concat([table, few]).write_parquet(path)
-    found = product(read_prior("test_gpu", folder), 4096, 4096, "fp8_block")
-    np.testing.assert_allclose(
-        found.rows, product(read_prior("test_gpu", folder), 4096, 4096, "fp8").rows
-    )
+    def with_few(rows):
+        few = rows.filter(n=64, k=64, gemm_dtype="fp8")
+        return pl.concat(
+            [rows, few.with_columns(gemm_dtype=pl.lit("fp8_block"), latency=pl.lit(9.0))]
+        )
+
+    tables = changed(tmp_path, "gemm", with_few)
+    found = product(tables, 4096, 4096, "fp8_block")
+    np.testing.assert_allclose(found.rows, product(tables, 4096, 4096, "fp8").rows)
     assert found.rule == "products in fp8_block: as those in fp8"
 
 
 def test_experts_of_another_shape_are_the_nearest_by_bytes_and_flops(tables):
-    measured = Shape(hidden=512, width=256, active=2, total=8)
-    twice = dataclasses.replace(measured, width=512)
-    rows, wide = routed(tables, measured, "bfloat16"), routed(tables, twice, "bfloat16")
+    rows, wide = (routed(tables, each, "bfloat16") for each in (SHAPE, SHAPE._replace(width=512)))
     start = tables.kernel_s
     ratio = (wide.rows[:, 1] - start) / (rows.rows[:, 1] - start)
     assert ratio[0] == pytest.approx(2.0, rel=0.01)
@@ -160,39 +166,26 @@ def test_experts_of_another_shape_are_the_nearest_by_bytes_and_flops(tables):
     assert wide.spread > rows.spread == 0
 
 
-def test_times_of_experts_that_beat_the_roofline_did_not_run(tmp_path):
-    folder = write_kinds(write_prior(tmp_path))
-    shape = Shape(hidden=512, width=256, active=2, total=8)
-    whole = routed(read_prior("test_gpu", folder), shape, "bfloat16")
-    path = folder / "data/test_gpu/moe/vllm/0.9.0/moe_perf.parquet"
+def test_times_of_experts_that_beat_the_roofline_did_not_run(tables, tmp_path):
     broken = pl.when(pl.col("num_tokens") == 4096).then(1e-6).otherwise("latency")
-    pl.read_parquet(path).with_columns(latency=broken).write_parquet(path)
-    found = routed(read_prior("test_gpu", folder), shape, "bfloat16")
+    made = changed(tmp_path, "moe", lambda rows: rows.with_columns(latency=broken))
+    found, whole = (routed(each, SHAPE, "bfloat16") for each in (made, tables))
     np.testing.assert_allclose(found.rows, whole.rows[:-1])
 
 
 def test_experts_in_fp8_take_no_longer_than_in_bfloat16(tmp_path):
-    folder = write_kinds(write_prior(tmp_path))
-    path = folder / "data/test_gpu/moe/vllm/0.9.0/moe_perf.parquet"
-    slow = pl.when(pl.col("moe_dtype") == "fp8").then(10.0).otherwise(1.0)
-    pl.read_parquet(path).with_columns(latency=pl.col("latency") * slow).write_parquet(path)
-    tables = read_prior("test_gpu", folder)
-    shape = Shape(hidden=512, width=256, active=2, total=8)
-    plain, found = (routed(tables, shape, form) for form in ("bfloat16", "fp8"))
+    slow = pl.col("latency") * pl.when(pl.col("moe_dtype") == "fp8").then(10.0).otherwise(1.0)
+    tables = changed(tmp_path, "moe", lambda rows: rows.with_columns(latency=slow))
+    plain, found = (routed(tables, SHAPE, form) for form in ("bfloat16", "fp8"))
     np.testing.assert_allclose(found.rows, plain.rows)
     assert "no longer than in bfloat16" in found.rule
     assert found.spread > 0
 
 
-def test_a_routing_that_was_hardly_measured_is_another_one(tmp_path):
-    folder = write_kinds(write_prior(tmp_path))
-    shape = Shape(hidden=512, width=256, active=2, total=8)
-    whole = routed(read_prior("test_gpu", folder), shape, "bfloat16")
-    path = folder / "data/test_gpu/moe/vllm/0.9.0/moe_perf.parquet"
-    table = pl.read_parquet(path)
+def test_a_routing_that_was_hardly_measured_is_another_one(tables, tmp_path):
     few = (pl.col("distribution") != "power_law_1.01") | (pl.col("num_tokens") == 1)
-    table.filter(few).write_parquet(path)
-    found = routed(read_prior("test_gpu", folder), shape, "bfloat16")
+    made = changed(tmp_path, "moe", lambda rows: rows.filter(few))
+    found, whole = (routed(each, SHAPE, "bfloat16") for each in (made, tables))
     np.testing.assert_array_equal(found.rows[:, 0], whole.rows[:, 0])
     assert found.rows[-1, 1] > 2 * found.rows[0, 1]
 
@@ -358,12 +351,6 @@ def test_memory_counts_experts_by_all_ranks_and_blocks_by_kind():
     state = DELTA.size_bytes
     assert kept.least_block * kept.token / 2 >= state
     assert with_blocks(kept, EngineConfig(model="m"), states).block_size == kept.least_block
-
-
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("aiconfigurator_core") is None,
-    reason="aiconfigurator-core is not installed (ttscope[prior])",
-)
 
 
 @installed

@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 
 import numpy as np
 import polars as pl
@@ -12,7 +11,7 @@ from advisor.step_time.operators.tables import interpolated
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.operations.attention import attending
 from advisor.step_time.prior.operations.products import product
-from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, prior_of
+from advisor.step_time.prior.prior import FAMILIES, prior_of
 from advisor.step_time.prior.recalibration import PriorTimes, Recalibration, cost_of
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import known_systems, read_prior, tables_folder
@@ -20,14 +19,17 @@ from tests.advisor.step_time.prior.prior_files import (
     BANDWIDTH,
     DEVICE,
     KERNEL_S,
+    SIZES,
     TINY,
     all_reduce_s,
     decode_s,
+    edited,
     gemm_s,
+    installed,
     prompt_s,
     write_prior,
 )
-from tests.advisor.step_time.step_costs import step_seconds
+from tests.advisor.step_time.step_costs import step, step_seconds
 from traces.errors import MissingDependencyError, TablesError, UsageError
 from traces.schema.engine import EngineConfig
 from traces.schema.layers import Attention
@@ -46,8 +48,7 @@ def priced(tables, size=1, facts=TINY, **engine):
 
 def decode_step(prior, batch, context, capture_sizes=()):
     cost = table_cost(prior.step_tables(**LIMITS, capture_sizes=capture_sizes))
-    read = batch * (context + 1.0)
-    return step_seconds(cost, 0, 0, 0.0, 0.0, 0.0, batch, float(batch), read, context + 1.0, False)
+    return step(cost, decodes=batch, context=batch * (context + 1.0), longest=context + 1.0)
 
 
 @pytest.mark.parametrize(("n", "k"), [(64, 64), (700, 300), (1024, 3000)])
@@ -273,11 +274,8 @@ def test_a_system_without_all_reduces_serves_one_gpu(tmp_path):
 
 
 def test_an_all_reduce_takes_no_longer_than_a_larger_one(tmp_path):
-    comm = write_prior(tmp_path) / "data/test_gpu/comm/vllm/0.9.0/custom_allreduce_perf.parquet"
-    table = pl.read_parquet(comm)
-    sizes = sorted(table["message_size"].unique())
-    slow = pl.when(message_size=sizes[1]).then(pl.col("latency") * 100).otherwise("latency")
-    table.with_columns(latency=slow).write_parquet(comm)
+    slow = pl.when(message_size=SIZES[1]).then(pl.col("latency") * 100).otherwise("latency")
+    edited(write_prior(tmp_path), "custom_allreduce", lambda t: t.with_columns(latency=slow))
     for rows in read_prior("test_gpu", tmp_path).all_reduces(2).values():
         assert rows[1, 1] == rows[2, 1] and rows[0, 1] < rows[1, 1]
         assert np.all(np.diff(rows[:, 1]) >= 0)
@@ -347,7 +345,7 @@ def test_damage_is_one_line_with_the_mend(tmp_path, damage):
     elif damage == "yaml":
         (tmp_path / "test_gpu.yaml").write_text("gpu: {mem_bw: fast}")
     else:
-        pl.read_parquet(table).drop("n").write_parquet(table)
+        edited(tmp_path, "gemm", lambda rows: rows.drop("n"))
     with pytest.raises(TablesError, match="aiconfigurator-core"):
         priced(read_prior("test_gpu", tmp_path))
 
@@ -358,16 +356,6 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
         MissingDependencyError, match="needs .* aiconfigurator-core: .* -m pip install"
     ):
         tables_folder()
-
-
-def test_what_is_missing_is_told():
-    assert "unequal contexts in a batch" in PRIOR_MISSING
-
-
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("aiconfigurator_core") is None,
-    reason="aiconfigurator-core is not installed (ttscope[prior])",
-)
 
 
 @pytest.mark.slow

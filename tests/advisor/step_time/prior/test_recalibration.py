@@ -14,7 +14,7 @@ from advisor.step_time.prior.recalibration import cost_of, predicted_steps, reca
 from advisor.step_time.prior.tables import read_prior
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
-from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
+from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, edited, write_prior
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.recording.manifest import ClockReading
 from traces.recording.reader import Recording
@@ -107,10 +107,9 @@ def test_steps_of_more_tokens_than_any_all_reduce_that_was_measured_are_marked(
 ):
     two = {"tensor_parallel_size": 2}
     assert not mean_latency(asked(recorded, engine=two)).extrapolated
+    smallest = pl.col("message_size") == pl.col("message_size").min()
     folder = write_prior(tmp_path / "systems")
-    comm = folder / "data/test_gpu/comm/vllm/0.9.0/custom_allreduce_perf.parquet"
-    rows = pl.read_parquet(comm)
-    rows.filter(message_size=rows["message_size"].min()).write_parquet(comm)
+    edited(folder, "custom_allreduce", lambda rows: rows.filter(smallest))
     monkeypatch.setattr(prior_tables, "tables_folder", lambda: folder)
     assert mean_latency(asked(recorded, engine=two)).extrapolated
 

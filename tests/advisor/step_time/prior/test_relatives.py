@@ -1,14 +1,19 @@
 """A GPU that is the chip of one with tables, with other memory or another peak."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 
 from advisor.step_time.prior.operations.attention import DECODE
 from advisor.step_time.prior.relatives import RELATIVES, Relative, read_gpu
 from advisor.step_time.prior.tables import read_prior
-from tests.advisor.step_time.prior.prior_files import BANDWIDTH, KERNEL_S, PEAK, write_prior
+from tests.advisor.step_time.prior.prior_files import (
+    BANDWIDTH,
+    KERNEL_S,
+    PEAK,
+    installed,
+    write_prior,
+)
 
 SPEED = BANDWIDTH / 0.8  # of the memory, as the system's file has it
 
@@ -69,7 +74,7 @@ def test_a_window_bounds_what_is_read(both):
     assert near["here"] - near["seconds"] == pytest.approx(2 * 128 * 4 * 64 * 2 / SPEED)
 
 
-@pytest.mark.skipif(find_spec("aiconfigurator_core") is None, reason="needs aiconfigurator-core")
+@installed
 @pytest.mark.parametrize("name", ["h100_pcie", "a100_sxm_40gb"])
 def test_what_a_relative_lacks_is_the_same_chips(name):
     assert read_gpu(name).others[0].system == RELATIVES[name].of

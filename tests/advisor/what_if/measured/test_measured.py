@@ -27,6 +27,7 @@ from advisor.what_if.measured.points import imported_point, said_points
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
 from benchmarks.made.foreign_files import aiperf, guidellm, vllm_bench
+from tests.advisor.asking import predicted
 from tests.advisor.step_time.prior.kinds_files import HEADS, layer, matrix, model
 from tests.advisor.step_time.prior.prior_files import TINY
 from tests.advisor.synthetic import GREEDY, NGRAM, VOTE16, engine_of, record
@@ -36,7 +37,6 @@ from traces.foreign.requests.importer import import_requests
 from traces.recording.reader import Recording
 from traces.schema.engine import Speculative
 from traces.schema.tts.policy import AS_SENT
-from traces.summary.run import summarise
 
 pytestmark = pytest.mark.usefixtures("prior")
 
@@ -264,8 +264,7 @@ def test_of_servers_that_were_watched_it_is_the_load_of_one_and_of_ranks_that_of
     tmp_path, named, whose
 ):
     base = record(tmp_path / "base", engine_of(), GREEDY, concurrency=16)
-    (run,) = summarise(base)
-    truth = predict(base, run, Question(engine=run.engine, policy=run.policy, rate_per_s=20.0))
+    truth = predicted(base, rate_per_s=20.0)
     seen = deployed([truth, truth], tmp_path, named=named)
     found = asked(seen, measured=("itl=2ms@16:64+200",))
     assert f"what was measured is the load of {whose}" in found.notes
@@ -416,8 +415,7 @@ def test_an_import_says_why_it_teaches_nothing(recorded, tmp_path):
     vllm_bench(tmp_path / "client.json", [(0.0, 700, 1, 0.05, 0.05)])
     import_requests(tmp_path / "client.json", tmp_path / "import")
     imported = Recording.open(tmp_path / "import")
-    run = summarise(recorded)[0]
-    plain = predict(recorded, run, Question(engine=run.engine, policy=run.policy), [imported])
+    plain = predicted(recorded, others=[imported])
     assert (
         "import teaches no step times: it has no steps. With --gpu its requests correct the prior"
         in plain.notes

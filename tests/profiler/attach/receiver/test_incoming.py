@@ -28,7 +28,7 @@ def batch(*rows, instance="i", **more):
     return Batch(v=1, instance=instance, engine=0, columns=[], rows=raw_steps(*rows), **more)
 
 
-def watched(folder, receiver, *starts, during, goes_on=False, front=False, **options):
+def watched(folder, receiver, *starts, during, goes_on=False, front=False, ranks="0", **options):
     """Watch servers that began at `starts` while `during` runs, which gets their URLs.
 
     The watch waits little for plugins that say nothing more, so that the recording takes what came
@@ -56,7 +56,7 @@ def watched(folder, receiver, *starts, during, goes_on=False, front=False, **opt
         patch.setattr("profiler.attach.receiver.incoming.HELLO_S", hello_s)
         servers = [stack.enter_context(metrics_server()) for _ in starts]
         for server, start in zip(servers, starts, strict=True):
-            server.started = start
+            server.started, server.engines = start, ranks
         accesses = [Access.of(each.url) for each in servers]
         if front:
             url = stack.enter_context(metrics_server()).url
@@ -216,6 +216,27 @@ def test_a_span_is_of_the_server_in_whose_process_the_plugin_is(receiver, tmp_pa
     known = [found[f"a{at}" * 16] == engines.get(at) for at in range(3)]
     assert known == [named or heard == 2, heard == 2, False]
     assert len(set(found.values())) == 3
+
+
+def test_spans_of_the_front_ends_of_one_server_are_of_its_model(receiver, tmp_path):
+    """vLLM's name neither it nor the rank that a request was on."""
+
+    def send(urls):
+        for front in "ab":
+            tracer = {"tracer": front, "ports": [int(urls[0].rpartition(":")[2])]}
+            for rank in (0, 1):
+                step = raw_steps({"running": 1, "end": time.time_ns()})
+                told = Batch(v=1, instance=front, engine=rank, columns=[], rows=step, **tracer)
+                receiver.put_batch(told)
+            until(lambda: not receiver.batches)
+            about = {"service__instance__id": front, "service__name": "unknown_service"}
+            sent = request(span(1, trace=f"{front}1", start=(time.time_ns() - T0) / 1e9), **about)
+            receiver.put_spans(read_json(json.dumps(sent).encode()))
+
+    recording, _ = watched(tmp_path / "r", receiver, "nan", during=send, ranks="01")
+    engine, *others = recording.problems["engine"].unique()
+    assert recording.problems.height == 2 and not others
+    assert recording.manifest.engines[engine].model == "demo-s"
 
 
 STEP = {"running": 1, "generated": 1, "computed": 0}

@@ -342,11 +342,7 @@ def test_paths_that_are_no_files(tmp_path):
 
 def test_several_files(tmp_path):
     one, two = (
-        lines(
-            tmp_path / f"{name}.jsonl",
-            *(json.loads(row) | {"expected": f"{name} 42"} for row in rows.splitlines()),
-        )
-        for rows in [plain(tmp_path / "rows", SAMPLES).read_text()]
+        outcome_lines(tmp_path / f"{name}.jsonl", SAMPLES, expected=f"{name} 42")
         for name in ("one", "two")
     )
     found = import_outcomes([one, two], tmp_path / "r")
@@ -704,7 +700,7 @@ def voted(path, answers, **more):
         for place, own in enumerate(answers)
         for index, answer in enumerate(own)
     ]  # fmt: skip
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines(path, *rows)
     return rows
 
 
@@ -744,11 +740,10 @@ def test_a_common_answer_that_is_never_right_is_asked_about_without_its_text(tmp
         rows = [list(own) for own in answers]
         if changed == "few":
             rows[0][1] = rows[1][1] = "other"
-        voted(tmp_path / "b.jsonl", rows)
+        made = voted(tmp_path / "b.jsonl", rows)
         if changed == "right":
-            lines = (tmp_path / "b.jsonl").read_text().splitlines()
-            lines[1] = lines[1].replace("false", "true")
-            (tmp_path / "b.jsonl").write_text("\n".join(lines) + "\n")
+            made[1]["correct"] = True
+            lines(tmp_path / "b.jsonl", *made)
         found = import_outcomes([tmp_path / "b.jsonl"], tmp_path / f"b{place}")
         assert not any("--no-answer" in note for note in found.notes)
 
@@ -760,17 +755,15 @@ def test_letters_of_a_choice_are_no_suspects(tmp_path):
          "expected": "ABCD"[i % 4]}
         for i in range(60) for k in range(4)
     ]  # fmt: skip
-    lines = [json.dumps(row | {"correct": row["answer"] == row["expected"]}) for row in rows]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
-    found = import_outcomes([tmp_path / "a.jsonl"], tmp_path / "a")
+    judged = (row | {"correct": row["answer"] == row["expected"]} for row in rows)
+    found = import_outcomes([lines(tmp_path / "a.jsonl", *judged)], tmp_path / "a")
     assert not any("--no-answer" in note for note in found.notes)
 
 
 def test_latencies_that_some_samples_lack_are_told(tmp_path):
     rows = voted(tmp_path / "a.jsonl", [[f"right{i}"] * 4 for i in range(6)], latency_s=2.0)
     del rows[3]["latency_s"], rows[9]["latency_s"]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = import_outcomes([tmp_path / "a.jsonl"], tmp_path / "a")
+    found = import_outcomes([lines(tmp_path / "a.jsonl", *rows)], tmp_path / "a")
     assert any(note.startswith("samples without latency_s: 2 of 24.") for note in found.notes)
     (run,) = summarise(Recording.open(tmp_path / "a"))
     told = evaluate(run).notes
@@ -1008,24 +1001,19 @@ def test_a_first_line_longer_than_the_head_is_recognised(tmp_path):
 
 
 def test_do_sample_false_does_not_tell_the_temperature(tmp_path):
-    for settings, known, told in (
-        ({"do_sample": False}, 0.0, 0),
-        ({"do_sample": False, "temperature": 0.0}, 0.0, 0),
-        ({"do_sample": False, "temperature": 0.6}, None, 1),
-        ({"do_sample": True, "temperature": 0.6}, 0.6, 0),
-    ):
+    for place, (settings, given, known, told) in enumerate([
+        ({"do_sample": False}, None, 0.0, 0),
+        ({"do_sample": False, "temperature": 0.0}, None, 0.0, 0),
+        ({"do_sample": False, "temperature": 0.6}, None, None, 1),
+        ({"do_sample": False, "temperature": 0.6}, 0.6, 0.6, 1),
+        ({"do_sample": True, "temperature": 0.6}, None, 0.6, 0),
+    ]):  # fmt: skip
         row = lm_eval_row(arguments=[["question", settings]])
-        path = lines(tmp_path / "s.jsonl", row)
-        folder = tmp_path / f"{known} {told} {len(settings)}"
-        found, recording = read(path, folder)
+        path = lines(tmp_path / "s.jsonl", row, row | {"doc_id": 1})
+        found, recording = read(path, tmp_path / f"{place}", given=Given(temperature=given))
         (policy,) = recording.manifest.policies.values()
         assert policy.temperature == known
         assert sum("--temperature" in note for note in found.notes) == told
-    _, recording = read(
-        lines(tmp_path / "s.jsonl", lm_eval_row(arguments=[["q", {"do_sample": False,
-        "temperature": 0.6}]])), tmp_path / "given", given=Given(temperature=0.6),
-    )  # fmt: skip
-    assert next(iter(recording.manifest.policies.values())).temperature == 0.6
 
 
 @pytest.mark.parametrize(

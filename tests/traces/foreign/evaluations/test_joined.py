@@ -272,12 +272,6 @@ def test_questions_that_stand_in_a_file_again_are_told(tmp_path):
     assert not any("different prompts" in note for note in found.notes)
 
 
-def test_settings_that_do_not_tell_are_noted_once(tmp_path):
-    settings = {"gen_args_0": {"arg_0": "q", "arg_1": {"do_sample": False, "temperature": 0.6}}}
-    path = written(tmp_path / "samples_a.jsonl", documents(9, arguments=settings))
-    assert sum("--temperature" in note for note in imported(tmp_path, path)[0].notes) == 1
-
-
 def test_the_few_problems_that_make_n_small_are_named(tmp_path):
     path = written(tmp_path / "o.jsonl", plain(15, [64] * 14 + [1]))
     found, _ = imported(tmp_path, path)

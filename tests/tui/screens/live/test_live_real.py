@@ -16,10 +16,9 @@ from textual.widgets import Static
 from benchmarks.servers.vllm_server import ROOT, entry_point, free_port, running
 from profiler.plugin.shared_token import shared_token
 from tests.tui.pilot import press, settle, text_of
-from tests.tui.screens.live.test_live_screen import attach_to, wait_for
+from tests.tui.screens.live.test_live_screen import attach_to, on_live, wait_for
 from traces.live.watched import watched_engines
 from traces.recording.reader import Recording
-from tui.app.app import TtscopeApp
 from tui.screens.live.screen import LiveScreen
 from tui.screens.run.screen import RunScreen
 from tui.widgets.panel import PanelView
@@ -95,10 +94,7 @@ async def test_attach_at_every_depth_stop_and_open(server, tmp_path, monkeypatch
     url, port, traces = server
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("profiler.attach.kernel_windows.FIRST_S", 1.0)
-    seen = []
-    app = TtscopeApp([tmp_path])
-    async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
-        await pilot.press("3")
+    async with on_live(tmp_path) as (app, pilot, seen):
         with problems_posed(url) as posed:
             asked = f"{url} --listen {port} --kernels {traces} --kernel-windows 4/10s"
             await attach_to(pilot, asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import asynccontextmanager
 
 import polars as pl
 import pytest
@@ -27,6 +28,16 @@ def server():
         yield state
 
 
+@asynccontextmanager
+async def on_live(folder, size=(120, 40)):
+    """The app on its Live screen, its pilot, and the messages that it saw."""
+    app, seen = TtscopeApp([folder]), []
+    async with app.run_test(size=size, message_hook=seen.append) as pilot:
+        await pilot.press("3")
+        await pilot.pause()
+        yield app, pilot, seen
+
+
 async def wait_for(pilot, seen, kind, count=1):
     for _ in range(1200):
         if len({id(each) for each in seen if isinstance(each, kind)}) >= count:
@@ -45,11 +56,7 @@ async def attach_to(pilot, text):
 @pytest.mark.slow
 async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    seen = []
-    app = TtscopeApp([tmp_path])
-    async with app.run_test(size=(80, 24), message_hook=seen.append) as pilot:
-        await pilot.press("3")
-        await pilot.pause()
+    async with on_live(tmp_path, (80, 24)) as (app, pilot, seen):
         assert "Press u and enter a server's URL" in text_of(app, "#text")
         server.gauges = {"vllm:num_requests_running": 7}
         await attach_to(pilot, server.url)
@@ -83,10 +90,7 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
 @pytest.mark.slow
 async def test_what_cannot_be_attached_to_is_told_in_place(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    seen = []
-    app = TtscopeApp([tmp_path])
-    async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
-        await pilot.press("3")
+    async with on_live(tmp_path) as (app, pilot, seen):
         await attach_to(pilot, "--listen 4318")
         assert "name a server" in text_of(app, "#message")
         server.status = 500
@@ -208,10 +212,7 @@ async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkey
     (tmp_path / "traces").mkdir()
     server.profiler = Profiler(tmp_path / "traces")
     server.gauges = {"vllm:num_requests_running": 3}
-    seen = []
-    app = TtscopeApp([tmp_path])
-    async with app.run_test(size=(120, 40), message_hook=seen.append) as pilot:
-        await pilot.press("3")
+    async with on_live(tmp_path) as (app, pilot, seen):
         asked = f"{server.url} --kernels traces --kernel-windows 4/1s"
         await attach_to(pilot, asked)
         await pilot.pause()
@@ -267,10 +268,7 @@ def test_problems_and_history():
 @pytest.mark.slow
 async def test_rates_are_whole_where_there_are_no_panels(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    seen = []
-    app = TtscopeApp([tmp_path], screen="live")
-    async with app.run_test(size=(100, 30), message_hook=seen.append) as pilot:
-        await pilot.pause()
+    async with on_live(tmp_path, (100, 30)) as (app, pilot, seen):
         await attach_to(pilot, server.url)
         await wait_for(pilot, seen, LiveScreen.Ticked, 3)
         assert not app.screen.query_one("#panels").display

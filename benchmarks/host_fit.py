@@ -1,24 +1,25 @@
-"""The part of a step that no operator table has, learned from runs that others measured."""
+"""The host's part of a step, which no operator table has, and how far off the prior is.
 
-from __future__ import annotations
+Both are learned from runs that others measured (`host_term.py`).
+"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from advisor.step_time.host.law import TERMS
+from advisor.step_time.host.spread import together
 from advisor.step_time.law import non_negative_least_squares
-from traces.statistics import Floats
+from traces.statistics import LEVEL, Z95, Floats
 
-# Seconds of a step, of one that several ranks share, of a request in it, of prompts in it, and of a
-# token of context: V0 builds lists of all tokens and blocks of a request in each step.
-TERMS: Final = ("step", "shared_step", "requests", "prefill_step", "kv_tokens")
 SHARED: Final = np.array([1.0, 1.0, 1.0, 1.0, 0.0])  # [TERMS], 0 of what one generation has alone
 POOLED: Final = 30.0  # points that the law of all generations counts as in the fit of one
 NOISE: Final = 0.05  # the relative error that each of these points is taken to have
 HUBER: Final = 0.05  # relative errors beyond this lose weight
 ITERATIONS: Final = 12  # of reweighting
+LEAST: Final = 1e-3  # the smallest spread that is told from none
 
 
 class HostTerm:
@@ -45,7 +46,7 @@ class HostTerm:
 
     def fit(
         self, exposure: Floats, kernels: Floats, measured: Floats, generation: npt.NDArray[np.str_]
-    ) -> HostTerm:
+    ) -> "HostTerm":
         """Learn from exposures [points, TERMS] and the seconds of a token, [points] each.
 
         Raises ValueError without points.
@@ -114,3 +115,69 @@ def as_table(model: HostTerm) -> Mapping[str, Mapping[str, float]]:
         name: dict(zip(TERMS, (float(f"{each:.4g}") for each in seconds), strict=True))
         for name, seconds in model.seconds_.items()
     }
+
+
+class LeftOutSpread:
+    """The spread of the log of measured over predicted time, by what was left out.
+
+    Attributes
+    ----------
+    kernels_, host_: by stratum, the standard deviations of the log of the kernels' time and of
+        the host's. A point has both, each by its share of the time (`together`).
+    points_, clusters_: how many taught each.
+
+    Notes
+    -----
+    Tables and the host's part err apart from one another, so that a step whose host takes half
+    is known less well than one of long kernels. The two variances are those that squared errors
+    have by likelihood. Both are then widened or narrowed alike by cross-conformal prediction, until
+    intervals of LEVEL hold the points of clusters that are left out. Points of a model in a lab
+    err alike, so each such cluster weighs the same.
+
+    """
+
+    def fit(
+        self, errors: Floats, shares: Floats, clusters: Sequence[str], strata: Sequence[str]
+    ) -> "LeftOutSpread":
+        """Learn from log errors and the host's shares [points], each of a cluster and a stratum."""
+        names, groups = np.array(strata), np.array(clusters)
+        self.kernels_: dict[str, float] = {}
+        self.host_: dict[str, float] = {}
+        self.points_: dict[str, int] = {}
+        self.clusters_: dict[str, int] = {}
+        for name in sorted(set(strata)):
+            own = names == name
+            error, share, group = errors[own], shares[own], groups[own]
+            kinds = sorted(set(group.tolist()))
+            weight = np.array([1 / np.sum(group == each) for each in group])
+            kernels, host = _spreads(error, share, weight)
+            size = np.abs(error) / together(kernels, host, share)
+            for kind in kinds if len(kinds) > 1 else []:
+                here = group == kind
+                others = _spreads(error[~here], share[~here], weight[~here])
+                size[here] = np.abs(error[here]) / together(*others, share[here])
+            order = np.argsort(size)
+            reached = np.cumsum(weight[order]) / weight.sum()
+            at = min(int(np.searchsorted(reached, LEVEL)), len(size) - 1)
+            factor = float(size[order][at]) / Z95
+            self.kernels_[name], self.host_[name] = factor * kernels, factor * host
+            self.points_[name], self.clusters_[name] = len(size), len(kinds)
+        return self
+
+    def sigma(self, name: str, shares: Floats) -> Floats:
+        """Return the spreads of points of a stratum, by the host's shares [points]."""
+        return together(self.kernels_[name], self.host_[name], shares)
+
+
+def _spreads(errors: Floats, shares: Floats, weights: Floats) -> tuple[float, float]:
+    """Return the spread of the kernels' time and of the host's, by Gaussian likelihood.
+
+    By least squares of squared errors, weighted again by what they are expected to be.
+    """
+    rows = np.column_stack([(1 - shares) ** 2, shares**2])
+    found = np.full(2, float(np.average(errors**2, weights=weights)))
+    for _ in range(ITERATIONS):
+        weight = np.sqrt(weights) / np.maximum(rows @ found, LEAST**2)
+        found = non_negative_least_squares(rows * weight[:, None], errors**2 * weight)
+    kernels, host = np.sqrt(np.maximum(found, LEAST**2)).tolist()
+    return kernels, host
