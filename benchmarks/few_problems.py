@@ -5,7 +5,9 @@ Problems are drawn from known laws and judged by the code of `advise`. Times are
 right with a chance of 0.8, or shares of 16 samples that a problem of beta-distributed difficulty
 has right. The truth is that of a million draws, with a step time that is off by 5 %.
 
-    python -m benchmarks.few_problems [intervals] [chances] [picks] [jumps]
+    python -m benchmarks.few_problems [intervals] [chances] [picks] [jumps] [shared/data]
+
+A folder has real requests of others (workloads, vllm_runs), of which few are drawn.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import polars as pl
 
 from advisor.advice.feasible import ReplayedCheck
 from advisor.evidence.features import ZERO
@@ -274,10 +278,50 @@ def jumps() -> None:
         row_of(f"{share:.0%}", *cells)
 
 
+def requests_of(folder: Path) -> dict[str, Floats]:
+    """Return real tokens and seconds by name, of vLLM on a GPU and of two services."""
+    runs = folder / "vllm_runs" / "RTX4090_Llama-3.1-8B" / "requests.jsonl"
+    llama = pl.read_ndjson(runs)
+    azure = pl.read_csv(folder / "workloads" / "azure_2023_conv.csv")
+    mooncake = pl.read_ndjson(folder / "workloads" / "mooncake_conversation_3000.jsonl")
+    found = {
+        "Llama tokens": llama["output_toks"],
+        "Llama latency": llama["last_token_ts"] - llama["queued_ts"],
+        "Mooncake tokens": mooncake["output_length"],
+        "Azure tokens": azure["GeneratedTokens"],
+        "Azure prompts": azure["ContextTokens"],
+        "Mooncake prompts": mooncake["input_length"],
+    }
+    return {name: values.to_numpy().astype(float) for name, values in found.items()}
+
+
+def real(folder: Path) -> None:
+    """Print in how many sets the mean of all requests lies below and above the 90 % interval.
+
+    Also the interval's half-width, and how often a limit on the mean is met of which `advise` is
+    90 % sure.
+    """
+    sizes = SIZES[:4]
+    row_of("requests", "sd", *(f"{size}: below, above, half-width, limit met" for size in sizes))
+    row_of(*["---"] * (2 + len(sizes)))
+    for name, values in requests_of(folder).items():
+        cells, true = [], values.mean()
+        for size in sizes:
+            rng, told, widths = np.random.default_rng([size, 5]), np.zeros(3), []
+            for _ in range(5 * SETS):
+                some = rng.choice(values, size)
+                low, sure, high = np.quantile(resampling(size).mean(some), (0.05, 0.9, 0.95))
+                told += (true < low, true > high, true <= sure)
+                widths.append((high - low) / 2 / some.mean())
+            below, above, met = told / (5 * SETS)
+            cells.append(f"{below:.0%}, {above:.0%}, {np.median(widths):.0%}, {met:.0%}")
+        row_of(name, f"{values.std() / true:.0%}", *cells)
+
+
 def main() -> None:
     parts = {"intervals": intervals, "chances": chances, "picks": picks, "jumps": jumps}
     for name in sys.argv[1:] or parts:
-        parts[name]()
+        parts[name]() if name in parts else real(Path(name))
         print()
 
 

@@ -109,8 +109,14 @@ def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | No
     if finite.size > MANY:
         return _normal(finite, unit)
     draws = _weighted_sums(finite) / finite.size
-    positive = not signed and bool(finite.min() > 0)
-    return _estimate(float(finite.sum() / finite.size), draws, finite.size, unit, positive=positive)
+    return _estimate(
+        float(finite.sum() / finite.size),
+        draws,
+        finite.size,
+        unit,
+        skew=skew_of_mean(finite),
+        positive=not signed and bool(finite.min() > 0),
+    )
 
 
 def _normal(values: Floats, unit: str) -> Estimate:
@@ -174,7 +180,7 @@ def column_means(values: Floats, unit: str) -> list[Estimate]:
         return [_normal(column, unit) for column in values.T]
     draws = bootstrap_means(values)
     return [
-        _estimate(float(column.mean()), drawn, size, unit)
+        _estimate(float(column.mean()), drawn, size, unit, skew=skew_of_mean(column))
         for column, drawn in zip(values.T, draws.T, strict=True)
     ]
 
@@ -235,8 +241,9 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str) -> Estimate
     above, below = _both(numerators, denominators)
     if not below.size or below.sum() == 0:
         return None
-    draws = _divide(_weighted_sums(above), _weighted_sums(below))
-    found = _estimate(float(above.sum() / below.sum()), draws, below.size, unit, positive=True)
+    draws, value = _divide(_weighted_sums(above), _weighted_sums(below)), above.sum() / below.sum()
+    skew = skew_of_mean(above - value * below)
+    found = _estimate(float(value), draws, below.size, unit, skew=skew, positive=True)
     if found.high is not None and (above <= below).all():  # a share
         return replace(found, high=min(found.high, 1.0))
     return found
@@ -586,22 +593,49 @@ def wider(problems: int) -> float:
     return float(np.sqrt(problems / (problems - 1)) * student_95(problems - 1) / Z95)
 
 
+def skew_of_mean(values: Floats) -> Floats:
+    """Return the skewness of means of values [.., n]: theirs over the root of their number.
+
+    It lies between -1 and 1, above 0 where a few values are much larger than the others.
+    """
+    off = values - values.mean(axis=-1, keepdims=True)
+    most = np.abs(off).max(axis=-1, keepdims=True)
+    off /= np.where(most > 0, most, 1.0)  # so that no cube is too small or too large for a float
+    squares = off * off
+    sums = squares.sum(axis=-1)
+    return np.asarray((squares * off).sum(axis=-1) / np.where(sums > 0, sums, 1.0) ** 1.5)
+
+
 def widened(
-    value: float | Floats, draws: Floats, problems: int, *, positive: bool = False
+    value: float | Floats,
+    draws: Floats,
+    problems: int,
+    *,
+    skew: float | Floats = 0.0,
+    positive: bool = False,
 ) -> Floats:
     """Return draws that lie `wider` times as far from the value; one problem's are left.
 
-    Of what is `positive` that is so in logs.
+    On the side of the long tail they lie farther still, by the share `skew` (`skew_of_mean`), as
+    few problems seldom show how long that tail is. Of what is `positive` all that is so in logs.
     """
     if problems < 2:
         return draws
+    in_tail = (draws > value) == (skew > 0)
+    farther = wider(problems) * np.where(in_tail, 1 + np.abs(skew), 1.0)
     if positive and np.min(value) > 0 and np.min(draws) > 0:
-        return np.asarray(value * (draws / value) ** wider(problems))
-    return np.asarray(value + wider(problems) * (draws - value))
+        return np.asarray(value * (draws / value) ** farther)
+    return np.asarray(value + farther * (draws - value))
 
 
 def _estimate(
-    value: float, draws: Floats, problems: int, unit: str, *, positive: bool = False
+    value: float,
+    draws: Floats,
+    problems: int,
+    unit: str,
+    *,
+    skew: float | Floats = 0.0,
+    positive: bool = False,
 ) -> Estimate:
     """Return the percentile interval, `widened` for few problems; one problem has none.
 
@@ -611,7 +645,7 @@ def _estimate(
     if problems < 2 or not draws.size:
         return Estimate(value=value, unit=unit)
     ends: Floats = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)).astype(float)
-    low, high = widened(value, ends, problems, positive=positive)
+    low, high = widened(value, ends, problems, skew=skew, positive=positive)
     return Estimate(
         value=value, low=min(float(low), value), high=max(float(high), value), unit=unit
     )

@@ -119,10 +119,8 @@ class Evidence:
     models: Mapping[str, ModelFacts]
     steps: tuple[StepTable, ...]
     runs: tuple[Run, ...]
-    problem_ids: tuple[str, ...]
     watts: Mapping[EngineConfig, Watts]
     price_usd_per_device_hour: float | None
-    left_out: int
     cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
     lost: tuple[str, ...] = ()  # what was cut off, inferred or never checked, in words
     posed: bool = True  # by ttscope, so that `workload` can be posed again by its name
@@ -203,7 +201,7 @@ def gather(
         [with_lengths(each) for each in several] for several in both_told_apart(recordings, others)
     )
     watched = all(map(only_watched, recordings))
-    judged, left_out = judged and not watched, 0
+    judged = judged and not watched
     recordings, apart, lost = _set_apart(recordings, watched=watched, judged=judged)
     others = [*others, *apart]
     workload = _same_workload(recordings)
@@ -225,7 +223,7 @@ def gather(
             power = mean_and_table(recording, key)
             if power is not None:
                 watts.setdefault(law_key(engine), []).append((*power, engine.num_devices))
-        found, dropped, told, in_turn = read_runs(recording)
+        found, told, in_turn = read_runs(recording)
         if windows is not None:
             untimed.append(_untimed(windows))
             found, more = _with_drawn(recording, windows, found, in_turn)
@@ -242,7 +240,6 @@ def gather(
             runs_in(recording) if windows is None else runs_watched(recording, found, _rate(found))
         )
         cut.extend([*cut_runs(recording, found), *limited_runs(found)])
-        left_out += dropped
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
         lost += [*(f"{recording.name}: {why}" for why in unlike), *told, *_model_notes(recording)]
     for recording in (each.afresh() for each in others):
@@ -259,10 +256,8 @@ def gather(
         steps=tuple(steps),
         runs=tuple(runs),
         cut=tuple(cut),
-        problem_ids=tuple(sorted(names)),
         watts={key: _watts(drawn) for key, drawn in watts.items()},
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
-        left_out=left_out,
         lost=tuple(dict.fromkeys(lost)),
         posed=not any("imported" in each.manifest.provenance for each in recordings),
         made=RunsMade(made),

@@ -200,14 +200,13 @@ def arrival_rate(arrivals_ns: Iterable[int | None]) -> float | None:
 
 
 class ReadRuns(NamedTuple):
-    """The runs of a recording, how many problems were left out, and what of them to tell.
+    """The runs of a recording, and what to tell of problems that were left out.
 
     `in_turn` are the problems of watched engines that were left out since their requests came one
     after another: how many requests each had. They count in the rate of a run.
     """
 
     runs: list[Run]
-    left_out: int
     notes: list[str]
     in_turn: dict[EngineConfig, list[int]]
 
@@ -227,8 +226,7 @@ def read_runs(recording: Recording) -> ReadRuns:
         & pl.col("error").is_null()
         & ~pl.col("timed_out").fill_null(False)
     )
-    problems = recording.problems
-    kept = problems.filter(ended)
+    kept = recording.problems.filter(ended)
     answers = recording.samples.filter(pl.col("role").fill_null("sample") == "sample")
     forced = _forced(recording.samples)
     # A problem is written once per run; the last attempt stands.
@@ -290,8 +288,7 @@ def read_runs(recording: Recording) -> ReadRuns:
             f"{recording.name}: right samples come without their answers, so no vote of several "
             "samples is known"
         )
-    total = problems.select("engine", "policy", "problem_id").n_unique() if len(problems) else 0
-    return ReadRuns(runs, total - sum(len(run.problems) for run in runs), notes, in_turn)
+    return ReadRuns(runs, notes, in_turn)
 
 
 MOST_DRAWN = 100_000  # samples of a curve
@@ -304,7 +301,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
     why = f"{recording.name}: from a published curve of {curve.problems:,} problems. "
     if curve.prompt_tokens is None:
         lacking = f"{why}How long prompts are is not known. Import again with --prompt-tokens"
-        return ReadRuns([], 0, [lacking], {})
+        return ReadRuns([], [lacking], {})
     count = max(min(curve.problems, MOST_PROBLEMS, MOST_DRAWN // curve.most), 1)
     rng = np.random.default_rng([count, curve.most])
     part = curve.spread / np.sqrt(2)
@@ -342,7 +339,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
         rate_per_s=None,
         curve=curve,
     )
-    return ReadRuns([run], 0, [told], {})
+    return ReadRuns([run], [told], {})
 
 
 def _check_left(

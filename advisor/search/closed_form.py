@@ -30,6 +30,7 @@ from traces.statistics import (
     Floats,
     Ints,
     quantile_law,
+    skew_of_mean,
     weighted_quantiles,
     widened,
 )
@@ -100,7 +101,8 @@ class Demands:
         mean = max(values.mean(), 1e-12)
         if values.size == 1:
             drawn = drawn * self.unlike
-        return np.asarray(widened(mean, drawn, values.size, positive=True) / mean)
+        skew = skew_of_mean(values)
+        return np.asarray(widened(mean, drawn, values.size, skew=skew, positive=True) / mean)
 
     def quantile(self, q: float) -> tuple[Floats, Floats]:
         """Return a quantile of the steps over problems: [works], and relative draws of it.

@@ -22,6 +22,7 @@ from traces.statistics import (
     beta_quantiles,
     quantile_law,
     share_law,
+    skew_of_mean,
     weighted_quantiles,
     widened,
 )
@@ -90,15 +91,16 @@ class Resampling:
         """Return the mean over problems per draw of [problems] or [replays, problems] values.
 
         With several replays, draws take them in turn. Means of few problems lie as far apart as
-        Student's law has them (`widened`). One problem tells no spread, so that one is assumed
-        (`SPREAD`).
+        Student's law has them, and farther on the side of the long tail (`widened`). One problem
+        tells no spread, so that one is assumed (`SPREAD`).
         """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
         means = (self.weights @ rows.T / rows.shape[1])[np.arange(self.count), turn]
         if rows.shape[1] == 1:
             means = means * self.unlike
-        return widened(rows.mean(axis=1)[turn], means, rows.shape[1], positive=True)
+        skew = skew_of_mean(rows)[turn]
+        return widened(rows.mean(axis=1)[turn], means, rows.shape[1], skew=skew, positive=True)
 
     def quantile(
         self, values: Floats, q: float, order: Floats | None = None, *, lower: bool = False

@@ -67,15 +67,14 @@ class PowerLaw:
     `sigma` is the spread of the log of (recorded / predicted) energy over parts of the recordings,
     `batch` the least and the largest mean batch of a stretch, `least_busy` the least part of one in
     which steps ran: where they always ran, idle cannot be told from busy, and where the batch was
-    always the same, its part not from the rest. `runs` recordings taught it. `limit_w` is what all
-    boards may draw, None where it is not known.
+    always the same, its part not from the rest. `limit_w` is what all boards may draw, None where
+    it is not known.
     """
 
     watts: Floats
     sigma: float
     batch: tuple[float, float]
     least_busy: float
-    runs: int
     limit_w: float | None = None
 
     def within(self, seconds: float, busy_s: float, request_s: float) -> bool:
@@ -144,5 +143,4 @@ def fit_power(tables: Sequence[PowerTable]) -> PowerLaw | None:
         sigma=float(np.sqrt(np.mean(np.square(errors)))),
         batch=(float(batches.min()), float(batches.max())),
         least_busy=float(np.min(amounts[:, 1] / amounts[:, 0])),
-        runs=len(tables),
     )

@@ -224,8 +224,12 @@ def predict(
         *([] if on_tables else _unlike(evidence, own, model)),
         *_measured_notes(evidence, own, question, on_tables=on_tables),
     ]
-    made = None if redrafted is None else redrafted.note
-    notes += [each for each in (made, told, _paying(prior, question, sources)) if each is not None]
+    of_drafts = (
+        None if redrafted is None else redrafted.note,
+        told,
+        None if prior is None else prior.pays(question.engine, sources),
+    )
+    notes += [each for each in of_drafts if each is not None]
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary, None if before is None else before.summary
     keys = routed.keys or [base.engine_key(recorded.engine)]
@@ -259,10 +263,9 @@ def _with_length(
 
 def _as_it_was(question: Question, own: Run) -> Question:
     """Return the question of what was recorded."""
-    same = replace(question, engine=own.engine, policy=own.policy, replicas=Replicas())
-    same = replace(same, model_facts=None)
-    same = replace(same, rate_per_s=None, concurrency=None)
-    return by_replica(replace(same, operators=None, collectives=None, gpu=None))
+    seed, sent = question.seed, question.arrivals_sent
+    same = Question(engine=own.engine, policy=own.policy, seed=seed, arrivals_sent=sent)
+    return by_replica(same)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -776,14 +779,6 @@ def _prior(
     )
     question = by_replica(question)
     return prior, replace(question, engine=replace(question.engine, gpu=tables.device))
-
-
-def _paying(prior: PriorTimes | None, question: Question, sources: Sequence[Run]) -> str | None:
-    """Say up to which batch the drafts of an engine pay on a GPU, where it has any."""
-    step, engine = verify_step(sources), question.engine
-    if prior is None or engine.speculative is None or step is None:
-        return None
-    return prior.pays(engine, step.kept)
 
 
 def _hash(recording: Recording) -> str | None:

@@ -175,6 +175,7 @@ def attach_to(
         declared=wanted.declared,
         period_s=wanted.period_s,
         reconnect=wanted.reconnect,
+        say=say,
     )
     receiver, passes = _listening(stack, wanted, say), None
     if wanted.fpm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +37,7 @@ from traces.live.numbers import (
     tells,
 )
 from traces.live.verdict import TAKEN, SeenLimit
-from traces.recording.tables import SCRAPES
+from traces.recording.tables import SCRAPES, SILENT
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
 
@@ -140,6 +140,7 @@ class Deployment:
     period_s: seconds between polls.
     reconnect: wait for a server that is gone; else `lost` says that one is.
     facts: what the served model costs, whatever the servers tell of it.
+    say: takes a line that the user must see while the servers are watched.
 
     """
 
@@ -152,6 +153,7 @@ class Deployment:
         period_s: float = PERIOD_S,
         reconnect: bool = True,
         facts: ModelFacts | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if not 0.1 <= period_s <= 3600:
             raise UsageError(f"--period must be 0.1 s to an hour, not {period_s:g} s")
@@ -159,7 +161,7 @@ class Deployment:
             raise UsageError("the same URL is named twice")
         self._accesses, self._model, self._declared = list(accesses), model, dict(declared or {})
         self._period_s, self._reconnect, self._facts = period_s, reconnect, facts
-        self._lock = threading.Lock()
+        self._say, self._lock = say, threading.Lock()
         self._writer: RecordingWriter | None = None
         self._keys_kept = False  # by a recording, whose rows have them
         self._scrapers: list[Scraper] = []
@@ -190,11 +192,16 @@ class Deployment:
         return any(replica.scraper.lost.is_set() for replica in self.replicas)
 
     def _look(self, access: Access, metrics_needed: bool) -> Replica:
+        def note(kind: str, detail: str) -> None:
+            if kind == SILENT:
+                self._say(detail)
+            self._event(kind, detail, replica.config.key())
+
         # It calls nothing of these before it is started, when the replica is there.
         scraper = Scraper(
             access,
             lambda label: self._key(replica, label),
-            on_event=lambda kind, detail: self._event(kind, detail, replica.config.key()),
+            on_event=note,
             on_page=lambda page: self._keep(replica, page),
             on_restart=lambda page: self._again(replica, page),
             period_s=self._period_s,

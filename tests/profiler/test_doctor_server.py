@@ -65,7 +65,7 @@ def test_what_is_missing_says_what_it_needs():
         assert "--api-key-env" in found["models"].needs
         assert "--disable-log-stats" in found["metrics"].needs
         state.gone = True
-        with pytest.raises(EngineError, match="no server answers"):
+        with pytest.raises(EngineError, match="no server answers.*may speak https"):
             look(state)
         with metrics_server() as page:  # which is elsewhere, and answers
             access = Access.of(state.url).with_metrics(f"{page.url}/metrics")

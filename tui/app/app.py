@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +19,7 @@ from textual.events import Event, Key
 from textual.filter import LineFilter
 from textual.message_pump import MessagePump
 from textual.screen import Screen
+from textual.worker import WorkerCancelled
 
 from traces.errors import UsageError
 from tui.app.keys import read_keys
@@ -44,9 +46,18 @@ MARKS = [("-", "Not measured."), ("*", "Outside what was measured.")]
 
 
 class CleanLines(LineFilter):
-    """Takes out the characters of `COMMANDS`, all without a width; Textual's own pass by."""
+    """Takes out the characters of `COMMANDS`, all without a width; Textual's own pass by.
+
+    It does so behind other filters: each by itself would make a line anew.
+    """
+
+    def __init__(self, before: Sequence[LineFilter] = ()) -> None:
+        super().__init__()
+        self.before = before
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        for each in self.before:
+            segments = each.apply(segments, background)
         if not any(COMMANDS.search(segment.text) for segment in segments):
             return segments
         return [
@@ -139,8 +150,11 @@ class TtscopeApp(LibraryApp):
         self.limits = dict(limits or {})
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """Return Textual's filters, and the one that keeps commands from the terminal."""
-        return [*super().get_line_filters(), self._clean]
+        """Return the filter that keeps commands from the terminal, behind Textual's."""
+        before = super().get_line_filters()
+        if before != self._clean.before:
+            self._clean = CleanLines(before)
+        return [self._clean]
 
     def notify(self, message: str, **given: Any) -> None:
         """Show a message as it is: a name in it may look like Textual's markup."""
@@ -309,7 +323,8 @@ async def _take(app: TtscopeApp, screen: str, size: tuple[int, int]) -> str:
 async def settle(pilot: Pilot[None]) -> None:
     """Wait until no worker runs, and no message is left that would start another."""
     while True:
-        await pilot.app.workers.wait_for_complete()
+        with suppress(WorkerCancelled):  # what was asked meanwhile has taken its place
+            await pilot.app.workers.wait_for_complete()
         await pilot.pause()
         await pilot.pause()
         if all(worker.is_finished for worker in pilot.app.workers):

@@ -105,14 +105,9 @@ def _header(material: Material) -> Html:
         intro = "This page shows what was recorded, and says what advice would need."
     if material.of_live:
         intro = "This page tells what a watched deployment spends its time on, and what to try."
-    reading = (
-        "Point at a number, or reach it with the Tab key, for its meaning. [a, b] is a 90 % "
-        "interval, - was not measured, * lies outside what was measured."
-    )
-    printed = (
-        "[a, b] is a 90 % interval, - was not measured, * lies outside what was measured. What the "
-        "words mean is on the last page."
-    )
+    told = "[a, b] is a 90 % interval, - was not measured, * lies outside what was measured."
+    reading = f"Point at a number, or reach it with the Tab key, for its meaning. {told}"
+    printed = f"{told} What the words mean is on the last page."
     return join(
         [
             tag("h1", _title(material)),

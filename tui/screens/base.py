@@ -23,7 +23,7 @@ from tui.screens.library import failure
 from tui.screens.library_app import LibraryApp
 from tui.text.layout import wrap
 from tui.widgets.navbar import NavBar
-from tui.widgets.still import StillText
+from tui.widgets.still import StillText, blank_lines
 
 Result = TypeVar("Result")
 SETTLING = 100  # rounds of messages that a drawing waits for at most
@@ -159,6 +159,7 @@ class ModeScreen(CalmScreen[None]):
     """
     MODE: ClassVar[str]
     LEGEND: ClassVar[Sequence[tuple[str, str]]] = ()
+    render_lines = blank_lines
 
     @property
     def ttscope(self) -> LibraryApp:

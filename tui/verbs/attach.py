@@ -205,7 +205,7 @@ def watch_servers(
             stack,
             wanted,
             may_open=_may_open,
-            say=lambda text: say(text, file=sys.stderr),
+            say=line.say,
             metrics_needed=policy is None,
             own_traces=own_traces,
         )
@@ -289,9 +289,16 @@ class LiveLine:
                 sys.stderr.write(f"{clean(line)}\n")
             sys.stderr.flush()
 
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+        self.end()
+        with contextlib.suppress(OSError):
+            say(text, file=sys.stderr)
+
     def end(self) -> None:
         """Leave the last line where it is."""
         if self._written:
+            self._written = False
             with contextlib.suppress(OSError):
                 sys.stderr.write("\n")
                 sys.stderr.flush()

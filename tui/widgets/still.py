@@ -7,18 +7,38 @@ common base in front would take Textual's styles of containers away.
 
 from __future__ import annotations
 
-from textual.containers import Grid, Horizontal, Vertical
+from textual.containers import Container, Grid, Horizontal, Vertical
 from textual.content import Content
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.reactive import Reactive
+from textual.strip import Strip
 from textual.visual import VisualType
+from textual.widget import Widget
 from textual.widgets import Static
+
+
+def blank_lines(widget: Widget, crop: Region) -> list[Strip]:
+    """Return the lines of a container without a frame: one for all, as they are alike.
+
+    Textual draws and cuts each, though most lie behind what is in the container.
+    """
+    line = Strip.blank(crop.width, widget.visual_style.background_style.rich_style)
+    for each in widget.get_line_filters():
+        line = line.apply_filter(each, widget.background_colors[1])
+    return [line] * crop.height
+
+
+class Box(Container):
+    """A container without a frame."""
+
+    render_lines = blank_lines
 
 
 class StillRow(Horizontal):
     """Children beside each other."""
 
     virtual_size = Reactive(Size(0, 0))
+    render_lines = blank_lines
 
 
 class StillColumn(Vertical):
@@ -31,6 +51,7 @@ class StillGrid(Grid):
     """Children in a grid."""
 
     virtual_size = Reactive(Size(0, 0))
+    render_lines = blank_lines
 
 
 class StillText(Static):

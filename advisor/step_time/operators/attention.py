@@ -26,7 +26,6 @@ class DecodeAttention:
     split_: the measured context after which the kernel is another one; None without such a break.
     prices_: the non-negative seconds of the law's terms.
     residual_: what was measured less the law, on the grid of `batches_` and `contexts_`.
-    relative_error_: of the law alone, mean over what it was learned from.
 
     Notes
     -----
@@ -53,7 +52,6 @@ class DecodeAttention:
         self.split_ = self._find_split(batch, context, seconds)
         self.prices_, _ = self._solve(batch, context, seconds, self.split_)
         law = self.law(batch, context)
-        self.relative_error_ = float(np.mean(np.abs(law / seconds - 1)))
         knots, grid = to_grid(np.column_stack([batch, context]), seconds - law)
         self.batches_, self.contexts_ = knots
         logs = [np.log(known) for known in knots]

@@ -42,7 +42,7 @@ class Kind(NamedTuple):
 class CollectiveLaw:
     """Seconds of a message: `start_s` and `per_byte_s` [pieces] between `breaks` [bytes].
 
-    `low_bytes` and `high_bytes` bound the measured sizes, `sizes` of them. `left_out_error` is the
+    `high_bytes` is the largest of the measured sizes, `sizes` of them. `left_out_error` is the
     mean absolute relative error of sizes that were left out of the fit, None with fewer than
     FOLDS sizes.
     """
@@ -50,7 +50,6 @@ class CollectiveLaw:
     start_s: float
     per_byte_s: Floats
     breaks: Floats
-    low_bytes: float
     high_bytes: float
     sizes: int
     left_out_error: float | None
@@ -59,9 +58,6 @@ class CollectiveLaw:
         return np.asarray(
             self.start_s + pieces(message_bytes, self.breaks) @ self.per_byte_s, dtype=float
         )
-
-    def within(self, message_bytes: float) -> bool:
-        return self.low_bytes <= message_bytes <= self.high_bytes
 
 
 class Communication:
@@ -123,7 +119,6 @@ class Communication:
             start_s=start,
             per_byte_s=per_byte,
             breaks=breaks,
-            low_bytes=float(sizes[0]),
             high_bytes=float(sizes[-1]),
             sizes=len(sizes),
             left_out_error=error,

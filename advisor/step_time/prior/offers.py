@@ -21,7 +21,7 @@ from advisor.evidence.keys import decoder_of, law_key, powers, without_limits
 from advisor.step_time.cost import StepCost
 from advisor.step_time.law import PriorCost, StepLaw, non_negative_least_squares
 from advisor.step_time.prior.defaults import BLOCK, Device, Memory, as_on, memory_of, with_blocks
-from advisor.step_time.prior.drafting import drafter_in, verify_step
+from advisor.step_time.prior.drafting import drafter_in
 from advisor.step_time.prior.recalibration import (
     PriorTimes,
     cost_of,
@@ -266,11 +266,10 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
 def _paying(evidence: Evidence, engine: EngineConfig, times: PriorTimes) -> str | None:
     """Return up to which batch an engine's drafts pay, None without any that were recorded."""
     same = [run for run in evidence.runs if decoder_of(run.engine) == decoder_of(engine)]
-    step = verify_step(same)
-    if engine.speculative is None or step is None:
-        return None
-    never = ", by a published acceptance, as none ran" if not any(r.recording for r in same) else ""
-    return times.pays(engine, step.kept) + never
+    told = times.pays(engine, same)
+    if told is None or any(run.recording for run in same):
+        return told
+    return f"{told}, by a published acceptance, as none ran"
 
 
 def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Evidence) -> float:

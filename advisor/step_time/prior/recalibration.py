@@ -13,7 +13,7 @@ load, and those of others the less the farther they are from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -24,6 +24,7 @@ import polars as pl
 from advisor.compiled import compiled, wide
 from advisor.evidence.features import FEATURES, Features, work_of_steps
 from advisor.evidence.live.ranks import ranks_in
+from advisor.evidence.runs import Run
 from advisor.step_time.cost import (
     StepCost,
     chunk_seconds,
@@ -38,7 +39,7 @@ from advisor.step_time.host.spread import Spread, first_tokens_of
 from advisor.step_time.host.spread import spread_of as published_spread
 from advisor.step_time.law import Steps, StepTimes, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
-from advisor.step_time.prior.drafting import Drafting, drafting_of, pays
+from advisor.step_time.prior.drafting import Drafting, drafting_of, pays, verify_step
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
@@ -206,20 +207,16 @@ class PriorTimes:
         """Return an engine with the ranks of data parallelism that share a mixture's experts."""
         return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
 
-    def pays(self, engine: EngineConfig, kept: float) -> str:
-        """Say up to which batch drafts pay that give `kept` tokens a step.
+    def pays(self, engine: EngineConfig, runs: Iterable[Run]) -> str | None:
+        """Say up to which batch an engine's drafts pay, as those of runs went; None without any.
 
         Raises UsageError where the model that drafts is not known.
         """
-        drafting = self.drafting(engine)
-        assert engine.speculative is not None
-        assert drafting is not None
+        drafting, step = self.drafting(engine), verify_step(runs)
+        if engine.speculative is None or drafting is None or step is None:
+            return None
         k = engine.speculative.num_speculative_tokens
-        return pays(self.prior(engine), drafting, k, kept)
-
-    def shape(self, engine: EngineConfig) -> tuple[ModelFacts, int]:
-        """Return the model and the size that a run of an engine checks (`Recalibration`)."""
-        return _shape(self.facts, engine.tensor_parallel_size)
+        return pays(self.prior(engine), drafting, k, step.kept)
 
     def prior(self, engine: EngineConfig) -> Prior:
         """Return the operator times of an engine, as the recordings scale them.
@@ -467,7 +464,6 @@ class _Cases:
     """Cases of the forward alone on an engine that the prior can price."""
 
     recording: str
-    engine: EngineConfig
     prior: Prior
     steps: pl.DataFrame
 
@@ -531,7 +527,7 @@ def _priced(tables: PriorTables, here: _Here) -> _Cases | str:
     )
     if steps.is_empty():
         return "its cases are larger than what the tables hold"
-    cases = _Cases(recording=here.recording, engine=engine, prior=prior, steps=steps)
+    cases = _Cases(recording=here.recording, prior=prior, steps=steps)
     ratio = float(np.median(steps["seconds"].to_numpy() / cases.seconds({})))
     if not 1 / UNLIKE <= ratio <= UNLIKE:
         raise UsageError(

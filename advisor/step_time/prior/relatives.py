@@ -79,12 +79,8 @@ class RelativeTables(PriorTables):
             return table.with_columns(seconds=self._computed(self.flop_ratio))
         return table.with_columns(seconds=self._moved(_cache_bytes(table) * self.byte_s))
 
-    def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
-        """Return None: tables of other families are those of `others`, by bandwidth and peak."""
-        return None
-
     def versions_of(self, family: str, name: str) -> list[str]:
-        """Return none."""
+        """Return none: tables of other families are those of `others`, by bandwidth and peak."""
         return []
 
     @cached_property

@@ -53,6 +53,10 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
         why = type(error).__name__
         if "CERTIFICATE" in str(error).upper():
             why += ": its certificate is not trusted here (SSL_CERT_FILE names another authority)"
+        if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError) and url.startswith(
+            "http://"
+        ):
+            why += ": it may speak https"
         raise Unanswered(
             f"{url}: no server answers ({why}). Start one, or correct the URL"
         ) from None

@@ -94,7 +94,6 @@ def test_only_what_ended_is_evidence(tmp_path):
     (run,) = evidence.runs
     assert list(run.problems) == ["whole"]
     assert len(run.problems["whole"].samples) == 1
-    assert evidence.left_out == 3
     assert evidence.steps[0].seconds.tolist() == [0.001, 0.002]
 
 

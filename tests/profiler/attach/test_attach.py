@@ -221,8 +221,10 @@ def test_of_servers_that_answer_in_turn_later_one_is_kept(server, tmp_path):
         server.turns = itertools.chain([("1.8e+09", 2.0)], turns)
         asked_again(server, 9)
 
-    recording, _ = attach(server, folder=tmp_path / "r", change=balance)
+    said, folder = [], tmp_path / "r"
+    recording, _ = attach(server, folder=folder, change=balance, say=said.append)
     (told,) = watched_engines(recording)
+    assert said == [told.losses[0]]
     assert told.events["restart"] == 1 and told.events["gap"] >= 1
     assert "several servers answer there" in told.losses[0]
     assert told.numbers.generated_tokens_per_s == 0.0

@@ -11,6 +11,7 @@ from tests.tui.model_config import llama_config
 from traces.recording.reader import Recording
 
 FOREIGN = Path(__file__).parents[2] / "data" / "foreign"
+SUMS, LOG = FOREIGN / "samples_toy_sums_self.jsonl", FOREIGN / "inspect_sums.eval"
 SENT = [(0.0, 700, 4, 0.05, 0.5), (0.25, 1024, 9, 0.06, 0.2), (2.0, 91, 1, 0.07, 0.07)]
 
 
@@ -91,10 +92,17 @@ def test_what_was_skipped_is_one_line(run, tmp_path):
         (["import", "t.csv", "-o", "r", "--block-tokens", "0"], 2, "must be at least 1, not 0"),
         (["import", "b.json", "-o", "r", "--run", "3"], 2, "--run 3: b.json holds 1 results"),
         (["import", "head.csv", "-o", "r"], 1, "no request in it can be read"),
+        (["import", SUMS, "-o", "r"], 2, "Give --verifier numeric"),
+        (["import", SUMS, "-o", "r", "--verifier", "guess"], 2, "no verifier 'guess'"),
+        (["import", LOG, "-o", "r", "--score", "f1"], 2, "no such scorer. Choose one of match"),
+        (["import", LOG, "-o", "r", "--limit", "1e-6"], 1, "Raise --limit"),
+        (["import", LOG, SUMS, "-o", "r"], 2, "different formats"),
+        (["import", FOREIGN / "README.md", "-o", "r"], 1, "not a PyTorch profiler trace (it "
+         "has no traceEvents), nor samples or requests in a format that ttscope knows"),
         (["export", "r", "-o", "t.jsonl", "--format", "csv"], 2, "one of perfetto, mooncake"),
         (["export", "r", "-o", "t.json", "--format", "mooncake"], 2, "name a .jsonl file"),
     ],
-)
+)  # fmt: skip
 def test_refusals(run, trace, tmp_path, arguments, code, message):
     azure(tmp_path / "t.csv", SENT)
     azure(tmp_path / "head.csv", [])
@@ -131,30 +139,11 @@ def test_outcomes_are_imported_and_shown(run, tmp_path):
 
 
 def test_completions_are_judged_anew(run):
-    path = FOREIGN / "samples_toy_sums_self.jsonl"
-    out = run.clean("import", path, "-o", "r", "--verifier", "numeric")
+    out = run.clean("import", SUMS, "-o", "r", "--verifier", "numeric")
     assert "20 samples of 5 problems" in out
     assert "judged by the verifier numeric" in out
-    code, out, _ = run("import", FOREIGN / "inspect_sums.eval", "-o", "s", "--score", "includes")
+    code, out, _ = run("import", LOG, "-o", "s", "--score", "includes")
     assert code == 0 and "judged by includes" in " ".join(out.split())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["samples_toy_sums_self.jsonl"], 2, "Give --verifier numeric"),
-        (["samples_toy_sums_self.jsonl", "--verifier", "guess"], 2, "no verifier 'guess'"),
-        (["inspect_sums.eval", "--score", "f1"], 2, "no such scorer. Choose one of match"),
-        (["inspect_sums.eval", "--limit", "1e-6"], 1, "Raise --limit"),
-        (["inspect_sums.eval", "samples_toy_choice.jsonl"], 2, "different formats"),
-        (["README.md"], 1, "not a PyTorch profiler trace"),
-        (["README.md"], 1, "nor samples or requests in a format that ttscope knows"),
-    ],
-)
-def test_refusals_of_outcomes(run, arguments, code, message):
-    files = [FOREIGN / each if (FOREIGN / each).exists() else each for each in arguments]
-    assert message in run.refused("import", *files, "-o", "r", code=code)
-    assert not Path("r", "recording.json").exists()
 
 
 def test_requests_are_imported_shown_and_exported(run, tmp_path):

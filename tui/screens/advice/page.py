@@ -25,12 +25,14 @@ class Page(ScrollView):
     DEFAULT_CSS = "Page { overflow-y: scroll; overflow-x: hidden; }"
 
     virtual_size = Reactive(Size(0, 0))
+    auto_links = Reactive(False)  # there are none
 
     def __init__(self, *, id: str, classes: str) -> None:
         super().__init__(id=id, classes=classes)
         self._content = Content("")
-        self._strips: list[Strip] = []
-        self._blank = Strip([])
+        self._laid_out = (Content(""), 0)  # what `_lines` are of, and how wide
+        self._lines: list[Content] = []
+        self._strips: dict[int, Strip] = {}  # of lines that were seen
         self._doing: tuple[str, int, int | None] | None = None
         self._timer: Timer | None = None
 
@@ -49,26 +51,35 @@ class Page(ScrollView):
         self._draw()
 
     def render(self) -> Content:
-        if self._doing is None:
-            return self._content
-        return Content("\n").join([self._busy_line(*self._doing), self._content])
+        return Content("\n").join(self._lines)
 
     def render_line(self, y: int) -> Strip:
-        at = y + round(self.scroll_y)
-        return self._strips[at] if at < len(self._strips) else self._blank
+        at, width = y + round(self.scroll_y), self.scrollable_content_region.width
+        look = self.visual_style
+        if at >= len(self._lines):
+            return Strip.blank(width, look.rich_style)
+        if at not in self._strips and self.text_selection is not None:
+            self._strips = dict(enumerate(Visual.to_strips(self, self.render(), width, None, look)))
+        elif at not in self._strips:
+            (strip,) = Visual.to_strips(self, self._lines[at], width, 1, look)
+            self._strips[at] = strip.apply_offsets(0, at)
+        return self._strips[at].adjust_cell_length(width, look.rich_style)
 
     def _draw(self) -> None:
-        width = self.scrollable_content_region.width
+        width, content = self.scrollable_content_region.width, self._content
         if not width:
             return
-        look = self.visual_style
-        drawn = Visual.to_strips(self, self.render(), width, None, look)
-        drawn = [strip.adjust_cell_length(width, look.rich_style) for strip in drawn]
-        self._blank = Strip.blank(width, look.rich_style)
-        if len(drawn) != len(self._strips):
-            self.virtual_size = Size(width, len(drawn))
-            self._scroll_update(self.virtual_size)
-        self._strips = drawn
+        if self._doing is not None:
+            content = Content("\n").join([self._busy_line(*self._doing), content])
+        if width != self._laid_out[1] or not content.is_same(self._laid_out[0]):
+            lines = content.split(allow_blank=True)
+            if any(line.cell_length > width for line in lines):
+                lines = content.wrap(width)
+            if len(lines) != len(self._lines):
+                self.virtual_size = Size(width, len(lines))
+                self._scroll_update(self.virtual_size)
+            self._lines, self._laid_out = lines, (content, width)
+        self._strips = {}
         self.refresh()
 
     def _busy_line(self, doing: str, done: int, total: int | None) -> Content:

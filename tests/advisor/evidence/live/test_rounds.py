@@ -41,10 +41,10 @@ def test_problems_in_rounds_are_left_out_and_counted(tmp_path):
         span(7, parent=73),
     ]
     recording = watched_spans(tmp_path / "live", spans)
-    runs, left_out, notes, in_turn = read_runs(recording)
+    runs, notes, in_turn = read_runs(recording)
     (run,) = runs
     assert sorted(len(each.samples) for each in run.problems.values()) == [1, 2]
-    assert left_out == 2 and notes == [] and in_turn == {run.engine: [2, 2]}
+    assert notes == [] and in_turn == {run.engine: [2, 2]}
     assert run.rate_per_s == pytest.approx(arrival_rate(recording.problems["arrival"]))
     assert _with_drawn(recording, {}, runs, in_turn) == (
         runs,

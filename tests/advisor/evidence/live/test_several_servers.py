@@ -62,8 +62,8 @@ def traffic(spans, dtype=None, in_turn=None, more=()):
     windows = {"a": window_of(20), "b": window_of(20)}
     runs, notes = _with_drawn(recording, windows, spans, in_turn or {})
     evidence = Evidence(
-        recordings=("live",), workload=None, models={}, steps=(), runs=tuple(runs), problem_ids=(),
-        watts={}, price_usd_per_device_hour=None, left_out=0,
+        recordings=("live",), workload=None, models={}, steps=(), runs=tuple(runs),
+        watts={}, price_usd_per_device_hour=None,
     )  # fmt: skip
     return ranks, evidence, notes
 

@@ -16,6 +16,7 @@ from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.recalibration import OTHER_SIZE
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
+from tests.advisor.asking import predicted
 from tests.advisor.step_time.prior import prior_files
 from tests.advisor.step_time.prior.prior_files import DEVICE, TINY, write_prior
 from tests.advisor.step_time.prior.test_recalibration import measured
@@ -214,34 +215,28 @@ def test_memory_rules_out_what_does_not_fit(wide, tmp_path, monkeypatch):
     per_block = 16 * WIDE.kv_bytes_per_token
     assert blocks[2] == int((1.84e9 - 250e6 - 1e9) // (per_block / 2))
     assert blocks[4] == int((1.84e9 - 250e6 - 0.5e9) // (per_block / 4))
+
     # A replay there has the same blocks, and says the sum where it does not fit.
-    run = summarise(wide)[0]
+    def there(size, *changes):
+        return predicted(wide, f"engine.tensor_parallel_size={size}", *changes, gpu="test_gpu")
+
     for size in (2, 4):
-        engine = dataclasses.replace(
-            run.engine, tensor_parallel_size=size, num_gpu_blocks=None, block_size=16
-        )
-        question = Question(engine=engine, policy=run.policy, gpu="test_gpu")
-        found = predict(wide, run, question)
+        found = there(size)
         assert found.predicted.engine.num_gpu_blocks == blocks[size]
         (note,) = (note for note in found.notes if note.startswith("num_gpu_blocks"))
         assert f"num_gpu_blocks {blocks[size]:,} by a rule: on each GPU 0.92 x 2.0 GB" in note
-    engine = dataclasses.replace(engine, tensor_parallel_size=1)
     whole = r"0\.92 x 2\.0 GB of memory less weights of 2\.0 GB and 0\.2 GB .* \(-0\.4 GB\)"
     with pytest.raises(UsageError, match=whole):
-        predict(wide, run, dataclasses.replace(question, engine=engine))
-    longer = dataclasses.replace(engine, tensor_parallel_size=2, max_model_len=400_000)
+        there(1)
     with pytest.raises(UsageError, match="a sequence of max_model_len 400,000 needs 0.8 GB"):
-        predict(wide, run, dataclasses.replace(question, engine=longer))
-    many = dataclasses.replace(engine, tensor_parallel_size=2, num_gpu_blocks=31_000)
+        there(2, "engine.max_model_len=400000")
     with pytest.raises(UsageError, match=r"num_gpu_blocks=31,000 .* are 2\.0 GB of 2\.0 GB"):
-        predict(wide, run, dataclasses.replace(question, engine=many))
+        there(2, "engine.num_gpu_blocks=31000")
 
 
 def test_what_was_measured_there_is_not_offered_and_recalibrates_the_rest(wide, tmp_path):
-    run = summarise(wide)[0]
-    engine = dataclasses.replace(run.engine, enforce_eager=False, async_scheduling=True)
-    question = Question(engine=engine, policy=run.policy, gpu="test_gpu")
-    prior = predict(wide, run, question)
+    changes = ("engine.enforce_eager=false", "engine.async_scheduling=true")
+    prior = predicted(wide, *changes, gpu="test_gpu")
     there = measured(prior, tmp_path / "there", 1.3)
     (engine,) = there.manifest.engines.values()
     facts = {engine.model: WIDE}
