@@ -192,13 +192,12 @@ class Deployment:
         return any(replica.scraper.lost.is_set() for replica in self.replicas)
 
     def _look(self, access: Access, metrics_needed: bool) -> Replica:
-        replica: Replica | None = None
-
         def note(kind: str, detail: str) -> None:
             if kind == SILENT:
                 self._say(detail)
-            self._event(kind, detail, None if replica is None else replica.config.key())
+            self._event(kind, detail, replica.config.key())
 
+        # It calls nothing of these before it is started, when the replica is there.
         scraper = Scraper(
             access,
             lambda label: self._key(replica, label),
@@ -228,11 +227,10 @@ class Deployment:
         if metrics_needed and page is not None and scraper.meets_others(page):
             raise EngineError(f"{access.where}: {SEVERAL}. Name {EACH}")
         config, facts = self._describe(access, scraper, page)
-        replica = Replica(access=access, config=config, facts=facts, scraper=scraper)
-        replica.described = config
-        replica.started = None if page is None else page.started
-        replica.ahead_ns = 0 if page is None else page.ahead_ns
-        replica.drafts = page is not None and any(each.name == DRAFTS for each in page.values)
+        replica = Replica(access, config, facts, scraper, described=config)
+        if page is not None:
+            replica.started, replica.ahead_ns = page.started, page.ahead_ns
+            replica.drafts = any(each.name == DRAFTS for each in page.values)
         self._register(replica, _labels_of(replica, page))
         return replica
 
@@ -348,16 +346,13 @@ class Deployment:
         self._tell()
         return key
 
-    def _key(self, replica: Replica | None, label: str) -> str:
-        assert replica is not None
+    def _key(self, replica: Replica, label: str) -> str:
         if label not in replica.keys:  # an engine that was added while we watch
             self._register(replica, sorted({*replica.keys, label} - {""}))
         return replica.keys[label]
 
-    def _again(self, replica: Replica | None, page: Page) -> None:
+    def _again(self, replica: Replica, page: Page) -> None:
         """Ask a server that was restarted what it serves now."""
-        if replica is None:
-            return
         replica.started = page.started
         try:
             config, facts = self._describe(replica.access, replica.scraper, page)
@@ -370,9 +365,7 @@ class Deployment:
             self._join_ranks()
             self._event("note", f"{replica.access.where}: another configuration", config.key())
 
-    def _keep(self, replica: Replica | None, page: pl.DataFrame) -> None:
-        if replica is None:
-            return
+    def _keep(self, replica: Replica, page: pl.DataFrame) -> None:
         replica.pages.append(page)
         if replica.config.max_num_seqs is not None:
             return
@@ -393,7 +386,7 @@ class Deployment:
                     self.engines[key] = dataclasses.replace(engine, max_num_seqs=seen.limit)
                 self._event("note", f"{TAKEN} {seen.limit}. So many ran while others waited", key)
 
-    def _event(self, kind: str, detail: str, engine: str | None) -> None:
+    def _event(self, kind: str, detail: str, engine: str) -> None:
         if self._writer is not None:
             self._writer.event(kind, detail, engine=engine)
 

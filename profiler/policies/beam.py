@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
 
 from profiler.policies.interface import Decision, Draw, GoOn, Move, Vote
 
@@ -99,8 +98,6 @@ class BeamSearch:
         score = vote.score
         if self.log_probabilities:
             score = total / tokens if total is not None and tokens else None
-        if score is not None and not isfinite(score):
-            score = None
         return _Beam(vote, score, total, tokens)
 
     def answer_now(self) -> str | None:

@@ -469,9 +469,7 @@ class Service:
         return name, waiting
 
     def _on_result(self, result: Any) -> None:
-        run = self._by_id.get(result.request_id.partition(".")[0])
-        if run is not None:
-            run.take(result)
+        self._by_id[result.request_id.partition(".")[0]].take(result)
 
     async def _look_at_scores(self) -> None:
         while True:

@@ -257,8 +257,6 @@ def rounded(value: Fraction) -> str:
     with localcontext() as context:
         context.prec = 2 * _MOST_DIGITS + DECIMALS
         exact = Decimal(value.numerator) / Decimal(value.denominator)
-        if not exact:
-            return "0"
         last = -DECIMALS if abs(exact) >= 1 else exact.adjusted() + 1 - DECIMALS
         short = exact.quantize(Decimal(1).scaleb(last), rounding=ROUND_HALF_EVEN).normalize()
         return f"{short:f}" if short.adjusted() > -DECIMALS - 1 else f"{short:E}"

@@ -55,7 +55,7 @@ class Entry:
         ended = self.run is not None and self.run.complete
         return self.comparable or (self._is_of_others and ended)
 
-    @property
+    @cached_property
     def is_watched(self) -> bool:
         """Whether it holds nothing but the traffic of others on servers whose pages were read."""
         polled = self.recording is not None and bool(self.recording.rows("scrapes"))

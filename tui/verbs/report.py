@@ -85,8 +85,10 @@ def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: 
             progress=progress,
             command=shlex.join(["ttscope", *sys.argv[1:]]),
         )
-        text = page(material)
-    size = write(asked.output, text)
+        data = page(material).encode()
+    with whole_file(asked.output) as partial:
+        partial.write_bytes(data)
+    size = len(data)
     answer = material.advice
     if printed.as_json:
         accounts = material.accounts
@@ -119,14 +121,3 @@ def headline(material: Material) -> str:
         told = verdict_text(server.verdict)
         return told if len(material.watched) == 1 else f"{server_name(server)}: {told}"
     return material.no_advice or "" if answer is None else verdict(answer)[0]
-
-
-def write(path: Path, text: str) -> int:
-    """Write a file whole or not at all; return its bytes.
-
-    Raises RecordingError when it cannot be written.
-    """
-    data = text.encode()
-    with whole_file(path) as partial:
-        partial.write_bytes(data)
-    return len(data)

@@ -7,7 +7,7 @@ common base in front would take Textual's styles of containers away.
 
 from __future__ import annotations
 
-from textual.containers import Grid, Horizontal, Vertical
+from textual.containers import Container, Grid, Horizontal, Vertical
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.reactive import Reactive
@@ -26,6 +26,12 @@ def blank_lines(widget: Widget, crop: Region) -> list[Strip]:
     for each in widget.get_line_filters():
         line = line.apply_filter(each, widget.background_colors[1])
     return [line] * crop.height
+
+
+class Box(Container):
+    """A container without a frame."""
+
+    render_lines = blank_lines
 
 
 class StillRow(Horizontal):

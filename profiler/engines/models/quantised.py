@@ -159,10 +159,8 @@ class Quantised:
                 parts = [part for part in name.split(".") if part]
                 numbers = [int(part) for part in parts if part.isdigit() and len(part) < 10]
                 strange = {part for part in parts if not part.isdigit()} - known
-                if any(not _ELSEWHERE.search(part) for part in strange):
-                    self.unknown = shown(name)
-                    return
-                if numbers[:1] > [2 * layers + 16]:  # layers that draft come after the others
+                far = numbers[:1] > [2 * layers + 16]  # layers that draft come after the others
+                if far or any(not _ELSEWHERE.search(part) for part in strange):
                     self.unknown = shown(name)
                     return
         if self._targets and not (self._met or self.unread) and all(p for p, _ in self._rules):

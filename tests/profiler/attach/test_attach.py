@@ -219,9 +219,10 @@ def test_of_servers_that_answer_in_turn_later_one_is_kept(server, tmp_path):
     def balance():
         turns = itertools.cycle([("1.7e+09", 1.0), ("1.8e+09", 2.0)])
         server.turns = itertools.chain([("1.8e+09", 2.0)], turns)
+        asked_again(server, 9)
 
     said, folder = [], tmp_path / "r"
-    recording, _ = attach(server, folder=folder, change=balance, seconds=2.0, say=said.append)
+    recording, _ = attach(server, folder=folder, change=balance, say=said.append)
     (told,) = watched_engines(recording)
     assert said == [told.losses[0]]
     assert told.events["restart"] == 1 and told.events["gap"] >= 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.events import Resize
 from textual.message import Message
 from textual.widgets import Input, Static
@@ -53,7 +53,7 @@ from tui.text.recordings.live import INDENT, next_lines, silence_told
 from tui.widgets.lanes import Lanes
 from tui.widgets.panel import Panel, PanelView
 from tui.widgets.prompt import Field, Prompt, Question, Words
-from tui.widgets.still import StillText
+from tui.widgets.still import Box, StillText
 
 if TYPE_CHECKING:
     from advisor.what_if.suggest import Suggestion
@@ -173,7 +173,7 @@ class LiveScreen(ModeScreen):
         yield StillText(id="message")
         yield StillText(id="verdict")
         yield StillText(id="next")
-        with Container(id="panels"):
+        with Box(id="panels"):
             for _ in range(PANELS):
                 yield PanelView()
         yield Lanes(id="gauges")

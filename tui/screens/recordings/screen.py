@@ -11,7 +11,7 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import DataTable, Input
@@ -54,7 +54,7 @@ from tui.screens.recordings.details import (
     price_told,
 )
 from tui.widgets.prompt import Field, Paths, Prompt, Question
-from tui.widgets.still import StillText
+from tui.widgets.still import Box, StillText
 from tui.widgets.table import RowTable
 
 # What the workers of the Recordings screen tell it.
@@ -191,9 +191,9 @@ class RecordingsScreen(ModeScreen):
         yield Prompt(field="filter", id="filtering")
         yield Prompt(field="ask", id="asking")
         yield StillText(id="message")
-        with Container(id="both"):
+        with Box(id="both"):
             yield RowTable(id="runs", zebra_stripes=True)
-            with VerticalScroll(id="panel"), Container(id="parts"):
+            with VerticalScroll(id="panel"), Box(id="parts"):
                 yield StillText(id="detail")
                 yield StillText(id="side")
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container
 from textual.events import Resize
 from textual.message import Message
 from textual.timer import Timer
@@ -30,7 +29,7 @@ from tui.text.layout import whole_parts
 from tui.widgets.lanes import Lanes
 from tui.widgets.prompt import Field, Prompt, Question, Words
 from tui.widgets.sample_bars import SampleBars, Samples
-from tui.widgets.still import StillText
+from tui.widgets.still import Box, StillText
 
 # What the workers of the Run screen tell it.
 
@@ -217,7 +216,7 @@ class RunScreen(ModeScreen):
         yield Prompt(field="ask", id="prompt")
         yield StillText(id="title")
         with Samples(id="page"):
-            with Container(id="both"):
+            with Box(id="both"):
                 yield SampleBars(id="bars")
                 yield SampleBars(id="other")
             yield StillText(id="text")

@@ -186,6 +186,52 @@ def test_every_model_that_people_serve_gives_facts(shared):
     assert compared == 85  # no card of Kimi K3 is known
 
 
+JAMBA = {
+    "model_type": "jamba", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 65536, "num_experts": 16,
+    "num_experts_per_tok": 2, "attn_layer_period": 8, "attn_layer_offset": 4,
+    "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 16, "mamba_d_conv": 4,
+    "mamba_expand": 2, "mamba_dt_rank": 256,
+}  # fmt: skip
+FALCON_H1 = {
+    "model_type": "falcon_h1", "hidden_size": 1024, "num_hidden_layers": 36,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 2048,
+    "vocab_size": 32784, "mamba_d_ssm": 1536, "mamba_d_state": 128, "mamba_n_groups": 1,
+    "mamba_n_heads": 24, "mamba_d_head": 64, "mamba_d_conv": 4,
+}  # fmt: skip
+LFM2 = {
+    "model_type": "lfm2", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 65536, "conv_L_cache": 3, "block_ff_dim": 12288,
+    "block_auto_adjust_ff_dim": True, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0,
+    "tie_word_embeddings": True, "layer_types": [
+        "full_attention" if number in {2, 5, 8, 10, 12, 14} else "conv" for number in range(16)],
+}  # fmt: skip
+MINIMAX_M1 = {
+    "model_type": "minimax_m1", "hidden_size": 6144, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+    "intermediate_size": 9216, "num_local_experts": 32, "num_experts_per_tok": 2,
+    "vocab_size": 200064, "attn_type_list": [int(number % 8 == 7) for number in range(80)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "active", "states"),
+    [
+        (JAMBA, 51.6e9, 12e9, 28 * (8192 * 16 + 3 * 8192)),  # arXiv 2403.19887
+        (FALCON_H1, 0.52e9, None, 36 * (24 * 64 * 128 + 3 * (1536 + 2 * 128))),  # 2507.22448
+        (LFM2, 1.17e9, None, 10 * 2 * 2048),  # 2511.23404
+        (MINIMAX_M1, 456e9, 45.9e9, 70 * 64 * 128 * 128),  # 2506.13585
+    ],
+)
+def test_hybrids_have_the_size_that_their_papers_tell(config, total, active, states):
+    """And of a request they keep the state of each layer that is not attention alone."""
+    config = config | {"hidden_act": "silu", "torch_dtype": "bfloat16"}
+    facts = facts_from_config(config, name="x")
+    assert facts.total_parameters == pytest.approx(total, rel=0.01)
+    assert facts.active_parameters == pytest.approx(active or facts.active_parameters, rel=0.03)
+    assert facts.state_bytes_per_request == 2 * states
+
+
 def of(shared, name):
     return facts_from_file(shared / f"data/model_configs/{name}_config.json")
 
