@@ -69,7 +69,8 @@ class Incoming:
         self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
         self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
-        self._processes: defaultdict[tuple[str, str], set[str]] = defaultdict(set)  # engines
+        # Engines by rank. A replica of Ray is on the page, and so known, after its first request.
+        self._processes: defaultdict[tuple[str, str], dict[int, str]] = defaultdict(dict)
         self._found_by_port: set[str] = set()  # where servers are
         self._ending = self._told = self._warned = False
         self._samples: list[Row] = []
@@ -183,7 +184,7 @@ class Incoming:
         name = batch.instance, batch.engine
         for each, told in ((_INSTANCE, batch.tracer), (_PROCESS, batch.process_id)):
             if told is not None and len(self._processes) < _MOST_PROCESSES:
-                self._processes[each, str(told)].add(key)
+                self._processes[each, str(told)][batch.engine] = key
         if batch.config is not None and name not in self._learned:
             self._learned.add(name)
             if self._key_of(batch) == key:
@@ -356,11 +357,11 @@ class Incoming:
         one number, so that it tells only where no plugin is silent, and spans have no better name.
         """
         named = _INSTANCE if _INSTANCE in resource else _PROCESS
-        keys = self._processes.get((named, resource.get(named, "")), set())
+        keys = set(self._processes.get((named, resource.get(named, "")), {}).values())
         if len(keys) != 1:
             return None
         if named == _PROCESS:
-            heard = set().union(*self._processes.values())
+            heard = {key for each in self._processes.values() for key in each.values()}
             if any(heard.isdisjoint(each.keys.values()) for each in self._deployment.replicas):
                 return None
         return next(iter(keys))

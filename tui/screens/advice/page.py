@@ -37,7 +37,7 @@ class Page(ScrollView):
         self._timer: Timer | None = None
 
     def on_mount(self) -> None:
-        self._timer = self.set_interval(TURN_S / 20, self._draw, pause=True)
+        self._timer = self.set_interval(TURN_S / 20, self._turn, pause=True)
 
     def show(self, content: Content) -> None:
         self._content = content
@@ -81,6 +81,16 @@ class Page(ScrollView):
             self._lines, self._laid_out = lines, (content, width)
         self._strips = {}
         self.refresh()
+
+    def _turn(self) -> None:
+        """Draw the line about what goes on, which is the first, and none below it."""
+        line = None if self._doing is None else self._busy_line(*self._doing)
+        if line is None or not self._lines or line.cell_length > self._laid_out[1]:
+            self._draw()
+            return
+        self._lines[0] = line
+        self._strips.pop(0, None)
+        self.refresh_line(0)
 
     def _busy_line(self, doing: str, done: int, total: int | None) -> Content:
         count = "" if total is None else f" {done} of {total}"

@@ -218,6 +218,23 @@ def test_a_span_is_of_the_server_in_whose_process_the_plugin_is(receiver, tmp_pa
     assert len(set(found.values())) == 3
 
 
+def test_a_span_is_of_a_server_that_was_not_known_when_its_plugin_began(receiver, tmp_path):
+    """As of a replica of Ray Serve, which is on the page once it has served a request."""
+    now = time.time_ns() + 10**10
+
+    def send(urls):
+        port = int(urls[0].rpartition(":")[2])
+        for at, ports in enumerate(([], [port])):
+            step = {"running": 1, "end": now + at}
+            receiver.put_batch(batch(step, instance="a", tracer="a", ports=ports))
+            until(lambda: not receiver.batches)
+        sent = request(span(1, start=(now - T0) / 1e9), service__instance__id="a")
+        receiver.put_spans(read_json(json.dumps(sent).encode()))
+
+    recording, by_url = watched(tmp_path / "r", receiver, "1.7e+09", "1.8e+09", during=send)
+    assert recording.problems["engine"].to_list() == [next(iter(by_url.values()))]
+
+
 def test_spans_of_the_front_ends_of_one_server_are_of_its_model(receiver, tmp_path):
     """vLLM's name neither it nor the rank that a request was on."""
 

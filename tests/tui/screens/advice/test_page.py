@@ -74,3 +74,20 @@ async def test_what_is_selected_is_marked_and_copied():
         marked = app.screen.get_component_styles("screen--selection").background.rich_color
         assert any(style.bgcolor != marked for _, style, _ in page.render_line(7))
         assert len({style.bgcolor for _, style, _ in page.render_line(6)}) == 2
+
+
+async def test_what_goes_on_stands_above_the_text_and_moves_alone(monkeypatch):
+    app, seen = Pages(), []
+    async with app.run_test(size=(40, 26)) as pilot:
+        page = app.query_one(Page)
+        page.show(TEXT)
+        page.show_progress("Learning")
+        head = page.render_line(1)
+        assert head.text.startswith("a head")
+        monkeypatch.setattr(page, "refresh_line", seen.append)
+        while not seen:
+            await pilot.pause(0.01)
+        assert set(seen) == {0}
+        assert page.render_line(0).text.startswith("Learning ") and page.render_line(1) == head
+        page.show_progress(None)
+        assert page.render_line(0).text.startswith("a head")
