@@ -73,14 +73,12 @@ from traces.schema.engine import RANKS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
-from traces.statistics import Z95
-from traces.summary.comparison import RUN_TO_RUN
+from traces.summary.comparison import RUN_TO_RUN, lies_off
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Printed
 from traces.summary.run import Run as Summary
 
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
-FAR_OFF: Final = 1.5  # times what was recorded, from which a replay does not tell of changes
 _TTFT: Final = (
     "recorded TTFT starts when a sample reached the engine in this process. Replayed TTFT starts "
     "at its draw, so it includes tokenising and vLLM's input processing"
@@ -630,8 +628,7 @@ def far_off_of(
 ) -> FarOff | None:
     """Say that the replay does not give what was recorded, where that is so.
 
-    It lies off by `FAR_OFF`, or outside the replay's own interval by more than runs differ. Of a
-    p95 latency that is not known by itself the `bounds` of /metrics are held against it.
+    Of a p95 latency that is not known by itself the `bounds` of /metrics are held against it.
     """
     told: dict[str, str] = {}
     for tag, name in _GIVEN.items():
@@ -641,11 +638,7 @@ def far_off_of(
             seen = Bounds(low=was.value, high=was.value, unit=was.unit)
         if found is None or found.value <= 0 or seen is None or seen.high == 0:
             continue
-        low, high = found.low or found.value, found.high or found.value
-        most = seen.high or np.inf
-        off = max(seen.low / found.value, found.value / most)
-        outside = max(seen.low / high, low / most) if found.low is not None else 1.0
-        if off >= FAR_OFF or outside > np.exp(Z95 * RUN_TO_RUN):
+        if lies_off(found, seen.low, seen.high or np.inf):
             value = number(found.value, found.unit)
             told[tag] = f"{name} of {value} in the replay, and {seen.words()} as recorded"
     if not told:

@@ -49,6 +49,7 @@ from traces.summary.run import Run, conditions, summarise, to_plain
 
 
 RUN_TO_RUN = 0.07  # spread (sd) of the same work done again, as measured on shared machines
+FAR_OFF = 1.5  # times what was recorded, from which a replay does not tell of changes
 PRIOR_REPEATS = 4  # how many held-out recordings that figure counts for in a law's error
 MOST_BESIDE = 24  # repeats that are read
 BLOCKS_DIFFER = 0.1  # by which the cache of the same engine may differ from start to start
@@ -56,6 +57,18 @@ _MOST_AT_ONCE = 1.25  # times as many requests that run at once tell two engines
 _HELD, _WAITED = 0.05, 0.2  # shares of a run's busy time in which so many ran, and others waited
 _STRETCHES = 8  # of neighbouring steps, for the spread within a run
 _FEWEST_STEPS = 10 * _STRETCHES
+
+
+def lies_off(predicted: Estimate, low: float, high: float) -> bool:
+    """Return whether what was measured, between two values, is not what was predicted.
+
+    It lies off by `FAR_OFF`, or outside the interval by more than runs differ.
+    """
+    off = max(low / predicted.value, predicted.value / high)
+    if predicted.low is None:
+        return off >= FAR_OFF
+    outside = max(low / (predicted.high or predicted.value), predicted.low / high)
+    return off >= FAR_OFF or outside > float(np.exp(Z95 * RUN_TO_RUN))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -200,7 +200,27 @@ def marks(pick: Pick) -> list[str]:
         told += ["Its accuracy and lengths are those of a published curve, by laws of answers."]
     if any(each is not None and each.extrapolated for each in pick.estimates.values()):
         told += [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
+    told += _off_its_run(pick)
     return [" ".join(told)] if told else []
+
+
+def _off_its_run(pick: Pick) -> list[str]:
+    """Say that a pick that was run took another time than predicted, where that is so."""
+    from traces.summary.comparison import lies_off
+
+    run = pick.measured
+    for name in ("latency_s", "latency_p95_s"):
+        predicted = pick.estimates.get(name)
+        was = None if run is None or not run.at_load else run.estimates.get(name)
+        if was is None or was.value <= 0 or predicted is None or predicted.value <= 0:
+            continue
+        if lies_off(predicted, was.value, was.value):
+            assert run is not None
+            return [
+                f"Its run {run.recording} had a {quantity(name).noun} of "
+                f"{number(was.value, was.unit)}. Do not rely on a prediction that is so far off."
+            ]
+    return []
 
 
 def against(answer: Recommendation) -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ from advisor.search.budget import is_given, parse_budget
 from profiler.sweep.plan import load_plan
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
+from traces.schema.advice import Measured
 from traces.schema.engine import in_words
 from traces.schema.estimate import Estimate
 from tui.text.advice import SHORT_LINES, advice_json, advice_lines, against, verdict
@@ -64,6 +65,20 @@ def test_what_to_measure_next_is_told_however_many_alternatives_there_are(adviso
         assert any(line.startswith("Next ") for line in lines)
         assert other in " ".join(" ".join(lines).split())
         assert len(lines) <= SHORT_LINES + 20 * times / 100 + 1
+
+
+@pytest.mark.parametrize(("times", "at_load", "told"), [(1, True, 0), (2, True, 1), (2, False, 0)])
+def test_a_pick_whose_run_took_another_time_is_not_to_be_relied_on(advisor, times, at_load, told):
+    answer = advisor.recommend(parse_budget({"min_accuracy": "0.75"}))
+    pick = answer.system_optimal
+    was = {"latency_s": pick.estimates["latency_s"].scaled(times, "s")}
+    run = Measured(
+        recording="r", problems=9, concurrency=4, rate_per_s=None, estimates=was, at_load=at_load
+    )
+    answer = dataclasses.replace(answer, system_optimal=dataclasses.replace(pick, measured=run))
+    text = " ".join(" ".join(advice_lines(answer)).split())
+    assert text.count("Its run r had a mean latency of") == told
+    assert text.count("Do not rely on a prediction that is so far off.") == told
 
 
 def test_what_is_less_has_a_share_without_a_sign(advisor):
