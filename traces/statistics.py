@@ -109,7 +109,7 @@ def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | No
     if finite.size > MANY:
         return _normal(finite, unit)
     draws = _weighted_sums(finite) / finite.size
-    return _estimate(
+    found = _estimate(
         float(finite.sum() / finite.size),
         draws,
         finite.size,
@@ -117,6 +117,14 @@ def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | No
         skew=skew_of_mean(finite),
         positive=not signed and bool(finite.min() > 0),
     )
+    return found if signed else _not_below_0(found, finite)
+
+
+def _not_below_0(found: Estimate, values: Floats) -> Estimate:
+    """Return a mean of values, whose interval ends at 0 where none of them is below."""
+    if found.low is None or found.low >= 0 or values.min() < 0:
+        return found
+    return replace(found, low=0.0)
 
 
 def _normal(values: Floats, unit: str) -> Estimate:
@@ -245,8 +253,8 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str) -> Estimate
     skew = skew_of_mean(above - value * below)
     found = _estimate(float(value), draws, below.size, unit, skew=skew, positive=True)
     if found.high is not None and (above <= below).all():  # a share
-        return replace(found, high=min(found.high, 1.0))
-    return found
+        found = replace(found, high=min(found.high, 1.0))
+    return _not_below_0(found, above)
 
 
 def quantile(

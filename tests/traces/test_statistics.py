@@ -94,6 +94,12 @@ def test_intervals_hold_their_value(values):
         assert estimate.high is None or estimate.value <= estimate.high
 
 
+@pytest.mark.parametrize("of", [mean, lambda values, unit: ratio(values, [1.0] * 3, unit)])
+def test_a_mean_of_what_cannot_be_below_0_ends_there(of):
+    assert of([0.0, 0.0, 5.0], "s").low == 0 > of([-1.0, 0.0, 5.0], "s").low
+    assert mean([0.0, 0.0, 5.0], "s", signed=True).low < 0
+
+
 def test_one_problem_has_no_interval():
     estimate = mean([3.0], "s")
     assert (estimate.value, estimate.low, estimate.high) == (3.0, None, None)
