@@ -71,12 +71,21 @@ def replay(
     changes: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Replay:
-    """Predict a run under changes: `replay(run, {"engine.max_num_seqs": 8}, rate="2/s")`."""
+    """Predict a run under changes: `replay(run, {"engine.max_num_seqs": 8}, rate="2/s")`.
+
+    Raises UsageError for changes that are no mapping, and as the verb does.
+    """
     from advisor.what_if.predict import predict
+    from traces.errors import UsageError
     from tui.notebook import Replay as Answer
     from tui.options import grouped
     from tui.verbs.replay import Replay, question_of
 
+    if not isinstance(changes or {}, Mapping):
+        raise UsageError(
+            'changes are given by name, such as {"engine.max_num_seqs": 8}, not as '
+            f"{type(changes).__name__}"
+        )
     texts = {k: v if isinstance(v, str) else _written(k, v) for k, v in (changes or {}).items()}
     options["recording"] = _path(recording)
     options["change"] = [f"{name}={text}" for name, text in texts.items()]

@@ -169,9 +169,9 @@ class Advisor:
         `saved` is a file of step-time laws, read if they are of these recordings, and else written.
         `gpus` are systems of the prior on which the recorded models are offered too, and `checks`
         recordings of any workload on such GPUs, which recalibrate the prior. `quick` is enough for
-        `outline`: the spread of step times is assumed and no table by difficulty is offered until
-        `refined`. Raises UsageError when recordings answer different workloads and for what cannot
-        be offered, RecordingError when they hold nothing to learn from.
+        `outline`: until `refined` the spread of step times is assumed, and n goes in powers of two
+        without tables by difficulty. Raises UsageError when recordings answer different workloads
+        and for what cannot be offered, RecordingError when they hold nothing to learn from.
         """
         recordings, checks = both_told_apart(recordings, checks)
         known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
@@ -187,9 +187,7 @@ class Advisor:
             evidence = replace(evidence, lost=(*evidence.lost, *told))
         if quick and known is None:
             known = StepTimeModel().fit(evidence.steps, held_out=False)
-        advisor = cls.of(
-            evidence, seed=seed, draws=draws, model=known, offers=offers, routed=not quick
-        )
+        advisor = cls.of(evidence, seed=seed, draws=draws, model=known, offers=offers, quick=quick)
         if saved is not None and known is None:
             save_laws(saved, advisor.model, recordings)
         return advisor
@@ -203,13 +201,13 @@ class Advisor:
         draws: int = 400,
         model: StepTimeModel | None = None,
         offers: Offers | None = None,
-        routed: bool = True,
+        quick: bool = False,
     ) -> Advisor:
         """Learn from what was gathered, step times too unless a fitted `model` is given."""
         model = model or StepTimeModel().fit(evidence.steps)
         if offers is not None:
             model.laws_ |= offers.laws
-        space = explore(evidence, offers, routed=routed)
+        space = explore(evidence, offers, quick=quick)
         if not len(space):
             why = ", ".join(space.dropped) or "their engines have no recorded steps"
             raise RecordingError(f"{', '.join(evidence.recordings)}: no candidate to judge: {why}")

@@ -113,6 +113,12 @@ def powers(values: Sequence[int | None], fewest: int) -> list[int]:
     return sorted(known | {2**i for i in range(most.bit_length()) if fewest <= 2**i <= most})
 
 
+def sample_counts(most: int) -> list[int]:
+    """Return the numbers of samples that are proposed: 1 to 8, and then 10, 12, 14, 16, 20, ..."""
+    quarters = [2**i * k // 4 for i in range(2, most.bit_length()) for k in (4, 5, 6, 7)]
+    return [n for n in sorted({1, 2, 3, *quarters}) if n <= most]
+
+
 DEFAULT_BLOCK: Final = 16
 
 

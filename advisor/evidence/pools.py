@@ -9,7 +9,7 @@ from itertools import chain
 from zlib import crc32
 
 from advisor.evidence.gather import Evidence
-from advisor.evidence.keys import SampleKey, decoder_of, sampling_of
+from advisor.evidence.keys import SampleKey, decoder_of, sample_counts, sampling_of
 from advisor.evidence.runs import ProblemRun, RecordedProblem, Run, Sample
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.methods import METHODS
@@ -100,8 +100,11 @@ def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> RecordedProbl
     )
 
 
-def find_pools(evidence: Evidence) -> list[Pool]:
-    """Return the samples by model and way of sampling, those cut at budgets included."""
+def find_pools(evidence: Evidence, *, few: bool = False) -> list[Pool]:
+    """Return the samples by model and way of sampling, those cut at budgets included.
+
+    With `few` their policies have powers of two as n, and the recorded ones.
+    """
     groups: dict[SampleKey, list[Run]] = {}
     for run in (*evidence.runs, *evidence.cut):
         groups.setdefault((decoder_of(run.engine), sampling_of(run.policy)), []).append(run)
@@ -117,12 +120,19 @@ def find_pools(evidence: Evidence) -> list[Pool]:
         whole = [run for run in runs if run.policy.method != "greedy"]
         policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
         most = max((run.policy.n for run in whole), default=0)
-        counts = {run.policy.n for run in whole} | {2**i for i in range(most.bit_length())}
+        recorded = {run.policy.n for run in whole}
+        doubled = recorded | {1 << times for times in range(most.bit_length())}
+        counts = doubled if few else doubled | {*sample_counts(most)}
         if not all(run.answers_told for run in runs):
             counts = {1}
         if most:
             policies += [dataclasses.replace(key[1], n=n) for n in sorted(counts)]
-            policies += [rule for n in sorted(counts) for rule in _stopping(key[1], n)]
+            policies += [
+                rule
+                for n in sorted(counts)
+                for rule in _stopping(key[1], n)
+                if n in doubled or not METHODS[rule.method].capped
+            ]
         ids = {name for run in runs for name in run.problems}
         judged = {n for n in ids if all(run.judged(n) for run in runs)}
         complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
@@ -158,7 +168,7 @@ FEW_POINTS = 12  # of a published curve: up to so many are all candidates
 def _of_curve(key: SampleKey, runs: Sequence[Run], curve: PublishedCurve) -> Pool:
     """Return what a published curve can answer: fixed votes, as only their averages are known."""
     points = [point.n for point in curve.points]
-    counts = {2**i for i in range(curve.most.bit_length())} | {curve.most}
+    counts = {*sample_counts(curve.most), curve.most}
     counts |= set(points) if len(points) <= FEW_POINTS else set()
     return Pool(
         key=key,

@@ -2,8 +2,8 @@
 
 Nothing is proposed whose step time or samples were never recorded, but for engines of a prior that
 was asked for (advisor/step_time/prior/offers.py). Limits take powers of two up to the largest
-recorded, n those up to the samples recorded, and an engine may stand several times. Candidates are
-rows of arrays, as there may be a hundred thousand; `Space.candidate` makes one.
+recorded, n also values between them, and an engine may stand several times. Candidates are rows of
+arrays, as there may be a hundred thousand; `Space.candidate` makes one.
 """
 
 from __future__ import annotations
@@ -201,12 +201,12 @@ class Space:
         return [int(row) for row in rows[same_limits]]
 
 
-def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = True) -> Space:
+def explore(evidence: Evidence, offers: Offers | None = None, *, quick: bool = False) -> Space:
     """Return every candidate that the evidence can judge, and those that a prior offers.
 
-    Without `routed` no tables by difficulty are learned.
+    With `quick` n goes in powers of two alone, and no tables by difficulty are learned.
     """
-    pools = find_pools(evidence)
+    pools = find_pools(evidence, few=quick)
     fullest = max((len(pool.problem_ids) for pool in pools), default=0)
     dropped: Counter[str] = Counter()
     kept = []
@@ -216,7 +216,7 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, routed: bool = 
         else:
             kept.append(pool)
     names, kept = _common(evidence, kept)
-    kept, routings = with_routings(kept, names) if routed else (kept, ())
+    kept, routings = (kept, ()) if quick else with_routings(kept, names)
     engines: dict[EngineConfig, tuple[str | None, Sequence[tuple[int, int]]]] = {
         engine: (None, choices) for engine, choices in _engines(evidence).items()
     }

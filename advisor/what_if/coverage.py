@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.evidence.unrecorded import refusal, unchecked
-from traces.errors import TtscopeError
+from traces.errors import MissingDependencyError, TablesError, TtscopeError
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.record import Record
 
@@ -32,19 +32,25 @@ def replay_of(facts: ModelFacts) -> Answer:
 
 
 def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
-    """Return whether the prior of a system prices a model, at any size of tensor parallelism."""
+    """Return whether the prior of a system prices a model, at any size of tensor parallelism.
+
+    Raises UsageError for a system of an unknown name.
+    """
     from advisor.step_time.prior.defaults import with_blocks
     from advisor.step_time.prior.offers import SIZES, memory_on
     from advisor.step_time.prior.prior import check, prior_of
     from advisor.step_time.prior.relatives import read_gpu
 
     try:
+        tables = None if system is None else read_gpu(system)
+    except (MissingDependencyError, TablesError) as error:
+        return Answer(ok=False, why=_told(error))
+    try:
         check(facts, EngineConfig(model=facts.name))
-        if system is None:
-            return Answer(ok=False, why="No GPU is named. Name one, such as --gpu h100_sxm")
-        tables = read_gpu(system)
     except TtscopeError as error:
         return Answer(ok=False, why=_told(error))
+    if tables is None:
+        return Answer(ok=False, why="No GPU is named. Name one, such as --gpu h100_sxm")
     priced, refused, rules = [], list[str](), dict[str, None]()
     for size in SIZES:
         engine = EngineConfig(model=facts.name, tensor_parallel_size=size)

@@ -55,6 +55,7 @@ def test_what_is_no_value_of_an_option_is_named(name, value, said):
         (lambda: ttscope.show("r", price="x"), "price=x: wants a number"),
         (lambda: ttscope.show("r", price=float("inf")), "--price must be above 0 and finite"),
         (lambda: ttscope.replay("r", {"policy.n": object()}), "policy.n: .* no value of a setting"),
+        (lambda: ttscope.replay("r", ["policy.n"]), "changes are given by name"),
     ],
 )
 def test_what_a_function_cannot_use_is_refused_before_it_reads(call, said):

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from advisor.advice.command import command_note
 from traces.schema import engine
-from traces.schema.advice import ESTIMATES, Budget, NearMiss, Pick, Present, Recommendation, Turning
+from traces.schema.advice import (
+    ESTIMATES,
+    EXPECTED_LOSS,
+    Budget,
+    NearMiss,
+    Pick,
+    Present,
+    Recommendation,
+    Turning,
+)
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
@@ -101,7 +110,8 @@ def _in_short(answer: Recommendation, width: int, room: int) -> list[str]:
     lists = {title: items for title, items in _lists(answer).items() if items}
     told: dict[str, list[str]] = {}
     for title in ("Next", "Changes", "Why"):  # the most useful first
-        lines = _listed(title, lists.get(title, [])[:1], width, commands=False)
+        first = [item.replace(EXPECTED_LOSS, "") for item in lists.get(title, [])[:1]]
+        lines = _listed(title, first, width, commands=False)
         if len(lines) < room:
             told[title], room = lines, room - len(lines)
     rest = sum(map(len, lists.values())) - len([each for each in told.values() if each])

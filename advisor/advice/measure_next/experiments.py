@@ -20,6 +20,7 @@ from advisor.evidence.measured import Under
 from advisor.search.replayed import ReplayedCandidate
 from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Experiment, Pick, Recommendation
+from traces.schema.engine import in_words
 from traces.schema.tts.policy import AS_SENT
 from traces.statistics import Bools, Floats, Ints
 from traces.summary.comparison import RUN_TO_RUN
@@ -66,7 +67,8 @@ def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) ->
         if names <= seen:
             continue
         seen |= names
-        reason = "it may be better"
+        named = in_words(candidate.engine, candidate.policy, prior=candidate.prior, limits=False)
+        reason = f"{named} may be better"
         if row == system:
             ran = candidate.recorded
             reason = "the pick was run under another load" if ran else "the pick was never run"

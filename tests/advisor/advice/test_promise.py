@@ -212,6 +212,6 @@ def test_a_problem_of_several_runs_is_assumed_once(advised):
     _, advisor, answer = advised
     runs = advisor.evidence.runs
     again = Advisor.of(
-        dataclasses.replace(advisor.evidence, runs=runs * 4), model=advisor.model, routed=False
+        dataclasses.replace(advisor.evidence, runs=runs * 4), model=advisor.model, quick=True
     )
     assert expectations(answer, again).assumed == expectations(answer, advisor).assumed

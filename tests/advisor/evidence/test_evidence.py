@@ -178,8 +178,12 @@ def test_the_space_holds_only_what_was_recorded(recordings):
     large = [c for c in found if c.engine.model == "large"]
     assert {(c.policy.method, c.policy.n) for c in large} == {
         ("greedy", 1),
-        *(("majority", n) for n in (1, 2, 4, 8, 16)),
-        *((rule, n) for rule in ("agreement", "first_finish") for n in (4, 8, 16)),
+        *(("majority", n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)),
+        *(
+            (rule, n)
+            for rule in ("agreement", "first_finish")
+            for n in (4, 5, 6, 7, 8, 10, 12, 14, 16)
+        ),
         *((rule, n) for rule in ("adaptive", "early_stopping") for n in (8, 16)),
         *((p.method, p.n) for p in tables_of(space, "large")),
     }

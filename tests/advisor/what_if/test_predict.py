@@ -762,7 +762,7 @@ def test_servers_that_took_problems_in_turn_are_replayed_as_they_were(votes, tmp
         recorded = found.recorded.latency_s[name].value
         assert found.replayed.latency_s[name].value == pytest.approx(recorded, rel=0.03)
     evidence = gather([Recording.open(tmp_path / "r")])
-    assert len({kind.engine for kind in explore(evidence, routed=False).kinds}) == 1
+    assert len({kind.engine for kind in explore(evidence, quick=True).kinds}) == 1
 
 
 def test_devices_of_ranks_are_paid_once(tmp_path):

@@ -76,9 +76,14 @@ def test_what_is_refused_says_what_is_missing(asked, config, replay, tables):
     assert ("checked the replay" in found["replay"]["why"]) == unlike_dense
 
 
-def test_without_a_gpu_or_tables_the_prior_says_so(asked, tmp_path, monkeypatch):
+def test_without_a_gpu_the_prior_says_so(asked):
     assert asked(DENSE)["prior"]["why"] == "No GPU is named. Name one, such as --gpu h100_sxm"
-    assert "test_gpu" in asked(DENSE, "--gpu", "nothing")["prior"]["why"]
+
+
+def test_a_gpu_that_is_not_known_is_refused(run, tmp_path, prior):
+    (tmp_path / "m_config.json").write_text(json.dumps(DENSE))
+    call = ("doctor", "--model-config", tmp_path / "m_config.json", "--gpu", "test_gpuu")
+    assert "Did you mean test_gpu?" in run.refused(*call, code=2)
 
 
 def test_in_lines(run, tmp_path):

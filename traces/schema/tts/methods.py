@@ -178,6 +178,7 @@ class Method:
     `words` describe the method and `answer` which answer it gives, with {n} and the parameters.
     `judged` gives the parameters for which `show` says what n samples would have given.
     `proposed_from` n samples `advise` proposes it, with `proposed` in place of the defaults.
+    `capped` says that n only ends what mostly ends before, so that few n are proposed.
     """
 
     name: str
@@ -196,6 +197,7 @@ class Method:
     judged: Judged = lambda n: ()
     proposed_from: int | None = None
     proposed: Mapping[str, float] = field(default_factory=dict)
+    capped: bool = False
 
     @property
     def all_samples_end(self) -> bool:
@@ -255,6 +257,7 @@ _ROWS = (
         answer="the most frequent answer as soon as {window} in a row agree",
         judged=lambda n: [{"window": size} for size in (3, 4) if n >= 8],
         proposed_from=8,
+        capped=True,
     ),
     Method(
         name="adaptive",
@@ -270,6 +273,7 @@ _ROWS = (
         ],
         proposed_from=8,
         proposed={"in_flight": 4},
+        capped=True,
     ),
     Method(
         name="agreement",
