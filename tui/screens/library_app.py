@@ -176,6 +176,7 @@ class LibraryApp(App[None]):
         self._advisor: tuple[tuple[str, ...], FittedAdvisor] | None = None
         self.advising = threading.Lock()  # held by who asks the advisor, one thread at a time
         self.estimating = threading.Lock()  # held while recordings are not to be read
+        self.answering = threading.Lock()  # held while an answer is worked out
         self._current: str | None = None
         self._opening: Entry | None = None  # to be read next, and shown
         self._indexes = Indexes()
@@ -225,6 +226,8 @@ class LibraryApp(App[None]):
         while left and not worker.is_cancelled:
             with self.estimating:
                 pass
+            while self._is_answer_first and not worker.is_cancelled:
+                time.sleep(0.02)
             wanted = None if self._opening is None else self._opening.path
             path = wanted if wanted in left else next(iter(left))
             del left[path]
@@ -241,6 +244,12 @@ class LibraryApp(App[None]):
         self._indexes.write()
         if not worker.is_cancelled:
             self.call_from_thread(self._loaded)
+
+    @property
+    def _is_answer_first(self) -> bool:
+        """Whether nothing is looked at but advice, whose answer would come a third later."""
+        alone = self.current_mode == "advice" and self._opening is None
+        return self.foresees and alone and self.answering.locked()
 
     def _list(self, paths: Iterable[Path]) -> None:
         """Show rows of recordings that were not read yet, some at a time."""

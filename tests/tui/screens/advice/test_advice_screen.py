@@ -102,6 +102,33 @@ async def test_advice_is_asked_for_before_the_recordings_are_read(folder):
     await opened.run.__aexit__(None, None, None)
 
 
+async def test_recordings_are_read_behind_the_answer_unless_they_are_looked_at(folder):
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(FakeAdvisor):
+        def recommend(self, *given, **told):
+            begun.set()
+            assert go.wait(60)
+            return super().recommend(*given, **told)
+
+    opened = Opened(folder, advisor=Slow)
+    app = opened.app
+    pilot = await opened.run.__aenter__()
+    while not begun.is_set():
+        await pilot.pause()
+    for _ in range(5):
+        await pilot.pause(0.05)
+    assert app.loading_paths and not all(entry.run for entry in app.entries)
+    await pilot.press("1")
+    while app.loading_paths:
+        await pilot.pause()
+    assert all(entry.run for entry in app.entries) and not go.is_set()
+    go.set()
+    await press(pilot, "4")
+    assert "Run large" in text_of(app, "#answer")
+    await opened.run.__aexit__(None, None, None)
+
+
 async def test_keys_that_need_an_answer_are_offered_once_there_is_one(folder):
     def keys():
         return {each.binding.description for each in app.screen.active_bindings.values()}
