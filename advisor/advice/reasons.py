@@ -23,7 +23,7 @@ from advisor.search.resampling import HIGH, LOW
 from advisor.search.space import REPLICAS, Candidate
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
 from advisor.step_time.law import PriorCost
-from traces.schema.advice import EXPECTED_LOSS, Experiment, NearMiss, Stages
+from traces.schema.advice import Experiment, NearMiss, Stages
 from traces.schema.engine import EngineConfig, in_words
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
@@ -42,6 +42,7 @@ from traces.statistics import Z95, of_others, tells_above
 from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
+EXPECTED_LOSS = "how much worse than the best choice it is, on average over what is not known yet"
 MORE = 0.005  # of accuracy, from which more of it at the same cost is named
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
@@ -486,7 +487,7 @@ def measure_next(
         [*_short(evidence, short)]
         if short
         else [
-            f"{run.reason}. Run it, and {_saves(run, meaning=not place)}"
+            f"{run.reason}. Once it is run, {_saves(run, meaning=not place)}. Run it"
             f"{_record(evidence, run.engine, run.policy, evidence.load[0])}"
             for place, run in enumerate(proposed)
         ]
@@ -520,7 +521,7 @@ def measure_next(
 def _saves(run: ShortRun | Experiment, *, meaning: bool = False) -> str:
     """Return what a run does to the expected loss of the pick, with `meaning` also what that is."""
     before, after = percent(run.regret, 1), percent(run.regret_after, 1)
-    what = f"the pick's expected loss{EXPECTED_LOSS if meaning else ''}"
+    what = f"the pick's expected loss{f' ({EXPECTED_LOSS})' if meaning else ''}"
     return (
         f"{what} stays at {before}" if before == after else f"{what} falls from {before} to {after}"
     )

@@ -199,11 +199,6 @@ class Routing(Record):
     offered: bool
 
 
-EXPECTED_LOSS = (
-    " (how much worse than the best choice it is, on average over what is not known yet)"
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Record):
     """A run that would make the answer surer.

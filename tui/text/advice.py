@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from advisor.advice.command import command_note
 from traces.schema import engine
-from traces.schema.advice import (
-    ESTIMATES,
-    EXPECTED_LOSS,
-    Budget,
-    NearMiss,
-    Pick,
-    Present,
-    Recommendation,
-    Turning,
-)
+from traces.schema.advice import ESTIMATES, Budget, NearMiss, Pick, Present, Recommendation, Turning
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
@@ -78,8 +69,8 @@ def advice_lines(
 ) -> list[str]:
     """Return the answer as lines of at most `width` columns, the headline first.
 
-    Without `explain` a recommendation takes at most `SHORT_LINES` lines beside its alternatives, or
-    as many as its command and numbers need.
+    Without `explain` a recommendation takes at most `SHORT_LINES` lines before the last and beside
+    its alternatives, or as many as its command, its numbers and what to do next need.
     """
     answer, pick = recommendation, recommendation.system_optimal
     lines = verdict_lines(answer, width)
@@ -106,17 +97,25 @@ def advice_lines(
 
 
 def _in_short(answer: Recommendation, width: int, room: int) -> list[str]:
-    """Return the first sentence of each list as far as there is room, and how to see all."""
+    """Return what to do next, other first sentences as far as there is room, and how to see all."""
     lists = {title: items for title, items in _lists(answer).items() if items}
     told: dict[str, list[str]] = {}
     for title in ("Next", "Changes", "Why"):  # the most useful first
-        first = [item.replace(EXPECTED_LOSS, "") for item in lists.get(title, [])[:1]]
+        first = lists.get(title, [])[:1]
+        if title == "Next":
+            first = [_without_middle(item) for item in first]
         lines = _listed(title, first, width, commands=False)
-        if len(lines) < room:
+        if title == "Next" or len(lines) <= room:
             told[title], room = lines, room - len(lines)
     rest = sum(map(len, lists.values())) - len([each for each in told.values() if each])
     more = f"{'More':<{LABEL}}--explain gives the rest ({counted(rest, 'sentence')}) and commands"
     return [*(line for title in lists for line in told.get(title, [])), more]
+
+
+def _without_middle(text: str) -> str:
+    """Return the first and the last sentence, between which stands what a run would save."""
+    first, *others = text.split(". ")
+    return ". ".join([first, *others[-1:]])
 
 
 def verdict_lines(answer: Recommendation, width: int) -> list[str]:

@@ -68,7 +68,7 @@ def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) ->
             continue
         seen |= names
         named = in_words(candidate.engine, candidate.policy, prior=candidate.prior, limits=False)
-        reason = f"{named} may be better"
+        reason = f"there may be a better one: {named}"
         if row == system:
             ran = candidate.recorded
             reason = "the pick was run under another load" if ran else "the pick was never run"

@@ -124,7 +124,7 @@ def test_a_short_run_is_of_the_engine_that_is_offered(eager):
     else:
         assert "ttscope record --model small" in line and line.endswith(f"-o {folder}")
     assert then.endswith(f"--with {folder}")
-    assert f"the pick's expected loss{EXPECTED_LOSS} falls from 20.0 % to 10.0 %" in line
+    assert f"the pick's expected loss ({EXPECTED_LOSS}) falls from 20.0 % to 10.0 %" in line
     _, second, _ = _short(evidence, [run, run])
     assert "the pick's expected loss falls from" in second  # it is said once
 

@@ -100,7 +100,7 @@ def kernels_s(shapes, scales, **changes):
     size = shapes["ttscope"]["tensor_parallel_size"]
     engine = EngineConfig(model="small", tensor_parallel_size=size, **changes)
     prior = prior_of(read_prior("test_gpu"), WIDE, engine)
-    cases = _Cases(recording="", engine=engine, prior=prior, steps=steps_of(shapes))
+    cases = _Cases(recording="", prior=prior, steps=steps_of(shapes))
     return cases.seconds(scales)
 
 
