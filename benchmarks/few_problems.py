@@ -7,7 +7,7 @@ has right. The truth is that of a million draws, with a step time that is off by
 
     python -m benchmarks.few_problems [intervals] [chances] [picks] [jumps] [shared/data]
 
-A folder has real requests of others (workloads, vllm_runs), of which few are drawn.
+A folder has real requests of others (workloads, vllm_runs). Few of these are drawn.
 """
 
 from __future__ import annotations
@@ -298,8 +298,8 @@ def requests_of(folder: Path) -> dict[str, Floats]:
 def real(folder: Path) -> None:
     """Print in how many sets the mean of all requests lies below and above the 90 % interval.
 
-    Also the interval's half-width, and how often a limit on the mean is met of which `advise` is
-    90 % sure.
+    Also the interval's half-width, and how often a limit on the mean is met if `advise` is 90 %
+    sure of it.
     """
     sizes = SIZES[:4]
     row_of("requests", "sd", *(f"{size}: below, above, half-width, limit met" for size in sizes))

@@ -19,7 +19,7 @@ POOLED: Final = 30.0  # points that the law of all generations counts as in the 
 NOISE: Final = 0.05  # the relative error that each of these points is taken to have
 HUBER: Final = 0.05  # relative errors beyond this lose weight
 ITERATIONS: Final = 12  # of reweighting
-LEAST: Final = 1e-3  # the smallest spread that is told from none
+LEAST: Final = 1e-3  # the smallest spread
 
 
 class HostTerm:

@@ -28,7 +28,7 @@ def extrapolate(
 
     The interval holds the choice of problems and what the samples leave open. `tokens_per_sample`
     are [problems], nan where not told. `reached` is the pass@n of the recorded samples, below which
-    more cannot fall. A fresh run is of all `of` problems, of which the model's are a random sample.
+    more cannot fall. A fresh run has all `of` problems. The model's are a random sample of these.
     """
     if not counts:
         return []
@@ -66,7 +66,7 @@ def fresh_runs(
     """Yield the outcomes with the interval in which a fresh run on the same problems falls.
 
     Only of fixed votes of samples like those that the model was fitted on: not under a limit of
-    tokens. The outcomes are of all `of` problems, of which the model was fitted on a random sample.
+    tokens. The outcomes are of all `of` problems. The model was fitted on a random sample of these.
     """
     alike = [each.method in methods and each.max_tokens is None for each in outcomes]
     counts = sorted({each.n for each, own in zip(outcomes, alike, strict=True) if own})
@@ -90,7 +90,7 @@ def fresh_interval(
     it; what the draws of the laws have in common may add to that. A beta law of this variance and
     one problem more, half right (Jeffreys), is cut at numbers of problems.
 
-    Both runs are of `of` problems, of which those drawn are a random sample. A value that is
+    Both runs are of `of` problems. Those drawn are a random sample of these. A value that is
     extrapolated rests on these alone, so that their choice is in its interval too.
     """
     drawn = runs.shape[-1]

@@ -63,7 +63,7 @@ _Cuts = Mapping[int, Sequence[tuple[str | None, bool, float]]]
 
 def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
     """Return by problem and budget the answers, whether right, and tokens, in order of samples."""
-    whole = {  # of a problem that was posed several times the last
+    whole = {  # the last of a problem that was posed several times
         (problem.problem_id, index): float(tokens)
         for problem in run.problems
         for index, tokens in zip(problem.indices, problem.tokens, strict=True)

@@ -9,7 +9,7 @@ from itertools import chain
 from zlib import crc32
 
 from advisor.evidence.gather import Evidence
-from advisor.evidence.keys import SampleKey, decoder_of, sample_counts, sampling_of
+from advisor.evidence.keys import SampleKey, decoder_of, powers, sample_counts, sampling_of
 from advisor.evidence.runs import ProblemRun, RecordedProblem, Run, Sample
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.methods import METHODS
@@ -120,9 +120,8 @@ def find_pools(evidence: Evidence, *, few: bool = False) -> list[Pool]:
         whole = [run for run in runs if run.policy.method != "greedy"]
         policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
         most = max((run.policy.n for run in whole), default=0)
-        recorded = {run.policy.n for run in whole}
-        doubled = recorded | {1 << times for times in range(most.bit_length())}
-        counts = doubled if few else doubled | {*sample_counts(most)}
+        doubled = powers([run.policy.n for run in whole], 1)
+        counts = {*doubled} if few else {*doubled, *sample_counts(most)}
         if not all(run.answers_told for run in runs):
             counts = {1}
         if most:

@@ -468,7 +468,7 @@ def _afters(fields: Fields, count: int) -> Iterator[str]:
 def _matrix(
     path: str, inputs: int, outputs: int, copies: int = 1, used: int | None = None
 ) -> Matrix:
-    """Return a matrix of which it is not known yet in which form it is stored."""
+    """Return a matrix. It is not known yet in which form it is stored."""
     return Matrix(
         name=path, inputs=inputs, outputs=outputs, precision="", parameter_bytes=None,
         copies=copies, used=copies if used is None else used,

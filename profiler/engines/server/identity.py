@@ -112,7 +112,7 @@ def identify(client: httpx.Client, card: Mapping[str, Any]) -> Identity:
 
 
 def _without_python(client: httpx.Client) -> bool:
-    """Whether a vLLM answers without its Python front end, of which every answer says `uvicorn`.
+    """Whether a vLLM answers without its Python front end, whose answers all say `uvicorn`.
 
     A proxy before it may name itself instead, such as nginx. The Rust front end names nothing.
     """

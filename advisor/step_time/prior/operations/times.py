@@ -27,7 +27,7 @@ BYTES_SPREAD: Final = 0.50
 
 @dataclass(frozen=True, kw_only=True)
 class Ruled:
-    """Times of which no table has some part: by which `rule`, and what that adds to their spread.
+    """Times with a part that no table has: the `rule` of it, and what it adds to their spread.
 
     `spread` is the sd of the log of time.
     """
