@@ -403,7 +403,7 @@ class AdviceScreen(ModeScreen):
         if known is not None:
             tell(known, None, earlier=True)
         try:
-            with self.ttscope.advising, self.ttscope.answering:
+            with self.ttscope.advising, self.ttscope.answering():
                 if worker.is_cancelled:
                     return
                 with self.ttscope.estimating:
