@@ -90,7 +90,7 @@ class Recalibration:
     `families` are factors by family, of those whose kernels were profiled; `step` is the factor of
     all that is left. `sigma` is the spread (sd) of the log of a run's time about the prediction;
     `checked` are the models (nameless) and tensor-parallel sizes that ran: a factor learned at one
-    size is off at another (docs/prior.md), so that others have a wider interval (OTHER_SIZE).
+    size is off at another (docs/validation.md), so that others have a wider interval (OTHER_SIZE).
     `recordings` taught it. Of `cases` it is what the kernels alone took: the host's part, and so
     the interval, is the prior's, and nothing is `checked`. `untaught` says, by recording, which
     cases taught nothing and why.

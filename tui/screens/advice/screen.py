@@ -392,7 +392,7 @@ class AdviceScreen(ModeScreen):
         recordings = self._recordings()
         tell = partial(self._tell, worker, question, len(recordings))
         try:
-            with self.ttscope.advising, self.ttscope.answering:
+            with self.ttscope.advising, self.ttscope.answering():
                 if worker.is_cancelled:
                     return
                 with self.ttscope.estimating:
