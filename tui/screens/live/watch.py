@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from profiler.attach.attachment import Attached, Attachment, attach_to, attachment_of
+from profiler.attach.scraper import Silence
 from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import LIVE_S, Numbers
@@ -47,8 +48,8 @@ class Snapshot:
     longest (tokens of one sample), errors. `watts` is the mean of the last seconds of all GPUs
     together, `unpowered` why they are not read; `families` are the kernels of the newest profiler
     window, `held` the recorded steps that it holds, `windows` counts these, None where none are
-    opened. `kept_bytes` is the recording. `changes` answer the verdicts, in their order, None of
-    an engine that is not known. `now_ns` is when it was taken.
+    opened. `lost` says what the recording lacks, `kept_bytes` is its size. `changes` answer the
+    verdicts, in their order, None of an engine that is not known. `now_ns` is when it was taken.
     """
 
     now_ns: int
@@ -56,6 +57,7 @@ class Snapshot:
     numbers: Mapping[str, Numbers | None]
     names: Mapping[str, str]
     verdicts: tuple[Verdict, ...]
+    silences: Mapping[str, Silence] = field(default_factory=dict)
     changes: tuple[Change | None, ...] = ()
     steps: int | None = None
     problems_seen: int | None = None
@@ -68,6 +70,7 @@ class Snapshot:
     families: tuple[FamilyTime, ...] | None = None
     held: tuple[WindowSteps, ...] = ()
     events: Mapping[str, int] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
     kept_bytes: int | None = None
 
 
@@ -126,7 +129,11 @@ class LiveWatch:
             self.lost = attached.deployment.lost
 
     def _tick(
-        self, attached: Attached, seconds: float, numbers: Mapping[str, Numbers | None]
+        self,
+        attached: Attached,
+        seconds: float,
+        numbers: Mapping[str, Numbers | None],
+        silences: Mapping[str, Silence],
     ) -> None:
         deployment, steps = attached.deployment, attached.steps
         minute = deployment.numbers(VERDICT_S)
@@ -153,6 +160,7 @@ class LiveWatch:
                 changes=tuple(changes),
                 seconds=seconds,
                 numbers=numbers,
+                silences=silences,
                 names=dict(deployment.shown),
                 verdicts=tuple(verdicts),
                 steps=steps,
@@ -169,6 +177,7 @@ class LiveWatch:
             kinds = dict(events.group_by("kind").len().iter_rows())
             seen: dict[str, Any] = {
                 "events": kinds,
+                "lost": tuple(events.filter(kind="drop")["detail"].unique(maintain_order=True)),
                 "watts": _watts(recording),
                 "kept_bytes": size_bytes(self.folder),
             }
