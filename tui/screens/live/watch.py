@@ -9,12 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from profiler.attach.attachment import Attached, Attachment, attach_to, attachment_of
-from profiler.attach.scraper import Silence
 from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import LIVE_S, Numbers
@@ -31,6 +30,9 @@ from traces.summary.kernels import (
 )
 from tui.options import Watch, option_names, read_words
 from tui.screens.library import size_bytes, words_of
+
+if TYPE_CHECKING:
+    from profiler.attach.scraper import Silence
 
 VERDICT_S = 60.0  # that a verdict rests on
 SHOWN_S = 60.0  # of engine steps
