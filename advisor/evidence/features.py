@@ -4,7 +4,8 @@ All there is to say of a feature stands here: its name and place, how it follows
 what a unit of it asks of the hardware, and the words for it. To add one, give it a field of
 `Features` and a line in `features_of`, in `demands` and in `PARTS`. Where it needs a sum over
 requests that `Work` lacks, `Work` gets a field of the name of its column in the steps table, and
-the replay keeps that sum (advisor/replay/simulation/requests.py).
+the replay keeps that sum: of requests that decode in advisor/replay/simulation/requests.py, of
+prompts in scheduling.py beside it.
 """
 
 from __future__ import annotations
@@ -128,11 +129,27 @@ def features_of(work: Work[Any], speculative: bool, experts: float) -> Features[
     )
 
 
-def mean_of(work: Work[float], steps: int, growth: float, window_growth: float) -> Work[float]:
-    """Return the mean of decoding steps, the first with this work, whose context read grows so.
+def work_planned(engine: Any) -> Work[float]:
+    """Return what a replayed engine's planned step computes, or the first of its steps.
 
-    Compiled for the replay, as the next function.
+    `engine` has the sums of `ENGINE` (advisor/replay/simulation/state.py). Compiled for the replay,
+    as the next two functions.
     """
+    return Work(
+        float(engine.prefill_requests),
+        float(engine.prefill_tokens),
+        float(engine.decode_requests + engine.drain_decode_requests),
+        engine.decode_tokens + engine.drain_decode_tokens,
+        engine.prefill_kv_tokens,
+        engine.decode_kv_tokens + engine.drain_decode_kv_tokens,
+        engine.prefill_query_context,
+        engine.decode_window_tokens + engine.drain_decode_window_tokens,
+        engine.prefill_window_context,
+    )
+
+
+def mean_of(work: Work[float], steps: int, growth: float, window_growth: float) -> Work[float]:
+    """Return the mean of decoding steps, the first with this work, whose context read grows so."""
     return Work(
         work.prefill_requests,
         work.prefill_tokens,
