@@ -32,8 +32,8 @@ import profiler.demo
 from benchmarks import live_day
 from tui.app.app import TtscopeApp
 from tui.cli import COLLECTED_AT
-from tui.screens.advice.earlier import EarlierAnswers
 from tui.screens.advice.screen import AdviceScreen, Advised
+from tui.screens.earlier import EarlierAnswers
 
 SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
 OPENED = ("at once", "at once in a later session", "once learned")
