@@ -399,13 +399,27 @@ def without_json(words: list[str]) -> list[str]:
 
 
 def outputs(names: list[str], folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name and the output of each case, in order: some read what others wrote."""
+    """Yield the name and the output of each case, in order: some read what others wrote.
+
+    Of named cases, those that write what these read are run too.
+    """
     fixtures = Fixtures(folder)
     fixtures.out.mkdir()
+    every = cases()
+    if unknown := {*names} - {*every}:
+        sys.exit(f"no such case: {' '.join(sorted(unknown))}")
+    shared = {path for name in names for path in written_by(every[name])}
     with learned_once():
-        for name, command in cases().items():
-            if not names or name in names:
-                yield name, output_of(command, fixtures)
+        for name, command in every.items():
+            if not names or name in names or not shared.isdisjoint(written_by(command)):
+                text = output_of(command, fixtures)
+                if not names or name in names:
+                    yield name, text
+
+
+def written_by(command: str) -> list[str]:
+    """Return what a case writes or reads of the folder that all cases share."""
+    return re.findall(r"\{out\}/\S+", command)
 
 
 def same(kept: str, new: str) -> bool:

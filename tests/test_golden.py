@@ -16,3 +16,8 @@ def test_the_verbs_print_what_they_printed(tmp_path):
     ]
     assert not differ, "python -m tests.golden_outputs shows what differs"
     assert {path.stem for path in KEPT.iterdir()} == set(cases())
+
+
+def test_a_case_by_itself_prints_what_it_prints_after_the_others(tmp_path):
+    ((name, shown),) = outputs(["import-plain-shown"], tmp_path)
+    assert same((KEPT / f"{name}.txt").read_text(), shown)

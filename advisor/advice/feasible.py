@@ -51,13 +51,11 @@ class BudgetCheck(Generic[M]):
     sequence: the order in which candidates were looked at, which decides between equals.
     cost: what is optimised, less being better.
     chance: of meeting all limits at once, 0 for candidates that are not asked about.
-    broken: place in `limits` of the first that is not met surely enough (in closed form the last
-        that was looked at), -1 where all are; their number where each is, but not all at once.
+    broken: place in `limits` of the first that is not met surely enough, -1 where all are; their
+        number where each is, but not all at once.
     fits: whether a candidate meets all limits surely enough.
 
     """
-
-    counts_last = False
 
     def __init__(
         self, metrics: M, budget: Budget, prices: Prices, looked_at: Sequence[int] | None = None
@@ -134,7 +132,7 @@ class BudgetCheck(Generic[M]):
                     joint = np.ones((len(rows), met.shape[1]), dtype=bool)
                 joint[unsure] &= met
                 fails = np.concatenate([fails, rows[unsure[self.metrics.chance(met) < wanted]]])
-            broken[fails if self.counts_last else fails[broken[fails] < 0]] = place
+            broken[fails[broken[fails] < 0]] = place
         if joint is not None:
             chance[rows] = self.metrics.chance(joint)
             broken[rows[(chance[rows] < wanted) & (broken[rows] < 0)]] = len(self.limits)
@@ -370,8 +368,6 @@ class Shortlist(BudgetCheck[ClosedForm]):
 
     One may meet a limit that it would meet with its metric `FAR` spreads lower.
     """
-
-    counts_last = True
 
     @cached_property
     def least(self) -> Floats:

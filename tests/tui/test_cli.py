@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -122,6 +123,16 @@ def test_errors_are_one_line(run, arguments, code, message):
     assert line.startswith("ttscope: ")
     assert message in line
     assert "Traceback" not in err
+
+
+def test_a_user_without_a_home_is_given_one(run, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr(Path, "home", unknown)
+    assert run("--version")[0] == 0
+    assert os.environ["HOME"] == "/"
 
 
 def test_texts_paths_and_defaults_are_read_without_pydantic():

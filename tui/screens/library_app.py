@@ -6,7 +6,7 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from textual import work
 from textual.app import App
 from textual.signal import Signal
+from textual.widget import AwaitMount
 from textual.worker import get_current_worker
 
 from traces.errors import TtscopeError, UsageError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from advisor.advice.accounts.efforts import EffortMap
     from advisor.advice.advisor import Advisor
     from advisor.advice.measure_next.forward_shapes import Forwards
+    from tui.screens.earlier import EarlierAnswers
 
 MOST_AHEAD = 24  # recordings that are learned from before anybody asks for advice
 LISTED_TOGETHER = 200  # rows that are shown at a time before they are read
@@ -173,10 +175,12 @@ class LibraryApp(App[None]):
         self._factory = advisor_factory
         self._fitted = fitted
         self.learns_ahead = False  # whether the advisor learns, and screens are made, unasked
+        self.answers: EarlierAnswers | None = None  # of earlier sessions
         self._advisor: tuple[tuple[str, ...], FittedAdvisor] | None = None
         self.advising = threading.Lock()  # held by who asks the advisor, one thread at a time
         self.estimating = threading.Lock()  # held while recordings are not to be read
-        self.answering = threading.Lock()  # held while an answer is worked out
+        self._answering = False  # whether an answer is worked out
+        self._may_read = threading.Condition()  # told when an answer may go first no longer
         self._current: str | None = None
         self._opening: Entry | None = None  # to be read next, and shown
         self._indexes = Indexes()
@@ -226,8 +230,8 @@ class LibraryApp(App[None]):
         while left and not worker.is_cancelled:
             with self.estimating:
                 pass
-            while self._is_answer_first and not worker.is_cancelled:
-                time.sleep(0.02)
+            with self._may_read:
+                self._may_read.wait_for(lambda: not self._is_answer_first)
             wanted = None if self._opening is None else self._opening.path
             path = wanted if wanted in left else next(iter(left))
             del left[path]
@@ -249,7 +253,26 @@ class LibraryApp(App[None]):
     def _is_answer_first(self) -> bool:
         """Whether nothing is looked at but advice, whose answer would come a third later."""
         alone = self.current_mode == "advice" and self._opening is None
-        return self.foresees and alone and self.answering.locked()
+        return self.foresees and alone and self._answering
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Have an answer go before recordings that are still to be read."""
+        self._answering = True
+        try:
+            yield
+        finally:
+            self._answering = False
+            self._read_on()
+
+    def _read_on(self) -> None:
+        with self._may_read:
+            self._may_read.notify_all()
+
+    def switch_mode(self, mode: str) -> AwaitMount:
+        shown = super().switch_mode(mode)
+        self._read_on()
+        return shown
 
     def _list(self, paths: Iterable[Path]) -> None:
         """Show rows of recordings that were not read yet, some at a time."""
@@ -273,6 +296,7 @@ class LibraryApp(App[None]):
     def read_now(self, entry: Entry) -> None:
         """Read a recording before the others, and show it."""
         self._opening = entry
+        self._read_on()
         self.notify(f"reading {entry.path.name} ...")
 
     def _add(self, entries: list[Entry]) -> None:

@@ -5,8 +5,7 @@ with the peak, but for the start of a kernel: so of decode attention, and of pro
 longer than they compute. Of the others, and of a prompt's attention, all but the start changes with
 the peak. `prior_rules.py` of the benchmarks checks it on H100 and H200, which differ by their
 memory alone. All-reduces are those of a GPU with the same wires. Bandwidth, peak and memory are
-from the file of the system where the tables' authors have one, else from the maker's data sheet
-(docs/prior.md).
+from the file of the system where the tables' authors have one, else from the maker's sheet.
 """
 
 from __future__ import annotations

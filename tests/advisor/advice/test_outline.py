@@ -1,9 +1,12 @@
 """A first answer by the closed form, and the whole one that follows from the same advisor."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from advisor.advice.advisor import Advisor
+from advisor.advice.answer import UNSURE
 from advisor.search.budget import parse_budget
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
@@ -71,3 +74,15 @@ def test_the_fronts_at_a_rate_are_of_engines_that_keep_up(quick):
     for metric in (None, "flops"):
         rows = shortlist.front(metric)
         assert rows and (shortlist.metrics.capacity_per_s[rows] > rate).all()
+
+
+def test_a_further_limit_takes_no_candidate_from_those_before_it(quick):
+    rate = float(np.median(quick.under(1.0).closed_form.capacity_per_s))
+    limits = [f"{rate}/s", "0.5", "0.25s", "0.2s"]
+    names, counts = ("rate", "min_accuracy", "max_latency", "max_cost"), []
+    for number in range(1, len(limits) + 1):
+        budget = parse_budget(dict(zip(names[:number], limits[:number], strict=True)))
+        counts.append(dict(quick.outline(budget).infeasible))
+        counts[-1].pop(UNSURE, None)
+    assert all(more == more | few for few, more in pairwise(counts))
+    assert len(counts[-1]) > len(counts[0])

@@ -101,7 +101,7 @@ def import_outcomes(
     check_free(folder)
     chosen = _same_format(paths)
     choices, given = choices or Choices(), given or Given()
-    choices = replace(choices, model=given.model)
+    choices = replace(choices, model=given.model, temperature=given.temperature)
     if choices.judge is not None and not chosen.completions:
         raise UsageError(
             f"--verifier reads answers out of completions, and {chosen.name} has none. Leave it out"

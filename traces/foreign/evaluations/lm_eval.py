@@ -218,10 +218,11 @@ class LmEvalSamples:
         temperature = finite(settings.get("temperature"))
         greedy = settings.get("do_sample") is False
         if greedy and temperature:
-            self.facts.notes.append(
-                f"do_sample false and temperature {temperature:g}: with vLLM lm-eval draws at this "
-                "temperature, with Transformers at 0. Say which with --temperature"
-            )
+            if self._choices.temperature is None:
+                self.facts.notes.append(
+                    f"do_sample false and temperature {temperature:g}: with vLLM lm-eval draws at "
+                    "this temperature, with Transformers at 0. Say which with --temperature"
+                )
         elif greedy or (temperature is not None and temperature >= 0):
             self.facts.temperature = temperature or 0.0
         top_p = finite(settings.get("top_p"))

@@ -106,7 +106,7 @@ class Choices:
     answers and scores. `too_long` counts the answers that it gave up to check. `prompt_column` has
     the tokens of a prompt in plain outcomes, None for `prompt_tokens`. `same_problems` says whether
     several files are of the same problems, None to find out. `model` is whose lines are read of a
-    file of plain outcomes that has several.
+    file of plain outcomes that has several. With `temperature` no file need tell it.
     """
 
     score: str | None = None
@@ -116,6 +116,7 @@ class Choices:
     prompt_column: str | None = None
     same_problems: bool | None = None
     model: str | None = None
+    temperature: float | None = None
     limit_bytes: int = LIMIT_BYTES
 
 

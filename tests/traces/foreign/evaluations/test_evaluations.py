@@ -1005,7 +1005,7 @@ def test_do_sample_false_does_not_tell_the_temperature(tmp_path):
         ({"do_sample": False}, None, 0.0, 0),
         ({"do_sample": False, "temperature": 0.0}, None, 0.0, 0),
         ({"do_sample": False, "temperature": 0.6}, None, None, 1),
-        ({"do_sample": False, "temperature": 0.6}, 0.6, 0.6, 1),
+        ({"do_sample": False, "temperature": 0.6}, 0.6, 0.6, 0),
         ({"do_sample": True, "temperature": 0.6}, None, 0.6, 0),
     ]):  # fmt: skip
         row = lm_eval_row(arguments=[["question", settings]])
