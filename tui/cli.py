@@ -265,6 +265,8 @@ def main() -> NoReturn:
         Path.home()
     except RuntimeError:  # a user whom the machine does not know, as in some containers
         os.environ["HOME"] = "/"
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not all know \xb1
     gc.set_threshold(*COLLECTED_AT)
     atexit.register(gc.freeze)  # nor is it looked for at the end, when all goes with the process
     code: Any = None
