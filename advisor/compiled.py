@@ -16,7 +16,6 @@ import gc
 import hashlib
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ from numba.core.compiler import Compiler
 from numba.core.runtime import rtsys
 from numba.extending import register_jitable
 
+from traces.files import own_cache, private
 from traces.schema import window
 from traces.schema.tts import stop_rules
 
@@ -51,25 +51,6 @@ UNUSED_S: Final = 30 * 86400  # after which the code of another version is delet
 _TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile and load as numba does
 
 
-def private(folder: Path) -> bool:
-    """Return whether only this user and root can put files into a folder or change where it is.
-
-    A folder above it may be writable by all where its sticky bit keeps what is in it, as in /tmp.
-    """
-    known = {0, os.geteuid()}
-    try:
-        whole = folder.resolve(strict=True)
-        for each in (whole, *whole.parents):
-            found = each.stat()
-            others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            kept = each != whole and found.st_mode & stat.S_ISVTX
-            if found.st_uid not in known or (others and not kept):
-                return False
-    except OSError:
-        return False
-    return True
-
-
 def sources() -> list[Path]:
     """Return the files whose text names a cache, in their order."""
     own = [Path(__file__).parent / name for name in SOURCES]
@@ -82,11 +63,10 @@ def _own_folder() -> Path:
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sources():
         digest.update(source.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    base = Path(home) / "ttscope" / "compiled"
+    base = own_cache() / "compiled"
     folder = base / digest.hexdigest()[:16]
-    for each in (base.parent, base, folder):
-        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in (base, folder):
+        each.mkdir(mode=0o700, exist_ok=True)
     os.utime(folder)
     for other in base.iterdir():
         if other != folder and time.time() - other.stat().st_mtime > UNUSED_S:

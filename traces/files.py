@@ -149,6 +149,39 @@ def _forget(path: Path) -> None:
         path.unlink()
 
 
+# What ttscope keeps for itself, and trusts.
+
+
+def own_cache() -> Path:
+    """Return ttscope's folder for what can be made again, which is made. Raises OSError."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user without a home
+        raise OSError(str(error)) from None
+    folder = home / "ttscope"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def private(folder: Path) -> bool:
+    """Return whether only this user and root can put files into a folder or change where it is.
+
+    A folder above it may be writable by all where its sticky bit keeps what is in it, as in /tmp.
+    """
+    known = {0, os.geteuid()}
+    try:
+        whole = folder.resolve(strict=True)
+        for each in (whole, *whole.parents):
+            found = each.stat()
+            others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            kept = each != whole and found.st_mode & stat.S_ISVTX
+            if found.st_uid not in known or (others and not kept):
+                return False
+    except OSError:
+        return False
+    return True
+
+
 # How many values JSON may hold before it is decoded: a text of 3 bytes a value grows 60-fold.
 
 

@@ -63,7 +63,7 @@ class Metrics:
 
 
 @contextmanager
-def metrics_server(tls=None):
+def metrics_server(tls=None, at=("127.0.0.1", 0)):
     """Serve a `Metrics`, over https with an ssl context; gives it with its `url`."""
     state = Metrics()
 
@@ -118,12 +118,12 @@ def metrics_server(tls=None):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(at, Handler)
     server.daemon_threads = True
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     scheme = "http" if tls is None else "https"
-    state.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
+    state.url = f"{scheme}://{at[0]}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

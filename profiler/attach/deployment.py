@@ -5,14 +5,22 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
-from profiler.attach.scraper import EACH, PERIOD_S, SEVERAL, Page, ScrapeError, Scraper
+from profiler.attach.scraper import (
+    EACH,
+    PERIOD_S,
+    SEVERAL,
+    Page,
+    ScrapeError,
+    Scraper,
+    Silence,
+)
 from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
@@ -429,6 +437,16 @@ class Deployment:
             return {
                 "engines": {**begun.engines, **self.engines},
                 "models": {**begun.models, **self.models},
+            }
+
+    def silences(self, engines: Collection[str]) -> dict[str, Silence]:
+        """Return for how long each of some engines owes an answer, by key."""
+        with self._lock:
+            return {
+                key: replica.scraper.silence
+                for replica in self.replicas
+                for key in replica.keys.values()
+                if key in engines
             }
 
     def numbers(self, seconds: float) -> dict[str, Numbers | None]:

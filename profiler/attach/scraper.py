@@ -10,13 +10,14 @@ says that a series is gone. Once a minute a page is kept whole.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -81,6 +82,21 @@ class ScrapeError(Exception):
     """A poll that brought nothing, in words that hold nothing of the answer."""
 
 
+class AnotherServerError(ScrapeError):
+    """A poll that another server answered, as behind a balancer."""
+
+
+class Silence(NamedTuple):
+    """For how many seconds an answer is due, and in how many it is asked for again.
+
+    0 where none is due: a pause of ours is no silence. `another` says that another server answers.
+    """
+
+    seconds: float
+    again_s: float
+    another: bool
+
+
 class Scraper:
     """Polls the metrics page of `access` every `period_s` from `start` to `stop`.
 
@@ -119,6 +135,9 @@ class Scraper:
         self._keys: dict[str, str] = {}  # of its engines
         self._whole_ns = 0  # when a page was last kept whole
         self._gap: tuple[float, int] | None = None  # since when, and polls that failed
+        self._due = self._owed = math.inf  # the next poll, and the first without an answer
+        self._another = False  # whether another server answered the last one
+        self.peer: str | None = None  # the address that answered
         self.polls = self.failures = self.dropped = 0
         self.lost = threading.Event()
         self._stopping = threading.Event()
@@ -140,6 +159,7 @@ class Scraper:
                 if answer.status_code != 200:
                     beside = self.access.metrics_page.endswith(_BESIDE_JSON)
                     raise ScrapeError(f"{_JSON if beside else ''}HTTP {answer.status_code}")
+                self.peer = _peer_of(answer)
                 ahead_ns = _ahead_ns(answer.headers.get("date"), now_ns())
                 for piece in answer.iter_bytes():
                     body += piece
@@ -193,14 +213,20 @@ class Scraper:
         if self._thread.ident is None:
             self._client.close()
 
+    @property
+    def silence(self) -> Silence:
+        now = time.monotonic()
+        again_s = max(self._due - now, 0.0)
+        return Silence(max(now - self._owed, 0.0), again_s, self._another)
+
     def drain(self) -> pl.DataFrame:
         frames = [self._frames.popleft() for _ in range(len(self._frames))]
         return pl.concat([pl.DataFrame(schema=SCRAPES), *frames])
 
     def _work(self) -> None:
         try:
-            due = time.monotonic()
-            while not self._stopping.wait(max(due - time.monotonic(), 0.0)):
+            self._due = self._owed = time.monotonic()
+            while not self._stopping.wait(max(self._due - time.monotonic(), 0.0)):
                 begun = time.monotonic()
                 try:
                     page = self._fresh(self.poll())
@@ -208,11 +234,15 @@ class Scraper:
                 except Exception as error:  # one page that cannot be taken does not end the watch
                     known = isinstance(error, ScrapeError)
                     why = str(error) if known else f"{type(error).__name__} while it was read"
-                    due = time.monotonic() + self._failed(why)
+                    pause_s = self._failed(why)
+                    self._another = isinstance(error, AnotherServerError)
+                    self._due = time.monotonic() + (self._period_s if self._another else pause_s)
                     if self.lost.is_set():
                         return
                 else:
-                    due = max(due + self._period_s, begun + page.took_s / _BUSY_SHARE)
+                    # It may be behind for long where this process was stopped.
+                    due = max(self._due, begun - self._period_s) + self._period_s
+                    self._due = self._owed = max(due, begun + page.took_s / _BUSY_SHARE)
         finally:
             self._client.close()
 
@@ -273,7 +303,7 @@ class Scraper:
 
         The page of several front ends does not say when they began, so that its counters tell.
         No process comes back after another one. So where one does, several servers answer, and
-        raises ScrapeError, so that the recording is of one of them.
+        raises AnotherServerError, so that the recording is of one of them.
         """
         began, last = page.started, None if self._last is None else self._last.started
         if began in self._before:
@@ -282,7 +312,7 @@ class Scraper:
                 told = f"{self.access.where}: {SEVERAL}. The numbers are of one at a time"
                 self._on_event(SILENT, f"{told}. Name {EACH}")
             self._leave = 0.0
-            raise ScrapeError("another server answers")
+            raise AnotherServerError("another server answers")
         if last is not None and began != last:
             self._before.add(last)
         if page.started is None and self._last is not None and _fell(self._last, page):
@@ -300,6 +330,13 @@ class Scraper:
             self._on_restart(page)
         if fell:
             self._on_event("counter_reset", f"{self.access.where}: {fell} counters fell")
+
+
+def _peer_of(answer: httpx.Response) -> str | None:
+    """Return the address of the machine that answers, None where that is not known."""
+    stream = answer.extensions.get("network_stream")
+    told = None if stream is None else stream.get_extra_info("server_addr")
+    return str(told[0]) if isinstance(told, tuple) else None
 
 
 def _fell(last: Page, page: Page) -> int:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from profiler.attach.deployment import Deployment
+from profiler.attach.scraper import Silence
 from profiler.runs.provenance import provenance
 from profiler.runs.record import Probe
 from traces.clock import ClockWatch
@@ -16,7 +17,7 @@ from traces.live.numbers import LIVE_S, Numbers
 from traces.recording.manifest import Manifest
 from traces.recording.writer import RecordingWriter, read_clocks
 
-Tick = Callable[[float, Mapping[str, Numbers | None]], None]
+Tick = Callable[[float, Mapping[str, Numbers | None], Mapping[str, Silence]], None]
 
 
 def watch(
@@ -32,7 +33,7 @@ def watch(
     """Record a connected deployment's own traffic until `stop`, `duration_s`, or it is lost.
 
     Each of `probes` writes into the recording too. `on_tick` is called every second with the
-    seconds since the start and the engines' numbers over the last `LIVE_S`. The recording is
+    seconds since the start, the engines' numbers over the last `LIVE_S` and their silences. It is
     complete unless a server was lost for good. Raises RecordingError when `folder` is taken.
     """
     manifest = Manifest(
@@ -71,7 +72,8 @@ def _wait(
         if time.monotonic() >= due:
             due = max(due + 1.0, time.monotonic())
             if on_tick is not None:
-                on_tick(time.monotonic() - begun, deployment.numbers(LIVE_S))
+                numbers = deployment.numbers(LIVE_S)
+                on_tick(time.monotonic() - begun, numbers, deployment.silences(numbers))
 
 
 class Ticker:

@@ -82,8 +82,9 @@ class Batch(Struct):
     `first` is the number of its first row among all that it sends. A batch whose answer came too
     late is sent again, and more with it. `dropped` counts the steps that were never sent, since
     the engine began, and `dropped_until` is the end of the newest of them. `now` is the sender's
-    clock, and `ahead` how far that is before ours, which the receiver says. Times are unix
-    nanoseconds. `model` is what the served model costs, `replica` the sender's of Ray Serve.
+    clock. The receiver says how far that is `ahead` of ours, and the address of the `sender`'s
+    machine. Times are unix nanoseconds. `model` is what the served model costs, `replica` the
+    sender's of Ray Serve.
     `process_id` and `tracer`, the `service.instance.id`, are what spans of the sender tell of it.
     """
 
@@ -97,6 +98,7 @@ class Batch(Struct):
     dropped_until: _MaybeTime = None
     now: _MaybeTime = None
     ahead: int | None = None
+    sender: str | None = None
     on: bool = True
     details: bool | None = None
     process_start_s: Annotated[float, Meta(ge=0, le=LATEST_NS / 1e9)] | None = None

@@ -212,6 +212,7 @@ def _watched(
     kernels = recording.frame("kernels").filter(pl.col("engine") == key)
     numbers = None if window is None else numbers_in(window, key)
     mine = events.filter((pl.col("engine") == key) | pl.col("engine").is_null())
+    told = mine.filter(pl.col("kind").is_in([SILENT, "drop", "killed"]))
     counts = dict(mine.group_by("kind").len().iter_rows())
     evidence = Evidence(
         numbers=numbers,
@@ -230,7 +231,7 @@ def _watched(
         losses=(
             *recording.losses,
             *(_SERIES_LEFT_OUT if window is not None and window.left_out else ()),
-            *mine.filter(kind=SILENT)["detail"].drop_nulls().unique(maintain_order=True),
+            *told["detail"].drop_nulls().unique(maintain_order=True),
         ),
         columns=columns,
         window=window,

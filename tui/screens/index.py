@@ -14,10 +14,11 @@ import os
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
+
+from traces.errors import installed
 
 NAME = ".ttscope-index.json"
 VERSION = 1
@@ -25,6 +26,7 @@ MOST_BYTES = 16 << 20
 MOST_RECORDINGS = 10_000
 FEWEST = 50  # recordings in a folder: fewer are read soon enough
 _LONGEST = 1_000  # characters of a cell
+_OURS = installed("ttscope") or ""  # from its sources it has no version
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +74,7 @@ def read_index(folder: Path) -> dict[str, Noted]:
             index = msgspec.json.decode(file.read(MOST_BYTES), type=_Index)
     except (OSError, ValueError, RecursionError):
         return {}
-    if (index.version, index.ttscope) != (VERSION, _ours()):
+    if (index.version, index.ttscope) != (VERSION, _OURS):
         return {}
     if len(index.recordings) > MOST_RECORDINGS:
         return {}
@@ -82,7 +84,7 @@ def read_index(folder: Path) -> dict[str, Noted]:
 def write_index(folder: Path, noted: Mapping[str, Noted]) -> bool:
     """Write the index of a folder whole or not at all; return whether that could be done."""
     kept = dict(list(noted.items())[-MOST_RECORDINGS:])
-    data = msgspec.json.encode(_Index(VERSION, _ours(), kept))
+    data = msgspec.json.encode(_Index(VERSION, _OURS, kept))
     if len(data) > MOST_BYTES:
         return False
     partial: Path | None = None
@@ -105,13 +107,6 @@ def _sound(noted: Noted) -> bool:
         texts += [row.title, *row.cells.values()]
         texts += [value for value in row.values.values() if isinstance(value, str)]
     return all(text.isprintable() and len(text) <= _LONGEST for text in texts)
-
-
-def _ours() -> str:
-    try:
-        return version("ttscope")
-    except PackageNotFoundError:
-        return ""
 
 
 class Indexes:

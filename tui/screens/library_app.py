@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from advisor.advice.accounts.efforts import EffortMap
     from advisor.advice.advisor import Advisor
     from advisor.advice.measure_next.forward_shapes import Forwards
+    from tui.screens.earlier import EarlierAnswers
 
 MOST_AHEAD = 24  # recordings that are learned from before anybody asks for advice
 LISTED_TOGETHER = 200  # rows that are shown at a time before they are read
@@ -174,6 +175,7 @@ class LibraryApp(App[None]):
         self._factory = advisor_factory
         self._fitted = fitted
         self.learns_ahead = False  # whether the advisor learns, and screens are made, unasked
+        self.answers: EarlierAnswers | None = None  # of earlier sessions
         self._advisor: tuple[tuple[str, ...], FittedAdvisor] | None = None
         self.advising = threading.Lock()  # held by who asks the advisor, one thread at a time
         self.estimating = threading.Lock()  # held while recordings are not to be read

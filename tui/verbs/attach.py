@@ -20,7 +20,6 @@ from profiler.attach.attachment import (
     attachment_of,
     default_folder,
 )
-from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
 from traces.recording.manifest import check_free
@@ -50,6 +49,7 @@ from tui.terminal import clean, say, say_all, tell
 
 if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment, Replica
+    from profiler.attach.scraper import Silence
     from profiler.engines.interface import Engine
     from profiler.runs.record import Probe
     from traces.deployment.checks import Check
@@ -275,11 +275,16 @@ class LiveLine:
         self._terminal = sys.stderr.isatty()
         self._written = False  # over which the next line goes
 
-    def __call__(self, seconds: float, numbers: Mapping[str, Numbers | None]) -> None:
+    def __call__(
+        self,
+        seconds: float,
+        numbers: Mapping[str, Numbers | None],
+        silences: Mapping[str, Silence],
+    ) -> None:
         """Write it. A terminal that is gone ends no recording."""
         from tui.text.recordings.live import live_line
 
-        line = live_line(seconds, numbers, now_ns())
+        line = live_line(seconds, numbers, silences)
         with contextlib.suppress(OSError):
             if self._terminal:
                 width = shutil.get_terminal_size().columns - 3  # with room for the ^C of Ctrl-C

@@ -61,6 +61,7 @@ def tui(asked: Terminal) -> None:
     from tui.app.app import TtscopeApp, check_screen
     from tui.app.app import screenshot as take
     from tui.app.keys import default_file
+    from tui.screens.earlier import EarlierAnswers
 
     _check(asked.present, paths, systems)
     check_screen(asked.screen)
@@ -70,7 +71,7 @@ def tui(asked: Terminal) -> None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
         own = default_file() if default_file().exists() else None
         app = start(paths, keys=asked.keys or own, screen=asked.screen)
-        app.learns_ahead = True
+        app.learns_ahead, app.answers = True, EarlierAnswers(systems)
         app.run()
         if app.return_code:  # it broke, and has said how
             raise SystemExit(app.return_code)

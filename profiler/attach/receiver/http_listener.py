@@ -53,8 +53,8 @@ class Keeper(Protocol):
     def put_spans(self, found: Received) -> bool:
         """Keep spans; False when there is no room."""
 
-    def put_batch(self, batch: Batch) -> bool:
-        """Keep what is new in a batch of steps; False when there is no room."""
+    def put_batch(self, batch: Batch, sender: str | None = None) -> bool:
+        """Keep what is new in a batch of steps of an address; False when there is no room."""
 
 
 class _Place:
@@ -260,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
                 body = _inflated(body)
             try:
                 if not spans:
-                    if not receiver.put_batch(read_batch(body)):
+                    if not receiver.put_batch(read_batch(body), str(self.client_address[0])):
                         raise _Refused(503, "no room now. Send it again")
                     return b"{}"
                 found = read_protobuf(body) if kind == _PROTOBUF else read_json(body)

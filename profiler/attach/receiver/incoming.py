@@ -312,11 +312,14 @@ class Incoming:
     def _on_port(self, batch: Batch) -> list[Replica]:
         """Return the servers on a plugin's ports: by the metrics page, else by the URL.
 
-        Workers behind one front end, as of Dynamo, share its URL and have pages of their own.
+        Workers behind one front end, as of Dynamo, share its URL and have pages of their own. Pods
+        have one port on machines of their own: the address that a plugin sends from tells them.
         """
         replicas = self._deployment.replicas
         pages = [r for r in replicas if port_of(r.access.metrics_page) in batch.ports]
-        return pages or [r for r in replicas if port_of(r.access.url) in batch.ports]
+        fitting = pages or [r for r in replicas if port_of(r.access.url) in batch.ports]
+        there = [r for r in fitting if r.scraper.peer in {batch.sender} - {None}]
+        return there if len(there) == 1 else fitting
 
     def _taken(self) -> list[Batch]:
         """Return the batches that came, after noting which servers are known by their ports."""

@@ -155,7 +155,9 @@ class Receiver:
             self.bad += found.bad
             return True
 
-    def put_batch(self, batch: Batch) -> bool:
+    def put_batch(self, batch: Batch, sender: str | None = None) -> bool:
+        """Keep a batch of the machine at an address, where there is room."""
+        batch.sender = sender
         key = batch.instance, batch.engine
         with self._lock:
             rows = sum(len(each.rows) for each in self.batches) + len(batch.rows)

@@ -275,6 +275,7 @@ def test_a_lost_server_ends_the_watch_where_asked(server, tmp_path):
     )
     assert not recording.complete
     assert kinds(recording) == ["gap", "killed"]
+    assert "a server is gone, as --on-loss end asks" in watched_engines(recording)[0].losses
     assert recording.frame("scrapes").height
 
 
@@ -303,6 +304,33 @@ def test_a_slow_page_is_asked_for_a_tenth_of_the_time(server, tmp_path, monkeypa
         if path == "/metrics" and headers["Connection"] != "close"  # as those before the watch
     ]
     assert len(asked) <= 5
+
+
+def test_a_pause_of_ours_is_no_silence(server):
+    scrapers = []
+
+    def started(period_s):
+        scraper = Scraper(Access.of(server.url), str, on_event=lambda *_: None, period_s=period_s)
+        scraper.start()
+        scrapers.append(scraper)
+        return scraper
+
+    slow = started(3600.0)
+    until(lambda: slow.silence.again_s > 3000)
+    assert slow.silence.seconds == 0.0
+    # Where another server answers in turn it is asked again as before, and not left alone.
+    server.turns = itertools.chain([("1.7e+09", 1), ("1.8e+09", 1)], itertools.repeat(("17e8", 1)))
+    turns = started(0.1)
+    until(lambda: turns.failures >= 5)
+    assert turns.silence.another and turns.silence.again_s <= 0.1
+    server.turns, server.status = iter(()), 503
+    failing = started(0.1)
+    until(lambda: failing.failures >= 4)
+    assert not failing.silence.another
+    until(lambda: failing.silence.again_s > 0.1)
+    assert failing.silence.seconds > 0.6
+    for scraper in scrapers:
+        scraper.stop()
 
 
 def test_two_replicas_with_one_configuration_are_two_engines(server, tmp_path):

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 OF_AN_ANSWER = frozenset({"copy", "explain", "front", "axis", "what_if", "measure"})
 
+EARLIER = "Answer of an earlier session"
+
 # What the workers of the Advice screen tell it.
 
 
@@ -53,6 +55,7 @@ class Advised(Message):
     """The worker's answer to a question: a recommendation, or why there is none.
 
     `mend` says in the place of an answer what to do, where a line about the fault is too short.
+    `earlier` answers are of an earlier session, and worked out again.
     """
 
     question: Question
@@ -60,6 +63,7 @@ class Advised(Message):
     error: str | None
     recordings: int
     mend: str = ""
+    earlier: bool = False
 
 
 @dataclass
@@ -190,6 +194,7 @@ class AdviceScreen(ModeScreen):
         self._rests_on: tuple[object, ...] | None = (
             None  # the question of `_advice`, its budget aside
         )
+        self._is_earlier = False  # whether `_advice` is of an earlier session
         self._in_vain = False  # whether what was asked before all was read had no answer
         self._gone: list[Path] = []  # recordings that were left out, for their folders are gone
         self._passing = False  # whether the message goes when something else is shown
@@ -391,13 +396,19 @@ class AdviceScreen(ModeScreen):
         worker = get_current_worker()
         recordings = self._recordings()
         tell = partial(self._tell, worker, question, len(recordings))
+        today = self.ttscope.runs_today()
+        alone = self.ttscope.present_entry() is None  # an answer has what runs today beside it
+        answers = self.ttscope.answers if alone else None
+        known = None if answers is None else answers.find(budget, recordings)
+        if known is not None:
+            tell(known, None, earlier=True)
         try:
             with self.ttscope.advising, self.ttscope.answering():
                 if worker.is_cancelled:
                     return
                 with self.ttscope.estimating:
                     advisor = self.ttscope.advisor_for(recordings)
-                    outline = advisor.outline(budget)
+                    outline = None if known is not None else advisor.outline(budget)
                 if outline is not None:
                     tell(outline, None)
 
@@ -408,8 +419,10 @@ class AdviceScreen(ModeScreen):
 
                 if worker.is_cancelled:
                     return
-                answer = advisor.recommend(budget, self.ttscope.runs_today(), heard)
+                answer = advisor.recommend(budget, today, heard)
                 tell(answer, None)
+                if answers is not None and answer != known:
+                    answers.keep(budget, recordings, answer)
             with self.ttscope.advising:  # taken again, so that a newer question goes first
                 if not worker.is_cancelled:
                     self._account(advisor, answer, api_price, question)
@@ -448,9 +461,11 @@ class AdviceScreen(ModeScreen):
         advice: Recommendation | None,
         error: str | None,
         mend: str = "",
+        *,
+        earlier: bool = False,
     ) -> None:
         if not worker.is_cancelled:
-            self.post_message(Advised(question, advice, error, recordings, mend))
+            self.post_message(Advised(question, advice, error, recordings, mend, earlier))
 
     # -- what is answered ----------------------------------------------------------------------
 
@@ -467,7 +482,7 @@ class AdviceScreen(ModeScreen):
         if event.question != self._asked:  # another was asked meanwhile, or what is no budget
             return
         if event.advice is None:
-            if self._advice is not None and is_outline(self._advice):
+            if self._advice is not None and (self._is_earlier or is_outline(self._advice)):
                 self._clear()
             self._asked = None
             self._show_progress(None)
@@ -479,13 +494,18 @@ class AdviceScreen(ModeScreen):
             if event.mend:
                 self._answer_panel.show(Content(event.mend))
             return
-        first = self._advice is None
-        self._answer_panel.border_title = "Answer"
+        first, same = self._advice is None, self._is_earlier and self._advice == event.advice
+        self._answer_panel.border_title = EARLIER if event.earlier else "Answer"
         self._advice, self._rests_on = event.advice, event.question[1:]
-        if is_outline(event.advice):
+        self._is_earlier = event.earlier
+        if event.earlier:
+            self._show_progress("Working it out again ...")
+        elif is_outline(event.advice):
             self._show_progress("Checking step times against runs that were left out ...")
         else:
             self._show_progress(None)
+        if same:
+            return
         self.workers.cancel_group(self, "what_if")
         self._what_if, self._accounted, self._answers = None, None, {}
         rows = candidates(event.advice)

@@ -302,10 +302,9 @@ class LiveScreen(ModeScreen):
         if event.watch is self._watch:
             snapshot = event.snapshot
             self._history.add(snapshot)
-            silent = silence_told(snapshot.numbers, snapshot.now_ns)
-            self.say(
-                ", ".join([*([silent] if silent else []), *event.watch.said]), bad=bool(silent)
-            )
+            silent = silence_told(snapshot.silences)
+            told = [*([silent] if silent else []), *event.watch.said, *snapshot.lost]
+            self.say(", ".join(told), bad=bool(silent))
             self._next = partial(action_lines, snapshot)
             self._draw()
 

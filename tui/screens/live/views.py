@@ -25,8 +25,8 @@ from tui.text.layout import align, clock, wrap
 from tui.text.recordings.live import (
     INDENT,
     bounds_text,
+    events_told,
     highest,
-    silence_s,
     slowest,
     time_cells,
     total,
@@ -218,9 +218,7 @@ def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
             f"power {'none yet' if snapshot.watts is None else number(snapshot.watts, 'W')}"
         )
     parts.append("speculation yes" if names.get("speculation") else "speculation no")
-    events = {kind: n for kind, n in snapshot.events.items() if n and kind != "window"}
-    parts += [f"{kind.replace('_', ' ')} {n}" for kind, n in events.items()]
-    return " | ".join(parts)
+    return " | ".join([*parts, *events_told(snapshot.events)])
 
 
 def finding_lines(
@@ -388,6 +386,7 @@ def status(snapshot: Snapshot | None, url: str) -> str:
     if snapshot is None:
         return url
     kept = "" if snapshot.kept_bytes is None else f"  kept {number(snapshot.kept_bytes, 'B')}"
-    silence = silence_s(snapshot.numbers.values(), snapshot.now_ns)
-    answered = "" if silence is None else f"  answered {silence:.0f} s ago"
+    ends = [each.end_ns for each in snapshot.numbers.values() if each is not None]
+    ago_s = max((snapshot.now_ns - min(ends, default=0)) / 1e9, 0.0)
+    answered = f"  answered {ago_s:.0f} s ago" if ends else ""
     return f"{url.partition('://')[2] or url}  {clock(snapshot.seconds)}{answered}{kept}"

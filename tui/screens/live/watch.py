@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -31,6 +31,9 @@ from traces.summary.kernels import (
 from tui.options import Watch, option_names, read_words
 from tui.screens.library import size_bytes, words_of
 
+if TYPE_CHECKING:
+    from profiler.attach.scraper import Silence
+
 VERDICT_S = 60.0  # that a verdict rests on
 SHOWN_S = 60.0  # of engine steps
 READ_S = 2.0  # between looks into the recording
@@ -47,8 +50,8 @@ class Snapshot:
     longest (tokens of one sample), errors. `watts` is the mean of the last seconds of all GPUs
     together, `unpowered` why they are not read; `families` are the kernels of the newest profiler
     window, `held` the recorded steps that it holds, `windows` counts these, None where none are
-    opened. `kept_bytes` is the recording. `changes` answer the verdicts, in their order, None of
-    an engine that is not known. `now_ns` is when it was taken.
+    opened. `lost` says what the recording lacks, `kept_bytes` is its size. `changes` answer the
+    verdicts, in their order, None of an engine that is not known. `now_ns` is when it was taken.
     """
 
     now_ns: int
@@ -56,6 +59,7 @@ class Snapshot:
     numbers: Mapping[str, Numbers | None]
     names: Mapping[str, str]
     verdicts: tuple[Verdict, ...]
+    silences: Mapping[str, Silence] = field(default_factory=dict)
     changes: tuple[Change | None, ...] = ()
     steps: int | None = None
     problems_seen: int | None = None
@@ -68,6 +72,7 @@ class Snapshot:
     families: tuple[FamilyTime, ...] | None = None
     held: tuple[WindowSteps, ...] = ()
     events: Mapping[str, int] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
     kept_bytes: int | None = None
 
 
@@ -126,7 +131,11 @@ class LiveWatch:
             self.lost = attached.deployment.lost
 
     def _tick(
-        self, attached: Attached, seconds: float, numbers: Mapping[str, Numbers | None]
+        self,
+        attached: Attached,
+        seconds: float,
+        numbers: Mapping[str, Numbers | None],
+        silences: Mapping[str, Silence],
     ) -> None:
         deployment, steps = attached.deployment, attached.steps
         minute = deployment.numbers(VERDICT_S)
@@ -153,6 +162,7 @@ class LiveWatch:
                 changes=tuple(changes),
                 seconds=seconds,
                 numbers=numbers,
+                silences=silences,
                 names=dict(deployment.shown),
                 verdicts=tuple(verdicts),
                 steps=steps,
@@ -169,6 +179,7 @@ class LiveWatch:
             kinds = dict(events.group_by("kind").len().iter_rows())
             seen: dict[str, Any] = {
                 "events": kinds,
+                "lost": tuple(events.filter(kind="drop")["detail"].unique(maintain_order=True)),
                 "watts": _watts(recording),
                 "kept_bytes": size_bytes(self.folder),
             }

@@ -39,35 +39,39 @@ from tui.text.layout import align, chart_line, labelled, wrap
 
 if TYPE_CHECKING:
     from advisor.what_if.suggest import Suggestion
+    from profiler.attach.scraper import Silence
 
 INDENT = 10
 BINS = 54
 _FINISHED = ("stop", "length", "abort", "error", "repetition", "ended")
 
 
-STALE_S = 3.0  # without an answer, from which it is said
+STALE_S = 3.0  # that an answer is due, from which it is said
 
 
-def silence_s(numbers: Iterable[Numbers | None], now_ns: int) -> float | None:
-    """Return for how many seconds an engine has not answered, the longest; None before it did."""
-    ends = [each.end_ns for each in numbers if each is not None]
-    return None if not ends else max((now_ns - min(ends)) / 1e9, 0.0)
+def silence_told(silences: Mapping[str, Silence]) -> str | None:
+    """Return `no answer for 7 s` where an engine owes one for that long, else None.
 
-
-def silence_told(numbers: Mapping[str, Numbers | None], now_ns: int) -> str | None:
-    """Return `no answer for 7 s` where an engine has not answered for that long, else None."""
-    silence = silence_s(numbers.values(), now_ns)
-    if silence is None or silence < STALE_S:
+    With why that is, and when it is asked again, where these are known.
+    """
+    late = [each for each in silences.values() if each.seconds >= STALE_S]
+    if not late:
         return None
-    late = sum((silence_s([each], now_ns) or 0.0) >= STALE_S for each in numbers.values())
-    of = "" if late == len(numbers) else f" of {late} of {len(numbers)} engines"
-    return f"no answer{of} for {silence:.0f} s"
+    longest = max(late)
+    of = "" if len(late) == len(silences) else f" of {len(late)} of {len(silences)} engines"
+    told = f"no answer{of} for {longest.seconds:.0f} s"
+    if longest.another:
+        return f"{told} (another server answers)"
+    again = round(longest.again_s)
+    return f"{told}, asked again in {again} s" if again else told
 
 
-def live_line(seconds: float, numbers: Mapping[str, Numbers | None], now_ns: int) -> str:
+def live_line(
+    seconds: float, numbers: Mapping[str, Numbers | None], silences: Mapping[str, Silence]
+) -> str:
     """Return one line of at most 80 columns: all engines together over the last seconds.
 
-    Where the last answer is older than some seconds, that stands before what it said.
+    Where an answer is due for some seconds, that stands before what the last one said.
     """
     hours, rest = divmod(int(seconds), 3600)
     head = f"{hours}:{rest // 60:02}:{rest % 60:02}"
@@ -90,7 +94,7 @@ def live_line(seconds: float, numbers: Mapping[str, Numbers | None], now_ns: int
         parts.append(f"accept {min(lengths):.2f}")
     if len(numbers) > 1:
         parts.append(f"{len(engines)}/{len(numbers)} engines")
-    silent = silence_told(numbers, now_ns)
+    silent = silence_told(silences)
     line = head if silent is None else f"{head}  {silent}, before:"
     for part in parts:
         if len(line) + 2 + len(part) <= 80:
@@ -127,7 +131,7 @@ def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
     if where:
         lines += wrap("engine", " ".join(where.values()), width=width, indent=INDENT)
     cut = [] if watched.complete else ["incomplete: cut off, or still going"]
-    events = ", ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in watched.events.items())
+    events = ", ".join(events_told(watched.events))
     warned = [*cut, *watched.losses, *([events] if events else [])]
     lines += labelled((("!", text) for text in warned), width=width, indent=2)
     if numbers is not None:
@@ -135,6 +139,22 @@ def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
     if watched.columns:
         lines += ["", *_column_lines(watched.columns, width)]
     return [*lines, "", *verdict_lines(watched.verdict, width=width)]
+
+
+_EVENT_WORDS = {
+    "restart": "restart",
+    "counter_reset": "counter reset",
+    "gap": "gap",
+    "reconnect": "reconnect",
+    "clock": "clock jump",
+}
+
+
+def events_told(counts: Mapping[str, int]) -> list[str]:
+    """Return events in words, `1 gap`. Those of other kinds are told by their own words."""
+    return [
+        counted(counts[kind], words) for kind, words in _EVENT_WORDS.items() if counts.get(kind)
+    ]
 
 
 def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.made.spans import T0, request, span
 from benchmarks.servers.clients import until
 from benchmarks.servers.metrics_server import metrics_server
+from benchmarks.servers.vllm_server import free_port
 from profiler.attach.deployment import Deployment
 from profiler.attach.receiver.incoming import Incoming
 from profiler.attach.watch import watch
@@ -23,17 +24,22 @@ from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from tui.text.recordings.live import watched_lines
 
+PODS = ("127.0.0.2", "127.0.0.3")
+
 
 def batch(*rows, instance="i", **more):
     return Batch(v=1, instance=instance, engine=0, columns=[], rows=raw_steps(*rows), **more)
 
 
-def watched(folder, receiver, *starts, during, goes_on=False, front=False, ranks="0", **options):
+def watched(
+    folder, receiver, *starts, during, goes_on=False, front=False, ranks="0", hosts=(), **options
+):
     """Watch servers that began at `starts` while `during` runs, which gets their URLs.
 
     The watch waits little for plugins that say nothing more, so that the recording takes what came
     when it is closed. Where `during` goes on behind the end, it gets what ends the watch, and
-    plugins are waited for. With a `front` the servers are workers behind it.
+    plugins are waited for. With a `front` the servers are workers behind it, with `hosts` they are
+    on these, with one port.
     """
 
     def send():
@@ -54,7 +60,9 @@ def watched(folder, receiver, *starts, during, goes_on=False, front=False, ranks
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         hello_s = 30 if goes_on else 0.2
         patch.setattr("profiler.attach.receiver.incoming.HELLO_S", hello_s)
-        servers = [stack.enter_context(metrics_server()) for _ in starts]
+        places = [(host, free_port() if at == 0 else None) for at, host in enumerate(hosts)]
+        places = [(host, places[0][1]) for host, _ in places] or [("127.0.0.1", 0)] * len(starts)
+        servers = [stack.enter_context(metrics_server(at=place)) for place in places]
         for server, start in zip(servers, starts, strict=True):
             server.started, server.engines = start, ranks
         accesses = [Access.of(each.url) for each in servers]
@@ -111,6 +119,25 @@ def test_plugins_of_workers_behind_one_front_end_are_found_by_the_ports_of_their
     rows = {row["end"]: row["engine"] for row in recording.steps.to_dicts()}
     assert len(by_url) == len(recording.manifest.engines) == 2
     assert [rows[now], rows[now + 1]] == list(by_url.values())
+
+
+@pytest.mark.parametrize("front", [False, True])
+def test_plugins_of_pods_with_one_port_are_found_by_where_they_send_from(receiver, tmp_path, front):
+    step, now, hosts = {"running": 1, "generated": 1}, time.time_ns() + 10**10, PODS
+
+    def send(urls):
+        port = int(urls[0].rpartition(":")[2])
+        for at, host in enumerate([*hosts, "127.0.0.9"]):
+            told = batch(step | {"end": now + at}, instance=f"{at}", ports=[port])
+            receiver.put_batch(told, host)
+
+    recording, by_url = watched(
+        tmp_path / "r", receiver, "nan", "nan", during=send, front=front, hosts=hosts
+    )
+    rows = {row["end"]: row["engine"] for row in recording.steps.to_dicts()}
+    own = [key for host in hosts for url, key in by_url.items() if host in (url or "")]
+    assert [rows[now], rows[now + 1]] == own
+    assert rows[now + 2] not in own
 
 
 def test_a_plugin_tells_what_its_model_costs(receiver, tmp_path):

@@ -256,7 +256,9 @@ def test_problems_and_history():
     snapshot = Snapshot(
         now_ns=0, seconds=3.0, numbers={}, names={}, verdicts=(), steps=9, problems_seen=1,
         problems=problems,
+        events={"silent": 1, "note": 2, "window": 3, "gap": 1, "counter_reset": 2},
     )  # fmt: skip
+    assert sees_line(snapshot, ()).endswith("speculation no | 2 counter resets | 1 gap")
     history.add(snapshot)
     assert {lane.values.size for lane in history.lanes(20)} == {20}
     assert history.step_lanes(20) == []

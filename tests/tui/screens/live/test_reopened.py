@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from profiler.attach.scraper import Silence
 from tests.tui.live_recordings import BEGIN, write_watched
 from tests.tui.pilot import opened, press, screen_text, text_of
 from traces.live.numbers import numbers_of
@@ -118,15 +119,17 @@ def numbers(folder):
 
 def test_a_silent_server_is_said(numbers):
     _, known = numbers
-    end = known.end_ns
-    assert silence_told({"a": known}, end + 2 * S) is None
-    assert silence_told({"a": known}, end + 7 * S) == "no answer for 7 s"
-    late = replace(known, end_ns=end - 9 * S)
-    assert silence_told({"a": known, "b": late}, end) == "no answer of 1 of 2 engines for 9 s"
-    line = live_line(90.0, {"a": known}, end + 7 * S)
-    assert line.startswith("0:01:30  no answer for 7 s, before:  tok/s")
+    late, there = Silence(7.2, 3.6, False), Silence(0.0, 0.5, False)
+    assert silence_told({"a": there}) is None
+    assert silence_told({"a": late}) == "no answer for 7 s, asked again in 4 s"
+    asked = late._replace(seconds=9.0, again_s=0.0)
+    assert silence_told({"a": there, "b": asked}) == "no answer of 1 of 2 engines for 9 s"
+    other = late._replace(another=True)
+    assert silence_told({"a": other}) == "no answer for 7 s (another server answers)"
+    line = live_line(90.0, {"a": known}, {"a": late})
+    assert line.startswith("0:01:30  no answer for 7 s, asked again in 4 s, before:  tok/s")
     assert len(line) <= 80
-    assert "no answer" not in live_line(90.0, {"a": known}, end + S)
+    assert "no answer" not in live_line(90.0, {"a": known}, {"a": there})
 
 
 def test_the_change_that_a_verdict_asks_for(numbers):
