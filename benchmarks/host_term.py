@@ -52,7 +52,7 @@ from advisor.step_time.host.law import (
     ranks_of,
 )
 from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_kind
-from advisor.step_time.host.spread import GPU, PLAIN, SEEN, kind_of, stratum
+from advisor.step_time.host.spread import ENOUGH, GPU, PLAIN, SEEN, kind_of, stratum
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
@@ -464,7 +464,7 @@ def of_ttft(rows: Sequence[Row], found: Sequence[Off]) -> dict[str, dict[str, fl
     """Return between which ratios to the predicted TTFT 90 % of those measured lie, by kind.
 
     Points that waited for blocks are left out. Each model of a lab and GPU weighs the same. Printed
-    is what that holds of models, labs and GPUs that were left out.
+    is what the interval of `first_tokens_of` holds of models, labs and GPUs that were left out.
     """
     kept = [
         (f"{row.generation}, {kind_of(row.point.facts)}",
@@ -474,22 +474,23 @@ def of_ttft(rows: Sequence[Row], found: Sequence[Off]) -> dict[str, dict[str, fl
         and (row.point.load != OPEN or row.point.before)
     ]  # fmt: skip
     names, groups, logs = (np.array(each) for each in zip(*kept, strict=True))
+    of_kind = {name: (logs[names == name], groups[names == name]) for name in sorted({*names})}
+    shown = {n: weighted(*each) for n, each in of_kind.items() if len({*each[1]}) >= FEWEST}
     told = {}
     print("\nTTFT, measured over predicted: 5 %, median, 95 %, points, clusters; held of left out")
-    for name in sorted(set(names.tolist())):
-        own = names == name
-        sizes, clusters = logs[own], groups[own]
+    for name, (sizes, clusters) in of_kind.items():
+        count = len({*clusters})
+        others = [shown[n] for n in shown if n != name] if count - 1 < ENOUGH else []
         held = []
-        for each in sorted(set(clusters.tolist())):
+        for each in sorted({*clusters}):
             rest = clusters != each
-            if rest.any():
-                low, _, high = weighted(sizes[rest], clusters[rest])
-                held.append(np.mean((sizes[~rest] >= low) & (sizes[~rest] <= high)))
+            used = [*others, *([weighted(sizes[rest], clusters[rest])] if rest.any() else [])]
+            low, high = min(each[0] for each in used), max(each[2] for each in used)
+            held.append(np.mean((sizes[~rest] >= low) & (sizes[~rest] <= high)))
         low, middle, high = weighted(sizes, clusters)
-        count = len(set(clusters.tolist()))
         print(
             f"  {name:<32}{np.exp(low):>6.2f}{np.exp(middle):>6.2f}{np.exp(high):>6.2f}"
-            f"{len(sizes):>6}{count:>4}   {100 * np.mean(held or [np.nan]):.0f} %"
+            f"{len(sizes):>6}{count:>4}   {100 * np.mean(held):.0f} %"
         )
         if count >= FEWEST:
             told[name] = {
