@@ -29,7 +29,7 @@ from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.live.passes import MOST as MOST_INFERRED
 from advisor.evidence.live.passes import NEEDED as OF_PASSES
 from advisor.evidence.live.passes import inferred_traffic, ran_at_ends
-from advisor.evidence.live.ranks import ranks_by_law
+from advisor.evidence.live.ranks import ranks_by_law, ranks_in
 from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
 from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
@@ -330,7 +330,7 @@ def _check_enough(
 
 def _model_notes(recording: Recording) -> list[str]:
     """Return what to say of a recording's models whose steps ask for more than dense ones."""
-    notes = []
+    notes, ranks = [], ranks_in(recording.manifest.engines.values())
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
         if facts is None and engine.mode == "server" and only_watched(recording):
@@ -339,7 +339,7 @@ def _model_notes(recording: Recording) -> list[str]:
                 "are taken for those of a dense model and of this size alone, and its FLOPs are "
                 "not known. ttscope attach --model-config says what it costs"
             )
-        note = None if facts is None else unchecked(facts, engine)
+        note = None if facts is None else unchecked(facts, engine, ranks.get(engine, engine.ranks))
         notes += [] if note is None else [note]
         if facts is not None and reads_of(facts).window:
             steps = recording.frame("steps", ("engine", *WINDOWED)).filter(pl.col("engine") == key)
