@@ -1,9 +1,9 @@
 """Make the transcripts in docs/transcripts.md again, in a pseudo-terminal of 80 columns.
 
-    python -m scripts.transcripts [install] [doctor] [shipped] [demo]
+    python -m scripts.transcripts [install] [doctor]
 
-In the checkout's folder, all of them unless some are named. `make demo` opens the app and leaves
-it. A command that fails leaves its transcript as it was.
+In the checkout's folder, both unless one is named. A command that fails leaves its transcript as it
+was.
 """
 
 import re
@@ -17,10 +17,7 @@ PAGE = ROOT / "docs" / "transcripts.md"
 COMMANDS = {
     "install": ("make", "install"),
     "doctor": (".venv/bin/ttscope", "doctor"),
-    "shipped": (".venv/bin/ttscope", "demo", "--shipped", "--once"),
-    "demo": ("make", "demo"),
 }
-KEYS = {"demo": [("A system-", "q")]}
 
 
 def rewritten(page: str, command: str, took_s: float, lines: list[str]) -> str:
@@ -41,7 +38,7 @@ def main() -> int:
     failed = 0
     for name in sys.argv[1:] or COMMANDS:
         command, begun = COMMANDS[name], time.monotonic()
-        seen = in_terminal(*command, cwd=ROOT, keys=KEYS.get(name, ()), timeout_s=3600)
+        seen = in_terminal(*command, cwd=ROOT, timeout_s=3600)
         if seen.code:
             sys.stderr.write(f"{' '.join(command)} exits {seen.code}\n{seen.text}\n")
             failed = 1

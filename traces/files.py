@@ -154,8 +154,11 @@ def _forget(path: Path) -> None:
 
 def own_cache() -> Path:
     """Return ttscope's folder for what can be made again, which is made. Raises OSError."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "ttscope"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user without a home
+        raise OSError(str(error)) from None
+    folder = home / "ttscope"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 

@@ -261,6 +261,12 @@ def main() -> NoReturn:
     from traces.errors import TtscopeError
 
     os.environ["PYTHONSAFEPATH"] = "1"  # no child imports from the folder that the user stands in
+    try:
+        Path.home()
+    except RuntimeError:  # a user whom the machine does not know, as in some containers
+        os.environ["HOME"] = "/"
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # not all know \xb1
     gc.set_threshold(*COLLECTED_AT)
     atexit.register(gc.freeze)  # nor is it looked for at the end, when all goes with the process
     code: Any = None

@@ -1,7 +1,9 @@
 """The command line: exit codes, one-line errors, and the JSON contract."""
 
+import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ from advisor.what_if.question import Question, changed
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
-from tui.cli import loaded
+from tui.cli import loaded, main
 from tui.verbs.demo import SHIPPED
 
 RUN = next(SHIPPED.glob("demo-s-*-maj@16-*"))
@@ -122,6 +124,26 @@ def test_errors_are_one_line(run, arguments, code, message):
     assert line.startswith("ttscope: ")
     assert message in line
     assert "Traceback" not in err
+
+
+def test_a_user_without_a_home_is_given_one(run, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr(Path, "home", unknown)
+    assert run("--version")[0] == 0
+    assert os.environ["HOME"] == "/"
+
+
+def test_what_a_terminal_cannot_write_is_a_question_mark(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["ttscope", "show", str(RUN)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0
+    assert b"accuracy" in written.getvalue() and b"?" in written.getvalue()
 
 
 def test_texts_paths_and_defaults_are_read_without_pydantic():

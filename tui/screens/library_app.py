@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from advisor.advice.accounts.efforts import EffortMap
     from advisor.advice.advisor import Advisor
     from advisor.advice.measure_next.forward_shapes import Forwards
-    from tui.screens.advice.earlier import EarlierAnswers
+    from tui.screens.earlier import EarlierAnswers
 
 MOST_AHEAD = 24  # recordings that are learned from before anybody asks for advice
 LISTED_TOGETHER = 200  # rows that are shown at a time before they are read

@@ -61,7 +61,7 @@ def tui(asked: Terminal) -> None:
     from tui.app.app import TtscopeApp, check_screen
     from tui.app.app import screenshot as take
     from tui.app.keys import default_file
-    from tui.screens.advice.earlier import EarlierAnswers
+    from tui.screens.earlier import EarlierAnswers
 
     _check(asked.present, paths, systems)
     check_screen(asked.screen)

@@ -56,8 +56,10 @@ _MIXERS: Final = {
 }  # fmt: skip
 _ALONE: Final = {"mlp": "dense", "moe": "moe"}  # layers that look at one token alone
 _LETTERS: Final = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}  # of Nemotron-H
+_FULL: Final = ("attn_layer_indices", "full_attn_idxs")  # of Bamba, of older configs of LFM2
 _PATTERNS: Final = ("sliding_window_pattern", "_sliding_window_pattern")
 _TOWERS: Final = ("vision_config", "audio_config", "visual_config")
+_GATED_TOWERS: Final = ("pixtral", "gemma4_vision")  # whatever their activation
 # Models whose every n-th layer reads all of the context where their config does not say.
 _ALTERNATING: Final = {"gemma2": 2, "gpt_oss": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4,
                        "exaone4": 4, "olmo3": 4, "vaultgemma": 2, "gemma4_text": 6,
@@ -236,14 +238,15 @@ def _mixers(fields: Fields, count: int) -> Iterator[str]:
     """Yield the word of each layer, as its config has it."""
     listed = fields.words("layer_types", "layers_block_type")
     letters = fields.get("hybrid_override_pattern")
-    period, full = fields.count("attn_layer_period"), fields.numbers("attn_layer_indices")
+    period, full = fields.count("attn_layer_period"), fields.numbers(*_FULL)
+    other = "mamba" if fields.get(_FULL[0]) else "conv"
     if listed:
         state = "mamba" if _is_mamba(fields) else "linear_attention"
         yield from (state if word == "linear_attention" else word for word in listed)
     elif fields.get("model_type") == "falcon_h1":  # attention and Mamba side by side
         yield from ["hybrid"] * count
     elif full:
-        yield from ("full_attention" if number in full else "mamba" for number in range(count))
+        yield from ("full_attention" if number in full else other for number in range(count))
     elif period:
         offset = fields.count("attn_layer_offset", least=0) or 0
         yield from (
@@ -910,8 +913,9 @@ def _of_draft(fields: Fields, name: str) -> int | None:
 def _tower(config: Any, name: str, fields: Fields) -> int:
     """Return the parameters of a part that looks at images: a transformer's, and its merger's.
 
-    A layer has 4 h^2 + 2 h x intermediate. What merges 4 patches has (4h)^2 + 4h x the width
-    of the language model, once and for each layer that feeds in directly (Qwen3-VL's deepstack).
+    A layer has 4 h^2 + 2 h x intermediate, with a gate 3 h. What merges 4 patches has (4h)^2 + 4h
+    x the width of the language model, once and for each layer that feeds in directly (Qwen3-VL's
+    deepstack). Gemma's projects alone, GLM's makes one patch of 4 and has an MLP of its own.
     """
     tower = Fields(config, f"{fields.where}: {name}")
     hidden = tower.count("embed_dim", "hidden_size", "vt_hidden_size", "d_model")
@@ -922,11 +926,16 @@ def _tower(config: Any, name: str, fields: Fields) -> int:
     if hidden is None or depth is None or width is None:
         raise _UncountedError(f"{name}, whose size no field says")
     inner = tower.count("qkv_hidden_size") or hidden
-    outside = fields.need("hidden_size")
+    outside, kind = fields.need("hidden_size"), str(tower.get("model_type"))
     mergers = 1 + len(tower.numbers("deepstack_visual_indexes") or ())
-    merged = tower.count("spatial_merge_size") or 2
-    wide = merged**2 * hidden
-    return depth * (4 * hidden * inner + 2 * hidden * width) + mergers * wide * (wide + outside)
+    wide = (tower.count("spatial_merge_size") or 2) ** 2 * hidden
+    merger = wide * (wide + outside)
+    if kind.startswith(("siglip", "gemma4")):
+        merger = hidden * outside
+    if kind.startswith("glm4v"):
+        merger, width = outside * (wide + outside + 3 * width), outside
+    gated = tower.get(*_ACTIVATIONS) in _GATED or kind in _GATED_TOWERS
+    return depth * (4 * hidden * inner + (3 if gated else 2) * hidden * width) + mergers * merger
 
 
 def _check_fields(fields: Fields) -> None:

@@ -96,7 +96,8 @@ def facts_from_config(
     if tied is None:
         tied = stored is not None and not stored.output
     own = fields.dtype()
-    named = (own or "bfloat16") if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+    own = "bfloat16" if own in (None, "float32") else own  # vLLM's auto halves what is float32
+    named = own if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
     element = bytes_of(named)
     whole = named if element != 1 else "bfloat16"  # of what is left of quantised weights
     parts = parts_of(

@@ -54,6 +54,9 @@ def test_published_models():
     assert dense.total_parameters == pytest.approx(8.03e9, rel=0.01)
     assert dense.active_parameters == pytest.approx(7.50e9, rel=0.01)
     assert dense.kv_bytes_per_token == 131072
+    # vLLM loads what is published in float32 in 16 bits, unless it is told another dtype.
+    wide = facts_from_config(vars(LLAMA_3_1_8B) | {"torch_dtype": "float32"}, name="llama")
+    assert wide == dense
     sparse = facts_from_config(QWEN3_30B_A3B, name="qwen")
     assert sparse.total_parameters == pytest.approx(30.5e9, rel=0.01)
     assert sparse.active_parameters == pytest.approx(3.0e9, rel=0.05)
@@ -220,6 +223,12 @@ MINIMAX_M1 = {
         (JAMBA, 51.6e9, 12e9, 28 * (8192 * 16 + 3 * 8192)),  # arXiv 2403.19887
         (FALCON_H1, 0.52e9, None, 36 * (24 * 64 * 128 + 3 * (1536 + 2 * 128))),  # 2507.22448
         (LFM2, 1.17e9, None, 10 * 2 * 2048),  # 2511.23404
+        (
+            LFM2 | {"layer_types": None, "full_attn_idxs": [2, 5, 8, 10, 12, 14]},
+            1.17e9,
+            None,
+            10 * 2 * 2048,
+        ),
         (MINIMAX_M1, 456e9, 45.9e9, 70 * 64 * 128 * 128),  # 2506.13585
     ],
 )
@@ -799,6 +808,24 @@ def test_a_tower_of_an_older_form_is_counted_beside_flat_fields():
     facts = facts_from_config(SMALL | {"vision_config": tower}, name="x")
     # Two layers, and what merges 4 patches into one of the model's width.
     seen = 2 * (4 * 16 * 16 + 2 * 16 * 64) + 64 * (64 + 64)
+    assert facts.total_parameters == 2 * (LAYER + MLP) + EMBEDDING + seen
+
+
+@pytest.mark.parametrize(
+    ("fields", "of_layer", "merger"),
+    [
+        ({"hidden_act": "silu", "spatial_merge_size": 2}, 3 * 16 * 32, 64 * (64 + 64)),  # Qwen 2.5
+        ({"model_type": "pixtral", "hidden_act": "gelu"}, 3 * 16 * 32, 64 * (64 + 64)),
+        ({"model_type": "siglip_vision_model"}, 2 * 16 * 32, 16 * 64),
+        ({"model_type": "gemma4_vision"}, 3 * 16 * 32, 16 * 64),
+        # Patches are joined by a convolution, and the MLPs of layers are as wide as the model.
+        ({"model_type": "glm4v_moe", "hidden_act": "silu"}, 3 * 16 * 64, 64 * (64 + 64 + 3 * 32)),
+    ],
+)  # fmt: skip
+def test_towers_by_their_types(fields, of_layer, merger):
+    tower = {"depth": 2, "hidden_size": 16, "intermediate_size": 32} | fields
+    facts = facts_from_config(SMALL | {"vision_config": tower}, name="x")
+    seen = 2 * (4 * 16 * 16 + of_layer) + merger
     assert facts.total_parameters == 2 * (LAYER + MLP) + EMBEDDING + seen
 
 

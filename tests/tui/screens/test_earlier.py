@@ -14,8 +14,8 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from tui.app.app import TtscopeApp
-from tui.screens.advice.earlier import MOST_KEPT, EarlierAnswers
 from tui.screens.advice.screen import EARLIER
+from tui.screens.earlier import MOST_KEPT, EarlierAnswers
 
 BUDGET = Budget(min_accuracy=0.7)
 
