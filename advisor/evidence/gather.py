@@ -36,7 +36,8 @@ from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_w
 from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
-from traces.live.numbers import FINISHED, ITL, Window
+from traces.live.engine_names import VLLM, software_of
+from traces.live.numbers import FINISHED, ITL, Window, cancelled_told
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_for, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -230,7 +231,7 @@ def gather(
             found, why = _with_inferred(recording, windows, found)
             found = with_front_end(recording, found, windows)
             found = _with_decoders(found, windows, recording)
-            told += [*more, *why, *_seen_limits(recording)]
+            told += [*more, *why, *_seen_limits(recording), *_cancelled(recording, windows)]
             told += _counted_as(found) if watched else ()
         polls = {run.engine: windows_for(recording, polled, run.engine) for run in found}
         found, drafted = with_drafts(found, polls)
@@ -536,6 +537,17 @@ def _steps_of(
         most_of_all=high,
     )
     return [table]
+
+
+def _cancelled(recording: Recording, windows: Windows) -> list[str]:
+    """Return which of vLLM's requests are in no traffic, as clients cancelled them."""
+    engines = recording.manifest.engines
+    found = [
+        cancelled_told(window)
+        for key, window in windows.items()
+        if window is not None and software_of(engines[key]) == VLLM
+    ]
+    return [f"{recording.name}: {told}" for told in found if told is not None]
 
 
 def _seen_limits(recording: Recording) -> list[str]:
