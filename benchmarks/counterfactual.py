@@ -19,10 +19,10 @@ import numpy as np
 
 from advisor.accuracy.counterfactual import evaluate
 from advisor.accuracy.samples import SampledRun, read_samples
-from benchmarks.votes_ahead import RIVALS, Scores, Task, make_task, score, table
+from benchmarks.votes_ahead import Task, make_task, score, table
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.estimate import Estimate
-from traces.statistics import of_others, paired, proportion
+from traces.statistics import of_others, proportion
 from traces.summary.run import Run, summarise
 from traces.summary.votes import PolicyOutcome, majority_curve
 
@@ -118,31 +118,18 @@ def budgets(
 
 
 def ahead(wholes: Sequence[tuple[Recording, Run]]) -> None:
-    """Print log scores and coverage of votes over all samples, foretold from 8 of them.
-
-    First from the first 8, then from each of the blocks of 8, with the difference to each rival:
-    one sample of 8 leaves much to luck.
-    """
-    first, every, apart = [], [], []
+    """Print log scores and coverage of votes over all samples, foretold from each block of 8."""
+    every = []
     for _, run in wholes:
         samples = read_samples(run)
         if samples.n <= SEEN or run.policy is None:
             continue
         name = f"{run.engine.model} t{run.policy.temperature:g}"
         blocks = [score(_task(samples, block), block) for block in range(samples.n // SEEN)]
-        first.append((name, blocks[:1]))
         every.append((name, blocks))
-        apart += [(name, *each) for each in _differences(blocks)]
-    if not first:
-        return
-    print(f"log score (higher is better), 90 % intervals that held; from the first {SEEN}")
-    table(first)
-    print(f"\nfrom every block of {SEEN}")
-    table(every)
-    print("\n| run | vote | rival | ours - rival, mean over blocks |")
-    print("|---|---|---|---|")
-    for name, vote, rival, found in apart:
-        print(f"| {name} | {vote} | {rival} | {_signed(found)} |")
+    if every:
+        print(f"log score (higher is better), 90 % intervals that held; from every block of {SEEN}")
+        table(every)
 
 
 def _task(samples: SampledRun, block: int) -> Task:
@@ -150,27 +137,6 @@ def _task(samples: SampledRun, block: int) -> Task:
     order = np.roll(np.arange(samples.n), -block * SEEN)
     answers = [[p.answers[i] for i in order] for p in samples.problems]
     return make_task(answers, [[p.correct[i] for i in order] for p in samples.problems], SEEN)
-
-
-def _differences(blocks: Sequence[Scores]) -> list[tuple[str, str, Estimate | None]]:
-    """Return by vote and rival how much better ours scores, over problems."""
-    found = []
-    for vote in ("majority", "pass"):
-        means = {
-            name: np.mean([block[name, vote].logs for block in blocks], axis=0) for name in RIVALS
-        }
-        found += [
-            (vote, name, paired(means[name], means["ours"], "1"))
-            for name in RIVALS
-            if name != "ours"
-        ]
-    return found
-
-
-def _signed(found: Estimate | None) -> str:
-    if found is None or found.low is None or found.high is None:
-        return "-"
-    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:

@@ -1,17 +1,14 @@
-"""What a recording keeps when it is killed and when its disk is full, and what syncing costs.
+"""What a recording keeps when it is killed and when its disk is full.
 
 ``python -m benchmarks.durability [--kills 500] [--full 50]`` prints counts. A kill (SIGKILL) at a
 random moment may lose the rows of the last 2 s, no others, and none stands twice. A disk (tmpfs, so
 it needs the right to mount) is filled at a random moment: in half of the cases room comes back, and
-every row must be there. In the others what is missing must be counted. The last line is the time of
-a part of one second of steps, of which fsync is a part.
+every row must be there. In the others what is missing must be counted.
 """
 
 import argparse
 import logging
-import os
 import random
-import statistics
 import subprocess
 import tempfile
 import time
@@ -19,14 +16,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import polars as pl
-
 from benchmarks.made.killed import check, kill_once
 from traces.errors import RecordingError
 from traces.recording.manifest import Manifest
-from traces.recording.parts import write_part
 from traces.recording.reader import Recording
-from traces.recording.tables import TABLES
 from traces.recording.writer import RecordingWriter, read_clocks
 
 AT_ONCE = 3
@@ -103,29 +96,6 @@ def _fill_one(disk: Path, draw: random.Random, *, frees: bool) -> str:
     return "disk full, every row kept" if not counted else "disk full, what is missing is counted"
 
 
-def sync_cost(folder: Path) -> str:
-    """Time a part of ten steps with and without fsync, in turns."""
-    frame = pl.DataFrame(
-        {"engine": ["e"] * 10, "step": range(10), "end": range(10)},
-        schema_overrides=TABLES["steps"],
-    )
-    frame = pl.concat([pl.DataFrame(schema=TABLES["steps"]), frame], how="diagonal")
-    real, times = os.fsync, {"with": [], "without": []}
-    for number in range(400):
-        which = ("with", "without")[number % 2]
-        os.fsync = real if which == "with" else lambda _: None
-        begun = time.perf_counter()
-        write_part(folder, "steps", frame, number, number)
-        times[which].append(time.perf_counter() - begun)
-    os.fsync = real
-    medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
-    worst = max(times["with"]) * 1e3
-    return (
-        f"a part of 10 steps: {medians['with']:.2f} ms with fsync (longest {worst:.1f}), "
-        f"{medians['without']:.2f} ms without; once a second and table, in the writer's thread"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=500)
@@ -139,7 +109,6 @@ def main() -> None:
         counts += kills(root, given.kills, given.seed)
         for name, count in sorted(counts.items()):
             print(f"{name:60} {count:5,}")
-        print(sync_cost(root))
 
 
 if __name__ == "__main__":

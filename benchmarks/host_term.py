@@ -26,8 +26,17 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from host_fit import SHARED, HostTerm, LeftOutSpread, as_table
+from replayed_points import (
+    SEED,
+    chosen,
+    errors,
+    kept_of,
+    options,
+    priced_engine,
+    replayed,
+    times_of,
+)
 from serving_points import OPEN, TOGETHER, Point
-from silicon import SEED, chosen, errors, kept_of, options, priced_engine, replayed
 
 from advisor.replay.result import Replayed
 from advisor.replay.workload import Workload
@@ -43,7 +52,7 @@ from advisor.step_time.host.law import (
     ranks_of,
 )
 from advisor.step_time.host.prompts import AS_KERNELS, PromptPart, prompt_kind
-from advisor.step_time.host.spread import GPU, PLAIN, SEEN, kind_of, stratum
+from advisor.step_time.host.spread import ENOUGH, GPU, PLAIN, SEEN, kind_of, stratum
 from advisor.step_time.prior.relatives import RELATIVES
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
@@ -115,8 +124,8 @@ class Row:
             assert self.point.latency_s
             return Off(done.makespan_s / self.point.latency_s, np.nan)
         assert self.point.tpot_s and self.point.ttft_s
-        ttft = float(np.mean(done.ttft_s[kept_of(self.point, work)]))
-        return Off(_tpot(self.point, work, done) / self.point.tpot_s, ttft / self.point.ttft_s)
+        tpot, ttft = times_of(self.point, work, done)
+        return Off(tpot / self.point.tpot_s, ttft / self.point.ttft_s)
 
 
 def _cost(point: Point, prompts: PromptPart) -> tuple[EngineConfig, StepCost]:
@@ -136,20 +145,13 @@ def with_host(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: boo
     return cost._replace(hidden=law)
 
 
-def _tpot(point: Point, work: Workload, done: Replayed) -> float:
-    kept = kept_of(point, work)
-    spent = (done.end_s - done.first_token_s)[kept]
-    return float(np.mean(spent / np.maximum(work.output_tokens[kept] - 1, 1)))
-
-
 def _a_token(point: Point, work: Workload, done: Replayed) -> float:
     """Return the predicted seconds of a token: of the whole batch, TPOT, or a request's time."""
     if point.load == TOGETHER:
         return done.makespan_s / point.output_tokens
-    tpot = _tpot(point, work, done)
+    tpot, ttft = times_of(point, work, done)
     if point.load == OPEN:
         return tpot
-    ttft = float(np.mean(done.ttft_s[kept_of(point, work)]))
     return (ttft + tpot * (point.output_tokens - 1)) / point.output_tokens
 
 
@@ -163,21 +165,34 @@ def _measured(point: Point) -> float:
     return (point.ttft_s + point.tpot_s * (point.output_tokens - 1)) / point.output_tokens
 
 
-def row_of(point: Point) -> Row | None:
-    """Return a point with its exposure; None where it cannot be priced."""
+def rows_of(points: Sequence[Point]) -> list[Row]:
+    """Return the points that can be priced, and print how many, and why others cannot."""
+    rows, refused = [], Counter[tuple[str, str]]()
+    for point in points:
+        try:
+            rows.append(row_of(point))
+        except (UsageError, TablesError, ValueError) as error:
+            refused[point.lab, str(error).removeprefix("--gpu: ")] += 1
+    print(f"{len(rows):,} of {len(points):,} points priced")
+    for lab, count in Counter(point.lab for point in points).items():
+        print(f"  {lab}: {sum(row.point.lab == lab for row in rows):,} of {count:,}")
+    for (lab, why), count in refused.most_common():
+        print(f"  {count:>5} of {lab} not priced: {why}")
+    return rows
+
+
+def row_of(point: Point) -> Row:
+    """Return a point with its exposure. Raises what says why it cannot be priced."""
     if point.facts is None or point.unknown is not None:
-        return None
+        raise UsageError(point.unknown or "no facts of the model")
     generation = generation_of(point.engine)
-    try:
-        engine, cost = _cost(point, AS_KERNELS)
-        hidden = generation == ASYNCHRONOUS
-        law = USUAL * (SHARED if generation != OLD else 1.0)
-        laws = [law]
-        if not hidden:  # what is hidden teaches nothing
-            laws += [law * (1 + SMALL * term) for term in np.eye(len(TERMS))]
-        ran = [replayed(point, engine, with_host(cost, engine, law, hidden)) for law in laws]
-    except (UsageError, TablesError, ValueError):
-        return None
+    engine, cost = _cost(point, AS_KERNELS)
+    hidden = generation == ASYNCHRONOUS
+    law = USUAL * (SHARED if generation != OLD else 1.0)
+    laws = [law]
+    if not hidden:  # what is hidden teaches nothing
+        laws += [law * (1 + SMALL * term) for term in np.eye(len(TERMS))]
+    ran = [replayed(point, engine, with_host(cost, engine, law, hidden)) for law in laws]
     usual, *moved = (_a_token(point, work, done) for work, done in ran)
     exposure = np.zeros(len(TERMS))
     if moved:
@@ -449,7 +464,7 @@ def of_ttft(rows: Sequence[Row], found: Sequence[Off]) -> dict[str, dict[str, fl
     """Return between which ratios to the predicted TTFT 90 % of those measured lie, by kind.
 
     Points that waited for blocks are left out. Each model of a lab and GPU weighs the same. Printed
-    is what that holds of models, labs and GPUs that were left out.
+    is what the interval of `first_tokens_of` holds of models, labs and GPUs that were left out.
     """
     kept = [
         (f"{row.generation}, {kind_of(row.point.facts)}",
@@ -459,22 +474,23 @@ def of_ttft(rows: Sequence[Row], found: Sequence[Off]) -> dict[str, dict[str, fl
         and (row.point.load != OPEN or row.point.before)
     ]  # fmt: skip
     names, groups, logs = (np.array(each) for each in zip(*kept, strict=True))
+    of_kind = {name: (logs[names == name], groups[names == name]) for name in sorted({*names})}
+    shown = {n: weighted(*each) for n, each in of_kind.items() if len({*each[1]}) >= FEWEST}
     told = {}
     print("\nTTFT, measured over predicted: 5 %, median, 95 %, points, clusters; held of left out")
-    for name in sorted(set(names.tolist())):
-        own = names == name
-        sizes, clusters = logs[own], groups[own]
+    for name, (sizes, clusters) in of_kind.items():
+        count = len({*clusters})
+        others = [shown[n] for n in shown if n != name] if count - 1 < ENOUGH else []
         held = []
-        for each in sorted(set(clusters.tolist())):
+        for each in sorted({*clusters}):
             rest = clusters != each
-            if rest.any():
-                low, _, high = weighted(sizes[rest], clusters[rest])
-                held.append(np.mean((sizes[~rest] >= low) & (sizes[~rest] <= high)))
+            used = [*others, *([weighted(sizes[rest], clusters[rest])] if rest.any() else [])]
+            low, high = min(each[0] for each in used), max(each[2] for each in used)
+            held.append(np.mean((sizes[~rest] >= low) & (sizes[~rest] <= high)))
         low, middle, high = weighted(sizes, clusters)
-        count = len(set(clusters.tolist()))
         print(
             f"  {name:<32}{np.exp(low):>6.2f}{np.exp(middle):>6.2f}{np.exp(high):>6.2f}"
-            f"{len(sizes):>6}{count:>4}   {100 * np.mean(held or [np.nan]):.0f} %"
+            f"{len(sizes):>6}{count:>4}   {100 * np.mean(held):.0f} %"
         )
         if count >= FEWEST:
             told[name] = {
@@ -506,11 +522,11 @@ def by_model(row: Row) -> str:
 
 
 def main() -> None:
-    parser = options()
+    parser = options(__doc__)
     parser.add_argument("--write", action="store_true", help="keep the law of all points")
     given: argparse.Namespace = parser.parse_args()
-    rows = [row for point in chosen(given) if (row := row_of(point)) is not None]
-    print(f"{len(rows):,} points priced, {sum(row.teaches for row in rows):,} teach")
+    rows = rows_of(chosen(given))
+    print(f"{sum(row.teaches for row in rows):,} teach")
     print(Counter((row.point.lab, row.generation, row.teaches) for row in rows))
     model = fitted(rows)
     for name, law in as_table(model).items():
@@ -521,9 +537,6 @@ def main() -> None:
     whole = [row.off(seconds_of(model, row), prompts) for row in rows]
     found = {
         "kernels alone": [row.off(zero) for row in rows],
-        "the host's part without that of prompts": [
-            row.off(seconds_of(model, row)) for row in rows
-        ],
         "the host's part added for all": [
             row.off(seconds_of(model, row), prompts, added=True) for row in rows
         ],

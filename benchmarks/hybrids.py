@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from replayed_points import priced_engine, replayed, tables_of, times_of
 from serving_points import CLOSED, TOGETHER, Point
-from silicon import priced, tables_of
 
 from advisor.step_time.prior.defaults import as_on
 from advisor.step_time.prior.offers import device_of
@@ -139,28 +139,30 @@ def main() -> None:
         facts = facts_of(each, given.configs)
         asked = point(each, facts)
         what = f"{facts.name} {each.system} tp{each.tensor} {each.in_flight} in flight"
-        done = priced(asked)
-        if done.ratio is None:
-            print(f"{what}: {done.why}")
-            continue
         tables = tables_of(each.system)
         engine, _ = as_on(device_of(tables), asked.engine, given=["async_scheduling"])
         try:
+            ran, cost = priced_engine(asked.system, facts, asked.engine)
             times = PriorTimes(tables=tables, facts=facts, found=None)
             sigma, rules = times.sigma(engine, 0.0), times.prior(engine).rules
         except (UsageError, TablesError) as error:
             print(f"{what}: {error}")
             continue
-        bound = float(np.exp(Z95 * sigma))
-        inside.append(1 / bound <= done.ratio <= bound)
+        work, done = replayed(asked, ran, cost)
+        tpot_s, ttft_s = times_of(asked, work, done)
+        kinds = {
+            "TPOT": (tpot_s, asked.tpot_s),
+            "TTFT": (ttft_s, asked.ttft_s),
+            "whole": (done.makespan_s, asked.latency_s),
+        }
+        told = [(name, ours, real) for name, (ours, real) in kinds.items() if real is not None]
         pairs = [
             f"{name} {1e3 * ours:.1f} of {1e3 * real:.1f} ms ({ours / real:.2f})"
-            for name, ours, real in (
-                ("TPOT", done.tpot_s, asked.tpot_s), ("TTFT", done.ttft_s, asked.ttft_s),
-                ("whole", done.latency_s, asked.latency_s),
-            )
-            if ours is not None and real is not None
-        ]  # fmt: skip
+            for name, ours, real in told
+        ]
+        ratio = told[0][1] / told[0][2]
+        bound = float(np.exp(Z95 * sigma))
+        inside.append(1 / bound <= ratio <= bound)
         print(f"{what}: {', '.join(pairs)}, interval x/{bound:.2f}, {each.page}")
         for rule in rules:
             print(f"    {rule}")

@@ -30,7 +30,6 @@ from held_out import STATISTICS, Errors, left_out, read
 from held_out_runs import Configuration, run
 
 from advisor.evidence.gather import Evidence
-from advisor.step_time.fit import StepTimeModel
 from profiler.demo import task
 from profiler.engines.options import EngineOptions
 
@@ -146,42 +145,23 @@ def errors_of(data: Mapping[str, list[Evidence]]) -> dict[str, Errors]:
     return found
 
 
-def step_error(data: Mapping[str, list[Evidence]]) -> float:
-    """Return the mean |log| of the time of a left-out configuration's steps, over its repeats."""
-    model = StepTimeModel().fit([t for each in data.values() for one in each for t in one.steps])
-    by_configuration: dict[object, list[float]] = {}
-    for key, error in model.errors_.items():
-        by_configuration.setdefault(model.configurations_[key], []).append(error)
-    return float(np.mean([abs(np.mean(each)) for each in by_configuration.values()]))
-
-
 def report(folder: Path) -> None:
     """Print a line for each kind that has recordings."""
     data = read(folder)
     print(
-        "mean |error| %, of the mean of a configuration's repeats (noise floor, sd of a run): all "
-        "steps; mean, p50 and p95 of problem latency; over the dense one's"
+        "mean |error| %, of the mean of a configuration's repeats (noise floor, sd of a run): "
+        "mean, p50 and p95 of problem latency"
     )
-    dense: dict[str, float] = {}
     for kind in KINDS:
         own = {name: each for name, each in data.items() if name.startswith(f"{kind}-")}
         if not own:
             continue
         found = errors_of(own)
         line = f"{kind:<9}{len(own):>3}{sum(map(len, own.values())):>4} runs"
-        sizes = {"steps": step_error(own)}
-        for statistic in STATISTICS:
-            sizes[statistic] = float(np.mean([abs(e[statistic].mean()) for e in found.values()]))
-        noise = {
-            s: math.sqrt(np.mean([e[f"noise {s}"] ** 2 for e in found.values()]))
-            for s in STATISTICS
-        }
-        for name, size in sizes.items():
-            floor = f" ({100 * noise[name]:.1f})" if name in noise else ""
-            if kind == "dense":
-                dense[name] = size
-            over = f" x{size / dense[name]:.2f}" if name in dense else ""
-            line += f"  {name} {100 * size:.1f}{floor}{over}"
+        for name in STATISTICS:
+            size = np.mean([abs(each[name].mean()) for each in found.values()])
+            floor = np.sqrt(np.mean([each[f"noise {name}"] ** 2 for each in found.values()]))
+            line += f"  {name} {100 * size:.1f} ({100 * floor:.1f})"
         print(line, flush=True)
 
 

@@ -10,8 +10,7 @@ two readers take turns, and medians are printed. Times are seconds of CPU of rea
 threads together and without imports: others that use the machine count for neither reader. Both
 have numpy's OpenBLAS without threads of its own, as `ttscope import` does: where a core is free,
 each of them spins for 50 ms after the import of numpy, which is no part of reading. Memory
-is the highest resident size of the process, and the part of it above its imports. On a
-shared machine only the ratios mean anything.
+is the highest resident size of the process. On a shared machine only the ratios mean anything.
 """
 
 from __future__ import annotations
@@ -57,16 +56,10 @@ def read_once(reader: str, path: str) -> dict[str, Any]:
         from hta.common.trace import parse_trace_file as read  # type: ignore[import-not-found]
 
         version = importlib.metadata.version("HolisticTraceAnalysis")
-    imported = highest_mb()
     start = time.process_time()
     read(path)
     seconds = time.process_time() - start
-    return {
-        "seconds": seconds,
-        "peak_mb": highest_mb(),
-        "above_imports_mb": highest_mb() - imported,
-        "version": version,
-    }
+    return {"seconds": seconds, "peak_mb": highest_mb(), "version": version}
 
 
 def make_trace(source: Path, target: Path, size: int) -> None:
@@ -141,8 +134,7 @@ def report(files: list[Path], readers: dict[str, str], repeats: int) -> None:
         size = json_bytes(path) / 1e6
         middle = {
             reader: {
-                key: statistics.median(run[key] for run in runs)
-                for key in ("seconds", "peak_mb", "above_imports_mb")
+                key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak_mb")
             }
             for reader, runs in found.items()
         }
@@ -155,8 +147,7 @@ def report(files: list[Path], readers: dict[str, str], repeats: int) -> None:
             f"| {path.name.split('.')[0]} | {size:.1f} "
             f"| {size / ours['seconds']:.0f} | {size / theirs['seconds']:.1f} "
             f"| {theirs['seconds'] / ours['seconds']:.1f} ({ratios[0]:.1f}-{ratios[-1]:.1f}) "
-            f"| {ours['peak_mb']:.0f} | {theirs['peak_mb']:.0f} "
-            f"| {ours['above_imports_mb']:.0f} | {theirs['above_imports_mb']:.0f} |"
+            f"| {ours['peak_mb']:.0f}, {theirs['peak_mb']:.0f} |"
         )
         print(lines[-1], file=sys.stderr)
     from profiler.runs.provenance import cpu_name
@@ -170,10 +161,9 @@ def report(files: list[Path], readers: dict[str, str], repeats: int) -> None:
     )
     print()
     print(
-        "| trace | MB of JSON | ttscope MB/s | HTA MB/s | ratio (range) | ttscope peak MB "
-        "| HTA peak MB | above imports | HTA above imports |"
+        "| trace | MB of JSON | ttscope MB/s | HTA MB/s | ratio (range) | peak MB: ttscope, HTA |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|")
     print("\n".join(lines))
 
 

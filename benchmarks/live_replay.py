@@ -4,8 +4,7 @@ A vLLM server (CPU, the small reasoner) answers foreign clients while `ttscope a
 with its spans and the plugin. What it recorded is replayed under each of three other settings.
 Then the server is started with that setting and gets the same requests at the same times (fixed
 lengths, `ignore_eos`), once with the old setting too. It prints what was predicted beside what was
-measured, the errors, and how many of the measured values lie in the predicted 90 % intervals. "As
-before" is how far off the watched server's own numbers are: of the same setting it is the noise.
+measured, the errors, and how many of the measured values lie in the predicted 90 % intervals.
 "Replayed" is the watched run replayed as it was, against its own numbers: the replay's own part.
 "Pace" is how much longer the same decode batches took on that server than on the watched one: a
 shared machine alone makes that. "Paced" is the prediction with step times that much longer, which
@@ -153,7 +152,6 @@ def compare(asked: argparse.Namespace, kept: Path) -> None:
     at = StepTimes.at
     errors: dict[tuple[str, str], list[float]] = {}
     paced: dict[tuple[str, str], list[tuple[float, bool]]] = {}
-    before: dict[tuple[str, str], list[float]] = {}
     held: dict[tuple[str, str], list[bool]] = {}
     replayed: dict[str, list[float]] = {}
     for repeat in range(asked.first, asked.first + asked.repeats):
@@ -177,7 +175,6 @@ def compare(asked: argparse.Namespace, kept: Path) -> None:
                 was = estimate_of(run, tag)
                 inside = told.low <= took.value <= told.high
                 errors.setdefault((change, tag), []).append(told.value / took.value - 1)
-                before.setdefault((change, tag), []).append(was.value / took.value - 1)
                 held.setdefault((change, tag), []).append(inside)
                 then = estimate_of(at_its_pace, tag)
                 of_pace = then.value / took.value - 1, then.low <= took.value <= then.high
@@ -194,10 +191,9 @@ def compare(asked: argparse.Namespace, kept: Path) -> None:
                 )
     print(f"load {os.getloadavg()[0]:.1f}")
     for (change, tag), values in errors.items():
-        size, alike = np.mean(np.abs(values)), np.mean(np.abs(before[change, tag]))
         print(
             f"{change:34} {tag:24} mean {np.mean(values):+7.1%} median {np.median(values):+7.1%} "
-            f"size {size:6.1%}, as before {alike:6.1%}, paced "
+            f"size {np.mean(np.abs(values)):6.1%}, paced "
             f"{np.mean([abs(error) for error, _ in paced[change, tag]]):6.1%}"
         )
     for tag, values in replayed.items():

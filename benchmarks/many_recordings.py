@@ -3,17 +3,13 @@
 Eight configurations (two models; 8 and 16 samples, greedy, and drafts by n-gram lookup) answer 25
 problems, one at a time, in 100,000 steps each, by a law of step time with 5 % of noise. Each is
 written three times with other noise; the recordings are these, hard-linked into as many folders as
-asked for. Printed are wall and processor time and the peak memory of `ttscope advise`, and with
-`--report` of `ttscope report`, each in a process of its own. With `--list` it is how long the
-terminal app takes until its table has the first rows and all rows, and until all numbers are read:
-without the index beside the recordings, and with the one that it left.
+asked for. Printed are wall and processor time and the peak memory of `ttscope advise`, in a process
+of its own.
 """
 
 import argparse
-import asyncio
 import os
 import tempfile
-import time
 from itertools import product
 from pathlib import Path
 
@@ -168,43 +164,10 @@ def link(source: Path, target: Path) -> None:
         os.link(file, target / file.name)
 
 
-def command_line(*arguments: str) -> None:
-    """Run the command line in a process and print what it took."""
-    code = "import sys; from tui.cli import main; sys.exit(main())"
-    measure(arguments[0], "-c", code, *arguments, lines=40)
-
-
-async def fill(folder: Path) -> None:
-    """Open the app on a folder and print when its table had rows."""
-    from textual.widgets import DataTable
-
-    from tui.app.app import TtscopeApp
-
-    begun = time.perf_counter()
-    app = TtscopeApp([folder])
-    total, seen = sum(1 for _ in folder.iterdir() if _.is_dir()), {}
-    async with app.run_test(size=(160, 50)):
-        while app.loading_paths:
-            rows = app.query_one("#runs", DataTable).row_count
-            numbers = sum(1 for each in app.entries if each.cells.get("tok/pb"))
-            for what, reached in (
-                ("first rows", rows > 0),
-                ("all rows", rows >= total),
-                ("all numbers", numbers >= total),
-            ):
-                if reached and what not in seen:
-                    seen[what] = time.perf_counter() - begun
-            await asyncio.sleep(0.02)
-        seen["all read"] = time.perf_counter() - begun
-    print(", ".join(f"{what} {seconds:.1f} s" for what, seconds in seen.items()))
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--recordings", type=int, default=1000)
     options.add_argument("--steps", type=int, default=100_000, help="of each")
-    options.add_argument("--report", action="store_true", help="measure the report, too")
-    options.add_argument("--list", action="store_true", help="measure the terminal app's list only")
     options.add_argument("--folder", type=Path, help="where to write, on a file system of its own")
     given = options.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
@@ -215,14 +178,9 @@ def main() -> None:
         for number in range(given.recordings):
             link(made / str(number % len(every)), root / f"run-{number:05}")
         print(f"{given.recordings:,} recordings of {given.steps:,} steps")
-        if given.list:
-            for _ in range(2):
-                asyncio.run(fill(root))
-            return
-        budget = ["--min-accuracy", "0.5", "--optimise", "latency"]
-        command_line("advise", str(root), *budget)
-        if given.report:
-            command_line("report", str(root), *budget, "-o", str(Path(name) / "page.html"))
+        code = "import sys; from tui.cli import main; sys.exit(main())"
+        wanted = ("--min-accuracy", "0.5", "--optimise", "latency")
+        measure("advise", "-c", code, "advise", str(root), *wanted, lines=40)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from host_term import Row, by_kind, family, fitted, row_of, seconds_of, shares_of, with_host
+from host_term import Row, by_kind, family, fitted, rows_of, seconds_of, shares_of, with_host
+from replayed_points import chosen, options, priced_engine, replayed, times_of
 from serving_points import OPEN, Point
-from silicon import chosen, kept_of, options, priced_engine, replayed
 
 from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.host.law import ASYNCHRONOUS
@@ -46,10 +46,7 @@ class Priced:
         if self.point.tpot_s is None:
             assert self.point.latency_s
             return float(np.log(self.point.latency_s / run.makespan_s))
-        kept = kept_of(self.point, work)
-        spent = (run.end_s - run.first_token_s)[kept]
-        each = spent / np.maximum(work.output_tokens[kept] - 1, 1)
-        return float(np.log(self.point.tpot_s / np.mean(each)))
+        return float(np.log(self.point.tpot_s / times_of(self.point, work, run)[0]))
 
     def load(self, log: float) -> Load:
         """Return the load of such steps: of the point's own requests, not of runs before it."""
@@ -127,8 +124,7 @@ def known(rows: Iterable[Row]) -> dict[tuple[object, ...], list[Known]]:
 
 
 def main() -> None:
-    given = options().parse_args()
-    rows = [row for point in chosen(given) if (row := row_of(point)) is not None]
+    rows = rows_of(chosen(options(__doc__).parse_args()))
     pairs = defaultdict(list)
     for engine, loads in known(rows).items():
         for one in loads:

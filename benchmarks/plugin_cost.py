@@ -4,9 +4,7 @@ A server (CPU, the small reasoner) decodes 64 requests at a time while the plugi
 put in again every 50 steps, the sending of what it has seen included; a receiver here takes the
 steps. It gives the difference in time of neighbouring blocks, whose batch is equal and whose
 contexts differ by 50 tokens: by the clock, and in CPU time of the front-end process, in which the
-plugin runs. With ``--otlp`` the plugin sends metrics to a collector instead, and what is put in and
-out is their keeping and summing (a message to the collector goes out every ten seconds, either
-way). Pin it to a core (``taskset -c 0``); the load is printed.
+plugin runs. Pin it to a core (``taskset -c 0``); the load is printed.
 """
 
 import argparse
@@ -14,7 +12,6 @@ import os
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -46,25 +43,7 @@ def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_i
 def _sending(self):
     return _send(self) if _in else True
 plugin.StepLogger.record, plugin.StepLogger._send = record, _sending
-from profiler.plugin.step_metrics import StepMetrics
-_sum_up = StepMetrics.sum_up
-StepMetrics.sum_up = lambda self: _sum_up(self) if _in else None
 """
-
-
-class Collector(BaseHTTPRequestHandler):
-    """Takes every message."""
-
-    taken = 0
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        Collector.taken += 1
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def differences(rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -98,9 +77,7 @@ def decode(url: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--otlp", action="store_true", help="metrics to a collector instead")
-    asked = parser.parse_args()
-    steps = asked.steps
+    steps = parser.parse_args().steps
     receiver = Receiver("127.0.0.1", 0)
     receiver.start()
     came, stop = [0], threading.Event()
@@ -116,14 +93,6 @@ def main() -> None:
         times = Path(root) / "times"
         path = with_probe(Path(root) / "site", TOGGLED.format(path=times, block=BLOCK))
         variables = {"PYTHONPATH": path, "TTSCOPE_PLUGIN": f"http://127.0.0.1:{receiver.port}"}
-        if asked.otlp:
-            collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-            threading.Thread(target=collector.serve_forever, daemon=True).start()
-            variables |= {
-                "TTSCOPE_PLUGIN": "otlp",
-                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
-                "OTEL_METRIC_EXPORT_INTERVAL": "10000",
-            }
         # In bf16 some processors lack an instruction that the CPU build takes at this batch.
         flags = ("--dtype", "float32", "--max-num-seqs", str(BATCH), "--disable-log-stats")
         with running(Path(root) / "server", *flags, **variables) as server:
@@ -137,8 +106,7 @@ def main() -> None:
     step_ms = np.median(np.diff(rows[:, 2])) / BLOCK / 1e6
     print(
         f"{len(rows) * BLOCK:,} steps of {BATCH} requests, {step_ms:.1f} ms each, the plugin "
-        f"toggled every {BLOCK}; {came[0]:,} steps and {Collector.taken} messages of metrics "
-        f"received; 95 % intervals; load "
+        f"toggled every {BLOCK}; {came[0]:,} steps received; 95 % intervals; load "
         f"{os.getloadavg()[0]:.1f}"
     )
     print_longer(values)

@@ -3,8 +3,7 @@
     python benchmarks/power_tick.py [--count 5000]
 
 NVML is the tests' library (benchmarks/made/fake_nvml.c), which answers at once, so that what is
-measured is ttscope, nvidia-ml-py and ctypes; a real driver adds a few microseconds per query, some
-hundred for the byte counters. RAPL is a folder of files instead of sysfs.
+measured is ttscope, nvidia-ml-py and ctypes; a real driver adds a few microseconds per query.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.made.fake_nvml import FakeNvml, build
-from profiler.probes import rapl
 from profiler.probes.nvml import open_gpus
 from profiler.probes.power import HZ, PowerSampler
 from profiler.runs.provenance import cpu_name, usable_cpus
@@ -43,15 +41,6 @@ def times_us(read: Callable[[], object], count: int) -> list[float]:
 def report(what: str, taken: list[float]) -> None:
     median, high = statistics.median(taken), taken[int(0.99 * len(taken))]
     print(f"{what:<34} median {median:7.1f} us   p99 {high:7.1f} us")
-
-
-def packages(folder: Path) -> Path:
-    zone = folder / "intel-rapl:0"
-    zone.mkdir()
-    for name, text in (("name", "package-0"), ("energy_uj", "1234567890")):
-        (zone / name).write_text(f"{text}\n")
-    (zone / "max_energy_range_uj").write_text("262143328850\n")
-    return folder
 
 
 def sampler_cpu_us(seconds: float) -> tuple[float, int]:
@@ -83,15 +72,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         import pynvml
 
-        folder = Path(name)
-        fake = FakeNvml(build(folder))
+        fake = FakeNvml(build(Path(name)))
         fake.lend(pynvml)
         fake.reset(1)
         with open_gpus(1, {}) as (gpu,):
             report("NVML, energy and power", times_us(partial(gpu.read, state=False), count))
-            report("NVML, with the state", times_us(partial(gpu.read, state=True), count))
-        (package,), _ = rapl.examine(packages(folder))
-        report("RAPL, one package", times_us(partial(package.read, state=False), count))
         cpu, ticks = sampler_cpu_us(3.0)
         print(f"{'sampler thread, one GPU':<34} CPU    {cpu:7.1f} us per tick ({ticks} ticks)")
         print(f"at {HZ:g} readings a second that is {cpu * HZ / 1e6:.2%} of a core per GPU")

@@ -8,7 +8,6 @@ in flight, all of the same lengths, of dense bfloat16 models.
 """
 
 import argparse
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -106,28 +105,13 @@ def layers(system: str, folder: Path) -> None:
 
 
 def real_run(system: str, folder: Path, own: Path | None) -> None:
-    """Replay a real run from the prior alone, then with parts of the card's own tables in it."""
+    """Replay a real run from the prior alone, and from the card's own tables."""
     run = read_run(folder)
     batched_tokens, seqs = run.limits.max_num_batched_tokens, run.limits.max_num_seqs
     assert batched_tokens and seqs
-    prior = of(system, LLAMA_8B, 1)
-    ours = as_operators(prior)
-    cases = {"prior": ours}
+    cases = {"prior": as_operators(of(system, LLAMA_8B, 1))}
     if own is not None:
-        theirs = read_operators(own)
-        parts = {}
-        for name, kept in (("decode", 0), ("chunk", 1)):
-            alone = ours.attention[(ours.attention[:, 0] > 0) != kept]
-            measured = theirs.attention[(theirs.attention[:, 0] > 0) == kept]
-            parts[name] = np.concatenate([alone, measured])
-        cases |= {
-            "own attention of steps with chunks": replace(ours, attention=parts["chunk"]),
-            "own attention of other steps": replace(ours, attention=parts["decode"]),
-            "own skew": replace(ours, skew=theirs.skew),
-            "own attention and skew": replace(ours, attention=theirs.attention, skew=theirs.skew),
-            "own layers": replace(ours, dense=theirs.dense, per_sequence=theirs.per_sequence),
-            "own tables alone": theirs,
-        }
+        cases["own tables alone"] = read_operators(own)
     print(f"\n{folder.name} from {system}: signed error in %, of mean, p50, p95")
     print(f"{'':<38}{'TTFT':>21} {'TPOT':>21} {'end to end':>21}")
     for name, operators in cases.items():
@@ -207,11 +191,6 @@ def published_runs(batched_tokens: int) -> None:
     print(f"TPOT of {len(ratios)} runs: mean absolute error {error:.1f} %,"
           f" prior over measured {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
     recalibrated(found)
-    print("gain of TP 8 over TP 2 in TPOT, measured and of the prior:")
-    for (output, flight), sizes in found.items():
-        if {2, 8} <= sizes.keys():
-            real, ours = (sizes[2][i] / sizes[8][i] for i in (0, 1))
-            print(f"  {output:>5} tokens, {flight:>3} in flight: {real:.2f}, {ours:.2f}")
 
 
 def recalibrated(found: dict[tuple[int, int], dict[int, tuple[float, float]]]) -> None:
@@ -220,26 +199,17 @@ def recalibrated(found: dict[tuple[int, int], dict[int, tuple[float, float]]]) -
         size: np.array([np.log(np.divide(*sizes[size])) for sizes in found.values()])
         for size in (2, 4, 8)
     }
-    print("recalibrated: signed error of TPOT in %, its 90 % half-width, runs inside")
+    print("by all other loads: signed error of TPOT in %, its 90 % half-width, runs inside")
     for learned, known in logs.items():
         for size, asked in logs.items():
-            cells = []
-            for name in ("by one load", "by all other loads"):
-                errors_, spreads = [], []
-                for i, one in enumerate(known):
-                    rest = np.delete(known, i)
-                    if name == "by one load":
-                        at = [j for j in range(len(asked)) if size != learned or j != i]
-                        errors_ += [float(asked[j] - one) for j in at]
-                        spreads += [spread_of(known[[i]], float(one))] * len(at)
-                    else:
-                        errors_.append(float(asked[i] - rest.mean()))
-                        spreads.append(spread_of(rest, float(rest.mean())))
-                inside = np.abs(errors_) <= Z95 * np.array(spreads)
-                error = 100 * float(np.mean(np.exp(-np.array(errors_)) - 1))
-                width = 100 * float(np.mean(np.exp(Z95 * np.array(spreads)) - 1))
-                cells.append(f"{name} {error:+.1f}, {width:.0f}, {inside.sum()} of {len(inside)}")
-            print(f"  learned at TP {learned}, asked at TP {size}: " + "; ".join(cells))
+            rests = [np.delete(known, i) for i in range(len(known))]
+            errors_ = asked - np.array([rest.mean() for rest in rests])
+            spreads = np.array([spread_of(rest, float(rest.mean())) for rest in rests])
+            inside = np.abs(errors_) <= Z95 * spreads
+            error = 100 * float(np.mean(np.exp(-errors_) - 1))
+            width = 100 * float(np.mean(np.exp(Z95 * spreads) - 1))
+            print(f"  learned at TP {learned}, asked at TP {size}: {error:+.1f}, {width:.0f}, "
+                  f"{inside.sum()} of {len(inside)}")  # fmt: skip
 
 
 def main() -> None:

@@ -156,21 +156,14 @@ def main() -> None:
         rows: list[tuple[str, StepCost, Limits]] = [("as the engine does", cost, limits)]
         if operators.skew is not None:
             rows.append(("without skew", cost_of(operators, run, layers, skew=False), limits))
-        eager = cost_of(operators, run, layers, capture_sizes=())
         rows += [
-            ("without graphs' padding", eager, limits),
-            ("synchronous scheduling", cost, dataclasses.replace(limits, async_scheduling=False)),
             ("a host's part, hidden", cost._replace(hidden=HOST), limits),
-            ("twice that, hidden", cost._replace(hidden=2 * HOST), limits),
             ("a host's part, added", cost._replace(linear=HOST), limits),
             ("without prefix caching", cost, dataclasses.replace(limits, prefix_caching=False)),
         ]
         if limits.num_blocks is not None:
             fewer = int(0.99 * limits.num_blocks)
-            rows += [
-                ("1 % fewer blocks", cost, dataclasses.replace(limits, num_blocks=fewer)),
-                ("blocks without limit", cost, dataclasses.replace(limits, num_blocks=None)),
-            ]
+            rows.append(("1 % fewer blocks", cost, dataclasses.replace(limits, num_blocks=fewer)))
         for name, prices, scheduler in rows:
             print(f"{name:<26}{errors(run, replay(run.workload, prices, scheduler))}")
 

@@ -195,10 +195,8 @@ def main() -> None:
         space = only(explore(evidence), set(names))
         advisor = Advisor(evidence, space, model, Resampling(len(space.problem_ids), seed=split))
         truth = {name: mean_of(others, name) for name in names}
-        candidates = [space.candidate(row) for row in range(len(space))]
-        known = {(_bare(each.engine), each.policy) for each in candidates}
         for budget in budgets(rounds[seen_round], rng):
-            rows.append(_ask(advisor, budget, truth, others, known))
+            rows.append(_ask(advisor, budget, truth, others))
     _print(rows, floor)
 
 
@@ -207,9 +205,8 @@ def _ask(
     budget: Budget,
     truth: dict[Name, Measured],
     others: Sequence[dict[Name, Measured]],
-    known: set[Name],
 ) -> dict[str, object]:
-    able = {name: found for name, found in truth.items() if meets(budget, found)}
+    able = [found for found in truth.values() if meets(budget, found)]
     row: dict[str, object] = {"budget": budget, "possible": bool(able)}
     try:
         answer = advisor.recommend(budget)
@@ -217,15 +214,12 @@ def _ask(
         return row
     if not able or answer.system_optimal is None:
         return row
-    best = _best(budget, list(able.values()))
-    reachable = [found for name, found in able.items() if name in known]
+    best = _best(budget, able)
     for kind, pick in (("system", answer.system_optimal), ("compute", answer.compute_optimal)):
         if pick is None:
             continue
         key = _bare(pick.engine), pick.policy
         row[kind] = lost(budget, truth[key], best)
-        if reachable:
-            row[f"{kind}_known"] = lost(budget, truth[key], _best(budget, reachable))
         row[f"{kind}_met"] = [meets(budget, each[key]) for each in others]
         row[f"{kind}_promised"] = pick.probability_within_budget
         row[f"{kind}_name"] = f"{pick.engine.model} {pick.engine.label()} {pick.policy.label()}"
@@ -243,9 +237,8 @@ def _print(rows: Sequence[dict[str, object]], floor: dict[str, float]) -> None:
     possible = sum(bool(row["possible"]) for row in rows)
     print(f"{len(rows)} (budget, split) pairs; {possible} can be met by a measured configuration, "
           f"{len(told)} were answered with a pick")  # fmt: skip
-    print("lost: against the best measured; of known: against the best that it had samples of")
     print(f"{'sure':<5}{'optimised':<10}{'pairs':>6}  {'pick':<8}{'lost, median':>13}"
-          f"{'of known':>10}{'p90':>8}{'budget met':>22}{'promised':>10}")  # fmt: skip
+          f"{'p90':>8}{'budget met':>22}{'promised':>10}")  # fmt: skip
     for confidence in CONFIDENCES:
         for optimise in OBJECTIVES:
             mine = [r for r in told if _asked(r) == (optimise, confidence)]
@@ -270,13 +263,12 @@ def _line(rows: Sequence[Any], optimise: str, confidence: float | str, kind: str
     if not some:
         return
     losses = np.array([row[kind] for row in some], dtype=float)
-    known = [row[f"{kind}_known"] for row in some if f"{kind}_known" in row]
     met = [flag for row in some for flag in row[f"{kind}_met"]]
     low, high = jeffreys(sum(met), len(met))
     promised = float(np.mean([row[f"{kind}_promised"] for row in some]))
     interval = f"{np.mean(met):.0%} [{low:.0%}, {high:.0%}]"
     print(f"{confidence:<5}{optimise:<10}{len(some):>6}  {kind:<8}{np.median(losses):>13.1%}"
-          f"{np.median(known) if known else np.nan:>10.1%}{np.quantile(losses, 0.9):>8.1%}"
+          f"{np.quantile(losses, 0.9):>8.1%}"
           f"{interval:>22}{promised:>10.0%}")  # fmt: skip
 
 

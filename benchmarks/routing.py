@@ -10,8 +10,7 @@ laws have samples of two reasoning efforts. With `efforts` a class tells which o
 `efforts shuffled` classes are dealt at random, and with `efforts alike` all problems have the same
 chances. These try tables by class alone, and `efforts first` is `efforts` with those by agreement.
 An offer is false where, on FRESH other problems of the same law, the table gains nothing over the
-single policy that is truly the best one at that price. The last lines are of the bundled
-recordings.
+single policy that is truly the best one at that price.
 """
 
 from __future__ import annotations
@@ -19,23 +18,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from advisor.evidence.gather import gather
 from advisor.evidence.pools import Pool, find_pools
 from advisor.evidence.runs import ProblemRun, Run, Sample
 from advisor.search import routing
-from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 from traces.statistics import jeffreys
 
 SAMPLES, FRESH = 8, 1_500
-RECORDINGS = Path(__file__).parent.parent / "profiler" / "demo" / "recordings"
 ALL = routing.FIRST
 LAWS = {"shuffled": (), "alike": (), "coin": ALL, "mixed": ALL, "classes": ()}
 KINDS = {  # chance to be right, number of wrong answers, tokens, by effort: easy, hard, hopeless
@@ -189,29 +184,9 @@ def made(law: str, sets: int, count: int) -> None:
     )
 
 
-def bundled() -> None:
-    """Print what is offered of the recordings that are shipped."""
-    routing.FIRST = ALL
-    evidence = gather([Recording.open(path) for path in sorted(RECORDINGS.iterdir())])
-    pools = find_pools(evidence)
-    names = sorted(frozenset.intersection(*(pool.problem_ids for pool in pools)))
-    for model in sorted({pool.key[0][0] for pool in pools}):
-        own = [pool for pool in pools if pool.key[0][0] == model and pool.key[0][-1] is None]
-        for each in routing.with_routings(own, names)[1]:
-            share, accuracy = each.tokens, each.accuracy
-            print(
-                f"{model} {each.policy.label()} {dict(each.policy.rule)['route']} against "
-                f"{each.against.label()}: {'offered' if each.offered else 'not offered'}, accuracy "
-                f"{accuracy.value:+.3f} [{accuracy.low:+.3f}, {accuracy.high:+.3f}], tokens "
-                f"{share.value:+.1%} [{share.low:+.1%}, {share.high:+.1%}]"
-            )
-
-
 if __name__ == "__main__":
     given = [int(text) for text in sys.argv[1:] if text.isdigit()]
     only = [text for text in sys.argv[1:] if not text.isdigit()]
     sets, count = (given + [200, 60][len(given) :])[:2]
     for law in [each for each in (*LAWS, *EFFORT_LAWS) if each in only or not only]:
         made(law, sets, count)
-    if not only:
-        bundled()

@@ -1,15 +1,11 @@
 """What `ttscope serve` adds to a request: pairs of one to an engine and one through it.
 
-    python -m benchmarks.serve_overhead [--rate 50] [--seconds 20] [--n 1 4 8] [--closed 1500]
+    python -m benchmarks.serve_overhead [--rate 50] [--seconds 20] [--n 1 4 8]
 
 An engine without a model answers each request in the same time. Questions arrive at random. Of each
 pair one goes to the engine itself (one request) and one through the endpoint (n of them), which has
-a core of its own. What is added is the difference of the quantiles, its interval by the
-bootstrap over pairs. CPU ms is the processor time of the endpoint for a question. `in writes` says
-how many of the slowest 20 ran while a part of the recording was written, and how many of 20 would
-by chance. `--closed` asks
-so many questions one after another instead, each answered at once. The least CPU ms of ten parts is
-what the endpoint's own work takes, whatever else wants the cores.
+a core of its own. What is added is the difference of the quantiles, its interval by the bootstrap
+over pairs. CPU ms is the processor time of the endpoint for a question.
 """
 
 from __future__ import annotations
@@ -32,8 +28,6 @@ import numpy as np
 from benchmarks.servers.vllm_server import free_port
 
 WARM = 20  # pairs before those that count
-SLOWEST = 20
-WRITE_S = (0.010, 0.005)  # before and after a part's last change, in which it is written
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "What is 3 x 4?"}]}
 
 
@@ -43,21 +37,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--tokens", type=int, default=8)
-    parser.add_argument("--closed", type=int, help="questions, one after another")
     asked = parser.parse_args()
-    if asked.closed:
-        for n in asked.n:
-            print(f"n = {n}: {min(measure(asked, n)[0]):.2f} ms of CPU a question")
-        return
-    print(
-        f"{'n':>3} {'pairs':>6} {'added p50':>22} {'added p99':>22} {'CPU ms':>7} {'in writes':>11}"
-    )
+    print(f"{'n':>3} {'pairs':>6} {'added p50':>22} {'added p99':>22} {'CPU ms':>7}")
     for n in asked.n:
-        direct, served, cpu, writing = measure(asked, n)
-        slow = writing[np.argsort(served)[-SLOWEST:]].sum()
-        told = f"{slow} ({SLOWEST * writing.mean():.1f})"
+        direct, served, cpu = measure(asked, n)
         print(f"{n:>3} {len(direct):>6} {added(direct, served, 0.5):>22} "
-              f"{added(direct, served, 0.99):>22} {cpu:>7.2f} {told:>11}")  # fmt: skip
+              f"{added(direct, served, 0.99):>22} {cpu:>7.2f}")  # fmt: skip
 
 
 def added(direct: np.ndarray, served: np.ndarray, q: float) -> str:
@@ -69,14 +54,13 @@ def added(direct: np.ndarray, served: np.ndarray, q: float) -> str:
     return f"{value:.2f} ms [{low:.2f}, {high:.2f}]"
 
 
-def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, float]:
     cores = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = free_port(), free_port()
         engine = [sys.executable, "-m", "benchmarks.servers.fake_engine", "--spread", "0"]
-        engine += ["--port", str(ports[0]), "--tokens", str(asked.tokens)]
-        engine += ["--token-s", "0" if asked.closed else "0.01"]
+        engine += ["--port", str(ports[0]), "--tokens", str(asked.tokens), "--token-s", "0.01"]
         start(stack, engine, cores[-1:])
         policy = {"method": "greedy" if n == 1 else "majority", "n": n, "temperature": 0.8}
         url = f"http://127.0.0.1:{ports[0]}"
@@ -86,22 +70,12 @@ def measure(asked: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray, 
         asyncio.run(ready(f"{through}/health"))
         os.sched_setaffinity(0, cores[-1:])
         try:
-            if asked.closed:
-                parts = asyncio.run(one_by_one(through, process.pid, asked.closed))
-                return parts, parts, 0.0, parts
             before = cpu_s(process.pid)
-            direct, served, begun = asyncio.run(load(url, through, asked.rate, asked.seconds))
+            direct, served = asyncio.run(load(url, through, asked.rate, asked.seconds))
             cpu_ms = (cpu_s(process.pid) - before) * 1e3 / (len(direct) + WARM)
         finally:
             os.sched_setaffinity(0, cores)
-        return direct, served, cpu_ms, in_writes(folder / "kept", begun, served)
-
-
-def in_writes(folder: Path, begun: np.ndarray, took: np.ndarray) -> np.ndarray:
-    """Tell of each request whether it ran while a part of the recording was written."""
-    ends = np.array([path.stat().st_mtime for path in folder.rglob("*.parquet")])
-    first, last = ends - WRITE_S[0], ends + WRITE_S[1]
-    return ((begun[:, None] < last) & (begun[:, None] + took[:, None] > first)).any(axis=1)
+        return direct, served, cpu_ms
 
 
 def serving(folder: Path, policy: dict[str, object], engine: int, port: int) -> list[str]:
@@ -127,29 +101,6 @@ def cpu_s(pid: int) -> float:
     return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def exact_cpu_ms(pid: int) -> float:
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(each.read_text().split()[0]) for each in tasks) / 1e6
-
-
-async def one_by_one(url: str, pid: int, questions: int) -> np.ndarray:
-    """Return the CPU of the process, ms a question, in ten parts of so many questions."""
-    async with aiohttp.ClientSession() as session:
-
-        async def ask(count: int) -> None:
-            for _ in range(count):
-                async with session.post(f"{url}/v1/chat/completions", json=BODY) as answer:
-                    await answer.read()
-
-        await ask(WARM * 10)
-        parts = []
-        for _ in range(10):
-            before = exact_cpu_ms(pid)
-            await ask(questions // 10)
-            parts.append((exact_cpu_ms(pid) - before) / (questions // 10))
-    return np.array(parts)
-
-
 async def ready(url: str) -> None:
     async with aiohttp.ClientSession() as session:
         for _ in range(600):
@@ -165,11 +116,8 @@ async def ready(url: str) -> None:
 
 async def load(
     direct: str, through: str, rate: float, seconds: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Send pairs at a rate of questions through the endpoint.
-
-    Returns the times of both, and when that through the endpoint began (unix seconds).
-    """
+) -> tuple[np.ndarray, np.ndarray]:
+    """Send pairs at a rate of questions through the endpoint; return the times of both."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
@@ -180,13 +128,12 @@ async def load(
                 assert answer.status == 200, answer.status
             return time.perf_counter() - begun
 
-        async def pair() -> tuple[float, float, float]:
-            times, begun = {}, {}
+        async def pair() -> tuple[float, float]:
+            times = {}
             for url in random.sample([direct, through], 2):
-                begun[url] = time.time()
                 # The engine is asked for a stream, as the endpoint asks it.
                 times[url] = await one(url, BODY | {"stream": url == direct})
-            return times[direct], times[through], begun[through]
+            return times[direct], times[through]
 
         await asyncio.gather(*(pair() for _ in range(WARM)))  # connections and imports
         pairs, until = [], time.monotonic() + seconds
@@ -194,7 +141,7 @@ async def load(
             pairs.append(asyncio.create_task(pair()))
             await asyncio.sleep(random.expovariate(rate))
         times = np.array(await asyncio.gather(*pairs))
-        return times[:, 0], times[:, 1], times[:, 2]
+        return times[:, 0], times[:, 1]
 
 
 if __name__ == "__main__":

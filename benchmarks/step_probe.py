@@ -3,9 +3,7 @@
 Without an engine: a scheduler whose two methods do nothing gives steps of 64 decoding requests
 (vLLM's own classes where vLLM is installed), with and without the probe, in turns. Inline is the
 time that the probe adds on the engine's thread, where the same requests go on and where others come
-and go at every step; drain is the CPU time of its rows on the writer's;
-collecting is what Python's garbage collector takes of the engine's thread, where every step is a
-new object, since what a probe keeps until it is drained makes the collector run. Pin it to a core
+and go at every step; drain is the CPU time of its rows on the writer's. Pin it to a core
 (``taskset -c 1``); the load is printed.
 
 ``--throughput`` runs the bundled small reasoner on vLLM at a constant batch of 64, with the probe
@@ -104,13 +102,6 @@ class Idle:
         """Take it."""
 
 
-class Making(Idle):
-    """One that makes each step anew."""
-
-    def schedule(self) -> object:
-        return scheduled()
-
-
 def timed(scheduler: Idle, steps: int) -> np.ndarray:
     """Return the nanoseconds of each of ``steps`` empty steps."""
     took = np.empty(steps)
@@ -147,42 +138,6 @@ def inline(*, changing: bool) -> None:
         f"{(np.quantile(np.concatenate(bare), 0.99) - base) / 1e3:.2f} us\n"
         f"  rows on the writer's thread: {np.median(drains) / 1e3:.2f} us of CPU per step "
         f"(1,000 steps a drain)"
-    )
-
-
-def collecting() -> None:
-    """Print the time of the garbage collector with and without the probe."""
-    scheduler = Making()
-    probe = StepProbe(scheduler, "engine", 0)
-    spent = begun = 0  # CPU time, in steps alone: what draining makes is the writer's
-
-    def watch(phase: str, info: object) -> None:
-        nonlocal spent, begun
-        if phase == "start":
-            begun = time.thread_time_ns()
-        else:
-            spent += time.thread_time_ns() - begun
-
-    gc.collect()
-    gc.freeze()  # as vLLM does when it has started
-    gc.enable()
-    gc.callbacks.append(watch)
-    took: dict[bool, float] = {}
-    for on in (False, True):
-        total = 0
-        for _ in range(10):
-            if on:
-                probe.install()
-            spent = 0
-            timed(scheduler, 1000)
-            total += spent
-            if on:
-                probe.remove()
-                probe.drain()
-        took[on] = total / 10_000 / 1e3
-    gc.callbacks.remove(watch)
-    print(
-        f"collecting garbage: {took[True]:.2f} us a step with the probe, {took[False]:.2f} without"
     )
 
 
@@ -253,7 +208,6 @@ def main() -> None:
     else:
         inline(changing=False)
         inline(changing=True)
-        collecting()
 
 
 if __name__ == "__main__":

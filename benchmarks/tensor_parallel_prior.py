@@ -3,8 +3,7 @@
 Needs ttscope[prior]. Qwen2.5 of 1.5B, 7B and 14B, one problem at a time with a prompt of 150 tokens
 and `--output` tokens (thinking about a problem of MATH500), replayed from the prior of H100 and
 H200. The gain is latency with one GPU over latency with more: by kernels alone, as vLLM 0.32 would
-(the host behind the kernels), as vLLM 0.12 and 0.7.3 would (the host's part added), and for 64
-samples by kernels alone.
+(the host behind the kernels), and as vLLM 0.12 and 0.7.3 would (the host's part added).
 Zhao et al. 2025 (arXiv 2509.19645) measured about 1.7 for 14B with TP 4 on GH200, and losses for
 small models.
 """
@@ -21,7 +20,7 @@ from advisor.replay.workload import Workload
 from advisor.step_time.cost import table_cost
 from advisor.step_time.host.law import host_part
 from advisor.step_time.operators.tables import default_capture_sizes
-from advisor.step_time.prior.prior import FAMILIES, Prior, prior_of
+from advisor.step_time.prior.prior import Prior, prior_of
 from advisor.step_time.prior.tables import read_prior
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
@@ -36,11 +35,8 @@ VERSIONS = ("0.32.0", "0.12.0", "0.7.3")
 SEQS = 256
 
 
-def latency_s(prior: Prior, output: int, *, batch: int = 1, version: str | None = None) -> float:
-    """Return the mean latency of problems that come one after another, `batch` samples each.
-
-    With the host's part of a version of vLLM, if one is given.
-    """
+def latency_s(prior: Prior, output: int, version: str | None = None) -> float:
+    """Return the latency of a problem alone, with the host's part of a version if one is given."""
     sizes = default_capture_sizes(SEQS)
     tables = prior.step_tables(
         max_num_batched_tokens=BATCHED, max_num_seqs=SEQS, capture_sizes=sizes
@@ -50,20 +46,10 @@ def latency_s(prior: Prior, output: int, *, batch: int = 1, version: str | None 
         size = prior.split.tensor
         part = host_part(EngineConfig(model="", tensor_parallel_size=size, vllm_version=version))
         law, hidden = (law, part.seconds) if part.hidden else (part.seconds, None)
-    work = Workload.from_requests(np.full(batch, 150), np.full(batch, output))
+    work = Workload.from_requests([150], [output])
     limits = Limits(max_num_seqs=SEQS, max_num_batched_tokens=BATCHED, async_scheduling=True)
-    done = replay(work, table_cost(tables, law, hidden=hidden), limits, concurrency=batch)
+    done = replay(work, table_cost(tables, law, hidden=hidden), limits, concurrency=1)
     return float(done.latency_s.mean())
-
-
-def shares(prior: Prior, output: int) -> str:
-    """Return the share of each family of kernels in the latency, in percent."""
-    whole = latency_s(prior, output)
-    cells = []
-    for family in FAMILIES:
-        more = latency_s(prior.scaled({family: 2.0}), output)
-        cells.append(f"{100 * (more / whole - 1):>6.0f}")
-    return "".join(cells)
 
 
 def main() -> None:
@@ -75,9 +61,7 @@ def main() -> None:
     for system in given.systems:
         tables = read_prior(system)
         print(f"\n{tables.label}: one problem at a time, {output:,} tokens")
-        print(f"{'':<14}{'TP':>3}{'latency s':>11}{'ms/token':>10}{'gain':>7}{'GPU-s':>7}"
-              + "".join(f"{name[:5]:>6}" for name in FAMILIES)
-              + f"{'0.32':>8}{'0.12':>8}{'0.7.3':>8}{'batch 64':>10}")  # fmt: skip
+        print(f"{'':<14}{'TP':>3}{'ms/token':>10}{'gain':>7}{'0.32':>8}{'0.12':>8}{'0.7.3':>8}")
         for facts in MODELS:
             first: list[float] = []
             for size in (1, 2, 4, 8):
@@ -87,17 +71,11 @@ def main() -> None:
                 except UsageError as error:
                     print(f"{facts.name:<14}{size:>3}  - {error}")
                     continue
-                found = [
-                    latency_s(prior, output),
-                    *(latency_s(prior, output, version=each) for each in VERSIONS),
-                    latency_s(prior, output, batch=64),
-                ]
+                found = [latency_s(prior, output, version) for version in (None, *VERSIONS)]
                 first = first or found
                 gains = [before / after for before, after in zip(first, found, strict=True)]
-                print(f"{facts.name:<14}{size:>3}{found[0]:>11.2f}{1e3 * found[0] / output:>10.2f}"
-                      f"{gains[0]:>7.3f}{size * found[0]:>7.1f}{shares(prior, output)}"
-                      + "".join(f"{gain:>8.2f}" for gain in gains[1:4])
-                      + f"{gains[4]:>10.2f}")  # fmt: skip
+                print(f"{facts.name:<14}{size:>3}{1e3 * found[0] / output:>10.2f}{gains[0]:>7.3f}"
+                      + "".join(f"{gain:>8.2f}" for gain in gains[1:]))  # fmt: skip
 
 
 if __name__ == "__main__":

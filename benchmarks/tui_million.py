@@ -2,7 +2,7 @@
 
 The recording is made of a shipped one, its steps repeated, with 500 problems of 16 samples laid
 over them. Printed are the first paint of the app, the time until the Run screen shows the
-recording, how late the event loop is while the cursor moves, zooms and plays, and the memory.
+recording, what keys take that move the cursor, zoom and play, and the memory.
 Processor times stand beside wall times, for machines that are shared.
 """
 
@@ -84,31 +84,11 @@ def make(folder: Path, steps: int) -> None:
     source.manifest.write(folder)
 
 
-class Loop:
-    """Asks every 5 ms how late the event loop is, and what the process computed meanwhile.
-
-    `late_s` are the answers: seconds late, seconds of processor time.
-    """
-
-    def __init__(self) -> None:
-        self.late_s: list[tuple[float, float]] = []
-
-    async def watch(self) -> None:
-        while True:
-            due, spent = time.perf_counter() + 0.005, time.process_time()
-            await asyncio.sleep(0.005)
-            late = max(time.perf_counter() - due, 0.0)
-            self.late_s.append((late, time.process_time() - spent))
-
-
 async def drive(folder: Path, begun: float, began_cpu: float) -> None:
     """Open the recording, move in it and play it; print what that took."""
     app = TtscopeApp([folder])
-    loop = Loop()
     async with app.run_test(size=(200, 60)) as pilot:
         print(f"first paint           {time.perf_counter() - begun:.2f} s")
-        watching = asyncio.create_task(loop.watch())
-        await asyncio.sleep(0)  # so that it sees the switch too
         app.switch_mode("run")
         while not (isinstance(app.screen, RunScreen) and app.screen.model):
             await asyncio.sleep(0.005)
@@ -119,37 +99,18 @@ async def drive(folder: Path, begun: float, began_cpu: float) -> None:
         wall, cpu = time.perf_counter() - begun, time.process_time() - began_cpu
         print(f"recording on screen   {wall:.2f} s, {cpu:.2f} s of processor time")
         await app.workers.wait_for_complete()
-        print(f"loop late, opening    {_late(loop.late_s)}")
-        loop.late_s.clear()
         costs = []
         for key in KEYS * 3:
             begun, spent = time.perf_counter(), time.thread_time()
             await pilot.press(key)
             costs.append((time.perf_counter() - begun, time.thread_time() - spent))
         await app.workers.wait_for_complete()
-        print(f"loop late, moving     {_late(loop.late_s)}")
         walls, cpus = zip(*costs, strict=True)
         print(
             f"a key                 median {np.median(walls) * 1e3:.0f} ms, longest "
             f"{max(walls) * 1e3:.0f} ms; of processor time {np.median(cpus) * 1e3:.0f}, "
             f"{max(cpus) * 1e3:.0f} ms"
         )
-        loop.late_s.clear()
-        spent = time.thread_time()
-        await pilot.press("space")
-        await asyncio.sleep(5.0)
-        await pilot.press("space")
-        share = (time.thread_time() - spent) / 5
-        print(f"loop late, playing    {_late(loop.late_s)}; the loop is busy {share:.0%}")
-        watching.cancel()
-
-
-def _late(seconds: list[tuple[float, float]]) -> str:
-    found, spent = np.array(seconds).T * 1e3
-    return (
-        f"p50 {np.quantile(found, 0.5):.1f} ms, p99 {np.quantile(found, 0.99):.1f} ms, longest "
-        f"{found.max():.1f} ms ({spent[found.argmax()]:.1f} ms of processor time in it)"
-    )
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What other engines and wrappers call on /metrics what vLLM's page says, as tables of names.
 
-A page is read under vLLM's names, so that all that is computed of it has one set of names. Where
+A page is read under vLLM's names, which stand in numbers.py, so that all that is computed of it has
+one set of names. A new engine gets a table, a line in `NAMES`, and its prefix in `PREFIXES`. Where
 two engines do not mean the same, the name is not in a table, and the line is kept as it is or left
 out. Sources: SGLang 0.5.23 (`sglang/srt/observability/metrics_collector.py`), Ray Serve LLM (vLLM
 0.32's `vllm/v1/metrics/ray_wrappers.py`: no colons, a label ReplicaId), Dynamo (its engines' own
@@ -154,7 +155,14 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
     **TGI_NAMES,
 }
 _COUNTERS = frozenset(name for name in (*USED, *OLDER_NAMES) if name.endswith("_total"))
-OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:", "tgi_")  # prefixes of lines that are kept
+PREFIXES: Mapping[str, str] = {  # of lines that are kept, and whose they are; NIM's have none
+    "vllm:": VLLM,
+    "sglang:": SGLANG,
+    "trtllm_": TENSORRT_LLM,
+    "trtllm:": TENSORRT_LLM,
+    "tgi_": TGI,
+}
+_PREFIXES = tuple(PREFIXES)
 # Labels that tell apart what is added up or is one; those that remain name parts of a number.
 SHARED = frozenset(
     {
@@ -179,7 +187,7 @@ def known_name(name: str) -> str | None:
     plain = _RAY.sub(r"\1:", name, count=1)
     if plain != name and plain.startswith("vllm:") and f"{plain}_total" in _COUNTERS:
         plain = f"{plain}_total"
-    known = plain.startswith(OWN) or _PART.sub("", plain) in NIM_NAMES
+    known = plain.startswith(_PREFIXES) or _PART.sub("", plain) in NIM_NAMES
     return plain if known and not plain.endswith("_created") else None
 
 
@@ -241,8 +249,7 @@ def engine_named(name: str, labels: Mapping[str, str]) -> str | None:
     plain = known_name(name)
     if plain is None:
         return None
-    engines = {"vllm:": VLLM, "sglang:": SGLANG, "trtllm": TENSORRT_LLM, "tgi_": TGI}
-    for prefix, engine in engines.items():
+    for prefix, engine in PREFIXES.items():
         if plain.startswith(prefix):
             dynamo = UNDER_DYNAMO if "dynamo_component" in labels else ""
             return engine + (ON_RAY if name.startswith("ray_") else dynamo)

@@ -1,21 +1,13 @@
-"""Published serving points against the prior: ``python benchmarks/silicon.py [--runs FOLDER]``.
+"""Published serving points priced and replayed as `ttscope replay --gpu` would, nothing fitted.
 
-Needs ttscope[prior]. Every vLLM row of silicon_sample.csv, and with `--runs` two labs' runs
-(shared/data/gpu_runs), priced as `ttscope replay --gpu` would with vLLM's defaults on that GPU:
-the same tables, memory rule, limits and replay. Nothing is fitted here. Printed are how many points
-were priced, why the others were not, and the error of TPOT by model, precision, GPU, parallelism
-and requests in flight. `--out FILE` writes one line a point. `--keep TEXT` prices the points alone
-whose lab, model, system or precision has it.
-
-A closed loop is sent as its client did: all in flight at once, ten times as many in all, lengths
-drawn as the client drew them (seeded), and means over all requests.
+Needs ttscope[prior]. The same tables, memory rule, limits and replay, with vLLM's defaults on that
+GPU. A closed loop is sent as its client did: all in flight at once, ten times as many in all,
+lengths drawn as the client drew them (seeded), and means over all requests.
 """
 
 import argparse
-import csv
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -34,29 +26,10 @@ from advisor.step_time.prior.offers import device_of, memory_on
 from advisor.step_time.prior.recalibration import PriorTimes, cost_of
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.step_time.prior.tables import PriorTables
-from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 
 SEED: Final = 19
 APART: Final = 3.0  # times what a run took, after which the next one on the same server begins
-
-
-@dataclass(frozen=True, kw_only=True)
-class Priced:
-    """A point with the prior's times, in seconds; `why` says why there are none."""
-
-    point: Point
-    tpot_s: float | None = None
-    ttft_s: float | None = None
-    latency_s: float | None = None
-    why: str | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        """Predicted over measured: TPOT, or the whole batch's time where only that is known."""
-        measured = self.point.tpot_s or self.point.latency_s
-        told = self.latency_s if self.point.tpot_s is None else self.tpot_s
-        return None if measured is None or told is None else told / measured
 
 
 @cache
@@ -155,31 +128,12 @@ def replayed(point: Point, engine: EngineConfig, cost: StepCost) -> tuple[Worklo
     return work, replay(work, cost, limits, concurrency=flight)
 
 
-def priced(
-    point: Point, price: Callable[[Point], tuple[EngineConfig, StepCost]] | None = None
-) -> Priced:
-    """Return a point with its times from the prior, or from what `price` says of it."""
-    if point.facts is None or point.unknown is not None:
-        return Priced(point=point, why=point.unknown)
-    try:
-        if price is not None:
-            engine, cost = price(point)
-        else:
-            engine, cost = priced_engine(
-                point.system, point.facts, point.engine, truncated=point.truncated
-            )
-        work, done = replayed(point, engine, cost)
-    except (UsageError, TablesError, ValueError) as error:
-        return Priced(point=point, why=str(error).removeprefix("--gpu: "))
+def times_of(point: Point, work: Workload, done: Replayed) -> tuple[float, float]:
+    """Return the mean TPOT and TTFT of a point's own requests, in seconds."""
     kept = kept_of(point, work)
     spent = (done.end_s - done.first_token_s)[kept]
     tpot = spent / np.maximum(work.output_tokens[kept] - 1, 1)
-    return Priced(
-        point=point,
-        tpot_s=float(np.mean(tpot)),
-        ttft_s=float(np.mean(done.ttft_s[kept])),
-        latency_s=done.makespan_s,
-    )
+    return float(np.mean(tpot)), float(np.mean(done.ttft_s[kept]))
 
 
 def errors(ratios: Sequence[float]) -> str:
@@ -192,68 +146,6 @@ def errors(ratios: Sequence[float]) -> str:
     )
 
 
-def parallel(point: Point) -> str:
-    """Return a point's parallelism in short: `tp4`, `tp1 dp4 ep`."""
-    engine = point.engine
-    dp = f" dp{engine.data_parallel_size}" if engine.data_parallel_size > 1 else ""
-    return f"tp{engine.tensor_parallel_size}{dp}" + (" ep" if engine.expert_parallel else "")
-
-
-BY: Final[dict[str, Callable[[Point], object]]] = {
-    "lab": lambda p: p.lab,
-    "model": lambda p: f"{p.lab} {p.model}",
-    "precision": lambda p: f"{p.lab} {p.precision}",
-    "GPU": lambda p: f"{p.lab} {p.system}",
-    "parallelism": lambda p: f"{p.lab} {parallel(p)}",
-    "requests in flight": lambda p: (p.lab, p.in_flight or f"{p.rate_per_s:g}/s"),
-    "vLLM": lambda p: f"{p.lab} {p.engine.vllm_version or '-'}",
-}
-
-
-def report(found: Sequence[Priced]) -> None:
-    """Print how many were priced, why others were not, and the errors."""
-    done = [(each, ratio) for each in found if (ratio := each.ratio) is not None]
-    print(f"{len(done):,} of {len(found):,} points priced")
-    labs = Counter(each.point.lab for each in found)
-    for lab, count in labs.items():
-        print(f"  {lab}: {sum(each.point.lab == lab for each, _ in done):,} of {count:,}")
-    print("not priced:")
-    for (lab, why), count in Counter(
-        (each.point.lab, each.why) for each in found if each.why
-    ).most_common():
-        print(f"  {count:>5} {lab}: {why}")
-    for title, key in BY.items():
-        groups: dict[object, list[float]] = defaultdict(list)
-        for each, ratio in done:
-            groups[key(each.point)].append(ratio)
-        print(f"\nTPOT by {title}: points, mean and median |error| %, bias %, least and most ratio")
-        for name, ratios in sorted(groups.items(), key=lambda item: str(item[0])):
-            label = " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
-            print(f"  {label:<42}{errors(ratios)}")
-
-
-def write(path: Path, found: Iterable[Priced]) -> None:
-    """Write a line a point: what ran, measured and predicted, or why there is no prediction."""
-    rows = []
-    for each in found:
-        p, ran = each.point, each.point.engine
-        times = {"tpot_ms": p.tpot_s, "prior_tpot_ms": each.tpot_s, "ttft_ms": p.ttft_s,
-                 "prior_ttft_ms": each.ttft_s}  # fmt: skip
-        rows.append({
-            "name": p.name, "lab": p.lab, "model": p.model, "system": p.system,
-            "precision": p.precision, "vllm": ran.vllm_version, "tp": ran.tensor_parallel_size,
-            "dp": ran.data_parallel_size, "ep": ran.expert_parallel, "load": p.load,
-            "prompt": p.prompt_tokens, "output": p.output_tokens, "in_flight": p.in_flight,
-            "rate": p.rate_per_s,
-            **{name: None if s is None else round(1e3 * s, 4) for name, s in times.items()},
-            "latency_s": p.latency_s, "prior_latency_s": each.latency_s, "why": each.why,
-        })  # fmt: skip
-    with path.open("w", newline="") as file:
-        lines = csv.DictWriter(file, rows[0] if rows else ())
-        lines.writeheader()
-        lines.writerows(rows)
-
-
 def chosen(given: argparse.Namespace) -> list[Point]:
     """Return the points that the options name."""
     return [
@@ -264,24 +156,10 @@ def chosen(given: argparse.Namespace) -> list[Point]:
     ]
 
 
-def options() -> argparse.ArgumentParser:
+def options(description: str | None) -> argparse.ArgumentParser:
     """Return the options that say which points are read."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--runs", type=Path, help="folder with argonne/ and iog/")
     parser.add_argument("--configs", type=Path, help="folder of config.json files of models")
     parser.add_argument("--keep", help="price the points alone whose lab, model, .. has this text")
     return parser
-
-
-def main() -> None:
-    parser = options()
-    parser.add_argument("--out", type=Path, help="write a line a point to this CSV")
-    given = parser.parse_args()
-    found = [priced(point) for point in chosen(given)]
-    report(found)
-    if given.out is not None:
-        write(given.out, found)
-
-
-if __name__ == "__main__":
-    main()
