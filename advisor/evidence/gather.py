@@ -29,14 +29,15 @@ from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.live.passes import MOST as MOST_INFERRED
 from advisor.evidence.live.passes import NEEDED as OF_PASSES
 from advisor.evidence.live.passes import inferred_traffic, ran_at_ends
-from advisor.evidence.live.ranks import ranks_by_law
+from advisor.evidence.live.ranks import ranks_by_law, ranks_in
 from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
 from advisor.evidence.runs import ProblemRun, RecordedRun, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
-from traces.live.numbers import FINISHED, ITL, Window
+from traces.live.engine_names import VLLM, software_of
+from traces.live.numbers import FINISHED, ITL, Window, cancelled_told
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_for, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -230,7 +231,7 @@ def gather(
             found, why = _with_inferred(recording, windows, found)
             found = with_front_end(recording, found, windows)
             found = _with_decoders(found, windows, recording)
-            told += [*more, *why, *_seen_limits(recording)]
+            told += [*more, *why, *_seen_limits(recording), *_cancelled(recording, windows)]
             told += _counted_as(found) if watched else ()
         polls = {run.engine: windows_for(recording, polled, run.engine) for run in found}
         found, drafted = with_drafts(found, polls)
@@ -330,7 +331,7 @@ def _check_enough(
 
 def _model_notes(recording: Recording) -> list[str]:
     """Return what to say of a recording's models whose steps ask for more than dense ones."""
-    notes = []
+    notes, ranks = [], ranks_in(recording.manifest.engines.values())
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
         if facts is None and engine.mode == "server" and only_watched(recording):
@@ -339,7 +340,7 @@ def _model_notes(recording: Recording) -> list[str]:
                 "are taken for those of a dense model and of this size alone, and its FLOPs are "
                 "not known. ttscope attach --model-config says what it costs"
             )
-        note = None if facts is None else unchecked(facts, engine)
+        note = None if facts is None else unchecked(facts, engine, ranks.get(engine, engine.ranks))
         notes += [] if note is None else [note]
         if facts is not None and reads_of(facts).window:
             steps = recording.frame("steps", ("engine", *WINDOWED)).filter(pl.col("engine") == key)
@@ -536,6 +537,17 @@ def _steps_of(
         most_of_all=high,
     )
     return [table]
+
+
+def _cancelled(recording: Recording, windows: Windows) -> list[str]:
+    """Return which of vLLM's requests are in no traffic, as clients cancelled them."""
+    engines = recording.manifest.engines
+    found = [
+        cancelled_told(window)
+        for key, window in windows.items()
+        if window is not None and software_of(engines[key]) == VLLM
+    ]
+    return [f"{recording.name}: {told}" for told in found if told is not None]
 
 
 def _seen_limits(recording: Recording) -> list[str]:

@@ -524,7 +524,7 @@ class Replays:
                 energy = Energy(total=drawn, per_problem=by_problem, method="law")
         price = self.manifest.price_usd_per_device_hour
         latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
-        ttft = three("ttft_s", "s", {})
+        ttft = self._undetermined(three("ttft_s", "s", {}))
         ttft = {which: _in_order(each, latency[which])[0] for which, each in ttft.items()}
         per_token = latency["mean"]
         if per_token is not None and tokens is not None:
@@ -538,7 +538,7 @@ class Replays:
             else step_times(self.tables["steps"]),  # of all replicas
             accuracy=self._accuracy(),
             latency_s=latency,
-            ttft_s=self._undetermined(ttft),
+            ttft_s=ttft,
             tpot_s=three("tpot_s", "s/token", {}),
             tokens_per_problem=tokens,
             flops_per_problem=self._flops(found.flops_per_problem),

@@ -10,8 +10,17 @@ from typing import Any, Literal
 import polars as pl
 
 from traces.forward_pass.rows import FORMAT
-from traces.live.engine_names import REQUEST_LIMITS, software_of
-from traces.live.numbers import MOST_SERIES, TRAFFIC, USED, Numbers, Polls, Window, numbers_in
+from traces.live.engine_names import REQUEST_LIMITS, VLLM, software_of
+from traces.live.numbers import (
+    MOST_SERIES,
+    TRAFFIC,
+    USED,
+    Numbers,
+    Polls,
+    Window,
+    cancelled_told,
+    numbers_in,
+)
 from traces.live.verdict import STEPS_JUDGED, LiveEvidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
 from traces.recording.tables import SILENT, TABLES
@@ -214,6 +223,8 @@ def _watched(
     mine = events.filter((pl.col("engine") == key) | pl.col("engine").is_null())
     told = mine.filter(pl.col("kind").is_in([SILENT, "drop", "killed"]))
     counts = dict(mine.group_by("kind").len().iter_rows())
+    is_vllm = software_of(engine) == VLLM
+    cancelled = cancelled_told(window) if is_vllm and window is not None else None
     evidence = LiveEvidence(
         numbers=numbers,
         steps=steps if steps.height else None,
@@ -232,6 +243,7 @@ def _watched(
             *recording.losses,
             *(_SERIES_LEFT_OUT if window is not None and window.left_out else ()),
             *told["detail"].drop_nulls().unique(maintain_order=True),
+            *([] if cancelled is None else [cancelled]),
         ),
         columns=columns,
         window=window,

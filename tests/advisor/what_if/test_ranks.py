@@ -162,6 +162,8 @@ def test_ranks_that_were_watched_share_experts_and_servers_do_not(
     found = asked(seen, gpu="test_gpu")
     assert [f"the {ranks} data-parallel" in note for note in sharing(found)] == [True] * (ranks - 1)
     assert {r for s in gather([seen]).ranks.values() for r in s} == {ranks}
+    (note,) = [each for each in found.notes if "has experts" in each]
+    assert ("those of a rank" in note) == (ranks == 2)
     if named == "url":
         assert asked(seen, "engine.data_parallel_size=3").predicted.engine.by_server() == (3, 1)
     else:

@@ -17,8 +17,10 @@ from traces.live.numbers import (
     Bounds,
     Histogram,
     Polls,
+    cancelled_told,
     numbers_in,
     numbers_of,
+    window_of,
 )
 from traces.live.verdict import LiveEvidence, draft_gain, fixed_share, judge
 from traces.recording.tables import SCRAPES
@@ -457,6 +459,22 @@ def watched(polls=20, **gauges):
             lines.append(f'vllm:{name}{{engine="0"}} {told}')
         pages.append((second, "\n".join(lines) + "\n"))
     return numbers_of(scrapes(pages), "e")
+
+
+@pytest.mark.parametrize(
+    ("ended", "running", "told"),
+    [(14, 0, "6 of 20"), (14, 6, None), (20, 0, None), (19, 0, None)],
+)
+def test_requests_that_neither_ended_nor_run_were_cancelled(ended, running, told):
+    """vLLM counts no abort by a client (0.32)."""
+    pages = [
+        (at, f'vllm:time_to_first_token_seconds_count{{engine="0"}} {5 + 20 * at}\n'
+             f'vllm:request_success_total{{engine="0",finished_reason="stop"}} {ended * at}\n'
+             f'vllm:num_requests_running{{engine="0"}} {1 + running * at}\n')
+        for at in (0, 1)
+    ]  # fmt: skip
+    found = cancelled_told(window_of(scrapes(pages), "e"))
+    assert found is None if told is None else found.startswith(f"{told} requests got a first")
 
 
 LOADED = {"num_requests_running": 16, "num_requests_waiting": 0, "kv_cache_usage_perc": 0.3}
