@@ -121,7 +121,7 @@ class SampledRun:
 
 
 @dataclass(frozen=True)
-class Column:
+class PolicyColumn:
     """A policy with its right share and tokens per problem: [problems] each."""
 
     outcome: PolicyOutcome

@@ -53,7 +53,7 @@ from tui.screens.recordings.details import (
     latency_lines,
     price_told,
 )
-from tui.widgets.prompt import Field, Paths, Prompt, Question
+from tui.widgets.prompt import Field, FieldQuestion, Paths, Prompt
 from tui.widgets.still import Box, StillText
 from tui.widgets.table import RowTable
 
@@ -101,13 +101,15 @@ class Compared(Message):
 
 
 QUESTIONS = {
-    "open": Question(
+    "open": FieldQuestion(
         label="open", example="runs/one, or a folder of recordings", suggester=Paths()
     ),
-    "price": Question(label="price of a device-hour", example="2.5, - as recorded"),
-    "import": Question(label="import", example="trace.json.gz, samples.jsonl", suggester=Paths()),
+    "price": FieldQuestion(label="price of a device-hour", example="2.5, - as recorded"),
+    "import": FieldQuestion(
+        label="import", example="trace.json.gz, samples.jsonl", suggester=Paths()
+    ),
 }
-FILTER = Question(label="filter", example="maj seqs64, or greedy|maj")
+FILTER = FieldQuestion(label="filter", example="maj seqs64, or greedy|maj")
 OF_RECORDINGS = frozenset({"mark", "filter", "sort", "reverse", "unmark", "advise", "delete"})
 ORDER = "Sort by the next column, or the other way round. A click on a header does both."
 KEYS: list[BindingType] = [

@@ -27,7 +27,7 @@ from tui.screens.run.model import PAGES, WIDE, RunModel
 from tui.screens.run.playback import parse_goto
 from tui.text.layout import whole_parts
 from tui.widgets.lanes import Lanes
-from tui.widgets.prompt import Field, Prompt, Question, Words
+from tui.widgets.prompt import Field, FieldQuestion, Prompt, Words
 from tui.widgets.sample_bars import SampleBars, Samples
 from tui.widgets.still import Box, StillText
 
@@ -91,8 +91,8 @@ SETTINGS = tuple(
     for field in fields(kind)
 )
 QUESTIONS = {
-    "goto": Question(label="go to", example=PLACES),
-    "replay": Question(
+    "goto": FieldQuestion(label="go to", example=PLACES),
+    "replay": FieldQuestion(
         label="replay with",
         example="engine.max_num_seqs=8 policy.n=4, or nothing for as recorded",
         suggester=Words(SETTINGS),
