@@ -257,9 +257,9 @@ def parts_of(
     moved("final_layernorm", 1, 4 * facts.hidden_size)  # the residual is read, added and written
     for group in layers:
         count = group.count
-        mixes = group.attention is not None or group.state is not None
+        mixes = (group.attention is not None) + (group.state is not None)  # both, side by side
         follows = group.mlp_width is not None or group.experts is not None
-        moved("layernorm", count * (mixes + follows), 4 * facts.hidden_size)
+        moved("layernorm", count * (bool(mixes) + follows), 4 * facts.hidden_size)
         mixer = _mixer(tables, facts, group, split, kv_fp8=kv_fp8)
         if mixer is not None:
             mixers.append((count, mixer))

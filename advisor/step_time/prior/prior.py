@@ -376,7 +376,7 @@ def check(facts: ModelFacts, engine: EngineConfig) -> None:
             f"--gpu: the config of {name} has {facts.uncounted}, so that its layers are not known "
             f"({SHOWN})"
         )
-    other = {"cross_attention", "hybrid", "recurrent", "conv"} & set(facts.attention or ())
+    other = {"cross_attention", "recurrent"} & set(facts.attention or ())
     if other:
         raise UsageError(
             f"--gpu: {name} has {', '.join(sorted(other)).replace('_', ' ')} layers, which are in "
