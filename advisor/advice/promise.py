@@ -22,7 +22,7 @@ from advisor.advice.advisor import Advisor
 from advisor.advice.command import command_note
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under, latencies, same_load
-from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample
 from traces.deployment.documents import (
     EXPECT,
     POLICY,
@@ -298,7 +298,7 @@ def _assumed(pick: Pick, evidence: Evidence) -> dict[str, Estimate | None]:
     }
 
 
-def _samples_alike(run: Run, pick: Pick) -> bool:
+def _samples_alike(run: RecordedRun, pick: Pick) -> bool:
     """Whether a run drew its samples as the pick does, but for the reasoning effort."""
     names = ("temperature", "top_p", "thinking_token_budget", "max_tokens")
     same = all(getattr(run.policy, name) == getattr(pick.policy, name) for name in names)

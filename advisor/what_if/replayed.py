@@ -19,14 +19,14 @@ from advisor.accuracy.subsets import decides_as_vote
 from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import RecordedProblem, Run, Sample
+from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, replica_keys
 from advisor.replay.replay import Replicas, replay, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.waiting import Waited, longest_waits
-from advisor.replay.workload import Samples, Workload
+from advisor.replay.workload import ReplayWorkload, SampleArrays
 from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
@@ -46,8 +46,7 @@ from traces.schema.tts.routes import OTHERS, most_samples, table_for
 from traces.schema.tts.stop_rules import ROUTED, Stop
 from traces.statistics import LEVEL, Z95, Floats, Ints, column_means
 from traces.summary.energy import Energy
-from traces.summary.run import Run as Summary
-from traces.summary.run import step_times, summarise
+from traces.summary.run import Run, step_times, summarise
 from traces.summary.votes import PolicyOutcome, policies_within
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
@@ -82,8 +81,8 @@ class Replays:
         base: Recording,
         evidence: Evidence,
         model: StepTimeModel | None,
-        own: Run,
-        sources: Sequence[Run],
+        own: RecordedRun,
+        sources: Sequence[RecordedRun],
         question: Question,
         prior: PriorTimes | None = None,
         *,
@@ -119,7 +118,7 @@ class Replays:
         told = base.manifest.workload
         self.block_tokens = None if told is None else told.prompt_block_tokens
         self.workloads = [
-            Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
+            ReplayWorkload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
             for loads in self.loads
         ]
         self.limits = limits_of(
@@ -193,7 +192,7 @@ class Replays:
         return found
 
     @cached_property
-    def redrawn(self) -> list[Workload]:
+    def redrawn(self) -> list[ReplayWorkload]:
         """Workloads of fresh runs: their samples drawn again, and arrivals where drawn.
 
         A problem's are drawn with replacement. Empty where a fresh run draws nothing otherwise: at
@@ -201,7 +200,7 @@ class Replays:
         """
         if self.times.sigma is None or not self.samples_drawn:
             return self.workloads if self.arrivals_drawn else []
-        each = [(Samples.of(loads), self._among(loads)) for loads in self.recorded_loads]
+        each = [(SampleArrays.of(loads), self._among(loads)) for loads in self.recorded_loads]
         found = []
         for number in range(DRAWS):
             rng = np.random.default_rng([self.question.seed, number, 1])
@@ -211,14 +210,16 @@ class Replays:
             found.append(workload.with_samples(samples.at(np.concatenate(places))))
         return found
 
-    def _of_as_many(self, number: int) -> Workload:
+    def _of_as_many(self, number: int) -> ReplayWorkload:
         """Return a draw's workload whose problems all have as many samples as are drawn."""
         workload = self.workloads[number % len(self.workloads)]
         if (np.diff(workload.first) == self.drawn).all():
             return workload
         loads = self.recorded_loads[number % len(self.recorded_loads)]
         full = [replace(load, samples=[load.samples[0]] * self.drawn) for load in loads]
-        return Workload.from_loads(full, workload.arrivals, prompt_block_tokens=self.block_tokens)
+        return ReplayWorkload.from_loads(
+            full, workload.arrivals, prompt_block_tokens=self.block_tokens
+        )
 
     def _among(self, loads: Sequence[RecordedProblem]) -> list[Ints]:
         """Return among which samples, by their places, those of each problem are drawn.
@@ -243,7 +244,7 @@ class Replays:
         cache -= 0 if drafts is None else drafts.num_speculative_tokens
         return min(cache, self.engine.max_model_len or math.inf)
 
-    def _load(self, source: Run, name: str) -> RecordedProblem:
+    def _load(self, source: RecordedRun, name: str) -> RecordedProblem:
         problem = source.problems[name]
         samples: tuple[Sample, ...] = problem.samples
         if self.engine.speculative is not None and any(
@@ -258,7 +259,7 @@ class Replays:
             return load
         return replace(load, route=stop.value)
 
-    def _arrivals(self, own: Run) -> Floats | None:
+    def _arrivals(self, own: RecordedRun) -> Floats | None:
         rate = self.question.rate_per_s
         if rate is not None:
             return poisson_arrivals(rate, len(self.ids), self.question.seed)
@@ -268,7 +269,7 @@ class Replays:
 
     def _run(
         self,
-        workload: Workload,
+        workload: ReplayWorkload,
         factor: float,
         *,
         log: bool = False,
@@ -322,7 +323,7 @@ class Replays:
             complete=True,
         )
 
-    def _stream(self, passes: int) -> Workload:
+    def _stream(self, passes: int) -> ReplayWorkload:
         """Return so many passes over the problems, in one random order."""
         uses = Counter(name for load in self.loads[0] for name in set(load.prompt_blocks))
         shared = {name for name, count in uses.items() if count > 1}
@@ -334,7 +335,7 @@ class Replays:
             for number, loads in enumerate(islice(cycle(self.loads), passes))
             for place in order
         ]
-        return Workload.from_loads(loads, prompt_block_tokens=self.block_tokens)
+        return ReplayWorkload.from_loads(loads, prompt_block_tokens=self.block_tokens)
 
     def capacity_per_s(self) -> float:
         """Return how many problems a second are served while problems never run out."""
@@ -463,7 +464,7 @@ class Replays:
         return Held(Path(f"{self.base.name} (replayed)"), self.manifest, tables=self.tables)
 
     @cached_property
-    def summary(self) -> Summary:
+    def summary(self) -> Run:
         """The first draw's summary with the estimates of all draws and speeds."""
         found = summarise(self.recording)[0]
         middle, fresh = (

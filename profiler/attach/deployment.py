@@ -16,7 +16,7 @@ from profiler.attach.scraper import (
     EACH,
     PERIOD_S,
     SEVERAL,
-    Page,
+    PolledPage,
     ScrapeError,
     Scraper,
     Silence,
@@ -96,7 +96,7 @@ class Replica:
         return keys.get(told) or keys.get(str(rank)) or only
 
 
-def _speculation_on(page: Page | None, label: str | None = None) -> Speculative | None:
+def _speculation_on(page: PolledPage | None, label: str | None = None) -> Speculative | None:
     """Return how a server drafts as its page tells: a counter for each position of a draft.
 
     With a `label`, only that engine of the page. Where there is no such counter the drafts so far
@@ -117,14 +117,14 @@ def _speculation_on(page: Page | None, label: str | None = None) -> Speculative 
     return Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=tokens)
 
 
-def _labels_of(replica: Replica, page: Page | None) -> list[str]:
+def _labels_of(replica: Replica, page: PolledPage | None) -> list[str]:
     """Return the engines of a server's page, and note how each of them drafts."""
     labels = sorted({series.engine for series in page.values} - {""}) if page else []
     replica.ahead = {label: _speculation_on(page, label) for label in labels}
     return labels
 
 
-def _limits_on(page: Page | None) -> dict[str, int]:
+def _limits_on(page: PolledPage | None) -> dict[str, int]:
     """Return the limits that TensorRT-LLM has on its page, in the names of EngineConfig."""
     values = {} if page is None else {series.name: v for series, v in page.values.items()}
     found = {
@@ -217,7 +217,7 @@ class Deployment:
         )
         self._scrapers.append(scraper)
         try:
-            page: Page | None = scraper.poll(leave=True)
+            page: PolledPage | None = scraper.poll(leave=True)
         except ScrapeError as error:
             page = None
             if metrics_needed:
@@ -243,7 +243,7 @@ class Deployment:
         return replica
 
     def _describe(
-        self, access: Access, scraper: Scraper, page: Page | None
+        self, access: Access, scraper: Scraper, page: PolledPage | None
     ) -> tuple[EngineConfig, ModelFacts | None]:
         with access.client() as client:
             card = ask_model(client, access.url, self._model)
@@ -359,7 +359,7 @@ class Deployment:
             self._register(replica, sorted({*replica.keys, label} - {""}))
         return replica.keys[label]
 
-    def _again(self, replica: Replica, page: Page) -> None:
+    def _again(self, replica: Replica, page: PolledPage) -> None:
         """Ask a server that was restarted what it serves now."""
         replica.started = page.started
         try:

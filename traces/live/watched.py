@@ -21,7 +21,7 @@ from traces.live.numbers import (
     cancelled_told,
     numbers_in,
 )
-from traces.live.verdict import STEPS_JUDGED, Evidence, Verdict, judge
+from traces.live.verdict import STEPS_JUDGED, LiveEvidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
 from traces.recording.tables import SILENT, TABLES
 from traces.schema.engine import EngineConfig
@@ -225,7 +225,7 @@ def _watched(
     counts = dict(mine.group_by("kind").len().iter_rows())
     is_vllm = software_of(engine) == VLLM
     cancelled = cancelled_told(window) if is_vllm and window is not None else None
-    evidence = Evidence(
+    evidence = LiveEvidence(
         numbers=numbers,
         steps=steps if steps.height else None,
         collectives=collectives(kernels),

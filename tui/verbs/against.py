@@ -18,7 +18,7 @@ from traces.schema.formats import interval, percent_change, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
-from tui.options import Answer
+from tui.options import AgainstOptions
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 from tui.text.layout import align, labelled
@@ -54,7 +54,7 @@ def run_against(
     recorded: Run,
     question: Question,
     others: Sequence[Recording],
-    answer: Answer,
+    answer: AgainstOptions,
     given: frozenset[str],
 ) -> None:
     """Predict the run on the server, send it, and print both; keep what was measured.

@@ -693,7 +693,7 @@ def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, 
 def _short_convolution(fields: Fields, hidden: int) -> _StateShape:
     """A gated short convolution (arXiv 2511.23404), which keeps its last inputs alone."""
     matrices = [("in_proj", hidden, 3 * hidden), ("out_proj", hidden, hidden)]
-    return 1, 0, _part(fields, "conv_L_cache"), hidden, matrices
+    return hidden, 0, _part(fields, "conv_L_cache"), hidden, matrices
 
 
 def _mamba_1(fields: Fields, hidden: int) -> _StateShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiler.engines.interface import Engine, Finding
+from profiler.engines.interface import Capability, Engine
 from profiler.engines.options import EngineOptions, model_path, read_template
 from profiler.engines.server.access import read_headers, read_key
 from traces.errors import UsageError
@@ -35,6 +35,6 @@ def start(options: EngineOptions, *, thinking_budget: bool, kernels: str | None)
     )
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Capability]:
     """Return nothing: a server is looked at from outside (profiler/doctor.py)."""
     return []

@@ -24,7 +24,7 @@ from benchmarks.servers.clients import everything_in, until
 from benchmarks.servers.metrics_server import metrics_server
 from benchmarks.servers.vllm_server import free_port
 from profiler.attach.deployment import Deployment
-from profiler.attach.scraper import Page, Scraper
+from profiler.attach.scraper import PolledPage, Scraper
 from profiler.attach.watch import watch
 from profiler.engines.server.access import Access, read_headers, read_key
 from traces.errors import EngineError, UsageError
@@ -153,7 +153,7 @@ def test_what_did_not_change_is_not_kept_and_nothing_is_lost(pages):
     for pause_ns, told in pages:
         time_ns += pause_ns
         values = {SERIES[0]: 1.0} | told  # by which vLLM's pages tell an engine
-        scraper._take(Page(time_ns, 0.0, values))
+        scraper._take(PolledPage(time_ns, 0.0, values))
         seen |= values.keys()
         for series in seen:
             row = {"time": time_ns, "engine": "e", "name": series.name, "labels": series.labels}
@@ -188,9 +188,9 @@ def test_a_page_that_did_not_fit_is_followed_by_a_whole_one(monkeypatch):
     )
     values = dict.fromkeys(SERIES, 1.0)
     for second in range(3):
-        scraper._take(Page(10**18 + second, 0.0, values))
+        scraper._take(PolledPage(10**18 + second, 0.0, values))
     assert scraper.drain().height == len(SERIES)
-    scraper._take(Page(10**18 + 3, 0.0, values))
+    scraper._take(PolledPage(10**18 + 3, 0.0, values))
     assert scraper.drain().height == len(SERIES)
     scraper.close()
 

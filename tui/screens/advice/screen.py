@@ -26,7 +26,13 @@ from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
 from tui.screens.advice.page import Page, beside
 from tui.screens.advice.pick import EMPTY, MIXED, Section, answer_sections, is_outline, styled
-from tui.screens.advice.rows import Candidate, candidates, gone_lines, paste_text, present_candidate
+from tui.screens.advice.rows import (
+    CandidateRow,
+    candidates,
+    gone_lines,
+    paste_text,
+    present_candidate,
+)
 from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
@@ -570,7 +576,9 @@ class AdviceScreen(ModeScreen):
             drawn = (Content("\n\n").join([styled(told), drawn[0]]), drawn[1])
         self._answer_panel.show(beside(*drawn, inner // 2 + 2) if wide else drawn[0])
 
-    def _answer_of(self, row: Candidate | None, width: int, wide: bool) -> tuple[Content, Content]:
+    def _answer_of(
+        self, row: CandidateRow | None, width: int, wide: bool
+    ) -> tuple[Content, Content]:
         """Return what is said of a row, and why, where that stands beside it."""
         assert self._advice is not None
         told = self._accounted
