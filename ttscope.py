@@ -39,10 +39,10 @@ def record(output: str | Path, **options: Any) -> Recording:
 def attach(*urls: str, output: str | Path, **options: Any) -> Recording:
     """Watch servers for `duration`, or while a `workload` is sent to them."""
     from tui.options import Sampling, Watch, grouped
-    from tui.verbs.attach import Keep, MethodRules, Pose, watch_servers
+    from tui.verbs.attach import Judging, MethodRules, Pose, watch_servers
 
     options |= {"urls": list(urls), "output": output}
-    return open(watch_servers(*grouped(options, Watch, Pose, Sampling, MethodRules, Keep))[0])
+    return open(watch_servers(*grouped(options, Watch, Pose, Sampling, MethodRules, Judging))[0])
 
 
 def import_files(*files: str | Path, output: str | Path, **options: Any) -> Recording:

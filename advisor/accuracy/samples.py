@@ -161,7 +161,7 @@ def limited(samples: SampledRun, most: int, recorded: int | None) -> SampledRun:
     )
 
 
-def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun:
+def read_samples(run: Run, most: int | None = None) -> SampledRun:
     """Return the samples that votes may be taken of; of more than `most` problems some at random.
 
     Raises RecordingError when they cannot say what another policy would have done: a rule
@@ -197,7 +197,7 @@ def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun
     rows, notes = whole, tuple[str, ...]()
     count = whole["problem"].n_unique()
     if most is not None and count > most:
-        some = whole["problem"].unique().sort().sample(most, seed=seed)
+        some = whole["problem"].unique().sort().sample(most, seed=0)
         whole = whole.filter(pl.col("problem").is_in(some.implode()))
         notes = (
             f"policies but for maj@k and pass@k without a smaller limit: of {most:,} of the "

@@ -91,7 +91,7 @@ class MethodRules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep(Measures):
+class Judging(Measures):
     """How the workload is judged, and where the recording goes."""
 
     raw_prompts: RawPrompts = False
@@ -113,7 +113,7 @@ class Keep(Measures):
     Pose,
     Sampling,
     MethodRules,
-    Keep,
+    Judging,
     panels={
         "gpus": "What the servers run on",
         "metrics_url": "Polls of /metrics",
@@ -125,7 +125,9 @@ class Keep(Measures):
         "expect": OPTIONS,
     },
 )
-def attach(watched: Watch, pose: Pose, sampling: Sampling, rules: MethodRules, asked: Keep) -> int:
+def attach(
+    watched: Watch, pose: Pose, sampling: Sampling, rules: MethodRules, asked: Judging
+) -> int:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.
     from traces.recording.reader import Recording
@@ -187,7 +189,7 @@ def _print_next(recording: Recording) -> None:
 
 
 def watch_servers(
-    watched: Watch, pose: Pose, sampling: Sampling, rules: MethodRules, asked: Keep
+    watched: Watch, pose: Pose, sampling: Sampling, rules: MethodRules, asked: Judging
 ) -> tuple[Path, bool]:
     """Watch until the end; return the recording's folder and whether SIGTERM ended it."""
     from profiler.attach.watch import watch
@@ -323,7 +325,7 @@ def _pose(
     wanted: Attachment,
     pose: Pose,
     policy: Policy,
-    asked: Keep,
+    asked: Judging,
     engine: Engine,
     folder: Path,
     line: LiveLine,

@@ -68,7 +68,7 @@ class ImportDone(Message):
 
 
 @dataclass
-class Failed(Message):
+class ImportFailed(Message):
     """Files of others cannot be imported; `asked` is what was typed."""
 
     text: str
@@ -480,7 +480,7 @@ class RecordingsScreen(ModeScreen):
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:
         self.post_made(
-            lambda: ImportDone(import_into(text, Path("runs"))), lambda why: Failed(why, text)
+            lambda: ImportDone(import_into(text, Path("runs"))), lambda why: ImportFailed(why, text)
         )
 
     @on(ImportDone)
@@ -489,8 +489,8 @@ class RecordingsScreen(ModeScreen):
         self.say(f"{event.made.told}, kept in {event.made.folder}{notes}")
         self.ttscope.open_paths([event.made.folder])
 
-    @on(Failed)
-    def _failed(self, event: Failed) -> None:
+    @on(ImportFailed)
+    def _failed(self, event: ImportFailed) -> None:
         self.say(event.text, bad=True)
         if self.is_current and not self.query_one("#asking", Prompt).is_open:
             self.action_ask("import", event.asked)
