@@ -695,7 +695,7 @@ def _measured_notes(
             "tells every step (docs/attach.md)"
         )
     elif tables and not own.inferred:
-        notes.append("what prompts a step held is inferred from what the front end saw")
+        notes.append("which prompts were in a step is inferred from what the front end saw")
     if own.drawn and not own.inferred:
         notes.append(
             "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
