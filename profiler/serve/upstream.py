@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 
 from profiler.engines.interface import SampleRequest, SampleResult
-from profiler.engines.server.server import NO_LENGTH, NoLength, Refused, ServerEngine, whole
+from profiler.engines.server.server import IDLE_S, NO_LENGTH, NoLength, Refused, ServerEngine, whole
 from profiler.engines.server.stream import BadAnswer
 from profiler.serve.question import NO_SEED, ServedQuestion, error_body
 
@@ -36,7 +36,7 @@ class Upstream(ServerEngine):
     async def open(self, timeout_s: float) -> None:
         self._asyncio = asyncio.get_running_loop()
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=timeout_s),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),

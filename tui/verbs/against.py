@@ -101,13 +101,12 @@ def run_against(
 
 
 def _connect(asked: EngineConfig, url: str, api_key_env: str | None) -> ServerEngine:
-    from profiler.engines.options import model_path
     from profiler.engines.server.access import read_headers, read_key
     from profiler.engines.server.server import ServerEngine
 
     return ServerEngine(
         url,
-        model=model_path(asked.model),
+        model=asked.model,
         name=asked.model,
         headers=read_headers(read_key(api_key_env, None), ()),
         declared={

@@ -262,6 +262,9 @@ class LiveScreen(ModeScreen):
 
     def _begin(self, target: Attachment) -> None:
         folder = default_folder(target.accesses[0])
+        opened = self.ttscope.opened_entry()
+        if opened is not None and opened.is_watched:
+            self.ttscope.leave_run()  # or it would be shown again once this has ended
         self._clear()
         self._target = target
         self._watch = LiveWatch(target, folder, self._ticked)
