@@ -17,6 +17,7 @@ from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
 from traces.live.engine_names import (
     NIM,
+    ROUTER,
     SGLANG,
     TENSORRT_LLM,
     TGI,
@@ -227,7 +228,7 @@ def _models(
 def _metrics(access: Access) -> tuple[list[Capability], set[str], float | None]:
     """Return what a server's page has, whose lines, and when the server began (unix seconds)."""
     from profiler.attach.deployment import ENGINES_PAGE
-    from profiler.attach.scraper import EACH, SEVERAL, ScrapeError, Scraper
+    from profiler.attach.scraper import EACH, OF_ROUTER, SEVERAL, ScrapeError, Scraper
 
     scraper = Scraper(access, lambda label: label, on_event=lambda kind, detail: None)
     page: PolledPage | None = None
@@ -241,11 +242,14 @@ def _metrics(access: Access) -> tuple[list[Capability], set[str], float | None]:
     finally:
         scraper.close()
     names = {series.name for series in page.values} if page is not None else set()
+    kinds = scraper.reader.engines
+    if ROUTER in kinds:
+        of_router = Capability(what="metrics", present=False, detail=OF_ROUTER, needs=EACH)
+        return [of_router], set(), None
     if page is None or not any(map(tells, names)):
         found = [Capability(what="metrics", present=False, detail=why, needs=ENGINES_PAGE)]
         return found, set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
-    kinds = scraper.reader.engines
     if others:
         return [Capability(what="metrics", present=False, detail=SEVERAL, needs=EACH)], kinds, None
     series = sum(each.name not in ADDED for each in page.values)  # which ttscope adds

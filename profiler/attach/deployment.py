@@ -14,6 +14,7 @@ import polars as pl
 
 from profiler.attach.scraper import (
     EACH,
+    OF_ROUTER,
     PERIOD_S,
     SEVERAL,
     PolledPage,
@@ -27,6 +28,7 @@ from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
 from traces.live.engine_names import (
     RAY_REPORTS_S,
+    ROUTER,
     TENSORRT_LLM_HOST,
     TENSORRT_LLM_LIMITS,
     engine_of,
@@ -227,6 +229,8 @@ class Deployment:
                 hint = f". Name {ENGINES_PAGE}" if elsewhere else ""
                 why = f"/metrics cannot be read ({error})"
                 raise EngineError(f"{access.where}: {why}{hint}") from None
+        if metrics_needed and ROUTER in scraper.reader.engines:
+            raise EngineError(f"{access.where}: {OF_ROUTER}. Name {EACH}")
         told = page is not None and any(tells(series.name) for series in page.values)
         if metrics_needed and not told:
             raise EngineError(

@@ -43,6 +43,7 @@ _WHOLE_S = 60.0  # between pages that are kept with what did not change
 _LOOKS = 3  # further polls at first, which tell whether another server answers too
 _CONNECTED_S = 60.0  # after which a poll takes a connection of its own, as another may answer it
 SEVERAL = "several servers answer there, as behind a load balancer"
+OF_ROUTER = "its /metrics is that of a router before several servers"
 EACH = (
     "the URL of each, or their pages: --metrics-url http://HOST1:8000/metrics --metrics-url "
     "http://HOST2:8000/metrics"

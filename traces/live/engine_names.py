@@ -46,6 +46,7 @@ from traces.live.numbers import (
 from traces.schema.engine import EngineConfig
 
 VLLM, SGLANG, NIM, TENSORRT_LLM, TGI = "vLLM", "SGLang", "NIM", "TensorRT-LLM", "TGI"
+ROUTER = "a router"  # of production-stack's, whose lines of each server are under vLLM's names
 ON_RAY, UNDER_DYNAMO = " on Ray Serve", " under Dynamo"  # behind the name of an engine
 # Ray's page has what its processes report: metrics_report_interval_ms of its ray_config_def.h.
 RAY_REPORTS_S = 10.0
@@ -244,11 +245,14 @@ def engine_of(labels: Mapping[str, str]) -> str:
 def engine_named(name: str, labels: Mapping[str, str]) -> str | None:
     """Return whose line it is, by its prefix, NIM's without one; None for others.
 
-    A worker of Dynamo has the names of its engine, and labels of its own.
+    A worker of Dynamo has the names of its engine, and labels of its own. The router of vLLM's
+    production-stack names the `server` of each line (`services/metrics_service/__init__.py`).
     """
     plain = known_name(name)
     if plain is None:
         return None
+    if plain.startswith("vllm:") and "server" in labels:
+        return ROUTER
     for prefix, engine in PREFIXES.items():
         if plain.startswith(prefix):
             dynamo = UNDER_DYNAMO if "dynamo_component" in labels else ""

@@ -26,6 +26,7 @@ from benchmarks.servers.vllm_server import free_port
 from profiler.attach.deployment import Deployment
 from profiler.attach.scraper import PolledPage, Scraper
 from profiler.attach.watch import watch
+from profiler.doctor import examine_server
 from profiler.engines.server.access import Access, read_headers, read_key
 from traces.errors import EngineError, UsageError
 from traces.live.metrics_page import PageReader, Series
@@ -213,6 +214,20 @@ def test_a_load_balancer_is_refused(server, began):
         looked_at(Access.of(server.url))
     pages = [headers for path, headers, _ in server.asked if path == "/metrics"]
     assert len(pages) > 1 and all(each["Connection"] == "close" for each in pages)
+
+
+def test_the_page_of_a_router_is_no_engines(server):
+    """vLLM's production-stack has one of its own, with vLLM's names."""
+    server.body = """vllm:num_incoming_requests_total{model="demo-s"} 3.0
+vllm:num_requests_running{server="http://10.0.0.1:8000"} 2.0
+vllm:gpu_prefix_cache_hits_total{server="http://10.0.0.1:8000"} 20.0
+vllm:healthy_pods_total{server="http://10.0.0.1:8000"} 1.0
+"""
+    access = Access.of(server.url)
+    with pytest.raises(EngineError, match=r"that of a router before several.*--metrics-url"):
+        looked_at(access)
+    (metrics,) = (each for each in examine_server(access) if each.what == "metrics")
+    assert metrics.present is False and "a router" in metrics.detail
 
 
 def test_of_servers_that_answer_in_turn_later_one_is_kept(server, tmp_path):
