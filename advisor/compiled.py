@@ -53,8 +53,8 @@ _TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile and load
 
 def sources() -> list[Path]:
     """Return the files whose text names a cache, in their order."""
-    own = [Path(__file__).parent / name for name in SOURCES]
-    inside = {file for each in own for file in ([each] if each.is_file() else each.rglob("*.py"))}
+    paths = [Path(__file__).parent / name for name in SOURCES]
+    inside = {file for each in paths for file in ([each] if each.is_file() else each.rglob("*.py"))}
     return [*sorted(inside), *(Path(str(each.__file__)) for each in (stop_rules, window))]
 
 
@@ -170,13 +170,13 @@ class _QuickCache(FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         rtsys.initialize(target_context)
-        found = self._load_overload(sig, target_context)
-        if found is None and self._lock is None:
+        overload = self._load_overload(sig, target_context)
+        if overload is None and self._lock is None:
             self._lock = _wait_for_others(f"{self._impl.filename_base}.lock")
-            found = self._load_overload(sig, target_context)
-            if found is not None:
+            overload = self._load_overload(sig, target_context)
+            if overload is not None:
                 self._release()
-        return found
+        return overload
 
     def save_overload(self, sig: Any, data: Any) -> None:
         super().save_overload(sig, data)

@@ -193,9 +193,9 @@ def examine_server(access: Access) -> list[Capability]:
     with access.client() as client:
         metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
-        found, identity = _models(client, access, kinds, answers=answers)
+        models, identity = _models(client, access, kinds, answers=answers)
         serve = None if is_on_ray(kinds) else _serve(access, started, kinds)
-        return [*found, *metrics, *_inside(client, identity, serve), *ALLOWED]
+        return [*models, *metrics, *_inside(client, identity, serve), *ALLOWED]
 
 
 def _models(
@@ -214,15 +214,17 @@ def _models(
         if isinstance(error, Unanswered) and not answers:
             raise
         needs = next((each for why, each in _NEEDS.items() if why in str(error)), "its URL")
-        found = [Capability(what="models", present=False, detail=str(error), needs=needs)]
-        return found, Identity().with_page(kinds)
+        capabilities = [Capability(what="models", present=False, detail=str(error), needs=needs)]
+        return capabilities, Identity().with_page(kinds)
     identity = identify(client, card).with_page(kinds)
     length = card.get("max_model_len")
-    told = [str(card["id"]), *([f"{length} tokens"] if length else []), identity.text]
-    found = [Capability(what="models", present=True, detail=", ".join(told))]
+    details = [str(card["id"]), *([f"{length} tokens"] if length else []), identity.text]
+    capabilities = [Capability(what="models", present=True, detail=", ".join(details))]
     if identity.front_end == "rust":
-        found.append(Capability(what="front end", present=False, detail=RUST, needs=RUST_NEEDS))
-    return found, identity
+        capabilities.append(
+            Capability(what="front end", present=False, detail=RUST, needs=RUST_NEEDS)
+        )
+    return capabilities, identity
 
 
 def _metrics(access: Access) -> tuple[list[Capability], set[str], float | None]:
@@ -247,16 +249,16 @@ def _metrics(access: Access) -> tuple[list[Capability], set[str], float | None]:
         of_router = Capability(what="metrics", present=False, detail=OF_ROUTER, needs=EACH)
         return [of_router], set(), None
     if page is None or not any(map(tells, names)):
-        found = [Capability(what="metrics", present=False, detail=why, needs=ENGINES_PAGE)]
-        return found, set(), None
+        capabilities = [Capability(what="metrics", present=False, detail=why, needs=ENGINES_PAGE)]
+        return capabilities, set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
     if others:
         return [Capability(what="metrics", present=False, detail=SEVERAL, needs=EACH)], kinds, None
     series = sum(each.name not in ADDED for each in page.values)  # which ttscope adds
-    told = f"{series} series of {engines} engine{'s' if engines != 1 else ''} "
-    told += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"
-    found = [Capability(what="metrics", present=True, detail=told), *_on_page(page, kinds)]
-    return found, kinds, page.started
+    read = f"{series} series of {engines} engine{'s' if engines != 1 else ''} "
+    read += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"
+    capabilities = [Capability(what="metrics", present=True, detail=read), *_on_page(page, kinds)]
+    return capabilities, kinds, page.started
 
 
 def _serve(access: Access, started: float | None, kinds: set[str]) -> str:
@@ -305,13 +307,13 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
     rust = identity.front_end == "rust"
     with suppress(UsageError):  # attach says it
         shared_token()  # so that the file is there
-    own = engine in (None, VLLM, SGLANG)  # None: a proxy may be before vLLM
-    spans = SPANS_OF.get(engine or "", SPANS) if own else SPANS_ELSEWHERE
+    has_spans = engine in (None, VLLM, SGLANG)  # None: a proxy may be before vLLM
+    spans = SPANS_OF.get(engine or "", SPANS) if has_spans else SPANS_ELSEWHERE
     spans = RAY_SPANS if serve is None else RUST_NEEDS if rust else spans
     silent = "none where the Rust front end answers" if rust else outside
     start = (
         ()
-        if rust or not own or serve is None
+        if rust or not has_spans or serve is None
         else _with_token(WITH_SPANS_OF.get(engine or "", WITH_BOTH).replace(_SERVE, serve))
     )
     yield Capability(what="spans", present=None, detail=silent, needs=spans, run=start)
@@ -328,8 +330,8 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
     if serve == _DYNAMO:
         yield Capability(what="profiler", present=False, detail=_DYNAMO_PROFILER)
         return
-    known = routes(client)
-    profiler = None if known is None else "/start_profile" in known["paths"]
+    schema = routes(client)
+    profiler = None if schema is None else "/start_profile" in schema["paths"]
     detail = {
         True: "POST /start_profile is there: attach URL --kernels FOLDER",
         False: "no POST /start_profile",

@@ -168,14 +168,14 @@ def private(folder: Path) -> bool:
 
     A folder above it may be writable by all where its sticky bit keeps what is in it, as in /tmp.
     """
-    known = {0, os.geteuid()}
+    trusted = {0, os.geteuid()}
     try:
-        whole = folder.resolve(strict=True)
-        for each in (whole, *whole.parents):
-            found = each.stat()
-            others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            kept = each != whole and found.st_mode & stat.S_ISVTX
-            if found.st_uid not in known or (others and not kept):
+        resolved = folder.resolve(strict=True)
+        for each in (resolved, *resolved.parents):
+            status = each.stat()
+            others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            kept = each != resolved and status.st_mode & stat.S_ISVTX
+            if status.st_uid not in trusted or (others and not kept):
                 return False
     except OSError:
         return False

@@ -42,9 +42,9 @@ def jeffreys(successes: float, total: int) -> tuple[float, float]:
     if total < 1:
         raise ValueError("jeffreys: needs at least one answer")
     rate = successes / total
-    found = share(rate, rate * (1 - rate), total)
-    assert found.low is not None and found.high is not None
-    return found.low, found.high
+    estimate = share(rate, rate * (1 - rate), total)
+    assert estimate.low is not None and estimate.high is not None
+    return estimate.low, estimate.high
 
 
 def share_law(value: float, variance: float, problems: int) -> tuple[float, float]:
@@ -55,10 +55,10 @@ def share_law(value: float, variance: float, problems: int) -> tuple[float, floa
     as Student's law has it (`wider`), at most that of answers that are right or wrong.
     """
     most = value * (1 - value)
-    own = min(variance * wider(problems) ** 2, most) if problems > 1 else most
-    own = max(own, variance)
+    inflated = min(variance * wider(problems) ** 2, most) if problems > 1 else most
+    inflated = max(inflated, variance)
     mean = (problems * value + 0.5) / (problems + 1)
-    spread = problems * (own + (value - mean) ** 2) + 0.25 + (0.5 - mean) ** 2
+    spread = problems * (inflated + (value - mean) ** 2) + 0.25 + (0.5 - mean) ** 2
     worth = mean * (1 - mean) * (problems + 1) * (problems + 2) / spread - 1
     worth = max(worth, 0.5 / min(mean, 1 - mean))
     return worth * mean, worth * (1 - mean)
@@ -97,8 +97,8 @@ def proportion(answers: ArrayLike) -> Estimate | None:
 
     Some may be in between right and wrong, such as the expected result of a vote with ties.
     """
-    found = _finite(answers)
-    return column_means(found[:, None], "1")[0] if found.size else None
+    finite = _finite(answers)
+    return column_means(finite[:, None], "1")[0] if finite.size else None
 
 
 def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | None:
@@ -109,7 +109,7 @@ def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | No
     if finite.size > MANY:
         return _normal(finite, unit)
     draws = _weighted_sums(finite) / finite.size
-    found = _estimate(
+    estimate = _estimate(
         float(finite.sum() / finite.size),
         draws,
         finite.size,
@@ -117,7 +117,7 @@ def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | No
         skew=skew_of_mean(finite),
         positive=not signed and bool(finite.min() > 0),
     )
-    return found if signed else _not_below_0(found, finite)
+    return estimate if signed else _not_below_0(estimate, finite)
 
 
 def _not_below_0(found: Estimate, values: Floats) -> Estimate:
@@ -143,12 +143,12 @@ def bootstrap_means(values: Floats, *, replicates: int = 10_000) -> Floats:
     all columns are one matrix product.
     """
     size = values.shape[0]
-    found = np.empty((replicates, values.shape[1]))
+    means = np.empty((replicates, values.shape[1]))
     start = 0
     for counts in _drawn_of(size, replicates):
-        found[start : start + len(counts)] = counts @ values / size
+        means[start : start + len(counts)] = counts @ values / size
         start += len(counts)
-    return found
+    return means
 
 
 def _drawn_of(size: int, replicates: int) -> Iterable[Floats]:
@@ -251,10 +251,10 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, unit: str) -> Estimate
         return None
     draws, value = _divide(_weighted_sums(above), _weighted_sums(below)), above.sum() / below.sum()
     skew = skew_of_mean(above - value * below)
-    found = _estimate(float(value), draws, below.size, unit, skew=skew, positive=True)
-    if found.high is not None and (above <= below).all():  # a share
-        found = replace(found, high=min(found.high, 1.0))
-    return _not_below_0(found, above)
+    estimate = _estimate(float(value), draws, below.size, unit, skew=skew, positive=True)
+    if estimate.high is not None and (above <= below).all():  # a share
+        estimate = replace(estimate, high=min(estimate.high, 1.0))
+    return _not_below_0(estimate, above)
 
 
 def quantile(
@@ -287,11 +287,11 @@ def spread(
 def _owned(values: ArrayLike, problems: ArrayLike | None) -> tuple[Floats, NDArray[np.intp]]:
     """Return the values that are known, and of each the number of its problem, from 0."""
     numbers = np.asarray(values, dtype=float)
-    known = np.isfinite(numbers)
+    finite = np.isfinite(numbers)
     if problems is None:
-        return numbers[known], np.arange(int(known.sum()))
-    _, owners = np.unique(np.asarray(problems)[known], return_inverse=True)
-    return numbers[known], owners
+        return numbers[finite], np.arange(int(finite.sum()))
+    _, owners = np.unique(np.asarray(problems)[finite], return_inverse=True)
+    return numbers[finite], owners
 
 
 def _quantile(numbers: Floats, owners: NDArray[np.intp], q: float, unit: str) -> Estimate:
@@ -301,9 +301,9 @@ def _quantile(numbers: Floats, owners: NDArray[np.intp], q: float, unit: str) ->
     17 % of the time where 5 % are meant.
     """
     value = float(np.quantile(numbers, q))
-    found = Estimate(value=value, unit=unit)
+    estimate = Estimate(value=value, unit=unit)
     if owners.max() < 1:
-        return found
+        return estimate
     size = _as_many_as(numbers > value, owners)
     low, high = _ranks(size, q)
     places = np.arange(1, numbers.size + 1) / (numbers.size + 1)
@@ -313,7 +313,7 @@ def _quantile(numbers: Floats, owners: NDArray[np.intp], q: float, unit: str) ->
         return float(np.interp(rank / (size + 1), places, ordered))
 
     return replace(
-        found,
+        estimate,
         low=min(at(low), value) if low else None,
         high=max(at(high), value) if high <= size else None,
     )
@@ -350,11 +350,11 @@ def quantile_law(ordered: Floats, q: float, levels: Floats, *, lower: bool = Fal
     """
     ends = np.concatenate([[-np.inf], ordered, ordered[-1:]])
     ranks = np.searchsorted(_below(ordered.size, q), levels - 1e-12) + 1
-    found = np.asarray(ends[ranks - lower], dtype=float)
+    values = np.asarray(ends[ranks - lower], dtype=float)
     if lower:
-        return found
+        return values
     above = 1 - (1 - levels) ** (1 / ordered.size)  # so many may lie above the last
-    return np.where(ranks > ordered.size, found * (above / (1 - q)) ** (1 / TAIL), found)
+    return np.where(ranks > ordered.size, values * (above / (1 - q)) ** (1 / TAIL), values)
 
 
 @lru_cache(maxsize=64)
@@ -393,8 +393,8 @@ def _binomial(size: int, chance: float) -> Floats:
     logs = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, size + 1)))))
     ways = logs[size] - logs - logs[::-1]
     successes = np.arange(size + 1)
-    found = ways + successes * np.log(chance) + (size - successes) * np.log1p(-chance)
-    return np.asarray(np.exp(found))
+    log_chances = ways + successes * np.log(chance) + (size - successes) * np.log1p(-chance)
+    return np.asarray(np.exp(log_chances))
 
 
 def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:
@@ -470,9 +470,9 @@ def change(first: Drawn, second: Drawn) -> Estimate | None:
     if first.value == 0:
         return None
     draws = _divide(second.draws, first.draws)
-    found = _estimate(second.value / first.value, draws, first.problems, "1", positive=True)
-    low, high = (None if end is None else end - 1 for end in (found.low, found.high))
-    return replace(found, value=found.value - 1, low=low, high=high)
+    quotient = _estimate(second.value / first.value, draws, first.problems, "1", positive=True)
+    low, high = (None if end is None else end - 1 for end in (quotient.low, quotient.high))
+    return replace(quotient, value=quotient.value - 1, low=low, high=high)
 
 
 @lru_cache(maxsize=8)
@@ -480,9 +480,9 @@ def normal_scores(count: int, seed: int) -> Floats:
     """Return `count` normal numbers that are evenly spread, in an order that the seed draws."""
     normal = NormalDist()
     scores = np.array([normal.inv_cdf((i + 0.5) / count) for i in range(count)])
-    found = np.random.default_rng([seed, count]).permutation(scores)
-    found.setflags(write=False)
-    return np.asarray(found)
+    shuffled = np.random.default_rng([seed, count]).permutation(scores)
+    shuffled.setflags(write=False)
+    return np.asarray(shuffled)
 
 
 def student_95(freedom: int) -> float:
@@ -513,7 +513,7 @@ def weighted_quantiles(
     members = np.bincount(owners * groups + place, minlength=weights.shape[1] * groups)
     members = members.reshape(weights.shape[1], groups).astype(float)
     rows = max(1, _CHUNK_CELLS // max(weights.shape[1], groups))
-    found = []
+    quantiles = []
     for start in range(0, weights.shape[0], rows):
         drawn = weights[start : start + rows]
         masses: Floats = np.asarray(drawn.astype(float, copy=False) @ members, dtype=float)
@@ -523,8 +523,8 @@ def weighted_quantiles(
         right = _ranked(values, owners, drawn, masses, np.ceil(position))
         part = position - below
         result = left * (1 - part) + right * part
-        found.append(np.where(masses.sum(axis=1) > 0, result, np.nan))
-    return np.concatenate(found)
+        quantiles.append(np.where(masses.sum(axis=1) > 0, result, np.nan))
+    return np.concatenate(quantiles)
 
 
 def _ranked(
@@ -544,8 +544,8 @@ def _ranked(
     last = values.size - 1
     drawn = weights[rows[:, None], owners[np.minimum(index, last)]] * (index <= last)
     inside = before[:, None] + np.cumsum(drawn, axis=1)
-    found = group * width + (inside <= rank[:, None]).sum(axis=1)
-    return np.asarray(values[np.minimum(found, last)], dtype=float)
+    places = group * width + (inside <= rank[:, None]).sum(axis=1)
+    return np.asarray(values[np.minimum(places, last)], dtype=float)
 
 
 @lru_cache(maxsize=4)
@@ -572,9 +572,9 @@ def _block_of(size: int) -> NDArray[np.intp]:
 
     Blocks of independent problems are as independent, and their draws spread as those of problems.
     """
-    found = np.random.default_rng([2, size]).permutation(size) % _BLOCKS
-    found.setflags(write=False)
-    return np.asarray(found)
+    blocks = np.random.default_rng([2, size]).permutation(size) % _BLOCKS
+    blocks.setflags(write=False)
+    return np.asarray(blocks)
 
 
 def _weighted_sums(values: Floats) -> Floats:

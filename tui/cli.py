@@ -167,8 +167,8 @@ class Verbs(TyperGroup):
         """Return a stand-in that has a verb's help, None where there is no such verb."""
         if cmd_name not in VERBS:
             return None
-        _, told, group, _ = VERBS[cmd_name]
-        return TyperCommand(cmd_name, help=told, rich_help_panel=group)
+        _, summary, group, _ = VERBS[cmd_name]
+        return TyperCommand(cmd_name, help=summary, rich_help_panel=group)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in VERBS and not ctx.resilient_parsing:  # of a shell's completion
@@ -190,10 +190,10 @@ def _typed(parameters: Any) -> Any:
 
 def _value_of(param: Any, typed: Callable[[Any], str], ctx: Any) -> str:
     """Return what a help calls a value: as its parameter says, else by its type."""
-    told = TYPES.get(typed(ctx), typed(ctx))
-    if not param.metavar or not told:
-        return told
-    return f"{param.metavar} .." if told.endswith("..") else str(param.metavar)
+    kind = TYPES.get(typed(ctx), typed(ctx))
+    if not param.metavar or not kind:
+        return kind
+    return f"{param.metavar} .." if kind.endswith("..") else str(param.metavar)
 
 
 class _Plain:
@@ -232,9 +232,9 @@ def loaded(name: str) -> Any:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module, _, function = VERBS[name][0].partition(".")
     verb = getattr(importlib.import_module(f"tui.verbs.{module}"), function)
-    own = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    own.command(name, cls=Verb, epilog=examples(VERBS[name][3]))(verb)
-    return typer.main.get_command(own)
+    commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    commands.command(name, cls=Verb, epilog=examples(VERBS[name][3]))(verb)
+    return typer.main.get_command(commands)
 
 
 app = typer.Typer(

@@ -36,8 +36,8 @@ def option(default: Any, help: str, *names: str, **settings: Any) -> Any:
 
     `settings` are those of `typer.Option`. One of several verbs is a type instead, as below.
     """
-    told = typer.Option(*names, help=help, **settings)
-    return field(default=default, metadata={_TOLD: told})
+    declared = typer.Option(*names, help=help, **settings)
+    return field(default=default, metadata={_TOLD: declared})
 
 
 def argument(help: str, *, default: Any = MISSING) -> Any:
@@ -284,16 +284,16 @@ def takes(
             return verb(*grouped(given, *groups))
 
         panel, parameters = OPTIONS, []
-        for each, kind, told in _fields(groups):
+        for each, kind, declared in _fields(groups):
             panel = (panels or {}).get(each.name, panel)
-            if isinstance(told, OptionInfo) and panel != OPTIONS:  # arguments have their own
-                told.rich_help_panel = panel
+            if isinstance(declared, OptionInfo) and panel != OPTIONS:  # arguments have their own
+                declared.rich_help_panel = panel
             parameters.append(
                 inspect.Parameter(
                     each.name,
                     inspect.Parameter.KEYWORD_ONLY,
                     default=inspect.Parameter.empty if each.default is MISSING else each.default,
-                    annotation=Annotated[kind, told],
+                    annotation=Annotated[kind, declared],
                 )
             )
         command.__name__, command.__doc__ = verb.__name__, verb.__doc__
@@ -309,13 +309,13 @@ def _fields(groups: Sequence[type[Any]]) -> Iterator[tuple[Any, Any, Any]]:
     for group in groups:
         hints = get_type_hints(group, include_extras=True)
         for each in fields(group):
-            kind, told = hints[each.name], each.metadata.get(_TOLD)
-            if told is None:
-                kind, told = kind.__origin__, kind.__metadata__[0]
-            told = copy.copy(told)  # verbs share it, and may put it in other groups
-            if kind is bool and told.default is ...:  # without a --no- beside it
-                told.default = f"--{each.name.replace('_', '-')}"
-            yield each, kind, told
+            kind, declared = hints[each.name], each.metadata.get(_TOLD)
+            if declared is None:
+                kind, declared = kind.__origin__, kind.__metadata__[0]
+            declared = copy.copy(declared)  # verbs share it, and may put it in other groups
+            if kind is bool and declared.default is ...:  # without a --no- beside it
+                declared.default = f"--{each.name.replace('_', '-')}"
+            yield each, kind, declared
 
 
 def grouped(given: Mapping[str, Any], *groups: type[Any]) -> list[Any]:
@@ -349,14 +349,14 @@ def read_as(name: str, value: Any, hint: Any) -> Any:
     kind = next(each for each in _READ if each in kinds)
     wanted, read = _READ[kind]
     truth = isinstance(value, bool) or type(value).__name__ == "bool"  # numpy's too
-    found = None
+    typed = None
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        found = read(value) if truth == (kind is bool) else None
-    if found is None:
+        typed = read(value) if truth == (kind is bool) else None
+    if typed is None:
         raise UsageError(f"{name}={str(value)[:60]}: wants {wanted}")
-    if name == "seed" and found < 0:
-        raise UsageError(f"--seed {found}: must be at least 0")
-    return found
+    if name == "seed" and typed < 0:
+        raise UsageError(f"--seed {typed}: must be at least 0")
+    return typed
 
 
 def _whole(value: Any) -> int:

@@ -51,8 +51,8 @@ def say_all(lines: Iterable[str], *, file: TextIO | None = None) -> None:
     file = file or sys.stdout
     goes_on = False  # a command, as its last line ended in a backslash
     for line in map(clean, lines):
-        shown, found = line, COMMAND.fullmatch(line)
-        begins = None if found is None else found.start("command")
+        shown, match = line, COMMAND.fullmatch(line)
+        begins = None if match is None else match.start("command")
         begins = len(line) - len(line.lstrip()) if goes_on else begins
         if has_colours(file):
             shown = _coloured(line, begins)
@@ -63,8 +63,8 @@ def say_all(lines: Iterable[str], *, file: TextIO | None = None) -> None:
 def _coloured(line: str, command: int | None) -> str:
     head, rest = (line, "") if command is None else (line[:command], line[command:])
     for pattern, code in LOOKS:
-        if found := pattern.match(head):
-            head = f"\x1b[{code}m{found[0]}\x1b[0m{head[found.end() :]}"
+        if match := pattern.match(head):
+            head = f"\x1b[{code}m{match[0]}\x1b[0m{head[match.end() :]}"
             break
     return head + (f"\x1b[{CYAN}m{rest}\x1b[0m" if rest else "")
 

@@ -116,11 +116,11 @@ def evaluate(
     if samples.of > of:
         outcomes, of = _of_all(samples, inside, outcomes), samples.of
     if samples.n > 1:
-        told = samples.answers_told
+        has_answers = samples.answers_told
         model = AnswerModel().fit(
             [
                 count_answers(p.answers, p.correct)
-                if told
+                if has_answers
                 else AnswerCounts(right=(sum(p.correct),), unparsed=samples.n - sum(p.correct))
                 for p in samples.problems
             ]
@@ -131,7 +131,7 @@ def evaluate(
         outcomes += [
             each
             for each in extrapolate(model, beyond, tokens, reached=reached, of=of)
-            if told or each.method == "pass_at_k"
+            if has_answers or each.method == "pass_at_k"
         ]
     if samples.answers_told:
         outcomes += _budgets(samples, answers, notes)
@@ -169,20 +169,20 @@ def evaluate_curve(
                 f"k = {count:,}: {run.recording} was published for up to {curve.most:,} samples, "
                 f"which can say something of 1 to {most:,}"
             )
-    known = {point.n: point for point in curve.points}
-    usual = {*learned(list(known)), *sample_counts(curve.most), 2 * curve.most, most}
+    points = {point.n: point for point in curve.points}
+    usual = {*learned(list(points)), *sample_counts(curve.most), 2 * curve.most, most}
     wanted = sorted(usual if counts is None else {*counts})
     model = CurveAccuracy(curve, wanted)
     outcomes = []
     for n in wanted:
         share = model.estimate(n)
-        tokens = known[n].tokens if n in known else n * curve.tokens_per_sample
+        tokens = points[n].tokens if n in points else n * curve.tokens_per_sample
         outcomes.append(
             replace(
-                _outcome("majority", n, basis="published" if n in known else "model"),
+                _outcome("majority", n, basis="published" if n in points else "model"),
                 accuracy=share,
                 tokens_per_problem=Estimate(
-                    value=tokens, unit="tokens", extrapolated=n not in known
+                    value=tokens, unit="tokens", extrapolated=n not in points
                 ),
                 other_problems=of_others(share, curve.problems, curve.problems),
             )
@@ -239,11 +239,13 @@ def _of_all(
 ) -> list[PolicyOutcome]:
     """Return the outcomes with fixed votes of all problems instead of those at random."""
     ended = samples.rows.with_columns(pl.col("correct").fill_null(False), end=pl.lit(0))
-    whole = {
+    fixed_votes = {
         (each.method, each.n): each for each in policies_within(ended, samples.n, counts=counts)
     }
     return [
-        each if each.rule or each.max_tokens is not None else whole.get((each.method, each.n), each)
+        each
+        if each.rule or each.max_tokens is not None
+        else fixed_votes.get((each.method, each.n), each)
         for each in outcomes
     ]
 
@@ -402,10 +404,10 @@ def _blocks(
         return recorded, "finish_order"
     replayed: list[list[ProblemSamples]] = []
     for each in problems:
-        own = [part for at in starts if (part := order.of(each, at, n)) is not None]
-        if len(own) < len(starts):
+        blocks = [part for at in starts if (part := order.of(each, at, n)) is not None]
+        if len(blocks) < len(starts):
             return recorded, "finish_order"
-        replayed.append(own)
+        replayed.append(blocks)
     return replayed, "replayed_order"
 
 
@@ -448,11 +450,11 @@ def _budgets(
         return _estimates(bounds)
     outcomes: list[PolicyOutcome] = []
     for columns, counts in cut.values():
-        found = _estimates(columns)
-        if len(found) > 1:
+        votes = _estimates(columns)
+        if len(votes) > 1:
             model = AnswerModel().fit(counts)
-            found = [*fresh_runs(model, found, methods=("majority",), of=len(counts))]
-        outcomes += found
+            votes = [*fresh_runs(model, votes, methods=("majority",), of=len(counts))]
+        outcomes += votes
     for (one, (low, _)), (two, (high, _)) in pairwise(cut.items()):
         if two - one > 1:
             outcomes += _estimates(list(map(between, low, high)))
@@ -507,15 +509,15 @@ class Comparison:
 
 def compare_policies(column: PolicyColumn, reference: PolicyColumn) -> Comparison:
     """Return the paired comparison of two policies judged on the same problems."""
-    found = paired(reference.right, column.right, "1")
-    assert found is not None  # of no problem there is no column
+    difference = paired(reference.right, column.right, "1")
+    assert difference is not None  # of no problem there is no column
     return Comparison(
         policy=column.outcome,
         reference=reference.outcome,
         problems=len(column.right),
-        difference=found,
+        difference=difference,
         tokens_share=ratio(column.tokens, reference.tokens, "1"),
-        problems_to_tell=problems_to_tell(found, len(column.right)),
+        problems_to_tell=problems_to_tell(difference, len(column.right)),
         all_equal=bool(np.array_equal(reference.right, column.right)),
     )
 
@@ -532,10 +534,10 @@ def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
     choosing, stating = shuffled[::2], shuffled[1::2]
     whole_ones = [each for each in found.columns if each.outcome.max_tokens is None]
     by_key = {(each.outcome.method, each.outcome.n): each for each in whole_ones}
-    whole = by_key.get(("majority", found.n))
-    if whole is None:
+    vote_of_all = by_key.get(("majority", found.n))
+    if vote_of_all is None:
         return None
-    reference = _part(whole, choosing)
+    reference = _part(vote_of_all, choosing)
     able: list[tuple[float, int, PolicyColumn]] = []
     for column in found.columns:
         if column.outcome.method == "pass_at_k" or not np.isfinite(column.tokens).all():
@@ -547,9 +549,9 @@ def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
     if not able:
         return None
     best = min(able)[2]
-    if best is whole:
+    if best is vote_of_all:
         return None
-    return compare_policies(_part(best, stating), _part(whole, stating))
+    return compare_policies(_part(best, stating), _part(vote_of_all, stating))
 
 
 def _part(column: PolicyColumn, places: np.ndarray) -> PolicyColumn:

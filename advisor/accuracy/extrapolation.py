@@ -33,7 +33,7 @@ def extrapolate(
     if not counts:
         return []
     runs = model.simulate(counts, repeats=REPEATS)
-    found = []
+    outcomes = []
     for method, name in (("majority", "majority"), ("pass_at_k", "any_right")):
         for k in counts:
             votes: Floats = getattr(runs[k], name)
@@ -42,7 +42,7 @@ def extrapolate(
             value = max(value, reached) if method == "pass_at_k" else value
             others, size = (model.importance_ * shares).sum(axis=1), shares.shape[1]
             tokens = column_means(k * tokens_per_sample[:, None], "tokens")[0]
-            found.append(
+            outcomes.append(
                 PolicyOutcome(
                     method=method,
                     n=k,
@@ -53,7 +53,7 @@ def extrapolate(
                     fresh_run=fresh_interval(value, votes, of=of, extrapolated=True),
                 )
             )
-    return found
+    return outcomes
 
 
 def fresh_runs(
@@ -71,8 +71,8 @@ def fresh_runs(
     alike = [each.method in methods and each.max_tokens is None for each in outcomes]
     counts = sorted({each.n for each, own in zip(outcomes, alike, strict=True) if own})
     votes = model.simulate(counts) if counts else {}
-    for each, own in zip(outcomes, alike, strict=True):
-        if not own or each.accuracy is None:
+    for each, is_alike in zip(outcomes, alike, strict=True):
+        if not is_alike or each.accuracy is None:
             yield each
             continue
         vote = votes[each.n]
@@ -96,12 +96,12 @@ def fresh_interval(
     drawn = runs.shape[-1]
     size = of or drawn
     chance = runs.mean(axis=(0, 1))
-    own, joint = float((chance * (1 - chance)).mean()), float(runs.mean(axis=2).var())
+    variance, joint = float((chance * (1 - chance)).mean()), float(runs.mean(axis=2).var())
     if extrapolated:
-        spread = own / size + max(joint - own / drawn, 0.0)
+        spread = variance / size + max(joint - variance / drawn, 0.0)
         spread += float(chance.var()) * (1 / drawn - 1 / size)
     else:
-        spread = max(own, drawn * joint) / size
+        spread = max(variance, drawn * joint) / size
     mean = (size * value + 0.5) / (size + 1)
     worth = mean * (1 - mean) / (spread + 0.5 / size**2)
     levels = (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)

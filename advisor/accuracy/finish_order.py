@@ -109,10 +109,10 @@ class ReplayedOrder:
 
         evidence = gather([recording], judged=False)
         wanted = (summary.engine, summary.policy)
-        own = [run for run in evidence.runs if (run.engine, run.policy) == wanted]
-        if not own or own[0].drafts_untold:
+        matching_runs = [run for run in evidence.runs if (run.engine, run.policy) == wanted]
+        if not matching_runs or matching_runs[0].drafts_untold:
             raise RecordingError(f"{recording.name}: cannot be replayed sample by sample")
-        self.run = own[0]
+        self.run = matching_runs[0]
         law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
         self.cost = linear_cost(law.seconds, law.reads)
         self.facts = evidence.models.get(self.run.engine.model)
@@ -123,8 +123,8 @@ class ReplayedOrder:
 
         None where the problem is not among those that can be replayed.
         """
-        known = self.run.problems.get(problem.problem_id)
-        tokens = [] if known is None else [sample.output_tokens for sample in known.samples]
+        recorded = self.run.problems.get(problem.problem_id)
+        tokens = [] if recorded is None else [sample.output_tokens for sample in recorded.samples]
         if not np.array_equal(tokens, problem.tokens):
             return None
         if (start, n) not in self.blocks:
@@ -144,15 +144,15 @@ class ReplayedOrder:
         ]
         arrivals = run.arrivals_s(problems) if run.concurrency is None else None
         workload = ReplayWorkload.from_loads(loads, arrivals)
-        found = replay(
+        replayed = replay(
             workload,
             self.cost,
             limits_of(run.engine, self.facts, workload),
             concurrency=run.concurrency,
             replicas=Replicas.of(run.engine),
         )
-        since = np.repeat(found.arrival_s, n)
-        first, end = found.first_token_s - since, found.end_s - since
+        since = np.repeat(replayed.arrival_s, n)
+        first, end = replayed.first_token_s - since, replayed.end_s - since
         return {
             name: (first[place * n : (place + 1) * n], end[place * n : (place + 1) * n])
             for place, name in enumerate(problems)

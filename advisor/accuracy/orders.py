@@ -29,7 +29,7 @@ def vote_in_orders(
     `answers` are -1 where none parsed. `rights` is the share of each answer's samples that are
     right. Samples that run at the end have the tokens counted that they had by then.
     """
-    found = np.empty((2, len(orders)))
+    outcomes = np.empty((2, len(orders)))
     tallies = np.empty(len(rights), np.int64)
     places, ends = np.empty(in_flight, np.int64), np.empty(in_flight)
     votes = states[0]
@@ -61,8 +61,8 @@ def vote_in_orders(
                 break
         for slot in range(running):
             spent += now - (ends[slot] - tokens[orders[o, places[slot]]])
-        found[0, o], found[1, o] = _share_right(tallies, int(votes.first), rights), spent
-    return found
+        outcomes[0, o], outcomes[1, o] = _share_right(tallies, int(votes.first), rights), spent
+    return outcomes
 
 
 @inner
@@ -132,7 +132,7 @@ def tables_in_orders(
     `counts` fall. `sooner` says how many samples have fewer tokens than each.
     """
     most, kinds = orders.shape[1], len(rights)
-    found = np.zeros((len(firsts), len(counts), 2, len(orders)))
+    outcomes = np.zeros((len(firsts), len(counts), 2, len(orders)))
     agree = np.zeros((len(firsts), len(orders)), np.int64)
     tallies, tally = np.zeros((len(firsts), kinds), np.int64), np.zeros(kinds, np.int64)
     others, leaders = np.zeros(len(firsts), np.int64), np.zeros(len(firsts), np.int64)
@@ -169,6 +169,6 @@ def tables_in_orders(
                         )
                         if left == 0 or first - second > left:
                             break
-                found[f, c, 0, o] = _share_right(tally, first, rights)
-                found[f, c, 1, o] = spent + left * last
-    return found, agree
+                outcomes[f, c, 0, o] = _share_right(tally, first, rights)
+                outcomes[f, c, 1, o] = spent + left * last
+    return outcomes, agree

@@ -187,26 +187,26 @@ def read_samples(run: Run, most: int | None = None) -> SampledRun:
     ended = samples.filter(over, pl.col("error").is_null())
     sizes = ended.group_by("problem").len()["len"]
     n = policy.n if (sizes >= policy.n).any() else max(sizes.mode().to_list(), default=0)
-    whole = (
+    judged = (
         ended.filter(all_judged(ended).over("problem"))
         .sort("problem", "sample_index")
         .filter(pl.len().over("problem") >= n)
         .filter(pl.int_range(pl.len()).over("problem") < n)
     )
-    _check_failed(run, every, whole)
-    rows, notes = whole, tuple[str, ...]()
-    count = whole["problem"].n_unique()
+    _check_failed(run, every, judged)
+    rows, notes = judged, tuple[str, ...]()
+    count = judged["problem"].n_unique()
     if most is not None and count > most:
-        some = whole["problem"].unique().sort().sample(most, seed=0)
-        whole = whole.filter(pl.col("problem").is_in(some.implode()))
+        some = judged["problem"].unique().sort().sample(most, seed=0)
+        judged = judged.filter(pl.col("problem").is_in(some.implode()))
         notes = (
             f"policies but for maj@k and pass@k without a smaller limit: of {most:,} of the "
             f"{count:,} problems, drawn at random",
         )
     if run.imported is not None:
-        whole, means = with_means(whole)
+        judged, means = with_means(judged)
         notes = notes if means.why is None else (*notes, means.why)
-    problems = _problems(whole, n, problem_of)
+    problems = _problems(judged, n, problem_of)
     notes = (*_left_out(run, every, problems, n, count), *notes)
     return SampledRun(
         name=name,
@@ -308,11 +308,11 @@ def _problems(
         .to_dict()
         .items()
     }
-    told = rows.select(
+    table = rows.select(
         "problem", "sample_index", "answer", pl.col("correct").fill_null(False), censored=_CENSORED
     )
-    names, indices, answers, correct = (tuple(told[name]) for name in told.columns[:4])
-    censored = told["censored"].to_numpy()
+    names, indices, answers, correct = (tuple(table[name]) for name in table.columns[:4])
+    censored = table["censored"].to_numpy()
     return tuple(
         ProblemSamples(
             problem_id=problem_of[names[at]],

@@ -240,8 +240,8 @@ def expected_right(
                 if policy.n == n:
                     stop, most = stops[policy], n
                     if tables is not None and policy in tables:
-                        own = tables[policy][place]
-                        stop, most = routed(own), max(own)
+                        table = tables[policy][place]
+                        stop, most = routed(table), max(table)
                     many = one = orders.ended(most, 1, stop)[0].mean()
                     if not by_launch(stop):
                         many = orders.ended(n, stop.drawn_first or n, stop)[0].mean()

@@ -30,14 +30,14 @@ def at_checkpoints(
     sizes = np.bincount([0, *held.values()])
     size = int(np.argmax(sizes[1:]) + 1) if sizes[1:].any() else 0
     chosen = [table[problem_id] for problem_id, count in held.items() if count >= size > 0]
-    found = {}
+    by_budget = {}
     for budget in budgets if chosen else ():
         rows = [tuple(zip(*cuts[budget][:size], strict=True)) for cuts in chosen]
         curves = np.array([majority_curve(answers, right) for answers, right, _ in rows])
         tokens = np.array([np.mean(lengths) for *_, lengths in rows])
         columns = [_column(budget, n, curves[:, n - 1], tokens * n) for n in sample_counts(size)]
-        found[budget] = columns, [count_answers(answers, right) for answers, right, _ in rows]
-    return found
+        by_budget[budget] = columns, [count_answers(answers, right) for answers, right, _ in rows]
+    return by_budget
 
 
 def _column(
@@ -63,7 +63,7 @@ _Cuts = Mapping[int, Sequence[tuple[str | None, bool, float]]]
 
 def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
     """Return by problem and budget the answers, whether right, and tokens, in order of samples."""
-    whole = {  # the last of a problem that was posed several times
+    uncut = {  # the last of a problem that was posed several times
         (problem.problem_id, index): float(tokens)
         for problem in run.problems
         for index, tokens in zip(problem.indices, problem.tokens, strict=True)
@@ -72,14 +72,16 @@ def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
     rows = answers.drop_nulls(["problem_id", "sample_index", "budget_tokens"])
     rows = rows.unique(["problem_id", "sample_index", "budget_tokens"], keep="last")
     for row in rows.sort("problem_id", "budget_tokens", "sample_index").iter_rows(named=True):
-        own = whole.get((row["problem_id"], row["sample_index"]))
-        if own is None:
+        length = uncut.get((row["problem_id"], row["sample_index"]))
+        if length is None:
             continue
         if row["forced"]:
             # An answer whose length is not known adds nothing rather than its problem to nothing.
-            own = row["budget_tokens"] + float(row["answer_tokens"] or 0)
+            length = row["budget_tokens"] + float(row["answer_tokens"] or 0)
         cuts = table.setdefault(row["problem_id"], {})
-        cuts.setdefault(row["budget_tokens"], []).append((row["answer"], bool(row["correct"]), own))
+        cuts.setdefault(row["budget_tokens"], []).append(
+            (row["answer"], bool(row["correct"]), length)
+        )
     return dict(table)
 
 
@@ -100,10 +102,10 @@ def lower_bounds(run: SampledRun) -> list[PolicyColumn]:
     Those that had thought no longer and are right. Nothing where no length of thought is recorded.
     """
     thought = np.concatenate([np.zeros(0), *(p.think_tokens for p in run.problems)])
-    known = thought[np.isfinite(thought)]
-    if not known.size:
+    recorded = thought[np.isfinite(thought)]
+    if not recorded.size:
         return []
-    budgets = [2**power for power in range(1, 31) if known.min() <= 2**power < known.max()]
+    budgets = [2**power for power in range(1, 31) if recorded.min() <= 2**power < recorded.max()]
     return [
         _column(
             budget,
@@ -123,5 +125,5 @@ def _cut_tokens(problem: ProblemSamples, budget: int) -> float:
     after = problem.tokens - thought
     answer = float(np.nanmean(after)) if np.isfinite(after).any() else 0.0
     # One cut by max_tokens while it thought has no length of thought, and thought all its tokens.
-    whole = np.where(np.isfinite(thought), thought, problem.tokens) <= budget
-    return float(np.where(whole, problem.tokens, budget + answer).mean())
+    uncut = np.where(np.isfinite(thought), thought, problem.tokens) <= budget
+    return float(np.where(uncut, problem.tokens, budget + answer).mean())

@@ -174,7 +174,7 @@ class Advisor:
         and for what cannot be offered, RecordingError when they hold nothing to learn from.
         """
         recordings, checks = both_told_apart(recordings, checks)
-        known = None if saved is None or not saved.exists() else load_laws(saved, recordings)
+        model = None if saved is None or not saved.exists() else load_laws(saved, recordings)
         evidence, offers = gather(recordings, timed=not gpus), None
         if gpus:
             from advisor.step_time.prior.offers import offer
@@ -183,12 +183,12 @@ class Advisor:
             evidence = with_published(evidence)
             offers = offer(evidence, [*recordings, *checks], gpus)
             _check_used(offers, checks)
-            told = (f"{name} {what}" for name, what in offers.untaught.items())
-            evidence = replace(evidence, lost=(*evidence.lost, *told))
-        if quick and known is None:
-            known = StepTimeModel().fit(evidence.steps, held_out=False)
-        advisor = cls.of(evidence, seed=seed, draws=draws, model=known, offers=offers, quick=quick)
-        if saved is not None and known is None:
+            untaught = (f"{name} {what}" for name, what in offers.untaught.items())
+            evidence = replace(evidence, lost=(*evidence.lost, *untaught))
+        if quick and model is None:
+            model = StepTimeModel().fit(evidence.steps, held_out=False)
+        advisor = cls.of(evidence, seed=seed, draws=draws, model=model, offers=offers, quick=quick)
+        if saved is not None and model is None:
             save_laws(saved, advisor.model, recordings)
         return advisor
 
@@ -259,10 +259,10 @@ class Advisor:
         one = len({run.recording for run in runs}) == 1
         if not one or rate is None or any(run.policy != AS_SENT for run in runs):
             return None
-        told = {name: each.arrival_ns for run in runs for name, each in run.problems.items()}
-        times = [told[name] for name in self.space.problem_ids]
-        own = arrival_rate(times)
-        if None in times or own is None or own < MOST_SEEN * rate:
+        arrival_of = {name: each.arrival_ns for run in runs for name, each in run.problems.items()}
+        times = [arrival_of[name] for name in self.space.problem_ids]
+        seen_rate = arrival_rate(times)
+        if None in times or seen_rate is None or seen_rate < MOST_SEEN * rate:
             return None
         arrivals = np.array(times, dtype=np.int64)
         return np.asarray((arrivals - arrivals.min()) / 1e9)

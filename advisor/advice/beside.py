@@ -69,16 +69,16 @@ def _kind(
     advisor: Advisor, engine: EngineConfig, policy: Policy, prior: str | None
 ) -> CandidateKind:
     """Return the engine without limits and the samples that answer for the policy."""
-    known = [kind for kind in advisor.space.kinds if kind.prior == prior]
+    kinds = [kind for kind in advisor.space.kinds if kind.prior == prior]
     base = without_limits(engine)
-    same = [kind for kind in known if _without_blocks(kind.engine) == _without_blocks(base)]
+    same = [kind for kind in kinds if _without_blocks(kind.engine) == _without_blocks(base)]
     if same and base.num_gpu_blocks is None:
         base = same[0].engine
     advisor.model.law(base)  # which says what to record where none was learned
     ranks = same[0].ranks if same or prior is not None else advisor.evidence.ranks_of(base)
     return CandidateKind(
         engine=base,
-        pool=_pool([kind.pool for kind in known], engine, policy),
+        pool=_pool([kind.pool for kind in kinds], engine, policy),
         policy=policy,
         facts=advisor.evidence.models.get(engine.model),
         prior=prior,

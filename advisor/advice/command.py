@@ -107,9 +107,9 @@ def untold_note(pick: Pick) -> str:
         return ""
     flags = [f"--{name.replace('_', '-')}" for name in names]
     *most, last = flags
-    told = f"{', '.join(most)} and {last} are" if most else f"{last} is"
+    subject = f"{', '.join(most)} and {last} are" if most else f"{last} is"
     return (
-        f"{told} not known of this server, so that the command leaves "
+        f"{subject} not known of this server, so that the command leaves "
         f"{'them' if most else 'it'} to vLLM. Give what it was started with."
     )
 

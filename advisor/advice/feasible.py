@@ -198,12 +198,12 @@ class BudgetCheck(Generic[M]):
     def _as_usual(self, row: int, wanted: Bools) -> int:
         """Return a row with the engine's own max_num_batched_tokens that does as well, if any."""
         space, rows = self.metrics.space, np.arange(len(self.metrics.space))[self.metrics.rows]
-        least, own = self.cost[row], rows[row]
+        least, space_row = self.cost[row], rows[row]
         alike = wanted & (self.cost <= least + TOLD * abs(least))
         alike &= np.round(self.chance, 2) >= round(float(self.chance[row]), 2)
         alike &= space.max_num_batched_tokens[rows] == space.batched[rows]
         for values in (space.kind, space.replicas, space.max_num_seqs):
-            alike &= values[rows] == values[own]
+            alike &= values[rows] == values[space_row]
         return int(np.flatnonzero(alike)[0]) if alike.any() else row
 
     def front(self, metric: str | None = None) -> list[int]:
@@ -223,13 +223,13 @@ class BudgetCheck(Generic[M]):
         front = [int(row) for row in rows[accuracy[rows] > reached + 1e-12]]
         if metric is None:
             return [self._as_usual(row, allowed) for row in front]
-        found: list[int] = []
+        chosen: list[int] = []
         for row in front:
-            more = allowed & (accuracy > (accuracy[found[-1]] if found else -np.inf) + 1e-12)
+            more = allowed & (accuracy > (accuracy[chosen[-1]] if chosen else -np.inf) + 1e-12)
             if more[row]:
-                own = self.best(more & self._as_few(row, cost))
-                found.append(row if own is None else own)
-        return found
+                best_row = self.best(more & self._as_few(row, cost))
+                chosen.append(row if best_row is None else best_row)
+        return chosen
 
     def _as_few(self, row: int, least: Floats) -> Bools:
         """Whether candidates run a row's policy with its model, on as few FLOPs (or tokens).
@@ -337,8 +337,8 @@ class BudgetCheck(Generic[M]):
         else:
             short = np.array([self.needed(field, row, alone=alone) for row in rows])
             short = -short if self.limits[field].above else short
-            told = np.isfinite(self.metrics.values(self.limits[field].metric)[rows])
-            short = np.where(told, short, np.inf)
+            has_value = np.isfinite(self.metrics.values(self.limits[field].metric)[rows])
+            short = np.where(has_value, short, np.inf)
         finite = short[np.isfinite(short)]
         if not len(finite):
             return None

@@ -159,8 +159,8 @@ def _probability(advisor: Advisor, answer: Recommendation, served: Estimate | No
 
 def _names_of_outcomes(evidence: Evidence, judged: Sequence[str]) -> str | None:
     """Return the hash of the problems' names where outcomes alone have them, all judged."""
-    whole, curve = evidence.workload, any(run.curve is not None for run in evidence.runs)
-    if evidence.posed or whole is None or curve or len(judged) != whole.problems:
+    workload, curve = evidence.workload, any(run.curve is not None for run in evidence.runs)
+    if evidence.posed or workload is None or curve or len(judged) != workload.problems:
         return None
     return names_hash(judged)
 
@@ -175,7 +175,7 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
     replay under its own limits. None without one. The interval holds the spread from run to run,
     and `UNLIKE` where no run had the pick's limits, policy and load.
     """
-    found, direct = [], False
+    factors, direct = [], False
     for made in advisor.evidence.made.served(pick.engine.model):
         under = made.load
         engine = _as_served(pick.engine, made.engine)
@@ -187,20 +187,20 @@ def served_factor(advisor: Advisor, pick: Pick, load: Under) -> Estimate | None:
         if not replayed.keeps_up or (under[1] or 0.0) > replayed.capacity_per_s:
             continue
         names = advisor.space.problem_ids
-        known = np.array([times.get(name, np.nan) for name in names])
-        each = ratio(known, replayed.latency_s[0].mean(axis=0), "1")
-        if each is not None and each.low is not None and np.isfinite(known).sum() >= FEWEST:
+        measured_s = np.array([times.get(name, np.nan) for name in names])
+        each = ratio(measured_s, replayed.latency_s[0].mean(axis=0), "1")
+        if each is not None and each.low is not None and np.isfinite(measured_s).sum() >= FEWEST:
             same = (engine, made.policy) == (pick.engine, pick.policy)
             alike = same and same_load(under, load)
-            found.append((each, 0.0 if alike else UNLIKE * abs(each.value - 1)))
+            factors.append((each, 0.0 if alike else UNLIKE * abs(each.value - 1)))
             direct |= alike
     if direct:
-        found = [(each, unlike) for each, unlike in found if not unlike]
-    if not found:
+        factors = [(each, unlike) for each, unlike in factors if not unlike]
+    if not factors:
         return None
-    ends = [end for each in found for end in _ends(*each)]
-    value = float(np.mean([each.value for each, _ in found]))
-    return Estimate(value=value, low=min(ends), high=max(ends), unit="1", runs=len(found))
+    ends = [end for each in factors for end in _ends(*each)]
+    value = float(np.mean([each.value for each, _ in factors]))
+    return Estimate(value=value, low=min(ends), high=max(ends), unit="1", runs=len(factors))
 
 
 def _as_served(pick: EngineConfig, served: EngineConfig) -> EngineConfig | None:
@@ -263,8 +263,10 @@ def verifier_of(workload: WorkloadFacts | None) -> VerifierName | None:
 def _assumed(pick: Pick, evidence: Evidence) -> dict[str, Estimate | None]:
     """Return what the traffic must be like; a problem of several runs counts once."""
     runs = [run for run in evidence.runs if _samples_alike(run, pick)]
-    told = (problem for run in evidence.runs for problem in run.problems.values())
-    groups = {problem.problem_id: problem.group for problem in told if problem.group is not None}
+    problems = (problem for run in evidence.runs for problem in run.problems.values())
+    groups = {
+        problem.problem_id: problem.group for problem in problems if problem.group is not None
+    }
     asked: dict[str, list[ProblemRun]] = {}
     drafted: dict[str, list[Ints]] = {}
     for run in runs:

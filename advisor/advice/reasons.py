@@ -110,19 +110,19 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
     same = f"has the same {noun(check.goal.metric)}"
     same = "costs the same" if check.budget.optimise == "cost" else same
     for row, what in more.items():
-        told = [
+        differences = [
             f"{noun(name)} {number(metrics.values(name)[row], quantity(name).unit)} against "
             f"{number(metrics.values(name)[system], quantity(name).unit)}"
             for name in (("accuracy", speed) if metrics.space.judged else (speed,))
         ]
         theirs, ours = chance(check.chance[row]), chance(check.chance[system])
-        told += [] if theirs == ours else [f"{theirs} sure against {ours}"]
+        differences += [] if theirs == ours else [f"{theirs} sure against {ours}"]
         other, pick = metrics.candidate(row), metrics.candidate(system)
         name = name_of(other, limits=False)
         if name == name_of(pick, limits=False):  # they differ in limits alone
             name = name_of(other)
         comma = "," * ("," in name)
-        yield f"{name}{comma} {same} and is {what}: {', '.join(told)}"
+        yield f"{name}{comma} {same} and is {what}: {', '.join(differences)}"
 
 
 def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Iterable[str]:
@@ -149,8 +149,10 @@ def _as_run(check: ReplayedCheck, pick: ReplayedCandidate, load: Under) -> Itera
 def _routed(check: ReplayedCheck, pick: ReplayedCandidate) -> Iterable[str]:
     """Say what tables by difficulty gain, where any was tried with the model of the pick."""
     candidate = pick.candidate
-    own = [each for each in check.metrics.space.routings if each.model == candidate.engine.model]
-    offered = [each for each in own if each.offered]
+    routings = [
+        each for each in check.metrics.space.routings if each.model == candidate.engine.model
+    ]
+    offered = [each for each in routings if each.offered]
     related = [each for each in offered if candidate.policy in (each.policy, each.against)]
     for each in [*related, *offered][:1]:
         table = each.policy.spec.describe("{route}", each.policy.n, dict(each.policy.rule))
@@ -160,10 +162,10 @@ def _routed(check: ReplayedCheck, pick: ReplayedCandidate) -> Iterable[str]:
             f"{with_interval(each.accuracy, sign=True)} accuracy and "
             f"{relative_change(each.tokens)} tokens"
         )
-    if own and not offered:
+    if routings and not offered:
         yield (
-            f"no table of samples by difficulty is offered. None is told apart from the best "
-            f"single policy on problems that it was not learned from ({own[0].problems} problems)"
+            "no table of samples by difficulty is offered. None is told apart from the best single "
+            f"policy on problems that it was not learned from ({routings[0].problems} problems)"
         )
 
 
@@ -280,8 +282,8 @@ def _without_accuracy(check: ReplayedCheck, system: int) -> Iterable[str]:
     if not check.metrics.space.judged:
         yield "accuracy is not known: the traffic of others is not judged"
         return
-    known = check.estimate("accuracy", system)
-    value = "not known" if known is None else with_interval(known)
+    estimate = check.estimate("accuracy", system)
+    value = "not known" if estimate is None else with_interval(estimate)
     line = f"no accuracy is required (--min-accuracy): the pick's is {value}"
     best = max((row for row in check.order if check.fits[row]), key=accuracy.__getitem__)
     if accuracy[best] > accuracy[system]:
@@ -301,8 +303,8 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         and goal[row] == goal[system]
         and np.array_equal(metrics.replayed[row].latency_s, latency)
     ]
-    space, own = metrics.space, metrics.rows[system]
-    default = space.batched[own] == space.max_num_batched_tokens[own]  # vLLM's own
+    space, space_row = metrics.space, metrics.rows[system]
+    default = space.batched[space_row] == space.max_num_batched_tokens[space_row]  # vLLM's own
     for name, what in (
         ("max_num_seqs", "samples run at once"),
         ("max_num_batched_tokens", "tokens come in a step"),
@@ -404,14 +406,14 @@ def _of_prior(prior: PriorCost, sigma: float, *, beyond: bool) -> Iterable[str]:
     low, high = (float(np.exp(z * sigma - sigma**2 / 2)) for z in (-Z95, Z95))
     spread = f"The 90 % interval is {low:.2f} to {high:.2f} times the prediction"
     head = f"the pick's step times are not measured: they come from the prior ({prior.label})"
-    names, told = ", ".join(prior.recordings), f"{prior.told[0].upper()}{prior.told[1:]}"
+    names, sentence = ", ".join(prior.recordings), f"{prior.told[0].upper()}{prior.told[1:]}"
     if prior.kernels:
-        yield f"{head}, its kernels recalibrated by {names}. {told}. {spread}"
+        yield f"{head}, its kernels recalibrated by {names}. {sentence}. {spread}"
     elif prior.recordings:
         other = "" if prior.checked else ", of another size or model"
         yield f"{head}, recalibrated by {names}{other}. {spread}"
     else:
-        yield f"{head}. {told}. {spread}"
+        yield f"{head}. {sentence}. {spread}"
     if prior.drafts is not None:
         yield prior.drafts
     if beyond:
@@ -460,10 +462,10 @@ def _assumptions(evidence: Evidence, check: ReplayedCheck) -> Iterable[str]:
 
 def _other_problems(check: ReplayedCheck, system: int) -> Iterator[str]:
     """Say in what the pick's accuracy on other problems falls, which a limit on it does not."""
-    known = check.estimate("accuracy", system)
+    accuracy = check.estimate("accuracy", system)
     count = len(check.metrics.space.problem_ids)
-    if known is not None and known.low is not None:
-        others = with_interval(of_others(known, count, count))
+    if accuracy is not None and accuracy.low is not None:
+        others = with_interval(of_others(accuracy, count, count))
         yield (
             f"its accuracy is that of the mean over all such problems. On {count:,} others like "
             f"these it is {others}"
@@ -569,8 +571,8 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
 
 
 def _by_plan(settings: Mapping[str, Any], options: str = "") -> str:
-    told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in settings.items())
-    return f", by a plan for ttscope sweep{options}, as record has no option for {told}"
+    listed = ", ".join(f"{name}: {json.dumps(value)}" for name, value in settings.items())
+    return f", by a plan for ttscope sweep{options}, as record has no option for {listed}"
 
 
 def _record(evidence: Evidence, engine: EngineConfig, policy: Policy, in_flight: int | None) -> str:

@@ -78,14 +78,14 @@ def _limit(check: ReplayedCheck, field: str, system: int) -> Iterator[Turning]:
     # What differs in a limit that no name tells is the pick to who reads it.
     alike = [row for row in asked if name_of(check.metrics.candidate(row)) == name]
     others = [row for row in asked if row not in alike]
-    own = min(needed[row] for row in {system, *alike} if np.isfinite(cost[row]))
+    least = min(needed[row] for row in {system, *alike} if np.isfinite(cost[row]))
     fitting = [
-        row for row in others if needed[row] < own - 1e-9 * abs(own) and np.isfinite(cost[row])
+        row for row in others if needed[row] < least - 1e-9 * abs(least) and np.isfinite(cost[row])
     ]
-    if np.isfinite(own):
+    if np.isfinite(least):
         yield Turning(
             name=field,
-            value=sign * own,
+            value=sign * least,
             unit=unit,
             direction="above" if limit.above else "below",
             pick=name_of(check.metrics.candidate(fitting[0])) if fitting else None,

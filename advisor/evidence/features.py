@@ -212,29 +212,29 @@ def work_of_steps(steps: pl.DataFrame, reads: Reads = ALL) -> Work[npt.NDArray[n
 
     Where WINDOWED is not told it is inferred: as if the requests of a step had equal contexts.
     """
-    known = {name: steps[name].to_numpy().astype(float) for name in COMPOSITION}
-    told = {
+    composition = {name: steps[name].to_numpy().astype(float) for name in COMPOSITION}
+    windowed = {
         name: steps[name].cast(pl.Float64).to_numpy()
         if name in steps.columns
         else np.full(steps.height, np.nan)
         for name in WINDOWED
     }
     if not reads.window:
-        return Work(**known, **{name: np.zeros(steps.height) for name in WINDOWED})
+        return Work(**composition, **{name: np.zeros(steps.height) for name in WINDOWED})
     window = (reads.window, reads.chunked)
-    decodes, prompts = known["decode_requests"], known["prefill_requests"]
+    decodes, prompts = composition["decode_requests"], composition["prefill_requests"]
     decodes = np.where(decodes > 0, decodes, 1.0)  # a mean may be below 1
-    inferred = decodes * [in_window(c, *window) for c in known["decode_kv_tokens"] / decodes]
+    inferred = decodes * [in_window(c, *window) for c in composition["decode_kv_tokens"] / decodes]
     count = np.where(prompts > 0, prompts, 1.0)
-    each, upto = known["prefill_tokens"] / count, known["prefill_kv_tokens"] / count
+    each, upto = composition["prefill_tokens"] / count, composition["prefill_kv_tokens"] / count
     attended = prompts * [
         window_context(max(after - tokens, 0.0), tokens, *window)
         for after, tokens in zip(upto, each, strict=True)
     ]
-    made = (inferred, np.minimum(attended, known["prefill_query_context"]))
-    for (name, values), guess in zip(told.items(), made, strict=True):
-        told[name] = np.where(np.isnan(values), guess, values)
-    return Work(**known, **told)
+    made = (inferred, np.minimum(attended, composition["prefill_query_context"]))
+    for (name, values), guess in zip(windowed.items(), made, strict=True):
+        windowed[name] = np.where(np.isnan(values), guess, values)
+    return Work(**composition, **windowed)
 
 
 def feature_matrix(

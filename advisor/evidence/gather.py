@@ -142,16 +142,16 @@ class Evidence:
         recorded. Raises UsageError where servers had different numbers of ranks, as the steps of
         one do not tell those of another.
         """
-        facts, found = self.models.get(engine.model), self.ranks.get(law_key(engine)) or {1}
+        facts, ranks = self.models.get(engine.model), self.ranks.get(law_key(engine)) or {1}
         if facts is None or not facts.num_experts:
             return None
-        if len(found) > 1 or None in found:
+        if len(ranks) > 1 or None in ranks:
             raise UsageError(
                 f"{engine.model}: the data-parallel ranks of a server share the experts, and the "
                 "recorded servers had different numbers of ranks, or not all were watched. Take "
                 "recordings of one number"
             )
-        return next(iter(found))
+        return next(iter(ranks))
 
     @property
     def gpus(self) -> frozenset[str | None]:
@@ -224,25 +224,27 @@ def gather(
             power = mean_and_table(recording, key)
             if power is not None:
                 watts.setdefault(law_key(engine), []).append((*power, engine.num_devices))
-        found, told, in_turn = read_runs(recording)
+        recorded, notes, in_turn = read_runs(recording)
         if windows is not None:
             untimed.append(_untimed(windows))
-            found, more = _with_drawn(recording, windows, found, in_turn)
-            found, why = _with_inferred(recording, windows, found)
-            found = with_front_end(recording, found, windows)
-            found = _with_decoders(found, windows, recording)
-            told += [*more, *why, *_seen_limits(recording), *_cancelled(recording, windows)]
-            told += _counted_as(found) if watched else ()
-        polls = {run.engine: windows_for(recording, polled, run.engine) for run in found}
-        found, drafted = with_drafts(found, polls)
-        told += drafted
-        runs.extend(found)
+            recorded, more = _with_drawn(recording, windows, recorded, in_turn)
+            recorded, why = _with_inferred(recording, windows, recorded)
+            recorded = with_front_end(recording, recorded, windows)
+            recorded = _with_decoders(recorded, windows, recording)
+            notes += [*more, *why, *_seen_limits(recording), *_cancelled(recording, windows)]
+            notes += _counted_as(recorded) if watched else ()
+        polls = {run.engine: windows_for(recording, polled, run.engine) for run in recorded}
+        recorded, drafted = with_drafts(recorded, polls)
+        notes += drafted
+        runs.extend(recorded)
         made.extend(
-            runs_in(recording) if windows is None else runs_watched(recording, found, _rate(found))
+            runs_in(recording)
+            if windows is None
+            else runs_watched(recording, recorded, _rate(recorded))
         )
-        cut.extend([*cut_runs(recording, found), *limited_runs(found)])
+        cut.extend([*cut_runs(recording, recorded), *limited_runs(recorded)])
         unlike = recording.manifest.provenance.get("imported", {}).get("unlike", ())
-        lost += [*(f"{recording.name}: {why}" for why in unlike), *told, *_model_notes(recording)]
+        lost += [*(f"{recording.name}: {why}" for why in unlike), *notes, *_model_notes(recording)]
     for recording in (each.afresh() for each in others):
         steps += _steps(recording, _polled(recording)[0], most)
     _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed, untimed=all(untimed))
@@ -324,8 +326,8 @@ def _check_enough(
             f"{names}: hold more than one curve of {twice}. Give one, or import each with a "
             "--model NAME of its own"
         )
-    known = curves or any(s.correct is not None for run in runs for s in run.samples)
-    if judged and not known:
+    has_judged = curves or any(s.correct is not None for run in runs for s in run.samples)
+    if judged and not has_judged:
         raise RecordingError(f"{names}: no sample is marked right or wrong. Record with answers")
 
 
@@ -356,8 +358,8 @@ def _untimed(windows: Windows) -> bool:
     """Whether requests ended, and no server tells the times between their tokens."""
     each = [window for window in windows.values() if window is not None]
     times = [window.histograms[ITL] for window in each if ITL in window.histograms]
-    told = any(np.isfinite(histogram.sums).any() for histogram in times)
-    return any(window.total(FINISHED) for window in each) and not told
+    has_times = any(np.isfinite(histogram.sums).any() for histogram in times)
+    return any(window.total(FINISHED) for window in each) and not has_times
 
 
 def _same_workload(recordings: Sequence[Recording]) -> WorkloadFacts | None:
@@ -408,7 +410,7 @@ def _check_models(recordings: Sequence[Recording]) -> None:
             continue
         for name in {engine.model for engine in manifest.engines.values()}:
             facts = manifest.models.get(name)
-            first, known = of_name.setdefault(name, (each.name, facts))
+            first, first_facts = of_name.setdefault(name, (each.name, facts))
             if first == each.name:
                 continue
             if name == UNKNOWN_MODEL:
@@ -416,9 +418,9 @@ def _check_models(recordings: Sequence[Recording]) -> None:
                     f"{first} and {each.name}: neither says which model it is of. Import each "
                     "again with --model NAME"
                 )
-            if facts is None or known is None:
-                of_name[name] = (first, known or facts)
-            elif _shape(facts) != _shape(known):
+            if facts is None or first_facts is None:
+                of_name[name] = (first, first_facts or facts)
+            elif _shape(facts) != _shape(first_facts):
                 raise UsageError(
                     f"{first} and {each.name}: hold different models of the name {name}. Import "
                     "each again with a --model NAME of its own"
@@ -476,16 +478,16 @@ def _steps(recording: Recording, windows: Windows | None, most: int | None) -> l
         facts = recording.manifest.models.get(engine.model)
         if window is None or engine in taught:
             continue
-        found = mean_steps(window, engine, reads_of(facts))
-        if found is not None:
+        means = mean_steps(window, engine, reads_of(facts))
+        if means is not None:
             table = StepTable(
                 recording=recording.name,
                 configuration=_configuration(recording),
                 engine=engine,
                 facts=facts,
-                composition=found.composition,
-                seconds=found.seconds,
-                most_of_all=found.most,
+                composition=means.composition,
+                seconds=means.seconds,
+                most_of_all=means.most,
                 coarse=True,
             )
             tables.append(table)
@@ -501,8 +503,8 @@ def _steps_of(
     if refused is not None:
         raise RecordingError(f"{recording.name}: {refused}")
     read = recording.frame("steps", USED)
-    whole = pl.col("source").fill_null("measured") != FORWARD  # of the forward alone: no steps
-    steps = read.filter(pl.col("engine") == key, whole)
+    is_step = pl.col("source").fill_null("measured") != FORWARD  # of the forward alone: no steps
+    steps = read.filter(pl.col("engine") == key, is_step)
     if server:
         steps = with_prompt_context(steps.sort("step"), engine.max_num_batched_tokens)
         steps = with_context_of_several(steps)
@@ -542,12 +544,12 @@ def _steps_of(
 def _cancelled(recording: Recording, windows: Windows) -> list[str]:
     """Return which of vLLM's requests are in no traffic, as clients cancelled them."""
     engines = recording.manifest.engines
-    found = [
+    notes = [
         cancelled_told(window)
         for key, window in windows.items()
         if window is not None and software_of(engines[key]) == VLLM
     ]
-    return [f"{recording.name}: {told}" for told in found if told is not None]
+    return [f"{recording.name}: {told}" for told in notes if told is not None]
 
 
 def _seen_limits(recording: Recording) -> list[str]:
@@ -580,8 +582,8 @@ def _with_drawn(
         if windows.get(key) is not None or not of_spans(engine)
     }
     notes, left_out, any_drawn = list[str](), dict(in_turn), False
-    for model, own in polled.items():
-        servers = _Servers(model=model, polled=own, any_name=len(models) == 1)
+    for model, model_servers in polled.items():
+        servers = _Servers(model=model, polled=model_servers, any_name=len(models) == 1)
         seen = [run for run in runs if servers.are(run.engine)]
         drawn = [] if servers.are_told_by(seen) else servers.drawn(recording.name)
         if drawn:
@@ -616,30 +618,30 @@ def _with_inferred(
     """
     why, lost = [], recording.manifest.dropped.get("steps", 0)
     for key, engine in recording.manifest.engines.items():
-        own = [run for run in runs if run.engine == engine] or runs
-        if not all(run.drawn for run in own):
+        engine_runs = [run for run in runs if run.engine == engine] or runs
+        if not all(run.drawn for run in engine_runs):
             continue
         steps = recording.frame("steps", OF_PASSES).filter(pl.col("engine") == key)
         if steps.is_empty():
             continue
         steps = steps.sort("step")
-        found = inferred_traffic(steps, engine, recording.name, key, lost)
+        inferred = inferred_traffic(steps, engine, recording.name, key, lost)
         begun = int(steps["prefill_requests"].sum())
-        if not isinstance(found, str):
-            runs = [run for run in runs if run.engine != engine] + found
+        if not isinstance(inferred, str):
+            runs = [run for run in runs if run.engine != engine] + inferred
             if begun > MOST_INFERRED:
                 why.append(
                     f"{recording.name}: the last {MOST_INFERRED:,} of {begun:,} requests are "
                     "inferred"
                 )
-            cut, kept = ran_at_ends(steps), len(found[0].problems)
+            cut, kept = ran_at_ends(steps), len(inferred[0].problems)
             if cut > MOST_UNTOLD * (cut + kept):
                 why.append(
                     f"{recording.name}: of {cut + kept:,} requests {cut:,} ran as its steps began "
                     "or ended, and are left out. The others are shorter"
                 )
         elif windows.get(key) is None:
-            why.append(f"{recording.name}: {UNNAMED}: {found}")
+            why.append(f"{recording.name}: {UNNAMED}: {inferred}")
     return runs, why
 
 
@@ -679,14 +681,14 @@ class _Servers:
 
     def notes(self, recording: str, seen: Sequence[RecordedRun], after: int) -> list[str]:
         """Say what spans tell, `after` requests of them one after another; nothing without any."""
-        told = sum(1 for run in seen for _ in run.samples) + after
-        if not told:
+        requests = sum(1 for run in seen for _ in run.samples) + after
+        if not requests:
             return []
         which = "" if self.decode_as(seen) else ", and not on which server each was"
         which += f", {after:,} of them one after another for a problem" if after else ""
         return [
-            f"{recording}: spans tell of {told:,} of {self.ended:,.0f} requests that ended{which}, "
-            "so that lengths and arrivals are those of /metrics"
+            f"{recording}: spans tell of {requests:,} of {self.ended:,.0f} requests that "
+            f"ended{which}, so that lengths and arrivals are those of /metrics"
         ]
 
 
@@ -699,23 +701,23 @@ def _with_decoders(
     """
     engines = recording.manifest.engines
     servers = [engines[key] for key, window in windows.items() if window is not None]
-    found = []
+    decoding_runs = []
     for run in runs:
-        own = [each for each in servers if each.model == run.engine.model]
-        told = {tuple(getattr(each, name) for name in DECODER) for each in own}
+        model_servers = [each for each in servers if each.model == run.engine.model]
+        decoders = {tuple(getattr(each, name) for name in DECODER) for each in model_servers}
         engine = run.engine
-        if of_spans(engine) and len(told) == 1:
-            decoding = dict(zip(DECODER, told.pop(), strict=True))
+        if of_spans(engine) and len(decoders) == 1:
+            decoding = dict(zip(DECODER, decoders.pop(), strict=True))
             engine = dataclasses.replace(engine, **decoding)
-        found.append(dataclasses.replace(run, engine=engine))
-    return found
+        decoding_runs.append(dataclasses.replace(run, engine=engine))
+    return decoding_runs
 
 
 def _rate(runs: Sequence[RecordedRun]) -> float | None:
     """Return the problems a second of a watch: of all its servers, whose draws are one load."""
     each = {run.engine: run.rate_per_s for run in runs}
-    told = [rate for rate in each.values() if rate is not None]
-    return sum(told) if told else None
+    rates = [rate for rate in each.values() if rate is not None]
+    return sum(rates) if rates else None
 
 
 ONE_PROBLEM = (
@@ -770,10 +772,10 @@ def _counted_as(runs: Sequence[RecordedRun]) -> list[str]:
             notes.append(f"{run.recording}: {NO_CACHE}")
         most = max((len(each.samples) for each in run.problems.values()), default=1)
         if run.drawn:
-            told = "forward passes do" if run.inferred else "/metrics does"
+            source = "forward passes do" if run.inferred else "/metrics does"
             notes.append(
-                f"{run.recording}: each sample counts as a problem, at a rate too, for {told} not "
-                "tell which belong to one request"
+                f"{run.recording}: each sample counts as a problem, at a rate too, for {source} "
+                "not tell which belong to one request"
             )
         elif most > 1:
             notes.append(f"{run.recording}: a request of up to {most} samples is one problem")

@@ -85,8 +85,8 @@ DECODER: Final = ("dtype", "quantization", "kv_cache_dtype", "speculative")  # b
 def of_spans(engine: EngineConfig) -> bool:
     """Whether nothing is known of an engine but what spans say, and how it decodes."""
     decoding = {name: getattr(engine, name) for name in DECODER}
-    told = EngineConfig(model=engine.model, mode="server", other=engine.other, **decoding)
-    return engine == told and dict(engine.other).keys() <= RESOURCE
+    from_spans = EngineConfig(model=engine.model, mode="server", other=engine.other, **decoding)
+    return engine == from_spans and dict(engine.other).keys() <= RESOURCE
 
 
 def sampling_of(policy: Policy) -> Policy:

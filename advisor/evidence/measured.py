@@ -277,17 +277,17 @@ def measured_beside(run: Run, load: Load | None, price: float | None) -> Measure
     Its device time is what is paid at its rate, and its cost is at a price, in USD per device-hour.
     What depends on the load is None where it ran under another one. An unknown load is no other.
     """
-    own = run.load or Load(concurrency=None, rate_per_s=None)
-    in_flight = own.concurrency if own.rate_per_s is None else None
-    at_load = load is None or (in_flight, own.rate_per_s) == (None, None)
+    run_load = run.load or Load(concurrency=None, rate_per_s=None)
+    in_flight = run_load.concurrency if run_load.rate_per_s is None else None
+    at_load = load is None or (in_flight, run_load.rate_per_s) == (None, None)
     if load is not None and not at_load:
-        at_load = same_load((in_flight, own.rate_per_s), (load.concurrency, load.rate_per_s))
-    estimates = measured_estimates(at_price(run, price, own.rate_per_s))
+        at_load = same_load((in_flight, run_load.rate_per_s), (load.concurrency, load.rate_per_s))
+    estimates = measured_estimates(at_price(run, price, run_load.rate_per_s))
     return Measured(
         recording=run.recording,
         problems=run.problems,
         concurrency=in_flight,
-        rate_per_s=own.rate_per_s,
+        rate_per_s=run_load.rate_per_s,
         estimates=estimates if at_load else {**estimates, **dict.fromkeys(OF_LOAD)},
         at_load=at_load,
     )

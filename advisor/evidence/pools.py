@@ -68,16 +68,16 @@ class Pool:
         """
         if self.by_problem:
             each_own = [self.by_problem[name].loads([name]) for name in problem_ids]
-            known = [own[0] for own in each_own if own is not None]
-            return known if len(known) == len(each_own) else None
+            loaded = [own[0] for own in each_own if own is not None]
+            return loaded if len(loaded) == len(each_own) else None
         drafting = self.key[0][-1] is not None
         alike = all(run.texts for run in self.runs)
-        found = []
+        problems = []
         for name in problem_ids:
-            own = [run.problems[name] for run in self.runs if name in run.problems]
+            problem_runs = [run.problems[name] for run in self.runs if name in run.problems]
             each = [
                 [s for s in problem.samples if not drafting or s.advance is not None]
-                for problem in own
+                for problem in problem_runs
             ]
             if each and not alike:
                 most = max(map(len, each), default=0)
@@ -86,8 +86,8 @@ class Pool:
             samples = list(chain.from_iterable(each))
             if not samples:
                 return None
-            found.append(_load(own, samples))
-        return found
+            problems.append(_load(problem_runs, samples))
+        return problems
 
 
 def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> RecordedProblem:
@@ -117,10 +117,12 @@ def find_pools(evidence: Evidence, *, few: bool = False) -> list[Pool]:
         if curve is not None:
             pools.append(_of_curve(key, runs, curve))
             continue
-        whole = [run for run in runs if run.policy.method != "greedy"]
-        policies = [dataclasses.replace(key[1], method="greedy")] if len(whole) < len(runs) else []
-        most = max((run.policy.n for run in whole), default=0)
-        doubled = powers([run.policy.n for run in whole], 1)
+        sampled = [run for run in runs if run.policy.method != "greedy"]
+        policies = (
+            [dataclasses.replace(key[1], method="greedy")] if len(sampled) < len(runs) else []
+        )
+        most = max((run.policy.n for run in sampled), default=0)
+        doubled = powers([run.policy.n for run in sampled], 1)
         counts = {*doubled} if few else {*doubled, *sample_counts(most)}
         if not all(run.answers_told for run in runs):
             counts = {1}
@@ -134,7 +136,7 @@ def find_pools(evidence: Evidence, *, few: bool = False) -> list[Pool]:
             ]
         ids = {name for run in runs for name in run.problems}
         judged = {n for n in ids if all(run.judged(n) for run in runs)}
-        complete = {n for n in judged if not most or _most_samples(whole, n) >= most}
+        complete = {n for n in judged if not most or _most_samples(sampled, n) >= most}
         if complete:
             pools.append(
                 Pool(

@@ -159,10 +159,12 @@ class RecordedRun:
         problem = self.problems.get(name)
         if problem is None:
             return True
-        known = [s.correct is not None for s in problem.samples]
-        told = self.tells_answers
-        able = [s.correct is not None or (told and s.answer is None) for s in problem.samples]
-        return any(known) and all(able)
+        marked = [s.correct is not None for s in problem.samples]
+        has_answers = self.tells_answers
+        able = [
+            s.correct is not None or (has_answers and s.answer is None) for s in problem.samples
+        ]
+        return any(marked) and all(able)
 
     def vote_curve(self, name: str) -> npt.NDArray[np.float64]:
         """Return how often votes of k of a problem's samples are right, k = 1 .. all.
@@ -182,13 +184,13 @@ class RecordedRun:
 
         Raises UsageError where an import does not tell it.
         """
-        told = [self.problems[name].arrival_ns for name in problem_ids]
-        if None in told:
+        arrivals = [self.problems[name].arrival_ns for name in problem_ids]
+        if None in arrivals:
             raise UsageError(
                 f"{self.recording}: tells no load to replay. Give --concurrency, problems in "
                 "flight, or --rate, problems arriving"
             )
-        times = np.array(told, dtype=np.int64)
+        times = np.array(arrivals, dtype=np.int64)
         return np.asarray((times - times.min()) / 1e9)
 
 
@@ -236,7 +238,7 @@ def read_runs(recording: Recording) -> ReadRuns:
         name = (row["engine"], row["policy"], row["problem_id"])
         index = row["sample_index"]
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
-    found: dict[tuple[str, str], dict[str, ProblemRun]] = {}
+    grouped: dict[tuple[str, str], dict[str, ProblemRun]] = {}
     lacking: Counter[str] = Counter()
     in_turn: dict[EngineConfig, list[int]] = {}
     arrivals: dict[tuple[str, str], list[int | None]] = {}  # of traffic
@@ -248,14 +250,14 @@ def read_runs(recording: Recording) -> ReadRuns:
         engine = manifest.engines.get(row["engine"])
         if policy is None or engine is None or not policy.all_samples_end:
             continue
-        own = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
+        own_rows = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
         if watched:
             arrivals.setdefault((row["engine"], row["policy"]), []).append(row["arrival"])
-        if watched and _in_turn(own.values()):
-            in_turn.setdefault(engine, []).append(len(own))
+        if watched and _in_turn(own_rows.values()):
+            in_turn.setdefault(engine, []).append(len(own_rows))
             continue
-        n = len(own) if watched else policy.n
-        run = _problem_run(row, list(own.values()), n, engine.speculative, imported=imported)
+        n = len(own_rows) if watched else policy.n
+        run = _problem_run(row, list(own_rows.values()), n, engine.speculative, imported=imported)
         if isinstance(run, str):
             lacking[run] += 1
             continue
@@ -265,7 +267,7 @@ def read_runs(recording: Recording) -> ReadRuns:
             until = since + round(run.latency_s * 1e9)
             taken = float(cost.within_s(since, until)[0])  # which the profiler's windows took
             run = replace(run, latency_s=run.latency_s - taken)
-        found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
+        grouped.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
     runs = [
         RecordedRun(
             recording=recording.name,
@@ -278,10 +280,10 @@ def read_runs(recording: Recording) -> ReadRuns:
             else manifest.rate_per_s,
             texts=manifest.text_recorded and not imported,
         )
-        for (engine_key, policy_key), group in found.items()
+        for (engine_key, policy_key), group in grouped.items()
     ]
     notes = (
-        _check_left(recording, lacking, runs) if imported else _check_survivors(recording, found)
+        _check_left(recording, lacking, runs) if imported else _check_survivors(recording, grouped)
     )
     if any(run.policy.n > 1 and not run.answers_told for run in runs):
         notes.append(
@@ -326,7 +328,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
         )
         for place, row in enumerate(lengths)
     }
-    told = (
+    note = (
         f"{why}Lengths are drawn with a spread of {curve.spread:g} of their logarithm, and "
         "accuracy is that of laws of answers weighted by its points. No pair of problems is known"
     )
@@ -339,7 +341,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
         rate_per_s=None,
         curve=curve,
     )
-    return ReadRuns([run], [told], {})
+    return ReadRuns([run], [note], {})
 
 
 def _check_left(
@@ -351,15 +353,15 @@ def _check_left(
 
     Raises RecordingError where they are too many for the others to stand for all.
     """
-    told = recording.manifest.provenance.get("imported", {})
-    outcomes = "identities" in told
+    imported = recording.manifest.provenance.get("imported", {})
+    outcomes = "identities" in imported
     failed = int(recording.problems["error"].count()) if outcomes else 0
     every = {**lacking, **({"all of whose samples failed": failed} if failed else {})}
     kept = sum(len(run.problems) for run in runs)
     count = sum(every.values())
     lost = Lost(
         timed_out=0,
-        failed=int(told.get("failed_problems") or 0),
+        failed=int(imported.get("failed_problems") or 0),
         problems=recording.problems.height,
         imported=True,
     )
@@ -419,8 +421,8 @@ def _check_survivors(
     )
     notes = []
     for (engine, policy), rows in ended.group_by("engine", "policy"):
-        own = manifest.policies.get(str(policy))
-        if own is None or not own.all_samples_end:
+        run_policy = manifest.policies.get(str(policy))
+        if run_policy is None or not run_policy.all_samples_end:
             continue
         kept = pl.col("problem_id").is_in(list(found.get((str(engine), str(policy)), {})))
         lost = lost_problems(
@@ -429,9 +431,9 @@ def _check_survivors(
             )
         )
         if lost.too_many:
-            raise RecordingError(f"{recording.name}, {own.label()}: {lost.why_not}")
+            raise RecordingError(f"{recording.name}, {run_policy.label()}: {lost.why_not}")
         if lost.count:
-            notes.append(f"left out of {recording.name}, {own.label()}: {lost.text}")
+            notes.append(f"left out of {recording.name}, {run_policy.label()}: {lost.text}")
     return sorted(notes)
 
 
@@ -440,11 +442,11 @@ def _forced(samples: pl.DataFrame) -> dict[tuple[str, str, str, int], list[dict[
     rows = samples.filter(pl.col("role") == "forced").unique(
         ["engine", "policy", "problem_id", "sample_index"], keep="last", maintain_order=True
     )
-    found: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
+    by_sample: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for row in rows.sort("sample_index").iter_rows(named=True):
         key = (row["engine"], row["policy"], row["problem_id"], row["parent_sample"])
-        found.setdefault(key, []).append(row)
-    return found
+        by_sample.setdefault(key, []).append(row)
+    return by_sample
 
 
 def _with_forced(row: dict[str, Any], forced: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -455,12 +457,12 @@ def _with_forced(row: dict[str, Any], forced: Sequence[Mapping[str, Any]]) -> di
     """
     if not forced or row["output_tokens"] is None:
         return row
-    whole = dict(row)
-    whole["output_tokens"] = sum(each["output_tokens"] or 0 for each in (row, *forced))
+    joined = dict(row)
+    joined["output_tokens"] = sum(each["output_tokens"] or 0 for each in (row, *forced))
     for name in ("drafted_per_step", "accepted_per_step"):
         lists = [each[name] for each in (row, *forced)]
-        whole[name] = None if None in lists else list(chain.from_iterable(lists))
-    return whole
+        joined[name] = None if None in lists else list(chain.from_iterable(lists))
+    return joined
 
 
 def _problem_run(
@@ -472,7 +474,7 @@ def _problem_run(
     imported: bool,
 ) -> ProblemRun | str:
     """Return a problem with all its samples, or what of it is lacking, in words."""
-    whole = [
+    sound = [
         s
         for s in samples
         if (s["end"] is not None or imported)
@@ -482,13 +484,13 @@ def _problem_run(
     ]
     decided = row["end"] if row["decided_at"] is None else row["decided_at"]
     arrival = row["start"] if row["arrival"] is None else row["arrival"]
-    told = [s["prompt_tokens"] for s in whole if s["prompt_tokens"]]
-    prompt = row["prompt_tokens"] or min(told, default=0)
-    if told and not imported:  # earlier recordings may name the prompt of a request that went on
-        prompt = min(told)
+    prompts = [s["prompt_tokens"] for s in sound if s["prompt_tokens"]]
+    prompt = row["prompt_tokens"] or min(prompts, default=0)
+    if prompts and not imported:  # earlier recordings may name the prompt of a request that went on
+        prompt = min(prompts)
     if samples and not any(s["output_tokens"] for s in samples):
         return "whose output_tokens are not known"
-    if not whole or len(whole) != n:
+    if not sound or len(sound) != n:
         if imported and any(s["error"] is None and not s["output_tokens"] for s in samples):
             return "with samples whose output_tokens are not known or 0"
         return f"without {counted(n, 'sound sample')}, as others have"
@@ -497,16 +499,16 @@ def _problem_run(
     timed = arrival is not None and decided is not None
     if not imported and not timed:
         return "whose times are not known"
-    whole.sort(key=lambda s: s["sample_index"] or 0)
+    sound.sort(key=lambda s: s["sample_index"] or 0)
     return ProblemRun(
         problem_id=row["problem_id"],
         arrival_ns=arrival,
         prompt_tokens=prompt,
-        cached_tokens=min(s["cached_tokens"] or 0 for s in whole),
+        cached_tokens=min(s["cached_tokens"] or 0 for s in sound),
         latency_s=(decided - arrival) / 1e9 if timed else float("nan"),
-        samples=tuple(_sample(s, speculative) for s in whole),
+        samples=tuple(_sample(s, speculative) for s in sound),
         prompt_blocks=tuple(row["prompt_blocks"] or ()),
-        indices=tuple(s["sample_index"] or 0 for s in whole),
+        indices=tuple(s["sample_index"] or 0 for s in sound),
         group=row["group"],
     )
 
@@ -554,19 +556,19 @@ def cut_runs(recording: Recording, runs: Sequence[RecordedRun]) -> list[Recorded
     a thought that ended within the budget is as it was. Speculation was not recorded there.
     """
     answers = recording.frame("answers")
-    known = answers.drop_nulls(["problem_id", "sample_index", "budget_tokens"])
+    complete_rows = answers.drop_nulls(["problem_id", "sample_index", "budget_tokens"])
     forced: dict[tuple[str, str], dict[int, dict[str, dict[int, dict[str, Any]]]]] = {}
-    for row in known.iter_rows(named=True):
+    for row in complete_rows.iter_rows(named=True):
         by_budget = forced.setdefault((row["engine"], row["policy"]), {})
-        own = by_budget.setdefault(row["budget_tokens"], {}).setdefault(row["problem_id"], {})
-        own[row["sample_index"]] = row
-    found = []
+        by_index = by_budget.setdefault(row["budget_tokens"], {}).setdefault(row["problem_id"], {})
+        by_index[row["sample_index"]] = row
+    shorter = []
     for run in runs if forced else ():
         if run.engine.speculative is not None or run.policy.thinking_token_budget is not None:
             continue
         by_budget = forced.get((recording.engine_key(run.engine), run.policy.key()), {})
-        found += [_cut(run, budget, rows) for budget, rows in sorted(by_budget.items())]
-    return [run for run in found if run is not None]
+        shorter += [_cut(run, budget, rows) for budget, rows in sorted(by_budget.items())]
+    return [run for run in shorter if run is not None]
 
 
 def _cut(
@@ -583,11 +585,11 @@ def _cut(
     if not n or (n > 1 and run.policy.method == "greedy"):
         return None
     policy = replace(run.policy, n=n, thinking_token_budget=budget, rule=())
-    whole = {
+    trimmed = {
         name: replace(problem, samples=problem.samples[:n], indices=problem.indices[:n])
         for name, problem in problems.items()
     }
-    return replace(run, policy=policy, problems=whole)
+    return replace(run, policy=policy, problems=trimmed)
 
 
 def _cut_sample(sample: Sample, budget: int, row: Mapping[str, Any]) -> Sample:
@@ -657,7 +659,7 @@ def limits_that_cut(lengths: Sequence[int]) -> list[int]:
 
 def limited_runs(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     """Return what runs would have been with smaller limits, nothing of those with drafts."""
-    found = []
+    shorter = []
     for run in runs:
         unknown = run.drawn or run.curve is not None or run.policy == AS_SENT
         if unknown or run.engine.speculative is not None:
@@ -665,8 +667,8 @@ def limited_runs(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
         most = run.policy.max_tokens
         for limit in limits_that_cut([sample.output_tokens for sample in run.samples]):
             if most is None or limit < most:
-                found += [each for each in [limited(run, limit)] if each is not None]
-    return found
+                shorter += [each for each in [limited(run, limit)] if each is not None]
+    return shorter
 
 
 # The decode steps of a sample that was drafted for: tokens forwarded and kept in each.

@@ -33,12 +33,12 @@ def with_host_work(
     `first_step`, lost steps.
     """
     steps = steps.sort("step")
-    own = (STEP_INTERVAL / 1e9).alias("seconds")
+    own_seconds = (STEP_INTERVAL / 1e9).alias("seconds")
     samples = recording.samples.filter(pl.col("engine") == key)
     joined = samples["first_step"].is_not_null().any() and engine.mode == "in_process"
-    whole = steps["end"].null_count() == 0 and not recording.manifest.dropped.get("steps")
-    if not (joined and whole and steps.height):
-        return steps.with_columns(own)
+    complete = steps["end"].null_count() == 0 and not recording.manifest.dropped.get("steps")
+    if not (joined and complete and steps.height):
+        return steps.with_columns(own_seconds)
     ends = steps["end"].to_numpy()
     requests = samples.filter(pl.col("role").fill_null("sample") != "scorer")
     problems = recording.problems.filter(pl.col("engine") == key)
@@ -55,7 +55,7 @@ def with_host_work(
     if manifest.concurrency is not None and alone:
         busy = (pl.int_range(pl.len()) > 0) & ~pl.col("profiled").shift(1).fill_null(False)
     return steps.with_columns(
-        pl.when(busy).then(since).otherwise(own).alias("seconds"),
+        pl.when(busy).then(since).otherwise(own_seconds).alias("seconds"),
         *(pl.when(busy).then(column).otherwise(0).alias(column.name) for column in columns),
     )
 

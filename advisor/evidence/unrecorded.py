@@ -20,7 +20,7 @@ def differences(
 ) -> dict[str, tuple[Any, Any]]:
     """Return the fields in which an engine differs from the nearest recorded one, both values."""
     names = [field.name for field in dataclasses.fields(EngineConfig)]
-    found = [
+    candidates = [
         {
             name: (getattr(asked, name), getattr(other, name))
             for name in names
@@ -28,7 +28,7 @@ def differences(
         }
         for other in recorded
     ]
-    return min(found, key=lambda each: ("model" in each, len(each)), default={})
+    return min(candidates, key=lambda each: ("model" in each, len(each)), default={})
 
 
 def what_differs(fields: dict[str, tuple[Any, Any]]) -> str:
@@ -126,9 +126,9 @@ def unchecked(facts: ModelFacts, engine: EngineConfig, ranks: int | None = 1) ->
     It says what of them real runs have checked. `ranks` are the data-parallel ones of a server,
     None where they are not known.
     """
-    whole = facts.reads_all(engine.max_model_len)
-    parts = [] if whole else [_parts(facts)]
-    untried = not whole and not set(facts.attention or ()) <= _CHECKED
+    unwindowed = facts.reads_all(engine.max_model_len)
+    parts = [] if unwindowed else [_parts(facts)]
+    untried = not unwindowed and not set(facts.attention or ()) <= _CHECKED
     if facts.num_experts and facts.experts_per_token:
         alone = "" if ranks == 1 else ", those of a rank as visited by its own tokens alone"
         untried = untried or bool(alone)

@@ -41,7 +41,7 @@ def capacity_per_s(
     """
     if slots is None:
         return _of_all(stream, serve, problems)
-    passes, whole = 2, problems * (draws if problems * draws <= ENOUGH else 1)
+    passes, pass_size = 2, problems * (draws if problems * draws <= ENOUGH else 1)
     while True:
         workload = stream(passes)
         turns = 1 + float(workload.verify_steps.mean())  # steps that a sample has its slot
@@ -51,7 +51,7 @@ def capacity_per_s(
         first = float(decided[begun <= decided.min()].max())  # of those there before any ended
         start = int(np.searchsorted(begun, first))
         over = int(np.argmax(np.append(np.isinf(decided[start:]), True)))
-        if counted := over // whole * whole:
+        if counted := over // pass_size * pass_size:
             return engines / float(replayed.busy_share_s[start : start + counted].mean())
         more = LONGER if math.isfinite(first) else MORE
         if more * len(workload.prompt_tokens) > MOST and passes > 2:

@@ -105,7 +105,7 @@ def blocks_a_request(
     one size, and each group takes blocks of its own. A window holds what lies in it and a block
     more, a state takes one.
     """
-    whole = math.ceil(context / size)
+    full_blocks = math.ceil(context / size)
     held: dict[tuple[str, int | None], int] = {}  # blocks of a kind's groups
     layers: Counter[tuple[str, int | None]] = Counter()
     of_drafter = () if drafter is None or not facts.layers else drafter.layers or ()
@@ -113,14 +113,14 @@ def blocks_a_request(
         attention = group.attention
         if attention is not None and attention.kept:
             window = attention.window if attention.kind == "sliding_attention" else None
-            near = whole if window is None else math.ceil((window - 1) / size) + 1
-            held["attention", window] = min(whole, near)
+            near = full_blocks if window is None else math.ceil((window - 1) / size) + 1
+            held["attention", window] = min(full_blocks, near)
             layers["attention", window] += group.count
         if group.state is not None:
             held["state", None] = 1
             layers["state", None] += group.count
     if not layers:
-        return whole
+        return full_blocks
     least, most = min(layers.values()), max(layers.values())
     together = most if most < ALIKE * least else least
     return sum(held[kind] * math.ceil(count / together) for kind, count in layers.items())

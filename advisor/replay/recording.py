@@ -48,7 +48,7 @@ def replayed_tables(
     ids = [name for name, count in zip(problem_ids, counts, strict=True) for _ in range(count)]
     flat = [sample for load in loads for sample in load.samples]
     cancelled = replayed.cancelled.tolist()
-    whole = [None if gone else each for each, gone in zip(flat, cancelled, strict=True)]
+    kept = [None if gone else each for each, gone in zip(flat, cancelled, strict=True)]
     arrival = replayed.queued_s - replayed.front_end_s  # of each as it was drawn
     ended = np.isfinite(replayed.end_s)
     samples = pl.DataFrame(
@@ -67,10 +67,10 @@ def replayed_tables(
             "first_token": _ns(replayed.first_token_s, start_ns),
             "end": _ns(replayed.end_s, start_ns),
             "preemptions": replayed.preempted,
-            "finish_reason": [each and ("length" if each.by_length else "stop") for each in whole],
+            "finish_reason": [each and ("length" if each.by_length else "stop") for each in kept],
             "cancelled_by": ["decision" if gone else None for gone in cancelled],
-            "answer": [each and each.answer for each in whole],
-            "correct": [each and each.correct for each in whole],
+            "answer": [each and each.answer for each in kept],
+            "correct": [each and each.correct for each in kept],
         },
         strict=False,
     ).filter(pl.Series(ended))
@@ -107,21 +107,21 @@ def _right(replayed: Replayed, loads: Sequence[RecordedProblem]) -> list[bool]:
     Without any answer the sample that decided says it, as some imports mark samples alone.
     """
     ended = np.isfinite(replayed.end_s) & ~replayed.cancelled
-    found, place = [], 0
+    verdicts, place = [], 0
     shares, deciding = replayed.right.tolist(), replayed.decided_by.tolist()
     for share, by, load in zip(shares, deciding, loads, strict=True):
         right = share == 1
         if share < 1:
-            own = zip(load.samples, ended[place : place + len(load.samples)], strict=True)
-            votes = [sample for sample, known in own if known and sample.answer is not None]
+            pairs = zip(load.samples, ended[place : place + len(load.samples)], strict=True)
+            votes = [sample for sample, known in pairs if known and sample.answer is not None]
             if not votes:
                 right = load.samples[by].correct is True
             elif share > 0:
                 (answer, _), *_ = Counter(vote.answer for vote in votes).most_common(1)
                 right = next(vote.correct is True for vote in votes if vote.answer == answer)
-        found.append(right)
+        verdicts.append(right)
         place += len(load.samples)
-    return found
+    return verdicts
 
 
 def replica_keys(engine: str, count: int) -> list[str]:
@@ -195,8 +195,8 @@ def _steps(
         "source": "replayed",
     }
     steps: pl.DataFrame = pl.DataFrame(frame, strict=False)[order]
-    told = pl.when(pl.col("interval_ns") >= 0).then("interval_ns")
-    return steps.with_columns(step=pl.int_range(pl.len()), interval_ns=told)
+    known_interval = pl.when(pl.col("interval_ns") >= 0).then("interval_ns")
+    return steps.with_columns(step=pl.int_range(pl.len()), interval_ns=known_interval)
 
 
 @compiled

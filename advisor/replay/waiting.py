@@ -43,12 +43,12 @@ def longest_waits(
     queue = replayed.scheduled_s[deciding] - replayed.queued_s[deciding]
     order = [p for p in np.argsort(-queue, kind="stable") if queue[p] > 0][:5]
     owner = np.repeat(np.arange(len(problem_ids)), np.diff(starts))
-    found = []
+    waits = []
     for p in order:
         s = int(deciding[p])
         begun, scheduled = replayed.queued_s[s], replayed.scheduled_s[s]
         first_token, end = replayed.first_token_s[s], replayed.end_s[s]
-        found.append(
+        waits.append(
             Waited(
                 problem_id=problem_ids[p],
                 latency_s=float(replayed.latency_s[p]),
@@ -60,7 +60,7 @@ def longest_waits(
                 behind=_behind(replayed, owner, int(p), s, problem_ids),
             )
         )
-    return found
+    return waits
 
 
 def _behind(

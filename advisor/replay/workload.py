@@ -41,8 +41,8 @@ class SampleArrays:
             if sample.scheduled is not None:
                 verify[place] = len(sample.scheduled)
                 forwarded[place] = sample.scheduled.mean() if len(sample.scheduled) else 1.0
-        known: dict[str | None, int] = {None: NONE}
-        numbers = [known.setdefault(sample.answer, len(known) - 1) for sample in samples]
+        number_of: dict[str | None, int] = {None: NONE}
+        numbers = [number_of.setdefault(sample.answer, len(number_of) - 1) for sample in samples]
         return cls(
             output_tokens=output,
             verify_steps=verify,
@@ -184,13 +184,13 @@ class ReplayWorkload:
 
         The same as of their recorded problems, if each stands there as often as the others.
         """
-        counts, own = np.diff(self.first)[places], len(self.segment_start) - len(self.first) + 1
+        counts, shared = np.diff(self.first)[places], len(self.segment_start) - len(self.first) + 1
         first, samples = _taken(self.first, places)
         first_answer, answers = _taken(self.first_answer, places)
         first_segment, parts = _taken(self.first_segment, places)
         path = self.path[parts]
-        path[first_segment[1:] - 1] = own + np.arange(len(places))  # no other has its last one
-        segments = np.concatenate([np.arange(own), own + places])
+        path[first_segment[1:] - 1] = shared + np.arange(len(places))  # no other has its last one
+        segments = np.concatenate([np.arange(shared), shared + places])
         moved = np.repeat(first_answer[:-1] - self.first_answer[places], counts)
         answer = self.answer[samples]
         return replace(
@@ -244,15 +244,15 @@ def _of_samples(samples: SampleArrays, counts: Ints) -> dict[str, Any]:
 
     Answers are numbered as they are first met. Whether one is right its first sample says.
     """
-    told = np.flatnonzero(samples.answer != NONE)
-    owner = np.repeat(np.arange(len(counts)), counts)[told]
-    each = owner * (samples.answer.max(initial=0) + 1) + samples.answer[told]
+    answered = np.flatnonzero(samples.answer != NONE)
+    owner = np.repeat(np.arange(len(counts)), counts)[answered]
+    each = owner * (samples.answer.max(initial=0) + 1) + samples.answer[answered]
     _, met, same = np.unique(each, return_index=True, return_inverse=True)
     order = np.argsort(met)
     number = np.empty_like(order)
     number[order] = np.arange(len(order))
     answer = np.full(len(samples.answer), NONE, dtype=np.int64)
-    answer[told] = number[same]
+    answer[answered] = number[same]
     firsts = met[order]
     answers = np.bincount(owner[firsts], minlength=len(counts))
     return {
@@ -263,7 +263,7 @@ def _of_samples(samples: SampleArrays, counts: Ints) -> dict[str, Any]:
         "answer": answer,
         "by_length": samples.by_length,
         "first_answer": np.concatenate([[0], np.cumsum(answers)]),
-        "right": samples.correct[told][firsts],
+        "right": samples.correct[answered][firsts],
     }
 
 
@@ -351,23 +351,23 @@ def _chains(
     The last token of a prompt is always computed, so that a block that ends with one has it apart.
     What has no name, the samples of a problem alone have in common.
     """
-    whole = {prompt for prompt in prompt_tokens if prompt % tokens == 0}
-    known: dict[tuple[int, int | None, int], int] = {}
+    full_lengths = {prompt for prompt in prompt_tokens if prompt % tokens == 0}
+    number_of: dict[tuple[int, int | None, int], int] = {}
     chains = []
     for problem, (names, prompt) in enumerate(zip(prefix_blocks, prompt_tokens, strict=True)):
         chain: list[tuple[int, int]] = []
         before, end = NONE, 0
         for name in names[: -(-prompt // tokens)]:
             end = min(end + tokens, prompt)
-            before = known.setdefault((before, name, end), len(known))
-            if end == prompt or end in whole:
+            before = number_of.setdefault((before, name, end), len(number_of))
+            if end == prompt or end in full_lengths:
                 chain.append((before, end - 1))
-                before = known.setdefault((before, None, end), len(known))
+                before = number_of.setdefault((before, None, end), len(number_of))
             if end < prompt:
                 chain.append((before, end))
         if end < prompt and samples[problem] > 1:
-            own = known.setdefault((NONE - 1 - problem, None, prompt), len(known))
-            chain.append((own, prompt - 1))
+            rest = number_of.setdefault((NONE - 1 - problem, None, prompt), len(number_of))
+            chain.append((rest, prompt - 1))
         chains.append(chain)
     return chains
 

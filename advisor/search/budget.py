@@ -104,15 +104,15 @@ def limits_of_budget(
                 metric=metric.name, bound=bound, above=metric.higher_is_better
             )
             continue
-        known = np.isfinite(prices)
-        if not known.any():
+        priced = np.isfinite(prices)
+        if not priced.any():
             raise UsageError(
                 "--max-cost in USD needs --price, such as --price 2.5 per device-hour. "
                 "Or give device-seconds, such as --max-cost 0.5s"
             )
         # A candidate whose price is not known cannot meet the limit.
         limits[field] = MetricBound(
-            metric="device_s", bound=np.where(known, bound / prices, -np.inf)
+            metric="device_s", bound=np.where(priced, bound / prices, -np.inf)
         )
     return limits
 

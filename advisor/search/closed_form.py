@@ -321,10 +321,10 @@ class ClosedForm(Metrics):
         if name.startswith("latency_p"):
             relative = demands.quantile(quantile_of(name))[1]
         values = self._paid() if name == "device_s" else self._values(name)
-        found = values[rows][:, None] * factor * some(relative)[self.work[rows]]
+        drawn = values[rows][:, None] * factor * some(relative)[self.work[rows]]
         if name == "device_s" and self.rate_per_s is not None:
-            found = np.maximum(found, (self.space.devices[rows] / self.rate_per_s)[:, None])
-        return np.asarray(found)
+            drawn = np.maximum(drawn, (self.space.devices[rows] / self.rate_per_s)[:, None])
+        return np.asarray(drawn)
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
         demands, work = self.demands, self.work[rows]

@@ -91,8 +91,8 @@ class Metrics(ABC):
         Idle devices draw what lies by the share `idle` between the least and the most that it can
         be, busy ones what makes up the recorded mean.
         """
-        known = self.space.power[self.rows][rows].T
-        mean, share, least, most = known if paid_s.ndim == 1 else known[:, :, None]
+        watts = self.space.power[self.rows][rows].T
+        mean, share, least, most = watts if paid_s.ndim == 1 else watts[:, :, None]
         idle_w = least + idle * (most - least)
         busy_w = (mean - idle_w * (1 - share)) / share
         joules = idle_w * paid_s + (busy_w - idle_w) * np.minimum(busy_s, paid_s)
@@ -215,9 +215,9 @@ class CandidateMetrics(Metrics):
         drawn |= name == "energy_j" and self._idle_unknown(row)
         if name == "accuracy":
             right = np.atleast_2d(replayed.accuracy).mean(axis=0)
-            known = share(value, float(right.var()), right.size, extrapolated=drawn)
-            return replace(known, runs=len(replayed.candidate.pool.runs))
-        found = self.resampling.estimate(
+            accuracy = share(value, float(right.var()), right.size, extrapolated=drawn)
+            return replace(accuracy, runs=len(replayed.candidate.pool.runs))
+        interval = self.resampling.estimate(
             value * scale,
             self.draws(source, np.array([row]))[0] * scale,
             quantity(name).unit,
@@ -225,10 +225,10 @@ class CandidateMetrics(Metrics):
             extrapolated=drawn or (not exact and replayed.extrapolated),
         )
         if not name.startswith("latency_p"):
-            return found
+            return interval
         _, lower = self._time_row(name, replayed, row, lower=True)
         low = self.resampling.estimate(value, lower, "s", runs=None, extrapolated=False).low
-        return replace(found, low=low, high=found.high if self._bounds(name) else None)
+        return replace(interval, low=low, high=interval.high if self._bounds(name) else None)
 
     def _bounds(self, name: str) -> bool:
         """Whether so many problems bound a percentile by themselves."""
@@ -258,7 +258,7 @@ class CandidateMetrics(Metrics):
         both = np.isinf(draws[0]) & (draws[0] == draws[1])
         with np.errstate(invalid="ignore"):
             difference = np.where(both, 0.0, draws[0] - draws[1])
-        found = self.resampling.estimate(
+        interval = self.resampling.estimate(
             one.value - other.value,
             difference,
             one.unit,
@@ -266,8 +266,8 @@ class CandidateMetrics(Metrics):
             extrapolated=one.extrapolated or other.extrapolated,
         )
         if name.startswith("latency_p") and not self._bounds(name):
-            return replace(found, low=None, high=None)  # nothing tells how slow others differ
-        return found
+            return replace(interval, low=None, high=None)  # nothing tells how slow others differ
+        return interval
 
     def _get(self, name: str) -> tuple[Floats, Floats]:
         rows = self._by_row.setdefault(name, [])
@@ -285,9 +285,9 @@ class CandidateMetrics(Metrics):
             return float(replayed.accuracy.mean()), resampling.accuracy(replayed.accuracy)
         if name in ("tokens", "flops"):
             values: Floats = getattr(replayed, name)
-            known = np.isfinite(values).all()
+            finite = np.isfinite(values).all()
             return float(values.mean()), (
-                resampling.mean(values) if known else np.full(resampling.count, np.inf)
+                resampling.mean(values) if finite else np.full(resampling.count, np.inf)
             )
         if name == "load_per_s":  # too much of it was not replayed
             value = (self.rate_per_s or 0.0) if replayed.keeps_up else np.inf

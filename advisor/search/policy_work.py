@@ -150,8 +150,8 @@ class PolicyWork:
                 return np.zeros(len(self.space.problem_ids))
             curves = [self._curve(run) for run in pool.runs if run.policy.n >= policy.n]
             right = np.array([curve[:, policy.n - 1] for curve in curves])
-            known = np.isfinite(right)
-            return np.asarray(np.where(known, right, 0.0).sum(axis=0) / known.sum(axis=0))
+            has_value = np.isfinite(right)
+            return np.asarray(np.where(has_value, right, 0.0).sum(axis=0) / has_value.sum(axis=0))
 
         return self._once(("right", pool.key, policy.n), mean)
 
@@ -193,14 +193,16 @@ class PolicyWork:
             exact = self.correctness(pool, policy)
             return exact, exact
 
-        known: dict[Policy, tuple[Floats, Floats]] = self._once(("rules", pool.key), dict)
-        if policy not in known:  # a table may come later than the others
-            new = [p for p in pool.policies if p not in known and not decides_as_vote(p.stop, p.n)]
+        by_policy: dict[Policy, tuple[Floats, Floats]] = self._once(("rules", pool.key), dict)
+        if policy not in by_policy:  # a table may come later than the others
+            new = [
+                p for p in pool.policies if p not in by_policy and not decides_as_vote(p.stop, p.n)
+            ]
             samples = [problem.samples for problem in self._problems(pool)]
             names = self.space.problem_ids
             tables = {p: [own[name] for name in names] for p, own in pool.tables.items()}
-            known |= expected_right(samples, new, [self.seed, 4], tables)
-        return known[policy]
+            by_policy |= expected_right(samples, new, [self.seed, 4], tables)
+        return by_policy[policy]
 
     # -- work ----------------------------------------------------------------------------------
 
@@ -263,15 +265,17 @@ class PolicyWork:
             return right, tokens, np.full_like(tokens, np.inf)
         flops = kind.facts.matmul_flops(totals.tokens)
         flops += kind.facts.attention_flops(totals.query_context)
-        own = totals.requests - totals.prefill_requests  # of the steps that verify, not drafted
-        flops += drafting * (totals.tokens - own)
+        not_drafted = (
+            totals.requests - totals.prefill_requests
+        )  # of the steps that verify, not drafted
+        flops += drafting * (totals.tokens - not_drafted)
         return right, tokens, tokens * (flops / tokens.sum())
 
     def work(self, kind: CandidateKind) -> ProblemWork:
         runs = self._run_alone(kind, None)
-        whole = kind.policy.all_samples_end
-        one = runs if whole else self._run_alone(kind, 1)
-        if whole:
+        all_end = kind.policy.all_samples_end
+        one = runs if all_end else self._run_alone(kind, 1)
+        if all_end:
             right = self.correctness(kind.pool, kind.policy)
             tokens, flops = self.tokens_and_flops(kind)
         else:
@@ -281,7 +285,7 @@ class PolicyWork:
             totals=self._mean_totals(runs),
             totals_one=self._mean_totals(one),
             right=right,
-            right_one=right if whole else self._expected(kind)[1],
+            right_one=right if all_end else self._expected(kind)[1],
             tokens=tokens,
             flops=flops,
         )
@@ -295,9 +299,9 @@ class PolicyWork:
         from advisor.replay.replay import replay, stop_of  # numba takes a third of a second
         from advisor.step_time.cost import linear_cost
 
-        own = limits_of(kind.engine)
+        engine_limits = limits_of(kind.engine)
         limits = dataclasses.replace(
-            own, max_num_seqs=seqs, max_num_batched_tokens=None, num_blocks=None
+            engine_limits, max_num_seqs=seqs, max_num_batched_tokens=None, num_blocks=None
         )
         reads = reads_of(kind.facts)
 
@@ -354,13 +358,13 @@ def _decodes(load: RecordedProblem) -> Floats:
     prompt = load.prompt_tokens
     tokens = np.array([sample.output_tokens for sample in load.samples], dtype=float)
     count = tokens - 1
-    found = np.array(
+    demands = np.array(
         [count, count * prompt + count * (count + 1) / 2, np.zeros(len(count)), tokens]
     )
     for place, sample in enumerate(load.samples):
         if sample.scheduled is not None and sample.advance is not None:
-            found[:3, place] = _drafted(sample.scheduled, sample.advance, prompt)
-    return np.asarray(found.mean(axis=1))
+            demands[:3, place] = _drafted(sample.scheduled, sample.advance, prompt)
+    return np.asarray(demands.mean(axis=1))
 
 
 def _drafted(

@@ -215,8 +215,8 @@ class CandidateReplays:
         passes = [rng.permutation(count) for _ in range(max(PASSES, -(-ENOUGH // count)))]
         order = np.concatenate([rng.permutation(count)[:lead], *passes, passes[0][:tail]])
         arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
-        own = len(passes) * count
-        arrivals *= own / rate_per_s / (arrivals[lead + own] - arrivals[lead])
+        in_passes = len(passes) * count
+        arrivals *= in_passes / rate_per_s / (arrivals[lead + in_passes] - arrivals[lead])
         draws = self.policy_work.problems(candidate.pool, candidate.policy)
         problems = [draws[max(i - lead, 0) // count % len(draws)][p] for i, p in enumerate(order)]
         made, most = cost(), MOST_MORE // candidate.policy.n
@@ -268,8 +268,8 @@ class CandidateReplays:
 
 def _paid(runs: Sequence[Replayed], replicas: int) -> float:
     """Return the device-seconds of whole runs for each in which a device is busy, at least 1."""
-    whole = sum(replicas * (run.makespan_s - float(run.arrival_s.min())) for run in runs)
-    return max(whole / max(sum(run.busy_s for run in runs), 1e-12), 1.0)
+    paid_s = sum(replicas * (run.makespan_s - float(run.arrival_s.min())) for run in runs)
+    return max(paid_s / max(sum(run.busy_s for run in runs), 1e-12), 1.0)
 
 
 def _steps_of_passes(runs: Sequence[Replayed], requests: float) -> tuple[float, float]:
@@ -307,8 +307,8 @@ def _pass(
         values[problems] = getattr(replayed, name)[start : start + len(problems)]
         in_order[name] = values
     places = start + np.argsort(problems)
-    own = np.concatenate([np.arange(first[place], first[place + 1]) for place in places])
+    samples = np.concatenate([np.arange(first[place], first[place + 1]) for place in places])
     for name in ("generated_tokens", "scheduled_s", "end_s"):
-        in_order[name] = getattr(replayed, name)[own]
+        in_order[name] = getattr(replayed, name)[samples]
     share = in_order["generated_tokens"].sum() / max(replayed.generated_tokens.sum(), 1)
     return dataclasses.replace(replayed, **in_order, totals=replayed.totals * share)

@@ -114,15 +114,15 @@ class Resampling:
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
         drawn = self.quantile_order(rows, q) if order is None else order
-        found, turns = np.empty(self.count), min(len(rows), (self.count + 1) // 2)
+        quantiles, turns = np.empty(self.count), min(len(rows), (self.count + 1) // 2)
         for number in range(turns):
             ordered = np.sort(rows[number])
             for half in (self.choosing, ~self.choosing):
                 mine = np.flatnonzero(half & (turn == number))
                 place = np.argsort(np.argsort(drawn[mine], kind="stable"), kind="stable")
                 levels = (place + (number + 0.5) / turns) / max(mine.size, 1)
-                found[mine] = quantile_law(ordered, q, levels, lower=lower)
-        return found
+                quantiles[mine] = quantile_law(ordered, q, levels, lower=lower)
+        return quantiles
 
     def quantile_order(self, values: Floats, q: float) -> Floats:
         """Return numbers [draws] that are larger where more of the drawn problems take long.
@@ -151,11 +151,11 @@ class Resampling:
         problems, expected = values.shape[-1], values.mean(axis=tuple(range(values.ndim - 1)))
         drawn = (self.weights @ expected + right) / (problems + right + wrong)
         law = share_law(float(expected.mean()), float(expected.var()), problems)
-        found = np.empty(self.count)
+        shares = np.empty(self.count)
         for half in (self.choosing, ~self.choosing):
             levels = (np.arange(half.sum()) + 0.5) / max(half.sum(), 1)
-            found[half] = beta_quantiles(*law, levels)[np.argsort(np.argsort(drawn[half]))]
-        return found
+            shares[half] = beta_quantiles(*law, levels)[np.argsort(np.argsort(drawn[half]))]
+        return shares
 
     def estimate(
         self, value: float, draws: Floats, unit: str, *, runs: int | None, extrapolated: bool

@@ -85,8 +85,8 @@ class Option:
 
     def pools_by_class(self, chosen: Ints) -> dict[str, Pool]:
         """Return the pools that tables of choices by level draw from."""
-        own = [self.pools[place] for place in chosen]
-        return {OTHERS: own[0]} if self.first else dict(zip(self.classes, own, strict=True))
+        pools = [self.pools[place] for place in chosen]
+        return {OTHERS: pools[0]} if self.first else dict(zip(self.classes, pools, strict=True))
 
     @property
     def spans(self) -> bool:
@@ -107,8 +107,8 @@ class Option:
         if not self.first:
             alike = np.argmax(total.sum(axis=-2), axis=-1)[..., None]
             return np.where(seen, best, alike)
-        known = np.where(seen, np.arange(total.shape[-2]), -1)
-        below = np.maximum.accumulate(known, axis=-1)
+        seen_levels = np.where(seen, np.arange(total.shape[-2]), -1)
+        below = np.maximum.accumulate(seen_levels, axis=-1)
         lowest = np.argmax(seen, axis=-1)[..., None]
         as_level = np.where(below >= 0, below, lowest)
         return np.asarray(np.take_along_axis(best, as_level, axis=-1))
@@ -161,18 +161,18 @@ def with_routings(
     for pool in pools:
         by_decoder.setdefault(pool.key[0], []).append(pool)
     tried: list[Tried] = []
-    for own in by_decoder.values():
-        tried += try_tables(own, list(learned), groups_learned, 0)
+    for same_decoder in by_decoder.values():
+        tried += try_tables(same_decoder, list(learned), groups_learned, 0)
     changed, added = {pool.key: pool for pool in pools}, list[Pool]()
-    found: dict[Policy, Routing] = {}
+    routings: dict[Policy, Routing] = {}
     for each, offered in offers(tried):
         tables = each.option.tables(each.chosen)
         drawn_from = each.option.pools_by_class(each.chosen)
         policy = _policy(tables, drawn_from)
         routing = _routing(each, policy, offered=offered)
-        if policy in found and (found[policy].offered or not offered):
+        if policy in routings and (routings[policy].offered or not offered):
             continue
-        found[policy] = routing
+        routings[policy] = routing
         if not offered:
             continue
         by_problem, pool_of = dict[str, Table](), dict[str, Pool]()
@@ -189,20 +189,20 @@ def with_routings(
             policies=(*now.policies, policy),
             tables={**now.tables, policy: by_problem},
         )
-    return [*(changed[pool.key] for pool in pools), *added], tuple(found.values())
+    return [*(changed[pool.key] for pool in pools), *added], tuple(routings.values())
 
 
 def _policy(tables: Mapping[str, Table], pools: Mapping[str, Pool]) -> Policy:
     efforts = {name: pool.key[1].reasoning_effort for name, pool in pools.items()}
     route = write_routes(tables, efforts)
-    whole = dataclasses.replace(
+    policy = dataclasses.replace(
         next(iter(pools.values())).key[1],
         method="routed",
         n=most_samples(tables),
         reasoning_effort=None,
         rule=(("route", route),),
     )
-    return complete(whole)
+    return complete(policy)
 
 
 def _of_efforts(policy: Policy, tables: Mapping[str, Table], pools: Mapping[str, Pool]) -> Pool:
@@ -227,12 +227,12 @@ def offers(tried: Sequence[Tried]) -> list[tuple[Tried, bool]]:
 
 def _groups(pools: Sequence[Pool], names: Sequence[str]) -> list[str | None]:
     """Return the class of each problem that may be named in a table."""
-    told: dict[str, str | None] = {}
+    group_of: dict[str, str | None] = {}
     for pool in pools:
         for run in pool.runs:
-            told |= {name: each.group for name, each in run.problems.items() if each.group}
+            group_of |= {name: each.group for name, each in run.problems.items() if each.group}
     return [
-        group if (group := told.get(name)) is not None and CLASS.fullmatch(group) else None
+        group if (group := group_of.get(name)) is not None and CLASS.fullmatch(group) else None
         for name in names
     ]
 
@@ -288,10 +288,12 @@ def measured(
             orders = [RandomOrders(samples_of(problem.samples), rng, count) for problem in problems]
             singles += _singles(pool, problems, orders)
             several = efforts[_but_effort(pool)] > 1
-            own = _options(pool, orders, groups, several=several)
-            options += own
+            pool_options = _options(pool, orders, groups, several=several)
+            options += pool_options
             if several:
-                by_class.setdefault(_but_effort(pool), []).extend(o for o in own if not o.first)
+                by_class.setdefault(_but_effort(pool), []).extend(
+                    o for o in pool_options if not o.first
+                )
     options += [_across(own) for own in by_class.values() if len(own) > 1]
     return singles, options
 
@@ -317,27 +319,29 @@ def _singles(
     pool: Pool, problems: Sequence[RecordedProblem], orders: Sequence[RandomOrders]
 ) -> list[Single]:
     fewest = min(each.n for each in orders)
-    whole = [each.n for each in pool.policies if each.all_samples_end and each.n <= fewest]
+    full_votes = [each.n for each in pool.policies if each.all_samples_end and each.n <= fewest]
     curves = [
         majority_curve(
-            [s.answer for s in p.samples], [s.correct for s in p.samples], max(whole, default=0)
+            [s.answer for s in p.samples],
+            [s.correct for s in p.samples],
+            max(full_votes, default=0),
         )
         for p in problems
     ]
     mean_tokens = np.array([each.tokens.mean() for each in orders])
-    found = []
+    singles = []
     for policy in pool.policies:
         stop = policy.stop
         if stop is None or policy.n > fewest:
             continue
         if policy.all_samples_end:
             right = np.array([curve[policy.n - 1] for curve in curves])
-            found.append(Single(policy, right, mean_tokens * policy.n))
+            singles.append(Single(policy, right, mean_tokens * policy.n))
         else:
             drawn = 1 if by_launch(stop) else stop.drawn_first or policy.n
             means = np.array([each.ended(policy.n, drawn, stop).mean(axis=1) for each in orders])
-            found.append(Single(policy, means[:, 0], means[:, 1]))
-    return found
+            singles.append(Single(policy, means[:, 0], means[:, 1]))
+    return singles
 
 
 def _options(
@@ -364,15 +368,15 @@ def _options(
     counts = sorted({count for own in able for count in own}, reverse=True)
     asked = np.array([[count in own for count in counts] for own in able]).reshape(len(able), -1)
     tried = [each.tables(firsts, counts, asked) for each in orders]
-    found = []
-    for place, (first, own) in enumerate(zip(firsts, able, strict=True)):
-        columns = [counts.index(count) for count in own]
+    options = []
+    for place, (first, choices) in enumerate(zip(firsts, able, strict=True)):
+        columns = [counts.index(count) for count in choices]
         ended = [each[place, columns] for each, _ in tried]  # of each problem [choices, 2, orders]
         if first:
-            found.append(_by_agreement(pool, first, own, ended, [a[place] for _, a in tried]))
+            options.append(_by_agreement(pool, first, choices, ended, [a[place] for _, a in tried]))
         else:
-            found.append(_by_class(pool, sorted(classes), own, ended, groups))
-    return found
+            options.append(_by_class(pool, sorted(classes), choices, ended, groups))
+    return options
 
 
 def _by_agreement(
@@ -472,7 +476,7 @@ def _best_option(options: Sequence[Option], sums: Sequence[Floats], folds: Seque
     """
     totals = []
     for option, by_fold in zip(options, sums, strict=True):
-        own = by_fold[list(folds)]
-        chosen = option.learn(own.sum(axis=0) - own)
-        totals.append(float(np.take_along_axis(own, chosen[..., None], axis=-1).sum()))
+        gains = by_fold[list(folds)]
+        chosen = option.learn(gains.sum(axis=0) - gains)
+        totals.append(float(np.take_along_axis(gains, chosen[..., None], axis=-1).sum()))
     return int(np.argmax(totals))

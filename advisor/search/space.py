@@ -129,8 +129,8 @@ class Space:
         That is what `Watts` has: the mean, the busy share, the least and the most of idle.
         """
         unknown = Watts(mean=np.nan, busy_share=1.0, idle=(np.nan, np.nan))
-        found = [self.watts.get(law_key(kind.engine), unknown) for kind in self.kinds]
-        by_kind = [(each.mean, each.busy_share, *each.idle) for each in found]
+        watts = [self.watts.get(law_key(kind.engine), unknown) for kind in self.kinds]
+        by_kind = [(each.mean, each.busy_share, *each.idle) for each in watts]
         return np.array(by_kind).reshape(-1, 4)[self.kind]
 
     @cached_property
@@ -143,8 +143,8 @@ class Space:
     @cached_property
     def batched(self) -> Ints:
         """The max_num_batched_tokens that a candidate's engine has by default, -1: not known."""
-        known = {} if self.offers is None else self.offers.batched
-        by_kind = [known.get(kind.engine, -1) for kind in self.kinds]
+        defaults = {} if self.offers is None else self.offers.batched
+        by_kind = [defaults.get(kind.engine, -1) for kind in self.kinds]
         return np.array(by_kind, dtype=np.int64)[self.kind]
 
     @cached_property

@@ -84,37 +84,37 @@ class StepTimeModel:
         for group in left_out_groups(tables) if held_out else ():
             names = {table.recording for table in group}
             others = [table for table in tables if table.recording not in names]
-            known = {law_key(table.engine) for table in others}
-            held = [table for table in group if law_key(table.engine) in known]
+            taught = {law_key(table.engine) for table in others}
+            held = [table for table in group if law_key(table.engine) in taught]
             kinds = {_kind(table.engine) for table in held}
             wanted = {law_key(table.engine) for table in held}
             laws = self.fit_laws([t for t in others if _kind(t.engine) in kinds], of=wanted)
             for name, key in dict.fromkeys((t.recording, law_key(t.engine)) for t in held):
-                own = [t for t in held if t.recording == name and law_key(t.engine) == key]
-                recorded = sum(self._total(t, laws[key]) for t in own)
-                predicted = sum(float(t.composition.sum(axis=0) @ laws[key]) for t in own)
+                law_tables = [t for t in held if t.recording == name and law_key(t.engine) == key]
+                recorded = sum(self._total(t, laws[key]) for t in law_tables)
+                predicted = sum(float(t.composition.sum(axis=0) @ laws[key]) for t in law_tables)
                 self.errors_[name, key] = float(np.log(recorded / predicted))
                 rest = [t for t in others if law_key(t.engine) == key]
-                self.inside_[name, key] = inside(own, rest)
+                self.inside_[name, key] = inside(law_tables, rest)
         configurations = {table.recording: table.configuration for table in tables}
         self.configurations_ = {found: configurations[found[0]] for found in self.errors_}
         self.laws_: dict[EngineConfig, StepLaw] = {}
         for key, ends in fitted.items():
             seconds = middle_of(ends)
-            own = [table for table in tables if law_key(table.engine) == key]
-            sigma, repeats = self._spread(key, own, seconds, outside=False)
-            sigma_outside, repeats_outside = self._spread(key, own, seconds, outside=True)
-            if any(table.coarse for table in own):
+            law_tables = [table for table in tables if law_key(table.engine) == key]
+            sigma, repeats = self._spread(key, law_tables, seconds, outside=False)
+            sigma_outside, repeats_outside = self._spread(key, law_tables, seconds, outside=True)
+            if any(table.coarse for table in law_tables):
                 sigma, sigma_outside = (
                     float(np.hypot(each, SPREAD)) for each in (sigma, sigma_outside)
                 )
             self.laws_[key] = StepLaw(
-                **of_steps(own, ends),
+                **of_steps(law_tables, ends),
                 sigma=sigma,
                 sigma_outside=max(sigma, sigma_outside),
                 repeats=repeats,
                 repeats_outside=repeats_outside,
-                reads=reads_of(own[0].facts),
+                reads=reads_of(law_tables[0].facts),
             )
         return self
 
@@ -138,8 +138,8 @@ class StepTimeModel:
 
         With `of`, of these laws alone.
         """
-        found = self._fit_towards(tables, of, lambda group: middle_of(_shapes(group))[None])
-        return {key: each[0] for key, each in found.items()}
+        laws = self._fit_towards(tables, of, lambda group: middle_of(_shapes(group))[None])
+        return {key: each[0] for key, each in laws.items()}
 
     def fit_shapes(
         self, tables: Sequence[StepTable], *, of: Collection[EngineConfig] | None = None
@@ -169,18 +169,22 @@ class StepTimeModel:
             by_law: dict[EngineConfig, list[StepTable]] = {}
             for table in group:
                 by_law.setdefault(law_key(table.engine), []).append(table)
-            known = [table for table in group if table.facts is not None]
-            names = list(dict.fromkeys(n for t in known for n in _asked(t)))
+            with_facts = [table for table in group if table.facts is not None]
+            names = list(dict.fromkeys(n for t in with_facts for n in _asked(t)))
             shapes = shapes_of(group)
-            shared = [self._fit_shared(known, names, shape) for shape in shapes] if known else []
-            for key, own in by_law.items():
+            shared = (
+                [self._fit_shared(with_facts, names, shape) for shape in shapes]
+                if with_facts
+                else []
+            )
+            for key, law_tables in by_law.items():
                 if of is not None and key not in of:
                     continue
                 priors: list[Floats | None] = [None] * len(shapes)
-                if own[0].facts is not None:
-                    priors = [_demanded(own[0], names).T @ each for each in shared]
+                if law_tables[0].facts is not None:
+                    priors = [_demanded(law_tables[0], names).T @ each for each in shared]
                 laws[key] = np.array(
-                    [self._fit_own(own, *each) for each in zip(shapes, priors, strict=True)]
+                    [self._fit_own(law_tables, *each) for each in zip(shapes, priors, strict=True)]
                 )
         return laws
 
@@ -201,16 +205,16 @@ class StepTimeModel:
         composition = np.concatenate([table.composition for table in own])
         seconds = np.concatenate([table.seconds for table in own])
         held = _towards(shape, composition, seconds, np.eye(len(FEATURES)))
-        found = self._solve(composition, seconds, held, prior=prior)
-        found[~composition.any(axis=0) & np.isin(FEATURES, UNSEEN)] = 0.0
+        coefficients = self._solve(composition, seconds, held, prior=prior)
+        coefficients[~composition.any(axis=0) & np.isin(FEATURES, UNSEEN)] = 0.0
         recorded = predicted = 0.0
         for name in dict.fromkeys(table.configuration for table in own):
             repeats = [table for table in own if table.configuration == name]
-            totals = np.array([float(t.composition.sum(axis=0) @ found) for t in repeats])
-            ratios = np.array([self._total(t, found) for t in repeats]) / totals
+            totals = np.array([float(t.composition.sum(axis=0) @ coefficients) for t in repeats])
+            ratios = np.array([self._total(t, coefficients) for t in repeats]) / totals
             predicted += float(totals.sum())
             recorded += float(totals.sum() * np.median(ratios))
-        return np.asarray(found * (recorded / predicted), dtype=float)
+        return np.asarray(coefficients * (recorded / predicted), dtype=float)
 
     def _solve(
         self, rows: Floats, seconds: Floats, held: Floats, *, prior: Floats | None = None
@@ -222,7 +226,7 @@ class StepTimeModel:
         predicted = seconds.copy()
         weights = np.ones_like(seconds)
         spread = 0.1
-        found = np.zeros(rows.shape[1])
+        coefficients = np.zeros(rows.shape[1])
         for _ in range(ITERATIONS):
             towards = HELD * spread * held
             scaled = np.concatenate([rows * (weights / predicted)[:, None], towards[:, :-1]])
@@ -231,13 +235,13 @@ class StepTimeModel:
                 size = np.sqrt(np.mean(np.square(scaled[: len(rows)]), axis=0) * PRIOR_STEPS)
                 scaled = np.concatenate([scaled, np.diag(size)])
                 target = np.concatenate([target, size * prior])
-            found = non_negative_least_squares(scaled, target)
-            predicted = np.maximum(rows @ found, 1e-3 * seconds)
+            coefficients = non_negative_least_squares(scaled, target)
+            predicted = np.maximum(rows @ coefficients, 1e-3 * seconds)
             residual = (seconds - predicted) / predicted
             spread = max(1.4826 * float(np.median(np.abs(residual))), 0.01)
             bound = HUBER * spread
             weights = np.sqrt(np.minimum(1.0, bound / np.maximum(np.abs(residual), 1e-12)))
-        return found
+        return coefficients
 
     def _total(self, table: StepTable, law: Floats) -> float:
         return float(np.minimum(table.seconds, STALL * (table.composition @ law)).sum())
@@ -254,13 +258,13 @@ class StepTimeModel:
         `RUN_TO_RUN` and the spread within the run, and outside of the recorded domain also how far
         off the run's larger batches are, predicted from those up to half of the largest.
         """
-        found = [
+        held_out = [
             (name, other)
             for name, other in self.errors_
             if _kind(other) == _kind(key) and (outside or self.inside_[name, other])
         ]
-        errors = [self.errors_[each] for each in found]
-        groups = len({self.configurations_[each] for each in found})
+        errors = [self.errors_[each] for each in held_out]
+        groups = len({self.configurations_[each] for each in held_out})
         if groups >= ENOUGH_CONFIGURATIONS:
             level = min(LEVEL * (1 + 1 / groups), 1.0)
             return float(np.quantile(np.abs(errors), level)) / Z95, len(errors)
@@ -346,10 +350,10 @@ def _on_gpu(tables: Sequence[StepTable]) -> bool | None:
 
     None where neither says it, as of imports and of watches without the plugin.
     """
-    told = tables[0].engine.on_gpu
-    if told is None and any(_weights_read(each) > FASTEST_PROCESSOR for each in tables):
+    on_gpu = tables[0].engine.on_gpu
+    if on_gpu is None and any(_weights_read(each) > FASTEST_PROCESSOR for each in tables):
         return True
-    return told
+    return on_gpu
 
 
 def _weights_read(table: StepTable) -> float:

@@ -26,19 +26,19 @@ def left_out_groups(tables: Sequence[StepTable]) -> list[list[StepTable]]:
     for table in tables:
         groups.setdefault(table.configuration, []).append(table)
         teachers.setdefault(law_key(table.engine), set()).add(table.configuration)
-    found = []
+    left_out = []
     for group in groups.values():
         if any(len(teachers[law_key(table.engine)]) > 1 for table in group):
-            found.append(group)
+            left_out.append(group)
             continue
         alone: dict[str, list[StepTable]] = {}
         for table in group:
             alone.setdefault(table.recording, []).append(table)
-        found += alone.values()
-    if len(found) > MOST_LEFT_OUT:
-        kept = np.linspace(0, len(found) - 1, MOST_LEFT_OUT).round().astype(int)
-        found = [found[place] for place in kept]
-    return found
+        left_out += alone.values()
+    if len(left_out) > MOST_LEFT_OUT:
+        kept = np.linspace(0, len(left_out) - 1, MOST_LEFT_OUT).round().astype(int)
+        left_out = [left_out[place] for place in kept]
+    return left_out
 
 
 def fewest_requests(tables: Sequence[StepTable]) -> float:

@@ -99,15 +99,15 @@ def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
     """Return x >= 0 that minimises |rows x - target|; columns may differ widely in size."""
     size = np.sqrt(np.square(rows).sum(axis=0))
     used = size > 0
-    found = np.zeros(rows.shape[1])
+    solution = np.zeros(rows.shape[1])
     if not used.any():
-        return found
+        return solution
     # A square root of the Gram matrix has the same normal equations and few rows.
     stacked = np.column_stack([rows[:, used] / size[used], target])
     values, vectors = np.linalg.eigh(stacked.T @ stacked)
     factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-    found[used] = _nnls()(factor[:, :-1], factor[:, -1])[0] / size[used]
-    return found
+    solution[used] = _nnls()(factor[:, :-1], factor[:, -1])[0] / size[used]
+    return solution
 
 
 @lru_cache
@@ -129,12 +129,12 @@ def _nnls() -> Callable[[Floats, Floats], tuple[Floats, float]]:
     finder.loader.exec_module(inside)
 
     def solve(rows: Floats, target: Floats) -> tuple[Floats, float]:
-        found, left, failed = inside.nnls(
+        solution, left, failed = inside.nnls(
             np.asarray_chkfinite(rows, order="C"), np.asarray_chkfinite(target), 3 * rows.shape[1]
         )
         if failed == 3:
             raise RuntimeError("nnls: too many iterations")
-        return found, left
+        return solution, left
 
     return solve
 

@@ -103,10 +103,10 @@ def prompt_layer_seconds(values: Floats, starts: Ints, tokens: float) -> float:
 @inner
 def _by_count(values: Floats, first: int, last: int, count: float) -> float:
     """Return a table's seconds at a count; beyond its end with the slope of its upper half."""
-    whole = int(count)
-    at = first + whole
+    floor = int(count)
+    at = first + floor
     if at < last:
-        part = count - whole
+        part = count - floor
         return float(values[at] + (values[at + 1] - values[at]) * part)
     half = (last + first) // 2
     slope = (values[last] - values[half]) / max(last - half, 1)

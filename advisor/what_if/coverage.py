@@ -23,12 +23,12 @@ def replay_of(facts: ModelFacts) -> Predictability:
     why = refusal(facts, EngineConfig(model=facts.name))
     if why is not None:
         return Predictability(ok=False, why=why)
-    known = (
+    statement = (
         "A recording of it is enough: its weights, its FLOPs and what it reads of the KV cache are "
         "known"
     )
     note = unchecked(facts, EngineConfig(model=facts.name))
-    return Predictability(ok=True, why=known if note is None else f"{known}. {note}")
+    return Predictability(ok=True, why=statement if note is None else f"{statement}. {note}")
 
 
 def prior_of_gpu(facts: ModelFacts, system: str | None) -> Predictability:

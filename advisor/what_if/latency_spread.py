@@ -79,11 +79,11 @@ def latency_scatter(
     may.
     """
     recorded = np.array([each.latency_s for each in run.problems.values()])
-    known = np.isfinite(recorded) & (recorded > 0)
-    if model is None or run.concurrency is not None or not known.all():
+    usable = np.isfinite(recorded) & (recorded > 0)
+    if model is None or run.concurrency is not None or not usable.all():
         return np.zeros(0)
-    found = _replayed(run, tables, model)
-    return np.zeros(0) if found is None else np.log(recorded / found[0].latency_s)
+    replayed = _replayed(run, tables, model)
+    return np.zeros(0) if replayed is None else np.log(recorded / replayed[0].latency_s)
 
 
 def _beyond(run: RecordedRun, tables: Sequence[StepTable], model: StepTimeModel) -> Floats | None:
@@ -91,12 +91,14 @@ def _beyond(run: RecordedRun, tables: Sequence[StepTable], model: StepTimeModel)
     replayed = _replayed(run, tables, model)
     if replayed is None:
         return None
-    found, own, law = replayed
+    simulated, own_tables, law = replayed
     recorded = _statistics(np.array([each.latency_s for each in run.problems.values()]))
-    took = sum(float(table.seconds.sum()) for table in own)
-    should = sum(float(law.predict(table.composition).sum()) for table in own)
+    took = sum(float(table.seconds.sum()) for table in own_tables)
+    should = sum(float(law.predict(table.composition).sum()) for table in own_tables)
     with np.errstate(divide="ignore", invalid="ignore"):  # an end before its start
-        return np.asarray(np.log(recorded / _statistics(found.latency_s)) - np.log(took / should))
+        return np.asarray(
+            np.log(recorded / _statistics(simulated.latency_s)) - np.log(took / should)
+        )
 
 
 def _replayed(
@@ -107,12 +109,12 @@ def _replayed(
     None for what cannot be replayed as it was: without steps, ranks, drafts that are not told, and
     samples that the cache has no room for.
     """
-    own = [t for t in tables if (t.recording, t.engine) == (run.recording, run.engine)]
+    own_tables = [t for t in tables if (t.recording, t.engine) == (run.recording, run.engine)]
     law = model.laws_.get(law_key(run.engine))
-    if law is None or not own or run.engine.data_parallel_size > 1 or run.drafts_untold:
+    if law is None or not own_tables or run.engine.data_parallel_size > 1 or run.drafts_untold:
         return None
     try:
-        return replay_recorded(run, law.seconds, own[0].facts), own, law
+        return replay_recorded(run, law.seconds, own_tables[0].facts), own_tables, law
     except ValueError:
         return None
 

@@ -45,29 +45,29 @@ def foretell(
     evidence = gather(recordings, judged=False)
     model = StepTimeModel().fit(evidence.steps)
     by_name = {recording.name: recording for recording in recordings}
-    found = []
+    outcomes = []
     runs: dict[object, RecordedRun] = {}  # of traffic that is drawn again the first draw
     for run in evidence.runs:
         runs.setdefault((run.recording, run.engine, run.policy), run)
     for number, run in enumerate(runs.values()):
-        told = Foretold(recording=run.recording, engine=run.engine, policy=run.policy)
+        foretold = Foretold(recording=run.recording, engine=run.engine, policy=run.policy)
         try:
             predicted = _foretold(by_name[run.recording], evidence, model, run)
-            found.append(replace(told, predicted=predicted))
+            outcomes.append(replace(foretold, predicted=predicted))
         except TtscopeError as error:
-            found.append(replace(told, why_not=str(error)))
+            outcomes.append(replace(foretold, why_not=str(error)))
         if on_run is not None:
             on_run(number + 1, len(runs))
-    return found
+    return outcomes
 
 
 def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: RecordedRun) -> Run:
     key = law_key(run.engine)
     others = _others(evidence.steps, run)
-    own = [table for table in others if law_key(table.engine) == key]
+    own_tables = [table for table in others if law_key(table.engine) == key]
     left = StepTimeModel()
     ends = left.fit_shapes(others, of=(key,))[key]
-    left.laws_ = {key: replace(model.law(run.engine), **of_steps(own, ends))}
+    left.laws_ = {key: replace(model.law(run.engine), **of_steps(own_tables, ends))}
     question = by_replica(Question(engine=run.engine, policy=run.policy))
     return Replays(base, evidence, left, run, (run,), question).summary
 

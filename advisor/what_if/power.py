@@ -24,9 +24,9 @@ def power_law(recordings: Sequence[Recording], engine: EngineConfig) -> PowerLaw
         for key, other in learned_as(recording.manifest.engines).items()
         if law_key(other) == law_key(engine)
     ]
-    found = fit_power([table for table in tables if table is not None])
+    law = fit_power([table for table in tables if table is not None])
     limit = limit_of(engine)
-    return found if found is None or limit is None else replace(found, limit_w=limit)
+    return law if law is None or limit is None else replace(law, limit_w=limit)
 
 
 # What an engine's devices draw: idle, more while a step runs, and more for each request in it.

@@ -129,9 +129,9 @@ class Prediction:
     @property
     def kept(self) -> Held:
         """The predicted run as a recording, with the numbers that are printed of it."""
-        told = self.manifest.provenance["replayed"]
+        replayed = self.manifest.provenance["replayed"]
         printed = {"printed": Printed.of(self.predicted).to_json()}
-        manifest = replace(self.manifest, provenance={"replayed": told | printed})
+        manifest = replace(self.manifest, provenance={"replayed": replayed | printed})
         return replace(self.drawn, manifest=manifest)
 
     def write(self, folder: Path) -> None:
@@ -165,7 +165,7 @@ def predict(
     model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
-    redrafted, law, told = None, None, None
+    redrafted, law, law_note = None, None, None
     sampled = _sampled(question, own, on_tables=on_tables)
     if question.engine.speculative != own.engine.speculative and question.policy.efforts is None:
         redrafted = _redrafted(evidence, alike, sampled, own)
@@ -181,7 +181,7 @@ def predict(
     load = _measured_load(question, ranks)
     prior, untaught = _measured(prior, question, base, given, load, sources)
     if redrafted is not None and model is not None and not on_tables:
-        law, told = draft_law(model, [base, *others], question.engine)
+        law, law_note = draft_law(model, [base, *others], question.engine)
     same = routed.of(_as_it_was(question, own))
     replays = partial(
         Replays,
@@ -223,7 +223,7 @@ def predict(
     ]
     of_drafts = (
         None if redrafted is None else redrafted.note,
-        told,
+        law_note,
         None if prior is None else prior.pays(question.engine, sources),
     )
     notes += [each for each in of_drafts if each is not None]
@@ -251,11 +251,11 @@ def _with_length(
     base: Recording, recorded: Run, question: Question
 ) -> tuple[Recording, Run, Question]:
     """Return what was recorded and asked, with how far ahead the engine drafts."""
-    base, known = run_with_length(base, recorded)
-    told = known.engine.speculative
-    if known.engine != recorded.engine and question.engine.speculative is None:
-        question = replace(question, engine=replace(question.engine, speculative=told))
-    return base, known, question
+    base, completed = run_with_length(base, recorded)
+    speculative = completed.engine.speculative
+    if completed.engine != recorded.engine and question.engine.speculative is None:
+        question = replace(question, engine=replace(question.engine, speculative=speculative))
+    return base, completed, question
 
 
 def _as_it_was(question: Question, own: RecordedRun) -> Question:
@@ -292,24 +292,24 @@ class _Routed:
 def _deployed(evidence: Evidence, base: Recording, recorded: Run) -> tuple[Evidence, _Routed]:
     """Return the evidence with the servers of a run as one engine, and who served whom."""
     servers = next((each for each in servers_of(base) if each.engine == recorded.engine), None)
-    known = {run.engine for run in evidence.runs if run.recording == base.name}
-    if servers is None or recorded.engine in known:
+    engines = {run.engine for run in evidence.runs if run.recording == base.name}
+    if servers is None or recorded.engine in engines:
         return evidence, _Routed()
     evidence, placing = as_one(evidence, base, servers)
     count = servers.replicas
     if count == 1:
         return evidence, _Routed()
     routed = _Routed(count=count, keys=tuple(servers.members))
-    told = f"the {count} servers that were watched are replayed as replicas of one another"
+    opening = f"the {count} servers that were watched are replayed as replicas of one another"
     if placing.told and count == len(servers.members):
-        note = f"{told}, each request on the one that had it"
+        note = f"{opening}, each request on the one that had it"
         return evidence, replace(routed, routing=PLACED, notes=(note,))
     ways = ["least-outstanding", "round-robin"]
     if count == len(servers.members):  # by the shares of the requests that ended on each
         ways.insert(2 if placing.even else 0, PLACED)
     note = (
-        f"{told}. Nothing tells on which of them a request was, so the interval holds what routers "
-        f"of {len(ways)} kinds would do: to the one with the fewest requests, in turn"
+        f"{opening}. Nothing tells on which of them a request was, so the interval holds what "
+        f"routers of {len(ways)} kinds would do: to the one with the fewest requests, in turn"
         + (", and by each server's share of what ended" if PLACED in ways else "")
     )
     return evidence, replace(routed, routing=ways[0], others=tuple(ways[1:]), notes=(note,))
@@ -380,9 +380,9 @@ def _ranks(asked: EngineConfig, recorded: EngineConfig) -> int | None:
 
     The recorded engine may be several servers in one, whose number is then what is asked about.
     """
-    told = asked if RANKS in dict(asked.other) else recorded
-    size, ranks = asked.data_parallel_size, told.ranks
-    if not {RANKS, "urls"} & dict(told.other).keys():
+    engine = asked if RANKS in dict(asked.other) else recorded
+    size, ranks = asked.data_parallel_size, engine.ranks
+    if not {RANKS, "urls"} & dict(engine.other).keys():
         return size
     return None if ranks is None or size % ranks else ranks
 
@@ -397,9 +397,9 @@ def _of_servers(
     facts = evidence.models.get(question.engine.model) if prior is None else prior.facts
     if facts is None or not facts.num_experts:
         return question
-    known = prior is None and law_key(question.engine) in evidence.ranks
-    ran = (evidence.ranks_of(question.engine) if known else ranks) or 1
-    if known and ran != ranks:
+    has_ranks = prior is None and law_key(question.engine) in evidence.ranks
+    ran = (evidence.ranks_of(question.engine) if has_ranks else ranks) or 1
+    if has_ranks and ran != ranks:
         instead = f"--replicas {size // ran} asks for servers that share nothing"
         if size % ran:
             instead = (
@@ -446,15 +446,17 @@ def _measured(
     drafts go as those of `sources`. Raises UsageError for times that cannot be.
     """
     names = [question.engine.model] if prior is None else [question.engine.model, prior.facts.name]
-    told = _cases_untaught(prior, [each for each in given if of_forwards(each)])
+    case_notes = _cases_untaught(prior, [each for each in given if of_forwards(each)])
     read = {each.name: imported_point(each, names) for each in given}
     if prior is None:
         why = "it has no steps. With --gpu its requests correct the prior"
         return None, [
-            *told,
+            *case_notes,
             *(_untaught(name, why) for name, point in read.items() if point is not None),
         ]
-    untaught = told + [_untaught(name, why) for name, why in read.items() if isinstance(why, str)]
+    untaught = case_notes + [
+        _untaught(name, why) for name, why in read.items() if isinstance(why, str)
+    ]
     points = [point for point in read.values() if isinstance(point, MeasuredPoint)]
     points += said_points(question.measured, base)
     if not points:
@@ -467,12 +469,12 @@ def _measured(
                 "engine.speculative=null, or measure without drafts"
             )
         points = [point.drafted(step) for point in points]
-    found = corrected(prior, question.engine, points, load[0])
-    notes = found.notes()
+    correction = corrected(prior, question.engine, points, load[0])
+    notes = correction.notes()
     if step is not None and question.engine.speculative is not None:
         notes.append(f"measured with drafts that give {step.kept:.2f} tokens a step, as replayed")
     notes += [f"what was measured is the load of {whose}" for whose in load[1]]
-    return replace(prior, measured=found.measured, told=tuple(notes)), untaught
+    return replace(prior, measured=correction.measured, told=tuple(notes)), untaught
 
 
 def _cases_untaught(prior: PriorTimes | None, cases: Sequence[Recording]) -> list[str]:
@@ -480,15 +482,15 @@ def _cases_untaught(prior: PriorTimes | None, cases: Sequence[Recording]) -> lis
     if prior is None:
         why = "its cases are of the forward alone. With --gpu they correct kernels"
         return [_untaught(each.name, why) for each in cases]
-    found = prior.found
-    told = {} if found is None else found.untaught
-    used = () if found is None else found.recordings
+    recalibration = prior.found
+    reasons = {} if recalibration is None else recalibration.untaught
+    used = () if recalibration is None else recalibration.recordings
     other = [
         _untaught(each.name, f"its cases are of {', '.join(gpus_of(each))}")
         for each in cases
-        if each.name not in {*told, *used}
+        if each.name not in {*reasons, *used}
     ]
-    return [*(f"{name} {what}" for name, what in told.items()), *other]
+    return [*(f"{name} {what}" for name, what in reasons.items()), *other]
 
 
 def _untaught(name: str, why: str) -> str:
@@ -627,33 +629,33 @@ def far_off_of(recorded: Run, replayed: Run | None, bounds: Mapping[str, Bounds]
 
     Of a p95 latency that is not known by itself the `bounds` of /metrics are held against it.
     """
-    told: dict[str, str] = {}
+    by_tag: dict[str, str] = {}
     for tag, name in _GIVEN.items():
-        was, found = estimate_of(recorded, tag), estimate_of(replayed, tag) if replayed else None
+        was, estimate = estimate_of(recorded, tag), estimate_of(replayed, tag) if replayed else None
         seen = bounds.get("p95") if tag == "latency_s.p95" else None
         if was is not None:
             seen = Bounds(low=was.value, high=was.value, unit=was.unit)
-        if found is None or found.value <= 0 or seen is None or seen.high == 0:
+        if estimate is None or estimate.value <= 0 or seen is None or seen.high == 0:
             continue
-        if lies_off(found, seen.low, seen.high or np.inf):
-            value = number(found.value, found.unit)
-            told[tag] = f"{name} of {value} in the replay, and {seen.words()} as recorded"
-    if not told:
+        if lies_off(estimate, seen.low, seen.high or np.inf):
+            value = number(estimate.value, estimate.unit)
+            by_tag[tag] = f"{name} of {value} in the replay, and {seen.words()} as recorded"
+    if not by_tag:
         return None
     return FarOff(
-        tags=tuple(told),
-        words=f"the run as it was has {'. It has '.join(told.values())}",
+        tags=tuple(by_tag),
+        words=f"the run as it was has {'. It has '.join(by_tag.values())}",
     )
 
 
 def _ties(recorded: Run, replayed: Run | None) -> list[str]:
     """Say why the accuracy of the same samples differs: it is no error of the replay."""
-    was, found = recorded.accuracy, None if replayed is None else replayed.accuracy
+    was, again = recorded.accuracy, None if replayed is None else replayed.accuracy
     plain = recorded.policy is not None and recorded.policy.method == "majority"
-    if not plain or was is None or found is None or abs(was.value - found.value) < 0.0005:
+    if not plain or was is None or again is None or abs(was.value - again.value) < 0.0005:
         return []
     return [
-        f"accuracy {was.value:.3f} recorded and {found.value:.3f} replayed are of the same "
+        f"accuracy {was.value:.3f} recorded and {again.value:.3f} replayed are of the same "
         "samples: the run gave a tied vote to the answer whose sample came first, the replay "
         "shares it equally among those that lead"
     ]
@@ -685,8 +687,8 @@ def _measured_notes(
     if own.engine.mode == "in_process":
         return [_TTFT, *requantised]
     if on_tables:
-        known = any(problem.front_end_s for problem in own.problems.values())
-        return [*([_front_end(own)] if known else []), *requantised]
+        has_front_end = any(problem.front_end_s for problem in own.problems.values())
+        return [*([_front_end(own)] if has_front_end else []), *requantised]
     tables = [table for table in evidence.steps if table.engine == own.engine]
     notes = [_front_end(own)]
     if any(table.coarse for table in tables):
@@ -813,9 +815,9 @@ def _sampled(question: Question, own: RecordedRun, *, on_tables: bool) -> Questi
 def _requantised(question: Question, own: RecordedRun) -> list[str]:
     """Say that the samples are of weights or a cache of another form than those that are priced."""
     was, asked = own.engine, question.engine
-    known = {} if was.dtype is None else {"quantization": "none"}  # else nobody said what it was
+    defaults = {} if was.dtype is None else {"quantization": "none"}  # else nobody said what it was
     forms = [
-        (name, _form(was, name) or known.get(name), _form(asked, name) or usual)
+        (name, _form(was, name) or defaults.get(name), _form(asked, name) or usual)
         for name, usual in (
             ("quantization", "none"),
             ("dtype", None),
@@ -855,10 +857,10 @@ def _redrafted(
     wanted = (decoder_of(question.engine), sampling_of(question.policy))
     if any((decoder_of(run.engine), sampling_of(run.policy)) == wanted for run in evidence.runs):
         return None
-    found = redraft(evidence, recordings, question.engine, question.policy)
-    if found is None or found.runs[0].policy.n < question.policy.n:
+    redrafted = redraft(evidence, recordings, question.engine, question.policy)
+    if redrafted is None or redrafted.runs[0].policy.n < question.policy.n:
         return None
-    return found
+    return redrafted
 
 
 def _source(evidence: Evidence, own: RecordedRun, question: Question) -> RecordedRun:
@@ -920,12 +922,12 @@ def _unanswered(evidence: Evidence, own: RecordedRun, question: Question) -> str
     if engine.model not in models:
         return f"no samples of {engine.model} were recorded. Add a recording of it with --with"
     if decoder_of(engine) not in {decoder_of(run.engine) for run in evidence.runs}:
-        whole = differences(law_key(engine), [law_key(run.engine) for run in evidence.runs])
-        fields = {name: values for name, values in whole.items() if name in DECODING}
+        differing = differences(law_key(engine), [law_key(run.engine) for run in evidence.runs])
+        fields = {name: values for name, values in differing.items() if name in DECODING}
         return (
             f"no samples of {engine.model} were recorded with {what_differs(fields)}, which may "
-            f"change answers or drafts. Record the same problems: {recording_of(engine, whole)}, "
-            "then add that recording with --with"
+            f"change answers or drafts. Record the same problems: {recording_of(engine, differing)}"
+            ", then add that recording with --with"
         )
     changed = [
         field.name

@@ -68,12 +68,12 @@ def by_replica(question: Question) -> Question:
     engine, replicas = question.engine, question.replicas
     if engine.data_parallel_size == 1:
         return question
-    own = Replicas.of(engine)
+    by_rank = Replicas.of(engine)
     if replicas.count == 1:
-        own = replace(own, together=own.together or replicas.together)
+        by_rank = replace(by_rank, together=by_rank.together or replicas.together)
     else:
-        own = replace(replicas, count=own.count * replicas.count)
-    return replace(question, engine=engine.one_replica(), replicas=own)
+        by_rank = replace(replicas, count=by_rank.count * replicas.count)
+    return replace(question, engine=engine.one_replica(), replicas=by_rank)
 
 
 def learned(law: StepLaw) -> StepTimes:
@@ -151,8 +151,8 @@ def tabled(
     )
 
     def within(peaks: Mapping[str, float]) -> bool:
-        known = together is None or peaks["tokens"] <= together.most_tokens
-        return known and measured.holds(peaks, longest)
+        covered = together is None or peaks["tokens"] <= together.most_tokens
+        return covered and measured.holds(peaks, longest)
 
     return StepTimes(
         cost=table_cost(tables),
@@ -206,8 +206,8 @@ def _all_reduces(
             f"--collectives {path}: no such file, and no GPU of the prior of that name has "
             "all-reduces. Give a CSV, a Parquet file, a recording, or a name such as h100_sxm"
         )
-    found = Communication().fit(measured_messages(named[0] if named else path))
-    eager, graph = (found.law("all_reduce", size, graph=each) for each in (False, True))
+    fitted = Communication().fit(measured_messages(named[0] if named else path))
+    eager, graph = (fitted.law("all_reduce", size, graph=each) for each in (False, True))
     whose = f"{path.name} (vLLM {named[0].parent.name})" if named else path.name
     note = (
         f"all-reduces of {size} are those of {whose}: {eager.sizes:,} sizes up to "
@@ -225,7 +225,7 @@ def _all_reduces(
         return all_reduces(of_model, eager=eager, graph=graph, captured=most)
 
     return _AllReduces(
-        seconds=seconds(found),
+        seconds=seconds(fitted),
         most_tokens=eager.high_bytes / (2 * facts.hidden_size),
         note=f"{note}, without the gathering of logits"
         + "".join(_versions(named, size, lambda laws: float(seconds(laws)(USUAL)[0]))),
@@ -367,11 +367,11 @@ def _engine(engine: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
             raise UsageError(f"--set engine.{EXPERTS}: give true or false")
         rest = [each for each in engine.other if each[0] != EXPERTS]
         plain["other"] = [*rest, *([(EXPERTS, "true")] if given else [])]
-    known = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
+    fields = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "other"]
     for name in changes:
-        if name not in known:
+        if name not in fields:
             raise UsageError(
-                f"--set engine.{name}: no such field: {meant(name, [*known, EXPERTS])}"
+                f"--set engine.{name}: no such field: {meant(name, [*fields, EXPERTS])}"
             )
     _check_values("engine", EngineConfig, changes)
     for name, value in changes.items():

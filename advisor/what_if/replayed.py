@@ -137,8 +137,8 @@ class Replays:
         self.concurrency = None
         if arrivals is None:
             self.concurrency = question.concurrency or own.concurrency or 1
-        told = self.base.manifest.workload
-        self.block_tokens = None if told is None else told.prompt_block_tokens
+        workload = self.base.manifest.workload
+        self.block_tokens = None if workload is None else workload.prompt_block_tokens
         self.workloads = [
             ReplayWorkload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
             for loads in self.loads
@@ -202,16 +202,16 @@ class Replays:
         whole_draw = all(len(load.samples) == self.drawn for load in each[0])
         if self.as_sent or (self.stop == Stop() and whole_draw):
             return each
-        found = []
+        draws = []
         for number in range(DRAWS):
-            whole = each[number % len(each)]
+            loads = each[number % len(each)]
             rng = np.random.default_rng([self.question.seed, number])
             drawn = []
-            for load in whole:
+            for load in loads:
                 chosen = rng.permutation(len(load.samples))[: self.drawn]
                 drawn.append(replace(load, samples=tuple(load.samples[i] for i in chosen)))
-            found.append(drawn)
-        return found
+            draws.append(drawn)
+        return draws
 
     @cached_property
     def redrawn(self) -> list[ReplayWorkload]:
@@ -223,14 +223,14 @@ class Replays:
         if self.times.sigma is None or not self.samples_drawn:
             return self.workloads if self.arrivals_drawn else []
         each = [(SampleArrays.of(loads), self._among(loads)) for loads in self.recorded_loads]
-        found = []
+        workloads = []
         for number in range(DRAWS):
             rng = np.random.default_rng([self.question.seed, number, 1])
             samples, among = each[number % len(each)]
             places = [own[rng.integers(0, len(own), self.drawn)] for own in among]
             workload = self._of_as_many(number)
-            found.append(workload.with_samples(samples.at(np.concatenate(places))))
-        return found
+            workloads.append(workload.with_samples(samples.at(np.concatenate(places))))
+        return workloads
 
     def _of_as_many(self, number: int) -> ReplayWorkload:
         """Return a draw's workload whose problems all have as many samples as are drawn."""
@@ -387,10 +387,10 @@ class Replays:
         samples = len(self.workloads[0].prompt_tokens)
         while (passes := 2 * around + STEADY_PASSES) * samples <= MOST_SAMPLES:
             arrivals = poisson_arrivals(rate, passes * count, self.question.seed)
-            found = self._run(replace(self._stream(passes), arrivals=arrivals), 1.0)
-            stay = rate * float(found.latency_s.max())
+            run = self._run(replace(self._stream(passes), arrivals=arrivals), 1.0)
+            stay = rate * float(run.latency_s.max())
             if stay <= around * count:
-                return float(found.latency_s[around * count : -around * count].mean())
+                return float(run.latency_s[around * count : -around * count].mean())
             around = max(2 * around, math.ceil(stay / count))
         return None
 
@@ -419,16 +419,16 @@ class Replays:
         beyond = self.times.beyond(peaks)
         if not beyond:
             return None
-        steps, told = self.tables["steps"], []
+        steps, parts = self.tables["steps"], []
         for name, (value, most) in beyond.items():
-            told.append(f"up to {value:,.0f} {_A_STEP[name]}, {most:,.0f} recorded")
+            parts.append(f"up to {value:,.0f} {_A_STEP[name]}, {most:,.0f} recorded")
         if steps.is_empty():
-            return " and ".join(told)
+            return " and ".join(parts)
         composition = feature_matrix(steps, speculative=self.limits.speculative)
         over = np.zeros(steps.height, dtype=bool)
         for name, (_, most) in beyond.items():
             over |= composition[:, FEATURES.index(name)] > most
-        return f"{' and '.join(told)}. {percent(float(over.mean()))} of the steps have more"
+        return f"{' and '.join(parts)}. {percent(float(over.mean()))} of the steps have more"
 
     @cached_property
     def otherwise(self) -> list[dict[str, float]]:
@@ -488,7 +488,7 @@ class Replays:
     @cached_property
     def summary(self) -> Run:
         """The first draw's summary with the estimates of all draws and speeds."""
-        found = summarise(self.recording)[0]
+        first = summarise(self.recording)[0]
         device = self._estimate("device_s", "device-s")
         price = self.manifest.price_usd_per_device_hour
         latency = self._three("latency_s", "s", self.beyond)
@@ -500,9 +500,9 @@ class Replays:
             each = self.whole.num_devices / tokens.value
             per_token = per_token.scaled(each, "device-s/token")
         return replace(
-            found,
+            first,
             steps=self.runs[0].steps,  # its table may keep none
-            step_time=found.step_time
+            step_time=first.step_time
             if self.question.replicas.count == 1
             else step_times(self.tables["steps"]),  # of all replicas
             accuracy=self._accuracy(),
@@ -510,11 +510,11 @@ class Replays:
             ttft_s=ttft,
             tpot_s=self._three("tpot_s", "s/token", {}),
             tokens_per_problem=tokens,
-            flops_per_problem=self._flops(found.flops_per_problem),
+            flops_per_problem=self._flops(first.flops_per_problem),
             cost_per_token_device_s=per_token,
-            policies=self._fewer(found.policies),
+            policies=self._fewer(first.policies),
             throughput_tokens_per_s=self._ends_scattered(self._estimate("throughput", "tokens/s")),
-            energy_j=self._energy(found.energy_j),
+            energy_j=self._energy(first.energy_j),
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
@@ -573,12 +573,12 @@ class Replays:
     def _three(
         self, name: str, unit: str, beyond: Mapping[str, float]
     ) -> dict[str, Estimate | None]:
-        found = {
+        estimates = {
             which: self._estimate(f"{name}.{which}", unit, sigma=beyond.get(which, 0.0))
             for which in ("mean", "p50", "p95")
         }
-        found["p50"], found["p95"] = _in_order(found["p50"], found["p95"])
-        return found
+        estimates["p50"], estimates["p95"] = _in_order(estimates["p50"], estimates["p95"])
+        return estimates
 
     def _energy(self, without_law: Energy) -> Energy:
         """Return the energy by the law of power, `without_law` where there is none."""
@@ -614,9 +614,9 @@ class Replays:
                 moved = took[last] * np.exp(off[(last + first) % off.size])
                 ratios.append((smooth - begun) / ((came[last] + moved).max() - begun))
         slow, fast = np.quantile(ratios, (1 - LEVEL) / 2), np.quantile(ratios, (1 + LEVEL) / 2)
-        known = (found.low / found.value, found.high / found.value)
+        interval = (found.low / found.value, found.high / found.value)
         beyond = (max(-float(np.log(slow)), 0.0), max(float(np.log(fast)), 0.0))
-        low, high = _apart(found.value, known, beyond)
+        low, high = _apart(found.value, interval, beyond)
         return replace(found, low=low, high=high)
 
     def _fresh_draw(self, values: Floats, fresh: Floats) -> float:
@@ -641,9 +641,9 @@ class Replays:
     @cached_property
     def _draws_of_samples(self) -> tuple[float, float]:
         """The share of the recorded samples that is drawn, and N / (N - 1), in the mean."""
-        own = [self.sources[0].problems[name] for name in self.ids]
-        counts = np.array([len(problem.samples) for problem in own])
-        drawn = [_most_drawn(self.question.policy, problem.group) for problem in own]
+        problems = [self.sources[0].problems[name] for name in self.ids]
+        counts = np.array([len(problem.samples) for problem in problems])
+        drawn = [_most_drawn(self.question.policy, problem.group) for problem in problems]
         return float(np.mean(drawn / counts)), float(np.mean(counts / np.maximum(counts - 1, 1)))
 
     @property
@@ -656,15 +656,15 @@ class Replays:
 
         `value` takes the tokens of a prompt, and those that its samples generated.
         """
-        found = [
+        values = [
             value(
                 problem.prompt_tokens, np.array([float(s.output_tokens) for s in problem.samples])
             )
             for problem in (source.problems[name] for source in self.sources for name in self.ids)
         ]
         if self.as_sent:
-            return float(np.mean([each.sum() for each in found]))
-        return self.drawn * float(np.mean([each.mean() for each in found]))
+            return float(np.mean([each.sum() for each in values]))
+        return self.drawn * float(np.mean([each.mean() for each in values]))
 
     def _flops(self, first: Estimate | None) -> Estimate | None:
         """Return the first draw's FLOPs, moved to the mean over all draws.
@@ -687,8 +687,8 @@ class Replays:
             cached.append(float(flops(run.cached_tokens.astype(float))[ran].sum()) / len(self.ids))
         mean = self._of_any(lambda prompt, made: flops(prompt + made - 1)) if self._whole else None
         value = (float(np.mean(fed)) if mean is None else mean) - float(np.mean(cached))
-        found = first.scaled(value / (fed[0] - cached[0]), first.unit)
-        return replace(found, extrapolated=self.outside and not self._whole)
+        moved = first.scaled(value / (fed[0] - cached[0]), first.unit)
+        return replace(moved, extrapolated=self.outside and not self._whole)
 
     def _fewer(self, first: tuple[PolicyOutcome, ...]) -> tuple[PolicyOutcome, ...]:
         """Return maj@k and pass@k of all recorded samples, where the replay drew some of them."""
@@ -700,23 +700,28 @@ class Replays:
             for number, problem in enumerate(problems)
             for index, each in enumerate(problem.samples[: self.recorded])
         ]
-        whole, text = pl.Int64, pl.String
-        columns = {"problem": whole, "sample_index": whole, "answer": text, "correct": pl.Boolean}
-        columns |= {"end": whole, "output_tokens": whole}
+        integer, text = pl.Int64, pl.String
+        columns = {
+            "problem": integer,
+            "sample_index": integer,
+            "answer": text,
+            "correct": pl.Boolean,
+        }
+        columns |= {"end": integer, "output_tokens": integer}
         frame = pl.DataFrame(rows, schema=columns, orient="row")
         return policies_within(frame, self.recorded, most=self.drawn)
 
     def _spent(self, run: Replayed) -> tuple[float, float, float]:
         """Return seconds, seconds of steps and request-seconds, over all replicas."""
-        whole = run.makespan_s - float(run.arrival_s.min())
+        elapsed_s = run.makespan_s - float(run.arrival_s.min())
         held = float(np.nansum(run.end_s - run.scheduled_s))
-        return whole * self.question.replicas.count, run.busy_s, held
+        return elapsed_s * self.question.replicas.count, run.busy_s, held
 
     def _statistics(self, run: Replayed) -> dict[str, float]:
-        found = _statistics(run, len(self.ids), self.engine)
+        figures = _statistics(run, len(self.ids), self.engine)
         if self.power is not None:
-            found["joules"] = self.power.joules(*self._spent(run))
-        return found
+            figures["joules"] = self.power.joules(*self._spent(run))
+        return figures
 
     @cached_property
     def evenly(self) -> dict[str, float] | None:
@@ -757,8 +762,8 @@ class Replays:
             value = each.value if other is None else other[f"ttft_s.{part}"]
             again = [each.value, value] if np.isfinite(value) else [each.value]
             ends = [least * min(again), most * max(again), each.low, each.high]
-            known = [end for end in ends if end is not None]
-            wide[part] = replace(each, low=min(known), high=max(known))
+            known_ends = [end for end in ends if end is not None]
+            wide[part] = replace(each, low=min(known_ends), high=max(known_ends))
         return wide
 
     @property
@@ -784,11 +789,11 @@ class Replays:
         """Whether it is known which answers are given, and whether they are right."""
         source, policy = self.sources[0], self.question.policy
         samples = [s for name in self.ids for s in source.problems[name].samples]
-        told = source.tells_answers
-        known = all(s.correct is not None or (told and s.answer is None) for s in samples)
+        has_answers = source.tells_answers
+        complete = all(s.correct is not None or (has_answers and s.answer is None) for s in samples)
         judged = any(s.correct is not None for s in samples)
         votes = policy.spec.plurality and (policy.n == 1 or source.answers_told)
-        return known and judged and votes
+        return complete and judged and votes
 
     def _accuracy(self) -> Estimate | None:
         if not self._judged:
@@ -799,8 +804,8 @@ class Replays:
         if exact:  # it does not ask who ended first
             source = self.sources[0]
             right = np.array([source.vote_curve(name)[self.drawn - 1] for name in self.ids])
-        found = column_means(right[:, None], "1")[0]
-        return replace(found, extrapolated=self.outside and not exact)
+        estimate = column_means(right[:, None], "1")[0]
+        return replace(estimate, extrapolated=self.outside and not exact)
 
 
 def _most_drawn(policy: Policy, group: str | None) -> int:
@@ -873,17 +878,17 @@ def _means(statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str, float]:
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     ttft = run.first_token_s - run.queued_s + run.front_end_s
     more = (run.generated_tokens > 1) & ~run.cancelled
     tpot = (run.end_s - run.first_token_s)[more] / (run.generated_tokens[more] - 1)
     for name, values in (("latency_s", run.latency_s), ("ttft_s", ttft), ("tpot_s", tpot)):
         numbers = values[np.isfinite(values)]
-        found[f"{name}.mean"] = float(numbers.mean()) if numbers.size else np.nan
+        figures[f"{name}.mean"] = float(numbers.mean()) if numbers.size else np.nan
         p50, p95 = np.quantile(numbers, (0.5, 0.95)) if numbers.size else (np.nan, np.nan)
-        found |= {f"{name}.p50": float(p50), f"{name}.p95": float(p95)}
+        figures |= {f"{name}.p50": float(p50), f"{name}.p95": float(p95)}
     tokens = float(run.generated_tokens.sum())
-    found["tokens"] = tokens / problems
-    found["throughput"] = tokens / (run.makespan_s - float(run.arrival_s.min()))
-    found["device_s"] = float(run.busy_share_s.mean()) * engine.num_devices
-    return found
+    figures["tokens"] = tokens / problems
+    figures["throughput"] = tokens / (run.makespan_s - float(run.arrival_s.min()))
+    figures["device_s"] = float(run.busy_share_s.mean()) * engine.num_devices
+    return figures

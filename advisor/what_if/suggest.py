@@ -84,12 +84,12 @@ def _worse(prediction: Prediction) -> str | None:
     """Say that a change makes the replay slower, where that is predicted; None where it is not."""
     replayed = prediction.replayed
     was = None if replayed is None else replayed.latency_s["mean"]
-    found = prediction.predicted.latency_s["mean"]
+    predicted = prediction.predicted.latency_s["mean"]
     off = () if prediction.far_off is None else prediction.far_off.tags
-    if "latency_s.mean" in off or was is None or found is None or found.value <= was.value:
+    if "latency_s.mean" in off or was is None or predicted is None or predicted.value <= was.value:
         return None
-    told = "the replay has a mean latency of"
-    return f"{told} {number(found.value, 's')} with it, and {number(was.value, 's')} without"
+    opening = "the replay has a mean latency of"
+    return f"{opening} {number(predicted.value, 's')} with it, and {number(was.value, 's')} without"
 
 
 def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
@@ -102,12 +102,12 @@ def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
     if rate is None or run.sample_rows is None:
         return seen
     ended = sum(each.window.total(FINISHED) or 0.0 for each in servers if each.window is not None)
-    told = run.sample_rows.height
-    if told >= MOST_SEEN * ended and told > run.sample_rows["problem"].n_unique():
+    requests = run.sample_rows.height
+    if requests >= MOST_SEEN * ended and requests > run.sample_rows["problem"].n_unique():
         of = run.engine.model
         kept = [each for each in read_runs(recording).runs if each.engine.model == of]
-        told = sum(len(problem.samples) for each in kept for problem in each.problems.values())
-    return rate if told >= MOST_SEEN * ended else seen or rate
+        requests = sum(len(problem.samples) for each in kept for problem in each.problems.values())
+    return rate if requests >= MOST_SEEN * ended else seen or rate
 
 
 def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Prediction:

@@ -92,10 +92,10 @@ class Replica:
         A page of Ray Serve has several replicas, each with ranks from 0.
         """
         keys = dict(self.keys)
-        told = engine_of({"engine": str(rank), "ReplicaId": replica or ""})
-        own = {key for label, key in keys.items() if label.partition(" ")[0] == str(rank)}
-        only = own.pop() if len(own) == 1 and replica is None else None
-        return keys.get(told) or keys.get(str(rank)) or only
+        engine = engine_of({"engine": str(rank), "ReplicaId": replica or ""})
+        of_rank = {key for label, key in keys.items() if label.partition(" ")[0] == str(rank)}
+        only = of_rank.pop() if len(of_rank) == 1 and replica is None else None
+        return keys.get(engine) or keys.get(str(rank)) or only
 
 
 def _speculation_on(page: PolledPage | None, label: str | None = None) -> Speculative | None:
@@ -129,15 +129,15 @@ def _labels_of(replica: Replica, page: PolledPage | None) -> list[str]:
 def _limits_on(page: PolledPage | None) -> dict[str, int]:
     """Return the limits that TensorRT-LLM has on its page, in the names of EngineConfig."""
     values = {} if page is None else {series.name: v for series, v in page.values.items()}
-    found = {
+    limits = {
         field: round(values[name])
         for field, name in TENSORRT_LLM_LIMITS.items()
         if values.get(name, 0.0) >= 1
     }
-    blocks = found.pop("num_gpu_blocks", None)
+    blocks = limits.pop("num_gpu_blocks", None)
     if blocks is not None and TENSORRT_LLM_HOST not in values:
-        found["num_gpu_blocks"] = blocks + 1  # vLLM keeps one of its blocks for itself
-    return found
+        limits["num_gpu_blocks"] = blocks + 1  # vLLM keeps one of its blocks for itself
+    return limits
 
 
 class Deployment:
@@ -231,8 +231,8 @@ class Deployment:
                 raise EngineError(f"{access.where}: {why}{hint}") from None
         if metrics_needed and ROUTER in scraper.reader.engines:
             raise EngineError(f"{access.where}: {OF_ROUTER}. Name {EACH}")
-        told = page is not None and any(tells(series.name) for series in page.values)
-        if metrics_needed and not told:
+        has_metrics = page is not None and any(tells(series.name) for series in page.values)
+        if metrics_needed and not has_metrics:
             raise EngineError(
                 f"{access.where}: /metrics has nothing of an engine: name {ENGINES_PAGE}"
             )
@@ -251,14 +251,14 @@ class Deployment:
     ) -> tuple[EngineConfig, ModelFacts | None]:
         with access.client() as client:
             card = ask_model(client, access.url, self._model)
-            found = identify(client, card).with_page(scraper.reader.engines)
-        settings = {**found.settings, **cache_settings(scraper.reader.cache_config)}
+            identity = identify(client, card).with_page(scraper.reader.engines)
+        settings = {**identity.settings, **cache_settings(scraper.reader.cache_config)}
         settings |= _limits_on(page)
         settings["speculative"] = settings.get("speculative") or _speculation_on(page)
         settings |= {name: value for name, value in self._declared.items() if value is not None}
-        other = [*found.other, *((("url", access.where),) if len(self._accesses) > 1 else ())]
+        other = [*identity.other, *((("url", access.where),) if len(self._accesses) > 1 else ())]
         settings["other"] = tuple(sorted(other))
-        config, facts = describe(card, found.vllm_version, name=None, settings=settings)
+        config, facts = describe(card, identity.vllm_version, name=None, settings=settings)
         if self._facts is not None:
             facts = dataclasses.replace(self._facts, name=config.model)
         return config, facts
@@ -271,13 +271,17 @@ class Deployment:
         own, 0 to N - 1 over all pages. Servers that share nothing are each a 0.
         """
         for model in {replica.config.model for replica in self.replicas}:
-            own = [each for each in self.replicas if each.config.model == model]
-            told = [[label for label in each.keys if label] for each in own]
-            numbers = [label for labels in told for label in labels]
+            of_model = [each for each in self.replicas if each.config.model == model]
+            labels_of = [[label for label in each.keys if label] for each in of_model]
+            numbers = [label for labels in labels_of for label in labels]
             ranks = len(numbers)
-            if len(own) < 2 or not all(told) or set(numbers) != set(map(str, range(ranks))):
+            if (
+                len(of_model) < 2
+                or not all(labels_of)
+                or set(numbers) != set(map(str, range(ranks)))
+            ):
                 continue
-            for replica, labels in zip(own, told, strict=True):
+            for replica, labels in zip(of_model, labels_of, strict=True):
                 with self._lock:
                     for key in replica.keys.values():
                         self.engines.pop(key, None)
@@ -305,8 +309,8 @@ class Deployment:
                     config = dataclasses.replace(config.one_replica(), other=tuple(sorted(extra)))
                     drafts = config.speculative
                     if drafts is not None and drafts.method == UNKNOWN_METHOD:  # of the page
-                        own = replica.ahead.get(label)
-                        config = dataclasses.replace(config, speculative=own)
+                        ahead = replica.ahead.get(label)
+                        config = dataclasses.replace(config, speculative=ahead)
                 key = replica.keys[label] = config.key()
                 self.engines[key] = config
                 self.shown[key] = " ".join(p for p in (where, label if several else "") if p)
@@ -381,11 +385,13 @@ class Deployment:
         replica.pages.append(page)
         if replica.config.max_num_seqs is not None:
             return
-        told: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+        values_of: defaultdict[str, defaultdict[str, float]] = defaultdict(
+            lambda: defaultdict(float)
+        )
         gauges = page.filter(pl.col("name").is_in([RUNNING, WAITING, KV]))
         for key, name, value in gauges.select("engine", "name", "value").drop_nulls().iter_rows():
-            told[key][name] += value
-        for key, each in told.items():
+            values_of[key][name] += value
+        for key, each in values_of.items():
             # Of a cache that is not told it may be the cache that requests wait for.
             self._seen[key].take(each[RUNNING], each[WAITING], each.get(KV, 1.0))
 
@@ -455,7 +461,7 @@ class Deployment:
 
     def numbers(self, seconds: float) -> dict[str, Numbers | None]:
         """Return each engine's numbers over about the last so many seconds, by key."""
-        found: dict[str, Numbers | None] = {}
+        by_engine: dict[str, Numbers | None] = {}
         for replica in self.replicas:
             pages = list(replica.pages)
             on_ray = is_on_ray(replica.scraper.reader.engines)
@@ -467,8 +473,8 @@ class Deployment:
             with self._lock:
                 keys = dict(replica.keys)
             for key in dict.fromkeys(keys[label] for label in sorted(keys)):
-                told = numbers_of(scrapes, key)
+                of_engine = numbers_of(scrapes, key)
                 # Beside its engines a server tells nothing (vLLM), or what is of all (SGLang).
-                if told is not None or key != keys[""] or len(set(keys.values())) == 1:
-                    found[key] = told
-        return found
+                if of_engine is not None or key != keys[""] or len(set(keys.values())) == 1:
+                    by_engine[key] = of_engine
+        return by_engine

@@ -201,24 +201,24 @@ class PassSteps:
             self._ending = True  # the writer takes the rest when it is closed
 
     def _take(self) -> list[Row]:
-        found: list[Row] = []
+        steps: list[Row] = []
         for passed in self._receiver.take():
             rows = self._rows_of(passed)
             if rows is None:
                 self._left_out += 1
                 continue
             lost = rows.lost
-            found += rows.rows(passed.record, passed.came)
+            steps += rows.rows(passed.record, passed.came)
             if rows.lost > lost and self._writer is not None:
                 self._writer.dropped("steps", rows.lost - lost)
         if self._ending and not self._told and self._writer is not None:
             self._told = True
-            found += [row for rows in self._of_rank.values() for row in rows.flush()]
+            steps += [row for rows in self._of_rank.values() for row in rows.flush()]
             self._say_all(self._writer)
-        self.steps += len(found)
-        for row in found:
+        self.steps += len(steps)
+        for row in steps:
             row["profiled"] = self._profiled(row, None)  # it came here by a way of its own
-        return found
+        return steps
 
     def _rows_of(self, passed: Passed) -> ForwardPassRows | None:
         """Return the rows of a record's rank, None for one too many."""
@@ -271,5 +271,7 @@ def _speculates(replica: Replica) -> bool | None:
     if replica.config.speculative is not None or replica.drafts:
         return True
     kinds = replica.scraper.reader.engines
-    told = any("chunked_prefill_size" in pair for pair in replica.config.other)  # /server_info
-    return False if told or any(kind.startswith(VLLM) for kind in kinds) else None
+    has_settings = any(
+        "chunked_prefill_size" in pair for pair in replica.config.other
+    )  # /server_info
+    return False if has_settings or any(kind.startswith(VLLM) for kind in kinds) else None

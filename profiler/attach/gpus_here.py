@@ -62,12 +62,12 @@ def power_probe(deployment: Deployment, gpus: int | None) -> Probe:
 
 
 def _opened(replicas: Sequence[Replica]) -> AbstractContextManager[list[Gpu]]:
-    found = [processes_here(each.access, each.started) for each in replicas]
+    pids_of = [processes_here(each.access, each.started) for each in replicas]
     users = [
         GpuUser(count=_gpus_of(replica), environs=[_shown_to(pid) for pid in pids])
-        for replica, pids in zip(replicas, found, strict=True)
+        for replica, pids in zip(replicas, pids_of, strict=True)
     ]
-    return open_gpus_of(users, _with_children({pid for pids in found for pid in pids}))
+    return open_gpus_of(users, _with_children({pid for pids in pids_of for pid in pids}))
 
 
 def _shown_to(pid: int) -> dict[str, str] | None:
@@ -87,12 +87,12 @@ def _with_children(pids: set[int]) -> set[int]:
         with suppress(OSError, ValueError, IndexError):
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
             children[int(parent)].append(int(folder.name))
-    found, left = set(pids), list(pids)
+    family, left = set(pids), list(pids)
     while left:
-        new = set(children[left.pop()]) - found
-        found |= new
+        new = set(children[left.pop()]) - family
+        family |= new
         left += new
-    return found
+    return family
 
 
 def _gpus_of(replica: Replica) -> int | None:
@@ -109,9 +109,9 @@ def processes_here(access: Access, started: float | None) -> list[int]:
     `started` is in unix seconds, as its /metrics tells it. There are none where its URL leads away.
     """
     near = is_loopback(urlsplit(access.url).hostname)
-    found = _began_here(started) if near and started is not None else []
+    began = _began_here(started) if near and started is not None else []
     port = port_of(access.url)
-    return [pid for pid in found if port in listening_ports(pid)] or found
+    return [pid for pid in began if port in listening_ports(pid)] or began
 
 
 def _began_here(started: float) -> list[int]:
@@ -119,11 +119,11 @@ def _began_here(started: float) -> list[int]:
 
     The kernel's time of boot, of which both sides make their number, may differ by a second.
     """
-    found = []
+    pids = []
     for folder in Path("/proc").iterdir():
         begun = process_start(folder.name) if folder.name.isdecimal() else None
         if begun is not None and any(
             abs(begun - started + shift) < _TICK_S for shift in (-1, 0, 1)
         ):
-            found.append(int(folder.name))
-    return found
+            pids.append(int(folder.name))
+    return pids

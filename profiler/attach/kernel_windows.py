@@ -172,18 +172,18 @@ class ServerWindows:
         for replica in self._deployment.replicas:
             try:
                 with replica.access.client(_ANSWER_S) as client:
-                    found = self._window(client, replica, steps=0)
+                    traces = self._window(client, replica, steps=0)
             except httpx.HTTPError as error:
                 raise EngineError(
                     f"{replica.access.url}: {_PATH}: {type(error).__name__}"
                 ) from None
-            self._delete(found)
-            if not found:
+            self._delete(traces)
+            if not traces:
                 raise EngineError(
                     f"--kernels {self._folder}: a trace of {replica.access.url} did not come "
                     "there. Name its torch_profiler_dir"
                 )
-            if any(_FRONT_END in path.name for path in found):
+            if any(_FRONT_END in path.name for path in traces):
                 raise EngineError(
                     f"{replica.access.url}: its front end is profiled too, which no number of "
                     f'steps bounds. Start it with "ignore_frontend": true in --profiler-config'
@@ -191,13 +191,13 @@ class ServerWindows:
             self._usable.append(replica)
 
     def _check_route(self, client: httpx.Client, replica: Replica) -> None:
-        url, known = replica.access.url, routes(client)
-        if known is None or _PATH not in known["paths"]:
+        url, schema = replica.access.url, routes(client)
+        if schema is None or _PATH not in schema["paths"]:
             raise EngineError(
                 f"{url}: has no profiler (POST {_PATH}). Start vLLM with {SERVER_FLAGS}"
             )
         dialect = _dialect(replica)
-        if dialect.named and dialect.bound not in json.dumps(known.get("components", {})):
+        if dialect.named and dialect.bound not in json.dumps(schema.get("components", {})):
             raise EngineError(
                 f"{url}: its {_PATH} knows no {dialect.bound}, without which a window could stay "
                 f"open for ever. It takes {dialect.version}"
@@ -240,9 +240,9 @@ class ServerWindows:
             detail["steps_unknown"] = held
         else:
             detail |= {"first_step": held[0], "last_step": held[-1]}
-            own = [each.number for each in trace.steps]
+            numbers = [each.number for each in trace.steps]
             step = pl.col("step").replace_strict(
-                own, list(held), default=None, return_dtype=pl.Int64
+                numbers, list(held), default=None, return_dtype=pl.Int64
             )
         self._event("window", json.dumps(detail), engine=waiting.key)
         rows = trace.kernels.with_columns(step=step)

@@ -72,11 +72,11 @@ def _ahead_ns(date: str | None, now: int) -> int:
     0 where that is less than `_SAME_CLOCK_S`, which a slow answer may make.
     """
     try:
-        told = 0 if date is None else round(parsedate_to_datetime(date).timestamp() * 1e9)
+        server_ns = 0 if date is None else round(parsedate_to_datetime(date).timestamp() * 1e9)
     except (ValueError, OverflowError):
         return 0
-    ahead = told + 500_000_000 - now
-    return ahead if told and abs(ahead) > _SAME_CLOCK_S * 1e9 else 0
+    ahead = server_ns + 500_000_000 - now
+    return ahead if server_ns and abs(ahead) > _SAME_CLOCK_S * 1e9 else 0
 
 
 class ScrapeError(Exception):
@@ -233,8 +233,8 @@ class Scraper:
                     page = self._fresh(self.poll())
                     self._take(page)
                 except Exception as error:  # one page that cannot be taken does not end the watch
-                    known = isinstance(error, ScrapeError)
-                    why = str(error) if known else f"{type(error).__name__} while it was read"
+                    is_expected = isinstance(error, ScrapeError)
+                    why = str(error) if is_expected else f"{type(error).__name__} while it was read"
                     pause_s = self._failed(why)
                     self._another = isinstance(error, AnotherServerError)
                     self._due = time.monotonic() + (self._period_s if self._another else pause_s)
@@ -274,12 +274,12 @@ class Scraper:
         self._on_page(_rows(page.time_ns, {**page.values, **gone}, self._keys | keys))
         moved = any(self._keys.get(engine, key) != key for engine, key in keys.items())
         self._keys |= keys
-        told = self._news(None if moved else self._kept, page)
+        values = self._news(None if moved else self._kept, page)
         if len(self._frames) >= _MOST_WAITING:
-            self.dropped += len(told)
+            self.dropped += len(values)
             self._kept = None  # so that the next is kept whole
         else:
-            self._frames.append(_rows(page.time_ns, told, self._keys))
+            self._frames.append(_rows(page.time_ns, values, self._keys))
             self._kept = page
 
     def _news(self, last: PolledPage | None, page: PolledPage) -> Mapping[Series, float | None]:
@@ -290,14 +290,14 @@ class Scraper:
             self._whole_ns = page.time_ns
             return {**page.values, **gone}
         polled = {self._keys[series.engine] for series in page.values if series.name == RUNNING}
-        told: dict[Series, float | None] = {
+        changed: dict[Series, float | None] = {
             series: value
             for series, value in page.values.items()
             if value != before.get(series)
             or series.name == RUNNING
             or self._keys[series.engine] not in polled
         }
-        return told | gone
+        return changed | gone
 
     def _fresh(self, page: PolledPage) -> PolledPage:
         """Return a page, read anew where its process may be another one.
@@ -310,8 +310,8 @@ class Scraper:
         if began in self._before:
             if not self._balanced:
                 self._balanced = True
-                told = f"{self.access.where}: {SEVERAL}. The numbers are of one at a time"
-                self._on_event(SILENT, f"{told}. Name {EACH}")
+                warning = f"{self.access.where}: {SEVERAL}. The numbers are of one at a time"
+                self._on_event(SILENT, f"{warning}. Name {EACH}")
             self._leave = 0.0
             raise AnotherServerError("another server answers")
         if last is not None and began != last:
@@ -336,8 +336,8 @@ class Scraper:
 def _peer_of(answer: httpx.Response) -> str | None:
     """Return the address of the machine that answers, None where that is not known."""
     stream = answer.extensions.get("network_stream")
-    told = None if stream is None else stream.get_extra_info("server_addr")
-    return str(told[0]) if isinstance(told, tuple) else None
+    address = None if stream is None else stream.get_extra_info("server_addr")
+    return str(address[0]) if isinstance(address, tuple) else None
 
 
 def _fell(last: PolledPage, page: PolledPage) -> int:

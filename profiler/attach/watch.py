@@ -45,18 +45,18 @@ def watch(
     )
     writer = RecordingWriter(folder, manifest)
     writer.add_source("events", ClockWatch().drain)
-    whole = False
+    complete = False
     try:
         with ExitStack() as stack:
             stack.enter_context(deployment.watched(writer))
             for probe in probes:
                 stack.enter_context(probe(writer))
             _wait(deployment, stop, duration_s, on_tick)
-        whole = not deployment.lost
-        if not whole:
+        complete = not deployment.lost
+        if not complete:
             writer.event("killed", "a server is gone, as --on-loss end asks")
     finally:
-        writer.close(complete=whole)
+        writer.close(complete=complete)
     return writer.path
 
 

@@ -144,8 +144,8 @@ def _same(step: TraceStep, row: Row, *, context: bool) -> bool:
         read = step.mark.decode_kv_tokens
         return read is not None and read == row.get("decode_kv_tokens")
     pairs = [(getattr(step.mark, name), row.get(name)) for name in _BATCH]
-    known = [(told, own) for told, own in pairs if told is not None and own is not None]
+    measured = [(told, own) for told, own in pairs if told is not None and own is not None]
     if row.get("source") == "inferred":
         # A front end sees the requests that got a token, and a prefill when it ends.
-        return all(own <= told for told, own in known)
-    return all(own == told for told, own in known)
+        return all(own <= told for told, own in measured)
+    return all(own == told for told, own in measured)

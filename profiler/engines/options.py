@@ -69,8 +69,8 @@ def model_path(name: str) -> str:
         try:
             return str(task.model_path(name.removeprefix(DEMO_PREFIX)))
         except ValueError:
-            known = ", ".join(DEMO_PREFIX + size for size in task.MODELS)
-            raise UsageError(f"no bundled model {name}. Choose one of {known}") from None
+            choices = ", ".join(DEMO_PREFIX + size for size in task.MODELS)
+            raise UsageError(f"no bundled model {name}. Choose one of {choices}") from None
     return name
 
 

@@ -210,9 +210,9 @@ class PluginRows:
         Steps that ended after `until` wait for the next call, `most` of them: of several front ends
         others may still send what belongs before or to them.
         """
-        told = [dict(zip(COLUMNS, each, strict=True)) for each in raw]
-        self._waiting += [each for each in told if each["running"] is not None]
-        self._parts += [each for each in told if each["running"] is None]
+        steps = [dict(zip(COLUMNS, each, strict=True)) for each in raw]
+        self._waiting += [each for each in steps if each["running"] is not None]
+        self._parts += [each for each in steps if each["running"] is None]
         self._waiting.sort(key=lambda each: each["end"])
         cut = len(self._waiting)
         if until is not None:
@@ -254,8 +254,8 @@ class PluginRows:
         # The newest token of each request is known and not computed yet: it is among the step's.
         read = 0 if not decodes else None
         share = min(decodes / self._alive, 1.0) if self._alive > 0 else 1.0
-        known = share >= _FEWEST_SEEN or self.pipelined
-        if decodes and known and self._context is not None:
+        counts_newest = share >= _FEWEST_SEEN or self.pipelined
+        if decodes and counts_newest and self._context is not None:
             read = max(round(self._context * share) + decode_tokens - decodes, 0)
         interval = None
         if self._ran and self._last_end is not None:

@@ -92,10 +92,10 @@ def _own(path: Path) -> str:
     _check_owner(path.parent, path.parent.lstat())
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path}: is no file. Delete it, and ttscope makes another")
-        _check_owner(path, found)
+        _check_owner(path, status)
         return _text(file.read(_MOST_BYTES + 1))
 
 

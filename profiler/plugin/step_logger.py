@@ -204,9 +204,9 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
 
             name = self._vllm_config.model_config.served_model_name
             drafts = speculation_of(self._vllm_config)
-            told = engine_config(self._vllm_config, str(name), drafts).to_json()
+            config = engine_config(self._vllm_config, str(name), drafts).to_json()
             details = self._vllm_config.observability_config
-            self._head["config"] = told | {"mode": "server"}
+            self._head["config"] = config | {"mode": "server"}
             self._head["details"] = bool(details.enable_logging_iteration_details)
             facts = model_facts(self._vllm_config, str(name))
             self._head["model"] = None if facts is None else facts.to_json()
@@ -344,7 +344,7 @@ def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
         spec = scheduler.spec_decoding_stats
         details = getattr(scheduler, "iteration_details", None)
         perf = getattr(scheduler, "perf_stats", None)
-    told = (
+    row = (
         (None,) * 6
         if details is None
         else (
@@ -379,7 +379,7 @@ def _row(scheduler: Any, iteration: Any) -> tuple[Any, ...]:
         *made,
         None if spec is None else list(spec.num_draft_tokens_per_pos),
         None if spec is None else list(spec.num_accepted_tokens_per_pos),
-        *told,
+        *row,
         None if perf is None else perf.num_flops_per_gpu,
         None if perf is None else perf.num_read_bytes_per_gpu,
     )

@@ -88,15 +88,15 @@ class StepMetrics:
         out, engine = self._out, self._engine
         load = None
         while self._ring:
-            end, told, spec, first, batch, ended = self._ring.popleft()
+            end, running, spec, first, batch, ended = self._ring.popleft()
             with contextlib.suppress(Exception):  # statistics with other fields
-                if told is not None:
-                    load = told
+                if running is not None:
+                    load = running
                     if batch and self._last is not None:
                         out.record(STEP_TIME, (end - self._last) / 1e9, engine)
                     if batch:
                         out.record(STEP_BATCH, batch, engine)
-                    self._last = end if told[0] else None
+                    self._last = end if running[0] else None
                 for seconds in first:
                     out.record(TTFT, seconds, engine)
                 for each in ended:

@@ -67,8 +67,8 @@ def most_confident(keep: float) -> Choice:
     """
 
     def choose(votes: Mapping[int, Vote]) -> str | None:
-        known = [vote for vote in _parsed(votes) if _finite(vote.confidence)]
-        ranked = sorted(known, key=lambda vote: -(vote.confidence or 0.0))
+        confident = [vote for vote in _parsed(votes) if _finite(vote.confidence)]
+        ranked = sorted(confident, key=lambda vote: -(vote.confidence or 0.0))
         kept = ranked[: ceil(keep * len(ranked) - 1e-9)]
         kept.sort(key=lambda vote: vote.sample_index)
         if not kept:

@@ -48,12 +48,12 @@ def effort_for(policy: Policy, group: str | None) -> str | None:
 
 @lru_cache(maxsize=1024)  # an endpoint starts one policy for every question
 def _starter(policy: Policy, group: str | None) -> Callable[[], PolicyRun]:
-    whole = complete(policy)
-    if whole.spec.of_others:
-        raise UsageError(f"policy: {whole.method} is what others sent. Choose another method")
-    rule = dict(whole.rule)
-    stop = whole.stop_for(group)
+    completed = complete(policy)
+    if completed.spec.of_others:
+        raise UsageError(f"policy: {completed.method} is what others sent. Choose another method")
+    rule = dict(completed.rule)
+    stop = completed.stop_for(group)
     if stop is None:
-        return partial(_CONTINUED[whole.method], whole.n, rule)
-    choose = _CHOICES[whole.method](rule) if whole.method in _CHOICES else most_votes
-    return partial(ParallelVote, whole.n, stop, choose)
+        return partial(_CONTINUED[completed.method], completed.n, rule)
+    choose = _CHOICES[completed.method](rule) if completed.method in _CHOICES else most_votes
+    return partial(ParallelVote, completed.n, stop, choose)

@@ -96,16 +96,16 @@ def _used(nvml: Any, users: Sequence[GpuUser], processes: Collection[int]) -> li
     computing = [handle for handle in everything if _computes(nvml, handle, processes)]
     if computing and total in (None, len(computing)):
         return computing
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     sure = True
     for user in users:
         shown = {tuple(sorted(each.items())) for each in user.environs if each is not None}
         sure = sure and len(shown) == 1 and None not in user.environs
         for environ in shown:
             for handle in _visible(nvml, dict(environ))[: user.count]:
-                found[nvml.nvmlDeviceGetUUID(handle)] = handle
-    if sure or (total is not None and total == len(found)):
-        return list(found.values())
+                handles[nvml.nvmlDeviceGetUUID(handle)] = handle
+    if sure or (total is not None and total == len(handles)):
+        return list(handles.values())
     if len(everything) in (total, 1):
         return everything
     raise SensorError(
@@ -133,20 +133,20 @@ def _visible(nvml: Any, environ: Mapping[str, str]) -> list[Any]:
     everything = _all(nvml)
     wanted = environ.get("CUDA_VISIBLE_DEVICES")
     entries = list(map(str, range(len(everything)))) if wanted is None else wanted.split(",")
-    found: list[Any] = []
+    handles: list[Any] = []
     for entry in map(str.strip, entries):
         handle = _named(nvml, entry, everything)
         if handle is None:
             break
-        found.append(handle)
-    if not found:
+        handles.append(handle)
+    if not handles:
         raise SensorError(f"CUDA_VISIBLE_DEVICES={wanted} leaves no GPU")
-    by_index = any(entry.strip().isdigit() for entry in entries[: len(found)])
+    by_index = any(entry.strip().isdigit() for entry in entries[: len(handles)])
     if by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         names = {nvml.nvmlDeviceGetName(handle) for handle in everything}
         if len(names) > 1:  # CUDA counts the fastest first, NVML along the bus
             raise SensorError("GPUs differ: set CUDA_DEVICE_ORDER=PCI_BUS_ID to tell which is used")
-    return found
+    return handles
 
 
 def _named(nvml: Any, entry: str, everything: list[Any]) -> Any | None:

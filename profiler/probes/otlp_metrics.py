@@ -217,18 +217,18 @@ class OtlpMetrics:
         self, instrument: Instrument, values: pl.Series, attributes: Attributes = ()
     ) -> None:
         """Add values to a histogram, without those that are null."""
-        found = values.drop_nulls().cast(pl.Float64).to_numpy()
-        found = found[np.isfinite(found)]
-        if not found.size:
+        finite = values.drop_nulls().cast(pl.Float64).to_numpy()
+        finite = finite[np.isfinite(finite)]
+        if not finite.size:
             return
-        places = np.searchsorted(instrument.bounds, found)
+        places = np.searchsorted(instrument.bounds, finite)
         counts = np.bincount(places, minlength=len(instrument.bounds) + 1).tolist()
         with self._lock:
             buckets = self._of(instrument, attributes, lambda: _Buckets(instrument.bounds))
             buckets.counts = [a + b for a, b in zip(buckets.counts, counts, strict=True)]
-            buckets.sum += float(found.sum())
-            buckets.least = min(buckets.least, float(found.min()))
-            buckets.most = max(buckets.most, float(found.max()))
+            buckets.sum += float(finite.sum())
+            buckets.least = min(buckets.least, float(finite.min()))
+            buckets.most = max(buckets.most, float(finite.max()))
 
     def set(self, instrument: Instrument, value: float | None, attributes: Attributes = ()) -> None:
         """Set a gauge; None leaves it."""
@@ -344,23 +344,23 @@ class TableMetrics:
 
     def observe_steps(self, rows: pl.DataFrame) -> None:
         """Observe rows of `steps`: the time of a step, or else since the one before."""
-        for (key,), own in rows.group_by("engine", maintain_order=True):
+        for (key,), of_engine in rows.group_by("engine", maintain_order=True):
             engine = self._attributes(str(key))
             self._stepped.add(str(key))
             batch = pl.coalesce(pl.col("prefill_requests") + pl.col("decode_requests"), "running")
-            steps = own.select(batch=batch, seconds=STEP_TOOK / 1e9)
+            steps = of_engine.select(batch=batch, seconds=STEP_TOOK / 1e9)
             self._metrics.record_all(STEP_TIME, steps["seconds"], engine)
             self._metrics.record_all(STEP_BATCH, steps["batch"], engine)
-            newest = own.row(-1, named=True)
+            newest = of_engine.row(-1, named=True)
             for instrument, column in ((KV_BLOCKS, "kv_blocks"), (WAITING, "waiting")):
                 self._metrics.set(instrument, newest[column], engine)
             for instrument, column in ((DRAFTED, "drafted"), (ACCEPTED, "accepted")):
-                self._add_positions(instrument, own[column], engine)
+                self._add_positions(instrument, of_engine[column], engine)
 
     def _add_positions(self, instrument: Instrument, counts: pl.Series, engine: Attributes) -> None:
-        known = counts.drop_nulls()
+        counted = counts.drop_nulls()
         sums: list[int] = []
-        for each in known:
+        for each in counted:
             sums += [0] * (len(each) - len(sums))
             for place, count in enumerate(each):
                 sums[place] += count
@@ -381,22 +381,22 @@ class TableMetrics:
             tpot=(pl.col("end") - pl.col("first_token")) / 1e9 / more,
             request=(pl.col("end") - pl.col("arrival")) / 1e9,
         )
-        for (key,), own in times.group_by("engine"):
+        for (key,), of_engine in times.group_by("engine"):
             engine = self._attributes(str(key))
             for instrument, name in ((TTFT, "ttft"), (TPOT, "tpot"), (REQUEST, "request")):
-                self._metrics.record_all(instrument, own[name], engine)
+                self._metrics.record_all(instrument, of_engine[name], engine)
 
     def _observe_scrapes(self, rows: pl.DataFrame) -> None:
         from traces.live import numbers
 
         gauges = {numbers.RUNNING: RUNNING, numbers.WAITING: WAITING, numbers.KV: KV_USAGE}
         counters = {numbers.DRAFTED: DRAFTED, numbers.ACCEPTED_AT: ACCEPTED}
-        known = rows.filter(
+        shown = rows.filter(
             pl.col("name").is_in([*gauges, *counters]),
             pl.col("le").is_null(),
             pl.col("value").is_not_null(),  # else the series is gone
         )
-        newest = known.group_by("engine", "name", "labels", maintain_order=True).last()
+        newest = shown.group_by("engine", "name", "labels", maintain_order=True).last()
         sums: dict[tuple[str, str], float] = {}
         for row in newest.iter_rows(named=True):
             key, name, value = str(row["engine"]), row["name"], row["value"]
@@ -413,8 +413,8 @@ class TableMetrics:
 
     def _observe_power(self, rows: pl.DataFrame) -> None:
         """Observe the joules that devices count themselves."""
-        known = rows.drop_nulls("energy_j")
-        newest = known.group_by("host", "device", "kind", maintain_order=True).last()
+        measured = rows.drop_nulls("energy_j")
+        newest = measured.group_by("host", "device", "kind", maintain_order=True).last()
         for row in newest.iter_rows(named=True):
             place = ("power", str(row["host"]), str(row["device"]))
             before = self._last.get(place)
@@ -425,8 +425,12 @@ class TableMetrics:
                 self._metrics.add(ENERGY, row["energy_j"] - before, named)
 
     def _attributes(self, key: str) -> Attributes:
-        told = self._described(key)
-        named = () if told is None else ((GEN_AI_MODEL, told[0]), (GEN_AI_PROVIDER, told[1]))
+        described = self._described(key)
+        named = (
+            ()
+            if described is None
+            else ((GEN_AI_MODEL, described[0]), (GEN_AI_PROVIDER, described[1]))
+        )
         return ((ENGINE_KEY, key), *named)
 
 

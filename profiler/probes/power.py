@@ -190,28 +190,28 @@ def energy_here(
     rapl_root: Path = rapl.ROOT, *, patience_s: float = 5.0
 ) -> tuple[bool, str, str | None]:
     """Return whether energy can be measured on this machine, by what or why not, and the mend."""
-    found: list[tuple[bool, str, str | None]] = []
+    ways: list[tuple[bool, str, str | None]] = []
 
     def look() -> None:
         try:
             with open_gpus(None) as gpus:
                 readings = [gpu.read(state=False) for gpu in gpus]
         except SensorError as error:
-            found.append((False, str(error), None))
+            ways.append((False, str(error), None))
             return
         counted = sum(reading["energy_j"] is not None for reading in readings)
         drawn = sum(reading["watts"] is not None for reading in readings)
         every = all(each["energy_j"] is not None or each["watts"] is not None for each in readings)
         mend = None if every else "whole GPUs: NVML knows no energy of a MIG slice"
         how = f"energy counter on {counted} of {len(readings)} GPUs, power on {drawn}"
-        found.append((every, f"NVML: {how}", mend))
+        ways.append((every, f"NVML: {how}", mend))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(patience_s)
-    if not found:
-        found.append((False, f"NVML did not answer for {patience_s:g} s", "a driver that answers"))
-    present, detail, needs = found[0]
+    if not ways:
+        ways.append((False, f"NVML did not answer for {patience_s:g} s", "a driver that answers"))
+    present, detail, needs = ways[0]
     if present or needs:
         return present, detail, needs
     packages, why = rapl.examine(rapl_root)

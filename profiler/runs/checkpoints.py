@@ -35,13 +35,13 @@ Append = Callable[[str, Mapping[str, Any]], None]
 
 def check_budgets(budgets: tuple[int, ...], samples: int, policy: Policy) -> None:
     """Raise UsageError for checkpoints that cannot be made of a policy's samples."""
-    own = policy.thinking_token_budget
+    limit = policy.thinking_token_budget
     if any(budget < 1 for budget in budgets) or len(set(budgets)) < len(budgets):
         raise UsageError("--budget-checkpoints: give different token counts above 0, as 64,128")
     if samples < 1:
         raise UsageError(f"--checkpoint-samples must be at least 1, not {samples}")
-    if own is not None and max(budgets) >= own:
-        raise UsageError(f"--budget-checkpoints must lie below the thinking budget, {own}")
+    if limit is not None and max(budgets) >= limit:
+        raise UsageError(f"--budget-checkpoints must lie below the thinking budget, {limit}")
     if policy.max_tokens is not None and max(budgets) >= policy.max_tokens:
         raise UsageError(f"--budget-checkpoints must lie below max_tokens, {policy.max_tokens}")
     if policy.spec.in_steps:
@@ -205,17 +205,17 @@ class _Asked:
         )
 
     def take(self, result: SampleResult) -> None:
-        found = self.open.pop(result.request_id, None)
-        if found is None:
+        asked = self.open.pop(result.request_id, None)
+        if asked is None:
             return
-        thought, budget, sent = found
+        thought, budget, sent = asked
         flight = thought.flight
         failed = result.error is not None
         answer = (
             None if failed else self.workload.answer_to(flight.problem, THINK_END + result.text)
         )
         correct = None if failed else self.workload.is_correct(flight.problem, answer)
-        told = {
+        fields = {
             "answer": flight.shown(answer, keep_text=self.keep_text),
             "correct": correct,
             "answer_tokens": result.output_tokens,
@@ -223,7 +223,7 @@ class _Asked:
         }
         if not failed:
             named = _named(thought, budget)
-            self.append("answers", {**self.keys, **named, **told, "forced": True})
+            self.append("answers", {**self.keys, **named, **fields, "forced": True})
         self.failed += failed
         self.prompt_tokens = _sum(self.prompt_tokens, result.prompt_tokens, result.cached_tokens)
         self.output_tokens = _sum(self.output_tokens, result.output_tokens, 0)
@@ -244,7 +244,7 @@ class _Asked:
             "censored": result.finish_reason == "length",
             "error": result.error,
         }
-        self.append("samples", {**self.keys, **row, **told})
+        self.append("samples", {**self.keys, **row, **fields})
 
 
 def _sum(total: int | None, tokens: int | None, cached: int | None) -> int | None:

@@ -61,8 +61,8 @@ class Chain:
 
     def continuation(self, append: str) -> Continuation:
         """Return what a request that goes on from it sends."""
-        known = self.prompt is not None and self.tokens is not None
-        ids = (*self.prompt, *self.tokens) if known else None  # type: ignore[misc]
+        has_tokens = self.prompt is not None and self.tokens is not None
+        ids = (*self.prompt, *self.tokens) if has_tokens else None  # type: ignore[misc]
         return Continuation(token_ids=ids, text=self.text, append=append)
 
     def after(self, result: SampleResult, append: str, answer: str | None) -> Chain:
@@ -175,15 +175,15 @@ class Flight:
         self.cancelled += cancelled
         self.told_tokens += result.output_tokens or 0
         if result.error is None:
-            told = self.output_tokens is not None and result.output_tokens is not None
+            both_known = self.output_tokens is not None and result.output_tokens is not None
             self.output_tokens = (
-                (self.output_tokens or 0) + (result.output_tokens or 0) if told else None
+                (self.output_tokens or 0) + (result.output_tokens or 0) if both_known else None
             )
         if sent.draw.parent is not None:
             return
         self.prompt_tokens = self.prompt_tokens or result.prompt_tokens
-        known = [each for each in (self.cached_tokens, result.cached_tokens) if each is not None]
-        self.cached_tokens = min(known, default=None)
+        cached = [each for each in (self.cached_tokens, result.cached_tokens) if each is not None]
+        self.cached_tokens = min(cached, default=None)
 
 
 def revised_prompt(template: str, prompt: Prompt, earlier: Chain) -> Prompt:
@@ -196,5 +196,5 @@ def revised_prompt(template: str, prompt: Prompt, earlier: Chain) -> Prompt:
 
 def _filled(template: str, prompt: str, earlier: Chain) -> str:
     """Return the prompt of a revision; braces in what is filled in stay as they are."""
-    known = {"prompt": prompt, "answer": earlier.answer or "", "thought": earlier.thought}
-    return re.sub(r"\{(prompt|answer|thought)\}", lambda name: known[name[1]], template)
+    texts = {"prompt": prompt, "answer": earlier.answer or "", "thought": earlier.thought}
+    return re.sub(r"\{(prompt|answer|thought)\}", lambda name: texts[name[1]], template)

@@ -29,8 +29,11 @@ class NgramRecorder:
     def __init__(self, engine: EngineConfig, policy_key: str) -> None:
         self._engine = engine
         self._names = {"engine": engine.key(), "policy": policy_key}
-        own = lookup_of(engine.speculative)
-        self._lookups = (*STANDARD, *((own,) if own is not None and own not in STANDARD else ()))
+        lookup = lookup_of(engine.speculative)
+        self._lookups = (
+            *STANDARD,
+            *((lookup,) if lookup is not None and lookup not in STANDARD else ()),
+        )
         self._waiting: deque[tuple[dict[str, Any], int | None, array[int], array[int]]] = deque()
         self._tokens = 0
         self._finished = False

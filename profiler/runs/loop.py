@@ -393,8 +393,8 @@ class RunLoop:
 
 
 def _least(limits: list[int | None]) -> int | None:
-    known = [limit for limit in limits if limit is not None]
-    return min(known, default=None)
+    given = [limit for limit in limits if limit is not None]
+    return min(given, default=None)
 
 
 def _held_to_its_length(sent: Sent, result: SampleResult) -> SampleResult:

@@ -156,8 +156,10 @@ def record(
             )
             writer.update(checkpoints=cost)
             if checkpoints.skipped:
-                told = f"samples whose token ids the engine does not tell: {checkpoints.skipped:,}"
-                writer.event("note", f"no forced answers: {told}", engine=engine.config.key())
+                skipped = (
+                    f"samples whose token ids the engine does not tell: {checkpoints.skipped:,}"
+                )
+                writer.event("note", f"no forced answers: {skipped}", engine=engine.config.key())
         for note in workload.notes():
             writer.event("note", note, engine=engine.config.key())
         return writer.path
@@ -228,9 +230,9 @@ def _watched(engine: Engine, writer: RecordingWriter, telemetry: Telemetry) -> I
 
     def drain() -> pl.DataFrame:
         assert steps is not None
-        found = steps.drain().filter(pl.col("step") < kept)
-        telemetry.observe_steps(found)
-        return found
+        rows = steps.drain().filter(pl.col("step") < kept)
+        telemetry.observe_steps(rows)
+        return rows
 
     if steps is not None:
         steps.reset(engine.config.key())

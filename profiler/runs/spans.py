@@ -135,12 +135,12 @@ class RunSpans:
         """Write the row of a request that ended or was cancelled; returns whether it is right."""
         flight, result, span = sent.flight, sent.result, sent.span
         assert result is not None
-        whole = result.error is None and cancelled_by is None
-        answer = sent.chain.answer if whole and sent.chain is not None else None
-        correct = self._workload.is_correct(flight.problem, answer) if whole else None
+        is_answered = result.error is None and cancelled_by is None
+        answer = sent.chain.answer if is_answered and sent.chain is not None else None
+        correct = self._workload.is_correct(flight.problem, answer) if is_answered else None
         flight.count(sent, cancelled=cancelled_by is not None)
         think, output = _think_tokens(sent, result), result.output_tokens
-        own = {
+        attributes = {
             names.GEN_AI_INPUT_TOKENS: result.prompt_tokens,
             names.GEN_AI_OUTPUT_TOKENS: output,
             names.ERROR_TYPE: result.error,
@@ -152,7 +152,7 @@ class RunSpans:
             "tts.sample.score": sent.score,
         }
         measured = {name: getattr(result, column) for name, column in _MEASURED.items()}
-        span.set_attributes(_known(own | measured))
+        span.set_attributes(_known(attributes | measured))
         if result.error is not None:
             span.set_status(Status(StatusCode.ERROR))
         private: dict[str, Any] = {"answer": flight.shown(answer, keep_text=self._keep_text)}

@@ -125,14 +125,14 @@ class KeptTracer:
     ) -> Span:
         """Open a span in the context's trace, or in a new one."""
         parent = get_current_span(context).get_span_context()
-        own = SpanContext(
+        context_of = SpanContext(
             parent.trace_id if parent.is_valid else self._ids.generate_trace_id(),
             self._ids.generate_span_id(),
             is_remote=False,
             trace_flags=_SAMPLED,
             trace_state=parent.trace_state,
         )
-        return KeptSpan(name, own, attributes, start_time, self._recorder)
+        return KeptSpan(name, context_of, attributes, start_time, self._recorder)
 
 
 def _span_exporter(otlp: str | None) -> SpanExporter | None:

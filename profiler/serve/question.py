@@ -102,8 +102,8 @@ def why_passed(body: Mapping[str, Any], *, chat: bool, model: str) -> str | None
     """Return why a request is no question for the policy, in a word; None where it is one."""
     if body.get("model") not in (None, model):
         return "model"
-    told = body.get("ttscope")
-    if isinstance(told, dict) and told.get("pass") is True:
+    own_fields = body.get("ttscope")
+    if isinstance(own_fields, dict) and own_fields.get("pass") is True:
         return "asked"
     for name, differs in _NO_QUESTION:
         if name in body and differs(body[name]):
@@ -188,9 +188,9 @@ def _messages(messages: Any) -> tuple[Mapping[str, str], ...]:
             raise BadRequest(shape)
         content = message.get("content")
         if isinstance(content, list):
-            told = [part.get("text") if isinstance(part, dict) else part for part in content]
-            texts = [text for text in told if isinstance(text, str)]
-            if len(texts) < len(told):
+            parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+            texts = [text for text in parts if isinstance(text, str)]
+            if len(texts) < len(parts):
                 raise BadRequest(shape)
             content = "\n".join(texts)
         if content is None and message["role"] == "assistant":
@@ -270,8 +270,8 @@ def streamed_answer(question: ServedQuestion, answer: ServedAnswer) -> Iterator[
     head = _head(question, answer, chunk=True)
 
     def event(choice: dict[str, Any], **more: Any) -> bytes:
-        whole = {"index": 0, "logprobs": None, "finish_reason": None} | choice
-        return _event({**head, "choices": [whole], **more})
+        full_choice = {"index": 0, "logprobs": None, "finish_reason": None} | choice
+        return _event({**head, "choices": [full_choice], **more})
 
     if question.chat:
         yield event({"delta": {"role": "assistant", "content": ""}})

@@ -357,18 +357,18 @@ class Service:
         if answer is None:
             if not response.prepared:
                 return self._refused(waiting)
-            told = b"data: " + waiting.failure[1].replace(b"\n", b" ") + b"\n\n"
+            body = b"data: " + waiting.failure[1].replace(b"\n", b" ") + b"\n\n"
         else:
-            told = b"".join(streamed_answer(question, answer))
+            body = b"".join(streamed_answer(question, answer))
         await response.prepare(request)
-        await response.write(told)
+        await response.write(body)
         await response.write_eof()
         return response
 
     def _refused(self, waiting: _Waiting) -> web.Response:
-        status, told = waiting.failure
+        status, body = waiting.failure
         self.numbers.refused.labels(str(status)).inc()
-        return web.Response(status=status, body=told, headers=_JSON)
+        return web.Response(status=status, body=body, headers=_JSON)
 
     @staticmethod
     def _failure(question: ServedQuestion, ended: Sequence[Sent], why: str) -> tuple[int, bytes]:
@@ -376,9 +376,9 @@ class Service:
         if why == ENDED:
             return 503, error_body(_ENDING, 503)
         if question.refusal is not None:
-            status, told = question.refusal
+            status, body = question.refusal
             if 400 <= status < 500:
-                return status, told or error_body("the engine refused it", status)
+                return status, body or error_body("the engine refused it", status)
             return 502, error_body(f"the engine answered HTTP {status}", 502)
         errors = {each.result.error for each in ended if each.result and each.result.error}
         named = f" ({', '.join(sorted(errors))})" if errors else ""
@@ -408,14 +408,14 @@ class Service:
                 "the policy goes on from thoughts by their token ids, which this engine does not "
                 "tell of a chat. Ask /v1/completions"
             )
-        own, most, effort = policy, question.max_tokens, question.reasoning_effort
+        asked, most, effort = policy, question.max_tokens, question.reasoning_effort
         if most is not None and (policy.max_tokens is None or most < policy.max_tokens):
-            own = replace(own, max_tokens=most)
+            asked = replace(asked, max_tokens=most)
         unset = policy.reasoning_effort is None and policy.efforts is None
         if question.chat and unset and effort in EFFORTS:
-            own = replace(own, reasoning_effort=effort)
-        if (own, question.chat) in self.runs or len(self.runs) < MOST_RUNS:
-            policy = own
+            asked = replace(asked, reasoning_effort=effort)
+        if (asked, question.chat) in self.runs or len(self.runs) < MOST_RUNS:
+            policy = asked
         return policy
 
     def _run_of(self, policy: Policy, *, chat: bool) -> LiveRun:
@@ -436,8 +436,8 @@ class Service:
             run.open_spans()
             self.runs[policy, chat] = self._by_id[run.run_id] = run
             if policy.key() not in self.writer.manifest.policies:
-                known = {**self.writer.manifest.policies, policy.key(): policy}
-                self.writer.update(policies=known)
+                policies = {**self.writer.manifest.policies, policy.key(): policy}
+                self.writer.update(policies=policies)
         return self.runs[policy, chat]
 
     # A question's way.
@@ -576,8 +576,8 @@ class Service:
             raise BadRequest("no such path", 404)
         self.numbers.passed.labels(why).inc()
         named = ",".join(request.headers.getall("Connection", [])).split(",")
-        own = _HOP | {each.strip().lower() for each in named}
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in own}
+        dropped = _HOP | {each.strip().lower() for each in named}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
         headers["X-Request-Id"] = uuid.uuid4().hex
         sent: dict[str, Any] = {"json": body} if isinstance(body, dict) else {"data": body or None}
         response = None

@@ -72,14 +72,14 @@ class Upstream(ServerEngine):
             headers["traceparent"] = request.traceparent
         chat = request.chat and request.continues is None
         try:
-            own = await self._body(request, chat)
+            fields = await self._body(request, chat)
         except NoLength:
             question.refusal = 400, error_body(NO_LENGTH, 400)
             raise
         except Refused as failure:
             question.refusal = failure.status, b""
             raise
-        body = {**question.extra, **self._asked(question, request, own)}
+        body = {**question.extra, **self._asked(question, request, fields)}
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self.session.post(
             self.url + path, data=msgspec.json.encode(body), headers=headers, allow_redirects=False

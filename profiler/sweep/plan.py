@@ -114,10 +114,10 @@ def load_plan(path: Path, *, power_hz: float | None = None) -> list[EngineJobs]:
         raise UsageError(f"{path}: not YAML ({error})") from None
     if not isinstance(data, dict) or not data.get("engines"):
         raise UsageError(f"{path}: needs a list named engines (see docs/sweep.md)")
-    known = {*RUN_FIELDS, "repeats", "engines", "policies"}
-    if unknown := data.keys() - known:
+    allowed = {*RUN_FIELDS, "repeats", "engines", "policies"}
+    if unknown := data.keys() - allowed:
         raise UsageError(
-            f"{path}: no field {sorted(unknown)[0]!r}, only {', '.join(sorted(known))}"
+            f"{path}: no field {sorted(unknown)[0]!r}, only {', '.join(sorted(allowed))}"
         )
     plan = list(_engines(data if power_hz is None else data | {"power_hz": power_hz}, path))
     names = Counter(job.name for group in plan for job in group.jobs)

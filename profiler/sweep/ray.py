@@ -192,11 +192,11 @@ def demanded(group: EngineJobs, nodes: Sequence[Mapping[str, Any]]) -> dict[str,
 def files_of(group: EngineJobs) -> dict[str, bytes]:
     """Return the workloads and the chat template of jobs by their paths, those that are files."""
     named = {job.workload for job in group.jobs if job.workload.partition(":")[0] != "demo"}
-    found = {}
+    files = {}
     for path in named | {group.engine.chat_template or ""} - {""}:
         with contextlib.suppress(OSError):  # the task says what it misses
-            found[path] = Path(path).read_bytes()
-    return found
+            files[path] = Path(path).read_bytes()
+    return files
 
 
 def with_files(group: EngineJobs, files: Mapping[str, bytes], folder: Path) -> EngineJobs:

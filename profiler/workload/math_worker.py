@@ -130,21 +130,21 @@ def canonical(text: str) -> str | None:
     from sympy import FiniteSet, Tuple
 
     text = _bare(text)
-    found = _parsed(text)
-    if not found:
+    parsed = _parsed(text)
+    if not parsed:
         return None
-    first = found[0]
+    first = parsed[0]
     if isinstance(first, str):
         return " ".join(first.split()) or None
     if isinstance(first, FiniteSet | Tuple):
         parts = [_number(each) for each in first.args]
         if all(part is not None for part in parts):
-            told = [str(part) for part in parts]
+            members = [str(part) for part in parts]
             if isinstance(first, Tuple):
-                return f"({', '.join(told)})"
-            return f"{{{', '.join(sorted(set(told), key=Fraction))}}}"
+                return f"({', '.join(members)})"
+            return f"{{{', '.join(sorted(set(members), key=Fraction))}}}"
     number = _number(first)
-    return number if number is not None else _form(text, found)
+    return number if number is not None else _form(text, parsed)
 
 
 def _number(expression: Any) -> str | None:

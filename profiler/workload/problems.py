@@ -110,17 +110,17 @@ class Workload:
         late = sum(each.too_long for each in used.values())
         seconds = sum(each.seconds for each in used.values())
         fixed = len(self.given_lengths())
-        told = []
+        lines = []
         if fixed:
-            told.append(
+            lines.append(
                 f"the workload gave the output lengths of {fixed:,} of {len(self.problems):,} "
                 "problems: the model did not end their samples, so they are not judged"
             )
         if late:
-            told.append(took_too_long(late))
+            lines.append(took_too_long(late))
         if seconds:
-            told.append(f"checking answers took {seconds:.1f} s, in which the policy waited")
-        return told
+            lines.append(f"checking answers took {seconds:.1f} s, in which the policy waited")
+        return lines
 
 
 _PLAIN = ("exact", "demo")

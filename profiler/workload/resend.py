@@ -57,8 +57,8 @@ def pose_again(
         )
     loaded = _load(recording, source, chat=chat)
     lengths, arrivals = _recorded(recording, recording.engine_key(engine), recorded.key(), policy.n)
-    known = {problem.problem_id: problem for problem in loaded.problems}
-    order = sorted((name for name in lengths if name in known), key=lambda name: arrivals[name])
+    by_name = {problem.problem_id: problem for problem in loaded.problems}
+    order = sorted((name for name in lengths if name in by_name), key=lambda name: arrivals[name])
     if not order:
         raise UsageError(
             f"{recording.name}: no problem ended with all its {policy.n} samples, so "
@@ -67,7 +67,7 @@ def pose_again(
     first = arrivals[order[0]]
     return Resent(
         workload=replace(
-            loaded, problems=[replace(known[name], output_tokens=lengths[name]) for name in order]
+            loaded, problems=[replace(by_name[name], output_tokens=lengths[name]) for name in order]
         ),
         policy=replace(
             policy, method="majority" if policy.n > 1 else "greedy", rule=(), max_tokens=None,
@@ -95,10 +95,10 @@ def _load(recording: Recording, source: str | None, *, chat: bool) -> Workload:
         chat=chat,
         verifier=_verifier(facts, source),
     )
-    found = loaded.facts(None).hash
-    if found != facts.hash:
+    given = loaded.facts(None).hash
+    if given != facts.hash:
         raise UsageError(
-            f"--workload {source or facts.name}: other problems than were recorded (hash {found}, "
+            f"--workload {source or facts.name}: other problems than were recorded (hash {given}, "
             f"recorded {facts.hash}). Give the very file, as it was"
         )
     return loaded
@@ -125,7 +125,7 @@ def _recorded(
         .iter_rows()
     ):
         forced[name, parent] += tokens
-    whole = samples.filter(
+    first_samples = samples.filter(
         pl.col("role").fill_null("sample").eq("sample")
         & pl.col("end").is_not_null()
         & pl.col("error").is_null()
@@ -134,7 +134,7 @@ def _recorded(
     ).unique(["problem_id", "sample_index"], keep="last", maintain_order=True)
     lengths: dict[str, list[int]] = defaultdict(list)
     for name, index, tokens in (
-        whole.sort("problem_id", "sample_index")
+        first_samples.sort("problem_id", "sample_index")
         .select("problem_id", "sample_index", "output_tokens")
         .iter_rows()
     ):

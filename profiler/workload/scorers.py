@@ -52,12 +52,12 @@ class HttpScorer:
         body = {"prompt": prompt, "completions": list(completions)}
         answer = self._client.post(self.url, json=body)
         answer.raise_for_status()
-        told = answer.json()
-        if not isinstance(told, dict):
+        answered = answer.json()
+        if not isinstance(answered, dict):
             raise ValueError("no object")
-        usage = told.get("usage") or {}
+        usage = answered.get("usage") or {}
         return Scores(
-            values=told.get("scores") or (),
+            values=answered.get("scores") or (),
             prompt_tokens=usage.get("prompt_tokens"),
             output_tokens=usage.get("completion_tokens"),
         )
@@ -100,19 +100,19 @@ class ScoringThreads:
 
     def _score(self, prompt: Prompt, completion: str) -> Scored:
         try:
-            told = self._scorer(prompt, [completion])
-            (value,) = told.values
+            scores = self._scorer(prompt, [completion])
+            (value,) = scores.values
             score = float(value)
         except httpx.HTTPStatusError as failure:
             return Scored(error=f"HTTP {failure.response.status_code}")
         except Exception as failure:
             return Scored(error=type(failure).__name__)
-        known = isfinite(score)
+        is_number = isfinite(score)
         return Scored(
-            score=score if known else None,
-            prompt_tokens=told.prompt_tokens,
-            output_tokens=told.output_tokens,
-            error=None if known else "score is not finite",
+            score=score if is_number else None,
+            prompt_tokens=scores.prompt_tokens,
+            output_tokens=scores.output_tokens,
+            error=None if is_number else "score is not finite",
         )
 
     def close(self) -> None:

@@ -198,10 +198,10 @@ def unmarked(text: str) -> str:
 def _number(text: str) -> Fraction | None:
     lead = _LEAD.match(text)
     start = 0 if lead is None else lead.end()
-    whole = _WHOLE.match(text, start)
-    if whole is not None and _TRAIL.match(text, whole.end()):
-        return _value(whole)
-    if whole is not None and text[whole.end() :].rstrip(" $.") == "!":
+    number = _WHOLE.match(text, start)
+    if number is not None and _TRAIL.match(text, number.end()):
+        return _value(number)
+    if number is not None and text[number.end() :].rstrip(" $.") == "!":
         return None
     last = None
     for match in _IN_TEXT.finditer(text):
@@ -374,8 +374,8 @@ def _letter(answer: str, prompt: str | None = None) -> str | None:
     if said:
         return (said[-1][1] or said[-1][2]).upper()
     passing = [pattern.findall(answer) for pattern in (_BRACKETED, _LINE)]
-    known = _ALL if prompt is None or not any(passing) else choices_of(prompt)
+    choices = _ALL if prompt is None or not any(passing) else choices_of(prompt)
     for letters in passing:
-        if found := [each for each in letters if each in known]:
-            return str(found[-1])
+        if named := [each for each in letters if each in choices]:
+            return str(named[-1])
     return None

@@ -161,8 +161,8 @@ def against_promises(
     The price is that of the run's own devices, where it is known.
     """
     budget = expected.budget
-    told = [latency(budget.latency_percentile), *map(quantity, expected.promised)]
-    parts = {each.tag.removeprefix("latency_s.p") for each in told}
+    quantities = [latency(budget.latency_percentile), *map(quantity, expected.promised)]
+    parts = {each.tag.removeprefix("latency_s.p") for each in quantities}
     percentiles = [int(part) for part in parts if part.isdecimal() and 0 < int(part) < 100]
     spread, sd_of = spread_of(run, repeats, sorted(percentiles))
     checks = []
@@ -342,12 +342,12 @@ def _other_problems(expected: Expectations, run: Run) -> str | None:
     promised, asked = expected.workload, run.workload
     if promised is None or asked is None or promised.hash == asked.hash:
         return None
-    told = f"other problems than the {promised.problems} of {promised.name} promised for"
+    reason = f"other problems than the {promised.problems} of {promised.name} promised for"
     if expected.problem_names is None:
-        return f"{told}. Record those"
+        return f"{reason}. Record those"
     if run.rows is not None and names_hash(run.rows["problem_id"]) == expected.problem_names:
         return None
-    return f"{told}, which outcomes know by name alone. Record all, each with its problem_id"
+    return f"{reason}, which outcomes know by name alone. Record all, each with its problem_id"
 
 
 def _in_flight(run: Run) -> float | None:
@@ -386,13 +386,13 @@ def _other_path(expected: Expectations, run: Run) -> str | None:
 
 def _differs(expected: Expectations, run: Run, price: float | None) -> tuple[str, ...]:
     """Return in what a run's configuration differs from the one promised, as far as it is told."""
-    told = []
+    differences = []
     promised, asked = expected.workload, run.workload
     if promised is not None and asked is None:
-        told.append("the recording does not tell which problems were asked")
+        differences.append("the recording does not tell which problems were asked")
     other = promised is not None and asked is not None and promised.hash != asked.hash
     if other and _other_problems(expected, run) is None:
-        told.append(
+        differences.append(
             "the problems have the names of the imported outcomes. Whether their prompts and "
             "answers are the same is not known"
         )
@@ -401,30 +401,32 @@ def _differs(expected: Expectations, run: Run, price: float | None) -> tuple[str
     several = servers > 1 and run.engine.data_parallel_size in (1, ranks)
     unseen = ("tensor_parallel_size", *(("data_parallel_size",) if several else ()))
     for name, value in before.items():
-        known = after[name] is not None and name not in _SETTINGS
+        comparable = after[name] is not None and name not in _SETTINGS
         untold = run.engine.mode == "server" and name in unseen
-        if known and not untold and after[name] != value:
-            told.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
-    told += _lost(None, run)
+        if comparable and not untold and after[name] != value:
+            differences.append(f"engine.{name} {_said(value)} -> {_said(after[name])}")
+    differences += _lost(None, run)
     was = expected.budget.price_of(expected.engine.gpu)
     if None not in (was, price) and was != price:
-        told.append(f"USD per device-hour {was:g} -> {price:g}")
+        differences.append(f"USD per device-hour {was:g} -> {price:g}")
     seqs, (_, limit) = expected.engine.max_num_seqs, ran_at_once(run)
     if seqs is not None and run.engine.max_num_seqs is None and exceeds(seqs, limit):
-        told.append(f"engine.max_num_seqs {seqs} -> {limit}: so many ran while others waited")
-    return (*told, *policy_changes(expected.policy, run.policy))
+        differences.append(
+            f"engine.max_num_seqs {seqs} -> {limit}: so many ran while others waited"
+        )
+    return (*differences, *policy_changes(expected.policy, run.policy))
 
 
 def policy_changes(promised: Policy, policy: Policy | None) -> list[str]:
     """Return in what a run's policy differs from the one promised, as far as it is told."""
     if policy is None:
         return []
-    told, one, two = [], plain_policy(promised), plain_policy(policy)
+    changes, one, two = [], plain_policy(promised), plain_policy(policy)
     for name in one | two:
         untold = name == "temperature" and None in (one[name], two[name])
         if one.get(name) != two.get(name) and not untold:
-            told.append(f"policy.{name} {_said(one.get(name))} -> {_said(two.get(name))}")
-    return told
+            changes.append(f"policy.{name} {_said(one.get(name))} -> {_said(two.get(name))}")
+    return changes
 
 
 def _said(value: Any) -> Any:
@@ -443,13 +445,13 @@ def unfinished(run: Run) -> str | None:
         return None
     ended = run.rows.filter(pl.col("state") != "in_flight")["problem_id"].n_unique()
     # A replay leaves out what failed in the recording.
-    whole = run.workload if run.replay_of is None else None
-    posed = None if whole is None else whole.problems
-    told = f"{ended:,} problems" if posed is None else f"{ended:,} of {posed:,} problems"
+    workload = run.workload if run.replay_of is None else None
+    posed = None if workload is None else workload.problems
+    progress = f"{ended:,} problems" if posed is None else f"{ended:,} of {posed:,} problems"
     if not run.complete:
-        return f"{run.recording} is not complete: {told} ended. Record it again"
+        return f"{run.recording} is not complete: {progress} ended. Record it again"
     if posed is not None and ended < posed:
-        return f"{run.recording} does not have all of its workload: {told} ended. Record all"
+        return f"{run.recording} does not have all of its workload: {progress} ended. Record all"
     if (cut := _cut_off(run)) > MOST_UNTOLD * run.rows.height:
         return (
             f"{run.recording}: of {run.rows.height:,} questions {cut:,} were cut off, as their "
@@ -484,13 +486,13 @@ def _lost(before: Run | None, run: Run) -> list[str]:
     runs = [each for each in (before, run) if each is not None]
     ended = [_ended(each) for each in runs]
     failed = [int(each["failed"].sum()) for each in ended]
-    cut, told = [_cut_off(each) for each in runs], []
+    cut, losses = [_cut_off(each) for each in runs], []
     if any(failed):
         of = [f"{count:,} of {each.height:,}" for count, each in zip(failed, ended, strict=True)]
-        told.append(f"{FAILED} {' -> '.join(of)}")
+        losses.append(f"{FAILED} {' -> '.join(of)}")
     if any(cut):
-        told.append(f"questions that were cut off {' -> '.join(f'{count:,}' for count in cut)}")
-    return told
+        losses.append(f"questions that were cut off {' -> '.join(f'{count:,}' for count in cut)}")
+    return losses
 
 
 def _share_failed(run: Run) -> list[Check]:
@@ -532,25 +534,25 @@ def observed(run: Run) -> dict[str, Estimate | None]:
 
     A sample's length is not told where rules cancel the long ones.
     """
-    found: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
+    estimates: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
     if run.acceptance is not None:
-        found["acceptance_length"] = run.acceptance.length
+        estimates["acceptance_length"] = run.acceptance.length
     if run.rows is None or run.sample_rows is None or run.policy is None:
-        return found
+        return estimates
     samples = voting_samples(run.sample_rows)
     ended = samples.filter(pl.col("end").is_not_null(), pl.col("error").is_null())
-    whole = ended.filter(pl.col("cancelled_by").is_null())
-    found["prompt_tokens"] = _mean_by_problem(ended, "prompt_tokens")
-    if ended.height == whole.height:
-        found["output_tokens"] = _mean_by_problem(whole, "output_tokens")
+    uncancelled = ended.filter(pl.col("cancelled_by").is_null())
+    estimates["prompt_tokens"] = _mean_by_problem(ended, "prompt_tokens")
+    if ended.height == uncancelled.height:
+        estimates["output_tokens"] = _mean_by_problem(uncancelled, "output_tokens")
     if run.policy.n > 1:
-        found["agreement"] = _agreement(whole)
-    return found
+        estimates["agreement"] = _agreement(uncancelled)
+    return estimates
 
 
 def _mean_by_problem(samples: pl.DataFrame, column: str) -> Estimate | None:
-    known = samples.drop_nulls(column).group_by("problem", maintain_order=True)
-    return mean(known.agg(pl.col(column).mean())[column].cast(pl.Float64).to_numpy(), "tokens")
+    by_problem = samples.drop_nulls(column).group_by("problem", maintain_order=True)
+    return mean(by_problem.agg(pl.col(column).mean())[column].cast(pl.Float64).to_numpy(), "tokens")
 
 
 def _agreement(samples: pl.DataFrame) -> Estimate | None:
@@ -570,7 +572,7 @@ def observed_live(
     A sample's length is not told where a rule cancels samples, which makes them shorter.
     """
     requests = numbers.requests_per_s
-    found: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
+    estimates: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
     rates = {"prompt_tokens": numbers.prompt_tokens_per_s}
     if policy.all_samples_end:
         rates["output_tokens"] = numbers.generated_tokens_per_s
@@ -578,10 +580,12 @@ def observed_live(
         if requests and rate is not None:
             # SGLang counts the tokens of decode steps, and the first is of a prompt's.
             first = name == "output_tokens" and software_of(engine) == SGLANG
-            found[name] = Estimate(value=rate / requests + first, unit="tokens")
+            estimates[name] = Estimate(value=rate / requests + first, unit="tokens")
     if numbers.acceptance_length is not None:
-        found["acceptance_length"] = Estimate(value=numbers.acceptance_length, unit="tokens/step")
-    return found
+        estimates["acceptance_length"] = Estimate(
+            value=numbers.acceptance_length, unit="tokens/step"
+        )
+    return estimates
 
 
 def assumptions(expected: Expectations, found: Mapping[str, Estimate | None]) -> list[Check]:
@@ -652,16 +656,16 @@ def drift(
     if together:
         checks.append(load_check(expected, *(each for _, each in servers)))
     for engine, each in servers:
-        found = observed_live(each, engine, expected.policy)
-        for told in of_runs:
-            found |= {name: value for name, value in told.items() if value is not None}
+        estimates = observed_live(each, engine, expected.policy)
+        for of_run in of_runs:
+            estimates |= {name: value for name, value in of_run.items() if value is not None}
         load = [] if together else [load_check(expected, each)]
-        held = [*load, *assumptions(expected, found)]
+        held = [*load, *assumptions(expected, estimates)]
         where = f"{each.engine}: " if len(servers) > 1 else ""
         checks += [replace(check, name=where + check.name) for check in held]
     if not servers:
-        for told in of_runs:
-            checks += assumptions(expected, told)
+        for of_run in of_runs:
+            checks += assumptions(expected, of_run)
     return checks
 
 
@@ -680,11 +684,11 @@ def load_check(expected: Expectations, *servers: Numbers) -> Check:
             for each in servers
         ]
         most = (expected.concurrency or 1) * most_at_once(policy) * share
-    found = sum(load for load in loads if load is not None)
+    total = sum(load for load in loads if load is not None)
     return _moved(
         name,
         f"at most {number(most, unit)}",
-        None if None in loads else Estimate(value=found, unit=unit),
+        None if None in loads else Estimate(value=total, unit=unit),
         (0.0, most * (1 + ROOM)),
         most,
         what="the most that was assumed",

@@ -79,14 +79,14 @@ def plain_policy(policy: Policy) -> dict[str, Value]:
     A temperature that is not known is kept as null: without one, samples would be greedy.
     """
     said = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name != "rule"}
-    whole = {
+    parameters = {
         name: int(value)
         if name in PARAMETER and PARAMETER[name].kind is int and not isinstance(value, str)
         else value
         for name, value in policy.rule
     }
-    told = {name: v for name, v in said.items() if v is not None or name == "temperature"}
-    return told | whole
+    kept = {name: v for name, v in said.items() if v is not None or name == "temperature"}
+    return kept | parameters
 
 
 def read_policy(path: Path) -> PolicyFile:
@@ -180,8 +180,8 @@ class Expectations:
             "promised": {name: _plain(each) for name, each in self.promised.items()},
             "assumed": {name: _plain(each) for name, each in self.assumed.items()},
         }
-        told: dict[str, Any] = _told(document)
-        return told | {"policy": plain_policy(self.policy)}  # whose nulls must be put in
+        without_nulls: dict[str, Any] = _told(document)
+        return without_nulls | {"policy": plain_policy(self.policy)}  # whose nulls must be put in
 
 
 def _told(document: Any) -> Any:
@@ -193,8 +193,8 @@ def _told(document: Any) -> Any:
 
 def names_hash(names: Iterable[str]) -> str:
     """Return what is the same for the same names of problems, in any order."""
-    whole = json.dumps(sorted(set(names))).encode()
-    return hashlib.sha256(whole).hexdigest()[:16]
+    encoded = json.dumps(sorted(set(names))).encode()
+    return hashlib.sha256(encoded).hexdigest()[:16]
 
 
 # What the promises rest on, and its words.
@@ -245,28 +245,28 @@ def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def _promised(path: Path, given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | None]:
-    found = _estimates(path, "promised", given)
-    for name, each in found.items():
+    promises = _estimates(path, "promised", given)
+    for name, each in promises.items():
         try:
             unit = quantity(name).unit
         except (KeyError, ValueError):
             raise UsageError(f"{path}: promised: {name} is no quantity of ttscope") from None
         if each is not None and each.unit != unit:
             raise UsageError(f"{path}: promised.{name}: is in {each.unit}. Give it in {unit}")
-    return found
+    return promises
 
 
 def _estimates(
     path: Path, part: str, given: Mapping[str, _Estimate | None]
 ) -> dict[str, Estimate | None]:
-    found: dict[str, Estimate | None] = {}
+    estimates: dict[str, Estimate | None] = {}
     for name, each in given.items():
-        found[name] = None if each is None else Estimate(**msgspec.structs.asdict(each))
+        estimates[name] = None if each is None else Estimate(**msgspec.structs.asdict(each))
         low, high = (None, None) if each is None else (each.low, each.high)
         if low is not None and high is not None and low > high:
             where = f"{part}.{name}".rstrip(".")
             raise UsageError(f"{path}: {where}: low lies above high. Give the lower one first")
-    return found
+    return estimates
 
 
 def _policy(path: Path, given: Mapping[str, Value]) -> Policy:
@@ -288,8 +288,8 @@ def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
     except ValueError as error:
         raise UsageError(f"{path}: {error}, so it is not {what}") from None
     try:
-        told = msgspec.json.decode(raw)
-        number = told.get(version) if isinstance(told, dict) else None
+        document = msgspec.json.decode(raw)
+        number = document.get(version) if isinstance(document, dict) else None
         if type(number) is not int or number < 1:
             raise UsageError(f"{path}: is not {what}: it has no {version!r}: 1")
         if number > VERSION:
@@ -298,7 +298,7 @@ def _read(path: Path, kind: type[Any], version: str, what: str) -> Any:
             )
         if number == PROBLEM_NAMES and kind is _PolicyDocument:
             raise UsageError(f"{path}: no {version!r} has version {number}. Write it again")
-        return msgspec.convert(told, kind)
+        return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path}: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -20,11 +20,11 @@ def word_of(check: Check) -> str:
 
 def measured_text(check: Check) -> str:
     """Return what was measured: a change as a share or a difference, anything else as it is."""
-    found = check.measured
-    if check.kind != "change" or found is None:
-        return with_interval(found)
-    share = found.unit == "share" or check.name.endswith("%")
-    return relative_change(found) if share else with_interval(found, sign=True)
+    measured = check.measured
+    if check.kind != "change" or measured is None:
+        return with_interval(measured)
+    share = measured.unit == "share" or check.name.endswith("%")
+    return relative_change(measured) if share else with_interval(measured, sign=True)
 
 
 def noise_text(gate: Gate) -> str | None:
@@ -54,21 +54,21 @@ def junit(gate: Gate) -> bytes:
         case = ElementTree.SubElement(
             suite, "testcase", classname=f"ttscope.{check.kind}", name=_plain(check.name)
         )
-        told = _plain(f"wanted {check.wanted}, measured {measured_text(check)}: {check.why}")
+        message = _plain(f"wanted {check.wanted}, measured {measured_text(check)}: {check.why}")
         if check.verdict == "absent":
-            ElementTree.SubElement(case, "skipped", message=told)
+            ElementTree.SubElement(case, "skipped", message=message)
         elif check.verdict == "broken" and check in judged:
-            failure = ElementTree.SubElement(case, "failure", message=told)
+            failure = ElementTree.SubElement(case, "failure", message=message)
             failure.text = _plain("\n".join(gate.differs)) or None
         else:
-            ElementTree.SubElement(case, "system-out").text = told
+            ElementTree.SubElement(case, "system-out").text = message
     if why is not None:
         case = ElementTree.SubElement(suite, "testcase", classname="ttscope.gate", name="verdict")
         ElementTree.SubElement(case, "error", message=_plain(why))
     root = ElementTree.Element("testsuites")
     root.append(suite)
-    whole: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
-    return whole + b"\n"
+    document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"
 
 
 def markdown(gate: Gate) -> str:

@@ -16,13 +16,13 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     """Return the paths, folders as their forward passes. Raises UsageError for one without any."""
     if not paths:
         raise UsageError("name the files to import")
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         inside = sorted(path.glob("*fpm*.jsonl*")) if path.is_dir() else [path]
         if not inside:
             raise UsageError(f"{path}: holds no files *fpm*.jsonl.gz. Name the files to import")
-        found += inside
-    return found
+        files += inside
+    return files
 
 
 def kind_of(paths: Sequence[Path]) -> FileKind:

@@ -134,8 +134,8 @@ def _regrouped(blocks: Sequence[int], count: int, block_tokens: int) -> list[Any
 
 def _milliseconds(nanoseconds: int) -> int | float:
     """Return milliseconds to the microsecond, a whole number where it is one."""
-    found = round(nanoseconds / 1e6, 3)
-    return int(found) if found == int(found) else found
+    rounded = round(nanoseconds / 1e6, 3)
+    return int(rounded) if rounded == int(rounded) else rounded
 
 
 def _notes(recording: Recording, samples: pl.DataFrame, ready: pl.DataFrame) -> list[str]:

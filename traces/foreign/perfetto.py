@@ -78,14 +78,14 @@ def _slices(recording: Recording, base: int, tracks: _Tracks) -> Iterator[tuple[
                 "steps",
                 _slice("step", track, row["begin"], row["took"], _told(row, "begin", "took")),
             )
-        own = kernels.filter(pl.col("engine") == engine)
-        for piece in _kernels(own, steps, engine, base, tracks):
+        engine_kernels = kernels.filter(pl.col("engine") == engine)
+        for piece in _kernels(engine_kernels, steps, engine, base, tracks):
             yield "kernels", piece
     for row in events.drop_nulls("time").iter_rows(named=True):
         track = tracks.of(f"engine {row['engine'] or ''}".strip(), "events")
-        told = _told({"detail": row["detail"]})
+        details = _told({"detail": row["detail"]})
         mark = {"name": row["kind"] or "event", "ph": "i", "s": "t", "ts": row["time"]}
-        yield "events", mark | {"pid": track[0], "tid": track[1], "args": told}
+        yield "events", mark | {"pid": track[0], "tid": track[1], "args": details}
 
 
 def _placed(steps: pl.DataFrame, first: int) -> pl.DataFrame:
@@ -94,11 +94,11 @@ def _placed(steps: pl.DataFrame, first: int) -> pl.DataFrame:
     Where the wall time is not known a step began at the end of the step before. One without either
     time is left out.
     """
-    known = steps.with_columns(took=STEP_TOOK).drop_nulls("took").sort("step")
-    if known["end"].null_count() == known.height:
-        known = known.with_columns(end=first + pl.col("took").cum_sum())
-    known = known.drop_nulls("end").sort("end")
-    return known.with_columns(begin=pl.col("end") - pl.col("took"))
+    timed = steps.with_columns(took=STEP_TOOK).drop_nulls("took").sort("step")
+    if timed["end"].null_count() == timed.height:
+        timed = timed.with_columns(end=first + pl.col("took").cum_sum())
+    timed = timed.drop_nulls("end").sort("end")
+    return timed.with_columns(begin=pl.col("end") - pl.col("took"))
 
 
 def _problems(problems: pl.DataFrame, tracks: _Tracks) -> Iterator[Slice]:
@@ -130,12 +130,12 @@ def _kernels(
     kernels: pl.DataFrame, steps: pl.DataFrame, engine: str, first: int, tracks: _Tracks
 ) -> Iterator[Slice]:
     """Lay the families of each rank, stream and step end to end; none may overlap the next."""
-    own = pl.coalesce("self_time", "time").fill_null(0)
+    duration = pl.coalesce("self_time", "time").fill_null(0)
     keys = ("rank", "stream", "step", "family")
     sums = kernels.group_by(keys, maintain_order=True).agg(
-        own.sum().alias("ns"),
+        duration.sum().alias("ns"),
         pl.col("count").sum(),
-        pl.col("name").sort_by(own, descending=True).first().alias("longest"),
+        pl.col("name").sort_by(duration, descending=True).first().alias("longest"),
     )
     begins = dict(steps.select("step", "begin").iter_rows())
     ends: dict[tuple[str, str], int] = {}
@@ -149,8 +149,8 @@ def _kernels(
         key = (f"kernels of rank {row['rank'] or 0}, engine {engine}", place)
         at = max(start if row["begin"] is None else row["begin"], ends.get(key, 0))
         ends[key] = at + row["ns"]
-        told = _told(row, "begin", "ns", "family") | {"placed": LAID_OUT}
-        yield _slice(row["family"] or "other", tracks.of(*key), at, row["ns"], told)
+        details = _told(row, "begin", "ns", "family") | {"placed": LAID_OUT}
+        yield _slice(row["family"] or "other", tracks.of(*key), at, row["ns"], details)
 
 
 def _slice(
@@ -199,13 +199,13 @@ class _Tracks:
         self._count = 0
 
     def of(self, process: str, track: str) -> tuple[int, int]:
-        own = self._numbers.setdefault(process, {})
-        if track not in own:
+        tracks = self._numbers.setdefault(process, {})
+        if track not in tracks:
             pid = list(self._numbers).index(process) + 1
             # Of no other process: Perfetto takes a thread's number for its name everywhere.
             self._count += 1
-            own[track] = (pid, _FIRST_TRACK + self._count)
-        return own[track]
+            tracks[track] = (pid, _FIRST_TRACK + self._count)
+        return tracks[track]
 
     def names(self) -> Iterator[Slice]:
         for process, tracks in self._numbers.items():

@@ -69,11 +69,11 @@ def remarks(traces: Sequence[TraceTables]) -> list[str]:
     names = listed([trace.path.name for trace in traces], 4)
     lines = [f"imported from profiler traces: {names}"]
     for trace in traces:
-        told = [*trace.notes]
+        notes = [*trace.notes]
         if trace.skipped:
-            told.append(f"skipped: {skipped_text(trace.skipped)}")
-        if told:
-            lines.append(f"{trace.path.name}: {', '.join(told)}")
+            notes.append(f"skipped: {skipped_text(trace.skipped)}")
+        if notes:
+            lines.append(f"{trace.path.name}: {', '.join(notes)}")
     counts = Counter(len(trace.steps) for trace in traces)
     if len(counts) > 1:
         each = ", ".join(f"rank {trace.rank} {len(trace.steps):,}" for trace in traces[:8])
@@ -88,7 +88,7 @@ def step_rows(trace: TraceTables) -> list[dict[str, Any]]:
     rows = []
     for step in trace.steps:
         end = max(step.end_ns, step.last_kernel_ns or step.end_ns)
-        told = {name: value for name, value in vars(step.mark).items() if name != "number"}
+        columns = {name: value for name, value in vars(step.mark).items() if name != "number"}
         rows.append(
             {
                 "step": step.number,
@@ -96,7 +96,7 @@ def step_rows(trace: TraceTables) -> list[dict[str, Any]]:
                 "wall_ns": end - step.start_ns,
                 "profiled": True,
                 "source": "measured",
-                **told,
+                **columns,
             }
         )
     return rows
@@ -117,16 +117,16 @@ def _with_ranks(traces: Sequence[TraceTables]) -> list[TraceTables]:
     if len(worlds) > 1:
         sizes = ", ".join(f"{trace.path.name} of {trace.world_size}" for trace in traces[:4])
         raise UsageError(f"the traces are of different jobs ({sizes}). Import each job by itself")
-    known: dict[int, Path] = {}
+    by_rank: dict[int, Path] = {}
     for trace in traces:
-        if trace.rank is not None and trace.rank in known:
+        if trace.rank is not None and trace.rank in by_rank:
             raise UsageError(
-                f"{known[trace.rank]} and {trace.path} both say rank {trace.rank}. Give one file "
+                f"{by_rank[trace.rank]} and {trace.path} both say rank {trace.rank}. Give one file "
                 "per rank"
             )
         if trace.rank is not None:
-            known[trace.rank] = trace.path
-    free = iter(rank for rank in range(2 * len(traces)) if rank not in known)
+            by_rank[trace.rank] = trace.path
+    free = iter(rank for rank in range(2 * len(traces)) if rank not in by_rank)
     placed = []
     for trace in traces:
         rank = next(free) if trace.rank is None else trace.rank

@@ -84,8 +84,8 @@ def decode_read(text: bytes, kind: type[T], most: int) -> T:
         for at, name in enumerate(names)
     ]
     kept = decode(text, msgspec.defstruct("Kept", fields), None)
-    told = zip(names, msgspec.structs.astuple(kept), strict=True)
-    body = b",".join(b'"%b":%b' % (name.encode(), bytes(raw)) for name, raw in told if raw)
+    pairs = zip(names, msgspec.structs.astuple(kept), strict=True)
+    body = b",".join(b'"%b":%b' % (name.encode(), bytes(raw)) for name, raw in pairs if raw)
     return decode(b"{%b}" % body, kind, most)
 
 
@@ -248,10 +248,10 @@ class ZipSource:
             raise ValueError("entries with damaged data") from None
         if size > ENTRY_BYTES:
             raise ValueError(f"entries of more than {ENTRY_BYTES >> 20} MiB")
-        whole = b"".join(pieces)
-        if zlib.crc32(whole) != info.CRC:
+        entry = b"".join(pieces)
+        if zlib.crc32(entry) != info.CRC:
             raise ValueError("entries with damaged data")
-        return whole
+        return entry
 
     def _open(self, info: zipfile.ZipInfo) -> IO[bytes]:
         if info.compress_type != _ZSTANDARD:
@@ -367,8 +367,8 @@ class ArrayStream:
             self.cut = "its JSON ends early"
 
     def _match(self, pattern: re.Pattern[bytes], place: int) -> int:
-        found = pattern.match(self._buffer, place)
-        return found.end() if found is not None else place
+        match = pattern.match(self._buffer, place)
+        return match.end() if match is not None else place
 
     def _bracket(self, end: int) -> Iterator[bytes | None]:
         """Take the bracket that stands before `end`; yield the element that it completes."""

@@ -37,8 +37,8 @@ class Written:
         """Write rows in parts, without empty columns; `same` have one value. Raises OSError."""
         held = {*same, *(name for name in rows.columns if rows[name].null_count() < rows.height)}
         for part in rows.iter_slices(slice_rows):
-            whole = in_table(table, part.with_columns(**{k: pl.lit(v) for k, v in same.items()}))
-            self._write(table, whole.select(name for name in whole.columns if name in held))
+            padded = in_table(table, part.with_columns(**{k: pl.lit(v) for k, v in same.items()}))
+            self._write(table, padded.select(name for name in padded.columns if name in held))
 
     def copy(self, table: str, parts: Sequence[Path]) -> None:
         """Take the parts of a table of another recording as they are. Raises OSError."""

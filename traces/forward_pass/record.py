@@ -95,10 +95,10 @@ def read_message(payload: bytes) -> ForwardPass:
         return _checked(_DECODER.decode(payload))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         try:
-            told = msgspec.msgpack.decode(payload)
+            decoded = msgspec.msgpack.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise ValueError("records that are not msgpack") from None
-        raise _fault(told) from None
+        raise _fault(decoded) from None
 
 
 def read_object(told: Any) -> ForwardPass:

@@ -68,8 +68,8 @@ class _Launches(dict[str, bool]):
     """Remembers which calls put work on a device."""
 
     def __missing__(self, name: str) -> bool:
-        known = self[name] = _LAUNCHES.search(name) is not None
-        return known
+        is_launch = self[name] = _LAUNCHES.search(name) is not None
+        return is_launch
 
 
 class TraceEvents:
@@ -160,16 +160,16 @@ class TraceEvents:
 
     def _timed(self, events: list[_Any]) -> tuple[list[_Any], Ints, Ints]:
         """Return the events whose times can be used, their starts and durations."""
-        starts, told = _starts(events)
+        starts, stamped = _starts(events)
         times = np.asarray([event.dur for event in events], dtype=np.float64)  # None is nan
         near = np.abs(starts) < _FURTHEST_NS
-        sound = told & near & (times >= 0) & (times < _FURTHEST_US)
+        sound = stamped & near & (times >= 0) & (times < _FURTHEST_US)
         if not sound.all():
             for reason, bad in (
-                ("events without ts", ~told),
-                ("events without dur", told & np.isnan(times)),
-                ("events of negative duration", told & (times < 0)),
-                ("events with times out of range", told & ((times >= _FURTHEST_US) | ~near)),
+                ("events without ts", ~stamped),
+                ("events without dur", stamped & np.isnan(times)),
+                ("events of negative duration", stamped & (times < 0)),
+                ("events with times out of range", stamped & ((times >= _FURTHEST_US) | ~near)),
             ):
                 if bad.any():
                     self.skipped[reason] += int(bad.sum())
@@ -261,26 +261,26 @@ class TraceEvents:
 
     def _message(self, event: _Any) -> tuple[int, int]:
         """Return the number of the collective's kind and its bytes, -1 where not known."""
-        found = read_message(event.name, event.args or _NONE)
-        if found not in self._message_ids:
-            self._message_ids[found] = len(self.messages)
-            self.messages.append(found)
-        size = -1 if found.bytes is None or found.bytes > 1 << 60 else found.bytes
-        return self._message_ids[found], size
+        message = read_message(event.name, event.args or _NONE)
+        if message not in self._message_ids:
+            self._message_ids[message] = len(self.messages)
+            self.messages.append(message)
+        size = -1 if message.bytes is None or message.bytes > 1 << 60 else message.bytes
+        return self._message_ids[message], size
 
 
 @lru_cache(maxsize=1024)
 def _role(category: str | None) -> str | None:
     """Return the bucket of a category, None for one without use, else why it is skipped."""
     text = (category or "").lower()
-    for role, known in (
+    for role, categories in (
         ("device", _DEVICE),
         ("launch", _LAUNCH),
         ("cpu", _CPU),
         ("mark", _MARKS),
         (None, (*_UNUSED, "")),
     ):
-        if text in known:
+        if text in categories:
             return role
     return f"events of unknown category {text[:40]!r}"
 
@@ -293,13 +293,13 @@ def _starts(events: Sequence[_Any]) -> tuple[Ints, Any]:
         if usual is not None:
             return usual, np.ones(usual.shape, dtype=bool)
         exact = [_exact_ns(text) for text in texts]
-        told = np.asarray([start is not None for start in exact], dtype=bool)
-        return np.asarray([start or 0 for start in exact], dtype=np.int64), told
+        stamped = np.asarray([start is not None for start in exact], dtype=bool)
+        return np.asarray([start or 0 for start in exact], dtype=np.int64), stamped
     stamps = np.asarray([event.ts for event in events], dtype=np.float64)
-    told = ~np.isnan(stamps)
-    near = np.where(told, np.clip(stamps, -_FURTHEST_US, _FURTHEST_US), 0)
+    stamped = ~np.isnan(stamps)
+    near = np.where(stamped, np.clip(stamps, -_FURTHEST_US, _FURTHEST_US), 0)
     starts = np.rint(near * 1e3).astype(np.int64)
-    return np.where(np.abs(near) < _FURTHEST_US, starts, _FURTHEST_NS), told
+    return np.where(np.abs(near) < _FURTHEST_US, starts, _FURTHEST_NS), stamped
 
 
 _THOUSANDTHS: dict[bytes, int] = {
@@ -344,11 +344,11 @@ def _wholes(values: list[Any], default: int) -> Ints:
         return np.full(len(values), default, dtype=np.int64)
     if kinds == {int}:
         try:
-            found = np.asarray(values, dtype=np.int64)
+            integers = np.asarray(values, dtype=np.int64)
         except OverflowError:
             pass
         else:
-            return np.where((found >= 0) & (found < _LARGE), found, default)
+            return np.where((integers >= 0) & (integers < _LARGE), integers, default)
     return np.asarray([_whole(value, default) for value in values], dtype=np.int64)
 
 

@@ -22,9 +22,9 @@ def enclosing(starts: Ints, ends: Ints, times: Ints) -> Ints:
     `starts` is sorted. Where intervals nest or overlap, the last begun counts; one that lies
     under more than 64 later ones is not found.
     """
-    found = np.full(times.shape, -1, dtype=np.int64)
+    indices = np.full(times.shape, -1, dtype=np.int64)
     if not starts.size:
-        return found
+        return indices
     place = np.searchsorted(starts, times, side="right") - 1
     reach = np.maximum.accumulate(ends)  # no interval up to here ends later
     open_ = np.flatnonzero(place >= 0)
@@ -33,10 +33,10 @@ def enclosing(starts: Ints, ends: Ints, times: Ints) -> Ints:
             break
         at, time = place[open_], times[open_]
         holds = ends[at] >= time
-        found[open_[holds]] = at[holds]
+        indices[open_[holds]] = at[holds]
         open_ = open_[~holds & (reach[at] >= time) & (at > 0)]
         place[open_] -= 1
-    return found
+    return indices
 
 
 def union(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
@@ -120,7 +120,7 @@ def self_times(threads: Ints, starts: Ints, durations: Ints) -> Ints:
     ends = starts + durations
     order = np.lexsort((-durations, starts, threads))
     thread, start, end = (array[order].tolist() for array in (threads, starts, ends))
-    own = durations[order].tolist()
+    own_times = durations[order].tolist()
     stack: list[int] = []
     current = None
     for index, begin in enumerate(start):
@@ -131,8 +131,8 @@ def self_times(threads: Ints, starts: Ints, durations: Ints) -> Ints:
             stack.pop()
         if stack:
             caller = stack[-1]
-            own[caller] -= min(end[index], end[caller]) - begin
+            own_times[caller] -= min(end[index], end[caller]) - begin
         stack.append(index)
-    result = np.empty(len(own), dtype=np.int64)
-    result[order] = np.maximum(np.asarray(own, dtype=np.int64), 0)
+    result = np.empty(len(own_times), dtype=np.int64)
+    result[order] = np.maximum(np.asarray(own_times, dtype=np.int64), 0)
     return result

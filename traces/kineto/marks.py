@@ -74,28 +74,28 @@ def read_mark(name: str) -> StepMark | None:
 def _sglang(stage: str, requests: int, more: str) -> StepMark | None:
     """Return what SGLang says of a step, None of a part of one that a draft model runs."""
     pairs = (each.partition("=") for each in more.split())
-    told = {name: int(text) for name, _, text in pairs if text.isdecimal() and len(text) <= 17}
+    sums = {name: int(text) for name, _, text in pairs if text.isdecimal() and len(text) <= 17}
     if stage.startswith("draft"):
         return None
-    known = told.get("ext", 0) + told.get("dec", 0) == requests
-    prefills = told.get("c", told.get("ext") if known else None)
-    decodes = told.get("g", told.get("dec") if known else None)
-    prefill_tokens, tokens = told.get("c_sq"), told.get("g_sq", decodes)
+    complete = sums.get("ext", 0) + sums.get("dec", 0) == requests
+    prefills = sums.get("c", sums.get("ext") if complete else None)
+    decodes = sums.get("g", sums.get("dec") if complete else None)
+    prefill_tokens, tokens = sums.get("c_sq"), sums.get("g_sq", decodes)
     if stage in {"decode", "verify", "idle"}:  # of a step that verifies, the drafts are in the sums
         prefills, decodes, prefill_tokens = 0, requests, 0
-        tokens = told.get("g_sq", requests if stage != "verify" else None)
+        tokens = sums.get("g_sq", requests if stage != "verify" else None)
     elif stage in {"extend", "prefill"}:
         prefills, decodes, tokens = requests, 0, 0
-        prefill_tokens = told.get("toks", told.get("c_sq"))
+        prefill_tokens = sums.get("toks", sums.get("c_sq"))
     context = None
-    if {"c_sq", "c_sqsq", "c_sqsk"} <= told.keys():
-        context = max(told["c_sqsk"] - (told["c_sqsq"] - told["c_sq"]) // 2, 0)
+    if {"c_sq", "c_sqsq", "c_sqsk"} <= sums.keys():
+        context = max(sums["c_sqsk"] - (sums["c_sqsq"] - sums["c_sq"]) // 2, 0)
     return StepMark(
         prefill_requests=prefills,
         prefill_tokens=prefill_tokens,
         decode_requests=decodes,
         decode_tokens=tokens,
-        prefill_kv_tokens=told.get("c_sk", 0 if prefills == 0 else None),
-        decode_kv_tokens=told.get("g_sk", 0 if decodes == 0 else None),
+        prefill_kv_tokens=sums.get("c_sk", 0 if prefills == 0 else None),
+        decode_kv_tokens=sums.get("g_sk", 0 if decodes == 0 else None),
         prefill_query_context=0 if prefills == 0 else context,
     )

@@ -226,8 +226,8 @@ _STAGE = re.compile(r"cross_device_reduce_(\d)stage")
 def read_message(name: str, args: Arguments) -> CollectiveMessage:
     """Return what a communication kernel or operator did, by its name and arguments."""
     kind = _kind(args.collective) or _kind(name)
-    told = args.dtype if isinstance(args.dtype, str) else None
-    dtype, size = _type_of(told) if told else _type_in_name(name)
+    type_name = args.dtype if isinstance(args.dtype, str) else None
+    dtype, size = _type_of(type_name) if type_name else _type_in_name(name)
     group = args.group_size if _count(args.group_size) else _group_in_name(name)
     counts = [n for n in (args.elements_in, args.elements_out) if _count(n)]
     message = max(counts) * size if counts and size else None
@@ -242,10 +242,10 @@ def _count(value: Any) -> bool:
 
 def _list(raw: msgspec.Raw) -> list[Any]:
     try:
-        found = msgspec.json.decode(raw)
+        decoded = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
-    return found if isinstance(found, list) else []
+    return decoded if isinstance(decoded, list) else []
 
 
 def _kind(text: Any) -> str | None:
@@ -282,10 +282,10 @@ def _type_in_name(name: str) -> tuple[str | None, int | None]:
     """
     if custom := _CUSTOM.search(name):
         return _type_of(custom[2])
-    found = _NCCL_TYPE.search(name)
-    if found is None or not re.search(r"reduce", name, re.IGNORECASE):
+    match = _NCCL_TYPE.search(name)
+    if match is None or not re.search(r"reduce", name, re.IGNORECASE):
         return None, None
-    return _type_of(found[1])
+    return _type_of(match[1])
 
 
 def _group_in_name(name: str) -> int | None:

@@ -80,23 +80,25 @@ def read_trace(
     cannot be opened, is empty, is no trace, holds more than `limit_bytes` of JSON, or nothing that
     can be read.
     """
-    stream, found = _collect(path, limit_bytes, keep_ops=False)
-    if not found.devices.size and not found.ops.size:
-        stream, found = _collect(path, limit_bytes, keep_ops=True)
-    skipped = stream.skipped + found.skipped
+    stream, events = _collect(path, limit_bytes, keep_ops=False)
+    if not events.devices.size and not events.ops.size:
+        stream, events = _collect(path, limit_bytes, keep_ops=True)
+    skipped = stream.skipped + events.skipped
     info = stream.metadata.get("distributedInfo")
     info = info if isinstance(info, dict) else {}
-    if not found.devices.size and not found.ops.size:
+    if not events.devices.size and not events.ops.size:
         left = f", skipped: {skipped_text(skipped)}" if skipped else ""
         raise TraceError(
-            f"{path}: no kernel and no operator in {found.seen:,} events{left}. Profile with "
+            f"{path}: no kernel and no operator in {events.seen:,} events{left}. Profile with "
             "CPU or CUDA activities" + (f" ({stream.cut})" if stream.cut else "")
         )
-    steps, notes = find_steps(found)
+    steps, notes = find_steps(events)
     if stream.cut:
         notes.append(f"the file is cut off ({stream.cut}). What is lost of it counts as idle")
     group = _group_size(info)
-    rows = device_rows(found, steps, group) if found.devices.size else cpu_rows(found, steps, group)
+    rows = (
+        device_rows(events, steps, group) if events.devices.size else cpu_rows(events, steps, group)
+    )
     rank = _whole(info.get("rank"))
     return TraceTables(
         path=Path(path),
@@ -105,12 +107,12 @@ def read_trace(
         kernels=rows.frame(engine, rank, window_id, steps),
         steps=tuple(steps.described(rows.last_ends)),
         window=rows.window,
-        on_device=bool(found.devices.size),
+        on_device=bool(events.devices.size),
         unix_offset_ns=_unix_offset(stream.metadata, rows.window.start_ns),
         device_name=_device_name(stream.metadata, rows.device),
         vllm_version=_text(stream.metadata.get("vllm_version")),
         bytes_read=stream.bytes_read,
-        events=found.seen,
+        events=events.seen,
         skipped=dict(skipped),
         notes=tuple(notes),
     )
@@ -121,14 +123,16 @@ def _collect(
 ) -> tuple[TraceStream, TraceEvents]:
     """Read all events; operators too where asked, or where the trace tells of no device."""
     stream = TraceStream(path, limit_bytes=limit_bytes)
-    found: TraceEvents | None = None
+    collected: TraceEvents | None = None
     for events in stream:
-        if found is None:
-            found = TraceEvents(keep_ops=keep_ops or not stream.metadata.get("deviceProperties"))
-        found.add(events)
-    found = found or TraceEvents()
-    found.finish()
-    return stream, found
+        if collected is None:
+            collected = TraceEvents(
+                keep_ops=keep_ops or not stream.metadata.get("deviceProperties")
+            )
+        collected.add(events)
+    collected = collected or TraceEvents()
+    collected.finish()
+    return stream, collected
 
 
 def skipped_text(skipped: Mapping[str, int]) -> str:
@@ -169,8 +173,8 @@ def _unix_offset(metadata: Mapping[str, Any], start_ns: int) -> int | None:
 
 def _device_name(metadata: Mapping[str, Any], device: int | None) -> str | None:
     listed = metadata.get("deviceProperties")
-    known = [
+    devices = [
         each for each in (listed if isinstance(listed, list) else ()) if isinstance(each, dict)
     ]
-    names = {_text(each.get("name")) for each in known if device in (None, each.get("id"))}
+    names = {_text(each.get("name")) for each in devices if device in (None, each.get("id"))}
     return names.pop() if len(names) == 1 else None

@@ -110,7 +110,7 @@ class Rows:
         step, stream, name, message = (key.tolist() for key in self.sums.keys)
         names = list(self.found.names)
         facts = [None, *self.found.messages]
-        told = [facts[index + 1] for index in message]
+        messages = [facts[index + 1] for index in message]
         columns = {
             "engine": [engine] * len(step),
             "rank": [rank] * len(step),
@@ -123,11 +123,11 @@ class Rows:
             "time": self.sums.total(0),
             "self_time": self.sums.total(1),
             "exposed_time": self.sums.total(2),
-            "collective": [fact and fact.collective for fact in told],
-            "algorithm": [fact and fact.algorithm for fact in told],
+            "collective": [fact and fact.collective for fact in messages],
+            "algorithm": [fact and fact.algorithm for fact in messages],
             "bytes": self.sums.total(3),
-            "dtype": [fact and fact.dtype for fact in told],
-            "group_size": [fact and fact.group_size for fact in told],
+            "dtype": [fact and fact.dtype for fact in messages],
+            "group_size": [fact and fact.group_size for fact in messages],
         }
         return pl.DataFrame(columns, schema=KERNELS)
 
@@ -269,7 +269,7 @@ def cpu_rows(found: TraceEvents, steps: Steps, group: int | None) -> Rows:
     """Return the operators of the CPU with their steps and self times; `group` as a stand-in."""
     op = found.cpu_columns(group)
     start, time, thread = op["start"], op["time"], op["thread"]
-    own = self_times(thread, start, time)
+    self_ns = self_times(thread, start, time)
     step = steps.by_launch(thread, start)
     end = start + time
     families = np.asarray([family_of(name) == "communication" for name in found.names])
@@ -278,12 +278,12 @@ def cpu_rows(found: TraceEvents, steps: Steps, group: int | None) -> Rows:
     # its thread waits: there the time and the message are the backend's.
     moves = message & ((op["apart"] == 1) if (message & (op["apart"] == 1)).any() else True)
     hidden = covered(union(start[~message], end[~message]), start, end)
-    exposed = np.where(op["apart"] == 1, time - hidden, own)
+    exposed = np.where(op["apart"] == 1, time - hidden, self_ns)
     absent = np.full(start.shape, -1, dtype=np.int64)
     keys = (step, absent, op["name"], np.where(moves | ~message, op["message"], -1))
     return Rows(
         found=found,
-        sums=Sums.of(keys, (time, own, np.where(moves, exposed, -1), op["bytes"])),
+        sums=Sums.of(keys, (time, self_ns, np.where(moves, exposed, -1), op["bytes"])),
         window=_window(int(start.min()), int(end.max()), length(start, end), 1),
         last_ends=_last_ends(step, end),
         device=None,

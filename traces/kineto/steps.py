@@ -39,15 +39,15 @@ class Steps:
 
     def by_launch(self, threads: Ints, times: Ints) -> Ints:
         """Return the index of the step enclosing each moment on its thread, -1 without one."""
-        found = np.full(times.shape, -1, dtype=np.int64)
-        own = np.asarray([mark.thread for mark in self.marks], dtype=np.int64)
-        for thread in distinct(own):
-            which, here = np.flatnonzero(own == thread), np.flatnonzero(threads == thread)
+        indices = np.full(times.shape, -1, dtype=np.int64)
+        mark_threads = np.asarray([mark.thread for mark in self.marks], dtype=np.int64)
+        for thread in distinct(mark_threads):
+            which, here = np.flatnonzero(mark_threads == thread), np.flatnonzero(threads == thread)
             starts = np.asarray([self.marks[i].start for i in which], dtype=np.int64)
             ends = np.asarray([self.marks[i].end for i in which], dtype=np.int64)
             inside = enclosing(starts, ends, times[here])
-            found[here[inside >= 0]] = which[inside[inside >= 0]]
-        return found
+            indices[here[inside >= 0]] = which[inside[inside >= 0]]
+        return indices
 
     def described(self, last_ends: Mapping[int, int]) -> list[TraceStep]:
         """Return the steps; `last_ends` has when the last kernel of step i ended."""
@@ -70,9 +70,9 @@ def find_steps(found: TraceEvents) -> tuple[Steps, list[str]]:
     engine = [mark for mark in every if mark.mark.number is None]
     marks = sorted(engine or every, key=lambda mark: (mark.start, -mark.end))
     numbers = [mark.mark.number for mark in marks]
-    known = [number for number in numbers if number is not None]
-    if len(set(known)) < len(marks):
-        known = list(range(len(marks)))
+    step_numbers = [number for number in numbers if number is not None]
+    if len(set(step_numbers)) < len(marks):
+        step_numbers = list(range(len(marks)))
     notes = []
     last: dict[int, int] = {}
     overlaps = 0
@@ -81,16 +81,16 @@ def find_steps(found: TraceEvents) -> tuple[Steps, list[str]]:
         last[mark.thread] = max(last.get(mark.thread, mark.end), mark.end)
     if overlaps:
         notes.append(f"{overlaps:,} steps overlap. A kernel belongs to the last begun")
-    return Steps(marks, known), notes
+    return Steps(marks, step_numbers), notes
 
 
 def _joined(marks: list[Annotation]) -> list[Annotation]:
     """Join a step's annotations on several streams: they share its id, or its name."""
-    whole: dict[Any, Annotation] = {}
+    joined: dict[Any, Annotation] = {}
     for mark in marks:
         key = mark.name if mark.external is None else mark.external
-        known = whole.get(key, mark)
-        whole[key] = mark._replace(
-            thread=-1, start=min(mark.start, known.start), end=max(mark.end, known.end)
+        earlier = joined.get(key, mark)
+        joined[key] = mark._replace(
+            thread=-1, start=min(mark.start, earlier.start), end=max(mark.end, earlier.end)
         )
-    return list(whole.values())
+    return list(joined.values())

@@ -139,14 +139,14 @@ class TraceStream:
         for piece in pieces:
             if not head.strip():
                 head.clear()
-            known = max(len(head) - 100, 0)
+            searched = max(len(head) - 100, 0)
             head += piece
-            start = head.lstrip()[:1] if known == 0 else b"{"
+            start = head.lstrip()[:1] if searched == 0 else b"{"
             if start == b"[":
                 return bytes(head.lstrip()[1:])
             if start not in (b"{", b""):
                 break
-            if match := _ARRAY.search(head, known):
+            if match := _ARRAY.search(head, searched):
                 self._keep_metadata(bytes(head[: match.start()]).rstrip().rstrip(b",") + b"}")
                 return bytes(head[match.end() :])
             self._check_head(len(head))
@@ -166,11 +166,11 @@ class TraceStream:
     def _keep_metadata(self, text: bytes) -> None:
         try:
             check_values(text, LINE_VALUES)
-            found = msgspec.json.decode(text)
+            metadata = msgspec.json.decode(text)
         except (msgspec.DecodeError, ValueError, RecursionError):
             return
-        if isinstance(found, dict):
-            self.metadata.update(found)
+        if isinstance(metadata, dict):
+            self.metadata.update(metadata)
 
     def _read_tail(self, rest: bytes, pieces: Iterator[bytes]) -> None:
         """Keep the metadata behind the events; what follows the document is left."""
@@ -206,10 +206,10 @@ class TraceStream:
         try:
             events: Any = _MANY[self._kind].decode(b"[%b]" % text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            found = self._to_array_end(text, str(error))
-            if found is None:
+            array_end = self._to_array_end(text, str(error))
+            if array_end is None:
                 return self._decode_each(text, last=last)
-            events, rest = found
+            events, rest = array_end
         if self._kind is Event and _too_large(events):
             self._kind = ExactEvent
             return self._decode(text, last=last)
@@ -273,10 +273,10 @@ class TraceStream:
     def _convert(self, piece: bytes) -> Any:
         """Read an event whose values have other types than expected, or that is not UTF-8."""
         try:
-            found = msgspec.json.decode(piece.decode("utf-8", "replace"))
-            args = found.pop("args", None)
-            found["name"] = str(found.get("name", ""))
-            event = msgspec.convert(found, Event, strict=False)
+            decoded = msgspec.json.decode(piece.decode("utf-8", "replace"))
+            args = decoded.pop("args", None)
+            decoded["name"] = str(decoded.get("name", ""))
+            event = msgspec.convert(decoded, Event, strict=False)
         except (msgspec.DecodeError, AttributeError, TypeError, RecursionError, ValueError):
             return None
         if isinstance(args, dict):
@@ -285,9 +285,9 @@ class TraceStream:
             event.args = msgspec.convert(args, Arguments)
         if self._kind is Event:
             return event
-        whole = {name: getattr(event, name) for name in event.__struct_fields__}
+        values = {name: getattr(event, name) for name in event.__struct_fields__}
         stamp = b"" if event.ts is None else repr(event.ts).encode()
-        return ExactEvent(**whole | {"ts": msgspec.Raw(stamp)})
+        return ExactEvent(**values | {"ts": msgspec.Raw(stamp)})
 
 
 def _value_end(text: bytes) -> int:
@@ -313,8 +313,8 @@ def _last_boundary(text: bytes, start: int) -> int | None:
         brace = text.rfind(b"{", start, brace)
         near = max(brace - 100, start)
         before = text[near:brace].rstrip()
-        if before.endswith(b",") and (whole := before[:-1].rstrip()).endswith(b"}"):
-            return near + len(whole)
+        if before.endswith(b",") and (tail := before[:-1].rstrip()).endswith(b"}"):
+            return near + len(tail)
         if brace <= start:
             return None
     every = [match.start() + 1 for match in _BETWEEN.finditer(text, start)]

@@ -188,8 +188,8 @@ def known_name(name: str) -> str | None:
     plain = _RAY.sub(r"\1:", name, count=1)
     if plain != name and plain.startswith("vllm:") and f"{plain}_total" in _COUNTERS:
         plain = f"{plain}_total"
-    known = plain.startswith(_PREFIXES) or _PART.sub("", plain) in NIM_NAMES
-    return plain if known and not plain.endswith("_created") else None
+    recognised = plain.startswith(_PREFIXES) or _PART.sub("", plain) in NIM_NAMES
+    return plain if recognised and not plain.endswith("_created") else None
 
 
 def is_made_up(name: str) -> bool:
@@ -217,7 +217,7 @@ def vllm_names(name: str, labels: Mapping[str, str]) -> tuple[tuple[str, str], .
     kept = {key: value for key, value in labels.items() if key not in SHARED}
     if wanted is None:
         return ((name, _text(kept)),)
-    found = []
+    names = []
     for each in wanted:
         if each.name in GAUGES and labels.get("priority"):  # part of what has none
             continue
@@ -227,8 +227,8 @@ def vllm_names(name: str, labels: Mapping[str, str]) -> tuple[tuple[str, str], .
         text = _text(rest)
         if each.name == FINISHED and "finished_reason" not in rest:
             text = ENDED
-        found.append((each.name + (name[len(base) :] if base != name else ""), text))
-    return tuple(found)
+        names.append((each.name + (name[len(base) :] if base != name else ""), text))
+    return tuple(names)
 
 
 def _text(labels: Mapping[str, str]) -> str:
@@ -237,9 +237,9 @@ def _text(labels: Mapping[str, str]) -> str:
 
 def engine_of(labels: Mapping[str, str]) -> str:
     """Return whose line it is: a rank's, a replica's (Ray's page has all of a node), or ""."""
-    own = labels.get("engine") or labels.get("dp_rank") or ""
+    rank = labels.get("engine") or labels.get("dp_rank") or ""
     replica = labels.get("ReplicaId") or labels.get("replica") or labels.get("WorkerId") or ""
-    return " ".join(part for part in (own, replica[:24]) if part)
+    return " ".join(part for part in (rank, replica[:24]) if part)
 
 
 def engine_named(name: str, labels: Mapping[str, str]) -> str | None:

@@ -95,8 +95,8 @@ class PageReader:
 
     def forget(self) -> None:
         """Forget what an earlier process told: the next page is another's."""
-        for told in (self.cache_config, self.engines, self._on_ray, self._ranks, self._known):
-            told.clear()
+        for collection in (self.cache_config, self.engines, self._on_ray, self._ranks, self._known):
+            collection.clear()
 
     def _read(self, page: str) -> tuple[dict[Series, float], int]:
         """Return the values of a page, and how many of its lines were left out."""
@@ -148,20 +148,20 @@ class PageReader:
 
     def _parse(self, head: str) -> tuple[Series, ...]:
         """Return what a line measures, nothing for one that is not kept."""
-        whole, _, rest = head.partition("{")
-        name = known_name(whole.strip())
+        full_name, _, rest = head.partition("{")
+        name = known_name(full_name.strip())
         if name is None:
-            return (Series("", _PROCESS),) if whole.strip() == _PROCESS else ()
+            return (Series("", _PROCESS),) if full_name.strip() == _PROCESS else ()
         labels = {
             key: _ESCAPED.sub(lambda m: "\n" if m[1] == "n" else m[1], text)
             for key, text in _LABEL.findall(rest)
         }
         engine = engine_of(labels)
-        kind = engine_named(whole.strip(), labels) or ""
+        kind = engine_named(full_name.strip(), labels) or ""
         self.engines.add(kind)
         if kind.endswith(ON_RAY):
             self._on_ray.add(engine)
-        if kind == ROUTER or is_made_up(whole.strip()):
+        if kind == ROUTER or is_made_up(full_name.strip()):
             return ()
         labels.pop("engine", None)
         labels.pop("dp_rank", None)
@@ -176,7 +176,7 @@ class PageReader:
             le = float(labels.pop("le")) if "le" in labels else None
         except ValueError:
             return ()
-        copied = COPY if is_copy(whole.strip()) else ""
+        copied = COPY if is_copy(full_name.strip()) else ""
         names = vllm_names(name, labels)
         return tuple(Series(engine, copied + own, text, le) for own, text in names)
 

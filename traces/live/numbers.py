@@ -218,8 +218,8 @@ class _InOrder(NamedTuple):
 
     def at(self, place: float) -> float:
         """Return the value at a place in order, the last one where rounding goes beyond it."""
-        found = int(np.searchsorted(self.weights, place, side="right"))
-        return float(self.values[min(found, self.values.size - 1)])
+        index = int(np.searchsorted(self.weights, place, side="right"))
+        return float(self.values[min(index, self.values.size - 1)])
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,8 @@ class Window:
 
     def total(self, name: str) -> float | None:
         """Return a counter's increase over all its labels, None where it was not told."""
-        found = [value for key, value in self.increase.items() if key[0] == name]
-        return sum(found) if found else None
+        values = [value for key, value in self.increase.items() if key[0] == name]
+        return sum(values) if values else None
 
     def by_label(self, name: str) -> dict[str, float]:
         return {key[1]: value for key, value in self.increase.items() if key[0] == name}
@@ -263,22 +263,22 @@ class Window:
         """
         if not ranks or any(not np.array_equal(each.times, self.times) for each in ranks):
             return self
-        own, gauges, counted = {name for name, _ in self.increase}, {}, {}
+        server_names, gauges, counted = {name for name, _ in self.increase}, {}, {}
         increase, histograms = dict(self.increase), dict(self.histograms)
-        for name, told in self.gauges.items():
-            lacks = np.isnan(told).all()
+        for name, of_server in self.gauges.items():
+            lacks = np.isnan(of_server).all()
             each = np.array([rank.gauges[name] for rank in ranks])
             of_all = each.sum(axis=0) if name in (RUNNING, WAITING) else each.mean(axis=0)
-            gauges[name] = of_all if lacks else told
-        for name, told in self.counted.items():
+            gauges[name] = of_all if lacks else of_server
+        for name, of_server in self.counted.items():
             each = np.array([rank.counted[name] for rank in ranks])
-            counted[name] = each.sum(axis=0) if np.isnan(told).all() else told
+            counted[name] = each.sum(axis=0) if np.isnan(of_server).all() else of_server
         telling = {  # how many ranks a number of one GPU is the mean of
             name: sum(rank.total(name) is not None for rank in ranks) for name in PER_GPU
         }
         for rank in ranks:
             for key, value in rank.increase.items():
-                if key[0] not in own:
+                if key[0] not in server_names:
                     increase[key] = increase.get(key, 0.0) + value / telling.get(key[0], 1)
             for name in rank.histograms.keys() - self.histograms.keys():
                 had, new = histograms.get(name), rank.histograms[name]
@@ -299,9 +299,9 @@ class Window:
 
     def gauge(self, name: str) -> Floats:
         """Return a gauge's readings, empty where it was not told."""
-        told = self.gauges[name]
-        known: Floats = told[~np.isnan(told)]
-        return known
+        polled = self.gauges[name]
+        readings: Floats = polled[~np.isnan(polled)]
+        return readings
 
 
 class Polls:
@@ -346,9 +346,9 @@ class Polls:
         if not rows.height:
             return
         starts = rows["time"].rle_id().to_numpy()
-        whole = int(np.searchsorted(starts, starts[-1]))
-        self._held = rows[whole:]
-        self._take(rows[:whole], starts[:whole])
+        last_start = int(np.searchsorted(starts, starts[-1]))
+        self._held = rows[last_start:]
+        self._take(rows[:last_start], starts[:last_start])
 
     def window(self) -> Window | None:
         """Return what happened between the first and the last poll; None without two."""
@@ -363,17 +363,17 @@ class Polls:
             for (name, labels, le), place in self._places.items()
             if le is None and name not in GAUGES
         }
-        told = {name: np.concatenate(each) for name, each in self._told.items()}
+        readings = {name: np.concatenate(each) for name, each in self._told.items()}
         for name in self._counted:
-            told[name][self._late] = np.nan
+            readings[name][self._late] = np.nan
         histograms = {
             name: found
             for name, each in self._grown.items()
             if (found := _histogram(each)) is not None
         }
         until_ns = None
-        if np.isfinite(told[REPORTED]).any():
-            until_ns, every_ns = int(times[-1]), round(float(np.nanmax(told[REPORTED])) * 1e9)
+        if np.isfinite(readings[REPORTED]).any():
+            until_ns, every_ns = int(times[-1]), round(float(np.nanmax(readings[REPORTED])) * 1e9)
             polls = _reports(times, np.concatenate(self._still), every_ns)
             starts, end = np.append(0, polls[:-1] + 1), int(polls[-1]) + 1
 
@@ -382,8 +382,9 @@ class Polls:
                 return np.asarray(np.add.reduceat(each[:end], starts, axis=0))
 
             times, resets = times[polls], gained(resets) > 0
-            told = {
-                name: each[polls] if name in GAUGES else gained(each) for name, each in told.items()
+            readings = {
+                name: each[polls] if name in GAUGES else gained(each)
+                for name, each in readings.items()
             }
             histograms = {
                 name: Histogram(each.bounds, gained(each.counts), gained(each.sums))
@@ -396,8 +397,8 @@ class Polls:
             resets=int(resets.sum()),
             increase=sums,
             histograms=histograms,
-            gauges={name: told[name] for name in GAUGES},
-            counted={name: told[name] for name in self._counted},
+            gauges={name: readings[name] for name in GAUGES},
+            counted={name: readings[name] for name in self._counted},
             left_out=self._left_out,
             until_ns=until_ns,
         )
@@ -451,44 +452,44 @@ class Polls:
         kind[np.isnan(events.value) & ~events.gone] = -1
         filled = self._filled(times.size, events.chosen(kind == _GAUGE))
         events = events.by_series(np.flatnonzero(kind == _COUNTER))
-        told = events.chosen(~events.gone) if events.gone.any() else events
-        before = _before(told.place, told.value, self._last)
-        back = self._back(events, told, before)
+        present = events.chosen(~events.gone) if events.gone.any() else events
+        before = _before(present.place, present.value, self._last)
+        back = self._back(events, present, before)
         # A series that appears later began at 0; the first poll's values are where counting begins.
         new = np.isnan(before)
         if not self._times:
-            new &= told.poll > 0
+            new &= present.poll > 0
         new[back.at[back.lower]] = True
-        grown = told.value - before
-        grown[new] = told.value[new]
+        grown = present.value - before
+        grown[new] = present.value[new]
         np.nan_to_num(grown, copy=False, nan=0.0)
         resets = self._began_anew(_reading(columns.gauges, STARTED, filled))
-        fell = (grown < 0) & (columns.only_grows[told.place] | (told.value < before * _LOWER))
-        resets[told.poll[fell]] = True
-        away = self._away_at_a_restart(told.poll[back.at], back.ended, resets)
+        fell = (grown < 0) & (columns.only_grows[present.place] | (present.value < before * _LOWER))
+        resets[present.poll[fell]] = True
+        away = self._away_at_a_restart(present.poll[back.at], back.ended, resets)
         anew = back.chosen(back.lower | away)
-        grown[anew.at] = told.value[anew.at]
+        grown[anew.at] = present.value[anew.at]
         if resets.any():
-            grown[resets[told.poll]] = 0.0
+            grown[resets[present.poll]] = 0.0
         still = np.ones(times.size, dtype=bool)
-        still[told.poll[grown > 0]] = False
+        still[present.poll[grown > 0]] = False
         self._still.append(still)
         partly = self._in_first_report(times, still, _reading(columns.gauges, REPORTED, filled))
         if partly.any():
-            grown[partly[told.poll]] = 0.0
-        emptied = self._restart(told.poll[anew.at], anew.ended, resets)
+            grown[partly[present.poll]] = 0.0
+        emptied = self._restart(present.poll[anew.at], anew.ended, resets)
         if emptied.any():
-            left = emptied[told.poll]
+            left = emptied[present.poll]
             left[anew.at] = False
             grown[left] = 0.0
-        self._increase += np.bincount(told.place, grown, self._increase.size)
-        since = {name: self._first_told(told, name, times.size) for name in self._counted}
-        self._last[told.place] = told.value  # the last of each stays
+        self._increase += np.bincount(present.place, grown, self._increase.size)
+        since = {name: self._first_told(present, name, times.size) for name in self._counted}
+        self._last[present.place] = present.value  # the last of each stays
         self._times.append(times)
         self._resets.append(resets)
         for name in GAUGES:
             self._told[name].append(_reading(columns.gauges, name, filled))
-        table = columns.table(told, grown, times.size)
+        table = columns.table(present, grown, times.size)
         for counter in self._counted:
             at = columns.kept.get((counter, 0.0))
             gained = np.full(times.size, np.nan) if at is None else table[at].copy()
@@ -514,33 +515,33 @@ class Polls:
     def _filled(self, polls: int, events: _Events) -> Floats:
         """Return the gauges at each poll [polls, gauges], nan where there is none."""
         places = self._columns.gauge_places
-        found = np.full((polls, places.size), np.nan)
-        known = np.zeros(found.shape, dtype=bool)
+        filled = np.full((polls, places.size), np.nan)
+        has_event = np.zeros(filled.shape, dtype=bool)
         cell = events.poll, np.searchsorted(places, events.place)
-        found[cell] = events.value
-        known[cell] = events.gone | ~np.isnan(events.value)
-        at = np.where(known, np.arange(polls)[:, None], -1)
+        filled[cell] = events.value
+        has_event[cell] = events.gone | ~np.isnan(events.value)
+        at = np.where(has_event, np.arange(polls)[:, None], -1)
         np.maximum.accumulate(at, axis=0, out=at)
         before = self._last[places]
-        found = np.where(at < 0, before, np.take_along_axis(found, np.maximum(at, 0), axis=0))
-        self._last[places] = found[-1]
-        return found
+        filled = np.where(at < 0, before, np.take_along_axis(filled, np.maximum(at, 0), axis=0))
+        self._last[places] = filled[-1]
+        return filled
 
     def _began_anew(self, began: Floats) -> NDArray[np.bool_]:
         """Return the polls of another process than the one before, whose counters may be higher."""
-        known = np.flatnonzero(~np.isnan(began))
-        values = np.append(self._began, began[known])
+        polls = np.flatnonzero(~np.isnan(began))
+        values = np.append(self._began, began[polls])
         self._began = float(values[-1])
         anew = np.zeros(began.size, dtype=bool)
-        anew[known[(np.diff(values) != 0) & ~np.isnan(values[:-1])]] = True
+        anew[polls[(np.diff(values) != 0) & ~np.isnan(values[:-1])]] = True
         return anew
 
     def _first_told(self, told: _Events, counter: str, polls: int) -> int:
         """Return the first of so many polls at which a counter is there, or had been."""
-        own = self._columns.places[counter]
-        if not np.isnan(self._last[own]).all():
+        places = self._columns.places[counter]
+        if not np.isnan(self._last[places]).all():
             return 0
-        return int(told.poll[np.isin(told.place, own)].min(initial=polls))
+        return int(told.poll[np.isin(told.place, places)].min(initial=polls))
 
     def _away_at_a_restart(
         self, back: NDArray[np.int64], ended: NDArray[np.int64], resets: NDArray[np.bool_]
@@ -639,9 +640,9 @@ class _Events(NamedTuple):
 
     def by_series(self, which: NDArray[np.int64]) -> _Events:
         """Return some in the order of series, of what a poll tells of one series the last."""
-        found = self.chosen(which[np.argsort(self.place[which], kind="stable")])
-        again = (found.poll[1:] == found.poll[:-1]) & (found.place[1:] == found.place[:-1])
-        return found.chosen(~np.append(again, False)) if again.any() else found
+        ordered = self.chosen(which[np.argsort(self.place[which], kind="stable")])
+        again = (ordered.poll[1:] == ordered.poll[:-1]) & (ordered.place[1:] == ordered.place[:-1])
+        return ordered.chosen(~np.append(again, False)) if again.any() else ordered
 
 
 class _Back(NamedTuple):
@@ -670,13 +671,13 @@ class _Known(NamedTuple):
 
     def places(self, bits: NDArray[np.uint64]) -> NDArray[np.uint16]:
         """Return the place of each series, the number of places of one that is not known."""
-        found: NDArray[np.uint16] = self.by_end[bits & _END]
-        rest = np.flatnonzero(self.bits[found] != bits)
+        series_places: NDArray[np.uint16] = self.by_end[bits & _END]
+        rest = np.flatnonzero(self.bits[series_places] != bits)
         if rest.size:
             at = np.searchsorted(self.bits[self.order], bits[rest])
-            found[rest] = np.append(self.order, self.order.size)[at]
-            found[rest[self.bits[found[rest]] != bits[rest]]] = self.order.size
-        return found
+            series_places[rest] = np.append(self.order, self.order.size)[at]
+            series_places[rest[self.bits[series_places[rest]] != bits[rest]]] = self.order.size
+        return series_places
 
 
 class _Columns(NamedTuple):
@@ -767,14 +768,14 @@ def _reading(gauges: Sequence[Line], name: str, filled: Floats) -> Floats:
 
     A relabelled page gives its only one labels, others after a restart.
     """
-    own = [at for at, (each, *_) in enumerate(gauges) if each == name]
-    values = filled[:, own]
+    columns = [at for at, (each, *_) in enumerate(gauges) if each == name]
+    values = filled[:, columns]
     one = (~np.isnan(values)).sum(axis=1) == 1
-    found: Floats = np.where(one, np.nansum(values, axis=1), np.nan)
-    plain = [at for at in own if gauges[at][1:] == ("", None)]
+    readings: Floats = np.where(one, np.nansum(values, axis=1), np.nan)
+    plain = [at for at in columns if gauges[at][1:] == ("", None)]
     if plain:
-        found = np.where(np.isnan(filled[:, plain[0]]), found, filled[:, plain[0]])
-    return found
+        readings = np.where(np.isnan(filled[:, plain[0]]), readings, filled[:, plain[0]])
+    return readings
 
 
 class _Grown(NamedTuple):
@@ -813,8 +814,10 @@ def window_of(scrapes: pl.DataFrame, engine: str, *, lengths: bool = False) -> W
 
 
 def _times(window: Window, name: str) -> Times:
-    found = window.histograms.get(name)
-    quantiles = {key: None if found is None else found.quantile(q) for key, q in QUANTILES.items()}
+    histogram = window.histograms.get(name)
+    quantiles = {
+        key: None if histogram is None else histogram.quantile(q) for key, q in QUANTILES.items()
+    }
     count, total = window.total(f"{name}_count"), window.total(f"{name}_sum")
     mean = None if not count or total is None else Estimate(value=total / count, unit="s")
     return Times(mean=mean, **quantiles)
@@ -969,12 +972,12 @@ def cancelled_told(window: Window) -> str | None:
 
 def by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
     """Add up counts by the value of one of their labels; what lacks it is left out."""
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     named = re.compile(rf'(?:^|,){label}="([^"]*)"')
     for labels, count in counts.items():
         if (match := named.search(labels)) is not None:
-            found[match[1]] = found.get(match[1], 0.0) + count
-    return found
+            totals[match[1]] = totals.get(match[1], 0.0) + count
+    return totals
 
 
 def _per_position(window: Window, drafts: float | None) -> tuple[float, ...] | None:

@@ -79,12 +79,12 @@ class Received:
 
 def read_protobuf(body: bytes | bytearray) -> Received:
     """Read an ExportTraceServiceRequest. Raises ValueError where it is none."""
-    found = Received()
-    for told, spans in TraceRequest(body, _NAMES, 4 * LONGEST_TEXT):
-        resource = _resource(told)
+    received = Received()
+    for attributes, spans in TraceRequest(body, _NAMES, 4 * LONGEST_TEXT):
+        resource = _resource(attributes)
         for span in spans:
-            _take(found, span, resource)
-    return found
+            _take(received, span, resource)
+    return received
 
 
 _ABSENT = msgspec.Raw()
@@ -151,10 +151,10 @@ def read_json(body: bytes | bytearray) -> Received:
         request = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ValueError("not an ExportTraceServiceRequest in JSON") from None
-    found = Received()
+    received = Received()
     for part in request.resource_spans or ():
-        told = None if part.resource is None else part.resource.attributes
-        resource = _resource(_json_values(told))
+        attributes = None if part.resource is None else part.resource.attributes
+        resource = _resource(_json_values(attributes))
         for scope in part.scope_spans or ():
             for span in scope.spans or ():
                 raw = RawSpan(
@@ -167,8 +167,8 @@ def read_json(body: bytes | bytearray) -> Received:
                     failed=span.status is not None and span.status.code in _STATUS_ERROR,
                     attributes=list(_json_values(span.attributes)),
                 )
-                _take(found, raw, resource)
-    return found
+                _take(received, raw, resource)
+    return received
 
 
 def _json_values(attributes: Iterable[_Attribute] | None) -> Iterator[tuple[str, Value]]:
@@ -257,8 +257,8 @@ def _values(attributes: Iterable[tuple[str, Value]]) -> dict[str, float | str]:
 
 def _is_request(span: RawSpan) -> bool:
     """Whether a span is of a request to a model."""
-    told = (value for key, value in span.attributes if key == "gen_ai.operation.name")
-    return _is_engines(span) or any(value in _OPERATIONS for value in told)
+    operations = (value for key, value in span.attributes if key == "gen_ai.operation.name")
+    return _is_engines(span) or any(value in _OPERATIONS for value in operations)
 
 
 def _is_engines(span: RawSpan) -> bool:

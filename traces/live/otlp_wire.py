@@ -113,17 +113,17 @@ class TraceRequest:
             found.append((name, self._value(*value)))
 
     def _value(self, begin: int, end: int) -> Value:
-        told: Value = None
+        value: Value = None
         for tag, first, last in self._fields(begin, end):
             if tag == 1 << 3 | _BYTES:
-                told = self._text(first, last)
+                value = self._text(first, last)
             elif tag == 3 << 3 | _VARINT:
-                told = first - (1 << 64) if first >> 63 else first
+                value = first - (1 << 64) if first >> 63 else first
             elif tag == 4 << 3 | _FIXED64:
-                told = float(_DOUBLE.unpack(_FIXED.pack(first))[0])
+                value = float(_DOUBLE.unpack(_FIXED.pack(first))[0])
             else:
-                told = ODD
-        return told
+                value = ODD
+        return value
 
     def _text(self, begin: int, end: int) -> Value:
         if end - begin > self._longest:
@@ -140,7 +140,7 @@ class TraceRequest:
 
     def _fields(self, at: int, end: int) -> list[Field]:
         """Return the fields of a message. Raises ValueError where it is none."""
-        data, found = self._body, list[Field]()
+        data, fields = self._body, list[Field]()
         most = min(self._left, MOST_FIELDS_OF_ONE)
         while at < end:
             tag = data[at]
@@ -166,11 +166,11 @@ class TraceRequest:
                 raise ValueError("a field of no known kind, or one that ends early")
             if at > end or tag < 8:
                 raise ValueError("a field that ends early, or without a number")
-            found.append((tag, first, last))
-            if len(found) > most:
+            fields.append((tag, first, last))
+            if len(fields) > most:
                 raise ValueError("more fields than are read")
-        self._left -= len(found) + 1
-        return found
+        self._left -= len(fields) + 1
+        return fields
 
 
 def _varint(data: bytes | bytearray, at: int, end: int) -> tuple[int, int]:

@@ -90,14 +90,14 @@ class SpanGroups:
             self._forget(client)
             parent = client.parent_id or client.span_id
         request = span.values.get("gen_ai.request.id")
-        own = (span.resource, request) if request and span.from_engine else None
+        request_key = (span.resource, request) if request and span.from_engine else None
         key = _key(span.trace_id, parent) if parent else None
-        if key is None and own is not None:
-            key = self._by_request.get(own)
+        if key is None and request_key is not None:
+            key = self._by_request.get(request_key)
         if key is None:
             key = _key(span.trace_id, span.span_id)
-        if own is not None:
-            _put(self._by_request, own, key, MOST_CLIENTS)
+        if request_key is not None:
+            _put(self._by_request, request_key, key, MOST_CLIENTS)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(key, parent or span.span_id)

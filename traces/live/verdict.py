@@ -171,12 +171,14 @@ def change_for(
     capped = numbers is not None and (numbers.capped_share or 0) > 0
     if kind == "KV-bound" and engine.num_gpu_blocks is not None:
         more = engine.num_gpu_blocks * 3 // 2
-        told = f"give the KV cache {more:,} blocks in place of {engine.num_gpu_blocks:,}"
-        return Remedy(arguments=_set("num_gpu_blocks", more), told=told, why="the KV cache is full")
+        change = f"give the KV cache {more:,} blocks in place of {engine.num_gpu_blocks:,}"
+        return Remedy(
+            arguments=_set("num_gpu_blocks", more), told=change, why="the KV cache is full"
+        )
     if kind == "queueing" and capped and seqs and _has_room(engine, numbers):
-        told = f"set max_num_seqs to {2 * seqs}"
+        change = f"set max_num_seqs to {2 * seqs}"
         why = f"requests wait while {seqs} run"
-        return Remedy(arguments=_set("max_num_seqs", 2 * seqs), told=told, why=why)
+        return Remedy(arguments=_set("max_num_seqs", 2 * seqs), told=change, why=why)
     if kind in {"queueing", "KV-bound"}:
         return Remedy(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
     rate = float(f"{MORE * rate_per_s:.3g}")
@@ -245,21 +247,21 @@ def _queue(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
 
 
 def _communication(_: Numbers, evidence: LiveEvidence) -> Outcome:
-    found, device = evidence.collectives, evidence.device_time
-    if found is None or device is None:
+    collectives, device = evidence.collectives, evidence.device_time
+    if collectives is None or device is None:
         return Unseen(kind="communication-bound", needs="kernel windows")
-    exposed = [each.exposed_s for each in found]
+    exposed = [each.exposed_s for each in collectives]
     known = [seconds for seconds in exposed if seconds is not None]
     if len(known) < len(exposed):
         return Unseen(kind="communication-bound", needs="exposed times of the collectives")
-    whole = (device.busy_s + device.idle_s) / max(device.ranks, 1)
-    share = sum(known) / whole
+    profiled_s = (device.busy_s + device.idle_s) / max(device.ranks, 1)
+    share = sum(known) / profiled_s
     if share < EXPOSED:
         return None
     return Finding(
         kind="communication-bound",
         evidence=f"collectives that nothing hides take {percent(share)} of the profiled time, "
-        f"{found[0].name} the most",
+        f"{collectives[0].name} the most",
     )
 
 

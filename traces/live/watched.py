@@ -128,19 +128,21 @@ def servers_in(
     recording: Recording, watched: Sequence[Watched]
 ) -> list[tuple[EngineConfig, Numbers]]:
     """Return each watched server with its numbers, which are of all of its data-parallel ranks."""
-    own = {each.engine: each.numbers for each in watched if RANK not in dict(each.engine.other)}
+    by_engine = {
+        each.engine: each.numbers for each in watched if RANK not in dict(each.engine.other)
+    }
     ranks = _ranks_of((each.engine, each.window) for each in watched)
-    found = []
+    servers = []
     for key, engine in recording.manifest.engines.items():
-        if engine in own:
-            numbers = own[engine]
+        if engine in by_engine:
+            numbers = by_engine[engine]
         elif windows := _ranks_in(ranks, engine):
             numbers = numbers_in(windows[0].untold().with_ranks(windows), key)
         else:
             continue
         if numbers is not None:
-            found.append((engine, numbers))
-    return found
+            servers.append((engine, numbers))
+    return servers
 
 
 def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
@@ -151,10 +153,10 @@ def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
 def windows_for(recording: Recording, windows: Windows, engine: EngineConfig) -> list[Window]:
     """Return what the polls of an engine say, and for spans those of all servers of their model."""
     engines = recording.manifest.engines
-    told = {engines[key]: window for key, window in windows.items() if window is not None}
-    if engine in told:
-        return [told[engine]]
-    return [window for each, window in told.items() if each.model == engine.model]
+    by_engine = {engines[key]: window for key, window in windows.items() if window is not None}
+    if engine in by_engine:
+        return [by_engine[engine]]
+    return [window for each, window in by_engine.items() if each.model == engine.model]
 
 
 def _windows(recording: Recording, lengths: bool) -> Windows:
@@ -165,14 +167,14 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
     for rows in _read_ahead(batches(recording, "scrapes", columns, where)):
         engines = rows["engine"].unique(maintain_order=True).to_list()
         for key in engines:
-            own = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
-            polls.setdefault(key, Polls(lengths=lengths)).add(own)
+            engine_rows = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
+            polls.setdefault(key, Polls(lengths=lengths)).add(engine_rows)
     windows = {key: each.window() for key, each in polls.items()}
-    known = recording.manifest.engines
-    ranks = _ranks_of((engine, windows.get(key)) for key, engine in known.items())
+    manifest_engines = recording.manifest.engines
+    ranks = _ranks_of((engine, windows.get(key)) for key, engine in manifest_engines.items())
     for key, window in windows.items() if ranks else ():
         if window is not None:
-            windows[key] = window.with_ranks(_ranks_in(ranks, known[key]))
+            windows[key] = window.with_ranks(_ranks_in(ranks, manifest_engines[key]))
     return windows
 
 
@@ -221,7 +223,7 @@ def _watched(
     kernels = recording.frame("kernels").filter(pl.col("engine") == key)
     numbers = None if window is None else numbers_in(window, key)
     mine = events.filter((pl.col("engine") == key) | pl.col("engine").is_null())
-    told = mine.filter(pl.col("kind").is_in([SILENT, "drop", "killed"]))
+    loss_events = mine.filter(pl.col("kind").is_in([SILENT, "drop", "killed"]))
     counts = dict(mine.group_by("kind").len().iter_rows())
     is_vllm = software_of(engine) == VLLM
     cancelled = cancelled_told(window) if is_vllm and window is not None else None
@@ -242,7 +244,7 @@ def _watched(
         losses=(
             *recording.losses,
             *(_SERIES_LEFT_OUT if window is not None and window.left_out else ()),
-            *told["detail"].drop_nulls().unique(maintain_order=True),
+            *loss_events["detail"].drop_nulls().unique(maintain_order=True),
             *([] if cancelled is None else [cancelled]),
         ),
         columns=columns,
@@ -255,14 +257,14 @@ def _steps(recording: Recording, key: str) -> tuple[pl.DataFrame, dict[str, str]
     """Return the columns of an engine's steps that a verdict needs, and what each column is."""
     frames = [pl.DataFrame(schema={name: TABLES["steps"][name] for name in STEPS_JUDGED})]
     where, inferred = pl.col("engine") == key, False
-    told = _told(next(batches(recording, "steps", where=where), pl.DataFrame()))
+    filled = _told(next(batches(recording, "steps", where=where), pl.DataFrame()))
     # Of the other columns only whether anything is told in them.
-    columns = dict.fromkeys([*STEPS_JUDGED, "source", *(set(TABLES["steps"]) - told)])
+    columns = dict.fromkeys([*STEPS_JUDGED, "source", *(set(TABLES["steps"]) - filled)])
     for rows in batches(recording, "steps", tuple(columns), where):
-        told |= _told(rows)
+        filled |= _told(rows)
         inferred |= bool((rows["source"] == "inferred").any())
         frames.append(rows.select(STEPS_JUDGED))
-    return pl.concat(frames), step_columns(told, inferred=inferred)
+    return pl.concat(frames), step_columns(filled, inferred=inferred)
 
 
 def _told(rows: pl.DataFrame) -> set[str]:

@@ -96,14 +96,14 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, computed once while it stays as it is. Raises OSError."""
     facts = path.stat()
     key = str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns
-    known = _checked.get(key)
-    if known is None:
+    sha256 = _checked.get(key)
+    if sha256 is None:
         with path.open("rb") as file:
-            known = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if len(_checked) >= _MOST_CHECKED:
             _checked.clear()
-        _checked[key] = known
-    return known
+        _checked[key] = sha256
+    return sha256
 
 
 def check_regular(path: Path) -> None:

@@ -57,12 +57,12 @@ def identities_text(identities: bytes) -> str | None:
 def identities_of(text: object, names: Sequence[str]) -> dict[str, bytes] | None:
     """Return the hash of each of the names, which are all there are; None where not told."""
     try:
-        found = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+        hashes = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
     except ValueError:
         return None
-    if len(found) != IDENTITY_BYTES * len(names):
+    if len(hashes) != IDENTITY_BYTES * len(names):
         return None
-    parts = (found[at : at + IDENTITY_BYTES] for at in range(0, len(found), IDENTITY_BYTES))
+    parts = (hashes[at : at + IDENTITY_BYTES] for at in range(0, len(hashes), IDENTITY_BYTES))
     return dict(zip(sorted(names), parts, strict=True))
 
 

@@ -54,16 +54,16 @@ def part_path(folder: Path, table: str, first: int, last: int) -> Path:
 
 def list_parts(folder: Path, table: str) -> list[Part]:
     """Return the table's parts in order, without those that a range covers."""
-    found = []
+    parts = []
     for name in os.listdir(folder):
         match = _NAME.match(name)
         if match is None or match["table"] != table:
             continue
         first = int(match["first"])
-        found.append(Part(first, int(match["last"] or first), folder / name))
-    found.sort(key=lambda part: (part.first, -part.last))
+        parts.append(Part(first, int(match["last"] or first), folder / name))
+    parts.sort(key=lambda part: (part.first, -part.last))
     kept: list[Part] = []
-    for part in found:
+    for part in parts:
         if not kept or part.last > kept[-1].last:
             kept.append(part)
     return kept

@@ -100,16 +100,16 @@ class Recording:
     @property
     def replay_of(self) -> str | None:
         """The recording that a replay predicted this one from; None for what was measured."""
-        told = self.manifest.provenance.get("replayed")
-        return str(told.get("recording")) if isinstance(told, dict) else None
+        replayed = self.manifest.provenance.get("replayed")
+        return str(replayed.get("recording")) if isinstance(replayed, dict) else None
 
     def engine_key(self, engine: EngineConfig) -> str:
         """Return the key that an engine's rows have.
 
         A live engine whose plugin told of it late keeps the key that it began with.
         """
-        known = self.manifest.engines.items()
-        return next((key for key, each in known if each == engine), engine.key())
+        engines = self.manifest.engines.items()
+        return next((key for key, each in engines if each == engine), engine.key())
 
     def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Return a table in memory, with all columns or some, each span's last row.
@@ -118,10 +118,10 @@ class Recording:
         """
         frames = self._of_parts(table, lambda path, sums: read_part(path, table, columns, sums))
         schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
-        whole = pl.concat([pl.DataFrame(schema=schema), *frames])
+        rows = pl.concat([pl.DataFrame(schema=schema), *frames])
         if "imported" in self.manifest.provenance:  # written once
-            return whole
-        return last_rows(whole.lazy(), table).collect()
+            return rows
+        return last_rows(rows.lazy(), table).collect()
 
     def rows(self, table: str) -> int:
         """Return how many rows a table's footers tell, superseded too. Raises RecordingError."""
@@ -222,9 +222,9 @@ class Held(Recording):
         return self.manifest.losses
 
     def frame(self, table: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        whole = self.tables.get(table)
-        whole = pl.DataFrame(schema=TABLES[table]) if whole is None else whole
-        return whole if columns is None else whole.select(*dict.fromkeys(columns))
+        rows = self.tables.get(table)
+        rows = pl.DataFrame(schema=TABLES[table]) if rows is None else rows
+        return rows if columns is None else rows.select(*dict.fromkeys(columns))
 
     def rows(self, table: str) -> int:
         return self.frame(table).height
@@ -237,14 +237,14 @@ class Held(Recording):
 
 def measured(recordings: Sequence[Recording]) -> list[Recording]:
     """Return what no replay predicted. Raises RecordingError where only predictions are given."""
-    found = [each for each in recordings if each.replay_of is None]
-    if recordings and not found:
+    recorded = [each for each in recordings if each.replay_of is None]
+    if recordings and not recorded:
         first = recordings[0]
         raise RecordingError(
             f"{first.name} is a prediction. Give the recording that it was replayed from "
             f"({first.replay_of})"
         )
-    return found
+    return recorded
 
 
 def find_recordings(folder: Path) -> list[Path]:
@@ -305,9 +305,9 @@ def distinct(
     first: dict[Hashable, Recording] = {}
     copies = []
     for each in recordings:
-        known = first.setdefault(_identity(each), each)
-        if known is not each:
-            copies.append((each, known))
+        original = first.setdefault(_identity(each), each)
+        if original is not each:
+            copies.append((each, original))
     return list(first.values()), copies
 
 

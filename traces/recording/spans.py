@@ -68,8 +68,8 @@ Append = Callable[[str, Mapping[str, Any]], None]
 
 def _columns(table: str, prefix: str, renamed: Mapping[str, str]) -> dict[str, str]:
     """Return the column of each attribute that has one."""
-    own = {f"{prefix}{column}": column for column in TABLES[table]}
-    return own | {name: column for name, column in renamed.items() if column in TABLES[table]}
+    prefixed = {f"{prefix}{column}": column for column in TABLES[table]}
+    return prefixed | {name: column for name, column in renamed.items() if column in TABLES[table]}
 
 
 _TABLES = {

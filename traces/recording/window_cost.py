@@ -73,8 +73,8 @@ class WindowCost:
     def sd_within_s(self, since: Times, until: Times) -> Floats:
         """Return the standard error of `within_s`."""
         squares = self.own_sd_ns**2
-        own = self._until(until, squares) - self._until(since, squares)
-        variance = np.maximum(own, 0.0) + self._alike_between(since, until)
+        own_variance = self._until(until, squares) - self._until(since, squares)
+        variance = np.maximum(own_variance, 0.0) + self._alike_between(since, until)
         return np.asarray(np.sqrt(variance) / 1e9)
 
     def _alike_between(self, since: Times, until: Times) -> Floats:
@@ -105,10 +105,10 @@ class WindowCost:
         total = np.cumsum(amounts)
         sums = np.column_stack([total - amounts, total]).ravel()
         origin = corners[0]  # unix ns have more digits than a float
-        found: Floats = np.interp(
+        running_sums: Floats = np.interp(
             (times - origin).astype(float), (corners - origin).astype(float), sums
         )
-        return found
+        return running_sums
 
 
 def _overlaps(begun: Times, ended: Times, since: Times, until: Times) -> NDArray[np.bool_]:
@@ -130,20 +130,20 @@ def window_cost(steps: pl.DataFrame) -> WindowCost:
         )
     ended = steps["end"].fill_null(0).to_numpy().astype(np.int64)
     took = steps.select(STEP_INTERVAL).to_series()
-    known = (took.is_not_null() & steps["end"].is_not_null()).to_numpy()
+    timed = (took.is_not_null() & steps["end"].is_not_null()).to_numpy()
     times = took.fill_null(0).to_numpy().astype(np.int64)
     profiled = steps["profiled"].fill_null(False).to_numpy()
-    places = np.flatnonzero(profiled & known)
+    places = np.flatnonzero(profiled & timed)
     load = steps.select(pl.col(name).fill_null(0) for name in _LOAD).to_numpy().astype(float)
     usual, own_sd, alike_sd = np.full((3, places.size), np.nan)
-    usable = known & ~profiled
+    usable = timed & ~profiled
     for index, place in enumerate(places if usable.any() else ()):
         for near in _NEAR:
             first = max(place - near, 0)
             others = first + np.flatnonzero(usable[first : place + near])
-            told = _would_have_taken(load[place], place, load[others], others, times[others])
-            if told is not None:
-                usual[index], own_sd[index], alike_sd[index] = told
+            estimate = _would_have_taken(load[place], place, load[others], others, times[others])
+            if estimate is not None:
+                usual[index], own_sd[index], alike_sd[index] = estimate
                 break
     # A step begins no earlier than the one before has ended: intervals are between ends.
     begun = np.maximum(ended[places] - times[places], np.concatenate(([0], ended))[places])
@@ -179,9 +179,9 @@ def _would_have_taken(
     if (own < load.min(axis=0)).any() or (own > load.max(axis=0)).any():
         return None
     design = np.column_stack([np.ones(times.size), load])
-    found, *_ = np.linalg.lstsq(design, times.astype(float), rcond=None)
+    coefficients, *_ = np.linalg.lstsq(design, times.astype(float), rcond=None)
     rank = np.linalg.matrix_rank(design)
-    residual = float(np.sqrt(((times - design @ found) ** 2).sum() / (times.size - rank)))
+    residual = float(np.sqrt(((times - design @ coefficients) ** 2).sum() / (times.size - rank)))
     at = np.concatenate(([1.0], own))
     leverage = float(at @ np.linalg.pinv(design.T @ design) @ at)
-    return float(at @ found), residual, residual * np.sqrt(leverage)
+    return float(at @ coefficients), residual, residual * np.sqrt(leverage)

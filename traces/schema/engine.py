@@ -72,8 +72,8 @@ class EngineConfig(Record):
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Build as a `Record`, with RANKS where a recording before them holds `urls` alone."""
         engine = super().from_json(data)
-        told = dict(engine.other)
-        if "urls" not in told or RANKS in told or engine.ranks is None:
+        other = dict(engine.other)
+        if "urls" not in other or RANKS in other or engine.ranks is None:
             return engine
         return engine.of_servers(engine.ranks)
 
@@ -87,8 +87,8 @@ class EngineConfig(Record):
     @property
     def version(self) -> tuple[int, int] | None:
         """The first two numbers of vLLM's version, None where it is not known."""
-        told = re.match(r"\D*(\d+)\.(\d+)", self.vllm_version or "")
-        return None if told is None else (int(told[1]), int(told[2]))
+        match = re.match(r"\D*(\d+)\.(\d+)", self.vllm_version or "")
+        return None if match is None else (int(match[1]), int(match[2]))
 
     @property
     def on_gpu(self) -> bool | None:
@@ -140,8 +140,8 @@ class EngineConfig(Record):
     def replica_words(self) -> str:
         """Return what shares its load, such as `4 servers`; empty where it is one engine."""
         servers, ranks = self.by_server()
-        told = RANKS in dict(self.other) and self.ranks is not None
-        what = "data-parallel ranks" if told else "replicas"
+        has_ranks = RANKS in dict(self.other) and self.ranks is not None
+        what = "data-parallel ranks" if has_ranks else "replicas"
         words = [f"{servers} servers"] if servers > 1 else []
         return " of ".join([*words, *([f"{ranks} {what}"] if ranks > 1 else [])])
 
@@ -305,9 +305,9 @@ class ModelFacts(Record):
         Layers read so much for every token of a context up to the key, those of None of all. Empty
         where `layers` or the cache's dtype is not known.
         """
-        found: dict[int | None, tuple[float, float]] = {}
+        by_end: dict[int | None, tuple[float, float]] = {}
         if self.layers is None or self.kv_value_bytes is None:
-            return found
+            return by_end
         for count, each in ((g.count, g.attention) for g in self.layers if g.attention):
             index = each.index_reads(1.0) * count
             keys = index * each.index_bytes(self.kv_value_bytes)
@@ -315,9 +315,9 @@ class ModelFacts(Record):
             size = each.values * self.kv_value_bytes
             terms = [(slope * size, slope * each.flops_per_entry, end) for slope, end in each.terms]
             for read, flops, end in [(keys / count, scores / count, None), *terms]:
-                before = found.get(end, (0.0, 0.0))
-                found[end] = (before[0] + count * read, before[1] + count * flops)
-        return found
+                before = by_end.get(end, (0.0, 0.0))
+                by_end[end] = (before[0] + count * read, before[1] + count * flops)
+        return by_end
 
     @property
     def window(self) -> int:

@@ -217,8 +217,8 @@ def relative_change(share: Estimate | None) -> str:
     if share.low is None or share.high is None:
         return text
     ends = (share.low, share.high)
-    told = [digits(1 + end) if share.value >= TIMES else _signed(end) for end in ends]
-    return f"{text} [{', '.join(each.replace(',', '') for each in told)}]"
+    shown = [digits(1 + end) if share.value >= TIMES else _signed(end) for end in ends]
+    return f"{text} [{', '.join(each.replace(',', '') for each in shown)}]"
 
 
 def compact(value: float | None) -> str:

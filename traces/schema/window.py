@@ -23,7 +23,7 @@ def window_context(before: float, tokens: float, window: float, chunked: bool) -
     if chunked:
         low, high = before // window, after // window
         low_rest, high_rest = before - low * window, after - high * window
-        whole = window * (window + 1.0) / 2.0 * (high - low)
-        return whole + (high_rest * (high_rest + 1.0) - low_rest * (low_rest + 1.0)) / 2.0
+        full_chunks = window * (window + 1.0) / 2.0 * (high - low)
+        return full_chunks + (high_rest * (high_rest + 1.0) - low_rest * (low_rest + 1.0)) / 2.0
     low, high = min(before, window), min(after, window)
     return (high * (high + 1.0) - low * (low + 1.0)) / 2.0 + window * (tokens - (high - low))

@@ -182,11 +182,11 @@ def ran_at_once(run: Run) -> tuple[int, int | None]:
     """
     if run.sample_rows is None:
         return 0, None
-    known = run.sample_rows.drop_nulls(["arrival", "end"])
-    began = known.filter(pl.col("first_token") < pl.col("end"))
-    events = known["end"], began["end"], known["arrival"], began["first_token"]
+    timed = run.sample_rows.drop_nulls(["arrival", "end"])
+    began = timed.filter(pl.col("first_token") < pl.col("end"))
+    events = timed["end"], began["end"], timed["arrival"], began["first_token"]
     times = np.concatenate([each.to_numpy() for each in events])
-    sizes = [known.height, began.height, known.height, began.height]
+    sizes = [timed.height, began.height, timed.height, began.height]
     order = np.argsort(times, kind="stable")  # an end before a first token
     sent = np.repeat([-1, 0, 1, 0], sizes)[order].cumsum()[:-1]
     ran = np.repeat([0, -1, 0, 1], sizes)[order].cumsum()[:-1]
@@ -388,11 +388,11 @@ def by_problems(runs: Sequence[Run]) -> list[list[int]]:
 
 def _alike(first: Run, second: Run) -> set[str] | None:
     """Return the names under which two imports have the same problem, None where none tells."""
-    known = []
+    identities = []
     for run in (first, second):
         names = [] if run.rows is None else run.rows["problem_id"].to_list()
-        known.append(identities_of(run.identities, names))
-    one, two = known
+        identities.append(identities_of(run.identities, names))
+    one, two = identities
     if one is None or two is None:
         return None
     return {name for name, identity in one.items() if two.get(name) == identity} or None
@@ -402,12 +402,12 @@ def _unpaired(first: Run, second: Run, ids: pl.Series) -> dict[str, int]:
     """Return how many problems are not paired: of one run alone, or others of the same name."""
     assert first.rows is not None and second.rows is not None
     one, two = set(first.rows["problem_id"]), set(second.rows["problem_id"])
-    found = {
+    counts = {
         "of 1 alone": len(one - two),
         "of 2 alone": len(two - one),
         "of the same name, not decided in both or other problems": len((one & two) - set(ids)),
     }
-    return {why: count for why, count in found.items() if count}
+    return {why: count for why, count in counts.items() if count}
 
 
 class _Numbers:
@@ -458,11 +458,11 @@ class _Numbers:
 
     def as_printed(self, metric: Metric, found: Drawn) -> Drawn:
         """Return a metric of one draw of a replay as it printed it, the mean of all draws."""
-        known = estimate_of(self._run, metric.tag) if self._run.printed else None
-        own = None if known is None else _statistics(metric, [self._of_all])
-        if known is None or own is None or own[0].value <= 0:
+        printed = estimate_of(self._run, metric.tag) if self._run.printed else None
+        recomputed = None if printed is None else _statistics(metric, [self._of_all])
+        if printed is None or recomputed is None or recomputed[0].value <= 0:
             return found
-        return found.scaled(known.value / own[0].value)
+        return found.scaled(printed.value / recomputed[0].value)
 
     def printed_sd(self, metric: Metric) -> float | None:
         """Return the sd of a metric's log that a replay printed, None where it holds no spread.
@@ -471,11 +471,11 @@ class _Numbers:
         """
         if not self._run.printed or not (metric.timed or metric.column == "tokens"):
             return None
-        known = estimate_of(self._run, metric.tag)
-        low = None if known is None else known.low
-        if known is None or known.high is None or low is None or low <= 0:
+        printed = estimate_of(self._run, metric.tag)
+        low = None if printed is None else printed.low
+        if printed is None or printed.high is None or low is None or low <= 0:
             return None
-        return float(np.log(known.high / low)) / (2 * Z95)
+        return float(np.log(printed.high / low)) / (2 * Z95)
 
     @cached_property
     def _of_all(self) -> _Numbers:
@@ -733,8 +733,8 @@ def config_changes(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
         one, two = (_fields(getattr(run, part)) for run in (first, second))
         for name in one | two:
             if one.get(name) != two.get(name):
-                told = _told(first, part, name, one), _told(second, part, name, two)
-                changes[f"{part}.{name}"] = told
+                both = _told(first, part, name, one), _told(second, part, name, two)
+                changes[f"{part}.{name}"] = both
     return {name: values for name, values in changes.items() if values != (None, None)}
 
 

@@ -125,11 +125,11 @@ def attribute_energy(
     dropped = recording.manifest.dropped
     if dropped.get("steps") or dropped.get("samples"):
         steps = steps.clear()
-    own = (samples["engine"] == engine).fill_null(False)
+    of_engine = (samples["engine"] == engine).fill_null(False)
     shared = of_a_server(recording, engine)
-    shares = share_energy(curve, window, steps, samples.filter(own), shared=shared)
+    shares = share_energy(curve, window, steps, samples.filter(of_engine), shared=shared)
     joules = np.full(samples.height, np.nan)
-    joules[own.to_numpy()] = shares.samples
+    joules[of_engine.to_numpy()] = shares.samples
     samples = samples.with_columns(pl.Series("energy_j", joules).fill_nan(None))
     part = _part_of(shares) if shared else 1.0
     part = 1.0 if part is None and asked else part
@@ -196,8 +196,8 @@ def _trouble(recording: Recording) -> str | None:
 
 
 def _by_problem(rows: pl.DataFrame, samples: pl.DataFrame, idle: float | None) -> pl.DataFrame:
-    known = pl.col("energy_j").is_not_null().all()
-    sums = samples.group_by("problem").agg(pl.when(known).then(pl.col("energy_j").sum()))
+    complete = pl.col("energy_j").is_not_null().all()
+    sums = samples.group_by("problem").agg(pl.when(complete).then(pl.col("energy_j").sum()))
     part = None if idle is None else idle / max(rows.height, 1)
     return rows.join(sums, on="problem", how="left", maintain_order="left").with_columns(
         energy_j=pl.col("energy_j") + pl.lit(part, pl.Float64)
@@ -206,8 +206,8 @@ def _by_problem(rows: pl.DataFrame, samples: pl.DataFrame, idle: float | None) -
 
 def _part_of(shares: EnergyShares) -> float | None:
     """Return the part of what steps drew that samples have, None where it is not known."""
-    own, drawn = float(np.nansum(shares.samples)), float(np.nansum(shares.steps))
-    return min(own / drawn, 1.0) if own > 0 and drawn > 0 else None
+    attributed, drawn = float(np.nansum(shares.samples)), float(np.nansum(shares.steps))
+    return min(attributed / drawn, 1.0) if attributed > 0 and drawn > 0 else None
 
 
 def _numbers(curve: Curve, shares: EnergyShares, rows: pl.DataFrame, part: float | None) -> Energy:
@@ -301,27 +301,27 @@ def energy_curve(power: pl.DataFrame, window: Window) -> Curve | str:
     length = (window[1] - window[0]) / 1e9
     if length <= 0:
         return "the run has no duration"
-    found = []
+    curves = []
     devices = power.sort("host", "device", "time").group_by("host", "device", maintain_order=True)
     for (_, device), readings in devices:
         curve = _device_curve(readings, window[0], length)
         if isinstance(curve, str):
             return f"{device}: {curve}"
-        found.append(curve)
-    if not found:
+        curves.append(curve)
+    if not curves:
         return NOT_RECORDED
-    grid = np.unique(np.concatenate([each.seconds for each in found] + [np.array([0.0, length])]))
+    grid = np.unique(np.concatenate([each.seconds for each in curves] + [np.array([0.0, length])]))
     grid = grid[(grid >= 0) & (grid <= length)]
-    joules = np.sum([np.interp(grid, each.seconds, each.joules) for each in found], axis=0)
+    joules = np.sum([np.interp(grid, each.seconds, each.joules) for each in curves], axis=0)
     if joules[-1] <= joules[0]:
         return "the counters did not move"
-    by_power = any(each.method == "power" for each in found)
+    by_power = any(each.method == "power" for each in curves)
     return Curve(
         seconds=grid,
         joules=np.asarray(joules, dtype=float),
         kind=power["kind"][0],
         method="power" if by_power else "counter",
-        max_w=_highest(found, grid, joules, length),
+        max_w=_highest(curves, grid, joules, length),
     )
 
 
@@ -331,10 +331,10 @@ def _device_curve(readings: pl.DataFrame, start_ns: int, length: float) -> _Devi
     watts = drawn if drawn[0].size > 1 else None
     reason = "it gave neither energy nor power"
     if counted[0].size > 1 and (reason := _uncovered(counted[0], length)) == "":
-        found = _from_counter(counted, drawn, length)
-        if not isinstance(found, str):
-            return _Device(*_reach(*found, length), "counter", watts)
-        reason = found
+        by_counter = _from_counter(counted, drawn, length)
+        if not isinstance(by_counter, str):
+            return _Device(*_reach(*by_counter, length), "counter", watts)
+        reason = by_counter
     if watts is not None:
         times = drawn[0]
         pause = _longest_pause(times, 0.0, length)
@@ -349,11 +349,11 @@ def _device_curve(readings: pl.DataFrame, start_ns: int, length: float) -> _Devi
 
 def _series(readings: pl.DataFrame, column: str, start_ns: int) -> tuple[Floats, Floats]:
     """Return times in seconds from the start and the sound values of a column, one per time."""
-    known = readings.select(pl.col("time") - start_ns, column).drop_nulls()
-    known = known.filter(pl.col(column).is_finite() & (pl.col(column) >= 0))
-    known = known.unique("time", keep="last", maintain_order=True)
-    seconds = known["time"].to_numpy().astype(float) / 1e9
-    return seconds, known[column].to_numpy().astype(float)
+    sound = readings.select(pl.col("time") - start_ns, column).drop_nulls()
+    sound = sound.filter(pl.col(column).is_finite() & (pl.col(column) >= 0))
+    sound = sound.unique("time", keep="last", maintain_order=True)
+    seconds = sound["time"].to_numpy().astype(float) / 1e9
+    return seconds, sound[column].to_numpy().astype(float)
 
 
 def _uncovered(times: Floats, length: float) -> str:
@@ -389,9 +389,9 @@ def _from_counter(
     keep = np.arange(times.size)
     if (rises == 0).any():
         # Read more often than it is updated: a straight line between updates, not stairs.
-        own = times[moved]
-        whole = moved.size > 1 and not _uncovered(own, length)
-        keep = moved if whole else np.unique(np.concatenate(([0], moved, [times.size - 1])))
+        updates = times[moved]
+        is_covered = moved.size > 1 and not _uncovered(updates, length)
+        keep = moved if is_covered else np.unique(np.concatenate(([0], moved, [times.size - 1])))
     joules = np.concatenate(([0.0], np.cumsum(rises)))
     return times[keep], joules[keep]
 
@@ -471,8 +471,8 @@ _STEPS: Final = ("engine", "end", "wall_ns", "interval_ns", "prefill_requests", 
 
 def power_table(recording: Recording, key: str) -> PowerTable | None:
     """Return the stretches of an engine's recording, None where power or steps are unknown."""
-    found = mean_and_table(recording, key)
-    return None if found is None else found[1]
+    power = mean_and_table(recording, key)
+    return None if power is None else power[1]
 
 
 def mean_and_table(recording: Recording, key: str) -> tuple[float, PowerTable | None] | None:
@@ -481,8 +481,8 @@ def mean_and_table(recording: Recording, key: str) -> tuple[float, PowerTable | 
     From the first arrival to the last end, by counter or by power, of GPUs or of the processor, as
     in `Energy.mean_w`. None where that is not known, or where several engines share the recording.
     """
-    found = run_energy(recording, key)
-    return None if found is None else (_mean_w(found[0]), _table(recording, key, *found))
+    energy = run_energy(recording, key)
+    return None if energy is None else (_mean_w(energy[0]), _table(recording, key, *energy))
 
 
 def _table(recording: Recording, key: str, curve: Curve, window: Window) -> PowerTable | None:
@@ -519,17 +519,17 @@ def watts_of(mean_w: float, tables: Sequence[PowerTable]) -> Watts:
 
     Joules of a stretch are taken as idle x seconds + more x seconds of steps (least squares).
     """
-    found = Watts(mean=mean_w, busy_share=1.0, idle=(0.0, mean_w))
+    watts = Watts(mean=mean_w, busy_share=1.0, idle=(0.0, mean_w))
     if not tables:
-        return found
+        return watts
     spent = np.concatenate([table.amounts[:, :2] for table in tables])
     joules = np.concatenate([table.joules for table in tables])
     seconds, busy_s = spent.sum(axis=0)
     if busy_s <= 0:
-        return found
+        return watts
     mean = float(joules.sum() / seconds)
-    found = Watts(mean=mean, busy_share=float(busy_s / seconds), idle=(0.0, mean))
-    if found.busy_share > 1 - SELDOM or (spent[:, 1] > (1 - IDLE) * spent[:, 0]).all():
-        return found
+    watts = Watts(mean=mean, busy_share=float(busy_s / seconds), idle=(0.0, mean))
+    if watts.busy_share > 1 - SELDOM or (spent[:, 1] > (1 - IDLE) * spent[:, 0]).all():
+        return watts
     idle = float(np.clip(np.linalg.lstsq(spent, joules)[0][0], 0.0, mean))
-    return replace(found, idle=(idle, idle))
+    return replace(watts, idle=(idle, idle))

@@ -150,7 +150,7 @@ def _held(details: Sequence[Mapping[str, Any]], kernels: pl.DataFrame) -> tuple[
             pl.col("step").min().alias("first"), pl.col("step").max().alias("last")
         ).iter_rows()
     }
-    found: dict[int, WindowSteps] = {}
+    by_window: dict[int, WindowSteps] = {}
     for detail in details:
         window = detail.get("window") or 0
         first, last = detail.get("first_step"), detail.get("last_step")
@@ -159,9 +159,11 @@ def _held(details: Sequence[Mapping[str, Any]], kernels: pl.DataFrame) -> tuple[
         unknown = None
         if first is None:
             unknown = detail.get("steps_unknown") or detail.get("error") or NOT_TOLD
-        if window not in found or found[window].first is None:  # a rank that knows is enough
-            found[window] = WindowSteps(window=window, first=first, last=last, unknown=unknown)
-    return tuple(found.values())
+        if (
+            window not in by_window or by_window[window].first is None
+        ):  # a rank that knows is enough
+            by_window[window] = WindowSteps(window=window, first=first, last=last, unknown=unknown)
+    return tuple(by_window.values())
 
 
 def _ranks(kernels: pl.DataFrame) -> int:
@@ -170,12 +172,14 @@ def _ranks(kernels: pl.DataFrame) -> int:
 
 def time_by_family(kernels: pl.DataFrame) -> tuple[FamilyTime, ...] | None:
     """Return the families by falling time, None when no kernels were captured."""
-    own = kernels.select("family", time=pl.coalesce("self_time", "time")).drop_nulls()
-    total = float(own["time"].sum())
-    if not own.height or total <= 0:
+    timed = kernels.select("family", time=pl.coalesce("self_time", "time")).drop_nulls()
+    total = float(timed["time"].sum())
+    if not timed.height or total <= 0:
         return None
     sums = (
-        own.group_by("family").agg(pl.sum("time")).sort("time", "family", descending=[True, False])
+        timed.group_by("family")
+        .agg(pl.sum("time"))
+        .sort("time", "family", descending=[True, False])
     )
     ranks = _ranks(kernels)
     return tuple(
@@ -186,12 +190,12 @@ def time_by_family(kernels: pl.DataFrame) -> tuple[FamilyTime, ...] | None:
 
 def top_kernels(kernels: pl.DataFrame, count: int = 5) -> tuple[KernelTime, ...] | None:
     """Return the most expensive kernels by own time, None when no kernels were captured."""
-    own = kernels.with_columns(own=pl.coalesce("self_time", "time")).drop_nulls("own")
-    total = float(own["own"].sum())
-    if not own.height or total <= 0:
+    timed = kernels.with_columns(own=pl.coalesce("self_time", "time")).drop_nulls("own")
+    total = float(timed["own"].sum())
+    if not timed.height or total <= 0:
         return None
     sums = (
-        own.group_by("name", "family")
+        timed.group_by("name", "family")
         .agg(pl.col("count").fill_null(1).sum(), pl.sum("own"))
         .sort("own", "name", descending=[True, False])
         .head(count)
@@ -207,14 +211,14 @@ def collectives(kernels: pl.DataFrame) -> tuple[Collective, ...] | None:
     """Return the collectives by falling time, None without kernels; unknown sums are None."""
     if not kernels.height:
         return None
-    found = kernels.drop_nulls("collective")
+    rows = kernels.drop_nulls("collective")
     ranks = _ranks(kernels)
 
     def whole(column: str) -> pl.Expr:
         return pl.when(pl.col(column).is_not_null().all()).then(pl.col(column).sum()).alias(column)
 
     sums = (
-        found.group_by("collective", "group_size")
+        rows.group_by("collective", "group_size")
         .agg(
             pl.col("count").fill_null(1).sum(),
             whole("bytes"),
@@ -270,8 +274,8 @@ class WindowTimes:
         self, found: Mapping[str, Estimate | None], sds: Floats
     ) -> dict[str, Estimate | None]:
         """Widen intervals by the standard errors of what was taken out, as if all erred alike."""
-        told = sds[np.isfinite(sds)]
-        more = Z95 * float(told.mean()) if told.size else 0.0
+        finite = sds[np.isfinite(sds)]
+        more = Z95 * float(finite.mean()) if finite.size else 0.0
         return {name: self.estimate(_wider(each, more)) for name, each in found.items()}
 
     def of_samples(self, samples: pl.DataFrame) -> dict[str, Any]:
@@ -294,16 +298,16 @@ class WindowTimes:
             ("e2e", "arrival", "end"),
         )
         more = pl.when(pl.col("output_tokens") > 1).then(pl.col("output_tokens") - 1)
-        told = frame.select(
+        times = frame.select(
             pl.col("problem", "arrival", "scheduled", "first_token", "end").fill_null(0),
             more.cast(pl.Float64).alias("tokens"),
             *(((pl.col(end) - pl.col(begin)) / 1e9).alias(name) for name, begin, end in parts),
         )
-        columns: dict[str, Any] = {"problem": told["problem"].to_numpy()}
+        columns: dict[str, Any] = {"problem": times["problem"].to_numpy()}
         for name, begin, end in parts:
-            since, until = (told[each].to_numpy() for each in (begin, end))
-            per = told["tokens"].to_numpy() if name == "tpot" else 1.0  # null is nan
-            took = told[name].to_numpy(writable=True)
+            since, until = (times[each].to_numpy() for each in (begin, end))
+            per = times["tokens"].to_numpy() if name == "tpot" else 1.0  # null is nan
+            took = times[name].to_numpy(writable=True)
             took -= self.windows.within_s(since, until)
             if not self.as_measured:
                 took[self.windows.unknown(since, until)] = np.nan

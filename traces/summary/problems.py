@@ -33,26 +33,26 @@ def run_keys(recording: Recording) -> list[tuple[str, str]]:
     if any(policy == "" for _, policy in seen):
         policies = [*manifest.policies, ""]
     pairs = [(engine, policy) for engine in manifest.engines for policy in policies]
-    known = [pair for pair in pairs if pair in seen]
-    if not known and "imported" in manifest.provenance and len(manifest.engines) > 1:
+    seen_pairs = [pair for pair in pairs if pair in seen]
+    if not seen_pairs and "imported" in manifest.provenance and len(manifest.engines) > 1:
         return pairs
-    return known or pairs[:1]
+    return seen_pairs or pairs[:1]
 
 
 def engine_steps(recording: Recording, engine: str) -> pl.DataFrame:
     """Return the steps of one engine in order, with the columns `STEP_TIMES`."""
     steps = recording.step_times
     mine = steps["engine"] == engine
-    own = steps if mine.all() else steps.filter(mine)
-    return own if own["step"].is_sorted() else own.sort("step")
+    rows = steps if mine.all() else steps.filter(mine)
+    return rows if rows["step"].is_sorted() else rows.sort("step")
 
 
 def engine_windows(recording: Recording, engine: str) -> WindowCost:
     """Return what the profiler's windows cost an engine's steps, reckoned once a recording."""
-    known = recording.window_costs
-    if engine not in known:
-        known[engine] = window_cost(engine_steps(recording, engine))
-    return known[engine]
+    costs = recording.window_costs
+    if engine not in costs:
+        costs[engine] = window_cost(engine_steps(recording, engine))
+    return costs[engine]
 
 
 def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.DataFrame:
@@ -72,9 +72,9 @@ def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.Da
         shares = pl.Series("busy_s", [None] * samples.height, dtype=pl.Float64)
     else:
         shares = _all_shares(recording, samples)
-    own = (pl.col("engine") == engine) & (pl.col("policy") == policy)
+    of_run = (pl.col("engine") == engine) & (pl.col("policy") == policy)
     helper = pl.col("role").fill_null("sample") != "sample"
-    mine = own | (helper & pl.col("policy").fill_null(policy).eq(policy))
+    mine = of_run | (helper & pl.col("policy").fill_null(policy).eq(policy))
     chosen = _where(samples.with_columns(shares), mine).drop("row")
     if problems["problem_id"].is_unique().all():
         # A million rows: one column is looked up, and the others are not copied.
@@ -111,11 +111,11 @@ def voting_samples(samples: pl.DataFrame) -> pl.DataFrame:
         .group_by("engine", "policy", "problem", sample_index="parent_sample")
         .agg(more=pl.col("output_tokens").sum())
     )
-    own = _where(samples, pl.col("role").fill_null("sample") == "sample")
+    voting = _where(samples, pl.col("role").fill_null("sample") == "sample")
     if forced.is_empty():
-        return own
+        return voting
     return (
-        own.join(forced, on=keys, how="left", maintain_order="left")
+        voting.join(forced, on=keys, how="left", maintain_order="left")
         .with_columns(output_tokens=pl.col("output_tokens") + pl.col("more").fill_null(0))
         .drop("more")
     )
@@ -138,10 +138,10 @@ def all_judged(samples: pl.DataFrame) -> pl.Expr:
 
     A sample that gave no answer is wrong, where the others' answers are told.
     """
-    known = judged = pl.col("correct").is_not_null()
+    marked = judged = pl.col("correct").is_not_null()
     if samples["answer"].is_not_null().any() and answers_told(samples):
-        judged = known | pl.col("answer").is_null()
-    return judged.all() & known.any()
+        judged = marked | pl.col("answer").is_null()
+    return judged.all() & marked.any()
 
 
 def _all_shares(recording: Recording, samples: pl.DataFrame) -> pl.Series:
@@ -170,8 +170,8 @@ def problem_rows(
     # An import tells of what has ended, whether or not it tells when.
     imported = pl.col("arrival").is_null() | pl.lit("imported" in manifest.provenance)
     posed = _numbered(recording, engine, policy)
-    told = pl.col("decided_at").is_not_null() & ~_nothing_came(posed, samples)
-    decided = told | (imported & pl.col("error").is_null())
+    has_decision = pl.col("decided_at").is_not_null() & ~_nothing_came(posed, samples)
+    decided = has_decision | (imported & pl.col("error").is_null())
     rows = posed.with_columns(
         state=pl.when(decided)
         .then(pl.lit("decided"))
@@ -222,12 +222,12 @@ def _nothing_came(problems: pl.DataFrame, samples: pl.DataFrame) -> pl.Expr:
     without = problems.filter(unanswered).select("problem")
     if not without.height:
         return pl.lit(False)
-    whole = ENDED & pl.col("error").is_null() & pl.col("cancelled_by").is_null()
+    sound = ENDED & pl.col("error").is_null() & pl.col("cancelled_by").is_null()
     came = (
         samples.filter(pl.col("role").fill_null("sample").is_in(_ANSWERING))
         .join(without, on="problem", how="semi")
         .group_by("problem", pl.coalesce("parent_sample", "sample_index"))
-        .agg(whole=whole.all())
+        .agg(whole=sound.all())
         .filter("whole")["problem"]
     )
     return unanswered & ~pl.col("problem").is_in(came.unique().implode())
@@ -249,7 +249,7 @@ def _without_cost(rows: pl.DataFrame, cost: WindowCost) -> pl.DataFrame:
     since = rows["arrival"].fill_null(0).to_numpy()
     until = rows.select(pl.coalesce("decided_at", "end", pl.lit(2**62))).to_series().to_numpy()
     until = np.where(rows["arrival"].is_null().to_numpy(), 0, until)  # of imports without times
-    found = rows.with_columns(
+    with_cost = rows.with_columns(
         slowed=pl.Series(cost.touched(since, until)),
         cost_unknown=pl.Series(cost.unknown(since, until)),
         cost_s=pl.Series(cost.within_s(since, until)),
@@ -257,7 +257,7 @@ def _without_cost(rows: pl.DataFrame, cost: WindowCost) -> pl.DataFrame:
     )
     decided = pl.col("state") == "decided"
     nothing_left = (pl.col("cost_unknown") | ~decided).all() & decided.any()
-    return found.with_columns(as_measured=nothing_left)
+    return with_cost.with_columns(as_measured=nothing_left)
 
 
 def _flops_column(recording: Recording, samples: pl.DataFrame) -> pl.Expr:
@@ -352,8 +352,8 @@ def lost_problems(problems: pl.DataFrame, *, imported: bool = False) -> Lost:
     """Return what was lost of the problems of one run, one row each."""
     timed_out = pl.col("timed_out").fill_null(False)
     failed = pl.col("error").is_not_null() & ~timed_out
-    found = problems.select(timed_out.sum().alias("timed_out"), failed.sum().alias("failed"))
-    counts = found.row(0, named=True)
+    totals = problems.select(timed_out.sum().alias("timed_out"), failed.sum().alias("failed"))
+    counts = totals.row(0, named=True)
     return Lost(
         timed_out=counts["timed_out"],
         failed=counts["failed"],
@@ -368,22 +368,22 @@ def unanswered(samples: pl.DataFrame) -> str | None:
     Left out are those that failed, were cancelled, or were given their length.
     """
     at_limit = pl.col("finish_reason") == "length"
-    own = samples.filter(
+    finished = samples.filter(
         pl.col("role").fill_null("sample") == "sample",
         pl.col("finish_reason").is_not_null(),
         pl.col("error").is_null() & pl.col("cancelled_by").is_null(),
         ~(at_limit & ~pl.col("censored").fill_null(False)),
     )
-    none = own.filter(pl.col("answer").is_null())
-    if none.height <= MOST_UNTOLD * own.height:
+    none = finished.filter(pl.col("answer").is_null())
+    if none.height <= MOST_UNTOLD * finished.height:
         return None
     cut = none.filter(at_limit).height
     ended = none.height - cut
     parts = [f"{cut:,} were cut at max_tokens or the model's length"] if cut else []
     parts += [f"{ended:,} ended by themselves"] if ended else []
     advice = ". Check the verifier, and a server's --reasoning-parser" if ended else ""
-    told = f"{none.height:,} of {own.height:,} samples have no answer"
-    return f"{told}: {' and '.join(parts)}{advice}"
+    opening = f"{none.height:,} of {finished.height:,} samples have no answer"
+    return f"{opening}: {' and '.join(parts)}{advice}"
 
 
 # Who occupied the engine: each step's time, shared among the samples it computed.
@@ -401,10 +401,10 @@ def step_ns(steps: pl.DataFrame, samples: pl.DataFrame | None = None) -> Floats:
     had been idle. A front end does not see when a step behind a pause began. It began when the
     first of the `samples` in that pause was scheduled.
     """
-    told = steps.select(STEP_INTERVAL).to_series()
-    took = told.cast(pl.Float64).fill_null(0.0).to_numpy(writable=True)
+    intervals = steps.select(STEP_INTERVAL).to_series()
+    took = intervals.cast(pl.Float64).fill_null(0.0).to_numpy(writable=True)
     ends = steps["end"]
-    between = told.is_null() & ends.is_not_null() & ends.shift(1).is_not_null()
+    between = intervals.is_null() & ends.is_not_null() & ends.shift(1).is_not_null()
     untold = np.flatnonzero(between.to_numpy())
     if samples is None or not untold.size:
         return took
@@ -434,8 +434,10 @@ def never_ran() -> pl.Expr:
 
 def of_a_server(recording: Recording, engine: str) -> bool:
     """Whether others, of whom the recording says nothing, may be in an engine's steps."""
-    known = recording.manifest.engines.get(engine)
-    return known is not None and known.mode == "server" and recording.replay_of is None
+    engine_config = recording.manifest.engines.get(engine)
+    return (
+        engine_config is not None and engine_config.mode == "server" and recording.replay_of is None
+    )
 
 
 def share_steps(
@@ -474,12 +476,12 @@ def share(
     if not steps.height or not samples.height:
         return unknown
     first, last = _step_range(numbers, steps["end"], samples)
-    known = first >= 0
-    if not known.any():
+    placed = first >= 0
+    if not placed.any():
         return unknown
-    first, last = first[known], np.maximum(last[known], first[known])
-    prompt = (_floats(samples, "prompt_tokens") - _floats(samples, "cached_tokens"))[known]
-    decoded = np.maximum(_floats(samples, "output_tokens")[known], 1.0) - 1.0
+    first, last = first[placed], np.maximum(last[placed], first[placed])
+    prompt = (_floats(samples, "prompt_tokens") - _floats(samples, "cached_tokens"))[placed]
+    decoded = np.maximum(_floats(samples, "output_tokens")[placed], 1.0) - 1.0
     span = last - first
     # A prompt served wholly from the cache still runs its last token, and a sample that ends in
     # its first step has nothing after it.
@@ -493,20 +495,20 @@ def share(
     opened = opening * rate[first]
     total = np.cumsum(rate, out=rate)
     shares = opened + pace * (total[last] - total[first])
-    attributed, whole = shares.sum(), amounts.sum()
-    if attributed <= 0 < whole:  # it all went where none of them ran
+    attributed, spent = shares.sum(), amounts.sum()
+    if attributed <= 0 < spent:  # it all went where none of them ran
         return unknown
     if attributed > 0:
-        shares = shares * (whole / attributed)
-    unknown[known] = shares
+        shares = shares * (spent / attributed)
+    unknown[placed] = shares
     unknown[samples.select(never_ran()).to_series().to_numpy()] = 0.0
     return unknown
 
 
 def _own_part(running: NDArray[np.int32], steps: pl.DataFrame) -> Floats:
     """Return what part of each step's requests so many are, 1 where the step does not tell."""
-    told = pl.col("prefill_requests").fill_null(0) + pl.col("decode_requests")
-    requests = _floats(steps.select(told=told), "told")
+    served = pl.col("prefill_requests").fill_null(0) + pl.col("decode_requests")
+    requests = _floats(steps.select(told=served), "told")
     return np.divide(running, requests, out=np.ones(running.size), where=requests > running)
 
 
@@ -542,7 +544,7 @@ def _step_range(
     """
     highest = numbers.size - 1
     end_times = ends.fill_null(0).to_numpy()
-    known = samples.select(
+    columns = samples.select(
         name
         for each in ("first_step", "scheduled", "last_step", "end")
         for name in (
@@ -551,14 +553,14 @@ def _step_range(
     )  # fmt: skip
 
     def find(number: str, time: str, *, ended: bool) -> NDArray[np.intp]:
-        by_number = np.searchsorted(numbers, known[number].to_numpy())
-        times = known[time].to_numpy()
+        by_number = np.searchsorted(numbers, columns[number].to_numpy())
+        times = columns[time].to_numpy()
         by_time = np.searchsorted(end_times, times, side="right")
         if ended:
             after, before = np.minimum(by_time, highest), np.maximum(by_time - 1, 0)
             about = end_times[after] - times < _ABOUT * (times - end_times[before])
             by_time = np.where(about, after, before)
-        counted, timed = (known[f"{each} known"].to_numpy() for each in (number, time))
+        counted, timed = (columns[f"{each} known"].to_numpy() for each in (number, time))
         position = np.where(counted, by_number, by_time)
         return np.where(counted | timed, np.minimum(position, highest), -1)
 

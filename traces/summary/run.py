@@ -191,13 +191,13 @@ class Printed(Record):
     @classmethod
     def of(cls, run: Run) -> Printed:
         """Return what was printed of a run."""
-        found = {name: getattr(run, name) for name in _MEANS}
+        values = {name: getattr(run, name) for name in _MEANS}
         for name in _SPREADS:
-            found |= {f"{name}.{part}": each for part, each in getattr(run, name).items()}
+            values |= {f"{name}.{part}": each for part, each in getattr(run, name).items()}
         energy = run.energy_j if run.energy_j.method == "law" else Energy()
-        found |= {f"energy_j.{name}": getattr(energy, name) for name in _JOULES}
-        told = {tag: each for tag, each in found.items() if each is not None}
-        return cls(estimates=told, policies=run.policies, steps=run.steps)
+        values |= {f"energy_j.{name}": getattr(energy, name) for name in _JOULES}
+        estimates = {tag: each for tag, each in values.items() if each is not None}
+        return cls(estimates=estimates, policies=run.policies, steps=run.steps)
 
     @classmethod
     def told(cls, recording: Recording) -> Printed | None:
@@ -213,14 +213,14 @@ class Printed(Record):
 
     def on(self, run: Run) -> Run:
         """Return a run with these numbers; its cost is that of the device time at its price."""
-        known, price = self.estimates, run.price_usd_per_device_hour
-        device, energy = known.get("device_s_per_problem"), run.energy_j
-        joules: dict[str, Any] = {name: known.get(f"energy_j.{name}") for name in _JOULES}
+        estimates, price = self.estimates, run.price_usd_per_device_hour
+        device, energy = estimates.get("device_s_per_problem"), run.energy_j
+        joules: dict[str, Any] = {name: estimates.get(f"energy_j.{name}") for name in _JOULES}
         if any(joules.values()):
             energy = Energy(**joules, method="law")
-        numbers: dict[str, Any] = {name: known.get(name) for name in _MEANS}
+        numbers: dict[str, Any] = {name: estimates.get(name) for name in _MEANS}
         for name in _SPREADS:
-            numbers[name] = {part: known.get(f"{name}.{part}") for part in NOTHING}
+            numbers[name] = {part: estimates.get(f"{name}.{part}") for part in NOTHING}
         cost = None
         if price is not None and device is not None:
             cost = device.scaled(price / 3600, "USD")
@@ -267,8 +267,8 @@ def _run(
 ) -> Run:
     manifest = recording.manifest
     engine, policy = manifest.engines[engine_key], manifest.policies.get(policy_key)
-    told = manifest.provenance.get("imported", {})
-    imported = None if policy is None else told.get("format")
+    import_facts = manifest.provenance.get("imported", {})
+    imported = None if policy is None else import_facts.get("format")
     votes = policy is not None and policy.all_samples_end and policy.n > 1
     steps = engine_steps(recording, engine_key)
     samples = samples_with_shares(recording, engine_key, policy_key)
@@ -285,7 +285,7 @@ def _run(
     judged = rows.filter(pl.col("state") != "in_flight")
     latency, tokens = _numbers(decided, "latency_s"), _told(decided, "tokens")
     window = run_window(rows, samples)
-    known = WindowTimes(rows=decided, windows=windows)
+    window_times = WindowTimes(rows=decided, windows=windows)
     of_each = _of_each(decided, samples, windows)
     if published:
         of_each["tokens_per_problem"] = published[-1].tokens_per_problem
@@ -301,7 +301,7 @@ def _run(
     )
     in_flight = states.get("in_flight", 0)
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
-    left_out = int(told.get("failed_problems") or 0)
+    left_out = int(import_facts.get("failed_problems") or 0)
     lost = _lost(samples, rows, left_out, imported=imported is not None) if votes else None
     told_of = None if policy is not None else _told_of(steps, samples, window)
     if policy is None and (told_of or 0.0) < MOST_OF_ALL and recording.rows("scrapes"):
@@ -319,10 +319,10 @@ def _run(
         problems_failed=states.get("failed", 0),
         accuracy=published[-1].accuracy if published else proportion(_numbers(judged, "correct")),
         sample_latency_s=_imported_latency(samples),
-        throughput_tokens_per_s=known.throughput(made, window),
+        throughput_tokens_per_s=window_times.throughput(made, window),
         cost_per_token_device_s=None  # an import does not tell on how many devices
         if imported is not None or not tokens.size
-        else known.estimate(ratio(latency * devices, tokens, "device-s/token")),
+        else window_times.estimate(ratio(latency * devices, tokens, "device-s/token")),
         steps=steps.height or None,
         step_time=step_times(steps),
         time_by_family=time_by_family(kernels),
@@ -345,14 +345,16 @@ def _run(
         load=Load(concurrency=manifest.concurrency, rate_per_s=manifest.rate_per_s),
         price_usd_per_device_hour=price,
         imported=imported,
-        identities=told.get("identities"),
+        identities=import_facts.get("identities"),
         failed_problems=left_out,
         curve=curve,
         rows=rows,
         sample_rows=samples,
         step_rows=steps,
         windows=windows,
-        notes=tuple(_notes(recording, engine_key, policy, samples, rows, lost, known, told_of)),
+        notes=tuple(
+            _notes(recording, engine_key, policy, samples, rows, lost, window_times, told_of)
+        ),
     )
 
 
@@ -360,22 +362,24 @@ def _of_each(decided: pl.DataFrame, samples: pl.DataFrame, windows: WindowCost) 
     """Return the fields of a `Run` that are of its decided problems, each by itself."""
     measured = decided.filter(pl.col("latency_s").is_not_null())  # not slowed by the profiler
     latency = _numbers(decided, "latency_s")
-    known = WindowTimes(rows=decided, windows=windows)
-    times = known.of_samples(samples)
+    window_times = WindowTimes(rows=decided, windows=windows)
+    times = window_times.of_samples(samples)
 
     def of_samples(name: str, unit: str) -> Spread:
-        found = spread(times[f"{name}_s"], unit, times["problem"])
-        return known.spread(found, times[f"{name}_sd_s"])
+        estimates = spread(times[f"{name}_s"], unit, times["problem"])
+        return window_times.spread(estimates, times[f"{name}_sd_s"])
 
     return {
         "problems": decided.height,
-        "latency_s": known.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
+        "latency_s": window_times.spread(spread(latency, "s"), _numbers(measured, "cost_sd_s")),
         "ttft_s": of_samples("ttft", "s"),
         "tpot_s": of_samples("tpot", "s/token"),
         "tokens_per_problem": mean(_told(decided, "tokens"), "tokens"),
         "flops_per_problem": mean(_told(decided, "flops"), "FLOP"),
-        "device_s_per_problem": known.estimate(mean(_told(measured, "device_s"), "device-s")),
-        "cost_usd_per_problem": known.estimate(mean(_told(measured, "cost_usd"), "USD")),
+        "device_s_per_problem": window_times.estimate(
+            mean(_told(measured, "device_s"), "device-s")
+        ),
+        "cost_usd_per_problem": window_times.estimate(mean(_told(measured, "cost_usd"), "USD")),
     }
 
 
@@ -406,15 +410,15 @@ def latency_percentile(run: Run, percentile: int) -> Estimate | None:
         return None
     decided = run.rows.filter(pl.col("state") == "decided")
     measured = decided.filter(pl.col("latency_s").is_not_null())
-    found = quantile(_numbers(measured, "latency_s"), percentile / 100, "s")
-    known = WindowTimes(rows=decided, windows=run.windows)
-    return known.spread({"": found}, _numbers(measured, "cost_sd_s"))[""]
+    estimate = quantile(_numbers(measured, "latency_s"), percentile / 100, "s")
+    window_times = WindowTimes(rows=decided, windows=run.windows)
+    return window_times.spread({"": estimate}, _numbers(measured, "cost_sd_s"))[""]
 
 
 def conditions(manifest: Manifest) -> tuple[Hashable, ...]:
     """Return the load and the kind of machine of a recording."""
-    told = manifest.provenance
-    machine = tuple(str(told.get(name)) for name in ("cpu", "cpus", "gpu"))
+    provenance = manifest.provenance
+    machine = tuple(str(provenance.get(name)) for name in ("cpu", "cpus", "gpu"))
     return (manifest.concurrency, manifest.rate_per_s, *machine)
 
 
@@ -424,9 +428,9 @@ def _policies(
     """Return maj@k and pass@k of what was recorded, nothing where too many problems are `lost`."""
     if policy is None or lost is None or lost.too_many:
         return ()
-    own = voting_samples(without_timed_out(samples, rows))
+    voting = voting_samples(without_timed_out(samples, rows))
     over = pl.when(ENDED, pl.col("error").is_null()).then(pl.coalesce("end", 0))
-    return policies_within(own.with_columns(end=over), policy.n)
+    return policies_within(voting.with_columns(end=over), policy.n)
 
 
 def _lost(samples: pl.DataFrame, rows: pl.DataFrame, left_out: int, *, imported: bool) -> Lost:
@@ -438,8 +442,10 @@ def _lost(samples: pl.DataFrame, rows: pl.DataFrame, left_out: int, *, imported:
     with_failed = pl.col("problem").is_in(failed.implode())
     error = pl.when(with_failed).then(pl.lit("samples failed")).otherwise("error")
     lost = lost_problems(rows.with_columns(error=error), imported=imported)
-    known = replace(lost, failed=max(lost.failed, left_out))
-    return known if known.too_many else lost  # a problem that has n others is not lost
+    with_left_out = replace(lost, failed=max(lost.failed, left_out))
+    return (
+        with_left_out if with_left_out.too_many else lost
+    )  # a problem that has n others is not lost
 
 
 def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
@@ -475,8 +481,8 @@ def _told(frame: pl.DataFrame, column: str) -> np.ndarray[Any, np.dtype[np.float
 
 def _imported_latency(samples: pl.DataFrame) -> Spread:
     """Return the latency per sample, as the imported file tells it."""
-    told = samples.drop_nulls("latency_ns")
-    return spread(_numbers(told, "latency_ns") / 1e9, "s", told["problem"].to_numpy())
+    timed = samples.drop_nulls("latency_ns")
+    return spread(_numbers(timed, "latency_ns") / 1e9, "s", timed["problem"].to_numpy())
 
 
 KINDS = ("other", "prefill", "decode", "mixed")  # of steps, by `_kind`
@@ -500,13 +506,13 @@ def step_times(steps: pl.DataFrame) -> dict[str, Estimate | None]:
     usual = ~pl.col("profiled").fill_null(False) & STEP_INTERVAL.is_not_null()
     timed = steps.lazy().filter(usual).select(took=STEP_INTERVAL, kind=_kind()).collect()
     took, kinds = timed["took"].to_numpy(), timed["kind"].to_numpy()
-    found: dict[str, Estimate | None] = {}
+    means: dict[str, Estimate | None] = {}
     for kind in ("prefill", "decode", "mixed"):
-        own = took[kinds == KINDS.index(kind)] / 1e9
-        stretches = np.array_split(own, min(40, max(own.size, 1)))
+        seconds = took[kinds == KINDS.index(kind)] / 1e9
+        stretches = np.array_split(seconds, min(40, max(seconds.size, 1)))
         sums, counts = [part.sum() for part in stretches], [part.size for part in stretches]
-        found[f"{kind}_s"] = ratio(sums, counts, "s")
-    return found
+        means[f"{kind}_s"] = ratio(sums, counts, "s")
+    return means
 
 
 def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, float]:
@@ -519,16 +525,16 @@ def seconds_by_kind(steps: pl.DataFrame, samples: pl.DataFrame) -> dict[str, flo
         *("end", "interval_ns", "wall_ns", "profiled", "prefill_tokens", "decode_tokens"),
         *("prefill_requests", "decode_requests"),
     )
-    known = steps.select(needed).drop_nulls("end")
-    if not known.height:
+    ended = steps.select(needed).drop_nulls("end")
+    if not ended.height:
         return {}
-    kinds = known.select(kind=_kind())["kind"].to_numpy()
-    sums = np.bincount(kinds, weights=busy_seconds(known, samples), minlength=len(KINDS))
+    kinds = ended.select(kind=_kind())["kind"].to_numpy()
+    sums = np.bincount(kinds, weights=busy_seconds(ended, samples), minlength=len(KINDS))
     spent = {
         kind: float(sums[KINDS.index(kind)]) for kind in ("prefill", "decode", "mixed", "other")
     }
-    span = (int(known["end"][-1]) - int(known["end"][0]) + int(known["wall_ns"][0] or 0)) / 1e9
-    profiled = known.filter(pl.col("profiled").fill_null(False))
+    span = (int(ended["end"][-1]) - int(ended["end"][0]) + int(ended["wall_ns"][0] or 0)) / 1e9
+    profiled = ended.filter(pl.col("profiled").fill_null(False))
     aside = float(profiled.select(STEP_INTERVAL.sum()).item() or 0) / 1e9
     idle = span - aside - sum(spent.values())
     spent["idle"] = idle if idle > 1e-6 * span else 0.0  # below that it is rounding
@@ -549,8 +555,8 @@ def _notes(
 ) -> list[str]:
     manifest = recording.manifest
     events = recording.frame("events")
-    told = events.filter(kind="note", engine=engine)["detail"]
-    notes = [str(note) for note in told.drop_nulls().unique(maintain_order=True)]
+    details = events.filter(kind="note", engine=engine)["detail"]
+    notes = [str(note) for note in details.drop_nulls().unique(maintain_order=True)]
     if recording.replay_of is not None:
         draws = "The numbers are of one draw of it, and it printed the mean of all"
         if Printed.told(recording) is not None:
@@ -576,8 +582,8 @@ def _notes(
             ended += f". Accuracy is that of the others, without {unjudged:,} that failed"
         notes.append(ended)
     # Others' traffic is not read for answers, and a step of beam search has none.
-    whole = policy is not None and not policy.spec.in_steps
-    asked = whole and "imported" not in manifest.provenance
+    has_answers = policy is not None and not policy.spec.in_steps
+    asked = has_answers and "imported" not in manifest.provenance
     if asked and (text := unanswered(samples)) is not None:
         notes.append(text)
     if lost is not None and lost.too_many:

@@ -138,13 +138,13 @@ class Timeline:
 
     def _tokens(self, place: NDArray[np.intp], times: NDArray[np.int64]) -> Floats:
         """Return the tokens given by each time, the share of the step that runs with them."""
-        found = self.tokens_before[place]
+        tokens = self.tokens_before[place]
         running = np.flatnonzero(self._begun(place, times))
         step = place[running]
         begins = self.begins_ns[step]
         share = (times[running] - begins) / (self.ends_ns[step] - begins)
-        found[running] += share * (self.tokens_before[step + 1] - found[running])
-        return found
+        tokens[running] += share * (self.tokens_before[step + 1] - tokens[running])
+        return tokens
 
     def step_at(self, time_ns: int) -> int:
         """Return the position of the step that runs at a time, or ends next after it."""
@@ -154,8 +154,8 @@ class Timeline:
 
 def series(steps: pl.DataFrame, num_gpu_blocks: int | None, bins: int) -> BinnedSteps | None:
     """Return the steps of one engine over time, None when there are none."""
-    found = Timeline.of(steps, num_gpu_blocks)
-    return None if found is None or bins < 1 else found.bins(bins)
+    timeline = Timeline.of(steps, num_gpu_blocks)
+    return None if timeline is None or bins < 1 else timeline.bins(bins)
 
 
 def _gauge(steps: pl.DataFrame, values: pl.Expr) -> NDArray[np.float32]:
@@ -170,10 +170,10 @@ def _highest(
     running: NDArray[np.bool_],
 ) -> Floats:
     """Return the highest number of each stretch, of its end too where `running`; nan where none."""
-    found = np.full(some.size, np.nan)
+    highest = np.full(some.size, np.nan)
     if some.any():
         # Stretches that are not empty follow one another, so each ends where the next begins.
         last = until[some][-1]
-        found[some] = np.fmax.reduceat(values[:last], begin[some])
-    found[running] = np.fmax(found[running], values[until[running]])
-    return found
+        highest[some] = np.fmax.reduceat(values[:last], begin[some])
+    highest[running] = np.fmax(highest[running], values[until[running]])
+    return highest

@@ -87,9 +87,9 @@ def pass_curve(n: int, right: int) -> Floats:
     1 - C(n - right, k) / C(n, k), which is without bias (Chen et al. 2021).
     """
     drawn = np.arange(n)
-    found = np.asarray(1.0 - np.cumprod(np.maximum(n - right - drawn, 0) / (n - drawn)))
-    found.setflags(write=False)
-    return found
+    curve = np.asarray(1.0 - np.cumprod(np.maximum(n - right - drawn, 0) / (n - drawn)))
+    curve.setflags(write=False)
+    return curve
 
 
 def majority_curve(
@@ -155,7 +155,7 @@ def _by_orders(sizes: NDArray[np.int64], right: Floats, unparsed: int) -> Floats
     steps = range(int(np.log(samples) / np.log(_PLACES)) + 1)
     counts = sorted({round(_PLACES**step) for step in steps} | set(sample_counts(samples)))
     rng = np.random.default_rng([samples, classes])
-    found, at_once = np.zeros(len(counts)), max(_CELLS // samples, 1)
+    shares, at_once = np.zeros(len(counts)), max(_CELLS // samples, 1)
     for first in range(0, _ORDERS, at_once):
         rows = min(at_once, _ORDERS - first)
         orders = rng.permuted(np.broadcast_to(codes, (rows, samples)), axis=1)
@@ -164,10 +164,10 @@ def _by_orders(sizes: NDArray[np.int64], right: Floats, unparsed: int) -> Floats
         for place, count in enumerate(counts):
             more = np.bincount(orders[:, before:count].ravel(), minlength=tally.size)
             tally, before = tally + more.reshape(tally.shape), count
-            found[place] += _share_right(tally[:, :-1], right).sum()
-    found /= _ORDERS
-    found[-1] = _share_right(sizes[None], right)[0]
-    return np.asarray(np.interp(np.arange(1, samples + 1), counts, found), dtype=float)
+            shares[place] += _share_right(tally[:, :-1], right).sum()
+    shares /= _ORDERS
+    shares[-1] = _share_right(sizes[None], right)[0]
+    return np.asarray(np.interp(np.arange(1, samples + 1), counts, shares), dtype=float)
 
 
 def _share_right(tally: NDArray[np.int64], right: Floats) -> Floats:
@@ -198,9 +198,9 @@ def win_probability(
         ways = _ways_not_above(votes, others, unparsed, total)
         shared = ways @ (1.0 / np.arange(1, ways.shape[1] + 1))
         wins[votes:] += own_ways[votes] * shared[: total + 1 - votes]
-    found = np.minimum(wins[1:] / _binomials(samples, total)[1:], 1.0)
-    found.setflags(write=False)
-    return np.asarray(found)
+    chances = np.minimum(wins[1:] / _binomials(samples, total)[1:], 1.0)
+    chances.setflags(write=False)
+    return np.asarray(chances)
 
 
 @lru_cache(maxsize=1024)
@@ -290,21 +290,23 @@ def policies_within(
             ),
         )
     )
-    whole = counted.filter(pl.col("rows") == n, "ended", "judged").sort("problem")
-    if not whole.height:
+    complete = counted.filter(pl.col("rows") == n, "ended", "judged").sort("problem")
+    if not complete.height:
         return ()
     counts = sample_counts(most or n) if counts is None else counts
     places = [k - 1 for k in counts]
-    rights, place = np.unique(whole["right"].to_numpy(), return_inverse=True)
+    rights, place = np.unique(complete["right"].to_numpy(), return_inverse=True)
     passed = np.array([pass_curve(n, int(right))[places] for right in rights])[place]
-    told, voted = answers_told(samples), passed  # one sample needs no vote
-    if told:
-        own = samples.select("problem", "answer", "correct")
-        voted = _majority_curves(own.join(whole.select("problem"), on="problem", how="semi"), n)
+    has_answers, voted = answers_told(samples), passed  # one sample needs no vote
+    if has_answers:
+        answers = samples.select("problem", "answer", "correct")
+        voted = _majority_curves(
+            answers.join(complete.select("problem"), on="problem", how="semi"), n
+        )
         voted = voted[:, places]
-    known = not whole["tokens"].null_count()
-    tokens = whole["tokens"].fill_null(0).to_numpy().astype(float) / n
-    taken = {k: mean(tokens * k, "tokens") if known else None for k in counts}
+    has_tokens = not complete["tokens"].null_count()
+    tokens = complete["tokens"].fill_null(0).to_numpy().astype(float) / n
+    taken = {k: mean(tokens * k, "tokens") if has_tokens else None for k in counts}
     policies = [(method, k) for method in ("majority", "pass_at_k") for k in counts]
     return tuple(
         PolicyOutcome(
@@ -314,10 +316,10 @@ def policies_within(
             accuracy=accuracy,
             tokens_per_problem=taken[k],
             **in_orders(method, k, n, accuracy.value),
-            other_problems=of_others(accuracy, whole.height, whole.height),
+            other_problems=of_others(accuracy, complete.height, complete.height),
         )
         for (method, k), accuracy in zip(
             policies, column_means(np.hstack([voted, passed]), "1"), strict=True
         )
-        if told or method != "majority" or k == 1
+        if has_answers or method != "majority" or k == 1
     )

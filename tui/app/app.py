@@ -261,18 +261,18 @@ class TtscopeApp(LibraryApp):
 
     def action_help(self) -> None:
         """Show what every key does here, and what the columns are."""
-        found: dict[DOMNode | None, dict[str, list[str]]] = {}
+        by_node: dict[DOMNode | None, dict[str, list[str]]] = {}
         for key, active in self.screen.active_bindings.items():
             if key == "ctrl+q" and active.binding.id is None:  # Textual's, beside ours
                 continue
             if active.binding.tooltip:
-                rows = found.setdefault(active.node, {})
+                rows = by_node.setdefault(active.node, {})
                 rows.setdefault(sentence(active.binding), []).append(shown_key(key))
             elif active.binding.id is not None:
-                found.setdefault(active.node, {})[sentence(active.binding)] = [shown_key(key)]
+                by_node.setdefault(active.node, {})[sentence(active.binding)] = [shown_key(key)]
 
         def rows_of(node: DOMNode | None) -> list[tuple[str, str]]:
-            return [(" ".join(keys), what) for what, keys in found.get(node, {}).items()]
+            return [(" ".join(keys), what) for what, keys in by_node.get(node, {}).items()]
 
         sections: list[Section] = [
             (f"Keys of {dict(TABS)[self.current_mode]}", rows_of(self.screen)),
@@ -286,8 +286,8 @@ class TtscopeApp(LibraryApp):
 def key_ids() -> set[str]:
     """Return the ids of everything that has a key."""
     owners = (TtscopeApp, *TtscopeApp.MODES.values())
-    found = {getattr(binding, "id", None) for owner in owners for binding in owner.BINDINGS}
-    return {each for each in found if each}
+    ids = {getattr(binding, "id", None) for owner in owners for binding in owner.BINDINGS}
+    return {each for each in ids if each}
 
 
 def check_screen(screen: str) -> None:

@@ -25,13 +25,13 @@ def read_keys(path: Path, known: Collection[str]) -> dict[str, str]:
     Raises UsageError for a file that cannot be read, and for an id that there is not.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--keys {path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--keys {path}: is not TOML ({error})") from None
     keys: dict[str, str] = {}
-    for screen, table in found.items():
+    for screen, table in document.items():
         if not isinstance(table, dict):
             raise UsageError(f"--keys {path}: write a table per screen, such as [run]")
         for name, value in table.items():

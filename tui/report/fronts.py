@@ -178,8 +178,8 @@ def _charts(
     names: Sequence[str], rows: Sequence[Row], crosses: Sequence[Cross], budget: Budget | None
 ) -> Html:
     """Return the charts, and below them why a quantity has none."""
-    told = [each.estimates for _, each in crosses] + [row.pick.estimates for row in rows]
-    if not any(each.get("accuracy") for each in told):
+    estimates = [each.estimates for _, each in crosses] + [row.pick.estimates for row in rows]
+    if not any(each.get("accuracy") for each in estimates):
         return empty("No charts: accuracy was not measured in these recordings.")
     parts = [_chart(quantity(name), rows, crosses, budget) for name in names]
     drawn = [part for part in parts if "<svg" in part]

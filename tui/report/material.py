@@ -163,11 +163,11 @@ def _suggested(
         return {}
     from advisor.what_if.suggest import suggest
 
-    found = {}
+    suggested = {}
     for number, recording in enumerate(live):
         report("what to change", number, len(live))
-        found[str(recording.path)] = suggest(recording)
-    return found
+        suggested[str(recording.path)] = suggest(recording)
+    return suggested
 
 
 def _advisor(

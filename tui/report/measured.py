@@ -121,9 +121,9 @@ def time_breakdown(runs: Sequence[Run], watched: Sequence[Watched] = ()) -> Html
         total = sum(run.seconds.values())
         shares = {kind: run.seconds.get(kind, 0.0) / total for kind in kinds}
         cells: list[Content] = [name_of(run, index), _stack(shares)]
-        for kind, told in kinds.items():
+        for kind, words in kinds.items():
             spent = run.seconds.get(kind, 0.0)
-            meaning = f"{told} {number(spent, 's')} of {number(total, 's')}."
+            meaning = f"{words} {number(spent, 's')} of {number(total, 's')}."
             cells.append(figure(shares[kind], "1", meaning, text=percent(shares[kind])))
         cells.append(figure(total, "s", "From the first step to the last."))
         for kind in ("prefill", "decode", "mixed"):
@@ -317,15 +317,15 @@ MEASURED = "Mean latency as it was measured in this run."
 def predicted_against_measured(material: Material) -> Html:
     """Return a row per run: measured, predicted, how far off, and whether the interval holds it."""
     runs: dict[object, list[tuple[int, Run]]] = {}  # folders of one name stand in their order
-    for place, own in enumerate(material.runs):
-        key = (own.recording, own.engine, own.policy or AS_SENT)
-        runs.setdefault(key, []).append((place, own))
+    for place, run_measured in enumerate(material.runs):
+        key = (run_measured.recording, run_measured.engine, run_measured.policy or AS_SENT)
+        runs.setdefault(key, []).append((place, run_measured))
     rows: list[list[Content]] = []
     ratios: list[tuple[float, bool | None]] = []
     refused: dict[str, list[str]] = {}
     for each in material.foretold:
-        found = runs.get((each.recording, each.engine, each.policy))
-        index, run = found.pop(0) if found else (-1, None)
+        waiting = runs.get((each.recording, each.engine, each.policy))
+        index, run = waiting.pop(0) if waiting else (-1, None)
         measured = None if run is None else run.latency_s["mean"]
         predicted = None if each.predicted is None else each.predicted.latency_s["mean"]
         if run is None or measured is None or predicted is None:

@@ -105,9 +105,9 @@ def _header(material: Material) -> Html:
         intro = "This page shows what was recorded, and says what advice would need."
     if material.of_live:
         intro = "This page tells what a watched deployment spends its time on, and what to try."
-    told = "[a, b] is a 90 % interval, - was not measured, * lies outside what was measured."
-    reading = f"Point at a number, or reach it with the Tab key, for its meaning. {told}"
-    printed = f"{told} What the words mean is on the last page."
+    signs = "[a, b] is a 90 % interval, - was not measured, * lies outside what was measured."
+    reading = f"Point at a number, or reach it with the Tab key, for its meaning. {signs}"
+    printed = f"{signs} What the words mean is on the last page."
     return join(
         [
             tag("h1", _title(material)),
@@ -162,9 +162,9 @@ def _platform(engine: EngineConfig) -> str:
 def _watched(material: Material) -> Html:
     parts = []
     for each in material.watched:
-        told = watched_lines(each)
+        lines = watched_lines(each)
         parts += [tag("h3", f"{server_name(each)} ({each.recording})")]
-        parts += [tag("pre", join(told[told.index("") + 1 :], "\n"), tabindex="0")]
+        parts += [tag("pre", join(lines[lines.index("") + 1 :], "\n"), tabindex="0")]
     return join(parts)
 
 

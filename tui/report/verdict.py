@@ -80,16 +80,16 @@ def verdict(material: Material) -> Html:
 
 def _live(watched: Watched) -> Iterable[Content]:
     """Yield what limits a server that was watched, and why."""
-    found, where = watched.verdict.found, server_name(watched)
+    bottlenecks, where = watched.verdict.found, server_name(watched)
     if watched.verdict.reason is not None:
         yield tag("p", f"{where}: ", tag("strong", "no verdict"), ".", class_="lead")
         yield tag("p", f"{capital(watched.verdict.reason)}.")
         return
-    kind = found[0].kind if found else "nothing stands out"
+    kind = bottlenecks[0].kind if bottlenecks else "nothing stands out"
     yield tag("p", f"{where}: ", tag("strong", kind), ".", class_="lead")
-    others = [f"{each.kind}: {each.evidence}" for each in found[1:]]
-    if found:
-        yield tag("p", f"{capital(found[0].evidence)}.")
+    others = [f"{each.kind}: {each.evidence}" for each in bottlenecks[1:]]
+    if bottlenecks:
+        yield tag("p", f"{capital(bottlenecks[0].evidence)}.")
     if others:
         yield tag("ul", *(tag("li", f"Also {each}") for each in others))
     unseen = ", ".join(each.kind for each in watched.verdict.unseen)
@@ -99,14 +99,14 @@ def _live(watched: Watched) -> Iterable[Content]:
 
 def _suggestions(material: Material) -> Iterable[Content]:
     """Yield the change to try on each recording's servers, and what a replay predicts of it."""
-    for recording, found in material.suggested.items():
-        if isinstance(found, str):
-            if found != material.no_advice:
-                yield tag("p", f"No change was replayed: {found}.", class_="note")
+    for recording, change in material.suggested.items():
+        if isinstance(change, str):
+            if change != material.no_advice:
+                yield tag("p", f"No change was replayed: {change}.", class_="note")
             continue
         yield tag("h3", "Try next")
-        yield _command(shlex.join(["ttscope", "replay", recording, *found.arguments]))
-        yield tag("p", f"{capital(effect_text(found))}.")
+        yield _command(shlex.join(["ttscope", "replay", recording, *change.arguments]))
+        yield tag("p", f"{capital(effect_text(change))}.")
 
 
 def _answer(answer: Recommendation) -> Iterable[Content]:
@@ -194,8 +194,10 @@ def _numbers(answer: Recommendation) -> Html:
                 measured = name in run.estimates
                 row.append(estimated(run.estimates[name], meaning, key=key) if measured else "-")
         if apart:
-            known, key = name in answer.regret, f"regret.{name}"
-            row.append(estimated(answer.regret[name], REGRET, key=key, sign=True) if known else "")
+            has_regret, key = name in answer.regret, f"regret.{name}"
+            row.append(
+                estimated(answer.regret[name], REGRET, key=key, sign=True) if has_regret else ""
+            )
         rows.append(row)
     return table(heads, rows, caption="What to expect, with 90 % intervals", class_="verdict")
 
@@ -205,20 +207,20 @@ def _costs(answer: Recommendation, accounts: Accounts) -> Html | None:
     picks = costed(answer, accounts)
     rows: list[list[Content]] = []
     for field, noun in COSTS.items():
-        found = [getattr(costs, field) for _, costs in picks]
-        if any(each is not None for each in found):
+        values = [getattr(costs, field) for _, costs in picks]
+        if any(each is not None for each in values):
             keys = [f"costs.{name.replace('-', '_')}.{field}" for name, _ in picks]
-            cells = zip(found, keys, strict=True)
+            cells = zip(values, keys, strict=True)
             rows.append([noun, *(estimated(each, f"{noun}.", key=key) for each, key in cells)])
     if not rows:
         return None
-    whole = table(
+    costs_table = table(
         ["costs", *(name for name, _ in picks)],
         rows,
         caption="What it costs, with 90 % intervals",
         class_="verdict",
     )
-    return join([whole, *(tag("p", text) for text in cost_words(accounts))])
+    return join([costs_table, *(tag("p", text) for text in cost_words(accounts))])
 
 
 def _efforts(found: EffortMap) -> Html:
@@ -248,8 +250,8 @@ def _efforts(found: EffortMap) -> Html:
             )
             rows.append([name, join(said), *numbers, cut, sure])
     heads = ["problems", "effort", *(each.noun for each in shown), "cut off", term("sure", SURE)]
-    told = "Which effort to use on this engine. The best that fits the budget stands out"
-    return table(heads, rows, caption=told)
+    caption = "Which effort to use on this engine. The best that fits the budget stands out"
+    return table(heads, rows, caption=caption)
 
 
 def _head(letter: str, name: str, pick: Pick, note: str) -> Html:

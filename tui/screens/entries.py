@@ -174,17 +174,20 @@ def foreseen(entries: Sequence[Entry]) -> list[Entry] | None:
 
     None where some may turn out to be such that advice does not learn of them.
     """
-    found = []
+    filled = []
     for entry in entries:
         try:
             recording = Recording.open(entry.path)
-            whole = recording.complete and recording.rows("problems") > 0
+            has_problems = recording.complete and recording.rows("problems") > 0
         except TtscopeError:
             return None
-        if not whole or len(recording.manifest.engines) * len(recording.manifest.policies) != 1:
+        if (
+            not has_problems
+            or len(recording.manifest.engines) * len(recording.manifest.policies) != 1
+        ):
             return None
-        found.append(replace(entry, recording=recording))
-    return found
+        filled.append(replace(entry, recording=recording))
+    return filled
 
 
 def to_list(entry: Entry) -> Listed | None:
@@ -404,8 +407,8 @@ def matches(entry: Entry, words: str) -> bool:
 
 def near_words(entries: Iterable[Entry], words: str) -> str:
     """Return which words of the entries a filter without a match may mean, in words."""
-    known = {word for entry in entries for word in f"{entry.title} {entry.path.name}".split()}
-    near = [found for word in words.split() for found in get_close_matches(word, known, n=1)]
+    words_shown = {word for entry in entries for word in f"{entry.title} {entry.path.name}".split()}
+    near = [found for word in words.split() for found in get_close_matches(word, words_shown, n=1)]
     return f". Did you mean {' '.join(near)}?" if near else ""
 
 

@@ -130,22 +130,22 @@ def import_into(text: str, folder: Path) -> ImportMade:
     made: Any
     if kind == "traces":
         made = import_traces(paths, target)
-        told = f"PyTorch profiler: {len(made)} files"
-        return ImportMade(folder=target, told=told, notes=tuple(remarks(made)[1:]))
+        counts = f"PyTorch profiler: {len(made)} files"
+        return ImportMade(folder=target, told=counts, notes=tuple(remarks(made)[1:]))
     if kind == "requests":
         made = import_requests(paths[0], target)
-        told = f"{counted(made.requests, 'request')} in {number(made.span_s, 's')}"
+        counts = f"{counted(made.requests, 'request')} in {number(made.span_s, 's')}"
     elif kind == "passes":
         made = import_passes(paths, target)
-        told = counted(made.steps, "step")
+        counts = counted(made.steps, "step")
     elif kind == "forwards":
         made = import_forwards(paths[0], target)
-        told = counted(made.cases, "case")
+        counts = counted(made.cases, "case")
     else:
         made = import_outcomes(paths, target, choices=Choices())
-        told = f"{made.samples:,} samples of {made.problems:,} problems"
-    told = f"{made.format}: {told}"
-    return ImportMade(folder=target, told=told, notes=tuple(made.notes[1:]))
+        counts = f"{made.samples:,} samples of {made.problems:,} problems"
+    counts = f"{made.format}: {counts}"
+    return ImportMade(folder=target, told=counts, notes=tuple(made.notes[1:]))
 
 
 def size_bytes(folder: Path) -> int:

@@ -276,16 +276,16 @@ class LibraryApp(App[None]):
 
     def _list(self, paths: Iterable[Path]) -> None:
         """Show rows of recordings that were not read yet, some at a time."""
-        known = {entry.path for entry in self.entries}
-        found: list[Entry] = []
+        listed_paths = {entry.path for entry in self.entries}
+        rows: list[Entry] = []
         for path in paths:
-            if path not in known:
-                found += listed(path, self._indexes)
-            if len(found) >= LISTED_TOGETHER:
-                self.call_from_thread(self._add, found)
-                found = []
-        if found:
-            self.call_from_thread(self._add, found)
+            if path not in listed_paths:
+                rows += listed(path, self._indexes)
+            if len(rows) >= LISTED_TOGETHER:
+                self.call_from_thread(self._add, rows)
+                rows = []
+        if rows:
+            self.call_from_thread(self._add, rows)
 
     def _foresee(self, entries: list[Entry] | None) -> None:
         """Let advice begin before everything is read."""
@@ -379,11 +379,15 @@ class LibraryApp(App[None]):
     def advisor_for(self, recordings: Sequence[Recording]) -> FittedAdvisor:
         """Return the advisor fitted to the recordings; the last one is kept. Call in a thread."""
         unique = {str(each.path): each for each in recordings}
-        key, own = tuple(unique), list(unique.values())
+        key, distinct_ones = tuple(unique), list(unique.values())
         if self._advisor is None or self._advisor[0] != key:
-            given, names = self._fitted, sorted(each.path.name for each in own)
+            given, names = self._fitted, sorted(each.path.name for each in distinct_ones)
             has_learned = given is not None and sorted(given.evidence.recordings) == names
-            advisor = FittedAdvisor(own, fitted=given) if has_learned else self._factory(own)
+            advisor = (
+                FittedAdvisor(distinct_ones, fitted=given)
+                if has_learned
+                else self._factory(distinct_ones)
+            )
             self._advisor = (key, advisor)
         return self._advisor[1]
 

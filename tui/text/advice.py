@@ -99,17 +99,17 @@ def advice_lines(
 def _in_short(answer: Recommendation, width: int, room: int) -> list[str]:
     """Return what to do next, other first sentences as far as there is room, and how to see all."""
     lists = {title: items for title, items in _lists(answer).items() if items}
-    told: dict[str, list[str]] = {}
+    shown: dict[str, list[str]] = {}
     for title in ("Next", "Changes", "Why"):  # the most useful first
         first = lists.get(title, [])[:1]
         if title == "Next":
             first = [_without_middle(item) for item in first]
         lines = _listed(title, first, width, commands=False)
         if title == "Next" or len(lines) <= room:
-            told[title], room = lines, room - len(lines)
-    rest = sum(map(len, lists.values())) - len([each for each in told.values() if each])
+            shown[title], room = lines, room - len(lines)
+    rest = sum(map(len, lists.values())) - len([each for each in shown.values() if each])
     more = f"{'More':<{LABEL}}--explain gives the rest ({counted(rest, 'sentence')}) and commands"
-    return [*(line for title in lists for line in told.get(title, [])), more]
+    return [*(line for title in lists for line in shown.get(title, [])), more]
 
 
 def _without_middle(text: str) -> str:
@@ -189,18 +189,20 @@ def unasked(answer: Recommendation) -> list[str]:
 
 def marks(pick: Pick) -> list[str]:
     """Return the sentence that says which of a pick's numbers were not measured."""
-    told = []
+    sentences = []
     if pick.prior is not None:
-        told += [
+        sentences += [
             f"Its times come from operator tables of {pick.prior} (the prior), not from a run."
         ]
     accuracy = pick.estimates.get("accuracy")
     if accuracy is not None and accuracy.extrapolated:
-        told += ["Its accuracy and lengths are those of a published curve, by laws of answers."]
+        sentences += [
+            "Its accuracy and lengths are those of a published curve, by laws of answers."
+        ]
     if any(each is not None and each.extrapolated for each in pick.estimates.values()):
-        told += [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
-    told += _off_its_run(pick)
-    return [" ".join(told)] if told else []
+        sentences += [f"Its numbers marked {OUTSIDE} lie outside what was measured."]
+    sentences += _off_its_run(pick)
+    return [" ".join(sentences)] if sentences else []
 
 
 def _off_its_run(pick: Pick) -> list[str]:
@@ -402,9 +404,9 @@ def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> l
     picks = costed(answer, accounts)
     rows = [["costs, 90 % intervals", *(name for name, _ in picks)]]
     for field, noun in COSTS.items():
-        found = [getattr(costs, field) for _, costs in picks]
-        if any(each is not None for each in found):
-            rows.append([noun, *map(with_interval, found)])
+        values = [getattr(costs, field) for _, costs in picks]
+        if any(each is not None for each in values):
+            rows.append([noun, *map(with_interval, values)])
     if len(rows) == 1:
         return []
     return ["", *side_by_side(rows, width), *_wrap(" ".join(cost_words(accounts)), width)]
@@ -456,9 +458,9 @@ def effort_lines(efforts: EffortMap, width: int) -> list[str]:
         heads = [f"{effort_name(each)}{f' {USED}' * each.use}" for each in every]
         rows = [["effort, 90 % intervals", *heads]]
         for name in MAPPED:
-            found = [each.estimates.get(name) for each in every]
-            if any(each is not None for each in found):
-                rows.append([quantity(name).noun, *map(with_interval, found)])
+            values = [each.estimates.get(name) for each in every]
+            if any(each is not None for each in values):
+                rows.append([quantity(name).noun, *map(with_interval, values)])
         if any(each.cut_share is not None for each in every):
             rows.append(["samples cut off", *(with_interval(each.cut_share) for each in every)])
         sure = [chance(each.probability_within_budget) for each in every]
@@ -466,15 +468,15 @@ def effort_lines(efforts: EffortMap, width: int) -> list[str]:
     groups = {name: each.efforts for name, each in efforts.classes.items()}
     if len(every) < 2 and not groups:
         return []
-    for name, own in [("all problems", every), *groups.items()]:
-        best = next((each for each in own if each.use), None)
-        told = "none fits the budget"
+    for name, of_group in [("all problems", every), *groups.items()]:
+        best = next((each for each in of_group if each.use), None)
+        choice = "none fits the budget"
         if best is not None:
-            told = f"{effort_name(best)}, {best.policy.words()}" * (len(every) > 1)
-            told = told or best.policy.words()
-            told += f", {chance(best.probability_within_budget)} sure of the limits"
+            choice = f"{effort_name(best)}, {best.policy.words()}" * (len(every) > 1)
+            choice = choice or best.policy.words()
+            choice += f", {chance(best.probability_within_budget)} sure of the limits"
         mark = f"{USED} for" if len(every) > 1 else "for"
-        lines += _wrap(f"{mark} {name}: {told}", width)
+        lines += _wrap(f"{mark} {name}: {choice}", width)
     return lines
 
 

@@ -97,14 +97,14 @@ def command_lines(command: str, *, width: int, indent: int = 0) -> list[str]:
 def findings_text(findings: Sequence[Capability], *, width: int, indent: int) -> list[str]:
     """Return what can be seen, and the flag or command that brings what cannot, each once."""
     lines: list[str] = []
-    told: set[str] = set()
+    named: set[str] = set()
     for each in findings:
         mark = {True: "yes", False: "no", None: "-"}[each.present]
         lines += wrap(f"{mark:<4}{each.what}", each.detail, width=width, indent=indent)
         if each.needs:
             lines += wrap("", f"needs: {each.needs}", width=width, indent=indent)
         for command in each.run:
-            if command not in told:
+            if command not in named:
                 lines += command_lines(command, width=width, indent=4)
-        told.update(each.run)
+        named.update(each.run)
     return lines

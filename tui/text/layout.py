@@ -106,9 +106,9 @@ def labelled(rows: Iterable[tuple[str, str]], *, width: int, indent: int) -> lis
 
 def fold(text: str, width: int, first: str = "", later: str = "") -> list[str]:
     """Return text in lines of `width`, led by `first` and then by `later`."""
-    whole = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    unbroken = text.replace(" %", "\N{NO-BREAK SPACE}%")
     lines = textwrap.wrap(
-        whole, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False
+        unbroken, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False
     )
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
@@ -191,8 +191,8 @@ def log_ticks(low: float, high: float, columns: int) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     places: list[float] = []
     for digits in ((1, 2, 3, 5), (1, 2, 5), (1, 3), (1,), (2,), (5,), (3,)):
-        found = [float(f"{digit}e{power}") for power in powers for digit in digits]
-        places = [each for each in found if low <= each <= high]
+        ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        places = [each for each in ticks if low <= each <= high]
         ends = math.log10(low), math.log10(high)
         labels = [f"{each:g}" for each in places]
         if places and _stand_apart([*map(math.log10, places)], *ends, columns, labels):

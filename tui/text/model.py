@@ -90,8 +90,8 @@ def _attention(attention: Attention) -> str:
     if attention.tokens_per_entry > 1:
         text += f", an entry for {attention.tokens_per_entry} tokens"
     if attention.top_k is not None:
-        own = "an index" if attention.index_dim else "the index of an earlier layer"
-        text += f", {own} chooses {attention.top_k:,}"
+        index = "an index" if attention.index_dim else "the index of an earlier layer"
+        text += f", {index} chooses {attention.top_k:,}"
     return text
 
 

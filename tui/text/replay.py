@@ -85,9 +85,9 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     between = " " * gap
     rows = [["", "recorded", "replayed", f"{'predicted':>{wide}}{between}90 % interval", "change"]]
     for tag, (before, replayed, after) in shown.items():
-        told = f"{value_of(after):>{wide}}{between}{interval(after)}"
+        with_ends = f"{value_of(after):>{wide}}{between}{interval(after)}"
         change = change_words(tag, replayed, after)
-        rows.append([quantity(tag).title, value_of(before), value_of(replayed), told, change])
+        rows.append([quantity(tag).title, value_of(before), value_of(replayed), with_ends, change])
     rows.append(["steps", *steps[:2], f"{steps[2]:>{wide}}", ""])
     yield from align(rows, right=(1, 2, 4), gap=gap, width=width)
     yield ""
@@ -106,11 +106,11 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
 def _compared(prediction: Prediction, width: int) -> Iterator[str]:
     """Yield what a client measured beside what is predicted of the same requests."""
     if all(each.measured_s is None for each in prediction.compared):
-        told = ", ".join(
+        numbers = ", ".join(
             f"{each.part} {number(each.predicted_s, 's')}" for each in prediction.compared
         )
         yield from wrap(
-            "", f"{prediction.compared[0].name} predicted: {told}", width=width, indent=0
+            "", f"{prediction.compared[0].name} predicted: {numbers}", width=width, indent=0
         )
         yield ""
         return
@@ -119,11 +119,11 @@ def _compared(prediction: Prediction, width: int) -> Iterator[str]:
         values = (number(v, "s") for v in (each.measured_s, each.predicted_s))
         rows.append([f"{each.name} {each.part}", *values, percent_change(each.relative)])
     yield from align(rows, right=(1, 2, 3), width=width)
-    told = (
+    numbers = (
         "off: predicted against measured. It is an error only if the engine and the load asked "
         "about are those that were measured"
     )
-    yield from wrap("", told, width=width, indent=0)
+    yield from wrap("", numbers, width=width, indent=0)
     yield ""
 
 

@@ -52,11 +52,11 @@ def budget_words(budget: Budget) -> str:
 
 def given_words(answer: Recommendation) -> str:
     """Return every limit of an answer's budget and the load that it holds for, which may be one."""
-    load, told = answer.load, budget_words(answer.budget)
+    load, limits = answer.load, budget_words(answer.budget)
     if load is None or answer.budget.rate_per_s is not None:
-        return " and ".join(filter(None, told.rpartition(", ")[::2]))
+        return " and ".join(filter(None, limits.rpartition(", ")[::2]))
     recorded = ", the recorded rate" if load.rate_per_s is not None else ""
-    return " and ".join(filter(None, (told, f"{load.words()}{recorded}")))
+    return " and ".join(filter(None, (limits, f"{load.words()}{recorded}")))
 
 
 def given_limits(budget: Budget) -> dict[str, float]:
@@ -92,8 +92,8 @@ def request_words(policy: Policy) -> tuple[str, str, str]:
             sent = f"send as many requests a problem as its class has ({table})"
         winner = "the most frequent answer"
     usual = {"n": 1, "top_p": 1.0}  # what an API takes where nothing is said
-    told = (item for item in request["body"].items() if item not in usual.items())
-    body = ", ".join(f"{name} {value}" for name, value in told)
+    fields = (item for item in request["body"].items() if item not in usual.items())
+    body = ", ".join(f"{name} {value}" for name, value in fields)
     wins = "" if winner == "the only answer" else f", and {winner} wins"
     cancel = ". Cancel the rest then" if request["cancel_the_rest"] else ""
     unknown = [] if policy.temperature is not None else ["temperature"]

@@ -128,8 +128,8 @@ def configuration_of(path: Path, among: Sequence[Path]) -> tuple[EngineConfig, P
     """
     recording = Recording.open(path)
     if recording.replay_of is not None:
-        known = (each for folder in among for each in find_recordings(folder))
-        source = next((each for each in known if each.name == recording.replay_of), None)
+        others = (each for folder in among for each in find_recordings(folder))
+        source = next((each for each in others if each.name == recording.replay_of), None)
         if source is None:
             raise RecordingError(
                 f"--present {path}: {recording.name} is a prediction. Give the recording that it "
@@ -246,15 +246,15 @@ def _not_told(expected: Expectations) -> list[str]:
 
     policy, lines = expected.policy, []
     if policy.temperature is None:
-        told = (
+        missing = (
             'Put the temperature into policy.json first ("temperature": 0.6): the outcomes do not '
         )
-        lines += wrap("", told + "tell it.", width=80, indent=0)
+        lines += wrap("", missing + "tell it.", width=80, indent=0)
     if policy.n > 1 and verifier_of(expected.workload) is None:
-        told = (
+        missing = (
             "Give serve and record --verifier exact, numeric, choice or math: the outcomes do not "
         )
-        lines += wrap("", told + "tell which answers are the same one.", width=80, indent=0)
+        lines += wrap("", missing + "tell which answers are the same one.", width=80, indent=0)
     return lines
 
 
@@ -262,16 +262,16 @@ def _how_judged(expected: Expectations, *, posed: bool) -> list[str]:
     """Return what a gate needs to judge a run by promises of outcomes; nothing of runs."""
     if posed:
         return []
-    told = (
+    needs = (
         "No gate can judge a run by expect.json, as these outcomes do not name all problems. "
         "Record the pick, and advise on that recording too."
     )
     if expected.problem_names is not None:
-        told = (
+        needs = (
             "ttscope gate knows the problems of outcomes by name alone: record all of them, each "
             "with the problem_id that it has there."
         )
-    return wrap("", told, width=80, indent=0)
+    return wrap("", needs, width=80, indent=0)
 
 
 def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list[str]:
@@ -281,26 +281,26 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
             "-" if each is None else digits(each)
             for each in (expected.served.value, expected.served.low, expected.served.high)
         )
-        told = (
+        text = (
             f"Latencies in expect.json are through a server: {share} [{', '.join(ends)}] times the "
             "engine's"
         )
         sure, budget = expected.probability_within_budget, expected.budget
         if sure is not None and budget.max_latency_s is not None and sure < budget.confidence:
-            told += f". Through it all limits hold with a probability of {chance(sure)} alone"
-        return wrap("", told, width=80, indent=0)
-    told = (
+            text += f". Through it all limits hold with a probability of {chance(sure)} alone"
+        return wrap("", text, width=80, indent=0)
+    text = (
         "Latencies in expect.json are of the engine alone, without what HTTP adds. To have them "
         "promised through the server, record it as below and advise on that recording too."
     )
     in_flight, latency = expected.concurrency, expected.promised.get("latency_s")
     if expected.rate_per_s is not None and latency is not None:
         in_flight = in_flight_at(expected.rate_per_s, latency.value)
-        told += " It keeps as many problems in flight as arrive while one is answered."
+        text += " It keeps as many problems in flight as arrive while one is answered."
     asked: dict[str, Any] = {"--concurrency": in_flight}
     workload = expected.workload
     if workload is not None and in_flight is not None and workload.problems < in_flight:
-        told += (
+        text += (
             f" The {workload.problems:,} problems cannot keep {in_flight:,} in flight: give more, "
             "else times are not judged."
         )
@@ -308,13 +308,13 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
         demo = workload.name.partition(":")[0] == "demo"
         named = workload.name if demo or Path(workload.name).is_file() else PROBLEMS_FILE
         if named == PROBLEMS_FILE:
-            told += f" {PROBLEMS_FILE} stands for the file of the problems ({workload.name})."
+            text += f" {PROBLEMS_FILE} stands for the file of the problems ({workload.name})."
         asked |= {"--workload": None if named == "demo" else named}
         asked |= {"--problems": workload.problems, "--seed": workload.seed or None} if demo else {}
     options = [f"{name} {shlex.quote(str(v))}" for name, v in asked.items() if v is not None]
     start = f"{own_name} record --endpoint {SERVED_AT} --policy {folder}/policy.json \\"
     rest = " ".join([*options, "-o runs/served"])
-    return [*wrap("", told, width=80, indent=0), start, f"    {rest}"]
+    return [*wrap("", text, width=80, indent=0), start, f"    {rest}"]
 
 
 # `ttscope advise --verify`: the picks run for real, predicted beside measured.

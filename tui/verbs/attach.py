@@ -370,9 +370,9 @@ def _engine_of(
 
     replicas, chat_template = deployment.replicas, read_template(template)
     configs = [replica.described or replica.config for replica in replicas]
-    whole = together(configs, [replica.access.where for replica in replicas])
+    combined = together(configs, [replica.access.where for replica in replicas])
     if all(replica.joined for replica in replicas):
-        whole = whole.of_servers(whole.data_parallel_size)
+        combined = combined.of_servers(combined.data_parallel_size)
     engines: list[ServerEngine] = []
     try:
         by_url: dict[str, Replica] = {}
@@ -388,4 +388,4 @@ def _engine_of(
         for engine in engines:
             engine.close()
         raise
-    return engines[0] if len(engines) == 1 else ReplicaEngine(engines, whole)
+    return engines[0] if len(engines) == 1 else ReplicaEngine(engines, combined)

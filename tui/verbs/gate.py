@@ -68,23 +68,23 @@ def gate(asked: GateOptions) -> int:
     from tui.text.gate import gate_lines
 
     _check(asked)
-    found = _judge(asked)
+    judged = _judge(asked)
     # Written before a limit that cannot be judged ends it: CI shows what there is.
     if asked.junit is not None:
         with whole_file(asked.junit) as partial:
-            partial.write_bytes(junit(found))
+            partial.write_bytes(junit(judged))
     if asked.markdown is not None:
-        _append(asked.markdown, markdown(found))
+        _append(asked.markdown, markdown(judged))
     if asked.as_json:
-        say_json(found.to_json())
+        say_json(judged.to_json())
     else:
-        say_all(gate_lines(found))
+        say_all(gate_lines(judged))
         if asked.recording is not None:
             base = [asked.against] if asked.against.is_dir() else []
             say_all(next_lines("show", *base, asked.recording))
-    if found.broken:
+    if judged.broken:
         return 3
-    if (why := found.not_judged) is not None:
+    if (why := judged.not_judged) is not None:
         raise TtscopeError(why)
     return 0
 
@@ -116,12 +116,12 @@ def _judge(asked: GateOptions) -> Gate:
             asked, expected.policy, expected.workload, load, names=expected.problem_names
         )
         new = Recording.open(judged)
-        own = asked.price or new.manifest.price_usd_per_device_hour
+        price = asked.price or new.manifest.price_usd_per_device_hour
         run, others = _only(new, asked.price or _promised_price(expected, new), expected.policy)
-        found = against_promises(
-            expected, run, asked.against.name, beside([new]), price_usd_per_device_hour=own
+        gate_result = against_promises(
+            expected, run, asked.against.name, beside([new]), price_usd_per_device_hour=price
         )
-        return replace(found, differs=(*others, *found.differs))
+        return replace(gate_result, differs=(*others, *gate_result.differs))
     if asked.recording is not None and asked.recording.is_file():
         raise UsageError(
             f"{asked.recording}: is a file, and what is judged is a recording. Name expect.json "
@@ -139,8 +139,8 @@ def _judge(asked: GateOptions) -> Gate:
     new = Recording.open(judged)
     run, others = _only(new, asked.price, baseline.policy)
     compared = compare(baseline, run, beside([base, new]))
-    found = against_baseline(asked.fail_on or (), compared, baseline, run)
-    return replace(found, differs=(*others, *found.differs))
+    gate_result = against_baseline(asked.fail_on or (), compared, baseline, run)
+    return replace(gate_result, differs=(*others, *gate_result.differs))
 
 
 def _promised_price(expected: Expectations, recording: Recording) -> float | None:
@@ -243,8 +243,10 @@ def _only(
             held += f", {len(same) or 'none'} of the policy that it is held to"
         raise UsageError(f"{recording.path}: a gate judges one run. This recording holds {held}")
     left, judged = _problems([run for run in runs if run is not same[0]]), _problems(same)
-    told = f"judged {judged:,} problems of this policy, not {left:,} of {len(runs) - 1} other runs"
-    return same[0], [told] if left else []
+    left_out = (
+        f"judged {judged:,} problems of this policy, not {left:,} of {len(runs) - 1} other runs"
+    )
+    return same[0], [left_out] if left else []
 
 
 def _problems(runs: Iterable[Run]) -> int:

@@ -123,7 +123,7 @@ def progress_bar(*, line_every_s: float = LINE_EVERY_S) -> Iterator[TaskBars]:
 
 def sweep_progress(bars: TaskBars, plan: Any, *, at_a_time: bool = False) -> Any:
     """Return a listener for `run_plan` that says which run is going on, or runs `at_a_time`."""
-    whole = bars.add_task("runs", total=sum(len(group.jobs) for group in plan))
+    all_runs = bars.add_task("runs", total=sum(len(group.jobs) for group in plan))
     shown: dict[str, tuple[TaskID, str]] = {}  # one row for all where one runs at a time
 
     def show(job: str, words: str, total: int | None, done: int = 0) -> None:
@@ -137,7 +137,7 @@ def sweep_progress(bars: TaskBars, plan: Any, *, at_a_time: bool = False) -> Any
 
     def listen(line: Mapping[str, Any]) -> None:
         if "finished" in line or line.get("state") == "skipped":
-            bars.advance(whole)
+            bars.advance(all_runs)
             if done := shown.pop(line.get("finished", ""), None):
                 bars.remove_task(done[0])
         elif state := _STATES.get(line.get("state", "")):

@@ -161,8 +161,8 @@ def run_workload(
         check(loaded)
     folder = asked.output or default_output(options, policy)
     check_free(folder)
-    if told := strange_questions(ask.model, loaded.name):
-        tell(told)
+    if warning := strange_questions(ask.model, loaded.name):
+        tell(warning)
     with progress_bar() as bar:
         task = bar.add_task("starting the engine", total=None)
         engine = start_engine(
@@ -180,8 +180,8 @@ def run_workload(
             )
         for note in engine.notes:
             tell(note)
-        if ask.model is None and (told := strange_questions(engine.config.model, loaded.name)):
-            tell(told)
+        if ask.model is None and (warning := strange_questions(engine.config.model, loaded.name)):
+            tell(warning)
         bar.update(task, description=f"{engine.config.model} {policy.label()}")
         with says_what_is_kept(folder), contextlib.closing(engine):
             run_and_keep(

@@ -105,10 +105,10 @@ def replay(asked: ReplayOptions, answer: AgainstOptions) -> None:
 
 def accuracy_kept(run: Run) -> str | None:
     """Return the least accuracy that a run surely has, as a limit; None where it is not known."""
-    found = run.accuracy
-    if found is None or found.low is None or found.low < 0.01:
+    accuracy = run.accuracy
+    if accuracy is None or accuracy.low is None or accuracy.low < 0.01:
         return None
-    return f"{floor(found.low * 100) / 100:.2f}"
+    return f"{floor(accuracy.low * 100) / 100:.2f}"
 
 
 def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Recording]]:

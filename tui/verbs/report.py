@@ -120,6 +120,6 @@ def headline(material: Material) -> str:
     answer = material.advice
     if material.of_live:
         server = min(material.watched, key=lambda each: not each.verdict.found)  # as in the app
-        told = verdict_text(server.verdict)
-        return told if len(material.watched) == 1 else f"{server_name(server)}: {told}"
+        words = verdict_text(server.verdict)
+        return words if len(material.watched) == 1 else f"{server_name(server)}: {words}"
     return material.no_advice or "" if answer is None else verdict(answer)[0]

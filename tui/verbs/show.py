@@ -189,11 +189,11 @@ def print_policies(asked: Show) -> None:
             )
             bar.advance(task)
     if asked.as_json:
-        whole = [
+        documents = [
             replace(run, policies=() if isinstance(each, str) else each.outcomes)
             for run, each in zip(runs, judged, strict=True)
         ]
-        document = show_json(whole)
+        document = show_json(documents)
         for plain, each in zip(document["runs"], judged, strict=True):
             plain["policy_notes"] = [each] if isinstance(each, str) else list(each.notes)
         say_json(document)

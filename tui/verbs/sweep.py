@@ -77,8 +77,8 @@ def run_shown(
     from profiler.sweep.plan import finished, run_plan
 
     asked = {(group.engine.model, job.workload): None for group in plan for job in group.jobs}
-    for told in filter(None, (strange_questions(*each) for each in asked)):
-        tell(told)
+    for warning in filter(None, (strange_questions(*each) for each in asked)):
+        tell(warning)
     with progress_bar() as bar:
         listen = sweep_progress(bar, plan, at_a_time=runner is not None)
         try:

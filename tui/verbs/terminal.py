@@ -69,8 +69,8 @@ def tui(asked: Terminal) -> None:
     start = partial(TtscopeApp, limits=limits, present=asked.present, systems=systems)
     if asked.screenshot is None:
         gc.freeze()  # what is imported stays: looking through it takes 30 ms of a frame
-        own = default_file() if default_file().exists() else None
-        app = start(paths, keys=asked.keys or own, screen=asked.screen)
+        keys = default_file() if default_file().exists() else None
+        app = start(paths, keys=asked.keys or keys, screen=asked.screen)
         app.learns_ahead, app.answers = True, EarlierAnswers(systems)
         app.run()
         if app.return_code:  # it broke, and has said how

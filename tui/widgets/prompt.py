@@ -107,8 +107,8 @@ class Paths(Suggester):
             names = sorted(path.name + ("/" if path.is_dir() else "") for path in there.iterdir())
         except (OSError, RuntimeError):  # no such folder, or no such home
             return None
-        found = next((name for name in names if begun and name.startswith(begun)), None)
-        return None if found is None else value[: len(value) - len(begun)] + found
+        name_begun = next((name for name in names if begun and name.startswith(begun)), None)
+        return None if name_begun is None else value[: len(value) - len(begun)] + name_begun
 
 
 class Words(Suggester):
@@ -120,5 +120,5 @@ class Words(Suggester):
 
     async def get_suggestion(self, value: str) -> str | None:
         word = value.rpartition(" ")[2]
-        found = next((name for name in self._known if word and name.startswith(word)), None)
-        return None if found is None else value[: len(value) - len(word)] + found
+        word_begun = next((name for name in self._known if word and name.startswith(word)), None)
+        return None if word_begun is None else value[: len(value) - len(word)] + word_begun

@@ -51,7 +51,7 @@ def draw_laws(
     size, count, problems = len(LAWS), len(HARDNESS) + 1, len(sizes)
     base, alike = np.full(size, 1 / size), _ALIKE
     shares = np.tile(base, (count, 1))
-    hit, found = np.empty((draws, problems)), np.empty((draws, problems), dtype=np.int64)
+    hit, law_draws = np.empty((draws, problems)), np.empty((draws, problems), dtype=np.int64)
     every = np.arange(problems)
     for turn in range(-_WARM_UP, draws):
         draw = turn % draws
@@ -68,8 +68,8 @@ def draw_laws(
             alike = _draw_alike(alike, drawn.sum(axis=1), int(tables.sum()), rng)
             shares = rng.gamma(drawn + alike * base) + 1e-300
             shares /= shares.sum(axis=1, keepdims=True)
-        hit[draw], found[draw] = proposed[chosen, every], laws
-    return hit, found
+        hit[draw], law_draws[draw] = proposed[chosen, every], laws
+    return hit, law_draws
 
 
 def _pick(weights: Floats, rng: np.random.Generator) -> Ints:
@@ -140,11 +140,11 @@ def _log_joint(counts: Ints, laws: Ints) -> Floats:
     law = laws[:, None]
     total = counts.sum(axis=1, keepdims=True)
     sums = _sums(int(total.max(initial=0)) + 1)
-    own = np.concatenate([counts, np.zeros_like(total)], axis=1)
-    rest = total - own
-    classes = (counts > 0).sum(axis=1, keepdims=True) - (own > 0)
-    within = sums["within"][law, own]
-    logs = sums["popular"][law, own] + sums["others"][law, rest] - sums["both"][law, total]
+    popular = np.concatenate([counts, np.zeros_like(total)], axis=1)
+    rest = total - popular
+    classes = (counts > 0).sum(axis=1, keepdims=True) - (popular > 0)
+    within = sums["within"][law, popular]
+    logs = sums["popular"][law, popular] + sums["others"][law, rest] - sums["both"][law, total]
     logs += sums["classes"][law, classes] - sums["samples"][law, rest]
     logs += within.sum(axis=1, keepdims=True) - within
     logs[:, :-1][counts == 0] = -np.inf
@@ -169,10 +169,10 @@ def draw_mistakes(counts: Ints, laws: Ints, rng: np.random.Generator) -> Floats:
     share[some] = rng.beta(about + hits, _FIRMNESS - about + counts[some].sum(axis=1) - hits)
     others = _draw_sticks(rest[:, :-1], laws, rng)
     gap = np.zeros((len(counts), 1))
-    found = np.concatenate([others[:, :classes], gap, others[:, classes:]], axis=1)
-    found *= (1 - share)[:, None]
-    found[rows, popular] += share
-    return np.asarray(found)
+    mistakes = np.concatenate([others[:, :classes], gap, others[:, classes:]], axis=1)
+    mistakes *= (1 - share)[:, None]
+    mistakes[rows, popular] += share
+    return np.asarray(mistakes)
 
 
 def _draw_sticks(counts: Ints, laws: Ints, rng: np.random.Generator) -> Floats:

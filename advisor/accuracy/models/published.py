@@ -25,9 +25,9 @@ class CurveAccuracy:
 
     def __init__(self, curve: PublishedCurve, counts: Sequence[int], seed: int = 0) -> None:
         self.curve, self._counts = curve, sorted(set(counts))
-        known = curve.accuracy
+        accuracy = curve.accuracy
         self._model = VoteCurve(problems=curve.problems, seed=seed).fit(
-            {n: known[n] for n in learned(list(known))}, self._counts
+            {n: accuracy[n] for n in learned(list(accuracy))}, self._counts
         )
         self._places = {n: place for place, n in enumerate(self._model.counts_)}
 
@@ -42,13 +42,13 @@ class CurveAccuracy:
     def votes(self, problems: int) -> dict[int, Floats]:
         """Return [sets, problems] by count: made-up problems. Only their means are sound."""
         votes, _ = self._model.benchmarks(SETS, problems)
-        found = {}
+        by_count = {}
         for count in self._counts:
             each = votes[:, :, self._places[count]]
             if count in self.curve.accuracy:  # where the laws were not weighted by it too
                 each = each + (self.value(count) - each.mean(axis=1, keepdims=True))
-            found[count] = np.asarray(each + (self.value(count) - each.mean()))
-        return found
+            by_count[count] = np.asarray(each + (self.value(count) - each.mean()))
+        return by_count
 
     def estimate(self, count: int) -> Estimate:
         """Return the accuracy with the interval of the mean over all problems like these."""

@@ -55,10 +55,10 @@ class SuccessLaw:
             for move in range(MOVES):
                 propose = _steps if move % 2 else _switch
                 wanted, shown, odds = propose(parameters, parts, rng)
-                found = score(wanted, shown)
-                taken = np.log(rng.random(PARTICLES)) < odds + heat * (found - fits)
+                proposed_fits = score(wanted, shown)
+                taken = np.log(rng.random(PARTICLES)) < odds + heat * (proposed_fits - fits)
                 parameters[taken], parts[taken] = wanted[taken], shown[taken]
-                fits[taken] = found[taken]
+                fits[taken] = proposed_fits[taken]
         kept = rng.permutation(PARTICLES)[: self.draws]
         self.weights_, self.ends_ = _unpack(parameters[kept], parts[kept])
         return self
@@ -109,8 +109,8 @@ def _next_heat(fits: Floats, heat: float) -> tuple[float, Floats]:
 def _resample(weights: Floats, rng: np.random.Generator) -> Ints:
     """Return indices of particles as often as their weights say, by even steps."""
     places = (np.arange(len(weights)) + rng.random()) / len(weights)
-    found = np.searchsorted(np.cumsum(weights), places)
-    return np.asarray(np.minimum(found, len(weights) - 1), dtype=np.int64)
+    indices = np.searchsorted(np.cumsum(weights), places)
+    return np.asarray(np.minimum(indices, len(weights) - 1), dtype=np.int64)
 
 
 def _prior(parameters: Floats) -> Floats:
@@ -137,10 +137,10 @@ def _switch(
     wanted, shown = parameters.copy(), parts.copy()
     shown[rows, part] ^= True
     drawn = _CENTRE + _SPREAD * rng.normal(size=parameters.shape)
-    own = np.zeros(parameters.shape, dtype=bool)
-    own[rows, part] = True
-    own[:, 5:] = (part == 2)[:, None]
-    return np.where(own, drawn, wanted), shown, np.zeros(len(parameters))
+    redrawn = np.zeros(parameters.shape, dtype=bool)
+    redrawn[rows, part] = True
+    redrawn[:, 5:] = (part == 2)[:, None]
+    return np.where(redrawn, drawn, wanted), shown, np.zeros(len(parameters))
 
 
 def _unpack(parameters: Floats, parts: Bools) -> tuple[Floats, Floats]:

@@ -56,11 +56,11 @@ class VoteCurve:
             # Half a problem's worth of noise keeps a law under which all agree from certainty.
             each = np.atleast_2d(np.cov(votes.T))
             cover = each / self.problems + np.eye(len(mean)) * 0.25 / self.problems**2
-            own = cover[np.ix_(places, places)]
-            gain = np.linalg.solve(own, cover[places]).T
+            seen_cover = cover[np.ix_(places, places)]
+            gain = np.linalg.solve(seen_cover, cover[places]).T
             off = values - mean[places]
             # The law's own mean is known from the drawn problems alone.
-            unsure = own + each[np.ix_(places, places)] / PROBLEMS
+            unsure = seen_cover + each[np.ix_(places, places)] / PROBLEMS
             fit = -0.5 * (off @ np.linalg.solve(unsure, off) + np.linalg.slogdet(unsure)[1])
             logs.append(fit + log)
             means.append(mean + gain @ off)
@@ -90,12 +90,12 @@ class VoteCurve:
         votes = np.empty((count, problems, len(self.counts_)))
         off = np.empty((count, len(self.counts_)))
         for place, law in enumerate(chosen):
-            own = self._drawn[law][rng.integers(PROBLEMS, size=problems)].astype(float)
+            drawn = self._drawn[law][rng.integers(PROBLEMS, size=problems)].astype(float)
             vectors, sizes, _ = np.linalg.svd(self.covariances_[law], hermitian=True)
             noise = vectors @ (np.sqrt(np.maximum(sizes, 0.0)) * rng.normal(size=len(sizes)))
             average = np.clip(self.means_[law] + noise, 0.0, 1.0)
-            off[place] = own.mean(axis=0) - self._law_means[law]
-            votes[place] = own + (average - own.mean(axis=0))
+            off[place] = drawn.mean(axis=0) - self._law_means[law]
+            votes[place] = drawn + (average - drawn.mean(axis=0))
         return votes, off
 
     def predict(self, count: int) -> Estimate:
@@ -175,11 +175,11 @@ def _votes(
     chances = np.concatenate([hit[:, None], (1 - hit)[:, None] * mistakes], axis=1)
     chances /= chances.sum(axis=1, keepdims=True)
     tally = np.zeros(chances.shape, dtype=np.int64)
-    found, before = [], 0
+    shares, before = [], 0
     for count in counts:
         tally += rng.multinomial(count - before, chances)
         before = count
         most = np.maximum(tally[:, :-1].max(axis=1), 1)
         leads = tally[:, :-1] == most[:, None]
-        found.append(leads[:, 0] / (leads.sum(axis=1) + np.where(most == 1, tally[:, -1], 0)))
-    return np.stack(found, axis=1)
+        shares.append(leads[:, 0] / (leads.sum(axis=1) + np.where(most == 1, tally[:, -1], 0)))
+    return np.stack(shares, axis=1)

@@ -128,38 +128,38 @@ def _costs(advisor: Advisor, check: ReplayedCheck, pick: Pick, tariff: Tariff) -
             extrapolated=not exact and replayed.extrapolated,
         )
 
-    price, found = check.price_of(row), dict[str, Estimate | None]()
+    price, costs = check.price_of(row), dict[str, Estimate | None]()
     (device_s, device_draws), (tokens, token_draws) = drawn("device_s"), drawn("tokens")
     if price is not None:
         usd, usd_draws = device_s * price / 3600, device_draws * price / 3600
-        found["usd_per_million_tokens"] = estimate(
+        costs["usd_per_million_tokens"] = estimate(
             usd / tokens * 1e6, usd_draws / token_draws * 1e6, "USD"
         )
-        found["usd_per_thousand_problems"] = estimate(usd * 1e3, usd_draws * 1e3, "USD")
+        costs["usd_per_thousand_problems"] = estimate(usd * 1e3, usd_draws * 1e3, "USD")
     if tariff.kwh_price is not None:
         factor = 1e3 / _JOULES_PER_KWH * (tariff.pue or 1.0) * tariff.kwh_price
         joules, joule_draws = drawn("energy_j")
-        found["electricity_usd_per_thousand_problems"] = estimate(
+        costs["electricity_usd_per_thousand_problems"] = estimate(
             joules * factor, joule_draws * factor, "USD"
         )
     if metrics.rate_per_s is not None and replayed.keeps_up:
         busy, busy_draws = drawn("busy_s")
-        found["idle_share"] = estimate(
+        costs["idle_share"] = estimate(
             max(1 - busy / device_s, 0.0), np.clip(1 - busy_draws / device_draws, 0, 1), "1"
         )
     if tariff.api_price is not None:
         api = tariff.api_price / 1e6
-        found["api_usd_per_thousand_problems"] = estimate(
+        costs["api_usd_per_thousand_problems"] = estimate(
             tokens * api * 1e3, token_draws * api * 1e3, "USD", exact=True
         )
         if price is not None:
             rent_per_s = float(metrics.devices[row]) * price / 3600
-            found["break_even_per_s"] = estimate(
+            costs["break_even_per_s"] = estimate(
                 rent_per_s / (tokens * api), rent_per_s / (token_draws * api), "problems/s",
                 exact=True,
             )  # fmt: skip
             capacity = advisor.replays.capacity_per_s(space_row)
-            found["capacity_per_s"] = estimate(
+            costs["capacity_per_s"] = estimate(
                 capacity, capacity / metrics.loads[row], "problems/s"
             )
-    return Costs(**found)
+    return Costs(**costs)

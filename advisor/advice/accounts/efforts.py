@@ -97,24 +97,28 @@ def effort_map(
     state.replay([row for rows in tried.values() for row in rows])
     place = state.metrics.place
     places = {name: [place[row] for row in dict.fromkeys(rows)] for name, rows in tried.items()}
-    told = [groups.get(name) for name in space.problem_ids]
-    sizes = Counter(each for each in told if each is not None)
+    problem_groups = [groups.get(name) for name in space.problem_ids]
+    sizes = Counter(each for each in problem_groups if each is not None)
     classes = [name for name, size in sizes.most_common(MOST_CLASSES) if size >= FEWEST]
-    found = {}
+    class_efforts = {}
     for name in sorted(classes, key=_as_counted):
-        members = np.array([i for i, each in enumerate(told) if each == name])
+        members = np.array([i for i, each in enumerate(problem_groups) if each == name])
         check = _of_class(advisor, budget, members)
-        found[name] = ClassEfforts(problems=len(members), efforts=_efforts(check, places, members))
-    everyone = np.arange(len(told))
+        class_efforts[name] = ClassEfforts(
+            problems=len(members), efforts=_efforts(check, places, members)
+        )
+    everyone = np.arange(len(problem_groups))
     return EffortMap(
         model=pick.engine.model,
         budget=budget,
         command=pick.command,
         servers=servers_note(pick.engine) or None,
-        problems=len(told),
+        problems=len(problem_groups),
         efforts=_efforts(advisor.check(budget), places, everyone),
-        classes=found,
-        left_out=len(told) - sum(each.problems for each in found.values()) if sizes else 0,
+        classes=class_efforts,
+        left_out=len(problem_groups) - sum(each.problems for each in class_efforts.values())
+        if sizes
+        else 0,
     )
 
 
@@ -150,13 +154,15 @@ def _promising(shortlist: Shortlist, rows: Ints) -> list[int]:
 
 def _of_class(advisor: Advisor, budget: Budget, members: Ints) -> ReplayedCheck:
     """Return the budget asked of what was replayed, with some of the problems alone."""
-    whole, check = advisor.under(budget.rate_per_s).metrics, advisor.check(budget)
-    drawn = Resampling(len(members), count=whole.resampling.count, seed=whole.resampling.seed)
-    metrics = CandidateMetrics(advisor.space, drawn, rate_per_s=whole.rate_per_s)
-    for row, each in zip(whole.rows, whole.replayed, strict=True):
-        own = {name: getattr(each, name)[members] for name in ("accuracy", "tokens", "flops")}
-        own |= {name: getattr(each, name)[..., members] for name in ("latency_s", "device_s")}
-        metrics.add(row, dataclasses.replace(each, **own))
+    all_metrics, check = advisor.under(budget.rate_per_s).metrics, advisor.check(budget)
+    drawn = Resampling(
+        len(members), count=all_metrics.resampling.count, seed=all_metrics.resampling.seed
+    )
+    metrics = CandidateMetrics(advisor.space, drawn, rate_per_s=all_metrics.rate_per_s)
+    for row, each in zip(all_metrics.rows, all_metrics.replayed, strict=True):
+        fields = {name: getattr(each, name)[members] for name in ("accuracy", "tokens", "flops")}
+        fields |= {name: getattr(each, name)[..., members] for name in ("latency_s", "device_s")}
+        metrics.add(row, dataclasses.replace(each, **fields))
     looked_at = [int(row) for row in np.argsort(check.sequence, kind="stable") if check.asked[row]]
     return ReplayedCheck(metrics, budget, check.prices, looked_at)
 
@@ -165,9 +171,9 @@ def _efforts(
     check: ReplayedCheck, places: Mapping[Setting, Sequence[int]], members: Ints
 ) -> tuple[Effort, ...]:
     rows = {name: _best(check, own) for name, own in places.items()}
-    known = [row for row in rows.values() if row is not None]
-    best = check.best(_only(check, known) & check.fits)
-    found = [
+    chosen = [row for row in rows.values() if row is not None]
+    best = check.best(_only(check, chosen) & check.fits)
+    efforts = [
         Effort(
             reasoning_effort=setting[0],
             thinking_token_budget=setting[1],
@@ -180,7 +186,7 @@ def _efforts(
         for setting, row in rows.items()
         if row is not None
     ]
-    return tuple(sorted(found, key=_tokens))
+    return tuple(sorted(efforts, key=_tokens))
 
 
 def _tokens(effort: Effort) -> float:
@@ -196,11 +202,11 @@ def _only(check: ReplayedCheck, rows: Sequence[int]) -> npt.NDArray[np.bool_]:
 
 def _best(check: ReplayedCheck, rows: Sequence[int]) -> int | None:
     """Return the best policy that fits, or else the surest to fit."""
-    own = _only(check, rows)
-    fitting = check.best(own & check.fits)
+    tried = _only(check, rows)
+    fitting = check.best(tried & check.fits)
     if fitting is not None:
         return fitting
-    asked = own & check.asked
+    asked = tried & check.asked
     surest = asked & (check.chance >= check.chance[asked].max(initial=0.0) - 1e-9)
     return check.best(surest)
 
@@ -218,5 +224,5 @@ def _cut_share(check: ReplayedCheck, row: int, members: Ints) -> Estimate | None
     shares = np.array([np.mean(each) for each in cut])
     if not len(shares) or (most is None and not shares.any()):
         return None
-    known = share(float(shares.mean()), float(shares.var()), len(shares))
-    return dataclasses.replace(known, runs=len(candidate.pool.runs))
+    estimate = share(float(shares.mean()), float(shares.var()), len(shares))
+    return dataclasses.replace(estimate, runs=len(candidate.pool.runs))

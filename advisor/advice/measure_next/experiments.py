@@ -107,13 +107,13 @@ def regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
     joint = np.all([*check.met.values(), np.isfinite(cost)], axis=0) & check.asked[:, None]
     able = np.where(joint, cost, np.inf)
     best = able.min(axis=0)
-    known = np.isfinite(best)
+    has_best = np.isfinite(best)
     scale = np.maximum(np.abs(best), 1e-12)
     with np.errstate(invalid="ignore"):
         regret = np.where(joint, (cost - best) / scale, 1.0)
-    regret = np.where(known, np.minimum(regret, 1.0), 0.0)
+    regret = np.where(has_best, np.minimum(regret, 1.0), 0.0)
     # Best somewhere in the draws, each once: equal rows show the same.
-    wins = (able <= best + 1e-9 * scale) & known
+    wins = (able <= best + 1e-9 * scale) & has_best
     rows, seen = [system], {regret[system].tobytes()}
     for row in np.lexsort((check.sequence, regret.mean(axis=1))):
         name = regret[row].tobytes()
@@ -216,18 +216,18 @@ def write_plan(
         )
     document = sweep_plan(chosen, evidence)
     there = [run for run in chosen if run.engine.gpu not in evidence.gpus]
-    told = [
+    notes = [
         f"on {run.engine.gpu}: {run.engine.model} {run.engine.label()}, {run.policy.label()}"
         for run in there
     ]
-    told += [
+    notes += [
         f"one of {run.engine.replica_words()}, for {run.policy.label()}"
         for run in chosen
         if run.engine.by_server()[0] > 1
     ]
     try:
         forwards = write_forwards(path, [run.engine for run in there], evidence, recordings)
-        head = "".join(f"# {line}\n" for line in [*told, *forwards.commands])
+        head = "".join(f"# {line}\n" for line in [*notes, *forwards.commands])
         path.write_text(head + yaml.safe_dump(document, sort_keys=False))
     except OSError as error:
         raise UsageError(f"--plan {path}: cannot be written ({error.strerror})") from None

@@ -42,18 +42,18 @@ def write_forwards(
     recordings: Sequence[Recording],
 ) -> Forwards:
     """Write shapes beside a plan, a file for each that differs in its kernels. Raises OSError."""
-    files, told = [], []
+    files, lines = [], []
     for path, engine in shapes_paths(plan, engines).items():
         document = forward_shapes(engine, evidence, recordings)
         if not document["cases"]:
-            told.append(
+            lines.append(
                 f"# no step within the limits of {engine.model} {engine.label()}: no shapes"
             )
             continue
         path.write_text(json.dumps(document, indent=1) + "\n")
         files.append(path)
-        told += commands(engine, path)
-    return Forwards(files=tuple(files), commands=tuple(told))
+        lines += commands(engine, path)
+    return Forwards(files=tuple(files), commands=tuple(lines))
 
 
 def shapes_paths(plan: Path, engines: Sequence[EngineConfig]) -> dict[Path, EngineConfig]:
@@ -68,26 +68,26 @@ def shapes_paths(plan: Path, engines: Sequence[EngineConfig]) -> dict[Path, Engi
     short = [
         _name(engine, model_words(engine.model).rpartition("/")[2]) for engine in first.values()
     ]
-    found: dict[Path, EngineConfig] = {}
+    by_path: dict[Path, EngineConfig] = {}
     for name, engine in zip(short, first.values(), strict=True):
-        whole = _name(engine, engine.model, engine.gpu or "")
-        chosen = name if short.count(name) == 1 else whole
+        full_name = _name(engine, engine.model, engine.gpu or "")
+        chosen = name if short.count(name) == 1 else full_name
         path, number = plan.with_name(f"{plan.stem}-{chosen}.forward.json"), 2
-        while path in found:  # names that differ in odd characters alone
+        while path in by_path:  # names that differ in odd characters alone
             path = plan.with_name(f"{plan.stem}-{chosen}-{number}.forward.json")
             number += 1
-        found[path] = engine
-    return found
+        by_path[path] = engine
+    return by_path
 
 
 def _name(engine: EngineConfig, *start: str) -> str:
-    told = _runs_on(engine)
+    settings = _runs_on(engine)
     words = [
         *start,
         f"tp{engine.tensor_parallel_size}",
-        told["quantization"] or "",
-        f"kv {told['kv_cache_dtype']}" if told["kv_cache_dtype"] else "",
-        "ep" if told["enable_expert_parallel"] else "",
+        settings["quantization"] or "",
+        f"kv {settings['kv_cache_dtype']}" if settings["kv_cache_dtype"] else "",
+        "ep" if settings["enable_expert_parallel"] else "",
     ]
     plain = (re.sub(r"[^a-z0-9._]+", "-", word.lower()).strip("-.") for word in words)
     return "-".join(word for word in plain if word)
@@ -124,15 +124,15 @@ def forward_shapes(
 def commands(engine: EngineConfig, shapes: Path) -> list[str]:
     """Return how to measure an engine's shapes, and how to read the result."""
     size, result = engine.tensor_parallel_size, _beside(shapes, ".result.json")
-    told = _runs_on(engine)
+    settings = _runs_on(engine)
     start = "vllm"
     if size > 1:
         start = f"torchrun --nproc-per-node={size} -m vllm.entrypoints.cli.main"
     options: dict[str, Any] = {
         "model": engine.model,
         "tensor-parallel-size": size if size > 1 else None,
-        "quantization": told["quantization"],
-        "kv-cache-dtype": told["kv_cache_dtype"],
+        "quantization": settings["quantization"],
+        "kv-cache-dtype": settings["kv_cache_dtype"],
         "max-model-len": engine.max_model_len,
         "shapes": shapes,
         "kv-len-jitter": 0,
@@ -155,10 +155,10 @@ def _recorded(recording: Recording, engine: EngineConfig) -> pl.DataFrame:
     """Return the composition of a recording's steps of the engine's model, drafts left out."""
     keys = [k for k, e in recording.manifest.engines.items() if e.model == engine.model]
     columns = ("engine", "profiled", "source", *COMPOSITION)
-    whole = ~pl.col("source").fill_null("measured").is_in(["replayed", FORWARD])
+    measured = ~pl.col("source").fill_null("measured").is_in(["replayed", FORWARD])
     return (
         recording.frame("steps", columns)
-        .filter(pl.col("engine").is_in(keys), whole, ~pl.col("profiled").fill_null(False))
+        .filter(pl.col("engine").is_in(keys), measured, ~pl.col("profiled").fill_null(False))
         .select(COMPOSITION)
         .drop_nulls()
     )

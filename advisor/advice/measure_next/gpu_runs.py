@@ -50,10 +50,10 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
     pick, law = metrics.candidate(system).engine, metrics.replayed[system].law
     rows, regret = regrets(check, system)
     before = float(regret[0, ~metrics.choosing].mean())
-    found: dict[int, ShortRun] = {}
+    runs: dict[int, ShortRun] = {}
     for row in map(int, rows):
         replayed = metrics.replayed[row]
-        if replayed.law.prior is None or id(replayed.law) in found:
+        if replayed.law.prior is None or id(replayed.law) in runs:
             continue
         ran = replayed.candidate.engine
         if ran.shares_experts:
@@ -69,7 +69,7 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
         devices = engine.num_devices // engine.data_parallel_size
         seconds = START_S + PROBLEMS * _problem_s(alone, replayed.candidate)
         price = check.prices.of(engine)
-        found[id(replayed.law)] = ShortRun(
+        runs[id(replayed.law)] = ShortRun(
             engine=engine,
             policy=replayed.candidate.policy,
             device_s=seconds * devices,
@@ -77,16 +77,16 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
             regret=before,
             regret_after=after,
         )
-    own = [found.pop(id(law))] if id(law) in found else []
+    pick_runs = [runs.pop(id(law))] if id(law) in runs else []
     others = sorted(
-        found.values(), key=lambda each: (each.regret_after - each.regret) / each.device_s
+        runs.values(), key=lambda each: (each.regret_after - each.regret) / each.device_s
     )
-    return sorted([*own, *others[: MOST - len(own)]], key=lambda each: each.device_s)
+    return sorted([*pick_runs, *others[: MOST - len(pick_runs)]], key=lambda each: each.device_s)
 
 
 def _problem_s(alone: ClosedForm, candidate: Candidate) -> float:
     """Return the seconds of a problem whose samples all end, on one replica."""
     engine, space = candidate.engine.one_replica(), alone.space
-    whole = replace(candidate.policy, method="majority", rule=())
-    row, *_ = space.rows_of(engine, whole) or space.rows_of(engine, candidate.policy)
+    majority = replace(candidate.policy, method="majority", rule=())
+    row, *_ = space.rows_of(engine, majority) or space.rows_of(engine, candidate.policy)
     return float(alone.latency_s[row])

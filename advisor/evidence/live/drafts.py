@@ -62,20 +62,22 @@ def drafts_of(windows: Sequence[Window], engine: EngineConfig) -> Drafts | None:
     """
     if engine.speculative is None:
         return None
-    told = [(window, numbers_in(window, "")) for window in windows]
-    told = [(window, each) for window, each in told if each.acceptance_length is not None]
+    acceptances = [(window, numbers_in(window, "")) for window in windows]
+    acceptances = [
+        (window, each) for window, each in acceptances if each.acceptance_length is not None
+    ]
     tokens = engine.speculative.num_speculative_tokens
-    if not told:
+    if not acceptances:
         counts = [each for window in windows if (each := window.total(DRAFTS)) is not None]
         if not counts or any(counts):
             return None
         return Drafts(accepted=np.zeros(tokens), share=0.0, tokens=tokens)
-    weights = [float(each.drafts or 1) for _, each in told]
+    weights = [float(each.drafts or 1) for _, each in acceptances]
     positions = [
         np.array(each.accepted_per_position)
         if each.accepted_per_position is not None
         else _as_long_as(each.acceptance_length or 1.0, tokens)
-        for _, each in told
+        for _, each in acceptances
     ]
     most = max(map(len, positions))
     padded = [np.pad(each, (0, most - len(each))) for each in positions]
@@ -101,7 +103,7 @@ def with_lengths(recording: Recording) -> Recording:
     used = pl.col("name").is_in([DRAFTS, DRAFTED, ACCEPTED_AT, STARTED])
     parts = begin_again(recording, lambda: list(batches(recording, "scrapes", columns, used)))
     rows = pl.concat(parts)
-    found = dict(engines)
+    completed = dict(engines)
     for key in lacking:
         window = window_of(rows, key)
         if window is None:
@@ -111,12 +113,12 @@ def with_lengths(recording: Recording) -> Recording:
         tokens = tokens or (round(drafted / drafts) if drafts and drafted else 0)
         if tokens:
             setting = Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=tokens)
-            found[key] = replace(engines[key], speculative=setting)
+            completed[key] = replace(engines[key], speculative=setting)
         elif drafts:
             raise RecordingError(f"{recording.name}: {_unknown_length(engines[key])}")
-    if found == engines:
+    if completed == engines:
         return recording
-    return replace(recording, manifest=replace(recording.manifest, engines=found))
+    return replace(recording, manifest=replace(recording.manifest, engines=completed))
 
 
 def _unknown_length(engine: EngineConfig) -> str:
@@ -159,17 +161,17 @@ def with_drafts(
 
     `windows` are those of the servers that each run's engine stands for.
     """
-    found, notes = [], []
+    completed, notes = [], []
     for run in runs:
-        told = None
+        drafts = None
         if run.drafts_untold:
-            told = drafts_of(windows.get(run.engine, ()), run.engine)
-        if told is None:
-            found.append(run)
+            drafts = drafts_of(windows.get(run.engine, ()), run.engine)
+        if drafts is None:
+            completed.append(run)
             continue
-        rng = np.random.default_rng([len(run.problems), told.tokens])
-        problems = {name: _drafted(each, told, rng) for name, each in run.problems.items()}
-        found.append(replace(run, problems=problems))
+        rng = np.random.default_rng([len(run.problems), drafts.tokens])
+        problems = {name: _drafted(each, drafts, rng) for name, each in run.problems.items()}
+        completed.append(replace(run, problems=problems))
         setting = run.engine.speculative
         if setting is not None and setting.method == UNKNOWN_METHOD:
             ahead = counted(setting.num_speculative_tokens, "token")
@@ -178,10 +180,10 @@ def with_drafts(
                 "not name the method"
             )
         notes.append(
-            f"{run.recording}: how drafts went is known on average alone, {told.kept:.2f} tokens a "
-            "step. Each request has that"
+            f"{run.recording}: how drafts went is known on average alone, {drafts.kept:.2f} tokens "
+            "a step. Each request has that"
         )
-    return found, list(dict.fromkeys(notes))
+    return completed, list(dict.fromkeys(notes))
 
 
 def _drafted(problem: ProblemRun, told: Drafts, rng: np.random.Generator) -> ProblemRun:

@@ -41,7 +41,7 @@ def with_front_end(
     nor /metrics tell it. Spans that do not say on which of several servers a request was have the
     mean step of all of their model.
     """
-    found = []
+    timed_runs = []
     for run in runs:
         key = recording.engine_key(run.engine)
         if run.drawn:
@@ -55,8 +55,8 @@ def with_front_end(
             name: replace(problem, front_end_s=each.get(name, 0.0))
             for name, problem in run.problems.items()
         }
-        found.append(replace(run, problems=problems))
-    return found
+        timed_runs.append(replace(run, problems=problems))
+    return timed_runs
 
 
 def _step_of(recording: Recording, run: RecordedRun, windows: Windows) -> float:
@@ -96,13 +96,13 @@ def _step_before(queued: Ints, steps: pl.DataFrame) -> Floats:
     took = steps["interval_ns"].to_numpy().astype(float) / 1e9  # nan: idle before it
     usual = float(np.nanmedian(took)) if np.isfinite(took).any() else 0.0
     after = np.searchsorted(ends, queued + round(0.5e9 * usual), side="right")
-    known = (after > 0) & (after < len(ends))
+    is_recorded = (after > 0) & (after < len(ends))
     place = np.clip(after, 1, max(len(ends) - 1, 1))
     ran = np.full(len(queued), np.inf)
     if len(ends) > 1:
         before = np.where(np.isnan(took[place - 1]), np.inf, took[place - 1])
         ran = np.where(np.isnan(took[place]), 0.0, before)
-        ran = np.where(known, ran, np.inf)
+        ran = np.where(is_recorded, ran, np.inf)
     return ran
 
 
@@ -122,10 +122,10 @@ def drawn_within(low: Floats, high: Floats) -> Floats:
         some = np.sort(rng.choice(some, MOST, replace=False))
     share = _most_likely(first[some], last[some])
     upto = np.concatenate([[0.0], np.cumsum(share)])
-    begin, whole = upto[first], upto[last + 1] - upto[first]
-    wanted = begin + rng.random(len(high)) * whole
+    begin, mass = upto[first], upto[last + 1] - upto[first]
+    wanted = begin + rng.random(len(high)) * mass
     place = np.clip(np.searchsorted(upto, wanted, side="right") - 1, first, last)
-    place = np.where(whole > 0, place, last)
+    place = np.where(mass > 0, place, last)
     return np.asarray(np.clip(points[place], low, high))
 
 
@@ -160,17 +160,17 @@ def _mean_of(window: Window | None) -> float:
     """Return the mean of what the front end took, 0 where /metrics does not tell it."""
     if window is None:
         return 0.0
-    whole, waited, computed = (_mean(window, name) for name in (TTFT, QUEUE, PREFILL))
-    if whole is None or waited is None or computed is None:
+    ttft, waited, computed = (_mean(window, name) for name in (TTFT, QUEUE, PREFILL))
+    if ttft is None or waited is None or computed is None:
         return 0.0
     running = window.gauges[RUNNING]
     busy = float(np.nanmean(running > 0)) if np.isfinite(running).any() else 1.0
-    return max(whole - waited - computed - busy * _mean_step(window) / 2, 0.0)
+    return max(ttft - waited - computed - busy * _mean_step(window) / 2, 0.0)
 
 
 def _mean(window: Window, name: str) -> float | None:
-    told = window.histograms.get(name)
-    count = 0.0 if told is None else float(told.counts.sum())
-    if told is None or not count or np.isnan(told.sums).all():
+    histogram = window.histograms.get(name)
+    count = 0.0 if histogram is None else float(histogram.counts.sum())
+    if histogram is None or not count or np.isnan(histogram.sums).all():
         return None
-    return float(np.nansum(told.sums)) / count
+    return float(np.nansum(histogram.sums)) / count

@@ -89,10 +89,10 @@ def mean_steps(window: Window, engine: EngineConfig, reads: Reads) -> MeanSteps 
     steps = _steps(window, decoded, seconds, engine.data_parallel_size)
     computed = _counted(window, PROMPT)
     computed = np.zeros_like(steps) if computed is None else computed
-    told, scale = _counted(window, CACHED), 1.0
-    if told is None:  # older vLLM, SGLang
-        told, scale = _counted(window, HIT_TOKENS), _tokens_of_a_hit(window)
-    cached = np.zeros_like(steps) if told is None else scale * np.nan_to_num(told)
+    hits, scale = _counted(window, CACHED), 1.0
+    if hits is None:  # older vLLM, SGLang
+        hits, scale = _counted(window, HIT_TOKENS), _tokens_of_a_hit(window)
+    cached = np.zeros_like(steps) if hits is None else scale * np.nan_to_num(hits)
     computed = np.maximum(computed - cached, 0.0)
     usable = np.isfinite(steps) & (steps >= 1) & (decoded >= 1) & (gaps.sums > 0)
     running = window.gauges[RUNNING] / engine.data_parallel_size  # of the ranks of a server
@@ -141,9 +141,9 @@ def _steps(window: Window, decoded: Floats, seconds: Floats, ranks: int) -> Floa
     Where the page does not count them, only intervals that begin and end with running requests
     are known.
     """
-    told = _counted(window, f"{STEP_TOKENS}_count")
-    if told is not None:
-        return told
+    counts = _counted(window, f"{STEP_TOKENS}_count")
+    if counts is not None:
+        return counts
     lengths = np.diff(window.times, prepend=window.times[0]) / 1e9
     ran = np.nan_to_num(window.gauges[RUNNING]) > 0
     busy = ran & np.concatenate(([False], ran[:-1]))
@@ -162,8 +162,8 @@ def _tokens_of_a_hit(window: Window) -> float:
 
 
 def _counted(window: Window, name: str) -> Floats | None:
-    told = window.counted.get(name)
-    return None if told is None or np.isnan(told).all() else told
+    counts = window.counted.get(name)
+    return None if counts is None or np.isnan(counts).all() else counts
 
 
 def _context(
@@ -277,9 +277,9 @@ def _told_lengths(window: Window, name: str, counter: str) -> Histogram | float 
 
     Those of requests that ended: what counters have of others too is as much at either end.
     """
-    told = window.histograms.get(name)
-    if told is not None and told.counts.sum():
-        return told
+    histogram = window.histograms.get(name)
+    if histogram is not None and histogram.counts.sum():
+        return histogram
     tokens, ended = window.total(counter), window.total(FINISHED)
     return tokens / ended if tokens and ended else None
 

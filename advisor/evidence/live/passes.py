@@ -189,11 +189,11 @@ class _Followed:
 
     def _end(self, step: int) -> None:
         """End those that a step lacks of all that ran before it."""
-        told = int(self.steps.decodes[step])
-        if not told and not self.steps.mixed:
+        decodes = int(self.steps.decodes[step])
+        if not decodes and not self.steps.mixed:
             return  # it computes prompts alone, and the others wait
         context = self._context(self.running, step)
-        gone = len(self.running) - told
+        gone = len(self.running) - decodes
         lacking = int(context.sum()) - int(self.steps.context[step])
         fresh = [r for r in self.running if r.at == step - 1 and not r.stranger]
         if gone == 0 and len(fresh) == 1:
@@ -216,7 +216,7 @@ class _Followed:
         off = int(self.steps.context[step]) - int(self._context(self.running, step).sum())
         if loose := [r for r in self.running if r.group]:
             _move(loose, off)
-        elif abs(off) > SLACK * told:  # another ended than was taken to have
+        elif abs(off) > SLACK * decodes:  # another ended than was taken to have
             self.wrong += 1
             for each in self.running:
                 each.group = self.running
@@ -228,9 +228,11 @@ class _Followed:
             return list(range(gone))
         if gone == 1:
             away = np.abs(context - lacking)
-            known = np.array([r.group is None for r in self.running])
-            if away[known].all() and not known.all():  # equal contexts are as good as each other
-                away = np.where(known, away.max() + 1, away)
+            ungrouped = np.array([r.group is None for r in self.running])
+            if (
+                away[ungrouped].all() and not ungrouped.all()
+            ):  # equal contexts are as good as each other
+                away = np.where(ungrouped, away.max() + 1, away)
             return [int(self.rng.choice(np.flatnonzero(away == away.min())))]
         best, least = np.zeros(0, dtype=np.int64), -1
         for _ in range(TRIES):
@@ -261,10 +263,10 @@ class _Followed:
         """Begin the prompts of a step, and note when those came that wait."""
         steps, going = self.steps, self.opened is not None
         computed, read = int(steps.computed[step]), int(steps.read[step])
-        own = 0
+        prompts = 0
         if computed:
-            own = max(int(steps.prompts[step]) + (going and steps.begun_only), 1)
-        new = max(own - going, 0) if computed else 0
+            prompts = max(int(steps.prompts[step]) + (going and steps.begun_only), 1)
+        new = max(prompts - going, 0) if computed else 0
         self._came(step, new)
         if not computed:
             return
@@ -273,10 +275,10 @@ class _Followed:
         before = self.opened.prompt if self.opened is not None else 0
         members = ([] if self.opened is None else [self.opened]) + begun
         self.opened = None
-        alike = bool(are_siblings(np.array([computed]), np.array([own]), np.array([read]))[0])
+        alike = bool(are_siblings(np.array([computed]), np.array([prompts]), np.array([read]))[0])
         alike = alike and not going
         total = computed + read
-        if steps.goes_on(step, own):
+        if steps.goes_on(step, prompts):
             self.opened = members.pop()
             if not members:
                 self.opened.cached = self.opened.cached if going else read
@@ -292,7 +294,7 @@ class _Followed:
             one.prompt, one.at, one.joined = length, step, int(steps.clock[step])
             one.group = members if len(members) > 1 else None
             if alike:
-                one.cached = read // (own - 1) if place else 0
+                one.cached = read // (prompts - 1) if place else 0
             elif not (going and place == 0):
                 one.cached = fresh_read * length // max(sum(lengths), 1)
         if len(members) == 1 and not going:
@@ -316,8 +318,8 @@ class _Followed:
         begin = int(steps.begin[step])
         since = until = begin
         if step:
-            own = int(steps.end[step] - begin)
-            if begin - int(steps.end[step - 1]) <= PAUSE * own:
+            step_ns = int(steps.end[step] - begin)
+            if begin - int(steps.end[step - 1]) <= PAUSE * step_ns:
                 since, until = int(steps.begin[step - 1]), int(steps.end[step - 1])
         drawn = np.sort(self.rng.uniform(0.0, 1.0, count))
         offsets = np.rint(drawn * max(until - since, 0)).astype(np.int64)
@@ -344,18 +346,18 @@ def inferred_traffic(
     if why := _untold(steps, lost):
         return why
     later = steps["prefill_requests"].reverse().cum_sum().reverse()
-    told = _Steps.of(steps.filter(later <= MOST), engine.max_num_batched_tokens)
-    rng = np.random.default_rng(len(told))
-    probe = _Followed(told, rng, 0.0).go()
+    last_steps = _Steps.of(steps.filter(later <= MOST), engine.max_num_batched_tokens)
+    rng = np.random.default_rng(len(last_steps))
+    probe = _Followed(last_steps, rng, 0.0).go()
     newest = max(probe.firsts, key=lambda each: probe.firsts[each], default=0)
     newest = newest if abs(newest) <= SLACK else 0
-    known = [r.prompt for r in probe.requests if r.group is None and r.end is not None]
-    measured = float(np.std(np.log(known))) if len(known) >= FEWEST else None
+    prompts = [r.prompt for r in probe.requests if r.group is None and r.end is not None]
+    measured = float(np.std(np.log(prompts))) if len(prompts) >= FEWEST else None
     draws = []
     for draw in range(DRAWS):
         spread = MOST_SPREAD * draw / (DRAWS - 1) if measured is None else measured
-        rng = np.random.default_rng([draw, len(told)])
-        draws.append(_Followed(told, rng, spread, newest).go())
+        rng = np.random.default_rng([draw, len(last_steps)])
+        draws.append(_Followed(last_steps, rng, spread, newest).go())
     if why := _unsound(draws[0]):
         return why
     kept = [place for place, each in enumerate(zip(*(d.requests for d in draws), strict=False))
@@ -422,11 +424,11 @@ def as_inferred(found: Run, run: RecordedRun) -> Run:
 
 def _untold(steps: pl.DataFrame, lost: int) -> str | None:
     """Return why steps tell no request, None where they may."""
-    whole = lost + steps.height
+    total = lost + steps.height
     begun, preempted = (int(steps[name].sum()) for name in ("prefill_requests", "preempted"))
     checks = (
         (
-            steps["prefill_kv_tokens"].null_count() or not whole,
+            steps["prefill_kv_tokens"].null_count() or not total,
             "its steps do not tell what their prompts read",
         ),
         (
@@ -438,7 +440,7 @@ def _untold(steps: pl.DataFrame, lost: int) -> str | None:
             "its engine speculates, or too few steps tell whether it does",
         ),
         (steps["waiting"].null_count(), "its steps do not tell how many requests wait"),
-        (lost > MOST_LOST * whole, f"{lost:,} of {whole:,} steps are missing"),
+        (lost > MOST_LOST * total, f"{lost:,} of {total:,} steps are missing"),
         (
             not steps["prefill_tokens"].sum(),
             "its steps compute no prompt, as those of a worker that decodes for others",

@@ -34,24 +34,24 @@ def ranks_in(engines: Iterable[EngineConfig]) -> dict[EngineConfig, int | None]:
     pages = {_without(each, _OF_SERVER | {"worker"}) for each in ranks}
     parts = {each.one_replica() for each in engines if each.data_parallel_size > 1} | set(ranks)
     wholes = [e for e in engines if e not in parts and _without(e, frozenset()) not in pages]
-    known = {_of_rank(each) for each in ranks}
-    count = Counter((server, model) for server, model, _ in known)
+    watched_ranks = {_of_rank(each) for each in ranks}
+    count = Counter((server, model) for server, model, _ in watched_ranks)
     highest = Counter[tuple[object, str]]()
-    for server, model, at in known:
+    for server, model, at in watched_ranks:
         number = max((int(each) for each in at if each.isdigit()), default=0)
         highest[server, model] = max(highest[server, model], number)
-    told = {each: count[each] if highest[each] < count[each] else None for each in count}
-    return {e: told[_of_rank(e)[:2]] for e in ranks} | {e: e.ranks for e in wholes}
+    rank_counts = {each: count[each] if highest[each] < count[each] else None for each in count}
+    return {e: rank_counts[_of_rank(e)[:2]] for e in ranks} | {e: e.ranks for e in wholes}
 
 
 def ranks_by_law(recordings: Iterable[Recording]) -> dict[EngineConfig, frozenset[int | None]]:
     """Return the numbers of ranks that servers of one `law_key` had in the recordings."""
-    found: dict[EngineConfig, frozenset[int | None]] = {}
+    counts: dict[EngineConfig, frozenset[int | None]] = {}
     for recording in recordings:
         for engine, count in ranks_in(learned_as(recording.manifest.engines).values()).items():
             key = law_key(engine)
-            found[key] = found.get(key, frozenset()) | {count}
-    return found
+            counts[key] = counts.get(key, frozenset()) | {count}
+    return counts
 
 
 def _of_rank(engine: EngineConfig) -> tuple[tuple[tuple[str, str], ...], str, tuple[str, ...]]:

@@ -90,24 +90,24 @@ def servers_of(recording: Recording) -> list[Servers]:
         alike = groups.setdefault(
             _setup(replace(engine, max_num_seqs=None, num_gpu_blocks=None)), []
         )
-        own = next((each for each in alike if _as_large(engine, each.values())), None)
-        if own is None:
-            alike.append(own := {})
-        own[key] = engine
-    found = []
+        group = next((each for each in alike if _as_large(engine, each.values())), None)
+        if group is None:
+            alike.append(group := {})
+        group[key] = engine
+    servers = []
     for setup, members in [(setup, each) for setup, alike in groups.items() for each in alike]:
         limits = sorted({each.max_num_seqs or 0 for each in members.values()} - {0}) or [0]
         for limit in limits:
             last = limit == limits[-1]
-            own = {
+            group = {
                 key: each
                 for key, each in members.items()
                 if each.max_num_seqs == (limit or None) or (last and each.max_num_seqs is None)
             }
-            if own:
-                found.append(Servers(engine=_whole(setup, limit or None, own), members=own))
+            if group:
+                servers.append(Servers(engine=_whole(setup, limit or None, group), members=group))
     order = list(engines)
-    return sorted(found, key=lambda each: order.index(next(iter(each.members))))
+    return sorted(servers, key=lambda each: order.index(next(iter(each.members))))
 
 
 def run_with_length(recording: Recording, run: Run) -> tuple[Recording, Run]:
@@ -115,25 +115,25 @@ def run_with_length(recording: Recording, run: Run) -> tuple[Recording, Run]:
 
     Raises RecordingError as `with_lengths` does.
     """
-    known = with_lengths(recording)
-    if known is recording:
+    completed = with_lengths(recording)
+    if completed is recording:
         return recording, run
     of_run = (each.members for each in servers_of(recording) if each.engine == run.engine)
     keys = next(of_run, (recording.engine_key(run.engine),))
-    engines = known.manifest.engines
-    told = {engines[key].speculative for key in keys if key in engines}
-    if len(told) == 1:
-        run = replace(run, engine=replace(run.engine, speculative=told.pop()))
-    return known, run
+    engines = completed.manifest.engines
+    settings = {engines[key].speculative for key in keys if key in engines}
+    if len(settings) == 1:
+        run = replace(run, engine=replace(run.engine, speculative=settings.pop()))
+    return completed, run
 
 
 def _as_large(engine: EngineConfig, others: Iterable[EngineConfig]) -> bool:
     """Whether engines' caches differ no more than that of one does from start to start."""
-    told = [each.num_gpu_blocks for each in (engine, *others)]
-    known = [blocks for blocks in told if blocks is not None]
+    sizes = [each.num_gpu_blocks for each in (engine, *others)]
+    known = [blocks for blocks in sizes if blocks is not None]
     if not known:
         return True
-    return len(known) == len(told) and min(known) >= (1 - BLOCKS_DIFFER) * max(known)
+    return len(known) == len(sizes) and min(known) >= (1 - BLOCKS_DIFFER) * max(known)
 
 
 def _whole(
@@ -151,8 +151,8 @@ def _whole(
         ranks[server_of(one)] += one.data_parallel_size
     count = ranks.total()
     if len(ranks) > 1:
-        told = " ".join(map(str, sorted(set(ranks.values()))))
-        setup = replace(setup, other=(*setup.other, (RANKS, told)))
+        listing = " ".join(map(str, sorted(set(ranks.values()))))
+        setup = replace(setup, other=(*setup.other, (RANKS, listing)))
     return replace(
         setup,
         max_num_seqs=max_num_seqs,
@@ -196,12 +196,12 @@ def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[
     Spans that may be of others than these do not stand for them: their traffic is then drawn.
     """
     among, windows = servers_of(recording), windows_of(recording, lengths=True)
-    own = [
+    own_runs = [
         run
         for run in evidence.runs
         if run.recording == recording.name and told_by(run.engine, servers, among)
     ]
-    if not own:
+    if not own_runs:
         drawn = [
             run
             for key, engine in servers.members.items()
@@ -209,9 +209,9 @@ def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[
             for run in drawn_traffic(window, engine, recording.name, key)
         ]
         polls = {run.engine: windows_for(recording, windows, run.engine) for run in drawn}
-        own, _ = with_drafts(with_front_end(recording, drawn, windows), polls)
-    runs, placing = together(own, servers, windows)
-    taken = set(map(id, own))
+        own_runs, _ = with_drafts(with_front_end(recording, drawn, windows), polls)
+    runs, placing = together(own_runs, servers, windows)
+    taken = set(map(id, own_runs))
     tables = (
         replace(each, engine=servers.engine)
         if each.recording == recording.name and servers.has(each.engine)
@@ -237,27 +237,28 @@ def together(
     for run in runs:
         drawn.setdefault(run.engine, []).append(run)
     rates = [each[0].rate_per_s for each in drawn.values() if each[0].rate_per_s is not None]
-    known = drawn.keys() <= places.keys()
-    if not known and len(drawn) == len(places):  # each server's spans name themselves otherwise
-        places, known = {engine: place for place, engine in enumerate(drawn)}, True
+    is_placed = drawn.keys() <= places.keys()
+    if not is_placed and len(drawn) == len(places):  # each server's spans name themselves otherwise
+        places, is_placed = {engine: place for place, engine in enumerate(drawn)}, True
     polled = [windows.get(key) for key in servers.members]
     ended = np.array([0.0 if w is None else w.total(FINISHED) or 0.0 for w in polled])
     shares = ended / ended.sum() if ended.any() else np.full(len(ended), 1 / len(ended))
-    found = []
+    merged = []
     for number in range(max(map(len, drawn.values()), default=0)):
         problems: list[ProblemRun] = []
         for engine, several in drawn.items():
-            own = list(several[number % len(several)].problems.values())
-            at = np.full(len(own), places.get(engine, 0))
-            if not known:
-                at = np.random.default_rng([len(own), number]).choice(
-                    len(shares), len(own), p=shares
+            server_problems = list(several[number % len(several)].problems.values())
+            at = np.full(len(server_problems), places.get(engine, 0))
+            if not is_placed:
+                at = np.random.default_rng([len(server_problems), number]).choice(
+                    len(shares), len(server_problems), p=shares
                 )
             problems += [
-                replace(each, server=int(place)) for each, place in zip(own, at, strict=True)
+                replace(each, server=int(place))
+                for each, place in zip(server_problems, at, strict=True)
             ]
         problems.sort(key=lambda each: each.arrival_ns or 0)
-        found.append(
+        merged.append(
             replace(
                 next(iter(drawn.values()))[0],
                 engine=servers.engine,
@@ -265,7 +266,7 @@ def together(
                 rate_per_s=sum(rates) if rates else None,
             )
         )
-    return found, Placing(told=known, even=_even(ended))
+    return merged, Placing(told=is_placed, even=_even(ended))
 
 
 def _even(ended: Floats) -> bool:
@@ -308,32 +309,36 @@ def deployed(recording: Recording, run: Run) -> Run:
 def _summary(
     recording: Recording, servers: Servers, runs: Sequence[Run], among: Sequence[Servers]
 ) -> Run:
-    own = [
+    own_runs = [
         each
         for each in runs
         if each.rows is not None and each.rows.height and told_by(each.engine, servers, among)
     ]
     own_steps = recording.step_times["engine"].cast(pl.Utf8).is_in(list(servers.members))
     steps = int(own_steps.sum() or 0)
-    if len(own) == 1:
-        cost = own[0].cost_per_token_device_s  # on all devices, as of a replay
-        more = servers.engine.num_devices / own[0].engine.num_devices
+    if len(own_runs) == 1:
+        cost = own_runs[0].cost_per_token_device_s  # on all devices, as of a replay
+        more = servers.engine.num_devices / own_runs[0].engine.num_devices
         return replace(
-            own[0],
+            own_runs[0],
             engine=servers.engine,
             steps=steps or None,
             cost_per_token_device_s=None if cost is None else cost.scaled(more, cost.unit),
         )
-    found = Run(
+    summary = Run(
         recording=recording.name,
         complete=recording.complete,
         engine=servers.engine,
         policy=None,
         steps=steps or None,
         conditions=runs[0].conditions if runs else (),
-        notes=tuple(dict.fromkeys(note for each in own for note in each.notes)),
+        notes=tuple(dict.fromkeys(note for each in own_runs for note in each.notes)),
     )
-    return _pooled(found, own) if own else as_metrics_say(found, recording, servers.members)
+    return (
+        _pooled(summary, own_runs)
+        if own_runs
+        else as_metrics_say(summary, recording, servers.members)
+    )
 
 
 def _pooled(found: Run, own: Sequence[Run]) -> Run:
@@ -347,13 +352,13 @@ def _pooled(found: Run, own: Sequence[Run]) -> Run:
         samples.append(each.sample_rows.with_columns(shift))
         times.append(sample_times(each.rows, each.sample_rows, each.windows).with_columns(shift))
         first += each.rows.height
-    whole, timed, asked = (
+    all_rows, timed, asked = (
         pl.concat(each, how="vertical_relaxed") for each in (rows, times, samples)
     )
-    decided = whole.filter(pl.col("state") == "decided")
+    decided = all_rows.filter(pl.col("state") == "decided")
     problem = timed["problem"].to_numpy()
     latency, tokens = (_floats(decided[name]) for name in ("latency_s", "tokens"))
-    window, speed, told = run_window(whole, asked), None, mostly_told(tokens)
+    window, speed, has_tokens = run_window(all_rows, asked), None, mostly_told(tokens)
     if window is not None and window[1] > window[0] and not asked["output_tokens"].null_count():
         made = float(asked["output_tokens"].sum())
         speed = Estimate(value=made / (window[1] - window[0]) * 1e9, unit="tokens/s")
@@ -365,12 +370,12 @@ def _pooled(found: Run, own: Sequence[Run]) -> Run:
         latency_s=spread(latency, "s"),
         ttft_s=spread(timed["ttft_s"].to_numpy(), "s", problem),
         tpot_s=spread(timed["tpot_s"].to_numpy(), "s/token", problem),
-        tokens_per_problem=mean(tokens, "tokens") if told else None,
+        tokens_per_problem=mean(tokens, "tokens") if has_tokens else None,
         cost_per_token_device_s=ratio(latency * found.engine.num_devices, tokens, "device-s/token")
-        if told
+        if has_tokens
         else None,
         throughput_tokens_per_s=speed,
-        rows=whole,
+        rows=all_rows,
         sample_rows=asked,
         windows=own[0].windows,
     )
@@ -437,8 +442,8 @@ def latency_bounds(recording: Recording, keys: Sequence[str]) -> dict[str, Bound
     Empty of several servers, whose quantiles do not add up, and where /metrics do not tell them.
     """
     windows = _polled(recording, keys)
-    told = windows[0].histograms.get(E2E) if len(windows) == 1 else None
-    if told is None:
+    histogram = windows[0].histograms.get(E2E) if len(windows) == 1 else None
+    if histogram is None:
         return {}
-    found = {name: told.quantile(q) for name, q in QUANTILES.items()}
-    return {name: bounds for name, bounds in found.items() if bounds is not None}
+    quantiles = {name: histogram.quantile(q) for name, q in QUANTILES.items()}
+    return {name: bounds for name, bounds in quantiles.items() if bounds is not None}

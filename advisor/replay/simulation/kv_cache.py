@@ -85,37 +85,37 @@ def admit(world: World, rules: Rules, e: int, s: int, free: int) -> int:
     size = rules.block_size
     most = (sample.known - 1) // size if rules.caching else 0
     hit = touched = shared = fresh = 0
-    whole = True
+    unbroken = True
     for place in range(problem.path, problem.path + problem.segments):
         n = segment_node(world, e, place)
         node = world.nodes[n]
         blocks = node.whole
         shared += blocks
-        found = min(node.cached, most - hit) if whole else 0
-        hit += found
-        whole = whole and found == blocks
+        cached = min(node.cached, most - hit) if unbroken else 0
+        hit += cached
+        unbroken = unbroken and cached == blocks
         if node.holders == 0:
-            fresh += blocks - found
-            touched += found
-    own, mine = own_node(world, s), 0
-    if whole and rules.caching and world.nodes[own].queued:
-        mine = min(world.nodes[own].cached, most - hit)
+            fresh += blocks - cached
+            touched += cached
+    private_node, mine = own_node(world, s), 0
+    if unbroken and rules.caching and world.nodes[private_node].queued:
+        mine = min(world.nodes[private_node].cached, most - hit)
     private = max((sample.known + size - 1) // size - shared, 0)
     if fresh + touched + private > free:
         return NONE
-    if world.nodes[own].queued:
-        _reclaim(world, e, own, mine)
+    if world.nodes[private_node].queued:
+        _reclaim(world, e, private_node, mine)
     left = hit
     for place in range(problem.path, problem.path + problem.segments):
         n = segment_node(world, e, place)
         node = world.nodes[n]
         blocks = node.whole
-        found = min(node.cached, left)
-        left -= found
+        cached = min(node.cached, left)
+        left -= cached
         if node.holders == 0:
             if node.queued:
-                _reclaim(world, e, n, found)
-            take(world, e, blocks - found)
+                _reclaim(world, e, n, cached)
+            take(world, e, blocks - cached)
             node.blocks = blocks
         node.holders += 1
     take(world, e, private - mine)
@@ -204,13 +204,13 @@ def most_steps(world: World, rules: Rules, e: int, steps: int, free: int) -> int
     size, decodes = rules.block_size, engine.decode_requests
     if (steps // size + 1) * decodes <= free:
         return steps
-    found = 1 + free // decodes * size
+    fitting = 1 + free // decodes * size
     free %= decodes
-    phase = size - 1 - (engine.clock + found - 1) % size
-    while found < steps:
+    phase = size - 1 - (engine.clock + fitting - 1) % size
+    while fitting < steps:
         free -= world.phases[e, phase]
         if free < 0:
             break
-        found += 1
+        fitting += 1
         phase = phase - 1 if phase else size - 1
-    return min(found, steps)
+    return min(fitting, steps)

@@ -68,8 +68,8 @@ class HostPart:
 @cache
 def kept() -> dict[str, Any]:
     """Return host_term.json."""
-    found: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8"))
-    return found
+    document: dict[str, Any] = json.loads(KEPT.read_text(encoding="utf-8"))
+    return document
 
 
 def host_part(engine: EngineConfig) -> HostPart:
@@ -84,10 +84,10 @@ def host_part(engine: EngineConfig) -> HostPart:
 
 def in_features(seconds: Floats, engine: EngineConfig) -> Floats:
     """Return seconds [FEATURES] of the seconds [TERMS] of an engine."""
-    found = dict(zip(TERMS, seconds.tolist(), strict=True))
-    shared = found.pop("shared_step")
-    found["step"] += shared if ranks_of(engine) > 1 else 0.0
-    return np.array(ZERO._replace(**found))
+    terms = dict(zip(TERMS, seconds.tolist(), strict=True))
+    shared = terms.pop("shared_step")
+    terms["step"] += shared if ranks_of(engine) > 1 else 0.0
+    return np.array(ZERO._replace(**terms))
 
 
 def host_note(engine: EngineConfig) -> str:

@@ -32,5 +32,5 @@ def prompt_part(facts: ModelFacts, engine: EngineConfig) -> PromptPart:
     """
     if not prompt_kind(facts, engine):
         return AS_KERNELS
-    found = kept()["prompts"][ASYNCHRONOUS]
-    return PromptPart(float(found["factor"]), float(found["seconds"]))
+    law = kept()["prompts"][ASYNCHRONOUS]
+    return PromptPart(float(law["factor"]), float(law["seconds"]))

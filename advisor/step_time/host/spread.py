@@ -91,10 +91,10 @@ def first_tokens_of(facts: ModelFacts, engine: EngineConfig) -> FirstTokens:
 
     Where fewer than ENOUGH models were like it, from all that there are, at their widest.
     """
-    found = kept()["ttft"]
-    own = found.get(f"{generation_of(engine)}, {kind_of(facts)}")
-    alike = own is not None and own["clusters"] >= ENOUGH
-    used = [own] if alike else list(found.values())
+    by_stratum = kept()["ttft"]
+    nearest = by_stratum.get(f"{generation_of(engine)}, {kind_of(facts)}")
+    alike = nearest is not None and nearest["clusters"] >= ENOUGH
+    used = [nearest] if alike else list(by_stratum.values())
     return FirstTokens(
         low=min(float(each["low"]) for each in used),
         high=max(float(each["high"]) for each in used),
@@ -115,24 +115,24 @@ def spread_of(
     several, the kernels' and the host's spread are the widest of each.
     """
     data = kept() if table is None else table
-    seen, found = data["seen"], data["spread"]
-    assert isinstance(seen, dict) and isinstance(found, dict)
+    seen, spreads = data["seen"], data["spread"]
+    assert isinstance(seen, dict) and isinstance(spreads, dict)
     generation, kind = generation_of(engine), kind_of(facts)
     alike = [name for name in seen if name.endswith(f", {kind}")]
-    own = f"{generation}, {kind}"
+    wanted = f"{generation}, {kind}"
     dense = [f"{generation}, {each}" for each in (PLAIN, QUANTISED)]
     plain = next((name for name in dense if name in seen), f"{SYNCHRONOUS}, {PLAIN}")
-    used = own if own in seen else alike[0] if alike else plain
+    used = wanted if wanted in seen else alike[0] if alike else plain
     unseen: list[str] = []
     laws = []
-    for name in dict.fromkeys([used] if used == own else [used, plain]):
+    for name in dict.fromkeys([used] if used == wanted else [used, plain]):
         new = system not in seen[name]["systems"]
         more = ranks_of(engine) > seen[name]["ranks"]
-        laws.append(found[stratum(name, GPU if new or more else SEEN)])
+        laws.append(spreads[stratum(name, GPU if new or more else SEEN)])
         if name == used:
             unseen += ["the GPU"] * new + ["the number of GPUs"] * more
         if new:  # GPUs of one generation may be of one chip: another one is no nearer elsewhere
-            laws += [found[stratum(each, GPU)] for each in seen if each.endswith(f", {PLAIN}")]
+            laws += [spreads[stratum(each, GPU)] for each in seen if each.endswith(f", {PLAIN}")]
     factor = 1.0
     if kind != PLAIN and not alike:
         factor = OTHER_KIND

@@ -77,14 +77,14 @@ class DecodeAttention:
         m log(error / m) + (prices that are not zero) log m, over m rows; no split is a candidate.
         """
         rows = len(seconds)
-        best, found = np.inf, None
+        best, best_split = np.inf, None
         for split in (None, *np.unique(context)[:-1].tolist()):
             prices, error = self._solve(batch, context, seconds, split)
             score = rows * np.log(error / rows + NOISE**2)
             score += np.count_nonzero(prices) * np.log(rows)
             if score < best:
-                best, found = score, split
-        return found
+                best, best_split = score, split
+        return best_split
 
     def _solve(
         self, batch: Floats, context: Floats, seconds: Floats, split: float | None

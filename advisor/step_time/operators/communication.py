@@ -101,8 +101,8 @@ class Communication:
         for each in (kind, kind._replace(graph=not graph)):
             if each in self.laws_:
                 return self.laws_[each]
-        known = ", ".join(map(str, sorted(self.laws_))) or "none"
-        raise UsageError(f"{collective} of {group_size} was not measured. Measured are: {known}")
+        listed = ", ".join(map(str, sorted(self.laws_))) or "none"
+        raise UsageError(f"{collective} of {group_size} was not measured. Measured are: {listed}")
 
     def _law(self, sizes: Floats, seconds: Floats) -> CollectiveLaw:
         start, per_byte, breaks = self._solve(sizes, seconds)
@@ -177,16 +177,16 @@ def measured_messages(path: Path) -> dict[CollectiveKind, Floats]:
     if not path.is_dir():
         return read_collectives(path)
     recording = Recording.open(path)
-    found: dict[CollectiveKind, Floats] = {}
+    messages: dict[CollectiveKind, Floats] = {}
     for key, engine in recording.manifest.engines.items():
         kernels = recording.frame("kernels").filter(pl.col("engine") == key)
         for kind, rows in recorded_messages(kernels, graph=not engine.enforce_eager).items():
-            found[kind] = np.concatenate([found.get(kind, rows[:0]), rows])
-    if not found:
+            messages[kind] = np.concatenate([messages.get(kind, rows[:0]), rows])
+    if not messages:
         raise RecordingError(
             f"{path}: no collective was profiled. Record with --tensor-parallel-size and --kernels"
         )
-    return found
+    return messages
 
 
 def recorded_messages(kernels: pl.DataFrame, *, graph: bool) -> dict[CollectiveKind, Floats]:
@@ -195,14 +195,14 @@ def recorded_messages(kernels: pl.DataFrame, *, graph: bool) -> dict[CollectiveK
     Where several ranks were recorded, the shortest time of a step counts: the others include the
     wait for the last rank.
     """
-    known = kernels.filter(
+    collectives = kernels.filter(
         pl.col("collective").is_not_null()
         & pl.col("bytes").is_not_null()
         & pl.col("group_size").is_not_null()
         & (pl.col("count") > 0)
     )
     rows = (
-        known.with_columns((pl.col("bytes") / pl.col("count")).alias("bytes"))
+        collectives.with_columns((pl.col("bytes") / pl.col("count")).alias("bytes"))
         .group_by("collective", "group_size", "bytes", "window_id", "step", "rank")
         .agg((pl.col("time").sum() / pl.col("count").sum() * 1e-9).alias("seconds"))
         .group_by("collective", "group_size", "bytes", "window_id", "step")
@@ -223,7 +223,7 @@ def read_collectives(path: Path) -> dict[CollectiveKind, Floats]:
     TablesError with the line and the mend.
     """
     table = CsvRows(path, ("collective", "num_workers", "size"))
-    found: dict[CollectiveKind, list[tuple[float, float]]] = {}
+    messages: dict[CollectiveKind, list[tuple[float, float]]] = {}
     for line in table:
         name = table.cell(line, "collective").strip()
         column = f"time_stats.{name}.median"
@@ -231,8 +231,8 @@ def read_collectives(path: Path) -> dict[CollectiveKind, Floats]:
             raise table.error(line, f"no column {column} for the collective {name:.40}")
         kind = CollectiveKind(name, table.count(line, "num_workers", least=2), graph=False)
         seconds = table.seconds(line, column, positive=True) * 1e3
-        found.setdefault(kind, []).append((float(table.count(line, "size", least=1)), seconds))
-    return {kind: np.array(rows, dtype=float) for kind, rows in found.items()}
+        messages.setdefault(kind, []).append((float(table.count(line, "size", least=1)), seconds))
+    return {kind: np.array(rows, dtype=float) for kind, rows in messages.items()}
 
 
 def read_all_reduces(path: Path) -> dict[CollectiveKind, Floats]:
@@ -282,12 +282,12 @@ def _medians(rows: Floats) -> tuple[Floats, Floats]:
 
 def _breaks(sizes: Floats) -> Floats:
     """Return powers of APART with at least FEWEST sizes up to each since the last, and after it."""
-    found: list[float] = []
+    breaks: list[float] = []
     low, at = 0.0, APART
     while at < sizes[-1]:
         between = np.count_nonzero((sizes > low) & (sizes <= at))
         if between >= FEWEST and np.count_nonzero(sizes > at) >= FEWEST:
-            found.append(at)
+            breaks.append(at)
             low = at
         at *= APART
-    return np.array(found)
+    return np.array(breaks)

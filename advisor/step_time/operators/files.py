@@ -59,9 +59,9 @@ class Operators:
     @property
     def source(self) -> str:
         model = " ".join(filter(None, (self.model, self.variant)))
-        told = " on ".join(filter(None, (model, self.gpu)))
+        origin = " on ".join(filter(None, (model, self.gpu)))
         vllm = "" if self.vllm_version is None else f", vLLM {self.vllm_version}"
-        return f"the tables are of {told or 'a model that is not named'}{vllm}"
+        return f"the tables are of {origin or 'a model that is not named'}{vllm}"
 
     def check_model(self, facts: ModelFacts, engine: EngineConfig) -> None:
         """Raise UsageError where a model or its precision is not that of the tables.
@@ -93,8 +93,8 @@ class Operators:
 
 def _share(facts: ModelFacts, name: str, size: int) -> int | None:
     """Return what of a model's shape one of `size` GPUs has, None where it is not known."""
-    whole: int | None = getattr(facts, name)
-    return None if whole is None else max(-(-whole // size), 1)
+    total: int | None = getattr(facts, name)
+    return None if total is None else max(-(-total // size), 1)
 
 
 def gpu_of(folder: Path) -> str | None:
@@ -190,24 +190,24 @@ def _meta(folder: Path) -> tuple[Path, dict[str, Any]]:
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_META_BYTES):
             raise TablesError(f"{path}: is no file of at most {MOST_META_BYTES >> 20} MiB")
-        found = plain_yaml(path.read_text(encoding="utf-8"))
+        meta = plain_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TablesError(
             f"{path}: not there, nor above a folder named tp1, tp2, ... Copy it from the tables"
         ) from None
     except (OSError, ValueError) as cause:
         raise TablesError(f"{path}: cannot be read as YAML. Copy it again") from cause
-    if not isinstance(found, dict):
+    if not isinstance(meta, dict):
         raise TablesError(f"{path}: holds no mapping. Copy it again")
-    return path, found
+    return path, meta
 
 
 def _named(folder: Path) -> int | None:
     """Return the tensor-parallel size that a folder's name says, None where it says none or two."""
     for name in dict.fromkeys((folder.resolve().name, folder.name)):
-        found = {int(size) for size in re.findall(r"(?i)(?<![a-z])tp[-_=]?(\d{1,4})", name)}
-        if len(found) == 1:
-            return found.pop()
+        sizes = {int(size) for size in re.findall(r"(?i)(?<![a-z])tp[-_=]?(\d{1,4})", name)}
+        if len(sizes) == 1:
+            return sizes.pop()
     return None
 
 
@@ -236,8 +236,8 @@ def _size(folder: Path, meta: Path, degrees: tuple[int, ...]) -> int:
 def _divided(meta: dict[str, Any]) -> dict[str, int]:
     """Return what meta.yaml says of the shape that was profiled: a GPU's part of the model's."""
     engine = meta.get("engine_effective")
-    found = engine.get("hf_overrides") if isinstance(engine, dict) else None
-    shape = found if isinstance(found, dict) else {}
+    overrides = engine.get("hf_overrides") if isinstance(engine, dict) else None
+    shape = overrides if isinstance(overrides, dict) else {}
     return {
         name: value
         for name in DIVIDED

@@ -19,8 +19,8 @@ def to_grid(rows: Floats, values: Floats) -> tuple[list[Floats], Floats]:
     """
     knots, places = [], []
     for column in rows.T:
-        known, place = np.unique(column, return_inverse=True)
-        knots.append(known)
+        unique, place = np.unique(column, return_inverse=True)
+        knots.append(unique)
         places.append(place)
     grid = np.full([len(known) for known in knots], np.nan)
     grid[tuple(places)] = values
@@ -33,11 +33,11 @@ def fill_between(grid: Floats, knots: Sequence[Floats], axes: Sequence[int]) -> 
     while left != (left := int(np.isnan(grid).sum())):
         for axis in axes:
             for line in _lines(grid, axis):
-                known = ~np.isnan(line)
-                found = np.flatnonzero(known)
-                if len(found) > 1:
-                    inner = slice(found[0], found[-1] + 1)
-                    line[inner] = np.interp(knots[axis][inner], knots[axis][known], line[known])
+                filled = ~np.isnan(line)
+                places = np.flatnonzero(filled)
+                if len(places) > 1:
+                    inner = slice(places[0], places[-1] + 1)
+                    line[inner] = np.interp(knots[axis][inner], knots[axis][filled], line[filled])
 
 
 def fill_beyond(grid: Floats, knots: Sequence[Floats], axes: Sequence[int], *, hold: bool) -> None:
@@ -45,14 +45,14 @@ def fill_beyond(grid: Floats, knots: Sequence[Floats], axes: Sequence[int], *, h
     for axis in axes:
         at = knots[axis]
         for line in _lines(grid, axis):
-            found = np.flatnonzero(~np.isnan(line))
-            if not len(found):
+            places = np.flatnonzero(~np.isnan(line))
+            if not len(places):
                 continue
-            first, last = found[0], found[-1]
+            first, last = places[0], places[-1]
             line[:first] = line[first]
             slope = 0.0
-            if len(found) > 1 and not hold:
-                before = found[-2]
+            if len(places) > 1 and not hold:
+                before = places[-2]
                 slope = max((line[last] - line[before]) / (at[last] - at[before]), 0.0)
             line[last + 1 :] = line[last] + slope * (at[last + 1 :] - at[last])
 
@@ -97,12 +97,12 @@ def _lines(grid: Floats, axis: int) -> list[Floats]:
 def interpolate(grid: Floats, knots: Sequence[Floats], at: Sequence[Floats]) -> Floats:
     """Return a grid of two axes at points, linear between knots and held beyond them."""
     places = []
-    for known, values in zip(knots, at, strict=True):
-        inside = np.clip(values, known[0], known[-1])
-        low = np.clip(np.searchsorted(known, inside, side="right") - 1, 0, max(len(known) - 2, 0))
-        high = np.minimum(low + 1, len(known) - 1)
-        gap = np.where(high > low, known[high] - known[low], 1.0)
-        places.append((low, high, (inside - known[low]) / gap))
+    for axis, values in zip(knots, at, strict=True):
+        inside = np.clip(values, axis[0], axis[-1])
+        low = np.clip(np.searchsorted(axis, inside, side="right") - 1, 0, max(len(axis) - 2, 0))
+        high = np.minimum(low + 1, len(axis) - 1)
+        gap = np.where(high > low, axis[high] - axis[low], 1.0)
+        places.append((low, high, (inside - axis[low]) / gap))
     (i, next_i, a), (j, next_j, b) = places
     first = grid[i, j] * (1 - b) + grid[i, next_j] * b
     second = grid[next_i, j] * (1 - b) + grid[next_i, next_j] * b

@@ -18,8 +18,8 @@ def decode_skew(rows: Floats | None, batches: Floats) -> Floats:
     `rows` are those of `Operators.skew`; None is no skew. A share for each measured batch, linear
     between them and held beyond.
     """
-    known, shares, _ = _by_batch(_used(rows, mixed=False))
-    return np.asarray(np.interp(batches, known, shares), dtype=float)
+    measured, shares, _ = _by_batch(_used(rows, mixed=False))
+    return np.asarray(np.interp(batches, measured, shares), dtype=float)
 
 
 def mixed_skew(rows: Floats | None, before: Floats, batches: Floats, contexts: Floats) -> Floats:
@@ -31,12 +31,12 @@ def mixed_skew(rows: Floats | None, before: Floats, batches: Floats, contexts: F
     beyond.
     """
     used = _used(rows, mixed=True)
-    known, of_batch, weight = _by_batch(used)
+    measured, of_batch, weight = _by_batch(used)
     if not len(used):
         return np.zeros((len(before), len(batches), len(contexts)))
     cells, place = np.unique(used[:, [2, 0, 3]], axis=0, return_inverse=True)
     more, moved = _moves(used)
-    at = np.searchsorted(known, cells[:, 1])
+    at = np.searchsorted(measured, cells[:, 1])
     squares = np.bincount(place.ravel(), more**2, len(cells)) + weight[at]
     shares = np.bincount(place.ravel(), more * moved, len(cells)) + weight[at] * of_batch[at]
     shares = np.divide(shares, squares, out=np.zeros(len(cells)), where=squares > 0)
@@ -54,16 +54,16 @@ def _along(grid: Floats, axis: int, known: Floats, wanted: Floats) -> Floats:
     """Return a grid at other knots of one axis, linear between the known and held beyond."""
     lines = np.moveaxis(grid, axis, -1)
     flat = [np.interp(wanted, known, line) for line in lines.reshape(-1, len(known))]
-    found = np.reshape(flat, (*lines.shape[:-1], len(wanted)))
-    return np.asarray(np.moveaxis(found, -1, axis), dtype=float)
+    reshaped = np.reshape(flat, (*lines.shape[:-1], len(wanted)))
+    return np.asarray(np.moveaxis(reshaped, -1, axis), dtype=float)
 
 
 def _used(rows: Floats | None, *, mixed: bool) -> Floats:
     """Return the rows with a chunk, or those without, of more than one request."""
     if rows is None:
         return np.zeros((0, 7))
-    found: Floats = rows[((rows[:, 1] > 0) == mixed) & (rows[:, 0] > 1)]
-    return found
+    chosen: Floats = rows[((rows[:, 1] > 0) == mixed) & (rows[:, 0] > 1)]
+    return chosen
 
 
 def _moves(rows: Floats) -> tuple[Floats, Floats]:
@@ -74,12 +74,12 @@ def _moves(rows: Floats) -> tuple[Floats, Floats]:
 
 def _by_batch(rows: Floats) -> tuple[Floats, Floats, Floats]:
     """Return batches from 1 on, their shares, and the weight of one row of each."""
-    known = np.unique(rows[:, 0])
+    batches = np.unique(rows[:, 0])
     more, moved = _moves(rows)
     shares, weight = [0.0], [0.0]
-    for batch in known:
+    for batch in batches:
         here = rows[:, 0] == batch
         squares = float(np.sum(np.square(more[here])))
         shares.append(float(more[here] @ moved[here]) / squares if squares else 0.0)
         weight.append(squares / int(here.sum()))
-    return np.append(1.0, known), np.array(shares), np.array(weight)
+    return np.append(1.0, batches), np.array(shares), np.array(weight)

@@ -154,9 +154,9 @@ def captured_sizes(engine: EngineConfig) -> list[int]:
     """
     if engine.enforce_eager:
         return []
-    told = dict(engine.other).get(CAPTURE, "")
-    if told.isdecimal():
-        return default_capture_sizes(int(told), tokens_a_request(engine), int(told))
+    setting = dict(engine.other).get(CAPTURE, "")
+    if setting.isdecimal():
+        return default_capture_sizes(int(setting), tokens_a_request(engine), int(setting))
     newest = engine.version is None or engine.version >= WIDER_ON_BLACKWELL
     wide = newest and re.search(BLACKWELL, engine.gpu or "") is not None
     return default_capture_sizes(
@@ -171,12 +171,12 @@ def interpolated(rows: Floats, counts: Floats) -> Floats:
 
     Before the first they are held; beyond the last they go on with the slope of the upper half.
     """
-    known, seconds = rows.T
-    middle = int(np.searchsorted(known, known[-1] / 2))
-    gap = known[-1] - known[middle]
+    measured, seconds = rows.T
+    middle = int(np.searchsorted(measured, measured[-1] / 2))
+    gap = measured[-1] - measured[middle]
     slope = max((seconds[-1] - seconds[middle]) / gap, 0.0) if gap else 0.0
-    beyond = np.maximum(counts - known[-1], 0.0)
-    return np.asarray(np.interp(counts, known, seconds) + slope * beyond, dtype=float)
+    beyond = np.maximum(counts - measured[-1], 0.0)
+    return np.asarray(np.interp(counts, measured, seconds) + slope * beyond, dtype=float)
 
 
 def _check(operators: Operators, size: int, collectives: Collectives | None) -> None:
@@ -242,11 +242,11 @@ def _decode(attention: Floats, max_num_seqs: int) -> tuple[Floats, Floats, Float
     fill_between(grid, (batches, contexts), (1, 0))
     more_batches = doubled(batches, max_num_seqs)
     more_contexts = doubled(contexts, LONGEST)
-    whole = np.full((len(more_batches), len(more_contexts)), np.nan)
-    whole[: len(batches), : len(contexts)] = grid
+    extended = np.full((len(more_batches), len(more_contexts)), np.nan)
+    extended[: len(batches), : len(contexts)] = grid
     at = np.meshgrid(more_batches, more_contexts, indexing="ij")
-    guess = law.predict(at[0].ravel(), at[1].ravel()).reshape(whole.shape)
-    return more_batches, more_contexts, np.where(np.isnan(whole), guess, whole)
+    guess = law.predict(at[0].ravel(), at[1].ravel()).reshape(extended.shape)
+    return more_batches, more_contexts, np.where(np.isnan(extended), guess, extended)
 
 
 def _mixed(

@@ -62,8 +62,8 @@ class Device:
         for part, size in _MEMORY_GIB:
             if re.search(rf"\b{part}\b", name):
                 return cls(name=name, memory_bytes=size * GIB)
-        told = re.search(r"\b(\d{1,3}) ?GB\b", name)
-        return cls(name=name, memory_bytes=float(told[1]) * GIB if told else None)
+        stated = re.search(r"\b(\d{1,3}) ?GB\b", name)
+        return cls(name=name, memory_bytes=float(stated[1]) * GIB if stated else None)
 
     def limits(self, mode: str, version: tuple[int, int] | None = None) -> tuple[int, int]:
         """Return vLLM's max_num_seqs and max_num_batched_tokens of an engine's mode.
@@ -126,10 +126,10 @@ def as_on(
         wanted["async_scheduling"] = ahead
     if engine.enable_prefix_caching is None:
         wanted["enable_prefix_caching"] = True
-    own = _own_defaults(recorded) if elsewhere else [None, None]
+    defaults = _own_defaults(recorded) if elsewhere else [None, None]
     open_limits = [
         name
-        for name, value in zip(LIMITS, own, strict=True)
+        for name, value in zip(LIMITS, defaults, strict=True)
         if name not in given and getattr(engine, name) in (None, value)
     ]
     fitted = _fitted(
@@ -223,10 +223,10 @@ def memory_of(
     token, block = kept[0] / stages, kept[1]
     if drafter is not None:  # it runs on the last stage alone
         alone = replace(engine, quantization=None, pipeline_parallel_size=1)
-        drafts, own = _weights(alone, drafter), _kept(alone, drafter)
-        if drafts is None or own is None:
+        drafts, drafts_kept = _weights(alone, drafter), _kept(alone, drafter)
+        if drafts is None or drafts_kept is None:
             return None
-        drafting, token = drafts, token + own[0]
+        drafting, token = drafts, token + drafts_kept[0]
     old = engine.version is not None and engine.version < GRAPHS_COUNTED
     return Memory(
         device=device,

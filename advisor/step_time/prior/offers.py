@@ -86,10 +86,10 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     truncated = any(run.policy.truncated for run in evidence.runs)
     for system in dict.fromkeys(systems):
         tables = read_gpu(system)
-        found = recalibrate(
+        recalibration = recalibrate(
             tables, recordings, models=evidence.models, unnamed=len(set(systems)) == 1
         )
-        untaught |= {} if found is None else found.untaught
+        untaught |= {} if recalibration is None else recalibration.untaught
         measured = {_shape(table.engine) for table in evidence.steps}
         offered, why = 0, "no recording tells of a model"
         for base, choices, recorded in _bases(evidence, tables):
@@ -110,7 +110,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                     continue
                 try:
                     times = PriorTimes(
-                        tables=tables, facts=facts, found=found, ranks=sharing or 1,
+                        tables=tables, facts=facts, found=recalibration, ranks=sharing or 1,
                         truncated=truncated, models=evidence.models,
                     )  # fmt: skip
                     engine = _placed(engine, times)
@@ -156,8 +156,8 @@ def _bases(
     for run in evidence.runs:
         there, _ = as_on(device, run.engine)
         groups.setdefault(decoder_of(run.engine), []).append(there)
-    told = [each.engine for each in evidence.steps]  # first, as spans tell of no ranks
-    for engine in [*told, *(each.engine for each in evidence.runs)]:
+    with_steps = [each.engine for each in evidence.steps]  # first, as spans tell of no ranks
+    for engine in [*with_steps, *(each.engine for each in evidence.runs)]:
         if law_key(engine) in evidence.ranks:
             ranks.setdefault(decoder_of(engine), evidence.ranks_of(engine))
     for decoder, engines in groups.items():
@@ -239,8 +239,8 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
     high = Features(*[np.inf] * len(FEATURES))._replace(
         requests=measured.batch, tokens=measured.tokens
     )
-    found = times.ran
-    checked = found is not None and found.has(times.facts, engine.tensor_parallel_size)
+    ran = times.ran
+    checked = ran is not None and ran.has(times.facts, engine.tensor_parallel_size)
     sigma = _sigma(times, most, of(most), evidence)
     return StepLaw(
         seconds=_linear(of, most, evidence) + (0.0 if drafting is None else drafting.seconds),
@@ -248,7 +248,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
         high=np.array(high),
         sigma=sigma,
         sigma_outside=2 * sigma,
-        runs=0 if found is None else len(found.recordings),
+        runs=0 if ran is None else len(ran.recordings),
         repeats=0,
         repeats_outside=0,
         prior=PriorCost(
@@ -256,7 +256,7 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
             label=times.tables.label,
             recordings=() if times.found is None else times.found.recordings,
             checked=checked,
-            kernels=times.found is not None and found is None,
+            kernels=times.found is not None and ran is None,
             told=times.published(engine).note(),
             cost=of,
             holds=prior.holds,
@@ -268,10 +268,10 @@ def _law(evidence: Evidence, engine: EngineConfig, choices: Choices, times: Prio
 def _paying(evidence: Evidence, engine: EngineConfig, times: PriorTimes) -> str | None:
     """Return up to which batch an engine's drafts pay, None without any that were recorded."""
     same = [run for run in evidence.runs if decoder_of(run.engine) == decoder_of(engine)]
-    told = times.pays(engine, same)
-    if told is None or any(run.recording for run in same):
-        return told
-    return f"{told}, by a published acceptance, as none ran"
+    note = times.pays(engine, same)
+    if note is None or any(run.recording for run in same):
+        return note
+    return f"{note}, by a published acceptance, as none ran"
 
 
 def _sigma(times: PriorTimes, engine: EngineConfig, cost: StepCost, evidence: Evidence) -> float:
@@ -325,7 +325,7 @@ def steps_to_come(engine: EngineConfig, evidence: Evidence) -> pl.DataFrame:
         for batch in batches
         for context in np.linspace(prompt, longest, 5).astype(int).tolist()
     ]
-    whole = {
+    prompt_step = {
         "prefill_requests": 1,
         "prefill_tokens": prompt,
         "prefill_kv_tokens": prompt,
@@ -334,6 +334,6 @@ def steps_to_come(engine: EngineConfig, evidence: Evidence) -> pl.DataFrame:
     if (speculative := engine.speculative) is not None:  # what verifies drafts
         more = speculative.num_speculative_tokens + 1
         rows = [row | {"decode_tokens": more * row["decode_requests"]} for row in rows]
-    rows += [whole, *({**whole, **row} for row in rows[2::5])]
+    rows += [prompt_step, *({**prompt_step, **row} for row in rows[2::5])]
     plain = {name: TABLES["steps"][name] for name in COMPOSITION}
     return pl.DataFrame([dict.fromkeys(plain, 0) | row for row in rows], schema=plain)

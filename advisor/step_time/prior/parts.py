@@ -176,8 +176,8 @@ def layers_of(facts: ModelFacts) -> tuple[tuple[Layers, ...], tuple[Matrix, ...]
 
 def with_router(facts: ModelFacts, version: tuple[int, int] | None) -> ModelFacts:
     """Return a model with the form of its router's weights in a version of vLLM."""
-    told = (facts.architecture or "").startswith(FLOAT32_ROUTERS)
-    if not told or facts.layers is None or version is None or version >= OWN_ROUTERS:
+    in_float32 = (facts.architecture or "").startswith(FLOAT32_ROUTERS)
+    if not in_float32 or facts.layers is None or version is None or version >= OWN_ROUTERS:
         return facts
 
     def form(each: Matrix) -> Matrix:
@@ -263,17 +263,17 @@ def parts_of(
         mixer = _mixer(tables, facts, group, split, kv_fp8=kv_fp8)
         if mixer is not None:
             mixers.append((count, mixer))
-        whole = group.attention is not None and bool(modules_of(group.attention)[0])
+        has_module = group.attention is not None and bool(modules_of(group.attention)[0])
         if group.state is not None:
             delta = any(each.name.endswith("f_a_proj") for each in group.matrices)
             mixers.append((count, keeping(tables, group.state, split.tensor, delta=delta)))
         reduces += count * mixes
-        if group.attention is not None and not whole:
+        if group.attention is not None and not has_module:
             _beside_heads(group.attention, facts, split, count, moved)
             if split.tensor > 1 and (facts.architecture or "").startswith(NORM_OVER_HEADS):
                 dense.append(_norm_reduce(tables, split.tensor, count))
         for name, n, k, form in _kernels(facts, group, split, online):
-            absorbed = whole and name == "self_attn.kv_b_proj"
+            absorbed = has_module and name == "self_attn.kv_b_proj"
             if form == ROUTER_FORM:
                 moved("router_input", count, 3 * k)  # read in bfloat16, written in float32
             if ".shared_experts." not in name and not absorbed:
@@ -320,9 +320,11 @@ def _mixer(
     modules, rule = modules_of(attention)
     if not modules:
         return attending(tables, attention, split.tensor, kv_fp8=kv_fp8)
-    own = [each for each in _kernels(facts, group, split, None) if each[0].startswith("self_attn.")]
-    products = [(name, n, k) for name, n, k, _ in own if not name.endswith("kv_b_proj")]
-    forms = {form for name, _, _, form in own if name.endswith(("q_b_proj", "qkv_proj"))}
+    kernels = [
+        each for each in _kernels(facts, group, split, None) if each[0].startswith("self_attn.")
+    ]
+    products = [(name, n, k) for name, n, k, _ in kernels if not name.endswith("kv_b_proj")]
+    forms = {form for name, _, _, form in kernels if name.endswith(("q_b_proj", "qkv_proj"))}
     return whole_layer(
         tables, modules, attention.heads // split.tensor, facts.hidden_size, products,
         "bfloat16" if forms <= {"bfloat16"} else "fp8_block", kv_fp8=kv_fp8, rule=rule,
@@ -361,7 +363,7 @@ def _kernels(
     Those that vLLM computes at once stand together. Raises UsageError for a matrix that is not
     known, so that neither is how GPUs share it.
     """
-    found: dict[tuple[str, int, str], float] = {}
+    outputs_of: dict[tuple[str, int, str], float] = {}
     for each in group.matrices:
         block, _, leaf = each.name.rpartition(".")
         if leaf in _NO_PRODUCT or block.endswith(".experts"):
@@ -382,8 +384,8 @@ def _kernels(
         if online is not None and leaf != "gate":
             form = online
         key = (f"{block}.{_ONE_KERNEL.get(leaf, leaf)}", inputs, form)
-        found[key] = found.get(key, 0.0) + outputs
-    for (name, inputs, form), outputs in found.items():
+        outputs_of[key] = outputs_of.get(key, 0.0) + outputs
+    for (name, inputs, form), outputs in outputs_of.items():
         yield name, max(round(outputs), 1), inputs, form
 
 

@@ -174,19 +174,19 @@ class Prior:
         """The share of a usual step, and the spread (sd of the log), of each rule that matters."""
         at = np.array([float(USUAL_BATCH)])
         context = np.array([float(USUAL_CONTEXT)])
-        found: dict[str, list[float]] = {}
+        by_rule: dict[str, list[float]] = {}
         total = float(self._token_seconds(at, USUAL_BATCH)[0])
         for part in (*self.parts.dense, *self.parts.logits):
             spent = float(self._summed((part,), at)[0])
             total += spent if part in self.parts.logits else 0.0
-            _add(found, part.times.rule, part.times.spread, spent)
+            _add(by_rule, part.times.rule, part.times.spread, spent)
         for count, mixer in self.parts.mixers:
             spent = count * self.scales["attention"] * float(mixer.decode(at, context)[0, 0])
             total += spent
-            _add(found, mixer.rule, mixer.spread, spent)
+            _add(by_rule, mixer.rule, mixer.spread, spent)
         return {
             rule: (spent / total, spread / spent)
-            for rule, (spent, spread) in found.items()
+            for rule, (spent, spread) in by_rule.items()
             if spent > MATTERS * total
         }
 
@@ -211,9 +211,9 @@ class Prior:
     def rules(self) -> list[str]:
         """What of this model is by rule, with its share of a usual step."""
         ordered = sorted(self.shares.items(), key=lambda item: -item[1][0])
-        found = [f"{rule} ({percent(share)} of a step)" for rule, (share, _) in ordered]
+        listed = [f"{rule} ({percent(share)} of a step)" for rule, (share, _) in ordered]
         together = any(mixer.together for _, mixer in self.parts.mixers)
-        return [TOGETHER_RULE, *found] if together and not self.apart else found
+        return [TOGETHER_RULE, *listed] if together and not self.apart else listed
 
     def _token_seconds(self, tokens: Floats, captured: int) -> Floats:
         """Return the seconds of what works on a step's tokens, without attention."""
@@ -320,9 +320,9 @@ class Prior:
 def _add(found: dict[str, list[float]], rule: str | None, spread: float, spent: float) -> None:
     names = (rule or "").splitlines()
     for each in names:
-        whole = found.setdefault(each, [0.0, 0.0])
-        whole[0] += spent
-        whole[1] += spread * spent / len(names)
+        totals = found.setdefault(each, [0.0, 0.0])
+        totals[0] += spent
+        totals[1] += spread * spent / len(names)
 
 
 @lru_cache(maxsize=64)

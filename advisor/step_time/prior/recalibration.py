@@ -161,11 +161,11 @@ class MeasuredLoads:
         alike = np.exp(-np.abs(places[:, None] - places[None]).sum(axis=2))
         sizes = np.vstack([self.spreads, spread])
         errors = alike * (sizes @ sizes.T)
-        known, to = errors[:-1, :-1], errors[:-1, -1]
+        measured, to = errors[:-1, :-1], errors[:-1, -1]
         again = AGAIN**2 * np.eye(len(self.logs))
-        surprise = float(self.logs @ np.linalg.solve(known + again, self.logs))
+        surprise = float(self.logs @ np.linalg.solve(measured + again, self.logs))
         scale = (FREEDOM - 2 + surprise) / (FREEDOM - 2 + len(self.logs))
-        weights = np.linalg.solve(scale * known + again, scale * to)
+        weights = np.linalg.solve(scale * measured + again, scale * to)
         left = scale * (float(errors[-1, -1]) - float(weights @ to))
         return float(weights @ self.logs), float(np.sqrt(max(left, 0.0) + AGAIN**2))
 
@@ -320,19 +320,19 @@ class PriorTimes:
         """Return what of the step times is prior, what is missing, and what was checked."""
         tensor_parallel_size, prior = engine.tensor_parallel_size, self.prior(engine)
         label = self.tables.of_version(engine.vllm_version).described(tensor_parallel_size > 1)
-        told = [
+        lines = [
             f"prior: step times of {self.facts.name} on {self.tables.device} are from operator"
             f" tables of others (aiconfigurator-core: {label})",
             "by a rule, as no table has it: " + " | ".join([*PRIOR_RULES, *prior.rules]),
             "in no table and left out: " + ", ".join(PRIOR_MISSING),
         ]
         if self.facts.num_experts:
-            told.insert(2, ROUTING_NOTE.format(100 * prior.routing))
+            lines.insert(2, ROUTING_NOTE.format(100 * prior.routing))
             if self.ranks > 1:
-                told.insert(3, SHARING_NOTE.format(self.ranks))
+                lines.insert(3, SHARING_NOTE.format(self.ranks))
         drafting = self.drafting(engine)
         if drafting is not None:
-            told.insert(2, drafting.what)
+            lines.insert(2, drafting.what)
         ran = self.ran
         if ran is None:
             by_cases = []
@@ -342,24 +342,24 @@ class PriorTimes:
                     "so the interval stays that of the prior"
                 ]
             return [
-                *told,
+                *lines,
                 *by_cases,
                 *(self.told or (host_note(self.shared(engine)), self.published(engine).note())),
                 first_tokens_of(self.facts, engine).note(),
             ]
         scales = f"{ran.scales}, " if ran.scales else "no kernels were profiled: one scale, "
         names = ", ".join(ran.recordings)
-        told = [
-            *told[:-1],
+        lines = [
+            *lines[:-1],
             f"recalibrated by {names}: {scales}steps x{ran.step:.2f}, which stands for what "
             f"no table has ({', '.join(PRIOR_MISSING)}), and the rest is prior",
         ]
         if not ran.has(self.facts, tensor_parallel_size):
-            told.append(
+            lines.append(
                 f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
                 f"{tensor_parallel_size}: the interval holds how far other sizes were off"
             )
-        return [*told, *self.told]
+        return [*lines, *self.told]
 
 
 def spread_at(times: StepTimes, run: Callable[[StepCost], StepTotals], sigma: float) -> Floats:
@@ -490,7 +490,7 @@ def _cases_here(
     *,
     unnamed: bool,
 ) -> list[_Here]:
-    found = []
+    cases = []
     for key, engine in recording.manifest.engines.items():
         if engine.gpu != tables.device and not (engine.gpu is None and unnamed):
             continue
@@ -500,8 +500,8 @@ def _cases_here(
         facts = recording.manifest.models.get(engine.model) or models.get(engine.model)
         if facts is None and engine.model == UNKNOWN_MODEL:
             facts = asked
-        found.append(_Here(recording=recording.name, engine=engine, facts=facts, steps=steps))
-    return found
+        cases.append(_Here(recording=recording.name, engine=engine, facts=facts, steps=steps))
+    return cases
 
 
 def _priced(tables: PriorTables, here: _Here) -> _Cases | str:
@@ -543,24 +543,26 @@ def _by_cases(tables: PriorTables, here: Sequence[_Here]) -> Recalibration:
 
     Ridge regression towards 1, non-negative. Raises UsageError as `_priced`.
     """
-    found, untaught = list[_Cases](), dict[str, str]()
+    priced, untaught = list[_Cases](), dict[str, str]()
     for each in here:
         cases = _priced(tables, each)
         if isinstance(cases, str):
             untaught[each.recording] = f"{UNTAUGHT} {cases}"
             continue
-        found.append(cases)
+        priced.append(cases)
         if (lost := len(each.steps) - len(cases.steps)) > 0:
-            told = counted(lost, "case")
-            untaught[each.recording] = f"is used without {told}, larger than what the tables hold"
-    if not found:
+            lost_cases = counted(lost, "case")
+            untaught[each.recording] = (
+                f"is used without {lost_cases}, larger than what the tables hold"
+            )
+    if not priced:
         return Recalibration(
             families={}, step=1.0, sigma=0.0, checked=frozenset(), recordings=(), untaught=untaught
         )
-    measured = np.concatenate([each.steps["seconds"].to_numpy() for each in found])
-    usual = np.concatenate([each.seconds({}) for each in found])
+    measured = np.concatenate([each.steps["seconds"].to_numpy() for each in priced])
+    usual = np.concatenate([each.seconds({}) for each in priced])
     spent = np.column_stack([
-        np.concatenate([each.seconds({name: 2.0}) for each in found]) - usual for name in FAMILIES
+        np.concatenate([each.seconds({name: 2.0}) for each in priced]) - usual for name in FAMILIES
     ])  # fmt: skip
     names = [name for at, name in enumerate(FAMILIES) if spent[:, at].any()]
     spent = spent[:, spent.any(axis=0)]
@@ -575,7 +577,7 @@ def _by_cases(tables: PriorTables, here: Sequence[_Here]) -> Recalibration:
         step=1.0,
         sigma=float(np.sqrt(np.mean(np.square(off)))),
         checked=frozenset(),  # no whole step ran
-        recordings=tuple(dict.fromkeys(each.recording for each in found)),
+        recordings=tuple(dict.fromkeys(each.recording for each in priced)),
         cases=len(measured),
         untaught=untaught,
     )
@@ -583,14 +585,14 @@ def _by_cases(tables: PriorTables, here: Sequence[_Here]) -> Recalibration:
 
 def _logs(ran: Sequence[_Ran], families: Mapping[str, float]) -> Floats:
     """Return the log of recorded over predicted time, by configuration."""
-    found: dict[str, list[float]] = {}
+    logs: dict[str, list[float]] = {}
     for each in ran:
         predicted = each.seconds(each.steps, families)
         recorded = each.steps["seconds"].to_numpy()
         usual = float(np.median(recorded / predicted))
         total = float(np.minimum(recorded, STALL * usual * predicted).sum())
-        found.setdefault(each.configuration, []).append(np.log(total / predicted.sum()))
-    return np.array([np.mean(group) for group in found.values()])
+        logs.setdefault(each.configuration, []).append(np.log(total / predicted.sum()))
+    return np.array([np.mean(group) for group in logs.values()])
 
 
 def spread_of(logs: Floats, raw: float) -> float:
@@ -628,17 +630,19 @@ class _Ran:
 
 
 def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
-    found = []
+    runs = []
     ranks = ranks_in(recording.manifest.engines.values())
     truncated = any(each.truncated for each in recording.manifest.policies.values())
-    for key, told in recording.manifest.engines.items():
-        facts, engine = recording.manifest.models.get(told.model), told
+    for key, recorded in recording.manifest.engines.items():
+        facts, engine = recording.manifest.models.get(recorded.model), recorded
         if facts is None or engine.gpu != tables.device:
             continue
         if engine.speculative is not None and engine.speculative.method not in LOOKUPS:
             continue  # its steps have a drafter's time
         if facts.num_experts:
-            engine = replace(told, data_parallel_size=ranks.get(told) or told.data_parallel_size)
+            engine = replace(
+                recorded, data_parallel_size=ranks.get(recorded) or recorded.data_parallel_size
+            )
         try:
             prior = prior_of(tables, facts, engine, truncated=truncated)
         except (UsageError, TablesError):
@@ -660,7 +664,7 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
         usual = steps.filter(~pl.col("profiled"))
         if usual.is_empty():
             continue
-        found.append(
+        runs.append(
             _Ran(
                 recording=recording.name,
                 configuration=f"{engine.key()} {recording.manifest.concurrency}",
@@ -671,7 +675,7 @@ def _ran(tables: PriorTables, recording: Recording) -> list[_Ran]:
                 kernels=recording.frame("kernels").filter(pl.col("engine") == key),
             )
         )
-    return found
+    return runs
 
 
 def _families(ran: Sequence[_Ran]) -> dict[str, float]:
@@ -698,11 +702,11 @@ def _by_family(kernels: pl.DataFrame, profiled: pl.DataFrame) -> dict[str, float
 
     Of collectives the rank that took least counts: the others waited for the last.
     """
-    known = kernels.join(profiled.select("step"), on="step", how="semi").with_columns(
+    in_steps = kernels.join(profiled.select("step"), on="step", how="semi").with_columns(
         own=pl.coalesce("self_time", "time") / 1e9,
         family=pl.col("family").replace_strict(FAMILY_OF_KERNELS, default="other"),
     )
-    by_rank = known.group_by("family", "rank").agg(pl.col("own").sum())
+    by_rank = in_steps.group_by("family", "rank").agg(pl.col("own").sum())
     sums = by_rank.group_by("family").agg(mean=pl.col("own").mean(), least=pl.col("own").min())
     return {
         family: least if family == "communication" else mean

@@ -94,11 +94,11 @@ class RelativeTables(PriorTables):
 
     def _moved(self, memory: pl.Expr, longer: pl.Expr | float | None = None) -> pl.Expr:
         """Return times whose `memory` seconds are `longer` times as long here."""
-        own = self.byte_ratio if longer is None else longer
+        factor = self.byte_ratio if longer is None else longer
         seconds = pl.col("seconds")
         moving = pl.min_horizontal(memory, seconds)
         rest = (seconds - moving - self.kernel_s).clip(lower_bound=0.0)
-        return seconds + moving * (own - 1) + rest * (self.flop_ratio - 1)
+        return seconds + moving * (factor - 1) + rest * (self.flop_ratio - 1)
 
     def _computed(self, longer: pl.Expr | float) -> pl.Expr:
         """Return times of which all but the start of a kernel is `longer` times as long here."""
@@ -111,8 +111,8 @@ class RelativeTables(PriorTables):
         width = pl.col("gemm_dtype").replace_strict(_BYTES, default=2.0)
         moved = (n * k + m * k + m * n) * width * self.byte_s
         worked = 2 * m * n * k * self.flop_s * (width / 2).clip(lower_bound=0.5)
-        own = pl.max_horizontal(moved * self.byte_ratio, worked * self.flop_ratio)
-        longer = own / pl.max_horizontal(moved, worked)
+        roofline = pl.max_horizontal(moved * self.byte_ratio, worked * self.flop_ratio)
+        longer = roofline / pl.max_horizontal(moved, worked)
         return (
             pl.when(moved >= worked)
             .then(self._moved(moved, longer))
@@ -137,12 +137,12 @@ def read_gpu(system: str, folder: Path | None = None) -> PriorTables:
     Raises UsageError, naming those there are, for one without either; MissingDependencyError where
     the package is not installed; TablesError for damage.
     """
-    if (known := RELATIVES.get(Path(system).name)) is None:
+    if (relative := RELATIVES.get(Path(system).name)) is None:
         return read_prior(system, folder, more=tuple(RELATIVES))
     if folder is None and len(Path(system).parts) > 1:
         folder = Path(system).parent
-    base, wires = read_prior(known.of, folder), read_prior(known.wires, folder)
-    return _relative(Path(system).name, known, base, wires)
+    base, wires = read_prior(relative.of, folder), read_prior(relative.wires, folder)
+    return _relative(Path(system).name, relative, base, wires)
 
 
 @lru_cache(maxsize=32)

@@ -113,14 +113,14 @@ def _known(folder: Path, system: str) -> bool:
 
 def _versions(system: Path, family: str) -> tuple[str, ...]:
     """Return the versions of vLLM that have the family's table, ascending."""
-    found = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
-    return tuple(sorted((path.parent.name for path in found), key=_numbers))
+    paths = (system / family / FRAMEWORK).glob(f"*/{FILES[family]}")
+    return tuple(sorted((path.parent.name for path in paths), key=_numbers))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the first three numbers of a version: (0, 24, 0)."""
-    found = [int(part) for part in re.findall(r"\d+", version)[:3]]
-    return (*found, *(0 for _ in range(3 - len(found))))
+    numbers = [int(part) for part in re.findall(r"\d+", version)[:3]]
+    return (*numbers, *(0 for _ in range(3 - len(numbers))))
 
 
 def _nearest(versions: Sequence[str], vllm: str | None) -> str:
@@ -199,37 +199,43 @@ class PriorTables:
         """The other systems of the same maker, the one with the nearest bandwidth first."""
         root = self.folder.parent.parent
         names = [name for name in known_systems(root) if name != self.system]
-        found = [each for name in names if _maker(each := read_prior(name, root)) == _maker(self)]
+        same_maker = [
+            each for name in names if _maker(each := read_prior(name, root)) == _maker(self)
+        ]
 
         def apart(each: PriorTables) -> float:
             return abs(float(np.log(each.bandwidth_bytes_per_s / self.bandwidth_bytes_per_s)))
 
-        return tuple(sorted(found, key=apart))
+        return tuple(sorted(same_maker, key=apart))
 
     def rows(self, family: str, name: str, version: str | None = None) -> pl.DataFrame | None:
         """Return a table of any family with its latency in `seconds`; None where there is none.
 
         That of the newest version, if none is given. Raises TablesError for damage.
         """
-        found = [each for each in self.versions_of(family, name) if version in (None, each)]
-        return None if not found else _read_rows(self.folder / family / FRAMEWORK / found[0] / name)
+        versions = [each for each in self.versions_of(family, name) if version in (None, each)]
+        return (
+            None
+            if not versions
+            else _read_rows(self.folder / family / FRAMEWORK / versions[0] / name)
+        )
 
     def versions_of(self, family: str, name: str) -> list[str]:
         """Return the versions of vLLM that a table is there for, the newest one first.
 
         Their authors take older ones only for what the newest lacks (query_versions.yaml).
         """
-        found = (self.folder / family / FRAMEWORK).glob(f"*/{name}")
-        return sorted((path.parent.name for path in found), key=_numbers, reverse=True)
+        paths = (self.folder / family / FRAMEWORK).glob(f"*/{name}")
+        return sorted((path.parent.name for path in paths), key=_numbers, reverse=True)
 
     @cached_property
     def nccl(self) -> pl.DataFrame | None:
         """NCCL's collectives of the newest version; None where there is no such table."""
-        found = sorted(
+        paths = sorted(
             (self.folder / "comm/nccl").glob("*/nccl_perf.parquet"),
             key=lambda path: _numbers(path.parent.name),
         )
-        return _read_rows(found[-1]) if found else None
+        return _read_rows(paths[-1]) if paths else None
 
     def of_version(self, vllm: str | None) -> PriorTables:
         """Return the tables nearest to an engine's version of vLLM (None: the newest)."""
@@ -293,21 +299,21 @@ class PriorTables:
 
     def described(self, collectives: bool) -> str:
         """Return the label, with the version of the all-reduces where it is another one."""
-        own, comm = self.versions["gemm"], self.versions.get("comm")
+        gemm, comm = self.versions["gemm"], self.versions.get("comm")
         others = [f"attention of {self.versions['attention']}"]
-        others = [] if self.versions["attention"] == own else others
-        if collectives and comm not in (None, own):
+        others = [] if self.versions["attention"] == gemm else others
+        if collectives and comm not in (None, gemm):
             others.append(f"all-reduces of {comm}")
         return ", ".join([self.label, *others])
 
     @property
     def other_collectives(self) -> tuple[PriorTables, ...]:
         """The same tables with the all-reduces of the other versions that were measured."""
-        own = self.versions.get("comm")
+        comm = self.versions.get("comm")
         return tuple(
             replace(self, versions={**self.versions, "comm": each})
             for each in self.measured.get("comm", ())
-            if each != own
+            if each != comm
         )
 
 
@@ -348,8 +354,8 @@ def _files(folder: Path, system: str) -> tuple[tuple[str, int, int], ...]:
     """Return a system's tables and all YAML files: path, when it changed (ns), bytes."""
     places = os.walk(folder / "data" / system)
     paths = [Path(place, name) for place, _, names in places for name in names]
-    found = [(str(path), path.stat()) for path in (*paths, *folder.glob("*.yaml")) if path.exists()]
-    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+    files = [(str(path), path.stat()) for path in (*paths, *folder.glob("*.yaml")) if path.exists()]
+    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in files)
 
 
 @lru_cache(maxsize=32)
@@ -388,8 +394,8 @@ def gpu_facts(folder: Path, system: str) -> dict[str, Any]:
 def _gpu(path: Path) -> tuple[dict[str, Any], ...]:
     """Return what a system's file says of its GPU, of the rest, and of several GPUs."""
     try:
-        found = plain_yaml(path.read_text(encoding="utf-8"), _LOADER)
-        parts = (found["gpu"], found.get("misc"), found.get("node"))
+        document = plain_yaml(path.read_text(encoding="utf-8"), _LOADER)
+        parts = (document["gpu"], document.get("misc"), document.get("node"))
     except (OSError, ValueError, KeyError, TypeError):
         raise TablesError(f"{path}: cannot be read. {_AGAIN}") from None
     return tuple(part if isinstance(part, dict) else {} for part in parts)
@@ -410,16 +416,16 @@ def at_heads(table: pl.DataFrame, length: str, heads: float) -> Floats:
 
     `table` has num_heads, batch_size, the column `length` and seconds. Repeats are averaged.
     """
-    known = np.array(sorted(table["num_heads"].unique()), dtype=float)
+    measured_heads = np.array(sorted(table["num_heads"].unique()), dtype=float)
     means = table.group_by("num_heads", "batch_size", length).agg(pl.col("seconds").mean())
     parts = [
-        means.filter(num_heads=int(known[at])).select(
+        means.filter(num_heads=int(measured_heads[at])).select(
             "batch_size", length, (pl.col("seconds") * share).alias(f"part{at}")
         )
-        for at, share in between(known, float(heads))
+        for at, share in between(measured_heads, float(heads))
     ]
-    found = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
-    total = found.select(
+    joined = parts[0] if len(parts) == 1 else parts[0].join(parts[1], on=["batch_size", length])
+    total = joined.select(
         "batch_size", length, pl.sum_horizontal(pl.col("^part.*$")).alias("seconds")
     )
     return np.asarray(total.sort("batch_size", length).to_numpy(), dtype=float)

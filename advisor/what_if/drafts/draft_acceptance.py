@@ -114,8 +114,8 @@ class Chances:
 
         A cell that was not seen has the pooled one.
         """
-        own = self.by_cell.get(cell, self.pooled)
-        return float(own[min(position, len(own) - 1)])
+        chances = self.by_cell.get(cell, self.pooled)
+        return float(chances[min(position, len(chances) - 1)])
 
 
 def prior_strength(kept: Floats, tried: Floats) -> float:
@@ -126,8 +126,8 @@ def prior_strength(kept: Floats, tried: Floats) -> float:
     """
     seen = tried > 0
     n, x = tried[seen], kept[seen]
-    whole, p = float(n.sum()), float(x.sum() / n.sum())
-    spare = whole - float(np.square(n).sum()) / whole - (len(n) - 1)
+    total, p = float(n.sum()), float(x.sum() / n.sum())
+    spare = total - float(np.square(n).sum()) / total - (len(n) - 1)
     rho = LEAST_RHO
     if 0 < p < 1 and spare > 0:
         between = float((n * np.square(x / n - p)).sum())
@@ -143,12 +143,12 @@ def _design_effect(
     The variance of a ratio over clusters, against that of independent tokens.
     """
     n, x = np.bincount(cluster, tried), np.bincount(cluster, kept)
-    own = np.zeros(len(n), dtype=np.int64)
-    own[cluster] = cell
+    cells = np.zeros(len(n), dtype=np.int64)
+    cells[cluster] = cell
     used = n > 0
-    n, x, own = n[used], x[used], own[used]
-    tokens, right = np.bincount(own, n), np.bincount(own, x)
-    share = (right / np.maximum(tokens, 1e-12))[own]
+    n, x, cells = n[used], x[used], cells[used]
+    tokens, right = np.bincount(cells, n), np.bincount(cells, x)
+    share = (right / np.maximum(tokens, 1e-12))[cells]
     expected = float((n * share * (1 - share)).sum())
     if len(n) < 2 or expected <= 0:
         return 1.0

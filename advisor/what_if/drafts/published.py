@@ -34,8 +34,8 @@ class Published:
         kept, so that chances are the ratios of these gains, and none above 1.
         """
         longest = np.maximum.accumulate(np.array((1.0, *self.lengths)))
-        whole = np.minimum.accumulate(np.maximum(np.diff(longest), 1e-3))
-        kept = whole / np.append(1.0, whole[:-1])
+        gains = np.minimum.accumulate(np.maximum(np.diff(longest), 1e-3))
+        kept = gains / np.append(1.0, gains[:-1])
         return Chances(by_cell={}, pooled=np.minimum(kept, 1.0))
 
 

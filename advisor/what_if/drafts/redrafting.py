@@ -65,10 +65,10 @@ def redraft(
     ]
     alike.sort(key=lambda run: -run.policy.n)
     longer = None
-    for found in filter(None, _told(evidence, recordings, wanted, engine, alike)):
-        if not found.extrapolated:
-            return found
-        longer = longer or found
+    for redrafted in filter(None, _told(evidence, recordings, wanted, engine, alike)):
+        if not redrafted.extrapolated:
+            return redrafted
+        longer = longer or redrafted
     return longer
 
 
@@ -108,13 +108,13 @@ def with_published(evidence: Evidence) -> Evidence:
     drafted = {run.engine.model for run in evidence.runs if run.engine.speculative is not None}
     more = []
     for run in evidence.runs:
-        for known in KNOWN if run.engine.model not in drafted else ():
-            for k in DRAFTS if known.model.search(run.engine.model) else ():
-                wanted = Speculative(method=known.methods[0], num_speculative_tokens=k)
+        for drafter in KNOWN if run.engine.model not in drafted else ():
+            for k in DRAFTS if drafter.model.search(run.engine.model) else ():
+                wanted = Speculative(method=drafter.methods[0], num_speculative_tokens=k)
                 engine = dataclasses.replace(run.engine, speculative=wanted)
-                found = _from_published(run, wanted, engine)
-                if found is not None:
-                    more.append(dataclasses.replace(found.runs[0], recording=""))
+                redrafted = _from_published(run, wanted, engine)
+                if redrafted is not None:
+                    more.append(dataclasses.replace(redrafted.runs[0], recording=""))
     return dataclasses.replace(evidence, runs=(*evidence.runs, *more)) if more else evidence
 
 
@@ -122,16 +122,16 @@ def _from_published(
     run: RecordedRun, wanted: Speculative, engine: EngineConfig
 ) -> Redrafted | None:
     """Return the samples with drafts drawn by a published acceptance."""
-    known = published(engine.model, wanted)
-    if known is None:
+    drafter = published(engine.model, wanted)
+    if drafter is None:
         return None
     k, runs = wanted.num_speculative_tokens, []
     for number in range(DRAWS):
         rng = np.random.default_rng([7, number])
-        runs.append(_with_drafts(run, engine, k, known.chances, None, rng)[0])
+        runs.append(_with_drafts(run, engine, k, drafter.chances, None, rng)[0])
     note = (
         f"drafts never ran: how many are kept is drawn by the acceptance that was published for "
-        f"{known.name}, on other prompts"
+        f"{drafter.name}, on other prompts"
     )
     return Redrafted(runs=tuple(runs), note=note, extrapolated=True)
 
@@ -195,18 +195,18 @@ def known_tokens(sample: Sample) -> Ints:
 
     All are where nothing was drafted.
     """
-    known = np.full(sample.output_tokens + 1, OPEN, dtype=np.int64)
+    outcomes = np.full(sample.output_tokens + 1, OPEN, dtype=np.int64)
     if sample.scheduled is None or sample.advance is None:
-        return known[: sample.output_tokens]
+        return outcomes[: sample.output_tokens]
     start = 1
     for forwarded, kept in zip(sample.scheduled.tolist(), sample.advance.tolist(), strict=True):
         if forwarded == 1:
-            known[start] = NO_DRAFT
+            outcomes[start] = NO_DRAFT
         else:
-            known[start : start + kept - 1] = RIGHT
-            known[start + kept - 1] = WRONG if kept < forwarded else OPEN
+            outcomes[start : start + kept - 1] = RIGHT
+            outcomes[start + kept - 1] = WRONG if kept < forwarded else OPEN
         start += kept
-    return known[: sample.output_tokens]
+    return outcomes[: sample.output_tokens]
 
 
 def _redrafted(
@@ -217,18 +217,18 @@ def _redrafted(
     rng: np.random.Generator,
 ) -> tuple[Sample, int]:
     """Return the sample with drafts of `k`, and how many tokens had to be drawn."""
-    known = known_tokens(sample)
+    outcomes = known_tokens(sample)
     scheduled, advance = [], []
     place, drawn, end = 1, 0, sample.output_tokens
     while place < end:
-        if known[place] == NO_DRAFT:
+        if outcomes[place] == NO_DRAFT:
             scheduled.append(1)
             advance.append(1)
             place += 1
             continue
         kept = 0
         while kept < k and place + kept < end:
-            right = known[place + kept]
+            right = outcomes[place + kept]
             if right < 0:
                 cell = (temperature, phase_of(sample, place + kept))
                 right = rng.random() < chances.at(cell, kept)
@@ -258,7 +258,7 @@ def phase_of(sample: Sample, place: int) -> str | None:
 def _counts_of(run: RecordedRun) -> Iterable[Kept]:
     """Yield what recorded drafts kept: those of one length count for their positions alone."""
     for name, problem in run.problems.items():
-        found: dict[tuple[str | None, int], Ints] = {}
+        tallies: dict[tuple[str | None, int], Ints] = {}
         for sample in problem.samples:
             if sample.scheduled is None or sample.advance is None:
                 continue
@@ -266,11 +266,11 @@ def _counts_of(run: RecordedRun) -> Iterable[Kept]:
             steps = zip(sample.scheduled.tolist(), sample.advance.tolist(), strict=True)
             for forwarded, kept in steps:
                 cell = (phase_of(sample, start), forwarded - 1)
-                tally = found.setdefault(cell, np.zeros(forwarded, dtype=np.int64))
+                tally = tallies.setdefault(cell, np.zeros(forwarded, dtype=np.int64))
                 if forwarded > 1 and start + kept < sample.output_tokens:  # the last step is cut
                     tally[:kept] += 1
                 start += kept
-        for (phase, _), tally in found.items():
+        for (phase, _), tally in tallies.items():
             yield Kept(
                 problem=name,
                 temperature=run.policy.temperature,
@@ -384,8 +384,8 @@ def steps_with(
             kept += last
             drafted += row["drafted"][-1]
     fewest = -(-tokens // (k + 1))
-    found = min(max(round(tokens / (1 + kept / steps)), fewest, 1), tokens)
-    return found, round(drafted / steps * found)
+    decode_steps = min(max(round(tokens / (1 + kept / steps)), fewest, 1), tokens)
+    return decode_steps, round(drafted / steps * decode_steps)
 
 
 def spread(total: int, parts: int) -> Ints:

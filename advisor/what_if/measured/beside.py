@@ -43,12 +43,12 @@ def beside(
     ITL is over tokens: of steps, each as often as it decodes requests. Of other recordings it alone
     is told, and only for step times of tables.
     """
-    told = recording.manifest.provenance.get("imported")
+    imported = recording.manifest.provenance.get("imported")
     ended = recording.samples.filter(
         pl.col("first_token").is_not_null(), pl.col("end").is_not_null()
     )
     made = [_predicted(run) for run in runs]
-    if told is None or ended.is_empty():
+    if imported is None or ended.is_empty():
         itl = {part: _mean([each["ITL"].get(part) for each in made]) for part in PARTS}
         rows = tuple(
             ComparedTime(name="ITL", part=part, measured_s=None, predicted_s=value)
@@ -63,7 +63,7 @@ def beside(
     measured: dict[str, Any] = {
         "TTFT": _quantiles((first - arrival) / 1e9),
         "TPOT": _quantiles((end - first)[more] / 1e9 / (tokens[more] - 1)),
-        "ITL": told.get("itl_s") or {},
+        "ITL": imported.get("itl_s") or {},
     }
     return tuple(
         ComparedTime(
@@ -80,12 +80,12 @@ def beside(
 def _predicted(run: Replayed) -> dict[str, dict[str, float]]:
     more = (run.generated_tokens > 1) & ~run.cancelled
     took = (run.end_s - run.first_token_s)[more] / (run.generated_tokens[more] - 1)
-    found = {"TTFT": _quantiles(run.first_token_s - run.queued_s), "TPOT": _quantiles(took)}
+    quantiles = {"TTFT": _quantiles(run.first_token_s - run.queued_s), "TPOT": _quantiles(took)}
     log = run.log
     if log is None or not len(log):
-        return {**found, "ITL": {}}
+        return {**quantiles, "ITL": {}}
     weights = log["work"][:, DECODES] * log["steps"]
-    return {**found, "ITL": _quantiles(log["seconds"] / log["steps"], weights)}
+    return {**quantiles, "ITL": _quantiles(log["seconds"] / log["steps"], weights)}
 
 
 def _quantiles(values: Floats, weights: Floats | None = None) -> dict[str, float]:
@@ -94,19 +94,19 @@ def _quantiles(values: Floats, weights: Floats | None = None) -> dict[str, float
         values = values[np.isfinite(values)]
         if not values.size:
             return {}
-        found = {part: float(np.quantile(values, int(part[1:]) / 100)) for part in PARTS[1:]}
-        return {"mean": float(values.mean()), **found}
+        quantiles = {part: float(np.quantile(values, int(part[1:]) / 100)) for part in PARTS[1:]}
+        return {"mean": float(values.mean()), **quantiles}
     kept = np.isfinite(values) & (weights > 0)
     values, weights = values[kept], weights[kept]
     if not values.size:
         return {}
     order = np.argsort(values)
     values, sums = values[order], np.cumsum(weights[order])
-    found = {"mean": float(np.average(values, weights=weights[order]))}
+    quantiles = {"mean": float(np.average(values, weights=weights[order]))}
     for part in PARTS[1:]:
         at = np.searchsorted(sums, int(part[1:]) / 100 * sums[-1])
-        found[part] = float(values[min(int(at), len(values) - 1)])
-    return found
+        quantiles[part] = float(values[min(int(at), len(values) - 1)])
+    return quantiles
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -152,8 +152,8 @@ def _check_again(points: Sequence[MeasuredPoint], before: Floats) -> None:
     They differ where the prior has them alike: it is one load. Or more requests in flight, of the
     same lengths, take less.
     """
-    known = zip(points, before.tolist(), strict=True)
-    for (one, was), (other, then) in itertools.combinations(known, 2):
+    priced_points = zip(points, before.tolist(), strict=True)
+    for (one, was), (other, then) in itertools.combinations(priced_points, 2):
         few, many = sorted((one, other), key=lambda each: each.concurrency or 0)
         if (
             0 < (few.concurrency or 0) < (many.concurrency or 0)

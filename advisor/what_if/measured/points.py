@@ -74,14 +74,14 @@ def said_points(texts: Sequence[str], recording: Recording) -> list[MeasuredPoin
 
     Raises UsageError for what is not understood, and for two times of one load.
     """
-    found = [_said(text, recording) for text in texts]
-    for before, point in itertools.combinations(found, 2):
+    points = [_said(text, recording) for text in texts]
+    for before, point in itertools.combinations(points, 2):
         if before.what == point.what and before.is_load_of(point):
             raise UsageError(
                 f"--measured {before.name} and --measured {point.name}: two times of one load. "
                 "Give one"
             )
-    return found
+    return points
 
 
 def _said(text: str, recording: Recording) -> MeasuredPoint:
@@ -123,14 +123,14 @@ def _said(text: str, recording: Recording) -> MeasuredPoint:
 def _recorded_lengths(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens of prompt and output of a recording's samples."""
     samples = recording.samples.filter(pl.col("role").fill_null("sample") == "sample")
-    known = samples.select("prompt_tokens", "output_tokens").drop_nulls()
-    known = known.filter(pl.col("prompt_tokens") > 0, pl.col("output_tokens") > 0)
-    if known.is_empty():
+    lengths = samples.select("prompt_tokens", "output_tokens").drop_nulls()
+    lengths = lengths.filter(pl.col("prompt_tokens") > 0, pl.col("output_tokens") > 0)
+    if lengths.is_empty():
         raise UsageError(
             f"--measured: {recording.name} does not tell the lengths of requests. Add them: "
             f"{_EXAMPLE}"
         )
-    return known["prompt_tokens"].to_numpy(), known["output_tokens"].to_numpy()
+    return lengths["prompt_tokens"].to_numpy(), lengths["output_tokens"].to_numpy()
 
 
 def imported_point(recording: Recording, models: Sequence[str]) -> MeasuredPoint | str | None:
@@ -177,10 +177,14 @@ def check_used(
     `models` are the names of the one that is asked about, and `priced` says that a prior has its
     times. Samples of the problems of `base` are of use in any case, and so are facts of the model.
     """
-    own = base.manifest.workload
+    base_workload = base.manifest.workload
     for each in imports:
         workload = each.manifest.workload
-        alike = own is not None and workload is not None and own.hash == workload.hash
+        alike = (
+            base_workload is not None
+            and workload is not None
+            and base_workload.hash == workload.hash
+        )
         if alike or models[0] in each.manifest.models:
             continue
         point = imported_point(each, models)

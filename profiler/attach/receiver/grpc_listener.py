@@ -78,17 +78,17 @@ class GrpcListener:
         codes = self._grpc.StatusCode
         with self._receiver.decoding:
             try:
-                found = read_protobuf(body)
+                sent = read_protobuf(body)
             except (ValueError, OverflowError):
                 self._receiver.refuse()
                 context.abort(codes.INVALID_ARGUMENT, "not an OTLP trace request")
                 raise  # abort has raised
-        if not self._receiver.put_spans(found):
+        if not self._receiver.put_spans(sent):
             context.abort(codes.UNAVAILABLE, "no room now. Send it again")
-        if found.bad and not found.spans:
+        if sent.bad and not sent.spans:
             self._receiver.refuse()
             context.abort(codes.INVALID_ARGUMENT, "spans with numbers out of range or odd names")
-        return protobuf_answer(found)
+        return protobuf_answer(sent)
 
 
 def _allow_files() -> None:
@@ -106,15 +106,17 @@ def _handlers(grpc: Any, receiver: Receiver, export: Any) -> Any:
 
     # Of a stream no message is read until somebody asks for one.
     stranger = grpc.stream_unary_rpc_method_handler(refuse)
-    known = grpc.unary_unary_rpc_method_handler(export)  # bytes in, bytes out
+    handler = grpc.unary_unary_rpc_method_handler(export)  # bytes in, bytes out
 
     class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, call: Any) -> Any:
             if call.method != f"/{SERVICE}/{METHOD}":
                 return None
-            told = dict(call.invocation_metadata)
-            if "origin" not in told and receiver.knows(told.get("authorization"), spans=True):
-                return known
+            metadata = dict(call.invocation_metadata)
+            if "origin" not in metadata and receiver.knows(
+                metadata.get("authorization"), spans=True
+            ):
+                return handler
             receiver.refuse()
             return stranger
 

@@ -122,12 +122,12 @@ class HttpListener(HTTPServer):
 
     def _give_way(self, but: _Place | None = None) -> bool:
         """End the connection that has kept us waiting longest, of those with a body for `but`."""
-        found = [each for each in self._places if each.until is not None and each is not but]
+        waiting = [each for each in self._places if each.until is not None and each is not but]
         if but is not None:
-            found = [each for each in found if each.held]
-        if not found:
+            waiting = [each for each in waiting if each.held]
+        if not waiting:
             return False
-        place = min(found, key=lambda each: (each.served, each.since))
+        place = min(waiting, key=lambda each: (each.served, each.since))
         self._places.remove(place)
         place.end()
         return True
@@ -263,22 +263,22 @@ class _Handler(BaseHTTPRequestHandler):
                     if not receiver.put_batch(read_batch(body), str(self.client_address[0])):
                         raise _Refused(503, "no room now. Send it again")
                     return b"{}"
-                found = read_protobuf(body) if kind == _PROTOBUF else read_json(body)
+                sent = read_protobuf(body) if kind == _PROTOBUF else read_json(body)
             except (ValueError, OverflowError):
                 what = "an OTLP trace request" if spans else "a batch of steps"
                 raise _Refused(400, f"not {what}") from None
-        if not receiver.put_spans(found):
+        if not receiver.put_spans(sent):
             raise _Refused(503, "no room now. Send it again")
-        if found.bad and not found.spans:
-            raise _Refused(400, f"{found.bad} spans with numbers out of range or odd names")
-        return protobuf_answer(found) if kind == _PROTOBUF else json_answer(found)
+        if sent.bad and not sent.spans:
+            raise _Refused(400, f"{sent.bad} spans with numbers out of range or odd names")
+        return protobuf_answer(sent) if kind == _PROTOBUF else json_answer(sent)
 
     def _length(self) -> int:
         """Return the length of the body. Refuses what tells none, or more than one."""
-        told = self.headers.get_all("Content-Length", [])
-        length = told[0].strip() if len(told) == 1 else ""
-        known = length.isascii() and length.isdecimal() and len(length) < 12
-        if not known or "Transfer-Encoding" in self.headers:
+        lengths = self.headers.get_all("Content-Length", [])
+        length = lengths[0].strip() if len(lengths) == 1 else ""
+        is_number = length.isascii() and length.isdecimal() and len(length) < 12
+        if not is_number or "Transfer-Encoding" in self.headers:
             self.close_connection = True
             raise _Refused(411, "needs a Content-Length")
         self._unread = int(length)
@@ -332,14 +332,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _inflated(body: bytearray) -> bytearray:
     """Gunzip a body. Refuses what is damaged, ends early, goes on behind it or is too large."""
-    inflate, found = zlib.decompressobj(wbits=31), bytearray()
+    inflate, inflated = zlib.decompressobj(wbits=31), bytearray()
     rest: bytes | bytearray = body
     try:
         while not inflate.eof:
             piece = inflate.decompress(rest, _PIECE * 16)
             rest = inflate.unconsumed_tail
-            found += piece
-            if len(found) > MOST_INFLATED_BYTES:
+            inflated += piece
+            if len(inflated) > MOST_INFLATED_BYTES:
                 raise _Refused(413, f"more than {MOST_INFLATED_BYTES:,} bytes inflated")
             if not piece and not rest and not inflate.eof:
                 raise _Refused(400, "gzip data end early")
@@ -347,4 +347,4 @@ def _inflated(body: bytearray) -> bytearray:
         raise _Refused(400, "damaged gzip data") from None
     if inflate.unused_data:
         raise _Refused(400, "something follows the gzip data")
-    return found
+    return inflated

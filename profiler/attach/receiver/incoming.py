@@ -85,17 +85,17 @@ class Incoming:
         later is taken over then.
         """
         until, rows = time.monotonic() + wait_s, 0
-        told: dict[str, tuple[EngineConfig, ModelFacts | None]] = {}
-        while time.monotonic() < until and len(told) < len(self._deployment.engines):
+        configured: dict[str, tuple[EngineConfig, ModelFacts | None]] = {}
+        while time.monotonic() < until and len(configured) < len(self._deployment.engines):
             time.sleep(0.05)
             for batch in self._taken() if rows < MOST_HELD and len(self._early) < 500 else ():
                 self._early.append(batch)
                 rows += len(batch.rows)
                 key = self._key_of(batch)
                 if key is not None and batch.config is not None:
-                    told[key] = batch.config, batch.model
+                    configured[key] = batch.config, batch.model
                     self._learned.add((batch.instance, batch.engine))
-        renamed = {key: self._deployment.adopt(key, *each) for key, each in told.items()}
+        renamed = {key: self._deployment.adopt(key, *each) for key, each in configured.items()}
         self._engines.clear()
         return len(renamed)
 
@@ -155,16 +155,16 @@ class Incoming:
             raw.setdefault(key, []).extend(batch.rows)
             self._senders.setdefault(key, set()).add(batch.instance)
         self._early = []
-        found: list[Row] = []
+        steps: list[Row] = []
         most = MOST_HELD // max(len(raw), 1)
         for key, rows in raw.items():
             wait = len(self._senders[key]) > 1 and not self._ending
             until = now_ns() - HOLD_NS if wait else None
             error = CLOCK_NS + abs(self._ahead.get(key, 0))
             for row in self._rows[key].rows(rows, since=self._since(key), until=until, most=most):
-                found.append(row | {"profiled": self._profiled(row, error)})
-        self.steps += len(found)
-        return found
+                steps.append(row | {"profiled": self._profiled(row, error)})
+        self.steps += len(steps)
+        return steps
 
     def _missing_until(self, key: str, batch: Batch, raw: list[Any]) -> int | None:
         """Return until when steps before a batch are missing, or an earlier process's, unix ns.
@@ -242,8 +242,8 @@ class Incoming:
             seconds = self._ahead.get(key, 0) / 1e9
             if abs(seconds) >= _TOLD_CLOCK_S:
                 way = "ahead of" if seconds > 0 else "behind"
-                told = f"the clock of the server's host is {abs(seconds):.1f} s {way} ours"
-                yield key, "note", f"{told}, and its steps have its own times"
+                note = f"the clock of the server's host is {abs(seconds):.1f} s {way} ours"
+                yield key, "note", f"{note}, and its steps have its own times"
         with self._settling:
             before = self._groups.before
         if before:
@@ -254,8 +254,8 @@ class Incoming:
         elif self._rows and self._wants_steps:
             for replica in self._deployment.replicas:
                 if self._rows.keys().isdisjoint(replica.keys.values()):
-                    told = "the plugin of this server never spoke, that of another did"
-                    yield replica.keys[""], SILENT, f"{told} (docs/attach.md)"
+                    note = "the plugin of this server never spoke, that of another did"
+                    yield replica.keys[""], SILENT, f"{note} (docs/attach.md)"
         if receiver.refused or receiver.bad:
             yield (
                 None,
@@ -276,13 +276,13 @@ class Incoming:
         """Say that neither plugin nor spans came, why that may be, and what to do."""
         receiver = self._receiver
         where = f"http://{receiver.host}:{receiver.port}"
-        told = f"the plugin never spoke, and no span came to {where}"
+        quiet = f"the plugin never spoke, and no span came to {where}"
         if receiver.strangers:
-            return f"{told}. Who sent had another token: give both sides one (docs/attach.md)"
+            return f"{quiet}. Who sent had another token: give both sides one (docs/attach.md)"
         if not self._wants_steps:
             return f"no span came to {where}. Start the server with its exporter (docs/attach.md)"
         return (
-            f"{told}. Start vLLM with TTSCOPE_PLUGIN={where}, in an environment where ttscope is "
+            f"{quiet}. Start vLLM with TTSCOPE_PLUGIN={where}, in an environment where ttscope is "
             "installed. Its Rust front end has no plugins (docs/attach.md)"
         )
 
@@ -305,8 +305,10 @@ class Incoming:
             ]
         if len(fitting) != 1 and len(replicas) == 1:
             # The only one, unless it is known to be another's, or both tell when they began.
-            told = batch.process_start_s is not None and replicas[0].started is not None
-            fitting = [] if told or replicas[0].access.where in self._found_by_port else replicas
+            starts_known = batch.process_start_s is not None and replicas[0].started is not None
+            fitting = (
+                [] if starts_known or replicas[0].access.where in self._found_by_port else replicas
+            )
         return fitting[0].key_of(batch.engine, batch.replica) if len(fitting) == 1 else None
 
     def _on_port(self, batch: Batch) -> list[Replica]:
@@ -336,9 +338,9 @@ class Incoming:
         return self._registered((batch.instance, batch.engine), replace(config, other=other))
 
     def _engine_of_span(self, span: GenSpan) -> str:
-        known = self._deployment.engines
-        if len(known) == 1:
-            return next(iter(known))
+        engines = self._deployment.engines
+        if len(engines) == 1:
+            return next(iter(engines))
         resource = dict(span.resource)
         if (key := self._engine_in(resource)) is not None:
             return key
@@ -351,7 +353,7 @@ class Incoming:
         ranks = len(replicas) == 1 and all(map(str.isdigit, replicas[0].keys.keys() - {""}))
         other = () if ranks and model == replicas[0].config.model else span.resource
         config = EngineConfig(model=model, mode="server", other=other)
-        return self._registered((model, other), config) or next(iter(known))
+        return self._registered((model, other), config) or next(iter(engines))
 
     def _engine_in(self, resource: Mapping[str, str]) -> str | None:
         """Return the engine of the process that sent a span, as the plugin in it tells.

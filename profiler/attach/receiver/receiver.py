@@ -43,10 +43,10 @@ def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
 def reaches_only_here(host: str) -> bool:
     """Whether only this machine reaches what listens on a host."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return False
-    return all(is_loopback(str(each[4][0])) for each in found)
+    return all(is_loopback(str(each[4][0])) for each in addresses)
 
 
 class Receiver:
@@ -110,8 +110,8 @@ class Receiver:
         if spans and self.spans_without_token:
             return True
         scheme, _, token = (authorization or "").partition(" ")
-        told = token.strip().encode("utf-8", "surrogateescape")
-        if scheme.lower() == "bearer" and hmac.compare_digest(told, self._token.encode()):
+        given = token.strip().encode("utf-8", "surrogateescape")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given, self._token.encode()):
             return True
         with self._lock:
             self.strangers += 1
@@ -161,9 +161,9 @@ class Receiver:
         key = batch.instance, batch.engine
         with self._lock:
             rows = sum(len(each.rows) for each in self.batches) + len(batch.rows)
-            known = key in self.heard or len(self.heard) < MOST_PLUGINS
+            has_room = key in self.heard or len(self.heard) < MOST_PLUGINS
             full = len(self.batches) >= MOST_BATCHES or rows > MOST_HELD
-            if self.shut or full or not known:
+            if self.shut or full or not has_room:
                 self.overflowed += not self.shut
                 return False
             self._leave_out_known(batch)
@@ -181,9 +181,9 @@ class Receiver:
         if batch.first is None:
             return
         key = batch.instance, batch.engine
-        known = self._next_row.get(key, 0)
-        self._next_row[key] = max(known, batch.first + len(batch.rows))
-        batch.rows = batch.rows[max(known - batch.first, 0) :]
+        next_row = self._next_row.get(key, 0)
+        self._next_row[key] = max(next_row, batch.first + len(batch.rows))
+        batch.rows = batch.rows[max(next_row - batch.first, 0) :]
 
 
 def check_open(host: str, option: str, spans_without_token: bool) -> None:

@@ -79,14 +79,14 @@ class Fields:
 
     def need(self, *names: str) -> int:
         """Return a whole number that every config has."""
-        found = self.count(*names)
-        if found is None:
+        number = self.count(*names)
+        if number is None:
             kind = self.get("model_type")
             of = "Give a model's config.json"
             if isinstance(kind, str) and kind:
                 of = f"Models of the type {kind[:LONGEST]} that name it otherwise are not counted"
             raise UsageError(f"{self.where}: no field {names[0]}. {of}")
-        return found
+        return number
 
     def flag(self, *names: str) -> bool | None:
         """Return whether something is so, None where it is not said."""

@@ -326,16 +326,16 @@ def window_of(fields: Fields) -> int | None:
 
 def _kinds(fields: Fields, mixers: Sequence[str]) -> tuple[str, ...]:
     """Return the kinds of layers that mix tokens, sorted (`ModelFacts.attention`)."""
-    found = {_MIXERS.get(word, word) for word in mixers} - {*_ALONE, "dense", "sparse"}
+    kinds = {_MIXERS.get(word, word) for word in mixers} - {*_ALONE, "dense", "sparse"}
     if fields.get("kv_lora_rank"):
-        found = found - {"full_attention"} | {"latent_attention"}
+        kinds = kinds - {"full_attention"} | {"latent_attention"}
     if _unplaced(fields, mixers):
-        found.add("linear_attention")
+        kinds.add("linear_attention")
     if any(fields.get(n) for n in ("index_topk", "index_head_dim")) or _sparse(fields):
-        found.add("indexed_attention")
+        kinds.add("indexed_attention")
     if fields.flag("is_encoder_decoder"):
-        found.add("cross_attention")
-    return tuple(sorted(found))
+        kinds.add("cross_attention")
+    return tuple(sorted(kinds))
 
 
 def _unplaced(fields: Fields, mixers: Sequence[str]) -> bool:
@@ -384,12 +384,12 @@ def _places(fields: Fields, mixers: Sequence[str], count: int) -> Iterator[_Plac
 def _own_shape(fields: Fields, number: int) -> dict[str, int | None]:
     """Return what a layer has of a width and of KV heads of its own (Gemma 4)."""
     shapes = fields.plain().get("per_layer_config")
-    own = None
+    changes = None
     if isinstance(shapes, Mapping):  # by numbers that may start with zeros
-        own = next((shapes[key] for key in shapes if f"{key}".zfill(9) == f"{number:09}"), None)
-    if own is None:
+        changes = next((shapes[key] for key in shapes if f"{key}".zfill(9) == f"{number:09}"), None)
+    if changes is None:
         return {}
-    shape = Fields(own, f"{fields.where}: per_layer_config {number}")
+    shape = Fields(changes, f"{fields.where}: per_layer_config {number}")
     return {
         "head_dim": shape.count("head_dim"), "kv_heads": shape.count("num_key_value_heads"),
     }  # fmt: skip
@@ -725,14 +725,14 @@ def _mamba_2(fields: Fields, hidden: int) -> _StateShape:
 
 def _kimi_delta(fields: Fields, hidden: int) -> _StateShape:
     """Kimi delta attention (arXiv 2510.26692)."""
-    own = fields.inner("linear_attn_config") or fields
-    heads = _part(own, "num_heads", "linear_num_heads")
-    width = _part(own, "linear_head_dim", "head_dim")
-    kernel = _part(own, "short_conv_kernel_size", "linear_conv_kernel_dim")
+    inner = fields.inner("linear_attn_config") or fields
+    heads = _part(inner, "num_heads", "linear_num_heads")
+    width = _part(inner, "linear_head_dim", "head_dim")
+    kernel = _part(inner, "short_conv_kernel_size", "linear_conv_kernel_dim")
     size = heads * width
     matrices = [(name, hidden, size) for name in ("q_proj", "k_proj", "v_proj")]
     matrices += [("f_a_proj", hidden, width), ("f_b_proj", width, size)]
-    if own.flag("use_full_rank_gate"):
+    if inner.flag("use_full_rank_gate"):
         matrices.append(("g_proj", hidden, size))
     else:
         matrices += [("g_a_proj", hidden, width), ("g_b_proj", width, size)]
@@ -765,10 +765,10 @@ def _lightning(fields: Fields, hidden: int) -> _StateShape:
 
 def _part(fields: Fields, *names: str) -> int:
     """Return a whole number without which a part of a layer cannot be counted."""
-    found = fields.count(*names)
-    if found is None:
+    number = fields.count(*names)
+    if number is None:
         raise _UncountedError(f"a part whose {names[0]} is missing")
-    return found
+    return number
 
 
 def _dense_width(fields: Fields) -> int:
@@ -809,8 +809,8 @@ def _mlp(
 ) -> list[Matrix]:
     """Return the matrices of an MLP, or of experts."""
     names = ("gate_proj", "up_proj") if gated else ("up_proj",)
-    found = [_matrix(f"{path}.{name}", inputs, width, copies, used) for name in names]
-    return [*found, _matrix(f"{path}.down_proj", width, inputs, copies, used)]
+    inward = [_matrix(f"{path}.{name}", inputs, width, copies, used) for name in names]
+    return [*inward, _matrix(f"{path}.down_proj", width, inputs, copies, used)]
 
 
 def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[Matrix]]:
@@ -886,8 +886,8 @@ def _names(path: str) -> list[str]:
 def _stored(matrix: Matrix, number: int, quantised: Quantised, plain: Form) -> Matrix:
     names = [f"layers.{number}.{name}" for name in _names(matrix.name)]
     leaf = matrix.name.rpartition(".")[2]
-    found = quantised.of(names, plain, linear=leaf not in _PLAIN)
-    return _in_form(replace(matrix, name=matrix.name.replace(".0.", ".")), found)
+    form = quantised.of(names, plain, linear=leaf not in _PLAIN)
+    return _in_form(replace(matrix, name=matrix.name.replace(".0.", ".")), form)
 
 
 def _in_form(matrix: Matrix, form: Form) -> Matrix:

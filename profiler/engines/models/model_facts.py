@@ -95,26 +95,28 @@ def facts_from_config(
     tied = fields.tied()
     if tied is None:
         tied = stored is not None and not stored.output
-    own = fields.dtype()
-    own = "bfloat16" if own in (None, "float32") else own  # vLLM's auto halves what is float32
-    named = own if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+    stored_dtype = fields.dtype()
+    stored_dtype = (
+        "bfloat16" if stored_dtype in (None, "float32") else stored_dtype
+    )  # vLLM's auto halves what is float32
+    named = stored_dtype if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
     element = bytes_of(named)
-    whole = named if element != 1 else "bfloat16"  # of what is left of quantised weights
+    plain = named if element != 1 else "bfloat16"  # of what is left of quantised weights
     parts = parts_of(
-        fields, quantised, Form(name=whole, parameter_bytes=bytes_of(whole)), tied=tied
+        fields, quantised, Form(name=plain, parameter_bytes=bytes_of(plain)), tied=tied
     )
     if parts.layers is not None:  # a config's class may have experts by default that no layer has
         shape = next((each.experts for each in parts.layers if each.experts), None)
         experts, per_token = (None, None) if shape is None else (shape.total, shape.active)
     uncounted = parts.uncounted
     if uncounted is None and quantised.kind is not None:
-        uncounted = _unknown_form(parts, quantised, whole)
+        uncounted = _unknown_form(parts, quantised, plain)
     total, active = _parameters(parts, tied, stored, vocabulary * hidden, experts, per_token)
     weight_bytes = None
     if uncounted is None or stored is not None:
         weight_bytes = _weight_bytes(parts, total, element, quantization, stored, kind is not None)
     cache = None if kv_cache_dtype in (None, "auto") else str(kv_cache_dtype)
-    cache = (cache or quantised.cache or whole).removeprefix("torch.")
+    cache = (cache or quantised.cache or plain).removeprefix("torch.")
     facts = ModelFacts(
         name=name,
         architecture=next(iter(fields.words("architectures", around=True)), None),
@@ -166,8 +168,8 @@ def _kept_bytes(fields: Fields, facts: ModelFacts) -> float | None:
 
 def _most_kv_heads(parts: Parts) -> int | None:
     """Return the KV heads of a layer, of a config that only has them layer by layer."""
-    found = [each.attention.kv_heads for each in parts.layers or () if each.attention is not None]
-    return max(found, default=None)
+    heads = [each.attention.kv_heads for each in parts.layers or () if each.attention is not None]
+    return max(heads, default=None)
 
 
 def _unknown_form(parts: Parts, quantised: Quantised, whole: str) -> str | None:
@@ -281,7 +283,7 @@ def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = 
     field for what is no config.
     """
     file = path / "config.json" if path.is_dir() else path
-    whole = file.name == "config.json"
+    in_folder = file.name == "config.json"
     config: Any = _json(file)
     extra = file.with_name(f"{file.name.removesuffix('config.json')}{_QUANTISED}")
     beside = _json(extra) if file.name.endswith("config.json") and extra.is_file() else None
@@ -294,8 +296,9 @@ def facts_from_file(path: Path, *, name: str | None = None, dtype: str | None = 
         config = inner
     return facts_from_config(
         config,
-        name=name or (file.parent.resolve().name if whole else file.stem.removesuffix("_config")),
-        folder=file.parent if whole else None,
+        name=name
+        or (file.parent.resolve().name if in_folder else file.stem.removesuffix("_config")),
+        folder=file.parent if in_folder else None,
         dtype=dtype,
         around=around,
         where=str(file),
@@ -308,13 +311,13 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         if file.exists() and not (file.is_file() and file.stat().st_size <= _MOST_CONFIG_BYTES):
             raise UsageError(f"{file}: is no file of at most {_MOST_CONFIG_BYTES >> 20} MB")
-        found = json.loads(file.read_bytes())
+        document = json.loads(file.read_bytes())
     except OSError as error:
         raise UsageError(
             f"{file} cannot be read ({error.strerror}). Give a model's config.json, or its folder"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{file}: is no JSON ({error}). Give a model's config.json") from None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise UsageError(f"{file}: holds no JSON object. Give a model's config.json")
-    return found
+    return document

@@ -78,8 +78,8 @@ def form(name: str, group: Any = None) -> Form:
     if name == "fp8_block":
         return Form(name=name, parameter_bytes=1 + 4 / _BLOCK**2)
     size = 0.5 if name.endswith("4") else 1.0
-    whole = isinstance(group, int) and not isinstance(group, bool) and 0 < group <= 1 << 20
-    group = group if whole else _GROUP.get(name)
+    is_given = isinstance(group, int) and not isinstance(group, bool) and 0 < group <= 1 << 20
+    group = group if is_given else _GROUP.get(name)
     scale = 0.0 if group is None else _SCALE_BYTES.get(name, 2) / group
     return Form(name=name, parameter_bytes=size + scale)
 
@@ -153,12 +153,12 @@ class Quantised:
 
     def check(self, words: Iterable[str], layers: int) -> None:
         """Note in `unknown` the first module that is quantised by name and that no layer has."""
-        known = set(words)
-        for patterns, found in self._rules:
-            for name in () if patterns is None or found is None else patterns.plain:
+        allowed = set(words)
+        for patterns, form in self._rules:
+            for name in () if patterns is None or form is None else patterns.plain:
                 parts = [part for part in name.split(".") if part]
                 numbers = [int(part) for part in parts if part.isdigit() and len(part) < 10]
-                strange = {part for part in parts if not part.isdigit()} - known
+                strange = {part for part in parts if not part.isdigit()} - allowed
                 far = numbers[:1] > [2 * layers + 16]  # layers that draft come after the others
                 if far or any(not _ELSEWHERE.search(part) for part in strange):
                     self.unknown = shown(name)
@@ -167,17 +167,17 @@ class Quantised:
             self.unknown = shown(self._targets[0])
 
     def _kind(self) -> str | None:
-        told = self._told
-        if not told:
+        config = self._told
+        if not config:
             dtype = self._fields.dtype()
             return dtype if bytes_of(dtype) == 1 else None
-        algorithm, method, kind = (told.get(n) for n in ("quant_algo", "quant_method", "format"))
+        algorithm, method, kind = (config.get(n) for n in ("quant_algo", "quant_method", "format"))
         if isinstance(algorithm, str) and algorithm:
             return algorithm.lower()[:LONGEST]
         if not isinstance(method, str) or not method:
-            bits = told.get("load_in_4bit") or told.get("load_in_8bit")
+            bits = config.get("load_in_4bit") or config.get("load_in_8bit")
             return "bitsandbytes" if bits else "an unknown form"
-        if method == "fp8" and told.get("weight_block_size"):
+        if method == "fp8" and config.get("weight_block_size"):
             return "fp8_block"
         return (f"{method} {kind}" if isinstance(kind, str) and kind else method)[:LONGEST]
 
@@ -186,12 +186,12 @@ class Quantised:
 
         A form of None is that of modules left as they are.
         """
-        told = self._told
+        config = self._told
         ordered = self._dynamic()
         own_forms = ((own, names) for own, names in self._own_forms() if own)
         yield from ((_Patterns(names), own) for own, names in [*ordered, *own_forms])
-        groups = told.get("config_groups")
-        named = told.get("quantized_layers")
+        groups = config.get("config_groups")
+        named = config.get("quantized_layers")
         for group in groups.values() if isinstance(groups, Mapping) else ():
             weights = group.get("weights") if isinstance(group, Mapping) else None
             if isinstance(weights, Mapping) and not named:
@@ -208,10 +208,10 @@ class Quantised:
             by_form: dict[Form, list[str]] = {}
             for name, each in named.items():
                 if isinstance(each, Mapping):
-                    found = _of_algorithm(each.get("quant_algo"), each.get("group_size"))
-                    by_form.setdefault(found, []).append(str(name))
-            for found, names in by_form.items():
-                yield _Patterns(names), found
+                    group_form = _of_algorithm(each.get("quant_algo"), each.get("group_size"))
+                    by_form.setdefault(group_form, []).append(str(name))
+            for group_form, names in by_form.items():
+                yield _Patterns(names), group_form
         if not groups and not named and (rest := self._rest()) is not None:
             yield None, rest
         elif self._over_blocks:
@@ -223,29 +223,29 @@ class Quantised:
         It has regular expressions that match from the beginning of a name, "-:" before those of
         modules left as they are (None). Neighbours of one form go together.
         """
-        found: list[tuple[Form | None, list[str]]] = []
-        for name, own in _pairs(self._told.get("dynamic")):
+        forms: list[tuple[Form | None, list[str]]] = []
+        for name, changes in _pairs(self._told.get("dynamic")):
             expression = name.removeprefix("-:").removeprefix("+:").removesuffix("$")
-            form_of = (None,) if name.startswith("-:") else self._own_bits(own)
+            form_of = (None,) if name.startswith("-:") else self._own_bits(changes)
             for each in form_of:
-                if not found or found[-1][0] != each:
-                    found.append((each, []))
-                found[-1][1].append(f"re:{expression.removesuffix('.*')}.*")
-        return found
+                if not forms or forms[-1][0] != each:
+                    forms.append((each, []))
+                forms[-1][1].append(f"re:{expression.removesuffix('.*')}.*")
+        return forms
 
     def _own_forms(self) -> Iterable[tuple[Form | None, list[str]]]:
         """Return modules by the form of their own that they have; None for those left as they are.
 
         AutoRound's `extra_config` has names or expressions, Quark's `layer_quant_config` has globs.
         """
-        found: dict[Form | None, list[str]] = {}
-        for name, own in _pairs(self._told.get("layer_quant_config")):
-            found.setdefault(_of_quark(own), []).append(name)
-        for name, own in _pairs(self._told.get("extra_config")):
+        by_form: dict[Form | None, list[str]] = {}
+        for name, changes in _pairs(self._told.get("layer_quant_config")):
+            by_form.setdefault(_of_quark(changes), []).append(name)
+        for name, changes in _pairs(self._told.get("extra_config")):
             pattern = f"re:{name}" if any(mark in name for mark in "*^$\\[(") else name
-            for each in self._own_bits(own):
-                found.setdefault(each, []).append(pattern)
-        return found.items()
+            for each in self._own_bits(changes):
+                by_form.setdefault(each, []).append(pattern)
+        return by_form.items()
 
     def _own_bits(self, own: Any) -> tuple[Form | None, ...]:
         """Return the form by bits and group of a module's own, none where it has no bits."""
@@ -259,17 +259,17 @@ class Quantised:
 
     def _rest(self) -> Form | None:
         """Return the form of all that is not left out, of a config that names one."""
-        told, method = self._told, str(self._told.get("quant_method") or "").lower()
-        bits, group = told.get("bits"), told.get("group_size")
-        if isinstance(told.get("quant_algo"), str):
-            return _of_algorithm(told["quant_algo"], group)
+        config, method = self._told, str(self._told.get("quant_method") or "").lower()
+        bits, group = config.get("bits"), config.get("group_size")
+        if isinstance(config.get("quant_algo"), str):
+            return _of_algorithm(config["quant_algo"], group)
         if method in ("fp8", "fbgemm_fp8", "modelopt"):
-            return form("fp8_block" if told.get("weight_block_size") else "fp8")
+            return form("fp8_block" if config.get("weight_block_size") else "fp8")
         if method in ("awq", "gptq", "auto-round", "auto_round", "gptq_marlin", "awq_marlin"):
             return form(f"int{4 if bits is None else bits}", group)
         if method in ("mxfp4", "torchao"):  # the former of experts alone
-            return None if method == "mxfp4" else _of_torchao(told.get("quant_type"))
-        if (quark := _of_quark(told.get("global_quant_config"))) is not None:
+            return None if method == "mxfp4" else _of_torchao(config.get("quant_type"))
+        if (quark := _of_quark(config.get("global_quant_config"))) is not None:
             return quark
         return None if self.kind is None else Form(name="unknown", parameter_bytes=None)
 
@@ -290,15 +290,15 @@ class Quantised:
 def _told(fields: Fields, beside: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what a config says of quantisation, in one object; empty where it says nothing."""
     names = ("quantization_config", "compression_config")
-    found = fields.get(*names, around=True) or beside
-    to_dict = None if isinstance(found, Mapping) else field_of(found, "to_dict")
-    found = to_dict() if callable(to_dict) else found  # an object of transformers'
-    if found is None:
+    config = fields.get(*names, around=True) or beside
+    to_dict = None if isinstance(config, Mapping) else field_of(config, "to_dict")
+    config = to_dict() if callable(to_dict) else config  # an object of transformers'
+    if config is None:
         return {}
-    if not isinstance(found, Mapping):
-        raise fields.wrong(names, found, "an object")
-    inner = found.get("quantization")
-    return {**found, **inner} if isinstance(inner, Mapping) else dict(found)
+    if not isinstance(config, Mapping):
+        raise fields.wrong(names, config, "an object")
+    inner = config.get("quantization")
+    return {**config, **inner} if isinstance(inner, Mapping) else dict(config)
 
 
 def _pairs(told: Any) -> Iterator[tuple[str, Any]]:
@@ -364,9 +364,9 @@ class _Patterns:
                 break
         self.globs = len(globs)
         self.slow = bool(self.plain) or not globs
-        whole = [each for glob in sorted(globs) for each in (glob, f"{glob}.*")]
+        patterns = [each for glob in sorted(globs) for each in (glob, f"{glob}.*")]
         few = 0 < len(globs) <= _MOST_GLOBS
-        self._globs = re.compile("|".join(map(fnmatch.translate, whole))) if few else None
+        self._globs = re.compile("|".join(map(fnmatch.translate, patterns))) if few else None
 
     def match(self, name: str) -> bool:
         """Whether a module is named, itself or one that it lies in."""
@@ -390,18 +390,18 @@ def _globs(expression: str) -> list[str]:
 
     Matching the expression itself could take forever.
     """
-    found = [expression.removeprefix("^").removesuffix("$")]
+    globs = [expression.removeprefix("^").removesuffix("$")]
     for _ in range(3):
         more: list[str] = []
-        for each in found:
+        for each in globs:
             at = _ALTERNATIVES.search(each)
             words = [None] if at is None else at[1].split("|")[:32]
             more += [
                 each if word is None or at is None else each[: at.start()] + word + each[at.end() :]
                 for word in words
             ]
-        found = more[:1024]
-    return [_WILD.sub("*", each).replace("\\", "") for each in found]
+        globs = more[:1024]
+    return [_WILD.sub("*", each).replace("\\", "") for each in globs]
 
 
 def _unreadable(target: str) -> bool:

@@ -76,19 +76,19 @@ def _files(folder: Path) -> list[Path]:
 
     Repositories of Mistral hold all weights twice, in consolidated files too.
     """
-    found = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
-    if not all(each.is_file() for each in found.values()):  # a pipe would be waited for
+    files = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
+    if not all(each.is_file() for each in files.values()):  # a pipe would be waited for
         raise ValueError("no files")
     for kind, second in (("model", False), ("consolidated", True)):
-        names = [each for each in found if each.startswith("consolidated") == second]
+        names = [each for each in files if each.startswith("consolidated") == second]
         index = folder / f"{kind}.safetensors.index.json"
         if index.is_file():
             if index.stat().st_size > _MAX_HEADER_BYTES:
                 raise ValueError("not an index")
-            told = set(_loaded(index.read_bytes())["weight_map"].values())
-            names = sorted(told) if told <= found.keys() else []
+            named = set(_loaded(index.read_bytes())["weight_map"].values())
+            names = sorted(named) if named <= files.keys() else []
         if names:
-            return [found[each] for each in names]
+            return [files[each] for each in names]
     return []
 
 

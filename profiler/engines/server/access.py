@@ -140,16 +140,16 @@ def accesses_of(
     There are none, one for each URL in their order, or several for one URL, which are pods behind
     it. Raises UsageError.
     """
-    found = [Access.of(url, headers) for url in urls]
+    accesses = [Access.of(url, headers) for url in urls]
     if not metrics:
-        return tuple(found)
-    if len(found) == 1:
-        found *= len(metrics)
-    if len(found) != len(metrics):
+        return tuple(accesses)
+    if len(accesses) == 1:
+        accesses *= len(metrics)
+    if len(accesses) != len(metrics):
         raise UsageError(
-            f"--metrics-url: {len(metrics)} for {len(found)} URLs. Name one for each, in order"
+            f"--metrics-url: {len(metrics)} for {len(accesses)} URLs. Name one for each, in order"
         )
-    return tuple(each.with_metrics(url) for each, url in zip(found, metrics, strict=True))
+    return tuple(each.with_metrics(url) for each, url in zip(accesses, metrics, strict=True))
 
 
 def without_secrets(url: str) -> str:

@@ -102,9 +102,9 @@ def identify(client: httpx.Client, card: Mapping[str, Any]) -> Identity:
     if version is not None:
         front_end = "rust" if named == VLLM and _without_python(client) else None
         return Identity(engine=named or VLLM, version=version, front_end=front_end)
-    told = _document(client, "/server_info")
-    if named == SGLANG or "tp_size" in told:
-        return _sglang(told)
+    server_info = _document(client, "/server_info")
+    if named == SGLANG or "tp_size" in server_info:
+        return _sglang(server_info)
     release = _document(client, "/v1/version").get("release")
     if _is_name(release):
         return Identity(engine=NIM, version=str(release))
@@ -124,8 +124,8 @@ def _without_python(client: httpx.Client) -> bool:
 def _document(client: httpx.Client, path: str) -> dict[str, Any]:
     """Return the JSON object at a path, empty where there is none."""
     with contextlib.suppress(httpx.HTTPError, ValueError, RecursionError):
-        told = json.loads(asked(client, path))
-        return told if isinstance(told, dict) else {}
+        document = json.loads(asked(client, path))
+        return document if isinstance(document, dict) else {}
     return {}
 
 
@@ -166,13 +166,15 @@ def _sglang(told: Mapping[str, Any]) -> Identity:
     settings["speculative"] = _speculation(told)
     version, front_end = told.get("version"), told.get("frontend")
     other = {name: _typed(told.get(name), kind) for name, kind in _OTHER.items()}
-    known = tuple(sorted((name, str(each)) for name, each in other.items() if each is not None))
+    settings_told = tuple(
+        sorted((name, str(each)) for name, each in other.items() if each is not None)
+    )
     return Identity(
         engine=SGLANG,
         version=str(version) if _is_name(version) else None,
         front_end=str(front_end) if _is_name(front_end) else None,
         settings={key: each for key, each in settings.items() if each is not None},
-        unlike=known,
+        unlike=settings_told,
     )
 
 

@@ -60,9 +60,9 @@ class ReplicaEngine(Engine):
             engine.prepare(top_logprobs=top_logprobs, thinking_budget=thinking_budget)
 
     def foresee(self, prompts: Iterable[str]) -> None:
-        known = list(prompts)
+        listed = list(prompts)
         for engine in self._engines:
-            engine.foresee(known)
+            engine.foresee(listed)
 
     def submit(self, request: SampleRequest) -> None:
         problem = request.request_id.rpartition(".")[0]

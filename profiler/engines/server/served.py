@@ -65,13 +65,13 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
         raise EngineError(f"{url}: /v1/models is not an OpenAI-compatible answer") from None
     if not served:  # as of a front end of Dynamo without workers
         raise EngineError(f"{url}: serves no model yet. Try again once an engine has joined it")
-    found: dict[str, Any] | None = next((c for c in cards if model in {None, c["id"]}), None)
-    if found is None and model is not None:  # a bundled one may be served by its folder
+    chosen: dict[str, Any] | None = next((c for c in cards if model in {None, c["id"]}), None)
+    if chosen is None and model is not None:  # a bundled one may be served by its folder
         folder = model_path(model)
-        found = next((c for c in cards if c["id"] == folder), None)
-    if found is None:
+        chosen = next((c for c in cards if c["id"] == folder), None)
+    if chosen is None:
         raise EngineError(f"{url}: does not serve {model}. It serves {', '.join(served)}")
-    return found
+    return chosen
 
 
 def ask_version(client: httpx.Client) -> str | None:
@@ -159,14 +159,14 @@ def cache_settings(caches: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
 
     `caches` are its labels by engine, of which each data-parallel replica is one.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     labels = next(iter(caches.values()), {})
     for key, read in _CACHE.items():
         with contextlib.suppress(ValueError):
             if labels.get(key, "None") != "None":
-                found[key] = read(labels[key])
+                settings[key] = read(labels[key])
     engines = len(set(caches) - {""})
-    return found | ({"data_parallel_size": engines} if engines > 1 else {})
+    return settings | ({"data_parallel_size": engines} if engines > 1 else {})
 
 
 def describe(
@@ -192,7 +192,7 @@ def _folder(model: str) -> Path:
         return Path(model)
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    known = cache / f"models--{model.replace('/', '--')}"
+    cached = cache / f"models--{model.replace('/', '--')}"
     with contextlib.suppress(OSError, ValueError):
-        return known / "snapshots" / (known / "refs" / "main").read_text()[:64].strip()
+        return cached / "snapshots" / (cached / "refs" / "main").read_text()[:64].strip()
     return Path(model)

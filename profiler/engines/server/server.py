@@ -132,20 +132,20 @@ class ServerEngine(Engine):
     ) -> tuple[str, EngineConfig, ModelFacts | None]:
         with httpx.Client(base_url=self.url, headers=self._headers, timeout=10.0) as client:
             card = ask_model(client, self.url, model)
-            found = identify(client, card)
-            self.engine = found.engine
+            identity = identify(client, card)
+            self.engine = identity.engine
             tokenizes = self.engine in _STOP_KEPT
-            cache = self._cache_config(client) if self.engine == VLLM else found.settings
+            cache = self._cache_config(client) if self.engine == VLLM else identity.settings
             if self.chat_template is not None:
                 self._try_template(client, str(card["id"]))
             self._think_start_ids, self.think_end_ids = (
                 self._mark_ids(client, str(card["id"]), mark) if tokenizes else None
                 for mark in (THINK_START, THINK_END)
             )
-        said = {"other": found.other} if found.other else {}
-        known = {key: value for key, value in declared.items() if value is not None}
-        settings = {**cache, **said, **known}
-        config, facts = describe(card, found.vllm_version, name=name, settings=settings)
+        said = {"other": identity.other} if identity.other else {}
+        given = {key: value for key, value in declared.items() if value is not None}
+        settings = {**cache, **said, **given}
+        config, facts = describe(card, identity.vllm_version, name=name, settings=settings)
         return str(card["id"]), config, facts
 
     def _try_template(self, client: httpx.Client, model: str) -> None:

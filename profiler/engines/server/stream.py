@@ -165,8 +165,8 @@ class Stream:
             self.token_ids = answer
 
     def _take_logprobs(self, told: Mapping[str, Any]) -> None:
-        for own, others in _places(told):
-            self.logprobs.append(own)
+        for logprob, others in _places(told):
+            self.logprobs.append(logprob)
             if self.window is not None:
                 self.confidences += token_confidences([others], self.top or 0)
 
@@ -209,8 +209,10 @@ class Stream:
             if place is not None or not self.parsed:
                 return place
         if self.parsed and self.think_end is not None:  # another mark: the server may count them
-            told = self.usage.get("completion_tokens_details")
-            return (count(told.get("reasoning_tokens")) if isinstance(told, dict) else None) or None
+            details = self.usage.get("completion_tokens_details")
+            return (
+                count(details.get("reasoning_tokens")) if isinstance(details, dict) else None
+            ) or None
         return self.think_tokens
 
 
@@ -221,8 +223,8 @@ def _places(told: Mapping[str, Any]) -> Iterator[tuple[float, Sequence[float]]]:
     """
     for token in told.get("content") or ():
         yield token["logprob"], [other["logprob"] for other in token.get("top_logprobs") or ()]
-    own = told.get("token_logprobs") or ()
-    tops = told.get("top_logprobs") or [None] * len(own)
-    for logprob, top in zip(own, tops, strict=False):
+    logprobs = told.get("token_logprobs") or ()
+    tops = told.get("top_logprobs") or [None] * len(logprobs)
+    for logprob, top in zip(logprobs, tops, strict=False):
         if logprob is not None:
             yield logprob, list((top or {}).values())

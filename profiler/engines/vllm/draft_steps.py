@@ -44,13 +44,13 @@ def draft_steps(
     lookup = lookup_of(speculative)
     if lookup is None:
         return without if may_be_padded and accounts_for(without[1], len(output)) else given
-    known = KnownTokens(prompt, output, longest=lookup.prompt_lookup_max)
-    replayed = known.replay(lookup, max_model_len=max_model_len)
+    tokens = KnownTokens(prompt, output, longest=lookup.prompt_lookup_max)
+    replayed = tokens.replay(lookup, max_model_len=max_model_len)
     rule = (replayed.drafted.tolist(), replayed.accepted.tolist())
-    for told in (given, without) if may_be_padded else (given,):
-        whole = _filled(told, rule)
-        if whole is not None:
-            return whole
+    for reported in (given, without) if may_be_padded else (given,):
+        filled = _filled(reported, rule)
+        if filled is not None:
+            return filled
     return given
 
 

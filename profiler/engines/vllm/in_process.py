@@ -90,8 +90,8 @@ class InProcessEngine(Engine):
         self.think_end_ids = self._token_ids(THINK_END)
         self._think_start_ids = self._token_ids(THINK_START)
         self._given_template = chat_template
-        own: str | None = getattr(self._tokenizer, "chat_template", None)
-        self.chat_template = own if chat_template is None else chat_template
+        of_tokenizer: str | None = getattr(self._tokenizer, "chat_template", None)
+        self.chat_template = of_tokenizer if chat_template is None else chat_template
         self.config = engine_config(vllm_config, options.model or "", speculative)
         self.model = model_facts(vllm_config, options.model or "")
         self.draft_model = draft_facts(vllm_config, speculative)

@@ -33,7 +33,7 @@ def unlike(samples: pl.DataFrame, largest: int) -> Iterator[str]:
         return
     if "error" in samples.columns:
         samples = samples.filter(pl.col("error").is_null())
-    for name, told in (("correct", _right), ("output_tokens", _lengths)):
+    for name, describe in (("correct", _right), ("output_tokens", _lengths)):
         if name not in samples.columns:
             continue
         kept = (
@@ -46,9 +46,9 @@ def unlike(samples: pl.DataFrame, largest: int) -> Iterator[str]:
             continue
         values = kept[name].cast(pl.Float64).to_numpy().reshape(-1, largest)
         names = kept["sample_index"].to_numpy().reshape(-1, largest)
-        found, of, counts = np.unique(names, axis=0, return_inverse=True, return_counts=True)
+        numberings, of, counts = np.unique(names, axis=0, return_inverse=True, return_counts=True)
         usual = int(counts.argmax())
-        yield from told(values[of.ravel() == usual], [int(each) for each in found[usual]])
+        yield from describe(values[of.ravel() == usual], [int(each) for each in numberings[usual]])
 
 
 _LONG = 100  # tokens or characters, from which equal lengths are no chance
@@ -65,19 +65,19 @@ def copied(samples: pl.DataFrame) -> tuple[int, int] | None:
     far as they are known, output_tokens or characters. Where these tell, nearly all samples of
     equal number are the same. Else all that one of both files has wrong are, and they are many.
     """
-    known = [name for name in ("output_tokens", "characters") if name in samples.columns]
+    size_columns = [name for name in ("output_tokens", "characters") if name in samples.columns]
     rows = samples.filter(pl.col("error").is_null()).select(
         "file", "problem", "sample_index", "key", "correct",
-        size=pl.coalesce(*known, pl.lit(None, pl.Int64)),
+        size=pl.coalesce(*size_columns, pl.lit(None, pl.Int64)),
     )  # fmt: skip
     longest = rows["size"].max()
     searched = rows
     if rows["file"].n_unique() > _MANY_FILES:
         searched = rows.filter(pl.col("problem") < _FIRST)
-    found = searched.join(
+    matches = searched.join(
         searched, on=[name for name in rows.columns if name != "file"], nulls_equal=True
     ).filter(pl.col("file") < pl.col("file_right"))
-    pairs = found.group_by("file", "file_right").len().sort("len", "file", descending=True)
+    pairs = matches.group_by("file", "file_right").len().sort("len", "file", descending=True)
     same = pl.all_horizontal(
         pl.col(name).eq_missing(pl.col(f"{name}_right")) for name in ("key", "correct", "size")
     )
@@ -86,10 +86,10 @@ def copied(samples: pl.DataFrame) -> tuple[int, int] | None:
             rows.filter(file=other), on=["problem", "sample_index"], nulls_equal=True
         )
         limit = pl.lit(longest, pl.Int64)
-        told = [
+        conditions = [
             pl.col(name).is_between(_LONG, limit, closed="none") for name in ("size", "size_right")
         ]
-        long = both.filter(*told).select(same.alias("same"))["same"]
+        long = both.filter(*conditions).select(same.alias("same"))["same"]
         if len(long) >= _FEWEST_COPIES:
             if int(long.sum()) >= _NEARLY_ALL * len(long):
                 return one, other

@@ -203,24 +203,24 @@ def _problems(
     asked: int | None,
 ) -> tuple[int, str]:
     """Return how many problems the averages are over, and how that is known."""
-    told = {row["problems"] for _, row in rows if row.get("problems") is not None}
-    known = {whole_number(each) for each in told}
-    if any(each is None or not 1 <= each <= MOST_PROBLEMS for each in known):
+    values = {row["problems"] for _, row in rows if row.get("problems") is not None}
+    counts = {whole_number(each) for each in values}
+    if any(each is None or not 1 <= each <= MOST_PROBLEMS for each in counts):
         raise OutcomesError(f"{path}: problems wants a whole number from 1 to {MOST_PROBLEMS:,}")
-    if len(known) > 1:
+    if len(counts) > 1:
         raise OutcomesError(
             f"{path}: its points are over different numbers of problems. Import those of one"
         )
     if asked is not None:
         if not 1 <= asked <= MOST_PROBLEMS:
             raise UsageError(f"--problems {asked:,}: wants a number from 1 to {MOST_PROBLEMS:,}")
-        if known and known != {asked}:
+        if counts and counts != {asked}:
             raise UsageError(
-                f"--problems {asked:,}: the file says {known.pop():,}. Leave the option out"
+                f"--problems {asked:,}: the file says {counts.pop():,}. Leave the option out"
             )
         return asked, "given"
-    if known:
-        return known.pop() or 1, "as the file says"
+    if counts:
+        return counts.pop() or 1, "as the file says"
     sizes = [
         p.accuracy * (1 - p.accuracy) * (_Z95 / p.ci) ** 2
         for p in points

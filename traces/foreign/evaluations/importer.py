@@ -57,10 +57,10 @@ class ImportedFile:
 
     def remarks(self) -> list[str]:
         """Return what a reader of the results must know of it."""
-        told = list(self.facts.notes)
+        notes = list(self.facts.notes)
         if self.skipped.counts:
-            told.append(f"skipped: {self.skipped.text()}")
-        return [f"{self.path.name}: {each}" for each in told]
+            notes.append(f"skipped: {self.skipped.text()}")
+        return [f"{self.path.name}: {each}" for each in notes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def import_outcomes(
         files.append(
             ImportedFile(path=path, samples=count, skipped=reader.skipped, facts=reader.facts)
         )
-    joined, told = _joined(table, files, choices.same_problems)
+    joined, joining_notes = _joined(table, files, choices.same_problems)
     limit = _one(files, "max_tokens", given.max_tokens) or None
     counted = table.count(joined, limit)
     _check_copied(counted, files)
@@ -147,7 +147,7 @@ def import_outcomes(
     differing = list(unlike(counted.samples, counted.most))
     head, *rest = _notes(chosen, files, counted, given)
     by = f"answers read and judged by the verifier {choices.verifier}"
-    notes = [head, *differing, *([] if choices.judge is None else [by]), *told, *rest]
+    notes = [head, *differing, *([] if choices.judge is None else [by]), *joining_notes, *rest]
     if limit is None and (note := _at_one_length(counted)) is not None:
         notes.append(note)
     if late := choices.too_long():
@@ -187,14 +187,14 @@ def _check_copied(counted: Counted, files: Sequence[ImportedFile]) -> None:
 
 
 def _same_format(paths: Sequence[Path]) -> OutcomeFormat:
-    found = {path: format_of(path) for path in paths}
-    for path, each in found.items():
+    formats = {path: format_of(path) for path in paths}
+    for path, each in formats.items():
         if each is None:
             raise OutcomesError(
                 f"{path}: holds no outcomes that can be read. Give plain outcomes, samples of "
                 "lm-evaluation-harness or a log of inspect_ai (see docs/import.md)"
             )
-    names = {each.name: each for each in found.values() if each is not None}
+    names = {each.name: each for each in formats.values() if each is not None}
     if len(names) > 1:
         raise UsageError(
             f"the files are of different formats ({', '.join(names)}). Import each by itself"
@@ -224,25 +224,25 @@ def _joined(
         else:
             sets.append([at])
     labels = _labels([files[each[0]] for each in sets], unsure[0][-1] if unsure else None)
-    told, names = [], _names(files)
+    notes, names = [], _names(files)
     if len(sets) < len(files):
         named = " and ".join(
             listed([names[at] for at in each], 4) for each in sets[:3] if len(each) > 1
         )
-        told.append(
+        notes.append(
             f"files of the same problems, joined as further samples of these: {named}. If they are "
             "of different models or settings, import each by itself. --other-problems keeps them "
             "apart"
         )
     if unsure:
         one, other, why = unsure[0]
-        told.append(
+        notes.append(
             f"{names[one]} and {names[other]} have problems of the same names, and {why}. They "
             "count as different ones. If they are samples of the same problems under the same "
             "settings, import again with --same-problems. If they are of several runs, import "
             "each by itself"
         )
-    return [Joined(tuple(each), label) for each, label in zip(sets, labels, strict=True)], told
+    return [Joined(tuple(each), label) for each, label in zip(sets, labels, strict=True)], notes
 
 
 _SETTINGS = {
@@ -259,26 +259,26 @@ def _alike(
     table: OutcomeTable, files: Sequence[ImportedFile], own: Sequence[int], at: int
 ) -> tuple[bool | None, str]:
     """Whether a file has further samples of a set's problems, None where it may; then why not."""
-    found = table.likeness(own[0], at)
+    likeness = table.likeness(own[0], at)
     facts = [files[each].facts for each in (*own, at)]
     same_task = facts[0].task == facts[-1].task
-    if found is None or (found.same is None and not (same_task or found.told)):
+    if likeness is None or (likeness.same is None and not (same_task or likeness.told)):
         return False, ""
-    if found.same is False:
-        asked = same_task and found.names
+    if likeness.same is False:
+        asked = same_task and likeness.names
         return None if asked else False, "most of their prompts or expected answers differ"
     differing = [
         word
         for name, word in _SETTINGS.items()
         if len({getattr(each, name) for each in facts} - {None}) > 1
     ]
-    differing += ["prompts"] if same_task and found.prompts is False else []
+    differing += ["prompts"] if same_task and likeness.prompts is False else []
     why = "nothing tells that all of these are the same"
     if differing:
         why = f"they differ in {' and '.join(differing)}"
-    elif found.same and (same_task or found.prompts):
+    elif likeness.same and (same_task or likeness.prompts):
         return True, ""
-    elif found.same:
+    elif likeness.same:
         why = "their tasks have different names"
     return None, why
 
@@ -322,8 +322,8 @@ def _own_parts(names: Sequence[str]) -> list[str]:
     last = 0
     while last < fewest - 1 - first and len({each[-1 - last] for each in words}) == 1:
         last += 1
-    found = ["".join(each[first : len(each) - last]).strip("-_. ") for each in words]
-    return found if all(found) and len({*found}) == len(names) else list(names)
+    parts = ["".join(each[first : len(each) - last]).strip("-_. ") for each in words]
+    return parts if all(parts) and len({*parts}) == len(names) else list(names)
 
 
 _FEWEST_AT_LIMIT = 3  # samples that are equally long, and longer than all others
@@ -339,8 +339,8 @@ def _at_one_length(counted: Counted) -> str | None:
     if not isinstance(longest, int) or longest < _LONG:
         return None
     at_most = samples.filter(samples["output_tokens"] == longest)
-    told = "finish_reason" in samples.columns and at_most["finish_reason"].count()
-    if told or at_most.height < _FEWEST_AT_LIMIT:
+    has_reasons = "finish_reason" in samples.columns and at_most["finish_reason"].count()
+    if has_reasons or at_most.height < _FEWEST_AT_LIMIT:
         return None
     return (
         f"{at_most.height:,} samples have {longest:,} output tokens, the most of all. If they were "
@@ -362,10 +362,12 @@ def _notes(
 ) -> list[str]:
     names = listed([each.path.name for each in files], 4)
     notes = [f"imported from {chosen.name}: {names}. Times and engine are not known"]
-    known = given.to_json() | ({} if counted.prompts_filled else {"prompt_tokens": None})
+    given_values = given.to_json() | ({} if counted.prompts_filled else {"prompt_tokens": None})
     if given.no_answer:
-        known["no_answer"] = " ".join(map(repr, given.no_answer))
-    settings = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        given_values["no_answer"] = " ".join(map(repr, given.no_answer))
+    settings = ", ".join(
+        f"{name} {value}" for name, value in given_values.items() if value is not None
+    )
     if settings:
         notes.append(f"given at the import: {settings}")
     if counted.doubled:
@@ -486,10 +488,10 @@ def _suspected(suspects: Sequence[Suspect], files: Sequence[ImportedFile]) -> It
 def _one(files: Sequence[ImportedFile], name: str, given: Any = None) -> Any:
     """Return what all files say of a setting, else what is given. UsageError where these differ."""
     values = {getattr(each.facts, name) for each in files}
-    for told in values - {None} if given is not None else ():
-        if told != given:
+    for value in values - {None} if given is not None else ():
+        if value != given:
             raise UsageError(
-                f"--{name.replace('_', '-')} {given}: the file says {told}. Leave the option out"
+                f"--{name.replace('_', '-')} {given}: the file says {value}. Leave the option out"
             )
     if given is not None:
         return given
@@ -525,7 +527,7 @@ def _write(
         top_p=_one(files, "top_p", given.top_p),
     )
     engine = EngineConfig(model=_model(files, given), mode="server")
-    told = {
+    imported = {
         "format": chosen.name,
         "given": given.to_json(),
         "unlike": list(differing),
@@ -546,7 +548,7 @@ def _write(
         tables.add_whole("problems", counted.problems, _SLICE_ROWS, **keys)
         tables.add_whole("samples", counted.samples, _SLICE_ROWS, role="sample", **keys)
         tables.finish(
-            told,
+            imported,
             [(engine.key(), note) for note in notes],
             engines={engine.key(): engine},
             policies={policy.key(): policy},

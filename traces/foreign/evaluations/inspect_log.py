@@ -161,9 +161,9 @@ class InspectLog:
                 self.skipped.add(f"samples of more than {ENTRY_BYTES >> 20} MiB", number)
             else:
                 yield number, raw
-        whole = self._decoded(bytes(stream.outside), stream)
+        header = self._decoded(bytes(stream.outside), stream)
         if not number:
-            self._keep_header(whole)
+            self._keep_header(header)
 
     def _decoded(self, text: bytes, stream: ArrayStream) -> _Header:
         """Return the log without its samples. Raises OutcomesError where it is cut or no JSON."""
@@ -180,14 +180,14 @@ class InspectLog:
     def _keep_header(self, header: _Header) -> None:
         if isinstance(header.status, str) and header.status != "success":
             self.facts.notes.append(f"the evaluation's status is {header.status[:20]!r}")
-        told = header.eval or _Evaluation()
-        self.facts.task = told.task if isinstance(told.task, str) else None
-        self._called = told.model if isinstance(told.model, str) else None
+        evaluation = header.eval or _Evaluation()
+        self.facts.task = evaluation.task if isinstance(evaluation.task, str) else None
+        self._called = evaluation.model if isinstance(evaluation.model, str) else None
         self.facts.model = self._called and _PROVIDER.sub("", self._called, count=1)
-        self._graded = b"model_graded" in msgspec.json.encode(told.scorers)
-        self._ids = told.dataset.sample_ids if told.dataset is not None else None
+        self._graded = b"model_graded" in msgspec.json.encode(evaluation.scorers)
+        self._ids = evaluation.dataset.sample_ids if evaluation.dataset is not None else None
         plan = header.plan.config if header.plan is not None else None
-        for config in (told.model_generate_config, plan):  # the plan's settings win
+        for config in (evaluation.model_generate_config, plan):  # the plan's settings win
             if config is None:
                 continue
             temperature, top_p = finite(config.temperature), finite(config.top_p)
@@ -336,17 +336,17 @@ def _prompt_tokens(usage: _Usage) -> int | None:
 
     inspect_ai writes `input_tokens` without them. Before, they were in it, and the total shows it.
     """
-    told = whole_number(usage.input_tokens)
+    tokens = whole_number(usage.input_tokens)
     cached = sum(
         whole_number(each) or 0
         for each in (usage.input_tokens_cache_read, usage.input_tokens_cache_write)
     )
-    if told is None or not cached:
-        return told
+    if tokens is None or not cached:
+        return tokens
     total, made = whole_number(usage.total_tokens), whole_number(usage.output_tokens)
     if total is None or made is None:
         return None
-    return told if cached <= told and told + made == total else told + cached
+    return tokens if cached <= tokens and tokens + made == total else tokens + cached
 
 
 def _right(value: Any) -> bool | None:

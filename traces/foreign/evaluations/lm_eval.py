@@ -94,11 +94,11 @@ class LmEvalSamples:
             return
         target = row.get("target")
         expected = None if target is None else str(target).strip()
-        found = self._answers(row, expected, number)
+        answers = self._answers(row, expected, number)
         self._keep_arguments(row.get("arguments"))
         asked = row.get("prompt_hash")
         name = row.get("doc_hash") or asked or expected or ""
-        for index, (answer, correct) in enumerate(found):
+        for index, (answer, correct) in enumerate(answers):
             yield Outcome(
                 problem_id=str(document),
                 sample_index=index,
@@ -135,12 +135,12 @@ class LmEvalSamples:
         raw, kept = row.get("resps"), row.get("filtered_resps")
         texts = raw[0] if isinstance(raw, list) and raw and isinstance(raw[0], list) else []
         value = row.get(self._metric)
-        found: Sequence[_Found] = ()
+        answers: Sequence[_Found] = ()
         if self._choices.judge is not None:
             if texts and all(isinstance(text, str) for text in texts):
                 asked = _argument(row.get("arguments"), 0)
                 prompt = asked if isinstance(asked, str) else ""
-                found = [
+                answers = [
                     judged(self._choices.judge, text, expected, prompt, self.skipped, number)
                     for text in texts
                 ]
@@ -149,9 +149,9 @@ class LmEvalSamples:
         elif not isinstance(kept, list) or not kept:
             self.skipped.add("documents without filtered_resps", number)
         elif all(_is_likelihood(each) for each in kept):
-            found = [(self._likeliest(kept), self._judged(value, number))]
+            answers = [(self._likeliest(kept), self._judged(value, number))]
         elif isinstance(kept[0], list):
-            found = self._each(kept[0], value, expected, number)
+            answers = self._each(kept[0], value, expected, number)
         elif len(kept) > 1:
             self.skipped.add("documents of several requests", number)
         elif len(texts) > 1:
@@ -162,8 +162,8 @@ class LmEvalSamples:
             )
         else:
             answer = kept[0] if isinstance(kept[0], str) else None
-            found = [(_unless_invalid(answer), self._judged(value, number))]
-        return found
+            answers = [(_unless_invalid(answer), self._judged(value, number))]
+        return answers
 
     def _likeliest(self, kept: list[Any]) -> str | None:
         """Return the number of the choice by which `acc` judges; other metrics weigh otherwise."""
@@ -284,9 +284,9 @@ def _unless_invalid(answer: str | None) -> str | None:
 
 
 def _recognises(head: bytes) -> bool:
-    known = b'"resps"' in head or b'"arguments"' in head
+    has_keys = b'"resps"' in head or b'"arguments"' in head
     cut = b"\n" not in head and b'"doc"' in head  # a first line that is longer
-    return b'"doc_id"' in head and (known or cut)
+    return b'"doc_id"' in head and (has_keys or cut)
 
 
 FORMAT = OutcomeFormat(

@@ -137,14 +137,16 @@ class PlainOutcomes:
 
     def _not_read(self) -> str:
         """Say which names the lines have that are not read, and what may be meant by them."""
-        told = []
+        unread = []
         for name, count in sorted(self._unread.counts.items(), key=lambda item: -item[1]):
             meant = _meant(name)
             asked = "" if meant is None else f", is {meant} meant?"
             many = counted(count, "line")
-            told.append(f"{name[:40]} (in {many}, first: line {self._unread.first[name]:,}{asked})")
+            unread.append(
+                f"{name[:40]} (in {many}, first: line {self._unread.first[name]:,}{asked})"
+            )
         return (
-            f"names that are not read: {listed(told, 6)}. Rename what is meant. "
+            f"names that are not read: {listed(unread, 6)}. Rename what is meant. "
             "docs/import.md has the names that are read"
         )
 
@@ -216,41 +218,41 @@ class PlainOutcomes:
             )
 
     def _optional(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for name in _TOKENS:
             if (value := row.get(name)) is not None:
                 count = whole_number(value)
-                found[name] = None if count is None or count > MOST_TOKENS else count
+                fields[name] = None if count is None or count > MOST_TOKENS else count
                 if count is None:
                     self.skipped.add(f"values of {name} that are no whole number", number)
                 elif count > MOST_TOKENS:
                     self.skipped.add(f"values of {name} above {MOST_TOKENS:,}", number)
-        if _thinks_more(found.get("think_tokens"), found.get("output_tokens")):
-            found["think_tokens"] = None
+        if _thinks_more(fields.get("think_tokens"), fields.get("output_tokens")):
+            fields["think_tokens"] = None
             self.skipped.add("values of think_tokens that are above output_tokens", number)
         if (value := row.get("latency_s")) is not None:
             seconds = finite(value)
-            known = seconds is not None and 0 <= seconds <= _LONGEST_S
-            found["latency_s"] = seconds if known else None
-            if found["latency_s"] is None:
+            valid = seconds is not None and 0 <= seconds <= _LONGEST_S
+            fields["latency_s"] = seconds if valid else None
+            if fields["latency_s"] is None:
                 self.skipped.add("values of latency_s that are no time", number)
         if (value := row.get("logprob_mean")) is not None:
-            found["logprob_mean"] = finite(value)
-            if found["logprob_mean"] is None:
+            fields["logprob_mean"] = finite(value)
+            if fields["logprob_mean"] is None:
                 self.skipped.add("values of logprob_mean that are no number", number)
         for name in _TEXTS:
             if name in row:
-                found[name] = self._text(row, name, number)
-        found["finish_reason"] = ended_by(found.get("finish_reason") or "")
-        return found
+                fields[name] = self._text(row, name, number)
+        fields["finish_reason"] = ended_by(fields.get("finish_reason") or "")
+        return fields
 
     def _text(self, row: dict[str, Any], name: str, number: int) -> str | None:
         value = row.get(name)
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, int | float):  # 2.0 is 2
-            whole = isinstance(value, float) and abs(value) < LARGEST and value == int(value)
-            return str(int(value)) if whole else str(value)
+            is_whole = isinstance(value, float) and abs(value) < LARGEST and value == int(value)
+            return str(int(value)) if is_whole else str(value)
         self.skipped.add(f"values of {name} that are neither text nor number", number)
         return None
 
@@ -288,9 +290,9 @@ def _meant(name: str) -> str | None:
 
 
 def _recognises(head: bytes) -> bool:
-    known = _KEYS.search(head) is not None
+    has_keys = _KEYS.search(head) is not None
     cut = b"\n" not in head and b'"ph"' not in head  # a first line that is longer
-    return b'"problem_id"' in head and (known or cut) and not_lines(head) is None
+    return b'"problem_id"' in head and (has_keys or cut) and not_lines(head) is None
 
 
 _NAMES = (

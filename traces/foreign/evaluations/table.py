@@ -157,8 +157,8 @@ class OutcomeTable:
             self._groups.append(outcome.group)
             self._told.append(bool(outcome.identity or outcome.expected))
             self._expected.append(outcome.expected if self.keep_text else None)
-            told = (outcome.identity or b"") + b"\0" + (outcome.expected or "").encode()
-            self._identities.append(hashlib.blake2b(told, digest_size=8).digest())
+            identity = (outcome.identity or b"") + b"\0" + (outcome.expected or "").encode()
+            self._identities.append(hashlib.blake2b(identity, digest_size=8).digest())
             self._first_expected.append(outcome.expected)
             self._prompts.append(None if outcome.prompt is None else _hash_of(outcome.prompt))
         elif outcome.expected != self._first_expected[problem]:
@@ -194,8 +194,8 @@ class OutcomeTable:
 
     def _close_chunk(self) -> None:
         chunk = pl.DataFrame(self._rows, schema=_COLUMNS, orient="row")
-        told = [name for name in chunk.columns if name in _USED or chunk[name].count()]
-        self._chunks.append(chunk.select(told))  # a column of nulls takes 8 to 16 bytes a row
+        columns = [name for name in chunk.columns if name in _USED or chunk[name].count()]
+        self._chunks.append(chunk.select(columns))  # a column of nulls takes 8 to 16 bytes a row
         self._rows = []
 
     def likeness(self, one: int, other: int) -> Likeness | None:
@@ -208,8 +208,8 @@ class OutcomeTable:
         if not common:
             return None
         equal = sum(self._identities[a] == self._identities[b] for a, b in common)
-        told = all(self._told[a] and self._told[b] for a, b in common)
-        told = told and not any(
+        identified = all(self._told[a] and self._told[b] for a, b in common)
+        identified = identified and not any(
             len(each) > 1 and len({self._identities[place] for place in each.values()}) == 1
             for each in (first, second)
         )
@@ -218,11 +218,11 @@ class OutcomeTable:
         if any(a != b for a, b in asked if None not in (a, b)):
             prompts = False
         same = None
-        if told and equal == len(common) and 2 * equal >= min(len(first), len(second)):
+        if identified and equal == len(common) and 2 * equal >= min(len(first), len(second)):
             same = True
-        elif told and 2 * equal < len(common):
+        elif identified and 2 * equal < len(common):
             same = False
-        return Likeness(same, told, first.keys() == second.keys(), prompts)
+        return Likeness(same, identified, first.keys() == second.keys(), prompts)
 
     def _repeated(self) -> Iterator[tuple[int, int, int]]:
         """Yield the files that pose many questions under several names."""
@@ -256,10 +256,10 @@ class OutcomeTable:
         if prose:
             frame = frame.with_columns(key=pl.lit(None, pl.UInt64), text=pl.lit(None, pl.Utf8))
         frame, logprobs, logprobs_place = _with_means(frame)
-        told = bool(frame["key"].count())
+        has_answers = bool(frame["key"].count())
         contradicted = _contradicted(frame)
         times = frame["latency_ns"] if "latency_ns" in frame.columns else None
-        if told:
+        if has_answers:
             frame = _with_right(frame, self._expected_differs)
         classes = _classes(frame)
         answers = classes.select("problem", "key", "answer")
@@ -272,9 +272,9 @@ class OutcomeTable:
             },
             schema={"problem_id": pl.Utf8, "group": pl.Utf8, "expected": pl.Utf8},
         ).with_row_index("problem")
-        whole = frame.group_by("problem").agg(n=_sound(frame).sum())["n"] >= most
+        complete = frame.group_by("problem").agg(n=_sound(frame).sum())["n"] >= most
         return Counted(
-            problems=_problem_rows(frame, classes, names, told),
+            problems=_problem_rows(frame, classes, names, has_answers),
             samples=frame.select(
                 names["problem_id"].gather(frame["problem"]),
                 pl.exclude("problem", "place", "key", "text", "prose", "uuid", "characters"),
@@ -287,7 +287,7 @@ class OutcomeTable:
             doubled_place=place,
             most=most,
             largest=int(came.max() or 0),  # type: ignore[arg-type]
-            fewer=len(whole) - int(whole.sum()),
+            fewer=len(complete) - int(complete.sum()),
             beyond=beyond,
             short=tuple((names["problem_id"][at], count) for at, count in short),
             short_of=short_of,
@@ -297,7 +297,7 @@ class OutcomeTable:
             copies=copies,
             copied=again,
             repeated=repeated,
-            answers_told=told,
+            answers_told=has_answers,
             prose=prose,
             contradicted=contradicted,
             prompts_filled=self._prompts_filled,
@@ -345,26 +345,26 @@ class OutcomeTable:
         self._of_file.clear()
         if numbers == list(range(len(numbers))):
             return frame, problems, None
-        found = frame.with_columns(file_problem="problem").with_columns(
+        renumbered = frame.with_columns(file_problem="problem").with_columns(
             problem=pl.Series(numbers, dtype=pl.UInt32).gather(frame["problem"])
         )
         if several:
             keys = ["problem", "file_problem", "sample_index"]
-            found = found.sort(keys, maintain_order=True)
-            if "uuid" in found.columns:
-                found = _without_copies(found)
-            files = pl.Series(file_of, dtype=pl.UInt32).gather(found["file_problem"])
-            again = copied(found.with_columns(file=files))
-            if found.select(pl.struct("problem", "sample_index").is_duplicated().any()).item():
-                found = found.with_columns(
+            renumbered = renumbered.sort(keys, maintain_order=True)
+            if "uuid" in renumbered.columns:
+                renumbered = _without_copies(renumbered)
+            files = pl.Series(file_of, dtype=pl.UInt32).gather(renumbered["file_problem"])
+            again = copied(renumbered.with_columns(file=files))
+            if renumbered.select(pl.struct("problem", "sample_index").is_duplicated().any()).item():
+                renumbered = renumbered.with_columns(
                     sample_index=pl.int_range(pl.len(), dtype=pl.Int64).over("problem")
                 )
-        return found.drop("file_problem").sort("problem", "sample_index"), problems, again
+        return renumbered.drop("file_problem").sort("problem", "sample_index"), problems, again
 
     def _sets_differ(self, sizes: pl.DataFrame) -> bool:
         sets = pl.Series(self._set, dtype=pl.UInt32).gather(sizes["problem"])
-        own = sizes.group_by(sets.alias("set")).agg(pl.col("count").sort())["count"]
-        return len({_most(each) for each in own}) > 1
+        counts = sizes.group_by(sets.alias("set")).agg(pl.col("count").sort())["count"]
+        return len({_most(each) for each in counts}) > 1
 
     def _identity(self, problems: dict[str, int]) -> str:
         digest = hashlib.sha256()
@@ -452,9 +452,9 @@ def _sound(frame: pl.DataFrame) -> pl.Expr:
 def _cut_at(frame: pl.DataFrame, max_tokens: int | None) -> pl.DataFrame:
     if max_tokens is None or "output_tokens" not in frame.columns:
         return frame
-    told = pl.col("finish_reason") if "finish_reason" in frame.columns else pl.lit(None, pl.Utf8)
+    reason = pl.col("finish_reason") if "finish_reason" in frame.columns else pl.lit(None, pl.Utf8)
     at_limit = pl.when(pl.col("output_tokens") >= max_tokens).then(pl.lit("length"))
-    return frame.with_columns(finish_reason=pl.coalesce(told, at_limit))
+    return frame.with_columns(finish_reason=pl.coalesce(reason, at_limit))
 
 
 def _is_prose(frame: pl.DataFrame) -> bool:
@@ -485,8 +485,8 @@ def _with_means(frame: pl.DataFrame) -> tuple[pl.DataFrame, str | None, int | No
     """Leave out log-probabilities that are no means; say why, and of which place the first is."""
     if "logprob_mean" not in frame.columns:
         return frame, None, None
-    kept, found = with_means(frame)
-    return kept, found.why, None if found.first is None else int(frame["place"][found.first])
+    kept, means = with_means(frame)
+    return kept, means.why, None if means.first is None else int(frame["place"][means.first])
 
 
 def _contradicted(frame: pl.DataFrame) -> int:
@@ -501,7 +501,7 @@ def _suspects(frame: pl.DataFrame, problems: int) -> Iterator[Suspect]:
         return
     named = {_hash(text): text for text in NONE_KIN}
     fewest = max(_FEWEST_COMMON, _COMMON * problems)
-    found = (
+    suspects = (
         frame.drop_nulls("key")
         .group_by("key")
         .agg(
@@ -513,7 +513,7 @@ def _suspects(frame: pl.DataFrame, problems: int) -> Iterator[Suspect]:
         .filter(~pl.col("right"), (pl.col("problems") >= fewest) | pl.col("key").is_in([*named]))
         .sort("samples", "place", descending=[True, False])
     )
-    for row in found.iter_rows(named=True):
+    for row in suspects.iter_rows(named=True):
         yield Suspect(
             text=named.get(row["key"]),
             samples=row["samples"],

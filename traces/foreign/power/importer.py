@@ -69,16 +69,16 @@ def import_power(
     check_free(folder)
     key, window = _run_of(recording)
     source = PowerFile(path, zone_named(zone), limit_bytes)
-    rows, found, outside = _in_window(source, window)
-    chosen = _chosen(found, gpus)
-    engine = _engine_with(recording, key, len(chosen), path, found, named=bool(gpus))
+    rows, coverage, outside = _in_window(source, window)
+    chosen = _chosen(coverage, gpus)
+    engine = _engine_with(recording, key, len(chosen), path, coverage, named=bool(gpus))
     rows = [row for row in rows if (row.host, row.device) in chosen]
     frame = _frame(rows)
     reason = energy_curve(frame, window)
     run_s = (window[1] - window[0]) / 1e9
     curve = None if isinstance(reason, str) else reason
     joules = None if curve is None else float(curve.joules[-1] - curve.joules[0])
-    notes = _notes(source, zone, window, found, frame, chosen, engine, recording, key)
+    notes = _notes(source, zone, window, coverage, frame, chosen, engine, recording, key)
     if isinstance(reason, str):
         notes.append(f"these readings give no energy: {reason}")
     _write(recording, folder, frame, key, engine, source, notes)
@@ -131,24 +131,24 @@ def _in_window(source: PowerFile, window: Window) -> tuple[list[Reading], _Found
     """Return the readings of the run and a little around it, and how many others there are."""
     kept: list[Reading] = []
     outside = 0
-    found = _Found({}, 1 << 62, -1)
+    coverage = _Found({}, 1 << 62, -1)
     for reading in source:
-        found.first = min(found.first, reading.time)
-        found.last = max(found.last, reading.time)
+        coverage.first = min(coverage.first, reading.time)
+        coverage.last = max(coverage.last, reading.time)
         if not window[0] - _MARGIN_NS <= reading.time <= window[1] + _MARGIN_NS:
             outside += 1
             continue
         kept.append(reading)
         if window[0] <= reading.time <= window[1]:
-            found.gpus.setdefault((reading.host, reading.device), reading.index)
-            if len(found.gpus) > MOST_DEVICES:
+            coverage.gpus.setdefault((reading.host, reading.device), reading.index)
+            if len(coverage.gpus) > MOST_DEVICES:
                 raise OutcomesError(f"{source.path}: has more than {MOST_DEVICES:,} GPUs")
-    if found.last < 0:
+    if coverage.last < 0:
         why = source.skipped.text() or "it has none"
         raise OutcomesError(f"{source.path}: no power reading in it can be read ({why})")
-    if not found.gpus:
-        raise OutcomesError(f"{source.path}: {_apart(source, found, window)}")
-    return kept, found, outside
+    if not coverage.gpus:
+        raise OutcomesError(f"{source.path}: {_apart(source, coverage, window)}")
+    return kept, coverage, outside
 
 
 def _apart(source: PowerFile, found: _Found, window: Window) -> str:
@@ -159,18 +159,18 @@ def _apart(source: PowerFile, found: _Found, window: Window) -> str:
         where = f"begin {number((found.first - window[1]) / 1e9, 's')} after it ends"
     else:
         where = ""
-    told = (
+    reason = (
         f"no reading is of the run, from {_utc(window[0])} to {_utc(window[1])} UTC. The file's "
         f"{where or 'pause while it goes on'}"
     )
     if not where:
-        return told
+        return reason
     if source.offset is None:
-        return f"{told}. Both must be of one clock"
+        return f"{reason}. Both must be of one clock"
     fitting = _zones(source.offset, found, window)
     name = fitting[0] if len(fitting) == 1 else "+02:00"
     return (
-        f"{told}. Its times were taken at {_offset(source.offset)}. Name their zone, such as "
+        f"{reason}. Its times were taken at {_offset(source.offset)}. Name their zone, such as "
         f"--power-zone {name}"
     )
 
@@ -216,10 +216,10 @@ def _engine_with(
     engine = recording.manifest.engines[key]
     if engine.num_devices == count:
         return engine
-    known = engine.num_gpus is not None or engine.num_devices > 1 or engine.mode != "server"
-    if named and not known:
+    is_known = engine.num_gpus is not None or engine.num_devices > 1 or engine.mode != "server"
+    if named and not is_known:
         return replace(engine, num_gpus=count)
-    has = f"the engine has {engine.num_devices}{'' if known else ', as far as is known'}"
+    has = f"the engine has {engine.num_devices}{'' if is_known else ', as far as is known'}"
     if named:
         raise UsageError(f"--power-gpus names {counted(count, 'GPU')}, and {has}")
     raise UsageError(
@@ -263,13 +263,13 @@ def _notes(
     notes = [f"power of {counted(len(chosen), 'GPU')} imported from {source.format}"]
     if source.offset is not None:
         whose = "this machine's zone" if zone is None else "as given"
-        told = f"its times are taken as {_offset(source.offset)}, {whose}"
+        note = f"its times are taken as {_offset(source.offset)}, {whose}"
         if _zones(source.offset, found, window):
-            told += (
+            note += (
                 ". The log is so long that another zone would fit the run too, and give another "
                 "energy. --power-zone names it"
             )
-        notes.append(told)
+        notes.append(note)
     if engine is not recording.manifest.engines[key]:
         notes.append(f"the engine is taken to have {counted(len(chosen), 'GPU')}")
     devices = frame.sort("time").group_by("host", "device")
@@ -291,7 +291,7 @@ def _write(
     notes: Sequence[str],
 ) -> None:
     manifest = recording.manifest
-    told = {"format": source.format, "file": source.path.name, "skipped": source.skipped.counts}
+    imported = {"format": source.format, "file": source.path.name, "skipped": source.skipped.counts}
     with written_into(folder) as tables:
         for table in TABLES:
             tables.copy(table, recording.paths(table))
@@ -301,7 +301,7 @@ def _write(
         changed: Manifest = replace(
             manifest,
             engines={**manifest.engines, key: engine},
-            provenance={**manifest.provenance, "power": told},
+            provenance={**manifest.provenance, "power": imported},
         )
         changed.write(folder)
 

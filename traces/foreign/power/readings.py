@@ -57,8 +57,8 @@ def format_of(path: Path) -> Format | None:
         return "aiperf GPU telemetry"
     first = head.lstrip(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0].decode("utf-8", "replace")
     fields = [part.strip() for part in first.split(",")]
-    known = _columns(fields) is not None or _plain(fields)
-    return "nvidia-smi CSV" if known else None
+    is_csv = _columns(fields) is not None or _plain(fields)
+    return "nvidia-smi CSV" if is_csv else None
 
 
 def zone_named(name: str | None) -> tzinfo | None:
@@ -96,14 +96,14 @@ class PowerFile:
     offset: timedelta | None = None
 
     def __post_init__(self) -> None:
-        found = format_of(self.path)
-        if found is None:
+        file_format = format_of(self.path)
+        if file_format is None:
             raise OutcomesError(
                 f"{self.path}: holds no power readings. --power reads the CSV of nvidia-smi "
                 "--query-gpu=timestamp,index,power.draw --format=csv and aiperf's "
                 "gpu_telemetry_export.jsonl. See docs/energy.md"
             )
-        self.format: Format = found
+        self.format: Format = file_format
 
     def __iter__(self) -> Iterator[Reading]:
         return self._csv() if self.format == "nvidia-smi CSV" else self._records()
@@ -154,11 +154,11 @@ class PowerFile:
 
     def _time(self, text: str) -> int:
         """Return a local time as unix ns. Raises ValueError with why it is none."""
-        found = _TIME.fullmatch(text)
+        match = _TIME.fullmatch(text)
         try:
-            if found is None:
+            if match is None:
                 raise ValueError
-            parts = [int(found[place]) for place in range(1, 7)]
+            parts = [int(match[place]) for place in range(1, 7)]
             local = datetime(*parts)  # type: ignore[arg-type]
             first, second = (
                 local.replace(tzinfo=self.zone, fold=fold).timestamp() for fold in (0, 1)
@@ -172,13 +172,13 @@ class PowerFile:
             self.offset = local - aware.replace(tzinfo=None)
         if first < 0:
             raise ValueError("without a time such as 2026/11/26 18:15:46.680")
-        fraction = (found[7] or "").ljust(9, "0")
+        fraction = (match[7] or "").ljust(9, "0")
         return int(first) * 1_000_000_000 + int(fraction)
 
     def _records(self) -> Iterator[Reading]:
-        for number, told in objects(self.path, self.limit_bytes, self.skipped, self.notes):
+        for number, record in objects(self.path, self.limit_bytes, self.skipped, self.notes):
             try:
-                yield _record(told)
+                yield _record(record)
             except ValueError as error:
                 self.skipped.add(f"lines {error}", number)
 
@@ -198,14 +198,14 @@ def _record(told: Mapping[str, Any]) -> Reading:
     )
     if watts is None and energy is None:
         raise ValueError("without the power or energy of an NVIDIA GPU")
-    known = isinstance(host, str) and 0 < len(host) <= 255 and host.isprintable()
+    has_host = isinstance(host, str) and 0 < len(host) <= 255 and host.isprintable()
     return Reading(
         time=time,
         device=uuid,
         index=whole_number(told.get("gpu_index")),
         watts=None if watts is None else _drawn(watts),
         energy_j=None if energy is None or energy < 0 else energy * 1e6,
-        host=host if known else None,
+        host=host if has_host else None,
     )
 
 
@@ -221,13 +221,13 @@ def _columns(fields: list[str]) -> dict[str, int] | None:
     power = next((name for name in _POWER if name in names), None)
     if "timestamp" not in names or power is None:
         return None
-    found: dict[str, int] = {}
+    columns: dict[str, int] = {}
     for name in ("timestamp", "index", "uuid"):
         if name in names:
-            found[name] = names.index(name)
-    if "uuid" not in found and "gpu_uuid" in names:
-        found["uuid"] = names.index("gpu_uuid")
-    return {**found, "power.draw": names.index(power)}
+            columns[name] = names.index(name)
+    if "uuid" not in columns and "gpu_uuid" in names:
+        columns["uuid"] = names.index("gpu_uuid")
+    return {**columns, "power.draw": names.index(power)}
 
 
 def _plain(fields: list[str]) -> bool:

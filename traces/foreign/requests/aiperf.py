@@ -39,11 +39,11 @@ class AiperfRecords(RowReader):
             elif metadata.get("benchmark_phase") == "warmup":
                 self.skipped.add("requests of the warm-up", number)
             else:
-                found = _request(number, row, metadata, metrics)
-                if isinstance(found, Request):
-                    yield found
+                parsed = _request(number, row, metadata, metrics)
+                if isinstance(parsed, Request):
+                    yield parsed
                 else:
-                    self.skipped.add(f"lines {found}", number)
+                    self.skipped.add(f"lines {parsed}", number)
 
 
 def _request(
@@ -74,8 +74,8 @@ def _value(metric: Any) -> Any:
 
 
 def _tokens(metrics: dict[str, Any], names: tuple[str, ...]) -> int | None:
-    found = (token_count(_value(metrics.get(name))) for name in names)
-    return next((count for count in found if count is not None), None)
+    counts = (token_count(_value(metrics.get(name))) for name in names)
+    return next((count for count in counts if count is not None), None)
 
 
 def _time(metric: Any) -> int | None:

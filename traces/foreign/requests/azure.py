@@ -103,8 +103,8 @@ class AzureTrace(RequestReader):
             ).is_null(),
         }
         for column, name in (("prompt_tokens", _NAMES[1]), ("output_tokens", _NAMES[2])):
-            told = f"whose {name} is no whole number from 1 to {MOST_TOKENS:,}"
-            faults[told] = pl.col(column).is_null()
+            fault = f"whose {name} is no whole number from 1 to {MOST_TOKENS:,}"
+            faults[fault] = pl.col(column).is_null()
         first_fault = pl.coalesce(
             pl.when(holds).then(pl.lit(reason)) for reason, holds in faults.items()
         )
@@ -122,8 +122,8 @@ class AzureTrace(RequestReader):
 
 def _tokens(name: str) -> pl.Expr:
     count = pl.col(name).cast(pl.Float64, strict=False)  # pandas writes 44.0 beside a gap
-    whole = count.is_between(1, MOST_TOKENS) & (count == count.floor())
-    return pl.when(whole).then(count).cast(pl.Int64)
+    valid = count.is_between(1, MOST_TOKENS) & (count == count.floor())
+    return pl.when(valid).then(count).cast(pl.Int64)
 
 
 def _nanoseconds() -> pl.Expr:

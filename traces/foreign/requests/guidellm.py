@@ -152,12 +152,12 @@ class GuidellmReport(RowReader):
             (groups.successful, older.successful, "without --output-sampling"),
             (groups.errored, older.errored, "without --output-sampling"),
         ):
-            kept, told = len(group or ()), whole_number(count)
-            if told is not None and told > kept:
+            kept, total = len(group or ()), whole_number(count)
+            if total is not None and total > kept:
                 raise OutcomesError(
-                    f"{self._path}: keeps {kept:,} of {told:,} requests, drawn at random, so that "
+                    f"{self._path}: keeps {kept:,} of {total:,} requests, drawn at random, so that "
                     "its load and throughput are not known. Benchmark again "
-                    f"{option.format(told)}, which keeps all"
+                    f"{option.format(total)}, which keeps all"
                 )
 
     def _read_load(self, config: _Config) -> None:
@@ -189,11 +189,11 @@ class GuidellmReport(RowReader):
                 if _outside(each, begun, ended):
                     self.skipped.add("requests of the warm-up or the cool-down", place)
                     continue
-                found = _request(place, each, error)
-                if isinstance(found, Request):
-                    yield found
+                parsed = _request(place, each, error)
+                if isinstance(parsed, Request):
+                    yield parsed
                 else:
-                    self.skipped.add(f"requests {found}", place)
+                    self.skipped.add(f"requests {parsed}", place)
 
 
 def _outside(stats: _Stats, begun: float | None, ended: float | None) -> bool:
@@ -217,8 +217,8 @@ def _request(place: int, stats: _Stats, error: str | None) -> Request | str:
     if prompt is None or output is None:
         return f"without text_tokens of prompt and output from 1 to {MOST_TOKENS:,}"
     timings = None if stats.info is None else stats.info.timings
-    told = stats.first_token_time if timings is None else timings.first_token_iteration
-    first = nanoseconds(told, _S)
+    first_token = stats.first_token_time if timings is None else timings.first_token_iteration
+    first = nanoseconds(first_token, _S)
     end = nanoseconds(_first(stats.request_end_time, stats.end_time), _S)
     if end is None or not ascend(arrival, first, end):
         return "whose times run backwards or have no end"

@@ -152,15 +152,15 @@ class _Requests:
             self.keys = {"engine": engine, "policy": policy}
         self._count(frame)
         same = {name: value.key() for name, value in self.keys.items()}
-        known = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8))
+        rows = frame.with_columns(problem_id=pl.col("place").cast(pl.Utf8))
         ended = pl.when(pl.col("end").is_not_null())
-        problems = known.with_columns(
+        problems = rows.with_columns(
             cached_prompt_tokens="cached_tokens",
             start="arrival",
             decided_at="end",
             decided_by_sample=ended.then(0),
         )
-        samples = known.with_columns(sample_index=pl.lit(0))
+        samples = rows.with_columns(sample_index=pl.lit(0))
         self.tables.add("problems", problems, **same)
         self.tables.add("samples", samples, role="sample", **same)
 
@@ -186,19 +186,19 @@ class _Requests:
         self.cached += frame["cached_tokens"].count()
         self.prompt_tokens += int(frame["prompt_tokens"].sum())
         self.output_tokens += int(frame["output_tokens"].sum())
-        told = frame.select(pl.col("prompt_tokens").fill_null(0))
-        self._digest.update(told.to_series().to_numpy().tobytes())
+        lengths = frame.select(pl.col("prompt_tokens").fill_null(0))
+        self._digest.update(lengths.to_series().to_numpy().tobytes())
         names = frame["prompt_blocks"].explode().drop_nulls()
         self._digest.update(names.to_numpy().tobytes())
 
 
 def _notes(path: Path, reader: RequestReader, written: _Requests) -> list[str]:
-    known = (
+    caveat = (
         "times are the client's, the engine is not known"
         if reader.measured
         else "arrivals and lengths alone, the engine and the other times are not known"
     )
-    notes = [f"imported from {reader.name}: {path.name}. {known}"]
+    notes = [f"imported from {reader.name}: {path.name}. {caveat}"]
     notes += [f"{path.name}: {each}" for each in reader.facts.notes]
     if reader.skipped.counts:
         notes.append(f"{path.name}: skipped: {reader.skipped.text()}")

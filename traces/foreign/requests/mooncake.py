@@ -57,11 +57,11 @@ class MooncakeTrace(RowReader):
         ids = row.get("hash_ids")
         if ids is None or ids == []:
             return None
-        whole = isinstance(ids, list) and all(
+        valid = isinstance(ids, list) and all(
             isinstance(each, int) and not isinstance(each, bool) and -(1 << 63) <= each < 1 << 64
             for each in ids
         )
-        if not whole:
+        if not valid:
             self.skipped.add("values of hash_ids that are no list of whole numbers", number)
             return None
         if len(ids) != -(-prompt_tokens // block):

@@ -91,8 +91,8 @@ class VllmBench(RowReader):
             raise OutcomesError(f"{self._path}: has no {', '.join(absent)}. Run {self.details}")
         lengths = {name: len(getattr(result, name)) for name in _LISTS}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{count} {name}" for name, count in lengths.items())
-            raise OutcomesError(f"{self._path}: its lists differ in length ({told})")
+            counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
+            raise OutcomesError(f"{self._path}: its lists differ in length ({counts})")
         return result
 
     def _in_turn(self, result: _Result) -> list[float]:
@@ -128,10 +128,10 @@ class VllmBench(RowReader):
             self.facts.model = result.model_id
         most = token_count(result.max_concurrency)
         rate = result.request_rate
-        told = isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0
-        if told:
+        has_rate = isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0
+        if has_rate:
             self.facts.rate_per_s = float(rate)
-        if not told and result.ramp_up_strategy is None:
+        if not has_rate and result.ramp_up_strategy is None:
             self.facts.concurrency = most
         elif most is not None:
             self.facts.notes.append(
@@ -153,21 +153,23 @@ class VllmBench(RowReader):
         for place, (start, *row) in enumerate(zip(starts, *columns, strict=True), 1):
             prompt, output, ttft, latency, error = row
             failed = _failed(error, output)
-            told = token_count(prompt), token_count(output)
+            tokens = token_count(prompt), token_count(output)
             first, length = nanoseconds(ttft, _S), nanoseconds(latency, _S)
             if not start:  # one that was never sent has 0
                 self.skipped.add("requests without a start time", place)
-            elif told[0] is None or (told[1] is None and not failed):
+            elif tokens[0] is None or (tokens[1] is None and not failed):
                 self.skipped.add(
                     f"requests whose tokens are no whole numbers from 1 to {MOST_TOKENS:,}", place
                 )
             elif failed:
-                yield Request(place, told[0], told[1], start - begun, error=FAILED)
+                yield Request(place, tokens[0], tokens[1], start - begun, error=FAILED)
             elif not first or not length or not ascend(first, length):
                 self.skipped.add("requests whose ttft and latency are no ascending times", place)
             else:
                 arrival = start - begun
-                yield Request(place, told[0], told[1], arrival, arrival + first, arrival + length)
+                yield Request(
+                    place, tokens[0], tokens[1], arrival, arrival + first, arrival + length
+                )
 
     def _itl_s(self, result: _Result) -> dict[str, float] | None:
         """Return mean and quantiles of gaps between tokens of requests that ended, if told."""
@@ -192,9 +194,9 @@ class VllmBench(RowReader):
     def _rows(self, result: _Result) -> list[list[float]]:
         """Return the times between tokens of each request; none where they are not told."""
         count = len(result.ttfts or ())
-        found = islice(_ROW.finditer(bytes(self._gaps)), count + 1)
+        matches = islice(_ROW.finditer(bytes(self._gaps)), count + 1)
         try:
-            rows = [decode(row[0], list[float]) for row in found]
+            rows = [decode(row[0], list[float]) for row in matches]
         except ValueError:
             return []
         return rows if len(rows) == count else []

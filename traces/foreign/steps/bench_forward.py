@@ -254,7 +254,7 @@ def _notes(
     spreads = [case.ranks[0].latency_us.sample_spread_pct for case in cases]
     unsteady = sum(each is not None and each > SPREAD for each in spreads)
     if unsteady:
-        told = counted(unsteady, "case")
-        notes.append(f"{told} varied by more than {SPREAD} % between samples")
+        count = counted(unsteady, "case")
+        notes.append(f"{count} varied by more than {SPREAD} % between samples")
     notes += [f"left out: {each}" for each in _left_out(left_out)]
     return tuple(notes)

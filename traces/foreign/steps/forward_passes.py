@@ -167,9 +167,9 @@ class _Reader:
 
     def lines(self, path: Path) -> Iterator[_Line]:
         notes: list[str] = []
-        for number, told in objects(path, self.limit_bytes, self.skipped, notes):
+        for number, row in objects(path, self.limit_bytes, self.skipped, notes):
             try:
-                yield self._line(told)
+                yield self._line(row)
             except ValueError as error:
                 if isinstance(error, OtherVersionError):
                     self.versions[error.version] += 1
@@ -185,8 +185,8 @@ class _Reader:
             raise ValueError("records that are no object")
         schema = event.get("schema", SCHEMA)
         if schema != SCHEMA:
-            known = isinstance(schema, str) and schema.isprintable() and len(schema) <= 40
-            raise OtherVersionError(schema if known else "unknown")
+            printable = isinstance(schema, str) and schema.isprintable() and len(schema) <= 40
+            raise OtherVersionError(schema if printable else "unknown")
         record = read_object(event.get("fpm", event))
         source = event.get("source")
         names = source if isinstance(source, dict) else {}
@@ -250,14 +250,14 @@ class _Engine:
         )
 
     def told(self) -> ImportedEngine:
-        known = self.first is not None and self.last is not None
+        dated = self.first is not None and self.last is not None
         return ImportedEngine(
             name=self.name,
             steps=self.rows.steps,
             sampled=self.sampled,
             lost=self.rows.lost,
             heartbeats=self.rows.idle,
-            span_s=(self.last - self.first) / 1e9 if known else None,  # type: ignore[operator]
+            span_s=(self.last - self.first) / 1e9 if dated else None,  # type: ignore[operator]
         )
 
 

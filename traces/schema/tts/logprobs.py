@@ -35,14 +35,14 @@ class Means:
 
 def means_among(values: Floats, tokens: Floats) -> Means:
     """Return which values [samples] can be means of so many tokens; nan is not known."""
-    known = np.isfinite(values)
-    high, low = known & (values > ROUNDING), known & (values < LOWEST)
+    finite = np.isfinite(values)
+    high, low = finite & (values > ROUNDING), finite & (values < LOWEST)
     wrong = high | low
-    count, total = int(wrong.sum()), int(known.sum())
-    clipped = np.where(known & ~wrong, np.minimum(values, 0.0), np.nan)
+    count, total = int(wrong.sum()), int(finite.sum())
+    clipped = np.where(finite & ~wrong, np.minimum(values, 0.0), np.nan)
     if not count and not _grows(clipped, tokens):
         return Means(values=clipped)
-    first = int(np.flatnonzero(wrong if count else known)[0])
+    first = int(np.flatnonzero(wrong if count else finite)[0])
     if not count:
         why = f"logprob_mean grows with output_tokens, as a sum does: left out. {ADVICE}"
         return Means(values=np.full_like(values, np.nan), why=why, first=first)
@@ -58,11 +58,11 @@ def means_among(values: Floats, tokens: Floats) -> Means:
 
 def with_means(rows: pl.DataFrame) -> tuple[pl.DataFrame, Means]:
     """Return samples without each `logprob_mean` that is no mean. They may lack `output_tokens`."""
-    known = "output_tokens" in rows.columns
-    tokens = pl.col("output_tokens") if known else pl.lit(None).alias("output_tokens")
+    has_tokens = "output_tokens" in rows.columns
+    tokens = pl.col("output_tokens") if has_tokens else pl.lit(None).alias("output_tokens")
     numbers = rows.select(pl.col("logprob_mean").cast(pl.Float64), tokens.cast(pl.Float64))
-    found = means_among(*(column.to_numpy() for column in numbers.fill_null(np.nan)))
-    return rows.with_columns(logprob_mean=pl.Series(found.values).fill_nan(None)), found
+    means = means_among(*(column.to_numpy() for column in numbers.fill_null(np.nan)))
+    return rows.with_columns(logprob_mean=pl.Series(means.values).fill_nan(None)), means
 
 
 def _grows(values: Floats, tokens: Floats) -> bool:

@@ -34,12 +34,14 @@ def meant(name: str, known: Sequence[str]) -> str:
 
 def make_policy(given: Mapping[str, Any]) -> Policy:
     """Return a policy from fields and parameters by name, None not given. Raises UsageError."""
-    own = {field.name for field in fields(Policy)}
+    policy_fields = {field.name for field in fields(Policy)}
     said = {name: value for name, value in given.items() if value is not None}
-    if unknown := said.keys() - own - PARAMETER.keys():
-        name, known = sorted(unknown)[0], [*sorted(own), *PARAMETER]
+    if unknown := said.keys() - policy_fields - PARAMETER.keys():
+        name, known = sorted(unknown)[0], [*sorted(policy_fields), *PARAMETER]
         raise UsageError(f"no Policy field {name!r}: {meant(name, known)}")
-    policy = Policy.from_json({name: value for name, value in said.items() if name in own})
+    policy = Policy.from_json(
+        {name: value for name, value in said.items() if name in policy_fields}
+    )
     chosen = {name: value for name, value in said.items() if name in PARAMETER}
     return complete(replace(policy, rule=tuple((dict(policy.rule) | chosen).items())))
 

@@ -44,8 +44,8 @@ class Policy(Record):
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            known = ", ".join(name for name, each in METHODS.items() if not each.of_others)
-            raise UsageError(f"policy: no method {self.method!r}. Choose one of {known}")
+            choices = ", ".join(name for name, each in METHODS.items() if not each.of_others)
+            raise UsageError(f"policy: no method {self.method!r}. Choose one of {choices}")
         if self.n < 1:
             raise UsageError(f"policy: n must be at least 1, not {self.n}")
         if self.method == "greedy" and self.n != 1:
@@ -58,9 +58,9 @@ class Policy(Record):
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"policy: top_p must lie in (0, 1], not {self.top_p}")
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
-            known = ", ".join(EFFORTS)
+            choices = ", ".join(EFFORTS)
             raise UsageError(
-                f"policy: no reasoning_effort {self.reasoning_effort!r}. Choose one of {known}"
+                f"policy: no reasoning_effort {self.reasoning_effort!r}. Choose one of {choices}"
             )
         for name in ("thinking_token_budget", "max_tokens"):
             value = getattr(self, name)

@@ -93,9 +93,10 @@ def write_routes(
     tables: Mapping[str, Table], efforts: Mapping[str, str | None] | None = None
 ) -> str:
     """Return the text of tables by class, with the efforts that the classes have."""
-    told = {name: effort for name, effort in (efforts or {}).items() if effort is not None}
+    given_efforts = {name: effort for name, effort in (efforts or {}).items() if effort is not None}
     texts = {
-        name: ",".join(map(str, tables[name])) + (AT + told[name] if name in told else "")
+        name: ",".join(map(str, tables[name]))
+        + (AT + given_efforts[name] if name in given_efforts else "")
         for name in sorted(tables)
     }
     others = texts.pop(OTHERS)
@@ -146,8 +147,8 @@ def half_first(n: int) -> str:
 
 def in_words(text: str) -> str:
     """Return tables in words: that of all problems, or `samples by class (easy: 1 sample, ..)`."""
-    told = tables_in_words(text)
-    return f"samples by class ({told})" if ": " in told else told
+    words = tables_in_words(text)
+    return f"samples by class ({words})" if ": " in words else words
 
 
 def tables_in_words(text: str) -> str:
@@ -163,8 +164,8 @@ def tables_in_words(text: str) -> str:
     if len(words) == 1:
         return words["others"]
     classes: dict[str, list[str]] = {}
-    for name, told in words.items():
-        classes.setdefault(told, []).append(name)
+    for name, wording in words.items():
+        classes.setdefault(wording, []).append(name)
     last = classes.pop(words["others"])
     each = [*classes.items(), (words["others"], last)]
     return ", ".join(f"{' and '.join(names)}: {told}" for told, names in each)

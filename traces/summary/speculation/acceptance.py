@@ -133,10 +133,10 @@ def decode_steps(samples: pl.DataFrame) -> pl.DataFrame:
     emitted = pl.col("accepted") + 1
     start = 1 + emitted.cum_sum().over("sample") - emitted  # of the sample's output tokens
     left = pl.col("output_tokens") - pl.col("start")
-    whole = (left.last() > 0) & (left.last() <= emitted.last())
+    complete = (left.last() > 0) & (left.last() <= emitted.last())
     return (
         rows.with_columns(start=start)
-        .with_columns(whole=whole.over("sample").fill_null(False))
+        .with_columns(whole=complete.over("sample").fill_null(False))
         .select(
             "problem",
             "drafted",

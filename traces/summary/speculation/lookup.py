@@ -53,13 +53,13 @@ def ngram_what_if(drafts: pl.DataFrame) -> tuple[NgramWhatIf, ...] | None:
     drafts = drafts.drop_nulls(_SETTING).filter(setting_is_one)
     if not drafts.height:
         return None
-    found = []
+    results = []
     for setting, rows in drafts.sort(*_SETTING).group_by(*_SETTING, maintain_order=True):
         values = [int(value) for value in setting]
         parts = _sums(rows, values[0])
         sums = parts.drop("phase").group_by("problem_id").sum().sort("problem_id")
         phases = [(name, parts.filter(phase=name).sort("problem_id")) for name in PHASES]
-        found.append(
+        results.append(
             NgramWhatIf(
                 num_speculative_tokens=values[0],
                 prompt_lookup_min=values[1],
@@ -74,7 +74,7 @@ def ngram_what_if(drafts: pl.DataFrame) -> tuple[NgramWhatIf, ...] | None:
                 ),
             )
         )
-    return tuple(found)
+    return tuple(results)
 
 
 def _sums(rows: pl.DataFrame, positions: int) -> pl.DataFrame:

@@ -107,8 +107,8 @@ class KnownTokens:
         source = np.full(self.tokens.size + 1, -1, dtype=np.int64)
         for n, earliest in enumerate(self._earliest[:high], 1):
             if n >= low:
-                found = np.flatnonzero(earliest < np.arange(earliest.size))
-                source[found + n] = earliest[found] + n
+                repeats = np.flatnonzero(earliest < np.arange(earliest.size))
+                source[repeats + n] = earliest[repeats] + n
         return source
 
     def replay(self, lookup: PromptLookup, *, max_model_len: int | None = None) -> NgramSteps:
@@ -166,17 +166,17 @@ def _earliest_places(tokens: Ints, longest: int) -> list[Ints]:
 
     Item n - 1 has shape (T - n + 1,); n-grams longer than the tokens have no item.
     """
-    found: list[Ints] = []
+    places: list[Ints] = []
     if not tokens.size:
-        return found
+        return places
     names = alphabet = np.unique(tokens, return_inverse=True)[1]
     letters = int(alphabet.max()) + 1
     for n in range(1, min(longest, tokens.size) + 1):
         if n > 1:  # names[j] tells the n-grams apart, as numbers below T * letters
             names = names[:-1] * letters + alphabet[n - 1 :]
         _, firsts, names = np.unique(names, return_index=True, return_inverse=True)
-        found.append(firsts[names])
-    return found
+        places.append(firsts[names])
+    return places
 
 
 def draft_counts(
@@ -194,11 +194,13 @@ def draft_counts(
     where `think_tokens` is None), steps, tokens (emitted in them), drafted and accepted tokens
     per position.
     """
-    known = KnownTokens(prompt, output, longest=max(each.prompt_lookup_max for each in lookups))
-    made = known.tokens.size - known.prompt_tokens
+    known_tokens = KnownTokens(
+        prompt, output, longest=max(each.prompt_lookup_max for each in lookups)
+    )
+    made = known_tokens.tokens.size - known_tokens.prompt_tokens
     rows = []
     for lookup in lookups:
-        done = known.replay(lookup, max_model_len=max_model_len)
+        done = known_tokens.replay(lookup, max_model_len=max_model_len)
         emitted = np.diff(done.starts, append=made)
         phases: dict[str | None, NDArray[np.bool_]] = {None: np.ones(emitted.size, dtype=bool)}
         if think_tokens is not None:
@@ -220,5 +222,5 @@ def draft_counts(
 def _reaching(lengths: Ints, positions: int) -> list[int]:
     """Return how many lengths reach each position: lengths > 0, lengths > 1, ..."""
     tally = np.bincount(lengths, minlength=positions + 1)
-    found: list[int] = tally[::-1].cumsum()[::-1][1 : positions + 1].tolist()
-    return found
+    reaching: list[int] = tally[::-1].cumsum()[::-1][1 : positions + 1].tolist()
+    return reaching

@@ -225,8 +225,8 @@ class BudgetForm(StillColumn):
             price=self._price,
         )
         summary = self.query_one("#summary", StillText)
-        if summary.content != (told := summary_of(budget)):
-            summary.update(told)
+        if summary.content != (text := summary_of(budget)):
+            summary.update(text)
         return budget
 
     def api_price(self) -> float | None:

@@ -93,9 +93,9 @@ class FrontPanel(StillColumn):
         at = self.selected if self.table.cursor_row > 0 else None
         self._answer, self.rows, self._filled, self._plotted = answer, [*rows], (), ()
         self.query_one("#middle").display = True
-        known = axes(answer.budget, rows)
-        goal = known[0] if known else None
-        if goal != self._goal or self._axis not in known:
+        quantities = axes(answer.budget, rows)
+        goal = quantities[0] if quantities else None
+        if goal != self._goal or self._axis not in quantities:
             self._axis = self._goal = goal
         self.plot.display = self._axis is not None
         if self._axis is None:

@@ -143,11 +143,11 @@ def _other(answer: Recommendation, row: CandidateRow, width: int) -> Iterable[Se
     """Say of a row that is not the pick what it is, beside the pick."""
     pick, what = answer.system_optimal, words_of(row, answer.budget)
     yield _text("head", in_words(row.pick, device=True), width)
-    told = f"{what[:1].upper()}{what[1:]}."
+    sentence = f"{what[:1].upper()}{what[1:]}."
     limited = answer.budget.limits() or answer.budget.rate_per_s is not None
     if PRESENT not in row.roles and limited:
-        told += f" It is {chance(row.pick.probability_within_budget)} sure of every limit."
-    yield _text("text", told, width)
+        sentence += f" It is {chance(row.pick.probability_within_budget)} sure of every limit."
+    yield _text("text", sentence, width)
     picks = [row.pick] if pick is None else [row.pick, pick]
     heads = (f"{row.symbol} this one", "A system-optimal")
     lines = beside_lines(answer.budget, picks, width, heads=heads)

@@ -95,8 +95,8 @@ class Plane:
 
     def front(self, rows: Sequence[CandidateRow], role: str) -> Line:
         """Return a front's places by accuracy: where it turns back, it is dear on this axis."""
-        found = [self.place(row) for row in rows if role in row.roles]
-        places = sorted((y, x) for x, y in filter(None, found))
+        placed = [self.place(row) for row in rows if role in row.roles]
+        places = sorted((y, x) for x, y in filter(None, placed))
         return [x for _, x in places], [y for y, _ in places]
 
     def error_bar(self, row: CandidateRow) -> Bar | None:

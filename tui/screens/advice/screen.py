@@ -413,16 +413,16 @@ class AdviceScreen(ModeScreen):
         today = self.ttscope.runs_today()
         alone = self.ttscope.present_entry() is None  # an answer has what runs today beside it
         answers = self.ttscope.answers if alone else None
-        known = None if answers is None else answers.find(budget, recordings)
-        if known is not None:
-            tell(known, None, earlier=True)
+        before = None if answers is None else answers.find(budget, recordings)
+        if before is not None:
+            tell(before, None, earlier=True)
         try:
             with self.ttscope.advising, self.ttscope.answering():
                 if worker.is_cancelled:
                     return
                 with self.ttscope.estimating:
                     advisor = self.ttscope.advisor_for(recordings)
-                    outline = None if known is not None else advisor.outline(budget)
+                    outline = None if before is not None else advisor.outline(budget)
                 if outline is not None:
                     tell(outline, None)
 
@@ -435,7 +435,7 @@ class AdviceScreen(ModeScreen):
                     return
                 answer = advisor.recommend(budget, today, heard)
                 tell(answer, None)
-                if answers is not None and answer != known:
+                if answers is not None and answer != before:
                     answers.keep(budget, recordings, answer)
             with self.ttscope.advising:  # taken again, so that a newer question goes first
                 if not worker.is_cancelled:
@@ -580,8 +580,8 @@ class AdviceScreen(ModeScreen):
         drawn = self._answers[key]
         if self._what_if:
             lines = [self._what_if.title, *side_by_side(self._what_if.rows, width)]
-            told = [Section(kind="table", lines=lines)]
-            drawn = (Content("\n\n").join([styled(told), drawn[0]]), drawn[1])
+            section = [Section(kind="table", lines=lines)]
+            drawn = (Content("\n\n").join([styled(section), drawn[0]]), drawn[1])
         self._answer_panel.show(beside(*drawn, inner // 2 + 2) if wide else drawn[0])
 
     def _answer_of(
@@ -589,13 +589,13 @@ class AdviceScreen(ModeScreen):
     ) -> tuple[Content, Content]:
         """Return what is said of a row, and why, where that stands beside it."""
         assert self._advice is not None
-        told = self._accounted
+        accounted = self._accounted
         main, rest = answer_sections(
             self._advice,
             row,
             width=width,
-            accounts=None if told is None else told.accounts,
-            efforts=None if told is None else told.efforts,
+            accounts=None if accounted is None else accounted.accounts,
+            efforts=None if accounted is None else accounted.efforts,
         )
         return (styled(main), styled(rest)) if wide else (styled([*main, *rest]), Content(""))
 
@@ -648,15 +648,15 @@ class AdviceScreen(ModeScreen):
             self._say(event.error, bad=True, passing=True)
             return
         path, forwards = event.path, event.forwards
-        told = [f"plan in {path}, measured by ttscope sweep {path} -o runs"]
+        lines = [f"plan in {path}, measured by ttscope sweep {path} -o runs"]
         if forwards.files:
             names = ", ".join(map(str, forwards.files))
-            told.append(
+            lines.append(
                 f"or its kernels there, without weights: shapes in {names}, commands in {path}"
             )
         if self._room[1]:
-            told += forwards.commands
-        self._say("\n".join(told), passing=True)
+            lines += forwards.commands
+        self._say("\n".join(lines), passing=True)
 
     def action_axis(self) -> None:
         """Draw accuracy against the next thing that is known."""

@@ -52,8 +52,8 @@ def what_if(
         one, other = check.estimate(name, 0), check.estimate(name, 1)
         if one is None and other is None:
             continue
-        told = value_of(one), with_interval(other), change_words(name, one, other)
-        table.append((quantity(name).noun, *told))
+        cells = value_of(one), with_interval(other), change_words(name, one, other)
+        table.append((quantity(name).noun, *cells))
     rate = budget.rate_per_s
     load = "" if rate is None else f", at {rate:g} problems/s"
     return f"{pick_title(pick)}, {changes.strip()}{load}", table

@@ -83,15 +83,15 @@ class Recorded:
 
     def spreads(self, most: int | None = None) -> list[str]:
         """Return the times of requests, a table of several servers with `most` rows."""
-        told = [
+        servers = [
             (self.names.get(each.verdict.engine, ""), each.numbers, each.requests)
             for each in self.servers
             if each.numbers is not None
         ]
         if len(self.servers) > 1:
-            return server_spreads(told, most)
+            return server_spreads(servers, most)
         return [
-            line for _, numbers, requests in told for line in recorded_spreads(numbers, requests)
+            line for _, numbers, requests in servers for line in recorded_spreads(numbers, requests)
         ]
 
     def step_lanes(self, bins: int) -> list[Lane]:
@@ -117,16 +117,16 @@ def read_recorded(recording: Recording, run: Run) -> Recorded:
 
 def gauge_in(window: Window, name: str, edges: Floats) -> Floats:
     """Return a gauge's highest reading in each bin; one without a poll has the reading before."""
-    told, bins = window.gauges[name], len(edges) - 1
-    known = ~np.isnan(told)
-    times, told = window.times[known], told[known]
+    readings, bins = window.gauges[name], len(edges) - 1
+    is_read = ~np.isnan(readings)
+    times, readings = window.times[is_read], readings[is_read]
     values = np.full(bins, np.nan)
     if not times.size:
         return values
     place = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, bins - 1)
-    np.fmax.at(values, place, told)
+    np.fmax.at(values, place, readings)
     before = np.searchsorted(times, edges[1:], side="right") - 1
-    carried = np.where(before >= 0, told[np.maximum(before, 0)], np.nan)
+    carried = np.where(before >= 0, readings[np.maximum(before, 0)], np.nan)
     return np.where(np.isnan(values), carried, values)
 
 
@@ -134,9 +134,10 @@ def rate_in(window: Window, name: str, edges: Floats) -> Floats:
     """Return what a counter gained a second in each bin, spread evenly between two polls."""
     gained = window.counted[name][1:]
     seconds = np.diff(window.times) / 1e9
-    known = np.isfinite(gained) & (seconds > 0)
+    is_read = np.isfinite(gained) & (seconds > 0)
     sums = (
-        np.concatenate([[0.0], np.cumsum(np.where(known, each, 0.0))]) for each in (gained, seconds)
+        np.concatenate([[0.0], np.cumsum(np.where(is_read, each, 0.0))])
+        for each in (gained, seconds)
     )
     gains, lasted = (np.diff(np.interp(edges, window.times, each)) for each in sums)
     rates: Floats = np.divide(gains, lasted, out=np.full(gains.size, np.nan), where=lasted > 1e-9)
@@ -146,8 +147,8 @@ def rate_in(window: Window, name: str, edges: Floats) -> Floats:
 def _summed(each: Sequence[Floats]) -> Floats:
     """Return the sum over engines, nan where none is known."""
     table = np.array(each)
-    known: Floats = np.where(np.isnan(table).all(axis=0), np.nan, np.nansum(table, axis=0))
-    return known
+    sums: Floats = np.where(np.isnan(table).all(axis=0), np.nan, np.nansum(table, axis=0))
+    return sums
 
 
 def live_panels(history: History) -> list[Panel]:
@@ -212,8 +213,10 @@ def rate_lines(engines: Sequence[Numbers]) -> tuple[str, ...]:
         ("requests", "requests_per_s", "/s"),
         ("steps", "steps_per_s", "/s"),
     )
-    told = (f"{what} {number(total(engines, name), 'tokens')} {unit}" for what, name, unit in parts)
-    return ("   ".join(told),)
+    rates = (
+        f"{what} {number(total(engines, name), 'tokens')} {unit}" for what, name, unit in parts
+    )
+    return ("   ".join(rates),)
 
 
 def _finished(engines: Sequence[Numbers]) -> tuple[str, ...]:
@@ -221,8 +224,8 @@ def _finished(engines: Sequence[Numbers]) -> tuple[str, ...]:
     for each in engines:
         for reason, count in each.finished.items():
             reasons[reason] = reasons.get(reason, 0) + count
-    told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
-    return (f"finished: {told or 'none'}",)
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+    return (f"finished: {counts or 'none'}",)
 
 
 def _cache(engines: Sequence[Numbers]) -> tuple[str, ...]:

@@ -306,8 +306,8 @@ class LiveScreen(ModeScreen):
             snapshot = event.snapshot
             self._history.add(snapshot)
             silent = silence_told(snapshot.silences)
-            told = [*([silent] if silent else []), *event.watch.said, *snapshot.lost]
-            self.say(", ".join(told), bad=bool(silent))
+            messages = [*([silent] if silent else []), *event.watch.said, *snapshot.lost]
+            self.say(", ".join(messages), bad=bool(silent))
             self._next = partial(action_lines, snapshot)
             self._draw()
 
@@ -380,9 +380,9 @@ class LiveScreen(ModeScreen):
         last = self._history.last
         self.set_class(last is not None or self._recorded is not None, "shown")
         self.set_class(self._is_dashboard, "dashboard")
-        told = [] if self._next is None else self._next(self._width)
-        self.query_one("#next", StillText).update("\n".join(told))
-        self.query_one("#next").display = bool(told)
+        lines = [] if self._next is None else self._next(self._width)
+        self.query_one("#next", StillText).update("\n".join(lines))
+        self.query_one("#next").display = bool(lines)
         self.set_status(self._status())
         if self._recorded is not None:
             self._draw_recorded(self._recorded)

@@ -187,8 +187,8 @@ def action_lines(snapshot: Snapshot, width: int) -> list[str]:
     lines = []
     for verdict, change in zip(snapshot.verdicts, snapshot.changes, strict=False):
         if change is not None and verdict.found:
-            told = f"{change.told[:1].upper()}{change.told[1:]}, as {change.why}"
-            text = f"{told}. Press s to stop, then its effect is replayed."
+            advised = f"{change.told[:1].upper()}{change.told[1:]}, as {change.why}"
+            text = f"{advised}. Press s to stop, then its effect is replayed."
             lines += wrap("NEXT", text, width=width, indent=INDENT)
     return list(dict.fromkeys(lines))
 
@@ -275,16 +275,16 @@ def verdict_text(
     headlines a line counts the engines. With `unseen` also what was not checked, of which a key
     tells more.
     """
-    told: dict[str, tuple[list[Content], list[str]]] = {}
+    headlines: dict[str, tuple[list[Content], list[str]]] = {}
     for each in sorted(verdicts, key=lambda each: not each.found):
         lines = _headline(each if unseen else replace(each, unseen=()), width)
         key = "\n".join(line.plain for line in lines)
-        told.setdefault(key, (lines, []))[1].append(names.get(each.engine) or "")
+        headlines.setdefault(key, (lines, []))[1].append(names.get(each.engine) or "")
     shown: list[Content] = []
-    for lines, engines in list(told.values())[:most]:
+    for lines, engines in list(headlines.values())[:most]:
         shown += [Content.styled(line, "$text-muted") for line in _named(engines, names, width)]
         shown += lines
-    left = sum(len(engines) for _, engines in list(told.values())[most:])
+    left = sum(len(engines) for _, engines in list(headlines.values())[most:])
     if left:
         where = "press d" if unseen else "below"
         text = f"{counted(left, 'engine')} with other verdicts: {where}"
@@ -323,10 +323,10 @@ def _headline(verdict: Verdict, width: int) -> list[Content]:
     first, *more = wrap(head, text, width=width, indent=len(head) + 1)
     lines = [Content(first).stylize(style, INDENT - 1, len(head))]
     again = " ".join(line.strip() for line in more)  # below the word VERDICT
-    told = wrap("", again, width=width, indent=INDENT) if again else []
+    wrapped = wrap("", again, width=width, indent=INDENT) if again else []
     for each in verdict.found[1:]:
-        told += wrap("also", f"{each.kind}: {each.evidence}", width=width, indent=INDENT)
-    lines += [Content(line) for line in told]
+        wrapped += wrap("also", f"{each.kind}: {each.evidence}", width=width, indent=INDENT)
+    lines += [Content(line) for line in wrapped]
     if verdict.unseen:
         kinds = ", ".join(dict.fromkeys(each.kind for each in verdict.unseen))
         text = f"not checked: {kinds}. Press d to see what each check needs"

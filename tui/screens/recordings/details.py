@@ -66,13 +66,13 @@ def _watched(entry: Entry, run: Run) -> str:
     engines = 1 if entry.recording is None else len(entry.recording.manifest.engines)
     url = dict(run.engine.other).get("url", "")
     if engines == 1:
-        told = ", ".join(filter(None, ("a server that was watched", url)))
+        servers = ", ".join(filter(None, ("a server that was watched", url)))
     elif run.problems:
-        told = f"{url}, one of {engines} servers that were watched"
+        servers = f"{url}, one of {engines} servers that were watched"
     else:
-        told = f"{engines} servers that were watched"
+        servers = f"{engines} servers that were watched"
     seen = f", {counted(run.problems, 'problem')} seen by spans" if run.problems else ""
-    return f"{run.recording}: {told}{seen}"
+    return f"{run.recording}: {servers}{seen}"
 
 
 def columns_lines(columns: Sequence[Column], width: int) -> list[str]:

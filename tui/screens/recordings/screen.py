@@ -437,8 +437,8 @@ class RecordingsScreen(ModeScreen):
 
     def action_sort(self) -> None:
         headers = [column.header for column, _ in self._columns]
-        own = COLUMNS[self._sort].header
-        place = headers.index(own) if own in headers else -1
+        shown_header = COLUMNS[self._sort].header
+        place = headers.index(shown_header) if shown_header in headers else -1
         header = headers[(place + 1) % len(headers)]
         self._sort = next(i for i, column in enumerate(COLUMNS) if column.header == header)
         self.show_library()
@@ -551,8 +551,8 @@ class RecordingsScreen(ModeScreen):
             rows = size.height - len(lines) - len(legend) - 6
         detail, beside = [Content("\n".join(lines))], [self._charts(side - 2, rows)] if side else []
         if legend:
-            told = Content.styled("\n".join(legend), "$text-muted")
-            (beside if below else detail).append(told)
+            hint = Content.styled("\n".join(legend), "$text-muted")
+            (beside if below else detail).append(hint)
         self.query_one("#detail", StillText).update(Content("\n\n").join(detail))
         charts = self.query_one("#side", StillText)
         charts.display = side > 0

@@ -203,8 +203,8 @@ class RunModel:
         """Return the lanes, the cursor's column, and styled lines for below them."""
         timeline = self.timeline
         if self.data is None:
-            told = "the steps cannot be read" if self.unread else "reading the steps ..."
-            return [], None, [(told, "")]
+            reading = "the steps cannot be read" if self.unread else "reading the steps ..."
+            return [], None, [(reading, "")]
         if timeline is None or self.play is None:
             outside = self.run.engine.mode == "server" and self.run.imported is None
             why = ": the server was seen from outside" if outside else ""

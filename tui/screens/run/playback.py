@@ -63,8 +63,11 @@ class Playback:
 
     def zoom(self, factor: float) -> Playback:
         """Show a stretch `factor` times as long, the cursor staying where it is on it."""
-        whole = self.end - self.start
-        length = min(max(round((self.right - self.left) * factor), min(_LEAST_NS, whole)), whole)
+        length_of_run = self.end - self.start
+        length = min(
+            max(round((self.right - self.left) * factor), min(_LEAST_NS, length_of_run)),
+            length_of_run,
+        )
         share = (self.now - self.left) / (self.right - self.left)
         left = min(max(self.now - round(length * share), self.start), self.end - length)
         return replace(self, left=left, right=left + length)

@@ -232,8 +232,8 @@ class RunScreen(ModeScreen):
         if entry is None or entry.run is None:
             waits = self.ttscope.loading_paths
             self._show(None)
-            told = "loading ..." if waits else "no run to show: open one on screen 1"
-            self.say(told, bad=not waits)
+            why = "loading ..." if waits else "no run to show: open one on screen 1"
+            self.say(why, bad=not waits)
             return
         if self.ttscope.bring_back():
             if self.model is not None and self.model.entry.key != entry.key:
@@ -569,11 +569,11 @@ class RunScreen(ModeScreen):
             self._replay(model, text)
             return
         try:
-            told = model.go_to(parse_goto(text)) if text.strip() else None
+            refusal = model.go_to(parse_goto(text)) if text.strip() else None
         except UsageError as error:
-            told = str(error)
-        if told:
-            self.say(told, bad=True)  # and the text stays, to be mended
+            refusal = str(error)
+        if refusal:
+            self.say(refusal, bad=True)  # and the text stays, to be mended
             return
         self.action_leave()
         self.draw()

@@ -45,9 +45,9 @@ def kernel_lines(run: Run, width: int = 80) -> list[str]:
             cost.append(f"steps took {device.slowdown:.2f} times as long")
         if device.cost_share:
             cost.append(f"windows cost {percent(device.cost_share, 1)} of the run")
-        told = [f"profiled, {', '.join(cost)}"] if cost else []
-        told += held_texts(device.held)
-        lines += labelled((("", text) for text in told), width=width, indent=2)
+        texts = [f"profiled, {', '.join(cost)}"] if cost else []
+        texts += held_texts(device.held)
+        lines += labelled((("", text) for text in texts), width=width, indent=2)
     tops = [
         (
             f"  {without_middle(each.name, min(44, width - 24))}",
@@ -63,16 +63,16 @@ def kernel_lines(run: Run, width: int = 80) -> list[str]:
 
 def held_texts(held: Sequence[WindowSteps]) -> list[str]:
     """Return which recorded steps windows hold, and why it is not known of the others."""
-    known = [
+    ranges = [
         f"{each.first:,}" + ("" if each.first == each.last else f"-{each.last:,}")
         for each in held
         if each.first is not None
     ]
     texts = []
-    if known:
-        more = f" and of {len(known) - _RANGES:,} windows more" if len(known) > _RANGES else ""
+    if ranges:
+        more = f" and of {len(ranges) - _RANGES:,} windows more" if len(ranges) > _RANGES else ""
         subject = "it holds" if len(held) == 1 else "they hold"
-        texts.append(f"{subject} steps {', '.join(known[:_RANGES])}{more}")
+        texts.append(f"{subject} steps {', '.join(ranges[:_RANGES])}{more}")
     for reason, count in Counter(each.unknown for each in held if each.unknown).most_common(3):
         texts.append(f"{counted(count, 'window')}, which steps is not known: {reason}")
     return texts

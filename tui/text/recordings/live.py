@@ -59,11 +59,11 @@ def silence_told(silences: Mapping[str, Silence]) -> str | None:
         return None
     longest = max(late)
     of = "" if len(late) == len(silences) else f" of {len(late)} of {len(silences)} engines"
-    told = f"no answer{of} for {longest.seconds:.0f} s"
+    silence = f"no answer{of} for {longest.seconds:.0f} s"
     if longest.another:
-        return f"{told} (another server answers)"
+        return f"{silence} (another server answers)"
     again = round(longest.again_s)
-    return f"{told}, asked again in {again} s" if again else told
+    return f"{silence}, asked again in {again} s" if again else silence
 
 
 def live_line(
@@ -289,8 +289,8 @@ def verdict_text(verdict: Verdict) -> str:
     """Return the bottleneck with its evidence, or why there is none."""
     if verdict.reason is not None:
         return f"none: {verdict.reason}"
-    found = [f"{each.kind}: {each.evidence}" for each in verdict.found]
-    return found[0] if found else "nothing stands out"
+    bottlenecks = [f"{each.kind}: {each.evidence}" for each in verdict.found]
+    return bottlenecks[0] if bottlenecks else "nothing stands out"
 
 
 _EFFECTS = (("latency_s.mean", "latency mean"), ("latency_s.p95", "latency p95"),
@@ -318,13 +318,13 @@ def effect_text(found: Suggestion) -> str:
             continue
         before = value_of(estimate_of(found.prediction.replayed, tag))
         recorded = estimate_of(found.prediction.recorded, tag)
-        told = "" if recorded is None else f" (recorded {value_of(recorded)})"
-        effects.append(f"{name} {before}{told} -> {value_of(after)} {interval(after)}")
-    told = f"{found.why}. Predicted: {', '.join(effects)}"
+        text = "" if recorded is None else f" (recorded {value_of(recorded)})"
+        effects.append(f"{name} {before}{text} -> {value_of(after)} {interval(after)}")
+    text = f"{found.why}. Predicted: {', '.join(effects)}"
     if off is None:
-        return told
+        return text
     names = " and ".join(name for tag, name in _EFFECTS if tag in off.tags)
-    return f"{told}, but not {names}: {off.words}"
+    return f"{text}, but not {names}: {off.words}"
 
 
 def server_name(watched: Watched) -> str:

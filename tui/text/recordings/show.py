@@ -100,14 +100,14 @@ def _other_problems(runs: Sequence[Run], width: int) -> list[str]:
     sets = by_problems(runs)
     if len(sets) < 2 or all(run.policy is None for run in runs):
         return []
-    told = []
+    sets_named = []
     for places in sets[:MOST_SETS]:
         workload = runs[places[0]].workload
         name = "" if workload is None else f" ({workload.name})"
-        told.append(f"{', '.join(str(place + 1) for place in places)}{name}")
-    told += [f"{len(sets) - MOST_SETS:,} sets more"] if len(sets) > MOST_SETS else []
+        sets_named.append(f"{', '.join(str(place + 1) for place in places)}{name}")
+    sets_named += [f"{len(sets) - MOST_SETS:,} sets more"] if len(sets) > MOST_SETS else []
     text = (
-        f"not known to be of the same problems: {' | '.join(told)}. Only numbers of the same "
+        f"not known to be of the same problems: {' | '.join(sets_named)}. Only numbers of the same "
         "problems can be compared, so no difference is shown"
     )
     return wrap("!", text, width=width, indent=2)
@@ -203,8 +203,8 @@ def _one_run(run: Run, width: int) -> list[str]:
     if run.policy is None and not run.problems:  # an imported trace: nothing is known of problems
         times = time_lines(run, width)  # none of a profiler's trace, whose steps are slowed
         shown = (_charts(run, width) if times else [], times, kernel_lines(run, width))
-        told = [line for part in shown if part for line in ("", *part)]
-        return [*lines, *(told or ["", "no kernels"])]
+        body = [line for part in shown if part for line in ("", *part)]
+        return [*lines, *(body or ["", "no kernels"])]
     lines += ["", *_metrics(run)]
     parts = (_charts(run, width), time_lines(run, width), energy_lines(run, width))
     drafts = (
@@ -417,12 +417,12 @@ def _how_many_more(compared: Difference, width: int) -> list[str]:
 def spread_lines(spread: RunSpread, width: int) -> list[str]:
     """Return which spread from run to run the intervals of times hold, and what measured it."""
     if spread.recordings:
-        told = ", ".join(
+        spreads = ", ".join(
             f"{quantity(tag).noun} {percent(spread.measured[tag])}"
             for tag in ("latency_s.mean", "latency_s.p95")
             if tag in spread.measured
         )
-        text = f"measured by {spread.recordings} recordings: {told} (one standard deviation)"
+        text = f"measured by {spread.recordings} recordings: {spreads} (one standard deviation)"
         text += f". Taken as repeats: {', '.join(spread.repeats)}"
     elif not spread.assumed:  # of two replays
         text = "what each of them printed"
@@ -540,13 +540,13 @@ _OF_CURVE = (
 def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int = 80) -> list[str]:
     """Return the table in lines of at most 80 columns, with what must be known of it."""
     of_curve = not judged.columns
-    whole = "interval: 90 % for the mean over all problems like these"
+    meaning = "interval: 90 % for the mean over all problems like these"
     title = (
-        f"{counted(judged.problems, 'problem')} of {counted(judged.n, 'sample')}. {whole}. "
+        f"{counted(judged.problems, 'problem')} of {counted(judged.n, 'sample')}. {meaning}. "
         "fresh run: 90 % for another run on these"
     )
     if of_curve:
-        title = f"published averages over {counted(judged.problems, 'problem')}. {whole}"
+        title = f"published averages over {counted(judged.problems, 'problem')}. {meaning}"
     lines = wrap("", title, width=width, indent=0)
     rows: list[Sequence[str]] = [("policy", "accuracy", "interval", "tokens", "how", "fresh run")]
     order = sorted(judged.outcomes, key=_place)
@@ -568,7 +568,7 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
 
 def _others_lines(judged: Counterfactuals, width: int) -> list[str]:
     """Return in what the accuracy on as many other problems falls, of single votes and whole."""
-    told = [
+    ranges = [
         f"{label(each)} {interval(each.other_problems)}"
         for each in sorted(judged.outcomes, key=_place)
         if each.method == "majority"
@@ -576,8 +576,8 @@ def _others_lines(judged: Counterfactuals, width: int) -> list[str]:
         and each.basis in ("subsets", "published")
         and each.n in {1, judged.n}
     ]
-    text = f"{judged.problems:,} other problems like these, 90 %: {', '.join(told)}"
-    return wrap("", text, width=width, indent=2) if told else []
+    text = f"{judged.problems:,} other problems like these, 90 %: {', '.join(ranges)}"
+    return wrap("", text, width=width, indent=2) if ranges else []
 
 
 def _by_difficulty(judged: Counterfactuals, width: int) -> list[str]:
@@ -726,8 +726,8 @@ def sent_lines(run: Run, width: int = 80) -> list[str]:
     lines: list[Sequence[str]] = [("samples as sent", "problems", "accuracy", "tokens", "interval")]
     for count in decided["samples"].unique().sort():
         each = decided.filter(pl.col("samples") == count)
-        known = each["tokens"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        tokens = mean(known, "tokens") if mostly_told(known) else None
+        lengths = each["tokens"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        tokens = mean(lengths, "tokens") if mostly_told(lengths) else None
         cells = (f"{each.height:,}", ABSENT, value_of(tokens), interval(tokens))
         lines.append((f"{count:,}", *cells))
     return [*align(lines, right=(0, 1, 2, 3), width=width), ""]

@@ -40,14 +40,14 @@ NEAR: Final = 4  # times a shape, within which another one stands for it
 
 def along(known: Floats, seconds: Floats, at: Floats) -> Floats:
     """Return times at lengths, beyond the last as start + a length + b length^2 through two."""
-    found = np.interp(at, known, seconds)
+    times = np.interp(at, known, seconds)
     if len(known) > 2 and (far := at > known[-1]).any():
         x, y = known[[-2, -1]], seconds[[-2, -1]] - seconds[0]
         square = (y[1] / x[1] - y[0] / x[0]) / (x[1] - x[0])
         square = max(float(square), 0.0)
         line = max(float(y[1] / x[1] - square * x[1]), 0.0)
-        found[far] = seconds[0] + line * at[far] + square * at[far] ** 2
-    return np.asarray(found, dtype=float)
+        times[far] = seconds[0] + line * at[far] + square * at[far] ** 2
+    return np.asarray(times, dtype=float)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,8 +108,10 @@ class Bounded:
 
     @property
     def rule(self) -> str:
-        own = f"attention to {'chunks' if self.chunked else 'a window'} of {self.window:,} tokens"
-        rule = f"{own}: as to a whole context of {'half ' if self.chunked else ''}so many"
+        subject = (
+            f"attention to {'chunks' if self.chunked else 'a window'} of {self.window:,} tokens"
+        )
+        rule = f"{subject}: as to a whole context of {'half ' if self.chunked else ''}so many"
         return rule if self.whole.rule is None else f"{self.whole.rule}\n{rule}"
 
     @property
@@ -157,10 +159,10 @@ def attending(tables: PriorTables, attention: Attention, size: int, *, kv_fp8: b
         and _has(tables, PROMPT, shape, window)
     ):
         return _measured(tables, shape, window, kv_fp8)
-    whole = _measured(tables, shape, 0, kv_fp8)
+    unbounded = _measured(tables, shape, 0, kv_fp8)
     if not window:
-        return whole
-    return Bounded(whole=whole, window=window, chunked=chunked)
+        return unbounded
+    return Bounded(whole=unbounded, window=window, chunked=chunked)
 
 
 def _has(tables: PriorTables, name: str, shape: tuple[int, int, int], window: int) -> bool:
@@ -168,10 +170,10 @@ def _has(tables: PriorTables, name: str, shape: tuple[int, int, int], window: in
     table = _rows(tables, name)
     if "window_size" not in table.columns:
         return False
-    known = table.filter(num_key_value_heads=kv_heads, head_dim=head_dim, window_size=window)[
-        "num_heads"
-    ]
-    return bool(len(known)) and min(known) <= heads <= max(known)
+    measured_heads = table.filter(
+        num_key_value_heads=kv_heads, head_dim=head_dim, window_size=window
+    )["num_heads"]
+    return bool(len(measured_heads)) and min(measured_heads) <= heads <= max(measured_heads)
 
 
 @lru_cache(maxsize=64)
@@ -185,10 +187,10 @@ def _measured(
 ) -> MeasuredMixer:
     decode, rule, spread = _shaped(tables, DECODE, shape, window, kv_fp8)
     # A prompt's own keys are attended to before they are stored, in whatever form.
-    whole, prompt_rule, prompt_spread = _shaped(tables, PROMPT, shape, window, kv_fp8=False)
+    prompt_rows, prompt_rule, prompt_spread = _shaped(tables, PROMPT, shape, window, kv_fp8=False)
     entry = 2.0 * shape[1] * shape[2] * (1 if kv_fp8 else 2)  # bytes of a token
     batches, contexts, grid = decoding_grid(tables, decode, entry=entry, window=window)
-    alone = whole[whole[:, 0] == 1, 1:]
+    alone = prompt_rows[prompt_rows[:, 0] == 1, 1:]
     return MeasuredMixer(
         batches=batches,
         contexts=contexts,
@@ -223,10 +225,10 @@ def decoding_grid(
     ends = np.arange(len(batches)), len(contexts) - 1 - np.argmax(measured[:, ::-1], axis=1)
     reached = float(np.nanmax(moved[ends] / grid[ends], initial=tables.bandwidth_bytes_per_s))
     for at, line in enumerate(grid):
-        known = np.flatnonzero(~np.isnan(line))
-        if not len(known):
+        places = np.flatnonzero(~np.isnan(line))
+        if not len(places):
             continue
-        first, last = known[0], known[-1]
+        first, last = places[0], places[-1]
         slope = (line[last] - line[first]) / max(reads[last] - reads[first], 1.0)
         more = max(slope, 0.0) * (reads[last + 1 :] - reads[last])
         if at and not np.isnan(grid[at - 1, last:]).any():
@@ -263,13 +265,13 @@ def _shaped(
         table = table.filter(step=0)
     stored = table.filter(kv_cache_dtype="fp8" if kv_fp8 else "bfloat16")
     rule, spread, scale = None, 0.0, 1.0
-    own = {"num_key_value_heads": kv_heads, "head_dim": head_dim}
-    if stored.filter(**own).is_empty() and kv_fp8:
+    same_shape = {"num_key_value_heads": kv_heads, "head_dim": head_dim}
+    if stored.filter(**same_shape).is_empty() and kv_fp8:
         stored = table.filter(kv_cache_dtype="bfloat16")
         rule, spread = f"{kind} attention to a cache in FP8: as in bfloat16", SHAPE_SPREAD
-    kept = stored.filter(**own)
-    known = np.array(sorted(kept["num_heads"].unique()), dtype=float)
-    if not len(known) or not known[0] <= heads <= known[-1]:
+    kept = stored.filter(**same_shape)
+    measured_heads = np.array(sorted(kept["num_heads"].unique()), dtype=float)
+    if not len(measured_heads) or not measured_heads[0] <= heads <= measured_heads[-1]:
         near = _nearest(stored, heads, kv_heads, head_dim)
         if near is None:
             raise TablesError(
@@ -302,11 +304,11 @@ def _nearest(
 
     None where all differ by more than `NEAR` times in the width or in all heads together.
     """
-    found = table.select("num_heads", "num_key_value_heads", "head_dim").unique().rows()
+    measured = table.select("num_heads", "num_key_value_heads", "head_dim").unique().rows()
     wanted = np.array([heads * head_dim, kv_heads * head_dim, head_dim])
     shapes = [
         each
-        for each in found
+        for each in measured
         if np.abs(np.log([each[0] * each[2], each[1] * each[2], each[2]] / wanted)).max()
         <= np.log(NEAR)
     ]
@@ -320,9 +322,9 @@ def _nearest(
 
 def _continued(grid: Floats, knots: Floats, at: Floats, *, hold: bool) -> Floats:
     """Return lines [.., knots] at other places, linear between knots and beyond the last."""
-    found = np.stack([np.interp(at, knots, line) for line in grid])
+    lines = np.stack([np.interp(at, knots, line) for line in grid])
     if hold or len(knots) < 2:
-        return found
+        return lines
     slope = (grid[:, -1] - grid[:, -2]) / (knots[-1] - knots[-2])
     beyond = np.maximum(at - knots[-1], 0.0)
-    return np.asarray(found + np.maximum(slope, 0.0)[:, None] * beyond, dtype=float)
+    return np.asarray(lines + np.maximum(slope, 0.0)[:, None] * beyond, dtype=float)

@@ -45,25 +45,25 @@ def _nccl(tables: PriorTables, name: str, group: int) -> CallTimes:
         sizes = sorted(table["num_gpus"].unique())
         if not sizes:
             continue
-        own = min((each for each in sizes if each >= group), default=sizes[-1])
-        kept = table.filter(num_gpus=own).group_by("message_size").agg(pl.col("seconds").min())
+        nearest = min((each for each in sizes if each >= group), default=sizes[-1])
+        kept = table.filter(num_gpus=nearest).group_by("message_size").agg(pl.col("seconds").min())
         rows = kept.sort("message_size").select("message_size", "seconds").to_numpy().astype(float)
         rows[:, 0] *= BYTES_PER_ELEMENT
-        found = CallTimes(rows=rows)
+        times = CallTimes(rows=rows)
         if there is not tables:
             ratio = float(there.node.get("intra_node_bw", 1)) / float(
                 tables.node.get("intra_node_bw") or there.node.get("intra_node_bw", 1)
             )
             rows[:, 1] = rows[0, 1] + (rows[:, 1] - rows[0, 1]) * ratio
-            found = found.by_rule(f"dispatch and combine: those of {there.system}", GPU_SPREAD)
+            times = times.by_rule(f"dispatch and combine: those of {there.system}", GPU_SPREAD)
         across = float(tables.node.get("inter_node_bw") or 0.0)
-        if group > own and across:
-            rows[:, 1] += rows[:, 0] * (1 - own / group) / across
-            found = found.by_rule(
-                f"dispatch and combine of {group} GPUs: as of {own}, and bytes between nodes",
+        if group > nearest and across:
+            rows[:, 1] += rows[:, 0] * (1 - nearest / group) / across
+            times = times.by_rule(
+                f"dispatch and combine of {group} GPUs: as of {nearest}, and bytes between nodes",
                 BYTES_SPREAD,
             )
-        return found
+        return times
     raise TablesError(
         f"{tables.system}: no table of NCCL's collectives (comm/nccl). Set "
         "engine.data_parallel_size=1"

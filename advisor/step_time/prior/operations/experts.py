@@ -99,12 +99,12 @@ def routed(tables: PriorTables, shape: Shape, form: str) -> CallTimes:
     form = precision_of(form)
     choices = (*OWN[form], *NEAR.get(form, ()), "bfloat16")
     for there in (tables, *tables.others):
-        found = _on(tables, there, shape, form, choices)
-        if found is not None:
+        times = _on(tables, there, shape, form, choices)
+        if times is not None:
             plain = (
                 _on(tables, there, shape, "bfloat16", ("bfloat16",)) if form in BOUNDED else None
             )
-            return found if plain is None else _bounded(found, plain, form)
+            return times if plain is None else _bounded(times, plain, form)
     raise TablesError(
         f"{tables.system}: no table of experts ({FAMILY}/{TABLE}) is there for any GPU. Use a "
         "dense model"
@@ -134,7 +134,7 @@ def _on(
     wanted = shape[:6]
     versions = there.versions_of(FAMILY, TABLE)
     for dtype in choices:
-        own = dtype in OWN[form]
+        is_own = dtype in OWN[form]
         with_dtype = [v for v in versions if dtype in _forms(there, v)]
         if not with_dtype:
             continue
@@ -142,29 +142,29 @@ def _on(
         version = (exact or with_dtype)[0]
         near = wanted if exact else _nearest(_shapes(there, version, dtype), wanted)
         rows, routing = _table(there, version, dtype, near)
-        found = CallTimes(rows=rows, routing=routing)
-        if exact and own and there is tables:
-            return found
+        times = CallTimes(rows=rows, routing=routing)
+        if exact and is_own and there is tables:
+            return times
         before = Shape(*near, gated=shape.gated)
         measured = FORMS.get(dtype) or PRECISIONS[dtype]
-        asked = measured if own else PRECISIONS[form]
-        found = CallTimes(
+        asked = measured if is_own else PRECISIONS[form]
+        times = CallTimes(
             rows=carried(rows, before.work(measured), shape.work(asked), tables, there),
             routing=routing,
         )
         if not exact:
-            found = found.by_rule(
+            times = times.by_rule(
                 f"{_words(shape)}: as {_words(before)}, by bytes and FLOPs", SHAPE_SPREAD
             )
-        if not own:
-            found = found.by_rule(
+        if not is_own:
+            times = times.by_rule(
                 f"experts in {form}: those in {dtype} by bytes and peak", PRECISION_SPREAD
             )
         if there is not tables:
-            found = found.by_rule(
+            times = times.by_rule(
                 f"experts: those of {there.system} by bandwidth and peak", GPU_SPREAD
             )
-        return found
+        return times
     return None
 
 
@@ -182,15 +182,15 @@ def _nearest(shapes: frozenset[Key], wanted: Key) -> Key:
         hidden, width, active, total, tensor, expert = key
         return np.log([hidden, width / tensor, active, total / expert, expert])
 
-    own = logs(wanted)
-    return min(sorted(shapes), key=lambda each: float(np.abs(logs(each) - own).sum()))
+    wanted_logs = logs(wanted)
+    return min(sorted(shapes), key=lambda each: float(np.abs(logs(each) - wanted_logs).sum()))
 
 
 @lru_cache(maxsize=16)
 def _read(tables: PriorTables, version: str) -> pl.DataFrame:
-    found = tables.rows(FAMILY, TABLE, version)
-    assert found is not None  # it is one of its versions
-    return found
+    table = tables.rows(FAMILY, TABLE, version)
+    assert table is not None  # it is one of its versions
+    return table
 
 
 @lru_cache(maxsize=32)
@@ -203,8 +203,8 @@ def _shapes(tables: PriorTables, version: str, dtype: str) -> frozenset[Key]:
     """Return the shapes that were measured, but for those whose measuring ended early."""
     table = _read(tables, version).filter(moe_dtype=dtype)
     counts = table.group_by(KEY).agg(pl.col("num_tokens").n_unique())
-    whole = counts.filter(pl.col("num_tokens") >= ENOUGH * pl.col("num_tokens").max())
-    return frozenset(whole.select(KEY).iter_rows())
+    complete = counts.filter(pl.col("num_tokens") >= ENOUGH * pl.col("num_tokens").max())
+    return frozenset(complete.select(KEY).iter_rows())
 
 
 @lru_cache(maxsize=128)
@@ -233,19 +233,19 @@ def _table(tables: PriorTables, version: str, dtype: str, key: Key) -> tuple[Flo
     most = max(len(by.filter(distribution=name)) for name in names)
     ordered = (ROUTING, *reversed(OTHERS), *sorted(names))
     names = {name for name in names if len(by.filter(distribution=name)) >= ENOUGH * most}
-    own = next(name for name in ordered if name in names)
+    routing = next(name for name in ordered if name in names)
 
     def rows(name: str) -> Floats:
         part = by.filter(distribution=name).sort("num_tokens")
-        found = part.select("num_tokens", "seconds").to_numpy().astype(float)
-        found[:, 1] = growing(found[:, 1])
-        return found
+        points = part.select("num_tokens", "seconds").to_numpy().astype(float)
+        points[:, 1] = growing(points[:, 1])
+        return points
 
-    found = rows(own)
-    usual = found[(found[:, 0] >= USUAL[0]) & (found[:, 0] <= USUAL[1])]
+    measured = rows(routing)
+    usual = measured[(measured[:, 0] >= USUAL[0]) & (measured[:, 0] <= USUAL[1])]
     off = [
         float(np.mean(np.abs(np.log(np.interp(usual[:, 0], *rows(name).T) / usual[:, 1]))))
         for name in OTHERS
         if name in names and len(usual)
     ]
-    return found, max(off, default=0.0)
+    return measured, max(off, default=0.0)

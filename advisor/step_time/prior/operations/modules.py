@@ -141,8 +141,8 @@ def whole_layer(
     family = module.family.replace("_", " ")
     rules = [] if rule is None else [(rule, SHAPE_SPREAD)]
     if module.hidden != hidden:
-        told = f"{family} of hidden size {hidden:,}: as of {module.hidden:,}"
-        rules.append((told, SHAPE_SPREAD))
+        note = f"{family} of hidden size {hidden:,}: as of {module.hidden:,}"
+        rules.append((note, SHAPE_SPREAD))
     if there is not tables:
         rules.append((f"{family}: that of {there.system} by bandwidth and peak", GPU_SPREAD))
     moving = there.bandwidth_bytes_per_s / tables.bandwidth_bytes_per_s
@@ -153,11 +153,11 @@ def whole_layer(
         decode[:, 2] = np.maximum(
             decode[:, 2] - np.interp(decode[:, 0], *GAPS.T), LEAST * decode[:, 2]
         )
-        told = "latent attention: less the gaps between kernels, which graphs do not have"
-        rules.append((told, SHAPE_SPREAD))
-    whole = _of(there, module, module.prompt, heads, measured, kv_fp8)
+        note = "latent attention: less the gaps between kernels, which graphs do not have"
+        rules.append((note, SHAPE_SPREAD))
+    prompt_rows = _of(there, module, module.prompt, heads, measured, kv_fp8)
     batches, contexts, grid = decoding_grid(there, decode)
-    alone = whole[whole[:, 0] == 1, 1:]
+    alone = prompt_rows[prompt_rows[:, 0] == 1, 1:]
     inside = module.products(heads, hidden, products)
     grid = _less(there, grid.T, batches, inside, measured).T
     prompts = _less(there, alone[:, 1], alone[:, 0], inside, measured)
@@ -201,12 +201,12 @@ def _where(tables: PriorTables, modules: Sequence[Module]) -> tuple[PriorTables,
 
 @lru_cache(maxsize=32)
 def _rows(tables: PriorTables, module: Module, name: str) -> pl.DataFrame:
-    found = tables.rows(module.family, name)
-    if found is None:
+    table = tables.rows(module.family, name)
+    if table is None:
         return pl.DataFrame()
     if module.model is not None:
-        found = found.filter(model=module.model)
-    return found.filter(step=0) if "context" in name else found
+        table = table.filter(model=module.model)
+    return table.filter(step=0) if "context" in name else table
 
 
 def _of(

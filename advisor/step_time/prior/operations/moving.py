@@ -44,21 +44,21 @@ def connected(tables: PriorTables, hidden: int, count: int) -> CallTimes:
         if table is None:
             continue
         sizes = sorted(table["hidden_size"].unique())
-        own = min(sizes, key=lambda each: abs(np.log(each / hidden)))
-        kept = table.filter(hidden_size=own).group_by("op_name", "num_tokens")
+        nearest = min(sizes, key=lambda each: abs(np.log(each / hidden)))
+        kept = table.filter(hidden_size=nearest).group_by("op_name", "num_tokens")
         sums = kept.agg(pl.col("seconds").min()).group_by("num_tokens").agg(pl.col("seconds").sum())
         rows = sums.sort("num_tokens").select("num_tokens", "seconds").to_numpy().astype(float)
-        found = CallTimes(rows=rows)
+        times = CallTimes(rows=rows)
         if there is not tables:
             ratio = there.bandwidth_bytes_per_s / tables.bandwidth_bytes_per_s
-            found = CallTimes(rows=rows * [1.0, ratio]).by_rule(
+            times = CallTimes(rows=rows * [1.0, ratio]).by_rule(
                 f"hyper-connections: those of {there.system} by bandwidth", GPU_SPREAD
             )
         return (
-            found
-            if own == hidden
-            else found.by_rule(
-                f"hyper-connections of hidden size {hidden:,}: as of {own:,}", SHAPE_SPREAD
+            times
+            if nearest == hidden
+            else times.by_rule(
+                f"hyper-connections of hidden size {hidden:,}: as of {nearest:,}", SHAPE_SPREAD
             )
         )
     rows = moving(tables, np.geomspace(1.0, 2.0**14, 15), 4.0 * 2 * hidden * count, kernels=4)

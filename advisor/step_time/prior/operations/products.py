@@ -53,11 +53,11 @@ def product(tables: PriorTables, n: int, k: int, form: str = "bfloat16") -> Call
     forms = _measured(tables)
     for near in NEAREST[form]:
         if near in forms:
-            found = CallTimes(rows=_table(tables, near, n, k))
+            times = CallTimes(rows=_table(tables, near, n, k))
             if near != form:
                 rule = f"products in {form}: as those in {near}"
-                return found.by_rule(rule, PRECISION_SPREAD)
-            return found.by_rule(ON_GPU, PRECISION_SPREAD) if forms[near] else found
+                return times.by_rule(rule, PRECISION_SPREAD)
+            return times.by_rule(ON_GPU, PRECISION_SPREAD) if forms[near] else times
     plain = _table(tables, "bfloat16", n, k)
     if form == "bfloat16":
         return CallTimes(rows=plain)
@@ -99,8 +99,8 @@ def _gemm(tables: PriorTables) -> pl.DataFrame:
         & pl.col("near").is_not_null()
     )
     rows = rows.join(near, on=shapes, how="left").with_columns(launched=launched)
-    own = pl.min_horizontal("seconds", "near")
-    rows = rows.with_columns(seconds=pl.when("launched").then(own).otherwise("seconds"))
+    least = pl.min_horizontal("seconds", "near")
+    rows = rows.with_columns(seconds=pl.when("launched").then(least).otherwise("seconds"))
     return rows.group_by("gemm_dtype", *shapes).agg(
         pl.col("seconds").mean(), pl.col("launched").any()
     )
@@ -140,7 +140,7 @@ def _table(tables: PriorTables, form: str, n: int, k: int) -> Floats:
     for i, a in between(ns, float(n)):
         for j, b in between(ks, float(k)):
             seconds += a * b * grid[i, j]
-    known = ~np.isnan(seconds)
+    has_value = ~np.isnan(seconds)
     reading = n * k * PRECISIONS[form].parameter_bytes / tables.peak_bandwidth
-    seconds = np.maximum(beyond * growing(seconds[known]), reading)
-    return np.column_stack([tokens[known], seconds])
+    seconds = np.maximum(beyond * growing(seconds[has_value]), reading)
+    return np.column_stack([tokens[has_value], seconds])

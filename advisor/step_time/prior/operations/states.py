@@ -40,23 +40,23 @@ def _measured(
 ) -> MeasuredMixer:
     """Return the times of a table's kernels, linear in heads between measured ones."""
     heads = state.heads / size
-    known = np.array(sorted(table["num_v_heads"].unique()), dtype=float)
+    measured_heads = np.array(sorted(table["num_v_heads"].unique()), dtype=float)
     rules = []
     width = float(table["head_k_dim"][0] * table["head_v_dim"][0])
-    own = state.values / state.heads
-    scale = own / width
-    if not known[0] <= heads <= known[-1] or scale != 1.0:
-        scale *= max(heads / known[-1], 1.0)
-        told = f"linear attention of {heads:g} heads: by the bytes of its state"
-        rules.append((told, SHAPE_SPREAD))
+    head_values = state.values / state.heads
+    scale = head_values / width
+    if not measured_heads[0] <= heads <= measured_heads[-1] or scale != 1.0:
+        scale *= max(heads / measured_heads[-1], 1.0)
+        rule = f"linear attention of {heads:g} heads: by the bytes of its state"
+        rules.append((rule, SHAPE_SPREAD))
     moving = computing = 1.0
     if there is not tables:
-        told = f"linear attention: that of {there.system} by bandwidth and peak"
-        rules.append((told, GPU_SPREAD))
+        rule = f"linear attention: that of {there.system} by bandwidth and peak"
+        rules.append((rule, GPU_SPREAD))
         moving = there.bandwidth_bytes_per_s / tables.bandwidth_bytes_per_s
         computing = there.peak("bfloat16") / tables.peak("bfloat16")
-    batches, decode = _phase(table, "generation", heads, known)
-    lengths, prompts = _phase(table, "context", heads, known)
+    batches, decode = _phase(table, "generation", heads, measured_heads)
+    lengths, prompts = _phase(table, "context", heads, measured_heads)
     return MeasuredMixer(
         batches=batches,
         contexts=ONE,

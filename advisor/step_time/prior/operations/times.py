@@ -42,10 +42,10 @@ class Ruled:
 
     def by_rules(self, rules: Iterable[tuple[str, float]]) -> Self:
         """Return the times as those of rules, each with its spread."""
-        found = self
+        times = self
         for rule in rules:
-            found = found.by_rule(*rule)
-        return found
+            times = times.by_rule(*rule)
+        return times
 
 
 @dataclass(frozen=True, kw_only=True)

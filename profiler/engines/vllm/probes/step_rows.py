@@ -125,12 +125,12 @@ def _composed(
     which = np.array([place.setdefault(id(base), len(place)) for base in bases])
     unique = [bases[index] for index in np.unique(which, return_index=True)[1]]
     age = ticks - np.array([base[0] for base in unique])[which]
-    own = np.where(age == 0, 1, 0)
+    is_first = np.where(age == 0, 1, 0)
     composed = np.array([composition(*base[3:]) for base in unique])[which]
     grows = np.array([COMPOSED.index(name) for name in ("decode_kv_tokens", "max_context_tokens")])
     composed[:, grows[0]] += age * composed[:, COMPOSED.index("decode_requests")]
     composed[:, grows[1]] += age
-    ended, preempted = (np.array([base[at] for base in unique])[which] * own for at in (1, 2))
+    ended, preempted = (np.array([base[at] for base in unique])[which] * is_first for at in (1, 2))
     return ended, preempted, composed
 
 
@@ -138,7 +138,7 @@ def _windowed(
     bases: Sequence[Base], ticks: NDArray[np.int64], window: int, chunked: bool
 ) -> NDArray[np.int64]:
     """Return of each step what layers with a window read: [steps, WINDOWED]."""
-    found = np.zeros((len(bases), len(WINDOWED)), dtype=np.int64)
+    in_windows = np.zeros((len(bases), len(WINDOWED)), dtype=np.int64)
     first = 0
     while first < len(bases):
         last, base = first + 1, bases[first]
@@ -148,12 +148,12 @@ def _windowed(
         read = np.array([context + tokens for context, tokens in decodes], dtype=np.int64)
         reached = read + (ticks[first:last] - base[0])[:, None]
         within = (reached - 1) % window + 1 if chunked else np.minimum(reached, window)
-        found[first:last, 0] = within.sum(axis=1)
+        in_windows[first:last, 0] = within.sum(axis=1)
         if prefills:
             sums = (window_context(before, count, window, chunked) for before, count in prefills)
-            found[first:last, 1] = round(sum(sums))
+            in_windows[first:last, 1] = round(sum(sums))
         first = last
-    return found
+    return in_windows
 
 
 def _requests(
