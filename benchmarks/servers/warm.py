@@ -184,7 +184,9 @@ def _program(request, line, listener):
     for number, (path, way) in enumerate(zip(request["files"], ways, strict=True)):
         os.dup2(os.open(path, way, 0o644), number)
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+    # Made anew: the one from before the fork remembers that what it wrote to can be sought in.
+    lines = 1 if os.isatty(1) else -1
+    sys.stdout = sys.__stdout__ = open(1, "w", lines, encoding="utf-8", closefd=False)  # noqa: SIM115
     line.send(b"pid %d" % os.getpid())
     line.close()
     sys.path[:0] = [part for part in variables.get("PYTHONPATH", "").split(os.pathsep) if part]
