@@ -39,10 +39,10 @@ def record(output: str | Path, **options: Any) -> Recording:
 def attach(*urls: str, output: str | Path, **options: Any) -> Recording:
     """Watch servers for `duration`, or while a `workload` is sent to them."""
     from tui.options import Sampling, Watch, grouped
-    from tui.verbs.attach import Keep, Pose, Rules, watch_servers
+    from tui.verbs.attach import Judging, MethodRules, Pose, watch_servers
 
     options |= {"urls": list(urls), "output": output}
-    return open(watch_servers(*grouped(options, Watch, Pose, Sampling, Rules, Keep))[0])
+    return open(watch_servers(*grouped(options, Watch, Pose, Sampling, MethodRules, Judging))[0])
 
 
 def import_files(*files: str | Path, output: str | Path, **options: Any) -> Recording:
@@ -77,9 +77,9 @@ def replay(
     """
     from advisor.what_if.predict import predict
     from traces.errors import UsageError
-    from tui.notebook import Replay as Answer
+    from tui.notebook import Replay
     from tui.options import grouped
-    from tui.verbs.replay import Replay, question_of
+    from tui.verbs.replay import ReplayOptions, question_of
 
     if not isinstance(changes or {}, Mapping):
         raise UsageError(
@@ -89,8 +89,8 @@ def replay(
     texts = {k: v if isinstance(v, str) else _written(k, v) for k, v in (changes or {}).items()}
     options["recording"] = _path(recording)
     options["change"] = [f"{name}={text}" for name, text in texts.items()]
-    base, recorded, question, others = question_of(*grouped(options, Replay))
-    return Answer(predict(base, recorded, question, others), question)
+    base, recorded, question, others = question_of(*grouped(options, ReplayOptions))
+    return Replay(predict(base, recorded, question, others), question)
 
 
 def advise(

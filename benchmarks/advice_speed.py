@@ -3,11 +3,11 @@
     python benchmarks/advice_speed.py [RECORDINGS] [--repeats 5]
 
 The shipped recordings of three models, as if each had also run with tensor-parallel sizes 2, 4 and
-8 on four types of device, so that some hundred thousand candidates come together. Printed are wall
-and CPU seconds of: all candidates and their metrics in closed form; an edit of a limit; another
+8 on four types of device, so that some 200,000 candidates come together. Printed are wall and CPU
+seconds of: all candidates and their metrics in closed form; an edit of a limit; another
 price; another rate; and the whole answer, the replay of the leaders included. The models' fit and
 the compilation of the replay are not in it (start-up). aiconfigurator says 300 candidates in 6.5 s
-(its README); the ratio is of candidates per second, on other machines than theirs.
+(its README); the ratio is of candidates per second of a core, on other machines than theirs.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def widened(evidence: Evidence, model: StepTimeModel) -> Evidence:
 
 
 def timed(what: str, call: Callable[[int], object], repeats: int) -> float:
-    """Print and return the median seconds of a call."""
+    """Print the median seconds of a call, and return its CPU seconds."""
     walls, cpus = [], []
     for number in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -76,7 +76,7 @@ def timed(what: str, call: Callable[[int], object], repeats: int) -> float:
         cpus.append(time.process_time() - cpu)
     wall, cpu = statistics.median(walls), statistics.median(cpus)
     print(f"{what:<58} {wall * 1e3:8.0f} ms wall {cpu * 1e3:8.0f} ms CPU", flush=True)
-    return wall
+    return cpu
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def main() -> None:
     timed("a whole answer, leaders replayed", whole, given.repeats)
     timed("the same again", whole, given.repeats)
     ratio = count / first / THEIRS
-    print(f"{count / first:,.0f} candidates a second, {ratio:,.0f} times aiconfigurator's figure")
+    print(f"{count / first:,.0f} candidates a CPU second, {ratio:,.0f} times aiconfigurator's")
 
 
 if __name__ == "__main__":

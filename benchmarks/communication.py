@@ -11,7 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.step_time.operators.communication import Communication, Kind, read_collectives
+from advisor.step_time.operators.communication import (
+    CollectiveKind,
+    Communication,
+    read_collectives,
+)
 
 EDGES = (0.0, 2.0**20, 2.0**22, 2.0**24, np.inf)
 
@@ -22,7 +26,7 @@ def left_out(model: Communication, sizes: np.ndarray, seconds: np.ndarray) -> np
     errors = np.zeros(len(sizes))
     for number in range(5):
         left = fold == number
-        kind = Kind("any", 2, False)
+        kind = CollectiveKind("any", 2, False)
         rows = np.column_stack([sizes[~left], seconds[~left]])
         law = model.fit({kind: rows}).laws_[kind]
         errors[left] = law.seconds(sizes[left]) / seconds[left] - 1

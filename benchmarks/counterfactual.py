@@ -157,7 +157,7 @@ def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:
             for _ in range(splits):
                 order = rng.permutation(column.right)
                 one, two = order[: order.size // 2], order[order.size // 2 :]
-                alone = proportion(one, "1")
+                alone = proportion(one)
                 intervals = alone, alone and of_others(alone, one.size, two.size)
                 held += [_within(each, float(two.mean())) for each in intervals]
             name = f"{column.outcome.method}@{column.outcome.n}"

@@ -45,13 +45,13 @@ SHAPES = {  # layers, hidden, heads, KV heads, MLP, vocabulary
 }
 USD_PER_HOUR = {"h100_sxm": 2.5, "a100_sxm": 1.5}  # assumed
 TARGETS = (0.5, 0.7, 0.8)
-DRAFTS = (3, 5)
+DRAFTS = 3
 COLOURS = {"1.5B": "#0a7d33", "7B": "#1f5fbf", "32B": "#b3261e"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One configuration: what a problem takes alone on its engine, and with all at once."""
+    """One configuration: what a problem takes alone, and where problems never run out."""
 
     size: str
     gpu: str
@@ -150,7 +150,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def recorded(folder: Path) -> None:
     """Print what the bundled reasoners measured, and where advice parts from counting FLOPs."""
     recordings = [Recording.open(path) for path in find_recordings(folder)]
-    rows, lookups = [], []
+    rows = []
     for run in sorted(
         (run for each in recordings for run in summarise(each)),
         key=lambda run: (run.engine.model, run.policy.label() if run.policy else ""),
@@ -169,17 +169,9 @@ def recorded(folder: Path) -> None:
             f"{1e3 * times.value:.0f}", f"{1e3 * device.value:.2f}",
             f"{1e6 * device.value / tokens.value:.1f}", f"{1e6 * ratio.value:.1f}",
         ])  # fmt: skip
-        lookups += [
-            f"{run.engine.model} {run.policy.label()}: {kept.value:.3f}"
-            for each in run.ngram_what_if or ()
-            if each.num_speculative_tokens == DRAFTS[0]
-            and each.prompt_lookup_min == 2
-            and (kept := each.tokens_per_step) is not None
-        ]
     head = ["model", "policy", "seqs", "accuracy", "tokens", "latency ms", "device-ms",
             "device-us/token", "devices x latency / tokens, us"]  # fmt: skip
     table(head, rows)
-    print("n-gram lookup, tokens per step (3 drafts, window of 2 to 4): " + ", ".join(lookups))
     for run in (run for each in recordings for run in summarise(each)):
         if run.policy is not None and run.policy.method == "majority" and run.policy.n > 8:
             shares = {p.n: p.accuracy for p in run.policies if p.method == "majority"}
@@ -222,13 +214,12 @@ def by_tensor_parallel(points: Sequence[Point]) -> None:
                     one, many = found[size, gpu, sizes[0], n], found[size, gpu, tp, n]
                     cells += [
                         f"{one.latency_s / many.latency_s:.2f}",
-                        f"{many.alone_gpu_s / one.alone_gpu_s:.2f}",
                         f"{many.shared_gpu_s / one.shared_gpu_s:.2f}",
                     ]
                 rows.append(cells)
     heads = ["model", "GPU", "GPUs"]
     for n in (1, 64):
-        heads += [f"maj@{n}: faster", "GPU-s alone", "GPU-s shared"]
+        heads += [f"maj@{n}: faster", "GPU-s shared"]
     table(heads, rows)
 
 
@@ -268,7 +259,7 @@ def per_token(points: Sequence[Point]) -> None:
                 f"{p.alone_gpu_s / p.shared_gpu_s:.1f}",
             ])  # fmt: skip
     table(["configuration", "GPUs x latency / tokens, us", "GPU-us/token alone",
-           "GPU-us/token, all 30 at once", "alone / shared"], rows)  # fmt: skip
+           "GPU-us/token shared", "alone / shared"], rows)  # fmt: skip
 
 
 def two_gpus(points: Sequence[Point]) -> None:
@@ -294,7 +285,7 @@ def two_gpus(points: Sequence[Point]) -> None:
 
 
 def drafting(advisor: Advisor) -> None:
-    """Print how many tokens a step must keep for lookup of drafts to gain, by batch."""
+    """Print how many tokens a step must keep for three drafts to gain, by batch."""
     rows = []
     plain = {name: TABLES["steps"][name] for name in COMPOSITION}
     for size in AIME24:
@@ -309,19 +300,16 @@ def drafting(advisor: Advisor) -> None:
             assert law.prior is not None
             cost = law.prior.cost(replace(engine, max_num_seqs=1024, max_num_batched_tokens=8192))
             context = PROMPT + round(TOKENS / 2)
-            for k in DRAFTS:
-                cells = [size, gpu, str(least), str(k)]
-                for batch in (1, 8, 64, 256):
-                    base = {"decode_requests": batch, "decode_kv_tokens": batch * context}
-                    steps = [base | {"decode_tokens": batch * each} for each in (1, k + 1)]
-                    frame = pl.DataFrame(
-                        [dict.fromkeys(plain, 0) | row for row in steps], schema=plain
-                    )
-                    one, more = predicted_steps(cost, frame)
-                    cells.append(f"{more / one:.2f}")
-                rows.append(cells)
+            cells = [size, gpu, str(least)]
+            for batch in (1, 8, 64, 256):
+                base = {"decode_requests": batch, "decode_kv_tokens": batch * context}
+                steps = [base | {"decode_tokens": batch * each} for each in (1, DRAFTS + 1)]
+                frame = pl.DataFrame([dict.fromkeys(plain, 0) | row for row in steps], schema=plain)
+                one, more = predicted_steps(cost, frame)
+                cells.append(f"{more / one:.2f}")
+            rows.append(cells)
     heads = [f"batch {batch}" for batch in (1, 8, 64, 256)]
-    table(["model", "GPU", "GPUs", "drafts", *heads], rows)
+    table(["model", "GPU", "GPUs", *heads], rows)
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -340,8 +328,8 @@ def draw(points: Sequence[Point], path: Path) -> None:
     panels: list[tuple[str, Callable[[Point], float]]] = [
         ("tokens of a problem", lambda p: p.tokens),
         ("seconds, one problem at a time", lambda p: p.latency_s),
-        ("US cents, 30 problems at once", lambda p: 100 * p.usd),
-        ("kJ at most, 30 problems at once", lambda p: p.most_joules / 1e3),
+        ("US cents, problems never run out", lambda p: 100 * p.usd),
+        ("kJ at most, problems never run out", lambda p: p.most_joules / 1e3),
     ]
     parts = []
     for place, (label, of) in enumerate(panels):

@@ -39,7 +39,7 @@ from replayed_points import (
 from serving_points import OPEN, TOGETHER, Point
 
 from advisor.replay.result import Replayed
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import StepCost
 from advisor.step_time.host.law import (
     ASYNCHRONOUS,
@@ -145,7 +145,7 @@ def with_host(cost: StepCost, engine: EngineConfig, seconds: Floats, hidden: boo
     return cost._replace(hidden=law)
 
 
-def _a_token(point: Point, work: Workload, done: Replayed) -> float:
+def _a_token(point: Point, work: ReplayWorkload, done: Replayed) -> float:
     """Return the predicted seconds of a token: of the whole batch, TPOT, or a request's time."""
     if point.load == TOGETHER:
         return done.makespan_s / point.output_tokens

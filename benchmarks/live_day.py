@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from profiler.attach.scraper import Page, Scraper
+from profiler.attach.scraper import PolledPage, Scraper
 from profiler.engines.server.access import Access
 from profiler.plugin.batches import COLUMNS, PluginRows
 from traces.live.metrics_page import PageReader
@@ -120,7 +120,7 @@ def stretches(seconds: int) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         for second in range(first, min(first + FAN_IN, seconds)):
             text, ended = server.page(second)
             values = reader.read(text)
-            scraper._take(Page(START + second * S, 0.002, values))
+            scraper._take(PolledPage(START + second * S, 0.002, values))
             raw = [plugin_row(second, at, ended if at == 0 else 0) for at in range(STEPS_PER_S)]
             steps += rows.rows(raw)
         yield scraper.drain(), pl.from_dicts(steps, schema=dict(TABLES["steps"]))

@@ -22,7 +22,7 @@ from serving_points import OPEN, Point
 from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.host.law import ASYNCHRONOUS
 from advisor.step_time.host.spread import spread_of
-from advisor.step_time.prior.recalibration import ROUNDS, UNLIKE, Load, MeasuredLoads
+from advisor.step_time.prior.recalibration import ROUNDS, UNLIKE, MeasuredLoads, StepLoad
 from traces.schema.engine import EngineConfig
 from traces.statistics import Z95
 
@@ -48,10 +48,10 @@ class Priced:
             return float(np.log(self.point.latency_s / run.makespan_s))
         return float(np.log(self.point.tpot_s / times_of(self.point, work, run)[0]))
 
-    def load(self, log: float) -> Load:
+    def load(self, log: float) -> StepLoad:
         """Return the load of such steps: of the point's own requests, not of runs before it."""
         alone = replace(self.point, before=())
-        return Load.of(replayed(alone, self.engine, self._slower(log))[1])
+        return StepLoad.of(replayed(alone, self.engine, self._slower(log))[1])
 
     def _slower(self, log: float) -> StepCost:
         return scaled_cost(self.cost, float(np.exp(log)))
@@ -63,8 +63,8 @@ class Known:
 
     priced: Priced
     log: float
-    load: Load  # with that factor
-    usual: Load  # by the prior
+    load: StepLoad  # with that factor
+    usual: StepLoad  # by the prior
 
     @property
     def arrives(self) -> bool:

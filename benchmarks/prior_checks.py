@@ -20,7 +20,7 @@ from real_runs import errors, read_run
 
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import table_cost
 from advisor.step_time.operators.communication import read_collectives
 from advisor.step_time.operators.files import Operators, read_operators
@@ -155,7 +155,7 @@ def closed_loop(prior: Prior, row: dict[str, Any], batched_tokens: int) -> float
         max_num_seqs=256,
         capture_sizes=default_capture_sizes(256),
     )
-    work = Workload.from_requests(np.full(count, row["isl"]), np.full(count, row["osl"]))
+    work = ReplayWorkload.from_requests(np.full(count, row["isl"]), np.full(count, row["osl"]))
     limits = Limits(
         max_num_seqs=256,
         max_num_batched_tokens=batched_tokens,

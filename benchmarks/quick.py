@@ -39,7 +39,7 @@ from advisor.advice.advisor import Advisor
 from advisor.evidence.gather import gather
 from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.replay import replay
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.search.resampling import Resampling
 from advisor.search.space import explore
 from advisor.step_time.cost import linear_cost
@@ -93,7 +93,7 @@ def requests() -> tuple[Work, Work]:
     rng = np.random.default_rng(1)
     prompts, outputs = rng.integers(50, 2_000, 1_024), rng.integers(20, 400, 1_024)
     arrivals = np.cumsum(rng.exponential(0.2, 1_024))
-    what, cost = Workload.from_requests(prompts, outputs, arrivals=arrivals), linear_cost(LAW)
+    what, cost = ReplayWorkload.from_requests(prompts, outputs, arrivals=arrivals), linear_cost(LAW)
     few = [
         RecordedProblem(
             prompt_tokens=int(prompt),

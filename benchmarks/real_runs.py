@@ -21,7 +21,7 @@ import numpy.typing as npt
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import StepCost, table_cost
 from advisor.step_time.host.law import host_part
 from advisor.step_time.operators.files import Operators, read_operators
@@ -37,7 +37,7 @@ class Run:
     """A run as it was: seconds per request by measure, its workload and its engine."""
 
     seconds: dict[str, Floats]
-    workload: Workload
+    workload: ReplayWorkload
     limits: Limits
     capture_sizes: list[int]
     makespan_s: float
@@ -70,7 +70,7 @@ def read_run(folder: Path) -> Run:
     compilation = resolved.get("compilation_config") or {}
     return Run(
         seconds={name: values[order] for name, values in seconds.items()},
-        workload=Workload.from_requests(
+        workload=ReplayWorkload.from_requests(
             column["input_toks"][order].astype(np.int64),
             column["output_toks"][order].astype(np.int64),
             arrivals=arrival[order] - arrival.min(),

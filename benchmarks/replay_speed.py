@@ -30,7 +30,7 @@ from advisor.evidence.features import ALL, ZERO, Reads
 from advisor.evidence.runs import RecordedProblem, Sample
 from advisor.replay.limits import Limits
 from advisor.replay.replay import Replicas, replay
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import linear_cost
 from benchmarks.twin.replay_twin import naive_replay
 
@@ -70,19 +70,19 @@ def requests(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def workload(trace: tuple[np.ndarray, ...], count: int) -> Workload:
+def workload(trace: tuple[np.ndarray, ...], count: int) -> ReplayWorkload:
     """Return the first `count` requests, the trace repeated where it is too short."""
     times, prompts, outputs = trace
     turns = -(-count // len(times))
     whole = np.concatenate([times + turn * (times[-1] + 0.2) for turn in range(turns)])
-    return Workload.from_requests(
+    return ReplayWorkload.from_requests(
         np.tile(prompts, turns)[:count],
         np.tile(outputs, turns)[:count],
         arrivals=whole[:count],
     )
 
 
-def timed(what: Workload, repeats: int) -> tuple[float, float, object]:
+def timed(what: ReplayWorkload, repeats: int) -> tuple[float, float, object]:
     """Return the median and the spread (half the middle 50 %) of seconds, and the result."""
     cost, spent, found = linear_cost(LAW), [], None
     for _ in range(repeats):
@@ -94,7 +94,7 @@ def timed(what: Workload, repeats: int) -> tuple[float, float, object]:
     return statistics.median(spent), (high - low) / 2, found
 
 
-def million_of_each_kind(what: Workload) -> None:
+def million_of_each_kind(what: ReplayWorkload) -> None:
     """Print the processor seconds of a million requests by kind, the median of three."""
     law = ZERO._replace(step=5.886e-3, tokens=2.10e-5, kv_tokens=3.93e-8)
     for name, (reads, ranks) in KINDS.items():

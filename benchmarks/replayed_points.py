@@ -18,7 +18,7 @@ from serving_points import CLOSED, OPEN, ROUNDS, Point, read_points
 from advisor.replay.limits import limits_of
 from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import StepCost
 from advisor.step_time.host.prompts import PromptPart
 from advisor.step_time.prior.defaults import BLOCK, LIMITS, as_on, with_blocks
@@ -69,7 +69,7 @@ def priced_engine(
     return there, times.times(there, 0).cost
 
 
-def workload_of(point: Point) -> Workload:
+def workload_of(point: Point) -> ReplayWorkload:
     """Return what was asked of an engine: of one data-parallel rank, its share."""
     draw = np.random.default_rng(SEED)
     if point.load == OPEN:
@@ -87,7 +87,7 @@ def workload_of(point: Point) -> Workload:
         blocks = [
             range(last - -(-n // BLOCK), last) for n, last in zip(prompts, names, strict=True)
         ]
-        return Workload.from_requests(
+        return ReplayWorkload.from_requests(
             np.tile(prompts, len(rates)),
             np.tile(outputs, len(rates)),
             arrivals=np.concatenate([s + come / r for s, r in zip(starts, rates, strict=True)]),
@@ -105,7 +105,7 @@ def workload_of(point: Point) -> Workload:
         for size, row in zip((point.prompt_tokens, point.output_tokens), shape, strict=True)
     )
     arrivals = None if point.load == CLOSED else np.zeros(count)
-    return Workload.from_requests(prompts, outputs, arrivals=arrivals)
+    return ReplayWorkload.from_requests(prompts, outputs, arrivals=arrivals)
 
 
 def flight_of(point: Point) -> int:
@@ -114,13 +114,13 @@ def flight_of(point: Point) -> int:
     return max(-(-point.in_flight // point.engine.data_parallel_size), 1)
 
 
-def kept_of(point: Point, work: Workload) -> slice:
+def kept_of(point: Point, work: ReplayWorkload) -> slice:
     """Return the requests that a point's times are of: not those of runs before it."""
     count = len(work.output_tokens)
     return slice(count - (point.requests or count), count)
 
 
-def replayed(point: Point, engine: EngineConfig, cost: StepCost) -> tuple[Workload, Replayed]:
+def replayed(point: Point, engine: EngineConfig, cost: StepCost) -> tuple[ReplayWorkload, Replayed]:
     """Return a point's workload and its replay."""
     work = workload_of(point)
     limits = limits_of(engine, point.facts, work)
@@ -128,7 +128,7 @@ def replayed(point: Point, engine: EngineConfig, cost: StepCost) -> tuple[Worklo
     return work, replay(work, cost, limits, concurrency=flight)
 
 
-def times_of(point: Point, work: Workload, done: Replayed) -> tuple[float, float]:
+def times_of(point: Point, work: ReplayWorkload, done: Replayed) -> tuple[float, float]:
     """Return the mean TPOT and TTFT of a point's own requests, in seconds."""
     kept = kept_of(point, work)
     spent = (done.end_s - done.first_token_s)[kept]

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from advisor.evidence.pools import Pool, find_pools
-from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample
 from advisor.search import routing
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
@@ -107,7 +107,7 @@ def pools_of(problems: dict[str, ProblemRun]) -> list[Pool]:
 def pools_of_efforts(by_effort: Mapping[Any, dict[str, ProblemRun]]) -> list[Pool]:
     """Return the samples of several efforts as advise pools them."""
     runs = [
-        Run(
+        RecordedRun(
             recording=f"made {effort}",
             engine=EngineConfig(model="made"),
             policy=Policy(

@@ -16,7 +16,7 @@ from dense_models import dense
 from advisor.evidence.features import ZERO
 from advisor.replay.limits import Limits
 from advisor.replay.replay import replay
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import table_cost
 from advisor.step_time.host.law import host_part
 from advisor.step_time.operators.tables import default_capture_sizes
@@ -46,7 +46,7 @@ def latency_s(prior: Prior, output: int, version: str | None = None) -> float:
         size = prior.split.tensor
         part = host_part(EngineConfig(model="", tensor_parallel_size=size, vllm_version=version))
         law, hidden = (law, part.seconds) if part.hidden else (part.seconds, None)
-    work = Workload.from_requests([150], [output])
+    work = ReplayWorkload.from_requests([150], [output])
     limits = Limits(max_num_seqs=SEQS, max_num_batched_tokens=BATCHED, async_scheduling=True)
     done = replay(work, table_cost(tables, law, hidden=hidden), limits, concurrency=1)
     return float(done.latency_s.mean())

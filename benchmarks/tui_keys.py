@@ -6,8 +6,8 @@ scrolls smoothly, plays, or answers later counts until its last frame. It does n
 as Textual's pilot does: that calls each widget, a seventh of what a key took. Printed are the
 medians of so many presses and the slowest, by screen and size, those that rest last first. A
 watched server that is made stands on screen 3. Behind them stand the first paint, and the first
-answer and the last of the advice screen: opened at once, at once in a later session, and once the
-app has learned.
+answer and the last of the advice screen, each in a new process: opened by `ttscope demo` behind its
+answer, at once, at once in a later session, and once the app has learned.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import asyncio
 import contextlib
 import gc
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -29,14 +31,19 @@ prepare()  # as `ttscope tui` does, before numpy is imported
 from textual.events import Key
 
 import profiler.demo
+from advisor.advice.advisor import Advisor
 from benchmarks import live_day
+from traces.recording.reader import Recording
 from tui.app.app import TtscopeApp
 from tui.cli import COLLECTED_AT
 from tui.screens.advice.screen import AdviceScreen, Advised
 from tui.screens.earlier import EarlierAnswers
+from tui.screens.entries import recording_paths
+from tui.text.commands import here
+from tui.verbs.demo import BUDGET
 
 SHIPPED = Path(profiler.demo.__file__).parent / "recordings"
-OPENED = ("at once", "at once in a later session", "once learned")
+OPENED = ("by the demo", "at once", "at once in a later session", "once learned")
 SIZES = ("80x24", "120x40", "200x60")
 TYPED = ("m", "a", "x", "backspace")
 MOVES = ("down", "up", "j", "k", "end", "home", "G", "g", "pagedown", "pageup")
@@ -140,12 +147,20 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
+def asked_before(paths: list[Path]) -> Advisor:
+    """Return the advisor that has answered the demo's budget, as `ttscope demo` hands it over."""
+    advisor = Advisor.fit([Recording.open(each) for each in recording_paths(paths)])
+    advisor.recommend(BUDGET, **here())
+    return advisor
+
+
 async def answer(paths: list[Path], size: tuple[int, int], opened: str, kept: Path) -> None:
     """Print when the first answer and the last of screen 4 are there, `opened` as one of `OPENED`.
 
     The times are from its opening, by the wall and of the process. Answers are kept in a folder.
     """
     learned = opened == OPENED[-1]
+    fitted = asked_before(paths) if opened == OPENED[0] else None
     began, heard = now(), dict[int, tuple[float, float]]()
 
     def hear(message: Any) -> None:
@@ -153,15 +168,17 @@ async def answer(paths: list[Path], size: tuple[int, int], opened: str, kept: Pa
             heard.setdefault(id(message.advice), now())
 
     screen = "recordings" if learned else "advice"
-    app = draw_all(TtscopeApp(paths, limits={"min_accuracy": "0.75"}, screen=screen))
-    app.learns_ahead, app.answers = True, None if learned else EarlierAnswers(folder=kept)
+    limits = {"min_accuracy": f"{BUDGET.min_accuracy}"}
+    app = draw_all(TtscopeApp(paths, limits=limits, fitted=fitted, screen=screen))
+    if fitted is None:
+        app.learns_ahead, app.answers = True, None if learned else EarlierAnswers(folder=kept)
     async with app.run_test(size=size, message_hook=hear) as pilot:
         times = {"first paint": now()}
         if learned:
             await settle(pilot)
             times, began = {}, now()
             await pilot.press("4")
-        while not isinstance(app.screen, AdviceScreen) or len(heard) < 2:
+        while not isinstance(app.screen, AdviceScreen) or len(heard) < (2 if fitted is None else 1):
             await asyncio.sleep(0.01)
         await settle(pilot)
     times |= dict(zip(("first answer", "answer"), heard.values(), strict=False))
@@ -204,7 +221,14 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--screen", choices=[*SCREENS])
+    parser.add_argument("--opened", choices=OPENED, help="the advice screen alone")
+    parser.add_argument("--kept", type=Path)
     given = parser.parse_args()
+    if given.opened is not None:
+        gc.freeze()
+        gc.set_threshold(*COLLECTED_AT)
+        asyncio.run(answer([SHIPPED], (120, 40), given.opened, given.kept))
+        return
     screens = [*SCREENS] if given.screen is None else [given.screen]
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         folder = Path(name) / "live-made"
@@ -217,8 +241,18 @@ def main() -> None:
             size = (int(columns), int(rows))
             print(f"{told}, milliseconds: medians until drawn and at rest, and the slowest")
             asyncio.run(drive([SHIPPED, folder], size, given.times, screens))
+        kept = str(Path(name) / "answers")
         for opened in OPENED:
-            asyncio.run(answer([SHIPPED], size, opened, Path(name) / "answers"))
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.tui_keys",
+                "--opened",
+                opened,
+                "--kept",
+                kept,
+            ]
+            subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
 
 
 if __name__ == "__main__":

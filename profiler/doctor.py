@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiler.engines.interface import Finding
+from profiler.engines.interface import Capability
 from profiler.engines.server.access import Access
 from profiler.engines.start import examine_engines
 from profiler.plugin.shared_token import in_a_shell, shared_token
@@ -17,6 +17,7 @@ from profiler.runs.provenance import cpu_name, usable_cpus
 from traces.errors import EngineError, UsageError, install_command, installed
 from traces.live.engine_names import (
     NIM,
+    ROUTER,
     SGLANG,
     TENSORRT_LLM,
     TGI,
@@ -30,24 +31,24 @@ from traces.live.numbers import ADDED, DRAFTS, FLOPS, tells
 if TYPE_CHECKING:
     import httpx
 
-    from profiler.attach.scraper import Page
+    from profiler.attach.scraper import PolledPage
     from profiler.engines.server.identity import Identity
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Capability]:
     """Look at the machine; starts nothing and changes nothing."""
     return [*examine_engines(), *_devices(), _telemetry(), _receivers(), *_host()]
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[Capability]:
     names = _gpus()
-    yield Finding(
+    yield Capability(
         what="GPU",
         present=bool(names),
         detail=", ".join(names) if names else "none, so vLLM runs on the CPU",
     )
     present, detail, needs = energy_here()
-    yield Finding(what="energy", present=present, detail=detail, needs=needs)
+    yield Capability(what="energy", present=present, detail=detail, needs=needs)
 
 
 def _gpus() -> list[str]:
@@ -56,11 +57,11 @@ def _gpus() -> list[str]:
     return [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
 
 
-def _telemetry() -> Finding:
+def _telemetry() -> Capability:
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
     )
-    return Finding(
+    return Capability(
         what="OTLP export",
         present=endpoint is not None,
         detail="as OTEL_EXPORTER_OTLP_* says" if endpoint else "nothing is sent anywhere",
@@ -68,9 +69,9 @@ def _telemetry() -> Finding:
     )
 
 
-def _receivers() -> Finding:
+def _receivers() -> Capability:
     version = installed("grpcio")
-    return Finding(
+    return Capability(
         what="OTLP receiver",
         present=True,
         detail=f"HTTP, and gRPC by grpcio {version}" if version else "HTTP, no gRPC",
@@ -78,12 +79,12 @@ def _receivers() -> Finding:
     )
 
 
-def _host() -> Iterator[Finding]:
-    yield Finding(
+def _host() -> Iterator[Capability]:
+    yield Capability(
         what="processor", present=True, detail=f"{cpu_name() or 'unknown'}, {usable_cpus()} usable"
     )
     threads = os.environ.get("OMP_NUM_THREADS")
-    yield Finding(
+    yield Capability(
         what="OMP_NUM_THREADS",
         present=threads is not None,
         detail=f"{threads}" if threads else "unset, and ttscope sets 1 for vLLM's CPU build",
@@ -98,7 +99,8 @@ def _host() -> Iterator[Finding]:
 
 SPANS = (
     "start vLLM so, for spans and steps, and ttscope attach URL --listen 4318. For spans over gRPC "
-    "leave out the first variable, name http://127.0.0.1:4317 and give --listen-grpc 4317"
+    "leave out OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, name http://127.0.0.1:4317 and give "
+    "--listen-grpc 4317"
 )
 PLUGIN = (
     "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM by the "
@@ -183,10 +185,10 @@ _ALLOWS = (  # what each depth of attach gives, from the outside in
     ),
     ("with kernels", "what steps are made of, and launch- and communication-bound"),
 )
-ALLOWED = [Finding(what=what, present=None, detail=detail) for what, detail in _ALLOWS]
+ALLOWED = [Capability(what=what, present=None, detail=detail) for what, detail in _ALLOWS]
 
 
-def examine_server(access: Access) -> list[Finding]:
+def examine_server(access: Access) -> list[Capability]:
     """Look at a server from outside. Raises EngineError where nothing answers at all."""
     with access.client() as client:
         metrics, kinds, started = _metrics(access)
@@ -198,7 +200,7 @@ def examine_server(access: Access) -> list[Finding]:
 
 def _models(
     client: httpx.Client, access: Access, kinds: set[str], *, answers: bool
-) -> tuple[list[Finding], Identity]:
+) -> tuple[list[Capability], Identity]:
     """Return which model is served, and by what. Its metrics have lines of these `kinds`.
 
     `answers` says that the server's metrics were read.
@@ -212,24 +214,24 @@ def _models(
         if isinstance(error, Unanswered) and not answers:
             raise
         needs = next((each for why, each in _NEEDS.items() if why in str(error)), "its URL")
-        found = [Finding(what="models", present=False, detail=str(error), needs=needs)]
+        found = [Capability(what="models", present=False, detail=str(error), needs=needs)]
         return found, Identity().with_page(kinds)
     identity = identify(client, card).with_page(kinds)
     length = card.get("max_model_len")
     told = [str(card["id"]), *([f"{length} tokens"] if length else []), identity.text]
-    found = [Finding(what="models", present=True, detail=", ".join(told))]
+    found = [Capability(what="models", present=True, detail=", ".join(told))]
     if identity.front_end == "rust":
-        found.append(Finding(what="front end", present=False, detail=RUST, needs=RUST_NEEDS))
+        found.append(Capability(what="front end", present=False, detail=RUST, needs=RUST_NEEDS))
     return found, identity
 
 
-def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
+def _metrics(access: Access) -> tuple[list[Capability], set[str], float | None]:
     """Return what a server's page has, whose lines, and when the server began (unix seconds)."""
     from profiler.attach.deployment import ENGINES_PAGE
-    from profiler.attach.scraper import EACH, SEVERAL, ScrapeError, Scraper
+    from profiler.attach.scraper import EACH, OF_ROUTER, SEVERAL, ScrapeError, Scraper
 
     scraper = Scraper(access, lambda label: label, on_event=lambda kind, detail: None)
-    page: Page | None = None
+    page: PolledPage | None = None
     others = False
     try:
         page = scraper.poll(leave=True)
@@ -240,17 +242,20 @@ def _metrics(access: Access) -> tuple[list[Finding], set[str], float | None]:
     finally:
         scraper.close()
     names = {series.name for series in page.values} if page is not None else set()
+    kinds = scraper.reader.engines
+    if ROUTER in kinds:
+        of_router = Capability(what="metrics", present=False, detail=OF_ROUTER, needs=EACH)
+        return [of_router], set(), None
     if page is None or not any(map(tells, names)):
-        found = [Finding(what="metrics", present=False, detail=why, needs=ENGINES_PAGE)]
+        found = [Capability(what="metrics", present=False, detail=why, needs=ENGINES_PAGE)]
         return found, set(), None
     engines = len({series.engine for series in page.values if series.engine}) or 1
-    kinds = scraper.reader.engines
     if others:
-        return [Finding(what="metrics", present=False, detail=SEVERAL, needs=EACH)], kinds, None
+        return [Capability(what="metrics", present=False, detail=SEVERAL, needs=EACH)], kinds, None
     series = sum(each.name not in ADDED for each in page.values)  # which ttscope adds
     told = f"{series} series of {engines} engine{'s' if engines != 1 else ''} "
     told += f"({' and '.join(sorted(kinds))}), read in {page.took_s * 1e3:.0f} ms"
-    found = [Finding(what="metrics", present=True, detail=told), *_on_page(page, kinds)]
+    found = [Capability(what="metrics", present=True, detail=told), *_on_page(page, kinds)]
     return found, kinds, page.started
 
 
@@ -267,15 +272,15 @@ def _serve(access: Access, started: float | None, kinds: set[str]) -> str:
     return _SERVE
 
 
-def _on_page(page: Page, kinds: set[str]) -> Iterator[Finding]:
+def _on_page(page: PolledPage, kinds: set[str]) -> Iterator[Capability]:
     """Say what a page has of drafts and FLOPs, which those of some engines never have."""
     names = {series.name for series in page.values}
     if unwrapped(kinds) - {VLLM, SGLANG}:
         for what in ("speculation", "FLOPs, bytes"):
-            yield Finding(what=what, present=None, detail="this page does not tell")
+            yield Capability(what=what, present=None, detail="this page does not tell")
         return
     drafts = sum(value for series, value in page.values.items() if series.name == DRAFTS)
-    yield Finding(
+    yield Capability(
         what="speculation",
         present=True if DRAFTS in names else None,
         detail=f"{drafts:,.0f} drafts so far"
@@ -283,7 +288,7 @@ def _on_page(page: Page, kinds: set[str]) -> Iterator[Finding]:
         else "the server does not speculate",
     )
     estimated = any(v > 0 for series, v in page.values.items() if series.name == FLOPS)
-    yield Finding(
+    yield Capability(
         what="FLOPs, bytes",
         present=estimated,
         detail="the engine's estimates" if estimated else "0: off, or nothing has run yet",
@@ -291,7 +296,7 @@ def _on_page(page: Page, kinds: set[str]) -> Iterator[Finding]:
     )
 
 
-def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iterator[Finding]:
+def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iterator[Capability]:
     """Say what is to be had from inside; `serve` starts such a server, None where Ray does."""
     from profiler.attach.kernel_windows import SERVER_FLAGS
     from profiler.engines.server.served import routes
@@ -309,19 +314,19 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
         if rust or not own or serve is None
         else _with_token(WITH_SPANS_OF.get(engine or "", WITH_BOTH).replace(_SERVE, serve))
     )
-    yield Finding(what="spans", present=None, detail=silent, needs=spans, run=start)
+    yield Capability(what="spans", present=None, detail=silent, needs=spans, run=start)
     if serve is None:
-        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=RAY_PLUGIN)
+        yield Capability(what="steps (plugin)", present=None, detail=silent, needs=RAY_PLUGIN)
     elif engine in STEPS_OF:
-        yield Finding(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
+        yield Capability(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
     else:
         start = (WITH_PLUGIN.replace(_SERVE, serve),) if rust else start
         needs = PLUGIN.replace("by the command of spans", "so") if rust else PLUGIN
-        yield Finding(what="steps (plugin)", present=None, detail=silent, needs=needs, run=start)
+        yield Capability(what="steps (plugin)", present=None, detail=silent, needs=needs, run=start)
         fpm = DYNAMO_FPM if serve == _DYNAMO else FPM
-        yield Finding(what="steps (FPM)", present=None, detail=outside, needs=fpm)
+        yield Capability(what="steps (FPM)", present=None, detail=outside, needs=fpm)
     if serve == _DYNAMO:
-        yield Finding(what="profiler", present=False, detail=_DYNAMO_PROFILER)
+        yield Capability(what="profiler", present=False, detail=_DYNAMO_PROFILER)
         return
     known = routes(client)
     profiler = None if known is None else "/start_profile" in known["paths"]
@@ -333,7 +338,7 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
     flags = None if profiler else SERVER_FLAGS
     if engine is not None and engine != VLLM:
         detail, flags = PROFILER_OF.get(engine, detail) if profiler else detail, None
-    yield Finding(what="profiler", present=profiler, detail=detail, needs=flags)
+    yield Capability(what="profiler", present=profiler, detail=detail, needs=flags)
 
 
 def _with_token(command: str) -> tuple[str, ...]:

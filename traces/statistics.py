@@ -92,13 +92,13 @@ def share(value: float, variance: float, problems: int, *, extrapolated: bool = 
     return Estimate(value=value, low=low, high=high, unit="1", extrapolated=extrapolated)
 
 
-def proportion(answers: ArrayLike, unit: str = "1") -> Estimate | None:
+def proportion(answers: ArrayLike) -> Estimate | None:
     """Return the mean of one number per problem in [0, 1], None when there is none.
 
     Some may be in between right and wrong, such as the expected result of a vote with ties.
     """
     found = _finite(answers)
-    return column_means(found[:, None], unit)[0] if found.size else None
+    return column_means(found[:, None], "1")[0] if found.size else None
 
 
 def mean(values: ArrayLike, unit: str, *, signed: bool = False) -> Estimate | None:

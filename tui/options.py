@@ -256,7 +256,7 @@ class Watch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class AgainstOptions:
     """Whether a server answers instead, and where the run is kept: of `replay`."""
 
     against: str | None = option(

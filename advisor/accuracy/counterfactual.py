@@ -25,7 +25,7 @@ from advisor.accuracy.models.answers import AnswerCounts, AnswerModel, count_ans
 from advisor.accuracy.models.published import CurveAccuracy, learned
 from advisor.accuracy.samples import (
     FEWEST,
-    Column,
+    PolicyColumn,
     ProblemSamples,
     SampledRun,
     limited,
@@ -69,7 +69,7 @@ class Counterfactuals:
     n: int
     problems: int
     outcomes: tuple[PolicyOutcome, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[PolicyColumn, ...]
     notes: tuple[str, ...]
 
 
@@ -216,7 +216,7 @@ def _split(samples: SampledRun, counts: Sequence[int] | None) -> tuple[list[int]
     return [k for k in wanted if k <= samples.n], [k for k in wanted if k > samples.n]
 
 
-def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
+def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[PolicyColumn]:
     """Return maj@k and pass@k, exactly; without the answers a vote of one sample alone."""
     places = [k - 1 for k in counts]
     problems = samples.problems
@@ -227,11 +227,11 @@ def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[Column]:
         for place, k in enumerate(counts):
             if method == "majority" and not samples.answers_told:
                 if k == 1:
-                    yield Column(_outcome(method, k), passed[:, place], each)
+                    yield PolicyColumn(_outcome(method, k), passed[:, place], each)
                 continue
             right = table[:, place]
             basis = in_orders(method, k, samples.n, float(right.mean()))
-            yield Column(_outcome(method, k, **basis), right, each * k)
+            yield PolicyColumn(_outcome(method, k, **basis), right, each * k)
 
 
 def _of_all(
@@ -248,7 +248,7 @@ def _of_all(
     ]
 
 
-def _limits(samples: SampledRun) -> Iterator[Column]:
+def _limits(samples: SampledRun) -> Iterator[PolicyColumn]:
     """Return votes of one and of all under smaller max_tokens, exactly: what is cut has no vote."""
     if samples.rows["output_tokens"].null_count():
         return
@@ -265,7 +265,7 @@ def _outcome(method: str, n: int, **fields: Any) -> PolicyOutcome:
     )
 
 
-def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Iterator[Column]:
+def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Iterator[PolicyColumn]:
     """Return best-of-k, weighted and filtered votes, windows and adaptive votes one by one."""
     problems = samples.problems
     scores = [p.logprob_mean for p in problems]
@@ -280,7 +280,7 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
         curves = np.array([best_of_curve(p, s) for p, s in zip(problems, scores, strict=True)])
         each = np.array([float(p.tokens.mean()) for p in problems])
         for k in several:
-            yield Column(_outcome("best_of_n", k), curves[:, k - 1], each * k)
+            yield PolicyColumn(_outcome("best_of_n", k), curves[:, k - 1], each * k)
     rng = np.random.default_rng([0, 4])
     each_gets = order_count(len(problems))
     orders = [RandomOrders(problem, rng, each_gets) for problem in problems]
@@ -303,7 +303,7 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
             one_subset = k == samples.n and METHODS[method].all_samples_end
             basis, error = ("subsets", None) if one_subset else ("monte_carlo", spread)
-            yield Column(
+            yield PolicyColumn(
                 _outcome(method, k, rule=rule, basis=basis, error=error),
                 np.array([vote.right for vote in votes]),
                 np.array([vote.tokens for vote in votes]),
@@ -343,7 +343,7 @@ def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) ->
 
 def _finishing(
     samples: SampledRun, counts: Sequence[int], order: ReplayedOrder | None, notes: list[str]
-) -> Iterator[Column]:
+) -> Iterator[PolicyColumn]:
     """Return the rules that go by the order of ends: as recorded, replayed, or of the tokens."""
     problems = samples.problems
     unknown = sum(int((~np.isfinite(p.finish_s)).sum()) for p in problems)
@@ -382,7 +382,7 @@ def _finishing(
             right = np.array([right for right, _ in decided])
             if decides_as_vote(stop, n):  # in every order
                 right = np.array([majority_curve(p.answers, p.correct)[n - 1] for p in problems])
-            yield Column(
+            yield PolicyColumn(
                 _outcome(method, n, rule=rule, basis=basis, tokens_estimated=True),
                 right,
                 np.array([tokens for _, tokens in decided]),
@@ -459,7 +459,7 @@ def _budgets(
     return sorted(outcomes, key=lambda each: (each.n, each.budget_tokens or 0))
 
 
-def _estimates(columns: Sequence[Column]) -> list[PolicyOutcome]:
+def _estimates(columns: Sequence[PolicyColumn]) -> list[PolicyOutcome]:
     """Return the outcomes with their estimates; intervals are of the mean over problems."""
     if not columns:
         return []
@@ -505,7 +505,7 @@ class Comparison:
         return self.problems_to_tell == self.problems
 
 
-def compare_policies(column: Column, reference: Column) -> Comparison:
+def compare_policies(column: PolicyColumn, reference: PolicyColumn) -> Comparison:
     """Return the paired comparison of two policies judged on the same problems."""
     found = paired(reference.right, column.right, "1")
     assert found is not None  # of no problem there is no column
@@ -536,7 +536,7 @@ def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
     if whole is None:
         return None
     reference = _part(whole, choosing)
-    able: list[tuple[float, int, Column]] = []
+    able: list[tuple[float, int, PolicyColumn]] = []
     for column in found.columns:
         if column.outcome.method == "pass_at_k" or not np.isfinite(column.tokens).all():
             continue
@@ -552,5 +552,5 @@ def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
     return compare_policies(_part(best, stating), _part(whole, stating))
 
 
-def _part(column: Column, places: np.ndarray) -> Column:
-    return Column(column.outcome, column.right[places], column.tokens[places])
+def _part(column: PolicyColumn, places: np.ndarray) -> PolicyColumn:
+    return PolicyColumn(column.outcome, column.right[places], column.tokens[places])

@@ -136,14 +136,14 @@ class ReplayedOrder:
     def _replayed(self, start: int, n: int) -> Mapping[str, tuple[Floats, Floats]]:
         from advisor.replay.limits import limits_of  # numba takes a third of a second to load
         from advisor.replay.replay import Replicas, replay
-        from advisor.replay.workload import Workload
+        from advisor.replay.workload import ReplayWorkload
 
         run, problems = self.run, self.run.problems
         loads = [
             RecordedProblem.of(each, each.samples[start : start + n]) for each in problems.values()
         ]
         arrivals = run.arrivals_s(problems) if run.concurrency is None else None
-        workload = Workload.from_loads(loads, arrivals)
+        workload = ReplayWorkload.from_loads(loads, arrivals)
         found = replay(
             workload,
             self.cost,

@@ -122,7 +122,7 @@ class SampledRun:
 
 
 @dataclass(frozen=True)
-class Column:
+class PolicyColumn:
     """A policy with its right share and tokens per problem: [problems] each."""
 
     outcome: PolicyOutcome
@@ -162,7 +162,7 @@ def limited(samples: SampledRun, most: int, recorded: int | None) -> SampledRun:
     )
 
 
-def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun:
+def read_samples(run: Run, most: int | None = None) -> SampledRun:
     """Return the samples that votes may be taken of; of more than `most` problems some at random.
 
     Raises RecordingError when they cannot say what another policy would have done: a rule
@@ -202,7 +202,7 @@ def read_samples(run: Run, most: int | None = None, seed: int = 0) -> SampledRun
     if count < judged:
         notes = (f"problems with samples of unknown length, left out: {judged - count:,}",)
     if most is not None and count > most:
-        some = whole["problem"].unique().sort().sample(most, seed=seed)
+        some = whole["problem"].unique().sort().sample(most, seed=0)
         whole = whole.filter(pl.col("problem").is_in(some.implode()))
         notes = (
             *notes,

@@ -1,5 +1,7 @@
 """Where a stopping rule would have ended each problem of a run, and what that saves.
 
+The rules themselves stand in traces/schema/tts/stop_rules.py.
+
 Finish times are those recorded. A rule that ends a problem early would also free the engine for
 others, so the time saved is at least this.
 """

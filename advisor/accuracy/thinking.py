@@ -8,14 +8,14 @@ import numpy as np
 import polars as pl
 
 from advisor.accuracy.models.answers import AnswerCounts, count_answers
-from advisor.accuracy.samples import Column, ProblemSamples, SampledRun
+from advisor.accuracy.samples import PolicyColumn, ProblemSamples, SampledRun
 from traces.statistics import Floats
 from traces.summary.votes import PolicyOutcome, majority_curve, sample_counts
 
 
 def at_checkpoints(
     run: SampledRun, answers: pl.DataFrame
-) -> dict[int, tuple[list[Column], list[AnswerCounts]]]:
+) -> dict[int, tuple[list[PolicyColumn], list[AnswerCounts]]]:
     """Return by budget the votes of 1, 2, 4, ... samples cut there, and each problem's answers.
 
     `answers` is the recording's table. Every problem counts with as many samples as most problems
@@ -42,7 +42,7 @@ def at_checkpoints(
 
 def _column(
     budget_tokens: int, n: int, right: Floats, tokens: Floats, bound: str | None = None
-) -> Column:
+) -> PolicyColumn:
     """Return a vote at a budget, by a `bound` between two, or where only what finished is known."""
     lower = bound == "lower"
     outcome = PolicyOutcome(
@@ -55,7 +55,7 @@ def _column(
         basis="subsets" if lower else "checkpoints",
         tokens_estimated=lower,
     )
-    return Column(outcome, right, tokens)
+    return PolicyColumn(outcome, right, tokens)
 
 
 _Cuts = Mapping[int, Sequence[tuple[str | None, bool, float]]]
@@ -83,7 +83,7 @@ def _by_problem(run: SampledRun, answers: pl.DataFrame) -> dict[str, _Cuts]:
     return dict(table)
 
 
-def between(low: Column, high: Column) -> Column:
+def between(low: PolicyColumn, high: PolicyColumn) -> PolicyColumn:
     """Return the same vote at the budget in the middle of two, linear per problem, marked so."""
     one, two = low.outcome.budget_tokens, high.outcome.budget_tokens
     assert one is not None and two is not None
@@ -94,7 +94,7 @@ def between(low: Column, high: Column) -> Column:
     return _column(middle, low.outcome.n, right, tokens, "interpolated")
 
 
-def lower_bounds(run: SampledRun) -> list[Column]:
+def lower_bounds(run: SampledRun) -> list[PolicyColumn]:
     """Return what one sample gets right at least at 1, 2, 4, ... tokens of thought.
 
     Those that had thought no longer and are right. Nothing where no length of thought is recorded.

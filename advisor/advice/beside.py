@@ -17,7 +17,7 @@ from advisor.evidence.pools import Pool
 from advisor.replay.limits import check_startable
 from advisor.search.metrics import CandidateMetrics
 from advisor.search.replayed import CandidateReplays
-from advisor.search.space import Kind
+from advisor.search.space import CandidateKind
 from traces.errors import UsageError
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
@@ -66,7 +66,9 @@ def beside(
     return ReplayedCheck(metrics, budget, advisor.prices(budget))
 
 
-def _kind(advisor: Advisor, engine: EngineConfig, policy: Policy, prior: str | None) -> Kind:
+def _kind(
+    advisor: Advisor, engine: EngineConfig, policy: Policy, prior: str | None
+) -> CandidateKind:
     """Return the engine without limits and the samples that answer for the policy."""
     known = [kind for kind in advisor.space.kinds if kind.prior == prior]
     base = without_limits(engine)
@@ -75,7 +77,7 @@ def _kind(advisor: Advisor, engine: EngineConfig, policy: Policy, prior: str | N
         base = same[0].engine
     advisor.model.law(base)  # which says what to record where none was learned
     ranks = same[0].ranks if same or prior is not None else advisor.evidence.ranks_of(base)
-    return Kind(
+    return CandidateKind(
         engine=base,
         pool=_pool([kind.pool for kind in known], engine, policy),
         policy=policy,

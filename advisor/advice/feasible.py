@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from advisor.search.budget import Limit, Prices, goal_of, limits_of_budget
+from advisor.search.budget import MetricBound, Prices, goal_of, limits_of_budget
 from advisor.search.closed_form import ClosedForm
 from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits
 from advisor.search.resampling import HIGH, LOW
@@ -138,13 +138,13 @@ class BudgetCheck(Generic[M]):
             broken[rows[(chance[rows] < wanted) & (broken[rows] < 0)]] = len(self.limits)
         return chance, broken
 
-    def _bound(self, limit: Limit, rows: Ints, far: float) -> Floats:
+    def _bound(self, limit: MetricBound, rows: Ints, far: float) -> Floats:
         bound = limit.bound[rows]
         if limit.above or far == 0:
             return bound
         return np.asarray(bound * np.exp(far * self.metrics.spread(limit.metric)[rows]))
 
-    def _certain(self, limit: Limit, rows: Ints, far: float) -> tuple[Bools, Bools]:
+    def _certain(self, limit: MetricBound, rows: Ints, far: float) -> tuple[Bools, Bools]:
         """Return which candidates meet a limit in no draw, and which in all."""
         low, high = self.metrics.extremes(limit.metric, rows)
         bound = self._bound(limit, rows, far)
@@ -152,7 +152,7 @@ class BudgetCheck(Generic[M]):
             return high < bound, low >= bound
         return low > bound, high <= bound
 
-    def _met(self, limit: Limit, rows: Ints, far: float = 0.0) -> Bools:
+    def _met(self, limit: MetricBound, rows: Ints, far: float = 0.0) -> Bools:
         draws = self.metrics.draws(limit.metric, rows)
         bound = self._bound(limit, rows, far)[:, None]
         return np.asarray(draws >= bound if limit.above else draws <= bound)

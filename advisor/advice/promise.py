@@ -22,7 +22,7 @@ from advisor.advice.advisor import Advisor
 from advisor.advice.command import command_note
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under, latencies, same_load
-from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample
 from traces.deployment.documents import (
     EXPECT,
     POLICY,
@@ -87,7 +87,7 @@ def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expe
     exec_ = "exec env" if "=" in command.split()[0] else "exec"
     with whole_file(folder / SERVE) as partial:
         partial.write_text(
-            f"#!/bin/sh\n# {named}, as ttscope advises. Options of its own go on: --port 8001\n"
+            f"#!/bin/sh\n# {named}, as ttscope advises. Options go to the server: --port 8001\n"
             + (f"# {note}\n" if (note := command_note(pick)) else "")
             + f'{exec_} {command} "$@"\n'
         )
@@ -298,7 +298,7 @@ def _assumed(pick: Pick, evidence: Evidence) -> dict[str, Estimate | None]:
     }
 
 
-def _samples_alike(run: Run, pick: Pick) -> bool:
+def _samples_alike(run: RecordedRun, pick: Pick) -> bool:
     """Whether a run drew its samples as the pick does, but for the reasoning effort."""
     names = ("temperature", "top_p", "thinking_token_budget", "max_tokens")
     same = all(getattr(run.policy, name) == getattr(pick.policy, name) for name in names)

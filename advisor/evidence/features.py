@@ -1,10 +1,11 @@
 """The features of a step: what its time is linear in.
 
 All there is to say of a feature stands here: its name and place, how it follows from a step's work,
-what a unit of it asks of the hardware, and the words for it. To add one, give it a field of
-`Features` and a line in `features_of`, in `demands` and in `PARTS`. Where it needs a sum over
-requests that `Work` lacks, `Work` gets a field of the name of its column in the steps table, and
-the replay keeps that sum (advisor/replay/simulation/requests.py).
+what a unit of it asks of the hardware, what it costs where no steps tell, and the words for it. To
+add one, give it a field of `Features` and a line in `features_of`, `demands`, `STEEP` and `PARTS`.
+Where it needs a sum over requests that `Work` lacks, `Work` gets a field of the name of its column
+in the steps table, and the replay keeps that sum: of requests that decode in
+advisor/replay/simulation/requests.py, of prompts in scheduling.py beside it.
 """
 
 from __future__ import annotations
@@ -94,6 +95,45 @@ PARTS: Final = {  # what a step's time goes to; one model cannot tell launches f
     "the recorder's own work": HOST_WORK,
 }
 
+# Between which a feature's cost is taken to lie where no steps tell it, in times of a step's fixed
+# part: much comes with each step and little with each request, or the other way round. GPUs read
+# weights for many requests at once (docs/validation.md, "One recording alone").
+FLAT: Final = ZERO._replace(
+    step=1.0,
+    prefill_step=1.0,
+    draft_step=1.0,
+    requests=0.001,
+    tokens=0.001,
+    problem_starts=0.5,
+)
+STEEP: Final = ZERO._replace(
+    step=1.0,
+    requests=0.03,
+    prefill_requests=0.2,
+    draft_requests=0.03,
+    tokens=0.03,
+    experts=1.0,
+    kv_tokens=1e-4,
+    query_context=1e-4,
+    window_tokens=1e-4,
+    window_context=1e-4,
+    sample_starts=0.15,
+    sample_ends=0.15,
+)
+STEEP_ON_GPU: Final = STEEP._replace(
+    requests=0.01,
+    draft_requests=0.01,
+    tokens=0.01,
+    kv_tokens=2e-5,
+    query_context=2e-5,
+    window_tokens=2e-5,
+    window_context=2e-5,
+)
+
+
+# Features that cost an engine nothing in which they never were.
+UNSEEN: Final = (*HOST_WORK, "draft_step", "draft_requests")
+
 
 def features_of(work: Work[Any], speculative: bool, experts: float) -> Features[Any]:
     """Return the features of a step, or of steps [steps], without HOST_WORK.
@@ -128,11 +168,27 @@ def features_of(work: Work[Any], speculative: bool, experts: float) -> Features[
     )
 
 
-def mean_of(work: Work[float], steps: int, growth: float, window_growth: float) -> Work[float]:
-    """Return the mean of decoding steps, the first with this work, whose context read grows so.
+def work_planned(engine: Any) -> Work[float]:
+    """Return what a replayed engine's planned step computes, or the first of its steps.
 
-    Compiled for the replay, as the next function.
+    `engine` has the sums of `ENGINE` (advisor/replay/simulation/state.py). Compiled for the replay,
+    as the next two functions.
     """
+    return Work(
+        float(engine.prefill_requests),
+        float(engine.prefill_tokens),
+        float(engine.decode_requests + engine.drain_decode_requests),
+        engine.decode_tokens + engine.drain_decode_tokens,
+        engine.prefill_kv_tokens,
+        engine.decode_kv_tokens + engine.drain_decode_kv_tokens,
+        engine.prefill_query_context,
+        engine.decode_window_tokens + engine.drain_decode_window_tokens,
+        engine.prefill_window_context,
+    )
+
+
+def mean_of(work: Work[float], steps: int, growth: float, window_growth: float) -> Work[float]:
+    """Return the mean of decoding steps, the first with this work, whose context read grows so."""
     return Work(
         work.prefill_requests,
         work.prefill_tokens,

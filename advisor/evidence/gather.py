@@ -29,14 +29,15 @@ from advisor.evidence.live.histograms import drawn_traffic, mean_steps
 from advisor.evidence.live.passes import MOST as MOST_INFERRED
 from advisor.evidence.live.passes import NEEDED as OF_PASSES
 from advisor.evidence.live.passes import inferred_traffic, ran_at_ends
-from advisor.evidence.live.ranks import ranks_by_law
+from advisor.evidence.live.ranks import ranks_by_law, ranks_in
 from advisor.evidence.measured import Made, RunsMade, runs_in, runs_watched
-from advisor.evidence.runs import ProblemRun, Run, Sample, cut_runs, limited_runs, read_runs
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample, cut_runs, limited_runs, read_runs
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places, with_host_work
 from advisor.evidence.unrecorded import refusal, unchecked
 from traces.errors import RecordingError, TtscopeError, UsageError, WorkloadsError
 from traces.foreign.values import UNKNOWN_MODEL
-from traces.live.numbers import FINISHED, ITL, Window
+from traces.live.engine_names import VLLM, software_of
+from traces.live.numbers import FINISHED, ITL, Window, cancelled_told
 from traces.live.verdict import TAKEN
 from traces.live.watched import Windows, only_watched, windows_for, windows_of
 from traces.recording.manifest import WorkloadFacts
@@ -80,7 +81,7 @@ USED = (  # of steps
     *NEEDED,
 )
 
-__all__ = ["Evidence", "ProblemRun", "Run", "Sample", "StepTable", "gather", "law_key"]
+__all__ = ["Evidence", "ProblemRun", "RecordedRun", "Sample", "StepTable", "gather", "law_key"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +119,10 @@ class Evidence:
     workload: WorkloadFacts | None
     models: Mapping[str, ModelFacts]
     steps: tuple[StepTable, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     watts: Mapping[EngineConfig, Watts]
     price_usd_per_device_hour: float | None
-    cut: tuple[Run, ...] = ()  # runs as they would have been with less thought
+    cut: tuple[RecordedRun, ...] = ()  # runs as they would have been with less thought
     lost: tuple[str, ...] = ()  # what was cut off, inferred or never checked, in words
     posed: bool = True  # by ttscope, so that `workload` can be posed again by its name
     made: RunsMade = field(default_factory=RunsMade, compare=False)  # by any method
@@ -166,7 +167,7 @@ class Evidence:
         # Several draws of one server's traffic are one load.
         each = {(r.recording, r.engine, r.policy): (r.concurrency, r.rate_per_s) for r in self.runs}
         loads = Counter(load for (*_, policy), load in each.items() if policy != AS_SENT)
-        watched: dict[tuple[str, str], list[Run]] = {}
+        watched: dict[tuple[str, str], list[RecordedRun]] = {}
         for run in self.runs:
             if run.policy == AS_SENT:
                 watched.setdefault((run.recording, run.engine.model), []).append(run)
@@ -207,8 +208,8 @@ def gather(
     workload = _same_workload(recordings)
     _check_models(recordings)
     steps: list[StepTable] = []
-    runs: list[Run] = []
-    cut: list[Run] = []
+    runs: list[RecordedRun] = []
+    cut: list[RecordedRun] = []
     models: dict[str, ModelFacts] = {}
     watts: dict[EngineConfig, list[tuple[float, PowerTable | None, int]]] = {}
     made: list[Made] = []
@@ -230,7 +231,7 @@ def gather(
             found, why = _with_inferred(recording, windows, found)
             found = with_front_end(recording, found, windows)
             found = _with_decoders(found, windows, recording)
-            told += [*more, *why, *_seen_limits(recording)]
+            told += [*more, *why, *_seen_limits(recording), *_cancelled(recording, windows)]
             told += _counted_as(found) if watched else ()
         polls = {run.engine: windows_for(recording, polled, run.engine) for run in found}
         found, drafted = with_drafts(found, polls)
@@ -287,7 +288,7 @@ def _watts(drawn: Sequence[tuple[float, PowerTable | None, int]]) -> Watts:
 def _check_enough(
     recordings: Sequence[Recording],
     steps: Sequence[StepTable],
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
     lost: Sequence[str],
     *,
     judged: bool,
@@ -330,7 +331,7 @@ def _check_enough(
 
 def _model_notes(recording: Recording) -> list[str]:
     """Return what to say of a recording's models whose steps ask for more than dense ones."""
-    notes = []
+    notes, ranks = [], ranks_in(recording.manifest.engines.values())
     for key, engine in recording.manifest.engines.items():
         facts = recording.manifest.models.get(engine.model)
         if facts is None and engine.mode == "server" and only_watched(recording):
@@ -339,7 +340,7 @@ def _model_notes(recording: Recording) -> list[str]:
                 "are taken for those of a dense model and of this size alone, and its FLOPs are "
                 "not known. ttscope attach --model-config says what it costs"
             )
-        note = None if facts is None else unchecked(facts, engine)
+        note = None if facts is None else unchecked(facts, engine, ranks.get(engine, engine.ranks))
         notes += [] if note is None else [note]
         if facts is not None and reads_of(facts).window:
             steps = recording.frame("steps", ("engine", *WINDOWED)).filter(pl.col("engine") == key)
@@ -538,6 +539,17 @@ def _steps_of(
     return [table]
 
 
+def _cancelled(recording: Recording, windows: Windows) -> list[str]:
+    """Return which of vLLM's requests are in no traffic, as clients cancelled them."""
+    engines = recording.manifest.engines
+    found = [
+        cancelled_told(window)
+        for key, window in windows.items()
+        if window is not None and software_of(engines[key]) == VLLM
+    ]
+    return [f"{recording.name}: {told}" for told in found if told is not None]
+
+
 def _seen_limits(recording: Recording) -> list[str]:
     """Return what a watch noted of limits that its servers did not tell."""
     notes = recording.frame("events", ["kind", "detail"]).filter(kind="note")["detail"]
@@ -547,9 +559,9 @@ def _seen_limits(recording: Recording) -> list[str]:
 def _with_drawn(
     recording: Recording,
     windows: Windows,
-    runs: list[Run],
+    runs: list[RecordedRun],
     in_turn: Mapping[EngineConfig, Sequence[int]],
-) -> tuple[list[Run], list[str]]:
+) -> tuple[list[RecordedRun], list[str]]:
     """Return runs of watched servers, and why some are drawn: spans tell too little of these.
 
     Spans do not say which of several servers of a model a request was on, so they are held against
@@ -596,8 +608,8 @@ def _with_drawn(
 
 
 def _with_inferred(
-    recording: Recording, windows: Windows, runs: list[Run]
-) -> tuple[list[Run], list[str]]:
+    recording: Recording, windows: Windows, runs: list[RecordedRun]
+) -> tuple[list[RecordedRun], list[str]]:
     """Return runs with those that forward passes tell of servers, and which tell none and why.
 
     Spans stand before them. Histograms of /metrics tell less: they are of no request by itself.
@@ -648,24 +660,24 @@ class _Servers:
         """How many requests ended on them."""
         return sum(window.total(FINISHED) or 0.0 for _, window in self.polled.values())
 
-    def decode_as(self, runs: Sequence[Run]) -> bool:
+    def decode_as(self, runs: Sequence[RecordedRun]) -> bool:
         """Whether runs may stand for all: by another name they may be of others' requests."""
         one = len(set(map(decoder_of, self.polled))) == 1
         return one and all(run.engine.model == self.model for run in runs)
 
-    def are_told_by(self, seen: Sequence[Run]) -> bool:
+    def are_told_by(self, seen: Sequence[RecordedRun]) -> bool:
         """Whether the runs that spans tell stand for all that ended on them."""
         requests = sum(1 for run in seen for _ in run.samples)
         return requests >= MOST_SEEN * self.ended and self.decode_as(seen)
 
-    def drawn(self, recording: str) -> list[Run]:
+    def drawn(self, recording: str) -> list[RecordedRun]:
         return [
             run
             for engine, (key, window) in self.polled.items()
             for run in drawn_traffic(window, engine, recording, key)
         ]
 
-    def notes(self, recording: str, seen: Sequence[Run], after: int) -> list[str]:
+    def notes(self, recording: str, seen: Sequence[RecordedRun], after: int) -> list[str]:
         """Say what spans tell, `after` requests of them one after another; nothing without any."""
         told = sum(1 for run in seen for _ in run.samples) + after
         if not told:
@@ -678,7 +690,9 @@ class _Servers:
         ]
 
 
-def _with_decoders(runs: Sequence[Run], windows: Windows, recording: Recording) -> list[Run]:
+def _with_decoders(
+    runs: Sequence[RecordedRun], windows: Windows, recording: Recording
+) -> list[RecordedRun]:
     """Return runs of spans with how their servers decode.
 
     That is known where the servers of a model decode alike.
@@ -697,7 +711,7 @@ def _with_decoders(runs: Sequence[Run], windows: Windows, recording: Recording) 
     return found
 
 
-def _rate(runs: Sequence[Run]) -> float | None:
+def _rate(runs: Sequence[RecordedRun]) -> float | None:
     """Return the problems a second of a watch: of all its servers, whose draws are one load."""
     each = {run.engine: run.rate_per_s for run in runs}
     told = [rate for rate in each.values() if rate is not None]
@@ -746,7 +760,7 @@ def _without_requests(recordings: Sequence[Recording]) -> list[Recording]:
     return [each for each in recordings if not each.rows("problems")]
 
 
-def _counted_as(runs: Sequence[Run]) -> list[str]:
+def _counted_as(runs: Sequence[RecordedRun]) -> list[str]:
     """Return what a problem is of traffic that was watched: a sample, or a request of several."""
     notes = []
     for run in runs:

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from advisor.evidence.keys import DEFAULT_BLOCK, any_worker
-from advisor.evidence.runs import Run as Evident
+from advisor.evidence.runs import RecordedRun
 from traces.errors import TtscopeError
 from traces.live.watched import only_watched
 from traces.recording.reader import Recording
@@ -103,7 +103,7 @@ class Made:
 
 
 def runs_watched(
-    recording: Recording, runs: Sequence[Evident], rate_per_s: float | None
+    recording: Recording, runs: Sequence[RecordedRun], rate_per_s: float | None
 ) -> list[Made]:
     """Return what ran while a deployment was watched, of the runs that are learned from.
 

@@ -10,7 +10,7 @@ from zlib import crc32
 
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import SampleKey, decoder_of, powers, sample_counts, sampling_of
-from advisor.evidence.runs import ProblemRun, RecordedProblem, Run, Sample
+from advisor.evidence.runs import ProblemRun, RecordedProblem, RecordedRun, Sample
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.parameters import complete
@@ -31,12 +31,12 @@ class Pool:
     """
 
     key: SampleKey
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     policies: tuple[Policy, ...]  # that its samples can answer
     problem_ids: frozenset[str]
     tables: Mapping[Policy, Mapping[str, Table]] = field(default_factory=dict)
     by_problem: Mapping[str, Pool] = field(default_factory=dict)
-    draws: tuple[tuple[Run, ...], ...] = ()
+    draws: tuple[tuple[RecordedRun, ...], ...] = ()
 
     def most_samples(self, policy: Policy) -> int:
         """Return how many samples a policy draws of a problem at most."""
@@ -105,7 +105,7 @@ def find_pools(evidence: Evidence, *, few: bool = False) -> list[Pool]:
 
     With `few` their policies have powers of two as n, and the recorded ones.
     """
-    groups: dict[SampleKey, list[Run]] = {}
+    groups: dict[SampleKey, list[RecordedRun]] = {}
     for run in (*evidence.runs, *evidence.cut):
         groups.setdefault((decoder_of(run.engine), sampling_of(run.policy)), []).append(run)
     pools = []
@@ -147,12 +147,12 @@ def find_pools(evidence: Evidence, *, few: bool = False) -> list[Pool]:
     return pools
 
 
-def _of_traffic(key: SampleKey, runs: Sequence[Run]) -> Pool:
+def _of_traffic(key: SampleKey, runs: Sequence[RecordedRun]) -> Pool:
     """Return a run of each watched server: where traffic was drawn, the first, middle, last draw.
 
     Of lengths whose mean alone is known these are alike, and further and further apart.
     """
-    each: dict[tuple[str, EngineConfig], list[Run]] = {}
+    each: dict[tuple[str, EngineConfig], list[RecordedRun]] = {}
     for run in runs:
         each.setdefault((run.recording, run.engine), []).append(run)
     few = (0.0, 0.5, 1.0) if any(len(draws) > 1 for draws in each.values()) else (0.0,)
@@ -164,7 +164,7 @@ def _of_traffic(key: SampleKey, runs: Sequence[Run]) -> Pool:
 FEW_POINTS = 12  # of a published curve: up to so many are all candidates
 
 
-def _of_curve(key: SampleKey, runs: Sequence[Run], curve: PublishedCurve) -> Pool:
+def _of_curve(key: SampleKey, runs: Sequence[RecordedRun], curve: PublishedCurve) -> Pool:
     """Return what a published curve can answer: fixed votes, as only their averages are known."""
     points = [point.n for point in curve.points]
     counts = {*sample_counts(curve.most), curve.most}
@@ -177,7 +177,7 @@ def _of_curve(key: SampleKey, runs: Sequence[Run], curve: PublishedCurve) -> Poo
     )
 
 
-def _most_samples(runs: Sequence[Run], name: str) -> int:
+def _most_samples(runs: Sequence[RecordedRun], name: str) -> int:
     return max((len(r.problems[name].samples) for r in runs if name in r.problems), default=0)
 
 

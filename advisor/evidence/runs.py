@@ -109,7 +109,7 @@ class RecordedProblem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RecordedRun:
     """The problems of one (engine, policy) in one recording.
 
     `drawn` says that they are drawn from what a server's histograms tell, one of several draws, or
@@ -206,7 +206,7 @@ class ReadRuns(NamedTuple):
     after another: how many requests each had. They count in the rate of a run.
     """
 
-    runs: list[Run]
+    runs: list[RecordedRun]
     notes: list[str]
     in_turn: dict[EngineConfig, list[int]]
 
@@ -267,7 +267,7 @@ def read_runs(recording: Recording) -> ReadRuns:
             run = replace(run, latency_s=run.latency_s - taken)
         found.setdefault((row["engine"], row["policy"]), {})[run.problem_id] = run
     runs = [
-        Run(
+        RecordedRun(
             recording=recording.name,
             engine=manifest.engines[engine_key],
             policy=AS_SENT if watched else manifest.policies[policy_key],
@@ -330,7 +330,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
         f"{why}Lengths are drawn with a spread of {curve.spread:g} of their logarithm, and "
         "accuracy is that of laws of answers weighted by its points. No pair of problems is known"
     )
-    run = Run(
+    run = RecordedRun(
         recording=recording.name,
         engine=engine,
         policy=policy,
@@ -345,7 +345,7 @@ def _of_curve(recording: Recording, curve: PublishedCurve) -> ReadRuns:
 def _check_left(
     recording: Recording,
     lacking: Mapping[str, int],
-    runs: Sequence[Run],
+    runs: Sequence[RecordedRun],
 ) -> list[str]:
     """Return which problems of an import are left out, and why.
 
@@ -547,7 +547,7 @@ def _in_bytes(steps: Ints | None) -> npt.NDArray[np.integer] | None:
     return steps.astype(np.uint8)
 
 
-def cut_runs(recording: Recording, runs: Sequence[Run]) -> list[Run]:
+def cut_runs(recording: Recording, runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     """Return what runs would have been with less thought, where answers were forced.
 
     One run for each budget of the recording's `answers`; its samples are those that were cut, and
@@ -569,7 +569,9 @@ def cut_runs(recording: Recording, runs: Sequence[Run]) -> list[Run]:
     return [run for run in found if run is not None]
 
 
-def _cut(run: Run, budget: int, rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Run | None:
+def _cut(
+    run: RecordedRun, budget: int, rows: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> RecordedRun | None:
     problems = {}
     for name, problem in run.problems.items():
         places = {index: place for place, index in enumerate(problem.indices)}
@@ -607,7 +609,7 @@ TRIED = 2  # limits, the largest that cut
 CUT = (0.01, 0.4)  # of the samples, at least and at most
 
 
-def limited(run: Run, max_tokens: int) -> Run | None:
+def limited(run: RecordedRun, max_tokens: int) -> RecordedRun | None:
     """Return a run as it would have been with another `max_tokens`; what that cuts has no vote.
 
     None where that is not known: beyond a limit that cut samples, or of samples with drafts.
@@ -625,7 +627,7 @@ def limited(run: Run, max_tokens: int) -> Run | None:
     return replace(run, policy=replace(run.policy, max_tokens=max_tokens), problems=problems)
 
 
-def cut_at(run: Run) -> int:
+def cut_at(run: RecordedRun) -> int:
     """Return the limit of tokens that a run's samples had, the longest one's where none is told."""
     longest = max((sample.output_tokens for sample in run.samples), default=0)
     return run.policy.max_tokens or longest
@@ -653,7 +655,7 @@ def limits_that_cut(lengths: Sequence[int]) -> list[int]:
     return [most for most, share in shares.items() if CUT[0] <= share <= CUT[1]][-TRIED:]
 
 
-def limited_runs(runs: Sequence[Run]) -> list[Run]:
+def limited_runs(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     """Return what runs would have been with smaller limits, nothing of those with drafts."""
     found = []
     for run in runs:

@@ -120,17 +120,17 @@ _CHECKED: Final = frozenset(
 )
 
 
-def unchecked(facts: ModelFacts, engine: EngineConfig) -> str | None:
+def unchecked(facts: ModelFacts, engine: EngineConfig, ranks: int | None = 1) -> str | None:
     """Return a note on a model whose layers are not those of a dense one, None for others.
 
-    It says what of them real runs have checked.
+    It says what of them real runs have checked. `ranks` are the data-parallel ones of a server,
+    None where they are not known.
     """
     whole = facts.reads_all(engine.max_model_len)
     parts = [] if whole else [_parts(facts)]
     untried = not whole and not set(facts.attention or ()) <= _CHECKED
     if facts.num_experts and facts.experts_per_token:
-        ranks = ", those of a rank as visited by its own tokens alone"
-        alone = ranks if engine.ranks != 1 else ""
+        alone = "" if ranks == 1 else ", those of a rank as visited by its own tokens alone"
         untried = untried or bool(alone)
         parts.append(f"experts (each token's choice is taken as even{alone})")
     if not parts:

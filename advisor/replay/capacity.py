@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from advisor.replay.result import Replayed
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from traces.statistics import Floats
 
 RESERVE: Final = 32  # samples that wait for each engine at least, so that it is full
@@ -22,7 +22,7 @@ MOST: Final = 200_000  # samples of a stream, unless fewer are less than two pas
 
 
 def capacity_per_s(
-    stream: Callable[[int], Workload],
+    stream: Callable[[int], ReplayWorkload],
     serve: Callable[..., Replayed],
     *,
     problems: int,
@@ -67,7 +67,7 @@ def _between(begun: Floats, decided: Floats, first: float) -> float:
 
 
 def _of_all(
-    stream: Callable[[int], Workload], serve: Callable[..., Replayed], problems: int
+    stream: Callable[[int], ReplayWorkload], serve: Callable[..., Replayed], problems: int
 ) -> float:
     """Return the same with all problems in flight, from the first decisions to the last arrival."""
     passes = 2

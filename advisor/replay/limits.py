@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from advisor.evidence.keys import DEFAULT_BLOCK, blocks_of, tokens_a_request
-from advisor.evidence.runs import Run
+from advisor.evidence.runs import RecordedRun
 from advisor.step_time.prior.defaults import ALIKE
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
 
 if TYPE_CHECKING:
-    from advisor.replay.workload import Workload
+    from advisor.replay.workload import ReplayWorkload
 
 _ROOMY: Final = 0.8  # of a cache, up to which it does not matter how blocks are counted
 _NOT_IN_TABLES: Final = ("pipeline_parallel_size", "mode", "vllm_version")  # of operators
@@ -52,7 +52,7 @@ class Limits:
 def limits_of(
     engine: EngineConfig,
     facts: ModelFacts | None = None,
-    workload: Workload | None = None,
+    workload: ReplayWorkload | None = None,
     models: Mapping[str, ModelFacts] | None = None,
 ) -> Limits:
     """Return what the replay needs of an engine.
@@ -129,7 +129,7 @@ def blocks_a_request(
 def check_startable(
     engine: EngineConfig,
     recorded: EngineConfig,
-    sources: Iterable[Run],
+    sources: Iterable[RecordedRun],
     *,
     on_tables: bool,
     on_prior: bool = False,
@@ -177,7 +177,7 @@ def _check_batch(engine: EngineConfig) -> None:
     )
 
 
-def _check_lengths(engine: EngineConfig, sources: Iterable[Run]) -> None:
+def _check_lengths(engine: EngineConfig, sources: Iterable[RecordedRun]) -> None:
     longest = max(
         problem.prompt_tokens + sample.output_tokens
         for run in sources

@@ -32,7 +32,7 @@ from advisor.replay.simulation.state import (
     Rules,
     World,
 )
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import StepCost, needs_longest
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
@@ -71,7 +71,7 @@ class Replicas:
 
 
 def replay(
-    workload: Workload,
+    workload: ReplayWorkload,
     cost: StepCost,
     limits: Limits,
     *,
@@ -138,7 +138,9 @@ def replay(
     return _replayed(world, makespan, noted if log else None, front)
 
 
-def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks: int) -> World:
+def _world(
+    workload: ReplayWorkload, limits: Limits, engines: int, slots: int, blocks: int
+) -> World:
     samples, problems = np.zeros(len(workload.prompt_tokens), SAMPLE), _problems(workload)
     samples["problem"] = np.repeat(np.arange(len(problems)), problems["samples"])
     samples["prompt"], samples["output"] = workload.prompt_tokens, workload.output_tokens
@@ -176,7 +178,7 @@ def _world(workload: Workload, limits: Limits, engines: int, slots: int, blocks:
     )
 
 
-def _problems(workload: Workload) -> npt.NDArray[np.void]:
+def _problems(workload: ReplayWorkload) -> npt.NDArray[np.void]:
     problems = np.zeros(len(workload.first) - 1, PROBLEM)
     problems["sample"], problems["samples"] = workload.first[:-1], np.diff(workload.first)
     problems["path"] = workload.first_segment[:-1]

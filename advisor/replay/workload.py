@@ -17,7 +17,7 @@ from traces.statistics import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Samples:
+class SampleArrays:
     """What a replay takes of samples, in arrays.
 
     Equal numbers of `answer` are equal answers, whosever they are. `forwarded` is 1 where a sample
@@ -32,7 +32,7 @@ class Samples:
     by_length: Bools
 
     @classmethod
-    def of(cls, loads: Sequence[RecordedProblem]) -> Samples:
+    def of(cls, loads: Sequence[RecordedProblem]) -> SampleArrays:
         """Return the samples of problems in their order."""
         samples = [sample for load in loads for sample in load.samples]
         output = np.array([sample.output_tokens for sample in samples], dtype=np.int64)
@@ -52,12 +52,12 @@ class Samples:
             by_length=np.array([sample.by_length for sample in samples], dtype=bool),
         )
 
-    def at(self, places: Ints) -> Samples:
-        return Samples(**{name: values[places] for name, values in vars(self).items()})
+    def at(self, places: Ints) -> SampleArrays:
+        return SampleArrays(**{name: values[places] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Workload:
+class ReplayWorkload:
     """Problems in the order of their arrival, with their samples.
 
     Per sample: tokens of its prompt and output; `verify_steps`, the decode steps that make all of
@@ -97,7 +97,7 @@ class Workload:
         arrivals: Sequence[float] | Floats | None = None,
         *,
         prompt_block_tokens: int | None = None,
-    ) -> Workload:
+    ) -> ReplayWorkload:
         """Build from recorded problems.
 
         A problem's samples share its prompt but for the last token. With `prompt_block_tokens`,
@@ -118,7 +118,7 @@ class Workload:
                 counts.tolist(),
             )
         return cls(
-            **_of_samples(Samples.of(loads), counts),
+            **_of_samples(SampleArrays.of(loads), counts),
             prompt_tokens=np.repeat(prompts, counts),
             arrivals=None if arrivals is None else ascending(arrivals),
             first_segment=first_segment,
@@ -139,7 +139,7 @@ class Workload:
         arrivals: Sequence[float] | Floats | None = None,
         prefix_blocks: Sequence[Sequence[int]] | None = None,
         prefix_block_tokens: int = 16,
-    ) -> Workload:
+    ) -> ReplayWorkload:
         """Build from requests, each a problem with one sample whose length is its end.
 
         `prefix_blocks` [requests] name the blocks of `prefix_block_tokens` of each prompt, the last
@@ -175,11 +175,11 @@ class Workload:
             front_end_s=np.zeros(count),
         )
 
-    def with_samples(self, samples: Samples) -> Workload:
+    def with_samples(self, samples: SampleArrays) -> ReplayWorkload:
         """Return the same problems with others of as many samples, in their order."""
         return replace(self, **_of_samples(samples, np.diff(self.first)))
 
-    def posed(self, places: Ints) -> Workload:
+    def posed(self, places: Ints) -> ReplayWorkload:
         """Return the problems at these places in this order, each as often as it stands there.
 
         The same as of their recorded problems, if each stands there as often as the others.
@@ -239,7 +239,7 @@ def ascending(arrivals: Sequence[float] | Floats) -> Floats:
     return times
 
 
-def _of_samples(samples: Samples, counts: Ints) -> dict[str, Any]:
+def _of_samples(samples: SampleArrays, counts: Ints) -> dict[str, Any]:
     """Return the fields of a workload that its samples give. `counts` are those of each problem.
 
     Answers are numbered as they are first met. Whether one is right its first sample says.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit:
+class MetricBound:
     """A limit on a metric: `bound` [candidates], at least that where `above`, else at most.
 
     Limits on cost are bounds on device-seconds.
@@ -81,7 +81,7 @@ class Prices:
 
 def limits_of_budget(
     budget: Budget, *, prices: Floats, powered: Bools, capacity_per_s: Floats | None = None
-) -> dict[str, Limit]:
+) -> dict[str, MetricBound]:
     """Return the limits of a budget by its field, in the order of `LIMITS`.
 
     `prices` [candidates] are USD per device-second, NaN where not known, `powered` says whether
@@ -92,7 +92,7 @@ def limits_of_budget(
     limits = {}
     for field in LIMITS:
         if field == "rate" and capacity_per_s is not None:
-            limits[field] = Limit(metric="load_per_s", bound=capacity_per_s)
+            limits[field] = MetricBound(metric="load_per_s", bound=capacity_per_s)
         if field not in wanted:
             continue
         metric = limited(field, budget.latency_percentile)
@@ -100,7 +100,9 @@ def limits_of_budget(
         if metric.name == "energy_j" and not powered.any():
             raise UsageError("--max-energy: no recording holds power. Record on a GPU")
         if metric.name != "cost_usd":
-            limits[field] = Limit(metric=metric.name, bound=bound, above=metric.higher_is_better)
+            limits[field] = MetricBound(
+                metric=metric.name, bound=bound, above=metric.higher_is_better
+            )
             continue
         known = np.isfinite(prices)
         if not known.any():
@@ -109,7 +111,9 @@ def limits_of_budget(
                 "Or give device-seconds, such as --max-cost 0.5s"
             )
         # A candidate whose price is not known cannot meet the limit.
-        limits[field] = Limit(metric="device_s", bound=np.where(known, bound / prices, -np.inf))
+        limits[field] = MetricBound(
+            metric="device_s", bound=np.where(known, bound / prices, -np.inf)
+        )
     return limits
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from advisor.evidence.features import FEATURES, Features
 from advisor.evidence.keys import DEFAULT_BLOCK
 from advisor.search.metrics import ALL, EXACT, Metrics, Rows, quantile_of
-from advisor.search.policy_work import PolicyWork, Work
+from advisor.search.policy_work import PolicyWork, ProblemWork
 from advisor.search.resampling import Resampling
 from advisor.search.space import Space
 from advisor.step_time.fit import StepTimeModel
@@ -55,7 +55,7 @@ class Demands:
         self.space, self.weights = space, resampling.weights[:DRAWS]
         self.choosing, self.idle = resampling.choosing[:DRAWS], resampling.idle[:DRAWS]
         self.unlike = resampling.unlike[:DRAWS]
-        works: list[Work] = []
+        works: list[ProblemWork] = []
         places: dict[Hashable, int] = {}
         work, prompts = [], []
         for kind in space.kinds:

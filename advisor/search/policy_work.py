@@ -21,11 +21,11 @@ from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.features import ZERO, Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
-from advisor.evidence.runs import RecordedProblem, Run
+from advisor.evidence.runs import RecordedProblem, RecordedRun
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
-from advisor.replay.workload import Workload
-from advisor.search.space import Kind, Space
+from advisor.replay.workload import ReplayWorkload
+from advisor.search.space import CandidateKind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.routes import packed
@@ -37,7 +37,7 @@ REPLAYS = 3  # draws of n of the N recorded samples, or of their order where a r
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class ProblemWork:
     """What one problem takes of an engine that it has to itself.
 
     `steps` [draws, problems] until it is decided, `totals` [FEATURES] of its steps, the mean over
@@ -76,19 +76,19 @@ class PolicyWork:
         name = ("problems", *self._drawn_alike(pool, policy))
         return self._once(name, lambda: self._draw(pool, policy))
 
-    def workloads(self, pool: Pool, policy: Policy) -> list[Workload]:
+    def workloads(self, pool: Pool, policy: Policy) -> list[ReplayWorkload]:
         name = ("workloads", *self._drawn_alike(pool, policy))
         return self._once(
-            name, lambda: [Workload.from_loads(each) for each in self.problems(pool, policy)]
+            name, lambda: [ReplayWorkload.from_loads(each) for each in self.problems(pool, policy)]
         )
 
-    def stream(self, pool: Pool, policy: Policy, passes: int) -> Workload:
+    def stream(self, pool: Pool, policy: Policy, passes: int) -> ReplayWorkload:
         """Return the problems so many times over, in one random order, the draws in turn."""
         name, count = self._drawn_alike(pool, policy), len(self.space.problem_ids)
         draws = self.problems(pool, policy)
         every = self._once(
             ("stream", *name),
-            lambda: Workload.from_loads([load for draw in draws for load in draw]),
+            lambda: ReplayWorkload.from_loads([load for draw in draws for load in draw]),
         )
         order = np.random.default_rng([self.seed, 5]).permutation(count)
         turns = np.arange(passes) % len(draws) * count
@@ -165,7 +165,7 @@ class PolicyWork:
 
         return self._once(("published", pool.key), votes)
 
-    def _curve(self, run: Run) -> Floats:
+    def _curve(self, run: RecordedRun) -> Floats:
         """Return [problems, n], NaN for a problem that the run lacks."""
 
         def curve() -> Floats:
@@ -177,7 +177,7 @@ class PolicyWork:
 
         return self._once(("curve", id(run)), curve)
 
-    def right_in(self, kind: Kind, replayed: Sequence[Floats]) -> Floats:
+    def right_in(self, kind: CandidateKind, replayed: Sequence[Floats]) -> Floats:
         """Return how often a rule is right in replays of its drawn samples, in their order.
 
         The expectation over all orders, and what the load changed in those that were drawn.
@@ -186,7 +186,7 @@ class PolicyWork:
         changed = [right - alone[i % len(alone)].right for i, right in enumerate(replayed)]
         return np.asarray(self._expected(kind)[0] + np.mean(changed, axis=0))
 
-    def _expected(self, kind: Kind) -> tuple[Floats, Floats]:
+    def _expected(self, kind: CandidateKind) -> tuple[Floats, Floats]:
         """Return how often a rule is right alone on an engine, and one sample after the other."""
         pool, policy = kind.pool, kind.policy
         if decides_as_vote(policy.stop, policy.n):
@@ -204,7 +204,7 @@ class PolicyWork:
 
     # -- work ----------------------------------------------------------------------------------
 
-    def tokens_and_flops(self, kind: Kind) -> tuple[Floats, Floats]:
+    def tokens_and_flops(self, kind: CandidateKind) -> tuple[Floats, Floats]:
         """Return generated tokens and FLOPs of each problem of a whole vote, expected."""
         limits, pool, n = limits_of(kind.engine), kind.pool, kind.policy.n
         drafting = self.drafting(kind)
@@ -232,7 +232,7 @@ class PolicyWork:
         name = ("exact", pool.key, n, kind.facts, kind.engine.speculative, size)
         return self._once(name, by_problem)
 
-    def drafting(self, kind: Kind) -> float:
+    def drafting(self, kind: CandidateKind) -> float:
         """Return the FLOPs of drafting a token, infinite where those of a token are not known.
 
         So it is with a model without facts, one that drafts or not, and where layers read less than
@@ -247,7 +247,7 @@ class PolicyWork:
         unknown = facts is None or facts.active_parameters is None
         return np.inf if unknown else facts.matmul_flops(1.0)  # type: ignore[union-attr]
 
-    def stopped(self, kind: Kind, runs: list[Replayed]) -> tuple[Floats, Floats, Floats]:
+    def stopped(self, kind: CandidateKind, runs: list[Replayed]) -> tuple[Floats, Floats, Floats]:
         """Return accuracy, generated tokens and FLOPs per problem of replays that stopped early.
 
         FLOPs are those of all that was forwarded, shared by the tokens generated.
@@ -267,7 +267,7 @@ class PolicyWork:
         flops += drafting * (totals.tokens - own)
         return right, tokens, tokens * (flops / tokens.sum())
 
-    def work(self, kind: Kind) -> Work:
+    def work(self, kind: CandidateKind) -> ProblemWork:
         runs = self._run_alone(kind, None)
         whole = kind.policy.all_samples_end
         one = runs if whole else self._run_alone(kind, 1)
@@ -276,7 +276,7 @@ class PolicyWork:
             tokens, flops = self.tokens_and_flops(kind)
         else:
             right, tokens, flops = self.stopped(kind, runs)
-        return Work(
+        return ProblemWork(
             steps=np.array([run.latency_s for run in runs]),
             totals=self._mean_totals(runs),
             totals_one=self._mean_totals(one),
@@ -290,7 +290,7 @@ class PolicyWork:
         totals: Floats = np.mean([run.totals for run in runs], axis=0)
         return totals / len(self.space.problem_ids)
 
-    def _run_alone(self, kind: Kind, seqs: int | None) -> list[Replayed]:
+    def _run_alone(self, kind: CandidateKind, seqs: int | None) -> list[Replayed]:
         """Replay one problem at a time on an engine without limits whose steps take a second."""
         from advisor.replay.replay import replay, stop_of  # numba takes a third of a second
         from advisor.step_time.cost import linear_cost

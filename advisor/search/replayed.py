@@ -16,7 +16,7 @@ from advisor.evidence.features import Features
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.search.policy_work import PolicyWork
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import StepTimeModel
@@ -186,7 +186,7 @@ class CandidateReplays:
 
     def _each(
         self,
-        workloads: Sequence[Workload],
+        workloads: Sequence[ReplayWorkload],
         cost: Callable[[], StepCost],
         candidate: Candidate,
         *,
@@ -222,7 +222,7 @@ class CandidateReplays:
         made, most = cost(), MOST_MORE // candidate.policy.n
         rng = np.random.default_rng([self.policy_work.seed, 9])
         while True:
-            workload = Workload.from_loads(problems, arrivals)
+            workload = ReplayWorkload.from_loads(problems, arrivals)
             replayed = self._replay(workload, made, candidate)
             staying = min(int(np.ceil(rate_per_s * replayed.latency_s.max())), most)
             if not steady or staying <= min(lead, tail):
@@ -243,7 +243,7 @@ class CandidateReplays:
 
     def _replay(
         self,
-        workload: Workload,
+        workload: ReplayWorkload,
         cost: StepCost,
         candidate: Candidate,
         *,

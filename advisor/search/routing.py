@@ -146,7 +146,7 @@ class Tried:
 
 
 def with_routings(
-    pools: Sequence[Pool], names: Sequence[str], seed: int = 0
+    pools: Sequence[Pool], names: Sequence[str]
 ) -> tuple[list[Pool], tuple[Routing, ...]]:
     """Return the pools with the routing policies that they are offered, and all that were tried.
 
@@ -154,7 +154,7 @@ def with_routings(
     problems that all pools have. Of more than MOST as many are learned from.
     """
     groups = _groups(pools, names)
-    kept = np.random.default_rng([seed, 8]).permutation(len(names))[:MOST]
+    kept = np.random.default_rng([0, 8]).permutation(len(names))[:MOST]
     learned = {names[place]: number for number, place in enumerate(sorted(kept))}
     groups_learned = [groups[place] for place in sorted(kept)]
     by_decoder: dict[Decoder, list[Pool]] = {}
@@ -162,7 +162,7 @@ def with_routings(
         by_decoder.setdefault(pool.key[0], []).append(pool)
     tried: list[Tried] = []
     for own in by_decoder.values():
-        tried += try_tables(own, list(learned), groups_learned, seed)
+        tried += try_tables(own, list(learned), groups_learned, 0)
     changed, added = {pool.key: pool for pool in pools}, list[Pool]()
     found: dict[Policy, Routing] = {}
     for each, offered in offers(tried):

@@ -48,7 +48,7 @@ MORE: Final = (2, 4)  # times the max_num_seqs that bound a server that was watc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class CandidateKind:
     """What candidates share that differ in limits and replicas alone: engine, samples, policy.
 
     The engine is without limits; it was recorded, or is one of a `prior`. Without `facts` its FLOPs
@@ -64,7 +64,7 @@ class Kind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate(Kind):
+class Candidate(CandidateKind):
     """A configuration that could be run, with limits and replicas; `recorded` says that it was."""
 
     recorded: bool
@@ -79,7 +79,7 @@ class Space:
     `offers` are those of the prior that were asked for.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[CandidateKind, ...]
     kind: Ints
     max_num_seqs: Ints
     max_num_batched_tokens: Ints
@@ -231,7 +231,7 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, quick: bool = F
     ran: dict[EngineConfig, set[int]] = {}
     for run in evidence.runs:
         ran.setdefault(without_limits(run.engine), set()).add(run.engine.data_parallel_size)
-    kinds: list[Kind] = []
+    kinds: list[CandidateKind] = []
     columns: list[Ints] = []
     for engine, (prior, choices) in engines.items():
         decoder = decoder_of(engine)
@@ -249,7 +249,9 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, quick: bool = F
             fitting = _fitting(engine, choices, dropped, len(pool.policies))
             ranks = evidence.ranks_of(engine) if prior is None else sharing.get(engine)
             facts = evidence.models.get(engine.model)
-            kind = partial(Kind, engine=engine, pool=pool, facts=facts, prior=prior, ranks=ranks)
+            kind = partial(
+                CandidateKind, engine=engine, pool=pool, facts=facts, prior=prior, ranks=ranks
+            )
             for policy in pool.policies if fitting else ():
                 kinds.append(kind(policy=policy))
                 columns.append(_rows(len(kinds) - 1, fitting, ranks or 1, ran.get(engine, ())))

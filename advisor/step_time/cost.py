@@ -20,6 +20,7 @@ from advisor.evidence.features import (
     features_of,
     mean_of,
     work_in,
+    work_planned,
 )
 from advisor.step_time.table_cost import (
     PARTS,
@@ -99,7 +100,8 @@ def needs_longest(cost: StepCost) -> bool:
     return has_skew(cost.values, cost.starts)
 
 
-step_features, mean_work, work_at = inner(features_of), inner(mean_of), inner(work_in)
+step_features, mean_work = inner(features_of), inner(mean_of)
+work_at, planned_work = inner(work_in), inner(work_planned)
 tokens_in_window, prompt_in_window = inner(in_window), inner(window_context)
 
 

@@ -12,11 +12,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from advisor.evidence.features import FEATURES, HOST_WORK, ZERO, Features, demands, reads_of
+from advisor.evidence.features import (
+    FEATURES,
+    FLAT,
+    HOST_WORK,
+    STEEP,
+    STEEP_ON_GPU,
+    UNSEEN,
+    ZERO,
+    Features,
+    demands,
+    reads_of,
+)
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from advisor.evidence.live.histograms import SPREAD
@@ -38,46 +49,6 @@ STALL = 10.0  # a step beyond so many times its prediction counts as that many t
 # Bytes of weights a second that a rank on a processor never reads: a socket with HBM (Xeon Max) has
 # 1.0 TB/s at most by STREAM, one with MRDIMMs (Xeon 6) a peak of 0.85.
 FASTEST_PROCESSOR = 1.2e12
-
-
-# Between which a feature's cost is taken to lie where no steps tell it, in times of a step's fixed
-# part: much comes with each step and little with each request, or the other way round. GPUs read
-# weights for many requests at once (docs/validation.md, "One recording alone").
-FLAT: Final = ZERO._replace(
-    step=1.0,
-    prefill_step=1.0,
-    draft_step=1.0,
-    requests=0.001,
-    tokens=0.001,
-    problem_starts=0.5,
-)
-STEEP: Final = ZERO._replace(
-    step=1.0,
-    requests=0.03,
-    prefill_requests=0.2,
-    draft_requests=0.03,
-    tokens=0.03,
-    experts=1.0,
-    kv_tokens=1e-4,
-    query_context=1e-4,
-    window_tokens=1e-4,
-    window_context=1e-4,
-    sample_starts=0.15,
-    sample_ends=0.15,
-)
-STEEP_ON_GPU: Final = STEEP._replace(
-    requests=0.01,
-    draft_requests=0.01,
-    tokens=0.01,
-    kv_tokens=2e-5,
-    query_context=2e-5,
-    window_tokens=2e-5,
-    window_context=2e-5,
-)
-
-
-# Features that cost an engine nothing in which they never were.
-UNSEEN: Final = (*HOST_WORK, "draft_step", "draft_requests")
 
 
 class StepTimeModel:

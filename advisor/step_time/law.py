@@ -139,7 +139,7 @@ def _nnls() -> Callable[[Floats, Floats], tuple[Floats, float]]:
     return solve
 
 
-class Steps(Protocol):
+class StepTotals(Protocol):
     """What a law asks of a replay: `totals` [FEATURES] of its steps, and the seconds they took."""
 
     @property
@@ -177,9 +177,9 @@ class StepTimes:
     ends: tuple[StepCost, StepCost] | None = None
     others: tuple[StepCost, ...] = ()
     ttft: tuple[float, float] = (1.0, 1.0)
-    at_load: Callable[[Callable[[StepCost], Steps]], StepTimes] | None = None
+    at_load: Callable[[Callable[[StepCost], StepTotals]], StepTimes] | None = None
 
-    def under(self, run: Callable[[StepCost], Steps]) -> StepTimes:
+    def under(self, run: Callable[[StepCost], StepTotals]) -> StepTimes:
         """Return those of the load of a run, which `run` replays with a cost."""
         return self if self.at_load is None else self.at_load(run)
 

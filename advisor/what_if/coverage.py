@@ -11,27 +11,27 @@ from traces.schema.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer(Record):
+class Predictability(Record):
     """Whether something can be predicted, and what it rests on or what is missing."""
 
     ok: bool
     why: str
 
 
-def replay_of(facts: ModelFacts) -> Answer:
+def replay_of(facts: ModelFacts) -> Predictability:
     """Return whether `replay` and `advise` take a recording of one's own of a model."""
     why = refusal(facts, EngineConfig(model=facts.name))
     if why is not None:
-        return Answer(ok=False, why=why)
+        return Predictability(ok=False, why=why)
     known = (
         "A recording of it is enough: its weights, its FLOPs and what it reads of the KV cache are "
         "known"
     )
     note = unchecked(facts, EngineConfig(model=facts.name))
-    return Answer(ok=True, why=known if note is None else f"{known}. {note}")
+    return Predictability(ok=True, why=known if note is None else f"{known}. {note}")
 
 
-def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
+def prior_of_gpu(facts: ModelFacts, system: str | None) -> Predictability:
     """Return whether the prior of a system prices a model, at any size of tensor parallelism.
 
     Raises UsageError for a system of an unknown name.
@@ -44,13 +44,13 @@ def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
     try:
         tables = None if system is None else read_gpu(system)
     except (MissingDependencyError, TablesError) as error:
-        return Answer(ok=False, why=_told(error))
+        return Predictability(ok=False, why=_told(error))
     try:
         check(facts, EngineConfig(model=facts.name))
     except TtscopeError as error:
-        return Answer(ok=False, why=_told(error))
+        return Predictability(ok=False, why=_told(error))
     if tables is None:
-        return Answer(ok=False, why="No GPU is named. Name one, such as --gpu h100_sxm")
+        return Predictability(ok=False, why="No GPU is named. Name one, such as --gpu h100_sxm")
     priced, refused, rules = [], list[str](), dict[str, None]()
     for size in SIZES:
         engine = EngineConfig(model=facts.name, tensor_parallel_size=size)
@@ -65,8 +65,8 @@ def prior_of_gpu(facts: ModelFacts, system: str | None) -> Answer:
             priced.append(str(size))
             rules |= dict.fromkeys(prior.shares)
     if not priced:
-        return Answer(ok=False, why=refused[-1])
-    return Answer(
+        return Predictability(ok=False, why=refused[-1])
+    return Predictability(
         ok=True,
         why=f"The tables of {tables.device} (vLLM {tables.versions['gemm']}) have its shapes at "
         f"tensor_parallel_size {', '.join(priced)}"

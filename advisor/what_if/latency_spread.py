@@ -15,11 +15,11 @@ import numpy as np
 from advisor.evidence.features import reads_of
 from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import RecordedProblem, Run
+from advisor.evidence.runs import RecordedProblem, RecordedRun
 from advisor.replay.limits import limits_of
 from advisor.replay.replay import replay
 from advisor.replay.result import Replayed
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import linear_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
@@ -32,7 +32,7 @@ MOST_RUNS = 24  # that are replayed to see it
 
 
 def latency_spread(
-    runs: Sequence[Run], tables: Sequence[StepTable], model: StepTimeModel | None
+    runs: Sequence[RecordedRun], tables: Sequence[StepTable], model: StepTimeModel | None
 ) -> dict[str, float]:
     """Return the spread (sd of the log) of the mean, p50 and p95 beyond that of the total time.
 
@@ -57,11 +57,11 @@ def latency_spread(
     }
 
 
-def replay_recorded(run: Run, seconds: Floats, facts: ModelFacts | None) -> Replayed:
+def replay_recorded(run: RecordedRun, seconds: Floats, facts: ModelFacts | None) -> Replayed:
     """Return a recorded run under its own load as a law of `seconds` [FEATURES] has it."""
     arrivals = None if run.concurrency is not None else run.arrivals_s(run.problems)
     loads = [RecordedProblem.of(each, each.samples) for each in run.problems.values()]
-    workload = Workload.from_loads(loads, arrivals)
+    workload = ReplayWorkload.from_loads(loads, arrivals)
     return replay(
         workload,
         linear_cost(seconds, reads_of(facts)),
@@ -70,7 +70,9 @@ def replay_recorded(run: Run, seconds: Floats, facts: ModelFacts | None) -> Repl
     )
 
 
-def latency_scatter(run: Run, tables: Sequence[StepTable], model: StepTimeModel | None) -> Floats:
+def latency_scatter(
+    run: RecordedRun, tables: Sequence[StepTable], model: StepTimeModel | None
+) -> Floats:
     """Return log(recorded / replayed) latency of a run's problems, in order.
 
     Empty where the run cannot be replayed as it was, and for a closed loop, where it ends when it
@@ -84,7 +86,7 @@ def latency_scatter(run: Run, tables: Sequence[StepTable], model: StepTimeModel 
     return np.zeros(0) if found is None else np.log(recorded / found[0].latency_s)
 
 
-def _beyond(run: Run, tables: Sequence[StepTable], model: StepTimeModel) -> Floats | None:
+def _beyond(run: RecordedRun, tables: Sequence[StepTable], model: StepTimeModel) -> Floats | None:
     """Return log(recorded / replayed) of mean, p50 and p95, less that of the total time."""
     replayed = _replayed(run, tables, model)
     if replayed is None:
@@ -98,7 +100,7 @@ def _beyond(run: Run, tables: Sequence[StepTable], model: StepTimeModel) -> Floa
 
 
 def _replayed(
-    run: Run, tables: Sequence[StepTable], model: StepTimeModel
+    run: RecordedRun, tables: Sequence[StepTable], model: StepTimeModel
 ) -> tuple[Replayed, list[StepTable], StepLaw] | None:
     """Return a run as its law has it, with its own steps and the law.
 

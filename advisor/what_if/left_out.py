@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from advisor.evidence.gather import Evidence, StepTable, gather
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import Run
+from advisor.evidence.runs import RecordedRun
 from advisor.step_time.fit import StepTimeModel, of_steps
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
@@ -19,7 +19,7 @@ from traces.errors import TtscopeError, UsageError
 from traces.recording.reader import Recording, told_apart
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
-from traces.summary.run import Run as Summary
+from traces.summary.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Foretold:
     recording: str
     engine: EngineConfig
     policy: Policy
-    predicted: Summary | None = None
+    predicted: Run | None = None
     why_not: str | None = None
 
 
@@ -46,7 +46,7 @@ def foretell(
     model = StepTimeModel().fit(evidence.steps)
     by_name = {recording.name: recording for recording in recordings}
     found = []
-    runs: dict[object, Run] = {}  # of traffic that is drawn again the first draw
+    runs: dict[object, RecordedRun] = {}  # of traffic that is drawn again the first draw
     for run in evidence.runs:
         runs.setdefault((run.recording, run.engine, run.policy), run)
     for number, run in enumerate(runs.values()):
@@ -61,7 +61,7 @@ def foretell(
     return found
 
 
-def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Run) -> Summary:
+def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: RecordedRun) -> Run:
     key = law_key(run.engine)
     others = _others(evidence.steps, run)
     own = [table for table in others if law_key(table.engine) == key]
@@ -72,7 +72,7 @@ def _foretold(base: Recording, evidence: Evidence, model: StepTimeModel, run: Ru
     return Replays(base, evidence, left, run, (run,), question).summary
 
 
-def _others(tables: Sequence[StepTable], run: Run) -> list[StepTable]:
+def _others(tables: Sequence[StepTable], run: RecordedRun) -> list[StepTable]:
     """Return the steps to learn from: of other configurations, or else of repeats.
 
     Raises UsageError when no other recording has steps of the run's engine.

@@ -29,7 +29,7 @@ from advisor.evidence.live.servers import (
     run_with_length,
     servers_of,
 )
-from advisor.evidence.runs import Run, cut_at, limited
+from advisor.evidence.runs import RecordedRun, cut_at, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
 from advisor.replay.limits import check_startable
 from advisor.replay.recording import write_recording
@@ -52,7 +52,7 @@ from advisor.step_time.prior.recalibration import UNTAUGHT, PriorTimes, recalibr
 from advisor.step_time.prior.relatives import read_gpu
 from advisor.what_if.drafts.redrafting import Redrafted, redraft
 from advisor.what_if.latency_spread import latency_scatter, latency_spread
-from advisor.what_if.measured.beside import Compared, beside
+from advisor.what_if.measured.beside import ComparedTime, beside
 from advisor.what_if.measured.correction import corrected
 from advisor.what_if.measured.points import (
     MeasuredPoint,
@@ -75,8 +75,7 @@ from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN, lies_off
 from traces.summary.metrics import estimate_of
-from traces.summary.run import Printed
-from traces.summary.run import Run as Summary
+from traces.summary.run import Printed, Run
 
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
 _TTFT: Final = (
@@ -110,13 +109,13 @@ class Prediction:
     `drawn` is the predicted run as a recording, with its `tables` and `manifest`.
     """
 
-    recorded: Summary
-    replayed: Summary | None
-    predicted: Summary
+    recorded: Run
+    replayed: Run | None
+    predicted: Run
     waits: tuple[Waited, ...]
     notes: tuple[str, ...]
     drawn: Held
-    compared: tuple[Compared, ...] = ()
+    compared: tuple[ComparedTime, ...] = ()
     far_off: FarOff | None = None
 
     @property
@@ -141,7 +140,7 @@ class Prediction:
 
 
 def predict(
-    base: Recording, recorded: Summary, question: Question, others: Sequence[Recording] = ()
+    base: Recording, recorded: Run, question: Question, others: Sequence[Recording] = ()
 ) -> Prediction:
     """Replay a recorded run as it was and as asked.
 
@@ -249,8 +248,8 @@ def predict(
 
 
 def _with_length(
-    base: Recording, recorded: Summary, question: Question
-) -> tuple[Recording, Summary, Question]:
+    base: Recording, recorded: Run, question: Question
+) -> tuple[Recording, Run, Question]:
     """Return what was recorded and asked, with how far ahead the engine drafts."""
     base, known = run_with_length(base, recorded)
     told = known.engine.speculative
@@ -259,7 +258,7 @@ def _with_length(
     return base, known, question
 
 
-def _as_it_was(question: Question, own: Run) -> Question:
+def _as_it_was(question: Question, own: RecordedRun) -> Question:
     """Return the question of what was recorded."""
     seed, sent = question.seed, question.arrivals_sent
     same = Question(engine=own.engine, policy=own.policy, seed=seed, arrivals_sent=sent)
@@ -290,7 +289,7 @@ class _Routed:
         return replace(question, replicas=replace(question.replicas, routing=self.routing))
 
 
-def _deployed(evidence: Evidence, base: Recording, recorded: Summary) -> tuple[Evidence, _Routed]:
+def _deployed(evidence: Evidence, base: Recording, recorded: Run) -> tuple[Evidence, _Routed]:
     """Return the evidence with the servers of a run as one engine, and who served whom."""
     servers = next((each for each in servers_of(base) if each.engine == recorded.engine), None)
     known = {run.engine for run in evidence.runs if run.recording == base.name}
@@ -319,7 +318,7 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Summary) -> tuple[E
 UNLIKE: Final = 1.1  # times as long as by another's steps, from which servers differ
 
 
-def _unlike(evidence: Evidence, own: Run, model: StepTimeModel | None) -> list[str]:
+def _unlike(evidence: Evidence, own: RecordedRun, model: StepTimeModel | None) -> list[str]:
     """Say that servers which are taken for one another are not as fast as one another."""
     tables = [t for t in evidence.steps if (t.recording, t.engine) == (own.recording, own.engine)]
     law = None if model is None else model.laws_.get(law_key(own.engine))
@@ -438,7 +437,7 @@ def _measured(
     base: Recording,
     given: Sequence[Recording],
     load: tuple[Replicas, Sequence[str]],
-    sources: Sequence[Run],
+    sources: Sequence[RecordedRun],
 ) -> tuple[PriorTimes | None, list[str]]:
     """Return the prior as measured times correct it, and what teaches nothing and why.
 
@@ -623,9 +622,7 @@ _GIVEN: Final = {  # what a replay is held against, and what it is called
 }
 
 
-def far_off_of(
-    recorded: Summary, replayed: Summary | None, bounds: Mapping[str, Bounds]
-) -> FarOff | None:
+def far_off_of(recorded: Run, replayed: Run | None, bounds: Mapping[str, Bounds]) -> FarOff | None:
     """Say that the replay does not give what was recorded, where that is so.
 
     Of a p95 latency that is not known by itself the `bounds` of /metrics are held against it.
@@ -649,7 +646,7 @@ def far_off_of(
     )
 
 
-def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
+def _ties(recorded: Run, replayed: Run | None) -> list[str]:
     """Say why the accuracy of the same samples differs: it is no error of the replay."""
     was, found = recorded.accuracy, None if replayed is None else replayed.accuracy
     plain = recorded.policy is not None and recorded.policy.method == "majority"
@@ -662,7 +659,7 @@ def _ties(recorded: Summary, replayed: Summary | None) -> list[str]:
     ]
 
 
-def _front_end(own: Run) -> str:
+def _front_end(own: RecordedRun) -> str:
     """Say what a server's front end takes of a request, where that is known."""
     took = np.array([problem.front_end_s for problem in own.problems.values()])
     if not took.any():
@@ -681,7 +678,7 @@ def _front_end(own: Run) -> str:
 
 
 def _measured_notes(
-    evidence: Evidence, own: Run, question: Question, *, on_tables: bool
+    evidence: Evidence, own: RecordedRun, question: Question, *, on_tables: bool
 ) -> list[str]:
     """Say what the recorded times of an engine are, and what is not measured of a server."""
     requantised = _requantised(question, own) if on_tables else []
@@ -698,7 +695,7 @@ def _measured_notes(
             "tells every step (docs/attach.md)"
         )
     elif tables and not own.inferred:
-        notes.append("what prompts a step held is inferred from what the front end saw")
+        notes.append("which prompts were in a step is inferred from what the front end saw")
     if own.drawn and not own.inferred:
         notes.append(
             "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
@@ -713,7 +710,7 @@ def _measured_notes(
     return notes
 
 
-def _of_replayed(base: Recording, recorded: Summary, own: Run, routed: _Routed) -> Summary:
+def _of_replayed(base: Recording, recorded: Run, own: RecordedRun, routed: _Routed) -> Run:
     """Return what was recorded of the problems that are replayed."""
     if own.inferred and not base.rows("scrapes"):
         return as_inferred(recorded, own)
@@ -779,7 +776,7 @@ def _hash(recording: Recording) -> str | None:
     return None if workload is None else workload.hash
 
 
-def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
+def _own_run(evidence: Evidence, base: Recording, recorded: Run) -> RecordedRun:
     for run in evidence.runs:
         same = run.engine == recorded.engine and run.policy == (recorded.policy or AS_SENT)
         if run.recording == base.name and same:
@@ -794,7 +791,7 @@ def _own_run(evidence: Evidence, base: Recording, recorded: Summary) -> Run:
     )
 
 
-def _sampled(question: Question, own: Run, *, on_tables: bool) -> Question:
+def _sampled(question: Question, own: RecordedRun, *, on_tables: bool) -> Question:
     """Return the question as the samples were drawn: tables may price weights of other forms.
 
     The prior prices caches of other forms too. Raises UsageError for a dtype that it does not have.
@@ -813,7 +810,7 @@ def _sampled(question: Question, own: Run, *, on_tables: bool) -> Question:
     return replace(question, engine=engine)
 
 
-def _requantised(question: Question, own: Run) -> list[str]:
+def _requantised(question: Question, own: RecordedRun) -> list[str]:
     """Say that the samples are of weights or a cache of another form than those that are priced."""
     was, asked = own.engine, question.engine
     known = {} if was.dtype is None else {"quantization": "none"}  # else nobody said what it was
@@ -844,7 +841,7 @@ def _form(engine: EngineConfig, name: str) -> str | None:
 
 
 def _redrafted(
-    evidence: Evidence, recordings: Sequence[Recording], question: Question, own: Run
+    evidence: Evidence, recordings: Sequence[Recording], question: Question, own: RecordedRun
 ) -> Redrafted | None:
     """Return samples with the asked drafts where none were recorded with them.
 
@@ -864,7 +861,7 @@ def _redrafted(
     return found
 
 
-def _source(evidence: Evidence, own: Run, question: Question) -> Run:
+def _source(evidence: Evidence, own: RecordedRun, question: Question) -> RecordedRun:
     """Return the run whose samples answer the question: the own one if it can."""
     if question.policy.efforts is not None:
         return _of_efforts(evidence, own, question)
@@ -896,7 +893,7 @@ def _source(evidence: Evidence, own: Run, question: Question) -> Run:
     return source
 
 
-def _of_efforts(evidence: Evidence, own: Run, question: Question) -> Run:
+def _of_efforts(evidence: Evidence, own: RecordedRun, question: Question) -> RecordedRun:
     """Return each problem with the samples of the reasoning effort that the table gives its class.
 
     They are of the run that answers for that effort.
@@ -918,7 +915,7 @@ def _of_efforts(evidence: Evidence, own: Run, question: Question) -> Run:
     return replace(own, problems=problems, texts=all(each.texts for each in sources.values()))
 
 
-def _unanswered(evidence: Evidence, own: Run, question: Question) -> str:
+def _unanswered(evidence: Evidence, own: RecordedRun, question: Question) -> str:
     engine, policy = question.engine, question.policy
     models = {run.engine.model for run in evidence.runs}
     if engine.model not in models:

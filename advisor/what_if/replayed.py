@@ -19,17 +19,17 @@ from advisor.accuracy.subsets import decides_as_vote
 from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
-from advisor.evidence.runs import RecordedProblem, Run, Sample
+from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, replica_keys
 from advisor.replay.replay import Replicas, replay, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.waiting import Waited, longest_waits
-from advisor.replay.workload import Samples, Workload
+from advisor.replay.workload import ReplayWorkload, SampleArrays
 from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
-from advisor.step_time.law import StepLaw
+from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.what_if.latency_spread import BEYOND
@@ -46,8 +46,7 @@ from traces.schema.tts.routes import OTHERS, most_samples, table_for
 from traces.schema.tts.stop_rules import ROUTED, Stop
 from traces.statistics import LEVEL, Z95, Floats, Ints, column_means
 from traces.summary.energy import Energy
-from traces.summary.run import Run as Summary
-from traces.summary.run import step_times, summarise
+from traces.summary.run import Run, step_times, summarise
 from traces.summary.votes import PolicyOutcome, policies_within
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
@@ -82,8 +81,8 @@ class Replays:
         base: Recording,
         evidence: Evidence,
         model: StepTimeModel | None,
-        own: Run,
-        sources: Sequence[Run],
+        own: RecordedRun,
+        sources: Sequence[RecordedRun],
         question: Question,
         prior: PriorTimes | None = None,
         *,
@@ -99,69 +98,16 @@ class Replays:
         self.beyond = beyond or BEYOND
         self.scatter = np.zeros(0) if scatter is None else scatter
         self.routings = tuple(routings)
-        source = sources[0]
         on_tables = question.gpu is not None or operators is not None
         self.engine = question.engine if on_tables else _with_blocks(evidence, question.engine)
         given = question.model_facts
         self.facts = {**evidence.models} | ({} if given is None else {self.engine.model: given})
-        self.ids = [name for name in own.problems if name in source.problems]
-        self.stop, self.drawn = stop_of(question.policy), question.policy.n
         self.as_sent = question.policy == AS_SENT
-        self.recorded = min(len(source.problems[name].samples) for name in self.ids)
-        self.recorded_loads = [
-            [self._load(source, name) for name in self.ids] for source in sources
-        ]
-        self.loads = self._draws()
-        arrivals = self._arrivals(own)
-        self.concurrency = None
-        if arrivals is None:
-            self.concurrency = question.concurrency or own.concurrency or 1
-        told = base.manifest.workload
-        self.block_tokens = None if told is None else told.prompt_block_tokens
-        self.workloads = [
-            Workload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
-            for loads in self.loads
-        ]
-        self.limits = limits_of(
-            self.engine, self.facts.get(self.engine.model), self.workloads[0], self.facts
-        )
-        self.first = self.workloads[0].first
-        longest = max(workload.longest for workload in self.workloads)
-        if question.gpu is not None and prior is not None:
-            self.times = prior.times(self.engine, longest)
-        elif operators is not None:
-            self.times = tabled(question, operators, self.facts.get(self.engine.model), longest)
-        elif model is not None:
-            self.times = learned(law or model.law(self.engine))
-        else:
-            raise UsageError(
-                "no steps were recorded. Give operator tables with --operators, or --gpu"
-            )
-        rate = None if question.arrivals_sent else question.rate_per_s
-        drawn_again = question.policy.temperature != 0 and not self.as_sent
-        self.samples_drawn = drawn_again and not question.arrivals_sent
-        self.arrivals_drawn = rate is not None and self.times.sigma is not None
-        if rate is not None and self.arrivals_drawn:
-            self.workloads = [
-                replace(
-                    self.workloads[draw % len(self.workloads)],
-                    arrivals=poisson_arrivals(rate, len(self.ids), question.seed, draw=draw),
-                )
-                for draw in range(DRAWS)
-            ]
+        self._pose(own)
+        self.times = self._times(model, prior, operators, law)
+        self._draw_arrivals()
         self.times = self.times.under(lambda cost: self._run(self.workloads[0], 1.0, cost=cost))
-        self.runs = [
-            self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
-        ]
-        inside = all(self.times.within(run.peak) for run in self.runs) and not self.smaller
-        self.crowded = any(self.limits.crowded(run.peak["kv_tokens"]) for run in self.runs)
-        self.outside = extrapolated or self.crowded or not inside
-        sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
-        self.fresh = [self._run(workload, 1.0) for workload in self.redrawn]
-        self.slow, self.fast = (
-            [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
-            for sign in (1, -1)
-        )
+        self._replay(extrapolated=extrapolated)
         key = (self.whole.key(), question.policy.key())
         self.manifest = self._manifest(key)
         self.tables = replayed_tables(
@@ -174,6 +120,81 @@ class Replays:
             speculative=self.limits.speculative,
             judged=self._judged,
             replicas=question.replicas.count,
+        )
+
+    def _pose(self, own: RecordedRun) -> None:
+        """Set what is replayed: draws of the recorded samples, when they come, and the limits."""
+        sources, question = self.sources, self.question
+        source = sources[0]
+        self.ids = [name for name in own.problems if name in source.problems]
+        self.stop, self.drawn = stop_of(question.policy), question.policy.n
+        self.recorded = min(len(source.problems[name].samples) for name in self.ids)
+        self.recorded_loads = [
+            [self._load(source, name) for name in self.ids] for source in sources
+        ]
+        self.loads = self._draws()
+        arrivals = self._arrivals(own)
+        self.concurrency = None
+        if arrivals is None:
+            self.concurrency = question.concurrency or own.concurrency or 1
+        told = self.base.manifest.workload
+        self.block_tokens = None if told is None else told.prompt_block_tokens
+        self.workloads = [
+            ReplayWorkload.from_loads(loads, arrivals, prompt_block_tokens=self.block_tokens)
+            for loads in self.loads
+        ]
+        self.first = self.workloads[0].first
+        self.limits = limits_of(
+            self.engine, self.facts.get(self.engine.model), self.workloads[0], self.facts
+        )
+
+    def _times(
+        self,
+        model: StepTimeModel | None,
+        prior: PriorTimes | None,
+        operators: Operators | None,
+        law: StepLaw | None,
+    ) -> StepTimes:
+        """Return where step times come from: a prior, operator tables, or recorded steps."""
+        longest = max(workload.longest for workload in self.workloads)
+        if self.question.gpu is not None and prior is not None:
+            return prior.times(self.engine, longest)
+        if operators is not None:
+            facts = self.facts.get(self.engine.model)
+            return tabled(self.question, operators, facts, longest)
+        if model is not None:
+            return learned(law or model.law(self.engine))
+        raise UsageError("no steps were recorded. Give operator tables with --operators, or --gpu")
+
+    def _draw_arrivals(self) -> None:
+        """Draw arrivals at the asked rate anew for each draw, where an interval is known."""
+        question = self.question
+        rate = None if question.arrivals_sent else question.rate_per_s
+        drawn_again = question.policy.temperature != 0 and not self.as_sent
+        self.samples_drawn = drawn_again and not question.arrivals_sent
+        self.arrivals_drawn = rate is not None and self.times.sigma is not None
+        if rate is not None and self.arrivals_drawn:
+            self.workloads = [
+                replace(
+                    self.workloads[draw % len(self.workloads)],
+                    arrivals=poisson_arrivals(rate, len(self.ids), question.seed, draw=draw),
+                )
+                for draw in range(DRAWS)
+            ]
+
+    def _replay(self, *, extrapolated: bool) -> None:
+        """Replay all draws at the usual, the slow and the fast speed."""
+        self.runs = [
+            self._run(workload, 1.0, log=i == 0) for i, workload in enumerate(self.workloads)
+        ]
+        inside = all(self.times.within(run.peak) for run in self.runs) and not self.smaller
+        self.crowded = any(self.limits.crowded(run.peak["kv_tokens"]) for run in self.runs)
+        self.outside = extrapolated or self.crowded or not inside
+        sigma = 0.0 if self.times.sigma is None else self.times.sigma[int(self.outside)]
+        self.fresh = [self._run(workload, 1.0) for workload in self.redrawn]
+        self.slow, self.fast = (
+            [self._run(workload, float(np.exp(sign * Z95 * sigma))) for workload in self.workloads]
+            for sign in (1, -1)
         )
 
     def _draws(self) -> list[list[RecordedProblem]]:
@@ -193,7 +214,7 @@ class Replays:
         return found
 
     @cached_property
-    def redrawn(self) -> list[Workload]:
+    def redrawn(self) -> list[ReplayWorkload]:
         """Workloads of fresh runs: their samples drawn again, and arrivals where drawn.
 
         A problem's are drawn with replacement. Empty where a fresh run draws nothing otherwise: at
@@ -201,7 +222,7 @@ class Replays:
         """
         if self.times.sigma is None or not self.samples_drawn:
             return self.workloads if self.arrivals_drawn else []
-        each = [(Samples.of(loads), self._among(loads)) for loads in self.recorded_loads]
+        each = [(SampleArrays.of(loads), self._among(loads)) for loads in self.recorded_loads]
         found = []
         for number in range(DRAWS):
             rng = np.random.default_rng([self.question.seed, number, 1])
@@ -211,14 +232,16 @@ class Replays:
             found.append(workload.with_samples(samples.at(np.concatenate(places))))
         return found
 
-    def _of_as_many(self, number: int) -> Workload:
+    def _of_as_many(self, number: int) -> ReplayWorkload:
         """Return a draw's workload whose problems all have as many samples as are drawn."""
         workload = self.workloads[number % len(self.workloads)]
         if (np.diff(workload.first) == self.drawn).all():
             return workload
         loads = self.recorded_loads[number % len(self.recorded_loads)]
         full = [replace(load, samples=[load.samples[0]] * self.drawn) for load in loads]
-        return Workload.from_loads(full, workload.arrivals, prompt_block_tokens=self.block_tokens)
+        return ReplayWorkload.from_loads(
+            full, workload.arrivals, prompt_block_tokens=self.block_tokens
+        )
 
     def _among(self, loads: Sequence[RecordedProblem]) -> list[Ints]:
         """Return among which samples, by their places, those of each problem are drawn.
@@ -243,7 +266,7 @@ class Replays:
         cache -= 0 if drafts is None else drafts.num_speculative_tokens
         return min(cache, self.engine.max_model_len or math.inf)
 
-    def _load(self, source: Run, name: str) -> RecordedProblem:
+    def _load(self, source: RecordedRun, name: str) -> RecordedProblem:
         problem = source.problems[name]
         samples: tuple[Sample, ...] = problem.samples
         if self.engine.speculative is not None and any(
@@ -258,7 +281,7 @@ class Replays:
             return load
         return replace(load, route=stop.value)
 
-    def _arrivals(self, own: Run) -> Floats | None:
+    def _arrivals(self, own: RecordedRun) -> Floats | None:
         rate = self.question.rate_per_s
         if rate is not None:
             return poisson_arrivals(rate, len(self.ids), self.question.seed)
@@ -268,7 +291,7 @@ class Replays:
 
     def _run(
         self,
-        workload: Workload,
+        workload: ReplayWorkload,
         factor: float,
         *,
         log: bool = False,
@@ -322,7 +345,7 @@ class Replays:
             complete=True,
         )
 
-    def _stream(self, passes: int) -> Workload:
+    def _stream(self, passes: int) -> ReplayWorkload:
         """Return so many passes over the problems, in one random order."""
         uses = Counter(name for load in self.loads[0] for name in set(load.prompt_blocks))
         shared = {name for name, count in uses.items() if count > 1}
@@ -334,7 +357,7 @@ class Replays:
             for number, loads in enumerate(islice(cycle(self.loads), passes))
             for place in order
         ]
-        return Workload.from_loads(loads, prompt_block_tokens=self.block_tokens)
+        return ReplayWorkload.from_loads(loads, prompt_block_tokens=self.block_tokens)
 
     def capacity_per_s(self) -> float:
         """Return how many problems a second are served while problems never run out."""
@@ -410,7 +433,7 @@ class Replays:
     @cached_property
     def otherwise(self) -> list[dict[str, float]]:
         """By how many times each number changes where another of the routings was the router's."""
-        usual = _means([self._statistics(run) for run in self.runs])
+        usual = _means(self._numbers)
         changes = []
         for routing in self.routings:
             replicas = replace(self.question.replicas, routing=routing)
@@ -463,67 +486,14 @@ class Replays:
         return Held(Path(f"{self.base.name} (replayed)"), self.manifest, tables=self.tables)
 
     @cached_property
-    def summary(self) -> Summary:
+    def summary(self) -> Run:
         """The first draw's summary with the estimates of all draws and speeds."""
         found = summarise(self.recording)[0]
-        middle, fresh = (
-            [self._statistics(run) for run in runs] for runs in (self.runs, self.fresh)
-        )
-
-        exact = {"tokens": self._of_any(lambda _, made: made)} if self._whole else {}
-
-        def estimate(
-            name: str, unit: str, *, sigma: float = 0.0, wider: bool = False
-        ) -> Estimate | None:
-            values = np.array([each[name] for each in middle])
-            if not np.isfinite(values).all():
-                return None
-            mean = float(values.mean())
-            value = exact.get(name, mean)
-            outside = (self.outside or wider) and name not in exact
-            if self.times.sigma is None or mean <= 0:
-                return Estimate(value=value, unit=unit, extrapolated=outside)
-            again = np.array([each[name] for each in fresh])
-            spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma))
-            ends, others = (
-                [float(np.mean([each[name] for each in side])) / mean for side in sides]
-                for sides in self.sides
-            )
-            ends += [each.get(name, 1.0) for each in self.otherwise]
-            others.append(1.0)
-            spreads = [float(np.hypot(spread, np.log(of(others)))) for of in (min, max)]
-            low, high = _apart(value, (min(ends), max(ends)), (spreads[0], spreads[1]))
-            if self.alone and name.startswith(("latency_s", "ttft_s")):
-                low = max(low, min(value, *(each[name] for each in self.alone)))
-            return Estimate(
-                value=value,
-                low=low,
-                high=high,
-                unit=unit,
-                runs=self.times.runs,
-                extrapolated=outside,
-            )
-
-        def three(name: str, unit: str, beyond: Mapping[str, float]) -> dict[str, Estimate | None]:
-            found = {
-                which: estimate(f"{name}.{which}", unit, sigma=beyond.get(which, 0.0))
-                for which in ("mean", "p50", "p95")
-            }
-            found["p50"], found["p95"] = _in_order(found["p50"], found["p95"])
-            return found
-
-        device, energy = estimate("device_s", "device-s"), found.energy_j
-        if self.power is not None:
-            seen = [self.power.within(*self._spent(run)) for run in self.runs]
-            drawn = self._bounded(
-                estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
-            )
-            if drawn is not None:
-                by_problem = drawn.scaled(1 / len(self.ids), "J")
-                energy = Energy(total=drawn, per_problem=by_problem, method="law")
+        device = self._estimate("device_s", "device-s")
         price = self.manifest.price_usd_per_device_hour
-        latency, tokens = three("latency_s", "s", self.beyond), estimate("tokens", "tokens")
-        ttft = three("ttft_s", "s", {})
+        latency = self._three("latency_s", "s", self.beyond)
+        tokens = self._estimate("tokens", "tokens")
+        ttft = self._undetermined(self._three("ttft_s", "s", {}))
         ttft = {which: _in_order(each, latency[which])[0] for which, each in ttft.items()}
         per_token = latency["mean"]
         if per_token is not None and tokens is not None:
@@ -537,19 +507,91 @@ class Replays:
             else step_times(self.tables["steps"]),  # of all replicas
             accuracy=self._accuracy(),
             latency_s=latency,
-            ttft_s=self._undetermined(ttft),
-            tpot_s=three("tpot_s", "s/token", {}),
+            ttft_s=ttft,
+            tpot_s=self._three("tpot_s", "s/token", {}),
             tokens_per_problem=tokens,
             flops_per_problem=self._flops(found.flops_per_problem),
             cost_per_token_device_s=per_token,
             policies=self._fewer(found.policies),
-            throughput_tokens_per_s=self._ends_scattered(estimate("throughput", "tokens/s")),
-            energy_j=energy,
+            throughput_tokens_per_s=self._ends_scattered(self._estimate("throughput", "tokens/s")),
+            energy_j=self._energy(found.energy_j),
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
             else device.scaled(price / 3600, "USD"),
         )
+
+    @cached_property
+    def _numbers(self) -> list[dict[str, float]]:
+        """What each draw gave at the usual speed."""
+        return [self._statistics(run) for run in self.runs]
+
+    @cached_property
+    def _fresh_numbers(self) -> list[dict[str, float]]:
+        """What each fresh run gave."""
+        return [self._statistics(run) for run in self.fresh]
+
+    @cached_property
+    def _exact_tokens(self) -> float | None:
+        """The tokens of a problem over all draws, where those can be counted."""
+        return self._of_any(lambda _, made: made) if self._whole else None
+
+    def _estimate(
+        self, name: str, unit: str, *, sigma: float = 0.0, wider: bool = False
+    ) -> Estimate | None:
+        """Return a number over all draws and speeds; `sigma` is how far off it may be beside."""
+        values = np.array([each[name] for each in self._numbers])
+        if not np.isfinite(values).all():
+            return None
+        mean = float(values.mean())
+        exact = self._exact_tokens if name == "tokens" else None
+        value = mean if exact is None else exact
+        outside = (self.outside or wider) and exact is None
+        if self.times.sigma is None or mean <= 0:
+            return Estimate(value=value, unit=unit, extrapolated=outside)
+        again = np.array([each[name] for each in self._fresh_numbers])
+        spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma))
+        ends, others = (
+            [float(np.mean([each[name] for each in side])) / mean for side in sides]
+            for sides in self.sides
+        )
+        ends += [each.get(name, 1.0) for each in self.otherwise]
+        others.append(1.0)
+        spreads = [float(np.hypot(spread, np.log(of(others)))) for of in (min, max)]
+        low, high = _apart(value, (min(ends), max(ends)), (spreads[0], spreads[1]))
+        if self.alone and name.startswith(("latency_s", "ttft_s")):
+            low = max(low, min(value, *(each[name] for each in self.alone)))
+        return Estimate(
+            value=value,
+            low=low,
+            high=high,
+            unit=unit,
+            runs=self.times.runs,
+            extrapolated=outside,
+        )
+
+    def _three(
+        self, name: str, unit: str, beyond: Mapping[str, float]
+    ) -> dict[str, Estimate | None]:
+        found = {
+            which: self._estimate(f"{name}.{which}", unit, sigma=beyond.get(which, 0.0))
+            for which in ("mean", "p50", "p95")
+        }
+        found["p50"], found["p95"] = _in_order(found["p50"], found["p95"])
+        return found
+
+    def _energy(self, without_law: Energy) -> Energy:
+        """Return the energy by the law of power, `without_law` where there is none."""
+        if self.power is None:
+            return without_law
+        seen = [self.power.within(*self._spent(run)) for run in self.runs]
+        drawn = self._bounded(
+            self._estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
+        )
+        if drawn is None:
+            return without_law
+        by_problem = drawn.scaled(1 / len(self.ids), "J")
+        return Energy(total=drawn, per_problem=by_problem, method="law")
 
     def _ends_scattered(self, found: Estimate | None) -> Estimate | None:
         """Return the throughput of arrivals at given times, whose run ends with its last problem.

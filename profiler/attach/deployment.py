@@ -14,9 +14,10 @@ import polars as pl
 
 from profiler.attach.scraper import (
     EACH,
+    OF_ROUTER,
     PERIOD_S,
     SEVERAL,
-    Page,
+    PolledPage,
     ScrapeError,
     Scraper,
     Silence,
@@ -27,6 +28,7 @@ from profiler.engines.server.served import ask_model, cache_settings, describe
 from traces.errors import EngineError, TtscopeError, UsageError
 from traces.live.engine_names import (
     RAY_REPORTS_S,
+    ROUTER,
     TENSORRT_LLM_HOST,
     TENSORRT_LLM_LIMITS,
     engine_of,
@@ -96,7 +98,7 @@ class Replica:
         return keys.get(told) or keys.get(str(rank)) or only
 
 
-def _speculation_on(page: Page | None, label: str | None = None) -> Speculative | None:
+def _speculation_on(page: PolledPage | None, label: str | None = None) -> Speculative | None:
     """Return how a server drafts as its page tells: a counter for each position of a draft.
 
     With a `label`, only that engine of the page. Where there is no such counter the drafts so far
@@ -117,14 +119,14 @@ def _speculation_on(page: Page | None, label: str | None = None) -> Speculative 
     return Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=tokens)
 
 
-def _labels_of(replica: Replica, page: Page | None) -> list[str]:
+def _labels_of(replica: Replica, page: PolledPage | None) -> list[str]:
     """Return the engines of a server's page, and note how each of them drafts."""
     labels = sorted({series.engine for series in page.values} - {""}) if page else []
     replica.ahead = {label: _speculation_on(page, label) for label in labels}
     return labels
 
 
-def _limits_on(page: Page | None) -> dict[str, int]:
+def _limits_on(page: PolledPage | None) -> dict[str, int]:
     """Return the limits that TensorRT-LLM has on its page, in the names of EngineConfig."""
     values = {} if page is None else {series.name: v for series, v in page.values.items()}
     found = {
@@ -217,7 +219,7 @@ class Deployment:
         )
         self._scrapers.append(scraper)
         try:
-            page: Page | None = scraper.poll(leave=True)
+            page: PolledPage | None = scraper.poll(leave=True)
         except ScrapeError as error:
             page = None
             if metrics_needed:
@@ -227,6 +229,8 @@ class Deployment:
                 hint = f". Name {ENGINES_PAGE}" if elsewhere else ""
                 why = f"/metrics cannot be read ({error})"
                 raise EngineError(f"{access.where}: {why}{hint}") from None
+        if metrics_needed and ROUTER in scraper.reader.engines:
+            raise EngineError(f"{access.where}: {OF_ROUTER}. Name {EACH}")
         told = page is not None and any(tells(series.name) for series in page.values)
         if metrics_needed and not told:
             raise EngineError(
@@ -243,7 +247,7 @@ class Deployment:
         return replica
 
     def _describe(
-        self, access: Access, scraper: Scraper, page: Page | None
+        self, access: Access, scraper: Scraper, page: PolledPage | None
     ) -> tuple[EngineConfig, ModelFacts | None]:
         with access.client() as client:
             card = ask_model(client, access.url, self._model)
@@ -359,7 +363,7 @@ class Deployment:
             self._register(replica, sorted({*replica.keys, label} - {""}))
         return replica.keys[label]
 
-    def _again(self, replica: Replica, page: Page) -> None:
+    def _again(self, replica: Replica, page: PolledPage) -> None:
         """Ask a server that was restarted what it serves now."""
         replica.started = page.started
         try:

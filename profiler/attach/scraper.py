@@ -43,6 +43,7 @@ _WHOLE_S = 60.0  # between pages that are kept with what did not change
 _LOOKS = 3  # further polls at first, which tell whether another server answers too
 _CONNECTED_S = 60.0  # after which a poll takes a connection of its own, as another may answer it
 SEVERAL = "several servers answer there, as behind a load balancer"
+OF_ROUTER = "its /metrics is that of a router before several servers"
 EACH = (
     "the URL of each, or their pages: --metrics-url http://HOST1:8000/metrics --metrics-url "
     "http://HOST2:8000/metrics"
@@ -51,7 +52,7 @@ _STARTED = "process_start_time_seconds"
 
 
 @dataclass(frozen=True)
-class Page:
+class PolledPage:
     """What one poll brought."""
 
     time_ns: int
@@ -118,7 +119,7 @@ class Scraper:
         *,
         on_event: Callable[[str, str], None],
         on_page: Callable[[pl.DataFrame], None] = lambda rows: None,
-        on_restart: Callable[[Page], None] = lambda page: None,
+        on_restart: Callable[[PolledPage], None] = lambda page: None,
         period_s: float = PERIOD_S,
         reconnect: bool = True,
     ) -> None:
@@ -127,11 +128,11 @@ class Scraper:
         self._on_page, self._on_restart = on_page, on_restart
         self._period_s, self._reconnect = period_s, reconnect
         self._frames: deque[pl.DataFrame] = deque()
-        self._last: Page | None = None
+        self._last: PolledPage | None = None
         self._before: set[float] = set()  # when processes began that answered, but for the last
         self._balanced = False  # whether one of them answered again
         self._leave = 0.0  # when the connection is left, monotonic
-        self._kept: Page | None = None  # the last one that is kept
+        self._kept: PolledPage | None = None  # the last one that is kept
         self._keys: dict[str, str] = {}  # of its engines
         self._whole_ns = 0  # when a page was last kept whole
         self._gap: tuple[float, int] | None = None  # since when, and polls that failed
@@ -146,7 +147,7 @@ class Scraper:
         )
         self._thread = threading.Thread(target=self._work, name="ttscope-scrape", daemon=True)
 
-    def poll(self, *, leave: bool = False) -> Page:
+    def poll(self, *, leave: bool = False) -> PolledPage:
         """Ask once, and `leave` the connection then. Raises ScrapeError."""
         begun = time.monotonic()
         if leave or begun >= self._leave:
@@ -182,9 +183,9 @@ class Scraper:
             raise ScrapeError("no metrics page") from None
         # The server read its counters somewhere between both times.
         took_s = time.monotonic() - begun
-        return Page((before + now_ns()) // 2, took_s, values, ahead_ns)
+        return PolledPage((before + now_ns()) // 2, took_s, values, ahead_ns)
 
-    def meets_others(self, page: Page) -> bool:
+    def meets_others(self, page: PolledPage) -> bool:
         """Whether another server than the page's answers too, asked on connections of their own.
 
         Counters that fall tell it too, of servers that began at the same moment or that do not
@@ -258,7 +259,7 @@ class Scraper:
             self.lost.set()
         return float(min(self._period_s * 2 ** min(self._gap[1] - 1, 10), _LONGEST_PAUSE_S))
 
-    def _take(self, page: Page) -> None:
+    def _take(self, page: PolledPage) -> None:
         if self._gap is not None:
             seconds = time.monotonic() - self._gap[0]
             self._gap = None
@@ -281,7 +282,7 @@ class Scraper:
             self._frames.append(_rows(page.time_ns, told, self._keys))
             self._kept = page
 
-    def _news(self, last: Page | None, page: Page) -> Mapping[Series, float | None]:
+    def _news(self, last: PolledPage | None, page: PolledPage) -> Mapping[Series, float | None]:
         """Return what is kept of a page: all, or what is not as on the `last` that was kept."""
         before = {} if last is None else last.values
         gone = dict.fromkeys(before.keys() - page.values.keys())
@@ -298,7 +299,7 @@ class Scraper:
         }
         return told | gone
 
-    def _fresh(self, page: Page) -> Page:
+    def _fresh(self, page: PolledPage) -> PolledPage:
         """Return a page, read anew where its process may be another one.
 
         The page of several front ends does not say when they began, so that its counters tell.
@@ -320,7 +321,7 @@ class Scraper:
             return self.poll()
         return page
 
-    def _compare(self, last: Page, page: Page) -> None:
+    def _compare(self, last: PolledPage, page: PolledPage) -> None:
         """Note a restart: another process, or counters that fell."""
         fell = _fell(last, page)
         if last.started is not None and page.started not in (None, last.started):
@@ -339,7 +340,7 @@ def _peer_of(answer: httpx.Response) -> str | None:
     return str(told[0]) if isinstance(told, tuple) else None
 
 
-def _fell(last: Page, page: Page) -> int:
+def _fell(last: PolledPage, page: PolledPage) -> int:
     """Return how many counters are lower than on the page before."""
     return sum(
         value < last.values.get(series, value)

@@ -211,7 +211,7 @@ class Engine(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding(Record):
+class Capability(Record):
     """Something that can be captured: `present` is None where it makes no sense here.
 
     `run` are shell commands that give what it `needs`, to be pasted one after the other.
@@ -235,7 +235,7 @@ class EngineKind(Protocol):
     ) -> Engine:
         """Start an engine, or connect to one (see `start_engine`)."""
 
-    def examine(self) -> list[Finding]:
+    def examine(self) -> list[Capability]:
         """Return what of this kind can be captured on this machine."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Final, cast
 
-from profiler.engines.interface import Engine, EngineKind, Finding
+from profiler.engines.interface import Capability, Engine, EngineKind
 from profiler.engines.options import EngineOptions
 
 ENGINES: Final = (  # the first that takes the options starts
@@ -30,6 +30,6 @@ def start_engine(
     return kind.start(options, thinking_budget=thinking_budget, kernels=kernels)
 
 
-def examine_engines() -> list[Finding]:
+def examine_engines() -> list[Capability]:
     """Return what can be captured of the engines on this machine."""
     return [finding for kind in _kinds() for finding in kind.examine()]

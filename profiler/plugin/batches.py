@@ -243,7 +243,7 @@ class PluginRows:
     def _row(self, told: dict[str, Any], since: int | None) -> dict[str, Any] | None:
         while self._gaps and told["end"] > self._gaps[0]:
             self._gaps.pop(0)
-            self._context, self._alive = None, 0
+            self._context, self._alive, self._ran = None, 0, False
         if not computed(told):
             self._last_end, self._ran, self._context, self._alive = told["end"], False, 0, 0
             return None

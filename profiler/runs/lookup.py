@@ -19,7 +19,7 @@ from traces.summary.speculation.ngram import STANDARD, draft_counts, lookup_of
 TOKENS_KEPT = 1_000_000
 
 
-class NgramWhatIf:
+class NgramRecorder:
     """Gathers ended samples; `drain` gives rows of the `drafts` table.
 
     `add` costs microseconds on the caller's thread, `drain` a few per token. `finish` says that

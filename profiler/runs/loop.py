@@ -29,7 +29,7 @@ from profiler.policies.interface import Decision, Draw, GoOn, Move, Revise, Vote
 from profiler.policies.registry import effort_for, start
 from profiler.runs.checkpoints import Checkpoints
 from profiler.runs.flight import Chain, Flight, Sent, revised_prompt
-from profiler.runs.lookup import NgramWhatIf
+from profiler.runs.lookup import NgramRecorder
 from profiler.runs.spans import RunSpans
 from profiler.runs.telemetry import Telemetry
 from profiler.workload.lengths import length_of
@@ -46,7 +46,7 @@ _IDLE_S = 0.01
 
 
 @dataclass(kw_only=True)
-class Run:
+class RunLoop:
     """One policy over all problems of a workload; `go` works through them.
 
     Problems that take longer than `timeout_s` are answered by the votes there are; none begins
@@ -61,7 +61,7 @@ class Run:
     recorder: RecordingSpanProcessor
     needs: Needs
     keep_text: bool
-    what_if: NgramWhatIf | None = None
+    what_if: NgramRecorder | None = None
     timeout_s: float | None = None
     scoring: ScoringThreads | None = None
     checkpoints: Checkpoints | None = None

@@ -18,8 +18,8 @@ import polars as pl
 from profiler.engines.interface import Engine
 from profiler.probes.power import HZ, check_hz, watch_power
 from profiler.runs.checkpoints import Checkpoints, check_budgets
-from profiler.runs.lookup import NgramWhatIf
-from profiler.runs.loop import Run
+from profiler.runs.lookup import NgramRecorder
+from profiler.runs.loop import RunLoop
 from profiler.runs.provenance import provenance
 from profiler.runs.telemetry import Telemetry
 from profiler.workload.lengths import check_lengths
@@ -115,7 +115,7 @@ def record(
             recorder = RecordingSpanProcessor(writer.append)
             resource = {"tts.model": engine.config.model}
             telemetry = Telemetry(recorder, resource=resource, otlp=otlp)
-            what_if = NgramWhatIf(engine.config, policy.key())
+            what_if = NgramRecorder(engine.config, policy.key())
             writer.add_source("drafts", what_if.drain)
             scoring = None if chosen is None else ScoringThreads(chosen)
             try:
@@ -126,7 +126,7 @@ def record(
                 if not workload.chat and policy.max_tokens is None:
                     free = (each for each in workload.problems if each.output_tokens is None)
                     engine.foresee(each.prompt for each in free if isinstance(each.prompt, str))
-                run = Run(
+                run = RunLoop(
                     workload=workload,
                     policy=policy,
                     engine=engine,

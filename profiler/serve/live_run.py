@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from profiler.engines.interface import SampleResult
 from profiler.policies.interface import Decision, GoOn
 from profiler.runs.flight import Flight, Sent
-from profiler.runs.loop import Run
+from profiler.runs.loop import RunLoop
 from profiler.workload.problems import Problem
 
 SCORES_S = 0.005  # between looks at a scorer
@@ -21,8 +21,8 @@ CLIENT, ENDED = "client gone", "server ended"  # why a question has no answer
 
 
 @dataclass(kw_only=True)
-class LiveRun(Run):
-    """One policy over the questions that come (see `Run`).
+class LiveRun(RunLoop):
+    """One policy over the questions that come (see `RunLoop`).
 
     `checked_in` is where answers are compared whose verifier takes its time, None where it takes
     none. `on_end` hears of each flight that is over, and of why.

@@ -62,7 +62,7 @@ class Override(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 @dataclass(kw_only=True)
-class Question:
+class ServedQuestion:
     """A request that a policy answers.
 
     `extra` are its fields that go with every sample as they are, `stop` among them. `refusal` is
@@ -127,7 +127,7 @@ def _why_message(message: Any) -> str | None:
     return "images" if images else None
 
 
-def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Question:
+def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> ServedQuestion:
     """Return the question of a body that `why_passed` lets be one. Raises BadRequest."""
     try:
         override = msgspec.convert(body.get("ttscope") or {}, Override)
@@ -155,7 +155,7 @@ def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Questi
     if not all(isinstance(each, str) for each in stops):
         raise BadRequest("stop must be a text or a list of texts")
     seed = _whole(body, "seed", low=-MOST_SEED)
-    return Question(
+    return ServedQuestion(
         chat=chat,
         prompt=_messages(body.get("messages")) if chat else str(body["prompt"]),
         override=override,
@@ -205,7 +205,7 @@ def _messages(messages: Any) -> tuple[Mapping[str, str], ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ServedAnswer:
     """A question's answer: the text of the chosen sample, and what it took.
 
     `told` is the field `ttscope` of the answer.
@@ -233,7 +233,7 @@ class Answer:
         }
 
 
-def _parts(question: Question, answer: Answer) -> tuple[str, str]:
+def _parts(question: ServedQuestion, answer: ServedAnswer) -> tuple[str, str]:
     """Return thought and answer as the engine sent them: the thought "" where it was no field."""
     if not question.parsed:
         return "", answer.text
@@ -243,7 +243,7 @@ def _parts(question: Question, answer: Answer) -> tuple[str, str]:
     return thought.replace(THINK_START, "").replace(THINK_END, ""), content
 
 
-def whole_answer(question: Question, answer: Answer) -> bytes:
+def whole_answer(question: ServedQuestion, answer: ServedAnswer) -> bytes:
     """Return the body of an answer that is not streamed."""
     thought, content = _parts(question, answer)
     choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": answer.finish_reason}
@@ -264,7 +264,7 @@ def whole_answer(question: Question, answer: Answer) -> bytes:
     )
 
 
-def streamed_answer(question: Question, answer: Answer) -> Iterator[bytes]:
+def streamed_answer(question: ServedQuestion, answer: ServedAnswer) -> Iterator[bytes]:
     """Give the events of an answer that is streamed."""
     thought, content = _parts(question, answer)
     head = _head(question, answer, chunk=True)
@@ -290,7 +290,7 @@ def streamed_answer(question: Question, answer: Answer) -> Iterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-def _head(question: Question, answer: Answer, *, chunk: bool) -> dict[str, Any]:
+def _head(question: ServedQuestion, answer: ServedAnswer, *, chunk: bool) -> dict[str, Any]:
     kind = "text_completion"
     if question.chat:
         kind = "chat.completion.chunk" if chunk else "chat.completion"

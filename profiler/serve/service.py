@@ -29,9 +29,9 @@ from profiler.runs.flight import Flight, Sent
 from profiler.runs.telemetry import Telemetry
 from profiler.serve.live_run import CLIENT, ENDED, SCORES_S, LiveRun
 from profiler.serve.question import (
-    Answer,
     BadRequest,
-    Question,
+    ServedAnswer,
+    ServedQuestion,
     error_body,
     read_body,
     read_question,
@@ -88,7 +88,7 @@ class Settings:
     most_body_bytes: int = 4 << 20
 
 
-class Numbers:
+class ServiceNumbers:
     """What /metrics says."""
 
     def __init__(self) -> None:
@@ -131,10 +131,10 @@ class Numbers:
 class _Waiting:
     """A question that is being answered."""
 
-    question: Question
+    question: ServedQuestion
     run: LiveRun
     arrival: int
-    done: asyncio.Future[Answer | None]
+    done: asyncio.Future[ServedAnswer | None]
     timer: asyncio.TimerHandle | None = None
     failure: tuple[int, bytes] = 502, b""  # status and body, where there is no answer
 
@@ -151,7 +151,7 @@ class Service:
     telemetry: Telemetry
     recorder: RecordingSpanProcessor
     settings: Settings
-    numbers: Numbers = field(default_factory=Numbers)
+    numbers: ServiceNumbers = field(default_factory=ServiceNumbers)
     runs: dict[tuple[Policy, bool], LiveRun] = field(default_factory=dict)
     draining: bool = False
     closed: bool = False
@@ -312,7 +312,7 @@ class Service:
             return await self._pass(request, body, why)
 
     async def _answer(
-        self, request: web.Request, question: Question, arrival: int
+        self, request: web.Request, question: ServedQuestion, arrival: int
     ) -> web.StreamResponse:
         policy = self._policy_of(question)
         left = self.settings.timeout_s - (now_ns() - arrival) / 1e9
@@ -371,7 +371,7 @@ class Service:
         return web.Response(status=status, body=told, headers=_JSON)
 
     @staticmethod
-    def _failure(question: Question, ended: Sequence[Sent], why: str) -> tuple[int, bytes]:
+    def _failure(question: ServedQuestion, ended: Sequence[Sent], why: str) -> tuple[int, bytes]:
         """Return why no sample ended: what the engine said, else what its samples ended with."""
         if why == ENDED:
             return 503, error_body(_ENDING, 503)
@@ -387,7 +387,7 @@ class Service:
             message += ": the engine is gone, too slow, or sends no answers"
         return 502, error_body(message + named, 502)
 
-    def _policy_of(self, question: Question) -> Policy:
+    def _policy_of(self, question: ServedQuestion) -> Policy:
         """Return the policy with what a request may change: n, fewer tokens, an effort."""
         policy = self.policy
         wanted = question.override.n
@@ -442,7 +442,9 @@ class Service:
 
     # A question's way.
 
-    def _begin(self, question: Question, policy: Policy, arrival: int) -> tuple[str, _Waiting]:
+    def _begin(
+        self, question: ServedQuestion, policy: Policy, arrival: int
+    ) -> tuple[str, _Waiting]:
         run = self._run_of(policy, chat=question.chat)
         name = question.override.id or uuid.uuid4().hex
         if name in self._waiting:
@@ -498,7 +500,7 @@ class Service:
     def _count(
         self,
         flight: Flight,
-        answer: Answer | None,
+        answer: ServedAnswer | None,
         ended: Sequence[Sent],
         why: str,
         took_s: float,
@@ -519,7 +521,7 @@ class Service:
             failed = each.result is None or each.result.error is not None
             self.numbers.samples.labels("failed" if failed else "ended").inc()
 
-    def _made(self, flight: Flight, run: LiveRun, why: str) -> Answer | None:
+    def _made(self, flight: Flight, run: LiveRun, why: str) -> ServedAnswer | None:
         """Return what goes back to the client, None where no sample ended."""
         sent = run.chosen(flight)
         if sent is None or sent.chain is None or sent.result is None:
@@ -527,7 +529,7 @@ class Service:
         answers = [each.chain.answer for each in run.voters(flight) if each.chain]
         given = flight.decision.answer if flight.decision is not None else None
         votes = sum(each == given for each in answers)
-        return Answer(
+        return ServedAnswer(
             request_id=flight.problem.problem_id,
             model=self.upstream.served,
             text=sent.chain.text,

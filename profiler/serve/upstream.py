@@ -10,9 +10,9 @@ import aiohttp
 import msgspec
 
 from profiler.engines.interface import SampleRequest, SampleResult
-from profiler.engines.server.server import NO_LENGTH, NoLength, Refused, ServerEngine, whole
+from profiler.engines.server.server import IDLE_S, NO_LENGTH, NoLength, Refused, ServerEngine, whole
 from profiler.engines.server.stream import BadAnswer
-from profiler.serve.question import NO_SEED, Question, error_body
+from profiler.serve.question import NO_SEED, ServedQuestion, error_body
 
 _CONNECT_S = 10.0
 _MOST_REFUSAL = 64 << 10  # bytes of an error's body that go on to the client
@@ -30,13 +30,13 @@ class Upstream(ServerEngine):
     on_result: Callable[[SampleResult], None]
 
     def _connect(self) -> None:
-        self.questions: dict[str, Question] = {}  # by run and problem
+        self.questions: dict[str, ServedQuestion] = {}  # by run and problem
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, timeout_s: float) -> None:
         self._asyncio = asyncio.get_running_loop()
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=timeout_s),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -93,7 +93,7 @@ class Upstream(ServerEngine):
                 yield piece
 
     def _asked(
-        self, question: Question, request: SampleRequest, body: dict[str, Any]
+        self, question: ServedQuestion, request: SampleRequest, body: dict[str, Any]
     ) -> dict[str, Any]:
         """Return what is sent, with what the question says beyond the policy."""
         if question.max_tokens is not None:

@@ -95,7 +95,7 @@ class EngineJobs(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class JobOutcome:
     """What became of a job; `error` is None when its recording is complete."""
 
     name: str
@@ -229,7 +229,7 @@ def _job_name(engine: EngineOptions, policy: Policy, repeat: int) -> str:
 
 
 Listener = Callable[[Mapping[str, Any]], None]
-Runner = Callable[[Sequence[EngineJobs], Path, Listener], list[Outcome]]
+Runner = Callable[[Sequence[EngineJobs], Path, Listener], list[JobOutcome]]
 
 
 def run_plan(
@@ -238,7 +238,7 @@ def run_plan(
     *,
     on_line: Listener = lambda line: None,
     runner: Runner | None = None,
-) -> list[Outcome]:
+) -> list[JobOutcome]:
     """Run what is not finished yet; returns an outcome per job.
 
     `on_line` hears of progress: {"job", "done", "total"} and {"job", "state"}. A job that fails
@@ -251,7 +251,7 @@ def run_plan(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"-o {folder}: cannot be written ({error.strerror})") from None
-    outcomes: list[Outcome] = []
+    outcomes: list[JobOutcome] = []
     missing: list[EngineJobs] = []
     hash_of = cache(lambda **posed: load_workload(**posed).facts(None).hash)  # reads a file once
     for group in plan:
@@ -260,7 +260,7 @@ def run_plan(
             path = folder / job.name
             if finished(path):
                 _check_same(path, job, hash_of(**job.posed))
-                outcomes.append(Outcome(name=job.name, path=path, error=None, skipped=True))
+                outcomes.append(JobOutcome(name=job.name, path=path, error=None, skipped=True))
                 on_line({"job": job.name, "state": "skipped"})
             else:
                 hash_of(**job.posed)
@@ -314,7 +314,7 @@ def _has_logprobs(path: Path) -> bool:
     return not ended.height or ended["logprob_mean"].null_count() < ended.height
 
 
-def run_here(plan: Sequence[EngineJobs], folder: Path, on_line: Listener) -> list[Outcome]:
+def run_here(plan: Sequence[EngineJobs], folder: Path, on_line: Listener) -> list[JobOutcome]:
     """Run engines on this machine, one after the other; a `Runner`."""
     outcomes = []
     for group in plan:
@@ -323,7 +323,7 @@ def run_here(plan: Sequence[EngineJobs], folder: Path, on_line: Listener) -> lis
             for line in lines:
                 on_line(line)
                 if name := line.get("finished"):
-                    outcomes.append(Outcome(name=name, path=folder / name, error=line["error"]))
+                    outcomes.append(JobOutcome(name=name, path=folder / name, error=line["error"]))
     return outcomes
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from profiler.sweep.plan import LOG, EngineJobs, Listener, Outcome, engine_lines, set_aside
+from profiler.sweep.plan import LOG, EngineJobs, JobOutcome, Listener, engine_lines, set_aside
 from traces.errors import EngineError, TtscopeError, UsageError, install_command
 
 MOST_LOSSES = 2  # of a worker or node in one job
@@ -69,7 +69,7 @@ class RayRunner:
 
     def __call__(
         self, plan: Sequence[EngineJobs], folder: Path, on_line: Listener
-    ) -> list[Outcome]:
+    ) -> list[JobOutcome]:
         """Run engines, as many at a time as the cluster has room for, and one of each server."""
         lock, stop = threading.Lock(), threading.Event()
 
@@ -77,7 +77,7 @@ class RayRunner:
             with lock:
                 on_line(line)
 
-        def in_turn(groups: Sequence[EngineJobs]) -> list[Outcome]:
+        def in_turn(groups: Sequence[EngineJobs]) -> list[JobOutcome]:
             return [each for group in groups for each in self._run(group, folder, say, stop)]
 
         turns = one_at_a_time(plan)
@@ -93,7 +93,7 @@ class RayRunner:
 
     def _run(
         self, group: EngineJobs, folder: Path, on_line: Listener, stop: threading.Event
-    ) -> list[Outcome]:
+    ) -> list[JobOutcome]:
         """Run one engine's jobs, again where a worker was lost."""
         errors: dict[str, str | None] = {}
         losses = dict.fromkeys((job.name for job in group.jobs), 0)
@@ -124,7 +124,7 @@ class RayRunner:
                         f"its worker was lost {MOST_LOSSES} times ({type(error).__name__})"
                     )
         return [
-            Outcome(name=name, path=folder / name, error=error) for name, error in errors.items()
+            JobOutcome(name=name, path=folder / name, error=error) for name, error in errors.items()
         ]
 
     def _take(

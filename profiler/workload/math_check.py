@@ -71,7 +71,6 @@ class MathVerifier:
         return written or None
 
     def gave_up(self, canonical: str) -> bool:
-        """Return whether a class is a text that took longer than the limit to read."""
         return canonical in self._given_up
 
     def _matches(self, canonical: str, expected: str) -> bool:

@@ -107,8 +107,8 @@ class Workload:
     def notes(self) -> list[str]:
         """Return what a reader of the results must know: lengths, and how answers were judged."""
         used = {id(v): v for p in self.problems if (v := p.verifier or self.verifier)}
-        late = sum(getattr(each, "too_long", 0) for each in used.values())
-        seconds = sum(getattr(each, "seconds", 0.0) for each in used.values())
+        late = sum(each.too_long for each in used.values())
+        seconds = sum(each.seconds for each in used.values())
         fixed = len(self.given_lengths())
         told = []
         if fixed:

@@ -32,6 +32,14 @@ class Verifier(Protocol):
     def name(self) -> str:
         """What options and recordings call it."""
 
+    @property
+    def too_long(self) -> int:
+        """How many answers took longer than its limit."""
+
+    @property
+    def seconds(self) -> float:
+        """What a child process took in all."""
+
     def answer_of(self, text: str) -> str | None:
         """Return the answer that a completion gives, as it is written; None where it has none."""
 
@@ -40,6 +48,19 @@ class Verifier(Protocol):
 
     def matches(self, canonical: str, expected: str) -> bool:
         """Return whether the class is the one that was expected."""
+
+    def gave_up(self, canonical: str) -> bool:
+        """Return whether a class is a text that took longer than the limit to read."""
+
+
+class _AtOnce:
+    """What a verifier says that judges in this process."""
+
+    too_long = 0
+    seconds = 0.0
+
+    def gave_up(self, canonical: str) -> bool:
+        return False
 
 
 def verifier(name: str) -> Verifier:
@@ -70,7 +91,7 @@ def is_right(chosen: Verifier, answer: str | None, expected: str | None) -> bool
     wanted = None if expected is None else chosen.canonical(expected)
     if expected is None or wanted is None:
         return None
-    if wanted != answer and getattr(chosen, "gave_up", lambda canonical: False)(wanted):
+    if wanted != answer and chosen.gave_up(wanted):
         return None
     return answer is not None and chosen.matches(answer, expected)
 
@@ -84,7 +105,7 @@ def read_answer(chosen: Verifier, text: str, prompt: Prompt) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByText:
+class ByText(_AtOnce):
     """Answers that `answer_of` reads out of a completion, the same when their texts are."""
 
     answer_of: Callable[[str], str | None] = final_answer
@@ -262,7 +283,7 @@ def rounded(value: Fraction) -> str:
         return f"{short:f}" if short.adjusted() > -DECIMALS - 1 else f"{short:E}"
 
 
-class Numeric:
+class Numeric(_AtOnce):
     """The last number of the final answer; equal to 6 decimals, or 6 significant digits below 1.
 
     An answer is right within one unit of that last digit of the expected number: that is the
@@ -321,7 +342,7 @@ def choices_of(prompt: str) -> str:
     return max("".join(takewhile(listed.__contains__, _ALL)), _USUAL, key=len)
 
 
-class Choice:
+class Choice(_AtOnce):
     r"""A letter A to J, as models write it: (B), B., **B**, "The answer is B", \boxed{B}.
 
     The last `\boxed{...}` says it, else the last "answer is ..." (or choice, option), else a

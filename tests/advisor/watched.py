@@ -7,7 +7,7 @@ import json
 import numpy as np
 import polars as pl
 
-from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample
 from advisor.replay.recording import write_recording
 from tests.traces.forward_pass.passes import enveloped, passed
 from traces.foreign.steps.forward_passes import import_passes
@@ -32,7 +32,7 @@ def requests(recording, engine, names, **changes):
         )
         for place, name in enumerate(names)
     }  # fmt: skip
-    return Run(
+    return RecordedRun(
         recording=recording, engine=engine, policy=AS_SENT, problems=problems, concurrency=None,
         rate_per_s=4.0, **changes,
     )  # fmt: skip

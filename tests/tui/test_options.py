@@ -9,7 +9,7 @@ import ttscope
 from traces.errors import RecordingError, UsageError
 from tui.options import AccountOptions, BudgetOptions, grouped
 from tui.verbs.demo import SHIPPED
-from tui.verbs.replay import Replay
+from tui.verbs.replay import ReplayOptions
 
 RUN = next(SHIPPED.iterdir())
 GIVEN = {"recording": "r", "change": "policy.n=4"}
@@ -17,7 +17,7 @@ GIVEN = {"recording": "r", "change": "policy.n=4"}
 
 def test_a_value_is_read_as_the_type_of_its_option():
     given = {"concurrency": "4", "rate": 5, "learn": "a", "gpu": ("x", "y"), "seed": np.int64(3)}
-    (asked,) = grouped(GIVEN | given | {"measured": None, "together": np.True_}, Replay)
+    (asked,) = grouped(GIVEN | given | {"measured": None, "together": np.True_}, ReplayOptions)
     assert (asked.concurrency, asked.rate, asked.learn) == (4, "5", [Path("a")])
     assert (asked.gpu, asked.seed, asked.measured) == (["x", "y"], 3, None)
     assert (asked.recording, asked.change, asked.together) == (Path("r"), ["policy.n=4"], True)
@@ -42,7 +42,7 @@ def test_a_value_is_read_as_the_type_of_its_option():
 )
 def test_what_is_no_value_of_an_option_is_named(name, value, said):
     with pytest.raises(UsageError, match=said):
-        grouped(GIVEN | {name: value}, Replay)
+        grouped(GIVEN | {name: value}, ReplayOptions)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from traces.statistics import LEVEL, Z95, difference, drawn, mean, proportion
 from traces.summary.comparison import (
     LOAD,
     Difference,
-    Judged,
+    JudgedLimit,
     RunSpread,
     exceeds,
     judge,
@@ -749,7 +749,7 @@ def load_differs(compared: Difference) -> str | None:
     return f"the load is another one ({', '.join(loads)})" if loads else None
 
 
-def _change_of(judged: Judged, other_load: str | None) -> Check:
+def _change_of(judged: JudgedLimit, other_load: str | None) -> Check:
     verdict: Verdict = "broken" if judged.broken else "ok" if judged.sure else "unsure"
     why = {
         "broken": "the whole interval is beyond the limit",

@@ -15,7 +15,7 @@ import numpy as np
 
 from traces.kineto.intervals import Ints
 from traces.kineto.marks import StepMark, read_mark
-from traces.kineto.names import Collective, family_of, read_message
+from traces.kineto.names import CollectiveMessage, family_of, read_message
 from traces.kineto.stream import Arguments, Event, ExactEvent
 
 # Category, lower case, to what its events are; names of old and new Kineto.
@@ -86,10 +86,10 @@ class TraceEvents:
         self._keep_ops = keep_ops
         self.skipped: Counter[str] = Counter()
         self.names = _Numbers()
-        self.messages: list[Collective] = []
+        self.messages: list[CollectiveMessage] = []
         self.annotations: list[Annotation] = []
         self.device_annotations: list[Annotation] = []
-        self._message_ids: dict[Collective, int] = {}
+        self._message_ids: dict[CollectiveMessage, int] = {}
         self.message_places: set[tuple[int, int]] = set()  # devices and streams
         self._threads = _Numbers()
         self._launching = _Launches()

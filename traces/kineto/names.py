@@ -154,7 +154,7 @@ def family_of(name: str) -> str:
 # their tensors' shapes. What is told nowhere is None.
 
 
-class Collective(NamedTuple):
+class CollectiveMessage(NamedTuple):
     """One message: `bytes` is the larger of what a rank puts in and what it gets out."""
 
     collective: str | None
@@ -223,7 +223,7 @@ _CUSTOM = re.compile(r"cross_device_reduce_(\d)stage<([\w: ]+),\s*(\d+)")
 _STAGE = re.compile(r"cross_device_reduce_(\d)stage")
 
 
-def read_message(name: str, args: Arguments) -> Collective:
+def read_message(name: str, args: Arguments) -> CollectiveMessage:
     """Return what a communication kernel or operator did, by its name and arguments."""
     kind = _kind(args.collective) or _kind(name)
     told = args.dtype if isinstance(args.dtype, str) else None
@@ -233,7 +233,7 @@ def read_message(name: str, args: Arguments) -> Collective:
     message = max(counts) * size if counts and size else None
     if message is None and bytes(args.shapes):
         message, dtype = _largest_tensor(_list(args.shapes), _list(args.types))
-    return Collective(kind, _algorithm(name), message, dtype, group)
+    return CollectiveMessage(kind, _algorithm(name), message, dtype, group)
 
 
 def _count(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """What other engines and wrappers call on /metrics what vLLM's page says, as tables of names.
 
-A page is read under vLLM's names, so that all that is computed of it has one set of names. Where
+A page is read under vLLM's names, which stand in numbers.py, so that all that is computed of it has
+one set of names. A new engine gets a table, a line in `NAMES`, and its prefix in `PREFIXES`. Where
 two engines do not mean the same, the name is not in a table, and the line is kept as it is or left
 out. Sources: SGLang 0.5.23 (`sglang/srt/observability/metrics_collector.py`), Ray Serve LLM (vLLM
 0.32's `vllm/v1/metrics/ray_wrappers.py`: no colons, a label ReplicaId), Dynamo (its engines' own
@@ -45,6 +46,7 @@ from traces.live.numbers import (
 from traces.schema.engine import EngineConfig
 
 VLLM, SGLANG, NIM, TENSORRT_LLM, TGI = "vLLM", "SGLang", "NIM", "TensorRT-LLM", "TGI"
+ROUTER = "a router"  # of production-stack's, whose lines of each server are under vLLM's names
 ON_RAY, UNDER_DYNAMO = " on Ray Serve", " under Dynamo"  # behind the name of an engine
 # Ray's page has what its processes report: metrics_report_interval_ms of its ray_config_def.h.
 RAY_REPORTS_S = 10.0
@@ -154,7 +156,14 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
     **TGI_NAMES,
 }
 _COUNTERS = frozenset(name for name in (*USED, *OLDER_NAMES) if name.endswith("_total"))
-OWN = ("vllm:", "sglang:", "trtllm_", "trtllm:", "tgi_")  # prefixes of lines that are kept
+PREFIXES: Mapping[str, str] = {  # of lines that are kept, and whose they are; NIM's have none
+    "vllm:": VLLM,
+    "sglang:": SGLANG,
+    "trtllm_": TENSORRT_LLM,
+    "trtllm:": TENSORRT_LLM,
+    "tgi_": TGI,
+}
+_PREFIXES = tuple(PREFIXES)
 # Labels that tell apart what is added up or is one; those that remain name parts of a number.
 SHARED = frozenset(
     {
@@ -179,7 +188,7 @@ def known_name(name: str) -> str | None:
     plain = _RAY.sub(r"\1:", name, count=1)
     if plain != name and plain.startswith("vllm:") and f"{plain}_total" in _COUNTERS:
         plain = f"{plain}_total"
-    known = plain.startswith(OWN) or _PART.sub("", plain) in NIM_NAMES
+    known = plain.startswith(_PREFIXES) or _PART.sub("", plain) in NIM_NAMES
     return plain if known and not plain.endswith("_created") else None
 
 
@@ -236,13 +245,15 @@ def engine_of(labels: Mapping[str, str]) -> str:
 def engine_named(name: str, labels: Mapping[str, str]) -> str | None:
     """Return whose line it is, by its prefix, NIM's without one; None for others.
 
-    A worker of Dynamo has the names of its engine, and labels of its own.
+    A worker of Dynamo has the names of its engine, and labels of its own. The router of vLLM's
+    production-stack names the `server` of each line (`services/metrics_service/__init__.py`).
     """
     plain = known_name(name)
     if plain is None:
         return None
-    engines = {"vllm:": VLLM, "sglang:": SGLANG, "trtllm": TENSORRT_LLM, "tgi_": TGI}
-    for prefix, engine in engines.items():
+    if plain.startswith("vllm:") and "server" in labels:
+        return ROUTER
+    for prefix, engine in PREFIXES.items():
         if plain.startswith(prefix):
             dynamo = UNDER_DYNAMO if "dynamo_component" in labels else ""
             return engine + (ON_RAY if name.startswith("ray_") else dynamo)

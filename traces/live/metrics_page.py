@@ -17,6 +17,7 @@ from traces.live.engine_names import (
     ON_RAY,
     RANKS,
     RAY_REPORTS_S,
+    ROUTER,
     VLLM,
     engine_named,
     engine_of,
@@ -160,7 +161,7 @@ class PageReader:
         self.engines.add(kind)
         if kind.endswith(ON_RAY):
             self._on_ray.add(engine)
-        if is_made_up(whole.strip()):
+        if kind == ROUTER or is_made_up(whole.strip()):
             return ()
         labels.pop("engine", None)
         labels.pop("dp_rank", None)

@@ -945,6 +945,28 @@ def numbers_in(window: Window, engine: str) -> Numbers:
     )
 
 
+MOST_CANCELLED = 0.05  # of requests, which is not said
+
+
+def cancelled_told(window: Window) -> str | None:
+    """Return how many requests of vLLM's page were cancelled; None for few, or where unknown.
+
+    It counts no request that its client left. But such a one got a first token, does not run any
+    more, and never ended. Those that were left before that are on no page.
+    """
+    began, ended = window.total(f"{TTFT}_count"), window.total(FINISHED)
+    running = window.gauge(RUNNING)
+    if window.resets or not began or ended is None or not running.size:
+        return None
+    gone = round(began - ended - (running[-1] - running[0]))
+    if gone <= MOST_CANCELLED * began:
+        return None
+    return (
+        f"{gone:,} of {began:,.0f} requests got a first token and never ended, as clients "
+        "cancelled them. A replay has the others alone, so its load is lower"
+    )
+
+
 def by_value(counts: Mapping[str, float], label: str) -> dict[str, float]:
     """Add up counts by the value of one of their labels; what lacks it is left out."""
     found: dict[str, float] = {}

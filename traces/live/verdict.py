@@ -45,7 +45,7 @@ EXPLAINED = 0.5  # of the variance of step times, for a fit to count
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class LiveEvidence:
     """What is known of one engine over the time that it was watched.
 
     `steps` are rows of the table, `collectives` and `device_time` of profiler windows
@@ -94,7 +94,7 @@ class Verdict(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class Remedy:
     """What answers a verdict: words behind `ttscope replay RECORDING`, what they do, and why."""
 
     arguments: tuple[str, ...]
@@ -104,7 +104,7 @@ class Change:
 
 Outcome = Finding | Unseen | None
 
-STEPS_JUDGED = (  # the columns of steps that `Evidence` needs
+STEPS_JUDGED = (  # the columns of steps that `LiveEvidence` needs
     *("wall_ns", "interval_ns", "profiled", "prefill_tokens", "decode_requests"),
     *("decode_tokens", "decode_kv_tokens", "drafted", "accepted"),
 )
@@ -140,7 +140,7 @@ class SeenLimit:
         return self._most if self._most > 1 and often and near >= CAPPED * waited else None
 
 
-def judge(engine: str, evidence: Evidence) -> Verdict:
+def judge(engine: str, evidence: LiveEvidence) -> Verdict:
     """Return the verdict on one engine."""
     numbers = evidence.numbers
     if numbers is None or numbers.polls < FEWEST_POLLS:
@@ -159,7 +159,7 @@ def judge(engine: str, evidence: Evidence) -> Verdict:
 
 def change_for(
     verdict: Verdict, numbers: Numbers | None, engine: EngineConfig, rate_per_s: float
-) -> Change:
+) -> Remedy:
     """Return the change that answers a verdict's first finding; `rate_per_s` is what arrives.
 
     A queue behind `max_num_seqs` gets twice as many, a full cache half as many blocks more,
@@ -172,15 +172,15 @@ def change_for(
     if kind == "KV-bound" and engine.num_gpu_blocks is not None:
         more = engine.num_gpu_blocks * 3 // 2
         told = f"give the KV cache {more:,} blocks in place of {engine.num_gpu_blocks:,}"
-        return Change(arguments=_set("num_gpu_blocks", more), told=told, why="the KV cache is full")
+        return Remedy(arguments=_set("num_gpu_blocks", more), told=told, why="the KV cache is full")
     if kind == "queueing" and capped and seqs and _has_room(engine, numbers):
         told = f"set max_num_seqs to {2 * seqs}"
         why = f"requests wait while {seqs} run"
-        return Change(arguments=_set("max_num_seqs", 2 * seqs), told=told, why=why)
+        return Remedy(arguments=_set("max_num_seqs", 2 * seqs), told=told, why=why)
     if kind in {"queueing", "KV-bound"}:
-        return Change(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
+        return Remedy(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
     rate = float(f"{MORE * rate_per_s:.3g}")
-    return Change(
+    return Remedy(
         arguments=("--rate", f"{rate:g}/s"),
         told=f"nothing keeps requests out: see what {MORE:g} times the load does",
         why=f"{MORE:g} times the load",
@@ -197,7 +197,7 @@ def _has_room(engine: EngineConfig, numbers: Numbers | None) -> bool:
     return share is not None and (engine.num_gpu_blocks is None or 2 * share <= 1)
 
 
-def _kv(numbers: Numbers, _: Evidence) -> Outcome:
+def _kv(numbers: Numbers, _: LiveEvidence) -> Outcome:
     full, waits = numbers.kv_full_share, numbers.waiting_share
     if full is None or waits is None:
         return Unseen(kind="KV-bound", needs="vllm:kv_cache_usage_perc")
@@ -216,7 +216,7 @@ def _waiting(numbers: Numbers, share: float) -> str:
     return f"requests wait at {percent(share)} of the polls ({numbers.waiting:.1f} on average)"
 
 
-def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
+def _queue(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
     waits, queue, ttft = numbers.waiting_share, numbers.queue_s.mean, numbers.ttft_s.mean
     if waits is None:
         return Unseen(kind="queueing", needs="vllm:num_requests_waiting")
@@ -244,7 +244,7 @@ def _queue(numbers: Numbers, evidence: Evidence) -> Outcome:
     return Finding(kind="queueing", evidence=text)
 
 
-def _communication(_: Numbers, evidence: Evidence) -> Outcome:
+def _communication(_: Numbers, evidence: LiveEvidence) -> Outcome:
     found, device = evidence.collectives, evidence.device_time
     if found is None or device is None:
         return Unseen(kind="communication-bound", needs="kernel windows")
@@ -263,7 +263,7 @@ def _communication(_: Numbers, evidence: Evidence) -> Outcome:
     )
 
 
-def _launch(numbers: Numbers, evidence: Evidence) -> Outcome:
+def _launch(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
     device = evidence.device_time
     if device is None:
         return Unseen(kind="launch-bound", needs="kernel windows")
@@ -277,7 +277,7 @@ def _launch(numbers: Numbers, evidence: Evidence) -> Outcome:
     )
 
 
-def _draft(numbers: Numbers, evidence: Evidence) -> Outcome:
+def _draft(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
     length = numbers.acceptance_length
     if length is None:
         return None
@@ -305,7 +305,7 @@ def _draft(numbers: Numbers, evidence: Evidence) -> Outcome:
     )
 
 
-def _compute(_: Numbers, evidence: Evidence) -> Outcome:
+def _compute(_: Numbers, evidence: LiveEvidence) -> Outcome:
     fixed, needs = evidence.fixed_share
     if fixed is None:
         return Unseen(kind="compute-bound", needs=needs)
@@ -317,7 +317,7 @@ def _compute(_: Numbers, evidence: Evidence) -> Outcome:
     return None
 
 
-def _fixed(numbers: Numbers, evidence: Evidence) -> Outcome:
+def _fixed(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
     fixed, _ = evidence.fixed_share
     if fixed is None or fixed < FIXED or isinstance(_launch(numbers, evidence), Finding):
         return None
@@ -328,7 +328,7 @@ def _fixed(numbers: Numbers, evidence: Evidence) -> Outcome:
     )
 
 
-CHECKS: tuple[Callable[[Numbers, Evidence], Outcome], ...] = (
+CHECKS: tuple[Callable[[Numbers, LiveEvidence], Outcome], ...] = (
     _kv,
     _queue,
     _communication,

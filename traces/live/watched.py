@@ -10,9 +10,18 @@ from typing import Any, Literal
 import polars as pl
 
 from traces.forward_pass.rows import FORMAT
-from traces.live.engine_names import REQUEST_LIMITS, software_of
-from traces.live.numbers import MOST_SERIES, TRAFFIC, USED, Numbers, Polls, Window, numbers_in
-from traces.live.verdict import STEPS_JUDGED, Evidence, Verdict, judge
+from traces.live.engine_names import REQUEST_LIMITS, VLLM, software_of
+from traces.live.numbers import (
+    MOST_SERIES,
+    TRAFFIC,
+    USED,
+    Numbers,
+    Polls,
+    Window,
+    cancelled_told,
+    numbers_in,
+)
+from traces.live.verdict import STEPS_JUDGED, LiveEvidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
 from traces.recording.tables import SILENT, TABLES
 from traces.schema.engine import EngineConfig
@@ -214,7 +223,9 @@ def _watched(
     mine = events.filter((pl.col("engine") == key) | pl.col("engine").is_null())
     told = mine.filter(pl.col("kind").is_in([SILENT, "drop", "killed"]))
     counts = dict(mine.group_by("kind").len().iter_rows())
-    evidence = Evidence(
+    is_vllm = software_of(engine) == VLLM
+    cancelled = cancelled_told(window) if is_vllm and window is not None else None
+    evidence = LiveEvidence(
         numbers=numbers,
         steps=steps if steps.height else None,
         collectives=collectives(kernels),
@@ -232,6 +243,7 @@ def _watched(
             *recording.losses,
             *(_SERIES_LEFT_OUT if window is not None and window.left_out else ()),
             *told["detail"].drop_nulls().unique(maintain_order=True),
+            *([] if cancelled is None else [cancelled]),
         ),
         columns=columns,
         window=window,

@@ -795,7 +795,7 @@ class Limit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class JudgedLimit:
     """A limit with the difference it was held against, in the limit's own terms.
 
     `broken`: the whole 90 % interval lies beyond it. `sure`: on one side. `timed`: the number
@@ -847,7 +847,7 @@ def parse_limit(text: str) -> Limit:
     )
 
 
-def judge(limits: Sequence[Limit], compared: Difference) -> tuple[Judged, ...]:
+def judge(limits: Sequence[Limit], compared: Difference) -> tuple[JudgedLimit, ...]:
     """Hold limits against paired differences. Raises TtscopeError where one cannot be held."""
     if compared.reason is not None:
         raise TtscopeError(f"--fail-on cannot be judged: {compared.reason}")
@@ -855,7 +855,7 @@ def judge(limits: Sequence[Limit], compared: Difference) -> tuple[Judged, ...]:
     return tuple(_judge(limit, changes.get(limit.tag), compared) for limit in limits)
 
 
-def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
+def _judge(limit: Limit, change: Change | None, compared: Difference) -> JudgedLimit:
     beyond = None if change is None else change.relative if limit.relative else change.difference
     if beyond is None and limit.tag == GATES["cost"].tag and change is None:
         raise TtscopeError(f"--fail-on {limit.text!r} cannot be judged: give --price")
@@ -882,7 +882,7 @@ def _judge(limit: Limit, change: Change | None, compared: Difference) -> Judged:
             # Where no problem was won or lost the interval narrows with their number itself.
             power=1 if limit.tag == "accuracy" and change.all_equal else 2,
         )
-    return Judged(
+    return JudgedLimit(
         limit=limit,
         difference=beyond,
         broken=low and high,

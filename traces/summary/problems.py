@@ -329,7 +329,10 @@ class Lost:
     @property
     def text(self) -> str:
         """How many problems are lost, and to what."""
-        kinds = ((self.timed_out, "cut off by the timeout"), (self.failed, "failed"))
+        kinds = (
+            (self.timed_out, "cut off by the timeout"),
+            (self.failed, "failed" if self.imported else "with failed samples"),
+        )
         parts = ", ".join(f"{count:,} {what}" for count, what in kinds if count)
         return f"of {self.problems:,} problems {parts}"
 
@@ -521,7 +524,11 @@ def _tokens_by_step(
     ran = np.cumsum(running, out=running)[:steps]
     later[ran == 0] = 0.0  # dust of rounding: nobody runs
     np.add.at(later, first, opening)
+    np.add.at(ran, first, 1)
     return later, ran
+
+
+_ABOUT = 1 / 3  # of the time since the step before, in which a step is about to end
 
 
 def _step_range(
@@ -530,7 +537,8 @@ def _step_range(
     """Return positions of the first and last step of each sample, -1 where it never ran.
 
     Where the numbers were not recorded, the times say it: the first step is the one that ended
-    next after the sample was scheduled, the last the one that had ended when the sample did.
+    next after the sample was scheduled, the last the one that had ended when the sample did, or was
+    about to. A front end ends a request just before the plugin in it tells of the step.
     """
     highest = numbers.size - 1
     end_times = ends.fill_null(0).to_numpy()
@@ -542,15 +550,20 @@ def _step_range(
         )
     )  # fmt: skip
 
-    def find(number: str, time: str, ended: int) -> NDArray[np.intp]:
+    def find(number: str, time: str, *, ended: bool) -> NDArray[np.intp]:
         by_number = np.searchsorted(numbers, known[number].to_numpy())
         times = known[time].to_numpy()
-        by_time = np.maximum(np.searchsorted(end_times, times, side="right") - ended, 0)
+        by_time = np.searchsorted(end_times, times, side="right")
+        if ended:
+            after, before = np.minimum(by_time, highest), np.maximum(by_time - 1, 0)
+            about = end_times[after] - times < _ABOUT * (times - end_times[before])
+            by_time = np.where(about, after, before)
         counted, timed = (known[f"{each} known"].to_numpy() for each in (number, time))
         position = np.where(counted, by_number, by_time)
         return np.where(counted | timed, np.minimum(position, highest), -1)
 
-    first, last = find("first_step", "scheduled", 0), find("last_step", "end", 1)
+    first = find("first_step", "scheduled", ended=False)
+    last = find("last_step", "end", ended=True)
     return first, np.where((last < 0) & (first >= 0), highest, last)
 
 

@@ -584,5 +584,7 @@ def _notes(
     if lost is not None and lost.too_many:
         notes.append(f"no table of maj@k and pass@k: {lost.why_not}")
     elif lost is not None and lost.count:
-        notes.append(f"left out of maj@k and pass@k: {lost.text}")
+        errors = samples["error"].drop_nulls().mode().sort()  # one a sample, most often this one
+        why = f" ({errors[0]})" if lost.failed and errors.len() else ""
+        notes.append(f"left out of maj@k and pass@k: {lost.text}{why}")
     return notes

@@ -15,7 +15,7 @@ OUTPUT_TOKENS = pl.col("decode_requests") + pl.col("accepted").list.sum().fill_n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
+class BinnedSteps:
     """Equal bins of time; nan where no step ran.
 
     `edges_ns` has one entry more than the bins (unix nanoseconds). `batch` (requests in the step),
@@ -99,7 +99,9 @@ class Timeline:
             tokens_known=tokens.null_count() < steps.height and not untold.any(),
         )
 
-    def bins(self, bins: int, start_ns: int | None = None, end_ns: int | None = None) -> Series:
+    def bins(
+        self, bins: int, start_ns: int | None = None, end_ns: int | None = None
+    ) -> BinnedSteps:
         """Return a stretch of time, the whole if not given, in equal bins; at least one."""
         start = self.start_ns if start_ns is None else start_ns
         end = max(self.end_ns if end_ns is None else end_ns, start + 1)
@@ -119,7 +121,7 @@ class Timeline:
             _highest(values, begin, until, some, running)
             for values in (self.batch, self.waiting, self.kv_blocks)
         )
-        return Series(
+        return BinnedSteps(
             edges_ns=edges,
             batch=batch,
             waiting=waiting,
@@ -150,7 +152,7 @@ class Timeline:
         return int(self.positions[min(place, self.positions.size - 1)])
 
 
-def series(steps: pl.DataFrame, num_gpu_blocks: int | None, bins: int) -> Series | None:
+def series(steps: pl.DataFrame, num_gpu_blocks: int | None, bins: int) -> BinnedSteps | None:
     """Return the steps of one engine over time, None when there are none."""
     found = Timeline.of(steps, num_gpu_blocks)
     return None if found is None or bins < 1 else found.bins(bins)

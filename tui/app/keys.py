@@ -1,4 +1,7 @@
-"""Keys of the terminal app that a user has put elsewhere, from a TOML file."""
+"""Keys of the terminal app that a user has put elsewhere, from a TOML file.
+
+The keys themselves are bound in `BINDINGS` of app.py and of each screen.
+"""
 
 from __future__ import annotations
 

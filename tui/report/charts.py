@@ -30,7 +30,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Axis:
+class PixelAxis:
     """Maps values to pixels; `log` where the values span much."""
 
     low: float
@@ -69,11 +69,11 @@ def _ends(estimate: Estimate) -> list[float]:
     return [end for end in (estimate.low, estimate.value, estimate.high) if end is not None]
 
 
-def _x_axis(values: Sequence[float]) -> Axis:
+def _x_axis(values: Sequence[float]) -> PixelAxis:
     low, high = min(values), max(values)
     log = low > 0 and high / low > LOG_FROM
     start, end = (low / 1.15, high * 1.15) if log else with_room((low, high))
-    return Axis(low=start, high=end, start=LEFT, end=WIDTH - RIGHT, log=log)
+    return PixelAxis(low=start, high=end, start=LEFT, end=WIDTH - RIGHT, log=log)
 
 
 def scatter(
@@ -92,7 +92,7 @@ def scatter(
     ys = [end for point in points for end in _ends(point.y)]
     ys += [] if y_limit is None else [y_limit]
     low, high = with_room(ys)
-    upward = Axis(low=low, high=min(high, 1.02), start=HEIGHT - BOTTOM, end=TOP)
+    upward = PixelAxis(low=low, high=min(high, 1.02), start=HEIGHT - BOTTOM, end=TOP)
     factor, name = money(across.high) if unit == "USD" else scale(across.high, unit)
     parts: list[Html] = [*_grid(across, upward, factor, f"{label} ({name})" if name else label)]
     if y_limit is not None:
@@ -121,7 +121,7 @@ def money(most: float) -> tuple[float, str]:
     return (1e-3, "$ per 1,000") if most >= 1e-5 else (1e-6, "$ per million")
 
 
-def _grid(across: Axis, upward: Axis, factor: float, label: str) -> list[Html]:
+def _grid(across: PixelAxis, upward: PixelAxis, factor: float, label: str) -> list[Html]:
     parts = []
     for mark in upward.marks():
         y = upward.at(mark)
@@ -151,12 +151,12 @@ def _limit(x1: float, y1: float, x2: float, y2: float) -> Html:
     return tag("line", class_="limit", x1=x1, y1=y1, x2=x2, y2=y2)
 
 
-def _line(points: Sequence[Point], across: Axis, upward: Axis, kind: str) -> Html:
+def _line(points: Sequence[Point], across: PixelAxis, upward: PixelAxis, kind: str) -> Html:
     places = " ".join(f"{across.at(p.x.value):.1f},{upward.at(p.y.value):.1f}" for p in points)
     return tag("polyline", class_=f"front {kind}", points=places, fill="none")
 
 
-def _mark(point: Point, across: Axis, upward: Axis) -> Html:
+def _mark(point: Point, across: PixelAxis, upward: PixelAxis) -> Html:
     x, y = across.at(point.x.value), upward.at(point.y.value)
     parts: list[Html] = []
     for estimate, axis, horizontal in ((point.x, across, True), (point.y, upward, False)):

@@ -408,6 +408,10 @@ class LibraryApp(App[None]):
         """Have screen 2 show a run when it is shown next."""
         self._current = entry.key
 
+    def leave_run(self) -> None:
+        """Have no run opened, as once a server is watched in the place of one."""
+        self._current = None
+
     def opened_entry(self) -> Entry | None:
         """Return the run that was opened, or the only one if the app was started with it alone."""
         if len(self.entries) == 1 and [self.entries[0].path] == self.first_paths:

@@ -638,7 +638,8 @@ def fits(answer: Recommendation) -> list[str]:
     """Return the sentence that says how many candidates fit, and what each limit rules out."""
     out = sum(answer.infeasible.values())
     of = f"{answer.candidates:,} candidates (each a model, a policy and an engine's settings)"
-    line = f"{answer.candidates - out:,} of {of} meet the budget"
+    able = "meet the budget" if answer.budget.required else "can be judged"
+    line = f"{answer.candidates - out:,} of {of} {able}"
     reasons = ", ".join(f"{count:,} ({why})" for why, count in answer.infeasible.items())
     return [f"{line}. Ruled out: {reasons}"] if reasons else [line]
 

@@ -17,7 +17,7 @@ from traces.errors import UsageError
 from tui.text.layout import wrap
 
 if TYPE_CHECKING:
-    from profiler.engines.interface import Finding
+    from profiler.engines.interface import Capability
 
 _OWN = re.compile(r"\bttscope (?:record|sweep) .*")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+""")
@@ -94,7 +94,7 @@ def command_lines(command: str, *, width: int, indent: int = 0) -> list[str]:
     return [*lines, line]
 
 
-def findings_text(findings: Sequence[Finding], *, width: int, indent: int) -> list[str]:
+def findings_text(findings: Sequence[Capability], *, width: int, indent: int) -> list[str]:
     """Return what can be seen, and the flag or command that brings what cannot, each once."""
     lines: list[str] = []
     told: set[str] = set()

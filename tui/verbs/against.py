@@ -18,7 +18,7 @@ from traces.schema.formats import interval, percent_change, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
-from tui.options import Answer
+from tui.options import AgainstOptions
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 from tui.text.layout import align, labelled
@@ -54,7 +54,7 @@ def run_against(
     recorded: Run,
     question: Question,
     others: Sequence[Recording],
-    answer: Answer,
+    answer: AgainstOptions,
     given: frozenset[str],
 ) -> None:
     """Predict the run on the server, send it, and print both; keep what was measured.
@@ -101,13 +101,12 @@ def run_against(
 
 
 def _connect(asked: EngineConfig, url: str, api_key_env: str | None) -> ServerEngine:
-    from profiler.engines.options import model_path
     from profiler.engines.server.access import read_headers, read_key
     from profiler.engines.server.server import ServerEngine
 
     return ServerEngine(
         url,
-        model=model_path(asked.model),
+        model=asked.model,
         name=asked.model,
         headers=read_headers(read_key(api_key_env, None), ()),
         declared={

@@ -71,7 +71,7 @@ class Pose:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class MethodRules:
     """The parameters of the method."""
 
     rule: list[str] | None = option(
@@ -91,7 +91,7 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep(Measures):
+class Judging(Measures):
     """How the workload is judged, and where the recording goes."""
 
     raw_prompts: RawPrompts = False
@@ -112,8 +112,8 @@ class Keep(Measures):
     Watch,
     Pose,
     Sampling,
-    Rules,
-    Keep,
+    MethodRules,
+    Judging,
     panels={
         "gpus": "What the servers run on",
         "metrics_url": "Polls of /metrics",
@@ -125,7 +125,9 @@ class Keep(Measures):
         "expect": OPTIONS,
     },
 )
-def attach(watched: Watch, pose: Pose, sampling: Sampling, rules: Rules, asked: Keep) -> int:
+def attach(
+    watched: Watch, pose: Pose, sampling: Sampling, rules: MethodRules, asked: Judging
+) -> int:
     """Profile a live deployment: its own traffic, or with a workload of yours."""
     # Exits 1 when a server was lost and was not to be waited for.
     from traces.recording.reader import Recording
@@ -187,7 +189,7 @@ def _print_next(recording: Recording) -> None:
 
 
 def watch_servers(
-    watched: Watch, pose: Pose, sampling: Sampling, rules: Rules, asked: Keep
+    watched: Watch, pose: Pose, sampling: Sampling, rules: MethodRules, asked: Judging
 ) -> tuple[Path, bool]:
     """Watch until the end; return the recording's folder and whether SIGTERM ended it."""
     from profiler.attach.watch import watch
@@ -243,16 +245,16 @@ def _number(text: str) -> float | int | str:
 MOST_SUMMED_UP = 1_000  # problems, after SIGTERM: who sends it waits for the end, not for numbers
 
 
-class Stop(threading.Event):
+class StopSignal(threading.Event):
     """Set by a signal; `terminated` says that it was SIGTERM."""
 
     terminated = False
 
 
 @contextmanager
-def ended_by_signal() -> Iterator[Stop]:
+def ended_by_signal() -> Iterator[StopSignal]:
     """Give an event that Ctrl-C or SIGTERM set; a second one ends at once."""
-    stop = Stop()
+    stop = StopSignal()
 
     def end(number: int, _: Any) -> None:
         if stop.is_set():
@@ -323,7 +325,7 @@ def _pose(
     wanted: Attachment,
     pose: Pose,
     policy: Policy,
-    asked: Keep,
+    asked: Judging,
     engine: Engine,
     folder: Path,
     line: LiveLine,
@@ -363,7 +365,7 @@ def _engine_of(
 ) -> Engine:
     """Return the deployment as an engine; one key for what the client and /metrics tell."""
     from profiler.engines.options import read_template
-    from profiler.engines.server.replicas import Replicas, together
+    from profiler.engines.server.replicas import ReplicaEngine, together
     from profiler.engines.server.server import ServerEngine
 
     replicas, chat_template = deployment.replicas, read_template(template)
@@ -386,4 +388,4 @@ def _engine_of(
         for engine in engines:
             engine.close()
         raise
-    return engines[0] if len(engines) == 1 else Replicas(engines, whole)
+    return engines[0] if len(engines) == 1 else ReplicaEngine(engines, whole)

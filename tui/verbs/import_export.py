@@ -194,7 +194,7 @@ def _choices(asked: Import, prompt_column: str | None, limit_bytes: int) -> Choi
     return Choices(
         score=asked.score,
         judge=None if chosen is None else _judge(chosen),
-        too_long=lambda: getattr(chosen, "too_long", 0),
+        too_long=lambda: 0 if chosen is None else chosen.too_long,
         verifier=asked.verifier,
         prompt_column=prompt_column,
         same_problems=asked.same_problems,
@@ -353,8 +353,8 @@ def _outcomes(imported: Imported, files: Sequence[Path], output: Path) -> Shown:
 def _curve_shown(imported: ImportedCurve, files: Sequence[Path], output: Path) -> Shown:
     curve = imported.curve
     lines = [
-        f"{imported.format}: {counted(len(curve.points), 'point')}, votes of up to {curve.most:,} "
-        f"samples, {counted(curve.problems, 'problem')}"
+        f"{imported.format}: {counted(len(curve.points), 'point')}, votes of up to "
+        f"{counted(curve.most, 'sample')}, {counted(curve.problems, 'problem')}"
     ]
     document = {
         "format": imported.format,

@@ -38,7 +38,7 @@ class _Cell(ProgressColumn):
         return Text(without_middle(clean(self._text(task)), self._width), no_wrap=True)
 
 
-class Bars(Progress):
+class TaskBars(Progress):
     """Rich's bars on a terminal; elsewhere only the account of the tasks, for `line`."""
 
     def __init__(self, *, drawn: bool) -> None:
@@ -97,10 +97,10 @@ def _clock(seconds: float | None) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(*, line_every_s: float = LINE_EVERY_S) -> Iterator[Bars]:
+def progress_bar(*, line_every_s: float = LINE_EVERY_S) -> Iterator[TaskBars]:
     """Show progress on stderr: bars where it is a terminal, else a line every `line_every_s`."""
     drawn = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    bars, ended = Bars(drawn=drawn), threading.Event()
+    bars, ended = TaskBars(drawn=drawn), threading.Event()
 
     def tell() -> None:
         while not ended.wait(DRAW_EVERY_S if drawn else line_every_s):
@@ -121,7 +121,7 @@ def progress_bar(*, line_every_s: float = LINE_EVERY_S) -> Iterator[Bars]:
         bars.stop()
 
 
-def sweep_progress(bars: Bars, plan: Any, *, at_a_time: bool = False) -> Any:
+def sweep_progress(bars: TaskBars, plan: Any, *, at_a_time: bool = False) -> Any:
     """Return a listener for `run_plan` that says which run is going on, or runs `at_a_time`."""
     whole = bars.add_task("runs", total=sum(len(group.jobs) for group in plan))
     shown: dict[str, tuple[TaskID, str]] = {}  # one row for all where one runs at a time

@@ -135,19 +135,7 @@ def run_workload(
     from profiler.workload.problems import load_workload
     from profiler.workload.scorers import scorer_of
 
-    policy = policy or sampling.chosen(vars(rule))
-    options = EngineOptions(
-        model=ask.model,
-        endpoint=ask.endpoint,
-        api_key_env=asked.api_key_env,
-        dtype=asked.dtype,
-        max_model_len=asked.max_model_len,
-        tensor_parallel_size=asked.tensor_parallel_size,
-        max_num_seqs=asked.max_num_seqs,
-        max_num_batched_tokens=asked.max_num_batched_tokens,
-        speculative=parse_speculative(asked.speculative),
-        chat_template=asked.chat_template,
-    )
+    policy, options = policy or sampling.chosen(vars(rule)), _engine_options(ask, asked)
     check_price(asked.price)
     check_hz(asked.power_hz)
     check_settings(asked.otlp)
@@ -182,15 +170,15 @@ def run_workload(
             thinking_budget=policy.thinking_token_budget is not None,
             kernels=asked.kernels,
         )
-        from traces.live.engine_names import software_of
+        from traces.live.engine_names import VLLM, software_of
 
-        unknown = options.tensor_parallel_size is None and software_of(engine.config) == "vLLM"
+        unknown = options.tensor_parallel_size is None and software_of(engine.config) == VLLM
         if options.endpoint is not None and unknown:
             tell(
                 "the server does not report its tensor_parallel_size, which is taken as 1 (set it "
                 "with --tensor-parallel-size)"
             )
-        for note in getattr(engine, "notes", ()):
+        for note in engine.notes:
             tell(note)
         if ask.model is None and (told := strange_questions(engine.config.model, loaded.name)):
             tell(told)
@@ -213,6 +201,21 @@ def run_workload(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     return folder
+
+
+def _engine_options(ask: Ask, asked: Keep) -> EngineOptions:
+    return EngineOptions(
+        model=ask.model,
+        endpoint=ask.endpoint,
+        api_key_env=asked.api_key_env,
+        dtype=asked.dtype,
+        max_model_len=asked.max_model_len,
+        tensor_parallel_size=asked.tensor_parallel_size,
+        max_num_seqs=asked.max_num_seqs,
+        max_num_batched_tokens=asked.max_num_batched_tokens,
+        speculative=parse_speculative(asked.speculative),
+        chat_template=asked.chat_template,
+    )
 
 
 def arrivals_at(rate_per_s: float, count: int) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
 from traces.schema.tts.policy import AS_SENT
-from tui.options import OPTIONS, Answer, argument, option, takes
+from tui.options import OPTIONS, AgainstOptions, argument, option, takes
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
+class ReplayOptions:
     """Which run, what changes, and where step times come from."""
 
     recording: Path = argument("A recording.")
@@ -58,8 +58,8 @@ class Replay:
 
 
 @takes(
-    Replay,
-    Answer,
+    ReplayOptions,
+    AgainstOptions,
     panels={
         "rate": "Load",
         "gpu": "Another GPU's step times",
@@ -67,7 +67,7 @@ class Replay:
         "output": OPTIONS,
     },
 )
-def replay(asked: Replay, answer: Answer) -> None:
+def replay(asked: ReplayOptions, answer: AgainstOptions) -> None:
     """Predict a recorded run under a configuration that was never run."""
     from advisor.what_if.predict import predict
     from tui.terminal import say_json
@@ -111,7 +111,7 @@ def accuracy_kept(run: Run) -> str | None:
     return f"{floor(found.low * 100) / 100:.2f}"
 
 
-def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording]]:
+def question_of(asked: ReplayOptions) -> tuple[Recording, Run, Question, list[Recording]]:
     """Return the recording, its run, what is asked, and the recordings to learn from.
 
     Raises UsageError for options that do not go together.
@@ -171,7 +171,7 @@ def question_of(asked: Replay) -> tuple[Recording, Run, Question, list[Recording
     return base, recorded, question, others
 
 
-def _check_sources(asked: Replay, gpu: str | None) -> None:
+def _check_sources(asked: ReplayOptions, gpu: str | None) -> None:
     """Raise UsageError where options that say where step times come from do not go together."""
     operators = asked.operators
     if gpu is not None and (operators is not None or asked.num_hidden_layers is not None):

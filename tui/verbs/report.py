@@ -41,7 +41,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Printed:
+class ReportOutput:
     """How it is worked out and said."""
 
     seed: BudgetSeed = 0
@@ -52,10 +52,12 @@ class Printed:
     Report,
     BudgetOptions,
     AccountOptions,
-    Printed,
+    ReportOutput,
     panels=BUDGET | {"effort_map": ACCOUNTS, "seed": OPTIONS},
 )
-def report(asked: Report, budget: BudgetOptions, more: AccountOptions, printed: Printed) -> None:
+def report(
+    asked: Report, budget: BudgetOptions, more: AccountOptions, printed: ReportOutput
+) -> None:
     """Write one HTML page: what was measured, and what to run for a budget."""
     from tui.report.material import gather_material
     from tui.report.page import page

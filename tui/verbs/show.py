@@ -17,7 +17,7 @@ from tui.text.layout import wrap
 if TYPE_CHECKING:
     from advisor.accuracy.counterfactual import Counterfactuals
     from traces.deployment.checks import Check
-    from traces.summary.comparison import Difference, Judged, Limit
+    from traces.summary.comparison import Difference, JudgedLimit, Limit
     from traces.summary.run import Run
 
 
@@ -108,7 +108,7 @@ def print_show(
     if limits and compared is None:
         held = "no run of problems" if not all(of_each) else "more than one"
         raise UsageError(f"--fail-on compares two runs. A recording here holds {held}")
-    judged: Sequence[Judged] = ()
+    judged: Sequence[JudgedLimit] = ()
     failed: Sequence[Check] = ()
     if compared is not None and limits:
         judged, failed = _hold(limits, compared, runs[0], runs[1])
@@ -135,7 +135,7 @@ def print_show(
 
 def _hold(
     limits: Sequence[Limit], compared: Difference, baseline: Run, run: Run
-) -> tuple[Sequence[Judged], Sequence[Check]]:
+) -> tuple[Sequence[JudgedLimit], Sequence[Check]]:
     """Return the verdicts of limits, and of problems that failed, as a gate has it.
 
     Raises TtscopeError where a limit cannot be judged.

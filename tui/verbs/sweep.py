@@ -17,7 +17,7 @@ from tui.verbs.interrupted import sigterm_as_ctrl_c
 from tui.verbs.progress import own_stdout, progress_bar, sweep_progress
 
 if TYPE_CHECKING:
-    from profiler.sweep.plan import EngineJobs, Outcome, Runner
+    from profiler.sweep.plan import EngineJobs, JobOutcome, Runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def sweep(asked: Sweep) -> None:
 
 def run_shown(
     plan: Sequence[EngineJobs], folder: Path, *, again: str, runner: Runner | None = None
-) -> list[Outcome]:
+) -> list[JobOutcome]:
     """Run a plan into `folder` and show its progress.
 
     Raises Interrupted on Ctrl-C and SIGTERM; `again` is what goes on with the rest.

@@ -16,7 +16,7 @@ from textual.widgets import Input, Label
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class FieldQuestion:
     """What a field asks for: its label, an example, and who completes what is typed."""
 
     label: str
@@ -74,7 +74,7 @@ class Prompt(Horizontal):
     def is_open(self) -> bool:
         return self.has_class("open")
 
-    def ask(self, question: Question, text: str | None = "") -> None:
+    def ask(self, question: FieldQuestion, text: str | None = "") -> None:
         """Show the field and go to it, with a text in it; None leaves what is in it."""
         self._label.update(question.label)
         self.field.placeholder = f"such as {question.example}"

@@ -45,7 +45,7 @@ def count_answers(answers: Sequence[Hashable], correct: Sequence[bool | None]) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class Votes:
+class VoteRuns:
     """Runs of all problems: [repeats, draws, problems].
 
     `majority` is the right share of the answers that lead the vote, `any_right` 1 where a sample
@@ -98,7 +98,7 @@ class AnswerModel:
 
     def simulate(
         self, counts: Sequence[int], *, keep: bool = False, repeats: int = 1, seed: int = 0
-    ) -> dict[int, Votes]:
+    ) -> dict[int, VoteRuns]:
         """Return what votes of so many samples give, by their number.
 
         With `keep` the samples seen are the first of them and only the others are drawn; without,
@@ -126,7 +126,7 @@ class AnswerModel:
                     hits = tally[:, : self._rights].any(axis=1)
                     any_right[cells] = hits.reshape(len(draws), problems)
         return {
-            level: Votes(majority=majority[place], any_right=any_right[place])
+            level: VoteRuns(majority=majority[place], any_right=any_right[place])
             for place, level in enumerate(levels)
         }
 

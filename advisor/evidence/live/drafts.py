@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from advisor.evidence.runs import ProblemRun, Run, Sample, steps_until
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample, steps_until
 from traces.errors import RecordingError
 from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import (
@@ -153,8 +153,8 @@ def _as_long_as(length: float, tokens: int) -> Floats:
 
 
 def with_drafts(
-    runs: Sequence[Run], windows: Mapping[EngineConfig, Sequence[Window]]
-) -> tuple[list[Run], list[str]]:
+    runs: Sequence[RecordedRun], windows: Mapping[EngineConfig, Sequence[Window]]
+) -> tuple[list[RecordedRun], list[str]]:
     """Return watched runs whose samples say how their drafts went, and what to say of it.
 
     `windows` are those of the servers that each run's engine stands for.

@@ -20,7 +20,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from advisor.evidence.runs import Run
+from advisor.evidence.runs import RecordedRun
 from traces.live.numbers import ITL, PREFILL, QUEUE, RUNNING, TTFT, Window
 from traces.live.watched import Windows, windows_for
 from traces.recording.reader import Recording
@@ -32,7 +32,9 @@ MOST = 4_000  # requests that the distribution is learned from
 SHORTEST_S = 1e-5
 
 
-def with_front_end(recording: Recording, runs: Sequence[Run], windows: Windows) -> list[Run]:
+def with_front_end(
+    recording: Recording, runs: Sequence[RecordedRun], windows: Windows
+) -> list[RecordedRun]:
     """Return runs of watched servers whose problems say what the front end took of each.
 
     A problem's is that of its sample that was queued first. They say nothing where neither spans
@@ -57,7 +59,7 @@ def with_front_end(recording: Recording, runs: Sequence[Run], windows: Windows) 
     return found
 
 
-def _step_of(recording: Recording, run: Run, windows: Windows) -> float:
+def _step_of(recording: Recording, run: RecordedRun, windows: Windows) -> float:
     """Return the mean step of the servers of a model, else of all, in seconds; 0 for none."""
     every = [window for window in windows.values() if window is not None]
     for several in (windows_for(recording, windows, run.engine), every):
@@ -67,7 +69,7 @@ def _step_of(recording: Recording, run: Run, windows: Windows) -> float:
     return 0.0
 
 
-def _of_spans(recording: Recording, key: str, run: Run, step_s: float) -> dict[str, float]:
+def _of_spans(recording: Recording, key: str, run: RecordedRun, step_s: float) -> dict[str, float]:
     """Return what was taken of each problem; `step_s` stands for steps that did not come."""
     samples = recording.samples.filter(pl.col("engine") == key).drop_nulls(["arrival", "queued"])
     first = samples.sort("queued").unique("problem_id", keep="first", maintain_order=True)

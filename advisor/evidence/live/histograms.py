@@ -23,7 +23,7 @@ import polars as pl
 
 from advisor.evidence.features import Features, Reads, features_of, work_of_steps
 from advisor.evidence.live.drafts import drafts_of
-from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample, arrival_rate
 from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import (
     ASKED_TOKENS,
@@ -194,7 +194,9 @@ def _mean_and_most(told: Histogram | float | None) -> tuple[float, float]:
     return float(np.nansum(histogram.sums)) / count, float(most)
 
 
-def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str) -> list[Run]:
+def drawn_traffic(
+    window: Window, engine: EngineConfig, recording: str, key: str
+) -> list[RecordedRun]:
     """Return the traffic of a server drawn `DRAWS` times, the same problems in each.
 
     Empty where /metrics does not tell lengths or nothing finished. Problems have no answers, no
@@ -234,7 +236,7 @@ def drawn_traffic(window: Window, engine: EngineConfig, recording: str, key: str
                 indices=(0,),
             )
         runs.append(
-            Run(
+            RecordedRun(
                 recording=recording,
                 engine=engine,
                 policy=AS_SENT,

@@ -21,13 +21,13 @@ import polars as pl
 
 from advisor.evidence.live.front_end import are_siblings
 from advisor.evidence.live.histograms import DRAWS, MOST_SPREAD
-from advisor.evidence.runs import ProblemRun, Run, Sample, arrival_rate
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample, arrival_rate
 from traces.recording.tables import COMPOSITION
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
 from traces.statistics import Floats, Ints, mean, spread
-from traces.summary.run import Run as Summary
+from traces.summary.run import Run
 
 NEEDED = (  # columns of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "preempted", "waiting"),
@@ -334,7 +334,7 @@ class _Followed:
 
 def inferred_traffic(
     steps: pl.DataFrame, engine: EngineConfig, recording: str, key: str, lost: int = 0
-) -> list[Run] | str:
+) -> list[RecordedRun] | str:
     """Return the requests of one rank's forward passes, drawn `DRAWS` times, or why there are none.
 
     `steps` are in order, and `lost` more are missing. Each request is a problem of one sample,
@@ -369,7 +369,7 @@ def inferred_traffic(
     ]  # fmt: skip
 
 
-def _run(engine: EngineConfig, recording: str, requests: dict[str, _Request]) -> Run:
+def _run(engine: EngineConfig, recording: str, requests: dict[str, _Request]) -> RecordedRun:
     problems = {
         name: ProblemRun(
             problem_id=name,
@@ -382,7 +382,7 @@ def _run(engine: EngineConfig, recording: str, requests: dict[str, _Request]) ->
         )
         for name, one in requests.items()
     }
-    return Run(
+    return RecordedRun(
         recording=recording,
         engine=engine,
         policy=AS_SENT,
@@ -400,7 +400,7 @@ def ran_at_ends(steps: pl.DataFrame) -> int:
     return int(steps["decode_requests"][0]) + sum(int(steps[name][-1]) for name in last)
 
 
-def as_inferred(found: Summary, run: Run) -> Summary:
+def as_inferred(found: Run, run: RecordedRun) -> Run:
     """Return a run's summary with the latencies, tokens and throughput of its inferred requests."""
     problems = run.problems.values()
     latency, came = (

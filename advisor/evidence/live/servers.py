@@ -20,7 +20,7 @@ from advisor.evidence.live.drafts import with_drafts, with_lengths
 from advisor.evidence.live.front_end_time import with_front_end
 from advisor.evidence.live.histograms import drawn_traffic
 from advisor.evidence.live.ranks import server_of
-from advisor.evidence.runs import ProblemRun, Run
+from advisor.evidence.runs import ProblemRun, RecordedRun
 from traces.live.numbers import (
     E2E,
     FINISHED,
@@ -40,8 +40,7 @@ from traces.summary.comparison import BLOCKS_DIFFER
 from traces.summary.energy import run_window
 from traces.summary.kernels import sample_times
 from traces.summary.problems import mostly_told
-from traces.summary.run import Run as Summary
-from traces.summary.run import summarise
+from traces.summary.run import Run, summarise
 
 SURELY = 3.0  # standard deviations of chance, beyond which servers' shares of requests differ
 
@@ -111,7 +110,7 @@ def servers_of(recording: Recording) -> list[Servers]:
     return sorted(found, key=lambda each: order.index(next(iter(each.members))))
 
 
-def run_with_length(recording: Recording, run: Summary) -> tuple[Recording, Summary]:
+def run_with_length(recording: Recording, run: Run) -> tuple[Recording, Run]:
     """Return a recording and a run of it, whose engine says how far ahead it drafts.
 
     Raises RecordingError as `with_lengths` does.
@@ -225,14 +224,16 @@ def as_one(evidence: Evidence, recording: Recording, servers: Servers) -> tuple[
     return replace(evidence, steps=tuple(tables), runs=(*runs, *rest), ranks=ranks), placing
 
 
-def together(runs: Sequence[Run], servers: Servers, windows: Windows) -> tuple[list[Run], Placing]:
+def together(
+    runs: Sequence[RecordedRun], servers: Servers, windows: Windows
+) -> tuple[list[RecordedRun], Placing]:
     """Return the runs of servers, or of the spans that stand for them, as those of one engine.
 
     Traffic that was drawn for each of them is one run a draw. Each problem says on which of them it
     is (`Placing`).
     """
     places = {engine: place for place, engine in enumerate(servers.members.values())}
-    drawn: dict[EngineConfig, list[Run]] = {}
+    drawn: dict[EngineConfig, list[RecordedRun]] = {}
     for run in runs:
         drawn.setdefault(run.engine, []).append(run)
     rates = [each[0].rate_per_s for each in drawn.values() if each[0].rate_per_s is not None]
@@ -282,9 +283,9 @@ def _even(ended: Floats) -> bool:
 
 def replayable(
     recording: Recording,
-    runs: Sequence[Summary] | None = None,
+    runs: Sequence[Run] | None = None,
     among: Sequence[Servers] | None = None,
-) -> Sequence[Summary]:
+) -> Sequence[Run]:
     """Return a recording's runs as a replay takes them: servers that were watched together as one.
 
     Others as they are. The order is that of the servers. `runs` and `among` are the recording's
@@ -295,7 +296,7 @@ def replayable(
     return [_summary(recording, each, runs, among) for each in among] or runs
 
 
-def deployed(recording: Recording, run: Summary) -> Summary:
+def deployed(recording: Recording, run: Run) -> Run:
     """Return the run of the servers that a watched one is of, or whose requests its spans tell."""
     among = servers_of(recording)
     for place, servers in enumerate(among):
@@ -305,8 +306,8 @@ def deployed(recording: Recording, run: Summary) -> Summary:
 
 
 def _summary(
-    recording: Recording, servers: Servers, runs: Sequence[Summary], among: Sequence[Servers]
-) -> Summary:
+    recording: Recording, servers: Servers, runs: Sequence[Run], among: Sequence[Servers]
+) -> Run:
     own = [
         each
         for each in runs
@@ -323,7 +324,7 @@ def _summary(
             steps=steps or None,
             cost_per_token_device_s=None if cost is None else cost.scaled(more, cost.unit),
         )
-    found = Summary(
+    found = Run(
         recording=recording.name,
         complete=recording.complete,
         engine=servers.engine,
@@ -335,7 +336,7 @@ def _summary(
     return _pooled(found, own) if own else as_metrics_say(found, recording, servers.members)
 
 
-def _pooled(found: Summary, own: Sequence[Summary]) -> Summary:
+def _pooled(found: Run, own: Sequence[Run]) -> Run:
     """Return the requests that several processes' spans tell, each problem of one of them."""
     rows, times, samples, first = [], [], [], 0
     for each in own:
@@ -379,7 +380,7 @@ def _floats(column: pl.Series) -> Floats:
     return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
-def as_metrics_say(found: Summary, recording: Recording, keys: Iterable[str]) -> Summary:
+def as_metrics_say(found: Run, recording: Recording, keys: Iterable[str]) -> Run:
     """Return a run with the means of its servers' /metrics, where these were polled."""
     windows = _polled(recording, keys)
     if not windows:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from advisor.compiled import compiled, inner, wide
 from advisor.replay.simulation.queues import append, longest, unlink
-from advisor.replay.simulation.requests import end, generated, leave_window, work_of
+from advisor.replay.simulation.requests import end, generated, leave_window
 from advisor.replay.simulation.scheduling import cut_short, owed, pass_steps, plan
 from advisor.replay.simulation.state import (
     CANCELLED,
@@ -20,7 +20,7 @@ from advisor.replay.simulation.state import (
     Rules,
     World,
 )
-from advisor.step_time.cost import StepCost
+from advisor.step_time.cost import StepCost, planned_work
 from traces.schema.tts.stop_rules import ALL, DECIDE, DRAW, GO_ON, begin, take
 
 ROUND_ROBIN: Final = 0
@@ -148,7 +148,7 @@ def _note(world: World, rules: Rules, e: int, leap: Any) -> None:
     engine = world.engines[e]
     leap.engine, leap.begun, leap.steps = e, engine.begun, engine.steps
     leap.seconds, leap.host = engine.due - engine.begun, engine.host
-    for place, value in enumerate(work_of(world, e)):
+    for place, value in enumerate(planned_work(engine)):
         leap.work[place] = value
     leap.growth, leap.window_growth = engine.growth, engine.window_growth
     leap.longest = longest(world, e, rules.keep_longest)

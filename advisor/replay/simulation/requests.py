@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from advisor.compiled import inner, wide
-from advisor.evidence.features import Work
 from advisor.replay.simulation.kv_cache import release
 from advisor.replay.simulation.queues import push, remove, sink, unlink
 from advisor.replay.simulation.state import CANCELLED, DECODE, DRAINING, ENDED, NONE, Rules, World
@@ -97,23 +96,6 @@ def stop_decoding(world: World, rules: Rules, e: int, s: int) -> int:
         world.problems[sample.problem].busy += (engine.per_token - sample.entry) * sample.forward
     sample.passed += done
     return sample.known + done * (sample.output - 1) // max(sample.verify, 1)
-
-
-@inner
-def work_of(world: World, e: int) -> Work[float]:
-    """Return what the engine's planned step computes, or the first of its steps."""
-    engine = world.engines[e]
-    return Work(
-        float(engine.prefill_requests),
-        float(engine.prefill_tokens),
-        float(engine.decode_requests + engine.drain_decode_requests),
-        engine.decode_tokens + engine.drain_decode_tokens,
-        engine.prefill_kv_tokens,
-        engine.decode_kv_tokens + engine.drain_decode_kv_tokens,
-        engine.prefill_query_context,
-        engine.decode_window_tokens + engine.drain_decode_window_tokens,
-        engine.prefill_window_context,
-    )
 
 
 @inner

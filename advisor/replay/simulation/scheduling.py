@@ -26,7 +26,7 @@ from advisor.replay.simulation.kv_cache import (
     take,
 )
 from advisor.replay.simulation.queues import append, longest, unlink
-from advisor.replay.simulation.requests import begin_decoding, drain, work_of
+from advisor.replay.simulation.requests import begin_decoding, drain
 from advisor.replay.simulation.room import blocks_are_kept, drafted_steps, make_room
 from advisor.replay.simulation.state import NONE, PREFILL, Rules, World
 from advisor.step_time.cost import (
@@ -37,6 +37,7 @@ from advisor.step_time.cost import (
     chunk_seconds,
     host_seconds,
     mean_work,
+    planned_work,
     prompt_in_window,
     step_features,
     steps_seconds,
@@ -115,7 +116,7 @@ def seconds_of(world: World, rules: Rules, cost: StepCost, e: int, steps: int) -
     engine = world.engines[e]
     most = longest(world, e, rules.keep_longest)
     return engine.host + steps_seconds(
-        cost, work_of(world, e), steps, engine.growth, engine.window_growth, most, 1.0,
+        cost, planned_work(engine), steps, engine.growth, engine.window_growth, most, 1.0,
         engine.chunks, rules.speculative,
     )  # fmt: skip
 
@@ -147,7 +148,7 @@ def cut_short(world: World, rules: Rules, cost: StepCost, e: int, time: float, m
 def pass_steps(world: World, rules: Rules, cost: StepCost, e: int) -> None:
     """Let the planned steps pass: time, tokens, blocks. Ends of samples are left to the caller."""
     engine = world.engines[e]
-    steps, work = engine.steps, work_of(world, e)
+    steps, work = engine.steps, planned_work(engine)
     seconds = engine.due - engine.begun
     engine.last_begun = engine.begun
     if rules.asynchronous and steps > 1:

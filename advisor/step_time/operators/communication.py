@@ -27,7 +27,7 @@ HUBER: Final = 2.0  # robust standard deviations beyond which relative residuals
 ITERATIONS: Final = 6  # of reweighting
 
 
-class Kind(NamedTuple):
+class CollectiveKind(NamedTuple):
     """What has a law of its own: a collective of a group, launched one by one or in a graph."""
 
     collective: str
@@ -83,9 +83,9 @@ class Communication:
     def __init__(self, *, breaks: bool = True) -> None:
         self.breaks = breaks
 
-    def fit(self, messages: Mapping[Kind, Floats]) -> Communication:
+    def fit(self, messages: Mapping[CollectiveKind, Floats]) -> Communication:
         """Learn from [rows, (bytes, seconds)] by kind; rows without positive seconds are left."""
-        self.laws_: dict[Kind, CollectiveLaw] = {}
+        self.laws_: dict[CollectiveKind, CollectiveLaw] = {}
         for kind, rows in messages.items():
             used = rows[(rows[:, 1] > 0) & (rows[:, 0] > 0)]
             if len(used):
@@ -97,7 +97,7 @@ class Communication:
 
         Raises UsageError, naming what was measured, when there is none.
         """
-        kind = Kind(collective, group_size, graph)
+        kind = CollectiveKind(collective, group_size, graph)
         for each in (kind, kind._replace(graph=not graph)):
             if each in self.laws_:
                 return self.laws_[each]
@@ -166,7 +166,7 @@ def all_reduces(
     return seconds
 
 
-def measured_messages(path: Path) -> dict[Kind, Floats]:
+def measured_messages(path: Path) -> dict[CollectiveKind, Floats]:
     """Return [rows, (bytes, seconds)] by kind: of a table, or of a recording's profiled windows.
 
     Tables are a CSV in Vidur's form, or all-reduces of aiconfigurator-core (`.parquet`). Raises
@@ -177,7 +177,7 @@ def measured_messages(path: Path) -> dict[Kind, Floats]:
     if not path.is_dir():
         return read_collectives(path)
     recording = Recording.open(path)
-    found: dict[Kind, Floats] = {}
+    found: dict[CollectiveKind, Floats] = {}
     for key, engine in recording.manifest.engines.items():
         kernels = recording.frame("kernels").filter(pl.col("engine") == key)
         for kind, rows in recorded_messages(kernels, graph=not engine.enforce_eager).items():
@@ -189,7 +189,7 @@ def measured_messages(path: Path) -> dict[Kind, Floats]:
     return found
 
 
-def recorded_messages(kernels: pl.DataFrame, *, graph: bool) -> dict[Kind, Floats]:
+def recorded_messages(kernels: pl.DataFrame, *, graph: bool) -> dict[CollectiveKind, Floats]:
     """Return [rows, (bytes, seconds)] by kind from the kernels table of a recording.
 
     Where several ranks were recorded, the shortest time of a step counts: the others include the
@@ -209,31 +209,33 @@ def recorded_messages(kernels: pl.DataFrame, *, graph: bool) -> dict[Kind, Float
         .agg(pl.col("seconds").min())
     )
     return {
-        Kind(str(name), int(size), graph): part.select("bytes", "seconds").to_numpy().astype(float)
+        CollectiveKind(str(name), int(size), graph): part.select("bytes", "seconds")
+        .to_numpy()
+        .astype(float)
         for (name, size), part in rows.group_by("collective", "group_size")
     }
 
 
-def read_collectives(path: Path) -> dict[Kind, Floats]:
+def read_collectives(path: Path) -> dict[CollectiveKind, Floats]:
     """Read a table of collectives as Vidur writes them, in the form of `recorded_messages`.
 
     Columns: collective, num_workers, size (bytes), and time_stats.<collective>.median (ms). Raises
     TablesError with the line and the mend.
     """
     table = CsvRows(path, ("collective", "num_workers", "size"))
-    found: dict[Kind, list[tuple[float, float]]] = {}
+    found: dict[CollectiveKind, list[tuple[float, float]]] = {}
     for line in table:
         name = table.cell(line, "collective").strip()
         column = f"time_stats.{name}.median"
         if column not in table.columns:
             raise table.error(line, f"no column {column} for the collective {name:.40}")
-        kind = Kind(name, table.count(line, "num_workers", least=2), graph=False)
+        kind = CollectiveKind(name, table.count(line, "num_workers", least=2), graph=False)
         seconds = table.seconds(line, column, positive=True) * 1e3
         found.setdefault(kind, []).append((float(table.count(line, "size", least=1)), seconds))
     return {kind: np.array(rows, dtype=float) for kind, rows in found.items()}
 
 
-def read_all_reduces(path: Path) -> dict[Kind, Floats]:
+def read_all_reduces(path: Path) -> dict[CollectiveKind, Floats]:
     """Read all-reduces as aiconfigurator-core has them: by GPUs and by whether a graph ran them.
 
     `message_size` is in elements of bfloat16, `latency` in milliseconds. Raises TablesError.
@@ -264,7 +266,9 @@ def read_all_reduces(path: Path) -> dict[Kind, Floats]:
     if rows.is_empty():
         raise TablesError(f"{path}: no all-reduce of bfloat16 in it. Give another table")
     return {
-        Kind("all_reduce", int(size), bool(graph)): part.select("bytes", "seconds").to_numpy()
+        CollectiveKind("all_reduce", int(size), bool(graph)): part.select(
+            "bytes", "seconds"
+        ).to_numpy()
         for (size, graph), part in rows.group_by("num_gpus", "graph")
     }
 

@@ -57,14 +57,14 @@ def fill_beyond(grid: Floats, knots: Sequence[Floats], axes: Sequence[int], *, h
             line[last + 1 :] = line[last] + slope * (at[last + 1 :] - at[last])
 
 
-def without_stalls(times: Floats, axis: int = -1, most: float = STALL) -> Floats:
+def without_stalls(times: Floats, axis: int = -1) -> Floats:
     """Return times that grow along an axis, but for what kernels of other shapes take.
 
     Fewer tokens, requests or less context never take long: they could be padded. So a time of more
-    than `most` times a later one is a disturbed measurement, and that much is kept of it.
+    than `STALL` times a later one is a disturbed measurement, and that much is kept of it.
     """
     later = np.flip(np.fmin.accumulate(np.flip(times, axis), axis), axis)
-    return np.asarray(np.minimum(times, most * later), dtype=float)
+    return np.asarray(np.minimum(times, STALL * later), dtype=float)
 
 
 def growing(times: Floats) -> Floats:

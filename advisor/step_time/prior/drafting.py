@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from advisor.evidence.features import ZERO
-from advisor.evidence.runs import Run
+from advisor.evidence.runs import RecordedRun
 from advisor.step_time.prior.parts import layers_of
 from advisor.step_time.prior.prior import Prior, prior_of
 from advisor.step_time.prior.tables import PriorTables
@@ -178,7 +178,7 @@ class VerifyStep(NamedTuple):
     kept: float
 
 
-def verify_step(runs: Iterable[Run]) -> VerifyStep | None:
+def verify_step(runs: Iterable[RecordedRun]) -> VerifyStep | None:
     """Return what a verify step does on average, None where no run says it."""
     steps = computed = kept = 0
     for run in runs:

@@ -45,7 +45,7 @@ PRICED: Final = (None, "auto", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refused:
+class RefusedOffer:
     """An engine that is not offered, how many limits it would have been offered with, and why."""
 
     engine: EngineConfig
@@ -64,7 +64,7 @@ class Offers:
 
     engines: Mapping[EngineConfig, tuple[str, Choices]]
     laws: Mapping[EngineConfig, StepLaw]
-    refused: Sequence[Refused]
+    refused: Sequence[RefusedOffer]
     ranks: Mapping[EngineConfig, int] = field(default_factory=dict)
     untaught: Mapping[str, str] = field(default_factory=dict)
     batched: Mapping[EngineConfig, int] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     engines: dict[EngineConfig, tuple[str, Choices]] = {}
     laws: dict[EngineConfig, StepLaw] = {}
     ranks: dict[EngineConfig, int] = {}
-    refused: list[Refused] = []
+    refused: list[RefusedOffer] = []
     untaught: dict[str, str] = {}
     batched: dict[EngineConfig, int] = {}
     truncated = any(run.policy.truncated for run in evidence.runs)
@@ -98,7 +98,9 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                 why = f"what {base.model} weighs is not known. Import it with --model-config FILE"
                 if base.model == UNKNOWN_MODEL:
                     why = "no model is named. Import it with --model NAME and --model-config FILE"
-                refused.append(Refused(engine=base, choices=len(choices) * len(SIZES), why=why))
+                refused.append(
+                    RefusedOffer(engine=base, choices=len(choices) * len(SIZES), why=why)
+                )
                 continue
             sharing = (recorded or 1) if facts.num_experts else None
             for size in SIZES:
@@ -115,7 +117,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                     law = _law(evidence, engine, choices, times)
                 except (UsageError, TablesError) as error:
                     why = str(error).removeprefix("--gpu: ")
-                    refused.append(Refused(engine=engine, choices=len(choices), why=why))
+                    refused.append(RefusedOffer(engine=engine, choices=len(choices), why=why))
                     continue
                 engines[engine] = (system, choices)
                 batched[engine] = device_of(tables).limits("server")[1]

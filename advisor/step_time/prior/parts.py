@@ -28,7 +28,7 @@ from advisor.step_time.prior.operations.moving import (
 )
 from advisor.step_time.prior.operations.products import product
 from advisor.step_time.prior.operations.states import keeping
-from advisor.step_time.prior.operations.times import Times
+from advisor.step_time.prior.operations.times import CallTimes
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
@@ -99,25 +99,25 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class StepPart:
     """An operation on a step's tokens, or on its rows of logits, that runs `calls` times."""
 
     name: str
     family: str
     calls: float
-    times: Times
+    times: CallTimes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Parts:
+class StepParts:
     """All operations of a step on one GPU of each stage.
 
     `mixers` depend on the requests and their contexts, each with the layers that have it. `reduces`
     counts all-reduces.
     """
 
-    dense: tuple[Part, ...]
-    logits: tuple[Part, ...]
+    dense: tuple[StepPart, ...]
+    logits: tuple[StepPart, ...]
     mixers: tuple[tuple[int, Mixer], ...]
     reduces: int
 
@@ -235,7 +235,7 @@ def parts_of(
     kv_fp8: bool,
     online: str | None,
     sorts: bool,
-) -> Parts:
+) -> StepParts:
     """Return the operations of a step.
 
     `online` is the form that the engine brings the weights of layers to, and `sorts` says that
@@ -244,22 +244,22 @@ def parts_of(
     """
     layers, others = layers_of(facts)
     check_split(facts, layers, split)
-    dense: list[Part] = []
+    dense: list[StepPart] = []
     mixers: list[tuple[int, Mixer]] = []
     reduces, tokens = 1, np.append(2.0 ** np.arange(16), 0.0)
     tokens.sort()
 
     def moved(name: str, calls: float, values: float) -> None:
         rows = moving(tables, tokens, values * BYTES)
-        dense.append(Part(name=name, family="other", calls=calls, times=Times(rows=rows)))
+        dense.append(StepPart(name=name, family="other", calls=calls, times=CallTimes(rows=rows)))
 
     moved("embedding", 1, 2 * facts.hidden_size)
     moved("final_layernorm", 1, 4 * facts.hidden_size)  # the residual is read, added and written
     for group in layers:
         count = group.count
-        mixes = group.attention is not None or group.state is not None
+        mixes = (group.attention is not None) + (group.state is not None)  # both, side by side
         follows = group.mlp_width is not None or group.experts is not None
-        moved("layernorm", count * (mixes + follows), 4 * facts.hidden_size)
+        moved("layernorm", count * (bool(mixes) + follows), 4 * facts.hidden_size)
         mixer = _mixer(tables, facts, group, split, kv_fp8=kv_fp8)
         if mixer is not None:
             mixers.append((count, mixer))
@@ -278,28 +278,32 @@ def parts_of(
                 moved("router_input", count, 3 * k)  # read in bfloat16, written in float32
             if ".shared_experts." not in name and not absorbed:
                 dense.append(
-                    Part(name=name, family="gemm", calls=count, times=product(tables, n, k, form))
+                    StepPart(
+                        name=name, family="gemm", calls=count, times=product(tables, n, k, form)
+                    )
                 )
         connections = [each for each in group.matrices if each.name == "hyper_connection"]
         if connections:
             streams = connections[0].inputs // facts.hidden_size
             times = connected(tables, facts.hidden_size, streams)
-            dense.append(Part(name="hyper_connection", family="other", calls=count, times=times))
+            dense.append(
+                StepPart(name="hyper_connection", family="other", calls=count, times=times)
+            )
         if group.mlp_width is not None:
             gated = any(each.name == "mlp.gate_proj" for each in group.matrices)
             moved("act_fn", count, (3 if gated else 2) * group.mlp_width / split.tensor)
         if group.experts is not None:
             times = _experts(tables, facts, group, split, online)
-            dense.append(Part(name="experts", family="gemm", calls=count, times=times))
+            dense.append(StepPart(name="experts", family="gemm", calls=count, times=times))
             if split.data > 1:
                 given = dispatched(tables, _routed_matrix(group).inputs, split.ranks)
                 rows = given.rows / [split.data, 1.0]
-                given = Times(rows=rows, rule=given.rule, spread=given.spread)
+                given = CallTimes(rows=rows, rule=given.rule, spread=given.spread)
                 dense.append(
-                    Part(name="dispatch", family="communication", calls=count, times=given)
+                    StepPart(name="dispatch", family="communication", calls=count, times=given)
                 )
         reduces += count * (follows and (split.data == 1 or group.experts is None))
-    return Parts(
+    return StepParts(
         dense=tuple(dense),
         logits=_logits(tables, facts, others, split.tensor, sorts=sorts),
         mixers=tuple(mixers),
@@ -325,12 +329,12 @@ def _mixer(
     )  # fmt: skip
 
 
-def _norm_reduce(tables: PriorTables, size: int, count: int) -> Part:
+def _norm_reduce(tables: PriorTables, size: int, count: int) -> StepPart:
     """Return the all-reduces of a norm over all heads, one in each layer, as in a CUDA graph."""
     measured = tables.all_reduces(size)
     rows = measured[True in measured] / [NORM_BYTES, 1.0]
-    return Part(
-        name="qk_norm_all_reduce", family="communication", calls=count, times=Times(rows=rows)
+    return StepPart(
+        name="qk_norm_all_reduce", family="communication", calls=count, times=CallTimes(rows=rows)
     )
 
 
@@ -389,7 +393,7 @@ def _routed_matrix(group: Layers) -> Matrix:
 
 def _experts(
     tables: PriorTables, facts: ModelFacts, group: Layers, split: Split, online: str | None
-) -> Times:
+) -> CallTimes:
     """Return [rows, (tokens of one rank, seconds)] of a layer's experts, shared ones beside them.
 
     The ranks of data parallelism are taken to have as many tokens each.
@@ -423,7 +427,7 @@ def _experts(
     routed_s = np.interp(knots, *rows.T)
     seconds = np.where(knots <= BESIDE, np.maximum(routed_s, beside), routed_s + beside)
     rules = dict.fromkeys(each.rule for each in (times, *shared) if each.rule is not None)
-    return Times(
+    return CallTimes(
         rows=np.column_stack([knots, seconds]),
         rule="\n".join(rules) or None,
         spread=max(each.spread for each in (times, *shared)),
@@ -433,7 +437,7 @@ def _experts(
 
 def _logits(
     tables: PriorTables, facts: ModelFacts, others: Sequence[Matrix], size: int, *, sorts: bool
-) -> tuple[Part, ...]:
+) -> tuple[StepPart, ...]:
     step = VOCABULARY_PADDING * size
     vocabulary = -(-facts.vocab_size // step) * VOCABULARY_PADDING
     form = next((each.precision for each in others if each.name == "lm_head"), "bfloat16")
@@ -441,11 +445,11 @@ def _logits(
     counts = head.rows[:, 0]
     sampler = moving(tables, counts, SAMPLER_BYTES * facts.vocab_size, kernels=SAMPLER_KERNELS)
     parts = (
-        Part(name="lm_head", family="gemm", calls=1, times=head),
-        Part(name="sampler", family="other", calls=1, times=Times(rows=sampler)),
+        StepPart(name="lm_head", family="gemm", calls=1, times=head),
+        StepPart(name="sampler", family="other", calls=1, times=CallTimes(rows=sampler)),
     )
     if not sorts:
         return parts
     rows = np.column_stack([counts, SORT_S * facts.vocab_size * counts])
-    times = Times(rows=rows, rule=SORT_RULE, spread=SORT_SPREAD)
-    return (*parts, Part(name="sort", family="other", calls=1, times=times))
+    times = CallTimes(rows=rows, rule=SORT_RULE, spread=SORT_SPREAD)
+    return (*parts, StepPart(name="sort", family="other", calls=1, times=times))

@@ -23,11 +23,12 @@ from advisor.step_time.operators.tables import Collectives, Domain, interpolated
 from advisor.step_time.prior.operations.attention import Mixer, beside
 from advisor.step_time.prior.operations.collectives import handed_on
 from advisor.step_time.prior.operations.moving import SORTED_UNTIL
-from advisor.step_time.prior.parts import BYTES, Part, Parts, Split, parts_of, with_router
+from advisor.step_time.prior.parts import BYTES, Split, StepPart, StepParts, parts_of, with_router
 from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.formats import percent
 from traces.statistics import Floats
 
 PRICED_KV: Final = (
@@ -81,7 +82,7 @@ class Prior:
     tables: PriorTables
     facts: ModelFacts
     split: Split
-    parts: Parts
+    parts: StepParts
     all_reduces: Mapping[bool, Floats]
     scales: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
     host: float = 1.0
@@ -210,7 +211,7 @@ class Prior:
     def rules(self) -> list[str]:
         """What of this model is by rule, with its share of a usual step."""
         ordered = sorted(self.shares.items(), key=lambda item: -item[1][0])
-        found = [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
+        found = [f"{rule} ({percent(share)} of a step)" for rule, (share, _) in ordered]
         together = any(mixer.together for _, mixer in self.parts.mixers)
         return [TOGETHER_RULE, *found] if together and not self.apart else found
 
@@ -241,7 +242,7 @@ class Prior:
         """What `_dense` has worked out."""
         return {}
 
-    def _summed(self, parts: Sequence[Part], counts: Floats) -> Floats:
+    def _summed(self, parts: Sequence[StepPart], counts: Floats) -> Floats:
         total = np.zeros(len(counts))
         for part in parts:
             scale = part.calls * self.scales[part.family]
@@ -376,7 +377,7 @@ def check(facts: ModelFacts, engine: EngineConfig) -> None:
             f"--gpu: the config of {name} has {facts.uncounted}, so that its layers are not known "
             f"({SHOWN})"
         )
-    other = {"cross_attention", "hybrid", "recurrent", "conv"} & set(facts.attention or ())
+    other = {"cross_attention", "recurrent"} & set(facts.attention or ())
     if other:
         raise UsageError(
             f"--gpu: {name} has {', '.join(sorted(other)).replace('_', ' ')} layers, which are in "

@@ -24,7 +24,7 @@ import polars as pl
 from advisor.compiled import compiled, wide
 from advisor.evidence.features import FEATURES, Features, work_of_steps
 from advisor.evidence.live.ranks import ranks_in
-from advisor.evidence.runs import Run
+from advisor.evidence.runs import RecordedRun
 from advisor.step_time.cost import (
     StepCost,
     chunk_seconds,
@@ -37,7 +37,7 @@ from advisor.step_time.cost import (
 from advisor.step_time.host.law import HostPart, host_note, host_part
 from advisor.step_time.host.spread import Spread, first_tokens_of
 from advisor.step_time.host.spread import spread_of as published_spread
-from advisor.step_time.law import Steps, StepTimes, non_negative_least_squares
+from advisor.step_time.law import StepTimes, StepTotals, non_negative_least_squares
 from advisor.step_time.operators.tables import captured_sizes
 from advisor.step_time.prior.drafting import Drafting, drafting_of, pays, verify_step
 from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, Prior, prior_of
@@ -122,14 +122,14 @@ class Recalibration:
         )
 
 
-class Load(NamedTuple):
+class StepLoad(NamedTuple):
     """What an engine has in a step on average: requests, and tokens of context of each."""
 
     requests: float
     context: float
 
     @classmethod
-    def of(cls, run: Steps) -> Load:
+    def of(cls, run: StepTotals) -> StepLoad:
         """Return the load of a replay."""
         totals = Features(*run.totals.tolist())
         requests = max(totals.requests, 1.0)
@@ -144,11 +144,11 @@ class MeasuredLoads:
     there before anything was measured (`spread_at`).
     """
 
-    loads: tuple[Load, ...]
+    loads: tuple[StepLoad, ...]
     logs: Floats
     spreads: Floats
 
-    def correction(self, load: Load, spread: Floats) -> tuple[float, float]:
+    def correction(self, load: StepLoad, spread: Floats) -> tuple[float, float]:
         """Return the log of the factor of steps at a load, and its spread (sd), a fresh run's too.
 
         The posterior of a Gaussian process (kriging). The prior's errors at two loads have the
@@ -207,7 +207,7 @@ class PriorTimes:
         """Return an engine with the ranks of data parallelism that share a mixture's experts."""
         return replace(engine, data_parallel_size=self.ranks) if self.facts.num_experts else engine
 
-    def pays(self, engine: EngineConfig, runs: Iterable[Run]) -> str | None:
+    def pays(self, engine: EngineConfig, runs: Iterable[RecordedRun]) -> str | None:
         """Say up to which batch an engine's drafts pay, as those of runs went; None without any.
 
         Raises UsageError where the model that drafts is not known.
@@ -254,7 +254,7 @@ class PriorTimes:
         spread = partial(self.sigma_of, engine)
         return replace(times, at_load=partial(_at_load, self.measured, times, spread))
 
-    def sigma_of(self, engine: EngineConfig, run: Steps) -> float:
+    def sigma_of(self, engine: EngineConfig, run: StepTotals) -> float:
         """Return the spread of an engine's time about the prediction (`sigma`), at a run's load."""
         return self.sigma(engine, float(self.host(engine) @ run.totals) / max(run.busy_s, 1e-9))
 
@@ -362,7 +362,7 @@ class PriorTimes:
         return [*told, *self.told]
 
 
-def spread_at(times: StepTimes, run: Callable[[StepCost], Steps], sigma: float) -> Floats:
+def spread_at(times: StepTimes, run: Callable[[StepCost], StepTotals], sigma: float) -> Floats:
     """Return the spreads [2] (sd) of the log of a load's time: of the prior, and of the host.
 
     That of the host is 0 where kernels do not hide it.
@@ -376,8 +376,8 @@ def spread_at(times: StepTimes, run: Callable[[StepCost], Steps], sigma: float) 
 def _at_load(
     measured: MeasuredLoads | None,
     times: StepTimes,
-    spread: Callable[[Steps], float],
-    run: Callable[[StepCost], Steps],
+    spread: Callable[[StepTotals], float],
+    run: Callable[[StepCost], StepTotals],
 ) -> StepTimes:
     """Return step times with the spread that they have at the load of a run.
 
@@ -387,12 +387,12 @@ def _at_load(
     sigma = spread(usual)
     if measured is None:
         return replace(times, sigma=(sigma, 2 * sigma), at_load=None)
-    load = Load.of(usual)
+    load = StepLoad.of(usual)
     spreads = [spread_at(times, run, each) for each in (sigma, 2 * sigma)]
     for _ in range(ROUNDS):  # faster steps have fewer requests where these arrive by themselves
         factor, _ = measured.correction(load, spreads[0])
         cost = scaled_cost(times.cost, float(np.exp(factor)))
-        load = Load.of(run(cost))
+        load = StepLoad.of(run(cost))
     inside, outside = (measured.correction(load, spread)[1] for spread in spreads)
     runs = (times.runs or 0) + len(measured.loads)
     return replace(times, cost=cost, sigma=(inside, outside), ends=None, runs=runs, at_load=None)

@@ -17,7 +17,7 @@ import polars as pl
 
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import decoder_of, sampling_of
-from advisor.evidence.runs import ProblemRun, Run, Sample
+from advisor.evidence.runs import ProblemRun, RecordedRun, Sample
 from advisor.what_if.drafts.draft_acceptance import AcceptanceModel, Chances, Kept
 from advisor.what_if.drafts.published import KNOWN, published
 from traces.recording.reader import Recording
@@ -40,7 +40,7 @@ class Redrafted:
     `extrapolated`: the drafts are longer than any recorded.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     note: str
     extrapolated: bool
 
@@ -77,7 +77,7 @@ def _told(
     recordings: Sequence[Recording],
     wanted: Speculative,
     engine: EngineConfig,
-    alike: Sequence[Run],
+    alike: Sequence[RecordedRun],
 ) -> Iterator[Redrafted | None]:
     """Yield what runs tell: those that ran with such drafts, then those that counted lookup."""
     for run in alike:
@@ -118,7 +118,9 @@ def with_published(evidence: Evidence) -> Evidence:
     return dataclasses.replace(evidence, runs=(*evidence.runs, *more)) if more else evidence
 
 
-def _from_published(run: Run, wanted: Speculative, engine: EngineConfig) -> Redrafted | None:
+def _from_published(
+    run: RecordedRun, wanted: Speculative, engine: EngineConfig
+) -> Redrafted | None:
     """Return the samples with drafts drawn by a published acceptance."""
     known = published(engine.model, wanted)
     if known is None:
@@ -135,13 +137,13 @@ def _from_published(run: Run, wanted: Speculative, engine: EngineConfig) -> Redr
 
 
 def _with_drafts(
-    run: Run,
+    run: RecordedRun,
     engine: EngineConfig,
     k: int,
     chances: Chances,
     temperature: float | None,
     rng: np.random.Generator,
-) -> tuple[Run, int]:
+) -> tuple[RecordedRun, int]:
     """Return a run whose samples have drafts of `k`, and how many tokens had to be drawn."""
     problems, drawn = {}, 0
     for name, problem in run.problems.items():
@@ -155,7 +157,11 @@ def _with_drafts(
 
 
 def _from_steps(
-    evidence: Evidence, run: Run, before: Speculative, wanted: Speculative, engine: EngineConfig
+    evidence: Evidence,
+    run: RecordedRun,
+    before: Speculative,
+    wanted: Speculative,
+    engine: EngineConfig,
 ) -> Redrafted | None:
     if run.drafts_untold:
         return None
@@ -249,7 +255,7 @@ def phase_of(sample: Sample, place: int) -> str | None:
     return PHASES[0] if place <= sample.think_tokens else PHASES[1]
 
 
-def _counts_of(run: Run) -> Iterable[Kept]:
+def _counts_of(run: RecordedRun) -> Iterable[Kept]:
     """Yield what recorded drafts kept: those of one length count for their positions alone."""
     for name, problem in run.problems.items():
         found: dict[tuple[str | None, int], Ints] = {}
@@ -278,7 +284,7 @@ def _counts_of(run: Run) -> Iterable[Kept]:
 
 
 def _from_counts(
-    run: Run, recording: Recording, engine: EngineConfig, lookup: PromptLookup
+    run: RecordedRun, recording: Recording, engine: EngineConfig, lookup: PromptLookup
 ) -> Redrafted | None:
     rows = recording.frame("drafts").filter(
         pl.col("method") == "ngram",

@@ -19,7 +19,7 @@ DECODES: Final = Work._fields.index("decode_requests")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
+class ComparedTime:
     """A time of a client, in seconds: as measured (None: not told) and as predicted."""
 
     name: str
@@ -37,7 +37,7 @@ class Compared:
 
 def beside(
     recording: Recording, runs: Sequence[Replayed], *, on_tables: bool
-) -> tuple[Compared, ...]:
+) -> tuple[ComparedTime, ...]:
     """Return TTFT, TPOT and ITL of an import of measured requests, and of replays of it.
 
     ITL is over tokens: of steps, each as often as it decodes requests. Of other recordings it alone
@@ -51,7 +51,7 @@ def beside(
     if told is None or ended.is_empty():
         itl = {part: _mean([each["ITL"].get(part) for each in made]) for part in PARTS}
         rows = tuple(
-            Compared(name="ITL", part=part, measured_s=None, predicted_s=value)
+            ComparedTime(name="ITL", part=part, measured_s=None, predicted_s=value)
             for part, value in itl.items()
         )
         return rows if on_tables else ()
@@ -66,7 +66,7 @@ def beside(
         "ITL": told.get("itl_s") or {},
     }
     return tuple(
-        Compared(
+        ComparedTime(
             name=name,
             part=part,
             measured_s=measured[name].get(part),

@@ -20,9 +20,9 @@ from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.prior.recalibration import (
     FADES,
     UNLIKE,
-    Load,
     MeasuredLoads,
     PriorTimes,
+    StepLoad,
     spread_at,
 )
 from advisor.what_if.measured.points import ITL, MeasuredPoint
@@ -121,7 +121,7 @@ def corrected(
 
 def _log_factor(
     priced: PricedEngine, point: MeasuredPoint, cost: StepCost, usual_s: float
-) -> tuple[float, Load]:
+) -> tuple[float, StepLoad]:
     """Return the log of the factor of steps with which a point takes its time, and its load.
 
     Where requests arrive by themselves, slower steps have more of them. By the secant, inside of
@@ -134,7 +134,7 @@ def _log_factor(
         run = priced.run(point, scaled_cost(cost, float(np.exp(log))))
         left = float(np.log(point.seconds / seconds_of(point, run)))
         if abs(left) < NEAR:
-            return log, Load.of(run)
+            return log, StepLoad.of(run)
         if log != before:
             slope = max((gap - left) / (log - before), 1.0)
         before, gap = log, left

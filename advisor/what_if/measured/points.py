@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.prior.drafting import VerifyStep
 from advisor.step_time.prior.recalibration import UNTAUGHT
 from traces.errors import UsageError
@@ -44,7 +44,7 @@ class MeasuredPoint:
     name: str
     what: str
     seconds: float
-    workload: Workload
+    workload: ReplayWorkload
     concurrency: int | None
 
     def drafted(self, step: VerifyStep) -> MeasuredPoint:
@@ -114,7 +114,7 @@ def _said(text: str, recording: Recording) -> MeasuredPoint:
     if outputs.max() < 2:
         raise UsageError(f"{option}: outputs of one token have no time between tokens")
     count = max(ROUNDS * load, len(prompts))
-    workload = Workload.from_requests(np.resize(prompts, count), np.resize(outputs, count))
+    workload = ReplayWorkload.from_requests(np.resize(prompts, count), np.resize(outputs, count))
     return MeasuredPoint(
         name=text.strip(), what=what, seconds=seconds, workload=workload, concurrency=load
     )
@@ -155,7 +155,7 @@ def imported_point(recording: Recording, models: Sequence[str]) -> MeasuredPoint
     took = (ended["end"] - ended["first_token"]).to_numpy() / 1e9
     arrival = ended["arrival"].to_numpy() / 1e9
     load = recording.manifest.concurrency
-    workload = Workload.from_requests(
+    workload = ReplayWorkload.from_requests(
         ended["prompt_tokens"].to_numpy(),
         ended["output_tokens"].to_numpy(),
         arrivals=None if load is not None else arrival - arrival[0],

@@ -56,6 +56,7 @@ _MIXERS: Final = {
 }  # fmt: skip
 _ALONE: Final = {"mlp": "dense", "moe": "moe"}  # layers that look at one token alone
 _LETTERS: Final = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}  # of Nemotron-H
+_SHORTCUT: Final = "longcat_flash"
 _FULL: Final = ("attn_layer_indices", "full_attn_idxs")  # of Bamba, of older configs of LFM2
 _PATTERNS: Final = ("sliding_window_pattern", "_sliding_window_pattern")
 _TOWERS: Final = ("vision_config", "audio_config", "visual_config")
@@ -74,8 +75,8 @@ _GATED: Final = (
     "gelu_glu",
 )
 _GATED_TYPES: Final = re.compile(
-    r"bitnet|lfm2|gemma|gpt_?oss|grok|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3p"
-    r"|phi3|phimoe|granite|olmo|exaone|hunyuan|ernie|bailing|seed_oss|cohere|smollm"
+    r"bitnet|lfm2|gemma|gpt_?oss|grok|qwen|llama|mistral|mixtral|minimax|glm|deepseek|step3"
+    r"|phi3|phimoe|granite|olmo|exaone|hunyuan|ernie|bailing|longcat|seed_oss|cohere|smollm"
 )
 _ACTIVATIONS: Final = ("mlp_hidden_act", "hidden_act", "hidden_activation", "activation_function")
 _UNGATED: Final = ("relu2", "relu_squared", "xielu")
@@ -89,7 +90,7 @@ _COUNTED: Final = frozenset({
     "deepseek_v4", "kimi_k2", "kimi_linear", "glm4_moe", "glm_moe_dsa", "nemotron_h",
     "nemotron-nas", "gemma2", "gemma3_text", "gemma4_text", "llama4_text", "mimo_v2_flash",
     "step3p5", "step3p7", "minimax", "minimax_text_01", "minimax_m1", "DeepseekV4ForCausalLM",
-    "granitemoehybrid", "jamba", "falcon_h1", "lfm2", "lfm2_moe",
+    "granitemoehybrid", "jamba", "falcon_h1", "lfm2", "lfm2_moe", "longcat_flash",
 })  # fmt: skip
 _MAMBA: Final = (
     ("mamba_num_heads", "mamba_n_heads"), ("mamba_head_dim", "mamba_d_head"),
@@ -104,13 +105,14 @@ _READ: Final = frozenset({
     *EXPERTS, *VISITED, *_SHARED, *_SHARED_WIDTH, *_EXPERT_WIDTH, *_DENSE_WIDTH, *_LATENT_EXPERTS,
     *KV_HEADS, *DRAFTING, *_PATTERNS, "num_hidden_layers", "hidden_size", "num_attention_heads",
     "head_dim", "vocab_size", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
-    "qk_head_dim", "v_head_dim", "index_head_dim", "index_n_heads", "index_topk", "indexer_types",
-    "layer_types", "layers_block_type", "mlp_layer_types", "hybrid_layer_pattern",
+    "share_q_dim", "qk_head_dim", "v_head_dim", "index_head_dim", "index_n_heads", "index_topk",
+    "indexer_types", "layer_types", "layers_block_type", "mlp_layer_types", "hybrid_layer_pattern",
     "first_k_dense_replace", "moe_layer_freq", "mlp_only_layers", "sliding_window_size",
     "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
     "linear_num_value_heads", "linear_conv_kernel_dim", "mamba_num_heads", "mamba_head_dim",
     "mamba_n_heads", "mamba_d_head", "n_groups", "mamba_n_groups", "ssm_state_size",
     "conv_kernel", "attention_head_dim", "full_attention_interval", "linear_attn_config",
+    "layer_group_size", "group_norm_size",
     "sparse_attention_config", "linear_head_dim", "linear_num_heads", "num_dense_layers",
     "moe_layer_interval", "per_layer_config", *(name for names in _MAMBA for name in names),
     "attention_chunk_size", "num_hash_layers", "num_layers", "draft_vocab_size", *_TOWERS,
@@ -127,7 +129,7 @@ _NO_MATTER: Final = re.compile(
 )
 _STATES: Final = (
     "state_size", "ssm_state_size", "mamba_d_state", "mamba_d_ssm", "linear_num_value_heads",
-    "linear_attn_config",
+    "linear_attn_config", "layer_group_size",
 )  # fmt: skip
 _STATEFUL: Final = {"mamba", "linear_attention", "hybrid"}
 _STATE_DTYPES: Final = ("mamba_ssm_cache_dtype", "mamba_ssm_dtype")
@@ -223,6 +225,8 @@ def layer_count(fields: Fields) -> int:
     if listed and fields.get("num_hidden_layers") is None:
         return len(listed)
     count = fields.need("num_hidden_layers", "num_layers")
+    if fields.get("model_type") == _SHORTCUT:  # each holds two, the first with experts too
+        count = 2 * fields.need("num_layers")
     if count > MOST_LAYERS:
         raise UsageError(
             f"{fields.where}: num_hidden_layers is {count:,}, more than the {MOST_LAYERS:,} that "
@@ -283,7 +287,7 @@ def _is_mamba(fields: Fields) -> bool:
 def _by_rule(fields: Fields, count: int) -> Iterator[str]:
     """Yield the word of each layer where the config gives a rule."""
     window = window_of(fields)
-    every = fields.count("full_attention_interval")
+    every = fields.count("full_attention_interval", "layer_group_size")
     if any(fields.get(name) for name in _STATES):
         for number in range(1, count + 1):
             yield "linear_attention" if every and number % every else "full_attention"
@@ -427,6 +431,9 @@ def _afters(fields: Fields, count: int) -> Iterator[str]:
     if (fields.count(*EXPERTS, least=0) or 0) < 2:  # one is an MLP that all tokens visit
         yield from ["dense"] * count
         return
+    if fields.get("model_type") == _SHORTCUT:
+        yield from ["moe", "dense"] * (count // 2)
+        return
     listed = fields.words("mlp_layer_types")
     enumerated = fields.get("moe_layers_enum")
     if isinstance(enumerated, str):
@@ -493,9 +500,10 @@ def _layer(fields: Fields, place: _Place, plain: Form) -> Layers:
         attention = _attention(fields, hidden, place)
         raw += _attention_matrices(fields, hidden, attention)
         raw += _index_matrices(fields, hidden, attention)
-    # An MLP beside the experts of each layer (Gemma 4, Grok 2, Arctic, whose is as wide as h).
+    # An MLP beside experts (Gemma 4, Grok 2, LongCat, and Arctic, whose is as wide as h).
     narrow = fields.flag("parallel_attn_mlp_res")
     both = any(fields.flag(name) for name in ("enable_moe_block", "residual_moe")) or narrow
+    both = both or fields.get("model_type") == _SHORTCUT
     if place.after == "dense" or (both and place.after == "moe"):
         width = hidden if narrow and place.after == "moe" else _dense_width(fields)
         raw += _mlp("mlp", hidden, width, _gated(fields))
@@ -595,13 +603,13 @@ def _of_attention(name: str, *sizes: int) -> Matrix:
 
 def _attention_matrices(fields: Fields, hidden: int, each: Attention) -> Iterator[Matrix]:
     queries, values = each.heads * each.head_dim, each.heads * each.v_head_dim
-    low = fields.count("q_lora_rank", least=0)
+    low = fields.count("q_lora_rank", "share_q_dim", least=0)
     if _drafts_by_eagle(fields):  # the embedding beside what the model's hidden states make
         hidden *= 2
     gate = fields.flag("attn_output_gate", "attention_output_gate")
     if gate is None:
         gate = bool(_GATED_QUERIES.match(str(fields.get("model_type"))))
-    if low and (each.latent is not None or fields.get("o_lora_rank")):
+    if low and (each.latent is not None or fields.get("o_lora_rank", "share_q_dim")):
         yield _of_attention("q_a_proj", hidden, low)
         yield _of_attention("q_b_proj", low, queries)
     else:
@@ -673,7 +681,9 @@ def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, 
         shape, wide = _kimi_delta(fields, hidden), 4  # whose state is float32
     elif fields.get("linear_num_value_heads"):
         shape = _gated_delta(fields, hidden)
-    elif model.startswith("minimax"):
+    elif model.startswith("minimax") or (
+        model.startswith("bailing") and not fields.get("short_conv_kernel_size")
+    ):
         shape = _lightning(fields, hidden)
     else:
         raise _UncountedError("layers with a state whose size no field says")
@@ -693,7 +703,7 @@ def _state(fields: Fields, hidden: int, kind: str, plain: Form) -> tuple[State, 
 def _short_convolution(fields: Fields, hidden: int) -> _StateShape:
     """A gated short convolution (arXiv 2511.23404), which keeps its last inputs alone."""
     matrices = [("in_proj", hidden, 3 * hidden), ("out_proj", hidden, hidden)]
-    return 1, 0, _part(fields, "conv_L_cache"), hidden, matrices
+    return hidden, 0, _part(fields, "conv_L_cache"), hidden, matrices
 
 
 def _mamba_1(fields: Fields, hidden: int) -> _StateShape:
@@ -745,7 +755,8 @@ def _gated_delta(fields: Fields, hidden: int) -> _StateShape:
 
 def _lightning(fields: Fields, hidden: int) -> _StateShape:
     """Lightning attention (arXiv 2501.08313)."""
-    heads, width = fields.need("num_attention_heads"), head_dim(fields)
+    heads = fields.need("num_attention_heads")
+    width = fields.count("head_dim") or head_dim(fields)  # beside latent attention, not that of it
     size = heads * width
     matrices = [("qkv_proj", hidden, 3 * size), ("output_gate", hidden, size)]
     matrices.append(("out_proj", size, hidden))
@@ -763,6 +774,8 @@ def _part(fields: Fields, *names: str) -> int:
 def _dense_width(fields: Fields) -> int:
     if fields.get("model_type") == "granitemoehybrid":
         return _part(fields, "shared_intermediate_size", "intermediate_size")
+    if fields.get("model_type") == _SHORTCUT:
+        return _part(fields, "ffn_hidden_size", "intermediate_size")
     width = fields.count("block_ff_dim", *_DENSE_WIDTH)
     if width is None:
         raise _UncountedError("an MLP whose intermediate_size is missing")
@@ -802,6 +815,8 @@ def _mlp(
 
 def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[Matrix]]:
     total, active = fields.need(*EXPERTS), _part(fields, *VISITED)
+    chosen = total + (fields.count("zero_expert_num", least=0) or 0)
+    active = round(active * total / chosen)  # of the others a token passes unchanged (LongCat)
     width = _part(fields, *_EXPERT_WIDTH, "intermediate_size")
     shared = fields.count(*_SHARED, least=0) or 0
     shared_width = fields.count(*_SHARED_WIDTH, least=0) or 0
@@ -809,7 +824,7 @@ def _experts(fields: Fields, hidden: int, path: str) -> tuple[Experts, list[Matr
         shared, shared_width = 1, width
     shared_width = shared_width or shared * width
     gated, inner = _gated(fields), fields.count(*_LATENT_EXPERTS) or hidden
-    raw = [_matrix(f"{path}.gate", hidden, total)]
+    raw = [_matrix(f"{path}.gate", hidden, chosen)]
     raw += _mlp(f"{path}.experts.0", inner, width, gated, total, active)
     if shared_width:
         raw += _mlp(f"{path}.shared_experts", hidden, shared_width, gated)

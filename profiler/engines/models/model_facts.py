@@ -103,8 +103,9 @@ def facts_from_config(
     parts = parts_of(
         fields, quantised, Form(name=whole, parameter_bytes=bytes_of(whole)), tied=tied
     )
-    if parts.layers is not None and not any(each.experts for each in parts.layers):
-        experts = per_token = None  # a default of the config's class, of layers that it has not
+    if parts.layers is not None:  # a config's class may have experts by default that no layer has
+        shape = next((each.experts for each in parts.layers if each.experts), None)
+        experts, per_token = (None, None) if shape is None else (shape.total, shape.active)
     uncounted = parts.uncounted
     if uncounted is None and quantised.kind is not None:
         uncounted = _unknown_form(parts, quantised, whole)

@@ -38,7 +38,7 @@ def together(configs: Sequence[EngineConfig], urls: Sequence[str]) -> EngineConf
     )
 
 
-class Replicas(Engine):
+class ReplicaEngine(Engine):
     """An `Engine` over the engines of several servers (see the module)."""
 
     def __init__(self, engines: Sequence[ServerEngine], config: EngineConfig) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from profiler.engines.models.model_facts import facts_from_folder
+from profiler.engines.options import model_path
 from traces.errors import EngineError
 from traces.schema.engine import EngineConfig, ModelFacts
 
@@ -65,6 +66,9 @@ def ask_model(client: httpx.Client, url: str, model: str | None) -> dict[str, An
     if not served:  # as of a front end of Dynamo without workers
         raise EngineError(f"{url}: serves no model yet. Try again once an engine has joined it")
     found: dict[str, Any] | None = next((c for c in cards if model in {None, c["id"]}), None)
+    if found is None and model is not None:  # a bundled one may be served by its folder
+        folder = model_path(model)
+        found = next((c for c in cards if c["id"] == folder), None)
     if found is None:
         raise EngineError(f"{url}: does not serve {model}. It serves {', '.join(served)}")
     return found

@@ -50,6 +50,7 @@ from traces.schema.engine import EngineConfig, ModelFacts
 
 NO_LENGTH = "max_tokens is needed: the engine does not say how long a prompt is"
 _POLL_S = 0.05
+IDLE_S = 2.0  # well below the 5 s after which vLLM closes an idle connection
 _LONGEST_LINE = 8 << 20  # of a stream
 _REST_S, _MOST_REST = 1.0, 64 << 10  # for what comes behind the end of an answer
 NO_IDS = "no token ids"  # a chat cannot be continued without them
@@ -121,7 +122,9 @@ class ServerEngine(Engine):
             base_url=self.url,
             headers=self._headers,
             timeout=self._timeout,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=256, keepalive_expiry=IDLE_S
+            ),
         )
 
     def _look(

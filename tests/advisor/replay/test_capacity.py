@@ -11,7 +11,7 @@ from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import Limits
 from advisor.replay.replay import Replicas, replay, stop_of
 from advisor.replay.result import Replayed
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import linear_cost
 from traces.schema.tts.parameters import make_policy
 
@@ -38,11 +38,11 @@ def problems_of(count: int, n: int = 1) -> list[RecordedProblem]:
 
 
 def served(problems, *, seqs, replicas=1, stop=None, blocks=None, ahead=False) -> float:
-    def stream(passes: int) -> Workload:
+    def stream(passes: int) -> ReplayWorkload:
         order = np.random.default_rng(1).permutation(len(problems))
-        return Workload.from_loads([problems[place] for place in order] * passes)
+        return ReplayWorkload.from_loads([problems[place] for place in order] * passes)
 
-    def serve(workload: Workload, **load: int) -> Replayed:
+    def serve(workload: ReplayWorkload, **load: int) -> Replayed:
         return replay(
             workload,
             linear_cost(SECONDS),

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from advisor.replay.limits import blocks_a_request, limits_of
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from tests.advisor.synthetic import FACTS, engine_of
 from traces.schema.engine import Speculative
 from traces.schema.layers import Attention, Layers, State
@@ -51,7 +51,7 @@ def test_the_layers_of_a_drafter_take_blocks_among_those_of_their_kind():
     facts, two = model(full=4, state=12), model(full=2)
     assert blocks_a_request(facts, 16, 16_000) == 1000 + 3
     assert blocks_a_request(facts, 16, 16_000, two) == 1000 + 2  # groups of six
-    served = Workload.from_requests([1500], [200], arrivals=[0.0])
+    served = ReplayWorkload.from_requests([1500], [200], arrivals=[0.0])
     drafts = Speculative(method="draft_model", num_speculative_tokens=2, model="small")
     engine = engine_of(num_gpu_blocks=2001, speculative=drafts)
     alone, drafted = (limits_of(engine, facts, served, models) for models in ({}, {"small": two}))
@@ -61,7 +61,7 @@ def test_the_layers_of_a_drafter_take_blocks_among_those_of_their_kind():
 def test_a_cache_of_several_kinds_holds_as_many_requests():
     engine, served = (
         engine_of(num_gpu_blocks=2001),
-        Workload.from_requests([1500], [200], arrivals=[0.0]),
+        ReplayWorkload.from_requests([1500], [200], arrivals=[0.0]),
     )
     plain = limits_of(engine, model(full=8), served)
     assert (plain.num_blocks, plain.several_kinds) == (2000, False)

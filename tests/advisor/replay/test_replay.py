@@ -12,7 +12,7 @@ from advisor.replay.limits import Limits
 from advisor.replay.recording import replayed_tables
 from advisor.replay.replay import PLACED, Replicas, replay
 from advisor.replay.simulation import loop
-from advisor.replay.workload import Workload
+from advisor.replay.workload import ReplayWorkload
 from advisor.step_time.cost import linear_cost
 from benchmarks.twin.replay_twin import naive_replay
 from profiler.policies.parallel import ParallelVote
@@ -39,7 +39,7 @@ def problem(prompt: int, *samples: Sample, **more) -> RecordedProblem:
 
 
 def replayed(loads, limits, **how):
-    return replay(Workload.from_loads(loads), linear_cost(COST), limits, **how)
+    return replay(ReplayWorkload.from_loads(loads), linear_cost(COST), limits, **how)
 
 
 def drafted(tokens: int, k: int, rng: np.random.Generator, *, even: bool = False) -> Sample:
@@ -138,7 +138,7 @@ def assert_twins(
     keys = None if tokens is None else keys_of_names(loads, tokens, limits.block_size)
     twin = {("replicas" if name == "count" else name): value for name, value in how.items()}
     ours = replay(
-        Workload.from_loads(loads, arrivals, prompt_block_tokens=tokens),
+        ReplayWorkload.from_loads(loads, arrivals, prompt_block_tokens=tokens),
         linear_cost(COST, reads),
         limits,
         concurrency=concurrency,
@@ -285,7 +285,7 @@ def test_engines_in_lockstep_decide_every_problem(
 ):
     # Which of two engines comes first is open, so that there may be two right answers.
     loads = lockstep_loads(seed, problems, n)
-    workload = Workload.from_loads(loads, arrivals_of(problems, concurrency, bursts))
+    workload = ReplayWorkload.from_loads(loads, arrivals_of(problems, concurrency, bursts))
     got = replay(
         workload, linear_cost(COST), Limits(block_size=8, **limits), concurrency=concurrency,
         stop=rule_of(name, value, in_flight), replicas=Replicas(**how) if how else None,
@@ -435,7 +435,7 @@ def test_one_sample_by_hand():
 def test_many_cached_lengths_are_rounded_down_to_a_few_levels():
     """All levels below its own are in each prompt's path, which went with the square."""
     loads = [problem(8000, plain(1), cached_tokens=place + 1) for place in range(4000)]
-    made = Workload.from_loads(loads)
+    made = ReplayWorkload.from_loads(loads)
     assert len(made.path) <= 65 * len(loads)
     kept = np.array([made.segment_start[made.path[last - 1]] for last in made.first_segment[1:]])
     lost = np.arange(1, 4001) - kept
@@ -479,6 +479,6 @@ def test_each_problem_goes_to_the_engine_that_it_is_told_to_be_on():
         ]
         with pytest.raises(ValueError, match="an engine to go to"):
             replay(
-                Workload.from_loads(unclear, arrivals), linear_cost(COST), limits,
+                ReplayWorkload.from_loads(unclear, arrivals), linear_cost(COST), limits,
                 replicas=Replicas(count=count, routing=PLACED),
             )  # fmt: skip

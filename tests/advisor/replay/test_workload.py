@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from advisor.evidence.runs import RecordedProblem, Sample
-from advisor.replay.workload import Samples, Workload
+from advisor.replay.workload import ReplayWorkload, SampleArrays
 
 
 def problems_of(count: int) -> list[RecordedProblem]:
@@ -35,13 +35,13 @@ def problems_of(count: int) -> list[RecordedProblem]:
 def test_problems_posed_again_are_those_of_their_records():
     problems, rng = problems_of(9), np.random.default_rng(5)
     places = np.concatenate([rng.permutation(9) for _ in range(4)])
-    posed = Workload.from_loads(problems).posed(places)
-    same = Workload.from_loads([problems[place] for place in places])
+    posed = ReplayWorkload.from_loads(problems).posed(places)
+    same = ReplayWorkload.from_loads([problems[place] for place in places])
     check_same(posed, same)
 
 
-def check_same(made: Workload, same: Workload):
-    for field in dataclasses.fields(Workload):
+def check_same(made: ReplayWorkload, same: ReplayWorkload):
+    for field in dataclasses.fields(ReplayWorkload):
         one, other = getattr(made, field.name), getattr(same, field.name)
         assert (one is None) == (other is None), field.name
         if one is not None:
@@ -53,13 +53,13 @@ def test_samples_drawn_again_are_those_of_their_records():
     problems, rng = problems_of(9), np.random.default_rng(7)
     counts = [len(problem.samples) for problem in problems]
     places = rng.integers(0, sum(counts), sum(counts))  # of any problem
-    made = Workload.from_loads(problems).with_samples(Samples.of(problems).at(places))
+    made = ReplayWorkload.from_loads(problems).with_samples(SampleArrays.of(problems).at(places))
     each = [sample for problem in problems for sample in problem.samples]
     drawn = [each[place] for place in places]
     begins = np.cumsum([0, *counts])
     check_same(
         made,
-        Workload.from_loads(
+        ReplayWorkload.from_loads(
             [
                 dataclasses.replace(problem, samples=tuple(drawn[first:last]))
                 for problem, first, last in zip(problems, begins[:-1], begins[1:], strict=True)
@@ -82,7 +82,7 @@ def test_answers_are_numbered_as_they_are_met_and_the_first_sample_says_which_ar
         )
         for each in zip(answers, right, strict=True)
     ]
-    made = Workload.from_loads(problems)
+    made = ReplayWorkload.from_loads(problems)
     assert made.answer.tolist() == [0, -1, 1, 0, 2, 2, -1, 3, 4]
     assert made.first_answer.tolist() == [0, 2, 2, 3, 3, 5]
     assert made.right.tolist() == [False, True, True, False, True]
@@ -92,8 +92,10 @@ def test_draws_in_turn_are_posed_as_those_of_their_records():
     problems, rng = problems_of(6), np.random.default_rng(6)
     draws = [problems, [dataclasses.replace(p, samples=p.samples[::-1]) for p in problems]]
     orders = [rng.permutation(6) for _ in range(3)]
-    every = Workload.from_loads([load for draw in draws for load in draw])
+    every = ReplayWorkload.from_loads([load for draw in draws for load in draw])
     posed = every.posed(np.concatenate([n % 2 * 6 + order for n, order in enumerate(orders)]))
-    same = Workload.from_loads([draws[n % 2][p] for n, order in enumerate(orders) for p in order])
+    same = ReplayWorkload.from_loads(
+        [draws[n % 2][p] for n, order in enumerate(orders) for p in order]
+    )
     for name in ("path", "first_segment", "segment_start", "segment_end", "answer", "right"):
         assert getattr(posed, name).tolist() == getattr(same, name).tolist(), name

@@ -30,7 +30,7 @@ from tests.advisor.step_time.prior.prior_files import write_prior
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
 from tests.advisor.watched import deployed
 from traces.errors import UsageError
-from traces.live.verdict import Change
+from traces.live.verdict import Remedy
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.engine import RANKS
@@ -43,7 +43,7 @@ MIXTURE = model(
     layer(), name="small", total_parameters=10**9, experts_per_token=2, kv_bytes_per_token=4096
 )
 URLS = (("urls", "http://a http://b http://c http://d"),)
-REPLICA = Change(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
+REPLICA = Remedy(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
 PLACED = ("engine.max_num_seqs=64", "engine.max_num_batched_tokens=2048",
           "engine.vllm_version=0.9.0")  # fmt: skip
 
@@ -162,6 +162,8 @@ def test_ranks_that_were_watched_share_experts_and_servers_do_not(
     found = asked(seen, gpu="test_gpu")
     assert [f"the {ranks} data-parallel" in note for note in sharing(found)] == [True] * (ranks - 1)
     assert {r for s in gather([seen]).ranks.values() for r in s} == {ranks}
+    (note,) = [each for each in found.notes if "has experts" in each]
+    assert ("those of a rank" in note) == (ranks == 2)
     if named == "url":
         assert asked(seen, "engine.data_parallel_size=3").predicted.engine.by_server() == (3, 1)
     else:

@@ -24,8 +24,9 @@ from benchmarks.servers.clients import everything_in, until
 from benchmarks.servers.metrics_server import metrics_server
 from benchmarks.servers.vllm_server import free_port
 from profiler.attach.deployment import Deployment
-from profiler.attach.scraper import Page, Scraper
+from profiler.attach.scraper import PolledPage, Scraper
 from profiler.attach.watch import watch
+from profiler.doctor import examine_server
 from profiler.engines.server.access import Access, read_headers, read_key
 from traces.errors import EngineError, UsageError
 from traces.live.metrics_page import PageReader, Series
@@ -153,7 +154,7 @@ def test_what_did_not_change_is_not_kept_and_nothing_is_lost(pages):
     for pause_ns, told in pages:
         time_ns += pause_ns
         values = {SERIES[0]: 1.0} | told  # by which vLLM's pages tell an engine
-        scraper._take(Page(time_ns, 0.0, values))
+        scraper._take(PolledPage(time_ns, 0.0, values))
         seen |= values.keys()
         for series in seen:
             row = {"time": time_ns, "engine": "e", "name": series.name, "labels": series.labels}
@@ -188,9 +189,9 @@ def test_a_page_that_did_not_fit_is_followed_by_a_whole_one(monkeypatch):
     )
     values = dict.fromkeys(SERIES, 1.0)
     for second in range(3):
-        scraper._take(Page(10**18 + second, 0.0, values))
+        scraper._take(PolledPage(10**18 + second, 0.0, values))
     assert scraper.drain().height == len(SERIES)
-    scraper._take(Page(10**18 + 3, 0.0, values))
+    scraper._take(PolledPage(10**18 + 3, 0.0, values))
     assert scraper.drain().height == len(SERIES)
     scraper.close()
 
@@ -213,6 +214,20 @@ def test_a_load_balancer_is_refused(server, began):
         looked_at(Access.of(server.url))
     pages = [headers for path, headers, _ in server.asked if path == "/metrics"]
     assert len(pages) > 1 and all(each["Connection"] == "close" for each in pages)
+
+
+def test_the_page_of_a_router_is_no_engines(server):
+    """vLLM's production-stack has one of its own, with vLLM's names."""
+    server.body = """vllm:num_incoming_requests_total{model="demo-s"} 3.0
+vllm:num_requests_running{server="http://10.0.0.1:8000"} 2.0
+vllm:gpu_prefix_cache_hits_total{server="http://10.0.0.1:8000"} 20.0
+vllm:healthy_pods_total{server="http://10.0.0.1:8000"} 1.0
+"""
+    access = Access.of(server.url)
+    with pytest.raises(EngineError, match=r"that of a router before several.*--metrics-url"):
+        looked_at(access)
+    (metrics,) = (each for each in examine_server(access) if each.what == "metrics")
+    assert metrics.present is False and "a router" in metrics.detail
 
 
 def test_of_servers_that_answer_in_turn_later_one_is_kept(server, tmp_path):

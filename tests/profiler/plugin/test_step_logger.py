@@ -329,9 +329,9 @@ def test_a_batch_whose_answer_came_too_late_counts_once(
 ):
     kept, put = [], receiver.put_batch
 
-    def late(batch):
+    def late(batch, sender):
         kept.append(len(batch.rows))
-        done = put(batch)
+        done = put(batch, sender)
         if len(kept) == 1:
             time.sleep(0.5)
         return done

@@ -9,7 +9,7 @@ from profiler.engines.interface import SampleResult
 from profiler.engines.vllm.draft_steps import accounts_for, draft_steps
 from profiler.engines.vllm.probes.draft_timer import DraftTimer, install_draft_timer
 from profiler.runs import lookup as what_if
-from profiler.runs.lookup import NgramWhatIf
+from profiler.runs.lookup import NgramRecorder
 from profiler.runs.record import record
 from profiler.workload.problems import Problem, Workload
 from profiler.workload.verifiers import ByText
@@ -72,7 +72,7 @@ def result(**changes):
 
 def test_work_waits_for_the_end_of_the_run(monkeypatch):
     config = EngineConfig(model="m", speculative=NGRAM)
-    counted = NgramWhatIf(config, "p")
+    counted = NgramRecorder(config, "p")
     whole = result(prompt_token_ids=tuple(PROMPT), token_ids=tuple(OUTPUT))
     counted.add("a", 0, whole)
     assert counted.drain() == []
@@ -84,14 +84,14 @@ def test_work_waits_for_the_end_of_the_run(monkeypatch):
     assert {row["problem_id"] for row in rows} == {"b"} and counted.drain() == []
     assert len(rows) == len(STANDARD)  # the engine's own setting is one of them
     own = EngineConfig(model="m", speculative=Speculative(method="ngram", num_speculative_tokens=2))
-    more = NgramWhatIf(own, "p")
+    more = NgramRecorder(own, "p")
     more.add("a", 0, whole)
     more.finish()
     assert len(more.drain()) == len(STANDARD) + 1
 
 
 def test_samples_without_tokens_are_left_out():
-    counted = NgramWhatIf(EngineConfig(model="m"), "p")
+    counted = NgramRecorder(EngineConfig(model="m"), "p")
     counted.add("a", 0, result(error="HTTP 500", prompt_token_ids=(1,), token_ids=(1, 2)))
     counted.add("a", 1, result(prompt_token_ids=(1,), token_ids=(1,)))
     counted.add("a", 2, result(token_ids=(1, 2)))

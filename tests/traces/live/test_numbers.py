@@ -17,10 +17,12 @@ from traces.live.numbers import (
     Bounds,
     Histogram,
     Polls,
+    cancelled_told,
     numbers_in,
     numbers_of,
+    window_of,
 )
-from traces.live.verdict import Evidence, draft_gain, fixed_share, judge
+from traces.live.verdict import LiveEvidence, draft_gain, fixed_share, judge
 from traces.recording.tables import SCRAPES
 from traces.summary.kernels import Collective, DeviceTime
 
@@ -459,19 +461,35 @@ def watched(polls=20, **gauges):
     return numbers_of(scrapes(pages), "e")
 
 
+@pytest.mark.parametrize(
+    ("ended", "running", "told"),
+    [(14, 0, "6 of 20"), (14, 6, None), (20, 0, None), (19, 0, None)],
+)
+def test_requests_that_neither_ended_nor_run_were_cancelled(ended, running, told):
+    """vLLM counts no abort by a client (0.32)."""
+    pages = [
+        (at, f'vllm:time_to_first_token_seconds_count{{engine="0"}} {5 + 20 * at}\n'
+             f'vllm:request_success_total{{engine="0",finished_reason="stop"}} {ended * at}\n'
+             f'vllm:num_requests_running{{engine="0"}} {1 + running * at}\n')
+        for at in (0, 1)
+    ]  # fmt: skip
+    found = cancelled_told(window_of(scrapes(pages), "e"))
+    assert found is None if told is None else found.startswith(f"{told} requests got a first")
+
+
 LOADED = {"num_requests_running": 16, "num_requests_waiting": 0, "kv_cache_usage_perc": 0.3}
 
 
 def kinds(numbers, **evidence):
-    verdict = judge("e", Evidence(numbers=numbers, **evidence))
+    verdict = judge("e", LiveEvidence(numbers=numbers, **evidence))
     return [each.kind for each in verdict.found], {each.kind for each in verdict.unseen}
 
 
 def test_nothing_is_said_of_a_short_or_an_idle_watch():
-    assert "too short" in judge("e", Evidence(numbers=watched(polls=9, **LOADED))).reason
+    assert "too short" in judge("e", LiveEvidence(numbers=watched(polls=9, **LOADED))).reason
     idle = watched(**LOADED | {"num_requests_running": 0})
-    assert "no load" in judge("e", Evidence(numbers=idle)).reason
-    assert judge("e", Evidence(numbers=None)).reason
+    assert "no load" in judge("e", LiveEvidence(numbers=idle)).reason
+    assert judge("e", LiveEvidence(numbers=None)).reason
 
 
 def test_nothing_stands_out_is_an_answer_and_says_what_it_could_not_see():
@@ -482,7 +500,7 @@ def test_nothing_stands_out_is_an_answer_and_says_what_it_could_not_see():
 
 def test_kv_bound_by_a_full_cache_and_preemptions():
     full = LOADED | {"kv_cache_usage_perc": 0.97, "num_preemptions_total": 1}
-    verdict = judge("e", Evidence(numbers=watched(**full, num_requests_waiting_x=0)))
+    verdict = judge("e", LiveEvidence(numbers=watched(**full, num_requests_waiting_x=0)))
     assert verdict.found[0].kind == "KV-bound"
     assert "19 preemptions" in verdict.found[0].evidence
     # A full cache that keeps nobody out is only well used: prefix caching fills it.
@@ -497,14 +515,14 @@ def test_queueing_is_not_said_where_the_cache_is_the_cause():
         "time_to_first_token_seconds_count": 2,
     }
     waiting = LOADED | slow | {"num_requests_waiting": 5}
-    verdict = judge("e", Evidence(numbers=watched(**waiting)))
+    verdict = judge("e", LiveEvidence(numbers=watched(**waiting)))
     assert [each.kind for each in verdict.found] == ["queueing"]
     assert "max_num_seqs" in verdict.found[0].evidence
     assert "3.00 s in the queue, 3.50 s" in verdict.found[0].evidence
     assert kinds(watched(**waiting | {"kv_cache_usage_perc": 0.99}))[0] == ["KV-bound"]
     assert "KV cache at most 30 % full: max_num_seqs" in verdict.found[0].evidence
     unknown = {name: value for name, value in waiting.items() if name != "kv_cache_usage_perc"}
-    (found,) = judge("e", Evidence(numbers=watched(**unknown))).found
+    (found,) = judge("e", LiveEvidence(numbers=watched(**unknown))).found
     assert found.evidence.endswith("16 run and never more")
     short = waiting | {"request_queue_time_seconds_sum": 1}
     assert kinds(watched(**short))[0] == []

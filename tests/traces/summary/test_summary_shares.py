@@ -65,6 +65,25 @@ def test_steps_are_found_by_time_where_their_numbers_are_not_recorded():
     assert share_steps(steps, blind) == pytest.approx(by_number)
 
 
+def test_of_steps_shared_with_others_a_sample_has_its_part_from_its_prompt_on():
+    """A front end ends a request just before its plugin tells of the step."""
+    ms = 10**6
+    steps = pl.DataFrame({
+        "step": range(4), "end": [10 * ms, 20 * ms, 30 * ms, 40 * ms], "interval_ns": [10 * ms] * 4,
+        "prefill_requests": [1, 2, 0, 0], "decode_requests": [0, 0, 2, 2],
+    })  # fmt: skip
+    samples = pl.DataFrame({
+        "scheduled": [1, 10 * ms], "end": [10 * ms - ms // 2, 40 * ms - ms // 2],
+        "prompt_tokens": [10, 10], "cached_tokens": [9, 0], "output_tokens": [1, 3],
+    })  # fmt: skip
+    steps, samples = (
+        pl.concat([pl.DataFrame(schema=TABLES[name]), frame], how="diagonal_relaxed")
+        for name, frame in (("steps", steps), ("samples", samples))
+    )
+    shares = share(busy_seconds(steps), steps, samples, shared=True)
+    assert shares == pytest.approx([0.010, 0.015])
+
+
 def test_unknown_samples_have_no_share():
     steps, samples = frames(simulate(problems=2, n=2))
     nowhere = samples.with_columns(first_step=None, last_step=None, scheduled=None, end=None)

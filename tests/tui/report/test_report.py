@@ -26,7 +26,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.run import Run
 from tui.cli import loaded
-from tui.report.charts import Axis, money
+from tui.report.charts import PixelAxis, money
 from tui.report.markup import join, tag
 from tui.report.material import Material, gather_material
 from tui.report.measured import predicted_against_measured, speculation, time_breakdown
@@ -404,9 +404,9 @@ def test_report_takes_the_budget_of_advise():
 
 
 def test_axes():
-    axis = Axis(low=0.0, high=10.0, start=50.0, end=450.0)
+    axis = PixelAxis(low=0.0, high=10.0, start=50.0, end=450.0)
     assert (axis.at(5.0), axis.at(-1.0), axis.at(99.0)) == (250.0, 50.0, 450.0)
-    log = Axis(low=1.0, high=100.0, start=0.0, end=100.0, log=True)
+    log = PixelAxis(low=1.0, high=100.0, start=0.0, end=100.0, log=True)
     assert log.at(10.0) == pytest.approx(50.0)
     assert log.marks() == [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
     assert [money(most)[1] for most in (2.0, 1e-3, 1e-7)] == ["$", "$ per 1,000", "$ per million"]

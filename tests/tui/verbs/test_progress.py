@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tui.text.layout import without_middle
-from tui.verbs.progress import Bars, progress_bar, sweep_progress
+from tui.verbs.progress import TaskBars, progress_bar, sweep_progress
 
 PLAN = [SimpleNamespace(jobs=["a", "b"]), SimpleNamespace(jobs=["c"])]
 
@@ -101,7 +101,7 @@ def test_short_work_says_nothing_in_a_log(monkeypatch):
 
 
 def test_one_run_at_a_time_has_one_row_and_several_have_one_each():
-    bars = Bars(drawn=False)
+    bars = TaskBars(drawn=False)
     listen = sweep_progress(bars, PLAN)
     for job in ("a", "b"):
         listen({"job": job, "state": "starting"})
@@ -110,7 +110,7 @@ def test_one_run_at_a_time_has_one_row_and_several_have_one_each():
         assert len(bars.tasks) == 2
     assert bars.line().startswith("ttscope: runs 2/3, b 1/2, ")
 
-    bars = Bars(drawn=False)
+    bars = TaskBars(drawn=False)
     listen = sweep_progress(bars, PLAN, at_a_time=True)
     for job in ("a", "b"):
         listen({"job": job, "done": 1, "total": 2})

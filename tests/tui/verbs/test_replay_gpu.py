@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from advisor.step_time.host.spread import FirstTokens
+from advisor.step_time.prior import recalibration
 from advisor.step_time.prior import tables as prior_tables
 from advisor.step_time.prior.tables import tables_folder
 from benchmarks.made.foreign_files import vllm_bench
@@ -79,6 +81,15 @@ def test_the_document_marks_what_is_prior(run, model):
     assert (engine["gpu"], engine["tensor_parallel_size"]) == (DEVICE, 2)
     assert engine["block_size"] == 16  # what a CPU's engine was given is vLLM's default
     assert any(note.startswith("prior: ") for note in found["notes"])
+
+
+def test_a_first_token_comes_no_later_than_the_last(run, model, monkeypatch):
+    far = FirstTokens(low=0.7, high=9.0, points=12, alike=True)
+    monkeypatch.setattr(recalibration, "first_tokens_of", lambda *_: far)
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model, "--json")
+    found = json.loads(run.ok(*asked, "--set", "engine.max_num_seqs=1"))["predicted"]
+    for each in ("mean", "p50", "p95"):  # most of it is spent waiting for others
+        assert found["ttft_s"][each]["high"] == found["latency_s"][each]["high"]
 
 
 def test_a_cache_and_a_dtype_that_were_not_recorded_are_priced(run, model):

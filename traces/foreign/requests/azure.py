@@ -38,12 +38,12 @@ class AzureTrace(RequestReader):
         return set(_COLUMNS) <= {name.strip(' "\r').lower() for name in first.split(",")}
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
-        places: list[int] | None = None
+        names: list[str] = []
         pieces = open_pieces(self._path, self._choices.limit_bytes)
         for first, lines in self._stretches(pieces):
-            head = 0 if places else 1  # the line of the columns' names
-            places = places or _places(lines[0])
-            frame = self._frame(first + head, lines[head:], places)
+            head = 0 if names else 1  # the line of the columns' names
+            names = names or [name.strip(' "\r').lower() for name in lines[0].split(",")]
+            frame = self._frame(first + head, lines[head:], names)
             if frame.height:
                 yield frame
         if pieces.cut is not None:
@@ -70,7 +70,7 @@ class AzureTrace(RequestReader):
         if buffer:
             yield number, buffer.removesuffix(b"\n").decode(errors="replace").split("\n")
 
-    def _frame(self, first: int, lines: list[str], places: list[int]) -> pl.DataFrame:
+    def _frame(self, first: int, lines: list[str], names: list[str]) -> pl.DataFrame:
         """Return the requests of some lines; what is wrong with the others is counted."""
         cells = pl.col("line").str.split(",")
         rows = (
@@ -78,22 +78,25 @@ class AzureTrace(RequestReader):
             .with_row_index("place", offset=first)
             .with_columns(pl.col("line").str.strip_chars())
             .filter(pl.col("line") != "")
-            .with_columns(cells.alias("cells"), wide=cells.list.len() > max(places))
+            .with_columns(cells.alias("cells"), even=cells.list.len() == len(names))
             .with_columns(
-                pl.col("cells").list.get(place, null_on_oob=True).str.strip_chars(' "').alias(name)
-                for place, name in zip(places, _COLUMNS.values(), strict=True)
+                pl.col("cells")
+                .list.get(names.index(column), null_on_oob=True)
+                .str.strip_chars(' "')
+                .alias(name)
+                for column, name in _COLUMNS.items()
             )
         )
         parsed = rows.select(
             pl.col("place").cast(pl.Int64),
-            "wide",
+            "even",
             prompt_tokens=_tokens("prompt"),
             output_tokens=_tokens("output"),
             arrival=_nanoseconds(),
             dated=pl.col("arrival") != "",
         )
         faults = {
-            "that have too few columns": ~pl.col("wide"),
+            f"that have other than {len(names)} columns": ~pl.col("even"),
             "without a TIMESTAMP": ~pl.col("dated"),
             "whose TIMESTAMP is no time such as 2023-11-16 18:15:46.68": pl.col(
                 "arrival"
@@ -137,8 +140,3 @@ def _nanoseconds() -> pl.Expr:
     near = pl.coalesce(read(each, "us") for each in patterns).dt.epoch("us")
     exact = pl.coalesce(read(each, "ns") for each in patterns).dt.epoch("ns")
     return pl.when(near.is_between(0, LATEST_NS // 1000)).then(exact)
-
-
-def _places(header: str) -> list[int]:
-    names = [name.strip(' "\r').lower() for name in header.split(",")]
-    return [names.index(name) for name in _COLUMNS]

@@ -71,7 +71,7 @@ def lookup_of(speculative: Speculative | None) -> PromptLookup | None:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class NgramSteps:
     """The decode steps of one sample, arrays of shape (steps,).
 
     Step i starts at output token `starts[i]` (0 is the token that the prompt's own step gives,
@@ -111,7 +111,7 @@ class KnownTokens:
                 source[found + n] = earliest[found] + n
         return source
 
-    def replay(self, lookup: PromptLookup, *, max_model_len: int | None = None) -> Replayed:
+    def replay(self, lookup: PromptLookup, *, max_model_len: int | None = None) -> NgramSteps:
         """Return the steps in which prompt lookup would have emitted the output.
 
         Exact for a request that is neither preempted nor short of the step's token budget, and
@@ -131,7 +131,7 @@ class KnownTokens:
             filled = context + draft
             context += kept + 1
         table = np.array(steps, dtype=np.int64).reshape(-1, 3)
-        return Replayed(table[:, 0], table[:, 1], table[:, 2])
+        return NgramSteps(table[:, 0], table[:, 1], table[:, 2])
 
     def _at_every_context(
         self, lookup: PromptLookup, max_model_len: int | None

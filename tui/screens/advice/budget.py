@@ -24,7 +24,7 @@ from tui.widgets.still import StillColumn, StillGrid, StillText
 
 
 @dataclass(frozen=True, kw_only=True)
-class Field:
+class FormField:
     """A field: the name of its option, label, example, and what holds while it is empty."""
 
     name: str
@@ -34,15 +34,15 @@ class Field:
 
 
 FIELDS = (
-    Field(name="min_accuracy", label="accuracy at least", example="0.75 or 75%"),
-    Field(name="max_latency", label="latency at most", example="5s or 250ms"),
-    Field(name="max_cost", label="cost at most", example="$0.002, or 0.5s of a device"),
-    Field(name="max_energy", label="energy at most", example="800J"),
-    Field(name="gpus", label="GPUs at most", example="4"),
-    Field(name="rate", label="arrival rate", example="2/s or 30/min"),
-    Field(name="price", label="price", example="2.5 dollars a device-hour, or H100=2.5"),
-    Field(name="api_price", label="API price", example="2 dollars per million output tokens"),
-    Field(
+    FormField(name="min_accuracy", label="accuracy at least", example="0.75 or 75%"),
+    FormField(name="max_latency", label="latency at most", example="5s or 250ms"),
+    FormField(name="max_cost", label="cost at most", example="$0.002, or 0.5s of a device"),
+    FormField(name="max_energy", label="energy at most", example="800J"),
+    FormField(name="gpus", label="GPUs at most", example="4"),
+    FormField(name="rate", label="arrival rate", example="2/s or 30/min"),
+    FormField(name="price", label="price", example="2.5 dollars a device-hour, or H100=2.5"),
+    FormField(name="api_price", label="API price", example="2 dollars per million output tokens"),
+    FormField(
         name="confidence",
         label="sure at least",
         example="0.9 or 90%",
@@ -142,7 +142,7 @@ class BudgetField(Input):
         Binding("tab", "app.focus_next", "next field"),
     ]
 
-    def __init__(self, field: Field, value: str) -> None:
+    def __init__(self, field: FormField, value: str) -> None:
         super().__init__(value, id=f"field_{field.name}", classes="budget", compact=True)
         self._hint = field.empty
 

@@ -18,7 +18,7 @@ from textual.widgets import DataTable
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.quantities import Quantity
 from tui.screens.advice.plot import Plane, axes, axis_title, dotted, next_axis
-from tui.screens.advice.rows import COLOURS, CUT, FLOPS, FRONT, Candidate, names_of, table_of
+from tui.screens.advice.rows import COLOURS, CUT, FLOPS, FRONT, CandidateRow, names_of, table_of
 from tui.text.advice import limit_on
 from tui.text.layout import ticks, with_room
 from tui.widgets.scatter import Axis, Scatter
@@ -44,7 +44,7 @@ class FrontPanel(StillColumn):
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, classes="panel")
-        self.rows: list[Candidate] = []
+        self.rows: list[CandidateRow] = []
         self._answer: Recommendation | None = None
         self._axis: Quantity | None = None
         self._goal: Quantity | None = None  # what was drawn first, until another axis is chosen
@@ -75,7 +75,7 @@ class FrontPanel(StillColumn):
         return self._axis
 
     @property
-    def selected(self) -> Candidate | None:
+    def selected(self) -> CandidateRow | None:
         """The row under the cursor."""
         row = self.table.cursor_row
         return self.rows[row] if 0 <= row < len(self.rows) else None
@@ -88,7 +88,7 @@ class FrontPanel(StillColumn):
         self._show_legend(Content(""))
         self.border_title, self.border_subtitle = "Front", ""
 
-    def show(self, answer: Recommendation, rows: Sequence[Candidate]) -> None:
+    def show(self, answer: Recommendation, rows: Sequence[CandidateRow]) -> None:
         """Show an answer; a cursor that was moved stays on its configuration if it is there."""
         at = self.selected if self.table.cursor_row > 0 else None
         self._answer, self.rows, self._filled, self._plotted = answer, [*rows], (), ()

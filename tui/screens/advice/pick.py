@@ -10,7 +10,7 @@ from textual.content import Content
 
 from traces.schema.advice import Recommendation
 from traces.schema.formats import chance, counted, percent
-from tui.screens.advice.rows import PICK, PRESENT, Candidate, words_of
+from tui.screens.advice.rows import PICK, PRESENT, CandidateRow, words_of
 from tui.text.advice import (
     LABEL,
     as_run_lines,
@@ -84,7 +84,7 @@ def first_estimate(answer: Recommendation) -> str:
 
 def answer_sections(
     answer: Recommendation,
-    row: Candidate | None,
+    row: CandidateRow | None,
     *,
     width: int,
     accounts: Accounts | None = None,
@@ -118,7 +118,7 @@ def answer_sections(
     return [*main, *([] if row is None else _other(answer, row, width))], rest
 
 
-def _picked(answer: Recommendation, row: Candidate, width: int) -> Iterable[Section]:
+def _picked(answer: Recommendation, row: CandidateRow, width: int) -> Iterable[Section]:
     head, *paragraphs = verdict(answer)
     yield _text("head", head, width)
     for each in paragraphs:
@@ -132,14 +132,14 @@ def _picked(answer: Recommendation, row: Candidate, width: int) -> Iterable[Sect
         yield Section(kind="table", lines=as_run[1:])
 
 
-def _command(row: Candidate, width: int) -> Iterable[Section]:
+def _command(row: CandidateRow, width: int) -> Iterable[Section]:
     policy = policy_lines(row.pick, width)
     if row.pick.command:
         yield Section(kind="command", lines=command_lines(row.pick.command, width=width))
     yield Section(kind="text", lines=policy)
 
 
-def _other(answer: Recommendation, row: Candidate, width: int) -> Iterable[Section]:
+def _other(answer: Recommendation, row: CandidateRow, width: int) -> Iterable[Section]:
     """Say of a row that is not the pick what it is, beside the pick."""
     pick, what = answer.system_optimal, words_of(row, answer.budget)
     yield _text("head", in_words(row.pick, device=True), width)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from traces.schema.advice import Budget
 from traces.schema.quantities import Quantity, latency, quantity
-from tui.screens.advice.rows import Candidate, goal_of
+from tui.screens.advice.rows import CandidateRow, goal_of
 from tui.text.layout import fitting_ticks, log_ticks, with_room
 
 AXES = ("latency_s", "latency_p95_s", "cost_usd", "device_s", "energy_j", "tokens", "flops")
@@ -17,7 +17,7 @@ FAR = 4.0  # times the least number that the largest is, from which an axis is l
 Line = tuple[list[float], list[float]]
 
 
-def axes(budget: Budget, rows: Sequence[Candidate]) -> list[Quantity]:
+def axes(budget: Budget, rows: Sequence[CandidateRow]) -> list[Quantity]:
     """Return what accuracy is drawn against, what is optimised first; none where none is known."""
     goal = goal_of(budget).name
     first = "device_s" if goal == "throughput_problems_per_s" else goal
@@ -69,7 +69,7 @@ class Plane:
     log: bool
 
     @classmethod
-    def of(cls, rows: Sequence[Candidate], axis: Quantity) -> Plane:
+    def of(cls, rows: Sequence[CandidateRow], axis: Quantity) -> Plane:
         xs = [each.value for row in rows if (each := row.pick.estimates.get(axis.name))]
         return cls(axis=axis, log=bool(xs) and min(xs) > 0 and max(xs) > FAR * min(xs))
 
@@ -77,11 +77,11 @@ class Plane:
         """Return where a number of the axis lies."""
         return math.log10(value) if self.log else value
 
-    def place(self, row: Candidate) -> tuple[float, float] | None:
+    def place(self, row: CandidateRow) -> tuple[float, float] | None:
         x, y = (row.pick.estimates.get(name) for name in (self.axis.name, "accuracy"))
         return None if x is None or y is None else (self.x(x.value), y.value)
 
-    def points(self, rows: Sequence[Candidate]) -> Mapping[str, Line]:
+    def points(self, rows: Sequence[CandidateRow]) -> Mapping[str, Line]:
         """Return the places of the rows by their symbol."""
         by_symbol: dict[str, Line] = {}
         for row in rows:
@@ -93,13 +93,13 @@ class Plane:
                     values.append(value)
         return by_symbol
 
-    def front(self, rows: Sequence[Candidate], role: str) -> Line:
+    def front(self, rows: Sequence[CandidateRow], role: str) -> Line:
         """Return a front's places by accuracy: where it turns back, it is dear on this axis."""
         found = [self.place(row) for row in rows if role in row.roles]
         places = sorted((y, x) for x, y in filter(None, found))
         return [x for _, x in places], [y for y, _ in places]
 
-    def error_bar(self, row: Candidate) -> Bar | None:
+    def error_bar(self, row: CandidateRow) -> Bar | None:
         """Return a candidate's error bar, None where an end of it is not known."""
         place, ends = self.place(row), []
         for name, at in ((self.axis.name, self.x), ("accuracy", float)):

@@ -37,7 +37,7 @@ COLOURS = {  # of the theme
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class CandidateRow:
     """A row of the Advice table: a configuration, and all that it is."""
 
     roles: frozenset[str]
@@ -54,7 +54,7 @@ class Candidate:
         return next(sign for roles, sign in SYMBOLS.items() if self.roles >= {*roles})
 
 
-def candidates(advice: Recommendation) -> list[Candidate]:
+def candidates(advice: Recommendation) -> list[CandidateRow]:
     """Return the picks, then both fronts by accuracy, then the near misses, each once."""
     listed = [
         (PICK, advice.system_optimal),
@@ -63,14 +63,14 @@ def candidates(advice: Recommendation) -> list[Candidate]:
         *((FLOPS, pick) for pick in advice.compute_pareto),
         *((MISS, miss.pick) for miss in advice.missed),
     ]
-    rows: dict[str, Candidate] = {}
+    rows: dict[str, CandidateRow] = {}
     for role, pick in listed:
         if pick is not None:
-            row = Candidate(roles=frozenset({role}), pick=pick)
+            row = CandidateRow(roles=frozenset({role}), pick=pick)
             earlier = rows.get(row.key)
             if earlier is not None:
                 # The picks come first: the fronts' copies do not say what was run.
-                row = Candidate(roles=earlier.roles | {role}, pick=earlier.pick)
+                row = CandidateRow(roles=earlier.roles | {role}, pick=earlier.pick)
             rows[row.key] = row
     order = [row for row in rows.values() if row.roles & {PICK, RIVAL}]
     rest = [row for row in rows.values() if row not in order]
@@ -83,7 +83,7 @@ def _value(pick: Pick, name: str) -> float:
     return math.inf if estimate is None else estimate.value
 
 
-def present_candidate(run: Run, answer: Recommendation, price: float | None) -> Candidate:
+def present_candidate(run: Run, answer: Recommendation, price: float | None) -> CandidateRow:
     """Return a recorded run as a candidate beside an answer: its numbers are measured.
 
     Its cost is at a price, in USD per device-hour.
@@ -92,7 +92,7 @@ def present_candidate(run: Run, answer: Recommendation, price: float | None) -> 
 
     assert run.policy is not None
     measured = measured_beside(run, answer.load, price)
-    return Candidate(
+    return CandidateRow(
         roles=frozenset({PRESENT}),
         pick=Pick(
             engine=run.engine,
@@ -128,7 +128,7 @@ def names_of(budget: Budget) -> dict[str, str]:
     }
 
 
-def words_of(row: Candidate, budget: Budget) -> str:
+def words_of(row: CandidateRow, budget: Budget) -> str:
     """Return all that a row is, in words."""
     names = names_of(budget)
     parts = []
@@ -149,7 +149,7 @@ def words_of(row: Candidate, budget: Budget) -> str:
 
 
 def shown_quantities(
-    budget: Budget, rows: Sequence[Candidate], axis: Quantity | None = None
+    budget: Budget, rows: Sequence[CandidateRow], axis: Quantity | None = None
 ) -> list[Quantity]:
     """Return the quantities that have a column, the most wanted first.
 
@@ -174,7 +174,7 @@ SHORT_HEADS = {latency(each).noun: statistic(each) for each in (None, 50, 95, 99
 
 
 def table_of(
-    rows: Sequence[Candidate], budget: Budget, width: int, axis: Quantity | None = None
+    rows: Sequence[CandidateRow], budget: Budget, width: int, axis: Quantity | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """Return the headers and cells of the table of rows in a width.
 

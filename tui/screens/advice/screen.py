@@ -26,7 +26,13 @@ from tui.screens.advice.budget import BudgetForm, in_fields
 from tui.screens.advice.front import FrontPanel
 from tui.screens.advice.page import Page, beside
 from tui.screens.advice.pick import EMPTY, MIXED, Section, answer_sections, is_outline, styled
-from tui.screens.advice.rows import Candidate, candidates, gone_lines, paste_text, present_candidate
+from tui.screens.advice.rows import (
+    CandidateRow,
+    candidates,
+    gone_lines,
+    paste_text,
+    present_candidate,
+)
 from tui.screens.advice.what_if import examples
 from tui.screens.base import ConfirmScreen, ModeScreen, set_class_alone
 from tui.screens.library import failure
@@ -186,6 +192,14 @@ class AdviceScreen(ModeScreen):
     CSS_PATH = "advice.tcss"
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = KEYS
+    LEGEND = (
+        ("maj@8", "The most frequent of 8 answers."),
+        ("agree 4/7", "Up to 7 samples, until 4 agree."),
+        ("first 4/8", "The most frequent of the first 4 of 8 answers."),
+        ("asc 0.95/16", "Up to 16 samples, until the vote is 95 % sure."),
+        ("route@6", "Samples by a table, up to 6. The answer of the row tells it."),
+        ("sure", "How likely all limits hold together."),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -570,7 +584,9 @@ class AdviceScreen(ModeScreen):
             drawn = (Content("\n\n").join([styled(told), drawn[0]]), drawn[1])
         self._answer_panel.show(beside(*drawn, inner // 2 + 2) if wide else drawn[0])
 
-    def _answer_of(self, row: Candidate | None, width: int, wide: bool) -> tuple[Content, Content]:
+    def _answer_of(
+        self, row: CandidateRow | None, width: int, wide: bool
+    ) -> tuple[Content, Content]:
         """Return what is said of a row, and why, where that stands beside it."""
         assert self._advice is not None
         told = self._accounted

@@ -17,7 +17,7 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from profiler.attach.attachment import CAUTION, Attachment, default_folder
-from profiler.engines.interface import Finding
+from profiler.engines.interface import Capability
 from traces.errors import UsageError
 from traces.recording.reader import Recording
 from tui.options import Watch, option_names
@@ -52,7 +52,7 @@ from tui.text.recordings.kernels import held_texts
 from tui.text.recordings.live import INDENT, next_lines, silence_told
 from tui.widgets.lanes import Lanes
 from tui.widgets.panel import Panel, PanelView
-from tui.widgets.prompt import Field, Prompt, Question, Words
+from tui.widgets.prompt import Field, FieldQuestion, Prompt, Words
 from tui.widgets.still import Box, StillText
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ HOW = (
     '{"id": "1", "prompt": "6*7=", "answer": "42"}. In place of FILE, demo sends the problems of '
     "ttscope demo."
 )
-URL = Question(
+URL = FieldQuestion(
     label="URL",
     example="http://HOST:8000 --listen 4318",
     suggester=Words(option_names(Watch).split(", ")),
@@ -101,7 +101,7 @@ class LiveScreen(ModeScreen):
     class Examined(Message):
         """What can be seen of the server."""
 
-        findings: list[Finding]
+        findings: list[Capability]
 
     @dataclass
     class Ticked(Message):
@@ -151,7 +151,7 @@ class LiveScreen(ModeScreen):
         ("ITL", "Time between two tokens of a request."),
         ("queue", "Time that a request waits before it runs."),
         ("request", "Time from the arrival of a request to its end."),
-        ("p50, p95", "Half, or 95 %, of the requests took at most this. Of a histogram both ends."),
+        ("p50, p95", "Half, or 95 %, of requests took at most this. Of a histogram both ends."),
         ("KV cache", "Share of the cache's blocks in use."),
         ("accept", "Tokens that a step with a draft gives."),
     )
@@ -161,7 +161,7 @@ class LiveScreen(ModeScreen):
         self._watch: LiveWatch | None = None
         self._target: Attachment | None = None
         self._history = History()
-        self._findings: list[Finding] = []
+        self._findings: list[Capability] = []
         self._depth = False
         self._asked = ""  # which may be mended where it fails
         self._shown: Entry | None = None  # a recording
@@ -262,6 +262,9 @@ class LiveScreen(ModeScreen):
 
     def _begin(self, target: Attachment) -> None:
         folder = default_folder(target.accesses[0])
+        opened = self.ttscope.opened_entry()
+        if opened is not None and opened.is_watched:
+            self.ttscope.leave_run()  # or it would be shown again once this has ended
         self._clear()
         self._target = target
         self._watch = LiveWatch(target, folder, self._ticked)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from textual.content import Content
 
-from profiler.engines.interface import Finding
+from profiler.engines.interface import Capability
 from traces.live.numbers import LIVE_S, QUANTILES, Numbers
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests
@@ -193,7 +193,7 @@ def action_lines(snapshot: Snapshot, width: int) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
+def sees_line(snapshot: Snapshot | None, findings: Sequence[Capability]) -> str:
     """Return which depths are seen; `d` tells what the others need."""
     if snapshot is None:
         return ""
@@ -222,7 +222,7 @@ def sees_line(snapshot: Snapshot | None, findings: Sequence[Finding]) -> str:
 
 
 def finding_lines(
-    findings: Sequence[Finding], snapshot: Snapshot | None, *, width: int
+    findings: Sequence[Capability], snapshot: Snapshot | None, *, width: int
 ) -> list[str]:
     """Return what is there of each depth, and the flag or command that brings what is not.
 
@@ -232,7 +232,7 @@ def finding_lines(
     return findings_text(came, width=width, indent=20)
 
 
-def _as_came(finding: Finding, snapshot: Snapshot | None) -> Finding:
+def _as_came(finding: Capability, snapshot: Snapshot | None) -> Capability:
     if snapshot is None:
         return finding
     count, what = {
@@ -250,14 +250,14 @@ def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:
     if snapshot.unpowered is not None:
         needs = "ttscope where the servers run, or --gpus N: they use N GPUs of this machine"
         why = snapshot.unpowered
-        lacking.append(Finding(what="power", present=False, detail=why, needs=needs))
+        lacking.append(Capability(what="power", present=False, detail=why, needs=needs))
     elif snapshot.watts is None:
         why = "no reading in the last seconds: is there an NVIDIA driver on this machine?"
-        lacking.append(Finding(what="power", present=False, detail=why))
+        lacking.append(Capability(what="power", present=False, detail=why))
     if snapshot.windows is None:
         needs = "--kernels FOLDER, the servers' torch_profiler_dir (see profiler)"
         why = "no windows are opened"
-        lacking.append(Finding(what="kernels", present=False, detail=why, needs=needs))
+        lacking.append(Capability(what="kernels", present=False, detail=why, needs=needs))
     return findings_text(lacking, width=width, indent=20)
 
 

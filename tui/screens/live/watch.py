@@ -17,7 +17,7 @@ from profiler.attach.attachment import Attached, Attachment, attach_to, attachme
 from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import LIVE_S, Numbers
-from traces.live.verdict import Change, Evidence, Verdict, change_for, judge
+from traces.live.verdict import LiveEvidence, Remedy, Verdict, change_for, judge
 from traces.recording.reader import Recording
 from traces.summary.kernels import (
     Collective,
@@ -60,7 +60,7 @@ class Snapshot:
     names: Mapping[str, str]
     verdicts: tuple[Verdict, ...]
     silences: Mapping[str, Silence] = field(default_factory=dict)
-    changes: tuple[Change | None, ...] = ()
+    changes: tuple[Remedy | None, ...] = ()
     steps: int | None = None
     problems_seen: int | None = None
     problems: pl.DataFrame | None = None
@@ -144,11 +144,11 @@ class LiveWatch:
             self._inside = self._look_inside(steps)
         step_rows = self._inside.get("step_rows")
         verdicts: list[Verdict] = []
-        changes: list[Change | None] = []
+        changes: list[Remedy | None] = []
         for key, each in minute.items():
             moved, device = self._profiled.get(key, (None, None))
             steps_of = _of_engine(step_rows, key)
-            seen = Evidence(numbers=each, steps=steps_of, collectives=moved, device_time=device)
+            seen = LiveEvidence(numbers=each, steps=steps_of, collectives=moved, device_time=device)
             verdicts.append(judge(key, seen))
             engine = deployment.engines.get(key)
             if each is None or engine is None or verdicts[-1].reason is not None:

@@ -53,7 +53,7 @@ from tui.screens.recordings.details import (
     latency_lines,
     price_told,
 )
-from tui.widgets.prompt import Field, Paths, Prompt, Question
+from tui.widgets.prompt import Field, FieldQuestion, Paths, Prompt
 from tui.widgets.still import Box, StillText
 from tui.widgets.table import RowTable
 
@@ -68,7 +68,7 @@ class ImportDone(Message):
 
 
 @dataclass
-class Failed(Message):
+class ImportFailed(Message):
     """Files of others cannot be imported; `asked` is what was typed."""
 
     text: str
@@ -101,13 +101,15 @@ class Compared(Message):
 
 
 QUESTIONS = {
-    "open": Question(
+    "open": FieldQuestion(
         label="open", example="runs/one, or a folder of recordings", suggester=Paths()
     ),
-    "price": Question(label="price of a device-hour", example="2.5, - as recorded"),
-    "import": Question(label="import", example="trace.json.gz, samples.jsonl", suggester=Paths()),
+    "price": FieldQuestion(label="price of a device-hour", example="2.5, - as recorded"),
+    "import": FieldQuestion(
+        label="import", example="trace.json.gz, samples.jsonl", suggester=Paths()
+    ),
 }
-FILTER = Question(label="filter", example="maj seqs64, or greedy|maj")
+FILTER = FieldQuestion(label="filter", example="maj seqs64, or greedy|maj")
 OF_RECORDINGS = frozenset({"mark", "filter", "sort", "reverse", "unmark", "advise", "delete"})
 ORDER = "Sort by the next column, or the other way round. A click on a header does both."
 KEYS: list[BindingType] = [
@@ -478,7 +480,7 @@ class RecordingsScreen(ModeScreen):
     @work(thread=True, group="import")
     def _import(self, text: str) -> None:
         self.post_made(
-            lambda: ImportDone(import_into(text, Path("runs"))), lambda why: Failed(why, text)
+            lambda: ImportDone(import_into(text, Path("runs"))), lambda why: ImportFailed(why, text)
         )
 
     @on(ImportDone)
@@ -487,8 +489,8 @@ class RecordingsScreen(ModeScreen):
         self.say(f"{event.made.told}, kept in {event.made.folder}{notes}")
         self.ttscope.open_paths([event.made.folder])
 
-    @on(Failed)
-    def _failed(self, event: Failed) -> None:
+    @on(ImportFailed)
+    def _failed(self, event: ImportFailed) -> None:
         self.say(event.text, bad=True)
         if self.is_current and not self.query_one("#asking", Prompt).is_open:
             self.action_ask("import", event.asked)

@@ -11,13 +11,13 @@ from traces.schema.formats import ABSENT, integer, number, percent, value_of
 from traces.statistics import Floats
 from traces.summary.kernels import Collective, FamilyTime
 from traces.summary.run import Run
-from traces.summary.series import Series
+from traces.summary.series import BinnedSteps
 from tui.screens.run.data import taken_ns
 from tui.text.layout import clock, clock_decimals, wrap
 from tui.widgets.lanes import LEFT, RIGHT, Lane
 
 
-def run_lanes(series: Series, power_w: Floats | None = None, *, tall: bool) -> list[Lane]:
+def run_lanes(series: BinnedSteps, power_w: Floats | None = None, *, tall: bool) -> list[Lane]:
     """Return batch, KV and tokens per second, and what else there is where there is room."""
     waits = Lane(name="waiting", values=series.waiting, unit="seqs", style="$warning")
     some = bool((np.nan_to_num(series.waiting) > 0).any())
@@ -33,7 +33,7 @@ def run_lanes(series: Series, power_w: Floats | None = None, *, tall: bool) -> l
     return lanes
 
 
-def beside_lanes(series: Series, other: Series, word: str) -> list[Lane]:
+def beside_lanes(series: BinnedSteps, other: BinnedSteps, word: str) -> list[Lane]:
     """Return a run's batch and tokens per second with another's below them on the same scale."""
     lanes = []
     for name, title, unit in (("batch", "batch", "seqs"), ("tokens_per_s", "tok/s", "")):

@@ -24,7 +24,7 @@ from tui.screens.run.charts import (
 from tui.screens.run.data import RunData, StepPages, taken_ns
 from tui.screens.run.playback import Goto, Playback
 from tui.screens.run.problem import (
-    Problem,
+    ShownProblem,
     cut_at,
     problem_at,
     problem_in_flight,
@@ -68,7 +68,7 @@ class RunModel:
         self.data: RunData | None = None
         self.unread = False  # whether the steps cannot be read
         self.play: Playback | None = None
-        self.problem: Problem | None = problem_at(self.run, 0)
+        self.problem: ShownProblem | None = problem_at(self.run, 0)
         self.page = "problem"
         self.rules, self.rule = tuple(rules), 0
         self.judged: dict[str, Savings | str] = {}
@@ -282,7 +282,9 @@ class RunModel:
         own = self._bars(problem, each, span, titles[0], own=True)
         return own, None if other is None else self._bars(other, each, span, titles[1], own=False)
 
-    def _bars(self, problem: Problem, width: int, span: float, title: str, *, own: bool) -> Bars:
+    def _bars(
+        self, problem: ShownProblem, width: int, span: float, title: str, *, own: bool
+    ) -> Bars:
         until = self._until()
         shown = problem if until is None else cut_at(problem, until)
         judged = self.judged.get(self.rules[self.rule]) if self.rules else None

@@ -34,7 +34,7 @@ _LATER = str.maketrans({"=": "~", "A": "a", "p": "~", ".": " "})  # after a rule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class SampleBar:
     """A sample's bar: times in seconds since the problem's arrival, None where not known.
 
     Where the problem's arrival is not known, no time is.
@@ -55,17 +55,17 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class ShownProblem:
     """A problem with its samples in the order in which they ended."""
 
     number: int
     count: int
     row: dict[str, Any]
-    samples: tuple[Sample, ...]
+    samples: tuple[SampleBar, ...]
     span_s: float
 
 
-def problem_at(run: Run, number: int) -> Problem | None:
+def problem_at(run: Run, number: int) -> ShownProblem | None:
     """Return the problem in a row of the run, None when there is none."""
     if run.rows is None or run.sample_rows is None or not 0 <= number < run.rows.height:
         return None
@@ -84,12 +84,12 @@ def problem_at(run: Run, number: int) -> Problem | None:
     ):
         last = run.step_rows["end"].drop_nulls()
         span = max(span, (int(last[-1]) - start) / 1e9) if last.len() else span
-    return Problem(
+    return ShownProblem(
         number=number, count=run.rows.height, row=row, samples=tuple(samples), span_s=span
     )
 
 
-def same_problem(problem: Problem, other: Run) -> Problem | None:
+def same_problem(problem: ShownProblem, other: Run) -> ShownProblem | None:
     """Return the problem of the same id in another run, None when it has none."""
     if other.rows is None:
         return None
@@ -107,11 +107,11 @@ def problem_in_flight(run: Run, time_ns: int) -> int | None:
     return None if not in_flight.height else int(in_flight.sort("arrival")["at"][-1])
 
 
-def _sample(row: dict[str, Any], start: int | None) -> Sample:
+def _sample(row: dict[str, Any], start: int | None) -> SampleBar:
     def since(name: str) -> float | None:
         return None if row[name] is None or start is None else (row[name] - start) / 1e9
 
-    return Sample(
+    return SampleBar(
         index=row["sample_index"] if row["sample_index"] is not None else -1,
         role=row["role"] or "sample",
         answer=row["answer"],
@@ -127,10 +127,10 @@ def _sample(row: dict[str, Any], start: int | None) -> Sample:
     )
 
 
-def cut_at(problem: Problem, seconds: float) -> Problem:
+def cut_at(problem: ShownProblem, seconds: float) -> ShownProblem:
     """Return the problem as it stood so many seconds after its arrival."""
 
-    def known(sample: Sample) -> Sample:
+    def known(sample: SampleBar) -> SampleBar:
         if sample.end is not None and sample.end <= seconds:
             return sample
         times = {
@@ -144,7 +144,7 @@ def cut_at(problem: Problem, seconds: float) -> Problem:
     return replace(problem, samples=tuple(known(each) for each in problem.samples))
 
 
-def bar(sample: Sample, span_s: float, width: int, until: float | None = None) -> str:
+def bar(sample: SampleBar, span_s: float, width: int, until: float | None = None) -> str:
     """Return a sample in time, a letter of tui/widgets/sample_bars.py for the state in a column.
 
     A sample that has not ended runs to `until`, the span's end by default.
@@ -177,7 +177,7 @@ def bar(sample: Sample, span_s: float, width: int, until: float | None = None) -
     return "".join(line).rstrip() + (">" if sample.end is None else "")
 
 
-def columns(problem: Problem, width: int) -> tuple[int, int]:
+def columns(problem: ShownProblem, width: int) -> tuple[int, int]:
     """Return how wide the answers and the bars are in lines of a width."""
     longest = max([6, *(len(each.answer or ABSENT) for each in problem.samples)])
     size = min(longest, 14)
@@ -185,7 +185,7 @@ def columns(problem: Problem, width: int) -> tuple[int, int]:
 
 
 def sample_rows(
-    problem: Problem,
+    problem: ShownProblem,
     width: int,
     *,
     stop: Decided | None = None,
@@ -220,7 +220,7 @@ def sample_rows(
     return rows
 
 
-def _note(problem: Problem, sample: Sample, order: int) -> str:
+def _note(problem: ShownProblem, sample: SampleBar, order: int) -> str:
     if sample.error or sample.cancelled:
         return sample.error or "cancelled"
     if sample.end is None:
@@ -237,7 +237,7 @@ def _note(problem: Problem, sample: Sample, order: int) -> str:
     return "differs" if final is not None and sample.answer != final else ""
 
 
-def scale_of(problem: Problem, width: int, span_s: float) -> Scale:
+def scale_of(problem: ShownProblem, width: int, span_s: float) -> Scale:
     """Return the header of the samples: the columns, and the span at the end of the bars."""
     size, space = columns(problem, width)
     end = number(span_s, "s") if span_s > 0 else ""  # no time is known
@@ -245,7 +245,7 @@ def scale_of(problem: Problem, width: int, span_s: float) -> Scale:
     return Scale(left=left, columns=space, end=end, width=width)
 
 
-def problem_title(problem: Problem) -> str:
+def problem_title(problem: ShownProblem) -> str:
     """Return one line: which problem, its answer, its time, tokens, energy and cost."""
     row = problem.row
     verdict = {1.0: "right", 0.0: "wrong", None: "not judged"}[row["correct"]]
@@ -266,7 +266,7 @@ def problem_title(problem: Problem) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def vote_lines(problem: Problem, *, width: int) -> list[str]:
+def vote_lines(problem: ShownProblem, *, width: int) -> list[str]:
     """Return how the vote converged, in the order in which samples ended, and what came after.
 
     The share of time and tokens after the final answer took the lead for good is hindsight: a
@@ -303,7 +303,7 @@ def vote_lines(problem: Problem, *, width: int) -> list[str]:
 
 
 def stop_lines(
-    problem: Problem, judged: Savings | str | None, rule: str, *, width: int
+    problem: ShownProblem, judged: Savings | str | None, rule: str, *, width: int
 ) -> list[str]:
     """Return where a rule ends this problem, and what it saves over all.
 
@@ -343,7 +343,7 @@ def stop_lines(
     return lines
 
 
-def _without_saving(problem: Problem, stop: Decided) -> str:
+def _without_saving(problem: ShownProblem, stop: Decided) -> str:
     """Return what to say of a rule that spares nothing: it was met as the last ended, or not."""
     sure = f"({percent(stop.certainty)} sure)"
     ends = [
@@ -376,7 +376,7 @@ def _middle(steps: Sequence[str], width: int) -> str:
     return " ".join([*head, "..", steps[-1]])
 
 
-def _tokens_after(sample: Sample, seconds: float) -> float:
+def _tokens_after(sample: SampleBar, seconds: float) -> float:
     if sample.end is None or sample.tokens is None or sample.end <= seconds:
         return 0.0
     begin = sample.first_token if sample.first_token is not None else sample.arrival

@@ -27,7 +27,7 @@ from tui.screens.run.model import PAGES, WIDE, RunModel
 from tui.screens.run.playback import parse_goto
 from tui.text.layout import whole_parts
 from tui.widgets.lanes import Lanes
-from tui.widgets.prompt import Field, Prompt, Question, Words
+from tui.widgets.prompt import Field, FieldQuestion, Prompt, Words
 from tui.widgets.sample_bars import SampleBars, Samples
 from tui.widgets.still import Box, StillText
 
@@ -52,7 +52,7 @@ class Judged(Message):
 
 
 @dataclass
-class Replayed(Message):
+class RunReplayed(Message):
     """The run was replayed."""
 
     model: RunModel
@@ -68,7 +68,7 @@ class Told(Message):
 
 
 @dataclass
-class Failed(Message):
+class RunFailed(Message):
     """Something of a run cannot be done: what was `asked` for, or its steps are `unread`."""
 
     model: RunModel
@@ -91,8 +91,8 @@ SETTINGS = tuple(
     for field in fields(kind)
 )
 QUESTIONS = {
-    "goto": Question(label="go to", example=PLACES),
-    "replay": Question(
+    "goto": FieldQuestion(label="go to", example=PLACES),
+    "replay": FieldQuestion(
         label="replay with",
         example="engine.max_num_seqs=8 policy.n=4, or nothing for as recorded",
         suggester=Words(SETTINGS),
@@ -261,7 +261,7 @@ class RunScreen(ModeScreen):
     def _read(self, model: RunModel) -> None:
         self.post_made(
             lambda: Read(model, read_run(model.recording, model.run)),
-            lambda why: Failed(model, why, unread=True),
+            lambda why: RunFailed(model, why, unread=True),
         )
 
     @work(thread=True, group="run")
@@ -286,10 +286,10 @@ class RunScreen(ModeScreen):
         recording = model.recording
         if recording is not None:
             self.post_made(
-                lambda: Replayed(
+                lambda: RunReplayed(
                     model, replay_beside(recording, model.run, changes, width=self._width)
                 ),
-                lambda why: Failed(model, why, asked=True),
+                lambda why: RunFailed(model, why, asked=True),
             )
 
     @work(thread=True, group="steps", exclusive=True)
@@ -297,7 +297,7 @@ class RunScreen(ModeScreen):
         try:
             read = model.pages.read(position)
         except Exception as error:  # it was deleted meanwhile, or is damaged
-            self.post_message(Failed(model, failure(error)))
+            self.post_message(RunFailed(model, failure(error)))
             return
         if read and not get_current_worker().is_cancelled:
             self.post_message(PageRead())
@@ -328,15 +328,15 @@ class RunScreen(ModeScreen):
         if event.model is self.model:
             self._draw_problem()
 
-    @on(Replayed)
-    def _beside_made(self, event: Replayed) -> None:
+    @on(RunReplayed)
+    def _beside_made(self, event: RunReplayed) -> None:
         if event.model is self.model:
             self.say("")
             self.model.show_beside(event.beside)
             self.draw()
 
-    @on(Failed)
-    def _failed(self, event: Failed) -> None:
+    @on(RunFailed)
+    def _failed(self, event: RunFailed) -> None:
         if event.model is not self.model:
             return
         self.say(told_here(event.text), bad=True)

@@ -36,7 +36,7 @@ def kernel_lines(run: Run, width: int = 80) -> list[str]:
         device = run.device_time
         spans = f"busy {number(device.busy_s, 's')}, idle {number(device.idle_s, 's')}"
         windows = counted(device.windows, "window")
-        of_steps = f", {device.steps:,} steps" if device.steps else ""
+        of_steps = f", {counted(device.steps, 'step')}" if device.steps else ""
         ranks = f" over {device.ranks} ranks" if device.ranks > 1 else ""
         where = f"in {windows}{of_steps}: {spans} ({percent(device.idle_share)}){ranks}"
         lines += wrap("", where, width=width, indent=0)

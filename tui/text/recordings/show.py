@@ -28,7 +28,7 @@ from traces.schema.quantities import quantity
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import mean, of_others
-from traces.summary.comparison import RUN_TO_RUN, Difference, Judged, RunSpread, by_problems
+from traces.summary.comparison import RUN_TO_RUN, Difference, JudgedLimit, RunSpread, by_problems
 from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
 from traces.summary.problems import mostly_told
@@ -474,15 +474,17 @@ def _setting(value: Any) -> str:
     if isinstance(value, list):  # of pairs
         return _setting(dict(value))
     if isinstance(value, dict):
-        items = [f"{name}={item}" for name, item in value.items() if item is not None]
+        items = [f"{name}={_setting(item)}" for name, item in value.items() if item is not None]
         return ",".join(items) or ABSENT
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # `ttscope show A B --fail-on`: which limits were broken, and how sure that is.
 
 
-def limit_lines(judged: Sequence[Judged]) -> list[str]:
+def limit_lines(judged: Sequence[JudgedLimit]) -> list[str]:
     """Return a verdict per limit: FAIL, ok or ? (not sure), the difference and its interval."""
     lines = [""] if judged else []
     for each in judged:
@@ -503,7 +505,7 @@ def limit_lines(judged: Sequence[Judged]) -> list[str]:
     return lines
 
 
-def _difference(each: Judged) -> str:
+def _difference(each: JudgedLimit) -> str:
     if not each.limit.relative:
         return with_interval(each.difference, sign=True)
     return relative_change(each.difference)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from advisor.step_time.operators.tables import interpolated
-from advisor.step_time.prior.operations.times import BYTES_SPREAD, GPU_SPREAD, Times
+from advisor.step_time.prior.operations.times import BYTES_SPREAD, GPU_SPREAD, CallTimes
 from advisor.step_time.prior.tables import BYTES_PER_ELEMENT, PriorTables
 from traces.errors import TablesError
 from traces.statistics import Floats
@@ -18,7 +18,7 @@ DISPATCH: Final = ("all_gather", "reduce_scatter")
 HALF: Final = "half"  # NCCL's name for 16 bits
 
 
-def dispatched(tables: PriorTables, hidden: int, group: int) -> Times:
+def dispatched(tables: PriorTables, hidden: int, group: int) -> CallTimes:
     """Return [rows, (tokens of all ranks, seconds)] of handing tokens to experts and back.
 
     As vLLM's own way (`allgather_reducescatter`) does: all ranks gather the tokens of all, and the
@@ -29,11 +29,11 @@ def dispatched(tables: PriorTables, hidden: int, group: int) -> Times:
     size = tokens * hidden * BYTES_PER_ELEMENT
     rows = np.column_stack([tokens, sum(interpolated(each.rows, size) for each in times)])
     first = times[0]
-    return Times(rows=rows, rule=first.rule, spread=first.spread)
+    return CallTimes(rows=rows, rule=first.rule, spread=first.spread)
 
 
 @lru_cache(maxsize=32)
-def _nccl(tables: PriorTables, name: str, group: int) -> Times:
+def _nccl(tables: PriorTables, name: str, group: int) -> CallTimes:
     """Return [rows, (bytes, seconds)] of one of NCCL's collectives in a group.
 
     A group of more GPUs than a node has, or than were measured, also takes its bytes between nodes.
@@ -49,7 +49,7 @@ def _nccl(tables: PriorTables, name: str, group: int) -> Times:
         kept = table.filter(num_gpus=own).group_by("message_size").agg(pl.col("seconds").min())
         rows = kept.sort("message_size").select("message_size", "seconds").to_numpy().astype(float)
         rows[:, 0] *= BYTES_PER_ELEMENT
-        found = Times(rows=rows)
+        found = CallTimes(rows=rows)
         if there is not tables:
             ratio = float(there.node.get("intra_node_bw", 1)) / float(
                 tables.node.get("intra_node_bw") or there.node.get("intra_node_bw", 1)
@@ -70,12 +70,12 @@ def _nccl(tables: PriorTables, name: str, group: int) -> Times:
     )
 
 
-def handed_on(tables: PriorTables, hidden: int, counts: Floats) -> Times:
+def handed_on(tables: PriorTables, hidden: int, counts: Floats) -> CallTimes:
     """Return [rows, (tokens, seconds)] of giving a stage's output to the next one of a pipeline."""
     latency = float(tables.node.get("p2p_latency") or tables.kernel_s)
     speed = float(tables.node.get("intra_node_bw") or tables.bandwidth_bytes_per_s)
     seconds = latency + counts * hidden * 2 * BYTES_PER_ELEMENT / speed  # values and residual
-    return Times(
+    return CallTimes(
         rows=np.column_stack([counts, seconds]),
         rule="between stages of a pipeline: bytes at the speed of the links",
         spread=BYTES_SPREAD,

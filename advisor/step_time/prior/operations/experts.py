@@ -15,9 +15,9 @@ from advisor.step_time.prior.operations.times import (
     PRECISION_SPREAD,
     PRECISIONS,
     SHAPE_SPREAD,
+    CallTimes,
+    LeastWork,
     Precision,
-    Times,
-    Work,
     carried,
     precision_of,
 )
@@ -73,7 +73,7 @@ class Shape(NamedTuple):
     expert: int = 1
     gated: bool = True
 
-    def work(self, form: Precision) -> Work:
+    def work(self, form: Precision) -> LeastWork:
         """Return what one GPU does with all tokens of a step, by a choice that is uniform."""
         weights = (3 if self.gated else 2) * self.hidden * self.width / self.tensor
         local = self.total / self.expert
@@ -84,14 +84,14 @@ class Shape(NamedTuple):
             values = rows * (2 * self.hidden + 2 * self.width / self.tensor)
             return np.asarray(visited * weights * form.parameter_bytes + 2.0 * values, dtype=float)
 
-        return Work(
+        return LeastWork(
             bytes=moved,
             flops=lambda tokens: 2.0 * tokens * self.active / self.expert * weights,
             peak=form.peak,
         )
 
 
-def routed(tables: PriorTables, shape: Shape, form: str) -> Times:
+def routed(tables: PriorTables, shape: Shape, form: str) -> CallTimes:
     """Return [rows, (tokens of all ranks, seconds)] of a layer's experts on one GPU.
 
     Raises TablesError where no GPU has a table of experts, or for a form that no rule prices.
@@ -111,7 +111,7 @@ def routed(tables: PriorTables, shape: Shape, form: str) -> Times:
     )
 
 
-def _bounded(found: Times, plain: Times, form: str) -> Times:
+def _bounded(found: CallTimes, plain: CallTimes, form: str) -> CallTimes:
     """Return times of experts in a narrow form that take no longer than those in bfloat16.
 
     An engine has kernels of several kinds, and a table perhaps one that no engine takes: so where
@@ -129,7 +129,7 @@ def _bounded(found: Times, plain: Times, form: str) -> Times:
 
 def _on(
     tables: PriorTables, there: PriorTables, shape: Shape, form: str, choices: tuple[str, ...]
-) -> Times | None:
+) -> CallTimes | None:
     """Return the times by a system's tables, None where it has none."""
     wanted = shape[:6]
     versions = there.versions_of(FAMILY, TABLE)
@@ -142,13 +142,13 @@ def _on(
         version = (exact or with_dtype)[0]
         near = wanted if exact else _nearest(_shapes(there, version, dtype), wanted)
         rows, routing = _table(there, version, dtype, near)
-        found = Times(rows=rows, routing=routing)
+        found = CallTimes(rows=rows, routing=routing)
         if exact and own and there is tables:
             return found
         before = Shape(*near, gated=shape.gated)
         measured = FORMS.get(dtype) or PRECISIONS[dtype]
         asked = measured if own else PRECISIONS[form]
-        found = Times(
+        found = CallTimes(
             rows=carried(rows, before.work(measured), shape.work(asked), tables, there),
             routing=routing,
         )

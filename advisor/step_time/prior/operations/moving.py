@@ -11,7 +11,7 @@ from advisor.step_time.prior.operations.times import (
     BYTES_SPREAD,
     GPU_SPREAD,
     SHAPE_SPREAD,
-    Times,
+    CallTimes,
 )
 from advisor.step_time.prior.tables import PriorTables
 from traces.statistics import Floats
@@ -34,7 +34,7 @@ def moving(tables: PriorTables, counts: Floats, size: float, *, kernels: int = 1
     return np.column_stack([counts, seconds])
 
 
-def connected(tables: PriorTables, hidden: int, count: int) -> Times:
+def connected(tables: PriorTables, hidden: int, count: int) -> CallTimes:
     """Return [rows, (tokens, seconds)] of a layer's hyper-connections, which mix `count` streams.
 
     As the table has them (before and after both parts of a layer); the rule is their bytes.
@@ -48,10 +48,10 @@ def connected(tables: PriorTables, hidden: int, count: int) -> Times:
         kept = table.filter(hidden_size=own).group_by("op_name", "num_tokens")
         sums = kept.agg(pl.col("seconds").min()).group_by("num_tokens").agg(pl.col("seconds").sum())
         rows = sums.sort("num_tokens").select("num_tokens", "seconds").to_numpy().astype(float)
-        found = Times(rows=rows)
+        found = CallTimes(rows=rows)
         if there is not tables:
             ratio = there.bandwidth_bytes_per_s / tables.bandwidth_bytes_per_s
-            found = Times(rows=rows * [1.0, ratio]).by_rule(
+            found = CallTimes(rows=rows * [1.0, ratio]).by_rule(
                 f"hyper-connections: those of {there.system} by bandwidth", GPU_SPREAD
             )
         return (
@@ -62,4 +62,4 @@ def connected(tables: PriorTables, hidden: int, count: int) -> Times:
             )
         )
     rows = moving(tables, np.geomspace(1.0, 2.0**14, 15), 4.0 * 2 * hidden * count, kernels=4)
-    return Times(rows=rows).by_rule("hyper-connections: the bytes they move", BYTES_SPREAD)
+    return CallTimes(rows=rows).by_rule("hyper-connections: the bytes they move", BYTES_SPREAD)

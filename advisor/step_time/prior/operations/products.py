@@ -15,8 +15,8 @@ from advisor.step_time.operators.grids import fill_beyond, growing, to_grid
 from advisor.step_time.prior.operations.times import (
     PRECISION_SPREAD,
     PRECISIONS,
-    Times,
-    Work,
+    CallTimes,
+    LeastWork,
     carried,
     precision_of,
 )
@@ -44,7 +44,7 @@ LAUNCHED: Final = 4.0  # times the usual time of the nearest form, when few toke
 HIDDEN: Final = 1.5  # times it, up to which a measured time may be the host's
 
 
-def product(tables: PriorTables, n: int, k: int, form: str = "bfloat16") -> Times:
+def product(tables: PriorTables, n: int, k: int, form: str = "bfloat16") -> CallTimes:
     """Return the seconds of tokens x k times k x n, weights in `form`.
 
     Raises TablesError for a form that no rule prices.
@@ -53,22 +53,22 @@ def product(tables: PriorTables, n: int, k: int, form: str = "bfloat16") -> Time
     forms = _measured(tables)
     for near in NEAREST[form]:
         if near in forms:
-            found = Times(rows=_table(tables, near, n, k))
+            found = CallTimes(rows=_table(tables, near, n, k))
             if near != form:
                 rule = f"products in {form}: as those in {near}"
                 return found.by_rule(rule, PRECISION_SPREAD)
             return found.by_rule(ON_GPU, PRECISION_SPREAD) if forms[near] else found
     plain = _table(tables, "bfloat16", n, k)
     if form == "bfloat16":
-        return Times(rows=plain)
+        return CallTimes(rows=plain)
     rows = carried(plain, _work(n, k, "bfloat16"), _work(n, k, form), tables)
     rule = f"products in {form.removesuffix('_cores')}: those in bfloat16 by bytes and peak"
-    return Times(rows=rows).by_rule(rule, PRECISION_SPREAD)
+    return CallTimes(rows=rows).by_rule(rule, PRECISION_SPREAD)
 
 
-def _work(n: int, k: int, form: str) -> Work:
+def _work(n: int, k: int, form: str) -> LeastWork:
     kind = PRECISIONS[form]
-    return Work(
+    return LeastWork(
         bytes=lambda m: n * k * kind.parameter_bytes + 2.0 * m * (n + k),
         flops=lambda m: 2.0 * m * n * k,
         peak=kind.peak,

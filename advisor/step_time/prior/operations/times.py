@@ -49,7 +49,7 @@ class Ruled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times(Ruled):
+class CallTimes(Ruled):
     """`rows` [rows, (count, seconds)] of a call.
 
     `routing` is how far off (log of time) other routings of the experts are.
@@ -95,7 +95,7 @@ def precision_of(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class LeastWork:
     """What an operation on so many tokens moves and computes at the least."""
 
     bytes: Callable[[Floats], Floats]
@@ -110,7 +110,11 @@ class Work:
 
 
 def carried(
-    rows: Floats, before: Work, after: Work, own: PriorTables, other: PriorTables | None = None
+    rows: Floats,
+    before: LeastWork,
+    after: LeastWork,
+    own: PriorTables,
+    other: PriorTables | None = None,
 ) -> Floats:
     """Return times of work `before`, measured on `other` if not here, as those of `after`."""
     there = own if other is None else other

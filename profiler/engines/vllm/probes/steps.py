@@ -44,7 +44,7 @@ COST_EVERY = 64  # steps: the probe times itself, in a step that reads no CPU cl
 
 
 @dataclass(slots=True)
-class Flight:
+class StepInFlight:
     """The step that is in flight: vLLM's SchedulerOutput and what was seen of it.
 
     Where two are, the older one waits in the probe's `_pending`.
@@ -89,7 +89,7 @@ class StepProbe:
         """Wrap the scheduler of this one engine; `remove` undoes it."""
         scheduler = self.scheduler
         self._schedule, self._update = scheduler.schedule, scheduler.update_from_output
-        flight = Flight()
+        flight = StepInFlight()
         scheduler.schedule = self._watched_schedule(self._schedule, flight)
         scheduler.update_from_output = self._watched_update(self._update, flight)
 
@@ -148,7 +148,9 @@ class StepProbe:
         place = bisect_right(self._ends, unix_ns - self.unix_offset_ns)
         return self._forgotten + min(place, len(self._ends) - 1)
 
-    def _watched_schedule(self, schedule: Callable[..., Any], flight: Flight) -> Callable[..., Any]:
+    def _watched_schedule(
+        self, schedule: Callable[..., Any], flight: StepInFlight
+    ) -> Callable[..., Any]:
         """Return `schedule`, watched.
 
         Both methods are closures because a cell is read in a third of the time of an attribute,
@@ -224,7 +226,9 @@ class StepProbe:
 
         return watched
 
-    def _watched_update(self, update: Callable[..., Any], flight: Flight) -> Callable[..., Any]:
+    def _watched_update(
+        self, update: Callable[..., Any], flight: StepInFlight
+    ) -> Callable[..., Any]:
         """Return `update_from_output`, watched."""
         now, thread_time = time.monotonic_ns, time.thread_time_ns
         scheduler, pending, ring, costs = self.scheduler, self._pending, self._ring, self._costs_ns

@@ -3,8 +3,8 @@ import polars as pl
 import pytest
 
 from advisor.step_time.operators.communication import (
+    CollectiveKind,
     Communication,
-    Kind,
     all_reduces,
     measured_messages,
     read_collectives,
@@ -17,7 +17,7 @@ from traces.recording.tables import KERNELS
 from traces.recording.writer import RecordingWriter
 
 SIZES = 2.0 ** np.arange(10, 26.01, 0.25)
-ALL_REDUCE = Kind("all_reduce", 4, False)
+ALL_REDUCE = CollectiveKind("all_reduce", 4, False)
 
 
 def link(size):
@@ -102,7 +102,7 @@ def test_messages_of_a_recording_are_the_time_of_the_last_rank():
     made.append({"rank": 0, "step": 1, "count": 5, "time": 5, "collective": None})
     kernels = pl.DataFrame(made, schema=KERNELS)
     ((kind, found),) = recorded_messages(kernels, graph=True).items()
-    assert kind == Kind("all_reduce", 2, True)
+    assert kind == CollectiveKind("all_reduce", 2, True)
     np.testing.assert_allclose(sorted(found.tolist()), [[4096, 1e-5], [4096, 1.1e-5]])
 
 
@@ -119,8 +119,8 @@ def test_a_recording_tells_what_its_profiled_windows_held(tmp_path):
     writer.close(complete=True)
     found = measured_messages(tmp_path / "r")
     assert {kind: rows.tolist() for kind, rows in found.items()} == {
-        Kind("all_reduce", 2, False): [[4096, 9e-6]],
-        Kind("all_reduce", 2, True): [[8192, 9e-6]],
+        CollectiveKind("all_reduce", 2, False): [[4096, 9e-6]],
+        CollectiveKind("all_reduce", 2, True): [[8192, 9e-6]],
     }
     RecordingWriter(tmp_path / "empty", manifest).close(complete=True)
     with pytest.raises(RecordingError, match="empty: no collective was profiled. Record with"):
@@ -136,8 +136,13 @@ def test_a_table_of_all_reduces_is_read(tmp_path):
         HEADER + "0.02,2,2048,all_reduce\n0.03,2,4096,all_reduce\n.05,8,99,all_reduce\n"
     )
     found = read_collectives(path)
-    assert set(found) == {Kind("all_reduce", 2, False), Kind("all_reduce", 8, False)}
-    np.testing.assert_allclose(found[Kind("all_reduce", 2, False)], [[2048, 2e-5], [4096, 3e-5]])
+    assert set(found) == {
+        CollectiveKind("all_reduce", 2, False),
+        CollectiveKind("all_reduce", 8, False),
+    }
+    np.testing.assert_allclose(
+        found[CollectiveKind("all_reduce", 2, False)], [[2048, 2e-5], [4096, 3e-5]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,6 +198,6 @@ def test_collectives_of_a_real_trace(shared):
         read_trace(shared / "data" / "kineto" / "a100_nccl.json.gz").kernels, graph=False
     )
     model = Communication().fit(found)
-    assert Kind("all_reduce", 2, False) in model.laws_
+    assert CollectiveKind("all_reduce", 2, False) in model.laws_
     law = model.law("broadcast", 2, graph=False)
     assert law.sizes > 1 and law.high_bytes > 424

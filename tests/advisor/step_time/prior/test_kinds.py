@@ -21,6 +21,7 @@ from tests.advisor.step_time.prior.kinds_files import (
     HEADS,
     LATENT,
     LATENT_PRODUCTS,
+    PRODUCTS,
     delta_s,
     experts_of,
     experts_s,
@@ -41,6 +42,7 @@ from tests.advisor.step_time.prior.prior_files import (
 )
 from traces.errors import TablesError, UsageError
 from traces.schema.engine import EngineConfig
+from traces.schema.layers import State
 
 AT = np.array([8.0])
 PARALLEL = (("enable_expert_parallel", "true"),)
@@ -273,6 +275,28 @@ def test_a_state_costs_the_same_whatever_the_context(tables):
     half = priced(tables, model(layer(attention=None, state=DELTA, mixing=mixing)),
                   tensor_parallel_size=2)  # fmt: skip
     assert half.parts.mixers[0][1].decode(AT, AT) == pytest.approx(delta_s(8, 4))
+
+
+def test_a_layer_of_attention_and_a_state_does_both(tables):
+    mixing = (matrix("linear_attn.in_proj", 512, 1024), matrix("linear_attn.out_proj", 512, 512))
+    both = priced(tables, model(layer(state=DELTA, mixing=(*PRODUCTS, *mixing)))).parts
+    alone = [priced(tables, model(each)).parts for each in
+             (layer(), layer(attention=None, state=DELTA, mixing=mixing))]  # fmt: skip
+    ours, theirs = ([mixer.decode(AT, AT).item() for part in parts for _, mixer in part.mixers]
+                    for parts in ([both], alone))  # fmt: skip
+    assert ours == theirs and len(ours) == 2
+    assert [both.reduces, *(each.reduces for each in alone)] == [13, 9, 9]
+
+
+def test_a_convolution_reads_its_last_inputs_by_rule(tables):
+    last = State(kind="conv", heads=512, values=0, value_bytes=2,
+                 convolved_values=1024, convolved_bytes=2)  # fmt: skip
+    mixing = (matrix("linear_attn.in_proj", 512, 1536), matrix("linear_attn.out_proj", 512, 512))
+    prior = priced(tables, model(layer(attention=None, state=last, mixing=mixing)))
+    ((_, mixer),) = prior.parts.mixers
+    near, far = mixer.decode(np.array([1.0, 1024.0]), AT).T[0]
+    assert far - near == pytest.approx(1023 * 2 * 1024 * 2 / BANDWIDTH)
+    assert any("conv layers: the bytes" in rule for rule in prior.rules)
 
 
 def test_gpus_sum_the_variance_of_a_norm_over_all_heads(tables):

@@ -236,7 +236,7 @@ def test_a_cost_of_tables_is_scaled_in_its_seconds_only(tables):
         ({}, {"quantization": "awq"}, "engine.quantization=awq, and tiny has plain weights"),
         ({}, {"kv_cache_dtype": "nvfp4"}, "kv_cache_dtype=nvfp4"),
         ({"intermediate_size": None}, {}, "no intermediate_size"),
-        ({"attention": ("full_attention", "hybrid")}, {}, "hybrid layers"),
+        ({"attention": ("cross_attention",)}, {}, "cross attention layers"),
         ({}, {"pipeline_parallel_size": 5}, "4 layers, fewer than pipeline_parallel_size 5"),
         ({"num_attention_heads": 6}, {"tensor_parallel_size": 4}, "6 attention heads"),
         ({"intermediate_size": 1022}, {"tensor_parallel_size": 4}, "1,022 MLP columns"),

@@ -14,10 +14,10 @@ from advisor.step_time.prior.drafting import VerifyStep
 from advisor.step_time.prior.recalibration import (
     AGAIN,
     FADES,
-    Load,
     MeasuredLoads,
     PriorTimes,
     Recalibration,
+    StepLoad,
     cost_of,
 )
 from advisor.step_time.prior.tables import read_prior
@@ -119,7 +119,7 @@ SPREAD = np.array([0.08, 0.0])
 
 
 def at(requests, log=0.0, context=512.0):
-    return Load(requests, context), log
+    return StepLoad(requests, context), log
 
 
 def measured_at(*points, spread=SPREAD):

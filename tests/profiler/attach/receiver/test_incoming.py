@@ -487,8 +487,11 @@ def test_the_context_behind_missing_steps_is_not_known_until_nothing_runs(receiv
         receiver.put_batch(batch(*numbered(9, one, last, fresh, one), **more))
 
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
-    read = recording.steps.sort("end")["decode_kv_tokens"].to_list()
+    steps = recording.steps.sort("end")
+    read = steps["decode_kv_tokens"].to_list()
     assert read == [None, None, None, None, 0, 31, None, None, 0, 31]
+    # Nor is the time across them that of a step.
+    assert steps["interval_ns"].to_list() == [None, 1, 1, 1, None, 1, None, 1, None, 1]
 
 
 def test_a_restarted_server_that_does_not_listen_yet_is_no_other_engine(receiver, tmp_path):
@@ -508,4 +511,6 @@ def test_a_restarted_server_that_does_not_listen_yet_is_no_other_engine(receiver
     recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
     assert len(recording.manifest.engines) == 1
     # The requests of the process before are gone, and how many were left is not told.
-    assert recording.steps.sort("end")["decode_kv_tokens"].to_list() == [0, 0, None]
+    steps = recording.steps.sort("end")
+    assert steps["decode_kv_tokens"].to_list() == [0, 0, None]
+    assert steps["interval_ns"].to_list() == [None, None, 10**9]

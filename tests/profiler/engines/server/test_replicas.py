@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from benchmarks.made.stub import StubEngine
-from profiler.engines.server.replicas import Replicas, together
+from profiler.engines.server.replicas import ReplicaEngine, together
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
 from traces.errors import UsageError
@@ -32,7 +32,7 @@ class Served(StubEngine):
 @pytest.mark.parametrize("method", ["majority", "early_stopping", "first_finish"])
 def test_problems_go_round_and_their_samples_stay_together(tmp_path, method):
     engines = [Served() for _ in URLS]
-    engine = Replicas(engines, together([SERVED] * 3, URLS))
+    engine = ReplicaEngine(engines, together([SERVED] * 3, URLS))
     policy = Policy(method=method, n=4, temperature=0.8, top_p=1.0, max_tokens=30)
     workload = load_workload("demo", problems=9, seed=0)
     recording = Recording.open(record(workload, policy, engine, tmp_path / "r", concurrency=9))

@@ -2,8 +2,13 @@
 
 import json
 
-from profiler.engines.server.served import describe
+import httpx
+import pytest
+
+from profiler.engines.options import model_path
+from profiler.engines.server.served import ask_model, describe
 from profiler.engines.server.server import ServerEngine
+from traces.errors import EngineError
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 2,
@@ -41,3 +46,20 @@ def test_data_parallel_replicas_of_vllm_are_devices(server):
     engine.close()
     assert (engine.config.data_parallel_size, engine.config.num_devices) == (3, 6)
     assert engine.config.block_size == 128
+
+
+def test_a_bundled_model_is_served_by_its_name_or_by_its_folder():
+    folder = model_path("demo/s")
+    for served, wanted, found in (
+        ("demo/s", "demo/s", True), (folder, "demo/s", True), (folder, folder, True),
+        ("toy", "toy", True), ("toy", None, True), ("toy", "demo/s", False),
+    ):  # fmt: skip
+        body = httpx.ByteStream(json.dumps({"data": [{"id": served}]}).encode())
+        answer = httpx.Response(200, stream=body)
+        transport = httpx.MockTransport(lambda _, answer=answer: answer)
+        with httpx.Client(base_url="http://stub", transport=transport) as client:
+            if found:
+                assert ask_model(client, "http://stub", wanted)["id"] == served
+            else:
+                with pytest.raises(EngineError, match="does not serve demo/s. It serves toy"):
+                    ask_model(client, "http://stub", wanted)

@@ -9,7 +9,7 @@ import pytest
 from tests.tui.fake_advisor import LARGE, SMALL, FakeAdvisor
 from traces.schema.advice import Budget, Stages
 from tui.screens.advice.pick import answer_sections, styled
-from tui.screens.advice.rows import PRESENT, Candidate, candidates
+from tui.screens.advice.rows import PRESENT, CandidateRow, candidates
 from tui.text.advice import advice_lines, estimate_lines
 
 
@@ -56,7 +56,7 @@ def test_the_pick_is_told_in_the_words_of_advise(present):
 
 
 def test_what_runs_today_is_the_best_or_what_it_has_more():
-    today = Candidate(roles=frozenset({PRESENT}), pick=SMALL)
+    today = CandidateRow(roles=frozenset({PRESENT}), pick=SMALL)
     worse = FakeAdvisor([]).recommend(Budget(), (SMALL.engine, SMALL.policy))
     text = text_of(worse, today)
     told = " ".join(text.split())

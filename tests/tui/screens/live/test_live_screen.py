@@ -85,6 +85,20 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         assert entry.path.name.startswith("live-127.0.0.1")
         assert Recording.open(entry.path).complete
         assert Recording.open(entry.path).frame("scrapes").height
+        await pilot.press("1")
+        app.open_run(entry)
+        await settle(pilot)
+        status = app.screen.query_one("NavBar").status
+        assert status.startswith(f"recorded: {entry.path.name}")
+        (tmp_path / "again").mkdir()  # the same second gives the same name
+        monkeypatch.chdir(tmp_path / "again")
+        await attach_to(pilot, server.url)
+        await wait_for(pilot, seen, LiveScreen.Ticked, 4)
+        await pilot.press("s")
+        await wait_for(pilot, seen, LiveScreen.Ended, 2)
+        await settle(pilot)
+        assert "It is on screen 1 now" in text_of(app, "#message")
+        assert app.screen.query_one("NavBar").status == "not connected"
 
 
 @pytest.mark.slow

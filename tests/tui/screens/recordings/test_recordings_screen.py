@@ -14,7 +14,7 @@ from tests.tui.pilot import entry_at_cursor, opened, press, settle, text_of
 from tui.app.app import TtscopeApp
 from tui.screens.base import ConfirmScreen
 from tui.screens.entries import to_list
-from tui.screens.recordings.screen import Failed, ImportDone
+from tui.screens.recordings.screen import ImportDone, ImportFailed
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ async def test_open_import_and_delete(folder):
         assert table.row_count == 3
         (folder / "broken.jsonl").write_text("{")
         await ask(pilot, "i", str(folder / "broken.jsonl"))
-        assert any(isinstance(each, Failed) for each in seen)
+        assert any(isinstance(each, ImportFailed) for each in seen)
         assert app.screen.query_one("#message").has_class("bad")
 
         await pilot.press("escape", "ctrl+home")

@@ -176,7 +176,7 @@ async def test_a_replay_is_shown_beside_its_recording():
         field = app.screen.query_one("#ask", Input)
         field.value = "engine.max_num_seqs=4"
         await press(pilot, "enter")
-        assert posted[-1] == "Replayed"
+        assert posted[-1] == "RunReplayed"
         assert app.screen.model.beside.run.step_rows["source"][0] == "replayed"
         assert isinstance(app.screen, RunScreen)
         assert "replay" in text_of(app, "#lanes")
@@ -187,7 +187,7 @@ async def test_a_replay_is_shown_beside_its_recording():
         await pilot.press("v")
         field.value = "engine.nothing=4"
         await press(pilot, "enter")
-        assert "Failed" in posted
+        assert "RunFailed" in posted
         assert "no such field" in text_of(app, "#message")
 
 
