@@ -76,7 +76,7 @@ def recorded(folder: Path, told: bool) -> None:
                 continue
             question = by_replica(Question(engine=run.engine, policy=run.policy))
             replays = Replays(runs[other][0], first, model, run, (run,), question)
-            latency = replays.summary().latency_s
+            latency = replays.summary.latency_s
             for statistic, of in STATISTICS.items():
                 told = latency[statistic]
                 assert told is not None and told.low is not None and told.high is not None

@@ -99,7 +99,8 @@ def _host() -> Iterator[Capability]:
 
 SPANS = (
     "start vLLM so, for spans and steps, and ttscope attach URL --listen 4318. For spans over gRPC "
-    "leave out the first variable, name http://127.0.0.1:4317 and give --listen-grpc 4317"
+    "leave out OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, name http://127.0.0.1:4317 and give "
+    "--listen-grpc 4317"
 )
 PLUGIN = (
     "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM by the "

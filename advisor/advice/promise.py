@@ -87,7 +87,7 @@ def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expe
     exec_ = "exec env" if "=" in command.split()[0] else "exec"
     with whole_file(folder / SERVE) as partial:
         partial.write_text(
-            f"#!/bin/sh\n# {named}, as ttscope advises. Options of its own go on: --port 8001\n"
+            f"#!/bin/sh\n# {named}, as ttscope advises. Options go to the server: --port 8001\n"
             + (f"# {note}\n" if (note := command_note(pick)) else "")
             + f'{exec_} {command} "$@"\n'
         )

@@ -329,7 +329,10 @@ class Lost:
     @property
     def text(self) -> str:
         """How many problems are lost, and to what."""
-        kinds = ((self.timed_out, "cut off by the timeout"), (self.failed, "failed"))
+        kinds = (
+            (self.timed_out, "cut off by the timeout"),
+            (self.failed, "failed" if self.imported else "with failed samples"),
+        )
         parts = ", ".join(f"{count:,} {what}" for count, what in kinds if count)
         return f"of {self.problems:,} problems {parts}"
 

@@ -154,9 +154,9 @@ def _moment(when: datetime) -> str:
 
 
 def _platform(engine: EngineConfig) -> str:
-    version = f"vLLM {engine.vllm_version}" if engine.vllm_version else ""
-    device = f"on {engine.gpu}" if engine.gpu else ""
-    return " ".join(part for part in (version, device) if part)
+    if not engine.vllm_version:  # the machines beside it tell the device
+        return ""
+    return f"vLLM {engine.vllm_version}" + (f" on {engine.gpu}" if engine.gpu else "")
 
 
 def _watched(material: Material) -> Html:

@@ -392,7 +392,7 @@ def matches(entry: Entry, words: str) -> bool:
     A single character is one that a model, a policy or a recording begins with: it would be found
     nearly everywhere.
     """
-    text = f"{entry.title} {entry.path}".lower()
+    text = f"{entry.title} {entry.path}{' watched' if entry.is_watched else ''}".lower()
     names = (entry.path.name, *(entry.cells.get(each, "") for each in ("model", "policy")))
     begins = {name[:1].lower() for name in names}
 

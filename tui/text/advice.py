@@ -217,7 +217,8 @@ def _off_its_run(pick: Pick) -> list[str]:
             assert run is not None
             return [
                 f"Its run {run.recording} had a {quantity(name).noun} of "
-                f"{number(was.value, was.unit)}. Do not rely on a prediction that is so far off."
+                f"{number(was.value, was.unit)}, predicted {number(predicted.value, was.unit)}. "
+                "Do not rely on a prediction that is so far off."
             ]
     return []
 
@@ -637,7 +638,8 @@ def fits(answer: Recommendation) -> list[str]:
     """Return the sentence that says how many candidates fit, and what each limit rules out."""
     out = sum(answer.infeasible.values())
     of = f"{answer.candidates:,} candidates (each a model, a policy and an engine's settings)"
-    line = f"{answer.candidates - out:,} of {of} meet the budget"
+    able = "meet the budget" if answer.budget.required else "can be judged"
+    line = f"{answer.candidates - out:,} of {of} {able}"
     reasons = ", ".join(f"{count:,} ({why})" for why, count in answer.infeasible.items())
     return [f"{line}. Ruled out: {reasons}"] if reasons else [line]
 

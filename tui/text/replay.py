@@ -119,8 +119,11 @@ def _compared(prediction: Prediction, width: int) -> Iterator[str]:
         values = (number(v, "s") for v in (each.measured_s, each.predicted_s))
         rows.append([f"{each.name} {each.part}", *values, percent_change(each.relative)])
     yield from align(rows, right=(1, 2, 3), width=width)
-    yield from wrap("", "off: predicted against measured, an error where the file is of the engine "
-                    "and the load that are asked about", width=width, indent=0)  # fmt: skip
+    told = (
+        "off: predicted against measured. It is an error only if the engine and the load asked "
+        "about are those that were measured"
+    )
+    yield from wrap("", told, width=width, indent=0)
     yield ""
 
 

@@ -18,7 +18,7 @@ from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.formats import with_interval
+from traces.schema.formats import chance, digits
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.summary.run import Run, summarise, to_plain
 from tui.options import (
@@ -94,7 +94,9 @@ def advise(options: BudgetOptions, asked: Advise, told: AccountOptions) -> None:
         read_gpu(system)
     recordings = open_measured(asked.recordings)
     if not is_given(given):
-        raise UsageError("the budget is empty. Give a limit, such as --min-accuracy 0.75")
+        raise UsageError(
+            "the budget is empty. Give a limit, such as --min-accuracy 0.75, or --optimise"
+        )
     for name, value in (
         ("-o", asked.output),
         ("--plan", asked.plan),
@@ -261,7 +263,7 @@ def _how_judged(expected: Expectations, *, posed: bool) -> list[str]:
     if posed:
         return []
     told = (
-        "No gate can judge a run by expect.json, as these outcomes do not name all problems. "
+        "No gate can judge a run by expect.json, as problems were left out, or a curve has none. "
         "Record the pick, and advise on that recording too."
     )
     if expected.problem_names is not None:
@@ -275,8 +277,17 @@ def _how_judged(expected: Expectations, *, posed: bool) -> list[str]:
 def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list[str]:
     """Return whether the promised latencies hold what a server adds, and else how to learn it."""
     if expected.served is not None:
-        share = with_interval(expected.served)
-        told = f"Latencies in expect.json are through a server: {share} times the engine's"
+        share, *ends = (
+            "-" if each is None else digits(each)
+            for each in (expected.served.value, expected.served.low, expected.served.high)
+        )
+        told = (
+            f"Latencies in expect.json are through a server: {share} [{', '.join(ends)}] times the "
+            "engine's"
+        )
+        sure, budget = expected.probability_within_budget, expected.budget
+        if sure is not None and budget.max_latency_s is not None and sure < budget.confidence:
+            told += f". Through it all limits hold with a probability of {chance(sure)} alone"
         return wrap("", told, width=80, indent=0)
     told = (
         "Latencies in expect.json are of the engine alone, without what HTTP adds. To have them "

@@ -353,8 +353,8 @@ def _outcomes(imported: Imported, files: Sequence[Path], output: Path) -> Shown:
 def _curve_shown(imported: ImportedCurve, files: Sequence[Path], output: Path) -> Shown:
     curve = imported.curve
     lines = [
-        f"{imported.format}: {counted(len(curve.points), 'point')}, votes of up to {curve.most:,} "
-        f"samples, {counted(curve.problems, 'problem')}"
+        f"{imported.format}: {counted(len(curve.points), 'point')}, votes of up to "
+        f"{counted(curve.most, 'sample')}, {counted(curve.problems, 'problem')}"
     ]
     document = {
         "format": imported.format,

@@ -66,7 +66,7 @@ def serve(asked: Serve) -> None:
 
     def ready(url: str) -> None:
         tell(f"answers at {url}/v1 by {document.policy.label()}")
-        tell(f"is recorded in {folder}. Ctrl-C ends it")
+        tell(f"records into {folder}. Ctrl-C ends it")
 
     with says_what_is_kept(folder):
         answer(

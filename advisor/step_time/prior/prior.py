@@ -28,6 +28,7 @@ from advisor.step_time.prior.tables import PriorTables
 from advisor.step_time.table_cost import StepTables
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.formats import percent
 from traces.statistics import Floats
 
 PRICED_KV: Final = (
@@ -210,7 +211,7 @@ class Prior:
     def rules(self) -> list[str]:
         """What of this model is by rule, with its share of a usual step."""
         ordered = sorted(self.shares.items(), key=lambda item: -item[1][0])
-        found = [f"{rule} ({share:.0%} of a step)" for rule, (share, _) in ordered]
+        found = [f"{rule} ({percent(share)} of a step)" for rule, (share, _) in ordered]
         together = any(mixer.together for _, mixer in self.parts.mixers)
         return [TOGETHER_RULE, *found] if together and not self.apart else found
 

@@ -111,15 +111,17 @@ def test_what_survives_a_timeout_is_no_evidence(tmp_path):
         gather([cut_off(tmp_path / "r0", [slow] * 8, 4)])
     with pytest.raises(RecordingError, match="short ones. Record without --timeout, or with a lon"):
         gather([cut_off(tmp_path / "r1", [slow], 0)])
-    with pytest.raises(RecordingError, match="r2, greedy: of 20 problems 1 cut .*, 1 failed"):
+    with pytest.raises(
+        RecordingError, match="r2, greedy: of 20 problems 1 cut .*, 1 with failed samples"
+    ):
         gather([cut_off(tmp_path / "r2", [slow, broken], 18)])
     with pytest.raises(
-        RecordingError, match="of 4 problems 2 failed, .* unlike them. Record again"
+        RecordingError, match="of 4 problems 2 with failed samples, .* unlike them. Record again"
     ):
         gather([cut_off(tmp_path / "r3", [broken] * 2, 2)])
     few = gather([cut_off(tmp_path / "r4", [slow, broken], 38)])
     assert len(few.runs[0].problems) == 38
-    told = "left out of r4, greedy: of 40 problems 1 cut off by the timeout, 1 failed"
+    told = "left out of r4, greedy: of 40 problems 1 cut off by the timeout, 1 with failed samples"
     assert few.lost == (told,)
     imported = {"imported": {"format": "azure", "files": []}}  # as many failed as the file tells
     recording = cut_off(tmp_path / "r5", [broken] * 2, 2, provenance=imported)

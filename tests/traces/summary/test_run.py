@@ -264,7 +264,9 @@ def test_a_problem_is_decided_by_the_samples_that_came(tmp_path):
                 rows[table][place] = row | broken
     (found,) = summarise(write_recording(tmp_path / "r", rows))
     assert (found.problems, found.problems_failed) == (40, 0)
-    assert found.notes == ("left out of maj@k and pass@k: of 40 problems 1 failed",)
+    assert found.notes == (
+        "left out of maj@k and pass@k: of 40 problems 1 with failed samples (HTTP 503)",
+    )
     whole = [row["correct"] for row in rows["samples"] if row["problem_id"] != "p0"]
     one = next(each for each in found.policies if each.method == "pass_at_k" and each.n == 1)
     assert one.accuracy.value == pytest.approx(np.mean(whole))

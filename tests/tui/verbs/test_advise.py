@@ -131,3 +131,15 @@ def test_a_name_that_is_no_file_is_not_printed_as_one(
     lines = " ".join(_what_times_hold(expected, "cfg", "ttscope"))
     assert f"--workload {command} " in lines
     assert ("stands for" in lines) == (told is not None) and (told or "") in lines
+
+
+@pytest.mark.parametrize(("limit", "sure", "is_told"), [(1.0, 0.3, True), (1.0, 0.95, False),
+                                                        (None, 0.3, False)])  # fmt: skip
+def test_a_limit_that_breaks_through_a_server_is_told(limit, sure, is_told):
+    expected = Expectations(
+        engine=SMALL.engine, policy=SMALL.policy, promised={}, probability_within_budget=sure,
+        budget=Budget(max_latency_s=limit), served=estimate(4.149, "1"),
+    )  # fmt: skip
+    told = " ".join(_what_times_hold(expected, "cfg", "ttscope"))
+    assert "through a server: 4.15 [" in told
+    assert ("all limits hold with a probability of 30 % alone" in told) == is_told

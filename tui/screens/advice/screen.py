@@ -192,6 +192,14 @@ class AdviceScreen(ModeScreen):
     CSS_PATH = "advice.tcss"
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = KEYS
+    LEGEND = (
+        ("maj@8", "The most frequent of 8 answers."),
+        ("agree 4/7", "Up to 7 samples, until 4 agree."),
+        ("first 4/8", "The most frequent of the first 4 of 8 answers."),
+        ("asc 0.95/16", "Up to 16 samples, until the vote is 95 % sure."),
+        ("route@6", "Samples by a table, up to 6. The answer of the row tells it."),
+        ("sure", "How likely all limits hold together."),
+    )
 
     def __init__(self) -> None:
         super().__init__()

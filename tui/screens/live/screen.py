@@ -151,7 +151,7 @@ class LiveScreen(ModeScreen):
         ("ITL", "Time between two tokens of a request."),
         ("queue", "Time that a request waits before it runs."),
         ("request", "Time from the arrival of a request to its end."),
-        ("p50, p95", "Half, or 95 %, of the requests took at most this. Of a histogram both ends."),
+        ("p50, p95", "Half, or 95 %, of requests took at most this. Of a histogram both ends."),
         ("KV cache", "Share of the cache's blocks in use."),
         ("accept", "Tokens that a step with a draft gives."),
     )

@@ -474,8 +474,10 @@ def _setting(value: Any) -> str:
     if isinstance(value, list):  # of pairs
         return _setting(dict(value))
     if isinstance(value, dict):
-        items = [f"{name}={item}" for name, item in value.items() if item is not None]
+        items = [f"{name}={_setting(item)}" for name, item in value.items() if item is not None]
         return ",".join(items) or ABSENT
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -15,6 +15,7 @@ from traces.recording.reader import Recording
 from traces.schema.formats import number
 from traces.summary.run import summarise
 from tui.app.app import TtscopeApp
+from tui.screens.entries import matches
 from tui.screens.live.panels import gauge_in, live_panels, rate_in, read_recorded
 from tui.screens.live.views import History, action_lines, verdict_text
 from tui.screens.live.watch import Snapshot
@@ -68,6 +69,7 @@ async def test_a_live_recording_opens_where_it_was_seen(folder, name, size):
 async def test_the_only_recording_is_shown_at_the_start(folder):
     app = TtscopeApp([folder / "metrics"], screen="live")
     async with opened(app, (80, 24)):
+        assert matches(app.entries[0], "watched") and not matches(app.entries[0], "watched greedy")
         assert app.screen.query_one("NavBar").status.startswith("recorded: metrics  0:19")
 
 
