@@ -326,7 +326,10 @@ def _check_enough(
         )
     known = curves or any(s.correct is not None for run in runs for s in run.samples)
     if judged and not known:
-        raise RecordingError(f"{names}: no sample is marked right or wrong. Record with answers")
+        raise RecordingError(
+            f"{names}: no sample is marked right or wrong. Record with answers. Requests without "
+            "any are for ttscope replay"
+        )
 
 
 def _model_notes(recording: Recording) -> list[str]:

@@ -575,9 +575,10 @@ def _notes(
         if unjudged and rows["correct"].is_not_null().any():
             ended += f". Accuracy is that of the others, without {unjudged:,} that failed"
         notes.append(ended)
-    # Others' traffic is not read for answers, and a step of beam search has none.
+    # Others' traffic is not read for answers, a step of beam search has none, and what a replay
+    # lacks its recording lacks.
     whole = policy is not None and not policy.spec.in_steps
-    asked = whole and "imported" not in manifest.provenance
+    asked = whole and not {"imported", "replayed"} & set(manifest.provenance)
     if asked and (text := unanswered(samples)) is not None:
         notes.append(text)
     if lost is not None and lost.too_many:
