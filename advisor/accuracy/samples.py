@@ -13,6 +13,7 @@ from traces.errors import RecordingError, UsageError
 from traces.schema.tts.logprobs import with_means
 from traces.statistics import Floats
 from traces.summary.problems import (
+    MOST_UNTOLD,
     all_judged,
     answers_told,
     lost_problems,
@@ -187,27 +188,32 @@ def read_samples(run: Run, most: int | None = None) -> SampledRun:
     ended = samples.filter(over, pl.col("error").is_null())
     sizes = ended.group_by("problem").len()["len"]
     n = policy.n if (sizes >= policy.n).any() else max(sizes.mode().to_list(), default=0)
-    judged = (
+    whole = (
         ended.filter(all_judged(ended).over("problem"))
         .sort("problem", "sample_index")
         .filter(pl.len().over("problem") >= n)
         .filter(pl.int_range(pl.len()).over("problem") < n)
     )
-    _check_failed(run, every, judged)
-    rows, notes = judged, tuple[str, ...]()
-    count = judged["problem"].n_unique()
+    _check_failed(run, every, whole)
+    judged = whole["problem"].n_unique()
+    whole = _with_tokens(whole)
+    rows, notes = whole, tuple[str, ...]()
+    count = whole["problem"].n_unique()
+    if count < judged:
+        notes = (f"problems with samples of unknown length, left out: {judged - count:,}",)
     if most is not None and count > most:
-        some = judged["problem"].unique().sort().sample(most, seed=0)
-        judged = judged.filter(pl.col("problem").is_in(some.implode()))
+        some = whole["problem"].unique().sort().sample(most, seed=0)
+        whole = whole.filter(pl.col("problem").is_in(some.implode()))
         notes = (
+            *notes,
             f"policies but for maj@k and pass@k without a smaller limit: of {most:,} of the "
             f"{count:,} problems, drawn at random",
         )
     if run.imported is not None:
-        judged, means = with_means(judged)
+        whole, means = with_means(whole)
         notes = notes if means.why is None else (*notes, means.why)
-    problems = _problems(judged, n, problem_of)
-    notes = (*_left_out(run, every, problems, n, count), *notes)
+    problems = _problems(whole, n, problem_of)
+    notes = (*_left_out(run, every, problems, n, judged), *notes)
     return SampledRun(
         name=name,
         n=n,
@@ -256,6 +262,16 @@ def _check_failed(run: Run, every: pl.DataFrame, whole: pl.DataFrame) -> None:
         lost = replace(lost, failed=run.failed_problems)
     if lost.failed and lost.too_many:
         raise RecordingError(f"{run.recording}: {lost.why_not}")
+
+
+def _with_tokens(whole: pl.DataFrame) -> pl.DataFrame:
+    """Return the samples without the problems that lack a length, where these are few."""
+    lacks = whole.group_by("problem").agg(lacks=pl.col("output_tokens").is_null().any())
+    if not 0 < lacks["lacks"].sum() <= MOST_UNTOLD * lacks.height:
+        return whole
+    return whole.join(lacks.filter(~pl.col("lacks")), on="problem", how="semi").sort(
+        "problem", "sample_index"
+    )
 
 
 def _left_out(

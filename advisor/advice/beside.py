@@ -21,6 +21,7 @@ from advisor.search.space import CandidateKind
 from traces.errors import UsageError
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import counted
 from traces.schema.tts.policy import Policy
 
 
@@ -107,8 +108,8 @@ def _pool(pools: Sequence[Pool], engine: EngineConfig, policy: Policy) -> Pool:
     most = max((each.n for each in pool.policies if each.method != "greedy"), default=1)
     if policy.n > most:
         raise UsageError(
-            f"policy.n={policy.n}: {most} samples per problem were recorded. Record more, or ask "
-            "for fewer"
+            f"policy.n={policy.n}: {counted(most, 'sample')} per problem "
+            f"{'were' if most > 1 else 'was'} recorded. Record more, or ask for fewer"
         )
     methods = {each.method for each in pool.policies}
     if policy.method not in methods or pool.curve is not None:

@@ -328,7 +328,10 @@ def _check_enough(
         )
     has_judged = curves or any(s.correct is not None for run in runs for s in run.samples)
     if judged and not has_judged:
-        raise RecordingError(f"{names}: no sample is marked right or wrong. Record with answers")
+        raise RecordingError(
+            f"{names}: no sample is marked right or wrong. Record with answers. Requests without "
+            "any are for ttscope replay"
+        )
 
 
 def _model_notes(recording: Recording) -> list[str]:
@@ -681,14 +684,14 @@ class _Servers:
 
     def notes(self, recording: str, seen: Sequence[RecordedRun], after: int) -> list[str]:
         """Say what spans tell, `after` requests of them one after another; nothing without any."""
-        requests = sum(1 for run in seen for _ in run.samples) + after
-        if not requests:
+        sent = sum(1 for run in seen for _ in run.samples) + after
+        if not sent:
             return []
         which = "" if self.decode_as(seen) else ", and not on which server each was"
         which += f", {after:,} of them one after another for a problem" if after else ""
         return [
-            f"{recording}: spans tell of {requests:,} of {self.ended:,.0f} requests that "
-            f"ended{which}, so that lengths and arrivals are those of /metrics"
+            f"{recording}: spans tell of {sent:,} of {self.ended:,.0f} requests that ended{which}, "
+            "so that lengths and arrivals are those of /metrics"
         ]
 
 
@@ -772,10 +775,10 @@ def _counted_as(runs: Sequence[RecordedRun]) -> list[str]:
             notes.append(f"{run.recording}: {NO_CACHE}")
         most = max((len(each.samples) for each in run.problems.values()), default=1)
         if run.drawn:
-            source = "forward passes do" if run.inferred else "/metrics does"
+            feed = "forward passes do" if run.inferred else "/metrics does"
             notes.append(
-                f"{run.recording}: each sample counts as a problem, at a rate too, for {source} "
-                "not tell which belong to one request"
+                f"{run.recording}: each sample counts as a problem, at a rate too, for {feed} not "
+                "tell which belong to one request"
             )
         elif most > 1:
             notes.append(f"{run.recording}: a request of up to {most} samples is one problem")

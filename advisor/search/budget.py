@@ -74,8 +74,8 @@ class Prices:
         for name, price in self._types.items():
             if not any(is_named(device, name) for device in devices):
                 raise UsageError(
-                    f"--price {name}={price:g}: no recorded engine runs on such a device. "
-                    f"Recorded are {', '.join(sorted(devices))}"
+                    f"--price {name}={price:g}: no engine here runs on such a device. There are "
+                    f"{', '.join(sorted(devices))}"
                 )
 
 

@@ -884,9 +884,10 @@ def _source(evidence: Evidence, own: RecordedRun, question: Question) -> Recorde
     enough = own in fitting and own.policy.n >= question.policy.n
     source = own if enough else max(fitting, key=lambda run: run.policy.n)
     if source.policy.n < question.policy.n:
+        most = source.policy.n
         raise UsageError(
-            f"policy.n={question.policy.n}: {source.policy.n} samples per problem were recorded. "
-            "Record more, or ask for fewer"
+            f"policy.n={question.policy.n}: {counted(most, 'sample')} per problem "
+            f"{'were' if most > 1 else 'was'} recorded. Record more, or ask for fewer"
         )
     common = set(own.problems) & set(source.problems)
     if not common:

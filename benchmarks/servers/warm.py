@@ -184,7 +184,11 @@ def _program(request, line, listener):
     for number, (path, way) in enumerate(zip(request["files"], ways, strict=True)):
         os.dup2(os.open(path, way, 0o644), number)
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+    # The old one takes a terminal for the file it was made of, and seeks in it.
+    sys.stdout = sys.__stdout__ = open(  # noqa: SIM115
+        1, "w", buffering=1 if os.isatty(1) else -1, encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors, closefd=False,
+    )  # fmt: skip
     line.send(b"pid %d" % os.getpid())
     line.close()
     sys.path[:0] = [part for part in variables.get("PYTHONPATH", "").split(os.pathsep) if part]

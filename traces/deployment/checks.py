@@ -561,7 +561,10 @@ def _agreement(samples: pl.DataFrame) -> Estimate | None:
         samples.drop_nulls("answer").group_by("problem", "answer").len("votes").group_by("problem")
     )
     shares = counts.agg(share=pl.col("votes").max() / pl.col("votes").sum()).sort("problem")
-    return mean(shares["share"].to_numpy(), "1")
+    found = mean(shares["share"].to_numpy(), "1")
+    if found is None or found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def observed_live(

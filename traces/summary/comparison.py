@@ -62,12 +62,13 @@ _FEWEST_STEPS = 10 * _STRETCHES
 def lies_off(predicted: Estimate, low: float, high: float) -> bool:
     """Return whether what was measured, between two values, is not what was predicted.
 
-    It lies off by `FAR_OFF`, or outside the interval by more than runs differ.
+    It lies off by `FAR_OFF`, or outside the interval by more than runs differ. Above an interval
+    whose end is open lies nothing.
     """
     off = max(low / predicted.value, predicted.value / high)
     if predicted.low is None:
         return off >= FAR_OFF
-    outside = max(low / (predicted.high or predicted.value), predicted.low / high)
+    outside = max(low / (predicted.high or np.inf), predicted.low / high)
     return off >= FAR_OFF or outside > float(np.exp(Z95 * RUN_TO_RUN))
 
 
@@ -645,7 +646,7 @@ def _change(
         one, two = first.as_printed(metric, one), second.as_printed(metric, two)
     narrow = difference(one, two, metric.quantity.unit)
     sds = [
-        (own if metric.timed else 0.0) if sd is None else sd
+        (own if metric.timed else 0.0) if sd is None else 0.0 if same and not metric.timed else sd
         for sd, own in zip(
             (each.printed_sd(metric) for each in (first, second)), spread, strict=True
         )

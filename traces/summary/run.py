@@ -442,10 +442,8 @@ def _lost(samples: pl.DataFrame, rows: pl.DataFrame, left_out: int, *, imported:
     with_failed = pl.col("problem").is_in(failed.implode())
     error = pl.when(with_failed).then(pl.lit("samples failed")).otherwise("error")
     lost = lost_problems(rows.with_columns(error=error), imported=imported)
-    with_left_out = replace(lost, failed=max(lost.failed, left_out))
-    return (
-        with_left_out if with_left_out.too_many else lost
-    )  # a problem that has n others is not lost
+    all_lost = replace(lost, failed=max(lost.failed, left_out))
+    return all_lost if all_lost.too_many else lost  # a problem that has n others is not lost
 
 
 def _generated(samples: pl.DataFrame, *, imported: bool) -> float | None:
@@ -581,9 +579,10 @@ def _notes(
         if unjudged and rows["correct"].is_not_null().any():
             ended += f". Accuracy is that of the others, without {unjudged:,} that failed"
         notes.append(ended)
-    # Others' traffic is not read for answers, and a step of beam search has none.
+    # Others' traffic is not read for answers, a step of beam search has none, and what a replay
+    # lacks its recording lacks.
     has_answers = policy is not None and not policy.spec.in_steps
-    asked = has_answers and "imported" not in manifest.provenance
+    asked = has_answers and not {"imported", "replayed"} & set(manifest.provenance)
     if asked and (text := unanswered(samples)) is not None:
         notes.append(text)
     if lost is not None and lost.too_many:

@@ -24,7 +24,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Floats, column_means, mean, of_others
-from traces.summary.problems import all_judged, answers_told
+from traces.summary.problems import all_judged, answers_told, mostly_told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +275,8 @@ def policies_within(
 
     The last k is `most` where given. Only problems with n ended samples that were judged count.
     Where right samples lack their answers the only vote known is of one sample, pass@1. The tokens
-    are k/n of the problem's, as a random subset takes on average, None where a sample has none.
+    are k/n of the problem's, as a random subset takes on average, over the problems whose samples
+    all have some. They are None where these are not nearly all.
     """
     counted = (
         samples.select("problem", "answer", "correct", "end", "output_tokens")
@@ -304,9 +305,9 @@ def policies_within(
             answers.join(complete.select("problem"), on="problem", how="semi"), n
         )
         voted = voted[:, places]
-    has_tokens = not complete["tokens"].null_count()
-    tokens = complete["tokens"].fill_null(0).to_numpy().astype(float) / n
-    taken = {k: mean(tokens * k, "tokens") if has_tokens else None for k in counts}
+    tokens = complete["tokens"].cast(pl.Float64).fill_null(np.nan).to_numpy() / n
+    has_tokens = tokens[np.isfinite(tokens)] if mostly_told(tokens) else tokens[:0]
+    taken = {k: mean(has_tokens * k, "tokens") if has_tokens.size else None for k in counts}
     policies = [(method, k) for method in ("majority", "pass_at_k") for k in counts]
     return tuple(
         PolicyOutcome(

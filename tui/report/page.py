@@ -26,7 +26,7 @@ from tui.report.measured import (
 from tui.report.verdict import verdict
 from tui.report.words import GLOSSARY
 from tui.terminal import clean
-from tui.text.recordings.live import server_name, watched_lines
+from tui.text.recordings.live import server_name, warning_lines, watched_lines
 
 Section = tuple[str, str, Callable[[Material], Html]]
 
@@ -162,9 +162,10 @@ def _platform(engine: EngineConfig) -> str:
 def _watched(material: Material) -> Html:
     parts = []
     for each in material.watched:
-        lines = watched_lines(each)
+        lines, warned = watched_lines(each), warning_lines(each)
+        lines = [*warned, *([""] if warned else []), *lines[lines.index("") + 1 :]]
         parts += [tag("h3", f"{server_name(each)} ({each.recording})")]
-        parts += [tag("pre", join(lines[lines.index("") + 1 :], "\n"), tabindex="0")]
+        parts += [tag("pre", join(lines, "\n"), tabindex="0")]
     return join(parts)
 
 

@@ -219,7 +219,8 @@ def _off_its_run(pick: Pick) -> list[str]:
             assert run is not None
             return [
                 f"Its run {run.recording} had a {quantity(name).noun} of "
-                f"{number(was.value, was.unit)}. Do not rely on a prediction that is so far off."
+                f"{number(was.value, was.unit)}, predicted {number(predicted.value, was.unit)}. "
+                "Do not rely on a prediction that is so far off."
             ]
     return []
 

@@ -263,7 +263,7 @@ def _how_judged(expected: Expectations, *, posed: bool) -> list[str]:
     if posed:
         return []
     needs = (
-        "No gate can judge a run by expect.json, as these outcomes do not name all problems. "
+        "No gate can judge a run by expect.json, as problems were left out, or a curve has none. "
         "Record the pick, and advise on that recording too."
     )
     if expected.problem_names is not None:

@@ -183,9 +183,13 @@ def _print_next(recording: Recording) -> None:
     """Print the replay to run next. It takes seconds, so not after SIGTERM."""
     from advisor.what_if.suggest import suggest  # with numba, which no watch needs
     from tui.text.recordings.live import next_lines
+    from tui.verbs.progress import progress_bar
 
+    with progress_bar() as bar:
+        bar.add_task("replaying", total=None)
+        found = suggest(recording)
     say()
-    say_all(next_lines(str(recording.path), suggest(recording)))
+    say_all(next_lines(str(recording.path), found))
 
 
 def watch_servers(

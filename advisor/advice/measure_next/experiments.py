@@ -51,15 +51,13 @@ def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) ->
     rows, regret = regrets(check, system)
     choosing = check.metrics.choosing
     before = float(regret[0, ~choosing].mean())
-    # With nothing learned the best of the choosing half is not always the pick.
-    still = _after(regret, np.zeros(regret.shape[1], dtype=np.int64), choosing)
     worth = []
     for row in rows[:TRIED]:
         if _is_known(check, check.metrics.replayed[row], load):
             continue
-        saved = max(still - _after(regret, _learned(check, row, seed), choosing), 0.0)
-        if saved > max(WORTH * before, LEAST):
-            worth.append((before - min(saved, before), int(row)))
+        after = _told(regret, _learned(check, row, seed), choosing)
+        if before - after > max(WORTH * before, LEAST):
+            worth.append((after, int(row)))
     chosen, seen = [], set[object]()
     for after, row in sorted(worth):
         replayed = check.metrics.replayed[row]
@@ -98,7 +96,7 @@ def after_speed(check: ReplayedCheck, row: int, regret: Floats, seed: int) -> fl
     `regret` is that of `regrets`.
     """
     speed = _speed(check, row, np.random.default_rng([seed, 7, int(check.sequence[row])]))
-    return _after(regret, _bins(speed), check.metrics.choosing)
+    return _told(regret, _bins(speed), check.metrics.choosing)
 
 
 def regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
@@ -141,6 +139,17 @@ def _speed(check: ReplayedCheck, row: int, rng: np.random.Generator) -> Floats:
 def _bins(values: Floats) -> Ints:
     edges = np.quantile(values, np.arange(1, BINS) / BINS)
     return np.asarray(np.searchsorted(edges, values), dtype=np.int64)
+
+
+def _told(regret: Floats, groups: Ints, choosing: Bools) -> float:
+    """Return the pick's mean regret less what telling the groups apart saves.
+
+    With nothing told the best of the choosing half is not always the pick, which is sure of its
+    limits. What another choice saves without a run is no merit of the run.
+    """
+    before = float(regret[0, ~choosing].mean())
+    saved = _after(regret, np.zeros_like(groups), choosing) - _after(regret, groups, choosing)
+    return before - min(max(saved, 0.0), before)
 
 
 def _after(regret: Floats, groups: Ints, choosing: Bools) -> float:

@@ -58,7 +58,7 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
         ran = replayed.candidate.engine
         if ran.shares_experts:
             continue
-        after = min(after_speed(check, row, regret, seed), before)
+        after = after_speed(check, row, regret, seed)
         if row != system and before - after <= WORTH * before:
             continue
         engine = replace(

@@ -69,6 +69,7 @@ def without_garbage_search() -> Iterator[None]:
     when the engine ends. At the end of the process it is undone in any case: what nobody frees then
     is listed on the screen (nanobind).
     """
+    atexit.unregister(gc.freeze)  # the command line's, which would come after
     atexit.unregister(gc.unfreeze)
     atexit.register(gc.unfreeze)
     searches = gc.isenabled()

@@ -185,6 +185,10 @@ def test_problems_without_all_their_samples_are_left_out_and_told(rows, tmp_path
     assert found.problems == 18
     assert "problems without samples, left out: 1 of 20" in found.notes
     assert "problems without 8 judged samples, left out: 1 of 20" in found.notes
+    untold = [r | {"output_tokens": None} if i == 20 else r for i, r in enumerate(rows["samples"])]
+    found = judge(tmp_path / "s", rows | {"samples": untold})
+    assert found.problems == 19 and all(o.tokens_per_problem for o in found.outcomes)
+    assert "problems with samples of unknown length, left out: 1" in found.notes
 
 
 @pytest.mark.slow

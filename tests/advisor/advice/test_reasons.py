@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from advisor.advice.measure_next.experiments import after_speed
 from advisor.advice.measure_next.gpu_runs import ShortRun
 from advisor.advice.reasons import EXPECTED_LOSS, _short, _small_steps, name_of
 from tests.advisor.synthetic import FACTS, VOTE16, engine_of
@@ -186,3 +187,18 @@ def test_the_fewest_tokens_are_fewer(fresh):
         numbers = re.search(r"needs ([\d.,]+), the compute-optimal one ([\d.,]+)", line).groups()
         few, many = (float(each.replace(",", "")) for each in numbers)
         assert few < many
+
+
+def test_a_run_gets_no_credit_for_what_another_choice_saves_without_it():
+    """The pick is sure of its limits, so that another may lose less with nothing learned."""
+    slow = np.arange(40) % 4 < 2
+    check = SimpleNamespace(
+        metrics=SimpleNamespace(
+            choosing=np.arange(40) % 2 == 0, factors=np.exp(np.where(slow, 3.0, -3.0))[None]
+        ),
+        sequence=np.arange(1),
+    )
+    better_anyway = np.stack([np.full(40, 0.5), np.zeros(40)])
+    assert after_speed(check, 0, better_anyway, 0) == 0.5
+    better_if_slow = np.stack([np.where(slow, 1.0, 0.0), np.where(slow, 0.0, 1.0)])
+    assert after_speed(check, 0, better_if_slow, 0) < 0.3  # of three groups one is mixed

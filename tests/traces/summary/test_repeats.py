@@ -17,6 +17,7 @@ from traces.summary.comparison import (
     beside,
     compare,
     judge,
+    lies_off,
     parse_limit,
     ran_apart,
     ran_at_once,
@@ -226,3 +227,11 @@ def test_a_disturbed_run_is_taken_for_a_disturbed_machine():
     assert within(of(calm)) < 0.01
     assert 0.2 < within(of(slow)) < 0.6
     assert within(None) == within(of(calm).head(20)) == 0
+
+
+def test_nothing_lies_above_an_interval_with_an_open_end():
+    """The p95 of few problems has no upper end."""
+    open_end = Estimate(value=1.0, low=0.5, high=None, unit="s")
+    assert not lies_off(open_end, 1.3, 1.3) and lies_off(open_end, 1.6, 1.6)
+    assert lies_off(open_end, 0.4, 0.4)
+    assert lies_off(Estimate(value=1.0, low=0.5, high=1.1, unit="s"), 1.3, 1.3)

@@ -264,8 +264,11 @@ def test_times_without_accuracy_have_no_charts_and_are_not_called_unmeasured():
 
 def test_a_server_that_was_watched(tmp_path):
     with metrics_server() as server:
-        watched, _ = attach(server, folder=tmp_path / "live")
+        watched, _ = attach(
+            server, folder=tmp_path / "live", change=lambda: setattr(server, "started", "1.8e+09")
+        )
     found = of([watched])
+    assert "! 1 restart" in found.text
     assert "Servers that were watched" in found.text
     assert watched.name in found.text
     lead = found.text.index("nothing stands out") if "nothing stands" in found.text else -1

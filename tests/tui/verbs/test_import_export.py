@@ -92,6 +92,7 @@ def test_what_was_skipped_is_one_line(run, tmp_path):
         (["import", "t.csv", "-o", "r", "--block-tokens", "0"], 2, "must be at least 1, not 0"),
         (["import", "b.json", "-o", "r", "--run", "3"], 2, "--run 3: b.json holds 1 results"),
         (["import", "head.csv", "-o", "r"], 1, "no request in it can be read"),
+        (["import", "own.csv", "-o", "r"], 1, "the columns when, n_in, n_out. Requests have TIME"),
         (["import", SUMS, "-o", "r"], 2, "Give --verifier numeric"),
         (["import", SUMS, "-o", "r", "--verifier", "guess"], 2, "no verifier 'guess'"),
         (["import", LOG, "-o", "r", "--score", "f1"], 2, "no such scorer. Choose one of match"),
@@ -106,6 +107,7 @@ def test_what_was_skipped_is_one_line(run, tmp_path):
 def test_refusals(run, trace, tmp_path, arguments, code, message):
     azure(tmp_path / "t.csv", SENT)
     azure(tmp_path / "head.csv", [])
+    (tmp_path / "own.csv").write_text("when,n_in,n_out\n2026-11-20T09:00:00,660,550\n")
     vllm_bench(tmp_path / "b.json", SENT)
     assert message in run.refused(*arguments, code=code)
     assert not Path("r", "recording.json").exists()

@@ -300,6 +300,7 @@ _NAMES = (
     "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "finish_reason",
 )  # fmt: skip
 _NEEDED = _NAMES[:3]
+_MOST_COLUMNS = 8
 _REQUESTS = "TIMESTAMP,ContextTokens,GeneratedTokens"
 _LINES = "Plain outcomes are one JSON object a line (see docs/import.md)"
 
@@ -315,9 +316,21 @@ def not_lines(head: bytes) -> str | None:
     cells = [cell.strip(' "\r').lower() for cell in re.split(r"[,;\t]", first)]
     if len(cells) > 1 and not text.startswith(b"{") and set(cells) & set(_NAMES):
         return f"is a table with columns, such as CSV. Requests have {_REQUESTS} there. {_LINES}"
+    if (columns := _columns(text)) is not None:
+        return f"is a table with the columns {columns}. Requests have {_REQUESTS} there. {_LINES}"
     if text.startswith(b"{") and b'"problem_id"' not in text and _SAMPLE.search(text):
         return f"has no problem_id. {_LINES}"
     return _lacking(text)
+
+
+def _columns(text: bytes) -> str | None:
+    """Return the names of a table's columns: a line of words, and one of as many cells below."""
+    lines = text.decode("utf-8", "replace").splitlines()[:2]
+    names = [cell.strip(' "') for cell in lines[0].split(",")] if len(lines) > 1 else []
+    named = len(names) > 1 and all(re.fullmatch(r"[^\W\d][\w .-]*", name) for name in names)
+    if not named or lines[1].count(",") != len(names) - 1:
+        return None
+    return listed(names, _MOST_COLUMNS)
 
 
 def _lacking(text: bytes) -> str | None:

@@ -20,6 +20,7 @@ from traces.foreign.requests.reader import (
 from traces.foreign.values import MOST_TOKENS
 
 _MS = 1_000_000
+_SECONDS = range(1_500_000_000, 2_500_000_000)  # since 1970, of the years 2017 to 2049
 _TOKENS = ("input_length", "output_length")
 
 
@@ -37,18 +38,25 @@ class MooncakeTrace(RowReader):
 
     def requests(self) -> Iterator[Request]:
         self.facts.block_tokens = self._choices.block_tokens
+        seconds = 0
         for number, row in self._lines():
             prompt, output = (token_count(row.get(name)) for name in _TOKENS)
             arrival = nanoseconds(row.get("timestamp"), _MS)
             if arrival is None or prompt is None or output is None:
                 self.skipped.add(f"lines {_fault(row)}", number)
                 continue
+            seconds += arrival // _MS in _SECONDS
             yield Request(
                 place=number,
                 prompt_tokens=prompt,
                 output_tokens=output,
                 arrival=arrival,
                 prompt_blocks=self._blocks(row, prompt, number),
+            )
+        if seconds > 1:
+            self.facts.notes.append(
+                f"timestamps that look like seconds since 1970: {seconds:,}. They are read as "
+                "milliseconds, as Mooncake has them. If they are seconds, write them 1,000 times"
             )
 
     def _blocks(self, row: dict[str, Any], prompt_tokens: int, number: int) -> list[int] | None:

@@ -130,15 +130,20 @@ def watched_lines(watched: Watched, *, width: int = 80) -> list[str]:
     where = dict(watched.engine.other)
     if where:
         lines += wrap("engine", " ".join(where.values()), width=width, indent=INDENT)
-    cut = [] if watched.complete else ["incomplete: cut off, or still going"]
-    events = ", ".join(events_told(watched.events))
-    warned = [*cut, *watched.losses, *([events] if events else [])]
-    lines += labelled((("!", text) for text in warned), width=width, indent=2)
+    lines += warning_lines(watched, width=width)
     if numbers is not None:
         lines += ["", *_number_lines(watched, numbers, width), "", *_charts(watched, width)]
     if watched.columns:
         lines += ["", *_column_lines(watched.columns, width)]
     return [*lines, "", *verdict_lines(watched.verdict, width=width)]
+
+
+def warning_lines(watched: Watched, *, width: int = 80) -> list[str]:
+    """Return what a recording of a server lacks, and what happened to the server."""
+    cut = [] if watched.complete else ["incomplete: cut off, or still going"]
+    events = ", ".join(events_told(watched.events))
+    warned = [*cut, *watched.losses, *([events] if events else [])]
+    return labelled((("!", text) for text in warned), width=width, indent=2)
 
 
 _EVENT_WORDS = {

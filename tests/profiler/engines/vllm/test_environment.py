@@ -33,6 +33,7 @@ def test_the_end_of_the_process_frees_what_was_kept_from_searches():
         "import atexit, gc\n"
         "from profiler.engines.vllm.environment import without_garbage_search\n"
         "atexit.register(lambda: print(gc.get_freeze_count()))\n"
+        "atexit.register(gc.freeze)\n"  # as the command line does
         "with without_garbage_search():\n"
         "    pass\n"
         "assert gc.get_freeze_count() > 0\n"

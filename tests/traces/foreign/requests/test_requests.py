@@ -317,6 +317,15 @@ def test_hash_ids_that_cannot_be_read(tmp_path, ids, reason):
     assert len(told) == (reason is not None) and all(reason in each for each in told)
 
 
+@pytest.mark.parametrize(("first", "told"), [(1_795_000_000, 2), (27_482, 0)])
+def test_seconds_since_1970_are_told(tmp_path, first, told):
+    rows = [{"timestamp": first + i, "input_length": 40, "output_length": 3} for i in range(2)]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, _ = read(path, tmp_path / "r")
+    assert any(f"seconds since 1970: {told}" in note for note in found.notes) == bool(told)
+
+
 def test_blocks_of_another_size(tmp_path):
     path = tmp_path / "t.jsonl"
     row = {"timestamp": 0, "input_length": 40, "output_length": 3, "hash_ids": [1 << 63, 5, 6]}
