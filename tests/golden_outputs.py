@@ -273,7 +273,7 @@ def cases() -> dict[str, str]:
         "lm-eval-choice": "{foreign}/samples_toy_choice.jsonl",
         "lm-eval-self": "{foreign}/samples_toy_sums_self.jsonl --verifier numeric",
         "inspect": "{foreign}/inspect_sums.eval",
-        "inspect-json": "{foreign}/inspect_sums.json",
+        "inspect-log": "{foreign}/inspect_sums.json",
         "aiperf": "{foreign}/requests_aiperf.jsonl",
         "guidellm": "{foreign}/requests_guidellm.json",
         "vllm-bench": "{foreign}/requests_vllm_bench.json",

@@ -105,5 +105,5 @@ def test_limits_that_contradict_are_said_to_with_what_they_would_take(fresh, giv
 
 
 def test_a_price_of_a_device_that_was_not_recorded_is_refused(fresh):
-    with pytest.raises(UsageError, match="no recorded engine runs on such a device"):
+    with pytest.raises(UsageError, match="no engine here runs on such a device"):
         fresh.recommend(parse_budget({"price": ["H100=2.5"], "optimise": "cost"}))

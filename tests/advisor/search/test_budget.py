@@ -74,7 +74,7 @@ def test_a_device_has_the_price_of_its_own_type():
     }  # fmt: skip
     engines = {gpu: EngineConfig(model="m", gpu=gpu) for gpu in expected}
     assert {gpu: prices.of(engine) for gpu, engine in engines.items()} == expected
-    with pytest.raises(UsageError, match="L4=0.7: no recorded engine runs on such a device"):
+    with pytest.raises(UsageError, match="L4=0.7: no engine here runs on such a device"):
         Prices(parse_budget({"price": "L4=0.7"}), None).check([engines["NVIDIA L40S"]])
 
 
