@@ -85,6 +85,11 @@ class RunModel:
     def timeline(self) -> Timeline | None:
         return None if self.data is None else self.data.timeline
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the steps are still to come."""
+        return self.data is None and not self.unread
+
     def show_data(self, data: RunData) -> None:
         self.data = data
         if data.timeline is not None:

@@ -24,7 +24,7 @@ from tui.screens.library import failure
 from tui.screens.run.beside import Beside, replay_beside, told_here
 from tui.screens.run.data import RunData, read_run
 from tui.screens.run.model import PAGES, WIDE, RunModel
-from tui.screens.run.playback import parse_goto
+from tui.screens.run.playback import Goto, parse_goto
 from tui.text.layout import whole_parts
 from tui.widgets.lanes import Lanes
 from tui.widgets.prompt import Field, FieldQuestion, Prompt, Words
@@ -203,6 +203,7 @@ class RunScreen(ModeScreen):
     def __init__(self) -> None:
         super().__init__()
         self.model: RunModel | None = None
+        self._going: Goto | None = None  # where to, once the steps are read
         self._asking = "goto"
         self._asked = ""  # of a replay, to be mended where it fails
         self._timer: Timer | None = None
@@ -250,7 +251,7 @@ class RunScreen(ModeScreen):
         self.query_one(Prompt).close()
         self.query_one("#page").focus()
         self._pause()
-        self.model = model
+        self.model, self._going = model, None
         self.refresh_bindings()
         self.query_one("#page").scroll_home(animate=False)
         self.draw()
@@ -307,6 +308,9 @@ class RunScreen(ModeScreen):
         if event.model is not self.model:
             return
         self.model.show_data(event.data)
+        if self._going is not None:
+            refusal, self._going = self.model.go_to(self._going), None
+            self.say(refusal or "", bad=refusal is not None)
         self.refresh_bindings()
         source = self.model.run.replay_of
         entry = None if source is None else self.ttscope.entry_named(source)
@@ -568,10 +572,16 @@ class RunScreen(ModeScreen):
             self._asked = text
             self._replay(model, text)
             return
+        refusal = None
         try:
-            refusal = model.go_to(parse_goto(text)) if text.strip() else None
+            target = parse_goto(text) if text.strip() else None
         except UsageError as error:
             refusal = str(error)
+        else:
+            if target is not None and target.what != "problem" and model.is_reading:
+                self._going = target  # once there are steps
+            elif target is not None:
+                refusal = model.go_to(target)
         if refusal:
             self.say(refusal, bad=True)  # and the text stays, to be mended
             return
