@@ -118,7 +118,7 @@ def budgets(
 
 
 def ahead(wholes: Sequence[tuple[Recording, Run]]) -> None:
-    """Print log scores and coverage of votes over all samples, foretold from each block of 8."""
+    """Print log scores and coverage of votes over all samples, predicted from each block of 8."""
     every = []
     for _, run in wholes:
         samples = read_samples(run)

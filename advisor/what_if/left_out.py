@@ -50,12 +50,12 @@ def foretell(
     for run in evidence.runs:
         runs.setdefault((run.recording, run.engine, run.policy), run)
     for number, run in enumerate(runs.values()):
-        foretold = Foretold(recording=run.recording, engine=run.engine, policy=run.policy)
+        blank = Foretold(recording=run.recording, engine=run.engine, policy=run.policy)
         try:
             predicted = _foretold(by_name[run.recording], evidence, model, run)
-            outcomes.append(replace(foretold, predicted=predicted))
+            outcomes.append(replace(blank, predicted=predicted))
         except TtscopeError as error:
-            outcomes.append(replace(foretold, why_not=str(error)))
+            outcomes.append(replace(blank, why_not=str(error)))
         if on_run is not None:
             on_run(number + 1, len(runs))
     return outcomes

@@ -167,7 +167,7 @@ class Replays:
         raise UsageError("no steps were recorded. Give operator tables with --operators, or --gpu")
 
     def _draw_arrivals(self) -> None:
-        """Draw arrivals at the asked rate anew for each draw, where an interval is known."""
+        """Give each draw its own arrivals at the asked rate, where step times have a spread."""
         question = self.question
         rate = None if question.arrivals_sent else question.rate_per_s
         drawn_again = question.policy.temperature != 0 and not self.as_sent

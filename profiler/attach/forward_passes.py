@@ -271,7 +271,5 @@ def _speculates(replica: Replica) -> bool | None:
     if replica.config.speculative is not None or replica.drafts:
         return True
     kinds = replica.scraper.reader.engines
-    has_settings = any(
-        "chunked_prefill_size" in pair for pair in replica.config.other
-    )  # /server_info
-    return False if has_settings or any(kind.startswith(VLLM) for kind in kinds) else None
+    has_info = any("chunked_prefill_size" in pair for pair in replica.config.other)  # /server_info
+    return False if has_info or any(kind.startswith(VLLM) for kind in kinds) else None

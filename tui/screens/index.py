@@ -26,7 +26,6 @@ MOST_BYTES = 16 << 20
 MOST_RECORDINGS = 10_000
 FEWEST = 50  # recordings in a folder: fewer are read soon enough
 _LONGEST = 1_000  # characters of a cell
-_OURS = installed("ttscope") or ""  # from its sources it has no version
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +73,7 @@ def read_index(folder: Path) -> dict[str, Noted]:
             index = msgspec.json.decode(file.read(MOST_BYTES), type=_Index)
     except (OSError, ValueError, RecursionError):
         return {}
-    if (index.version, index.ttscope) != (VERSION, _OURS):
+    if (index.version, index.ttscope) != (VERSION, installed("ttscope") or ""):
         return {}
     if len(index.recordings) > MOST_RECORDINGS:
         return {}
@@ -84,7 +83,7 @@ def read_index(folder: Path) -> dict[str, Noted]:
 def write_index(folder: Path, noted: Mapping[str, Noted]) -> bool:
     """Write the index of a folder whole or not at all; return whether that could be done."""
     kept = dict(list(noted.items())[-MOST_RECORDINGS:])
-    data = msgspec.json.encode(_Index(VERSION, _OURS, kept))
+    data = msgspec.json.encode(_Index(VERSION, installed("ttscope") or "", kept))
     if len(data) > MOST_BYTES:
         return False
     partial: Path | None = None

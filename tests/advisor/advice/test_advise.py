@@ -276,7 +276,7 @@ def test_at_equal_cost_the_surest_is_the_pick(advisor):
     check = advisor.check(budget)
     best = check.best()
     cost = nine_digits(check.cost)
-    percents = np.round(check.chance, 2)  # what is as sure to a percent is told apart otherwise
+    percents = np.round(check.chance, 2)  # another rule decides between equal percents
     equals = percents[check.fits & (cost == cost[best])]
     assert percents[best] == equals.max() > equals.min()
 
