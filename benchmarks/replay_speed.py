@@ -51,9 +51,9 @@ FIRST = (
     "import time; begun = time.perf_counter(); import numpy as np\n"
     "from advisor.evidence.features import FEATURES\n"
     "from advisor.replay.limits import Limits\nfrom advisor.step_time.cost import linear_cost\n"
-    "from advisor.replay.replay import replay\nfrom advisor.replay.workload import Workload\n"
+    "from advisor.replay.replay import replay\nfrom advisor.replay.workload import ReplayWorkload\n"
     "loaded = time.perf_counter()\n"
-    "w = Workload.from_requests([10], [3], arrivals=[0.0])\n"
+    "w = ReplayWorkload.from_requests([10], [3], arrivals=[0.0])\n"
     "replay(w, linear_cost(np.ones(len(FEATURES))), Limits())\n"
     "print(loaded - begun, time.perf_counter() - loaded)"
 )
