@@ -198,8 +198,8 @@ class Scatter(Widget):
             )
 
     def _draw_axes(self, x: Axis, y: Axis, lines: list[list[Cell]]) -> None:
-        axis = self.rich_style + self.get_component_rich_style("scatter--axis", partial=True)
-        text = self.rich_style + self.get_component_rich_style("scatter--text", partial=True)
+        axis = self.get_component_rich_style("scatter--axis")
+        text = self.get_component_rich_style("scatter--text")
         (above, below), columns, rows = self._margins, self.columns, self.rows
         foot = above + rows + 1
 

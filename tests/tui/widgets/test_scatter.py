@@ -4,6 +4,7 @@ import pytest
 from textual.app import App
 
 from tests.tui.pilot import screen_text
+from tui.app.themes import DARK, LIGHT
 from tui.text.layout import fitting_ticks, tick_labels
 from tui.widgets.scatter import Axis, Scatter
 
@@ -50,3 +51,32 @@ async def test_what_is_drawn_lies_where_the_axes_say():
         assert set(inside[8]) == {"⣀"} or set(inside[8]) == {"⠤"}
         assert lines[1][18] == "┻" and lines[11][18] == "┳" and lines[12].strip() == "1"
         assert [line[:8] for line in (lines[0], lines[6])] == ["  accura", "   0.5 ┫"]
+
+
+def luminance(color):
+    """Return the relative luminance of WCAG 2.2, from 0 to 1."""
+    parts = [part / 255 for part in color.triplet]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [DARK, LIGHT])
+async def test_words_stand_out_from_the_ground_and_the_frame_less(theme):
+    app = Plot()
+    async with app.run_test(size=(29, 15)) as pilot:
+        app.register_theme(theme)
+        app.theme = theme.name
+        axis = Axis(label="t (s)", low=0.0, high=2.0, ticks=(1.0,))
+        app.query_one(Scatter).begin(axis, UP)
+        await pilot.pause()
+        strips = app.screen._compositor.render_strips()
+
+        def contrast(words):
+            style = next(each.style for strip in strips for each in strip if words in each.text)
+            dark, light = sorted(map(luminance, (style.bgcolor, style.color)))
+            return (light + 0.05) / (dark + 0.05)
+
+        assert min(map(contrast, ("accuracy", "t (s)", "0.5"))) > 4.5
+        assert 1.5 < contrast("━") < 4.5
