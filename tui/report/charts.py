@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -83,8 +83,9 @@ def scatter(
     unit: str,
     x_limit: float | None = None,
     y_limit: float | None = None,
+    joined: Collection[Shape] = (),
 ) -> Html:
-    """Return accuracy (up) against a measure (right); lines join the points of a front."""
+    """Return accuracy (up) against a measure (right); lines join the fronts that are `joined`."""
     limits = [] if x_limit is None else [x_limit]
     xs = [end for point in points for end in _ends(point.x)]
     inside = [limit for limit in limits if min(xs) / 3 < limit < max(xs) * 3]
@@ -99,7 +100,7 @@ def scatter(
         parts.append(_limit(LEFT, upward.at(y_limit), WIDTH - RIGHT, upward.at(y_limit)))
     for limit in inside:
         parts.append(_limit(across.at(limit), TOP, across.at(limit), HEIGHT - BOTTOM))
-    for kind in ("system", "compute"):
+    for kind in joined:
         front = [p for p in points if p.shape in (kind, "both")]
         parts.append(_line(sorted(front, key=lambda p: p.y.value), across, upward, kind))
     order = ("measured", "both", "system", "compute", "rival", "pick")
@@ -195,10 +196,10 @@ def symbol(shape: Shape, x: float, y: float) -> list[Html]:
     return [dot] if shape == "system" else [square]
 
 
-def key(shape: Shape, text: str) -> Html:
-    """Return one entry of a legend."""
+def key(shape: Shape, text: str, *, joined: bool = False) -> Html:
+    """Return one entry of a legend, of a front that is `joined` somewhere with its line."""
     line = tag("line", class_=f"front {shape}", x1=0.0, x2=34.0, y1=12.0, y2=12.0)
-    drawn = [line] if shape in ("system", "compute") else []
+    drawn = [line] if joined else []
     mark = tag("g", *symbol(shape, 17.0, 12.0), class_=f"mark {shape}")
     svg = tag("svg", *drawn, mark, viewBox="0 0 34 24", width="34", height="24", aria_hidden="true")
     return tag("span", svg, text, class_="key")

@@ -1,4 +1,4 @@
-"""Accuracy against latency, cost, energy and tokens, with both fronts, the picks and the budget."""
+"""Accuracy against what it takes, with both fronts, the picks and the budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from traces.schema.advice import Budget, Measured, Pick, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.formats import with_interval
-from traces.schema.quantities import Quantity, quantity
+from traces.schema.quantities import Quantity, latency, quantity
 from traces.summary.run import Run
 from tui.report.charts import Point, Shape, key, limit_key, scatter
 from tui.report.markup import Content, Html, empty, estimated, join, probability, table, tag, term
@@ -16,7 +16,7 @@ from tui.report.material import Material
 from tui.report.measured import MOST_RUNS
 from tui.report.words import SURE, configuration
 from tui.text.advice import limit_on
-from tui.text.words import budget_words, goal_words, plain
+from tui.text.words import budget_words, front_goal, front_words, own_axes, plain
 
 MOST_ROWS = 60  # of the table; the charts have all
 Cross = tuple[Run, Measured]  # a run, and what was measured of it
@@ -74,12 +74,12 @@ def _value(estimate: Estimate | None) -> float:
 
 
 def fronts(material: Material) -> Html:
-    """Return four charts and the table of what is on them."""
+    """Return a chart for each thing that accuracy takes, and the table of what is on them."""
     answer = material.advice
     crosses = _crosses(material)
     if answer is None:
         why = "No fronts: they come with the advice, and there is none (see above)."
-        charts = _charts(("latency_s", "device_s", "energy_j", "tokens"), [], crosses, None)
+        charts = _charts(_drawn_against(Budget(), [], crosses), [], crosses, None)
         if "<svg" not in charts:
             less = " No run holds an accuracy together with a latency, device time or tokens."
             return empty(why + less)
@@ -88,23 +88,33 @@ def fronts(material: Material) -> Html:
     rows = rows_of(answer)
     if not rows:
         return empty("No fronts: no candidate keeps up with the load.")
-    priced = any(row.pick.estimates.get("cost_usd") is not None for row in rows)
-    names = ("latency_s", "cost_usd" if priced else "device_s", "energy_j", "tokens")
+    names = _drawn_against(answer.budget, rows, crosses)
     unpriced = (
         "No price was given, so cost is shown as device time. --price 2.50 (USD per device-hour) "
         "turns it into dollars."
     )
     charts = _charts(names, rows, crosses, answer.budget)
-    reading = [tag("p", _how_to_read(answer)), _legend(answer, rows)]
+    reading = [tag("p", _how_to_read(answer)), _legend(answer, rows, names)]
     return join(
         [
             *(reading if "<svg" in charts else ()),
             charts,
             _under_another_load(answer, crosses),
-            None if priced else tag("p", unpriced, class_="note"),
+            None if "cost_usd" in names else tag("p", unpriced, class_="note"),
             _table(rows, limited=bool(budget_words(answer.budget))),
         ]
     )
+
+
+def _drawn_against(budget: Budget, rows: Sequence[Row], crosses: Sequence[Cross]) -> list[str]:
+    """Return what accuracy is drawn against, first what the system-optimal front is best in."""
+    known = {name for row in rows for name, each in row.pick.estimates.items() if each is not None}
+    measured = {name for _, run in crosses for name, each in run.estimates.items() if each}
+    paid = "cost_usd" if "cost_usd" in known else "device_s"
+    names = [front_goal(budget).name, latency(budget.latency_percentile).name, paid]
+    names = [name for name in names if name != "throughput_problems_per_s"]
+    names += ["energy_j", *(["flops"] if "flops" in known | measured else []), "tokens"]
+    return list(dict.fromkeys(names))
 
 
 def _crosses(material: Material) -> list[Cross]:
@@ -131,42 +141,31 @@ def _under_another_load(answer: Recommendation, crosses: Sequence[Cross]) -> Htm
         return None
     return tag(
         "p",
-        f"The page is for {answer.load.words()}. Runs under another load have a cross against "
-        "tokens alone, as load changes times, costs and energy.",
+        f"The page is for {answer.load.words()}. Runs under another load have a cross only where "
+        "load changes nothing: against FLOPs and tokens.",
         class_="note",
     )
 
 
-def _goal(answer: Recommendation) -> str:
-    """Return the goal of the system-optimal front; with accuracy as the goal, its cost is another.
-
-    That is the mean latency, whichever latency is limited.
-    """
-    budget = answer.budget
-    if budget.optimise == "accuracy":
-        budget = replace(budget, optimise="latency", latency_percentile=None)
-    return goal_words(budget)
-
-
 def _how_to_read(answer: Recommendation) -> str:
-    goal = _goal(answer)
     return (
-        "Up is more accurate, left is cheaper. Crosses were measured, all else is predicted. The "
-        f"solid front joins the configurations with the {goal} for each accuracy "
-        "(system-optimal), the dashed one those with the fewest FLOPs (compute-optimal). The same "
-        "configurations stand on every chart: where the fronts part, counting FLOPs or tokens "
-        "leads to another choice than counting time or money. Where a line turns back, what is "
-        "best by its own measure pays for it in this one. Thin lines are 90 % intervals."
+        "Up is more accurate, left is cheaper. Crosses were measured, all else is predicted. Dots "
+        f"are the configurations with the {front_words(answer.budget)} for each accuracy (the "
+        "system-optimal front), squares those with the fewest FLOPs (the compute-optimal front). "
+        "A line joins a front on the chart of its own measure. The same configurations stand "
+        "on every chart: where the fronts part, counting FLOPs or tokens leads to another choice "
+        "than counting time or money. Thin lines are 90 % intervals."
     )
 
 
-def _legend(answer: Recommendation, rows: Sequence[Row]) -> Html:
+def _legend(answer: Recommendation, rows: Sequence[Row], names: Sequence[str]) -> Html:
     letters = {row.letter for row in rows}
+    system, compute = (name in names for name in own_axes(answer.budget))
     entries = [
         key("pick", "system-optimal, the pick") if "A" in letters else None,
         key("rival", "compute-optimal") if "B" in letters else None,
-        key("system", f"front by {_goal(answer).partition(' ')[2]}"),
-        key("compute", "front by FLOPs"),
+        key("system", f"front by {front_goal(answer.budget).noun}", joined=system),
+        key("compute", "front by FLOPs", joined=compute),
         key("both", "on both fronts") if any(row.shape == "both" for row in rows) else None,
         key("measured", "a recorded run, as measured"),
         limit_key() if answer.budget.limits() else None,
@@ -194,7 +193,7 @@ def _chart(
     noun = across.noun
     points: list[Point] = []
     for run, measured in crosses:
-        x, y = (measured.estimates[name] for name in (across.name, "accuracy"))
+        x, y = (measured.estimates.get(name) for name in (across.name, "accuracy"))
         if x is not None and y is not None:
             name = plain(run.engine, run.policy, imported=run.imported is not None)
             tip = f"Measured: {name}. {_numbers(noun, x, y)}"
@@ -221,8 +220,15 @@ def _chart(
         unit=points[-1].x.unit,
         x_limit=None if budget is None else limit_on(budget, across),
         y_limit=None if budget is None else budget.min_accuracy,
+        joined=[] if budget is None else _joined_on(budget, across),
     )
     return tag("figure", title, chart)
+
+
+def _joined_on(budget: Budget, across: Quantity) -> list[Shape]:
+    kinds: tuple[Shape, Shape] = ("system", "compute")
+    own = zip(kinds, own_axes(budget), strict=True)
+    return [kind for kind, best in own if best == across.name]
 
 
 def _numbers(noun: str, x: Estimate, y: Estimate) -> str:

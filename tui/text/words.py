@@ -6,7 +6,7 @@ from advisor.advice.command import policy_request
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.engine import EngineConfig, model_words
 from traces.schema.formats import counted, written
-from traces.schema.quantities import LIMITS, limited, objective
+from traces.schema.quantities import LIMITS, Quantity, latency, limited, objective
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.routes import first_of, tables_in_words, write_routes
 
@@ -67,7 +67,33 @@ def given_limits(budget: Budget) -> dict[str, float]:
 
 def goal_words(budget: Budget) -> str:
     """Return what is optimised, such as `lowest p95 latency` or `highest accuracy`."""
-    goal = objective(budget.optimise, budget.latency_percentile)
+    return _best(objective(budget.optimise, budget.latency_percentile))
+
+
+def front_goal(budget: Budget) -> Quantity:
+    """Return what the system-optimal front is best in, for each accuracy.
+
+    Where accuracy is optimised that is the mean latency, whichever latency is limited.
+    """
+    if budget.optimise == "accuracy":
+        return latency()
+    return objective(budget.optimise, budget.latency_percentile)
+
+
+def own_axes(budget: Budget) -> tuple[str, str]:
+    """Return against what a line joins the system-optimal and the compute-optimal front.
+
+    On another axis a front turns back and forth.
+    """
+    return front_goal(budget).name, "flops"
+
+
+def front_words(budget: Budget) -> str:
+    """Return what the system-optimal front is best in, such as `lowest mean latency`."""
+    return _best(front_goal(budget))
+
+
+def _best(goal: Quantity) -> str:
     return f"{'highest' if goal.higher_is_better else 'lowest'} {goal.noun}"
 
 

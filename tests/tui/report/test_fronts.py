@@ -1,6 +1,7 @@
 """Which runs are drawn as measured, and what of them: one load, one price."""
 
 import dataclasses
+import re
 import shutil
 
 import pytest
@@ -37,31 +38,59 @@ def page_of(*runs, **more):
 @pytest.mark.parametrize("advice", [None, answer_for((2, None))])
 def test_a_prediction_is_not_drawn_as_measured(run, advice):
     alone = page_of(run, advice=advice)
-    assert alone.count(CROSS) == 3  # against latency, device time and tokens
+    assert alone.count(CROSS) == 4  # against latency, device time, FLOPs and tokens
     predicted = dataclasses.replace(run, replay_of="one")
-    assert page_of(run, predicted, advice=advice).count(CROSS) == 3
+    assert page_of(run, predicted, advice=advice).count(CROSS) == 4
     assert CROSS not in page_of(predicted, advice=advice)
 
 
-def test_a_run_under_another_load_stands_against_tokens_alone(run):
+def test_a_run_under_another_load_stands_against_what_no_load_changes(run):
     under = page_of(run, advice=answer_for((2, None)))
     assert "Runs under another load" not in under
     for load in ((8, None), (None, 0.5)):
         page = page_of(run, advice=answer_for(load))
-        assert page.count(CROSS) == 1
-        assert page.index("Accuracy against tokens") < page.index(CROSS)
-        assert "Runs under another load have a cross against tokens alone" in page
+        assert page.count(CROSS) == 2
+        assert page.index("Accuracy against FLOPs") < page.index(CROSS)
+        assert "load changes nothing: against FLOPs and tokens." in page
     at_rate = dataclasses.replace(run, load=Load(concurrency=None, rate_per_s=0.01))
     page = page_of(at_rate, advice=answer_for((None, 0.01)))
-    assert page.count(CROSS) == 3
+    assert page.count(CROSS) == 4
     assert "device time 100 dev-s" in page  # all that is paid, and not the busy part
+
+
+def charts_of(page):
+    """Return how each chart joins fronts, by what it draws accuracy against."""
+    charts = page.split("<figcaption>")[1:]
+    return {
+        re.search("Accuracy against ([^<]+)", chart)[1]: re.findall('class="front (.*?)" p', chart)
+        for chart in charts
+    }
+
+
+def test_a_front_is_joined_against_its_own_measure_alone(run):
+    answer = answer_for((2, None))
+    dear = dataclasses.replace(answer.pareto[0], estimates=answer.pareto[1].estimates)
+    answer = dataclasses.replace(answer, pareto=(*answer.pareto, dear))
+    by_mean = {"mean latency": ["system"], "FLOPs": ["compute"], "device time": [], "tokens": []}
+    assert charts_of(page_of(run, advice=answer)) == by_mean
+    for asked, first in (("latency", "p95 latency"), ("accuracy", "mean latency")):
+        budget = dataclasses.replace(answer.budget, optimise=asked, latency_percentile=95)
+        charts = charts_of(page_of(run, advice=dataclasses.replace(answer, budget=budget)))
+        assert next(iter(charts)) == first
+        assert {name: kinds for name, kinds in charts.items() if kinds} == {
+            first: ["system"],
+            "FLOPs": ["compute"],
+        }
+    budget = dataclasses.replace(answer.budget, optimise="throughput")
+    charts = charts_of(page_of(run, advice=dataclasses.replace(answer, budget=budget)))
+    assert [name for name, kinds in charts.items() if kinds] == ["FLOPs"]
 
 
 def test_a_load_that_is_not_known_is_no_other_one_and_runs_without_a_cross_are_not_spoken_of(run):
     answer = answer_for((8, None))
     untold = dataclasses.replace(run, load=Load(concurrency=None, rate_per_s=None))
     page = page_of(untold, advice=answer)
-    assert page.count(CROSS) == 3 and "Runs under another load" not in page
+    assert page.count(CROSS) == 4 and "Runs under another load" not in page
     unjudged = dataclasses.replace(run, accuracy=None)
     assert "Runs under another load" not in page_of(unjudged, advice=answer)
 

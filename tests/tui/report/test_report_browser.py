@@ -105,7 +105,7 @@ def test_both_schemes_the_tooltip_and_the_toggle(written, tmp_path, scheme, dark
     assert (seen["paper"], seen["turned"]) == (papers[dark], papers[not dark])
     assert seen["ink"] != seen["paper"]
     assert not seen["wider"], "the page scrolls sideways"
-    assert seen["pick"] == 3  # latency, device time, tokens; no energy was recorded
+    assert seen["pick"] == 4  # latency, device time, FLOPs, tokens; no energy was recorded
     assert seen["tip"].startswith("Seconds from a problem's arrival to its answer")
     assert "90 % interval" in seen["tip"]
     assert seen["described"] == "tip"

@@ -17,7 +17,7 @@ from textual.widgets import DataTable
 
 from traces.schema.advice import Budget, Recommendation
 from traces.schema.quantities import Quantity
-from tui.screens.advice.plot import Plane, axes, axis_title, dotted, next_axis
+from tui.screens.advice.plot import Plane, axes, dotted, joined_on, next_axis
 from tui.screens.advice.rows import COLOURS, CUT, FLOPS, FRONT, CandidateRow, names_of, table_of
 from tui.text.advice import limit_on
 from tui.text.layout import ticks, with_room
@@ -173,7 +173,7 @@ class FrontPanel(StillColumn):
         plotted = (self._axis, self.table.cursor_row, self.app.theme)
         if self._axis is not None and plotted != self._plotted:
             self._plotted = plotted
-            self.border_title = f"Front: accuracy against {axis_title(self._axis)}"
+            self.border_title = f"Front: accuracy against {Plane.of(self.rows, self._axis).title}"
             self.plot.redraw()
 
     def _draw_plot(self) -> None:
@@ -197,7 +197,7 @@ class FrontPanel(StillColumn):
         top = min(top, 1.02)
         plot.begin(
             Axis(
-                label=axis_title(axis), low=left, high=right, log=plane.log,
+                label=plane.title, low=left, high=right, log=plane.log,
                 ticks=plane.ticks(left, right, plot.columns),
             ),
             Axis(label="accuracy", low=bottom, high=top, ticks=ticks(bottom, top, plot.rows // 2)),
@@ -211,9 +211,12 @@ class FrontPanel(StillColumn):
             across = np.linspace(left, right, 2 * plot.columns)
             y = [budget.min_accuracy] * len(across)
             plot.points(across, y, "┈", style)
-        plot.line(*plane.front(self.rows, FRONT), self._colour("●"))
-        x_cell, y_cell = (right - left) / plot.columns, (top - bottom) / plot.rows
-        plot.dots(*dotted(plane.front(self.rows, FLOPS), x_cell, y_cell / 2), self._colour("○"))
+        joined = joined_on(budget, axis)
+        if FRONT in joined:
+            plot.line(*plane.front(self.rows, FRONT), self._colour("●"))
+        if FLOPS in joined:
+            x_cell, y_cell = (right - left) / plot.columns, (top - bottom) / plot.rows
+            plot.dots(*dotted(plane.front(self.rows, FLOPS), x_cell, y_cell / 2), self._colour("○"))
         if bar is not None:
             style = self.app.theme_variables["foreground"]
             for middle, height, half, rise in bar.arms():
@@ -228,10 +231,10 @@ class FrontPanel(StillColumn):
             return
         budget: Budget = self._answer.budget
         seen = {row.symbol for row in self.rows}
-        lines = {"●": FRONT, "○": FLOPS}
+        lines, drawn_on = {"●": FRONT, "○": FLOPS}, joined_on(budget, self._axis)
         parts: list[tuple[str, str, str]] = []  # a mark, its style, and what it means
         for symbol, name in names_of(budget).items():
-            joined = sum(lines.get(symbol) in row.roles for row in self.rows) > 1
+            joined = sum(lines.get(symbol) in row.roles & drawn_on for row in self.rows) > 1
             if symbol in seen or joined:
                 drawn = f"{symbol}{JOINTS[symbol] * 2}" if joined else symbol
                 parts.append((drawn, f"bold ${COLOURS[symbol]}", name))

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from traces.schema.advice import Budget
+from traces.schema.formats import scale
 from traces.schema.quantities import Quantity, latency, quantity
-from tui.screens.advice.rows import CandidateRow, goal_of
+from tui.screens.advice.rows import FLOPS, FRONT, CandidateRow
 from tui.text.layout import fitting_ticks, log_ticks, with_room
+from tui.text.words import front_goal, own_axes
 
 AXES = ("latency_s", "latency_p95_s", "cost_usd", "device_s", "energy_j", "tokens", "flops")
 FAR = 4.0  # times the least number that the largest is, from which an axis is logarithmic
@@ -19,7 +21,7 @@ Line = tuple[list[float], list[float]]
 
 def axes(budget: Budget, rows: Sequence[CandidateRow]) -> list[Quantity]:
     """Return what accuracy is drawn against, what is optimised first; none where none is known."""
-    goal = goal_of(budget).name
+    goal = front_goal(budget).name
     first = "device_s" if goal == "throughput_problems_per_s" else goal
     names = dict.fromkeys([first, latency(budget.latency_percentile).name, *AXES])
     return [
@@ -33,9 +35,10 @@ def axes(budget: Budget, rows: Sequence[CandidateRow]) -> list[Quantity]:
     ]
 
 
-def axis_title(axis: Quantity) -> str:
-    """Return what stands at the axis: what it shows, and in which unit."""
-    return axis.noun if axis.name in ("tokens", "flops") else f"{axis.noun} ({axis.unit})"
+def joined_on(budget: Budget, axis: Quantity | None) -> frozenset[str]:
+    """Return which fronts a line joins on an axis."""
+    own = zip((FRONT, FLOPS), own_axes(budget), strict=True)
+    return frozenset(front for front, best in own if axis and axis.name == best)
 
 
 def next_axis(known: Sequence[Quantity], current: Quantity | None) -> Quantity | None:
@@ -63,18 +66,32 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """Accuracy against an axis, which is logarithmic where numbers lie far apart."""
+    """Accuracy against an axis, which is logarithmic where numbers lie far apart.
+
+    Numbers are divided by `factor`, which gives the `unit` that tables write the largest in.
+    """
 
     axis: Quantity
     log: bool
+    factor: float
+    unit: str
 
     @classmethod
     def of(cls, rows: Sequence[CandidateRow], axis: Quantity) -> Plane:
         xs = [each.value for row in rows if (each := row.pick.estimates.get(axis.name))]
-        return cls(axis=axis, log=bool(xs) and min(xs) > 0 and max(xs) > FAR * min(xs))
+        factor, unit = scale(max(xs, default=0.0), axis.unit)
+        log = bool(xs) and min(xs) > 0 and max(xs) > FAR * min(xs)
+        return cls(axis=axis, log=log, factor=factor, unit=unit)
+
+    @property
+    def title(self) -> str:
+        """What stands at the axis: what it shows, and in which unit."""
+        noun, unit = self.axis.noun, self.unit or self.axis.unit
+        return noun if noun == unit else f"{noun} ({unit})"
 
     def x(self, value: float) -> float:
         """Return where a number of the axis lies."""
+        value /= self.factor
         return math.log10(value) if self.log else value
 
     def place(self, row: CandidateRow) -> tuple[float, float] | None:
@@ -94,7 +111,7 @@ class Plane:
         return by_symbol
 
     def front(self, rows: Sequence[CandidateRow], role: str) -> Line:
-        """Return a front's places by accuracy: where it turns back, it is dear on this axis."""
+        """Return a front's places by accuracy."""
         placed = [self.place(row) for row in rows if role in row.roles]
         places = sorted((y, x) for x, y in filter(None, placed))
         return [x for _, x in places], [y for y, _ in places]
@@ -115,7 +132,7 @@ class Plane:
     def ticks(self, low: float, high: float, columns: int) -> list[float]:
         """Return where ticks lie whose labels stand apart."""
         if self.log:
-            return [self.x(each) for each in log_ticks(10**low, 10**high, columns)]
+            return [math.log10(each) for each in log_ticks(10**low, 10**high, columns)]
         return fitting_ticks(low, high, columns)
 
     def room(self, xs: Sequence[float]) -> tuple[float, float]:

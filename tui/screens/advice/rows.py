@@ -14,6 +14,7 @@ from traces.schema.quantities import Quantity, latency, limited, objective, quan
 from traces.summary.run import Run
 from tui.text.layout import model_name, without_middle
 from tui.text.recordings.show import policy_text
+from tui.text.words import front_goal
 
 PICK, RIVAL, FRONT, FLOPS, MISS, PRESENT = "pick", "rival", "front", "flops", "miss", "present"
 SYMBOLS = {  # by what a row is, the first that it is; letters are those of the report
@@ -107,16 +108,9 @@ def present_candidate(run: Run, answer: Recommendation, price: float | None) -> 
 # What rows are, in words.
 
 
-def goal_of(budget: Budget) -> Quantity:
-    """Return what the front of an answer is optimal in; beside accuracy that is the latency."""
-    if budget.optimise == "accuracy":
-        return latency()
-    return objective(budget.optimise, budget.latency_percentile)
-
-
 def names_of(budget: Budget) -> dict[str, str]:
     """Return what the symbols mean."""
-    front = f"front by {goal_of(budget).noun}"
+    front = f"front by {front_goal(budget).noun}"
     return {
         "A": "system-optimal",
         "B": "compute-optimal",

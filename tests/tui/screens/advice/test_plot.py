@@ -9,9 +9,9 @@ import pytest
 from tests.traces.synthetic import simulate, write_recording
 from tests.tui.fake_advisor import FakeAdvisor, estimate
 from traces.schema.advice import Budget, Load
-from traces.schema.quantities import quantity
+from traces.schema.quantities import objective, quantity
 from tui.screens.advice.pick import answer_sections
-from tui.screens.advice.plot import AXES, Plane, axes, axis_title, dotted, next_axis
+from tui.screens.advice.plot import AXES, Plane, axes, dotted, joined_on, next_axis
 from tui.screens.advice.rows import (
     COLOURS,
     FLOPS,
@@ -38,7 +38,7 @@ def rows():
 
 
 def test_points_error_bars_and_axes(rows):
-    plane = Plane(axis=LATENCY, log=False)
+    plane = Plane(axis=LATENCY, log=False, factor=1.0, unit="s")
     assert plane.points(rows) == {"A": ([1.6], [0.93]), "B": ([0.4], [0.71])}
     bar = plane.error_bar(rows[0])
     estimates = [rows[0].pick.estimates[name] for name in ("latency_s", "accuracy")]
@@ -48,7 +48,7 @@ def test_points_error_bars_and_axes(rows):
     assert none == nothing == 0
     x, y, half = above, middle, height
     assert (y - half, y + half) == pytest.approx(bar.up) and x == bar.x
-    assert Plane(axis=quantity("cost_usd"), log=False).error_bar(rows[0]) is None
+    assert Plane.of(rows, quantity("cost_usd")).error_bar(rows[0]) is None
     known = axes(BUDGET, rows)
     assert [each.name for each in known] == [
         "latency_s", "latency_p95_s", "device_s", "tokens", "flops",
@@ -56,7 +56,7 @@ def test_points_error_bars_and_axes(rows):
     assert next_axis(known, known[-1]) == known[0]
     by_p95 = axes(dataclasses.replace(BUDGET, latency_percentile=95), rows)
     assert by_p95[0].name == "latency_p95_s"  # what is optimised
-    assert axis_title(by_p95[0]) == "p95 latency (s)"
+    assert Plane.of(rows, by_p95[0]).title == "p95 latency (s)"
 
 
 def test_nothing_is_drawn_where_no_accuracy_is_known(rows):
@@ -80,6 +80,26 @@ def test_the_table_has_what_is_drawn_and_what_is_limited(rows):
     assert cells[0][3] == "3.20 s*"
 
 
+def test_the_axis_has_the_unit_of_the_table(rows):
+    short = [
+        dataclasses.replace(
+            row,
+            pick=dataclasses.replace(
+                row.pick, estimates=row.pick.estimates | {"latency_s": estimate(value, "s")}
+            ),
+        )
+        for row, value in zip(rows, (0.2, 0.08), strict=True)
+    ]
+    plane = Plane.of(short, LATENCY)
+    assert plane.title == "mean latency (ms)"
+    assert plane.points(short) == {"A": ([pytest.approx(200)], [0.93]), "B": ([80.0], [0.71])}
+    bar = plane.error_bar(short[0])
+    assert bar.across == (pytest.approx(180), pytest.approx(220))
+    assert [Plane.of(rows, quantity(name)).title for name in ("tokens", "flops")] == [
+        "tokens", "FLOPs (GFLOP)",
+    ]  # fmt: skip
+
+
 def test_numbers_that_lie_far_apart_have_a_logarithmic_axis(rows):
     assert not Plane.of(rows, FLOPS_AXIS).log
     far = [
@@ -92,19 +112,26 @@ def test_numbers_that_lie_far_apart_have_a_logarithmic_axis(rows):
         for row, value in zip(rows, (1e11, 1e8), strict=True)
     ]
     plane = Plane.of(far, FLOPS_AXIS)
-    assert plane.points(far)["A"] == ([pytest.approx(11)], [0.93])
-    left, right = plane.room([8.0, 11.0])
+    assert plane.points(far)["A"] == ([pytest.approx(2)], [0.93])  # of 1e9
+    left, right = plane.room([-1.0, 2.0])
     places = plane.ticks(left, right, 40)
-    assert left < 8 and right > 11 and all(left <= each <= right for each in places)
-    assert {8.0, 9.0, 10.0, 11.0} <= {round(each, 6) for each in places}
+    assert left < -1 and right > 2 and all(left <= each <= right for each in places)
+    assert {-1.0, 0.0, 1.0, 2.0} <= {round(each, 6) for each in places}
 
 
 def test_fronts_are_joined_by_accuracy(rows):
-    plane = Plane(axis=LATENCY, log=False)
+    plane = Plane(axis=LATENCY, log=False, factor=1.0, unit="s")
     assert plane.front(rows, FRONT) == ([0.4, 1.6], [0.71, 0.93])
     assert plane.front(rows, MISS) == ([], [])
     xs, ys = dotted(([0.0, 1.0], [0.0, 0.2]), 0.25, 0.1)
     assert (xs, ys) == ([0.0, 0.25, 0.5, 0.75], pytest.approx([0.0, 0.05, 0.1, 0.15]))
+
+
+def test_a_front_is_joined_on_its_own_axis_alone(rows):
+    joined = {name: joined_on(BUDGET, quantity(name)) for name in AXES}
+    own = objective(BUDGET.optimise, BUDGET.latency_percentile).name
+    assert {name for name, fronts in joined.items() if FRONT in fronts} == {own}
+    assert {name for name, fronts in joined.items() if FLOPS in fronts} == {"flops"}
 
 
 def test_rows_say_what_they_are(rows):
