@@ -27,7 +27,8 @@ TTSCOPE = (sys.executable, "-c", "from tui.cli import main; main()")
 CTRL_C = "\x03"
 NOT_INHERITED = {  # of what decides how a terminal is written to
     "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "COLORTERM",
-    "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS", "PYTHONIOENCODING",
+    "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS", "PYTHONIOENCODING", "PY_COLORS",
+    "TERMINAL_WIDTH", "TYPER_USE_RICH",
 }  # fmt: skip
 OWN_TERMINAL = """
 import fcntl, os, sys, termios
