@@ -65,10 +65,22 @@ def share_law(value: float, variance: float, problems: int) -> tuple[float, floa
 
 
 def beta_quantiles(a: float, b: float, levels: ArrayLike) -> Floats:
-    """Return quantiles of Beta(a, b), neither below 1/2, to five digits.
+    """Return quantiles of Beta(a, b), neither below 1/2, to five digits."""
+    angles, below = _beta_law(a, b)
+    return np.asarray(np.sin(np.interp(np.asarray(levels), below, angles)) ** 2)
 
-    The density is summed over the angle whose squared sine is the share, over which it is smooth.
-    scipy has the same, and takes half a second to load.
+
+def beta_below(a: float, b: float, shares: ArrayLike) -> Floats:
+    """Return the chances that Beta(a, b), neither below 1/2, lies below some shares."""
+    angles, below = _beta_law(a, b)
+    return np.asarray(np.interp(np.arcsin(np.sqrt(shares)), angles, below))
+
+
+def _beta_law(a: float, b: float) -> tuple[Floats, Floats]:
+    """Return angles, and the chance that Beta(a, b) lies below the squared sine of each.
+
+    The density is summed over these angles, over which it is smooth. scipy has the same, and takes
+    half a second to load.
     """
     a, b = max(a, 0.5), max(b, 0.5)
     middle, reach = np.arctan2(np.sqrt(a), np.sqrt(b)), 5 / np.sqrt(a + b)
@@ -77,7 +89,7 @@ def beta_quantiles(a: float, b: float, levels: ArrayLike) -> Floats:
     logs += (2 * b - 1) * np.log(np.maximum(np.cos(angles), 1e-300))
     density = np.exp(logs - logs.max())
     below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return np.asarray(np.sin(np.interp(np.asarray(levels) * below[-1], below, angles)) ** 2)
+    return angles, below / below[-1]
 
 
 def share(value: float, variance: float, problems: int, *, extrapolated: bool = False) -> Estimate:

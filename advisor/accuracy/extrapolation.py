@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from advisor.accuracy.models.answers import AnswerModel
+from traces.one_more_run import fresh
 from traces.schema.estimate import Estimate
-from traces.statistics import LEVEL, Floats, beta_quantiles, column_means, share
+from traces.statistics import Floats, column_means, share
 from traces.summary.votes import PolicyOutcome
 
 FARTHEST = 4  # times the recorded samples
@@ -87,8 +88,7 @@ def fresh_interval(
 
     Each problem is right with the posterior chance m that such a vote is. m (1 - m) is the variance
     of the fresh answer plus that of the chance as the samples leave it, so that both runs are in
-    it; what the draws of the laws have in common may add to that. A beta law of this variance and
-    one problem more, half right (Jeffreys), is cut at numbers of problems.
+    it (`fresh`). What the draws of the laws have in common may add to that.
 
     Both runs are of `of` problems. Those drawn are a random sample of these. A value that is
     extrapolated rests on these alone, so that their choice is in its interval too.
@@ -98,18 +98,8 @@ def fresh_interval(
     chance = runs.mean(axis=(0, 1))
     variance, joint = float((chance * (1 - chance)).mean()), float(runs.mean(axis=2).var())
     if extrapolated:
-        spread = variance / size + max(joint - variance / drawn, 0.0)
-        spread += float(chance.var()) * (1 / drawn - 1 / size)
+        variance += size * max(joint - variance / drawn, 0.0)
+        variance += float(chance.var()) * (size / drawn - 1)
     else:
-        spread = max(variance, drawn * joint) / size
-    mean = (size * value + 0.5) / (size + 1)
-    worth = mean * (1 - mean) / (spread + 0.5 / size**2)
-    levels = (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)
-    ends = beta_quantiles(worth * mean, worth * (1 - mean), levels) * size
-    return Estimate(
-        value=value,
-        low=min(float(np.floor(ends[0])) / size, value),
-        high=max(float(np.ceil(ends[1])) / size, value),
-        unit="1",
-        extrapolated=extrapolated,
-    )
+        variance = max(variance, drawn * joint)
+    return fresh(value, variance, size).interval(extrapolated=extrapolated)
