@@ -75,6 +75,7 @@ NAMED_BY = (
 )
 PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import has no prompts
 MOST_SEEN = 0.9  # share of the ended requests that spans must tell to stand for all
+MOST_KEPT = 0.5  # share of them that must be left without those in turn, or the load is another
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled", "source"),
     *Work._fields,
@@ -561,6 +562,11 @@ def _seen_limits(recording: Recording) -> list[str]:
     return [f"{recording.name}: {text}" for text in notes.drop_nulls() if text.startswith(TAKEN)]
 
 
+def stand_for_all(kept: int, in_turn: int, ended: float) -> bool:
+    """Whether requests that spans tell stand for all that ended, without those sent in turn."""
+    return kept + in_turn >= MOST_SEEN * ended and kept >= MOST_KEPT * ended
+
+
 def _with_drawn(
     recording: Recording,
     windows: Windows,
@@ -588,10 +594,10 @@ def _with_drawn(
     for model, model_servers in polled.items():
         servers = _Servers(model=model, polled=model_servers, any_name=len(models) == 1)
         seen = [run for run in runs if servers.are(run.engine)]
-        drawn = [] if servers.are_told_by(seen) else servers.drawn(recording.name)
+        after = sum(sum(each) for of, each in in_turn.items() if servers.are(of))
+        drawn = [] if servers.are_told_by(seen, after) else servers.drawn(recording.name)
         if drawn:
             any_drawn = True
-            after = sum(sum(each) for of, each in in_turn.items() if servers.are(of))
             notes += servers.notes(recording.name, seen, after)
             runs = [run for run in runs if not servers.are(run.engine)] + drawn
             left_out = {of: each for of, each in left_out.items() if not servers.are(of)}
@@ -604,10 +610,11 @@ def _with_drawn(
     if strange:
         names = ", ".join(strange)
         notes.append(f"left out of {recording.name}: spans of {names}, which no watched server has")
-    if count := sum(len(each) for of, each in left_out.items() if not is_strange(of)):
+    if lengths := [n for of, each in left_out.items() if not is_strange(of) for n in each]:
         notes.append(
-            f"left out of {recording.name}: {counted(count, 'problem')} whose requests came one "
-            "after another, as the replay sends those of a problem at once"
+            f"left out of {recording.name}: {counted(len(lengths), 'problem')} whose "
+            f"{sum(lengths):,} requests came one after another, as the replay sends those of a "
+            "problem at once. Its load is lower by these"
         )
     return runs, notes
 
@@ -670,10 +677,10 @@ class _Servers:
         one = len(set(map(decoder_of, self.polled))) == 1
         return one and all(run.engine.model == self.model for run in runs)
 
-    def are_told_by(self, seen: Sequence[RecordedRun]) -> bool:
-        """Whether the runs that spans tell stand for all that ended on them."""
+    def are_told_by(self, seen: Sequence[RecordedRun], after: int) -> bool:
+        """Whether the runs that spans tell, and requests in turn, stand for all that ended."""
         requests = sum(1 for run in seen for _ in run.samples)
-        return requests >= MOST_SEEN * self.ended and self.decode_as(seen)
+        return stand_for_all(requests, after, self.ended) and self.decode_as(seen)
 
     def drawn(self, recording: str) -> list[RecordedRun]:
         return [

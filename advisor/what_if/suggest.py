@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from advisor.evidence.gather import MOST_SEEN
+from advisor.evidence.gather import stand_for_all
 from advisor.evidence.live.servers import replayable, servers_of
 from advisor.evidence.runs import arrival_rate, read_runs
 from advisor.replay.replay import Replicas
@@ -13,10 +13,10 @@ from advisor.what_if.predict import Prediction, predict
 from advisor.what_if.question import Question, changed
 from traces.errors import TtscopeError
 from traces.live.numbers import FINISHED
-from traces.live.verdict import change_for
+from traces.live.verdict import Remedy, change_for
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
-from traces.schema.engine import RANKS
+from traces.schema.engine import RANKS, EngineConfig
 from traces.schema.formats import number
 from traces.summary.run import Run, summarise
 
@@ -36,7 +36,8 @@ class Suggestion:
 def suggest(recording: Recording) -> Suggestion | str:
     """Return what to try next for the busiest engine that was watched, or why nothing is known.
 
-    The change is the verdict's (`change_for`).
+    The change is the verdict's (`change_for`). None is offered by a replay that does not give the
+    latency that was measured.
     """
     runs = summarise(recording)
     watched = watched_engines(recording, runs)
@@ -57,11 +58,8 @@ def suggest(recording: Recording) -> Suggestion | str:
         return "no request was seen"
     rate = _rate(recording, alike, run)
     change = change_for(server.verdict, server.numbers, server.engine, rate)
-    if server.engine.max_num_seqs is None and "max_num_seqs=" in change.arguments[-1]:
-        return (
-            f"{change.why}, but what max_num_seqs is now is not known. The replay without a limit "
-            "is another engine. Watch for longer, or with the plugin (docs/attach.md)"
-        )
+    if (none := _no_replay(change, server.engine)) is not None:
+        return none
     try:
         arguments = change.arguments
         if len(alike) > 1 and arguments[0] == "--replicas":
@@ -72,12 +70,38 @@ def suggest(recording: Recording) -> Suggestion | str:
                 more = run.engine.data_parallel_size + ranks
                 arguments = ("--set", f"engine.data_parallel_size={more}")
         prediction = _predicted(recording, run, arguments)
-        worse = _worse(prediction)
-        if arguments[0] != "--rate" and worse is not None:
-            return f"{change.why}, but {' '.join(arguments)} is no help: {worse}"
+        off, worse = prediction.far_off, _worse(prediction)
+        but = None
+        if off is not None and "latency_s.mean" in off.tags:
+            but = f"{off.words}. Watch again {_better_watched(recording)}"
+        elif arguments[0] != "--rate" and worse is not None:
+            but = f"{' '.join(arguments)} is no help: {worse}"
+        if but is not None:
+            return f"{change.why}, but {but}"
         return Suggestion(arguments=(*chosen, *arguments), why=change.why, prediction=prediction)
     except TtscopeError as error:
         return str(error)
+
+
+def _no_replay(change: Remedy, engine: EngineConfig) -> str | None:
+    """Return why a change cannot be replayed, None where it can."""
+    if not change.arguments:
+        return f"{change.why}. {change.told[:1].upper()}{change.told[1:]}"
+    if engine.max_num_seqs is None and "max_num_seqs=" in change.arguments[-1]:
+        return (
+            f"{change.why}, but what max_num_seqs is now is not known. The replay without a limit "
+            "is another engine. Watch for longer, or with the plugin (docs/attach.md)"
+        )
+    return None
+
+
+def _better_watched(recording: Recording) -> str:
+    """Return how to watch so that a replay may give what was measured."""
+    sent = {"samples": "spans", "steps": "steps (the plugin)"}
+    lacking = [name for table, name in sent.items() if not recording.rows(table)]
+    if not lacking:
+        return "for longer"
+    return f"with {' and '.join(lacking)}, as ttscope doctor URL prints, or for longer"
 
 
 def _worse(prediction: Prediction) -> str | None:
@@ -102,12 +126,11 @@ def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
     if rate is None or run.sample_rows is None:
         return seen
     ended = sum(each.window.total(FINISHED) or 0.0 for each in servers if each.window is not None)
-    requests = run.sample_rows.height
-    if requests >= MOST_SEEN * ended and requests > run.sample_rows["problem"].n_unique():
-        of = run.engine.model
-        kept = [each for each in read_runs(recording).runs if each.engine.model == of]
-        requests = sum(len(problem.samples) for each in kept for problem in each.problems.values())
-    return rate if requests >= MOST_SEEN * ended else seen or rate
+    kept = told = run.sample_rows.height
+    if told > run.sample_rows["problem"].n_unique():
+        of_model = [r for r in read_runs(recording).runs if r.engine.model == run.engine.model]
+        kept = sum(len(problem.samples) for r in of_model for problem in r.problems.values())
+    return rate if stand_for_all(kept, told - kept, ended) else seen or rate
 
 
 def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Prediction:

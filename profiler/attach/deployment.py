@@ -25,6 +25,7 @@ from profiler.attach.scraper import (
 from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import ask_model, cache_settings, describe
+from traces.clock import now_ns
 from traces.errors import EngineError, TtscopeError, UsageError
 from traces.live.engine_names import (
     RAY_REPORTS_S,
@@ -68,6 +69,15 @@ ENGINES_PAGE = (
 )
 
 
+@dataclass
+class ProfilerWindow:
+    """When a window of a server's profiler was asked for, answered and closed, unix ns."""
+
+    begun: int
+    answered: int | None = None
+    ended: int | None = None
+
+
 @dataclass(eq=False)
 class Replica:
     """One server of a deployment: `config` is the server's, `keys` those of its engines."""
@@ -85,6 +95,17 @@ class Replica:
     joined: bool = False  # whether it is of one server with others, whose ranks are elsewhere
     ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
+    windows: deque[ProfilerWindow] = field(default_factory=lambda: deque(maxlen=64))
+
+    @property
+    def is_profiled(self) -> bool:
+        """Whether a window is open now."""
+        return any(each.ended is None for each in list(self.windows))
+
+    @property
+    def profiled(self) -> list[tuple[int, int]]:
+        """When windows were open, unix ns."""
+        return [(each.begun, each.ended or now_ns()) for each in list(self.windows)]
 
     def key_of(self, rank: int, replica: str | None) -> str | None:
         """Return the key of the engine that a plugin tells of; None where it is not on the page.
@@ -459,8 +480,11 @@ class Deployment:
                 if key in engines
             }
 
-    def numbers(self, seconds: float) -> dict[str, Numbers | None]:
-        """Return each engine's numbers over about the last so many seconds, by key."""
+    def numbers(self, seconds: float, *, fewest: int = 2) -> dict[str, Numbers | None]:
+        """Return each engine's numbers over about the last so many seconds, by key.
+
+        A server whose page is slow is polled less often: over the `fewest` last polls at least.
+        """
         by_engine: dict[str, Numbers | None] = {}
         for replica in self.replicas:
             pages = list(replica.pages)
@@ -468,12 +492,12 @@ class Deployment:
             back = max(seconds, REPORTS * RAY_REPORTS_S) if on_ray else seconds
             since = pages[-1]["time"][0] - round((back + 0.5) * 1e9) if pages else 0
             recent = [page for page in pages if page["time"][0] >= since]
-            frames = recent if len(recent) > 1 else pages[-2:]
+            frames = recent if len(recent) >= fewest else pages[-fewest:]
             scrapes = pl.concat([pl.DataFrame(schema=SCRAPES), *frames])
             with self._lock:
                 keys = dict(replica.keys)
             for key in dict.fromkeys(keys[label] for label in sorted(keys)):
-                of_engine = numbers_of(scrapes, key)
+                of_engine = numbers_of(scrapes, key, profiled=replica.profiled)
                 # Beside its engines a server tells nothing (vLLM), or what is of all (SGLang).
                 if of_engine is not None or key != keys[""] or len(set(keys.values())) == 1:
                     by_engine[key] = of_engine

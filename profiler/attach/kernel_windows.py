@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 import polars as pl
 
-from profiler.attach.deployment import Deployment, Replica
+from profiler.attach.deployment import Deployment, ProfilerWindow, Replica
 from profiler.attach.window_steps import UNDER_WAY, Opened, Row, SeenSteps
 from profiler.engines.server.served import routes
 from traces.clock import now_ns
@@ -37,7 +37,7 @@ from traces.errors import EngineError, TraceError, UsageError
 from traces.kineto.read import TraceTables, read_trace
 from traces.live.engine_names import SGLANG, VLLM, software_of
 from traces.live.numbers import RUNNING
-from traces.recording.tables import KERNELS
+from traces.recording.tables import KERNELS, PROFILED
 from traces.recording.writer import RecordingWriter
 
 BUDGET = 0.03  # of the time, for all windows together
@@ -100,16 +100,6 @@ _DIALECTS = {
 }
 
 
-@dataclass
-class _Span:
-    """When a window was asked for, answered and closed, unix ns."""
-
-    replica: Replica
-    begun: int
-    answered: int | None = None
-    ended: int | None = None
-
-
 @dataclass(frozen=True)
 class _Waiting:
     """A trace whose steps may still be on their way."""
@@ -131,10 +121,10 @@ class ServerWindows:
         self._mark = f"ttscope-{uuid.uuid4().hex[:8]}"
         self._serial = self._count = 0
         self._usable: list[Replica] = []
-        self._spans: deque[_Span] = deque(maxlen=64)
         self._waiting: deque[_Waiting] = deque()
         self._seen: defaultdict[str, SeenSteps] = defaultdict(SeenSteps)
         self._ending = False
+        self._event: Callable[..., None] = lambda kind, detail, *, engine: None  # of no recording
         self.awaits_steps = False  # that somebody sends
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ttscope-windows", daemon=True)
@@ -149,8 +139,9 @@ class ServerWindows:
         self._seen[engine].add(row, error_ns)
         return any(
             span.begun <= ended and (span.ended is None or begun <= span.ended)
-            for span in list(self._spans)
-            if engine in span.replica.keys.values()
+            for replica in self._deployment.replicas
+            if engine in replica.keys.values()
+            for span in list(replica.windows)
         )
 
     def look(self) -> None:
@@ -272,8 +263,8 @@ class ServerWindows:
         self._serial += 1
         dialect = _dialect(replica)
         bounds = {"profile_prefix": prefix, dialect.bound: max(steps, 1), **self._more(dialect)}
-        span, started = _Span(replica, now_ns()), True  # for all that we know
-        self._spans.append(span)
+        span, started = ProfilerWindow(now_ns()), True  # for all that we know
+        replica.windows.append(span)
         try:
             answer = client.post(_PATH, json=bounds)
             span.answered = now_ns()
@@ -297,6 +288,8 @@ class ServerWindows:
                         stopped.raise_for_status()
             finally:
                 span.ended = now_ns()
+                stood = {"begun_ns": span.begun, "ended_ns": span.ended}
+                self._event(PROFILED, json.dumps(stood), engine=engine_key(replica))
         return self._traces(prefix, dialect)
 
     def _more(self, dialect: _Dialect) -> dict[str, Any]:
@@ -317,7 +310,7 @@ class ServerWindows:
     def _read(self, replica: Replica, paths: list[Path]) -> None:
         number, self._count = self._count, self._count + 1
         key = engine_key(replica)
-        span = self._spans[-1]
+        span = replica.windows[-1]
         for path in paths:
             if _FRONT_END in path.name:
                 continue

@@ -10,6 +10,7 @@ says that a series is gone. Once a minute a page is kept whole.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -35,6 +36,7 @@ _LONGEST_PAGE_S = 10.0
 _MOST_PAGE_BYTES = 16 << 20
 _MOST_WAITING = 300  # pages that may wait for the writer
 _BUSY_SHARE = 0.1  # of the time, at most, a request of ours is in the server
+_LAST_S = 3.0  # that the last poll may take
 _LONGEST_PAUSE_S = 15.0  # between polls that fail
 _SAME_CLOCK_S = 5.0
 _JSON = "trtllm-serve needs return_perf_metrics in its --config: /prometheus/metrics answers "
@@ -90,7 +92,8 @@ class AnotherServerError(ScrapeError):
 class Silence(NamedTuple):
     """For how many seconds an answer is due, and in how many it is asked for again.
 
-    0 where none is due: a pause of ours is no silence. `another` says that another server answers.
+    An answer is due from when it is asked for, 0 where none is: a pause of ours is no silence.
+    `another` says that another server answers.
     """
 
     seconds: float
@@ -205,9 +208,9 @@ class Scraper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Poll no more, and leave a request that hangs behind."""
+        """Poll a last time, and leave a request that hangs behind."""
         self._stopping.set()
-        self._thread.join(1.0)
+        self._thread.join(_LAST_S)
 
     def close(self) -> None:
         """Close the connection of a scraper that was not started."""
@@ -226,9 +229,10 @@ class Scraper:
 
     def _work(self) -> None:
         try:
-            self._due = self._owed = time.monotonic()
+            self._due = time.monotonic()
             while not self._stopping.wait(max(self._due - time.monotonic(), 0.0)):
                 begun = time.monotonic()
+                self._owed = min(self._owed, begun)
                 try:
                     page = self._fresh(self.poll())
                     self._take(page)
@@ -243,9 +247,17 @@ class Scraper:
                 else:
                     # It may be behind for long where this process was stopped.
                     due = max(self._due, begun - self._period_s) + self._period_s
-                    self._due = self._owed = max(due, begun + page.took_s / _BUSY_SHARE)
+                    self._due, self._owed = max(due, begun + page.took_s / _BUSY_SHARE), math.inf
+            self._poll_at_the_end()
         finally:
             self._client.close()
+
+    def _poll_at_the_end(self) -> None:
+        """Have what came since the last poll, unless the server is silent or was just asked."""
+        asked_s = 0.0 if self._last is None else (now_ns() - self._last.time_ns) / 1e9
+        if self._gap is None and asked_s >= min(self._period_s / 2, 0.5):
+            with contextlib.suppress(Exception):  # there is no next one to wait for
+                self._take(self._fresh(self.poll()))
 
     def _failed(self, why: str) -> float:
         """Note that a poll failed; return how long to wait for the next."""

@@ -28,6 +28,9 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 FEW = 16  # observations between two polls, up to which they are looked at one by one
 SAME_REPORT = 0.5  # of the time between reports, in which changes of a page are one report's
 LIVE_S = 10.0  # that a live line looks back
+STALLED_S = 10.0  # without a token while requests run, from which an engine is stalled
+STALLED_GAPS = 50  # usual gaps between tokens that this lasts at least: some engines are slow
+PROFILER_NS = 500_000_000  # after a profiler's window, until the tokens that it held back are told
 KV_FULL = 0.95  # a cache with more of its blocks in use cannot take a new prompt of some length
 
 TTFT = "vllm:time_to_first_token_seconds"
@@ -229,8 +232,9 @@ class Window:
     `times` are those of the polls, or where a page is written now and then those of its reports.
     Then `until_ns` is when the last poll was. `increase` is by name and labels, `histograms` of
     times by name. `gauges` by name and `counted`, what counters gained since the poll before, have
-    one number per poll, nan where it was not told. `seconds` leaves out the intervals of `resets`.
-    `left_out` says that the pages had more than `MOST_SERIES` series.
+    one number per poll, nan where it was not told. `seconds` leaves out the intervals of `apart`.
+    `apart` are the polls whose interval before them is left out: of `resets`, and of profiler
+    windows. `left_out` says that the pages had more than `MOST_SERIES` series.
     """
 
     times: NDArray[np.int64]
@@ -242,6 +246,52 @@ class Window:
     counted: Mapping[str, Floats]
     left_out: bool = False
     until_ns: int | None = None
+    apart: NDArray[np.bool_] | None = None
+
+    @cached_property
+    def intervals_s(self) -> Floats:
+        """The seconds before each poll, 0 for the first one and where they are left out."""
+        seconds = np.maximum(np.diff(self.times, prepend=self.times[:1]), 0) / 1e9
+        return seconds if self.apart is None else np.where(self.apart, 0.0, seconds)
+
+    @cached_property
+    def stands_for_s(self) -> Floats:
+        """The seconds that each poll stands for: half of the intervals before and after it.
+
+        A loaded server is polled less often, so that polls alone count its load too seldom.
+        """
+        before = self.intervals_s
+        return np.asarray((before + np.append(before[1:], 0.0)) / 2)
+
+    def mean(self, values: NDArray[Any]) -> float | None:
+        """Return the mean over time of what polls say [polls]; None where it is nan in all."""
+        known = ~np.isnan(values)
+        if not known.any():
+            return None
+        weights = self.stands_for_s[known]
+        mean = np.average(values[known], weights=weights if weights.any() else None)
+        return float(np.clip(mean, values[known].min(), values[known].max()))
+
+    @cached_property
+    def stalls(self) -> NDArray[np.bool_] | None:
+        """Polls in a stretch in which requests ran for long and no token came.
+
+        A prompt that is computed for long gives no token, but takes blocks of the KV cache. None of
+        an engine that does not tell each token as it comes, but with its request.
+        """
+        tokens, gaps = self.counted[GENERATED], self.histograms.get(ITL)
+        if gaps is None or np.isnan(tokens).all():
+            return None
+        usual, reports = gaps.quantile(0.5), self.gauge(REPORTED)
+        longest = max(STALLED_S, STALLED_GAPS * (usual.low if usual else 0.0))
+        longest = max(longest, 1.5 * float(reports.max())) if reports.size else longest
+        ran, kv = self.gauges[RUNNING] > 0, self.gauges[KV]
+        still = ran & (tokens == 0) & (np.nan_to_num(np.diff(kv, prepend=kv[:1])) == 0)
+        still[1:] &= ran[:-1]
+        still &= self.intervals_s > 0
+        stretch = np.cumsum(~still)
+        lasted = np.bincount(stretch, np.where(still, self.intervals_s, 0.0))
+        return np.asarray(still & (lasted[stretch] >= longest))
 
     def total(self, name: str) -> float | None:
         """Return a counter's increase over all its labels, None where it was not told."""
@@ -304,6 +354,9 @@ class Window:
         return readings
 
 
+Stretches = Sequence[tuple[int, int]]  # of time, unix ns
+
+
 class Polls:
     """Adds up the polls of one engine's server, page after page, without keeping the pages.
 
@@ -313,10 +366,13 @@ class Polls:
     makes some counters at their first use.
     Of each poll the buckets of times, the gauges and the generated tokens stay in memory, 4 bytes a
     bucket. With `lengths` so do those of requests' lengths and the counters of steps and prompts,
-    from which a law and traffic are made. Series beyond `MOST_SERIES` are left out.
+    from which a law and traffic are made. Series beyond `MOST_SERIES` are left out. So is what came
+    while a profiler's window was open, `profiled` (unix ns): the server stands still for it.
     """
 
-    def __init__(self, *, lengths: bool = False) -> None:
+    def __init__(self, *, lengths: bool = False, profiled: Stretches = ()) -> None:
+        self._profiled = [(begun, ended + PROFILER_NS) for begun, ended in profiled]
+        self._apart: list[NDArray[np.bool_]] = []  # polls after which a window was open
         self._places: dict[Line, int] = {}
         self._left_out = False
         # Of each series, nan before the first, and of a gauge that is gone.
@@ -358,6 +414,7 @@ class Polls:
             return None
         times, resets = np.concatenate(self._times), np.concatenate(self._resets)
         resets[self._late] = True
+        apart = np.concatenate(self._apart) | resets
         sums = {
             (name, labels): float(self._increase[place])
             for (name, labels, le), place in self._places.items()
@@ -381,7 +438,7 @@ class Polls:
                 """Return what came at polls [polls, ...], that of others with the next."""
                 return np.asarray(np.add.reduceat(each[:end], starts, axis=0))
 
-            times, resets = times[polls], gained(resets) > 0
+            times, resets, apart = times[polls], gained(resets) > 0, gained(apart) > 0
             readings = {
                 name: each[polls] if name in GAUGES else gained(each)
                 for name, each in readings.items()
@@ -390,7 +447,7 @@ class Polls:
                 name: Histogram(each.bounds, gained(each.counts), gained(each.sums))
                 for name, each in histograms.items()
             }
-        lengths = np.maximum(np.diff(times), 0)[~resets[1:]]
+        lengths = np.maximum(np.diff(times), 0)[~apart[1:]]
         return Window(
             times=times,
             seconds=float(lengths.sum()) / 1e9,
@@ -401,6 +458,7 @@ class Polls:
             counted={name: readings[name] for name in self._counted},
             left_out=self._left_out,
             until_ns=until_ns,
+            apart=apart,
         )
 
     def _take(self, rows: pl.DataFrame, poll: NDArray[Any]) -> None:
@@ -469,8 +527,9 @@ class Polls:
         away = self._away_at_a_restart(present.poll[back.at], back.ended, resets)
         anew = back.chosen(back.lower | away)
         grown[anew.at] = present.value[anew.at]
-        if resets.any():
-            grown[resets[present.poll]] = 0.0
+        left_out = resets | self._while_profiled(times)
+        if left_out.any():
+            grown[left_out[present.poll]] = 0.0
         still = np.ones(times.size, dtype=bool)
         still[present.poll[grown > 0]] = False
         self._still.append(still)
@@ -487,16 +546,25 @@ class Polls:
         self._last[present.place] = present.value  # the last of each stays
         self._times.append(times)
         self._resets.append(resets)
+        self._apart.append(left_out)
         for name in GAUGES:
             self._told[name].append(_reading(columns.gauges, name, filled))
         table = columns.table(present, grown, times.size)
         for counter in self._counted:
             at = columns.kept.get((counter, 0.0))
             gained = np.full(times.size, np.nan) if at is None else table[at].copy()
-            gained[: since[counter]] = gained[resets] = np.nan
+            gained[: since[counter]] = gained[left_out | resets] = np.nan
             self._told[counter].append(gained)
         for name, kept in self._grown.items():
             kept.append(columns.histogram(name, table))
+
+    def _while_profiled(self, times: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return the polls before which a window was open since the poll before."""
+        before = np.append(self._times[-1][-1:] if self._times else times[:1], times[:-1])
+        open_then = np.zeros(times.size, dtype=bool)
+        for begun, ended in self._profiled:
+            open_then |= (begun <= times) & (before <= ended)
+        return open_then
 
     def _in_first_report(
         self, times: NDArray[np.int64], still: NDArray[np.bool_], every_s: Floats
@@ -803,12 +871,15 @@ def _histogram(grown: Sequence[_Grown]) -> Histogram | None:
     return Histogram(bounds, counts.T, sums if np.isnan(sums).all() else np.nan_to_num(sums))
 
 
-def window_of(scrapes: pl.DataFrame, engine: str, *, lengths: bool = False) -> Window | None:
+def window_of(
+    scrapes: pl.DataFrame, engine: str, *, lengths: bool = False, profiled: Stretches = ()
+) -> Window | None:
     """Return what happened between the first and the last poll of an engine; None without two.
 
-    The rows are in the order of the polls. `lengths` are as in `Polls`.
+    The rows are in the order of the polls. `lengths` and `profiled` are as in `Polls`.
     """
-    polls, used = Polls(lengths=lengths), (*USED, *TRAFFIC) if lengths else USED
+    polls = Polls(lengths=lengths, profiled=profiled)
+    used = (*USED, *TRAFFIC) if lengths else USED
     polls.add(scrapes.filter(pl.col("engine") == engine, pl.col("name").is_in(used)))
     return polls.window()
 
@@ -824,15 +895,26 @@ def _times(window: Window, name: str) -> Times:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading(Record):
+    """What the last poll said; `still_s` is for how long the engine had been stalled by then."""
+
+    running: float | None
+    waiting: float | None
+    kv_share: float | None
+    still_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Numbers(Record):
     """An engine over a window; None is what its server does not tell. `to_json` is a contract.
 
     `polls` were answered, `resets` are restarts among them. Tokens and requests are per second;
     `steps_per_s` counts engine steps that gave an output, `tokens_per_step` prompt and generated
-    tokens of one. `running`, `waiting` and `kv_share` (of the cache's blocks) are means over the
-    polls, `busy_share` the share of polls at which requests ran, `kv_full_share` that at which
-    more than `KV_FULL` of the blocks were in use, `waiting_share` that at which requests waited,
-    `capped_share`, of the latter, that at which as many ran as ever did. `finished` counts
+    tokens of one. `running`, `waiting` and `kv_share` (of the cache's blocks) are means over time,
+    `busy_share` the share of the time in which requests ran or waited, `kv_full_share` that in
+    which more than `KV_FULL` of the blocks were in use, `waiting_share` that in which requests
+    waited, `capped_share`, of the latter, that in which as many ran as ever did, `stalled_share`
+    that in which requests ran and no token came for `STALLED_S` or more. `finished` counts
     requests by reason. Seconds are of requests that finished in the window (`ttft_s` and `itl_s`:
     of tokens given in it); of quantiles bounds are known. `accepted_per_position`
     is accepted drafts over drafts made, `acceptance_length` 1 + its sum, or the mean of SGLang's
@@ -859,6 +941,7 @@ class Numbers(Record):
     busy_share: float | None = None
     waiting_share: float | None = None
     capped_share: float | None = None
+    stalled_share: float | None = None
     kv_share: float | None = None
     kv_share_max: float | None = None
     kv_full_share: float | None = None
@@ -876,6 +959,16 @@ class Numbers(Record):
     acceptance_length: float | None = None
     flops_per_gpu_per_s: float | None = None
     read_bytes_per_gpu_per_s: float | None = None
+    last: Reading | None = None
+
+    @property
+    def load_s(self) -> float | None:
+        """The seconds in which requests ran or waited."""
+        return None if self.busy_share is None else self.busy_share * self.seconds
+
+    def of_load(self, amount: float | None) -> float | None:
+        """Return of the time under load what is told of all: nothing runs or waits in the rest."""
+        return None if amount is None or not self.busy_share else amount / self.busy_share
 
     def to_json(self) -> dict[str, Any]:
         """Return the document; estimates without the count of runs they rest on."""
@@ -886,27 +979,28 @@ class Numbers(Record):
         return plain
 
 
-def numbers_of(scrapes: pl.DataFrame, engine: str) -> Numbers | None:
+def numbers_of(scrapes: pl.DataFrame, engine: str, *, profiled: Stretches = ()) -> Numbers | None:
     """Return an engine's numbers over all polls in `scrapes`; None where there are not two."""
-    window = window_of(scrapes, engine)
+    window = window_of(scrapes, engine, profiled=profiled)
     return None if window is None else numbers_in(window, engine)
 
 
 def numbers_in(window: Window, engine: str) -> Numbers:
     """Return an engine's numbers over a window."""
-    running, waiting, kv = (window.gauge(name) for name in (RUNNING, WAITING, KV))
+    running, waiting, kv = (window.gauges[name] for name in (RUNNING, WAITING, KV))
     steps, tokens = window.total(f"{STEP_TOKENS}_count"), window.total(f"{STEP_TOKENS}_sum")
     finished = by_value(window.by_label(FINISHED), "finished_reason")
     asked, hit = window.total(ASKED_TOKENS), window.total(HIT_TOKENS)
     preempted, drafts = window.total(PREEMPTED), window.total(DRAFTS)
     per_position = _per_position(window, drafts)
     drafted = window.total(DRAFTED)
-    length = window.gauge(ACCEPTED_LENGTH)
-    kept = _mean(length[length >= 1]) if per_position is None else 1.0 + sum(per_position)
-    waits = waiting > 0
-    capped = None
-    if waits.any() and running.size == waiting.size:
-        capped = _mean(running[waits] >= running.max())
+    length = window.gauges[ACCEPTED_LENGTH]
+    drafting = window.mean(np.where(length >= 1, length, np.nan))
+    kept = drafting if per_position is None else 1.0 + sum(per_position)
+    waits, full = _where(waiting > 0, waiting), _where(kv > KV_FULL, kv)
+    busy = _where((running > 0) | (waiting > 0), running)
+    most = _most(running)
+    at_most = _where(running >= (np.inf if most is None else most), running)
     return Numbers(
         engine=engine,
         start_ns=int(window.times[0]),
@@ -920,16 +1014,17 @@ def numbers_in(window: Window, engine: str) -> Numbers:
         finished={reason: round(count) for reason, count in finished.items() if round(count)},
         steps_per_s=window.rate(f"{STEP_TOKENS}_count"),
         tokens_per_step=tokens / steps if steps and tokens is not None else None,
-        running=_mean(running),
-        running_max=_max(running),
-        waiting=_mean(waiting),
-        waiting_max=_max(waiting),
-        busy_share=_mean(running > 0),
-        waiting_share=_mean(waits),
-        capped_share=capped,
-        kv_share=_mean(kv),
-        kv_share_max=_max(kv),
-        kv_full_share=_mean(kv > KV_FULL),
+        running=window.mean(running),
+        running_max=most,
+        waiting=window.mean(waiting),
+        waiting_max=_most(waiting),
+        busy_share=window.mean(busy),
+        waiting_share=window.mean(waits),
+        capped_share=window.mean(np.where(waiting > 0, at_most, np.nan)),
+        stalled_share=_stalled_share(window),
+        kv_share=window.mean(kv),
+        kv_share_max=_most(kv),
+        kv_full_share=window.mean(full),
         preemptions=None if preempted is None else round(preempted),
         prefix_hit_share=hit / asked if asked and hit is not None else None,
         ttft_s=_times(window, TTFT),
@@ -945,7 +1040,24 @@ def numbers_in(window: Window, engine: str) -> Numbers:
         # vLLM has these families always, and leaves them at 0 unless told to estimate.
         flops_per_gpu_per_s=window.rate(FLOPS) or None,
         read_bytes_per_gpu_per_s=window.rate(READ_BYTES) or None,
+        last=_last(window),
     )
+
+
+def _last(window: Window) -> Reading:
+    running, waiting, kv = (_known(window.gauges[name][-1]) for name in (RUNNING, WAITING, KV))
+    still_s = 0.0
+    if window.stalls is not None:
+        going = np.flatnonzero(~window.stalls)
+        still_s = float(window.intervals_s[going[-1] + 1 if going.size else 0 :].sum())
+    return Reading(running=running, waiting=waiting, kv_share=kv, still_s=still_s)
+
+
+def _stalled_share(window: Window) -> float | None:
+    seconds = float(window.intervals_s.sum())
+    if window.stalls is None or not seconds:
+        return None
+    return float(window.intervals_s[window.stalls].sum()) / seconds
 
 
 MOST_CANCELLED = 0.05  # of requests, which is not said
@@ -959,7 +1071,8 @@ def cancelled_told(window: Window) -> str | None:
     """
     began, ended = window.total(f"{TTFT}_count"), window.total(FINISHED)
     running = window.gauge(RUNNING)
-    if window.resets or not began or ended is None or not running.size:
+    left_out = window.apart is not None and bool(window.apart.any())
+    if left_out or not began or ended is None or not running.size:
         return None
     gone = round(began - ended - (running[-1] - running[0]))
     if gone <= MOST_CANCELLED * began:
@@ -989,9 +1102,14 @@ def _per_position(window: Window, drafts: float | None) -> tuple[float, ...] | N
     return tuple(counts[position] / drafts for position in sorted(counts, key=int))
 
 
-def _mean(values: NDArray[Any]) -> float | None:
-    return float(values.mean()) if values.size else None
+def _where(holds: NDArray[np.bool_], told: Floats) -> Floats:
+    """Return 1 where something holds and 0 where it does not, nan where that was not told."""
+    return np.where(np.isnan(told), np.nan, holds.astype(float))
 
 
-def _max(values: NDArray[np.float64]) -> float | None:
-    return float(values.max()) if values.size else None
+def _most(values: Floats) -> float | None:
+    return None if np.isnan(values).all() else float(np.nanmax(values))
+
+
+def _known(value: np.floating[Any]) -> float | None:
+    return None if np.isnan(value) else float(value)

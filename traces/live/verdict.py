@@ -2,8 +2,10 @@
 
 Each check says what it found, that it found nothing, or that this depth of watching cannot see
 it. The verdict is the first finding in the order of `CHECKS`: what keeps requests out comes before
-what makes steps slow, because no faster step helps a request that is not in one. The thresholds
-are stated here and in docs/attach.md; none of them was fitted to anything.
+what makes steps slow, because no faster step helps a request that is not in one. A stalled engine
+is judged no further. Shares are of the time under load, in which requests ran or waited: what was
+idle says nothing of what limits the rest. The thresholds are stated here and in docs/attach.md;
+none of them was fitted to anything.
 """
 
 from __future__ import annotations
@@ -25,16 +27,17 @@ from traces.summary.kernels import Collective, DeviceTime
 
 FEWEST_POLLS = 10
 MORE = 1.5  # times the load that a server without a bottleneck is asked to bear
-BUSY = 0.1  # share of the polls at which requests ran, below which there is nothing to judge
-FULL = 0.2  # share of the polls at which the KV cache is full
-WAITS = 0.2  # share of the polls at which requests wait
+FEWEST_LOADED = 5  # polls' time under load, below which there is nothing to judge
+STALLS = 0.1  # share of the time under load in which requests run and no token comes
+FULL = 0.2  # share of the time under load in which the KV cache is full
+WAITS = 0.2  # share of the time under load in which requests wait
 QUEUED = 0.5  # of the time to first token, spent in the queue
-CAPPED = 0.8  # share of the polls with a queue at which as many ran as ever did
+CAPPED = 0.8  # share of the time with a queue in which as many ran as ever did
 NEARLY = 0.75  # of the most that ran: what ended in the last step is not replaced yet
 FEWEST_CAPPED = 3  # polls with a queue at which the most ran, below which it may be chance
 EXPOSED = 0.2  # of the profiled time, in collectives that nothing hides
 IDLE = 0.4  # of the profiled time, without work on the devices
-ALWAYS_BUSY = 0.9  # of the polls: else a device idles for want of requests
+ALWAYS_BUSY = 0.9  # of the time: else a device idles for want of requests
 HARDLY = 1.1  # tokens that a drafted step gives: a draft gives at most a tenth
 GROWS = 0.6  # of a step's time that follows its tokens
 FIXED = 0.8  # of a step's time that does not
@@ -95,7 +98,10 @@ class Verdict(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """What answers a verdict: words behind `ttscope replay RECORDING`, what they do, and why."""
+    """What answers a verdict: words behind `ttscope replay RECORDING`, what they do, and why.
+
+    No replay answers a verdict without such `arguments`.
+    """
 
     arguments: tuple[str, ...]
     told: str
@@ -144,11 +150,15 @@ def judge(engine: str, evidence: LiveEvidence) -> Verdict:
     """Return the verdict on one engine."""
     numbers = evidence.numbers
     if numbers is None or numbers.polls < FEWEST_POLLS:
-        polls = 0 if numbers is None else numbers.polls
+        polls = "fewer than 2" if numbers is None else numbers.polls
         return Verdict(engine=engine, reason=f"too short: {polls} polls, {FEWEST_POLLS} are needed")
-    if numbers.busy_share is not None and numbers.busy_share < BUSY:
-        share = percent(numbers.busy_share)
-        return Verdict(engine=engine, reason=f"no load: requests ran at {share} of the polls")
+    if numbers.load_s is not None and (numbers.busy_share or 0) * numbers.polls < FEWEST_LOADED:
+        watched = number(numbers.seconds, "s")
+        loaded = f"too little load: requests ran for {number(numbers.load_s, 's')} of {watched}"
+        reason = loaded if numbers.load_s else f"no load: no request ran in {watched}"
+        return Verdict(engine=engine, reason=reason)
+    if (stalled := _stalled(numbers)) is not None:
+        return Verdict(engine=engine, found=(stalled,))
     outcomes = [check(numbers, evidence) for check in CHECKS]
     return Verdict(
         engine=engine,
@@ -168,6 +178,9 @@ def change_for(
     kind = verdict.found[0].kind if verdict.found else None
     most = None if numbers is None or numbers.running_max is None else round(numbers.running_max)
     seqs = engine.max_num_seqs or most
+    if kind == "stalled":
+        advice = "see the engine's log: it hangs, is paused or sleeps"
+        return Remedy(arguments=(), told=advice, why="requests run and no token comes")
     capped = numbers is not None and (numbers.capped_share or 0) > 0
     if kind == "KV-bound" and engine.num_gpu_blocks is not None:
         more = engine.num_gpu_blocks * 3 // 2
@@ -199,14 +212,25 @@ def _has_room(engine: EngineConfig, numbers: Numbers | None) -> bool:
     return share is not None and (engine.num_gpu_blocks is None or 2 * share <= 1)
 
 
+def _stalled(numbers: Numbers) -> Finding | None:
+    share = numbers.of_load(numbers.stalled_share)
+    if share is None or share < STALLS:
+        return None
+    ran = f"{numbers.running_max:.0f} requests ran" if numbers.running_max else "requests ran"
+    load_s = numbers.load_s or 0.0
+    stood = number(min((numbers.stalled_share or 0.0) * numbers.seconds, load_s), "s")
+    text = f"{ran} and no token came for {stood} of {number(load_s, 's')} under load"
+    return Finding(kind="stalled", evidence=text)
+
+
 def _kv(numbers: Numbers, _: LiveEvidence) -> Outcome:
-    full, waits = numbers.kv_full_share, numbers.waiting_share
+    full, waits = (numbers.of_load(each) for each in (numbers.kv_full_share, numbers.waiting_share))
     if full is None or waits is None:
         return Unseen(kind="KV-bound", needs="vllm:kv_cache_usage_perc")
     preempted = numbers.preemptions or 0
     if full < FULL or not (waits >= WAITS or preempted):
         return None
-    parts = [f"KV cache above {percent(KV_FULL)} at {percent(full)} of the polls"]
+    parts = [f"KV cache above {percent(KV_FULL)} for {percent(full)} of the time under load"]
     if preempted:
         parts.append(f"{preempted:,} preemptions, whose tokens are computed again")
     if waits:
@@ -215,11 +239,16 @@ def _kv(numbers: Numbers, _: LiveEvidence) -> Outcome:
 
 
 def _waiting(numbers: Numbers, share: float) -> str:
-    return f"requests wait at {percent(share)} of the polls ({numbers.waiting:.1f} on average)"
+    mean, most = numbers.of_load(numbers.waiting), numbers.waiting_max
+    return (
+        f"requests wait for {percent(share)} of the time under load ({mean:.1f} on average, "
+        f"{most:.0f} at most)"
+    )
 
 
 def _queue(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
-    waits, queue, ttft = numbers.waiting_share, numbers.queue_s.mean, numbers.ttft_s.mean
+    waits = numbers.of_load(numbers.waiting_share)
+    queue, ttft = numbers.queue_s.mean, numbers.ttft_s.mean
     if waits is None:
         return Unseen(kind="queueing", needs="vllm:num_requests_waiting")
     if waits < WAITS or isinstance(_kv(numbers, evidence), Finding):
@@ -274,8 +303,8 @@ def _launch(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
     return Finding(
         kind="launch-bound",
         evidence=f"the devices had no work for {percent(device.idle_share)} of the profiled time "
-        f"({device.steps} steps), while requests ran at {percent(numbers.busy_share)} "
-        "of the polls",
+        f"({device.steps} steps), while requests ran for {percent(numbers.busy_share)} "
+        "of the time",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,8 +24,9 @@ from traces.live.numbers import (
 )
 from traces.live.verdict import STEPS_JUDGED, LiveEvidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
-from traces.recording.tables import SILENT, TABLES
+from traces.recording.tables import PROFILED, SILENT, TABLES
 from traces.schema.engine import EngineConfig
+from traces.schema.formats import counted, number
 from traces.schema.record import Record
 from traces.statistics import quantile, spread
 from traces.summary.kernels import collectives, device_time, sample_times
@@ -150,6 +152,18 @@ def windows_of(recording: Recording, *, lengths: bool = False) -> Windows:
     return begin_again(recording, lambda: _windows(recording, lengths))
 
 
+def profiled(recording: Recording) -> dict[str, list[tuple[int, int]]]:
+    """Return when a profiler's windows were open on each engine's server, unix ns."""
+    engines, stretches = recording.manifest.engines, dict[str, list[tuple[int, int]]]()
+    events = recording.frame("events").filter(pl.col("kind") == PROFILED)
+    for told, detail in events.select("engine", "detail").iter_rows():
+        open_then = json.loads(detail)
+        for key, engine in engines.items():
+            if key == told or (told in engines and _server_of(engines[told]) == _server_of(engine)):
+                stretches.setdefault(key, []).append((open_then["begun_ns"], open_then["ended_ns"]))
+    return stretches
+
+
 def windows_for(recording: Recording, windows: Windows, engine: EngineConfig) -> list[Window]:
     """Return what the polls of an engine say, and for spans those of all servers of their model."""
     engines = recording.manifest.engines
@@ -163,12 +177,15 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
     polls: dict[str, Polls] = {}
     used = (*USED, *TRAFFIC) if lengths else USED
     columns = ("engine", "time", "name", "labels", "le", "value")
+    open_then = profiled(recording)
     where = pl.col("engine").is_not_null() & pl.col("name").is_in(used)
     for rows in _read_ahead(batches(recording, "scrapes", columns, where)):
         engines = rows["engine"].unique(maintain_order=True).to_list()
         for key in engines:
             engine_rows = rows if len(engines) == 1 else rows.filter(pl.col("engine") == key)
-            polls.setdefault(key, Polls(lengths=lengths)).add(engine_rows)
+            if key not in polls:
+                polls[key] = Polls(lengths=lengths, profiled=open_then.get(key, ()))
+            polls[key].add(engine_rows)
     windows = {key: each.window() for key, each in polls.items()}
     manifest_engines = recording.manifest.engines
     ranks = _ranks_of((engine, windows.get(key)) for key, engine in manifest_engines.items())
@@ -227,6 +244,7 @@ def _watched(
     counts = dict(mine.group_by("kind").len().iter_rows())
     is_vllm = software_of(engine) == VLLM
     cancelled = cancelled_told(window) if is_vllm and window is not None else None
+    stood = _stood(profiled(recording).get(key, ()), window)
     evidence = LiveEvidence(
         numbers=numbers,
         steps=steps if steps.height else None,
@@ -246,10 +264,24 @@ def _watched(
             *(_SERIES_LEFT_OUT if window is not None and window.left_out else ()),
             *loss_events["detail"].drop_nulls().unique(maintain_order=True),
             *([] if cancelled is None else [cancelled]),
+            *([] if stood is None else [stood]),
         ),
         columns=columns,
         window=window,
         requests=_requests([run for run in runs if run.engine == engine]),
+    )
+
+
+def _stood(stretches: Sequence[tuple[int, int]], window: Window | None) -> str | None:
+    """Say for how long a profiler held the server, None where it did not."""
+    if not stretches:
+        return None
+    seconds = sum(ended - begun for begun, ended in stretches) / 1e9
+    of = "" if window is None else f" of {(window.times[-1] - window.times[0]) / 1e9:,.0f} s"
+    return (
+        f"the profiler held the server for {number(seconds, 's')}{of} "
+        f"({counted(len(stretches), 'kernel window')}). Rates, times of /metrics, steps and "
+        "verdict are of the other time. Requests that ran meanwhile took longer"
     )
 
 

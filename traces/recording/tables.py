@@ -143,6 +143,7 @@ STEPS: Columns = {
     "source": TEXT,  # measured | inferred | replayed | forward
 }
 
+PROFILED = "profiled"  # an event: a profiler's window was open from begun_ns to ended_ns
 SILENT = "silent"  # an event: what was asked for never came, in words
 FORWARD = "forward"  # a source of steps whose time is that of the model's forward alone
 

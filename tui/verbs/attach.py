@@ -141,6 +141,11 @@ def attach(
         expected = read_expectations(asked.expect)
     folder, terminated = watch_servers(watched, pose, sampling, rules, asked)
     recording = Recording.open(folder)
+    if pose.workload is None and not recording.rows("scrapes"):
+        raise TtscopeError(
+            f"{folder}: /metrics did not answer once. Watch for longer, or ask it by hand: curl "
+            f"{watched.urls[0]}/metrics"
+        )
     moved = [] if expected is None else _drift(expected, recording)
     more = None if expected is None else {"drift": to_plain(moved)}
     if terminated and recording.problems.height > MOST_SUMMED_UP:

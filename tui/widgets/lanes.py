@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from textual.content import Content
@@ -11,7 +11,7 @@ from textual.events import Click
 from textual.message import Message
 from textual.widgets import Static
 
-from traces.schema.formats import ABSENT, compact
+from traces.schema.formats import ABSENT, compact, number
 from traces.statistics import Floats
 from tui.text.layout import BLOCKS, sparkline
 
@@ -44,15 +44,18 @@ class Lanes(Static):
         below: Sequence[tuple[str, str]] = (),
         *,
         room: int = 0,
+        above: str = "",
     ) -> None:
         """Draw lanes in so many rows, at least one each; `below` are lines and their styles.
 
-        Without colours the cursor is reversed.
+        Their `heading` stands above them. Without colours the cursor is reversed.
         """
         place = -1 if cursor is None else cursor
         at = "reverse" if self.app.no_color else CURSOR
         lines = lanes_content(lanes, place, at, room)
         lines += [Content.styled(text, style) for text, style in below]
+        if above and lanes:
+            lines.insert(0, Content.styled(above, "$text-muted"))
         self.update(Content("\n").join(lines))
 
     def on_click(self, event: Click) -> None:
@@ -89,11 +92,15 @@ class Lane:
         finite = self.values[np.isfinite(self.values)]
         return float(finite.max()) if finite.size else None
 
-    def readable(self) -> Lane:
-        """Return the lane, in seconds where its milliseconds are thousands."""
-        if self.unit != "ms" or (self.highest or 0.0) < 1000:
-            return self
-        return replace(self, values=self.values / 1e3, unit="s")
+    def told(self, value: float | None, *, bare: bool = False) -> str:
+        """Return one of its numbers with its unit; a time in the unit that tables have for it.
+
+        `bare` leaves out a unit that is the same for all.
+        """
+        if self.unit == "ms" and value is not None and np.isfinite(value):
+            return number(value / 1e3, "s")
+        unit = "" if bare or value is None else self.unit
+        return f"{shown(value)} {unit}".rstrip()
 
 
 def shown(value: float | None) -> str:
@@ -110,14 +117,12 @@ def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
 
     The number under the cursor stands at the right, without a cursor (-1) the newest.
     """
-    lane = lane.readable()
     highest = lane.highest
     inside = cursor < lane.values.size
-    here = shown(float(lane.values[cursor])) if inside else ABSENT
+    here = lane.told(float(lane.values[cursor]), bare=True) if inside else ABSENT
 
     def labelled(name: str, value: float | None) -> str:
-        said = f"{shown(value)} {lane.unit if value is not None else ''}".rstrip()
-        return f"{name} {said:>{LEFT - 2 - len(name)}}│"
+        return f"{name} {lane.told(value):>{LEFT - 2 - len(name)}}│"
 
     scaled = lane.top is not None and highest is not None and rows > 2  # a row more says the most
     head = labelled(lane.name, lane.top if scaled else highest)
@@ -137,6 +142,11 @@ def lane_lines(lane: Lane, cursor: int, rows: int) -> list[str]:
         left[1] = labelled("most", highest)
     right = [tail, *["│"] * (rows - 1)]
     return ["".join(parts) for parts in zip(left, lines, right, strict=True)]
+
+
+def heading(begin: str, end: str, newest: str, columns: int) -> str:
+    """Return what stands above lanes: which numbers are at their sides, and their time."""
+    return f"{'highest':>{LEFT - 1}}│{begin}{end:>{columns - len(begin)}}│{newest:>{RIGHT - 1}}"
 
 
 def lanes_content(lanes: Sequence[Lane], cursor: int, at: str, room: int) -> list[Content]:

@@ -14,11 +14,15 @@ from tui.widgets.lanes import Lane, Lanes, lanes_content
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """What a panel shows: `lanes` makes charts of so many columns, `lines` stand below them."""
+    """What a panel shows: `lanes` makes charts of so many columns, `lines` stand below them.
+
+    `heading` makes what stands above charts of so many columns, where there is room.
+    """
 
     title: str
     lanes: Callable[[int], Sequence[Lane]] | None = None
     lines: tuple[str, ...] = ()
+    heading: Callable[[int], str] | None = None
 
     @property
     def needs(self) -> int:
@@ -52,6 +56,9 @@ class PanelView(Static):
         width, height = self.content_size
         lanes = [] if panel.lanes is None else panel.lanes(Lanes.bins(width + 1))
         lines = panel.lines[: max(height - len(lanes), 0)]
-        shown = lanes_content(lanes, -1, "", height - len(lines))
+        columns, room, above = Lanes.bins(width + 1), height - len(lines), []
+        if panel.heading is not None and lanes and room > 2 * len(lanes):
+            above, room = [Content.styled(panel.heading(columns), "$text-muted")], room - 1
+        shown = [*above, *lanes_content(lanes, -1, "", room)]
         shown += [Content(whole_parts(line, width)) for line in lines]
         return Content("\n").join(shown[:height])

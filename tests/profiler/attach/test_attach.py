@@ -321,6 +321,22 @@ def test_a_slow_page_is_asked_for_a_tenth_of_the_time(server, tmp_path, monkeypa
     assert len(asked) <= 5
 
 
+def test_what_came_since_the_last_poll_is_polled_at_the_end(server, tmp_path):
+    deployment = Deployment([Access.of(server.url)], period_s=60.0)
+    deployment.connect()
+    path = watch(deployment, tmp_path / "rec", stop=threading.Event(), duration_s=1.5)
+    times = Recording.open(path).frame("scrapes")["time"].unique().sort()
+    assert len(times) == 2 and 1.0 < (times[1] - times[0]) / 1e9 < 10.0
+
+
+def test_an_answer_is_due_from_when_it_is_asked_for(server):
+    """Not from when it should have been: this thread may get no processor for seconds."""
+    scraper = Scraper(Access.of(server.url), lambda label: label, on_event=lambda *_: None)
+    scraper._due = time.monotonic() - 6.0
+    assert scraper.silence.seconds == 0.0
+    scraper.close()
+
+
 def test_a_pause_of_ours_is_no_silence(server):
     scrapers = []
 
@@ -511,7 +527,7 @@ def test_keys_and_headers(tmp_path, monkeypatch):
         assert "canary" not in str(told.value)
 
 
-def run(*arguments):
+def verb(*arguments):
     code = "from tui.cli import main; main()"
     return [sys.executable, "-c", code, "attach", *arguments]
 
@@ -519,7 +535,7 @@ def run(*arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_verb_well(server, tmp_path, number):
-    command = run(server.url, "--period", "200ms", "-o", str(tmp_path / "r"), "--json")
+    command = verb(server.url, "--period", "200ms", "-o", str(tmp_path / "r"), "--json")
     root = Path(__file__).parents[3]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
@@ -538,7 +554,7 @@ def test_a_signal_ends_the_verb_well(server, tmp_path, number):
 @pytest.mark.slow
 def test_sigterm_ends_it_soon_whatever_connections_are_open(server, tmp_path):
     port = free_port()
-    command = run(server.url, "--listen", str(port), "-o", str(tmp_path / "r"), "--json")
+    command = verb(server.url, "--listen", str(port), "-o", str(tmp_path / "r"), "--json")
     root = Path(__file__).parents[3]
     with ExitStack() as stack:
         process = subprocess.Popen(

@@ -128,7 +128,7 @@ def test_windows_become_kernels_of_their_engine(server, tmp_path, monkeypatch):
     assert [each.name for each in (tmp_path / "traces").iterdir()] == ["somebody.pt.trace.json"]
     reasons = {json.loads(each)["steps_unknown"] for each in told}
     assert reasons == {"no steps of this engine were received"}
-    span = windows._spans[-1]
+    span = windows._deployment.replicas[0].windows[-1]
     saw = lambda key, begun, end: windows.saw(  # noqa: E731
         {"engine": key, "end": end, "interval_ns": end - begun}, 0
     )
@@ -186,7 +186,8 @@ def test_a_server_that_dies_in_a_window_gets_no_more(server, tmp_path, monkeypat
     recording, windows = run(tmp_path, server, seconds=1.2, monkeypatch=monkeypatch, **made)
     details = recording.frame("events").filter(pl.col("kind") == "drop")["detail"].to_list()
     assert any("no more kernel windows" in each for each in details)
-    assert all(span.ended is not None for span in windows._spans)
+    (replica,) = windows._deployment.replicas
+    assert replica.windows and all(span.ended is not None for span in replica.windows)
 
 
 @pytest.mark.parametrize(

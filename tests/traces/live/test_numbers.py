@@ -349,7 +349,7 @@ def test_a_histogram_counts_from_0_as_a_whole():
 def test_a_gauge_goes_on_under_the_labels_that_a_restart_gives_it():
     a, b = (RUNS, 'pod="a"', None), (RUNS, 'pod="b"', None)
     told = {a: [1, ..., None, None], b: [..., ..., 3, 5], GEN: [1, 2, 3, 4]}
-    assert numbers_of(polled(told), "e").running == (1 + 1 + 3 + 5) / 4
+    assert numbers_of(polled(told), "e").running == (1 + 1 + 3 + 3 + 5 + 1) / 6  # by time
     told[b] = [..., 4, ..., 5]
     window = fed(polled(told), 1)
     assert window.gauges[RUNS].tolist() == pytest.approx([1, math.nan, 4, 5], nan_ok=True)
@@ -490,6 +490,91 @@ def test_nothing_is_said_of_a_short_or_an_idle_watch():
     idle = watched(**LOADED | {"num_requests_running": 0})
     assert "no load" in judge("e", LiveEvidence(numbers=idle)).reason
     assert judge("e", LiveEvidence(numbers=None)).reason
+
+
+def polled_at(times, **gauges):
+    """Numbers of an engine that is polled then: a list of values per name, counters as they are."""
+    pages = [
+        (at, "".join(f'vllm:{name}{{engine="0"}} {each[i]}\n' for name, each in gauges.items()))
+        for i, at in enumerate(times)
+    ]
+    return numbers_of(scrapes(pages), "e")
+
+
+def test_a_loaded_server_that_is_polled_less_often_counts_by_time():
+    """Two bursts: a poll in 1 s while it is idle, in up to 13 s while requests wait."""
+    times = [*range(20), 33, 46, *range(47, 61)]
+    waits = [0] * 20 + [9, 9] + [0] * 14
+    runs = [1] * 20 + [8, 8] + [1] * 14
+    slow = {
+        f"{name}_seconds_{part}": [each * at for at in range(36)]
+        for name, each in (("request_queue_time", 3), ("time_to_first_token", 4))
+        for part in ("sum", "count")
+    }
+    numbers = polled_at(times, num_requests_running=runs, num_requests_waiting=waits, **slow)
+    assert numbers.waiting_share == pytest.approx(20.5 / 60, abs=0.05)  # 2 of 36 polls
+    assert numbers.running == pytest.approx((8 * 20.5 + 39.5) / 60, rel=0.05)
+    assert kinds(numbers)[0] == ["queueing"]
+
+
+def test_an_idle_hour_does_not_make_the_queue_of_a_burst_shorter():
+    waits = [0] * 100 + [6] * 12 + [0] * 100
+    runs = [0] * 100 + [8] * 12 + [0] * 100
+    numbers = polled_at(range(212), num_requests_running=runs, num_requests_waiting=waits)
+    verdict = judge("e", LiveEvidence(numbers=numbers))
+    assert verdict.reason is None and verdict.found[0].kind == "queueing"
+    assert "for 100 % of the time under load (6.0 on average, 6 at most)" in (
+        verdict.found[0].evidence
+    )
+    few = polled_at(range(60), num_requests_running=[0] * 57 + [8] * 3,
+                    num_requests_waiting=[0] * 60)  # fmt: skip
+    assert "requests ran for 2.50 s of 59.0 s" in judge("e", LiveEvidence(numbers=few)).reason
+
+
+def hung(seconds, *, tokens=30, kv=None, gaps=True, running=8):
+    """An engine that gave tokens in the first 20 s and hung for some more."""
+    polls = range(20 + seconds)
+    made = [min(tokens * at, tokens * 20) for at in polls]
+    told = {"generation_tokens_total": made, "num_requests_running": [running] * len(polls)}
+    told |= {"num_requests_waiting": [4] * len(polls)}
+    if gaps:
+        told |= {'inter_token_latency_seconds_bucket{le="0.1"}': made}
+    told["kv_cache_usage_perc"] = [0.3 if kv is None else kv(at) for at in polls]
+    pages = []
+    for at in polls:
+        lines = []
+        for name, values in told.items():
+            base, brace, rest = name.partition("{")
+            labels = '{engine="0"' + ("," + rest if brace else "}")
+            lines.append(f"vllm:{base}{labels} {values[at]}")
+        pages.append((at, "\n".join(lines) + "\n"))
+    return numbers_of(scrapes(pages), "e")
+
+
+def test_an_engine_whose_requests_get_no_token_is_stalled_and_not_full():
+    numbers = hung(300)
+    (found,) = judge("e", LiveEvidence(numbers=numbers)).found
+    assert found.kind == "stalled" and "8 requests ran and no token came for 299 s" in (
+        found.evidence
+    )
+    assert numbers.last.still_s == pytest.approx(299) and numbers.last.waiting == 4
+    assert kinds(hung(5))[0] == ["queueing"]  # a step may take some seconds
+    # A long prompt gives no token and takes blocks. Some engines tell tokens with the request.
+    assert kinds(hung(300, kv=lambda at: at / 1000))[0] == ["queueing"]
+    assert hung(300, gaps=False).stalled_share is None
+    assert hung(300, running=0).last.still_s == 0
+
+
+def test_what_came_while_a_profiler_held_the_server_is_left_out():
+    made = [30 * at for at in range(20)] + [570] * 18 + [600 + 30 * at for at in range(20)]
+    waits = [0] * 20 + [9] * 18 + [0] * 20
+    rows = polled({GEN: made, RUNS: [4] * 58, ("vllm:num_requests_waiting", "", None): waits})
+    whole, rest = (
+        numbers_of(rows, "e", profiled=each) for each in ((), [(19 * S + 1, round(37.4 * S))])
+    )
+    assert whole.waiting_max == 9 and whole.generated_tokens_per_s < 22
+    assert rest.generated_tokens_per_s == 30 and rest.seconds == 57 - 19
+    assert rest.waiting_share == 0 and rest.resets == 0
 
 
 def test_nothing_stands_out_is_an_answer_and_says_what_it_could_not_see():

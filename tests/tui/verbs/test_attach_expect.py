@@ -6,6 +6,7 @@ import json
 import pytest
 
 from benchmarks.servers.metrics_server import metrics_server
+from profiler.attach.scraper import Scraper
 from tests.advisor.evidence.live.test_pages import of_ranks
 from tests.advisor.synthetic import engine_of
 from traces.deployment.documents import Expectations, write_document
@@ -85,3 +86,11 @@ def test_a_file_that_is_none_is_refused_before_anything_is_watched(run, tmp_path
     assert (code, out) == (2, "")
     assert "expect.json: is not an expect.json" in err
     assert not (tmp_path / "live").exists()
+
+
+def test_a_watch_without_one_poll_fails_in_a_line(tmp_path, monkeypatch, run):
+    monkeypatch.setattr(Scraper, "_work", lambda self: None)
+    with metrics_server() as server:
+        url, folder = server.url, tmp_path / "r"
+        told = run.refused("attach", url, "--duration", "100ms", "-o", folder, code=1)
+    assert "/metrics did not answer once" in told and len(told.strip().splitlines()) == 1

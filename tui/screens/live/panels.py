@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from traces.live.numbers import GENERATED, KV, RUNNING, WAITING, Numbers, Window
+from traces.live.numbers import GENERATED, KV, RUNNING, WAITING, Numbers
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
 from traces.schema.formats import ABSENT, number, percent
@@ -28,8 +28,9 @@ from tui.screens.live.views import (
 from tui.screens.live.watch import newest_problems
 from tui.screens.run.charts import run_lanes
 from tui.screens.run.data import read_run
-from tui.text.recordings.live import total, watched_lines
-from tui.widgets.lanes import Lane
+from tui.text.layout import clock
+from tui.text.recordings.live import gauge_in, rate_in, total, watched_lines
+from tui.widgets.lanes import Lane, heading
 from tui.widgets.panel import Panel
 
 MAY_LACK = {"accept": "Speculation", "power": "Power"}
@@ -81,6 +82,11 @@ class Recorded:
             }
         )
 
+    def heading(self, bins: int) -> str:
+        """Return what stands above lanes: the time of the whole recording."""
+        span = self.span or (0, 0)
+        return heading("0:00", clock((span[1] - span[0]) / 1e9), "last", bins)
+
     def spreads(self, most: int | None = None) -> list[str]:
         """Return the times of requests, a table of several servers with `most` rows."""
         servers = [
@@ -115,35 +121,6 @@ def read_recorded(recording: Recording, run: Run) -> Recorded:
     )
 
 
-def gauge_in(window: Window, name: str, edges: Floats) -> Floats:
-    """Return a gauge's highest reading in each bin; one without a poll has the reading before."""
-    readings, bins = window.gauges[name], len(edges) - 1
-    is_read = ~np.isnan(readings)
-    times, readings = window.times[is_read], readings[is_read]
-    values = np.full(bins, np.nan)
-    if not times.size:
-        return values
-    place = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, bins - 1)
-    np.fmax.at(values, place, readings)
-    before = np.searchsorted(times, edges[1:], side="right") - 1
-    carried = np.where(before >= 0, readings[np.maximum(before, 0)], np.nan)
-    return np.where(np.isnan(values), carried, values)
-
-
-def rate_in(window: Window, name: str, edges: Floats) -> Floats:
-    """Return what a counter gained a second in each bin, spread evenly between two polls."""
-    gained = window.counted[name][1:]
-    seconds = np.diff(window.times) / 1e9
-    is_read = np.isfinite(gained) & (seconds > 0)
-    sums = (
-        np.concatenate([[0.0], np.cumsum(np.where(is_read, each, 0.0))])
-        for each in (gained, seconds)
-    )
-    gains, lasted = (np.diff(np.interp(edges, window.times, each)) for each in sums)
-    rates: Floats = np.divide(gains, lasted, out=np.full(gains.size, np.nan), where=lasted > 1e-9)
-    return rates
-
-
 def _summed(each: Sequence[Floats]) -> Floats:
     """Return the sum over engines, nan where none is known."""
     table = np.array(each)
@@ -160,7 +137,8 @@ def live_panels(history: History) -> list[Panel]:
     panels = _gauges(history, engines)
     title = f"Latency, means and {looked_back(engines)}"
     lines = tuple(spread_lines(last))
-    panels.insert(3, Panel(title=title, lanes=only(history, *TIMES), lines=lines))
+    times = Panel(title=title, lanes=only(history, *TIMES), lines=lines, heading=history.heading)
+    panels.insert(3, times)
     made = total(engines, "generated_tokens_per_s")
     if last.watts is not None and made > 0:
         joules = f"{number(last.watts / made, 'J')} a generated token"
@@ -195,7 +173,7 @@ def _gauges(source: History | Recorded, engines: Sequence[Numbers]) -> list[Pane
     ]
     lacking = {title for name, title in MAY_LACK.items() if name not in there}
     return [
-        Panel(title=title, lanes=lanes, lines=lines)
+        Panel(title=title, lanes=lanes, lines=lines, heading=source.heading)
         for title, lanes, lines in parts
         if title not in lacking or lines
     ]

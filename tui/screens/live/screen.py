@@ -12,6 +12,7 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.events import Resize
 from textual.message import Message
 from textual.widgets import Input, Static
@@ -20,6 +21,7 @@ from profiler.attach.attachment import CAUTION, Attachment, default_folder
 from profiler.engines.interface import Capability
 from traces.errors import UsageError
 from traces.recording.reader import Recording
+from traces.summary.run import summarise
 from tui.options import Watch, option_names
 from tui.screens.base import ConfirmScreen, ModeScreen
 from tui.screens.entries import Entry
@@ -37,6 +39,8 @@ from tui.screens.live.views import (
     History,
     action_lines,
     finding_lines,
+    is_held_up,
+    now_text,
     problem_lines,
     sees_line,
     spread_lines,
@@ -125,6 +129,13 @@ class LiveScreen(ModeScreen):
         found: Suggestion | str
 
     @dataclass
+    class Judged(Message):
+        """The whole of what was watched into a folder was read."""
+
+        folder: Path
+        recorded: Recorded
+
+    @dataclass
     class Reopened(Message):
         """A recording of watched servers was read, or why it cannot be."""
 
@@ -166,6 +177,7 @@ class LiveScreen(ModeScreen):
         self._asked = ""  # which may be mended where it fails
         self._shown: Entry | None = None  # a recording
         self._recorded: Recorded | None = None
+        self._kept: Path | None = None  # what was watched last
         self._next: Callable[[int], list[str]] | None = None  # lines of a width
 
     def compose_body(self) -> ComposeResult:
@@ -181,6 +193,12 @@ class LiveScreen(ModeScreen):
         yield StillText(id="sees")
         with VerticalScroll(id="page"):
             yield StillText(id="text")
+
+    @on(Judged)
+    def _show_judged(self, event: Judged) -> None:
+        if self._watch is None and self._kept == event.folder:
+            self._recorded = event.recorded
+            self._draw()
 
     def show_library(self) -> None:
         """Show the recording of watched servers that was opened, unless a server is watched."""
@@ -202,6 +220,7 @@ class LiveScreen(ModeScreen):
         self.workers.cancel_group(self, "recorded")
         self._target, self._history, self._findings = None, History(), []
         self._shown, self._recorded, self._next, self._depth = None, None, None, False
+        self._kept = None
 
     @work(thread=True, group="recorded")
     def _reopen(self, entry: Entry) -> None:
@@ -323,7 +342,8 @@ class LiveScreen(ModeScreen):
             self.say(f"the server is gone, kept in {event.watch.folder}", bad=True)
         else:
             self.say(f"kept in {event.watch.folder}. It is on screen 1 now")
-        if kept:
+        if kept:  # the last minute is no verdict on the whole
+            self._kept, self._history = event.watch.folder, History()
             self.ttscope.open_paths([event.watch.folder])
             self._next = _replaying
             self._suggest(event.watch.folder)
@@ -337,8 +357,11 @@ class LiveScreen(ModeScreen):
         """Replay what was watched with the change that its verdict asks for."""
         from advisor.what_if.suggest import suggest
 
+        recording = Recording.open(folder)
+        if self._shown is None and (runs := summarise(recording)):
+            self.post_message(self.Judged(folder, read_recorded(recording, runs[0])))
         self.post_made(
-            lambda: self.Suggested(folder, suggest(Recording.open(folder))),
+            lambda: self.Suggested(folder, suggest(recording)),
             lambda why: self.Suggested(folder, why),
         )
 
@@ -392,7 +415,8 @@ class LiveScreen(ModeScreen):
             for name in ("#verdict", "#gauges", "#spreads", "#sees"):
                 self.query_one(name, Static).update("")
             self._draw_panels([])
-            waits = "" if self._shown is None else f"reading {self._shown.path} ..."
+            path = self._kept if self._shown is None else self._shown.path
+            waits = "" if path is None else f"reading {path} ..."
             self._tell(self._depths(None) if self._depth else [waits or HOW])
 
     def _tell(self, lines: Sequence[str]) -> None:
@@ -413,14 +437,21 @@ class LiveScreen(ModeScreen):
     def _draw_live(self, last: Snapshot) -> None:
         width = self._width
         verdict = verdict_text(
-            last.verdicts, last.names, width=width, unseen=True, most=self._headlines
+            last.verdicts,
+            last.names,
+            width=width,
+            unseen=True,
+            most=self._headlines,
+            held_up=is_held_up(last),
         )
-        self.query_one("#verdict", StillText).update(verdict)
+        now = now_text(last, width=width)
+        self.query_one("#verdict", StillText).update(Content("\n").join([now, verdict]))
         self._draw_panels(live_panels(self._history))
         if not self._is_dashboard:
             gauges = self._history.lanes(Lanes.bins(width))
             gauges = [lane for lane in gauges if lane.name not in TIMES]  # the table has them
-            self.query_one("#gauges", Lanes).show(gauges, None)
+            above = self._history.heading(Lanes.bins(width))
+            self.query_one("#gauges", Lanes).show(gauges, None, above=above)
             engines = [each for each in last.numbers.values() if each is not None]
             told = spread_lines(last)
             if self.app.size.height >= ROOMY:
@@ -443,7 +474,9 @@ class LiveScreen(ModeScreen):
         self.query_one("#verdict", StillText).update(text)
         self._draw_panels(recorded_panels(recorded))
         if not self._is_dashboard:
-            self.query_one("#gauges", Lanes).show(recorded.lanes(Lanes.bins(width)), None)
+            bins = Lanes.bins(width)
+            above = recorded.heading(bins)
+            self.query_one("#gauges", Lanes).show(recorded.lanes(bins), None, above=above)
             spreads = recorded.spreads(FEW_SERVERS)
             self.query_one("#spreads", StillText).update("\n".join(spreads))
         self.query_one("#sees", StillText).update("")

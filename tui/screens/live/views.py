@@ -11,7 +11,7 @@ import polars as pl
 from textual.content import Content
 
 from profiler.engines.interface import Capability
-from traces.live.numbers import LIVE_S, QUANTILES, Numbers
+from traces.live.numbers import KV_FULL, LIVE_S, QUANTILES, Numbers, Reading
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests
 from traces.recording.tables import STEP_TOOK
@@ -24,15 +24,17 @@ from tui.text.commands import findings_text
 from tui.text.layout import align, clock, wrap
 from tui.text.recordings.live import (
     INDENT,
+    STALE_S,
     bounds_text,
     events_told,
     highest,
+    silence_told,
     slowest,
     time_cells,
     total,
     verdict_lines,
 )
-from tui.widgets.lanes import Lane
+from tui.widgets.lanes import Lane, heading
 
 KEPT = 600  # seconds
 SHOWN = ("p50", "p95")  # a p99 of some seconds would be of few requests
@@ -63,6 +65,10 @@ class History:
                 for place, name in enumerate((*_GETS, "power"))
             }
         )
+
+    @staticmethod
+    def heading(bins: int) -> str:
+        return heading(f"{bins} s ago", "now", "now", bins)
 
     def step_lanes(self, bins: int) -> list[Lane]:
         """Return the engine steps of the last minute, as of a recording; empty without any."""
@@ -168,7 +174,8 @@ def _slowest_steps(rows: pl.DataFrame | None) -> tuple[float, ...] | None:
     """Return mean, p50 and p95 of an engine's steps in the last seconds that were sent, in s."""
     if rows is None:
         return None
-    timed = rows.with_columns(took=STEP_TOOK).drop_nulls("took")
+    own = rows.filter(~pl.col("profiled").fill_null(False))
+    timed = own.with_columns(took=STEP_TOOK).drop_nulls("took")
     last = timed["end"].max()
     if not isinstance(last, int):
         return None
@@ -188,7 +195,8 @@ def action_lines(snapshot: Snapshot, width: int) -> list[str]:
     for verdict, change in zip(snapshot.verdicts, snapshot.changes, strict=False):
         if change is not None and verdict.found:
             advised = f"{change.told[:1].upper()}{change.told[1:]}, as {change.why}"
-            text = f"{advised}. Press s to stop, then its effect is replayed."
+            replay = ". Press s to stop, then its effect is replayed" if change.arguments else ""
+            text = f"{advised}{replay}."
             lines += wrap("NEXT", text, width=width, indent=INDENT)
     return list(dict.fromkeys(lines))
 
@@ -261,6 +269,70 @@ def unread_lines(snapshot: Snapshot, *, width: int) -> list[str]:
     return findings_text(lacking, width=width, indent=20)
 
 
+_STATES = {  # of a server now, the worst first, and the colour of its badge
+    "profiled": "bold $background on $text-accent",
+    "stalled": "bold $background on $text-accent",
+    "KV-bound": "bold $background on $text-accent",
+    "queueing": "bold $background on $text-accent",
+    "running": "bold $background on $text-success",
+    "idle": "bold $text on $panel",
+}
+
+
+def now_text(snapshot: Snapshot, *, width: int) -> Content:
+    """Return what the last poll says of all engines together, empty before there is one."""
+    readings = list(snapshot.readings.values())
+    engines = [each for each in snapshot.numbers.values() if each is not None]
+    if not readings:
+        return Content("")
+    state = _state_of(snapshot)
+    waiting, running = (
+        sum(getattr(e, name) or 0 for e in readings) for name in ("waiting", "running")
+    )
+    limit = f" of {snapshot.limit}" if snapshot.limit and len(readings) == 1 else ""
+    parts = [f"{waiting:.0f} wait, {running:.0f}{limit} run"]
+    if state == "profiled":
+        parts.append("a kernel window is open, for which the server stands still")
+    if state == "stalled":
+        parts.append(f"no token for {max(each.still_s for each in readings):.0f} s")
+    ttft, queue = slowest(engines, "ttft_s").mean, slowest(engines, "queue_s").mean
+    if ttft is not None and state not in {"stalled", "profiled"}:
+        queued = "" if queue is None else f", {value_of(queue)} of it in the queue"
+        parts.append(f"TTFT {value_of(ttft)}{queued}")
+    first, more = _badge("NOW", state, _STATES[state], ", ".join(parts), width)
+    rest = " ".join(line.strip() for line in more)
+    lines = wrap("", rest, width=width, indent=INDENT) if rest else []
+    return Content("\n").join([first, *map(Content, lines)])
+
+
+def is_held_up(snapshot: Snapshot) -> bool:
+    """Whether requests wait or get no token now."""
+    return _state_of(snapshot) not in {"running", "idle"}
+
+
+def _state_of(snapshot: Snapshot) -> str:
+    """Return the worst state of the engines, idle before the first poll."""
+    if snapshot.profiled:
+        return "profiled"
+    return min(map(_state, snapshot.readings.values()), key=list(_STATES).index, default="idle")
+
+
+def _state(reading: Reading) -> str:
+    waits = (reading.waiting or 0) > 0
+    if reading.still_s:
+        return "stalled"
+    if waits:
+        return "KV-bound" if (reading.kv_share or 0) > KV_FULL else "queueing"
+    return "running" if (reading.running or 0) > 0 else "idle"
+
+
+def _badge(label: str, badge: str, style: str, text: str, width: int) -> tuple[Content, list[str]]:
+    """Return a line of a coloured word and the text behind it, and what of that is left."""
+    head = f"{label:<{INDENT}}{badge.upper()} "
+    first, *more = wrap(head, text, width=width, indent=len(head) + 1)
+    return Content(first).stylize(style, INDENT - 1, len(head)), more
+
+
 def verdict_text(
     verdicts: Sequence[Verdict],
     names: Mapping[str, str],
@@ -268,16 +340,17 @@ def verdict_text(
     width: int,
     unseen: bool,
     most: int = 4,
+    held_up: bool = False,
 ) -> Content:
     """Return the bottlenecks as coloured headlines with their evidence, each with its engines.
 
     Engines of one verdict share a headline. Bottlenecks go first, and of more than `most`
     headlines a line counts the engines. With `unseen` also what was not checked, of which a key
-    tells more.
+    tells more. None is green where requests are `held_up` now.
     """
     headlines: dict[str, tuple[list[Content], list[str]]] = {}
     for each in sorted(verdicts, key=lambda each: not each.found):
-        lines = _headline(each if unseen else replace(each, unseen=()), width)
+        lines = _headline(each if unseen else replace(each, unseen=()), width, held_up=held_up)
         key = "\n".join(line.plain for line in lines)
         headlines.setdefault(key, (lines, []))[1].append(names.get(each.engine) or "")
     shown: list[Content] = []
@@ -310,18 +383,18 @@ def _few(head: str, engines: Sequence[str], shown: int) -> str:
     return f"{head} {', '.join(engines[:shown])}{more}"
 
 
-def _headline(verdict: Verdict, width: int) -> list[Content]:
+def _headline(verdict: Verdict, width: int, *, held_up: bool) -> list[Content]:
+    plain = _STATES["idle"]
     if verdict.reason is not None:
-        badge, style, text = "none yet", "bold $text on $panel", verdict.reason
+        badge, style, text = "none yet", plain, verdict.reason
     elif not verdict.found:
-        badge, style = "nothing stands out", "bold $background on $text-success"
+        badge, style = "nothing stands out", plain if held_up else _STATES["running"]
         text = "no check that can be made here finds a bottleneck"
     else:
-        badge, style = verdict.found[0].kind, "bold $background on $text-accent"
+        badge, style = verdict.found[0].kind, _STATES["queueing"]
         text = verdict.found[0].evidence
-    head = f"VERDICT   {badge.upper()} "
-    first, *more = wrap(head, text, width=width, indent=len(head) + 1)
-    lines = [Content(first).stylize(style, INDENT - 1, len(head))]
+    first, more = _badge("VERDICT", badge, style, text, width)
+    lines = [first]
     again = " ".join(line.strip() for line in more)  # below the word VERDICT
     wrapped = wrap("", again, width=width, indent=INDENT) if again else []
     for each in verdict.found[1:]:
@@ -389,4 +462,7 @@ def status(snapshot: Snapshot | None, url: str) -> str:
     ends = [each.end_ns for each in snapshot.numbers.values() if each is not None]
     ago_s = max((snapshot.now_ns - min(ends, default=0)) / 1e9, 0.0)
     answered = f"  answered {ago_s:.0f} s ago" if ends else ""
+    waits = max((each.again_s for each in snapshot.silences.values()), default=0.0)
+    if ends and ago_s >= STALE_S and waits >= 1 and silence_told(snapshot.silences) is None:
+        answered += f", asked again in {waits:.0f} s"  # its page is slow
     return f"{url.partition('://')[2] or url}  {clock(snapshot.seconds)}{answered}{kept}"

@@ -16,8 +16,15 @@ import polars as pl
 from profiler.attach.attachment import Attached, Attachment, attach_to, attachment_of
 from traces.clock import now_ns
 from traces.errors import TtscopeError, UsageError
-from traces.live.numbers import LIVE_S, Numbers
-from traces.live.verdict import LiveEvidence, Remedy, Verdict, change_for, judge
+from traces.live.numbers import LIVE_S, Numbers, Reading
+from traces.live.verdict import (
+    FEWEST_POLLS,
+    LiveEvidence,
+    Remedy,
+    Verdict,
+    change_for,
+    judge,
+)
 from traces.recording.reader import Recording
 from traces.summary.kernels import (
     Collective,
@@ -44,7 +51,9 @@ MOST_PROBLEMS = 200
 class Snapshot:
     """A deployment at one second.
 
-    `numbers` are of the last seconds by engine, `verdicts` of the last minute. `steps` counts
+    `numbers` are of the last seconds by engine, `verdicts` of the last minute, `readings` of the
+    last poll. `limit` is how many requests an engine runs at most, `profiled` whether a kernel
+    window is open. `steps` counts
     those that plugins sent, None where nobody listens; `step_rows` are the newest of one engine,
     `problems` the newest that spans tell of: problem_id, samples, arrival, end (ns), tokens,
     longest (tokens of one sample), errors. `watts` is the mean of the last seconds of all GPUs
@@ -59,6 +68,9 @@ class Snapshot:
     numbers: Mapping[str, Numbers | None]
     names: Mapping[str, str]
     verdicts: tuple[Verdict, ...]
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    limit: int | None = None
+    profiled: bool = False
     silences: Mapping[str, Silence] = field(default_factory=dict)
     changes: tuple[Remedy | None, ...] = ()
     steps: int | None = None
@@ -138,7 +150,7 @@ class LiveWatch:
         silences: Mapping[str, Silence],
     ) -> None:
         deployment, steps = attached.deployment, attached.steps
-        minute = deployment.numbers(VERDICT_S)
+        minute = deployment.numbers(VERDICT_S, fewest=FEWEST_POLLS)
         if time.monotonic() - self._read > READ_S:
             self._read = time.monotonic()
             self._inside = self._look_inside(steps)
@@ -155,6 +167,7 @@ class LiveWatch:
                 changes.append(None)
             else:
                 changes.append(change_for(verdicts[-1], each, engine, each.requests_per_s or 0.0))
+        limits = {engine.max_num_seqs for engine in deployment.engines.values()}
         inside = {name: value for name, value in self._inside.items() if value is not None}
         self._on_snapshot(
             Snapshot(
@@ -165,6 +178,13 @@ class LiveWatch:
                 silences=silences,
                 names=dict(deployment.shown),
                 verdicts=tuple(verdicts),
+                readings={
+                    key: each.last
+                    for key, each in minute.items()
+                    if each is not None and each.last is not None
+                },
+                limit=limits.pop() if len(limits) == 1 else None,
+                profiled=any(each.is_profiled for each in deployment.replicas),
                 steps=steps,
                 unpowered=attached.unpowered,
                 **inside,

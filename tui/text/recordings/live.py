@@ -19,6 +19,7 @@ from traces.live.numbers import (
     Bounds,
     Numbers,
     Times,
+    Window,
 )
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests, Watched
@@ -34,6 +35,7 @@ from traces.schema.formats import (
     percent,
     value_of,
 )
+from traces.statistics import Floats
 from traces.summary.metrics import estimate_of
 from tui.text.layout import align, chart_line, labelled, wrap
 
@@ -244,32 +246,49 @@ def _rate(value: float | None) -> str:
 
 
 def _charts(watched: Watched, width: int) -> list[str]:
-    """Return load over time; a bin of a gauge holds its highest reading."""
+    """Return load over time."""
     window = watched.window
     if window is None:
         return []
-    times = window.times
-    span = max(int(times.max() - times.min()), 1)
-    bins = min(BINS, width - 26, max(times.size - 1, 1))
-    place = (times - times.min()) * bins // (span + 1)
+    bins = min(BINS, width - 26, max(window.times.size - 1, 1))
+    edges = np.linspace(window.times.min(), window.times.max(), bins + 1)
     lines = []
     for title, name, factor, unit in (
         ("running", RUNNING, 1.0, ""),
         ("waiting", WAITING, 1.0, ""),
         ("KV cache", KV, 100.0, " %"),
     ):
-        peaks = np.full(bins, np.nan)
-        np.fmax.at(peaks, place, window.gauges[name] * factor)
-        lines += chart_line(title, peaks.tolist(), unit)
-    seconds, tokens = np.diff(times) / 1e9, window.counted[GENERATED][1:]
-    finite = np.isfinite(tokens) & (seconds > 0)
+        lines += chart_line(title, (gauge_in(window, name, edges) * factor).tolist(), unit)
+    return lines + chart_line("tok/s", rate_in(window, GENERATED, edges).tolist())
+
+
+def gauge_in(window: Window, name: str, edges: Floats) -> Floats:
+    """Return a gauge's highest reading in each bin; one without a poll has the reading before."""
+    readings, bins = window.gauges[name], len(edges) - 1
+    is_read = ~np.isnan(readings)
+    times, readings = window.times[is_read], readings[is_read]
+    values = np.full(bins, np.nan)
+    if not times.size:
+        return values
+    place = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, bins - 1)
+    np.fmax.at(values, place, readings)
+    before = np.searchsorted(times, edges[1:], side="right") - 1
+    carried = np.where(before >= 0, readings[np.maximum(before, 0)], np.nan)
+    return np.where(np.isnan(values), carried, values)
+
+
+def rate_in(window: Window, name: str, edges: Floats) -> Floats:
+    """Return what a counter gained a second in each bin, spread evenly between two polls."""
+    gained = window.counted[name][1:]
+    seconds = np.diff(window.times) / 1e9
+    is_read = np.isfinite(gained) & (seconds > 0)
     sums = (
-        np.bincount(place[1:][finite], weights=each[finite], minlength=bins)
-        for each in (tokens, seconds)
+        np.concatenate([[0.0], np.cumsum(np.where(is_read, each, 0.0))])
+        for each in (gained, seconds)
     )
-    with np.errstate(invalid="ignore"):  # of bins without a poll
-        lines += chart_line("tok/s", np.divide(*sums).tolist())
-    return lines
+    gains, lasted = (np.diff(np.interp(edges, window.times, each)) for each in sums)
+    rates: Floats = np.divide(gains, lasted, out=np.full(gains.size, np.nan), where=lasted > 1e-9)
+    return rates
 
 
 def _column_lines(columns: Mapping[str, str], width: int) -> list[str]:
@@ -312,11 +331,8 @@ def next_lines(path: str, found: Suggestion | str, width: int = 80) -> list[str]
 
 
 def effect_text(found: Suggestion) -> str:
-    """Return why a replay is suggested, and what it predicts or why that is not to be told."""
-    off = found.prediction.far_off
-    if off is not None and "latency_s.mean" in off.tags:
-        return f"{found.why}. Not predicted: {off.text}"
-    effects = []
+    """Return why a replay is suggested, and what it predicts."""
+    off, effects = found.prediction.far_off, []
     for tag, name in _EFFECTS:
         after = estimate_of(found.prediction.predicted, tag)
         if after is None or (off is not None and tag in off.tags):

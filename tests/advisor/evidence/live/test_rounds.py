@@ -1,14 +1,18 @@
 """Requests of one problem that come one after another are no problem that a replay can send."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from advisor.evidence import gather as evidence
 from advisor.evidence.gather import _with_drawn, gather
 from advisor.evidence.runs import arrival_rate, read_runs
 from benchmarks.made.spans import request, span
 from tests.advisor.synthetic import START, engine_of
 from traces.errors import RecordingError
+from traces.live.numbers import FINISHED, GAUGES, GENERATED, Window
 from traces.live.otlp import read_json
 from traces.live.span_groups import SpanGroups
 from traces.recording.manifest import ClockReading, Manifest
@@ -49,10 +53,36 @@ def test_problems_in_rounds_are_left_out_and_counted(tmp_path):
     assert _with_drawn(recording, {}, runs, in_turn) == (
         runs,
         [
-            "left out of live: 2 problems whose requests came one after another, as the replay "
-            "sends those of a problem at once"
+            "left out of live: 2 problems whose 4 requests came one after another, as the replay "
+            "sends those of a problem at once. Its load is lower by these"
         ],
     )
     alone = watched_spans(tmp_path / "alone", spans[:2])
-    with pytest.raises(RecordingError, match="Left out of alone: 1 problem whose requests"):
+    with pytest.raises(RecordingError, match="Left out of alone: 1 problem whose 2 requests"):
         gather([alone], judged=False)
+
+
+def polled(ended):
+    """A window in which so many requests ended."""
+    none = np.zeros(2)
+    return Window(
+        times=np.array([0, 10**9]), seconds=1.0, resets=0,
+        increase={(FINISHED, 'finished_reason="stop"'): float(ended)},
+        histograms={}, gauges=dict.fromkeys(GAUGES, none), counted={GENERATED: none},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("others", "kept"), [(18, True), (1, False)])
+def test_one_agent_leaves_the_spans_of_all_others(tmp_path, monkeypatch, others, kept):
+    """An agent's two calls are left out of 20 requests. Of 3 the one that is left is no load."""
+    agent = span(1, parent=70), span(2, parent=70, start=30)
+    plain = (span(at, parent=70 + at) for at in range(3, 3 + others))
+    recording = watched_spans(tmp_path / "live", [*agent, *plain])
+    runs, _, in_turn = read_runs(recording)
+    drawn = SimpleNamespace(engine=runs[0].engine)
+    monkeypatch.setattr(evidence, "drawn_traffic", lambda *_: [drawn])
+    windows = {runs[0].engine.key(): polled(2 + others)}
+    found, (note,) = _with_drawn(recording, windows, runs, in_turn)
+    assert found == (runs if kept else [drawn])
+    told = "1 problem whose 2 requests" if kept else "lengths and arrivals are those of /metrics"
+    assert told in note

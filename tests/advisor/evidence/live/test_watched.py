@@ -466,10 +466,29 @@ def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
     assert asked[0].replicas == Replicas(count=2)
 
 
-def test_a_replay_that_is_far_off_tells_no_effect():
-    off = FarOff(tags=("latency_s.mean",), words="far off")
-    found = SimpleNamespace(why="requests wait", prediction=SimpleNamespace(far_off=off))
-    assert effect_text(found) == f"requests wait. Not predicted: {off.text}"
+@pytest.mark.parametrize(
+    ("held", "how"),
+    [
+        ("", "with spans and steps"),
+        ("samples", "with steps"),
+        ("samples steps", "again for longer"),
+    ],
+)
+def test_no_command_is_offered_from_a_replay_that_is_far_off(monkeypatch, held, how):
+    """What it says of the run as it was would be said of the change too."""
+    server_where_requests_wait(monkeypatch, 8)
+    off = FarOff(tags=("latency_s.mean",), words="16.7 s in the replay, and 8.24 s as recorded")
+    found = SimpleNamespace(replayed=took(16.7), predicted=took(2.0), far_off=off)
+    monkeypatch.setattr(what_next, "_predicted", lambda *_: found)
+    said = suggest(SimpleNamespace(rows=lambda table: table in held.split()))
+    assert isinstance(said, str) and off.words in said and how in said and "--set" not in said
+
+
+def test_a_stalled_engine_is_answered_by_no_replay(monkeypatch):
+    server_where_requests_wait(monkeypatch, 8)
+    (server,) = what_next.watched_engines(None)
+    server.verdict = Verdict(engine="e", found=(Finding(kind="stalled", evidence=""),))
+    assert "log" in suggest(None)
 
 
 def test_the_effect_of_a_change_stands_beside_what_was_recorded():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -68,7 +69,10 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         gauges = text_of(app, "#gauges").splitlines()
         (running,) = (line for line in gauges if line.startswith("running"))
         assert running.split()[1] == running.split()[-1] == "7", gauges
-        assert "VERDICT" in text_of(app, "#verdict")
+        now, *verdict = text_of(app, "#verdict").splitlines()
+        assert now.startswith("NOW       RUNNING  0 wait, 7")
+        assert verdict[0].startswith("VERDICT   NONE YET")
+        assert "highest│" in gauges[0] and gauges[0].endswith("now│    now")
         assert "metrics yes" in text_of(app, "#sees")
         assert "--listen 4318" in text_of(app, "#text")
         await pilot.press("d")
@@ -81,6 +85,8 @@ async def test_attach_watch_stop_and_open(server, tmp_path, monkeypatch):
         await wait_for(pilot, seen, LiveScreen.Suggested)
         assert "NEXT      no replay:" in text_of(app, "#next")
         await settle(pilot)
+        assert "NOW" not in text_of(app, "#verdict")  # the whole is judged
+        assert "polls" in text_of(app, "#text") and "demo-s, watched" in text_of(app, "#text")
         (entry,) = (each for each in app.entries if each.path != tmp_path)
         assert entry.path.name.startswith("live-127.0.0.1")
         assert Recording.open(entry.path).complete
@@ -254,9 +260,14 @@ async def test_profiler_windows_are_confirmed_and_shown(server, tmp_path, monkey
 
 def test_the_time_of_a_step_needs_no_wall_time():
     rows = pl.DataFrame({"end": [0, 2 * 10**7], "interval_ns": [None, 2 * 10**7]})
-    rows = rows.with_columns(wall_ns=pl.lit(None, pl.Int64), engine=pl.lit("e"))
+    rows = rows.with_columns(
+        wall_ns=pl.lit(None, pl.Int64), engine=pl.lit("e"), profiled=pl.lit(False)
+    )
     snapshot = Snapshot(now_ns=0, seconds=3.0, numbers={}, names={}, verdicts=(), step_rows=rows)
     assert spread_lines(snapshot)[-1].split() == ["step", "20.0", "ms", "20.0", "ms", "20.0", "ms"]
+    held = rows.with_columns(interval_ns=pl.lit(17_600_000_000), profiled=pl.lit(True))
+    snapshot = replace(snapshot, step_rows=pl.concat([rows, held.select(rows.columns)]))
+    assert spread_lines(snapshot)[-1].split()[1:3] == ["20.0", "ms"]  # of the server's own steps
 
 
 def test_problems_and_history():

@@ -9,17 +9,24 @@ import pytest
 from profiler.attach.scraper import Silence
 from tests.tui.live_recordings import BEGIN, write_watched
 from tests.tui.pilot import opened, press, screen_text, text_of
-from traces.live.numbers import numbers_of
+from traces.live.numbers import Reading, numbers_of
 from traces.live.verdict import Finding, Verdict, change_for
 from traces.recording.reader import Recording
 from traces.schema.formats import number
 from traces.summary.run import summarise
 from tui.app.app import TtscopeApp
 from tui.screens.entries import matches
-from tui.screens.live.panels import gauge_in, live_panels, rate_in, read_recorded
-from tui.screens.live.views import History, action_lines, verdict_text
+from tui.screens.live.panels import live_panels, read_recorded
+from tui.screens.live.views import (
+    History,
+    action_lines,
+    is_held_up,
+    now_text,
+    status,
+    verdict_text,
+)
 from tui.screens.live.watch import Snapshot
-from tui.text.recordings.live import live_line, silence_told
+from tui.text.recordings.live import gauge_in, live_line, rate_in, silence_told
 from tui.widgets.panel import PanelView
 
 S = 10**9
@@ -132,6 +139,50 @@ def test_a_silent_server_is_said(numbers):
     assert line.startswith("0:01:30  no answer for 7 s, asked again in 4 s, before:  tok/s")
     assert len(line) <= 80
     assert "no answer" not in live_line(90.0, {"a": known}, {"a": there})
+
+
+def test_no_banner_is_green_while_requests_wait_now(numbers):
+    _, known = numbers
+    told = {"running": 5.0, "waiting": 11.0, "kv_share": 0.1, "still_s": 0.0}
+    snapshot = Snapshot(
+        now_ns=0, seconds=60.0, numbers={"e": known}, names={}, verdicts=(Verdict(engine="e"),),
+        readings={"e": Reading(**told)}, limit=8,
+    )  # fmt: skip
+
+    def now(**reading):
+        shown = replace(snapshot, readings={"e": Reading(**told | reading)})
+        quiet = verdict_text(shown.verdicts, {}, width=78, unseen=False, held_up=is_held_up(shown))
+        assert any("success" in str(span.style) for span in quiet.spans) != is_held_up(shown)
+        return now_text(shown, width=78).plain
+
+    assert now().startswith("NOW       QUEUEING  11 wait, 5 of 8 run")
+    assert now(kv_share=0.99).startswith("NOW       KV-BOUND")
+    assert now(still_s=31.0).startswith("NOW       STALLED  11 wait, 5 of 8 run, no token for 31 s")
+    assert now(waiting=0.0).startswith("NOW       RUNNING")
+    assert now(waiting=0.0, running=0.0).startswith("NOW       IDLE")
+    held = replace(snapshot, profiled=True)
+    assert "a kernel window is open" in now_text(held, width=78).plain.lower()
+
+
+def test_a_stalled_engine_is_answered_by_its_log(numbers):
+    engine, known = numbers
+    found = Finding(kind="stalled", evidence="")
+    change = change_for(Verdict(engine="e", found=(found,)), known, engine, 2.0)
+    assert change.arguments == () and "log" in change.told
+    snapshot = Snapshot(
+        now_ns=0, seconds=9.0, numbers={}, names={}, changes=(change,),
+        verdicts=(Verdict(engine="e", found=(found,)),),
+    )  # fmt: skip
+    assert "replay" not in " ".join(action_lines(snapshot, 78))
+
+
+def test_a_page_that_is_asked_for_seldom_is_said(numbers):
+    _, known = numbers
+    late = Snapshot(
+        now_ns=known.end_ns + 6 * 10**9, seconds=60.0, numbers={"e": known}, names={}, verdicts=(),
+        silences={"e": Silence(0.0, 7.0, False)},
+    )  # fmt: skip
+    assert status(late, "http://h:1") == "h:1  1:00.0  answered 6 s ago, asked again in 7 s"
 
 
 def test_the_change_that_a_verdict_asks_for(numbers):

@@ -62,7 +62,10 @@ def test_a_lane_has_its_highest_number_and_a_unit_that_fits():
     assert line[LEFT : LEFT + 2] == "▁▁"  # of 100 %
     slow = Lane(name="TTFT", values=np.array([2220.0, 12_400.0]), unit="ms")
     (line,) = lane_lines(slow, 0, 1)
-    assert line[:LEFT].split() == ["TTFT", "12.4", "s│"] and line.endswith(" 2.22")
+    assert line[:LEFT].split() == ["TTFT", "12.4", "s│"] and line.endswith("2.22 s")
+    mixed = Lane(name="TTFT", values=np.array([1200.0, 337.0]), unit="ms")  # as tables have them
+    (line,) = lane_lines(mixed, -1, 1)
+    assert line[:LEFT].split() == ["TTFT", "1.20", "s│"] and line.endswith("│ 337 ms")
 
 
 def test_charts_have_one_width(run, data):
