@@ -166,7 +166,7 @@ class Engine(ABC):
 
     An engine sets `config` and gives the four methods without a default. The rest it overrides
     where it has something to give. `think_end_ids` are the tokens that close a thought, and `notes`
-    go into the recording.
+    go into the recording. `refusal` is what it said when it first refused a request.
     """
 
     config: EngineConfig
@@ -176,6 +176,7 @@ class Engine(ABC):
     chat_template: str | None = None
     think_end_ids: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+    refusal: str | None = None
     steps: StepSource | None = None
     kernels: KernelSource | None = None
 

@@ -26,8 +26,9 @@ from profiler.workload.lengths import check_lengths
 from profiler.workload.problems import Workload
 from profiler.workload.scorers import Scorer, ScoringThreads, scorer_of
 from traces.clock import ClockWatch
-from traces.errors import UsageError
+from traces.errors import EngineError, UsageError
 from traces.recording.manifest import Manifest
+from traces.recording.reader import Recording
 from traces.recording.spans import RecordingSpanProcessor
 from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import ModelFacts
@@ -163,6 +164,23 @@ def record(
         for note in workload.notes():
             writer.event("note", note, engine=engine.config.key())
         return writer.path
+
+
+def check_answered(folder: Path, engine: Engine) -> None:
+    """Raise EngineError where every sample of a run failed, with what the engine said."""
+    errors = errors_of_all(folder)
+    if not errors:
+        return
+    said = f"{errors[0]}, {engine.refusal}" if engine.refusal else errors[0]
+    raise EngineError(
+        f"all {len(errors):,} samples failed ({said}). {folder} keeps what was recorded"
+    )
+
+
+def errors_of_all(folder: Path) -> list[str]:
+    """Return the errors of a recording's samples where every one failed, else none."""
+    errors = Recording.open(folder).samples["error"].to_list()
+    return [] if None in errors else errors
 
 
 def _rate(arrivals_s: Sequence[float]) -> float | None:

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from profiler.engines.interface import Engine
 from profiler.engines.start import start_engine
-from profiler.runs.record import record
+from profiler.runs.record import check_answered, record
 from profiler.sweep.plan import EngineJobs, Job
 from profiler.workload.problems import load_workload
 from traces.errors import TtscopeError
@@ -81,6 +81,7 @@ def _run(job: Job, engine: Engine, folder: Path, say: Any) -> str | None:
             power_hz=job.power_hz,
             progress=lambda done, total: say({"job": job.name, "done": done, "total": total}),
         )
+        check_answered(folder / job.name, engine)
     except TtscopeError as error:
         return str(error)
     return None

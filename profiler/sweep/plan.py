@@ -278,11 +278,13 @@ def run_plan(
 
 
 def finished(path: Path) -> bool:
-    """Whether a complete recording is there."""
+    """Whether a complete recording is there, of which some sample was answered."""
+    from profiler.runs.record import errors_of_all
+
     if not (path / NAME).exists():
         return False
     try:
-        return read_manifest(path).complete
+        return read_manifest(path).complete and not errors_of_all(path)
     except TtscopeError:
         return False
 

@@ -1,40 +1,53 @@
 """A run held against what was promised of it, or against an earlier run: check by check.
 
-A check is broken only where the whole 90 % interval of what was measured lies beyond what was
-promised, so that noise alone breaks it no more often than an interval misses. Of times the interval
-holds the spread from run to run too (traces/summary/comparison.py). What was not measured is said,
-and a gate that has nothing to judge must not pass. Nor does one of a run that did not end. Accuracy
-is that of the problems that were judged, so a share of problems that failed breaks the gate itself.
+A check is broken only where noise does not explain what was measured, and all checks together
+break no more equal runs than one interval misses (traces/deployment/level.py). Of times the
+interval holds the spread from run to run too (traces/summary/comparison.py). What was not measured
+is said, and a gate that has nothing to judge must not pass. Nor does one of a run that did not end.
+Accuracy is that of the problems that were judged, so a share of problems that failed breaks the
+gate itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import hypot, inf
+from math import hypot, inf, sqrt
 from typing import Any, Final, Literal
 
 import numpy as np
 import polars as pl
 
 from traces.deployment.documents import ASSUMED, Expectations, names_hash, plain_policy
+from traces.deployment.level import (
+    FALL,
+    GATE_LEVEL,
+    RISE,
+    Power,
+    Reach,
+    by_noise,
+    half_width,
+    together,
+)
 from traces.errors import TtscopeError, UsageError
 from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import Numbers
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.formats import ABSENT, number, percent_change, with_interval, written
+from traces.schema.formats import ABSENT, number, percent, percent_change, with_interval, written
 from traces.schema.quantities import LIMITS, latency, limited, quantity, which_latency
 from traces.schema.record import Record
 from traces.schema.tts.parameters import most_at_once, most_requests
 from traces.schema.tts.policy import Policy
-from traces.statistics import LEVEL, Z95, difference, drawn, mean, proportion
+from traces.statistics import Z95, difference, drawn, mean, proportion
 from traces.summary.comparison import (
     LOAD,
     Difference,
     JudgedLimit,
+    Limit,
     RunSpread,
     exceeds,
+    hold,
     judge,
     of_one_workload,
     parse_limit,
@@ -50,7 +63,14 @@ from traces.summary.run import Run, to_plain
 Verdict = Literal["ok", "broken", "unsure", "absent"]
 Kind = Literal["promise", "limit", "change", "assumption"]
 DEFAULT_LIMITS: Final = ("accuracy<-.02", "p95>+10%", "tokens>+10%", "energy>+10%")
-ACCEPTANCE: Final = -0.05  # of the tokens that a drafted step gives
+ACCEPTANCE: Final = Limit(  # of the tokens that a drafted step gives
+    text="acceptance<-5%",
+    tag="acceptance",
+    above=False,
+    amount=-0.05,
+    relative=True,
+    regression=True,
+)
 ROOM: Final = 0.1  # by which traffic may differ from what was assumed
 NEIGHBOURS: Final = 4  # problems that come after one, whose gap tells the rate that it met
 BURSTS: Final = 2.0  # times the mean rate, from which problems came in bursts
@@ -69,7 +89,8 @@ class Check(Record):
     """One thing that was held against a run: `wanted` in words, `measured`, and the verdict.
 
     `why` says what decided it, or what is missing. Checks of `kind` assumption break no gate. They
-    say what a broken promise may come from.
+    say what a broken promise may come from. `by_noise` is how often noise alone would show as much
+    in one of the gate's checks, None where nothing was judged. `reach` is what the check can tell.
     """
 
     name: str
@@ -78,6 +99,17 @@ class Check(Record):
     wanted: str
     measured: Estimate | None
     why: str
+    by_noise: float | None = None
+    reach: Reach | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether it may break the gate."""
+        return self.kind != "assumption" and self.verdict != "absent"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document, without what it can tell: the gate has that as its power."""
+        return {name: to_plain(each) for name, each in vars(self).items() if name != "reach"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +155,15 @@ class Gate(Record):
         return "passed" if self.not_judged is None else "not judged"
 
     @property
-    def by_noise(self) -> float | None:
-        """How often noise alone breaks one of the checks that were judged, at most.
+    def judged(self) -> int:
+        """How many checks share the level of the gate."""
+        return sum(each.judged for each in self.checks)
 
-        The end of an interval misses in 5 %, and each check has one that breaks it. Checks that go
-        together break together, so that it is less often then. None where nothing was judged.
-        """
-        judged = sum(each.verdict != "absent" for each in self.checks if each.kind != "assumption")
-        return 1 - (0.5 + LEVEL / 2) ** judged if judged else None
+    @property
+    def power(self) -> tuple[Power, ...]:
+        """How often the gate fails where a run is worse, check by check."""
+        reaches = (each.reach for each in self.checks if each.judged)
+        return tuple(each.power(self.judged) for each in reaches if each is not None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
@@ -140,8 +173,10 @@ class Gate(Record):
             "verdict": self.verdict,
             "differs": list(self.differs),
             "run_to_run": None if self.run_to_run is None else self.run_to_run.to_json(),
-            "by_noise": self.by_noise,
-            "checks": to_plain(self.checks),
+            "level": GATE_LEVEL,
+            "judged": self.judged,
+            "power": to_plain(self.power),
+            "checks": [each.to_json() for each in self.checks],
         }
 
 
@@ -179,10 +214,10 @@ def against_promises(
             continue
         bound = promised.low if quantity(metric).higher_is_better else promised.high
         wanted = with_interval(promised)
-        checks.append(_held(expected, run, sd_of, metric, "promise", bound, wanted))
+        checks.append(_held(expected, run, sd_of, metric, "promise", bound, wanted, promised.value))
     timed = {quantity(tag).noun for tag in _TIMED} | {latency(each).noun for each in percentiles}
     judged = any(each.name in timed and each.verdict != "absent" for each in checks)
-    checks += _share_failed(run)
+    checks = _at_one_level([*checks, *_share_failed(run)])
     checks += assumptions(expected, observed(run))
     undone = unfinished(run)
     return Gate(
@@ -203,8 +238,12 @@ def _held(
     kind: Kind,
     bound: float | None,
     wanted: str,
+    promised: float | None = None,
 ) -> Check:
-    """Hold a number of a run against a bound, None where the promise leaves that end open."""
+    """Hold a number of a run against a bound, None where the promise leaves that end open.
+
+    Of a promise it is the worse end of the interval of what was `promised`.
+    """
     of = quantity(metric)
     timed = of.tag in _TIMED or of.tag.startswith("latency_s.")
     try:
@@ -234,11 +273,30 @@ def _held(
             measured=measured,
             why=why or "",
         )
+    alone = measured
     if timed:
         measured = _from_run_to_run(measured, sd_of(of.tag))
     if paid is not None:
         measured = measured.at_least(paid.value)
-    check = _judged(of.noun, kind, measured, bound, wanted, above=not of.higher_is_better)
+    above = not of.higher_is_better
+    check = _judged(of.noun, kind, measured, bound, wanted, above=above, promised=promised)
+    beside = 0.0 if promised is None else abs(bound - promised)
+    half = half_width(measured, above=above, beside=beside)
+    base = bound if promised is None else promised
+    if half and base and paid is None:
+        own = half_width(alone, above=above) or half
+        points = of.unit == "1"
+        reach = Reach(
+            check=of.noun,
+            kind=kind,
+            metric=of.tag,
+            unit="1" if points else "share",
+            half=half if points else half / base,
+            worse_by=FALL if points else RISE,
+            problems=run.problems,
+            of_problems=(own / half) ** 2,
+        )
+        check = replace(check, reach=reach)
     words, share = _load_beside(expected, run)
     # Under the whole load a latency may be broken, and the devices' share may be less.
     lighter = timed and share is not None and share < 1 - ROOM
@@ -269,12 +327,30 @@ def _paid_at_rate(expected: Expectations, run: Run, tag: str) -> Estimate | None
 
 
 def _judged(
-    name: str, kind: Kind, measured: Estimate, bound: float, wanted: str, *, above: bool
+    name: str,
+    kind: Kind,
+    measured: Estimate,
+    bound: float,
+    wanted: str,
+    *,
+    above: bool,
+    promised: float | None = None,
 ) -> Check:
+    """Hold a number against a bound, which is the worse end of what was `promised`, if anything.
+
+    A limit is broken by an interval wholly beyond it. A promise is broken by more than its own
+    interval and that of the run together explain.
+    """
     low, high = measured.low, measured.high
     open_ends = (-inf if low is None else low, inf if high is None else high)
     ends = [end > bound if above else end < bound for end in open_ends]
-    verdict: Verdict = "broken" if all(ends) else "unsure" if any(ends) else "ok"
+    if promised is None:
+        noise = by_noise(measured, bound, above=above)
+        broken = all(ends)
+    else:
+        noise = by_noise(measured, promised, above=above, beside=abs(bound - promised))
+        broken = noise < GATE_LEVEL
+    verdict: Verdict = "broken" if broken else "unsure" if any(ends) else "ok"
     end = percent_change(bound) if measured.unit == "share" else number(bound, measured.unit)
     edge = f"{'above' if above else 'below'} {end}"
     why = {
@@ -282,9 +358,33 @@ def _judged(
         "unsure": f"the interval reaches {edge}, and not all of it",
         "ok": f"no part of the interval lies {edge}",
     }[verdict]
+    if broken and not all(ends):
+        why = "worse than promised by more than both intervals explain"
     if verdict == "unsure" and None in (low, high):
         why = f"too few problems to tell whether it is {edge}. Record more"
-    return Check(name=name, kind=kind, verdict=verdict, wanted=wanted, measured=measured, why=why)
+    return Check(
+        name=name,
+        kind=kind,
+        verdict=verdict,
+        wanted=wanted,
+        measured=measured,
+        why=why,
+        by_noise=noise,
+    )
+
+
+def _at_one_level(checks: Sequence[Check]) -> list[Check]:
+    """Return the checks, none broken that noise alone breaks too often among so many."""
+    judged = [each for each in checks if each.judged]
+    noise = iter(together([1.0 if each.by_noise is None else each.by_noise for each in judged]))
+    return [_of_several(each, next(noise), len(judged)) if each.judged else each for each in checks]
+
+
+def _of_several(check: Check, noise: float, count: int) -> Check:
+    if check.verdict != "broken" or noise < GATE_LEVEL:
+        return replace(check, by_noise=noise)
+    why = f"{check.why}, but noise does so in {percent(noise)} of gates with {count} checks"
+    return replace(check, verdict="unsure", why=why, by_noise=noise)
 
 
 def _from_run_to_run(measured: Estimate, sd: float) -> Estimate:
@@ -523,7 +623,7 @@ def _unless(undone: str | None, checks: Sequence[Check]) -> tuple[Check, ...]:
     """Return the checks, none of them judged where a run is unfinished."""
     if undone is None:
         return tuple(checks)
-    return tuple(replace(each, verdict="absent", why=undone) for each in checks)
+    return tuple(replace(each, verdict="absent", why=undone, by_noise=None) for each in checks)
 
 
 # What the promises rest on.
@@ -711,6 +811,7 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     """
     there = {each.metric.tag for each in compared.changes if each.difference.low is not None}
     chosen = [parse_limit(text) for text in limits or DEFAULT_LIMITS]
+    chosen = chosen if limits else [replace(each, regression=True) for each in chosen]
     undone = unfinished(baseline) or unfinished(run)
     failed = more_failed(compared, baseline, run)
     if compared.reason is not None and any(each.verdict == "broken" for each in failed):
@@ -734,7 +835,7 @@ def against_baseline(limits: Sequence[str], compared: Difference, baseline: Run,
     return Gate(
         against=compared.first,
         recording=compared.second,
-        checks=_unless(undone, [*checks, *failed]),
+        checks=_unless(undone, _at_one_level([*checks, *failed])),
         differs=tuple(differs),
         unjudged=undone or (f"{timed[0]} cannot be judged: {other_load}" if timed else None),
         run_to_run=compared.run_to_run
@@ -754,23 +855,57 @@ def load_differs(compared: Difference) -> str | None:
 
 
 def _change_of(judged: JudgedLimit, other_load: str | None) -> Check:
+    limit, measured = judged.limit, judged.difference
     verdict: Verdict = "broken" if judged.broken else "ok" if judged.sure else "unsure"
     why = {
         "broken": "the whole interval is beyond the limit",
         "ok": "the whole interval is within the limit",
         "unsure": "the interval reaches to both sides of the limit",
     }[verdict]
+    if limit.regression:
+        fall = "rise" if limit.above else "fall"
+        why = {
+            "broken": f"a {fall} is shown, and is beyond the limit",
+            "ok": f"no part of the interval is a {fall} beyond the limit",
+            "unsure": f"a {fall} is not shown, and one beyond the limit may be there",
+        }[verdict]
+        if judged.shown and verdict == "unsure":
+            why = f"a {fall} is shown, and may be beyond the limit"
     if judged.timed and other_load is not None:
         verdict, why = "absent", other_load
     elif judged.problems_to_settle is not None:
         why += f". Some {judged.problems_to_settle:,} problems would settle it"
+    elif verdict == "unsure" and judged.timed:
+        why += ". More problems would not settle it, as runs differ by as much"
+    side = 1 if limit.above else -1
+    step = FALL if limit.tag == "accuracy" else RISE
+    half = half_width(measured, above=limit.above)
+    reach = None
+    if half is not None and side * limit.amount >= 0 and (limit.relative or step == FALL):
+        # Of a share that lower by `step` at least so many problems lost, or a time that is longer.
+        worse_by = step + abs(limit.shown_from)
+        least = Z95 * sqrt(step * (1 - step) / judged.problems) if step == FALL else 0.0
+        reach = Reach(
+            check=limit.text,
+            kind="change",
+            metric=limit.tag,
+            unit="share" if limit.relative else "1",
+            half=max(half * (1 + worse_by * limit.relative), least),
+            worse_by=worse_by,
+            shown_from=abs(limit.shown_from),
+            beyond=abs(limit.amount),
+            problems=judged.problems,
+            of_problems=judged.of_problems,
+        )
     return Check(
-        name=judged.limit.text,
+        name=limit.text,
         kind="change",
         verdict=verdict,
-        wanted=judged.limit.text,
-        measured=judged.difference,
+        wanted=limit.text,
+        measured=measured,
         why=why,
+        by_noise=by_noise(measured, limit.shown_from, above=limit.above),
+        reach=reach,
     )
 
 
@@ -784,8 +919,7 @@ def _acceptance(baseline: Run, run: Run) -> Check | None:
     share = two.value / one.value - 1
     half = hypot(*(_half(each) / each.value for each in (one, two))) * (1 + share)
     measured = Estimate(value=share, low=share - half, high=share + half, unit="share")
-    wanted = f"acceptance<{ACCEPTANCE:.0%}"
-    return _judged(wanted, "change", measured, ACCEPTANCE, wanted, above=False)
+    return _change_of(hold(ACCEPTANCE, measured, problems=run.problems), None)
 
 
 def _half(estimate: Estimate) -> float:

@@ -6,8 +6,9 @@ import re
 from xml.etree import ElementTree
 
 from traces.deployment.checks import Check, Gate
+from traces.deployment.level import GATE_LEVEL, OFTEN, Power
 from traces.schema.formats import ABSENT, percent, relative_change, with_interval
-from traces.statistics import LEVEL
+from traces.schema.quantities import quantity
 
 WORDS = {"ok": "ok", "broken": "FAIL", "unsure": "not sure", "absent": ABSENT}
 
@@ -27,20 +28,58 @@ def measured_text(check: Check) -> str:
     return relative_change(measured) if share else with_interval(measured, sign=True)
 
 
-def noise_text(gate: Gate) -> str | None:
-    """Return how often noise alone breaks a gate of several checks, None of one or none."""
-    share, one = gate.by_noise, 0.5 - LEVEL / 2
-    if share is None or share < 1.5 * one:
+def level_text(gate: Gate) -> str | None:
+    """Return how often a gate fails without any change, None where it judged nothing."""
+    if not gate.judged:
         return None
-    return (
-        f"Without any change noise breaks a check in up to {percent(one)} of runs, and one of "
-        f"these in up to {percent(share)}"
-    )
+    level = f"Without any change at most {percent(GATE_LEVEL)} of runs fail this gate"
+    return level if gate.judged == 1 else f"{level}, its {gate.judged} checks together"
+
+
+def summary_texts(gate: Gate) -> list[str]:
+    """Return what a gate's checks tell together: its level and its power, a sentence each."""
+    level = level_text(gate)
+    return [] if level is None else [level, *power_texts(gate)]
+
+
+def power_texts(gate: Gate) -> list[str]:
+    """Return how often a gate fails where accuracy falls or problems take longer, a sentence each.
+
+    Of a number with a promise and a limit it is that of the promise.
+    """
+    told = sorted(gate.power, key=lambda each: each.kind == "limit")
+    by_metric = {each.metric: each for each in reversed(told)}
+    return [
+        power_text(each)
+        for each in told
+        if each is by_metric[each.metric] and each.metric.startswith(("accuracy", "latency_s"))
+    ]
+
+
+def power_text(power: Power) -> str:
+    """Return how often a gate fails by one of its checks, and with how many problems more often."""
+    of = quantity(power.metric)
+    noun, side = of.noun, "lower" if of.higher_is_better else "longer"
+    by = f"{power.worse_by * 100:.3g} points" if power.unit == "1" else percent(power.worse_by)
+    if power.kind == "limit":
+        side = "below its limit" if of.higher_is_better else "above its limit"
+    text = f"It fails {_of_100(power.share)} of 100 runs whose {noun} is {by} {side}"
+    if power.share >= OFTEN:
+        return text
+    if power.more_problems is None:
+        return f"{text}, and with any number of problems at most {_of_100(power.share_of_more)}"
+    return f"{text}, and {_of_100(power.share_of_more)} with {power.more_problems:,} problems"
+
+
+def _of_100(share: float) -> int:
+    return min(round(100 * share), 99)
 
 
 def junit(gate: Gate) -> bytes:
-    """Return JUnit XML, a case for each check; only a gate that passes has no failure or error."""
-    judged = [each for each in gate.checks if each.kind != "assumption"]
+    """Return JUnit XML, a case for each check; only a gate that passes has no failure or error.
+
+    Properties tell the level that the checks share, and the chance of noise in each of them.
+    """
     why = None if gate.broken else gate.not_judged
     suite = ElementTree.Element(
         "testsuite",
@@ -50,6 +89,15 @@ def junit(gate: Gate) -> bytes:
         errors=str(int(why is not None)),
         skipped=str(sum(each.verdict == "absent" for each in gate.checks)),
     )
+    told = [("level", GATE_LEVEL), ("checks that share the level", gate.judged)]
+    told += [
+        (f"by noise: {each.name} ({each.kind})", each.by_noise)
+        for each in gate.checks
+        if each.judged and each.by_noise is not None
+    ]
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in told:
+        ElementTree.SubElement(properties, "property", name=_plain(name), value=f"{value:.3g}")
     for check in gate.checks:
         case = ElementTree.SubElement(
             suite, "testcase", classname=f"ttscope.{check.kind}", name=_plain(check.name)
@@ -57,7 +105,7 @@ def junit(gate: Gate) -> bytes:
         message = _plain(f"wanted {check.wanted}, measured {measured_text(check)}: {check.why}")
         if check.verdict == "absent":
             ElementTree.SubElement(case, "skipped", message=message)
-        elif check.verdict == "broken" and check in judged:
+        elif check.verdict == "broken" and check.judged:
             failure = ElementTree.SubElement(case, "failure", message=message)
             failure.text = _plain("\n".join(gate.differs)) or None
         else:
@@ -65,6 +113,7 @@ def junit(gate: Gate) -> bytes:
     if why is not None:
         case = ElementTree.SubElement(suite, "testcase", classname="ttscope.gate", name="verdict")
         ElementTree.SubElement(case, "error", message=_plain(why))
+    ElementTree.SubElement(suite, "system-out").text = "\n".join(summary_texts(gate)) or None
     root = ElementTree.Element("testsuites")
     root.append(suite)
     document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
@@ -84,8 +133,8 @@ def markdown(gate: Gate) -> str:
         cells = (word_of(each), name, each.wanted, measured_text(each))
         why = _code(each.why).replace("|", "¦")  # it may hold names
         lines.append("| " + " | ".join((*map(_cell, cells), why)) + " |")
-    if (noise := noise_text(gate)) is not None:
-        lines += ["", f"{noise}."]
+    if told := summary_texts(gate):
+        lines += ["", f"{'. '.join(told)}."]
     if gate.differs:
         lines += ["", "The configuration differs:", ""]
         lines += [f"- {_code(each)}" for each in gate.differs]

@@ -769,7 +769,9 @@ def _fields(record: Record | None) -> dict[str, Any]:
 #
 # A limit is broken when the whole 90 % interval of the difference lies beyond it. So the same
 # configuration run twice breaks a limit no more often than an interval misses. Where the interval
-# holds the limit nothing is sure, and how many problems would settle it is said.
+# holds the limit nothing is sure, and how many problems would settle it is said. A regression is
+# shown where the whole interval is a change for the worse, and is broken where what was measured
+# lies beyond the limit too: a small change that many problems show is none.
 
 
 EXAMPLE = "p95>+5%, accuracy<-.02 or tokens>+100"
@@ -780,7 +782,9 @@ _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*([<>])\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(%
 class Limit:
     """How far the second run may go above (or below) the first in one metric.
 
-    `amount` is in the metric's unit, or a share of the first run's number where `relative`.
+    `amount` is in the metric's unit, or a share of the first run's number where `relative`. For a
+    `regression` it is enough that a change for the worse is shown, and what was measured lies
+    beyond.
     """
 
     text: str
@@ -788,38 +792,38 @@ class Limit:
     above: bool
     amount: float
     relative: bool
+    regression: bool = False
 
-    def beyond(self, value: float) -> bool:
-        """Whether a difference lies beyond the limit; one that equals it does not."""
-        return value > self.amount if self.above else value < self.amount
+    @property
+    def shown_from(self) -> float:
+        """The difference beyond which the whole interval must lie."""
+        return 0.0 if self.regression else self.amount
+
+    def beyond(self, value: float, amount: float | None = None) -> bool:
+        """Whether a difference lies beyond the limit, or an amount; one that equals it does not."""
+        amount = self.amount if amount is None else amount
+        return value > amount if self.above else value < amount
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedLimit:
     """A limit with the difference it was held against, in the limit's own terms.
 
-    `broken`: the whole 90 % interval lies beyond it. `sure`: on one side. `timed`: the number
-    differs from run to run. `problems_to_settle` would put it on one side if the difference stayed,
-    None where it lies there or no number would.
+    `shown`: the whole 90 % interval lies where a change must be shown. `broken`: that, and what was
+    measured lies beyond the limit. `sure`: broken, or no part of the interval is beyond. Of the
+    `problems` `problems_to_settle` would make it sure if the difference stayed, None where it is or
+    no number would. `of_problems` and `timed` are those of the change.
     """
 
     limit: Limit
     difference: Estimate
+    shown: bool
     broken: bool
     sure: bool
+    problems: int
     problems_to_settle: int | None
+    of_problems: float = 1.0
     timed: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "limit": self.limit.text,
-            "metric": self.limit.tag,
-            "relative": self.limit.relative,
-            "difference": to_plain(self.difference),
-            "failed": self.broken,
-            "sure": self.sure,
-            "problems_to_settle": self.problems_to_settle,
-        }
 
 
 def parse_limit(text: str) -> Limit:
@@ -871,22 +875,50 @@ def _judge(limit: Limit, change: Change | None, compared: Difference) -> JudgedL
             "Record more"
         )
     assert change is not None
-    low, high = limit.beyond(beyond.low), limit.beyond(beyond.high)
+    return hold(
+        limit,
+        beyond,
+        problems=change.problems,
+        of_problems=change.of_problems,
+        timed=change.metric.timed,
+        # Where no problem was won or lost the interval narrows with their number itself.
+        power=1 if limit.tag == "accuracy" and change.all_equal else 2,
+    )
+
+
+def hold(
+    limit: Limit,
+    difference: Estimate,
+    *,
+    problems: int,
+    of_problems: float = 1.0,
+    timed: bool = False,
+    power: int = 2,
+) -> JudgedLimit:
+    """Hold a limit against a difference with both ends, in the limit's own terms."""
+    assert difference.low is not None and difference.high is not None
+    ends = difference.low, difference.high
+    shown = all(limit.beyond(end, limit.shown_from) for end in ends)
+    broken = shown and limit.beyond(difference.value)
+    sure = broken or not any(map(limit.beyond, ends))
     needed = None
-    if low != high:
+    if not sure:
+        edge = limit.shown_from if limit.beyond(difference.value) else limit.amount
         needed = problems_to_reach(
-            abs(beyond.value - limit.amount),
-            (beyond.high - beyond.low) / 2,
-            change.problems,
-            of_problems=change.of_problems,
-            # Where no problem was won or lost the interval narrows with their number itself.
-            power=1 if limit.tag == "accuracy" and change.all_equal else 2,
+            abs(difference.value - edge),
+            (difference.high - difference.low) / 2,
+            problems,
+            of_problems=of_problems,
+            power=power,
         )
     return JudgedLimit(
         limit=limit,
-        difference=beyond,
-        broken=low and high,
-        sure=low == high,
+        difference=difference,
+        shown=shown,
+        broken=broken,
+        sure=sure,
+        problems=problems,
         problems_to_settle=needed,
-        timed=change.metric.timed,
+        of_problems=of_problems,
+        timed=timed,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from traces.deployment.checks import Check, Gate
-from traces.deployment.reports import measured_text, noise_text, word_of
+from traces.deployment.reports import measured_text, summary_texts, word_of
 from tui.text.layout import wrap
 from tui.text.recordings.show import spread_lines
 
@@ -13,22 +13,29 @@ def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
     verdict = "FAILED" if gate.broken else gate.verdict
     lines = wrap("", f"{verdict}: {gate.recording} against {gate.against}", width=width, indent=0)
     lines.append("")
-    for each in gate.checks:
-        if each.kind != "assumption":
-            lines += check_lines(each, width=width)
+    lines += checks_lines(gate, width=width)
     assumed = [each for each in gate.checks if each.kind == "assumption"]
     if assumed:
         lines += ["", "what the promises rest on"]
         for each in assumed:
             lines += check_lines(each, width=width)
-    if (noise := noise_text(gate)) is not None:
-        lines += ["", *wrap("", noise, width=width, indent=0)]
     if gate.differs:
         lines += ["", "the configuration differs"]
         for text in gate.differs:
             lines += wrap("", text, width=width, indent=6)
     if gate.run_to_run is not None:
         lines += ["", *spread_lines(gate.run_to_run, width)]
+    return lines
+
+
+def checks_lines(gate: Gate, *, width: int = 80) -> list[str]:
+    """Return the checks that may break a gate, and what they tell together."""
+    lines = []
+    for each in gate.checks:
+        if each.kind != "assumption":
+            lines += check_lines(each, width=width)
+    if told := summary_texts(gate):
+        lines += ["", *wrap("", f"{'. '.join(told)}.", width=width, indent=0)]
     return lines
 
 

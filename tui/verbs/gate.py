@@ -198,6 +198,7 @@ def _record(
         policy=policy,
         rate_per_s=rate,
         check=lambda loaded: _check_problems(asked, told, names, loaded),
+        may_fail=True,
     )
 
 

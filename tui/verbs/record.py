@@ -121,15 +121,18 @@ def run_workload(
     policy: Policy | None = None,
     rate_per_s: float | None = None,
     check: Callable[[Workload], None] | None = None,
+    may_fail: bool = False,
 ) -> Path:
     """Start the engine, run the workload, and return the recording's folder. Raises UsageError.
 
     The policy is that of the options, unless one is given. With a rate the problems arrive at it,
-    however many are in flight. `check` may refuse the problems before the engine starts.
+    however many are in flight. `check` may refuse the problems before the engine starts. Raises
+    EngineError where every sample failed, unless the run `may_fail`.
     """
     from profiler.engines.start import start_engine
     from profiler.probes.power import check_hz
     from profiler.runs.checkpoints import check_budgets
+    from profiler.runs.record import check_answered
     from profiler.runs.record import record as run_and_keep
     from profiler.runs.telemetry import check_settings
     from profiler.workload.problems import load_workload
@@ -200,6 +203,8 @@ def run_workload(
                 power_hz=asked.power_hz,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        if not may_fail:
+            check_answered(folder, engine)
     return folder
 
 

@@ -16,9 +16,6 @@ from tui.text.layout import wrap
 
 if TYPE_CHECKING:
     from advisor.accuracy.counterfactual import Counterfactuals
-    from traces.deployment.checks import Check
-    from traces.summary.comparison import Difference, JudgedLimit, Limit
-    from traces.summary.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ def show(asked: Show) -> int:
     """Summarise a recording, or compare two."""
     from traces.summary.comparison import parse_limit
 
-    limits = [parse_limit(text) for text in asked.fail_on or ()]
+    limits = [parse_limit(text).text for text in asked.fail_on or ()]
     if asked.policies:
         if asked.other is not None or limits:
             raise UsageError("--policies judges one recording. Give it alone")
@@ -81,7 +78,7 @@ def print_show(
     *,
     price: float | None,
     as_json: bool,
-    limits: Sequence[Limit] = (),
+    limits: Sequence[str] = (),
     out: TextIO | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> int:
@@ -90,11 +87,12 @@ def print_show(
     `extra` goes into the JSON document. Returns the exit code: 3 when a limit on the difference is
     broken.
     """
+    from traces.deployment.checks import against_baseline
     from traces.live.watched import runs_and_servers
     from traces.summary.comparison import beside, compare
-    from tui.text.gate import check_lines
+    from tui.text.gate import checks_lines
     from tui.text.recordings.live import watched_lines
-    from tui.text.recordings.show import limit_lines, show_json, show_lines
+    from tui.text.recordings.show import show_json, show_lines
 
     check_price(price)
     recordings = [Recording.open(path) for path in paths]
@@ -108,51 +106,27 @@ def print_show(
     if limits and compared is None:
         held = "no run of problems" if not all(of_each) else "more than one"
         raise UsageError(f"--fail-on compares two runs. A recording here holds {held}")
-    judged: Sequence[JudgedLimit] = ()
-    failed: Sequence[Check] = ()
+    gate = None
     if compared is not None and limits:
-        judged, failed = _hold(limits, compared, runs[0], runs[1])
+        gate = against_baseline(limits, compared, runs[0], runs[1])
+        if not gate.broken and (why := gate.not_judged) is not None:
+            raise TtscopeError(f"--fail-on cannot be judged: {why}")
     if as_json:
         document = show_json(runs, compared)
         for plain, run in zip(document["runs"], runs, strict=True):
             plain["notes"] = list(run.notes)
-        if limits:
-            document["fail_on"] = [each.to_json() for each in judged]
-            document["checks"] = [each.to_json() for each in failed]
+        if gate is not None:
+            document["gate"] = gate.to_json()
         if watched:
             document["watched"] = [each.to_json() for each in watched]
         say_json(document | dict(extra or {}), file=out)
     else:
-        lines = [*show_lines(runs, compared), *limit_lines(judged)] if runs else []
-        lines += [""] if failed and not judged else []
-        lines += [line for each in failed for line in check_lines(each)]
+        lines = show_lines(runs, compared) if runs else []
+        lines += [] if gate is None else ["", *checks_lines(gate)]
         for each in watched:
             lines += [*([""] if lines else []), *watched_lines(each)]
         say_all(lines, file=out)
-    broken = any(each.broken for each in judged)
-    return 3 if broken or any(each.verdict == "broken" for each in failed) else 0
-
-
-def _hold(
-    limits: Sequence[Limit], compared: Difference, baseline: Run, run: Run
-) -> tuple[Sequence[JudgedLimit], Sequence[Check]]:
-    """Return the verdicts of limits, and of problems that failed, as a gate has it.
-
-    Raises TtscopeError where a limit cannot be judged.
-    """
-    from traces.deployment.checks import load_differs, more_failed, unfinished
-    from traces.summary.comparison import judge
-
-    if (undone := unfinished(baseline) or unfinished(run)) is not None:
-        raise TtscopeError(f"--fail-on cannot be judged: {undone}")
-    failed = more_failed(compared, baseline, run)
-    if compared.reason is not None and any(each.verdict == "broken" for each in failed):
-        return (), failed  # no problem was decided in both
-    judged = judge(limits, compared)
-    timed = next((each.limit.text for each in judged if each.timed), None)
-    if timed is not None and (other_load := load_differs(compared)) is not None:
-        raise TtscopeError(f"--fail-on {timed} cannot be judged: {other_load}")
-    return judged, failed
+    return 3 if gate is not None and gate.broken else 0
 
 
 def _counts(text: str | None) -> list[int] | None:

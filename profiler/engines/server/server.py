@@ -54,6 +54,7 @@ IDLE_S = 2.0  # well below the 5 s after which vLLM closes an idle connection
 _LONGEST_LINE = 8 << 20  # of a stream
 _REST_S, _MOST_REST = 1.0, 64 << 10  # for what comes behind the end of an answer
 NO_IDS = "no token ids"  # a chat cannot be continued without them
+_MOST_SAID, _MOST_LINE = 16 << 10, 200  # bytes of an error's body, characters of its message
 _MOST_LENGTHS = 256  # of prompts, kept while their samples are drawn
 # What `/tokenize` answers where there is none: no such route, one that takes another body, or a
 # gateway or a key that lets only /v1 through.
@@ -329,6 +330,8 @@ class ServerEngine(Engine):
         body = await self._body(request, chat)
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self._client.stream("POST", path, json=body, headers=headers) as response:
+            if response.status_code >= 400 and self.refusal is None:
+                self.refusal = what_it_said(await _beginning(response))
             response.raise_for_status()
             check_plain(response)
             async for piece in response.aiter_raw():
@@ -491,6 +494,30 @@ class Refused(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """Return the first bytes of an error's body, none where they do not come."""
+    body = b""
+    with contextlib.suppress(httpx.HTTPError, TimeoutError):
+        async with asyncio.timeout(_REST_S):
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) >= _MOST_SAID:
+                    break
+    return body[:_MOST_SAID]
+
+
+def what_it_said(body: bytes) -> str | None:
+    """Return the message of an error as OpenAI's API has it, or a plain body, in one short line."""
+    text: Any = body.decode("utf-8", "replace")
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = msgspec.json.decode(body)
+    for name in ("error", "message", "detail"):
+        text = text.get(name, text) if isinstance(text, dict) else text
+    line = " ".join(str(text).split())
+    line = "".join(each for each in line if each.isprintable())
+    return (line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}..") or None
 
 
 async def _take(pieces: AsyncGenerator[bytes, None], stream: Stream) -> None:

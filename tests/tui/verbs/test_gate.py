@@ -103,7 +103,7 @@ def test_a_run_against_what_was_promised(run, runs, base, tmp_path):
         assert left == code, (name, out, err)
         suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
         assert (suite.get("errors") != "0", suite.get("failures") != "0") == (code == 1, code == 3)
-        assert int(suite.get("tests")) == len(suite)
+        assert int(suite.get("tests")) == len(suite.findall("testcase"))
         if name == "slow":
             assert "FAIL  mean latency: limit at most" in out
         if name == "other":
@@ -247,14 +247,24 @@ def test_reports_hold_every_check_and_odd_names(run, runs, tmp_path):
     document = json.loads(out)
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
     assert suite.tag == "testsuite"
-    assert int(suite.get("tests")) == len(document["checks"]) == len(suite)
-    failed = [case.get("name") for case in suite if case.find("failure") is not None]
+    cases = suite.findall("testcase")
+    assert int(suite.get("tests")) == len(document["checks"]) == len(cases)
+    failed = [case.get("name") for case in cases if case.find("failure") is not None]
     broken = [each["name"] for each in document["checks"] if each["verdict"] == "broken"]
     assert failed == broken != []
     assert int(suite.get("failures")) == len(failed)
     text = summary.read_text()
     assert text.startswith("before\n### ttscope gate failed: `slow` against `base`")
     assert text.count("| FAIL |") == len(failed)
+    told = {each.get("name"): float(each.get("value")) for each in suite.iter("property")}
+    assert (told["level"], told["checks that share the level"]) == (0.05, document["judged"])
+    for each in document["checks"]:
+        noise = told[f"by noise: {each['name']} (change)"]
+        assert noise == pytest.approx(each["by_noise"], rel=0.01)
+        assert (each["verdict"] == "broken") <= (noise < 0.05)
+    said = suite.find("system-out").text.splitlines()
+    assert said[0] == "Without any change at most 5 % of runs fail this gate, its 2 checks together"
+    assert all(each in text for each in said)
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from traces.schema.formats import (
     interval,
     number,
     percent,
-    relative_change,
     value_of,
     with_interval,
 )
@@ -28,7 +27,7 @@ from traces.schema.quantities import quantity
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.statistics import mean, of_others
-from traces.summary.comparison import RUN_TO_RUN, Difference, JudgedLimit, RunSpread, by_problems
+from traces.summary.comparison import RUN_TO_RUN, Difference, RunSpread, by_problems
 from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
 from traces.summary.problems import mostly_told
@@ -479,36 +478,6 @@ def _setting(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-# `ttscope show A B --fail-on`: which limits were broken, and how sure that is.
-
-
-def limit_lines(judged: Sequence[JudgedLimit]) -> list[str]:
-    """Return a verdict per limit: FAIL, ok or ? (not sure), the difference and its interval."""
-    lines = [""] if judged else []
-    for each in judged:
-        label, side = "ok", "the whole interval is within the limit"
-        if each.broken:
-            label, side = "FAIL", "the whole interval is beyond the limit"
-        elif not each.sure:
-            label = "?"
-            beyond = each.limit.beyond(each.difference.value)
-            here, there = ("beyond", "within") if beyond else ("within", "beyond")
-            side = f"measured {here} the limit, but the interval reaches {there}, so not sure"
-            if each.problems_to_settle is not None:
-                side += f". Some {each.problems_to_settle:,} problems would settle it"
-            elif each.timed:
-                side += ". More problems would not settle it, as runs differ by as much"
-        text = f"{each.limit.text}: {_difference(each)}, {side}"
-        lines += wrap(label, text, width=80, indent=6)
-    return lines
-
-
-def _difference(each: JudgedLimit) -> str:
-    if not each.limit.relative:
-        return with_interval(each.difference, sign=True)
-    return relative_change(each.difference)
 
 
 # `ttscope show --policies`: accuracy against tokens of policies that were never run.

@@ -91,9 +91,11 @@ def test_limits_decide_the_exit_code(run, slow):
     verdicts = [line for line in out.splitlines() if line.startswith(("FAIL", "ok"))]
     assert [line.split()[0] for line in verdicts] == ["FAIL", "ok"]
     assert "the whole interval is beyond the limit" in " ".join(out.split())
-    out = run.ok("show", *paths, "--fail-on", "p95>+900%", "--json")
-    (judged,) = json.loads(out)["fail_on"]
-    assert (judged["failed"], judged["sure"]) == (False, True)
+    for limits in (["p95>+900%"], ["p95>+5%", "tokens>+1%", "accuracy<-.2"]):
+        given = [word for each in limits for word in ("--fail-on", each)]
+        code, out, err = run("show", *paths, *given, "--json")
+        gated = run("gate", *paths, *given, "--json")
+        assert (code, json.loads(out)["gate"]) == (gated[0], json.loads(gated[1])), err
     assert run("show", *paths, "--fail-on", "p95>+5%", "--json")[0] == 3
 
 
@@ -123,7 +125,7 @@ def test_problems_that_fail_break_any_limit_and_a_run_that_was_cut_is_not_judged
     code, out, _ = run("show", *paths, *limit)
     assert code == 3 and "FAIL  problems that failed: +50.0 points" in out
     code, out, _ = run("show", paths[0], tmp_path / "none", *limit, "--json")
-    (failed,) = json.loads(out)["checks"]
+    (failed,) = json.loads(out)["gate"]["checks"]
     assert (code, failed["verdict"]) == (3, "broken")
     assert run("show", paths[1], paths[1], *limit)[0] == 0  # as many as before are no change
     for pair in ((paths[0], tmp_path / "cut"), (tmp_path / "cut", paths[0])):
