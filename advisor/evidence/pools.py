@@ -96,6 +96,7 @@ def _load(own: Sequence[ProblemRun], samples: Sequence[Sample]) -> RecordedProbl
         prompt_tokens=own[0].prompt_tokens,
         cached_tokens=cached[len(cached) // 2],
         samples=tuple(samples),
+        shared_tokens=own[0].shared_tokens,
         front_end_s=own[0].front_end_s,
     )
 

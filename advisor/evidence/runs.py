@@ -23,6 +23,7 @@ from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Ints
+from traces.summary.prefix_hits import with_hits
 from traces.summary.problems import MOST_UNTOLD, Lost, engine_windows, lost_problems
 from traces.summary.votes import majority_curve
 
@@ -58,8 +59,9 @@ class ProblemRun:
     """One problem as one run answered it; `latency_s` is from arrival to decision.
 
     `cached_tokens` of its prompt came from the prefix cache for the sample that had the fewest,
-    which is what it shares with other problems; `prompt_blocks` name its blocks where an import
-    tells them. `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
+    `shared_tokens` of it other problems begin with (None: what it found there, or as much as is
+    usual where it found nothing); `prompt_blocks` name its blocks where an import tells them.
+    `arrival_ns` is unix time, None where an import does not tell it; `latency_s` is nan
     there. `indices` are the samples' own. `front_end_s` is what a server's front end took of it
     (live/front_end_time.py). `server` is its place among those that were watched together.
     """
@@ -71,6 +73,7 @@ class ProblemRun:
     latency_s: float
     samples: tuple[Sample, ...]
     indices: tuple[int, ...]
+    shared_tokens: int | None = None
     prompt_blocks: tuple[int, ...] = ()
     group: str | None = None
     front_end_s: float = 0.0
@@ -79,7 +82,7 @@ class ProblemRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedProblem:
-    """One problem: its prompt, what of it other problems have in the cache, its samples.
+    """One problem: its prompt, what of it was in the cache and others begin with, its samples.
 
     `prompt_blocks` name the prompt's blocks where they are told: equal names are equal prefixes.
     `route` is its own table of samples, packed (traces/schema/tts/routes.py), 0 without one.
@@ -90,6 +93,7 @@ class RecordedProblem:
     prompt_tokens: int
     cached_tokens: int
     samples: Sequence[Sample]
+    shared_tokens: int | None = None
     prompt_blocks: Sequence[int] = ()
     route: float = 0.0
     front_end_s: float = 0.0
@@ -102,6 +106,7 @@ class RecordedProblem:
             prompt_tokens=problem.prompt_tokens,
             cached_tokens=problem.cached_tokens,
             samples=samples,
+            shared_tokens=problem.shared_tokens,
             prompt_blocks=problem.prompt_blocks,
             front_end_s=problem.front_end_s,
             server=problem.server,
@@ -201,6 +206,26 @@ def arrival_rate(arrivals_ns: Iterable[int | None]) -> float | None:
     return (len(times) - 1) / span if span > 0 else None
 
 
+PAUSE = 10.0  # times the mean of the shorter gaps between arrivals, beyond which nothing was sent
+
+
+def rate_under_load(arrivals_ns: Iterable[int | None], stay_s: float) -> float | None:
+    """Return how many arrived a second of the time in which they came; None for too few to say.
+
+    Pauses count until those that came before them are done, after `stay_s`. Most gaps are none.
+    """
+    times = np.sort(np.array([time for time in arrivals_ns if time is not None], dtype=np.int64))
+    gaps = np.sort(np.diff(times) / 1e9)
+    if not gaps.sum():
+        return None
+    upto = np.cumsum(gaps)
+    beyond = gaps[1:] > PAUSE * upto[:-1] / np.arange(1, len(gaps))
+    beyond[: len(gaps) // 2] = False
+    first = 1 + int(np.argmax(beyond)) if beyond.any() else len(gaps)
+    paused = np.maximum(gaps[first:] - stay_s, 0.0).sum()
+    return float(len(gaps) / (upto[-1] - paused))
+
+
 class ReadRuns(NamedTuple):
     """The runs of a recording, and what to tell of problems that were left out.
 
@@ -234,7 +259,7 @@ def read_runs(recording: Recording) -> ReadRuns:
     # A problem is written once per run; the last attempt stands.
     kept = kept.unique(subset=["engine", "policy", "problem_id"], keep="last", maintain_order=True)
     samples: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
-    for row in answers.select(_USED).iter_rows(named=True):
+    for row in with_hits(recording, answers).select(_USED).iter_rows(named=True):
         name = (row["engine"], row["policy"], row["problem_id"])
         index = row["sample_index"]
         samples.setdefault(name, {})[index] = _with_forced(row, forced.get((*name, index), ()))
@@ -273,7 +298,7 @@ def read_runs(recording: Recording) -> ReadRuns:
             recording=recording.name,
             engine=manifest.engines[engine_key],
             policy=AS_SENT if watched else manifest.policies[policy_key],
-            problems=group,
+            problems=with_beginnings(group, manifest.engines[engine_key]) if watched else group,
             concurrency=manifest.concurrency,
             rate_per_s=arrival_rate(arrivals[engine_key, policy_key])
             if watched
@@ -291,6 +316,26 @@ def read_runs(recording: Recording) -> ReadRuns:
             "samples is known"
         )
     return ReadRuns(runs, notes, in_turn)
+
+
+def with_beginnings(
+    problems: Mapping[str, ProblemRun], engine: EngineConfig
+) -> dict[str, ProblemRun]:
+    """Return watched problems, in the order in which they came, with what others begin with too.
+
+    That is what each found. Before any of them found something, the first on each rank may be those
+    that computed what the later ones as a rule found.
+    """
+    found = [problem.cached_tokens for problem in problems.values()]
+    begun = next((place for place, each in enumerate(found) if each), len(found))
+    later = sorted(found[begun:])
+    usual = later[len(later) // 2] if later else 0
+    shared = [usual] * min(engine.data_parallel_size, begun)
+    shared += found[len(shared) :]
+    return {
+        name: replace(problem, shared_tokens=min(each, problem.prompt_tokens - 1))
+        for (name, problem), each in zip(problems.items(), shared, strict=True)
+    }
 
 
 MOST_DRAWN = 100_000  # samples of a curve

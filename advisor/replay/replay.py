@@ -154,9 +154,10 @@ def _world(
         samples[name] = np.nan
     if not limits.prefix_caching:
         problems["segments"] = 0
-    segments = workload.segment_blocks(limits.block_size)
+    segments, found = workload.segment_blocks(limits.block_size)
     nodes = np.zeros(engines * len(segments) + len(samples), NODE)
     nodes["whole"][: engines * len(segments)] = np.tile(segments, engines)
+    nodes["cached"][: engines * len(segments)] = np.tile(found, engines)
     answers = np.zeros(len(workload.right), ANSWER)
     answers["right"] = workload.right
     states = np.zeros(engines, ENGINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -66,7 +67,8 @@ class ReplayWorkload:
     Per problem: its first sample in `first` [problems + 1], its first place of `right` in
     `first_answer` [problems + 1], its arrival in seconds, and the segments that its prompt begins
     with, `path`[first_segment[p] : first_segment[p + 1]], each from token `segment_start` to
-    `segment_end`; prompts that share a segment are equal up to its end. `route` are the problems'
+    `segment_end`; prompts that share a segment are equal up to its end. A segment is in the cache
+    up to `segment_found` when it is first used, as others had it before. `route` are the problems'
     own tables of samples, packed, 0 without one. `front_end_s` is what a server's front end takes
     of a problem's requests, beside its engine. `server` is the engine that a problem goes to (None:
     not known of all).
@@ -86,6 +88,7 @@ class ReplayWorkload:
     path: npt.NDArray[np.int32]
     segment_start: Ints
     segment_end: Ints
+    segment_found: Ints
     route: Floats
     front_end_s: Floats
     server: Ints | None = None
@@ -101,17 +104,16 @@ class ReplayWorkload:
         """Build from recorded problems.
 
         A problem's samples share its prompt but for the last token. With `prompt_block_tokens`,
-        the size of the loads' `prompt_blocks`, problems share what these say. Without, what a
-        problem found in the cache it shares with all problems (the first found nothing: the engine
-        was fresh).
+        the size of the loads' `prompt_blocks`, problems share what these say. Without, what many
+        problems found in the cache they share, and what few found they find again (`_levels`).
         """
         counts = np.array([len(load.samples) for load in loads], dtype=np.int64)
         prompts = np.array([load.prompt_tokens for load in loads], dtype=np.int64)
         servers = [load.server for load in loads if load.server is not None]
         if prompt_block_tokens is None:
-            first_segment, path, starts, ends = _levels(loads)
+            segments = _levels(loads)
         else:
-            first_segment, path, starts, ends = _segments(
+            segments = _segments(
                 [load.prompt_blocks for load in loads],
                 prompt_block_tokens,
                 prompts.tolist(),
@@ -120,11 +122,8 @@ class ReplayWorkload:
         return cls(
             **_of_samples(SampleArrays.of(loads), counts),
             prompt_tokens=np.repeat(prompts, counts),
+            **segments,
             arrivals=None if arrivals is None else ascending(arrivals),
-            first_segment=first_segment,
-            path=path,
-            segment_start=starts,
-            segment_end=ends,
             route=np.array([load.route for load in loads]),
             front_end_s=np.array([load.front_end_s for load in loads]),
             server=np.array(servers, dtype=np.int64) if len(servers) == len(loads) else None,
@@ -149,7 +148,7 @@ class ReplayWorkload:
         count = len(prompt_tokens)
         if np.min(prompt_tokens, initial=1) < 1 or np.min(output_tokens, initial=1) < 1:
             raise ValueError("requests need at least one token of prompt and of output")
-        first_segment, path, starts, ends = _segments(
+        segments = _segments(
             prefix_blocks or [()] * count,
             prefix_block_tokens,
             np.asarray(prompt_tokens).tolist(),
@@ -166,11 +165,8 @@ class ReplayWorkload:
             by_length=np.ones(count, dtype=bool),
             first_answer=np.zeros(count + 1, dtype=np.int64),
             right=np.zeros(0, dtype=bool),
+            **segments,
             arrivals=None if arrivals is None else ascending(arrivals),
-            first_segment=first_segment,
-            path=path,
-            segment_start=starts,
-            segment_end=ends,
             route=np.zeros(count),
             front_end_s=np.zeros(count),
         )
@@ -209,13 +205,16 @@ class ReplayWorkload:
             path=path,
             segment_start=self.segment_start[segments],
             segment_end=self.segment_end[segments],
+            segment_found=self.segment_found[segments],
             route=self.route[places],
             front_end_s=self.front_end_s[places],
             server=None if self.server is None else self.server[places],
         )
 
-    def segment_blocks(self, block_size: int) -> Ints:
-        return self.segment_end // block_size - self.segment_start // block_size
+    def segment_blocks(self, block_size: int) -> tuple[Ints, Ints]:
+        """Return the blocks of each segment, and how many of them the cache has beforehand."""
+        before = self.segment_start // block_size
+        return self.segment_end // block_size - before, self.segment_found // block_size - before
 
     @cached_property
     def longest(self) -> int:
@@ -267,33 +266,45 @@ def _of_samples(samples: SampleArrays, counts: Ints) -> dict[str, Any]:
     }
 
 
-Segments = tuple[Ints, npt.NDArray[np.int32], Ints, Ints]
+Segments = dict[str, Any]  # the fields of a workload that say which prompts begin alike
 
 
-MOST_LEVELS = 64  # of cached lengths, as each prompt lists all that it reaches
+COMMON = 0.05  # of the problems, from which a length that they found is a beginning of all of them
 
 
 def _levels(loads: Sequence[RecordedProblem]) -> Segments:
     """Return the segments of prompts where it is known how much the cache held.
 
-    More different lengths than `MOST_LEVELS` are rounded down to so many, evenly by rank.
+    Lengths that many problems share, as that of a system prompt, are one beginning of several
+    lengths. One that nobody computed is in the cache beforehand: the engine had served others. What
+    few found, as the next turn of a chat does, each of them finds when it comes.
     """
-    cached = sorted(load.cached_tokens for load in loads if load.cached_tokens)
-    levels = sorted(set(cached))
-    if len(levels) > MOST_LEVELS:
-        ranks = (place * len(cached) // MOST_LEVELS for place in range(MOST_LEVELS))
-        levels = sorted({cached[rank] for rank in ranks})
-    usual = cached[len(cached) // 2] if cached else 0
+    found = [min(load.cached_tokens, load.prompt_tokens - 1) for load in loads]
+    hits = sorted(filter(None, found))
+    usual = hits[len(hits) // 2] if hits else 0
+    shared = [
+        (each or min(usual, load.prompt_tokens - 1))
+        if load.shared_tokens is None
+        else min(load.shared_tokens, load.prompt_tokens - 1)
+        for load, each in zip(loads, found, strict=True)
+    ]
+    least = max(2.0, COMMON * len(loads))
+    uses = Counter(filter(None, shared))
+    levels = sorted(length for length, count in uses.items() if count >= least)
     path: list[int] = []
     first, starts, ends = [0], [0, *levels[:-1]][: len(levels)], list(levels)
-    for load in loads:
-        common = load.cached_tokens or min(usual, load.prompt_tokens - 1)
-        chain = range(bisect_right(levels, common))
-        path += [*chain, len(ends)]
-        starts.append(levels[chain[-1]] if chain else 0)
+    before = list(levels)  # up to where the cache has them beforehand
+    for load, own, common in zip(loads, found, shared, strict=True):
+        reached = bisect_right(levels, common)
+        for level in range(bisect_right(levels, own), reached):  # it computed them
+            before[level] = starts[level]
+        path += [*range(reached), len(ends)]
+        start = levels[reached - 1] if reached else 0
+        starts.append(start)
         ends.append(load.prompt_tokens - 1)
+        before.append(max(own, start))
         first.append(len(path))
-    return _arrays(first, path, starts, ends)
+    return _arrays(first, path, starts, ends, before)
 
 
 def _segments(
@@ -337,7 +348,7 @@ def _segments(
                 path.append(numbers[name])
                 start = end
         first.append(len(path))
-    return _arrays(first, path, starts, ends)
+    return _arrays(first, path, starts, ends, starts)
 
 
 def _chains(
@@ -372,10 +383,13 @@ def _chains(
     return chains
 
 
-def _arrays(first: list[int], path: list[int], starts: list[int], ends: list[int]) -> Segments:
-    return (
-        np.array(first, dtype=np.int64),
-        np.array(path, dtype=np.int32),
-        np.array(starts, dtype=np.int64),
-        np.array(ends, dtype=np.int64),
-    )
+def _arrays(
+    first: list[int], path: list[int], starts: list[int], ends: list[int], found: list[int]
+) -> Segments:
+    return {
+        "first_segment": np.array(first, dtype=np.int64),
+        "path": np.array(path, dtype=np.int32),
+        "segment_start": np.array(starts, dtype=np.int64),
+        "segment_end": np.array(ends, dtype=np.int64),
+        "segment_found": np.array(found, dtype=np.int64),
+    }

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advisor.evidence.gather import stand_for_all
+from advisor.evidence.live.histograms import arrivals_in
 from advisor.evidence.live.servers import replayable, servers_of
-from advisor.evidence.runs import arrival_rate, read_runs
+from advisor.evidence.runs import rate_under_load, read_runs
 from advisor.replay.replay import Replicas
 from advisor.what_if.predict import Prediction, predict
 from advisor.what_if.question import Question, changed
 from traces.errors import TtscopeError
-from traces.live.numbers import FINISHED
+from traces.live.numbers import E2E, FINISHED
 from traces.live.verdict import Remedy, change_for
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
@@ -119,10 +120,13 @@ def _worse(prediction: Prediction) -> str | None:
 def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
     """Return the problems that arrived a second, or the requests where spans tell of too few.
 
-    As the replay has them (gather.py): requests of a problem that came in turn are none of it.
+    That is of the time in which they came. As the replay has them (gather.py): requests of a
+    problem that came in turn are none of it.
     """
-    rate = None if run.rows is None else arrival_rate(run.rows["arrival"])
-    seen = sum(each.numbers.requests_per_s or 0.0 for each in servers if each.numbers is not None)
+    rate, latency = None, run.latency_s["mean"]
+    if run.rows is not None:
+        rate = rate_under_load(run.rows["arrival"], 0.0 if latency is None else latency.value)
+    seen = _seen_rate(servers)
     if rate is None or run.sample_rows is None:
         return seen
     ended = sum(each.window.total(FINISHED) or 0.0 for each in servers if each.window is not None)
@@ -131,6 +135,18 @@ def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
         of_model = [r for r in read_runs(recording).runs if r.engine.model == run.engine.model]
         kept = sum(len(problem.samples) for r in of_model for problem in r.problems.values())
     return rate if stand_for_all(kept, told - kept, ended) else seen or rate
+
+
+def _seen_rate(servers: Sequence[Watched]) -> float:
+    """Return the requests a second of servers while they came, as their /metrics tell it."""
+    windows = [each.window for each in servers if each.window is not None]
+    arrivals = [time for window in windows for time in arrivals_in(window)]
+    ended, seconds = (
+        sum(window.total(f"{E2E}_{part}") or 0.0 for window in windows) for part in ("count", "sum")
+    )
+    rate = rate_under_load(arrivals, seconds / ended if ended else 0.0)
+    per_s = (each.numbers.requests_per_s or 0.0 for each in servers if each.numbers is not None)
+    return sum(per_s) if rate is None else rate
 
 
 def _predicted(recording: Recording, run: Run, arguments: Sequence[str]) -> Prediction:

@@ -35,8 +35,8 @@ class Slot:
 
 
 class Engine:
-    def __init__(self, number, blocks):
-        self.number, self.pool = number, Blocks(blocks)
+    def __init__(self, number, blocks, before):
+        self.number, self.pool = number, Blocks(blocks, before)
         self.waiting, self.running, self.draining = [], [], []
         self.due, self.begun, self.last_begun, self.busy_before = math.inf, 0.0, None, False
         self.step = None
@@ -67,10 +67,10 @@ def naive_replay(
 ):
     size, k = limits.block_size, int(limits.speculative)
     host_seconds = seconds[[FEATURES.index(name) for name in HOST_WORK]]
-    keys = keys_of_loads(loads, size) if keys is None else keys
+    keys, before = keys_of_loads(loads, size) if keys is None else (keys, ())
     max_seqs = limits.max_num_seqs or math.inf
     max_tokens = limits.max_num_batched_tokens or math.inf
-    engines = [Engine(i, limits.num_blocks) for i in range(replicas)]
+    engines = [Engine(i, limits.num_blocks, before) for i in range(replicas)]
     first = [0, *np.cumsum([len(load.samples) for load in loads]).tolist()]
     arrival, latency, share = {}, {}, [0.0] * len(loads)
     ttft, ends, generated, answers, cached = {}, {}, {}, {}, {}
@@ -192,14 +192,20 @@ def naive_replay(
                 break
             most = (slot.known - 1) // size if limits.prefix_caching else 0
             hits = pool.hits([key(slot, b) for b in range(most)])
-            idle = sum(not pool.users.get(block) for block in hits)
-            fresh = -(-slot.known // size) - len(hits)
+            there = [block for block in hits if block is not None]
+            idle = sum(not pool.users.get(block) for block in there)
+            fresh = -(-slot.known // size) - len(there)
             if idle + fresh > pool.available():
                 break
-            for block in hits:
+            for block in there:
                 pool.use(block)
-            slot.blocks = [*hits, *(pool.take() for _ in range(fresh))]
+            slot.blocks = [pool.take() if b is None else b for b in hits]
+            slot.blocks += [pool.take() for _ in range(-(-slot.known // size) - len(hits))]
             slot.computed = len(hits) * size
+            for b in range(len(keys[slot.problem]) if limits.prefix_caching else 0):
+                if key(slot, b) in pool.before:
+                    pool.before.remove(key(slot, b))
+                    pool.hold(slot.blocks[b], key(slot, b))
             engine.waiting.pop(0)
             running.append(slot)
             if slot.preemptions == 0:

@@ -39,12 +39,14 @@ def requests(recording, engine, names, **changes):
 
 
 def watched(
-    truth, folder, *, spans=True, steps=True, metrics=True, period_s=0.25, polled=None, took_s=None
-):
+    truth, folder, *, spans=True, steps=True, metrics=True, period_s=0.25, polled=None, took_s=None,
+    hits=True,
+):  # fmt: skip
     """Write what a watch at some depth would have kept of a `Prediction` taken for the truth.
 
     /metrics is that of `polled` where it is given. `steps` are the plugin's, or "passes" of FPM.
-    `took_s` [problems] is what a front end took of each before the engine had it.
+    `took_s` [problems] is what a front end took of each before the engine had it. Without `hits`
+    spans do not say what came from the cache, as vLLM's do not.
     """
     tables = {name: frame.clone() for name, frame in truth.tables.items()}
     if took_s is not None:
@@ -65,7 +67,8 @@ def watched(
             )  # fmt: skip
         unseen = ["finish_reason"] if took_s is not None else ["queued", "finish_reason"]
         kept["samples"] = kept["samples"].drop(unseen)
-        kept["samples"] = _whole("samples", kept["samples"])
+        unseen = [] if hits else ["cached_tokens"]
+        kept["samples"] = _whole("samples", kept["samples"].drop(unseen))
     if steps:
         told = passes if steps == "passes" else front_end
         kept["steps"] = _whole("steps", told(tables["steps"], tables["samples"], own))

@@ -19,7 +19,6 @@ from typing import Final
 
 from traces.live.numbers import (
     ASKED_TOKENS,
-    CACHED,
     DECODE,
     DRAFTS,
     E2E,
@@ -27,7 +26,6 @@ from traces.live.numbers import (
     FLOPS,
     GAUGES,
     GENERATED,
-    HIT_TOKENS,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -44,6 +42,7 @@ from traces.live.numbers import (
     WAITING,
 )
 from traces.schema.engine import EngineConfig
+from traces.summary.prefix_hits import CACHED, HIT_TOKENS
 
 VLLM, SGLANG, NIM, TENSORRT_LLM, TGI = "vLLM", "SGLang", "NIM", "TensorRT-LLM", "TGI"
 ROUTER = "a router"  # of production-stack's, whose lines of each server are under vLLM's names

@@ -21,6 +21,7 @@ from traces.recording.tables import TABLES
 from traces.schema.estimate import Estimate
 from traces.schema.formats import digits, number, scale
 from traces.schema.record import Record
+from traces.summary.prefix_hits import CACHED, HIT_TOKENS
 
 Key = tuple[str, str]  # name and labels
 Floats = NDArray[np.float64]
@@ -43,11 +44,10 @@ STEP_TOKENS = "vllm:iteration_tokens_total"
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 KV = "vllm:kv_cache_usage_perc"
 PROMPT, GENERATED = "vllm:prompt_tokens_total", "vllm:generation_tokens_total"
-CACHED = "vllm:prompt_tokens_cached_total"
 PROMPT_LENGTH = "vllm:request_prompt_tokens"
 OUTPUT_LENGTH = "vllm:request_generation_tokens"
 FINISHED, PREEMPTED = "vllm:request_success_total", "vllm:num_preemptions_total"
-HIT_TOKENS, ASKED_TOKENS = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
+ASKED_TOKENS = "vllm:prefix_cache_queries_total"
 DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"

@@ -16,6 +16,7 @@ from traces.recording.tables import STEP_INTERVAL
 from traces.recording.window_cost import WindowCost, window_cost
 from traces.schema.engine import ModelFacts
 from traces.statistics import Floats
+from traces.summary.prefix_hits import with_hits
 
 # Of problems and samples: an import that tells no times tells of what has ended.
 ENDED = pl.col("end").is_not_null() | pl.col("arrival").is_null()
@@ -76,6 +77,7 @@ def samples_with_shares(recording: Recording, engine: str, policy: str) -> pl.Da
     helper = pl.col("role").fill_null("sample") != "sample"
     mine = of_run | (helper & pl.col("policy").fill_null(policy).eq(policy))
     chosen = _where(samples.with_columns(shares), mine).drop("row")
+    chosen = with_hits(recording, chosen)
     if problems["problem_id"].is_unique().all():
         # A million rows: one column is looked up, and the others are not copied.
         names = chosen.select("problem_id").join(

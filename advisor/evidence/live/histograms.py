@@ -23,14 +23,18 @@ import polars as pl
 
 from advisor.evidence.features import Features, Reads, features_of, work_of_steps
 from advisor.evidence.live.drafts import drafts_of
-from advisor.evidence.runs import ProblemRun, RecordedRun, Sample, arrival_rate
+from advisor.evidence.runs import (
+    ProblemRun,
+    RecordedRun,
+    Sample,
+    arrival_rate,
+    with_beginnings,
+)
 from traces.live.engine_names import SGLANG, software_of
 from traces.live.numbers import (
     ASKED_TOKENS,
-    CACHED,
     FINISHED,
     GENERATED,
-    HIT_TOKENS,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -45,7 +49,8 @@ from traces.live.numbers import (
 )
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import AS_SENT
-from traces.statistics import Floats
+from traces.statistics import Floats, Ints
+from traces.summary.prefix_hits import CACHED, HIT_TOKENS, spread_evenly
 
 FEWEST_INTERVALS = 10  # between polls at which requests ran, below which no law is learned
 AGREE = 1.5  # by which the gaps between tokens may differ from the tokens that were counted
@@ -202,18 +207,18 @@ def drawn_traffic(
     Empty where /metrics does not tell lengths or nothing finished. Problems have no answers, no
     latency and one sample each.
     """
-    firsts = window.histograms.get(TTFT)
-    arrivals = np.zeros(0, np.int64) if firsts is None else _arrivals(window, firsts)
+    firsts, arrivals = window.histograms.get(TTFT), arrivals_in(window)
     prompts = _told_lengths(window, PROMPT_LENGTH, PROMPT)
     outputs = _told_lengths(window, OUTPUT_LENGTH, GENERATED)
     if isinstance(outputs, float) and software_of(engine) == SGLANG:
         outputs += 1.0  # it counts the tokens of decode steps, and the first is of a prompt's
     if not len(arrivals) or prompts is None or outputs is None:
         return []
-    cached, computed = window.total(CACHED), window.total(PROMPT) or 0.0
+    cached = window.total(CACHED)
     if cached is None:
         cached = (window.total(HIT_TOKENS) or 0.0) * _tokens_of_a_hit(window)
-    share = min(cached / computed, 1.0) if computed else 0.0
+    counted = float(firsts.counts.sum()) if firsts is not None else 0.0
+    hits = round(cached * len(arrivals) / max(counted, 1.0))  # more may wait than began
     runs = []
     for draw in range(DRAWS):
         rng = np.random.default_rng([draw, len(arrivals)])
@@ -223,14 +228,17 @@ def drawn_traffic(
         output = _lengths(outputs, len(arrivals), rng, most, spread)
         if most is not None:
             output = _within(prompt, output, most, rng)
+        found = spread_evenly(hits, np.maximum(prompt.astype(np.int64) - 1, 0), engine)
         problems = {}
-        for place, (arrival, asked, made) in enumerate(zip(arrivals, prompt, output, strict=True)):
+        for place, (arrival, asked, made, own) in enumerate(
+            zip(arrivals, prompt, output, found, strict=True)
+        ):
             name = f"{recording}.{key}.{place}"
             problems[name] = ProblemRun(
                 problem_id=name,
                 arrival_ns=int(arrival),
                 prompt_tokens=int(asked),
-                cached_tokens=min(int(share * asked), int(asked) - 1),
+                cached_tokens=int(own),
                 latency_s=float("nan"),
                 samples=(Sample(output_tokens=int(made), answer=None, correct=None),),
                 indices=(0,),
@@ -240,7 +248,7 @@ def drawn_traffic(
                 recording=recording,
                 engine=engine,
                 policy=AS_SENT,
-                problems=problems,
+                problems=with_beginnings(problems, engine),
                 concurrency=None,
                 rate_per_s=arrival_rate(arrivals[arrivals > window.times[0]].tolist()),
                 drawn=True,
@@ -250,12 +258,17 @@ def drawn_traffic(
     return runs
 
 
-def _arrivals(window: Window, firsts: Histogram) -> npt.NDArray[np.int64]:
+def arrivals_in(window: Window) -> Ints:
     """Return when requests came, unix ns, evenly within each interval between polls.
+
+    None of a page that does not count first tokens.
 
     Those that came got their first token or wait: the first tokens and how many more wait. Those
     that wait at the first poll came before it, at times that nothing tells, and come with it here.
     """
+    firsts = window.histograms.get(TTFT)
+    if firsts is None:
+        return np.zeros(0, dtype=np.int64)
     waiting = np.nan_to_num(window.gauges[WAITING])
     came = firsts.counts.sum(axis=1).astype(float)
     came[1:] += np.diff(waiting)

@@ -21,7 +21,13 @@ import polars as pl
 
 from advisor.evidence.live.front_end import are_siblings
 from advisor.evidence.live.histograms import DRAWS, MOST_SPREAD
-from advisor.evidence.runs import ProblemRun, RecordedRun, Sample, arrival_rate
+from advisor.evidence.runs import (
+    ProblemRun,
+    RecordedRun,
+    Sample,
+    arrival_rate,
+    with_beginnings,
+)
 from traces.recording.tables import COMPOSITION
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
@@ -388,7 +394,7 @@ def _run(engine: EngineConfig, recording: str, requests: dict[str, _Request]) ->
         recording=recording,
         engine=engine,
         policy=AS_SENT,
-        problems=problems,
+        problems=with_beginnings(problems, engine),
         concurrency=None,
         rate_per_s=arrival_rate(each.arrival_ns for each in problems.values()),
         drawn=True,

@@ -2,7 +2,9 @@
 
 Blocks are given out from the head of a list of free ones and come back to its tail, the last of a
 sequence first. A free block keeps what it holds until it is given out again, so that a later
-request with the same prefix still finds it. Blocks that come and go together are one node.
+request with the same prefix still finds it. Blocks that come and go together are one node. What a
+recorded request found of others that are not replayed, it finds here too: such a node takes blocks
+when it is first used, and has content then.
 """
 
 from __future__ import annotations
@@ -113,9 +115,10 @@ def admit(world: World, rules: Rules, e: int, s: int, free: int) -> int:
         cached = min(node.cached, left)
         left -= cached
         if node.holders == 0:
+            kept = cached if node.queued else 0
             if node.queued:
                 _reclaim(world, e, n, cached)
-            take(world, e, blocks - cached)
+            take(world, e, blocks - kept)
             node.blocks = blocks
         node.holders += 1
     take(world, e, private - mine)

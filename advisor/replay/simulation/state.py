@@ -149,7 +149,7 @@ NODE = np.dtype(
     [
         ("whole", "i4"),  # blocks of the segment when none is missing
         ("blocks", "i4"),  # that are allocated, or free but not yet taken
-        ("cached", "i4"),  # of these, from the first, computed
+        ("cached", "i4"),  # of these, from the first, computed; before the first use by others
         ("holders", "i4"),
         ("queued", "?"),  # among the free
         ("before", "i4"),

@@ -432,14 +432,44 @@ def test_one_sample_by_hand():
     assert got.latency_s[0] == pytest.approx(start + first + later + cost.sample_ends, rel=1e-12)
 
 
-def test_many_cached_lengths_are_rounded_down_to_a_few_levels():
+def test_many_cached_lengths_are_found_again_without_long_paths():
     """All levels below its own are in each prompt's path, which went with the square."""
-    loads = [problem(8000, plain(1), cached_tokens=place + 1) for place in range(4000)]
-    made = ReplayWorkload.from_loads(loads)
-    assert len(made.path) <= 65 * len(loads)
-    kept = np.array([made.segment_start[made.path[last - 1]] for last in made.first_segment[1:]])
-    lost = np.arange(1, 4001) - kept
-    assert (lost >= 0).all() and lost.max() < 4000 / 63 and kept.min() > 0
+    loads = [problem(8000, plain(1), cached_tokens=16 * (place % 400)) for place in range(4000)]
+    made = ReplayWorkload.from_loads(loads, np.arange(4000.0))
+    assert len(made.path) <= 21 * len(loads)
+    found = replay(made, linear_cost(COST), Limits(block_size=16))
+    assert found.cached_tokens.tolist() == [load.cached_tokens for load in loads]
+
+
+def test_what_a_server_had_before_it_was_watched_is_found():
+    """Each request finds what it found: of a warm system prompt, and of a chat's earlier turn."""
+    found = [300, 304, 300, 0, 640, 300, 0, 300]
+    loads = [
+        problem(700, plain(4), cached_tokens=each, shared_tokens=300 if each == 300 else 0)
+        for each in found
+    ]
+    arrivals = [float(place) for place in range(len(loads))]
+    warm = assert_twins(loads, Limits(block_size=4), arrivals=arrivals)
+    assert warm.cached_tokens.tolist() == found
+    larger = assert_twins(loads, Limits(block_size=16), arrivals=arrivals)
+    assert larger.cached_tokens.tolist() == [each // 16 * 16 for each in found]
+    without = Limits(block_size=4, prefix_caching=False)
+    assert not assert_twins(loads, without, arrivals=arrivals).cached_tokens.any()
+    # A cache of one request's size gives a common beginning to the next request's own blocks.
+    own = [problem(700, plain(4), cached_tokens=300 * (p % 2), shared_tokens=300 * (p % 2))
+           for p in range(8)]  # fmt: skip
+    roomy, tight = (
+        assert_twins(own, Limits(block_size=4, num_blocks=blocks), arrivals=arrivals)
+        for blocks in (None, 176)
+    )
+    assert roomy.cached_tokens.sum() == 4 * 300 and tight.cached_tokens.sum() == 300
+
+
+def test_a_beginning_that_a_recorded_request_computed_is_computed_once():
+    loads = [problem(700, plain(4), cached_tokens=300 * bool(p), shared_tokens=300)
+             for p in range(8)]  # fmt: skip
+    ours = assert_twins(loads, Limits(block_size=4), arrivals=np.arange(8.0))
+    assert ours.cached_tokens.tolist() == [0, *[300] * 7]
 
 
 def test_a_sample_that_is_drawn_later_arrives_then_in_the_recording():

@@ -10,7 +10,6 @@ from traces.live.metrics_page import PageReader, Series
 from traces.live.numbers import (
     ASKED_TOKENS,
     DRAFTS,
-    HIT_TOKENS,
     ITL,
     KV,
     REPORTED,
@@ -20,6 +19,7 @@ from traces.live.numbers import (
     numbers_of,
 )
 from traces.recording.tables import SCRAPES
+from traces.summary.prefix_hits import HIT_TOKENS
 
 LIVE = Path(__file__).parents[2] / "data" / "live"
 SGLANG = (LIVE / "metrics_sglang_0.5.23.txt").read_text()

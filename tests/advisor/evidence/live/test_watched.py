@@ -13,6 +13,7 @@ from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
 from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.evidence.runs import rate_under_load
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
 from advisor.search.space import explore
@@ -25,10 +26,9 @@ from traces.errors import RecordingError, UsageError
 from traces.live.numbers import (
     ACCEPTED_AT,
     ASKED_TOKENS,
-    CACHED,
     DRAFTED,
     DRAFTS,
-    HIT_TOKENS,
+    FINISHED,
     ITL,
     KV,
     OUTPUT_LENGTH,
@@ -48,7 +48,8 @@ from traces.schema.advice import Budget
 from traces.schema.engine import UNKNOWN_METHOD, Speculative
 from traces.schema.estimate import Estimate
 from traces.schema.tts.policy import AS_SENT
-from traces.summary.run import summarise
+from traces.summary.prefix_hits import CACHED, HIT_TOKENS
+from traces.summary.run import NOTHING, summarise
 from tui.text.recordings.live import effect_text
 
 VOTE4 = dataclasses.replace(VOTE16, n=4)
@@ -436,26 +437,53 @@ def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
 @pytest.mark.parametrize(("told", "rate"), [(95, 1.0), (10, 9.5)])
 def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
     """Spans sampled at a tenth of what ended come at a tenth of its rate."""
-    window = SimpleNamespace(total=lambda _: 100.0)
+    window = SimpleNamespace(total=lambda _: 100.0, histograms={})
     server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=9.5), window=window)
     rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
     samples = pl.DataFrame({"problem": range(told)})
-    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of())
+    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of(), latency_s=NOTHING)
     assert what_next._rate(None, [server], run) == rate
 
 
 def test_requests_that_came_in_turn_are_none_of_the_load_that_is_replayed(monkeypatch):
     """Two traces a second of five calls each: the replay takes ten requests a second."""
-    window = SimpleNamespace(total=lambda _: 100.0)
+    window = SimpleNamespace(total=lambda _: 100.0, histograms={})
     server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=10.0), window=window)
     rows = pl.DataFrame({"arrival": [place * 5 * 10**8 for place in range(20)]})
     samples = pl.DataFrame({"problem": np.repeat(np.arange(20), 5)})
-    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of())
+    run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of(), latency_s=NOTHING)
     for kept, rate in ((0, 10.0), (20, 2.0)):
         problems = dict.fromkeys(range(kept), SimpleNamespace(samples=range(5)))
         read = SimpleNamespace(runs=[SimpleNamespace(engine=engine_of(), problems=problems)])
         monkeypatch.setattr(what_next, "read_runs", lambda _, read=read: read)
         assert what_next._rate(None, [server], run) == pytest.approx(rate)
+
+
+def test_more_load_is_more_than_came_while_it_came():
+    """Two bursts of 40 requests at ten a second, the first 20 s after the watch began."""
+    burst = np.arange(40) * 10**8
+    arrivals = [*(20 * 10**9 + burst).tolist(), *(60 * 10**9 + burst).tolist()]
+    assert rate_under_load(arrivals, 0.5) == pytest.approx(79 / (7.9 + 0.5 - 0.1), rel=0.02)
+    steady = np.cumsum(np.random.default_rng(3).exponential(1e8, 4000)).astype(int)
+    assert rate_under_load(steady, 0.0) == pytest.approx(10.0, rel=0.05)
+    together = np.repeat(np.arange(20) * 10**10, 16)  # sixteen at once, each ten seconds
+    assert rate_under_load(together, 4.0) == pytest.approx(319 / (19 * 4.0))
+    assert rate_under_load([None, 7, 7], 1.0) is None
+
+
+def test_the_load_of_metrics_is_that_of_the_time_in_which_it_came():
+    """100 requests at ten a second, in a watch of a minute in which nothing else came."""
+    times = np.arange(61) * 10**9
+    counts = np.zeros((61, 1))
+    counts[31:41] = 10.0
+    firsts = Histogram(bounds=np.array([np.inf]), counts=counts, sums=np.zeros(61))
+    window = Window(
+        times=times, seconds=60.0, resets=0, increase={(FINISHED, ""): 100.0},
+        histograms={TTFT: firsts}, gauges={WAITING: np.zeros(61)}, counted={},
+    )  # fmt: skip
+    server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=100 / 60), window=window)
+    run = SimpleNamespace(rows=None, sample_rows=None, engine=engine_of(), latency_s=NOTHING)
+    assert what_next._rate(None, [server], run) == pytest.approx(10.0, rel=0.02)
 
 
 def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
