@@ -23,8 +23,8 @@ import numpy as np
 import polars as pl
 
 from advisor.advice.advisor import Advisor
+from advisor.step_time.power import limit_of
 from advisor.step_time.prior.recalibration import predicted_steps
-from advisor.what_if.power import limit_of
 from benchmarks.dense_models import dense
 from traces.foreign.evaluations.curve import import_curve
 from traces.foreign.evaluations.reader import Given
@@ -134,7 +134,7 @@ def points_of(advisor: Advisor) -> Iterator[Point]:
             latency_s=float(done.latency_s.mean()),
             alone_gpu_s=float(done.device_s.mean()),
             shared_gpu_s=engine.num_devices / advisor.replays.capacity_per_s(row),
-            watts=None if watts is None else watts / engine.num_devices,
+            watts=None if watts is None else watts / engine.one_replica().num_devices,
         )
 
 

@@ -48,7 +48,7 @@ from traces.schema.formats import counted
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Floats
-from traces.summary.energy import PowerTable, Watts, mean_and_table, watts_of
+from traces.summary.energy import PowerTable, power_table
 from traces.summary.problems import MOST_UNTOLD
 
 TOO_LITTLE = (
@@ -121,7 +121,7 @@ class Evidence:
     models: Mapping[str, ModelFacts]
     steps: tuple[StepTable, ...]
     runs: tuple[RecordedRun, ...]
-    watts: Mapping[EngineConfig, Watts]
+    power: Mapping[EngineConfig, Sequence[PowerTable]]
     price_usd_per_device_hour: float | None
     cut: tuple[RecordedRun, ...] = ()  # runs as they would have been with less thought
     lost: tuple[str, ...] = ()  # what was cut off, inferred or never checked, in words
@@ -212,7 +212,7 @@ def gather(
     runs: list[RecordedRun] = []
     cut: list[RecordedRun] = []
     models: dict[str, ModelFacts] = {}
-    watts: dict[EngineConfig, list[tuple[float, PowerTable | None, int]]] = {}
+    power: dict[EngineConfig, list[PowerTable]] = {}
     made: list[Made] = []
     untimed: list[bool] = []
     most = most_of_each([each.rows("steps") for each in (*recordings, *others)], MOST_STEPS)
@@ -221,10 +221,7 @@ def gather(
         windows, polled = _polled(recording)
         steps += _steps(recording, windows, most)
         models.update(recording.manifest.models)
-        for key, engine in learned_as(recording.manifest.engines).items():
-            power = mean_and_table(recording, key)
-            if power is not None:
-                watts.setdefault(law_key(engine), []).append((*power, engine.num_devices))
+        _add_power(recording, power)
         recorded, notes, in_turn = read_runs(recording)
         if windows is not None:
             untimed.append(_untimed(windows))
@@ -248,6 +245,7 @@ def gather(
         lost += [*(f"{recording.name}: {why}" for why in unlike), *notes, *_model_notes(recording)]
     for recording in (each.afresh() for each in others):
         steps += _steps(recording, _polled(recording)[0], most)
+        _add_power(recording, power)
     _check_enough(recordings, steps, runs, lost, judged=judged, timed=timed, untimed=all(untimed))
     names = {name for run in runs for name in run.problems}
     lost += [ONE_PROBLEM] if judged and len(names) == 1 else []
@@ -260,7 +258,7 @@ def gather(
         steps=tuple(steps),
         runs=tuple(runs),
         cut=tuple(cut),
-        watts={key: _watts(drawn) for key, drawn in watts.items()},
+        power=power,
         price_usd_per_device_hour=given.pop() if len(given) == 1 else None,
         lost=tuple(dict.fromkeys(lost)),
         posed=not any("imported" in each.manifest.provenance for each in recordings),
@@ -278,14 +276,14 @@ def _polled(recording: Recording) -> tuple[Windows | None, Windows]:
     return windows, polled
 
 
-def _watts(drawn: Sequence[tuple[float, PowerTable | None, int]]) -> Watts:
-    """Return what one device of an engine draws, of watts and stretches of so many devices."""
-    tables = [
-        dataclasses.replace(table, joules=table.joules / devices)
-        for _, table, devices in drawn
-        if table is not None
-    ]
-    return watts_of(float(np.mean([watts / devices for watts, _, devices in drawn])), tables)
+def _add_power(recording: Recording, power: dict[EngineConfig, list[PowerTable]]) -> None:
+    """Add a recording's stretches with power, by the law of its engines."""
+    if not recording.rows("power"):
+        return
+    for key, engine in learned_as(recording.manifest.engines).items():
+        table = power_table(recording, key)
+        if table is not None:
+            power.setdefault(law_key(engine), []).append(table)
 
 
 def _check_enough(

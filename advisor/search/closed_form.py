@@ -53,7 +53,9 @@ class Demands:
         self, space: Space, policy_work: PolicyWork, model: StepTimeModel, resampling: Resampling
     ) -> None:
         self.space, self.weights = space, resampling.weights[:DRAWS]
-        self.choosing, self.idle = resampling.choosing[:DRAWS], resampling.idle[:DRAWS]
+        self.choosing, self.power = resampling.choosing[:DRAWS], resampling.power[:DRAWS]
+        errors = resampling.power_errors(space.power.values())
+        self.power_errors = [each[:DRAWS] for each in errors]
         self.unlike = resampling.unlike[:DRAWS]
         works: list[ProblemWork] = []
         places: dict[Hashable, int] = {}
@@ -140,7 +142,8 @@ class ClosedForm(Metrics):
         self, demands: Demands, *, concurrency: int | None, rate_per_s: float | None
     ) -> None:
         self.demands, self.space, self.rate_per_s = demands, demands.space, rate_per_s
-        self.choosing, self.idle_draws = demands.choosing, demands.idle
+        self.choosing, self.power_draws = demands.choosing, demands.power
+        self.power_errors = demands.power_errors
         self._in_flight = concurrency or 1
         self._gather()
         if rate_per_s is None:
@@ -154,6 +157,8 @@ class ClosedForm(Metrics):
         self.run = part + (1 - part) * self.v_one / self.v  # of the work where all run at once
         self.latency_s = in_flight * busy
         self.step_s = busy / steps
+        requests = self.v_one + part * (self.v - self.v_one)
+        self._batch: Floats = np.maximum(requests / serving / steps, 1.0)
         self.waited = np.maximum(in_flight * steps - self.d, 0.0)
         self.device_s = busy * serving * self.space.devices / self.space.replicas
         self.outside = self._outside(in_flight)
@@ -251,6 +256,10 @@ class ClosedForm(Metrics):
         beyond = (requests > 1.1 * high.requests) | (FEWER * requests < fewest)
         return np.asarray(beyond | (requests * self.context > 1.1 * high.kv_tokens))
 
+    @property
+    def batch(self) -> Floats:
+        return self._batch
+
     # -- metrics -------------------------------------------------------------------------------
 
     @cached_property
@@ -267,7 +276,7 @@ class ClosedForm(Metrics):
         elif name in ("tokens", "flops"):
             per_work = demands.tokens if name == "tokens" else demands.flops
             values = per_work[self.work] * self.run
-        elif name == "device_s":
+        elif name in ("device_s", "on_s"):
             values = self._paid()
             if self.rate_per_s is not None:
                 values = np.maximum(values, self.space.devices / self.rate_per_s)
@@ -320,9 +329,10 @@ class ClosedForm(Metrics):
         relative = demands.latency if name == "latency_s" else demands.device
         if name.startswith("latency_p"):
             relative = demands.quantile(quantile_of(name))[1]
-        values = self._paid() if name == "device_s" else self._values(name)
+        paid = name in ("device_s", "on_s")
+        values = self._paid() if paid else self._values(name)
         drawn = values[rows][:, None] * factor * some(relative)[self.work[rows]]
-        if name == "device_s" and self.rate_per_s is not None:
+        if paid and self.rate_per_s is not None:
             drawn = np.maximum(drawn, (self.space.devices[rows] / self.rate_per_s)[:, None])
         return np.asarray(drawn)
 

@@ -18,7 +18,6 @@ from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate
 from traces.schema.quantities import quantity
 from traces.statistics import Bools, Floats, Ints, share, tells_above
-from traces.summary.energy import SELDOM
 
 Rows = Ints | slice
 
@@ -37,7 +36,8 @@ class Metrics(ABC):
     rows: Sequence[int] | slice
     rate_per_s: float | None
     choosing: Bools  # [draws]: those that choose; the others state what was chosen
-    idle_draws: Floats  # [draws]: how idle power lies between the least and the most it can be
+    power_draws: Floats  # [draws]: numbers from 0 to 1, which of the laws that power may have
+    power_errors: Sequence[Floats]  # [laws of power, draws]: factors on what each foretells
 
     @property
     @abstractmethod
@@ -70,7 +70,7 @@ class Metrics(ABC):
         if name == "throughput_problems_per_s":
             return np.asarray(self.devices / self._values("device_s"))
         if name == "energy_j":
-            return self._energy(ALL, 0.5, self._values("device_s"), self._values("busy_s"))
+            return self._energy(ALL, self._values("on_s"), self._values("busy_s"))
         return self._values(name)
 
     def draws(self, name: str, rows: Rows = ALL) -> Floats:
@@ -81,26 +81,37 @@ class Metrics(ABC):
         if name == "throughput_problems_per_s":
             return np.asarray(self.devices[rows][:, None] / self._draws("device_s", rows))
         if name == "energy_j":
-            spent = self._draws("device_s", rows), self._draws("busy_s", rows)
-            return self._energy(rows, self.idle_draws, *spent)
+            return self._energy(rows, self._draws("on_s", rows), self._draws("busy_s", rows))
         return self._draws(name, rows)
 
-    def _energy(self, rows: Rows, idle: float | Floats, paid_s: Floats, busy_s: Floats) -> Floats:
-        """Return the joules of partly busy device-seconds, infinite where not known.
+    def _energy(self, rows: Rows, on_s: Floats, busy_s: Floats) -> Floats:
+        """Return the joules of device-seconds [rows] or [rows, draws], infinite where not known.
 
-        Idle devices draw what lies by the share `idle` between the least and the most that it can
-        be, busy ones what makes up the recorded mean.
+        `on_s` are those in which devices wait for a problem or work, `busy_s` those of steps.
         """
-        watts = self.space.power[self.rows][rows].T
-        mean, share, least, most = watts if paid_s.ndim == 1 else watts[:, :, None]
-        idle_w = least + idle * (most - least)
-        busy_w = (mean - idle_w * (1 - share)) / share
-        joules = idle_w * paid_s + (busy_w - idle_w) * np.minimum(busy_s, paid_s)
-        return np.where(np.isnan(mean), np.inf, joules)
+        space, places = self.space, self.space.powered[self.rows][rows]
+        batch, devices = self.batch[rows], space.engine_devices[self.rows][rows]
+        joules = np.full(on_s.shape, np.inf)
+        for place, law in enumerate(space.power.values()):
+            own = places == place
+            if own.any():
+                each = devices[own] if on_s.ndim == 1 else devices[own, None]
+                on, busy = on_s[own] / each, np.minimum(busy_s[own], on_s[own]) / each
+                if on_s.ndim == 1:
+                    joules[own] = law.joules(on, busy, batch[own])
+                else:
+                    drawn = law.draws(on, busy, batch[own], self.power_draws)
+                    joules[own] = drawn * self.power_errors[place]
+        return joules
+
+    @property
+    @abstractmethod
+    def batch(self) -> Floats:
+        """The mean number of requests in a step, over the time in which steps run."""
 
     @property
     def powered(self) -> Bools:
-        return np.isfinite(self.space.power[self.rows, 0])
+        return np.asarray(self.space.powered[self.rows] >= 0)
 
     def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
         """Return bounds [rows] of what the metric is in the draws."""
@@ -133,7 +144,8 @@ class CandidateMetrics(Metrics):
     ) -> None:
         self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
         self.as_sent = as_sent  # problems come when they did, and else at random
-        self.choosing, self.idle_draws = resampling.choosing, resampling.idle
+        self.choosing, self.power_draws = resampling.choosing, resampling.power
+        self.power_errors = resampling.power_errors(space.power.values())
         self.rows: list[int] = []
         self.place: dict[int, int] = {}  # of a row of the space
         self.replayed: list[ReplayedCandidate] = []
@@ -158,6 +170,10 @@ class CandidateMetrics(Metrics):
 
     def candidate(self, row: int) -> Candidate:
         return self.replayed[row].candidate
+
+    @property
+    def batch(self) -> Floats:
+        return np.array([each.batch for each in self.replayed])
 
     @property
     def capacity_per_s(self) -> Floats:
@@ -212,7 +228,7 @@ class CandidateMetrics(Metrics):
         replayed = self.replayed[row]
         exact = name in EXACT
         drawn = replayed.candidate.pool.curve is not None and name != "devices"
-        drawn |= name == "energy_j" and self._idle_unknown(row)
+        drawn |= name == "energy_j" and not self._power_seen(row)
         if name == "accuracy":
             right = np.atleast_2d(replayed.accuracy).mean(axis=0)
             accuracy = share(value, float(right.var()), right.size, extrapolated=drawn)
@@ -234,11 +250,11 @@ class CandidateMetrics(Metrics):
         """Whether so many problems bound a percentile by themselves."""
         return tells_above(self.resampling.weights.shape[1], quantile_of(name))
 
-    def _idle_unknown(self, row: int) -> bool:
-        """Whether a candidate's devices idle otherwise than recorded, and at what is not known."""
-        _, share, least, most = self.space.power[self.rows[row]]
-        paid, busy = self._values("device_s")[row], self._values("busy_s")[row]
-        return bool(least < most and (share < 1 - SELDOM or busy < paid * (1 - SELDOM)))
+    def _power_seen(self, row: int) -> bool:
+        """Whether a recording had such batches, and steps in as small a part of the time."""
+        law = tuple(self.space.power.values())[self.space.powered[self.rows[row]]]
+        busy_s, on_s = float(self._values("busy_s")[row]), float(self._values("on_s")[row])
+        return bool(law.within(on_s, busy_s, busy_s * float(self.batch[row])))
 
     def difference(
         self, name: str, first: int, second: int, *, prices: tuple[float | None, float | None]
@@ -307,6 +323,8 @@ class CandidateMetrics(Metrics):
         factor = self.factors[row]
         if name == "device_s":
             return self._device_row(replayed, row)
+        if name == "on_s":
+            return self._on_row(replayed, row)
         if name == "busy_s":  # of devices, while steps run
             busy = [self.resampling.mean(busy) for busy in replayed.device_s]
             return float(replayed.device_s[0].mean()), _at_speed(factor, replayed.speeds, busy)
@@ -334,15 +352,18 @@ class CandidateMetrics(Metrics):
         At a rate those that arrive share all the time that there is. Of several replicas all are
         paid for until the last of them is done, as one engine is, which is busy all that time.
         """
-        engine = replayed.candidate.engine
-        if self.rate_per_s is not None:
-            paid = engine.num_devices / self.rate_per_s
-            least = engine.num_devices / replayed.capacity_per_s
-            return max(paid, least), np.maximum(paid, least * self.loads[row])
-        if engine.data_parallel_size > 1:
+        if self.rate_per_s is None and replayed.candidate.engine.data_parallel_size == 1:
+            return self._time_row("busy_s", replayed, row)
+        return self._on_row(replayed, row)
+
+    def _on_row(self, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
+        """Return device-seconds of a problem from the first arrival to the last end."""
+        if self.rate_per_s is None:
             value, draws = self._time_row("busy_s", replayed, row)
             return value * replayed.paid, draws * replayed.paid
-        return self._time_row("busy_s", replayed, row)
+        devices = replayed.candidate.engine.num_devices
+        paid, least = devices / self.rate_per_s, devices / replayed.capacity_per_s
+        return max(paid, least), np.maximum(paid, least * self.loads[row])
 
 
 def quantile_of(name: str) -> float:

@@ -44,7 +44,7 @@ class ReplayedCandidate:
     can be served, at a rate in a steady state. Without `keeps_up` it was not replayed at the rate,
     and its latency is that of all problems at once. `paid` are the device-seconds from the first
     arrival to the last decision for each in which a device is busy. A step takes `step_s` on
-    average, with `requests_per_step` samples.
+    average, with `requests_per_step` samples, and `batch` over the time in which steps run.
     """
 
     candidate: Candidate
@@ -62,6 +62,7 @@ class ReplayedCandidate:
     paid: float
     step_s: float
     requests_per_step: float
+    batch: float
 
 
 class CandidateReplays:
@@ -147,6 +148,7 @@ class CandidateReplays:
             paid=_paid(first, replicas),
             step_s=busy / steps,
             requests_per_step=totals.requests / steps,
+            batch=_batch(first),
         )
 
     def capacity_per_s(self, row: int) -> float:
@@ -270,6 +272,12 @@ def _paid(runs: Sequence[Replayed], replicas: int) -> float:
     """Return the device-seconds of whole runs for each in which a device is busy, at least 1."""
     paid_s = sum(replicas * (run.makespan_s - float(run.arrival_s.min())) for run in runs)
     return max(paid_s / max(sum(run.busy_s for run in runs), 1e-12), 1.0)
+
+
+def _batch(runs: Sequence[Replayed]) -> float:
+    """Return the mean number of samples in a step over the time of steps, as `replay` has it."""
+    busy_s = sum(float(run.busy_share_s.sum()) for run in runs)
+    return sum(float(np.nansum(run.end_s - run.scheduled_s)) for run in runs) / max(busy_s, 1e-12)
 
 
 def _steps_of_passes(runs: Sequence[Replayed], requests: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ differences between candidates are paired. Laws of different engines err indepen
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from advisor.evidence.features import Features
 from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
+from advisor.step_time.power import PowerLaw
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
 from traces.statistics import (
@@ -46,8 +48,8 @@ class Resampling:
         self.unseen = rng.gamma(0.5, size=(2, count))
         self.choosing = np.arange(count) % 2 == 0
         # Shares from 0 to 1 of what is between two bounds.
-        self.idle, self.growth = np.empty((2, count))
-        for shares in (self.idle, self.growth):
+        self.power, self.growth = np.empty((2, count))
+        for shares in (self.power, self.growth):
             for half in (self.choosing, ~self.choosing):
                 shares[half] = rng.permutation((np.arange(half.sum()) + 0.5) / max(half.sum(), 1))
         self._scores: dict[EngineConfig, Floats] = {}
@@ -78,6 +80,13 @@ class Resampling:
         counts = np.array(totals)
         ratios = law.ends @ counts / (law.seconds @ counts)
         return np.asarray(speed * _between(ratios, self.growth))
+
+    def power_errors(self, laws: Iterable[PowerLaw]) -> list[Floats]:
+        """Return the factor on the energy of each power law per draw, log-normal with mean 1."""
+        return [
+            np.exp(law.sigma * self.scores(f"power {place}") - law.sigma**2 / 2)
+            for place, law in enumerate(laws)
+        ]
 
     def scores(self, name: str) -> Floats:
         """Return standard normal draws of what has that name, [draws]."""

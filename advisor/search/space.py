@@ -30,11 +30,11 @@ from advisor.evidence.keys import (
 from advisor.evidence.measured import RunsMade
 from advisor.evidence.pools import Pool, find_pools
 from advisor.search.routing import with_routings
+from advisor.step_time.power import PowerLaw, power_laws
 from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import Bools, Floats, Ints
-from traces.summary.energy import Watts
+from traces.statistics import Bools, Ints
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
@@ -75,7 +75,8 @@ class Space:
     """The candidates as arrays [candidates], how many were dropped and why, the common problems.
 
     `kind` is the place in `kinds`; `max_num_seqs` and `max_num_batched_tokens` are 0 where they are
-    not known; `replicas` is how many engines serve. `watts` are those of recorded engines, by law.
+    not known; `replicas` is how many engines serve. `power` are the laws of what recorded
+    engines draw.
     `offers` are those of the prior that were asked for.
     """
 
@@ -88,7 +89,7 @@ class Space:
     problem_ids: tuple[str, ...]
     made: RunsMade
     routings: tuple[Routing, ...] = ()
-    watts: Mapping[EngineConfig, Watts] = field(default_factory=dict)
+    power: Mapping[EngineConfig, PowerLaw] = field(default_factory=dict)
     offers: Offers | None = None
 
     def __len__(self) -> int:
@@ -123,15 +124,16 @@ class Space:
         return np.asarray(by_kind[self.kind] * self.replicas)
 
     @cached_property
-    def power(self) -> Floats:
-        """What a device of each candidate draws [candidates, 4], NaN where that is not known.
+    def engine_devices(self) -> Ints:
+        """The devices of one replica of each candidate."""
+        return np.asarray(self.devices // self.replicas)
 
-        That is what `Watts` has: the mean, the busy share, the least and the most of idle.
-        """
-        unknown = Watts(mean=np.nan, busy_share=1.0, idle=(np.nan, np.nan))
-        watts = [self.watts.get(law_key(kind.engine), unknown) for kind in self.kinds]
-        by_kind = [(each.mean, each.busy_share, *each.idle) for each in watts]
-        return np.array(by_kind).reshape(-1, 4)[self.kind]
+    @cached_property
+    def powered(self) -> Ints:
+        """The place in `power` of each candidate's law, -1 where there is none."""
+        places = {key: place for place, key in enumerate(self.power)}
+        by_kind = [places.get(law_key(kind.engine), -1) for kind in self.kinds]
+        return np.array(by_kind, dtype=np.int64)[self.kind]
 
     @cached_property
     def policies(self) -> Ints:
@@ -266,7 +268,7 @@ def explore(evidence: Evidence, offers: Offers | None = None, *, quick: bool = F
         problem_ids=names,
         made=evidence.made,
         routings=routings,
-        watts=evidence.watts,
+        power=power_laws(evidence.power),
         offers=offers,
     )
 

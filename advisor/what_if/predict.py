@@ -38,6 +38,7 @@ from advisor.replay.waiting import Waited
 from advisor.step_time.draft_law import draft_law
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.operators.files import Operators, read_operators
+from advisor.step_time.power import power_laws
 from advisor.step_time.prior.defaults import (
     Device,
     Memory,
@@ -61,7 +62,6 @@ from advisor.what_if.measured.points import (
     of_forwards,
     said_points,
 )
-from advisor.what_if.power import power_law
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
@@ -192,17 +192,17 @@ def predict(
         beyond=latency_spread(evidence.runs, evidence.steps, model),
         scatter=latency_scatter(own, evidence.steps, model),
     )
-    power = power_law([base, *others], same.engine)
+    power = power_laws(evidence.power)
     before = (
         None
         if model is None
-        else replays(drawn or (own,), same, power=power, routings=routed.others)
+        else replays(
+            drawn or (own,), same, power=power.get(law_key(same.engine)), routings=routed.others
+        )
     )
     longer = redrafted is not None and redrafted.extrapolated
     after = before
     if after is None or same != question:
-        if question.engine != same.engine:
-            power = power_law([base, *others], question.engine)
         after = replays(
             sources,
             question,
@@ -210,7 +210,7 @@ def predict(
             operators=operators,
             law=law,
             extrapolated=longer,
-            power=None if on_tables else power,
+            power=power.get(law_key(question.engine)),
             routings=routed.others if routed.answers(asked) else (),
         )
     notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]

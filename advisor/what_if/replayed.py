@@ -31,9 +31,9 @@ from advisor.step_time.cost import StepCost, scaled_cost
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw, StepTimes
 from advisor.step_time.operators.files import Operators
+from advisor.step_time.power import PowerLaw
 from advisor.step_time.prior.recalibration import PriorTimes
 from advisor.what_if.latency_spread import BEYOND
-from advisor.what_if.power import PowerLaw
 from advisor.what_if.question import Question, learned, tabled
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
@@ -529,7 +529,7 @@ class Replays:
     @cached_property
     def _fresh_numbers(self) -> list[dict[str, float]]:
         """What each fresh run gave."""
-        return [self._statistics(run) for run in self.fresh]
+        return [self._statistics(run, fresh=True) for run in self.fresh]
 
     @cached_property
     def _exact_tokens(self) -> float | None:
@@ -585,7 +585,7 @@ class Replays:
         if self.power is None:
             return without_law
         seen = [self.power.within(*self._spent(run)) for run in self.runs]
-        drawn = self._bounded(
+        drawn = self._of_any_law(
             self._estimate("joules", "J", sigma=self.power.sigma, wider=not all(seen))
         )
         if drawn is None:
@@ -711,16 +711,29 @@ class Replays:
         frame = pl.DataFrame(rows, schema=columns, orient="row")
         return policies_within(frame, self.recorded, most=self.drawn)
 
-    def _spent(self, run: Replayed) -> tuple[float, float, float]:
-        """Return seconds, seconds of steps and request-seconds, over all replicas."""
-        elapsed_s = run.makespan_s - float(run.arrival_s.min())
-        held = float(np.nansum(run.end_s - run.scheduled_s))
-        return elapsed_s * self.question.replicas.count, run.busy_s, held
+    def _spent(self, run: Replayed, *, fresh: bool = False) -> tuple[float, float, float]:
+        """Return seconds, seconds of steps and request-seconds, over all replicas.
 
-    def _statistics(self, run: Replayed) -> dict[str, float]:
+        At a rate the seconds are those in which so many problems come, as in advice. Those of a
+        `fresh` run are its own.
+        """
+        replicas, rate = self.question.replicas.count, self.question.rate_per_s
+        elapsed_s = run.makespan_s - float(run.arrival_s.min())
+        if rate is not None and self.arrivals_drawn and not fresh:
+            elapsed_s = max(len(self.ids) / rate, run.busy_s / replicas)
+        held = float(np.nansum(run.end_s - run.scheduled_s))
+        return elapsed_s * replicas, run.busy_s, held
+
+    def _joules(self, run: Replayed, *, fresh: bool = False) -> float:
+        """Return the energy of a run by the mean of the laws. There is a power law."""
+        assert self.power is not None
+        seconds, busy_s, request_s = self._spent(run, fresh=fresh)
+        return float(self.power.joules(seconds, busy_s, request_s / max(busy_s, 1e-12)))
+
+    def _statistics(self, run: Replayed, *, fresh: bool = False) -> dict[str, float]:
         figures = _statistics(run, len(self.ids), self.engine)
         if self.power is not None:
-            figures["joules"] = self.power.joules(*self._spent(run))
+            figures["joules"] = self._joules(run, fresh=fresh)
         return figures
 
     @cached_property
@@ -775,14 +788,20 @@ class Replays:
         spent = [self._spent(run) for run in self.runs]
         return any(request_s > law.batch[1] * busy_s for _, busy_s, request_s in spent)
 
-    def _bounded(self, drawn: Estimate | None) -> Estimate | None:
+    def _of_any_law(self, drawn: Estimate | None) -> Estimate | None:
         """Return the energy with an interval that holds what the power law leaves open."""
         if drawn is None or drawn.low is None or drawn.high is None or self.power is None:
             return drawn
-        bounds = np.mean([self.power.bounds(*self._spent(run)) for run in self.runs], axis=0)
-        middle = float(np.mean([self.power.joules(*self._spent(run)) for run in self.runs]))
-        low, high = (bounds / middle).tolist() if middle > 0 else (1.0, 1.0)
-        return replace(drawn, low=drawn.low * low, high=drawn.high * high)
+        ends = []
+        for run in self.runs:
+            seconds, busy_s, request_s = self._spent(run)
+            ends.append(self.power.ends(seconds, busy_s, request_s / max(busy_s, 1e-12)))
+        low, high = np.mean(ends, axis=0).tolist()
+        middle = float(np.mean([self._joules(run) for run in self.runs]))
+        least, most = max(np.log(middle / low), 0.0), max(np.log(high / middle), 0.0)
+        ratios = drawn.low / drawn.value, drawn.high / drawn.value
+        low, high = _apart(drawn.value, ratios, (least, most))
+        return replace(drawn, low=low, high=high)
 
     @property
     def _judged(self) -> bool:

@@ -7,8 +7,7 @@ Samples + idle = the energy from the run's first arrival to its last end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
@@ -439,8 +438,6 @@ def _highest(devices: list[_Device], grid: Floats, joules: Floats, length: float
 
 STRETCH_S: Final = 1.0  # GPU counters move every 20 to 100 ms (docs/energy.md)
 FEWEST: Final = 24  # stretches, which are shorter in a short run
-IDLE: Final = 0.5  # of a stretch without a step, from which idle power can be told
-SELDOM: Final = 0.05  # of the time without a step, up to which it cannot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,40 +451,20 @@ class PowerTable:
     joules: Floats
 
 
-@dataclass(frozen=True, kw_only=True)
-class Watts:
-    """What a device of an engine draws: on average as recorded, with steps in `busy_share` of it.
-
-    `idle` is the least and the most that it draws without a step, one number where that was seen.
-    """
-
-    mean: float
-    busy_share: float
-    idle: tuple[float, float]
-
-
 _STEPS: Final = ("engine", "end", "wall_ns", "interval_ns", "prefill_requests", "decode_requests")
 
 
 def power_table(recording: Recording, key: str) -> PowerTable | None:
-    """Return the stretches of an engine's recording, None where power or steps are unknown."""
-    power = mean_and_table(recording, key)
-    return None if power is None else power[1]
+    """Return the stretches of an engine's recording, None where power or steps are unknown.
 
-
-def mean_and_table(recording: Recording, key: str) -> tuple[float, PowerTable | None] | None:
-    """Return what an engine's devices drew on average in watts, and its `power_table`.
-
-    From the first arrival to the last end, by counter or by power, of GPUs or of the processor, as
-    in `Energy.mean_w`. None where that is not known, or where several engines share the recording.
+    They reach from the first arrival to the last end. Of an engine of several replicas the joules
+    are those of one.
     """
     energy = run_energy(recording, key)
-    return None if energy is None else (_mean_w(energy[0]), _table(recording, key, *energy))
-
-
-def _table(recording: Recording, key: str, curve: Curve, window: Window) -> PowerTable | None:
-    if recording.manifest.dropped.get("steps"):
+    if energy is None or recording.manifest.dropped.get("steps"):
         return None
+    curve, window = energy
+    replicas = recording.manifest.engines[key].data_parallel_size
     steps = recording.frame("steps", _STEPS).filter(pl.col("engine") == key).sort("end")
     steps = steps.drop_nulls(["end", "prefill_requests", "decode_requests"])
     samples = recording.samples.filter(pl.col("engine") == key)
@@ -510,26 +487,5 @@ def _table(recording: Recording, key: str, curve: Curve, window: Window) -> Powe
     busy, batch = (np.diff(np.interp(edges, places, levels[:, i])) for i in (0, 1))
     return PowerTable(
         amounts=np.column_stack([np.diff(edges), busy, batch]),
-        joules=curve.between(edges[:-1], edges[1:]),
+        joules=curve.between(edges[:-1], edges[1:]) / replicas,
     )
-
-
-def watts_of(mean_w: float, tables: Sequence[PowerTable]) -> Watts:
-    """Return what devices draw that drew so much on average, by the stretches of the recordings.
-
-    Joules of a stretch are taken as idle x seconds + more x seconds of steps (least squares).
-    """
-    watts = Watts(mean=mean_w, busy_share=1.0, idle=(0.0, mean_w))
-    if not tables:
-        return watts
-    spent = np.concatenate([table.amounts[:, :2] for table in tables])
-    joules = np.concatenate([table.joules for table in tables])
-    seconds, busy_s = spent.sum(axis=0)
-    if busy_s <= 0:
-        return watts
-    mean = float(joules.sum() / seconds)
-    watts = Watts(mean=mean, busy_share=float(busy_s / seconds), idle=(0.0, mean))
-    if watts.busy_share > 1 - SELDOM or (spent[:, 1] > (1 - IDLE) * spent[:, 0]).all():
-        return watts
-    idle = float(np.clip(np.linalg.lstsq(spent, joules)[0][0], 0.0, mean))
-    return replace(watts, idle=(idle, idle))

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from advisor.advice.accounts.costs import Tariff, accounts_of
+from advisor.advice.advisor import Advisor
+from advisor.evidence.keys import law_key
 from advisor.search.budget import parse_budget
 from traces.errors import UsageError
+from traces.summary.energy import PowerTable
 from tui.text.advice import cost_lines
 
 pytestmark = pytest.mark.slow
@@ -94,9 +97,12 @@ def test_what_nothing_is_known_of_is_refused(advisor):
         accounts(advisor, Tariff(api_price=1.0), price=None)
 
 
-def test_electricity_is_joules_times_pue_times_price(advisor, monkeypatch):
-    watts = property(lambda space: np.tile([500.0, 1.0, 500.0, 500.0], (len(space), 1)))
-    monkeypatch.setattr(type(advisor.space), "power", watts)
+def test_electricity_is_joules_times_pue_times_price(advisor):
+    amounts = np.column_stack([np.ones(40), np.tile([0.0, 1.0], 20), np.tile([0.0, 4.0], 20)])
+    steady = PowerTable(amounts=amounts, joules=np.full(40, 500.0))
+    keys = {law_key(kind.engine) for kind in advisor.space.kinds}
+    evidence = dataclasses.replace(advisor.evidence, power=dict.fromkeys(keys, [steady]))
+    advisor = Advisor.of(evidence, model=advisor.model, draws=40)
     answer, found = accounts(advisor, Tariff(kwh_price=0.18, pue=1.25))
     joules = answer.system_optimal.estimates["device_s"].value * 500
     expected = 1000 * joules / 3.6e6 * 1.25 * 0.18

@@ -63,7 +63,7 @@ def traffic(spans, dtype=None, in_turn=None, more=()):
     runs, notes = _with_drawn(recording, windows, spans, in_turn or {})
     evidence = Evidence(
         recordings=("live",), workload=None, models={}, steps=(), runs=tuple(runs),
-        watts={}, price_usd_per_device_hour=None,
+        power={}, price_usd_per_device_hour=None,
     )  # fmt: skip
     return ranks, evidence, notes
 
