@@ -81,12 +81,16 @@ def metrics_of(times: Floats, right: Floats) -> CandidateMetrics:
     ]
     count = len(times)
     space = Stub(
-        kinds=[SimpleNamespace(engine=each, policy=Policy(method="greedy")) for each in engines],
+        kinds=[
+            SimpleNamespace(engine=each, policy=Policy(method="greedy"), prior=None)
+            for each in engines
+        ],
         kind=np.arange(count),
         replicas=np.ones(count, dtype=np.int64),
         max_num_seqs=np.zeros(count, dtype=np.int64),
         max_num_batched_tokens=np.zeros(count, dtype=np.int64),
-        batched=np.ones(count, dtype=np.int64),
+        usual=np.ones((count, 2), dtype=np.int64),
+        unusual=np.zeros(count),
         devices=np.ones(count, dtype=np.int64),
         power={},
         powered=np.full(count, -1),

@@ -23,6 +23,7 @@ from traces.statistics import Bools, Floats, Ints
 
 M = TypeVar("M", bound=Metrics)
 
+LUCK = 0.02  # of a chance, by which draws alone differ
 TOLD = 0.005  # share below which two times are one number in three digits
 SAME = 0.01  # share by which FLOPs may differ and count as the same
 ORDER = 0.05  # the same of engines that run one policy: its samples end in another order
@@ -196,15 +197,20 @@ class BudgetCheck(Generic[M]):
         return self._as_usual(int(rows[0]), wanted) if len(rows) else None
 
     def _as_usual(self, row: int, wanted: Bools) -> int:
-        """Return a row with the engine's own max_num_batched_tokens that does as well, if any."""
+        """Return the row of an offered engine nearest to vLLM's own limits that does as well.
+
+        As well is a cost that is the same in three digits, and about the same chance.
+        """
         space, rows = self.metrics.space, np.arange(len(self.metrics.space))[self.metrics.rows]
         least, space_row = self.cost[row], rows[row]
+        if space.kinds[space.kind[space_row]].prior is None:
+            return row
         alike = wanted & (self.cost <= least + TOLD * abs(least))
-        alike &= np.round(self.chance, 2) >= round(float(self.chance[row]), 2)
-        alike &= space.max_num_batched_tokens[rows] == space.batched[rows]
-        for values in (space.kind, space.replicas, space.max_num_seqs):
+        alike &= self.chance >= self.chance[row] - LUCK
+        for values in (space.kind, space.replicas):
             alike &= values[rows] == values[space_row]
-        return int(np.flatnonzero(alike)[0]) if alike.any() else row
+        far = np.where(alike, space.unusual[rows], np.inf)
+        return row if far[row] <= far.min() else int(far.argmin())
 
     def front(self, metric: str | None = None) -> list[int]:
         """Return the Pareto front of accuracy against a metric, the objective's, best first."""

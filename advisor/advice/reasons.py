@@ -44,6 +44,10 @@ from traces.summary.comparison import RUN_TO_RUN
 ENOUGH_PROBLEMS = 100
 EXPECTED_LOSS = "how much worse than the best choice it is, on average over what is not known yet"
 MORE = 0.005  # of accuracy, from which more of it at the same cost is named
+SAME_RESULT = {  # limits, and what of an engine they bound
+    "max_num_seqs": "samples run at once",
+    "max_num_batched_tokens": "tokens come in a step",
+}
 CLEARLY = 1.1  # times as many steps, or as long ones, that explain why one is worse
 
 
@@ -303,14 +307,11 @@ def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Ite
         and goal[row] == goal[system]
         and np.array_equal(metrics.replayed[row].latency_s, latency)
     ]
-    space, space_row = metrics.space, metrics.rows[system]
-    default = space.batched[space_row] == space.max_num_batched_tokens[space_row]  # vLLM's own
-    for name, what in (
-        ("max_num_seqs", "samples run at once"),
-        ("max_num_batched_tokens", "tokens come in a step"),
-    ):
-        values = sorted({getattr(e, name) or 0 for e in engines} - {getattr(pick.engine, name)})
-        if values and not (name == "max_num_batched_tokens" and default):
+    usual = metrics.space.usual[metrics.rows[system]].tolist()
+    for (name, what), own in zip(SAME_RESULT.items(), usual, strict=True):
+        value = getattr(pick.engine, name)
+        values = sorted({getattr(each, name) or 0 for each in engines} - {value})
+        if values and value != own:
             *most, last = map(str, values)
             listed = f"{', '.join(most)} or {last}" if most else last
             yield f"a {name} of {listed} gives the same result: no more {what}"

@@ -360,7 +360,7 @@ class ClosedForm(Metrics):
         Latencies within a ten-thousandth are equal, as those of limits that never bind.
         """
         latency = np.round(np.log(np.maximum(self.latency_s, 1e-12)) * 1e4)
-        return [latency, -self.values("accuracy"), self.space.preferred.astype(float)]
+        return [latency, -self.values("accuracy"), self.space.preferred]
 
     def spread(self, name: str) -> Floats:
         if name in EXACT:

@@ -191,15 +191,14 @@ class CandidateMetrics(Metrics):
         return np.asarray(np.minimum(*halves))
 
     def ties(self) -> list[Floats]:
-        """Return better metrics, then no early stop, what was run and its limits, lower limits."""
+        """Return better metrics, then no early stop, what was run, and limits as vLLM's own."""
         candidates = [each.candidate for each in self.replayed]
         engines, ran = [each.engine for each in candidates], self.space.made.has_engine
         keys = [
             [each.policy.stops_early for each in candidates],  # which then saved nothing
             [each.data_parallel_size for each in engines],
             [2 - each.recorded - ran(each.engine) for each in candidates],
-            [each.max_num_seqs or 0 for each in engines],
-            [-(each.max_num_batched_tokens or 0) for each in engines],
+            self.space.unusual[self.rows],
         ]
         return [
             nine_digits(self.values("latency_s")),

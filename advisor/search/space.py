@@ -31,10 +31,11 @@ from advisor.evidence.measured import RunsMade
 from advisor.evidence.pools import Pool, find_pools
 from advisor.search.routing import with_routings
 from advisor.step_time.power import PowerLaw, power_laws
+from advisor.step_time.prior.defaults import usual_limits
 from traces.schema.advice import Routing
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import Bools, Ints
+from traces.statistics import Bools, Floats, Ints
 
 if TYPE_CHECKING:
     from advisor.step_time.prior.offers import Offers
@@ -143,29 +144,43 @@ class Space:
         return np.array([seen.setdefault(pair, len(seen)) for pair in pairs], dtype=np.int64)
 
     @cached_property
-    def batched(self) -> Ints:
-        """The max_num_batched_tokens that a candidate's engine has by default, -1: not known."""
-        defaults = {} if self.offers is None else self.offers.batched
-        by_kind = [defaults.get(kind.engine, -1) for kind in self.kinds]
-        return np.array(by_kind, dtype=np.int64)[self.kind]
+    def usual(self) -> Ints:
+        """VLLM's own max_num_seqs and max_num_batched_tokens on the device [candidates, 2].
+
+        Engines of a prior are asked about as servers.
+        """
+        usual: dict[EngineConfig, list[int]] = {}
+        for kind in self.kinds:
+            if kind.engine not in usual:
+                mode = kind.engine.mode if kind.prior is None else "server"
+                usual[kind.engine] = usual_limits(dataclasses.replace(kind.engine, mode=mode))
+        by_kind = [usual[kind.engine] for kind in self.kinds]
+        return np.array(by_kind, dtype=np.int64).reshape(-1, 2)[self.kind]
 
     @cached_property
-    def preferred(self) -> Ints:
+    def unusual(self) -> Floats:
+        """How many doublings the limits of each candidate are from vLLM's own, 0 where they ran."""
+        limits = np.column_stack([self.max_num_seqs, self.max_num_batched_tokens])
+        known = np.where(limits > 0, limits, self.usual)
+        far = np.abs(np.log2(known / self.usual)).sum(axis=1)
+        for engine in self.made.engines:
+            far[self.rows_with(engine, replicas=None)] = 0.0
+        return np.asarray(far)
+
+    @cached_property
+    def preferred(self) -> Floats:
         """What decides between equals, less being better.
 
         A run of it comes first, then one of its engine, then fewer replicas, then recorded limits,
-        or of an offered engine vLLM's own.
+        or else those nearest to vLLM's own.
         """
         runs = np.full(len(self), 2, dtype=np.int64)
-        other_limits = (self.max_num_batched_tokens != self.batched).astype(np.int64)
         for engine in self.made.engines:
-            for row in self.rows_with(engine, replicas=None):
-                other_limits[row] = 0
-                if self.replicas[row] == engine.data_parallel_size:
-                    ran = self.made.has(engine, self.kinds[self.kind[row]].policy)
-                    runs[row] = min(runs[row], 0 if ran else 1)
-        replicas = np.log2(self.replicas).astype(np.int64)
-        return np.asarray(runs * 128 + replicas * 2 + other_limits)
+            for row in self.rows_with(engine, replicas=engine.data_parallel_size):
+                ran = self.made.has(engine, self.kinds[self.kind[row]].policy)
+                runs[row] = min(runs[row], 0 if ran else 1)
+        far = self.unusual / (self.unusual.max(initial=0.0) + 1)
+        return np.asarray(runs * 64 + np.log2(self.replicas).astype(np.int64) + far)
 
     def candidate(self, row: int) -> Candidate:
         kind = self.kinds[self.kind[row]]

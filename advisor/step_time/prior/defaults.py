@@ -93,8 +93,8 @@ def _fitted(engine: EngineConfig, limits: tuple[int, int], given: Collection[str
     return [seqs if "max_num_seqs" in given else min(seqs, batched), batched]
 
 
-def _own_defaults(engine: EngineConfig) -> list[int]:
-    """Return vLLM's limits on the device that an engine was recorded on."""
+def usual_limits(engine: EngineConfig) -> list[int]:
+    """Return the max_num_seqs and max_num_batched_tokens that vLLM gives an engine by itself."""
     size = engine.pipeline_parallel_size * engine.tensor_parallel_size
     on_cpu = (128 * size, 2048 * size) if engine.mode == "server" else (256 * size, 4096 * size)
     there = (
@@ -126,7 +126,7 @@ def as_on(
         wanted["async_scheduling"] = ahead
     if engine.enable_prefix_caching is None:
         wanted["enable_prefix_caching"] = True
-    defaults = _own_defaults(recorded) if elsewhere else [None, None]
+    defaults = usual_limits(recorded) if elsewhere else [None, None]
     open_limits = [
         name
         for name, value in zip(LIMITS, defaults, strict=True)

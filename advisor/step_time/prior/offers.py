@@ -58,8 +58,7 @@ class Offers:
     """Engines without limits by the system of their tables and their limits, and their laws.
 
     `laws` are by `law_key`. `ranks` are those of a server that share a mixture's experts, as
-    recorded. `untaught` says which recordings of cases taught nothing, and why. `batched` is the
-    max_num_batched_tokens that each has there by default.
+    recorded. `untaught` says which recordings of cases taught nothing, and why.
     """
 
     engines: Mapping[EngineConfig, tuple[str, Choices]]
@@ -67,7 +66,6 @@ class Offers:
     refused: Sequence[RefusedOffer]
     ranks: Mapping[EngineConfig, int] = field(default_factory=dict)
     untaught: Mapping[str, str] = field(default_factory=dict)
-    batched: Mapping[EngineConfig, int] = field(default_factory=dict)
 
 
 def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence[str]) -> Offers:
@@ -82,7 +80,6 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
     ranks: dict[EngineConfig, int] = {}
     refused: list[RefusedOffer] = []
     untaught: dict[str, str] = {}
-    batched: dict[EngineConfig, int] = {}
     truncated = any(run.policy.truncated for run in evidence.runs)
     for system in dict.fromkeys(systems):
         tables = read_gpu(system)
@@ -120,7 +117,6 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
                     refused.append(RefusedOffer(engine=engine, choices=len(choices), why=why))
                     continue
                 engines[engine] = (system, choices)
-                batched[engine] = device_of(tables).limits("server")[1]
                 laws[law_key(engine)] = law
                 ranks |= {} if sharing is None else {engine: sharing}
                 offered += 1
@@ -132,7 +128,6 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
         refused=tuple(refused),
         ranks=ranks,
         untaught=untaught,
-        batched=batched,
     )
 
 

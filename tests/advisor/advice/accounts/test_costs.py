@@ -101,7 +101,7 @@ def test_electricity_is_joules_times_pue_times_price(advisor):
     amounts = np.column_stack([np.ones(40), np.tile([0.0, 1.0], 20), np.tile([0.0, 4.0], 20)])
     steady = PowerTable(amounts=amounts, joules=np.full(40, 500.0))
     keys = {law_key(kind.engine) for kind in advisor.space.kinds}
-    evidence = dataclasses.replace(advisor.evidence, power=dict.fromkeys(keys, [steady]))
+    evidence = dataclasses.replace(advisor.evidence, power={key: [steady] for key in keys})
     advisor = Advisor.of(evidence, model=advisor.model, draws=40)
     answer, found = accounts(advisor, Tariff(kwh_price=0.18, pue=1.25))
     joules = answer.system_optimal.estimates["device_s"].value * 500

@@ -13,6 +13,7 @@ from advisor.step_time.host.law import HostPart
 from advisor.step_time.host.spread import spread_of
 from advisor.step_time.prior import recalibration
 from advisor.step_time.prior import tables as prior_tables
+from advisor.step_time.prior.defaults import usual_limits
 from advisor.step_time.prior.recalibration import OTHER_SIZE
 from advisor.what_if.predict import predict
 from advisor.what_if.question import Question
@@ -193,10 +194,29 @@ def test_what_the_tables_do_not_hold_is_marked_as_in_a_replay(wide, tmp_path, mo
 
 def test_of_equal_limits_vllms_own_come_first(wide):
     space = Advisor.fit([wide], gpus=["test_gpu"]).space
-    rows = np.flatnonzero((space.kind == space.kind[space.batched > 0][0]) & space.alone)
-    values = set(space.max_num_batched_tokens[rows].tolist())
+    offered = next(place for place, kind in enumerate(space.kinds) if kind.prior is not None)
+    rows = np.flatnonzero((space.kind == offered) & space.alone)
     first = rows[space.preferred[rows].argmin()]
-    assert space.max_num_batched_tokens[first] == space.batched[first] > min(values)
+    own = usual_limits(dataclasses.replace(space.kinds[offered].engine, mode="server"))
+    assert [space.max_num_seqs[first], space.max_num_batched_tokens[first]] == own
+    assert own[0] > space.max_num_seqs[rows].min() and own[1] > min(
+        space.max_num_batched_tokens[rows]
+    )
+
+
+def test_of_limits_that_make_no_difference_the_pick_has_those_nearest_to_vllms_own(wide):
+    advisor = Advisor.fit([wide], gpus=["test_gpu"], draws=100)
+    budget = Budget(min_accuracy=0.1)
+    pick = advisor.recommend(budget).system_optimal
+    check = advisor.check(budget)
+    row, rows = check.best(), np.array(check.metrics.rows)
+    space, own = advisor.space, rows[check.best()]
+    assert pick.prior is not None
+    alike = check.fits & (space.kind[rows] == space.kind[own])
+    alike &= space.replicas[rows] == space.replicas[own]
+    alike &= check.cost <= check.cost[row] * (1 + feasible.TOLD)
+    assert alike.sum() > 1
+    assert space.unusual[own] == space.unusual[rows][alike].min() < space.unusual[rows].max()
 
 
 def test_memory_rules_out_what_does_not_fit(wide, tmp_path, monkeypatch):
