@@ -305,17 +305,21 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
 
     outside, engine = "cannot be seen from outside", identity.engine
     rust = identity.front_end == "rust"
-    with suppress(UsageError):  # attach says it
+    lacking = None
+    try:
         shared_token()  # so that the file is there
+    except UsageError as error:
+        lacking = str(error)
     has_spans = engine in (None, VLLM, SGLANG)  # None: a proxy may be before vLLM
     spans = SPANS_OF.get(engine or "", SPANS) if has_spans else SPANS_ELSEWHERE
     spans = RAY_SPANS if serve is None else RUST_NEEDS if rust else spans
     silent = "none where the Rust front end answers" if rust else outside
-    start = (
-        ()
-        if rust or not has_spans or serve is None
-        else _with_token(WITH_SPANS_OF.get(engine or "", WITH_BOTH).replace(_SERVE, serve))
-    )
+    starts = has_spans and not rust and serve is not None
+    start: tuple[str, ...] = ()
+    if starts and lacking is not None:
+        spans = lacking
+    elif starts and serve is not None:
+        start = _with_token(WITH_SPANS_OF.get(engine or "", WITH_BOTH).replace(_SERVE, serve))
     yield Capability(what="spans", present=None, detail=silent, needs=spans, run=start)
     if serve is None:
         yield Capability(what="steps (plugin)", present=None, detail=silent, needs=RAY_PLUGIN)

@@ -75,7 +75,7 @@ NAMED_BY = (
 )
 PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import has no prompts
 MOST_SEEN = 0.9  # share of the ended requests that spans must tell to stand for all
-MOST_KEPT = 0.5  # share of them that must be left without those in turn, or the load is another
+MOST_KEPT = 0.75  # share of them that is left without those in turn, or the load is another
 USED = (  # of steps
     *("engine", "step", "end", "interval_ns", "wall_ns", "profiled", "source"),
     *Work._fields,

@@ -10,6 +10,7 @@ from benchmarks.servers.metrics_server import metrics_server
 from profiler.doctor import examine_server
 from profiler.engines.server.access import Access
 from profiler.plugin.process_clock import process_start
+from profiler.plugin.shared_token import shared_token
 from traces.errors import EngineError
 from tui.text.commands import command_lines, findings_text
 
@@ -202,3 +203,17 @@ def test_what_spans_need_can_be_pasted_at_80_columns(server, monkeypatch, tmp_pa
     assert f"OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20{'secret-' * 8}\n" in told
     assert "TTSCOPE_PLUGIN=http://127.0.0.1:4318\n" in told
     assert "serve MODEL --enable-logging-iteration-details --otlp-traces-endpoint http" in told
+
+
+def test_the_token_that_is_named_is_there(server, monkeypatch, tmp_path):
+    """The command reads it before attach was ever run."""
+    for name in ("TTSCOPE_TOKEN", "TTSCOPE_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    read, _ = look(server)["spans"].run
+    made = tmp_path / "ttscope" / "token"
+    assert read == f"TOKEN=$(cat {made})"
+    assert made.stat().st_mode & 0o777 == 0o600 and shared_token() == made.read_text().strip()
+    monkeypatch.setenv("TTSCOPE_TOKEN_FILE", str(tmp_path / "absent"))
+    spans = look(server)["spans"]
+    assert spans.run == () and "absent cannot be read" in spans.needs

@@ -931,6 +931,7 @@ class Numbers(Record):
     prompt_tokens_per_s: float | None = None
     generated_tokens_per_s: float | None = None
     requests_per_s: float | None = None
+    first_tokens_per_s: float | None = None
     finished: Mapping[str, int] = field(default_factory=dict)
     steps_per_s: float | None = None
     tokens_per_step: float | None = None
@@ -1011,6 +1012,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
         prompt_tokens_per_s=window.rate(PROMPT),
         generated_tokens_per_s=window.rate(GENERATED),
         requests_per_s=window.rate(FINISHED),
+        first_tokens_per_s=window.rate(f"{TTFT}_count"),
         finished={reason: round(count) for reason, count in finished.items() if round(count)},
         steps_per_s=window.rate(f"{STEP_TOKENS}_count"),
         tokens_per_step=tokens / steps if steps and tokens is not None else None,

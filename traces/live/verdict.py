@@ -179,8 +179,8 @@ def change_for(
     most = None if numbers is None or numbers.running_max is None else round(numbers.running_max)
     seqs = engine.max_num_seqs or most
     if kind == "stalled":
-        advice = "see the engine's log: it hangs, is paused or sleeps"
-        return Remedy(arguments=(), told=advice, why="requests run and no token comes")
+        advice = "see the engine's log for a hang, a pause or a sleep"
+        return Remedy(arguments=(), told=advice, why="requests ran and got no token")
     capped = numbers is not None and (numbers.capped_share or 0) > 0
     if kind == "KV-bound" and engine.num_gpu_blocks is not None:
         more = engine.num_gpu_blocks * 3 // 2
@@ -248,22 +248,19 @@ def _waiting(numbers: Numbers, share: float) -> str:
 
 def _queue(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
     waits = numbers.of_load(numbers.waiting_share)
-    queue, ttft = numbers.queue_s.mean, numbers.ttft_s.mean
+    ttft, (queued_s, queued) = numbers.ttft_s.mean, _queued(numbers)
     if waits is None:
         return Unseen(kind="queueing", needs="vllm:num_requests_waiting")
     if waits < WAITS or isinstance(_kv(numbers, evidence), Finding):
         return None
-    if queue is None or ttft is None:  # no request has finished yet
+    if queued_s is None or ttft is None:  # no request got a token yet
         if waits < QUEUED:
             return None
         share = ""
-    elif queue.value < QUEUED * ttft.value:
+    elif queued_s < QUEUED * ttft.value:
         return None
     else:
-        share = (
-            f", {number(queue.value, 's')} in the queue, {number(ttft.value, 's')} to the first "
-            "token (means of /metrics)"
-        )
+        share = f", {queued}, {number(ttft.value, 's')} to the first token (means of /metrics)"
     text = _waiting(numbers, waits) + share
     if numbers.capped_share is not None and numbers.capped_share >= CAPPED:
         text += f". While they wait, {numbers.running_max:.0f} run and never more"
@@ -273,6 +270,19 @@ def _queue(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
                 f"{evidence.request_limit} may be the limit"
             )
     return Finding(kind="queueing", evidence=text)
+
+
+def _queued(numbers: Numbers) -> tuple[float | None, str]:
+    """Return how long requests are queued on average, and say it.
+
+    Engines tell it of requests that ended, which may be those that came before the queue. By
+    Little's law (Little 1961) it is also how many wait over how many get a first token a second.
+    """
+    told, rate = numbers.queue_s.mean, numbers.first_tokens_per_s
+    law_s = numbers.waiting / rate if rate and numbers.waiting is not None else 0.0
+    if rate and law_s > (told.value if told is not None else 0.0):
+        return law_s, f"which takes {number(law_s, 's')} at {digits(rate)} first tokens a second"
+    return (None, "") if told is None else (told.value, f"{number(told.value, 's')} in the queue")
 
 
 def _communication(_: Numbers, evidence: LiveEvidence) -> Outcome:

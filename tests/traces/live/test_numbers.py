@@ -609,8 +609,14 @@ def test_queueing_is_not_said_where_the_cache_is_the_cause():
     unknown = {name: value for name, value in waiting.items() if name != "kv_cache_usage_perc"}
     (found,) = judge("e", LiveEvidence(numbers=watched(**unknown))).found
     assert found.evidence.endswith("16 run and never more")
-    short = waiting | {"request_queue_time_seconds_sum": 1}
+    short = waiting | {"request_queue_time_seconds_sum": 1, "num_requests_waiting": 1}
     assert kinds(watched(**short))[0] == []
+    # Those that ended came before the queue: 5 that wait, at 2 first tokens a second, wait 2.5 s.
+    early = waiting | {"request_queue_time_seconds_sum": 0.1}
+    (found,) = judge("e", LiveEvidence(numbers=watched(**early))).found
+    assert found.kind == "queueing" and "takes 2.50 s at 2.00 first tokens a second" in (
+        found.evidence
+    )
 
 
 def drafting(accepted):

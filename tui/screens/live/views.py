@@ -194,9 +194,8 @@ def action_lines(snapshot: Snapshot, width: int) -> list[str]:
     lines = []
     for verdict, change in zip(snapshot.verdicts, snapshot.changes, strict=False):
         if change is not None and verdict.found:
-            advised = f"{change.told[:1].upper()}{change.told[1:]}, as {change.why}"
-            replay = ". Press s to stop, then its effect is replayed" if change.arguments else ""
-            text = f"{advised}{replay}."
+            text = f"{change.told[:1].upper()}{change.told[1:]}, as {change.why}."
+            text += " Press s to stop, then its effect is replayed." if change.arguments else ""
             lines += wrap("NEXT", text, width=width, indent=INDENT)
     return list(dict.fromkeys(lines))
 

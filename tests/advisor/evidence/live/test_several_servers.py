@@ -92,7 +92,7 @@ def test_requests_that_came_in_turn_are_told_of_and_not_left_out_of_what_is_draw
     _, _, (note,) = traffic([spans], in_turn={spans.engine: [12, 8]})
     assert "spans tell of 40 of 40 requests that ended, 20 of them one after another" in note
     _, _, (note,) = traffic([spans_of(38)], in_turn={spans.engine: [2]})
-    assert note.startswith("left out of live: 1 problem whose requests")
+    assert note.startswith("left out of live: 1 problem whose 2 requests")
 
 
 def test_spans_of_another_model_stand_for_no_server():
