@@ -50,6 +50,9 @@ VERBS = (
 )  # fmt: skip
 DIGITS = 7  # no interval is known to four, and rounding alone changes the twelfth
 FLOAT = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?|-?\d+[eE][-+]?\d+")
+INNERMOST, SPACE = re.compile(r"\{[^{}\[\]]*\}|\[[^{}\[\]]*\]"), re.compile(r"\s*\n\s*")
+OF_TWO = re.compile(r"\{(?:[^{}\[\]]|\{[^{}\[\]\n]*\})*\}")
+WIDEST = 320
 PROGRESS = re.compile(r", \d:\d\d:\d\d$")
 CPU_BUILD = CpuBuild(python="/venv/bin/python", omp_threads="1")
 NOT_KEPT = (  # what differs from one run to the next
@@ -338,10 +341,17 @@ def output_of(command: str, fixtures: Fixtures) -> str:
 
 
 def _printed(text: str) -> str:
-    """Return JSON with a line a value and its numbers to `DIGITS`, other text as it is."""
+    """Return JSON with a line an estimate and its numbers to `DIGITS`, other text as it is."""
     with contextlib.suppress(ValueError):
-        return json.dumps(_rounded(json.loads(text)), indent=1)
+        text = json.dumps(_rounded(json.loads(text)), indent=1)
+        for part in (INNERMOST, OF_TWO):  # an estimate holds two intervals
+            text = part.sub(_on_one_line, text)
     return text
+
+
+def _on_one_line(part: re.Match[str]) -> str:
+    line = SPACE.sub(" ", part.group())
+    return line if len(line) <= WIDEST else part.group()
 
 
 def _rounded(value: Any) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Predicted
 from traces.statistics import LEVEL, Floats, beta_below, beta_quantiles, share_law
 
 
@@ -29,6 +29,7 @@ class RunLaw:
     a: float
     b: float
     problems: int
+    of: Predicted
 
     def quantiles(self, levels: ArrayLike) -> Floats:
         """Return shares below or at which a run lies with each chance of `levels`."""
@@ -52,6 +53,7 @@ class RunLaw:
             high=max(high, self.value),
             unit="1",
             extrapolated=extrapolated,
+            of=self.of,
         )
 
 
@@ -68,7 +70,7 @@ def others(value: float, variance: float, problems: int, *, of: int | None = Non
     mean = a / (a + b)
     alone = mean * (1 - mean)
     known = alone / (a + b + 1)
-    return _law(value, mean, known + (alone - known) / of, of)
+    return _law(value, mean, known + (alone - known) / of, of, "others")
 
 
 def fresh(value: float, variance: float, problems: int) -> RunLaw:
@@ -81,7 +83,7 @@ def fresh(value: float, variance: float, problems: int) -> RunLaw:
     problem more, half right, is mixed in (Jeffreys).
     """
     mean = (problems * value + 0.5) / (problems + 1)
-    return _law(value, mean, (problems * variance + 0.5) / (problems + 1) ** 2, problems)
+    return _law(value, mean, (problems * variance + 0.5) / (problems + 1) ** 2, problems, "fresh")
 
 
 def of_single_samples(shares: Floats, samples: int) -> float:
@@ -94,10 +96,12 @@ def of_single_samples(shares: Floats, samples: int) -> float:
     return spread * (samples + 1) / (samples - 1)
 
 
-def _law(value: float, mean: float, variance: float, problems: int) -> RunLaw:
+def _law(value: float, mean: float, variance: float, problems: int, of: Predicted) -> RunLaw:
     worth = mean * (1 - mean) / variance - 1
     worth = max(worth, 0.5 / min(mean, 1 - mean))  # neither end may be likelier than the middle
-    return RunLaw(value=float(value), a=worth * mean, b=worth * (1 - mean), problems=problems)
+    return RunLaw(
+        value=float(value), a=worth * mean, b=worth * (1 - mean), problems=problems, of=of
+    )
 
 
 def _nearest(shares: Floats, problems: int) -> Floats:

@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Interval
 
 LEVEL = 0.9
 Z95 = 1.6449  # of the normal law; 90 % lie between it and its negative
@@ -101,7 +101,7 @@ def share(value: float, variance: float, problems: int, *, extrapolated: bool = 
     low, high = beta_quantiles(*law, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)).tolist()
     value = float(value)  # no number of numpy's, which JSON and the report's HTML write otherwise
     low, high = min(low, value), max(high, value)
-    return Estimate(value=value, low=low, high=high, unit="1", extrapolated=extrapolated)
+    return Estimate(value=value, low=low, high=high, unit="1", extrapolated=extrapolated, of="all")
 
 
 def proportion(answers: ArrayLike) -> Estimate | None:
@@ -144,7 +144,7 @@ def _normal(values: Floats, unit: str) -> Estimate:
     centre = float(values.mean())
     half = Z95 * float(np.sqrt(float(values.var()) / values.size))
     low, high = max(centre - half, float(values.min())), min(centre + half, float(values.max()))
-    return Estimate(value=centre, low=min(low, centre), high=max(high, centre), unit=unit)
+    return Estimate(value=centre, low=min(low, centre), high=max(high, centre), unit=unit, of="all")
 
 
 def bootstrap_means(values: Floats, *, replicates: int = 10_000) -> Floats:
@@ -209,17 +209,23 @@ def of_others(found: Estimate, problems: int, count: int) -> Estimate:
     """Return a mean over `problems` with the interval in which that of `count` others falls.
 
     Wider than that of the mean, which `found` has, by sqrt(1 + problems / count): an interval of
-    the mean alone holds that of as many others only 75.5 % of the time. Of shares (unit 1) the ends
-    are numbers of problems: where nearly all are right, all others may be.
+    the mean alone holds that of as many others only 75.5 % of the time. Of what is above 0 that is
+    so in logs. Of shares (unit 1) the ends are numbers of problems: where nearly all are right, all
+    others may be.
     """
-    if found.low is None or found.high is None:
-        return found
-    wider = np.sqrt(1 + problems / count)
-    low = found.value - wider * (found.value - found.low)
-    high = found.value + wider * (found.high - found.value)
-    if found.unit == "1":
-        low, high = max(np.floor(low * count) / count, 0), min(np.ceil(high * count) / count, 1)
-    return replace(found, low=float(low), high=float(high))
+    value, wider = found.value, float(np.sqrt(1 + problems / count))
+    share, positive = found.unit == "1", value > 0 and (found.low or 0.0) > 0
+
+    def farther(end: float) -> float:
+        if share or not positive:
+            return value + wider * (end - value)
+        return float(value * (end / value) ** wider)
+
+    ends = Interval(low=found.low, high=found.high).each_end(farther)
+    if share and ends.low is not None and ends.high is not None:
+        low, high = np.floor(ends.low * count) / count, np.ceil(ends.high * count) / count
+        ends = Interval(low=float(max(low, 0)), high=float(min(high, 1)))
+    return replace(found, low=ends.low, high=ends.high, of="others")
 
 
 def problems_to_tell(
@@ -328,6 +334,7 @@ def _quantile(numbers: Floats, owners: NDArray[np.intp], q: float, unit: str) ->
         estimate,
         low=min(at(low), value) if low else None,
         high=max(at(high), value) if high <= size else None,
+        of="all",
     )
 
 
@@ -367,6 +374,43 @@ def quantile_law(ordered: Floats, q: float, levels: Floats, *, lower: bool = Fal
         return values
     above = 1 - (1 - levels) ** (1 / ordered.size)  # so many may lie above the last
     return np.where(ranks > ordered.size, values * (above / (1 - q)) ** (1 / TAIL), values)
+
+
+def quantile_of_others(ordered: Floats, q: float, levels: Floats, *, lower: bool = False) -> Floats:
+    """Return a value below which the `q` quantile of as many others lies with each chance.
+
+    As `quantile_law`, which is of the true quantile. Where that of others lies among the ascending
+    values does not depend on their law (order statistics), so that draws of the uniform law tell
+    it, and what lies above the last of them has the same Pareto law.
+    """
+    ends = np.concatenate([[-np.inf], ordered, ordered[-1:]])
+    ranks, beyond = _places_of_others(ordered.size, q)
+    at = np.minimum((levels * ranks.size).astype(np.int64), ranks.size - 1)
+    values = np.asarray(ends[ranks[at] + 1 - lower], dtype=float)
+    return values if lower else values * beyond[at] ** (1 / TAIL)
+
+
+OTHERS = 4_000  # draws of two sets of as many
+
+
+@lru_cache(maxsize=64)
+def _places_of_others(size: int, q: float) -> tuple[Ints, Floats]:
+    """Return how many of `size` values lie below the `q` quantile of as many others, ascending.
+
+    And how many times as much of the law lies above the last value as above that quantile, 1 where
+    it lies below the last.
+    """
+    rng = np.random.default_rng([3, size])
+    ranks, shares = [], []
+    for first in range(0, OTHERS, rows := max(1, _CHUNK_CELLS // size)):
+        count = min(rows, OTHERS - first)
+        seen = np.sort(rng.random((count, size)), axis=1)
+        others = np.quantile(rng.random((count, size)), q, axis=1)
+        ranks.append((seen < others[:, None]).sum(axis=1))
+        shares.append((1 - seen[:, -1]) / np.maximum(1 - others, 1e-12))
+    rank, share = np.concatenate(ranks), np.maximum(np.concatenate(shares), 1.0)
+    order = np.lexsort((share, rank))
+    return rank[order].astype(np.int64), share[order]
 
 
 @lru_cache(maxsize=64)
@@ -667,7 +711,7 @@ def _estimate(
     ends: Floats = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)).astype(float)
     low, high = widened(value, ends, problems, skew=skew, positive=positive)
     return Estimate(
-        value=value, low=min(float(low), value), high=max(float(high), value), unit=unit
+        value=value, low=min(float(low), value), high=max(float(high), value), unit=unit, of="all"
     )
 
 

@@ -143,7 +143,7 @@ def _numbers(runs: Iterable[tuple[str, Run]]) -> pl.DataFrame:
 
 
 def _frame(of: Iterable[tuple[dict[str, Any], Mapping[str, Estimate | None]]]) -> pl.DataFrame:
-    names = ("value", "low", "high", "unit", "extrapolated")
+    names = ("value", "low", "high", "of", "unit", "extrapolated")
     return pl.DataFrame(
         [
             {**head, "metric": metric, **{name: getattr(estimate, name) for name in names}}

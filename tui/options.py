@@ -16,6 +16,7 @@ import typer
 from typer.models import OptionInfo
 
 from traces.errors import UsageError
+from traces.schema.estimate import Predicted
 from traces.schema.tts.methods import PARAMETERS
 from traces.schema.tts.parameters import make_policy, meant
 from traces.schema.tts.policy import Policy
@@ -63,6 +64,22 @@ RecordText = Annotated[
 Price = Annotated[float | None, typer.Option(help="USD per device-hour.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The recording's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+IntervalOf = Annotated[
+    str,
+    typer.Option(
+        help="Intervals of one more run of the same problems (fresh) or of as many others (others)."
+    ),
+]
+
+
+def read_interval(text: str) -> Predicted:
+    """Return which interval is asked for. Raises UsageError for another word."""
+    asked: Predicted | None = next((each for each in get_args(Predicted) if each == text), None)
+    if asked is None:
+        raise UsageError(f"--interval {text}: give fresh (the same problems) or others (as many)")
+    return asked
+
 
 BudgetSeed = Annotated[int, typer.Option(help="Seed of the resampling.")]
 Recordings = Annotated[list[Path], typer.Argument(help="Recordings, or folders of recordings.")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from advisor.search.closed_form import ClosedForm
 from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits
 from advisor.search.resampling import HIGH, LOW
 from traces.schema.advice import Budget
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Of
 from traces.statistics import Bools, Floats, Ints
 
 M = TypeVar("M", bound=Metrics)
 
 LUCK = 0.02  # of a chance, by which draws alone differ
+LIMITED: Final[Of] = "others"  # whose run meets the limits: one more, of as many other problems
 TOLD = 0.005  # share below which two times are one number in three digits
 SAME = 0.01  # share by which FLOPs may differ and count as the same
 ORDER = 0.05  # the same of engines that run one policy: its samples end in another order
@@ -147,14 +148,14 @@ class BudgetCheck(Generic[M]):
 
     def _certain(self, limit: MetricBound, rows: Ints, far: float) -> tuple[Bools, Bools]:
         """Return which candidates meet a limit in no draw, and which in all."""
-        low, high = self.metrics.extremes(limit.metric, rows)
+        low, high = self.metrics.extremes(limit.metric, rows, LIMITED)
         bound = self._bound(limit, rows, far)
         if limit.above:
             return high < bound, low >= bound
         return low > bound, high <= bound
 
     def _met(self, limit: MetricBound, rows: Ints, far: float = 0.0) -> Bools:
-        draws = self.metrics.draws(limit.metric, rows)
+        draws = self.metrics.draws(limit.metric, rows, of=LIMITED)
         bound = self._bound(limit, rows, far)[:, None]
         return np.asarray(draws >= bound if limit.above else draws <= bound)
 
@@ -305,7 +306,7 @@ class BudgetCheck(Generic[M]):
         """
         limit = self.limits[field]
         sign = -1.0 if limit.above else 1.0
-        draws = sign * self.metrics.draws(limit.metric)[row]
+        draws = sign * self.metrics.draws(limit.metric, of=LIMITED)[row]
         if field == "max_cost_usd":
             draws = draws * self.per_second[row]
         draws = np.where(np.isnan(draws), np.inf, draws)  # of no known price: no limit is met

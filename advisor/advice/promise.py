@@ -20,6 +20,7 @@ import numpy as np
 
 from advisor.advice.advisor import Advisor
 from advisor.advice.command import command_note
+from advisor.advice.feasible import LIMITED
 from advisor.evidence.gather import Evidence
 from advisor.evidence.measured import Under, latencies, same_load
 from advisor.evidence.runs import ProblemRun, RecordedRun, Sample
@@ -40,7 +41,7 @@ from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.engine import RANKS, EngineConfig
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.routes import table_for
 from traces.schema.tts.stop_rules import DECIDE, NO_ANSWER, Votes, begin, take
@@ -149,7 +150,7 @@ def _probability(advisor: Advisor, answer: Recommendation, served: Estimate | No
     factor = served.value + spread * metrics.resampling.scores("served")
     met = np.ones(metrics.resampling.count, dtype=bool)
     for limit in check.limits.values():
-        draws = metrics.draws(limit.metric)[row]
+        draws = metrics.draws(limit.metric, of=LIMITED)[row]
         if limit.metric.startswith("latency"):
             draws = draws * factor
         bound = limit.bound[row]
@@ -239,15 +240,18 @@ def _ends(factor: Estimate, unlike: float) -> tuple[float, float]:
 def _served(promised: Estimate | None, factor: Estimate | None) -> Estimate | None:
     if promised is None or factor is None:
         return promised
-    value = promised.value * factor.value
-    ends = []
-    for end, other in ((promised.low, factor.low), (promised.high, factor.high)):
-        if end is None or other is None:
-            return replace(promised, value=value, low=None, high=None)
-        ends.append(hypot(end / promised.value - 1, other / factor.value - 1))
-    return replace(
-        promised, value=value, low=value * max(1 - ends[0], 0), high=value * (1 + ends[1])
-    )
+    was, value = promised.value, promised.value * factor.value
+
+    def through(ends: Interval) -> Interval:
+        off = [
+            None if end is None or other is None else hypot(end / was - 1, other / factor.value - 1)
+            for end, other in ((ends.low, factor.low), (ends.high, factor.high))
+        ]
+        if off[0] is None or off[1] is None:
+            return Interval()
+        return Interval(low=value * max(1 - off[0], 0), high=value * (1 + off[1]))
+
+    return replace(promised.each_interval(through), value=value)
 
 
 def verifier_of(workload: WorkloadFacts | None) -> VerifierName | None:

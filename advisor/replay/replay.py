@@ -217,6 +217,7 @@ def _replayed(
         first_token_s=samples["first"],
         end_s=samples["end"],
         cached_tokens=samples["cached"],
+        prompt_tokens=samples["prompt"],
         generated_tokens=samples["generated"],
         preempted=samples["preemptions"],
         cancelled=samples["state"] == CANCELLED,

@@ -44,6 +44,7 @@ class Replayed:
     first_token_s: Floats
     end_s: Floats
     cached_tokens: Ints
+    prompt_tokens: Ints
     generated_tokens: Ints
     preempted: Ints
     cancelled: npt.NDArray[np.bool_]

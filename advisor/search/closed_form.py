@@ -20,16 +20,18 @@ from advisor.evidence.features import FEATURES, Features
 from advisor.evidence.keys import DEFAULT_BLOCK
 from advisor.search.metrics import ALL, EXACT, Metrics, Rows, quantile_of
 from advisor.search.policy_work import PolicyWork, ProblemWork
-from advisor.search.resampling import Resampling
+from advisor.search.resampling import Resampling, farther
 from advisor.search.space import Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import FEWER
+from traces.schema.estimate import Of
 from traces.statistics import (
     LEVEL,
     Bools,
     Floats,
     Ints,
     quantile_law,
+    quantile_of_others,
     skew_of_mean,
     weighted_quantiles,
     widened,
@@ -96,7 +98,7 @@ class Demands:
                 for kind, law in zip(space.kinds, laws, strict=True)
             ]
         )
-        self._quantiles: dict[float, tuple[Floats, Floats]] = {}
+        self._quantiles: dict[tuple[float, Of], tuple[Floats, Floats]] = {}
 
     def _relative(self, values: Floats) -> Floats:
         drawn = self.weights @ values / values.size
@@ -106,13 +108,14 @@ class Demands:
         skew = skew_of_mean(values)
         return np.asarray(widened(mean, drawn, values.size, skew=skew, positive=True) / mean)
 
-    def quantile(self, q: float) -> tuple[Floats, Floats]:
+    def quantile(self, q: float, of: Of) -> tuple[Floats, Floats]:
         """Return a quantile of the steps over problems: [works], and relative draws of it.
 
-        As in `Resampling.quantile`, the draws say in which it is larger, and order statistics by
-        how much.
+        Of all problems like these, or of a run of as many `others`. As in `Resampling.quantile`,
+        the draws say in which it is larger, and order statistics by how much.
         """
-        if q not in self._quantiles:
+        if (q, of) not in self._quantiles:
+            law = quantile_law if of == "all" else quantile_of_others
             values, draws = [], []
             for work in self.works:
                 flat = work.steps.ravel()
@@ -122,10 +125,10 @@ class Demands:
                 drawn = weighted_quantiles(flat[order], order, weights, q)
                 place = np.argsort(np.lexsort((weights @ flat, drawn)))
                 ordered = np.sort(work.steps, axis=1).mean(axis=0)
-                quantiles = quantile_law(ordered, q, (place + 0.5) / place.size)
+                quantiles = law(ordered, q, (place + 0.5) / place.size)
                 draws.append(quantiles / max(values[-1], 1e-12))
-            self._quantiles[q] = np.array(values), np.array(draws)
-        return self._quantiles[q]
+            self._quantiles[q, of] = np.array(values), np.array(draws)
+        return self._quantiles[q, of]
 
 
 class ClosedForm(Metrics):
@@ -287,7 +290,7 @@ class ClosedForm(Metrics):
         else:
             values = self.latency_s
             if name != "latency_s":
-                steps = demands.quantile(quantile_of(name))[0][self.work]
+                steps = demands.quantile(quantile_of(name), "all")[0][self.work]
                 values = self.step_s * (steps + self.waited)
             values = values * np.exp(self._bias["latency_s"])
         return np.asarray(values)
@@ -304,7 +307,7 @@ class ClosedForm(Metrics):
         shared = shared * np.exp(self._bias["latency_s"])
         return np.asarray(np.where(self.space.replicas > 1, shared, self.device_s * busy))
 
-    def _draws(self, name: str, rows: Rows) -> Floats:
+    def _draws(self, name: str, rows: Rows, of: Of) -> Floats:
         demands, work = self.demands, self.work[rows]
         if name == "accuracy":
             accuracy = demands.accuracy[work]
@@ -318,17 +321,19 @@ class ClosedForm(Metrics):
         if name in EXACT:
             values = self._values(name)[rows][:, None]
             return np.broadcast_to(values, (len(values), DRAWS))
-        return self._drawn(name, rows, lambda draws: draws)
+        return self._drawn(name, rows, of, lambda draws: draws)
 
-    def _drawn(self, name: str, rows: Rows, some: Callable[[Floats], Floats]) -> Floats:
+    def _drawn(self, name: str, rows: Rows, of: Of, some: Callable[[Floats], Floats]) -> Floats:
         """Return a metric [rows, draws] from `some` of the draws of what it is made of."""
         demands = self.demands
         factor = some(demands.factors)[self.kind[rows], self.outside[rows].astype(np.int64)]
         if name.startswith("latency") and self.rate_per_s is not None:
             factor = factor ** self.slowing[rows][:, None]
-        relative = demands.latency if name == "latency_s" else demands.device
         if name.startswith("latency_p"):
-            relative = demands.quantile(quantile_of(name))[1]
+            relative = demands.quantile(quantile_of(name), of)[1]
+        else:
+            means = demands.latency if name == "latency_s" else demands.device
+            relative = farther(1.0, means, of)
         paid = name in ("device_s", "on_s")
         values = self._paid() if paid else self._values(name)
         drawn = values[rows][:, None] * factor * some(relative)[self.work[rows]]
@@ -336,17 +341,17 @@ class ClosedForm(Metrics):
             drawn = np.maximum(drawn, (self.space.devices[rows] / self.rate_per_s)[:, None])
         return np.asarray(drawn)
 
-    def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
+    def extremes(self, name: str, rows: Ints, of: Of) -> tuple[Floats, Floats]:
         demands, work = self.demands, self.work[rows]
         if name == "accuracy":
             both = np.concatenate([demands.accuracy, demands.accuracy_one], axis=1)
             return np.asarray(both.min(axis=1)[work]), np.asarray(both.max(axis=1)[work])
         if name == "energy_j":
-            return super().extremes(name, rows)
+            return super().extremes(name, rows, of)
         if name in EXACT:
             return (self.values(name)[rows],) * 2
         low, high = (
-            self._drawn(name, rows, partial(pick, axis=-1, keepdims=True))[:, 0]
+            self._drawn(name, rows, of, partial(pick, axis=-1, keepdims=True))[:, 0]
             for pick in (np.min, np.max)
         )
         return low, high

@@ -12,12 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from advisor.replay.fresh import half_width
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import Resampling
 from advisor.search.space import Candidate, Space
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Interval, Of
 from traces.schema.quantities import quantity
-from traces.statistics import Bools, Floats, Ints, share, tells_above
+from traces.statistics import Z95, Bools, Floats, Ints, of_others, share, tells_above
 
 Rows = Ints | slice
 
@@ -49,7 +50,7 @@ class Metrics(ABC):
         """Return a metric that does not follow from device time, as `values` does."""
 
     @abstractmethod
-    def _draws(self, name: str, rows: Rows) -> Floats:
+    def _draws(self, name: str, rows: Rows, of: Of) -> Floats:
         """Return a metric that does not follow from device time, as `draws` does."""
 
     @abstractmethod
@@ -73,16 +74,17 @@ class Metrics(ABC):
             return self._energy(ALL, self._values("on_s"), self._values("busy_s"))
         return self._values(name)
 
-    def draws(self, name: str, rows: Rows = ALL) -> Floats:
-        """Return [rows, draws] of the metric."""
+    def draws(self, name: str, rows: Rows = ALL, *, of: Of = "all") -> Floats:
+        """Return [rows, draws] of the metric of all problems like these, or of one more run."""
         if name == "devices":
             devices = self.devices[rows][:, None]
             return np.broadcast_to(devices, (len(devices), len(self.choosing)))
         if name == "throughput_problems_per_s":
-            return np.asarray(self.devices[rows][:, None] / self._draws("device_s", rows))
+            return np.asarray(self.devices[rows][:, None] / self._draws("device_s", rows, of))
         if name == "energy_j":
-            return self._energy(rows, self._draws("on_s", rows), self._draws("busy_s", rows))
-        return self._draws(name, rows)
+            spent = self._draws("on_s", rows, of), self._draws("busy_s", rows, of)
+            return self._energy(rows, *spent)
+        return self._draws(name, rows, of)
 
     def _energy(self, rows: Rows, on_s: Floats, busy_s: Floats) -> Floats:
         """Return the joules of device-seconds [rows] or [rows, draws], infinite where not known.
@@ -113,9 +115,9 @@ class Metrics(ABC):
     def powered(self) -> Bools:
         return np.asarray(self.space.powered[self.rows] >= 0)
 
-    def extremes(self, name: str, rows: Ints) -> tuple[Floats, Floats]:
+    def extremes(self, name: str, rows: Ints, of: Of) -> tuple[Floats, Floats]:
         """Return bounds [rows] of what the metric is in the draws."""
-        draws = self.draws(name, rows)
+        draws = self.draws(name, rows, of=of)
         return draws.min(axis=1), draws.max(axis=1)
 
     def spread(self, name: str) -> Floats:
@@ -151,8 +153,8 @@ class CandidateMetrics(Metrics):
         self.replayed: list[ReplayedCandidate] = []
         self.factors: list[Floats] = []
         self.loads: list[Floats] = []  # the share of what can be served that a problem takes
-        self._by_row: dict[str, list[tuple[float, Floats]]] = {}
-        self._arrays: dict[str, tuple[Floats, Floats]] = {}
+        self._by_row: dict[tuple[str, Of], list[tuple[float, Floats]]] = {}
+        self._arrays: dict[tuple[str, Of], tuple[Floats, Floats]] = {}
         self._estimates: dict[tuple[str, int, float | None], Estimate | None] = {}
         self._times: dict[Hashable, tuple[float, Floats]] = {}
 
@@ -180,10 +182,14 @@ class CandidateMetrics(Metrics):
         return np.array([each.capacity_per_s for each in self.replayed])
 
     def _values(self, name: str) -> Floats:
-        return self._get(name)[0]
+        return self._get(name, "all")[0]
 
-    def _draws(self, name: str, rows: Rows) -> Floats:
-        return self._get(name)[1][rows]
+    def _draws(self, name: str, rows: Rows, of: Of) -> Floats:
+        if of == "fresh":  # which is replayed for each that is asked about
+            return np.array(
+                [self._row(name, row, of)[1] for row in np.arange(len(self.rows))[rows]]
+            )
+        return self._get(name, of)[1][rows]
 
     def chance(self, met: Bools) -> Floats:
         """Return the share of draws that are met: the lower of the two halves."""
@@ -229,21 +235,43 @@ class CandidateMetrics(Metrics):
         drawn = replayed.candidate.pool.curve is not None and name != "devices"
         drawn |= name == "energy_j" and not self._power_seen(row)
         if name == "accuracy":
-            right = np.atleast_2d(replayed.accuracy).mean(axis=0)
-            accuracy = share(value, float(right.var()), right.size, extrapolated=drawn)
-            return replace(accuracy, runs=len(replayed.candidate.pool.runs))
-        interval = self.resampling.estimate(
-            value * scale,
-            self.draws(source, np.array([row]))[0] * scale,
-            quantity(name).unit,
-            runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
-            extrapolated=drawn or (not exact and replayed.extrapolated),
+            return self._accuracy(replayed, value, extrapolated=drawn)
+        unit, extrapolated = quantity(name).unit, drawn or (not exact and replayed.extrapolated)
+        runs = len(replayed.candidate.pool.runs) if exact else replayed.law.runs
+        if name == "devices":
+            return Estimate(value=value, unit=unit, runs=runs, extrapolated=extrapolated)
+
+        def ends(of: Of) -> Interval:
+            draws = self.draws(source, np.array([row]), of=of)[0]
+            found = self.resampling.interval(value * scale, draws * scale, unit)
+            if of == "fresh" or not name.startswith("latency_p"):
+                return found
+            _, lower = self._time_row(name, replayed, row, of, lower=True)
+            low = self.resampling.interval(value, lower, unit).low
+            return Interval(low=low, high=found.high if self._bounds(name) else None)
+
+        return Estimate.predicted(
+            float(value * scale),
+            unit,
+            fresh=ends("fresh"),
+            others=ends("others"),
+            of="others",
+            runs=runs,
+            extrapolated=extrapolated,
         )
-        if not name.startswith("latency_p"):
-            return interval
-        _, lower = self._time_row(name, replayed, row, lower=True)
-        low = self.resampling.estimate(value, lower, "s", runs=None, extrapolated=False).low
-        return replace(interval, low=low, high=interval.high if self._bounds(name) else None)
+
+    def _accuracy(
+        self, replayed: ReplayedCandidate, value: float, *, extrapolated: bool
+    ) -> Estimate:
+        candidate, runs = replayed.candidate, len(replayed.candidate.pool.runs)
+        if candidate.pool.curve is None:
+            right = np.atleast_2d(replayed.accuracy).mean(axis=0)
+            return replayed.one_more().accuracy(
+                right, candidate.policy, runs=runs, extrapolated=extrapolated
+            )
+        right = np.atleast_2d(replayed.accuracy).mean(axis=0)
+        of_mean = share(value, float(right.var()), right.size, extrapolated=extrapolated)
+        return replace(of_others(of_mean, right.size, right.size), runs=runs)
 
     def _bounds(self, name: str) -> bool:
         """Whether so many problems bound a percentile by themselves."""
@@ -284,26 +312,25 @@ class CandidateMetrics(Metrics):
             return replace(interval, low=None, high=None)  # nothing tells how slow others differ
         return interval
 
-    def _get(self, name: str) -> tuple[Floats, Floats]:
-        rows = self._by_row.setdefault(name, [])
-        if name not in self._arrays or len(rows) < len(self.rows):
-            rows += [self._row(name, row) for row in range(len(rows), len(self.rows))]
-            self._arrays[name] = (
+    def _get(self, name: str, of: Of) -> tuple[Floats, Floats]:
+        rows = self._by_row.setdefault((name, of), [])
+        if (name, of) not in self._arrays or len(rows) < len(self.rows):
+            rows += [self._row(name, row, of) for row in range(len(rows), len(self.rows))]
+            self._arrays[name, of] = (
                 np.array([value for value, _ in rows]),
                 np.array([draws for _, draws in rows]).reshape(-1, self.resampling.count),
             )
-        return self._arrays[name]
+        return self._arrays[name, of]
 
-    def _row(self, name: str, row: int) -> tuple[float, Floats]:
+    def _row(self, name: str, row: int, of: Of) -> tuple[float, Floats]:
         replayed, resampling = self.replayed[row], self.resampling
         if name == "accuracy":
             return float(replayed.accuracy.mean()), resampling.accuracy(replayed.accuracy)
         if name in ("tokens", "flops"):
             values: Floats = getattr(replayed, name)
-            finite = np.isfinite(values).all()
-            return float(values.mean()), (
-                resampling.mean(values) if finite else np.full(resampling.count, np.inf)
-            )
+            if not np.isfinite(values).all():
+                return float(values.mean()), np.full(resampling.count, np.inf)
+            return float(values.mean()), self._mean(values, "tokens", row, of)
         if name == "load_per_s":  # too much of it was not replayed
             value = (self.rate_per_s or 0.0) if replayed.keeps_up else np.inf
             return value, value * self.loads[row]
@@ -311,54 +338,74 @@ class CandidateMetrics(Metrics):
         replicas = replayed.candidate.engine.data_parallel_size
         times = (replayed.latency_s.tobytes(), replayed.device_s.tobytes(), replayed.paid)
         engine = (id(replayed.law), replayed.extrapolated, replayed.capacity_per_s, replicas)
-        key = (name, hash(times), replayed.keeps_up, *engine)
+        key = (name, of, hash(times), replayed.keeps_up, *engine)
         if key not in self._times:
-            self._times[key] = self._time_row(name, replayed, row)
+            self._times[key] = self._time_row(name, replayed, row, of)
         return self._times[key]
 
     def _time_row(
-        self, name: str, replayed: ReplayedCandidate, row: int, *, lower: bool = False
+        self, name: str, replayed: ReplayedCandidate, row: int, of: Of, *, lower: bool = False
     ) -> tuple[float, Floats]:
         factor = self.factors[row]
         if name == "device_s":
-            return self._device_row(replayed, row)
+            return self._device_row(replayed, row, of)
         if name == "on_s":
-            return self._on_row(replayed, row)
+            return self._on_row(replayed, row, of)
         if name == "busy_s":  # of devices, while steps run
-            busy = [self.resampling.mean(busy) for busy in replayed.device_s]
+            busy = [self._mean(busy, "device_s", row, of) for busy in replayed.device_s]
             return float(replayed.device_s[0].mean()), _at_speed(factor, replayed.speeds, busy)
         if not replayed.keeps_up:  # its queue grows for ever
             return np.inf, np.full(self.resampling.count, np.inf)
         resampling, recorded_speed = self.resampling, replayed.latency_s[0]
         if name == "latency_s":
             value = float(recorded_speed.mean())
-            by_speed = [resampling.mean(latency) for latency in replayed.latency_s]
+            by_speed = [self._mean(latency, name, row, of) for latency in replayed.latency_s]
         else:
             q = quantile_of(name)
             value = float(np.quantile(recorded_speed, q, axis=1).mean())
-            order = resampling.quantile_order(recorded_speed, q)  # of all speeds
-            by_speed = [
-                resampling.quantile(each, q, order, lower=lower) for each in replayed.latency_s
-            ]
+            if of == "fresh":
+                apart = resampling.apart(self._fresh_spread(row, "latency_s", q))
+                quantiles = np.quantile(replayed.latency_s, q, axis=-1).mean(axis=1)
+                by_speed = [each * apart for each in quantiles]
+            else:
+                order = resampling.quantile_order(recorded_speed, q)  # of all speeds
+                by_speed = [
+                    resampling.quantile(each, q, order, lower=lower, of=of)
+                    for each in replayed.latency_s
+                ]
         rate, capacity = self.rate_per_s or 0.0, replayed.capacity_per_s
         draws = _at_speed(factor, replayed.speeds, by_speed)
         draws = np.where(rate * self.loads[row] > capacity, np.inf, draws)  # as above
         return value if rate <= capacity else np.inf, draws
 
-    def _device_row(self, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
+    def _mean(self, values: Floats, name: str, row: int, of: Of) -> Floats:
+        """Return draws of the mean of values [replays, problems], with the spread of a metric."""
+        if of != "fresh":
+            return self.resampling.mean(values, of=of)
+        return np.asarray(values.mean() * self.resampling.apart(self._fresh_spread(row, name)))
+
+    def _fresh_spread(self, row: int, name: str, q: float | None = None) -> float:
+        """Return the spread (sd of the log) of a metric of fresh runs; of a quantile with `q`."""
+        replayed = self.replayed[row]
+        fresh, values = replayed.fresh, getattr(replayed.fresh, name)
+        numbers = values.mean(axis=1) if q is None else np.quantile(values, q, axis=1)
+        behind = 1 if name == "tokens" else replayed.latency_s.shape[1]
+        return half_width(behind, numbers, share=fresh.share, too_little=fresh.too_little) / Z95
+
+    def _device_row(self, replayed: ReplayedCandidate, row: int, of: Of) -> tuple[float, Floats]:
         """Return device-seconds of a problem: devices over problems served a second, idle ones too.
 
         At a rate those that arrive share all the time that there is. Of several replicas all are
         paid for until the last of them is done, as one engine is, which is busy all that time.
         """
         if self.rate_per_s is None and replayed.candidate.engine.data_parallel_size == 1:
-            return self._time_row("busy_s", replayed, row)
-        return self._on_row(replayed, row)
+            return self._time_row("busy_s", replayed, row, of)
+        return self._on_row(replayed, row, of)
 
-    def _on_row(self, replayed: ReplayedCandidate, row: int) -> tuple[float, Floats]:
+    def _on_row(self, replayed: ReplayedCandidate, row: int, of: Of) -> tuple[float, Floats]:
         """Return device-seconds of a problem from the first arrival to the last end."""
         if self.rate_per_s is None:
-            value, draws = self._time_row("busy_s", replayed, row)
+            value, draws = self._time_row("busy_s", replayed, row, of)
             return value * replayed.paid, draws * replayed.paid
         devices = replayed.candidate.engine.num_devices
         paid, least = devices / self.rate_per_s, devices / replayed.capacity_per_s

@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.accuracy.models.published import CurveAccuracy
+from advisor.accuracy.one_more import OneMoreRun
 from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.features import ZERO, Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import RecordedProblem, RecordedRun
+from advisor.replay.fresh import RUNS, drawn_among
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import ReplayWorkload
@@ -81,6 +83,40 @@ class PolicyWork:
         return self._once(
             name, lambda: [ReplayWorkload.from_loads(each) for each in self.problems(pool, policy)]
         )
+
+    def redrawn(self, pool: Pool, policy: Policy) -> list[list[RecordedProblem]]:
+        """Return the problems with as many samples drawn again, with replacement, several times.
+
+        As fresh runs draw them: none where these draw nothing otherwise, at temperature 0 and where
+        others sent the samples.
+        """
+        if policy == AS_SENT or policy.temperature == 0:
+            return []
+        drawn = self.problems(pool, policy)[0]
+        name = ("redrawn", *self._drawn_alike(pool, policy))
+        return self._once(name, lambda: self._draw_again(self._problems(pool), drawn))
+
+    def _draw_again(
+        self, recorded: list[RecordedProblem], drawn: list[RecordedProblem]
+    ) -> list[list[RecordedProblem]]:
+        among = drawn_among(recorded)
+        samples = [sample for problem in recorded for sample in problem.samples]
+        rng = np.random.default_rng([self.seed, 11])
+        return [
+            [
+                dataclasses.replace(
+                    problem, samples=[samples[i] for i in rng.choice(own, len(problem.samples))]
+                )
+                for problem, own in zip(drawn, among, strict=True)
+            ]
+            for _ in range(RUNS)
+        ]
+
+    def of_draws(self, pool: Pool, policy: Policy) -> tuple[float, float]:
+        """Return the share of the recorded samples that is drawn, and N / (N - 1), in the mean."""
+        counts = np.array([len(problem.samples) for problem in self._problems(pool)])
+        share = pool.most_samples(policy) / counts
+        return float(share.mean()), float(np.mean(counts / np.maximum(counts - 1, 1)))
 
     def stream(self, pool: Pool, policy: Policy, passes: int) -> ReplayWorkload:
         """Return the problems so many times over, in one random order, the draws in turn."""
@@ -154,6 +190,13 @@ class PolicyWork:
             return np.asarray(np.where(has_value, right, 0.0).sum(axis=0) / has_value.sum(axis=0))
 
         return self._once(("right", pool.key, policy.n), mean)
+
+    def one_more(self, pool: Pool) -> OneMoreRun:
+        """Return what the samples of a pool tell of one more run."""
+        return self._once(
+            ("one more", pool.key),
+            lambda: OneMoreRun([problem.samples for problem in self._problems(pool)]),
+        )
 
     def _published(self, pool: Pool) -> dict[int, Floats]:
         def votes() -> dict[int, Floats]:

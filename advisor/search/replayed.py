@@ -6,13 +6,15 @@ import dataclasses
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from advisor.accuracy.one_more import OneMoreRun
 from advisor.evidence.features import Features
+from advisor.evidence.runs import RecordedProblem
 from advisor.replay.capacity import capacity_per_s
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
@@ -21,7 +23,8 @@ from advisor.search.policy_work import PolicyWork
 from advisor.search.space import Candidate, Space
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import StepLaw
-from traces.statistics import Z95, Floats
+from traces.schema.tts.policy import Policy
+from traces.statistics import Z95, Floats, Ints
 
 if TYPE_CHECKING:
     from advisor.step_time.cost import StepCost
@@ -63,6 +66,47 @@ class ReplayedCandidate:
     step_s: float
     requests_per_step: float
     batch: float
+    one_more: Callable[[], OneMoreRun]
+    replay_again: Callable[[], FreshRuns]
+
+    def among(self, members: Ints) -> ReplayedCandidate:
+        """Return the same of some of the problems, by their places."""
+        return dataclasses.replace(
+            self,
+            accuracy=self.accuracy[..., members],
+            tokens=self.tokens[members],
+            flops=self.flops[members],
+            latency_s=self.latency_s[..., members],
+            device_s=self.device_s[..., members],
+            one_more=lambda: self.one_more().among(members),
+            replay_again=lambda: self.fresh.among(members),
+        )
+
+    @cached_property
+    def fresh(self) -> FreshRuns:
+        """More runs of the same problems, replayed when they are asked for."""
+        return self.replay_again()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshRuns:
+    """Runs of the same problems with samples drawn again, [runs, problems]; none without any draw.
+
+    Of the recorded samples each takes `share`, and the draws vary `too_little` (`half_width`).
+    """
+
+    latency_s: Floats
+    device_s: Floats
+    tokens: Floats
+    share: float
+    too_little: float
+
+    def among(self, members: Ints) -> FreshRuns:
+        """Return the same of some of the problems, by their places."""
+        latency_s, device_s, tokens = (
+            each[:, members] for each in (self.latency_s, self.device_s, self.tokens)
+        )
+        return dataclasses.replace(self, latency_s=latency_s, device_s=device_s, tokens=tokens)
 
 
 class CandidateReplays:
@@ -107,7 +151,8 @@ class CandidateReplays:
                 run = partial(self._each, sent, cost, candidate)
                 return self._once(candidate, ("sent", speed), run)
             steady = speed * rate_per_s <= STEADY * served
-            run = partial(self._open, cost, candidate, rate_per_s, steady=steady)
+            draws = self.policy_work.problems(kind.pool, kind.policy)
+            run = partial(self._open, cost, candidate, rate_per_s, draws, steady=steady)
             return self._once(candidate, ("open", rate_per_s, speed, steady), run)
 
         first = at(1.0)
@@ -149,6 +194,48 @@ class CandidateReplays:
             step_s=busy / steps,
             requests_per_step=totals.requests / steps,
             batch=_batch(first),
+            one_more=partial(self.policy_work.one_more, kind.pool),
+            replay_again=partial(
+                self._fresh, candidate, kind.policy, law, concurrency, rate_per_s, arrivals
+            ),
+        )
+
+    def _fresh(
+        self,
+        candidate: Candidate,
+        policy: Policy,
+        law: StepLaw,
+        concurrency: int | None,
+        rate_per_s: float | None,
+        arrivals: Floats | None,
+    ) -> FreshRuns:
+        """Replay fresh runs of a candidate; at a rate as many at a time as its passes are."""
+        pool, count = candidate.pool, len(self.space.problem_ids)
+        draws, cost = self.policy_work.redrawn(pool, policy), partial(_cost, law, candidate)
+        runs: list[Replayed] = []
+        if rate_per_s is not None and arrivals is None:
+            for number, draw in enumerate(draws, 1):
+                runs += self._open(cost, candidate, rate_per_s, [draw], steady=True, number=number)[
+                    :1
+                ]
+        elif draws:
+            loads = [ReplayWorkload.from_loads(draw, arrivals) for draw in draws]
+            in_flight = None if arrivals is not None else concurrency or 1
+            runs = self._each(loads, cost, candidate, concurrency=in_flight)
+        devices = candidate.engine.num_devices / candidate.engine.data_parallel_size
+        counts = [len(problem.samples) for problem in draws[0]] if draws else []
+        first = np.cumsum([0, *counts[:-1]])
+        share, too_little = self.policy_work.of_draws(pool, policy)
+
+        def of(values: Callable[[Replayed], Floats]) -> Floats:
+            return np.array([values(run) for run in runs]).reshape(len(runs), count)
+
+        return FreshRuns(
+            latency_s=of(lambda run: run.latency_s),
+            device_s=of(lambda run: run.busy_share_s * devices),
+            tokens=of(lambda run: np.add.reduceat(run.generated_tokens, first) + 0.0),
+            share=share,
+            too_little=too_little,
         )
 
     def capacity_per_s(self, row: int) -> float:
@@ -202,8 +289,10 @@ class CandidateReplays:
         cost: Callable[[], StepCost],
         candidate: Candidate,
         rate_per_s: float,
+        draws: Sequence[Sequence[RecordedProblem]],
         *,
         steady: bool,
+        number: int = 0,
     ) -> list[Replayed]:
         """Replay passes over the problems, which arrive at random, among others.
 
@@ -213,13 +302,12 @@ class CandidateReplays:
         """
         count = len(self.space.problem_ids)
         lead, tail = int(np.ceil(LEAD * count)), int(np.ceil(TAIL * count))
-        rng = np.random.default_rng([self.policy_work.seed, 3])
+        rng = np.random.default_rng([self.policy_work.seed, 3, number][: 2 + bool(number)])
         passes = [rng.permutation(count) for _ in range(max(PASSES, -(-ENOUGH // count)))]
         order = np.concatenate([rng.permutation(count)[:lead], *passes, passes[0][:tail]])
         arrivals = np.cumsum(rng.exponential(1 / rate_per_s, len(order)))
         in_passes = len(passes) * count
         arrivals *= in_passes / rate_per_s / (arrivals[lead + in_passes] - arrivals[lead])
-        draws = self.policy_work.problems(candidate.pool, candidate.policy)
         problems = [draws[max(i - lead, 0) // count % len(draws)][p] for i, p in enumerate(order)]
         made, most = cost(), MOST_MORE // candidate.policy.n
         rng = np.random.default_rng([self.policy_work.seed, 9])

@@ -18,11 +18,12 @@ from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
 from advisor.step_time.power import PowerLaw
 from traces.schema.engine import EngineConfig
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Interval, Of
 from traces.statistics import (
     Floats,
     beta_quantiles,
     quantile_law,
+    quantile_of_others,
     share_law,
     skew_of_mean,
     weighted_quantiles,
@@ -96,12 +97,13 @@ class Resampling:
             z[half] = rng.permutation(_normal_scores(int(half.sum())))
         return z
 
-    def mean(self, values: Floats) -> Floats:
+    def mean(self, values: Floats, *, of: Of = "all") -> Floats:
         """Return the mean over problems per draw of [problems] or [replays, problems] values.
 
-        With several replays, draws take them in turn. Means of few problems lie as far apart as
-        Student's law has them, and farther on the side of the long tail (`widened`). One problem
-        tells no spread, so that one is assumed (`SPREAD`).
+        Of all problems like these, or `others`: of a run of as many other ones. With several
+        replays, draws take them in turn. Means of few problems lie as far apart as Student's law
+        has them, and farther on the side of the long tail (`widened`). One problem tells no spread,
+        so that one is assumed (`SPREAD`).
         """
         rows = np.atleast_2d(values)
         turn = self._turn(len(rows))
@@ -109,10 +111,17 @@ class Resampling:
         if rows.shape[1] == 1:
             means = means * self.unlike
         skew = skew_of_mean(rows)[turn]
-        return widened(rows.mean(axis=1)[turn], means, rows.shape[1], skew=skew, positive=True)
+        value = rows.mean(axis=1)[turn]
+        return farther(value, widened(value, means, rows.shape[1], skew=skew, positive=True), of)
 
     def quantile(
-        self, values: Floats, q: float, order: Floats | None = None, *, lower: bool = False
+        self,
+        values: Floats,
+        q: float,
+        order: Floats | None = None,
+        *,
+        lower: bool = False,
+        of: Of = "all",
     ) -> Floats:
         """Return the quantile over problems per draw, values as for `mean`.
 
@@ -130,7 +139,8 @@ class Resampling:
                 mine = np.flatnonzero(half & (turn == number))
                 place = np.argsort(np.argsort(drawn[mine], kind="stable"), kind="stable")
                 levels = (place + (number + 0.5) / turns) / max(mine.size, 1)
-                quantiles[mine] = quantile_law(ordered, q, levels, lower=lower)
+                law = quantile_law if of == "all" else quantile_of_others
+                quantiles[mine] = law(ordered, q, levels, lower=lower)
         return quantiles
 
     def quantile_order(self, values: Floats, q: float) -> Floats:
@@ -169,25 +179,51 @@ class Resampling:
     def estimate(
         self, value: float, draws: Floats, unit: str, *, runs: int | None, extrapolated: bool
     ) -> Estimate:
-        """Return a value with the interval of its draws. One problem has none, but for shares.
-
-        An end is None where the draws have none.
-        """
-        if self.weights.shape[1] < 2 and unit != "1":
-            return Estimate(value=float(value), unit=unit, runs=runs, extrapolated=extrapolated)
-        with np.errstate(invalid="ignore"):  # between infinite ones
-            low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
+        """Return a value with the interval of its draws, of all problems like these."""
+        ends = self.interval(value, draws, unit)
         return Estimate(
             value=float(value),
-            low=float(min(low, value)) if np.isfinite(low) else None,
-            high=float(max(high, value)) if np.isfinite(high) else None,
+            low=ends.low,
+            high=ends.high,
             unit=unit,
             runs=runs,
             extrapolated=extrapolated,
+            of=None if ends == Interval() else "all",
         )
+
+    def interval(self, value: float, draws: Floats, unit: str) -> Interval:
+        """Return the interval of draws, which holds the value.
+
+        One problem has none, but for shares. An end is None where the draws have none.
+        """
+        if self.weights.shape[1] < 2 and unit != "1":
+            return Interval()
+        with np.errstate(invalid="ignore"):  # between infinite ones
+            low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
+        return Interval(
+            low=float(min(low, value)) if np.isfinite(low) else None,
+            high=float(max(high, value)) if np.isfinite(high) else None,
+        )
+
+    def apart(self, spread: float) -> Floats:
+        """Return factors [draws] of a run of the same problems, for a `spread` of its log (sd)."""
+        return np.asarray(np.exp(spread * self.scores("fresh")))
 
     def _turn(self, replays: int) -> npt.NDArray[np.int64]:
         return np.arange(self.count) // 2 % replays
+
+
+def farther(value: float | Floats, draws: Floats, of: Of) -> Floats:
+    """Return draws of the mean over all problems, or those of a run of as many `others`.
+
+    These lie farther off by sqrt(2), as those problems are drawn too (`of_others`). Of what is
+    above 0 that is so in logs.
+    """
+    if of == "all":
+        return draws
+    if np.min(value) > 0 and np.min(draws) > 0:
+        return np.asarray(value * (draws / value) ** np.sqrt(2))
+    return np.asarray(value + np.sqrt(2) * (draws - value))
 
 
 def _between(ratios: Floats, shares: Floats) -> Floats:

@@ -70,6 +70,7 @@ from traces.live.numbers import Bounds
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording, told_apart
 from traces.schema.engine import RANKS, EngineConfig, ModelFacts
+from traces.schema.estimate import Predicted, with_intervals
 from traces.schema.formats import counted, number
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
@@ -125,6 +126,11 @@ class Prediction:
     @property
     def manifest(self) -> Manifest:
         return self.drawn.manifest
+
+    def which(self, of: Predicted) -> Prediction:
+        """Return the same prediction with the ends of one of its intervals."""
+        replayed = None if self.replayed is None else with_intervals(self.replayed, of)
+        return replace(self, predicted=with_intervals(self.predicted, of), replayed=replayed)
 
     @property
     def kept(self) -> Held:

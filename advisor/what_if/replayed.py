@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from advisor.accuracy.one_more import OneMoreRun
 from advisor.accuracy.subsets import decides_as_vote
 from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample
 from advisor.replay.capacity import capacity_per_s
+from advisor.replay.fresh import drawn_among, half_width
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, replica_keys
 from advisor.replay.replay import Replicas, replay, stop_of
@@ -39,12 +41,20 @@ from traces.errors import UsageError
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording
 from traces.schema.engine import EngineConfig
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Interval
 from traces.schema.formats import percent
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.routes import OTHERS, most_samples, table_for
 from traces.schema.tts.stop_rules import ROUTED, Stop
-from traces.statistics import LEVEL, Z95, Floats, Ints, column_means
+from traces.statistics import (
+    LEVEL,
+    Z95,
+    Floats,
+    mean,
+    of_others,
+    ratio,
+    spread,
+)
 from traces.summary.energy import Energy
 from traces.summary.run import Run, step_times, summarise
 from traces.summary.votes import PolicyOutcome, policies_within
@@ -61,7 +71,6 @@ _A_STEP: Final = {
     "tokens": "tokens in a step",
     "kv_tokens": "tokens of context in a step",
 }
-T95: Final = 1.895  # of Student's law with DRAWS - 1 degrees of freedom
 
 
 class Replays:
@@ -222,7 +231,7 @@ class Replays:
         """
         if self.times.sigma is None or not self.samples_drawn:
             return self.workloads if self.arrivals_drawn else []
-        each = [(SampleArrays.of(loads), self._among(loads)) for loads in self.recorded_loads]
+        each = [(SampleArrays.of(loads), drawn_among(loads)) for loads in self.recorded_loads]
         workloads = []
         for number in range(DRAWS):
             rng = np.random.default_rng([self.question.seed, number, 1])
@@ -242,29 +251,6 @@ class Replays:
         return ReplayWorkload.from_loads(
             full, workload.arrivals, prompt_block_tokens=self.block_tokens
         )
-
-    def _among(self, loads: Sequence[RecordedProblem]) -> list[Ints]:
-        """Return among which samples, by their places, those of each problem are drawn.
-
-        What one sample would vary by is not known: those of other problems stand for it, which
-        vary by more. One that the cache cannot hold behind this prompt is none of them.
-        """
-        counts = [len(load.samples) for load in loads]
-        begins = np.cumsum([0, *counts[:-1]])
-        if self.recorded > 1:
-            return [np.arange(first, first + n) for first, n in zip(begins, counts, strict=True)]
-        tokens = np.array([load.samples[0].output_tokens for load in loads])
-        rooms = self._most_tokens() - np.array([load.prompt_tokens for load in loads])
-        return [
-            begins[(tokens <= rooms[own]) | (begins == begins[own])] for own in range(len(loads))
-        ]
-
-    def _most_tokens(self) -> float:
-        """Return how many tokens of prompt and output a request can have, its drafts apart."""
-        blocks, drafts = self.limits.num_blocks, self.engine.speculative
-        cache = math.inf if blocks is None else blocks * self.limits.block_size
-        cache -= 0 if drafts is None else drafts.num_speculative_tokens
-        return min(cache, self.engine.max_model_len or math.inf)
 
     def _load(self, source: RecordedRun, name: str) -> RecordedProblem:
         problem = source.problems[name]
@@ -550,25 +536,77 @@ class Replays:
         if self.times.sigma is None or mean <= 0:
             return Estimate(value=value, unit=unit, extrapolated=outside)
         again = np.array([each[name] for each in self._fresh_numbers])
-        spread = float(np.hypot(self._fresh_draw(values, again), Z95 * sigma))
+        drawn = self._fresh_draw(values, again)
         ends, others = (
             [float(np.mean([each[name] for each in side])) / mean for side in sides]
             for sides in self.sides
         )
         ends += [each.get(name, 1.0) for each in self.otherwise]
         others.append(1.0)
-        spreads = [float(np.hypot(spread, np.log(of(others)))) for of in (min, max)]
-        low, high = _apart(value, (min(ends), max(ends)), (spreads[0], spreads[1]))
+
+        def around(spreads: tuple[float | None, float | None]) -> Interval:
+            low, high = (
+                None
+                if spread is None
+                else float(np.hypot(np.hypot(spread, Z95 * sigma), np.log(of(others))))
+                for spread, of in zip(spreads, (min, max), strict=True)
+            )
+            return _apart(value, (min(ends), max(ends)), (low, high))
+
+        fresh = around((drawn, drawn))
         if self.alone and name.startswith(("latency_s", "ttft_s")):
-            low = max(low, min(value, *(each[name] for each in self.alone)))
-        return Estimate(
-            value=value,
-            low=low,
-            high=high,
-            unit=unit,
+            least = min(value, *(each[name] for each in self.alone))
+            fresh = replace(fresh, low=max(fresh.low or 0.0, least))
+        among = self._of_other_problems(name)
+        below, above = (None if each is None else max(each, drawn) for each in among)
+        return Estimate.predicted(
+            value,
+            unit,
+            fresh=fresh,
+            others=around((below, above)),
+            of="fresh",
             runs=self.times.runs,
             extrapolated=outside,
         )
+
+    def _of_other_problems(self, name: str) -> tuple[float | None, float | None]:
+        """Return how far, in logs, a run of as many other problems lies off for its problems.
+
+        Below and above, by what the first draw's problems differ (`of_others`). None where so few
+        problems do not tell that end.
+        """
+        if name not in self._of_all_problems:
+            return 0.0, 0.0
+        found = self._of_all_problems[name]
+        ends = of_others(found, len(self.ids), len(self.ids)) if found is not None else None
+        if found is None or ends is None or found.value <= 0:
+            return None, None
+        below, above = (
+            None if end is None or end <= 0 else abs(math.log(end / found.value))
+            for end in (ends.low, ends.high)
+        )
+        return below, above
+
+    @cached_property
+    def _of_all_problems(self) -> dict[str, Estimate | None]:
+        """The first draw's numbers with the interval of all problems like its own."""
+        run = self.runs[0]
+        owners = np.repeat(np.arange(len(self.ids)), np.diff(self.first))
+        tokens = np.bincount(owners, weights=run.generated_tokens, minlength=len(self.ids))
+        found: dict[str, Estimate | None] = {}
+        for name, values in _times(run).items():
+            parts = spread(values, "s", None if name == "latency_s" else owners)
+            found |= {f"{name}.{part}": estimate for part, estimate in parts.items()}
+        found["tokens"] = mean(tokens, "tokens")
+        found["device_s"] = found["joules"] = mean(run.busy_share_s, "device-s")
+        at_rate = self.concurrency is None
+        found["throughput"] = (
+            found["tokens"] if at_rate else ratio(tokens, run.busy_share_s, "tokens/s")
+        )
+        if self._counts_flops:
+            flops = np.bincount(owners, weights=self._flops_of_samples(run))
+            found["flops"] = mean(flops, "FLOP")
+        return found
 
     def _three(
         self, name: str, unit: str, beyond: Mapping[str, float]
@@ -600,9 +638,7 @@ class Replays:
         their order, from each of them on, since what disturbs one disturbs its neighbours.
         """
         off = self.scatter
-        if found is None or found.low is None or found.high is None:
-            return found
-        if self.concurrency is not None or not off.size:
+        if found is None or self.concurrency is not None or not off.size:
             return found
         ratios = []
         for run in self.runs:
@@ -614,29 +650,14 @@ class Replays:
                 moved = took[last] * np.exp(off[(last + first) % off.size])
                 ratios.append((smooth - begun) / ((came[last] + moved).max() - begun))
         slow, fast = np.quantile(ratios, (1 - LEVEL) / 2), np.quantile(ratios, (1 + LEVEL) / 2)
-        interval = (found.low / found.value, found.high / found.value)
-        beyond = (max(-float(np.log(slow)), 0.0), max(float(np.log(fast)), 0.0))
-        low, high = _apart(found.value, interval, beyond)
-        return replace(found, low=low, high=high)
+        return _farther(found, (max(-float(np.log(slow)), 0.0), max(float(np.log(fast)), 0.0)))
 
     def _fresh_draw(self, values: Floats, fresh: Floats) -> float:
-        """Return the half-width, in logs, of the 90 % interval of one draw more around `values`.
-
-        t s sqrt(1 + 1/k), with t the 95 % quantile of Student's law, k the draws behind the mean,
-        and s the spread of `fresh` runs. The samples recorded are a draw themselves: n of N more
-        where n of N are replayed. Drawn with replacement, N samples vary by (N - 1) / N too little.
-        """
-        again = fresh if fresh.size else values
-        again = again[np.isfinite(again) & (again > 0)]
-        if again.size < 2:
-            return 0.0
-        variance = float(np.log(again).var(ddof=1))
-        factor = 1 + (1 / values.size if values.size > 1 else 0.0)
-        if fresh.size and self.samples_drawn:
-            share, too_little = self._draws_of_samples
-            factor += share
-            variance *= too_little
-        return float(T95 * np.sqrt(factor * variance))
+        """Return the half-width, in logs, of the 90 % interval of one draw more around `values`."""
+        if not fresh.size:
+            return half_width(values.size, values)
+        share, too_little = self._draws_of_samples if self.samples_drawn else (0.0, 1.0)
+        return half_width(values.size, fresh, share=share, too_little=too_little)
 
     @cached_property
     def _draws_of_samples(self) -> tuple[float, float]:
@@ -671,24 +692,40 @@ class Replays:
 
         What samples feed back is exact where all end, what the cache held is the draws' mean.
         """
-        facts = self.facts.get(self.engine.model)
-        if first is None or facts is None or not facts.is_linear(self.engine.max_model_len):
+        found = self._estimate("flops", "FLOP") if self._counts_flops else None
+        if first is None or found is None:
             return first
+        value = found.value
+        if self._whole:
+            cached = [self._cached_flops(run).sum() / len(self.ids) for run in self.runs]
+            value = self._of_any(lambda prompt, made: self._forwarded(prompt + made - 1))
+            value -= float(np.mean(cached))
+        moved = first.value * value / self._numbers[0]["flops"]
+        return replace(
+            found.scaled(moved / found.value, first.unit),
+            extrapolated=self.outside and not self._whole,
+        )
 
-        def flops(tokens: npt.NDArray[np.floating]) -> Floats:
-            read = tokens * (tokens + 1) / 2
-            return np.asarray(facts.matmul_flops(1) * tokens + facts.attention_flops(1) * read)
+    @cached_property
+    def _counts_flops(self) -> bool:
+        facts = self.facts.get(self.engine.model)
+        return facts is not None and facts.is_linear(self.engine.max_model_len)
 
-        fed, cached = [], []
-        for run, workload in zip(self.runs, self.workloads, strict=True):
-            ran = run.generated_tokens > 0
-            last = workload.prompt_tokens + run.generated_tokens - 1.0
-            fed.append(float(flops(last)[ran].sum()) / len(self.ids))
-            cached.append(float(flops(run.cached_tokens.astype(float))[ran].sum()) / len(self.ids))
-        mean = self._of_any(lambda prompt, made: flops(prompt + made - 1)) if self._whole else None
-        value = (float(np.mean(fed)) if mean is None else mean) - float(np.mean(cached))
-        moved = first.scaled(value / (fed[0] - cached[0]), first.unit)
-        return replace(moved, extrapolated=self.outside and not self._whole)
+    def _forwarded(self, tokens: npt.NDArray[np.floating]) -> Floats:
+        """Return the FLOPs of forwarding so many tokens, from the first on."""
+        facts = self.facts[self.engine.model]
+        read = tokens * (tokens + 1) / 2
+        return np.asarray(facts.matmul_flops(1) * tokens + facts.attention_flops(1) * read)
+
+    def _flops_of_samples(self, run: Replayed) -> Floats:
+        """Return the FLOPs of each sample of a run, without what was cached."""
+        fed = self._forwarded(run.prompt_tokens + run.generated_tokens - 1.0)
+        return np.where(run.generated_tokens > 0, fed, 0.0) - self._cached_flops(run)
+
+    def _cached_flops(self, run: Replayed) -> Floats:
+        """Return the FLOPs that the cache saved each sample that ran."""
+        saved = self._forwarded(run.cached_tokens.astype(float))
+        return np.where(run.generated_tokens > 0, saved, 0.0)
 
     def _fewer(self, first: tuple[PolicyOutcome, ...]) -> tuple[PolicyOutcome, ...]:
         """Return maj@k and pass@k of all recorded samples, where the replay drew some of them."""
@@ -734,6 +771,8 @@ class Replays:
         figures = _statistics(run, len(self.ids), self.engine)
         if self.power is not None:
             figures["joules"] = self._joules(run, fresh=fresh)
+        if self._counts_flops:
+            figures["flops"] = float(self._flops_of_samples(run).sum()) / len(self.ids)
         return figures
 
     @cached_property
@@ -774,9 +813,8 @@ class Replays:
                 continue
             value = each.value if other is None else other[f"ttft_s.{part}"]
             again = [each.value, value] if np.isfinite(value) else [each.value]
-            ends = [least * min(again), most * max(again), each.low, each.high]
-            known_ends = [end for end in ends if end is not None]
-            wide[part] = replace(each, low=min(known_ends), high=max(known_ends))
+            reach = Interval(low=least * min(again), high=most * max(again))
+            wide[part] = each.each_interval(partial(_hull, reach))
         return wide
 
     @property
@@ -790,7 +828,7 @@ class Replays:
 
     def _of_any_law(self, drawn: Estimate | None) -> Estimate | None:
         """Return the energy with an interval that holds what the power law leaves open."""
-        if drawn is None or drawn.low is None or drawn.high is None or self.power is None:
+        if drawn is None or self.power is None:
             return drawn
         ends = []
         for run in self.runs:
@@ -798,10 +836,7 @@ class Replays:
             ends.append(self.power.ends(seconds, busy_s, request_s / max(busy_s, 1e-12)))
         low, high = np.mean(ends, axis=0).tolist()
         middle = float(np.mean([self._joules(run) for run in self.runs]))
-        least, most = max(np.log(middle / low), 0.0), max(np.log(high / middle), 0.0)
-        ratios = drawn.low / drawn.value, drawn.high / drawn.value
-        low, high = _apart(drawn.value, ratios, (least, most))
-        return replace(drawn, low=low, high=high)
+        return _farther(drawn, (max(np.log(middle / low), 0.0), max(np.log(high / middle), 0.0)))
 
     @property
     def _judged(self) -> bool:
@@ -823,8 +858,12 @@ class Replays:
         if exact:  # it does not ask who ended first
             source = self.sources[0]
             right = np.array([source.vote_curve(name)[self.drawn - 1] for name in self.ids])
-        estimate = column_means(right[:, None], "1")[0]
-        return replace(estimate, extrapolated=self.outside and not exact)
+        samples = [self.sources[0].problems[name].samples for name in self.ids]
+        return (
+            OneMoreRun(samples)
+            .accuracy(right, policy, extrapolated=self.outside and not exact)
+            .which("fresh")
+        )
 
 
 def _most_drawn(policy: Policy, group: str | None) -> int:
@@ -863,18 +902,43 @@ def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:
     return engine
 
 
+def _hull(reach: Interval, ends: Interval) -> Interval:
+    """Return the least interval that holds two; an end that is not known stays so."""
+    low, high = (
+        None if own is None or end is None else least(own, end)
+        for own, end, least in ((reach.low, ends.low, min), (reach.high, ends.high, max))
+    )
+    return Interval(low=low, high=high)
+
+
 def _apart(
-    value: float, ratios: tuple[float, float], spreads: tuple[float, float]
-) -> tuple[float, float]:
+    value: float, ratios: tuple[float, float], spreads: tuple[float | None, float | None]
+) -> Interval:
     """Return an interval whose ends lie off by ratios to the value and by independent log spreads.
 
     These add up as squares in logs, so that no end of what is positive comes near to zero alone.
+    An end whose spread is not known is not known.
     """
     below, above = (
-        float(np.exp(np.hypot(np.log(ratio), spread)))
+        None if spread is None else float(np.exp(np.hypot(np.log(ratio), spread)))
         for ratio, spread in zip(ratios, spreads, strict=True)
     )
-    return value / below, value * above
+    return Interval(
+        low=None if below is None else value / below, high=None if above is None else value * above
+    )
+
+
+def _farther(found: Estimate, beyond: tuple[float, float]) -> Estimate:
+    """Return an estimate whose ends lie off by independent log spreads more, below and above."""
+
+    def farther(ends: Interval) -> Interval:
+        spreads = [
+            None if end is None else float(np.hypot(np.log(end / found.value), more))
+            for end, more in zip((ends.low, ends.high), beyond, strict=True)
+        ]
+        return _apart(found.value, (1.0, 1.0), (spreads[0], spreads[1]))
+
+    return found.each_interval(farther)
 
 
 def _in_order(
@@ -882,26 +946,44 @@ def _in_order(
 ) -> tuple[Estimate | None, Estimate | None]:
     """Return two estimates, of which one is known to be no more than the other.
 
-    Where the less is above its lower end so is the more, and the other way round.
+    Where the less is above its lower end so is the more, and the other way round. That holds of
+    what lies in one interval of both.
     """
-    if less is None or more is None or less.high is None or more.low is None:
+    if less is None or more is None:
         return less, more
-    assert less.low is not None and more.high is not None
-    high = max(less.value, min(less.high, more.high))
-    low = min(more.value, max(less.low, more.low))
-    return replace(less, high=high), replace(more, low=low)
+    least, most = more.value, less.value
+
+    def lower(own: Interval, of_more: Interval) -> Interval:
+        if own.high is None or of_more.high is None:
+            return own
+        return replace(own, high=max(most, min(own.high, of_more.high)))
+
+    def higher(own: Interval, of_less: Interval) -> Interval:
+        if own.low is None or of_less.low is None:
+            return own
+        return replace(own, low=min(least, max(of_less.low, own.low)))
+
+    return less.beside(more, lower), more.beside(less, higher)
 
 
 def _means(statistics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in statistics])) for name in statistics[0]}
 
 
+def _times(run: Replayed) -> dict[str, Floats]:
+    """Return latency of each problem, TTFT and TPOT of each sample, nan where it has none."""
+    more = (run.generated_tokens > 1) & ~run.cancelled
+    decoded_s = run.end_s - run.first_token_s
+    return {
+        "latency_s": run.latency_s,
+        "ttft_s": run.first_token_s - run.queued_s + run.front_end_s,
+        "tpot_s": np.where(more, decoded_s / np.maximum(run.generated_tokens - 1, 1), np.nan),
+    }
+
+
 def _statistics(run: Replayed, problems: int, engine: EngineConfig) -> dict[str, float]:
     figures: dict[str, float] = {}
-    ttft = run.first_token_s - run.queued_s + run.front_end_s
-    more = (run.generated_tokens > 1) & ~run.cancelled
-    tpot = (run.end_s - run.first_token_s)[more] / (run.generated_tokens[more] - 1)
-    for name, values in (("latency_s", run.latency_s), ("ttft_s", ttft), ("tpot_s", tpot)):
+    for name, values in _times(run).items():
         numbers = values[np.isfinite(values)]
         figures[f"{name}.mean"] = float(numbers.mean()) if numbers.size else np.nan
         p50, p95 = np.quantile(numbers, (0.5, 0.95)) if numbers.size else (np.nan, np.nan)

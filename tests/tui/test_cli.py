@@ -221,7 +221,7 @@ def test_taken_output_is_refused_before_the_engine_starts(run, tmp_path):
 
 
 def check_estimate(estimate):
-    assert set(estimate) == ESTIMATE
+    assert ESTIMATE <= set(estimate) <= ESTIMATE | {"of", "fresh", "others"}
     assert math.isfinite(estimate["value"])
     if estimate["low"] is not None:
         assert estimate["low"] <= estimate["value"] <= estimate["high"]

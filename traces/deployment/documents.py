@@ -21,7 +21,7 @@ from traces.files import read_small, whole_file
 from traces.recording.manifest import WorkloadFacts
 from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Interval, Of
 from traces.schema.quantities import quantity
 from traces.schema.tts.methods import PARAMETER
 from traces.schema.tts.parameters import make_policy
@@ -114,6 +114,11 @@ def check_runnable(path: Path, policy: Policy) -> None:
 MOST_SAMPLES = 4_096  # of a problem, as one request may make the engine draw
 
 
+class _Interval(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    low: float | None = None
+    high: float | None = None
+
+
 class _Estimate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     value: float
     unit: str
@@ -121,6 +126,16 @@ class _Estimate(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     high: float | None = None
     runs: int | None = None
     extrapolated: bool = False
+    of: Of | None = None
+    fresh: _Interval | None = None
+    others: _Interval | None = None
+
+    def estimate(self) -> Estimate:
+        both: dict[str, Interval | None] = {
+            name: None if each is None else Interval(low=each.low, high=each.high)
+            for name, each in (("fresh", self.fresh), ("others", self.others))
+        }
+        return Estimate(**(msgspec.structs.asdict(self) | both))
 
 
 class _Load(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -238,10 +253,10 @@ def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
     """Return an estimate as JSON has it: without a number where none is known."""
     if estimate is None or not isfinite(estimate.value):
         return None
-    low, high = (
-        end if end is not None and isfinite(end) else None for end in (estimate.low, estimate.high)
+    told = estimate.each_interval(
+        lambda ends: ends.each_end(lambda end: end if isfinite(end) else None)
     )
-    return replace(estimate, low=low, high=high).to_json()
+    return told.to_json()
 
 
 def _promised(path: Path, given: Mapping[str, _Estimate | None]) -> dict[str, Estimate | None]:
@@ -261,7 +276,7 @@ def _estimates(
 ) -> dict[str, Estimate | None]:
     estimates: dict[str, Estimate | None] = {}
     for name, each in given.items():
-        estimates[name] = None if each is None else Estimate(**msgspec.structs.asdict(each))
+        estimates[name] = None if each is None else each.estimate()
         low, high = (None, None) if each is None else (each.low, each.high)
         if low is not None and high is not None and low > high:
             where = f"{part}.{name}".rstrip(".")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import OF, Estimate
 
 ABSENT = "-"
 OUTSIDE = "*"  # after a number that lies outside what was measured
@@ -144,6 +145,15 @@ def value_of(estimate: Estimate | None, *, sign: bool = False) -> str:
 def with_interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     """Return value and interval."""
     return f"{value_of(estimate, sign=sign)} {interval(estimate, sign=sign)}".rstrip()
+
+
+def intervals_of(estimates: Iterable[Estimate | None]) -> str:
+    """Return what the intervals of a table are of, for its head; empty where none has any.
+
+    Those that lie apart from most, such as differences, are not the table's.
+    """
+    known = Counter(each.of for each in estimates if each is not None and each.of is not None)
+    return f"90 % intervals of {OF[known.most_common(1)[0][0]]}" if known else ""
 
 
 def half_width(estimate: Estimate | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from traces.live.watched import Watched
 from traces.schema.estimate import Estimate
-from traces.schema.formats import integer, number, percent, percent_change
+from traces.schema.formats import integer, intervals_of, number, percent, percent_change
 from traces.schema.quantities import quantity
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.metrics import estimate_of
@@ -71,7 +71,8 @@ def recorded_runs(runs: Sequence[Run]) -> Html:
             estimate = estimate_of(run, each.tag)
             cells.append(estimated(estimate, each.meaning, key=f"{where}.{each.tag}"))
         rows.append(cells)
-    caption = "Recorded runs, per problem, with 90 % intervals"
+    of = intervals_of(estimate_of(run, each.tag) for run in runs for each in columns)
+    caption = f"Recorded runs, per problem, with {of}" if of else "Recorded runs, per problem"
     numbers = table(heads, rows, caption=caption, class_="runs")
     return join([numbers, _cut(runs), _warnings(runs)])
 

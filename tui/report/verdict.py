@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from advisor.advice.command import command_note
 from traces.live.watched import Watched
 from traces.schema.advice import Pick, Recommendation
+from traces.schema.formats import intervals_of
 from traces.schema.quantities import latency, quantity
 from traces.schema.tts.policy import AS_SENT
 from tui.report.markup import (
@@ -199,7 +200,8 @@ def _numbers(answer: Recommendation) -> Html:
                 estimated(answer.regret[name], REGRET, key=key, sign=True) if has_regret else ""
             )
         rows.append(row)
-    return table(heads, rows, caption="What to expect, with 90 % intervals", class_="verdict")
+    of = intervals_of(each for _, pick in columns for each in pick.estimates.values())
+    return table(heads, rows, caption=f"What to expect, with {of}", class_="verdict")
 
 
 def _costs(answer: Recommendation, accounts: Accounts) -> Html | None:

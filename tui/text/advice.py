@@ -16,6 +16,7 @@ from traces.schema.formats import (
     TIMES,
     chance,
     counted,
+    intervals_of,
     number,
     percent,
     percent_change,
@@ -317,7 +318,7 @@ def estimate_lines(
     rows = _table_of(picks, heads, names)
     more = ["difference", *("" if other is None else _change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
-    yield from side_by_side(wide if any(more[1:]) else rows, width)
+    yield from _headed(picks, wide if any(more[1:]) else rows, width)
     if other is not None and explain:
         yield ""
         yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(other)}:", width)
@@ -339,7 +340,7 @@ def picks_of(answer: Recommendation) -> dict[str, Pick]:
 
 def _table_of(picks: Sequence[Pick], heads: Sequence[str], names: Iterable[str]) -> list[list[str]]:
     """Return a row for each name, with a column for each pick."""
-    rows = [[_intervals(picks), *heads[: len(picks)]]]
+    rows = [["" if _intervals(picks) else "first estimate", *heads[: len(picks)]]]
     for name in names:
         cells = [with_interval(pick.estimates.get(name)) for pick in picks]
         rows.append([quantity(name).noun, *cells])
@@ -360,9 +361,14 @@ def _shown(budget: Budget, picks: Sequence[Pick], *, all_names: bool) -> list[st
 
 
 def _intervals(picks: Iterable[Pick]) -> str:
-    """Return what the head of a table of estimates says: values alone have no intervals."""
-    values = (each for pick in picks for each in pick.estimates.values() if each is not None)
-    return "90 % intervals" if any(each.low is not None for each in values) else "first estimate"
+    """Return what the intervals of a table are of; values alone have none."""
+    return intervals_of(each for pick in picks for each in pick.estimates.values())
+
+
+def _headed(picks: Iterable[Pick], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return a table of picks below a line that says what its intervals are of."""
+    head = _intervals(picks)
+    return [*(_wrap(head, width) if head else ()), *side_by_side(rows, width)]
 
 
 def _signs(cells: Sequence[str], *, said: bool = False) -> str:
@@ -379,7 +385,7 @@ def beside_lines(
     """Return the table of some configurations, each under its head."""
     rows = _table_of(picks, heads, _shown(budget, picks, all_names=False))
     signs = _signs([cell for row in rows for cell in row])
-    return [*side_by_side(rows, width), *([signs] if signs else [])]
+    return [*_headed(picks, rows, width), *([signs] if signs else [])]
 
 
 def side_by_side(rows: Sequence[Sequence[str]], width: int) -> list[str]:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.schema.estimate import Estimate
-from traces.schema.formats import ABSENT, interval, number, percent_change, value_of
+from traces.schema.formats import (
+    ABSENT,
+    interval,
+    intervals_of,
+    number,
+    percent_change,
+    value_of,
+)
 from traces.schema.quantities import quantity
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.comparison import config_changes
@@ -83,7 +90,10 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
     gap = 1 if width <= 80 else 2
     wide = max(map(len, ["predicted", steps[2], *(value_of(each[2]) for each in shown.values())]))
     between = " " * gap
-    rows = [["", "recorded", "replayed", f"{'predicted':>{wide}}{between}90 % interval", "change"]]
+    if of := intervals_of(each[2] for each in shown.values()):
+        yield from wrap("", of, width=width, indent=0)
+        yield ""
+    rows = [["", "recorded", "replayed", f"{'predicted':>{wide}}{between}interval", "change"]]
     for tag, (before, replayed, after) in shown.items():
         with_ends = f"{value_of(after):>{wide}}{between}{interval(after)}"
         change = change_words(tag, replayed, after)

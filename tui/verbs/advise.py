@@ -17,7 +17,7 @@ from traces.live.watched import only_watched
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, with_intervals
 from traces.schema.formats import chance, digits
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.summary.run import Run, summarise, to_plain
@@ -28,9 +28,11 @@ from tui.options import (
     AccountOptions,
     BudgetOptions,
     BudgetSeed,
+    IntervalOf,
     Json,
     Recordings,
     option,
+    read_interval,
     takes,
 )
 from tui.terminal import say_all, say_json, tell
@@ -60,6 +62,7 @@ class Advise:
         None, "Folder for serve.sh, policy.json, expect.json.", "-o", "--output"
     )
     models: Path | None = option(None, "Keep what was learned here, for the same recordings.")
+    interval: IntervalOf = "others"
     seed: BudgetSeed = 0
     as_json: Json = False
 
@@ -198,6 +201,7 @@ def print_advice(
         from advisor.advice.accounts.efforts import efforts_of
 
         say_json(to_plain(efforts_of(advisor, recordings, answer)))
+    answer = with_intervals(answer, read_interval(asked.interval))
     costed = {} if accounts is None or not accounts.known else {"costs": to_plain(accounts)}
     document = advice_json(answer) | costed | dict(extra or {})
     if not asked.as_json and not efforts:

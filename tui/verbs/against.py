@@ -14,7 +14,7 @@ from traces.recording.manifest import check_free
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate
-from traces.schema.formats import interval, percent_change, value_of
+from traces.schema.formats import interval, intervals_of, percent_change, value_of
 from traces.schema.quantities import quantity
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise, to_plain
@@ -243,7 +243,10 @@ def against_lines(answered: Answered, url: str) -> Iterator[str]:
     ]
     yield from labelled(head, width=80, indent=10)
     yield ""
-    rows = [["", "recorded", "predicted", "90 % interval", "measured", "off by", ""]]
+    rows = [["", "recorded", "predicted", "interval", "measured", "off by", ""]]
+    if of := intervals_of(estimate_of(answered.predicted, tag) for tag in TAGS):
+        yield of
+        yield ""
     before = answered.recorded if answered.predicted is None else answered.predicted
     for tag in TAGS:
         predicted, measured = (estimate_of(r, tag) for r in (answered.predicted, answered.measured))

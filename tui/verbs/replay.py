@@ -15,7 +15,7 @@ from traces.errors import UsageError
 from traces.recording.reader import Recording
 from traces.recording.reader import measured as measured_ones
 from traces.schema.tts.policy import AS_SENT
-from tui.options import OPTIONS, AgainstOptions, argument, option, takes
+from tui.options import OPTIONS, AgainstOptions, IntervalOf, argument, option, read_interval, takes
 from tui.terminal import say_all
 from tui.text.commands import next_lines
 
@@ -37,6 +37,7 @@ class ReplayOptions:
     )
     run: int = option(0, "Which of its runs, from 1, if several.", show_default=False)
     seed: int = option(0, "Seed of the random draws.")
+    interval: IntervalOf = "fresh"
     rate: str | None = option(None, "Problems arriving: 2/s, 30/min.")
     concurrency: int | None = option(None, "Problems in flight.")
     replicas: int = option(1, "Engines that share the load.")
@@ -90,12 +91,13 @@ def replay(asked: ReplayOptions, answer: AgainstOptions) -> None:
 
             stack.enter_context(progress_bar()).add_task("replaying", total=None)
         prediction = predict(base, recorded, question, others)
+    shown = prediction.which(read_interval(asked.interval))
     if answer.output is not None:
         prediction.write(answer.output)
     if answer.as_json:
-        say_json(replay_json(prediction))
+        say_json(replay_json(shown))
         return
-    lines = list(replay_lines(prediction, question))
+    lines = list(replay_lines(shown, question))
     if answer.output is not None:
         lines += ["", f"written   {answer.output}", *next_lines("show", answer.output)]
     elif (limit := accuracy_kept(recorded)) is not None:

@@ -6,7 +6,9 @@ Worked out from the draws of the answer, so that an interval is of the ratio and
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +16,8 @@ from advisor.advice.advisor import Advisor
 from advisor.advice.feasible import ReplayedCheck
 from traces.errors import UsageError
 from traces.schema.advice import Pick, Recommendation
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Interval, Of
 from traces.schema.record import Record
-from traces.statistics import Floats
 
 _JOULES_PER_KWH = 3.6e6
 
@@ -114,52 +115,56 @@ def _costs(advisor: Advisor, check: ReplayedCheck, pick: Pick, tariff: Tariff) -
     row = metrics.place[space_row]
     replayed, resampling = metrics.replayed[row], metrics.resampling
 
-    def drawn(name: str) -> tuple[float, Floats]:
-        return float(metrics.values(name)[row]), metrics.draws(name, np.array([row]))[0]
+    costs = dict[str, Estimate | None]()
 
-    def estimate(value: float, draws: Floats, unit: str, *, exact: bool = False) -> Estimate | None:
-        if not np.isfinite(value):
-            return None
-        return resampling.estimate(
-            value,
-            draws,
+    def value(name: str) -> float:
+        return float(metrics.values(name)[row])
+
+    def add(
+        name: str, unit: str, of: Callable[[Callable[[str], Any]], Any], *, exact: bool = False
+    ) -> None:
+        """Add what is worked out by `of` from metrics by their name: values, or their draws."""
+        known = float(of(value))
+        if not np.isfinite(known):
+            return
+
+        def ends(which: Of) -> Interval:
+            drawn = of(lambda name: metrics.draws(name, np.array([row]), of=which)[0])
+            return resampling.interval(known, drawn, unit)
+
+        costs[name] = Estimate.predicted(
+            known,
             unit,
+            fresh=ends("fresh"),
+            others=ends("others"),
+            of="others",
             runs=len(replayed.candidate.pool.runs) if exact else replayed.law.runs,
             extrapolated=not exact and replayed.extrapolated,
         )
 
-    price, costs = check.price_of(row), dict[str, Estimate | None]()
-    (device_s, device_draws), (tokens, token_draws) = drawn("device_s"), drawn("tokens")
+    price = check.price_of(row)
     if price is not None:
-        usd, usd_draws = device_s * price / 3600, device_draws * price / 3600
-        costs["usd_per_million_tokens"] = estimate(
-            usd / tokens * 1e6, usd_draws / token_draws * 1e6, "USD"
-        )
-        costs["usd_per_thousand_problems"] = estimate(usd * 1e3, usd_draws * 1e3, "USD")
+        per_s = price / 3600
+        add("usd_per_million_tokens", "USD", lambda of: of("device_s") * per_s / of("tokens") * 1e6)
+        add("usd_per_thousand_problems", "USD", lambda of: of("device_s") * per_s * 1e3)
     if tariff.kwh_price is not None:
         factor = 1e3 / _JOULES_PER_KWH * (tariff.pue or 1.0) * tariff.kwh_price
-        joules, joule_draws = drawn("energy_j")
-        costs["electricity_usd_per_thousand_problems"] = estimate(
-            joules * factor, joule_draws * factor, "USD"
-        )
+        add("electricity_usd_per_thousand_problems", "USD", lambda of: of("energy_j") * factor)
     if metrics.rate_per_s is not None and replayed.keeps_up:
-        busy, busy_draws = drawn("busy_s")
-        costs["idle_share"] = estimate(
-            max(1 - busy / device_s, 0.0), np.clip(1 - busy_draws / device_draws, 0, 1), "1"
-        )
+        add("idle_share", "1", lambda of: np.clip(1 - of("busy_s") / of("device_s"), 0, 1))
     if tariff.api_price is not None:
         api = tariff.api_price / 1e6
-        costs["api_usd_per_thousand_problems"] = estimate(
-            tokens * api * 1e3, token_draws * api * 1e3, "USD", exact=True
-        )
+        add("api_usd_per_thousand_problems", "USD", lambda of: of("tokens") * api * 1e3, exact=True)
         if price is not None:
             rent_per_s = float(metrics.devices[row]) * price / 3600
-            costs["break_even_per_s"] = estimate(
-                rent_per_s / (tokens * api), rent_per_s / (token_draws * api), "problems/s",
-                exact=True,
-            )  # fmt: skip
+            add("break_even_per_s", "problems/s", lambda of: rent_per_s / (of("tokens") * api),
+                exact=True)  # fmt: skip
             capacity = advisor.replays.capacity_per_s(space_row)
-            costs["capacity_per_s"] = estimate(
-                capacity, capacity / metrics.loads[row], "problems/s"
+            costs["capacity_per_s"] = resampling.estimate(
+                capacity,
+                capacity / metrics.loads[row],
+                "problems/s",
+                runs=replayed.law.runs,
+                extrapolated=replayed.extrapolated,
             )
     return Costs(**costs)

@@ -160,9 +160,7 @@ def _of_class(advisor: Advisor, budget: Budget, members: Ints) -> ReplayedCheck:
     )
     metrics = CandidateMetrics(advisor.space, drawn, rate_per_s=all_metrics.rate_per_s)
     for row, each in zip(all_metrics.rows, all_metrics.replayed, strict=True):
-        fields = {name: getattr(each, name)[members] for name in ("accuracy", "tokens", "flops")}
-        fields |= {name: getattr(each, name)[..., members] for name in ("latency_s", "device_s")}
-        metrics.add(row, dataclasses.replace(each, **fields))
+        metrics.add(row, each.among(members))
     looked_at = [int(row) for row in np.argsort(check.sequence, kind="stable") if check.asked[row]]
     return ReplayedCheck(metrics, budget, check.prices, looked_at)
 

@@ -142,7 +142,8 @@ def test_the_document_is_the_contract(advisor):
     }  # fmt: skip
     assert set(pick) == known
     assert pick["prior"] is None
-    assert set(pick["estimates"]["accuracy"]) == {"value", "low", "high", "unit", "extrapolated"}
+    accuracy = pick["estimates"]["accuracy"]
+    assert {*accuracy} == {"value", "low", "high", "unit", "extrapolated", "of", "fresh", "others"}
     assert pick["estimates"]["energy_j"] is None
     assert document["budget"]["max_latency_s"] == 1.0
 

@@ -386,7 +386,8 @@ def test_one_problem_is_enough_to_answer(tmp_path):
     recording = record(tmp_path / "r", engine_of(max_num_seqs=None), VOTE16, problems=1)
     answer = Advisor.fit([recording], draws=40).recommend(Budget(min_accuracy=0.01))
     estimates = answer.system_optimal.estimates
-    assert estimates["accuracy"].high < 1
+    one = estimates["accuracy"]  # another problem is right or wrong
+    assert (one.low, one.high) == (0, 1) and 0.5 < one.value < 1
     assert answer.system_optimal.engine.max_num_seqs is None
     # Another problem may be of any length: one tells no interval.
     assert {estimates[name].low for name in ("tokens", "flops", "latency_s")} == {None}

@@ -66,13 +66,14 @@ def test_both_stages_give_the_same_metrics_and_bounds_of_their_draws(fresh, rate
     for metrics in (state.closed_form, state.metrics):
         assert metrics.rate_per_s == rate
         for name in (*names, "throughput_problems_per_s", "energy_j"):
-            draws = metrics.draws(name, rows)
-            assert draws.shape == (8, len(metrics.choosing))
             assert len(metrics.values(name)) == len(metrics.kind)
-            if name in names:
-                low, high = metrics.extremes(name, rows)
-                assert (low <= draws.min(axis=1) * (1 + 1e-9)).all()
-                assert (high >= draws.max(axis=1) * (1 - 1e-9)).all()
+            for of in ("all", "others"):
+                draws = metrics.draws(name, rows, of=of)
+                assert draws.shape == (8, len(metrics.choosing))
+                if name in names:
+                    low, high = metrics.extremes(name, rows, of)
+                    assert (low <= draws.min(axis=1) * (1 + 1e-9)).all()
+                    assert (high >= draws.max(axis=1) * (1 - 1e-9)).all()
 
 
 def test_a_tighter_limit_leaves_fewer_candidates(fresh):

@@ -74,3 +74,28 @@ def test_of_one_problem_others_are_taken_to_spread_as_times_do():
     means = Resampling(1, count=2000).mean(np.array([2.0]))
     assert np.median(means) == pytest.approx(2 * np.exp(0.5), rel=0.01)
     assert np.std(np.log(means)) == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problems", [5, 20, 60])
+def test_a_run_of_as_many_others_falls_in_its_interval_nine_times_in_ten(problems):
+    """In the interval of all such problems it falls 75 times in a hundred."""
+    rng, drawn, held = np.random.default_rng(3), Resampling(problems), np.zeros(2)
+    for _ in range(400):
+        times, others = rng.lognormal(0, 0.5, (2, problems))
+        for place, of in enumerate(("all", "others")):
+            ends = drawn.interval(times.mean(), drawn.mean(times, of=of), "s")
+            held[place] += ends.low <= others.mean() <= ends.high
+    assert 0.86 <= held[1] / 400 <= 0.95
+    assert held[0] / 400 < 0.83
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("problems", "q"), [(20, 0.5), (60, 0.95)])
+def test_a_percentile_of_as_many_others_falls_below_its_limit_as_often_as_said(problems, q):
+    rng, drawn, met = np.random.default_rng(4), Resampling(problems, count=1000), 0
+    for _ in range(300):
+        times, others = rng.lognormal(0, 0.5, (2, problems))
+        limit = np.quantile(drawn.quantile(times, q, of="others"), 0.9)
+        met += np.quantile(others, q) <= limit
+    assert 0.87 <= met / 300 <= 0.97

@@ -133,7 +133,7 @@ def test_a_replay_that_lies_far_off_what_was_recorded_says_so(votes):
     narrow = [*replay_lines(found, question, width=59)]
     assert max(map(len, narrow)) <= 59
     assert [line.split()[:3] for line in narrow if " change" in line and "predicted" in line] == [
-        ["predicted", "90", "%"]
+        ["predicted", "interval", "change"]
     ]
 
 

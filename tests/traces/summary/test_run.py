@@ -50,7 +50,7 @@ def test_the_document_is_the_contract(run):
     document = json.loads(json.dumps(run.to_json(), allow_nan=False))
     assert list(document) == CONTRACT
     assert set(document["config"]) == {"engine", "policy"}
-    assert set(document["accuracy"]) == {"value", "low", "high", "unit", "extrapolated"}
+    assert set(document["accuracy"]) == {"value", "low", "high", "unit", "extrapolated", "of"}
     assert set(document["latency_s"]) == {"mean", "p50", "p95"}
     assert set(document["policies"][0]) == {
         *("method", "n", "budget_tokens", "accuracy", "tokens_per_problem", "bound"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from traces.errors import UsageError
 from traces.schema.advice import ESTIMATES, Budget, Pick
 from traces.schema.engine import EngineConfig
-from traces.schema.formats import value_of, with_interval
+from traces.schema.formats import intervals_of, value_of, with_interval
 from traces.schema.quantities import latency, quantity
 from traces.summary.run import Run
 from tui.screens.advice.rows import pick_title
@@ -47,7 +47,7 @@ def what_if(
     two = [(pick.engine, pick.policy), (engine, policy)]
     check = beside(advisor, two, budget, prior=pick.prior)
     wanted = latency(budget.latency_percentile).name
-    table: list[Sequence[str]] = [("90 % intervals", "pick", "changed", "change")]
+    table: list[Sequence[str]] = [("", "pick", "changed", "change")]
     for name in dict.fromkeys((*ESTIMATES[:3], wanted, *ESTIMATES[3:])):
         one, other = check.estimate(name, 0), check.estimate(name, 1)
         if one is None and other is None:
@@ -56,7 +56,9 @@ def what_if(
         table.append((quantity(name).noun, *cells))
     rate = budget.rate_per_s
     load = "" if rate is None else f", at {rate:g} problems/s"
-    return f"{pick_title(pick)}, {changes.strip()}{load}", table
+    of = intervals_of(check.estimate(name, 1) for name in ESTIMATES)
+    title = ", ".join(filter(None, (f"{pick_title(pick)}, {changes.strip()}{load}", of)))
+    return title, table
 
 
 def _of_servers(advisor: Advisor, pick: EngineConfig, engine: EngineConfig) -> EngineConfig:

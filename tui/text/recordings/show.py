@@ -18,6 +18,7 @@ from traces.schema.formats import (
     compact,
     counted,
     interval,
+    intervals_of,
     number,
     percent,
     value_of,
@@ -220,7 +221,7 @@ def _one_run(run: Run, width: int) -> list[str]:
 
 
 def _metrics(run: Run) -> list[str]:
-    rows = [("", "value", "90 % interval")]
+    rows = [("", "value", "interval")]
     for tag in _TAGS:
         estimate = estimate_of(run, tag)
         if estimate is not None or not tag.startswith("sample_latency_s"):  # of imports alone
@@ -228,7 +229,8 @@ def _metrics(run: Run) -> list[str]:
         if tag == "accuracy" and estimate is not None and run.problems:
             others = of_others(estimate, run.problems, run.problems)
             rows.append((f"  {f'on {run.problems:,} others'}", "", interval(others)))
-    return align(rows, right=(1,))
+    head = intervals_of(estimate_of(run, tag) for tag in _TAGS)
+    return [*([head, ""] if head else ()), *align(rows, right=(1,))]
 
 
 def _charts(run: Run, width: int) -> list[str]:
@@ -296,7 +298,7 @@ def policy_lines(run: Run, width: int = 80) -> list[str]:
         return []
     counts = sorted({outcome.n for outcome in run.policies})
     by_key = {(outcome.method, outcome.n): outcome for outcome in run.policies}
-    rows = [("k", "maj@k", "90 % interval", "pass@k", "90 % interval", "tokens")]
+    rows = [("k", "maj@k", "interval", "pass@k", "interval", "tokens")]
     for k in counts:
         majority, passed = by_key.get(("majority", k)), by_key.get(("pass_at_k", k))
         cells = [str(k)]
@@ -307,7 +309,7 @@ def policy_lines(run: Run, width: int = 80) -> list[str]:
         rows.append(
             (*cells, value_of(None if tokens is None else tokens.tokens_per_problem))  # type: ignore[arg-type]
         )
-    ties = "maj@k of random subsets, ties shared equally"
+    ties = "90 % intervals of all problems like these. maj@k of random subsets, ties shared equally"
     if run.curve is not None:
         ties = "maj@k as published. show --policies has intervals and what lies between"
     lines = align(rows, right=(0, 1, 3, 5), width=width)
@@ -367,7 +369,9 @@ def difference_lines(compared: Difference, *, width: int = 80) -> list[str]:
     if compared.reason is not None:
         lines = wrap("", compared.reason, width=width, indent=0)
     else:
-        title = f"2 against 1: the same {compared.problems:,} problems, paired, 90 % intervals"
+        of = intervals_of(change.difference for change in compared.changes)
+        title = f"2 against 1: the same {compared.problems:,} problems, paired"
+        title += f", {of}" if of else ""
         rows = [
             (
                 f"  {change.metric.quantity.title}",
@@ -378,7 +382,8 @@ def difference_lines(compared: Difference, *, width: int = 80) -> list[str]:
             for change in compared.changes
             if change.metric.tag in _TAGS
         ]
-        lines = [title, *_not_paired(compared, width), *align(rows, right=(1,))]
+        head = wrap("", title, width=width, indent=0)
+        lines = [*head, *_not_paired(compared, width), *align(rows, right=(1,))]
         lines += [*_of_fewer(compared, width), *_how_many_more(compared, width)]
         lines += spread_lines(compared.run_to_run, width)
     return lines + config_lines(compared, width)
