@@ -370,7 +370,7 @@ def difference_lines(compared: Difference, *, width: int = 80) -> list[str]:
         lines = wrap("", compared.reason, width=width, indent=0)
     else:
         of = intervals_of(change.difference for change in compared.changes)
-        title = f"2 against 1: the same {compared.problems:,} problems, paired"
+        title = f"2 against 1: {compared.problems:,} problems, paired"
         title += f", {of}" if of else ""
         rows = [
             (
