@@ -296,7 +296,7 @@ def now_text(snapshot: Snapshot, *, width: int) -> Content:
         parts.append(f"no token for {max(each.still_s for each in readings):.0f} s")
     ttft, queue = slowest(engines, "ttft_s").mean, slowest(engines, "queue_s").mean
     if ttft is not None and state not in {"stalled", "profiled"}:
-        queued = "" if queue is None else f", {value_of(queue)} of it in the queue"
+        queued = "" if queue is None else f", queue {value_of(queue)}"
         parts.append(f"TTFT {value_of(ttft)}{queued}")
     first, more = _badge("NOW", state, _STATES[state], ", ".join(parts), width)
     rest = " ".join(line.strip() for line in more)

@@ -9,9 +9,10 @@ import pytest
 from profiler.attach.scraper import Silence
 from tests.tui.live_recordings import BEGIN, write_watched
 from tests.tui.pilot import opened, press, screen_text, text_of
-from traces.live.numbers import Reading, numbers_of
+from traces.live.numbers import Reading, Times, numbers_of
 from traces.live.verdict import Finding, Verdict, change_for
 from traces.recording.reader import Recording
+from traces.schema.estimate import Estimate
 from traces.schema.formats import number
 from traces.summary.run import summarise
 from tui.app.app import TtscopeApp
@@ -155,7 +156,10 @@ def test_no_banner_is_green_while_requests_wait_now(numbers):
         assert any("success" in str(span.style) for span in quiet.spans) != is_held_up(shown)
         return now_text(shown, width=78).plain
 
-    assert now().startswith("NOW       QUEUEING  11 wait, 5 of 8 run")
+    times = {"ttft_s": 0.337, "queue_s": 0.3}  # of those that began, and of those that ended
+    means = {name: Times(mean=Estimate(value=s, unit="s")) for name, s in times.items()}
+    snapshot = replace(snapshot, numbers={"e": replace(known, **means)})
+    assert now() == "NOW       QUEUEING  11 wait, 5 of 8 run, TTFT 337 ms, queue 300 ms"
     assert now(kv_share=0.99).startswith("NOW       KV-BOUND")
     assert now(still_s=31.0).startswith("NOW       STALLED  11 wait, 5 of 8 run, no token for 31 s")
     assert now(waiting=0.0).startswith("NOW       RUNNING")
