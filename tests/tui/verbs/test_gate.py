@@ -16,7 +16,7 @@ from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.parameters import complete, make_policy
 from traces.summary.comparison import beside, compare
 from traces.summary.run import summarise
@@ -130,6 +130,25 @@ def test_outcomes_know_their_problems_by_name(run, runs, base, tmp_path):
     others = dataclasses.replace(told, problem_names=names_hash(["p1", "p2"]))
     (check, *_) = against_promises(others, base, "expect.json").checks
     assert check.verdict == "absent" and check.why.endswith("Record all, each with its problem_id")
+
+
+@pytest.mark.parametrize(("times", "verdict"), [(1.0, "ok"), (0.97, "ok"), (0.94, "broken")])
+def test_a_run_of_the_same_problems_is_held_against_one_more_run_of_them(runs, times, verdict):
+    """What other problems would have differs by more, and so do all such problems."""
+    (base,) = summarise(runs["base"])
+    value = times * base.tokens_per_problem.value
+    told = Estimate.predicted(
+        value,
+        "tokens",
+        fresh=Interval(low=0.95 * value, high=1.05 * value),
+        others=Interval(low=0.7 * value, high=1.3 * value),
+        of="others",
+    )
+    check = next(
+        each for each in held(base, promised={"tokens": told}).checks if each.kind == "promise"
+    )
+    assert check.verdict == verdict
+    assert check.measured == base.tokens_per_problem
 
 
 def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
