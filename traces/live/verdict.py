@@ -248,16 +248,15 @@ def _waiting(numbers: Numbers, share: float) -> str:
 
 def _queue(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
     waits = numbers.of_load(numbers.waiting_share)
-    ttft, (queued_s, queued) = numbers.ttft_s.mean, _queued(numbers)
+    ttft, share = numbers.ttft_s.mean, ""
     if waits is None:
         return Unseen(kind="queueing", needs="vllm:num_requests_waiting")
     if waits < WAITS or isinstance(_kv(numbers, evidence), Finding):
         return None
-    if queued_s is None or ttft is None:  # no request got a token yet
+    if ttft is None:  # no request got a token yet
         if waits < QUEUED:
             return None
-        share = ""
-    elif queued_s < QUEUED * ttft.value:
+    elif (queued := _queued(numbers, ttft.value)) is None:
         return None
     else:
         share = f", {queued}, {number(ttft.value, 's')} to the first token (means of /metrics)"
@@ -272,17 +271,19 @@ def _queue(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
     return Finding(kind="queueing", evidence=text)
 
 
-def _queued(numbers: Numbers) -> tuple[float | None, str]:
-    """Return how long requests are queued on average, and say it.
+def _queued(numbers: Numbers, ttft_s: float) -> str | None:
+    """Say for how long requests are queued, None where that is less than half of `ttft_s`.
 
     Engines tell it of requests that ended, which may be those that came before the queue. By
     Little's law (Little 1961) it is also how many wait over how many get a first token a second.
     """
     told, rate = numbers.queue_s.mean, numbers.first_tokens_per_s
+    if told is not None and told.value >= QUEUED * ttft_s:
+        return f"{number(told.value, 's')} in the queue"
     law_s = numbers.waiting / rate if rate and numbers.waiting is not None else 0.0
-    if rate and law_s > (told.value if told is not None else 0.0):
-        return law_s, f"which takes {number(law_s, 's')} at {digits(rate)} first tokens a second"
-    return (None, "") if told is None else (told.value, f"{number(told.value, 's')} in the queue")
+    if rate and law_s >= QUEUED * ttft_s:
+        return f"which takes {number(law_s, 's')} at {digits(rate)} first tokens a second"
+    return None
 
 
 def _communication(_: Numbers, evidence: LiveEvidence) -> Outcome:
