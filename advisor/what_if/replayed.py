@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -55,12 +56,24 @@ from traces.statistics import (
     ratio,
     spread,
 )
+from traces.summary.comparison import RUN_TO_RUN
 from traces.summary.energy import Energy
-from traces.summary.run import Run, step_times, summarise
+from traces.summary.run import ErrorPart, Run, day_of, step_times, summarise
 from traces.summary.votes import PolicyOutcome, policies_within
 
 DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
 # and of the samples of a fresh run
+_FIGURES: Final = {  # of a draw, and the tags of what is printed of it
+    **{
+        f"{time}.{part}": (f"{time}.{part}",)
+        for time in ("latency_s", "ttft_s", "tpot_s")
+        for part in ("mean", "p50", "p95")
+    },
+    "tokens": ("tokens_per_problem",),
+    "throughput": ("throughput_tokens_per_s",),
+    "device_s": ("device_s_per_problem",),
+    "joules": ("energy_j.total", "energy_j.per_problem"),
+}
 UNLIKE: Final = 0.01  # change of the mean latency, from which other step times are another run
 ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
 STEADY_PASSES: Final = 32  # over the problems, whose latencies are those of a steady stream
@@ -114,6 +127,7 @@ class Replays:
         self.as_sent = question.policy == AS_SENT
         self._pose(own)
         self.times = self._times(model, prior, operators, law)
+        self._causes = self._named_causes(prior, operators, evidence)
         self._draw_arrivals()
         self.times = self.times.under(lambda cost: self._run(self.workloads[0], 1.0, cost=cost))
         self._replay(extrapolated=extrapolated)
@@ -174,6 +188,79 @@ class Replays:
         if model is not None:
             return learned(law or model.law(self.engine))
         raise UsageError("no steps were recorded. Give operator tables with --operators, or --gpu")
+
+    def _named_causes(
+        self, prior: PriorTimes | None, operators: Operators | None, evidence: Evidence
+    ) -> dict[str, str]:
+        """Return the names of what the numbers are off by, which other replays may share.
+
+        That is the law of step times with what taught it, that of power, and the samples with how
+        they are drawn. A law that only this recording taught is off by the state of the machine in
+        it, too.
+        """
+        taught = sorted({table.recording for table in evidence.steps})
+        where = (self.question.gpu, str(self.question.operators))
+        law = (law_key(self.engine), *where, taught, prior is None, operators is None)
+        started = self.base.manifest.clock_start.unix_ns
+        drawn = sorted({source.recording for source in self.sources})
+        samples = (drawn, started, self.question.policy, self.question.seed, self.arrivals_asked)
+        causes = {"law": law, "power": law_key(self.engine), "samples": samples}
+        named = {kind: f"{kind} {_name_of(what)}" for kind, what in causes.items()}
+        own = prior is None and operators is None and taught == [self.base.name]
+        return named | ({"day": day_of(started)} if own else {})
+
+    @property
+    def arrivals_asked(self) -> bool:
+        """Whether problems come at a rate that was asked for."""
+        return self.question.rate_per_s is not None
+
+    @cached_property
+    def errors(self) -> tuple[ErrorPart, ...]:
+        """What of the numbers' intervals has a cause that other replays may share."""
+        if self.times.sigma is None:
+            return ()
+        sigma = self.times.sigma[int(self.outside)]
+        of_day = min(RUN_TO_RUN / sigma, 1.0) if sigma > 0 and "day" in self._causes else 0.0
+        sds: dict[str, dict[str, float]] = {cause: {} for cause in self._causes}
+        for figure, tags in _FIGURES.items():
+            values = np.array([each.get(figure, np.nan) for each in self._numbers])
+            if not np.isfinite(values).all() or (values <= 0).any():
+                continue
+            slow, fast = (np.mean([each[figure] for each in side]) for side in self.sides[0])
+            speed = abs(float(np.log(slow / fast))) / (2 * Z95) if min(slow, fast) > 0 else 0.0
+            again = np.array([each[figure] for each in self._fresh_numbers])
+            parts = {
+                "law": speed * float(np.sqrt(1 - of_day**2)),
+                "day": speed * of_day,
+                "samples": self._fresh_draw(values, again) / Z95,
+            }
+            if figure == "joules" and self.power is not None:
+                low, high = self._power_ends
+                parts["power"] = float(np.hypot(self.power.sigma, np.log(high / low) / (2 * Z95)))
+            for cause in self._causes.keys() & parts.keys():
+                sds[cause] |= dict.fromkeys(tags, parts[cause])
+        return tuple(ErrorPart(name=self._causes[cause], sd=sd) for cause, sd in sds.items() if sd)
+
+    @cached_property
+    def _power_ends(self) -> tuple[float, float]:
+        """The least and the most energy that the laws of power have, over all draws."""
+        assert self.power is not None
+        ends = []
+        for run in self.runs:
+            seconds, busy_s, request_s = self._spent(run)
+            ends.append(self.power.ends(seconds, busy_s, request_s / max(busy_s, 1e-12)))
+        low, high = np.mean(ends, axis=0).tolist()
+        return low, high
+
+    @cached_property
+    def _right(self) -> dict[str, float]:
+        """The share of right answers over all draws, of problems whose first draw is not it."""
+        if not self._judged:
+            return {}
+        rows = self.tables["problems"].select("problem_id", pl.col("correct").cast(pl.Float64))
+        first = dict(rows.iter_rows())
+        shares = zip(self.ids, self._right_shares.tolist(), strict=True)
+        return {name: share for name, share in shares if first.get(name) != share}
 
     def _draw_arrivals(self) -> None:
         """Give each draw its own arrivals at the asked rate, where step times have a spread."""
@@ -501,6 +588,8 @@ class Replays:
             policies=self._fewer(first.policies),
             throughput_tokens_per_s=self._ends_scattered(self._estimate("throughput", "tokens/s")),
             energy_j=self._energy(first.energy_j),
+            errors=self.errors,
+            right=self._right,
             device_s_per_problem=device,
             cost_usd_per_problem=None
             if price is None or device is None
@@ -830,11 +919,7 @@ class Replays:
         """Return the energy with an interval that holds what the power law leaves open."""
         if drawn is None or self.power is None:
             return drawn
-        ends = []
-        for run in self.runs:
-            seconds, busy_s, request_s = self._spent(run)
-            ends.append(self.power.ends(seconds, busy_s, request_s / max(busy_s, 1e-12)))
-        low, high = np.mean(ends, axis=0).tolist()
+        low, high = self._power_ends
         middle = float(np.mean([self._joules(run) for run in self.runs]))
         return _farther(drawn, (max(np.log(middle / low), 0.0), max(np.log(high / middle), 0.0)))
 
@@ -853,17 +938,26 @@ class Replays:
         if not self._judged:
             return None
         policy = self.question.policy
-        right = np.mean([run.right for run in self.runs], axis=0)
         exact = decides_as_vote(policy.stop, policy.n)
-        if exact:  # it does not ask who ended first
-            source = self.sources[0]
-            right = np.array([source.vote_curve(name)[self.drawn - 1] for name in self.ids])
         samples = [self.sources[0].problems[name].samples for name in self.ids]
         return (
             OneMoreRun(samples)
-            .accuracy(right, policy, extrapolated=self.outside and not exact)
+            .accuracy(self._right_shares, policy, extrapolated=self.outside and not exact)
             .which("fresh")
         )
+
+    @cached_property
+    def _right_shares(self) -> Floats:
+        """How often each problem is answered right: exact where nothing asks who ended first."""
+        policy, source = self.question.policy, self.sources[0]
+        if decides_as_vote(policy.stop, policy.n):
+            return np.array([source.vote_curve(name)[self.drawn - 1] for name in self.ids])
+        return np.asarray(np.mean([run.right for run in self.runs], axis=0))
+
+
+def _name_of(what: object) -> str:
+    """Return a short name, the same for what is written alike."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 def _most_drawn(policy: Policy, group: str | None) -> int:

@@ -38,7 +38,7 @@ from traces.statistics import (
 from traces.summary.kernels import sample_times
 from traces.summary.metrics import METRICS, Metric, estimate_of, latency_metric
 from traces.summary.problems import mostly_told
-from traces.summary.run import Run, conditions, summarise, to_plain
+from traces.summary.run import Run, conditions, day_of, summarise, to_plain
 
 # How far apart two runs of the same configuration lie: the spread from run to run.
 #
@@ -80,7 +80,8 @@ class RunSpread:
     a metric's tag to it. `assumed` is the assumed one of each run that is not in `printed`:
     `RUN_TO_RUN` and how much the speed of its own steps varied. `repeats` are the names of the
     recordings that were taken as repeats, those that are compared left out. `printed` names the
-    replays whose times have the intervals that they printed.
+    replays whose times have the intervals that they printed, and `shared` what two are off by
+    together, which does not tell them apart (`SHARED`).
     """
 
     recordings: int = 0
@@ -88,6 +89,7 @@ class RunSpread:
     measured: Mapping[str, float] = field(default_factory=dict)
     assumed: tuple[float, ...] = (RUN_TO_RUN, RUN_TO_RUN)
     printed: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -96,6 +98,7 @@ class RunSpread:
             "repeats": list(self.repeats),
             "sd": dict(self.measured) if self.recordings else list(self.assumed),
             "printed": list(self.printed),
+            "shared": list(self.shared),
         }
 
 
@@ -238,6 +241,12 @@ def _configurations(recording: Recording) -> Iterable[Hashable]:
 Floats = NDArray[np.float64]
 
 SAME = "cannot be told apart"
+SHARED = {  # kinds of causes by which two runs are off together
+    "law": "the law of step times",
+    "samples": "the samples",
+    "power": "the law of power",
+    "run": "the machine's state in the recording",
+}
 THROUGHPUT = "throughput_tokens_per_s"
 
 
@@ -249,9 +258,9 @@ class Change:
     `times_as_many` how many times the problems would separate a true difference of this size, None
     where no number would, because the spread from run to run stays. `relative` is the difference
     as a share of the first run's number, None where that is 0. `problems` have the number in both
-    runs, which may be fewer than both decided: a prediction does not say whether a tied vote is
-    right. `of_problems` is the share of the interval's squared width that is the problems' own, and
-    narrows with their number; `all_equal` says that every problem has the same number in both.
+    runs, which may be fewer than both decided. `of_problems` is the share of the interval's squared
+    width that is the problems' own, and narrows with their number; `all_equal` says that every
+    problem has the same number in both.
     """
 
     metric: Metric
@@ -271,13 +280,16 @@ class Difference:
     `not_told` is what of "engine" and "policy" a recording does not tell, or not entirely: that
     `config` names no difference there does not say that there is none.
     `run_to_run` is the spread from run to run that the times' intervals hold. `unpaired` counts
-    problems that are not among the `problems`, by why.
+    problems that are not among the `problems`, by why. `tied` are problems whose vote is tied in
+    the same samples of both: a run gave it to the first sample, its replay shares it, and both are
+    compared with it shared.
     """
 
     first: str
     second: str
     problems: int
     unpaired: Mapping[str, int] = field(default_factory=dict)
+    tied: int = 0
     changes: tuple[Change, ...] = ()
     run_to_run: RunSpread = field(default_factory=RunSpread)
     config: Mapping[str, tuple[Any, Any]]
@@ -291,6 +303,7 @@ class Difference:
             "second": self.second,
             "problems": self.problems,
             "unpaired": dict(self.unpaired),
+            "tied": self.tied,
             "metrics": {
                 change.metric.tag: {
                     "difference": to_plain(change.difference),
@@ -325,13 +338,15 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
     ids = _paired_problems(first, second)
     if isinstance(ids, str):
         return replace(unpaired, reason=ids)
-    one, two = _Numbers(first, ids), _Numbers(second, ids)
+    ties = _tied(first, second)
+    one, two = (_Numbers(replace(run, right={**run.right, **ties}), ids) for run in (first, second))
     spread, beyond = _run_to_run((first, second), (one, two), repeats, METRICS)
     changes = (_change(metric, one, two, beyond(metric)) for metric in METRICS)
     return replace(
         unpaired,
         problems=ids.len(),
         unpaired=_unpaired(first, second, ids),
+        tied=len(ties),
         changes=tuple(each for each in changes if each is not None),
         run_to_run=replace(
             spread,
@@ -341,8 +356,35 @@ def compare(first: Run, second: Run, repeats: Sequence[Run] = ()) -> Difference:
                 if not run.printed
             ),
             printed=tuple(run.recording for run in (first, second) if run.printed),
+            shared=_shared(first, second),
         ),
     )
+
+
+def _tied(first: Run, second: Run) -> dict[str, float]:
+    """Return by problem the share of right answers of votes that are tied in both runs.
+
+    That is in a run and in a replay of its very samples under its policy.
+    """
+    for run, replay in ((first, second), (second, first)):
+        policy = run.policy
+        if run.printed or not replay.printed or replay.started_ns != run.started_ns:
+            continue
+        if policy is not None and policy == replay.policy and policy.method == "majority":
+            return {name: share for name, share in replay.right.items() if 0 < share < 1}
+    return {}
+
+
+def _shared(first: Run, second: Run) -> tuple[str, ...]:
+    """Return in words what two runs are off by together, of which one is a replay."""
+    if not (first.printed or second.printed):
+        return ()
+    causes = (
+        {each.name for each in run.errors} if run.printed else {day_of(run.started_ns)}
+        for run in (first, second)
+    )
+    kinds = {name.partition(" ")[0] for name in common(*causes)}
+    return tuple(words for kind, words in SHARED.items() if kind in kinds)
 
 
 def _paired_problems(first: Run, second: Run) -> pl.Series | str:
@@ -428,6 +470,9 @@ class _Numbers:
         self.complete = rows.height == ids.len()
         self._alone = means.height == ids.len()
         self._columns = {name: rows[name].to_numpy() for name in names}
+        if run.right:
+            told = zip(rows["problem_id"].to_list(), self._columns["correct"], strict=True)
+            self._columns["correct"] = np.array([run.right.get(name, was) for name, was in told])
 
     def per_problem(self, column: str) -> Floats:
         """Return a number for each of the problems, nan where it is not known."""
@@ -477,6 +522,25 @@ class _Numbers:
         if printed is None or printed.high is None or low is None or low <= 0:
             return None
         return float(np.log(printed.high / low)) / (2 * Z95)
+
+    @property
+    def is_printed(self) -> bool:
+        """Whether a replay printed the run's numbers."""
+        return self._run.printed
+
+    def error_parts(self, metric: Metric, own: float) -> dict[str, float]:
+        """Return what a metric's log may be off by, as sds by cause; "" is of this run alone.
+
+        `own` is the spread from run to run of a time that was measured.
+        """
+        printed = self.printed_sd(metric)
+        if printed is None:
+            own = own if metric.timed else 0.0
+            return {"": own} if self._run.printed else {day_of(self._run.started_ns): own}
+        tag = "device_s_per_problem" if metric.tag == "cost_usd_per_problem" else metric.tag
+        parts = {each.name: each.sd[tag] for each in self._run.errors if tag in each.sd}
+        rest = printed**2 - sum(np.square(list(parts.values())))
+        return parts | {"": float(np.sqrt(max(rest, 0.0)))}
 
     @cached_property
     def _of_all(self) -> _Numbers:
@@ -645,23 +709,21 @@ def _change(
     if not same:
         one, two = first.as_printed(metric, one), second.as_printed(metric, two)
     narrow = difference(one, two, metric.quantity.unit)
-    sds = [
-        (own if metric.timed else 0.0) if sd is None else 0.0 if same and not metric.timed else sd
-        for sd, own in zip(
-            (each.printed_sd(metric) for each in (first, second)), spread, strict=True
-        )
+    errors = [
+        {} if same and not metric.timed else each.error_parts(metric, own)
+        for each, own in zip((first, second), spread, strict=True)
     ]
-    if any(sds) and size > 1:
-        one, two = (
-            each.times(np.exp(sd * normal_scores(each.draws.size, seed)))
-            for seed, (each, sd) in enumerate(zip((one, two), sds, strict=True))
-        )
+    if not (first.is_printed or second.is_printed):  # two runs of a day differ as others do
+        errors = [{"": sum(each.values())} for each in errors]
+    off = _off(errors, one.draws.size)
+    if any(each.any() for each in off) and size > 1:
+        one, two = (each.times(np.exp(log)) for each, log in zip((one, two), off, strict=True))
     absolute, relative = difference(one, two, metric.quantity.unit), change(one, two)
     if metric.column == "correct" and same:
         right = first.per_problem("correct")
         absolute, relative = _all_agree(absolute, relative, right[np.isfinite(right)])
     of_problems = 1.0
-    if any(sds) and _width(absolute):
+    if any(each.any() for each in off) and _width(absolute):
         of_problems = min((_width(narrow) / _width(absolute)) ** 2, 1.0)
     verdict, times = _verdict(absolute, metric, size, of_problems)
     return Change(
@@ -674,6 +736,26 @@ def _change(
         of_problems=of_problems,
         all_equal=same,
     )
+
+
+def common(one: Iterable[str], other: Iterable[str]) -> list[str]:
+    """Return the causes that two numbers are off by together."""
+    return sorted((set(one) & set(other)) - {""})
+
+
+def _off(errors: Sequence[Mapping[str, float]], count: int) -> list[Floats]:
+    """Return draws [count] of what the log of each of two numbers is off by.
+
+    Of a cause that both have they take the same draws.
+    """
+    shared, off = common(*errors), []
+    for seed, parts in enumerate(errors):
+        alone = np.linalg.norm([sd for name, sd in parts.items() if name not in shared])
+        log = float(alone) * normal_scores(count, seed)
+        for place, name in enumerate(shared, len(errors)):
+            log = log + parts[name] * normal_scores(count, place)
+        off.append(log)
+    return off
 
 
 def _equal(metric: Metric, first: _Numbers, second: _Numbers) -> bool:

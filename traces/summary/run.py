@@ -67,6 +67,22 @@ NOTHING: Spread = {"mean": None, "p50": None, "p95": None}
 
 
 @dataclass(frozen=True, kw_only=True)
+class ErrorPart(Record):
+    """What of the log spread (sd) of predicted numbers has one cause, by the numbers' tags.
+
+    Where two runs have a part of one `name` both are off by it together.
+    """
+
+    name: str
+    sd: Mapping[str, float]
+
+
+def day_of(started_ns: int) -> str:
+    """Return the name of what a recording is off by because of the machine's state in it."""
+    return f"run {started_ns}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One engine and one policy of a recording; `to_json` is the documented contract.
 
@@ -75,7 +91,9 @@ class Run:
     end, `problems_failed` those that ended without a decision, or whose requests all failed.
     `sample_latency_s` is of imported samples, whose latency is known without a clock.
 
-    Not in the JSON: `printed` (a replay printed the numbers, and the frames are one draw),
+    Not in the JSON: `printed` (a replay printed the numbers, and the frames are one draw), `errors`
+    (what these may be off by), `right` (by problem the share of right answers where a replay does
+    not tell it, or of several draws), `started_ns` (when the recording began),
     `seconds` (where the wall time went), `notes` (what a reader must know), `workload`,
     `conditions` (load and machine, which repeats share), `load`, `price_usd_per_device_hour` (of
     the cost), `imported` (the format of imported outcomes, whose engine is known by name alone),
@@ -130,6 +148,9 @@ class Run:
     step_rows: pl.DataFrame | None = field(default=None, repr=False, compare=False)
     windows: WindowCost | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
+    errors: tuple[ErrorPart, ...] = ()
+    right: Mapping[str, float] = field(default_factory=dict, repr=False)
+    started_ns: int = 0
 
     def among(self, problem_ids: Collection[str]) -> Run:
         """Return the run of some of its problems: what is measured of each by itself.
@@ -157,7 +178,7 @@ class Run:
         frames = {"rows", "sample_rows", "step_rows", "windows"}
         hidden = {"engine", "policy", "seconds", "notes", "workload", "conditions", "imported"}
         hidden |= frames | {"identities", "curve", "failed_problems"}
-        hidden |= {"load", "price_usd_per_device_hour", "printed"}
+        hidden |= {"load", "price_usd_per_device_hour", "printed", "errors", "right", "started_ns"}
         plain = {name: to_plain(value) for name, value in vars(self).items() if name not in hidden}
         engine = to_plain(self.engine)
         if self.imported is not None:
@@ -187,6 +208,8 @@ class Printed(Record):
     estimates: Mapping[str, Estimate]
     policies: tuple[PolicyOutcome, ...] = ()
     steps: int | None = None
+    errors: tuple[ErrorPart, ...] = ()
+    right: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run) -> Printed:
@@ -197,7 +220,13 @@ class Printed(Record):
         energy = run.energy_j if run.energy_j.method == "law" else Energy()
         values |= {f"energy_j.{name}": getattr(energy, name) for name in _JOULES}
         estimates = {tag: each for tag, each in values.items() if each is not None}
-        return cls(estimates=estimates, policies=run.policies, steps=run.steps)
+        return cls(
+            estimates=estimates,
+            policies=run.policies,
+            steps=run.steps,
+            errors=run.errors,
+            right=run.right,
+        )
 
     @classmethod
     def told(cls, recording: Recording) -> Printed | None:
@@ -232,6 +261,8 @@ class Printed(Record):
             energy_j=energy,
             policies=self.policies,
             steps=self.steps,
+            errors=self.errors,
+            right=self.right,
         )
 
 
@@ -352,6 +383,7 @@ def _run(
         sample_rows=samples,
         step_rows=steps,
         windows=windows,
+        started_ns=manifest.clock_start.unix_ns,
         notes=tuple(
             _notes(recording, engine_key, policy, samples, rows, lost, window_times, told_of)
         ),

@@ -385,8 +385,21 @@ def difference_lines(compared: Difference, *, width: int = 80) -> list[str]:
         head = wrap("", title, width=width, indent=0)
         lines = [*head, *_not_paired(compared, width), *align(rows, right=(1,))]
         lines += [*_of_fewer(compared, width), *_how_many_more(compared, width)]
+        lines += _tied_lines(compared, width)
         lines += spread_lines(compared.run_to_run, width)
     return lines + config_lines(compared, width)
+
+
+def _tied_lines(compared: Difference, width: int) -> list[str]:
+    """Say how tied votes are compared, which a run and its replay print otherwise."""
+    if not compared.tied:
+        return []
+    ties = "1 vote is" if compared.tied == 1 else f"{compared.tied:,} votes are"
+    text = (
+        f"{ties} tied: the run gave them to the answer that came first, its replay shares them. "
+        "The accuracy printed above differs by that alone, and is compared with them shared"
+    )
+    return wrap("", text, width=width, indent=2)
 
 
 def _not_paired(compared: Difference, width: int) -> list[str]:
@@ -429,7 +442,7 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
         text = f"measured by {spread.recordings} recordings: {spreads} (one standard deviation)"
         text += f". Taken as repeats: {', '.join(spread.repeats)}"
     elif not spread.assumed:  # of two replays
-        text = "what each of them printed"
+        text = f"what each of them printed{_but_for(spread.shared)}"
         return wrap("", f"spread of times, in the intervals: {text}", width=width, indent=2)
     else:
         each = [percent(sd) for sd in spread.assumed]
@@ -445,7 +458,17 @@ def spread_lines(spread: RunSpread, width: int) -> list[str]:
         text += f". Record {again} again into the same folder to measure it"
     if spread.printed:
         text += f". The replay {' and '.join(spread.printed)} has the spread that it printed"
+        text += _but_for(spread.shared)
     return wrap("", f"run-to-run spread of times, in the intervals: {text}", width=width, indent=2)
+
+
+def _but_for(shared: Sequence[str]) -> str:
+    """Say what two runs are off by together, which is left out of their difference."""
+    if not shared:
+        return ""
+    *most, last = shared
+    listed = f"{', '.join(most)} and {last}" if most else last
+    return f", but for what both are off by together: {listed}"
 
 
 def config_lines(compared: Difference, width: int) -> list[str]:
