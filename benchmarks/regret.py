@@ -147,9 +147,9 @@ def only(space: Space, names: set[Name]) -> Space:
 
 def lost(budget: Budget, pick: Measured, best: Measured) -> float:
     """Return how much worse the pick's objective is, a share; for accuracy the difference."""
-    name = OBJECTIVES[budget.optimise]
+    name = OBJECTIVES[budget.goal]
     mine, other = getattr(pick, name), getattr(best, name)
-    return float(other - mine if budget.optimise == "accuracy" else mine / other - 1)
+    return float(other - mine if budget.goal == "accuracy" else mine / other - 1)
 
 
 def noise_floor(rounds: Sequence[dict[Name, Measured]]) -> dict[str, float]:
@@ -227,8 +227,8 @@ def _ask(
 
 
 def _best(budget: Budget, found: Sequence[Measured]) -> Measured:
-    name = OBJECTIVES[budget.optimise]
-    choose = max if budget.optimise == "accuracy" else min
+    name = OBJECTIVES[budget.goal]
+    choose = max if budget.goal == "accuracy" else min
     return choose(found, key=lambda each: float(getattr(each, name)))
 
 
@@ -255,7 +255,7 @@ def _print(rows: Sequence[dict[str, object]], floor: dict[str, float]) -> None:
 def _asked(row: dict[str, object]) -> tuple[str, float]:
     budget = row["budget"]
     assert isinstance(budget, Budget)
-    return budget.optimise, budget.confidence
+    return budget.goal, budget.confidence
 
 
 def _line(rows: Sequence[Any], optimise: str, confidence: float | str, kind: str) -> None:

@@ -192,7 +192,11 @@ class BudgetOptions:
     gpus: int | None = option(None, "Devices at most.")
     rate: str | None = option(None, "Problems arriving: 2/s, 30/min.")
     price: list[str] | None = option(None, "USD per device-hour: 2.5, or by type H100=2.5.")
-    optimise: str | None = option(None, "accuracy, latency, cost, energy or throughput.")
+    optimise: str | None = option(
+        None,
+        "accuracy, latency, cost, energy or throughput. "
+        "Without it latency, or accuracy within limits on what is spent alone.",
+    )
     confidence: str = option("0.9", "How sure every limit must be met: 0.9 or 90%.")
     gpu: list[str] | None = option(None, "Also offer this GPU, by the prior: h100_sxm.")
     tables: Path | None = option(None, "--gpu: folder of its tables, if not installed.")

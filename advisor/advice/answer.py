@@ -11,7 +11,7 @@ import numpy as np
 
 from advisor.advice.command import CpuBuild, serve_command
 from advisor.advice.feasible import ReplayedCheck, Shortlist
-from advisor.advice.measure_next.experiments import experiments
+from advisor.advice.measure_next.experiments import experiments, missed
 from advisor.advice.measure_next.gpu_runs import short_runs
 from advisor.advice.reasons import alternatives, measure_next, name_of, reasons, why_nothing
 from advisor.advice.sensitivity import turnings
@@ -71,10 +71,11 @@ def answer(answering: Answering) -> Recommendation:
     misses = tuple(_near_miss(answering, field, row) for field, row in rows)
     equals = [] if system is None else check.equals(system)
     stages = _stages(answering, system)
-    proposed, short = list[Experiment](), []
+    proposed, short, at_limits = list[Experiment](), [], 0.0
     if system is not None:
         seed = check.metrics.resampling.seed
         proposed = experiments(check, system, load=load, seed=seed)
+        at_limits = missed(check, system)
         if check.metrics.replayed[system].law.prior is not None:
             demands = answering.shortlist.metrics.demands
             alone = ClosedForm(demands, concurrency=1, rate_per_s=None)
@@ -102,7 +103,15 @@ def answer(answering: Answering) -> Recommendation:
         alternatives=() if system is None else tuple(alternatives(check, system)),
         near_misses=misses,
         measure_next=tuple(
-            measure_next(evidence, check.metrics, system, proposed, load=load, short=short)
+            measure_next(
+                evidence,
+                check.metrics,
+                system,
+                proposed,
+                load=load,
+                short=short,
+                at_limits=at_limits,
+            )
         ),
         candidates=int(answering.shortlist.asked.sum()) + sum(space.dropped.values()),
         infeasible=dict(Counter(space.dropped) + _infeasible(answering.shortlist, check)),

@@ -62,6 +62,7 @@ class BudgetCheck(Generic[M]):
     def __init__(
         self, metrics: M, budget: Budget, prices: Prices, looked_at: Sequence[int] | None = None
     ) -> None:
+        budget = budget.settled(judged=metrics.space.judged)
         self.metrics, self.budget, self.prices = metrics, budget, prices
         by_kind = [prices.of(kind.engine) for kind in metrics.space.kinds]
         self.price: Floats = np.array(by_kind, dtype=float)[metrics.kind]

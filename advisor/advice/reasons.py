@@ -42,7 +42,7 @@ from traces.statistics import Z95, of_others, tells_above
 from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
-EXPECTED_LOSS = "how much worse than the best choice it is, on average over what is not known yet"
+EXPECTED_LOSS = "how much worse it is than what one would choose if all were known, on average"
 MORE = 0.005  # of accuracy, from which more of it at the same cost is named
 SAME_RESULT = {  # limits, and what of an engine they bound
     "max_num_seqs": "samples run at once",
@@ -112,7 +112,7 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
     if metrics.space.judged and accuracy[best] >= accuracy[system] + MORE:
         more = {best: "more accurate"} | more
     same = f"has the same {noun(check.goal.metric)}"
-    same = "costs the same" if check.budget.optimise == "cost" else same
+    same = "costs the same" if check.budget.goal == "cost" else same
     for row, what in more.items():
         differences = [
             f"{noun(name)} {number(metrics.values(name)[row], quantity(name).unit)} against "
@@ -281,7 +281,7 @@ def _fewest_tokens(
 def _without_accuracy(check: ReplayedCheck, system: int) -> Iterable[str]:
     """Say what accuracy the pick has where none is required, and which could be had."""
     budget, accuracy = check.budget, check.metrics.values("accuracy")
-    if budget.min_accuracy is not None or budget.optimise == "accuracy":
+    if budget.min_accuracy is not None or budget.goal == "accuracy":
         return
     if not check.metrics.space.judged:
         yield "accuracy is not known: the traffic of others is not judged"
@@ -481,32 +481,39 @@ def measure_next(
     *,
     load: Under,
     short: Sequence[ShortRun] = (),
+    at_limits: float = 0.0,
 ) -> list[str]:
     """Return what would make the answer surer, as commands where there is one.
 
-    Where times are of a prior, `short` runs on its GPU come before whole ones.
+    Where times are of a prior, `short` runs on its GPU that save loss stand for whole ones.
+    `at_limits` is what of the expected loss is that the pick may break a limit.
     """
-    lines = (
-        [*_short(evidence, short)]
-        if short
-        else [
-            f"{run.reason}. Once it is run, {_saves(run, meaning=not place)}. Run it"
+    whole = [] if any(run.saves for run in short) else proposed
+    lines = [
+        *(_short(evidence, short, at_limits) if short and not whole else ()),
+        *(
+            f"{run.reason}. Once it is run, {_saves(run, at_limits if not place else None)}. Run it"
             f"{_record(evidence, run.engine, run.policy, evidence.load[0])}"
-            for place, run in enumerate(proposed)
-        ]
-    )
-    lines += _not_told_apart(short or proposed)
+            for place, run in enumerate(whole)
+        ),
+    ]
+    lines += _not_told_apart(whole or [run for run in short if run.saves])
     if system is None:
         return lines
     pick, problems, why = metrics.replayed[system], len(metrics.space.problem_ids), None
     engine, policy = pick.candidate.engine, pick.candidate.policy
     if not pick.candidate.recorded:
         why = "the pick was never run. Run it"
+        if not lines:
+            why = (
+                "no run is expected to lead to a better pick. To check this one, which was never "
+                "run, run it"
+            )
     elif not evidence.made.has_under(engine, policy, load):
         why = "the pick was run under another load. Run it under this one"
     elif not pick.law.repeats or pick.law.runs < 2:
         why = "run the pick again to learn the run-to-run spread"
-    if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in proposed]:
+    if why is not None and (engine, policy) not in [(run.engine, run.policy) for run in whole]:
         in_flight = load[0]
         if load[1] is not None:  # `record` sends no rate
             in_flight = in_flight_at(load[1], float(metrics.values("latency_s")[system]))
@@ -521,13 +528,23 @@ def measure_next(
     return lines
 
 
-def _saves(run: ShortRun | Experiment, *, meaning: bool = False) -> str:
-    """Return what a run does to the expected loss of the pick, with `meaning` also what that is."""
+def _saves(run: ShortRun | Experiment, at_limits: float | None = None) -> str:
+    """Return what a run does to the expected loss of the pick.
+
+    With `at_limits`, what of the loss is that it may break a limit, also what the loss is, and how
+    it goes with how sure the pick is of its limits.
+    """
     before, after = percent(run.regret, 1), percent(run.regret_after, 1)
-    what = f"the pick's expected loss{f' ({EXPECTED_LOSS})' if meaning else ''}"
-    return (
-        f"{what} stays at {before}" if before == after else f"{what} falls from {before} to {after}"
-    )
+    if at_limits is None:
+        return f"the pick's expected loss falls from {before} to {after}"
+    of_limits = ""
+    if at_limits > 0:
+        others = percent(max(run.regret - at_limits, 0.0), 1)
+        of_limits = (
+            f". {percent(at_limits, 1)} is for the chance that it breaks a limit, and {others} for "
+            "others that may turn out better within the limits"
+        )
+    return f"the pick's expected loss ({EXPECTED_LOSS}) falls from {before} to {after}{of_limits}"
 
 
 def _not_told_apart(runs: Sequence[ShortRun | Experiment]) -> Iterator[str]:
@@ -544,7 +561,7 @@ def _not_told_apart(runs: Sequence[ShortRun | Experiment]) -> Iterator[str]:
             )
 
 
-def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
+def _short(evidence: Evidence, runs: Sequence[ShortRun], at_limits: float) -> Iterator[str]:
     for number_, run in enumerate(runs, 1):
         policy = dataclasses.replace(run.policy, method="majority", rule=())
         engine = dataclasses.replace(run.engine, mode="in_process", data_parallel_size=1)
@@ -561,11 +578,19 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun]) -> Iterator[str]:
         else:
             command = _command(evidence, engine, policy, PROBLEMS, in_flight=1)
             command += f" -o {shlex.quote(run.folder)}"
+        which = (
+            f"a short run for the step times of {engine.model} tp{engine.tensor_parallel_size}, "
+            f"about {takes}"
+        )
+        if not run.saves:
+            yield (
+                f"no run is expected to lead to a better pick. To check it, {which}. {on}: "
+                f"{command}"
+            )
+            continue
         yield (
-            f"{number_} of {len(runs)}, a short run for the step times of {engine.model} "
-            f"tp{engine.tensor_parallel_size}, about {takes}: "
-            f"{_saves(run, meaning=number_ == 1)}. {on}: "
-            f"{command}"
+            f"{number_} of {len(runs)}, {which}: "
+            f"{_saves(run, at_limits if number_ == 1 else None)}. {on}: {command}"
         )
     folders = " ".join(f"--with {shlex.quote(run.folder)}" for run in runs)
     yield f"then advise as now with what was run, which checks the prior: {folders}"

@@ -110,7 +110,7 @@ def _limit(check: ReplayedCheck, field: str, system: int) -> Iterator[Turning]:
 
 def _prices(check: ReplayedCheck, system: int) -> Iterator[Turning]:
     """Yield the price of the pick's type of device from which another type is cheaper."""
-    if check.budget.optimise != "cost" or not check.budget.prices:
+    if check.budget.goal != "cost" or not check.budget.prices:
         return
     device = check.metrics.values("device_s")
     engines = [replayed.candidate.engine for replayed in check.metrics.replayed]

@@ -119,7 +119,7 @@ def limits_of_budget(
 
 def goal_of(budget: Budget, *, prices: Floats, powered: Bools) -> Goal:
     """Return what a budget optimises. Raises UsageError for energy where none was recorded."""
-    metric, scale = objective(budget.optimise, budget.latency_percentile), np.ones(len(prices))
+    metric, scale = objective(budget.goal, budget.latency_percentile), np.ones(len(prices))
     if metric.name == "energy_j" and not powered.any():
         raise UsageError("--optimise energy: no recording holds power. Record on a GPU")
     if metric.name != "cost_usd":
@@ -163,8 +163,8 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
         raise UsageError("--percentile: says which percentile --max-latency limits. Give both")
     if gpus is not None and gpus < 1:
         raise UsageError(f"--gpus {gpus}: wants at least 1")
-    optimise = given.get("optimise") or Budget.optimise
-    if optimise not in get_args(Objective):
+    optimise = given.get("optimise")
+    if optimise is not None and optimise not in get_args(Objective):
         raise UsageError(f"--optimise {optimise}: wants one of {', '.join(get_args(Objective))}")
 
     def optional(name: str) -> float | None:
@@ -184,7 +184,7 @@ def parse_budget(given: Mapping[str, Any]) -> Budget:
         rate_per_s=optional("rate"),
         price_usd_per_device_hour=price,
         prices=prices,
-        optimise=cast(Objective, optimise),
+        optimise=cast(Objective | None, optimise),
         confidence=_confidence(given.get("confidence")),
         required=is_given(given),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from traces.schema.engine import EngineConfig
@@ -20,8 +20,9 @@ Objective = Literal["accuracy", "latency", "cost", "energy", "throughput"]
 class Budget(Record):
     """What a problem may take; what is None is not limited.
 
-    `latency_percentile` is which latency is limited and optimised, None the mean. `required` is
-    False where neither a limit nor what to optimise was given: nothing is recommended then.
+    `latency_percentile` is which latency is limited and optimised, None the mean. `optimise` is
+    None where nobody said it, and `goal` says then what is. `required` is False where neither a
+    limit nor what to optimise was given: nothing is recommended then.
     """
 
     max_latency_s: float | None = None
@@ -34,7 +35,7 @@ class Budget(Record):
     rate_per_s: float | None = None
     price_usd_per_device_hour: float | None = None
     prices: tuple[tuple[str, float], ...] = ()  # (type of device, USD per device-hour)
-    optimise: Objective = "latency"
+    optimise: Objective | None = None
     confidence: float = 0.9
     required: bool = True
 
@@ -42,6 +43,20 @@ class Budget(Record):
         names = ("max_latency_s", "max_device_s", "max_cost_usd", "max_energy_j", "max_gpus")
         given = {name: getattr(self, name) for name in (*names, "min_accuracy")}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def goal(self) -> Objective:
+        """What is optimised: as said, or else accuracy within limits on time, cost and energy."""
+        if self.optimise is not None:
+            return self.optimise
+        limits = self.limits().keys()
+        spent = limits & {"max_latency_s", "max_device_s", "max_cost_usd", "max_energy_j"}
+        return "accuracy" if spent and "min_accuracy" not in limits else "latency"
+
+    def settled(self, *, judged: bool) -> Budget:
+        """Return the budget with its goal said, latency where no answer is `judged`."""
+        goal = self.goal if judged or self.optimise is not None else "latency"
+        return replace(self, optimise=goal)
 
     def price_of(self, gpu: str | None) -> float | None:
         """Return USD per device-hour of a GPU (None: a CPU) as given, None where it was not."""

@@ -47,7 +47,7 @@ from tui.text.words import (
     budget_words,
     engine_words,
     given_words,
-    goal_words,
+    goal_within,
     limit_words,
     policy_words,
     request_words,
@@ -123,7 +123,7 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
     yield tag("p", "Run ", tag("strong", in_words(pick, device=True)), ".", class_="lead")
     where = "system_optimal.probability_within_budget"
     sure = probability(pick.probability_within_budget, SURE, key=where)
-    said = f"It has the {goal_words(budget)}" + (f" with {given}" if given else "")
+    said = f"It has the {goal_within(answer)}"
     parts: list[Content] = [f"{said}. No limit was given."]
     if budget_words(budget):
         parts = [f"{said}, ", sure, " sure."]

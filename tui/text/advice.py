@@ -39,7 +39,7 @@ from tui.text.layout import align, fold
 from tui.text.words import (
     budget_words,
     given_words,
-    goal_words,
+    goal_within,
     request_words,
 )
 
@@ -157,7 +157,7 @@ def verdict(answer: Recommendation) -> list[str]:
     given = given_words(answer)
     if pick is None:
         return [f"Nothing fits the budget: {given}."]
-    said = f"It has the {goal_words(budget)}" + (f" with {given}" if given else "")
+    said = f"It has the {goal_within(answer)}"
     sure = chance(pick.probability_within_budget)
     sentences = [
         f"{said}, {sure} sure." if budget_words(budget) else f"{said}. No limit was given."
@@ -171,7 +171,7 @@ def verdict(answer: Recommendation) -> list[str]:
 def unasked(answer: Recommendation) -> list[str]:
     """Say what accuracy the same limits allow, where nothing was asked of it."""
     budget, pick = answer.budget, answer.system_optimal
-    if budget.min_accuracy is not None or budget.optimise == "accuracy" or pick is None:
+    if budget.min_accuracy is not None or budget.goal == "accuracy" or pick is None:
         return []
     fitting = [
         each.estimates["accuracy"].value
@@ -244,7 +244,7 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     name = telling_regret(answer)
     regret = None if name is None else answer.regret[name]
     if regret is None or name is None:
-        return f"{head}.", "", ""
+        return f"{head}{_values_alone(answer, pick, other)}.", "", ""
     noun = quantity(name).noun
     if regret.holds(0.0):
         return f"{head}. In {noun} the two cannot be told apart.", "", ""
@@ -264,12 +264,27 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     return f"{head}, and has ", size, f" less {noun}{kept}."
 
 
+def _values_alone(answer: Recommendation, pick: Pick, other: Pick) -> str:
+    """Return how two picks compare in what is optimised where only values are known."""
+    for name in _telling(answer):
+        ours, theirs = pick.estimates.get(name), other.estimates.get(name)
+        if ours is not None and theirs is not None:
+            values = f"{number(theirs.value, theirs.unit)} against {number(ours.value, ours.unit)}"
+            return f", with a {quantity(name).noun} of {values}"
+    return ""
+
+
 def telling_regret(answer: Recommendation) -> str | None:
     """Return the quantity whose regret tells most about what is optimised, None without one."""
-    wanted = [*OBJECTIVES[answer.budget.optimise], *answer.regret]
-    if answer.budget.optimise == "latency" and answer.budget.latency_percentile is not None:
-        wanted.insert(0, latency(answer.budget.latency_percentile).name)
+    wanted = [*_telling(answer), *answer.regret]
     return next((each for each in wanted if answer.regret.get(each) is not None), None)
+
+
+def _telling(answer: Recommendation) -> list[str]:
+    """Return the quantities that tell of what is optimised, the most telling first."""
+    percentile, goal = answer.budget.latency_percentile, answer.budget.goal
+    own = [latency(percentile).name] if goal == "latency" and percentile is not None else []
+    return [*own, *OBJECTIVES[goal]]
 
 
 def _choices(answer: Recommendation, width: int) -> Iterable[str]:
@@ -351,7 +366,7 @@ def _shown(budget: Budget, picks: Sequence[Pick], *, all_names: bool) -> list[st
     wanted = latency(budget.latency_percentile).name
     names = [*ESTIMATES, *([] if wanted in ESTIMATES else [wanted])]
     if not all_names:
-        goal = objective(budget.optimise, budget.latency_percentile).name
+        goal = objective(budget.goal, budget.latency_percentile).name
         names = [name for name in names if name in (*IN_SHORT, wanted, goal)]
     return [
         name

@@ -42,21 +42,42 @@ def limit_words(field: str, value: float, percentile: int | None = None) -> str:
     return f"{subject.noun} of at {bound} {written(value, subject.unit)}"
 
 
-def budget_words(budget: Budget) -> str:
-    """Return every limit of a budget; empty without one."""
+def budget_words(budget: Budget, *, beside: str | None = None) -> str:
+    """Return every limit of a budget but for that of the field `beside`; empty without one."""
     return ", ".join(
         limit_words(field, value, budget.latency_percentile)
         for field, value in given_limits(budget).items()
+        if field != beside
     )
 
 
-def given_words(answer: Recommendation) -> str:
-    """Return every limit of an answer's budget and the load that it holds for, which may be one."""
-    load, limits = answer.load, budget_words(answer.budget)
-    if load is None or answer.budget.rate_per_s is not None:
+def given_words(answer: Recommendation, *, beside: str | None = None) -> str:
+    """Return every limit of an answer's budget and the load that it holds for, which may be one.
+
+    The limit of the field `beside` is left out, which stands elsewhere.
+    """
+    load, budget = answer.load, answer.budget
+    limits = budget_words(budget, beside=beside)
+    if load is None or budget.rate_per_s is not None:
         return " and ".join(filter(None, limits.rpartition(", ")[::2]))
     recorded = ", the recorded rate" if load.rate_per_s is not None else ""
     return " and ".join(filter(None, (limits, f"{load.words()}{recorded}")))
+
+
+def goal_within(answer: Recommendation) -> str:
+    """Return what is best in a pick and under which limits, as `lowest mean latency with ...`.
+
+    A limit on what is optimised stands beside it: `lowest mean latency (at most 5 s)`.
+    """
+    budget = answer.budget
+    goal = objective(budget.goal, budget.latency_percentile)
+    own = [field for field in budget.limits() if limited(field, budget.latency_percentile) == goal]
+    words = goal_words(budget)
+    for field in own:
+        bound = "least" if LIMITS[field].at_least else "most"
+        words += f" (at {bound} {written(budget.limits()[field], goal.unit)})"
+    given = given_words(answer, beside=own[0] if own else None)
+    return words + (f" with {given}" if given else "")
 
 
 def given_limits(budget: Budget) -> dict[str, float]:
@@ -67,7 +88,7 @@ def given_limits(budget: Budget) -> dict[str, float]:
 
 def goal_words(budget: Budget) -> str:
     """Return what is optimised, such as `lowest p95 latency` or `highest accuracy`."""
-    return _best(objective(budget.optimise, budget.latency_percentile))
+    return _best(objective(budget.goal, budget.latency_percentile))
 
 
 def front_goal(budget: Budget) -> Quantity:
@@ -75,9 +96,9 @@ def front_goal(budget: Budget) -> Quantity:
 
     Where accuracy is optimised that is the mean latency, whichever latency is limited.
     """
-    if budget.optimise == "accuracy":
+    if budget.goal == "accuracy":
         return latency()
-    return objective(budget.optimise, budget.latency_percentile)
+    return objective(budget.goal, budget.latency_percentile)
 
 
 def own_axes(budget: Budget) -> tuple[str, str]:

@@ -194,7 +194,7 @@ def print_advice(
         from advisor.advice.promise import write_config
 
         promised = write_config(output, answer, advisor)
-    pick = answer.system_optimal if budget.optimise == "cost" else None
+    pick = answer.system_optimal if budget.goal == "cost" else None
     if pick is not None and pick.estimates.get("cost_usd") is None:
         tell("without a price, --optimise cost minimises device time. Give --price 2.5 for USD")
     if efforts and answer.system_optimal is not None:

@@ -90,6 +90,13 @@ def _is_known(check: ReplayedCheck, replayed: ReplayedCandidate, load: Under) ->
     return made.has_under(candidate.engine, candidate.policy, load)
 
 
+def missed(check: ReplayedCheck, system: int) -> float:
+    """Return what of the pick's expected regret is that it breaks a limit, all of it in a draw."""
+    _, regret = regrets(check, system)
+    met = np.all([*check.met.values()], axis=0)[system] if check.met else True
+    return float((regret[0] * ~met)[~check.metrics.choosing].mean())
+
+
 def after_speed(check: ReplayedCheck, row: int, regret: Floats, seed: int) -> float:
     """Return the expected regret once a candidate's step times are known, but for a run's spread.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from advisor.advice.feasible import ReplayedCheck
-from advisor.advice.measure_next.experiments import WORTH, after_speed, regrets
+from advisor.advice.measure_next.experiments import LEAST, WORTH, after_speed, regrets
 from advisor.search.closed_form import ClosedForm
 from advisor.search.space import Candidate
 from traces.schema.engine import EngineConfig
@@ -32,6 +32,11 @@ class ShortRun:
     regret_after: float
 
     @property
+    def saves(self) -> bool:
+        """Whether the run is expected to lead to a better pick."""
+        return self.regret_after < self.regret
+
+    @property
     def folder(self) -> str:
         """Where its recording goes."""
         gpu = "-".join((self.engine.gpu or "gpu").lower().split())
@@ -40,11 +45,11 @@ class ShortRun:
 
 
 def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) -> list[ShortRun]:
-    """Return the run of the pick and those that save most regret a second, the cheapest first.
+    """Return the runs that save most regret a second, the cheapest first.
 
-    `alone` has the candidates with one problem at a time, as they are run. One run a model,
-    tensor-parallel size and GPU. None of an engine whose ranks share experts, as a short run has
-    one rank.
+    Where none saves any it is that of the pick, which checks its times. `alone` has the candidates
+    with one problem at a time, as they are run. One run a model, tensor-parallel size and GPU. None
+    of an engine whose ranks share experts, as a short run has one rank.
     """
     metrics = check.metrics
     pick, law = metrics.candidate(system).engine, metrics.replayed[system].law
@@ -59,7 +64,8 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
         if ran.shares_experts:
             continue
         after = after_speed(check, row, regret, seed)
-        if row != system and before - after <= WORTH * before:
+        saves = before - after > max(WORTH * before, LEAST)
+        if row != system and not saves:
             continue
         engine = replace(
             ran,
@@ -75,9 +81,11 @@ def short_runs(check: ReplayedCheck, system: int, seed: int, alone: ClosedForm) 
             device_s=seconds * devices,
             cost_usd=None if price is None else seconds * devices * price / 3600,
             regret=before,
-            regret_after=after,
+            regret_after=after if saves else before,
         )
     pick_runs = [runs.pop(id(law))] if id(law) in runs else []
+    if runs and pick_runs and not pick_runs[0].saves:
+        pick_runs = []
     others = sorted(
         runs.values(), key=lambda each: (each.regret_after - each.regret) / each.device_s
     )

@@ -104,9 +104,11 @@ def test_the_answer_says_how_many_problems_are_in_flight(advisor, given):
     assert "in flight" not in " ".join(verdict(at_rate))
 
 
-def test_a_limit_alone_says_what_accuracy_could_be_had(advisor):
-    alone = advisor.recommend(parse_budget({"max_latency": "10s"}))
-    best = advisor.recommend(parse_budget({"max_latency": "10s", "optimise": "accuracy"}))
+def test_within_a_limit_alone_the_most_accurate_is_best_unless_another_goal_is_said(advisor):
+    alone = advisor.recommend(parse_budget({"max_latency": "10s", "optimise": "latency"}))
+    best = advisor.recommend(parse_budget({"max_latency": "10s"}))
+    assert best.budget.optimise == "accuracy" and "highest accuracy" in " ".join(verdict(best))
+    assert best == advisor.recommend(parse_budget({"max_latency": "10s", "optimise": "accuracy"}))
     most = best.system_optimal.estimates["accuracy"].value
     ours = alone.system_optimal.estimates["accuracy"].value
     assert most > ours + 0.05
@@ -267,7 +269,10 @@ def test_replicas_stand_only_within_the_devices_that_are_given(fresh):
     ("given", "goal"),
     [
         ({"min_accuracy": "0.5"}, "lowest mean latency"),
-        ({"min_accuracy": "0.5", "max_latency": "9s", "percentile": 90}, "lowest p90 latency"),
+        (
+            {"min_accuracy": "0.5", "max_latency": "9s", "percentile": 90},
+            "lowest p90 latency (at most 9 s)",
+        ),
         ({"optimise": "accuracy", "max_latency": "9s", "percentile": 90}, "highest accuracy"),
     ],
 )

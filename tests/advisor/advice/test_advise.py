@@ -44,7 +44,7 @@ def alone(advisor: Advisor, engine, policy, rate=None) -> tuple[CandidateMetrics
 
 def badness(recommendation) -> float:
     """What is optimised, less being better; infinite when nothing fits."""
-    pick, optimise = recommendation.system_optimal, recommendation.budget.optimise
+    pick, optimise = recommendation.system_optimal, recommendation.budget.goal
     if pick is None:
         return np.inf
     percentile = recommendation.budget.latency_percentile

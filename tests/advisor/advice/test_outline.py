@@ -1,5 +1,6 @@
 """A first answer by the closed form, and the whole one that follows from the same advisor."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,8 @@ from advisor.search.budget import parse_budget
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Budget
+from traces.schema.formats import number
+from tui.text.advice import against, verdict
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,17 @@ def test_the_outline_has_values_alone_near_those_of_the_replay(quick):
     assert compared
 
 
+def test_a_first_estimate_says_how_its_two_picks_compare(quick):
+    outline = quick.outline(parse_budget({"min_accuracy": "0.3", "max_latency": "1s"}))
+    ours = outline.system_optimal
+    theirs = next(each for each in outline.pareto if each.policy != ours.policy)
+    said = "".join(against(replace(outline, compute_optimal=theirs)))
+    values = [number(each.estimates["latency_s"].value, "s") for each in (theirs, ours)]
+    assert said.endswith(f", with a mean latency of {' against '.join(values)}.")
+    # What is optimised and limited is named once.
+    assert "It has the lowest mean latency (at most 1 s) with accuracy of" in verdict(outline)[1]
+
+
 def test_the_outline_recommends_nothing_where_nothing_is_required(quick):
     outline = quick.outline(Budget(required=False))
     assert outline.system_optimal is None and outline.pareto
@@ -80,8 +94,8 @@ def test_a_further_limit_takes_no_candidate_from_those_before_it(quick):
     rate = float(np.median(quick.under(1.0).closed_form.capacity_per_s))
     limits = [f"{rate}/s", "0.5", "0.25s", "0.2s"]
     names, counts = ("rate", "min_accuracy", "max_latency", "max_cost"), []
-    for number in range(1, len(limits) + 1):
-        budget = parse_budget(dict(zip(names[:number], limits[:number], strict=True)))
+    for few in range(1, len(limits) + 1):
+        budget = parse_budget(dict(zip(names[:few], limits[:few], strict=True)))
         counts.append(dict(quick.outline(budget).infeasible))
         counts[-1].pop(UNSURE, None)
     assert all(more == more | few for few, more in pairwise(counts))

@@ -116,7 +116,7 @@ def test_a_short_run_is_of_the_engine_that_is_offered(eager):
         engine=engine, policy=VOTE16, device_s=9.0, cost_usd=None, regret=0.2, regret_after=0.1
     )
     evidence = SimpleNamespace(workload=None, posable="sums", posed=True, models=FACTS)
-    line, then = _short(evidence, [run])
+    line, then = _short(evidence, [run], 0.07)
     folder = "runs/nvidia-h100-80gb-hbm3-small-tp1"
     if eager:  # `record` would capture CUDA graphs
         assert "ttscope record" not in line and "2 problems, one after the other, of small" in line
@@ -126,7 +126,8 @@ def test_a_short_run_is_of_the_engine_that_is_offered(eager):
         assert "ttscope record --model small" in line and line.endswith(f"-o {folder}")
     assert then.endswith(f"--with {folder}")
     assert f"the pick's expected loss ({EXPECTED_LOSS}) falls from 20.0 % to 10.0 %" in line
-    _, second, _ = _short(evidence, [run, run])
+    assert "7.0 % is for the chance that it breaks a limit, and 13.0 % for others that" in line
+    _, second, _ = _short(evidence, [run, run], 0.0)
     assert "the pick's expected loss falls from" in second  # it is said once
 
 
@@ -147,7 +148,7 @@ def test_the_compute_optimal_one_is_said_to_be_worse_only_where_it_surely_is(fre
     (line,) = lines
     metrics = fresh.under(budget.rate_per_s).metrics
     metric = {"cost": "device_s", "throughput": "throughput_problems_per_s"}.get(
-        budget.optimise, "latency_p90_s" if budget.latency_percentile else "latency_s"
+        budget.goal, "latency_p90_s" if budget.latency_percentile else "latency_s"
     )
     rows = row_of(metrics, theirs), row_of(metrics, ours)
     found = metrics.difference(metric, *rows, prices=(None, None))

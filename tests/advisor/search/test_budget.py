@@ -39,6 +39,24 @@ def test_times_and_rates(option, text, seconds):
     assert found == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(
+    ("given", "goal"),
+    [
+        ({"max_latency": "5s"}, "accuracy"), ({"max_cost": "0.5s"}, "accuracy"),
+        ({"max_energy": "5J"}, "accuracy"), ({"max_latency": "5s", "gpus": 2}, "accuracy"),
+        ({"max_latency": "5s", "min_accuracy": "0.8"}, "latency"), ({"gpus": 2}, "latency"),
+        ({"min_accuracy": "0.8"}, "latency"), ({"rate": "2/s"}, "latency"), ({}, "latency"),
+        ({"max_latency": "5s", "optimise": "latency"}, "latency"),
+        ({"max_latency": "5s", "optimise": "cost"}, "cost"),
+    ],
+)  # fmt: skip
+def test_within_limits_on_what_is_spent_alone_accuracy_is_optimised(given, goal):
+    budget = parse_budget(given)
+    assert budget.goal == budget.settled(judged=True).optimise == goal
+    unjudged = budget.settled(judged=False).optimise  # where nobody knows what is right
+    assert unjudged == given.get("optimise", "latency")
+
+
 @pytest.mark.parametrize("text", ["95", "p95", "P95", "95%", "0.95", 95])
 def test_percentiles(text):
     assert parse_budget({"percentile": text, "max_latency": "1s"}).latency_percentile == 95

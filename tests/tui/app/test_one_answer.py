@@ -10,10 +10,10 @@ from textual.widgets import Input, Select
 import advisor.what_if.left_out
 from advisor.advice.advisor import Advisor
 from tests.tui.pilot import last, opened, press, settle, text_of
-from traces.schema.advice import Budget
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
 from tui.app.app import TtscopeApp
+from tui.screens.advice.budget import BY_LIMITS
 from tui.screens.advice.screen import Advised
 from tui.verbs.demo import BUDGET, SHIPPED
 
@@ -60,7 +60,7 @@ async def in_app(budgets):
         for given in budgets:
             for field in app.screen.query(Input):
                 field.value = given.get((field.id or "").removeprefix("field_"), "")
-            percentile, goal = given.get("percentile"), given.get("optimise", Budget.optimise)
+            percentile, goal = given.get("percentile"), given.get("optimise", BY_LIMITS)
             which = "mean" if percentile is None else f"p{percentile}"
             app.screen.query_one("#statistic", Select).value = which
             app.screen.query_one("#objective", Select).value = goal

@@ -58,6 +58,7 @@ NAMES = (  # of fields and choices in their order
 )
 STATISTICS = tuple((statistic(each), each) for each in (None, 50, 95, 99))
 OBJECTIVES = get_args(Objective)
+BY_LIMITS = "by the limits"  # accuracy within limits on what is spent alone, else latency
 LABELS = {  # options of `ttscope advise` as the screen names them
     **{f"--{each.name.replace('_', '-')}": each.label for each in FIELDS},
     "--optimise": "optimise",
@@ -108,9 +109,9 @@ def budget_of(
             raise UsageError(f"--gpus {given['gpus']}: wants a whole number, such as 4") from None
     if price is not None:
         given.setdefault("price", price)
-    if "max_latency" in given or objective == "latency":
+    if "max_latency" in given or objective in (BY_LIMITS, "latency"):
         given["percentile"] = percentile
-    if objective != Budget.optimise:  # what the field begins with is nothing that was asked for
+    if objective != BY_LIMITS:
         given["optimise"] = objective
     return parse_budget(given)
 
@@ -197,8 +198,8 @@ class BudgetForm(StillColumn):
                 start = statistic(Budget.latency_percentile)  # what the command line takes too
                 options = [(latency(each).noun, name) for name, each in STATISTICS]
                 yield self._choice("statistic", options, start)
-        objectives = [(name, name) for name in OBJECTIVES]
-        yield self._choice("objective", objectives, Budget.optimise)
+        objectives = [(name, name) for name in (BY_LIMITS, *OBJECTIVES)]
+        yield self._choice("objective", objectives, BY_LIMITS)
 
     def _choice(self, name: str, options: list[tuple[str, str]], start: str) -> Widget:
         return Select(options, value=start, allow_blank=False, compact=True, id=name)

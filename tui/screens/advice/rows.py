@@ -149,7 +149,7 @@ def shown_quantities(
 
     Beside accuracy that is what it is drawn against, then what is limited.
     """
-    goal = objective(budget.optimise, budget.latency_percentile)
+    goal = objective(budget.goal, budget.latency_percentile)
     wanted = latency(budget.latency_percentile)
     limits = [limited(field, budget.latency_percentile) for field in budget.limits()]
     names = ["accuracy", (axis or wanted).name, *(each.name for each in limits)]

@@ -129,7 +129,7 @@ def test_fronts_are_joined_by_accuracy(rows):
 
 def test_a_front_is_joined_on_its_own_axis_alone(rows):
     joined = {name: joined_on(BUDGET, quantity(name)) for name in AXES}
-    own = objective(BUDGET.optimise, BUDGET.latency_percentile).name
+    own = objective(BUDGET.goal, BUDGET.latency_percentile).name
     assert {name for name, fronts in joined.items() if FRONT in fronts} == {own}
     assert {name for name, fronts in joined.items() if FLOPS in fronts} == {"flops"}
 
