@@ -584,8 +584,8 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun], at_limits: float) -> It
         )
         if not run.saves:
             yield (
-                f"no run is expected to lead to a better pick. To check it, {which}. {on}: "
-                f"{command}"
+                "no run is expected to lead to a better pick, and this one checks its times: "
+                f"{which}. {on}: {command}"
             )
             continue
         yield (

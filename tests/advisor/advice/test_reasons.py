@@ -131,6 +131,17 @@ def test_a_short_run_is_of_the_engine_that_is_offered(eager):
     assert "the pick's expected loss falls from" in second  # it is said once
 
 
+def test_a_run_that_saves_nothing_is_not_sold_as_one_that_does():
+    engine = engine_of(gpu="NVIDIA H100 80GB HBM3", enforce_eager=False)
+    run = ShortRun(
+        engine=engine, policy=VOTE16, device_s=9.0, cost_usd=None, regret=0.2, regret_after=0.2
+    )
+    evidence = SimpleNamespace(workload=None, posable="sums", posed=True, models=FACTS)
+    line, _ = _short(evidence, [run], 0.07)
+    assert line.startswith("no run is expected to lead to a better pick, and this one checks its")
+    assert "expected loss" not in line and "ttscope record --model small" in line
+
+
 def row_of(metrics, pick):
     (row,) = (n for n, o in enumerate(metrics.replayed) if same(o.candidate, pick))
     return row
