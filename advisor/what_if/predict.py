@@ -25,9 +25,9 @@ from advisor.evidence.live.passes import as_inferred
 from advisor.evidence.live.servers import (
     as_metrics_say,
     as_one,
-    latency_bounds,
     run_with_length,
     servers_of,
+    time_bounds,
 )
 from advisor.evidence.runs import RecordedRun, cut_at, limited
 from advisor.evidence.unrecorded import DECODING, SHOWN, differences, recording_of, what_differs
@@ -236,7 +236,7 @@ def predict(
     notes += _outside(after, prior, longer, question)
     predicted, replayed = after.summary, None if before is None else before.summary
     keys = routed.keys or [base.engine_key(recorded.engine)]
-    off = far_off_of(recorded, replayed, latency_bounds(base, keys) if own.drawn else {})
+    off = far_off_of(recorded, replayed, time_bounds(base, keys) if own.drawn else {})
     notes += [
         *([] if off is None else [off.text]),
         *_ties(recorded, replayed or (predicted if question.policy == own.policy else None)),
@@ -504,9 +504,9 @@ def _untaught(name: str, why: str) -> str:
 
 
 UNTOLD: Final = (
-    "the recorded steps are too alike to tell what each request adds to a step. The interval holds "
-    "steps that grow little and much with them. A recording with other numbers of samples or "
-    "problems in flight tells (--with)"
+    "the recorded steps do not tell what each request adds to a step. The interval holds steps that "
+    "grow little and much with them. A recording with other numbers of samples or problems in "
+    "flight tells (--with)"
 )
 
 
@@ -625,33 +625,45 @@ def _of_a_start(after: Replays, rate_per_s: float) -> str:
 
 _GIVEN: Final = {  # what a replay is held against, and what it is called
     "latency_s.mean": "a mean latency",
+    "latency_s.p50": "a median latency",
     "latency_s.p95": "a p95 latency",
+    "ttft_s.mean": "a mean TTFT",
+    "ttft_s.p50": "a median TTFT",
+    "ttft_s.p95": "a p95 TTFT",
     "throughput_tokens_per_s": "a throughput",
 }
+_OF_LATENCY: Final = 0.1  # of the mean latency, by which a TTFT is off at least to be far off
+_MOST_NAMED: Final = 3  # numbers, those that are furthest off
 
 
 def far_off_of(recorded: Run, replayed: Run | None, bounds: Mapping[str, Bounds]) -> FarOff | None:
     """Say that the replay does not give what was recorded, where that is so.
 
-    Of a p95 latency that is not known by itself the `bounds` of /metrics are held against it.
+    Of a quantile that is not known by itself the `bounds` of /metrics are held against it.
     """
-    by_tag: dict[str, str] = {}
+    by_tag: dict[str, tuple[float, str]] = {}
+    latency = recorded.latency_s["mean"]
     for tag, name in _GIVEN.items():
         was, estimate = estimate_of(recorded, tag), estimate_of(replayed, tag) if replayed else None
-        seen = bounds.get("p95") if tag == "latency_s.p95" else None
+        seen = bounds.get(tag)
         if was is not None:
             seen = Bounds(low=was.value, high=was.value, unit=was.unit)
         if estimate is None or estimate.value <= 0 or seen is None or seen.high == 0:
             continue
-        if lies_off(estimate, seen.low, seen.high or np.inf):
+        low, high = seen.low, seen.high or np.inf
+        apart, little = max(low - estimate.value, estimate.value - high), 0.0
+        if tag.startswith("ttft_s") and latency is not None:
+            little = _OF_LATENCY * latency.value
+        if apart >= little and lies_off(estimate, low, high):
             value = number(estimate.value, estimate.unit)
-            by_tag[tag] = f"{name} of {value} in the replay, and {seen.words()} as recorded"
+            times = max(low / estimate.value, estimate.value / high)
+            told = f"{name} of {value} in the replay, and {seen.words()} as recorded"
+            by_tag[tag] = times, told
     if not by_tag:
         return None
-    return FarOff(
-        tags=tuple(by_tag),
-        words=f"the run as it was has {'. It has '.join(by_tag.values())}",
-    )
+    named = sorted(by_tag, key=lambda tag: -by_tag[tag][0])[:_MOST_NAMED]
+    words = ". It has ".join(told for tag, (_, told) in by_tag.items() if tag in named)
+    return FarOff(tags=tuple(by_tag), words=f"the run as it was has {words}")
 
 
 def _ties(recorded: Run, replayed: Run | None) -> list[str]:

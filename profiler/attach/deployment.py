@@ -51,6 +51,7 @@ from traces.live.verdict import TAKEN, SeenLimit
 from traces.recording.tables import SCRAPES, SILENT
 from traces.recording.writer import RecordingWriter
 from traces.schema.engine import UNKNOWN_METHOD, EngineConfig, ModelFacts, Speculative
+from traces.summary.comparison import BLOCKS_DIFFER
 
 _LIVE_PAGES = 61  # kept of each replica for the live line
 REPORTS = 2.5  # A live line looks back on so many reports of Ray's page.
@@ -140,6 +141,16 @@ def _speculation_on(page: PolledPage | None, label: str | None = None) -> Specul
     return Speculative(method=UNKNOWN_METHOD, num_speculative_tokens=tokens)
 
 
+def _differ(one: EngineConfig, other: EngineConfig) -> bool:
+    """Whether configurations differ by more than the cache of one from start to start."""
+    sizes = [each.num_gpu_blocks for each in (one, other)]
+    known = [blocks for blocks in sizes if blocks is not None]
+    if len(known) == 1 or min(known, default=0) < (1 - BLOCKS_DIFFER) * max(known, default=0):
+        return True
+    one, other = (dataclasses.replace(each, num_gpu_blocks=None) for each in (one, other))
+    return one != other
+
+
 def _labels_of(replica: Replica, page: PolledPage | None) -> list[str]:
     """Return the engines of a server's page, and note how each of them drafts."""
     labels = sorted({series.engine for series in page.values} - {""}) if page else []
@@ -226,7 +237,7 @@ class Deployment:
         def note(kind: str, detail: str) -> None:
             if kind == SILENT:
                 self._say(detail)
-            self._event(kind, detail, replica.config.key())
+            self._event(kind, detail, replica.keys[""])
 
         # It calls nothing of these before it is started, when the replica is there.
         scraper = Scraper(
@@ -321,8 +332,8 @@ class Deployment:
         alone = ranks != ["0"] and all(map(str.isdigit, ranks))  # a rank whose others are elsewhere
         several = replica.joined or len(ranks) > 1 or (bool(ranks) and alone)
         where = replica.access.where if len(self._accesses) > 1 else ""
+        keys = dict[str, str]()
         with self._lock:
-            replica.keys.clear()
             for label in ["", *labels]:
                 config = replica.config
                 if label and several:
@@ -332,9 +343,12 @@ class Deployment:
                     if drafts is not None and drafts.method == UNKNOWN_METHOD:  # of the page
                         ahead = replica.ahead.get(label)
                         config = dataclasses.replace(config, speculative=ahead)
-                key = replica.keys[label] = config.key()
+                # What it is again after two restarts has the key that it had.
+                had = (key for key, each in self.engines.items() if not _differ(each, config))
+                key = keys[label] = next(had, config.key())
                 self.engines[key] = config
                 self.shown[key] = " ".join(p for p in (where, label if several else "") if p)
+            replica.keys = keys
             if replica.facts is not None:
                 self.models[replica.facts.name] = replica.facts
         self._tell()
@@ -343,21 +357,26 @@ class Deployment:
         """Take over what an engine's own process tells of its configuration; return its key.
 
         That is a new one before the deployment is watched. Afterwards it stays, so that an engine
-        has one key in a recording, and the manifest has the configuration under it. `model` is what
-        its model costs.
+        has one key in a recording, and the manifest has the configuration under it. A server that
+        was restarted with another one is another engine. `model` is what its model costs.
         """
         for replica in self.replicas:
             labels = sorted(label for label, own in replica.keys.items() if own == key)
             if not labels:
                 continue
-            replica.config, replica.adopted = self._with_told(replica.config, told), True
+            config = self._with_told(replica.config, told)
+            is_another = self._keys_kept and replica.adopted and _differ(replica.config, config)
+            replica.config, replica.adopted = config, True
             if model is not None and self._facts is None:
                 replica.facts = dataclasses.replace(model, name=replica.config.model)
                 self.models[replica.facts.name] = replica.facts
-            if not self._keys_kept:
-                for own in set(replica.keys.values()):
+            if is_another or not self._keys_kept:
+                for own in set() if is_another else set(replica.keys.values()):
                     self.engines.pop(own, None)
                 self._register(replica, sorted(set(replica.keys) - {""}))
+                if is_another:
+                    note = f"{replica.access.where}: another configuration"
+                    self._event("note", note, replica.keys[""])
                 return replica.keys[labels[-1]]
             with self._lock:
                 for own in set(replica.keys.values()):
@@ -400,7 +419,8 @@ class Deployment:
             replica.adopted = replica.joined = False
             self._register(replica, _labels_of(replica, page))
             self._join_ranks()
-            self._event("note", f"{replica.access.where}: another configuration", config.key())
+            note = f"{replica.access.where}: another configuration"
+            self._event("note", note, replica.keys[""])
 
     def _keep(self, replica: Replica, page: pl.DataFrame) -> None:
         replica.pages.append(page)

@@ -367,7 +367,7 @@ def _wider(found: Estimate | None, more: float) -> Estimate | None:
         return found
     low, high = found.low, found.high
     if low is not None:
-        low = max(found.value - float(np.hypot(found.value - low, more)), 0.0)
+        low = found.value - float(np.hypot(found.value - low, more))
     if high is not None:
         high = found.value + float(np.hypot(found.value - high, more))
-    return dataclasses.replace(found, low=low, high=high)
+    return dataclasses.replace(found, low=low, high=high).at_least(0.0)

@@ -436,14 +436,18 @@ def _busy_rate(windows: Sequence[Window]) -> float | None:
     return rate
 
 
-def latency_bounds(recording: Recording, keys: Sequence[str]) -> dict[str, Bounds]:
-    """Return between what a server's /metrics have the quantiles of latency, by their names.
+def time_bounds(recording: Recording, keys: Sequence[str]) -> dict[str, Bounds]:
+    """Return between what /metrics have the quantiles of a server's latency and TTFT, by tag.
 
     Empty of several servers, whose quantiles do not add up, and where /metrics do not tell them.
     """
     windows = _polled(recording, keys)
-    histogram = windows[0].histograms.get(E2E) if len(windows) == 1 else None
-    if histogram is None:
+    if len(windows) != 1:
         return {}
-    quantiles = {name: histogram.quantile(q) for name, q in QUANTILES.items()}
-    return {name: bounds for name, bounds in quantiles.items() if bounds is not None}
+    quantiles = {
+        f"{tag}.{which}": histogram.quantile(q)
+        for tag, name in (("latency_s", E2E), ("ttft_s", TTFT))
+        if (histogram := windows[0].histograms.get(name)) is not None
+        for which, q in QUANTILES.items()
+    }
+    return {tag: bounds for tag, bounds in quantiles.items() if bounds is not None}

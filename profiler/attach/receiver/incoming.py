@@ -66,6 +66,7 @@ class Incoming:
         self._rows: dict[str, PluginRows] = {}
         self._dropped: dict[tuple[str, int], int] = {}  # as each plugin's engine told last
         self._learned: set[tuple[str, int]] = set()  # plugins' engines with a known configuration
+        self._replaced: dict[tuple[str, int], str] = {}  # engines of plugins before a restart
         self._ahead: dict[str, int] = {}  # by engine: its host's clock before ours, ns
         self._begun: int | None = None  # when the recording began, by our clock
         self._senders: dict[str, set[str]] = {}  # front ends by engine
@@ -135,11 +136,13 @@ class Incoming:
         raw: dict[str, list[Any]] = {key: [] for key in self._rows}
         for batch in [*self._early, *self._taken()]:
             # Before a server listens, its plugin's port tells nothing: that is no other engine yet.
-            key = self._key_of(batch) or (self._own_key(batch) if batch.rows else None)
+            key = self._replaced.get((batch.instance, batch.engine)) or self._key_of(batch)
+            key = key or (self._own_key(batch) if batch.rows else None)
             if key is None:  # or one engine too many
                 if self._writer is not None:
                     self._writer.dropped("steps", len(batch.rows))
                 continue
+            key = self._adopted(key, batch)
             missing = self._missing_until(key, batch, raw.get(key, []))
             self._note_batch(key, batch)
             if not self._wants_steps:
@@ -179,16 +182,29 @@ class Incoming:
             return max(until, start)
         return until if batch.dropped or batch.first else None
 
+    def _adopted(self, key: str, batch: Batch) -> str:
+        """Take over the configuration that a batch tells, once; return the key of its engine.
+
+        That of a server that was restarted with another one is another. Batches of the process
+        before, which come late, keep theirs.
+        """
+        name = batch.instance, batch.engine
+        if batch.config is None or name in self._learned:
+            return key
+        self._learned.add(name)
+        if self._key_of(batch) != key:
+            return key
+        own = self._deployment.adopt(key, batch.config, batch.model)
+        if own != key:
+            self._replaced |= {(each, batch.engine): key for each in self._senders.get(key, ())}
+        return own
+
     def _note_batch(self, key: str, batch: Batch) -> None:
-        """Take from a batch what it tells beside its steps: configuration, clock, and drops."""
+        """Take from a batch what it tells beside its steps and configuration: clock and drops."""
         name = batch.instance, batch.engine
         for each, told in ((_INSTANCE, batch.tracer), (_PROCESS, batch.process_id)):
             if told is not None and len(self._processes) < _MOST_PROCESSES:
                 self._processes[each, str(told)][batch.engine] = key
-        if batch.config is not None and name not in self._learned:
-            self._learned.add(name)
-            if self._key_of(batch) == key:
-                self._deployment.adopt(key, batch.config, batch.model)
         if batch.ahead is not None:
             self._ahead[key] = max(self._ahead.get(key, batch.ahead), batch.ahead)
         # Steps are dropped from the oldest on: as a rule those from before the recording.

@@ -182,13 +182,13 @@ def kept(sums: pl.DataFrame) -> dict[str, Any]:
     return {
         "drafted": int(sums["drafted"].sum()),
         "accepted_per_position": tuple(ratio(each, made, "1") for each in at),
-        "length": ratio(made + sum(at), made, "tokens"),
+        "length": ratio(made + sum(at), made, "tokens", least=1.0),
     }
 
 
 def tokens_per_step(sums: pl.DataFrame) -> Estimate | None:
     """Return the tokens that a request gets from a decode step."""
-    return ratio(sums["tokens"], sums["steps"], "tokens")
+    return ratio(sums["tokens"], sums["steps"], "tokens", least=1.0)
 
 
 def _by_batch(steps: pl.DataFrame) -> Iterator[BatchAcceptance]:

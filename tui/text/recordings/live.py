@@ -345,7 +345,7 @@ def effect_text(found: Suggestion) -> str:
     if off is None:
         return text
     names = " and ".join(name for tag, name in _EFFECTS if tag in off.tags)
-    return f"{text}, but not {names}: {off.words}"
+    return f"{text}, but not {names}: {off.words}" if names else f"{text}. But {off.words}"
 
 
 def server_name(watched: Watched) -> str:

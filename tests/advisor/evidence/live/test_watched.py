@@ -241,13 +241,17 @@ def server_where_requests_wait(monkeypatch, max_num_seqs):
     monkeypatch.setattr(what_next, "servers_of", lambda _: [])
 
 
-def took(mean_s, p95_s=None, low=None, high=None):
-    """A run of which latencies alone are known."""
-    mean = Estimate(value=mean_s, low=low, high=high, unit="s")
-    p95 = None if p95_s is None else Estimate(value=p95_s, unit="s")
-    return SimpleNamespace(
-        latency_s={"mean": mean, "p95": p95}, throughput_tokens_per_s=None, engine=engine_of()
+def took(mean_s, p95_s=None, low=None, high=None, p50_s=None, ttft_s=None):
+    """A run of which latencies alone are known, or a p95 TTFT too."""
+    p50, p95, ttft = (
+        None if each is None else Estimate(value=each, unit="s") for each in (p50_s, p95_s, ttft_s)
     )
+    return SimpleNamespace(
+        latency_s={
+            "mean": Estimate(value=mean_s, low=low, high=high, unit="s"), "p50": p50, "p95": p95
+        },
+        ttft_s=NOTHING | {"p95": ttft}, throughput_tokens_per_s=None, engine=engine_of(),
+    )  # fmt: skip
 
 
 def test_what_the_replay_has_slower_is_not_proposed(monkeypatch):
@@ -529,7 +533,7 @@ def test_the_effect_of_a_change_stands_beside_what_was_recorded():
 
 def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
     recorded, replayed = took(0.85), took(0.6, 1.14)
-    bounds = {"p95": Bounds(low=2.0, high=2.5, unit="s")}
+    bounds = {"latency_s.p95": Bounds(low=2.0, high=2.5, unit="s")}
     off = far_off_of(recorded, replayed, bounds)
     assert "a p95 latency of 1.14 s in the replay, and 2.00 to 2.50 s as recorded" in off.text
     prediction = SimpleNamespace(
@@ -538,8 +542,37 @@ def test_a_p95_that_the_page_refutes_is_no_effect_of_a_change():
     told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
     assert "latency mean 600 ms (recorded 850 ms) -> 500 ms" in told
     assert "670 ms" not in told and told.endswith(f", but not latency p95: {off.words}")
-    near = {"p95": Bounds(low=1.0, high=2.5, unit="s")}
+    near = {"latency_s.p95": Bounds(low=1.0, high=2.5, unit="s")}
     assert far_off_of(recorded, replayed, near) is None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "replayed", "tag"),
+    [
+        (took(16.0, p50_s=16.7), took(16.0, p50_s=8.24), "latency_s.p50"),
+        (took(16.0, ttft_s=23.7), took(16.0, ttft_s=0.0105), "ttft_s.p95"),
+        (took(9.0, ttft_s=10.7), took(9.0, ttft_s=0.985), "ttft_s.p95"),
+        (took(9.0), took(9.0, ttft_s=0.985), "ttft_s.p95"),  # /metrics say it is more
+        (took(9.0, ttft_s=0.013), took(9.0, ttft_s=0.028), None),  # next to nothing of the latency
+    ],
+)
+def test_each_time_that_the_replay_does_not_give_is_told(recorded, replayed, tag):
+    bounds = {"ttft_s.p95": Bounds(low=10.0, high=20.0, unit="s")}
+    off = far_off_of(recorded, replayed, bounds)
+    assert (() if off is None else off.tags) == ((tag,) if tag else ())
+    if tag == "ttft_s.p95":
+        prediction = SimpleNamespace(
+            recorded=recorded, replayed=replayed, predicted=took(4.0), far_off=off
+        )
+        told = effect_text(SimpleNamespace(why="requests wait", prediction=prediction))
+        assert told.endswith(f". But {off.words}")
+
+
+def test_the_three_numbers_that_are_furthest_off_are_named():
+    was = took(9.0, 12.0, p50_s=8.0, ttft_s=10.0)
+    off = far_off_of(was, took(3.0, 2.0, p50_s=4.0, ttft_s=0.1), {})
+    assert len(off.tags) == 4 and off.words.count(" in the replay") == 3
+    assert "a median latency" not in off.words
 
 
 def test_a_run_outside_of_its_replays_narrow_interval_is_far_off():

@@ -514,3 +514,36 @@ def test_a_restarted_server_that_does_not_listen_yet_is_no_other_engine(receiver
     steps = recording.steps.sort("end")
     assert steps["decode_kv_tokens"].to_list() == [0, 0, None]
     assert steps["interval_ns"].to_list() == [None, None, 10**9]
+
+
+def test_a_server_that_is_restarted_with_another_limit_is_another_engine(receiver, tmp_path):
+    """Each engine has its own steps, pages and events, and the first one again has its own key."""
+    end, step = time.time_ns() + 10**10, {"running": 1, "generated": 1}
+    pages = []
+
+    def send(urls):
+        ports = [int(urls[0].rpartition(":")[2])]
+        for at, limit in enumerate((8, 16, 8)):
+            config = EngineConfig(model="m", max_num_seqs=limit, num_gpu_blocks=1000 + at)
+            told = {"instance": str(at), "ports": ports, "process_start_s": 1.7e9, "first": 0}
+            receiver.put_batch(batch(step | {"end": end + at}, config=config, **told))
+            seen = len(pages)
+            until(lambda seen=seen: len(pages) > seen)
+            time.sleep(0.5)  # some pages of each
+        late = {"instance": "1", "ports": ports, "process_start_s": 1.7e9, "first": 1}
+        receiver.put_batch(batch(step | {"end": end + 9}, **late))
+
+    with pytest.MonkeyPatch.context() as patch:
+        polled = Deployment._keep
+        patch.setattr(Deployment, "_keep", lambda *each: (pages.append(1), polled(*each)))
+        recording, _ = watched(tmp_path / "r", receiver, "1.7e+09", during=send)
+    limits = {key: each.max_num_seqs for key, each in recording.manifest.engines.items()}
+    assert sorted(limits.values()) == [8, 16]
+    steps = recording.steps.sort("end")["engine"].to_list()
+    assert [limits[key] for key in steps] == [8, 16, 8, 16]
+    events = recording.frame("events")
+    assert set(events["engine"].drop_nulls()) <= limits.keys()
+    notes = events.filter(kind="note")
+    assert [limits[key] for key in notes["engine"]] == [16, 8]
+    assert set(recording.frame("scrapes")["engine"].unique()) == limits.keys()
+    assert {each.engine.max_num_seqs for each in watched_engines(recording)} == {8, 16}
