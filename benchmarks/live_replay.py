@@ -45,14 +45,17 @@ TAGS = ("latency_s.mean", "latency_s.p50", "latency_s.p95", "ttft_s.p50", "tpot_
         "throughput_tokens_per_s")  # fmt: skip
 
 
-def requests(seconds: float, rate: float, seed: int) -> list[tuple[float, str, int, int]]:
-    """Return (time, prompt, samples, tokens) of each request."""
+def requests(
+    seconds: float, rate: float, seed: int, system: int = 0
+) -> list[tuple[float, str, int, int]]:
+    """Return (time, prompt, samples, tokens) of each request; `system` tokens begin all prompts."""
     rng, problems = random.Random(seed), load_workload("demo", problems=200).problems
+    begin = "".join(random.Random(7).choices("abcdefghijkABCDEFGHIJK0123456789", k=system))
     found, at = [], 0.0
     while at < seconds:
         tokens = min(max(round(rng.lognormvariate(4.2, 0.7)), 8), 400)
         prompt = str(problems[len(found) % 200].prompt)
-        found.append((at, prompt, rng.choice([1, 1, 1, 4]), tokens))
+        found.append((at, begin + prompt, rng.choice([1, 1, 1, 4]), tokens))
         at += rng.expovariate(rate)
     return found
 
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rate", type=float, default=4.0)
     parser.add_argument("--first", type=int, default=0, help="the seed of the first repeat")
+    parser.add_argument("--system", type=int, default=0, help="tokens of a system prompt")
     parser.add_argument("--keep", type=Path)
     asked = parser.parse_args()
     if asked.keep is None:
@@ -147,6 +151,7 @@ def compare(asked: argparse.Namespace, kept: Path) -> None:
     from advisor.what_if.question import Question, changed
     from traces.recording.reader import Recording
     from traces.summary.metrics import estimate_of
+    from traces.summary.prefix_hits import with_hits
     from traces.summary.run import summarise
 
     at = StepTimes.at
@@ -155,15 +160,20 @@ def compare(asked: argparse.Namespace, kept: Path) -> None:
     held: dict[tuple[str, str], list[bool]] = {}
     replayed: dict[str, list[float]] = {}
     for repeat in range(asked.first, asked.first + asked.repeats):
-        load, folder = requests(asked.seconds, asked.rate, repeat), kept / str(repeat)
+        load = requests(asked.seconds, asked.rate, repeat, asked.system)
+        folder = kept / str(repeat)
         base_path = watched(folder / "base", BASE, load)
         paths = {change: watched(folder / change, flags, load) for change, flags in CHANGES.items()}
         base = Recording.open(base_path)
         (run,) = summarise(base)
+        cached = with_hits(base, base.samples)["cached_tokens"].sum()
         for change, path in paths.items():
             engine, policy, _ = changed(run, [change])
             question = Question(engine=engine, policy=policy)
             found = predict(base, run, question)
+            if change == next(iter(CHANGES)):
+                again = found.tables["samples"]["cached_tokens"].sum()
+                print(f"{repeat} prompt tokens from the cache: {cached:,} recorded, {again:,}")
             other = Recording.open(path)
             (real,), slower = summarise(other), pace(base, other)
             longer = partialmethod(lambda times, slower, factor: at(times, slower * factor), slower)

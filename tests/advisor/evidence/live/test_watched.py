@@ -224,7 +224,7 @@ def test_steps_that_were_seen_with_as_many_requests_tell_no_growth(base, tmp_pat
     truth = at_rate(base, 400.0, "engine.max_num_seqs=16").predicted
     assert after.low < before.value < after.value < 1.5 * before.value < after.high
     assert after.low < truth.tpot_s["mean"].value < after.high
-    assert any("too alike to tell" in note for note in found[1].notes)
+    assert any("do not tell what each request adds" in note for note in found[1].notes)
 
 
 def server_where_requests_wait(monkeypatch, max_num_seqs):
