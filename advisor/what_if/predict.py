@@ -504,8 +504,8 @@ def _untaught(name: str, why: str) -> str:
 
 
 UNTOLD: Final = (
-    "the recorded steps do not tell what each request adds to a step. The interval holds steps that "
-    "grow little and much with them. A recording with other numbers of samples or problems in "
+    "the recorded steps do not tell what each request adds to a step. The interval holds steps "
+    "that grow little and much with them. A recording with other numbers of samples or problems in "
     "flight tells (--with)"
 )
 

@@ -123,8 +123,9 @@ def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
     That is of the time in which they came. As the replay has them (gather.py): requests of a
     problem that came in turn are none of it.
     """
-    rate, latency = None, run.latency_s["mean"]
+    rate = None
     if run.rows is not None:
+        latency = run.latency_s["mean"]
         rate = rate_under_load(run.rows["arrival"], 0.0 if latency is None else latency.value)
     seen = _seen_rate(servers)
     if rate is None or run.sample_rows is None:

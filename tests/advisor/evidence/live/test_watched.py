@@ -233,7 +233,7 @@ def server_where_requests_wait(monkeypatch, max_num_seqs):
                               requests_per_s=1.0)  # fmt: skip
     finding = Finding(kind="queueing", evidence="")
     server = SimpleNamespace(
-        engine=engine, numbers=numbers, verdict=Verdict(engine="e", found=(finding,))
+        window=None, engine=engine, numbers=numbers, verdict=Verdict(engine="e", found=(finding,))
     )
     runs = [SimpleNamespace(engine=engine, rows=None)]
     monkeypatch.setattr(what_next, "summarise", lambda _: runs)
