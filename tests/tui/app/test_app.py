@@ -298,6 +298,7 @@ def test_screenshot(folder, tmp_path, screen):
     screenshot(app, screen, (80, 24), target)
     text = target.read_text()
     assert text.startswith("<svg")
+    assert "url(http" not in text.replace('"', "") and "@font-face" not in text  # nothing fetched
     wanted = {"recordings": "maj@4", "run": "seqs8", "live": "attach", "advice": "large"}
     assert wanted[screen] in text.replace("&#160;", " ")
 
