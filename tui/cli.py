@@ -147,7 +147,21 @@ TYPES = {  # what Typer calls a value, and what a help calls it
 
 
 class Verb(TyperCommand):
-    """A verb, whose help names values as people do, not as Python does."""
+    """A verb, whose help names values as people do, not as Python does.
+
+    An option of one value that is given twice is refused: the second would replace the first.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # of a shell's completion
+            given: list[Any] = self.make_parser(ctx).parse_args(list(args))[-1]
+            for each in given:
+                one = each.opts[-1].startswith("-") and not each.multiple and each.nargs == 1
+                if one and not each.is_flag and given.count(each) > 1:
+                    from traces.errors import UsageError
+
+                    raise UsageError(f"{each.opts[-1]} is given more than once. Give one")
+        return super().parse_args(ctx, args)
 
     def get_params(self, ctx: Any) -> Any:
         return _typed(super().get_params(ctx))

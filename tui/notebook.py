@@ -49,6 +49,12 @@ class Recording(reader.Recording):
         rows = [(name, f"{count:,}") for name, count in self._sizes()]
         return table(("table", "rows"), rows, caption=str(self.path))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its import said of it, a sentence or two each."""
+        events = self.frame("events")
+        return tuple(events.filter(pl.col("kind") == "note")["detail"].drop_nulls())
+
     def _sizes(self) -> Iterator[tuple[str, int]]:
         yield from ((name, count) for name in TABLES if (count := self.rows(name)))
 

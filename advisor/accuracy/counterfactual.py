@@ -1,7 +1,8 @@
 """The accuracy and tokens of policies that were never run, from the samples of one run that was.
 
 - Fixed votes are exact expectations over subsets, of very many samples means over random orders.
-- Weights, filters, windows and votes one by one are means over random orders.
+- So are weights and filters where a vote has few subsets, else means over random orders, as windows
+  and votes one by one are.
 - Other rules that stop early follow the recorded ends, for fewer samples those of a replay, and
   without times the order of the samples' tokens.
 - Smaller limits of tokens are exact, as what they cut has no answer.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from advisor.accuracy.subsets import (
     best_of_curve,
     by_launch,
     decides_as_vote,
+    has_few_subsets,
     order_count,
 )
 from advisor.accuracy.thinking import at_checkpoints, between, lower_bounds
@@ -57,17 +60,20 @@ from traces.summary.votes import (
 )
 
 MOST = 4_000  # problems that are judged one by one; of more, so many at random
+MOST_BLOCKS = 16  # of a problem's samples, for rules that go by the order of ends
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counterfactuals:
     """The policies that a run can judge, and `notes` on what it cannot.
 
-    `columns` are judged on the same problems, for paired comparisons: all, or some at random.
+    `columns` are judged on the same problems, for paired comparisons: all, or some at random. Where
+    all is under a limit of tokens, that is `max_tokens`, and each outcome has it.
     """
 
     n: int
     problems: int
+    max_tokens: int | None = None
     outcomes: tuple[PolicyOutcome, ...]
     columns: tuple[PolicyColumn, ...]
     notes: tuple[str, ...]
@@ -103,8 +109,8 @@ def evaluate(
     if samples.n == 1:
         notes.append("one sample per problem: votes need more. Record with --n 8 or so")
     elif samples.answers_told:
-        columns += _scored(samples, inside, notes)
-        columns += _finishing(samples, inside, order, notes)
+        scored = [*_scored(samples, inside, notes)]
+        columns += [*scored, *_finishing(samples, inside, order, notes, scored)]
     else:
         notes.append(
             "right samples come without their answers, so no vote of several samples is known. "
@@ -135,9 +141,15 @@ def evaluate(
         ]
     if samples.answers_told:
         outcomes += _budgets(samples, answers, notes)
+    if max_tokens is not None:
+        outcomes = [replace(each, max_tokens=max_tokens) for each in outcomes]
+        columns = [
+            replace(each, outcome=replace(each.outcome, max_tokens=max_tokens)) for each in columns
+        ]
     return Counterfactuals(
         n=samples.n,
         problems=samples.of,
+        max_tokens=max_tokens,
         outcomes=tuple(outcomes),
         columns=tuple(columns),
         notes=tuple(notes),
@@ -237,17 +249,27 @@ def _fixed(samples: SampledRun, counts: Sequence[int]) -> Iterator[PolicyColumn]
 def _of_all(
     samples: SampledRun, counts: Sequence[int], outcomes: Sequence[PolicyOutcome]
 ) -> list[PolicyOutcome]:
-    """Return the outcomes with fixed votes of all problems instead of those at random."""
+    """Return the outcomes with fixed votes of all problems instead of those at random.
+
+    A rule that decides as the vote of all its samples has the accuracy of that vote.
+    """
     ended = samples.rows.with_columns(pl.col("correct").fill_null(False), end=pl.lit(0))
     fixed_votes = {
         (each.method, each.n): each for each in policies_within(ended, samples.n, counts=counts)
     }
-    return [
-        each
-        if each.rule or each.max_tokens is not None
-        else fixed_votes.get((each.method, each.n), each)
-        for each in outcomes
-    ]
+
+    def known(each: PolicyOutcome) -> PolicyOutcome:
+        if each.max_tokens is not None:
+            return each
+        if not each.rule:
+            return fixed_votes.get((each.method, each.n), each)
+        vote, spec = fixed_votes.get(("majority", each.n)), METHODS[each.method]
+        stop = _policy(each.method, each.n, each.rule).stop
+        if vote is None or not spec.plurality or not decides_as_vote(stop, each.n):
+            return each
+        return replace(each, accuracy=vote.accuracy, other_problems=vote.other_problems)
+
+    return [known(each) for each in outcomes]
 
 
 def _limits(samples: SampledRun) -> Iterator[PolicyColumn]:
@@ -270,13 +292,14 @@ def _outcome(method: str, n: int, **fields: Any) -> PolicyOutcome:
 def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Iterator[PolicyColumn]:
     """Return best-of-k, weighted and filtered votes, windows and adaptive votes one by one."""
     problems = samples.problems
-    scores = [p.logprob_mean for p in problems]
+    likely = [p.logprob_mean for p in problems]
     confidence = [p.confidence for p in problems]
-    has_scores = _known(scores, "logprob_mean", "best_of_n and weighted votes", notes)
+    scores, weights, has_scores = _scores(problems, notes)
     has_confidence = _known(confidence, "confidence_min_window", "", [])
     # A mean log-probability ranks as a confidence does, and weighs as its exponential.
-    ranks = confidence if has_confidence else scores
-    logs = [_log(each) for each in confidence] if has_confidence else scores
+    ranks = confidence if has_confidence else likely
+    logs = [_log(each) for each in confidence] if has_confidence else likely
+    has_ranks = has_confidence or _known(likely, "logprob_mean", "", [])
     several = [k for k in counts if k > 1]
     if has_scores:
         curves = np.array([best_of_curve(p, s) for p, s in zip(problems, scores, strict=True)])
@@ -289,9 +312,9 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
     for k in several:
         rows: list[tuple[str, Mapping[str, float], list[Any]]] = []
         if has_scores:
-            votes = [o.weighted(k, score) for o, score in zip(orders, scores, strict=True)]
+            votes = [o.weighted(k, logs_) for o, logs_ in zip(orders, weights, strict=True)]
             rows.append(("weighted", {}, votes))
-        if has_scores or has_confidence:
+        if has_ranks:
             for rule in METHODS["confidence"].judged(k):
                 votes = [
                     o.confident(k, rank, log, rule["keep"])
@@ -303,8 +326,8 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
                 rows.append((method, rule, [o.until(k, stop) for o in orders]))
         for method, rule, votes in rows:
             spread = float(np.sqrt(sum(vote.variance for vote in votes))) / len(votes)
-            one_subset = k == samples.n and METHODS[method].all_samples_end
-            basis, error = ("subsets", None) if one_subset else ("monte_carlo", spread)
+            exact = METHODS[method].all_samples_end and has_few_subsets(samples.n, k)
+            basis, error = ("subsets", None) if exact else ("monte_carlo", spread)
             yield PolicyColumn(
                 _outcome(method, k, rule=rule, basis=basis, error=error),
                 np.array([vote.right for vote in votes]),
@@ -312,13 +335,41 @@ def _scored(samples: SampledRun, counts: Sequence[int], notes: list[str]) -> Ite
             )
 
 
+def _scores(
+    problems: Sequence[ProblemSamples], notes: list[str]
+) -> tuple[list[Floats], list[Floats], bool]:
+    """Return what ranks samples, the logarithms of what they weigh, and whether any has some.
+
+    As profiler/policies/choices.py has it: a reward model's score weighs as it is and a negative
+    one nothing, else the mean log-probability ranks and weighs as its exponential.
+    """
+    what = "best_of_n and weighted votes"
+    scores = [p.score for p in problems]
+    if not _known(scores, "score", "", []):
+        scores = [p.logprob_mean for p in problems]
+        return scores, scores, _known(scores, "logprob_mean", what, notes)
+    _known(scores, "score", what, notes)
+    notes.append(f"{what} go by the score of each sample. What a reward model takes is not in them")
+    negative, total = sum(int((each < 0).sum()) for each in scores), sum(map(len, scores))
+    if negative:
+        notes.append(
+            f"scores below 0: {negative:,} of {total:,}. They weigh nothing in weighted votes. "
+            "Give probabilities for these"
+        )
+    return scores, [_log(each) for each in scores], True
+
+
 def _stopping(n: int) -> Iterator[tuple[str, Mapping[str, float], Stop]]:
     """Yield the rules that stop a vote of n early: method, parameters and rule."""
     for method in METHODS.values() if n >= FEWEST else ():
         for rule in method.judged(n):
-            stop = Policy(method=method.name, n=n, rule=tuple(rule.items())).stop
+            stop = _policy(method.name, n, rule).stop
             if method.stops_early and stop is not None:
                 yield method.name, rule, stop
+
+
+def _policy(method: str, n: int, rule: Mapping[str, float]) -> Policy:
+    return Policy(method=method, n=n, rule=tuple(rule.items()))
 
 
 def _log(weights: Floats) -> Floats:
@@ -344,10 +395,22 @@ def _known(numbers: Sequence[Floats], name: str, what: str, notes: list[str]) ->
 
 
 def _finishing(
-    samples: SampledRun, counts: Sequence[int], order: ReplayedOrder | None, notes: list[str]
+    samples: SampledRun,
+    counts: Sequence[int],
+    order: ReplayedOrder | None,
+    notes: list[str],
+    scored: Sequence[PolicyColumn],
 ) -> Iterator[PolicyColumn]:
-    """Return the rules that go by the order of ends: as recorded, replayed, or of the tokens."""
+    """Return the rules that go by the order of ends: as recorded, replayed, or of the tokens.
+
+    One that decides as the vote of all its samples in every order is as right as that vote, which
+    `scored` has where samples weigh.
+    """
     problems = samples.problems
+    weighted = {each.outcome.n: each for each in scored if each.outcome.method == "weighted"}
+    # One to come may weigh 1 at most, but for scores that are no probabilities.
+    by_score = any(np.isfinite(p.score).any() for p in problems)
+    bounded = not any((p.score > 1).any() for p in problems)
     unknown = sum(int((~np.isfinite(p.finish_s)).sum()) for p in problems)
     total = sum(len(p.finish_s) for p in problems)
     if 0 < unknown < total:
@@ -372,20 +435,21 @@ def _finishing(
             replace(p, finish_s=p.tokens, first_token_s=np.full(len(p.tokens), np.nan))
             for p in problems
         )
-    has_scores = any(np.isfinite(p.logprob_mean).any() for p in problems)
     for n in (k for k in counts if k >= FEWEST):
         blocks, basis = _blocks(problems, n, None if n == samples.n or untimed else order)
         basis = "token_order" if untimed else basis
         rules = [(*each, False) for each in _stopping(n) if not by_launch(each[2])]
-        if has_scores:
+        if n in weighted and bounded:
             rules.append(("weighted", {"settled": 1}, Stop(rule=SETTLED, value=1), True))
         for method, rule, stop, weigh in rules:
-            decided = [_decide(own, stop, weigh) for own in blocks]
-            right = np.array([right for right, _ in decided])
-            if decides_as_vote(stop, n):  # in every order
+            decided = [_decide(own, stop, weigh, by_score) for own in blocks]
+            right, error = np.array([right for right, _ in decided]), None
+            if weigh:
+                right, error = weighted[n].right, weighted[n].outcome.error
+            elif decides_as_vote(stop, n):
                 right = np.array([majority_curve(p.answers, p.correct)[n - 1] for p in problems])
             yield PolicyColumn(
-                _outcome(method, n, rule=rule, basis=basis, tokens_estimated=True),
+                _outcome(method, n, rule=rule, basis=basis, error=error, tokens_estimated=True),
                 right,
                 np.array([tokens for _, tokens in decided]),
             )
@@ -396,39 +460,52 @@ def _blocks(
 ) -> tuple[list[list[ProblemSamples]], str]:
     """Return each problem's blocks of n samples by index, and whose ends they have.
 
-    Which samples are launched says nothing of their length; which of them end first does.
+    Which samples are launched says nothing of their length; which of them end first does. Where n
+    does not divide the samples, blocks go on from the first after the last, until each sample was
+    in as many, or there are MOST_BLOCKS.
     """
-    starts = range(0, len(problems[0].answers) // n * n, n)
-    recorded = [[each.take(slice(at, at + n)) for at in starts] for each in problems]
+    count = len(problems[0].answers)
+    blocks = [
+        [(block * n + place) % count for place in range(n)]
+        for block in range(min(count // gcd(count, n), MOST_BLOCKS))
+    ]
+    recorded = [[each.take(places) for places in blocks] for each in problems]
     if order is None:
         return recorded, "finish_order"
     replayed: list[list[ProblemSamples]] = []
     for each in problems:
-        blocks = [part for at in starts if (part := order.of(each, at, n)) is not None]
-        if len(blocks) < len(starts):
+        parts = [part for places in blocks if (part := order.of(each, places)) is not None]
+        if len(parts) < len(blocks):
             return recorded, "finish_order"
-        replayed.append(blocks)
+        replayed.append(parts)
     return replayed, "replayed_order"
 
 
-def _decide(blocks: Sequence[ProblemSamples], stop: Stop, weigh: bool) -> tuple[float, float]:
+def _decide(
+    blocks: Sequence[ProblemSamples], stop: Stop, weigh: bool, by_score: bool
+) -> tuple[float, float]:
     """Return right and tokens of samples launched together: the mean over blocks."""
-    decided = [_weighed(part) if weigh else decide(part, stop) for part in blocks]
+    decided = [
+        _weighed(part, _log(part.score) if by_score else part.logprob_mean)
+        if weigh
+        else decide(part, stop)
+        for part in blocks
+    ]
     right, tokens = np.mean([(each.right, each.tokens) for each in decided], axis=0)
     return float(right), float(tokens)
 
 
-def _weighed(problem: ProblemSamples) -> Decided:
-    """Run the weighted vote that stops when its leader cannot be caught.
+def _weighed(problem: ProblemSamples, weights: Floats) -> Decided:
+    """Run the weighted vote that stops when its leader cannot be caught, by logarithms of weights.
 
     Weights are relative to the largest, and so is 1, the most that one to come may weigh. Where no
     sample with an answer has a weight, the plurality decides.
     """
     parsed = np.array([answer is not None for answer in problem.answers])
-    able = np.isfinite(problem.logprob_mean) & parsed
+    able = np.isfinite(weights) & parsed
     if not able.any():
         return decide(problem, Stop(rule=SETTLED, value=1))
-    logs = np.where(able, problem.logprob_mean, -np.inf)
+    logs = np.where(able, weights, -np.inf)
     most = float(logs.max())
     with np.errstate(over="ignore"):
         bound = float(np.exp(-most))
@@ -526,13 +603,14 @@ def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
     """Return the policy of fewest tokens that loses at most MARGIN against the vote of all.
 
     Chosen on one half of the problems and stated on the other, since the best of many by the same
-    numbers looks better than it is. None without such a policy, or below 20 problems.
+    numbers looks better than it is. None without such a policy, where the other half does not show
+    it, or below 20 problems.
     """
     if found.problems < 20 or not found.columns:
         return None
     shuffled = np.random.default_rng([0, 5]).permutation(len(found.columns[0].right))
     choosing, stating = shuffled[::2], shuffled[1::2]
-    whole_ones = [each for each in found.columns if each.outcome.max_tokens is None]
+    whole_ones = [each for each in found.columns if each.outcome.max_tokens == found.max_tokens]
     by_key = {(each.outcome.method, each.outcome.n): each for each in whole_ones}
     vote_of_all = by_key.get(("majority", found.n))
     if vote_of_all is None:
@@ -544,14 +622,20 @@ def cheapest_as_good(found: Counterfactuals) -> Comparison | None:
             continue
         part = _part(column, choosing)
         difference = paired(reference.right, part.right, "1")
-        if difference is not None and (difference.low or 0.0) >= -MARGIN:
+        if difference is not None and _as_good(difference):
             able.append((float(part.tokens.mean()), len(able), column))
     if not able:
         return None
     best = min(able)[2]
     if best is vote_of_all:
         return None
-    return compare_policies(_part(best, stating), _part(vote_of_all, stating))
+    stated = compare_policies(_part(best, stating), _part(vote_of_all, stating))
+    return stated if _as_good(stated.difference) else None
+
+
+def _as_good(difference: Estimate) -> bool:
+    """Whether an interval of a difference leaves out a loss above MARGIN."""
+    return difference.low is not None and difference.low >= -MARGIN
 
 
 def _part(column: PolicyColumn, places: np.ndarray) -> PolicyColumn:

@@ -6,7 +6,7 @@ times. The tokens of a cancelled sample are estimated from its pace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -116,10 +116,10 @@ class ReplayedOrder:
         law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
         self.cost = linear_cost(law.seconds, law.reads)
         self.facts = evidence.models.get(self.run.engine.model)
-        self.blocks: dict[tuple[int, int], Mapping[str, tuple[Floats, Floats]]] = {}
+        self.blocks: dict[tuple[int, ...], Mapping[str, tuple[Floats, Floats]]] = {}
 
-    def of(self, problem: ProblemSamples, start: int, n: int) -> ProblemSamples | None:
-        """Return the n samples from place `start`, ended as if they alone had been drawn.
+    def of(self, problem: ProblemSamples, places: Sequence[int]) -> ProblemSamples | None:
+        """Return the samples at these places, ended as if they alone had been drawn.
 
         None where the problem is not among those that can be replayed.
         """
@@ -127,20 +127,21 @@ class ReplayedOrder:
         tokens = [] if recorded is None else [sample.output_tokens for sample in recorded.samples]
         if not np.array_equal(tokens, problem.tokens):
             return None
-        if (start, n) not in self.blocks:
-            self.blocks[start, n] = self._replayed(start, n)
-        first_token_s, finish_s = self.blocks[start, n][problem.problem_id]
-        part = problem.take(slice(start, start + n))
-        return replace(part, first_token_s=first_token_s, finish_s=finish_s)
+        block = tuple(places)
+        if block not in self.blocks:
+            self.blocks[block] = self._replayed(block)
+        first_token_s, finish_s = self.blocks[block][problem.problem_id]
+        return replace(problem.take(block), first_token_s=first_token_s, finish_s=finish_s)
 
-    def _replayed(self, start: int, n: int) -> Mapping[str, tuple[Floats, Floats]]:
+    def _replayed(self, block: tuple[int, ...]) -> Mapping[str, tuple[Floats, Floats]]:
         from advisor.replay.limits import limits_of  # numba takes a third of a second to load
         from advisor.replay.replay import Replicas, replay
         from advisor.replay.workload import ReplayWorkload
 
-        run, problems = self.run, self.run.problems
+        run, problems, n = self.run, self.run.problems, len(block)
         loads = [
-            RecordedProblem.of(each, each.samples[start : start + n]) for each in problems.values()
+            RecordedProblem.of(each, [each.samples[place] for place in block])
+            for each in problems.values()
         ]
         arrivals = run.arrivals_s(problems) if run.concurrency is None else None
         workload = ReplayWorkload.from_loads(loads, arrivals)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ _USED = (
     "engine", "policy", "role", "parent_sample", "problem", "problem_id", "sample_index", "arrival",
     "first_token", "end", "latency_ns", "output_tokens", "think_tokens", "censored",
     "finish_reason", "error", "cancelled_by", "answer", "correct", "logprob_mean",
-    "confidence_min_window",
+    "confidence_min_window", "score",
 )  # fmt: skip
 _CENSORED = pl.coalesce("censored", pl.col("finish_reason").fill_null("") == "length")
 FEWEST = 4  # samples from which rules that stop early are judged
@@ -40,7 +41,7 @@ class ProblemSamples:
     `answers` are None where none parsed. `tokens` have those of an answer forced at a budget.
     `finish_s` runs from the problem's arrival, or the sample's own, to its end, `first_token_s` to
     its first token; of imported samples it is their latency, as if all had begun together.
-    `censored` ones were cut by max_tokens.
+    `censored` ones were cut by max_tokens. `score` is a reward model's.
     """
 
     problem_id: str
@@ -52,16 +53,17 @@ class ProblemSamples:
     censored: npt.NDArray[np.bool_]
     logprob_mean: Floats
     confidence: Floats
+    score: Floats
     first_token_s: Floats
     finish_s: Floats
 
-    def take(self, places: slice) -> ProblemSamples:
-        return ProblemSamples(
-            **{
-                name: value if name == "problem_id" else value[places]
-                for name, value in vars(self).items()
-            }
-        )
+    def take(self, places: Sequence[int]) -> ProblemSamples:
+        def part(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple([value[place] for place in places])
+            return value[np.array(places)] if isinstance(value, np.ndarray) else value
+
+        return ProblemSamples(**{name: part(value) for name, value in vars(self).items()})
 
     def limited(self, most: int) -> ProblemSamples:
         """Return the samples as a smaller max_tokens would have cut them: these have no vote.
@@ -80,6 +82,7 @@ class ProblemSamples:
             censored=self.censored | cut,
             logprob_mean=np.where(cut, np.nan, self.logprob_mean),
             confidence=np.where(cut, np.nan, self.confidence),
+            score=np.where(cut, np.nan, self.score),
             finish_s=begun + share * (self.finish_s - begun),
         )
 
@@ -305,6 +308,7 @@ _NUMBERS = {
     "think_tokens": pl.col("think_tokens"),
     "logprob_mean": pl.col("logprob_mean"),
     "confidence": pl.col("confidence_min_window"),
+    "score": pl.col("score"),
     "first_token_s": (pl.col("first_token") - pl.col("arrival").min().over("problem")) / 1e9,
     "finish_s": pl.coalesce(
         (pl.col("end") - pl.col("arrival").min().over("problem")) / 1e9, pl.col("latency_ns") / 1e9

@@ -1,13 +1,16 @@
 """Votes that weigh, filter or stop early, over subsets or random orders of the recorded samples.
 
-The expectation is exact where the best score wins. Elsewhere it is the mean over random orders,
-which are the same for all rules, with its standard error.
+The expectation is exact where the best score wins, and where a vote has few subsets. Elsewhere it
+is the mean over random orders, which are the same for all rules, with its standard error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +24,7 @@ from traces.statistics import Floats, Ints
 from traces.summary.votes import majority_curve
 
 FEWEST_ORDERS, MOST_ORDERS, ALL_ORDERS = 64, 512, 20_000
+MOST_SUBSETS = 512  # of a vote that is summed over all of them
 _VOTES = np.dtype(FIELDS)
 
 
@@ -70,6 +74,17 @@ def order_count(problems: int) -> int:
     return min(max(ALL_ORDERS // problems, FEWEST_ORDERS), MOST_ORDERS)
 
 
+def has_few_subsets(n: int, k: int) -> bool:
+    """Whether a vote of k of n samples is summed over all subsets."""
+    return comb(n, k) <= MOST_SUBSETS
+
+
+@lru_cache(maxsize=64)
+def _subsets(n: int, k: int) -> Ints:
+    """Return [subsets, k], all places that k of n samples may have."""
+    return np.array(list(combinations(range(n), k)), dtype=np.int64)
+
+
 class RandomOrders:
     """One problem's samples in random orders; `answers` are numbers, -1 where none parsed."""
 
@@ -93,8 +108,9 @@ class RandomOrders:
         Where no sample with an answer has one, the plurality decides.
         """
         able = np.isfinite(logs) & self.parsed
-        tally = self._weighed(k, np.where(able, logs, -np.inf)[self.orders[:, :k]])
-        return self._fixed(self._or_plain(tally, k, able), k)
+        chosen = self._chosen(k)
+        tally = self._weighed(chosen, np.where(able, logs, -np.inf)[chosen])
+        return self._fixed(self._or_plain(tally, chosen, able), k)
 
     def confident(self, k: int, confidence: Floats, logs: Floats, keep: float) -> Expectation:
         """Return the weighted vote of the `keep` most confident of k (DeepConf).
@@ -102,7 +118,7 @@ class RandomOrders:
         Of those that parsed and whose confidence is known, the share `keep` rounded up.
         """
         able = np.isfinite(confidence) & self.parsed
-        chosen = self.orders[:, :k]
+        chosen = self._chosen(k)
         ranked = np.where(able, confidence, -np.inf)[chosen]
         order = np.argsort(-ranked, axis=1, kind="stable")
         place = np.empty_like(order)
@@ -110,7 +126,11 @@ class RandomOrders:
         count = able[chosen].sum(axis=1)
         kept = place < np.ceil(keep * count - 1e-9)[:, None]
         held = np.where(kept & able[chosen], logs[chosen], -np.inf)
-        return self._fixed(self._or_plain(self._weighed(k, held), k, able), k)
+        return self._fixed(self._or_plain(self._weighed(chosen, held), chosen, able), k)
+
+    def _chosen(self, k: int) -> Ints:
+        """Return [draws, k], the samples of each vote: all subsets where these are few."""
+        return _subsets(self.n, k) if has_few_subsets(self.n, k) else self.orders[:, :k]
 
     def until(self, n: int, stop: Stop) -> Expectation:
         """Return the vote of n that a rule ends, its samples drawn one after the other."""
@@ -142,27 +162,27 @@ class RandomOrders:
             np.array(firsts, dtype=np.int64), np.array(counts, dtype=np.int64), asked,
         )  # fmt: skip
 
-    def _tally(self, k: int, weights: Floats | None = None) -> Floats:
-        """Return the votes [orders, answers] of the first k samples, of `weights` [orders, k]."""
+    def _tally(self, chosen: Ints, weights: Floats | None = None) -> Floats:
+        """Return the votes [draws, answers] of `chosen` samples, of `weights` [draws, k]."""
         classes = max(len(self.right), 1) + 1  # the last for those without an answer
-        places = self.answers[self.orders[:, :k]] % classes
-        places += classes * np.arange(self.count)[:, None]
+        places = self.answers[chosen] % classes
+        places += classes * np.arange(len(chosen))[:, None]
         each = None if weights is None else weights.ravel()
-        tally = np.bincount(places.ravel(), each, minlength=self.count * classes)
-        return np.asarray(tally.reshape(self.count, classes)[:, :-1], dtype=float)
+        tally = np.bincount(places.ravel(), each, minlength=len(chosen) * classes)
+        return np.asarray(tally.reshape(len(chosen), classes)[:, :-1], dtype=float)
 
-    def _weighed(self, k: int, logs: Floats) -> Floats:
-        """Return the votes [orders, answers] of the samples' `logs` [orders, k], of any size.
+    def _weighed(self, chosen: Ints, logs: Floats) -> Floats:
+        """Return the votes [draws, answers] of the samples' `logs` [draws, k], of any size.
 
-        Weights are relative to the largest of an order, so that they cannot all vanish.
+        Weights are relative to the largest of a draw, so that they cannot all vanish.
         """
         most = logs.max(axis=1, keepdims=True)
         held = np.exp(logs - np.where(np.isfinite(most), most, 0.0))
-        return self._tally(k, held)
+        return self._tally(chosen, held)
 
-    def _or_plain(self, tally: Floats, k: int, able: npt.NDArray[np.bool_]) -> Floats:
-        some = np.asarray(able[self.orders[:, :k]].any(axis=1))
-        plain = tally if some.all() else self._tally(k)
+    def _or_plain(self, tally: Floats, chosen: Ints, able: npt.NDArray[np.bool_]) -> Floats:
+        some = np.asarray(able[chosen].any(axis=1))
+        plain = tally if some.all() else self._tally(chosen)
         return np.where(some[:, None], tally, plain)
 
     def _won(self, tally: Floats) -> Floats:
@@ -177,9 +197,9 @@ class RandomOrders:
         return np.asarray(share, dtype=float)
 
     def _fixed(self, tally: Floats, k: int) -> Expectation:
-        """Return the mean over orders; all of the samples have but one subset."""
+        """Return the mean over draws, which is exact over all subsets."""
         mean = _over_orders(self._won(tally), np.zeros(len(tally)))
-        variance = 0.0 if k == self.n else mean.variance
+        variance = 0.0 if has_few_subsets(self.n, k) else mean.variance
         return Expectation(mean.right, float(self.tokens.mean()) * k, variance)
 
 
@@ -262,6 +282,7 @@ def samples_of(samples: Sequence[Sample]) -> ProblemSamples:
         censored=np.zeros(len(samples), dtype=bool),
         logprob_mean=unknown,
         confidence=unknown,
+        score=unknown,
         first_token_s=unknown,
         finish_s=unknown,
     )

@@ -189,5 +189,6 @@ def _stopping(sampling: Policy, n: int) -> Iterator[Policy]:
     able = [(each.proposed_from, each.name) for each in METHODS.values() if each.proposed_from]
     for fewest, name in sorted(able):
         if n >= fewest:
-            rule = tuple(METHODS[name].proposed.items())
-            yield complete(dataclasses.replace(sampling, method=name, n=n, rule=rule))
+            for rule in METHODS[name].proposed(n):
+                own = dataclasses.replace(sampling, method=name, n=n, rule=tuple(rule.items()))
+                yield complete(own)

@@ -25,6 +25,7 @@ def samples(answers, *, right="a", tokens=None, finish=None, logprob=None, **col
             "censored": np.zeros(count, dtype=bool),
             "logprob_mean": numbers(logprob, nothing),
             "confidence": nothing,
+            "score": nothing,
             "first_token_s": np.zeros(count),
             "finish_s": numbers(finish, tokens),
         }

@@ -19,6 +19,7 @@ from profiler.engines.models.model_facts import given_facts
 from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.curve import ImportedCurve, import_curve
 from traces.foreign.evaluations.importer import Imported, import_outcomes
+from traces.foreign.evaluations.plain import STEP_SCORES
 from traces.foreign.evaluations.reader import Choices, Given, Judge
 from traces.foreign.kinds import files_in, kind_of
 from traces.foreign.power.importer import ImportedPower, import_power
@@ -43,11 +44,13 @@ if TYPE_CHECKING:
 
 _OF_SAMPLES = (
     "score", "verifier", "model", "model_config", "temperature", "top_p", "max_tokens",
-    "prompt_tokens", "no_answer", "same_problems",
+    "prompt_tokens", "no_answer", "same_problems", "step_scores",
 )  # fmt: skip
 _OF_PASSES = ("model", "model_config")
 _OF_CURVES = ("problems", "length_spread", "benchmark")
-_NOT_OF_CURVES = ("score", "verifier", "no_answer", "same_problems", "run", "block_tokens")
+_NOT_OF_CURVES = (
+    "score", "verifier", "no_answer", "same_problems", "step_scores", "run", "block_tokens",
+)  # fmt: skip
 _MOST_PROMPT = 100_000_000
 _COUNTS = ("problems", "samples", "answered", "judged")
 _REQUEST_COUNTS = (
@@ -83,6 +86,9 @@ class Import:
     )
     no_answer: list[str] | None = option(
         None, "Samples: text that stands for no answer, repeatable.", metavar="TEXT"
+    )
+    step_scores: str | None = option(
+        None, "Samples: how scores of steps become one: last, min, mean, prod."
     )
     same_problems: bool | None = option(
         None,
@@ -191,6 +197,8 @@ def _choices(asked: Import, prompt_column: str | None, limit_bytes: int) -> Choi
     from profiler.workload.verifiers import verifier
 
     chosen = None if asked.verifier is None else verifier(asked.verifier)
+    if asked.step_scores not in (None, *STEP_SCORES):
+        raise UsageError(f"--step-scores {asked.step_scores}: give {', '.join(STEP_SCORES)}")
     return Choices(
         score=asked.score,
         judge=None if chosen is None else _judge(chosen),
@@ -198,6 +206,7 @@ def _choices(asked: Import, prompt_column: str | None, limit_bytes: int) -> Choi
         verifier=asked.verifier,
         prompt_column=prompt_column,
         same_problems=asked.same_problems,
+        step_scores=asked.step_scores,
         limit_bytes=limit_bytes,
     )
 

@@ -10,7 +10,10 @@ import numpy as np
 from traces.statistics import Floats, Ints
 
 # (discount, strength, share): Pitman-Yor laws; with discount -a and strength m a there are m
-# possible mistakes, with discount 0 it is a Dirichlet process. Where the share is not 0 one popular
+# possible mistakes, with discount 0 it is a Dirichlet process. With a large a the m mistakes are
+# equally likely, as the wrong options of a question are where the model guesses: of the others none
+# says so, and a mistake that leads by chance is then taken for a popular one, which holds back
+# larger votes. Where the share is not 0 one popular
 # mistake has about that share of all (a beta law with a + b = _FIRMNESS) and the law is of the
 # others: in a Pitman-Yor law alone the share of the first mistake varies widely from problem to
 # problem, and problems in which it nearly always leads could not be told from others.
@@ -18,6 +21,7 @@ LAWS: Floats = np.array(
     [(0.0, s, 0.0) for s in (0.1, 0.3, 1.0, 3.0, 10.0, 40.0)]
     + [(0.5, 0.5, 0.0), (0.5, 5.0, 0.0)]
     + [(-a, a * m, 0.0) for m in (2, 4, 9, 30) for a in (0.3, 1.0, 4.0)]
+    + [(-1000.0, 1000.0 * m, 0.0) for m in (2, 3, 4, 9)]
     + [(0.0, s, share) for s in (3.0, 40.0) for share in (0.3, 0.5, 0.7, 0.9)],
     dtype=float,
 )

@@ -1,16 +1,25 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from advisor.accuracy import counterfactual
-from advisor.accuracy.counterfactual import MARGIN, cheapest_as_good, compare_policies, evaluate
+from advisor.accuracy.counterfactual import (
+    MARGIN,
+    Counterfactuals,
+    cheapest_as_good,
+    compare_policies,
+    evaluate,
+)
+from advisor.accuracy.samples import PolicyColumn
 from tests.traces.synthetic import START, write_recording
 from traces.errors import RecordingError, UsageError
 from traces.foreign.evaluations.importer import import_outcomes
 from traces.recording.reader import Recording
 from traces.schema.tts.policy import Policy
 from traces.summary.run import summarise
+from traces.summary.votes import PolicyOutcome
 
 N = 8
 VOTE = Policy(method="majority", n=N, temperature=0.8)
@@ -94,7 +103,7 @@ def test_every_kind_of_policy_is_there(found):
     kinds = {(o.method, o.basis) for o in found.outcomes}
     assert kinds >= {
         ("majority", "subsets"), ("pass_at_k", "subsets"), ("best_of_n", "subsets"),
-        ("weighted", "monte_carlo"), ("confidence", "monte_carlo"),
+        ("weighted", "subsets"), ("confidence", "subsets"),
         ("early_stopping", "monte_carlo"), ("adaptive", "finish_order"),
         ("first_finish", "finish_order"), ("majority", "model"), ("pass_at_k", "model"),
     }  # fmt: skip
@@ -356,6 +365,42 @@ def test_the_cheapest_is_stated_on_problems_that_did_not_choose_it(tmp_path):
     assert best.policy.method != "pass_at_k"
 
 
+def test_what_the_other_problems_do_not_show_is_not_called_as_good():
+    """A policy that loses nothing on the problems that choose it, and 15 points on the others."""
+
+    def column(right, tokens):
+        outcome = PolicyOutcome(
+            method="majority", n=tokens // 10, budget_tokens=None, accuracy=None,
+            tokens_per_problem=None,
+        )  # fmt: skip
+        return PolicyColumn(outcome, right, np.full(40, float(tokens)))
+
+    shuffled = np.random.default_rng([0, 5]).permutation(40)
+    some = np.ones(40)
+    some[shuffled[1::2][:3]] = 0.0
+    found = Counterfactuals(
+        n=8, problems=40, outcomes=(), notes=(), columns=(column(some, 10), column(np.ones(40), 80))
+    )
+    assert cheapest_as_good(found) is None
+    equal = replace(found, columns=(column(np.ones(40), 10), found.columns[1]))
+    assert cheapest_as_good(equal).policy.n == 1
+
+
+@pytest.mark.slow
+def test_rules_that_end_early_look_at_every_sample(tmp_path):
+    """Of 8 samples 5 and 6 are not the first alone: here these are wrong, and the others right."""
+    rows = make_rows(problems=20)
+    for row in rows["samples"]:
+        late = row["sample_index"] > 4
+        row |= {"answer": "0" if late else "1", "correct": late, "output_tokens": 30}
+        row |= {"think_tokens": 25, "end": row["arrival"] + 30 * 10**6 + row["sample_index"]}
+    found = judge(tmp_path / "r", rows, counts=[5, 6])
+    for n in (5, 6):
+        rules = {"threshold": 0.95, "in_flight": n}.items()
+        (one,) = [e for e in found.outcomes if e.n == n and e.rule.items() == rules]
+        assert 0.1 < one.accuracy.value < 0.5, n
+
+
 @pytest.mark.slow
 def test_compared_in_pairs(found):
     columns = {(c.outcome.method, c.outcome.n): c for c in found.columns}
@@ -386,6 +431,9 @@ def test_of_many_problems_fixed_votes_are_of_all_and_the_others_of_some(tmp_path
     _, whole, some = of_many(monkeypatch, import_lines(tmp_path / "f", lines))
     assert some.problems == 60 and {len(each.right) for each in some.columns} == {25}
     assert any("of 25 of the 60 problems, drawn at random" in note for note in some.notes)
+    by_rule = {(each.method, each.n, *each.rule.items()): each for each in some.outcomes}
+    agreed = by_rule["agreement", 4, ("agree", 3), ("in_flight", 4)]
+    assert agreed.accuracy == by_rule["majority", 4].accuracy  # it decides as that vote
     for one, other in zip(whole.outcomes, some.outcomes, strict=False):
         fixed = one.method in ("majority", "pass_at_k")
         if fixed and one.basis == "subsets" and one.n <= 4:

@@ -60,7 +60,7 @@ def test_the_order_is_that_of_a_run_of_so_few(recording, run):
     place = {name: number for number, name in enumerate(own.problems)}
     found, recorded, real = [], [], []
     for problem in samples.problems:
-        part = order.of(problem, at, BLOCK)
+        part = order.of(problem, range(at, at + BLOCK))
         found.append(part.finish_s)
         recorded.append(problem.finish_s[at : at + BLOCK])
         real.append(ends[place[problem.problem_id]])
@@ -78,7 +78,9 @@ def test_ranks_take_the_samples_as_they_did(recording, tmp_path):
         ran = record(tmp_path / str(ranks), engine, VOTE16, concurrency=IN_FLIGHT, noise=0.0)
         (one,) = summarise(ran)
         order, samples = ReplayedOrder(ran, one), read_samples(one)
-        ends[ranks] = np.mean([order.of(each, 0, 8).finish_s.max() for each in samples.problems])
+        ends[ranks] = np.mean(
+            [order.of(each, range(8)).finish_s.max() for each in samples.problems]
+        )
     assert ends[2] < 0.75 * ends[1]
 
 

@@ -69,6 +69,18 @@ def test_best_of_k_is_the_mean_over_all_subsets(rows):
         assert curve[k - 1] == pytest.approx(exact, abs=1e-12)
 
 
+@settings(max_examples=40)
+@given(rows=ROWS)
+def test_a_weighted_vote_of_few_subsets_is_the_mean_over_all(rows):
+    problem = problem_of(rows)
+    orders = RandomOrders(problem, np.random.default_rng(0), 2)
+    for k in range(1, len(rows) + 1):
+        exact = np.mean([weighted_by_hand(subset) for subset in combinations(rows, k)])
+        found = orders.weighted(k, problem.logprob_mean)
+        assert found.right == pytest.approx(exact, abs=1e-12)
+        assert found.variance == 0.0
+
+
 @settings(max_examples=60)
 @given(rows=ROWS, seed=st.integers(0, 99))
 def test_the_order_of_samples_changes_nothing_exact(rows, seed):

@@ -110,6 +110,11 @@ def import_outcomes(
         raise UsageError(
             f"--score chooses a metric or scorer, and {chosen.name} has none. Leave it out"
         )
+    if choices.step_scores is not None and chosen.completions:
+        raise UsageError(
+            f"--step-scores is for the scores of plain outcomes, and {chosen.name} has none. Leave "
+            "it out"
+        )
     if choices.prompt_column is not None and chosen.completions:
         raise UsageError(
             f"--prompt-tokens {choices.prompt_column}: {chosen.name} has no such name. Give a "
@@ -147,7 +152,8 @@ def import_outcomes(
     differing = list(unlike(counted.samples, counted.most))
     head, *rest = _notes(chosen, files, counted, given)
     by = f"answers read and judged by the verifier {choices.verifier}"
-    notes = [head, *differing, *([] if choices.judge is None else [by]), *joining_notes, *rest]
+    judging = [] if choices.judge is None else [by]
+    notes = [head, *differing, *judging, *_against(counted, files, choices), *joining_notes, *rest]
     if limit is None and (note := _at_one_length(counted)) is not None:
         notes.append(note)
     if late := choices.too_long():
@@ -324,6 +330,34 @@ def _own_parts(names: Sequence[str]) -> list[str]:
         last += 1
     parts = ["".join(each[first : len(each) - last]).strip("-_. ") for each in words]
     return parts if all(parts) and len({*parts}) == len(names) else list(names)
+
+
+_DISAGREE = 0.1  # between a verifier's share of right samples and the file's own
+
+
+def _against(counted: Counted, files: Sequence[ImportedFile], choices: Choices) -> Iterator[str]:
+    """Say where nothing is right, or a verifier and the files' own metric disagree."""
+    right = counted.samples["correct"].mean()
+    if not isinstance(right, float):  # nothing was judged
+        return
+    own = [each for file in files for each in file.facts.own]
+    if choices.judge is None:
+        if right == 0:
+            yield f"none of {counted.samples['correct'].count():,} judged samples is right"
+        return
+    finds = f"the verifier {choices.verifier} finds {right:.3f} of the samples right"
+    if not own:
+        if right == 0:
+            yield f"{finds}. Check what the completions end with, and try another verifier"
+        return
+    share = sum(own) / len(own)
+    if abs(share - right) >= _DISAGREE or (right == 0 and share > 0):
+        metric = next(each.facts.own_metric for each in files if each.facts.own)
+        yield (
+            f"{finds}, the file's own {metric} {share:.3f}. One of the two reads the answers "
+            "wrongly: compare some by hand, try another verifier (numeric, choice, math), or leave "
+            "--verifier out"
+        )
 
 
 _FEWEST_AT_LIMIT = 3  # samples that are equally long, and longer than all others

@@ -269,6 +269,7 @@ class InspectLog:
                 prompt += "".join(
                     f"\n{letter})" for letter in ascii_uppercase[: len(sample.choices)]
                 )
+            self._keep_own(sample)
             return judged(self._choices.judge, text, expected, prompt, self.skipped, number)
         scores = {"score": sample.score} if sample.scores is None else sample.scores
         if scores == {"score": None} or not isinstance(scores, dict) or not scores:
@@ -288,6 +289,18 @@ class InspectLog:
         if right is None:
             self.skipped.add("scores that are neither right nor wrong, left unjudged", number)
         return (answer.strip() or None) if isinstance(answer, str) else None, right
+
+    def _keep_own(self, sample: _Sample) -> None:
+        """Keep what the log's first scorer says of a sample that a verifier judges."""
+        scores = {"score": sample.score} if sample.scores is None else sample.scores
+        if not isinstance(scores, dict) or not scores:
+            return
+        self._scorer = self._scorer or str(next(iter(scores)))
+        score = scores.get(self._scorer)
+        right = _right(score.get("value")) if isinstance(score, dict) else None
+        if right is not None:
+            self.facts.own.append(float(right))
+            self.facts.own_metric = self._scorer
 
     def _told(self, seen: set[str]) -> None:
         """Say what was chosen and what is missing, once the file is read."""

@@ -77,12 +77,17 @@ class LmEvalSamples:
         for number, row in objects(self._path, limit, self.skipped, notes):
             name = str(row.get("filter") or "none")
             if self._filter is None:
-                self._filter = name
+                self._filter = name if _keeps_all(row) else self._keeping() or name
             if name != self._filter:
                 self._others[name] = None
                 continue
             yield from self._document(row, number)
         self._told()
+
+    def _keeping(self) -> str | None:
+        """Return the first filter of the file that kept all responses, None where none did."""
+        rows = objects(self._path, self._choices.limit_bytes, Skipped(unit="line"), [])
+        return next((str(row.get("filter") or "none") for _, row in rows if _keeps_all(row)), None)
 
     def _document(self, row: Mapping[str, Any], number: int) -> Iterator[Outcome]:
         self._documents += 1
@@ -113,8 +118,6 @@ class LmEvalSamples:
 
     def _choose_metric(self, row: Mapping[str, Any], number: int) -> bool:
         """Settle the metric at the first document that has one; say whether this one does."""
-        if self._choices.judge is not None:
-            return True
         listed = row.get("metrics")
         names = listed if isinstance(listed, list) else [n for n in row if n not in _OWN_KEYS]
         here = [str(name) for name in names if str(name) in row]
@@ -124,6 +127,10 @@ class LmEvalSamples:
             judged.sort(key=lambda name: isinstance(row[name], list))  # of parts of an answer, too
             first = [name for name in _PREFERRED if name in judged]
             self._metric = next(iter([*first, *judged]), "")
+        if self._choices.judge is not None:
+            if (own := _mean(row.get(self._metric))) is not None:
+                self.facts.own.append(own)
+            return True
         if not self._metric or self._metric not in row:
             self.skipped.add(f"documents without {self._metric or 'a metric'}", number)
             return False
@@ -233,6 +240,7 @@ class LmEvalSamples:
         metric, _, chosen = (self._choices.score or "").partition(",")
         if chosen and not self._documents and self._others:
             raise self._no_such("filter", chosen, self._others)
+        self.facts.own_metric = f"{self._metric},{self._filter}"
         if self._choices.judge is not None:
             return
         if metric and metric not in self._metrics and self._metrics:
@@ -260,6 +268,23 @@ def _length(row: Mapping[str, Any], index: int) -> int | None:
     except (TypeError, KeyError, IndexError):
         return None
     return len(text) if isinstance(text, str) else None
+
+
+def _keeps_all(row: Mapping[str, Any]) -> bool:
+    """Whether a document's filter kept every response, where there are several."""
+    try:
+        given, kept = len(row["resps"][0]), row["filtered_resps"]
+        return given < 2 or (isinstance(kept[0], list) and len(kept[0]) == given)
+    except (TypeError, KeyError, IndexError):
+        return True  # of one request, as choices are
+
+
+def _mean(value: Any) -> float | None:
+    """Return a metric of a document as a share, of several judgements their mean."""
+    parts = value if isinstance(value, list) and value else [value]
+    numbers = [float(each) if isinstance(each, bool) else finite(each) for each in parts]
+    known = [each for each in numbers if each is not None and 0 <= each <= 1]
+    return sum(known) / len(known) if len(known) == len(parts) else None
 
 
 def _is_judgement(value: Any) -> bool:

@@ -3,18 +3,20 @@
     {"problem_id": "p1", "sample_index": 0, "output_tokens": 812, "answer": "42", "correct": true}
 
 Needed are problem_id, sample_index and correct (null where it was not judged). May be there:
-answer, expected, output_tokens, prompt_tokens, think_tokens, latency_s, logprob_mean, group,
-finish_reason, model, error (of a sample that failed, which is no draw). Other names are not read,
-and a note names them.
+answer, expected, output_tokens, prompt_tokens, think_tokens, latency_s, logprob_mean, score (of a
+reward model), scores (of each step), group, finish_reason, model, error (of a sample that failed,
+which is no draw). Other names are not read, and a note names them.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import msgspec
@@ -60,12 +62,20 @@ class _Usual(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     think_tokens: Tokens | None = None
     latency_s: Seconds | None = None
     logprob_mean: Number | None = None
+    score: Number | None = None
+    scores: list[Number] | None = None
     group: str | None = None
     finish_reason: str | None = None
     model: str | None = None
     error: str | None = None
 
 
+STEP_SCORES: dict[str, Callable[[list[float]], float]] = {  # how they become one
+    "last": lambda scores: scores[-1],
+    "min": min,
+    "mean": fmean,
+    "prod": prod,
+}
 _READ = frozenset(_Usual.__struct_fields__)
 _MOST_UNREAD = 100  # names that are counted
 _MISSPELT = 0.8  # how like a name is to one that is read, from which that one is meant
@@ -88,6 +98,7 @@ class PlainOutcomes:
         self._prompt_column = choices.prompt_column
         self._chosen, self._only = choices.model, False
         self._unread = Skipped(unit="line")  # names that are not read
+        self._step_scores, self._has_steps = choices.step_scores or "last", False
 
     def __iter__(self) -> Iterator[Outcome]:
         self._only = self._chosen is not None and self._is_one_of_several(self._chosen)
@@ -96,6 +107,11 @@ class PlainOutcomes:
         yield from self._of_rows(lines) if self._prompt_column else self._of_lines(lines)
         if self._unread.counts:
             self.facts.notes.append(self._not_read())
+        if self._has_steps:
+            self.facts.notes.append(
+                f"scores of steps: the {self._step_scores} is the sample's score. --step-scores "
+                f"chooses among {', '.join(STEP_SCORES)}"
+            )
 
     def _is_one_of_several(self, model: str) -> bool:
         """Whether the file has lines of a model, and of others."""
@@ -162,6 +178,7 @@ class PlainOutcomes:
             if (
                 each is None
                 or each.error
+                or each.scores == []
                 or (thought is not None and _thinks_more(thought, each.output_tokens))
             ):
                 yield from self._of_rows([(number, line)])
@@ -178,6 +195,7 @@ class PlainOutcomes:
                     think_tokens=thought,
                     latency_s=each.latency_s,
                     logprob_mean=each.logprob_mean,
+                    score=self._score(each.score, each.scores),
                     group=each.group,
                     finish_reason=None
                     if each.finish_reason is None
@@ -236,15 +254,36 @@ class PlainOutcomes:
             fields["latency_s"] = seconds if valid else None
             if fields["latency_s"] is None:
                 self.skipped.add("values of latency_s that are no time", number)
-        if (value := row.get("logprob_mean")) is not None:
-            fields["logprob_mean"] = finite(value)
-            if fields["logprob_mean"] is None:
-                self.skipped.add("values of logprob_mean that are no number", number)
+        fields |= self._scored(row, number)
         for name in _TEXTS:
             if name in row:
                 fields[name] = self._text(row, name, number)
         fields["finish_reason"] = ended_by(fields.get("finish_reason") or "")
         return fields
+
+    def _scored(self, row: dict[str, Any], number: int) -> dict[str, float | None]:
+        """Return what says how good a sample is, and count what cannot be read."""
+        fields: dict[str, float | None] = {}
+        for name in ("logprob_mean", "score"):
+            if (value := row.get(name)) is not None:
+                fields[name] = finite(value)
+                if fields[name] is None:
+                    self.skipped.add(f"values of {name} that are no number", number)
+        if (value := row.get("scores")) is not None:
+            steps = [finite(each) for each in value] if isinstance(value, list) else []
+            known = [each for each in steps if each is not None]
+            if not known or len(known) < len(steps):
+                self.skipped.add("values of scores that are no list of numbers", number)
+            else:
+                fields["score"] = self._score(fields.get("score"), known)
+        return fields
+
+    def _score(self, score: float | None, steps: list[float] | None) -> float | None:
+        """Return a sample's score, of its steps where it has none by itself."""
+        if score is not None or not steps:
+            return score
+        self._has_steps = True
+        return STEP_SCORES[self._step_scores](steps)
 
     def _text(self, row: dict[str, Any], name: str, number: int) -> str | None:
         value = row.get(name)
@@ -297,7 +336,8 @@ def _recognises(head: bytes) -> bool:
 
 _NAMES = (
     "problem_id", "sample_index", "correct", "answer", "expected", "output_tokens",
-    "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "finish_reason",
+    "prompt_tokens", "think_tokens", "latency_s", "logprob_mean", "score", "scores",
+    "finish_reason",
 )  # fmt: skip
 _NEEDED = _NAMES[:3]
 _MOST_COLUMNS = 8

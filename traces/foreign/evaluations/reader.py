@@ -27,9 +27,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     problem from another of the same name (its prompt); neither is kept unless text is recorded.
     `prompt` are bytes that are the same for what a model is asked in the same words and by the same
     task. `uuid` names one sample wherever it is written again. `characters` is how long the
-    completion is. `place` is where the sample stands: the number of its line or entry. `whole` says
-    that the answer is the whole completion, and no short one. With an `error` the sample failed,
-    and is no draw.
+    completion is. `score` is what a reward model gave it, the higher the better. `place` is where
+    the sample stands: the number of its line or entry. `whole` says that the answer is the whole
+    completion, and no short one. With an `error` the sample failed, and is no draw.
     """
 
     problem_id: str
@@ -48,6 +48,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     think_tokens: int | None = None
     latency_s: float | None = None
     logprob_mean: float | None = None
+    score: float | None = None
     finish_reason: str | None = None
     error: str | None = None
     whole: bool = False
@@ -57,7 +58,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class FileFacts:
     """What a file says of the whole evaluation; `notes` is what a reader of results must know.
 
-    `folder` is the one that lm-eval names after the model.
+    `folder` is the one that lm-eval names after the model. Where a verifier judges, `own` has what
+    the file says itself of each sample or document, from 0 to 1, by the metric `own_metric`.
     """
 
     task: str | None = None
@@ -67,6 +69,8 @@ class FileFacts:
     max_tokens: int | None = None
     effort: str | None = None
     folder: str | None = None
+    own_metric: str | None = None
+    own: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -106,7 +110,8 @@ class Choices:
     answers and scores. `too_long` counts the answers that it gave up to check. `prompt_column` has
     the tokens of a prompt in plain outcomes, None for `prompt_tokens`. `same_problems` says whether
     several files are of the same problems, None to find out. `model` is whose lines are read of a
-    file of plain outcomes that has several. With `temperature` no file need tell it.
+    file of plain outcomes that has several. With `temperature` no file need tell it. `step_scores`
+    is how the scores of a sample's steps become one, None for the last.
     """
 
     score: str | None = None
@@ -117,6 +122,7 @@ class Choices:
     same_problems: bool | None = None
     model: str | None = None
     temperature: float | None = None
+    step_scores: str | None = None
     limit_bytes: int = LIMIT_BYTES
 
 

@@ -7,7 +7,7 @@ runs, is replayed, judged, proposed and described by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from traces.errors import UsageError
@@ -177,7 +177,7 @@ class Method:
 
     `words` describe the method and `answer` which answer it gives, with {n} and the parameters.
     `judged` gives the parameters for which `show` says what n samples would have given.
-    `proposed_from` n samples `advise` proposes it, with `proposed` in place of the defaults.
+    `proposed_from` n samples `advise` proposes it, with each of `proposed` in place of defaults.
     `capped` says that n only ends what mostly ends before, so that few n are proposed.
     """
 
@@ -196,7 +196,7 @@ class Method:
     answer: str = "the most frequent answer"
     judged: Judged = lambda n: ()
     proposed_from: int | None = None
-    proposed: Mapping[str, float] = field(default_factory=dict)
+    proposed: Judged = lambda n: ({},)
     capped: bool = False
 
     @property
@@ -216,6 +216,15 @@ class Method:
             for name, value in rule.items()
         }
         return template.format(n=n, **dict.fromkeys(self.parameters, "enough") | given)
+
+
+def _firsts(n: int, fewest: float = 1) -> list[int]:
+    """Return of how many answers of n a vote may be: 1, 2, 3, 4, 6, 8, 12, ..., and half of n.
+
+    Of at least `fewest`.
+    """
+    some = [k * 2**i for i in range(n.bit_length()) for k in (1, 3)]
+    return sorted({n // 2, *(k for k in some if fewest <= k < n)})
 
 
 THRESHOLDS = (0.88, 0.95)  # three votes to none or four to one suffice; four to none
@@ -272,7 +281,7 @@ _ROWS = (
             {"threshold": level, "in_flight": count} for count in (1, n) for level in THRESHOLDS
         ],
         proposed_from=8,
-        proposed={"in_flight": 4},
+        proposed=lambda n: ({"in_flight": 4},),
         capped=True,
     ),
     Method(
@@ -295,7 +304,9 @@ _ROWS = (
         rule=stop_rules.FIRST,
         words="{n} samples, vote of the first {first} that end",
         answer="the most frequent answer of the first {first} that end",
-        judged=lambda n: [{"first": n // 2}],
+        judged=lambda n: [{"first": k} for k in _firsts(n)],
+        # Of fewer most of the work is cancelled, which the closed form of advice does not price.
+        proposed=lambda n: [{"first": k} for k in _firsts(n, n / 3)],
         proposed_from=4,
     ),
     Method(

@@ -548,7 +548,7 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
     rows: list[Sequence[str]] = [("policy", "accuracy", "interval", "tokens", "how", "fresh run")]
     order = sorted(judged.outcomes, key=_place)
     for _, group in groupby(order, key=lambda each: (each.method, each.budget_tokens is None)):
-        rows += [_row(each) for each in group]
+        rows += [_row(each, judged.max_tokens) for each in group]
     if of_curve:
         rows = [row[:-1] for row in rows]
     lines += ["", *align(rows, right=(1, 3), width=width)]
@@ -566,10 +566,11 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
 def _others_lines(judged: Counterfactuals, width: int) -> list[str]:
     """Return in what the accuracy on as many other problems falls, of single votes and whole."""
     ranges = [
-        f"{label(each)} {interval(each.other_problems)}"
+        f"{label(each, judged.max_tokens)} {interval(each.other_problems)}"
         for each in sorted(judged.outcomes, key=_place)
         if each.method == "majority"
-        and each.budget_tokens is each.max_tokens is None
+        and each.budget_tokens is None
+        and each.max_tokens == judged.max_tokens
         and each.basis in ("subsets", "published")
         and each.n in {1, judged.n}
     ]
@@ -600,8 +601,10 @@ def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
         return wrap("", text, width=width, indent=2)
     share = None if best.tokens_share is None else best.tokens_share.value
     shown = "" if best.all_equal else f" {interval(best.difference, sign=True)}"
+    limit = best.reference.max_tokens
     text = (
-        f"{label(best.policy)} takes {percent(share)} of the tokens of {label(best.reference)}, "
+        f"{label(best.policy, limit)} takes {percent(share)} of the tokens of "
+        f"{label(best.reference, limit)}, "
         f"accuracy {value_of(best.difference, sign=True)}{shown}, paired, on "
         f"{best.problems:,} problems that did not choose it"
     )
@@ -614,8 +617,11 @@ def best_lines(best: Comparison | None, *, width: int = 80) -> list[str]:
     return wrap("", text, width=width, indent=2)
 
 
-def label(outcome: PolicyOutcome) -> str:
-    """Return a policy in a few characters: maj@16, conf .5@16, esc 4/16, asc .95 1/16."""
+def label(outcome: PolicyOutcome, limit: int | None = None) -> str:
+    """Return a policy in a few characters: maj@16, conf .5@16, esc 4/16, asc .95 1/16.
+
+    The limit of tokens that all policies are under is not named.
+    """
     n, rule = outcome.n, outcome.rule
     if outcome.method == "pass_at_k":
         return f"pass@{n}"
@@ -628,7 +634,7 @@ def label(outcome: PolicyOutcome) -> str:
         mark = "@" if spec.all_samples_end else "/"
         return f"{spec.short} {rule[spec.decisive]:g}{mark}{n}"
     name = f"{spec.short}@{n}"
-    if outcome.max_tokens is not None:
+    if outcome.max_tokens not in (None, limit):
         return f"{name} max {outcome.max_tokens}"
     return name if outcome.budget_tokens is None else f"{name} think {outcome.budget_tokens}"
 
@@ -637,7 +643,7 @@ def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], .
     methods = ("majority", "pass_at_k", "best_of_n", "weighted", "confidence")
     rank = methods.index(outcome.method) if outcome.method in methods else len(methods)
     rule = tuple(
-        (f"{name} {value:g}" if name in _VARIANTS else name, value == 1)
+        (f"{name} {value:g}" if name in _VARIANTS else name, name == "in_flight" and value == 1)
         for name, value in outcome.rule.items()
     )
     return (
@@ -649,10 +655,10 @@ def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], .
     )
 
 
-def _row(outcome: PolicyOutcome) -> tuple[str, ...]:
+def _row(outcome: PolicyOutcome, limit: int | None) -> tuple[str, ...]:
     tokens = outcome.tokens_per_problem
     return (
-        label(outcome),
+        label(outcome, limit),
         value_of(outcome.accuracy),
         interval(outcome.accuracy),
         compact(None if tokens is None else tokens.value),

@@ -263,7 +263,8 @@ def test_latencies_are_shown_and_give_the_order_of_ends(tmp_path):
     assert sum("sample latency" in line for line in show_lines([run])) == 2
     found = evaluate(run)
     assert any("that of their own latencies" in note for note in found.notes)
-    (first,) = (o for o in found.outcomes if (o.method, o.n) == ("first_finish", 4))
+    firsts = [o for o in found.outcomes if (o.method, o.n) == ("first_finish", 4)]
+    (first,) = (o for o in firsts if o.rule["first"] == 2)
     # Samples 1 and 2 end first, at 2 s: then 0 has made 2/3 of its 10 tokens, 3 half of its 40.
     assert first.tokens_per_problem.value == pytest.approx(20 + 30 + 10 * 2 / 3 + 40 / 2)
     partly = lines(tmp_path / "b.jsonl", *rows[:-1], {**rows[-1], "latency_s": None})
@@ -307,6 +308,122 @@ def test_problems_with_fewer_samples_are_told(tmp_path):
     made = [(f"p{p}", i, "1", True) for p in range(20) for i in range(3)]
     found, _ = read(plain(tmp_path / "p.jsonl", made[:-1]), tmp_path / "s")
     assert "problems with fewer than 3 samples: 1" in found.notes
+
+
+def scored(path, **fields):
+    rows = [
+        {
+            "problem_id": f"p{problem}", "sample_index": index, "answer": answer,
+            "correct": answer == "1", "output_tokens": 9,
+        }
+        | {name: values[index] for name, values in fields.items()}
+        for problem in range(20)
+        for index, answer in enumerate(["2", "2", "1", None])
+    ]  # fmt: skip
+    return lines(path, *rows)
+
+
+def policies(recording):
+    (run,) = summarise(recording)
+    found = evaluate(run, counts=[4])
+    return {each.method: each.accuracy.value for each in found.outcomes}, found.notes
+
+
+def test_scores_of_a_reward_model_give_best_of_n_and_weighted_votes(tmp_path):
+    weighs = scored(tmp_path / "a.jsonl", score=[0.2, 0.1, 0.9, 1.0])
+    accuracy, notes = policies(read(weighs, tmp_path / "a")[1])
+    assert (accuracy["majority"], accuracy["best_of_n"], accuracy["weighted"]) == (0.0, 1.0, 1.0)
+    assert any("go by the score of each sample" in note for note in notes)
+    # The best score is not the heaviest answer here.
+    _, recording = read(scored(tmp_path / "b.jsonl", score=[0.8, 0.8, 0.9, None]), tmp_path / "b")
+    accuracy, notes = policies(recording)
+    assert (accuracy["best_of_n"], accuracy["weighted"]) == (1.0, 0.0)
+    assert any("missing or not a number: 20 of 80" in note for note in notes)
+    _, recording = read(scored(tmp_path / "c.jsonl", score=[-0.8, -0.8, 0.1, 0]), tmp_path / "c")
+    accuracy, notes = policies(recording)
+    assert accuracy["weighted"] == 1.0
+    assert any(note.startswith("scores below 0: 40 of 80.") for note in notes)
+    accuracy, _ = policies(read(scored(tmp_path / "d.jsonl"), tmp_path / "d")[1])
+    assert not accuracy.keys() & {"best_of_n", "weighted", "confidence"}
+
+
+@pytest.mark.parametrize(
+    ("how", "score"), [(None, 0.4), ("last", 0.4), ("min", 0.2), ("mean", 0.4), ("prod", 0.048)]
+)
+def test_scores_of_steps_become_one(tmp_path, how, score):
+    path = scored(tmp_path / "a.jsonl", scores=[[0.6, 0.2, 0.4], [0.5], None, None])
+    found, recording = read(path, tmp_path / "r", choices=Choices(step_scores=how))
+    assert recording.samples["score"].to_list()[:4] == pytest.approx([score, 0.5, None, None])
+    assert any(f"scores of steps: the {how or 'last'} is" in each for each in found.notes)
+
+
+def test_scores_that_are_none_are_told_in_a_line(tmp_path):
+    path = scored(
+        tmp_path / "a.jsonl", score=["high", 0.5, None, None], scores=[None, None, [], [0.1, "x"]]
+    )
+    found, recording = read(path, tmp_path / "r")
+    assert recording.samples["score"].to_list()[:4] == [None, 0.5, None, None]
+    assert found.files[0].skipped.counts == {
+        "values of score that are no number": 20,
+        "values of scores that are no list of numbers": 40,
+    }
+
+
+def responses(path, filters, documents=40):
+    """Write documents of 4 responses, each filter with the metric of its own answers."""
+    rows = []
+    for name, kept, right in filters:
+        for number in range(documents):
+            texts = ["it is 7", "it is 7", "it is 42", "it is 42"]
+            rows.append(
+                lm_eval_row(
+                    doc_id=number, target="42", resps=[texts], filtered_resps=kept, filter=name,
+                    exact_match=right, metrics=["exact_match"],
+                )
+            )  # fmt: skip
+    return lines(path, *rows)
+
+
+ONE, ALL = ("score-first", ["7"], 0.0), ("all", [["7", "7", "42", "42"]], 0.5)
+
+
+def test_the_filter_that_kept_all_responses_is_chosen(tmp_path):
+    path = responses(tmp_path / "samples_x.jsonl", [ONE, ALL])
+    found, recording = read(path, tmp_path / "r")
+    assert found.samples == 160 and recording.samples["correct"].mean() == 0.5
+    assert any("judged by exact_match,all" in each for each in found.notes)
+
+
+def test_a_verifier_is_held_against_the_metric_of_the_file(tmp_path):
+    def notes(right):
+        judge = Choices(judge=lambda text, *_: (text, right), verifier="exact")
+        path = responses(tmp_path / "samples_x.jsonl", [ONE, ALL])
+        told = " ".join(import_outcomes([path], tmp_path / str(right), choices=judge).notes)
+        return told
+
+    told = notes(False)
+    assert "exact finds 0.000 of the samples right, the file's own exact_match,all 0.500." in told
+    assert "exact finds 1.000 of the samples right" in notes(True)
+
+
+def test_a_verifier_that_agrees_is_not_doubted(tmp_path):
+    judge = Choices(judge=lambda text, *_: (text, text.endswith("42")), verifier="numeric")
+    path = responses(tmp_path / "samples_x.jsonl", [ALL])
+    found = import_outcomes([path], tmp_path / "r", choices=judge)
+    assert not any("the file's own" in note for note in found.notes)
+
+
+def test_the_own_scorer_of_a_log_is_held_against_a_verifier(tmp_path):
+    path = inspect_zip(tmp_path / "log.eval", SAMPLES)
+    judge = Choices(judge=lambda text, *_: (text, False), verifier="exact")
+    found = import_outcomes([path], tmp_path / "r", choices=judge)
+    assert any("the file's own match 0.333" in note for note in found.notes)
+
+
+def test_that_nothing_is_right_is_told(tmp_path):
+    path = plain(tmp_path / "o.jsonl", [(*each[:3], False) for each in SAMPLES])
+    found = import_outcomes([path], tmp_path / "r")
+    assert "none of 9 judged samples is right" in found.notes
 
 
 def test_two_imports_of_the_same_problems_are_paired(tmp_path):

@@ -40,7 +40,7 @@ def test_thousands_of_votes_do_not_overflow(first, second):
 def test_a_row_of_the_table_is_whole(method):
     n = 1 if method.name == "greedy" else 8
     policy = make_policy({"method": method.name, "n": n})
-    assert PARAMETER.keys() >= {*method.parameters, *method.proposed}
+    assert PARAMETER.keys() >= {*method.parameters}
     assert {method.decisive, method.at_a_time} <= {"", *method.parameters}
     assert (policy.stop is None) == (method.rule is None)
     assert not (policy.stops_early and not policy.stop.value)
@@ -49,5 +49,18 @@ def test_a_row_of_the_table_is_whole(method):
         words = method.describe(template, n, dict(policy.rule))
         assert "{" not in words
         assert "enough" not in words
-    for rule in method.judged(n):
+    for rule in (*method.judged(n), *(method.proposed(n) if method.proposed_from else ())):
         assert make_policy({"method": method.name, "n": n, **rule}).rule
+
+
+def test_votes_of_the_first_to_end_are_of_all_sensible_numbers():
+    method = METHODS["first_finish"]
+
+    def firsts(rules):
+        return [rule["first"] for rule in rules]
+
+    assert firsts(method.judged(5)) == [1, 2, 3, 4]
+    assert firsts(method.judged(16)) == [1, 2, 3, 4, 6, 8, 12]
+    # Below a third of n most of the work is cancelled, which the closed form cannot price.
+    assert firsts(method.proposed(5)) == [2, 3, 4]
+    assert firsts(method.proposed(14)) == [6, 7, 8, 12]

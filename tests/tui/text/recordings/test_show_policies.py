@@ -83,6 +83,17 @@ def test_the_verb(run, recording):
     assert {p["method"] for p in document["policies"]} >= {"majority", "pass_at_k", "best_of_n"}
 
 
+def test_a_limit_of_tokens_is_named_and_given_once(run, recording):
+    asked = ("show", recording.path, "--policies", "--max-tokens", "60")
+    out = run.clean(*asked)
+    assert "gives a tie" not in out  # to the vote that was recorded, under another limit
+    assert "max 60" not in out  # all are
+    (document,) = json.loads(run.ok(*asked, "--json"))["runs"]
+    assert {policy["max_tokens"] for policy in document["policies"]} == {60}
+    told = run.refused(*asked, "--max-tokens", "50", code=2)
+    assert "--max-tokens is given more than once" in told
+
+
 def test_limits_decide_the_exit_code(run, slow):
     paths = [each.path for each in slow]
     code, out, err = run("show", *paths, "--fail-on", "p95>+5%", "--fail-on", "tokens>+1%")
