@@ -273,7 +273,7 @@ def read_runs(recording: Recording) -> ReadRuns:
     for row in kept.sort("arrival", nulls_last=True, maintain_order=True).iter_rows(named=True):
         policy = AS_SENT if watched else manifest.policies.get(row["policy"])
         engine = manifest.engines.get(row["engine"])
-        if policy is None or engine is None or not policy.all_samples_end:
+        if policy is None or engine is None or not policy.all_samples_end or policy.sampling:
             continue
         own_rows = samples.get((row["engine"], row["policy"], row["problem_id"]), {})
         if watched:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -13,19 +14,39 @@ from opentelemetry.context import Context
 
 from profiler.engines.interface import THINK_END, THINK_START, Prompt
 from traces.files import check_values
-from traces.schema.tts.routes import CLASS
+from traces.schema.tts.routes import CLASS, EFFORTS
 
 MOST_VALUES = 200_000  # of a request's JSON
 MOST_SEED = 1 << 62
 NO_SEED = -1  # a seed that stands for none, as vLLM has it
 _NAME = re.compile(r"[A-Za-z0-9_:@~-][A-Za-z0-9_.:@~-]{0,63}")
+_FIELD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PIECE = 512  # characters of a streamed chunk
-_OURS = frozenset(
+_OURS = frozenset(  # read here, or of no meaning for a question
     {
         *("model", "messages", "prompt", "n", "stream", "stream_options", "temperature", "top_p"),
         *("max_tokens", "max_completion_tokens", "seed", "ttscope", "reasoning_effort"),
-        *("thinking_token_budget", "best_of", "echo", "logprobs", "top_logprobs", "tool_choice"),
-        *("request_id", "return_token_ids", "include_stop_str_in_output"),
+        *("best_of", "echo", "logprobs", "top_logprobs", "tool_choice", "request_id"),
+        *("return_token_ids", "tools", "functions", "modalities", "audio", "suffix"),
+        *("prompt_logprobs", "use_beam_search", "prompt_embeds", "function_call"),
+    }
+)
+DRAWN = frozenset(  # that go to the engine, and change how samples are drawn
+    {
+        *("top_k", "min_p", "typical_p", "frequency_penalty", "presence_penalty", "stop"),
+        *("repetition_penalty", "length_penalty", "logit_bias", "bad_words", "stop_token_ids"),
+        *("allowed_token_ids", "min_tokens", "ignore_eos", "response_format", "verbosity"),
+        *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+        *("json_schema", "regex", "ebnf", "chat_template", "chat_template_kwargs", "documents"),
+        *("add_generation_prompt", "continue_final_message", "add_special_tokens", "reasoning"),
+        *("skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens"),
+    }
+)
+CARRIED = frozenset(  # that go to the engine, and change no sample
+    {
+        *("user", "metadata", "store", "service_tier", "priority", "safety_identifier"),
+        *("prompt_cache_key", "cache_salt", "parallel_tool_calls", "include_reasoning"),
+        *("separate_reasoning", "stream_reasoning"),
     }
 )
 _NO_QUESTION = (  # a field, and what makes the request none
@@ -65,9 +86,11 @@ class Override(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class ServedQuestion:
     """A request that a policy answers.
 
-    `extra` are its fields that go with every sample as they are, `stop` among them. `refusal` is
-    what the engine answered to a sample that it refused, for the client alone. `context` is the
-    client's trace. `parsed` says that the engine sends thought and answer apart.
+    `extra` are its fields that go with every sample as they are, `stop` among them. `sampling` are
+    those of them that change how samples are drawn, as they are recorded: numbers, and a hash of
+    anything else. `refusal` is what the engine answered to a sample that it refused, for the client
+    alone. `context` is the client's trace. `parsed` says that the engine sends thought and answer
+    apart.
     """
 
     chat: bool
@@ -76,10 +99,13 @@ class ServedQuestion:
     stream: bool
     with_usage: bool
     max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
     seed: int | None
     stop: tuple[str, ...]
     reasoning_effort: str | None
     extra: Mapping[str, Any]
+    sampling: tuple[tuple[str, float | str], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     context: Context = field(default_factory=Context)
     refusal: tuple[int, bytes] | None = None
@@ -155,6 +181,19 @@ def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Served
     if not all(isinstance(each, str) for each in stops):
         raise BadRequest("stop must be a text or a list of texts")
     seed = _whole(body, "seed", low=-MOST_SEED)
+    seed = None if seed == NO_SEED else seed
+    extra = {name: v for name, v in body.items() if name not in _OURS and v is not None}
+    if unknown := sorted(extra.keys() - DRAWN - CARRIED):
+        named = [name for name in unknown if _FIELD.fullmatch(name)] or ["a field"]
+        raise BadRequest(
+            f"{', '.join(named[:3])}: no field that goes on to the engine. Leave it out, or have "
+            "the request passed on without the policy: ttscope.pass"
+        )
+    sampling = {name: _recorded(extra[name]) for name in extra.keys() & DRAWN if extra[name] != []}
+    if seed is not None:  # each question may have its own
+        sampling["seed"] = "given"
+    if effort is not None and (effort not in EFFORTS or not chat):
+        sampling["reasoning_effort"] = _recorded(effort)
     return ServedQuestion(
         chat=chat,
         prompt=_messages(body.get("messages")) if chat else str(body["prompt"]),
@@ -162,11 +201,29 @@ def read_question(body: Mapping[str, Any], *, chat: bool, most_n: int) -> Served
         stream=stream,
         with_usage=bool(options.get("include_usage")),
         max_tokens=min(given, default=None),
-        seed=None if seed == NO_SEED else seed,
+        temperature=_number(body, "temperature"),
+        top_p=_number(body, "top_p"),
+        seed=seed,
         stop=tuple(stops),
         reasoning_effort=effort,
-        extra={name: value for name, value in body.items() if name not in _OURS},
+        extra=extra,
+        sampling=tuple(sorted(sampling.items())),
     )
+
+
+def _recorded(value: Any) -> float | str:
+    """Return a number as it is, and a hash of anything else: texts of clients are not kept."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        text = msgspec.json.encode(value, order="deterministic")
+        return str(value).lower() if isinstance(value, bool) else f"#{sha256(text).hexdigest()[:8]}"
+    return float(value)
+
+
+def _number(body: Mapping[str, Any], name: str) -> float | None:
+    value = body.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise BadRequest(f"{name} must be a number")
+    return None if value is None else float(value)
 
 
 def _whole(body: Mapping[str, Any], name: str, low: int = 1) -> int | None:

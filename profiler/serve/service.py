@@ -52,7 +52,7 @@ from traces.schema.tts.policy import Policy
 from traces.schema.tts.routes import EFFORTS
 
 HEADER = "X-Ttscope"
-MOST_RUNS = 256  # policies that differ in n and max_tokens, as requests ask for them
+MOST_RUNS = 256  # policies that differ in what requests ask for. Others are one run together
 _JSON = {"Content-Type": "application/json"}
 _WAIT_S = 10.0  # until a streamed answer begins with comments that keep the connection
 _BODY_S = 30.0
@@ -388,7 +388,10 @@ class Service:
         return 502, error_body(message + named, 502)
 
     def _policy_of(self, question: ServedQuestion) -> Policy:
-        """Return the policy with what a request may change: n, fewer tokens, an effort."""
+        """Return the policy with what a request changes: n, tokens, and how samples are drawn.
+
+        Questions that are drawn in another way are a run of their own.
+        """
         policy = self.policy
         wanted = question.override.n
         if wanted is not None and wanted != policy.n:
@@ -414,9 +417,15 @@ class Service:
         unset = policy.reasoning_effort is None and policy.efforts is None
         if question.chat and unset and effort in EFFORTS:
             asked = replace(asked, reasoning_effort=effort)
-        if (asked, question.chat) in self.runs or len(self.runs) < MOST_RUNS:
-            policy = asked
-        return policy
+        drawn = {name: getattr(question, name) for name in ("temperature", "top_p")}
+        drawn = {name: value for name, value in drawn.items() if value is not None}
+        try:
+            asked = replace(asked, **drawn, sampling=question.sampling)
+        except UsageError as error:
+            raise BadRequest(str(error).removeprefix("policy: ")) from None
+        if asked == policy or (asked, question.chat) in self.runs or len(self.runs) < MOST_RUNS:
+            return asked
+        return replace(policy, sampling=(("others", f"beyond {MOST_RUNS} settings"),))
 
     def _run_of(self, policy: Policy, *, chat: bool) -> LiveRun:
         if (policy, chat) not in self.runs:

@@ -96,6 +96,9 @@ class Upstream(ServerEngine):
         self, question: ServedQuestion, request: SampleRequest, body: dict[str, Any]
     ) -> dict[str, Any]:
         """Return what is sent, with what the question says beyond the policy."""
+        for name in ("temperature", "top_p"):
+            if (value := getattr(question, name)) is not None:
+                body[name] = value
         if question.max_tokens is not None:
             body["max_tokens"] = min(question.max_tokens, body.get("max_tokens") or MOST_TOKENS)
         if question.seed is not None:  # one for each sample, or all would be the same

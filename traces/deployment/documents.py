@@ -86,7 +86,9 @@ def plain_policy(policy: Policy) -> dict[str, Value]:
         for name, value in policy.rule
     }
     kept = {name: v for name, v in said.items() if v is not None or name == "temperature"}
-    return kept | parameters
+    if not kept.pop("sampling"):
+        return kept | parameters
+    return kept | parameters | dict(policy.sampling)
 
 
 def read_policy(path: Path) -> PolicyFile:

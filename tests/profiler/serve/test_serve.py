@@ -3,10 +3,12 @@
 import asyncio
 import http.client
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import polars as pl
@@ -14,9 +16,12 @@ import pytest
 
 from benchmarks.servers.fake_engine import running
 from benchmarks.servers.vllm_server import free_port
+from profiler.serve import service
 from profiler.serve.live_run import LiveRun
+from profiler.serve.question import CARRIED, DRAWN
 from profiler.workload.verifiers import Numeric
 from tests.profiler.serve.conftest import serving
+from traces.recording.manifest import NAME
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
 
@@ -168,8 +173,74 @@ def test_questions_at_a_clients_effort_are_a_run_of_their_own(engine, upstream, 
     asked = [body.get("reasoning_effort") for body in engine.asked[::2]]
     assert asked == [None, "high", "high", "of my own"]  # the engine knows best
     runs = summarise(Recording.open(tmp_path / "kept"))
-    efforts = {run.policy.reasoning_effort: run.problems for run in runs}
-    assert efforts == {None: 2, "high": 2}
+    efforts = sorted((run.policy.label(), run.problems) for run in runs)
+    assert efforts == [
+        ("maj@2", 1), ("maj@2 high", 2), ("maj@2 reasoning_effort=#a6fc255a", 1)
+    ]  # fmt: skip
+
+
+def test_questions_drawn_in_another_way_are_a_run_of_their_own(engine, upstream, tmp_path):
+    told = (
+        {}, {"top_p": 1.0, "temperature": 0.8}, {"user": "me", "metadata": {"a": "b"}},
+        {"top_p": 0.5}, {"top_p": 0.5}, {"temperature": 0.2}, {"top_k": 20}, {"top_k": 20.0},
+        {"min_p": 0.1, "top_k": 20}, {"stop": "a secret"}, {"stop": ["another"]}, {"seed": 3},
+        {"seed": 9}, {"max_tokens": 50}, {"response_format": {"type": "json_object"}},
+    )  # fmt: skip
+    with serving(tmp_path / "kept", upstream, method="majority", n=2, max_tokens=100) as url:
+        heads = []
+        for each in told:
+            answer = ask(url, **each)
+            assert answer.status_code == 200, answer.text
+            heads.append(answer.headers["X-Ttscope"])
+            for name, value in each.items():
+                if name not in ("seed", "stop"):
+                    assert engine.asked[-1][name] == value, each
+    assert heads[6] == "answered: maj@2 top_k=20.0"
+    recording = Recording.open(tmp_path / "kept")
+    runs = [run.problems for run in summarise(recording)]
+    assert sorted(runs) == [1, 1, 1, 1, 1, 1, 2, 2, 2, 3]
+    used = {(p.temperature, p.top_p, p.max_tokens) for p in recording.manifest.policies.values()}
+    assert used == {(0.8, 1.0, 100), (0.8, 0.5, 100), (0.2, 1.0, 100), (0.8, 1.0, 50)}
+    assert "secret" not in (tmp_path / "kept" / NAME).read_text()
+
+
+def test_more_settings_than_are_kept_are_one_run_and_not_the_policys(
+    engine, upstream, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(service, "MOST_RUNS", 3)
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 1.0):
+            assert ask(url, top_p=share).status_code == 200
+            assert engine.asked[-1]["top_p"] == share
+    runs = summarise(Recording.open(tmp_path / "kept"))
+    assert sorted((run.policy.label(), run.policy.top_p, run.problems) for run in runs) == [
+        ("maj@2", 0.8, 1), ("maj@2", 0.9, 1), ("maj@2", 1.0, 2),
+        ("maj@2 others=beyond 3 settings", 1.0, 3),
+    ]  # fmt: skip
+
+
+def test_the_page_names_the_fields_that_go_on():
+    page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text()
+    table = page.partition("## Fields")[2].partition("## What is recorded")[0]
+    rows = {row.split("|")[1].strip(): row.split("|")[2] for row in table.splitlines()[4:9]}
+    named = {what: set(re.sub(r"\(.*?\)", "", row).replace(",", " ").split())
+             for what, row in rows.items()}  # fmt: skip
+    assert named.pop("no sample") == CARRIED
+    beyond = {"temperature", "top_p", "seed", "reasoning_effort", "max_tokens"}
+    assert set().union(*named.values()) == DRAWN | beyond
+
+
+def test_a_field_that_does_not_go_to_the_engine_is_named(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        for field in ({"top_q": 1}, {"thinking_token_budget": 9}, {"<b>": 1, "top_q": 2}):
+            refused = ask(url, **field)
+            assert refused.status_code == 400
+            told = refused.json()["error"]["message"]
+            assert told.startswith("top_q:" if "top_q" in field else "thinking_token_budget:")
+        for field in ({"temperature": "hot"}, {"temperature": -1}, {"top_p": 0}, {"top_p": True}):
+            assert ask(url, **field).status_code == 400
+        assert ask(url, top_q=None, presence_penalty=None).status_code == 200
+    assert len(engine.asked) == 2
 
 
 def test_a_question_is_a_trace_of_its_own_or_its_clients(engine, upstream, tmp_path):
@@ -188,7 +259,8 @@ def test_a_request_may_ask_for_less_and_says_what_it_is(engine, upstream, tmp_pa
     with serving(tmp_path / "kept", upstream, method="majority", n=4, max_tokens=100) as url:
         told = {"n": 2, "id": "q-1", "group": "sums", "answer": "12"}
         answer = ask(url, ttscope=told, max_tokens=50, seed=7)
-        assert (answer.status_code, answer.headers["X-Ttscope"]) == (200, "answered: maj@2")
+        assert answer.status_code == 200
+        assert answer.headers["X-Ttscope"] == "answered: maj@2 seed=given"
         for wrong in ({"n": 5}, {"n": 0}, {"n": "2"}, {"m": 1}, {"id": "a b"}, "yes"):
             refused = ask(url, ttscope=wrong)
             assert refused.status_code == 400, wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 from traces.errors import UsageError
 from traces.schema.record import Record
@@ -31,6 +32,8 @@ class Policy(Record):
     `reasoning_effort` is vLLM's: the chat template makes of it what the model was trained on. It is
     None too where classes of problems have efforts of their own (`efforts`).
     `temperature` and `top_p` are None only in recordings made by others, which may not tell.
+    `sampling` are further fields that clients of `serve` sent to the engine, such as top_k. Texts
+    and objects stand there as a hash. No policy that is to be run has any.
     """
 
     method: str = "greedy"
@@ -41,6 +44,12 @@ class Policy(Record):
     temperature: float | None = 0.0
     top_p: float | None = 1.0
     rule: tuple[tuple[str, float | str], ...] = ()
+    sampling: tuple[tuple[str, float | str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, `sampling` where there is any: other policies keep their keys."""
+        plain = super().to_json()
+        return plain if self.sampling else {k: v for k, v in plain.items() if k != "sampling"}
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -139,7 +148,8 @@ class Policy(Record):
         if efforts is not None:
             named = sorted(filter(None, set(efforts.values())), key=EFFORTS.index)
             effort = "/".join([*["unset"] * (None in efforts.values()), *named])
-        parts = (label, effort, self.thinking_token_budget)
+        fields = ",".join(f"{name}={value}" for name, value in self.sampling) or None
+        parts = (label, effort, self.thinking_token_budget, fields)
         return " ".join(str(part) for part in parts if part is not None)
 
     def words(self) -> str:
