@@ -2,29 +2,46 @@
 
 Each answer prints as its verb does, shows the report's tables in a notebook, and gives its rows by
 `to_polars`. Options have the names of the command line (docs/python.md). Every function raises
-`traces.errors.TtscopeError` where its verb ends with a message. Nothing heavy is imported before
+`TtscopeError` where its verb ends with a message. Nothing heavy is imported before
 it is needed.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from traces.errors import TtscopeError
+
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from traces.recording import reader
-    from tui.notebook import Recommendation, Recording, Replay, Summary
+    from tui.notebook import Compared, Gate, Policies, Recommendation, Recording, Replay, Summary
 
-__all__ = ["advise", "attach", "import_files", "open", "record", "replay", "show"]
+    Source: TypeAlias = reader.Recording | str | Path
+    Price: TypeAlias = float | str | Mapping[str, float]
+
+__all__ = [
+    "TtscopeError", "advise", "attach", "compare", "gate", "import_files", "open",
+    "policies", "record", "replay", "show",
+]  # fmt: skip
 
 
-def open(path: str | Path) -> Recording:
+def __getattr__(name: str) -> str:  # the package's metadata take a while to read
+    if name != "__version__":
+        raise AttributeError(f"module 'ttscope' has no attribute {name!r}")
+    from traces.errors import installed
+
+    return installed("ttscope") or "unknown"
+
+
+def open(path: Source) -> Recording:
     """Open the recording in a folder."""
-    from tui.notebook import Recording
+    from tui.notebook import Recording, path_of
 
-    return Recording.open(_path(path))
+    return Recording.open(path_of(path))
 
 
 def record(output: str | Path, **options: Any) -> Recording:
@@ -55,106 +72,118 @@ def import_files(*files: str | Path, output: str | Path, **options: Any) -> Reco
     return open(output)
 
 
-def show(recording: reader.Recording | str | Path, *, price: float | None = None) -> Summary:
-    """Sum up a recording; with a price (USD per device-hour) also its cost."""
-    from traces.live.watched import runs_and_servers
-    from tui.notebook import Summary
-    from tui.options import check_price, read_as
+def show(
+    recording: Source, other: Source | None = None, *, price: Price | None = None
+) -> Summary | Compared:
+    """Sum up a recording, or compare two of the same problems: `show(before, after)`.
 
-    price = None if price is None else read_as("price", price, float)
-    check_price(price)
-    return Summary(*runs_and_servers(open(_path(recording)), price))
+    With a price (USD per device-hour, or by type as `{"H100": 2.5}`) it has the cost.
+    """
+    from tui.notebook import compared, summed
+
+    if other is None:
+        return summed(open(recording), price)
+    return compared([open(each) for each in (recording, other)], price)
+
+
+def policies(
+    recording: Source, *, k: Sequence[int] | None = None, max_tokens: int | None = None
+) -> Policies:
+    """Judge policies that a recording's samples contain and that were never run."""
+    from tui.notebook import Policies
+
+    return Policies.of(open(recording), k, max_tokens)
+
+
+def gate(
+    against: Source, recording: Source, *, fail_on: Sequence[str] = (), price: float | None = None
+) -> Gate:
+    """Hold a recording against another, or against an expect.json: `gate(before, after).broken`."""
+    from tui.notebook import Gate, path_of
+    from tui.options import grouped
+    from tui.verbs.gate import GateOptions, judged
+
+    limits = [fail_on] if isinstance(fail_on, str) else list(fail_on)
+    named = {"against": path_of(against), "recording": path_of(recording), "price": price}
+    (asked,) = grouped({**named, "fail_on": limits or None}, GateOptions)
+    return Gate(**vars(judged(asked)))
 
 
 def replay(
-    recording: reader.Recording | str | Path,
+    recording: Source,
     changes: Mapping[str, Any] | None = None,
-    **options: Any,
+    *,
+    learn: Sequence[Source] | None = None,
+    run: int | None = None,
+    seed: int | None = None,
+    rate: str | float | None = None,
+    concurrency: int | None = None,
+    replicas: int | None = None,
+    routing: str | None = None,
+    together: bool | None = None,
+    gpu: str | Sequence[str] | None = None,
+    tables: str | Path | None = None,
+    measured: str | Sequence[str] | None = None,
+    model_config: str | Path | None = None,
+    operators: str | Path | None = None,
+    num_hidden_layers: int | None = None,
+    collectives: str | Path | None = None,
 ) -> Replay:
     """Predict a run under changes: `replay(run, {"engine.max_num_seqs": 8}, rate="2/s")`.
 
     Raises UsageError for changes that are no mapping, and as the verb does.
     """
-    from advisor.what_if.predict import predict
-    from traces.errors import UsageError
-    from tui.notebook import Replay
-    from tui.options import grouped
-    from tui.verbs.replay import ReplayOptions, question_of
+    given = {**locals()}
+    from tui.notebook import replayed
 
-    if not isinstance(changes or {}, Mapping):
-        raise UsageError(
-            'changes are given by name, such as {"engine.max_num_seqs": 8}, not as '
-            f"{type(changes).__name__}"
-        )
-    texts = {k: v if isinstance(v, str) else _written(k, v) for k, v in (changes or {}).items()}
-    options["recording"] = _path(recording)
-    options["change"] = [f"{name}={text}" for name, text in texts.items()]
-    base, recorded, question, others = question_of(*grouped(options, ReplayOptions))
-    return Replay(predict(base, recorded, question, others), question)
+    return replayed(given)
+
+
+def compare(
+    recording: Source, a: Mapping[str, Any], b: Mapping[str, Any], *, price: Price | None = None,
+    **options: Any,
+) -> Compared:  # fmt: skip
+    """Compare two replays of a recording: `compare(run, {"policy.n": 8}, {"policy.n": 16})`."""
+    from tempfile import TemporaryDirectory
+
+    from tui.notebook import compared
+
+    with TemporaryDirectory(prefix="ttscope-") as folder:
+        kept = [replay(recording, each, **options).write(Path(folder) / name)
+                for name, each in (("a", a), ("b", b))]  # fmt: skip
+        return compared(kept, price)
 
 
 def advise(
-    recordings: reader.Recording | str | Path | Iterable[reader.Recording | str | Path],
+    recordings: Source | Iterable[Source],
     *,
     seed: int = 0,
     output: str | Path | None = None,
-    **budget: Any,
+    max_latency: str | float | None = None,
+    percentile: str | int | None = None,
+    min_accuracy: str | float | None = None,
+    max_cost: str | None = None,
+    max_energy: str | None = None,
+    gpus: int | None = None,
+    rate: str | float | None = None,
+    price: Price | Sequence[str] | None = None,
+    optimise: str | None = None,
+    confidence: str | float | None = None,
+    gpu: str | Sequence[str] | None = None,
+    tables: str | Path | None = None,
+    effort_map: bool | None = None,
+    kwh_price: float | None = None,
+    pue: float | None = None,
+    api_price: float | None = None,
 ) -> Recommendation:
     """Recommend what to run for a budget: `advise("runs", min_accuracy=0.75)`.
 
     A path may be a folder of recordings. Incomplete and predicted recordings are left out. Where
     something fits, serve.sh, policy.json and expect.json are written into the folder `output`.
     With `effort_map=True` the answer has `efforts`. Its `costs` hold those of `kwh_price`, `pue`
-    and `api_price` too.
+    and `api_price` too. A price may be by type: `{"H100": 2.5}`.
     """
-    from advisor.advice.accounts.costs import accounts_of
-    from advisor.advice.accounts.efforts import efforts_of
-    from advisor.advice.advisor import Advisor
-    from advisor.advice.promise import check_folder, check_has_policy, write_config
-    from advisor.search.budget import parse_budget
-    from tui.notebook import Recommendation
-    from tui.options import AccountOptions, BudgetOptions, grouped, read_as
-    from tui.text.commands import here
-    from tui.verbs.open_all import open_measured
+    given = {**locals()}
+    from tui.notebook import recommended
 
-    options, told = grouped(budget, BudgetOptions, AccountOptions)
-    tariff = told.tariff()
-    wanted = parse_budget(options.given())
-    several = recordings if isinstance(recordings, Iterable) else [recordings]
-    several = [several] if isinstance(several, str) else several
-    opened = open_measured([_path(each) for each in several])
-    folder = None if output is None else Path(output)
-    if folder is not None:
-        check_folder(folder)
-        check_has_policy(opened, "output")
-    advisor = Advisor.fit(opened, seed=read_as("seed", seed, int), gpus=options.systems())
-    answer = advisor.recommend(wanted, **here())
-    if folder is not None and answer.system_optimal is not None:
-        write_config(folder, answer, advisor)
-    return Recommendation(
-        **vars(answer),
-        costs=accounts_of(advisor, answer, tariff),
-        efforts=efforts_of(advisor, opened, answer) if told.effort_map else None,
-    )
-
-
-def _path(recording: reader.Recording | str | Path) -> Path:
-    """Return where a recording lies. Raises UsageError for what is none."""
-    if isinstance(recording, str | Path):
-        return Path(recording)
-    path = getattr(recording, "path", None)
-    if not isinstance(path, Path):
-        from traces.errors import UsageError
-
-        raise UsageError(f"{str(recording)[:60]}: is no recording. Give its path")
-    return path
-
-
-def _written(name: str, value: Any) -> str:
-    """Return the value of a change as it is typed. Raises UsageError for what cannot be."""
-    from traces.errors import UsageError
-
-    try:
-        return json.dumps(value, default=lambda number: number.item())  # numpy's
-    except (TypeError, ValueError, AttributeError):
-        raise UsageError(f"{name}: {str(value)[:60]} is no value of a setting") from None
+    return recommended(given)

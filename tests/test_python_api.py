@@ -1,8 +1,12 @@
 """`import ttscope`: the examples of docs/python.md run, and each answer shows itself."""
 
+import inspect
 import json
 import re
 import shutil
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -10,7 +14,10 @@ import pytest
 import ttscope
 from benchmarks.made.terminal import ROOT
 from tests.test_docs import DOCS
-from traces.errors import UsageError
+from tui.options import AccountOptions, BudgetOptions
+from tui.verbs.gate import GateOptions, judged
+from tui.verbs.replay import ReplayOptions
+from tui.verbs.show import print_show
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +58,53 @@ def test_the_examples_say_what_the_verbs_say(ran):
     assert ran["imported"].to_polars("samples").height == 1
 
 
-@pytest.mark.parametrize("name", ["run", "summary", "replay", "answer"])
+def test_two_runs_a_gate_and_policies_say_what_the_verbs_say(ran, capsys):
+    one, two = (str(Path(each).resolve()) for each in (ran["run"].path, ran["greedy"]))
+    assert print_show([Path(one), Path(two)], price=None, as_json=False) == 0
+    assert repr(ran["both"]) == capsys.readouterr().out.rstrip("\n")
+    assert ran["both"].to_json()["difference"]["problems"] == ran["both"].difference.problems
+    asked = GateOptions(against=Path(one), recording=Path(two), fail_on=["accuracy<-.02"])
+    assert ran["gated"].to_json() == judged(asked).to_json()
+    assert ran["gated"].to_polars()["verdict"].to_list() == ["broken"]
+    assert repr(ran["gated"]).startswith("FAILED: ")
+    assert set(ran["fewer"].filter(method="majority")["n"]) == {3, 5}
+    tokens = ran["two"].to_polars().filter(metric="tokens_per_problem", kind="relative")
+    assert tokens["value"].item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("function", "groups", "own"),
+    [
+        (ttscope.advise, (BudgetOptions, AccountOptions), {"recordings", "seed", "output"}),
+        (ttscope.replay, (ReplayOptions,), {"changes"}),
+    ],
+)
+def test_a_notebook_completes_every_option(function, groups, own):
+    options = {field.name for group in groups for field in fields(group)} - {"change"}
+    names = inspect.signature(function).parameters
+    assert set(names) == options | own
+    kinds = {each.kind for each in names.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+def test_a_price_by_type_is_that_of_the_recordings_device(ran):
+    costs = [
+        ttscope.show(ran["run"], price=price).runs[0].cost_usd_per_problem
+        for price in (2.5, "2.5", {"CPU": 2.5, "H100": 9.0}, {"H100": 9.0}, None)
+    ]
+    assert costs[0] is not None and costs[0] == costs[1] == costs[2]
+    assert costs[3] is costs[4] is None
+
+
+def test_the_version_and_the_error_are_there():
+    assert ttscope.__version__ == metadata.version("ttscope")
+    with pytest.raises(ttscope.TtscopeError):
+        ttscope.open("nowhere")
+    with pytest.raises(AttributeError):
+        ttscope.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["run", "summary", "both", "two", "gated", "replay", "answer"])
 def test_each_answer_has_html_and_rows(ran, name):
     answer = ran[name]
     assert "<table" in answer._repr_html_()
@@ -59,5 +112,5 @@ def test_each_answer_has_html_and_rows(ran, name):
 
 
 def test_a_wrong_option_is_named(ran):
-    with pytest.raises(UsageError, match="no option min_acuracy: did you mean min_accuracy?"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'min_acuracy'"):
         ttscope.advise(ran["run"], min_acuracy=0.5)

@@ -5,6 +5,7 @@ Each prints as its verb does, has the report's tables as HTML, and gives its num
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,29 +13,144 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from advisor.what_if.predict import Prediction
+from advisor.accuracy.counterfactual import Counterfactuals
+from advisor.search.budget import parse_budget
+from advisor.what_if.predict import Prediction, predict
 from advisor.what_if.question import Question
+from traces.deployment import checks
 from traces.errors import UsageError
-from traces.live.watched import Watched
+from traces.live.watched import Watched, runs_and_servers
 from traces.recording import reader
 from traces.recording.tables import TABLES
 from traces.schema import advice
 from traces.schema.estimate import Estimate
 from traces.schema.tts.parameters import meant
+from traces.summary.comparison import Difference, beside, compare
 from traces.summary.metrics import METRICS, estimate_of
-from traces.summary.run import Run
+from traces.summary.run import Run, summarise
+from tui.options import AccountOptions, BudgetOptions, grouped, read_as
 from tui.report.markup import Html, join, table, tag
 from tui.report.material import Material
 from tui.report.measured import recorded_runs, time_breakdown
 from tui.report.verdict import verdict
 from tui.text.advice import advice_lines, cost_lines
+from tui.text.gate import gate_lines
 from tui.text.recordings.live import watched_lines
-from tui.text.recordings.show import show_lines
+from tui.text.recordings.show import (
+    judged_policies,
+    label,
+    policies_lines,
+    show_json,
+    show_lines,
+    show_policies_head,
+)
 from tui.text.replay import replay_lines
+from tui.verbs.replay import ReplayOptions, question_of
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
     from advisor.advice.accounts.efforts import EffortMap
+
+
+def summed(recording: Recording, price: Any) -> Summary:
+    """Sum up a recording, at a price of a device-hour or at one by type of device."""
+    return Summary(*runs_and_servers(recording, price_of(recording, price)))
+
+
+def price_of(recording: Recording, price: Any) -> float | None:
+    """Return USD per device-hour of a recording's devices, of one price or of several by type."""
+    if price is None:
+        return None
+    budget = parse_budget({"price": prices(price)})
+    gpus = {each.gpu for each in recording.manifest.engines.values()} or {None}
+    found = {budget.price_of(gpu) for gpu in gpus}
+    return found.pop() if len(found) == 1 else None
+
+
+def prices(price: Any) -> list[str] | None:
+    """Return prices as the command line has them."""
+    if isinstance(price, Mapping):
+        return [f"{name}={usd}" for name, usd in price.items()]
+    several = price if isinstance(price, list | tuple) else [price]
+    return None if price is None else [str(each) for each in several]
+
+
+def compared(recordings: Sequence[Recording], price: Any = None) -> Compared:
+    """Compare two recordings of one run each. Raises UsageError for others."""
+    runs = [summarise(each, price_usd_per_device_hour=price_of(each, price)) for each in recordings]
+    for recording, of_it in zip(recordings, runs, strict=True):
+        if len(of_it) != 1:
+            raise UsageError(f"{recording.path}: holds {len(of_it)} runs. Compare one with one")
+    one, two = (run for (run,) in runs)
+    return Compared([one, two], compare(one, two, beside(recordings)))
+
+
+def path_of(recording: Any) -> Path:
+    """Return where a recording lies. Raises UsageError for what is none."""
+    if isinstance(recording, str | Path):
+        return Path(recording)
+    path = getattr(recording, "path", None)
+    if not isinstance(path, Path):
+        raise UsageError(f"{str(recording)[:60]}: is no recording. Give its path")
+    return path
+
+
+def replayed(given: dict[str, Any]) -> Replay:
+    """Predict a run under changes, of the arguments of `ttscope.replay`."""
+    changes = given.pop("changes") or {}
+    if not isinstance(changes, Mapping):
+        raise UsageError(
+            'changes are given by name, such as {"engine.max_num_seqs": 8}, not as '
+            f"{type(changes).__name__}"
+        )
+    texts = {k: v if isinstance(v, str) else _written(k, v) for k, v in changes.items()}
+    learn = given["learn"]
+    several = learn if isinstance(learn, list | tuple) else [learn] * (learn is not None)
+    given["learn"] = [path_of(each) for each in several] or None
+    given["recording"] = path_of(given["recording"])
+    given["change"] = [f"{name}={text}" for name, text in texts.items()]
+    base, recorded, question, others = question_of(*grouped(given, ReplayOptions))
+    return Replay(predict(base, recorded, question, others), question)
+
+
+def _written(name: str, value: Any) -> str:
+    """Return the value of a change as it is typed. Raises UsageError for what cannot be."""
+    try:
+        return json.dumps(value, default=lambda number: number.item())  # numpy's
+    except (TypeError, ValueError, AttributeError):
+        raise UsageError(f"{name}: {str(value)[:60]} is no value of a setting") from None
+
+
+def recommended(budget: dict[str, Any]) -> Recommendation:
+    """Recommend what to run for a budget, of the arguments of `ttscope.advise`."""
+    from advisor.advice.accounts.costs import accounts_of
+    from advisor.advice.accounts.efforts import efforts_of
+    from advisor.advice.advisor import Advisor
+    from advisor.advice.promise import check_folder, check_has_policy, write_config
+    from tui.text.commands import here
+    from tui.verbs.open_all import open_measured
+
+    seed, output, recordings = (budget.pop(name) for name in ("seed", "output", "recordings"))
+    several = recordings if isinstance(recordings, Iterable) else [recordings]
+    paths = [path_of(each) for each in ([several] if isinstance(several, str) else several)]
+    budget["price"] = prices(budget["price"])
+    options, told = grouped(budget, BudgetOptions, AccountOptions)
+    tariff = told.tariff()
+    wanted = parse_budget(options.given())
+    opened = open_measured(paths)
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        check_folder(folder)
+        check_has_policy(opened, "output")
+    advisor = Advisor.fit(opened, seed=read_as("seed", seed, int), gpus=options.systems())
+    answer = advisor.recommend(wanted, **here())
+    if folder is not None and answer.system_optimal is not None:
+        write_config(folder, answer, advisor)
+    return Recommendation(
+        **vars(answer),
+        costs=accounts_of(advisor, answer, tariff),
+        efforts=efforts_of(advisor, opened, answer) if told.effort_map else None,
+    )
 
 
 class Recording(reader.Recording):
@@ -83,6 +199,92 @@ class Summary:
     def to_polars(self) -> pl.DataFrame:
         """Return a row for each number of each run, with its 90 % interval and unit."""
         return _numbers((str(place), run) for place, run in enumerate(self.runs, 1))
+
+
+@dataclass(frozen=True, repr=False)
+class Compared:
+    """Two runs of the same problems, and what the second changes."""
+
+    runs: Sequence[Run]
+    difference: Difference
+
+    def __repr__(self) -> str:
+        return "\n".join(show_lines(self.runs, self.difference))
+
+    def _repr_html_(self) -> str:
+        return join([recorded_runs(self.runs), tag("pre", repr(self))])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of the verb."""
+        return show_json(self.runs, self.difference)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a row for each number: the second minus the first, and as a share of the first."""
+        return _frame(
+            ({"kind": kind, "verdict": change.verdict, "problems": change.problems},
+             {change.metric.tag: estimate})
+            for change in self.difference.changes
+            for kind, estimate in (("difference", change.difference), ("relative", change.relative))
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Policies:
+    """What other policies would have given, for each run of a recording."""
+
+    runs: Sequence[Run]
+    judged: Sequence[Counterfactuals | str]
+
+    @classmethod
+    def of(cls, recording: Recording, k: Any, max_tokens: Any) -> Policies:
+        """Judge the policies of a recording. Raises UsageError for what it cannot answer."""
+        counts = None if k is None else read_as("k", k, list[int])
+        most = None if max_tokens is None else read_as("max_tokens", max_tokens, int)
+        runs = summarise(recording)
+        return cls(
+            runs, [judged_policies(recording, run, counts=counts, max_tokens=most) for run in runs]
+        )
+
+    def __repr__(self) -> str:
+        pairs = zip(self.runs, self.judged, strict=True)
+        lines = ["\n".join([*show_policies_head(r), "", *policies_lines(r, j)]) for r, j in pairs]
+        return "\n\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return tag("pre", repr(self))
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a row for each number of each policy. Runs that say nothing have none."""
+        return _frame(
+            ({"run": str(place), "policy": label(each), "method": each.method, "n": each.n,
+              "basis": each.basis, "bound": each.bound},
+             {"accuracy": each.accuracy, "tokens_per_problem": each.tokens_per_problem,
+              "fresh_run": each.fresh_run})
+            for place, found in enumerate(self.judged, 1) if not isinstance(found, str)
+            for each in found.outcomes
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Gate(checks.Gate):
+    """A run held against a promise or an earlier run: `verdict`, `broken`, `checks`, `power`."""
+
+    def __repr__(self) -> str:
+        return "\n".join(gate_lines(self))
+
+    def _repr_html_(self) -> str:
+        return tag("pre", repr(self))
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a row for each check; its numbers are absent where it was not measured."""
+        rows = []
+        for each in self.checks:
+            row = {"check": each.name, "kind": each.kind, "verdict": each.verdict,
+                   "wanted": each.wanted, "by_noise": each.by_noise}  # fmt: skip
+            for name in ("value", "low", "high", "unit"):
+                row[name] = getattr(each.measured, name, None)
+            rows.append(row | {"why": each.why})
+        return pl.DataFrame(rows, infer_schema_length=None)
 
 
 @dataclass(frozen=True, repr=False)

@@ -67,24 +67,23 @@ def gate(asked: GateOptions) -> int:
     from tui.text.commands import next_lines
     from tui.text.gate import gate_lines
 
-    _check(asked)
-    judged = _judge(asked)
+    found = judged(asked)
     # Written before a limit that cannot be judged ends it: CI shows what there is.
     if asked.junit is not None:
         with whole_file(asked.junit) as partial:
-            partial.write_bytes(junit(judged))
+            partial.write_bytes(junit(found))
     if asked.markdown is not None:
-        _append(asked.markdown, markdown(judged))
+        _append(asked.markdown, markdown(found))
     if asked.as_json:
-        say_json(judged.to_json())
+        say_json(found.to_json())
     else:
-        say_all(gate_lines(judged))
+        say_all(gate_lines(found))
         if asked.recording is not None:
             base = [asked.against] if asked.against.is_dir() else []
             say_all(next_lines("show", *base, asked.recording))
-    if judged.broken:
+    if found.broken:
         return 3
-    if (why := judged.not_judged) is not None:
+    if (why := found.not_judged) is not None:
         raise TtscopeError(why)
     return 0
 
@@ -104,18 +103,20 @@ def _check(asked: GateOptions) -> None:
                 raise UsageError(f"--{name.replace('_', '-')} is for --endpoint. Give both")
 
 
-def _judge(asked: GateOptions) -> Gate:
+def judged(asked: GateOptions) -> Gate:
+    """Return what a recording or a server holds. Raises UsageError, and TtscopeError as a gate."""
     from traces.deployment.checks import against_baseline, against_promises
     from traces.deployment.documents import read_expectations
     from traces.summary.comparison import beside, compare
 
+    _check(asked)
     if not asked.against.is_dir():
         expected = read_expectations(asked.against)
         load = (expected.concurrency, expected.rate_per_s)
-        judged = asked.recording or _record(
+        path = asked.recording or _record(
             asked, expected.policy, expected.workload, load, names=expected.problem_names
         )
-        new = Recording.open(judged)
+        new = Recording.open(path)
         price = asked.price or new.manifest.price_usd_per_device_hour
         run, others = _only(new, asked.price or _promised_price(expected, new), expected.policy)
         gate_result = against_promises(
@@ -135,8 +136,8 @@ def _judge(asked: GateOptions) -> Gate:
             "compared with it. Name a recording of ttscope record, or expect.json"
         )
     load = (manifest.concurrency, manifest.rate_per_s)
-    judged = asked.recording or _record(asked, baseline.policy, baseline.workload, load)
-    new = Recording.open(judged)
+    path = asked.recording or _record(asked, baseline.policy, baseline.workload, load)
+    new = Recording.open(path)
     run, others = _only(new, asked.price, baseline.policy)
     compared = compare(baseline, run, beside([base, new]))
     gate_result = against_baseline(asked.fail_on or (), compared, baseline, run)
