@@ -18,6 +18,7 @@ from advisor.search.budget import parse_budget
 from advisor.what_if.predict import Prediction, predict
 from advisor.what_if.question import Question
 from traces.deployment import checks
+from traces.deployment.reports import measured_text, word_of
 from traces.errors import UsageError
 from traces.live.watched import Watched, runs_and_servers
 from traces.recording import reader
@@ -273,7 +274,9 @@ class Gate(checks.Gate):
         return "\n".join(gate_lines(self))
 
     def _repr_html_(self) -> str:
-        return tag("pre", repr(self))
+        rows = [(word_of(c), c.name, c.wanted, measured_text(c), c.why) for c in self.checks]
+        head = f"{self.verdict}: {self.recording} against {self.against}"
+        return table(("", "check", "wanted", "measured", ""), rows, caption=head)
 
     def to_polars(self) -> pl.DataFrame:
         """Return a row for each check; its numbers are absent where it was not measured."""
