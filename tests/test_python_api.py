@@ -67,7 +67,7 @@ def test_two_runs_a_gate_and_policies_say_what_the_verbs_say(ran, capsys):
     assert ran["gated"].to_json() == judged(asked).to_json()
     assert ran["gated"].to_polars()["verdict"].to_list() == ["broken"]
     assert repr(ran["gated"]).startswith("FAILED: ")
-    assert set(ran["fewer"].filter(method="majority")["n"]) == {3, 5}
+    assert set(ran["fewer"].filter(method="majority")["n"]) >= {3, 5}
     tokens = ran["two"].to_polars().filter(metric="tokens_per_problem", kind="relative")
     assert tokens["value"].item() == pytest.approx(1.0, abs=0.05)
 
