@@ -193,7 +193,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return {name: item for name, item in value.to_json().items() if name != "runs"}
     if isinstance(value, Record):
-        return {name: to_plain(item) for name, item in vars(value).items()}
+        return {name: to_plain(getattr(value, name)) for name in value.to_json()}
     if isinstance(value, Mapping):
         return {str(name): to_plain(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
