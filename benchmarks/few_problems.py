@@ -13,12 +13,12 @@ A folder has real requests of others (workloads, vllm_runs). Few of these are dr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import polars as pl
@@ -73,8 +73,13 @@ def resampling(problems: int) -> Resampling:
     return Resampling(problems)
 
 
-def metrics_of(times: Floats, right: Floats) -> CandidateMetrics:
-    """Return the metrics of candidates, each of one replay: [candidates, problems] of both."""
+def metrics_of(
+    times: Floats, right: Floats, luck: Mapping[Hashable, float] | None = None
+) -> CandidateMetrics:
+    """Return the metrics of candidates, each of one replay: [candidates, problems] of both.
+
+    `luck` is by the candidate's place and its policy.
+    """
     engines = [
         EngineConfig(model=f"m{place}", dtype="bfloat16", max_model_len=1024)
         for place in range(len(times))
@@ -98,13 +103,15 @@ def metrics_of(times: Floats, right: Floats) -> CandidateMetrics:
         made=SimpleNamespace(has_engine=lambda _: True),
         judged=True,
     )
-    found = CandidateMetrics(cast(Space, space), resampling(times.shape[1]), rate_per_s=None)
+    found = CandidateMetrics(
+        cast(Space, space), resampling(times.shape[1]), rate_per_s=None, luck=luck
+    )
     law = StepLaw(
         seconds=np.zeros(len(ZERO)), fewest=0.0, high=np.zeros(len(ZERO)), sigma=MODEL,
         sigma_outside=MODEL, runs=3, repeats=3, repeats_outside=3,
     )  # fmt: skip
     for place, engine in enumerate(engines):
-        pool = SimpleNamespace(runs=[1], curve=None)
+        pool = SimpleNamespace(runs=[1], curve=None, key=place)
         candidate = Candidate(
             engine=engine, policy=Policy(method="greedy"), pool=cast(Any, pool), facts=None,
             recorded=True,
@@ -128,9 +135,17 @@ def metrics_of(times: Floats, right: Floats) -> CandidateMetrics:
                 paid=1.0,
                 step_s=1.0,
                 requests_per_step=1.0,
+                batch=1.0,
+                one_more=unasked,
+                replay_again=unasked,
             ),
         )
     return found
+
+
+def unasked() -> NoReturn:
+    """Stand for what tells a run of the same problems, which no limit asks about."""
+    raise AssertionError("a run of the same problems was asked about")
 
 
 @cache

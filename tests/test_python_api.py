@@ -46,7 +46,7 @@ def test_the_examples_say_what_the_verbs_say(ran):
         ran["summary"].runs[0].accuracy.value
     )
     assert repr(ran["replay"]).count("predicted") >= 2
-    assert repr(ran["answer"]).startswith("Run demo/s")
+    assert repr(ran["answer"]).startswith("Run demo/")
     answer = ran["answer"]
     assert "$ per 1,000 problems" in repr(answer)
     usd = answer.costs.system_optimal.usd_per_thousand_problems.value

@@ -94,7 +94,11 @@ class UnderLoad:
         arrivals = advisor.sent if rate_per_s is None else None
         self.closed_form = ClosedForm(advisor.demands, concurrency=in_flight, rate_per_s=rate)
         self.metrics = CandidateMetrics(
-            advisor.space, advisor.resampling, rate_per_s=rate, as_sent=arrivals is not None
+            advisor.space,
+            advisor.resampling,
+            rate_per_s=rate,
+            as_sent=arrivals is not None,
+            luck=advisor.demands.luck,
         )
         self._replay = partial(
             advisor.replays.of, concurrency=in_flight, rate_per_s=rate, arrivals=arrivals

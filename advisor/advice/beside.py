@@ -57,7 +57,9 @@ def beside(
     )
     replays = CandidateReplays(space, advisor.model, advisor.policy_work)
     in_flight, rate = advisor.load_at(budget.rate_per_s)
-    metrics = CandidateMetrics(space, advisor.resampling, rate_per_s=rate)
+    metrics = CandidateMetrics(
+        space, advisor.resampling, rate_per_s=rate, luck=advisor.demands.luck
+    )
     for row, engine in enumerate(engines):
         try:
             metrics.add(row, replays.of(row, concurrency=in_flight, rate_per_s=rate))

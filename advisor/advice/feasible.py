@@ -155,16 +155,24 @@ class BudgetCheck(Generic[M]):
             return high < bound, low >= bound
         return low > bound, high <= bound
 
-    def _met(self, limit: MetricBound, rows: Ints, far: float = 0.0) -> Bools:
-        draws = self.metrics.draws(limit.metric, rows, of=LIMITED)
+    def _met(self, limit: MetricBound, rows: Ints, far: float = 0.0, *, of: Of = LIMITED) -> Bools:
+        draws = self.metrics.draws(limit.metric, rows, of=of)
         bound = self._bound(limit, rows, far)[:, None]
         return np.asarray(draws >= bound if limit.above else draws <= bound)
 
     @cached_property
     def met(self) -> Mapping[str, Bools]:
         """Whether each limit is met: [candidates, draws] by the budget's field."""
+        return self._each_met(LIMITED)
+
+    @cached_property
+    def met_by_all(self) -> Mapping[str, Bools]:
+        """The same of the mean over all problems like these, in which no run has its luck."""
+        return self._each_met("all")
+
+    def _each_met(self, of: Of) -> Mapping[str, Bools]:
         rows = np.arange(len(self.price))
-        return {field: self._met(limit, rows) for field, limit in self.limits.items()}
+        return {field: self._met(limit, rows, of=of) for field, limit in self.limits.items()}
 
     def within(self, *fields: str) -> Bools:
         """Return whether candidates are asked about and meet limits surely enough, if given."""

@@ -22,6 +22,7 @@ from advisor.search.metrics import ALL, EXACT, Metrics, Rows, quantile_of
 from advisor.search.policy_work import PolicyWork, ProblemWork
 from advisor.search.resampling import Resampling, farther
 from advisor.search.space import Space
+from advisor.search.together import luck_by_name
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import FEWER
 from traces.schema.estimate import Of
@@ -60,7 +61,7 @@ class Demands:
         self.power_errors = [each[:DRAWS] for each in errors]
         self.unlike = resampling.unlike[:DRAWS]
         works: list[ProblemWork] = []
-        places: dict[Hashable, int] = {}
+        places: dict[tuple[Hashable, ...], int] = {}
         work, prompts = [], []
         for kind in space.kinds:
             engine = kind.engine
@@ -80,9 +81,24 @@ class Demands:
             np.array([getattr(work, name).mean() for work in works])
             for name in ("steps", "right", "right_one", "tokens", "flops")
         )
-        self.accuracy = np.array([resampling.accuracy(work.right)[:DRAWS] for work in works])
-        self.accuracy_one = np.array(
-            [resampling.accuracy(work.right_one)[:DRAWS] for work in works]
+        judged = {
+            name[:2]: works[place]
+            for name, place in places.items()
+            if space.judged and works[place].right.ndim == 1
+        }
+        self.luck = luck_by_name(
+            {name: each.right for name, each in judged.items()},
+            {name: _cost(each) for name, each in judged.items()},
+        )
+        lucks = [self.luck.get(name[:2], 0.0) for name in places]
+        self.accuracy, self.accuracy_one = (
+            np.array(
+                [
+                    resampling.run_accuracy(getattr(work, name), luck)[:DRAWS]
+                    for work, luck in zip(works, lucks, strict=True)
+                ]
+            )
+            for name in ("right", "right_one")
         )
         self.varies = (self.accuracy != self.accuracy_one).any(axis=1)
         self.latency = np.array([self._relative(work.steps.mean(axis=0)) for work in works])
@@ -129,6 +145,12 @@ class Demands:
                 draws.append(quantiles / max(values[-1], 1e-12))
             self._quantiles[q, of] = np.array(values), np.array(draws)
         return self._quantiles[q, of]
+
+
+def _cost(work: ProblemWork) -> float:
+    """Return the FLOPs of a problem, or its tokens where these are not known."""
+    flops = float(work.flops.mean())
+    return flops if np.isfinite(flops) else float(work.tokens.mean())
 
 
 class ClosedForm(Metrics):

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -143,7 +143,9 @@ class CandidateMetrics(Metrics):
         *,
         rate_per_s: float | None,
         as_sent: bool = False,
+        luck: Mapping[Hashable, float] | None = None,
     ) -> None:
+        self.luck = luck or {}  # of accuracies by pool and policy (`own_luck`)
         self.space, self.resampling, self.rate_per_s = space, resampling, rate_per_s
         self.as_sent = as_sent  # problems come when they did, and else at random
         self.choosing, self.power_draws = resampling.choosing, resampling.power
@@ -325,7 +327,12 @@ class CandidateMetrics(Metrics):
     def _row(self, name: str, row: int, of: Of) -> tuple[float, Floats]:
         replayed, resampling = self.replayed[row], self.resampling
         if name == "accuracy":
-            return float(replayed.accuracy.mean()), resampling.accuracy(replayed.accuracy)
+            draws = resampling.accuracy(replayed.accuracy)
+            if of == "others":
+                run = replayed.candidate
+                luck = self.luck.get((run.pool.key, run.policy), 0.0) if self.luck else 0.0
+                draws = resampling.run_accuracy(replayed.accuracy, luck)
+            return float(replayed.accuracy.mean()), draws
         if name in ("tokens", "flops"):
             values: Floats = getattr(replayed, name)
             if not np.isfinite(values).all():

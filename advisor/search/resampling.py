@@ -17,6 +17,7 @@ from advisor.evidence.features import Features
 from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
 from advisor.step_time.power import PowerLaw
+from traces.one_more_run import others
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.statistics import (
@@ -174,6 +175,24 @@ class Resampling:
         for half in (self.choosing, ~self.choosing):
             levels = (np.arange(half.sum()) + 0.5) / max(half.sum(), 1)
             shares[half] = beta_quantiles(*law, levels)[np.argsort(np.argsort(drawn[half]))]
+        return shares
+
+    def run_accuracy(self, values: Floats, luck: float = 0.0) -> Floats:
+        """Return the share that one more run of as many other problems has right, as `accuracy`.
+
+        `others` has its law, of a value that is less by the `luck` that the candidate had
+        (`own_luck`). The luck of the run itself is that of no other metric.
+        """
+        problems, expected = values.shape[-1], values.mean(axis=tuple(range(values.ndim - 1)))
+        value = float(np.clip(expected.mean() - luck, 0.0, 1.0))
+        variance = float(expected.var())
+        law = others(value, variance, problems)
+        of_run = np.sqrt(max(value * (1 - value) - variance, 0.0) / problems)
+        drawn = self.weights @ expected / problems + of_run * self.scores("luck of a run")
+        shares = np.empty(self.count)
+        for half in (self.choosing, ~self.choosing):
+            levels = (np.arange(half.sum()) + 0.5) / max(half.sum(), 1)
+            shares[half] = law.quantiles(levels)[np.argsort(np.argsort(drawn[half]))]
         return shares
 
     def estimate(

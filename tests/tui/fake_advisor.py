@@ -14,7 +14,12 @@ from tui.screens.library import words_of
 
 def estimate(value: float, unit: str, *, extrapolated: bool = False) -> Estimate:
     return Estimate(
-        value=value, low=value * 0.9, high=value * 1.1, unit=unit, extrapolated=extrapolated
+        value=value,
+        low=value * 0.9,
+        high=value * 1.1,
+        unit=unit,
+        extrapolated=extrapolated,
+        of="others",
     )
 
 

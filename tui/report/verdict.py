@@ -29,6 +29,7 @@ from tui.report.words import REGRET, SURE, configuration
 from tui.text.advice import (
     COSTS,
     MAPPED,
+    OF_A_RUN,
     OPTIONAL,
     SET_ONE,
     against,
@@ -126,7 +127,7 @@ def _answer(answer: Recommendation) -> Iterable[Content]:
     said = f"It has the {goal_within(answer)}"
     parts: list[Content] = [f"{said}. No limit was given."]
     if budget_words(budget):
-        parts = [f"{said}, ", sure, " sure."]
+        parts = [f"{said}, ", sure, f" sure {OF_A_RUN}."]
     parts += [" ", _against(answer), *(f" {each}" for each in marks(pick))]
     yield tag("p", *parts)
     yield _numbers(answer)

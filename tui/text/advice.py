@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from advisor.advice.command import command_note
 from traces.schema import engine
 from traces.schema.advice import ESTIMATES, Budget, NearMiss, Pick, Present, Recommendation, Turning
-from traces.schema.estimate import Estimate
+from traces.schema.estimate import OF, Estimate
 from traces.schema.formats import (
     ABSENT,
     OUTSIDE,
@@ -149,6 +149,9 @@ def in_words(pick: Pick, *, device: bool = False) -> str:
     return f"{engine.model_words(pick.engine.model)} with {pick.policy.words()}"
 
 
+OF_A_RUN: Final = f"in {OF['others']}"  # what a chance is of
+
+
 def verdict(answer: Recommendation) -> list[str]:
     """Return the headline and the paragraph below it: the goal, and what FLOPs alone would say."""
     budget, pick = answer.budget, answer.system_optimal
@@ -160,7 +163,9 @@ def verdict(answer: Recommendation) -> list[str]:
     said = f"It has the {goal_within(answer)}"
     sure = chance(pick.probability_within_budget)
     sentences = [
-        f"{said}, {sure} sure." if budget_words(budget) else f"{said}. No limit was given."
+        f"{said}, {sure} sure {OF_A_RUN}."
+        if budget_words(budget)
+        else f"{said}. No limit was given."
     ]
     sentences.append("".join(against(answer)))
     sentences += [f"{each}." for each in answer.alternatives]  # which begin with a name
@@ -355,7 +360,9 @@ def picks_of(answer: Recommendation) -> dict[str, Pick]:
 
 def _table_of(picks: Sequence[Pick], heads: Sequence[str], names: Iterable[str]) -> list[list[str]]:
     """Return a row for each name, with a column for each pick."""
-    rows = [["" if _intervals(picks) else "first estimate", *heads[: len(picks)]]]
+    known = [each for pick in picks for each in pick.estimates.values() if each is not None]
+    first = all(each.low is None for each in known)
+    rows = [["first estimate" if first else "", *heads[: len(picks)]]]
     for name in names:
         cells = [with_interval(pick.estimates.get(name)) for pick in picks]
         rows.append([quantity(name).noun, *cells])

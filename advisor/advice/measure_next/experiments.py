@@ -93,7 +93,7 @@ def _is_known(check: ReplayedCheck, replayed: ReplayedCandidate, load: Under) ->
 def missed(check: ReplayedCheck, system: int) -> float:
     """Return what of the pick's expected regret is that it breaks a limit, all of it in a draw."""
     _, regret = regrets(check, system)
-    met = np.all([*check.met.values()], axis=0)[system] if check.met else True
+    met = np.all([*check.met_by_all.values()], axis=0)[system] if check.limits else True
     return float((regret[0] * ~met)[~check.metrics.choosing].mean())
 
 
@@ -107,9 +107,12 @@ def after_speed(check: ReplayedCheck, row: int, regret: Floats, seed: int) -> fl
 
 
 def regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
-    """Return the candidates that may be best, the pick first, and [them, draws] their regrets."""
+    """Return the candidates that may be best, the pick first, and [them, draws] their regrets.
+
+    What is lost by the luck of a run, no other choice and no run saves.
+    """
     cost = check.cost_draws()
-    joint = np.all([*check.met.values(), np.isfinite(cost)], axis=0) & check.asked[:, None]
+    joint = np.all([*check.met_by_all.values(), np.isfinite(cost)], axis=0) & check.asked[:, None]
     able = np.where(joint, cost, np.inf)
     best = able.min(axis=0)
     has_best = np.isfinite(best)

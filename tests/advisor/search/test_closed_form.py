@@ -105,7 +105,7 @@ def test_of_equals_the_recorded_limits_come_first_by_any_number_of_replicas(fres
         first = rows[space.preferred[rows].argmin()]
         limits = (space.max_num_seqs[first], space.max_num_batched_tokens[first])
         assert limits in recorded and len(rows) > len(recorded)
-    budget = Budget(max_latency_s=1.0, max_gpus=2)
+    budget = Budget(max_latency_s=1.0, max_gpus=2, optimise="latency")
     pick = fresh.recommend(budget).system_optimal.engine
     assert pick.data_parallel_size == 2
     assert (pick.max_num_seqs, pick.max_num_batched_tokens) in recorded
