@@ -14,6 +14,8 @@ import pytest
 import ttscope
 from benchmarks.made.terminal import ROOT
 from tests.test_docs import DOCS
+from tests.tui.report.report_page import Page
+from traces.errors import UsageError
 from tui.options import AccountOptions, BudgetOptions
 from tui.verbs.gate import GateOptions, judged
 from tui.verbs.replay import ReplayOptions
@@ -107,8 +109,46 @@ def test_the_version_and_the_error_are_there():
 @pytest.mark.parametrize("name", ["run", "summary", "both", "two", "gated", "replay", "answer"])
 def test_each_answer_has_html_and_rows(ran, name):
     answer = ran[name]
-    assert "<table" in answer._repr_html_()
+    html = answer._repr_html_()
+    style, _, rest = html.removeprefix('<div class="ttscope"><style>').partition("</style>")
+    assert "<table" in rest and "<script" not in html
+    assert all(".ttscope" in rule for rule in _outermost(style))  # it holds for nothing else
     assert answer.to_polars().height > 0
+
+
+def _outermost(style):
+    """Return what stands before each rule that is in no other."""
+    begin, depth, found = 0, 0, []
+    for at, letter in enumerate(style):
+        if letter == "{" and not depth:
+            found.append(style[begin:at])
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if letter == "}" and not depth:
+            begin = at + 1
+    return found
+
+
+def test_a_cell_has_the_charts_of_the_fronts_and_its_parts_stand_apart_without_style(ran):
+    html = ran["answer"]._repr_html_()
+    charts = re.findall("<figcaption>.*?Accuracy against ([^<]+)", html)
+    assert charts == ["mean latency", "FLOPs"] and html.count('class="front system" points') == 1
+    assert 'title="Seconds from a problem' in html and "data-tip=" not in html
+    bare = re.sub("<br>", "\n", re.sub("<style>.*?</style>", "", html, flags=re.DOTALL))
+    text = re.sub("<[^>]+>", "", bare)
+    assert "temperature 0.8\n1 device" in text and "A system-optimal\ndemo/s: " in text
+    replayed = re.sub("<[^>]+>", " ", ran["replay"]._repr_html_())
+    places = [replayed.index(f" {name} ") for name in ("recorded", "replayed", "predicted")]
+    assert places == sorted(places) and "Recorded runs" not in replayed
+    read = Page(ran["replay"]._repr_html_()).text
+    assert all(note in read for note in ran["replay"].prediction.notes)
+
+
+def test_an_error_is_one_line_in_a_notebook(ran):
+    """IPython shows what this gives in place of the traceback."""
+    with pytest.raises(UsageError) as caught:
+        ttscope.replay(ran["run"], {"engine.max_num_seqs": 0})
+    (line,) = caught.value._render_traceback_()
+    assert line == f"UsageError: {caught.value}" and "\n" not in line
 
 
 def test_a_wrong_option_is_named(ran):

@@ -13,6 +13,10 @@ class TtscopeError(Exception):
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows in a cell: the line, without a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UsageError(TtscopeError):
     """The arguments, the budget or the plan are wrong."""

@@ -1,6 +1,6 @@
 """What `import ttscope` gives back: values of the packages that a notebook shows.
 
-Each prints as its verb does, has the report's tables as HTML, and gives its numbers as rows.
+Each prints as its verb does, has parts of the report as HTML, and gives its numbers as rows.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from traces.recording import reader
 from traces.recording.tables import TABLES
 from traces.schema import advice
 from traces.schema.estimate import Estimate
+from traces.schema.formats import counted
 from traces.schema.tts.parameters import meant
 from traces.summary.comparison import Difference, beside, compare
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.run import Run, summarise
 from tui.options import AccountOptions, BudgetOptions, grouped, read_as
-from tui.report.markup import Html, join, table, tag
+from tui.report.fronts import own_charts
+from tui.report.markup import Html, table, tag
 from tui.report.material import Material
 from tui.report.measured import recorded_runs, time_breakdown
-from tui.report.verdict import verdict
+from tui.report.style import cell
+from tui.report.verdict import reasons, verdict_alone
 from tui.text.advice import advice_lines, cost_lines
 from tui.text.gate import gate_lines
 from tui.text.recordings.live import watched_lines
@@ -45,7 +48,7 @@ from tui.text.recordings.show import (
     show_lines,
     show_policies_head,
 )
-from tui.text.replay import replay_lines
+from tui.text.replay import MOST_NOTES, replay_lines
 from tui.verbs.replay import ReplayOptions, question_of
 
 if TYPE_CHECKING:
@@ -164,7 +167,7 @@ class Recording(reader.Recording):
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{count:,}") for name, count in self._sizes()]
-        return table(("table", "rows"), rows, caption=str(self.path))
+        return cell(table(("table", "rows"), rows, caption=str(self.path)))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -195,7 +198,7 @@ class Summary:
 
     def _repr_html_(self) -> str:
         parts = [recorded_runs(self.runs), time_breakdown(self.runs)] if self.runs else []
-        return join([*parts, *(tag("pre", "\n".join(watched_lines(w))) for w in self.watched)])
+        return cell(*parts, *(tag("pre", "\n".join(watched_lines(w))) for w in self.watched))
 
     def to_polars(self) -> pl.DataFrame:
         """Return a row for each number of each run, with its 90 % interval and unit."""
@@ -213,7 +216,7 @@ class Compared:
         return "\n".join(show_lines(self.runs, self.difference))
 
     def _repr_html_(self) -> str:
-        return join([recorded_runs(self.runs), tag("pre", repr(self))])
+        return cell(recorded_runs(self.runs), tag("pre", repr(self)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of the verb."""
@@ -252,7 +255,7 @@ class Policies:
         return "\n\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return tag("pre", repr(self))
+        return cell(tag("pre", repr(self)))
 
     def to_polars(self) -> pl.DataFrame:
         """Return a row for each number of each policy. Runs that say nothing have none."""
@@ -276,7 +279,7 @@ class Gate(checks.Gate):
     def _repr_html_(self) -> str:
         rows = [(word_of(c), c.name, c.wanted, measured_text(c), c.why) for c in self.checks]
         head = f"{self.verdict}: {self.recording} against {self.against}"
-        return table(("", "check", "wanted", "measured", ""), rows, caption=head)
+        return cell(table(("", "check", "wanted", "measured", ""), rows, caption=head))
 
     def to_polars(self) -> pl.DataFrame:
         """Return a row for each check; its numbers are absent where it was not measured."""
@@ -301,7 +304,11 @@ class Replay:
         return "\n".join(replay_lines(self.prediction, self.question))
 
     def _repr_html_(self) -> Html:
-        return recorded_runs([run for _, run in self._runs()])
+        names, runs = zip(*self._runs(), strict=True)
+        listed = [tag("li", note) for note in self.prediction.notes]
+        first, rest = tag("ul", *listed[:MOST_NOTES]), listed[MOST_NOTES:]
+        more = _folded(f"{counted(len(rest), 'more note')}", tag("ul", *rest)) if rest else None
+        return cell(recorded_runs(runs, names), first if listed else None, more)
 
     def _runs(self) -> Iterator[tuple[str, Run]]:
         for name in ("recorded", "replayed", "predicted"):
@@ -331,7 +338,8 @@ class Recommendation(advice.Recommendation):
 
     def _repr_html_(self) -> Html:
         material = Material(runs=(), advice=self, accounts=self.costs, efforts=self.efforts)
-        return verdict(material)
+        more = _folded("Why, and what to measure next", reasons(self))
+        return cell(verdict_alone(material), own_charts(self), more)
 
     def to_polars(self) -> pl.DataFrame:
         """Return a row for each number of the two picks and of the front of accuracy."""
@@ -342,6 +350,10 @@ class Recommendation(advice.Recommendation):
               "policy": pick.policy.label_with_temperature()}, pick.estimates)
             for name, pick in picks.items() if pick is not None
         )  # fmt: skip
+
+
+def _folded(title: str, content: Html) -> Html:
+    return tag("details", tag("summary", title), content)
 
 
 def _numbers(runs: Iterable[tuple[str, Run]]) -> pl.DataFrame:

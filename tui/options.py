@@ -289,6 +289,7 @@ class AgainstOptions:
     output: Path | None = option(
         None, "Keep the predicted run, or the measured one of --against.", "-o", "--output"
     )
+    explain: bool = option(False, "Print all notes, not the weightiest three.")
     as_json: Json = False
 
 

@@ -122,9 +122,8 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
         theirs, ours = chance(check.chance[row]), chance(check.chance[system])
         differences += [] if theirs == ours else [f"{theirs} sure against {ours}"]
         other, pick = metrics.candidate(row), metrics.candidate(system)
-        name = name_of(other, limits=False)
-        if name == name_of(pick, limits=False):  # they differ in limits alone
-            name = name_of(other)
+        alike = name_of(other, limits=False) == name_of(pick, limits=False)  # but for limits
+        name = in_words(other.engine, other.policy, limits=alike, beside=pick.engine)
         comma = "," * ("," in name)
         yield f"{name}{comma} {same} and is {what}: {', '.join(differences)}"
 
@@ -199,9 +198,9 @@ def _against_compute(check: ReplayedCheck, system: int, compute: int | None) -> 
     if compute == system:
         yield "the pick is compute-optimal too: it also needs the fewest FLOPs"
         return
-    more = flops[system] / flops[compute]
-    than = f"The pick takes {digits(more)} times its FLOPs"
-    if not np.isfinite(more):
+    less = flops[compute] / flops[system]
+    than = f"It needs {percent(less)} of the pick's FLOPs"
+    if not np.isfinite(flops[system]):
         than = "The pick's FLOPs are not known, for no recording has the facts of its draft model"
     head = f"the compute-optimal one is {name_of(metrics.candidate(compute))}. {than}"
     metric = "latency_s" if check.goal.metric == "accuracy" else check.goal.metric

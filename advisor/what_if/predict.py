@@ -72,6 +72,7 @@ from traces.recording.reader import Held, Recording, told_apart
 from traces.schema.engine import RANKS, EngineConfig, ModelFacts
 from traces.schema.estimate import Predicted, with_intervals
 from traces.schema.formats import counted, number
+from traces.schema.notes import Decisive, Telling, by_weight
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN, lies_off
@@ -219,10 +220,11 @@ def predict(
             power=power.get(law_key(question.engine)),
             routings=routed.others if routed.answers(asked) else (),
         )
-    notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base), *evidence.lost]
+    notes = [*_time_notes(after, prior), *untaught, *placed, *_prefixes(base)]
     if before is None:
         notes.append("no step was recorded, so that the run cannot be replayed as it was")
     notes += [
+        *map(Decisive, evidence.lost),
         *(routed.notes if routed.answers(asked) and operators is None else ()),
         *([] if on_tables else _unlike(evidence, own, model)),
         *_measured_notes(evidence, own, question, on_tables=on_tables),
@@ -238,7 +240,7 @@ def predict(
     keys = routed.keys or [base.engine_key(recorded.engine)]
     off = far_off_of(recorded, replayed, time_bounds(base, keys) if own.drawn else {})
     notes += [
-        *([] if off is None else [off.text]),
+        *([] if off is None else [Decisive(off.text)]),
         *_ties(recorded, replayed or (predicted if question.policy == own.policy else None)),
     ]
     return Prediction(
@@ -246,7 +248,7 @@ def predict(
         replayed=replayed,
         predicted=predicted,
         waits=tuple(after.waits()),
-        notes=tuple(notes),
+        notes=tuple(by_weight(notes)),
         drawn=after.recording,
         compared=beside(base, after.runs, on_tables=on_tables),
         far_off=off,
@@ -318,7 +320,8 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Run) -> tuple[Evide
         f"routers of {len(ways)} kinds would do: to the one with the fewest requests, in turn"
         + (", and by each server's share of what ended" if PLACED in ways else "")
     )
-    return evidence, replace(routed, routing=ways[0], others=tuple(ways[1:]), notes=(note,))
+    others = tuple(ways[1:])
+    return evidence, replace(routed, routing=ways[0], others=others, notes=(Telling(note),))
 
 
 UNLIKE: Final = 1.1  # times as long as by another's steps, from which servers differ
@@ -333,10 +336,11 @@ def _unlike(evidence: Evidence, own: RecordedRun, model: StepTimeModel | None) -
     off = [float(t.seconds.sum() / law.predict(t.composition).sum()) for t in tables]
     if max(off) < UNLIKE * min(off):
         return []
-    return [
+    apart = (
         f"the slowest of the servers takes {max(off) / min(off):.1f} times as long as the fastest "
         "for the same steps. The replay has their mean, and intervals as wide"
-    ]
+    )
+    return [Telling(apart)]
 
 
 def _placed(
@@ -371,13 +375,15 @@ def _placed(
         engine = with_blocks(memory, engine, facts)
         notes += [] if given else [blocks_note(memory, engine)]
         if not given and not memory.drafter and drafts_with_a_model(engine):
-            notes.append("what drafts is not known, so those blocks are without its weights")
+            less = "what drafts is not known, so those blocks are without its weights"
+            notes.append(Decisive(less))
     elif not given:
         lacks = "the GPU's memory" if device.memory_bytes is None else "what the model weighs"
-        notes.append(
+        limitless = (
             f"KV blocks without limit, as {lacks} is not known. Set engine.num_gpu_blocks to the "
             "engine's own"
         )
+        notes.append(Decisive(limitless))
     return replace(question, engine=engine), notes
 
 
@@ -500,10 +506,10 @@ def _cases_untaught(prior: PriorTimes | None, cases: Sequence[Recording]) -> lis
 
 
 def _untaught(name: str, why: str) -> str:
-    return f"{name} {UNTAUGHT} {why}"
+    return Decisive(f"{name} {UNTAUGHT} {why}")
 
 
-UNTOLD: Final = (
+UNTOLD: Final = Telling(
     "the recorded steps do not tell what each request adds to a step. The interval holds steps "
     "that grow little and much with them. A recording with other numbers of samples or problems in "
     "flight tells (--with)"
@@ -522,13 +528,18 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
         if after.engine.dtype not in PRICED:
             notes.insert(
                 0,
-                f"the samples were recorded in {after.engine.dtype}. The steps are priced in "
-                "bfloat16, the only dtype of the tables: a server in bfloat16 may answer otherwise",
+                Decisive(
+                    f"the samples were recorded in {after.engine.dtype}. The steps are priced in "
+                    "bfloat16, the only dtype of the tables: a server in bfloat16 may answer "
+                    "otherwise"
+                ),
             )
     elif runs is None:
         notes = [
-            "step times are of operator tables. No run of yours has checked them, so there is "
-            "no interval"
+            Decisive(
+                "step times are of operator tables. No run of yours has checked them, so there is "
+                "no interval"
+            )
         ]
     else:
         notes = [f"step times were learned from {runs} recorded run{'s' if runs > 1 else ''}"]
@@ -540,7 +551,7 @@ def _time_notes(after: Replays, prior: PriorTimes | None) -> list[str]:
                 spread = f"measured by predicting {left_out} recordings from the others"
             elif after.outside and outside > inside:
                 spread += ". Outside, how far its larger batches lie off smaller ones is added"
-            notes.append(f"the run-to-run spread in the intervals is {spread}")
+            notes.append(Telling(f"the run-to-run spread in the intervals is {spread}"))
         if after.others:
             notes.append(UNTOLD)
     return [*notes, *after.times.notes]
@@ -550,13 +561,14 @@ def _outside(
     after: Replays, prior: PriorTimes | None, longer: bool, question: Question
 ) -> list[str]:
     """Say what lies outside what was recorded, and what was drawn of it."""
-    notes = []
+    notes: list[str] = []
     if longer:
-        notes.append("outside what was recorded: drafts are longer (marked *)")
+        notes.append(Decisive("outside what was recorded: drafts are longer (marked *)"))
     elif after.outside and not after.crowded:
         what = "what was recorded" if prior is None else "what the tables measured"
         larger = after.larger()
-        notes.append(f"outside {what}: {larger or 'batches or contexts are larger'} (marked *)")
+        more = larger or "batches or contexts are larger"
+        notes.append(Decisive(f"outside {what}: {more} (marked *)"))
     if after.limits.several_kinds:
         notes.append(
             "the KV cache has blocks of several kinds, which are counted as the mean request holds "
@@ -567,24 +579,30 @@ def _outside(
         notes.append(f"{counted(after.drawn, 'recorded sample')} of each problem drawn {times}")
     if after.evenly is not None:
         notes.append(
-            "TTFT is not determined: requests of one length in a closed loop come together or "
-            "apart, as the client happens to send them. Its interval holds both, lock-step and "
-            "arrivals that are spread evenly"
+            Decisive(
+                "TTFT is not determined: requests of one length in a closed loop come together or "
+                "apart, as the client happens to send them. Its interval holds both, lock-step and "
+                "arrivals that are spread evenly"
+            )
         )
     rate = question.rate_per_s
     if rate is not None and rate > (capacity := after.capacity_per_s()):
         served = float(f"{capacity:.3g}")
         notes.append(
-            f"cannot keep up: {rate:,g} problems/s arrive and some {served:,g} can be served, "
-            "so that the queue grows with every problem: latencies hold for this number alone"
+            Decisive(
+                f"cannot keep up: {rate:,g} problems/s arrive and some {served:,g} can be served, "
+                "so that the queue grows with every problem: latencies hold for this number alone"
+            )
         )
     elif rate is not None and after.steady_after > MOST_BEFORE * len(after.ids):
-        notes.append(_of_a_start(after, rate))
+        notes.append(Decisive(_of_a_start(after, rate)))
     if question.concurrency is not None and question.concurrency > len(after.ids):
         notes.append(
-            f"{question.concurrency:,} problems are never in flight: the recording has "
-            f"{len(after.ids):,}. They all start at once, so that throughput is that of a run "
-            "whose batches only shrink"
+            Decisive(
+                f"{question.concurrency:,} problems are never in flight: the recording has "
+                f"{len(after.ids):,}. They all start at once, so that throughput is that of a run "
+                "whose batches only shrink"
+            )
         )
     if after.tables["steps"].is_empty():
         notes.append(
@@ -599,8 +617,10 @@ def _outside(
         notes.append("arrivals are one draw, and another --seed gives others")
     if after.uncapped:
         notes.append(
-            "what the devices may draw at most is not known, so that no limit bounds the energy of "
-            "larger batches than recorded"
+            Telling(
+                "what the devices may draw at most is not known, so that no limit bounds the "
+                "energy of larger batches than recorded"
+            )
         )
     return notes
 
@@ -672,18 +692,19 @@ def _ties(recorded: Run, replayed: Run | None) -> list[str]:
     plain = recorded.policy is not None and recorded.policy.method == "majority"
     if not plain or was is None or again is None or abs(was.value - again.value) < 0.0005:
         return []
-    return [
+    shared = (
         f"accuracy {was.value:.3f} recorded and {again.value:.3f} replayed are of the same "
         "samples: the run gave a tied vote to the answer whose sample came first, the replay "
         "shares it equally among those that lead"
-    ]
+    )
+    return [Telling(shared)]
 
 
 def _front_end(own: RecordedRun) -> str:
     """Say what a server's front end takes of a request, where that is known."""
     took = np.array([problem.front_end_s for problem in own.problems.values()])
     if not took.any():
-        return (
+        return Decisive(
             "a server's latency has what its front end takes (HTTP, tokenising). The replay has "
             "the engine's part alone"
         )
@@ -711,21 +732,27 @@ def _measured_notes(
     notes = [_front_end(own)]
     if any(table.coarse for table in tables):
         notes.append(
-            "steps are means between two polls of /metrics, so that the law is coarse. The plugin "
-            "tells every step (docs/attach.md)"
+            Telling(
+                "steps are means between two polls of /metrics, so that the law is coarse. The "
+                "plugin tells every step (docs/attach.md)"
+            )
         )
     elif tables and not own.inferred:
         notes.append("which prompts were in a step is inferred from what the front end saw")
     if own.drawn and not own.inferred:
         notes.append(
-            "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
-            "arrivals from its counters, where a request of several samples counts as several. "
-            "Spans tell them (docs/attach.md)"
+            Telling(
+                "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
+                "arrivals from its counters, where a request of several samples counts as several. "
+                "Spans tell them (docs/attach.md)"
+            )
         )
         if own.spread_unknown:
             notes.append(
-                "/metrics has no histogram of lengths, so that their means alone are known. They "
-                "are drawn alike and far apart, and the interval holds both"
+                Telling(
+                    "/metrics has no histogram of lengths, so that their means alone are known. "
+                    "They are drawn alike and far apart, and the interval holds both"
+                )
             )
     return notes
 
@@ -747,7 +774,7 @@ def _prefixes(base: Recording) -> list[str]:
         return [f"prompts share what their blocks of {size:,} tokens have in common"]
     samples, imported = base.samples, "imported" in base.manifest.provenance
     if imported and samples.height and not samples["cached_tokens"].count():
-        return ["which prompts begin alike is not known: no prefix is shared"]
+        return [Telling("which prompts begin alike is not known: no prefix is shared")]
     return []
 
 
@@ -848,10 +875,11 @@ def _requantised(question: Question, own: RecordedRun) -> list[str]:
         return []
     recorded = ", ".join(f"{name} {old}" for name, old, _ in changed)
     priced = ", ".join(new for _, _, new in changed)
-    return [
+    otherwise = (
         f"the samples were recorded with {recorded} and the steps are those of {priced}: such a "
         "server may answer otherwise"
-    ]
+    )
+    return [Decisive(otherwise)]
 
 
 def _form(engine: EngineConfig, name: str) -> str | None:

@@ -193,13 +193,23 @@ def model_words(model: str) -> str:
 
 
 def in_words(
-    engine: EngineConfig, policy: Policy, *, prior: str | None = None, limits: bool = True
+    engine: EngineConfig,
+    policy: Policy,
+    *,
+    prior: str | None = None,
+    limits: bool = True,
+    beside: EngineConfig | None = None,
 ) -> str:
     """Return a configuration as `demo/s with 8 samples, majority vote`, and what it runs on.
 
-    Without `limits` one device is not named.
+    Without `limits` one device is not named. What runs the one `beside` it, which was named before,
+    is not named again.
     """
     words = f"{model_words(engine.model)} with {policy.words()}"
+    if beside is not None and beside.gpu == engine.gpu:
+        if beside.words(limits=limits) == engine.words(limits=limits):
+            return words
+        engine, prior = replace(engine, gpu=None), None
     where = engine.words(prior=prior, limits=limits)
     return words if where == "1 device" else f"{words}, on {where}"
 

@@ -94,7 +94,7 @@ def fronts(material: Material) -> Html:
         "turns it into dollars."
     )
     charts = _charts(names, rows, crosses, answer.budget)
-    reading = [tag("p", _how_to_read(answer)), _legend(answer, rows, names)]
+    reading = [tag("p", _how_to_read(answer)), _legend(answer, rows, names, crosses)]
     return join(
         [
             *(reading if "<svg" in charts else ()),
@@ -104,6 +104,15 @@ def fronts(material: Material) -> Html:
             _table(rows, limited=bool(budget_words(answer.budget))),
         ]
     )
+
+
+def own_charts(answer: Recommendation) -> Html | None:
+    """Return the charts of what each front is best in alone, None where nothing is on them."""
+    rows = rows_of(answer)
+    drawn = _drawn_against(answer.budget, rows, ())
+    names = [drawn[0], *(name for name in drawn[1:] if name in own_axes(answer.budget))]
+    charts = _charts(names, rows, (), answer.budget)
+    return join([_legend(answer, rows, names, ()), charts]) if "<svg" in charts else None
 
 
 def _drawn_against(budget: Budget, rows: Sequence[Row], crosses: Sequence[Cross]) -> list[str]:
@@ -158,7 +167,9 @@ def _how_to_read(answer: Recommendation) -> str:
     )
 
 
-def _legend(answer: Recommendation, rows: Sequence[Row], names: Sequence[str]) -> Html:
+def _legend(
+    answer: Recommendation, rows: Sequence[Row], names: Sequence[str], crosses: Sequence[Cross]
+) -> Html:
     letters = {row.letter for row in rows}
     system, compute = (name in names for name in own_axes(answer.budget))
     entries = [
@@ -167,10 +178,10 @@ def _legend(answer: Recommendation, rows: Sequence[Row], names: Sequence[str]) -
         key("system", f"front by {front_goal(answer.budget).noun}", joined=system),
         key("compute", "front by FLOPs", joined=compute),
         key("both", "on both fronts") if any(row.shape == "both" for row in rows) else None,
-        key("measured", "a recorded run, as measured"),
+        key("measured", "a recorded run, as measured") if crosses else None,
         limit_key() if answer.budget.limits() else None,
     ]
-    return tag("p", *(each for each in entries if each is not None), class_="legend")
+    return tag("p", join(entries, " "), class_="legend")
 
 
 def _charts(

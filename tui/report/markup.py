@@ -21,6 +21,9 @@ class Html(str):
     __slots__ = ()
 
 
+BREAK = Html("<br>")  # parts are lines of their own without a style too
+
+
 Content = str | None
 
 

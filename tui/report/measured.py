@@ -13,6 +13,7 @@ from traces.schema.tts.policy import AS_SENT
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run
 from tui.report.markup import (
+    BREAK,
     Content,
     Html,
     empty,
@@ -32,10 +33,10 @@ MOST_RUNS = 100  # rows of a table; the page stays small
 OF_IMPORTS = "sample_latency_s.p50"
 
 
-def name_of(run: Run, index: int) -> Html:
-    """Return a run's number in the table of runs and its configuration."""
-    imported = run.imported is not None
-    return configuration(run.engine, run.policy, lead=f"{index + 1}", imported=imported)
+def name_of(run: Run, index: int, lead: str | None = None) -> Html:
+    """Return what a run is called, its number in the table of runs, and its configuration."""
+    imported, lead = run.imported is not None, lead or f"{index + 1}"
+    return configuration(run.engine, run.policy, lead=lead, imported=imported)
 
 
 def _count(value: float | None, meaning: str, *, key: str | None = None) -> Html:
@@ -50,8 +51,11 @@ def _cut(runs: Sequence[Run]) -> Html | None:
                class_="note")  # fmt: skip
 
 
-def recorded_runs(runs: Sequence[Run]) -> Html:
-    """Return the table of runs with their numbers, and what a reader must know of them."""
+def recorded_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> Html:
+    """Return what a reader must know of runs, and the table of them with their numbers.
+
+    With `names` they are what one run was, and is under other configurations.
+    """
     if not runs:
         return empty("No run: the recordings hold no problem.")
     tags = [t for t in OF_RUN if t != "cost_usd_per_problem" or _any(runs, t)]
@@ -64,17 +68,24 @@ def recorded_runs(runs: Sequence[Run]) -> Html:
     for index, run in enumerate(runs[:MOST_RUNS]):
         where = f"runs.{index}"
         cells: list[Content] = [
-            join([name_of(run, index), tag("span", run.recording, class_="recording")]),
+            join(
+                [
+                    name_of(run, index, None if names is None else names[index]),
+                    tag("span", run.recording, class_="recording") if names is None else None,
+                ],
+                BREAK,
+            ),
             _count(run.problems, decided, key=f"{where}.problems"),
         ]
         for each in columns:
             estimate = estimate_of(run, each.tag)
             cells.append(estimated(estimate, each.meaning, key=f"{where}.{each.tag}"))
         rows.append(cells)
+    what = "Recorded runs" if names is None else runs[0].recording
     of = intervals_of(estimate_of(run, each.tag) for run in runs for each in columns)
-    caption = f"Recorded runs, per problem, with {of}" if of else "Recorded runs, per problem"
+    caption = f"{what}, per problem, with {of}" if of else f"{what}, per problem"
     numbers = table(heads, rows, caption=caption, class_="runs")
-    return join([numbers, _cut(runs), _warnings(runs)])
+    return join([_warnings(runs) if names is None else None, numbers, _cut(runs)])
 
 
 def _any(runs: Sequence[Run], name: str) -> bool:
@@ -136,7 +147,7 @@ def time_breakdown(runs: Sequence[Run], watched: Sequence[Watched] = ()) -> Html
     note = f"Without recorded steps, and so not shown: {none:,} of {len(runs):,} runs."
     return join(
         [
-            tag("p", *keys, class_="legend"),
+            tag("p", join(keys, " "), class_="legend"),
             table(heads, rows, caption="Share of each run's time by kind of step"),
             tag("p", note, class_="note") if none else None,
         ]

@@ -8,7 +8,6 @@ import html
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from importlib.resources import files
 from string import Template
 
 from traces.schema.engine import EngineConfig, model_words
@@ -23,6 +22,7 @@ from tui.report.measured import (
     speculation,
     time_breakdown,
 )
+from tui.report.style import page_style, resource
 from tui.report.verdict import verdict
 from tui.report.words import GLOSSARY
 from tui.terminal import clean
@@ -60,25 +60,21 @@ def page(material: Material) -> str:
         (tag("section", tag("h2", title), told, id=name) for name, title, told in parts), "\n"
     )
     links = [tag("a", title, href=f"#{name}") for name, title, _ in parts]
-    script = _resource("page.js")
+    script = resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     version = importlib.metadata.version("ttscope")
     filled: Mapping[str, str] = {
         "hash": digest,
         "version": html.escape(version),
         "title": html.escape(clean(_title(material))),
-        "style": _resource("page.css"),
+        "style": page_style(),
         "header": _header(material),
         "contents": join(links),
         "main": main,
         "footer": _footer(version),
         "script": script,
     }
-    return Template(_resource("page.html")).substitute(filled)
-
-
-def _resource(name: str) -> str:
-    return files("tui.report").joinpath(name).read_text(encoding="utf-8")
+    return Template(resource("page.html")).substitute(filled)
 
 
 def _title(material: Material) -> str:

@@ -13,6 +13,7 @@ from traces.schema.formats import intervals_of
 from traces.schema.quantities import latency, quantity
 from traces.schema.tts.policy import AS_SENT
 from tui.report.markup import (
+    BREAK,
     Content,
     Html,
     empty,
@@ -64,6 +65,14 @@ LISTED_WIDTH = 52  # of a command in one of two columns
 
 def verdict(material: Material) -> Html:
     """Return the verdict, or why there is none."""
+    answer, head = material.advice, verdict_alone(material)
+    if answer is None or material.of_live:
+        return head
+    return join([head, reasons(answer, material.left_out)])
+
+
+def verdict_alone(material: Material) -> Html:
+    """Return the verdict without the reasons and what to measure next."""
     answer = material.advice
     live = [part for each in material.watched for part in _live(each)]
     if live:
@@ -76,8 +85,7 @@ def verdict(material: Material) -> Html:
         return join([*live, tag("p", f"For advice, name a budget. {SET_ONE}", class_="note")])
     costs = [] if material.accounts is None else [_costs(answer, material.accounts)]
     efforts = [] if material.efforts is None else [_efforts(material.efforts)]
-    parts = [*live, *_answer(answer), *costs, *efforts, _lists(answer, material.left_out)]
-    return join(parts)
+    return join([*live, *_answer(answer), *costs, *efforts])
 
 
 def _live(watched: Watched) -> Iterable[Content]:
@@ -180,7 +188,7 @@ def _numbers(answer: Recommendation) -> Html:
     run = pick.measured if pick.measured is not None and pick.measured.at_load else None
     if run is not None:
         note = f"measured in {run.recording}, {run.problems} problems"
-        heads.insert(2, join(["as it was run", tag("span", note, class_="how")]))
+        heads.insert(2, join(["as it was run", tag("span", note, class_="how")], BREAK))
     rows = []
     for name in pick.estimates:
         estimates = [each.estimates.get(name) for _, each in columns]
@@ -260,11 +268,11 @@ def _efforts(found: EffortMap) -> Html:
 def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
     return join(
         [
-            tag("span", f"{letter} ", class_="letter"),
-            name,
+            join([tag("span", f"{letter} ", class_="letter"), name]),
             tag("span", configuration(pick.engine, pick.policy, prior=pick.prior), class_="config"),
             tag("span", note, class_="how") if note else None,
-        ]
+        ],
+        BREAK,
     )
 
 
@@ -322,7 +330,8 @@ def _item(text: str) -> Html:
     return join([capital(said), None if command is None else _command(command, LISTED_WIDTH)])
 
 
-def _lists(answer: Recommendation, left_out: Sequence[str]) -> Html:
+def reasons(answer: Recommendation, left_out: Sequence[str] = ()) -> Html:
+    """Return why, what was considered, and what to measure next."""
     considered = fits(answer)
     if left_out:
         names = ", ".join(left_out)

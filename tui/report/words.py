@@ -8,7 +8,7 @@ from traces.schema.advice import ESTIMATES
 from traces.schema.engine import EngineConfig, model_words
 from traces.schema.quantities import quantity
 from traces.schema.tts.policy import Policy
-from tui.report.markup import Html, join, tag
+from tui.report.markup import BREAK, Html, join, tag
 from tui.text.words import engine_words, policy_words
 
 
@@ -28,7 +28,8 @@ def configuration(
                 "span", mark, f"{model_words(engine.model)}: {policy_words(policy)}", class_="what"
             ),
             tag("span", engine_words(engine, imported=imported, prior=prior), class_="how"),
-        ]
+        ],
+        BREAK,
     )
 
 

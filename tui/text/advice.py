@@ -198,7 +198,7 @@ def marks(pick: Pick) -> list[str]:
     sentences = []
     if pick.prior is not None:
         sentences += [
-            f"Its times come from operator tables of {pick.prior} (the prior), not from a run."
+            "Its times come from operator tables of this GPU (the prior), not from a run."
         ]
     accuracy = pick.estimates.get("accuracy")
     if accuracy is not None and accuracy.extrapolated:
@@ -239,9 +239,9 @@ def against(answer: Recommendation) -> tuple[str, str, str]:
     if same(other, pick):
         return "It also needs the fewest FLOPs, so that compute-optimal is the same here.", "", ""
     assert pick is not None
-    instead = in_words(other, device=True)
-    if instead == in_words(pick, device=True):  # they differ in the engine's limits alone
-        instead = f"the same on {other.engine.words()}"
+    instead = engine.in_words(other.engine, other.policy, limits=False, beside=pick.engine)
+    if in_words(other, device=True) == in_words(pick, device=True):  # but for the engine's limits
+        instead = f"the same on {replace(other.engine, gpu=None).words()}"
     head = f"Counting arithmetic (FLOPs) alone, one would choose {instead} instead"
     flops, least = pick.estimates.get("flops"), other.estimates.get("flops")
     if flops is not None and least is not None and least.value > 0:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
+    counted,
     interval,
     intervals_of,
     number,
@@ -72,8 +73,13 @@ def _three(prediction: Prediction, tag: str) -> list[Estimate | None]:
     return [estimate_of(run, tag) for run in runs]
 
 
-def replay_lines(prediction: Prediction, question: Question, *, width: int = 80) -> Iterator[str]:
-    """Return the lines of a prediction."""
+MOST_NOTES = 3  # that are printed without --explain
+
+
+def replay_lines(
+    prediction: Prediction, question: Question, *, width: int = 80, explain: bool = True
+) -> Iterator[str]:
+    """Return the lines of a prediction; without `explain` with the weightiest notes alone."""
     recorded, predicted = prediction.recorded, prediction.predicted
     yield recorded.recording
     engine = engine_text(recorded.engine) if recorded.imported is None else imported_text(recorded)
@@ -109,8 +115,12 @@ def replay_lines(prediction: Prediction, question: Question, *, width: int = 80)
         yield from _compared(prediction, width)
     if prediction.waits:
         yield from _waits(prediction, width)
-    notes = (("note", note) for note in prediction.notes if note != warned)
-    yield from labelled(notes, width=width, indent=10)
+    notes = [note for note in prediction.notes if note != warned]
+    left = 0 if explain else max(len(notes) - MOST_NOTES, 0)
+    listed = [("note", note) for note in notes[: len(notes) - left]]
+    if left:
+        listed.append(("more", f"--explain gives the rest ({counted(left, 'note')})"))
+    yield from labelled(listed, width=width, indent=10)
 
 
 def _compared(prediction: Prediction, width: int) -> Iterator[str]:
@@ -124,14 +134,14 @@ def _compared(prediction: Prediction, width: int) -> Iterator[str]:
         )
         yield ""
         return
-    rows = [["client", "measured", "predicted", "off"]]
+    rows = [["client", "measured", "predicted"]]
     for each in prediction.compared:
         values = (number(v, "s") for v in (each.measured_s, each.predicted_s))
-        rows.append([f"{each.name} {each.part}", *values, percent_change(each.relative)])
-    yield from align(rows, right=(1, 2, 3), width=width)
+        rows.append([f"{each.name} {each.part}", *values])
+    yield from align(rows, right=(1, 2), width=width)
     numbers = (
-        "off: predicted against measured. It is an error only if the engine and the load asked "
-        "about are those that were measured"
+        "measured: on the engine that the client had, which the file does not name. predicted: on "
+        "the engine asked about"
     )
     yield from wrap("", numbers, width=width, indent=0)
     yield ""

@@ -97,7 +97,7 @@ def replay(asked: ReplayOptions, answer: AgainstOptions) -> None:
     if answer.as_json:
         say_json(replay_json(shown))
         return
-    lines = list(replay_lines(shown, question))
+    lines = list(replay_lines(shown, question, explain=answer.explain))
     if answer.output is not None:
         lines += ["", f"written   {answer.output}", *next_lines("show", answer.output)]
     elif (limit := accuracy_kept(recorded)) is not None:

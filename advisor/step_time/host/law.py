@@ -16,6 +16,7 @@ import numpy as np
 
 from advisor.evidence.features import ZERO, Features
 from traces.schema.engine import EngineConfig
+from traces.schema.notes import Telling
 from traces.statistics import Floats
 
 # Seconds of a step, of one that several ranks share, of a request in it, of prompts in it, and of a
@@ -101,8 +102,7 @@ def host_note(engine: EngineConfig) -> str:
     )
     if generation_of(engine) != ASYNCHRONOUS:
         return what
-    return (
+    return Telling(
         f"{what}. This engine schedules while kernels run, so a step takes the longer "
-        "of the two. How long the host takes there no run shows: the interval reaches from "
-        "kernels alone to twice that"
+        "of the two. CPU overhead here is unmeasured: the interval covers none to twice the usual"
     )

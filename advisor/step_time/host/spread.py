@@ -10,6 +10,7 @@ import numpy as np
 
 from advisor.step_time.host.law import SYNCHRONOUS, generation_of, kept, ranks_of
 from traces.schema.engine import EngineConfig, ModelFacts
+from traces.schema.notes import Telling
 from traces.statistics import Floats
 
 # What of a question no point that taught the host's part was like, from near to far.
@@ -49,7 +50,7 @@ class Spread:
             if not self.unseen
             else f"with {' and '.join(self.unseen)} left out"
         )
-        return (
+        return Telling(
             f"no run of this GPU has checked it: the interval is that of {self.points:,} published "
             f"runs of vLLM, each predicted from those {what}"
         )
@@ -75,11 +76,11 @@ class FirstTokens:
     def note(self) -> str:
         """Say what the interval of TTFT is."""
         if not self.alike:
-            return (
+            return Telling(
                 "no published TTFTs are of such a model and engine. The interval of "
                 f"{self.low:.2g} to {self.high:.2g} times the predicted holds those of other kinds"
             )
-        return (
+        return Telling(
             f"TTFT was {self.low:.2g} to {self.high:.2g} times the predicted in 90 % of "
             f"{self.points:,} published runs of such models, of another model each. Its interval "
             "holds both ends"

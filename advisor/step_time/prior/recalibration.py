@@ -48,6 +48,7 @@ from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, FORWARD, STEP_INTERVAL
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, percent
+from traces.schema.notes import Telling
 from traces.statistics import Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
@@ -356,8 +357,10 @@ class PriorTimes:
         ]
         if not ran.has(self.facts, tensor_parallel_size):
             lines.append(
-                f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
-                f"{tensor_parallel_size}: the interval holds how far other sizes were off"
+                Telling(
+                    f"no run of this GPU had {self.facts.name} at tensor_parallel_size "
+                    f"{tensor_parallel_size}: the interval holds how far other sizes were off"
+                )
             )
         return [*lines, *self.told]
 

@@ -32,8 +32,9 @@ def test_the_pick_is_said_to_be_of_the_prior(run, recording):
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
     assert "tensor parallel 2" in told
-    assert "operator tables of test_gpu (the prior)" in told
-    assert "(the prior), not from a run." in told
+    assert "operator tables of this GPU (the prior), not from a run." in told
+    verdict = told[: told.index("90 % intervals")]
+    assert verdict.count(DEVICE) == 1 and "test_gpu" not in verdict
     assert "*" not in out  # nothing lies outside the tables
     assert "the interval is that of" in told
     assert "the GPU left out" in told
@@ -58,7 +59,7 @@ def test_the_page_says_so_too(run, recording, tmp_path):
     page = tmp_path / "page.html"
     run.ok("report", recording, *GIVEN, "--optimise", "latency", "-o", page)
     text = page.read_text()
-    assert "Its times come from operator tables of test_gpu" in text
+    assert "Its times come from operator tables of this GPU" in text
     assert "times by the prior of test_gpu, not measured" in text
 
 

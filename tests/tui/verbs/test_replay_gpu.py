@@ -196,6 +196,28 @@ def test_an_import_that_teaches_nothing_is_refused(run, model, measured, gpu, wh
     assert "recalibrated by measured" in " ".join(out.split())
 
 
+def test_a_replay_elsewhere_is_no_error_of_what_a_client_measured(run, model, measured):
+    out = run.ok("replay", measured, "--gpu", "test_gpu", "--model-config", model)
+    client = out[out.index("client ") : out.index("measured: on the engine")]
+    assert "TTFT mean     20.0 ms" in client and "ITL mean" in client
+    assert "%" not in client and "off" not in client
+
+
+def test_three_notes_are_printed_the_weightiest_first(run, model):
+    asked = ("replay", VOTES, "--gpu", "test_gpu", "--model-config", model)
+    notes = json.loads(run.ok(*asked, "--json"))["notes"]
+    assert notes[0].startswith("the samples were recorded in float32")  # not what is asked about
+    assert notes[1].startswith("KV blocks without limit")
+    assert notes[2].startswith("beyond its kernels")  # the interval is as wide as that
+    assert len(notes) > 8
+    out, every = run.ok(*asked), " ".join(run.ok(*asked, "--explain").split())
+    assert out.count("\nnote ") == 3
+    assert f"--explain gives the rest ({len(notes) - 3} notes)" in out
+    assert all(f"note {note}" in every for note in notes) and "--explain" not in every
+    shown = " ".join(out.split())
+    assert [f"note {note}" in shown for note in notes] == [True] * 3 + [False] * (len(notes) - 3)
+
+
 def test_what_an_import_does_not_tell_is_not_known(run, model, measured):
     asked = ("--gpu", "test_gpu", "--model-config", model, "--set")
     told = " ".join(run.ok("replay", measured, *asked, "engine.tensor_parallel_size=2").split())
