@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from traces.schema.estimate import Estimate, Interval
 
 LEVEL = 0.9
+ROUNDING = 1e-9  # share by which numbers may differ that are equal but for the order of sums
 Z95 = 1.6449  # of the normal law; 90 % lie between it and its negative
 REPLICATES = 2000
 _FEW_CELLS = 4_000_000  # weights that are kept as floats
@@ -449,6 +450,43 @@ def _binomial(size: int, chance: float) -> Floats:
     successes = np.arange(size + 1)
     log_chances = ways + successes * np.log(chance) + (size - successes) * np.log1p(-chance)
     return np.asarray(np.exp(log_chances))
+
+
+def tied(values: Floats) -> Floats:
+    """Return values [n] in which those that differ by rounding alone are equal.
+
+    Another processor adds in another order, and what is sorted by such sums must not depend on it.
+    Each is compared with its neighbours, as rounding sets those apart that lie beside an edge.
+    """
+    if not values.size:
+        return values
+    order = np.argsort(values, kind="stable")
+    ascending = np.asarray(values, dtype=float)[order]
+    lower, upper = ascending[:-1], ascending[1:]
+    finite = np.isfinite(upper) & np.isfinite(lower)
+    with np.errstate(invalid="ignore"):
+        near = upper - lower <= ROUNDING * np.maximum(np.abs(lower), np.abs(upper))
+    firsts = np.concatenate([[True], ~np.where(finite, near, upper == lower)])
+    same = np.empty_like(ascending)
+    same[order] = ascending[np.flatnonzero(firsts)][np.cumsum(firsts) - 1]
+    return same
+
+
+def largest(values: Floats) -> Ints:
+    """Return the place of the largest of finite values [.., n], of those tied with it the first.
+
+    They may be differences, whose rounding is that of what is the largest in size.
+    """
+    slack = ROUNDING * np.abs(values).max(axis=-1, keepdims=True)
+    return np.asarray(np.argmax(values >= values.max(axis=-1, keepdims=True) - slack, axis=-1))
+
+
+def order_of_draws(quantiles: Floats, weights: NDArray[np.int32], values: Floats) -> Ints:
+    """Return draws by their quantile, and those with the same one by their weighted sum of values.
+
+    `weights` are [draws, n] and `values` [n]. Draws whose sums are the same stay in their order.
+    """
+    return np.asarray(np.lexsort((tied(weights @ values), tied(quantiles))), dtype=np.int64)
 
 
 def paired(first: ArrayLike, second: ArrayLike, unit: str) -> Estimate | None:

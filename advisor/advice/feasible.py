@@ -15,11 +15,11 @@ import numpy as np
 
 from advisor.search.budget import MetricBound, Prices, goal_of, limits_of_budget
 from advisor.search.closed_form import ClosedForm
-from advisor.search.metrics import CandidateMetrics, Metrics, nine_digits
+from advisor.search.metrics import CandidateMetrics, Metrics
 from advisor.search.resampling import HIGH, LOW
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate, Of
-from traces.statistics import Bools, Floats, Ints
+from traces.statistics import ROUNDING, Bools, Floats, Ints, tied
 
 M = TypeVar("M", bound=Metrics)
 
@@ -143,8 +143,10 @@ class BudgetCheck(Generic[M]):
 
     def _bound(self, limit: MetricBound, rows: Ints, far: float) -> Floats:
         bound = limit.bound[rows]
+        slack = ROUNDING * np.abs(bound)  # what lies on it meets it, by whichever order of sums
+        bound = bound - slack if limit.above else bound + slack
         if limit.above or far == 0:
-            return bound
+            return np.asarray(bound)
         return np.asarray(bound * np.exp(far * self.metrics.spread(limit.metric)[rows]))
 
     def _certain(self, limit: MetricBound, rows: Ints, far: float) -> tuple[Bools, Bools]:
@@ -187,7 +189,7 @@ class BudgetCheck(Generic[M]):
     @cached_property
     def order(self) -> Ints:
         """Candidates, the best first. Of equal cost the surest of the limits comes first."""
-        keys = [nine_digits(self.cost), *self._surest(), self.sequence.astype(float)]
+        keys = [tied(self.cost), *self._surest(), self.sequence.astype(float)]
         return np.asarray(np.lexsort(keys[::-1]), dtype=np.int64)
 
     def _surest(self) -> list[Floats]:
@@ -234,14 +236,14 @@ class BudgetCheck(Generic[M]):
         allowed = allowed & np.isfinite(cost)
         usual = allowed if metric is None else self._fastest(allowed)
         rows = self.order[usual[self.order]]
-        rows = rows[np.lexsort((-accuracy[rows], cost[rows]))]
+        rows = rows[np.lexsort((tied(-accuracy[rows]), tied(cost[rows])))]
         reached = np.maximum.accumulate(np.concatenate([[-np.inf], accuracy[rows]]))[:-1]
-        front = [int(row) for row in rows[accuracy[rows] > reached + 1e-12]]
+        front = [int(row) for row in rows[accuracy[rows] > reached + ROUNDING]]
         if metric is None:
             return [self._as_usual(row, allowed) for row in front]
         chosen: list[int] = []
         for row in front:
-            more = allowed & (accuracy > (accuracy[chosen[-1]] if chosen else -np.inf) + 1e-12)
+            more = allowed & (accuracy > (accuracy[chosen[-1]] if chosen else -np.inf) + ROUNDING)
             if more[row]:
                 best_row = self.best(more & self._as_few(row, cost))
                 chosen.append(row if best_row is None else best_row)
@@ -283,7 +285,7 @@ class BudgetCheck(Generic[M]):
             if system is None:
                 return None
             accuracy = self.metrics.values("accuracy")
-            enough &= accuracy >= accuracy[system] - 1e-12
+            enough &= accuracy >= accuracy[system] - ROUNDING
         least = self.metrics.values(of)
         enough &= np.isfinite(least)
         rows = np.flatnonzero(self._fastest(enough))
@@ -358,7 +360,7 @@ class BudgetCheck(Generic[M]):
         finite = short[np.isfinite(short)]
         if not len(finite):
             return None
-        return int(rows[short <= finite.min() + 1e-12 * abs(finite.min())][0])
+        return int(rows[short <= finite.min() + ROUNDING * abs(finite.min())][0])
 
     # -- estimates of what was replayed --------------------------------------------------------
 
@@ -398,7 +400,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
 
     @cached_property
     def order(self) -> Ints:
-        keys = [self.cost, *self._surest()]
+        keys = [tied(self.cost), *self._surest()]
         return np.asarray(np.lexsort(keys[::-1]), dtype=np.int64)
 
     def _distinct(self, rows: Ints, key: Floats) -> Ints:
@@ -421,13 +423,14 @@ class Shortlist(BudgetCheck[ClosedForm]):
 
     def _sorted(self, rows: Ints, key: Floats) -> Ints:
         """Return rows in the order of `key` [candidates], and equals as picks are chosen."""
-        keys = [each[rows] for each in (key, *self._surest())]
+        keys = [tied(key[rows]), *(each[rows] for each in self._surest())]
         return np.asarray(rows[np.lexsort(keys[::-1])])
 
     def _cheapest(self, rows: Ints, key: Floats, count: int) -> list[int]:
         """Return rows of the least keys that differ from one another, at most `count`."""
         if len(rows) > 40 * count:
-            rows = rows[key[rows] <= np.partition(key[rows], 40 * count)[40 * count]]
+            last = np.partition(key[rows], 40 * count)[40 * count]
+            rows = rows[key[rows] <= last + ROUNDING * abs(last)]
             rows = self._sorted(rows, key)[: 40 * count]
         return [int(row) for row in self._distinct(rows, key)[:count]]
 
@@ -449,7 +452,7 @@ class Shortlist(BudgetCheck[ClosedForm]):
         elif accuracy is not None:
             enough &= metrics.values("accuracy") >= accuracy - 0.02
         rows = np.flatnonzero(self._fastest(enough))
-        rows = rows[np.argsort(metrics.values(of)[rows], kind="stable")]
+        rows = rows[np.argsort(tied(metrics.values(of)[rows]), kind="stable")]
         _, first = np.unique(space.policies[space.kind[rows]], return_index=True)
         return [int(row) for row in rows[np.sort(first)[:CHEAP]]]
 

@@ -17,7 +17,7 @@ from advisor.advice.measure_next.gpu_runs import PROBLEMS, ShortRun
 from advisor.evidence.features import PARTS, Features
 from advisor.evidence.gather import PROBLEMS_FILE, Evidence
 from advisor.evidence.measured import Under
-from advisor.search.metrics import CandidateMetrics, nine_digits
+from advisor.search.metrics import CandidateMetrics
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import HIGH, LOW
 from advisor.search.space import REPLICAS, Candidate
@@ -38,7 +38,7 @@ from traces.schema.formats import (
 )
 from traces.schema.quantities import LIMITS, latency, quantity, which_latency
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import Z95, tells_above
+from traces.statistics import Z95, tells_above, tied
 from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
@@ -103,11 +103,11 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
 
     At a rate it is much: engines of as many devices cost the same, whatever they run.
     """
-    metrics, cost = check.metrics, nine_digits(check.cost)
+    metrics, cost = check.metrics, tied(check.cost)
     speed = latency(check.budget.latency_percentile).name
-    accuracy, seconds = metrics.values("accuracy"), metrics.values(speed)
-    tied = [int(row) for row in check.order[check.fits[check.order]] if cost[row] == cost[system]]
-    best, fastest = max(tied, key=accuracy.__getitem__), min(tied, key=seconds.__getitem__)
+    accuracy, seconds = tied(metrics.values("accuracy")), tied(metrics.values(speed))
+    alike = [int(row) for row in check.order[check.fits[check.order]] if cost[row] == cost[system]]
+    best, fastest = max(alike, key=accuracy.__getitem__), min(alike, key=seconds.__getitem__)
     more = {fastest: "faster"} if seconds[fastest] * CLEARLY < seconds[system] else {}
     if metrics.space.judged and accuracy[best] >= accuracy[system] + MORE:
         more = {best: "more accurate"} | more
@@ -279,7 +279,7 @@ def _fewest_tokens(
 
 def _without_accuracy(check: ReplayedCheck, system: int) -> Iterable[str]:
     """Say what accuracy the pick has where none is required, and which could be had."""
-    budget, accuracy = check.budget, check.metrics.values("accuracy")
+    budget, accuracy = check.budget, tied(check.metrics.values("accuracy"))
     if budget.min_accuracy is not None or budget.goal == "accuracy":
         return
     if not check.metrics.space.judged:
@@ -298,7 +298,7 @@ def _without_accuracy(check: ReplayedCheck, system: int) -> Iterable[str]:
 def _equal_ones(check: ReplayedCheck, system: int, equals: Sequence[int]) -> Iterable[str]:
     """Say which limits would do the same as the pick's, and what else is as good."""
     metrics, pick = check.metrics, check.metrics.candidate(system)
-    latency, goal = metrics.replayed[system].latency_s, metrics.values(check.goal.metric)
+    latency, goal = metrics.replayed[system].latency_s, tied(metrics.values(check.goal.metric))
     engines = [
         metrics.candidate(row).engine
         for row in equals
@@ -369,7 +369,7 @@ def _no_early_stop(check: ReplayedCheck, system: int) -> Iterator[str]:
         if row == system or (other.engine, alike) != (pick.engine, pick.policy):
             continue
         same = all(
-            len({*nine_digits(metrics.values(name)[[row, system]])}) == 1
+            len({*tied(metrics.values(name)[[row, system]])}) == 1
             for name in ("accuracy", "latency_s", "device_s")
         )
         if same:

@@ -16,6 +16,7 @@ from advisor.advice.feasible import ReplayedCheck
 from advisor.advice.reasons import name_of
 from traces.schema.advice import Turning
 from traces.schema.quantities import limited
+from traces.statistics import ROUNDING, tied
 
 DOUBLINGS, HALVINGS = 4, 5  # of the rate until the pick changes, and of where it does
 
@@ -74,13 +75,16 @@ def _limit(check: ReplayedCheck, field: str, system: int) -> Iterator[Turning]:
     unit = limited(field).unit
     name = name_of(check.metrics.candidate(system))
     asked = [row for row in check.order if check.asked[row]]
-    needed = {row: sign * check.needed(field, row, alone=False) for row in asked}
+    limits = np.array([sign * check.needed(field, row, alone=False) for row in asked])
+    needed = dict(zip(asked, tied(limits).tolist(), strict=True))
     # What differs in a limit that no name tells is the pick to who reads it.
     alike = [row for row in asked if name_of(check.metrics.candidate(row)) == name]
     others = [row for row in asked if row not in alike]
     least = min(needed[row] for row in {system, *alike} if np.isfinite(cost[row]))
     fitting = [
-        row for row in others if needed[row] < least - 1e-9 * abs(least) and np.isfinite(cost[row])
+        row
+        for row in others
+        if needed[row] < least - ROUNDING * abs(least) and np.isfinite(cost[row])
     ]
     if np.isfinite(least):
         yield Turning(
@@ -94,7 +98,7 @@ def _limit(check: ReplayedCheck, field: str, system: int) -> Iterator[Turning]:
     better = [
         row
         for row in others
-        if wanted < needed[row] < np.inf and cost[row] < cost[system] - 1e-9 * abs(cost[system])
+        if wanted < needed[row] < np.inf and cost[row] < cost[system] - ROUNDING * abs(cost[system])
     ]
     if better:
         row = min(better, key=lambda other: needed[other])

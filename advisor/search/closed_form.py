@@ -31,9 +31,11 @@ from traces.statistics import (
     Bools,
     Floats,
     Ints,
+    order_of_draws,
     quantile_law,
     quantile_of_others,
     skew_of_mean,
+    tied,
     weighted_quantiles,
     widened,
 )
@@ -139,7 +141,7 @@ class Demands:
                 weights = np.tile(self.weights, len(work.steps))
                 values.append(float(np.mean([np.quantile(row, q) for row in work.steps])))
                 drawn = weighted_quantiles(flat[order], order, weights, q)
-                place = np.argsort(np.lexsort((weights @ flat, drawn)))
+                place = np.argsort(order_of_draws(drawn, weights, flat))
                 ordered = np.sort(work.steps, axis=1).mean(axis=0)
                 quantiles = law(ordered, q, (place + 0.5) / place.size)
                 draws.append(quantiles / max(values[-1], 1e-12))
@@ -387,7 +389,7 @@ class ClosedForm(Metrics):
         Latencies within a ten-thousandth are equal, as those of limits that never bind.
         """
         latency = np.round(np.log(np.maximum(self.latency_s, 1e-12)) * 1e4)
-        return [latency, -self.values("accuracy"), self.space.preferred]
+        return [latency, tied(-self.values("accuracy")), self.space.preferred]
 
     def spread(self, name: str) -> Floats:
         if name in EXACT:

@@ -18,7 +18,7 @@ from advisor.search.resampling import Resampling
 from advisor.search.space import Candidate, Space
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.schema.quantities import quantity
-from traces.statistics import Z95, Bools, Floats, Ints, of_others, share, tells_above
+from traces.statistics import Z95, Bools, Floats, Ints, of_others, share, tells_above, tied
 
 Rows = Ints | slice
 
@@ -209,9 +209,9 @@ class CandidateMetrics(Metrics):
             self.space.unusual[self.rows],
         ]
         return [
-            nine_digits(self.values("latency_s")),
-            nine_digits(-self.values("accuracy")),
-            nine_digits(self.values("device_s")),
+            tied(self.values("latency_s")),
+            tied(-self.values("accuracy")),
+            tied(self.values("device_s")),
             *(np.array(key, dtype=float) for key in keys),
         ]
 
@@ -422,11 +422,6 @@ class CandidateMetrics(Metrics):
 def quantile_of(name: str) -> float:
     """Return the quantile that `latency_p95_s` names."""
     return int(name.removeprefix("latency_p").removesuffix("_s")) / 100
-
-
-def nine_digits(values: Floats) -> Floats:
-    """Return values rounded so that those that differ by rounding alone are equal."""
-    return np.array([float(f"{value:.9g}") for value in values])
 
 
 def _at_price(name: str, price: float | None) -> tuple[str, float]:

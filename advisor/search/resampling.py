@@ -23,6 +23,7 @@ from traces.schema.estimate import Estimate, Interval, Of
 from traces.statistics import (
     Floats,
     beta_quantiles,
+    order_of_draws,
     quantile_law,
     quantile_of_others,
     share_law,
@@ -157,8 +158,8 @@ class Resampling:
             order = np.argsort(row, kind="stable")
             weights = self.weights[of_row]
             quantiles = weighted_quantiles(row[order], order, weights, q)
-            by_mean = np.lexsort((weights @ row, quantiles))
-            drawn[np.flatnonzero(of_row)[by_mean]] = np.arange(by_mean.size)
+            ordered = order_of_draws(quantiles, weights, row)
+            drawn[np.flatnonzero(of_row)[ordered]] = np.arange(ordered.size)
         return drawn
 
     def accuracy(self, values: Floats) -> Floats:

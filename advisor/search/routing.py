@@ -37,7 +37,7 @@ from traces.schema.tts.routes import (
     table_for,
     write_routes,
 )
-from traces.statistics import Floats, Ints, paired, paired_change
+from traces.statistics import Floats, Ints, largest, paired, paired_change
 from traces.summary.votes import majority_curve
 
 LEVEL: Final = 0.05  # how often a table may be offered that gains nothing, over all that are tried
@@ -103,9 +103,9 @@ class Option:
         the lowest that was. A class that was not seen takes what is best for all problems together.
         """
         seen = np.abs(total).sum(axis=-1) > 0
-        best = np.argmax(total, axis=-1)
+        best = largest(total)
         if not self.first:
-            alike = np.argmax(total.sum(axis=-2), axis=-1)[..., None]
+            alike = largest(total.sum(axis=-2))[..., None]
             return np.where(seen, best, alike)
         seen_levels = np.where(seen, np.arange(total.shape[-2]), -1)
         below = np.maximum.accumulate(seen_levels, axis=-1)
@@ -438,7 +438,7 @@ def _judge(options: Sequence[Option], singles: Sequence[Single], price: float, f
     gains = [option.gain(price) for option in options]
     sums = [np.array([g[fold == f].sum(axis=0) for f in range(FOLDS)]) for g in gains]
     alone = np.array([s.right - price * s.tokens for s in singles])
-    reference = singles[int(np.argmax(alone.sum(axis=1)))]
+    reference = singles[int(largest(alone.sum(axis=1)))]
     problems = len(fold)
     held_out, single = np.empty((2, problems)), np.array([reference.right, reference.tokens])
     overall = _best_option(options, sums, range(FOLDS))
@@ -479,4 +479,4 @@ def _best_option(options: Sequence[Option], sums: Sequence[Floats], folds: Seque
         gains = by_fold[list(folds)]
         chosen = option.learn(gains.sum(axis=0) - gains)
         totals.append(float(np.take_along_axis(gains, chosen[..., None], axis=-1).sum()))
-    return int(np.argmax(totals))
+    return int(largest(np.array(totals)))

@@ -23,7 +23,7 @@ import numpy as np
 
 from advisor.step_time.law import non_negative_least_squares
 from traces.schema.engine import EngineConfig
-from traces.statistics import LEVEL, Bools, Floats, Ints
+from traces.statistics import LEVEL, Bools, Floats, Ints, tied
 from traces.summary.energy import PowerTable
 
 BLOCKS: Final = 8  # of neighbouring stretches, whose errors give the spread
@@ -110,7 +110,7 @@ class PowerLaw:
         """Return the least and the most energy, as the laws that hold nine in ten have it."""
         idle, active = self._watts(batch)
         joules = idle * seconds + active * busy_s
-        order = np.argsort(joules)
+        order = np.argsort(tied(joules), kind="stable")
         place = np.cumsum(self.chance[order]) - self.chance[order] / 2
         low, high = np.interp((0.5 - LEVEL / 2, 0.5 + LEVEL / 2), place, joules[order])
         return float(low), float(high)

@@ -91,8 +91,10 @@ class VoteCurve:
         off = np.empty((count, len(self.counts_)))
         for place, law in enumerate(chosen):
             drawn = self._drawn[law][rng.integers(PROBLEMS, size=problems)].astype(float)
-            vectors, sizes, _ = np.linalg.svd(self.covariances_[law], hermitian=True)
-            noise = vectors @ (np.sqrt(np.maximum(sizes, 0.0)) * rng.normal(size=len(sizes)))
+            sizes, vectors = np.linalg.eigh(self.covariances_[law])
+            # The symmetric root is the only one that does not depend on the vectors' signs.
+            root = (vectors * np.sqrt(np.maximum(sizes, 0.0))) @ vectors.T
+            noise = root @ rng.normal(size=len(sizes))
             average = np.clip(self.means_[law] + noise, 0.0, 1.0)
             off[place] = drawn.mean(axis=0) - self._law_means[law]
             votes[place] = drawn + (average - drawn.mean(axis=0))

@@ -26,7 +26,7 @@ from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
 from traces.schema.tts.policy import Policy
-from traces.statistics import Ints, share
+from traces.statistics import Ints, share, tied
 
 Setting = tuple[str | None, int | None]  # reasoning effort, thinking budget
 
@@ -148,7 +148,7 @@ def efforts_of(
 def _promising(shortlist: Shortlist, rows: Ints) -> list[int]:
     """Return the policies of an effort to replay: the surest to fit, the best first."""
     sure = np.minimum(shortlist.chance[rows], shortlist.budget.confidence)
-    order = rows[np.lexsort((shortlist.cost[rows], -np.round(sure, 6)))]
+    order = rows[np.lexsort((tied(shortlist.cost[rows]), -np.round(sure, 6)))]
     return [int(row) for row in order[:TRIED]]
 
 

@@ -22,7 +22,7 @@ from traces.errors import TtscopeError, UsageError
 from traces.schema.advice import Experiment, Pick, Recommendation
 from traces.schema.engine import in_words
 from traces.schema.tts.policy import AS_SENT
-from traces.statistics import Bools, Floats, Ints
+from traces.statistics import ROUNDING, Bools, Floats, Ints, largest, tied
 from traces.summary.comparison import RUN_TO_RUN
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def experiments(check: ReplayedCheck, system: int, *, load: Under, seed: int) ->
         if before - after > max(WORTH * before, LEAST):
             worth.append((after, int(row)))
     chosen, seen = [], set[object]()
-    for after, row in sorted(worth):
+    afters = tied(np.array([after for after, _ in worth])).tolist()
+    for after, row in sorted(zip(afters, [row for _, row in worth], strict=True)):
         replayed = check.metrics.replayed[row]
         candidate, names = replayed.candidate, {id(replayed.law), *replayed.candidate.pool.sources}
         if names <= seen:
@@ -121,9 +122,9 @@ def regrets(check: ReplayedCheck, system: int) -> tuple[Ints, Floats]:
         regret = np.where(joint, (cost - best) / scale, 1.0)
     regret = np.where(has_best, np.minimum(regret, 1.0), 0.0)
     # Best somewhere in the draws, each once: equal rows show the same.
-    wins = (able <= best + 1e-9 * scale) & has_best
+    wins = (able <= best + ROUNDING * scale) & has_best
     rows, seen = [system], {regret[system].tobytes()}
-    for row in np.lexsort((check.sequence, regret.mean(axis=1))):
+    for row in np.lexsort((check.sequence, tied(regret.mean(axis=1)))):
         name = regret[row].tobytes()
         if name not in seen and wins[row].any():
             rows.append(int(row))
@@ -169,7 +170,7 @@ def _after(regret: Floats, groups: Ints, choosing: Bools) -> float:
         choose, state = choosing & (groups == group), ~choosing & (groups == group)
         if not choose.any() or not state.any():
             continue
-        best = int(regret[:, choose].mean(axis=1).argmin())
+        best = int(largest(-regret[:, choose].mean(axis=1)))
         total += float(regret[best, state].sum())
         count += int(state.sum())
     return total / max(count, 1)

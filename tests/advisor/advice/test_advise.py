@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from advisor.advice.advisor import Advisor
 from advisor.advice.feasible import ORDER
 from advisor.advice.reasons import noun
-from advisor.search.metrics import CandidateMetrics, nine_digits
+from advisor.search.metrics import CandidateMetrics
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
 from traces.schema.formats import number
+from traces.statistics import tied
 from traces.summary.run import summarise
 from tui.text.advice import verdict
 
@@ -281,7 +282,7 @@ def test_at_equal_cost_the_surest_is_the_pick(advisor):
     advisor.recommend(budget)
     check = advisor.check(budget)
     best = check.best()
-    cost = nine_digits(check.cost)
+    cost = tied(check.cost)
     percents = np.round(check.chance, 2)  # another rule decides between equal percents
     equals = percents[check.fits & (cost == cost[best])]
     assert percents[best] == equals.max() > equals.min()
@@ -300,23 +301,23 @@ def test_at_equal_cost_what_is_not_limited_is_best(advisor, limited, accurate):
     budget = Budget(rate_per_s=2.0, optimise="cost", confidence=0.5, **limits)
     answer = advisor.recommend(budget)
     check = advisor.check(budget)
-    best, cost, sure = check.best(), nine_digits(check.cost), np.round(check.chance, 2)
-    tied = np.flatnonzero(check.fits & (cost == cost[best]) & (sure == sure[best]))
-    accuracy, latency = (nine_digits(check.metrics.values(n)) for n in ("accuracy", "latency_s"))
-    assert len({*accuracy[tied]}) > 2 and len({*latency[tied]}) > 2
+    best, cost, sure = check.best(), tied(check.cost), np.round(check.chance, 2)
+    alike = np.flatnonzero(check.fits & (cost == cost[best]) & (sure == sure[best]))
+    accuracy, latency = (tied(check.metrics.values(n)) for n in ("accuracy", "latency_s"))
+    assert len({*accuracy[alike]}) > 2 and len({*latency[alike]}) > 2
     if accurate:
-        assert accuracy[best] == accuracy[tied].max()
-        assert latency[best] == latency[tied][accuracy[tied] == accuracy[best]].min()
+        assert accuracy[best] == accuracy[alike].max()
+        assert latency[best] == latency[alike][accuracy[alike] == accuracy[best]].min()
     else:
-        assert latency[best] == latency[tied].min()
+        assert latency[best] == latency[alike].min()
     other, name = ("faster", "latency_s") if accurate else ("more accurate", "accuracy")
     (line,) = (each for each in answer.alternatives if f" costs the same and is {other}: " in each)
     assert f"{line}." in " ".join(verdict(answer))
-    tied = np.flatnonzero(check.fits & (cost == cost[best]))  # however sure
-    row = (np.argmin if accurate else np.argmax)(check.metrics.values(name)[tied])
+    alike = np.flatnonzero(check.fits & (cost == cost[best]))  # however sure
+    row = (np.argmin if accurate else np.argmax)(check.metrics.values(name)[alike])
     found = {each: check.metrics.values(each) for each in ("accuracy", "latency_s")}
     for each, values in found.items():
-        value, unit = values[tied[row]], "1" if each == "accuracy" else "s"
+        value, unit = values[alike[row]], "1" if each == "accuracy" else "s"
         assert f"{noun(each)} {number(value, unit)} against {number(values[best], unit)}" in line
 
 
