@@ -122,8 +122,8 @@ def alternatives(check: ReplayedCheck, system: int) -> Iterator[str]:
         theirs, ours = chance(check.chance[row]), chance(check.chance[system])
         differences += [] if theirs == ours else [f"{theirs} sure against {ours}"]
         other, pick = metrics.candidate(row), metrics.candidate(system)
-        alike = name_of(other, limits=False) == name_of(pick, limits=False)  # but for limits
-        name = in_words(other.engine, other.policy, limits=alike, beside=pick.engine)
+        by_limits = name_of(other, limits=False) == name_of(pick, limits=False)  # alone
+        name = in_words(other.engine, other.policy, limits=by_limits, beside=pick.engine)
         comma = "," * ("," in name)
         yield f"{name}{comma} {same} and is {what}: {', '.join(differences)}"
 

@@ -120,7 +120,7 @@ def _triangle(rows: Floats) -> Floats:
     count, columns = rows.shape
     if (blocks := count // BLOCK) > 1:
         first = rows[: blocks * BLOCK].reshape(blocks, BLOCK, columns)
-        parts = np.linalg.qr(first, mode="r").reshape(-1, columns)
+        parts = np.asarray(np.linalg.qr(first, mode="r"), dtype=float).reshape(-1, columns)
         rows = np.concatenate([parts, rows[blocks * BLOCK :]])
     return np.asarray(np.linalg.qr(rows, mode="r"), dtype=float)
 
