@@ -36,7 +36,7 @@ def half_width(behind: int, fresh: Floats, *, share: float = 0.0, too_little: fl
     t s sqrt(1 + share + 1/k), with t the 95 % quantile of Student's law, k how many runs are
     `behind` that mean (one that is exact has 1), and s the spread of the `fresh` runs. The recorded
     samples are a draw themselves: n of N more where the `share` n / N is replayed. Drawn with
-    replacement, N samples vary by (N - 1) / N too little, which the factor `too_little` mends. 0
+    replacement, N samples vary by (N - 1) / N too little, by the factor `too_little`. 0
     where fewer than two fresh runs have the number.
     """
     fresh = fresh[np.isfinite(fresh) & (fresh > 0)]
