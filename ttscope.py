@@ -79,11 +79,12 @@ def show(
 
     With a price (USD per device-hour, or by type as `{"H100": 2.5}`) it has the cost.
     """
-    from tui.notebook import compared, summed
+    from tui.notebook import compared, prices_of, summed
 
+    at = prices_of(price)  # which is read first
     if other is None:
-        return summed(open(recording), price)
-    return compared([open(each) for each in (recording, other)], price)
+        return summed(open(recording), at)
+    return compared([open(each) for each in (recording, other)], at)
 
 
 def policies(
@@ -146,12 +147,13 @@ def compare(
     """Compare two replays of a recording: `compare(run, {"policy.n": 8}, {"policy.n": 16})`."""
     from tempfile import TemporaryDirectory
 
-    from tui.notebook import compared
+    from tui.notebook import compared, prices_of
 
+    at = prices_of(price)
     with TemporaryDirectory(prefix="ttscope-") as folder:
         kept = [replay(recording, each, **options).write(Path(folder) / name)
                 for name, each in (("a", a), ("b", b))]  # fmt: skip
-        return compared(kept, price)
+        return compared(kept, at)
 
 
 def advise(

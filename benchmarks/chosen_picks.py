@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from advisor.accuracy.models.together import luck_by_name
 from advisor.advice.feasible import ReplayedCheck
 from advisor.search.budget import Prices
-from advisor.search.together import luck_by_name
 from benchmarks.few_problems import metrics_of, row_of
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget

@@ -31,7 +31,7 @@ def loaded_by(*statements):
     "absent",  # after each statement, in one interpreter
     [
         {
-            "import ttscope": {*HEAVY, "polars", "numpy", "typer", *PACKAGES},
+            "import ttscope": {*HEAVY, "polars", "numpy", "typer", "profiler", "advisor", "tui"},
             "import traces": {*HEAVY, "polars", "numpy", "opentelemetry"},
             "import traces.recording.reader, traces.recording.writer, traces.summary.run": {
                 *HEAVY, "profiler", "advisor", "tui",

@@ -82,7 +82,8 @@ def test_two_runs_a_gate_and_policies_say_what_the_verbs_say(ran, capsys):
     ],
 )
 def test_a_notebook_completes_every_option(function, groups, own):
-    options = {field.name for group in groups for field in fields(group)} - {"change"}
+    options = {field.name for group in groups for field in fields(group)}
+    options -= {"change", "explain", "interval"}  # what is printed, both intervals being there
     names = inspect.signature(function).parameters
     assert set(names) == options | own
     kinds = {each.kind for each in names.values()}
@@ -135,7 +136,7 @@ def test_a_cell_has_the_charts_of_the_fronts_and_its_parts_stand_apart_without_s
     assert 'title="Seconds from a problem' in html and "data-tip=" not in html
     bare = re.sub("<br>", "\n", re.sub("<style>.*?</style>", "", html, flags=re.DOTALL))
     text = re.sub("<[^>]+>", "", bare)
-    assert "temperature 0.8\n1 device" in text and "A system-optimal\ndemo/s: " in text
+    assert re.search(r"temperature 0.8\n1 device", text) and "A system-optimal\ndemo/" in text
     replayed = re.sub("<[^>]+>", " ", ran["replay"]._repr_html_())
     places = [replayed.index(f" {name} ") for name in ("recorded", "replayed", "predicted")]
     assert places == sorted(places) and "Recorded runs" not in replayed

@@ -24,13 +24,14 @@ from traces.live.watched import Watched, runs_and_servers
 from traces.recording import reader
 from traces.recording.tables import TABLES
 from traces.schema import advice
+from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate
 from traces.schema.formats import counted
 from traces.schema.tts.parameters import meant
 from traces.summary.comparison import Difference, beside, compare
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.run import Run, summarise
-from tui.options import AccountOptions, BudgetOptions, grouped, read_as
+from tui.options import AccountOptions, BudgetOptions, check_price, grouped, read_as
 from tui.report.fronts import own_charts
 from tui.report.markup import Html, table, tag
 from tui.report.material import Material
@@ -56,16 +57,24 @@ if TYPE_CHECKING:
     from advisor.advice.accounts.efforts import EffortMap
 
 
-def summed(recording: Recording, price: Any) -> Summary:
+def summed(recording: Recording, prices: Budget | None) -> Summary:
     """Sum up a recording, at a price of a device-hour or at one by type of device."""
-    return Summary(*runs_and_servers(recording, price_of(recording, price)))
+    return Summary(*runs_and_servers(recording, price_of(recording, prices)))
 
 
-def price_of(recording: Recording, price: Any) -> float | None:
-    """Return USD per device-hour of a recording's devices, of one price or of several by type."""
+def prices_of(price: Any) -> Budget | None:
+    """Return what a price, or prices by type of device, are. Raises UsageError for what is none."""
     if price is None:
         return None
-    budget = parse_budget({"price": prices(price)})
+    if not isinstance(price, Mapping):
+        check_price(read_as("price", price, float))
+    return parse_budget({"price": prices(price)})
+
+
+def price_of(recording: Recording, budget: Budget | None) -> float | None:
+    """Return USD per device-hour of a recording's devices, None where it is not known."""
+    if budget is None:
+        return None
     gpus = {each.gpu for each in recording.manifest.engines.values()} or {None}
     found = {budget.price_of(gpu) for gpu in gpus}
     return found.pop() if len(found) == 1 else None
@@ -79,9 +88,11 @@ def prices(price: Any) -> list[str] | None:
     return None if price is None else [str(each) for each in several]
 
 
-def compared(recordings: Sequence[Recording], price: Any = None) -> Compared:
+def compared(recordings: Sequence[Recording], prices: Budget | None = None) -> Compared:
     """Compare two recordings of one run each. Raises UsageError for others."""
-    runs = [summarise(each, price_usd_per_device_hour=price_of(each, price)) for each in recordings]
+    runs = [
+        summarise(each, price_usd_per_device_hour=price_of(each, prices)) for each in recordings
+    ]
     for recording, of_it in zip(recordings, runs, strict=True):
         if len(of_it) != 1:
             raise UsageError(f"{recording.path}: holds {len(of_it)} runs. Compare one with one")

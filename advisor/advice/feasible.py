@@ -143,7 +143,8 @@ class BudgetCheck(Generic[M]):
 
     def _bound(self, limit: MetricBound, rows: Ints, far: float) -> Floats:
         bound = limit.bound[rows]
-        slack = ROUNDING * np.abs(bound)  # what lies on it meets it, by whichever order of sums
+        # What lies on it meets it, by whichever order of sums.
+        slack = np.where(np.isfinite(bound), ROUNDING * np.abs(bound), 0.0)
         bound = bound - slack if limit.above else bound + slack
         if limit.above or far == 0:
             return np.asarray(bound)

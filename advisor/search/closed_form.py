@@ -16,13 +16,13 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
+from advisor.accuracy.models.together import luck_by_name
 from advisor.evidence.features import FEATURES, Features
 from advisor.evidence.keys import DEFAULT_BLOCK
 from advisor.search.metrics import ALL, EXACT, Metrics, Rows, quantile_of
 from advisor.search.policy_work import PolicyWork, ProblemWork
 from advisor.search.resampling import Resampling, farther
 from advisor.search.space import Space
-from advisor.search.together import luck_by_name
 from advisor.step_time.fit import StepTimeModel
 from advisor.step_time.law import FEWER
 from traces.schema.estimate import Of

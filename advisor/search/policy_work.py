@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from advisor.accuracy.models.one_more import OneMoreRun
 from advisor.accuracy.models.published import CurveAccuracy
-from advisor.accuracy.one_more import OneMoreRun
 from advisor.accuracy.subsets import decides_as_vote, expected_right
 from advisor.evidence.features import ZERO, Features, reads_of
 from advisor.evidence.gather import Evidence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from advisor.accuracy.one_more import OneMoreRun
+from advisor.accuracy.models.one_more import OneMoreRun
 from advisor.evidence.features import Features
 from advisor.evidence.runs import RecordedProblem
 from advisor.replay.capacity import capacity_per_s

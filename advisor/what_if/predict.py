@@ -67,12 +67,12 @@ from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import Bounds
+from traces.notes import Decisive, Telling, by_weight
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording, told_apart
 from traces.schema.engine import RANKS, EngineConfig, ModelFacts
 from traces.schema.estimate import Predicted, with_intervals
 from traces.schema.formats import counted, number
-from traces.schema.notes import Decisive, Telling, by_weight
 from traces.schema.tts.policy import AS_SENT
 from traces.schema.tts.routes import table_for
 from traces.summary.comparison import RUN_TO_RUN, lies_off

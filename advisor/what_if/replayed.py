@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from advisor.accuracy.one_more import OneMoreRun
+from advisor.accuracy.models.one_more import OneMoreRun
 from advisor.accuracy.subsets import decides_as_vote
 from advisor.evidence.features import FEATURES, Features, feature_matrix
 from advisor.evidence.gather import Evidence

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from advisor.evidence.features import ZERO, Features
+from traces.notes import Telling
 from traces.schema.engine import EngineConfig
-from traces.schema.notes import Telling
 from traces.statistics import Floats
 
 # Seconds of a step, of one that several ranks share, of a request in it, of prompts in it, and of a

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 
 from advisor.step_time.host.law import SYNCHRONOUS, generation_of, kept, ranks_of
+from traces.notes import Telling
 from traces.schema.engine import EngineConfig, ModelFacts
-from traces.schema.notes import Telling
 from traces.statistics import Floats
 
 # What of a question no point that taught the host's part was like, from near to far.

@@ -44,11 +44,11 @@ from advisor.step_time.prior.prior import FAMILIES, PRIOR_MISSING, PRIOR_RULES, 
 from advisor.step_time.prior.tables import PriorTables
 from traces.errors import TablesError, UsageError
 from traces.foreign.values import UNKNOWN_MODEL
+from traces.notes import Telling
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, FORWARD, STEP_INTERVAL
 from traces.schema.engine import LOOKUPS, EngineConfig, ModelFacts
 from traces.schema.formats import counted, percent
-from traces.schema.notes import Telling
 from traces.statistics import Z95, Floats, student_95
 from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from advisor.accuracy.models.together import luck_by_name, own_luck
 from advisor.search.resampling import Resampling
-from advisor.search.together import luck_by_name, own_luck
 from traces.one_more_run import others
 
 

@@ -13,7 +13,7 @@ from traces.foreign.kinds import files_in, kind_of
 from traces.foreign.steps.forward_passes import import_passes
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
-from traces.summary.series import Timeline
+from tui.text.recordings.series import Timeline
 
 DATA = Path(__file__).parents[2] / "data" / "foreign"
 FULL = [DATA / f"fpm_dynamo.4192.00000{n}.jsonl.gz" for n in (0, 1)]

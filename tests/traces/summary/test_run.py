@@ -22,7 +22,7 @@ from traces.summary.kernels import bus_bandwidth
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.problems import _flops_column
 from traces.summary.run import Run, summarise
-from traces.summary.series import series
+from tui.text.recordings.series import series
 
 CONTRACT = [
     *("recording", "replay_of", "complete", "config"),

@@ -7,7 +7,7 @@ import pytest
 from advisor.search.budget import parse_budget
 from tests.tui.fake_advisor import FakeAdvisor
 from traces.schema.tts.policy import Policy
-from tui.report.verdict import _lists
+from tui.report.verdict import reasons
 from tui.text.advice import advice_json, closing_lines
 from tui.text.words import request_words
 
@@ -93,5 +93,5 @@ def test_notes_on_the_recordings_stand_behind_the_answer_in_the_app_and_the_repo
     assert closing_lines(noted, 80, notes=True)[-1].split() == [
         "Data", "small:", "1", "problem", "is", "left", "out",
     ]  # fmt: skip
-    assert "<li>small: 1 problem is left out</li>" in str(_lists(noted, ()))
+    assert "<li>small: 1 problem is left out</li>" in str(reasons(noted))
     assert advice_json(noted)["notes"] == ["small: 1 problem is left out"]

@@ -14,7 +14,6 @@ from traces.recording.reader import Recording
 from traces.schema.formats import ABSENT, number, percent
 from traces.statistics import Floats
 from traces.summary.run import Run
-from traces.summary.series import Timeline
 from tui.screens.live.views import (
     TIMES,
     History,
@@ -30,6 +29,7 @@ from tui.screens.run.charts import run_lanes
 from tui.screens.run.data import read_run
 from tui.text.layout import clock
 from tui.text.recordings.live import gauge_in, rate_in, total, watched_lines
+from tui.text.recordings.series import Timeline
 from tui.widgets.lanes import Lane, heading
 from tui.widgets.panel import Panel
 

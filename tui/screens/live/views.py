@@ -17,7 +17,6 @@ from traces.live.watched import Requests
 from traces.recording.tables import STEP_TOOK
 from traces.schema.formats import counted, integer, number, value_of
 from traces.statistics import Floats
-from traces.summary.series import Timeline
 from tui.screens.live.watch import Snapshot
 from tui.screens.run.charts import run_lanes
 from tui.text.commands import findings_text
@@ -34,6 +33,7 @@ from tui.text.recordings.live import (
     total,
     verdict_lines,
 )
+from tui.text.recordings.series import Timeline
 from tui.widgets.lanes import Lane, heading
 
 KEPT = 600  # seconds

@@ -11,9 +11,9 @@ from traces.schema.formats import ABSENT, integer, number, percent, value_of
 from traces.statistics import Floats
 from traces.summary.kernels import Collective, FamilyTime
 from traces.summary.run import Run
-from traces.summary.series import BinnedSteps
 from tui.screens.run.data import taken_ns
 from tui.text.layout import clock, clock_decimals, wrap
+from tui.text.recordings.series import BinnedSteps
 from tui.widgets.lanes import LEFT, RIGHT, Lane
 
 

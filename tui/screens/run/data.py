@@ -16,7 +16,7 @@ from traces.statistics import Floats
 from traces.summary.energy import Curve, energy_curve, of_one_kind, run_window
 from traces.summary.kernels import Collective, FamilyTime, collectives, time_by_family
 from traces.summary.run import Run
-from traces.summary.series import Timeline
+from tui.text.recordings.series import Timeline
 
 PAGE = 2_048  # steps that are read at once
 PAGES = 8

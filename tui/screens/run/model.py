@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from traces.schema.formats import number
 from traces.summary.run import Run
-from traces.summary.series import Timeline
 from tui.screens.entries import Entry
 from tui.screens.run.beside import Beside
 from tui.screens.run.charts import (
@@ -38,6 +37,7 @@ from tui.screens.run.problem import (
 from tui.text.layout import clock, whole_parts, wrap
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
 from tui.text.recordings.live import watched_lines
+from tui.text.recordings.series import Timeline
 from tui.text.recordings.show import energy_lines, policy_lines, warning_lines
 from tui.widgets.lanes import Lane
 from tui.widgets.sample_bars import Bars

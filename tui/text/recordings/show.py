@@ -33,10 +33,10 @@ from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
 from traces.summary.problems import mostly_told
 from traces.summary.run import Run
-from traces.summary.series import series
 from traces.summary.votes import PolicyOutcome
 from tui.text.layout import align, chart_line, clock, labelled, wrap
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
+from tui.text.recordings.series import series
 
 if TYPE_CHECKING:
     from advisor.accuracy.counterfactual import Comparison, Counterfactuals

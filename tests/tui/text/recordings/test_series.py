@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from traces.summary.series import Timeline
+from tui.text.recordings.series import Timeline
 
 MS = 1_000_000
 COUNTS = ("prefill_requests", "decode_requests", "running", "waiting", "kv_blocks")
