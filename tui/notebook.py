@@ -33,10 +33,9 @@ from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.run import Run, summarise
 from tui.options import AccountOptions, BudgetOptions, check_price, grouped, read_as
 from tui.report.fronts import own_charts
-from tui.report.markup import Html, table, tag
+from tui.report.markup import Html, cell, table, tag
 from tui.report.material import Material
 from tui.report.measured import recorded_runs, time_breakdown
-from tui.report.style import cell
 from tui.report.verdict import reasons, verdict_alone
 from tui.text.advice import advice_lines, cost_lines
 from tui.text.gate import gate_lines

@@ -13,7 +13,7 @@ from string import Template
 from traces.schema.engine import EngineConfig, model_words
 from traces.schema.formats import counted
 from tui.report.fronts import fronts
-from tui.report.markup import Content, Empty, Html, join, tag
+from tui.report.markup import Content, Empty, Html, join, page_style, resource, tag
 from tui.report.material import Material
 from tui.report.measured import (
     kernels,
@@ -22,7 +22,6 @@ from tui.report.measured import (
     speculation,
     time_breakdown,
 )
-from tui.report.style import page_style, resource
 from tui.report.verdict import verdict
 from tui.report.words import GLOSSARY
 from tui.terminal import clean

@@ -76,7 +76,7 @@ def test_the_page_opens_without_a_word_on_the_console(written):
     found, source = Page(dom), Page(written.read_text())
     assert found.values == source.values
     assert found.values["system_optimal.estimates.accuracy"] >= 0.75
-    assert "Run demo/m with" in found.text
+    assert "Run demo/s with" in found.text
     # The script has run (it shows the button), so the policy's hash is that of the script.
     assert re.search(r'<button type="button" id="theme">', dom)
 
