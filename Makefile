@@ -102,8 +102,9 @@ pictures: install
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1180,2000 \
 		--force-device-scale-factor=0.56 --screenshot=docs/report.png build/report.html 2>/dev/null
 	for theme in light dark; do \
-		awk '/<\/style>/ { while ((getline line < "scripts/fronts_only.css") > 0) print line } 1' \
-			build/report.html | sed "s|^<html |<html data-theme=\"$$theme\" |" > build/fronts.html && \
+		awk '{ at = index($$0, "</style>") } at { print substr($$0, 1, at - 1); \
+			while ((getline line < "scripts/fronts_only.css") > 0) print line; \
+			$$0 = substr($$0, at) } 1' build/report.html | sed "s|^<html |<html data-theme=\"$$theme\" |" > build/fronts.html && \
 		$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1040,430 \
 			--force-device-scale-factor=1.5 --screenshot=docs/fronts-$$theme.png build/fronts.html \
 			2>/dev/null || exit 1; done
