@@ -125,7 +125,7 @@ def three_uses(folder):
         end(one)
     asked = ["--set", f"engine.max_num_seqs={MORE}"]
     told["replay json"] = verb("replay", before, *asked, "--json")
-    assert "coarse" in verb("replay", page, *asked)
+    assert "coarse" in verb("replay", page, *asked, "--explain")
     two = served(folder / "two", port, MORE)
     try:
         wait_for(two)

@@ -297,7 +297,9 @@ def test_show_json_has_one_document(run):
 
 @pytest.mark.slow
 def test_replay_prints_recorded_replayed_and_predicted(run, tmp_path):
-    out = run.clean("replay", RUN, "--set", "engine.max_num_seqs=8", "-o", tmp_path / "kept")
+    out = run.clean(
+        "replay", RUN, "--set", "engine.max_num_seqs=8", "--explain", "-o", tmp_path / "kept"
+    )
     lines = out.splitlines()
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
     assert "asked     engine.max_num_seqs 64 -> 8" in lines

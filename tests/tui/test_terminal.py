@@ -119,7 +119,7 @@ def test_every_screen_and_prompt_of_the_app(tmp_path):
         *((table, "$"), (field, esc), (table, "x"), ("Delete the recording", "n")),
         *((table, "?"), ("Help", "q"), (table, "\r"), (run, "g"), (field, f"s5{esc}")),
         *((run, "v"), (field, esc), (run, "?"), ("Help", "q"), (run, "3"), ("u URL", "u")),
-        *((field, esc), ("u URL", "4"), ("Run demo/m", "b"), ("esc take it back", esc)),
+        *((field, esc), ("u URL", "4"), ("Run demo/s", "b"), ("esc take it back", esc)),
         *(
             (advice, "w"), ("replay both esc leave", esc), (advice, "m"),
             ("Write what to measure", "n"), (advice, "q"),
@@ -130,7 +130,7 @@ def test_every_screen_and_prompt_of_the_app(tmp_path):
     written = seen.raw.decode()
     asked = ("filter", "open", "import", "price of a device-hour", "go to", "replay with", "URL")
     assert all(label in written for label in (*asked, "accuracy at least", "what if"))
-    assert any("Run demo/m" in line for line in seen.app)
+    assert any("Run demo/s" in line for line in seen.app)
     assert not [*tmp_path.iterdir()]  # nothing was agreed to
 
 

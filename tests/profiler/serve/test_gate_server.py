@@ -61,8 +61,9 @@ def test_the_problems_are_those_of_the_baseline_before_any_is_asked(run, problem
         asked = ("--endpoint", url, *OPTIONS)
         brief = ("--system-prompt", "Be brief.")
         assert run("record", *asked, "--problems", 10, *brief, "-o", "base")[0] == 0
-        for wrong in ((), (*brief, "--problems", 12), (*brief, "--verifier", "exact")):
-            code, _, err = run("gate", "base", *asked, *wrong)
+        other = [each if each != "numeric" else "exact" for each in asked]
+        for wrong in (asked, (*asked, *brief, "--problems", 12), (*other, *brief)):
+            code, _, err = run("gate", "base", *wrong)
             assert code == 2, err
             assert "these are not the 10 problems of base (w.jsonl)" in " ".join(err.split())
         assert len(engine.asked) == 10

@@ -55,7 +55,7 @@ async def test_open_mark_compare_advise_quit(folder, size):
         await press(pilot, "down", "space", "space")
         assert len(app.marked) == 2
         panel = text_of(app, "#detail")
-        assert "the same 10 problems, paired, 90 % intervals" in panel
+        assert "2 against 1: 10 problems, paired" in panel
         assert "engine.max_num_seqs" in panel
 
         await press(pilot, "ctrl+home", "down", "enter")

@@ -120,7 +120,7 @@ async def test_the_advice_screen_offers_it(recording):
         await pilot.press("w")
         app.screen.query_one("#change", Input).value = "policy.n=4"
         await press(pilot, "enter")
-        assert last(seen, WhatIf).title.endswith("policy.n=4")
+        assert ", policy.n=4, 90 % intervals" in last(seen, WhatIf).title
 
 
 async def test_a_system_that_is_not_there_is_told_in_place(recording):

@@ -143,7 +143,7 @@ def test_what_vllm_measured_of_them_corrects_the_kernels(run, recording, tmp_pat
     out = run.ok("import", result, "--shapes", file, "-o", tmp_path / "runs" / "cases")
     assert f"vllm bench forward: {len(took)} cases on 4 GPUs" in out
     asked = ("replay", recording, "--gpu", "test_gpu", "--set", "engine.tensor_parallel_size=4")
-    out = run.ok(*asked, "--with", tmp_path / "runs" / "cases")
+    out = run.ok(*asked, "--explain", "--with", tmp_path / "runs" / "cases")
     told = " ".join(out.split())
     scale = re.search(r"cases of vllm bench forward \(cases\): gemm x([\d.]+)", told)
     assert 1.8 < float(scale[1]) < 2.1

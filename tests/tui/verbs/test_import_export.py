@@ -191,7 +191,7 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     options = ("--operators", "gpu", "--num-hidden-layers", 4)
     code, out, err = run("replay", "r", *options, "--set", "engine.num_gpu_blocks=abc")
     assert (code, out) == (2, "") and "num_gpu_blocks=abc: give a whole number" in err
-    out = run.clean("replay", "r", *options, "--set", "engine.max_num_seqs=8")
+    out = run.clean("replay", "r", *options, "--set", "engine.max_num_seqs=8", "--explain")
     assert max(map(len, out.splitlines())) <= 80
     told = " ".join(out.split())
     for wanted in (
@@ -204,7 +204,7 @@ def test_a_trace_is_replayed_with_the_defaults_of_a_server(run, tmp_path):
     ):
         assert wanted in told, wanted
     assert "tokens/problem 5.00 - 5.00" in told
-    out = run.clean("replay", "r", *options, "-o", "p")
+    out = run.clean("replay", "r", *options, "--explain", "-o", "p")
     assert run("show", "p")[0] == 0
 
 

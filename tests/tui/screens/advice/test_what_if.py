@@ -88,7 +88,7 @@ def test_the_pick_has_the_numbers_of_the_answer(advisor, limits):
 def test_the_rate_and_the_prices_are_the_budgets(entry, advisor):
     budget = parse_budget({"rate": "2/s", "price": "cpu=3.6", "optimise": "cost"})
     told = what_if(advisor, pick_of(entry), "engine.max_num_seqs=4", budget)
-    assert told[0].endswith("engine.max_num_seqs=4, at 2 problems/s")
+    assert "engine.max_num_seqs=4, at 2 problems/s" in told[0]
     # An engine that idles is paid for: a device for the half second in which a problem comes.
     paid = [[each.rstrip("*") for each in row(told, name)] for name in ("device time", "cost")]
     assert paid == [["500 dev-ms"] * 2, ["$0.000500"] * 2]
@@ -122,7 +122,7 @@ def test_the_examples_work_for_the_pick_that_they_stand_beside(entry, advisor, m
     pick = dataclasses.replace(pick_of(entry), policy=rule_of(method, n, rule))
     for change in examples(pick).split(" or "):
         told = what_if(advisor, pick, change)
-        assert told[0].endswith(change)
+        assert change in told[0]
         assert row(told, "mean latency")[1] != "-"
     assert ("policy.n" in examples(pick)) == (n > 1)
 

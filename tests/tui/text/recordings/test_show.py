@@ -92,7 +92,7 @@ def test_two_runs_side_by_side(recordings):
     lines = show_lines([run for each in recordings for run in summarise(each)], compared)
     text = "\n".join(lines)
     assert max(map(len, lines)) <= 80
-    assert "the same 12 problems, paired" in text
+    assert "2 against 1: 12 problems, paired" in text
     assert "cannot be told apart" in text
     assert "worse" in text
     assert "engine.max_num_seqs 8 -> 3" in text
