@@ -529,7 +529,7 @@ def test_a_server_that_is_restarted_with_another_limit_is_another_engine(receive
             receiver.put_batch(batch(step | {"end": end + at}, config=config, **told))
             seen = len(pages)
             until(lambda seen=seen: len(pages) > seen)
-            time.sleep(0.5)  # some pages of each
+            time.sleep(1.5)  # some pages of each, and a turn of the writer that reads the batch
         late = {"instance": "1", "ports": ports, "process_start_s": 1.7e9, "first": 1}
         receiver.put_batch(batch(step | {"end": end + 9}, **late))
 
