@@ -266,12 +266,11 @@ class CandidateMetrics(Metrics):
         self, replayed: ReplayedCandidate, value: float, *, extrapolated: bool
     ) -> Estimate:
         candidate, runs = replayed.candidate, len(replayed.candidate.pool.runs)
+        right = np.atleast_2d(replayed.accuracy).mean(axis=0)
         if candidate.pool.curve is None:
-            right = np.atleast_2d(replayed.accuracy).mean(axis=0)
             return replayed.one_more().accuracy(
                 right, candidate.policy, runs=runs, extrapolated=extrapolated
             )
-        right = np.atleast_2d(replayed.accuracy).mean(axis=0)
         of_mean = share(value, float(right.var()), right.size, extrapolated=extrapolated)
         return replace(of_others(of_mean, right.size, right.size), runs=runs)
 
