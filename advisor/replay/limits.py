@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -41,6 +41,10 @@ class Limits:
     async_scheduling: bool = False
     speculative: bool = False
     several_kinds: bool = False
+
+    def unlimited(self, seqs: int | None = None) -> Limits:
+        """Return the same without any limit, but for `seqs` samples at a time."""
+        return replace(self, max_num_seqs=seqs, max_num_batched_tokens=None, num_blocks=None)
 
     def crowded(self, kv_tokens: float) -> bool:
         """Whether contexts of so many tokens nearly fill a cache whose blocks are approximate."""

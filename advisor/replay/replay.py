@@ -7,13 +7,13 @@ rule decides. The work per step does not depend on how many requests run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from advisor.evidence.features import FEATURES
+from advisor.evidence.features import FEATURES, ZERO, Reads
 from advisor.replay.limits import Limits
 from advisor.replay.result import Replayed
 from advisor.replay.simulation.loop import AS_PLACED, LEAST_OUTSTANDING, ROUND_ROBIN, run
@@ -33,7 +33,7 @@ from advisor.replay.simulation.state import (
     World,
 )
 from advisor.replay.workload import ReplayWorkload
-from advisor.step_time.cost import StepCost, needs_longest
+from advisor.step_time.cost import StepCost, linear_cost, needs_longest
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 from traces.schema.tts.policy import Policy
@@ -136,6 +136,15 @@ def replay(
     if workload.arrivals is not None:
         front = world.problems["arrival"] - workload.arrivals
     return _replayed(world, makespan, noted if log else None, front)
+
+
+def replay_alone(workload: ReplayWorkload, limits: Limits, stop: Stop, reads: Reads) -> Replayed:
+    """Replay one problem at a time on an engine whose steps take a second, without a front end."""
+    workload = replace(
+        workload, front_end_s=np.zeros(len(workload.first) - 1), arrivals=None, server=None
+    )
+    cost = linear_cost(np.array(ZERO._replace(step=1.0)), reads)
+    return replay(workload, cost, limits, concurrency=1, stop=stop)
 
 
 def _world(

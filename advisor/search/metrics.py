@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from advisor.replay.fresh import half_width
+from advisor.accuracy.subsets import decides_as_vote
+from advisor.replay.draws import half_width
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import Resampling
 from advisor.search.space import Candidate, Space
@@ -233,12 +234,14 @@ class CandidateMetrics(Metrics):
         if not np.isfinite(value):
             return None
         replayed = self.replayed[row]
-        exact = name in EXACT
+        policy = replayed.candidate.policy
+        exact = name == "devices" or (name in EXACT and policy.all_samples_end)
+        exact |= name == "accuracy" and decides_as_vote(policy.stop, policy.n)
         drawn = replayed.candidate.pool.curve is not None and name != "devices"
         drawn |= name == "energy_j" and not self._power_seen(row)
-        if name == "accuracy":
-            return self._accuracy(replayed, value, extrapolated=drawn)
         unit, extrapolated = quantity(name).unit, drawn or (not exact and replayed.extrapolated)
+        if name == "accuracy":
+            return self._accuracy(replayed, value, extrapolated=extrapolated)
         runs = len(replayed.candidate.pool.runs) if exact else replayed.law.runs
         if name == "devices":
             return Estimate(value=value, unit=unit, runs=runs, extrapolated=extrapolated)
@@ -336,7 +339,7 @@ class CandidateMetrics(Metrics):
             values: Floats = getattr(replayed, name)
             if not np.isfinite(values).all():
                 return float(values.mean()), np.full(resampling.count, np.inf)
-            return float(values.mean()), self._mean(values, "tokens", row, of)
+            return float(values.mean()), self._mean(values, name, row, of)
         if name == "load_per_s":  # too much of it was not replayed
             value = (self.rate_per_s or 0.0) if replayed.keeps_up else np.inf
             return value, value * self.loads[row]
@@ -387,15 +390,31 @@ class CandidateMetrics(Metrics):
     def _mean(self, values: Floats, name: str, row: int, of: Of) -> Floats:
         """Return draws of the mean of values [replays, problems], with the spread of a metric."""
         if of != "fresh":
-            return self.resampling.mean(values, of=of)
+            drawn = self.resampling.mean(values, of=of)
+            if of == "others" and name in ("tokens", "flops"):
+                return self._with_samples(values, drawn, name, row)
+            return drawn
         return np.asarray(values.mean() * self.resampling.apart(self._fresh_spread(row, name)))
+
+    def _with_samples(self, values: Floats, drawn: Floats, name: str, row: int) -> Floats:
+        """Return `drawn` means of other problems, with their draws of samples."""
+        _, half = self.replayed[row].exact_spreads().get(name, (0.0, 0.0))
+        of_problems = float(np.sqrt(2 * values.var() / values.size)) * Z95
+        if not half or not of_problems:
+            return drawn
+        value = float(values.mean())
+        farther = np.hypot(1.0, half * value / of_problems)
+        return np.asarray(value * (drawn / value) ** farther)
 
     def _fresh_spread(self, row: int, name: str, q: float | None = None) -> float:
         """Return the spread (sd of the log) of a metric of fresh runs; of a quantile with `q`."""
         replayed = self.replayed[row]
-        fresh, values = replayed.fresh, getattr(replayed.fresh, name)
+        if name in ("tokens", "flops") and name in (exact := replayed.exact_spreads()):
+            return exact[name][0] / Z95
+        fresh = replayed.fresh
+        values = fresh.tokens if name == "flops" else getattr(fresh, name)
         numbers = values.mean(axis=1) if q is None else np.quantile(values, q, axis=1)
-        behind = 1 if name == "tokens" else replayed.latency_s.shape[1]
+        behind = 1 if name in ("tokens", "flops") else replayed.latency_s.shape[1]
         return half_width(behind, numbers, share=fresh.share, too_little=fresh.too_little) / Z95
 
     def _device_row(self, replayed: ReplayedCandidate, row: int, of: Of) -> tuple[float, Floats]:

@@ -19,11 +19,17 @@ import numpy.typing as npt
 from advisor.accuracy.models.one_more import OneMoreRun
 from advisor.accuracy.models.published import CurveAccuracy
 from advisor.accuracy.subsets import decides_as_vote, expected_right
-from advisor.evidence.features import ZERO, Features, reads_of
+from advisor.evidence.features import Features, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.pools import Pool
 from advisor.evidence.runs import RecordedProblem, RecordedRun
-from advisor.replay.fresh import RUNS, drawn_among
+from advisor.replay.draws import (
+    drawn_again,
+    drawn_among,
+    exact_half_width,
+    of_other_draws,
+    places_drawn,
+)
 from advisor.replay.limits import limits_of
 from advisor.replay.result import Replayed
 from advisor.replay.workload import ReplayWorkload
@@ -34,8 +40,6 @@ from traces.schema.tts.routes import packed
 from traces.statistics import Floats
 
 T = TypeVar("T")
-
-REPLAYS = 3  # draws of n of the N recorded samples, or of their order where a rule looks at it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +103,14 @@ class PolicyWork:
     def _draw_again(
         self, recorded: list[RecordedProblem], drawn: list[RecordedProblem]
     ) -> list[list[RecordedProblem]]:
-        among = drawn_among(recorded)
         samples = [sample for problem in recorded for sample in problem.samples]
-        rng = np.random.default_rng([self.seed, 11])
+        counts = [len(problem.samples) for problem in drawn]
         return [
             [
-                dataclasses.replace(
-                    problem, samples=[samples[i] for i in rng.choice(own, len(problem.samples))]
-                )
-                for problem, own in zip(drawn, among, strict=True)
+                dataclasses.replace(problem, samples=[samples[place] for place in places])
+                for problem, places in zip(drawn, run, strict=True)
             ]
-            for _ in range(RUNS)
+            for run in drawn_again(drawn_among(recorded), counts, self.seed)
         ]
 
     def of_draws(self, pool: Pool, policy: Policy) -> tuple[float, float]:
@@ -148,20 +149,18 @@ class PolicyWork:
         ordered = not policy.all_samples_end
         if not ordered and all(len(problem.samples) == n for problem in problems):
             return [problems]
-        rngs = [np.random.default_rng([self.seed, 2, n, number]) for number in range(REPLAYS)]
+        counts = [len(problem.samples) for problem in problems]
         draws = self._once(
-            ("places", pool.key, n),
-            lambda: [
-                [rng.permutation(len(problem.samples))[:n].tolist() for problem in problems]
-                for rng in rngs
-            ],
+            ("places", pool.key, n, ordered),
+            lambda: places_drawn(counts, n, self.seed, ordered=ordered),
         )
-
-        def some(problem: RecordedProblem, places: list[int]) -> RecordedProblem:
-            samples = [problem.samples[i] for i in (places if ordered else sorted(places))]
-            return dataclasses.replace(problem, samples=tuple(samples))
-
-        return [list(map(some, problems, draw)) for draw in draws]
+        return [
+            [
+                dataclasses.replace(problem, samples=tuple(problem.samples[i] for i in own))
+                for problem, own in zip(problems, places, strict=True)
+            ]
+            for places in draws
+        ]
 
     def _problems(self, pool: Pool) -> list[RecordedProblem]:
         return self._once(("all", pool.key), lambda: self._loads(pool))
@@ -257,25 +256,55 @@ class PolicyWork:
 
         def by_problem() -> tuple[Floats, Floats]:
             problems = self._problems(pool)
-            decodes = self._once(
-                ("decodes", pool.key), lambda: [_decodes(problem) for problem in problems]
-            )
             pairs = [
                 _work(
                     problem,
-                    decode,
+                    decode.mean(axis=1),
                     len(problem.samples) if kind.policy == AS_SENT else n,
                     size,
                     kind.facts,
                     drafting,
                 )
-                for problem, decode in zip(problems, decodes, strict=True)
+                for problem, decode in zip(problems, self._decodes(pool), strict=True)
             ]
             tokens, flops = np.array(pairs).T
             return tokens, flops
 
         name = ("exact", pool.key, n, kind.facts, kind.engine.speculative, size)
         return self._once(name, by_problem)
+
+    def _decodes(self, pool: Pool) -> list[Floats]:
+        """Return [problems] what each recorded sample takes (`_decodes`)."""
+        name = ("decodes", pool.key)
+        return self._once(name, lambda: [_decodes(each) for each in self._problems(pool)])
+
+    def exact_spreads(self, kind: CandidateKind) -> dict[str, tuple[float, float]]:
+        """Return by how much tokens and FLOPs lie off for their draws of samples, in logs.
+
+        Of a fresh run (`exact_half_width`), and of one of other problems (`of_other_draws`).
+        Nothing where a fresh run draws nothing, or a rule stops early, which is seen in replays.
+        """
+        policy = kind.policy
+        if policy == AS_SENT or policy.temperature == 0 or not policy.all_samples_end:
+            return {}
+        name = ("exact spreads", kind.pool.key, policy.n, kind.facts, kind.engine.speculative)
+        return self._once(name, lambda: self._exact_spreads(kind))
+
+    def _exact_spreads(self, kind: CandidateKind) -> dict[str, tuple[float, float]]:
+        each, n = self._decodes(kind.pool), kind.policy.n
+        tokens, flops = self.tokens_and_flops(kind)
+        found = {"tokens": exact_half_width(float(tokens.mean()), [own[3] for own in each], n)}
+        drafting = self.drafting(kind)
+        if kind.facts is not None and np.isfinite(drafting):
+            of_sample = [
+                kind.facts.matmul_flops(1.0) * own[0]
+                + kind.facts.attention_flops(1.0) * own[1]
+                + drafting * own[2]
+                for own in each
+            ]
+            found["flops"] = exact_half_width(float(flops.mean()), of_sample, n)
+        share, _ = self.of_draws(kind.pool, kind.policy)
+        return {name: (half, of_other_draws(half, share)) for name, half in found.items()}
 
     def drafting(self, kind: CandidateKind) -> float:
         """Return the FLOPs of drafting a token, infinite where those of a token are not known.
@@ -339,32 +368,13 @@ class PolicyWork:
 
     def _run_alone(self, kind: CandidateKind, seqs: int | None) -> list[Replayed]:
         """Replay one problem at a time on an engine without limits whose steps take a second."""
-        from advisor.replay.replay import replay, stop_of  # numba takes a third of a second
-        from advisor.step_time.cost import linear_cost
+        from advisor.replay.replay import replay_alone, stop_of  # numba takes a third of a second
 
-        engine_limits = limits_of(kind.engine)
-        limits = dataclasses.replace(
-            engine_limits, max_num_seqs=seqs, max_num_batched_tokens=None, num_blocks=None
-        )
-        reads = reads_of(kind.facts)
-
-        def alone() -> list[Replayed]:
-            cost = linear_cost(np.array(ZERO._replace(step=1.0)), reads)
-            stop = stop_of(kind.policy)
-            front_end_s = np.zeros(len(self.space.problem_ids))  # steps alone are counted
-            return [
-                replay(
-                    dataclasses.replace(workload, front_end_s=front_end_s),
-                    cost,
-                    limits,
-                    concurrency=1,
-                    stop=stop,
-                )
-                for workload in self.workloads(kind.pool, kind.policy)
-            ]
-
+        limits = limits_of(kind.engine).unlimited(seqs)
+        reads, stop = reads_of(kind.facts), stop_of(kind.policy)
+        workloads = self.workloads(kind.pool, kind.policy)
         name = ("alone", kind.pool.key, kind.policy.n, kind.policy.rule, limits, reads)
-        return self._once(name, alone)
+        return self._once(name, lambda: [replay_alone(w, limits, stop, reads) for w in workloads])
 
 
 def _work(
@@ -397,7 +407,7 @@ def _work(
 
 
 def _decodes(load: RecordedProblem) -> Floats:
-    """Return what a sample takes on average: `_drafted`, and the tokens that it generates."""
+    """Return [4, samples] what each takes: `_drafted`, and the tokens that it generates."""
     prompt = load.prompt_tokens
     tokens = np.array([sample.output_tokens for sample in load.samples], dtype=float)
     count = tokens - 1
@@ -407,7 +417,7 @@ def _decodes(load: RecordedProblem) -> Floats:
     for place, sample in enumerate(load.samples):
         if sample.scheduled is not None and sample.advance is not None:
             demands[:3, place] = _drafted(sample.scheduled, sample.advance, prompt)
-    return np.asarray(demands.mean(axis=1))
+    return demands
 
 
 def _drafted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ class ReplayedCandidate:
     and its latency is that of all problems at once. `paid` are the device-seconds from the first
     arrival to the last decision for each in which a device is busy. A step takes `step_s` on
     average, with `requests_per_step` samples, and `batch` over the time in which steps run.
+    `exact_spreads` are those of tokens and FLOPs (`PolicyWork.exact_spreads`).
     """
 
     candidate: Candidate
@@ -67,6 +68,7 @@ class ReplayedCandidate:
     requests_per_step: float
     batch: float
     one_more: Callable[[], OneMoreRun]
+    exact_spreads: Callable[[], Mapping[str, tuple[float, float]]]
     replay_again: Callable[[], FreshRuns]
 
     def among(self, members: Ints) -> ReplayedCandidate:
@@ -79,6 +81,7 @@ class ReplayedCandidate:
             latency_s=self.latency_s[..., members],
             device_s=self.device_s[..., members],
             one_more=lambda: self.one_more().among(members),
+            exact_spreads=dict,
             replay_again=lambda: self.fresh.among(members),
         )
 
@@ -195,6 +198,7 @@ class CandidateReplays:
             requests_per_step=totals.requests / steps,
             batch=_batch(first),
             one_more=partial(self.policy_work.one_more, kind.pool),
+            exact_spreads=partial(self.policy_work.exact_spreads, kind),
             replay_again=partial(
                 self._fresh, candidate, kind.policy, law, concurrency, rate_per_s, arrivals
             ),

@@ -17,16 +17,24 @@ import numpy.typing as npt
 import polars as pl
 
 from advisor.accuracy.models.one_more import OneMoreRun
-from advisor.accuracy.subsets import decides_as_vote
-from advisor.evidence.features import FEATURES, Features, feature_matrix
+from advisor.accuracy.subsets import decides_as_vote, expected_right
+from advisor.evidence.features import FEATURES, Features, feature_matrix, reads_of
 from advisor.evidence.gather import Evidence
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedProblem, RecordedRun, Sample
 from advisor.replay.capacity import capacity_per_s
-from advisor.replay.fresh import drawn_among, half_width
+from advisor.replay.draws import (
+    MOST,
+    drawn_again,
+    drawn_among,
+    exact_half_width,
+    half_width,
+    of_other_draws,
+    places_drawn,
+)
 from advisor.replay.limits import limits_of
 from advisor.replay.recording import replayed_tables, replica_keys
-from advisor.replay.replay import Replicas, replay, stop_of
+from advisor.replay.replay import Replicas, replay, replay_alone, stop_of
 from advisor.replay.result import Replayed
 from advisor.replay.waiting import Waited, longest_waits
 from advisor.replay.workload import ReplayWorkload, SampleArrays
@@ -61,8 +69,6 @@ from traces.summary.energy import Energy
 from traces.summary.run import ErrorPart, Run, day_of, step_times, summarise
 from traces.summary.votes import PolicyOutcome, policies_within
 
-DRAWS: Final = 8  # of n of the recorded samples, of their order where a rule needs it, of arrivals,
-# and of the samples of a fresh run
 _FIGURES: Final = {  # of a draw, and the tags of what is printed of it
     **{
         f"{time}.{part}": (f"{time}.{part}",)
@@ -232,7 +238,7 @@ class Replays:
             parts = {
                 "law": speed * float(np.sqrt(1 - of_day**2)),
                 "day": speed * of_day,
-                "samples": self._fresh_draw(values, again) / Z95,
+                "samples": self._fresh_draw(figure, values, again) / Z95,
             }
             if figure == "joules" and self.power is not None:
                 low, high = self._power_ends
@@ -259,7 +265,7 @@ class Replays:
             return {}
         rows = self.tables["problems"].select("problem_id", pl.col("correct").cast(pl.Float64))
         first = dict(rows.iter_rows())
-        shares = zip(self.ids, self._right_shares.tolist(), strict=True)
+        shares = zip(self.ids, np.clip(self._right_shares, 0, 1).tolist(), strict=True)
         return {name: share for name, share in shares if first.get(name) != share}
 
     def _draw_arrivals(self) -> None:
@@ -275,7 +281,7 @@ class Replays:
                     self.workloads[draw % len(self.workloads)],
                     arrivals=poisson_arrivals(rate, len(self.ids), question.seed, draw=draw),
                 )
-                for draw in range(DRAWS)
+                for draw in range(MOST)
             ]
 
     def _replay(self, *, extrapolated: bool) -> None:
@@ -298,16 +304,21 @@ class Replays:
         whole_draw = all(len(load.samples) == self.drawn for load in each[0])
         if self.as_sent or (self.stop == Stop() and whole_draw):
             return each
-        draws = []
-        for number in range(DRAWS):
-            loads = each[number % len(each)]
-            rng = np.random.default_rng([self.question.seed, number])
-            drawn = []
-            for load in loads:
-                chosen = rng.permutation(len(load.samples))[: self.drawn]
-                drawn.append(replace(load, samples=tuple(load.samples[i] for i in chosen)))
-            draws.append(drawn)
-        return draws
+        counts = [len(load.samples) for load in each[0]]
+        places = places_drawn(
+            counts,
+            self.drawn,
+            self.question.seed,
+            ordered=self.stop != Stop(),
+            draws=None if len(each) == 1 else MOST,
+        )
+        return [
+            [
+                replace(load, samples=tuple(load.samples[i] for i in own))
+                for load, own in zip(each[number % len(each)], drawn, strict=True)
+            ]
+            for number, drawn in enumerate(places)
+        ]
 
     @cached_property
     def redrawn(self) -> list[ReplayWorkload]:
@@ -318,14 +329,16 @@ class Replays:
         """
         if self.times.sigma is None or not self.samples_drawn:
             return self.workloads if self.arrivals_drawn else []
-        each = [(SampleArrays.of(loads), drawn_among(loads)) for loads in self.recorded_loads]
+        counts = [self.drawn] * len(self.ids)
+        each = [
+            (SampleArrays.of(loads), drawn_again(drawn_among(loads), counts, self.question.seed))
+            for loads in self.recorded_loads
+        ]
         workloads = []
-        for number in range(DRAWS):
-            rng = np.random.default_rng([self.question.seed, number, 1])
-            samples, among = each[number % len(each)]
-            places = [own[rng.integers(0, len(own), self.drawn)] for own in among]
+        for number in range(MOST):
+            samples, runs = each[number % len(each)]
             workload = self._of_as_many(number)
-            workloads.append(workload.with_samples(samples.at(np.concatenate(places))))
+            workloads.append(workload.with_samples(samples.at(np.concatenate(runs[number]))))
         return workloads
 
     def _of_as_many(self, number: int) -> ReplayWorkload:
@@ -423,7 +436,7 @@ class Replays:
         uses = Counter(name for load in self.loads[0] for name in set(load.prompt_blocks))
         shared = {name for name, count in uses.items() if count > 1}
         names = max(uses, default=0) + 1
-        rng = np.random.default_rng([self.question.seed, 2 * DRAWS])
+        rng = np.random.default_rng([self.question.seed, 2 * MOST])
         order = rng.permutation(len(self.ids))
         loads = [
             _again(loads[place], number, shared, names)
@@ -625,7 +638,7 @@ class Replays:
         if self.times.sigma is None or mean <= 0:
             return Estimate(value=value, unit=unit, extrapolated=outside)
         again = np.array([each[name] for each in self._fresh_numbers])
-        drawn = self._fresh_draw(values, again)
+        drawn = self._fresh_draw(name, values, again)
         ends, others = (
             [float(np.mean([each[name] for each in side])) / mean for side in sides]
             for sides in self.sides
@@ -670,30 +683,48 @@ class Replays:
         ends = of_others(found, len(self.ids), len(self.ids)) if found is not None else None
         if found is None or ends is None or found.value <= 0:
             return None, None
+        half = 0.0
+        if self._needs_no_replay(name):
+            own = exact_half_width(found.value, self._of_samples(name), self.drawn)
+            half = of_other_draws(own, self._draws_of_samples[0])
         below, above = (
-            None if end is None or end <= 0 else abs(math.log(end / found.value))
+            None if end is None or end <= 0 else math.hypot(math.log(end / found.value), half)
             for end in (ends.low, ends.high)
         )
         return below, above
 
     @cached_property
     def _of_all_problems(self) -> dict[str, Estimate | None]:
-        """The first draw's numbers with the interval of all problems like its own."""
+        """The first draw's numbers with the interval of all problems like its own.
+
+        Tokens and FLOPs that need no replay are those that all recorded samples let expect.
+        """
         run = self.runs[0]
         owners = np.repeat(np.arange(len(self.ids)), np.diff(self.first))
-        tokens = np.bincount(owners, weights=run.generated_tokens, minlength=len(self.ids))
+        drawn = np.bincount(owners, weights=run.generated_tokens, minlength=len(self.ids))
         found: dict[str, Estimate | None] = {}
         for name, values in _times(run).items():
             parts = spread(values, "s", None if name == "latency_s" else owners)
             found |= {f"{name}.{part}": estimate for part, estimate in parts.items()}
+        tokens: Floats = drawn.astype(np.float64)
+        flops: Floats = np.zeros(len(self.ids))
+        if self._counts_flops:
+            own_flops = self._flops_of_samples(run)
+            flops = np.asarray(np.bincount(owners, weights=own_flops), dtype=np.float64)
+        if self._needs_no_replay("tokens"):
+            expected = np.array([each.mean() for each in self._of_samples("tokens")])
+            tokens = self.drawn * expected
+        if self._counts_flops and self._needs_no_replay("flops"):
+            own = np.array([each.mean() for each in self._of_samples("flops")])
+            cached = np.bincount(owners, weights=self._cached_flops(run))
+            flops = self.drawn * own - cached
         found["tokens"] = mean(tokens, "tokens")
         found["device_s"] = found["joules"] = mean(run.busy_share_s, "device-s")
         at_rate = self.concurrency is None
         found["throughput"] = (
-            found["tokens"] if at_rate else ratio(tokens, run.busy_share_s, "tokens/s")
+            found["tokens"] if at_rate else ratio(drawn, run.busy_share_s, "tokens/s")
         )
         if self._counts_flops:
-            flops = np.bincount(owners, weights=self._flops_of_samples(run))
             found["flops"] = mean(flops, "FLOP")
         return found
 
@@ -741,12 +772,30 @@ class Replays:
         slow, fast = np.quantile(ratios, (1 - LEVEL) / 2), np.quantile(ratios, (1 + LEVEL) / 2)
         return _farther(found, (max(-float(np.log(slow)), 0.0), max(float(np.log(fast)), 0.0)))
 
-    def _fresh_draw(self, values: Floats, fresh: Floats) -> float:
-        """Return the half-width, in logs, of the 90 % interval of one draw more around `values`."""
+    def _fresh_draw(self, name: str, values: Floats, fresh: Floats) -> float:
+        """Return the half-width, in logs, of the 90 % interval of one draw more around `values`.
+
+        Tokens and FLOPs of samples that all end need no replay for it.
+        """
+        if self._needs_no_replay(name):
+            return exact_half_width(float(values.mean()), self._of_samples(name), self.drawn)
         if not fresh.size:
             return half_width(values.size, values)
         share, too_little = self._draws_of_samples if self.samples_drawn else (0.0, 1.0)
         return half_width(values.size, fresh, share=share, too_little=too_little)
+
+    def _needs_no_replay(self, name: str) -> bool:
+        """Whether all recorded samples tell what draws of them have."""
+        return name in ("tokens", "flops") and self.samples_drawn and self._whole
+
+    def _of_samples(self, name: str) -> list[Floats]:
+        """Return [problems] the tokens, or the FLOPs, of each recorded sample."""
+        found = []
+        for load in self.recorded_loads[0]:
+            made = np.array([float(each.output_tokens) for each in load.samples])
+            flops = name == "flops"
+            found.append(self._forwarded(load.prompt_tokens + made - 1) if flops else made)
+        return found
 
     @cached_property
     def _draws_of_samples(self) -> tuple[float, float]:
@@ -948,11 +997,26 @@ class Replays:
 
     @cached_property
     def _right_shares(self) -> Floats:
-        """How often each problem is answered right: exact where nothing asks who ended first."""
+        """How often each problem is answered right: exact where nothing asks who ended first.
+
+        Else by the expectation over many orders, and what the load changed in the draws (which
+        may lie beyond 0 and 1 for a problem, and is right in their mean).
+        """
         policy, source = self.question.policy, self.sources[0]
         if decides_as_vote(policy.stop, policy.n):
             return np.array([source.vote_curve(name)[self.drawn - 1] for name in self.ids])
-        return np.asarray(np.mean([run.right for run in self.runs], axis=0))
+        samples = [source.problems[name].samples for name in self.ids]
+        routes = policy.routes
+        tables = None
+        if routes is not None:
+            groups = [source.problems[name].group for name in self.ids]
+            tables = {policy: [table_for(routes, group) for group in groups]}
+        expected, _ = expected_right(samples, [policy], [self.question.seed, 4], tables)[policy]
+        reads = reads_of(self.facts.get(self.engine.model))
+        limits = self.limits.unlimited()
+        alone = [replay_alone(load, limits, self.stop, reads).right for load in self.workloads]
+        changed = [run.right - own for run, own in zip(self.runs, alone, strict=True)]
+        return np.asarray(expected + np.mean(changed, axis=0))
 
 
 def _name_of(what: object) -> str:
@@ -981,7 +1045,7 @@ def _again(
 
 def poisson_arrivals(rate_per_s: float, count: int, seed: int, *, draw: int = 0) -> Floats:
     """Return the seconds at which problems arrive, ascending."""
-    rng = np.random.default_rng([seed, DRAWS + draw])
+    rng = np.random.default_rng([seed, MOST + draw])
     gaps: Floats = rng.exponential(1 / rate_per_s, count)
     return np.cumsum(gaps)
 

@@ -1,0 +1,92 @@
+"""`replay` and `advise` are asked the same, of the same recording, and say the same."""
+
+import dataclasses
+
+import pytest
+
+from advisor.advice.advisor import Advisor
+from advisor.what_if.predict import predict
+from advisor.what_if.question import Question
+from tests.advisor.synthetic import VOTE16, engine_of, record
+from traces.schema.tts.policy import Policy
+from traces.summary.run import summarise
+
+NAMES = ("accuracy", "latency_s", "latency_p95_s", "device_s", "tokens", "flops", "energy_j")
+MOST = 16
+LIMITS = ({}, {"max_num_seqs": 4}, {"max_num_seqs": 8}, {"max_num_batched_tokens": 256})
+
+
+def vote(n):
+    return dataclasses.replace(VOTE16, n=n)
+
+
+def rule(method, n, **fields):
+    return Policy(
+        method=method, n=n, temperature=0.8, max_tokens=200, rule=tuple(sorted(fields.items()))
+    )
+
+
+ASKED = [
+    *((vote(n), {}) for n in (1, 2, 3, 4, 5, 8, 12, 16)),
+    *((VOTE16, limits) for limits in LIMITS[1:]),
+    *((vote(4), limits) for limits in LIMITS[1:]),
+    (rule("agreement", 6, agree=4.0, in_flight=6.0), {}),
+    (rule("agreement", 16, agree=9.0, in_flight=16.0), {"max_num_seqs": 8}),
+    (rule("first_finish", 4, first=2.0), {}),
+    (rule("first_finish", 8, first=4.0), {}),
+    (rule("first_finish", 16, first=12.0), {"max_num_seqs": 8}),
+    (rule("adaptive", 8, in_flight=4.0, threshold=0.95), {}),
+    (rule("adaptive", 16, in_flight=4.0, threshold=0.95), {"max_num_seqs": 4}),
+    (rule("early_stopping", 16, window=4.0), {}),
+]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    return record(folder, engine_of(max_num_seqs=MOST), VOTE16, problems=40, watts=300.0)
+
+
+@pytest.fixture(scope="module")
+def advisor(recorded):
+    return Advisor.fit([recorded], draws=400)
+
+
+def replayed(recording, policy, limits):
+    (run,) = summarise(recording)
+    engine = dataclasses.replace(run.engine, **limits)
+    found = predict(recording, run, Question(engine=engine, policy=policy)).predicted
+    return {
+        "accuracy": found.accuracy,
+        "latency_s": found.latency_s["mean"],
+        "latency_p95_s": found.latency_s["p95"],
+        "device_s": found.device_s_per_problem,
+        "tokens": found.tokens_per_problem,
+        "flops": found.flops_per_problem,
+        "energy_j": found.energy_j.per_problem,
+    }
+
+
+def advised(advisor, policy, limits):
+    (row,) = advisor.space.rows_of(engine_of(**{"max_num_seqs": MOST} | limits), policy)
+    state = advisor.under(None)
+    state.replay([row])
+    place = state.metrics.place[row]
+    return {name: state.metrics.estimate(name, place, price=None) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("policy", "limits"), ASKED, ids=[f"{p.label()} {list(c.values())}" for p, c in ASKED]
+)
+def test_replay_and_advise_say_the_same(recorded, advisor, policy, limits):
+    one, other = replayed(recorded, policy, limits), advised(advisor, policy, limits)
+    for name in NAMES:
+        close = 1e-4 if name == "energy_j" else 1e-6  # a law of power bends between the draws
+        assert one[name].value == pytest.approx(other[name].value, rel=close), name
+        assert one[name].extrapolated == other[name].extrapolated, name
+        if name == "latency_p95_s":  # of so few problems one law is of steps, the other of order
+            continue
+        for of in ("fresh", "others"):
+            for end in ("low", "high"):
+                ends = (getattr(getattr(each[name], of), end) for each in (one, other))
+                assert next(ends) == pytest.approx(next(ends), abs=0.05 * one[name].value), name
