@@ -6,10 +6,11 @@ as well. What was said is held against the chance that one more run of as many o
 the limit. Cost is over that of the oracle, the cheapest that meets it in 90 % of such runs.
 
 Made-up: 24 candidates whose luck has nothing in common, the cheaper the less accurate, and votes
-of 1 to 16 samples of three models on the same problems. Real: votes and tokens of the recordings
+of 1 to 16 samples of three models on the same problems. And thinking budgets of three models, which
+chose nothing of the law. Real: votes and tokens of the recordings
 of the bundled reasoners, whose truth is that of the problems that were not drawn.
 
-    python -m benchmarks.chosen_picks [SETS]
+    python -m benchmarks.chosen_picks [SETS [SEED]]
 """
 
 from __future__ import annotations
@@ -65,6 +66,22 @@ def in_votes(rng: np.random.Generator, problems: int) -> World:
         right(20_000).mean(axis=1),
         right(problems),
     )
+
+
+def budgets(rng: np.random.Generator, problems: int) -> World:
+    """Return single answers of three models at four thinking budgets: hard problems think long."""
+    skill = 0.4 * rng.normal(0, 1, 3).cumsum() + rng.uniform(-0.5, 1.0)
+    cuts, wide = np.array([0.3, 0.6, 1.2, 2.5]), rng.uniform(0.5, 2.0)
+    price = np.exp(np.cumsum(rng.uniform(0.2, 1.0, 3)))
+
+    def right(count: int) -> Floats:
+        hard = rng.normal(0, wide, count)
+        need = np.exp(rng.normal(0, 0.6, count) + 0.3 * hard)
+        chance = 1 / (1 + np.exp(-(skill[:, None, None] + hard)))
+        in_time = need < cuts[:, None]
+        return (rng.binomial(4, np.where(in_time, chance, 0.05)) / 4).reshape(12, count)
+
+    return np.outer(price, cuts).ravel(), right(20_000).mean(axis=1), right(problems)
 
 
 def _curves() -> Floats:
@@ -148,14 +165,17 @@ def main() -> None:
         "cost over the oracle's: median, mean, p90",
     )  # fmt: skip
     row_of(*["---"] * 7)
-    laws: dict[str, Draw] = {"apart": apart, "votes": in_votes, "recorded": of_recordings()}
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 8
+    laws: dict[str, Draw] = {
+        "apart": apart, "votes": in_votes, "budgets": budgets, "recorded": of_recordings(),
+    }  # fmt: skip
     for law, draw in laws.items():
         for problems in SIZES:
-            _table(law, draw, problems, sets)
+            _table(law, draw, problems, sets, seed)
 
 
-def _table(law: str, draw: Draw, problems: int, sets: int) -> None:
-    rng = np.random.default_rng([problems, 8])
+def _table(law: str, draw: Draw, problems: int, sets: int, seed: int) -> None:
+    rng = np.random.default_rng([problems, seed])
     found: dict[str, list[tuple[float, ...]]] = {}
     none: dict[str, int] = {}
     for _ in range(sets):

@@ -128,13 +128,14 @@ def test_energy_of_the_run_and_of_smaller_batches_is_foretold(drawn, narrow):
 
 def test_idle_replicas_draw_too(drawn):
     from advisor.replay.replay import Replicas
-    from advisor.what_if.replayed import DRAWS, poisson_arrivals
+    from advisor.replay.draws import MOST
+    from advisor.what_if.replayed import poisson_arrivals
 
     one = asked(drawn, rate_per_s=1.0)
     two = asked(drawn, rate_per_s=1.0, replicas=Replicas(count=2))
     more = two.predicted.energy_j.total.value - one.predicted.energy_j.total.value
     # Both see the same draws of arrivals; what is served afterwards takes some seconds.
-    draws = [poisson_arrivals(1.0, 40, 0, draw=draw) for draw in range(DRAWS)]
+    draws = [poisson_arrivals(1.0, 40, 0, draw=draw) for draw in range(MOST)]
     lasted = np.mean([each[-1] - each[0] for each in draws])
     problems = one.tables["problems"]
     served = problems.select((pl.col("end").max() - pl.col("arrival").max()) / 1e9).item()
