@@ -129,10 +129,12 @@ def replay(
     operators: str | Path | None = None,
     num_hidden_layers: int | None = None,
     collectives: str | Path | None = None,
+    solver: Any = None,
 ) -> Replay:
     """Predict a run under changes: `replay(run, {"engine.max_num_seqs": 8}, rate="2/s")`.
 
-    Raises UsageError for changes that are no mapping, and as the verb does.
+    A `solver` is another regression for step times (docs/step-time.md). Raises UsageError for
+    changes that are no mapping, and as the verb does.
     """
     given = {**locals()}
     from tui.notebook import replayed
@@ -177,13 +179,15 @@ def advise(
     kwh_price: float | None = None,
     pue: float | None = None,
     api_price: float | None = None,
+    solver: Any = None,
 ) -> Recommendation:
     """Recommend what to run for a budget: `advise("runs", min_accuracy=0.75)`.
 
     A path may be a folder of recordings. Incomplete and predicted recordings are left out. Where
     something fits, serve.sh, policy.json and expect.json are written into the folder `output`.
     With `effort_map=True` the answer has `efforts`. Its `costs` hold those of `kwh_price`, `pue`
-    and `api_price` too. A price may be by type: `{"H100": 2.5}`.
+    and `api_price` too. A price may be by type: `{"H100": 2.5}`. A `solver` is another regression
+    for step times (docs/step-time.md).
     """
     given = {**locals()}
     from tui.notebook import recommended

@@ -13,6 +13,7 @@ import pytest
 
 import ttscope
 from benchmarks.made.terminal import ROOT
+from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.test_docs import DOCS
 from tests.tui.report.report_page import Page
 from traces.errors import UsageError
@@ -77,8 +78,12 @@ def test_two_runs_a_gate_and_policies_say_what_the_verbs_say(ran, capsys):
 @pytest.mark.parametrize(
     ("function", "groups", "own"),
     [
-        (ttscope.advise, (BudgetOptions, AccountOptions), {"recordings", "seed", "output"}),
-        (ttscope.replay, (ReplayOptions,), {"changes"}),
+        (
+            ttscope.advise,
+            (BudgetOptions, AccountOptions),
+            {"recordings", "seed", "output", "solver"},
+        ),
+        (ttscope.replay, (ReplayOptions,), {"changes", "solver"}),
     ],
 )
 def test_a_notebook_completes_every_option(function, groups, own):
@@ -155,3 +160,16 @@ def test_an_error_is_one_line_in_a_notebook(ran):
 def test_a_wrong_option_is_named(ran):
     with pytest.raises(TypeError, match="unexpected keyword argument 'min_acuracy'"):
         ttscope.advise(ran["run"], min_acuracy=0.5)
+
+
+@pytest.mark.slow
+def test_another_regression_is_put_in(tmp_path):
+    from sklearn.linear_model import Ridge
+
+    made = record(tmp_path / "r", engine_of(), VOTE16, problems=8)
+    stiff = Ridge(alpha=10.0, positive=True, fit_intercept=False)
+    own, other = (ttscope.replay(made, {"policy.n": 4}, solver=each) for each in (None, stiff))
+    first, second = (each.prediction.predicted.latency_s["mean"] for each in (own, other))
+    assert first.value != second.value
+    picks = ttscope.advise(made, min_accuracy=0.1, solver=stiff).system_optimal
+    assert picks is not None

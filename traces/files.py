@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import re
 import stat
@@ -150,6 +152,19 @@ def _forget(path: Path) -> None:
 
 
 # What ttscope keeps for itself, and trusts.
+
+
+@functools.cache
+def code_version() -> str:
+    """Return a hash of ttscope's code: what other code has made and kept is not taken."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    paths = [*(root / "advisor").rglob("*.json")]
+    for package in ("traces", "profiler", "advisor", "tui"):
+        paths += (root / package).rglob("*.py")
+    for path in sorted(paths):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def own_cache() -> Path:

@@ -123,8 +123,9 @@ def replayed(given: dict[str, Any]) -> Replay:
     given["learn"] = [path_of(each) for each in several] or None
     given["recording"] = path_of(given["recording"])
     given["change"] = [f"{name}={text}" for name, text in texts.items()]
+    solver = given.pop("solver")
     base, recorded, question, others = question_of(*grouped(given, ReplayOptions))
-    return Replay(predict(base, recorded, question, others), question)
+    return Replay(predict(base, recorded, question, others, solver=solver), question)
 
 
 def _written(name: str, value: Any) -> str:
@@ -144,7 +145,8 @@ def recommended(budget: dict[str, Any]) -> Recommendation:
     from tui.text.commands import here
     from tui.verbs.open_all import open_measured
 
-    seed, output, recordings = (budget.pop(name) for name in ("seed", "output", "recordings"))
+    names = ("seed", "output", "recordings", "solver")
+    seed, output, recordings, solver = (budget.pop(name) for name in names)
     several = recordings if isinstance(recordings, Iterable) else [recordings]
     paths = [path_of(each) for each in ([several] if isinstance(several, str) else several)]
     budget["price"] = prices(budget["price"])
@@ -156,7 +158,9 @@ def recommended(budget: dict[str, Any]) -> Recommendation:
     if folder is not None:
         check_folder(folder)
         check_has_policy(opened, "output")
-    advisor = Advisor.fit(opened, seed=read_as("seed", seed, int), gpus=options.systems())
+    advisor = Advisor.fit(
+        opened, seed=read_as("seed", seed, int), gpus=options.systems(), solver=solver
+    )
     answer = advisor.recommend(wanted, **here())
     if folder is not None and answer.system_optimal is not None:
         write_config(folder, answer, advisor)

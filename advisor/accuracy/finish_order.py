@@ -105,7 +105,7 @@ class ReplayedOrder:
     def __init__(self, recording: Recording, summary: Summary) -> None:
         from advisor.evidence.gather import gather
         from advisor.step_time.cost import linear_cost
-        from advisor.step_time.fit import StepTimeModel
+        from advisor.step_time.fit import learned
 
         evidence = gather([recording], judged=False)
         wanted = (summary.engine, summary.policy)
@@ -113,7 +113,7 @@ class ReplayedOrder:
         if not matching_runs or matching_runs[0].drafts_untold:
             raise RecordingError(f"{recording.name}: cannot be replayed sample by sample")
         self.run = matching_runs[0]
-        law = StepTimeModel().fit(evidence.steps).law(self.run.engine)
+        law = learned(evidence.steps).law(self.run.engine)
         self.cost = linear_cost(law.seconds, law.reads)
         self.facts = evidence.models.get(self.run.engine.model)
         self.blocks: dict[tuple[int, ...], Mapping[str, tuple[Floats, Floats]]] = {}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +29,7 @@ from advisor.search.policy_work import PolicyWork
 from advisor.search.replayed import CandidateReplays
 from advisor.search.resampling import Resampling
 from advisor.search.space import Space, explore
-from advisor.step_time.fit import StepTimeModel
-from advisor.step_time.saved import load_laws, save_laws
+from advisor.step_time.fit import StepTimeModel, learned
 from traces.errors import RecordingError, UsageError
 from traces.recording.reader import Recording, both_told_apart
 from traces.schema.advice import Budget, Objective, Recommendation
@@ -163,22 +161,21 @@ class Advisor:
         *,
         seed: int = 0,
         draws: int = 400,
-        saved: Path | None = None,
         gpus: Sequence[str] = (),
         checks: Sequence[Recording] = (),
         quick: bool = False,
+        solver: Any = None,
     ) -> Advisor:
         """Learn from recordings and work out every candidate's metrics.
 
-        `saved` is a file of step-time laws, read if they are of these recordings, and else written.
         `gpus` are systems of the prior on which the recorded models are offered too, and `checks`
         recordings of any workload on such GPUs, which recalibrate the prior. `quick` is enough for
         `outline`: until `refined` the spread of step times is assumed, and n goes in powers of two
-        without tables by difficulty. Raises UsageError when recordings answer different workloads
+        without tables by difficulty. `solver` is another regression for step times
+        (`StepTimeRegression`). Raises UsageError when recordings answer different workloads
         and for what cannot be offered, RecordingError when they hold nothing to learn from.
         """
         recordings, checks = both_told_apart(recordings, checks)
-        model = None if saved is None or not saved.exists() else load_laws(saved, recordings)
         evidence, offers = gather(recordings, timed=not gpus), None
         if gpus:
             from advisor.step_time.prior.offers import offer
@@ -189,12 +186,8 @@ class Advisor:
             _check_used(offers, checks)
             untaught = (f"{name} {what}" for name, what in offers.untaught.items())
             evidence = replace(evidence, lost=(*evidence.lost, *untaught))
-        if quick and model is None:
-            model = StepTimeModel().fit(evidence.steps, held_out=False)
-        advisor = cls.of(evidence, seed=seed, draws=draws, model=model, offers=offers, quick=quick)
-        if saved is not None and model is None:
-            save_laws(saved, advisor.model, recordings)
-        return advisor
+        model = learned(evidence.steps, held_out=not quick, solver=solver)
+        return cls.of(evidence, seed=seed, draws=draws, model=model, offers=offers, quick=quick)
 
     @classmethod
     def of(
@@ -208,7 +201,7 @@ class Advisor:
         quick: bool = False,
     ) -> Advisor:
         """Learn from what was gathered, step times too unless a fitted `model` is given."""
-        model = model or StepTimeModel().fit(evidence.steps)
+        model = model or learned(evidence.steps)
         if offers is not None:
             model.laws_ |= offers.laws
         space = explore(evidence, offers, quick=quick)
@@ -221,7 +214,7 @@ class Advisor:
 
     def refined(self) -> Advisor:
         """Return what `fit` gives without `quick`. What was worked out of policies is kept."""
-        model = StepTimeModel().fit(self.evidence.steps)
+        model = learned(self.evidence.steps, solver=self.model.solver)
         model.laws_ |= {key: law for key, law in self.model.laws_.items() if law.prior is not None}
         space = explore(self.evidence, self.space.offers)
         return Advisor(self.evidence, space, model, self.resampling, self.policy_work)

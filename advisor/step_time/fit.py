@@ -25,6 +25,7 @@ from advisor.evidence.features import (
     UNSEEN,
     ZERO,
     Features,
+    Reads,
     demands,
     reads_of,
 )
@@ -32,8 +33,8 @@ from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from advisor.evidence.live.histograms import SPREAD
 from advisor.evidence.unrecorded import differences, recording_of, what_differs
-from advisor.step_time.held_out import fewest_requests, inside, left_out_groups
-from advisor.step_time.law import StepLaw, non_negative_least_squares
+from advisor.step_time.kept import kept, plain_fields, with_arrays
+from advisor.step_time.law import StepLaw
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig
 from traces.statistics import LEVEL, Z95, Floats, student_95
@@ -41,10 +42,7 @@ from traces.summary.comparison import PRIOR_REPEATS, RUN_TO_RUN
 
 FEWEST_DOUBLED = 50  # steps on either side, where smaller batches predict larger ones
 ENOUGH_CONFIGURATIONS = 15  # left out, from which their errors' own quantile is taken
-PRIOR_STEPS = 300.0  # that the law of the engine's kind counts as in an engine's own fit
-HUBER = 2.0  # robust standard deviations beyond which residuals lose weight
-ITERATIONS = 6  # of reweighting
-HELD = 6.0  # standard deviations of a step, against which FLAT and STEEP are one step each
+MOST_LEFT_OUT = 60  # groups: each takes a fit of the others
 STALL = 10.0  # a step beyond so many times its prediction counts as that many times
 # Bytes of weights a second that a rank on a processor never reads: a socket with HBM (Xeon Max) has
 # 1.0 TB/s at most by STREAM, one with MRDIMMs (Xeon 6) a peak of 0.85.
@@ -53,6 +51,8 @@ FASTEST_PROCESSOR = 1.2e12
 
 class StepTimeModel:
     """Step time as a non-negative linear function of what a step computes.
+
+    `solver` is another linear regression for it (`StepTimeRegression`).
 
     Attributes
     ----------
@@ -64,13 +64,14 @@ class StepTimeModel:
 
     Notes
     -----
-    The first fit is of what steps ask of the hardware (`features.demands`). With t the measured and
-    p the predicted time, weighted least squares of (t - p) / p, reweighted, with Huber's weights.
-    Then all seconds of a law are scaled so that the recorded totals come out, so that stalls have
-    their mean share. Of the repeats of a configuration the median counts, as a run may be disturbed
-    as a whole.
+    The first fit is of what steps ask of the hardware (`features.demands`). Then all seconds of a
+    law are scaled so that the recorded totals come out, so that stalls have their mean share. Of
+    the repeats of a configuration the median counts, as a run may be disturbed as a whole.
 
     """
+
+    def __init__(self, solver: Any = None) -> None:
+        self.solver = solver
 
     def fit(self, tables: Sequence[StepTable], *, held_out: bool = True) -> StepTimeModel:
         """Learn the laws, and their spread from recordings that are left out in turn.
@@ -199,13 +200,13 @@ class StepTimeModel:
             for t, each in zip(tables, asked, strict=True)
         ]
         seconds = np.concatenate([table.seconds for table in tables])
-        return self._solve(rows, seconds, np.concatenate(held))
+        return self._coefficients(rows, seconds, np.concatenate(held))
 
     def _fit_own(self, own: Sequence[StepTable], shape: Floats, prior: Floats | None) -> Floats:
         composition = np.concatenate([table.composition for table in own])
         seconds = np.concatenate([table.seconds for table in own])
         held = _towards(shape, composition, seconds, np.eye(len(FEATURES)))
-        coefficients = self._solve(composition, seconds, held, prior=prior)
+        coefficients = self._coefficients(composition, seconds, held, prior)
         coefficients[~composition.any(axis=0) & np.isin(FEATURES, UNSEEN)] = 0.0
         recorded = predicted = 0.0
         for name in dict.fromkeys(table.configuration for table in own):
@@ -216,32 +217,12 @@ class StepTimeModel:
             recorded += float(totals.sum() * np.median(ratios))
         return np.asarray(coefficients * (recorded / predicted), dtype=float)
 
-    def _solve(
-        self, rows: Floats, seconds: Floats, held: Floats, *, prior: Floats | None = None
+    def _coefficients(
+        self, rows: Floats, seconds: Floats, held: Floats, prior: Floats | None = None
     ) -> Floats:
-        """Return the non-negative coefficients of `rows` for `seconds`, robustly.
+        from advisor.step_time.regression import StepTimeRegression  # loads scikit-learn
 
-        The last column of `held` is what its others are to come near to, in the spread of steps.
-        """
-        predicted = seconds.copy()
-        weights = np.ones_like(seconds)
-        spread = 0.1
-        coefficients = np.zeros(rows.shape[1])
-        for _ in range(ITERATIONS):
-            towards = HELD * spread * held
-            scaled = np.concatenate([rows * (weights / predicted)[:, None], towards[:, :-1]])
-            target = np.concatenate([seconds * weights / predicted, towards[:, -1]])
-            if prior is not None:
-                size = np.sqrt(np.mean(np.square(scaled[: len(rows)]), axis=0) * PRIOR_STEPS)
-                scaled = np.concatenate([scaled, np.diag(size)])
-                target = np.concatenate([target, size * prior])
-            coefficients = non_negative_least_squares(scaled, target)
-            predicted = np.maximum(rows @ coefficients, 1e-3 * seconds)
-            residual = (seconds - predicted) / predicted
-            spread = max(1.4826 * float(np.median(np.abs(residual))), 0.01)
-            bound = HUBER * spread
-            weights = np.sqrt(np.minimum(1.0, bound / np.maximum(np.abs(residual), 1e-12)))
-        return coefficients
+        return StepTimeRegression(self.solver).fit(rows, seconds, towards=held, prior=prior).coef_
 
     def _total(self, table: StepTable, law: Floats) -> float:
         return float(np.minimum(table.seconds, STALL * (table.composition @ law)).sum())
@@ -306,6 +287,98 @@ class StepTimeModel:
         return abs(float(np.log(self._total(many, law) / predicted)))
 
 
+def learned(
+    tables: Sequence[StepTable], *, held_out: bool = True, solver: Any = None
+) -> StepTimeModel:
+    """Return `StepTimeModel(solver).fit(tables, held_out=held_out)`.
+
+    It is made once, but for a solver of the user's.
+    """
+
+    def fit() -> StepTimeModel:
+        return StepTimeModel(solver).fit(tables, held_out=held_out)
+
+    return fit() if solver is not None else kept((tables, held_out), fit, _plain, _of_plain)
+
+
+def left_out_groups(tables: Sequence[StepTable]) -> list[list[StepTable]]:
+    """Return the groups of tables to predict from the rest: whole configurations.
+
+    Where nothing else would teach a configuration's laws, each of its recordings alone. Of more
+    than `MOST_LEFT_OUT` groups so many, evenly spaced.
+    """
+    teachers: dict[EngineConfig, set[str]] = {}
+    for table in tables:
+        teachers.setdefault(law_key(table.engine), set()).add(table.configuration)
+    taught = {table.configuration for table in tables if len(teachers[law_key(table.engine)]) > 1}
+    names = [
+        (each.configuration, "" if each.configuration in taught else each.recording)
+        for each in tables
+    ]
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    if len(places) < 2:
+        return []
+    from sklearn.model_selection import LeaveOneGroupOut  # loads scikit-learn
+
+    splits = LeaveOneGroupOut().split(tables, groups=[places[name] for name in names])
+    left_out = [[tables[place] for place in held] for _, held in splits]
+    if len(left_out) > MOST_LEFT_OUT:
+        kept_ones = np.linspace(0, len(left_out) - 1, MOST_LEFT_OUT).round().astype(int)
+        left_out = [left_out[place] for place in kept_ones]
+    return left_out
+
+
+def fewest_requests(tables: Sequence[StepTable]) -> float:
+    """Return how many requests nearly all steps had at least."""
+    place = FEATURES.index("requests")
+    return float(np.quantile(np.concatenate([t.composition[:, place] for t in tables]), 0.05))
+
+
+def inside(held: Sequence[StepTable], rest: Sequence[StepTable]) -> bool:
+    """Whether steps lie, but for a few, within the batches and contexts of the others."""
+    for place in (FEATURES.index("requests"), FEATURES.index("kv_tokens")):
+        values = np.concatenate([table.composition[:, place] for table in held])
+        others = np.concatenate([table.composition[:, place] for table in rest])
+        low, high = np.quantile(others, 0.05), max(t.most[place] for t in rest)
+        if np.median(values) < low or np.quantile(values, 0.95) > 1.1 * high:
+            return False
+    return True
+
+
+def _plain(model: StepTimeModel) -> dict[str, Any]:
+    return {
+        "laws": [
+            {"engine": engine.to_json(), "reads": law.reads}
+            | {"law": plain_fields(law, "prior", "reads")}
+            for engine, law in model.laws_.items()
+        ],
+        "left_out": [
+            {"recording": name, "engine": engine.to_json(), "error": error}
+            | {"inside": model.inside_[name, engine]}
+            | {"configuration": model.configurations_[name, engine]}
+            for (name, engine), error in model.errors_.items()
+        ],
+    }
+
+
+def _of_plain(document: dict[str, Any]) -> StepTimeModel:
+    model = StepTimeModel()
+    model.laws_ = {
+        EngineConfig.from_json(each["engine"]): StepLaw(
+            **with_arrays(each["law"]), reads=Reads(*each["reads"])
+        )
+        for each in document["laws"]
+    }
+    left_out = [
+        ((each["recording"], EngineConfig.from_json(each["engine"])), each)
+        for each in document["left_out"]
+    ]
+    model.errors_ = {name: each["error"] for name, each in left_out}
+    model.inside_ = {name: each["inside"] for name, each in left_out}
+    model.configurations_ = {name: each["configuration"] for name, each in left_out}
+    return model
+
+
 def of_steps(own: Sequence[StepTable], ends: Floats) -> dict[str, Any]:
     """Return the fields of a `StepLaw` that follow from its steps and from its `ends`."""
     return {
@@ -365,7 +438,7 @@ def _weights_read(table: StepTable) -> float:
 
 
 def _towards(shape: Floats, composition: Floats, seconds: Floats, asked: Floats) -> Floats:
-    """Return rows that hold coefficients towards a shape, as `StepTimeModel._solve` takes them.
+    """Return rows that hold coefficients towards a shape, as `StepTimeRegression.fit` takes them.
 
     `asked` [FEATURES, coefficients] says what a feature's time is made of.
     """

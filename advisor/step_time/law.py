@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.machinery import PathFinder
-from importlib.util import module_from_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -21,9 +17,6 @@ if TYPE_CHECKING:
 
 
 FEWER: Final = 2.0  # times fewer requests than recorded, from which a step is outside of that
-BLOCK: Final = 512  # rows that are made triangular at a time
-NOTHING: Final = 1e-12  # share of the target below which a column's part in it is rounding
-_TRIED: Final = "1.17."  # version of scipy; of others all of scipy.optimize is loaded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,60 +91,10 @@ class StepLaw:
 
 
 def non_negative_least_squares(rows: Floats, target: Floats) -> Floats:
-    """Return x >= 0 that minimises |rows x - target|; columns may differ widely in size.
+    """Return x >= 0 that minimises |rows x - target| (`NonNegativeRegression`)."""
+    from advisor.step_time.regression import NonNegativeRegression  # loads scikit-learn
 
-    It is exact to 12 digits or so, and less than that of `target` is nothing. Normal equations
-    would have half the digits, so that another processor would give other numbers.
-    """
-    size = np.sqrt(np.square(rows).sum(axis=0))
-    used = size > 0
-    solution = np.zeros(rows.shape[1])
-    if not used.any():
-        return solution
-    triangle = _triangle(np.column_stack([rows[:, used] / size[used], target]))
-    scaled = _nnls()(triangle[:, :-1], triangle[:, -1])[0]
-    scaled[scaled < NOTHING * np.sqrt(np.square(target).sum())] = 0.0
-    solution[used] = scaled / size[used]
-    return solution
-
-
-def _triangle(rows: Floats) -> Floats:
-    """Return R of the rows' QR: few rows with the same least squares. Blocks stay in the cache."""
-    count, columns = rows.shape
-    if (blocks := count // BLOCK) > 1:
-        first = rows[: blocks * BLOCK].reshape(blocks, BLOCK, columns)
-        parts = np.asarray(np.linalg.qr(first, mode="r"), dtype=float).reshape(-1, columns)
-        rows = np.concatenate([parts, rows[blocks * BLOCK :]])
-    return np.asarray(np.linalg.qr(rows, mode="r"), dtype=float)
-
-
-@lru_cache
-def _nnls() -> Callable[[Floats, Floats], tuple[Floats, float]]:
-    """Return scipy's nnls.
-
-    Loading scipy.optimize takes half a second, and only one of its files computes this. That file
-    is loaded alone where the version was tried, as it rests on scipy's inside.
-    """
-    import scipy  # alone it loads next to nothing
-
-    name = "scipy.optimize._slsqplib"
-    finder = PathFinder.find_spec(name, [str(Path(scipy.__file__).parent / "optimize")])
-    if not scipy.__version__.startswith(_TRIED) or finder is None or finder.loader is None:
-        from scipy.optimize import nnls
-
-        return cast(Callable[[Floats, Floats], tuple[Floats, float]], nnls)
-    inside = module_from_spec(finder)
-    finder.loader.exec_module(inside)
-
-    def solve(rows: Floats, target: Floats) -> tuple[Floats, float]:
-        solution, left, failed = inside.nnls(
-            np.asarray_chkfinite(rows, order="C"), np.asarray_chkfinite(target), 3 * rows.shape[1]
-        )
-        if failed == 3:
-            raise RuntimeError("nnls: too many iterations")
-        return solution, left
-
-    return solve
+    return NonNegativeRegression().fit(rows, target).coef_
 
 
 class StepTotals(Protocol):

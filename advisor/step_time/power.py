@@ -17,10 +17,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from advisor.step_time.kept import kept, plain_fields, with_arrays
 from advisor.step_time.law import non_negative_least_squares
 from traces.schema.engine import EngineConfig
 from traces.statistics import LEVEL, Bools, Floats, Ints, tied
@@ -134,6 +135,23 @@ def _shapes(batch: Floats | float) -> Floats:
 def fit_power(tables: Sequence[PowerTable], limit_w: float | None = None) -> PowerLaw | None:
     """Return the law of an engine's recordings, None where there is nothing to learn from."""
     tables = [table for table in tables if len(table.joules) >= BLOCKS]
+    if not tables:
+        return None
+    return kept(
+        (tables, limit_w),
+        lambda: _fitted(tables, limit_w),
+        lambda law: None if law is None else plain_fields(law),
+        _of_plain,
+    )
+
+
+def _of_plain(fields: dict[str, Any] | None) -> PowerLaw | None:
+    if fields is None:
+        return None
+    return PowerLaw(**with_arrays(fields) | {"batch": tuple(fields["batch"])})
+
+
+def _fitted(tables: Sequence[PowerTable], limit_w: float | None) -> PowerLaw | None:
     amounts = np.concatenate([np.zeros((0, 3)), *(table.amounts for table in tables)])
     joules = np.concatenate([np.zeros(0), *(table.joules for table in tables)])
     seconds, busy, requests = amounts.T

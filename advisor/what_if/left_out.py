@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from advisor.evidence.gather import Evidence, StepTable, gather
 from advisor.evidence.keys import law_key
 from advisor.evidence.runs import RecordedRun
-from advisor.step_time.fit import StepTimeModel, of_steps
+from advisor.step_time.fit import StepTimeModel, learned, of_steps
 from advisor.what_if.question import Question, by_replica
 from advisor.what_if.replayed import Replays
 from traces.errors import TtscopeError, UsageError
@@ -43,7 +43,7 @@ def foretell(
     """
     recordings = told_apart(recordings)
     evidence = gather(recordings, judged=False)
-    model = StepTimeModel().fit(evidence.steps)
+    model = learned(evidence.steps)
     by_name = {recording.name: recording for recording in recordings}
     outcomes = []
     runs: dict[object, RecordedRun] = {}  # of traffic that is drawn again the first draw

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -36,7 +36,7 @@ from advisor.replay.recording import write_recording
 from advisor.replay.replay import PLACED, Replicas
 from advisor.replay.waiting import Waited
 from advisor.step_time.draft_law import draft_law
-from advisor.step_time.fit import StepTimeModel
+from advisor.step_time.fit import StepTimeModel, learned
 from advisor.step_time.operators.files import Operators, read_operators
 from advisor.step_time.power import power_laws
 from advisor.step_time.prior.defaults import (
@@ -147,12 +147,18 @@ class Prediction:
 
 
 def predict(
-    base: Recording, recorded: Run, question: Question, others: Sequence[Recording] = ()
+    base: Recording,
+    recorded: Run,
+    question: Question,
+    others: Sequence[Recording] = (),
+    *,
+    solver: Any = None,
 ) -> Prediction:
     """Replay a recorded run as it was and as asked.
 
     `recorded` is one of the base's runs; `others` are recordings that teach step times and, where
-    they are of the same problems, samples of another model. Raises UsageError for what the
+    they are of the same problems, samples of another model. `solver` is another regression for step
+    times (`StepTimeRegression`). Raises UsageError for what the
     recordings cannot answer, and RecordingError when they hold nothing to replay.
     """
     base, recorded, question = _with_length(base, recorded, question)
@@ -169,7 +175,7 @@ def predict(
     question = _of_servers(evidence, prior, question, asked.engine.data_parallel_size, ranks)
     question = routed.of(question) if routed.answers(asked) else question
     question, placed = _placed(question, prior, operators, evidence)
-    model = StepTimeModel().fit(evidence.steps) if evidence.steps else None
+    model = learned(evidence.steps, solver=solver) if evidence.steps else None
     own = _own_run(evidence, base, recorded)
     drawn = tuple(run for run in evidence.runs if run.drawn and run.engine == own.engine)
     redrafted, law, law_note = None, None, None

@@ -61,7 +61,6 @@ class Advise:
     output: Path | None = option(
         None, "Folder for serve.sh, policy.json, expect.json.", "-o", "--output"
     )
-    models: Path | None = option(None, "Keep what was learned here, for the same recordings.")
     interval: IntervalOf = "others"
     seed: BudgetSeed = 0
     as_json: Json = False
@@ -177,9 +176,7 @@ def print_advice(
     plan, output = asked.plan, asked.output
     with progress_bar() as bar:
         task = bar.add_task("learning from the recordings", total=None)
-        advisor = Advisor.fit(
-            recordings, seed=asked.seed, saved=asked.models, gpus=systems, checks=checks
-        )
+        advisor = Advisor.fit(recordings, seed=asked.seed, gpus=systems, checks=checks)
         for note in advisor.evidence.lost:
             tell(note)
 

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from advisor.evidence import gather as gathering
 from advisor.evidence.gather import gather
 from advisor.evidence.steps import MOST_STEPS, most_of_each, places
-from advisor.step_time import held_out
-from advisor.step_time.fit import StepTimeModel
-from advisor.step_time.held_out import left_out_groups
+from advisor.step_time import fit as step_time_fit
+from advisor.step_time.fit import StepTimeModel, left_out_groups
 from tests.advisor.synthetic import VOTE16, engine_of, record
 from traces.errors import RecordingError
 from traces.recording.reader import Recording
@@ -113,5 +112,5 @@ def test_so_many_configurations_are_left_out_at_most(runs, monkeypatch):
     tables = gather(runs).steps
     every = left_out_groups(tables)
     assert len(every) == 3
-    monkeypatch.setattr(held_out, "MOST_LEFT_OUT", 2)
+    monkeypatch.setattr(step_time_fit, "MOST_LEFT_OUT", 2)
     assert left_out_groups(tables) == [every[0], every[2]]

@@ -127,8 +127,8 @@ def test_energy_of_the_run_and_of_smaller_batches_is_foretold(drawn, narrow):
 
 
 def test_idle_replicas_draw_too(drawn):
-    from advisor.replay.replay import Replicas
     from advisor.replay.draws import MOST
+    from advisor.replay.replay import Replicas
     from advisor.what_if.replayed import poisson_arrivals
 
     one = asked(drawn, rate_per_s=1.0)

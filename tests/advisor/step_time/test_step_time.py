@@ -1,11 +1,8 @@
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
-import scipy
 
 from advisor.evidence.features import (
     FEATURES,
@@ -21,7 +18,7 @@ from advisor.evidence.features import (
 )
 from advisor.evidence.gather import gather
 from advisor.step_time.fit import StepTimeModel
-from advisor.step_time.law import _TRIED, _nnls, non_negative_least_squares
+from advisor.step_time.law import non_negative_least_squares
 from tests.advisor.synthetic import FACTS, GREEDY, NGRAM, VOTE16, engine_of, law_of, record
 from traces.errors import UsageError
 from traces.recording.tables import COMPOSITION, WINDOWED
@@ -215,20 +212,6 @@ def test_coefficients_are_never_negative():
     assert found[2] == 0
     exact = non_negative_least_squares(rows, rows @ np.array([2.0, 3e-6, 1e5]))
     np.testing.assert_allclose(exact, [2.0, 3e-6, 1e5], rtol=1e-6)
-
-
-def test_the_solver_is_scipys_and_loads_nothing_else():
-    from scipy.optimize import nnls
-
-    rng = np.random.default_rng(0)
-    for columns in range(1, 9):
-        rows, target = rng.random((20, columns)), rng.normal(size=20)
-        found, expected = _nnls()(rows, target), nnls(rows, target)
-        assert found[0].tolist() == expected[0].tolist() and found[1] == expected[1]
-    code = "import sys; from advisor.step_time.law import _nnls; _nnls(); print(*sys.modules)"
-    loaded = subprocess.check_output([sys.executable, "-c", code], text=True)
-    tried = scipy.__version__.startswith(_TRIED)
-    assert ("scipy.optimize" in loaded.split()) != tried
 
 
 def test_widening_of_few_repeats_is_students():

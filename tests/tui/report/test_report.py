@@ -401,7 +401,7 @@ def test_report_takes_the_budget_of_advise():
         for verb in ("advise", "report")
     }
     assert options["advise"] - options["report"] == {
-        "--present", "--plan", "--models", "--verify", "--explain", "--with", "--interval",
+        "--present", "--plan", "--verify", "--explain", "--with", "--interval",
     }  # fmt: skip
     assert options["report"] <= options["advise"]
 

@@ -283,13 +283,13 @@ def test_what_was_measured_there_is_not_offered_and_recalibrates_the_rest(wide, 
     assert "recalibrated by there" in " ".join(answer.reasons)
 
 
-def test_saved_laws_hold_no_prior(wide, tmp_path):
-    kept = tmp_path / "laws.json"
-    Advisor.fit([wide], gpus=["test_gpu"], saved=kept)
+def test_kept_laws_hold_no_prior(wide, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        assert len(offered(Advisor.fit([wide], gpus=["test_gpu"]))) > 0
+    (kept,) = tmp_path.glob("ttscope/laws/*.json")
     assert "test_gpu" not in kept.read_text()
     assert DEVICE not in kept.read_text()
-    again = Advisor.fit([wide], gpus=["test_gpu"], saved=kept)
-    assert len(offered(again)) > 0
 
 
 def test_what_cannot_be_offered_is_said(tmp_path, wide):
