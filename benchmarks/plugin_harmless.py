@@ -4,6 +4,11 @@
 reasoner), has each answer the same 200 prompts at temperature 0, eight at a time, and compares the
 texts with those of a server without the plugin: first of a second such server, as control. The full
 disk is a file system of 256 kB that `ttscope attach` writes to (needs root, else it is left out).
+
+``python -m benchmarks.plugin_harmless --listeners`` needs no engine. Beside each kind of hostile
+listener a probe gets 100 steps a second for 8 s, and then a receiver takes the listener's port. It
+prints the processor time of the probe's thread, how late a thread woke that slept 1 ms at a time,
+and the steps that arrived: all of them, or as many as its buffer holds, the newest.
 """
 
 import argparse
@@ -18,14 +23,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 
 from benchmarks.servers.clients import verb
+from benchmarks.servers.hostile_server import KINDS
 from benchmarks.servers.vllm_server import ROOT, free_port, running, with_probe
 from profiler.workload.problems import load_workload
 
 COMPLETIONS, AT_A_TIME, TOKENS = 200, 8, 48
+BESIDE_S, STEPS_PER_S = 8.0, 100
 RAISES = """
 seen, row = 0, plugin._row
 def failing(*told):
@@ -139,10 +147,75 @@ NAMES = (
 )
 
 
+@contextmanager
+def hostile_listener(kind: str, port: int) -> Iterator[None]:
+    """Listen in a process of its own, so that only the probe's work is counted here."""
+    command = [sys.executable, "-m", "benchmarks.servers.hostile_server", kind]
+    process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT)
+    try:
+        time.sleep(1)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def beside(kind: str, *, capacity: int | None) -> None:
+    """Print what a hostile listener costs a probe, whose buffer holds so many steps."""
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+    from profiler.attach.receiver.receiver import Receiver
+    from profiler.plugin import step_logger
+
+    whole, port = step_logger.CAPACITY, free_port()
+    step_logger.CAPACITY = capacity or whole
+    step_logger._SENDING.clear()
+    os.environ[step_logger.VARIABLE] = f"http://127.0.0.1:{port}"
+    ends: list[int] = []
+    late: list[float] = []
+    with hostile_listener(kind, port):
+        probe = step_logger.StepLogger(SimpleNamespace(), 0)
+        assert probe._thread is not None and probe._thread.ident is not None
+        clock = time.pthread_getcpuclockid(probe._thread.ident)
+        begun, used = time.monotonic(), time.clock_gettime(clock)
+        while time.monotonic() - begun < BESIDE_S:
+            asked = time.monotonic()
+            time.sleep(0.001)
+            late.append(time.monotonic() - asked - 0.001)
+            if len(ends) < (time.monotonic() - begun) * STEPS_PER_S:
+                probe.record(SchedulerStats(num_running_reqs=1), IterationStats())
+                ends.append(probe._ring[-1][0])
+        took = time.monotonic() - begun
+        used = time.clock_gettime(clock) - used
+    receiver, kept = Receiver("127.0.0.1", port), list[int]()
+    receiver.start()
+    until = time.monotonic() + 20
+    while len(kept) < min(len(ends), step_logger.CAPACITY) and time.monotonic() < until:
+        kept += [row[0] for batch in receiver.take_batches() for row in batch.rows]
+        time.sleep(0.05)
+    receiver.close()
+    probe.on, step_logger.CAPACITY = False, whole
+    newest = kept == ends[-len(kept) :] if kept else False
+    p99 = sorted(late)[len(late) * 99 // 100]
+    print(
+        f"{kind}: {used:.2f} of {took:.1f} s ({used / took:.1%} of a core), 1 ms wakes "
+        f"{p99 * 1e3:.1f} ms late (p99), {len(kept):,} of {len(ends):,} steps arrived, the buffer "
+        f"holds {capacity or whole:,}, the newest: {newest}",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
-    names = parser.parse_args().names or list(NAMES)
+    parser.add_argument("--listeners", action="store_true", help="hostile listeners, no engine")
+    asked = parser.parse_args()
+    if asked.listeners:
+        for kind in KINDS:
+            beside(kind, capacity=None)
+        beside("continue", capacity=300)
+        return
+    names = asked.names or list(NAMES)
     os.environ.pop("TTSCOPE_PLUGIN", None)
     print(f"{COMPLETIONS} completions of {TOKENS} tokens at temperature 0 by demo/s")
     with tempfile.TemporaryDirectory() as root:

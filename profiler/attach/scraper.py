@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import httpx
 import polars as pl
 
+from profiler.doors.clients import AnswerTooLarge, Client
 from profiler.engines.server.access import Access
 from traces.clock import now_ns
 from traces.live.metrics_page import PageReader, Series
@@ -31,9 +32,9 @@ from traces.live.numbers import RUNNING
 from traces.recording.tables import SCRAPES, SILENT
 
 PERIOD_S = 1.0
-_TIMEOUT = httpx.Timeout(5.0, connect=3.0)
-_LONGEST_PAGE_S = 10.0
+_CONNECT_S, _PAGE_S = 3.0, 10.0  # a page in all
 _MOST_PAGE_BYTES = 16 << 20
+_TOO_LARGE = f"a page of more than {_MOST_PAGE_BYTES >> 20} MB"
 _MOST_WAITING = 300  # pages that may wait for the writer
 _BUSY_SHARE = 0.1  # of the time, at most, a request of ours is in the server
 _LAST_S = 3.0  # that the last poll may take
@@ -145,8 +146,11 @@ class Scraper:
         self.polls = self.failures = self.dropped = 0
         self.lost = threading.Event()
         self._stopping = threading.Event()
-        self._client = httpx.Client(
-            headers={**access.metrics_headers, "Accept": "text/plain"}, timeout=_TIMEOUT
+        self._client = Client(
+            headers={**access.metrics_headers, "Accept": "text/plain"},
+            seconds=_PAGE_S,
+            connect_s=_CONNECT_S,
+            most_bytes=_MOST_PAGE_BYTES,
         )
         self._thread = threading.Thread(target=self._work, name="ttscope-scrape", daemon=True)
 
@@ -168,9 +172,7 @@ class Scraper:
                 for piece in answer.iter_bytes():
                     body += piece
                     if len(body) > _MOST_PAGE_BYTES:
-                        raise ScrapeError(f"a page of more than {_MOST_PAGE_BYTES >> 20} MB")
-                    if time.monotonic() - begun > _LONGEST_PAGE_S:  # it drips
-                        raise ScrapeError("no whole page in time")
+                        raise ScrapeError(_TOO_LARGE)
             page = self.access.metrics_page
             at_metrics = self.access.metrics is None or urlsplit(page).path == "/metrics"
             if at_metrics and body.lstrip()[:1] == b"[":
@@ -180,6 +182,8 @@ class Scraper:
             values = self.reader.read(body.decode("utf-8", "replace"))
         except httpx.TimeoutException:
             raise ScrapeError("no answer in time") from None
+        except AnswerTooLarge:
+            raise ScrapeError(_TOO_LARGE) from None
         except httpx.HTTPError as error:
             raise ScrapeError(type(error).__name__) from None
         except ValueError:

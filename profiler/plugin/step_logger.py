@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import http.client
 import logging
 import os
 import sys
@@ -29,6 +28,7 @@ from urllib.parse import urlsplit
 import msgspec
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from profiler.doors.outgoing import Try
 from profiler.plugin.batches import COLUMNS, MOST_ROWS, STEPS_PATH
 from profiler.plugin.process_clock import listening_ports, process_start
 from profiler.plugin.shared_token import shared_token
@@ -44,7 +44,7 @@ VARIABLE = "TTSCOPE_PLUGIN"
 CAPACITY = 20_000  # steps that may wait: some minutes of a receiver that is away
 PERIOD_S = 0.5
 _NEXT_S = 0.05  # until the next batch, where more than one wait
-_TIMEOUT_S = 2.0
+_TIMEOUT_S, _MOST_ANSWER_BYTES = 2.0, 16 << 10
 _LONGEST_PAUSE_S = 2.0  # who attaches waits a little longer (incoming.HELLO_S)
 _LAST_S = 0.5  # at most, that the end of the process waits for the last steps
 _MOST_PORTS = 16
@@ -215,16 +215,12 @@ class StepLogger(StatLoggerBase):  # type: ignore[misc]
         """Send what waits; False when it could not be delivered and waits on."""
         if self._token is None and not self._read_token():
             return self._wait_on()
-        connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
         try:
-            connection.connect()  # first, since a batch is dear to make for nobody
-            connection.request("POST", STEPS_PATH, self._batch(), headers)
-            status = connection.getresponse().status
-        except (OSError, http.client.HTTPException):
+            tried = Try(_TIMEOUT_S, _MOST_ANSWER_BYTES)
+            status = tried.post(self._address, STEPS_PATH, headers, self._batch)
+        except (OSError, ValueError):
             return self._wait_on()
-        finally:
-            connection.close()
         if status == 401:  # who attaches next may have ours, or there may be another by then
             self._refused, self._token = True, None
             self._say(f"the receiver has another token. {_FIX}")

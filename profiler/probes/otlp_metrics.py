@@ -159,7 +159,9 @@ def exporter_of(url: str | None = None) -> MetricExporter | None:
     else:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-        exporter = OTLPMetricExporter(**arguments)
+        from profiler.doors.clients import export_session
+
+        exporter = OTLPMetricExporter(**arguments, session=export_session())
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("opentelemetry.exporter"):
             logging.getLogger(name).addFilter(once_a_message)

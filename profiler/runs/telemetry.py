@@ -30,6 +30,7 @@ from opentelemetry.trace import (
     get_current_span,
 )
 
+from profiler.doors.clients import export_session
 from profiler.engines.server.access import without_secrets
 from profiler.probes.otlp_metrics import (
     OtlpMetrics,
@@ -143,7 +144,7 @@ def _span_exporter(otlp: str | None) -> SpanExporter | None:
     if by_grpc(otlp, "TRACES"):
         exporter: SpanExporter = grpc_exporters("trace_exporter").OTLPSpanExporter()
         return exporter
-    return OTLPSpanExporter(**arguments)
+    return OTLPSpanExporter(**arguments, session=export_session())
 
 
 class Telemetry:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from profiler.doors.clients import Client
 from profiler.engines.interface import Prompt
 from traces.errors import UsageError
 from traces.schema.tts.parameters import check_url, text
@@ -45,7 +46,7 @@ class HttpScorer:
     def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
         check_url(url)
         self.url = url
-        self._client = httpx.Client(timeout=timeout_s)
+        self._client = Client(seconds=timeout_s)
 
     def __call__(self, prompt: Prompt, completions: Sequence[str]) -> Scores:
         """Return the scores. Raises httpx.HTTPError or ValueError."""

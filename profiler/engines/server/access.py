@@ -37,11 +37,11 @@ class Access:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     metrics: str | None = None
 
-    def client(self, timeout_s: float = 10.0) -> httpx.Client:
-        """Return a client of the server, to be closed."""
-        import httpx
+    def client(self, seconds: float | None = None) -> httpx.Client:
+        """Return a client of the server, to be closed; each answer has so long in all."""
+        from profiler.doors.clients import Client
 
-        return httpx.Client(base_url=self.url, headers=dict(self.headers), timeout=timeout_s)
+        return Client(base_url=self.url, headers=dict(self.headers), seconds=seconds)
 
     @property
     def where(self) -> str:
@@ -159,19 +159,20 @@ def without_secrets(url: str) -> str:
     return f"{scheme}{mark}{before.rpartition('@')[2]}"
 
 
-def read_key(variable: str | None, file: Path | None) -> str | None:
-    """Return the API key from an environment variable or a file; None when neither is named.
+def read_key(variable: str | None, file: Path | None, option: str = "--api-key") -> str | None:
+    """Return a key from an environment variable or a file; None when neither is named.
 
-    Raises UsageError that names where it was looked for, and never what was found.
+    `option` begins the names of both. Raises UsageError that names where it was looked for, and
+    never what was found.
     """
     if variable is not None and file is not None:
-        raise UsageError("--api-key-env and --api-key-file exclude each other")
+        raise UsageError(f"{option}-env and {option}-file exclude each other")
     if variable is not None:
-        where, text = f"--api-key-env {variable}", os.environ.get(variable, "")
+        where, text = f"{option}-env {variable}", os.environ.get(variable, "")
         if not text:
             raise UsageError(f"{where}: this variable is not set")
     elif file is not None:
-        where = f"--api-key-file {file}"
+        where = f"{option}-file {file}"
         try:
             with file.open("rb") as opened:
                 text = opened.read(_MOST_KEY_BYTES + 1).decode()

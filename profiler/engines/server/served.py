@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import re
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,6 @@ from profiler.engines.options import model_path
 from traces.errors import EngineError
 from traces.schema.engine import EngineConfig, ModelFacts
 
-MOST_ANSWER_BYTES = 8 << 20  # of what is asked of a server once
-LONGEST_ANSWER_S = 15.0  # the same
 LONGEST_NAME = 256  # characters of a model's name and of a version
 MOST_TOKENS = 1 << 40  # that a server may say it has room for or has counted
 PLAIN = {"Accept-Encoding": "identity"}  # so that no answer can swell
@@ -101,39 +96,13 @@ def count(told: Any) -> int | None:
 def asked(client: httpx.Client, path: str) -> bytes:
     """Return the body of a GET that is answered 200.
 
-    Raises httpx.HTTPError, also where the whole answer takes longer than `LONGEST_ANSWER_S`, and
-    ValueError where it is larger than `MOST_ANSWER_BYTES` or compressed.
+    Raises httpx.HTTPError, also where it is too large or takes too long, and ValueError where it is
+    compressed.
     """
-    answers: queue.Queue[bytes | Exception] = queue.Queue()
-
-    def ask() -> None:
-        try:
-            answers.put(_body(client, path))
-        except Exception as error:  # raised below
-            answers.put(error)
-
-    threading.Thread(target=ask, name="ttscope-ask", daemon=True).start()
-    try:
-        answer = answers.get(timeout=LONGEST_ANSWER_S)
-    except queue.Empty:  # a head that never ends; the thread is left behind
-        raise httpx.ReadTimeout("no whole answer in time") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def _body(client: httpx.Client, path: str) -> bytes:
-    until, body = time.monotonic() + LONGEST_ANSWER_S, bytearray()
     with client.stream("GET", path, headers=PLAIN) as answer:
         answer.raise_for_status()
         check_plain(answer)
-        for piece in answer.iter_raw(1 << 16):
-            body += piece
-            if len(body) > MOST_ANSWER_BYTES:
-                raise ValueError("an answer that is too large")
-            if time.monotonic() > until:
-                raise httpx.ReadTimeout("no whole answer in time")
-    return bytes(body)
+        return b"".join(answer.iter_raw())
 
 
 def check_plain(answer: httpx.Response) -> None:

@@ -22,6 +22,13 @@ from typing import Any
 import httpx
 import msgspec
 
+from profiler.doors.clients import (
+    ANSWER_S,
+    MOST_ANSWER_BYTES,
+    MOST_STREAM_BYTES,
+    Client,
+    StreamingClient,
+)
 from profiler.engines.interface import (
     THINK_END,
     THINK_START,
@@ -32,8 +39,6 @@ from profiler.engines.interface import (
 from profiler.engines.server.access import Access
 from profiler.engines.server.identity import identify
 from profiler.engines.server.served import (
-    LONGEST_ANSWER_S,
-    MOST_ANSWER_BYTES,
     PLAIN,
     ask_model,
     asked,
@@ -41,7 +46,7 @@ from profiler.engines.server.served import (
     check_plain,
     describe,
 )
-from profiler.engines.server.stream import BadAnswer, Stream
+from profiler.engines.server.stream import BadAnswer, Stream, whole_characters
 from traces.clock import now_ns
 from traces.errors import EngineError
 from traces.live.engine_names import SGLANG, VLLM
@@ -98,7 +103,7 @@ class ServerEngine(Engine):
     ) -> None:
         self.url = Access.of(url).url  # it stands in messages and recordings
         self._headers = dict(headers or {})
-        self._timeout = httpx.Timeout(timeout_s, connect=10.0)
+        self._timeout_s = timeout_s
         self._results: queue.Queue[SampleResult] = queue.Queue()
         self._live: dict[str, tuple[Future[None], Stream]] = {}
         self._encoded: dict[str, list[int]] = {}
@@ -119,10 +124,10 @@ class ServerEngine(Engine):
             target=self._loop.run_forever, name="ttscope-http", daemon=True
         )
         self._thread.start()
-        self._client = httpx.AsyncClient(
+        self._client = StreamingClient(
             base_url=self.url,
             headers=self._headers,
-            timeout=self._timeout,
+            timeout=httpx.Timeout(self._timeout_s, connect=10.0),
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=256, keepalive_expiry=IDLE_S
             ),
@@ -131,7 +136,7 @@ class ServerEngine(Engine):
     def _look(
         self, model: str | None, name: str | None, declared: dict[str, Any]
     ) -> tuple[str, EngineConfig, ModelFacts | None]:
-        with httpx.Client(base_url=self.url, headers=self._headers, timeout=10.0) as client:
+        with Client(base_url=self.url, headers=self._headers) as client:
             card = ask_model(client, self.url, model)
             identity = identify(client, card)
             self.engine = identity.engine
@@ -185,7 +190,7 @@ class ServerEngine(Engine):
         body = {"model": self._served, "prompt": [0], "max_tokens": 1, "thinking_token_budget": 1}
         with (
             contextlib.suppress(httpx.HTTPError),
-            httpx.Client(base_url=self.url, headers=self._headers, timeout=60.0) as client,
+            Client(base_url=self.url, headers=self._headers, seconds=60.0) as client,
         ):
             return client.post("/v1/completions", json=body).status_code == 200
         return False
@@ -200,7 +205,7 @@ class ServerEngine(Engine):
 
         async def count() -> None:
             with contextlib.suppress(Exception):  # a sample of it tells
-                async with asyncio.timeout(LONGEST_ANSWER_S):
+                async with asyncio.timeout(ANSWER_S):
                     for prompt in itertools.islice(prompts, _MOST_LENGTHS):
                         await self._length(prompt, longest or 0)
 
@@ -298,13 +303,14 @@ class ServerEngine(Engine):
         if earlier is not None and earlier.token_ids is None and request.chat:
             return stream.result(request.request_id, NO_IDS)
         try:
-            await _take(pieces, stream)
+            await _take(pieces, stream, self._timeout_s)
         except httpx.HTTPStatusError as failure:
             error = f"HTTP {failure.response.status_code}"
         except Refused as failure:
             error = f"HTTP {failure.status}"
         except BadAnswer as failure:
             error = f"HTTP 200, {failure}"
+            self._was_told(request, 200, failure.said)
         except NoLength:
             error = NO_LENGTH
         except Exception as failure:  # whatever a server answers, the sample ends
@@ -312,7 +318,7 @@ class ServerEngine(Engine):
         try:
             return stream.result(request.request_id, error)
         except Exception as failure:  # what it kept cannot be summed up
-            kept = "".join(each for each in stream.text if isinstance(each, str))
+            kept = whole_characters("".join(e for e in stream.text if isinstance(e, str)))
             return SampleResult(
                 request_id=request.request_id,
                 text=kept,
@@ -320,6 +326,10 @@ class ServerEngine(Engine):
                 end=now_ns(),
                 error=error or type(failure).__name__,
             )
+
+    def _was_told(self, request: SampleRequest, status: int, body: bytes) -> None:
+        """Keep the first error that the server said of a request."""
+        self.refusal = self.refusal or what_it_said(body)
 
     async def _pieces(self, request: SampleRequest) -> AsyncGenerator[bytes, None]:
         """Send a request, and give what comes of its answer as it comes."""
@@ -331,7 +341,7 @@ class ServerEngine(Engine):
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self._client.stream("POST", path, json=body, headers=headers) as response:
             if response.status_code >= 400 and self.refusal is None:
-                self.refusal = what_it_said(await _beginning(response))
+                self._was_told(request, response.status_code, await _beginning(response))
             response.raise_for_status()
             check_plain(response)
             async for piece in response.aiter_raw():
@@ -395,10 +405,10 @@ class ServerEngine(Engine):
         """Ask the server for the token ids of a text, with those that begin a prompt or without.
 
         Raises Refused, BadAnswer where the answer has none or is too large, TimeoutError where it
-        takes longer than `LONGEST_ANSWER_S`, and what the connection raises.
+        takes longer than `ANSWER_S`, and what the connection raises.
         """
         body = {"model": self._served, "prompt": text, "add_special_tokens": special}
-        async with asyncio.timeout(LONGEST_ANSWER_S):
+        async with asyncio.timeout(ANSWER_S):
             status, answer = await self._answered("/tokenize", body)
         if status != 200:
             raise Refused(status)
@@ -520,14 +530,25 @@ def what_it_said(body: bytes) -> str | None:
     return (line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}..") or None
 
 
-async def _take(pieces: AsyncGenerator[bytes, None], stream: Stream) -> None:
-    """Take the events of an answer up to its end. Raises BadAnswer for what is no answer."""
-    events = Events()
-    async for piece in pieces:
-        for event in events.of(piece):
-            stream.take(event, now_ns())
-        if events.done:
-            break
+async def _take(pieces: AsyncGenerator[bytes, None], stream: Stream, silent_s: float) -> None:
+    """Take the events of an answer up to its end.
+
+    Raises BadAnswer for what is no answer, TimeoutError where no token comes for so long, whatever
+    else does.
+    """
+    events, loop, came, chunks = Events(), asyncio.get_running_loop(), 0, 0
+    async with asyncio.timeout(silent_s) as silence:
+        async for piece in pieces:
+            came += len(piece)
+            if came > MOST_STREAM_BYTES:
+                raise BadAnswer("an answer that is too long")
+            for event in events.of(piece):
+                stream.take(event, now_ns())
+            if events.done:
+                break
+            if stream.chunks > chunks:
+                chunks = stream.chunks
+                silence.reschedule(loop.time() + silent_s)
     for event in events.of(b"\n"):
         stream.take(event, now_ns())
     stream.done = events.done
@@ -568,7 +589,7 @@ class Events:
             if not isinstance(event, dict):
                 raise BadAnswer("an event that is no object")
             if event.get("error"):
-                raise BadAnswer("an error in the stream")
+                raise BadAnswer("an error in the stream", data)
             yield event
         if len(self._rest) > _LONGEST_LINE:
             raise BadAnswer("a line that is too long")

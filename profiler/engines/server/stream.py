@@ -23,7 +23,24 @@ _LONGEST_REASON = 64  # characters
 
 
 class BadAnswer(Exception):
-    """What a server answered is no answer; says why, and repeats nothing of it."""
+    """What a server answered is no answer; says why, and repeats nothing of it.
+
+    `said` is an error that it sent for one, for who asked alone.
+    """
+
+    def __init__(self, why: str, said: bytes = b"") -> None:
+        super().__init__(why)
+        self.said = said
+
+
+def whole_characters(text: str) -> str:
+    """Return a text whose halves of characters are joined, or replaced where they are alone.
+
+    JSON may hold halves, and a server may cut between them. UTF-8 cannot.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @dataclass
@@ -174,7 +191,7 @@ class Stream:
         details = self.usage.get("prompt_tokens_details")
         cached = count(details.get("cached_tokens")) if isinstance(details, dict) else None
         prompt, ids = self.prompt_token_ids, self.token_ids
-        text = "".join(self.text)
+        text = whole_characters("".join(self.text))
         if self.ended_by in self.cuts:
             text = text.removesuffix(self.ended_by or "")
         mean = sum(self.logprobs) / len(self.logprobs) if self.logprobs else None

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from profiler.engines.server import served
+from profiler.doors import clients
 from profiler.engines.server.server import ServerEngine
 from profiler.runs.record import record
 from profiler.workload.problems import load_workload
@@ -173,7 +173,7 @@ def dripping(handler):
 
 @pytest.mark.parametrize("models", [endless, bomb, dripping])
 def test_an_answer_without_end_is_one_line(monkeypatch, models):
-    monkeypatch.setattr(served, "LONGEST_ANSWER_S", 1.0)
+    monkeypatch.setattr(clients, "ANSWER_S", 1.0)
     with server(models=models) as url, pytest.raises(EngineError):
         ServerEngine(url)
 

@@ -1,0 +1,1 @@
+"""What leaves this process and who comes to it: each try bounded, each listener guarded."""
