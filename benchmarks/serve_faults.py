@@ -1,19 +1,26 @@
 """`ttscope serve` under what goes wrong: bad bodies, clients that vanish, an engine that is killed.
 
     python -m benchmarks.serve_faults [--bodies 10000] [--clients 300] [--kills 5] [--soak 60]
-        [--rate 20]
+        [--rate 20] [--files 16384] [--only silent drips large hostile]
 
 After each part a question must be answered, nothing may be in flight, and the recording at the end
 must be whole. `--soak` asks for so many seconds, at most `--rate` questions a second. The memory is
-that of the process after each part.
+that of the process after each part, and the greatest so far.
+
+The last parts are of clients that attack: 1,300 sockets that say nothing (worst with `--files
+1024`), 320 bodies that drip, and 64 questions of 64 samples with bodies of 4 MB. Meanwhile good
+questions are asked one by one, and the slowest answer is told. `hostile` puts an engine there that
+answers 100 for ever.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -23,8 +30,12 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks.serve_overhead import BODY, ready, serving, start
+from benchmarks.servers.hostile_server import hostile
 from benchmarks.servers.vllm_server import free_port
 from traces.recording.reader import Recording
+
+PARTS = ("bodies", "clients", "kills", "soak", "silent", "drips", "large", "hostile")
+SILENT, DRIPS, LARGE, LARGE_BYTES, GOOD = 1_300, 320, 64, 4_100_000, 20
 
 
 def main() -> None:
@@ -34,6 +45,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--soak", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=20.0)
+    parser.add_argument("--files", type=int, default=16_384, help="that serve may open")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     asked = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -58,9 +71,13 @@ class Parts:
         self.engines = stack.enter_context(ExitStack())
         self._start_engine()
         asyncio.run(ready(f"http://127.0.0.1:{engine}/v1/models"))
-        policy = {"method": "agreement", "n": 4, "agree": 2, "temperature": 0.8}
+        policy: dict[str, object] = {"method": "agreement", "n": 4, "agree": 2, "temperature": 0.8}
         command = [*serving(folder, policy, engine, port), "--drain", "5"]
+        document = json.loads((folder / "policy.json").read_text())
+        (folder / "policy.json").write_text(json.dumps({**document, "most_n": 64}))
         self.process = start(stack, command, None)
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (asked.files, asked.files))
+        self.port = port
 
     def _start_engine(self) -> None:
         command = [sys.executable, "-m", "benchmarks.servers.fake_engine"]
@@ -74,9 +91,9 @@ class Parts:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32)) as session:
             self.session = session
             await self.after("begun")
-            for part in (self._bodies, self._clients, self._kills, self._soak):
+            for name in self.asked.only:
                 begun = time.monotonic()
-                told = await part()
+                told = await getattr(self, f"_{name}")()
                 await self.after(f"{told} in {time.monotonic() - begun:.0f} s")
 
     async def _ask(self, **more: object) -> int:
@@ -93,11 +110,112 @@ class Parts:
             if not in_flight:
                 break
             await asyncio.sleep(0.1)
-        print(f"{told}: in flight {in_flight}, {self._mb():.0f} MB", flush=True)
+        most = f"at most {self._mb('VmHWM:'):.0f}"
+        print(f"{told}: in flight {in_flight}, {self._mb():.0f} MB, {most}", flush=True)
 
-    def _mb(self) -> float:
+    def _mb(self, name: str = "VmRSS:") -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+        return int(status.partition(name)[2].split()[0]) / 1024
+
+    async def _good(self) -> str:
+        """Ask good questions on connections of their own; return how they were answered."""
+        counts, slowest = dict[object, int](), 0.0
+        for _ in range(GOOD):
+            begun, how = time.monotonic(), "no answer"
+            limit = aiohttp.ClientTimeout(total=10)
+            try:
+                async with (
+                    aiohttp.ClientSession(timeout=limit) as own,
+                    own.post(f"{self.url}/v1/chat/completions", json=BODY) as answer,
+                ):
+                    await answer.read()
+                    how = str(answer.status)
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            counts[how] = counts.get(how, 0) + 1
+            slowest = max(slowest, time.monotonic() - begun)
+            await asyncio.sleep(0.05)
+        return f"good questions answered {counts}, the slowest in {slowest:.2f} s"
+
+    async def _silent(self) -> str:
+        opened = await self._opened(SILENT, b"")
+        told = await self._good()
+        _closed(opened)
+        return f"{SILENT:,} silent sockets: {told}"
+
+    async def _drips(self) -> str:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 4000000\r\n\r\n"
+        opened = await self._opened(DRIPS, head.encode())
+
+        async def drip() -> None:
+            while True:
+                for _, writer in opened:
+                    writer.write(b" ")
+                await asyncio.sleep(1)
+
+        dripping = asyncio.create_task(drip())
+        told = await self._good()
+        dripping.cancel()
+        _closed(opened)
+        return f"{DRIPS} dripping bodies: {told}"
+
+    async def _opened(
+        self, count: int, sent: bytes
+    ) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        opened = []
+        for _ in range(count):
+            try:
+                made = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", self.port), 2)
+            except (OSError, TimeoutError):
+                continue
+            made[1].write(sent)
+            opened.append(made)
+        return opened
+
+    async def _large(self) -> str:
+        content = "x" * LARGE_BYTES
+        body = {**BODY, "messages": [{"role": "user", "content": content}], "ttscope": {"n": 64}}
+        raw, counts = json.dumps(body).encode(), dict[object, int]()
+        connector = aiohttp.TCPConnector(limit=0)
+
+        async def ask(session: aiohttp.ClientSession) -> None:
+            try:
+                async with session.post(
+                    f"{self.url}/v1/chat/completions", data=io.BytesIO(raw)
+                ) as answer:
+                    await answer.read()
+                    how: object = answer.status
+            except (aiohttp.ClientError, TimeoutError):
+                how = "no answer"
+            counts[how] = counts.get(how, 0) + 1
+
+        limit = aiohttp.ClientTimeout(total=120)
+        async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
+            asked = [asyncio.create_task(ask(session)) for _ in range(LARGE)]
+            await asyncio.sleep(0.5)
+            told = await self._good()
+            meanwhile = sum(not each.done() for each in asked)
+            await asyncio.gather(*asked)
+        return (
+            f"{LARGE} questions of 64 samples and 4 MB, answered {counts}, {meanwhile} of them "
+            f"later than the good ones: {told}"
+        )
+
+    async def _hostile(self) -> str:
+        self.engines.close()
+        with hostile("continue", self.engine):
+            begun = time.monotonic()
+            asked = [asyncio.create_task(self._ask()) for _ in range(20)]
+            await asyncio.wait(asked, timeout=20)
+            took = time.monotonic() - begun
+            done = sum(each.done() for each in asked)
+            told = f"{done} of 20 questions answered in {took:.1f} s, {self._mb():.0f} MB"
+            for each in asked:
+                each.cancel()
+        self._start_engine()
+        await ready(f"http://127.0.0.1:{self.engine}/v1/models")
+        return f"an engine that answers 100 for ever: {told}"
 
     async def _bodies(self) -> str:
         draw, counts = random.Random(0), dict[int, int]()
@@ -158,6 +276,11 @@ class Parts:
         await asyncio.gather(*tasks)
         rate = f"{self.asked.rate:g}/s"
         return f"{count:,} questions at up to {rate}, MB on the way {', '.join(held)}"
+
+
+def _closed(opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    for _, writer in opened:
+        writer.close()
 
 
 def malformed(draw: random.Random, good: bytes) -> bytes:

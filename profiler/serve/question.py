@@ -21,6 +21,10 @@ MOST_SEED = 1 << 62
 NO_SEED = -1  # a seed that stands for none, as vLLM has it
 _NAME = re.compile(r"[A-Za-z0-9_:@~-][A-Za-z0-9_.:@~-]{0,63}")
 _FIELD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_HALF = re.compile(  # one that is high without a low one behind it, or low without a high one
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 _PIECE = 512  # characters of a streamed chunk
 _OURS = frozenset(  # read here, or of no meaning for a question
     {
@@ -110,6 +114,26 @@ class ServedQuestion:
     context: Context = field(default_factory=Context)
     refusal: tuple[int, bytes] | None = None
     parsed: bool = False
+    _shared: dict[Any, bytes] = field(default_factory=dict)
+
+    def encoded(self, asked: Mapping[str, Any], prompt_is_ours: bool) -> tuple[bytes, ...]:
+        """Return the JSON of a sample's request in parts: what is asked, and what all samples say.
+
+        That second part is the further fields, and the prompt where it is the question's own. It is
+        encoded once, as it may have megabytes.
+        """
+        prompt = "messages" if self.chat else "prompt"
+        own = {name: v for name, v in asked.items() if name != prompt or not prompt_is_ours}
+        key = prompt_is_ours, tuple(name for name in self.extra if name in own)
+        if key not in self._shared:
+            said = {name: v for name, v in self.extra.items() if name not in own}
+            more = {prompt: asked[prompt]} if prompt_is_ours else {}
+            self._shared[key] = msgspec.json.encode({**said, **more})[1:]
+        return (
+            msgspec.json.encode(own)[:-1],
+            b"," if len(self._shared[key]) > 1 else b"",
+            self._shared[key],
+        )
 
 
 def read_body(raw: bytes) -> dict[str, Any]:
@@ -118,6 +142,11 @@ def read_body(raw: bytes) -> dict[str, Any]:
         check_values(raw, MOST_VALUES)
         body = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
+        if _HALF.search(raw):
+            raise BadRequest(
+                "the body holds half of a character (a lone surrogate, \\ud800 to \\udfff). Send "
+                "both halves, or leave it out"
+            ) from None
         raise BadRequest("the body is not JSON, or holds too many values") from None
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object")

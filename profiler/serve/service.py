@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -22,8 +22,10 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from prometheus_client import Counter as Count
 from yarl import URL
 
+from profiler.doors.guard import BODY_S, bears, connections_of
+from profiler.doors.site import SiteGuard, guarded, listen
 from profiler.engines.interface import NO_ROOM
-from profiler.engines.server.server import OWN_ERRORS
+from profiler.engines.server.server import OWN_ERRORS, what_it_said
 from profiler.policies.registry import effort_for
 from profiler.runs.flight import Flight, Sent
 from profiler.runs.telemetry import Telemetry
@@ -39,7 +41,7 @@ from profiler.serve.question import (
     whole_answer,
     why_passed,
 )
-from profiler.serve.upstream import Upstream, goes_on
+from profiler.serve.upstream import KEYS, Upstream, goes_on
 from profiler.workload.problems import Problem, Workload
 from profiler.workload.scorers import ScoringThreads, scorer_of
 from profiler.workload.verifiers import Verifier
@@ -55,12 +57,15 @@ HEADER = "X-Ttscope"
 MOST_RUNS = 256  # policies that differ in what requests ask for. Others are one run together
 _JSON = {"Content-Type": "application/json"}
 _WAIT_S = 10.0  # until a streamed answer begins with comments that keep the connection
-_BODY_S = 30.0
+_MOST_CONNECTIONS = 1_024
+_MOST_HELD_BYTES = 64 << 20  # of all bodies that come or are answered
+_IDLE_S = 75.0
 _HOP = {
-    *("connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding"),
-    *("host", "te", "trailer", "upgrade", "proxy-authorization", "accept-encoding", "cookie"),
-    *("expect", "http2-settings"),
+    *("connection", "keep-alive", "transfer-encoding", "content-length", "host", "te", "trailer"),
+    *("upgrade", "proxy-authorization", "cookie", "expect", "http2-settings"),
 }
+_ASKED = _HOP | {"accept-encoding", "content-encoding"}  # a body is decoded before it goes on
+_WITH = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
 _TRACE = TraceContextTextMapPropagator()
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 _ENDING = "ttscope is ending. Ask another server"
@@ -81,6 +86,7 @@ class Settings:
     port: int = 8100
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    key: str | None = field(default=None, repr=False)  # that clients give, None: they need none
     in_flight: int = 64
     waiting: int = 256
     timeout_s: float = 600.0
@@ -172,6 +178,11 @@ class Service:
         )
         self._no_chats = continued and not self.upstream.continues_chats
         self.upstream.on_result = self._on_result
+        self.guard = SiteGuard(
+            connections=connections_of(_MOST_CONNECTIONS),
+            held_bytes=max(_MOST_HELD_BYTES, self.settings.most_body_bytes),
+            idle_s=_IDLE_S,
+        )
 
     async def open(self) -> None:
         """Connect, and begin the run of the policy as it stands."""
@@ -182,9 +193,7 @@ class Service:
             self._looks = asyncio.create_task(self._look_at_scores())
 
     def app(self) -> web.Application:
-        app = web.Application(
-            middlewares=[self._guarded], client_max_size=self.settings.most_body_bytes
-        )
+        app = web.Application(middlewares=[self._checked])
         app.on_response_prepare.append(self._allow)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
@@ -231,12 +240,13 @@ class Service:
     # Requests.
 
     @web.middleware
-    async def _guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Refuse web pages of others and rebound names; tell an error without repeating it."""
+    async def _checked(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Refuse strangers, web pages of others and rebound names; tell an error in one line."""
         try:
             self._check_sender(request)
             if request.method == "OPTIONS" and "Origin" in request.headers:
                 return web.Response(status=204)  # what a browser asks before it asks
+            self._check_key(request)
             answer: web.StreamResponse = await handler(request)
             return answer
         except BadRequest as error:
@@ -248,7 +258,7 @@ class Service:
         except Exception as error:
             status, message = 500, f"a defect of ttscope ({type(error).__name__})"
         self.numbers.refused.labels(str(status)).inc()
-        more = {"Retry-After": "1"} if status == 503 else {}
+        more = _WITH.get(status, {})
         return web.Response(
             status=status, body=error_body(message, status), headers={**_JSON, **more}
         )
@@ -265,6 +275,14 @@ class Service:
             name = ""
         if name not in _LOCAL | self.settings.hosts | {self.settings.host}:
             raise BadRequest("Host is not this endpoint. Allow it with --allow-host", 403)
+
+    def _check_key(self, request: web.Request) -> None:
+        """Refuse who asks without the key that clients need, for all but health and numbers."""
+        key = self.settings.key
+        if key is None or not request.path.startswith("/v1/"):
+            return
+        if not bears(request.headers.get("Authorization"), key):
+            raise BadRequest("needs the key of this endpoint: Authorization: Bearer KEY", 401)
 
     async def _allow(self, request: web.Request, response: web.StreamResponse) -> None:
         """Let the web pages of an allowed origin read an answer."""
@@ -290,18 +308,20 @@ class Service:
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         arrival = now_ns()
+        raw = await self._body_of(request)
         if self.draining:
             raise BadRequest(_ENDING, 503)
         if self._held >= self.settings.in_flight + self.settings.waiting:
             raise BadRequest("too many questions wait. Ask again later", 503)
         self._held += 1
         try:
-            body = read_body(await _body_of(request))
+            body = read_body(raw)
+            del raw
             chat = request.path.endswith("/chat/completions")
             why = why_passed(body, chat=chat, model=self.upstream.served)
             if why is None:
                 question = read_question(body, chat=chat, most_n=self.most_n)
-                question.headers = goes_on(request.headers)
+                question.headers = self._keys_of(request)
                 if "traceparent" in request.headers:
                     question.context = _TRACE.extract(dict(request.headers), Context())
                 return await self._answer(request, question, arrival)
@@ -310,6 +330,14 @@ class Service:
         body.pop("ttscope", None)
         with self._passes():
             return await self._pass(request, body, why)
+
+    def _keys_of(self, request: web.Request) -> dict[str, str]:
+        """Return the keys that go to the engine: the client's, or our own where it gives ours."""
+        given = goes_on(request.headers)
+        if self.settings.key is None:
+            return given
+        others = {name: key for name, key in given.items() if name.lower() != "authorization"}
+        return {**others, **self.upstream.keys}
 
     async def _answer(
         self, request: web.Request, question: ServedQuestion, arrival: int
@@ -360,9 +388,13 @@ class Service:
             body = b"data: " + waiting.failure[1].replace(b"\n", b" ") + b"\n\n"
         else:
             body = b"".join(streamed_answer(question, answer))
-        await response.prepare(request)
-        await response.write(body)
-        await response.write_eof()
+        try:
+            async with asyncio.timeout(BODY_S):
+                await response.prepare(request)
+                await response.write(body)
+                await response.write_eof()
+        except TimeoutError:  # it does not read
+            raise ConnectionResetError from None
         return response
 
     def _refused(self, waiting: _Waiting) -> web.Response:
@@ -379,7 +411,9 @@ class Service:
             status, body = question.refusal
             if 400 <= status < 500:
                 return status, body or error_body("the engine refused it", status)
-            return 502, error_body(f"the engine answered HTTP {status}", 502)
+            said = what_it_said(body)
+            how = "ended with an error" if status == 200 else f"answered HTTP {status}"
+            return 502, error_body(f"the engine {how}{f': {said}' if said else ''}", 502)
         errors = {each.result.error for each in ended if each.result and each.result.error}
         named = f" ({', '.join(sorted(errors))})" if errors else ""
         message = "no sample ended in time" if why == "timeout" else "no sample ended"
@@ -559,15 +593,49 @@ class Service:
             },
         )
 
+    async def _body_of(self, request: web.Request) -> bytes:
+        """Return the bytes of a body. Raises BadRequest where it is none, or does not come.
+
+        Until then it waits for no place but its connection's.
+        """
+        place, most = self.guard.of(request), self.settings.most_body_bytes
+        if self.draining:
+            raise BadRequest(_ENDING, 503)
+        if (request.content_length or 0) > most:
+            raise BadRequest(f"more than {most:,} bytes (--max-body)", 413)
+        place.send_body()
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_S) as limit:
+                place.refuse = partial(limit.reschedule, 0.0)
+                async for piece in request.content.iter_any():
+                    if len(body) + len(piece) > most:
+                        raise BadRequest(f"more than {most:,} bytes (--max-body)", 413)
+                    if not self.guard.hold(place, len(piece)):
+                        raise BadRequest("no room now. Ask again later", 503)
+                    body += piece
+        except TimeoutError:
+            if place.refused:
+                raise BadRequest("no room now. Ask again later", 503) from None
+            raise BadRequest("the body did not come in time", 408) from None
+        except web.RequestPayloadError:
+            raise BadRequest("the body is cut off, or is not compressed as it says") from None
+        finally:
+            place.refuse = None
+        place.work()
+        place.served = True
+        return bytes(body)
+
     # What is no question goes on as it came.
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
+        raw = await self._body_of(request)
         with self._passes():
-            return await self._pass(request, await _body_of(request), "path")
+            return await self._pass(request, raw, "path")
 
     @contextlib.contextmanager
     def _passes(self) -> Iterator[None]:
-        """Count a request that is passed on while its body is read and it is answered."""
+        """Count a request that is passed on while it is answered."""
         if self._passing >= self.settings.in_flight + self.settings.waiting:
             raise BadRequest("too many requests are passed on. Ask again later", 503)
         self._passing += 1
@@ -585,19 +653,23 @@ class Service:
             raise BadRequest("no such path", 404)
         self.numbers.passed.labels(why).inc()
         named = ",".join(request.headers.getall("Connection", [])).split(",")
-        dropped = _HOP | {each.strip().lower() for each in named}
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
+        dropped = _ASKED | {each.strip().lower() for each in named}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in dropped | KEYS}
+        headers |= self._keys_of(request)
         headers["X-Request-Id"] = uuid.uuid4().hex
         sent: dict[str, Any] = {"json": body} if isinstance(body, dict) else {"data": body or None}
         response = None
         try:
-            async with self.upstream.session.request(
-                request.method,
-                URL(f"{self.upstream.url}{request.rel_url.raw_path_qs}", encoded=True),
-                headers=headers,
-                allow_redirects=False,
-                **sent,
-            ) as answer:
+            async with (
+                asyncio.timeout(self.settings.timeout_s),  # of a client that does not read too
+                self.upstream.session.request(
+                    request.method,
+                    URL(f"{self.upstream.url}{request.rel_url.raw_path_qs}", encoded=True),
+                    headers=headers,
+                    allow_redirects=False,
+                    **sent,
+                ) as answer,
+            ):
                 back = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP}
                 response = web.StreamResponse(
                     status=answer.status, headers={**back, HEADER: f"passed: {why}"}
@@ -615,19 +687,6 @@ class Service:
             raise BadRequest("the engine is gone, or too slow", 502) from None
 
 
-async def _body_of(request: web.Request) -> bytes:
-    """Return the bytes of a body. Raises BadRequest where it is damaged or does not come."""
-    try:
-        if request.content.is_eof():  # it came with its headers
-            return await request.read()
-        async with asyncio.timeout(_BODY_S):
-            return await request.read()
-    except TimeoutError:
-        raise BadRequest("the body did not come in time", 408) from None
-    except web.RequestPayloadError:
-        raise BadRequest("the body is cut off, or is not compressed as it says") from None
-
-
 def _leads_out(path: str) -> bool:
     """Tell whether some server may read a path as one outside /v1, or it is no path of HTTP."""
     if not path.isascii():
@@ -640,33 +699,22 @@ def _leads_out(path: str) -> bool:
 @contextlib.asynccontextmanager
 async def listening(service: Service) -> AsyncIterator[str]:
     """Serve while the block runs; gives the URL. Raises UsageError where the port is taken."""
-    silent = logging.getLogger("ttscope.serve.silent")  # what is malformed is repeated nowhere
-    silent.disabled = True
-    runner = web.AppRunner(
-        service.app(),
-        handler_cancellation=True,
-        access_log=None,
-        logger=silent,
-        keepalive_timeout=75.0,
-        shutdown_timeout=1.0,
-    )
     settings = service.settings
-    await service.open()
     try:
-        await runner.setup()
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=512)
-        try:
-            await site.start()
-        except OSError as error:
-            raise UsageError(
-                f"--host {settings.host} --port {settings.port}: cannot listen "
-                f"({error.strerror or error}). Name another port"
-            ) from None
-        addresses: Iterable[Any] = runner.addresses
-        port = next(iter(addresses))[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        yield f"http://{host}:{port}"
-        await service.drain()
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        raise UsageError(
+            f"--host {settings.host} --port {settings.port}: cannot listen "
+            f"({error.strerror or error}). Name another port"
+        ) from None
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        await service.open()
+        async with guarded(service.app(), listener, service.guard, shutdown_s=1.0, cancels=True):
+            try:
+                yield f"http://{host}:{listener.getsockname()[1]}"
+                await service.drain()
+            finally:
+                await service.close()
     finally:
-        await service.close()
-        await runner.cleanup()
+        listener.close()

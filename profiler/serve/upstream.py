@@ -7,16 +7,19 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import aiohttp
-import msgspec
 
+from profiler.doors.guard import connections_of
+from profiler.doors.loop_client import session
 from profiler.engines.interface import SampleRequest, SampleResult
 from profiler.engines.server.server import IDLE_S, NO_LENGTH, NoLength, Refused, ServerEngine, whole
 from profiler.engines.server.stream import BadAnswer
 from profiler.serve.question import NO_SEED, ServedQuestion, error_body
 
-_CONNECT_S = 10.0
+_REFUSAL_S = 10.0
+_MOST_CONNECTIONS = 16_384
 _MOST_REFUSAL = 64 << 10  # bytes of an error's body that go on to the client
 _JSON = "application/json"
+KEYS = frozenset(("authorization", "api-key", "x-api-key", "openai-organization"))
 
 
 class Upstream(ServerEngine):
@@ -24,7 +27,7 @@ class Upstream(ServerEngine):
 
     A sample takes what its question says beyond the policy: headers, further fields, a lower limit
     of tokens. Keys are those of its client, and are forgotten with the question. `open` must be
-    called on the loop. `timeout_s` bounds how long an engine may be silent.
+    called on the loop. `timeout_s` bounds how long a request may take.
     """
 
     on_result: Callable[[SampleResult], None]
@@ -34,13 +37,9 @@ class Upstream(ServerEngine):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, timeout_s: float) -> None:
-        self._asyncio = asyncio.get_running_loop()
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=timeout_s),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "identity"},
+        self._asyncio, self._timeout_s = asyncio.get_running_loop(), timeout_s
+        self.session = session(
+            timeout_s, connections=connections_of(_MOST_CONNECTIONS, 0.4), idle_s=IDLE_S
         )
 
     def submit(self, request: SampleRequest) -> None:
@@ -79,18 +78,24 @@ class Upstream(ServerEngine):
         except Refused as failure:
             question.refusal = failure.status, b""
             raise
-        body = {**question.extra, **self._asked(question, request, fields)}
+        is_own = request.continues is None and request.prompt is question.prompt
+        body = question.encoded(self._asked(question, request, fields), is_own)
         path = "/v1/chat/completions" if chat else "/v1/completions"
         async with self.session.post(
-            self.url + path, data=msgspec.json.encode(body), headers=headers, allow_redirects=False
+            self.url + path, data=_Parts(body), headers=headers, allow_redirects=False
         ) as response:
             if response.status != 200:
-                question.refusal = response.status, await _start_of(response)
+                self._was_told(request, response.status, await _start_of(response))
                 raise Refused(response.status)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise BadAnswer("a compressed answer")
             while piece := await response.content.readany():
                 yield piece
+
+    def _was_told(self, request: SampleRequest, status: int, body: bytes) -> None:
+        question = self.questions.get(request.request_id.rpartition(".")[0])
+        if question is not None and (body or status != 200):
+            question.refusal = status, body
 
     def _asked(
         self, question: ServedQuestion, request: SampleRequest, body: dict[str, Any]
@@ -117,6 +122,11 @@ class Upstream(ServerEngine):
             return answer.status, await whole(answer.content.iter_any())
 
     @property
+    def keys(self) -> Mapping[str, str]:
+        """The key that was given for the engine."""
+        return self._headers
+
+    @property
     def served(self) -> str:
         return self._served
 
@@ -136,10 +146,25 @@ class Upstream(ServerEngine):
 MOST_TOKENS = 1 << 30
 
 
+class _Parts(aiohttp.payload.Payload):
+    """A body in parts, sent as they are: the samples of a question share the large one."""
+
+    def __init__(self, parts: tuple[bytes, ...]) -> None:
+        super().__init__(parts, content_type=_JSON)
+        self._size = sum(map(len, parts))
+
+    async def write(self, writer: Any) -> None:
+        for part in self._value:
+            await writer.write(part)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._value).decode(encoding, errors)
+
+
 async def _start_of(response: aiohttp.ClientResponse) -> bytes:
     """Return the body of an error, cut off where it is long."""
     try:
-        async with asyncio.timeout(_CONNECT_S):
+        async with asyncio.timeout(_REFUSAL_S):
             return await response.content.read(_MOST_REFUSAL)
     except (TimeoutError, aiohttp.ClientError):
         return b""
@@ -147,8 +172,4 @@ async def _start_of(response: aiohttp.ClientResponse) -> bytes:
 
 def goes_on(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers of a client's request that go on to the engine: its keys."""
-    return {
-        name: value
-        for name, value in headers.items()
-        if name.lower() in ("authorization", "api-key", "x-api-key", "openai-organization")
-    }
+    return {name: value for name, value in headers.items() if name.lower() in KEYS}

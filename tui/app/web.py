@@ -10,10 +10,12 @@ sends, and the web socket opens for that cookie from the app's own page alone.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import secrets
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -24,11 +26,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from textual_serve.server import Server
 
+from profiler.doors.guard import connections_of
+from profiler.doors.site import SiteGuard, guarded, listen
 from traces.errors import EngineError
 from tui.terminal import clean, say
 
 PORT = 8080
 _END_S = 2.0  # that open pages have to end their apps
+_MOST_CONNECTIONS, _MOST_BYTES, _IDLE_S = 256, 1 << 20, 75.0
 _FOCUS = """<script>
   history.replaceState(null, "", location.pathname);
   const waiting = setInterval(() => {
@@ -135,9 +140,8 @@ def serve(arguments: Sequence[str], host: str, port: int) -> None:
     Says in a line where it is, on stderr whether others reach it. Raises EngineError where it
     cannot listen.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family)
+        listener = listen(host, port)
     except OSError as error:
         why = error.strerror or error
         raise EngineError(
@@ -152,10 +156,16 @@ def serve(arguments: Sequence[str], host: str, port: int) -> None:
         )
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}/?token={token}"
-    web.run_app(
-        AppServer(arguments, local=local, token=token).make_app(),
-        sock=listener,
-        access_log=None,
-        shutdown_timeout=_END_S,
-        print=lambda _: say(f"ttscope on {url}  (Ctrl-C ends it)", flush=True),
+    asyncio.run(_serve(AppServer(arguments, local=local, token=token), listener, url))
+
+
+async def _serve(server: AppServer, listener: socket.socket, url: str) -> None:
+    guard = SiteGuard(
+        connections=connections_of(_MOST_CONNECTIONS), held_bytes=_MOST_BYTES, idle_s=_IDLE_S
     )
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    async with guarded(await server.make_app(), listener, guard, shutdown_s=_END_S):
+        say(f"ttscope on {url}  (Ctrl-C ends it)", flush=True)
+        await ended.wait()

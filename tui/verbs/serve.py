@@ -22,7 +22,9 @@ class Serve:
     upstream: str = option(MISSING, "The engine that samples answers.", metavar="URL")
     model: str | None = option(None, "Which of the engine's models.")
     api_key_env: str | None = option(
-        None, "Environment variable with the key for a first look at the engine."
+        None,
+        "Environment variable with the engine's key: for a first look, and for samples if clients "
+        "give a key of yours.",
     )
     verifier: Verifier = None
     price: Price = None
@@ -36,6 +38,10 @@ class Serve:
     allow_origin: list[str] | None = option(
         None, "Also accept requests of web pages of this origin.", metavar="ORIGIN"
     )
+    client_key_env: str | None = option(
+        None, "Environment variable with the key that clients have to give."
+    )
+    client_key_file: Path | None = option(None, "File that holds it.")
     in_flight: int = option(64, "Questions worked on at a time.", min=1)
     queue: int = option(256, "Questions that wait. More get 503.", min=0)
     timeout: float = option(600.0, "Seconds per question. Then its ended samples decide.")
@@ -49,6 +55,7 @@ def serve(asked: Serve) -> None:
     for needed in ("aiohttp", "uvloop"):
         if importlib.util.find_spec(needed) is None:
             raise MissingDependencyError(f"serve needs {needed}: {install_command('serve')}")
+    from profiler.engines.server.access import read_key
     from profiler.runs.telemetry import check_settings
     from profiler.serve.serve import serve as answer
     from profiler.serve.service import Settings
@@ -59,6 +66,7 @@ def serve(asked: Serve) -> None:
     for name in ("timeout", "drain"):
         if not 0 <= getattr(asked, name) < 1e6 or (name == "timeout" and not asked.timeout):
             raise UsageError(f"--{name} must be a number of seconds, not {getattr(asked, name)}")
+    key = read_key(asked.client_key_env, asked.client_key_file, "--client-key")
     check_price(asked.price)
     check_settings(asked.otlp)
     folder = asked.output or Path("runs") / f"served-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -78,6 +86,7 @@ def serve(asked: Serve) -> None:
                 port=asked.port,
                 hosts=frozenset(asked.allow_host or ()),
                 origins=frozenset(asked.allow_origin or ()),
+                key=key,
                 in_flight=asked.in_flight,
                 waiting=asked.queue,
                 timeout_s=asked.timeout,

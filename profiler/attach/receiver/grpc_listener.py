@@ -7,13 +7,12 @@ are refused by gRPC itself, which also ends connections that grow old: senders o
 
 from __future__ import annotations
 
-import contextlib
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from profiler.attach.receiver.http_listener import NO_TOKEN
 from profiler.attach.receiver.receiver import Receiver, check_open
+from profiler.doors.guard import connections_of
 from traces.errors import EngineError, MissingDependencyError, install_command
 from traces.live.otlp import protobuf_answer, read_protobuf
 
@@ -22,6 +21,7 @@ PORT = 4317
 MOST_BYTES = 4 << 20  # of a message, inflated or not, as gRPC has it by default
 MOST_CALLS = 8  # at a time
 _WORKERS = 4
+_MOST_CONNECTIONS = 256
 _OLD_MS, _GRACE_MS = 60_000, 10_000  # of a connection, and for the calls that are open then
 
 
@@ -41,7 +41,6 @@ class GrpcListener:
                 f"--listen-grpc needs grpcio: {install_command('grpc')}"
             ) from None
         check_open(host, "--listen-grpc", receiver.spans_without_token)
-        _allow_files()
         self._grpc, self._receiver = grpc, receiver
         self._server = grpc.server(
             ThreadPoolExecutor(_WORKERS, thread_name_prefix="ttscope-grpc"),
@@ -52,6 +51,8 @@ class GrpcListener:
                 ("grpc.max_connection_age_ms", _OLD_MS),
                 ("grpc.max_connection_age_grace_ms", _GRACE_MS),
                 ("grpc.so_reuseport", 0),
+                # Further ones are ended at once. A gRPC of before 1.66 does not know it.
+                ("grpc.max_allowed_incoming_connections", connections_of(_MOST_CONNECTIONS)),
             ],
             maximum_concurrent_rpcs=MOST_CALLS,
         )
@@ -89,13 +90,6 @@ class GrpcListener:
             self._receiver.refuse()
             context.abort(codes.INVALID_ARGUMENT, "spans with numbers out of range or odd names")
         return protobuf_answer(sent)
-
-
-def _allow_files() -> None:
-    """Have this process open as many files as it may: gRPC does not limit its connections."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _handlers(grpc: Any, receiver: Receiver, export: Any) -> Any:

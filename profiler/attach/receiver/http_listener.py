@@ -10,12 +10,14 @@ import contextlib
 import json
 import socket
 import threading
-import time
 import zlib
+from functools import partial
 from http.client import LineTooLong
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import BaseRequestHandler
 from typing import Any, Protocol
 
+from profiler.doors.guard import IDLE_S, Guard, Place
 from profiler.plugin.batches import STEPS_PATH, Batch, read_batch
 from traces.live.otlp import Received, json_answer, protobuf_answer, read_json, read_protobuf
 
@@ -25,7 +27,7 @@ MOST_INFLATED_BYTES = 16 << 20
 MOST_FLYING_BYTES = 16 << 20  # of all bodies that are on their way
 MOST_HEAD_BYTES = 16 << 10  # of a request's first line and headers
 MOST_CONNECTIONS = 64
-HEAD_S, BODY_S, IDLE_S = 10.0, 30.0, 60.0  # for a head, a body, and until the next request
+_MOMENT_S = 1.0  # that a new connection waits for a place where we work for all
 _ANSWER_S = 5.0
 _DRAIN_S = 1.0  # for a body that is refused: unread, the sender would miss the answer
 _PIECE = 1 << 16
@@ -57,41 +59,18 @@ class Keeper(Protocol):
         """Keep what is new in a batch of steps of an address; False when there is no room."""
 
 
-class _Place:
-    """One connection: until when it may keep us waiting, None while we work for it."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.since = time.monotonic()  # since when it waits for the next request
-        self.until: float | None = self.since + HEAD_S
-        self.served = False  # a request of it was taken
-        self.held = 0  # bytes of its body
-
-    def wait(self, seconds: float) -> None:
-        self.until = time.monotonic() + seconds
-
-    def end(self) -> None:
-        with contextlib.suppress(OSError):  # the other side was first
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-
 class HttpListener(HTTPServer):
-    """A thread per connection, so many at most.
-
-    When all places are taken, the connection that has kept us waiting longest gives way to a new
-    one: of those that have sent nothing good yet, else of the others.
-    """
+    """A thread per connection, as many as its guard lets in."""
 
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], receiver: Keeper) -> None:
         self.receiver = receiver
-        self._places: list[_Place] = []
-        self._changed = threading.Condition()
+        self.guard = Guard(connections=MOST_CONNECTIONS, held_bytes=MOST_FLYING_BYTES)
         self._threads = threading.Semaphore(2 * MOST_CONNECTIONS)  # some may be about to end
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
-        super().__init__(address, _Handler)
+        super().__init__(address, BaseRequestHandler)  # see `_serve`
 
     def server_bind(self) -> None:
         """Bind without asking the resolver for our name, which may take long."""
@@ -99,73 +78,38 @@ class HttpListener(HTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection on a thread of its own, or end it where there is no place."""
-        place = _Place(request)
-        if not self._admit(place):
+        place = Place(partial(_end, request))
+        if not self._threads.acquire(timeout=_MOMENT_S):
+            self.shutdown_request(request)
+            return
+        if not self.guard.admit(place, _MOMENT_S):
+            self._threads.release()
             self.shutdown_request(request)
             return
         threading.Thread(
-            target=self._serve, args=(place, client_address), name="ttscope-otlp", daemon=True
+            target=self._serve,
+            args=(request, place, client_address),
+            name="ttscope-otlp",
+            daemon=True,
         ).start()
 
-    def _admit(self, place: _Place) -> bool:
-        """Give a new connection a place; it may have to wait for a moment in which we work."""
-        with self._changed:
-            if len(self._places) >= MOST_CONNECTIONS and not self._give_way():
-                self._changed.wait_for(lambda: len(self._places) < MOST_CONNECTIONS, 1.0)
-            if len(self._places) >= MOST_CONNECTIONS:
-                return False
-        if not self._threads.acquire(timeout=1.0):
-            return False
-        with self._changed:
-            self._places.append(place)
-        return True
-
-    def _give_way(self, but: _Place | None = None) -> bool:
-        """End the connection that has kept us waiting longest, of those with a body for `but`."""
-        waiting = [each for each in self._places if each.until is not None and each is not but]
-        if but is not None:
-            waiting = [each for each in waiting if each.held]
-        if not waiting:
-            return False
-        place = min(waiting, key=lambda each: (each.served, each.since))
-        self._places.remove(place)
-        place.end()
-        return True
-
-    def hold(self, place: _Place, count: int) -> bool:
-        """Note so many more bytes of a body; False when there is no room for them."""
-        with self._changed:
-            place.held += count
-            while sum(each.held for each in self._places) > MOST_FLYING_BYTES:
-                if not self._give_way(but=place):
-                    return False
-        return True
-
     def service_actions(self) -> None:
-        """End the connections whose time is over."""
-        now = time.monotonic()
-        with self._changed:
-            for place in self._places:
-                if place.until is not None and now > place.until:
-                    place.end()
+        self.guard.end_overdue()
 
-    def end_all(self) -> None:
-        with self._changed:
-            for place in self._places:
-                place.end()
-
-    def _serve(self, place: _Place, client_address: Any) -> None:
+    def _serve(self, connection: socket.socket, place: Place, client_address: Any) -> None:
         try:
-            _Handler(place, client_address, self)
+            _Handler(connection, place, client_address, self)
         except Exception:  # a connection that breaks is its sender's affair
             pass
         finally:
-            self.shutdown_request(place.connection)
-            with self._changed:
-                if place in self._places:
-                    self._places.remove(place)
-                self._changed.notify()
+            self.shutdown_request(connection)
+            self.guard.leave(place)
             self._threads.release()
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the other side was first
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Stream:
@@ -197,9 +141,11 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # else a sender that keeps its connection waits 40 ms an answer
     server: HttpListener
 
-    def __init__(self, place: _Place, client_address: Any, server: HttpListener) -> None:
+    def __init__(
+        self, connection: socket.socket, place: Place, client_address: Any, server: HttpListener
+    ) -> None:
         self._place, self._unread = place, 0
-        super().__init__(place.connection, client_address, server)
+        super().__init__(connection, client_address, server)
 
     def setup(self) -> None:
         super().setup()
@@ -209,8 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         self._stream.left, self._unread = MOST_HEAD_BYTES, 0
         super().handle_one_request()
-        self._place.held, self._place.since = 0, time.monotonic()
-        self._place.wait(IDLE_S)
+        self._place.rest()
 
     def do_POST(self) -> None:
         try:
@@ -288,17 +233,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self, length: int) -> bytearray:
         body = bytearray()
-        self._place.wait(BODY_S)
+        self._place.send_body()
         while len(body) < length:
             piece = self.rfile.read1(min(length - len(body), _PIECE))
             self._unread -= len(piece)
             if not piece:
                 self._unread, self.close_connection = 0, True
                 raise _Refused(400, "the body ended early")
-            if not self.server.hold(self._place, len(piece)):
+            if not self.server.guard.hold(self._place, len(piece)):
                 raise _Refused(503, "no room now. Send it again")
             body += piece
-        self._place.until = None
+        self._place.work()
         return body
 
     def _drain(self) -> None:

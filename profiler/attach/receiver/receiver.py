@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hmac
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ from collections import deque
 from urllib.parse import urlsplit
 
 from profiler.attach.receiver.http_listener import HttpListener
+from profiler.doors.guard import bears
 from profiler.engines.server.access import is_loopback
 from profiler.plugin.batches import MOST_HELD, Batch
 from profiler.plugin.shared_token import shared_token
@@ -103,15 +103,13 @@ class Receiver:
             self._server.shutdown()
             self._thread.join(5.0)
         self._server.server_close()
-        self._server.end_all()
+        self._server.guard.end_all()
 
     def knows(self, authorization: str | None, *, spans: bool) -> bool:
         """Whether a sender may send: it has the token, or needs none. Others are counted."""
         if spans and self.spans_without_token:
             return True
-        scheme, _, token = (authorization or "").partition(" ")
-        given = token.strip().encode("utf-8", "surrogateescape")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given, self._token.encode()):
+        if bears(authorization, self._token):
             return True
         with self._lock:
             self.strangers += 1

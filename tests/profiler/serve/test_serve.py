@@ -470,22 +470,6 @@ def test_a_body_that_is_not_compressed_as_it_says_is_refused(engine, upstream, t
             assert (answer.status_code, "message" in answer.json()["error"]) == (400, True)
 
 
-async def test_bodies_of_what_is_passed_on_are_counted_while_they_come(engine, upstream, tmp_path):
-    settings = {"in_flight": 1, "waiting": 0}
-    with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
-        host, port = url.removeprefix("http://").split(":")
-        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
-        async with httpx.AsyncClient(timeout=60) as asking:
-            _, first = await asyncio.open_connection(host, port)
-            first.write(head + b"{")  # and no more comes
-            codes = []
-            while 503 not in codes and len(codes) < 100:  # it may not have been read yet
-                answer = await asking.post(f"{url}/v1/embeddings", json={})
-                codes.append(answer.status_code)
-            first.close()
-    assert codes[-1] == 503
-
-
 async def test_headers_of_one_hop_end_there(engine, upstream, tmp_path):
     with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
         headers = {

@@ -18,6 +18,7 @@ from benchmarks.made.spans import as_protobuf, request, span
 from profiler.attach.receiver import http_listener
 from profiler.attach.receiver import receiver as module
 from profiler.attach.receiver.receiver import Receiver, parse_listen
+from profiler.doors import guard
 from profiler.plugin.batches import COLUMNS, STEPS_PATH, Batch, PluginRows
 from profiler.plugin.shared_token import shared_token
 from traces.errors import EngineError, UsageError
@@ -159,7 +160,7 @@ def test_a_connection_that_has_sent_something_good_stays(receiver):
     ("name", "sent"), [("HEAD_S", b""), ("HEAD_S", b"POST /v1/tr"), ("BODY_S", BODY + b"{")]
 )
 def test_a_head_and_a_body_have_their_time_however_they_drip(receiver, monkeypatch, name, sent):
-    monkeypatch.setattr(http_listener, name, 0.5)
+    monkeypatch.setattr(guard, name, 0.5)
     connection, begun = opened(receiver, sent), time.monotonic()
     with pytest.raises(OSError):
         while time.monotonic() < begun + 20:
@@ -193,7 +194,7 @@ def sent_until_answered(receiver, body):
 
 
 def test_bodies_on_their_way_are_limited_together(receiver, monkeypatch):
-    monkeypatch.setattr(http_listener, "MOST_FLYING_BYTES", 1_000_000)
+    monkeypatch.setattr(receiver._server.guard, "held_bytes", 1_000_000)
     with contextlib.ExitStack() as closing:
         held = [opened(receiver, BODY + b"{" * 300_000) for _ in range(9)]
         for each in held:
@@ -205,7 +206,7 @@ def test_bodies_on_their_way_are_limited_together(receiver, monkeypatch):
 
 
 def test_a_request_that_is_being_answered_gives_way_to_no_other(receiver, monkeypatch):
-    monkeypatch.setattr(http_listener, "MOST_FLYING_BYTES", 1_000_000)
+    monkeypatch.setattr(receiver._server.guard, "held_bytes", 1_000_000)
     respond, others = http_listener._Handler.send_response, []
 
     def slowly(self, *of):

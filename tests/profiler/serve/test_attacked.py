@@ -1,0 +1,219 @@
+"""The endpoint beside clients and engines that mean it harm, and its key."""
+
+import gzip
+import json
+import socket
+import time
+from contextlib import ExitStack
+from functools import partial
+
+import httpx
+import msgspec
+import pytest
+from aiohttp import web
+
+from benchmarks.servers.fake_engine import running
+from benchmarks.servers.hostile_server import hostile
+from profiler.serve import service
+from profiler.serve.question import read_question
+from tests.profiler.serve.conftest import serving
+from traces.recording.reader import Recording
+
+KEY = "key-of-clients-0123456789"
+MESSAGES = [{"role": "user", "content": "What is 3 x 4?"}]
+CHAT = "/v1/chat/completions"
+
+
+def ask(url, headers=None, path=CHAT, **body):
+    body = {"model": "fake", "messages": MESSAGES} | body
+    return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=60)
+
+
+def message(answer):
+    return answer.json()["error"]["message"]
+
+
+def test_without_the_key_of_clients_nothing_is_answered_or_passed_on(engine, upstream, tmp_path):
+    folder = tmp_path / "kept"
+    with serving(folder, upstream, settings={"key": KEY}, method="majority", n=2) as url:
+        for given in (None, "Bearer wrong", KEY, f"Basic {KEY}", "Bearer \xfc"):
+            headers = {} if given is None else {"Authorization": given.encode("latin-1")}
+            for path in (CHAT, "/v1/embeddings"):
+                answer = ask(url, headers, path)
+                assert answer.status_code == 401
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert "needs the key" in message(answer)
+                assert "\n" not in message(answer)
+        assert engine.asked == []
+        good = {"Authorization": f"Bearer {KEY}", "X-Api-Key": "mine"}
+        assert ask(url, good).status_code == 200
+        assert ask(url, good, model="another").status_code == 200
+        for path in ("/health", "/metrics"):
+            assert httpx.get(f"{url}{path}").status_code == 200
+    assert len(engine.headers) == 3
+    for sent in engine.headers:
+        assert KEY not in str(sent)  # it is for us alone
+        assert sent["X-Api-Key"] == "mine"
+    kept = b"".join(each.read_bytes() for each in folder.rglob("*") if each.is_file())
+    assert KEY.encode() not in kept
+
+
+def test_the_engines_key_goes_with_samples_where_clients_give_ours(
+    engine, upstream, tmp_path, monkeypatch
+):
+    from profiler.serve import serve as module
+
+    monkeypatch.setattr(module, "read_key", lambda *_: "key-of-the-engine")
+    good = {"Authorization": f"Bearer {KEY}"}
+    with serving(tmp_path / "a", upstream, settings={"key": KEY}, method="majority", n=2) as url:
+        assert ask(url, good).status_code == 200
+        assert ask(url, good, model="another").status_code == 200
+    assert {sent["Authorization"] for sent in engine.headers} == {"Bearer key-of-the-engine"}
+
+
+def test_bytes_of_an_answer_keep_their_encoding(engine, tmp_path, monkeypatch):
+    async def embed(request):
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        return web.Response(body=gzip.compress(b'{"embedded": 1}'), headers=headers)
+
+    monkeypatch.setattr(engine, "embed", embed)
+    with (
+        running(engine) as there,
+        serving(tmp_path / "kept", there, method="majority", n=2) as url,
+    ):
+        answer = httpx.post(f"{url}/v1/embeddings", json={}, timeout=60)
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert answer.json() == {"embedded": 1}
+
+
+def test_half_a_character_in_a_question_is_said(engine, upstream, tmp_path):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        for half in ("\\ud800", "a\\udc00b", "\\ud83d\\ud83d"):
+            body = '{"messages":[{"role":"user","content":"HALF"}]}'.replace("HALF", half)
+            answer = httpx.post(f"{url}{CHAT}", content=body.encode(), timeout=60)
+            assert answer.status_code == 400
+            assert "lone surrogate" in message(answer)
+        whole = '{"model":"fake","messages":[{"role":"user","content":"\\ud83d\\ude00"}]}'
+        assert httpx.post(f"{url}{CHAT}", content=whole.encode(), timeout=60).status_code == 200
+    assert engine.asked[-1]["messages"][0]["content"] == "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"), [("\ud83d|\ude00", "\U0001f600"), ("\ud800", "\ufffd"), ("é", "é")]
+)
+def test_half_a_character_in_an_answer_is_answered(engine, upstream, tmp_path, sent, told):
+    engine.answers = lambda body, number: f"{sent.replace('|', '')}</think>12"
+    engine.tokens = 20  # a delta for each character
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        for stream in (False, True):
+            answer = ask(url, stream=stream)
+            assert answer.status_code == 200
+        assert ask(url).json()["choices"][0]["message"]["content"].startswith(told)
+    assert Recording.open(tmp_path / "kept").complete
+
+
+def test_what_the_engine_says_of_its_failure_is_said(engine, upstream, tmp_path, monkeypatch):
+    with serving(tmp_path / "kept", upstream, method="majority", n=2) as url:
+        engine.fault = 500
+        assert message(ask(url)) == "the engine answered HTTP 500: told"
+        engine.fault = None
+
+        async def fail(response, event):
+            await response.write(b'data: {"error": {"message": "out of blocks"}}\n\n')
+
+        monkeypatch.setattr(engine, "_send", fail)
+        answer = ask(url)
+        assert answer.status_code == 502
+        assert message(answer) == "the engine ended with an error: out of blocks"
+    assert b"out of blocks" not in (tmp_path / "kept" / "recording.json").read_bytes()
+
+
+def opened(url, sent):
+    made = socket.create_connection(("127.0.0.1", httpx.URL(url).port), timeout=30)
+    made.sendall(sent)
+    return made
+
+
+def head(path, length=4_000_000):
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("sent", [b"", head(CHAT) + b"{", head("/v1/embeddings") + b"{"])
+def test_who_sends_nothing_or_half_a_body_keeps_nobody_waiting(
+    engine, upstream, tmp_path, monkeypatch, sent
+):
+    monkeypatch.setattr(service, "_MOST_CONNECTIONS", 16)
+    settings = {"in_flight": 1, "waiting": 0}
+    with (
+        serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url,
+        ExitStack() as stack,
+    ):
+        for _ in range(60):
+            stack.enter_context(opened(url, sent))
+        for _ in range(3):
+            assert ask(url).status_code == 200
+    assert Recording.open(tmp_path / "kept").complete
+
+
+def test_bodies_that_are_answered_are_limited_together(engine, upstream, tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "_MOST_HELD_BYTES", 100_000)
+    settings = {"most_body_bytes": 80_000, "drain_s": 10.0}
+    large = partial(ask, messages=[{"role": "user", "content": "x" * 60_000}])
+    engine.held.set()  # nothing is sent
+    with (
+        serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url,
+        opened(url, b"") as first,
+    ):
+        body = json.dumps(
+            {"model": "fake", "messages": [{"role": "user", "content": "x" * 60_000}]}
+        ).encode()
+        first.sendall(head(CHAT, len(body)) + body)
+        until = time.monotonic() + 60
+        while len(engine.asked) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        refused = large(url)
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "1"
+        engine.held.clear()
+        assert first.recv(100).startswith(b"HTTP/1.1 200")
+        assert large(url).status_code == 200
+
+
+def test_the_samples_of_a_question_share_its_bytes():
+    body = {
+        "model": "fake",
+        "messages": [{"role": "user", "content": "x" * 1000}],
+        "stop": ["."],
+        "top_k": 5,
+    }
+    question = read_question(body, chat=True, most_n=8)
+    asked = {"model": "fake", "messages": body["messages"], "seed": 0, "n": 1}
+    first = question.encoded(asked, True)
+    second = question.encoded(asked | {"seed": 1}, True)
+    assert first[-1] is second[-1]
+    assert len(first[0]) < 100
+    for seed, parts in enumerate((first, second)):
+        want = {**question.extra, **asked, "seed": seed}
+        assert msgspec.json.decode(b"".join(parts)) == want
+    cut = question.encoded(asked | {"stop": ["a", "."], "messages": "other"}, False)
+    want = {**question.extra, **asked, "stop": ["a", "."], "messages": "other"}
+    assert msgspec.json.decode(b"".join(cut)) == want
+    assert b"".join(cut).count(b'"stop"') == 1
+    plain = read_question({"prompt": "p"}, chat=False, most_n=1)
+    assert msgspec.json.decode(b"".join(plain.encoded({"n": 1}, False))) == {"n": 1}
+
+
+@pytest.mark.parametrize("kind", ["continue", "drip", "long line"])
+def test_an_engine_that_never_ends_its_head_fails_its_question(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("profiler.doors.clients.ANSWER_S", 0.2)
+    with (
+        hostile(kind) as there,
+        serving(
+            tmp_path / "kept", there, settings={"timeout_s": 1.0}, method="majority", n=2
+        ) as url,
+    ):
+        begun = time.monotonic()
+        answer = ask(url)
+        assert answer.status_code == 502
+        assert time.monotonic() - begun < 20
+    assert Recording.open(tmp_path / "kept").complete
