@@ -4,6 +4,9 @@ numba looks only at the file of a cached function itself, not at those of the fu
 code of an older version could be run. So the folder of the cache is named after the text of
 `SOURCES`: all files that hold compiled code, and what these take from.
 
+Parts and kept code rest on numba's inside, which its next version may change. So each version is
+tried once on a small function, and where the trial fails all is compiled and loaded as numba does.
+
 To load a cache is to run what it holds. So it is used only where nobody else can write to it, and
 numba's settings do not come from a file in the working folder. Else functions are compiled in
 memory, in every process.
@@ -16,8 +19,10 @@ import gc
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -31,7 +36,8 @@ from numba.core.compiler import Compiler
 from numba.core.runtime import rtsys
 from numba.extending import register_jitable
 
-from traces.files import own_cache, private
+from traces.errors import RecordingError
+from traces.files import own_cache, private, whole_file
 from traces.schema import window
 from traces.schema.tts import stop_rules
 
@@ -47,8 +53,8 @@ else:
 
 SOURCES: Final = ("accuracy/orders.py", "compiled.py", "evidence", "replay", "step_time")
 LONGEST_WAIT_S: Final = 120.0  # for another process that compiles the same
+_TOLD: Final = "as-taken"  # the file of a cache that keeps what the trial found
 UNUSED_S: Final = 30 * 86400  # after which the code of another version is deleted
-_TRIED: Final = ((0, 61), (0, 65))  # versions of numba; others compile and load as numba does
 
 
 def sources() -> list[Path]:
@@ -138,10 +144,11 @@ class _WholeCompiler(Compiler):  # type: ignore[misc]
 
 
 class _PartCompiler(Compiler):  # type: ignore[misc]
-    """numba's compiler, which puts a function into a `_Part`."""
+    """numba's compiler, which puts a function into a `_Part` where it can."""
 
     def __init__(self, typing: Any, target: Any, library: None, *others: Any) -> None:
-        super().__init__(typing, target, _Part(target.codegen(), "part"), *others)
+        part = _Part(target.codegen(), "part") if is_as_taken() else None
+        super().__init__(typing, target, part, *others)
 
 
 class _OwnCode(CompileResultCacheImpl):  # type: ignore[misc]
@@ -162,13 +169,19 @@ class _QuickCache(FunctionCache):  # type: ignore[misc]
 
     That is a third of the time of a first call, scipy's linear algebra a part of it. A compiler
     loads it when nothing is found. Of several processes that find nothing, one compiles and the
-    others wait for it. It rests on numba's inside.
+    others wait for it. Where numba's inside is another, `own` does what it did.
     """
 
     _impl_class = _OwnCode
     _lock: int | None = None
 
+    def __init__(self, function: Callable[..., object], own: FunctionCache) -> None:
+        super().__init__(function)
+        self._own = own
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        if not is_as_taken():
+            return self._own.load_overload(sig, target_context)
         rtsys.initialize(target_context)
         overload = self._load_overload(sig, target_context)
         if overload is None and self._lock is None:
@@ -179,7 +192,10 @@ class _QuickCache(FunctionCache):  # type: ignore[misc]
         return overload
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        super().save_overload(sig, data)
+        if is_as_taken():
+            super().save_overload(sig, data)
+        else:
+            self._own.save_overload(sig, data)
         self._release()
 
     def _release(self) -> None:
@@ -206,21 +222,10 @@ def _wait_for_others(name: str) -> int | None:
 
 def compiled(function: Function) -> Function:
     """Compile a function by numba at its first call; the code is kept on disk where it may be."""
-    options = {"pipeline_class": _WholeCompiler, "error_model": "numpy"}
-    made = njit(cache=CACHE is not None, **options)(function)
-    if CACHE is not None and _is_tried(numba.version_info.short):
-        made._cache = _QuickCache(function)
+    made = njit(cache=CACHE is not None, **_WHOLE)(function)
+    if CACHE is not None:
+        made._cache = _QuickCache(function, made._cache)
     return cast(Function, made)
-
-
-def inner_compiler(version: tuple[int, ...]) -> type[Compiler]:
-    """Return what compiles inner functions with this version of numba."""
-    return _PartCompiler if _is_tried(version) else Compiler
-
-
-def _is_tried(version: tuple[int, ...]) -> bool:
-    first, last = _TRIED
-    return first <= version[:2] <= last
 
 
 def inner(function: Function) -> Function:
@@ -229,18 +234,70 @@ def inner(function: Function) -> Function:
     Without numba's run time (`_nrt`) arrays are not counted as references, which is atomic and
     done for every array of a tuple at every call: it took half of a replay's time.
     """
-    return cast(Function, njit(**_inner_options())(function))
+    return cast(Function, njit(**_INNER)(function))
 
 
 def shared(function: Function) -> None:
     """Let compiled functions call a plain one, which is compiled as part of them."""
-    register_jitable(**_inner_options())(function)
+    register_jitable(**_INNER)(function)
 
 
-def _inner_options() -> dict[str, Any]:
-    options = {"pipeline_class": inner_compiler(numba.version_info.short), "error_model": "numpy"}
-    return options | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
-
-
+_WHOLE: Final[dict[str, Any]] = {"pipeline_class": _WholeCompiler, "error_model": "numpy"}
+_INNER: Final[dict[str, Any]] = {
+    **{"pipeline_class": _PartCompiler, "error_model": "numpy"},
+    **{"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False},
+}
 for _rule in stop_rules.SHARED:
     shared(_rule)
+
+
+# The trial of the numba that is installed.
+
+
+@inner
+def _one_more(values: Any) -> Any:
+    return values[0] + 1.0
+
+
+def _doubled(values: Any) -> Any:
+    return 2.0 * _one_more(values)
+
+
+class _Trial:
+    """Whether numba's inside is as it is taken here; None until that is known."""
+
+    lock: Final = threading.RLock()
+    passed: bool | None = None
+
+
+def is_as_taken() -> bool:
+    """Return whether a small function can be compiled of parts, kept and read again.
+
+    The answer is kept beside the code, whose folder is of this version of numba alone.
+    """
+    with _Trial.lock:
+        if _Trial.passed is None and CACHE is not None:
+            with suppress(OSError, KeyError):
+                _Trial.passed = {"yes": True, "no": False}[(CACHE / _TOLD).read_text()]
+        if _Trial.passed is None:
+            _Trial.passed = True  # for what is compiled in the trial
+            _Trial.passed = _passes()
+            if CACHE is not None:
+                with suppress(RecordingError), whole_file(CACHE / _TOLD) as file:
+                    file.write_text("yes" if _Trial.passed else "no")
+        return _Trial.passed
+
+
+def _passes() -> bool:
+    try:
+        made = njit(**_WHOLE)(_doubled)
+        if made(np.ones(1)) != 4.0:
+            return False
+        if CACHE is None:
+            return True
+        (sig,), own = made.signatures, njit(cache=True)(_doubled)._cache
+        _QuickCache(_doubled, own).save_overload(sig, made.overloads[sig])
+        read = _QuickCache(_doubled, own).load_overload(sig, made.targetctx)
+        return read is not None and bool(read.entry_point(np.ones(1)) == 4.0)
+    except Exception:  # whatever another inside makes of it
+        return False

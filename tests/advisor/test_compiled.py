@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numba.core.compiler import Compiler
 from numba.core.errors import TypingError
 
 from advisor import compiled as module
-from advisor.compiled import compiled, inner, inner_compiler
+from advisor.compiled import compiled, inner
 
 
 @inner
@@ -56,16 +55,48 @@ def test_the_search_for_garbage_goes_on_when_a_function_cannot_be_compiled():
     assert gc.isenabled()
 
 
-def test_a_numba_that_was_not_tried_compiles_in_its_own_way(monkeypatch):
-    assert inner_compiler((0, 65, 1)) is inner_compiler((0, 61)) is not Compiler
-    assert inner_compiler((0, 66)) is inner_compiler((1, 0)) is inner_compiler((0, 60)) is Compiler
-    monkeypatch.setattr(module, "inner_compiler", lambda version: Compiler)
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The user's folder of caches, nobody else's."""
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tmp_path.chmod(0o700)
+    (tmp_path / "cache").mkdir(mode=0o700)
+    return tmp_path
+
+
+@pytest.fixture
+def untried(home, monkeypatch):
+    """A numba that was not tried yet, with a cache of its own."""
+    monkeypatch.setattr(module, "CACHE", module.cache_folder())
+    monkeypatch.setattr(module.config, "CACHE_DIR", str(module.CACHE))
+    monkeypatch.setattr(module._Trial, "passed", None)
+    monkeypatch.setattr(module, "_one_more", inner(module._one_more.py_func))
+    return module.CACHE
+
+
+def test_the_numba_that_is_installed_passes_and_is_tried_once(untried, monkeypatch):
+    assert module.is_as_taken()
+    monkeypatch.setattr(module._Trial, "passed", None)
+    monkeypatch.setattr(module, "_passes", lambda: pytest.fail("tried again"))
+    assert module.is_as_taken()
+
+
+@pytest.mark.parametrize(
+    "changed", [(module._Part, "add_llvm_module"), (module._OwnCode, "reduce")]
+)
+def test_a_numba_of_another_inside_compiles_and_loads_in_its_own_way(untried, monkeypatch, changed):
+    def another(*_):
+        raise AttributeError("of another version")
+
+    monkeypatch.setattr(*changed, another)
+    assert not module.is_as_taken()
 
     @inner
     def third(values):
         return values[0] / 3
 
-    @module.compiled
+    @compiled
     def third_and_one(values):
         return third(values) + 1
 
@@ -79,7 +110,7 @@ def test_of_two_that_find_nothing_one_compiles(monkeypatch):
         pytest.skip("no folder for compiled code that is this user's alone")
     all_halved(np.array([8.0, 8.0]))
     (sig,), target = all_halved.signatures, all_halved.targetctx
-    first, second = (module._QuickCache(all_halved.py_func) for _ in range(2))
+    first, second = (module._QuickCache(all_halved.py_func, all_halved._cache) for _ in range(2))
     made, kept = first.load_overload(sig, target), {}
     monkeypatch.setattr(module._QuickCache, "_load_overload", lambda *_: kept.get("code"))
     monkeypatch.setattr(module._QuickCache, "_save_overload", lambda *_: None)
@@ -105,16 +136,6 @@ def test_code_that_is_kept_is_read_without_what_only_a_compiler_needs():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["10.0", "1", "False"]
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """The user's folder of caches, nobody else's."""
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    tmp_path.chmod(0o700)
-    (tmp_path / "cache").mkdir(mode=0o700)
-    return tmp_path
 
 
 def test_the_cache_is_a_folder_of_the_users_own(home):
