@@ -137,6 +137,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def as_private(path: str, flags: int) -> int:
+    """Open a file that nobody can read who cannot look into its folder, for `open(opener=)`."""
+    return os.open(path, flags, 0o666 & Path(path).parent.stat().st_mode)
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder survive a power failure. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from traces.errors import UsageError
-from traces.live.otlp import LATEST_NS
+from traces.recording.tables import LATEST_NS
 from traces.schema.engine import EngineConfig, ModelFacts
 
 STEPS_PATH = "/v1/ttscope/steps"

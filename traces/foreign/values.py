@@ -74,4 +74,3 @@ def truth(value: Any) -> bool | None:
 
 UNKNOWN_MODEL = "imported"
 BLOCK_TOKENS = 512
-MOST_TOKENS = 100_000_000  # of a request

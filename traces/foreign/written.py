@@ -14,7 +14,7 @@ import polars as pl
 
 from traces.errors import RecordingError
 from traces.recording import checksums
-from traces.recording.manifest import Manifest, check_free
+from traces.recording.manifest import Manifest, check_free, make_folder
 from traces.recording.parts import list_parts, whole_part, write_part
 from traces.recording.tables import in_table
 from traces.recording.writer import read_clocks
@@ -22,9 +22,10 @@ from traces.recording.writer import read_clocks
 
 @dataclass
 class Written:
-    """The parts written so far."""
+    """The parts written so far, `private` ones into a folder that is this user's alone."""
 
     folder: Path
+    private: bool = False
     _files: list[Path] = field(default_factory=list)
     _parts: Counter[str] = field(default_factory=Counter)
 
@@ -42,7 +43,7 @@ class Written:
 
     def copy(self, table: str, parts: Sequence[Path]) -> None:
         """Take the parts of a table of another recording as they are. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, private=self.private)
         for path in parts:
             target = self.folder / path.name
             self._files.append(target)
@@ -53,7 +54,7 @@ class Written:
         )
 
     def _write(self, table: str, rows: pl.DataFrame) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, private=self.private)
         number = self._parts[table]
         self._files.append(write_part(self.folder, table, rows, number, number))
         self._parts[table] += 1
@@ -83,13 +84,13 @@ class Written:
 
 
 @contextmanager
-def written_into(folder: Path) -> Iterator[Written]:
+def written_into(folder: Path, *, private: bool = False) -> Iterator[Written]:
     """Give what writes a recording; where the block fails, nothing of it is left.
 
     Raises UsageError where the folder holds one, RecordingError where it cannot be written.
     """
     check_free(folder)
-    written = Written(folder)
+    written = Written(folder, private)
     try:
         yield written
     except OSError as error:

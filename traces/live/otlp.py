@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from traces.live.otlp_wire import ODD, RawSpan, TraceRequest, Value
+from traces.recording.tables import LATEST_NS, MOST_TOKENS
 
 VLLM_SPAN = "llm_request"
 LONGEST_TEXT = 256
-LATEST_NS = 4_102_444_800_000_000_000  # 2100: no time is later, none before 1970
-MOST_TOKENS = 1 << 31
 MOST_SECONDS = 1e7  # of a request: four months
 MOST_JSON_OBJECTS = 200_000  # in one body
 _TOKENS = frozenset(

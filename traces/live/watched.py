@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import msgspec
 import polars as pl
 
 from traces.forward_pass.rows import FORMAT
@@ -24,7 +24,7 @@ from traces.live.numbers import (
 )
 from traces.live.verdict import STEPS_JUDGED, LiveEvidence, Verdict, judge
 from traces.recording.reader import Recording, batches, begin_again
-from traces.recording.tables import PROFILED, SILENT, TABLES
+from traces.recording.tables import PROFILED, SILENT, TABLES, ProfiledDetail
 from traces.schema.engine import EngineConfig
 from traces.schema.formats import counted, number
 from traces.schema.record import Record
@@ -156,11 +156,11 @@ def profiled(recording: Recording) -> dict[str, list[tuple[int, int]]]:
     """Return when a profiler's windows were open on each engine's server, unix ns."""
     engines, stretches = recording.manifest.engines, dict[str, list[tuple[int, int]]]()
     events = recording.frame("events").filter(pl.col("kind") == PROFILED)
-    for told, detail in events.select("engine", "detail").iter_rows():
-        open_then = json.loads(detail)
+    for told, detail in events.select("engine", "detail").drop_nulls("detail").iter_rows():
+        stood = msgspec.json.decode(detail, type=ProfiledDetail)
         for key, engine in engines.items():
             if key == told or (told in engines and _server_of(engines[told]) == _server_of(engine)):
-                stretches.setdefault(key, []).append((open_then["begun_ns"], open_then["ended_ns"]))
+                stretches.setdefault(key, []).append((stood.begun_ns, stood.ended_ns))
     return stretches
 
 

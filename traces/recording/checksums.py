@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from traces.errors import RecordingError
+from traces.files import as_private
 
 NAME = "checksums.sha256"
 MOST_BYTES = 16 << 20
 _LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)")
 _LOCK = threading.Lock()  # one process writes a recording; its threads take turns
 _MOST_CHECKED = 20_000
-_checked: dict[tuple[str, int, int, int], str] = {}  # digests of files that did not change since
+_checked: dict[tuple[str | int, ...], str] = {}  # digests of files that did not change since
 
 Checksums = Mapping[str, tuple[str, ...]]  # by file: those that it may have, the newest last
 
@@ -36,7 +37,7 @@ def digest(data: bytes | memoryview) -> str:
 def add(folder: Path, name: str, digest: str) -> None:
     """Append the checksum of a file that is about to appear. Raises OSError."""
     line = f"{digest}  {name}\n".encode()
-    with _LOCK, (folder / NAME).open("ab") as file:
+    with _LOCK, open(folder / NAME, "ab", opener=as_private) as file:
         file.write(line)
 
 
@@ -69,7 +70,7 @@ def compact(folder: Path) -> None:
                 kept = dict.fromkeys((file_digest(folder / name), digests[-1]))
                 lines += [f"{digest}  {name}\n" for digest in kept if digest in digests]
         partial = folder / f"{NAME}.partial"
-        with partial.open("w") as file:
+        with open(partial, "w", opener=as_private) as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
@@ -92,10 +93,14 @@ def changed(path: Path) -> RecordingError:
     )
 
 
+def state(facts: os.stat_result) -> tuple[int, ...]:
+    """Return what changes whenever a file is written. Nobody can set its `st_ctime_ns` back."""
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, computed once while it stays as it is. Raises OSError."""
-    facts = path.stat()
-    key = str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns
+    key: tuple[str | int, ...] = (str(path), *state(path.stat()))
     sha256 = _checked.get(key)
     if sha256 is None:
         with path.open("rb") as file:

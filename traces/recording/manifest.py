@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 
 from traces.errors import NewerSchemaError, RecordingError, TtscopeError, UsageError
-from traces.files import sync_folder
+from traces.files import as_private, sync_folder
 from traces.recording import checksums
+from traces.recording.tables import Time
 from traces.schema.engine import SCHEMA_VERSION, EngineConfig, ModelFacts
-from traces.schema.record import Record
+from traces.schema.record import Amount, Count, Record, Some
 from traces.schema.tts.policy import Policy
 
 NAME = "recording.json"
@@ -27,6 +28,7 @@ LEAST_RESERVED = 1 << 16
 MOST_BYTES = 16 << 20
 MOST_ENGINES = 4_096  # and policies, and models
 IDENTITY_BYTES = 4  # of a hash that tells a problem from another of the same name
+_MALFORMED = (TtscopeError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 _MOST_IDENTITIES = 500_000  # are kept: 2.7 MB of text
 
 
@@ -40,11 +42,11 @@ class WorkloadFacts(Record):
 
     name: str
     hash: str
-    problems: int
+    problems: Count
     seed: int | None = None
     template_hash: str | None = None
     verifier: str | None = None
-    prompt_block_tokens: int | None = None
+    prompt_block_tokens: Some | None = None
 
 
 def identities_text(identities: bytes) -> str | None:
@@ -71,7 +73,7 @@ class ClockReading(Record):
     """The monotonic and the unix clock, read together."""
 
     monotonic_ns: int
-    unix_ns: int
+    unix_ns: Time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +84,13 @@ class CheckpointCost(Record):
     prefix cache apart. Tokens are None where the engine does not tell them.
     """
 
-    budgets: tuple[int, ...]
-    samples: int
-    requests: int
-    failed: int
-    seconds: float
-    prompt_tokens: int | None
-    output_tokens: int | None
+    budgets: tuple[Count, ...]
+    samples: Count
+    requests: Count
+    failed: Count
+    seconds: Amount
+    prompt_tokens: Count | None
+    output_tokens: Count | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +112,14 @@ class Manifest(Record):
     policies: dict[str, Policy] = field(default_factory=dict)
     models: dict[str, ModelFacts] = field(default_factory=dict)
     workload: WorkloadFacts | None = None
-    concurrency: int | None = None
-    rate_per_s: float | None = None
+    concurrency: Count | None = None
+    rate_per_s: Amount | None = None
     text_recorded: bool = False
-    price_usd_per_device_hour: float | None = None
-    probe_cost_us: float | None = None
+    price_usd_per_device_hour: Amount | None = None
+    probe_cost_us: Amount | None = None
     kernel_windows_cost: float | None = None
     checkpoints: CheckpointCost | None = None
-    dropped: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, Count] = field(default_factory=dict)
     complete: bool = False
 
     @property
@@ -130,7 +132,8 @@ class Manifest(Record):
         """Replace `recording.json` whole, to survive a power failure. Raises OSError."""
         data = json.dumps(self.to_json(), indent=1).encode()
         partial = folder / PARTIAL
-        partial.touch()
+        with open(partial, "ab", opener=as_private):
+            pass
         with partial.open("r+b") as file:  # in the room that is reserved
             file.write(data)
             file.truncate()
@@ -146,7 +149,7 @@ class Manifest(Record):
 def reserve(folder: Path) -> None:
     """Keep room for the next `recording.json`, twice as large as this one. Raises OSError."""
     size = max(2 * (folder / NAME).stat().st_size, LEAST_RESERVED)
-    with (folder / PARTIAL).open("wb") as file:
+    with open(folder / PARTIAL, "wb", opener=as_private) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
@@ -162,11 +165,18 @@ def check_free(folder: Path) -> None:
         raise UsageError(f"-o {folder}: already holds a recording. Name another folder")
 
 
-def take_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, private: bool) -> None:
+    """Make a recording's folder, a `private` one for this user alone. Raises OSError."""
+    folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+    if private:
+        folder.chmod(0o700)
+
+
+def take_folder(folder: Path, *, private: bool = False) -> None:
     """Make or take an empty folder: of two that try one gets it. Raises RecordingError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        make_folder(folder, private=private)
+        os.close(as_private(str(folder / NAME), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         raise RecordingError(
             f"{folder}: already holds a recording. Name another folder with -o, or delete it"
@@ -215,8 +225,11 @@ def read_manifest(folder: Path) -> Manifest:
             len(data.get(name, ())) > MOST_ENGINES for name in ("engines", "policies", "models")
         ):
             raise ValueError(f"its version is below 1, or it has over {MOST_ENGINES:,} engines")
-        return Manifest.from_json(data)
-    except (TtscopeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        manifest = Manifest.from_json(data)
+        for policy in manifest.policies.values():
+            policy.check()
+        return manifest
+    except _MALFORMED as error:
         raise RecordingError(
             f"{path}: malformed ({type(error).__name__}: {error}). Restore it from a copy"
         ) from None

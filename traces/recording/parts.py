@@ -18,21 +18,22 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import polars as pl
 
 from traces.errors import RecordingError
-from traces.files import sync_folder
+from traces.files import as_private, sync_folder
 from traces.recording import checksums
 from traces.recording.checksums import Checksums, check_regular, file_digest
-from traces.recording.tables import KEYS, TABLES
+from traces.recording.tables import COLUMNS, DETAILS, KEYS, TABLES
 
 FAN_IN = 64
 MOST_ROWS = 100_000_000  # of a part
 MOST_ROWS_PER_BYTE = 8  # of a part of over a million rows: ours have less than one
-LARGEST = 1 << 62  # of its whole numbers: in ns, the year 2116
 _NAME = re.compile(r"^(?P<table>[a-z]+)-(?P<first>\d{6,})(?:-(?P<last>\d{6,}))?\.parquet$")
 _MAGIC = b"PAR1"
 
@@ -156,7 +157,7 @@ def whole_part(target: Path) -> Iterator[BinaryIO]:
     """Give a file that becomes the part `target`, with its checksum, or nothing. Raises OSError."""
     partial = target.with_suffix(".partial")
     try:
-        with partial.open("w+b") as file:
+        with open(partial, "w+b", opener=as_private) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -224,7 +225,7 @@ def read_part(
 ) -> pl.DataFrame:
     """Read some columns of a part, null where it lacks them. Raises RecordingError for damage."""
     schema = {name: TABLES[table][name] for name in columns or TABLES[table]}
-    with _reading(path, sums or {}) as sure:
+    with _reading(path, sums or {}):
         held = part_schema(path)
         wanted = [name for name in schema if name in held]
         _check_rows(path)
@@ -237,17 +238,20 @@ def read_part(
         frame = frame.with_columns(missing).select(
             pl.col(name).cast(dtype) for name, dtype in schema.items()
         )
-        if frame.schema != schema or not (sure or _in_range(frame)):  # a struct stays one
+        if frame.schema != schema:  # a struct stays one
             raise damaged(path)
+        check_values(path, table, frame)
         return frame
 
 
-def checked_part(path: Path, sums: Checksums) -> Path:
+def checked_part(path: Path, table: str, sums: Checksums) -> Path:
     """Return the path of a part that can be scanned. Raises RecordingError as `read_part`."""
     with _reading(path, sums) as sure:
         _check_rows(path)
         if not sure:
-            pl.scan_parquet(path, glob=False).collect_schema()
+            held = part_schema(path)
+            names = [name for name in TABLES[table] if name in held]
+            check_values(path, table, scan_part(path, table, names))
     return path
 
 
@@ -274,13 +278,61 @@ def _reading(path: Path, sums: Checksums) -> Iterator[bool]:
         raise damaged(path) from error
 
 
-def _in_range(frame: pl.DataFrame) -> bool:
-    """Whether whole numbers are such that their sums and differences fit 64 bits."""
-    if not frame.height or not frame.select(pl.col(pl.Int64)).width:
-        return True
-    ends = frame.select(
-        low=pl.min_horizontal(pl.col(pl.Int64).min()),
-        high=pl.max_horizontal(pl.col(pl.Int64).max()),
-    )
-    low, high = ends.row(0)
-    return (low is None or low > -LARGEST) and (high is None or high < LARGEST)
+def check_values(path: Path, table: str, rows: pl.DataFrame | pl.LazyFrame) -> None:
+    """Raise RecordingError where a value of a part's rows lies outside its column's range."""
+    if {"kind", "detail"} <= rows.collect_schema().keys():
+        _check_details(path, rows.lazy().select("kind", "detail"))
+    if (found := _outside(table, rows)) is not None:
+        name, value = found
+        low, high = COLUMNS[table][name].low, COLUMNS[table][name].high
+        raise RecordingError(
+            f"{path}: says {value} as {name}, which lies between {low} and {high}. Delete it to "
+            "open the recording without its rows"
+        )
+
+
+def sound_rows(table: str, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows without those that have a value outside its column's range."""
+    if _outside(table, rows) is None:
+        return rows
+    sound = [
+        each.is_between(COLUMNS[table][name].low, COLUMNS[table][name].high).fill_null(True)
+        for name, values in _ranged(table, rows).items()
+        for each in (
+            (values.list.min(), values.list.max())
+            if isinstance(COLUMNS[table][name].type, pl.List)
+            else (values,)
+        )
+    ]
+    return rows.filter(pl.all_horizontal(sound))
+
+
+def _ranged(table: str, rows: pl.DataFrame | pl.LazyFrame) -> dict[str, pl.Expr]:
+    return {n: pl.col(n) for n in rows.collect_schema() if isfinite(COLUMNS[table][n].low)}
+
+
+def _outside(table: str, rows: pl.DataFrame | pl.LazyFrame) -> tuple[str, float] | None:
+    """Return a column and a value of it that lies outside its range, None where there is none."""
+    ends = [pl.lit(0).alias("")]
+    for name, values in _ranged(table, rows).items():
+        each = values.explode() if isinstance(COLUMNS[table][name].type, pl.List) else values
+        ends += [each.min().alias(f"{name} min"), each.max().alias(f"{name} max")]
+    found = rows.lazy().select(ends).collect().row(0, named=True)
+    for end, value in found.items():
+        column = COLUMNS[table].get(end.partition(" ")[0])
+        if column is not None and value is not None and not column.low <= value <= column.high:
+            return end.partition(" ")[0], value
+    return None
+
+
+def _check_details(path: Path, events: pl.LazyFrame) -> None:
+    """Raise RecordingError for an event whose detail is not what its kind says."""
+    told = events.filter(pl.col("kind").is_in(list(DETAILS))).drop_nulls().collect()
+    for kind, detail in told.iter_rows():
+        try:
+            msgspec.json.decode(detail, type=DETAILS[kind])
+        except (ValueError, RecursionError):
+            raise RecordingError(
+                f"{path}: the detail of an event {kind} is not what ttscope writes. Delete it to "
+                "open the recording without its rows"
+            ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,13 @@ from typing import Self, TypeVar
 import polars as pl
 
 from traces.errors import RecordingError
+from traces.recording import checksums
 from traces.recording.checksums import Checksums, read_checksums
 from traces.recording.manifest import NAME, Manifest, read_manifest, recordings_in
 from traces.recording.parts import (
     Part,
     check_part,
+    check_values,
     checked_part,
     damaged,
     last_rows,
@@ -147,7 +150,7 @@ class Recording:
 
     def paths(self, table: str) -> list[Path]:
         """Return the table's files in order, as they were written. Raises RecordingError."""
-        return self._of_parts(table, checked_part)
+        return self._of_parts(table, lambda path, sums: checked_part(path, table, sums))
 
     def table(self, table: str) -> pl.LazyFrame:
         """Return a table as a lazy frame, for recordings that do not fit in memory.
@@ -247,6 +250,19 @@ def measured(recordings: Sequence[Recording]) -> list[Recording]:
     return recorded
 
 
+def content_of(folder: Path) -> str:
+    """Return a hash of what a recording's files hold, whatever their times are.
+
+    Raises OSError, or RecordingError for a link or a special file.
+    """
+    own = (NAME, checksums.NAME)
+    names = sorted(each for each in os.listdir(folder) if each in own or each.endswith(".parquet"))
+    for name in names:
+        checksums.check_regular(folder / name)
+    files = [(name, checksums.file_digest(folder / name)) for name in names]
+    return checksums.digest(repr(files).encode())
+
+
 def find_recordings(folder: Path) -> list[Path]:
     """Return the recordings in a folder, or the folder itself when it is one, by name."""
     if (folder / NAME).exists():
@@ -287,6 +303,7 @@ def batches(
                 raise
             except (Exception, pl.exceptions.PanicException) as error:
                 raise damaged(part) from error
+            check_values(part, table, rows)
             yield rows
 
 

@@ -1,4 +1,4 @@
-"""The tables of a recording: their columns and types, in order.
+"""The tables of a recording: their columns in order, the types and the ranges of their values.
 
 Times are int nanoseconds since the unix epoch, durations int nanoseconds, energies joules.
 What was not measured is null. Only raw facts are kept: every derived number is recomputed on
@@ -7,26 +7,57 @@ reading.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import inf
+from typing import Annotated
+
+import msgspec
 import polars as pl
+from msgspec import Meta
 
 Columns = dict[str, pl.DataType]
 
-TEXT, INT, FLOAT, BOOL = pl.Utf8(), pl.Int64(), pl.Float64(), pl.Boolean()
-INTS, FLOATS = pl.List(pl.Int64), pl.List(pl.Float64)
+LATEST_NS = 4_102_444_800_000_000_000  # 2100: no time is later, none before 1970
+LONGEST_NS = 10 * 366 * 86_400 * 10**9  # ten years: no duration is longer
+MOST = 1 << 40  # of what is counted one by one: requests, steps, their tokens
+MOST_TOKENS = 100_000_000  # of a request
 
-PROBLEMS: Columns = {
+
+@dataclass(frozen=True)
+class Column:
+    """The type of a column, and between what its values lie, those of its lists too.
+
+    Both ends belong to the range, and null is in it.
+    """
+
+    type: pl.DataType
+    low: float = -inf
+    high: float = inf
+
+
+TEXT, BOOL = Column(pl.Utf8()), Column(pl.Boolean())
+TIME, DURATION = Column(pl.Int64(), 0, LATEST_NS), Column(pl.Int64(), -LONGEST_NS, LONGEST_NS)
+TOKENS, FEW = Column(pl.Int64(), 0, MOST_TOKENS), Column(pl.Int64(), 0, 1 << 10)
+COUNT, COUNTS = Column(pl.Int64(), 0, MOST), Column(pl.List(pl.Int64), 0, MOST)
+# What is kept as it was told, such as ids and counters of bytes: sums and differences fit 64 bits.
+INT, INTS = (Column(each, 1 - (1 << 62), (1 << 62) - 1) for each in (pl.Int64(), pl.List(pl.Int64)))
+FLOAT, FLOATS = Column(pl.Float64()), Column(pl.List(pl.Float64))
+
+_Columns = dict[str, Column]
+
+PROBLEMS: _Columns = {
     "problem_id": TEXT,
     "engine": TEXT,
     "policy": TEXT,
     "group": TEXT,  # level or data set
-    "prompt_tokens": INT,
-    "cached_prompt_tokens": INT,
+    "prompt_tokens": TOKENS,
+    "cached_prompt_tokens": TOKENS,
     "prompt_blocks": INTS,  # of imports that tell them: equal names are equal prefixes
-    "arrival": INT,
-    "start": INT,
-    "end": INT,
-    "decided_at": INT,
-    "decided_by_sample": INT,
+    "arrival": TIME,
+    "start": TIME,
+    "end": TIME,
+    "decided_at": TIME,
+    "decided_by_sample": COUNT,
     "answer": TEXT,  # the number of its class within the problem unless text is recorded
     "expected": TEXT,
     "correct": BOOL,
@@ -37,32 +68,32 @@ PROBLEMS: Columns = {
     "error": TEXT,
 }
 
-SAMPLES: Columns = {
+SAMPLES: _Columns = {
     "problem_id": TEXT,
-    "sample_index": INT,
+    "sample_index": COUNT,
     "engine": TEXT,
     "policy": TEXT,
     "request_id": TEXT,
     "span_id": TEXT,
     "role": TEXT,  # sample, forced, revision, scorer, draft, checkpoint
-    "parent_sample": INT,
-    "depth": INT,
-    "round": INT,
-    "prompt_tokens": INT,
-    "cached_tokens": INT,
-    "output_tokens": INT,
-    "think_tokens": INT,
-    "answer_tokens": INT,
-    "arrival": INT,
-    "queued": INT,
-    "scheduled": INT,
-    "first_token": INT,
-    "think_end": INT,
-    "end": INT,
-    "latency_ns": INT,  # of an imported sample, whose times are not known
-    "first_step": INT,
-    "last_step": INT,
-    "preemptions": INT,
+    "parent_sample": COUNT,
+    "depth": COUNT,
+    "round": COUNT,
+    "prompt_tokens": TOKENS,
+    "cached_tokens": TOKENS,
+    "output_tokens": TOKENS,
+    "think_tokens": TOKENS,
+    "answer_tokens": TOKENS,
+    "arrival": TIME,
+    "queued": TIME,
+    "scheduled": TIME,
+    "first_token": TIME,
+    "think_end": TIME,
+    "end": TIME,
+    "latency_ns": DURATION,  # of an imported sample, whose times are not known
+    "first_step": COUNT,
+    "last_step": COUNT,
+    "preemptions": COUNT,
     "finish_reason": TEXT,
     "cancelled_by": TEXT,
     "censored": BOOL,  # cut by max_tokens
@@ -71,79 +102,80 @@ SAMPLES: Columns = {
     "logprob_mean": FLOAT,
     "confidence_min_window": FLOAT,
     "score": FLOAT,  # by a scorer of the user's
-    "drafted_per_step": INTS,
-    "accepted_per_step": INTS,
+    "drafted_per_step": COUNTS,
+    "accepted_per_step": COUNTS,
     "token_ids": INTS,  # only when text is recorded
     "token_logprobs": FLOATS,
     "error": TEXT,
 }
 
-ANSWERS: Columns = {  # forced at a budget
+ANSWERS: _Columns = {  # forced at a budget
     "problem_id": TEXT,
-    "sample_index": INT,
+    "sample_index": COUNT,
     "engine": TEXT,
     "policy": TEXT,
-    "budget_tokens": INT,
+    "budget_tokens": TOKENS,
     "forced": BOOL,
     "answer": TEXT,
     "correct": BOOL,
-    "answer_tokens": INT,
+    "answer_tokens": TOKENS,
     "logprob_mean": FLOAT,
 }
 
 # What prompt lookup would have done for a phase of a sample (traces/summary/speculation/ngram.py).
-DRAFTS: Columns = {
+DRAFTS: _Columns = {
     "problem_id": TEXT,
-    "sample_index": INT,
+    "sample_index": COUNT,
     "engine": TEXT,
     "policy": TEXT,
     "method": TEXT,
-    "num_speculative_tokens": INT,
-    "prompt_lookup_min": INT,
-    "prompt_lookup_max": INT,
+    "num_speculative_tokens": FEW,
+    "prompt_lookup_min": FEW,
+    "prompt_lookup_max": FEW,
     "phase": TEXT,  # thinking, answer; null where the end of thinking is not known
-    "steps": INT,  # decode steps
-    "tokens": INT,  # emitted in them
-    "drafted": INTS,  # per position; the first is the number of steps that drafted
-    "accepted": INTS,
+    "steps": COUNT,  # decode steps
+    "tokens": COUNT,  # emitted in them
+    "drafted": COUNTS,  # per position; the first is the number of steps that drafted
+    "accepted": COUNTS,
 }
 
-STEPS: Columns = {
+STEPS: _Columns = {
     "engine": TEXT,
-    "step": INT,
-    "end": INT,
-    "interval_ns": INT,  # from the end of the step before, while busy
-    "wall_ns": INT,
-    "cpu_ns": INT,
-    "gap_ns": INT,  # between the end of the step before and this start, while busy
-    "prefill_requests": INT,
-    "prefill_tokens": INT,
-    "decode_requests": INT,
-    "decode_tokens": INT,
-    "running": INT,
-    "waiting": INT,
-    "prefill_kv_tokens": INT,  # context read by prefills; a shared prompt once per sample
-    "decode_kv_tokens": INT,
+    "step": COUNT,
+    "end": TIME,
+    "interval_ns": DURATION,  # from the end of the step before, while busy
+    "wall_ns": DURATION,
+    "cpu_ns": DURATION,
+    "gap_ns": DURATION,  # between the end of the step before and this start, while busy
+    "prefill_requests": COUNT,
+    "prefill_tokens": COUNT,
+    "decode_requests": COUNT,
+    "decode_tokens": COUNT,
+    "running": COUNT,
+    "waiting": COUNT,
+    "prefill_kv_tokens": COUNT,  # context read by prefills; a shared prompt once per sample
+    "decode_kv_tokens": COUNT,
     "prefill_query_context": INT,  # sum over prefill tokens of the context each attends to
-    "decode_window_tokens": INT,  # of decode_kv_tokens, what layers with a window or chunks read
+    "decode_window_tokens": COUNT,  # of decode_kv_tokens, what layers with a window or chunks read
     "prefill_window_context": INT,  # of prefill_query_context, the same
-    "max_context_tokens": INT,
-    "kv_blocks": INT,
-    "cached_prompt_tokens": INT,
-    "drafted": INTS,  # per position
-    "accepted": INTS,
-    "draft_ns": INT,
-    "finished": INT,
-    "aborted": INT,
-    "preempted": INT,
-    "graph_tokens": INT,
+    "max_context_tokens": COUNT,
+    "kv_blocks": COUNT,
+    "cached_prompt_tokens": COUNT,
+    "drafted": COUNTS,  # per position
+    "accepted": COUNTS,
+    "draft_ns": DURATION,
+    "finished": COUNT,
+    "aborted": COUNT,
+    "preempted": COUNT,
+    "graph_tokens": COUNT,
     "flops": FLOAT,
     "read_bytes": FLOAT,
     "profiled": BOOL,
     "source": TEXT,  # measured | inferred | replayed | forward
 }
 
-PROFILED = "profiled"  # an event: a profiler's window was open from begun_ns to ended_ns
+PROFILED = "profiled"  # an event: a profiler's window was open on a server
+WINDOW = "window"  # an event: what a rank's trace of a profiler's window says
 SILENT = "silent"  # an event: what was asked for never came, in words
 FORWARD = "forward"  # a source of steps whose time is that of the model's forward alone
 
@@ -171,30 +203,30 @@ STEP_TIMES = (
     *("accepted", "draft_ns", "profiled", "source"),
 )
 
-KERNELS: Columns = {
+_KERNELS: _Columns = {
     "engine": TEXT,
-    "rank": INT,
-    "step": INT,
-    "window_id": INT,
+    "rank": COUNT,
+    "step": COUNT,
+    "window_id": COUNT,
     "stream": INT,
     "family": TEXT,
     "name": TEXT,
-    "count": INT,
-    "time": INT,
-    "self_time": INT,
-    "exposed_time": INT,
+    "count": COUNT,
+    "time": DURATION,
+    "self_time": DURATION,
+    "exposed_time": DURATION,
     "collective": TEXT,
     "algorithm": TEXT,
     "bytes": INT,
     "dtype": TEXT,
-    "group_size": INT,
+    "group_size": COUNT,
 }
 
-POWER: Columns = {
+POWER: _Columns = {
     "host": TEXT,
     "device": TEXT,
     "kind": TEXT,  # nvml, rapl
-    "time": INT,
+    "time": TIME,
     "watts": FLOAT,
     "energy_j": FLOAT,
     "utilisation": FLOAT,
@@ -207,8 +239,8 @@ POWER: Columns = {
     "nvlink_bytes": INT,
 }
 
-SCRAPES: Columns = {
-    "time": INT,
+_SCRAPES: _Columns = {
+    "time": TIME,
     "engine": TEXT,
     "name": TEXT,
     "labels": TEXT,
@@ -216,8 +248,8 @@ SCRAPES: Columns = {
     "value": FLOAT,
 }
 
-EVENTS: Columns = {
-    "time": INT,
+EVENTS: _Columns = {
+    "time": TIME,
     "engine": TEXT,
     # start, restart, counter_reset, gap, drop, before, preempted, window, reconnect, killed, note,
     # clock
@@ -225,17 +257,22 @@ EVENTS: Columns = {
     "detail": TEXT,
 }
 
-TABLES: dict[str, Columns] = {
+COLUMNS: dict[str, _Columns] = {
     "problems": PROBLEMS,
     "samples": SAMPLES,
     "answers": ANSWERS,
     "drafts": DRAFTS,
     "steps": STEPS,
-    "kernels": KERNELS,
+    "kernels": _KERNELS,
     "power": POWER,
-    "scrapes": SCRAPES,
+    "scrapes": _SCRAPES,
     "events": EVENTS,
 }
+TABLES: dict[str, Columns] = {
+    table: {name: column.type for name, column in columns.items()}
+    for table, columns in COLUMNS.items()
+}
+KERNELS, SCRAPES = TABLES["kernels"], TABLES["scrapes"]
 
 
 def in_table(table: str, rows: pl.DataFrame) -> pl.DataFrame:
@@ -244,6 +281,36 @@ def in_table(table: str, rows: pl.DataFrame) -> pl.DataFrame:
         (pl.col(name) if name in rows.columns else pl.lit(None)).cast(kind).alias(name)
         for name, kind in TABLES[table].items()
     )
+
+
+Time = Annotated[int, Meta(ge=0, le=LATEST_NS)]
+_Count = Annotated[int, Meta(ge=0, le=MOST)] | None
+_Duration = Annotated[int, Meta(ge=0, le=LONGEST_NS)] | None
+
+
+class ProfiledDetail(msgspec.Struct, frozen=True):
+    """The `detail` of an event PROFILED."""
+
+    begun_ns: Time
+    ended_ns: Time
+
+
+class WindowDetail(msgspec.Struct, frozen=True):
+    """What is read of the `detail` of an event WINDOW; the steps are those of the recording."""
+
+    window: _Count = None
+    steps: _Count = None
+    first_step: _Count = None
+    last_step: _Count = None
+    steps_unknown: str | None = None  # why
+    error: str | None = None
+    busy_ns: _Duration = None  # of all devices together
+    idle_ns: _Duration = None
+    profiled_ns: _Duration = None
+    usual_ns: _Duration = None
+
+
+DETAILS: dict[str, type[msgspec.Struct]] = {PROFILED: ProfiledDetail, WINDOW: WindowDetail}
 
 
 # A span is written when it starts (its end null) and again when it ends; the last row stands.

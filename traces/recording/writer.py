@@ -40,6 +40,7 @@ from traces.recording.parts import (
     part_rows,
     remove_leftovers,
     scan_part,
+    sound_rows,
     whole_part,
     write_part,
 )
@@ -252,7 +253,7 @@ class RecordingWriter:
         self._thread.start()
 
     def _create(self) -> None:
-        take_folder(self.path)
+        take_folder(self.path, private=self.manifest.text_recorded)
         try:
             for table in TABLES:
                 remove_leftovers(self.path, table)
@@ -409,8 +410,8 @@ class RecordingWriter:
         if not self._framed[table]:
             return
         waiting = [_frame(table, ()), *self._frames[table], _frame(table, rows)]
-        frame = pl.concat(waiting, how="diagonal")
-        unfit = self._framed[table] - frame.height  # did not fit the columns
+        frame = sound_rows(table, pl.concat(waiting, how="diagonal"))
+        unfit = self._framed[table] - frame.height  # the columns or their ranges
         self.dropped(table, unfit)
         self._unfit += unfit
         self._frames[table], self._framed[table] = [frame], frame.height

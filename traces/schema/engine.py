@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from traces.errors import UsageError
 from traces.schema.formats import counted
 from traces.schema.layers import Attention, Layers, Matrix
-from traces.schema.record import Record
+from traces.schema.record import Amount, Count, Few, Many, Record, Some
 from traces.schema.tts.policy import Policy
 
 SCHEMA_VERSION = 1
@@ -31,10 +31,10 @@ class Speculative(Record):
     """Speculative decoding, in the names of vLLM's `--speculative-config`."""
 
     method: str
-    num_speculative_tokens: int
+    num_speculative_tokens: Few
     model: str | None = None
-    prompt_lookup_min: int | None = None
-    prompt_lookup_max: int | None = None
+    prompt_lookup_min: Count | None = None
+    prompt_lookup_max: Count | None = None
 
     def __post_init__(self) -> None:
         if self.num_speculative_tokens < 1:
@@ -49,21 +49,21 @@ class EngineConfig(Record):
     dtype: str | None = None
     quantization: str | None = None
     kv_cache_dtype: str | None = None
-    max_model_len: int | None = None
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    data_parallel_size: int = 1
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    block_size: int | None = None
-    num_gpu_blocks: int | None = None
-    gpu_memory_utilization: float | None = None
+    max_model_len: Some | None = None
+    tensor_parallel_size: Few = 1
+    pipeline_parallel_size: Few = 1
+    data_parallel_size: Few = 1
+    max_num_seqs: Some | None = None
+    max_num_batched_tokens: Some | None = None
+    block_size: Many | None = None
+    num_gpu_blocks: Count | None = None
+    gpu_memory_utilization: Amount | None = None
     enable_prefix_caching: bool | None = None
     enforce_eager: bool | None = None
     async_scheduling: bool | None = None
     speculative: Speculative | None = None
     gpu: str | None = None
-    num_gpus: int | None = None
+    num_gpus: Count | None = None
     mode: Literal["in_process", "server"] = "in_process"
     vllm_version: str | None = None
     other: tuple[tuple[str, str], ...] = ()
@@ -238,26 +238,26 @@ class ModelFacts(Record):
 
     name: str
     architecture: str | None = None
-    num_hidden_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int | None
-    vocab_size: int
-    num_experts: int | None = None
-    experts_per_token: int | None = None
-    total_parameters: int | None
-    active_parameters: int | None
-    weight_bytes: int | None
-    kv_bytes_per_token: int | None
+    num_hidden_layers: Count
+    hidden_size: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count
+    intermediate_size: Count | None
+    vocab_size: Count
+    num_experts: Count | None = None
+    experts_per_token: Count | None = None
+    total_parameters: Count | None
+    active_parameters: Count | None
+    weight_bytes: Count | None
+    kv_bytes_per_token: Count | None
     attention: tuple[str, ...] | None = None
-    sliding_window: int | None = None
+    sliding_window: Count | None = None
     quantization: str | None = None
     kv_cache_dtype: str | None = None
-    kv_value_bytes: float | None = None
-    state_bytes_per_request: int | None = None
-    mtp_layers: int | None = None
+    kv_value_bytes: Amount | None = None
+    state_bytes_per_request: Count | None = None
+    mtp_layers: Count | None = None
     layers: tuple[Layers, ...] | None = None
     others: tuple[Matrix, ...] = ()
     uncounted: str | None = None

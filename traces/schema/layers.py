@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from traces.schema.record import Record
+from traces.schema.record import Amount, Count, Record, Some
 
 STATE_FLOPS: Final = {"mamba": 5, "linear_attention": 7}  # of a token, a value of the state
 
@@ -23,12 +23,12 @@ class Matrix(Record):
     """
 
     name: str
-    inputs: int
-    outputs: int
+    inputs: Count
+    outputs: Count
     precision: str
-    parameter_bytes: float | None
-    copies: int = 1
-    used: int = 1
+    parameter_bytes: Amount | None
+    copies: Some = 1
+    used: Count = 1
 
     @property
     def parameters(self) -> int:
@@ -70,17 +70,17 @@ class Attention(Record):
     """
 
     kind: str
-    heads: int
-    kv_heads: int
-    head_dim: int
-    v_head_dim: int
-    window: int | None = None
-    latent: int | None = None
-    rope: int | None = None
-    tokens_per_entry: int = 1
-    top_k: int | None = None
-    index_heads: int | None = None
-    index_dim: int | None = None
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    v_head_dim: Count
+    window: Count | None = None
+    latent: Count | None = None
+    rope: Count | None = None
+    tokens_per_entry: Some = 1
+    top_k: Count | None = None
+    index_heads: Count | None = None
+    index_dim: Count | None = None
     kept: bool = True
     one_entry: bool = False
 
@@ -158,11 +158,11 @@ class State(Record):
     """
 
     kind: str
-    heads: int
-    values: int
-    value_bytes: float | None
-    convolved_values: int
-    convolved_bytes: float | None
+    heads: Count
+    values: Count
+    value_bytes: Amount | None
+    convolved_values: Count
+    convolved_bytes: Amount | None
 
     @property
     def size_bytes(self) -> float | None:
@@ -184,11 +184,11 @@ class State(Record):
 class Experts(Record):
     """The experts of a layer: a token visits `active` of `total`, and all `shared`."""
 
-    total: int
-    active: int
-    width: int
-    shared: int = 0
-    shared_width: int = 0
+    total: Count
+    active: Count
+    width: Count
+    shared: Count = 0
+    shared_width: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ class Layers(Record):
     places: tuple[int, ...]
     attention: Attention | None = None
     state: State | None = None
-    mlp_width: int | None = None
+    mlp_width: Count | None = None
     experts: Experts | None = None
     matrices: tuple[Matrix, ...] = ()
 

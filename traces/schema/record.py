@@ -10,7 +10,20 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
+
+from msgspec import Meta
+
+from traces.plain_text import COMMANDS
+
+# The ranges of fields, which hold where a recording is opened and where a plugin's words are read.
+MOST, LARGEST = 1 << 50, 1e30
+LONGEST = 1_024  # characters of a text that users give, where a model may be a path
+Count = Annotated[int, Meta(ge=0, le=MOST)]
+Some = Annotated[int, Meta(ge=1, le=MOST)]
+Few = Annotated[int, Meta(ge=1, le=1 << 10)]  # what there is an array for each of: ranks, servers
+Many = Annotated[int, Meta(ge=1, le=1 << 20)]  # what an array holds: tokens of a block, requests
+Amount = Annotated[float, Meta(ge=0, le=LARGEST)]
 
 
 class Record:
@@ -38,11 +51,11 @@ class Record:
 
 
 _hints = functools.cache(get_type_hints)
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "bool": (bool, "true or false"),
-    "str": (str, "a text"),
+_KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    bool: (bool, "true or false"),
+    str: (str, f"a text of one line, at most {LONGEST:,} characters"),
 }
 
 
@@ -51,13 +64,20 @@ def misfit(record: type[Any], name: str, value: Any) -> str | None:
 
     A name that is no field, and a field of another kind than these, fits all.
     """
-    types_of = {field.name: str(field.type) for field in dataclasses.fields(record)}
-    kind, _, absent = types_of.get(name, "").partition(" | ")
-    if kind not in _KINDS or (value is None and absent):
+    kinds = _parts(_hints(record).get(name))  # type: ignore[arg-type]
+    kind = next((each for each in kinds if each in _KINDS), None)
+    if kind is None or (value is None and type(None) in kinds):
         return None
     allowed, words = _KINDS[kind]
-    fits = isinstance(value, allowed) and (kind == "bool" or not isinstance(value, bool))
-    return None if fits and (kind != "float" or math.isfinite(value)) else words
+    fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+    if kind is str and fits:
+        fits = len(value) <= LONGEST and not COMMANDS.search(value)
+    return None if fits and (kind is not float or math.isfinite(value)) else words
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """Return the types of which a field takes one."""
+    return get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _plain(value: Any) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
+from traces.recording.tables import WINDOW, WindowDetail
 from traces.recording.window_cost import WindowCost
 from traces.schema.estimate import Estimate
 from traces.schema.record import Record
@@ -112,19 +113,18 @@ def device_time(
     has a row of its own. `kernels` are the engine's, by whose steps it is known which a window
     holds.
     """
-    rows = events.filter(pl.col("kind").eq("window") & pl.col("engine").eq(engine))
-    details = [json.loads(text) for text in rows["detail"].drop_nulls()]
-    busy = sum(detail.get("busy_ns") or 0 for detail in details) / 1e9
-    idle = sum(detail.get("idle_ns") or 0 for detail in details) / 1e9
+    rows = events.filter(pl.col("kind").eq(WINDOW) & pl.col("engine").eq(engine))
+    details = [msgspec.json.decode(text, type=WindowDetail) for text in rows["detail"].drop_nulls()]
+    busy = sum(detail.busy_ns or 0 for detail in details) / 1e9
+    idle = sum(detail.idle_ns or 0 for detail in details) / 1e9
     if busy + idle <= 0:
         return None
     steps: dict[int, int] = {}
     for detail in details:
-        number = detail.get("window") or 0
-        steps[number] = max(steps.get(number, 0), detail.get("steps") or 0)
-    profiled, usual = (
-        sum(d.get(name) or 0 for d in details) for name in ("profiled_ns", "usual_ns")
-    )
+        number = detail.window or 0
+        steps[number] = max(steps.get(number, 0), detail.steps or 0)
+    profiled = sum(detail.profiled_ns or 0 for detail in details)
+    usual = sum(detail.usual_ns or 0 for detail in details)
     return DeviceTime(
         busy_s=busy,
         idle_s=idle,
@@ -141,7 +141,7 @@ def device_time(
 NOT_TOLD = "the recording does not say"
 
 
-def _held(details: Sequence[Mapping[str, Any]], kernels: pl.DataFrame) -> tuple[WindowSteps, ...]:
+def _held(details: Sequence[WindowDetail], kernels: pl.DataFrame) -> tuple[WindowSteps, ...]:
     """Return of each window which recorded steps it holds, by its kernels' or as its row says."""
     placed = kernels.drop_nulls(["window_id", "step"]).group_by("window_id")
     ranges = {
@@ -152,13 +152,12 @@ def _held(details: Sequence[Mapping[str, Any]], kernels: pl.DataFrame) -> tuple[
     }
     by_window: dict[int, WindowSteps] = {}
     for detail in details:
-        window = detail.get("window") or 0
-        first, last = detail.get("first_step"), detail.get("last_step")
+        window, first, last = detail.window or 0, detail.first_step, detail.last_step
         if first is None or last is None:
             first, last = ranges.get(window, (None, None))
         unknown = None
         if first is None:
-            unknown = detail.get("steps_unknown") or detail.get("error") or NOT_TOLD
+            unknown = detail.steps_unknown or detail.error or NOT_TOLD
         if (
             window not in by_window or by_window[window].first is None
         ):  # a rank that knows is enough

@@ -7,6 +7,8 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from math import isfinite
 
 import polars as pl
 import pytest
@@ -14,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.servers.clients import until
+from tests.traces.synthetic import simulate, write_recording
 from traces.errors import NewerSchemaError, RecordingError
 from traces.recording import checksums, parts
 from traces.recording import writer as merging
+from traces.recording.checksums import read_checksums
 from traces.recording.manifest import Manifest, take_folder
-from traces.recording.reader import Recording, find_recordings
-from traces.recording.tables import STEP_TIMES, TABLES
+from traces.recording.parts import read_part, write_part
+from traces.recording.reader import Recording, batches, find_recordings
+from traces.recording.tables import COLUMNS, STEP_TIMES, TABLES
 from traces.recording.writer import RecordingWriter, read_clocks
 from traces.schema.engine import Config, EngineConfig, Speculative
 from traces.schema.tts.policy import Policy
@@ -504,7 +509,7 @@ def test_what_nothing_can_be_computed_with_is_damage(tmp_path, end):
     part = folder / "steps-000000.parquet"
     (folder / checksums.NAME).unlink()
     pl.read_parquet(part).with_columns(end=end).write_parquet(part)
-    with pytest.raises(RecordingError, match="steps-000000.parquet: truncated or corrupt"):
+    with pytest.raises(RecordingError, match="steps-000000.parquet: says .* as end|truncated"):
         Recording.open(folder).frame("steps")
 
 
@@ -553,3 +558,65 @@ def test_ctrl_c_while_a_part_is_written_loses_nothing(tmp_path, monkeypatch):
     recording = Recording.open(tmp_path / "r")
     assert recording.complete
     assert recording.frame("events")["detail"].to_list() == ["kept"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_recording_with_text_is_its_users_alone(tmp_path, there):
+    folder = tmp_path / "r"
+    if there:
+        folder.mkdir(mode=0o755)
+    facts = Manifest(clock_start=read_clocks(), text_recorded=True)
+    with RecordingWriter(folder, facts, period_s=0.01) as writer:
+        for table in ("steps", "events"):
+            writer.append(table, {"engine": "e"})
+        modes = {each.stat().st_mode & 0o777 for each in folder.iterdir()}
+    modes |= {each.stat().st_mode & 0o777 for each in folder.iterdir()}
+    assert (folder.stat().st_mode & 0o777, modes) == (0o700, {0o600})
+    assert len(list(folder.iterdir())) >= 4
+
+
+@pytest.mark.parametrize("table", sorted(COLUMNS))
+def test_a_value_out_of_its_columns_range_is_one_line(tmp_path, table):
+    """With a checksum too: who forges a part can write its line."""
+    folder = make(tmp_path / "r")
+    for name, column in COLUMNS[table].items():
+        if not isfinite(column.low):
+            continue
+        for value in (column.low - 1, column.high + 1, column.low, column.high):
+            held = [value] if isinstance(column.type, pl.List) else value
+            frame = pl.DataFrame({name: [None, held]}, schema={name: column.type})
+            path = write_part(folder, table, frame, 50, 50)
+            sound = column.low <= value <= column.high
+            refused = nullcontext() if sound else pytest.raises(RecordingError, match=name)
+            with refused:
+                read_part(path, table, [name], read_checksums(folder))
+            refused = nullcontext() if sound else pytest.raises(RecordingError, match=name)
+            with refused:
+                list(batches(Recording.open(folder), table, [name]))
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (("engines", "block_size"), (1 << 20) + 1), (("engines", "block_size"), 0),
+        (("engines", "data_parallel_size"), 1 << 40), (("engines", "max_num_seqs"), -1),
+        (("models", "head_dim"), -1), (("policies", "n"), 1 << 40),
+        (("clock_start", "unix_ns"), 1 << 62), (("concurrency",), -1), (("rate_per_s",), -1.0),
+        (("dropped", "steps"), -5),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_its_fields_range_is_one_line(tmp_path, at, value):
+    written = write_recording(tmp_path / "r", simulate(problems=2, n=2))
+    (written.path / checksums.NAME).unlink()
+    path = written.path / "recording.json"
+    document = json.loads(path.read_text())
+    inside = document
+    for name in at[:-1]:
+        inside = inside[name]
+        if name in ("engines", "models", "policies"):
+            (inside,) = inside.values()
+    inside[at[-1]] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordingError, match="malformed") as refused:
+        Recording.open(written.path)
+    assert len(str(refused.value).splitlines()) == 1

@@ -292,7 +292,7 @@ def _write(
 ) -> None:
     manifest = recording.manifest
     imported = {"format": source.format, "file": source.path.name, "skipped": source.skipped.counts}
-    with written_into(folder) as tables:
+    with written_into(folder, private=manifest.text_recorded) as tables:
         for table in TABLES:
             tables.copy(table, recording.paths(table))
         tables.add("power", frame)

@@ -20,9 +20,9 @@ from typing import Any, Literal
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.source import head_of, objects, text_lines
 from traces.foreign.values import LIMIT_BYTES, Skipped, finite, whole_number
+from traces.recording.tables import LATEST_NS
 
 MOST_WATTS = 10_000  # of one GPU
-_LATEST_NS = 1 << 62
 _LINE = 4_096
 _TIME = re.compile(r"(\d{4})/(\d\d)/(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?")
 _UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]{8,80}")
@@ -186,7 +186,7 @@ class PowerFile:
 def _record(told: Mapping[str, Any]) -> Reading:
     """Return a record's reading. Raises ValueError with why it is none."""
     time = told.get("timestamp_ns")
-    if not isinstance(time, int) or isinstance(time, bool) or not 0 < time < _LATEST_NS:
+    if not isinstance(time, int) or isinstance(time, bool) or not 0 < time < LATEST_NS:
         raise ValueError("without timestamp_ns")
     uuid, host, data = (told.get(name) for name in ("gpu_uuid", "hostname", "telemetry_data"))
     if not (isinstance(uuid, str) and 0 < len(uuid) <= 84 and uuid.isprintable()):

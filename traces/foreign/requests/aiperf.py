@@ -17,7 +17,7 @@ from traces.foreign.requests.reader import (
     nanoseconds,
     token_count,
 )
-from traces.foreign.values import MOST_TOKENS
+from traces.recording.tables import MOST_TOKENS
 
 _UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "sec": 1_000_000_000, "s": 1_000_000_000}
 _PROMPT = ("usage_prompt_tokens", "input_sequence_length")

@@ -14,12 +14,11 @@ import polars as pl
 from traces.errors import OutcomesError
 from traces.files import Inflated
 from traces.foreign.requests.reader import (
-    LATEST_NS,
     REQUESTS,
     RequestReader,
 )
 from traces.foreign.source import LINE_BYTES, open_pieces
-from traces.foreign.values import MOST_TOKENS
+from traces.recording.tables import LATEST_NS, MOST_TOKENS
 
 _COLUMNS = {"timestamp": "arrival", "contexttokens": "prompt", "generatedtokens": "output"}
 _NAMES = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")

@@ -24,7 +24,8 @@ from traces.foreign.requests.reader import (
     token_count,
 )
 from traces.foreign.source import ArrayStream, decode
-from traces.foreign.values import MOST_TOKENS, finite, whole_number
+from traces.foreign.values import finite, whole_number
+from traces.recording.tables import MOST_TOKENS
 
 _S = 1_000_000_000
 _CUT = "cut off by the end of the benchmark"

@@ -17,7 +17,7 @@ from traces.foreign.requests.reader import (
     nanoseconds,
     token_count,
 )
-from traces.foreign.values import MOST_TOKENS
+from traces.recording.tables import MOST_TOKENS
 
 _MS = 1_000_000
 _SECONDS = range(1_500_000_000, 2_500_000_000)  # since 1970, of the years 2017 to 2049

@@ -21,13 +21,12 @@ from traces.foreign.source import objects
 from traces.foreign.values import (
     BLOCK_TOKENS,
     LIMIT_BYTES,
-    MOST_TOKENS,
     Skipped,
     finite,
     whole_number,
 )
+from traces.recording.tables import LATEST_NS, MOST_TOKENS
 
-LATEST_NS = 1 << 62
 FAILED = "the request failed"
 _FRAME_ROWS = 50_000
 

@@ -29,7 +29,8 @@ from traces.foreign.requests.reader import (
     token_count,
 )
 from traces.foreign.source import decode, decode_read, whole_text
-from traces.foreign.values import MOST_TOKENS, finite
+from traces.foreign.values import finite
+from traces.recording.tables import MOST_TOKENS
 
 _S = 1_000_000_000
 _ROW = re.compile(rb"\[[^][]*\]")

@@ -36,7 +36,7 @@ from traces.forward_pass.record import (
     read_object,
 )
 from traces.forward_pass.rows import FORMAT, KEPT, SCOPES, ForwardPassRows, tokens_kept
-from traces.recording.tables import TABLES
+from traces.recording.tables import LATEST_NS, TABLES
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.formats import listed
 
@@ -46,7 +46,7 @@ _FAMILY = re.compile(rb'"schema"\s*:\s*"dynamo\.fpm\.trace\.')
 _ALONE = re.compile(rb'"wall_time"\s*:')
 _REQUESTS = re.compile(rb'"scheduled_requests"\s*:')
 _PART_ROWS = 50_000
-_LATEST_MS = (1 << 62) // 1_000_000
+_LATEST_MS = LATEST_NS // 1_000_000
 _LOOKED_AT = 2_000  # records that tell whether an engine speculates
 
 Key = tuple[str, ...]  # namespace, component, producer, worker, rank

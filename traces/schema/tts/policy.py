@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from traces.errors import UsageError
-from traces.schema.record import Record
+from traces.schema.record import Record, Some
 from traces.schema.tts.methods import METHODS, Method
 from traces.schema.tts.routes import (
     AT,
@@ -37,10 +39,10 @@ class Policy(Record):
     """
 
     method: str = "greedy"
-    n: int = 1
-    thinking_token_budget: int | None = None
+    n: Annotated[int, Meta(ge=1, le=1 << 16)] = 1
+    thinking_token_budget: Some | None = None
     reasoning_effort: str | None = None
-    max_tokens: int | None = None
+    max_tokens: Some | None = None
     temperature: float | None = 0.0
     top_p: float | None = 1.0
     rule: tuple[tuple[str, float | str], ...] = ()
@@ -97,6 +99,13 @@ class Policy(Record):
     def stop(self) -> Stop | None:
         """When a problem is decided, None where requests go on from earlier answers."""
         return self.stop_for(None)
+
+    def check(self) -> None:
+        """Raise ValueError, KeyError or OverflowError where its rule is not that of its method."""
+        for group in (None, *(self.routes or ())):
+            self.stop_for(group)
+            self.effort_for(group)
+        self.words()
 
     @property
     def routes(self) -> dict[str, Table] | None:
