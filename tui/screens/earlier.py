@@ -1,7 +1,7 @@
 """Answers of earlier sessions: screen 4 shows one at once, and works it out again behind it.
 
-They are kept by the question and by what the recordings' files were, in a folder into which only
-this user can write, for an answer holds a command to copy.
+They are kept by the question, the code, and what the recordings' files hold, in a folder into which
+only this user can write, for an answer holds a command to copy.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from traces.errors import RecordingError, installed
-from traces.files import own_cache, private, read_small, whole_file
-from traces.recording.reader import Recording
+from traces.errors import RecordingError
+from traces.files import code_version, own_cache, private, read_small, whole_file
+from traces.recording.reader import Recording, content_of
 from traces.schema.advice import Budget, Recommendation
-from tui.screens.index import files_of
 
 MOST_BYTES = 4 << 20  # of an answer
 MOST_KEPT = 64
@@ -31,7 +30,7 @@ class EarlierAnswers:
 
     def find(self, budget: Budget, recordings: Sequence[Recording]) -> Recommendation | None:
         """Return the answer given before to the same question, None where none is kept."""
-        with suppress(OSError, ValueError, RecursionError):
+        with suppress(OSError, ValueError, RecursionError, RecordingError):
             data = read_small(self._file(budget, recordings), MOST_BYTES)
             return msgspec.json.decode(data, type=Recommendation)
         return None
@@ -56,7 +55,7 @@ class EarlierAnswers:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if not private(self._folder):
             raise OSError(f"{self._folder}: others can write to it")
-        files = sorted((str(each.path.resolve()), files_of(each.path)) for each in recordings)
-        question = (installed("ttscope"), self._systems, budget.to_json(), files)
+        files = sorted((str(each.path.resolve()), content_of(each.path)) for each in recordings)
+        question = (code_version(), self._systems, budget.to_json(), files)
         name = hashlib.blake2b(repr(question).encode(), digest_size=16).hexdigest()
         return self._folder / f"{name}.json"

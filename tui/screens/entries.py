@@ -19,7 +19,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, compact, half_width, value_of
 from traces.summary.metrics import estimate_of
 from traces.summary.run import Run, summarise
-from tui.screens.index import Indexes, Listed, files_of
+from tui.screens.index import Indexes, Listed
 from tui.text.layout import labels, model_name, without_middle
 
 FRAME_BYTES = 128 * 2**20  # of samples and steps of recordings that are not looked at
@@ -143,7 +143,7 @@ def listed(path: Path, indexes: Indexes) -> list[Entry]:
     One that cannot be read has none: `load` says why.
     """
     try:
-        rows = indexes.rows(path, files_of(path))
+        rows = indexes.rows(path)
         if rows is None:
             rows = _by_manifest(path.name, read_manifest(path))
     except (TtscopeError, OSError):

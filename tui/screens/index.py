@@ -1,9 +1,9 @@
 """A file beside recordings by which the terminal app lists them before it has read them.
 
 It holds the cells of the table and what they sort by, nothing else, and nothing but the list is
-taken from it. A recording whose files have other sizes or times than noted is not in it for us, nor
-is anything where the file is damaged, foreign, too large or of another version. Where the folder
-cannot be written the app works without.
+taken from it. A recording whose files hold something else than noted is not in it for us, nor is
+anything where the file is damaged, foreign, too large or of other code. The files are read for that
+only where their times are others. Where the folder cannot be written the app works without.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pathlib import Path
 
 import msgspec
 
-from traces.errors import installed
+from traces.errors import RecordingError
+from traces.files import code_version
+from traces.recording import checksums
+from traces.recording.reader import content_of
 
 NAME = ".ttscope-index.json"
-VERSION = 1
 MOST_BYTES = 16 << 20
 MOST_RECORDINGS = 10_000
 FEWEST = 50  # recordings in a folder: fewer are read soon enough
@@ -39,25 +41,22 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Noted(msgspec.Struct, frozen=True):
-    """The rows of a recording whose files were as `files` says."""
+    """The rows of a recording: the state in which its files held `content`."""
 
-    files: str
+    state: str
+    content: str
     rows: list[Listed]
 
 
 class _Index(msgspec.Struct):
-    version: int
-    ttscope: str
+    code: str
     recordings: dict[str, Noted]
 
 
-def files_of(folder: Path) -> str:
-    """Return what changes when a recording does: a hash of its files' names, sizes and times.
-
-    Raises OSError where the folder cannot be read.
-    """
+def state_of(folder: Path) -> str:
+    """Return what changes whenever a file of a recording is written. Raises OSError."""
     with os.scandir(folder) as entries:
-        files = sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries)
+        files = sorted((e.name, *checksums.state(e.stat(follow_symlinks=False))) for e in entries)
     return hashlib.blake2b(repr(files).encode(), digest_size=16).hexdigest()
 
 
@@ -73,9 +72,7 @@ def read_index(folder: Path) -> dict[str, Noted]:
             index = msgspec.json.decode(file.read(MOST_BYTES), type=_Index)
     except (OSError, ValueError, RecursionError):
         return {}
-    if (index.version, index.ttscope) != (VERSION, installed("ttscope") or ""):
-        return {}
-    if len(index.recordings) > MOST_RECORDINGS:
+    if index.code != code_version() or len(index.recordings) > MOST_RECORDINGS:
         return {}
     return {name: noted for name, noted in index.recordings.items() if _sound(noted)}
 
@@ -83,7 +80,7 @@ def read_index(folder: Path) -> dict[str, Noted]:
 def write_index(folder: Path, noted: Mapping[str, Noted]) -> bool:
     """Write the index of a folder whole or not at all; return whether that could be done."""
     kept = dict(list(noted.items())[-MOST_RECORDINGS:])
-    data = msgspec.json.encode(_Index(VERSION, installed("ttscope") or "", kept))
+    data = msgspec.json.encode(_Index(code_version(), kept))
     if len(data) > MOST_BYTES:
         return False
     partial: Path | None = None
@@ -120,13 +117,29 @@ class Indexes:
             self._known[folder] = read_index(folder)
         return self._known[folder]
 
-    def rows(self, path: Path, files: str) -> Sequence[Listed] | None:
-        """Return the rows of a recording whose files are as noted, else None."""
-        noted = self._of(path.parent).get(path.name)
-        return noted.rows if noted is not None and noted.files == files else None
+    def rows(self, path: Path) -> Sequence[Listed] | None:
+        """Return the rows of a recording whose files hold what is noted, else None.
 
-    def note(self, path: Path, files: str, rows: Sequence[Listed]) -> None:
-        noted = Noted(files, list(rows))
+        Raises OSError, or RecordingError where its files cannot be read.
+        """
+        noted = self._of(path.parent).get(path.name)
+        if noted is None:
+            return None
+        state = state_of(path)
+        if noted.state != state:
+            if noted.content != content_of(path):
+                return None
+            self._take(path, Noted(state, noted.content, noted.rows))
+        return noted.rows
+
+    def note(self, path: Path, state: str, rows: Sequence[Listed]) -> None:
+        """Note the rows of a recording that was read in a state, if it is in that state still."""
+        with contextlib.suppress(OSError, RecordingError):
+            content = content_of(path)
+            if state_of(path) == state:
+                self._take(path, Noted(state, content, list(rows)))
+
+    def _take(self, path: Path, noted: Noted) -> None:
         if self._of(path.parent).get(path.name) != noted:
             self._known[path.parent][path.name] = noted
             self._changed.add(path.parent)

@@ -32,7 +32,7 @@ from tui.screens.entries import (
     recording_paths,
     to_list,
 )
-from tui.screens.index import Indexes, files_of
+from tui.screens.index import Indexes, state_of
 
 if TYPE_CHECKING:
     from advisor.advice.accounts.costs import Accounts
@@ -235,15 +235,15 @@ class LibraryApp(App[None]):
             wanted = None if self._opening is None else self._opening.path
             path = wanted if wanted in left else next(iter(left))
             del left[path]
-            files = None
+            state = None
             with contextlib.suppress(OSError):
-                files = files_of(path)
+                state = state_of(path)
             entries = load(path, self.price)
             if worker.is_cancelled:
                 return
             rows = [row for row in map(to_list, entries) if row is not None]
-            if self.price is None and rows and files is not None:
-                self._indexes.note(path, files, rows)
+            if self.price is None and rows and state is not None:
+                self._indexes.note(path, state, rows)
             self.call_from_thread(self._add, entries)
         self._indexes.write()
         if not worker.is_cancelled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 
 import pytest
@@ -38,7 +39,18 @@ def test_an_answer_is_found_by_its_question_and_the_files(recording, answers, tm
     assert answers.find(BUDGET, [recording]) == answer
     assert answers.find(Budget(min_accuracy=0.8), [recording]) is None
     assert EarlierAnswers(["h100"], tmp_path / "answers").find(BUDGET, [recording]) is None
-    (recording.path / "recording.json").touch()
+    file = recording.path / "recording.json"
+    file.touch()
+    assert answers.find(BUDGET, [recording]) == answer
+    status = file.stat()
+    file.write_text(file.read_text().replace("p", "q", 1))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert answers.find(BUDGET, [recording]) is None
+
+
+def test_other_code_does_not_take_an_answer(recording, answers, monkeypatch):
+    answers.keep(BUDGET, [recording], FakeAdvisor([recording]).recommend(BUDGET))
+    monkeypatch.setattr("tui.screens.earlier.code_version", lambda: "of other code")
     assert answers.find(BUDGET, [recording]) is None
 
 

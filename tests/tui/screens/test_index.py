@@ -10,7 +10,7 @@ from tests.traces.synthetic import simulate, write_recording
 from tests.tui.pilot import opened
 from tui.app.app import TtscopeApp
 from tui.screens.entries import listed, load, to_list
-from tui.screens.index import NAME, Indexes, files_of, read_index, write_index
+from tui.screens.index import NAME, Indexes, read_index, state_of, write_index
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def note(folder, name):
     """Write the index as it is after `name` was read; return its rows."""
     indexes = Indexes()
     rows = [to_list(each) for each in load(folder / name)]
-    indexes.note(folder / name, files_of(folder / name), rows)
+    indexes.note(folder / name, state_of(folder / name), rows)
     indexes.write()
     return rows
 
@@ -48,10 +48,25 @@ def test_what_is_not_in_the_index_is_listed_by_its_manifest(folder):
 
 
 def test_a_recording_that_changed_is_not_taken_from_the_index(folder):
+    """Its files keep their sizes and times."""
     note(folder, "one")
     path = next((folder / "one").glob("problems-*.parquet"))
-    os.utime(path, ns=(1, 1))
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
     assert listed(folder / "one", Indexes())[0].cells["tok/pb"] == ""
+
+
+def test_a_recording_with_other_times_is_read_no_second_time(folder, monkeypatch):
+    note(folder, "one")
+    os.utime(next((folder / "one").glob("problems-*.parquet")), ns=(1, 1))
+    indexes = Indexes()
+    assert listed(folder / "one", indexes)[0].cells["tok/pb"] != ""
+    indexes.write()
+    monkeypatch.setattr("tui.screens.index.content_of", lambda folder: pytest.fail("read again"))
+    assert listed(folder / "one", Indexes())[0].cells["tok/pb"] != ""
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"version": 1}', "\x00", "[" * 100_000])
@@ -66,9 +81,8 @@ def test_a_damaged_index_is_ignored_and_made_again(folder, damage):
 def test_a_foreign_or_hostile_index_is_ignored(folder):
     note(folder, "one")
     whole = json.loads((folder / NAME).read_bytes())
-    for change in ({"version": 2}, {"ttscope": "0.0"}):
-        (folder / NAME).write_text(json.dumps(whole | change))
-        assert read_index(folder) == {}
+    (folder / NAME).write_text(json.dumps(whole | {"code": "0"}))
+    assert read_index(folder) == {}
     whole["recordings"]["one"]["rows"][0]["cells"]["model"] = "\x1b[2J"
     (folder / NAME).write_text(json.dumps(whole))
     assert read_index(folder) == {}
