@@ -15,12 +15,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any, Final, TextIO
 
-# Control characters of C0 and C1 and DEL, marks that turn the direction of text, separators of
-# lines and paragraphs, and halves of a character, which cannot be written.
-COMMANDS = re.compile(
-    "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff]"
-)
-
+from traces.plain_text import clean
 
 BOLD, RED, GREEN, YELLOW, CYAN = "1", "31", "32", "33", "36"  # SGR codes
 LOOKS: Final = (  # what is coloured at the beginning of a line, where it goes to a terminal
@@ -34,11 +29,6 @@ COMMAND = re.compile(
     r"(?:(?:next|NEXT) +| +)?(?P<command>(?:[A-Z_]+=\S+ )*"
     r"(?:\S*ttscope|vllm|\S*python[\d.]*|sh|curl) (?=[-/\w\\]).*)"
 )
-
-
-def clean(text: str) -> str:
-    r"""Return a line with such characters shown as they are written in code: \x1b, \u202e."""
-    return COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def say(line: str = "", *, file: TextIO | None = None, flush: bool = False) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from advisor.evidence.keys import DEFAULT_BLOCK
+from traces.plain_text import flag_word, name_word, quoted
 from traces.schema.advice import Pick
 from traces.schema.engine import EngineConfig, ModelFacts
 from traces.schema.formats import counted
@@ -66,11 +66,11 @@ def serve_command(
     flags.append(_flag("speculative-config", _drafts(engine, draft_path)))
     if policy is not None and policy.thinking_token_budget is not None:
         flags.append(_flag("reasoning-config", json.dumps(REASONING)))
-    words = ["vllm serve", shlex.quote(model_path)]
+    words = ["vllm serve", name_word(model_path)]
     if engine.gpu is None and (engine.mode == "in_process" or cpu_build is not None):
         words = [
             *_cpu_variables(engine, cpu_build or CpuBuild(), kv_bytes_per_token),
-            shlex.quote((cpu_build or CpuBuild()).python),
+            quoted((cpu_build or CpuBuild()).python),
             "-m vllm.entrypoints.openai.api_server",
             _flag("model", model_path) or "",
         ]
@@ -138,7 +138,7 @@ def _cpu_variables(engine: EngineConfig, build: CpuBuild, kv_bytes: int | None) 
     if engine.tensor_parallel_size > 1:
         cores = range(engine.tensor_parallel_size)
         variables["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
-    return [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    return [f"{name}={quoted(value)}" for name, value in variables.items()]
 
 
 def _drafts(engine: EngineConfig, model: str | None = None) -> str | None:
@@ -156,7 +156,7 @@ def _plain(value: float | str) -> str:
 def _flag(name: str, value: object, *, default: object = None) -> str | None:
     if value is None or value == default:
         return None
-    return f"--{name} {shlex.quote(str(value))}"
+    return flag_word(name, value)
 
 
 def _switch(name: str, value: bool | None) -> str | None:

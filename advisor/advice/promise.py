@@ -37,6 +37,7 @@ from traces.deployment.documents import (
 from traces.errors import RecordingError, UsageError
 from traces.files import whole_file
 from traces.live.watched import only_watched
+from traces.plain_text import clean
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
 from traces.schema.advice import Pick, Recommendation
@@ -87,11 +88,13 @@ def write_config(folder: Path, answer: Recommendation, advisor: Advisor) -> Expe
     command = pick.command or ""
     exec_ = "exec env" if "=" in command.split()[0] else "exec"
     with whole_file(folder / SERVE) as partial:
-        partial.write_text(
-            f"#!/bin/sh\n# {named}, as ttscope advises. Options go to the server: --port 8001\n"
-            + (f"# {note}\n" if (note := command_note(pick)) else "")
-            + f'{exec_} {command} "$@"\n'
-        )
+        lines = [
+            "#!/bin/sh",
+            f"# {named}, as ttscope advises. Options go to the server: --port 8001",
+            *([f"# {note}"] if (note := command_note(pick)) else ()),
+            f'{exec_} {command} "$@"',
+        ]
+        partial.write_text("".join(f"{clean(line)}\n" for line in lines))
         os.chmod(partial, 0o755)  # noqa: PTH101
     policy = PolicyFile(
         policy=pick.policy,

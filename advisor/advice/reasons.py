@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil, floor, isfinite, log10
 from typing import Any
@@ -23,6 +22,7 @@ from advisor.search.resampling import HIGH, LOW
 from advisor.search.space import REPLICAS, Candidate
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
 from advisor.step_time.law import PriorCost
+from traces.plain_text import flag_word, name_word
 from traces.schema.advice import Experiment, NearMiss, Stages
 from traces.schema.engine import EngineConfig, in_words
 from traces.schema.estimate import Estimate
@@ -569,11 +569,11 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun], at_limits: float) -> It
         if settings := planned(engine, evidence.models.get(engine.model)):
             command = (
                 f"{PROBLEMS} problems, one after the other, of {in_words(engine, policy)}"
-                f"{_by_plan(settings, f' -o {shlex.quote(run.folder)}')}"
+                f"{_by_plan(settings, f' -o {name_word(run.folder)}')}"
             )
         else:
             command = _command(evidence, engine, policy, PROBLEMS, in_flight=1)
-            command += f" -o {shlex.quote(run.folder)}"
+            command += f" -o {name_word(run.folder)}"
         which = (
             f"a short run for the step times of {engine.model} tp{engine.tensor_parallel_size}, "
             f"about {takes}"
@@ -588,7 +588,7 @@ def _short(evidence: Evidence, runs: Sequence[ShortRun], at_limits: float) -> It
             f"{number_} of {len(runs)}, {which}: "
             f"{_saves(run, at_limits if number_ == 1 else None)}. {on}: {command}"
         )
-    folders = " ".join(f"--with {shlex.quote(run.folder)}" for run in runs)
+    folders = " ".join(f"{flag_word('with', run.folder)}" for run in runs)
     yield f"then advise as now with what was run, which checks the prior: {folders}"
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Iterable
 from typing import Any, Final
 
+from traces.plain_text import flag_word
 from traces.schema.engine import EngineConfig, ModelFacts, Speculative
 
 SHOWN: Final = "`ttscope show` says what was measured"
@@ -43,15 +43,15 @@ def recording_of(asked: EngineConfig, fields: Iterable[str]) -> str:
     """Return how to record an engine that differs in some fields: a command where there is one."""
     if asked.mode == "server" or not set(fields) <= set(_OPTIONS):
         return "record such an engine"
-    words = ["ttscope", "record", "--model", asked.model]
+    words = ["ttscope record", flag_word("model", asked.model)]
     if asked.tensor_parallel_size > 1:
-        words += ["--tensor-parallel-size", str(asked.tensor_parallel_size)]
+        words.append(flag_word("tensor-parallel-size", asked.tensor_parallel_size))
     if asked.dtype is not None:
-        words += ["--dtype", asked.dtype]
+        words.append(flag_word("dtype", asked.dtype))
     if asked.speculative is not None:
         given = {k: v for k, v in asked.speculative.to_json().items() if v is not None}
-        words += ["--speculative", json.dumps(given)]
-    return shlex.join(words)
+        words.append(flag_word("speculative", json.dumps(given)))
+    return " ".join(words)
 
 
 def _shown(value: object) -> str:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from traces.deployment.checks import Check, Gate
 from traces.deployment.level import GATE_LEVEL, OFTEN, Power
+from traces.plain_text import clean
 from traces.schema.formats import ABSENT, percent, relative_change, with_interval
 from traces.schema.quantities import quantity
 
@@ -160,5 +161,5 @@ def _line(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text without what XML or a terminal does not take."""
-    return "".join(each for each in text if each.isprintable() or each == "\n")
+    """Return lines without what XML or a terminal does not take."""
+    return "\n".join(map(clean, text.split("\n")))

@@ -8,6 +8,7 @@ from typing import Literal
 
 from traces.errors import OutcomesError, UsageError
 from traces.foreign.source import head_of
+from traces.plain_text import flag_word
 
 FileKind = Literal["samples", "requests", "traces", "passes", "forwards"]
 
@@ -40,7 +41,7 @@ def kind_of(paths: Sequence[Path]) -> FileKind:
     if readings.format_of(paths[0]) is not None:
         raise UsageError(
             f"{paths[0]}: holds power readings. Join them with the recording of the run: "
-            f"ttscope import REC --power {paths[0]} -o OUT"
+            f"ttscope import REC {flag_word('power', paths[0])} -o OUT"
         )
     if holds_passes(paths[0]):
         return "passes"

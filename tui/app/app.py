@@ -23,6 +23,7 @@ from textual.screen import Screen
 from textual.worker import WorkerCancelled
 
 from traces.errors import UsageError
+from traces.plain_text import COMMANDS
 from tui.app.keys import read_keys
 from tui.app.themes import DARK, LIGHT, ThemedStylesheet
 from tui.screens.advice.screen import AdviceScreen
@@ -31,7 +32,6 @@ from tui.screens.library_app import AdvisorFactory, FittedAdvisor, LibraryApp
 from tui.screens.live.screen import LiveScreen
 from tui.screens.recordings.screen import RecordingsScreen
 from tui.screens.run.screen import RunScreen
-from tui.terminal import COMMANDS
 from tui.widgets.navbar import TABS
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from textual_serve.server import Server
 from profiler.doors.guard import connections_of
 from profiler.doors.site import SiteGuard, guarded, listen
 from traces.errors import EngineError
-from tui.terminal import clean, say
+from traces.plain_text import clean
+from tui.terminal import say
 
 PORT = 8080
 _END_S = 2.0  # that open pages have to end their apps

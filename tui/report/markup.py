@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from importlib.resources import files
 from string import Template
 
+from traces.plain_text import clean
 from traces.schema.estimate import Estimate
 from traces.schema.formats import ABSENT, chance, interval, number, value_of
-from tui.terminal import clean
 
 NOT_MEASURED = "Not measured in these recordings."
 BEYOND = "Marked *: it lies outside what was measured, so trust it less than its interval says."

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from string import Template
 
+from traces.plain_text import clean
 from traces.schema.engine import EngineConfig, model_words
 from traces.schema.formats import counted
 from tui.report.fronts import fronts
@@ -24,7 +25,6 @@ from tui.report.measured import (
 )
 from tui.report.verdict import verdict
 from tui.report.words import GLOSSARY
-from tui.terminal import clean
 from tui.text.recordings.live import server_name, warning_lines, watched_lines
 
 Section = tuple[str, str, Callable[[Material], Html]]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from advisor.advice.command import command_note
 from traces.live.watched import Watched
+from traces.plain_text import name_word, quoted
 from traces.schema.advice import Pick, Recommendation
 from traces.schema.formats import intervals_of
 from traces.schema.quantities import latency, quantity
@@ -115,7 +115,8 @@ def _suggestions(material: Material) -> Iterable[Content]:
                 yield tag("p", f"No change was replayed: {change}.", class_="note")
             continue
         yield tag("h3", "Try next")
-        yield _command(shlex.join(["ttscope", "replay", recording, *change.arguments]))
+        changes = " ".join(map(quoted, change.arguments))
+        yield _command(f"ttscope replay {name_word(recording)} {changes}")
         yield tag("p", f"{capital(effect_text(change))}.")
 
 

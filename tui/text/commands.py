@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from advisor.advice.command import CpuBuild
 from profiler.engines.options import model_path
 from traces.errors import UsageError
+from traces.plain_text import name_word, quoted
 from tui.text.layout import wrap
 
 if TYPE_CHECKING:
@@ -56,8 +57,12 @@ def own_name() -> str:
 
 
 def next_lines(*words: str | Path) -> list[str]:
-    """Return the command that is worth running next, as an output ends with it."""
-    command = " ".join((own_name(), *(shlex.quote(str(word)) for word in words)))
+    """Return the command that is worth running next, as an output ends with it.
+
+    A path is a name, whatever it begins with. Texts are options too.
+    """
+    given = (name_word(each) if isinstance(each, Path) else quoted(each) for each in words)
+    command = " ".join((own_name(), *given))
     lines = command_lines(command, width=80, indent=10)
     return ["", f"{'next':<10}{lines[0].lstrip()}", *lines[1:]]
 

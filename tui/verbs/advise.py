@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from advisor.advice.measure_next.experiments import experiment_of, write_plan
 from advisor.evidence.gather import PROBLEMS_FILE
 from traces.errors import RecordingError, TtscopeError, UsageError
 from traces.live.watched import only_watched
+from traces.plain_text import flag_word, name_word
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget, Pick, Recommendation
 from traces.schema.engine import EngineConfig
@@ -207,7 +207,7 @@ def print_advice(
         lines = [*advice_lines(answer, explain=asked.explain), *costs]
         if plan is not None:
             lines += ["", f"plan in {plan}, measured by:"]
-            lines.append(f"{own_name()} sweep {shlex.quote(str(plan))} -o runs")
+            lines.append(f"{own_name()} sweep {name_word(plan)} -o runs")
             if forwards is not None and forwards.commands:
                 head = "Or time its kernels there, without weights. Give the result to --with:"
                 lines += ["", head, *forwards.commands]
@@ -228,7 +228,7 @@ def _files_lines(
     promised: Expectations, output: Path | None, own_name: str, *, posed: bool
 ) -> list[str]:
     """Return how the files of `-o` are run, what they lack, and what they can be held against."""
-    folder, note = shlex.quote(str(output)), servers_note(promised.engine)
+    folder, note = name_word(output), servers_note(promised.engine)
     return [
         "",
         f"serve.sh, policy.json and expect.json in {output}, run by:",
@@ -298,7 +298,7 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
     if expected.rate_per_s is not None and latency is not None:
         in_flight = in_flight_at(expected.rate_per_s, latency.value)
         text += " It keeps as many problems in flight as arrive while one is answered."
-    asked: dict[str, Any] = {"--concurrency": in_flight}
+    asked: dict[str, Any] = {"concurrency": in_flight}
     workload = expected.workload
     if workload is not None and in_flight is not None and workload.problems < in_flight:
         text += (
@@ -310,9 +310,9 @@ def _what_times_hold(expected: Expectations, folder: str, own_name: str) -> list
         named = workload.name if demo or Path(workload.name).is_file() else PROBLEMS_FILE
         if named == PROBLEMS_FILE:
             text += f" {PROBLEMS_FILE} stands for the file of the problems ({workload.name})."
-        asked |= {"--workload": None if named == "demo" else named}
-        asked |= {"--problems": workload.problems, "--seed": workload.seed or None} if demo else {}
-    options = [f"{name} {shlex.quote(str(v))}" for name, v in asked.items() if v is not None]
+        asked |= {"workload": None if named == "demo" else named}
+        asked |= {"problems": workload.problems, "seed": workload.seed or None} if demo else {}
+    options = [flag_word(name, value) for name, value in asked.items() if value is not None]
     start = f"{own_name} record --endpoint {SERVED_AT} --policy {folder}/policy.json \\"
     rest = " ".join([*options, "-o runs/served"])
     return [*wrap("", text, width=80, indent=0), start, f"    {rest}"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from traces.errors import TtscopeError
+from traces.plain_text import name_word
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.advice import Budget
 from tui.options import Json, option, takes
@@ -55,7 +55,7 @@ def demo(asked: Demo) -> None:
         fitted = print_advice(recordings, BUDGET, answer, extra=extra)
     finally:  # whatever the advice, what was measured is there
         lines = ["", f"recordings in {folder}, opened by:"]
-        lines.append(f"{own_name()} tui {shlex.quote(str(folder))}")
+        lines.append(f"{own_name()} tui {name_word(folder)}")
         say_all(lines, file=sys.stderr if asked.as_json else sys.stdout)
     if not (asked.once or asked.as_json) and sys.stdin.isatty() and sys.stdout.isatty():
         from tui.app.app import TtscopeApp
@@ -76,7 +76,7 @@ def _measure(folder: Path) -> str | None:
     """Run the bundled plan; returns why nothing could be measured, None when something was."""
     from profiler.sweep.plan import load_plan
 
-    again = f"{own_name()} demo -o {shlex.quote(str(folder))}"
+    again = f"{own_name()} demo -o {name_word(folder)}"
     outcomes = run_shown(load_plan(DEMO / "plan.yaml"), folder, again=again)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(failed) == len(outcomes):

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column
 from rich.text import Text
 
-from tui.terminal import clean, say
+from traces.plain_text import clean
+from tui.terminal import say
 from tui.text.layout import without_middle
 
 LINE_EVERY_S = 30.0  # in a log

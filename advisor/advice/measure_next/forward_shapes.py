@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import polars as pl
 from advisor.evidence.gather import Evidence
 from advisor.step_time.prior.offers import steps_to_come
 from traces.foreign.steps.bench_forward import SHAPES_KEY
+from traces.plain_text import flag_word, name_word, quoted
 from traces.recording.reader import Recording
 from traces.recording.tables import COMPOSITION, FORWARD, TABLES
 from traces.schema.engine import EngineConfig, model_words
@@ -138,12 +138,12 @@ def commands(engine: EngineConfig, shapes: Path) -> list[str]:
         "kv-len-jitter": 0,
         "output-json": result,
     }
-    given = [f"--{k} {shlex.quote(str(v))}" for k, v in options.items() if v is not None]
+    given = [flag_word(name, value) for name, value in options.items() if value is not None]
     given += ["--enable-expert-parallel"] if engine.expert_parallel else []
-    files = f"{shlex.quote(str(result))} --shapes {shlex.quote(str(shapes))}"
+    files = f"{name_word(result)} {flag_word('shapes', shapes)}"
     return [
         f"{start} bench forward {' '.join(given)}",
-        f"ttscope import {files} -o {shlex.quote('runs/' + _beside(shapes, '').name)}",
+        f"ttscope import {files} -o {quoted('runs/' + _beside(shapes, '').name)}",
     ]
 
 

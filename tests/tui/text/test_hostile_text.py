@@ -11,7 +11,8 @@ import pytest
 from benchmarks.made.terminal import ttscope
 from tests.loopback import serving
 from tests.traces.synthetic import engine_config, simulate, write_recording
-from tui.terminal import clean, say, say_json
+from traces.plain_text import clean
+from tui.terminal import say, say_json
 
 EVIL = "\x1b]0;owned\x07\x1b[31mred\x9b2J\x9d8;;x\x07\u202egpj\u2066\x7f\x08\x85"
 MARKUP = "[red]x[@click=app.quit]y[$]"

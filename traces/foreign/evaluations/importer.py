@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import filecmp
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from traces.foreign.evaluations.table import Counted, Joined, OutcomeTable, Susp
 from traces.foreign.source import head_of, own_name
 from traces.foreign.values import Skipped, models_named
 from traces.foreign.written import written_into
+from traces.plain_text import flag_word
 from traces.recording.manifest import WorkloadFacts, check_free, identities_text
 from traces.schema.engine import EngineConfig
 from traces.schema.formats import listed
@@ -508,7 +508,7 @@ def _suspected(suspects: Sequence[Suspect], files: Sequence[ImportedFile]) -> It
         head = f"the answer {each.text}" if each.text else "the empty answer"
         yield (
             f"{head} is that of {many}, and never right. It votes. If it stands for none, import "
-            f"again with --no-answer {shlex.quote(each.text)}"
+            f"again with {flag_word('no-answer', each.text)}"
         )
     if unnamed:
         whose = files[0].path.name if len(files) == 1 else "the files"
@@ -578,7 +578,7 @@ def _write(
         ],
     }
     keys = {"engine": engine.key(), "policy": policy.key()}
-    with written_into(folder) as tables:
+    with written_into(folder, private=record_text) as tables:
         tables.add_whole("problems", counted.problems, _SLICE_ROWS, **keys)
         tables.add_whole("samples", counted.samples, _SLICE_ROWS, role="sample", **keys)
         tables.finish(

@@ -11,7 +11,6 @@ which is no draw). Other names are not read, and a note names them.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from math import prod
@@ -31,7 +30,9 @@ from traces.foreign.evaluations.reader import (
     ended_by,
 )
 from traces.foreign.source import head_of, objects_in, text_lines
-from traces.foreign.values import LARGEST, MOST_TOKENS, Skipped, finite, truth, whole_number
+from traces.foreign.values import LARGEST, Skipped, finite, truth, whole_number
+from traces.plain_text import flag_word
+from traces.recording.tables import MOST_TOKENS
 from traces.schema.formats import counted, listed
 
 _KEYS = re.compile(rb'"(?:sample_index|correct)"\s*:')
@@ -145,7 +146,7 @@ class PlainOutcomes:
             one, other = self.facts.model, model
             raise OutcomesError(
                 f"{self._path}: line {number:,} is of the model {other[:60]}, those before are of "
-                f"{one[:60]}. Import each by itself: --model {shlex.quote(one)} takes the lines of "
+                f"{one[:60]}. Import each by itself: {flag_word('model', one)} takes the lines of "
                 "that one alone"
             )
         self.facts.model = model or self.facts.model

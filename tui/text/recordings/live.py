@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from traces.live.numbers import (
 )
 from traces.live.verdict import Verdict
 from traces.live.watched import Requests, Watched
+from traces.plain_text import name_word, quoted
 from traces.schema.engine import model_words
 from traces.schema.estimate import Estimate
 from traces.schema.formats import (
@@ -325,7 +325,8 @@ def next_lines(path: str, found: Suggestion | str, width: int = 80) -> list[str]
     """Return the replay to run next and what it predicts, or why there is none."""
     if isinstance(found, str):
         return wrap("NEXT", f"no replay: {found}", width=width, indent=INDENT)
-    command = shlex.join(["ttscope", "replay", path, *found.arguments])
+    changes = " ".join(map(quoted, found.arguments))
+    command = f"ttscope replay {name_word(path)} {changes}"
     lines = [f"{'NEXT':<{INDENT}}{command}"]
     return lines + wrap("", effect_text(found), width=width, indent=INDENT)
 
