@@ -19,6 +19,7 @@ from profiler.serve.upstream import Upstream
 from profiler.workload.problems import verifier_of
 from traces.clock import ClockWatch
 from traces.deployment.documents import PolicyFile
+from traces.endings import ending_signals, leave_terminal
 from traces.errors import UsageError
 from traces.recording.manifest import Manifest
 from traces.recording.spans import RecordingSpanProcessor
@@ -42,7 +43,7 @@ def serve(
     ready: Callable[[str], None],
     handed: Callable[[Callable[[], object]], None] | None = None,
 ) -> None:
-    """Answer questions by the policy until SIGINT or SIGTERM; `ready` hears of the URL.
+    """Answer questions by the policy until SIGINT, SIGTERM or SIGHUP; `ready` hears of the URL.
 
     Off the main thread, which gets the signals, `handed` is given what ends it. Raises UsageError
     for what cannot be served, EngineError where no engine answers at `url`.
@@ -115,9 +116,10 @@ def _end_by_signals(ended: asyncio.Event, task: asyncio.Task[None] | None) -> No
     """Have the first signal drain, and the second one end at once."""
 
     def heard() -> None:
+        leave_terminal()
         if ended.is_set() and task is not None:
             task.cancel()
         ended.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *ending_signals()):
         asyncio.get_running_loop().add_signal_handler(number, heard)

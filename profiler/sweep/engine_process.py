@@ -41,7 +41,8 @@ def end_with_parent() -> None:
 def main() -> int:
     """Run the order on stdin; exits 1 when the engine cannot start."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes recordings as incomplete
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which sends SIGTERM
+    for number in (signal.SIGINT, signal.SIGHUP):  # they are for the parent, which sends SIGTERM
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     out = claim_stdout()
 

@@ -224,8 +224,12 @@ def _job_name(engine: EngineOptions, policy: Policy, repeat: int) -> str:
     """A folder name that a person can read, with a hash that tells look-alikes apart."""
     label = f"{engine.label()} {policy.label()} t{policy.temperature:g}"
     plain = "".join(c if c.isalnum() or c in ".-@" else "-" for c in label)
+    plain = plain.encode()[:_LONGEST_LABEL].decode(errors="ignore")
     suffix = f"-r{repeat}" if repeat else ""
     return f"{plain}-{engine.key()[2:6]}{policy.key()[2:6]}{suffix}"
+
+
+_LONGEST_LABEL = 150  # bytes of a folder's name, which may have 255
 
 
 Listener = Callable[[Mapping[str, Any]], None]

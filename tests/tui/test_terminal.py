@@ -177,7 +177,7 @@ def one_line(seen, begin):
     return found
 
 
-@pytest.mark.parametrize("end", [CTRL_C, signal.SIGTERM])
+@pytest.mark.parametrize("end", [CTRL_C, signal.SIGTERM, signal.SIGHUP])
 def test_what_was_recorded_until_it_is_ended_is_kept(tmp_path, end):
     with chat_server(token_s=0.05) as url:
         long = ("--problems", "2000", "--concurrency", "2")

@@ -20,8 +20,10 @@ from profiler.attach.attachment import (
     attachment_of,
     default_folder,
 )
+from traces.endings import ending_signals, leave_terminal
 from traces.errors import TtscopeError, UsageError
 from traces.live.numbers import Numbers
+from traces.plain_text import clean
 from traces.recording.manifest import check_free
 from traces.schema.tts.policy import Policy
 from tui.options import (
@@ -45,7 +47,7 @@ from tui.options import (
     takes,
     verifier_for,
 )  # fmt: skip
-from tui.terminal import clean, say, say_all, tell
+from tui.terminal import say, say_all, tell
 
 if TYPE_CHECKING:
     from profiler.attach.deployment import Deployment, Replica
@@ -149,7 +151,7 @@ def attach(
     moved = [] if expected is None else _drift(expected, recording)
     more = None if expected is None else {"drift": to_plain(moved)}
     if terminated and recording.problems.height > MOST_SUMMED_UP:
-        tell(f"ended by SIGTERM. Sum it up with ttscope show {folder}")
+        tell(f"ended by a signal. Sum it up with ttscope show {folder}")
     else:
         print_show([folder], price=None, as_json=asked.as_json, extra=more)
         if moved and not asked.as_json:
@@ -185,7 +187,7 @@ def _print_drift(checks: Sequence[Check]) -> None:
 
 
 def _print_next(recording: Recording) -> None:
-    """Print the replay to run next. It takes seconds, so not after SIGTERM."""
+    """Print the replay to run next. It takes seconds, so not after a signal."""
     from advisor.what_if.suggest import suggest  # with numba, which no watch needs
     from tui.text.recordings.live import next_lines
     from tui.verbs.progress import progress_bar
@@ -200,7 +202,7 @@ def _print_next(recording: Recording) -> None:
 def watch_servers(
     watched: Watch, pose: Pose, sampling: Sampling, rules: MethodRules, asked: Judging
 ) -> tuple[Path, bool]:
-    """Watch until the end; return the recording's folder and whether SIGTERM ended it."""
+    """Watch until the end; return the recording's folder and whether a signal ended it."""
     from profiler.attach.watch import watch
 
     if pose.workload is not None and pose.passive:
@@ -251,27 +253,28 @@ def _number(text: str) -> float | int | str:
     return text
 
 
-MOST_SUMMED_UP = 1_000  # problems, after SIGTERM: who sends it waits for the end, not for numbers
+MOST_SUMMED_UP = 1_000  # problems, after a signal: who sends it waits for the end, not for numbers
 
 
 class StopSignal(threading.Event):
-    """Set by a signal; `terminated` says that it was SIGTERM."""
+    """Set by a signal; `terminated` says that it was not Ctrl-C."""
 
     terminated = False
 
 
 @contextmanager
 def ended_by_signal() -> Iterator[StopSignal]:
-    """Give an event that Ctrl-C or SIGTERM set; a second one ends at once."""
+    """Give an event that Ctrl-C, SIGTERM or SIGHUP set; a second one ends at once."""
     stop = StopSignal()
 
     def end(number: int, _: Any) -> None:
+        leave_terminal()
         if stop.is_set():
             raise KeyboardInterrupt
-        stop.terminated = number == signal.SIGTERM
+        stop.terminated = number != signal.SIGINT
         stop.set()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, *ending_signals())}
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what was measured until then is kept, and said."""
+"""Ctrl-C, SIGTERM and SIGHUP: what was measured until then is kept, and said."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from traces.endings import ending_signals, interrupt
 from traces.errors import Interrupted
 from traces.recording.manifest import NAME
 from traces.recording.reader import Recording
@@ -14,20 +15,21 @@ from traces.schema.formats import counted
 
 
 @contextlib.contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Have SIGTERM, by which a service or a job is ended, interrupt as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def signals_as_ctrl_c() -> Iterator[None]:
+    """Have the signals by which a job or a terminal is ended interrupt as Ctrl-C does."""
+    before = {number: signal.signal(number, interrupt) for number in ending_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def says_what_is_kept(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into `Interrupted`, once something of the recording is there."""
+    """Turn these signals into `Interrupted`, once something of the recording is there."""
     try:
-        with sigterm_as_ctrl_c():
+        with signals_as_ctrl_c():
             yield
     except KeyboardInterrupt:
         if not (folder / NAME).exists():

@@ -13,7 +13,7 @@ from tui.options import Json, argument, option, takes
 from tui.terminal import say, say_all, say_json, tell
 from tui.text.commands import next_lines
 from tui.text.words import strange_questions
-from tui.verbs.interrupted import sigterm_as_ctrl_c
+from tui.verbs.interrupted import signals_as_ctrl_c
 from tui.verbs.progress import own_stdout, progress_bar, sweep_progress
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run_shown(
 ) -> list[JobOutcome]:
     """Run a plan into `folder` and show its progress.
 
-    Raises Interrupted on Ctrl-C and SIGTERM; `again` is what goes on with the rest.
+    Raises Interrupted on Ctrl-C, SIGTERM and SIGHUP; `again` is what goes on with the rest.
     """
     from profiler.sweep.plan import finished, run_plan
 
@@ -82,7 +82,7 @@ def run_shown(
     with progress_bar() as bar:
         listen = sweep_progress(bar, plan, at_a_time=runner is not None)
         try:
-            with sigterm_as_ctrl_c():
+            with signals_as_ctrl_c():
                 return run_plan(plan, folder, on_line=listen, runner=runner)
         except KeyboardInterrupt:
             jobs = [job for group in plan for job in group.jobs]

@@ -533,7 +533,7 @@ def verb(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_verb_well(server, tmp_path, number):
     command = verb(server.url, "--period", "200ms", "-o", str(tmp_path / "r"), "--json")
     root = Path(__file__).parents[3]

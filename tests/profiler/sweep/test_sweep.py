@@ -75,8 +75,12 @@ def test_the_demo_plan_loads():
         ("seed: -1\nengines: [{model: a, policies: [{}]}]", "seed must be at least 0, not -1"),
         ("timeout_s: 0\nengines: [{model: a, policies: [{}]}]", "timeout_s must be above 0, not 0"),
         ("logprobs: si\nengines: [{model: a, policies: [{}]}]", "logprobs must be true or false"),
-        ("workload: 5\nengines: [{model: a, policies: [{}]}]", "workload must be a text, not 5"),
-        ("engines: [{model: 5, policies: [{}]}]", "engine 1: model must be a text, not 5"),
+        ("workload: 5\nengines: [{model: a, policies: [{}]}]", "workload must be a text .*, not 5"),
+        ('engines: [{model: "a\\0b", policies: [{}]}]', "model must be a text of one line"),
+        ("engines: [{model: a\x00b, policies: [{}]}]", "not YAML"),
+        (f"engines: [{{model: {'n' * 5_000}, policies: [{{}}]}}]", "must be a text of one line"),
+        (f"workload: {'n' * 5_000}\nengines: [{{model: a, policies: [{{}}]}}]", "text of one line"),
+        ("engines: [{model: 5, policies: [{}]}]", "engine 1: model must be a text .*, not 5"),
         ("engines: [{model: a, max_num_seqs: 4.5, policies: [{}]}]", "must be a whole number"),
         ("engines: [{model: a, max_num_seqs: [4, x], policies: [{}]}]", "whole number, not x"),
         ("engines: [{model: a, gpu_memory_utilization: 7, policies: [{}]}]", "at most 1, not 7"),
@@ -100,6 +104,13 @@ def test_bad_plans_are_told(tmp_path, text, message):
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UsageError, match=message):
         sweep.load_plan(path)
+
+
+def test_a_long_name_of_a_model_gives_a_name_of_a_folder(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(json.dumps({"engines": [{"model": "模" * 900, "policies": [{}]}]}))
+    (group,) = sweep.load_plan(path)
+    (tmp_path / group.jobs[0].name).mkdir()
 
 
 def test_a_workload_that_cannot_be_read_starts_no_engine(tmp_path):
