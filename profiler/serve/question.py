@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -151,6 +152,19 @@ def read_body(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object")
     return body
+
+
+def memory_of(body: Any) -> int:
+    """Return the bytes that what was read takes here: a text may take four for each it came in."""
+    left, count = [body], 0
+    while left:
+        value = left.pop()
+        count += sys.getsizeof(value)
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+    return count
 
 
 def why_passed(body: Mapping[str, Any], *, chat: bool, model: str) -> str | None:

@@ -35,6 +35,7 @@ from profiler.serve.question import (
     ServedAnswer,
     ServedQuestion,
     error_body,
+    memory_of,
     read_body,
     read_question,
     streamed_answer,
@@ -68,6 +69,7 @@ _ASKED = _HOP | {"accept-encoding", "content-encoding"}  # a body is decoded bef
 _WITH = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
 _TRACE = TraceContextTextMapPropagator()
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
+_NO_ROOM = "no room now. Ask again later"
 _ENDING = "ttscope is ending. Ask another server"
 _BETWEEN = re.compile(r"[/\\;]")  # the segments of a path, as some server may read it
 _FIELDS = re.compile(r"[\w, -]{1,1024}", re.ASCII)  # names of headers that a browser asks for
@@ -316,6 +318,10 @@ class Service:
         self._held += 1
         try:
             body = read_body(raw)
+            # Beside it stays about as much as came, encoded for the samples.
+            wider = max(memory_of(body) - len(raw), 0) // 2
+            if not self.guard.hold(self.guard.of(request), wider):
+                raise BadRequest(_NO_ROOM, 503)
             del raw
             chat = request.path.endswith("/chat/completions")
             why = why_passed(body, chat=chat, model=self.upstream.served)
@@ -612,11 +618,11 @@ class Service:
                     if len(body) + len(piece) > most:
                         raise BadRequest(f"more than {most:,} bytes (--max-body)", 413)
                     if not self.guard.hold(place, len(piece)):
-                        raise BadRequest("no room now. Ask again later", 503)
+                        raise BadRequest(_NO_ROOM, 503)
                     body += piece
         except TimeoutError:
             if place.refused:
-                raise BadRequest("no room now. Ask again later", 503) from None
+                raise BadRequest(_NO_ROOM, 503) from None
             raise BadRequest("the body did not come in time", 408) from None
         except web.RequestPayloadError:
             raise BadRequest("the body is cut off, or is not compressed as it says") from None

@@ -179,6 +179,21 @@ def test_bodies_that_are_answered_are_limited_together(engine, upstream, tmp_pat
         assert large(url).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "content", ["\U0001f600" + "x" * 60_000, [{"type": "text", "text": ""}] * 1_500]
+)
+def test_a_body_that_is_larger_in_memory_counts_as_such(
+    engine, upstream, tmp_path, monkeypatch, content
+):
+    monkeypatch.setattr(service, "_MOST_HELD_BYTES", 100_000)
+    settings = {"most_body_bytes": 80_000}
+    with serving(tmp_path / "kept", upstream, settings=settings, method="majority", n=2) as url:
+        assert ask(url, messages=[{"role": "user", "content": content}]).status_code == 503
+        assert ask(url, messages=[{"role": "user", "content": "x" * 60_000}]).status_code == 200
+        assert ask(url).status_code == 200
+    assert len(engine.asked) == 4
+
+
 def test_the_samples_of_a_question_share_its_bytes():
     body = {
         "model": "fake",
