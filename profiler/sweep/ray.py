@@ -13,7 +13,6 @@ import importlib.metadata
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from profiler.doors.outgoing import Try
 from profiler.sweep.plan import LOG, EngineJobs, JobOutcome, Listener, engine_lines, set_aside
 from traces.errors import EngineError, TtscopeError, UsageError, install_command
 
@@ -277,7 +277,7 @@ def _check_answers(address: str) -> None:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--ray {address}: write auto, or HOST:PORT of the cluster")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        Try(10.0).connect(host.strip("[]"), int(port)).close()
     except OSError as error:
         why = error.strerror or error
         raise EngineError(f"--ray {address}: no cluster there ({why})") from None

@@ -53,6 +53,16 @@ def test_a_client_of_httpx_has_as_long_for_its_whole_answer(kind):
     assert spent < 0.5
 
 
+def test_a_handshake_of_tls_that_is_never_answered_is_over_in_time():
+    def get():
+        with pytest.raises(httpx.HTTPError):
+            made.get(f"https{url[4:]}")
+
+    with hostile("silence") as url, clients.Client(seconds=SHORT_S) as made:
+        took, _ = used(get)
+    assert took < SHORT_S + 2
+
+
 def test_a_connection_that_is_kept_has_a_new_deadline_for_each_request():
     with taking("/", lambda *_: None) as url, clients.Client(seconds=2.0) as made:
         for _ in range(4):

@@ -2,6 +2,8 @@
 
 import gzip
 import random
+import socket
+from contextlib import ExitStack, suppress
 from functools import partial
 from urllib.parse import quote
 
@@ -109,6 +111,28 @@ def test_without_the_token_a_message_is_not_even_read(listening):
         with pytest.raises(grpc.RpcError):
             export(b"x" * 3_000_000, timeout=20, metadata=told)
     assert (receiver.received, receiver.refused, receiver.strangers) == (0, 6, 4)
+
+
+def test_connections_are_limited(monkeypatch):
+    monkeypatch.setattr(grpc_receiver, "_MOST_CONNECTIONS", 4)
+    receiver = Receiver("127.0.0.1", 0)
+    listener = GrpcListener(receiver, "127.0.0.1", 0)
+    listener.start()
+    with ExitStack() as stack:
+        stack.callback(receiver.close)
+        stack.callback(listener.close)
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", listener.port), timeout=20))
+            for _ in range(12)
+        ]
+        ended = 0
+        for each in held[4:]:
+            with suppress(ConnectionError):
+                each.settimeout(20)
+                while each.recv(100):
+                    pass
+            ended += 1
+        assert ended == 8
 
 
 def test_a_bad_span_is_counted_and_the_good_beside_it_kept(listening):
