@@ -172,8 +172,8 @@ def change_for(
 ) -> Remedy:
     """Return the change that answers a verdict's first finding; `rate_per_s` is what arrives.
 
-    A queue behind `max_num_seqs` gets twice as many, a full cache half as many blocks more,
-    another queue a second replica. Where nothing keeps requests out the load grows by half.
+    A queue behind `max_num_seqs` gets twice as many if the cache, as far as it was seen, has room
+    for them, a full cache half as many blocks more, another queue a second replica. Where nothing keeps requests out the load grows by half.
     """
     kind = verdict.found[0].kind if verdict.found else None
     most = None if numbers is None or numbers.running_max is None else round(numbers.running_max)
@@ -188,12 +188,17 @@ def change_for(
         return Remedy(
             arguments=_set("num_gpu_blocks", more), told=change, why="the KV cache is full"
         )
-    if kind == "queueing" and capped and seqs and _has_room(engine, numbers):
-        change = f"set max_num_seqs to {2 * seqs}"
-        why = f"requests wait while {seqs} run"
-        return Remedy(arguments=_set("max_num_seqs", 2 * seqs), told=change, why=why)
+    why = "requests wait"
+    if kind == "queueing" and capped and seqs:
+        why += f" while {seqs} run"
+        share = None if numbers is None else numbers.kv_share_max
+        if share is not None and (engine.num_gpu_blocks is None or 2 * share <= 1):
+            change = f"set max_num_seqs to {2 * seqs}"
+            return Remedy(arguments=_set("max_num_seqs", 2 * seqs), told=change, why=why)
+        if share is not None:
+            why += f", and the KV cache was up to {percent(share)} full: no room for {2 * seqs}"
     if kind in {"queueing", "KV-bound"}:
-        return Remedy(arguments=("--replicas", "2"), told="add a replica", why="requests wait")
+        return Remedy(arguments=("--replicas", "2"), told="add a replica", why=why)
     rate = float(f"{MORE * rate_per_s:.3g}")
     return Remedy(
         arguments=("--rate", f"{rate:g}/s"),
@@ -204,12 +209,6 @@ def change_for(
 
 def _set(name: str, value: int) -> tuple[str, ...]:
     return ("--set", f"engine.{name}={value}")
-
-
-def _has_room(engine: EngineConfig, numbers: Numbers | None) -> bool:
-    """Whether the cache, as far as it was seen, has room for twice as many requests."""
-    share = None if numbers is None else numbers.kv_share_max
-    return share is not None and (engine.num_gpu_blocks is None or 2 * share <= 1)
 
 
 def _stalled(numbers: Numbers) -> Finding | None:

@@ -197,7 +197,9 @@ def test_the_change_that_a_verdict_asks_for(numbers):
     change = change_for(queue, busy, engine, 2.0)
     assert change.arguments == ("--set", f"engine.max_num_seqs={2 * seqs}")
     full = replace(busy, kv_share_max=0.9)
-    assert change_for(queue, full, replace(engine, num_gpu_blocks=100), 2.0).told == "add a replica"
+    change_of_full = change_for(queue, full, replace(engine, num_gpu_blocks=100), 2.0)
+    assert change_of_full.told == "add a replica"
+    assert change_of_full.why.endswith(f"was up to 90 % full: no room for {2 * seqs}")
     unknown = replace(busy, kv_share_max=None)
     assert change_for(queue, unknown, engine, 2.0).told == "add a replica"
     quiet = change_for(Verdict(engine="a"), busy, engine, 2.0)
