@@ -173,7 +173,8 @@ def change_for(
     """Return the change that answers a verdict's first finding; `rate_per_s` is what arrives.
 
     A queue behind `max_num_seqs` gets twice as many if the cache, as far as it was seen, has room
-    for them, a full cache half as many blocks more, another queue a second replica. Where nothing keeps requests out the load grows by half.
+    for them, a full cache half as many blocks more, another queue a second replica. Where nothing
+    keeps requests out the load grows by half.
     """
     kind = verdict.found[0].kind if verdict.found else None
     most = None if numbers is None or numbers.running_max is None else round(numbers.running_max)
