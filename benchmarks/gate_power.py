@@ -3,8 +3,8 @@
 Made-up runs answer the same problems again: each has its own chance to be right (beta-distributed)
 and its own length (log-normal), each run its own draws and its own pace (7 %). Real ones are two
 halves of the samples of a bundled vote, drawn anew each time: the same policy on the same problems.
-Worse runs lose 5 points of accuracy, or take 20 % longer. `promise` holds them against what a first
-run would have promised of itself.
+Worse runs lose 5 points of accuracy, or take 20 % longer. `promise` holds them against what advice
+promises of 8 such runs.
 
     python -m benchmarks.gate_power [REPEATS]
 """
@@ -12,7 +12,7 @@ run would have promised of itself.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 import profiler.demo
+from advisor.replay.draws import half_width
 from traces.deployment.checks import Gate, against_baseline, against_promises
 from traces.deployment.documents import Expectations
+from traces.one_more_run import fresh, of_single_samples, others
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
+from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.parameters import complete
-from traces.statistics import jeffreys, mean, proportion, spread
+from traces.statistics import Z95, jeffreys, mean, proportion, spread
 from traces.summary.comparison import RUN_TO_RUN, compare
 from traces.summary.run import Run, summarise
 
@@ -133,19 +136,48 @@ def against_run(base: Run, run: Run) -> Gate:
     return against_baseline((), compare(base, run), base, run)
 
 
-def against_promise(base: Run, run: Run) -> Gate:
+def promised_by(runs: Sequence[dict[str, Floats]]) -> dict[str, Estimate | None]:
+    """Return what advice promises of single answers, of so many samples of each problem.
+
+    The fresh run is at a pace of its own, and draws its samples (`half_width`).
+    """
+    shares = np.mean([each["correct"] for each in runs], axis=0)
+    value, samples, problems = float(shares.mean()), len(runs), shares.size
+    same = fresh(value, of_single_samples(shares, samples), problems).interval()
+    other = others(value, float(shares.var()), problems).interval()
+    found: dict[str, Estimate | None] = {"accuracy": both(value, "1", same, other)}
+    for name, column, q, unit in (
+        ("latency_s", "latency_s", None, "s"),
+        ("latency_p95_s", "latency_s", 0.95, "s"),
+        ("tokens", "tokens", None, "tokens"),
+        ("device_s", "device_s", None, "device-s"),
+        ("energy_j", "energy_j", None, "J"),
+    ):
+        numbers = np.array(
+            [each[column].mean() if q is None else np.quantile(each[column], q) for each in runs]
+        )
+        paces = RUN_TO_RUN * (column != "tokens")  # of the recorded runs it is in their spread
+        half = np.hypot(half_width(samples, numbers), Z95 * paces)
+        value = float(numbers.mean())
+        ends = [
+            Estimate(value=value, low=value * np.exp(-wide), high=value * np.exp(wide), unit=unit)
+            for wide in (half, np.sqrt(2) * half)
+        ]
+        found[name] = both(value, unit, *ends)
+    return found
+
+
+def both(value: float, unit: str, same: Estimate, other: Estimate) -> Estimate:
+    same_ends, other_ends = (Interval(low=each.low, high=each.high) for each in (same, other))
+    return Estimate.predicted(value, unit, fresh=same_ends, others=other_ends, of="others")
+
+
+def against_promise(base: Run, run: Run, runs: Sequence[dict[str, Floats]]) -> Gate:
     assert base.policy is not None
-    promised = {
-        "accuracy": base.accuracy,
-        "latency_s": base.latency_s["mean"],
-        "latency_p95_s": base.latency_s["p95"],
-        "tokens": base.tokens_per_problem,
-        "device_s": base.device_s_per_problem,
-    }
     expected = Expectations(
         engine=base.engine,
         policy=complete(base.policy),
-        promised=promised,
+        promised=promised_by(runs),
         assumed={},
         concurrency=cast(int, base.conditions[0]),
         workload=base.workload,
@@ -169,19 +201,27 @@ CASES = (
     Case(name="5 points lower", metric="accuracy", loses=0.05),
     Case(name="20 % longer", metric="latency_s.p95", longer=0.2),
 )
-GATES = {"run": against_run, "promise": against_promise}
+SAMPLES = 8  # of each problem, that a promise is made of
 Law = Callable[[np.random.Generator], Draw]
 
 
-def print_row(case: Case, name: str, template: Run, law: Law, repeats: int) -> None:
+def print_row(
+    case: Case, name: str, template: Run, law: Law, repeats: int, kinds: Sequence[str]
+) -> None:
     """Print how many gates failed, in how many the check did, and the power that they printed."""
-    for kind, gate in GATES.items():
+    for kind in kinds:
         failed, broken, told = 0, 0, []
         for seed in range(repeats):
             rng = np.random.default_rng([seed, int(case.loses * 100), int(case.longer * 100)])
             draw = law(rng)
-            base = run_of(template, "base", draw(rng, 0.0, 0.0))
-            judged = gate(base, run_of(template, "new", draw(rng, case.loses, case.longer)))
+            first = draw(rng, 0.0, 0.0)
+            base = run_of(template, "base", first)
+            worse = run_of(template, "new", draw(rng, case.loses, case.longer))
+            if kind == "run":
+                judged = against_run(base, worse)
+            else:
+                more = [draw(rng, 0.0, 0.0) for _ in range(SAMPLES - 1)]
+                judged = against_promise(base, worse, [first, *more])
             failed += bool(judged.broken)
             for each in judged.checks:
                 if each.reach is not None and each.judged and each.reach.metric == case.metric:
@@ -200,10 +240,11 @@ def main(repeats: int) -> None:
     for case in CASES:
         count = repeats if case.metric is None else repeats // 2
         for size in SIZES:
-            print_row(case, f"{size} made up", votes[0], partial(made_up, problems=size), count)
+            law = partial(made_up, problems=size)
+            print_row(case, f"{size} made up", votes[0], law, count, ("run", "promise"))
         for run in votes:
             law = partial(_of_bundled, run)
-            print_row(case, f"{run.problems} of {run.engine.model}", run, law, count)
+            print_row(case, f"{run.problems} of {run.engine.model}", run, law, count, ("run",))
 
 
 def _of_bundled(run: Run, _: np.random.Generator) -> Draw:
