@@ -6,31 +6,37 @@ import numpy as np
 
 from traces.statistics import Bools, Floats, Ints
 
-NEVER, ALWAYS, FIRST, SECOND = range(4)  # the kinds of problems
-KINDS = 4
+NEVER, ALWAYS, GUESSED, FIRST, SECOND = range(5)  # the kinds of problems
+KINDS = 5
 PARTICLES = 1000
 MOVES = 6  # of every particle at every temperature
 _KEEP = 0.5  # the effective share of particles to which a temperature may thin them
 # Normal prior of the parameters: the log-odds of never, of always among the others, of the second
-# beta among the rest, with which every share is about as likely as any other; then per beta the
-# log-odds of its mean and the logarithm of a + b.
-_CENTRE = np.array([0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0])
-_SPREAD = np.array([1.6, 1.6, 1.6, 1.5, 1.5, 1.5, 1.5])
-PARTS = 3  # never, always and the second beta, each of which may be absent
+# beta among the rest and of guessed ones before that, with which every share is about as likely as
+# any other; then per beta the log-odds of its mean and the logarithm of a + b; and the logarithm of
+# how many options there are where one is guessed.
+_CENTRE = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.4])
+_SPREAD = np.array([1.6, 1.6, 1.6, 1.6, 1.5, 1.5, 1.5, 1.5, 0.5])
+PARTS = 4  # never, always, the second beta and guessed ones, each of which may be absent
+_BETAS = slice(PARTS, PARTS + 4)
+_OPTIONS = (2, 20)  # at least and at most
 _TINY = 1e-300
 
 
 class SuccessLaw:
     """Laws of the chance to be right, averaged by how well they foretell the counts.
 
-    A law is a beta, with or without a second one, problems never solved, problems always solved:
-    eight models of equal prior chance, weighed by their marginal likelihood, which is fair between
-    models of different size. The likelihood of a problem is a beta-binomial with point masses at 0
-    and 1. Models and parameters are drawn together by tempered sequential Monte Carlo (Del Moral,
-    Doucet and Jasra 2006), from the prior to the posterior.
+    A law is a beta, with or without a second one, problems never solved, problems always solved,
+    problems whose answer is guessed among so many options: sixteen models of equal prior chance,
+    weighed by their marginal likelihood, which is fair between models of different size. The
+    likelihood of a problem is a beta-binomial with point masses at 0, 1 and one in the options.
+    Larger votes gain nothing where all options are as likely, but do by a beta about that. Models
+    and parameters are drawn together by tempered sequential Monte Carlo (Del Moral, Doucet and
+    Jasra 2006), from the prior to the posterior.
 
     At most PARTICLES `draws` are kept: `weights_` [draws, KINDS], the share of problems of each
-    kind, 0 where the draw has none such, and `ends_` [draws, 2, 2], a and b of both betas.
+    kind, 0 where the draw has none such, `ends_` [draws, 2, 2], a and b of both betas, and `guess_`
+    [draws], the chance of a guess.
     """
 
     def __init__(self, *, draws: int = 200, seed: int = 0) -> None:
@@ -60,7 +66,7 @@ class SuccessLaw:
                 parameters[taken], parts[taken] = wanted[taken], shown[taken]
                 fits[taken] = proposed_fits[taken]
         kept = rng.permutation(PARTICLES)[: self.draws]
-        self.weights_, self.ends_ = _unpack(parameters[kept], parts[kept])
+        self.weights_, self.ends_, self.guess_ = _unpack(parameters[kept], parts[kept])
         return self
 
     def chances(
@@ -77,8 +83,8 @@ class SuccessLaw:
         By each draw of the law, or [tries, problems] by one `draw` of it.
         """
         chosen = np.arange(self.draws) if draw is None else np.array([draw])
-        weights, betas = self.weights_[chosen], self.ends_[chosen]
-        ends = np.cumsum(_chances(weights, betas, right, missed), axis=1)
+        weights, betas, guess = self.weights_[chosen], self.ends_[chosen], self.guess_[chosen]
+        ends = np.cumsum(_chances(weights, betas, guess, right, missed), axis=1)
         rows = np.arange(len(chosen)) if draw is None else np.zeros(tries, dtype=np.int64)
         aim = rng.random((len(rows), len(right))) * ends[:, -1]
         kinds = np.zeros(aim.shape, dtype=np.int64)
@@ -86,6 +92,7 @@ class SuccessLaw:
             kinds += ends[:, kind] <= aim
         law = betas[rows[:, None], np.maximum(kinds - FIRST, 0)]
         drawn = rng.beta(law[..., 0] + right, law[..., 1] + missed)
+        drawn = np.where(kinds == GUESSED, guess[rows][:, None], drawn)
         return np.where(kinds == NEVER, 0.0, np.where(kinds == ALWAYS, 1.0, drawn))
 
 
@@ -139,22 +146,27 @@ def _switch(
     drawn = _CENTRE + _SPREAD * rng.normal(size=parameters.shape)
     redrawn = np.zeros(parameters.shape, dtype=bool)
     redrawn[rows, part] = True
-    redrawn[:, 5:] = (part == 2)[:, None]
+    redrawn[:, PARTS + 2 : PARTS + 4] = (part == 2)[:, None]
+    redrawn[:, PARTS + 4] = part == 3
     return np.where(redrawn, drawn, wanted), shown, np.zeros(len(parameters))
 
 
-def _unpack(parameters: Floats, parts: Bools) -> tuple[Floats, Floats]:
-    """Return the weights of the kinds and the ends of the betas."""
-    never, always, second = (parts / (1 + np.exp(-parameters[:, :PARTS]))).T
-    rest = (1 - never) * (1 - always)
-    weights = np.stack([never, (1 - never) * always, rest * (1 - second), rest * second], axis=1)
-    mean = 1 / (1 + np.exp(-parameters[:, 3::2]))
-    total = np.exp(np.clip(parameters[:, 4::2], -5, 8))
+def _unpack(parameters: Floats, parts: Bools) -> tuple[Floats, Floats, Floats]:
+    """Return the weights of the kinds, the ends of the betas, and the chance of a guess."""
+    never, always, second, guessed = (parts / (1 + np.exp(-parameters[:, :PARTS]))).T
+    others = (1 - never) * (1 - always)
+    rest = others * (1 - guessed)
+    weights = np.stack(
+        [never, (1 - never) * always, others * guessed, rest * (1 - second), rest * second], axis=1
+    )
+    betas = parameters[:, _BETAS]
+    mean = 1 / (1 + np.exp(-betas[:, ::2]))
+    total = np.exp(np.clip(betas[:, 1::2], -5, 8))
     ends = np.maximum(np.stack([mean * total, (1 - mean) * total], axis=2), 1e-6)
-    return weights, ends
+    return weights, ends, 1 / np.clip(np.round(np.exp(parameters[:, PARTS + 4])), *_OPTIONS)
 
 
-def _chances(weights: Floats, ends: Floats, right: Ints, missed: Ints) -> Floats:
+def _chances(weights: Floats, ends: Floats, guess: Floats, right: Ints, missed: Ints) -> Floats:
     """Return [draws, KINDS, problems], the share of a kind times the chance of the counts in it."""
     a, b = ends[..., 0], ends[..., 1]
     top = int((right + missed).max(initial=0))
@@ -162,6 +174,7 @@ def _chances(weights: Floats, ends: Floats, right: Ints, missed: Ints) -> Floats
     logs -= _log_rising(a + b, top)[:, :, right + missed]
     parts = np.empty((len(weights), KINDS, len(right)))
     parts[:, NEVER], parts[:, ALWAYS] = right == 0, missed == 0
+    parts[:, GUESSED] = guess[:, None] ** right * (1 - guess[:, None]) ** missed
     parts[:, FIRST:] = np.exp(logs)
     return parts * weights[:, :, None]
 

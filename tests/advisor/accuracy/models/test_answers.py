@@ -132,3 +132,22 @@ def test_success_law_finds_the_shares():
     law = SuccessLaw(draws=100).fit(right, 32 - right)
     assert law.weights_.sum(axis=1) == pytest.approx(np.ones(100))
     assert law.weights_[:, 0].mean() == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [4, 10])
+def test_a_guess_is_no_better_for_more_votes(options):
+    """Each question is known, or guessed among its options: 8 samples foretell votes of 64."""
+    rng, off = np.random.default_rng(options), []
+    for _ in range(3):
+        known = rng.random(300) < 0.6
+        hit = np.where(known, rng.beta(8, 2, 300), 1 / options)
+        laws = [np.array([p, *np.full(options - 1, (1 - p) / (options - 1))]) for p in hit]
+        drawn = [rng.choice(options, 8, p=law).tolist() for law in laws]
+        model = AnswerModel().fit([count_answers(each, [a == 0 for a in each]) for each in drawn])
+        (runs,) = model.simulate([64], repeats=4).values()
+        tallies = np.array([rng.multinomial(64, law, size=20) for law in laws])
+        leads = tallies == tallies.max(axis=2, keepdims=True)
+        truth = (leads[:, :, 0] / leads.sum(axis=2)).mean()
+        off.append(runs.majority.mean() - truth)
+    assert np.mean(off) < 0.05
