@@ -19,6 +19,7 @@ from advisor.replay.simulation.state import (
     WAITING,
     Rules,
     World,
+    later,
 )
 from advisor.step_time.cost import StepCost, planned_work
 from traces.schema.tts.stop_rules import ALL, DECIDE, DRAW, GO_ON, begin, take
@@ -43,6 +44,9 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
     while fewer samples wait for an engine, until there is no other. One thread does what is to do
     between steps, in order: a problem is decided, and the next one arrives, when what was before
     them is done. The first leaps are written into `log`, as many as it has room for.
+
+    Engines often end steps at the same time, but for the order in which their seconds were added.
+    No order of events depends on that: what is not `later` happens at the same time.
     """
     leaps = 0
     now = 0.0
@@ -80,7 +84,7 @@ def run(  # noqa: PLR0912, PLR0915 - one loop, compiled once
             continue
         if due == np.inf:
             break
-        now, at = due, e
+        now, at = due if later(due, now) else now, e
         engine = world.engines[e]
         if engine.steps:
             if leaps < len(log):
@@ -135,10 +139,12 @@ def _is_short(world: World, rules: Rules) -> bool:
 @inner
 def _next_engine(world: World) -> int:
     """Return the engine whose planned steps end first; of several, one that has none planned."""
-    e = wide(0)
-    for other in range(1, len(world.engines)):
-        one, best = world.engines[other], world.engines[e]
-        if one.due < best.due or (one.due == best.due and one.steps == 0 < best.steps):
+    soonest, e = np.inf, wide(NONE)
+    for each in range(len(world.engines)):
+        soonest = min(soonest, world.engines[each].due)
+    for other in range(len(world.engines)):
+        tied = not later(world.engines[other].due, soonest)
+        if tied and (e == NONE or world.engines[other].steps == 0 < world.engines[e].steps):
             e = other
     return e
 

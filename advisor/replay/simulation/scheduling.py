@@ -28,7 +28,7 @@ from advisor.replay.simulation.kv_cache import (
 from advisor.replay.simulation.queues import append, longest, unlink
 from advisor.replay.simulation.requests import begin_decoding, drain
 from advisor.replay.simulation.room import blocks_are_kept, drafted_steps, make_room
-from advisor.replay.simulation.state import NONE, PREFILL, Rules, World
+from advisor.replay.simulation.state import NONE, PREFILL, Rules, World, later
 from advisor.step_time.cost import (
     PROBLEM_STARTS,
     SAMPLE_ENDS,
@@ -78,7 +78,7 @@ def plan(world: World, rules: Rules, cost: StepCost, blocks: int, e: int, now: f
         and engine.decode_requests
         and not preempted
     ):
-        unseen = engine.waiting > 0 and world.samples[engine.queue.first].queued > seen
+        unseen = engine.waiting > 0 and later(world.samples[engine.queue.first].queued, seen)
         if not unseen or engine.running >= rules.max_seqs:
             steps = world.samples[world.slots[e, 0].heap].turns - engine.clock
             if steps > 1 and rules.speculative:
@@ -133,7 +133,7 @@ def cut_short(world: World, rules: Rules, cost: StepCost, e: int, time: float, m
     probe = near - 1
     while low < high:
         middle = min(max(probe, low), high - 1)
-        if seconds_of(world, rules, cost, e, middle) >= wanted:
+        if not later(time, engine.begun + seconds_of(world, rules, cost, e, middle)):
             high = middle
         else:
             low = middle + 1
@@ -211,7 +211,9 @@ def _admit(
             engine.partial = NONE
         else:
             s = engine.queue.first
-            if s == NONE or engine.running >= rules.max_seqs or world.samples[s].queued > seen:
+            if s == NONE or engine.running >= rules.max_seqs:
+                break
+            if later(world.samples[s].queued, seen):
                 break
             computed = admit(world, rules, e, s, blocks - engine.used)
             if computed == NONE:

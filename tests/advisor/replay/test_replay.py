@@ -299,6 +299,28 @@ def test_engines_in_lockstep_decide_every_problem(
     np.testing.assert_allclose(got.busy_share_s.sum(), got.busy_s, rtol=1e-9)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("concurrency", "seqs"), [(1, 1), (2, 1), (4, 2)])
+def test_who_comes_first_does_not_hang_on_a_last_digit(concurrency, seqs, asynchronous):
+    """Replicas end the same steps at the same time, one after a long sample, one after two."""
+    limits = Limits(block_size=8, max_num_seqs=seqs, async_scheduling=asynchronous)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        lengths = rng.choice([10, 11, 12, 30], (12, 8)).tolist()
+        loads = [problem(20, *map(plain, each)) for each in lengths]
+        first, again = (
+            replay(
+                ReplayWorkload.from_loads(loads), linear_cost(cost), limits,
+                concurrency=concurrency, stop=Stop(rule=FIRST, value=4),
+                replicas=Replicas(count=8, routing="least-outstanding"),
+            )
+            for cost in (COST, COST * (1 + 1e-12 * rng.uniform(-1, 1, COST.shape)))
+        )  # fmt: skip
+        np.testing.assert_array_equal(again.engine, first.engine)
+        np.testing.assert_array_equal(again.generated_tokens, first.generated_tokens)
+        np.testing.assert_allclose(again.end_s, first.end_s, rtol=1e-8)
+
+
 @pytest.mark.parametrize("name", ["none", "first", "asc", "agree", "esc"])
 @pytest.mark.parametrize("in_flight", [1, 2, 4, 8])
 @pytest.mark.parametrize("concurrency", [1, 4, 12])
