@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from traces.schema.estimate import Estimate, Interval
+from traces.schema.estimate import Estimate, Interval, Of
 
 LEVEL = 0.9
 ROUNDING = 1e-9  # share by which numbers may differ that are equal but for the order of sums
@@ -358,35 +358,29 @@ def _as_many_as(above: NDArray[np.bool_], owners: NDArray[np.intp]) -> int:
 TAIL = 1.0  # index of the Pareto law of what is longer than all that was seen
 
 
-def quantile_law(ordered: Floats, q: float, levels: Floats, *, lower: bool = False) -> Floats:
+def quantile_law(
+    ordered: Floats, q: float, levels: Floats, *, lower: bool = False, of: Of = "all"
+) -> Floats:
     """Return a value below which the true `q` quantile lies with each chance of `levels`.
 
     It is one of the ascending values (`_below`). Where even the last of them is not sure enough,
     the share of what lies above it has a beta law, and is taken to fall from there as a Pareto
     law's of index `TAIL` does, whose mean is infinite: half of it lies beyond twice that value.
-    With `lower` it is a value above which the quantile lies with the chance 1 - level.
+    With `lower` it is a value above which the quantile lies with the chance 1 - level. Of `others`
+    it is the quantile of a run of as many other problems. Where that lies among the values does not
+    depend on their law (order statistics), so that draws of the uniform law tell it.
     """
     ends = np.concatenate([[-np.inf], ordered, ordered[-1:]])
-    ranks = np.searchsorted(_below(ordered.size, q), levels - 1e-12) + 1
+    if of == "others":
+        places, farther = _places_of_others(ordered.size, q)
+        at = np.minimum((levels * places.size).astype(np.int64), places.size - 1)
+        ranks, beyond = places[at] + 1, farther[at]
+    else:
+        ranks = np.searchsorted(_below(ordered.size, q), levels - 1e-12) + 1
+        above = 1 - (1 - levels) ** (1 / ordered.size)  # so many may lie above the last
+        beyond = np.where(ranks > ordered.size, above / (1 - q), 1.0)
     values = np.asarray(ends[ranks - lower], dtype=float)
-    if lower:
-        return values
-    above = 1 - (1 - levels) ** (1 / ordered.size)  # so many may lie above the last
-    return np.where(ranks > ordered.size, values * (above / (1 - q)) ** (1 / TAIL), values)
-
-
-def quantile_of_others(ordered: Floats, q: float, levels: Floats, *, lower: bool = False) -> Floats:
-    """Return a value below which the `q` quantile of as many others lies with each chance.
-
-    As `quantile_law`, which is of the true quantile. Where that of others lies among the ascending
-    values does not depend on their law (order statistics), so that draws of the uniform law tell
-    it, and what lies above the last of them has the same Pareto law.
-    """
-    ends = np.concatenate([[-np.inf], ordered, ordered[-1:]])
-    ranks, beyond = _places_of_others(ordered.size, q)
-    at = np.minimum((levels * ranks.size).astype(np.int64), ranks.size - 1)
-    values = np.asarray(ends[ranks[at] + 1 - lower], dtype=float)
-    return values if lower else values * beyond[at] ** (1 / TAIL)
+    return values if lower else values * beyond ** (1 / TAIL)
 
 
 OTHERS = 4_000  # draws of two sets of as many

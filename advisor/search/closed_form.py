@@ -33,7 +33,6 @@ from traces.statistics import (
     Ints,
     order_of_draws,
     quantile_law,
-    quantile_of_others,
     skew_of_mean,
     tied,
     weighted_quantiles,
@@ -83,15 +82,12 @@ class Demands:
             np.array([getattr(work, name).mean() for work in works])
             for name in ("steps", "right", "right_one", "tokens", "flops")
         )
-        judged = {
+        self._judged = {
             name[:2]: works[place]
             for name, place in places.items()
             if space.judged and works[place].right.ndim == 1
         }
-        self.luck = luck_by_name(
-            {name: each.right for name, each in judged.items()},
-            {name: _cost(each) for name, each in judged.items()},
-        )
+        self.luck = self.luck_among(ALL)
         lucks = [self.luck.get(name[:2], 0.0) for name in places]
         self.accuracy, self.accuracy_one = (
             np.array(
@@ -118,6 +114,13 @@ class Demands:
         )
         self._quantiles: dict[tuple[float, Of], tuple[Floats, Floats]] = {}
 
+    def luck_among(self, members: Rows) -> dict[Hashable, float]:
+        """Return the `own_luck` of accuracies by pool and policy on some of the problems."""
+        return luck_by_name(
+            {name: each.right[members] for name, each in self._judged.items()},
+            {name: _cost(each) for name, each in self._judged.items()},
+        )
+
     def _relative(self, values: Floats) -> Floats:
         drawn = self.weights @ values / values.size
         mean = max(values.mean(), 1e-12)
@@ -133,7 +136,6 @@ class Demands:
         the draws say in which it is larger, and order statistics by how much.
         """
         if (q, of) not in self._quantiles:
-            law = quantile_law if of == "all" else quantile_of_others
             values, draws = [], []
             for work in self.works:
                 flat = work.steps.ravel()
@@ -143,7 +145,7 @@ class Demands:
                 drawn = weighted_quantiles(flat[order], order, weights, q)
                 place = np.argsort(order_of_draws(drawn, weights, flat))
                 ordered = np.sort(work.steps, axis=1).mean(axis=0)
-                quantiles = law(ordered, q, (place + 0.5) / place.size)
+                quantiles = quantile_law(ordered, q, (place + 0.5) / place.size, of=of)
                 draws.append(quantiles / max(values[-1], 1e-12))
             self._quantiles[q, of] = np.array(values), np.array(draws)
         return self._quantiles[q, of]

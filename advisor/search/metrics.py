@@ -332,7 +332,7 @@ class CandidateMetrics(Metrics):
             draws = resampling.accuracy(replayed.accuracy)
             if of == "others":
                 run = replayed.candidate
-                luck = self.luck.get((run.pool.key, run.policy), 0.0) if self.luck else 0.0
+                luck = self.luck.get((run.pool.key, run.policy), 0.0)
                 draws = resampling.run_accuracy(replayed.accuracy, luck)
             return float(replayed.accuracy.mean()), draws
         if name in ("tokens", "flops"):

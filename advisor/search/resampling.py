@@ -25,7 +25,6 @@ from traces.statistics import (
     beta_quantiles,
     order_of_draws,
     quantile_law,
-    quantile_of_others,
     share_law,
     skew_of_mean,
     weighted_quantiles,
@@ -141,8 +140,7 @@ class Resampling:
                 mine = np.flatnonzero(half & (turn == number))
                 place = np.argsort(np.argsort(drawn[mine], kind="stable"), kind="stable")
                 levels = (place + (number + 0.5) / turns) / max(mine.size, 1)
-                law = quantile_law if of == "all" else quantile_of_others
-                quantiles[mine] = law(ordered, q, levels, lower=lower)
+                quantiles[mine] = quantile_law(ordered, q, levels, lower=lower, of=of)
         return quantiles
 
     def quantile_order(self, values: Floats, q: float) -> Floats:

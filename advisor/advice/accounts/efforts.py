@@ -158,7 +158,12 @@ def _of_class(advisor: Advisor, budget: Budget, members: Ints) -> ReplayedCheck:
     drawn = Resampling(
         len(members), count=all_metrics.resampling.count, seed=all_metrics.resampling.seed
     )
-    metrics = CandidateMetrics(advisor.space, drawn, rate_per_s=all_metrics.rate_per_s)
+    metrics = CandidateMetrics(
+        advisor.space,
+        drawn,
+        rate_per_s=all_metrics.rate_per_s,
+        luck=advisor.demands.luck_among(members),
+    )
     for row, each in zip(all_metrics.rows, all_metrics.replayed, strict=True):
         metrics.add(row, each.among(members))
     looked_at = [int(row) for row in np.argsort(check.sequence, kind="stable") if check.asked[row]]

@@ -107,6 +107,8 @@ def test_the_same_problems_as_a_class_are_the_whole(made):
         whole, own = found.efforts, found.classes["all"].efforts
         assert [each.policy for each in whole] == [each.policy for each in own]
         for one, other in zip(whole, own, strict=True):
+            chances = [each.probability_within_budget for each in (one, other)]
+            assert chances[0] == pytest.approx(chances[1])
             for name, estimate in one.estimates.items():
                 again = other.estimates[name]
                 assert (estimate is None) == (again is None), name
