@@ -39,6 +39,7 @@ from traces.live.numbers import (
     ACCEPTED_AT,
     DRAFTED,
     DRAFTS,
+    FINISHED,
     KV,
     RUNNING,
     WAITING,
@@ -96,6 +97,9 @@ class Replica:
     joined: bool = False  # whether it is of one server with others, whose ranks are elsewhere
     ahead_ns: int = 0  # its host's clock, where that is off by seconds
     pages: deque[pl.DataFrame] = field(default_factory=lambda: deque(maxlen=_LIVE_PAGES))
+    finished: float = 0.0  # requests that ended, as far as pages of the watch tell
+    counted: float | None = None  # those that ended so far, as the last page has it
+    polled_ns: int = 0  # when that was, unix
     windows: deque[ProfilerWindow] = field(default_factory=lambda: deque(maxlen=64))
 
     @property
@@ -203,7 +207,7 @@ class Deployment:
             raise UsageError("the same URL is named twice")
         self._accesses, self._model, self._declared = list(accesses), model, dict(declared or {})
         self._period_s, self._reconnect, self._facts = period_s, reconnect, facts
-        self._say, self._lock = say, threading.Lock()
+        self.say, self._lock = say, threading.Lock()
         self._writer: RecordingWriter | None = None
         self._keys_kept = False  # by a recording, whose rows have them
         self._scrapers: list[Scraper] = []
@@ -236,7 +240,7 @@ class Deployment:
     def _look(self, access: Access, metrics_needed: bool) -> Replica:
         def note(kind: str, detail: str) -> None:
             if kind == SILENT:
-                self._say(detail)
+                self.say(detail)
             self._event(kind, detail, replica.keys[""])
 
         # It calls nothing of these before it is started, when the replica is there.
@@ -422,8 +426,20 @@ class Deployment:
             note = f"{replica.access.where}: another configuration"
             self._event("note", note, replica.keys[""])
 
+    def finished_since(self) -> tuple[float, int]:
+        """Return how many requests ended during the watch, and until when that is known, unix ns.
+
+        Of several servers until the one that was polled longest ago. One that is gone is known.
+        """
+        here = [each.polled_ns for each in self.replicas if not each.scraper.lost.is_set()]
+        return sum(each.finished for each in self.replicas), min(here, default=now_ns())
+
     def _keep(self, replica: Replica, page: pl.DataFrame) -> None:
         replica.pages.append(page)
+        counted = float(page.filter(pl.col("name") == FINISHED)["value"].sum())
+        before = counted if replica.counted is None else replica.counted
+        replica.finished += counted - before if counted >= before else counted
+        replica.counted, replica.polled_ns = counted, int(page["time"][0])
         if replica.config.max_num_seqs is not None:
             return
         values_of: defaultdict[str, defaultdict[str, float]] = defaultdict(

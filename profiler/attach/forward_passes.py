@@ -10,6 +10,7 @@ of its own takes the messages, at most so many a second, and the rest is lost an
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import threading
 import time
@@ -124,9 +125,14 @@ class PassReceiver:
         for socket in self._sockets:
             poller.register(socket, self._zmq.POLLIN)
         taken, since = 0, time.monotonic()
-        while not self._stopping.is_set():
+        last = math.inf  # when it ends, monotonic: what has come by then is taken
+        while time.monotonic() < last:
+            if self._stopping.is_set():
+                last = min(last, time.monotonic() + _PAUSE_S)
             try:
-                ready = poller.poll(200)
+                ready = poller.poll(200 if last == math.inf else 0)
+                if not ready and last < math.inf:
+                    return
                 for socket, _ in ready:
                     self._take(places[socket], socket.recv_multipart(self._zmq.NOBLOCK))
                     taken += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict
@@ -23,6 +24,7 @@ from traces.recording.writer import RecordingWriter
 from traces.schema.engine import EngineConfig, ModelFacts
 
 HELLO_S = 2.5  # a plugin says that it is there every second
+FLUSH_S = 6.0  # an exporter of OpenTelemetry sends every 5 s the spans that ended
 MOST_ENGINES = 64  # named by spans or plugins alone
 HOLD_NS = 1_500_000_000  # that steps of several front ends wait for one another
 _SAME_CLOCK_NS = 200_000_000  # below that a difference of clocks may be a batch's way
@@ -111,7 +113,9 @@ class Incoming:
         try:
             yield
         finally:
-            self._hear_out()
+            ended = now_ns()
+            self._hear_out(ended)
+            self._hear_spans_out(ended)
             self._receiver.end_taking()
             self._ending = True
             for table, rows in zip(
@@ -122,15 +126,37 @@ class Incoming:
             if self._groups.dropped:
                 writer.dropped("samples", self._groups.dropped)
 
-    def _hear_out(self) -> None:
-        """Wait until every plugin that still speaks has told the steps until now."""
-        now, until = time.monotonic(), now_ns()
+    def _hear_out(self, ended: int) -> None:
+        """Wait until every plugin that still speaks has told the steps until the end, unix ns."""
+        now = time.monotonic()
         heard = self._receiver.heard.copy()
         speaking = [name for name, (came, _) in heard.items() if now - came < HELLO_S]
         while time.monotonic() < now + HELLO_S:
-            if all(self._receiver.heard[name][1] >= until for name in speaking):
+            if all(self._receiver.heard[name][1] >= ended for name in speaking):
                 return
             time.sleep(0.02)
+
+    def _hear_spans_out(self, ended: int) -> None:
+        """Wait, where spans come, for those of all requests that had ended by the end, unix ns.
+
+        How many these are /metrics tells. Where a server has told more spans, or tells none of
+        some requests, there is nothing to wait for, or the time of an exporter passes.
+        """
+        until, wanted = (ended + round(FLUSH_S * 1e9)), math.inf
+        while self._receiver.received and now_ns() < until:
+            finished, polled_ns = self._deployment.finished_since()
+            if wanted == math.inf and polled_ns >= ended:
+                wanted = finished
+                if self._spans_told() < wanted:
+                    self._deployment.say(f"waiting up to {FLUSH_S:g} s for the last spans")
+            if self._spans_told() >= wanted:
+                return
+            time.sleep(0.02)
+
+    def _spans_told(self) -> int:
+        """Return of how many requests that ended during the recording spans came."""
+        with self._settling:
+            return self._receiver.received - self._groups.before
 
     def _take_steps(self) -> list[Row]:
         raw: dict[str, list[Any]] = {key: [] for key in self._rows}

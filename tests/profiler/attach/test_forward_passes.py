@@ -1,6 +1,7 @@
 """`attach --fpm`: the messages of an engine's ZMQ stream become steps, whatever comes there."""
 
 import json
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_sglangs_messages_become_steps(tmp_path, server):
     assert not recording.manifest.dropped
     details = recording.frame("events").filter(kind="note")["detail"].to_list()
     assert any("time of a step" in each for each in details)
+
+
+def test_what_has_come_when_the_watch_ends_is_taken(monkeypatch):
+    """A thread that takes so many a second is behind, and takes the rest at the end."""
+    monkeypatch.setattr("profiler.attach.forward_passes._AT_ONCE", 1)
+    monkeypatch.setattr("profiler.attach.forward_passes._PAUSE_S", 3.0)
+    with publisher() as (send, endpoint):
+        receiver = PassReceiver([endpoint])
+        receiver.start()
+        send(MESSAGES)
+        until(lambda: receiver.waiting)
+        time.sleep(0.2)  # until the others are here too
+        assert len(receiver.waiting) < len(MESSAGES)
+        receiver.close()
+    assert len(receiver.take()) == len(MESSAGES)
 
 
 def test_the_config_of_the_served_model_goes_with_them(tmp_path, server):

@@ -204,6 +204,45 @@ def test_a_batch_that_was_on_its_way_when_the_watch_ended_is_not_the_last(receiv
     assert recording.steps.height == 3
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_the_spans_of_requests_that_ended_at_the_close_are_waited_for(
+    receiver, tmp_path, monkeypatch, comes
+):
+    """An exporter sends what ended every few seconds, and /metrics tells that something did."""
+    monkeypatch.setattr("profiler.attach.receiver.incoming.HELLO_S", 0.2)
+    monkeypatch.setattr("profiler.attach.receiver.incoming.FLUSH_S", 30 if comes else 1)
+    stop, said = threading.Event(), []
+    with metrics_server() as server:
+        line = next(each for each in server.lines if each.startswith("vllm:request_success_total{"))
+        series, _, before = line.rpartition(" ")
+
+        def ends(number):
+            start = (time.time_ns() - T0) / 1e9
+            told = json.dumps(request(span(number, trace=f"{number}" * 2, start=start)))
+            receiver.put_spans(read_json(told.encode()))
+
+        def send():
+            until(lambda: len(server.asked) >= 6)
+            server.gauges[series] = float(before) + 1
+            ends(1)
+            until(lambda: deployment.finished_since()[0] == 1)
+            server.gauges[series] = float(before) + 2
+            stop.set()
+            time.sleep(0.7)
+            if comes:
+                ends(2)
+
+        deployment = Deployment([Access.of(server.url)], period_s=0.1, say=said.append)
+        deployment.connect()
+        sending = threading.Thread(target=send)
+        sending.start()
+        watched = Incoming(receiver, deployment).watched
+        path = watch(deployment, tmp_path / "r", stop=stop, probes=[watched])
+        sending.join()
+    assert Recording.open(path).problems.height == (2 if comes else 1)
+    assert len(said) == 1 and "spans" in said[0]
+
+
 def test_spans_of_our_own_requests_are_left_out(receiver, tmp_path):
     start = (time.time_ns() - T0) / 1e9
     bodies = [
