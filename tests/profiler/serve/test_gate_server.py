@@ -7,6 +7,8 @@ import httpx
 import pytest
 from aiohttp import web
 
+from advisor.evidence.keys import sampling_of
+from advisor.evidence.runs import read_runs
 from benchmarks.servers.fake_engine import FakeEngine, running
 from tests.profiler.serve.conftest import serving
 from tests.tui.conftest import run  # noqa: F401
@@ -104,23 +106,43 @@ def test_of_served_runs_the_one_of_the_promised_policy_is_judged(run, tmp_path):
         running(FakeEngine()) as upstream,
         serving(tmp_path / "served", upstream, method="majority", n=2) as url,
     ):
-        for limit in ({}, {"max_tokens": 50}, {}, {"max_tokens": 60}):
-            body = {"model": "fake", "messages": [{"role": "user", "content": "2?"}], **limit}
+        fields = ({}, {"max_tokens": 50}, {}, {"max_tokens": 60}, {"top_p": 0.5}, {"top_k": 20})
+        for own in fields:
+            body = {"model": "fake", "messages": [{"role": "user", "content": "2?"}], **own}
             told = {"ttscope": {"answer": "12"}}
             assert httpx.post(f"{url}/v1/chat/completions", json=body | told).status_code == 200
     runs = summarise(Recording.open("served"))
-    assert len(runs) == 3
-    served = next(each for each in runs if each.policy.max_tokens is None)
+    assert len(runs) == 5
+    served = next(each for each in runs if each.problems == 2)
     tokens = dataclasses.replace(served.tokens_per_problem, low=1.0, high=99.0)
     told = Expectations(engine=served.engine, policy=served.policy, promised={"tokens": tokens})
     write_document(tmp_path / "expect.json", told)
     code, out, err = run("gate", "expect.json", "served")
     assert code == 0, out + err
-    assert "judged 2 problems of this policy, not 2 of 2 other runs" in " ".join(out.split())
+    assert "judged 2 problems of this policy, not 4 of 4 other runs" in " ".join(out.split())
     other = dataclasses.replace(told, policy=dataclasses.replace(served.policy, max_tokens=70))
     write_document(tmp_path / "expect.json", other)
     code, _, err = run("gate", "expect.json", "served")
-    assert code == 2 and "3 runs, none of the policy that it is held to" in " ".join(err.split())
+    assert code == 2 and "5 runs, none of the policy that it is held to" in " ".join(err.split())
+
+
+def test_no_advice_rests_on_samples_that_clients_drew_in_their_own_way(tmp_path):
+    """What top_k does is in no law. Samples of another top_p are a policy of their own."""
+    with (
+        running(FakeEngine()) as upstream,
+        serving(tmp_path / "served", upstream, method="majority", n=2) as url,
+    ):
+        for own in ({}, {"top_k": 20}, {"top_p": 0.5}, {"top_p": 0.5, "min_p": 0.1}, {}, {}):
+            body = {"model": "fake", "messages": [{"role": "user", "content": "2?"}], **own}
+            told = {"ttscope": {"answer": "12"}}
+            assert httpx.post(f"{url}/v1/chat/completions", json=body | told).status_code == 200
+    recording = Recording.open(tmp_path / "served")
+    assert len(summarise(recording)) == 4
+    kept = read_runs(recording).runs
+    learned = {sampling_of(each.policy): len(each.problems) for each in kept}
+    assert {(how.top_p, how.sampling): count for how, count in learned.items()} == {
+        (1.0, ()): 3, (0.5, ()): 1,
+    }  # fmt: skip
 
 
 def test_a_question_that_its_client_broke_off_is_no_run_beside_the_others(run, tmp_path):  # noqa: F811
