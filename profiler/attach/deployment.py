@@ -439,7 +439,7 @@ class Deployment:
         counted = float(page.filter(pl.col("name") == FINISHED)["value"].sum())
         before = counted if replica.counted is None else replica.counted
         replica.finished += counted - before if counted >= before else counted
-        replica.counted, replica.polled_ns = counted, int(page["time"][0])
+        replica.counted, replica.polled_ns = counted, page["time"][0] if page.height else 0
         if replica.config.max_num_seqs is not None:
             return
         values_of: defaultdict[str, defaultdict[str, float]] = defaultdict(

@@ -139,10 +139,10 @@ class Incoming:
     def _hear_spans_out(self, ended: int) -> None:
         """Wait, where spans come, for those of all requests that had ended by the end, unix ns.
 
-        How many these are /metrics tells. Where a server has told more spans, or tells none of
-        some requests, there is nothing to wait for, or the time of an exporter passes.
+        /metrics has how many these are. Where some requests have no spans, as where an exporter
+        samples them, `FLUSH_S` passes.
         """
-        until, wanted = (ended + round(FLUSH_S * 1e9)), math.inf
+        until, wanted = ended + round(FLUSH_S * 1e9), math.inf
         while self._receiver.received and now_ns() < until:
             finished, polled_ns = self._deployment.finished_since()
             if wanted == math.inf and polled_ns >= ended:
@@ -151,7 +151,7 @@ class Incoming:
                     self._deployment.say(f"waiting up to {FLUSH_S:g} s for the last spans")
             if self._spans_told() >= wanted:
                 return
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def _spans_told(self) -> int:
         """Return of how many requests that ended during the recording spans came."""
