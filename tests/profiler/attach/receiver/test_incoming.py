@@ -222,7 +222,7 @@ def test_the_spans_of_requests_that_ended_at_the_close_are_waited_for(
             receiver.put_spans(read_json(told.encode()))
 
         def send():
-            until(lambda: len(server.asked) >= 6)
+            until(lambda: deployment.finished_since()[1])  # the first page of the watch
             server.gauges[series] = float(before) + 1
             ends(1)
             until(lambda: deployment.finished_since()[0] == 1)
