@@ -20,9 +20,10 @@ import numpy as np
 from advisor.accuracy.counterfactual import evaluate
 from advisor.accuracy.samples import SampledRun, read_samples
 from benchmarks.votes_ahead import Task, make_task, score, table
+from traces.one_more_run import others as law_of_others
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.estimate import Estimate
-from traces.statistics import of_others, proportion
+from traces.statistics import proportion
 from traces.summary.run import Run, summarise
 from traces.summary.votes import PolicyOutcome, majority_curve
 
@@ -140,10 +141,10 @@ def _task(samples: SampledRun, block: int) -> Task:
 
 
 def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:
-    """Print how often the intervals of one half of the problems hold the mean of the other half.
+    """Print how often the intervals of one half of the problems hold a run of the other half.
 
-    `mean` is the interval of the mean, which does not claim that; `others` is that of as many
-    other problems (`traces.statistics.of_others`).
+    `mean` is the interval of the mean, which does not claim that; `others` is that of one run of as
+    many other problems (`traces.one_more_run.others`).
     """
     print(f"| run | policy | mean, of {splits} | others, of {splits} |")
     print("|---|---|---|---|")
@@ -157,9 +158,9 @@ def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:
             for _ in range(splits):
                 order = rng.permutation(column.right)
                 one, two = order[: order.size // 2], order[order.size // 2 :]
-                alone = proportion(one)
-                intervals = alone, alone and of_others(alone, one.size, two.size)
-                held += [_within(each, float(two.mean())) for each in intervals]
+                law = law_of_others(float(one.mean()), float(one.var()), one.size, of=two.size)
+                run_of_two = float((rng.random(two.size) < two).mean())
+                held += [_within(each, run_of_two) for each in (proportion(one), law.interval())]
             name = f"{column.outcome.method}@{column.outcome.n}"
             print(f"| {run.engine.model} | {name} | {held[0]} | {held[1]} |")
 

@@ -2,7 +2,8 @@
 
 Made-up problems whose chance to be right follows a beta law, and wrong answers of which one is
 popular. Each trial records `problems` of them with 8 samples, and looks whether the interval holds
-the true mean, and the accuracy of a run of `others` on fresh problems of the same law.
+the true mean, and the accuracy of one run of `others`: fresh problems of the same law, one vote
+each.
 
     python -m benchmarks.other_problems [TRIALS]
 """
@@ -11,7 +12,8 @@ import sys
 
 import numpy as np
 
-from traces.statistics import column_means, of_others
+from traces.one_more_run import others as law_of_others
+from traces.statistics import column_means
 from traces.summary.votes import majority_curve
 
 SHAPES = {"even": (1.2, 0.8), "bimodal": (0.4, 0.3), "easy": (5.0, 0.6)}
@@ -43,10 +45,11 @@ def main() -> None:
             held = np.zeros((3, len(PLACES)))
             width = np.zeros(len(PLACES))
             for _ in range(trials):
-                estimates = column_means(run(rng, problems, law), "1")
-                fresh = run(rng, others, law).mean(axis=0)
-                for place, each in enumerate(estimates):
-                    wide = of_others(each, problems, others)
+                shares, chances = run(rng, problems, law), run(rng, others, law)
+                fresh = (rng.random(chances.shape) < chances).mean(axis=0)
+                for place, each in enumerate(column_means(shares, "1")):
+                    variance = float(shares[:, place].var())
+                    wide = law_of_others(each.value, variance, problems, of=others).interval()
                     held[0, place] += bool(each.holds(truth[place]))
                     held[1, place] += bool(each.holds(fresh[place]))
                     held[2, place] += wide.low - 1e-9 <= fresh[place] <= wide.high + 1e-9

@@ -27,7 +27,6 @@ from benchmarks.votes_ahead import FAMILIES, RIGHT, Answers, draw, family
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.estimate import Estimate
 from traces.schema.tts.published import CurvePoint, PublishedCurve
-from traces.statistics import of_others
 from traces.summary.run import summarise
 from traces.summary.votes import majority_curve
 
@@ -103,9 +102,7 @@ def others(seen: Sequence[Answers], rest: Sequence[Answers], most: int) -> list[
     asked = [1, 4, *(n for n in ASKED if n <= most and n not in points)]
     real = votes(rest, asked)
     model = CurveAccuracy(curve_of(points, len(seen)), asked)
-    return [
-        tried(points, n, of_others(model.estimate(n), len(seen), len(rest)), real[n]) for n in asked
-    ]
+    return [tried(points, n, model.other_problems(n, of=len(rest)), real[n]) for n in asked]
 
 
 def recorded(folder: Path) -> list[tuple[str, list[Answers]]]:

@@ -73,6 +73,11 @@ def others(value: float, variance: float, problems: int, *, of: int | None = Non
     return _law(value, mean, known + (alone - known) / of, of, "others")
 
 
+def others_of(shares: Floats) -> RunLaw:
+    """Return the law of one run of as many other problems, by the shares [problems] of these."""
+    return others(float(shares.mean()), float(shares.var()), shares.size)
+
+
 def fresh(value: float, variance: float, problems: int) -> RunLaw:
     """Return the law of one more run of the same problems.
 

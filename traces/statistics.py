@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from traces.schema.estimate import Estimate, Interval, Of
+from traces.schema.estimate import Estimate, Of
 
 LEVEL = 0.9
 ROUNDING = 1e-9  # share by which numbers may differ that are equal but for the order of sums
@@ -198,29 +198,6 @@ def column_means(values: Floats, unit: str) -> list[Estimate]:
         _estimate(float(column.mean()), drawn, size, unit, skew=skew_of_mean(column))
         for column, drawn in zip(values.T, draws.T, strict=True)
     ]
-
-
-def of_others(found: Estimate, problems: int, count: int) -> Estimate:
-    """Return a mean over `problems` with the interval in which that of `count` others falls.
-
-    Wider than that of the mean, which `found` has, by sqrt(1 + problems / count): an interval of
-    the mean alone holds that of as many others only 75.5 % of the time. Of what is above 0 that is
-    so in logs. Of shares (unit 1) the ends are numbers of problems: where nearly all are right, all
-    others may be.
-    """
-    value, wider = found.value, float(np.sqrt(1 + problems / count))
-    share, positive = found.unit == "1", value > 0 and (found.low or 0.0) > 0
-
-    def farther(end: float) -> float:
-        if share or not positive:
-            return value + wider * (end - value)
-        return float(value * (end / value) ** wider)
-
-    ends = Interval(low=found.low, high=found.high).each_end(farther)
-    if share and ends.low is not None and ends.high is not None:
-        low, high = np.floor(ends.low * count) / count, np.ceil(ends.high * count) / count
-        ends = Interval(low=float(max(low, 0)), high=float(min(high, 1)))
-    return replace(found, low=ends.low, high=ends.high, of="others")
 
 
 def problems_to_tell(

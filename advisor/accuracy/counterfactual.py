@@ -44,11 +44,12 @@ from advisor.accuracy.subsets import (
 from advisor.accuracy.thinking import at_checkpoints, between, lower_bounds
 from advisor.evidence.runs import limits_that_cut
 from traces.errors import RecordingError, UsageError
+from traces.one_more_run import others_of
 from traces.schema.estimate import Estimate
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import SETTLED, Stop
-from traces.statistics import Floats, column_means, of_others, paired, problems_to_tell, ratio
+from traces.statistics import Floats, column_means, paired, problems_to_tell, ratio
 from traces.summary.run import Run
 from traces.summary.votes import (
     PolicyOutcome,
@@ -196,7 +197,7 @@ def evaluate_curve(
                 tokens_per_problem=Estimate(
                     value=tokens, unit="tokens", extrapolated=n not in points
                 ),
-                other_problems=of_others(share, curve.problems, curve.problems),
+                other_problems=model.other_problems(n),
             )
         )
     return Counterfactuals(
@@ -549,7 +550,7 @@ def _estimates(columns: Sequence[PolicyColumn]) -> list[PolicyOutcome]:
             each.outcome,
             accuracy=share,
             tokens_per_problem=count if np.isfinite(count.value) else None,
-            other_problems=of_others(share, len(each.right), len(each.right)),
+            other_problems=others_of(each.right).interval(),
         )
         for each, share, count in zip(columns, accuracy, tokens, strict=True)
     ]

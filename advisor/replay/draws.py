@@ -96,7 +96,9 @@ def exact_half_width(value: float, samples: Sequence[Floats], drawn: int | Ints)
     `value` is the mean over problems of what `drawn` samples (of all, or [problems]) have together,
     as tokens where all samples end, and `samples` [problems] what each recorded one has. The sum of
     n of a problem varies by n s^2 (1 + n / N), s^2 being the variance of its N samples. That of one
-    sample is the mean over the problems that have more, or that of all samples together.
+    sample is the mean over the problems that have more, or that of all samples together. Where all
+    samples of a problem are equal, by Jeffreys' rule a new one is another with the chance 1/2 in as
+    many as were seen to repeat, and then it is one of all samples.
     """
     counts = np.array([each.size for each in samples])
     several = counts > 1
@@ -107,6 +109,11 @@ def exact_half_width(value: float, samples: Sequence[Floats], drawn: int | Ints)
     spreads[several] = [each.var(ddof=1) for each in samples if each.size > 1]
     unseen = spreads[several].mean() if several.any() else np.concatenate(samples).var(ddof=1)
     spreads[~several] = unseen
+    alike = several & (spreads == 0)
+    if alike.any():
+        every, own = np.concatenate(samples), np.array([each[0] for each in samples])[alike]
+        chance = 0.5 / (counts[alike].sum() - alike.sum() + 1)
+        spreads[alike] = chance * (every.var() + (every.mean() - own) ** 2)
     variance = float((drawn * spreads * (1 + drawn / counts)).sum()) / counts.size**2
     return float(student_95(freedom) * np.sqrt(variance) / value)
 

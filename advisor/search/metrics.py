@@ -17,9 +17,10 @@ from advisor.replay.draws import half_width
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import Resampling
 from advisor.search.space import Candidate, Space
+from traces.one_more_run import others
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.schema.quantities import quantity
-from traces.statistics import Z95, Bools, Floats, Ints, of_others, share, tells_above, tied
+from traces.statistics import Z95, Bools, Floats, Ints, tells_above, tied
 
 Rows = Ints | slice
 
@@ -274,8 +275,8 @@ class CandidateMetrics(Metrics):
             return replayed.one_more().accuracy(
                 right, candidate.policy, runs=runs, extrapolated=extrapolated
             )
-        of_mean = share(value, float(right.var()), right.size, extrapolated=extrapolated)
-        return replace(of_others(of_mean, right.size, right.size), runs=runs)
+        law = others(value, float(right.var()), right.size)
+        return replace(law.interval(extrapolated=extrapolated), runs=runs)
 
     def _bounds(self, name: str) -> bool:
         """Whether so many problems bound a percentile by themselves."""

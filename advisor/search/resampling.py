@@ -234,8 +234,8 @@ class Resampling:
 def farther(value: float | Floats, draws: Floats, of: Of) -> Floats:
     """Return draws of the mean over all problems, or those of a run of as many `others`.
 
-    These lie farther off by sqrt(2), as those problems are drawn too (`of_others`). Of what is
-    above 0 that is so in logs.
+    These lie farther off by sqrt(2), as those problems are drawn too. Of what is above 0 that is so
+    in logs.
     """
     if of == "all":
         return draws

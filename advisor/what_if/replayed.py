@@ -60,7 +60,6 @@ from traces.statistics import (
     Z95,
     Floats,
     mean,
-    of_others,
     ratio,
     spread,
 )
@@ -588,9 +587,7 @@ class Replays:
         return replace(
             first,
             steps=self.runs[0].steps,  # its table may keep none
-            step_time=first.step_time
-            if self.question.replicas.count == 1
-            else step_times(self.tables["steps"]),  # of all replicas
+            step_time=self._step_times(first.step_time),
             accuracy=self._accuracy(),
             latency_s=latency,
             ttft_s=ttft,
@@ -674,22 +671,24 @@ class Replays:
     def _of_other_problems(self, name: str) -> tuple[float | None, float | None]:
         """Return how far, in logs, a run of as many other problems lies off for its problems.
 
-        Below and above, by what the first draw's problems differ (`of_others`). None where so few
-        problems do not tell that end.
+        Below and above, by what the first draw's problems differ, times sqrt(2): an interval of the
+        mean holds that of as many others only 75.5 % of the time. None where so few problems do not
+        tell that end.
         """
         if name not in self._of_all_problems:
             return 0.0, 0.0
         found = self._of_all_problems[name]
-        ends = of_others(found, len(self.ids), len(self.ids)) if found is not None else None
-        if found is None or ends is None or found.value <= 0:
+        if found is None or found.value <= 0:
             return None, None
-        half = 0.0
+        half, wider = 0.0, math.sqrt(2)
         if self._needs_no_replay(name):
             own = exact_half_width(found.value, self._of_samples(name), self.drawn)
             half = of_other_draws(own, self._draws_of_samples[0])
         below, above = (
-            None if end is None or end <= 0 else math.hypot(math.log(end / found.value), half)
-            for end in (ends.low, ends.high)
+            None
+            if end is None or end <= 0
+            else math.hypot(wider * math.log(end / found.value), half)
+            for end in (found.low, found.high)
         )
         return below, above
 
@@ -727,6 +726,39 @@ class Replays:
         if self._counts_flops:
             found["flops"] = mean(flops, "FLOP")
         return found
+
+    def _step_times(self, of_one: Mapping[str, Estimate | None]) -> dict[str, Estimate | None]:
+        """Return the mean times of steps of each kind, with what the law is off by.
+
+        Which steps there are varies from run to run too, as the first draw's stretches do, and
+        between other problems twice as much (the variance).
+        """
+        alone = self.question.replicas.count == 1
+        found = of_one if alone else step_times(self.tables["steps"])  # of all replicas
+        sigma = None if self.times.sigma is None else self.times.sigma[int(self.outside)]
+        off = [1.0]
+        if sigma is not None and self.others:
+            usual = _means(self._numbers)["device_s"]
+            off += [_means(each)["device_s"] / usual for each in self.sides[1]]
+
+        def with_error(each: Estimate) -> Estimate:
+            if sigma is None or each.value <= 0:
+                return replace(each, low=None, high=None, of=None, extrapolated=self.outside)
+            law = (min(off) * math.exp(-Z95 * sigma), max(off) * math.exp(Z95 * sigma))
+            ends = [each.value if end is None else end for end in (each.low, each.high)]
+            low, high = (abs(math.log(end / each.value)) if end > 0 else 0.0 for end in ends)
+            wider = math.sqrt(2)
+            return Estimate.predicted(
+                each.value,
+                each.unit,
+                fresh=_apart(each.value, law, (low, high)),
+                others=_apart(each.value, law, (wider * low, wider * high)),
+                of="fresh",
+                runs=self.times.runs,
+                extrapolated=self.outside,
+            )
+
+        return {kind: None if each is None else with_error(each) for kind, each in found.items()}
 
     def _three(
         self, name: str, unit: str, beyond: Mapping[str, float]
@@ -952,7 +984,7 @@ class Replays:
             value = each.value if other is None else other[f"ttft_s.{part}"]
             again = [each.value, value] if np.isfinite(value) else [each.value]
             reach = Interval(low=least * min(again), high=most * max(again))
-            wide[part] = each.each_interval(partial(_hull, reach))
+            wide[part] = each.each_interval(reach.holding)
         return wide
 
     @property
@@ -1058,15 +1090,6 @@ def _with_blocks(evidence: Evidence, engine: EngineConfig) -> EngineConfig:
         if law_key(table.engine) == law_key(engine) and engine.num_gpu_blocks is None:
             return replace(engine, num_gpu_blocks=table.engine.num_gpu_blocks)
     return engine
-
-
-def _hull(reach: Interval, ends: Interval) -> Interval:
-    """Return the least interval that holds two; an end that is not known stays so."""
-    low, high = (
-        None if own is None or end is None else least(own, end)
-        for own, end, least in ((reach.low, ends.low, min), (reach.high, ends.high, max))
-    )
-    return Interval(low=low, high=high)
 
 
 def _apart(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from advisor.evidence.gather import stand_for_all
 from advisor.evidence.live.histograms import arrivals_in
@@ -18,8 +19,11 @@ from traces.live.verdict import Remedy, change_for
 from traces.live.watched import Watched, watched_engines
 from traces.recording.reader import Recording
 from traces.schema.engine import RANKS, EngineConfig
-from traces.schema.formats import number
+from traces.schema.formats import counted, number, percent
+from traces.summary.comparison import RUN_TO_RUN, within
 from traces.summary.run import Run, summarise
+
+FEW: Final = 30  # requests, whose mean latency is off by chance as much as runs differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ def suggest(recording: Recording) -> Suggestion | str:
         off, worse = prediction.far_off, _worse(prediction)
         but = None
         if off is not None and "latency_s.mean" in off.tags:
-            but = f"{off.words}. Watch again {_better_watched(recording)}"
+            but = f"{off.words}. {_why_off(recording, run)}"
         elif arguments[0] != "--rate" and worse is not None:
             but = f"{' '.join(arguments)} is no help: {worse}"
         if but is not None:
@@ -96,13 +100,22 @@ def _no_replay(change: Remedy, engine: EngineConfig) -> str | None:
     return None
 
 
-def _better_watched(recording: Recording) -> str:
-    """Return how to watch so that a replay may give what was measured."""
+def _why_off(recording: Recording, run: Run) -> str:
+    """Return what the recording shows of why a replay does not give it, and how to watch again."""
+    pace = within(run.step_rows) if recording.rows("steps") else 0.0
+    if pace > RUN_TO_RUN:
+        return (
+            f"The same steps took {percent(pace)} more or less time from one eighth of the watch "
+            "to another (one standard deviation), and the replay has one speed. A longer watch "
+            "does not help. Watch again while nothing else uses the machine"
+        )
     sent = {"samples": "spans", "steps": "steps (the plugin)"}
     lacking = [name for table, name in sent.items() if not recording.rows(table)]
-    if not lacking:
-        return "for longer"
-    return f"with {' and '.join(lacking)}, as ttscope doctor URL prints, or for longer"
+    if lacking:
+        return f"Watch again with {' and '.join(lacking)}, as ttscope doctor URL prints"
+    if run.problems < FEW:
+        return f"It holds {counted(run.problems, 'request')}. Watch again for longer"
+    return "What was recorded does not show why: its steps and requests are all there"
 
 
 def _worse(prediction: Prediction) -> str | None:
@@ -146,7 +159,7 @@ def _seen_rate(servers: Sequence[Watched]) -> float:
         sum(window.total(f"{E2E}_{part}") or 0.0 for window in windows) for part in ("count", "sum")
     )
     rate = rate_under_load(arrivals, seconds / ended if ended else 0.0)
-    per_s = (each.numbers.requests_per_s or 0.0 for each in servers if each.numbers is not None)
+    per_s = (each.numbers.samples_per_s or 0.0 for each in servers if each.numbers is not None)
     return sum(per_s) if rate is None else rate
 
 

@@ -55,7 +55,6 @@ from traces.summary.comparison import (
     ran_at_once,
     spread_of,
 )
-from traces.summary.energy import run_window
 from traces.summary.metrics import METRICS, estimate_of
 from traces.summary.problems import MOST_UNTOLD, voting_samples
 from traces.summary.run import Run, to_plain
@@ -75,6 +74,7 @@ ROOM: Final = 0.1  # by which traffic may differ from what was assumed
 NEIGHBOURS: Final = 4  # problems that come after one, whose gap tells the rate that it met
 BURSTS: Final = 2.0  # times the mean rate, from which problems came in bursts
 FAILED: Final = "problems that failed"
+IDLE_INCLUDED: Final = " with idle time"  # device time or cost at a rate, where idle is paid too
 MOST_FAILED: Final = 0.02  # of the problems: as much as accuracy may fall by default
 CUT_OFF: Final = ("client gone", "server ended")  # errors of served questions that were cut off
 _TIMED = frozenset(each.tag for each in METRICS if each.timed)
@@ -88,8 +88,9 @@ _SETTINGS = (  # of an engine that servers do not tell, or that change no answer
 class Check(Record):
     """One thing that was held against a run: `wanted` in words, `measured`, and the verdict.
 
-    `why` says what decided it, or what is missing. Checks of `kind` assumption break no gate. They
-    say what a broken promise may come from. `by_noise` is how often noise alone would show as much
+    `promised` is the estimate that `wanted` names, None of limits. `why` says what decided it, or
+    what is missing. Checks of `kind` assumption break no gate. They say what a broken promise may
+    come from. `by_noise` is how often noise alone would show as much
     in one of the gate's checks, None where nothing was judged. `reach` is what the check can tell.
     """
 
@@ -99,6 +100,7 @@ class Check(Record):
     wanted: str
     measured: Estimate | None
     why: str
+    promised: Estimate | None = None
     by_noise: float | None = None
     reach: Reach | None = None
 
@@ -218,7 +220,10 @@ def against_promises(
             _held(expected, run, sd_of, metric, "promise", bound, with_interval(same), same)
         )
     timed = {quantity(tag).noun for tag in _TIMED} | {latency(each).noun for each in percentiles}
-    judged = any(each.name in timed and each.verdict != "absent" for each in checks)
+    judged = any(
+        each.name.removesuffix(IDLE_INCLUDED) in timed and each.verdict != "absent"
+        for each in checks
+    )
     checks = _at_one_level([*checks, *_share_failed(run)])
     checks += assumptions(expected, observed(run))
     undone = unfinished(run)
@@ -255,13 +260,13 @@ def _held(
     except (AttributeError, KeyError):  # what no run tells, such as devices
         measured = None
     paid = _paid_at_rate(expected, run, of.tag)
-    measured = paid if measured is None else measured
+    name = of.noun if paid is None else of.noun + IDLE_INCLUDED
     why = None if measured is None else _unlike(expected, run, timed)
     if measured is not None and why is None and kind == "promise" and metric.startswith("latency"):
         why = _other_path(expected, run)
     if measured is None:
         why = "not measured in this recording"
-        if metric == "cost_usd" and (run.device_s_per_problem or expected.rate_per_s) is not None:
+        if metric == "cost_usd" and run.device_s_per_problem is not None:
             why = "no price is known. Give --price"
     elif measured.low is None and measured.high is None:
         why = "too few problems for an interval. Record more"
@@ -270,24 +275,25 @@ def _held(
         why = f"the promise has no {end} end, so nothing can break it"
     if why is not None or measured is None or bound is None:
         return Check(
-            name=of.noun,
+            name=name,
             kind=kind,
             verdict="absent",
             wanted=wanted,
             measured=measured,
             why=why or "",
+            promised=promise,
         )
     alone = shown = measured
     if timed:
         shown = _from_run_to_run(measured, sd_of(of.tag))
     if paid is not None:
-        shown = shown.at_least(paid.value)
+        shown = shown.at_least(paid)
     measured = shown
     if promise is not None and promise.of == "fresh":
         measured = alone = replace(shown, low=shown.value, high=shown.value)
     above = not of.higher_is_better
-    check = _judged(of.noun, kind, measured, bound, wanted, above=above, promised=promised)
-    check = replace(check, measured=shown)
+    check = _judged(name, kind, measured, bound, wanted, above=above, promised=promised)
+    check = replace(check, measured=shown, promised=promise)
     beside = 0.0 if promised is None else abs(bound - promised)
     half = half_width(measured, above=above, beside=beside)
     base = bound if promised is None else promised
@@ -295,7 +301,7 @@ def _held(
         own = half_width(alone, above=above) or half
         points = of.unit == "1"
         reach = Reach(
-            check=of.noun,
+            check=name,
             kind=kind,
             metric=of.tag,
             unit="1" if points else "share",
@@ -313,25 +319,20 @@ def _held(
     return check
 
 
-def _paid_at_rate(expected: Expectations, run: Run, tag: str) -> Estimate | None:
+def _paid_at_rate(expected: Expectations, run: Run, tag: str) -> float | None:
     """Return the device time or cost of a problem at the promised rate: idle devices are paid too.
 
-    Busy devices take no less, and no longer than the run, its problems' share. None of other
-    numbers. A server that does not tell its devices has those of the promise.
+    Busy devices take no less. None of other numbers. A server that does not tell its devices has
+    those of the promise.
     """
     price_s = {"device_s_per_problem": 1.0}
     if run.price_usd_per_device_hour is not None:
         price_s["cost_usd_per_problem"] = run.price_usd_per_device_hour / 3600
-    rate, rows, samples = expected.rate_per_s, run.rows, run.sample_rows
-    if rate is None or tag not in price_s or rows is None or samples is None:
-        return None
-    if (window := run_window(rows, samples)) is None:
+    if expected.rate_per_s is None or tag not in price_s:
         return None
     untold = run.engine.mode == "server" and run.engine.num_devices == 1
     devices = (expected.engine if untold else run.engine).num_devices
-    paid = devices / rate * price_s[tag] * (1 - 1e-9)  # of rounding
-    most = paid * max((window[1] - window[0]) / 1e9 / rows.height * rate, 1.0)
-    return Estimate(value=paid, low=paid, high=most, unit=quantity(tag).unit)
+    return devices / expected.rate_per_s * price_s[tag] * (1 - 1e-9)  # of rounding
 
 
 def _judged(
@@ -685,16 +686,16 @@ def observed_live(
 
     A sample's length is not told where a rule cancels samples, which makes them shorter.
     """
-    requests = numbers.requests_per_s
+    samples = numbers.samples_per_s
     estimates: dict[str, Estimate | None] = dict.fromkeys(ASSUMED)
     rates = {"prompt_tokens": numbers.prompt_tokens_per_s}
     if policy.all_samples_end:
         rates["output_tokens"] = numbers.generated_tokens_per_s
     for name, rate in rates.items():
-        if requests and rate is not None:
+        if samples and rate is not None:
             # SGLang counts the tokens of decode steps, and the first is of a prompt's.
             first = name == "output_tokens" and software_of(engine) == SGLANG
-            estimates[name] = Estimate(value=rate / requests + first, unit="tokens")
+            estimates[name] = Estimate(value=rate / samples + first, unit="tokens")
     if numbers.acceptance_length is not None:
         estimates["acceptance_length"] = Estimate(
             value=numbers.acceptance_length, unit="tokens/step"
@@ -715,7 +716,8 @@ def assumptions(expected: Expectations, found: Mapping[str, Estimate | None]) ->
         if name in ("acceptance_length", "agreement"):
             ends = (ends[0], float("inf"))  # more of it is no harm
         wanted = with_interval(assumed)
-        checks.append(_moved(ASSUMED[name], wanted, measured, ends, assumed.value))
+        check = _moved(ASSUMED[name], wanted, measured, ends, assumed.value)
+        checks.append(replace(check, promised=assumed))
     return checks
 
 
@@ -788,11 +790,11 @@ def load_check(expected: Expectations, *servers: Numbers) -> Check:
     policy = expected.policy
     share = len(servers) / max(expected.engine.by_server()[0], len(servers))
     if expected.rate_per_s is not None:
-        name, unit = "requests a second", "requests/s"
-        loads = [each.requests_per_s for each in servers]
+        name, unit = "samples a second", "samples/s"
+        loads = [each.samples_per_s for each in servers]
         most = expected.rate_per_s * most_requests(policy) * share
     else:
-        name, unit = "requests that run or wait", "requests"
+        name, unit = "samples that run or wait", "samples"
         loads = [
             None if each.running is None else each.running + (each.waiting or 0.0)
             for each in servers
@@ -929,7 +931,7 @@ def _acceptance(baseline: Run, run: Run) -> Check | None:
         return None
     share = two.value / one.value - 1
     half = hypot(*(_half(each) / each.value for each in (one, two))) * (1 + share)
-    measured = Estimate(value=share, low=share - half, high=share + half, unit="share")
+    measured = Estimate(value=share, low=share - half, high=share + half, unit="share", of="all")
     return _change_of(hold(ACCEPTANCE, measured, problems=run.problems), None)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from traces.deployment.checks import Check, Gate
 from traces.deployment.level import GATE_LEVEL, OFTEN, Power
 from traces.plain_text import clean
-from traces.schema.formats import ABSENT, percent, relative_change, with_interval
+from traces.schema.formats import ABSENT, intervals_of, percent, relative_change, with_interval
 from traces.schema.quantities import quantity
 
 WORDS = {"ok": "ok", "broken": "FAIL", "unsure": "not sure", "absent": ABSENT}
@@ -27,6 +28,12 @@ def measured_text(check: Check) -> str:
         return with_interval(measured)
     share = measured.unit == "share" or check.name.endswith("%")
     return relative_change(measured) if share else with_interval(measured, sign=True)
+
+
+def intervals_text(checks: Sequence[Check]) -> str:
+    """Return what the intervals of checks are of, for their head; empty where none has any."""
+    measured = [each.measured for each in checks]
+    return intervals_of([each.promised for each in checks], beside={"measured": measured})
 
 
 def level_text(gate: Gate) -> str | None:
@@ -123,9 +130,11 @@ def junit(gate: Gate) -> bytes:
 
 def markdown(gate: Gate) -> str:
     """Return a summary for a pull request."""
+    of = intervals_text(gate.checks)
     lines = [
         f"### ttscope gate {gate.verdict}: {_code(gate.recording)} against {_code(gate.against)}",
         "",
+        *([f"{of}.", ""] if of else []),
         "| | check | wanted | measured | |",
         "|---|---|---|---|---|",
     ]

@@ -908,18 +908,18 @@ class Reading(Record):
 class Numbers(Record):
     """An engine over a window; None is what its server does not tell. `to_json` is a contract.
 
-    `polls` were answered, `resets` are restarts among them. Tokens and requests are per second;
+    `polls` were answered, `resets` are restarts among them. Tokens and samples are per second;
     `steps_per_s` counts engine steps that gave an output, `tokens_per_step` prompt and generated
     tokens of one. `running`, `waiting` and `kv_share` (of the cache's blocks) are means over time,
     `busy_share` the share of the time in which requests ran or waited, `kv_full_share` that in
     which more than `KV_FULL` of the blocks were in use, `waiting_share` that in which requests
     waited, `capped_share`, of the latter, that in which as many ran as ever did, `stalled_share`
     that in which requests ran and no token came for `STALLED_S` or more. `finished` counts
-    requests by reason. Seconds are of requests that finished in the window (`ttft_s` and `itl_s`:
-    of tokens given in it); of quantiles bounds are known. `accepted_per_position`
-    is accepted drafts over drafts made, `acceptance_length` 1 + its sum, or the mean of SGLang's
-    gauge. FLOPs and bytes read per GPU are the engine's estimates, told only with
-    --enable-mfu-metrics.
+    samples by reason: a server counts a request of n samples n times, also as running or waiting.
+    Seconds are of requests that finished in the window (`ttft_s` and `itl_s`: of tokens given in
+    it); of quantiles bounds are known. `accepted_per_position` is accepted drafts over drafts made,
+    `acceptance_length` 1 + its sum, or the mean of SGLang's gauge. FLOPs and bytes read per GPU are
+    the engine's estimates, told only with --enable-mfu-metrics.
     """
 
     engine: str
@@ -930,7 +930,7 @@ class Numbers(Record):
     resets: int
     prompt_tokens_per_s: float | None = None
     generated_tokens_per_s: float | None = None
-    requests_per_s: float | None = None
+    samples_per_s: float | None = None
     first_tokens_per_s: float | None = None
     finished: Mapping[str, int] = field(default_factory=dict)
     steps_per_s: float | None = None
@@ -1011,7 +1011,7 @@ def numbers_in(window: Window, engine: str) -> Numbers:
         resets=window.resets,
         prompt_tokens_per_s=window.rate(PROMPT),
         generated_tokens_per_s=window.rate(GENERATED),
-        requests_per_s=window.rate(FINISHED),
+        samples_per_s=window.rate(FINISHED),
         first_tokens_per_s=window.rate(f"{TTFT}_count"),
         finished={reason: round(count) for reason, count in finished.items() if round(count)},
         steps_per_s=window.rate(f"{STEP_TOKENS}_count"),

@@ -31,6 +31,14 @@ class Interval(Record):
         low, high = (None if end is None else change(end) for end in (self.low, self.high))
         return Interval(low=low, high=high)
 
+    def holding(self, other: Interval) -> Interval:
+        """Return the least interval that holds both; an end that is not known stays so."""
+        low, high = (
+            None if own is None or end is None else least(own, end)
+            for own, end, least in ((self.low, other.low, min), (self.high, other.high, max))
+        )
+        return Interval(low=low, high=high)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Record):
@@ -66,9 +74,17 @@ class Estimate(Record):
         runs: int | None = None,
         extrapolated: bool = False,
     ) -> Estimate:
-        """Return a prediction with both of its intervals, whose ends are those of `of`."""
+        """Return a prediction with both of its intervals, whose ends are those of `of`.
+
+        What one more run of the same problems may have, one of others may have too.
+        """
         both = cls(
-            value=value, unit=unit, runs=runs, extrapolated=extrapolated, fresh=fresh, others=others
+            value=value,
+            unit=unit,
+            runs=runs,
+            extrapolated=extrapolated,
+            fresh=fresh,
+            others=others.holding(fresh),
         )
         return both.which(of)
 

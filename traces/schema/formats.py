@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from traces.schema.estimate import OF, Estimate
+from traces.schema.estimate import OF, Estimate, Of
 
 ABSENT = "-"
 OUTSIDE = "*"  # after a number that lies outside what was measured
@@ -147,13 +147,29 @@ def with_interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     return f"{value_of(estimate, sign=sign)} {interval(estimate, sign=sign)}".rstrip()
 
 
-def intervals_of(estimates: Iterable[Estimate | None]) -> str:
+def intervals_of(
+    estimates: Iterable[Estimate | None],
+    *,
+    beside: Mapping[str, Iterable[Estimate | None]] | None = None,
+) -> str:
     """Return what the intervals of a table are of, for its head; empty where none has any.
 
-    Those that lie apart from most, such as differences, are not the table's.
+    `beside` are columns, by their names, whose intervals may be of something else.
     """
+    main = _mostly(estimates)
+    named = {name: _mostly(column) for name, column in (beside or {}).items()}
+    apart = {name: of for name, of in named.items() if of is not None}
+    if main is None and apart:
+        main = next(iter(apart.values()))
+    if main is None:
+        return ""
+    others = [f"{name}: of {OF[of]}" for name, of in apart.items() if of != main]
+    return f"90 % intervals of {OF[main]}" + (f" ({', '.join(others)})" if others else "")
+
+
+def _mostly(estimates: Iterable[Estimate | None]) -> Of | None:
     known = Counter(each.of for each in estimates if each is not None and each.of is not None)
-    return f"90 % intervals of {OF[known.most_common(1)[0][0]]}" if known else ""
+    return known.most_common(1)[0][0] if known else None
 
 
 def half_width(estimate: Estimate | None) -> str:

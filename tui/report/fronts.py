@@ -11,7 +11,18 @@ from traces.schema.formats import with_interval
 from traces.schema.quantities import Quantity, latency, quantity
 from traces.summary.run import Run
 from tui.report.charts import Point, Shape, key, limit_key, scatter
-from tui.report.markup import Content, Html, empty, estimated, join, probability, table, tag, term
+from tui.report.markup import (
+    Content,
+    Html,
+    captioned,
+    empty,
+    estimated,
+    join,
+    probability,
+    table,
+    tag,
+    term,
+)
 from tui.report.material import Material
 from tui.report.measured import MOST_RUNS
 from tui.report.words import SURE, configuration
@@ -268,7 +279,10 @@ def _table(rows: Sequence[Row], *, limited: bool) -> Html:
         where = f"{row.where}.probability_within_budget"
         cells += [probability(sure, SURE, key=where)] if limited else []
         body.append(cells)
-    caption = "The configurations on the fronts, as predicted, per problem"
+    caption = captioned(
+        "The configurations on the fronts, as predicted, per problem",
+        (row.pick.estimates.get(name) for row in rows for name in names),
+    )
     left = len(rows) - MOST_ROWS
     cut = f"{left:,} more, the most accurate, are left out of the table."
     return join(

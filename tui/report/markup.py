@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from string import Template
 
 from traces.plain_text import clean
 from traces.schema.estimate import Estimate
-from traces.schema.formats import ABSENT, chance, interval, number, value_of
+from traces.schema.formats import ABSENT, chance, interval, intervals_of, number, value_of
 
 NOT_MEASURED = "Not measured in these recordings."
 BEYOND = "Marked *: it lies outside what was measured, so trust it less than its interval says."
@@ -151,6 +151,16 @@ def table(
         ),
         class_="wide",
     )
+
+
+def captioned(
+    caption: str,
+    estimates: Iterable[Estimate | None],
+    beside: Mapping[str, Iterable[Estimate | None]] | None = None,
+) -> str:
+    """Return a caption that says what the intervals of its table are of, if it has any."""
+    of = intervals_of(estimates, beside=beside)
+    return f"{caption}, with {of}" if of else caption
 
 
 class Empty(Html):

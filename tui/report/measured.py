@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from traces.live.watched import Watched
 from traces.schema.estimate import Estimate
-from traces.schema.formats import integer, intervals_of, number, percent, percent_change
+from traces.schema.formats import integer, number, percent, percent_change
 from traces.schema.quantities import quantity
 from traces.schema.tts.policy import AS_SENT
 from traces.summary.metrics import estimate_of
@@ -16,6 +16,7 @@ from tui.report.markup import (
     BREAK,
     Content,
     Html,
+    captioned,
     empty,
     estimated,
     figure,
@@ -82,8 +83,8 @@ def recorded_runs(runs: Sequence[Run], names: Sequence[str] | None = None) -> Ht
             cells.append(estimated(estimate, each.meaning, key=f"{where}.{each.tag}"))
         rows.append(cells)
     what = "Recorded runs" if names is None else runs[0].recording
-    of = intervals_of(estimate_of(run, each.tag) for run in runs for each in columns)
-    caption = f"{what}, per problem, with {of}" if of else f"{what}, per problem"
+    shown = (estimate_of(run, each.tag) for run in runs for each in columns)
+    caption = captioned(f"{what}, per problem", shown)
     numbers = table(heads, rows, caption=caption, class_="runs")
     return join([_warnings(runs) if names is None else None, numbers, _cut(runs)])
 
@@ -303,7 +304,14 @@ def _accepted(run: Run, index: int, meaning: str) -> Html:
         "figure",
         tag("figcaption", name_of(run, index)),
         tag("p", *gained),
-        table(heads, rows, caption="Kept by position of the draft", class_="bars"),
+        table(
+            heads,
+            rows,
+            caption=captioned(
+                "Kept by position of the draft", run.acceptance.accepted_per_position
+            ),
+            class_="bars",
+        ),
     )
 
 
@@ -334,6 +342,7 @@ def predicted_against_measured(material: Material) -> Html:
         runs.setdefault(key, []).append((place, run_measured))
     rows: list[list[Content]] = []
     ratios: list[tuple[float, bool | None]] = []
+    means: list[tuple[Estimate, Estimate]] = []
     refused: dict[str, list[str]] = {}
     for each in material.foretold:
         waiting = runs.get((each.recording, each.engine, each.policy))
@@ -346,6 +355,7 @@ def predicted_against_measured(material: Material) -> Html:
             continue
         ratio, holds = predicted.value / measured.value, predicted.holds(measured.value)
         ratios.append((ratio, holds))
+        means.append((predicted, measured))
         rows.append(
             [
                 name_of(run, index),
@@ -368,6 +378,11 @@ def predicted_against_measured(material: Material) -> Html:
         why = material.not_foretold or "no run can be predicted from the others"
         nothing = empty(f"Nothing to hold against one another. Why: {why}.")
         return join([nothing, *notes]) if notes else nothing
+    caption = captioned(
+        "Mean latency of a problem",
+        (each for each, _ in means),
+        {"measured": (each for _, each in means)},
+    )
     heads = (
         "run",
         term("measured", MEASURED),
@@ -379,7 +394,7 @@ def predicted_against_measured(material: Material) -> Html:
     return join(
         [
             tag("p", _summary(ratios)),
-            table(heads, rows, caption="Mean latency of a problem"),
+            table(heads, rows, caption=caption),
             *notes,
         ]
     )

@@ -9,13 +9,14 @@ from advisor.advice.command import command_note
 from traces.live.watched import Watched
 from traces.plain_text import name_word, quoted
 from traces.schema.advice import Pick, Recommendation
-from traces.schema.formats import intervals_of
+from traces.schema.estimate import Estimate
 from traces.schema.quantities import latency, quantity
 from traces.schema.tts.policy import AS_SENT
 from tui.report.markup import (
     BREAK,
     Content,
     Html,
+    captioned,
     empty,
     estimated,
     figure,
@@ -210,26 +211,33 @@ def _numbers(answer: Recommendation) -> Html:
                 estimated(answer.regret[name], REGRET, key=key, sign=True) if has_regret else ""
             )
         rows.append(row)
-    of = intervals_of(each for _, pick in columns for each in pick.estimates.values())
-    return table(heads, rows, caption=f"What to expect, with {of}", class_="verdict")
+    expected = (each for _, pick in columns for each in pick.estimates.values())
+    beside = {
+        "as it was run": () if run is None else run.estimates.values(),
+        "regret": answer.regret.values() if apart else (),
+    }
+    caption = captioned("What to expect", expected, beside)
+    return table(heads, rows, caption=caption, class_="verdict")
 
 
 def _costs(answer: Recommendation, accounts: Accounts) -> Html | None:
     """Return what the picks cost as people count it, None where nothing of it is known."""
     picks = costed(answer, accounts)
     rows: list[list[Content]] = []
+    known: list[Estimate | None] = []
     for field, noun in COSTS.items():
         values = [getattr(costs, field) for _, costs in picks]
         if any(each is not None for each in values):
             keys = [f"costs.{name.replace('-', '_')}.{field}" for name, _ in picks]
             cells = zip(values, keys, strict=True)
+            known += values
             rows.append([noun, *(estimated(each, f"{noun}.", key=key) for each, key in cells)])
     if not rows:
         return None
     costs_table = table(
         ["costs", *(name for name, _ in picks)],
         rows,
-        caption="What it costs, with 90 % intervals",
+        caption=captioned("What it costs", known),
         class_="verdict",
     )
     return join([costs_table, *(tag("p", text) for text in cost_words(accounts))])
@@ -263,7 +271,8 @@ def _efforts(found: EffortMap) -> Html:
             rows.append([name, join(said), *numbers, cut, sure])
     heads = ["problems", "effort", *(each.noun for each in shown), "cut off", term("sure", SURE)]
     caption = "Which effort to use on this engine. The best that fits the budget stands out"
-    return table(heads, rows, caption=caption)
+    known = (e.estimates.get(q.name) for _, _, efforts in classes for e in efforts for q in shown)
+    return table(heads, rows, caption=captioned(caption, known))
 
 
 def _head(letter: str, name: str, pick: Pick, note: str) -> Html:
@@ -318,7 +327,10 @@ def _misses(answer: Recommendation) -> Iterable[Content]:
             ]
         )
     heads = ("wanted", "nearest", "with", "sure of this limit", term("sure of all limits", SURE))
-    yield table(heads, rows, caption="What comes nearest to each limit that is missed")
+    caption = captioned(
+        "What comes nearest to each limit that is missed", [m.nearest for m in answer.missed]
+    )
+    yield table(heads, rows, caption=caption)
     best = answer.compute_optimal
     if best is not None:
         how = engine_words(best.engine, prior=best.prior)

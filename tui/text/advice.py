@@ -297,7 +297,8 @@ def _choices(answer: Recommendation, width: int) -> Iterable[str]:
     if not answer.pareto:
         yield "No candidate keeps up with the load."
         return
-    yield f"The best {shown[1].noun} for each accuracy:"
+    of = _intervals(answer.pareto)
+    yield from _wrap(f"The best {shown[1].noun} for each accuracy{f', {of}' * bool(of)}:", width)
     for pick in answer.pareto:
         values = [f"{each.noun} {with_interval(pick.estimates.get(each.name))}" for each in shown]
         yield from _wrap(f"{_name(pick)}: {', '.join(values)}", width, indent="  ")
@@ -338,11 +339,13 @@ def estimate_lines(
     rows = _table_of(picks, heads, names)
     more = ["difference", *("" if other is None else _change(answer, name) for name in names)]
     wide = [[*row, change] for row, change in zip(rows, more, strict=True)]
-    yield from _headed(picks, wide if any(more[1:]) else rows, width)
+    differs = any(more[1:])
+    apart = {"difference": answer.regret.values()} if differs else {}
+    yield from _headed(picks, wide if differs else rows, width, beside=apart)
     if other is not None and explain:
         yield ""
-        yield from _wrap(f"Compute-optimal minus system-optimal (regret), {_name(other)}:", width)
-        yield from _differences(answer.regret, width)
+        title = f"Compute-optimal minus system-optimal (regret), {_name(other)}"
+        yield from _differences(title, answer.regret, width)
     signs = _signs(
         [cell for row in rows for cell in row],
         said=any(OUTSIDE in each for each in marks(picks[0])),
@@ -382,14 +385,22 @@ def _shown(budget: Budget, picks: Sequence[Pick], *, all_names: bool) -> list[st
     ]
 
 
-def _intervals(picks: Iterable[Pick]) -> str:
+def _intervals(
+    picks: Iterable[Pick], beside: Mapping[str, Iterable[Estimate | None]] | None = None
+) -> str:
     """Return what the intervals of a table are of; values alone have none."""
-    return intervals_of(each for pick in picks for each in pick.estimates.values())
+    known = (each for pick in picks for each in pick.estimates.values())
+    return intervals_of(known, beside=beside)
 
 
-def _headed(picks: Iterable[Pick], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+def _headed(
+    picks: Iterable[Pick],
+    rows: Sequence[Sequence[str]],
+    width: int,
+    beside: Mapping[str, Iterable[Estimate | None]] | None = None,
+) -> list[str]:
     """Return a table of picks below a line that says what its intervals are of."""
-    head = _intervals(picks)
+    head = _intervals(picks, beside)
     return [*(_wrap(head, width) if head else ()), *side_by_side(rows, width)]
 
 
@@ -431,14 +442,17 @@ COSTS = {  # of `Costs`, in the order in which they are shown
 def cost_lines(answer: Recommendation, accounts: Accounts, width: int = 80) -> list[str]:
     """Return what the picks cost as people count it, the rows of which anything is known."""
     picks = costed(answer, accounts)
-    rows = [["costs, 90 % intervals", *(name for name, _ in picks)]]
+    rows = [["costs", *(name for name, _ in picks)]]
+    known: list[Estimate | None] = []
     for field, noun in COSTS.items():
         values = [getattr(costs, field) for _, costs in picks]
         if any(each is not None for each in values):
             rows.append([noun, *map(with_interval, values)])
+            known += values
     if len(rows) == 1:
         return []
-    return ["", *side_by_side(rows, width), *_wrap(" ".join(cost_words(accounts)), width)]
+    head = _wrap(intervals_of(known), width)
+    return ["", *head, *side_by_side(rows, width), *_wrap(" ".join(cost_words(accounts)), width)]
 
 
 def costed(answer: Recommendation, accounts: Accounts) -> list[tuple[str, Costs]]:
@@ -485,15 +499,17 @@ def effort_lines(efforts: EffortMap, width: int) -> list[str]:
     every = efforts.efforts
     if len(every) > 1:
         heads = [f"{effort_name(each)}{f' {USED}' * each.use}" for each in every]
-        rows = [["effort, 90 % intervals", *heads]]
+        rows, known = [["effort", *heads]], list[Estimate | None]()
         for name in MAPPED:
             values = [each.estimates.get(name) for each in every]
             if any(each is not None for each in values):
                 rows.append([quantity(name).noun, *map(with_interval, values)])
+                known += values
         if any(each.cut_share is not None for each in every):
             rows.append(["samples cut off", *(with_interval(each.cut_share) for each in every)])
         sure = [chance(each.probability_within_budget) for each in every]
-        lines = side_by_side([*rows, ["sure of the limits", *sure]], width)
+        lines = _wrap(intervals_of(known), width)
+        lines += side_by_side([*rows, ["sure of the limits", *sure]], width)
     groups = {name: each.efforts for name, each in efforts.classes.items()}
     if len(every) < 2 and not groups:
         return []
@@ -532,7 +548,11 @@ def _change(answer: Recommendation, name: str) -> str:
     )
 
 
-def _differences(differences: Mapping[str, Estimate | None], width: int) -> Iterable[str]:
+def _differences(
+    title: str, differences: Mapping[str, Estimate | None], width: int
+) -> Iterable[str]:
+    of = intervals_of(differences.values())
+    yield from _wrap(f"{title}{f', {of}' * bool(of)}:", width)
     for name, estimate in differences.items():
         if estimate is not None:
             text = f"{quantity(name).noun} {with_interval(estimate, sign=True)}"
@@ -560,6 +580,8 @@ def comparison_lines(
 ) -> list[str]:
     """Return a pick's numbers as predicted and as measured; `within`: do these lie inside."""
     rows = [[name, "predicted", "measured", "within" * within]]
+    predicted_ones = [pick.estimates.get(metric) for metric in COMPARED]
+    of = intervals_of(predicted_ones, beside={"measured": [measured[m] for m in COMPARED]})
     for metric in COMPARED:
         predicted, run = pick.estimates.get(metric), measured[metric]
         if predicted is None and run is None:
@@ -568,21 +590,23 @@ def comparison_lines(
         inside = {True: "yes", False: "no", None: ABSENT}[holds]
         cells = (with_interval(predicted), with_interval(run), inside * within)
         rows.append([quantity(metric).noun, *cells])
-    return ["", *align(rows)]
+    return ["", *(_wrap(of, 80) if of else ()), *align(rows)]
 
 
 def near_miss_lines(answer: Recommendation, width: int) -> Iterable[str]:
     """Yield what comes nearest to each limit where nothing meets all."""
     confidence = answer.budget.confidence
+    of = intervals_of(miss.nearest for miss in answer.missed)
+    of = f" ({of})" if of else ""
     if all(miss.sure >= confidence for miss in answer.missed):
-        head = f"Each limit is met by itself, but not all at once with {percent(confidence)}:"
+        head = f"Each limit is met by itself, but not all at once with {percent(confidence)}"
     elif all(_value_meets(miss) for miss in answer.missed):
         head = (
-            f"Some candidate meets each limit, but none is {percent(confidence)} sure. The nearest:"
+            f"Some candidate meets each limit, but none is {percent(confidence)} sure. The nearest"
         )
     else:
-        head = "Nearest to each limit that is missed, keeping the others where possible:"
-    yield from _wrap(head, width)
+        head = "Nearest to each limit that is missed, keeping the others where possible"
+    yield from _wrap(f"{head}{of}:", width)
     for miss in answer.missed:
         subject = limited(miss.limit, answer.budget.latency_percentile)
         short = ", which meets it, but not surely enough," if _value_meets(miss) else ""
@@ -635,8 +659,8 @@ def present_lines(present: Present, width: int, *, required: bool = True) -> Ite
     if not present.difference:  # there is no pick
         yield from _wrap(f"{name} It is {sure}." if required else name, width)
         return
-    yield from _wrap(f"{name} It is {sure}. Compared with the recommendation:", width)
-    yield from _differences(present.difference, width)
+    title = f"{name} It is {sure}. Compared with the recommendation"
+    yield from _differences(title, present.difference, width)
 
 
 def _turnings(turnings: Iterable[Turning], budget: Budget) -> list[str]:

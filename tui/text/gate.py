@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from traces.deployment.checks import Check, Gate
-from traces.deployment.reports import measured_text, summary_texts, word_of
+from traces.deployment.reports import intervals_text, measured_text, summary_texts, word_of
 from tui.text.layout import wrap
 from tui.text.recordings.show import spread_lines
 
@@ -16,9 +18,7 @@ def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
     lines += checks_lines(gate, width=width)
     assumed = [each for each in gate.checks if each.kind == "assumption"]
     if assumed:
-        lines += ["", "what the promises rest on"]
-        for each in assumed:
-            lines += check_lines(each, width=width)
+        lines += ["", *headed_lines("what the promises rest on", assumed, width=width)]
     if gate.differs:
         lines += ["", "the configuration differs"]
         for text in gate.differs:
@@ -30,13 +30,19 @@ def gate_lines(gate: Gate, *, width: int = 80) -> list[str]:
 
 def checks_lines(gate: Gate, *, width: int = 80) -> list[str]:
     """Return the checks that may break a gate, and what they tell together."""
-    lines = []
-    for each in gate.checks:
-        if each.kind != "assumption":
-            lines += check_lines(each, width=width)
+    lines = headed_lines(
+        "", [each for each in gate.checks if each.kind != "assumption"], width=width
+    )
     if told := summary_texts(gate):
         lines += ["", *wrap("", f"{'. '.join(told)}.", width=width, indent=0)]
     return lines
+
+
+def headed_lines(title: str, checks: Sequence[Check], *, width: int = 80) -> list[str]:
+    """Return checks below a line that says what their intervals are of."""
+    head = ", ".join(filter(None, (title, intervals_text(checks))))
+    lines = wrap("", head, width=width, indent=0) if head else []
+    return [*lines, *(line for each in checks for line in check_lines(each, width=width))]
 
 
 def check_lines(check: Check, *, width: int = 80) -> list[str]:

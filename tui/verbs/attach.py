@@ -177,13 +177,12 @@ def _drift(expected: Expectations, recording: Recording) -> list[Check]:
 
 
 def _print_drift(checks: Sequence[Check]) -> None:
-    from tui.text.gate import check_lines
+    from tui.text.gate import headed_lines
 
     broken = [each for each in checks if each.verdict == "broken"]
+    title = "against what was assumed" + ("" if broken else ": nothing that is known moved")
     say()
-    say("against what was assumed" + ("" if broken else ": nothing that is known moved"))
-    for each in checks:
-        say_all(check_lines(each))
+    say_all(headed_lines(title, checks))
 
 
 def _print_next(recording: Recording) -> None:

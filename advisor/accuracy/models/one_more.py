@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from advisor.accuracy.models.answers import AnswerModel, count_answers
 from advisor.evidence.runs import Sample
-from traces.one_more_run import fresh, of_single_samples, others
+from traces.one_more_run import fresh, of_single_samples, others_of
 from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import FIRST
@@ -40,7 +40,7 @@ class OneMoreRun:
         value, size = float(right.mean()), right.size
         variance = 0.0 if policy.temperature == 0 else self._variance(_votes(policy), right)
         same = fresh(value, variance, size).interval()
-        other = others(value, float(right.var()), size).interval()
+        other = others_of(right).interval()
         return Estimate.predicted(
             value,
             "1",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from advisor.accuracy.models.vote_curve import VoteCurve
+from traces.one_more_run import others
 from traces.schema.estimate import Estimate
 from traces.schema.tts.published import PublishedCurve
 from traces.statistics import Floats, share
@@ -52,6 +53,18 @@ class CurveAccuracy:
 
     def estimate(self, count: int) -> Estimate:
         """Return the accuracy with the interval of the mean over all problems like these."""
+        beyond = count not in self.curve.accuracy
+        value, problems = self.value(count), self.curve.problems
+        return share(value, self._variance(count), problems, extrapolated=beyond)
+
+    def other_problems(self, count: int, *, of: int | None = None) -> Estimate:
+        """Return the accuracy with the interval of one run of as many other problems, or `of`."""
+        beyond = count not in self.curve.accuracy
+        law = others(self.value(count), self._variance(count), self.curve.problems, of=of)
+        return law.interval(extrapolated=beyond)
+
+    def _variance(self, count: int) -> float:
+        """Return the variance of the problems' shares, by that of their mean."""
         problems, value = self.curve.problems, self.value(count)
         votes, off = self._model.benchmarks(DRAWS, min(problems, 2_000))
         place = self._places[count]
@@ -60,8 +73,7 @@ class CurveAccuracy:
         # As far as the set lies off, another way: which problems were taken.
         shrink = np.sqrt(min(problems, 2_000) / problems)
         means = np.clip(means + shrink * off[:, place], 0.0, 1.0)
-        variance = problems * float(means.var())
-        return share(value, variance, problems, extrapolated=count not in self.curve.accuracy)
+        return problems * float(means.var())
 
 
 def learned(counts: Sequence[int]) -> list[int]:

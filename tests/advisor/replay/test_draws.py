@@ -46,6 +46,21 @@ def test_tokens_of_another_run_lie_in_their_interval(n):
     assert all(0.86 < count / REPEATS < 0.94 for count in held.values()), held
 
 
+def test_lengths_that_were_equal_twice_may_differ_the_third_time():
+    """Two samples each: all draws agreed, and tokens had an interval without width."""
+    widths = []
+    for repeats in (2, 8, 32):
+        own = [np.full(repeats, 10.0 + 10 * place) for place in range(20)]
+        widths.append(exact_half_width(105.0, own, 1))
+    assert widths[0] > 1.5 * widths[1] > 2 * widths[2] > 0
+    rng, off = np.random.default_rng(0), []
+    lengths = np.arange(10.0, 210.0, 10.0)
+    for _ in range(2000):
+        other = rng.random(20) < 0.5 / 21
+        off.append(np.where(other, rng.choice(lengths, 20), lengths).mean() / 105 - 1)
+    assert widths[0] == pytest.approx(1.6449 * np.sqrt(1.5) * np.std(off), rel=0.15)
+
+
 def test_lengths_of_one_sample_each_are_those_of_all():
     one = [np.array([length]) for length in (10.0, 20.0, 30.0)]
     assert exact_half_width(20.0, one, 1) > exact_half_width(20.0, [np.full(2, 20.0)] * 3, 1) == 0

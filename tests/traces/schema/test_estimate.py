@@ -70,3 +70,21 @@ def test_all_predictions_of_an_answer_change_their_ends():
 )
 def test_the_head_of_a_table_says_what_its_intervals_are_of(shown, head):
     assert intervals_of(shown) == head
+
+
+def test_one_more_run_of_others_may_be_what_one_of_the_same_problems_may_be():
+    """A p95 whose slow problems tie has others at the tie, and runs of the same beyond it."""
+    ends = {"fresh": Interval(low=8.0, high=12.0), "others": Interval(low=7.0, high=10.0)}
+    found = Estimate.predicted(10.0, "s", **ends, of="others")
+    assert found.others == Interval(low=7.0, high=12.0) and found.high == 12.0
+    open_end = Estimate.predicted(10.0, "s", **ends | {"others": Interval(low=9.0)}, of="fresh")
+    assert open_end.others == Interval(low=8.0, high=None)
+
+
+def test_a_column_of_other_intervals_is_named_in_the_head():
+    head = intervals_of([PREDICTED], beside={"measured": [None, RECORDED], "none": []})
+    assert head == (
+        "90 % intervals of one more run of the same problems (measured: of all problems like these)"
+    )
+    assert intervals_of([PREDICTED], beside={"again": [PREDICTED]}) == intervals_of([PREDICTED])
+    assert intervals_of([], beside={"measured": [RECORDED]}) == intervals_of([RECORDED])

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traces.summary.votes import majority_curve, pass_curve, policies_within, sample_counts
+from traces.schema.estimate import Interval
+from traces.schema.tts.parameters import make_policy
+from traces.summary.votes import (
+    accuracy,
+    majority_curve,
+    pass_curve,
+    policies_within,
+    sample_counts,
+)
 
 ROWS = st.lists(st.sampled_from([None, "a", "b", "c", "d"]), min_size=1, max_size=9)
 
@@ -120,6 +128,39 @@ def test_only_problems_with_all_samples_ended_count():
     assert found["majority", 1].tokens_per_problem.value == 25
     assert all(o.bound is None and o.budget_tokens is None for o in found.values())
     assert policies_within(samples.filter(pl.col("problem") == 3), 4) == ()
+
+
+def plain_vote(n):
+    return make_policy({"method": "majority", "n": n, "temperature": 0.8})
+
+
+def test_a_run_and_the_vote_of_all_its_samples_have_one_interval():
+    """A tie that went to the right answer was luck: `[.377, .699]` stood beside `[.390, .687]`."""
+    tied, won = [("a", 1), ("b", 2), ("a", 3), ("b", 4)], [("a", 1)] * 4
+    samples = frame([tied, won, [("b", 1)] * 4, tied] * 5)
+    policies = policies_within(samples, 4)
+    voted = next(p for p in policies if (p.method, p.n) == ("majority", 4))
+    for right in ([1, 1, 0, 0] * 5, [0, 1, 0, 1] * 5, [1, 1, 0, 0] * 4 + [1, 1, 0, 1]):
+        found = accuracy(np.array(right, dtype=float), policies, samples, plain_vote(4))
+        assert found.value == np.mean(right)
+        assert (found.low, found.high) == (voted.accuracy.low, voted.accuracy.high)
+        assert found.others == Interval(
+            low=voted.other_problems.low, high=voted.other_problems.high
+        )
+    first = accuracy(np.ones(20), policies, samples, plain_vote(4))
+    assert first.low == voted.accuracy.low and first.high == 1.0
+    one_less = accuracy(np.array([1.0] * 19 + [np.nan]), policies, samples, plain_vote(4))
+    assert one_less.low > 0.8
+
+
+def test_one_more_run_of_others_answers_each_problem_once():
+    """Shares of 8 samples vary less than the one sample that a run draws of each problem."""
+    even = [("a", 1), ("b", 2)] * 4
+    found = policies_within(frame([even] * 40), 8)
+    single = next(p for p in found if (p.method, p.n) == ("majority", 1)).other_problems
+    half = 1.645 * np.sqrt(0.25 / 40)
+    assert single.low == pytest.approx(0.5 - half, abs=0.03)
+    assert single.high == pytest.approx(0.5 + half, abs=0.03)
 
 
 def test_votes_over_more_samples_than_floats_count_the_subsets_of():

@@ -39,7 +39,7 @@ def test_what_moved_is_said(run, expected, tmp_path):
         expected(concurrency=2, assumed={"agreement": Estimate(value=0.5, unit="1")})
         code, out, err = watch(run, server.url, "-o", "live")
         assert code == 3, out + err
-        assert "moved requests that run or wait: assumed at most 8" in out
+        assert "moved samples that run or wait: assumed at most 8" in out
         assert "- share of a problem's answers" in " ".join(out.split())
         assert all(len(line) <= 80 for line in out.splitlines())
         expected()
@@ -70,7 +70,7 @@ def test_the_ranks_of_a_server_are_held_to_its_load_together(
         code, out, err = watch(run, server.url, "-o", "live", "--json")
     assert code == 3, err
     (load,) = json.loads(out)["drift"]
-    assert (load["name"], load["measured"]["value"]) == ("requests that run or wait", 12.0)
+    assert (load["name"], load["measured"]["value"]) == ("samples that run or wait", 12.0)
 
 
 def _waiting(server):

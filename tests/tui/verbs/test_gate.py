@@ -12,6 +12,7 @@ import pytest
 from tests.advisor.synthetic import NGRAM, VOTE16, engine_of, record
 from traces.deployment.checks import against_baseline, against_promises, drift, load_check
 from traces.deployment.documents import Expectations, names_hash, read_expectations, write_document
+from traces.deployment.reports import markdown
 from traces.live.numbers import Numbers
 from traces.recording.manifest import WorkloadFacts
 from traces.recording.reader import Recording
@@ -19,7 +20,8 @@ from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.parameters import complete, make_policy
 from traces.summary.comparison import beside, compare
-from traces.summary.run import summarise
+from traces.summary.run import at_price, summarise
+from tui.text.gate import gate_lines
 from tui.verbs.demo import SHIPPED
 
 FEW = dataclasses.replace(VOTE16, n=2)
@@ -36,7 +38,9 @@ def promised(run, **changes):
         "engine": run.engine,
         "policy": complete(run.policy),
         "promised": agreed,
-        "assumed": {"output_tokens": Estimate(value=60.0, low=55.0, high=65.0, unit="tokens")},
+        "assumed": {
+            "output_tokens": Estimate(value=60.0, low=55.0, high=65.0, unit="tokens", of="all")
+        },
         "concurrency": 4,
         "workload": run.workload,
         "budget": Budget(max_latency_s=run.latency_s["mean"].value * 1.5),
@@ -144,11 +148,13 @@ def test_a_run_of_the_same_problems_is_held_against_one_more_run_of_them(runs, t
         others=Interval(low=0.7 * value, high=1.3 * value),
         of="others",
     )
-    check = next(
-        each for each in held(base, promised={"tokens": told}).checks if each.kind == "promise"
-    )
+    found = held(base, promised={"tokens": told})
+    check = next(each for each in found.checks if each.kind == "promise")
     assert check.verdict == verdict
     assert check.measured == base.tokens_per_problem
+    head = "90 % intervals of one more run of the same problems (measured: of all problems like"
+    assert head in " ".join(gate_lines(found)) and head in markdown(found)
+    assert "rest on, 90 % intervals of all problems like these" in " ".join(gate_lines(found))
 
 
 def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
@@ -417,8 +423,8 @@ def test_a_load_above_the_one_assumed_is_said():
     assert load_check(told, numbers(running=7.0, waiting=3.0)).verdict == "broken"
     assert load_check(told, numbers()).verdict == "absent"
     rate = dataclasses.replace(told, concurrency=None, rate_per_s=2.0)
-    assert load_check(rate, numbers(requests_per_s=7.9)).verdict == "ok"
-    assert load_check(rate, numbers(requests_per_s=9.0)).verdict == "broken"
+    assert load_check(rate, numbers(samples_per_s=7.9)).verdict == "ok"
+    assert load_check(rate, numbers(samples_per_s=9.0)).verdict == "broken"
 
 
 def test_servers_of_one_promise_have_its_load_together():
@@ -449,7 +455,7 @@ def test_the_most_requests_are_those_of_the_method(method, most, at_once):
     rate = Expectations(engine=engine_of(), policy=policy, promised={}, rate_per_s=2.0)
     kept = dataclasses.replace(rate, rate_per_s=None, concurrency=2)
     for share, verdict in ((1.0, "ok"), (1.2, "broken")):
-        assert load_check(rate, numbers(requests_per_s=2 * most * share)).verdict == verdict
+        assert load_check(rate, numbers(samples_per_s=2 * most * share)).verdict == verdict
         assert load_check(kept, numbers(running=2 * at_once * share)).verdict == verdict
 
 
@@ -461,11 +467,10 @@ def test_other_problems_are_not_held_to_a_promise(base):
 
 @pytest.mark.slow
 def test_at_a_rate_idle_devices_are_paid(tmp_path):
+    """What was not measured is not judged: devices / rate is no device time that a run has."""
     (base,) = summarise(record(tmp_path / "r", engine_of(), FEW, problems=60, host=(0.0,) * 3))
     assert base.device_s_per_problem.value < 0.3
-    run = dataclasses.replace(
-        base, conditions=(None, 2.0, *base.conditions[2:]), price_usd_per_device_hour=3600.0
-    )
+    run = at_price(dataclasses.replace(base, conditions=(None, 2.0, *base.conditions[2:])), 3600.0)
     served = dataclasses.replace(
         run,
         engine=dataclasses.replace(run.engine, mode="server"),
@@ -476,8 +481,8 @@ def test_at_a_rate_idle_devices_are_paid(tmp_path):
     for given, most, verdicts in (
         (run, 0.4, ["broken", "ok"]),
         (run, 0.6, ["ok", "ok"]),
-        (served, 0.4, ["broken", "ok"]),
-        (served, 90.0, ["ok", "ok"]),
+        (served, 0.4, ["absent", "absent"]),
+        (served, 90.0, ["absent", "absent"]),
     ):
         told = promised(
             base, concurrency=None, rate_per_s=2.0, promised={"device_s": paid},
@@ -485,13 +490,12 @@ def test_at_a_rate_idle_devices_are_paid(tmp_path):
         )  # fmt: skip
         checks = against_promises(told, given, "expect.json").checks[:2]
         found = [each.verdict for each in checks]
-        if given is served:  # busy for no longer than the run: its last latencies are beside
-            assert checks[1].measured.low == pytest.approx(0.5)
-            found[1] = "ok" if checks[1].verdict == "unsure" else found[1]
+        assert {each.name for each in checks} == {"device time with idle time"}
+        assert [each.measured is None for each in checks] == [given is served] * 2
         assert found == verdicts, (most, checks)
         cost = dataclasses.replace(told, budget=Budget(max_cost_usd=most), promised={})
         (check, *_) = against_promises(cost, given, "expect.json").checks
-        assert (check.name, check.verdict) == ("cost", verdicts[0])
+        assert (check.name, check.verdict) == ("cost with idle time", verdicts[0])
 
 
 @pytest.mark.slow

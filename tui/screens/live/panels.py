@@ -185,10 +185,10 @@ def only(source: History | Recorded, *names: str) -> Callable[[int], Sequence[La
 
 
 def rate_lines(engines: Sequence[Numbers]) -> tuple[str, ...]:
-    """Return prompt tokens, requests and steps a second, of all engines."""
+    """Return prompt tokens, samples and steps a second, of all engines."""
     parts = (
         ("prompts", "prompt_tokens_per_s", "tok/s"),
-        ("requests", "requests_per_s", "/s"),
+        ("samples", "samples_per_s", "/s"),
         ("steps", "steps_per_s", "/s"),
     )
     rates = (

@@ -166,7 +166,7 @@ class LiveWatch:
             if each is None or engine is None or verdicts[-1].reason is not None:
                 changes.append(None)
             else:
-                changes.append(change_for(verdicts[-1], each, engine, each.requests_per_s or 0.0))
+                changes.append(change_for(verdicts[-1], each, engine, each.samples_per_s or 0.0))
         limits = {engine.max_num_seqs for engine in deployment.engines.values()}
         inside = {name: value for name, value in self._inside.items() if value is not None}
         self._on_snapshot(

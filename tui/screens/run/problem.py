@@ -13,6 +13,7 @@ import polars as pl
 from traces.schema.formats import (
     ABSENT,
     integer,
+    intervals_of,
     number,
     percent,
     relative_change,
@@ -327,8 +328,9 @@ def stop_lines(
             f"{number(max(problem.span_s - stop.seconds, 0.0), 's')}{spared}"
         )
     lines = wrap("rule", f"{judged.rule} {here}", width=width, indent=6)
+    of = intervals_of((judged.latency_p50, judged.latency_p95, judged.tokens, judged.accuracy))
     changes = (
-        f"all {judged.problems:,}: {judged.early:,} stop early",
+        f"all {judged.problems:,}: {judged.early:,} stop early{f' ({of})' * bool(of)}",
         f"p50 {relative_change(judged.latency_p50)}",
         f"p95 {relative_change(judged.latency_p95)}",
         f"tokens {relative_change(judged.tokens)}",

@@ -9,6 +9,7 @@ from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     counted,
     integer,
+    intervals_of,
     number,
     percent,
     value_of,
@@ -110,7 +111,8 @@ def acceptance_lines(acceptance: Acceptance | None, width: int = 80) -> list[str
     if acceptance is None:
         return []
     length = with_interval(acceptance.length)
-    head = f"{acceptance.method}: length {length} tokens, kept by position"
+    of = intervals_of([acceptance.length, *acceptance.accepted_per_position])
+    head = f"{acceptance.method}: length {length} tokens, kept by position{f', {of}' * bool(of)}"
     lines = wrap("", head, width=width, indent=0)
     rows = [
         (f"  {place}", with_interval(share), "#" * round(_SHARE * share.value))
@@ -149,7 +151,9 @@ def what_if_lines(settings: Sequence[NgramWhatIf] | None, width: int = 80) -> li
                 _positions(each.accepted_per_position, 5),
             )
         )
-    return ["n-gram prompt lookup, counted without running it", *align(rows, width=width)]
+    of = intervals_of(each.tokens_per_step for each in settings)
+    head = f"n-gram prompt lookup, counted without running it{f', {of}' * bool(of)}"
+    return [*wrap("", head, width=width, indent=0), *align(rows, width=width)]
 
 
 def _row(length: Estimate | None, shares: Sequence[Estimate | None]) -> tuple[str, str, str]:

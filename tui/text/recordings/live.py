@@ -31,6 +31,7 @@ from traces.schema.formats import (
     counted,
     integer,
     interval,
+    intervals_of,
     number,
     percent,
     value_of,
@@ -167,13 +168,13 @@ def events_told(counts: Mapping[str, int]) -> list[str]:
 def _number_lines(watched: Watched, numbers: Numbers, width: int) -> list[str]:
     finished = [f"{n} {numbers.finished[n]:,}" for n in _FINISHED if n in numbers.finished]
     polls = (
-        f"{numbers.polls:,} over {numbers.seconds:,.0f} s, requests finished: "
+        f"{numbers.polls:,} over {numbers.seconds:,.0f} s, samples finished: "
         f"{', '.join(finished) or 'none'}"
     )
     rates = (
         f"generated {_rate(numbers.generated_tokens_per_s)} tok/s, prompts "
         f"{_rate(numbers.prompt_tokens_per_s)} tok/s (from the prefix cache "
-        f"{percent(numbers.prefix_hit_share)}), requests {_rate(numbers.requests_per_s)}/s, steps "
+        f"{percent(numbers.prefix_hit_share)}), samples {_rate(numbers.samples_per_s)}/s, steps "
         f"{_rate(numbers.steps_per_s)}/s of {_rate(numbers.tokens_per_step)} tokens"
     )
     load = (
@@ -215,7 +216,7 @@ def latency_lines(
     used = {row[-1] for row in rows}
     if requests is not None and requests.source in used:
         how = "as their spans tell" if requests.source == "spans" else "as the client saw them"
-        text = f"{counted(requests.count, 'request')}, {how}"
+        text = f"{counted(requests.count, 'sample')}, {how}"
         lines += wrap(requests.source, text, width=width, indent=INDENT)
     if "/metrics" in used:
         exact = any(row[1] != ABSENT and row[-1] == "/metrics" for row in rows)
@@ -342,7 +343,8 @@ def effect_text(found: Suggestion) -> str:
         recorded = estimate_of(found.prediction.recorded, tag)
         text = "" if recorded is None else f" (recorded {value_of(recorded)})"
         effects.append(f"{name} {before}{text} -> {value_of(after)} {interval(after)}")
-    text = f"{found.why}. Predicted: {', '.join(effects)}"
+    of = intervals_of(estimate_of(found.prediction.predicted, tag) for tag, _ in _EFFECTS)
+    text = f"{found.why}. Predicted{f', {of}' * bool(of)}: {', '.join(effects)}"
     if off is None:
         return text
     names = " and ".join(name for tag, name in _EFFECTS if tag in off.tags)

@@ -12,6 +12,7 @@ from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.watched import ONLY_WATCHED, only_watched
 from traces.recording.reader import Recording
 from traces.schema.engine import EngineConfig
+from traces.schema.estimate import Estimate
 from traces.schema.formats import (
     ABSENT,
     OUTSIDE,
@@ -27,13 +28,13 @@ from traces.schema.formats import (
 from traces.schema.quantities import quantity
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import mean, of_others
+from traces.statistics import mean
 from traces.summary.comparison import RUN_TO_RUN, Difference, RunSpread, by_problems
 from traces.summary.energy import NOT_RECORDED
 from traces.summary.metrics import estimate_of
 from traces.summary.problems import mostly_told
 from traces.summary.run import Run
-from traces.summary.votes import PolicyOutcome
+from traces.summary.votes import PolicyOutcome, judged_both_ways
 from tui.text.layout import align, chart_line, clock, labelled, wrap
 from tui.text.recordings.kernels import acceptance_lines, kernel_lines, what_if_lines
 from tui.text.recordings.series import series
@@ -226,9 +227,9 @@ def _metrics(run: Run) -> list[str]:
         estimate = estimate_of(run, tag)
         if estimate is not None or not tag.startswith("sample_latency_s"):  # of imports alone
             rows.append((quantity(tag).title, value_of(estimate), interval(estimate)))
-        if tag == "accuracy" and estimate is not None and run.problems:
-            others = of_others(estimate, run.problems, run.problems)
-            rows.append((f"  {f'on {run.problems:,} others'}", "", interval(others)))
+        if tag == "accuracy" and estimate is not None and estimate.others is not None:
+            others = interval(estimate.which("others"))
+            rows.append((f"  {f'on {run.problems:,} others'}", "", others))
     head = intervals_of(estimate_of(run, tag) for tag in _TAGS)
     return [*([head, ""] if head else ()), *align(rows, right=(1,))]
 
@@ -309,11 +310,16 @@ def policy_lines(run: Run, width: int = 80) -> list[str]:
         rows.append(
             (*cells, value_of(None if tokens is None else tokens.tokens_per_problem))  # type: ignore[arg-type]
         )
-    ties = "90 % intervals of all problems like these. maj@k of random subsets, ties shared equally"
+    of = intervals_of(each.accuracy for each in run.policies)
+    head = f"maj@k and pass@k of random subsets, ties shared equally, {of}"
     if run.curve is not None:
-        ties = "maj@k as published. show --policies has intervals and what lies between"
-    lines = align(rows, right=(0, 1, 3, 5), width=width)
-    return [*lines, *wrap("", ties, width=width, indent=0), *_other_ties(run, by_key, width)]
+        head = "maj@k as published. show --policies has intervals and what lies between"
+    return [
+        *wrap("", head, width=width, indent=0),
+        *_other_ties(run, by_key, width),
+        "",
+        *align(rows, right=(0, 1, 3, 5), width=width),
+    ]
 
 
 def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width: int) -> list[str]:
@@ -331,10 +337,10 @@ def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width
         return []  # not of the same problems
     text = (
         f"accuracy {value_of(accuracy)} gives a tie to the answer of the lowest sample number, "
-        f"maj@{run.policy.n} {value_of(voted.accuracy)} shares it"
+        f"maj@{run.policy.n} {value_of(voted.accuracy)} shares it. Chance makes the difference, "
+        "so that both have the interval of the second"
     )
-    answers = samples.drop_nulls(["answer", "correct"]).group_by("problem", "answer")
-    if (answers.agg(pl.col("correct").n_unique())["correct"] > 1).any():
+    if judged_both_ways(samples):
         text = (
             f"answers are marked both right and wrong. accuracy {value_of(accuracy)} goes by most "
             f"samples of an answer, maj@{run.policy.n} {value_of(voted.accuracy)} by the share"
@@ -343,6 +349,8 @@ def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width
 
 
 def _side_by_side(runs: Sequence[Run], width: int) -> list[str]:
+    of = intervals_of(estimate_of(run, tag) for run in runs for tag in _TAGS)
+    head = wrap("", of, width=width, indent=0) if of else []
     for columns in (len(runs), 3, 2, 1):
         lines: list[str] = []
         for start in range(0, len(runs), columns):
@@ -361,7 +369,7 @@ def _side_by_side(runs: Sequence[Run], width: int) -> list[str]:
             lines += ([""] if lines else []) + align(rows, right=range(1, 2 * len(some), 2))
         if max(map(len, lines)) <= width:
             break
-    return lines
+    return [*head, "", *lines] if head else lines
 
 
 def difference_lines(compared: Difference, *, width: int = 80) -> list[str]:
@@ -727,13 +735,17 @@ def sent_lines(run: Run, width: int = 80) -> list[str]:
         sizes, on="problem", maintain_order="left"
     )
     lines: list[Sequence[str]] = [("samples as sent", "problems", "accuracy", "tokens", "interval")]
+    known: list[Estimate | None] = []
     for count in decided["samples"].unique().sort():
         each = decided.filter(pl.col("samples") == count)
         lengths = each["tokens"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
         tokens = mean(lengths, "tokens") if mostly_told(lengths) else None
+        known.append(tokens)
         cells = (f"{each.height:,}", ABSENT, value_of(tokens), interval(tokens))
         lines.append((f"{count:,}", *cells))
-    return [*align(lines, right=(0, 1, 2, 3), width=width), ""]
+    of = intervals_of(known)
+    head = [*wrap("", of, width=width, indent=0), ""] if of else []
+    return [*head, *align(lines, right=(0, 1, 2, 3), width=width), ""]
 
 
 def own_answers(recording: Recording, run: Run) -> pl.DataFrame:

@@ -230,12 +230,13 @@ def test_steps_that_were_seen_with_as_many_requests_tell_no_growth(base, tmp_pat
 def server_where_requests_wait(monkeypatch, max_num_seqs):
     engine = engine_of(max_num_seqs=max_num_seqs)
     numbers = SimpleNamespace(running=8, running_max=8, capped_share=0.5, kv_share_max=0.1,
-                              requests_per_s=1.0)  # fmt: skip
+                              samples_per_s=1.0)  # fmt: skip
     finding = Finding(kind="queueing", evidence="")
     server = SimpleNamespace(
         window=None, engine=engine, numbers=numbers, verdict=Verdict(engine="e", found=(finding,))
     )
-    runs = [SimpleNamespace(engine=engine, rows=None)]
+    runs = [SimpleNamespace(engine=engine, rows=None, step_rows=0.02, problems=400)]
+    monkeypatch.setattr(what_next, "within", lambda pace: pace)
     monkeypatch.setattr(what_next, "summarise", lambda _: runs)
     monkeypatch.setattr(what_next, "watched_engines", lambda *_: [server])
     monkeypatch.setattr(what_next, "servers_of", lambda _: [])
@@ -442,7 +443,7 @@ def test_no_change_of_a_limit_that_is_not_known(monkeypatch, told):
 def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
     """Spans sampled at a tenth of what ended come at a tenth of its rate."""
     window = SimpleNamespace(total=lambda _: 100.0, histograms={})
-    server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=9.5), window=window)
+    server = SimpleNamespace(numbers=SimpleNamespace(samples_per_s=9.5), window=window)
     rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
     samples = pl.DataFrame({"problem": range(told)})
     run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of(), latency_s=NOTHING)
@@ -452,7 +453,7 @@ def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
 def test_requests_that_came_in_turn_are_none_of_the_load_that_is_replayed(monkeypatch):
     """Two traces a second of five calls each: the replay takes ten requests a second."""
     window = SimpleNamespace(total=lambda _: 100.0, histograms={})
-    server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=10.0), window=window)
+    server = SimpleNamespace(numbers=SimpleNamespace(samples_per_s=10.0), window=window)
     rows = pl.DataFrame({"arrival": [place * 5 * 10**8 for place in range(20)]})
     samples = pl.DataFrame({"problem": np.repeat(np.arange(20), 5)})
     run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of(), latency_s=NOTHING)
@@ -485,7 +486,7 @@ def test_the_load_of_metrics_is_that_of_the_time_in_which_it_came():
         times=times, seconds=60.0, resets=0, increase={(FINISHED, ""): 100.0},
         histograms={TTFT: firsts}, gauges={WAITING: np.zeros(61)}, counted={},
     )  # fmt: skip
-    server = SimpleNamespace(numbers=SimpleNamespace(requests_per_s=100 / 60), window=window)
+    server = SimpleNamespace(numbers=SimpleNamespace(samples_per_s=100 / 60), window=window)
     run = SimpleNamespace(rows=None, sample_rows=None, engine=engine_of(), latency_s=NOTHING)
     assert what_next._rate(None, [server], run) == pytest.approx(10.0, rel=0.02)
 
@@ -499,16 +500,21 @@ def test_replicas_are_predicted_as_the_suggested_command_runs_them(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("held", "how"),
+    ("held", "seen", "how"),
     [
-        ("", "with spans and steps"),
-        ("samples", "with steps"),
-        ("samples steps", "again for longer"),
+        ("", {}, "with spans and steps"),
+        ("samples", {}, "with steps"),
+        ("samples steps", {"problems": 5}, "It holds 5 requests. Watch again for longer"),
+        ("samples steps", {}, "does not show why"),
+        ("samples steps", {"step_rows": 0.3}, "took 30 % more or less time"),
+        ("steps", {"step_rows": 0.3, "problems": 5}, "A longer watch does not help"),
     ],
 )
-def test_no_command_is_offered_from_a_replay_that_is_far_off(monkeypatch, held, how):
+def test_no_command_is_offered_from_a_replay_that_is_far_off(monkeypatch, held, seen, how):
     """What it says of the run as it was would be said of the change too."""
     server_where_requests_wait(monkeypatch, 8)
+    (run,) = what_next.summarise(None)
+    vars(run).update(seen)
     off = FarOff(tags=("latency_s.mean",), words="16.7 s in the replay, and 8.24 s as recorded")
     found = SimpleNamespace(replayed=took(16.7), predicted=took(2.0), far_off=off)
     monkeypatch.setattr(what_next, "_predicted", lambda *_: found)
