@@ -10,7 +10,6 @@ from traces.schema.estimate import OF, Estimate, Of
 
 ABSENT = "-"
 OUTSIDE = "*"  # after a number that lies outside what was measured
-LONG = 9_995  # from which on an end of an interval has five digits
 LEAST_USD = 1e-9  # from which on dollars have no exponent
 TIMES = 4.0  # from this change on, how many times as much is easier to read than per cent
 _TIMES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
@@ -112,22 +111,17 @@ def written(value: float, unit: str) -> str:
 def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     """Return `[low, high]` in the unit that `number` gives the value; empty without one.
 
-    Where an end would have five digits, each has its own unit: `[13.9 ms, 26.2 s]`. An end that is
-    not known is "-". No end has a comma of its own.
+    An end that is not known is "-". No end has a comma of its own.
     """
     if estimate is None or (estimate.low is None and estimate.high is None):
         return ""
     factor, _ = scale(estimate.value, estimate.unit)
-    ends = [end for end in (estimate.low, estimate.high) if end is not None]
-    apart = any(abs(end) / factor >= LONG and scale(end, estimate.unit)[0] > factor for end in ends)
 
     def told(end: float | None) -> str:
         if end is None:
             return ABSENT
         if sign and estimate.unit == "1":
             return _points(end).replace("±", "")
-        if apart:
-            return number(end, estimate.unit, sign=sign)
         text = _plain(end / factor, estimate.unit).replace("$", "").replace(",", "")
         return f"+{text}" if sign and end > 0 else text
 

@@ -519,6 +519,7 @@ def _setting(value: Any) -> str:
 # `ttscope show --policies`: accuracy against tokens of policies that were never run.
 
 
+FORM = 14  # columns that the forms of policies take
 _VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
 _HOW = {
     "finish_order": "ended",
@@ -529,6 +530,7 @@ _HOW = {
     "published": "published",
 }
 _LEGEND = (
+    ("exact", "expectation over all subsets of the samples"),
     ("+-.", "mean over random orders of the samples, with its standard error"),
     ("ended", "in the order in which the samples ended, tokens of cancelled ones by their pace"),
     ("replayed", "the same, in the order that n samples alone would end in, by replay"),
@@ -560,6 +562,8 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
     if of_curve:
         rows = [row[:-1] for row in rows]
     lines += ["", *align(rows, right=(1, 3), width=width)]
+    for form, meaning in dict.fromkeys(form_of(each, judged.max_tokens) for each in order):
+        lines += wrap(form, meaning, width=width, indent=FORM)
     shown = {row[4] for row in rows}
     for mark, text in _OF_CURVE if of_curve else _LEGEND:
         if any(cell.startswith(mark) for cell in shown) or (
@@ -645,6 +649,26 @@ def label(outcome: PolicyOutcome, limit: int | None = None) -> str:
     if outcome.max_tokens not in (None, limit):
         return f"{name} max {outcome.max_tokens}"
     return name if outcome.budget_tokens is None else f"{name} think {outcome.budget_tokens}"
+
+
+def form_of(outcome: PolicyOutcome, limit: int | None = None) -> tuple[str, str]:
+    """Return how `label` writes such policies, and what they do: a legend line for all of them."""
+    if outcome.method == "pass_at_k":
+        return "pass@n", "whether any of n samples is right"
+    spec, rule = METHODS[outcome.method], outcome.rule
+    letters = dict.fromkeys(spec.parameters, "k") | {"threshold": "t"}
+    form, words = f"{spec.short}@n", (spec.words or "one sample").format(n="n", **letters)
+    if "settled" in rule:
+        form, words = f"{form} settled", f"{words}, ended as soon as no sample left can change it"
+    elif "threshold" in rule:
+        form, words = f"{spec.short} t k/n", f"{words}, k at a time"
+    elif spec.decisive in rule:
+        form = f"{spec.short} k{'@' if spec.all_samples_end else '/'}n"
+    elif outcome.max_tokens not in (None, limit):
+        form, words = f"{form} max k", f"{words}, each of k tokens at most"
+    elif outcome.budget_tokens is not None:
+        form, words = f"{form} think k", f"{words}, each with k tokens of thought at most"
+    return form, words
 
 
 def _place(outcome: PolicyOutcome) -> tuple[bool, int, tuple[tuple[str, bool], ...], int, int]:

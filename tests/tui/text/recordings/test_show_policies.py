@@ -9,7 +9,7 @@ from tests.advisor.accuracy.test_counterfactual import VOTE, forced, make_rows
 from tests.traces.synthetic import engine_config, simulate, write_recording
 from traces.recording.reader import Recording
 from traces.summary.run import summarise
-from tui.text.recordings.show import label, policy_table
+from tui.text.recordings.show import form_of, label, policy_table
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +69,10 @@ def test_the_table_fits_80_columns_and_says_how_each_is_known(recording):
     for how in ("exact", "+-.", "ended", "forced", "between", "model", "think 64"):
         assert how in text, how
     assert "of the tokens of maj@8" in " ".join(text.split())
+    for form in dict.fromkeys(form_of(each, found.max_tokens)[0] for each in found.outcomes):
+        assert sum(line.startswith(f"{form}  ") for line in lines) == 1, form
+    assert "asc t k/n     up to n samples until the majority is t sure, k at a time" in text
+    assert "\nexact   expectation over" in text
     labels = [label(outcome) for outcome in found.outcomes]
     assert len(set(labels)) == len(labels)
 
