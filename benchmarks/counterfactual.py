@@ -20,9 +20,9 @@ import numpy as np
 from advisor.accuracy.counterfactual import evaluate
 from advisor.accuracy.samples import SampledRun, read_samples
 from benchmarks.votes_ahead import Task, make_task, score, table
-from traces.one_more_run import others as law_of_others
 from traces.recording.reader import Recording, find_recordings
 from traces.schema.estimate import Estimate
+from traces.statistics import others as law_of_others
 from traces.statistics import proportion
 from traces.summary.run import Run, summarise
 from traces.summary.votes import PolicyOutcome, majority_curve
@@ -144,7 +144,7 @@ def halves(wholes: Sequence[tuple[Recording, Run]], splits: int = 200) -> None:
     """Print how often the intervals of one half of the problems hold a run of the other half.
 
     `mean` is the interval of the mean, which does not claim that; `others` is that of one run of as
-    many other problems (`traces.one_more_run.others`).
+    many other problems (`traces.statistics.others`).
     """
     print(f"| run | policy | mean, of {splits} | others, of {splits} |")
     print("|---|---|---|---|")

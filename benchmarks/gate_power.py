@@ -26,12 +26,20 @@ import profiler.demo
 from advisor.replay.draws import half_width
 from traces.deployment.checks import Gate, against_baseline, against_promises
 from traces.deployment.documents import Expectations
-from traces.one_more_run import fresh, of_single_samples, others
 from traces.recording.reader import Recording
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.parameters import complete
-from traces.statistics import Z95, jeffreys, mean, proportion, spread
+from traces.statistics import (
+    Z95,
+    fresh,
+    jeffreys,
+    mean,
+    of_single_samples,
+    others,
+    proportion,
+    spread,
+)
 from traces.summary.comparison import RUN_TO_RUN, compare
 from traces.summary.run import Run, summarise
 

@@ -12,8 +12,8 @@ import sys
 
 import numpy as np
 
-from traces.one_more_run import others as law_of_others
 from traces.statistics import column_means
+from traces.statistics import others as law_of_others
 from traces.summary.votes import majority_curve
 
 SHAPES = {"even": (1.2, 0.8), "bimodal": (0.4, 0.3), "easy": (5.0, 0.6)}

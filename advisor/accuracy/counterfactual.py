@@ -44,12 +44,11 @@ from advisor.accuracy.subsets import (
 from advisor.accuracy.thinking import at_checkpoints, between, lower_bounds
 from advisor.evidence.runs import limits_that_cut
 from traces.errors import RecordingError, UsageError
-from traces.one_more_run import others_of
 from traces.schema.estimate import Estimate
 from traces.schema.tts.methods import METHODS
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import SETTLED, Stop
-from traces.statistics import Floats, column_means, paired, problems_to_tell, ratio
+from traces.statistics import Floats, column_means, others_of, paired, problems_to_tell, ratio
 from traces.summary.run import Run
 from traces.summary.votes import (
     PolicyOutcome,

@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from advisor.accuracy.models.answers import AnswerModel
-from traces.one_more_run import fresh
 from traces.schema.estimate import Estimate
-from traces.statistics import Floats, column_means, share
+from traces.statistics import Floats, column_means, fresh, share
 from traces.summary.votes import PolicyOutcome
 
 FARTHEST = 4  # times the recorded samples

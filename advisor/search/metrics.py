@@ -17,10 +17,9 @@ from advisor.replay.draws import half_width
 from advisor.search.replayed import ReplayedCandidate
 from advisor.search.resampling import Resampling
 from advisor.search.space import Candidate, Space
-from traces.one_more_run import others
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.schema.quantities import quantity
-from traces.statistics import Z95, Bools, Floats, Ints, tells_above, tied
+from traces.statistics import Z95, Bools, Floats, Ints, others, tells_above, tied
 
 Rows = Ints | slice
 

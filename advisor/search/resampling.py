@@ -17,13 +17,13 @@ from advisor.evidence.features import Features
 from advisor.evidence.keys import law_key
 from advisor.step_time.law import StepLaw
 from advisor.step_time.power import PowerLaw
-from traces.one_more_run import others
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.statistics import (
     Floats,
     beta_quantiles,
     order_of_draws,
+    others,
     quantile_law,
     share_law,
     skew_of_mean,

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from traces.one_more_run import RunLaw, fresh, of_single_samples, others
-from traces.statistics import Floats, share
+from traces.statistics import Floats, RunLaw, fresh, of_single_samples, others, share
 
 RUNS = 1500
 LAWS = {"even": (1.2, 0.8), "two humps": (0.4, 0.3), "hard": (0.8, 2.5), "alike": (20.0, 10.0)}

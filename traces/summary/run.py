@@ -334,8 +334,6 @@ def _run(
     made = None if in_flight else _generated(samples, imported="imported" in manifest.provenance)
     left_out = int(import_facts.get("failed_problems") or 0)
     lost = _lost(samples, rows, left_out, imported=imported is not None) if votes else None
-    voting = _voting(samples, rows)
-    policies = published or _policies(voting, policy, lost)
     told_of = None if policy is not None else _told_of(steps, samples, window)
     if policy is None and (told_of or 0.0) < MOST_OF_ALL and recording.rows("scrapes"):
         made = None  # /metrics tells it of all, and spans of what was traced
@@ -350,9 +348,7 @@ def _run(
         **of_each,
         problems_in_flight=in_flight,
         problems_failed=states.get("failed", 0),
-        accuracy=published[-1].accuracy
-        if published
-        else accuracy(_numbers(judged, "correct"), policies, voting, policy),
+        accuracy=published[-1].accuracy if published else accuracy(_numbers(judged, "correct")),
         sample_latency_s=_imported_latency(samples),
         throughput_tokens_per_s=window_times.throughput(made, window),
         cost_per_token_device_s=None  # an import does not tell on how many devices
@@ -373,7 +369,7 @@ def _run(
             recording.frame("drafts").filter(engine=engine_key, policy=policy_key)
         ),
         energy_j=energy,
-        policies=policies,
+        policies=published or _policies(samples, rows, policy, lost),
         seconds=seconds_by_kind(steps, samples),
         workload=manifest.workload,
         conditions=conditions(manifest),
@@ -459,19 +455,14 @@ def conditions(manifest: Manifest) -> tuple[Hashable, ...]:
 
 
 def _policies(
-    voting: pl.DataFrame, policy: Policy | None, lost: Lost | None
+    samples: pl.DataFrame, rows: pl.DataFrame, policy: Policy | None, lost: Lost | None
 ) -> tuple[PolicyOutcome, ...]:
     """Return maj@k and pass@k of what was recorded, nothing where too many problems are `lost`."""
     if policy is None or lost is None or lost.too_many:
         return ()
-    return policies_within(voting, policy.n)
-
-
-def _voting(samples: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return the samples that have a vote, `end` null of those that did not end."""
     voting = voting_samples(without_timed_out(samples, rows))
     over = pl.when(ENDED, pl.col("error").is_null()).then(pl.coalesce("end", 0))
-    return voting.with_columns(end=over)
+    return policies_within(voting.with_columns(end=over), policy.n)
 
 
 def _lost(samples: pl.DataFrame, rows: pl.DataFrame, left_out: int, *, imported: bool) -> Lost:

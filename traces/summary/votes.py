@@ -20,12 +20,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from traces.one_more_run import others_of
 from traces.schema.estimate import Estimate, Interval
 from traces.schema.record import Record
-from traces.schema.tts.policy import Policy
 from traces.schema.tts.published import PublishedCurve
-from traces.statistics import Floats, column_means, mean
+from traces.statistics import Floats, column_means, mean, others_of
 from traces.summary.problems import all_judged, answers_told, mostly_told
 
 
@@ -266,59 +264,23 @@ def _majority_curves(samples: pl.DataFrame, n: int) -> Floats:
     return taken
 
 
-def accuracy(
-    right: Floats, policies: Sequence[PolicyOutcome], samples: pl.DataFrame, policy: Policy | None
-) -> Estimate | None:
+def accuracy(right: Floats) -> Estimate | None:
     """Return the accuracy of a run by its problems' results `right`, nan where not judged.
 
-    Its interval is of all problems like these, and that of `others` one more run. A plain vote has
-    those of its maj@n, as both are one number: which of tied answers came first is chance, and the
-    vote that shares ties is narrower and as sure. Only where both are of the same problems, and no
-    answer is marked both right and wrong.
+    Its interval is of all problems like these, and that of `others` one more run. Both have the law
+    of maj@n, so that a vote without ties has one interval.
     """
     known = right[np.isfinite(right)]
     if not known.size:
         return None
     (mean,), other = column_means(known[:, None], "1"), others_of(known).interval()
-    value = mean.value
-    by_key = {(each.method, each.n): each for each in policies}
-    voted = None if policy is None else by_key.get((policy.method, policy.n))
-    if voted is not None and voted.method == "majority" and voted.other_problems is not None:
-        alike = complete_problems(samples, voted.n).height == known.size
-        if alike and voted.accuracy is not None and not judged_both_ways(samples):
-            mean, other = voted.accuracy, voted.other_problems
-    ends, others = (_around(each, value) for each in (mean, other))
-    return replace(mean, value=value, low=ends.low, high=ends.high, others=others)
-
-
-def _around(estimate: Estimate, value: float) -> Interval:
-    """Return the interval of a share, which is known, with a value in it."""
-    assert estimate.low is not None and estimate.high is not None
-    return Interval(low=min(estimate.low, value), high=max(estimate.high, value))
+    return replace(mean, others=Interval(low=other.low, high=other.high))
 
 
 def judged_both_ways(samples: pl.DataFrame) -> bool:
     """Whether samples with one answer to a problem are marked both right and wrong."""
     answers = samples.drop_nulls(["answer", "correct"]).group_by("problem", "answer")
     return bool((answers.agg(pl.col("correct").n_unique())["correct"] > 1).any())
-
-
-def complete_problems(samples: pl.DataFrame, n: int) -> pl.DataFrame:
-    """Return problems that have n ended samples, all judged: how many are right, and the tokens."""
-    counted = (
-        samples.select("problem", "answer", "correct", "end", "output_tokens")
-        .group_by("problem")
-        .agg(
-            rows=pl.len(),
-            ended=pl.col("end").is_not_null().all(),
-            judged=all_judged(samples),
-            right=pl.col("correct").sum(),
-            tokens=pl.when(pl.col("output_tokens").is_not_null().all()).then(
-                pl.col("output_tokens").sum()
-            ),
-        )
-    )
-    return counted.filter(pl.col("rows") == n, "ended", "judged").sort("problem")
 
 
 def policies_within(
@@ -335,7 +297,20 @@ def policies_within(
     are k/n of the problem's, as a random subset takes on average, over the problems whose samples
     all have some. They are None where these are not nearly all.
     """
-    complete = complete_problems(samples, n)
+    counted = (
+        samples.select("problem", "answer", "correct", "end", "output_tokens")
+        .group_by("problem")
+        .agg(
+            rows=pl.len(),
+            ended=pl.col("end").is_not_null().all(),
+            judged=all_judged(samples),
+            right=pl.col("correct").sum(),
+            tokens=pl.when(pl.col("output_tokens").is_not_null().all()).then(
+                pl.col("output_tokens").sum()
+            ),
+        )
+    )
+    complete = counted.filter(pl.col("rows") == n, "ended", "judged").sort("problem")
     if not complete.height:
         return ()
     counts = sample_counts(most or n) if counts is None else counts

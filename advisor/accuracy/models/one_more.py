@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from advisor.accuracy.models.answers import AnswerModel, count_answers
 from advisor.evidence.runs import Sample
-from traces.one_more_run import fresh, of_single_samples, others_of
 from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import FIRST
-from traces.statistics import Floats, Ints
+from traces.statistics import Floats, Ints, fresh, of_single_samples, others_of
 
 
 class OneMoreRun:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from advisor.accuracy.models.vote_curve import VoteCurve
-from traces.one_more_run import others
 from traces.schema.estimate import Estimate
 from traces.schema.tts.published import PublishedCurve
-from traces.statistics import Floats, share
+from traces.statistics import Floats, others, share
 
 LEARNED = 8  # points that the laws are weighted by, evenly spread on a logarithmic scale
 DRAWS = 400  # of sets of problems, for intervals

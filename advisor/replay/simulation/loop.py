@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advisor.compiled import compiled, inner, wide
+from advisor.replay.simulation.instants import later
 from advisor.replay.simulation.queues import append, longest, unlink
 from advisor.replay.simulation.requests import end, generated, leave_window
 from advisor.replay.simulation.scheduling import cut_short, owed, pass_steps, plan
@@ -19,7 +20,6 @@ from advisor.replay.simulation.state import (
     WAITING,
     Rules,
     World,
-    later,
 )
 from advisor.step_time.cost import StepCost, planned_work
 from traces.schema.tts.stop_rules import ALL, DECIDE, DRAW, GO_ON, begin, take

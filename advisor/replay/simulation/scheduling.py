@@ -17,6 +17,7 @@ import numpy as np
 
 from advisor.compiled import inner, wide
 from advisor.evidence.features import Work
+from advisor.replay.simulation.instants import later
 from advisor.replay.simulation.kv_cache import (
     admit,
     draft_growth,
@@ -28,7 +29,7 @@ from advisor.replay.simulation.kv_cache import (
 from advisor.replay.simulation.queues import append, longest, unlink
 from advisor.replay.simulation.requests import begin_decoding, drain
 from advisor.replay.simulation.room import blocks_are_kept, drafted_steps, make_room
-from advisor.replay.simulation.state import NONE, PREFILL, Rules, World, later
+from advisor.replay.simulation.state import NONE, PREFILL, Rules, World
 from advisor.step_time.cost import (
     PROBLEM_STARTS,
     SAMPLE_ENDS,

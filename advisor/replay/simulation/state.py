@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from advisor.compiled import inner
 from advisor.evidence.features import Work
 from traces.schema.tts.stop_rules import FIELDS
 
@@ -26,7 +25,6 @@ ENDED: Final = 5
 CANCELLED: Final = 6
 
 NONE: Final = -1
-SAME: Final = 1e-9  # share by which times may differ that are equal but for rounding
 
 PEAKS: Final = ("requests", "tokens", "kv_tokens")
 
@@ -225,9 +223,3 @@ class Rules(NamedTuple):
     keep_longest: bool
     window: float
     chunked: bool
-
-
-@inner
-def later(time: float, than: float) -> bool:
-    """Whether a time is later than another, by more than rounding; both are 0 or more."""
-    return time > than * (1 + SAME)

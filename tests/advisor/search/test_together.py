@@ -5,7 +5,7 @@ import pytest
 
 from advisor.accuracy.models.together import luck_by_name, own_luck
 from advisor.search.resampling import Resampling
-from traces.one_more_run import others
+from traces.statistics import others
 
 
 def test_the_luckiest_of_equal_candidates_is_drawn_to_the_others() -> None:

@@ -330,7 +330,8 @@ def stop_lines(
     lines = wrap("rule", f"{judged.rule} {here}", width=width, indent=6)
     of = intervals_of((judged.latency_p50, judged.latency_p95, judged.tokens, judged.accuracy))
     changes = (
-        f"all {judged.problems:,}: {judged.early:,} stop early{f' ({of})' * bool(of)}",
+        f"all {judged.problems:,}: {judged.early:,} stop early",
+        *([f"({of})"] if of else []),
         f"p50 {relative_change(judged.latency_p50)}",
         f"p95 {relative_change(judged.latency_p95)}",
         f"tokens {relative_change(judged.tokens)}",

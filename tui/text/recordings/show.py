@@ -337,8 +337,7 @@ def _other_ties(run: Run, by_key: Mapping[tuple[str, int], PolicyOutcome], width
         return []  # not of the same problems
     text = (
         f"accuracy {value_of(accuracy)} gives a tie to the answer of the lowest sample number, "
-        f"maj@{run.policy.n} {value_of(voted.accuracy)} shares it. Chance makes the difference, "
-        "so that both have the interval of the second"
+        f"maj@{run.policy.n} {value_of(voted.accuracy)} shares it"
     )
     if judged_both_ways(samples):
         text = (

@@ -61,7 +61,7 @@ def test_what_runs_today_is_the_best_or_what_it_has_more():
     worse = FakeAdvisor([]).recommend(Budget(), (SMALL.engine, SMALL.policy))
     text = text_of(worse, today)
     told = " ".join(text.split())
-    assert "is 93 % sure of the limits. Compared with the recommendation:" in told
+    assert "is 93 % sure of the limits. Compared with the recommendation, 90 % intervals of" in told
     assert "p95 latency +12.5 s [+11.2, +13.8]" in text
     best = FakeAdvisor([]).recommend(Budget(), (LARGE.engine, LARGE.policy))
     assert "already best" in text_of(best, candidates(best)[0])
