@@ -178,7 +178,7 @@ def _windows(recording: Recording, lengths: bool) -> Windows:
     used = (*USED, *TRAFFIC) if lengths else USED
     columns = ("engine", "time", "name", "labels", "le", "value")
     open_then = profiled(recording)
-    where = pl.col("engine").is_not_null() & pl.col("name").is_in(used)
+    where = pl.col("engine").is_in(list(recording.manifest.engines)) & pl.col("name").is_in(used)
     for rows in _read_ahead(batches(recording, "scrapes", columns, where)):
         engines = rows["engine"].unique(maintain_order=True).to_list()
         for key in engines:

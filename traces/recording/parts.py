@@ -285,9 +285,10 @@ def check_values(path: Path, table: str, rows: pl.DataFrame | pl.LazyFrame) -> N
     if (found := _outside(table, rows)) is not None:
         name, value = found
         low, high = COLUMNS[table][name].low, COLUMNS[table][name].high
+        right = "is never missing" if value is None else f"lies between {low} and {high}"
         raise RecordingError(
-            f"{path}: says {value} as {name}, which lies between {low} and {high}. Delete it to "
-            "open the recording without its rows"
+            f"{path}: says {value} as {name}, which {right}. Delete it to open the recording "
+            "without its rows"
         )
 
 
@@ -304,6 +305,7 @@ def sound_rows(table: str, rows: pl.DataFrame) -> pl.DataFrame:
             else (values,)
         )
     ]
+    sound += [pl.col(name).is_not_null() for name in _nulls(table, rows)]
     return rows.filter(pl.all_horizontal(sound))
 
 
@@ -311,13 +313,23 @@ def _ranged(table: str, rows: pl.DataFrame | pl.LazyFrame) -> dict[str, pl.Expr]
     return {n: pl.col(n) for n in rows.collect_schema() if isfinite(COLUMNS[table][n].low)}
 
 
-def _outside(table: str, rows: pl.DataFrame | pl.LazyFrame) -> tuple[str, float] | None:
-    """Return a column and a value of it that lies outside its range, None where there is none."""
+def _nulls(table: str, rows: pl.DataFrame | pl.LazyFrame) -> dict[str, int]:
+    """Return how often each column that is always present is missing."""
+    names = [name for name in rows.collect_schema() if COLUMNS[table][name].present]
+    counts = rows.lazy().select(pl.col(names).null_count()).collect()
+    return counts.row(0, named=True) if names else {}
+
+
+def _outside(table: str, rows: pl.DataFrame | pl.LazyFrame) -> tuple[str, float | None] | None:
+    """Return a column and a value of it that lies outside its range; None where there is none."""
     ends = [pl.lit(0).alias("")]
     for name, values in _ranged(table, rows).items():
         each = values.explode() if isinstance(COLUMNS[table][name].type, pl.List) else values
         ends += [each.min().alias(f"{name} min"), each.max().alias(f"{name} max")]
     found = rows.lazy().select(ends).collect().row(0, named=True)
+    for name, missing in _nulls(table, rows).items():
+        if missing:
+            return name, None
     for end, value in found.items():
         column = COLUMNS[table].get(end.partition(" ")[0])
         if column is not None and value is not None and not column.low <= value <= column.high:

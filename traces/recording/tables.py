@@ -27,20 +27,24 @@ MOST_TOKENS = 100_000_000  # of a request
 class Column:
     """The type of a column, and between what its values lie, those of its lists too.
 
-    Both ends belong to the range, and null is in it.
+    Both ends belong to the range, and null is in it but where the column is `present`.
     """
 
     type: pl.DataType
     low: float = -inf
     high: float = inf
+    present: bool = False
 
 
+NAME = Column(pl.Utf8(), present=True)
 TEXT, BOOL = Column(pl.Utf8()), Column(pl.Boolean())
 TIME, DURATION = Column(pl.Int64(), 0, LATEST_NS), Column(pl.Int64(), -LONGEST_NS, LONGEST_NS)
 TOKENS, FEW = Column(pl.Int64(), 0, MOST_TOKENS), Column(pl.Int64(), 0, 1 << 10)
 COUNT, COUNTS = Column(pl.Int64(), 0, MOST), Column(pl.List(pl.Int64), 0, MOST)
 # What is kept as it was told, such as ids and counters of bytes: sums and differences fit 64 bits.
 INT, INTS = (Column(each, 1 - (1 << 62), (1 << 62) - 1) for each in (pl.Int64(), pl.List(pl.Int64)))
+# Of these each of the 64 bits may be set, and none is computed with.
+BITS, NAMES = Column(pl.Int64()), Column(pl.List(pl.Int64))
 FLOAT, FLOATS = Column(pl.Float64()), Column(pl.List(pl.Float64))
 
 _Columns = dict[str, Column]
@@ -52,7 +56,7 @@ PROBLEMS: _Columns = {
     "group": TEXT,  # level or data set
     "prompt_tokens": TOKENS,
     "cached_prompt_tokens": TOKENS,
-    "prompt_blocks": INTS,  # of imports that tell them: equal names are equal prefixes
+    "prompt_blocks": NAMES,  # of imports that tell them: equal names are equal prefixes
     "arrival": TIME,
     "start": TIME,
     "end": TIME,
@@ -209,8 +213,8 @@ _KERNELS: _Columns = {
     "step": COUNT,
     "window_id": COUNT,
     "stream": INT,
-    "family": TEXT,
-    "name": TEXT,
+    "family": NAME,
+    "name": NAME,
     "count": COUNT,
     "time": DURATION,
     "self_time": DURATION,
@@ -234,7 +238,7 @@ POWER: _Columns = {
     "sm_clock_mhz": FLOAT,
     "memory_clock_mhz": FLOAT,
     "temperature_c": FLOAT,
-    "throttle_bits": INT,
+    "throttle_bits": BITS,
     "pcie_bytes": INT,
     "nvlink_bytes": INT,
 }

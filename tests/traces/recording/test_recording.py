@@ -620,3 +620,24 @@ def test_a_number_out_of_its_fields_range_is_one_line(tmp_path, at, value):
     with pytest.raises(RecordingError, match="malformed") as refused:
         Recording.open(written.path)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_names_and_bits_may_be_any_of_64_bits(tmp_path):
+    rows = {"problems": {"prompt_blocks": [-(1 << 63), (1 << 63) - 1]}}
+    rows["power"] = {"throttle_bits": (1 << 63) - 1}
+    with RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks())) as writer:
+        for table, row in rows.items():
+            writer.append(table, row)
+    recording = Recording.open(tmp_path / "r")
+    for table, row in rows.items():
+        (name,) = row
+        assert recording.frame(table)[name].to_list() == list(row.values())
+
+
+@pytest.mark.parametrize("name", ["family", "name"])
+def test_a_kernel_without_a_name_is_one_line(tmp_path, name):
+    folder = make(tmp_path / "r")
+    row = {"family": "f", "name": "n"}
+    path = write_part(folder, "kernels", pl.DataFrame([row, row | {name: None}]), 50, 50)
+    with pytest.raises(RecordingError, match=f"says None as {name}, which is never missing"):
+        read_part(path, "kernels")

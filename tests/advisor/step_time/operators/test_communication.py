@@ -114,7 +114,8 @@ def test_a_recording_tells_what_its_profiled_windows_held(tmp_path):
         writer.append(
             "kernels",
             {"engine": engine, "rank": 0, "step": 0, "count": 1, "time": 9000, "bytes": size,
-             "window_id": 0, "collective": "all_reduce", "group_size": 2},
+             "window_id": 0, "collective": "all_reduce", "group_size": 2,
+             "family": "collective", "name": "all_reduce"},
         )  # fmt: skip
     writer.close(complete=True)
     found = measured_messages(tmp_path / "r")

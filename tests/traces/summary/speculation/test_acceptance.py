@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from tests.traces.synthetic import engine_config, simulate, speculative_engine, write_recording
-from traces.recording.tables import SAMPLES
+from traces.recording.tables import TABLES
 from traces.schema.engine import Speculative
 from traces.summary.run import summarise
 from traces.summary.speculation.acceptance import decode_steps
@@ -14,7 +14,9 @@ from traces.summary.speculation.ngram import STANDARD, draft_counts
 def samples(*rows):
     columns = ("output_tokens", "think_tokens", "drafted_per_step", "accepted_per_step")
     rows = [dict(zip(columns, row, strict=True)) | {"problem": 0} for row in rows]
-    return pl.DataFrame(rows, schema={"problem": pl.Int64} | {c: SAMPLES[c] for c in columns})
+    return pl.DataFrame(
+        rows, schema={"problem": pl.Int64} | {c: TABLES["samples"][c] for c in columns}
+    )
 
 
 def test_a_step_belongs_to_the_phase_of_its_first_token():
