@@ -185,6 +185,7 @@ class PluginRows:
     _gaps: list[int] = field(default_factory=list)  # ends of the newest steps that are missing
     _last_end: int | None = None
     _ran: bool = False
+    _drafts: bool = False  # whether the engine speculates
     _waiting: list[dict[str, Any]] = field(default_factory=list)
     _parts: list[dict[str, Any]] = field(default_factory=list)
 
@@ -249,8 +250,17 @@ class PluginRows:
             return None
         detailed = told["gen_requests"] is not None
         drafted = sum(told["drafted"] or ())
+        self._drafts = self._drafts or told["drafted"] is not None
         decodes = told["gen_requests"] if detailed else told["continued"]
         decode_tokens = told["gen_tokens"] if detailed else told["continued"] + drafted
+        prefills = told["ctx_requests"] if detailed else told["first_tokens"]
+        prefill_tokens = told["ctx_tokens"] if detailed else told["computed"]
+        if detailed and not self._drafts and decode_tokens > decodes > 0:
+            # vLLM has a preempted request that is computed again among those that generate. How
+            # many there are it does not tell: one, as a rule.
+            again = decode_tokens - decodes + 1
+            prefills, prefill_tokens = prefills + 1, prefill_tokens + again
+            decodes, decode_tokens = decodes - 1, decode_tokens - again
         # The newest token of each request is known and not computed yet: it is among the step's.
         read = 0 if not decodes else None
         share = min(decodes / self._alive, 1.0) if self._alive > 0 else 1.0
@@ -269,8 +279,8 @@ class PluginRows:
             "end": told["end"],
             "interval_ns": interval,
             "wall_ns": wall,
-            "prefill_requests": told["ctx_requests"] if detailed else told["first_tokens"],
-            "prefill_tokens": told["ctx_tokens"] if detailed else told["computed"],
+            "prefill_requests": prefills,
+            "prefill_tokens": prefill_tokens,
             "decode_requests": decodes,
             "decode_tokens": decode_tokens,
             "running": told["running"],

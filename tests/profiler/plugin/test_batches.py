@@ -169,3 +169,19 @@ def test_the_context_is_of_the_requests_that_get_a_token(pipelined):
     read = [row["decode_kv_tokens"] for row in made]
     # Half of 20 requests with 101 tokens each: another batch of a pipeline, or all aborted.
     assert read == [0, 2000, *([1010, 1015] if pipelined else [None, None])]
+
+
+def test_what_a_preempted_request_computes_again_is_prefill():
+    """vLLM counts it among the requests that generate, with all of its tokens.
+
+    A server with max_num_seqs 32 preempted 1,044 requests, and 71,051 tokens were those.
+    """
+    both = EMPTY | {"ctx_requests": 1, "ctx_tokens": 10, "gen_requests": 3, "elapsed_ms": 1.0}
+    told = both | {"running": 4, "generated": 4, "gen_tokens": 302}
+    ((row,), (drafts,)) = (
+        PluginRows("e", asynchronous=False).rows(raw_steps(told | {"end": 5} | more))
+        for more in ({}, {"drafted": [299]})
+    )
+    names = ("prefill_requests", "prefill_tokens", "decode_requests", "decode_tokens")
+    assert [row[name] for name in names] == [2, 310, 2, 2]
+    assert [drafts[name] for name in names] == [1, 10, 3, 302]
