@@ -67,7 +67,7 @@ from advisor.what_if.replayed import Replays
 from traces.errors import UsageError
 from traces.foreign.values import UNKNOWN_MODEL
 from traces.live.numbers import Bounds
-from traces.notes import Decisive, Telling, by_weight
+from traces.notes import Decisive, Differing, Telling, by_weight
 from traces.recording.manifest import Manifest
 from traces.recording.reader import Held, Recording, told_apart
 from traces.schema.engine import RANKS, EngineConfig, ModelFacts
@@ -80,7 +80,7 @@ from traces.summary.metrics import estimate_of
 from traces.summary.run import Printed, Run
 
 MOST_BEFORE: Final = 0.5  # of the problems, that come before the longest stay is over
-_TTFT: Final = (
+_TTFT: Final = Differing(
     "recorded TTFT starts when a sample reached the engine in this process. Replayed TTFT starts "
     "at its draw, so it includes tokenising and vLLM's input processing"
 )
@@ -248,6 +248,11 @@ def predict(
     notes += [
         *([] if off is None else [Decisive(off.text)]),
         *_ties(recorded, replayed or (predicted if question.policy == own.policy else None)),
+        *(
+            [_TTFT]
+            if own.engine.mode == "in_process" and _ttft_differs(recorded, replayed or predicted)
+            else []
+        ),
     ]
     return Prediction(
         recorded=recorded,
@@ -703,7 +708,16 @@ def _ties(recorded: Run, replayed: Run | None) -> list[str]:
         "samples: the run gave a tied vote to the answer whose sample came first, the replay "
         "shares it equally among those that lead"
     )
-    return [Telling(shared)]
+    return [Differing(shared)]
+
+
+def _ttft_differs(recorded: Run, replayed: Run) -> bool:
+    """Whether a table shows another TTFT of a replay than of the recorded run."""
+    each = [(recorded.ttft_s[tag], replayed.ttft_s[tag]) for tag in ("p50", "p95")]
+    return any(
+        was is not None and again is not None and number(was.value, "s") != number(again.value, "s")
+        for was, again in each
+    )
 
 
 def _front_end(own: RecordedRun) -> str:
@@ -730,7 +744,7 @@ def _measured_notes(
     """Say what the recorded times of an engine are, and what is not measured of a server."""
     requantised = _requantised(question, own) if on_tables else []
     if own.engine.mode == "in_process":
-        return [_TTFT, *requantised]
+        return requantised
     if on_tables:
         has_front_end = any(problem.front_end_s for problem in own.problems.values())
         return [*([_front_end(own)] if has_front_end else []), *requantised]

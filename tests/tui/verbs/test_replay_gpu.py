@@ -208,7 +208,9 @@ def test_three_notes_are_printed_the_weightiest_first(run, model):
     notes = json.loads(run.ok(*asked, "--json"))["notes"]
     assert notes[0].startswith("the samples were recorded in float32")  # not what is asked about
     assert notes[1].startswith("KV blocks without limit")
-    assert notes[2].startswith("beyond its kernels")  # the interval is as wide as that
+    assert notes[2].startswith("accuracy 0.948 recorded and 0.915 replayed")  # of the same samples
+    assert notes[3].startswith("recorded TTFT starts when")
+    assert notes[4].startswith("beyond its kernels")  # the interval is as wide as that
     assert len(notes) > 8
     out, every = run.ok(*asked), " ".join(run.ok(*asked, "--explain").split())
     assert out.count("\nnote ") == 3
@@ -216,6 +218,14 @@ def test_three_notes_are_printed_the_weightiest_first(run, model):
     assert all(f"note {note}" in every for note in notes) and "--explain" not in every
     shown = " ".join(out.split())
     assert [f"note {note}" in shown for note in notes] == [True] * 3 + [False] * (len(notes) - 3)
+
+
+def test_what_makes_two_columns_differ_is_printed_where_they_do(run):
+    """Of the same samples the replay has another accuracy and another TTFT."""
+    shown = " ".join(run.ok("replay", VOTES, "--set", "policy.n=8").split())
+    assert "note accuracy 0.948 recorded and 0.915 replayed are of the same samples" in shown
+    assert "note recorded TTFT starts when a sample reached the engine" in shown
+    assert "--explain gives the rest" in shown
 
 
 def test_what_an_import_does_not_tell_is_not_known(run, model, measured):
