@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from profiler.engines.interface import Capability
-from profiler.engines.server.access import Access
+from profiler.engines.server.access import Access, is_loopback
 from profiler.engines.start import examine_engines
 from profiler.plugin.shared_token import in_a_shell, shared_token
 from profiler.probes.power import energy_here
@@ -104,8 +107,8 @@ SPANS = (
 )
 PLUGIN = (
     "pip install CHECKOUT, the folder of ttscope's sources, in vLLM's Python, start vLLM by the "
-    "command of spans as the user who attaches (else give both the same TTSCOPE_TOKEN), and "
-    "ttscope attach URL --listen 4318"
+    "command for spans and steps as the user who attaches (else give both the same "
+    "TTSCOPE_TOKEN), and ttscope attach URL --listen 4318"
 )
 _EXPORTER = (
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf "
@@ -126,7 +129,9 @@ RAY_PLUGIN = (
 )
 _SERVE, _DYNAMO = "vllm serve MODEL", "python -m dynamo.vllm --model MODEL"
 _PLUGIN = "TTSCOPE_PLUGIN=http://127.0.0.1:4318 "
-_DETAILS = "--enable-logging-iteration-details"
+_DETAILS, _TRACES = "--enable-logging-iteration-details", "--otlp-traces-endpoint"
+_PROTOCOL = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+_DECIDES = (_PROTOCOL, "TTSCOPE_PLUGIN")  # of the variables of a server
 WITH_BOTH = f"{_PLUGIN}{_EXPORTER}{_SERVE} {_DETAILS} {_ENDPOINT}"
 WITH_PLUGIN = f"VLLM_USE_RUST_FRONTEND=0 {_PLUGIN}{_SERVE} {_DETAILS}"
 _MODULE = "vllm.entrypoints.openai.api_server"  # as vLLM's CPU build is started
@@ -194,8 +199,11 @@ def examine_server(access: Access) -> list[Capability]:
         metrics, kinds, started = _metrics(access)
         answers = any(each.present for each in metrics)
         models, identity = _models(client, access, kinds, answers=answers)
-        serve = None if is_on_ray(kinds) else _serve(access, started, kinds)
-        return [*models, *metrics, *_inside(client, identity, serve), *ALLOWED]
+        words, variables = _begun_with(access, started)
+        serve = None if is_on_ray(kinds) else _serve(words, kinds)
+        inside = [_as_begun(each, words, variables) for each in _inside(client, identity, serve)]
+        metrics = [_as_begun(each, words, variables) for each in metrics]
+        return [*models, *metrics, *inside, *ALLOWED]
 
 
 def _models(
@@ -261,17 +269,54 @@ def _metrics(access: Access) -> tuple[list[Capability], set[str], float | None]:
     return capabilities, kinds, page.started
 
 
-def _serve(access: Access, started: float | None, kinds: set[str]) -> str:
-    """Return the command that starts a vLLM: that of the server, where it runs here."""
+def _begun_with(access: Access, started: float | None) -> tuple[list[str], dict[str, str]]:
+    """Return the words and the variables that a server began with, empty where it is elsewhere."""
     from profiler.attach.gpus_here import processes_here
 
-    if is_under_dynamo(kinds):
-        return _DYNAMO
     for pid in processes_here(access, started):
         with suppress(OSError):
-            if _MODULE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                return f"python -m {_MODULE} --model MODEL"
-    return _SERVE
+            words, lines = (
+                Path(f"/proc/{pid}/{name}").read_bytes().decode("utf-8", "replace").split("\0")
+                for name in ("cmdline", "environ")
+            )
+            pairs = (line.partition("=") for line in lines)
+            return words, {name: value for name, _, value in pairs if name in _DECIDES}
+    return [], {}
+
+
+def _serve(words: Sequence[str], kinds: set[str]) -> str:
+    """Return the command that starts a vLLM: that of the server, where it runs here."""
+    if is_under_dynamo(kinds):
+        return _DYNAMO
+    return f"python -m {_MODULE} --model MODEL" if _MODULE in words else _SERVE
+
+
+def _as_begun(found: Capability, words: Sequence[str], variables: Mapping[str, str]) -> Capability:
+    """Return what a server of this machine needs no more, as it began with it."""
+    if found.what == "FLOPs, bytes" and found.needs in words:
+        return replace(found, detail="0: nothing has run yet", needs=None)
+    target, flag = None, "--listen"
+    if found.what == "steps (plugin)" and _DETAILS in words:
+        target = variables.get("TTSCOPE_PLUGIN")
+    elif found.what == "spans":
+        given = [*words, ""]
+        target = next(
+            (
+                word.partition("=")[2] or after
+                for word, after in pairwise(given)
+                if word.partition("=")[0] == _TRACES
+            ),
+            None,
+        )
+        if not variables.get(_PROTOCOL, "grpc").startswith("http/"):
+            flag = "--listen-grpc"
+    at = urlsplit(target or "")
+    if not is_loopback(at.hostname) or at.port is None:
+        return found
+    detail = f"sent to {target}: attach URL {flag} {at.port}"
+    return replace(
+        found, present=True, detail=detail, needs=None, run=(), attach=(flag, str(at.port))
+    )
 
 
 def _on_page(page: PolledPage, kinds: set[str]) -> Iterator[Capability]:
@@ -327,7 +372,7 @@ def _inside(client: httpx.Client, identity: Identity, serve: str | None) -> Iter
         yield Capability(what="steps (FPM)", present=None, detail=outside, needs=STEPS_OF[engine])
     else:
         start = (WITH_PLUGIN.replace(_SERVE, serve),) if rust else start
-        needs = PLUGIN.replace("by the command of spans", "so") if rust else PLUGIN
+        needs = PLUGIN.replace("by the command for spans and steps", "so") if rust else PLUGIN
         yield Capability(what="steps (plugin)", present=None, detail=silent, needs=needs, run=start)
         fpm = DYNAMO_FPM if serve == _DYNAMO else FPM
         yield Capability(what="steps (FPM)", present=None, detail=outside, needs=fpm)

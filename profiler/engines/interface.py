@@ -215,7 +215,8 @@ class Engine(ABC):
 class Capability(Record):
     """Something that can be captured: `present` is None where it makes no sense here.
 
-    `run` are shell commands that give what it `needs`, to be pasted one after the other.
+    `run` are shell commands that give what it `needs`, to be pasted one after the other. `attach`
+    are options of `ttscope attach` that record it, where the server sends it already.
     """
 
     what: str
@@ -223,6 +224,7 @@ class Capability(Record):
     detail: str
     needs: str | None = None
     run: tuple[str, ...] = ()
+    attach: tuple[str, ...] = ()
 
 
 class EngineKind(Protocol):

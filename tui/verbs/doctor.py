@@ -64,7 +64,8 @@ def doctor(asked: Doctor) -> None:
         if any(each.present for each in findings if each.what == "metrics"):
             elsewhere = ("--metrics-url", asked.metrics_url) if asked.metrics_url else ()
             key = ("--api-key-env", asked.api_key_env) if asked.api_key_env else ()
-            lines += next_lines("attach", asked.url, *elsewhere, *key, "--duration", "10m")
+            listen = [word for each in dict.fromkeys(f.attach for f in findings) for word in each]
+            lines += next_lines("attach", asked.url, *elsewhere, *key, *listen, "--duration", "10m")
     elif any(each.present for each in findings if each.what == "vLLM in process"):
         words = "record --model demo/s --problems 24 --n 8 -o runs/votes"
         lines += next_lines(*words.split())
