@@ -311,9 +311,15 @@ def _check_enough(
         raise RecordingError(f"{names}: {why}{''.join(dropped)}")
     if lacking:
         tables = "a GPU (--gpu)" if judged else "a GPU (--gpu) or operator tables (--operators)"
+        how = "Run ttscope record --model"
+        if all(map(_asked_a_server, recordings)):
+            how = (
+                "A server does not show its steps to clients. Start it with ttscope's plugin, as "
+                "ttscope doctor URL says, and run ttscope attach URL --workload FILE --listen 4318 "
+                "instead"
+            )
         raise RecordingError(
-            f"{names}: no engine step to learn from. Run ttscope record --model, or take times "
-            f"from {tables}"
+            f"{names}: no engine step to learn from. {how}, or take times from {tables}"
         )
     if not runs:
         raise _no_run(recordings, names, lost)
@@ -331,6 +337,13 @@ def _check_enough(
             f"{names}: no sample is marked right or wrong. Record with answers. Requests without "
             "any are for ttscope replay"
         )
+
+
+def _asked_a_server(recording: Recording) -> bool:
+    """Whether a workload was sent to a server, which was not an import of another tool's."""
+    manifest = recording.manifest
+    servers = [engine.mode == "server" for engine in manifest.engines.values()]
+    return "imported" not in manifest.provenance and bool(servers) and all(servers)
 
 
 def _model_notes(recording: Recording) -> list[str]:

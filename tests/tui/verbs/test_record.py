@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from benchmarks.made.stub import StubEngine
+from benchmarks.servers.fake_engine import FakeEngine, running
 from profiler.engines import start
 from profiler.engines.server.server import what_it_said
 from profiler.sweep import plan
@@ -77,6 +78,20 @@ def test_a_run_whose_every_sample_failed_is_an_error_and_is_kept(run, refusing, 
         assert err.splitlines()[-1].endswith(f"{told} {folder} keeps what was recorded")
         kept = Recording.open(folder)
         assert kept.complete and kept.samples["error"].to_list() == ["HTTP 400"] * 6
+
+
+@pytest.mark.parametrize(
+    "asked", [("replay",), ("advise", "--min-accuracy", "0.5")], ids=["replay", "advise"]
+)
+def test_what_a_server_answered_says_how_its_steps_are_had(run, tmp_path, asked):
+    """A client sees no step, and `record --model` is no way out for a model that is served."""
+    with running(FakeEngine()) as url:
+        sent = ("--problems", "2", "--n", "2", "--concurrency", "2", "-o", tmp_path / "made")
+        run.ok("record", "--endpoint", url, *sent)
+    verb, *options = asked
+    message = run.refused(verb, tmp_path / "made", *options, code=1)
+    assert "attach URL --workload FILE --listen 4318" in message and "plugin" in message
+    assert "record --model" not in message
 
 
 @pytest.mark.parametrize(
