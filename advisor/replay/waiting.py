@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from advisor.replay.result import Replayed
 from traces.schema.record import Record
+from traces.statistics import Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ def longest_waits(
     starts = np.asarray(first, dtype=np.int64)
     deciding = starts[:-1] + replayed.decided_by
     queue = replayed.scheduled_s[deciding] - replayed.queued_s[deciding]
-    order = [p for p in np.argsort(-queue, kind="stable") if queue[p] > 0][:5]
+    order = [p for p in _longest_first(queue) if queue[p] > 0][:5]
     owner = np.repeat(np.arange(len(problem_ids)), np.diff(starts))
     waits = []
     for p in order:
@@ -70,5 +72,10 @@ def _behind(
     held = np.minimum(replayed.end_s, high) - np.maximum(replayed.scheduled_s, low)
     here = (replayed.engine == replayed.engine[s]) & (owner != p) & (held > 0)
     seconds = np.bincount(owner[here], weights=held[here], minlength=len(problem_ids))
-    most = np.argsort(-seconds, kind="stable")[:3]
+    most = _longest_first(seconds)[:3]
     return tuple((problem_ids[i], float(seconds[i])) for i in most if seconds[i] > 0)
+
+
+def _longest_first(seconds: npt.NDArray[Any]) -> Ints:
+    """Return places, of times that are equal to a nanosecond, as a recording has them, in order."""
+    return np.argsort(-np.rint(seconds * 1e9), kind="stable")
