@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, repeat
 from sys import intern
 from typing import Any, NamedTuple
 
@@ -209,21 +209,30 @@ def arrival_rate(arrivals_ns: Iterable[int | None]) -> float | None:
 PAUSE = 10.0  # times the mean of the shorter gaps between arrivals, beyond which nothing was sent
 
 
-def rate_under_load(arrivals_ns: Iterable[int | None], stay_s: float) -> float | None:
+def rate_under_load(
+    arrivals_ns: Iterable[int | None], stays_s: Iterable[float | None] | float
+) -> float | None:
     """Return how many arrived a second of the time in which they came; None for too few to say.
 
-    Pauses count until those that came before them are done, after `stay_s`. Most gaps are none.
+    Pauses count until all that came before them are done. Most gaps are none. `stays_s` is how long
+    each stayed, None where it is not known, or all of them in the mean.
     """
-    times = np.sort(np.array([time for time in arrivals_ns if time is not None], dtype=np.int64))
-    gaps = np.sort(np.diff(times) / 1e9)
+    each = repeat(stays_s) if isinstance(stays_s, float) else stays_s
+    pairs = zip(arrivals_ns, each, strict=False)
+    came = sorted((time, stay or 0.0) for time, stay in pairs if time is not None)
+    times = np.array([time for time, _ in came], dtype=np.int64)
+    since = (times - times[:1]) / 1e9
+    gaps = np.diff(since)
     if not gaps.sum():
         return None
-    upto = np.cumsum(gaps)
-    beyond = gaps[1:] > PAUSE * upto[:-1] / np.arange(1, len(gaps))
+    ordered = np.sort(gaps)
+    beyond = ordered[1:] > PAUSE * np.cumsum(ordered)[:-1] / np.arange(1, len(gaps))
     beyond[: len(gaps) // 2] = False
-    first = 1 + int(np.argmax(beyond)) if beyond.any() else len(gaps)
-    paused = np.maximum(gaps[first:] - stay_s, 0.0).sum()
-    return float(len(gaps) / (upto[-1] - paused))
+    if beyond.any():
+        left = np.maximum.accumulate(since + [stay for _, stay in came])[:-1] - since[:-1]
+        pauses = gaps >= ordered[1 + int(np.argmax(beyond))]
+        gaps = np.where(pauses, np.minimum(gaps, left), gaps)
+    return float(len(gaps) / gaps.sum()) if gaps.any() else None
 
 
 class ReadRuns(NamedTuple):

@@ -138,8 +138,7 @@ def _rate(recording: Recording, servers: Sequence[Watched], run: Run) -> float:
     """
     rate = None
     if run.rows is not None:
-        latency = run.latency_s["mean"]
-        rate = rate_under_load(run.rows["arrival"], 0.0 if latency is None else latency.value)
+        rate = rate_under_load(run.rows["arrival"], run.rows["latency_s"])
     seen = _seen_rate(servers)
     if rate is None or run.sample_rows is None:
         return seen

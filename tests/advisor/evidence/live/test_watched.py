@@ -444,7 +444,7 @@ def test_the_load_is_that_of_metrics_where_spans_tell_of_a_part(told, rate):
     """Spans sampled at a tenth of what ended come at a tenth of its rate."""
     window = SimpleNamespace(total=lambda _: 100.0, histograms={})
     server = SimpleNamespace(numbers=SimpleNamespace(samples_per_s=9.5), window=window)
-    rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9]})
+    rows = pl.DataFrame({"arrival": [0, 10**9, 2 * 10**9], "latency_s": 0.1})
     samples = pl.DataFrame({"problem": range(told)})
     run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of(), latency_s=NOTHING)
     assert what_next._rate(None, [server], run) == rate
@@ -454,7 +454,7 @@ def test_requests_that_came_in_turn_are_none_of_the_load_that_is_replayed(monkey
     """Two traces a second of five calls each: the replay takes ten requests a second."""
     window = SimpleNamespace(total=lambda _: 100.0, histograms={})
     server = SimpleNamespace(numbers=SimpleNamespace(samples_per_s=10.0), window=window)
-    rows = pl.DataFrame({"arrival": [place * 5 * 10**8 for place in range(20)]})
+    rows = pl.DataFrame({"arrival": [place * 5 * 10**8 for place in range(20)], "latency_s": 0.1})
     samples = pl.DataFrame({"problem": np.repeat(np.arange(20), 5)})
     run = SimpleNamespace(rows=rows, sample_rows=samples, engine=engine_of(), latency_s=NOTHING)
     for kept, rate in ((0, 10.0), (20, 2.0)):
@@ -473,6 +473,8 @@ def test_more_load_is_more_than_came_while_it_came():
     assert rate_under_load(steady, 0.0) == pytest.approx(10.0, rel=0.05)
     together = np.repeat(np.arange(20) * 10**10, 16)  # sixteen at once, each ten seconds
     assert rate_under_load(together, 4.0) == pytest.approx(319 / (19 * 4.0))
+    stays = np.tile(np.linspace(1.0, 6.0, 16), 20)  # a pause begins when the last of them is done
+    assert rate_under_load(together, stays) == pytest.approx(319 / (19 * 6.0))
     assert rate_under_load([None, 7, 7], 1.0) is None
 
 
