@@ -242,7 +242,7 @@ def _waiting(numbers: Numbers, share: float) -> str:
     mean, most = numbers.of_load(numbers.waiting), numbers.waiting_max
     return (
         f"requests wait for {percent(share)} of the time under load ({mean:.1f} on average, "
-        f"{most:.0f} at most)"
+        f"{most:.0f} at most in a poll)"
     )
 
 
@@ -265,7 +265,7 @@ def _queue(numbers: Numbers, evidence: LiveEvidence) -> Outcome:
         text += f". While they wait, {numbers.running_max:.0f} run and never more"
         if numbers.kv_share_max is not None:
             text += (
-                f", with the KV cache at most {percent(numbers.kv_share_max)} full: "
+                f", with the KV cache at most {percent(numbers.kv_share_max)} full in a poll: "
                 f"{evidence.request_limit} may be the limit"
             )
     return Finding(kind="queueing", evidence=text)

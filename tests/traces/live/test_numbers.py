@@ -523,7 +523,7 @@ def test_an_idle_hour_does_not_make_the_queue_of_a_burst_shorter():
     numbers = polled_at(range(212), num_requests_running=runs, num_requests_waiting=waits)
     verdict = judge("e", LiveEvidence(numbers=numbers))
     assert verdict.reason is None and verdict.found[0].kind == "queueing"
-    assert "for 100 % of the time under load (6.0 on average, 6 at most)" in (
+    assert "for 100 % of the time under load (6.0 on average, 6 at most in a poll)" in (
         verdict.found[0].evidence
     )
     few = polled_at(range(60), num_requests_running=[0] * 57 + [8] * 3,
@@ -605,7 +605,7 @@ def test_queueing_is_not_said_where_the_cache_is_the_cause():
     assert "max_num_seqs" in verdict.found[0].evidence
     assert "3.00 s in the queue, 3.50 s" in verdict.found[0].evidence
     assert kinds(watched(**waiting | {"kv_cache_usage_perc": 0.99}))[0] == ["KV-bound"]
-    assert "KV cache at most 30 % full: max_num_seqs" in verdict.found[0].evidence
+    assert "KV cache at most 30 % full in a poll: max_num_seqs" in verdict.found[0].evidence
     unknown = {name: value for name, value in waiting.items() if name != "kv_cache_usage_perc"}
     (found,) = judge("e", LiveEvidence(numbers=watched(**unknown))).found
     assert found.evidence.endswith("16 run and never more")
