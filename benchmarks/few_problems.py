@@ -137,7 +137,7 @@ def metrics_of(
                 requests_per_step=1.0,
                 batch=1.0,
                 one_more=unasked,
-                exact_spreads=dict,
+                spreads_of=lambda _: {},
                 replay_again=unasked,
             ),
         )

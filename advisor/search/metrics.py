@@ -398,7 +398,7 @@ class CandidateMetrics(Metrics):
 
     def _with_samples(self, values: Floats, drawn: Floats, name: str, row: int) -> Floats:
         """Return `drawn` means of other problems, with their draws of samples."""
-        _, half = self.replayed[row].exact_spreads().get(name, (0.0, 0.0))
+        _, half = self.replayed[row].exact_spreads.get(name, (0.0, 0.0))
         of_problems = float(np.sqrt(2 * values.var() / values.size)) * Z95
         if not half or not of_problems:
             return drawn
@@ -409,7 +409,7 @@ class CandidateMetrics(Metrics):
     def _fresh_spread(self, row: int, name: str, q: float | None = None) -> float:
         """Return the spread (sd of the log) of a metric of fresh runs; of a quantile with `q`."""
         replayed = self.replayed[row]
-        if name in ("tokens", "flops") and name in (exact := replayed.exact_spreads()):
+        if name in ("tokens", "flops") and name in (exact := replayed.exact_spreads):
             return exact[name][0] / Z95
         fresh = replayed.fresh
         values = fresh.tokens if name == "flops" else getattr(fresh, name)

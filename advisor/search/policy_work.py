@@ -37,7 +37,7 @@ from advisor.search.space import CandidateKind, Space
 from traces.schema.engine import LOOKUPS, ModelFacts
 from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.routes import packed
-from traces.statistics import Floats
+from traces.statistics import Floats, Ints
 
 T = TypeVar("T")
 
@@ -278,21 +278,28 @@ class PolicyWork:
         name = ("decodes", pool.key)
         return self._once(name, lambda: [_decodes(each) for each in self._problems(pool)])
 
-    def exact_spreads(self, kind: CandidateKind) -> dict[str, tuple[float, float]]:
+    def exact_spreads(
+        self, kind: CandidateKind, members: Ints | None = None
+    ) -> dict[str, tuple[float, float]]:
         """Return by how much tokens and FLOPs lie off for their draws of samples, in logs.
 
-        Of a fresh run (`exact_half_width`), and of one of other problems (`of_other_draws`).
-        Nothing where a fresh run draws nothing, or a rule stops early, which is seen in replays.
+        Of a fresh run (`exact_half_width`), and of one of other problems (`of_other_draws`). With
+        `members` of the problems at these places alone. Nothing where a fresh run draws nothing, or
+        a rule stops early, which is seen in replays.
         """
         policy = kind.policy
         if policy == AS_SENT or policy.temperature == 0 or not policy.all_samples_end:
             return {}
         name = ("exact spreads", kind.pool.key, policy.n, kind.facts, kind.engine.speculative)
-        return self._once(name, lambda: self._exact_spreads(kind))
+        if members is not None:
+            return self._exact_spreads(kind, members)
+        every = np.arange(len(self.space.problem_ids))
+        return self._once(name, lambda: self._exact_spreads(kind, every))
 
-    def _exact_spreads(self, kind: CandidateKind) -> dict[str, tuple[float, float]]:
-        each, n = self._decodes(kind.pool), kind.policy.n
-        tokens, flops = self.tokens_and_flops(kind)
+    def _exact_spreads(self, kind: CandidateKind, members: Ints) -> dict[str, tuple[float, float]]:
+        decodes, n = self._decodes(kind.pool), kind.policy.n
+        each = [decodes[place] for place in members.tolist()]
+        tokens, flops = (values[members] for values in self.tokens_and_flops(kind))
         found = {"tokens": exact_half_width(float(tokens.mean()), [own[3] for own in each], n)}
         drafting = self.drafting(kind)
         if kind.facts is not None and np.isfinite(drafting):

@@ -48,7 +48,7 @@ class ReplayedCandidate:
     and its latency is that of all problems at once. `paid` are the device-seconds from the first
     arrival to the last decision for each in which a device is busy. A step takes `step_s` on
     average, with `requests_per_step` samples, and `batch` over the time in which steps run.
-    `exact_spreads` are those of tokens and FLOPs (`PolicyWork.exact_spreads`).
+    `members` are the places of its problems among those of the space, None for all.
     """
 
     candidate: Candidate
@@ -68,8 +68,9 @@ class ReplayedCandidate:
     requests_per_step: float
     batch: float
     one_more: Callable[[], OneMoreRun]
-    exact_spreads: Callable[[], Mapping[str, tuple[float, float]]]
+    spreads_of: Callable[[Ints | None], Mapping[str, tuple[float, float]]]
     replay_again: Callable[[], FreshRuns]
+    members: Ints | None = None
 
     def among(self, members: Ints) -> ReplayedCandidate:
         """Return the same of some of the problems, by their places."""
@@ -81,9 +82,14 @@ class ReplayedCandidate:
             latency_s=self.latency_s[..., members],
             device_s=self.device_s[..., members],
             one_more=lambda: self.one_more().among(members),
-            exact_spreads=dict,
+            members=members,
             replay_again=lambda: self.fresh.among(members),
         )
+
+    @cached_property
+    def exact_spreads(self) -> Mapping[str, tuple[float, float]]:
+        """How far tokens and FLOPs lie off (`PolicyWork.exact_spreads`)."""
+        return self.spreads_of(self.members)
 
     @cached_property
     def fresh(self) -> FreshRuns:
@@ -198,7 +204,7 @@ class CandidateReplays:
             requests_per_step=totals.requests / steps,
             batch=_batch(first),
             one_more=partial(self.policy_work.one_more, kind.pool),
-            exact_spreads=partial(self.policy_work.exact_spreads, kind),
+            spreads_of=partial(self.policy_work.exact_spreads, kind),
             replay_again=partial(
                 self._fresh, candidate, kind.policy, law, concurrency, rate_per_s, arrivals
             ),

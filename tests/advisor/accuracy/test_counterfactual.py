@@ -181,7 +181,7 @@ def test_samples_that_cannot_say(rows, tmp_path, change, message):
 
 
 def test_a_rule_that_stops_is_refused(rows, tmp_path):
-    stopped = Policy(method="early_stopping", n=N, temperature=0.8)
+    stopped = Policy(method="early_stopping", n=N, temperature=0.8, rule=(("window", 4.0),))
     with pytest.raises(RecordingError, match="no fair draw"):
         judge(tmp_path / "r", rows, policy=stopped)
 
