@@ -1,6 +1,6 @@
 """Which of the recorded samples a replay takes, and how far one more run of the problems lies off.
 
-Every question takes them here, so that a configuration has one value whoever asks.
+`replay` and `advise` both draw here, so that a configuration has one value.
 """
 
 from __future__ import annotations

@@ -682,7 +682,7 @@ class Replays:
             return None, None
         half, wider = 0.0, math.sqrt(2)
         if self._needs_no_replay(name):
-            own = exact_half_width(found.value, self._of_samples(name), self.drawn)
+            own = exact_half_width(found.value, self._of_samples[name], self.drawn)
             half = of_other_draws(own, self._draws_of_samples[0])
         below, above = (
             None
@@ -707,16 +707,16 @@ class Replays:
             found |= {f"{name}.{part}": estimate for part, estimate in parts.items()}
         tokens: Floats = drawn.astype(np.float64)
         flops: Floats = np.zeros(len(self.ids))
-        if self._counts_flops:
-            own_flops = self._flops_of_samples(run)
-            flops = np.asarray(np.bincount(owners, weights=own_flops), dtype=np.float64)
         if self._needs_no_replay("tokens"):
-            expected = np.array([each.mean() for each in self._of_samples("tokens")])
+            expected = np.array([each.mean() for each in self._of_samples["tokens"]])
             tokens = self.drawn * expected
         if self._counts_flops and self._needs_no_replay("flops"):
-            own = np.array([each.mean() for each in self._of_samples("flops")])
+            own = np.array([each.mean() for each in self._of_samples["flops"]])
             cached = np.bincount(owners, weights=self._cached_flops(run))
             flops = self.drawn * own - cached
+        elif self._counts_flops:
+            own_flops = self._flops_of_samples(run)
+            flops = np.asarray(np.bincount(owners, weights=own_flops), dtype=np.float64)
         found["tokens"] = mean(tokens, "tokens")
         found["device_s"] = found["joules"] = mean(run.busy_share_s, "device-s")
         at_rate = self.concurrency is None
@@ -810,7 +810,7 @@ class Replays:
         Tokens and FLOPs of samples that all end need no replay for it.
         """
         if self._needs_no_replay(name):
-            return exact_half_width(float(values.mean()), self._of_samples(name), self.drawn)
+            return exact_half_width(float(values.mean()), self._of_samples[name], self.drawn)
         if not fresh.size:
             return half_width(values.size, values)
         share, too_little = self._draws_of_samples if self.samples_drawn else (0.0, 1.0)
@@ -820,14 +820,18 @@ class Replays:
         """Whether all recorded samples tell what draws of them have."""
         return name in ("tokens", "flops") and self.samples_drawn and self._whole
 
-    def _of_samples(self, name: str) -> list[Floats]:
-        """Return [problems] the tokens, or the FLOPs, of each recorded sample."""
-        found = []
-        for load in self.recorded_loads[0]:
-            made = np.array([float(each.output_tokens) for each in load.samples])
-            flops = name == "flops"
-            found.append(self._forwarded(load.prompt_tokens + made - 1) if flops else made)
-        return found
+    @cached_property
+    def _of_samples(self) -> dict[str, list[Floats]]:
+        """Tokens and FLOPs [problems] of each recorded sample, the FLOPs where they are counted."""
+        made = [
+            np.array([float(each.output_tokens) for each in load.samples])
+            for load in self.recorded_loads[0]
+        ]
+        if not self._counts_flops:
+            return {"tokens": made}
+        loads = zip(self.recorded_loads[0], made, strict=True)
+        flops = [self._forwarded(load.prompt_tokens + own - 1) for load, own in loads]
+        return {"tokens": made, "flops": flops}
 
     @cached_property
     def _draws_of_samples(self) -> tuple[float, float]:

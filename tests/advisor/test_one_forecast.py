@@ -13,7 +13,7 @@ from traces.summary.run import summarise
 
 NAMES = ("accuracy", "latency_s", "latency_p95_s", "device_s", "tokens", "flops", "energy_j")
 MOST = 16
-LIMITS = ({}, {"max_num_seqs": 4}, {"max_num_seqs": 8}, {"max_num_batched_tokens": 256})
+LIMITS = ({"max_num_seqs": 4}, {"max_num_seqs": 8}, {"max_num_batched_tokens": 256})
 
 
 def vote(n):
@@ -28,8 +28,8 @@ def rule(method, n, **fields):
 
 ASKED = [
     *((vote(n), {}) for n in (1, 2, 3, 4, 5, 8, 12, 16)),
-    *((VOTE16, limits) for limits in LIMITS[1:]),
-    *((vote(4), limits) for limits in LIMITS[1:]),
+    *((VOTE16, limits) for limits in LIMITS),
+    *((vote(4), limits) for limits in LIMITS),
     (rule("agreement", 6, agree=4.0, in_flight=6.0), {}),
     (rule("agreement", 16, agree=9.0, in_flight=16.0), {"max_num_seqs": 8}),
     (rule("first_finish", 4, first=2.0), {}),

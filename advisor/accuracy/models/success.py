@@ -17,7 +17,7 @@ _KEEP = 0.5  # the effective share of particles to which a temperature may thin 
 # how many options there are where one is guessed.
 _CENTRE = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.4])
 _SPREAD = np.array([1.6, 1.6, 1.6, 1.6, 1.5, 1.5, 1.5, 1.5, 0.5])
-PARTS = 4  # never, always, the second beta and guessed ones, each of which may be absent
+PARTS = 4  # never, always, the second beta and guessed ones: each may be absent
 _BETAS = slice(PARTS, PARTS + 4)
 _OPTIONS = (2, 20)  # at least and at most
 _TINY = 1e-300
