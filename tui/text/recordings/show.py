@@ -518,7 +518,6 @@ def _setting(value: Any) -> str:
 # `ttscope show --policies`: accuracy against tokens of policies that were never run.
 
 
-FORM = 14  # columns that the forms of policies take
 _VARIANTS = ("keep", "window", "threshold")  # a policy per value, one below the other
 _HOW = {
     "finish_order": "ended",
@@ -561,8 +560,10 @@ def policy_table(judged: Counterfactuals, best: Comparison | None, *, width: int
     if of_curve:
         rows = [row[:-1] for row in rows]
     lines += ["", *align(rows, right=(1, 3), width=width)]
-    for form, meaning in dict.fromkeys(form_of(each, judged.max_tokens) for each in order):
-        lines += wrap(form, meaning, width=width, indent=FORM)
+    forms = dict.fromkeys(form_of(each, judged.max_tokens) for each in order)
+    indent = max(14, *(len(form) + 2 for form, _ in forms))
+    for form, meaning in forms:
+        lines += wrap(form, meaning, width=width, indent=indent)
     shown = {row[4] for row in rows}
     for mark, text in _OF_CURVE if of_curve else _LEGEND:
         if any(cell.startswith(mark) for cell in shown) or (
