@@ -324,7 +324,7 @@ def _on_page(page: PolledPage, kinds: set[str]) -> Iterator[Capability]:
     names = {series.name for series in page.values}
     if unwrapped(kinds) - {VLLM, SGLANG}:
         for what in ("speculation", "FLOPs, bytes"):
-            yield Capability(what=what, present=None, detail="this page does not tell")
+            yield Capability(what=what, present=None, detail="this page does not say")
         return
     drafts = sum(value for series, value in page.values.items() if series.name == DRAFTS)
     yield Capability(

@@ -18,8 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WORDS = (
-    "told(?! apart)", "foretold", "foretells?", "said of", "mend(?:s|ed|ing)?", "posed", "anew",
-    "spares", "whoever", "of which", "of those that", "that which",
+    "(?:tells?|told)(?! apart| you)", "foretold", "foretells?", "said of", "mend(?:s|ed|ing)?",
+    "posed", "anew", "spares", "whoever", "of which", "of those that", "that which",
 )  # fmt: skip
 WORD = re.compile(rf"\b({'|'.join(WORDS)})\b", re.IGNORECASE)
 SEMICOLON = re.compile(r";(?!\S)(?! charset=| version=)")

@@ -171,8 +171,8 @@ def evaluate_curve(
     assert curve is not None
     if max_tokens is not None:
         raise UsageError(
-            f"--max-tokens {max_tokens:,}: {run.recording} is a published curve, which tells the "
-            "length of no sample. Import outcomes of samples"
+            f"--max-tokens {max_tokens:,}: {run.recording} is a published curve, which "
+            "has no lengths of samples. Import outcomes of samples"
         )
     most = FARTHEST * curve.most
     for count in counts or ():

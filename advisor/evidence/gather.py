@@ -56,7 +56,7 @@ TOO_LITTLE = (
     "or with the plugin (docs/attach.md)"
 )
 UNTIMED = (
-    "the server's /metrics do not tell the mean time between tokens, so that they teach no law of "
+    "the server's /metrics lack the mean time between tokens, so that they teach no law of "
     "its steps. Steps come from forward passes, and from vLLM's plugin (docs/attach.md)"
 )
 INFERRED = (
@@ -65,12 +65,12 @@ INFERRED = (
     "/metrics"
 )
 NO_CACHE = (
-    "forward passes do not tell the KV cache, which is taken to have room. For a replay --set "
+    "forward passes lack the KV cache, which is taken to have room. For a replay --set "
     "engine.num_gpu_blocks says it"
 )
 UNNAMED = "names no requests, and none can be inferred"
 NAMED_BY = (
-    "Watch the server with ttscope attach URL --fpm, whose /metrics tell requests and lengths "
+    "Watch the server with ttscope attach URL --fpm, whose /metrics have requests and lengths "
     "(docs/attach.md)"
 )
 PROBLEMS_FILE = "problems.jsonl"  # of a workload that others sent: an import has no prompts
@@ -708,7 +708,7 @@ class _Servers:
         which = "" if self.decode_as(seen) else ", and not on which server each was"
         which += f", {after:,} of them one after another for a problem" if after else ""
         return [
-            f"{recording}: spans tell of {sent:,} of {self.ended:,.0f} requests that ended{which}, "
+            f"{recording}: spans are of {sent:,} of {self.ended:,.0f} requests that ended{which}, "
             "so that lengths and arrivals are those of /metrics"
         ]
 
@@ -742,7 +742,7 @@ def _rate(runs: Sequence[RecordedRun]) -> float | None:
 
 
 ONE_PROBLEM = (
-    "one problem does not tell how others differ. The logarithms of their times are taken to have "
+    "one problem does not show how others differ. The logarithms of their times are taken to have "
     "a standard deviation of 1"
 )
 NOT_OURS = (
@@ -750,7 +750,7 @@ NOT_OURS = (
     "requests is among the problems"
 )
 COUNTS_ONLY = (
-    "its /metrics do not tell which samples belong to one request. It teaches the times of its "
+    "its /metrics do not say which samples belong to one request. It teaches the times of its "
     "engine's steps, and its samples are not among the problems"
 )
 
@@ -796,7 +796,7 @@ def _counted_as(runs: Sequence[RecordedRun]) -> list[str]:
             feed = "forward passes do" if run.inferred else "/metrics does"
             notes.append(
                 f"{run.recording}: each sample counts as a problem, at a rate too, for {feed} not "
-                "tell which belong to one request"
+                "say which belong to one request"
             )
         elif most > 1:
             notes.append(f"{run.recording}: a request of up to {most} samples is one problem")

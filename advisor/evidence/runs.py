@@ -192,7 +192,7 @@ class RecordedRun:
         arrivals = [self.problems[name].arrival_ns for name in problem_ids]
         if None in arrivals:
             raise UsageError(
-                f"{self.recording}: tells no load to replay. Give --concurrency, problems in "
+                f"{self.recording}: has no load to replay. Give --concurrency, problems in "
                 "flight, or --rate, problems arriving"
             )
         times = np.array(arrivals, dtype=np.int64)

@@ -191,12 +191,17 @@ def _steps(
         "running": column("running"),
         "waiting": column("waiting"),
         "kv_blocks": column("kv_blocks"),
+        "preempted": column("preemptions"),
         "profiled": False,
         "source": "replayed",
     }
     steps: pl.DataFrame = pl.DataFrame(frame, strict=False)[order]
     known_interval = pl.when(pl.col("interval_ns") >= 0).then("interval_ns")
-    return steps.with_columns(step=pl.int_range(pl.len()), interval_ns=known_interval)
+    return steps.with_columns(
+        pl.col("preempted").diff().over("engine").fill_null(pl.col("preempted")),
+        step=pl.int_range(pl.len()),
+        interval_ns=known_interval,
+    )
 
 
 @compiled

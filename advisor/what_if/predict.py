@@ -327,7 +327,7 @@ def _deployed(evidence: Evidence, base: Recording, recorded: Run) -> tuple[Evide
     if count == len(servers.members):  # by the shares of the requests that ended on each
         ways.insert(2 if placing.even else 0, PLACED)
     note = (
-        f"{opening}. Nothing tells on which of them a request was, so the interval holds what "
+        f"{opening}. It is not known on which of them a request was, so the interval holds what "
         f"routers of {len(ways)} kinds would do: to the one with the fewest requests, in turn"
         + (", and by each server's share of what ended" if PLACED in ways else "")
     )
@@ -521,9 +521,9 @@ def _untaught(name: str, why: str) -> str:
 
 
 UNTOLD: Final = Telling(
-    "the recorded steps do not tell what each request adds to a step. The interval holds steps "
+    "the recorded steps do not show what each request adds to a step. The interval holds steps "
     "that grow little and much with them. A recording with other numbers of samples or problems in "
-    "flight tells (--with)"
+    "flight shows it (--with)"
 )
 
 
@@ -754,7 +754,7 @@ def _measured_notes(
         notes.append(
             Telling(
                 "steps are means between two polls of /metrics, so that the law is coarse. The "
-                "plugin tells every step (docs/attach.md)"
+                "plugin reports every step (docs/attach.md)"
             )
         )
     elif tables and not own.inferred:
@@ -764,7 +764,7 @@ def _measured_notes(
             Telling(
                 "no request was seen by itself: lengths are drawn from the histograms of /metrics, "
                 "arrivals from its counters, where a request of several samples counts as several. "
-                "Spans tell them (docs/attach.md)"
+                "Spans report them (docs/attach.md)"
             )
         )
         if own.spread_unknown:

@@ -134,7 +134,7 @@ def tabled(
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
         raise UsageError(
             "--operators: set engine.max_num_seqs and engine.max_num_batched_tokens, "
-            "which this recording does not tell"
+            "which this recording lacks"
         )
     measured = domain(operators)
     captured = captured_sizes(replace(engine, gpu=operators.gpu))
@@ -191,7 +191,7 @@ def _all_reduces(
     if facts is None:
         raise UsageError(
             "--collectives: a message is as large as the model's hidden size says, which this "
-            "recording does not tell. Give the model's config.json with --model-config"
+            "recording lacks. Give the model's config.json with --model-config"
         )
     from advisor.step_time.operators.communication import (
         Communication,

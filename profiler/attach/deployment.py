@@ -65,7 +65,7 @@ _ADOPTED = (  # of what a plugin tells
 ENGINES_PAGE = (
     "the engine's own host and port, not a router's, or its --metrics-url (Dynamo "
     "http://POD:8081, NIM http://HOST:8000/v1/metrics, Ray Serve the node's metrics port, which "
-    "tells of an engine once it has served a request). Start vLLM without --disable-log-stats, "
+    "has an engine's once it has served a request). Start vLLM without --disable-log-stats, "
     "SGLang with --enable-metrics, trtllm-serve with return_perf_metrics and "
     "enable_iter_perf_stats in its --config"
 )

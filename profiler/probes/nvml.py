@@ -145,7 +145,9 @@ def _visible(nvml: Any, environ: Mapping[str, str]) -> list[Any]:
     if by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         names = {nvml.nvmlDeviceGetName(handle) for handle in everything}
         if len(names) > 1:  # CUDA counts the fastest first, NVML along the bus
-            raise SensorError("GPUs differ: set CUDA_DEVICE_ORDER=PCI_BUS_ID to tell which is used")
+            raise SensorError(
+                "GPUs differ: set CUDA_DEVICE_ORDER=PCI_BUS_ID to make clear which is used"
+            )
     return handles
 
 

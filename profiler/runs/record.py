@@ -158,7 +158,7 @@ def record(
             writer.update(checkpoints=cost)
             if checkpoints.skipped:
                 skipped = (
-                    f"samples whose token ids the engine does not tell: {checkpoints.skipped:,}"
+                    f"samples whose token ids the engine does not return: {checkpoints.skipped:,}"
                 )
                 writer.event("note", f"no forced answers: {skipped}", engine=engine.config.key())
         for note in workload.notes():

@@ -449,7 +449,7 @@ class Service:
         if question.chat and self._no_chats:
             raise BadRequest(
                 "the policy goes on from thoughts by their token ids, which this engine does not "
-                "tell of a chat. Ask /v1/completions"
+                "return for a chat. Ask /v1/completions"
             )
         asked, most, effort = policy, question.max_tokens, question.reasoning_effort
         if most is not None and (policy.max_tokens is None or most < policy.max_tokens):

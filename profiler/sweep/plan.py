@@ -208,7 +208,7 @@ def _build(kind: type[Any], fields: Mapping[str, Any], where: str) -> Any:
 def _policy(fields: Mapping[str, Any], where: str) -> Policy:
     if fields.get("temperature", 0.0) is None:
         raise UsageError(
-            f"{where}: temperature is not known, as outcomes do not tell it. Give the one with "
+            f"{where}: temperature is not known, as outcomes lack it. Give the one with "
             "which they were drawn"
         )
     _check_kinds(

@@ -81,7 +81,7 @@ def pose_again(
 def _load(recording: Recording, source: str | None, *, chat: bool) -> Workload:
     facts = recording.manifest.workload
     if facts is None:
-        raise UsageError(f"{recording.name}: does not tell its workload, so it cannot be sent")
+        raise UsageError(f"{recording.name}: does not name its workload, so it cannot be sent")
     generated = facts.name.partition(":")[0] == "demo" and facts.seed is not None
     if source is None and not generated:
         raise UsageError(

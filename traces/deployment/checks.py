@@ -373,7 +373,7 @@ def _judged(
     elif broken and not all(ends):
         why = "worse than promised by more than both intervals explain"
     if verdict == "unsure" and None in (low, high):
-        why = f"too few problems to tell whether it is {edge}. Record more"
+        why = f"too few problems to say whether it is {edge}. Record more"
     return Check(
         name=name,
         kind=kind,
@@ -501,7 +501,7 @@ def _differs(expected: Expectations, run: Run, price: float | None) -> tuple[str
     differences = []
     promised, asked = expected.workload, run.workload
     if promised is not None and asked is None:
-        differences.append("the recording does not tell which problems were asked")
+        differences.append("the recording does not say which problems were asked")
     other = promised is not None and asked is not None and promised.hash != asked.hash
     if other and _other_problems(expected, run) is None:
         differences.append(
@@ -808,7 +808,7 @@ def load_check(expected: Expectations, *servers: Numbers) -> Check:
         (0.0, most * (1 + ROOM)),
         most,
         what="the most that was assumed",
-        absent="the server does not tell it",
+        absent="the server does not report it",
     )
 
 

@@ -149,7 +149,7 @@ def _notes(recording: Recording, samples: pl.DataFrame, ready: pl.DataFrame) -> 
     going_on = ready.filter(pl.col("role") != "sample").height
     if going_on:
         notes.append(
-            "revisions, forced answers and scores go on from samples, which their ids do not tell: "
+            "revisions, forced answers and scores go on from samples, which their ids do not show: "
             f"{going_on:,}"
         )
     if recording.manifest.concurrency is not None:

@@ -434,7 +434,7 @@ def fixed_share(  # noqa: PLR0911
     if explained < EXPLAINED:
         return None, (
             f"steps whose content explains their times. It explains {percent(explained)} of how "
-            f"{timed.height:,} steps differ, and {percent(EXPLAINED)} is the least that tells"
+            f"{timed.height:,} steps differ, and {percent(EXPLAINED)} is the least that shows one"
         )
     return float(np.clip(weights[0] / time.mean(), 0.0, 1.0)), ""
 

@@ -348,7 +348,7 @@ class WindowTimes:
             )
         if self.as_measured:
             notes.append(
-                "kernel windows touched every problem, and too few steps alike tell what they "
+                "kernel windows touched every problem, and too few steps alike show what they "
                 "cost. Times marked * have it in them"
             )
         elif unknown:

@@ -93,13 +93,13 @@ def _header(material: Material) -> Html:
     models = ", ".join(dict.fromkeys(model_words(run.engine.model) for run in runs))
     intro = (
         "A reasoning model can think longer, or answer several times and vote: both buy accuracy "
-        "with time, money and energy. This page tells from measured runs which configuration to "
+        "with time, money and energy. This page shows from measured runs which configuration to "
         "serve: model, policy (how many samples, how chosen) and engine settings."
     )
     if material.advice is None:
         intro = "This page shows what was recorded, and says what advice would need."
     if material.of_live:
-        intro = "This page tells what a watched deployment spends its time on, and what to try."
+        intro = "This page shows what a watched deployment spends its time on, and what to try."
     signs = "[a, b] is a 90 % interval, - was not measured, * lies outside what was measured."
     reading = f"Point at a number, or reach it with the Tab key, for its meaning. {signs}"
     printed = f"{signs} What the words mean is on the last page."

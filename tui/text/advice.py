@@ -481,7 +481,7 @@ def cost_words(accounts: Accounts) -> list[str]:
         said.append(
             "The pick cannot serve so many that renting costs less."
             if even.value > most.value
-            else "Whether the limits hold at that rate, --rate tells."
+            else "Whether the limits hold at that rate, --rate says."
         )
     return said
 

@@ -250,12 +250,12 @@ def _not_told(expected: Expectations) -> list[str]:
         missing = (
             'Put the temperature into policy.json first ("temperature": 0.6): the outcomes do not '
         )
-        lines += wrap("", missing + "tell it.", width=80, indent=0)
+        lines += wrap("", missing + "have it.", width=80, indent=0)
     if policy.n > 1 and verifier_of(expected.workload) is None:
         missing = (
             "Give serve and record --verifier exact, numeric, choice or math: the outcomes do not "
         )
-        lines += wrap("", missing + "tell which answers are the same one.", width=80, indent=0)
+        lines += wrap("", missing + "say which answers are the same one.", width=80, indent=0)
     return lines
 
 

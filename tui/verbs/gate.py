@@ -132,7 +132,7 @@ def judged(asked: GateOptions) -> Gate:
     (baseline, _), manifest = _only(base, asked.price), base.manifest
     if asked.endpoint is not None and baseline.workload is None:
         raise UsageError(
-            f"{asked.against}: does not tell which problems were asked, so that no run can be "
+            f"{asked.against}: does not say which problems were asked, so that no run can be "
             "compared with it. Name a recording of ttscope record, or expect.json"
         )
     load = (manifest.concurrency, manifest.rate_per_s)
@@ -167,7 +167,7 @@ def _record(
     from tui.verbs.record import Ask, Keep, run_workload
 
     if policy is None or policy.spec.of_others:
-        raise UsageError(f"{asked.against}: tells no policy that can be run. Give a recording")
+        raise UsageError(f"{asked.against}: has no policy that can be run. Give a recording")
     check_runnable(asked.against, policy)
     demo = told is not None and told.name.partition(":")[0] == "demo"
     workload = asked.workload or (told.name if told is not None and demo else None)

@@ -127,7 +127,7 @@ def _unknown_length(engine: EngineConfig) -> str:
         "the server drafts, and how many tokens ahead is not known, so that a replay would be wrong"
     )
     if software_of(engine) == SGLANG:
-        return f"{why}. Watch it again and name SGLang's own URL, whose /server_info tells"
+        return f"{why}. Watch it again and name SGLang's own URL, whose /server_info has it"
     return (
         f"{why}. Watch it again with the plugin (docs/attach.md), or with metrics that count "
         "accepted tokens by position"
@@ -176,7 +176,7 @@ def with_drafts(
         if setting is not None and setting.method == UNKNOWN_METHOD:
             ahead = counted(setting.num_speculative_tokens, "token")
             notes.append(
-                f"{run.recording}: the server drafts {ahead} ahead, as its metrics tell. They do "
+                f"{run.recording}: the server drafts {ahead} ahead, by its metrics. They do "
                 "not name the method"
             )
         notes.append(

@@ -435,7 +435,7 @@ def _untold(steps: pl.DataFrame, lost: int) -> str | None:
     checks = (
         (
             steps["prefill_kv_tokens"].null_count() or not total,
-            "its steps do not tell what their prompts read",
+            "its steps lack what their prompts read",
         ),
         (
             steps["end"].null_count(),
@@ -443,9 +443,9 @@ def _untold(steps: pl.DataFrame, lost: int) -> str | None:
         ),
         (
             steps["decode_tokens"].null_count(),
-            "its engine speculates, or too few steps tell whether it does",
+            "its engine speculates, or too few steps show whether it does",
         ),
-        (steps["waiting"].null_count(), "its steps do not tell how many requests wait"),
+        (steps["waiting"].null_count(), "its steps lack how many requests wait"),
         (lost > MOST_LOST * total, f"{lost:,} of {total:,} steps are missing"),
         (
             not steps["prefill_tokens"].sum(),

@@ -159,6 +159,7 @@ def _note(world: World, rules: Rules, e: int, leap: Any) -> None:
     leap.growth, leap.window_growth = engine.growth, engine.window_growth
     leap.longest = longest(world, e, rules.keep_longest)
     leap.running, leap.waiting, leap.kv_blocks = engine.running, engine.waiting, engine.used
+    leap.preemptions = engine.preemptions
 
 
 @inner

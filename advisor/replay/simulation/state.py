@@ -185,6 +185,7 @@ LEAP = np.dtype(
         ("running", "i8"),
         ("waiting", "i8"),
         ("kv_blocks", "i8"),
+        ("preemptions", "i8"),  # up to then
         ("host", "f8"),
     ],
     align=True,

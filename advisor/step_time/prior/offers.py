@@ -88,7 +88,7 @@ def offer(evidence: Evidence, recordings: Sequence[Recording], systems: Sequence
         )
         untaught |= {} if recalibration is None else recalibration.untaught
         measured = {_shape(table.engine) for table in evidence.steps}
-        offered, why = 0, "no recording tells of a model"
+        offered, why = 0, "no recording has a model"
         for base, choices, recorded in _bases(evidence, tables):
             facts = evidence.models.get(base.model)
             if facts is None:

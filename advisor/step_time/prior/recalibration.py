@@ -737,7 +737,7 @@ def cost_of(prior: Prior, engine: EngineConfig, drafting: Drafting | None = None
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
         raise UsageError(
             "--gpu: set engine.max_num_seqs and engine.max_num_batched_tokens, "
-            "which this recording does not tell"
+            "which this recording lacks"
         )
     tables = prior.step_tables(
         max_num_batched_tokens=engine.max_num_batched_tokens,

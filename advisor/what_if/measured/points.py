@@ -92,7 +92,7 @@ def _said(text: str, recording: Recording) -> MeasuredPoint:
     what, unit = match["what"], match["unit"]
     if what not in (ITL, TPOT):
         raise UsageError(
-            f"{option}: {what} does not tell how long a step takes. Give itl or tpot, as in "
+            f"{option}: {what} does not say how long a step takes. Give itl or tpot, as in "
             f"{_EXAMPLE}"
         )
     if unit not in _UNITS:
@@ -127,8 +127,7 @@ def _recorded_lengths(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
     lengths = lengths.filter(pl.col("prompt_tokens") > 0, pl.col("output_tokens") > 0)
     if lengths.is_empty():
         raise UsageError(
-            f"--measured: {recording.name} does not tell the lengths of requests. Add them: "
-            f"{_EXAMPLE}"
+            f"--measured: {recording.name} lacks the lengths of requests. Add them: {_EXAMPLE}"
         )
     return lengths["prompt_tokens"].to_numpy(), lengths["output_tokens"].to_numpy()
 

@@ -2,6 +2,7 @@ import dataclasses
 from functools import partial
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -506,6 +507,21 @@ def test_a_sample_that_is_drawn_later_arrives_then_in_the_recording():
     arrival = samples["arrival"].to_numpy() / 1e9
     assert arrival == pytest.approx(got.queued_s, abs=1e-8)
     assert len(np.unique(arrival)) == 12  # each after the one before
+
+
+def test_the_steps_of_a_recording_say_how_many_were_preempted():
+    loads, limits = loads_of(3, 6, 4), Limits(block_size=8, num_blocks=20)
+    count = Replicas(count=2)
+    workload = ReplayWorkload.from_loads(loads, [0.0] * len(loads))
+    got = replay(workload, linear_cost(COST), limits, replicas=count, log=True)
+    tables = replayed_tables(
+        got, loads, [f"{each}" for each in range(len(loads))], linear_cost(COST), keys=("e", "p"),
+        start_ns=0, speculative=False, replicas=2,
+    )  # fmt: skip
+    of = tables["steps"].group_by("engine").agg(pl.col("preempted").sum(), pl.len())
+    assert tables["steps"]["preempted"].min() == 0
+    assert of["preempted"].sum() == got.preemptions == tables["samples"]["preemptions"].sum() > 0
+    assert of.height == 2 and of["preempted"].min() > 0
 
 
 def test_verify_steps_keep_what_the_sample_kept():

@@ -279,7 +279,7 @@ def _alike(
         if len({getattr(each, name) for each in facts} - {None}) > 1
     ]
     differing += ["prompts"] if same_task and likeness.prompts is False else []
-    why = "nothing tells that all of these are the same"
+    why = "nothing shows that all of these are the same"
     if differing:
         why = f"they differ in {' and '.join(differing)}"
     elif likeness.same and (same_task or likeness.prompts):

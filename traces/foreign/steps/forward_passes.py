@@ -387,7 +387,7 @@ def _notes_of(engine: _Engine) -> list[str]:
     if engine.sampled:
         notes.append(
             f"sampled (DYN_FPM_MODE): {rows.steps:,} of {rows.steps + rows.lost:,} passes that its "
-            "counter tells of, by the clock, so that those before a long step or a pause come more "
+            "counter has, by the clock, so that those before a long step or a pause come more "
             "often. Their times are left out. DYN_FPM_MODE=full keeps all"
         )
     limits = rows.limits

@@ -197,7 +197,7 @@ class AdviceScreen(ModeScreen):
         ("agree 4/7", "Up to 7 samples, until 4 agree."),
         ("first 4/8", "The most frequent of the first 4 of 8 answers."),
         ("asc 0.95/16", "Up to 16 samples, until the vote is 95 % sure."),
-        ("route@6", "Samples by a table, up to 6. The answer of the row tells it."),
+        ("route@6", "Samples by a table, up to 6. The answer of the row has it."),
         ("sure", "How likely all limits hold together."),
     )
 

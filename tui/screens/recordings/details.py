@@ -52,7 +52,7 @@ def entry_lines(entry: Entry, *, marked: int, width: int) -> list[str]:
         ]
     hint = "space: mark two to compare them on the same problems"
     return [
-        f"{run.recording}: {counted(run.problems, 'problem')} decided",
+        f"{run.recording}: {counted(run.problems, 'problem')} completed",
         *time_lines(run, width),
         *energy_lines(run, width),
         *warning_lines(run, width),

@@ -416,7 +416,7 @@ class RecordingsScreen(ModeScreen):
         if not entry.comparable:
             why = "it is incomplete or cannot be read"
             if entry.teaches:
-                why = "its /metrics tell of no problem by itself"
+                why = "its /metrics have no problem by itself"
             self.notify(f"not compared: {why}", severity="warning")
             return
         self.ttscope.toggle_mark(entry.key)

@@ -215,7 +215,7 @@ def latency_lines(
     lines = align(rows, right=(1, 2, 3, 4))
     used = {row[-1] for row in rows}
     if requests is not None and requests.source in used:
-        how = "as their spans tell" if requests.source == "spans" else "as the client saw them"
+        how = "by their spans" if requests.source == "spans" else "as the client saw them"
         text = f"{counted(requests.count, 'sample')}, {how}"
         lines += wrap(requests.source, text, width=width, indent=INDENT)
     if "/metrics" in used:

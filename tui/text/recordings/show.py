@@ -168,7 +168,7 @@ def _head(run: Run, width: int) -> list[str]:
     lines += wrap("policy", policy, width=width, indent=INDENT)
     if unnamed:  # its records are of steps alone
         return lines + warning_lines(run, width)
-    decided = f"{run.problems:,} decided"
+    decided = f"{run.problems:,} completed"
     if run.curve is not None:
         decided = f"{run.curve.problems:,} behind a published curve"
         decided += "" if run.workload is None else f", {run.workload.name}"
@@ -491,7 +491,7 @@ def config_lines(compared: Difference, width: int) -> list[str]:
         if parts:
             asked = f"what else differs in {names}"
         text = (
-            f"not known: {asked} (the recordings do not tell all of {'them' if several else 'it'})"
+            f"not known: {asked} (the recordings do not have all of {'them' if several else 'it'})"
         )
         lines += wrap("", text, width=width, indent=2)
     return lines
