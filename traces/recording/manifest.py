@@ -93,6 +93,29 @@ class CheckpointCost(Record):
     output_tokens: Count | None
 
 
+class _Imported(msgspec.Struct):
+    format: str | None = None
+    files: list[dict[str, Any] | str] = []
+    unlike: list[str] = []
+    identities: str | None = None
+    failed_problems: Count | None = None
+
+
+class _Replayed(msgspec.Struct):
+    recording: str | None = None
+    seed: int | None = None
+
+
+class Provenance(msgspec.Struct):
+    """What is read of a manifest's `provenance`, of which others may write more."""
+
+    imported: _Imported | msgspec.UnsetType = msgspec.UNSET
+    replayed: _Replayed | msgspec.UnsetType = msgspec.UNSET
+    cpu: str | None = None
+    cpus: Count | None = None
+    gpu: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
     """The contents of `recording.json`.
@@ -221,6 +244,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         msgspec.convert(data, Manifest)
+        msgspec.convert(data.get("provenance", {}), Provenance)
         if version < 1 or any(
             len(data.get(name, ())) > MOST_ENGINES for name in ("engines", "policies", "models")
         ):
