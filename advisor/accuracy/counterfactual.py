@@ -23,7 +23,7 @@ import polars as pl
 
 from advisor.accuracy.extrapolation import FARTHEST, extrapolate, fresh_runs
 from advisor.accuracy.finish_order import Decided, ReplayedOrder, decide
-from advisor.accuracy.models.answers import AnswerCounts, AnswerModel, count_answers
+from advisor.accuracy.models.answers import AnswerCounts, count_answers, fitted
 from advisor.accuracy.models.published import CurveAccuracy, learned
 from advisor.accuracy.samples import (
     FEWEST,
@@ -123,13 +123,13 @@ def evaluate(
         outcomes, of = _of_all(samples, inside, outcomes), samples.of
     if samples.n > 1:
         has_answers = samples.answers_told
-        model = AnswerModel().fit(
-            [
+        model = fitted(
+            tuple(
                 count_answers(p.answers, p.correct)
                 if has_answers
                 else AnswerCounts(right=(sum(p.correct),), unparsed=samples.n - sum(p.correct))
                 for p in samples.problems
-            ]
+            )
         )
         outcomes = [*fresh_runs(model, outcomes, methods=("majority", "pass_at_k"), of=of)]
         tokens = np.array([float(p.tokens.mean()) for p in samples.problems])
@@ -529,7 +529,7 @@ def _budgets(
     for columns, counts in cut.values():
         votes = _estimates(columns)
         if len(votes) > 1:
-            model = AnswerModel().fit(counts)
+            model = fitted(tuple(counts))
             votes = [*fresh_runs(model, votes, methods=("majority",), of=len(counts))]
         outcomes += votes
     for (one, (low, _)), (two, (high, _)) in pairwise(cut.items()):

@@ -297,7 +297,7 @@ class ClosedForm(Metrics):
         full = FULL * self.d / np.where(bound > 0, bound, np.inf)  # problems that fill the engines
         return np.asarray(1 / self._busy(np.maximum(full, len(self.space.problem_ids)))[0])
 
-    def _values(self, name: str) -> Floats:
+    def _values(self, name: str, rows: Rows = ALL) -> Floats:
         demands = self.demands
         if name == "accuracy":
             one = demands.right_one[self.work]
@@ -319,7 +319,7 @@ class ClosedForm(Metrics):
                 steps = demands.quantile(quantile_of(name), "all")[0][self.work]
                 values = self.step_s * (steps + self.waited)
             values = values * np.exp(self._bias["latency_s"])
-        return np.asarray(values)
+        return np.asarray(values[rows])
 
     def _paid(self) -> Floats:
         """Return device-seconds of a problem, idle ones with them, as `CandidateMetrics` does.

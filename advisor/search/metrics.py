@@ -47,7 +47,7 @@ class Metrics(ABC):
         """Problems that each candidate can serve per second."""
 
     @abstractmethod
-    def _values(self, name: str) -> Floats:
+    def _values(self, name: str, rows: Rows) -> Floats:
         """Return a metric that does not follow from device time, as `values` does."""
 
     @abstractmethod
@@ -65,15 +65,15 @@ class Metrics(ABC):
         Latency and accuracy come first.
         """
 
-    def values(self, name: str) -> Floats:
-        """Return the metric of every candidate, infinite where it is not known."""
+    def values(self, name: str, rows: Rows = ALL) -> Floats:
+        """Return the metric [rows], infinite where it is not known."""
         if name == "devices":
-            return self.devices.astype(float)
+            return self.devices[rows].astype(float)
         if name == "throughput_problems_per_s":
-            return np.asarray(self.devices / self._values("device_s"))
+            return np.asarray(self.devices[rows] / self._values("device_s", rows))
         if name == "energy_j":
-            return self._energy(ALL, self._values("on_s"), self._values("busy_s"))
-        return self._values(name)
+            return self._energy(rows, self._values("on_s", rows), self._values("busy_s", rows))
+        return self._values(name, rows)
 
     def draws(self, name: str, rows: Rows = ALL, *, of: Of = "all") -> Floats:
         """Return [rows, draws] of the metric of all problems like these, or of one more run."""
@@ -156,7 +156,7 @@ class CandidateMetrics(Metrics):
         self.replayed: list[ReplayedCandidate] = []
         self.factors: list[Floats] = []
         self.loads: list[Floats] = []  # the share of what can be served that a problem takes
-        self._by_row: dict[tuple[str, Of], list[tuple[float, Floats]]] = {}
+        self._by_row: dict[tuple[str, Of, int], tuple[float, Floats]] = {}
         self._arrays: dict[tuple[str, Of], tuple[Floats, Floats]] = {}
         self._estimates: dict[tuple[str, int, float | None], Estimate | None] = {}
         self._times: dict[Hashable, tuple[float, Floats]] = {}
@@ -184,15 +184,16 @@ class CandidateMetrics(Metrics):
     def capacity_per_s(self) -> Floats:
         return np.array([each.capacity_per_s for each in self.replayed])
 
-    def _values(self, name: str) -> Floats:
-        return self._get(name, "all")[0]
+    def _values(self, name: str, rows: Rows) -> Floats:
+        if isinstance(rows, slice):
+            return self._get(name, "all")[0][rows]
+        return np.array([self._row(name, int(row), "others")[0] for row in rows])
 
     def _draws(self, name: str, rows: Rows, of: Of) -> Floats:
-        if of == "fresh":  # which is replayed for each that is asked about
-            return np.array(
-                [self._row(name, row, of)[1] for row in np.arange(len(self.rows))[rows]]
-            )
-        return self._get(name, of)[1][rows]
+        if isinstance(rows, slice):
+            return self._get(name, of)[1][rows]
+        draws = [self._row(name, int(row), of)[1] for row in rows]  # of those asked about alone
+        return np.array(draws).reshape(-1, self.resampling.count)
 
     def chance(self, met: Bools) -> Floats:
         """Return the share of draws that are met: the lower of the two halves."""
@@ -230,7 +231,7 @@ class CandidateMetrics(Metrics):
         if (name == "cost_usd" and price is None) or (name == "accuracy" and not self.space.judged):
             return None
         source, scale = _at_price(name, price)
-        value = self.values(source)[row]
+        value = float(self.values(source, np.array([row]))[0])
         if not np.isfinite(value):
             return None
         replayed = self.replayed[row]
@@ -284,7 +285,7 @@ class CandidateMetrics(Metrics):
     def _power_seen(self, row: int) -> bool:
         """Whether a recording had such batches, and steps in as small a part of the time."""
         law = tuple(self.space.power.values())[self.space.powered[self.rows[row]]]
-        busy_s, on_s = float(self._values("busy_s")[row]), float(self._values("on_s")[row])
+        busy_s, on_s = (self._row(name, row, "others")[0] for name in ("busy_s", "on_s"))
         return bool(law.within(on_s, busy_s, busy_s * float(self.batch[row])))
 
     def difference(
@@ -317,16 +318,22 @@ class CandidateMetrics(Metrics):
         return interval
 
     def _get(self, name: str, of: Of) -> tuple[Floats, Floats]:
-        rows = self._by_row.setdefault((name, of), [])
-        if (name, of) not in self._arrays or len(rows) < len(self.rows):
-            rows += [self._row(name, row, of) for row in range(len(rows), len(self.rows))]
-            self._arrays[name, of] = (
+        known = self._arrays.get((name, of))
+        if known is None or len(known[0]) < len(self.rows):
+            rows = [self._row(name, row, of) for row in range(len(self.rows))]
+            self._arrays[name, of] = known = (
                 np.array([value for value, _ in rows]),
                 np.array([draws for _, draws in rows]).reshape(-1, self.resampling.count),
             )
-        return self._arrays[name, of]
+        return known
 
     def _row(self, name: str, row: int, of: Of) -> tuple[float, Floats]:
+        key = (name, of, row)
+        if key not in self._by_row:
+            self._by_row[key] = self._drawn_row(name, row, of)
+        return self._by_row[key]
+
+    def _drawn_row(self, name: str, row: int, of: Of) -> tuple[float, Floats]:
         replayed, resampling = self.replayed[row], self.resampling
         if name == "accuracy":
             draws = resampling.accuracy(replayed.accuracy)

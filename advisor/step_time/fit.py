@@ -33,7 +33,7 @@ from advisor.evidence.gather import StepTable
 from advisor.evidence.keys import law_key
 from advisor.evidence.live.histograms import SPREAD
 from advisor.evidence.unrecorded import differences, recording_of, what_differs
-from advisor.step_time.kept import kept, plain_fields, with_arrays
+from advisor.kept import kept, plain_fields, with_arrays
 from advisor.step_time.law import StepLaw
 from traces.errors import UsageError
 from traces.schema.engine import EngineConfig

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from advisor.step_time.kept import kept, plain_fields, with_arrays
+from advisor.kept import kept, plain_fields, with_arrays
 from advisor.step_time.law import non_negative_least_squares
 from traces.schema.engine import EngineConfig
 from traces.statistics import LEVEL, Bools, Floats, Ints, tied

@@ -1,7 +1,7 @@
 """The regressions behind step times, as scikit-learn estimators.
 
 Loading scikit-learn takes a second, so that only what fits loads this module. What was fitted is
-kept (`advisor.step_time.kept`), and predicts without it.
+kept (`advisor.kept`), and predicts without it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -170,3 +171,9 @@ class AnswerModel:
         won = leads[:, : self._rights].sum(axis=1)
         share = np.divide(won, leading, out=np.zeros(len(tally)), where=leading > 0)
         return np.asarray(share, dtype=float)
+
+
+@lru_cache(maxsize=16)
+def fitted(problems: tuple[AnswerCounts, ...], *, draws: int = 200, seed: int = 0) -> AnswerModel:
+    """Return the model of these problems, which is learned once."""
+    return AnswerModel(draws=draws, seed=seed).fit(problems)

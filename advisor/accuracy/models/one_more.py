@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from advisor.accuracy.models.answers import AnswerModel, count_answers
+from advisor.accuracy.models.answers import count_answers, fitted
 from advisor.evidence.runs import Sample
+from advisor.kept import kept
 from traces.schema.estimate import Estimate, Interval
 from traces.schema.tts.policy import Policy
 from traces.schema.tts.stop_rules import FIRST
@@ -16,12 +17,11 @@ class OneMoreRun:
     """What the recorded samples [problems] of a way of sampling tell of one more run.
 
     How certain a vote is, its recorded samples do not say by themselves: of 16 samples one vote of
-    16 is known. The laws of their answers do (`AnswerModel`), which are learned once.
+    16 is known. The laws of their answers do (`AnswerModel`). What they say is kept.
     """
 
     def __init__(self, samples: Sequence[Sequence[Sample]], *, draws: int = 200) -> None:
         self.samples, self.draws = samples, draws
-        self._model: AnswerModel | None = None
         self._variances: dict[int, float] = {}
 
     def among(self, members: Ints) -> OneMoreRun:
@@ -56,17 +56,19 @@ class OneMoreRun:
         if votes == 1 and fewest > 1:
             return of_single_samples(right, fewest)
         if votes not in self._variances:
-            if self._model is None:
-                self._model = AnswerModel(draws=self.draws).fit(
-                    [
-                        count_answers([s.answer for s in own], [s.correct for s in own])
-                        for own in self.samples
-                    ]
-                )
-            runs = self._model.simulate([votes])[votes].majority
-            chance = runs.mean(axis=(0, 1))
-            joint = float(runs.mean(axis=2).var()) * chance.size
-            self._variances[votes] = max(float((chance * (1 - chance)).mean()), joint)
+            counts = tuple(
+                count_answers([s.answer for s in own], [s.correct for s in own])
+                for own in self.samples
+            )
+
+            def variance() -> float:
+                runs = fitted(counts, draws=self.draws).simulate([votes])[votes].majority
+                chance = runs.mean(axis=(0, 1))
+                joint = float(runs.mean(axis=2).var()) * chance.size
+                return float(max((chance * (1 - chance)).mean(), joint))
+
+            learned_from = ("variance of one more run", counts, self.draws, votes)
+            self._variances[votes] = kept(learned_from, variance, float, float)
         return self._variances[votes]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from traces.files import code_version, own_cache, private, whole_file
 
 T = TypeVar("T")
-MOST: Final = 128  # files that are kept
+MOST: Final = 1024  # files that are kept
 
 
 def kept(

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from advisor import kept as kept_module
 from advisor.evidence.gather import gather
-from advisor.step_time import kept as kept_module
 from advisor.step_time.fit import StepTimeModel, learned
 from advisor.step_time.power import power_laws
 from tests.advisor.synthetic import GREEDY, VOTE16, engine_of, record
