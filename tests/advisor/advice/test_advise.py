@@ -20,7 +20,7 @@ from traces.statistics import tied
 from traces.summary.run import summarise
 from tui.text.advice import verdict
 
-QUICK = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LATENCIES = st.floats(0.005, 1.0)
 ACCURACIES = st.floats(0.1, 0.99)
 OBJECTIVES = st.sampled_from(["latency", "cost", "accuracy", "throughput"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("aiohttp")
-PROGRAM = (sys.executable, "-m", "benchmarks.forged_recordings", "--count", "200")
+PROGRAM = (sys.executable, "-m", "benchmarks.forged_recordings", "--count", "30")
 
 
 @pytest.mark.slow

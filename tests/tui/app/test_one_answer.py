@@ -23,9 +23,8 @@ BUDGETS = [
     {"min_accuracy": "0.9", "max_latency": "20ms"},
     {
         "max_latency": "120ms", "percentile": "95", "min_accuracy": "70%", "optimise": "cost",
-        "confidence": "0.5", "price": "2.5", "max_cost": "$0.0005",
+        "confidence": "0.5", "price": "2.5", "max_cost": "$0.0005", "gpus": "2",
     },
-    {"rate": "2/s", "min_accuracy": "0.6", "gpus": "2", "optimise": "throughput"},
 ]  # fmt: skip
 EMPTY = [{"rate": "2/s", "price": "2.5", "confidence": "0.8"}]
 
