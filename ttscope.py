@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from traces.recording import reader
     from tui.notebook import Compared, Gate, Policies, Recommendation, Recording, Replay, Summary
+    from tui.verb_functions import attach, compare, import_files, record
 
     Source: TypeAlias = reader.Recording | str | Path
     Price: TypeAlias = float | str | Mapping[str, float]
@@ -29,12 +30,20 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> str:  # the package's metadata take a while to read
-    if name != "__version__":
-        raise AttributeError(f"module 'ttscope' has no attribute {name!r}")
-    from traces.errors import installed
+def __getattr__(name: str) -> Any:  # what takes a while to read
+    if name == "__version__":
+        from traces.errors import installed
 
-    return installed("ttscope") or "unknown"
+        return installed("ttscope") or "unknown"
+    if name not in __all__:
+        raise AttributeError(f"module 'ttscope' has no attribute {name!r}")
+    from tui import verb_functions
+
+    return getattr(verb_functions, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
 
 
 def open(path: Source) -> Recording:
@@ -42,34 +51,6 @@ def open(path: Source) -> Recording:
     from tui.notebook import Recording, path_of
 
     return Recording.open(path_of(path))
-
-
-def record(output: str | Path, **options: Any) -> Recording:
-    """Run a workload on vLLM: `record("runs/s", model="demo/s", n=8)`."""
-    from tui.options import RuleOptions, Sampling, grouped
-    from tui.verbs.record import Ask, Keep, run_workload
-
-    options["output"] = output
-    return open(run_workload(*grouped(options, Ask, Sampling, RuleOptions, Keep)))
-
-
-def attach(*urls: str, output: str | Path, **options: Any) -> Recording:
-    """Watch servers for `duration`, or while a `workload` is sent to them."""
-    from tui.options import Sampling, Watch, grouped
-    from tui.verbs.attach import Judging, MethodRules, Pose, watch_servers
-
-    options |= {"urls": list(urls), "output": output}
-    return open(watch_servers(*grouped(options, Watch, Pose, Sampling, MethodRules, Judging))[0])
-
-
-def import_files(*files: str | Path, output: str | Path, **options: Any) -> Recording:
-    """Make a recording of profiler traces, samples, requests or forward passes."""
-    from tui.options import grouped
-    from tui.verbs import import_export
-
-    options |= {"files": list(files), "output": output}
-    import_export.import_files(*grouped(options, import_export.Import))
-    return open(output)
 
 
 def show(
@@ -140,22 +121,6 @@ def replay(
     from tui.notebook import replayed
 
     return replayed(given)
-
-
-def compare(
-    recording: Source, a: Mapping[str, Any], b: Mapping[str, Any], *, price: Price | None = None,
-    **options: Any,
-) -> Compared:  # fmt: skip
-    """Compare two replays of a recording: `compare(run, {"policy.n": 8}, {"policy.n": 16})`."""
-    from tempfile import TemporaryDirectory
-
-    from tui.notebook import compared, prices_of
-
-    at = prices_of(price)
-    with TemporaryDirectory(prefix="ttscope-") as folder:
-        kept = [replay(recording, each, **options).write(Path(folder) / name)
-                for name, each in (("a", a), ("b", b))]  # fmt: skip
-        return compared(kept, at)
 
 
 def advise(

@@ -17,8 +17,11 @@ from tests.advisor.synthetic import VOTE16, engine_of, record
 from tests.test_docs import DOCS
 from tests.tui.report.report_page import Page
 from traces.errors import UsageError
-from tui.options import AccountOptions, BudgetOptions
+from tui.options import AccountOptions, BudgetOptions, RuleOptions, Sampling, Watch
+from tui.verbs import import_export
+from tui.verbs.attach import Judging, MethodRules, Pose
 from tui.verbs.gate import GateOptions, judged
+from tui.verbs.record import Ask, Keep
 from tui.verbs.replay import ReplayOptions
 from tui.verbs.show import print_show
 
@@ -75,6 +78,9 @@ def test_two_runs_a_gate_and_policies_say_what_the_verbs_say(ran, capsys):
     assert tokens["value"].item() == pytest.approx(1.0, abs=0.05)
 
 
+WRITE = (ttscope.record, ttscope.attach, ttscope.import_files)
+
+
 @pytest.mark.parametrize(
     ("function", "groups", "own"),
     [
@@ -84,11 +90,16 @@ def test_two_runs_a_gate_and_policies_say_what_the_verbs_say(ran, capsys):
             {"recordings", "seed", "output", "solver"},
         ),
         (ttscope.replay, (ReplayOptions,), {"changes", "solver"}),
+        (ttscope.record, (Ask, Sampling, RuleOptions, Keep), set()),
+        (ttscope.attach, (Watch, Pose, Sampling, MethodRules, Judging), set()),
+        (ttscope.import_files, (import_export.Import,), set()),
+        (ttscope.compare, (ReplayOptions,), {"a", "b", "price", "solver"}),
     ],
 )
 def test_a_notebook_completes_every_option(function, groups, own):
     options = {field.name for group in groups for field in fields(group)}
     options -= {"change", "explain", "interval"}  # what is printed, both intervals being there
+    options -= {"as_json"} if function in WRITE else set()
     names = inspect.signature(function).parameters
     assert set(names) == options | own
     kinds = {each.kind for each in names.values()}
