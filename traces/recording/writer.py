@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import polars as pl
@@ -180,22 +180,23 @@ def _last_of_keys(paths: Sequence[Path], table: str) -> Kept:
     return np.split(last, np.cumsum([part.height for part in parts])[:-1])
 
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 Drained = Sequence[Row] | pl.DataFrame
 log = logging.getLogger("ttscope.writer")
 _CTRL_C = 10  # pressed during one write
 _FAULTS = (Exception, pl.exceptions.PanicException)  # a panic of polars is no Exception
+_OF_OTHERS = (*_FAULTS, KeyboardInterrupt)  # of what is called in the thread: see `unbroken`
 
 
-def unbroken(write: Callable[[], object]) -> None:
-    """Write in a thread that Ctrl-C does not concern.
+def unbroken(work: Callable[[], T]) -> T:
+    """Return what polars does in a thread that Ctrl-C does not concern.
 
-    polars raises KeyboardInterrupt in the thread in which it works, whichever that is.
+    It raises KeyboardInterrupt in the thread in which it works, whichever that is.
     """
     for _ in range(_CTRL_C):
         try:
-            write()
-            return
+            return work()
         except KeyboardInterrupt:
             continue
     raise OSError(errno.EINTR, "interrupted again and again")
@@ -368,7 +369,7 @@ class RecordingWriter:
             for table in TABLES:
                 try:
                     self._flush(table)
-                except _FAULTS as error:  # the other tables are written all the same
+                except _OF_OTHERS as error:  # the other tables are written all the same
                     self._fail(error)
             if closing:
                 self._compact()
@@ -388,14 +389,14 @@ class RecordingWriter:
                 for row in drained:
                     self.append(table, row)
                     count -= 1
-        except _FAULTS as error:  # a probe's fault must not cost the other tables
+        except _OF_OTHERS as error:  # a probe's fault must not cost the other tables
             log.warning("rows of %s were lost (%s: %s)", table, type(error).__name__, error)
             self.dropped(table, count)
             self._unfit += count
 
     def _keep(self, table: str, frame: pl.DataFrame) -> None:
         """Have a frame of some of the table's columns wait, as far as there is room."""
-        fitting = frame.cast({name: TABLES[table][name] for name in frame.columns})
+        fitting = unbroken(lambda: frame.cast({n: TABLES[table][n] for n in frame.columns}))
         with self._lock:
             room = max(self._capacity - self._waiting(table), 0)
             self._lost[table] += max(frame.height - room, 0)
@@ -409,8 +410,12 @@ class RecordingWriter:
             self._framed[table] += len(rows)
         if not self._framed[table]:
             return
-        waiting = [_frame(table, ()), *self._frames[table], _frame(table, rows)]
-        frame = sound_rows(table, pl.concat(waiting, how="diagonal"))
+
+        def sound() -> pl.DataFrame:
+            waiting = [_frame(table, ()), *self._frames[table], _frame(table, rows)]
+            return sound_rows(table, pl.concat(waiting, how="diagonal"))
+
+        frame = unbroken(sound)
         unfit = self._framed[table] - frame.height  # the columns or their ranges
         self.dropped(table, unfit)
         self._unfit += unfit
@@ -435,7 +440,7 @@ class RecordingWriter:
         for listener in list(self._listeners) if rows.height else ():
             try:
                 listener(table, rows)
-            except _FAULTS as error:  # which must cost no recording
+            except _OF_OTHERS as error:  # which must cost no recording
                 log.warning("a listener failed (%s: %s)", type(error).__name__, error)
                 self._listeners.remove(listener)
 

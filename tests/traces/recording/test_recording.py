@@ -540,17 +540,18 @@ def test_a_manifest_of_a_thousand_engines_is_read_and_of_too_many_refused(tmp_pa
         Recording.open(folder)
 
 
-def test_ctrl_c_while_a_part_is_written_loses_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", [(merging, "write_part"), (merging, "sound_rows"), (pl, "concat")])
+def test_ctrl_c_while_a_part_is_written_loses_nothing(tmp_path, monkeypatch, at):
     """Polars raises KeyboardInterrupt in the writer's thread when the process is interrupted."""
-    write_part, pressed = merging.write_part, []
+    function, pressed = getattr(*at), []
 
     def interrupted(*arguments, **more):
         if len(pressed) < 2:
             pressed.append(True)
             raise KeyboardInterrupt
-        return write_part(*arguments, **more)
+        return function(*arguments, **more)
 
-    monkeypatch.setattr(merging, "write_part", interrupted)
+    monkeypatch.setattr(*at, interrupted)
     writer = RecordingWriter(tmp_path / "r", Manifest(clock_start=read_clocks()))
     writer.append("events", {"time": 1, "kind": "note", "detail": "kept"})
     writer.close(complete=True)
