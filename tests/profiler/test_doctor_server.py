@@ -96,7 +96,7 @@ def test_what_a_page_never_tells_is_not_denied(server):
         assert engine in found["models"].detail
         for each in (found["speculation"], found["FLOPs, bytes"]):
             assert (each.present, each.needs) == (None, None)
-            assert each.detail == "this page does not tell"
+            assert each.detail == "this page does not say"
         assert "steps (plugin)" not in found
 
 

@@ -82,7 +82,7 @@ def test_what_a_trace_does_not_say_is_told(tmp_path):
     for wanted in (
         "without an arrival or a length, left out: 1",
         "cancelled have the length they had then: 1",
-        "go on from samples, which their ids do not tell: 2",
+        "go on from samples, which their ids do not show: 2",
         "recorded with 2 problems in flight",
         "ids are shared within a problem only",
     ):

@@ -114,7 +114,7 @@ def test_one_output_has_one_ttft(run, folder):
     assert table["ITL"].endswith("/metrics")
     (above,) = (line for line in out.splitlines() if line.startswith("TTFT p95"))
     assert " ".join(above.split()[2:4]) in table["TTFT"]
-    assert "19 samples, as their spans tell" in out
+    assert "19 samples, by their spans" in out
     _, out, _ = run("show", folder / "spans", "--json")
     document = json.loads(out)
     (watched,) = document["watched"]

@@ -166,7 +166,7 @@ def test_few_problems_cannot_keep_a_limit_on_p95_and_can_break_it(tmp_path):
         gated = held(few, budget=budget)
         limit = next(each for each in gated.checks if each.kind == "limit")
         assert limit.verdict == verdict, limit
-        assert verdict == "broken" or limit.why.startswith("too few problems to tell whether it is")
+        assert verdict == "broken" or limit.why.startswith("too few problems to say whether it is")
 
 
 @pytest.mark.slow

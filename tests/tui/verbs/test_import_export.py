@@ -157,7 +157,7 @@ def test_requests_are_imported_shown_and_exported(run, tmp_path):
     assert out.endswith("kept in r\n\nnext      ttscope show r\n")
     out = run.clean("show", "r")
     assert max(map(len, out.splitlines())) <= 80
-    assert "engine    imported, settings not known" in out and "problems  2 decided of 2" in out
+    assert "engine    imported, settings not known" in out and "problems  2 completed of 2" in out
     code, out, _ = run("export", "r", "-o", "out.jsonl", "--format", "mooncake")
     assert (code, out.splitlines()[0][:24]) == (0, "wrote 2 requests, whose ")
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2

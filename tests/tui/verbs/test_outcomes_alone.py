@@ -123,7 +123,7 @@ def test_a_replay_has_the_times_of_the_tables(run, three, tmp_path):
     found = json.loads(out)["predicted"]
     assert found["tokens_per_problem"]["value"] == pytest.approx(tokens.sum(axis=1).mean())
     assert found["latency_s"]["mean"]["extrapolated"] and found["accuracy"] is not None
-    assert "tells no load to replay. Give --concurrency" in run.refused(*asked[:-3], code=2)
+    assert "has no load to replay. Give --concurrency" in run.refused(*asked[:-3], code=2)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_what_a_curve_cannot_tell_is_refused(run, tmp_path):
     imported(run, tmp_path, "other", CSV.replace("0.7", "0.8"))
     code, out, _ = run("show", "runs/curve", "runs/other")
     assert code == 0 and "knows no problem by itself, so nothing is paired" in out
-    assert "tells the length of no sample" in run.refused(
+    assert "has no lengths of samples" in run.refused(
         "show", "runs/curve", "--policies", "--max-tokens", "100", code=2
     )
     assert "something of 1 to 32" in run.refused(

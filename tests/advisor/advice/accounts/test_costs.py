@@ -70,7 +70,7 @@ def test_from_the_break_even_rate_on_renting_costs_less(advisor):
     text = " ".join(" ".join(cost_lines(answer, found)).split())
     assert "prompts not counted" in text and "renting costs less from" in text
     within = rate <= costs.capacity_per_s.value
-    assert ("--rate tells" in text) is within
+    assert ("--rate says" in text) is within
     cheap = accounts(advisor, Tariff(api_price=1e-6))
     assert "cannot serve so many" in " ".join(" ".join(cost_lines(*cheap)).split())
 

@@ -84,13 +84,13 @@ def test_spans_are_held_against_all_servers_of_their_model(count, dtype, kept):
     assert {run.engine for run in evidence.runs} == ({spans_of(1).engine} if kept else set(ranks))
     first = {run.engine: len(run.problems) for run in reversed(evidence.runs)}
     assert sum(first.values()) == 40
-    assert [f"spans tell of {count} of 40" in note for note in notes] == [True] * (not kept)
+    assert [f"spans are of {count} of 40" in note for note in notes] == [True] * (not kept)
 
 
 def test_requests_that_came_in_turn_are_told_of_and_not_left_out_of_what_is_drawn():
     spans = spans_of(20)
     _, _, (note,) = traffic([spans], in_turn={spans.engine: [12, 8]})
-    assert "spans tell of 40 of 40 requests that ended, 20 of them one after another" in note
+    assert "spans are of 40 of 40 requests that ended, 20 of them one after another" in note
     _, _, (note,) = traffic([spans_of(38)], in_turn={spans.engine: [2]})
     assert note.startswith("left out of live: 1 problem whose 2 requests")
 
@@ -101,7 +101,7 @@ def test_spans_of_another_model_stand_for_no_server():
     other = replace(own, engine=replace(own.engine, model="other"))
     ranks, evidence, (note,) = traffic([other], more=[other.engine])  # by another name
     assert {run.engine for run in evidence.runs} == set(ranks)
-    assert "spans tell of 40 of 40" in note
+    assert "spans are of 40 of 40" in note
     unread = engine_of(mode="server", model="third")
     ranks, evidence, (note,) = traffic([other], more=[unread, other.engine])
     assert {run.engine for run in evidence.runs} == set(ranks)

@@ -224,7 +224,7 @@ def test_steps_that_were_seen_with_as_many_requests_tell_no_growth(base, tmp_pat
     truth = at_rate(base, 400.0, "engine.max_num_seqs=16").predicted
     assert after.low < before.value < after.value < 1.5 * before.value < after.high
     assert after.low < truth.tpot_s["mean"].value < after.high
-    assert any("do not tell what each request adds" in note for note in found[1].notes)
+    assert any("do not show what each request adds" in note for note in found[1].notes)
 
 
 def server_where_requests_wait(monkeypatch, max_num_seqs):
@@ -338,7 +338,7 @@ def test_samples_are_not_counted_among_requests_of_several(truth, polled, tmp_pa
     spans = watched(truth, tmp_path / "spans")
     both, one = gather([polled, spans], judged=False), gather([spans], judged=False)
     assert "spans: a request of up to 4 samples is one problem" in both.lost
-    assert any(each.startswith("seen: its /metrics do not tell which") for each in both.lost)
+    assert any(each.startswith("seen: its /metrics do not say which") for each in both.lost)
     assert [run.problems.keys() for run in both.runs] == [run.problems.keys() for run in one.runs]
     assert len(both.steps) > len(one.steps)
 

@@ -342,7 +342,7 @@ def recorded_model(recorded):
     [
         (("itl=12ms",), "is not understood. Write itl=12.3ms@32"),
         (("itl=12@4",), "needs a unit, one of s, ms, us"),
-        (("ttft=12ms@4",), "ttft does not tell how long a step takes"),
+        (("ttft=12ms@4",), "ttft does not say how long a step takes"),
         (("itl=-2ms@4",), "a time must be above 0 and finite"),
         (("itl=1e999ms@4",), "a time must be above 0 and finite"),
         (("itl=0ms@4",), "a time must be above 0"),

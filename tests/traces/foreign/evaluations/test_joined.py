@@ -229,7 +229,7 @@ def test_an_expected_answer_that_all_share_tells_nothing(tmp_path):
         for seed, name in enumerate(("humaneval", "mbpp"))
     ]
     found, _ = imported(tmp_path, *paths)
-    assert found.problems == 40 and "nothing tells" in asked(found)
+    assert found.problems == 40 and "nothing shows" in asked(found)
 
 
 def test_survivors_of_failed_samples_do_not_stand_for_all(tmp_path):

@@ -40,7 +40,7 @@ def test_one_run_in_80_columns(recordings):
     text = "\n".join(lines)
     assert max(map(len, lines)) <= 80
     for wanted in (
-        *("toy, tp1 seqs8", "maj@4", "12 decided of 12", "accuracy", "TTFT p50", "TPOT p95"),
+        *("toy, tp1 seqs8", "maj@4", "12 completed of 12", "accuracy", "TTFT p50", "TPOT p95"),
         *("device-s/problem", "$", "dev x latency/token", "batch", "KV cache", "tok/s"),
         *("step time", "decode", "mixed", "maj@k", "pass@k"),
     ):
@@ -132,7 +132,7 @@ def test_incomplete_says_what_is_missing(tmp_path):
 
 def test_empty_and_seen_from_outside(tmp_path):
     empty = show_lines(summarise(write_recording(tmp_path / "empty", {}, complete=False)))
-    assert any("0 decided" in line for line in empty)
+    assert any("0 completed" in line for line in empty)
     rows = simulate(problems=4, n=2)
     del rows["steps"]
     lines = show_lines(summarise(write_recording(tmp_path / "outside", rows)))
