@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Source: TypeAlias = reader.Recording | str | Path
     Price: TypeAlias = float | str | Mapping[str, float]
+    Recorded: TypeAlias = Recording
+    Comparison: TypeAlias = Compared
 
 __all__ = [
     "TtscopeError", "advise", "attach", "compare", "gate", "import_files", "open",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ttscope
-from tui.notebook import Compared, Recording, compared, prices_of
 from tui.options import RuleOptions, Sampling, Watch, grouped
 from tui.verbs import import_export
 from tui.verbs.attach import Judging, MethodRules, Pose, watch_servers
@@ -43,27 +42,27 @@ def _taking(options: list[inspect.Parameter]) -> Callable[[Function], Function]:
 
 
 @_taking(_options(Ask, Sampling, RuleOptions, Keep))
-def record(output: str | Path, **options: Any) -> Recording:
+def record(output: str | Path, **options: Any) -> ttscope.Recorded:
     """Run a workload on vLLM: `record("runs/s", model="demo/s", n=8)`."""
     options["output"] = output
-    return Recording.open(run_workload(*grouped(options, Ask, Sampling, RuleOptions, Keep)))
+    return ttscope.open(run_workload(*grouped(options, Ask, Sampling, RuleOptions, Keep)))
 
 
 @_taking([each for each in _options(Watch, Pose, Sampling, MethodRules, Judging)
           if each.name != "urls"])  # fmt: skip
-def attach(*urls: str, output: str | Path, **options: Any) -> Recording:
+def attach(*urls: str, output: str | Path, **options: Any) -> ttscope.Recorded:
     """Watch servers for `duration`, or while a `workload` is sent to them."""
     options |= {"urls": list(urls), "output": output}
     watched, *_ = watch_servers(*grouped(options, Watch, Pose, Sampling, MethodRules, Judging))
-    return Recording.open(watched)
+    return ttscope.open(watched)
 
 
 @_taking([each for each in _options(import_export.Import) if each.name != "files"])
-def import_files(*files: str | Path, output: str | Path, **options: Any) -> Recording:
+def import_files(*files: str | Path, output: str | Path, **options: Any) -> ttscope.Recorded:
     """Make a recording of profiler traces, samples, requests or forward passes."""
     options |= {"files": list(files), "output": output}
     import_export.import_files(*grouped(options, import_export.Import))
-    return Recording.open(Path(output))
+    return ttscope.open(output)
 
 
 @_taking([each for each in inspect.signature(ttscope.replay).parameters.values()
@@ -75,14 +74,13 @@ def compare(
     *,
     price: ttscope.Price | None = None,
     **options: Any,
-) -> Compared:
+) -> ttscope.Comparison:
     """Compare two replays of a recording: `compare(run, {"policy.n": 8}, {"policy.n": 16})`."""
     from tempfile import TemporaryDirectory
 
-    at = prices_of(price)
     with TemporaryDirectory(prefix="ttscope-") as folder:
-        kept = [
+        one, other = (
             ttscope.replay(recording, each, **options).write(Path(folder) / name)
             for name, each in (("a", a), ("b", b))
-        ]
-        return compared(kept, at)
+        )
+        return ttscope.show(one, other, price=price)
