@@ -83,4 +83,4 @@ def compare(
             ttscope.replay(recording, each, **options).write(Path(folder) / name)
             for name, each in (("a", a), ("b", b))
         )
-        return ttscope.show(one, other, price=price)
+        return ttscope.show(one, other, price=price)  # type: ignore[return-value]
