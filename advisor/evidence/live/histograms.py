@@ -263,8 +263,9 @@ def arrivals_in(window: Window) -> Ints:
 
     None of a page that does not count first tokens.
 
-    Those that came got their first token or wait: the first tokens and how many more wait. Those
-    that wait at the first poll came before it, at times that nothing tells, and come with it here.
+    Ascending, though polls may not be. Those that came got their first token or wait: the first
+    tokens and how many more wait. Those that wait at the first poll came before it, at times that
+    nothing tells, and come with it here.
     """
     firsts = window.histograms.get(TTFT)
     if firsts is None:
@@ -282,7 +283,7 @@ def arrivals_in(window: Window) -> Ints:
         begin, end = window.times[max(place - 1, 0)], window.times[place]
         parts = (np.arange(counts[place]) + 0.5) / counts[place]
         times.append(begin + np.rint(parts * (end - begin)).astype(np.int64))
-    return np.concatenate(times) if times else np.zeros(0, dtype=np.int64)
+    return np.sort(np.concatenate(times)) if times else np.zeros(0, dtype=np.int64)
 
 
 def _told_lengths(window: Window, name: str, counter: str) -> Histogram | float | None:

@@ -12,7 +12,7 @@ from advisor.advice.advisor import Advisor
 from advisor.evidence.features import ALL, Features, Reads
 from advisor.evidence.gather import gather
 from advisor.evidence.live.front_end import with_prompt_context
-from advisor.evidence.live.histograms import drawn_traffic, mean_steps
+from advisor.evidence.live.histograms import arrivals_in, drawn_traffic, mean_steps
 from advisor.evidence.runs import rate_under_load
 from advisor.replay.recording import write_recording
 from advisor.replay.replay import Replicas
@@ -707,6 +707,13 @@ def test_advice_offers_no_more_where_the_limit_was_never_met(base, tmp_path):
     seen = watched(at_rate(base, 5.0, "engine.max_num_seqs=64"), tmp_path / "seen")
     space = explore(gather([seen], judged=False))
     assert space.max_num_seqs.max() == 64
+
+
+def test_requests_of_polls_out_of_order_ascend():
+    """As a forged recording has them: a replay takes arrivals that ascend."""
+    window = drawn_window(None, None, 40, times=np.array([0, 3, 1, 2, *range(4, 11)]) * 10**9)
+    arrivals = arrivals_in(window)
+    assert len(arrivals) == 40 and (np.diff(arrivals) >= 0).all()
 
 
 def test_seconds_of_few_long_steps_are_in_the_law():
