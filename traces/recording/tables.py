@@ -39,6 +39,7 @@ class Column:
 NAME = Column(pl.Utf8(), present=True)
 TEXT, BOOL = Column(pl.Utf8()), Column(pl.Boolean())
 TIME, DURATION = Column(pl.Int64(), 0, LATEST_NS), Column(pl.Int64(), -LONGEST_NS, LONGEST_NS)
+WHEN = Column(pl.Int64(), 0, LATEST_NS, present=True)
 TOKENS, FEW = Column(pl.Int64(), 0, MOST_TOKENS), Column(pl.Int64(), 0, 1 << 10)
 COUNT, COUNTS = Column(pl.Int64(), 0, MOST), Column(pl.List(pl.Int64), 0, MOST)
 # What is kept as it was told, such as ids and counters of bytes: sums and differences fit 64 bits.
@@ -244,10 +245,10 @@ POWER: _Columns = {
 }
 
 _SCRAPES: _Columns = {
-    "time": TIME,
+    "time": WHEN,
     "engine": TEXT,
-    "name": TEXT,
-    "labels": TEXT,
+    "name": NAME,
+    "labels": NAME,
     "le": FLOAT,
     "value": FLOAT,
 }

@@ -31,7 +31,10 @@ def test_rows_keep_their_order_whatever_the_size_of_a_piece(tmp_path, monkeypatc
     paths = parts(
         tmp_path,
         "scrapes",
-        [{"time": list(range(at * 7, at * 7 + 7)), "name": "n", "le": at / 2} for at in range(3)],
+        [
+            {"time": list(range(at * 7, at * 7 + 7)), "name": "n", "labels": "", "le": at / 2}
+            for at in range(3)
+        ],
     )
     target = tmp_path / "scrapes-000000-000002.parquet"
     merge(paths, target, "scrapes")

@@ -585,7 +585,8 @@ def test_a_value_out_of_its_columns_range_is_one_line(tmp_path, table):
             continue
         for value in (column.low - 1, column.high + 1, column.low, column.high):
             held = [value] if isinstance(column.type, pl.List) else value
-            frame = pl.DataFrame({name: [None, held]}, schema={name: column.type})
+            other = held if column.present else None
+            frame = pl.DataFrame({name: [other, held]}, schema={name: column.type})
             path = write_part(folder, table, frame, 50, 50)
             sound = column.low <= value <= column.high
             refused = nullcontext() if sound else pytest.raises(RecordingError, match=name)
