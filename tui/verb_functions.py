@@ -48,8 +48,7 @@ def record(output: str | Path, **options: Any) -> ttscope.Recorded:
     return ttscope.open(run_workload(*grouped(options, Ask, Sampling, RuleOptions, Keep)))
 
 
-@_taking([each for each in _options(Watch, Pose, Sampling, MethodRules, Judging)
-          if each.name != "urls"])  # fmt: skip
+@_taking(_options(Watch, Pose, Sampling, MethodRules, Judging))
 def attach(*urls: str, output: str | Path, **options: Any) -> ttscope.Recorded:
     """Watch servers for `duration`, or while a `workload` is sent to them."""
     options |= {"urls": list(urls), "output": output}
@@ -57,7 +56,7 @@ def attach(*urls: str, output: str | Path, **options: Any) -> ttscope.Recorded:
     return ttscope.open(watched)
 
 
-@_taking([each for each in _options(import_export.Import) if each.name != "files"])
+@_taking(_options(import_export.Import))
 def import_files(*files: str | Path, output: str | Path, **options: Any) -> ttscope.Recorded:
     """Make a recording of profiler traces, samples, requests or forward passes."""
     options |= {"files": list(files), "output": output}
@@ -66,7 +65,7 @@ def import_files(*files: str | Path, output: str | Path, **options: Any) -> ttsc
 
 
 @_taking([each for each in inspect.signature(ttscope.replay).parameters.values()
-          if each.name not in ("recording", "changes")])  # fmt: skip
+          if each.name != "changes"])  # fmt: skip
 def compare(
     recording: ttscope.Source,
     a: Mapping[str, Any],

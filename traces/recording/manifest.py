@@ -107,7 +107,7 @@ class _Replayed(msgspec.Struct):
 
 
 class Provenance(msgspec.Struct):
-    """What is read of a manifest's `provenance`, of which others may write more."""
+    """The parts of `provenance` that are read. A recording may hold others."""
 
     imported: _Imported | msgspec.UnsetType = msgspec.UNSET
     replayed: _Replayed | msgspec.UnsetType = msgspec.UNSET
