@@ -61,6 +61,7 @@ ADDED = (STARTED, REPORTED)  # by ttscope, to each engine of a page
 GAUGES = (RUNNING, WAITING, KV, ACCEPTED_LENGTH, *ADDED)
 MOST_SERIES = 50_000  # of a page, and of an engine in all its pages; more are left out
 _CELLS = 500_000  # of a table of polls and series in memory
+_LARGEST = 2.0**63  # of a counter
 _LOWER = 1 - 1e-9  # times a sum, which may be rounded otherwise
 _COUNTER, _GAUGE = 0, 1  # kinds of series
 _LINE = {name: TABLES["scrapes"][name] for name in ("name", "labels", "le")}
@@ -470,6 +471,8 @@ class Polls:
         starts = np.searchsorted(poll, np.arange(poll[-1] + 1))
         times = rows["time"].to_numpy()[starts]
         value, gone = rows["value"].to_numpy(), rows["value"].is_null().to_numpy()
+        # What no counter can hold is no reading: sums of it would overflow.
+        value = np.where(np.abs(value) <= _LARGEST, value, np.nan)
         step = max(_CELLS // max(self._columns.most, 1), 1)
         for first in range(0, starts.size, step):
             end = starts[first + step] if first + step < starts.size else poll.size

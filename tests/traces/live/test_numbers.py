@@ -310,6 +310,17 @@ def polled(told):
     return pl.DataFrame(rows, schema=SCRAPES, orient="row")
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e300, -1e39])
+def test_a_value_that_no_counter_holds_is_no_reading(value):
+    """A broken page writes what it likes: a poll without that reading, and no overflow."""
+    bucket = ("vllm:e2e_request_latency_seconds_bucket", "", 1.0)
+    rows = polled({GEN: [0, 100, value, 250], RUNS: [1, 1, value, 3], bucket: [0, 1, value, 5]})
+    window = live_numbers.window_of(rows, "e")
+    assert window.total(GEN) == 250 and window.resets == 0
+    assert window.gauges[RUNS].tolist()[-1] == 3
+    assert window.histograms["vllm:e2e_request_latency_seconds"].counts.sum() == 5
+
+
 def test_a_counter_that_a_page_lacks_for_a_while_goes_on():
     """A page of several servers may lack a line for a poll, and have it again."""
     told = {GEN: [1_000_000, 1_000_100, None, ..., 1_000_400], RUNS: [1, 1, 1, 1, 1]}
