@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from advisor.advice.feasible import ReplayedCheck
 from advisor.evidence.features import ZERO
 from advisor.search.budget import Prices
 from advisor.search.metrics import CandidateMetrics
-from advisor.search.replayed import ReplayedCandidate
+from advisor.search.replayed import FreshRuns, ReplayedCandidate
 from advisor.search.resampling import Resampling
 from advisor.search.space import Candidate, Space
 from advisor.step_time.law import StepLaw
@@ -111,7 +111,7 @@ def metrics_of(
         sigma_outside=MODEL, runs=3, repeats=3, repeats_outside=3,
     )  # fmt: skip
     for place, engine in enumerate(engines):
-        pool = SimpleNamespace(runs=[1], curve=None, key=place)
+        pool = SimpleNamespace(runs=[1], curve="published", key=place)
         candidate = Candidate(
             engine=engine, policy=Policy(method="greedy"), pool=cast(Any, pool), facts=None,
             recorded=True,
@@ -138,15 +138,21 @@ def metrics_of(
                 batch=1.0,
                 one_more=unasked,
                 spreads_of=lambda _: {},
-                replay_again=unasked,
+                replay_again=partial(none_again, times.shape[1]),
             ),
         )
     return found
 
 
+def none_again(problems: int) -> FreshRuns:
+    """Return no run of the same problems, which no limit asks about."""
+    none = np.empty((0, problems))
+    return FreshRuns(latency_s=none, device_s=none, tokens=none, share=0.0, too_little=1.0)
+
+
 def unasked() -> NoReturn:
-    """Stand for what tells a run of the same problems, which no limit asks about."""
-    raise AssertionError("a run of the same problems was asked about")
+    """Stand for what tells one more run's accuracy, which no limit asks about."""
+    raise AssertionError("the accuracy of one more run was asked about")
 
 
 @cache
@@ -184,8 +190,8 @@ def budget_of(metric: str, limit: float, **more: Any) -> Budget:
 
 
 def intervals() -> None:
-    """Print in how many sets the truth lies below and above the 90 % interval."""
-    row_of("truth below, above", "", *SIZES)
+    """Print in how many sets a run of as many others lies below and above its 90 % interval."""
+    row_of("a run lies below, above", "", *SIZES)
     row_of(*["---"] * (2 + len(SIZES)))
     for name, draw, metrics in laws():
         for metric in metrics:
@@ -196,7 +202,7 @@ def intervals() -> None:
                 for _ in range(SETS):
                     values = draw(rng, size)
                     drawn = metrics_of(values[None], values[None])
-                    true = truth(draw, metric)
+                    true = true_value(metric, draw(rng, size))
                     true *= 1.0 if metric == "accuracy" else float(off(rng)[0])
                     found = drawn.estimate(metric, 0, price=None)
                     assert found is not None

@@ -18,9 +18,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from traces.schema.estimate import Estimate, Of, Predicted
+from traces.schema.estimate import Estimate, Interval, Of, Predicted
 
 LEVEL = 0.9
+ENDS = 0.5 - LEVEL / 2, 0.5 + LEVEL / 2  # of an interval, as quantiles
 ROUNDING = 1e-9  # share by which numbers may differ that are equal but for the order of sums
 Z95 = 1.6449  # of the normal law; 90 % lie between it and its negative
 REPLICATES = 2000
@@ -28,6 +29,7 @@ _FEW_CELLS = 4_000_000  # weights that are kept as floats
 _CHUNK_CELLS = 1_000_000
 MANY = 5_000  # problems from which a mean is normal, and no bootstrap tells more
 _BLOCKS = 2_000  # of problems, that are drawn together where there are more than `MANY`
+_LEVELS = 100  # of a law, evenly spread
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -99,7 +101,7 @@ def share(value: float, variance: float, problems: int, *, extrapolated: bool = 
     `variance` is that of the problems about their mean, or `problems` times that of the mean.
     """
     law = share_law(value, variance, problems)
-    low, high = beta_quantiles(*law, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)).tolist()
+    low, high = beta_quantiles(*law, ENDS).tolist()
     value = float(value)  # no number of numpy's, which JSON and the report's HTML write otherwise
     low, high = min(low, value), max(high, value)
     return Estimate(value=value, low=low, high=high, unit="1", extrapolated=extrapolated, of="all")
@@ -360,6 +362,48 @@ def quantile_law(
     return values if lower else values * beyond ** (1 / TAIL)
 
 
+def off_together(
+    ratios: Floats, sd: float, level: float, *, weights: Floats | None = None
+) -> float:
+    """Return the quantile of what is off by two independent factors.
+
+    One is any of `ratios` [n], as likely as `weights` say. The other's log is normal, of that `sd`.
+    """
+    levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    scores = np.array([NormalDist().inv_cdf(each) for each in levels.tolist()])
+    off = (ratios[:, None] * np.exp(sd * scores)).ravel()
+    chances = np.full(ratios.size, 1.0) if weights is None else weights
+    chances = np.repeat(chances / chances.sum() / _LEVELS, _LEVELS)
+    order = np.argsort(off)
+    below = np.cumsum(chances[order])
+    place = min(int(np.searchsorted(below, level - 1e-12)), off.size - 1)
+    return float(off[order[place]])
+
+
+def quantile_of_others(rows: Floats, q: float, sds: tuple[float, float]) -> Interval:
+    """Return by how many times the `q` quantile of a run of as many other problems lies off.
+
+    `rows` [runs, problems] are what several runs gave, and `sds` those of the log of what they all
+    are off by, below and above: the interval is of both together. An end that so few problems do
+    not tell is None.
+    """
+    levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
+
+    def end(sd: float, level: float, *, lower: bool) -> float:
+        off = [
+            quantile_law(np.sort(row), q, levels, lower=lower, of="others") / np.quantile(row, q)
+            for row in rows
+        ]
+        return off_together(np.concatenate(off), sd, level)
+
+    low = end(sds[0], ENDS[0], lower=True)
+    high = end(sds[1], ENDS[1], lower=False)
+    return Interval(
+        low=min(low, 1.0) if low > 0 else None,
+        high=max(high, 1.0) if tells_above(rows.shape[1], q) else None,
+    )
+
+
 OTHERS = 4_000  # draws of two sets of as many
 
 
@@ -401,7 +445,7 @@ def _ranks(size: int, q: float) -> tuple[int, int]:
     leaves out more than an end may, size + 1 where the last does: 20 of 20 lie below the true p95
     with a chance of .95^20 = 36 %.
     """
-    below, tail = _below(size, q), 0.5 - LEVEL / 2
+    below, tail = _below(size, q), ENDS[0]
     low = np.searchsorted(below, tail + 1e-12, side="right")
     return int(low), int(np.searchsorted(below, 1 - tail - 1e-12)) + 1
 
@@ -411,7 +455,7 @@ def tells_above(size: int, q: float) -> bool:
 
     All of them lie below it with a chance of q^size.
     """
-    return q**size <= 0.5 - LEVEL / 2
+    return q**size <= ENDS[0]
 
 
 def _binomial(size: int, chance: float) -> Floats:
@@ -715,7 +759,7 @@ def _estimate(
     draws = draws[np.isfinite(draws)]
     if problems < 2 or not draws.size:
         return Estimate(value=value, unit=unit)
-    ends: Floats = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2)).astype(float)
+    ends: Floats = np.quantile(draws, ENDS).astype(float)
     low, high = widened(value, ends, problems, skew=skew, positive=positive)
     return Estimate(
         value=value, low=min(float(low), value), high=max(float(high), value), unit=unit, of="all"
@@ -771,7 +815,7 @@ class RunLaw:
 
     def interval(self, *, extrapolated: bool = False) -> Estimate:
         """Return the value with the 90 % interval of the run."""
-        low, high = self.quantiles((0.5 - LEVEL / 2, 0.5 + LEVEL / 2)).tolist()
+        low, high = self.quantiles(ENDS).tolist()
         return Estimate(
             value=self.value,
             low=min(low, self.value),

@@ -16,10 +16,9 @@ import numpy as np
 from advisor.search.budget import MetricBound, Prices, goal_of, limits_of_budget
 from advisor.search.closed_form import ClosedForm
 from advisor.search.metrics import CandidateMetrics, Metrics
-from advisor.search.resampling import HIGH, LOW
 from traces.schema.advice import Budget
 from traces.schema.estimate import Estimate, Of
-from traces.statistics import ROUNDING, Bools, Floats, Ints, tied
+from traces.statistics import ENDS, ROUNDING, Bools, Floats, Ints, tied
 
 M = TypeVar("M", bound=Metrics)
 
@@ -105,7 +104,7 @@ class BudgetCheck(Generic[M]):
         """
         values = self.metrics.draws(self.goal.metric) * self.goal.scale[:, None]
         if self.goal.metric.startswith("latency_p"):
-            ends = np.quantile(values, HIGH, axis=1, keepdims=True, method="higher")
+            ends = np.quantile(values, ENDS[1], axis=1, keepdims=True, method="higher")
             values = np.minimum(values, ends)
         return -values if self.goal.higher else np.asarray(values)
 
@@ -304,7 +303,7 @@ class BudgetCheck(Generic[M]):
             if row != system:
                 with np.errstate(invalid="ignore"):  # of two that are infinite
                     difference = np.nan_to_num(draws[row] - draws[system], nan=0.0)
-                low, high = np.quantile(difference[stating], (LOW, HIGH))
+                low, high = np.quantile(difference[stating], ENDS)
                 equals += [int(row)] if low <= 0 <= high else []
         return equals
 

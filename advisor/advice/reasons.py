@@ -18,7 +18,6 @@ from advisor.evidence.gather import PROBLEMS_FILE, Evidence
 from advisor.evidence.measured import Under
 from advisor.search.metrics import CandidateMetrics
 from advisor.search.replayed import ReplayedCandidate
-from advisor.search.resampling import HIGH, LOW
 from advisor.search.space import REPLICAS, Candidate
 from advisor.step_time.fit import ENOUGH_CONFIGURATIONS
 from advisor.step_time.law import PriorCost
@@ -38,7 +37,7 @@ from traces.schema.formats import (
 )
 from traces.schema.quantities import LIMITS, latency, quantity, which_latency
 from traces.schema.tts.policy import AS_SENT, Policy
-from traces.statistics import Z95, tells_above, tied
+from traces.statistics import ENDS, Z95, tells_above, tied
 from traces.summary.comparison import RUN_TO_RUN
 
 ENOUGH_PROBLEMS = 100
@@ -516,7 +515,7 @@ def measure_next(
             why += ", with as many problems in flight as arrive while one is answered"
         lines.append(f"{why}{_record(evidence, engine, policy, in_flight)}")
     if problems < ENOUGH_PROBLEMS and metrics.space.judged:
-        low, high = np.quantile(metrics.draws("accuracy")[system], (LOW, HIGH))
+        low, high = np.quantile(metrics.draws("accuracy")[system], ENDS)
         lines.append(
             f"more problems: with {problems} the accuracy is known to "
             f"+-{(high - low) / 2:.3f}, which four times as many would halve"

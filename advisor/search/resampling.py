@@ -20,6 +20,7 @@ from advisor.step_time.power import PowerLaw
 from traces.schema.engine import EngineConfig
 from traces.schema.estimate import Estimate, Interval, Of
 from traces.statistics import (
+    ENDS,
     Floats,
     beta_quantiles,
     order_of_draws,
@@ -33,7 +34,6 @@ from traces.statistics import (
 
 Ints32 = npt.NDArray[np.int32]
 
-LOW, HIGH = 0.05, 0.95
 SPREAD = 1.0  # (sd of the log) of the problems' times, where one alone is seen
 
 
@@ -217,7 +217,7 @@ class Resampling:
         if self.weights.shape[1] < 2 and unit != "1":
             return Interval()
         with np.errstate(invalid="ignore"):  # between infinite ones
-            low, high = np.quantile(draws[~self.choosing], (LOW, HIGH))
+            low, high = np.quantile(draws[~self.choosing], ENDS)
         return Interval(
             low=float(min(low, value)) if np.isfinite(low) else None,
             high=float(max(high, value)) if np.isfinite(high) else None,

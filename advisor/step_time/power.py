@@ -24,7 +24,7 @@ import numpy as np
 from advisor.kept import kept, plain_fields, with_arrays
 from advisor.step_time.law import non_negative_least_squares
 from traces.schema.engine import EngineConfig
-from traces.statistics import LEVEL, Bools, Floats, Ints, tied
+from traces.statistics import ENDS, Bools, Floats, Ints, tied
 from traces.summary.energy import PowerTable
 
 BLOCKS: Final = 8  # of neighbouring stretches, whose errors give the spread
@@ -107,13 +107,17 @@ class PowerLaw:
         law = np.minimum(law, len(self.chance) - 1)
         return np.asarray(idle[law] * seconds + active[:, law] * busy_s)
 
+    def each(self, seconds: float, busy_s: float, batch: float) -> Floats:
+        """Return the energy that each of the laws has [laws]."""
+        idle, active = self._watts(batch)
+        return np.asarray(idle * seconds + active * busy_s)
+
     def ends(self, seconds: float, busy_s: float, batch: float) -> tuple[float, float]:
         """Return the least and the most energy, as the laws that hold nine in ten have it."""
-        idle, active = self._watts(batch)
-        joules = idle * seconds + active * busy_s
+        joules = self.each(seconds, busy_s, batch)
         order = np.argsort(tied(joules), kind="stable")
         place = np.cumsum(self.chance[order]) - self.chance[order] / 2
-        low, high = np.interp((0.5 - LEVEL / 2, 0.5 + LEVEL / 2), place, joules[order])
+        low, high = np.interp(ENDS, place, joules[order])
         return float(low), float(high)
 
     def _watts(self, batch: Floats | float) -> tuple[Floats, Floats]:

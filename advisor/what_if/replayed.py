@@ -56,10 +56,12 @@ from traces.schema.tts.policy import AS_SENT, Policy
 from traces.schema.tts.routes import OTHERS, most_samples, table_for
 from traces.schema.tts.stop_rules import ROUTED, Stop
 from traces.statistics import (
-    LEVEL,
+    ENDS,
     Z95,
     Floats,
     mean,
+    off_together,
+    quantile_of_others,
     ratio,
     spread,
 )
@@ -79,6 +81,7 @@ _FIGURES: Final = {  # of a draw, and the tags of what is printed of it
     "device_s": ("device_s_per_problem",),
     "joules": ("energy_j.total", "energy_j.per_problem"),
 }
+_QUANTILES: Final = {"latency_s.p50": 0.5, "latency_s.p95": 0.95}
 UNLIKE: Final = 0.01  # change of the mean latency, from which other step times are another run
 ALIKE: Final = 0.02  # spread of lengths, of their mean, up to which requests stay in lock-step
 STEADY_PASSES: Final = 32  # over the problems, whose latencies are those of a steady stream
@@ -240,22 +243,27 @@ class Replays:
                 "samples": self._fresh_draw(figure, values, again) / Z95,
             }
             if figure == "joules" and self.power is not None:
-                low, high = self._power_ends
-                parts["power"] = float(np.hypot(self.power.sigma, np.log(high / low) / (2 * Z95)))
+                ends = [
+                    off_together(
+                        self._by_power_law, self.power.sigma, level, weights=self.power.chance
+                    )
+                    for level in ENDS
+                ]
+                parts["power"] = float(np.log(ends[1] / ends[0])) / (2 * Z95)
             for cause in self._causes.keys() & parts.keys():
                 sds[cause] |= dict.fromkeys(tags, parts[cause])
         return tuple(ErrorPart(name=self._causes[cause], sd=sd) for cause, sd in sds.items() if sd)
 
     @cached_property
-    def _power_ends(self) -> tuple[float, float]:
-        """The least and the most energy that the laws of power have, over all draws."""
+    def _by_power_law(self) -> Floats:
+        """How many times the expected energy each law of power has [laws], over all draws."""
         assert self.power is not None
-        ends = []
+        each = []
         for run in self.runs:
             seconds, busy_s, request_s = self._spent(run)
-            ends.append(self.power.ends(seconds, busy_s, request_s / max(busy_s, 1e-12)))
-        low, high = np.mean(ends, axis=0).tolist()
-        return low, high
+            each.append(self.power.each(seconds, busy_s, request_s / max(busy_s, 1e-12)))
+        joules = np.mean(each, axis=0)
+        return np.asarray(joules / (joules @ self.power.chance))
 
     @cached_property
     def _right(self) -> dict[str, float]:
@@ -656,13 +664,22 @@ class Replays:
         if self.alone and name.startswith(("latency_s", "ttft_s")):
             least = min(value, *(each[name] for each in self.alone))
             fresh = replace(fresh, low=max(fresh.low or 0.0, least))
-        among = self._of_other_problems(name)
-        below, above = (None if each is None else max(each, drawn) for each in among)
+        if name in _QUANTILES:  # by the law of order statistics, as advice has it
+            bounds = around((0.0, 0.0))
+            law = [abs(math.log(end / value)) / Z95 for end in (bounds.low, bounds.high) if end]
+            latency = np.array([run.latency_s for run in self.runs])
+            off = quantile_of_others(latency, _QUANTILES[name], (law[0], law[1]))
+            low, high = (None if end is None else value * end for end in (off.low, off.high))
+            among = Interval(low=low, high=high).holding(fresh)
+        else:
+            of_problems = self._of_other_problems(name)
+            below, above = (None if each is None else max(each, drawn) for each in of_problems)
+            among = around((below, above))
         return Estimate.predicted(
             value,
             unit,
             fresh=fresh,
-            others=around((below, above)),
+            others=among,
             of="fresh",
             runs=self.times.runs,
             extrapolated=outside,
@@ -801,7 +818,7 @@ class Replays:
             for first in np.linspace(0, off.size, SHIFTS, endpoint=False).astype(int):
                 moved = took[last] * np.exp(off[(last + first) % off.size])
                 ratios.append((smooth - begun) / ((came[last] + moved).max() - begun))
-        slow, fast = np.quantile(ratios, (1 - LEVEL) / 2), np.quantile(ratios, (1 + LEVEL) / 2)
+        slow, fast = np.quantile(ratios, ENDS)
         return _farther(found, (max(-float(np.log(slow)), 0.0), max(float(np.log(fast)), 0.0)))
 
     def _fresh_draw(self, name: str, values: Floats, fresh: Floats) -> float:
@@ -1004,9 +1021,19 @@ class Replays:
         """Return the energy with an interval that holds what the power law leaves open."""
         if drawn is None or self.power is None:
             return drawn
-        low, high = self._power_ends
-        middle = float(np.mean([self._joules(run) for run in self.runs]))
-        return _farther(drawn, (max(np.log(middle / low), 0.0), max(np.log(high / middle), 0.0)))
+        value, laws, chance = drawn.value, self._by_power_law, self.power.chance
+
+        def farther(ends: Interval) -> Interval:
+            off = [
+                None
+                if end is None
+                else off_together(laws, abs(math.log(end / value)) / Z95, level, weights=chance)
+                for end, level in zip((ends.low, ends.high), ENDS, strict=True)
+            ]
+            low, high = (None if each is None else value * each for each in off)
+            return Interval(low=low, high=high).holding(Interval(low=value, high=value))
+
+        return drawn.each_interval(farther)
 
     @property
     def _judged(self) -> bool:

@@ -44,7 +44,7 @@ ASKED = [
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
-    return record(folder, engine_of(max_num_seqs=MOST), VOTE16, problems=40, watts=300.0)
+    return record(folder, engine_of(max_num_seqs=MOST), VOTE16, problems=64, watts=300.0)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,9 @@ def test_replay_and_advise_say_the_same(recorded, advisor, policy, limits):
         close = 1e-4 if name == "energy_j" else 1e-6  # a law of power bends between the draws
         assert one[name].value == pytest.approx(other[name].value, rel=close), name
         assert one[name].extrapolated == other[name].extrapolated, name
-        if name == "latency_p95_s":  # of so few problems one law is of steps, the other of order
-            continue
         for of in ("fresh", "others"):
+            own, its = (getattr(each[name], of) for each in (one, other))
+            # A tenth of the width is what 400 draws leave to chance.
+            near = max(0.05 * one[name].value, 0.1 * ((its.high or its.low) - its.low))
             for end in ("low", "high"):
-                ends = (getattr(getattr(each[name], of), end) for each in (one, other))
-                assert next(ends) == pytest.approx(next(ends), abs=0.05 * one[name].value), name
+                assert getattr(own, end) == pytest.approx(getattr(its, end), abs=near), (name, of)

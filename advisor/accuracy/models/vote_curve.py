@@ -9,7 +9,7 @@ import numpy as np
 from advisor.accuracy.models.mistakes import LAWS, draw_mistakes
 from traces.errors import OutcomesError
 from traces.schema.estimate import Estimate
-from traces.statistics import LEVEL, Floats
+from traces.statistics import ENDS, Floats
 
 LAWS_TRIED = 1500
 PROBLEMS = 300  # drawn from each law
@@ -108,7 +108,7 @@ class VoteCurve:
         centre = self.means_[:, place]
         spread = np.sqrt(np.maximum(self.covariances_[:, place, place], 0.0))
         draws = np.clip(centre[chosen] + spread[chosen] * rng.normal(size=4000), 0, 1)
-        ends = np.quantile(draws, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+        ends = np.quantile(draws, ENDS)
         return Estimate(
             value=float(np.clip(self.weights_ @ centre, 0, 1)),
             low=float(ends[0]),
